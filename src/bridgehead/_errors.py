@@ -1,0 +1,184 @@
+"""The exceptions, in one tree.
+
+Rule: the base of a class says whether the request ran; the class says why; the message says
+what was wrong, where, and what to do. Every class pickles.
+
+    BridgeError
+      NotSent               nothing left this process
+        KernelNotFound      no kernel there, or none answers
+        UnsupportedKernel   not Python, or it evaluates no user_expressions
+        EncodeError         the object cannot be pickled; ``path`` says which part
+        IncompatiblePython  code objects don't cross between Python minor versions
+        MissingInKernel     the kernel lacks a package that the object needs
+        InsecureConnection  the connection would let a stranger in
+        BridgeClosed        the bridge was closed before
+      NotExecuted           it arrived and was refused; the kernel is as it was
+        RequestAborted      another client's failing cell emptied the queue, again and again
+        IntegrityError      what arrived is not what was sent
+        NotSupported        this kernel or this connection cannot do it
+        NameNotFound        no such name in the kernel (also a KeyError)
+      RemoteError           it ran, and raised over there
+      OutcomeUnknown        it may have run, wholly or not at all
+        KernelDied          the process is gone
+        KernelRestarted     another process answers now; its namespace is new
+        ReplyLost           the kernel is done with it but its reply never came
+        TransportError      the connection itself failed
+      DecodeError           it arrived here but cannot be unpickled here
+      ProtocolError         the other side does not speak this protocol
+
+A deadline that passed is the builtin ``TimeoutError``; a wrong argument is a ``ValueError``
+or a ``TypeError``, raised before anything is sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+
+class BridgeError(Exception):
+    """Base of everything that bridgehead raises of its own."""
+
+
+class NotSent(BridgeError):
+    """Nothing was sent; the kernel never saw the request."""
+
+
+class KernelNotFound(NotSent):
+    """There is no such kernel, or nothing answers at its address."""
+
+
+class UnsupportedKernel(NotSent):
+    """The kernel is not a Python kernel that evaluates ``user_expressions``."""
+
+
+class EncodeError(NotSent):
+    """A value cannot be pickled.
+
+    Attributes:
+        path: the part that is to blame, as an expression, e.g. ``"config['lock']"``.
+    """
+
+    def __init__(self, message: str, *, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+
+
+class IncompatiblePython(NotSent):
+    """Code objects would have to cross between two Python minor versions, and crash there."""
+
+
+class MissingInKernel(NotSent):
+    """The kernel's interpreter lacks a package; its namespace is as it was.
+
+    Attributes:
+        module: the import that failed there.
+    """
+
+    def __init__(self, message: str, *, module: str = "") -> None:
+        super().__init__(message)
+        self.module = module
+
+
+class InsecureConnection(NotSent):
+    """Anybody on the way could read or forge what crosses."""
+
+
+class BridgeClosed(NotSent):
+    """The bridge was closed before the call."""
+
+
+class NotExecuted(BridgeError):
+    """The request was refused or dropped over there; the kernel is as it was."""
+
+
+class RequestAborted(NotExecuted):
+    """Another client's failing cell aborted the request each time it was tried."""
+
+
+class IntegrityError(NotExecuted):
+    """Frames were lost, added, reordered or altered on the way."""
+
+
+class NotSupported(NotExecuted):
+    """This kernel, or the way it is connected, cannot do what was asked."""
+
+
+class NameNotFound(NotExecuted, KeyError):
+    """No such name in the kernel.
+
+    Attributes:
+        names: the names that are missing.
+    """
+
+    def __init__(self, message: str, *, names: Sequence[str] = ()) -> None:
+        super().__init__(message)
+        self.names = tuple(names)
+
+    # KeyError shows the repr of its argument; this one carries a sentence.
+    __str__ = Exception.__str__
+
+
+class RemoteError(BridgeError):
+    """The request ran in the kernel and raised there.
+
+    ``__cause__`` is the original exception where it could be rebuilt here.
+
+    Attributes:
+        ename: the exception's type name.
+        evalue: its message.
+        traceback: the kernel's own traceback, one string a line, possibly with ANSI colours.
+        result: of a cell that raised, the ``Result`` with what it gave before; else None.
+    """
+
+    result: Any = None
+
+    def __init__(self, ename: str, evalue: str, traceback: Sequence[str] = ()) -> None:
+        super().__init__(ename, evalue, tuple(traceback))
+        self.ename, self.evalue, self.traceback = ename, evalue, list(traceback)
+
+    def __str__(self) -> str:
+        head = f"{self.ename}: {self.evalue}" if self.evalue else self.ename
+        if not self.traceback:
+            return head
+        return "\n".join([head, "", "in the kernel:", *self.traceback])
+
+    def _render_traceback_(self) -> list[str]:
+        """IPython shows this instead of the frames that merely carried the error."""
+        return self.traceback or [str(self)]
+
+
+class OutcomeUnknown(BridgeError):
+    """Whether the request ran cannot be told; if it did, it ran as a whole."""
+
+
+class KernelDied(OutcomeUnknown):
+    """The kernel's process is gone, and its namespace with it.
+
+    Attributes:
+        exit_code: the process's exit code, negative for a signal; None if not known.
+    """
+
+    def __init__(self, message: str, *, exit_code: int | None = None) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
+
+class KernelRestarted(OutcomeUnknown):
+    """The kernel was restarted: the namespace is a new one. The next call goes there."""
+
+
+class ReplyLost(OutcomeUnknown):
+    """The kernel says it is done with the request, but its reply never came."""
+
+
+class TransportError(OutcomeUnknown):
+    """The connection failed while the request was on its way."""
+
+
+class DecodeError(BridgeError):
+    """A value arrived here but cannot be unpickled here."""
+
+
+class ProtocolError(BridgeError):
+    """The other side answered something that this protocol does not know."""

@@ -1,0 +1,39 @@
+"""Frames as binary buffers of the Jupyter messages themselves.
+
+Rule: out as the buffers of the ``execute_request``, back as those of a message of our own
+that the loader sends to the requester alone, on the socket of the reply and ahead of it.
+Never on iopub. Jupyter doesn't sign buffers; the header that it does sign carries their
+sizes and digest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from bridgehead._lanes import Lane
+from bridgehead._protocol import PROBE, Buffer, Header, answer, execute_content, expression
+from bridgehead._transports import Transport
+
+
+class BuffersLane(Lane):
+    """Binary both ways."""
+
+    name = "buffers"
+    piece = 16 << 20  # bytes
+
+    async def cross(
+        self, header: Header, parts: Sequence[memoryview], **order: Any
+    ) -> tuple[Header, list[Buffer]]:
+        content = execute_content(expression("buffers", header))
+        reply = await self.transport.request(content, parts, **order)
+        return answer(reply.content), reply.buffers
+
+
+async def hello(transport: Transport, header: Header) -> tuple[Header, bool]:
+    """The handshake: plants the loader, and sees whether buffers arrive on both sides."""
+    content = execute_content(expression("probe", header, install=True))
+    reply = await transport.request(content, [PROBE])
+    told = answer(reply.content)
+    came_back = [bytes(buffer) for buffer in reply.buffers] == [PROBE]
+    return told, bool(told.get("buffers")) and came_back

@@ -1,0 +1,35 @@
+"""Frames as base64 in the expression, and in the answer's text.
+
+Rule: works wherever ``user_expressions`` do, over anything that carries text. A string in an
+expression is evaluated 6-10 times faster than a literal in ``code`` is executed.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Sequence
+from typing import Any
+
+from bridgehead._errors import ProtocolError
+from bridgehead._lanes import Lane
+from bridgehead._protocol import Buffer, Header, answer, execute_content, expression
+
+
+class InlineLane(Lane):
+    """base64 both ways."""
+
+    name = "inline"
+    piece = 4 << 20  # bytes; 5.6 MB of base64, below the 6 MiB that survive every server
+
+    async def cross(
+        self, header: Header, parts: Sequence[memoryview], **order: Any
+    ) -> tuple[Header, list[Buffer]]:
+        data = base64.b64encode(b"".join(parts)).decode("ascii")
+        content = execute_content(expression("inline", header, data))
+        reply = await self.transport.request(content, **order)
+        told = answer(reply.content)
+        try:
+            return told, [base64.b64decode(told.pop("data", ""), validate=True)]
+        except (binascii.Error, TypeError, ValueError) as error:
+            raise ProtocolError(f"the answer's data is no base64: {error}") from error

@@ -1,0 +1,465 @@
+"""The far side: what is shipped to the kernel, as source text, and serves requests there.
+
+Rule: standard library only, Python 3.8 and later, and never a name in the user's namespace.
+Together with ``_wire.py`` it becomes one module in ``sys.modules``, under a name of its own,
+and captures what it needs when it is installed, so that ``%reset -f``, a shadowed ``len`` or
+a replaced ``pickle.loads`` don't reach it.
+
+``Far.handle(header, frames) -> (header, frames)`` does every operation, the same whichever
+lane brought it; ``enter`` is the far end of the lanes and only carries.
+"""
+
+from __future__ import annotations
+
+import base64
+import fnmatch
+import io
+import json
+import os
+import pickle
+import sys
+import time
+import traceback
+from typing import Any, Sequence
+
+if __name__ == "bridgehead._loader":  # shipped, it shares a module with the wire format
+    from bridgehead._wire import (
+        Broken,
+        Buffer,
+        CodeRefused,
+        Header,
+        Inbox,
+        Unshared,
+        culprit,
+        cut,
+        decode,
+        digest,
+        encode,
+    )
+
+PROTOCOL = 1
+MIME = "application/vnd.bridgehead.answer+json"
+DATA_MESSAGE = "bridgehead_data"  # msg_type of the frames of an answer on the buffers lane
+PROBE = b"bridgehead probe"
+
+IDLE_TRANSFER = 600.0  # seconds after which an unfinished transfer nobody touches is dropped
+
+
+# ---------------------------------------------------------------- operations
+
+
+def check(header: Header) -> None:
+    """Refuse a header that this loader could misread; what an operation needs, it checks."""
+    if header.get("protocol") != PROTOCOL:
+        raise Broken("protocol", "this loader speaks protocol %d" % PROTOCOL)
+    kinds = {"op": str, "id": str, "digest": str, "sizes": list, "at": int, "piece": int}
+    for field, kind in kinds.items():
+        if type(header.get(field)) is not kind:
+            raise Broken("protocol", "the header's %r is %r" % (field, header.get(field)))
+
+
+class _Resolving(pickle.Unpickler):
+    """Unpickles a request in which references stand for objects over here."""
+
+    def __init__(self, frames: Sequence[Buffer], resolve: Any) -> None:
+        super().__init__(io.BytesIO(frames[0]), buffers=frames[1:])
+        self.resolve = resolve
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("bridgehead._ref", "Ref"):
+            return self.resolve
+        return super().find_class(module, name)
+
+
+class Far:
+    """What serves one namespace: the state of the loader and every operation."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.epoch = os.urandom(8).hex()
+        self.inboxes: dict[str, Inbox] = {}
+        self.outboxes: dict[str, tuple[list[memoryview], float]] = {}
+        self.operations = {
+            "hello": self.hello,
+            "bind": self.bind,
+            "fetch": self.fetch,
+            "call": self.call,
+            "drop": self.drop,
+            "names": self.names,
+            "has": self.has,
+        }
+
+    # -- one request, whole or in pieces
+
+    def receive(self, header: Header, parts: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+        """One message of a request: assemble, and with the last one do it and answer."""
+        try:
+            check(header)
+            operation = header.get("op")
+            if operation != "hello" and header.get("epoch") != self.epoch:
+                raise Broken("epoch", "this kernel is not the one that was prepared")
+            if operation == "more":
+                return self.more(header)
+            if operation == "forget":
+                self.inboxes.pop(header["id"], None)
+                self.outboxes.pop(header["id"], None)
+                return {}, []
+            inbox = self.inboxes.pop(header["id"], None) or Inbox(header["sizes"])
+            inbox.write(header["at"], parts)
+            if operation == "piece":
+                self.sweep()
+                self.inboxes[header["id"]] = inbox
+                return {}, []
+            frames = inbox.take(header["digest"])
+            answer, out = self.handle(header, frames)
+        except BaseException as error:
+            answer, out = self.failed(error)
+        return self.answer(header, answer, out)
+
+    def answer(
+        self, header: Header, answer: Header, frames: list[memoryview]
+    ) -> tuple[Header, list[memoryview]]:
+        """Sign the answer's frames and cut off what fits into one message."""
+        sizes = [frame.nbytes for frame in frames]
+        total, limit = sum(sizes), header.get("piece", 0)
+        algorithm = str(header.get("digest", "crc32")).partition(":")[0]
+        answer.update(sizes=sizes, digest=digest(algorithm, frames))
+        if total <= limit:
+            return answer, frames
+        self.sweep()
+        self.outboxes[header["id"]] = (frames, time.monotonic())
+        return answer, list(cut(frames, 0, limit))
+
+    def more(self, header: Header) -> tuple[Header, list[memoryview]]:
+        """Another piece of an answer that was too long for one message."""
+        if header["id"] not in self.outboxes:
+            raise Broken("integrity", "the rest of this answer is gone")
+        frames, _ = self.outboxes[header["id"]]
+        stop = header["at"] + header["piece"]
+        self.outboxes[header["id"]] = (frames, time.monotonic())
+        return {}, list(cut(frames, header["at"], stop))
+
+    def sweep(self) -> None:
+        """Drop what a bridge that vanished left half-way."""
+        now = time.monotonic()
+        for key in [k for k, inbox in self.inboxes.items() if now - inbox.touched > IDLE_TRANSFER]:
+            del self.inboxes[key]
+        for key in [k for k, (_, at) in self.outboxes.items() if now - at > IDLE_TRANSFER]:
+            del self.outboxes[key]
+
+    def handle(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+        """Every operation, the same whichever lane brought it."""
+        operation = self.operations.get(header["op"])
+        if operation is None:
+            raise Broken("protocol", "unknown operation %r" % (header["op"],))
+        return operation(header, frames)
+
+    def failed(self, error: BaseException) -> tuple[Header, list[memoryview]]:
+        """The answer that tells of an error; its frames are the exception, if it pickles."""
+        if isinstance(error, Broken):
+            return {"error": dict(error.details, kind=error.kind, message=str(error))}, []
+        if isinstance(error, Unshared):
+            message = "cloudpickle is needed there to pickle %s" % error
+            return self.failed(Broken("missing", message, module="cloudpickle"))
+        if isinstance(error, CodeRefused):
+            return self.failed(Broken("incompatible", str(error)))
+        # What the user should see starts below the loader's own frames.
+        trace = error.__traceback__
+        while trace is not None and trace.tb_frame.f_code.co_filename == FILENAME:
+            trace = trace.tb_next
+        try:
+            message = str(error)
+        except Exception:
+            message = "<its str() raised>"
+        try:
+            lines = traceback.format_exception(type(error), error, trace)
+        except Exception:
+            lines = ["%s\n" % type(error).__name__]
+        told: Header = {
+            "kind": "remote",
+            "ename": type(error).__name__,
+            "evalue": message,
+            "traceback": "".join(lines).splitlines(),
+        }
+        try:
+            frames, carries_code = encode(error)
+            told["code_of"] = list(sys.version_info[:2]) if carries_code else None
+            return {"error": told}, [memoryview(bytes(frame)) for frame in frames]
+        except Exception:
+            return {"error": told}, []
+
+    # -- helpers of the operations
+
+    def decode(self, header: Header, frames: Sequence[Buffer]) -> Any:
+        try:
+            if header.get("refs"):
+                return _Resolving(frames, self.evaluate).load()
+            return decode(frames)
+        except ImportError as error:
+            if not error.name:
+                raise
+            raise Broken("missing", str(error), module=error.name, where=sys.executable) from error
+
+    def encode(self, header: Header, value: Any, paths: Sequence[str]) -> list[memoryview]:
+        """Frames of a tuple of results, copied: they are sent after this returned."""
+        try:
+            frames, carries_code = encode(value)
+        except (Unshared, KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:
+            for part, path in zip(value, paths):
+                try:
+                    encode(part)
+                except Exception:
+                    where, why = culprit(part, path)
+                    message = "%s cannot be pickled: %s: %s" % (where, type(why).__name__, why)
+                    raise pickle.PicklingError(message) from error
+            raise
+        if carries_code and header.get("python") != list(sys.version_info[:2]):
+            raise CodeRefused(
+                "the value carries code objects of Python %d.%d" % sys.version_info[:2]
+            )
+        return frames[:1] + [memoryview(bytes(frame)) for frame in frames[1:]]
+
+    def evaluate(self, expression: str) -> Any:
+        """The value of an expression, as a cell would see it."""
+        expression = expression.strip()
+        try:
+            return self.kernel.namespace[expression]
+        except KeyError:
+            pass
+        code = compile(expression, "<bridgehead>", "eval")
+        try:
+            return eval(code, self.kernel.globals, self.kernel.namespace)
+        except NameError:
+            if expression.isidentifier():
+                self.unknown([expression])
+            raise
+
+    def unknown(self, names: Sequence[str]) -> None:
+        from difflib import get_close_matches
+
+        public = [n for n in self.kernel.namespace if isinstance(n, str) and n[:1] != "_"]
+        near = [match for name in names for match in get_close_matches(name, public, 3)]
+        raise Broken("name", ", ".join(names), names=list(names), close=near)
+
+    # -- the operations
+
+    def hello(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+        """Who and what this kernel is."""
+        return {
+            "epoch": self.epoch,
+            "python": list(sys.version_info[:3]),
+            "implementation": sys.implementation.name,
+            "executable": sys.executable,
+            "prefix": sys.prefix,
+            "pickle": pickle.HIGHEST_PROTOCOL,
+            "versions": _versions(("cloudpickle", "ipykernel", "numpy", "pandas")),
+            "pid": os.getpid(),
+            "uid": os.getuid() if hasattr(os, "getuid") else None,
+            "cwd": os.getcwd(),
+        }, []
+
+    def bind(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+        """All names or none: everything that can fail comes before the one ``update``."""
+        names = header["names"]
+        values = self.decode(header, frames)
+        if type(values) is not dict or list(values) != names:
+            raise Broken("protocol", "the names that arrived are not the ones announced")
+        # One C call on a dict with str keys: no bytecode boundary inside for a signal.
+        self.kernel.namespace.update(values)
+        return {}, []
+
+    def fetch(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+        """The values of expressions, all read before any is pickled, in one pickle."""
+        expressions = header["expressions"]
+        values = tuple(self.evaluate(expression) for expression in expressions)
+        return {}, self.encode(header, values, expressions)
+
+    def call(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+        """Run a shipped function; give its value back, or keep it here under a name."""
+        function, args, kwargs = self.decode(header, frames)
+        value = function(*args, **kwargs)
+        if header.get("keep"):
+            self.kernel.namespace.update({header["keep"]: value})
+            return {}, []
+        return {}, self.encode(header, (value,), ("the result",))
+
+    def drop(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+        namespace = self.kernel.namespace
+        missing = [name for name in header["names"] if name not in namespace]
+        if missing:
+            self.unknown(missing)
+        # One C call as in bind; the values outlive it, so no __del__ runs in between.
+        values = list(map(namespace.pop, header["names"]))
+        values.clear()
+        return {}, []
+
+    def names(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+        """What ``%who`` would show, of the names that match; no user repr is computed."""
+        pattern = header["pattern"]
+        hidden = self.kernel.hidden
+        found = [
+            describe(name, value)
+            for name, value in list(self.kernel.namespace.items())
+            if isinstance(name, str)
+            and fnmatch.fnmatchcase(name, pattern)
+            and (pattern[:1] == "_" or name[:1] != "_")
+            and not (name in hidden and hidden[name] is value)
+        ]
+        return {"names": sorted(found, key=lambda told: told["name"])}, []
+
+    def has(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+        return {"has": header["name"] in self.kernel.namespace}, []
+
+
+# Types whose shape, len and size can be asked for without running a user's code.
+_KNOWN = {"builtins", "collections", "array", "numpy", "pandas", "torch", "polars", "pyarrow"}
+
+
+def describe(name: str, value: Any) -> Header:
+    """Name, type, shape or length, bytes. ``bytes`` of a plain container is its own, shallow."""
+    kind = type(value)
+    module = str(kind.__module__).partition(".")[0]
+    told: Header = {"name": name, "type": kind.__qualname__, "shape": None, "len": None}
+    told["bytes"] = None
+    if module not in ("builtins", "__main__"):
+        told["type"] = module + "." + kind.__qualname__
+    if module not in _KNOWN or kind in (type(describe), type):
+        return told
+    try:
+        shape = getattr(value, "shape", None)
+        if isinstance(shape, tuple):
+            told["shape"] = [int(length) for length in shape]
+        elif hasattr(value, "__len__"):
+            told["len"] = len(value)
+        usage = getattr(value, "memory_usage", None)
+        if module == "pandas" and usage is not None:
+            total = usage(deep=False)
+            told["bytes"] = int(total.sum() if hasattr(total, "sum") else total)
+        else:
+            size = getattr(value, "nbytes", None)
+            told["bytes"] = int(size if isinstance(size, int) else sys.getsizeof(value))
+    except Exception:  # a half-built object; its name and type are still worth telling
+        pass
+    return told
+
+
+def _versions(packages: Sequence[str]) -> Header:
+    """Installed versions, without importing anything into the user's kernel."""
+    from importlib import metadata
+
+    found: Header = {}
+    for package in packages:
+        module = sys.modules.get(package)
+        version = getattr(module, "__version__", None)
+        if version is None:
+            try:
+                version = metadata.version(package)
+            except Exception:  # not installed, or its metadata is damaged
+                continue
+        found[package] = str(version)
+    return found
+
+
+# ---------------------------------------------------------------- the far ends of the lanes
+
+
+class Kernel:
+    """The kernel as the loader sees it: a namespace, the request at hand, the way back."""
+
+    def __init__(self, scope: Header) -> None:
+        self.globals = scope
+        self.shell: Any = None
+        ipython: Any = sys.modules.get("IPython")
+        for find in (getattr(ipython, "get_ipython", None), scope.get("get_ipython")):
+            try:
+                shell = find() if callable(find) else None
+            except Exception:
+                continue
+            if shell is not None and getattr(shell, "user_global_ns", None) is scope:
+                self.shell = shell
+                break
+
+    @property
+    def namespace(self) -> Any:
+        return self.globals if self.shell is None else self.shell.user_ns
+
+    @property
+    def hidden(self) -> Any:
+        return getattr(self.shell, "user_ns_hidden", {})
+
+    def buffers(self) -> list[Any]:
+        """The buffers of the message that is being answered; none where they don't arrive."""
+        kernel: Any = getattr(self.shell, "kernel", None)
+        parent = kernel.get_parent("shell") if hasattr(kernel, "get_parent") else {}
+        return list(parent.get("buffers") or ())
+
+    def send(self, parts: list[memoryview]) -> None:
+        """Frames to the requester alone, on the shell channel, ahead of the reply.
+
+        The same socket as the reply's, so that whoever has the reply has the frames; never
+        iopub, which everybody sees and which loses messages.
+        """
+        kernel: Any = self.shell.kernel
+        parent = kernel.get_parent("shell")
+        thread = getattr(kernel, "shell_channel_thread", None)
+        if thread is not None:  # ipykernel 7: the shell socket belongs to another thread
+            subshell = parent["header"].get("subshell_id")
+            stream = thread.manager.get_subshell_to_shell_channel_socket(subshell)
+        else:
+            stream = kernel.shell_stream
+        identity = kernel._parent_ident["shell"]
+        kernel.session.send(stream, DATA_MESSAGE, {}, parent=parent, ident=identity, buffers=parts)
+
+
+class Answer:
+    """Goes back as a private MIME type, which no formatter of the user's touches."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Header:
+        return {"text/plain": "", MIME: self.text}
+
+
+_served: dict[int, Far] = {}  # by id of the namespace's dict, which its Far keeps alive
+
+
+def enter(scope: Header, lane: str, header_text: str, data: str = "") -> Answer:
+    """What the expression of a request calls; ``scope`` is the dict it is evaluated in."""
+    far = _served.get(id(scope))
+    if far is None:
+        far = _served[id(scope)] = Far(Kernel(scope))
+    parts: list[Any]
+    try:
+        header = json.loads(header_text)
+        parts = [base64.b64decode(data, validate=True)] if lane == "inline" else []
+    except ValueError as error:
+        answer, _ = far.failed(Broken("integrity", "the request is damaged: %s" % error))
+        return Answer(json.dumps(answer))
+    if lane != "inline":
+        parts = far.kernel.buffers()
+    if lane == "probe":
+        # Judged by what happened: did the buffer arrive, and does one find the way back?
+        answer, _ = far.receive(header, ())
+        answer["buffers"] = [bytes(part) for part in parts] == [PROBE]
+        try:
+            far.kernel.send([memoryview(PROBE)])
+        except Exception:
+            answer["buffers"] = False
+        return Answer(json.dumps(answer))
+    answer, frames = far.receive(header, parts)
+    if lane == "inline":
+        answer["data"] = base64.b64encode(b"".join(frames)).decode("ascii")
+    elif frames:
+        far.kernel.send(frames)
+    return Answer(json.dumps(answer))
+
+
+def leave(scope: Header) -> None:
+    """Forget a namespace (loopback's, whose process lives on)."""
+    _served.pop(id(scope), None)
+
+
+FILENAME = enter.__code__.co_filename

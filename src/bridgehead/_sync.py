@@ -1,0 +1,252 @@
+"""The same bridge, blocking: for scripts, threads and notebook cells.
+
+Rule: no logic of its own. Every call runs on an event loop in a thread that belongs to the
+bridge, through an anyio portal, so it works with no event loop running and inside one.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager
+from types import ModuleType
+from typing import Any, TypeVar
+
+from anyio.from_thread import BlockingPortal, start_blocking_portal
+
+from bridgehead._bridge import Bridge, Opening
+from bridgehead._errors import BridgeClosed
+from bridgehead._foothold import LaneName
+from bridgehead._ref import Ref
+from bridgehead._results import Info, Name, Result, Transfer
+from bridgehead._transports.messages import Message, Messages
+
+T = TypeVar("T")
+
+
+class SyncBridge(MutableMapping[str, Any]):
+    """A ``Bridge`` whose operations block, and a mapping of the kernel's names.
+
+    ``with SyncBridge.launch() as kernel: kernel["x"] = 1``. The mapping's names are those that
+    ``names()`` lists; getting evaluates any expression, and a name that isn't there is a
+    ``KeyError``. May be used from any thread, also while an event loop runs in it. What each
+    operation takes, returns and raises is told at ``Bridge``; ``KeyboardInterrupt`` abandons the
+    operation here, not what runs over there (see ``interrupt``).
+    """
+
+    def __init__(self, make: Callable[[], Opening[Bridge]]) -> None:
+        self._finalizer: weakref.finalize[..., SyncBridge] | None = None
+        manager = start_blocking_portal("asyncio", name="bridgehead")
+        self._portal: BlockingPortal = manager.__enter__()
+        try:
+            self._bridge: Bridge = self._wait(lambda: _await(make()))
+        except BaseException:
+            manager.__exit__(None, None, None)
+            raise
+        self._finalizer = weakref.finalize(self, _leave, manager, self._portal, self._bridge)
+
+    # ------------------------------------------------------------ opening
+
+    @classmethod
+    def launch(
+        cls,
+        kernel_name: str = "python3",
+        *,
+        connection_file: str | os.PathLike[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        lane: LaneName = "auto",
+        timeout: float = 60.0,
+    ) -> SyncBridge:
+        """See ``Bridge.launch``."""
+        return cls(
+            lambda: Bridge.launch(
+                kernel_name,
+                connection_file=connection_file,
+                env=env,
+                cwd=cwd,
+                lane=lane,
+                timeout=timeout,
+            )
+        )
+
+    @classmethod
+    def attach(
+        cls,
+        existing: str | os.PathLike[str] | None = None,
+        *,
+        lane: LaneName = "auto",
+        timeout: float = 60.0,
+    ) -> SyncBridge:
+        """See ``Bridge.attach``."""
+        return cls(lambda: Bridge.attach(existing, lane=lane, timeout=timeout))
+
+    @classmethod
+    def over(cls, lender: Any, *, lane: LaneName = "auto", timeout: float = 60.0) -> SyncBridge:
+        """See ``Bridge.over``."""
+        return cls(lambda: Bridge.over(lender, lane=lane, timeout=timeout))
+
+    @classmethod
+    def loopback(cls, *, lane: LaneName = "auto") -> SyncBridge:
+        """See ``Bridge.loopback``."""
+        return cls(lambda: Bridge.loopback(lane=lane))
+
+    def close(self) -> None:
+        """See ``Bridge.aclose``; also done when the bridge is forgotten or Python exits."""
+        if self._finalizer is not None:
+            self._finalizer()
+
+    def __enter__(self) -> SyncBridge:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    # ------------------------------------------------------------ operations
+
+    def push(
+        self,
+        mapping: Mapping[str, Any] | None = None,
+        /,
+        *,
+        by_value: Sequence[ModuleType] = (),
+        timeout: float | None = None,
+        **values: Any,
+    ) -> Transfer:
+        """See ``Bridge.push``."""
+        return self._wait(
+            lambda: self._bridge.push(
+                {**(mapping or {}), **values}, by_value=by_value, timeout=timeout
+            )
+        )
+
+    def pull(self, *expressions: str | Ref, timeout: float | None = None) -> Any:
+        """See ``Bridge.pull``."""
+        return self._wait(lambda: self._bridge.pull(*expressions, timeout=timeout))
+
+    def call(
+        self,
+        function: Callable[..., Any],
+        /,
+        *args: Any,
+        keep: str | None = None,
+        timeout: float | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """See ``Bridge.call``."""
+        value = self._wait(
+            lambda: self._bridge.call(function, *args, keep=keep, timeout=timeout, **kwargs)
+        )
+        return Ref(self, value._expression) if type(value) is Ref else value
+
+    def ref(self, expression: str) -> Ref:
+        """See ``Bridge.ref``; its ``pull()`` returns the value."""
+        return Ref(self, self._bridge.ref(expression)._expression)
+
+    def names(self, pattern: str = "*", *, timeout: float | None = None) -> list[Name]:
+        """See ``Bridge.names``."""
+        return self._wait(lambda: self._bridge.names(pattern, timeout=timeout))
+
+    def delete(self, *names: str, timeout: float | None = None) -> None:
+        """See ``Bridge.delete``."""
+        return self._wait(lambda: self._bridge.delete(*names, timeout=timeout))
+
+    def exists(self, name: str, *, timeout: float | None = None) -> bool:
+        """See ``Bridge.exists``."""
+        return self._wait(lambda: self._bridge.exists(name, timeout=timeout))
+
+    def run(
+        self,
+        code: str,
+        *,
+        on_output: Callable[[Message], object] | None = None,
+        timeout: float | None = None,
+    ) -> Result:
+        """See ``Bridge.run``; ``on_output`` is called in the bridge's thread."""
+        return self._wait(lambda: self._bridge.run(code, on_output=on_output, timeout=timeout))
+
+    def messages(self) -> Iterator[Message]:
+        """See ``Bridge.messages``; the iterator blocks until the next one."""
+
+        async def listen() -> Messages:
+            return self._bridge.messages()
+
+        stream = self._wait(listen)
+
+        def blocking() -> Iterator[Message]:
+            while True:
+                try:
+                    yield self._wait(stream.__anext__)
+                except (StopAsyncIteration, BridgeClosed):
+                    return
+
+        return blocking()
+
+    def interrupt(self, *, timeout: float | None = 10.0) -> None:
+        """See ``Bridge.interrupt``."""
+        return self._wait(lambda: self._bridge.interrupt(timeout=timeout))
+
+    def restart(self, *, timeout: float | None = 60.0) -> None:
+        """See ``Bridge.restart``."""
+        return self._wait(lambda: self._bridge.restart(timeout=timeout))
+
+    @property
+    def state(self) -> str:
+        """See ``Bridge.state``."""
+        return self._bridge.state
+
+    @property
+    def info(self) -> Info:
+        """See ``Bridge.info``."""
+        return self._bridge.info
+
+    def __repr__(self) -> str:
+        return f"<Sync{repr(self._bridge)[1:]}"
+
+    # ------------------------------------------------------------ a mapping of names
+
+    def __getitem__(self, name: str) -> Any:
+        return self.pull(name)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        self.push({name: value})
+
+    def __delitem__(self, name: str) -> None:
+        self.delete(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter([told.name for told in self.names()])
+
+    def __len__(self) -> int:
+        return len(self.names())
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and name.isidentifier() and self.exists(name)
+
+    __hash__ = object.__hash__
+    __eq__ = object.__eq__  # a bridge is itself, not the dict that it shows
+
+    # ------------------------------------------------------------ inside
+
+    def _wait(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Run a call on the bridge's loop; whatever ends the wait here cancels it there."""
+        if self._finalizer is not None and not self._finalizer.alive:
+            raise BridgeClosed("this bridge was closed")
+        future = self._portal.start_task_soon(call)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            raise
+
+
+async def _await(opening: Opening[Bridge]) -> Bridge:
+    return await opening
+
+
+def _leave(manager: AbstractContextManager[Any], portal: BlockingPortal, bridge: Bridge) -> None:
+    try:
+        portal.call(bridge.aclose)
+    finally:
+        manager.__exit__(None, None, None)

@@ -1,0 +1,199 @@
+"""No kernel: the real loader, served by a thread of this process.
+
+Rule: the smallest thing that answers Jupyter messages as ipykernel does, so that lanes,
+bridge and loader run unchanged. Public through ``Bridge.loopback()``, for tests in
+milliseconds. What it does not have: magics, top-level ``await``, interrupts, another process.
+"""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import contextlib
+import io
+import queue
+import sys
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+from bridgehead._errors import KernelRestarted, NotSupported
+from bridgehead._protocol import loader_source
+from bridgehead._transports import Transport, fresh_id
+
+
+class LoopbackTransport(Transport):
+    """Messages to a namespace in this process; ``buffers=False`` drops them on the way."""
+
+    name = "loopback"
+    digest = "crc32"
+
+    def __init__(self, *, buffers: bool = True) -> None:
+        super().__init__()
+        self._loop = asyncio.get_running_loop()
+        self._buffers = buffers
+        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._cell = Cell(self._emit)
+        self.kernel_info = {
+            "implementation": "loopback",
+            "implementation_version": "",
+            "language_info": {"name": "python"},
+            "status": "ok",
+        }
+        self._thread = threading.Thread(target=self._serve, name="bridgehead-loopback", daemon=True)
+        self._thread.start()
+        self.back()
+
+    def message(self, message_type: str, content: dict[str, Any]) -> dict[str, Any]:
+        return {"header": {"msg_id": fresh_id(), "msg_type": message_type}, "content": content}
+
+    async def send(self, channel: str, message: dict[str, Any], buffers: Sequence[Any]) -> None:
+        # A wire would carry a copy; so does this.
+        copies = [memoryview(bytes(buffer)) for buffer in buffers] if self._buffers else []
+        self._requests.put({**message, "buffers": copies})
+
+    async def interrupt(self) -> None:
+        raise NotSupported("a loopback has no process to interrupt")
+
+    async def restart(self) -> None:
+        """An empty namespace and a new epoch, as after a real restart."""
+        self.gone(lambda: KernelRestarted("the loopback was restarted"), "restarting")
+        self._requests.put(None)
+        await asyncio.to_thread(self._thread.join)
+        self._cell = Cell(self._emit)
+        self._thread = threading.Thread(target=self._serve, name="bridgehead-loopback", daemon=True)
+        self._thread.start()
+        self.back()
+
+    async def close(self) -> None:
+        await super().close()
+        self._requests.put(None)
+
+    # ------------------------------------------------------------ the thread
+
+    def _serve(self) -> None:
+        cell = self._cell
+        while (request := self._requests.get()) is not None:
+            self._emit("iopub", "status", {"execution_state": "busy"}, request)
+            if request["header"]["msg_type"] == "execute_request":
+                reply = cell.execute(request)
+                self._emit("shell", "execute_reply", reply, request)
+            else:
+                self._emit("shell", "kernel_info_reply", self.kernel_info, request)
+            self._emit("iopub", "status", {"execution_state": "idle"}, request)
+        cell.leave()
+
+    def _emit(
+        self,
+        channel: str,
+        message_type: str,
+        content: dict[str, Any],
+        parent: dict[str, Any],
+        buffers: Sequence[Any] = (),
+    ) -> None:
+        message = {
+            "header": {"msg_id": fresh_id(), "msg_type": message_type},
+            "parent_header": parent["header"],
+            "metadata": {},
+            "content": content,
+            "buffers": [memoryview(bytes(buffer)) for buffer in buffers],
+        }
+        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody listens any more
+            self._loop.call_soon_threadsafe(self.received, channel, message)
+
+
+class Cell:
+    """A namespace, and what IPython and ipykernel would be to it."""
+
+    def __init__(self, emit: Callable[..., None]) -> None:
+        self.emit = emit
+        self.count = 0
+        self.request: dict[str, Any] = {}
+        self.user_ns: dict[str, Any] = {"__name__": "__main__", "__builtins__": __builtins__}
+        self.user_ns["get_ipython"] = lambda: self
+        self.user_global_ns = self.user_ns
+        self.user_ns_hidden = dict(self.user_ns)
+        # The part of ipykernel's Kernel that the loader's way back uses.
+        self.kernel = SimpleNamespace(
+            get_parent=lambda channel: self.request,
+            session=SimpleNamespace(send=self._send),
+            shell_stream="shell",
+            _parent_ident={"shell": b""},
+        )
+
+    def leave(self) -> None:
+        loader = sys.modules.get(loader_source()[0])
+        if loader is not None:
+            loader.leave(self.user_global_ns)
+
+    def _send(
+        self, stream: str, message_type: str, content: Any, parent: Any, ident: Any, buffers: Any
+    ) -> None:
+        self.emit(stream, message_type, content, parent, buffers)
+
+    def execute(self, request: dict[str, Any]) -> dict[str, Any]:
+        self.request = request
+        content = request["content"]
+        if content["code"].strip():
+            error = self._run(content["code"], request)
+            if error is not None:
+                return {"status": "error", "execution_count": self.count, **error}
+        evaluated = {key: self._value(text) for key, text in content["user_expressions"].items()}
+        return {"status": "ok", "execution_count": self.count, "user_expressions": evaluated}
+
+    def _value(self, text: str) -> dict[str, Any]:
+        try:
+            value = eval(text, self.user_global_ns, self.user_ns)
+            return {"status": "ok", "data": bundle(value), "metadata": {}}
+        except BaseException as error:
+            return {"status": "error", **_told(error)}
+
+    def _run(self, code: str, request: dict[str, Any]) -> dict[str, Any] | None:
+        self.count += 1
+        counted = {"execution_count": self.count}
+        self.emit("iopub", "execute_input", {"code": code, **counted}, request)
+        out = _Stream(lambda text: self._printed("stdout", text))
+        err = _Stream(lambda text: self._printed("stderr", text))
+        try:
+            tree = ast.parse(code, f"<cell {self.count}>")
+            last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+            name = f"<cell {self.count}>"
+            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+                exec(compile(tree, name, "exec"), self.user_ns)
+                if isinstance(last, ast.Expr):
+                    value = eval(compile(ast.Expression(last.value), name, "eval"), self.user_ns)
+                    if value is not None:
+                        shown = {"data": bundle(value), "metadata": {}, **counted}
+                        self.emit("iopub", "execute_result", shown, request)
+        except BaseException as error:
+            told = _told(error)
+            self.emit("iopub", "error", told, request)
+            return told
+        return None
+
+    def _printed(self, stream: str, text: str) -> None:
+        self.emit("iopub", "stream", {"name": stream, "text": text}, self.request)
+
+
+class _Stream(io.TextIOBase):
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
+
+    def write(self, text: str) -> int:
+        if text:
+            self._write(text)
+        return len(text)
+
+
+def bundle(value: Any) -> dict[str, Any]:
+    """A value's MIME bundle, as far as a loopback needs one."""
+    make = getattr(type(value), "_repr_mimebundle_", None)
+    return dict(make(value)) if make is not None else {"text/plain": repr(value)}
+
+
+def _told(error: BaseException) -> dict[str, Any]:
+    trace = error.__traceback__.tb_next if error.__traceback__ else None
+    lines = "".join(traceback.format_exception(type(error), error, trace)).splitlines()
+    return {"ename": type(error).__name__, "evalue": str(error), "traceback": lines}

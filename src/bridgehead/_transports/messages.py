@@ -1,0 +1,115 @@
+"""One iopub message, parsed, and the stream of them.
+
+Rule: messages as values; no connection is known here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from bridgehead._errors import ProtocolError
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message of a kernel.
+
+    Attributes:
+        type: ``"status"``, ``"execute_input"``, ``"stream"``, ``"execute_result"``, …
+        content: its content, as the Jupyter messaging protocol has it.
+        parent: id of the request that caused it; empty for none.
+        id: its own id.
+        metadata: mostly empty.
+        buffers: binary buffers, mostly none.
+    """
+
+    type: str
+    content: Mapping[str, Any]
+    parent: str = ""
+    id: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    buffers: tuple[Any, ...] = ()
+
+    @classmethod
+    def parse(cls, message: Mapping[str, Any]) -> Message:
+        """From a message as jupyter_client's ``Session`` gives it.
+
+        Raises:
+            ProtocolError: it is no Jupyter message.
+        """
+        try:
+            return cls(
+                str(message["header"]["msg_type"]),
+                dict(message["content"]),
+                str(message["parent_header"].get("msg_id", "")),
+                str(message["header"]["msg_id"]),
+                dict(message.get("metadata") or {}),
+                tuple(message.get("buffers") or ()),
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise ProtocolError(f"no Jupyter message: {error!r}") from error
+
+    @property
+    def text(self) -> str:
+        """What a person would want to see of it, in one string."""
+        content = self.content
+        if self.type == "status":
+            return str(content.get("execution_state", ""))
+        if self.type == "error":
+            return f"{content.get('ename')}: {content.get('evalue')}"
+        data = content.get("data")
+        if isinstance(data, Mapping):
+            return str(data.get("text/plain", ""))
+        return str(content.get("text", content.get("code", "")))
+
+    def __repr__(self) -> str:
+        text = self.text.partition("\n")[0]
+        return f"<{self.type} {text[:60]}>" if text else f"<{self.type}>"
+
+
+class Messages:
+    """An async iterator over a kernel's messages, from the call that made it on.
+
+    Ends when the bridge is closed or the kernel is gone. What is not read is kept; an
+    iterator that nobody holds any more is forgotten. Cancelling a wait loses nothing.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[Message] = deque()
+        self._arrived = asyncio.Event()
+        self._ended = False
+
+    def feed(self, message: Message) -> None:
+        self._waiting.append(message)
+        self._arrived.set()
+
+    def end(self) -> None:
+        self._ended = True
+        self._arrived.set()
+
+    def __len__(self) -> int:
+        """Messages that arrived and were not read."""
+        return len(self._waiting)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __aiter__(self) -> Messages:
+        return self
+
+    async def __anext__(self) -> Message:
+        while not self._waiting:
+            if self._ended:
+                raise StopAsyncIteration
+            self._arrived.clear()
+            await self._arrived.wait()
+        return self._waiting.popleft()
+
+    async def aclose(self) -> None:
+        """Stop listening; what was not read is dropped."""
+        self._waiting.clear()
+        self.end()

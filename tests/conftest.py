@@ -1,0 +1,66 @@
+"""What the tests share: a loopback bridge, a live bridge, and a look at a kernel from outside.
+
+Rule: kernels are started by the test that uses them and ended by their own handle; a fixture
+that shares one over a module gives every test an empty namespace.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from bridgehead import Bridge
+
+
+@pytest.fixture(scope="session", autouse=True)
+def jupyter_folders() -> Iterator[Path]:
+    """Runtime, data and IPython folders of the suite's own, short enough for Unix sockets."""
+    with tempfile.TemporaryDirectory(prefix="bh-") as folder:
+        root = Path(folder)
+        patch = pytest.MonkeyPatch()
+        patch.setenv("JUPYTER_RUNTIME_DIR", str(root / "run"))
+        patch.setenv("JUPYTER_DATA_DIR", str(root / "data"))
+        patch.setenv("JUPYTER_CONFIG_DIR", str(root / "config"))
+        patch.setenv("IPYTHONDIR", str(root / "ipython"))
+        patch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+        for name in ("run", "data", "config", "ipython"):
+            (root / name).mkdir(mode=0o700)
+        yield root
+        patch.undo()
+
+
+@pytest.fixture
+async def loopback() -> AsyncIterator[Bridge]:
+    """A bridge to nowhere: milliseconds."""
+    async with Bridge.loopback() as bridge:
+        yield bridge
+
+
+@pytest.fixture
+async def live() -> AsyncIterator[Bridge]:
+    """A bridge to a kernel of the test's own."""
+    async with Bridge.launch() as bridge:
+        yield bridge
+
+
+@pytest.fixture(params=["loopback-buffers", "loopback-inline", "live-buffers", "live-inline"])
+async def bridge(request: pytest.FixtureRequest) -> AsyncIterator[Bridge]:
+    """The same case everywhere: no kernel and a real one, both lanes."""
+    where, _, lane = request.param.partition("-")
+    opening = Bridge.loopback(lane=lane) if where == "loopback" else Bridge.launch(lane=lane)
+    async with opening as opened:
+        yield opened
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whatever starts a kernel is ``live``: by its folder, or by the fixture's parameter."""
+    for item in items:
+        fixtures = getattr(item, "fixturenames", ())
+        parameter = getattr(getattr(item, "callspec", None), "params", {}).get("bridge", "")
+        live_folder = f"{os.sep}live{os.sep}" in str(item.path)
+        if live_folder or "live" in fixtures or str(parameter).startswith("live"):
+            item.add_marker("live")
