@@ -47,20 +47,32 @@ async def live() -> AsyncIterator[Bridge]:
         yield bridge
 
 
-@pytest.fixture(params=["loopback-buffers", "loopback-inline", "live-buffers", "live-inline"])
-async def bridge(request: pytest.FixtureRequest) -> AsyncIterator[Bridge]:
-    """The same case everywhere: no kernel and a real one, both lanes."""
+EVERYWHERE = ["loopback-buffers", "loopback-inline", "live-buffers", "live-inline"]
+
+
+@pytest.fixture(scope="module", params=EVERYWHERE)
+async def everywhere(request: pytest.FixtureRequest) -> AsyncIterator[Bridge]:
+    """One bridge a module for each place and lane; tests take it through ``bridge``."""
     where, _, lane = request.param.partition("-")
     opening = Bridge.loopback(lane=lane) if where == "loopback" else Bridge.launch(lane=lane)
     async with opening as opened:
         yield opened
 
 
+@pytest.fixture
+async def bridge(everywhere: Bridge) -> Bridge:
+    """The same case everywhere: no kernel and a real one, both lanes; an empty namespace."""
+    names = [told.name for told in await everywhere.names()]
+    if names:
+        await everywhere.delete(*names)
+    return everywhere
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whatever starts a kernel is ``live``: by its folder, or by the fixture's parameter."""
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
-        parameter = getattr(getattr(item, "callspec", None), "params", {}).get("bridge", "")
+        parameter = getattr(getattr(item, "callspec", None), "params", {}).get("everywhere", "")
         live_folder = f"{os.sep}live{os.sep}" in str(item.path)
         if live_folder or "live" in fixtures or str(parameter).startswith("live"):
             item.add_marker("live")

@@ -220,7 +220,8 @@ def culprit(value: Any, path: str) -> tuple[str, BaseException]:
 
     error = fails(value) or pickle.PicklingError("it can be pickled alone, but not together")
     seen: set[int] = set()
-    while not isinstance(error, RecursionError) and id(value) not in seen:
+    # Nested too deeply, it is to blame as a whole (cloudpickle wraps the RecursionError).
+    while not isinstance(error.__cause__ or error, RecursionError) and id(value) not in seen:
         seen.add(id(value))
         for suffix, child in _children(value):
             found = fails(child)

@@ -189,7 +189,8 @@ class ZmqTransport(Transport):
     # ------------------------------------------------------------ sending and receiving
 
     def message(self, message_type: str, content: dict[str, Any]) -> dict[str, Any]:
-        return self.session.msg(message_type, content)
+        message: dict[str, Any] = self.session.msg(message_type, content)
+        return message
 
     async def send(self, channel: str, message: dict[str, Any], buffers: Sequence[Any]) -> None:
         parts = [*self.session.serialize(message), *buffers]

@@ -1,0 +1,269 @@
+"""Bad input gets a clear error, loses nothing, and the next call works.
+
+Each case runs without a kernel and on a real one, over both lanes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import pandas as pd
+import pytest
+
+from bridgehead import (
+    Bridge,
+    BridgeClosed,
+    EncodeError,
+    NameNotFound,
+    RemoteError,
+    SyncBridge,
+)
+
+# Test modules aren't importable in a kernel; what they define is shipped like a script's own.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.fixture(autouse=True)
+async def nothing_is_lost(bridge: Bridge) -> AsyncIterator[None]:
+    """Whatever a test does wrong, the namespace is as before and the bridge goes on."""
+    await bridge.push(precious=[1, 2, 3])
+    yield
+    assert [name.name for name in await bridge.names()] == ["precious"]
+    assert await bridge.pull("precious") == [1, 2, 3]
+    assert bridge._transport.in_flight == 0
+
+
+@pytest.mark.parametrize("name", ["not a name", "1st", "", "a.b", "a-b", "x;y", 5])
+async def test_a_name_that_is_no_identifier(bridge: Bridge, name: Any) -> None:
+    with pytest.raises(ValueError, match="no Python identifier"):
+        await bridge.push({"fine": 1, name: 2})
+    with pytest.raises(ValueError, match="no Python identifier"):
+        await bridge.delete(name)
+    with pytest.raises(ValueError, match="no Python identifier"):
+        await bridge.exists(name)
+
+
+@pytest.mark.parametrize("name", ["class", "None", "await"])
+async def test_a_name_that_is_a_keyword(bridge: Bridge, name: str) -> None:
+    with pytest.raises(ValueError, match=f"'{name}' is a Python keyword"):
+        await bridge.push({"fine": 1, name: 2})
+    with pytest.raises(ValueError, match="keyword"):
+        await bridge.call(int, keep=name)
+
+
+async def test_a_name_is_bound_as_the_parser_would_spell_it(bridge: Bridge) -> None:
+    await bridge.push({"ﬁle": 1})  # the ligature, which Python reads as two letters
+    assert await bridge.pull("file") == await bridge.pull("ﬁle") == 1
+    await bridge.delete("ﬁle")
+
+
+async def test_a_push_of_nothing(bridge: Bridge) -> None:
+    with pytest.raises(ValueError, match=r"nothing to push; say push\(x=1\)"):
+        await bridge.push()
+    with pytest.raises(ValueError, match="nothing to push"):
+        await bridge.push({})
+
+
+async def test_a_pull_or_delete_of_nothing(bridge: Bridge) -> None:
+    with pytest.raises(ValueError, match="nothing to pull"):
+        await bridge.pull()
+    with pytest.raises(ValueError, match="nothing to delete"):
+        await bridge.delete()
+    with pytest.raises(ValueError, match="no expression"):
+        await bridge.pull("  ")
+    with pytest.raises(TypeError, match="a string or a ref, not int"):
+        await bridge.pull(5)  # type: ignore[arg-type]
+
+
+async def test_an_expression_that_raises(bridge: Bridge) -> None:
+    with pytest.raises(RemoteError, match="ZeroDivisionError: division by zero") as caught:
+        await bridge.pull("1/0")
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert not any("_bridgehead" in line for line in caught.value.traceback)
+    with pytest.raises(RemoteError, match="ZeroDivisionError"):
+        await bridge.pull("precious", "1/0")
+
+
+async def test_a_name_that_is_not_there(bridge: Bridge) -> None:
+    with pytest.raises(NameNotFound, match="no 'precios' in the kernel.*mean 'precious'") as caught:
+        await bridge.pull("precios")
+    assert caught.value.names == ("precios",)
+    assert isinstance(caught.value, KeyError)
+    with pytest.raises(NameNotFound, match="'no_such'"):
+        await bridge.delete("precious", "no_such")
+    with pytest.raises(RemoteError, match="NameError"):
+        await bridge.pull("no_such + 1")
+
+
+@pytest.mark.parametrize("expression", ["x y", "x =", "x = 1", "import os", "(", "\x00"])
+async def test_a_syntax_error(bridge: Bridge, expression: str) -> None:
+    with pytest.raises(RemoteError) as caught:
+        await bridge.pull(expression)
+    assert caught.value.ename in ("SyntaxError", "ValueError")
+
+
+async def test_a_cell_with_a_syntax_error(bridge: Bridge) -> None:
+    with pytest.raises(RemoteError, match="SyntaxError"):
+        await bridge.run("x y z")
+    with pytest.raises(TypeError, match="text of a cell, not int"):
+        await bridge.run(5)  # type: ignore[arg-type]
+
+
+class Holder:
+    def __init__(self, lock: Any) -> None:
+        self.name, self.lock = "holder", lock
+
+
+def culprits() -> dict[str, tuple[Any, str]]:
+    lock = threading.Lock()
+    frame = pd.DataFrame({"a": [1]})
+    frame.attrs["lock"] = lock
+
+    def closure() -> Any:
+        return lock
+
+    return {
+        "dict": ({"fine": 1, "lock": lock}, "config['lock']"),
+        "nested": ({"a": [0, {"b": (1, lock)}]}, "config['a'][1]['b'][1]"),
+        "attribute": (Holder(lock), "config.lock"),
+        "list-of-objects": ([Holder(1), Holder(lock)], "config[1].lock"),
+        "dataframe": (frame, "config.attrs['lock']"),
+        "closure": (closure, "config (closure: lock)"),
+        "object-array": (np.array([1, lock], dtype=object), "config"),
+        "generator": ({"g": (i for i in [1])}, "config['g']"),
+        "itself": (lock, "config"),
+    }
+
+
+@pytest.mark.parametrize("kind", culprits())
+async def test_an_unpicklable_object_is_told_with_the_path_to_it(bridge: Bridge, kind: str) -> None:
+    config, path = culprits()[kind]
+    sent = bridge._transport.late
+    with pytest.raises(EncodeError) as caught:
+        await bridge.push(fine=1, config=config)
+    assert caught.value.path == path
+    assert path in str(caught.value)
+    assert bridge._transport.late == sent
+    with pytest.raises(EncodeError, match="args"):
+        await bridge.call(lambda x: x, threading.Lock())
+
+
+async def test_an_object_nested_too_deeply_to_pickle(bridge: Bridge) -> None:
+    deep: list[Any] = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(EncodeError, match="recursion") as caught:
+        await bridge.push(fine=1, deep=deep)
+    assert caught.value.path == "deep"
+    while deep:  # or its own deallocation recurses
+        deep = deep.pop()
+
+
+class RaisesThere:
+    def __getstate__(self) -> dict[str, int]:
+        return {"x": 1}
+
+    def __setstate__(self, state: Any) -> None:
+        raise RuntimeError("not in this kernel")
+
+
+class ExitsThere:
+    def __reduce__(self) -> Any:
+        return exit_with, (3,)
+
+
+def exit_with(code: int) -> None:
+    raise SystemExit(code)
+
+
+async def test_an_object_whose_setstate_raises_there(bridge: Bridge) -> None:
+    with pytest.raises(RemoteError, match="RuntimeError: not in this kernel") as caught:
+        await bridge.push(fine=1, bad=RaisesThere(), precious="replaced")
+    assert any("__setstate__" in line for line in caught.value.traceback)
+
+
+async def test_an_object_that_exits_there(bridge: Bridge) -> None:
+    with pytest.raises(RemoteError, match="SystemExit"):
+        await bridge.push(fine=1, bad=ExitsThere())
+
+
+async def test_a_value_there_that_cannot_be_pickled(bridge: Bridge) -> None:
+    with pytest.raises(RemoteError, match=r"\{'a': __import__\('_thread'\)\.allocate_lock\(\)\}") as e:
+        await bridge.pull("{'a': __import__('_thread').allocate_lock()}")
+    assert "['a'] cannot be pickled" in str(e.value)
+
+
+async def test_arguments_of_the_wrong_kind(bridge: Bridge) -> None:
+    with pytest.raises(TypeError, match="takes a function, not int"):
+        await bridge.call(5)  # type: ignore[arg-type]
+    with pytest.raises(SyntaxError):
+        bridge.ref("x =")
+    with pytest.raises(TypeError, match="literals and refs, not object"):
+        bridge.ref("precious")[object()]
+    with pytest.raises(TypeError, match="belongs to another bridge"):
+        async with Bridge.loopback() as other:
+            try:
+                await other.call(len, bridge.ref("precious"))
+            except EncodeError as error:
+                raise error.__cause__ or error
+
+
+async def test_a_deadline_that_passes(bridge: Bridge) -> None:
+    await bridge.run("import time")
+    with pytest.raises(TimeoutError, match=r"fetch got no answer within 0\.05 s; the kernel is"):
+        await bridge.pull("time.sleep(0.5)", timeout=0.05)
+    await bridge.run("del time")
+
+
+async def test_a_bridge_used_from_another_event_loop(bridge: Bridge) -> None:
+    def elsewhere() -> None:
+        with pytest.raises(RuntimeError, match="another event loop.*SyncBridge"):
+            asyncio.run(bridge.push(x=1))  # type: ignore[arg-type]
+
+    await asyncio.to_thread(elsewhere)
+
+
+async def test_a_closed_bridge(bridge: Bridge) -> None:
+    async with Bridge.loopback() as other:
+        pending = asyncio.ensure_future(other.pull("__import__('time').sleep(0.3)"))
+        await asyncio.sleep(0.05)
+    with pytest.raises(BridgeClosed, match="was closed"):
+        await pending
+    assert other.state == "closed"
+    for call in (
+        lambda: other.push(x=1),
+        lambda: other.pull("x"),
+        lambda: other.run("1"),
+        lambda: other.call(int),
+        lambda: other.names(),
+        lambda: other.exists("x"),
+        lambda: other.delete("x"),
+        lambda: other.interrupt(),
+        lambda: other.restart(),
+    ):
+        with pytest.raises(BridgeClosed):
+            await call()
+    with pytest.raises(BridgeClosed):
+        other.messages()
+    await other.aclose()
+
+
+async def test_a_closed_blocking_bridge(bridge: Bridge) -> None:
+    blocking = SyncBridge.loopback()
+    blocking.close()
+    blocking.close()
+    with pytest.raises(BridgeClosed):
+        blocking["x"] = 1
+    with pytest.raises(BridgeClosed):
+        blocking.pull("x")
+
+
+async def test_a_lane_that_is_none(bridge: Bridge) -> None:
+    with pytest.raises(ValueError, match="'auto', 'buffers', 'inline', not 'pigeon'"):
+        await Bridge.loopback(lane="pigeon")  # type: ignore[arg-type]
