@@ -33,6 +33,7 @@ from bridgehead._transports.messages import Message, Messages
 
 WINDOW = 32
 ABORT_PAUSES = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64)  # s; 24 ms after an abort 1 of 30 is aborted
+CONTROL = {"kernel_info_request", "interrupt_request", "shutdown_request", "debug_request"}
 INQUIRY_AFTER = 0.5  # s between an idle and the question where its reply is
 
 
@@ -266,9 +267,11 @@ class Transport(ABC):
     def _on_iopub(self, message: Message) -> None:
         pending = self._pending.get(message.parent)
         idle = message.type == "status" and message.content.get("execution_state") == "idle"
-        if message.type == "status" and self._why_gone is None:
-            self.state = str(message.content.get("execution_state", self.state))
-            self._busy_with = message.parent
+        # What is asked on the control channel says nothing of whether the main thread is busy.
+        if message.type == "status" and message.parent_type not in CONTROL:
+            if self._why_gone is None:
+                self.state = str(message.content.get("execution_state", self.state))
+                self._busy_with = message.parent
             if idle and pending is not None and pending.slot:
                 loop = asyncio.get_running_loop()
                 loop.call_later(INQUIRY_AFTER, self._inquire, message.parent)

@@ -22,6 +22,7 @@ class Message:
         type: ``"status"``, ``"execute_input"``, ``"stream"``, ``"execute_result"``, …
         content: its content, as the Jupyter messaging protocol has it.
         parent: id of the request that caused it; empty for none.
+        parent_type: that request's type, e.g. ``"execute_request"``.
         id: its own id.
         metadata: mostly empty.
         buffers: binary buffers, mostly none.
@@ -30,6 +31,7 @@ class Message:
     type: str
     content: Mapping[str, Any]
     parent: str = ""
+    parent_type: str = ""
     id: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     buffers: tuple[Any, ...] = ()
@@ -46,6 +48,7 @@ class Message:
                 str(message["header"]["msg_type"]),
                 dict(message["content"]),
                 str(message["parent_header"].get("msg_id", "")),
+                str(message["parent_header"].get("msg_type", "")),
                 str(message["header"]["msg_id"]),
                 dict(message.get("metadata") or {}),
                 tuple(message.get("buffers") or ()),

@@ -82,7 +82,7 @@ class ZmqTransport(Transport):
         if self.name == "ipc" or self._client.ip in ("127.0.0.1", "localhost", "::1"):
             self.digest = "crc32"
         self._sockets: dict[str, Any] = {}
-        self._connected = asyncio.Event()
+        self._down = asyncio.Event()  # the shell connection broke and is not back
         self._iopub_seen = asyncio.Event()
         self._restarting = False
 
@@ -118,34 +118,49 @@ class ZmqTransport(Transport):
     async def _ready(self, timeout: float, connect_timeout: float) -> None:
         where = self.connection_file or "the client's address"
         try:
-            async with asyncio.timeout(connect_timeout):
-                while not self._connected.is_set():
-                    self.check()
-                    await asyncio.sleep(0.01)
-        except TimeoutError:
-            raise KernelNotFound(
-                f"nothing listens at the address in {where}: that kernel has ended, or the file "
-                "is not its own"
-            ) from None
-        try:
             async with asyncio.timeout(timeout):
+                await self._reached(where, connect_timeout)
                 self.kernel_info = await self._kernel_info()
                 await self._hear_iopub()
+                self.state = "busy"  # until it answers on shell, where cells take their turn
         except TimeoutError:
             raise KernelNotFound(
                 f"the kernel of {where} did not answer within {timeout:g} s: another key, "
                 "or it is stuck"
             ) from None
 
+    async def _reached(self, where: str, connect_timeout: float) -> None:
+        """Wait until shell and control are connected: only then do they accept a message."""
+        try:
+            async with asyncio.timeout(connect_timeout):
+                for channel in ("shell", "control"):
+                    while not await self._accepts(channel):
+                        self.check()
+                        await asyncio.sleep(0.01)
+        except TimeoutError:
+            raise KernelNotFound(
+                f"nothing listens at the address in {where}: that kernel has ended, or the file "
+                "is not its own"
+            ) from None
+
+    async def _accepts(self, channel: str) -> bool:
+        try:
+            await self.put(channel, self.message("kernel_info_request", {}))
+        except (zmq.Again, TransportError):
+            return False
+        return True
+
     async def _kernel_info(self) -> dict[str, Any]:
         """Ask on control, which answers even while a cell runs."""
+        patience = 1.0  # a question to a process that is just ending is lost with it
         while True:
             self.check()
             with contextlib.suppress(zmq.Again, TimeoutError):
                 asked = await self.put("control", self.message("kernel_info_request", {}))
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(patience):
                     told: dict[str, Any] = (await asked.future).content
                     return told
+            patience *= 2
             await asyncio.sleep(0.02)
 
     async def _hear_iopub(self) -> None:
@@ -221,30 +236,23 @@ class ZmqTransport(Transport):
     # ------------------------------------------------------------ signs of life
 
     async def _watch_connection(self, monitor: Any) -> None:
-        lost = False
-        grace: asyncio.TimerHandle | None = None
+        loop = asyncio.get_running_loop()
         while True:
             event = await recv_monitor_message(monitor)
-            if event["event"] == zmq.EVENT_HANDSHAKE_SUCCEEDED:
-                self._connected.set()
-                if grace is not None:
-                    grace.cancel()
-                if lost and not self._restarting:
+            if event["event"] == zmq.EVENT_DISCONNECTED:
+                self._down.set()
+                # Our own process is looked at; of another's we know only the silence.
+                loop.call_later(RECONNECT_GRACE, self._no_reconnect)
+            elif self._down.is_set():
+                self._down.clear()
+                if not self._restarting:
                     self.gone(
                         lambda: KernelRestarted("the kernel's process was replaced"), "restarting"
                     )
                     self.back()
-                lost = False
-            elif event["event"] == zmq.EVENT_DISCONNECTED:
-                self._connected.clear()
-                lost = True
-                if not self._restarting:
-                    # Our own process is looked at; of another's we know only the silence.
-                    loop = asyncio.get_running_loop()
-                    grace = loop.call_later(RECONNECT_GRACE, self._no_reconnect)
 
     def _no_reconnect(self) -> None:
-        if not self._connected.is_set() and self._why_gone is None and not self._restarting:
+        if self._down.is_set() and self._why_gone is None and not self._restarting:
             self.gone(lambda: KernelDied("the kernel's process is gone"), "dead")
 
     async def _watch_process(self) -> None:
@@ -304,8 +312,12 @@ class ZmqTransport(Transport):
         self._restarting = True
         try:
             self.gone(lambda: KernelRestarted("the kernel was restarted"), "restarting")
+            down = self._down.is_set()
             await ensure_async(self.manager.restart_kernel(now=True))
-            self._connected.clear()
+            if not down:  # what is sent before the old connection is seen to break goes with it
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(1):
+                        await self._down.wait()
             self.back()
             self.state = "starting"
             await self._ready(60, 60)

@@ -1,0 +1,245 @@
+"""One operation is one round trip, and a kernel's life is told.
+
+On real kernels of the test's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bridgehead import (
+    Bridge,
+    KernelDied,
+    KernelRestarted,
+    RemoteError,
+    ReplyLost,
+    RequestAborted,
+)
+from bridgehead._transports import WINDOW, Transport
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str, int]]]:
+    """Every message that leaves any bridge: channel, type, number of buffers."""
+    seen: list[tuple[str, str, int]] = []
+    put = Transport.put
+
+    async def counted(
+        self: Transport, channel: str, message: dict[str, Any], buffers: Any = (), *a: Any, **k: Any
+    ) -> Any:
+        pending = await put(self, channel, message, buffers, *a, **k)
+        seen.append((channel, message["header"]["msg_type"], len(buffers)))
+        return pending
+
+    monkeypatch.setattr(Transport, "put", counted)
+    yield seen
+
+
+@pytest.mark.parametrize("lane", ["buffers", "inline"])
+async def test_one_operation_is_one_message_the_first_included(
+    sent: list[tuple[str, str, int]], lane: Any
+) -> None:
+    async with Bridge.launch(lane=lane) as bridge:
+        requests = [m for m in sent if m[1] == "execute_request"]
+        assert len(requests) == 1  # the handshake: it carries the loader and the probe
+        other = await Bridge.attach(bridge.info.connection_file, lane=lane)
+        async with other:
+            sent.clear()
+            operations = [
+                lambda: other.push(x=1, f=lambda: 5, a=np.zeros(100_000)),
+                lambda: other.pull("x"),
+                lambda: other.pull("x", "f()", "a"),
+                lambda: other.call(lambda v: v, other.ref("a")),
+                lambda: other.names(),
+                lambda: other.exists("x"),
+                lambda: other.delete("x"),
+                lambda: other.run("y = 1"),
+            ]
+            for count, operation in enumerate(operations, 1):
+                await operation()
+                assert len(sent) == count
+            assert {m[:2] for m in sent} == {("shell", "execute_request")}
+
+
+async def test_at_most_32_requests_are_in_flight_and_all_are_answered(live: Bridge) -> None:
+    cell = asyncio.ensure_future(live.run("import time; time.sleep(1)"))
+    await asyncio.sleep(0.2)
+    pushes = [asyncio.ensure_future(live.push({f"x{i}": i})) for i in range(200)]
+    most = 0
+    while not all(task.done() for task in pushes):
+        most = max(most, live._transport.in_flight)
+        await asyncio.sleep(0.005)
+    await cell
+    assert most == WINDOW
+    assert await live.pull("x0 + x99 + x199") == 298
+    pulls = await asyncio.gather(*(live.pull(f"x{i}") for i in range(200)))
+    assert pulls == list(range(200))
+
+
+async def test_cancelling_one_disturbs_no_other(live: Bridge) -> None:
+    await live.push(x=0)
+    for _ in range(3):
+        tasks = [asyncio.ensure_future(live.pull(f"{i} * 2")) for i in range(40)]
+        await asyncio.sleep(0.02)
+        for task in tasks[::2]:
+            task.cancel()
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        for i, result in enumerate(results):
+            assert result == i * 2 or (i % 2 == 0 and isinstance(result, asyncio.CancelledError))
+    assert [await live.pull(f"x + {i}") for i in range(10)] == list(range(10))
+    assert live._transport.in_flight == 0
+
+
+async def test_a_late_answer_is_not_taken_for_the_next(live: Bridge) -> None:
+    with pytest.raises(TimeoutError):
+        await live.pull("__import__('time').sleep(0.6) or 'late'", timeout=0.2)
+    assert await live.pull("'next'") == "next"
+    assert live._transport.late >= 1
+
+
+async def test_what_another_clients_failing_cell_aborts_is_tried_again(live: Bridge) -> None:
+    async with Bridge.attach(live.info.connection_file) as other:
+        content = {
+            "code": "import time; time.sleep(0.5); 1/0",
+            "silent": False,
+            "store_history": True,
+            "user_expressions": {},
+            "allow_stdin": False,
+            "stop_on_error": True,
+        }
+        failing = asyncio.ensure_future(other._transport.request(content))
+        await asyncio.sleep(0.2)
+        await asyncio.gather(*(live.push({f"x{i}": i}) for i in range(20)), live.run("ran = True"))
+        assert (await failing).content["status"] == "error"
+        assert await live.pull("x0, x19, ran") == (0, 19, True)
+
+
+async def test_what_is_always_aborted_is_told_as_not_executed(live: Bridge) -> None:
+    await live.run("get_ipython().kernel._aborting = True")
+    with pytest.raises(RequestAborted, match="aborted the request 7 times; it was not executed"):
+        await live.push(x=1)
+
+
+async def test_an_answer_that_cannot_be_sent_is_told(live: Bridge) -> None:
+    # The kernel fails to serialize the reply, goes idle and never answers.
+    broken = "class Bad:\n    def _repr_mimebundle_(self, **k): return {'text/plain': object()}\nbad = Bad()"
+    await live.run(broken)
+    content = {
+        "code": "",
+        "silent": True,
+        "store_history": False,
+        "user_expressions": {"v": "bad"},
+        "allow_stdin": False,
+        "stop_on_error": False,
+    }
+    with pytest.raises(ReplyLost, match="its reply never came"):
+        async with asyncio.timeout(20):
+            await live._transport.request(content)
+    assert await live.pull("1") == 1
+    assert live._transport.in_flight == 0
+
+
+async def test_restart_gives_an_empty_namespace_and_the_loader_is_back(live: Bridge) -> None:
+    await live.push(x=1)
+    epoch, pid = live.info.epoch, live.info.pid
+    pending = asyncio.ensure_future(live.run("import time; time.sleep(30)"))
+    await asyncio.sleep(0.3)
+    await live.restart()
+    with pytest.raises(KernelRestarted):
+        await pending
+    assert not await live.exists("x")
+    assert live.info.epoch != epoch
+    assert live.info.pid != pid
+    await live.push(x=2)
+    assert await live.pull("x") == 2
+
+
+async def test_a_restart_by_somebody_else_is_told_once_and_nothing_lands(live: Bridge) -> None:
+    async with Bridge.attach(live.info.connection_file) as other:
+        await other.push(x=1)
+        await live.restart()
+        with pytest.raises(KernelRestarted):
+            async with asyncio.timeout(20):
+                while True:
+                    await other.push(x=2)
+        assert not await live.exists("x")
+        await other.push(x=3)
+        assert await live.pull("x") == 3
+
+
+async def test_a_dead_kernel_fails_everything_and_a_restart_brings_it_back(live: Bridge) -> None:
+    pending = asyncio.ensure_future(live.pull("__import__('time').sleep(30)"))
+    await asyncio.sleep(0.2)
+    os.kill(live.info.pid, signal.SIGKILL)
+    with pytest.raises(KernelDied, match="killed by SIGKILL") as caught:
+        await pending
+    assert caught.value.exit_code == -signal.SIGKILL
+    assert live.state == "dead"
+    with pytest.raises(KernelDied):
+        await live.push(x=1)
+    with pytest.raises(KernelDied):
+        live.messages()
+    await live.restart()
+    await live.push(x=5)
+    assert await live.pull("x") == 5
+
+
+async def test_an_attached_bridge_is_told_of_a_death_too(live: Bridge) -> None:
+    async with Bridge.attach(live.info.connection_file) as other:
+        pending = asyncio.ensure_future(other.pull("__import__('time').sleep(30)"))
+        stream = other.messages()
+        await asyncio.sleep(0.2)
+        os.kill(live.info.pid, signal.SIGKILL)
+        with pytest.raises(KernelDied):
+            async with asyncio.timeout(20):
+                await pending
+        assert other.state == "dead"
+        async with asyncio.timeout(10):
+            assert [m async for m in stream][-1].type in ("status", "shutdown_reply")
+
+
+async def test_a_kernel_that_exits_while_unpickling(live: Bridge) -> None:
+    class Exit:
+        def __reduce__(self) -> Any:
+            return os._exit, (7,)
+
+    with pytest.raises(KernelDied, match="exit code 7"):
+        await live.push(x=Exit())
+
+
+async def test_an_interrupt_reaches_the_cell_and_loses_nothing(live: Bridge) -> None:
+    await live.push(x=1)
+    cell = asyncio.ensure_future(live.run("while True: pass"))
+    behind = asyncio.ensure_future(live.pull("x"))
+    await asyncio.sleep(0.3)
+    assert live.state == "busy"
+    await live.interrupt()
+    with pytest.raises(RemoteError, match="KeyboardInterrupt"):
+        await cell
+    assert await behind == 1
+    pull = asyncio.ensure_future(live.pull("[i for i in iter(int, 1)]"))
+    await asyncio.sleep(0.3)
+    await live.interrupt()
+    with pytest.raises(RemoteError, match="KeyboardInterrupt"):
+        await pull
+    assert await live.pull("x") == 1
+    await live.interrupt()  # an idle kernel ignores it
+    assert await live.pull("x") == 1
+
+
+async def test_the_loader_is_planted_again_when_somebody_removes_it(live: Bridge) -> None:
+    await live.push(x=1)
+    await live.run(
+        "import sys\n"
+        "for name in [n for n in sys.modules if n.startswith('_bridgehead')]: del sys.modules[name]"
+    )
+    assert await live.pull("x") == 1
+    await live.push(y=2)
+    assert await live.pull("x + y") == 3
