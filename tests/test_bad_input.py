@@ -194,7 +194,9 @@ async def test_an_object_that_exits_there(bridge: Bridge) -> None:
 
 
 async def test_a_value_there_that_cannot_be_pickled(bridge: Bridge) -> None:
-    with pytest.raises(RemoteError, match=r"\{'a': __import__\('_thread'\)\.allocate_lock\(\)\}") as e:
+    with pytest.raises(
+        RemoteError, match=r"\{'a': __import__\('_thread'\)\.allocate_lock\(\)\}"
+    ) as e:
         await bridge.pull("{'a': __import__('_thread').allocate_lock()}")
     assert "['a'] cannot be pickled" in str(e.value)
 

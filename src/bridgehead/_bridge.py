@@ -298,6 +298,7 @@ class Bridge:
         /,
         *args: Any,
         keep: str | None = None,
+        by_value: Sequence[ModuleType] = (),
         timeout: float | None = None,
         **kwargs: Any,
     ) -> Any:
@@ -307,6 +308,7 @@ class Bridge:
             function: any callable that can be pickled.
             args, kwargs: its arguments; a ``Ref``, at any depth, means the object over there.
             keep: leave the value there under this name, and return a ``Ref`` of it.
+            by_value: modules of yours to ship along, as in ``push``.
             timeout: seconds; the call goes on over there when it passes (see ``interrupt``).
 
         Raises:
@@ -319,7 +321,9 @@ class Bridge:
         if keep is not None:
             keep = _name(keep)
         parts = {"the function": function, "args": args, "kwargs": kwargs}
-        parcel = _protocol.encode((function, args, kwargs), parts, refs=self._reduce)
+        parcel = _protocol.encode(
+            (function, args, kwargs), parts, by_value=by_value, refs=self._reduce
+        )
         _, frames = await self._foothold.ask("call", parcel, timeout, keep=keep)
         return Ref(self, keep) if keep is not None else _protocol.decode(frames)[0]
 

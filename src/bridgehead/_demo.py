@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,11 +23,11 @@ from bridgehead._results import Info
 
 SHIPPED = Path(__file__).with_name("data") / "penguins.csv"
 SHIPPED_SOURCE = (
-    "Palmer penguins, which ships with bridgehead. Source: Gorman, Williams & Fraser 2014, "
-    "PLoS ONE 9(3):e90081, as published by Horst, Hill & Gorman 2020. Licence: CC0 1.0"
+    "Shipped with bridgehead; source: Gorman, Williams & Fraser 2014, PLoS ONE 9(3):e90081, in "
+    "the form of Horst, Hill & Gorman 2020 (palmerpenguins); licence: CC0 1.0."
 )
-CELL = "summary = summarise(table); passport.stamp('the cell')"
-SECOND_STAMP = "the second bridge's cell"
+CELL = "summary = summarise(table); passport.stamp('the first cell')"
+SECOND_STAMP = "the second cell"
 SECOND_CELL = f"passport.stamp({SECOND_STAMP!r})"
 IDS = "[id(table), id(summarise), id(passport), id(summary)]"
 MOST_GROUPS = 12  # a column of more different values says little about groups
@@ -81,6 +82,7 @@ class Report:
         same_kernel: both bridges tell the same pid and epoch.
         same_objects: both tell the same ``id`` for each of the objects.
         change_seen: what the second bridge did to an object, the first one pulled.
+        tidy: the connection file is gone with the kernel.
     """
 
     crossings: tuple[Crossing, ...]
@@ -96,6 +98,13 @@ class Report:
     same_kernel: bool
     same_objects: bool
     change_seen: bool
+    tidy: bool
+
+    @property
+    def kept(self) -> bool:
+        """Everything was seen as promised."""
+        found = (self.intact, self.same_kernel, self.same_objects, self.change_seen, self.tidy)
+        return all(found)
 
 
 def read_table(path: Path) -> Any:
@@ -114,11 +123,10 @@ def read_table(path: Path) -> Any:
     if not data.strip():
         raise UnusableTable(f"{path} is empty; a CSV file has a header and at least one row")
     try:
-        header = data.decode("utf-8-sig").strip("\r\n").partition("\n")[0]
-        if b"\0" in data:
+        text = data.decode("utf-8-sig")
+        if "\0" in text:
             raise UnusableTable(f"{path} is no CSV file: it holds binary data")
-        separator = max(",;\t|", key=header.count)
-        table = pd.read_csv(io.BytesIO(data), sep=separator, low_memory=False)
+        table = pd.read_csv(io.BytesIO(data), **_dialect(text), low_memory=False)
     except UnicodeDecodeError:
         raise UnusableTable(f"{path} is no CSV file: it isn't text in UTF-8") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
@@ -127,6 +135,14 @@ def read_table(path: Path) -> Any:
     if table.empty:
         raise UnusableTable(f"{path} has a header and no row below it")
     return table
+
+
+def _dialect(text: str) -> dict[str, str]:
+    """The separator is the header's most frequent; beside semicolons, commas are decimal."""
+    header = re.sub('"[^"]*"', "", text.lstrip("\r\n").partition("\n")[0])
+    separator = max(",;\t|", key=header.count)
+    decimal = "," if separator == ";" and re.search(r"\d,\d", text) else "."
+    return {"sep": separator, "decimal": decimal}
 
 
 async def cross(table: Any) -> Report:
@@ -164,21 +180,22 @@ async def cross(table: Any) -> Report:
             same_objects = await first.pull(IDS) == await second.pull(IDS)
             await second.run(SECOND_CELL)
             passport_back = await ledger.pull(first, "first", "passport")
-            return Report(
-                crossings=tuple(ledger.crossings),
-                first=first.info,
-                second=second.info,
-                launch_seconds=launched - started,
-                import_seconds=imported - launched,
-                attach_seconds=attached - attaching,
-                about=about,
-                summary=summary,
-                stamps=tuple(passport_back.stamps),
-                intact=table.equals(table_back) and type(passport_back) is type(passport),
-                same_kernel=_identity(first.info) == _identity(second.info),
-                same_objects=same_objects,
-                change_seen=passport_back.stamps[-1] == (SECOND_STAMP, second.info.pid),
-            )
+    return Report(
+        crossings=tuple(ledger.crossings),
+        first=first.info,
+        second=second.info,
+        launch_seconds=launched - started,
+        import_seconds=imported - launched,
+        attach_seconds=attached - attaching,
+        about=about,
+        summary=summary,
+        stamps=tuple(passport_back.stamps),
+        intact=table.equals(table_back) and type(passport_back) is type(passport),
+        same_kernel=_identity(first.info) == _identity(second.info),
+        same_objects=same_objects,
+        change_seen=passport_back.stamps[-1] == (SECOND_STAMP, second.info.pid),
+        tidy=_gone(first.info),
+    )
 
 
 class _Ledger:
@@ -208,6 +225,10 @@ def _identity(info: Info) -> tuple[int, str]:
     return info.pid, info.epoch
 
 
+def _gone(info: Info) -> bool:
+    return info.connection_file is not None and not Path(info.connection_file).exists()
+
+
 def summary_of(table: Any) -> tuple[Summarise, str]:
     """A closure that summarises such a table, and what it computes, in words.
 
@@ -216,7 +237,7 @@ def summary_of(table: Any) -> tuple[Summarise, str]:
     """
     by = _grouping(table)
     others = [column for column in table.columns if column != by]
-    numbers = [column for column in table[others].select_dtypes("number")]
+    numbers = list(table[others].select_dtypes("number"))
     columns, how = (numbers, "mean") if numbers else (others, "nunique")
     everything = "all rows"
 

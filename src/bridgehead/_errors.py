@@ -32,8 +32,11 @@ or a ``TypeError``, raised before anything is sent.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
+
+_ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class BridgeError(Exception):
@@ -141,7 +144,8 @@ class RemoteError(BridgeError):
         head = f"{self.ename}: {self.evalue}" if self.evalue else self.ename
         if not self.traceback:
             return head
-        return "\n".join([head, "", "in the kernel:", *self.traceback])
+        lines = [_ANSI.sub("", line) for line in self.traceback]
+        return "\n".join([head, "", "in the kernel:", *lines])
 
     def _render_traceback_(self) -> list[str]:
         """IPython shows this instead of the frames that merely carried the error."""

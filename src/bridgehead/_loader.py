@@ -11,15 +11,15 @@ lane brought it; ``enter`` is the far end of the lanes and only carries.
 
 from __future__ import annotations
 
-import base64
-import fnmatch
-import io
-import json
 import os
 import pickle
 import sys
-import time
 import traceback
+from base64 import b64decode, b64encode
+from fnmatch import fnmatchcase
+from io import BytesIO
+from json import dumps, loads
+from time import monotonic
 from typing import Any, Sequence
 
 if __name__ == "bridgehead._loader":  # shipped, it shares a module with the wire format
@@ -62,7 +62,7 @@ class _Resolving(pickle.Unpickler):
     """Unpickles a request in which references stand for objects over here."""
 
     def __init__(self, frames: Sequence[Buffer], resolve: Any) -> None:
-        super().__init__(io.BytesIO(frames[0]), buffers=frames[1:])
+        super().__init__(BytesIO(frames[0]), buffers=frames[1:])
         self.resolve = resolve
 
     def find_class(self, module: str, name: str) -> Any:
@@ -127,7 +127,7 @@ class Far:
         if total <= limit:
             return answer, frames
         self.sweep()
-        self.outboxes[header["id"]] = (frames, time.monotonic())
+        self.outboxes[header["id"]] = (frames, monotonic())
         return answer, list(cut(frames, 0, limit))
 
     def more(self, header: Header) -> tuple[Header, list[memoryview]]:
@@ -136,12 +136,12 @@ class Far:
             raise Broken("integrity", "the rest of this answer is gone")
         frames, _ = self.outboxes[header["id"]]
         stop = header["at"] + header["piece"]
-        self.outboxes[header["id"]] = (frames, time.monotonic())
+        self.outboxes[header["id"]] = (frames, monotonic())
         return {}, list(cut(frames, header["at"], stop))
 
     def sweep(self) -> None:
         """Drop what a bridge that vanished left half-way."""
-        now = time.monotonic()
+        now = monotonic()
         for key in [k for k, inbox in self.inboxes.items() if now - inbox.touched > IDLE_TRANSFER]:
             del self.inboxes[key]
         for key in [k for k, (_, at) in self.outboxes.items() if now - at > IDLE_TRANSFER]:
@@ -303,7 +303,7 @@ class Far:
             describe(name, value)
             for name, value in list(self.kernel.namespace.items())
             if isinstance(name, str)
-            and fnmatch.fnmatchcase(name, pattern)
+            and fnmatchcase(name, pattern)
             and (pattern[:1] == "_" or name[:1] != "_")
             and not (name in hidden and hidden[name] is value)
         ]
@@ -433,11 +433,11 @@ def enter(scope: Header, lane: str, header_text: str, data: str = "") -> Answer:
         far = _served[id(scope)] = Far(Kernel(scope))
     parts: list[Any]
     try:
-        header = json.loads(header_text)
-        parts = [base64.b64decode(data, validate=True)] if lane == "inline" else []
+        header = loads(header_text)
+        parts = [b64decode(data, validate=True)] if lane == "inline" else []
     except ValueError as error:
         answer, _ = far.failed(Broken("integrity", "the request is damaged: %s" % error))
-        return Answer(json.dumps(answer))
+        return Answer(dumps(answer))
     if lane != "inline":
         parts = far.kernel.buffers()
     if lane == "probe":
@@ -448,13 +448,13 @@ def enter(scope: Header, lane: str, header_text: str, data: str = "") -> Answer:
             far.kernel.send([memoryview(PROBE)])
         except Exception:
             answer["buffers"] = False
-        return Answer(json.dumps(answer))
+        return Answer(dumps(answer))
     answer, frames = far.receive(header, parts)
     if lane == "inline":
-        answer["data"] = base64.b64encode(b"".join(frames)).decode("ascii")
+        answer["data"] = b64encode(b"".join(frames)).decode("ascii")
     elif frames:
         far.kernel.send(frames)
-    return Answer(json.dumps(answer))
+    return Answer(dumps(answer))
 
 
 def leave(scope: Header) -> None:

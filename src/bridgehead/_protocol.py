@@ -211,7 +211,7 @@ def raise_error(told: Header, frames: Sequence[memoryview]) -> None:
         there = f" ({where})" if where else ""
         raise MissingInKernel(
             f"the kernel{there} cannot import {module!r}: {message}. Install it there, or ship "
-            f"your own module with push(…, by_value=[{module.partition('.')[0]}])",
+            f"your own module with by_value=[{module.partition('.')[0]}])",
             module=module,
         )
     if kind == "incompatible":

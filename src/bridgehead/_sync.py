@@ -131,12 +131,15 @@ class SyncBridge(MutableMapping[str, Any]):
         /,
         *args: Any,
         keep: str | None = None,
+        by_value: Sequence[ModuleType] = (),
         timeout: float | None = None,
         **kwargs: Any,
     ) -> Any:
         """See ``Bridge.call``."""
         value = self._wait(
-            lambda: self._bridge.call(function, *args, keep=keep, timeout=timeout, **kwargs)
+            lambda: self._bridge.call(
+                function, *args, keep=keep, by_value=by_value, timeout=timeout, **kwargs
+            )
         )
         return Ref(self, value._expression) if type(value) is Ref else value
 

@@ -11,13 +11,13 @@ a stream too long for one message crosses in *pieces*, each with its offset.
 from __future__ import annotations
 
 import collections
-import hashlib
-import io
 import mmap
 import pickle
-import time
-import zlib
+from hashlib import sha256
+from io import BytesIO
+from time import monotonic
 from typing import Any, Dict, Iterable, Iterator, Sequence, Union
+from zlib import crc32
 
 Buffer = Union[bytes, bytearray, memoryview]
 Header = Dict[str, Any]  # a JSON object
@@ -62,10 +62,10 @@ def digest(algorithm: str, frames: Iterable[Buffer]) -> str:
     if algorithm == "crc32":
         value = 0
         for frame in frames:
-            value = zlib.crc32(frame, value)
+            value = crc32(frame, value)
         return "crc32:%08x" % value
     if algorithm == "sha256":
-        sha = hashlib.sha256()
+        sha = sha256()
         for frame in frames:
             sha.update(frame)
         return "sha256:" + sha.hexdigest()
@@ -91,7 +91,7 @@ class Inbox:
         self.frames = [allocate(size) for size in sizes]
         self.total = sum(sizes)
         self.pieces: dict[int, int] = {}
-        self.touched = time.monotonic()
+        self.touched = monotonic()
 
     def write(self, at: int, parts: Iterable[Buffer]) -> None:
         views = [memoryview(part).cast("B") for part in parts]
@@ -110,7 +110,7 @@ class Inbox:
                 if not target.nbytes:
                     target = next(targets, None)
         self.pieces[at] = length
-        self.touched = time.monotonic()
+        self.touched = monotonic()
 
     def take(self, expected: str) -> list[memoryview]:
         """The frames, once they are all there and their digest is right; else ``Broken``."""
@@ -192,7 +192,7 @@ def encode(value: Any, refs: Any = None) -> tuple[list[memoryview], bool]:
         frames.append(raw)
         return False
 
-    file = io.BytesIO()
+    file = BytesIO()
     pickler = pickler_type()(file, refs, buffer_callback=keep)
     pickler.dump(value)
     frames[0] = file.getbuffer()

@@ -118,7 +118,9 @@ async def test_a_kernel_that_ends_at_once_tells_its_last_words(
     kernelspec: Callable[..., str],
 ) -> None:
     code = "import sys; sys.exit('the licence has expired')"
-    with pytest.raises(KernelDied, match=r"exit code 1; it last wrote:\nthe licence has expired") as caught:
+    with pytest.raises(
+        KernelDied, match=r"exit code 1; it last wrote:\nthe licence has expired"
+    ) as caught:
         await Bridge.launch(kernelspec("expired", [sys.executable, "-c", code]))
     assert caught.value.exit_code == 1
     assert os.listdir(os.environ[RUNTIME]) == []
@@ -217,7 +219,9 @@ async def test_attaching_to_a_busy_kernel_waits_its_turn() -> None:
     async with Bridge.launch() as bridge:
         cell = asyncio.ensure_future(bridge.run("import time; time.sleep(1.5); done = True"))
         await asyncio.sleep(0.3)
-        with pytest.raises(TimeoutError, match="opening got no answer within 0.5 s; the kernel is busy"):
+        with pytest.raises(
+            TimeoutError, match="opening got no answer within 0.5 s; the kernel is busy"
+        ):
             await Bridge.attach(bridge.info.connection_file, timeout=0.5)
         async with Bridge.attach(bridge.info.connection_file) as other:
             assert await other.pull("done") is True

@@ -8,6 +8,8 @@ sizes and digest.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -33,7 +35,14 @@ class BuffersLane(Lane):
 async def hello(transport: Transport, header: Header) -> tuple[Header, bool]:
     """The handshake: plants the loader, and sees whether buffers arrive on both sides."""
     content = execute_content(expression("probe", header, install=True))
-    reply = await transport.request(content, [PROBE])
+    idle = asyncio.Event()
+    reply = await transport.request(
+        content, [PROBE], on_message=lambda message: idle.set() if message.text == "idle" else None
+    )
     told = answer(reply.content)
+    # So that whoever listens from here on hears nothing of the handshake; iopub may lose it.
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(1):
+            await idle.wait()
     came_back = [bytes(buffer) for buffer in reply.buffers] == [PROBE]
     return told, bool(told.get("buffers")) and came_back

@@ -23,6 +23,7 @@ import asyncio
 import uuid
 import weakref
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -76,6 +77,7 @@ class Transport(ABC):
         self._tails: dict[str, Callable[[Message], None]] = {}  # outlive the reply, until idle
         self._streams: weakref.WeakSet[Messages] = weakref.WeakSet()
         self._busy_with = ""
+        self._answered: deque[str] = deque(maxlen=2 * WINDOW)
         self._why_gone: Callable[[], BridgeError] | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -181,6 +183,7 @@ class Transport(ABC):
         elif message["header"]["msg_type"].endswith("_reply"):
             if pending.future.done():
                 self.late += 1
+            self._answered.append(parent)
             if parent == self._busy_with and self.state == "busy":
                 self.state = "idle"  # the message that says so is still on its way
             self._settle(parent, Reply(parent, message["content"], pending.buffers))
@@ -268,7 +271,9 @@ class Transport(ABC):
         pending = self._pending.get(message.parent)
         idle = message.type == "status" and message.content.get("execution_state") == "idle"
         # What is asked on the control channel says nothing of whether the main thread is busy.
-        if message.type == "status" and message.parent_type not in CONTROL:
+        # Nor does what is told late of a request whose reply is here.
+        stale = message.parent in self._answered and not idle
+        if message.type == "status" and message.parent_type not in CONTROL and not stale:
             if self._why_gone is None:
                 self.state = str(message.content.get("execution_state", self.state))
                 self._busy_with = message.parent

@@ -1,0 +1,137 @@
+"""Cells run as a user's would: outputs, errors, magics, the cascade of messages."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from bridgehead import Bridge, RemoteError
+
+
+@pytest.fixture(scope="module")
+async def kernel() -> object:
+    async with Bridge.launch() as bridge:
+        yield bridge
+
+
+async def test_a_cell_gives_what_it_printed_and_its_value(kernel: Bridge) -> None:
+    result = await kernel.run(
+        "import sys\nprint('out')\nprint('err', file=sys.stderr)\n'value' * 2"
+    )
+    assert (result.stdout, result.stderr) == ("out\n", "err\n")
+    assert result.data["text/plain"] == "'valuevalue'"
+    assert [o["output_type"] for o in result.outputs] == ["stream", "stream", "execute_result"]
+    following = await kernel.run("None")
+    assert following.execution_count == (result.execution_count or 0) + 1
+    assert (following.data, following.outputs, following.stdout) == ({}, (), "")
+
+
+async def test_magics_top_level_await_and_history_work_as_in_a_notebook(kernel: Bridge) -> None:
+    await kernel.run("import asyncio\nawait asyncio.sleep(0.01)\nslept = True")
+    assert await kernel.pull("slept")
+    assert "slept" in (await kernel.run("%who")).stdout
+    await kernel.run("'kept'")
+    assert (await kernel.run("_")).data["text/plain"] == "'kept'"
+    assert (await kernel.run("!echo shell")).stdout.strip() == "shell"
+
+
+async def test_rich_outputs_and_their_updates(kernel: Bridge) -> None:
+    result = await kernel.run(
+        "from IPython.display import display, HTML, clear_output\n"
+        "handle = display(HTML('<b>1</b>'), display_id=True)\n"
+        "handle.update(HTML('<b>2</b>'))\n"
+    )
+    assert [o["data"]["text/html"] for o in result.outputs] == ["<b>2</b>"]
+    result = await kernel.run("print('gone'); clear_output(); print('kept')")
+    assert result.stdout == "kept\n"
+
+
+async def test_every_output_is_there_when_run_returns(kernel: Bridge) -> None:
+    result = await kernel.run("for i in range(3000): print(i, flush=i % 100 == 0)")
+    assert result.stdout.splitlines() == [str(i) for i in range(3000)]
+
+
+async def test_outputs_are_told_as_they_arrive(kernel: Bridge) -> None:
+    arrived = asyncio.Event()
+    seen: list[str] = []
+
+    def on_output(message: object) -> None:
+        seen.append(message.text)  # type: ignore[attr-defined]
+        arrived.set()
+
+    cell = (
+        "import time\nprint('first', flush=True)\nwhile not globals().get('stop'): time.sleep(.02)"
+    )
+    running = asyncio.ensure_future(kernel.run(cell, on_output=on_output))
+    await asyncio.wait_for(arrived.wait(), 20)
+    assert not running.done()
+    assert "first" in seen[0]
+    await kernel.interrupt()
+    with pytest.raises(RemoteError, match="KeyboardInterrupt"):
+        await running
+
+
+async def test_what_on_output_raises_is_raised_from_run(kernel: Bridge) -> None:
+    def on_output(message: object) -> None:
+        raise LookupError("in the callback")
+
+    with pytest.raises(LookupError, match="in the callback"):
+        await kernel.run("print(1); finished = True", on_output=on_output)
+    assert await kernel.pull("finished")
+
+
+async def test_a_failing_cell_tells_the_kernels_traceback(kernel: Bridge) -> None:
+    with pytest.raises(RemoteError, match="ZeroDivisionError: division by zero") as caught:
+        await kernel.run("print('before')\ndef f():\n    return 1/0\nf()")
+    error = caught.value
+    assert (error.ename, error.evalue) == ("ZeroDivisionError", "division by zero")
+    assert any(
+        "1/0" in line.replace("\x1b[39m", "").replace(" ", "") for line in error.traceback
+    ) or ("return" in "".join(error.traceback))
+    assert error.result.stdout == "before\n"
+    assert error.result.outputs[-1]["output_type"] == "error"
+
+
+async def test_input_raises_instead_of_waiting_for_nobody(kernel: Bridge) -> None:
+    with pytest.raises(RemoteError, match="StdinNotImplementedError"):
+        await kernel.run("input('name? ')")
+
+
+async def test_the_cascade_of_one_cell_message_by_message(kernel: Bridge) -> None:
+    stream = kernel.messages()
+    await kernel.run("3+2")
+    seen = []
+    async with asyncio.timeout(20):
+        async for message in stream:
+            seen.append(message)
+            if message.text == "idle" and seen[-2].type == "execute_result":
+                break
+    cascade = [m for m in seen if m.parent == seen[-1].parent]
+    assert [m.type for m in cascade] == ["status", "execute_input", "execute_result", "status"]
+    assert [m.text for m in cascade] == ["busy", "3+2", "5", "idle"]
+    await stream.aclose()
+    assert [m async for m in stream] == []
+
+
+async def test_cancelling_a_wait_for_a_message_loses_none(kernel: Bridge) -> None:
+    stream = kernel.messages()
+    for _ in range(20):
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.001):
+                while True:
+                    await anext(stream)
+    await kernel.run("'found'")
+    async with asyncio.timeout(20):
+        async for message in stream:
+            if message.type == "execute_result":
+                break
+    assert message.text == "'found'"
+
+
+async def test_an_iterator_of_messages_ends_with_the_bridge() -> None:
+    async with Bridge.launch() as bridge:
+        stream = bridge.messages()
+    async with asyncio.timeout(10):
+        async for _ in stream:
+            pass
