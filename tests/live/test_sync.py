@@ -1,0 +1,214 @@
+"""SyncBridge: in a plain script, inside a running event loop, in a notebook cell, as a mapping."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+from collections.abc import Iterator, MutableMapping
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bridgehead import Bridge, BridgeClosed, NameNotFound, RemoteError, SyncBridge
+
+
+@pytest.fixture(params=["loopback", "live"])
+def kernel(request: pytest.FixtureRequest) -> Iterator[SyncBridge]:
+    opening = SyncBridge.loopback if request.param == "loopback" else SyncBridge.launch
+    with opening() as opened:
+        yield opened
+
+
+def test_every_operation_blocks_until_it_is_done(kernel: SyncBridge) -> None:
+    transfer = kernel.push({"x": 1}, f=lambda v: v + 1)
+    assert transfer.names == ("x", "f")
+    assert kernel.pull("x", "f(x)") == (1, 2)
+    assert kernel.call(lambda a, b: a + b, kernel.ref("x"), b=5) == 6
+    kept = kernel.call(lambda: {"deep": [7]}, keep="kept")
+    assert kept["deep"][0].pull() == 7
+    seen: list[str] = []
+    result = kernel.run("print('hi'); x + 1", on_output=lambda m: seen.append(m.type))
+    assert (result.stdout, result.data["text/plain"]) == ("hi\n", "2")
+    assert "execute_result" in seen
+    assert {name.name for name in kernel.names()} == {"x", "f", "kept"}
+    kernel.delete("f", "kept")
+    assert kernel.exists("x")
+    assert not kernel.exists("f")
+    assert kernel.state in ("idle", "busy")
+    assert kernel.info.pid
+    assert repr(kernel).startswith("<SyncBridge ")
+    with pytest.raises(RemoteError, match="ZeroDivisionError"):
+        kernel.run("1/0")
+    with pytest.raises(TimeoutError):
+        kernel.pull("__import__('time').sleep(0.5)", timeout=0.05)
+    kernel.restart()
+    assert not kernel.exists("x")
+
+
+def test_it_is_a_mutable_mapping_of_the_kernels_names(kernel: SyncBridge) -> None:
+    assert isinstance(kernel, MutableMapping)
+    kernel["x"] = [1]
+    kernel.update(y=2, z={"a": 3})
+    assert kernel["x"] == [1]
+    assert sorted(kernel) == ["x", "y", "z"]
+    assert len(kernel) == 3
+    assert "x" in kernel
+    assert "nope" not in kernel
+    assert 5 not in kernel
+    assert kernel.get("nope", "default") == "default"
+    with pytest.raises(KeyError) as caught:
+        kernel["nope"]
+    assert isinstance(caught.value, NameNotFound)
+    assert kernel.setdefault("y", 9) == 2
+    assert kernel.pop("y") == 2
+    del kernel["z"]
+    with pytest.raises(KeyError):
+        del kernel["z"]
+    assert dict(kernel) == {"x": [1]}
+    kernel.clear()
+    assert not list(kernel)
+    assert kernel == kernel
+    assert hash(kernel)
+
+
+def test_messages_are_a_plain_iterator(kernel: SyncBridge) -> None:
+    stream = kernel.messages()
+    kernel.run("3+2")
+    types = []
+    for message in stream:
+        types.append(message.type)
+        if message.type == "execute_result":
+            break
+    assert types[-2:] == ["execute_input", "execute_result"]
+    kernel.close()
+    for _ in stream:
+        pass
+    with pytest.raises(BridgeClosed):
+        kernel.pull("x")
+
+
+async def test_it_works_inside_a_running_event_loop() -> None:
+    with SyncBridge.launch() as kernel:
+        kernel["x"] = 4
+        assert kernel["x"] == 4
+        async with Bridge.attach(kernel.info.connection_file) as bridge:
+            assert await bridge.pull("x") == 4
+
+
+async def test_it_works_in_a_notebook_cell_and_hands_on_to_another_kernel() -> None:
+    # A cell runs inside ipykernel's own event loop.
+    async with Bridge.launch() as notebook:
+        await notebook.run("from bridgehead import SyncBridge\nkernel = SyncBridge.launch()")
+        await notebook.run("kernel['x'] = 20\nkernel.run('y = x + 1')\ny = kernel['y']")
+        assert await notebook.pull("y") == 21
+        pid = await notebook.pull("kernel.info.pid")
+        assert pid != notebook.info.pid
+        await notebook.run("kernel.close()")
+        assert not psutil.pid_exists(pid)
+
+
+def test_many_threads_share_one() -> None:
+    with SyncBridge.loopback() as kernel:
+        results: dict[int, int] = {}
+
+        def work(i: int) -> None:
+            kernel[f"x{i}"] = i
+            results[i] = kernel.pull(f"x{i} * 2")
+
+        threads = [threading.Thread(target=work, args=(i,)) for i in range(20)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(60)
+        assert results == {i: 2 * i for i in range(20)}
+
+
+SCRIPT = """
+from bridgehead import SyncBridge
+kernel = SyncBridge.launch()
+kernel["data"] = {"a": 5, "b": 3}
+class Local:
+    def __init__(self, x): self.x = x
+kernel["local"] = Local(4)
+assert type(kernel["local"]) is Local
+print(kernel.pull("data['a'] + local.x"), kernel.info.pid, flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+    "ending", ["", "raise SystemExit(3)", "kernel.close()", "import os; os._exit(0)"]
+)
+def test_a_plain_script_ends_its_kernel_however_it_ends(tmp_path: Path, ending: str) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(SCRIPT) + ending)
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stderr == ""
+    value, pid = done.stdout.split()
+    assert value == "9"
+    assert done.returncode == (3 if "SystemExit" in ending else 0)
+    gone, _ = _wait_gone(int(pid))
+    assert gone
+    if "os._exit" not in ending:
+        assert os.listdir(os.environ["JUPYTER_RUNTIME_DIR"]) == []
+
+
+def _wait_gone(pid: int) -> tuple[bool, None]:
+    """A kernel notices its parent's end by itself, within a second or so."""
+    try:
+        psutil.Process(pid).wait(60)
+    except psutil.NoSuchProcess:
+        return True, None
+    except psutil.TimeoutExpired:
+        return False, None
+    return True, None
+
+
+def test_a_forgotten_bridge_ends_its_kernel() -> None:
+    import gc
+
+    kernel = SyncBridge.launch()
+    pid = kernel.info.pid
+    del kernel
+    gc.collect()
+    assert _wait_gone(pid)[0]
+
+
+def test_an_interrupt_here_abandons_the_wait_and_loses_nothing(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent("""
+        import os, signal, threading
+        from bridgehead import SyncBridge
+        with SyncBridge.launch() as kernel:
+            kernel["x"] = 1
+            threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
+            try:
+                kernel.run("import time; time.sleep(3); x = 2")
+            except KeyboardInterrupt:
+                print("interrupted")
+            print(kernel.pull("x"))
+        """)
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.stdout, done.stderr) == ("interrupted\n2\n", "")
+
+
+async def test_closing_within_a_loop_leaves_no_thread() -> None:
+    before = set(threading.enumerate())
+    for _ in range(3):
+        kernel = await asyncio.to_thread(SyncBridge.launch)
+        kernel["x"] = 1
+        kernel.close()
+    left = {
+        t.name for t in set(threading.enumerate()) - before if not t.name.startswith("asyncio_")
+    }
+    assert left == set()
