@@ -1,0 +1,99 @@
+"""The loopback is the real loader without a kernel, for users' own tests."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import textwrap
+import threading
+
+import pytest
+
+from bridgehead import Bridge, KernelRestarted, NotSupported, RemoteError
+
+
+async def test_two_loopbacks_share_nothing() -> None:
+    async with Bridge.loopback() as one, Bridge.loopback() as two:
+        await one.push(x=1)
+        await two.push(x=2)
+        assert (await one.pull("x"), await two.pull("x")) == (1, 2)
+        assert one.info.epoch != two.info.epoch
+        await two.restart()
+        assert await one.pull("x") == 1
+        assert not await two.exists("x")
+
+
+async def test_it_leaves_no_thread() -> None:
+    before = threading.active_count()
+    for _ in range(5):
+        async with Bridge.loopback() as bridge:
+            await bridge.push(x=1)
+    async with asyncio.timeout(20):
+        while threading.active_count() > before:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_restart_fails_what_was_pending(loopback: Bridge) -> None:
+    pending = asyncio.ensure_future(loopback.run("import time; time.sleep(0.2)"))
+    await asyncio.sleep(0.05)
+    epoch = loopback.info.epoch
+    await loopback.restart()
+    with pytest.raises(KernelRestarted):
+        await pending
+    assert loopback.info.epoch != epoch
+
+
+async def test_cells_are_plain_python(loopback: Bridge) -> None:
+    result = await loopback.run("import sys\nprint('out')\nprint('err', file=sys.stderr)\n6 * 7")
+    assert (result.stdout, result.stderr) == ("out\n", "err\n")
+    assert result.data["text/plain"] == "42"
+    with pytest.raises(RemoteError, match="ZeroDivisionError") as caught:
+        await loopback.run("print('before')\n1/0")
+    assert caught.value.result.stdout == "before\n"
+    stream = loopback.messages()
+    await loopback.run("3+2")
+    async with asyncio.timeout(20):
+        texts = [(await anext(stream)).text for _ in range(4)]
+    assert texts == ["busy", "3+2", "5", "idle"]
+    with pytest.raises(NotSupported, match="no process to interrupt"):
+        await loopback.interrupt()
+
+
+async def test_a_long_cell_does_not_block_the_event_loop(loopback: Bridge) -> None:
+    cell = asyncio.ensure_future(loopback.run("import time; time.sleep(0.5)"))
+    ticks = 0
+    while not cell.done():
+        await asyncio.sleep(0.01)
+        ticks += 1
+    assert ticks > 5
+
+
+def test_a_bridge_used_after_a_fork_says_so() -> None:
+    script = """
+        import asyncio, os, warnings
+        warnings.simplefilter("ignore")
+        from bridgehead import Bridge
+        async def main():
+            async with Bridge.loopback() as bridge:
+                await bridge.push(x=1)
+                if os.fork() == 0:
+                    try:
+                        await bridge.push(x=2)
+                    except RuntimeError as error:
+                        print(error, flush=True)
+                    os._exit(0)
+                os.wait()
+                print(await bridge.pull("x"))
+        asyncio.run(main())
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    first, second = done.stdout.splitlines()
+    assert "opened before a fork" in first
+    assert second == "1"
