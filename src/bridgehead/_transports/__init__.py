@@ -51,6 +51,7 @@ class Reply:
 class Pending:
     """A request that was sent and is not answered yet."""
 
+    id: str
     future: asyncio.Future[Reply]
     slot: bool  # of the window; inquiries and control requests take none
     buffers: list[Any] = field(default_factory=list)
@@ -137,7 +138,8 @@ class Transport(ABC):
 
     @property
     def in_flight(self) -> int:
-        return len(self._pending)
+        """Requests that hold a place in the window."""
+        return sum(pending.slot for pending in self._pending.values())
 
     # ------------------------------------------------------------ for the transport of its own
 
@@ -237,27 +239,27 @@ class Transport(ABC):
         future = asyncio.get_running_loop().create_future()
         # Whoever waited may have given up by the time this is told: not "never retrieved".
         future.add_done_callback(lambda f: f.cancelled() or f.exception())
-        pending = Pending(future, slot)
-        identity = message["header"]["msg_id"]
+        pending = Pending(message["header"]["msg_id"], future, slot)
         if on_message is not None:
-            self._tails[identity] = on_message
-        self._pending[identity] = pending
+            self._tails[pending.id] = on_message
+        self._pending[pending.id] = pending
         try:
             await self.send(channel, message, buffers)
         except BaseException:
-            self._tails.pop(identity, None)
-            self._forget(identity)
+            self._tails.pop(pending.id, None)
+            self.forget(pending.id)
             raise
         return pending
 
-    def _forget(self, identity: str) -> Pending | None:
+    def forget(self, identity: str) -> Pending | None:
+        """Strike a request off the table; its reply will be one that nobody waits for."""
         pending = self._pending.pop(identity, None)
         if pending is not None and pending.slot:
             self._slots.release()
         return pending
 
     def _settle(self, identity: str, outcome: Reply | BridgeError) -> None:
-        pending = self._forget(identity)
+        pending = self.forget(identity)
         if pending is None or pending.future.done():
             return
         if isinstance(outcome, Reply):

@@ -145,22 +145,28 @@ class ZmqTransport(Transport):
 
     async def _accepts(self, channel: str) -> bool:
         try:
-            await self.put(channel, self.message("kernel_info_request", {}))
+            asked = await self.put(channel, self.message("kernel_info_request", {}))
         except (zmq.Again, TransportError):
             return False
+        self.forget(asked.id)
         return True
 
-    async def _kernel_info(self) -> dict[str, Any]:
+    async def _ask_control(self, message_type: str, patience: float | None) -> dict[str, Any]:
         """Ask on control, which answers even while a cell runs."""
-        patience = 1.0  # a question to a process that is just ending is lost with it
+        asked = await self.put("control", self.message(message_type, {}))
+        try:
+            async with asyncio.timeout(patience):
+                return (await asked.future).content
+        finally:
+            self.forget(asked.id)
+
+    async def _kernel_info(self) -> dict[str, Any]:
+        patience = 0.5  # s; a starting ipykernel 6 loses what control brings it too early
         while True:
             self.check()
             with contextlib.suppress(zmq.Again, TimeoutError):
-                asked = await self.put("control", self.message("kernel_info_request", {}))
-                async with asyncio.timeout(patience):
-                    told: dict[str, Any] = (await asked.future).content
-                    return told
-            patience *= 2
+                return await self._ask_control("kernel_info_request", patience)
+            patience = min(2 * patience, 8)
             await asyncio.sleep(0.02)
 
     async def _hear_iopub(self) -> None:
@@ -168,7 +174,8 @@ class ZmqTransport(Transport):
         for _ in range(20):
             if self._iopub_seen.is_set():
                 return
-            await self.put("control", self.message("kernel_info_request", {}))
+            with contextlib.suppress(zmq.Again, TimeoutError):
+                await self._ask_control("kernel_info_request", ANSWER_EVERY)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ANSWER_EVERY):
                     await self._iopub_seen.wait()
@@ -296,8 +303,7 @@ class ZmqTransport(Transport):
         if self.manager is not None:
             await ensure_async(self.manager.interrupt_kernel())
             return
-        asked = await self.put("control", self.message("interrupt_request", {}))
-        await asked.future
+        await self._ask_control("interrupt_request", None)
 
     async def restart(self) -> None:
         """Replace the process, through the manager that has it.
