@@ -129,19 +129,22 @@ class Foothold:
                 raise NotSupported(f"{kernel} does not pass message buffers; use lane='inline'")
             name = self._wanted if self._wanted != "auto" else "buffers" if buffers else "inline"
             self._lane = LANES[name](transport)
-            self._info = Info(
-                kernel=kernel,
-                python=tuple(told["python"]),
-                executable=told["executable"],
-                versions=told["versions"],
-                pid=told["pid"],
-                cwd=told["cwd"],
-                epoch=told["epoch"],
-                transport=transport.name,
-                lane=name,
-                connection_file=transport.connection_file,
-            )
-            self._generation, self._epoch = generation, told["epoch"]
+            try:
+                self._info = Info(
+                    kernel=kernel,
+                    python=tuple(told["python"]),
+                    executable=told["executable"],
+                    versions=told["versions"],
+                    pid=told["pid"],
+                    cwd=told["cwd"],
+                    epoch=told["epoch"],
+                    transport=transport.name,
+                    lane=name,
+                    connection_file=transport.connection_file,
+                )
+            except (KeyError, TypeError) as error:
+                raise ProtocolError(f"the loader's greeting lacks {error}") from error
+            self._generation, self._epoch = generation, self._info.epoch
 
 
 def _kernel_name(kernel_info: Mapping[str, Any]) -> str:

@@ -48,14 +48,29 @@ IDLE_TRANSFER = 600.0  # seconds after which an unfinished transfer nobody touch
 # ---------------------------------------------------------------- operations
 
 
+NEEDS = {
+    "bind": ("names",),
+    "fetch": ("expressions",),
+    "drop": ("names",),
+    "names": ("pattern",),
+    "has": ("name",),
+}
+
+
 def check(header: Header) -> None:
-    """Refuse a header that this loader could misread; what an operation needs, it checks."""
+    """Refuse a header that this loader could misread."""
+    if type(header) is not dict:
+        raise Broken("protocol", "the header is no JSON object")
     if header.get("protocol") != PROTOCOL:
         raise Broken("protocol", "this loader speaks protocol %d" % PROTOCOL)
     kinds = {"op": str, "id": str, "digest": str, "sizes": list, "at": int, "piece": int}
     for field, kind in kinds.items():
         if type(header.get(field)) is not kind:
             raise Broken("protocol", "the header's %r is %r" % (field, header.get(field)))
+    digest(header["digest"].partition(":")[0], ())  # is there such an algorithm?
+    for field in NEEDS.get(header["op"], ()):
+        if field not in header:
+            raise Broken("protocol", "%s without %r" % (header["op"], field))
 
 
 class _Resolving(pickle.Unpickler):
@@ -95,6 +110,9 @@ class Far:
         """One message of a request: assemble, and with the last one do it and answer."""
         try:
             check(header)
+        except Broken as error:
+            return self.refused(error), []
+        try:
             operation = header.get("op")
             if operation != "hello" and header.get("epoch") != self.epoch:
                 raise Broken("epoch", "this kernel is not the one that was prepared")
@@ -154,25 +172,36 @@ class Far:
             raise Broken("protocol", "unknown operation %r" % (header["op"],))
         return operation(header, frames)
 
+    def refused(self, error: Broken) -> Header:
+        """The answer to what is no request: an error, and no frames."""
+        answer, _ = self.failed(error)
+        return dict(answer, sizes=[], digest=digest("crc32", ()))
+
     def failed(self, error: BaseException) -> tuple[Header, list[memoryview]]:
         """The answer that tells of an error; its frames are the exception, if it pickles."""
         if isinstance(error, Broken):
             return {"error": dict(error.details, kind=error.kind, message=str(error))}, []
         if isinstance(error, Unshared):
-            message = "cloudpickle is needed there to pickle %s" % error
+            message = "it is needed to pickle %s" % error
             return self.failed(Broken("missing", message, module="cloudpickle"))
         if isinstance(error, CodeRefused):
             return self.failed(Broken("incompatible", str(error)))
-        # What the user should see starts below the loader's own frames.
-        trace = error.__traceback__
-        while trace is not None and trace.tb_frame.f_code.co_filename == FILENAME:
-            trace = trace.tb_next
+        # What the user should see starts below the loader's own frames, and the pickler's.
+        chain = [error]
+        for part in chain:
+            trace = part.__traceback__
+            while trace is not None and _ours(trace.tb_frame):
+                trace = trace.tb_next
+            part.__traceback__ = trace
+            cause = part.__cause__ or part.__context__
+            if cause is not None and not any(cause is other for other in chain):
+                chain.append(cause)
         try:
             message = str(error)
         except Exception:
             message = "<its str() raised>"
         try:
-            lines = traceback.format_exception(type(error), error, trace)
+            lines = traceback.format_exception(type(error), error, error.__traceback__)
         except Exception:
             lines = ["%s\n" % type(error).__name__]
         told: Header = {
@@ -200,12 +229,26 @@ class Far:
                 raise
             raise Broken("missing", str(error), module=error.name, where=sys.executable) from error
 
-    def encode(self, header: Header, value: Any, paths: Sequence[str]) -> list[memoryview]:
-        """Frames of a tuple of results, copied: they are sent after this returned."""
+    def encode(
+        self, header: Header, value: Any, paths: Sequence[str], ran: bool
+    ) -> list[memoryview]:
+        """Frames of a tuple of results, copied: they are sent after this returned.
+
+        ``ran`` says that code of the user's ran to make them: then a refusal is no longer one
+        of a request that did nothing.
+        """
         try:
             frames, carries_code = encode(value)
-        except (Unshared, KeyboardInterrupt, SystemExit):
+            if carries_code and header.get("python") != list(sys.version_info[:2]):
+                raise CodeRefused(
+                    "the value carries code objects of Python %d.%d" % sys.version_info[:2]
+                )
+        except (KeyboardInterrupt, SystemExit):
             raise
+        except (Unshared, CodeRefused) as error:
+            if not ran:
+                raise
+            raise pickle.PicklingError("the value stays in the kernel: %s" % error) from error
         except BaseException as error:
             for part, path in zip(value, paths):
                 try:
@@ -215,10 +258,6 @@ class Far:
                     message = "%s cannot be pickled: %s: %s" % (where, type(why).__name__, why)
                     raise pickle.PicklingError(message) from error
             raise
-        if carries_code and header.get("python") != list(sys.version_info[:2]):
-            raise CodeRefused(
-                "the value carries code objects of Python %d.%d" % sys.version_info[:2]
-            )
         return frames[:1] + [memoryview(bytes(frame)) for frame in frames[1:]]
 
     def evaluate(self, expression: str) -> Any:
@@ -257,7 +296,7 @@ class Far:
             "versions": _versions(("cloudpickle", "ipykernel", "numpy", "pandas")),
             "pid": os.getpid(),
             "uid": os.getuid() if hasattr(os, "getuid") else None,
-            "cwd": os.getcwd(),
+            "cwd": _cwd(),
         }, []
 
     def bind(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
@@ -273,8 +312,9 @@ class Far:
     def fetch(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
         """The values of expressions, all read before any is pickled, in one pickle."""
         expressions = header["expressions"]
+        plain = all(expression.strip() in self.kernel.namespace for expression in expressions)
         values = tuple(self.evaluate(expression) for expression in expressions)
-        return {}, self.encode(header, values, expressions)
+        return {}, self.encode(header, values, expressions, not plain)
 
     def call(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
         """Run a shipped function; give its value back, or keep it here under a name."""
@@ -283,15 +323,16 @@ class Far:
         if header.get("keep"):
             self.kernel.namespace.update({header["keep"]: value})
             return {}, []
-        return {}, self.encode(header, (value,), ("the result",))
+        return {}, self.encode(header, (value,), ("the result",), True)
 
     def drop(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
         namespace = self.kernel.namespace
-        missing = [name for name in header["names"] if name not in namespace]
+        names = list(dict.fromkeys(header["names"]))
+        missing = [name for name in names if name not in namespace]
         if missing:
             self.unknown(missing)
         # One C call as in bind; the values outlive it, so no __del__ runs in between.
-        values = list(map(namespace.pop, header["names"]))
+        values = list(map(namespace.pop, names))
         values.clear()
         return {}, []
 
@@ -343,6 +384,18 @@ def describe(name: str, value: Any) -> Header:
     except Exception:  # a half-built object; its name and type are still worth telling
         pass
     return told
+
+
+def _ours(frame: Any) -> bool:
+    module = str(frame.f_globals.get("__name__"))
+    return module == __name__ or module.partition(".")[0] == "cloudpickle"
+
+
+def _cwd() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # somebody deleted it
+        return ""
 
 
 def _versions(packages: Sequence[str]) -> Header:
@@ -435,9 +488,9 @@ def enter(scope: Header, lane: str, header_text: str, data: str = "") -> Answer:
     try:
         header = loads(header_text)
         parts = [b64decode(data, validate=True)] if lane == "inline" else []
-    except ValueError as error:
-        answer, _ = far.failed(Broken("integrity", "the request is damaged: %s" % error))
-        return Answer(dumps(answer))
+    except (ValueError, RecursionError) as error:
+        refused = far.refused(Broken("integrity", "the request is damaged: %s" % error))
+        return Answer(dumps(refused))
     if lane != "inline":
         parts = far.kernel.buffers()
     if lane == "probe":

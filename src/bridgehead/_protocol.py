@@ -70,8 +70,9 @@ _SYS = (
 # The module is filled before it is registered: an interrupt in between leaves nothing.
 _INSTALL = (
     "(lambda sys, builtins, name, sources: sys.modules[name] if name in sys.modules else "
-    "(lambda module: ([builtins.exec(builtins.compile(source, '<bridgehead loader>', 'exec'), "
-    "module.__dict__) for source in sources], sys.modules.setdefault(name, module))[1])"
+    "(lambda module: (module.__setattr__('__builtins__', builtins), "
+    "[builtins.exec(builtins.compile(source, '<bridgehead loader>', 'exec'), "
+    "module.__dict__) for source in sources], sys.modules.setdefault(name, module))[2])"
     "(sys.__class__(name)))"
 )
 
@@ -128,28 +129,38 @@ def answer(content: Mapping[str, Any]) -> Header:
         UnsupportedKernel: the kernel evaluated nothing.
         ProtocolError: what came back is no answer of the loader's.
     """
+    content = _object(content)
     if content.get("status") == "error":
-        raise RemoteError(
-            str(content.get("ename")), str(content.get("evalue")), content.get("traceback") or ()
-        )
-    entry = (content.get("user_expressions") or {}).get(KEY)
+        ename, evalue = str(content.get("ename")), str(content.get("evalue"))
+        raise RemoteError(ename, evalue, _strings(content.get("traceback")))
+    entry = _object(content.get("user_expressions")).get(KEY)
     if not isinstance(entry, dict):
         raise UnsupportedKernel("the kernel evaluates no user_expressions")
     if entry.get("status") == "error":
         ename, evalue = str(entry.get("ename")), str(entry.get("evalue"))
         if ename == "KeyError" and loader_source()[0] in evalue:
             raise KernelRestarted("the kernel was restarted, or its loader was removed")
-        raise RemoteError(ename, evalue, [str(line) for line in entry.get("traceback") or ()])
-    text = (entry.get("data") or {}).get(MIME)
+        raise RemoteError(ename, evalue, _strings(entry.get("traceback")))
+    text = _object(entry.get("data")).get(MIME)
     if not isinstance(text, str):
         raise UnsupportedKernel("the kernel returns no value of a user_expression")
     try:
         told = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ProtocolError(f"the answer's header is no JSON: {error}") from error
     if not isinstance(told, dict):
         raise ProtocolError("the answer's header is no JSON object")
     return told
+
+
+def _object(value: Any) -> Mapping[str, Any]:
+    """``value``, or an empty object where something else stands."""
+    return value if isinstance(value, Mapping) else {}
+
+
+def _strings(value: Any) -> list[str]:
+    """The items of a list as text; none where something else stands."""
+    return [str(item) for item in value] if isinstance(value, (list, tuple)) else []
 
 
 def open_answer(told: Header, parts: Iterable[Buffer]) -> Inbox:
@@ -202,16 +213,17 @@ def raise_error(told: Header, frames: Sequence[memoryview]) -> None:
     if kind == "remote":
         _raise_remote(error, frames)
     if kind == "name":
-        names, close = list(error.get("names") or ()), list(error.get("close") or ())
+        names, close = _strings(error.get("names")), _strings(error.get("close"))
         hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
         listed = ", ".join(map(repr, names))
         raise NameNotFound(f"no {listed} in the kernel{hint}", names=names)
     if kind == "missing":
         module, where = str(error.get("module")), error.get("where")
         there = f" ({where})" if where else ""
+        root = module.partition(".")[0]
+        ship = f", or ship your own module with by_value=[{root}]" if root != "cloudpickle" else ""
         raise MissingInKernel(
-            f"the kernel{there} cannot import {module!r}: {message}. Install it there, or ship "
-            f"your own module with by_value=[{module.partition('.')[0]}])",
+            f"the kernel{there} cannot import {module!r}: {message}. Install it there{ship}",
             module=module,
         )
     if kind == "incompatible":
@@ -229,7 +241,7 @@ def _raise_remote(error: Header, frames: Sequence[memoryview]) -> NoReturn:
     remote = RemoteError(
         str(error.get("ename")),
         str(error.get("evalue")),
-        [str(line) for line in error.get("traceback") or ()],
+        _strings(error.get("traceback")),
     )
     cause = None
     if frames and error.get("code_of") in (None, PYTHON):

@@ -88,8 +88,11 @@ class Inbox:
     def __init__(self, sizes: Sequence[int]) -> None:
         if not all(type(size) is int and size >= 0 for size in sizes):
             raise Broken("protocol", "frame sizes must be whole numbers of bytes")
-        self.frames = [allocate(size) for size in sizes]
         self.total = sum(sizes)
+        try:
+            self.frames = [allocate(size) for size in sizes]
+        except (MemoryError, OSError, OverflowError) as error:
+            raise Broken("protocol", "no memory for %d bytes" % self.total) from error
         self.pieces: dict[int, int] = {}
         self.touched = monotonic()
 
@@ -168,6 +171,8 @@ def pickler_type() -> Any:
                 if reduced is not None:
                     return reduced
             if base is not None:
+                if kind is type and value.__module__ == "types":
+                    return NotImplemented  # cloudpickle would need itself to find SimpleNamespace
                 return super().reducer_override(value)
             if (kind is function or isinstance(value, type)) and value.__module__ == "__main__":
                 raise Unshared(value.__qualname__)
@@ -219,18 +224,23 @@ def culprit(value: Any, path: str) -> tuple[str, BaseException]:
         return None
 
     error = fails(value) or pickle.PicklingError("it can be pickled alone, but not together")
-    seen: set[int] = set()
+    above = [value]  # held, so that no id is used again
     # Nested too deeply, it is to blame as a whole (cloudpickle wraps the RecursionError).
-    while not isinstance(error.__cause__ or error, RecursionError) and id(value) not in seen:
-        seen.add(id(value))
-        for suffix, child in _children(value):
+    while not isinstance(error.__cause__ or error, RecursionError):
+        for suffix, child in _children(above[-1]):
+            if any(child is part for part in above):
+                continue
             found = fails(child)
             if found is not None:
-                value, path, error = child, path + suffix, found
+                path, error = path + suffix, found
+                above.append(child)
                 break
         else:
             break
     return path, error
+
+
+_REDUCERS = ("__reduce__", "__reduce_ex__")
 
 
 def _children(value: Any) -> Iterator[tuple[str, Any]]:
@@ -252,12 +262,18 @@ def _children(value: Any) -> Iterator[tuple[str, Any]]:
     for name in wanted:
         if name in scope:
             yield " (global: %s)" % name, scope[name]
-    # What would be pickled: a __getstate__ of its own first, so that an attribute it leaves
-    # out is not blamed (and pandas's _attrs is told as the df.attrs people write).
+    # Only what would be pickled, so that an attribute that is left out is not blamed (and
+    # pandas's _attrs is told as the df.attrs people write).
+    kind = type(value)
     try:
-        state = value.__getstate__()
+        if any(getattr(kind, name) is not getattr(object, name) for name in _REDUCERS):
+            state = (*value.__reduce_ex__(5), None, None)[2]
+        elif hasattr(value, "__getstate__"):  # from Python 3.11 on, every object
+            state = value.__getstate__()
+        else:
+            state = getattr(value, "__dict__", None)
     except Exception:
-        state = getattr(value, "__dict__", None)
+        state = None
     for part in state if isinstance(state, tuple) else (state,):
         if isinstance(part, dict):
             for name, item in part.items():
