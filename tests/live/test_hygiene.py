@@ -24,7 +24,8 @@ def _snapshot():
         "hidden": sorted(ip.user_ns_hidden),
         "builtins": sorted(vars(_b)),
         "excepthook": repr(_s.excepthook), "displayhook": repr(_s.displayhook),
-        "stdout": repr(_s.stdout), "path": list(_s.path), "main": sorted(vars(_s.modules["__main__"])),
+        "stdout": repr(_s.stdout), "path": list(_s.path),
+        "main": sorted(vars(_s.modules["__main__"])),
         "history": list(ip.history_manager.input_hist_raw),
     }
 """
@@ -123,7 +124,8 @@ async def test_what_users_do_to_their_displays_does_not_reach_values(live: Bridg
     await live.run(
         "ip = get_ipython()\n"
         "for kind in (str, object, int):\n"
-        "    ip.display_formatter.formatters['text/plain'].for_type(kind, lambda o, p, c: p.text('HACKED'))\n"
+        "    formatter = ip.display_formatter.formatters['text/plain']\n"
+        "    formatter.for_type(kind, lambda o, p, c: p.text('HACKED'))\n"
         "ip.display_formatter.active_types = ['text/plain']\n"
     )
     await live.push(text="plain")

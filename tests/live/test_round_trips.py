@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,7 @@ from bridgehead._transports import WINDOW, Transport
 
 
 @pytest.fixture
-def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str, int]]]:
+def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
     """Every message that leaves any bridge: channel, type, number of buffers."""
     seen: list[tuple[str, str, int]] = []
     put = Transport.put
@@ -39,7 +38,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, str, int]]
         return pending
 
     monkeypatch.setattr(Transport, "put", counted)
-    yield seen
+    return seen
 
 
 @pytest.mark.parametrize("lane", ["buffers", "inline"])
@@ -131,8 +130,11 @@ async def test_what_is_always_aborted_is_told_as_not_executed(live: Bridge) -> N
 
 async def test_an_answer_that_cannot_be_sent_is_told(live: Bridge) -> None:
     # The kernel fails to serialize the reply, goes idle and never answers.
-    broken = "class Bad:\n    def _repr_mimebundle_(self, **k): return {'text/plain': object()}\nbad = Bad()"
-    await live.run(broken)
+    await live.run(
+        "class Bad:\n"
+        "    def _repr_mimebundle_(self, **k): return {'text/plain': object()}\n"
+        "bad = Bad()"
+    )
     content = {
         "code": "",
         "silent": True,
