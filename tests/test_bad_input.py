@@ -208,8 +208,22 @@ async def test_a_value_there_that_cannot_be_pickled(bridge: Bridge) -> None:
 
 
 async def test_arguments_of_the_wrong_kind(bridge: Bridge) -> None:
-    with pytest.raises(TypeError, match="takes a function, not int"):
-        await bridge.call(5)  # type: ignore[arg-type]
+    async def coroutine() -> None: ...
+
+    wrong: list[tuple[Any, str]] = [
+        (lambda: bridge.call(5), "takes a plain function, not a int"),  # type: ignore[arg-type]
+        (lambda: bridge.call(coroutine), "not a coroutine function; for await there is run"),
+        (lambda: bridge.push([1, 2]), r"not list; say push\(x=…\)"),  # type: ignore[arg-type]
+        (lambda: bridge.push(x=1, by_value=sys), r"takes a list of modules, as in by_value=\["),
+        (lambda: bridge.push(x=1, by_value=["sys"]), "takes a list of modules"),
+        (lambda: bridge.push(x=1, timeout="3"), "a number of seconds or None, not '3'"),
+        (lambda: bridge.names(None), "a pattern is a string, not NoneType"),
+    ]
+    for call, message in wrong:
+        with pytest.raises(TypeError, match=message):
+            await call()
+    with pytest.raises(ValueError, match=r"the latter also for a name that is push's own keyword"):
+        await bridge.push(timeout=3)
     with pytest.raises(SyntaxError):
         bridge.ref("x =")
     with pytest.raises(TypeError, match="literals and refs, not object"):
@@ -222,9 +236,32 @@ async def test_arguments_of_the_wrong_kind(bridge: Bridge) -> None:
                 raise error.__cause__ or error
 
 
+async def test_a_bridge_inside_what_is_pushed(bridge: Bridge) -> None:
+    with pytest.raises(EncodeError, match="a bridge stays in its process") as caught:
+        await bridge.push(config={"bridge": bridge})
+    assert caught.value.path == "config['bridge']"
+
+
+async def test_a_missing_name_means_that_nothing_was_evaluated(bridge: Bridge) -> None:
+    with pytest.raises(NameNotFound, match="'nope'"):
+        await bridge.pull("precious.append(4)", "nope")
+
+
+async def test_a_bridge_that_was_not_awaited(bridge: Bridge) -> None:
+    opening: Any = Bridge.loopback()
+    assert repr(opening) == "<Bridge, not open yet: await it, or enter it with async with>"
+    with pytest.raises(AttributeError, match="not open yet: await it"):
+        opening.push(x=1)
+    with pytest.raises(TypeError, match="not open yet.*SyncBridge"):
+        with opening:
+            pass
+    with pytest.raises(TypeError, match="seconds or None, not '5'"):
+        Bridge.launch(timeout="5")  # type: ignore[arg-type]
+
+
 async def test_a_deadline_that_passes(bridge: Bridge) -> None:
     await bridge.run("import time")
-    with pytest.raises(TimeoutError, match=r"fetch got no answer within 0\.05 s; the kernel is"):
+    with pytest.raises(TimeoutError, match=r"pull got no answer within 0\.05 s; the kernel is"):
         await bridge.pull("time.sleep(0.5)", timeout=0.05)
     await bridge.run("del time")
 
@@ -274,4 +311,4 @@ async def test_a_closed_blocking_bridge(bridge: Bridge) -> None:
 
 async def test_a_lane_that_is_none(bridge: Bridge) -> None:
     with pytest.raises(ValueError, match="'auto', 'buffers', 'inline', not 'pigeon'"):
-        await Bridge.loopback(lane="pigeon")  # type: ignore[arg-type]
+        Bridge.loopback(lane="pigeon")  # type: ignore[arg-type]

@@ -45,6 +45,7 @@ from bridgehead import (
     NameNotFound,
     ProtocolError,
     RemoteError,
+    ReplyLost,
     _protocol,
     _wire,
 )
@@ -540,7 +541,7 @@ def test_a_long_answer_that_lacks_a_piece_is_told(space: Space) -> None:
     header = space.header("fetch", expressions=["data"])
     told, parts = space.cross(header)
     inbox = _protocol.open_answer(told, parts)
-    with pytest.raises(IntegrityError, match="arrived"):
+    with pytest.raises(ReplyLost, match="arrived"):
         _protocol.close_answer(told, inbox)
     space.forget(header)
 

@@ -148,6 +148,14 @@ async def test_what_arrives_is_independent_of_what_was_sent(bridge: Bridge) -> N
     assert await bridge.pull("x is y")
 
 
+async def test_a_forked_child_writes_into_its_own_copy(bridge: Bridge) -> None:
+    if bridge.info.transport == "loopback":
+        return  # the kernel's process is this one
+    await bridge.push(array=np.zeros(300_000))
+    await bridge.run("import os\nif os.fork() == 0:\n    array[0] = 42\n    os._exit(0)\nos.wait()")
+    assert await bridge.pull("array[0]") == 0
+
+
 FRAMES = {
     "mixed": pd.DataFrame(
         {

@@ -35,6 +35,7 @@ from bridgehead import (
     NameNotFound,
     ProtocolError,
     RemoteError,
+    ReplyLost,
     UnsupportedKernel,
     _protocol,
     _wire,
@@ -415,9 +416,9 @@ def test_sizes_beyond_any_memory_are_told(size: int) -> None:
 
 
 @odd
-def test_any_digest_but_the_right_one_is_an_integrity_error(value: Any) -> None:
+def test_an_answer_with_any_digest_but_the_right_one_is_lost(value: Any) -> None:
     told, parts = answer_of([1, 2, 3], digest=value)
-    with pytest.raises(IntegrityError):
+    with pytest.raises(ReplyLost):
         consume(content_of(told), parts)
 
 
@@ -430,11 +431,11 @@ def test_any_digest_but_the_right_one_is_an_integrity_error(value: Any) -> None:
         pytest.param(lambda parts: [parts[0][::-1]], "digest", id="others"),
     ],
 )
-def test_frames_that_are_not_those_signed_are_an_integrity_error(
+def test_an_answer_whose_frames_are_not_those_signed_is_lost(
     change: Callable[[list[bytes]], list[bytes]], text: str
 ) -> None:
     told, parts = answer_of(["a", "b"])
-    with pytest.raises(IntegrityError, match=text):
+    with pytest.raises(ReplyLost, match=text):
         consume(content_of(told), change(parts))
 
 
@@ -517,8 +518,8 @@ async def test_any_inline_data_is_told(value: Any) -> None:
     async def request(content: Any, **order: Any) -> Any:
         return SimpleNamespace(content=content_of({**told, "data": value}), buffers=[])
 
-    lane = InlineLane(SimpleNamespace(request=request))  # type: ignore[arg-type]
-    with pytest.raises((ProtocolError, IntegrityError)):
+    lane = InlineLane(SimpleNamespace(request=request, spawn=lambda work: work.close()))  # type: ignore[arg-type]
+    with pytest.raises((ProtocolError, ReplyLost)):
         await lane.carry(header(), [])
 
 
@@ -529,7 +530,7 @@ async def test_inline_data_is_decoded() -> None:
     async def request(content: Any, **order: Any) -> Any:
         return SimpleNamespace(content=content_of({**told, "data": data}), buffers=[])
 
-    lane = InlineLane(SimpleNamespace(request=request))  # type: ignore[arg-type]
+    lane = InlineLane(SimpleNamespace(request=request, spawn=lambda work: work.close()))  # type: ignore[arg-type]
     _, frames = await lane.carry(header(), [])
     assert _protocol.decode(frames) == [1, 2, 3]
 

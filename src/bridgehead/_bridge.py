@@ -6,21 +6,20 @@ lane, deadline, restarts and messages are the foothold's.
 
 from __future__ import annotations
 
-import asyncio
+import inspect
 import keyword
 import os
 import time
 import unicodedata
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any, Generic, TypeVar
-
-import anyio
+from typing import Any, TypeVar
 
 from bridgehead import _kernels, _protocol
 from bridgehead._cell import CellOutputs
 from bridgehead._errors import RemoteError
 from bridgehead._foothold import Foothold, LaneName, deadline
+from bridgehead._opening import Opening
 from bridgehead._ref import Ref, primary
 from bridgehead._results import Info, Name, Result, Transfer
 from bridgehead._transports import Transport
@@ -28,40 +27,6 @@ from bridgehead._transports.loopback import LoopbackTransport
 from bridgehead._transports.messages import Message, Messages
 
 B = TypeVar("B", bound="Bridge")
-
-
-async def _closed(transport: Transport) -> None:
-    """Close a transport to the end, whoever cancels whom meanwhile."""
-    closing = transport.closing = transport.closing or asyncio.ensure_future(transport.close())
-    cancelled = False
-    with anyio.CancelScope(shield=True):
-        while not closing.done():
-            try:
-                await asyncio.wait([closing])
-            except asyncio.CancelledError:
-                cancelled = True
-    if cancelled:
-        raise asyncio.CancelledError
-    closing.result()
-
-
-class Opening(Generic[B]):
-    """A bridge to be: ``await`` it, or enter it with ``async with``."""
-
-    def __init__(self, make: Callable[[], Awaitable[B]]) -> None:
-        self._make = make
-        self._bridge: B | None = None
-
-    def __await__(self) -> Generator[Any, None, B]:
-        return self._make().__await__()
-
-    async def __aenter__(self) -> B:
-        self._bridge = await self._make()
-        return self._bridge
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        if self._bridge is not None:
-            await self._bridge.aclose()
 
 
 class Bridge:
@@ -106,7 +71,7 @@ class Bridge:
                 folder; by default in Jupyter's runtime folder, where ``attach`` and ``jupyter
                 console --existing`` find it.
             env: variables to add to this process's environment.
-            cwd: the kernel's working directory.
+            cwd: the kernel's working directory; ``FileNotFoundError`` if there is none.
             lane: ``"auto"`` takes ``"buffers"`` if they arrive on both sides, else ``"inline"``.
             timeout: seconds until the kernel must answer.
 
@@ -117,12 +82,13 @@ class Bridge:
         """
 
         async def make() -> B:
+            started = time.monotonic()
             transport = await _kernels.launch(
                 kernel_name, connection_file=connection_file, env=env, cwd=cwd, timeout=timeout
             )
-            return await cls._opened(transport, lane, timeout)
+            return await cls._opened(transport, lane, timeout, started)
 
-        return Opening(make)
+        return Opening(make, lane, timeout)
 
     @classmethod
     def attach(
@@ -147,11 +113,11 @@ class Bridge:
         """
 
         async def make() -> B:
-            return await cls._opened(
-                await _kernels.attach(existing, timeout=timeout), lane, timeout
-            )
+            started = time.monotonic()
+            transport = await _kernels.attach(existing, timeout=timeout)
+            return await cls._opened(transport, lane, timeout, started)
 
-        return Opening(make)
+        return Opening(make, lane, timeout)
 
     @classmethod
     def over(
@@ -168,9 +134,11 @@ class Bridge:
         """
 
         async def make() -> B:
-            return await cls._opened(await _kernels.over(lender, timeout=timeout), lane, timeout)
+            started = time.monotonic()
+            transport = await _kernels.over(lender, timeout=timeout)
+            return await cls._opened(transport, lane, timeout, started)
 
-        return Opening(make)
+        return Opening(make, lane, timeout)
 
     @classmethod
     def loopback(cls: type[B], *, lane: LaneName = "auto") -> Opening[B]:
@@ -181,18 +149,21 @@ class Bridge:
         """
 
         async def make() -> B:
-            return await cls._opened(LoopbackTransport(), lane, 60.0)
+            return await cls._opened(LoopbackTransport(), lane, 60.0, time.monotonic())
 
-        return Opening(make)
+        return Opening(make, lane, 60.0)
 
     @classmethod
-    async def _opened(cls: type[B], transport: Transport, lane: LaneName, timeout: float) -> B:
+    async def _opened(
+        cls: type[B], transport: Transport, lane: LaneName, timeout: float, started: float
+    ) -> B:
         try:
             foothold = Foothold(transport, lane)
-            async with deadline(timeout, "opening", transport):
+            left = max(0.0, timeout - (time.monotonic() - started))
+            async with deadline(left, "opening", transport, asked=timeout):
                 await foothold.plant()
         except BaseException:
-            await _closed(transport)
+            await transport.aclose()
             raise
         return cls(foothold)
 
@@ -209,7 +180,7 @@ class Bridge:
         the loop; cancelling it waits until nothing is left behind.
         """
         self._foothold.check_caller()
-        await _closed(self._transport)
+        await self._transport.aclose()
 
     # ------------------------------------------------------------ what is known
 
@@ -222,6 +193,9 @@ class Bridge:
     def info(self) -> Info:
         """What the handshake learnt, as of the last (re)start."""
         return self._foothold.info
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a bridge stays in its process; attach another one over there")
 
     def __repr__(self) -> str:
         return f"<Bridge {self.state}, {repr(self.info)[6:-1]}>"
@@ -260,9 +234,17 @@ class Bridge:
         """
         self._foothold.check()
         started = time.perf_counter()
+        if mapping is not None and not isinstance(mapping, Mapping):
+            raise TypeError(
+                f"push() takes names with their objects, not {type(mapping).__name__}; "
+                "say push(x=…) or push({'x': …})"
+            )
         objects = {_name(key): item for key, item in {**(mapping or {}), **values}.items()}
         if not objects:
-            raise ValueError("there is nothing to push; say push(x=1) or push({'x': 1})")
+            raise ValueError(
+                "there is nothing to push; say push(x=1) or push({'x': 1}), the latter also for a "
+                "name that is push's own keyword, as timeout and by_value"
+            )
         parcel = _protocol.encode(objects, objects, by_value=by_value, refs=self._reduce)
         await self._foothold.ask("bind", parcel, timeout, names=list(objects))
         return Transfer(
@@ -279,8 +261,9 @@ class Bridge:
             timeout: seconds.
 
         Raises:
-            NameNotFound: an expression that is one name, unknown there.
+            NameNotFound: an expression that is one name, unknown there. Nothing was evaluated.
             RemoteError: evaluating or pickling raised over there.
+            ReplyLost: the answer arrived damaged.
             DecodeError: it can't be unpickled here.
             IncompatiblePython: it carries code of another Python version.
         """
@@ -316,8 +299,11 @@ class Bridge:
             EncodeError, IncompatiblePython, MissingInKernel: as in ``push``; it did not run.
         """
         self._foothold.check()
-        if not callable(function):
-            raise TypeError(f"call() takes a function, not {type(function).__name__}")
+        if not callable(function) or inspect.iscoroutinefunction(function):
+            kind = "coroutine function" if callable(function) else type(function).__name__
+            raise TypeError(
+                f"call() takes a plain function, not a {kind}; for await there is run()"
+            )
         if keep is not None:
             keep = _name(keep)
         parts = {"the function": function, "args": args, "kwargs": kwargs}
@@ -343,6 +329,8 @@ class Bridge:
             timeout: seconds.
         """
         self._foothold.check()
+        if not isinstance(pattern, str):
+            raise TypeError(f"a pattern is a string, not {type(pattern).__name__}")
         told, _ = await self._foothold.ask("names", _protocol.EMPTY, timeout, pattern=pattern)
         return [
             Name(
@@ -408,10 +396,13 @@ class Bridge:
             "allow_stdin": False,
             "stop_on_error": False,
         }
-        async with deadline(timeout, "run", self._transport):
-            await self._foothold.ready()
-            reply = await self._transport.request(content, on_message=outputs.feed)
-            await outputs.complete(reply.id)
+        try:
+            async with deadline(timeout, "run", self._transport):
+                await self._foothold.ready()
+                reply = await self._transport.request(content, on_message=outputs.feed)
+                await outputs.complete(reply.id)
+        finally:
+            outputs.leave()
         told = reply.content
         result = outputs.result(told.get("execution_count"))
         if told.get("status") == "error":
@@ -440,7 +431,7 @@ class Bridge:
         async with deadline(timeout, "interrupt", self._transport):
             await self._transport.interrupt()
 
-    async def restart(self, *, timeout: float | None = 60.0) -> None:
+    async def restart(self, *, timeout: float = 60.0) -> None:
         """Replace the kernel's process; the namespace is empty afterwards.
 
         Whatever is pending raises ``KernelRestarted``. Also brings back a kernel that died.
@@ -452,7 +443,7 @@ class Bridge:
         if self.state == "closed":
             self._transport.check()
         async with deadline(timeout, "restart", self._transport):
-            await self._transport.restart()
+            await self._transport.restart(timeout)
             await self._foothold.plant()
 
     def _reduce(self, value: Any) -> Any:

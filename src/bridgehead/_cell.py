@@ -30,6 +30,7 @@ class CellOutputs:
         self._clear = False
 
     def feed(self, message: Message) -> None:
+        """Take one of the cell's messages."""
         if message.type == "status":
             if message.content.get("execution_state") == "idle":
                 self._idle.add(message.parent)
@@ -47,11 +48,11 @@ class CellOutputs:
             self._outputs.append({"output_type": message.type, **message.content})
         else:
             return
-        if self._on_output is not None and self._failure is None:
+        if self._on_output is not None:
             try:
                 self._on_output(message)
             except BaseException as error:  # noqa: BLE001 - told to whoever awaits run, not to the reader
-                self._failure = error
+                self._failure, self._on_output = error, None
 
     def _cleared(self) -> None:
         if self._clear:
@@ -63,6 +64,10 @@ class CellOutputs:
         for output in self._outputs:
             if identity and (output.get("transient") or {}).get("display_id") == identity:
                 output.update(data=content["data"], metadata=content.get("metadata", {}))
+
+    def leave(self) -> None:
+        """Nobody waits for the cell any more: call nobody back."""
+        self._on_output = None
 
     async def complete(self, request: str) -> None:
         """Wait for the last outputs, which come on another channel than the reply.
@@ -81,16 +86,24 @@ class CellOutputs:
             raise self._failure
 
     def result(self, execution_count: Any) -> Result:
-        text = {"stdout": "", "stderr": ""}
+        """What there is by now; neighbouring pieces of one stream become one output."""
+        texts: dict[str, list[str]] = {"stdout": [], "stderr": []}
         merged: list[dict[str, Any]] = []
         data: dict[str, Any] = {}
+        pieces: list[str] = []  # of the stream output that is last in merged
         for output in self._outputs:
             if output["output_type"] == "stream":
-                text[output["name"]] = text.get(output["name"], "") + output["text"]
-                if merged and merged[-1].get("name") == output["name"]:
-                    merged[-1]["text"] += output["text"]
-                    continue
-            elif output["output_type"] == "execute_result":
+                texts.setdefault(output["name"], []).append(output["text"])
+                if not (merged and merged[-1].get("name") == output["name"]):
+                    pieces = []
+                    merged.append({**output, "text": pieces})
+                pieces.append(output["text"])
+                continue
+            if output["output_type"] == "execute_result":
                 data = dict(output["data"])
-            merged.append({k: v for k, v in output.items() if k != "transient"})
-        return Result(text["stdout"], text["stderr"], tuple(merged), data, execution_count)
+            merged.append({key: item for key, item in output.items() if key != "transient"})
+        for output in merged:
+            if output["output_type"] == "stream":
+                output["text"] = "".join(output["text"])
+        out, err = ("".join(texts[name]) for name in ("stdout", "stderr"))
+        return Result(out, err, tuple(merged), data, execution_count)

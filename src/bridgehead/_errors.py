@@ -4,24 +4,24 @@ Rule: the base of a class says whether the request ran; the class says why; the 
 what was wrong, where, and what to do. Every class pickles.
 
     BridgeError
-      NotSent               nothing left this process
+      NotSent               it was refused before it crossed
         KernelNotFound      no kernel there, or none answers
         UnsupportedKernel   not Python, or it evaluates no user_expressions
         EncodeError         the object cannot be pickled; ``path`` says which part
         IncompatiblePython  code objects don't cross between Python minor versions
-        MissingInKernel     the kernel lacks a package that the object needs
         InsecureConnection  the connection would let a stranger in
         BridgeClosed        the bridge was closed before
       NotExecuted           it arrived and was refused; the kernel is as it was
         RequestAborted      another client's failing cell emptied the queue, again and again
-        IntegrityError      what arrived is not what was sent
+        IntegrityError      what arrived there is not what was sent
         NotSupported        this kernel or this connection cannot do it
+        MissingInKernel     the kernel lacks a package that the object needs
         NameNotFound        no such name in the kernel (also a KeyError)
       RemoteError           it ran, and raised over there
       OutcomeUnknown        it may have run, wholly or not at all
         KernelDied          the process is gone
         KernelRestarted     another process answers now; its namespace is new
-        ReplyLost           the kernel is done with it but its reply never came
+        ReplyLost           the kernel is done with it, but its reply never came or is damaged
         TransportError      the connection itself failed
       DecodeError           it arrived here but cannot be unpickled here
       ProtocolError         the other side does not speak this protocol
@@ -44,7 +44,7 @@ class BridgeError(Exception):
 
 
 class NotSent(BridgeError):
-    """Nothing was sent; the kernel never saw the request."""
+    """It was refused before it crossed; nothing ran in the kernel."""
 
 
 class KernelNotFound(NotSent):
@@ -71,18 +71,6 @@ class IncompatiblePython(NotSent):
     """Code objects would have to cross between two Python minor versions, and crash there."""
 
 
-class MissingInKernel(NotSent):
-    """The kernel's interpreter lacks a package; its namespace is as it was.
-
-    Attributes:
-        module: the import that failed there.
-    """
-
-    def __init__(self, message: str, *, module: str = "") -> None:
-        super().__init__(message)
-        self.module = module
-
-
 class InsecureConnection(NotSent):
     """Anybody on the way could read or forge what crosses."""
 
@@ -105,6 +93,18 @@ class IntegrityError(NotExecuted):
 
 class NotSupported(NotExecuted):
     """This kernel, or the way it is connected, cannot do what was asked."""
+
+
+class MissingInKernel(NotExecuted):
+    """The kernel's interpreter lacks a package; its namespace is as it was.
+
+    Attributes:
+        module: the import that failed there.
+    """
+
+    def __init__(self, message: str, *, module: str = "") -> None:
+        super().__init__(message)
+        self.module = module
 
 
 class NameNotFound(NotExecuted, KeyError):
@@ -173,7 +173,7 @@ class KernelRestarted(OutcomeUnknown):
 
 
 class ReplyLost(OutcomeUnknown):
-    """The kernel says it is done with the request, but its reply never came."""
+    """The kernel is done with the request, but its reply never came, or came damaged."""
 
 
 class TransportError(OutcomeUnknown):

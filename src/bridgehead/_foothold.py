@@ -22,6 +22,8 @@ from bridgehead._results import Info
 from bridgehead._transports import Transport
 
 LaneName = Literal["auto", "buffers", "inline"]
+# What a user called the operation.
+SAID = {"bind": "push", "fetch": "pull", "drop": "delete", "has": "exists"}
 LANES: dict[str, type[Lane]] = {"buffers": BuffersLane, "inline": InlineLane}
 
 
@@ -29,8 +31,6 @@ class Foothold:
     """The loader in the kernel behind one transport, from the event loop that opened it."""
 
     def __init__(self, transport: Transport, wanted: LaneName) -> None:
-        if wanted not in ("auto", *LANES):
-            raise ValueError(f"lane is 'auto', {', '.join(map(repr, LANES))}, not {wanted!r}")
         self.transport = transport
         self._wanted = wanted
         self._loop = asyncio.get_running_loop()
@@ -66,7 +66,7 @@ class Foothold:
         self, operation: str, parcel: _protocol.Parcel, timeout: float | None, **fields: Any
     ) -> tuple[_protocol.Header, list[memoryview]]:
         """One operation: the header, the lane, the deadline, the answer."""
-        async with deadline(timeout, operation, self.transport):
+        async with deadline(timeout, SAID.get(operation, operation), self.transport):
             lane = await self.ready()
             info = self.info
             _protocol.check_parcel(parcel, info.python, info.versions)
@@ -147,6 +147,18 @@ class Foothold:
             self._generation, self._epoch = generation, self._info.epoch
 
 
+def check_lane(lane: object) -> None:
+    """Raise ``ValueError`` unless there is such a lane."""
+    if lane not in ("auto", *LANES):
+        raise ValueError(f"lane is 'auto', {', '.join(map(repr, LANES))}, not {lane!r}")
+
+
+def check_seconds(seconds: object) -> None:
+    """Raise ``TypeError`` unless it is a number of seconds, or None."""
+    if seconds is not None and not isinstance(seconds, (int, float)):
+        raise TypeError(f"timeout is a number of seconds or None, not {seconds!r}")
+
+
 def _kernel_name(kernel_info: Mapping[str, Any]) -> str:
     implementation = str(kernel_info.get("implementation", "this kernel"))
     return f"{implementation} {kernel_info.get('implementation_version', '')}".strip()
@@ -154,9 +166,13 @@ def _kernel_name(kernel_info: Mapping[str, Any]) -> str:
 
 @asynccontextmanager
 async def deadline(
-    seconds: float | None, operation: str, transport: Transport
+    seconds: float | None, operation: str, transport: Transport, asked: float | None = None
 ) -> AsyncIterator[None]:
-    """The builtin ``TimeoutError`` for an operation that took longer, with what is known."""
+    """The builtin ``TimeoutError`` for an operation that took longer, with what is known.
+
+    ``asked`` is what the caller had given it, where some of it was used up before.
+    """
+    check_seconds(seconds)
     try:
         async with asyncio.timeout(seconds) as scope:
             yield
@@ -164,6 +180,6 @@ async def deadline(
         if not scope.expired():
             raise
         raise TimeoutError(
-            f"{operation} got no answer within {seconds:g} s; the kernel is {transport.state}, and "
-            "what was sent may still run"
+            f"{operation} got no answer within {asked or seconds:g} s; the kernel is "
+            f"{transport.state}. What was sent to it may still run there"
         ) from None

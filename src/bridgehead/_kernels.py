@@ -5,6 +5,7 @@ Rule: everything up to a transport that is ready to be talked to, and nothing af
 
 from __future__ import annotations
 
+import asyncio
 import glob
 import json
 import os
@@ -22,6 +23,7 @@ from jupyter_core.paths import jupyter_runtime_dir
 from jupyter_core.utils import ensure_async
 
 from bridgehead._errors import InsecureConnection, KernelNotFound
+from bridgehead._transports import to_the_end
 from bridgehead._transports.zmq import ZmqTransport
 
 SOCKET_PATH = 103  # bytes of a Unix socket's path on every POSIX, less the "-5" ZeroMQ's ports add
@@ -69,10 +71,11 @@ async def launch(
         await transport.open(timeout, timeout)
     except BaseException:
         if transport is not None:
-            await transport.close()
-        elif manager.has_kernel:
-            await manager.shutdown_kernel(now=True)
-        log.close()
+            await transport.aclose()
+        else:
+            if manager.has_kernel:
+                await to_the_end(asyncio.ensure_future(manager.shutdown_kernel(now=True)))
+            log.close()
         raise
     return transport
 
@@ -127,7 +130,7 @@ async def _opened(transport: ZmqTransport, timeout: float, connect: float) -> Zm
     try:
         await transport.open(timeout, min(connect, timeout))
     except BaseException:
-        await transport.close()
+        await transport.aclose()
         raise
     return transport
 

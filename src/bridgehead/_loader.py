@@ -11,6 +11,7 @@ lane brought it; ``enter`` is the far end of the lanes and only carries.
 
 from __future__ import annotations
 
+import builtins
 import os
 import pickle
 import sys
@@ -19,17 +20,23 @@ from base64 import b64decode, b64encode
 from fnmatch import fnmatchcase
 from io import BytesIO
 from json import dumps, loads
+from keyword import iskeyword
 from time import monotonic
 from typing import Any, Sequence
 
 if __name__ == "bridgehead._loader":  # shipped, it shares a module with the wire format
     from bridgehead._wire import (
+        DATA_MESSAGE,
+        MIME,
+        PROBE,
         Broken,
         Buffer,
         CodeRefused,
         Header,
         Inbox,
+        Outbox,
         Unshared,
+        check,
         culprit,
         cut,
         decode,
@@ -37,40 +44,11 @@ if __name__ == "bridgehead._loader":  # shipped, it shares a module with the wir
         encode,
     )
 
-PROTOCOL = 1
-MIME = "application/vnd.bridgehead.answer+json"
-DATA_MESSAGE = "bridgehead_data"  # msg_type of the frames of an answer on the buffers lane
-PROBE = b"bridgehead probe"
-
+UNFINISHED = 4 << 30  # bytes of unfinished transfers, beyond which the oldest are dropped
 IDLE_TRANSFER = 600.0  # seconds after which an unfinished transfer nobody touches is dropped
 
 
 # ---------------------------------------------------------------- operations
-
-
-NEEDS = {
-    "bind": ("names",),
-    "fetch": ("expressions",),
-    "drop": ("names",),
-    "names": ("pattern",),
-    "has": ("name",),
-}
-
-
-def check(header: Header) -> None:
-    """Refuse a header that this loader could misread."""
-    if type(header) is not dict:
-        raise Broken("protocol", "the header is no JSON object")
-    if header.get("protocol") != PROTOCOL:
-        raise Broken("protocol", "this loader speaks protocol %d" % PROTOCOL)
-    kinds = {"op": str, "id": str, "digest": str, "sizes": list, "at": int, "piece": int}
-    for field, kind in kinds.items():
-        if type(header.get(field)) is not kind:
-            raise Broken("protocol", "the header's %r is %r" % (field, header.get(field)))
-    digest(header["digest"].partition(":")[0], ())  # is there such an algorithm?
-    for field in NEEDS.get(header["op"], ()):
-        if field not in header:
-            raise Broken("protocol", "%s without %r" % (header["op"], field))
 
 
 class _Resolving(pickle.Unpickler):
@@ -93,7 +71,7 @@ class Far:
         self.kernel = kernel
         self.epoch = os.urandom(8).hex()
         self.inboxes: dict[str, Inbox] = {}
-        self.outboxes: dict[str, tuple[list[memoryview], float]] = {}
+        self.outboxes: dict[str, Outbox] = {}
         self.operations = {
             "hello": self.hello,
             "bind": self.bind,
@@ -113,6 +91,7 @@ class Far:
         except Broken as error:
             return self.refused(error), []
         try:
+            self.sweep()
             operation = header.get("op")
             if operation != "hello" and header.get("epoch") != self.epoch:
                 raise Broken("epoch", "this kernel is not the one that was prepared")
@@ -125,7 +104,6 @@ class Far:
             inbox = self.inboxes.pop(header["id"], None) or Inbox(header["sizes"])
             inbox.write(header["at"], parts)
             if operation == "piece":
-                self.sweep()
                 self.inboxes[header["id"]] = inbox
                 return {}, []
             frames = inbox.take(header["digest"])
@@ -144,26 +122,26 @@ class Far:
         answer.update(sizes=sizes, digest=digest(algorithm, frames))
         if total <= limit:
             return answer, frames
-        self.sweep()
-        self.outboxes[header["id"]] = (frames, monotonic())
+        self.outboxes[header["id"]] = Outbox(frames, total)
         return answer, list(cut(frames, 0, limit))
 
     def more(self, header: Header) -> tuple[Header, list[memoryview]]:
         """Another piece of an answer that was too long for one message."""
-        if header["id"] not in self.outboxes:
+        outbox = self.outboxes.get(header["id"])
+        if outbox is None:
             raise Broken("integrity", "the rest of this answer is gone")
-        frames, _ = self.outboxes[header["id"]]
-        stop = header["at"] + header["piece"]
-        self.outboxes[header["id"]] = (frames, monotonic())
-        return {}, list(cut(frames, header["at"], stop))
+        outbox.touched = monotonic()
+        return {}, list(cut(outbox.frames, header["at"], header["at"] + header["piece"]))
 
     def sweep(self) -> None:
-        """Drop what a bridge that vanished left half-way."""
-        now = monotonic()
-        for key in [k for k, inbox in self.inboxes.items() if now - inbox.touched > IDLE_TRANSFER]:
-            del self.inboxes[key]
-        for key in [k for k, (_, at) in self.outboxes.items() if now - at > IDLE_TRANSFER]:
-            del self.outboxes[key]
+        """Drop what a bridge that vanished left half-way: by age, and beyond a total."""
+        kept = 0
+        stores: tuple[Any, ...] = (self.inboxes, self.outboxes)
+        boxes = [(box.touched, key, box, store) for store in stores for key, box in store.items()]
+        for touched, key, box, store in sorted(boxes, key=lambda item: -item[0]):
+            kept += box.total
+            if monotonic() - touched > IDLE_TRANSFER or kept > UNFINISHED + box.total:
+                del store[key]
 
     def handle(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
         """Every operation, the same whichever lane brought it."""
@@ -248,15 +226,15 @@ class Far:
         except (Unshared, CodeRefused) as error:
             if not ran:
                 raise
-            raise pickle.PicklingError("the value stays in the kernel: %s" % error) from error
-        except BaseException as error:
+            raise pickle.PicklingError("the value stays in the kernel: %s" % error) from None
+        except BaseException:
             for part, path in zip(value, paths):
                 try:
                     encode(part)
                 except Exception:
                     where, why = culprit(part, path)
                     message = "%s cannot be pickled: %s: %s" % (where, type(why).__name__, why)
-                    raise pickle.PicklingError(message) from error
+                    raise pickle.PicklingError(message) from None
             raise
         return frames[:1] + [memoryview(bytes(frame)) for frame in frames[1:]]
 
@@ -268,17 +246,21 @@ class Far:
         except KeyError:
             pass
         code = compile(expression, "<bridgehead>", "eval")
-        try:
-            return eval(code, self.kernel.globals, self.kernel.namespace)
-        except NameError:
-            if expression.isidentifier():
-                self.unknown([expression])
-            raise
+        return eval(code, self.kernel.globals, self.kernel.namespace)
+
+    def known(self, name: str) -> bool:
+        scopes = self.kernel.namespace, self.kernel.globals, vars(builtins)
+        return iskeyword(name) or any(name in scope for scope in scopes)
 
     def unknown(self, names: Sequence[str]) -> None:
         from difflib import get_close_matches
 
-        public = [n for n in self.kernel.namespace if isinstance(n, str) and n[:1] != "_"]
+        hidden = self.kernel.hidden
+        public = [
+            name
+            for name in self.kernel.namespace
+            if isinstance(name, str) and name[:1] != "_" and name not in hidden
+        ]
         near = [match for name in names for match in get_close_matches(name, public, 3)]
         raise Broken("name", ", ".join(names), names=list(names), close=near)
 
@@ -289,9 +271,7 @@ class Far:
         return {
             "epoch": self.epoch,
             "python": list(sys.version_info[:3]),
-            "implementation": sys.implementation.name,
             "executable": sys.executable,
-            "prefix": sys.prefix,
             "pickle": pickle.HIGHEST_PROTOCOL,
             "versions": _versions(("cloudpickle", "ipykernel", "numpy", "pandas")),
             "pid": os.getpid(),
@@ -312,6 +292,10 @@ class Far:
     def fetch(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
         """The values of expressions, all read before any is pickled, in one pickle."""
         expressions = header["expressions"]
+        # Before anything runs, so that a missing name means that nothing did.
+        missing = [e for e in expressions if e.isidentifier() and not self.known(e)]
+        if missing:
+            self.unknown(missing)
         plain = all(expression.strip() in self.kernel.namespace for expression in expressions)
         values = tuple(self.evaluate(expression) for expression in expressions)
         return {}, self.encode(header, values, expressions, not plain)

@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 import cloudpickle
 from cloudpickle.cloudpickle import list_registry_pickle_by_value
 
-from bridgehead import _loader, _wire
+from bridgehead import _wire
 from bridgehead._errors import (
     DecodeError,
     EncodeError,
@@ -34,10 +34,10 @@ from bridgehead._errors import (
     NameNotFound,
     ProtocolError,
     RemoteError,
+    ReplyLost,
     UnsupportedKernel,
 )
-from bridgehead._loader import MIME, PROBE
-from bridgehead._wire import Buffer, Header, Inbox, cut
+from bridgehead._wire import MIME, PROBE, Buffer, Header, Inbox, cut
 
 __all__ = ["PROBE", "Buffer", "Header", "Inbox", "cut"]
 
@@ -104,7 +104,7 @@ def header(
 ) -> Header:
     """The header of a whole request; a lane adds ``at`` and ``piece`` for each message."""
     return {
-        "protocol": _loader.PROTOCOL,
+        "protocol": _wire.PROTOCOL,
         "op": operation,
         "id": uuid.uuid4().hex,
         "epoch": epoch,
@@ -168,7 +168,7 @@ def open_answer(told: Header, parts: Iterable[Buffer]) -> Inbox:
 
     Raises:
         ProtocolError: the header names no frames.
-        IntegrityError: the piece does not fit what was signed.
+        ReplyLost: the piece does not fit what was signed.
     """
     try:
         inbox = Inbox(told["sizes"])
@@ -182,24 +182,24 @@ def add_piece(inbox: Inbox, at: int, parts: Iterable[Buffer]) -> None:
     """Take another piece of an answer.
 
     Raises:
-        IntegrityError: the piece does not fit what was signed.
+        ReplyLost: the piece does not fit what was signed.
     """
     try:
         inbox.write(at, parts)
     except _wire.Broken as broken:
-        raise IntegrityError(f"the kernel's answer: {broken}") from None
+        raise ReplyLost(f"the kernel's answer is damaged: {broken}") from None
 
 
 def close_answer(told: Header, inbox: Inbox) -> list[memoryview]:
     """The frames of an answer whose last piece arrived, checked against the signed digest.
 
     Raises:
-        IntegrityError: something is missing or altered.
+        ReplyLost: something is missing or altered.
     """
     try:
         return inbox.take(str(told.get("digest")))
     except _wire.Broken as broken:
-        raise IntegrityError(f"the kernel's answer: {broken}") from None
+        raise ReplyLost(f"the kernel's answer is damaged: {broken}") from None
 
 
 def raise_error(told: Header, frames: Sequence[memoryview]) -> None:
@@ -276,6 +276,8 @@ _registry_lock = threading.RLock()
 @contextmanager
 def _by_value(modules: Sequence[ModuleType]) -> Iterator[None]:
     """Have cloudpickle ship these modules by value, for as long as the block lasts."""
+    if isinstance(modules, ModuleType) or not all(isinstance(m, ModuleType) for m in modules):
+        raise TypeError("by_value takes a list of modules, as in by_value=[mymodule]")
     # cloudpickle keeps one registry for the process, so encodings take turns.
     with _registry_lock:
         added = [m for m in modules if m.__name__ not in list_registry_pickle_by_value()]

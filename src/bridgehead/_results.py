@@ -19,7 +19,7 @@ class Transfer:
         names: the names bound in the kernel.
         bytes: bytes of pickle and buffers, before any base64.
         seconds: from the call to the kernel's acknowledgement.
-        lane: ``"inline"``, ``"buffers"``, or ``"loopback"``'s choice of the two.
+        lane: ``"inline"`` or ``"buffers"``.
     """
 
     names: tuple[str, ...]
@@ -51,6 +51,11 @@ class Name:
     len: int | None = None
     bytes: int | None = None
 
+    def __repr__(self) -> str:
+        size = f" {self.shape}" if self.shape is not None else ""
+        size = f" of {self.len:,}" if self.len is not None else size
+        return f"<{self.name}: {self.type}{size}{f', {self.bytes:,} bytes' if self.bytes else ''}>"
+
 
 @dataclass(frozen=True, slots=True)
 class Result:
@@ -72,7 +77,8 @@ class Result:
     execution_count: int | None = None
 
     def __repr__(self) -> str:
-        value = str(self.data.get("text/plain", "")).partition("\n")[0][:40]
+        value = " ".join(str(self.data.get("text/plain", "")).split())
+        value = value if len(value) <= 40 else value[:40] + "…"
         printed = f", {len(self.stdout)} characters printed" if self.stdout else ""
         return f"<Result [{self.execution_count}] {value or 'no value'}{printed}>"
 

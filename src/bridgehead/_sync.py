@@ -6,18 +6,21 @@ bridge, through an anyio portal, so it works with no event loop running and insi
 
 from __future__ import annotations
 
+import asyncio
 import os
+import threading
 import weakref
 from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import AbstractContextManager
+from concurrent.futures import Future
 from types import ModuleType
 from typing import Any, TypeVar
 
-from anyio.from_thread import BlockingPortal, start_blocking_portal
+from anyio.from_thread import BlockingPortal
 
-from bridgehead._bridge import Bridge, Opening
+from bridgehead._bridge import Bridge
 from bridgehead._errors import BridgeClosed
 from bridgehead._foothold import LaneName
+from bridgehead._opening import Opening
 from bridgehead._ref import Ref
 from bridgehead._results import Info, Name, Result, Transfer
 from bridgehead._transports.messages import Message, Messages
@@ -35,16 +38,23 @@ class SyncBridge(MutableMapping[str, Any]):
     operation here, not what runs over there (see ``interrupt``).
     """
 
+    # Without a dict: k.x = 1 must not look as if something had crossed.
+    __slots__ = ("__weakref__", "_bridge", "_finalizer", "_portal")
+
     def __init__(self, make: Callable[[], Opening[Bridge]]) -> None:
         self._finalizer: weakref.finalize[..., SyncBridge] | None = None
-        manager = start_blocking_portal("asyncio", name="bridgehead")
-        self._portal: BlockingPortal = manager.__enter__()
+        started: Future[BlockingPortal] = Future()
+        thread = threading.Thread(target=_serve, args=(started,), name="bridgehead", daemon=True)
+        thread.start()
+        self._portal = started.result()
         try:
             self._bridge: Bridge = self._wait(lambda: _await(make()))
         except BaseException:
-            manager.__exit__(None, None, None)
+            _stop(self._portal, thread)
             raise
-        self._finalizer = weakref.finalize(self, _leave, manager, self._portal, self._bridge)
+        self._finalizer = weakref.finalize(
+            self, _leave, self._portal, thread, self._bridge, os.getpid()
+        )
 
     # ------------------------------------------------------------ opening
 
@@ -116,9 +126,7 @@ class SyncBridge(MutableMapping[str, Any]):
     ) -> Transfer:
         """See ``Bridge.push``."""
         return self._wait(
-            lambda: self._bridge.push(
-                {**(mapping or {}), **values}, by_value=by_value, timeout=timeout
-            )
+            lambda: self._bridge.push(mapping, by_value=by_value, timeout=timeout, **values)
         )
 
     def pull(self, *expressions: str | Ref, timeout: float | None = None) -> Any:
@@ -190,7 +198,7 @@ class SyncBridge(MutableMapping[str, Any]):
         """See ``Bridge.interrupt``."""
         return self._wait(lambda: self._bridge.interrupt(timeout=timeout))
 
-    def restart(self, *, timeout: float | None = 60.0) -> None:
+    def restart(self, *, timeout: float = 60.0) -> None:
         """See ``Bridge.restart``."""
         return self._wait(lambda: self._bridge.restart(timeout=timeout))
 
@@ -203,6 +211,9 @@ class SyncBridge(MutableMapping[str, Any]):
     def info(self) -> Info:
         """See ``Bridge.info``."""
         return self._bridge.info
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a bridge stays in its process; attach another one over there")
 
     def __repr__(self) -> str:
         return f"<Sync{repr(self._bridge)[1:]}"
@@ -248,8 +259,30 @@ async def _await(opening: Opening[Bridge]) -> Bridge:
     return await opening
 
 
-def _leave(manager: AbstractContextManager[Any], portal: BlockingPortal, bridge: Bridge) -> None:
+def _serve(started: Future[BlockingPortal]) -> None:
+    """The bridge's thread. anyio's own starter is a generator, which hangs a forked child."""
+
+    async def serve() -> None:
+        async with BlockingPortal() as portal:
+            started.set_result(portal)
+            await portal.sleep_until_stopped()
+
+    asyncio.run(serve())
+
+
+def _stop(portal: BlockingPortal, thread: threading.Thread) -> None:
+    portal.call(portal.stop)
+    thread.join()
+
+
+def _leave(portal: BlockingPortal, thread: threading.Thread, bridge: Bridge, process: int) -> None:
+    if os.getpid() != process:  # a forked child has neither the thread nor the kernel
+        return
+    if threading.current_thread() is thread:
+        # The garbage collector struck in the bridge's own thread, which can't wait for itself.
+        threading.Thread(target=_leave, args=(portal, thread, bridge, process)).start()
+        return
     try:
         portal.call(bridge.aclose)
     finally:
-        manager.__exit__(None, None, None)
+        _stop(portal, thread)

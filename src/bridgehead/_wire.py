@@ -22,6 +22,11 @@ from zlib import crc32
 Buffer = Union[bytes, bytearray, memoryview]
 Header = Dict[str, Any]  # a JSON object
 
+PROTOCOL = 1
+MIME = "application/vnd.bridgehead.answer+json"
+DATA_MESSAGE = "bridgehead_data"  # msg_type of the frames of an answer on the buffers lane
+PROBE = b"bridgehead probe"
+
 IN_BAND = 2048  # bytes; a smaller out-of-band buffer costs more as a frame than inside the pickle
 OWN_MAPPING = 1 << 20  # bytes; from here on a frame gets huge pages of its own
 
@@ -47,7 +52,10 @@ def allocate(size: int) -> memoryview:
     """
     if size < OWN_MAPPING:
         return memoryview(bytearray(size))
-    block = mmap.mmap(-1, size)
+    if hasattr(mmap, "MAP_PRIVATE"):  # the default is shared: a forked child would write into it
+        block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    else:
+        block = mmap.mmap(-1, size)
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
     if advice is not None:
         try:
@@ -124,6 +132,41 @@ class Inbox:
         if digest(algorithm, self.frames) != expected:
             raise Broken("integrity", "the digest of the frames is not the one that was signed")
         return self.frames
+
+
+class Outbox:
+    """An answer too long for one message, until the last piece of it was fetched."""
+
+    def __init__(self, frames: list[memoryview], total: int) -> None:
+        self.frames, self.total, self.touched = frames, total, monotonic()
+
+
+# ---------------------------------------------------------------- headers
+
+
+NEEDS = {
+    "bind": ("names",),
+    "fetch": ("expressions",),
+    "drop": ("names",),
+    "names": ("pattern",),
+    "has": ("name",),
+}
+
+
+def check(header: Header) -> None:
+    """Refuse a header that this loader could misread."""
+    if type(header) is not dict:
+        raise Broken("protocol", "the header is no JSON object")
+    if header.get("protocol") != PROTOCOL:
+        raise Broken("protocol", "this loader speaks protocol %d" % PROTOCOL)
+    kinds = {"op": str, "id": str, "digest": str, "sizes": list, "at": int, "piece": int}
+    for field, kind in kinds.items():
+        if type(header.get(field)) is not kind:
+            raise Broken("protocol", "the header's %r is %r" % (field, header.get(field)))
+    digest(header["digest"].partition(":")[0], ())  # is there such an algorithm?
+    for field in NEEDS.get(header["op"], ()):
+        if field not in header:
+            raise Broken("protocol", "%s without %r" % (header["op"], field))
 
 
 # ---------------------------------------------------------------- codec: object <-> frames

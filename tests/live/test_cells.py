@@ -72,6 +72,16 @@ async def test_outputs_are_told_as_they_arrive(kernel: Bridge) -> None:
         await running
 
 
+async def test_nobody_is_called_back_after_run_gave_up(kernel: Bridge) -> None:
+    seen: list[object] = []
+    cell = "import time\nfor i in range(20): print(i, flush=True); time.sleep(0.05)"
+    with pytest.raises(TimeoutError, match="run got no answer within"):
+        await kernel.run(cell, on_output=seen.append, timeout=0.4)
+    count = len(seen)
+    await kernel.pull("i")
+    assert len(seen) == count
+
+
 async def test_what_on_output_raises_is_raised_from_run(kernel: Bridge) -> None:
     def on_output(message: object) -> None:
         raise LookupError("in the callback")

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import anyio
+import psutil
 import pytest
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.manager import AsyncKernelManager
@@ -138,6 +140,16 @@ async def test_cancelling_a_launch_leaves_nothing(kernelspec: Callable[..., str]
         assert os.listdir(os.environ[RUNTIME]) == []
     with pytest.raises(KernelNotFound, match="did not answer within 0.5 s"):
         await Bridge.launch(name, timeout=0.5)
+
+
+async def test_a_launch_given_up_by_an_anyio_scope_leaves_nothing() -> None:
+    # Such a scope cancels again at every await, also inside the cleaning up.
+    for seconds in (0.05, 0.3, 0.5):
+        with anyio.move_on_after(seconds):
+            async with Bridge.launch() as bridge:
+                await bridge.run("import time; time.sleep(30)")
+        assert os.listdir(os.environ[RUNTIME]) == []
+    assert not [child for child in psutil.Process().children() if child.is_running()]
 
 
 async def _entered(opening: object) -> None:

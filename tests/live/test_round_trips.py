@@ -8,13 +8,17 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import threading
 from typing import Any
 
 import numpy as np
 import pytest
+from jupyter_client.manager import AsyncKernelManager
 
 from bridgehead import (
     Bridge,
+    BridgeClosed,
+    BridgeError,
     KernelDied,
     KernelRestarted,
     RemoteError,
@@ -247,3 +251,144 @@ async def test_the_loader_is_planted_again_when_somebody_removes_it(live: Bridge
     assert await live.pull("x") == 1
     await live.push(y=2)
     assert await live.pull("x + y") == 3
+
+
+async def test_cells_that_waited_for_their_turn_do_not_run_in_the_next_kernel(live: Bridge) -> None:
+    async with Bridge.attach(live.info.connection_file) as other:
+        first = asyncio.ensure_future(other.run("import time; time.sleep(30)"))
+        cells = [asyncio.ensure_future(other.run(f"landed = {i}")) for i in range(60)]
+        await asyncio.sleep(0.5)
+        await live.restart()
+        results = await asyncio.gather(first, *cells, return_exceptions=True)
+        assert {type(result) for result in results} == {KernelRestarted}
+        assert not await live.exists("landed")
+
+
+async def test_a_blocked_event_loop_sends_nothing_to_the_next_kernel() -> None:
+    manager = AsyncKernelManager()
+    await manager.start_kernel()
+    try:
+        async with Bridge.over(manager.client()) as bridge:
+            # The restart happens while this loop is blocked, so its events are still unread.
+            thread = threading.Thread(target=lambda: asyncio.run(_restart(manager)))
+            thread.start()
+            thread.join()
+            with pytest.raises(KernelRestarted):
+                await bridge.run("landed = True")
+            with pytest.raises(KernelRestarted):
+                await bridge.push(x=1)
+            assert not await bridge.exists("landed")
+            assert not await bridge.exists("x")
+    finally:
+        await manager.shutdown_kernel(now=True)
+
+
+async def _restart(manager: AsyncKernelManager) -> None:
+    await manager.restart_kernel(now=True)
+    client = manager.client()
+    client.start_channels()
+    try:
+        await client.wait_for_ready(timeout=60)
+    finally:
+        client.stop_channels()
+
+
+async def test_what_was_aborted_is_not_overtaken(live: Bridge) -> None:
+    turns = live._transport.turns
+    await live.push(seen=[])
+    aborted = []
+    received = live._transport.received
+
+    def abort_the_first(channel: str, message: Any) -> None:
+        if channel == "shell" and message["header"]["msg_type"] == "execute_reply" and not aborted:
+            aborted.append(message)
+            # Its effect is undone, as if the kernel had refused it.
+            message = {**message, "content": {"status": "aborted"}}
+        received(channel, message)
+
+    live._transport.received = abort_the_first  # type: ignore[method-assign]
+    first = asyncio.ensure_future(live.run("seen.append('first')"))
+    while not turns._again:
+        await asyncio.sleep(0)
+    await live.run("seen.append('second')")
+    await first
+    del live._transport.received
+    assert await live.pull("seen") == ["first", "first", "second"]
+
+
+async def test_a_call_never_runs_twice(live: Bridge) -> None:
+    await live.push(ran=[])
+
+    def breaks_the_loader(ran: list[int]) -> bytes:
+        import sys
+
+        ran.append(1)
+        for name in [name for name in sys.modules if name.startswith("_bridgehead")]:
+            del sys.modules[name]
+        return bytes(40 << 20)
+
+    with pytest.raises(ReplyLost, match="lost the rest of its answer"):
+        await live.call(breaks_the_loader, live.ref("ran"))
+    assert await live.pull("ran") == [1]
+
+
+KEPT = """
+def _kept():
+    import sys
+    loader = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
+    return [len(box) for far in loader._served.values() for box in (far.inboxes, far.outboxes)]
+"""
+
+
+async def test_what_was_abandoned_is_not_kept_in_the_kernel(live: Bridge) -> None:
+    await live.run(KEPT + "import time\nbig = bytes(60_000_000)")
+    with pytest.raises(TimeoutError):
+        await live.pull("(time.sleep(0.5), big)", timeout=0.2)
+    for delay in (0.02, 0.06, 0.1, 0.2):
+        for operation in (live.push(x=bytearray(60_000_000)), live.pull("big")):
+            task = asyncio.ensure_future(operation)
+            await asyncio.sleep(delay)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+    assert await live.pull("_kept()") == [0, 0]
+    assert live._transport.in_flight == 0
+
+
+async def test_two_restarts_at_once_are_one(live: Bridge) -> None:
+    await asyncio.gather(live.restart(), live.restart())
+    await live.push(x=1)
+    assert await live.pull("x") == 1
+
+
+@pytest.mark.parametrize("delay", [0, 0.05, 0.4])
+async def test_closing_during_a_restart_leaves_nothing(delay: float) -> None:
+    bridge = await Bridge.launch()
+    restart = asyncio.ensure_future(bridge.restart())
+    await asyncio.sleep(delay)
+    await bridge.aclose()
+    with pytest.raises(BridgeClosed):
+        await restart
+    assert os.listdir(os.environ["JUPYTER_RUNTIME_DIR"]) == []
+
+
+async def test_a_kernel_that_dies_while_it_restarts_is_told(jupyter_folders: Any) -> None:
+    startup = jupyter_folders / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True, exist_ok=True)
+    async with Bridge.launch() as bridge:
+        (startup / "dies.py").write_text("import os; os._exit(3)")
+        try:
+            with pytest.raises(KernelDied, match="exit code 3"):
+                await bridge.restart()
+        finally:
+            (startup / "dies.py").unlink()
+        await bridge.restart()
+        await bridge.push(x=1)
+
+
+async def test_an_interrupt_of_a_kernel_that_is_gone_is_told(live: Bridge) -> None:
+    async with Bridge.attach(live.info.connection_file) as other:
+        os.kill(live.info.pid, signal.SIGKILL)
+        with pytest.raises(BridgeError):
+            async with asyncio.timeout(20):
+                while True:
+                    await other.interrupt()

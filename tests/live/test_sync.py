@@ -180,6 +180,43 @@ def test_a_forgotten_bridge_ends_its_kernel() -> None:
     assert _wait_gone(pid)[0]
 
 
+def test_a_bridge_collected_in_its_own_thread_ends_its_kernel() -> None:
+    import gc
+
+    kernel = SyncBridge.launch()
+    pid, portal = kernel.info.pid, kernel._portal
+    cycle: list[object] = [kernel]
+    cycle.append(cycle)
+    gc.disable()
+    try:
+        del kernel, cycle
+        portal.call(gc.collect)
+    finally:
+        gc.enable()
+    assert _wait_gone(pid)[0]
+
+
+def test_a_forked_child_ends_by_itself(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        textwrap.dedent("""
+        import os, sys, warnings
+        warnings.simplefilter("ignore")
+        from bridgehead import SyncBridge
+        kernel = SyncBridge.launch()
+        kernel["x"] = 1
+        if os.fork() == 0:
+            sys.exit(0)
+        os.wait()
+        print(kernel["x"])
+        """)
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert (done.stdout, done.stderr) == ("1\n", "")
+
+
 def test_an_interrupt_here_abandons_the_wait_and_loses_nothing(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(

@@ -15,7 +15,7 @@ from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, ClassVar
 
 from bridgehead import _protocol
-from bridgehead._errors import BridgeError
+from bridgehead._errors import BridgeError, IntegrityError, KernelRestarted, ReplyLost
 from bridgehead._protocol import Buffer, Header
 from bridgehead._transports import Transport
 
@@ -45,34 +45,33 @@ class Lane(ABC):
         Nothing happens in the kernel before the last piece. Cancelling frees what was sent.
 
         Raises:
-            IntegrityError: what came back is not what was signed.
+            IntegrityError: what arrived there is not what was signed here; nothing was done.
+            ReplyLost: what came back is not what was signed there.
             BridgeError: see ``Transport.request``.
         """
         header["piece"] = self.piece
         total = sum(header["sizes"])
         last = max(0, (total - 1) // self.piece * self.piece)
         final = {**header, "at": last}
-        if last == 0:
-            told, parts = await self.cross(final, list(frames))
-        else:
 
-            async def pieces() -> None:
-                await _in_flight(
-                    self._piece(header, frames, at) for at in range(0, last, self.piece)
-                )
+        async def pieces() -> None:
+            await _in_flight(self._piece(header, frames, at) for at in range(0, last, self.piece))
 
-            try:
-                # Inside its turn: whoever was asked later must not take effect earlier.
-                parts_of_last = list(_protocol.cut(frames, last, total))
-                told, parts = await self.cross(final, parts_of_last, prepare=pieces)
-            except BaseException:
-                self._forget(header)
-                raise
-        inbox = _protocol.open_answer(told, parts)
+        try:
+            # Inside its turn: whoever was asked later must not take effect earlier.
+            parts = list(_protocol.cut(frames, last, total))
+            told, back = await self.cross(final, parts, prepare=pieces if last else None)
+        except BaseException:
+            self._forget(header)  # what was sent, and an answer that nobody will fetch
+            raise
+        inbox = _protocol.open_answer(told, back)
         if inbox.total > self.piece:
             offsets = range(self.piece, inbox.total, self.piece)
             try:
                 await _in_flight(self._more(header, at, inbox) for at in offsets)
+            except (KernelRestarted, IntegrityError) as error:
+                # It ran: not to be taken for a request that may be made again.
+                raise ReplyLost("the kernel lost the rest of its answer") from error
             finally:
                 self._forget(header)
         out = _protocol.close_answer(told, inbox)
@@ -100,6 +99,13 @@ class Lane(ABC):
         self.transport.spawn(tell())
 
 
+def _raise_first(done: set[asyncio.Task[None]]) -> None:
+    """The first failure of several; the others are taken note of."""
+    errors = [error for task in done if (error := task.exception()) is not None]
+    if errors:
+        raise errors[0]
+
+
 async def _in_flight(jobs: Iterable[Coroutine[Any, Any, None]]) -> None:
     """Run the jobs, ``AT_ONCE`` at a time; the first failure or a cancel ends them all."""
     running: set[asyncio.Task[None]] = set()
@@ -108,12 +114,10 @@ async def _in_flight(jobs: Iterable[Coroutine[Any, Any, None]]) -> None:
             running.add(asyncio.create_task(job))
             if len(running) >= AT_ONCE:
                 done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    task.result()
+                _raise_first(done)
         while running:
             done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-            for task in done:
-                task.result()
+            _raise_first(done)
     finally:
         for task in running:
             task.cancel()

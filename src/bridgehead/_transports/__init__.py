@@ -11,8 +11,9 @@ Laws of the dispatcher, each of which was broken once and cost messages:
    request. Replies find their request by the parent's id; what nobody waits for is counted.
 2. At most ``WINDOW`` requests are in flight. A slot is free again when the reply is here, not
    when the caller gave up: about 4,000 queued requests wedge ipykernel 7.4 for good.
-3. Requests are sent in the order in which they were asked for.
-4. ``aborted`` means not executed: tried again, then told.
+3. Requests are sent in the order in which they were asked for, and never to another kernel
+   than the one that was there when they were.
+4. ``aborted`` means not executed: tried again before anything later, then told.
 5. Completion never depends on iopub alone, which loses messages. An ``idle`` without a reply
    starts an inquiry; only a reply to a later request proves that ours is lost.
 """
@@ -24,13 +25,23 @@ import uuid
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-from bridgehead._errors import BridgeClosed, BridgeError, ReplyLost, RequestAborted
-from bridgehead._loader import DATA_MESSAGE
+import anyio
+
+from bridgehead._errors import (
+    BridgeClosed,
+    BridgeError,
+    KernelRestarted,
+    ReplyLost,
+    RequestAborted,
+)
 from bridgehead._transports.messages import Message, Messages
+from bridgehead._transports.turns import Turns
+from bridgehead._wire import DATA_MESSAGE
 
 WINDOW = 32
 ABORT_PAUSES = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64)  # s; 24 ms after an abort 1 of 30 is aborted
@@ -66,13 +77,13 @@ class Transport(ABC):
     connection_file: str | None = None
 
     def __init__(self) -> None:
-        self.turn = asyncio.Lock()  # fair: whoever asks first sends first
+        self.turns = Turns()
         self.generation = 0  # grows whenever another kernel may be there
         self.kernel_info: dict[str, Any] = {}
         self.late = 0  # replies nobody waited for
         self.bad = 0  # messages that could not be read
         self.state = "starting"
-        self.closing: asyncio.Future[None] | None = None
+        self._closing: asyncio.Future[None] | None = None
         self._slots = asyncio.Semaphore(WINDOW)
         self._pending: dict[str, Pending] = {}
         self._tails: dict[str, Callable[[Message], None]] = {}  # outlive the reply, until idle
@@ -104,20 +115,25 @@ class Transport(ABC):
             RequestAborted: it was aborted each time it was tried; it did not run.
             BridgeError: whatever ended the kernel or the connection meanwhile.
         """
-        for pause in (*ABORT_PAUSES, None):
-            if ordered:
-                async with self.turn:
+        generation, number = self.generation, self.turns.draw()
+        try:
+            for pause in (*ABORT_PAUSES, None):
+                async with self.turns.take(number) if ordered else nullcontext():
                     if prepare is not None:
                         await prepare()
                         prepare = None
-                    pending = await self._post(message_type, content, buffers, on_message)
-            else:
-                pending = await self._post(message_type, content, buffers, on_message)
-            reply = await pending.future
-            if reply.content.get("status") not in ("aborted", "abort"):
-                return reply
-            if pause is not None:
-                await asyncio.sleep(pause)
+                    pending = await self._post(
+                        generation, message_type, content, buffers, on_message
+                    )
+                reply = await pending.future
+                if reply.content.get("status") not in ("aborted", "abort"):
+                    return reply
+                if pause is not None:
+                    if ordered:
+                        self.turns.again(number)
+                    await asyncio.sleep(pause)
+        finally:
+            self.turns.done(number)
         raise RequestAborted(
             f"another client's failing cell aborted the request {len(ABORT_PAUSES) + 1} times; "
             "it was not executed"
@@ -155,21 +171,29 @@ class Transport(ABC):
     async def interrupt(self) -> None: ...
 
     @abstractmethod
-    async def restart(self) -> None: ...
+    async def restart(self, timeout: float) -> None: ...
+
+    async def aclose(self) -> None:
+        """Close to the end, whoever cancels whom meanwhile; may be called again."""
+        self._closing = self._closing or asyncio.ensure_future(self.close())
+        await to_the_end(self._closing)
 
     async def close(self) -> None:
-        """End everything this transport started; may be called again, and leaves no task."""
+        """End everything this transport started; for ``aclose``."""
         self.gone(lambda: BridgeClosed("this bridge was closed"), "closed")
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def spawn(self, work: Any) -> None:
-        """Run a coroutine for as long as the transport lives."""
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Run a coroutine, at most for as long as the transport lives."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        # Whoever waits for it is told; nobody has to.
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return task
 
     def received(self, channel: str, message: dict[str, Any]) -> None:
         """Take one message off the wire; called by the reader of its channel."""
@@ -211,6 +235,7 @@ class Transport(ABC):
 
     async def _post(
         self,
+        generation: int,
         message_type: str,
         content: dict[str, Any],
         buffers: Sequence[Any],
@@ -220,6 +245,10 @@ class Transport(ABC):
         await self._slots.acquire()
         try:
             self.check()
+            if generation != self.generation:
+                raise KernelRestarted(
+                    "the kernel was restarted while this waited for its turn; it was not sent"
+                )
         except BaseException:
             self._slots.release()
             raise
@@ -302,6 +331,20 @@ class Transport(ABC):
         except BridgeError:
             return
         self._settle(identity, ReplyLost("the kernel is done, but its reply never came"))
+
+
+async def to_the_end(work: asyncio.Future[None]) -> None:
+    """Await what must not be left half done, whoever cancels whom meanwhile."""
+    cancelled = False
+    with anyio.CancelScope(shield=True):
+        while not work.done():
+            try:
+                await asyncio.wait([work])
+            except asyncio.CancelledError:
+                cancelled = True
+    if cancelled:
+        raise asyncio.CancelledError
+    work.result()
 
 
 def fresh_id() -> str:

@@ -25,15 +25,14 @@ from bridgehead._transports import Transport, fresh_id
 
 
 class LoopbackTransport(Transport):
-    """Messages to a namespace in this process; ``buffers=False`` drops them on the way."""
+    """Messages to a namespace in this process."""
 
     name = "loopback"
     digest = "crc32"
 
-    def __init__(self, *, buffers: bool = True) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self._loop = asyncio.get_running_loop()
-        self._buffers = buffers
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._cell = Cell(self._emit)
         self.kernel_info = {
@@ -51,13 +50,13 @@ class LoopbackTransport(Transport):
 
     async def send(self, channel: str, message: dict[str, Any], buffers: Sequence[Any]) -> None:
         # A wire would carry a copy; so does this.
-        copies = [memoryview(bytes(buffer)) for buffer in buffers] if self._buffers else []
+        copies = [memoryview(bytes(buffer)) for buffer in buffers]
         self._requests.put({**message, "buffers": copies})
 
     async def interrupt(self) -> None:
         raise NotSupported("a loopback has no process to interrupt")
 
-    async def restart(self) -> None:
+    async def restart(self, timeout: float) -> None:
         """An empty namespace and a new epoch, as after a real restart."""
         self.gone(lambda: KernelRestarted("the loopback was restarted"), "restarting")
         self._requests.put(None)

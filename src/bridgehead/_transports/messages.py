@@ -101,6 +101,9 @@ class Messages:
     def __bool__(self) -> bool:
         return True
 
+    def __repr__(self) -> str:
+        return f"<Messages, {len(self)} waiting{', ended' if self._ended else ''}>"
+
     def __aiter__(self) -> Messages:
         return self
 

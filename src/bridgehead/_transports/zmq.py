@@ -27,7 +27,7 @@ import zmq
 import zmq.asyncio
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_core.utils import ensure_async
-from zmq.utils.monitor import recv_monitor_message
+from zmq.utils.monitor import parse_monitor_message
 
 from bridgehead._errors import (
     KernelDied,
@@ -51,8 +51,6 @@ class ZmqTransport(Transport):
     closing ends the kernel. ``kernel_log`` is a file with what the kernel wrote to its standard
     error, for the message when it dies.
     """
-
-    name = "zmq"
 
     def __init__(
         self,
@@ -84,7 +82,11 @@ class ZmqTransport(Transport):
         self._sockets: dict[str, Any] = {}
         self._down = asyncio.Event()  # the shell connection broke and is not back
         self._iopub_seen = asyncio.Event()
-        self._restarting = False
+        self._restarting = False  # until the new process answers
+        self._replacing = False  # until the new process is there to be watched
+        self._restart: asyncio.Task[None] | None = None
+        self._monitor: Any = None
+        self._monitor_owner: Any = None
 
     # ------------------------------------------------------------ opening and closing
 
@@ -108,7 +110,11 @@ class ZmqTransport(Transport):
         monitor = self._sockets["shell"].get_monitor_socket(
             zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
         )
-        self.spawn(self._watch_connection(monitor))
+        # Read through a plain shadow, in one place and until it is empty: its file descriptor
+        # is edge-triggered, and ``send`` looks as well.
+        self._monitor, self._monitor_owner = zmq.Socket.shadow(monitor.underlying), monitor
+        asyncio.get_running_loop().add_reader(self._monitor.FD, self._connection_events)
+        self._connection_events()
         for channel, socket in self._sockets.items():
             self.spawn(self._read(channel, socket))
         if self.manager is not None:
@@ -146,7 +152,7 @@ class ZmqTransport(Transport):
     async def _accepts(self, channel: str) -> bool:
         try:
             asked = await self.put(channel, self.message("kernel_info_request", {}))
-        except (zmq.Again, TransportError):
+        except TransportError:
             return False
         self.forget(asked.id)
         return True
@@ -164,7 +170,7 @@ class ZmqTransport(Transport):
         patience = 0.5  # s; a starting ipykernel 6 loses what control brings it too early
         while True:
             self.check()
-            with contextlib.suppress(zmq.Again, TimeoutError):
+            with contextlib.suppress(TransportError, TimeoutError):
                 return await self._ask_control("kernel_info_request", patience)
             patience = min(2 * patience, 8)
             await asyncio.sleep(0.02)
@@ -174,7 +180,7 @@ class ZmqTransport(Transport):
         for _ in range(20):
             if self._iopub_seen.is_set():
                 return
-            with contextlib.suppress(zmq.Again, TimeoutError):
+            with contextlib.suppress(TransportError, TimeoutError):
                 await self._ask_control("kernel_info_request", ANSWER_EVERY)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ANSWER_EVERY):
@@ -182,6 +188,10 @@ class ZmqTransport(Transport):
 
     async def close(self) -> None:
         await super().close()
+        if self._monitor is not None:
+            asyncio.get_running_loop().remove_reader(self._monitor.FD)
+            self._monitor = None
+            self._monitor_owner.close(linger=0)
         for socket in self._sockets.values():
             socket.disable_monitor()
             socket.close(linger=0)
@@ -190,6 +200,9 @@ class ZmqTransport(Transport):
         try:
             if self.owned and self.manager.has_kernel:
                 await self._end_kernel()
+            elif self.owned:  # between the end of one process and the start of the next
+                self.manager.cleanup_connection_file()
+                self.manager.cleanup_ipc_files()
         finally:
             if self._kernel_log is not None:
                 self._kernel_log.close()
@@ -215,13 +228,17 @@ class ZmqTransport(Transport):
         return message
 
     async def send(self, channel: str, message: dict[str, Any], buffers: Sequence[Any]) -> None:
+        if channel == "shell":
+            # A loop that was blocked may not have been told that another kernel listens now.
+            generation = self.generation
+            self._connection_events()
+            if generation != self.generation:
+                raise KernelRestarted("the kernel's process was replaced; nothing was sent")
         parts = [*self.session.serialize(message), *buffers]
         try:
             await self._sockets[channel].send_multipart(parts, flags=zmq.NOBLOCK, copy=False)
         except zmq.Again:
-            if channel == "control":
-                raise
-            raise TransportError("the connection to the kernel is down; nothing was sent") from None
+            raise TransportError("the connection to the kernel is down") from None
 
     async def _read(self, channel: str, socket: Any) -> None:
         count = 0
@@ -242,14 +259,17 @@ class ZmqTransport(Transport):
 
     # ------------------------------------------------------------ signs of life
 
-    async def _watch_connection(self, monitor: Any) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            event = await recv_monitor_message(monitor)
+    def _connection_events(self) -> None:
+        """Take note of everything that has happened to the shell connection by now."""
+        while self._monitor is not None:
+            try:
+                event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
+            except zmq.Again:
+                return
             if event["event"] == zmq.EVENT_DISCONNECTED:
                 self._down.set()
                 # Our own process is looked at; of another's we know only the silence.
-                loop.call_later(RECONNECT_GRACE, self._no_reconnect)
+                asyncio.get_running_loop().call_later(RECONNECT_GRACE, self._no_reconnect)
             elif self._down.is_set():
                 self._down.clear()
                 if not self._restarting:
@@ -266,9 +286,9 @@ class ZmqTransport(Transport):
         while True:
             await asyncio.sleep(PROCESS_EVERY)
             self._trim_log()
-            if self._restarting or self._why_gone is not None:
+            if self._replacing or self._why_gone is not None:
                 continue
-            if not await ensure_async(self.manager.is_alive()) and not self._restarting:
+            if not await ensure_async(self.manager.is_alive()) and not self._replacing:
                 self.gone(self._death(), "dead")
 
     def _death(self) -> Any:
@@ -305,7 +325,7 @@ class ZmqTransport(Transport):
             return
         await self._ask_control("interrupt_request", None)
 
-    async def restart(self) -> None:
+    async def restart(self, timeout: float) -> None:
         """Replace the process, through the manager that has it.
 
         Raises:
@@ -315,7 +335,17 @@ class ZmqTransport(Transport):
             raise NotSupported(
                 "only whoever launched a kernel can restart it, and this bridge attached to it"
             )
-        self._restarting = True
+        if self._restart is None or self._restart.done():  # two at once are one
+            self._restart = self.spawn(self._replace(timeout))
+        try:
+            # It is the transport's own: whoever gives up waiting leaves no half a restart.
+            await asyncio.shield(self._restart)
+        except asyncio.CancelledError:
+            self.check()  # closed meanwhile
+            raise
+
+    async def _replace(self, timeout: float) -> None:
+        self._restarting = self._replacing = True
         try:
             self.gone(lambda: KernelRestarted("the kernel was restarted"), "restarting")
             down = self._down.is_set()
@@ -326,6 +356,7 @@ class ZmqTransport(Transport):
                         await self._down.wait()
             self.back()
             self.state = "starting"
-            await self._ready(60, 60)
+            self._replacing = False
+            await self._ready(timeout, timeout)
         finally:
-            self._restarting = False
+            self._restarting = self._replacing = False
