@@ -243,7 +243,8 @@ def encode(value: Any, refs: Any = None) -> tuple[list[memoryview], bool]:
     file = BytesIO()
     pickler = pickler_type()(file, refs, buffer_callback=keep)
     pickler.dump(value)
-    frames[0] = file.getbuffer()
+    # Not getbuffer(): from Python 3.13 on a collected BytesIO that is exported complains aloud.
+    frames[0] = memoryview(file.getvalue())
     return frames, pickler.carries_code
 
 
