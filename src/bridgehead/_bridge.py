@@ -6,6 +6,7 @@ lane, deadline, restarts and messages are the foothold's.
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import keyword
 import os
@@ -22,7 +23,7 @@ from bridgehead._foothold import Foothold, LaneName, deadline
 from bridgehead._opening import Opening
 from bridgehead._ref import Ref, primary
 from bridgehead._results import Info, Name, Result, Transfer
-from bridgehead._transports import Transport
+from bridgehead._transports import Transport, to_the_end
 from bridgehead._transports.loopback import LoopbackTransport
 from bridgehead._transports.messages import Message, Messages
 
@@ -180,7 +181,7 @@ class Bridge:
         the loop; cancelling it waits until nothing is left behind.
         """
         self._foothold.check_caller()
-        await self._transport.aclose()
+        await to_the_end(asyncio.ensure_future(self._foothold.aclose()))
 
     # ------------------------------------------------------------ what is known
 

@@ -147,6 +147,9 @@ class RemoteError(BridgeError):
         lines = [_ANSI.sub("", line) for line in self.traceback]
         return "\n".join([head, "", "in the kernel:", *lines])
 
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.ename}: {self.evalue}>"
+
     def _render_traceback_(self) -> list[str]:
         """IPython shows this instead of the frames that merely carried the error."""
         return self.traceback or [str(self)]

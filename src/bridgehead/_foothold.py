@@ -92,6 +92,12 @@ class Foothold:
                 raise KernelRestarted("the kernel was restarted; this call was not executed")
             return await lane.carry({**header, "epoch": self.info.epoch}, parcel.frames)
 
+    async def aclose(self) -> None:
+        """Leave, and nothing half-way in the kernel."""
+        if self._lane is not None:
+            await self._lane.leave()
+        await self.transport.aclose()
+
     async def ready(self) -> Lane:
         """The lane, with the loader in place; plants it again after a restart."""
         self.transport.check()

@@ -60,7 +60,8 @@ async def launch(
         options["cwd"] = os.fspath(cwd)
     transport = None
     try:
-        await manager.start_kernel(**options)
+        # To its end: cancelled half-way, the manager would not know of the process it started.
+        await to_the_end(asyncio.ensure_future(manager.start_kernel(**options)))
         transport = ZmqTransport(
             dict(manager.get_connection_info()),
             connection_file=str(file),

@@ -354,6 +354,21 @@ async def test_what_was_abandoned_is_not_kept_in_the_kernel(live: Bridge) -> Non
     assert live._transport.in_flight == 0
 
 
+async def test_what_was_under_way_when_a_bridge_closed_is_not_kept(live: Bridge) -> None:
+    await live.run(KEPT + "big = bytes(60_000_000)")
+    for operation in ("push", "pull"):
+        for delay in (0.02, 0.08, 0.15):
+            other = await Bridge.attach(live.info.connection_file)
+            call = other.push(x=bytearray(60_000_000)) if operation == "push" else other.pull("big")
+            task = asyncio.ensure_future(call)
+            await asyncio.sleep(delay)
+            await other.aclose()
+            await asyncio.gather(task, return_exceptions=True)
+    async with asyncio.timeout(30):
+        while await live.pull("_kept()") != [0, 0]:
+            await asyncio.sleep(0.05)
+
+
 async def test_two_restarts_at_once_are_one(live: Bridge) -> None:
     await asyncio.gather(live.restart(), live.restart())
     await live.push(x=1)

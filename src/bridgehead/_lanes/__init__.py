@@ -15,7 +15,7 @@ from collections.abc import Coroutine, Iterable, Sequence
 from typing import Any, ClassVar
 
 from bridgehead import _protocol
-from bridgehead._errors import BridgeError, IntegrityError, KernelRestarted, ReplyLost
+from bridgehead._errors import BridgeClosed, BridgeError, IntegrityError, KernelRestarted, ReplyLost
 from bridgehead._protocol import Buffer, Header
 from bridgehead._transports import Transport
 
@@ -30,6 +30,8 @@ class Lane(ABC):
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
+        self._under_way: dict[str, Header] = {}
+        self._left = False
 
     @abstractmethod
     async def cross(
@@ -50,6 +52,22 @@ class Lane(ABC):
             BridgeError: see ``Transport.request``.
         """
         header["piece"] = self.piece
+        self._under_way[header["id"]] = header
+        try:
+            return await self._carry(header, frames)
+        finally:
+            self._under_way.pop(header["id"], None)
+
+    async def leave(self) -> None:
+        """Have the loader drop what is under way; returns when that is sent."""
+        self._left = True
+        for header in list(self._under_way.values()):
+            self._forget(header)
+        await asyncio.sleep(0)
+
+    async def _carry(
+        self, header: Header, frames: Sequence[memoryview]
+    ) -> tuple[Header, list[memoryview]]:
         total = sum(header["sizes"])
         last = max(0, (total - 1) // self.piece * self.piece)
         final = {**header, "at": last}
@@ -79,6 +97,8 @@ class Lane(ABC):
         return told, out
 
     async def _piece(self, header: Header, frames: Sequence[memoryview], at: int) -> None:
+        if self._left:  # or it would come after what told the loader to forget it
+            raise BridgeClosed("this bridge was closed")
         parts = list(_protocol.cut(frames, at, at + self.piece))
         told, _ = await self.cross({**header, "op": "piece", "at": at}, parts, ordered=False)
         _protocol.raise_error(told, ())
@@ -94,7 +114,8 @@ class Lane(ABC):
 
         async def tell() -> None:
             with contextlib.suppress(BridgeError):  # then it goes by age, or with the kernel
-                await self.cross({**header, "op": "forget", "sizes": [], "at": 0}, ())
+                forget = {**header, "op": "forget", "sizes": [], "at": 0}
+                await self.cross(forget, (), ordered=False)
 
         self.transport.spawn(tell())
 

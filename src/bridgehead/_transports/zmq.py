@@ -41,6 +41,7 @@ from bridgehead._transports import Transport
 RECONNECT_GRACE = 2.5  # s a kernel that others own has to come back after its connection broke
 ANSWER_EVERY = 0.25  # s between two questions to a kernel that is starting
 PROCESS_EVERY = 0.1  # s between two looks at a process of ours
+LAST_WORDS = 1000  # ms that closing waits at most for what was sent last
 YIELD_EVERY = 16  # messages after which a reader lets others run
 
 
@@ -194,9 +195,12 @@ class ZmqTransport(Transport):
             self._monitor_owner.close(linger=0)
         for socket in self._sockets.values():
             socket.disable_monitor()
-            socket.close(linger=0)
+            socket.close(linger=LAST_WORDS)
         self._sockets.clear()
-        self._context.destroy(linger=0)
+        try:
+            await asyncio.to_thread(self._context.term)  # it waits for the last words
+        except RuntimeError:  # the interpreter is ending, and no thread can be had any more
+            self._context.term()
         try:
             if self.owned and self.manager.has_kernel:
                 await self._end_kernel()
