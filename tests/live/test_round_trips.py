@@ -380,9 +380,10 @@ async def test_closing_during_a_restart_leaves_nothing(delay: float) -> None:
     bridge = await Bridge.launch()
     restart = asyncio.ensure_future(bridge.restart())
     await asyncio.sleep(delay)
+    done = restart.done()  # a fast machine has it behind it by then
     await bridge.aclose()
-    with pytest.raises(BridgeClosed):
-        await restart
+    (outcome,) = await asyncio.gather(restart, return_exceptions=True)
+    assert outcome is None if done else isinstance(outcome, BridgeClosed)
     assert os.listdir(os.environ["JUPYTER_RUNTIME_DIR"]) == []
 
 
