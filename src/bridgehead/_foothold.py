@@ -24,7 +24,7 @@ from bridgehead._transports import Transport
 LaneName = Literal["auto", "buffers", "inline"]
 # What a user called the operation.
 SAID = {"bind": "push", "fetch": "pull", "drop": "delete", "has": "exists"}
-LANES: dict[str, type[Lane]] = {"buffers": BuffersLane, "inline": InlineLane}
+LANES: dict[str, type[Lane]] = {lane.name: lane for lane in (BuffersLane, InlineLane)}
 
 
 class Foothold:

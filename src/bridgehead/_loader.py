@@ -92,7 +92,7 @@ class Far:
             return self.refused(error), []
         try:
             self.sweep()
-            operation = header.get("op")
+            operation = header["op"]
             if operation != "hello" and header.get("epoch") != self.epoch:
                 raise Broken("epoch", "this kernel is not the one that was prepared")
             if operation == "more":
@@ -117,8 +117,8 @@ class Far:
     ) -> tuple[Header, list[memoryview]]:
         """Sign the answer's frames and cut off what fits into one message."""
         sizes = [frame.nbytes for frame in frames]
-        total, limit = sum(sizes), header.get("piece", 0)
-        algorithm = str(header.get("digest", "crc32")).partition(":")[0]
+        total, limit = sum(sizes), header["piece"]
+        algorithm = header["digest"].partition(":")[0]
         answer.update(sizes=sizes, digest=digest(algorithm, frames))
         if total <= limit:
             return answer, frames
@@ -252,15 +252,19 @@ class Far:
         scopes = self.kernel.namespace, self.kernel.globals, vars(builtins)
         return iskeyword(name) or any(name in scope for scope in scopes)
 
+    def visible(self) -> list[tuple[str, Any]]:
+        """What a user put into the namespace, and not the shell."""
+        hidden, items = self.kernel.hidden, list(self.kernel.namespace.items())
+        return [
+            (name, value)
+            for name, value in items
+            if isinstance(name, str) and not (name in hidden and hidden[name] is value)
+        ]
+
     def unknown(self, names: Sequence[str]) -> None:
         from difflib import get_close_matches
 
-        hidden = self.kernel.hidden
-        public = [
-            name
-            for name in self.kernel.namespace
-            if isinstance(name, str) and name[:1] != "_" and name not in hidden
-        ]
+        public = [name for name, _ in self.visible() if name[:1] != "_"]
         near = [match for name in names for match in get_close_matches(name, public, 3)]
         raise Broken("name", ", ".join(names), names=list(names), close=near)
 
@@ -323,14 +327,10 @@ class Far:
     def names(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
         """What ``%who`` would show, of the names that match; no user repr is computed."""
         pattern = header["pattern"]
-        hidden = self.kernel.hidden
         found = [
             describe(name, value)
-            for name, value in list(self.kernel.namespace.items())
-            if isinstance(name, str)
-            and fnmatchcase(name, pattern)
-            and (pattern[:1] == "_" or name[:1] != "_")
-            and not (name in hidden and hidden[name] is value)
+            for name, value in self.visible()
+            if fnmatchcase(name, pattern) and (pattern[:1] == "_" or name[:1] != "_")
         ]
         return {"names": sorted(found, key=lambda told: told["name"])}, []
 

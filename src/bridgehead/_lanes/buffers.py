@@ -27,7 +27,7 @@ class BuffersLane(Lane):
     async def cross(
         self, header: Header, parts: Sequence[memoryview], **order: Any
     ) -> tuple[Header, list[Buffer]]:
-        content = execute_content(expression("buffers", header))
+        content = execute_content(expression(self.name, header))
         reply = await self.transport.request(content, parts, **order)
         return answer(reply.content), reply.buffers
 

@@ -26,7 +26,7 @@ class InlineLane(Lane):
         self, header: Header, parts: Sequence[memoryview], **order: Any
     ) -> tuple[Header, list[Buffer]]:
         data = base64.b64encode(b"".join(parts)).decode("ascii")
-        content = execute_content(expression("inline", header, data))
+        content = execute_content(expression(self.name, header, data))
         reply = await self.transport.request(content, **order)
         told = answer(reply.content)
         try:

@@ -21,7 +21,6 @@ Laws of the dispatcher, each of which was broken once and cost messages:
 from __future__ import annotations
 
 import asyncio
-import uuid
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
@@ -142,8 +141,6 @@ class Transport(ABC):
     def messages(self) -> Messages:
         """Everything on iopub from now on."""
         stream = Messages()
-        if self._why_gone is not None:
-            stream.end()
         self._streams.add(stream)
         return stream
 
@@ -191,8 +188,7 @@ class Transport(ABC):
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        # Whoever waits for it is told; nobody has to.
-        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        task.add_done_callback(_noted)
         return task
 
     def received(self, channel: str, message: dict[str, Any]) -> None:
@@ -241,7 +237,6 @@ class Transport(ABC):
         buffers: Sequence[Any],
         on_message: Callable[[Message], None] | None,
     ) -> Pending:
-        self.check()
         await self._slots.acquire()
         try:
             self.check()
@@ -266,8 +261,7 @@ class Transport(ABC):
     ) -> Pending:
         """Send a message and enter it into the table; ``slot`` gives back the one it brought."""
         future = asyncio.get_running_loop().create_future()
-        # Whoever waited may have given up by the time this is told: not "never retrieved".
-        future.add_done_callback(lambda f: f.cancelled() or f.exception())
+        future.add_done_callback(_noted)
         pending = Pending(message["header"]["msg_id"], future, slot)
         if on_message is not None:
             self._tails[pending.id] = on_message
@@ -347,5 +341,7 @@ async def to_the_end(work: asyncio.Future[None]) -> None:
     work.result()
 
 
-def fresh_id() -> str:
-    return uuid.uuid4().hex
+def _noted(done: asyncio.Future[Any]) -> None:
+    """Whoever waits for it is told; nobody has to, or may have given up: not "never retrieved"."""
+    if not done.cancelled():
+        done.exception()

@@ -15,13 +15,14 @@ import queue
 import sys
 import threading
 import traceback
+import uuid
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 from bridgehead._errors import KernelRestarted, NotSupported
 from bridgehead._protocol import loader_source
-from bridgehead._transports import Transport, fresh_id
+from bridgehead._transports import Transport
 
 
 class LoopbackTransport(Transport):
@@ -46,7 +47,10 @@ class LoopbackTransport(Transport):
         self.back()
 
     def message(self, message_type: str, content: dict[str, Any]) -> dict[str, Any]:
-        return {"header": {"msg_id": fresh_id(), "msg_type": message_type}, "content": content}
+        return {
+            "header": {"msg_id": uuid.uuid4().hex, "msg_type": message_type},
+            "content": content,
+        }
 
     async def send(self, channel: str, message: dict[str, Any], buffers: Sequence[Any]) -> None:
         # A wire would carry a copy; so does this.
@@ -93,7 +97,7 @@ class LoopbackTransport(Transport):
         buffers: Sequence[Any] = (),
     ) -> None:
         message = {
-            "header": {"msg_id": fresh_id(), "msg_type": message_type},
+            "header": {"msg_id": uuid.uuid4().hex, "msg_type": message_type},
             "parent_header": parent["header"],
             "metadata": {},
             "content": content,
