@@ -6,14 +6,16 @@ that shares one over a module gives every test an empty namespace.
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
 from bridgehead import Bridge
+from elsewhere import Elsewhere
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -33,6 +35,36 @@ def jupyter_folders() -> Iterator[Path]:
         patch.undo()
 
 
+@pytest.fixture(scope="session")
+def kernelspec(jupyter_folders: Path) -> Callable[..., str]:
+    """Installs a kernelspec for the suite's own Jupyter folders; gives its name."""
+
+    def install(
+        name: str, argv: list[str], language: str = "python", env: Mapping[str, str] | None = None
+    ) -> str:
+        folder = jupyter_folders / "data" / "kernels" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        spec = {"argv": argv, "display_name": name, "language": language, "env": dict(env or {})}
+        (folder / "kernel.json").write_text(json.dumps(spec))
+        return name
+
+    return install
+
+
+@pytest.fixture(scope="session")
+def elsewhere(kernelspec: Callable[..., str]) -> Iterator[Elsewhere]:
+    """Builds the environment of a name, once a session; ``launch`` takes what it gives."""
+    with tempfile.TemporaryDirectory(prefix="bh-elsewhere-") as folder:
+        yield Elsewhere(Path(folder), kernelspec)
+
+
+@pytest.fixture
+def kernel_name(request: pytest.FixtureRequest) -> str:
+    """The kernel that ``live`` launches: this Python's, or that of an indirect parameter."""
+    name: str = getattr(request, "param", "python3")
+    return name if name == "python3" else request.getfixturevalue("elsewhere")(name)
+
+
 @pytest.fixture
 async def loopback() -> AsyncIterator[Bridge]:
     """A bridge to nowhere: milliseconds."""
@@ -41,9 +73,9 @@ async def loopback() -> AsyncIterator[Bridge]:
 
 
 @pytest.fixture
-async def live() -> AsyncIterator[Bridge]:
+async def live(kernel_name: str) -> AsyncIterator[Bridge]:
     """A bridge to a kernel of the test's own."""
-    async with Bridge.launch() as bridge:
+    async with Bridge.launch(kernel_name) as bridge:
         yield bridge
 
 
@@ -69,10 +101,15 @@ async def bridge(everywhere: Bridge) -> Bridge:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever starts a kernel is ``live``: by its folder, or by the fixture's parameter."""
+    """Whatever starts a kernel is ``live``: by its folder, its mark or the fixture's parameter."""
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
         parameter = getattr(getattr(item, "callspec", None), "params", {}).get("everywhere", "")
         live_folder = f"{os.sep}live{os.sep}" in str(item.path)
-        if live_folder or "live" in fixtures or str(parameter).startswith("live"):
+        if (
+            live_folder
+            or item.get_closest_marker("elsewhere")
+            or "live" in fixtures
+            or str(parameter).startswith("live")
+        ):
             item.add_marker("live")

@@ -26,9 +26,11 @@ from bridgehead import (
     NotExecuted,
     NotSent,
     OutcomeUnknown,
+    PayloadTooLarge,
     ProtocolError,
     RemoteError,
     Result,
+    UntrustedPayload,
     _errors,
 )
 
@@ -71,7 +73,7 @@ def test_every_exception_of_the_module_is_in_the_tree() -> None:
         for value in vars(_errors).values()
         if isinstance(value, type) and issubclass(value, BaseException)
     }
-    assert defined == set(ALL)
+    assert defined == {*ALL, _errors.InsecureConnectionWarning}
 
 
 def test_every_exception_is_public_and_the_public_names_are_sorted() -> None:
@@ -86,7 +88,7 @@ def test_every_public_name_is_there() -> None:
 
 
 RAN = {NotSent, NotExecuted, RemoteError, OutcomeUnknown}  # what each of them says
-SAYS_NOTHING = {BridgeError, DecodeError, ProtocolError}
+SAYS_NOTHING = {BridgeError, DecodeError, UntrustedPayload, ProtocolError}
 
 
 @pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.__name__)
@@ -114,6 +116,8 @@ def test_deadlines_and_wrong_arguments_are_the_builtin_errors() -> None:
 SENTENCE = "no 'x' in the kernel; it's \"gone\""
 WITH_ATTRIBUTES: dict[type[BridgeError], tuple[BridgeError, dict[str, Any]]] = {
     EncodeError: (EncodeError(SENTENCE, path="df.attrs['lock']"), {"path": "df.attrs['lock']"}),
+    PayloadTooLarge: (PayloadTooLarge(SENTENCE, bytes=5), {"bytes": 5}),
+    UntrustedPayload: (UntrustedPayload(SENTENCE, type="posix.system"), {"type": "posix.system"}),
     MissingInKernel: (MissingInKernel(SENTENCE, module="torch"), {"module": "torch"}),
     NameNotFound: (NameNotFound(SENTENCE, names=["x", "y"]), {"names": ("x", "y")}),
     KernelDied: (KernelDied(SENTENCE, exit_code=-9), {"exit_code": -9}),

@@ -11,6 +11,7 @@ import array
 import ast
 import base64
 import collections
+import contextlib
 import datetime
 import decimal
 import fractions
@@ -20,6 +21,7 @@ import math
 import operator
 import os
 import pickle
+import platform
 import random
 import shutil
 import subprocess
@@ -43,73 +45,24 @@ from bridgehead import (
     KernelRestarted,
     MissingInKernel,
     NameNotFound,
+    NotSupported,
+    PayloadTooLarge,
     ProtocolError,
     RemoteError,
     ReplyLost,
+    UntrustedPayload,
+    _parcel,
     _protocol,
     _wire,
 )
+from bridgehead._far import REMEMBERED, Far
+from bridgehead._host import Kernel
+from elsewhere import Python, find_pythons, pythons
 
 Header = dict[str, Any]
 PIECE = 1 << 16  # bytes; small, so that little data makes many pieces
 
-# ---------------------------------------------------------------- the Pythons of this machine
-
-
-@dataclass(frozen=True)
-class Python:
-    """An interpreter that was seen to run."""
-
-    path: str
-    version: tuple[int, ...]
-
-    def __str__(self) -> str:
-        return ".".join(map(str, self.version))
-
-
-def probe(path: str) -> Python | None:
-    """The interpreter at ``path``, if it is one and runs (a pyenv shim may not)."""
-    tell = "import sys; print(sys.version_info[:3])"
-    try:
-        ran = subprocess.run(
-            [path, "-I", "-S", "-c", tell], capture_output=True, text=True, timeout=60, check=True
-        )
-        return Python(path, tuple(ast.literal_eval(ran.stdout)))
-    except (OSError, subprocess.SubprocessError, ValueError, SyntaxError):
-        return None
-
-
-def candidates(search: str | None, roots: Sequence[Path]) -> Iterator[str]:
-    """Where a Python may be: on a search path, and in pyenv's folders."""
-    for minor in range(8, 16):
-        found = shutil.which(f"python3.{minor}", path=search)
-        if found:
-            yield found
-    for root in roots:
-        yield from map(str, sorted(root.glob("versions/*/bin/python")))
-
-
-def find_pythons(search: str | None, roots: Sequence[Path]) -> list[Python]:
-    """The running Python and every other version from 3.8 on, each once, oldest first."""
-    found = {sys.version_info[:3]: Python(sys.executable, sys.version_info[:3])}
-    for path in candidates(search, roots):
-        python = probe(path)
-        if python is not None and python.version >= (3, 8):
-            found.setdefault(python.version, python)
-    return sorted(found.values(), key=lambda python: python.version)
-
-
-def pyenv_roots() -> list[Path]:
-    roots = [os.environ["PYENV_ROOT"]] if "PYENV_ROOT" in os.environ else []
-    try:
-        ran = subprocess.run(["pyenv", "root"], capture_output=True, text=True, check=True)
-        roots.append(ran.stdout.strip())
-    except (OSError, subprocess.SubprocessError):
-        pass
-    return list(dict.fromkeys(map(Path, roots)))
-
-
-PYTHONS = find_pythons(os.environ.get("PATH"), pyenv_roots())
+PYTHONS = pythons()
 
 
 def test_the_running_python_is_always_among_those_found() -> None:
@@ -131,7 +84,7 @@ def test_no_version_is_tested_twice_and_none_is_too_old() -> None:
     assert min(versions) >= (3, 8)
 
 
-@pytest.mark.parametrize("source", _protocol.loader_source()[1], ids=["wire", "loader"])
+@pytest.mark.parametrize("source", _protocol.loader_source()[1], ids=_protocol.SHIPPED)
 def test_the_source_is_syntax_of_python_3_8(source: str) -> None:
     tree = ast.parse(source, feature_version=(3, 8))
     assert len(tree.body) > 10
@@ -211,6 +164,10 @@ class Bare:
         self.errors.close()
 
 
+# The answer's header and frames, what it raised, or None if it was not done.
+Outcome = tuple[Header, list[memoryview]] | BridgeError | None
+
+
 class Space:
     """One namespace in a bare kernel, and the near side of the protocol on the inline lane."""
 
@@ -258,7 +215,8 @@ class Space:
     def finish(self, header: Header, data: bytes = b"", **how: Any) -> tuple[Header, list[Any]]:
         """The last message of a request, and its answer: whole, or the exception it tells."""
         told, parts = self.cross(header, data, **how)
-        inbox = _protocol.open_answer(told, parts)
+        inbox = _protocol.open_answer(told)
+        _protocol.add_piece(inbox, 0, parts)
         if inbox.total > PIECE:
             offsets = list(range(PIECE, inbox.total, PIECE))
             random.Random(header["id"]).shuffle(offsets)
@@ -272,7 +230,7 @@ class Space:
         return told, frames
 
     def ask(
-        self, operation: str, parcel: _protocol.Parcel = _protocol.EMPTY, **fields: Any
+        self, operation: str, parcel: _parcel.Parcel = _parcel.EMPTY, **fields: Any
     ) -> tuple[Header, list[memoryview]]:
         """A request, in as many pieces as it takes, and its answer."""
         header = self.header(operation, parcel.frames, refs=parcel.refs, **fields)
@@ -307,12 +265,37 @@ class Space:
         return self
 
     def bind(self, **values: Any) -> None:
-        self.ask("bind", _protocol.encode(values, values), names=list(values))
+        self.ask("bind", _parcel.encode(values, values), names=list(values))
 
     def fetch(self, *expressions: str) -> Any:
         _, frames = self.ask("fetch", expressions=list(expressions))
-        values = _protocol.decode(frames)
+        values = _parcel.decode(frames)
         return values[0] if len(expressions) == 1 else values
+
+    def batch(self, *asked: tuple[Header, _parcel.Parcel], **fields: Any) -> list[Outcome]:
+        """Requests that cross together; what came of each, or None where it was not done."""
+        frames = [frame for _, parcel in asked for frame in parcel.frames]
+        header = _protocol.batch_header([header for header, _ in asked], frames)
+        told, parts = self.finish({**header, "piece": PIECE, **fields}, stream(frames))
+        answers = _protocol.part_batch(told, parts, [None] * len(asked))
+        return [self.outcome(*pair) for pair in zip(asked, answers, strict=True)]
+
+    def outcome(
+        self, asked: tuple[Header, _parcel.Parcel], opened: _protocol.Opened | None
+    ) -> Outcome:
+        if opened is None:
+            return None
+        told, inbox = opened.told, opened.inbox
+        try:
+            for at in range(inbox.received, inbox.total, PIECE):
+                more, parts = self.cross({**asked[0], "op": "more", "sizes": [], "at": at})
+                _protocol.raise_error(more, ())
+                _protocol.add_piece(inbox, at, parts)
+            frames = _protocol.close_answer(told, inbox)
+            _protocol.raise_error(told, frames)
+        except BridgeError as error:
+            return error
+        return told, frames
 
     def kept(self) -> tuple[int, int]:
         """How many unfinished requests and unfetched answers the loader keeps for us."""
@@ -505,14 +488,14 @@ def test_bytes_of_every_size_cross_whole(space: Space, size: int) -> None:
 def test_megabytes_cross_out_of_band(space: Space) -> None:
     data, other = bytearray(megabytes(3)), megabytes(0.7)
     values = {"data": pickle.PickleBuffer(data), "other": pickle.PickleBuffer(other), "small": 1}
-    parcel = _protocol.encode(values, values)
+    parcel = _parcel.encode(values, values)
     assert [frame.nbytes for frame in parcel.frames[1:]] == [len(data), len(other)]
     space.ask("bind", parcel, names=list(values))
     space.cell("data[0] = data[0] ^ 255\nimport pickle")  # it arrives writable
     header = space.header("fetch", expressions=["pickle.PickleBuffer(data)", "bytes(other)"])
     told, frames = space.finish(header)
     assert len(data) in told["sizes"]
-    back, other_back = _protocol.decode(frames)
+    back, other_back = _parcel.decode(frames)
     data[0] ^= 255
     assert bytes(back) == data
     assert other_back == other
@@ -522,13 +505,14 @@ def test_a_long_answer_comes_in_pieces_which_are_freed(space: Space) -> None:
     space.bind(data=megabytes(0.5))
     header = space.header("fetch", expressions=["data"])
     told, parts = space.cross(header)
-    inbox = _protocol.open_answer(told, parts)
+    inbox = _protocol.open_answer(told)
+    _protocol.add_piece(inbox, 0, parts)
     assert sum(map(len, parts)) == PIECE < inbox.total
     assert space.kept() == (0, 1)
     for at in range(PIECE, inbox.total, PIECE):
         _, parts = space.cross({**header, "op": "more", "sizes": [], "at": at})
         _protocol.add_piece(inbox, at, parts)
-    assert _protocol.decode(_protocol.close_answer(told, inbox)) == (megabytes(0.5),)
+    assert _parcel.decode(_protocol.close_answer(told, inbox)) == (megabytes(0.5),)
     space.forget(header)
     assert space.kept() == (0, 0)
     gone, _ = space.cross({**header, "op": "more", "sizes": [], "at": PIECE})
@@ -540,7 +524,8 @@ def test_a_long_answer_that_lacks_a_piece_is_told(space: Space) -> None:
     space.bind(data=megabytes(0.25))
     header = space.header("fetch", expressions=["data"])
     told, parts = space.cross(header)
-    inbox = _protocol.open_answer(told, parts)
+    inbox = _protocol.open_answer(told)
+    _protocol.add_piece(inbox, 0, parts)
     with pytest.raises(ReplyLost, match="arrived"):
         _protocol.close_answer(told, inbox)
     space.forget(header)
@@ -548,7 +533,7 @@ def test_a_long_answer_that_lacks_a_piece_is_told(space: Space) -> None:
 
 def test_nothing_happens_before_the_last_piece(space: Space) -> None:
     values = {"data": megabytes(0.25)}
-    parcel = _protocol.encode(values, values)
+    parcel = _parcel.encode(values, values)
     before = space.snapshot()
     header = space.header("bind", parcel.frames, names=["data"])
     space.piece(header, parcel.frames, 0)
@@ -565,7 +550,7 @@ def test_nothing_happens_before_the_last_piece(space: Space) -> None:
 
 def test_a_piece_sent_twice_is_harmless(space: Space) -> None:
     values = {"data": megabytes(0.25)}
-    parcel = _protocol.encode(values, values)
+    parcel = _parcel.encode(values, values)
     header = space.header("bind", parcel.frames, names=["data"])
     last = parcel.nbytes // PIECE * PIECE
     for at in [*range(0, last, PIECE), *range(0, last, PIECE)]:
@@ -577,7 +562,7 @@ def test_a_piece_sent_twice_is_harmless(space: Space) -> None:
 
 def test_the_pieces_of_two_requests_may_be_mixed(space: Space) -> None:
     parcels = {
-        name: _protocol.encode({name: megabytes(n)}, {}) for n, name in [(0.25, "a"), (0.5, "b")]
+        name: _parcel.encode({name: megabytes(n)}, {}) for n, name in [(0.25, "a"), (0.5, "b")]
     }
     headers = {
         name: space.header("bind", parcel.frames, names=[name]) for name, parcel in parcels.items()
@@ -645,13 +630,13 @@ def test_drop_of_a_name_told_twice_drops_it_once(space: Space) -> None:
 
 def test_call_runs_a_function_there(space: Space) -> None:
     values = (operator.add, (2, 3), {})
-    _, frames = space.ask("call", _protocol.encode(values, {}))
-    assert _protocol.decode(frames) == (5,)
+    _, frames = space.ask("call", _parcel.encode(values, {}))
+    assert _parcel.decode(frames) == (5,)
 
 
 def test_call_keeps_the_value_there_under_a_name(space: Space) -> None:
     values = (os.getpid, (), {})
-    _, frames = space.ask("call", _protocol.encode(values, {}), keep="pid")
+    _, frames = space.ask("call", _parcel.encode(values, {}), keep="pid")
     assert frames == []
     assert space.fetch("pid") == space.bare.process.pid
 
@@ -869,13 +854,15 @@ def test_a_damaged_push_is_refused_and_changes_nothing(
     space.bind(a="before", other=[1])
     before = space.snapshot()
     values = {"a": pickle.PickleBuffer(megabytes(0.05)), "b": "after"}
-    parcel = _protocol.encode(values, values)
+    parcel = _parcel.encode(values, values)
     request = Request(space.header("bind", parcel.frames, names=["a", "b"]), stream(parcel.frames))
     damage(request)
     told = space.evaluate(request.expression())
     parts = [base64.b64decode(told.pop("data", ""))]
     with pytest.raises(BridgeError) as caught:
-        frames = _protocol.close_answer(told, _protocol.open_answer(told, parts))
+        inbox = _protocol.open_answer(told)
+        _protocol.add_piece(inbox, 0, parts)
+        frames = _protocol.close_answer(told, inbox)
         _protocol.raise_error(told, frames)
     assert type(caught.value) is error
     assert space.snapshot() == before
@@ -944,13 +931,13 @@ INTERRUPT = """
 import sys
 sys._getframe().f_trace_opcodes = True  # 3.12 wants it before settrace
 class Interrupt:
-    def __init__(self, left):
-        self.left = left
+    def __init__(self, left, where):
+        self.left, self.where = left, where
     def __call__(self, frame, event, arg):
         if frame.f_code.co_filename != "<bridgehead loader>":
             return None
         frame.f_trace_opcodes = True
-        if event == "opcode" and frame.f_code.co_name in ("bind", "drop", "<listcomp>"):
+        if event == "opcode" and frame.f_code.co_name in self.where:
             self.left -= 1
             if self.left == 0:
                 sys.settrace(None)
@@ -969,7 +956,10 @@ def test_an_interrupt_at_any_instruction_leaves_all_names_or_none(
     while True:
         space.bind(a="before", b="before", c="before")
         before = space.snapshot()
-        tracer.cell(f"interrupt = Interrupt({interrupted + 1})\nsys.settrace(interrupt)")
+        tracer.cell(
+            f"interrupt = Interrupt({interrupted + 1}, ('bind', 'drop', '<listcomp>'))\n"
+            "sys.settrace(interrupt)"
+        )
         told = None
         try:
             if operation == "bind":
@@ -989,6 +979,581 @@ def test_an_interrupt_at_any_instruction_leaves_all_names_or_none(
         interrupted += 1
     tracer.cell("assert interrupt.left > 0")
     assert interrupted > 10
+
+
+# ---------------------------------------------------------------- requests that cross together
+
+
+def to_bind(space: Space, **values: Any) -> tuple[Header, _parcel.Parcel]:
+    parcel = _parcel.encode(values, values)
+    return space.header("bind", parcel.frames, names=list(values)), parcel
+
+
+def to_ask(space: Space, operation: str, **fields: Any) -> tuple[Header, _parcel.Parcel]:
+    return space.header(operation, **fields), _parcel.EMPTY
+
+
+def value(outcome: Outcome) -> Any:
+    assert isinstance(outcome, tuple)
+    return _parcel.decode(outcome[1])
+
+
+def test_requests_that_cross_together_are_done_in_order(space: Space) -> None:
+    outcomes = space.batch(
+        to_bind(space, x=1),
+        to_ask(space, "fetch", expressions=["x"]),
+        to_bind(space, x=2, y=bytearray(5000)),
+        to_ask(space, "fetch", expressions=["x", "y"]),
+        to_ask(space, "drop", names=["x"]),
+        to_ask(space, "has", name="x"),
+        to_ask(space, "names", pattern="*"),
+    )
+    assert value(outcomes[1]) == (1,)
+    assert value(outcomes[3]) == (2, bytearray(5000))
+    assert outcomes[5][0]["has"] is False
+    assert [told["name"] for told in outcomes[6][0]["names"]] == ["y"]
+
+
+def test_one_that_fails_fails_alone(space: Space) -> None:
+    outcomes = space.batch(
+        to_bind(space, a=1, b=2),
+        to_bind(space, a="no", c=Bomb(int, "no number")),
+        to_ask(space, "fetch", expressions=["nowhere"]),
+        to_ask(space, "drop", names=["b", "nowhere"]),
+        to_bind(space, d=Bomb(sys.exit, "leaving")),
+        to_ask(space, "fetch", expressions=["a"]),
+    )
+    kinds = [type(outcome) for outcome in outcomes]
+    assert kinds == [tuple, RemoteError, NameNotFound, NameNotFound, RemoteError, tuple]
+    assert type(outcomes[1].__cause__) is ValueError
+    assert value(outcomes[5]) == (1,)
+    assert space.names() >= {"a", "b"}
+    assert not space.names() & {"c", "d"}
+
+
+@pytest.mark.parametrize("operation", ["call", "hello", "learn", "batch", "watch", "more", "piece"])
+def test_a_batch_with_one_that_crosses_alone_is_refused_and_changes_nothing(
+    space: Space, operation: str
+) -> None:
+    before = space.snapshot()
+    alone = to_ask(space, operation, expressions=["1"], watch="w", requests=[])
+    with pytest.raises(ProtocolError, match="crosses alone"):
+        space.batch(to_bind(space, a=1), alone, to_bind(space, b=1))
+    assert space.snapshot() == before
+
+
+@pytest.mark.parametrize("damaged", [{}, None, [], {"op": "bind"}, 7], ids=repr)
+def test_a_batch_with_what_is_no_request_is_refused_and_changes_nothing(
+    space: Space, damaged: Any
+) -> None:
+    before = space.snapshot()
+    header, parcel = to_bind(space, a=1)
+    batch = _protocol.batch_header([header], parcel.frames)
+    batch = {**batch, "requests": [header, damaged], "piece": PIECE}
+    with pytest.raises(ProtocolError):
+        space.finish(batch, stream(parcel.frames))
+    assert space.snapshot() == before
+
+
+def test_a_batch_whose_frames_are_fewer_than_its_requests_need_is_told(space: Space) -> None:
+    first, second = to_bind(space, a=1), to_bind(space, b=1)
+    batch = {**_protocol.batch_header([first[0], second[0]], first[1].frames), "piece": PIECE}
+    told, parts = space.finish(batch, stream(first[1].frames))
+    answers = [opened.told for opened in _protocol.part_batch(told, parts, [None, None])]
+    assert "error" not in answers[0]
+    assert answers[1]["error"]["kind"] == "protocol"
+    assert "b" not in space.names()
+
+
+def test_what_comes_after_the_message_is_full_was_not_done_and_is_told_to_come_again(
+    space: Space,
+) -> None:
+    space.bind(long=megabytes(0.2), other=1)
+    asked = [
+        to_ask(space, "fetch", expressions=["other"]),
+        to_ask(space, "fetch", expressions=["long"]),
+        to_bind(space, other=2),
+        to_ask(space, "drop", names=["long"]),
+    ]
+    outcomes = space.batch(*asked)
+    assert value(outcomes[0]) == (1,)
+    assert value(outcomes[1]) == (megabytes(0.2),)  # the rest of it was fetched by itself
+    assert outcomes[2:] == [None, None]
+    assert space.fetch("other") == 1
+    assert space.kept() == (0, 1)
+    space.forget(asked[1][0])
+    assert all(isinstance(outcome, tuple) for outcome in space.batch(*asked[2:]))
+    assert space.fetch("other") == 2
+    assert "long" not in space.names()
+
+
+def test_an_interrupt_at_any_instruction_leaves_each_of_a_batch_whole(space: Space) -> None:
+    tracer = Space(space.bare)
+    tracer.cell(INTERRUPT)
+    interrupted = alone = 0
+    pairs = [("a", "b"), ("c", "d"), ("e", "f")]
+    while True:
+        space.bind(**dict.fromkeys("abcdef", "before"))
+        tracer.cell(
+            f"interrupt = Interrupt({interrupted + 1}, ('batch', 'bind', 'drop', '<listcomp>'))\n"
+            "sys.settrace(interrupt)"
+        )
+        asked = [
+            to_bind(space, a="after", b="after"),
+            to_ask(space, "drop", names=["c", "d"]),
+            to_bind(space, e="after", f="after"),
+        ]
+        outcomes: list[Outcome] = []
+        whole = None
+        try:
+            outcomes = space.batch(*asked)
+        except RemoteError as error:
+            whole = error
+        finally:
+            tracer.cell("sys.settrace(None)")
+        values = {name: text for name, _, text in space.snapshot()}
+        states = [{values.get(repr(name)) for name in pair} for pair in pairs]
+        done = [{"'after'"}, {None}, {"'after'"}]
+        assert all(
+            state in (after, {"'before'"}) for state, after in zip(states, done, strict=True)
+        )
+        for outcome, state, after in zip(outcomes, states, done, strict=False):
+            assert state == after or isinstance(outcome, RemoteError)
+        failed = [outcome for outcome in [whole, *outcomes] if isinstance(outcome, RemoteError)]
+        if not failed:
+            break
+        assert [error.ename for error in failed] == ["KeyboardInterrupt"]
+        alone += whole is None
+        interrupted += 1
+    tracer.cell("assert interrupt.left > 0")
+    assert alone > 10
+    assert interrupted > alone
+
+
+# ---------------------------------------------------------------- the same message twice
+
+
+def test_a_request_that_was_made_before_is_not_done_again(space: Space) -> None:
+    header, parcel = to_bind(space, a=1)
+    data = stream(parcel.frames)
+    space.finish(header, data)
+    space.bind(a=2)
+    before = space.snapshot()
+    for _ in range(2):
+        with pytest.raises(ProtocolError, match="made before"):
+            space.finish(header, data)
+    assert space.snapshot() == before
+
+
+def test_one_that_failed_is_not_done_again_either(space: Space) -> None:
+    header, parcel = to_bind(space, a=Bomb(int, "no number"))
+    with pytest.raises(RemoteError):
+        space.finish(header, stream(parcel.frames))
+    with pytest.raises(ProtocolError, match="made before"):
+        space.finish(header, stream(parcel.frames))
+
+
+def test_a_batch_that_was_made_before_is_not_done_again(space: Space) -> None:
+    asked = to_bind(space, a=1)
+    space.batch(asked, id="twice")
+    space.bind(a=2)
+    with pytest.raises(ProtocolError, match="made before"):
+        space.batch(asked, id="twice")
+    assert space.fetch("a") == 2
+
+
+def test_one_that_arrived_damaged_may_be_made_again(space: Space) -> None:
+    header, parcel = to_bind(space, a=1)
+    data = stream(parcel.frames)
+    with pytest.raises(IntegrityError):
+        space.finish(header, flipped(data, 3))
+    space.finish(header, data)
+    assert space.fetch("a") == 1
+
+
+# ---------------------------------------------------------------- at most so many bytes
+
+# A value of eight megabytes: inside its pickle, and out of it.
+LONG = {
+    "in-band": "long = b'x' * (8 << 20)",
+    "out-of-band": "import pickle\nlong = pickle.PickleBuffer(bytearray(8 << 20))",
+    "in many parts": "long = [b'%d' % n * 100 for n in range(20000)]",
+}
+
+
+@pytest.mark.parametrize("code", LONG.values(), ids=LONG.keys())
+def test_more_than_max_bytes_is_told_with_its_size_and_not_copied(space: Space, code: str) -> None:
+    space.cell(code)
+    size = sum(frame.nbytes for frame in space.ask("fetch", expressions=["long"])[1])
+    for limit in (0, 1000, size - 1):
+        with pytest.raises(PayloadTooLarge) as caught:
+            space.ask("fetch", expressions=["long"], max_bytes=limit)
+        assert caught.value.bytes == size
+    space.cell("import tracemalloc\ntracemalloc.start()")
+    try:
+        with pytest.raises(PayloadTooLarge):
+            space.ask("fetch", expressions=["long"], max_bytes=1000)
+        assert space.fetch("tracemalloc.get_traced_memory()[1]") < 2 << 20
+    finally:
+        space.cell("tracemalloc.stop()")
+    assert space.kept() == (0, 0)
+
+
+@pytest.mark.parametrize("limit", [0, 5])
+def test_the_limit_itself_is_allowed(space: Space, limit: int) -> None:
+    space.bind(x=1)
+    _, frames = space.ask("fetch", expressions=["x"])
+    size = frames[0].nbytes
+    assert _parcel.decode(space.ask("fetch", expressions=["x"], max_bytes=size)[1]) == (1,)
+    with pytest.raises(PayloadTooLarge):
+        space.ask("fetch", expressions=["x"], max_bytes=min(limit, size - 1))
+
+
+def test_a_call_whose_value_is_too_large_ran_and_tells_its_size(space: Space) -> None:
+    code = "__import__('os').environ.update(RAN='1') or b'x' * 5000"
+    parcel = _parcel.encode((eval, (code, {}), {}), {})
+    with pytest.raises(PayloadTooLarge) as caught:
+        space.ask("call", parcel, max_bytes=4000)
+    assert 5000 < caught.value.bytes < 5100
+    assert space.fetch("__import__('os').environ.pop('RAN')") == "1"
+    _, frames = space.ask("call", parcel, max_bytes=6000)
+    assert _parcel.decode(frames) == (b"x" * 5000,)
+    space.ask("call", parcel, max_bytes=1, keep="kept")  # which brings nothing
+    assert space.fetch("len(kept)") == 5000
+
+
+# ---------------------------------------------------------------- the lesson
+
+
+@pytest.fixture
+def untaught(space: Space) -> Space:
+    """A namespace whose loader, new in its process, has no data-only codec yet."""
+    space.uproot()
+    return space.prepare()
+
+
+def lesson() -> _parcel.Parcel:
+    return _parcel.Parcel(_protocol.lesson(), carries_code=False, refs=False)
+
+
+def test_what_needs_the_data_only_codec_is_refused_before_it_is_there(untaught: Space) -> None:
+    untaught.bind(x=1)
+    with pytest.raises(ProtocolError, match="is not here"):
+        untaught.ask("fetch", expressions=["x"], trust="data")
+    values = {"y": 1}
+    with pytest.raises(ProtocolError, match="is not here"):
+        untaught.ask("bind", _parcel.encode_data(values, values), names=["y"], opens="data")
+    assert "y" not in untaught.names()
+
+
+def test_a_loader_that_learned_it_sends_and_opens_nothing_but_data(untaught: Space) -> None:
+    names = untaught.names()
+    for _ in range(2):
+        untaught.ask("learn", lesson())
+    assert untaught.names() == names
+    data = {"a": [1, 2.5, None], "b": datetime.date(2024, 1, 2), ("c", 1): {3, b"x"}}
+    values = {"x": data}
+    untaught.ask("bind", _parcel.encode_data(values, values), names=["x"], opens="data")
+    _, frames = untaught.ask("fetch", expressions=["x"], trust="data")
+    assert _parcel.decode_data(frames, {}) == (data,)
+    untaught.cell("def code(): pass")
+    with pytest.raises(UntrustedPayload, match="code is") as caught:
+        untaught.ask("fetch", expressions=["x", "code"], trust="data")
+    assert "function" in caught.value.type
+    bomb = {"y": Bomb(int, "7")}
+    with pytest.raises(UntrustedPayload):
+        untaught.ask("bind", _parcel.encode(bomb, bomb), names=["y"], opens="data")
+    assert untaught.names() == {*names, "x", "code"}
+
+
+@pytest.mark.parametrize("source", [b"\xff", b"1 +", b"raise LookupError", b"import nowhere"])
+def test_a_lesson_that_cannot_be_learned_is_told(untaught: Space, source: bytes) -> None:
+    parcel = _parcel.Parcel([memoryview(source)], carries_code=False, refs=False)
+    with pytest.raises(RemoteError):
+        untaught.ask("learn", parcel)
+    untaught.ask("learn", lesson())
+
+
+# ---------------------------------------------------------------- values that are watched
+
+# What the loader asks of IPython and of ipykernel 6, for a namespace of its own.
+SHELL = """
+class Events:
+    def __init__(self):
+        self.functions = []
+    def register(self, event, function):
+        assert event == "post_run_cell"
+        self.functions.append(function)
+    def unregister(self, event, function):
+        assert event == "post_run_cell"
+        self.functions.remove(function)
+class Session:
+    def __init__(self):
+        self.sent = []
+    def send(self, stream, kind, content, parent, ident, buffers):
+        buffers = [bytes(buffer) for buffer in buffers]
+        self.sent.append((stream, kind, content, parent, ident, buffers))
+class Kernel:
+    shell_stream = "the shell channel"
+    _parent_ident = {"shell": b"whoever asked"}
+    def __init__(self):
+        self.session = Session()
+    def get_parent(self, channel):
+        return {"header": {"msg_id": "the request"}}
+class Shell:
+    def __init__(self, namespace):
+        self.user_ns = self.user_global_ns = namespace
+        self.user_ns_hidden = dict(namespace)
+        self.events, self.kernel = Events(), Kernel()
+def get_ipython(shell=Shell(globals())):
+    return shell
+"""
+CELL_DONE = "[function(None) for function in [*get_ipython().events.functions]]"
+
+
+class Watched(Space):
+    """A namespace that IPython serves."""
+
+    def __init__(self, bare: Bare) -> None:
+        super().__init__(bare)
+        self.cell(SHELL)
+
+    def run(self, code: str) -> list[Any]:
+        """A cell of the user's; gives what the loader sent after it by itself."""
+        self.cell(code)
+        self.cell(CELL_DONE)
+        sent = self.fetch("get_ipython().kernel.session.sent")
+        self.cell("get_ipython().kernel.session.sent.clear()")
+        return sent
+
+    def watch(self, expression: str, identity: str = "w", **fields: Any) -> Any:
+        fields = {"lane": "inline", **fields}
+        return self.ask("watch", expressions=[expression], watch=identity, **fields)
+
+    def watches(self) -> int:
+        return self.fetch(f"len({FAR}.watches.known)")
+
+    def open(self, news: Any) -> tuple[Header, list[memoryview]]:
+        """What one of the messages tells, its rest fetched."""
+        _, kind, content, _, _, buffers = news
+        assert kind == _wire.NEWS_MESSAGE
+        told = json.loads(content["answer"])
+        parts = buffers or [base64.b64decode(told.pop("data"), validate=True)]
+        inbox = _protocol.open_answer(told)
+        _protocol.add_piece(inbox, 0, parts)
+        asked = {**self.header("watch"), "id": content["news"]}, _parcel.EMPTY
+        outcome = self.outcome(asked, _protocol.Opened(told, inbox))
+        if isinstance(outcome, BridgeError):
+            raise outcome
+        assert outcome is not None
+        return outcome
+
+    def value(self, news: Any) -> Any:
+        return _parcel.decode(self.open(news)[1])[0]
+
+
+FAR = f"__import__('sys').modules[{LOADER!r}]._served[id(globals())]"
+
+
+@pytest.fixture
+def watched(python: Python, kernels: Callable[..., Bare]) -> Watched:
+    bare = kernels(python, None)
+    Space(bare).prepare()
+    opened = Watched(bare)
+    opened.hello()
+    return opened
+
+
+def test_a_watched_value_is_told_now_and_when_a_cell_changed_it(watched: Watched) -> None:
+    watched.run("x = 1")
+    assert _parcel.decode(watched.watch("x")[1]) == (1,)
+    (news,) = watched.run("x = 2")
+    stream_, kind, content, parent, identity, buffers = news
+    assert (stream_, kind) == ("the shell channel", "bridgehead_news")
+    assert (parent, identity) == ({"header": {"msg_id": "the request"}}, b"whoever asked")
+    assert (content["watch"], buffers) == ("w", [])
+    assert watched.value(news) == 2
+    assert watched.run("y = 1") == []
+    assert watched.run("x = 2") == []
+    assert watched.value(watched.run("x = [3]")[0]) == [3]
+    assert watched.value(watched.run("x.append(4)")[0]) == [3, 4]
+
+
+def test_news_come_as_buffers_where_these_arrive(watched: Watched) -> None:
+    watched.run("x = 1")
+    watched.watch("x", lane="buffers")
+    (news,) = watched.run("x = b'long' * 1000")
+    assert "data" not in json.loads(news[2]["answer"])
+    assert watched.value(news) == b"long" * 1000
+
+
+def test_what_a_watched_expression_raises_is_news_too_and_hurts_no_cell(watched: Watched) -> None:
+    watched.run("d = {'a': 1}")
+    watched.watch("d['a']")
+    (news,) = watched.run("d.clear()")
+    with pytest.raises(RemoteError, match="KeyError: 'a'"):
+        watched.open(news)
+    assert watched.run("other = 1") == []
+    assert watched.value(watched.run("d['a'] = 5")[0]) == 5
+    (news,) = watched.run("del d")
+    with pytest.raises(RemoteError, match="NameError"):
+        watched.open(news)
+
+
+def test_a_value_that_ends_a_program_when_it_is_looked_at_is_told(watched: Watched) -> None:
+    watched.run("def look(): return 1")
+    watched.watch("look()")
+    (news,) = watched.run("def look(): raise SystemExit('bye')")
+    with pytest.raises(RemoteError, match="SystemExit: bye"):
+        watched.open(news)
+
+
+def test_news_beyond_max_bytes_tell_the_size_alone(watched: Watched) -> None:
+    watched.run("x = 1")
+    watched.watch("x", max_bytes=1000)
+    (news,) = watched.run("x = b'x' * 5000")
+    with pytest.raises(PayloadTooLarge) as caught:
+        watched.open(news)
+    assert caught.value.bytes > 5000
+
+
+def test_what_cannot_be_evaluated_is_not_watched(watched: Watched) -> None:
+    with pytest.raises(NameNotFound):
+        watched.watch("nowhere")
+    with pytest.raises(RemoteError):
+        watched.watch("1 / 0")
+    assert watched.watches() == 0
+    assert watched.fetch("get_ipython().events.functions") == []
+
+
+def test_a_watch_that_ended_tells_nothing_and_leaves_nothing(watched: Watched) -> None:
+    watched.run("x = 1")
+    for identity in ("v", "w"):
+        watched.watch("x", identity)
+    assert len(watched.run("x = 2")) == 2
+    watched.ask("unwatch", watch="v")
+    (news,) = watched.run("x = 3")
+    assert news[2]["watch"] == "w"
+    watched.ask("unwatch", watch="w")
+    watched.ask("unwatch", watch="w")  # whoever asks twice is not told off
+    assert watched.run("x = 4") == []
+    assert watched.fetch("get_ipython().events.functions") == []
+    assert watched.watches() == 0
+
+
+def test_long_news_are_fetched_in_pieces_and_go_when_there_are_newer_ones(
+    watched: Watched,
+) -> None:
+    watched.run("x = 1")
+    watched.watch("x")
+    (old,) = watched.run("x = bytes(range(256)) * 1000")
+    assert watched.kept() == (0, 1)
+    assert watched.value(old) == bytes(range(256)) * 1000
+    (newer,) = watched.run("x = x[::-1]")
+    assert watched.kept() == (0, 1)
+    with pytest.raises(IntegrityError, match="gone"):
+        watched.open(old)
+    assert watched.value(newer) == (bytes(range(256)) * 1000)[::-1]
+    watched.ask("unwatch", watch="w")
+    assert watched.kept() == (0, 0)
+
+
+def test_a_watch_asked_for_again_goes_on_and_one_forgotten_is_dropped(watched: Watched) -> None:
+    watched.run("x = 0")
+    for identity in ("kept", "left"):
+        watched.watch("x", identity)
+    with later(watched, 601):
+        assert watched.watch("x", "kept") == ({"sizes": [], "digest": EMPTY_DIGEST}, [])
+        # One cell may last for hours, in which nobody can ask: it takes several cells too.
+        told = [[news[2]["watch"] for news in watched.run(f"x = {n}")] for n in range(1, 13)]
+    assert told == [["kept", "left"]] * 10 + [["kept"]] * 2
+    assert watched.watches() == 1
+
+
+def test_a_kernel_that_tells_nobody_when_a_cell_is_done_cannot_watch(space: Space) -> None:
+    space.bind(x=1)
+    with pytest.raises(NotSupported, match="tells nobody"):
+        space.ask("watch", expressions=["x"], watch="w")
+    space.ask("unwatch", watch="w")
+
+
+EMPTY_DIGEST = _wire.digest("sha256", [])
+
+
+@contextlib.contextmanager
+def later(space: Space, seconds: float) -> Iterator[None]:
+    """The loader's clock is ahead for as long as the block lasts."""
+    clock = f"__import__('sys').modules[{LOADER!r}]"
+    clocks = Space(space.bare)
+    clocks.cell(f"loader = {clock}\nkept = loader.monotonic")
+    clocks.cell(f"loader.monotonic = lambda: kept() + {seconds}")
+    try:
+        yield
+    finally:
+        clocks.cell("loader.monotonic = kept")
+
+
+# ---------------------------------------------------------------- subshells left behind
+
+
+@pytest.fixture(scope="module")
+def gone() -> int:
+    """The id of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def note(identity: str, pid: Any, host: str | None = None) -> dict[str, Any]:
+    return {"id": identity, "host": platform.node() if host is None else host, "pid": pid}
+
+
+def orphans(space: Space) -> list[str]:
+    return space.hello()["orphans"]
+
+
+def test_a_subshell_whose_process_is_gone_is_told_once(space: Space, gone: int) -> None:
+    space.bind(x=1)
+    space.ask("fetch", expressions=["x"], subshell=note("left", gone))
+    space.ask("fetch", expressions=["x"], subshell=note("used", os.getpid()))
+    assert orphans(space) == ["left"]
+    assert orphans(space) == []
+
+
+def test_a_busy_subshell_is_never_told(space: Space, gone: int) -> None:
+    look = f"({FAR}.orphans(), [*{FAR}.subshells])"
+    _, frames = space.ask("fetch", expressions=[look], subshell=note("busy", gone))
+    assert _parcel.decode(frames) == (([], ["busy"]),)
+    with pytest.raises(RemoteError):
+        space.ask("fetch", expressions=["1 / 0"], subshell=note("failed", gone))
+    assert sorted(orphans(space)) == ["busy", "failed"]
+
+
+def test_one_of_a_process_that_lives_or_of_another_host_is_told_by_its_age(
+    space: Space, gone: int
+) -> None:
+    space.bind(x=1)
+    for identity, pid, host in [
+        ("alive", os.getpid(), None),
+        ("far", gone, "another host"),
+        ("odd", "no pid", None),
+    ]:
+        space.ask("fetch", expressions=["x"], subshell=note(identity, pid, host))
+    assert orphans(space) == []
+    with later(space, 601):
+        space.ask("fetch", expressions=["x"], subshell=note("alive", os.getpid()))
+        assert sorted(orphans(space)) == ["far", "odd"]
+    with later(space, 1203):
+        assert orphans(space) == ["alive"]
+
+
+@pytest.mark.parametrize("odd", [None, 5, "s", [], {}, {"id": 5}, {"id": None}], ids=repr)
+def test_a_note_that_is_none_is_ignored(space: Space, odd: Any) -> None:
+    space.bind(x=1)
+    header = space.header("fetch", expressions=["x"])
+    space.finish({**header, "subshell": odd})
+    with later(space, 601):
+        assert orphans(space) == []
 
 
 # ---------------------------------------------------------------- what users do to a namespace
@@ -1083,7 +1648,7 @@ def test_only_what_was_pushed_appears_in_the_namespace(
     assert space.names() == {"__name__", "__builtins__"}
     space.bind(pushed=megabytes(0.25), größe=2)
     space.fetch("pushed", "größe + 1")
-    space.ask("call", _protocol.encode((operator.add, (1, 2), {}), {}), keep="kept")
+    space.ask("call", _parcel.encode((operator.add, (1, 2), {}), {}), keep="kept")
     space.ask("names", pattern="*")
     space.ask("has", name="pushed")
     with pytest.raises(NameNotFound):
@@ -1166,13 +1731,38 @@ def test_an_error_that_carries_code_is_never_unpickled_by_another_version(
 
 
 def test_code_shipped_there_runs_where_the_version_is_the_same(equipped: Space) -> None:
-    parcel = _protocol.encode((lambda x: x * 2, (21,), {}), {})
+    parcel = _parcel.encode((lambda x: x * 2, (21,), {}), {})
     assert parcel.carries_code
     versions = equipped.hello()["versions"] | {"cloudpickle": cloudpickle.__version__}
     if equipped.python.version[:2] == sys.version_info[:2]:
-        _protocol.check_parcel(parcel, equipped.python.version, versions)
+        _parcel.check_parcel(parcel, equipped.python.version, versions)
         _, frames = equipped.ask("call", parcel)
         assert _wire.decode(frames) == (42,)
     else:
         with pytest.raises(IncompatiblePython):
-            _protocol.check_parcel(parcel, equipped.python.version, versions)
+            _parcel.check_parcel(parcel, equipped.python.version, versions)
+
+
+def test_threads_that_remember_their_requests_at_once_disturb_nobody() -> None:
+    """A subshell and the main thread, each with more requests than are remembered."""
+    far, failures = Far(Kernel({})), []
+
+    def ask(thread: int) -> None:
+        for number in range(20 * REMEMBERED):
+            try:
+                far.once(f"{thread} {number}")
+            except Exception as error:
+                failures.append(error)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=ask, args=(thread,)) for thread in range(2)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert failures == []
+    assert len(far.done) == REMEMBERED

@@ -7,10 +7,12 @@ import subprocess
 import sys
 import textwrap
 import threading
+from typing import Any
 
 import pytest
 
-from bridgehead import Bridge, KernelRestarted, NotSupported, RemoteError
+from bridgehead import Bridge, KernelRestarted, NotSupported, RemoteError, ReplyLost
+from bridgehead._wire import DATA_MESSAGE
 
 
 async def test_two_loopbacks_share_nothing() -> None:
@@ -97,3 +99,24 @@ def test_a_bridge_used_after_a_fork_says_so() -> None:
     first, second = done.stdout.splitlines()
     assert "opened before a fork" in first
     assert second == "1"
+
+
+async def test_a_piece_that_brings_nothing_is_told_at_once() -> None:
+    """Else a kernel that announces much and sends nothing would be asked for ever."""
+    async with Bridge.loopback(lane="buffers") as bridge:
+        await bridge.push(large=bytes(40 << 20))
+        received, asked = bridge._transport.received, 0
+
+        def empty(channel: str, message: Any) -> None:
+            nonlocal asked
+            if message["header"]["msg_type"] == DATA_MESSAGE:
+                asked += 1
+                if asked > 1:
+                    message = {**message, "buffers": []}
+            received(channel, message)
+
+        bridge._transport.received = empty  # type: ignore[method-assign]
+        with pytest.raises(ReplyLost, match="its piece at .* is not whole"):
+            await bridge.pull("large")
+        del bridge._transport.received
+        assert len(await bridge.pull("large")) == 40 << 20

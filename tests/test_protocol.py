@@ -37,9 +37,11 @@ from bridgehead import (
     RemoteError,
     ReplyLost,
     UnsupportedKernel,
+    _parcel,
     _protocol,
     _wire,
 )
+from bridgehead._lanes import Request
 from bridgehead._lanes.inline import InlineLane
 from bridgehead._protocol import KEY, MIME
 
@@ -70,7 +72,8 @@ def test_every_request_has_an_id_of_its_own() -> None:
 def test_the_loaders_name_tells_its_version_and_is_no_users_name() -> None:
     name, sources = _protocol.loader_source()
     assert re.fullmatch("_bridgehead_[0-9a-f]{12}", name)
-    assert [source.partition("\n")[0][:3] for source in sources] == ['"""', '"""']
+    assert len(sources) == len(_protocol.SHIPPED)
+    assert {source[:3] for source in sources} == {'"""'}
 
 
 @pytest.mark.parametrize("install", [False, True])
@@ -142,7 +145,8 @@ def answer_of(value: Any, **fields: Any) -> tuple[dict[str, Any], list[bytes]]:
 def consume(content: Any, parts: list[bytes]) -> list[memoryview]:
     """What a lane does with a reply."""
     told = _protocol.answer(content)
-    inbox = _protocol.open_answer(told, parts)
+    inbox = _protocol.open_answer(told)
+    _protocol.add_piece(inbox, 0, parts)
     frames = _protocol.close_answer(told, inbox)
     _protocol.raise_error(told, frames)
     return frames
@@ -157,7 +161,7 @@ def error_of(error: Any, *, frames: list[bytes] | None = None) -> dict[str, Any]
 def test_a_good_answer_is_its_frames() -> None:
     told, parts = answer_of({"x": [1, 2], "b": b"\xff" * 5000})
     frames = consume(content_of(told), parts)
-    assert _protocol.decode(frames) == {"x": [1, 2], "b": b"\xff" * 5000}
+    assert _parcel.decode(frames) == {"x": [1, 2], "b": b"\xff" * 5000}
 
 
 def test_an_answer_of_no_frames_is_good_too() -> None:
@@ -167,10 +171,11 @@ def test_an_answer_of_no_frames_is_good_too() -> None:
 def test_an_answer_may_come_in_pieces() -> None:
     told, parts = answer_of(b"\xff" * 5000)
     data = b"".join(parts)
-    inbox = _protocol.open_answer(told, [data[:1000]])
+    inbox = _protocol.open_answer(told)
+    _protocol.add_piece(inbox, 0, [data[:1000]])
     _protocol.add_piece(inbox, 3000, [data[3000:]])
     _protocol.add_piece(inbox, 1000, [data[1000:2000], data[2000:3000]])
-    assert _protocol.decode(_protocol.close_answer(told, inbox)) == b"\xff" * 5000
+    assert _parcel.decode(_protocol.close_answer(told, inbox)) == b"\xff" * 5000
 
 
 KINDS: dict[str, tuple[dict[str, Any], type[BridgeError], str]] = {
@@ -520,7 +525,8 @@ async def test_any_inline_data_is_told(value: Any) -> None:
 
     lane = InlineLane(SimpleNamespace(request=request, spawn=lambda work: work.close()))  # type: ignore[arg-type]
     with pytest.raises((ProtocolError, ReplyLost)):
-        await lane.carry(header(), [])
+        request = Request(header(), [])
+        await lane.rest(request, await lane.carry(request))
 
 
 async def test_inline_data_is_decoded() -> None:
@@ -531,8 +537,9 @@ async def test_inline_data_is_decoded() -> None:
         return SimpleNamespace(content=content_of({**told, "data": data}), buffers=[])
 
     lane = InlineLane(SimpleNamespace(request=request, spawn=lambda work: work.close()))  # type: ignore[arg-type]
-    _, frames = await lane.carry(header(), [])
-    assert _protocol.decode(frames) == [1, 2, 3]
+    asked = Request(header(), [])
+    _, frames = await lane.rest(asked, await lane.carry(asked))
+    assert _parcel.decode(frames) == [1, 2, 3]
 
 
 # ---------------------------------------------------------------- objects
@@ -541,7 +548,7 @@ async def test_inline_data_is_decoded() -> None:
 def test_an_encode_error_names_the_part_and_the_path_in_it() -> None:
     values = {"fine": 1, "config": {"lock": threading.Lock()}}
     with pytest.raises(EncodeError, match=r"^config\['lock'\] cannot be pickled: ") as caught:
-        _protocol.encode(values, values)
+        _parcel.encode(values, values)
     assert caught.value.path == "config['lock']"
     assert isinstance(caught.value.__cause__, TypeError)
 
@@ -558,15 +565,15 @@ def test_an_encode_error_blames_nobody_when_each_part_pickles_alone() -> None:
 
     values = {"a": 1, "b": Once()}
     with pytest.raises(EncodeError, match=r"a, b cannot be pickled: ValueError: the first time"):
-        _protocol.encode(values, values)
+        _parcel.encode(values, values)
 
 
 def test_a_parcel_tells_its_size_and_what_it_carries() -> None:
-    data = _protocol.encode({"x": b"a" * 5000}, {})
+    data = _parcel.encode({"x": b"a" * 5000}, {})
     assert data.nbytes == sum(frame.nbytes for frame in data.frames) > 5000
     assert (data.carries_code, data.refs) == (False, False)
-    assert _protocol.encode({"f": lambda: 1}, {}).carries_code
-    assert _protocol.EMPTY.nbytes == 0
+    assert _parcel.encode({"f": lambda: 1}, {}).carries_code
+    assert _parcel.EMPTY.nbytes == 0
 
 
 def test_references_are_marked_only_where_there_are_some() -> None:
@@ -576,10 +583,10 @@ def test_references_are_marked_only_where_there_are_some() -> None:
     def refs(value: Any) -> Any:
         return (int, ("42",)) if type(value) is Handle else None
 
-    parcel = _protocol.encode([Handle(), 1], {}, refs=refs)
+    parcel = _parcel.encode([Handle(), 1], {}, refs=refs)
     assert parcel.refs
-    assert _protocol.decode(parcel.frames) == [42, 1]
-    assert not _protocol.encode([1], {}, refs=refs).refs
+    assert _parcel.decode(parcel.frames) == [42, 1]
+    assert not _parcel.encode([1], {}, refs=refs).refs
 
 
 @pytest.fixture
@@ -591,24 +598,24 @@ def module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 
 def test_a_module_is_shipped_by_value_only_when_asked(module: types.ModuleType) -> None:
-    assert not _protocol.encode(module.double, {}).carries_code
-    parcel = _protocol.encode(module.double, {}, by_value=[module])
+    assert not _parcel.encode(module.double, {}).carries_code
+    parcel = _parcel.encode(module.double, {}, by_value=[module])
     assert parcel.carries_code
-    assert not _protocol.encode(module.double, {}).carries_code
+    assert not _parcel.encode(module.double, {}).carries_code
     del sys.modules["of_my_own"]
-    assert _protocol.decode(parcel.frames)(4) == 8
+    assert _parcel.decode(parcel.frames)(4) == 8
 
 
 def test_a_module_is_unregistered_after_a_failure_too(module: types.ModuleType) -> None:
     with pytest.raises(EncodeError):
-        _protocol.encode(threading.Lock(), {"x": threading.Lock()}, by_value=[module])
+        _parcel.encode(threading.Lock(), {"x": threading.Lock()}, by_value=[module])
     assert "of_my_own" not in list_registry_pickle_by_value()
 
 
 def test_a_module_that_the_user_registered_stays_registered(module: types.ModuleType) -> None:
     cloudpickle.register_pickle_by_value(module)
     try:
-        assert _protocol.encode(module.double, {}, by_value=[module]).carries_code
+        assert _parcel.encode(module.double, {}, by_value=[module]).carries_code
         assert "of_my_own" in list_registry_pickle_by_value()
     finally:
         cloudpickle.unregister_pickle_by_value(module)
@@ -616,8 +623,8 @@ def test_a_module_that_the_user_registered_stays_registered(module: types.Module
 
 HERE = list(sys.version_info[:2])
 OTHER = [HERE[0], HERE[1] + 1]
-CODE = _protocol.encode(lambda: 1, {})
-DATA = _protocol.encode([1], {})
+CODE = _parcel.encode(lambda: 1, {})
+DATA = _parcel.encode([1], {})
 
 
 @pytest.mark.parametrize(
@@ -634,10 +641,10 @@ def test_code_is_refused_before_it_is_sent_and_data_never(
     parcel: Any, python: Any, versions: Any, refused: type[BridgeError] | None
 ) -> None:
     if refused is None:
-        assert _protocol.check_parcel(parcel, python, versions) is None
+        assert _parcel.check_parcel(parcel, python, versions) is None
     else:
         with pytest.raises(refused) as caught:
-            _protocol.check_parcel(parcel, python, versions)
+            _parcel.check_parcel(parcel, python, versions)
         assert type(caught.value) is refused
 
 
@@ -655,5 +662,5 @@ def test_code_is_refused_before_it_is_sent_and_data_never(
 )
 def test_what_cannot_be_unpickled_here_is_a_decode_error(frames: list[bytes], text: str) -> None:
     with pytest.raises(DecodeError, match=text) as caught:
-        _protocol.decode(frames)
+        _parcel.decode(frames)
     assert isinstance(caught.value.__cause__, Exception)

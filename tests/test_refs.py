@@ -89,7 +89,17 @@ async def test_a_ref_does_not_pretend(loopback: Bridge) -> None:
 
 def test_reprs_fit_a_line() -> None:
     info = Info(
-        "ipython 9", (3, 11, 7), "python", {"numpy": "2"}, 5, "/", "e", "ipc", "buffers", None
+        "ipython 9",
+        (3, 11, 7),
+        "python",
+        {"numpy": "2"},
+        5,
+        "/",
+        "e",
+        "ipc",
+        "buffers",
+        "data",
+        None,
     )
     values = [
         Transfer(("x", "y"), 12345, 0.0123, "buffers"),
@@ -107,7 +117,9 @@ def test_reprs_fit_a_line() -> None:
 
 
 def test_the_html_of_info_is_escaped() -> None:
-    info = Info("<script>", (3,), "py", {"a<b": "&"}, 5, "/", "e", "ipc", "buffers", "k.json")
+    info = Info(
+        "<script>", (3,), "py", {"a<b": "&"}, 5, "/", "e", "ipc", "buffers", "data", "k.json"
+    )
     told = info._repr_html_()
     assert "<script>" not in told
     assert "&lt;script&gt;" in told

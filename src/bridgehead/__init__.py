@@ -18,27 +18,32 @@ from bridgehead._errors import (
     EncodeError,
     IncompatiblePython,
     InsecureConnection,
+    InsecureConnectionWarning,
     IntegrityError,
     KernelDied,
     KernelNotFound,
     KernelRestarted,
+    KernelUnresponsive,
     MissingInKernel,
     NameNotFound,
     NotExecuted,
     NotSent,
     NotSupported,
     OutcomeUnknown,
+    PayloadTooLarge,
     ProtocolError,
     RemoteError,
     ReplyLost,
     RequestAborted,
     TransportError,
     UnsupportedKernel,
+    UntrustedPayload,
 )
 from bridgehead._ref import Ref
 from bridgehead._results import Info, Name, Result, Transfer
 from bridgehead._sync import SyncBridge
 from bridgehead._transports.messages import Message, Messages
+from bridgehead._watch import Watch
 
 __all__ = [
     "Bridge",
@@ -49,10 +54,12 @@ __all__ = [
     "IncompatiblePython",
     "Info",
     "InsecureConnection",
+    "InsecureConnectionWarning",
     "IntegrityError",
     "KernelDied",
     "KernelNotFound",
     "KernelRestarted",
+    "KernelUnresponsive",
     "Message",
     "Messages",
     "MissingInKernel",
@@ -62,6 +69,7 @@ __all__ = [
     "NotSent",
     "NotSupported",
     "OutcomeUnknown",
+    "PayloadTooLarge",
     "ProtocolError",
     "Ref",
     "RemoteError",
@@ -72,6 +80,8 @@ __all__ = [
     "Transfer",
     "TransportError",
     "UnsupportedKernel",
+    "UntrustedPayload",
+    "Watch",
 ]
 
 __version__ = "0.1.0"

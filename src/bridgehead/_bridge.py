@@ -6,31 +6,27 @@ lane, deadline, restarts and messages are the foothold's.
 
 from __future__ import annotations
 
-import asyncio
 import inspect
 import keyword
-import os
 import time
 import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
-from bridgehead import _kernels, _protocol
+from bridgehead import _parcel, _protocol
 from bridgehead._cell import CellOutputs
-from bridgehead._errors import RemoteError
-from bridgehead._foothold import Foothold, LaneName, deadline
-from bridgehead._opening import Opening
+from bridgehead._foothold import deadline
+from bridgehead._opening import Openable
+from bridgehead._progress import Report, reporting
 from bridgehead._ref import Ref, primary
 from bridgehead._results import Info, Name, Result, Transfer
-from bridgehead._transports import Transport, to_the_end
-from bridgehead._transports.loopback import LoopbackTransport
 from bridgehead._transports.messages import Message, Messages
+from bridgehead._trust import TrustName, check_trust
+from bridgehead._watch import Watch
 
-B = TypeVar("B", bound="Bridge")
 
-
-class Bridge:
+class Bridge(Openable):
     """A way for live objects into one Jupyter kernel and back.
 
     Made by ``launch``, ``attach``, ``over`` or ``loopback``, each of which can be awaited or
@@ -44,150 +40,11 @@ class Bridge:
     that was already sent takes effect as a whole or not at all.
     """
 
-    def __init__(self, foothold: Foothold) -> None:
-        self._transport = foothold.transport
-        self._foothold = foothold
-
-    # ------------------------------------------------------------ opening
-
-    @classmethod
-    def launch(
-        cls: type[B],
-        kernel_name: str = "python3",
-        *,
-        connection_file: str | os.PathLike[str] | None = None,
-        env: Mapping[str, str] | None = None,
-        cwd: str | os.PathLike[str] | None = None,
-        lane: LaneName = "auto",
-        timeout: float = 60.0,
-    ) -> Opening[B]:
-        """Start a kernel of one's own; closing the bridge ends it.
-
-        On POSIX its sockets are Unix sockets beside its connection file (TCP on loopback where
-        that path is too long for a socket).
-
-        Args:
-            kernel_name: an installed kernelspec, as ``jupyter kernelspec list`` shows them.
-            connection_file: where to write the connection file, relative to the current
-                folder; by default in Jupyter's runtime folder, where ``attach`` and ``jupyter
-                console --existing`` find it.
-            env: variables to add to this process's environment.
-            cwd: the kernel's working directory; ``FileNotFoundError`` if there is none.
-            lane: ``"auto"`` takes ``"buffers"`` if they arrive on both sides, else ``"inline"``.
-            timeout: seconds until the kernel must answer.
-
-        Raises:
-            KernelNotFound: no such kernelspec, or it does not answer.
-            KernelDied: it ended at once; says what it last wrote.
-            UnsupportedKernel: it isn't Python, or evaluates no ``user_expressions``.
-        """
-
-        async def make() -> B:
-            started = time.monotonic()
-            transport = await _kernels.launch(
-                kernel_name, connection_file=connection_file, env=env, cwd=cwd, timeout=timeout
-            )
-            return await cls._opened(transport, lane, timeout, started)
-
-        return Opening(make, lane, timeout)
-
-    @classmethod
-    def attach(
-        cls: type[B],
-        existing: str | os.PathLike[str] | None = None,
-        *,
-        lane: LaneName = "auto",
-        timeout: float = 60.0,
-    ) -> Opening[B]:
-        """Connect to a running kernel; closing leaves it running.
-
-        Args:
-            existing: what ``jupyter console --existing`` takes: a connection file's path or
-                name, a fragment of it, a glob, or None for the one used last.
-            lane: as in ``launch``.
-            timeout: seconds; a kernel in the middle of a cell answers after it.
-
-        Raises:
-            KernelNotFound: none or several match, or nothing answers there.
-            InsecureConnection: an empty key, or plain TCP to another machine.
-            UnsupportedKernel: as in ``launch``.
-        """
-
-        async def make() -> B:
-            started = time.monotonic()
-            transport = await _kernels.attach(existing, timeout=timeout)
-            return await cls._opened(transport, lane, timeout, started)
-
-        return Opening(make, lane, timeout)
-
-    @classmethod
-    def over(
-        cls: type[B], lender: Any, *, lane: LaneName = "auto", timeout: float = 60.0
-    ) -> Opening[B]:
-        """Connect to the kernel of an AsyncKernelClient or AsyncKernelManager you own.
-
-        The bridge opens sockets and a session of its own: the client stays usable beside it, and
-        closing the bridge ends neither client nor kernel. With a manager, ``restart`` works.
-
-        Raises:
-            KernelNotFound: the manager's kernel is not running.
-            TypeError: it is neither a client nor a manager.
-        """
-
-        async def make() -> B:
-            started = time.monotonic()
-            transport = await _kernels.over(lender, timeout=timeout)
-            return await cls._opened(transport, lane, timeout, started)
-
-        return Opening(make, lane, timeout)
-
-    @classmethod
-    def loopback(cls: type[B], *, lane: LaneName = "auto") -> Opening[B]:
-        """No kernel: the real loader serving a namespace in this process, for tests.
-
-        Everything but the process is real: frames, digests, lanes, errors. Cells are plain
-        Python, without magics and top-level ``await``, and can't be interrupted.
-        """
-
-        async def make() -> B:
-            return await cls._opened(LoopbackTransport(), lane, 60.0, time.monotonic())
-
-        return Opening(make, lane, 60.0)
-
-    @classmethod
-    async def _opened(
-        cls: type[B], transport: Transport, lane: LaneName, timeout: float, started: float
-    ) -> B:
-        try:
-            foothold = Foothold(transport, lane)
-            left = max(0.0, timeout - (time.monotonic() - started))
-            async with deadline(left, "opening", transport, asked=timeout):
-                await foothold.plant()
-        except BaseException:
-            await transport.aclose()
-            raise
-        return cls(foothold)
-
-    async def __aenter__(self: B) -> B:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.aclose()
-
-    async def aclose(self) -> None:
-        """Leave: ends the kernel if ``launch`` started it, else only the connection.
-
-        Whatever is pending raises ``BridgeClosed``. May be called again, and from any task of
-        the loop; cancelling it waits until nothing is left behind.
-        """
-        self._foothold.check_caller()
-        await to_the_end(asyncio.ensure_future(self._foothold.aclose()))
-
     # ------------------------------------------------------------ what is known
 
     @property
     def state(self) -> str:
-        """``"idle"``, ``"busy"``, ``"starting"``, ``"restarting"``, ``"dead"`` or ``"closed"``."""
+        """One of idle, busy, starting, restarting, unresponsive, dead and closed."""
         return self._transport.state
 
     @property
@@ -210,49 +67,89 @@ class Bridge:
         *,
         by_value: Sequence[ModuleType] = (),
         timeout: float | None = None,
+        progress: bool | Report = False,
+        now: bool = False,
+        max_bytes: int | None = None,
+        trust: TrustName = "pickle",
         **values: Any,
     ) -> Transfer:
         """Bind objects to names in the kernel: all of them, or none.
 
-        They are pickled together, so what they share stays shared. What arrives is what was
-        there when ``push`` was called; should something change it before ``push`` returned, the
-        kernel refuses it. An open text file arrives as a ``StringIO``, a memoryview as bytes:
-        that is cloudpickle's way.
+        They are pickled together, so what they share stays shared; anything but few plain
+        values is pickled in a thread. What arrives is what was there when ``push`` was called;
+        change nothing of it before ``push`` returned: the kernel refuses an array that changed
+        on the way. An open text file arrives as a ``StringIO``, a memoryview as bytes: that is
+        cloudpickle's way.
 
         Args:
             mapping: names to objects, for names that are no keyword argument.
             by_value: modules of yours to ship along, because the kernel can't import them.
             timeout: seconds.
+            progress: True for a tqdm bar, or a callable of bytes done and bytes in all; what it
+                raises ends the transfer, and nothing is bound.
+            now: be served in the middle of a running cell, in a thread of the kernel's beside
+                it (ipykernel 7 or later), instead of behind it.
+            max_bytes: refuse to send more than this.
+            trust: ``"data"`` has the kernel open nothing but data, for objects of whose origin
+                you are not sure; see ``launch``.
             values: more names.
 
         Raises:
             ValueError: nothing to push, or a name that is no identifier or is a keyword.
             EncodeError: an object can't be pickled; says which part. Nothing was sent.
+            PayloadTooLarge: it has more than ``max_bytes``. Nothing was sent.
             IncompatiblePython: functions or classes for a kernel of another Python version.
             MissingInKernel: the kernel lacks a module. Its namespace is as it was.
             RemoteError: unpickling raised over there. Its namespace is as it was.
             IntegrityError: it was altered on the way, or changed while it was pushed.
+            UntrustedPayload: it is more than data, and ``trust="data"``. Nothing was sent.
+            NotSupported: ``now=True`` of a kernel without subshells.
         """
         self._foothold.check()
+        check_trust(trust)
         started = time.perf_counter()
         if mapping is not None and not isinstance(mapping, Mapping):
             raise TypeError(
                 f"push() takes names with their objects, not {type(mapping).__name__}; "
                 "say push(x=…) or push({'x': …})"
             )
+        if not isinstance(now, bool):  # a value for that name, it would be lost without a word
+            raise TypeError(
+                f"now is True or False, not {type(now).__name__}; "
+                "the name goes into the mapping: push({'now': …})"
+            )
         objects = {_name(key): item for key, item in {**(mapping or {}), **values}.items()}
         if not objects:
             raise ValueError(
                 "there is nothing to push; say push(x=1) or push({'x': 1}), the latter also for a "
-                "name that is push's own keyword, as timeout and by_value"
+                "name that is push's own keyword, as timeout, now and progress"
             )
-        parcel = _protocol.encode(objects, objects, by_value=by_value, refs=self._reduce)
-        await self._foothold.ask("bind", parcel, timeout, names=list(objects))
+        data = trust == "data"
+        content = _parcel.Content(objects, objects, by_value, self._reduce, _size(max_bytes), data)
+        with reporting(progress, "push") as report:
+            answered = await self._foothold.ask(
+                "bind",
+                timeout,
+                content,
+                now=now,
+                report=report,
+                names=list(objects),
+                opens="data" if data else None,
+            )
+            report(answered.sent, answered.sent)
         return Transfer(
-            tuple(objects), parcel.nbytes, time.perf_counter() - started, self.info.lane
+            tuple(objects), answered.sent, time.perf_counter() - started, self.info.lane
         )
 
-    async def pull(self, *expressions: str | Ref, timeout: float | None = None) -> Any:
+    async def pull(
+        self,
+        *expressions: str | Ref,
+        timeout: float | None = None,
+        progress: bool | Report = False,
+        now: bool = False,
+        max_bytes: int | None = None,
+        trust: TrustName | None = None,
+    ) -> Any:
         """Bring values here: one expression gives its value, several give a tuple.
 
         All are evaluated before any is pickled, and pickled together.
@@ -260,21 +157,66 @@ class Bridge:
         Args:
             expressions: names or any Python expressions over there, or refs.
             timeout: seconds.
+            progress: as in ``push``; bytes that arrived.
+            now: as in ``push``.
+            max_bytes: of the pickled values; more is refused over there, before it is sent,
+                and here, before memory is taken for it.
+            trust: for this call otherwise than the bridge; see ``launch``.
 
         Raises:
             NameNotFound: an expression that is one name, unknown there. Nothing was evaluated.
             RemoteError: evaluating or pickling raised over there.
+            PayloadTooLarge: they have more than ``max_bytes``; says how many.
             ReplyLost: the answer arrived damaged.
             DecodeError: it can't be unpickled here.
+            UntrustedPayload: it is more than data, where only data is trusted.
             IncompatiblePython: it carries code of another Python version.
+            NotSupported: ``now=True`` of a kernel without subshells.
         """
         self._foothold.check()
         if not expressions:
             raise ValueError("there is nothing to pull; say pull('x')")
         texts = [_expression(expression) for expression in expressions]
-        _, frames = await self._foothold.ask("fetch", _protocol.EMPTY, timeout, expressions=texts)
-        values = _protocol.decode(frames)
+        limit, trusted = _size(max_bytes), self._foothold.trust.but(trust)
+        with reporting(progress, "pull") as report:
+            answered = await self._foothold.ask(
+                "fetch",
+                timeout,
+                now=now,
+                limit=limit,
+                report=report,
+                expressions=texts,
+                **trusted.fields(),
+            )
+            total = sum(frame.nbytes for frame in answered.frames)
+            report(total, total)
+        values = _parcel.values(await trusted.open(answered.frames), len(texts))
         return values[0] if len(texts) == 1 else values
+
+    def watch(self, expression: str | Ref, *, max_bytes: int | None = None) -> Watch:
+        """Follow a value: ``async for value in bridge.watch("history[-1]")``.
+
+        Its value now, and then one for each cell that changed it, whoever ran the cell, sent by
+        the kernel as soon as the cell is done; none for cells that did not. What a ``push`` or a
+        ``call`` changed comes with the next cell. It ends with the kernel. Whoever is slow gets
+        the latest. The expression is evaluated and pickled after
+        each cell for as long as somebody watches; whether it changed is told by its pickle.
+
+        Args:
+            expression: a name or any Python expression over there, or a ref.
+            max_bytes: as in ``pull``.
+
+        Raises, while it is iterated:
+            NameNotFound, RemoteError: evaluating raised; the next wait goes on.
+            NotSupported: the kernel tells nobody when a cell is done.
+        """
+        self._foothold.check()
+        text, limit = _expression(expression), _size(max_bytes)
+
+        async def one(frames: list[memoryview]) -> Any:
+            return _parcel.values(await self._foothold.trust.open(frames), 1)[0]
+
+        return Watch(self._foothold, text, one, limit=limit, **self._foothold.trust.fields())
 
     async def call(
         self,
@@ -308,11 +250,12 @@ class Bridge:
         if keep is not None:
             keep = _name(keep)
         parts = {"the function": function, "args": args, "kwargs": kwargs}
-        parcel = _protocol.encode(
-            (function, args, kwargs), parts, by_value=by_value, refs=self._reduce
-        )
-        _, frames = await self._foothold.ask("call", parcel, timeout, keep=keep)
-        return Ref(self, keep) if keep is not None else _protocol.decode(frames)[0]
+        content = _parcel.Content((function, args, kwargs), parts, by_value, self._reduce)
+        trust = self._foothold.trust
+        answered = await self._foothold.ask("call", timeout, content, keep=keep, **trust.fields())
+        if keep is not None:
+            return Ref(self, keep)
+        return _parcel.values(await trust.open(answered.frames), 1)[0]
 
     def ref(self, expression: str) -> Ref:
         """A handle of an object over there; nothing moves until its ``pull``.
@@ -332,7 +275,7 @@ class Bridge:
         self._foothold.check()
         if not isinstance(pattern, str):
             raise TypeError(f"a pattern is a string, not {type(pattern).__name__}")
-        told, _ = await self._foothold.ask("names", _protocol.EMPTY, timeout, pattern=pattern)
+        told = (await self._foothold.ask("names", timeout, pattern=pattern)).told
         return [
             Name(
                 item["name"],
@@ -341,7 +284,7 @@ class Bridge:
                 item["len"],
                 item["bytes"],
             )
-            for item in told["names"]
+            for item in _protocol.understood(told.get("names"), [_protocol.NAME], "names")
         ]
 
     async def delete(self, *names: str, timeout: float | None = None) -> None:
@@ -354,13 +297,14 @@ class Bridge:
         if not names:
             raise ValueError("there is nothing to delete; say delete('x')")
         unique = list(dict.fromkeys(map(_name, names)))
-        await self._foothold.ask("drop", _protocol.EMPTY, timeout, names=unique)
+        await self._foothold.ask("drop", timeout, names=unique)
 
     async def exists(self, name: str, *, timeout: float | None = None) -> bool:
         """Whether the kernel's namespace has the name; a builtin is not in it."""
         self._foothold.check()
-        told, _ = await self._foothold.ask("has", _protocol.EMPTY, timeout, name=_name(name))
-        return bool(told["has"])
+        answered = await self._foothold.ask("has", timeout, name=_name(name))
+        has: bool = _protocol.understood(answered.told.get("has"), bool, "exists")
+        return has
 
     # ------------------------------------------------------------ cells
 
@@ -398,18 +342,13 @@ class Bridge:
             "stop_on_error": False,
         }
         try:
-            async with deadline(timeout, "run", self._transport):
-                await self._foothold.ready()
-                reply = await self._transport.request(content, on_message=outputs.feed)
-                await outputs.complete(reply.id)
+            reply = await self._foothold.run(content, timeout, outputs.feed, outputs.complete)
         finally:
             outputs.leave()
         told = reply.content
         result = outputs.result(told.get("execution_count"))
         if told.get("status") == "error":
-            error = RemoteError(
-                str(told.get("ename")), str(told.get("evalue")), told.get("traceback") or ()
-            )
+            error = _protocol.remote_error(told)
             error.result = result
             raise error
         return result
@@ -467,6 +406,15 @@ def _name(name: Any) -> str:
     if keyword.iskeyword(name):
         raise ValueError(f"{name!r} is a Python keyword, so no cell could use it as a name")
     return unicodedata.normalize("NFKC", str(name))
+
+
+def _size(max_bytes: object) -> int | None:
+    """Raise unless it is a number of bytes, or None."""
+    if max_bytes is None:
+        return None
+    if type(max_bytes) is not int or max_bytes < 0:
+        raise ValueError(f"max_bytes is a number of bytes or None, not {max_bytes!r}")
+    return max_bytes
 
 
 def _expression(expression: str | Ref) -> str:

@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from bridgehead._protocol import as_text
 from bridgehead._results import Result
 from bridgehead._transports.messages import Message
 
@@ -45,7 +46,7 @@ class CellOutputs:
             self._update(message.content)
         elif message.type in _OUTPUTS:
             self._cleared()
-            self._outputs.append({"output_type": message.type, **message.content})
+            self._outputs.append(_output(message))
         else:
             return
         if self._on_output is not None:
@@ -60,10 +61,10 @@ class CellOutputs:
             self._outputs.clear()
 
     def _update(self, content: Any) -> None:
-        identity = (content.get("transient") or {}).get("display_id")
+        identity = _mapping(content.get("transient")).get("display_id")
         for output in self._outputs:
-            if identity and (output.get("transient") or {}).get("display_id") == identity:
-                output.update(data=content["data"], metadata=content.get("metadata", {}))
+            if identity and _mapping(output.get("transient")).get("display_id") == identity:
+                output.update(data=_mapping(content.get("data")), metadata=content.get("metadata"))
 
     def leave(self) -> None:
         """Nobody waits for the cell any more: call nobody back."""
@@ -91,14 +92,16 @@ class CellOutputs:
         merged: list[dict[str, Any]] = []
         data: dict[str, Any] = {}
         pieces: list[str] = []  # of the stream output that is last in merged
+        last: str | None = None  # its name
         for output in self._outputs:
             if output["output_type"] == "stream":
                 texts.setdefault(output["name"], []).append(output["text"])
-                if not (merged and merged[-1].get("name") == output["name"]):
-                    pieces = []
+                if last != output["name"]:
+                    last, pieces = output["name"], []
                     merged.append({**output, "text": pieces})
                 pieces.append(output["text"])
                 continue
+            last = None
             if output["output_type"] == "execute_result":
                 data = dict(output["data"])
             merged.append({key: item for key, item in output.items() if key != "transient"})
@@ -106,4 +109,21 @@ class CellOutputs:
             if output["output_type"] == "stream":
                 output["text"] = "".join(output["text"])
         out, err = ("".join(texts[name]) for name in ("stdout", "stderr"))
-        return Result(out, err, tuple(merged), data, execution_count)
+        count = execution_count if type(execution_count) is int else None
+        return Result(out, err, tuple(merged), data, count)
+
+
+def _output(message: Message) -> dict[str, Any]:
+    """One output as a notebook file has it, whatever the kernel calls one."""
+    output = {**message.content, "output_type": message.type}
+    if message.type == "stream":
+        name, text = as_text(output.get("name")), as_text(output.get("text"))
+        return {**output, "name": name, "text": text}
+    if message.type != "error":
+        output["data"] = _mapping(output.get("data"))
+        output["transient"] = _mapping(output.get("transient"))
+    return output
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from bridgehead import _protocol
+from bridgehead import _parcel
 from bridgehead._bridge import Bridge
 from bridgehead._results import Info
 
@@ -215,7 +215,7 @@ class _Ledger:
         value = await bridge.pull(name)
         seconds = time.perf_counter() - started
         # A pull doesn't tell its bytes; the same pickling of what arrived gives the same number.
-        nbytes = _protocol.encode((value,), {name: value}).nbytes
+        nbytes = _parcel.encode((value,), {name: value}).nbytes
         kind, lane = type(value).__name__, bridge.info.lane
         self.crossings.append(Crossing("pull", which, name, kind, nbytes, lane, seconds))
         return value

@@ -9,6 +9,7 @@ what was wrong, where, and what to do. Every class pickles.
         UnsupportedKernel   not Python, or it evaluates no user_expressions
         EncodeError         the object cannot be pickled; ``path`` says which part
         IncompatiblePython  code objects don't cross between Python minor versions
+        PayloadTooLarge     it has more bytes than ``max_bytes``; not one of them crossed
         InsecureConnection  the connection would let a stranger in
         BridgeClosed        the bridge was closed before
       NotExecuted           it arrived and was refused; the kernel is as it was
@@ -21,13 +22,16 @@ what was wrong, where, and what to do. Every class pickles.
       OutcomeUnknown        it may have run, wholly or not at all
         KernelDied          the process is gone
         KernelRestarted     another process answers now; its namespace is new
+        KernelUnresponsive  the process is there and shows no sign of life; it may come back
         ReplyLost           the kernel is done with it, but its reply never came or is damaged
         TransportError      the connection itself failed
       DecodeError           it arrived here but cannot be unpickled here
+      UntrustedPayload      it is more than data, and only data is trusted; it was not opened
       ProtocolError         the other side does not speak this protocol
 
 A deadline that passed is the builtin ``TimeoutError``; a wrong argument is a ``ValueError``
-or a ``TypeError``, raised before anything is sent.
+or a ``TypeError``, raised before anything is sent. ``InsecureConnectionWarning`` is a warning:
+the connection is made all the same.
 """
 
 from __future__ import annotations
@@ -44,7 +48,10 @@ class BridgeError(Exception):
 
 
 class NotSent(BridgeError):
-    """It was refused before it crossed; nothing ran in the kernel."""
+    """It was refused before it crossed; nothing ran in the kernel.
+
+    But for the expression of a pull that turned out ``PayloadTooLarge``: that was evaluated.
+    """
 
 
 class KernelNotFound(NotSent):
@@ -71,8 +78,27 @@ class IncompatiblePython(NotSent):
     """Code objects would have to cross between two Python minor versions, and crash there."""
 
 
+class PayloadTooLarge(NotSent):
+    """The object has more bytes than ``max_bytes`` allows; not one of them crossed.
+
+    Nothing is bound there by a push. What the expression of a pull does besides giving a value,
+    it has done.
+
+    Attributes:
+        bytes: how many it has; None if not known.
+    """
+
+    def __init__(self, message: str, *, bytes: int | None = None) -> None:  # noqa: A002
+        super().__init__(message)
+        self.bytes = bytes
+
+
 class InsecureConnection(NotSent):
     """Anybody on the way could read or forge what crosses."""
+
+
+class InsecureConnectionWarning(UserWarning):
+    """Others on this machine can read the connection file, and with it have the kernel."""
 
 
 class BridgeClosed(NotSent):
@@ -175,6 +201,10 @@ class KernelRestarted(OutcomeUnknown):
     """The kernel was restarted: the namespace is a new one. The next call goes there."""
 
 
+class KernelUnresponsive(OutcomeUnknown):
+    """The kernel's process is stopped, or starved; what was sent to it may run when it goes on."""
+
+
 class ReplyLost(OutcomeUnknown):
     """The kernel is done with the request, but its reply never came, or came damaged."""
 
@@ -185,6 +215,18 @@ class TransportError(OutcomeUnknown):
 
 class DecodeError(BridgeError):
     """A value arrived here but cannot be unpickled here."""
+
+
+class UntrustedPayload(BridgeError):
+    """What came is more than data, where only data is trusted; it was not opened, nothing ran.
+
+    Attributes:
+        type: what is in it that is no data, e.g. ``"posix.system"``; empty if not known.
+    """
+
+    def __init__(self, message: str, *, type: str = "") -> None:  # noqa: A002
+        super().__init__(message)
+        self.type = type
 
 
 class ProtocolError(BridgeError):

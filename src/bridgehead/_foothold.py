@@ -8,43 +8,61 @@ old kernel lands in the new one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
-from bridgehead import _protocol
-from bridgehead._errors import KernelRestarted, NotSupported, ProtocolError, UnsupportedKernel
-from bridgehead._lanes import Lane
+from bridgehead import _parcel, _protocol
+from bridgehead._errors import (
+    BridgeError,
+    KernelRestarted,
+    NotSupported,
+    ProtocolError,
+    RemoteError,
+    UnsupportedKernel,
+)
+from bridgehead._lanes import Lane, Request
 from bridgehead._lanes.buffers import BuffersLane, hello
 from bridgehead._lanes.inline import InlineLane
+from bridgehead._queue import Place, Queue
 from bridgehead._results import Info
-from bridgehead._transports import Transport
+from bridgehead._subshell import UNKNOWN, Subshell
+from bridgehead._transports import Reply, Transport
+from bridgehead._transports.messages import Message
+from bridgehead._trust import Trust
 
 LaneName = Literal["auto", "buffers", "inline"]
 # What a user called the operation.
 SAID = {"bind": "push", "fetch": "pull", "drop": "delete", "has": "exists"}
+LOST = -1  # the generation of a loader that is not there (any more)
 LANES: dict[str, type[Lane]] = {lane.name: lane for lane in (BuffersLane, InlineLane)}
 
 
 class Foothold:
     """The loader in the kernel behind one transport, from the event loop that opened it."""
 
-    def __init__(self, transport: Transport, wanted: LaneName) -> None:
+    def __init__(self, transport: Transport, wanted: LaneName, trust: Trust) -> None:
         self.transport = transport
+        self.trust = trust
         self._wanted = wanted
-        self._loop = asyncio.get_running_loop()
+        self.loop = asyncio.get_running_loop()
         self._process = os.getpid()
         self._lane: Lane | None = None
         self._info: Info | None = None
         self._epoch: str | None = None  # what the caller's names are believed to live in
-        self._generation = -1  # of the transport, when the loader was planted
+        self._kernel = ""  # the process that was believed in; a pid may be used again
+        self._generation = LOST  # of the transport, when the loader was planted
         self._planting = asyncio.Lock()
+        self._taught = ""  # epoch of the loader that has the data-only codec
+        self.queue = Queue(transport)
+        self.subshell = Subshell(transport)
 
     def check_caller(self) -> None:
         if os.getpid() != self._process:
             raise RuntimeError("this bridge was opened before a fork; open another one here")
-        if asyncio.get_running_loop() is not self._loop:
+        if asyncio.get_running_loop() is not self.loop:
             raise RuntimeError(
                 "this bridge belongs to another event loop; open one in this loop, or use "
                 "SyncBridge, which may be called from any thread"
@@ -63,54 +81,201 @@ class Foothold:
         return self._info
 
     async def ask(
-        self, operation: str, parcel: _protocol.Parcel, timeout: float | None, **fields: Any
-    ) -> tuple[_protocol.Header, list[memoryview]]:
-        """One operation: the header, the lane, the deadline, the answer."""
-        async with deadline(timeout, SAID.get(operation, operation), self.transport):
-            lane = await self.ready()
-            info = self.info
-            _protocol.check_parcel(parcel, info.python, info.versions)
-            header = _protocol.header(
-                operation,
-                parcel.frames,
-                epoch=info.epoch,
-                algorithm=self.transport.digest,
-                refs=parcel.refs,
-                **fields,
-            )
-            generation, pid = self._generation, info.pid
+        self,
+        operation: str,
+        timeout: float | None,
+        content: _parcel.Content | None = None,
+        *,
+        now: bool = False,
+        limit: int | None = None,
+        report: Callable[[int, int], object] | None = None,
+        **fields: Any,
+    ) -> Answered:
+        """One operation: its place in the queue, the lane, the deadline, the answer.
+
+        ``content`` is what is pickled for it; ``now`` has it served in the middle of a running
+        cell; ``limit`` bytes of an answer are taken at most; ``report`` is told of bytes done
+        and in all; ``fields`` go into the header.
+        """
+        fields["max_bytes"] = limit
+        call = _Call(operation, content, report, fields)
+        async with deadline(timeout, SAID.get(operation, operation), self.transport, call):
+            return await (self._at_once(call) if now else self._in_turn(call))
+
+    async def _in_turn(self, call: _Call) -> Answered:
+        first: str | None = None
+        while True:
+            with self.queue.place(call.place.number if call.place else None) as place:
+                call.place = place
+                if self._generation != self.transport.generation or self.transport.is_silent:
+                    await place.prepare(self.ready())
+                lane = await self.ready()
+                if first not in (None, self._kernel):
+                    raise KernelRestarted("the kernel was restarted; this call was not executed")
+                if call.needs_lesson:
+                    await place.prepare(self._teach())
+                await self._pack(call, place)
+                request, generation, info = self._request(call), self._generation, self.info
+                kernel = self._kernel
+                try:
+                    opened = await self.queue.carry(place, lane, request)
+                    told, frames = await lane.rest(request, opened)
+                except KernelRestarted:
+                    # On an unbroken connection somebody removed the loader: nothing was done,
+                    # so plant it again, and if it is the same process do it now.
+                    if first is not None or generation != self.transport.generation:
+                        raise
+                    first = kernel
+                    self._lost(info)
+                    continue
+                return Answered(told, frames, request.nbytes)
+
+    async def _at_once(self, call: _Call) -> Answered:
+        lane = await self.ready()
+        if call.content is not None:
+            call.packed = await self._thread(call.content)
+        for last in (False, True):
+            shell, info = await self.subshell.ready(), self.info
             try:
-                return await lane.carry(header, parcel.frames)
+                if call.needs_lesson:
+                    await self._teach(shell)
+                request = self._request(call, shell)
+                opened = await lane.carry(request)
             except KernelRestarted:
-                # On an unbroken connection it is the same process, whose loader somebody
-                # removed: nothing was done, so plant it again and do it now.
-                if generation != self.transport.generation:
+                self._lost(info)
+                raise
+            except RemoteError as error:
+                if last or error.ename != UNKNOWN:
                     raise
-            self._generation, self._epoch = -1, None
-            lane = await self.ready()
-            if self.info.pid != pid:
-                raise KernelRestarted("the kernel was restarted; this call was not executed")
-            return await lane.carry({**header, "epoch": self.info.epoch}, parcel.frames)
+                self.subshell.forget(shell["id"])
+                continue
+            told, frames = await lane.rest(request, opened)
+            return Answered(told, frames, request.nbytes)
+        raise AssertionError
+
+    async def _pack(self, call: _Call, place: Place) -> None:
+        """Pickle what the call sends, if it takes long in a thread; once, whatever happens."""
+        if call.content is None or call.packed is not None:
+            return
+        if call.content.is_light():
+            call.packed = call.content.pack(self.transport.digest)
+        else:
+            call.packed = await place.prepare(self._thread(call.content))
+
+    async def _thread(self, content: _parcel.Content) -> tuple[_parcel.Parcel, str]:
+        return await asyncio.to_thread(content.pack, self.transport.digest)
+
+    async def _teach(self, shell: dict[str, Any] | None = None) -> None:
+        """Ship the data-only codec to a loader that does not have it yet."""
+        epoch = self.info.epoch
+        if self._taught != epoch:
+            await self.aside("learn", _protocol.lesson(), shell=shell)
+            self._taught = epoch
+
+    def _request(self, call: _Call, shell: dict[str, Any] | None = None) -> Request:
+        parcel, digest = call.packed or (_parcel.EMPTY, None)
+        info = self.info
+        _parcel.check_parcel(parcel, info.python, info.versions, info.executable)
+        header = _protocol.header(
+            call.operation,
+            parcel.frames,
+            epoch=self.info.epoch,
+            algorithm=self.transport.digest,
+            digest=digest,
+            refs=parcel.refs or None,
+            subshell=shell,
+            **call.fields,
+        )
+        request = Request(header, parcel.frames, call.fields["max_bytes"])
+        request.trusted = not self.trust.data and call.fields.get("trust") != "data"
+        request.subshell = shell["id"] if shell is not None else None
+        if call.report is not None:
+            request.report = call.report
+        return request
+
+    async def run(
+        self,
+        content: dict[str, Any],
+        timeout: float | None,
+        on_message: Callable[[Message], None],
+        complete: Callable[[str], Awaitable[None]],
+    ) -> Reply:
+        """A cell, in its turn; ``complete`` waits for what comes beside its reply."""
+        call = _Call("run", None, None, {})
+        async with deadline(timeout, "run", self.transport, call):
+            with self.queue.place() as place:
+                call.place = place
+                await self.ready()
+                reply = await self.queue.run(
+                    place, lambda: self.transport.request(content, on_message=on_message)
+                )
+            await complete(reply.id)
+            return reply
 
     async def aclose(self) -> None:
         """Leave, and nothing half-way in the kernel."""
-        if self._lane is not None:
+        if self._lane is not None and self._info is not None:
+            for watch in list(self.transport.listeners):
+                self.transport.spawn(self.unwatch(watch))
             await self._lane.leave()
+        await self.subshell.aclose()
         await self.transport.aclose()
+
+    async def unwatch(self, watch: str) -> None:
+        """Have the loader forget a watch."""
+        with contextlib.suppress(BridgeError):  # then it goes by age, or with the kernel
+            await self.aside("unwatch", watch=watch)
+
+    async def aside(
+        self,
+        operation: str,
+        frames: Sequence[memoryview] = (),
+        *,
+        shell: dict[str, Any] | None = None,
+        limit: int | None = None,
+        **fields: Any,
+    ) -> list[memoryview]:
+        """What no user waits for: out of turn, and only to the loader that is known.
+
+        A restart is left to be told to the user's next call, and nothing is planted.
+        """
+        lane = self._lane
+        assert lane is not None
+        header = _protocol.header(
+            operation,
+            frames,
+            epoch=self.info.epoch,
+            algorithm=self.transport.digest,
+            subshell=shell,
+            max_bytes=limit,
+            **fields,
+        )
+        request = Request(header, frames, limit, trusted=not self.trust.data)
+        request.subshell = shell["id"] if shell is not None else None
+        _, back = await lane.rest(request, await lane.carry(request))
+        return back
 
     async def ready(self) -> Lane:
         """The lane, with the loader in place; plants it again after a restart."""
-        self.transport.check()
+        await self.transport.answering()
         if self._generation != self.transport.generation:
-            believed = self._epoch
+            epoch, kernel, lost = self._epoch, self._kernel, self._generation == LOST
             await self.plant()
-            if believed not in (None, self._epoch):
+            same = kernel == self._kernel if lost else epoch == self._epoch
+            if epoch is not None and not same:
+                for listener in self.transport.listeners.values() if lost else ():
+                    listener.end()  # where no connection broke, nobody told them
                 raise KernelRestarted(
                     "the kernel was restarted since the last call, and its namespace is new; "
                     "this call was not sent"
                 )
         assert self._lane is not None
         return self._lane
+
+    def _lost(self, info: Info) -> None:
+        """The loader of that handshake is not there any more."""
+        if self.info is info:
+            self._generation = LOST
 
     async def plant(self) -> None:
         """The handshake: one round trip that installs the loader where it isn't yet."""
@@ -120,7 +285,8 @@ class Foothold:
             if generation == self._generation:
                 return
             kernel = _kernel_name(transport.kernel_info)
-            language = (transport.kernel_info.get("language_info") or {}).get("name")
+            info = _protocol.as_object(transport.kernel_info.get("language_info"))
+            language = _protocol.as_text(info.get("name"))
             if language != "python":
                 raise UnsupportedKernel(
                     f"{kernel} is a kernel for {language}; bridgehead needs a Python kernel"
@@ -131,26 +297,28 @@ class Foothold:
             except UnsupportedKernel as error:
                 raise UnsupportedKernel(f"{kernel}: {error}") from None
             _protocol.raise_error(told, ())
+            told = _protocol.greeting(told)
             if self._wanted == "buffers" and not buffers:
                 raise NotSupported(f"{kernel} does not pass message buffers; use lane='inline'")
             name = self._wanted if self._wanted != "auto" else "buffers" if buffers else "inline"
             self._lane = LANES[name](transport)
-            try:
-                self._info = Info(
-                    kernel=kernel,
-                    python=tuple(told["python"]),
-                    executable=told["executable"],
-                    versions=told["versions"],
-                    pid=told["pid"],
-                    cwd=told["cwd"],
-                    epoch=told["epoch"],
-                    transport=transport.name,
-                    lane=name,
-                    connection_file=transport.connection_file,
-                )
-            except (KeyError, TypeError) as error:
-                raise ProtocolError(f"the loader's greeting lacks {error}") from error
+            self._info = Info(
+                kernel=kernel,
+                python=tuple(told["python"]),
+                executable=told["executable"],
+                versions=told["versions"],
+                pid=told["pid"],
+                cwd=told["cwd"],
+                epoch=told["epoch"],
+                transport=transport.name,
+                lane=name,
+                trust=self.trust.name,
+                connection_file=transport.connection_file,
+            )
             self._generation, self._epoch = generation, self._info.epoch
+            self._kernel = str(told.get("process"))
+            for orphan in told.get("orphans") or ():
+                transport.spawn(self.subshell.delete(str(orphan)))
 
 
 def check_lane(lane: object) -> None:
@@ -166,17 +334,23 @@ def check_seconds(seconds: object) -> None:
 
 
 def _kernel_name(kernel_info: Mapping[str, Any]) -> str:
-    implementation = str(kernel_info.get("implementation", "this kernel"))
-    return f"{implementation} {kernel_info.get('implementation_version', '')}".strip()
+    implementation = _protocol.as_text(kernel_info.get("implementation", "this kernel"))
+    version = _protocol.as_text(kernel_info.get("implementation_version", ""))
+    return f"{implementation} {version}".strip()
 
 
-@asynccontextmanager
+@contextlib.asynccontextmanager
 async def deadline(
-    seconds: float | None, operation: str, transport: Transport, asked: float | None = None
+    seconds: float | None,
+    operation: str,
+    transport: Transport,
+    call: _Call | None = None,
+    asked: float | None = None,
 ) -> AsyncIterator[None]:
     """The builtin ``TimeoutError`` for an operation that took longer, with what is known.
 
-    ``asked`` is what the caller had given it, where some of it was used up before.
+    ``call`` knows whether it was sent; ``asked`` is what the caller had given it, where some
+    of it was used up before.
     """
     check_seconds(seconds)
     try:
@@ -185,7 +359,40 @@ async def deadline(
     except TimeoutError:
         if not scope.expired():
             raise
+        waited = call is not None and call.place is not None and not call.place.sent
+        end = "It was not sent" if waited else "What was sent to it may still run there"
         raise TimeoutError(
             f"{operation} got no answer within {asked or seconds:g} s; the kernel is "
-            f"{transport.state}. What was sent to it may still run there"
+            f"{transport.state}. {end}"
         ) from None
+
+
+@dataclass(slots=True)
+class _Call:
+    """One call of a user's, on its way through the foothold."""
+
+    operation: str
+    content: _parcel.Content | None
+    report: Callable[[int, int], object] | None
+    fields: dict[str, Any]
+    packed: tuple[_parcel.Parcel, str] | None = None
+    place: Place | None = None
+
+    @property
+    def needs_lesson(self) -> bool:
+        return "data" in (self.fields.get("trust"), self.fields.get("opens"))
+
+
+@dataclass(slots=True)
+class Answered:
+    """What came of an operation.
+
+    Attributes:
+        told: the answer's header.
+        frames: the answer's frames.
+        sent: bytes that were sent.
+    """
+
+    told: _protocol.Header
+    frames: list[memoryview]
+    sent: int

@@ -1,6 +1,7 @@
 """Where a kernel comes from: launched, found by its connection file, or lent by its owner.
 
-Rule: everything up to a transport that is ready to be talked to, and nothing after that.
+Rule: everything up to a transport that is ready to be talked to, and nothing after that. What
+would let a stranger in is refused here, before a socket is opened.
 """
 
 from __future__ import annotations
@@ -9,25 +10,58 @@ import asyncio
 import glob
 import json
 import os
+import shlex
+import stat
 import sys
 import tempfile
 import uuid
-from collections.abc import Mapping
+import warnings
+from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
+import zmq
+from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.connect import find_connection_file
 from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_core.paths import jupyter_runtime_dir
 from jupyter_core.utils import ensure_async
+from traitlets import TraitError
 
-from bridgehead._errors import InsecureConnection, KernelNotFound
+from bridgehead._errors import (
+    InsecureConnection,
+    InsecureConnectionWarning,
+    KernelNotFound,
+    NotSupported,
+)
 from bridgehead._transports import to_the_end
-from bridgehead._transports.zmq import ZmqTransport
+from bridgehead._transports.zmq import ZmqTransport, stays_here
 
 SOCKET_PATH = 103  # bytes of a Unix socket's path on every POSIX, less the "-5" ZeroMQ's ports add
 LISTEN_TIMEOUT = 3.0  # s until something must listen at an existing kernel's address
+
+Insecurity = Literal["empty-key", "plain-tcp"]
+INSECURITIES = get_args(Insecurity)
+
+_warned: set[Path] = set()  # connection files that were told to be readable by others
+
+
+def allowances(insecure: Insecurity | Collection[Insecurity]) -> frozenset[str]:
+    """The names in an ``insecure`` argument, checked; one name may stand alone.
+
+    Raises:
+        ValueError: a name that isn't known.
+        TypeError: no names at all.
+    """
+    known = " and ".join(map(repr, INSECURITIES))
+    if not isinstance(insecure, Collection):
+        raise TypeError(f"insecure= takes {known}, or both, not {type(insecure).__name__}")
+    names = [insecure] if isinstance(insecure, str) else list(insecure)
+    for name in names:
+        if name not in INSECURITIES:
+            raise ValueError(f"insecure= knows no {name!r}; it takes {known}, or both")
+    return frozenset(names)
 
 
 async def launch(
@@ -36,6 +70,7 @@ async def launch(
     connection_file: str | os.PathLike[str] | None,
     env: Mapping[str, str] | None,
     cwd: str | os.PathLike[str] | None,
+    encryption: bool,
     timeout: float,
 ) -> ZmqTransport:
     """Start a kernel and wait until it answers; cancelling or failing ends it again."""
@@ -48,7 +83,9 @@ async def launch(
             f"no kernel named {kernel_name!r} is installed; there is: {known}"
         ) from None
     file = _connection_path(connection_file)
-    if sys.platform != "win32" and len(os.fsencode(file)) <= SOCKET_PATH:
+    if encryption:
+        _encrypt(manager)
+    elif sys.platform != "win32" and len(os.fsencode(file)) <= SOCKET_PATH:
         manager.transport = "ipc"
     manager.connection_file = str(file)
     log = tempfile.TemporaryFile("ab+")  # noqa: SIM115 - the transport closes it
@@ -81,6 +118,29 @@ async def launch(
     return transport
 
 
+def _encrypt(manager: AsyncKernelManager) -> None:
+    """Have the manager make CURVE keys, which it writes into the connection file and keeps.
+
+    Raises:
+        NotSupported: jupyter_client, pyzmq or the kernelspec knows no CURVE.
+    """
+    if not manager.has_trait("transport_encryption"):
+        raise NotSupported(
+            "this jupyter_client cannot encrypt; pip install 'jupyter_client>=8.9' here"
+        )
+    try:
+        manager.transport_encryption = "required"
+    except TraitError as error:  # this pyzmq was built without it
+        raise NotSupported(str(error)) from None
+    spec = manager.kernel_spec
+    if spec is None or "curve" not in str(spec.metadata.get("supported_encryption", "")).lower():
+        raise NotSupported(
+            f"the kernelspec {manager.kernel_name!r} does not say that its kernel can encrypt; "
+            "pip install 'ipykernel>=7.3' in the kernel's environment, then python -m ipykernel "
+            "install there, if the kernelspec was made that way"
+        )
+
+
 def _connection_path(wanted: str | os.PathLike[str] | None) -> Path:
     """Absolute, so that ipc sockets don't land in whatever folder is current."""
     if wanted is not None:
@@ -90,19 +150,24 @@ def _connection_path(wanted: str | os.PathLike[str] | None) -> Path:
     return Path(folder) / f"kernel-{uuid.uuid4().hex[:12]}.json"
 
 
-async def attach(existing: str | os.PathLike[str] | None, *, timeout: float) -> ZmqTransport:
+async def attach(
+    existing: str | os.PathLike[str] | None, *, insecure: frozenset[str], timeout: float
+) -> ZmqTransport:
     """Connect to a kernel by its connection file, as ``jupyter console --existing`` finds it."""
     file = find(existing)
     try:
         with open(file, encoding="utf-8") as text:
             info = json.load(text)
-        transport = ZmqTransport(_checked(info, file), connection_file=file)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        info = _checked(info, file, insecure)
+        _warn_if_others_can_read(file)
+        transport = ZmqTransport(info, connection_file=file)
+        transport.ours = transport.ours and _mine(file)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, TraitError) as error:
         raise KernelNotFound(f"{file} is no connection file: {error}") from error
     return await _opened(transport, timeout, LISTEN_TIMEOUT)
 
 
-async def over(lender: Any, *, timeout: float) -> ZmqTransport:
+async def over(lender: Any, *, insecure: frozenset[str], timeout: float) -> ZmqTransport:
     """Connect to the kernel of an AsyncKernelClient or AsyncKernelManager the caller owns.
 
     Sockets and session are our own, so the lender's stay usable and undisturbed.
@@ -119,11 +184,11 @@ async def over(lender: Any, *, timeout: float) -> ZmqTransport:
             "over() takes an AsyncKernelClient or an AsyncKernelManager, "
             f"not {type(lender).__name__}"
         )
-    info = lender.get_connection_info()
     file = lender.connection_file or None
-    transport = ZmqTransport(
-        _checked(info, file or "the client"), connection_file=file, manager=manager
-    )
+    info = _checked(lender.get_connection_info(), file or "the client", insecure)
+    if file is not None:
+        _warn_if_others_can_read(file)
+    transport = ZmqTransport(info, connection_file=file, manager=manager)
     return await _opened(transport, timeout, LISTEN_TIMEOUT if manager is None else timeout)
 
 
@@ -175,20 +240,76 @@ def _listed(files: list[str]) -> str:
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
 
 
-def _checked(info: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Refuse a connection over which a stranger could send pickles.
+def _checked(info: Mapping[str, Any], where: str, insecure: frozenset[str]) -> dict[str, Any]:
+    """Refuse a connection over which a stranger could read messages or send pickles.
 
     Raises:
-        InsecureConnection: no key, or plain TCP to another machine.
+        InsecureConnection: no key, or plain TCP beyond this machine, and not allowed by name.
+        KernelNotFound: CURVE keys that are none.
+        NotSupported: this jupyter_client would leave the CURVE keys unused.
     """
+    found = {}
     if not info.get("key"):
-        raise InsecureConnection(
-            f"{where} has an empty key, so anybody could forge messages; start the kernel with one"
+        found["empty-key"] = (
+            "has an empty key, so whoever reaches the kernel can run code in it "
+            "(start the kernel with a key)"
         )
-    local = info.get("transport") == "ipc" or info.get("ip") in ("127.0.0.1", "localhost", "::1")
-    if not local and not info.get("curve_publickey"):
-        raise InsecureConnection(
-            f"{where} leads to {info.get('ip')} over plain TCP, readable on the way; forward the "
-            "ports with SSH to 127.0.0.1, or start the kernel with CurveZMQ"
+    ip = info.get("ip", "127.0.0.1")
+    if not _curve(info, where) and not stays_here(info.get("transport", "tcp"), ip):
+        found["plain-tcp"] = (
+            f"leads to {ip} over plain TCP, readable on the way "
+            "(forward the ports with SSH to 127.0.0.1, or start the kernel with CURVE)"
         )
-    return dict(info)
+    refused = [why for name, why in found.items() if name not in insecure]
+    if refused:
+        names = [name for name in INSECURITIES if name in insecure or name in found]
+        raise InsecureConnection(
+            f"{where} {', and '.join(refused)}; insecure={names} would allow it"
+        )
+    return {**info, "key": info.get("key") or ""}
+
+
+def _curve(info: Mapping[str, Any], where: str) -> bool:
+    """Whether the connection is encrypted: half a pair of keys would be left unused, silently."""
+    public, secret = info.get("curve_publickey"), info.get("curve_secretkey")
+    if public is None and secret is None:
+        return False
+    if "curve_publickey" not in AsyncKernelClient.class_trait_names():
+        raise NotSupported(
+            f"{where} has CURVE keys, and this jupyter_client knows none; "
+            "pip install 'jupyter_client>=8.9' here"
+        )
+    try:
+        fits = zmq.curve_public(str(secret).encode()) == str(public).encode()
+    except (ValueError, zmq.ZMQError):
+        fits = False
+    if not fits:
+        raise KernelNotFound(f"the CURVE keys in {where} are damaged: they are no pair")
+    return True
+
+
+def _mine(file: str) -> bool:
+    """Whether the kernel that wrote this connection file is this user's."""
+    return not hasattr(os, "getuid") or os.stat(file).st_uid == os.getuid()
+
+
+def _warn_if_others_can_read(file: str) -> None:
+    """Once for each file: its permissions and those of every folder above it let others in.
+
+    Not on Windows, whose permissions are of another kind.
+    """
+    path = Path(file).resolve()
+    if sys.platform == "win32" or path in _warned or not path.exists():
+        return
+    mode = stat.S_IMODE(path.stat().st_mode)
+    readable = mode & (stat.S_IRGRP | stat.S_IROTH)
+    enterable = (folder.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH) for folder in path.parents)
+    if readable and all(enterable):
+        warnings.warn(
+            f"others on this machine can read {file} (mode {mode:04o}), and with the key in it run "
+            f"code in the kernel as you; say chmod 600 {shlex.quote(file)}, and start the kernel "
+            "anew if somebody may have read it",
+            InsecureConnectionWarning,
+            stacklevel=1,
+        )
+        _warned.add(path)  # not before: where warnings are errors, every attempt is one

@@ -1,27 +1,227 @@
-"""A bridge that is not open yet.
+"""How a bridge is opened, and closed.
 
-Rule: awaitable and an async context manager, as connections are elsewhere; what is wrong with
-its arguments is told before anything is started.
+Rule: launched, attached, lent or looped back; each gives an ``Opening``, awaitable and an async
+context manager, as connections are elsewhere. What is wrong with the arguments is told before
+anything is started.
 """
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Generator
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Collection, Generator, Mapping
+from typing import Any, Generic, TypeVar
 
-from bridgehead._foothold import LaneName, check_lane, check_seconds
+from bridgehead import _kernels
+from bridgehead._foothold import Foothold, LaneName, check_lane, check_seconds, deadline
+from bridgehead._kernels import Insecurity
+from bridgehead._transports import Transport, to_the_end
+from bridgehead._transports.loopback import LoopbackTransport
+from bridgehead._trust import Trust, TrustName, allowed, check_trust
 
-if TYPE_CHECKING:
-    from bridgehead._bridge import Bridge
+B = TypeVar("B", bound="Openable")
 
-B = TypeVar("B", bound="Bridge")
+
+class Openable:
+    """What is opened onto one kernel; ``Bridge`` says what it can do then."""
+
+    def __init__(self, foothold: Foothold) -> None:
+        self._transport = foothold.transport
+        self._foothold = foothold
+
+    @classmethod
+    def launch(
+        cls: type[B],
+        kernel_name: str = "python3",
+        *,
+        connection_file: str | os.PathLike[str] | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str | os.PathLike[str] | None = None,
+        encryption: bool = False,
+        lane: LaneName = "auto",
+        trust: TrustName | None = None,
+        allow: Collection[type | str] = (),
+        timeout: float = 60.0,
+    ) -> Opening[B]:
+        """Start a kernel of one's own; closing the bridge ends it.
+
+        On POSIX its sockets are Unix sockets beside its connection file (TCP on loopback where
+        that path is too long for a socket).
+
+        Args:
+            kernel_name: an installed kernelspec, as ``jupyter kernelspec list`` shows them.
+            connection_file: where to write the connection file, relative to the current
+                folder; by default in Jupyter's runtime folder, where ``attach`` and ``jupyter
+                console --existing`` find it.
+            env: variables to add to this process's environment.
+            cwd: the kernel's working directory; ``FileNotFoundError`` if there is none.
+            encryption: TCP on loopback with CURVE instead of Unix sockets. The connection file
+                carries the keys, for ``attach`` and every client that knows CURVE; ``jupyter
+                console --existing`` of jupyter_client 8.10 doesn't, and gets no answer.
+            lane: ``"auto"`` takes ``"buffers"`` if they arrive on both sides, else ``"inline"``.
+            trust: ``"pickle"`` opens whatever the kernel sends, which can run code of its own
+                here; ``"data"`` opens scalars, containers, dates, arrays and tables, and
+                raises ``UntrustedPayload`` for anything else. By default a kernel of this
+                user's on this machine is trusted, any other is not.
+            allow: classes of yours, or their names, that ``"data"`` opens too.
+            timeout: seconds until the kernel must answer.
+
+        Raises:
+            KernelNotFound: no such kernelspec, or it does not answer.
+            KernelDied: it ended at once; says what it last wrote.
+            UnsupportedKernel: it isn't Python, or evaluates no ``user_expressions``.
+            NotSupported: ``encryption``, and the kernel or this jupyter_client has none.
+        """
+        how = _How(lane, trust, allow)
+
+        async def make() -> B:
+            started = time.monotonic()
+            transport = await _kernels.launch(
+                kernel_name,
+                connection_file=connection_file,
+                env=env,
+                cwd=cwd,
+                encryption=encryption,
+                timeout=timeout,
+            )
+            return await cls._opened(transport, how, timeout, started)
+
+        return Opening(make, timeout)
+
+    @classmethod
+    def attach(
+        cls: type[B],
+        existing: str | os.PathLike[str] | None = None,
+        *,
+        insecure: Insecurity | Collection[Insecurity] = (),
+        lane: LaneName = "auto",
+        trust: TrustName | None = None,
+        allow: Collection[type | str] = (),
+        timeout: float = 60.0,
+    ) -> Opening[B]:
+        """Connect to a running kernel; closing leaves it running.
+
+        Warns once, as ``InsecureConnectionWarning``, of a connection file that others can read.
+
+        Args:
+            existing: what ``jupyter console --existing`` takes: a connection file's path or
+                name, a fragment of it, a glob, or None for the one used last.
+            insecure: what to put up with: ``"empty-key"`` (whoever reaches the kernel can run
+                code in it), ``"plain-tcp"`` beyond this machine (whoever is on the way can
+                read everything), or both in a list.
+            lane, trust, allow: as in ``launch``.
+            timeout: seconds; a kernel in the middle of a cell answers after it.
+
+        Raises:
+            KernelNotFound: none or several match, or nothing answers there.
+            InsecureConnection: an empty key, or plain TCP beyond this machine.
+            NotSupported: the file has CURVE keys, and this jupyter_client knows none.
+            UnsupportedKernel: as in ``launch``.
+            ValueError: an ``insecure`` that is neither name.
+        """
+        how = _How(lane, trust, allow)
+        permitted = _kernels.allowances(insecure)
+
+        async def make() -> B:
+            started = time.monotonic()
+            transport = await _kernels.attach(existing, insecure=permitted, timeout=timeout)
+            return await cls._opened(transport, how, timeout, started)
+
+        return Opening(make, timeout)
+
+    @classmethod
+    def over(
+        cls: type[B],
+        lender: Any,
+        *,
+        insecure: Insecurity | Collection[Insecurity] = (),
+        lane: LaneName = "auto",
+        trust: TrustName | None = None,
+        allow: Collection[type | str] = (),
+        timeout: float = 60.0,
+    ) -> Opening[B]:
+        """Connect to the kernel of an AsyncKernelClient or AsyncKernelManager you own.
+
+        The bridge opens sockets and a session of its own: the client stays usable beside it, and
+        closing the bridge ends neither client nor kernel. With a manager, ``restart`` works.
+
+        Args:
+            lender: the client or the manager.
+            insecure: as in ``attach``.
+            lane, trust, allow: as in ``launch``.
+            timeout: seconds.
+
+        Raises:
+            KernelNotFound: the manager's kernel is not running.
+            InsecureConnection: as in ``attach``.
+            TypeError: it is neither a client nor a manager.
+        """
+        how = _How(lane, trust, allow)
+        permitted = _kernels.allowances(insecure)
+
+        async def make() -> B:
+            started = time.monotonic()
+            transport = await _kernels.over(lender, insecure=permitted, timeout=timeout)
+            return await cls._opened(transport, how, timeout, started)
+
+        return Opening(make, timeout)
+
+    @classmethod
+    def loopback(
+        cls: type[B],
+        *,
+        lane: LaneName = "auto",
+        trust: TrustName | None = None,
+        allow: Collection[type | str] = (),
+    ) -> Opening[B]:
+        """No kernel: the real loader serving a namespace in this process, for tests.
+
+        Everything but the process is real: frames, digests, lanes, errors. Cells are plain
+        Python, without magics and top-level ``await``, and can't be interrupted.
+        """
+        how = _How(lane, trust, allow)
+
+        async def make() -> B:
+            return await cls._opened(LoopbackTransport(), how, 60.0, time.monotonic())
+
+        return Opening(make, 60.0)
+
+    @classmethod
+    async def _opened(
+        cls: type[B], transport: Transport, how: _How, timeout: float, started: float
+    ) -> B:
+        try:
+            data = not transport.ours if how.trust is None else how.trust == "data"
+            foothold = Foothold(transport, how.lane, Trust(data, how.allow))
+            left = max(0.0, timeout - (time.monotonic() - started))
+            async with deadline(left, "opening", transport, asked=timeout):
+                await foothold.plant()
+        except BaseException:
+            await transport.aclose()
+            raise
+        return cls(foothold)
+
+    async def __aenter__(self: B) -> B:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Leave: ends the kernel if ``launch`` started it, else only the connection.
+
+        Whatever is pending raises ``BridgeClosed``. May be called again, and from any task of
+        the loop; cancelling it waits until nothing is left behind.
+        """
+        self._foothold.check_caller()
+        await to_the_end(asyncio.ensure_future(self._foothold.aclose()))
 
 
 class Opening(Generic[B]):
     """A bridge to be: ``await`` it, or enter it with ``async with``."""
 
-    def __init__(self, make: Callable[[], Awaitable[B]], lane: LaneName, timeout: float) -> None:
-        check_lane(lane)
+    def __init__(self, make: Callable[[], Awaitable[B]], timeout: float) -> None:
         check_seconds(timeout)
         self._make = make
         self._bridge: B | None = None
@@ -47,3 +247,15 @@ class Opening(Generic[B]):
     async def __aexit__(self, *exc_info: object) -> None:
         if self._bridge is not None:
             await self._bridge.aclose()
+
+
+class _How:
+    """How a bridge is to be opened; what is wrong with it is told before anything is started."""
+
+    def __init__(
+        self, lane: LaneName, trust: TrustName | None, allow: Collection[type | str]
+    ) -> None:
+        check_lane(lane)
+        if trust is not None:
+            check_trust(trust)
+        self.lane, self.trust, self.allow = lane, trust, allowed(allow)

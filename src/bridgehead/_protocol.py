@@ -1,8 +1,8 @@
-"""The near side of the protocol, as pure thought: headers, expressions, answers, parcels.
+"""The near side of the protocol, as pure thought: headers, expressions, answers.
 
 Rule: sans-IO. This file knows no socket, no event loop and no bridge; it turns an operation
-into bytes and text, and an answer into a value or an exception. What both sides must agree
-on (frames, digests, pieces, the pickler) is imported from the loader itself.
+into text, and an answer into frames or an exception. What both sides must agree on (frames,
+digests, pieces) is imported from the loader's own ``_wire.py``.
 """
 
 from __future__ import annotations
@@ -10,39 +10,43 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from types import ModuleType
 from typing import Any, NoReturn
-
-import cloudpickle
-from cloudpickle.cloudpickle import list_registry_pickle_by_value
 
 from bridgehead import _wire
 from bridgehead._errors import (
-    DecodeError,
-    EncodeError,
+    BridgeError,
     IncompatiblePython,
     IntegrityError,
     KernelRestarted,
     MissingInKernel,
     NameNotFound,
+    NotSupported,
+    PayloadTooLarge,
     ProtocolError,
     RemoteError,
     ReplyLost,
     UnsupportedKernel,
+    UntrustedPayload,
 )
 from bridgehead._wire import MIME, PROBE, Buffer, Header, Inbox, cut
 
 __all__ = ["PROBE", "Buffer", "Header", "Inbox", "cut"]
 
 PYTHON = list(sys.version_info[:2])
+SHIPPED = (
+    "_wire.py",
+    "_host.py",
+    "_watched.py",
+    "_far.py",
+    "_loader.py",
+)  # into one module over there
 KEY = "bridgehead"  # of the one entry in user_expressions
+TOLD = 1 << 20  # bytes that an error may bring along; a caller's limit is for values
 
 
 # ---------------------------------------------------------------- the request as text
@@ -56,8 +60,17 @@ def loader_source() -> tuple[str, list[str]]:
     loader.
     """
     files = resources.files("bridgehead")
-    sources = [files.joinpath(name).read_text("utf-8") for name in ("_wire.py", "_loader.py")]
+    sources = [files.joinpath(name).read_text("utf-8") for name in SHIPPED]
     return "_bridgehead_" + hashlib.sha256("".join(sources).encode()).hexdigest()[:12], sources
+
+
+@cache
+def lesson() -> list[memoryview]:
+    """The sources of the data-only codec, as frames."""
+    from bridgehead import _data  # its imports are many, and most bridges don't need it
+
+    files = resources.files(_data)
+    return [memoryview(files.joinpath(f"{name}.py").read_bytes()) for name in _data.FILES]
 
 
 # The way to sys.modules uses no name at all, so nothing that a user shadows or replaces is in
@@ -100,9 +113,18 @@ def execute_content(expression: str) -> dict[str, Any]:
 
 
 def header(
-    operation: str, frames: Sequence[memoryview], *, epoch: str, algorithm: str, **fields: Any
+    operation: str,
+    frames: Sequence[memoryview],
+    *,
+    epoch: str,
+    algorithm: str,
+    digest: str | None = None,
+    **fields: Any,
 ) -> Header:
-    """The header of a whole request; a lane adds ``at`` and ``piece`` for each message."""
+    """The header of a whole request; a lane adds ``at`` and ``piece`` for each message.
+
+    A field that is None is left out; ``digest`` spares computing it again.
+    """
     return {
         "protocol": _wire.PROTOCOL,
         "op": operation,
@@ -110,14 +132,40 @@ def header(
         "epoch": epoch,
         "python": PYTHON,
         "sizes": [frame.nbytes for frame in frames],
-        "digest": _wire.digest(algorithm, frames),
+        "digest": digest or _wire.digest(algorithm, frames),
         "at": 0,
         "piece": 0,
-        **fields,
+        **{name: value for name, value in fields.items() if value is not None},
     }
 
 
+def joins(header: Header) -> bool:
+    """Whether a request may cross together with others: it runs no code of the user's.
+
+    One that may take long would keep the others' answers waiting.
+    """
+    if header["op"] == "fetch":
+        return all(expression.isidentifier() for expression in header["expressions"])
+    return header["op"] in _wire.JOINS and not header.get("refs")
+
+
+def batch_header(headers: Sequence[Header], frames: Sequence[memoryview]) -> Header:
+    """The header of several small requests that cross together."""
+    algorithm = headers[0]["digest"].partition(":")[0]
+    return header(
+        "batch", frames, epoch=headers[0]["epoch"], algorithm=algorithm, requests=list(headers)
+    )
+
+
 # ---------------------------------------------------------------- the answer
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An answer of which a first part is here."""
+
+    told: Header
+    inbox: Inbox
 
 
 def answer(content: Mapping[str, Any]) -> Header:
@@ -129,53 +177,136 @@ def answer(content: Mapping[str, Any]) -> Header:
         UnsupportedKernel: the kernel evaluated nothing.
         ProtocolError: what came back is no answer of the loader's.
     """
-    content = _object(content)
+    content = as_object(content)
     if content.get("status") == "error":
-        ename, evalue = str(content.get("ename")), str(content.get("evalue"))
-        raise RemoteError(ename, evalue, _strings(content.get("traceback")))
-    entry = _object(content.get("user_expressions")).get(KEY)
+        raise remote_error(content)
+    entry = as_object(content.get("user_expressions")).get(KEY)
     if not isinstance(entry, dict):
         raise UnsupportedKernel("the kernel evaluates no user_expressions")
     if entry.get("status") == "error":
-        ename, evalue = str(entry.get("ename")), str(entry.get("evalue"))
-        if ename == "KeyError" and loader_source()[0] in evalue:
+        error = remote_error(entry)
+        if error.ename == "KeyError" and loader_source()[0] in error.evalue:
             raise KernelRestarted("the kernel was restarted, or its loader was removed")
-        raise RemoteError(ename, evalue, _strings(entry.get("traceback")))
-    text = _object(entry.get("data")).get(MIME)
+        raise error
+    text = as_object(entry.get("data")).get(MIME)
     if not isinstance(text, str):
         raise UnsupportedKernel("the kernel returns no value of a user_expression")
+    return parse(text)
+
+
+def parse(text: str) -> Header:
+    """An answer's header out of its text.
+
+    Raises:
+        ProtocolError: it is none.
+    """
     try:
         told = json.loads(text)
-    except (ValueError, RecursionError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise ProtocolError(f"the answer's header is no JSON: {error}") from error
     if not isinstance(told, dict):
         raise ProtocolError("the answer's header is no JSON object")
     return told
 
 
-def _object(value: Any) -> Mapping[str, Any]:
+def remote_error(told: Mapping[str, Any]) -> RemoteError:
+    """The error that a kernel tells of."""
+    return RemoteError(
+        as_text(told.get("ename")), as_text(told.get("evalue")), as_strings(told.get("traceback"))
+    )
+
+
+def as_object(value: Any) -> Mapping[str, Any]:
     """``value``, or an empty object where something else stands."""
     return value if isinstance(value, Mapping) else {}
 
 
-def _strings(value: Any) -> list[str]:
+def as_text(value: Any) -> str:
+    """A string or a number as text; of what may be nested too deeply to be shown, the type."""
+    return f"<{type(value).__name__}>" if isinstance(value, (list, tuple, dict)) else str(value)
+
+
+def as_strings(value: Any) -> list[str]:
     """The items of a list as text; none where something else stands."""
-    return [str(item) for item in value] if isinstance(value, (list, tuple)) else []
+    return [as_text(item) for item in value] if isinstance(value, (list, tuple)) else []
 
 
-def open_answer(told: Header, parts: Iterable[Buffer]) -> Inbox:
-    """An inbox for an answer's frames, with the first piece in it.
+GREETING = {
+    "epoch": str,
+    "python": [int],
+    "executable": str,
+    "versions": {str: str},
+    "pid": int,
+    "cwd": str,
+    "orphans": [str],
+}
+NAME = {"name": str, "type": str, "shape": ([int], None), "len": (int, None), "bytes": (int, None)}
+
+
+def understood(value: Any, kind: Any, operation: str) -> Any:
+    """``value``, which an answer tells, if it is of the kind that it must be.
+
+    A kind is a type, None, a tuple of kinds of which one must fit, ``[kind]`` for a list of
+    such, ``{str: kind}`` for an object of such, or the fields that an object must have.
+
+    Raises:
+        ProtocolError: it is of another.
+    """
+    if not _fits(value, kind):
+        raise ProtocolError(f"the answer to {operation} is not understood")
+    return value
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if isinstance(kind, tuple):
+        return any(_fits(value, one) for one in kind)
+    if isinstance(kind, list):
+        return type(value) is list and all(_fits(item, kind[0]) for item in value)
+    if not isinstance(kind, dict):
+        return value is None if kind is None else type(value) is kind
+    if type(value) is not dict:
+        return False
+    if str in kind:
+        return all(_fits(item, kind[str]) for item in value.values())
+    return all(_fits(value.get(field), one) for field, one in kind.items())
+
+
+def greeting(told: Header) -> Header:
+    """The answer to the handshake.
+
+    Raises:
+        ProtocolError: it lacks something.
+    """
+    understood(told, GREETING, "the handshake")
+    if len(told["python"]) != len(sys.version_info[:3]):
+        raise ProtocolError("the handshake tells no version of Python")
+    return told
+
+
+def open_answer(told: Header, limit: int | None = None) -> Inbox:
+    """An inbox for an answer's frames.
 
     Raises:
         ProtocolError: the header names no frames.
-        ReplyLost: the piece does not fit what was signed.
+        PayloadTooLarge: it names more than ``limit`` bytes; no memory was taken for them.
     """
+    if limit is not None and "error" in told:
+        limit = max(limit, TOLD)
     try:
-        inbox = Inbox(told["sizes"])
+        return Inbox(told["sizes"], limit)
+    except _wire.TooLarge as error:
+        raise too_large(error.nbytes, limit) from None
     except (KeyError, TypeError, _wire.Broken) as error:
         raise ProtocolError(f"the answer's header names no frames: {error!r}") from error
-    add_piece(inbox, 0, parts)
-    return inbox
+
+
+def too_large(nbytes: object, limit: int | None) -> PayloadTooLarge:
+    """The error for more than ``max_bytes``."""
+    size = nbytes if isinstance(nbytes, int) else 0
+    return PayloadTooLarge(
+        f"it has {size:,} bytes, and max_bytes allows {limit or 0:,}; nothing of it crossed",
+        bytes=size,
+    )
 
 
 def add_piece(inbox: Inbox, at: int, parts: Iterable[Buffer]) -> None:
@@ -197,29 +328,74 @@ def close_answer(told: Header, inbox: Inbox) -> list[memoryview]:
         ReplyLost: something is missing or altered.
     """
     try:
-        return inbox.take(str(told.get("digest")))
+        return inbox.take(as_text(told.get("digest")))
     except _wire.Broken as broken:
         raise ReplyLost(f"the kernel's answer is damaged: {broken}") from None
 
 
-def raise_error(told: Header, frames: Sequence[memoryview]) -> None:
-    """Raise what an answer tells of as the exception of this side; return if it tells none."""
+def part_batch(
+    told: Header, frames: Sequence[memoryview], limits: Sequence[int | None]
+) -> list[Opened | BridgeError | None]:
+    """The answers of a batch, each with the part of its frames that came along.
+
+    None for a request that was not done, because the answers before filled the message; an
+    error for one that is not as it must be.
+
+    Raises:
+        ProtocolError: it is no answer to so many requests.
+    """
+    answers = told.get("answers")
+    if not isinstance(answers, list) or len(answers) != len(limits):
+        raise ProtocolError(f"the kernel did not answer {len(limits)} requests one by one")
+    found: list[Opened | BridgeError | None] = []
+    at = 0
+    for one, limit in zip(answers, limits, strict=True):
+        if not isinstance(one, dict):
+            raise ProtocolError("an answer in a batch is no JSON object")
+        if one.get("again") and found:  # the first was done: else it would come again for ever
+            found.append(None)
+            continue
+        count = one.get("parts")
+        if type(count) is not int or not 0 <= count <= len(frames) - at:
+            raise ProtocolError("the answers of a batch do not add up to its frames")
+        try:
+            inbox = open_answer(one, limit)
+            add_piece(inbox, 0, frames[at : at + count])
+            found.append(Opened(one, inbox))
+        except BridgeError as error:
+            found.append(error)
+        at += count
+    return found
+
+
+def raise_error(
+    told: Header,
+    frames: Sequence[memoryview],
+    limit: int | None = None,
+    *,
+    trusted: bool = True,
+) -> None:
+    """Raise what an answer tells of as the exception of this side; return if it tells none.
+
+    ``limit`` is the ``max_bytes`` that was asked for; ``trusted`` says that the exception that
+    was raised over there may be unpickled.
+    """
     error = told.get("error")
     if error is None:
         return
     if not isinstance(error, dict):
         raise ProtocolError("the answer's error is no JSON object")
-    kind, message = error.get("kind"), str(error.get("message"))
+    kind, message = error.get("kind"), as_text(error.get("message"))
     if kind == "remote":
-        _raise_remote(error, frames)
+        _raise_remote(error, frames if trusted else ())
     if kind == "name":
-        names, close = _strings(error.get("names")), _strings(error.get("close"))
+        names, close = as_strings(error.get("names")), as_strings(error.get("close"))
         hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
         listed = ", ".join(map(repr, names))
         raise NameNotFound(f"no {listed} in the kernel{hint}", names=names)
     if kind == "missing":
-        module, where = str(error.get("module")), error.get("where")
-        there = f" ({where})" if where else ""
+        module, where = as_text(error.get("module")), error.get("where")
+        there = f" ({as_text(where)})" if where else ""
         root = module.partition(".")[0]
         ship = f", or ship your own module with by_value=[{root}]" if root != "cloudpickle" else ""
         raise MissingInKernel(
@@ -230,6 +406,15 @@ def raise_error(told: Header, frames: Sequence[memoryview]) -> None:
         raise IncompatiblePython(
             f"{message}, and this is Python {PYTHON[0]}.{PYTHON[1]}; only data crosses"
         )
+    if kind == "large":
+        raise too_large(error.get("bytes"), limit)
+    if kind == "unsupported":
+        raise NotSupported(message)
+    if kind == "untrusted":
+        raise UntrustedPayload(
+            f"{message}; only data is trusted: allow= or trust='pickle' would open it",
+            type=as_text(error.get("type")),
+        )
     if kind == "integrity":
         raise IntegrityError(f"the kernel refused the request: {message}")
     if kind == "epoch":
@@ -238,11 +423,7 @@ def raise_error(told: Header, frames: Sequence[memoryview]) -> None:
 
 
 def _raise_remote(error: Header, frames: Sequence[memoryview]) -> NoReturn:
-    remote = RemoteError(
-        str(error.get("ename")),
-        str(error.get("evalue")),
-        _strings(error.get("traceback")),
-    )
+    remote = remote_error(error)
     cause = None
     if frames and error.get("code_of") in (None, PYTHON):
         try:
@@ -250,124 +431,3 @@ def _raise_remote(error: Header, frames: Sequence[memoryview]) -> NoReturn:
         except Exception:  # noqa: BLE001 - its class doesn't exist here: the text must do
             cause = None
     raise remote from cause if isinstance(cause, BaseException) else None
-
-
-# ---------------------------------------------------------------- objects
-
-
-@dataclass(frozen=True, slots=True)
-class Parcel:
-    """An object on its way: its frames and what they need over there."""
-
-    frames: list[memoryview]
-    carries_code: bool
-    refs: bool
-
-    @property
-    def nbytes(self) -> int:
-        return sum(frame.nbytes for frame in self.frames)
-
-
-EMPTY = Parcel([], carries_code=False, refs=False)
-
-_registry_lock = threading.RLock()
-
-
-@contextmanager
-def _by_value(modules: Sequence[ModuleType]) -> Iterator[None]:
-    """Have cloudpickle ship these modules by value, for as long as the block lasts."""
-    if isinstance(modules, ModuleType) or not all(isinstance(m, ModuleType) for m in modules):
-        raise TypeError("by_value takes a list of modules, as in by_value=[mymodule]")
-    # cloudpickle keeps one registry for the process, so encodings take turns.
-    with _registry_lock:
-        added = [m for m in modules if m.__name__ not in list_registry_pickle_by_value()]
-        try:
-            for module in added:
-                cloudpickle.register_pickle_by_value(module)
-            yield
-        finally:
-            for module in added:
-                if module.__name__ in list_registry_pickle_by_value():
-                    cloudpickle.unregister_pickle_by_value(module)
-
-
-def encode(
-    values: Any,
-    parts: Mapping[str, Any],
-    *,
-    by_value: Sequence[ModuleType] = (),
-    refs: Callable[[Any], Any] | None = None,
-) -> Parcel:
-    """Pickle ``values`` into a parcel; ``parts`` are its named pieces, for the error message.
-
-    ``refs`` reduces a reference to an object over there; it returns None for anything else.
-
-    Raises:
-        EncodeError: something in it cannot be pickled; names the path to it.
-    """
-    used = False
-
-    def reduce(value: Any) -> Any:
-        nonlocal used
-        reduced = refs(value) if refs is not None else None
-        used = used or reduced is not None
-        return reduced
-
-    with _by_value(by_value):
-        try:
-            frames, carries_code = _wire.encode(values, reduce if refs is not None else None)
-        except Exception as error:
-            path, why = _blame(parts, error)
-            raise EncodeError(
-                f"{path} cannot be pickled: {type(why).__name__}: {why}", path=path
-            ) from error
-    return Parcel(frames, carries_code, used)
-
-
-def _blame(parts: Mapping[str, Any], error: Exception) -> tuple[str, BaseException]:
-    for name, part in parts.items():
-        try:
-            _wire.encode(part)
-        except Exception:  # noqa: BLE001 - whatever it raises, it is to blame
-            return _wire.culprit(part, name)
-    return ", ".join(parts), error
-
-
-def check_parcel(parcel: Parcel, python: Sequence[int], versions: Mapping[str, str]) -> None:
-    """Refuse before it is sent what the kernel's interpreter would choke on.
-
-    Raises:
-        IncompatiblePython: code objects between two minor versions: of 12 ordered pairs of
-            3.11-3.13, 7 segfault the kernel and 3 raise SystemError (measured).
-        MissingInKernel: code, but no cloudpickle over there.
-    """
-    if not parcel.carries_code:
-        return
-    if list(python[:2]) != PYTHON:
-        raise IncompatiblePython(
-            f"functions and classes defined here are code of Python {PYTHON[0]}.{PYTHON[1]}, and "
-            f"the kernel runs {python[0]}.{python[1]}; send data, and define the code over there "
-            "with run()"
-        )
-    if "cloudpickle" not in versions:
-        raise MissingInKernel(
-            "functions and classes defined here need cloudpickle in the kernel; install it there",
-            module="cloudpickle",
-        )
-
-
-def decode(frames: Sequence[Buffer]) -> Any:
-    """The object again.
-
-    Raises:
-        DecodeError: it cannot be unpickled here.
-    """
-    try:
-        return _wire.decode(frames)
-    except Exception as error:
-        hint = ""
-        if isinstance(error, ImportError) and error.name:
-            hint = f"; {error.name!r} exists in the kernel but not here"
-        raise DecodeError(
-            f"the value arrived but cannot be unpickled here: {type(error).__name__}: {error}{hint}"
-        ) from error

@@ -97,6 +97,7 @@ class Info:
         epoch: a nonce made when the loader was installed; a restarted kernel has another.
         transport: how messages travel: ``"ipc"``, ``"tcp"`` or ``"loopback"``.
         lane: how frames travel: ``"buffers"`` or ``"inline"``.
+        trust: what is opened of what the kernel sends: ``"pickle"`` or ``"data"``.
         connection_file: for ``Bridge.attach`` and ``jupyter console --existing``.
     """
 
@@ -109,13 +110,14 @@ class Info:
     epoch: str
     transport: str
     lane: str
+    trust: str
     connection_file: str | None
 
     def __repr__(self) -> str:
         python = ".".join(map(str, self.python))
         return (
             f"<Info {self.kernel}, Python {python}, pid {self.pid}: "
-            f"{self.lane} over {self.transport}>"
+            f"{self.lane} over {self.transport}{', data only' if self.trust == 'data' else ''}>"
         )
 
     def _repr_html_(self) -> str:

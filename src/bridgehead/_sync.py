@@ -10,7 +10,16 @@ import asyncio
 import os
 import threading
 import weakref
-from collections.abc import Awaitable, Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Collection,
+    Iterator,
+    Mapping,
+    MutableMapping,
+    Sequence,
+)
 from concurrent.futures import Future
 from types import ModuleType
 from typing import Any, TypeVar
@@ -20,10 +29,14 @@ from anyio.from_thread import BlockingPortal
 from bridgehead._bridge import Bridge
 from bridgehead._errors import BridgeClosed
 from bridgehead._foothold import LaneName
+from bridgehead._kernels import Insecurity
 from bridgehead._opening import Opening
+from bridgehead._progress import Report
 from bridgehead._ref import Ref
 from bridgehead._results import Info, Name, Result, Transfer
 from bridgehead._transports.messages import Message, Messages
+from bridgehead._trust import TrustName
+from bridgehead._watch import Watch
 
 T = TypeVar("T")
 
@@ -66,7 +79,10 @@ class SyncBridge(MutableMapping[str, Any]):
         connection_file: str | os.PathLike[str] | None = None,
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
+        encryption: bool = False,
         lane: LaneName = "auto",
+        trust: TrustName | None = None,
+        allow: Collection[type | str] = (),
         timeout: float = 60.0,
     ) -> SyncBridge:
         """See ``Bridge.launch``."""
@@ -76,7 +92,10 @@ class SyncBridge(MutableMapping[str, Any]):
                 connection_file=connection_file,
                 env=env,
                 cwd=cwd,
+                encryption=encryption,
                 lane=lane,
+                trust=trust,
+                allow=allow,
                 timeout=timeout,
             )
         )
@@ -86,21 +105,47 @@ class SyncBridge(MutableMapping[str, Any]):
         cls,
         existing: str | os.PathLike[str] | None = None,
         *,
+        insecure: Insecurity | Collection[Insecurity] = (),
         lane: LaneName = "auto",
+        trust: TrustName | None = None,
+        allow: Collection[type | str] = (),
         timeout: float = 60.0,
     ) -> SyncBridge:
         """See ``Bridge.attach``."""
-        return cls(lambda: Bridge.attach(existing, lane=lane, timeout=timeout))
+        return cls(
+            lambda: Bridge.attach(
+                existing, insecure=insecure, lane=lane, trust=trust, allow=allow, timeout=timeout
+            )
+        )
 
     @classmethod
-    def over(cls, lender: Any, *, lane: LaneName = "auto", timeout: float = 60.0) -> SyncBridge:
+    def over(
+        cls,
+        lender: Any,
+        *,
+        insecure: Insecurity | Collection[Insecurity] = (),
+        lane: LaneName = "auto",
+        trust: TrustName | None = None,
+        allow: Collection[type | str] = (),
+        timeout: float = 60.0,
+    ) -> SyncBridge:
         """See ``Bridge.over``."""
-        return cls(lambda: Bridge.over(lender, lane=lane, timeout=timeout))
+        return cls(
+            lambda: Bridge.over(
+                lender, insecure=insecure, lane=lane, trust=trust, allow=allow, timeout=timeout
+            )
+        )
 
     @classmethod
-    def loopback(cls, *, lane: LaneName = "auto") -> SyncBridge:
+    def loopback(
+        cls,
+        *,
+        lane: LaneName = "auto",
+        trust: TrustName | None = None,
+        allow: Collection[type | str] = (),
+    ) -> SyncBridge:
         """See ``Bridge.loopback``."""
-        return cls(lambda: Bridge.loopback(lane=lane))
+        return cls(lambda: Bridge.loopback(lane=lane, trust=trust, allow=allow))
 
     def close(self) -> None:
         """See ``Bridge.aclose``; also done when the bridge is forgotten or Python exits."""
@@ -122,16 +167,54 @@ class SyncBridge(MutableMapping[str, Any]):
         *,
         by_value: Sequence[ModuleType] = (),
         timeout: float | None = None,
+        progress: bool | Report = False,
+        now: bool = False,
+        max_bytes: int | None = None,
+        trust: TrustName = "pickle",
         **values: Any,
     ) -> Transfer:
-        """See ``Bridge.push``."""
+        """See ``Bridge.push``; ``progress`` is called in the bridge's thread."""
         return self._wait(
-            lambda: self._bridge.push(mapping, by_value=by_value, timeout=timeout, **values)
+            lambda: self._bridge.push(
+                mapping,
+                by_value=by_value,
+                timeout=timeout,
+                progress=progress,
+                now=now,
+                max_bytes=max_bytes,
+                trust=trust,
+                **values,
+            )
         )
 
-    def pull(self, *expressions: str | Ref, timeout: float | None = None) -> Any:
-        """See ``Bridge.pull``."""
-        return self._wait(lambda: self._bridge.pull(*expressions, timeout=timeout))
+    def pull(
+        self,
+        *expressions: str | Ref,
+        timeout: float | None = None,
+        progress: bool | Report = False,
+        now: bool = False,
+        max_bytes: int | None = None,
+        trust: TrustName | None = None,
+    ) -> Any:
+        """See ``Bridge.pull``; ``progress`` is called in the bridge's thread."""
+        return self._wait(
+            lambda: self._bridge.pull(
+                *expressions,
+                timeout=timeout,
+                progress=progress,
+                now=now,
+                max_bytes=max_bytes,
+                trust=trust,
+            )
+        )
+
+    def watch(self, expression: str | Ref, *, max_bytes: int | None = None) -> Iterator[Any]:
+        """See ``Bridge.watch``; the iterator blocks until the next value."""
+
+        async def follow() -> Watch:
+            return self._bridge.watch(expression, max_bytes=max_bytes)
+
+        return _Blocking(self, self._wait(follow))
 
     def call(
         self,
@@ -183,16 +266,7 @@ class SyncBridge(MutableMapping[str, Any]):
         async def listen() -> Messages:
             return self._bridge.messages()
 
-        stream = self._wait(listen)
-
-        def blocking() -> Iterator[Message]:
-            while True:
-                try:
-                    yield self._wait(stream.__anext__)
-                except (StopAsyncIteration, BridgeClosed):
-                    return
-
-        return blocking()
+        return _Blocking(self, self._wait(listen))
 
     def interrupt(self, *, timeout: float | None = 10.0) -> None:
         """See ``Bridge.interrupt``."""
@@ -253,6 +327,22 @@ class SyncBridge(MutableMapping[str, Any]):
         except BaseException:
             future.cancel()
             raise
+
+
+class _Blocking(Iterator[T]):
+    """An async iterator, blocking. No generator: one is at its end once anything was raised."""
+
+    def __init__(self, bridge: SyncBridge, stream: AsyncIterator[T]) -> None:
+        self._bridge, self._stream = bridge, stream
+
+    def __next__(self) -> T:
+        try:
+            return self._bridge._wait(self._stream.__anext__)
+        except (StopAsyncIteration, BridgeClosed):
+            raise StopIteration from None
+
+    def __repr__(self) -> str:
+        return repr(self._stream)
 
 
 async def _await(opening: Opening[Bridge]) -> Bridge:

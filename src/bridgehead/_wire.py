@@ -1,7 +1,7 @@
 """The wire format: frames, digests, pieces and the pickler, the same on both sides.
 
 Rule: standard library only, Python 3.8 and later. Shipped to the kernel together with
-``_loader.py`` and imported here by ``_protocol.py``, so the two sides cannot drift.
+``_loader.py`` and imported by the near side too, so the two cannot drift.
 
 Words: a *frame* is a run of bytes; frame 0 of an object is its pickle, the others are its
 out-of-band buffers (PEP 574). The frames of one request, laid end to end, are its *stream*;
@@ -25,12 +25,13 @@ Header = Dict[str, Any]  # a JSON object
 PROTOCOL = 1
 MIME = "application/vnd.bridgehead.answer+json"
 DATA_MESSAGE = "bridgehead_data"  # msg_type of the frames of an answer on the buffers lane
+NEWS_MESSAGE = "bridgehead_news"  # msg_type of an answer that comes by itself, to who watches
 PROBE = b"bridgehead probe"
 
 IN_BAND = 2048  # bytes; a smaller out-of-band buffer costs more as a frame than inside the pickle
+_Pickler = pickle.Pickler  # captured: a user may replace it
 OWN_MAPPING = 1 << 20  # bytes; from here on a frame gets huge pages of its own
-
-_loads = pickle.loads  # captured: a user may replace it
+ADDRESSES = 1 << 47  # bytes; no process has room for more
 
 
 # ---------------------------------------------------------------- frames, digests, pieces
@@ -91,16 +92,21 @@ def cut(frames: Sequence[memoryview], start: int, stop: int) -> Iterator[memoryv
 
 
 class Inbox:
-    """One stream being received into frames of known sizes, piece by piece, in any order."""
+    """One stream being received into frames of known sizes, piece by piece, in any order.
 
-    def __init__(self, sizes: Sequence[int]) -> None:
-        if not all(type(size) is int and size >= 0 for size in sizes):
+    A frame gets its memory when the first of its bytes arrives: what was only announced
+    costs nothing.
+    """
+
+    def __init__(self, sizes: Sequence[int], limit: int | None = None) -> None:
+        if type(sizes) is not list or not all(type(n) is int and n >= 0 for n in sizes):
             raise Broken("protocol", "frame sizes must be whole numbers of bytes")
-        self.total = sum(sizes)
-        try:
-            self.frames = [allocate(size) for size in sizes]
-        except (MemoryError, OSError, OverflowError) as error:
-            raise Broken("protocol", "no memory for %d bytes" % self.total) from error
+        self.sizes, self.total = sizes, sum(sizes)
+        if limit is not None and self.total > limit:
+            raise TooLarge(self.total)
+        if self.total > ADDRESSES:
+            raise Broken("protocol", "no memory for %d bytes" % self.total)
+        self.begun: dict[int, memoryview] = {}  # by the frame's index
         self.pieces: dict[int, int] = {}
         self.touched = monotonic()
 
@@ -111,7 +117,7 @@ class Inbox:
             raise Broken(
                 "integrity", "%d bytes at offset %r do not fit %d" % (length, at, self.total)
             )
-        targets = cut(self.frames, at, at + length)
+        targets = self.space(at, at + length)
         target = next(targets, None)
         for view in views:
             while view.nbytes and target is not None:
@@ -123,15 +129,40 @@ class Inbox:
         self.pieces[at] = length
         self.touched = monotonic()
 
+    def space(self, start: int, stop: int) -> Iterator[memoryview]:
+        """The memory between two offsets of the stream, as ``cut`` gives it."""
+        at = 0
+        for index, size in enumerate(self.sizes):
+            if at + size > start and at < stop:
+                yield self.frame(index)[max(start - at, 0) : stop - at]
+            at += size
+
+    def frame(self, index: int) -> memoryview:
+        if index not in self.begun:
+            try:
+                self.begun[index] = allocate(self.sizes[index])
+            except (MemoryError, OSError, OverflowError) as error:
+                raise Broken("protocol", "no memory for %d bytes" % self.total) from error
+        return self.begun[index]
+
+    @property
+    def frames(self) -> list[memoryview]:
+        """All frames, zeros where nothing has arrived."""
+        return [self.frame(index) for index in range(len(self.sizes))]
+
+    @property
+    def received(self) -> int:
+        return sum(self.pieces.values())
+
     def take(self, expected: str) -> list[memoryview]:
         """The frames, once they are all there and their digest is right; else ``Broken``."""
-        got = sum(self.pieces.values())
-        if got != self.total:
-            raise Broken("integrity", "%d of %d bytes arrived" % (got, self.total))
+        if self.received != self.total:
+            raise Broken("integrity", "%d of %d bytes arrived" % (self.received, self.total))
         algorithm = str(expected).partition(":")[0]
-        if digest(algorithm, self.frames) != expected:
+        frames = self.frames
+        if digest(algorithm, frames) != expected:
             raise Broken("integrity", "the digest of the frames is not the one that was signed")
-        return self.frames
+        return frames
 
 
 class Outbox:
@@ -144,13 +175,26 @@ class Outbox:
 # ---------------------------------------------------------------- headers
 
 
-NEEDS = {
-    "bind": ("names",),
-    "fetch": ("expressions",),
-    "drop": ("names",),
-    "names": ("pattern",),
-    "has": ("name",),
+FIELDS: Dict[str, type] = {
+    "op": str,
+    "id": str,
+    "digest": str,
+    "sizes": list,
+    "at": int,
+    "piece": int,
 }
+MAY: Dict[str, type] = {"max_bytes": int, "keep": str, "allow": list}  # or be null
+NEEDS: Dict[str, Dict[str, type]] = {
+    "bind": {"names": list},
+    "fetch": {"expressions": list},
+    "watch": {"expressions": list, "watch": str},
+    "unwatch": {"watch": str},
+    "drop": {"names": list},
+    "names": {"pattern": str},
+    "has": {"name": str},
+    "batch": {"requests": list},
+}
+JOINS = ("bind", "fetch", "drop", "names", "has")  # what may cross in a batch
 
 
 def check(header: Header) -> None:
@@ -159,14 +203,26 @@ def check(header: Header) -> None:
         raise Broken("protocol", "the header is no JSON object")
     if header.get("protocol") != PROTOCOL:
         raise Broken("protocol", "this loader speaks protocol %d" % PROTOCOL)
-    kinds = {"op": str, "id": str, "digest": str, "sizes": list, "at": int, "piece": int}
-    for field, kind in kinds.items():
-        if type(header.get(field)) is not kind:
-            raise Broken("protocol", "the header's %r is %r" % (field, header.get(field)))
+    for field, kind in FIELDS.items():
+        _check_kind(field, header.get(field), kind)
+    for field, kind in NEEDS.get(header["op"], {}).items():
+        _check_kind(field, header.get(field), kind)
+    for field, kind in MAY.items():
+        if header.get(field) is not None:
+            _check_kind(field, header[field], kind)
+    for field in ("names", "expressions", "allow"):
+        items = header.get(field)
+        if type(items) is list and not all(type(item) is str for item in items):
+            raise Broken("protocol", "the header's %r are no strings" % field)
+    if header["piece"] < 0:
+        raise Broken("protocol", "a message cannot carry %d bytes" % header["piece"])
     digest(header["digest"].partition(":")[0], ())  # is there such an algorithm?
-    for field in NEEDS.get(header["op"], ()):
-        if field not in header:
-            raise Broken("protocol", "%s without %r" % (header["op"], field))
+
+
+def _check_kind(field: str, value: Any, kind: type) -> None:
+    if type(value) is not kind:  # which may be long, or nested deeply: its type must do
+        told = "%s, not %s" % (type(value).__name__, kind.__name__)
+        raise Broken("protocol", "the header's %r is %s" % (field, told))
 
 
 # ---------------------------------------------------------------- codec: object <-> frames
@@ -180,6 +236,55 @@ class Unshared(Exception):
     """Pickling needs cloudpickle, which this interpreter does not have."""
 
 
+class TooLarge(Exception):
+    """It has more bytes than the caller allows; ``nbytes`` of them."""
+
+    def __init__(self, nbytes: int) -> None:
+        super().__init__("%d bytes" % nbytes)
+        self.nbytes = nbytes
+
+
+class _Paper(BytesIO):
+    """What a pickle is written on, up to a limit; beyond it, it is only counted.
+
+    ``write`` is Python's on purpose: the C pickler calls it every 64 KiB, and there another
+    thread gets its turn, an event loop's for one.
+    """
+
+    def __init__(self, limit: int | None) -> None:
+        super().__init__()
+        self.limit, self.total = limit, 0
+
+    def write(self, data: Any) -> int:
+        self.total += len(data)
+        if self.limit is None or self.total <= self.limit:
+            super().write(data)
+        return len(data)
+
+
+class _Leaf:
+    """A frame as a file: the C unpickler reads it frame by frame, and others get their turn."""
+
+    def __init__(self, frame: Buffer) -> None:
+        self.frame, self.at = memoryview(frame), 0
+
+    def read(self, count: int = -1) -> bytes:
+        start = self.at
+        self.at = len(self.frame) if count < 0 else start + count
+        return bytes(self.frame[start : self.at])
+
+    def readinto(self, target: Any) -> int:
+        part = self.frame[self.at : self.at + len(target)]
+        target[: len(part)] = part
+        self.at += len(part)
+        return len(part)
+
+    def readline(self) -> bytes:
+        line = BytesIO(bytes(self.frame[self.at : self.at + 65536])).readline()
+        self.at += len(line)
+        return line
+
+
 _pickler_type: Any = None
 
 
@@ -190,14 +295,17 @@ def pickler_type() -> Any:
         return _pickler_type
     code = type(pickler_type.__code__)
     function = type(pickler_type)
+    replaced, pickle.Pickler = pickle.Pickler, _Pickler  # type: ignore[misc]
     try:
         import cloudpickle
     except ImportError:
         base: Any = None
     else:
         base = cloudpickle.Pickler
+    finally:
+        pickle.Pickler = replaced  # type: ignore[misc]
 
-    class Pickler(base or pickle.Pickler):  # type: ignore[misc]
+    class Pickler(base or _Pickler):  # type: ignore[misc]
         """``carries_code`` tells whether a code object was pickled; see ``encode``."""
 
         def __init__(self, file: Any, refs: Any = None, **options: Any) -> None:
@@ -225,11 +333,11 @@ def pickler_type() -> Any:
     return Pickler
 
 
-def encode(value: Any, refs: Any = None) -> tuple[list[memoryview], bool]:
+def encode(value: Any, refs: Any = None, limit: int | None = None) -> tuple[list[memoryview], bool]:
     """Pickle ``value`` into frames; also tells whether they carry code objects.
 
     The out-of-band frames are views of the live objects: copy them before anything else may
-    run if they must be a snapshot.
+    run if they must be a snapshot. ``TooLarge`` beyond ``limit`` bytes in all.
     """
     frames = [memoryview(b"")]
 
@@ -240,17 +348,30 @@ def encode(value: Any, refs: Any = None) -> tuple[list[memoryview], bool]:
         frames.append(raw)
         return False
 
-    file = BytesIO()
-    pickler = pickler_type()(file, refs, buffer_callback=keep)
+    paper = _Paper(limit)
+    pickler = pickler_type()(paper, refs, buffer_callback=keep)
     pickler.dump(value)
+    total = paper.total + sum(frame.nbytes for frame in frames)
+    if limit is not None and total > limit:
+        raise TooLarge(total)
     # Not getbuffer(): from Python 3.13 on a collected BytesIO that is exported complains aloud.
-    frames[0] = memoryview(file.getvalue())
+    frames[0] = memoryview(paper.getvalue())
     return frames, pickler.carries_code
 
 
-def decode(frames: Sequence[Buffer]) -> Any:
+LARGE = 1 << 18  # bytes; a pickle from here on is read in steps between which others may run
+
+
+def decode(frames: Sequence[Buffer], unpickler: Any = pickle.Unpickler) -> Any:
     """The object again. Only ever call it on frames whose digest was checked."""
-    return _loads(frames[0], buffers=frames[1:])
+    if memoryview(frames[0]).nbytes < LARGE:
+        return unpickler(BytesIO(frames[0]), buffers=frames[1:]).load()
+    return unpickler(_Leaf(frames[0]), buffers=frames[1:]).load()
+
+
+def copied(frames: list[memoryview]) -> list[memoryview]:
+    """A snapshot: the pickle is ours, the other frames are views of live objects."""
+    return frames[:1] + [memoryview(bytes(frame)) for frame in frames[1:]]
 
 
 def culprit(value: Any, path: str) -> tuple[str, BaseException]:
@@ -271,7 +392,7 @@ def culprit(value: Any, path: str) -> tuple[str, BaseException]:
     above = [value]  # held, so that no id is used again
     # Nested too deeply, it is to blame as a whole (cloudpickle wraps the RecursionError).
     while not isinstance(error.__cause__ or error, RecursionError):
-        for suffix, child in _children(above[-1]):
+        for suffix, child in children(above[-1]):
             if any(child is part for part in above):
                 continue
             found = fails(child)
@@ -287,7 +408,7 @@ def culprit(value: Any, path: str) -> tuple[str, BaseException]:
 _REDUCERS = ("__reduce__", "__reduce_ex__")
 
 
-def _children(value: Any) -> Iterator[tuple[str, Any]]:
+def children(value: Any) -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for key, item in value.items():
             yield "[%s]" % (repr(key) if type(key) in (str, int, float, bool) else "…"), item

@@ -35,20 +35,6 @@ def alive(pid: int) -> bool:
         return False
 
 
-@pytest.fixture
-def kernelspec(jupyter_folders: Path) -> Callable[..., str]:
-    """Installs a kernelspec for the suite's own Jupyter folders; gives its name."""
-
-    def install(name: str, argv: list[str], language: str = "python") -> str:
-        folder = jupyter_folders / "data" / "kernels" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        spec = {"argv": argv, "display_name": name, "language": language}
-        (folder / "kernel.json").write_text(json.dumps(spec))
-        return name
-
-    return install
-
-
 async def test_launch_is_awaitable_and_a_context_manager() -> None:
     bridge = await Bridge.launch()
     pid, file = bridge.info.pid, bridge.info.connection_file
@@ -206,25 +192,20 @@ async def test_a_file_that_is_no_connection_file(tmp_path: Path, text: str) -> N
         await Bridge.attach(tmp_path / "broken.json")
 
 
-async def test_an_insecure_connection_is_refused(tmp_path: Path) -> None:
-    async with Bridge.launch() as bridge:
-        info = json.loads(Path(bridge.info.connection_file or "").read_text())
-        (tmp_path / "open.json").write_text(json.dumps({**info, "key": ""}))
-        with pytest.raises(InsecureConnection, match="empty key"):
-            await Bridge.attach(tmp_path / "open.json")
-    far = {**info, "transport": "tcp", "ip": "192.0.2.1"}  # never dialled: it is refused before
-    (tmp_path / "far.json").write_text(json.dumps(far))
-    with pytest.raises(InsecureConnection, match=r"192\.0\.2\.1 over plain TCP"):
-        await Bridge.attach(tmp_path / "far.json")
-
-
-async def test_a_wrong_key_is_told(tmp_path: Path) -> None:
-    async with Bridge.launch() as bridge:
-        info = json.loads(Path(bridge.info.connection_file or "").read_text())
-        (tmp_path / "wrong.json").write_text(json.dumps({**info, "key": "0" * 32}))
-        with pytest.raises(KernelNotFound, match="did not answer within 1 s: another key"):
-            await Bridge.attach(tmp_path / "wrong.json", timeout=1)
-        assert await bridge.pull("1") == 1
+@pytest.mark.parametrize("field", ["shell_port", "control_port", "iopub_port", "hb_port"])
+async def test_an_address_that_is_none_is_told_and_not_waited_for(
+    tmp_path: Path, field: str
+) -> None:
+    ports = ("shell_port", "control_port", "iopub_port", "hb_port", "stdin_port")
+    info: dict[str, object] = {"transport": "tcp", "ip": "127.0.0.1", "key": "k"}
+    info |= dict.fromkeys(ports, 9) | {field: -1}
+    (tmp_path / "damaged.json").write_text(json.dumps(info))
+    (tmp_path / "damaged.json").chmod(0o600)
+    opening = asyncio.ensure_future(Bridge.attach(tmp_path / "damaged.json").__aenter__())
+    done, _ = await asyncio.wait([opening], timeout=15)
+    assert done
+    with pytest.raises(KernelNotFound, match="damaged.json has an address that is none"):
+        await opening
 
 
 async def test_attaching_to_a_busy_kernel_waits_its_turn() -> None:

@@ -50,6 +50,20 @@ def test_every_operation_blocks_until_it_is_done(kernel: SyncBridge) -> None:
     assert not kernel.exists("x")
 
 
+def test_a_watch_goes_on_after_an_error_and_ends_with_the_bridge() -> None:
+    with SyncBridge.launch() as kernel:
+        kernel["x"] = [1]
+        watch = kernel.watch("x[0]")
+        assert next(watch) == 1
+        kernel.run("x = []")
+        with pytest.raises(RemoteError, match="IndexError"):
+            next(watch)
+        kernel.run("x = [2]")
+        assert next(watch) == 2
+        assert repr(watch) == "<Watch x[0]>"
+    assert next(watch, None) is None
+
+
 def test_it_is_a_mutable_mapping_of_the_kernels_names(kernel: SyncBridge) -> None:
     assert isinstance(kernel, MutableMapping)
     kernel["x"] = [1]
@@ -153,8 +167,7 @@ def test_a_plain_script_ends_its_kernel_however_it_ends(tmp_path: Path, ending: 
     value, pid = done.stdout.split()
     assert value == "9"
     assert done.returncode == (3 if "SystemExit" in ending else 0)
-    gone, _ = _wait_gone(int(pid))
-    assert gone
+    assert _wait_gone(int(pid))
     runtime = Path(os.environ["JUPYTER_RUNTIME_DIR"])
     if "os._exit" in ending:  # which nobody can clean up after
         for left in runtime.iterdir():
@@ -162,15 +175,15 @@ def test_a_plain_script_ends_its_kernel_however_it_ends(tmp_path: Path, ending: 
     assert list(runtime.iterdir()) == []
 
 
-def _wait_gone(pid: int) -> tuple[bool, None]:
+def _wait_gone(pid: int) -> bool:
     """A kernel notices its parent's end by itself, within a second or so."""
     try:
         psutil.Process(pid).wait(60)
     except psutil.NoSuchProcess:
-        return True, None
+        return True
     except psutil.TimeoutExpired:
-        return False, None
-    return True, None
+        return False
+    return True
 
 
 def test_a_forgotten_bridge_ends_its_kernel() -> None:
@@ -180,7 +193,7 @@ def test_a_forgotten_bridge_ends_its_kernel() -> None:
     pid = kernel.info.pid
     del kernel
     gc.collect()
-    assert _wait_gone(pid)[0]
+    assert _wait_gone(pid)
 
 
 def test_a_bridge_collected_in_its_own_thread_ends_its_kernel() -> None:
@@ -196,7 +209,7 @@ def test_a_bridge_collected_in_its_own_thread_ends_its_kernel() -> None:
         portal.call(gc.collect)
     finally:
         gc.enable()
-    assert _wait_gone(pid)[0]
+    assert _wait_gone(pid)
 
 
 def test_a_forked_child_ends_by_itself(tmp_path: Path) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
-from typing import Any
 
 from bridgehead._lanes import Lane
 from bridgehead._protocol import PROBE, Buffer, Header, answer, execute_content, expression
@@ -25,10 +24,10 @@ class BuffersLane(Lane):
     piece = 16 << 20  # bytes
 
     async def cross(
-        self, header: Header, parts: Sequence[memoryview], **order: Any
+        self, header: Header, parts: Sequence[memoryview], subshell: str | None
     ) -> tuple[Header, list[Buffer]]:
         content = execute_content(expression(self.name, header))
-        reply = await self.transport.request(content, parts, **order)
+        reply = await self.transport.request(content, parts, subshell=subshell)
         return answer(reply.content), reply.buffers
 
 

@@ -9,9 +9,8 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Sequence
-from typing import Any
 
-from bridgehead._errors import ProtocolError
+from bridgehead._errors import ProtocolError, ReplyLost
 from bridgehead._lanes import Lane
 from bridgehead._protocol import Buffer, Header, answer, execute_content, expression
 
@@ -23,13 +22,15 @@ class InlineLane(Lane):
     piece = 4 << 20  # bytes; 5.6 MB of base64, below the 6 MiB that survive every server
 
     async def cross(
-        self, header: Header, parts: Sequence[memoryview], **order: Any
+        self, header: Header, parts: Sequence[memoryview], subshell: str | None
     ) -> tuple[Header, list[Buffer]]:
         data = base64.b64encode(b"".join(parts)).decode("ascii")
         content = execute_content(expression(self.name, header, data))
-        reply = await self.transport.request(content, **order)
+        reply = await self.transport.request(content, subshell=subshell)
         told = answer(reply.content)
         try:
             return told, [base64.b64decode(told.pop("data", ""), validate=True)]
-        except (binascii.Error, TypeError, ValueError) as error:
+        except binascii.Error as error:
+            raise ReplyLost(f"the kernel's answer is damaged: {error}") from None
+        except (TypeError, ValueError) as error:
             raise ProtocolError(f"the answer's data is no base64: {error}") from error

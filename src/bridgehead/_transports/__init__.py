@@ -1,19 +1,19 @@
 """Transports carry Jupyter messages to one kernel and back.
 
 Rule: a transport knows messages and connections, and nothing of objects or lanes. What all
-transports share is here: the table of requests in flight, their window and their order, the
-kernel's life, and who listens to iopub. A transport of its own adds how a message is sent,
-and calls ``received``, ``gone`` and ``back``.
+transports share is here: the table of requests in flight and their window, the kernel's life,
+and who listens to iopub. A transport of its own adds how a message is sent, and calls
+``received``, ``gone`` and ``back``.
 
 Laws of the dispatcher, each of which was broken once and cost messages:
 
 1. One reader per channel, for as long as the bridge lives; its receive is never cancelled per
    request. Replies find their request by the parent's id; what nobody waits for is counted.
-2. At most ``WINDOW`` requests are in flight. A slot is free again when the reply is here, not
+2. At most ``WINDOW`` requests are in flight, and as many to a subshell: one that hangs must not
+   keep the main thread's from being sent. A slot is free again when the reply is here, not
    when the caller gave up: about 4,000 queued requests wedge ipykernel 7.4 for good.
-3. Requests are sent in the order in which they were asked for, and never to another kernel
-   than the one that was there when they were.
-4. ``aborted`` means not executed: tried again before anything later, then told.
+3. A request is never sent to another kernel than the one that was there when it was made.
+4. ``aborted`` means not executed: tried again, then told.
 5. Completion never depends on iopub alone, which loses messages. An ``idle`` without a reply
    starts an inquiry; only a reply to a later request proves that ours is lost.
 """
@@ -21,13 +21,13 @@ Laws of the dispatcher, each of which was broken once and cost messages:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import anyio
 
@@ -35,16 +35,30 @@ from bridgehead._errors import (
     BridgeClosed,
     BridgeError,
     KernelRestarted,
+    ProtocolError,
     ReplyLost,
     RequestAborted,
+    TransportError,
 )
 from bridgehead._transports.messages import Message, Messages
-from bridgehead._transports.turns import Turns
-from bridgehead._wire import DATA_MESSAGE
+from bridgehead._wire import DATA_MESSAGE, NEWS_MESSAGE
+
+T = TypeVar("T")
 
 WINDOW = 32
 ABORT_PAUSES = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64)  # s; 24 ms after an abort 1 of 30 is aborted
-CONTROL = {"kernel_info_request", "interrupt_request", "shutdown_request", "debug_request"}
+CONTROL = {
+    "kernel_info_request",
+    "interrupt_request",
+    "shutdown_request",
+    "debug_request",
+    "create_subshell_request",
+    "delete_subshell_request",
+    "list_subshell_request",
+}
+STATES = ("starting", "busy", "idle")  # of those that a bridge is in, what a kernel may say
+SILENCE = 5.0  # s without a heartbeat; one missed beat of 1 s is no more than a loaded machine
+EXPLAINED_IN = 3.0  # s after which it is known whether a kernel that hung up died or restarted
 INQUIRY_AFTER = 0.5  # s between an idle and the question where its reply is
 
 
@@ -64,8 +78,17 @@ class Pending:
     id: str
     future: asyncio.Future[Reply]
     slot: bool  # of the window; inquiries and control requests take none
+    subshell: str | None = None
     buffers: list[Any] = field(default_factory=list)
     inquired: bool = False
+
+
+class Listener(Protocol):
+    """Who is told what the loader sends by itself."""
+
+    def feed(self, content: dict[str, Any], buffers: list[Any]) -> None: ...
+
+    def end(self) -> None: ...
 
 
 class Transport(ABC):
@@ -73,10 +96,10 @@ class Transport(ABC):
 
     name: str
     digest: str = "sha256"  # where the wire leaves the machine
+    ours: bool = True  # the kernel is this user's, on this machine
     connection_file: str | None = None
 
     def __init__(self) -> None:
-        self.turns = Turns()
         self.generation = 0  # grows whenever another kernel may be there
         self.kernel_info: dict[str, Any] = {}
         self.late = 0  # replies nobody waited for
@@ -84,13 +107,19 @@ class Transport(ABC):
         self.state = "starting"
         self._closing: asyncio.Future[None] | None = None
         self._slots = asyncio.Semaphore(WINDOW)
+        self._slots_aside = asyncio.Semaphore(WINDOW)  # a subshell's
         self._pending: dict[str, Pending] = {}
+        self._promises: set[asyncio.Future[Any]] = set()
+        self.listeners: dict[str, Listener] = {}  # for what comes without being asked, by id
         self._tails: dict[str, Callable[[Message], None]] = {}  # outlive the reply, until idle
         self._streams: weakref.WeakSet[Messages] = weakref.WeakSet()
         self._busy_with = ""
         self._answered: deque[str] = deque(maxlen=2 * WINDOW)
         self._why_gone: Callable[[], BridgeError] | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._why_silent: Callable[[], BridgeError] | None = None
+        self._heard = asyncio.Event()
+        self._shut_down = False  # somebody asked the kernel to end
+        self._tasks: set[asyncio.Task[Any]] = set()
 
     # ------------------------------------------------------------ for those above
 
@@ -99,44 +128,74 @@ class Transport(ABC):
         content: dict[str, Any],
         buffers: Sequence[Any] = (),
         *,
-        message_type: str = "execute_request",
-        ordered: bool = True,
-        prepare: Callable[[], Awaitable[None]] | None = None,
+        subshell: str | None = None,
         on_message: Callable[[Message], None] | None = None,
     ) -> Reply:
-        """Send one shell request and wait for its reply.
+        """Send one ``execute_request`` and wait for its reply.
 
-        ``prepare`` runs when it is this request's turn, ahead of the sending; what it sends
-        itself is sent with ``ordered=False``. Cancelling abandons the reply and disturbs
-        nobody; if the request was sent, it may still run.
+        Cancelling abandons the reply and disturbs nobody; if the request was sent, it may
+        still run.
 
         Raises:
             RequestAborted: it was aborted each time it was tried; it did not run.
             BridgeError: whatever ended the kernel or the connection meanwhile.
         """
-        generation, number = self.generation, self.turns.draw()
-        try:
-            for pause in (*ABORT_PAUSES, None):
-                async with self.turns.take(number) if ordered else nullcontext():
-                    if prepare is not None:
-                        await prepare()
-                        prepare = None
-                    pending = await self._post(
-                        generation, message_type, content, buffers, on_message
-                    )
-                reply = await pending.future
-                if reply.content.get("status") not in ("aborted", "abort"):
-                    return reply
-                if pause is not None:
-                    if ordered:
-                        self.turns.again(number)
-                    await asyncio.sleep(pause)
-        finally:
-            self.turns.done(number)
+        generation = self.generation
+        slots = self._slots if subshell is None else self._slots_aside
+        for pause in (*ABORT_PAUSES, None):
+            await slots.acquire()
+            try:
+                self.check()
+                if generation != self.generation:
+                    raise KernelRestarted("the kernel was restarted meanwhile; this was not sent")
+            except BaseException:
+                slots.release()
+                raise
+            message = self.message("execute_request", content)
+            if subshell is not None:
+                message["header"]["subshell_id"] = subshell
+            try:
+                pending = await self.put("shell", message, buffers, on_message, slot=True)
+            except TransportError:
+                await self._explained()
+                raise
+            reply = await pending.future
+            if reply.content.get("status") not in ("aborted", "abort"):
+                return reply
+            if pause is not None:
+                await asyncio.sleep(pause)
         raise RequestAborted(
             f"another client's failing cell aborted the request {len(ABORT_PAUSES) + 1} times; "
             "it was not executed"
         )
+
+    async def _explained(self) -> None:
+        """The connection is down: why is known in a moment, and raised here."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(EXPLAINED_IN):
+                await self.promise()
+
+    def promise(self) -> asyncio.Future[Any]:
+        """A future that fails when the kernel goes, or the way to it."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(_noted)
+        future.add_done_callback(self._promises.discard)
+        self._promises.add(future)
+        return future
+
+    async def control(
+        self, message_type: str, content: dict[str, Any], patience: float | None = None
+    ) -> dict[str, Any]:
+        """Ask on the control channel, which answers even while a cell runs; gives the content.
+
+        ``TimeoutError`` after ``patience`` seconds.
+        """
+        asked = await self.put("control", self.message(message_type, content))
+        try:
+            async with asyncio.timeout(patience):
+                return (await asked.future).content
+        finally:
+            self.forget(asked.id)
 
     def messages(self) -> Messages:
         """Everything on iopub from now on."""
@@ -148,6 +207,20 @@ class Transport(ABC):
         """Raise if there is no kernel to send to."""
         if self._why_gone is not None:
             raise self._why_gone()
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the kernel showed no sign of life for a while."""
+        return self._why_silent is not None
+
+    def serves(self, subshell: str) -> bool:
+        """Whether a subshell has not answered yet, be it that nobody waits for it any more."""
+        return any(pending.subshell == subshell for pending in self._pending.values())
+
+    @property
+    def waited_for(self) -> bool:
+        """Whether anybody waits for this kernel."""
+        return bool(self._promises or self._pending)
 
     @property
     def in_flight(self) -> int:
@@ -183,7 +256,7 @@ class Transport(ABC):
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run a coroutine, at most for as long as the transport lives."""
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
@@ -194,8 +267,17 @@ class Transport(ABC):
     def received(self, channel: str, message: dict[str, Any]) -> None:
         """Take one message off the wire; called by the reader of its channel."""
         if channel == "iopub":
-            self._on_iopub(Message.parse(message))
+            # What runs in a subshell says nothing of whether the main thread is busy.
+            aside = bool(message["parent_header"].get("subshell_id"))
+            self._on_iopub(Message.parse(message), aside)
             return
+        if message["header"]["msg_type"] == NEWS_MESSAGE:
+            listener = self.listeners.get(message["content"]["watch"])
+            if listener is not None:
+                listener.feed(message["content"], message.get("buffers") or [])
+            return
+        if not isinstance(message["content"], dict):
+            raise ProtocolError("a message's content is no object")
         parent = message["parent_header"].get("msg_id")
         pending = self._pending.get(parent)
         if pending is None:
@@ -214,41 +296,57 @@ class Transport(ABC):
         """The kernel, or the way to it, is no more: tell everybody who waits."""
         if self.state == "closed":
             return
-        self._why_gone, self.state = why, state
         self.generation += 1
+        self._why_gone, self._why_silent, self.state = why, None, state
+        self._heard.set()
+        self._tell(why)
         for identity in list(self._pending):
-            self._settle(identity, why())
+            self.forget(identity)
         self._tails.clear()
-        for stream in list(self._streams):
-            stream.end()
+        listeners: list[Listener | Messages] = [*self._streams, *self.listeners.values()]
+        for listener in listeners:
+            listener.end()
 
     def back(self) -> None:
         """A kernel answers again."""
         if self.state != "closed":
-            self._why_gone, self.state = None, "idle"
+            self._why_gone, self._why_silent, self.state = None, None, "idle"
+            self._shut_down = False
+
+    def silent(self, why: Callable[[], BridgeError]) -> None:
+        """The kernel shows no sign of life: tell everybody who waits; it may be ``heard`` again.
+
+        What is in flight stays in the table: it may run yet, and its reply come late.
+        """
+        if self._why_gone is None and self._why_silent is None:
+            self._why_silent, self.state = why, "unresponsive"
+            self._heard.clear()
+            self._tell(why)
+
+    def heard(self) -> None:
+        """The kernel, silent for a while, shows a sign of life."""
+        if self._why_silent is not None:
+            self._why_silent, self.state = None, "busy"  # iopub tells when it is idle
+            self._heard.set()
+
+    async def answering(self) -> None:
+        """Wait a while for a kernel that is silent; raise if it stays so, or is gone."""
+        self.check()
+        if self._why_silent is not None:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(SILENCE):
+                    await self._heard.wait()
+        self.check()
+        if self._why_silent is not None:
+            raise self._why_silent()
+
+    def _tell(self, why: Callable[[], BridgeError]) -> None:
+        waiting = [*self._promises, *(pending.future for pending in self._pending.values())]
+        for future in waiting:
+            if not future.done():
+                future.set_exception(why())
 
     # ------------------------------------------------------------ the table
-
-    async def _post(
-        self,
-        generation: int,
-        message_type: str,
-        content: dict[str, Any],
-        buffers: Sequence[Any],
-        on_message: Callable[[Message], None] | None,
-    ) -> Pending:
-        await self._slots.acquire()
-        try:
-            self.check()
-            if generation != self.generation:
-                raise KernelRestarted(
-                    "the kernel was restarted while this waited for its turn; it was not sent"
-                )
-        except BaseException:
-            self._slots.release()
-            raise
-        message = self.message(message_type, content)
-        return await self.put("shell", message, buffers, on_message, slot=True)
 
     async def put(
         self,
@@ -262,7 +360,8 @@ class Transport(ABC):
         """Send a message and enter it into the table; ``slot`` gives back the one it brought."""
         future = asyncio.get_running_loop().create_future()
         future.add_done_callback(_noted)
-        pending = Pending(message["header"]["msg_id"], future, slot)
+        header = message["header"]
+        pending = Pending(header["msg_id"], future, slot, header.get("subshell_id"))
         if on_message is not None:
             self._tails[pending.id] = on_message
         self._pending[pending.id] = pending
@@ -278,7 +377,7 @@ class Transport(ABC):
         """Strike a request off the table; its reply will be one that nobody waits for."""
         pending = self._pending.pop(identity, None)
         if pending is not None and pending.slot:
-            self._slots.release()
+            (self._slots if pending.subshell is None else self._slots_aside).release()
         return pending
 
     def _settle(self, identity: str, outcome: Reply | BridgeError) -> None:
@@ -292,15 +391,20 @@ class Transport(ABC):
 
     # ------------------------------------------------------------ iopub
 
-    def _on_iopub(self, message: Message) -> None:
+    def _on_iopub(self, message: Message, aside: bool) -> None:
         pending = self._pending.get(message.parent)
         idle = message.type == "status" and message.content.get("execution_state") == "idle"
-        # What is asked on the control channel says nothing of whether the main thread is busy.
-        # Nor does what is told late of a request whose reply is here.
+        # Neither does what is asked on the control channel, nor what is told late of a request
+        # whose reply is here.
+        aside = aside or message.parent_type in CONTROL
         stale = message.parent in self._answered and not idle
-        if message.type == "status" and message.parent_type not in CONTROL and not stale:
-            if self._why_gone is None:
-                self.state = str(message.content.get("execution_state", self.state))
+        if message.type == "shutdown_reply":
+            self._shut_down = not message.content.get("restart")
+        if message.type == "status" and not stale:
+            if not aside and self._why_gone is None and self._why_silent is None:
+                state = message.content.get("execution_state")
+                if state in STATES:
+                    self.state = state
                 self._busy_with = message.parent
             if idle and pending is not None and pending.slot:
                 loop = asyncio.get_running_loop()

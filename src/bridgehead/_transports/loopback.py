@@ -20,6 +20,8 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+from IPython.core.events import EventManager
+
 from bridgehead._errors import KernelRestarted, NotSupported
 from bridgehead._protocol import loader_source
 from bridgehead._transports import Transport
@@ -118,10 +120,12 @@ class Cell:
         self.user_ns["get_ipython"] = lambda: self
         self.user_global_ns = self.user_ns
         self.user_ns_hidden = dict(self.user_ns)
+        shell: Any = self
+        self.events = EventManager(shell, {"post_run_cell": lambda result: None})
         # The part of ipykernel's Kernel that the loader's way back uses.
         self.kernel = SimpleNamespace(
             get_parent=lambda channel: self.request,
-            session=SimpleNamespace(send=self._send),
+            session=SimpleNamespace(send=self._send, session=uuid.uuid4().hex),
             shell_stream="shell",
             _parent_ident={"shell": b""},
         )
@@ -141,6 +145,7 @@ class Cell:
         content = request["content"]
         if content["code"].strip():
             error = self._run(content["code"], request)
+            self.events.trigger("post_run_cell", None)
             if error is not None:
                 return {"status": "error", "execution_count": self.count, **error}
         evaluated = {key: self._value(text) for key, text in content["user_expressions"].items()}

@@ -53,7 +53,7 @@ class Message:
                 dict(message.get("metadata") or {}),
                 tuple(message.get("buffers") or ()),
             )
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ProtocolError(f"no Jupyter message: {error!r}") from error
 
     @property

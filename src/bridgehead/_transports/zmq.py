@@ -11,6 +11,9 @@ Facts this file rests on, all measured:
   serialized message sent through the asyncio socket itself: 0 of 723.
 - ``ZMQ_IMMEDIATE`` and a socket monitor: what was queued for a kernel that died is dropped with
   its connection and cannot run in the next one, and a lost connection is an event, not a guess.
+- The ``connect_*`` methods give every socket the connection file's CURVE keys. Wrong keys are a
+  connection that the kernel closes, tried again for ever. Where one side encrypts and the other
+  does not, it is that, or an error in the protocol that is not tried again: whoever is quicker.
 - iopub with an unlimited receive queue: with ZeroMQ's default of 1,000 a slow reader got 7,500
   of 20,000 messages.
 """
@@ -19,8 +22,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import signal
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import zmq
@@ -30,19 +34,35 @@ from jupyter_core.utils import ensure_async
 from zmq.utils.monitor import parse_monitor_message
 
 from bridgehead._errors import (
+    BridgeError,
     KernelDied,
     KernelNotFound,
     KernelRestarted,
+    KernelUnresponsive,
     NotSupported,
     TransportError,
 )
-from bridgehead._transports import Transport
+from bridgehead._transports import SILENCE, Transport
 
 RECONNECT_GRACE = 2.5  # s a kernel that others own has to come back after its connection broke
+BEAT_EVERY = 1.0  # s between two heartbeats, while somebody waits
 ANSWER_EVERY = 0.25  # s between two questions to a kernel that is starting
 PROCESS_EVERY = 0.1  # s between two looks at a process of ours
 LAST_WORDS = 1000  # ms that closing waits at most for what was sent last
 YIELD_EVERY = 16  # messages after which a reader lets others run
+# The other side speaks otherwise, or closes the connection half-way.
+REFUSED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
+REFUSALS = 10  # handshakes in a row, some 90 ms apart, that must fail before it is final
+
+
+def stays_here(transport: str, ip: str) -> bool:
+    """Whether what crosses never leaves this machine: a Unix socket, or a loopback address."""
+    if transport == "ipc" or ip == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(ip).is_loopback
+    except ValueError:  # another name, or the * of a kernel that listens everywhere
+        return False
 
 
 class ZmqTransport(Transport):
@@ -78,10 +98,12 @@ class ZmqTransport(Transport):
         self._client.load_connection_info(info)  # type: ignore[arg-type]
         self.session = self._client.session
         self.name = self._client.transport
-        if self.name == "ipc" or self._client.ip in ("127.0.0.1", "localhost", "::1"):
+        self.ours = stays_here(self.name, self._client.ip)
+        if self.ours:
             self.digest = "crc32"
         self._sockets: dict[str, Any] = {}
         self._down = asyncio.Event()  # the shell connection broke and is not back
+        self._refused = 0  # handshakes in a row that failed
         self._iopub_seen = asyncio.Event()
         self._restarting = False  # until the new process answers
         self._replacing = False  # until the new process is there to be watched
@@ -99,28 +121,45 @@ class ZmqTransport(Transport):
             connect_timeout: seconds until something must listen at the kernel's address.
 
         Raises:
-            KernelNotFound: nothing listens there, or what listens never answers.
+            KernelNotFound: nothing listens there, or it refuses the keys, or never answers.
             KernelDied: the process that was launched ended.
+            NotSupported: the kernel that was launched does not encrypt.
         """
-        connect = self._client
-        self._sockets = {
-            "shell": connect.connect_shell(),
-            "control": connect.connect_control(),
-            "iopub": connect.connect_iopub(),
-        }
-        monitor = self._sockets["shell"].get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED
-        )
+        try:
+            monitor = self._connect()
+        except zmq.ZMQError as error:
+            self._context.destroy(linger=0)  # the socket that failed too, which nobody holds
+            self._sockets.clear()
+            where = self.connection_file or "the client"
+            raise KernelNotFound(f"{where} has an address that is none: {error}") from error
         # Read through a plain shadow, in one place and until it is empty: its file descriptor
         # is edge-triggered, and ``send`` looks as well.
         self._monitor, self._monitor_owner = zmq.Socket.shadow(monitor.underlying), monitor
         asyncio.get_running_loop().add_reader(self._monitor.FD, self._connection_events)
         self._connection_events()
+        heart = self._sockets["heartbeat"]
         for channel, socket in self._sockets.items():
-            self.spawn(self._read(channel, socket))
+            if socket is not heart:
+                self.spawn(self._read(channel, socket))
+        self.spawn(self._listen_to(heart))
         if self.manager is not None:
             self.spawn(self._watch_process())
         await self._ready(timeout, connect_timeout)
+
+    def _connect(self) -> Any:
+        """Have all sockets connect; gives the shell's monitor."""
+        connect = self._client
+        self._sockets["shell"] = shell = connect.connect_shell()
+        # At once: a handshake between unlike sides fails only once.
+        monitor = shell.get_monitor_socket(
+            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | REFUSED
+        )
+        self._sockets["control"] = connect.connect_control()
+        self._sockets["iopub"] = connect.connect_iopub()
+        heart = self._sockets["heartbeat"] = connect.connect_hb()
+        heart.setsockopt(zmq.REQ_RELAXED, 1)  # the next beat doesn't wait for one that was lost
+        heart.setsockopt(zmq.REQ_CORRELATE, 1)
+        return monitor
 
     async def _ready(self, timeout: float, connect_timeout: float) -> None:
         where = self.connection_file or "the client's address"
@@ -143,12 +182,35 @@ class ZmqTransport(Transport):
                 for channel in ("shell", "control"):
                     while not await self._accepts(channel):
                         self.check()
+                        if self._refused >= REFUSALS:
+                            raise self._refusal(where)
                         await asyncio.sleep(0.01)
         except TimeoutError:
+            if self._refused:
+                raise self._refusal(where) from None
             raise KernelNotFound(
                 f"nothing listens at the address in {where}: that kernel has ended, or the file "
                 "is not its own"
             ) from None
+
+    def _refusal(self, where: str) -> BridgeError:
+        """Something listens there, and closes the connection; why, is often not told."""
+        if getattr(self._client, "curve_publickey", None) is None:
+            why = "closes every connection: it encrypts, and the file lacks its CURVE keys,"
+        elif self.owned:
+            return NotSupported(
+                "the kernel does not encrypt, although its kernelspec says that it can; its "
+                "environment needs ipykernel 7.3 or later"
+            )
+        else:
+            why = (
+                "refuses the CURVE keys in the file: they are another kernel's, or it does not "
+                "encrypt,"
+            )
+        return KernelNotFound(
+            f"what listens at the address in {where} {why} or it is a forwarded port that ends "
+            "nowhere"
+        )
 
     async def _accepts(self, channel: str) -> bool:
         try:
@@ -158,21 +220,12 @@ class ZmqTransport(Transport):
         self.forget(asked.id)
         return True
 
-    async def _ask_control(self, message_type: str, patience: float | None) -> dict[str, Any]:
-        """Ask on control, which answers even while a cell runs."""
-        asked = await self.put("control", self.message(message_type, {}))
-        try:
-            async with asyncio.timeout(patience):
-                return (await asked.future).content
-        finally:
-            self.forget(asked.id)
-
     async def _kernel_info(self) -> dict[str, Any]:
         patience = 0.5  # s; a starting ipykernel 6 loses what control brings it too early
         while True:
             self.check()
             with contextlib.suppress(TransportError, TimeoutError):
-                return await self._ask_control("kernel_info_request", patience)
+                return await self.control("kernel_info_request", {}, patience)
             patience = min(2 * patience, 8)
             await asyncio.sleep(0.02)
 
@@ -182,7 +235,7 @@ class ZmqTransport(Transport):
             if self._iopub_seen.is_set():
                 return
             with contextlib.suppress(TransportError, TimeoutError):
-                await self._ask_control("kernel_info_request", ANSWER_EVERY)
+                await self.control("kernel_info_request", {}, ANSWER_EVERY)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(ANSWER_EVERY):
                     await self._iopub_seen.wait()
@@ -270,11 +323,19 @@ class ZmqTransport(Transport):
                 event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
             except zmq.Again:
                 return
-            if event["event"] == zmq.EVENT_DISCONNECTED:
+            if event["event"] & REFUSED:
+                final = event["event"] == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
+                self._refused += REFUSALS if final else 1
+            elif event["event"] == zmq.EVENT_DISCONNECTED:
+                if self._refused:
+                    continue  # it never was a connection
                 self._down.set()
                 # Our own process is looked at; of another's we know only the silence.
                 asyncio.get_running_loop().call_later(RECONNECT_GRACE, self._no_reconnect)
-            elif self._down.is_set():
+            else:
+                self._refused = 0
+                if not self._down.is_set():
+                    continue
                 self._down.clear()
                 if not self._restarting:
                     self.gone(
@@ -284,7 +345,47 @@ class ZmqTransport(Transport):
 
     def _no_reconnect(self) -> None:
         if self._down.is_set() and self._why_gone is None and not self._restarting:
-            self.gone(lambda: KernelDied("the kernel's process is gone"), "dead")
+            words = f"the kernel's process is gone{self._by_whom()}"
+            self.gone(lambda: KernelDied(words), "dead")
+
+    def _by_whom(self) -> str:
+        return "; another client had asked it to shut down" if self._shut_down else ""
+
+    async def _listen_to(self, heart: Any) -> None:
+        """Tell a kernel that is stopped from one that is busy.
+
+        The heartbeat is served by a thread without Python: it beats through sleep, busy loops
+        and C calls that hold the GIL. Missed beats are counted, not seconds: after a pause of
+        our own loop, or of the whole machine, there is one. A heart that was never heard, as
+        where its port isn't forwarded, tells nothing. Nobody who waits, no beat.
+        """
+        missed, known = 0, False
+        while True:
+            if known and not missed:
+                await asyncio.sleep(BEAT_EVERY)
+            if known and not self.waited_for and not self.is_silent:
+                missed = 0
+                continue
+            try:
+                await heart.send(b"beat", flags=zmq.NOBLOCK)
+            except zmq.Again:  # not connected yet, or down: the monitor tells
+                if not known:
+                    await asyncio.sleep(0.01)
+                    continue
+            if await heart.poll(1000 * BEAT_EVERY):
+                await heart.recv()
+                missed, known = 0, True
+                self.heard()
+                continue
+            missed += 1
+            if known and missed * BEAT_EVERY >= SILENCE:
+                self.silent(self._silence())
+
+    def _silence(self) -> Callable[[], KernelUnresponsive]:
+        return lambda: KernelUnresponsive(
+            f"the kernel's process shows no sign of life for {SILENCE:g} s: it is stopped, or "
+            "the machine is overloaded; the bridge goes on when it answers again"
+        )
 
     async def _watch_process(self) -> None:
         while True:
@@ -302,8 +403,8 @@ class ZmqTransport(Transport):
         if code is not None and code < 0:
             with contextlib.suppress(ValueError):
                 how = f"was killed by {signal.Signals(-code).name}"
-        words = self._last_words()
-        return lambda: KernelDied(f"the kernel's process {how}{words}", exit_code=code)
+        words = f"the kernel's process {how}{self._by_whom()}{self._last_words()}"
+        return lambda: KernelDied(words, exit_code=code)
 
     def _last_words(self) -> str:
         if self._kernel_log is None or self._kernel_log.closed:
@@ -327,7 +428,7 @@ class ZmqTransport(Transport):
         if self.manager is not None:
             await ensure_async(self.manager.interrupt_kernel())
             return
-        await self._ask_control("interrupt_request", None)
+        await self.control("interrupt_request", {})
 
     async def restart(self, timeout: float) -> None:
         """Replace the process, through the manager that has it.

@@ -1,0 +1,483 @@
+"""The far side of the protocol: what serves one namespace, every operation of it.
+
+Rule: standard library only, Python 3.8 and later, and never a name in the user's namespace;
+shipped together with ``_loader.py``. ``Far.handle(header, frames) -> (header, frames)`` does
+every operation, the same whichever lane brought it.
+"""
+
+from __future__ import annotations
+
+import builtins
+import os
+import pickle
+import sys
+import traceback
+from collections import OrderedDict
+from contextlib import contextmanager
+from fnmatch import fnmatchcase
+from keyword import iskeyword
+from platform import node
+from threading import Lock
+from time import monotonic
+from typing import Any, Iterator, Sequence
+
+if __name__ == "bridgehead._far":  # shipped, it shares a module with these
+    from bridgehead._host import Kernel, current_folder, describe, runs, versions
+    from bridgehead._watched import Watches
+    from bridgehead._wire import (
+        JOINS,
+        Broken,
+        Buffer,
+        CodeRefused,
+        Header,
+        Inbox,
+        Outbox,
+        TooLarge,
+        Unshared,
+        check,
+        copied,
+        culprit,
+        cut,
+        decode,
+        digest,
+        encode,
+    )
+
+UNFINISHED = 4 << 30  # bytes of unfinished transfers, beyond which the oldest are dropped
+IDLE_TRANSFER = 600.0  # seconds after which an unfinished transfer nobody touches is dropped
+REMEMBERED = 4096  # ids of requests that were done: none of them is done again
+
+
+_learning = Lock()  # a subshell learns in a thread of its own
+
+
+class _Resolving(pickle.Unpickler):
+    """Unpickles a request in which references stand for objects over here."""
+
+    resolve: Any = None
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("bridgehead._ref", "Ref"):
+            return self.resolve
+        return super().find_class(module, name)
+
+
+class Far:
+    """What serves one namespace: the state of the loader and every operation."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+        self.epoch = os.urandom(8).hex()
+        self.inboxes: dict[str, Inbox] = {}
+        self.outboxes: dict[str, Outbox] = {}
+        self.done: OrderedDict[str, None] = OrderedDict()
+        self.subshells: dict[str, tuple[Any, Any, Any]] = {}  # host, pid; when used, None: it is
+        self.watches = Watches(self)
+        self.operations = {
+            "hello": self.hello,
+            "learn": self.learn,
+            "batch": self.batch,
+            "bind": self.bind,
+            "fetch": self.fetch,
+            "call": self.call,
+            "drop": self.drop,
+            "names": self.names,
+            "has": self.has,
+            "watch": self.watches.watch,
+            "unwatch": self.watches.unwatch,
+        }
+
+    # -- one request, whole or in pieces
+
+    def receive(self, header: Header, parts: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+        """One message of a request: assemble, and with the last one do it and answer."""
+        try:
+            check(header)
+        except Broken as error:
+            return self.refused(error), []
+        with self.noted(header.get("subshell")):
+            return self.served(header, parts)
+
+    def served(self, header: Header, parts: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+        try:
+            self.sweep()
+            operation = header["op"]
+            if operation != "hello" and header.get("epoch") != self.epoch:
+                raise Broken("epoch", "this kernel is not the one that was prepared")
+            if operation == "more":
+                return self.more(header)
+            if operation == "forget":
+                self.inboxes.pop(header["id"], None)
+                self.outboxes.pop(header["id"], None)
+                return {}, []
+            inbox = self.inboxes.pop(header["id"], None) or Inbox(header["sizes"])
+            inbox.write(header["at"], parts)
+            if operation == "piece":
+                self.inboxes[header["id"]] = inbox
+                return {}, []
+            frames = inbox.take(header["digest"])
+            self.once(header["id"])
+            answer, out = self.handle(header, frames)
+        except BaseException as error:
+            answer, out = self.failed(error)
+        return self.answer(header, answer, out)
+
+    def once(self, identity: str) -> None:
+        """A message that somebody recorded and sends again is not done again."""
+        if identity in self.done:
+            raise Broken("protocol", "this request was made before")
+        self.done[identity] = None
+        while len(self.done) > REMEMBERED:
+            self.done.popitem(last=False)  # in one step: subshells come here too
+
+    def answer(
+        self, header: Header, answer: Header, frames: list[memoryview]
+    ) -> tuple[Header, list[memoryview]]:
+        """Sign the answer's frames and cut off what fits into one message."""
+        sizes = [frame.nbytes for frame in frames]
+        total, limit = sum(sizes), header["piece"]
+        algorithm = header["digest"].partition(":")[0]
+        answer.update(sizes=sizes, digest=digest(algorithm, frames))
+        if total <= limit:
+            return answer, frames
+        self.outboxes[header["id"]] = Outbox(frames, total)
+        return answer, list(cut(frames, 0, limit))
+
+    def more(self, header: Header) -> tuple[Header, list[memoryview]]:
+        """Another piece of an answer that was too long for one message."""
+        outbox = self.outboxes.get(header["id"])
+        if outbox is None:
+            raise Broken("integrity", "the rest of this answer is gone")
+        outbox.touched = monotonic()
+        return {}, list(cut(outbox.frames, header["at"], header["at"] + header["piece"]))
+
+    def sweep(self) -> None:
+        """Drop what a bridge that vanished left half-way: by age, and beyond a total."""
+        kept = 0
+        boxes: list[tuple[float, str, int, Any]] = []
+        # Subshells come here too, in threads of their own: look at copies.
+        for key, inbox in [*self.inboxes.items()]:
+            boxes.append((inbox.touched, key, inbox.received, self.inboxes))
+        for key, outbox in [*self.outboxes.items()]:
+            boxes.append((outbox.touched, key, outbox.total, self.outboxes))
+        for touched, key, size, store in sorted(boxes, key=lambda item: -item[0]):
+            kept += size
+            if monotonic() - touched > IDLE_TRANSFER or kept > UNFINISHED + size:
+                store.pop(key, None)
+
+    def handle(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+        """Every operation, the same whichever lane brought it."""
+        operation = self.operations.get(header["op"])
+        if operation is None:
+            raise Broken("protocol", "unknown operation %r" % (header["op"],))
+        return operation(header, frames)
+
+    def refused(self, error: Broken) -> Header:
+        """The answer to what is no request: an error, and no frames."""
+        answer, _ = self.failed(error)
+        return dict(answer, sizes=[], digest=digest("crc32", ()))
+
+    def failed(self, error: BaseException) -> tuple[Header, list[memoryview]]:
+        """The answer that tells of an error; its frames are the exception, if it pickles."""
+        if isinstance(error, Broken):
+            return {"error": dict(error.details, kind=error.kind, message=str(error))}, []
+        if isinstance(error, Unshared):
+            message = "it is needed to pickle %s" % error
+            where = sys.executable
+            return self.failed(Broken("missing", message, module="cloudpickle", where=where))
+        if isinstance(error, CodeRefused):
+            return self.failed(Broken("incompatible", str(error)))
+        if isinstance(error, TooLarge):
+            return self.failed(Broken("large", str(error), bytes=error.nbytes))
+        # What the user should see starts below the loader's own frames, and the pickler's.
+        chain = [error]
+        for part in chain:
+            trace = part.__traceback__
+            while trace is not None and _ours(trace.tb_frame):
+                trace = trace.tb_next
+            part.__traceback__ = trace
+            cause = part.__cause__ or part.__context__
+            if cause is not None and not any(cause is other for other in chain):
+                chain.append(cause)
+        try:
+            message = str(error)
+        except Exception:
+            message = "<its str() raised>"
+        try:
+            lines = traceback.format_exception(type(error), error, error.__traceback__)
+        except Exception:
+            lines = ["%s\n" % type(error).__name__]
+        told: Header = {
+            "kind": "remote",
+            "ename": type(error).__name__,
+            "evalue": message,
+            "traceback": "".join(lines).splitlines(),
+        }
+        try:
+            frames, carries_code = encode(error)
+            told["code_of"] = list(sys.version_info[:2]) if carries_code else None
+            return {"error": told}, copied(frames)
+        except Exception:
+            return {"error": told}, []
+
+    # -- helpers of the operations
+
+    def decode(self, header: Header, frames: Sequence[Buffer]) -> Any:
+        if not frames:
+            raise Broken("protocol", "the request brought no object")
+        try:
+            if header.get("opens") == "data":
+                return codec("decode_data")(frames)
+            if not header.get("refs"):
+                return decode(frames)
+
+            def resolving(*args: Any, **options: Any) -> Any:
+                unpickler = _Resolving(*args, **options)
+                unpickler.resolve = self.evaluate
+                return unpickler
+
+            return decode(frames, resolving)
+        except ImportError as error:
+            if not error.name:
+                raise
+            raise Broken("missing", str(error), module=error.name, where=sys.executable) from error
+
+    def encode(
+        self, header: Header, value: Any, paths: Sequence[str], ran: bool
+    ) -> list[memoryview]:
+        """Frames of a tuple of results, still views of the live objects.
+
+        ``ran`` says that code of the user's ran to make them: then a refusal is no longer one
+        of a request that did nothing.
+        """
+        limit = header.get("max_bytes")
+        if header.get("trust") == "data":
+            frames = self.encode_data(value, header.get("allow") or (), paths)
+            total = sum(frame.nbytes for frame in frames)
+            if limit is not None and total > limit:
+                raise TooLarge(total)
+            return frames
+        try:
+            frames, carries_code = encode(value, limit=limit)
+            if carries_code and header.get("python") != list(sys.version_info[:2]):
+                raise CodeRefused(
+                    "the value carries code objects of Python %d.%d" % sys.version_info[:2]
+                )
+        except (KeyboardInterrupt, SystemExit, TooLarge):
+            raise
+        except (Unshared, CodeRefused) as error:
+            if not ran:
+                raise
+            raise pickle.PicklingError("the value stays in the kernel: %s" % error) from None
+        except BaseException:
+            for part, path in zip(value, paths):
+                try:
+                    encode(part)
+                except Exception:
+                    where, why = culprit(part, path)
+                    message = "%s cannot be pickled: %s: %s" % (where, type(why).__name__, why)
+                    raise pickle.PicklingError(message) from None
+            raise
+        return frames
+
+    def encode_data(
+        self, value: Any, allow: Sequence[str], paths: Sequence[str]
+    ) -> list[memoryview]:
+        """Frames that hold nothing but data; says what is none, and where it is."""
+        try:
+            frames: list[memoryview] = codec("encode_data")(value, allow)
+        except Broken as error:
+            path, kind = str(error.details.get("path", "")), error.details.get("type")
+            index = path[1:].partition("]")[0]
+            if not index.isdigit():
+                raise
+            where = paths[int(index)] + path[len(index) + 2 :]
+            message = "%s is %s, which is not data" % (where, kind)
+            raise Broken(error.kind, message, type=kind) from None
+        return frames
+
+    def evaluate(self, expression: str) -> Any:
+        """The value of an expression, as a cell would see it."""
+        expression = expression.strip()
+        try:
+            return self.kernel.namespace[expression]
+        except KeyError:
+            pass
+        code = compile(expression, "<bridgehead>", "eval")
+        return eval(code, self.kernel.globals, self.kernel.namespace)
+
+    def known(self, name: str) -> bool:
+        scopes = self.kernel.namespace, self.kernel.globals, vars(builtins)
+        return iskeyword(name) or any(name in scope for scope in scopes)
+
+    def visible(self) -> list[tuple[str, Any]]:
+        """What a user put into the namespace, and not the shell."""
+        hidden, items = self.kernel.hidden, list(self.kernel.namespace.items())
+        return [
+            (name, value)
+            for name, value in items
+            if isinstance(name, str) and not (name in hidden and hidden[name] is value)
+        ]
+
+    def unknown(self, names: Sequence[str]) -> None:
+        from difflib import get_close_matches
+
+        public = [name for name, _ in self.visible() if name[:1] != "_"]
+        near = [match for name in names for match in get_close_matches(name, public, 3)]
+        raise Broken("name", ", ".join(names), names=list(names), close=near)
+
+    # -- the operations
+
+    def hello(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+        """Who and what this kernel is."""
+        return {
+            "epoch": self.epoch,
+            "python": list(sys.version_info[:3]),
+            "executable": sys.executable or "",
+            "pickle": pickle.HIGHEST_PROTOCOL,
+            "versions": versions(("cloudpickle", "ipykernel", "numpy", "pandas")),
+            "pid": os.getpid(),
+            "process": self.kernel.process(),
+            "uid": os.getuid() if hasattr(os, "getuid") else None,
+            "cwd": current_folder(),
+            "orphans": self.orphans(),
+        }, []
+
+    def learn(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+        """More source of the loader's own, as frames; the greeting carries what all need."""
+        with _learning:
+            if "decode_data" not in globals():
+                for frame in frames:
+                    exec(compile(str(frame, "utf-8"), FILENAME, "exec"), globals())
+        return {}, []
+
+    def batch(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+        """Small requests that crossed together, done in order, each all or nothing by itself.
+
+        Once the answers fill a message, the rest is told to come again: it was not done.
+        """
+        for asked in header["requests"]:
+            check(asked)
+            if asked["op"] not in JOINS:
+                raise Broken("protocol", "%s crosses alone" % asked["op"])
+        answers: list[Header] = []
+        out: list[memoryview] = []
+        at, room = 0, header["piece"]
+        for asked in header["requests"]:
+            if room <= 0:
+                answers.append({"again": True})
+                continue
+            count = len(asked["sizes"])
+            try:
+                answer, parts = self.handle(asked, frames[at : at + count])
+            except BaseException as error:
+                answer, parts = self.failed(error)
+            at += count
+            answer, parts = self.answer(dict(asked, piece=room), answer, parts)
+            answer["parts"] = len(parts)
+            answers.append(answer)
+            out += parts
+            room -= sum(part.nbytes for part in parts)
+        return {"answers": answers}, out
+
+    def bind(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+        """All names or none: everything that can fail comes before the one ``update``."""
+        names = header["names"]
+        values = self.decode(header, frames)
+        if type(values) is not dict or list(values) != names:
+            raise Broken("protocol", "the names that arrived are not the ones announced")
+        # One C call on a dict with str keys: no bytecode boundary inside for a signal.
+        self.kernel.namespace.update(values)
+        return {}, []
+
+    def fetch(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+        return {}, copied(self.valued(header))
+
+    def valued(self, header: Header) -> list[memoryview]:
+        """The values of expressions, all read before any is pickled, in one pickle."""
+        expressions = header["expressions"]
+        # Before anything runs, so that a missing name means that nothing did.
+        missing = [e for e in expressions if e.isidentifier() and not self.known(e)]
+        if missing:
+            self.unknown(missing)
+        plain = all(expression.strip() in self.kernel.namespace for expression in expressions)
+        values = tuple(self.evaluate(expression) for expression in expressions)
+        return self.encode(header, values, expressions, not plain)
+
+    def call(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+        """Run a shipped function; give its value back, or keep it here under a name."""
+        asked = self.decode(header, frames)
+        if type(asked) is not tuple or len(asked) != 3:
+            raise Broken("protocol", "what arrived is no call")
+        function, args, kwargs = asked
+        value = function(*args, **kwargs)
+        if header.get("keep"):
+            self.kernel.namespace.update({header["keep"]: value})
+            return {}, []
+        return {}, copied(self.encode(header, (value,), ("the result",), True))
+
+    def drop(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+        namespace = self.kernel.namespace
+        names = list(dict.fromkeys(header["names"]))
+        missing = [name for name in names if name not in namespace]
+        if missing:
+            self.unknown(missing)
+        # One C call as in bind; the values outlive it, so no __del__ runs in between.
+        values = list(map(namespace.pop, names))
+        values.clear()
+        return {}, []
+
+    def names(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+        """What ``%who`` would show, of the names that match; no user repr is computed."""
+        pattern = header["pattern"]
+        found = [
+            describe(name, value)
+            for name, value in self.visible()
+            if fnmatchcase(name, pattern) and (pattern[:1] == "_" or name[:1] != "_")
+        ]
+        return {"names": sorted(found, key=lambda told: told["name"])}, []
+
+    def has(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+        return {"has": header["name"] in self.kernel.namespace}, []
+
+    # -- what vanished bridges left
+
+    @contextmanager
+    def noted(self, told: Any) -> Iterator[None]:
+        """Note whose subshell serves a request, and that it is busy with it."""
+        if type(told) is not dict or type(told.get("id")) is not str:
+            yield
+            return
+        self.subshells[told["id"]] = (told.get("host"), told.get("pid"), None)
+        try:
+            yield
+        finally:
+            self.subshells[told["id"]] = (told.get("host"), told.get("pid"), monotonic())
+
+    def orphans(self) -> list[str]:
+        """Idle subshells whose bridge went without a word; who asks is to delete them."""
+        found = []
+        for identity, (host, pid, used) in [*self.subshells.items()]:
+            if used is None:
+                continue  # busy: the kernel would wait for it, and answer nobody
+            gone = host == node() and not runs(pid)
+            if gone or monotonic() - used > IDLE_TRANSFER:
+                self.subshells.pop(identity, None)
+                found.append(identity)
+        return found
+
+
+def codec(name: str) -> Any:
+    """A function of the data-only codec, which is shipped when it is first needed."""
+    found = globals().get(name)
+    if found is None:
+        raise Broken("unlearned", "the data-only codec is not here")
+    return found
+
+
+def _ours(frame: Any) -> bool:
+    module = str(frame.f_globals.get("__name__"))
+    return module == __name__ or module.partition(".")[0] == "cloudpickle"
+
+
+FILENAME = Far.__init__.__code__.co_filename

@@ -1,0 +1,165 @@
+"""The far side's view of its host: the kernel whose guest the loader is.
+
+Rule: standard library only, Python 3.8 and later; shipped together with ``_loader.py``. What
+is asked of IPython, ipykernel and the interpreter is asked here, and nothing is imported
+into the user's kernel to find it out.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from typing import Any, Sequence
+
+if __name__ == "bridgehead._host":  # shipped, it shares a module with the wire format
+    from bridgehead._wire import DATA_MESSAGE, Header
+
+
+class Kernel:
+    """The kernel as the loader sees it: a namespace, the request at hand, the way back."""
+
+    def __init__(self, scope: Header) -> None:
+        self.globals = scope
+        self.shell: Any = None
+        ipython: Any = sys.modules.get("IPython")
+        for find in (getattr(ipython, "get_ipython", None), scope.get("get_ipython")):
+            try:
+                shell = find() if callable(find) else None
+            except Exception:
+                continue
+            if shell is not None and getattr(shell, "user_global_ns", None) is scope:
+                self.shell = shell
+                break
+
+    @property
+    def namespace(self) -> Any:
+        return self.globals if self.shell is None else self.shell.user_ns
+
+    @property
+    def hidden(self) -> Any:
+        return getattr(self.shell, "user_ns_hidden", {})
+
+    def process(self) -> str:
+        """What tells this process from the next one, which may have the same pid."""
+        session = getattr(getattr(self.shell, "kernel", None), "session", None)
+        return "%d %s" % (os.getpid(), getattr(session, "session", ""))
+
+    def buffers(self) -> list[Any]:
+        """The buffers of the message that is being answered; none where they don't arrive."""
+        kernel: Any = getattr(self.shell, "kernel", None)
+        parent = kernel.get_parent("shell") if hasattr(kernel, "get_parent") else {}
+        return list(parent.get("buffers") or ())
+
+    def address(self) -> tuple[Any, Any]:
+        """Who made the request at hand, and its header."""
+        kernel: Any = getattr(self.shell, "kernel", None)
+        if not hasattr(kernel, "get_parent"):
+            return None, {}
+        return kernel._parent_ident["shell"], kernel.get_parent("shell")
+
+    def deafen(self) -> None:
+        """From here to the end of the request an interrupt strikes nobody.
+
+        What it could interrupt is done. Raised while ipykernel sends the reply, it would lose
+        the reply; raised in the hook after it, it ends the kernel (1 in 50 random interrupts
+        of large inline answers). That hook puts back the handler that ipykernel had before.
+        """
+        kernel: Any = getattr(self.shell, "kernel", None)
+        here = threading.current_thread() is threading.main_thread()
+        if here and hasattr(kernel, "saved_sigint_handler"):
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def send(
+        self,
+        parts: list[memoryview],
+        message_type: str = DATA_MESSAGE,
+        content: Any = None,
+        address: Any = None,
+    ) -> None:
+        """Frames to a requester alone, on the shell channel; by default ahead of the reply.
+
+        The same socket as the reply's, so that whoever has the reply has the frames; never
+        iopub, which everybody sees and which loses messages.
+        """
+        kernel: Any = self.shell.kernel
+        identity, parent = address or self.address()
+        thread = getattr(kernel, "shell_channel_thread", None)
+        if thread is not None:  # ipykernel 7: the shell socket belongs to another thread
+            here = kernel.get_parent("shell").get("header") or {}
+            subshell = here.get("subshell_id")
+            stream = thread.manager.get_subshell_to_shell_channel_socket(subshell)
+        else:
+            stream = kernel.shell_stream
+        kernel.session.send(
+            stream, message_type, content or {}, parent=parent, ident=identity, buffers=parts
+        )
+
+
+# Types whose shape, len and size can be asked for without running a user's code.
+_KNOWN = {"builtins", "collections", "array", "numpy", "pandas", "torch", "polars", "pyarrow"}
+
+
+def describe(name: str, value: Any) -> Header:
+    """Name, type, shape or length, bytes. ``bytes`` of a plain container is its own, shallow."""
+    kind = type(value)
+    module = str(kind.__module__).partition(".")[0]
+    told: Header = {"name": name, "type": kind.__qualname__, "shape": None, "len": None}
+    told["bytes"] = None
+    if module not in ("builtins", "__main__"):
+        told["type"] = module + "." + kind.__qualname__
+    if module not in _KNOWN or kind in (type(describe), type):
+        return told
+    try:
+        shape = getattr(value, "shape", None)
+        if isinstance(shape, tuple):
+            told["shape"] = [int(length) for length in shape]
+        elif hasattr(value, "__len__"):
+            told["len"] = len(value)
+        usage = getattr(value, "memory_usage", None)
+        if module == "pandas" and usage is not None:
+            total = usage(deep=False)
+            told["bytes"] = int(total.sum() if hasattr(total, "sum") else total)
+        else:
+            size = getattr(value, "nbytes", None)
+            told["bytes"] = int(size if isinstance(size, int) else sys.getsizeof(value))
+    except Exception:  # a half-built object; its name and type are still worth telling
+        pass
+    return told
+
+
+def runs(pid: Any) -> bool:
+    if os.name != "posix" or type(pid) is not int:  # elsewhere a signal 0 is a real one
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass
+    return True
+
+
+def current_folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # somebody deleted it
+        return ""
+
+
+def versions(packages: Sequence[str]) -> Header:
+    """Installed versions, without importing anything into the user's kernel."""
+    from importlib import metadata
+
+    found: Header = {}
+    for package in packages:
+        module = sys.modules.get(package)
+        version = getattr(module, "__version__", None)
+        if version is None:
+            try:
+                version = metadata.version(package)
+            except Exception:  # not installed, or its metadata is damaged
+                continue
+        found[package] = str(version)
+    return found

@@ -1,0 +1,162 @@
+"""Other Pythons and other environments: what this machine has, and kernels that live there.
+
+Rule: nothing of ours need be installed. Interpreters are looked for, environments are built
+with ``venv`` and ``pip`` when the first test asks for them, once a session, in a temporary
+folder. What cannot be built because an interpreter is missing is a skip that says so; a pip
+that fails is a failure, with all that it printed.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+# ---------------------------------------------------------------- the Pythons of this machine
+
+
+@dataclass(frozen=True)
+class Python:
+    """An interpreter that was seen to run."""
+
+    path: str
+    version: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return ".".join(map(str, self.version))
+
+
+def probe(path: str) -> Python | None:
+    """The interpreter at ``path``, if it is one and runs (a pyenv shim may not)."""
+    tell = "import sys; print(sys.version_info[:3])"
+    try:
+        ran = subprocess.run(
+            [path, "-I", "-S", "-c", tell], capture_output=True, text=True, timeout=60, check=True
+        )
+        return Python(path, tuple(ast.literal_eval(ran.stdout)))
+    except (OSError, subprocess.SubprocessError, ValueError, SyntaxError):
+        return None
+
+
+def candidates(search: str | None, roots: Sequence[Path]) -> Iterator[str]:
+    """Where a Python may be: on a search path, and in pyenv's folders."""
+    for minor in range(8, 16):
+        found = shutil.which(f"python3.{minor}", path=search)
+        if found:
+            yield found
+    for root in roots:
+        yield from map(str, sorted(root.glob("versions/*/bin/python")))
+
+
+def find_pythons(search: str | None, roots: Sequence[Path]) -> list[Python]:
+    """The running Python and every other version from 3.8 on, each once, oldest first."""
+    found: dict[tuple[int, ...], Python] = {}
+    found[sys.version_info[:3]] = Python(sys.executable, sys.version_info[:3])
+    for path in candidates(search, roots):
+        python = probe(path)
+        if python is not None and python.version >= (3, 8):
+            found.setdefault(python.version, python)
+    return sorted(found.values(), key=lambda python: python.version)
+
+
+def pyenv_roots() -> list[Path]:
+    roots = [os.environ["PYENV_ROOT"]] if "PYENV_ROOT" in os.environ else []
+    try:
+        ran = subprocess.run(["pyenv", "root"], capture_output=True, text=True, check=True)
+        roots.append(ran.stdout.strip())
+    except (OSError, subprocess.SubprocessError):
+        pass
+    return list(dict.fromkeys(map(Path, roots)))
+
+
+@functools.cache
+def pythons() -> list[Python]:
+    return find_pythons(os.environ.get("PATH"), pyenv_roots())
+
+
+# ---------------------------------------------------------------- environments
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A minor version of Python and what pip installs there."""
+
+    minor: tuple[int, int]
+    requirements: tuple[str, ...]
+
+
+HERE = sys.version_info[:2]
+OTHER = (3, 13) if HERE != (3, 13) else (3, 12)
+NEWEST = f"python{OTHER[0]}.{OTHER[1]}"
+OLDEST = "python3.9"
+
+ENVIRONMENTS = {
+    "ipykernel6": Environment(HERE, ("ipykernel==6.31.*", "cloudpickle>=3.1", "numpy>=2")),
+    NEWEST: Environment(OTHER, ("ipykernel>=7", "cloudpickle>=3.1", "numpy>=2")),
+    OLDEST: Environment((3, 9), ("ipykernel>=6.29", "cloudpickle>=3.1", "numpy>=2")),
+    # Neither cloudpickle nor numpy: on another Python, and on this one.
+    "bare": Environment((3, 12) if HERE != (3, 12) else (3, 13), ("ipykernel>=7",)),
+    "bare-here": Environment(HERE, ("ipykernel>=7",)),
+}
+
+# For ``parametrize("kernel_name", MAJORS, indirect=True)``: a test on both majors of ipykernel.
+MAJORS = ["python3", pytest.param("ipykernel6", marks=pytest.mark.elsewhere)]
+
+
+class Elsewhere:
+    """Called with an environment's name: builds it, once, and gives its kernelspec's name."""
+
+    def __init__(self, folder: Path, kernelspec: Callable[..., str]) -> None:
+        self.folder, self.kernelspec = folder, kernelspec
+        self.failures: dict[str, str] = {}  # of the environments that were tried; "" if none
+
+    def __call__(self, name: str) -> str:
+        wanted = ENVIRONMENTS[name]
+        python = _interpreter(wanted.minor)
+        if name not in self.failures:
+            self.failures[name] = self._build(name, python, wanted.requirements)
+        if self.failures[name]:
+            pytest.fail(self.failures[name], pytrace=False)
+        return name
+
+    def _build(self, name: str, python: Python, requirements: Sequence[str]) -> str:
+        folder = self.folder / name
+        own = str(folder / "bin" / "python")
+        for command in (
+            [python.path, "-m", "venv", str(folder)],
+            [own, "-m", "pip", "install", "--disable-pip-version-check", *requirements],
+        ):
+            ran = subprocess.run(
+                command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_clean()
+            )
+            if ran.returncode:
+                told = f"{' '.join(command)} ended with exit code {ran.returncode}"
+                return f"no environment {name!r}: {told}:\n{ran.stdout}"
+        argv = [own, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        self.kernelspec(name, argv, env={"PYTHONPATH": ""})
+        return ""
+
+
+def _interpreter(minor: tuple[int, int]) -> Python:
+    """The newest of this minor version that can make a virtual environment, else a skip."""
+    found = [python for python in pythons() if python.version[:2] == minor]
+    for python in reversed(found):
+        # Some distributions ship a Python without it.
+        probed = subprocess.run([python.path, "-I", "-c", "import ensurepip, venv"])
+        if probed.returncode == 0:
+            return python
+    lacks = "without ensurepip" if found else "on PATH or among pyenv's versions"
+    pytest.skip(f"{'only' if found else 'no'} Python {minor[0]}.{minor[1]} {lacks}")
+
+
+def _clean() -> dict[str, str]:
+    """The environment variables without those that would let modules of ours in."""
+    return {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}

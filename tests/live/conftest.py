@@ -1,0 +1,25 @@
+"""What the tests of real kernels share: one kernel for those that leave it as it was."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from bridgehead import Bridge
+
+
+@pytest.fixture(scope="module")
+async def harmless() -> AsyncIterator[Bridge]:
+    """One kernel for all tests of a file that leave it as it was."""
+    async with Bridge.launch() as bridge:
+        yield bridge
+
+
+@pytest.fixture
+async def kernel(harmless: Bridge) -> Bridge:
+    """The kernel that is shared, with nothing in its namespace."""
+    names = [told.name for told in await harmless.names()]
+    if names:
+        await harmless.delete(*names)
+    return harmless

@@ -1,0 +1,271 @@
+"""What tests of faults share: a second person, a wire that can be meddled with, and patience.
+
+Rule: real things only. ``Other`` is a jupyter_client client without a bridge in it, ``Wire``
+two ZeroMQ sockets between a bridge and its kernel; nothing but ``KEPT`` looks inside bridgehead.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import queue
+import signal
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+import zmq.asyncio
+from jupyter_client.asynchronous.client import AsyncKernelClient
+
+from bridgehead import Bridge
+
+LANES: list[Any] = ["buffers", "inline"]
+Parts = list[bytes]
+DELIMITER, SIGNATURE, HEADER, PARENT, METADATA, CONTENT, BUFFERS = range(7)
+
+
+# A cell that defines _kept(): how many transfers the loader keeps, sent and to be fetched.
+KEPT = """
+def _kept():
+    import sys
+    loader = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
+    return [len(box) for far in loader._served.values() for box in (far.inboxes, far.outboxes)]
+"""
+
+
+@asynccontextmanager
+async def told_within(promise: float) -> AsyncIterator[None]:
+    """Fail if the body took ten times the promise in seconds, or 5 s, whichever is longer.
+
+    It tells "told" from "hung" on a machine that others load; the true figures are a
+    benchmark's business.
+    """
+    limit = max(10 * promise, 5.0)
+    try:
+        async with asyncio.timeout(limit) as scope:
+            yield
+    except TimeoutError:
+        if not scope.expired():
+            raise
+        pytest.fail(f"nothing was told within {limit:g} s; {promise:g} s are promised")
+
+
+async def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
+    """Wait until a condition holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "what the test waits for did not happen"
+        await asyncio.sleep(0.005)
+
+
+async def goes_on(bridge: Bridge) -> None:
+    """The next operations on the same bridge are right, and leave nothing."""
+    token = uuid.uuid4().hex
+    async with told_within(1):
+        await bridge.push(goes_on=token)
+        assert await bridge.pull("goes_on") == token
+        await bridge.delete("goes_on")
+
+
+def file_of(bridge: Bridge) -> str:
+    return str(bridge.info.connection_file)
+
+
+def sigint(bridge: Bridge) -> None:
+    """A real SIGINT, as from a terminal."""
+    os.kill(bridge.info.pid, signal.SIGINT)
+
+
+class Other:
+    """Somebody else at the same kernel."""
+
+    def __init__(self, client: AsyncKernelClient) -> None:
+        self.client = client
+        self._replies: dict[str, dict[str, Any]] = {}
+
+    def submit(self, code: str, **options: Any) -> str:
+        """Send a cell, stop_on_error and all, as a notebook does; the request's id."""
+        return self.client.execute(code, **{"allow_stdin": False, **options})
+
+    async def answer(self, request: str) -> dict[str, Any]:
+        """The content of the reply to what was submitted."""
+        while request not in self._replies:
+            # In slices: a send may eat the wake-up of a reply that came at the same moment.
+            with contextlib.suppress(queue.Empty):
+                message = await self.client.get_shell_msg(timeout=0.5)
+                self._replies[message["parent_header"].get("msg_id")] = message["content"]
+        return self._replies.pop(request)
+
+    async def execute(self, code: str, **options: Any) -> dict[str, Any]:
+        """Run a cell; the content of its reply, whatever its status is."""
+        return await self.answer(self.submit(code, **options))
+
+
+@asynccontextmanager
+async def other(at: Bridge | str, session: Any = None) -> AsyncIterator[Other]:
+    """A fresh raw client of a bridge's kernel, or of the one with this connection file.
+
+    ``session`` is one to share with another client.
+    """
+    options = {} if session is None else {"session": session}
+    client = AsyncKernelClient(**options)
+    client.load_connection_file(at if isinstance(at, str) else str(at.info.connection_file))
+    client.start_channels()
+    try:
+        await ready(client)
+        yield Other(client)
+    finally:
+        client.stop_channels()
+        client.context.destroy(linger=0)
+
+
+async def ready(client: AsyncKernelClient, seconds: float = 60.0) -> None:
+    """Wait for a kernel; one missed heartbeat, which jupyter_client takes for death, is none."""
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            await client.wait_for_ready(timeout=max(1.0, end - time.monotonic()))
+            return
+        except RuntimeError:
+            if time.monotonic() > end:
+                raise
+            await asyncio.sleep(0.05)
+
+
+# ---------------------------------------------------------------- the wire
+
+
+def kind(parts: Parts) -> str:
+    """The type of a message as it is on the wire."""
+    return str(json.loads(parts[HEADER])["msg_type"])
+
+
+def whole(parts: Parts) -> Iterable[Parts]:
+    """Pass a message on as it is."""
+    return [parts]
+
+
+class Wire:
+    """Shell and iopub of one kernel through sockets of the test's own.
+
+    ``outgoing`` and ``incoming`` take the parts of a shell message and give the messages to
+    pass on in its place; ``deaf`` drops everything on iopub. ``seen`` has what the bridge
+    sent, and what came back to it.
+    """
+
+    def __init__(self, connection_file: str, folder: Path) -> None:
+        self._info = json.loads(Path(connection_file).read_text())
+        self._key = self._info["key"].encode()
+        self.connection_file = folder / f"wire-{uuid.uuid4().hex[:8]}.json"
+        self.outgoing: Callable[[Parts], Iterable[Parts]] = whole
+        self.incoming: Callable[[Parts], Iterable[Parts]] = whole
+        self.deaf = False
+        self.seen: list[tuple[str, Parts]] = []
+
+    async def __aenter__(self) -> Wire:
+        self._context = zmq.asyncio.Context()
+        self._front = self._context.socket(zmq.ROUTER)
+        self._listeners = self._context.socket(zmq.XPUB)
+        self._iopub = self._context.socket(zmq.SUB)
+        for socket in (self._front, self._listeners, self._iopub):
+            socket.set(zmq.SNDHWM, 0)
+            socket.set(zmq.RCVHWM, 0)
+        self._iopub.subscribe(b"")
+        self._backs: dict[bytes, zmq.asyncio.Socket] = {}
+        self._ports = {
+            "shell_port": self._bind(self._front),
+            "iopub_port": self._bind(self._listeners),
+        }
+        self._iopub.connect(self._address(self._info["iopub_port"]))
+        self.connection_file.write_text(json.dumps({**self._info, **self._ports}))
+        self._tasks = [
+            asyncio.create_task(work)
+            for work in (self._carry_out(), self._carry_iopub(), self._hear_subscribers())
+        ]
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        for task in self._tasks:
+            task.cancel()
+        outcomes = await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._context.destroy(linger=0)
+        self.connection_file.unlink()
+        for port in self._ports.values():  # ZeroMQ leaves the files of its Unix sockets
+            Path(f"{self._info['ip']}-{port}").unlink(missing_ok=True)
+        broken = [one for one in outcomes if not isinstance(one, asyncio.CancelledError)]
+        assert not broken, broken
+
+    def _address(self, port: int) -> str:
+        separator = "-" if self._info["transport"] == "ipc" else ":"
+        return f"{self._info['transport']}://{self._info['ip']}{separator}{port}"
+
+    def _bind(self, socket: zmq.asyncio.Socket) -> int:
+        if self._info["transport"] == "tcp":
+            return socket.bind_to_random_port(f"tcp://{self._info['ip']}")
+        free = (port for port in range(10, 100) if not Path(f"{self._info['ip']}-{port}").exists())
+        port = next(free)  # two digits: a Unix socket's path has little room
+        socket.bind(self._address(port))
+        return port
+
+    async def _carry_out(self) -> None:
+        while True:
+            identity, *parts = await self._front.recv_multipart()
+            back = self._backs.get(identity)
+            if back is None:
+                back = self._backs[identity] = self._context.socket(zmq.DEALER)
+                back.set(zmq.IDENTITY, identity)
+                back.set(zmq.SNDHWM, 0)
+                back.set(zmq.RCVHWM, 0)
+                back.connect(self._address(self._info["shell_port"]))
+                self._tasks.append(asyncio.create_task(self._carry_back(identity, back)))
+            self.seen.append(("out", parts))
+            for message in self.outgoing(parts):
+                await back.send_multipart(message)
+
+    async def _carry_back(self, identity: bytes, back: zmq.asyncio.Socket) -> None:
+        while True:
+            parts = await back.recv_multipart()
+            self.seen.append(("in", parts))
+            for message in self.incoming(parts):
+                await self._front.send_multipart([identity, *message])
+
+    async def _carry_iopub(self) -> None:
+        while True:
+            parts = await self._iopub.recv_multipart()
+            if not self.deaf:
+                await self._listeners.send_multipart(parts)
+
+    async def _hear_subscribers(self) -> None:
+        while True:  # or the queue of their subscriptions would fill
+            await self._listeners.recv_multipart()
+
+    def signed(self, parts: Parts) -> Parts:
+        """The message with the signature that belongs to it now."""
+        mac = hmac.new(self._key, digestmod=hashlib.sha256)
+        for part in parts[HEADER:BUFFERS]:
+            mac.update(part)
+        return [parts[DELIMITER], mac.hexdigest().encode(), *parts[HEADER:]]
+
+
+@asynccontextmanager
+async def wired(kernel: Bridge, folder: Path, **options: Any) -> AsyncIterator[tuple[Bridge, Wire]]:
+    """A bridge to the same kernel whose messages go through a ``Wire``."""
+    async with (
+        Wire(str(kernel.info.connection_file), folder) as wire,
+        Bridge.attach(wire.connection_file, **options) as bridge,
+    ):
+        yield bridge, wire
+
+
+async def all_of(*work: Awaitable[Any]) -> list[Any]:
+    """What came of each: its value, or what it raised."""
+    return await asyncio.gather(*work, return_exceptions=True)

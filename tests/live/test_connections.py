@@ -1,0 +1,512 @@
+"""Who can listen in and who can take part: keys, files, ports, CURVE.
+
+Rule: real kernels and real sockets. A stranger is a plain ZeroMQ socket, and what a wire carries
+is recorded by a proxy between the bridge and the kernel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import socket
+import sys
+import tempfile
+import warnings
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import zmq
+import zmq.asyncio
+from jupyter_client.manager import AsyncKernelManager
+
+from bridgehead import (
+    Bridge,
+    InsecureConnection,
+    InsecureConnectionWarning,
+    KernelNotFound,
+    NotSupported,
+    SyncBridge,
+)
+
+PORTS = ("shell_port", "iopub_port", "control_port", "stdin_port", "hb_port")
+CURVE = ("curve_publickey", "curve_secretkey")
+MARKER = b"the marker that nobody on the way should see. " * 4000
+
+
+def connection(bridge: Bridge) -> dict[str, Any]:
+    """What the kernel's connection file says."""
+    info: dict[str, Any] = json.loads(Path(bridge.info.connection_file or "").read_text())
+    return info
+
+
+def written(file: Path, info: dict[str, Any]) -> Path:
+    """The same for whoever attaches by ``file``."""
+    file.write_text(json.dumps(info))
+    file.chmod(0o600)
+    return file
+
+
+def other_keys() -> dict[str, str]:
+    return dict(zip(CURVE, (key.decode() for key in zmq.curve_keypair()), strict=True))
+
+
+@pytest.fixture
+def long(tmp_path: Path) -> Path:
+    """A connection file whose path is too long for Unix sockets: launched kernels take TCP."""
+    folder = tmp_path / ("long" * 25)
+    folder.mkdir()
+    return folder / "kernel.json"
+
+
+@asynccontextmanager
+async def kernel(**options: Any) -> AsyncIterator[AsyncKernelManager]:
+    """A kernel that somebody else started."""
+    manager = AsyncKernelManager()
+    for name, value in options.items():
+        setattr(manager, name, value)
+    if options.get("key") == b"":
+        manager.session.key = b""
+    await manager.start_kernel()
+    try:
+        yield manager
+    finally:
+        await manager.shutdown_kernel(now=True)
+
+
+# ------------------------------------------------------------ insecure=
+
+
+async def test_a_name_that_is_no_insecurity_is_told_before_anything_is_opened() -> None:
+    told = "insecure= knows no 'everything'; it takes 'empty-key' and 'plain-tcp', or both"
+    for wrong in ("everything", ["empty-key", "everything"]):
+        with pytest.raises(ValueError, match=told):
+            Bridge.attach("nowhere", insecure=wrong)  # not awaited: it is refused before
+        with pytest.raises(ValueError, match=told):
+            Bridge.over(None, insecure=wrong)
+    for wrong in (True, None):
+        with pytest.raises(TypeError, match=r"insecure= takes 'empty-key'.*, not (bool|NoneType)"):
+            Bridge.attach("nowhere", insecure=wrong)
+    with pytest.raises(ValueError, match=told):
+        await asyncio.to_thread(SyncBridge.attach, "nowhere", insecure="everything")
+
+
+async def test_what_is_insecure_is_told_with_the_argument_that_allows_it(tmp_path: Path) -> None:
+    # Nothing listens at these ports, and nobody asks: it is refused before.
+    info = {"transport": "tcp", "key": "k", **dict.fromkeys(PORTS, 9)}
+    for ip in ("203.0.113.1", "0.0.0.0", "*", "somewhere.example", "2001:db8::1", ""):
+        file = written(tmp_path / "far.json", {**info, "ip": ip})
+        told = rf"leads to {ip.replace('*', '[*]')} over plain TCP.*insecure=\['plain-tcp'\]"
+        with pytest.raises(InsecureConnection, match=told):
+            await Bridge.attach(file)
+    for key in ({"key": ""}, {"key": None}):
+        file = written(tmp_path / "open.json", {**info, "ip": "127.0.0.1", **key})
+        with pytest.raises(InsecureConnection, match=r"empty key.*insecure=\['empty-key'\]"):
+            await Bridge.attach(file)
+    file = written(tmp_path / "both.json", {**info, "ip": "203.0.113.1", "key": ""})
+    for allowed in ((), ["empty-key"], ["plain-tcp"]):
+        with pytest.raises(InsecureConnection, match=r"insecure=\['empty-key', 'plain-tcp'\]"):
+            await Bridge.attach(file, insecure=allowed)
+
+
+async def test_every_loopback_address_is_this_machine(tmp_path: Path) -> None:
+    async with kernel(ip="127.0.0.1") as manager:
+        info = json.loads(Path(manager.connection_file).read_text())
+        for ip in ("localhost", None):
+            file = written(tmp_path / "here.json", {**info, "ip": ip} if ip else _without_ip(info))
+            async with Bridge.attach(file) as bridge:
+                assert bridge._transport.digest == "crc32"
+        if sys.platform == "linux":  # elsewhere 127.0.0.1 alone is configured
+            async with Proxy("127.8.9.10") as proxy:
+                file = written(tmp_path / "here.json", await proxy.between(info))
+                async with Bridge.attach(file) as bridge:
+                    assert bridge._transport.digest == "crc32"
+                    assert await bridge.pull("1 + 1") == 2
+
+
+def _without_ip(info: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in info.items() if name != "ip"}
+
+
+async def test_an_empty_key_works_when_it_is_allowed() -> None:
+    async with kernel(key=b"") as manager:
+        file = manager.connection_file
+        assert json.loads(Path(file).read_text())["key"] == ""
+        client = manager.client()
+        for opening in (Bridge.attach(file), Bridge.over(manager), Bridge.over(client)):
+            with pytest.raises(InsecureConnection, match="empty key"):
+                await opening
+        for opening in (
+            Bridge.attach(file, insecure="empty-key"),
+            Bridge.over(manager, insecure=["empty-key"]),
+            Bridge.over(client, insecure={"empty-key", "plain-tcp"}),
+        ):
+            async with opening as bridge:
+                await bridge.push(x=[1, b"2"])
+                assert await bridge.pull("x") == [1, b"2"]
+                assert (await bridge.run("print('heard')")).stdout == "heard\n"
+
+
+def far_address() -> str:
+    """An address of this machine that others could reach."""
+    for addresses in psutil.net_if_addrs().values():
+        for address in addresses:
+            if address.family == socket.AF_INET and not address.address.startswith("127."):
+                return address.address
+    pytest.skip("this machine has no address beyond loopback")
+
+
+async def test_plain_tcp_beyond_loopback_works_when_it_is_allowed() -> None:
+    async with kernel(ip=far_address()) as manager:
+        file = manager.connection_file
+        told = f"leads to {manager.ip} over plain TCP"
+        with pytest.raises(InsecureConnection, match=told):
+            await Bridge.attach(file)
+        with pytest.raises(InsecureConnection, match=told):
+            await Bridge.over(manager)
+        with pytest.raises(InsecureConnection, match=told):
+            await asyncio.to_thread(SyncBridge.attach, file)
+        async with Bridge.attach(file, insecure="plain-tcp") as bridge:
+            await bridge.push(x=bytearray(100_000))
+            assert len(await bridge.pull("x")) == 100_000
+            assert bridge._transport.digest == "sha256"  # a checksum would not stop an attacker
+        with await asyncio.to_thread(SyncBridge.attach, file, insecure="plain-tcp") as blocking:
+            assert blocking.pull("len(x)") == 100_000
+
+
+async def test_curve_beyond_loopback_needs_no_allowance() -> None:
+    options = {"ip": far_address(), "transport_encryption": "required"}
+    async with kernel(**options) as manager, Bridge.attach(manager.connection_file) as bridge:
+        assert await bridge.pull("1 + 1") == 2
+        assert bridge._transport.digest == "sha256"
+
+
+# ------------------------------------------------------------ files that others can read
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user can enter, unlike pytest's own."""
+    if sys.platform == "win32":
+        pytest.skip("permissions are not checked on Windows")
+    folder = Path(tempfile.mkdtemp(prefix="bh-", dir="/tmp"))
+    folder.chmod(0o755)
+    yield folder
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o640, 0o604])
+async def test_a_connection_file_that_others_can_read_warns_once(
+    open_folder: Path, live: Bridge, mode: int
+) -> None:
+    file = written(open_folder / "kernel.json", connection(live))
+    file.chmod(mode)
+    told = (
+        rf"others on this machine can read {file} \(mode 0{mode:o}\), and with the key in it run "
+        rf"code in the kernel as you; say chmod 600 {file}"
+    )
+    for _ in range(2):  # who makes an error of it has it each time
+        with pytest.raises(InsecureConnectionWarning, match=told):
+            await Bridge.attach(file)
+    with pytest.warns(InsecureConnectionWarning, match=told) as caught:
+        async with Bridge.attach(file) as bridge:
+            assert await bridge.pull("1 + 1") == 2
+    assert len(caught) == 1
+    link = open_folder / "link.json"
+    link.symlink_to(file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for again in (file, link):
+            async with Bridge.attach(again) as bridge:
+                assert await bridge.pull("1 + 1") == 2
+
+
+async def test_the_file_of_a_client_that_others_can_read_warns(open_folder: Path) -> None:
+    async with kernel(connection_file=str(open_folder / "kernel.json")) as manager:
+        async with Bridge.over(manager):
+            pass
+        (open_folder / "kernel.json").chmod(0o644)
+        with pytest.warns(InsecureConnectionWarning, match="chmod 600"):
+            async with Bridge.over(manager) as bridge:
+                assert await bridge.pull("1 + 1") == 2
+
+
+@pytest.mark.parametrize(("folder", "file"), [(0o700, 0o644), (0o755, 0o600), (0o744, 0o644)])
+async def test_a_connection_file_that_others_cannot_reach_is_fine(
+    open_folder: Path, live: Bridge, folder: int, file: int
+) -> None:
+    inner = open_folder / "inner" / "innermost"
+    inner.mkdir(parents=True)
+    path = written(inner / "kernel.json", connection(live))
+    path.chmod(file)
+    inner.parent.chmod(folder)  # one closed door on the way is enough
+    async with Bridge.attach(path) as bridge:  # warnings are errors here
+        assert await bridge.pull("1 + 1") == 2
+
+
+# ------------------------------------------------------------ encryption=True
+
+
+async def test_an_encrypted_kernel_and_who_has_its_file(tmp_path: Path) -> None:
+    async with Bridge.launch(encryption=True) as bridge:
+        info = connection(bridge)
+        file = Path(bridge.info.connection_file or "")
+        assert (info["transport"], info["ip"]) == ("tcp", "127.0.0.1")
+        assert all(len(info[name]) == 40 for name in CURVE)
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert bridge.info.transport == "tcp"
+        await bridge.push(x=MARKER)
+        async with Bridge.attach(file) as other:
+            assert await other.pull("x") == MARKER
+            assert (await other.run("print('heard')")).stdout == "heard\n"
+        with await asyncio.to_thread(SyncBridge.attach, file) as blocking:
+            assert blocking.pull("len(x)") == len(MARKER)
+        async with Bridge.over(bridge._transport.manager) as other:
+            assert await other.pull("x") == MARKER
+        written(tmp_path / "copy.json", {**info, "key": "0" * 32})
+        with pytest.raises(KernelNotFound, match="did not answer within 1 s: another key"):
+            await Bridge.attach(tmp_path / "copy.json", timeout=1)
+    assert not file.exists()
+
+
+async def test_a_blocking_bridge_launches_encrypted() -> None:
+    with await asyncio.to_thread(SyncBridge.launch, encryption=True) as kernel:
+        kernel["x"] = 5
+        assert kernel["x"] == 5
+        assert set(CURVE) < set(json.loads(Path(kernel.info.connection_file or "").read_text()))
+
+
+async def test_an_encrypted_kernel_refuses_other_keys_and_none(tmp_path: Path) -> None:
+    async with Bridge.launch(encryption=True) as bridge:
+        info = connection(bridge)
+        keyless = {name: value for name, value in info.items() if name not in CURVE}
+        half = {name: value for name, value in info.items() if name != "curve_secretkey"}
+        for wrong, told in (
+            ({**info, **other_keys()}, "refuses the CURVE keys in the file"),
+            (keyless, "it encrypts, and the file lacks its CURVE keys"),
+            (half, "the CURVE keys in .* are damaged: they are no pair"),
+            ({**info, "curve_publickey": other_keys()["curve_publickey"]}, "are no pair"),
+            ({**info, "curve_secretkey": "short"}, "are no pair"),
+        ):
+            file = written(tmp_path / "wrong.json", wrong)
+            async with asyncio.timeout(20):  # not the minute that a silent kernel has
+                with pytest.raises(KernelNotFound, match=told):
+                    await Bridge.attach(file)
+        assert await bridge.pull("1 + 1") == 2
+
+
+async def test_a_file_with_keys_does_not_lead_to_a_plain_connection(
+    tmp_path: Path, long: Path
+) -> None:
+    for options in ({}, {"connection_file": long}):  # Unix sockets, and TCP
+        async with Bridge.launch(**options) as bridge:
+            file = written(tmp_path / "other.json", {**connection(bridge), **other_keys()})
+            async with asyncio.timeout(20):
+                with pytest.raises(
+                    KernelNotFound, match="refuses the CURVE keys.* or it does not encrypt"
+                ):
+                    await Bridge.attach(file)
+
+
+async def test_a_restart_keeps_the_encryption() -> None:
+    async with Bridge.launch(encryption=True) as bridge:
+        before = connection(bridge)
+        async with Bridge.attach(bridge.info.connection_file) as other:
+            await bridge.restart()
+            assert connection(bridge) == before
+            assert await bridge.pull("1 + 1") == 2
+            with pytest.raises(Exception, match="since the last call"):
+                await other.pull("1 + 1")
+        assert await strangers_earful(bridge, "still secret") == b""
+
+
+async def strangers_earful(bridge: Bridge, words: str) -> bytes:
+    """What somebody hears on iopub who has the port and nothing else."""
+    context = zmq.asyncio.Context()
+    stranger = context.socket(zmq.SUB)
+    stranger.linger = 0
+    stranger.subscribe(b"")
+    info = connection(bridge)
+    stranger.connect(f"tcp://{info['ip']}:{info['iopub_port']}")
+    try:
+        heard = b""
+        for _ in range(5):  # a subscription takes a moment
+            await bridge.run(f"print({words!r})")
+            while await stranger.poll(200):
+                heard += b"".join(await stranger.recv_multipart())
+        return heard
+    finally:
+        stranger.close()
+        context.term()
+
+
+@pytest.mark.parametrize("encryption", [True, False])
+async def test_a_stranger_at_the_port_hears_a_plain_kernel_and_no_encrypted_one(
+    long: Path, encryption: bool
+) -> None:
+    async with Bridge.launch(connection_file=long, encryption=encryption) as bridge:
+        assert bridge.info.transport == "tcp"
+        heard = await strangers_earful(bridge, "words for the user alone")
+    assert (b"words for the user alone" in heard) is not encryption
+
+
+class Proxy:
+    """Listens at a port of its own for each of the kernel's and records what passes."""
+
+    def __init__(self, ip: str = "127.0.0.1") -> None:
+        self._ip = ip
+        self.sent, self.answered = bytearray(), bytearray()
+        self._servers: list[asyncio.Server] = []
+        self._pumps: set[asyncio.Task[None]] = set()
+
+    async def between(self, info: dict[str, Any]) -> dict[str, Any]:
+        """The connection info that leads through the proxy."""
+        through = {**info, "ip": self._ip}
+        for name in PORTS:
+            server = await asyncio.start_server(self._link(info["ip"], info[name]), self._ip)
+            self._servers.append(server)
+            through[name] = server.sockets[0].getsockname()[1]
+        return through
+
+    def _link(self, ip: str, port: int) -> Any:
+        async def link(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            there = await asyncio.open_connection(ip, port)
+            for source, target, record in (
+                (reader, there[1], self.sent),
+                (there[0], writer, self.answered),
+            ):
+                pump = asyncio.create_task(self._pump(source, target, record))
+                self._pumps.add(pump)
+                pump.add_done_callback(self._pumps.discard)
+
+        return link
+
+    @staticmethod
+    async def _pump(
+        source: asyncio.StreamReader, target: asyncio.StreamWriter, record: bytearray
+    ) -> None:
+        try:
+            while part := await source.read(1 << 16):
+                record += part
+                target.write(part)
+                await target.drain()
+        except ConnectionError:
+            pass
+        finally:
+            target.close()
+
+    async def __aenter__(self) -> Proxy:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        for server in self._servers:
+            server.close()
+        for pump in list(self._pumps):
+            pump.cancel()
+        await asyncio.gather(*self._pumps, return_exceptions=True)
+
+
+@pytest.mark.parametrize("lane", ["buffers", "inline"])
+@pytest.mark.parametrize("encryption", [True, False])
+async def test_nothing_readable_is_on_an_encrypted_wire(
+    tmp_path: Path, long: Path, encryption: bool, lane: Any
+) -> None:
+    async with (
+        Bridge.launch(connection_file=long, encryption=encryption) as bridge,
+        Proxy() as proxy,
+    ):
+        file = written(tmp_path / "through.json", await proxy.between(connection(bridge)))
+        async with Bridge.attach(file, lane=lane) as other:
+            assert other.info.lane == lane
+            await other.push(x=MARKER)
+            assert await other.pull("x") == MARKER
+            result = await other.run("print('words for the user alone')")
+            assert result.stdout == "words for the user alone\n"
+        sent, answered = bytes(proxy.sent), bytes(proxy.answered)
+    assert len(sent) > len(MARKER) < len(answered)  # all of it went this way
+    mechanism = b"CURVE" if encryption else b"NULL"
+    for wire in (sent, answered):
+        assert mechanism.ljust(20, b"\0") in wire  # ZMTP's greeting says it
+    plain = MARKER if lane == "buffers" else b"kernel_info_request"
+    assert (plain in sent) is not encryption
+    for words in (MARKER[:40], b"words for the user alone", b"execute_request", b"msg_id"):
+        if encryption:
+            assert words not in sent
+            assert words not in answered
+    assert (b"words for the user alone" in answered) is not encryption
+
+
+# A kernel that knows nothing of CURVE keys, as ipykernel 6, though its kernelspec says otherwise.
+UNKNOWING = """
+import json, os, sys
+file = sys.argv[-1]
+with open(file) as text:
+    info = json.load(text)
+for name in ("curve_publickey", "curve_secretkey"):
+    info.pop(name, None)
+sys.argv[-1] = file + ".known"
+with open(sys.argv[-1], "w") as text:
+    json.dump(info, text)
+from ipykernel.kernelapp import launch_new_instance
+launch_new_instance()
+"""
+
+
+async def test_a_kernel_that_does_not_encrypt_is_told(
+    jupyter_folders: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "unknowing.py").write_text(UNKNOWING)
+    argv = [sys.executable, str(tmp_path / "unknowing.py"), "-f", "{connection_file}"]
+    spec: dict[str, Any] = {"argv": argv, "display_name": "unknowing", "language": "python"}
+    folder = jupyter_folders / "data" / "kernels" / "unknowing"
+    folder.mkdir(parents=True)
+    for metadata, told in (
+        ({}, r"'unknowing' does not say that its kernel can encrypt; pip install 'ipykernel>=7.3'"),
+        (
+            {"supported_encryption": ["curve"]},
+            "the kernel does not encrypt, although its kernelspec says",
+        ),
+    ):
+        (folder / "kernel.json").write_text(json.dumps({**spec, "metadata": metadata}))
+        file = tmp_path / "kernel.json"
+        async with asyncio.timeout(50):  # launch alone would wait a minute
+            with pytest.raises(NotSupported, match=told):
+                await Bridge.launch("unknowing", connection_file=file, encryption=True)
+        assert not file.exists()
+    async with Bridge.launch("unknowing", connection_file=tmp_path / "k.json") as bridge:
+        assert await bridge.pull("1 + 1") == 2  # without encryption nothing is wrong with it
+
+
+# ------------------------------------------------------------ wrong keys, closed doors
+
+
+async def test_a_wrong_key_is_told(tmp_path: Path) -> None:
+    async with Bridge.launch() as bridge:
+        file = written(tmp_path / "wrong.json", {**connection(bridge), "key": "0" * 32})
+        with pytest.raises(KernelNotFound, match="did not answer within 1 s: another key"):
+            await Bridge.attach(file, timeout=1)
+        assert await bridge.pull("1") == 1
+
+
+async def test_a_port_that_ends_nowhere_is_told(tmp_path: Path) -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    # As SSH does with a forwarded port behind which nothing listens.
+    server = await asyncio.start_server(hang_up, "127.0.0.1")
+    port = server.sockets[0].getsockname()[1]
+    info = {"transport": "tcp", "ip": "127.0.0.1", "key": "k", **dict.fromkeys(PORTS, port)}
+    file = written(tmp_path / "forwarded.json", info)
+    try:
+        async with asyncio.timeout(20):
+            with pytest.raises(KernelNotFound, match="closes every connection.*forwarded port"):
+                await Bridge.attach(file)
+    finally:
+        server.close()
+        await server.wait_closed()
+    assert os.listdir(os.environ["JUPYTER_RUNTIME_DIR"]) == []

@@ -1,0 +1,211 @@
+"""Data only: a kernel that isn't trusted sends what it likes, and none of it runs here."""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import json
+import os
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bridgehead import Bridge, BridgeError, RemoteError, SyncBridge, UntrustedPayload
+
+# What a hostile kernel does: whatever is asked for, the answer is a pickle that runs code.
+HOSTILE = """
+import os, pickle, sys
+
+class Evil:
+    def __reduce__(self):
+        return os.system, ({command!r},)
+
+_loader = next(m for n, m in list(sys.modules.items()) if n.startswith("_bridgehead"))
+_loader.encode = lambda value, refs=None, limit=None: (
+    [memoryview(pickle.dumps((Evil(),)))], False
+)
+_loader.encode_data = lambda value, allow=(): [memoryview(pickle.dumps((Evil(),)))]
+"""
+
+
+@pytest.fixture(scope="module", params=["loopback", "live"])
+async def careful(request: pytest.FixtureRequest) -> AsyncIterator[Bridge]:
+    """A bridge that trusts data alone."""
+    make = Bridge.loopback if request.param == "loopback" else Bridge.launch
+    async with make(trust="data") as bridge:
+        yield bridge
+
+
+@pytest.mark.parametrize("how", ["pull", "call", "watch", "an exception"])
+async def test_a_malicious_answer_is_not_opened(how: str, tmp_path: Path) -> None:
+    proof = tmp_path / "it ran"
+    async with Bridge.launch(trust="data") as bridge:
+        await bridge.push(x=1, history=[])
+        watch = bridge.watch("history")
+        assert await anext(watch) == []
+        assert await bridge.pull("x") == 1
+        await bridge.run(HOSTILE.format(command=f"touch '{proof}'"))
+        if how == "an exception":  # its pickle comes along, and is left alone
+            with pytest.raises(RemoteError, match="ZeroDivisionError") as caught:
+                await bridge.pull("1/0")
+            assert caught.value.__cause__ is None
+        else:
+            ask: dict[str, Callable[[], Awaitable[Any]]] = {
+                "pull": lambda: bridge.pull("x"),
+                "call": lambda: bridge.call(abs, 1),
+                "watch": lambda: anext(watch),
+            }
+            await bridge.run("history.append(1)")
+            with pytest.raises(UntrustedPayload, match="posix.system") as told:
+                await ask[how]()
+            assert told.value.type == "posix.system"
+        assert not proof.exists()
+        # The bridge goes on, and so does who trusts that very kernel.
+        assert await bridge.exists("x")
+        async with Bridge.attach(bridge.info.connection_file) as trusting:
+            await trusting.pull("x")
+        assert proof.exists()
+
+
+async def test_data_crosses(careful: Bridge) -> None:
+    frame = pd.DataFrame(
+        {
+            "n": [1, 2, 3],
+            "s": ["a", None, "c"],
+            "c": pd.Categorical(["x", "y", "x"]),
+            "t": pd.date_range("2026-01-01", periods=3, tz="Europe/Berlin"),
+        }
+    )
+    values = {
+        "nested": {"a": [1, 2.5, (None, True)], "b": {"c", b"d"}},
+        "when": datetime.datetime(2026, 11, 23, tzinfo=datetime.UTC),
+        "price": Decimal("1.10"),
+        "array": np.arange(1_000_000.0).reshape(1000, 1000),
+        "frame": frame,
+    }
+    for trust in ("pickle", "data"):
+        await careful.push(values, trust=trust)
+        nested, when, price, array, back = await careful.pull(*values)
+        assert (nested, when, price) == (values["nested"], values["when"], values["price"])
+        np.testing.assert_array_equal(array, values["array"])
+        assert array.flags.writeable
+        pd.testing.assert_frame_equal(back, frame)
+    assert careful.info.trust == "data"
+
+
+@dataclass
+class Point:
+    x: int
+    y: int
+
+
+async def test_what_is_more_than_data_is_told_and_where_it_is(careful: Bridge) -> None:
+    here = [sys.modules[__name__]]
+    await careful.push(p=Point(1, 2), deep={"model": [Point(1, 2)]}, x=1, by_value=here)
+    with pytest.raises(UntrustedPayload, match=r"^p is .*Point, which is not data") as caught:
+        await careful.pull("p")
+    assert caught.value.type.endswith("Point")
+    with pytest.raises(UntrustedPayload, match=r"deep\['model'\]\[0\] is .*Point"):
+        await careful.pull("x", "deep")
+    with pytest.raises(UntrustedPayload, match="function"):
+        await careful.pull("lambda: 1")
+    assert await careful.pull("p", trust="pickle") == Point(1, 2)
+    assert await careful.pull("p.x") == 1
+
+
+async def test_a_kernel_opens_data_alone_where_that_is_wanted(careful: Bridge) -> None:
+    await careful.push(x=1)
+    refused = {"bad_p": Point(1, 2), "bad_q": [print], "bad_r": careful.ref("x")}
+    for name, value in refused.items():
+        with pytest.raises(UntrustedPayload, match=f"^{name}.* is .*, which is not data"):
+            await careful.push({name: value, "x": 2}, trust="data")
+    assert await careful.pull("x") == 1
+    # What a client sends that doesn't ask itself is refused by the loader.
+    frames = [b"cposix\nsystem\n(S'true'\ntR."]
+    with pytest.raises(BridgeError, match=r"posix\.system"):
+        await _bind(careful, frames)
+    assert await careful.names("[bz]*") == []
+
+
+async def _bind(bridge: Bridge, frames: list[bytes]) -> None:
+    from bridgehead import _protocol
+    from bridgehead._lanes import Request
+
+    lane = await bridge._foothold.ready()
+    views = [memoryview(frame) for frame in frames]
+    header = _protocol.header(
+        "bind", views, epoch=bridge.info.epoch, algorithm="crc32", names=["z"], opens="data"
+    )
+    request = Request(header, views)
+    await lane.rest(request, await lane.carry(request))
+
+
+async def test_classes_may_be_allowed_by_name() -> None:
+    async with Bridge.loopback(
+        trust="data", allow=[json.JSONDecodeError, "pathlib.PurePosixPath"]
+    ) as b:
+        import pathlib
+
+        await b.push(path=pathlib.PurePosixPath("/a/b"), point=Point(1, 2))
+        assert await b.pull("[path]") == [pathlib.PurePosixPath("/a/b")]
+        with pytest.raises(UntrustedPayload, match="Point"):
+            await b.pull("point")
+
+
+@pytest.mark.parametrize(
+    ("trust", "allow", "error", "told"),
+    [
+        ("everything", (), ValueError, "trust is 'pickle' or 'data'"),
+        ("data", "Point", TypeError, "allow= takes a list"),
+        ("data", Point, TypeError, "allow= takes a list"),
+        ("data", [5], TypeError, "allow= takes classes or their names, not 5"),
+        ("data", ["no.such.Thing"], ValueError, "there is no such class"),
+        ("data", ["os.path.join"], TypeError, "allow= takes classes"),
+    ],
+)
+async def test_bad_arguments_are_told_before_anything_is_opened(
+    trust: Any, allow: Any, error: type[Exception], told: str
+) -> None:
+    with pytest.raises(error, match=told):
+        Bridge.launch("no such kernel", trust=trust, allow=allow)
+
+
+async def test_a_kernel_of_ones_own_is_trusted_and_another_users_is_not(tmp_path: Path) -> None:
+    if os.getuid() != 0:
+        pytest.skip("only root can give a file away")
+    async with Bridge.launch() as bridge:
+        assert bridge.info.trust == "pickle"
+        file = tmp_path / "kernel-theirs.json"
+        file.write_text(Path(bridge.info.connection_file or "").read_text())
+        file.chmod(0o600)
+        async with Bridge.attach(file) as mine:
+            assert mine.info.trust == "pickle"
+        os.chown(file, 65534, 65534)
+        async with Bridge.attach(file) as theirs:
+            assert theirs.info.trust == "data"
+
+
+async def test_the_codec_is_shipped_once_and_again_after_a_restart() -> None:
+    async with Bridge.launch(trust="data") as bridge:
+        await asyncio.gather(*(bridge.push({f"x{i}": i}, trust="data") for i in range(20)))
+        assert await asyncio.gather(*(bridge.pull(f"x{i}") for i in range(20))) == list(range(20))
+        await bridge.restart()
+        await bridge.push(x=5)
+        assert await bridge.pull("x") == 5
+
+
+def test_the_blocking_face_trusts_as_little() -> None:
+    with SyncBridge.loopback(trust="data") as bridge:
+        bridge["x"] = [1, 2]
+        assert bridge["x"] == [1, 2]
+        bridge.push(f=len)
+        with pytest.raises(UntrustedPayload):
+            bridge.pull("f")
+        assert bridge.pull("f", trust="pickle") is len

@@ -1,0 +1,385 @@
+"""Progress that is shown, and the thread in which an object is pickled.
+
+Rule: the bar is tqdm's own, and what it draws is read off the stream that it draws on.
+"""
+
+from __future__ import annotations
+
+import collections
+import sys
+import threading
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from cloudpickle.cloudpickle import list_registry_pickle_by_value
+
+from bridgehead import Bridge, _parcel, _progress
+from bridgehead._lanes.inline import InlineLane
+from bridgehead._progress import reporting
+
+# ---------------------------------------------------------------- who is told
+
+
+def test_a_callable_is_called_itself() -> None:
+    told: list[tuple[int, int]] = []
+
+    def report(done: int, total: int) -> None:
+        told.append((done, total))
+
+    with reporting(report, "push") as given:
+        assert given is report
+
+
+def test_nobody_is_told_by_default() -> None:
+    with reporting(False, "push") as report:
+        assert report(1, 2) is None
+
+
+@pytest.mark.parametrize("odd", [None, 1, "yes", [], 0.5])
+async def test_what_is_neither_a_bool_nor_callable_is_refused(loopback: Bridge, odd: Any) -> None:
+    with pytest.raises(TypeError, match="progress is True or a callable"):
+        await loopback.push(x=1, progress=odd)
+    with pytest.raises(TypeError, match="progress is True or a callable"):
+        await loopback.pull("x", progress=odd)
+    assert not await loopback.exists("x")
+
+
+async def test_a_transfer_in_pieces_tells_each_of_them_and_the_end() -> None:
+    async with Bridge.loopback(lane="inline") as bridge:
+        data = b"x" * (3 * InlineLane.piece + 5)
+        for sent in (True, False):
+            told: list[tuple[int, int]] = []
+
+            def report(done: int, total: int, told: Any = told) -> None:
+                told.append((done, total))
+
+            if sent:
+                assert (await bridge.push(x=data, progress=report)).bytes > len(data)
+            else:
+                assert await bridge.pull("x", progress=report) == data
+            size = told[-1][1]
+            assert size > len(data)
+            assert [total for _, total in told] == [size] * len(told)
+            assert [done for done, _ in told] == sorted(done for done, _ in told)
+            assert len(told) > 3
+            assert told[-1] == (size, size)
+
+
+async def test_what_the_callable_raises_ends_the_transfer_and_nothing_is_bound() -> None:
+    async with Bridge.loopback(lane="inline") as bridge:
+        data = b"x" * (3 * InlineLane.piece)
+
+        def stop(done: int, total: int) -> None:
+            raise LookupError("that is enough")
+
+        with pytest.raises(LookupError, match="that is enough"):
+            await bridge.push(x=data, progress=stop)
+        assert not await bridge.exists("x")
+        await bridge.push(x=data)
+        with pytest.raises(LookupError, match="that is enough"):
+            await bridge.pull("x", progress=stop)
+        assert await bridge.pull("x") == data
+
+
+# ---------------------------------------------------------------- the bar
+
+
+Drawn = pytest.CaptureFixture[str]  # tqdm draws on the standard error
+
+
+def last_line(text: str) -> str:
+    """What is seen at the end of what was drawn over and over."""
+    return text.strip().rpartition("\r")[2]
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bar is shown however short the transfer is."""
+    monkeypatch.setattr(_progress, "SHOWN_AFTER", 0)
+
+
+@pytest.mark.usefixtures("at_once")
+def test_true_draws_a_bar_of_bytes(capsys: Drawn) -> None:
+    with reporting(True, "push") as report:
+        assert capsys.readouterr().err == ""  # before anything is known there is nothing to draw
+        report(1000, 4_000_000)
+        report(3_000_000, 4_000_000)
+        report(4_000_000, 4_000_000)
+    last = last_line(capsys.readouterr().err)
+    assert last.startswith("push: 100%")
+    assert "4.00M/4.00M" in last
+    assert "B/s" in last
+
+
+@pytest.mark.usefixtures("at_once")
+def test_the_bar_ends_where_the_transfer_ended(capsys: Drawn) -> None:
+    with pytest.raises(LookupError), reporting(True, "pull") as report:
+        report(1_000_000, 4_000_000)
+        raise LookupError
+    drawn = capsys.readouterr().err
+    assert "25%" in last_line(drawn)
+    assert drawn.endswith("\n")
+
+
+def test_a_short_transfer_draws_nothing(capsys: Drawn, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_progress, "SHOWN_AFTER", 3600)
+    with reporting(True, "push") as report:
+        report(5, 10)
+        report(10, 10)
+    assert capsys.readouterr().err.strip() == ""
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_a_push_and_a_pull_draw_their_bytes(loopback: Bridge, capsys: Drawn) -> None:
+    await loopback.push(x=b"x" * 1_000_000, progress=True)
+    assert last_line(capsys.readouterr().err).startswith("push: 100%")
+    assert await loopback.pull("x", progress=True) == b"x" * 1_000_000
+    last = last_line(capsys.readouterr().err)
+    assert last.startswith("pull: 100%")
+    assert "1.00M/1.00M" in last
+
+
+async def test_a_bar_without_tqdm_says_what_to_install_and_nothing_is_sent(
+    loopback: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tqdm.auto", None)
+    with pytest.raises(ImportError, match="pip install tqdm, or pass a callable"):
+        await loopback.push(x=1, progress=True)
+    assert not await loopback.exists("x")
+    told: list[int] = []
+    await loopback.push(x=1, progress=lambda done, total: told.append(done))
+    assert told
+
+
+# ---------------------------------------------------------------- which thread pickles
+
+
+class Tells:
+    """Notes in which threads code of its own runs while it is pickled."""
+
+    def __init__(self) -> None:
+        self.threads: list[threading.Thread] = []
+
+    def __reduce__(self) -> Any:
+        self.threads.append(threading.current_thread())
+        return str, ("told",)
+
+
+class TellsState:
+    def __init__(self) -> None:
+        self.threads: list[threading.Thread] = []
+
+    def __getstate__(self) -> Any:
+        self.threads.append(threading.current_thread())
+        return {}
+
+
+class Ints(int):
+    threads: list[threading.Thread]
+
+    def __reduce__(self) -> Any:
+        self.threads.append(threading.current_thread())
+        return int, (int(self),)
+
+
+class Items(list[Any]):
+    threads: list[threading.Thread]
+
+    def __reduce__(self) -> Any:
+        self.threads.append(threading.current_thread())
+        return list, (list(self),)
+
+
+class Array(np.ndarray):
+    threads: list[threading.Thread]
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        self.threads.append(threading.current_thread())
+        return str, ("told",)
+
+
+def objects(item: Any) -> Any:
+    array = np.empty(1, dtype=object)
+    array[0] = item
+    return array
+
+
+PLACES = {
+    "by itself": lambda item: item,
+    "in a list": lambda item: [1, [item]],
+    "in a tuple": lambda item: (1, (item,)),
+    "in a dict": lambda item: {"a": {"b": item}},
+    "as a key": lambda item: {item: 1},
+    "in a set": lambda item: {item},
+    "in a deque": lambda item: collections.deque([item]),
+    "in an array": objects,
+    "in a namespace": lambda item: types.SimpleNamespace(item=item),
+    "at the end of a long list": lambda item: [*range(1500), item],
+}
+
+
+def subclass(kind: type, *args: Any) -> Any:
+    item = kind(*args)
+    item.threads = []
+    return item
+
+
+TELLING = {
+    "__reduce__": Tells,
+    "__getstate__": TellsState,
+    "an int's": lambda: subclass(Ints, 7),
+    "a list's": lambda: subclass(Items),
+    "an array's": lambda: np.zeros(3).view(Array),
+}
+
+
+@pytest.mark.parametrize("make", TELLING.values(), ids=TELLING.keys())
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES.keys())
+async def test_code_of_the_users_pickles_in_a_thread(
+    loopback: Bridge, make: Any, place: Any
+) -> None:
+    item = make()
+    item.threads = []
+    try:
+        value = place(item)
+    except TypeError:  # what has no hash is no key and in no set
+        assert item.__hash__ is None
+        value = item
+    assert not _parcel.Content({"x": value}, {}).is_light()
+    await loopback.push(x=value)
+    assert item.threads
+    assert threading.current_thread() not in item.threads
+
+
+LIGHT: dict[str, Any] = {
+    "scalars": [None, True, 1, 2.5, 1j, 10**40],
+    "texts": ["a" * 1000, b"b", bytearray(5)],
+    "containers": {"a": [(1, 2), {3}, frozenset({4}), {"b": {}}]},
+    "an array": np.arange(1000.0),
+    "many": list(range(900)),
+}
+HEAVY: dict[str, Any] = {
+    "a long text": "a" * (3 << 20),
+    "a large array": np.zeros(3 << 18),
+    "very many": list(range(3000)),
+    "an array of objects": np.array([None, 1], dtype=object),
+    "a function": len,
+    "a class": dict,
+    "many texts of some length": ["a" * 5000] * 600,
+}
+knot: list[Any] = []
+knot.append(knot)
+HEAVY["an endless one"] = knot
+
+
+class Threads:
+    """A bridge that notes in which thread it is asked how an object is pickled."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        self.seen: list[threading.Thread] = []
+        self.bridge = bridge
+        reduce = bridge._reduce
+
+        def noted(value: Any) -> Any:
+            self.seen.append(threading.current_thread())
+            return reduce(value)
+
+        bridge._reduce = noted  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("value", LIGHT.values(), ids=LIGHT.keys())
+async def test_few_plain_values_pickle_at_once(loopback: Bridge, value: Any) -> None:
+    assert _parcel.Content({"x": value}, {}).is_light()
+    threads = Threads(loopback)
+    # An array is asked for; it shares the pickle, and so the thread, with the other.
+    await loopback.push(x=value, array=np.zeros(1))
+    assert set(threads.seen) == {threading.current_thread()}
+
+
+@pytest.mark.parametrize("value", HEAVY.values(), ids=HEAVY.keys())
+async def test_what_may_take_long_pickles_in_a_thread(loopback: Bridge, value: Any) -> None:
+    assert not _parcel.Content({"x": value}, {}).is_light()
+    threads = Threads(loopback)
+    await loopback.push(x=value, array=np.zeros(1))
+    assert threads.seen
+    assert threading.current_thread() not in threads.seen
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
+    """A module of the user's."""
+    (tmp_path / "mine_alone.py").write_text("def seven():\n    return 7\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import mine_alone
+
+    yield mine_alone
+    del sys.modules["mine_alone"]
+
+
+async def test_a_module_that_is_shipped_pickles_in_a_thread(
+    loopback: Bridge, mine: types.ModuleType
+) -> None:
+    assert not _parcel.Content({"x": 1}, {}, by_value=[mine]).is_light()
+    threads = Threads(loopback)
+    await loopback.push(seven=mine.seven, by_value=[mine])
+    assert threading.current_thread() not in threads.seen
+    assert await loopback.pull("seven()") == 7
+
+
+async def test_while_another_thread_ships_a_module_nothing_waits_for_it_in_the_event_loop(
+    loopback: Bridge, mine: types.ModuleType
+) -> None:
+    begun, end = threading.Event(), threading.Event()
+
+    class Waits:
+        def __reduce__(self) -> Any:
+            begun.set()
+            assert end.wait(60)
+            return str, ()
+
+    def ship() -> None:
+        _parcel.encode(Waits(), {}, by_value=[mine])
+
+    thread = threading.Thread(target=ship)
+    thread.start()
+    try:
+        assert begun.wait(60)
+        assert not _parcel.Content({"x": 1}, {}).is_light()
+    finally:
+        end.set()
+        thread.join()
+    assert _parcel.Content({"x": 1}, {}).is_light()
+
+
+def test_who_ships_a_module_waits_for_those_who_do_not(mine: types.ModuleType) -> None:
+    begun, end = threading.Event(), threading.Event()
+    shipped: list[bool] = []
+
+    class Waits:
+        def __reduce__(self) -> Any:
+            begun.set()
+            assert end.wait(60)
+            shipped.append("mine_alone" in list_registry_pickle_by_value())
+            return str, ()
+
+    threads = [
+        threading.Thread(target=_parcel.encode, args=(Waits(), {})),
+        threading.Thread(target=_parcel.encode, args=(1, {}), kwargs={"by_value": [mine]}),
+        threading.Thread(target=_parcel.encode, args=(1, {})),
+    ]
+    threads[0].start()
+    assert begun.wait(60)
+    for thread in threads[1:]:
+        thread.start()
+    threads[2].join(60)
+    threads[1].join(0.05)
+    assert [thread.is_alive() for thread in threads] == [True, True, False]
+    end.set()
+    for thread in threads:
+        thread.join(60)
+    assert shipped == [False]
+    assert "mine_alone" not in list_registry_pickle_by_value()

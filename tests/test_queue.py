@@ -1,0 +1,435 @@
+"""The queue before a kernel: who goes next, who goes along, and who never goes.
+
+Rule: the kernel is a loopback that waits in a cell until the test opens its gate, so what
+piles up behind it is known, and nothing depends on how fast the machine is. What crossed is
+read off the messages as they are sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import operator
+import re
+import sys
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from bridgehead import (
+    Bridge,
+    BridgeClosed,
+    EncodeError,
+    KernelRestarted,
+    NameNotFound,
+    RemoteError,
+    _protocol,
+)
+from bridgehead._lanes.inline import InlineLane
+from bridgehead._queue import TOGETHER
+
+PATIENCE = 60  # s; what takes so long hangs
+OPERATION = re.compile(r'"op": "(\w+)"')
+
+
+class Gated:
+    """A loopback bridge whose kernel can be held up, and what was sent to it."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        self.bridge = bridge
+        self.transport: Any = bridge._transport
+        self.sent: list[list[str]] = []  # the operations of each message
+        self.gate = threading.Event()
+        self.gates: list[threading.Event] = []
+        self._send = self.transport.send
+        self.transport.send = self.send
+        self.tasks: list[asyncio.Future[Any]] = []
+
+    async def send(self, channel: str, message: Any, buffers: Sequence[Any]) -> None:
+        expressions = message["content"].get("user_expressions", {})
+        found = OPERATION.findall(expressions.get(_protocol.KEY, ""))
+        self.sent.append(found or ["run"])
+        await self._send(channel, message, buffers)
+
+    async def hold(self) -> None:
+        """Have the kernel wait in a cell; returns when it does."""
+        self.gate = threading.Event()
+        self.gates.append(self.gate)
+        waits = threading.Event()
+        self.transport._cell.user_ns.update(gate=self.gate, waits=waits)
+        self.ask(self.bridge.run("waits.set(); gate.wait(); del gate, waits"))
+        await asyncio.to_thread(waits.wait, PATIENCE)
+        self.sent.clear()
+
+    def ask(self, work: Any) -> asyncio.Future[Any]:
+        task = asyncio.ensure_future(work)
+        self.tasks.append(task)
+        return task
+
+    async def queued(self, count: int) -> None:
+        """Return when so many wait for their turn, prepared or not."""
+        async with asyncio.timeout(PATIENCE):
+            while sum(not place.outcome.done() for place in self.places) < count:
+                await asyncio.sleep(0.001)
+
+    @property
+    def places(self) -> Any:
+        return self.bridge._foothold.queue._places
+
+    async def outcomes(self) -> list[Any]:
+        """Open the gate; what came of everything that was asked since ``hold``."""
+        self.gate.set()
+        async with asyncio.timeout(PATIENCE):
+            done = await asyncio.gather(*self.tasks, return_exceptions=True)
+        self.tasks.clear()
+        return done[1:]
+
+
+@pytest.fixture(params=["buffers", "inline"])
+async def gated(request: pytest.FixtureRequest) -> AsyncIterator[Gated]:
+    async with Bridge.loopback(lane=request.param) as bridge:
+        opened = Gated(bridge)
+        yield opened
+        for gate in opened.gates:
+            gate.set()
+        await asyncio.gather(*opened.tasks, return_exceptions=True)
+
+
+# ---------------------------------------------------------------- order
+
+
+async def test_operations_take_effect_in_the_order_of_their_calls(gated: Gated) -> None:
+    bridge = gated.bridge
+    await gated.hold()
+    for work in (
+        bridge.push(x=1),
+        bridge.pull("x"),
+        bridge.push(x=2),
+        bridge.pull("x + 10"),
+        bridge.run("x = 3"),
+        bridge.pull("x"),
+        bridge.call(operator.add, 2, bridge.ref("x"), keep="x"),
+        bridge.pull("x"),
+        bridge.delete("x"),
+        bridge.exists("x"),
+        bridge.push(x=6),
+        bridge.exists("x"),
+    ):
+        gated.ask(work)
+    outcomes = await gated.outcomes()
+    assert [outcomes[index] for index in (1, 3, 5, 7, 9, 11)] == [1, 12, 3, 5, False, True]
+
+
+async def test_small_ones_that_pile_up_cross_in_one_message(gated: Gated) -> None:
+    bridge = gated.bridge
+    await gated.hold()
+    for number in range(20):
+        gated.ask(bridge.push(x=number))
+        gated.ask(bridge.pull("x"))
+    gated.ask(bridge.names("x"))
+    gated.ask(bridge.delete("x"))
+    gated.ask(bridge.exists("x"))
+    await gated.queued(43)
+    outcomes = await gated.outcomes()
+    assert gated.sent == [["batch", *["bind", "fetch"] * 20, "names", "drop", "has"]]
+    assert outcomes[1:40:2] == list(range(20))
+    assert [told.name for told in outcomes[40]] == ["x"]
+    assert outcomes[42] is False
+
+
+async def test_what_runs_code_never_shares_a_message(gated: Gated) -> None:
+    bridge = gated.bridge
+    await gated.hold()
+    for work in (
+        bridge.push(x=1),
+        bridge.push(y=2),
+        bridge.call(operator.add, 2, 3),
+        bridge.call(operator.add, 4, 5),
+        bridge.exists("x"),
+        bridge.pull("x + y"),
+        bridge.pull("x", "y"),
+        bridge.run("x"),
+        bridge.exists("y"),
+        bridge.push(z=bridge.ref("x")),
+    ):
+        gated.ask(work)
+    await gated.queued(10)
+    outcomes = await gated.outcomes()
+    assert gated.sent == [
+        ["batch", "bind", "bind"], ["call"], ["call"], ["has"], ["fetch"], ["fetch"], ["run"],
+        ["has"], ["bind"],
+    ]  # fmt: skip
+    assert outcomes[2:4] == [5, 9]
+    assert outcomes[5:7] == [3, (1, 2)]
+
+
+async def test_a_message_takes_no_more_than_so_many(gated: Gated) -> None:
+    await gated.hold()
+    for _ in range(TOGETHER + 5):
+        gated.ask(gated.bridge.exists("x"))
+    await gated.queued(TOGETHER + 5)
+    assert await gated.outcomes() == [False] * (TOGETHER + 5)
+    assert [len(sent) - 1 for sent in gated.sent] == [TOGETHER, 5]
+
+
+async def test_a_message_takes_no_more_bytes_than_a_piece() -> None:
+    async with Bridge.loopback(lane="inline") as bridge:
+        gated = Gated(bridge)
+        await gated.hold()
+        third = b"x" * (InlineLane.piece * 2 // 5)
+        for name in "abc":
+            gated.ask(bridge.push({name: third}))
+        gated.ask(bridge.exists("c"))
+        await gated.queued(4)
+        outcomes = await gated.outcomes()
+        assert gated.sent == [["batch", "bind", "bind"], ["batch", "bind", "has"]]
+        assert outcomes[3] is True
+
+
+async def test_what_is_too_long_for_the_message_comes_again_in_its_turn() -> None:
+    async with Bridge.loopback(lane="inline") as bridge:
+        gated = Gated(bridge)
+        await bridge.push(long=b"x" * (InlineLane.piece + 5), x=1)
+        await gated.hold()
+        for work in (
+            bridge.pull("x"),
+            bridge.pull("long"),
+            bridge.push(x=2),
+            bridge.pull("x"),
+            bridge.delete("long"),
+            bridge.exists("long"),
+        ):
+            gated.ask(work)
+        await gated.queued(6)
+        x, long, _, changed, _, exists = await gated.outcomes()
+        assert (x, len(long), changed, exists) == (1, InlineLane.piece + 5, 2, False)
+        ops = ["batch", "fetch", "fetch", "bind", "fetch", "drop", "has"]
+        assert gated.sent[0] == ops
+        assert ["batch", *ops[3:]] in gated.sent[1:]
+
+
+async def test_one_that_fails_among_others_fails_alone(gated: Gated) -> None:
+    bridge = gated.bridge
+    await gated.hold()
+    for work in (bridge.push(x=1), bridge.pull("nowhere"), bridge.delete("no"), bridge.pull("x")):
+        gated.ask(work)
+    await gated.queued(4)
+    outcomes = await gated.outcomes()
+    assert len(gated.sent) == 1
+    assert [type(outcome) for outcome in outcomes[1:3]] == [NameNotFound, NameNotFound]
+    assert outcomes[1].names == ("nowhere",)
+    assert outcomes[3] == 1
+
+
+# ---------------------------------------------------------------- who leaves
+
+
+@pytest.mark.parametrize("code", [False, True])
+async def test_one_that_leaves_before_it_was_sent_never_runs(gated: Gated, code: bool) -> None:
+    bridge = gated.bridge
+    await gated.hold()
+    left = gated.ask(bridge.run("left = 1") if code else bridge.push(left=1))
+    gated.ask(bridge.push(stays=1))
+    await gated.queued(2)
+    left.cancel()
+    outcomes = await gated.outcomes()
+    assert isinstance(outcomes[0], asyncio.CancelledError)
+    assert gated.sent == [["bind"]]
+    assert [told.name for told in await bridge.names()] == ["stays"]
+
+
+async def test_one_whose_time_is_up_before_it_was_sent_is_told_so(gated: Gated) -> None:
+    await gated.hold()
+    with pytest.raises(TimeoutError, match="It was not sent"):
+        await gated.bridge.push(left=1, timeout=0.01)
+    with pytest.raises(TimeoutError, match="It was not sent"):
+        await gated.bridge.run("left = 1", timeout=0.01)
+    assert await gated.outcomes() == []
+    assert not await gated.bridge.exists("left")
+
+
+async def test_one_that_leaves_after_it_was_sent_takes_effect_and_leaves_nothing() -> None:
+    async with Bridge.loopback(lane="inline") as bridge:
+        gated = Gated(bridge)
+        await bridge.push(long=b"x" * (2 * InlineLane.piece))
+        await gated.hold()
+        # Sent at once, to wait in the kernel for the cell: nothing of the queue is before it.
+        far = sys.modules[_protocol.loader_source()[0]]._served[id(gated.transport._cell.user_ns)]
+        await gated.outcomes()
+        entered, leave = threading.Event(), threading.Event()
+        gated.transport._cell.user_ns.update(entered=entered, leave=leave)
+        pull = gated.ask(bridge.pull("(entered.set(), leave.wait(), long)[2]"))
+        await asyncio.to_thread(entered.wait, PATIENCE)
+        pull.cancel()
+        late = gated.transport.late
+        leave.set()
+        assert await bridge.exists("long")
+        assert gated.transport.late == late + 1
+        async with asyncio.timeout(PATIENCE):
+            while far.outboxes:
+                await asyncio.sleep(0.001)
+
+
+# ---------------------------------------------------------------- what has to be prepared
+
+
+slow_ones: list[Slow] = []
+
+
+@pytest.fixture(autouse=True)
+def nothing_waits_for_ever() -> Iterator[None]:
+    yield
+    for slow in slow_ones:
+        slow.end.set()
+    slow_ones.clear()
+
+
+class Slow:
+    """Arrives as a text, and takes as long to be pickled as the test wants."""
+
+    def __init__(self, text: str, *, fails: bool = False) -> None:
+        self.text, self.fails = text, fails
+        self.begun, self.end = threading.Event(), threading.Event()
+        slow_ones.append(self)
+
+    def __reduce__(self) -> Any:
+        self.begun.set()
+        self.end.wait(PATIENCE)
+        if self.fails:
+            raise LookupError("it cannot be pickled")
+        return str, (self.text,)
+
+
+async def test_a_preparation_that_takes_long_keeps_its_place(gated: Gated) -> None:
+    bridge, slow = gated.bridge, Slow("slow")
+    first = asyncio.ensure_future(bridge.push(x=slow))
+    await asyncio.to_thread(slow.begun.wait, PATIENCE)
+    second = asyncio.ensure_future(bridge.push(x="quick"))
+    third = asyncio.ensure_future(bridge.pull("x"))
+    await gated.queued(3)
+    for _ in range(20):
+        await asyncio.sleep(0.001)
+    assert gated.sent == []
+    assert not any(task.done() for task in (first, second, third))
+    slow.end.set()
+    async with asyncio.timeout(PATIENCE):
+        await asyncio.gather(first, second)
+        assert await third == "quick"
+    crossed = [operation for sent in gated.sent for operation in sent if operation != "batch"]
+    assert crossed == ["bind", "bind", "fetch"]
+
+
+async def test_a_preparation_goes_on_while_the_kernel_serves_others(gated: Gated) -> None:
+    slow = Slow("slow")
+    await gated.hold()
+    slow_push = gated.ask(gated.bridge.push(x=slow))
+    assert await asyncio.to_thread(slow.begun.wait, PATIENCE)
+    slow.end.set()
+    await gated.queued(1)
+    async with asyncio.timeout(PATIENCE):
+        while not gated.places[0].prepared:
+            await asyncio.sleep(0.001)
+    assert not slow_push.done()
+    await gated.outcomes()
+    assert await gated.bridge.pull("x") == "slow"
+
+
+async def test_a_preparation_that_fails_frees_its_place(gated: Gated) -> None:
+    bridge, slow = gated.bridge, Slow("slow", fails=True)
+    first = asyncio.ensure_future(bridge.push(x=slow))
+    await asyncio.to_thread(slow.begun.wait, PATIENCE)
+    second = asyncio.ensure_future(bridge.push(x="quick"))
+    await gated.queued(2)
+    slow.end.set()
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises(EncodeError, match="it cannot be pickled"):
+            await first
+        await second
+    assert await bridge.pull("x") == "quick"
+
+
+async def test_a_preparation_that_is_cancelled_frees_its_place(gated: Gated) -> None:
+    bridge, slow = gated.bridge, Slow("slow")
+    first = asyncio.ensure_future(bridge.push(x=slow))
+    await asyncio.to_thread(slow.begun.wait, PATIENCE)
+    second = asyncio.ensure_future(bridge.push(x="quick"))
+    await gated.queued(2)
+    first.cancel()
+    async with asyncio.timeout(PATIENCE):
+        await second
+        assert await bridge.pull("x") == "quick"
+    slow.end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await first
+
+
+# ---------------------------------------------------------------- when the kernel goes
+
+
+async def piled_up(gated: Gated) -> Slow:
+    """A cell that runs, small and large ones behind it, and one that is still prepared."""
+    bridge, slow = gated.bridge, Slow("slow")
+    await gated.hold()
+    for work in (
+        bridge.push(a=1),
+        bridge.pull("a"),
+        bridge.call(operator.add, 2, 3),
+        bridge.run("b = 1"),
+        bridge.push(c=slow),
+        bridge.push(d=1),
+    ):
+        gated.ask(work)
+    await asyncio.to_thread(slow.begun.wait, PATIENCE)
+    await gated.queued(6)
+    return slow
+
+
+async def test_all_fail_when_the_kernel_goes_and_none_of_them_runs(gated: Gated) -> None:
+    slow = await piled_up(gated)
+    tasks = [*gated.tasks]
+    restart = asyncio.ensure_future(gated.bridge.restart())
+    async with asyncio.timeout(PATIENCE):  # told at once, whatever the kernel is doing
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    assert not restart.done()
+    assert {type(outcome) for outcome in outcomes} == {KernelRestarted}
+    slow.end.set()
+    gated.gate.set()
+    await restart
+    assert await gated.bridge.names() == []
+    await gated.bridge.push(a=2)
+    assert await gated.bridge.pull("a") == 2
+    assert len(gated.places) == 0
+
+
+async def test_all_fail_when_the_bridge_is_closed(gated: Gated) -> None:
+    slow = await piled_up(gated)
+    async with asyncio.timeout(PATIENCE):
+        await gated.bridge.aclose()
+        outcomes = await asyncio.gather(*gated.tasks, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {BridgeClosed}
+    slow.end.set()
+    with pytest.raises(BridgeClosed):
+        await gated.bridge.push(a=1)
+
+
+async def test_an_error_of_the_message_itself_is_told_to_each_as_its_own(gated: Gated) -> None:
+    await gated.hold()
+    for _ in range(3):
+        gated.ask(gated.bridge.exists("x"))
+    await gated.queued(3)
+    reply = {"status": "error", "ename": "Odd", "evalue": "from outside", "traceback": []}
+    received: Callable[[str, Any], None] = gated.transport.received
+
+    def replaced(channel: str, message: Any) -> None:
+        if "user_expressions" in message["content"] and message["content"]["user_expressions"]:
+            message["content"] = reply
+        received(channel, message)
+
+    gated.transport.received = replaced
+    outcomes = await gated.outcomes()
+    gated.transport.received = received
+    assert [type(outcome) for outcome in outcomes] == [RemoteError] * 3
+    assert len({id(outcome) for outcome in outcomes}) == 3
+    assert {outcome.ename for outcome in outcomes} == {"Odd"}
+    assert not await gated.bridge.exists("x")
