@@ -267,8 +267,10 @@ class ZmqTransport(Transport):
     async def _end_kernel(self) -> None:
         manager = self.manager
         try:
-            alive = await ensure_async(manager.is_alive())
-            await ensure_async(manager.shutdown_kernel(now=not alive))
+            # Politely only where it can hear: to a kernel that speaks otherwise (CURVE with
+            # one that knows none) the manager's send blocks the whole event loop, for ever.
+            polite = self.kernel_info and await ensure_async(manager.is_alive())
+            await ensure_async(manager.shutdown_kernel(now=not polite))
         except BaseException:
             # Cancelled while it was asked politely, or it would not listen.
             process = getattr(manager.provisioner, "process", None)
