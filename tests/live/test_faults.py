@@ -495,19 +495,27 @@ async def test_a_restart_behind_a_connection_that_never_broke(
 
 # ================================================================ B. Busy, blocked, wedged
 
-CELLS = {
-    "sleep": "import time; time.sleep(2)",
-    "busy-loop": "import time; end = time.monotonic() + 2\nwhile time.monotonic() < end: pass",
-    # A C call that holds the GIL, about as long; what says "busy" needs the GIL, too.
+CELLS = {  # what runs until a file is there, so that no test has to be quicker than its cell
+    "sleep": "import os, time\nwhile not os.path.exists({0!r}): time.sleep(0.01)",
+    "busy-loop": "import os\nwhile not os.path.exists({0!r}):\n    for _ in range(100_000): pass",
+    # A C call that holds the GIL, for some seconds; what says "busy" needs the GIL, too.
     "C-call": "import time; time.sleep(0.3); _ = sum(range(100_000_000))",
 }
 
 
+def cell_until(gate: Path, cell: str) -> str:
+    """A cell that keeps the kernel busy until ``gate.touch()``."""
+    return CELLS[cell].format(str(gate))
+
+
 @pytest.mark.parametrize("cell", CELLS)
-async def test_a_deadline_holds_behind_a_running_cell(kernel: Bridge, cell: str) -> None:
+async def test_a_deadline_holds_behind_a_running_cell(
+    kernel: Bridge, cell: str, tmp_path: Path
+) -> None:
     """B1. A long cell: TimeoutError at the caller's deadline, and what is known of the call."""
+    gate = tmp_path / "gate"
     async with Bridge.attach(file_of(kernel)) as bridge:
-        running = asyncio.ensure_future(kernel.run(CELLS[cell]))
+        running = asyncio.ensure_future(kernel.run(cell_until(gate, cell)))
         await until(lambda: bridge.state == "busy")
         async with told_within(0.3):
             first, second = await all_of(
@@ -518,8 +526,9 @@ async def test_a_deadline_holds_behind_a_running_cell(kernel: Bridge, cell: str)
         assert isinstance(second, TimeoutError)
         assert "the kernel is busy. It was not sent" in str(second)
         assert not running.done()
+        gate.touch()
         await running
-        assert {name for name in await look(file_of(kernel)) if name != "end"} == {"x"}
+        assert set(await look(file_of(kernel))) - {"_"} == {"x"}
         await goes_on(bridge)
 
 
@@ -588,13 +597,14 @@ async def test_flood_of_a_stopped_kernel_never_blocks_the_event_loop(live: Bridg
 @pytest.mark.parametrize("lane", LANES)
 @pytest.mark.parametrize("cell", ["sleep", "busy-loop"])
 async def test_subshell_answers_while_the_main_shell_runs(
-    kernel: Bridge, cell: str, lane: Any
+    kernel: Bridge, cell: str, lane: Any, tmp_path: Path
 ) -> None:
     """B4. ``now=True`` in the middle of a cell: pushed, pulled, seen by the cell itself."""
+    gate = tmp_path / "gate"
     async with Bridge.attach(file_of(kernel), lane=lane) as bridge:
         array = np.arange(3_000_000)
         await bridge.push(x=0)
-        code = f"{CELLS[cell]}\nseen = x, len(array)"
+        code = f"{cell_until(gate, cell)}\nseen = x, len(array)"
         running = asyncio.ensure_future(kernel.run(code))
         await until(lambda: bridge.state == "busy")
         waits = asyncio.ensure_future(bridge.push(waited=x_of(0)))
@@ -607,23 +617,28 @@ async def test_subshell_answers_while_the_main_shell_runs(
         assert (await bridge.pull("array", now=True) == array).all()
         assert not running.done()
         assert not waits.done()
+        gate.touch()
         await running
         await waits
         there = await look(file_of(kernel))
         assert there["seen"] == "(1, 3000000)"
-        assert set(there) - {"end"} == {"x", "array", "seen", "waited"}
+        assert set(there) - {"_"} == {"x", "array", "seen", "waited"}
         await goes_on(bridge)
         assert await bridge.pull("x", now=True) == 1  # an idle kernel serves it as well
 
 
-async def test_data_alone_crosses_in_the_middle_of_a_cell_too(kernel: Bridge) -> None:
+async def test_data_alone_crosses_in_the_middle_of_a_cell_too(
+    kernel: Bridge, tmp_path: Path
+) -> None:
     """B4. The codec that ``trust="data"`` needs there is not shipped behind the cell either."""
+    gate = tmp_path / "gate"
     async with Bridge.attach(file_of(kernel), trust="data") as bridge:
-        running = asyncio.ensure_future(kernel.run(CELLS["sleep"]))
+        running = asyncio.ensure_future(kernel.run(cell_until(gate, "sleep")))
         await until(lambda: bridge.state == "busy")
         await bridge.push(x={1}, now=True, trust="data")
         assert await bridge.pull("x", now=True) == {1}
         assert not running.done()
+        gate.touch()
         await running
         await goes_on(bridge)
 
