@@ -20,6 +20,7 @@ from bridgehead._transports import Transport
 
 UNKNOWN = "UnknownSubshellError"  # what the kernel answers when somebody deleted it
 PATIENCE = 2.0  # s for the kernel's control thread to make or delete one
+LAST_LOOKS = 50  # 10 ms apart: whether it answered what was given up just before the close
 
 
 class Subshell:
@@ -81,5 +82,8 @@ class Subshell:
         identity, self._id = self._id, None
         if identity is None or self._generation != self._transport.generation:
             return
-        if not self._transport.serves(identity):
-            await self.delete(identity)
+        for _ in range(LAST_LOOKS):
+            if not self._transport.serves(identity):
+                await self.delete(identity)
+                return
+            await asyncio.sleep(0.01)
