@@ -13,6 +13,7 @@ import shutil
 import socket
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -23,6 +24,7 @@ import psutil
 import pytest
 import zmq
 import zmq.asyncio
+from jupyter_client.asynchronous import AsyncKernelClient
 from jupyter_client.manager import AsyncKernelManager
 
 from bridgehead import (
@@ -311,6 +313,30 @@ async def test_a_file_with_keys_does_not_lead_to_a_plain_connection(
                     KernelNotFound, match="refuses the CURVE keys.* or it does not encrypt"
                 ):
                     await Bridge.attach(file)
+
+
+async def test_a_handshake_that_fails_while_we_are_busy_is_noticed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # It may fail once, microseconds after the connect; this process may not run just then.
+    connect = AsyncKernelClient.connect_shell
+
+    def connect_slowly(client: AsyncKernelClient, *args: Any, **kwargs: Any) -> Any:
+        socket = connect(client, *args, **kwargs)
+        time.sleep(0.3)
+        return socket
+
+    async with Bridge.launch() as plain, Bridge.launch(encryption=True) as encrypted:
+        info = connection(encrypted)
+        keyless = {name: value for name, value in info.items() if name not in CURVE}
+        monkeypatch.setattr(AsyncKernelClient, "connect_shell", connect_slowly)
+        for wrong, told in (
+            ({**connection(plain), **other_keys()}, "or it does not encrypt"),
+            (keyless, "the file lacks its CURVE keys"),
+        ):
+            async with asyncio.timeout(20):
+                with pytest.raises(KernelNotFound, match=told):
+                    await Bridge.attach(written(tmp_path / "wrong.json", wrong))
 
 
 async def test_a_restart_keeps_the_encryption() -> None:

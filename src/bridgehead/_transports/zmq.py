@@ -65,6 +65,24 @@ def stays_here(transport: str, ip: str) -> bool:
         return False
 
 
+class MonitoredContext(zmq.asyncio.Context):
+    """Has the connection of its first DEALER, the shell, watched from before it begins.
+
+    Between unlike sides (CURVE and none) a handshake may fail once and for good, some
+    microseconds after ``connect``: a monitor that comes later never hears of it.
+    """
+
+    monitor: Any = None
+
+    def socket(self, socket_type: int, *args: Any, **kwargs: Any) -> Any:
+        socket = super().socket(socket_type, *args, **kwargs)
+        if socket_type == zmq.DEALER and self.monitor is None:
+            self.monitor = socket.get_monitor_socket(
+                zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | REFUSED
+            )
+        return socket
+
+
 class ZmqTransport(Transport):
     """A kernel on ZeroMQ sockets, ``tcp`` or ``ipc``, plain or with CURVE.
 
@@ -85,7 +103,7 @@ class ZmqTransport(Transport):
         super().__init__()
         self.connection_file = connection_file
         self.manager, self.owned, self._kernel_log = manager, owned, kernel_log
-        self._context = context = zmq.asyncio.Context()
+        self._context = context = MonitoredContext()
         for option, value in (
             (zmq.RCVHWM, 0),
             (zmq.SNDHWM, 0),
@@ -149,17 +167,13 @@ class ZmqTransport(Transport):
     def _connect(self) -> Any:
         """Have all sockets connect; gives the shell's monitor."""
         connect = self._client
-        self._sockets["shell"] = shell = connect.connect_shell()
-        # At once: a handshake between unlike sides fails only once.
-        monitor = shell.get_monitor_socket(
-            zmq.EVENT_HANDSHAKE_SUCCEEDED | zmq.EVENT_DISCONNECTED | REFUSED
-        )
+        self._sockets["shell"] = connect.connect_shell()
         self._sockets["control"] = connect.connect_control()
         self._sockets["iopub"] = connect.connect_iopub()
         heart = self._sockets["heartbeat"] = connect.connect_hb()
         heart.setsockopt(zmq.REQ_RELAXED, 1)  # the next beat doesn't wait for one that was lost
         heart.setsockopt(zmq.REQ_CORRELATE, 1)
-        return monitor
+        return self._context.monitor
 
     async def _ready(self, timeout: float, connect_timeout: float) -> None:
         where = self.connection_file or "the client's address"
