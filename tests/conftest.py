@@ -79,7 +79,10 @@ async def live(kernel_name: str) -> AsyncIterator[Bridge]:
         yield bridge
 
 
-EVERYWHERE = ["loopback-buffers", "loopback-inline", "live-buffers", "live-inline"]
+EVERYWHERE = [
+    *("loopback-buffers", "loopback-inline"),
+    *("live-direct", "live-buffers", "live-inline"),
+]
 
 
 @pytest.fixture(scope="module", params=EVERYWHERE)
@@ -93,7 +96,7 @@ async def everywhere(request: pytest.FixtureRequest) -> AsyncIterator[Bridge]:
 
 @pytest.fixture
 async def bridge(everywhere: Bridge) -> Bridge:
-    """The same case everywhere: no kernel and a real one, both lanes; an empty namespace."""
+    """The same case everywhere: no kernel and a real one, every lane; an empty namespace."""
     names = [told.name for told in await everywhere.names()]
     if names:
         await everywhere.delete(*names)

@@ -267,5 +267,5 @@ async def test_a_closed_blocking_bridge(bridge: Bridge) -> None:
 
 
 async def test_a_lane_that_is_none(bridge: Bridge) -> None:
-    with pytest.raises(ValueError, match="'auto', 'buffers', 'inline', not 'pigeon'"):
+    with pytest.raises(ValueError, match="'auto', 'direct', 'buffers', 'inline', not 'pigeon'"):
         Bridge.loopback(lane="pigeon")  # type: ignore[arg-type]

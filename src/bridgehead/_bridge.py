@@ -136,10 +136,10 @@ class Bridge(Openable):
                 names=list(objects),
                 opens="data" if data else None,
             )
-            report(answered.sent, answered.sent)
-        return Transfer(
-            tuple(objects), answered.sent, time.perf_counter() - started, self.info.lane
-        )
+            sent = answered.request.nbytes
+            report(sent, sent)
+        seconds = time.perf_counter() - started
+        return Transfer(tuple(objects), sent, seconds, answered.request.lane)
 
     async def pull(
         self,
@@ -369,7 +369,7 @@ class Bridge(Openable):
         """
         self._foothold.check()
         async with deadline(timeout, "interrupt", self._transport):
-            await self._transport.interrupt()
+            await self._foothold.interrupt()
 
     async def restart(self, *, timeout: float = 60.0) -> None:
         """Replace the kernel's process; the namespace is empty afterwards.

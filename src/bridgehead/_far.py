@@ -23,13 +23,16 @@ from typing import Any, Iterator, Sequence
 
 if __name__ == "bridgehead._far":  # shipped, it shares a module with these
     from bridgehead._host import Kernel, current_folder, describe, runs, versions
+    from bridgehead._server import Server, join
     from bridgehead._watched import Watches
     from bridgehead._wire import (
         JOINS,
+        SHARED,
         Broken,
         Buffer,
         CodeRefused,
         Header,
+        Held,
         Inbox,
         Outbox,
         TooLarge,
@@ -68,10 +71,11 @@ class Far:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.epoch = os.urandom(8).hex()
-        self.inboxes: dict[str, Inbox] = {}
+        self.inboxes: dict[str, Any] = {}  # an Inbox each, or what was Held
         self.outboxes: dict[str, Outbox] = {}
         self.done: OrderedDict[str, None] = OrderedDict()
         self.subshells: dict[str, tuple[Any, Any, Any]] = {}  # host, pid; when used, None: it is
+        self.servers: dict[str, Server] = {}  # of the direct lanes, by the name of each
         self.watches = Watches(self)
         self.operations = {
             "hello": self.hello,
@@ -83,44 +87,58 @@ class Far:
             "drop": self.drop,
             "names": self.names,
             "has": self.has,
+            "strike": self.strike,
             "watch": self.watches.watch,
             "unwatch": self.watches.unwatch,
         }
 
     # -- one request, whole or in pieces
 
-    def receive(self, header: Header, parts: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
-        """One message of a request: assemble, and with the last one do it and answer."""
+    def receive(
+        self, header: Header, parts: Sequence[Buffer], server: Server | None = None
+    ) -> tuple[Header, Any]:
+        """One message of a request: assemble, and with the last one do it and answer.
+
+        What came by a direct lane is its ``server``'s; the answer then may be a segment.
+        """
         try:
             check(header)
         except Broken as error:
             return self.refused(error), []
-        with self.noted(header.get("subshell")):
-            return self.served(header, parts)
+        if header.get("subshell") is None:
+            return self.served(header, parts, server)
+        with self.noted(header["subshell"]):
+            return self.served(header, parts, server)
 
-    def served(self, header: Header, parts: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+    def served(
+        self, header: Header, parts: Sequence[Buffer], server: Server | None
+    ) -> tuple[Header, Any]:
         try:
             self.sweep()
             operation = header["op"]
             if operation != "hello" and header.get("epoch") != self.epoch:
                 raise Broken("epoch", "this kernel is not the one that was prepared")
             if operation == "more":
-                return self.more(header)
+                return self.more(header, server)
             if operation == "forget":
-                self.inboxes.pop(header["id"], None)
-                self.outboxes.pop(header["id"], None)
+                self.discard(header["id"])
                 return {}, []
-            inbox = self.inboxes.pop(header["id"], None) or Inbox(header["sizes"])
-            inbox.write(header["at"], parts)
-            if operation == "piece":
+            inbox = self.inboxes.pop(header["id"], None)
+            if server is not None:
+                inbox = Held(header["sizes"], [memoryview(part) for part in parts], server)
+            else:
+                inbox = inbox or Inbox(header["sizes"])
+                inbox.write(header["at"], parts)
+            busy = server is not None and not header.get("now") and self.kernel.runs_cell
+            if operation == "piece" or busy:
                 self.inboxes[header["id"]] = inbox
-                return {}, []
+                return {"busy": True} if busy else {}, []
             frames = inbox.take(header["digest"])
             self.once(header["id"])
             answer, out = self.handle(header, frames)
         except BaseException as error:
             answer, out = self.failed(error)
-        return self.answer(header, answer, out)
+        return self.answer(header, answer, out, server)
 
     def once(self, identity: str) -> None:
         """A message that somebody recorded and sends again is not done again."""
@@ -131,46 +149,94 @@ class Far:
             self.done.popitem(last=False)  # in one step: subshells come here too
 
     def answer(
-        self, header: Header, answer: Header, frames: list[memoryview]
-    ) -> tuple[Header, list[memoryview]]:
-        """Sign the answer's frames and cut off what fits into one message."""
+        self, header: Header, answer: Header, frames: list[memoryview], server: Server | None = None
+    ) -> tuple[Header, Any]:
+        """The answer as it crosses, with a snapshot of the frames, which may be live objects.
+
+        Signed, and cut off where the message is full; or in shared memory, for a server: at
+        once, or fetched by its near end where the request came as a message.
+        """
         sizes = [frame.nbytes for frame in frames]
-        total, limit = sum(sizes), header["piece"]
+        way = server or self.servers.get(header.get("via") or "")
+        if way is None:
+            return self.keep(header, answer, frames, header["piece"])
+        answer.update(sizes=sizes, digest=digest("none", frames))
+        if not frames:
+            return answer, []
+        segment = None
+        if sum(sizes) >= SHARED:
+            segment = way.place(frames)
+            if segment is None:
+                return self.keep(header, answer, frames, 0)
+        if server is not None:
+            return answer, segment or frames
+        kept = [] if segment is not None else copied(frames)
+        self.outboxes[header["id"]] = Outbox(kept, sizes, way, segment)
+        return answer, []
+
+    def keep(
+        self, header: Header, answer: Header, frames: list[memoryview], limit: int
+    ) -> tuple[Header, list[memoryview]]:
+        """Sign the answer's frames, and keep them for later messages beyond ``limit`` bytes."""
+        sizes, frames = [frame.nbytes for frame in frames], copied(frames)
         algorithm = header["digest"].partition(":")[0]
+        if algorithm == "none":
+            algorithm = "crc32"
         answer.update(sizes=sizes, digest=digest(algorithm, frames))
-        if total <= limit:
+        if sum(sizes) <= limit:
             return answer, frames
-        self.outboxes[header["id"]] = Outbox(frames, total)
+        self.outboxes[header["id"]] = Outbox(frames, sizes)
         return answer, list(cut(frames, 0, limit))
 
-    def more(self, header: Header) -> tuple[Header, list[memoryview]]:
-        """Another piece of an answer that was too long for one message."""
+    def more(self, header: Header, server: Server | None) -> tuple[Header, Any]:
+        """Another piece of an answer that was too long for one message; all of it to a server."""
         outbox = self.outboxes.get(header["id"])
-        if outbox is None:
+        if outbox is None or outbox.owner is not server:
             raise Broken("integrity", "the rest of this answer is gone")
+        if server is not None:
+            del self.outboxes[header["id"]]
+            return {"sizes": outbox.sizes}, outbox.segment or outbox.frames
         outbox.touched = monotonic()
         return {}, list(cut(outbox.frames, header["at"], header["at"] + header["piece"]))
+
+    def discard(self, identity: str) -> None:
+        """Forget what is here of a request, or of its answer."""
+        self.inboxes.pop(identity, None)
+        outbox = self.outboxes.pop(identity, None)
+        if outbox is not None:
+            outbox.drop()
+
+    def part_from(self, server: Server) -> None:
+        """Its near end is gone: drop what only it could have asked for."""
+        self.servers.pop(server.name, None)
+        for store in (self.inboxes, self.outboxes):
+            for identity, box in [*store.items()]:
+                if box.owner is server:
+                    store.pop(identity, None)
+        if not self.servers:
+            self.kernel.follow_cells(False)
 
     def sweep(self) -> None:
         """Drop what a bridge that vanished left half-way: by age, and beyond a total."""
         kept = 0
-        boxes: list[tuple[float, str, int, Any]] = []
+        boxes: list[tuple[float, str, int]] = []
         # Subshells come here too, in threads of their own: look at copies.
         for key, inbox in [*self.inboxes.items()]:
-            boxes.append((inbox.touched, key, inbox.received, self.inboxes))
+            boxes.append((inbox.touched, key, inbox.received))
         for key, outbox in [*self.outboxes.items()]:
-            boxes.append((outbox.touched, key, outbox.total, self.outboxes))
-        for touched, key, size, store in sorted(boxes, key=lambda item: -item[0]):
+            boxes.append((outbox.touched, key, outbox.total))
+        for touched, key, size in sorted(boxes, key=lambda item: -item[0]):
             kept += size
             if monotonic() - touched > IDLE_TRANSFER or kept > UNFINISHED + size:
-                store.pop(key, None)
+                self.discard(key)
 
     def handle(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
         """Every operation, the same whichever lane brought it."""
-        operation = self.operations.get(header["op"])
+        operation: Any = self.operations.get(header["op"])
         if operation is None:
             raise Broken("protocol", "unknown operation %r" % (header["op"],))
-        return operation(header, frames)
+        answer, out = operation(header, frames)
+        return answer, out
 
     def refused(self, error: Broken) -> Header:
         """The answer to what is no request: an error, and no frames."""
@@ -216,7 +282,7 @@ class Far:
         try:
             frames, carries_code = encode(error)
             told["code_of"] = list(sys.version_info[:2]) if carries_code else None
-            return {"error": told}, copied(frames)
+            return {"error": told}, frames
         except Exception:
             return {"error": told}, []
 
@@ -341,7 +407,16 @@ class Far:
             "uid": os.getuid() if hasattr(os, "getuid") else None,
             "cwd": current_folder(),
             "orphans": self.orphans(),
+            "direct": self.join(header.get("direct")),
         }, []
+
+    def join(self, offer: Any) -> str | None:
+        """Connect to the near end's socket, if it offers one; why not, if it can't be."""
+        if type(offer) is not dict:
+            return None
+        if not self.kernel.follow_cells(True):
+            return "this kernel does not tell when it runs a cell"
+        return join(self, offer)
 
     def learn(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
         """More source of the loader's own, as frames; the greeting carries what all need."""
@@ -391,7 +466,7 @@ class Far:
         return {}, []
 
     def fetch(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
-        return {}, copied(self.valued(header))
+        return {}, self.valued(header)
 
     def valued(self, header: Header) -> list[memoryview]:
         """The values of expressions, all read before any is pickled, in one pickle."""
@@ -414,7 +489,7 @@ class Far:
         if header.get("keep"):
             self.kernel.namespace.update({header["keep"]: value})
             return {}, []
-        return {}, copied(self.encode(header, (value,), ("the result",), True))
+        return {}, self.encode(header, (value,), ("the result",), True)
 
     def drop(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
         namespace = self.kernel.namespace
@@ -439,6 +514,13 @@ class Far:
 
     def has(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
         return {"has": header["name"] in self.kernel.namespace}, []
+
+    def strike(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+        """Interrupt what a direct lane's thread is at, which SIGINT does not reach."""
+        server = self.servers.get(str(header.get("server")))
+        if server is not None:
+            server.interrupt()
+        return {}, []
 
     # -- what vanished bridges left
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -25,7 +26,9 @@ from bridgehead._errors import (
 )
 from bridgehead._lanes import Lane, Request
 from bridgehead._lanes.buffers import BuffersLane, hello
+from bridgehead._lanes.direct import DirectLane, served_there
 from bridgehead._lanes.inline import InlineLane
+from bridgehead._lanes.link import Link, Listener
 from bridgehead._queue import Place, Queue
 from bridgehead._results import Info
 from bridgehead._subshell import UNKNOWN, Subshell
@@ -33,20 +36,24 @@ from bridgehead._transports import Reply, Transport
 from bridgehead._transports.messages import Message
 from bridgehead._trust import Trust
 
-LaneName = Literal["auto", "buffers", "inline"]
+LaneName = Literal["auto", "direct", "buffers", "inline"]
 # What a user called the operation.
 SAID = {"bind": "push", "fetch": "pull", "drop": "delete", "has": "exists"}
 LOST = -1  # the generation of a loader that is not there (any more)
-LANES: dict[str, type[Lane]] = {lane.name: lane for lane in (BuffersLane, InlineLane)}
+MESSAGES: dict[str, type[Lane]] = {lane.name: lane for lane in (BuffersLane, InlineLane)}
+LANES = (DirectLane.name, *MESSAGES)
+log = logging.getLogger("bridgehead")
 
 
 class Foothold:
     """The loader in the kernel behind one transport, from the event loop that opened it."""
 
-    def __init__(self, transport: Transport, wanted: LaneName, trust: Trust) -> None:
+    def __init__(
+        self, transport: Transport, wanted: LaneName, trust: Trust, pool: float = 0.5
+    ) -> None:
         self.transport = transport
         self.trust = trust
-        self._wanted = wanted
+        self._wanted, self._pool = wanted, pool
         self.loop = asyncio.get_running_loop()
         self._process = os.getpid()
         self._lane: Lane | None = None
@@ -99,11 +106,26 @@ class Foothold:
         """
         fields["max_bytes"] = limit
         call = _Call(operation, content, report, fields)
+        if timeout is None:
+            return await (self._at_once(call) if now else self._in_turn(call))
         async with deadline(timeout, SAID.get(operation, operation), self.transport, call):
             return await (self._at_once(call) if now else self._in_turn(call))
 
     async def _in_turn(self, call: _Call) -> Answered:
         first: str | None = None
+        request, generation = self._alone(call), self._generation
+        if request is not None:
+            kernel, info = self._kernel, self.info
+            try:
+                with self.queue.alone():
+                    opened = await self.lane.carry(request)
+                told, frames = await self.lane.rest(request, opened)
+                return Answered(told, frames, request)
+            except KernelRestarted:
+                if generation != self.transport.generation:
+                    raise
+                first = kernel
+                self._lost(info)
         while True:
             with self.queue.place(call.place.number if call.place else None) as place:
                 call.place = place
@@ -114,7 +136,7 @@ class Foothold:
                     raise KernelRestarted("the kernel was restarted; this call was not executed")
                 if call.needs_lesson:
                     await place.prepare(self._teach())
-                await self._pack(call, place)
+                await self._pack(call, place, lane)
                 request, generation, info = self._request(call), self._generation, self.info
                 kernel = self._kernel
                 try:
@@ -128,12 +150,35 @@ class Foothold:
                     first = kernel
                     self._lost(info)
                     continue
-                return Answered(told, frames, request.nbytes)
+                return Answered(told, frames, request)
+
+    def _alone(self, call: _Call) -> Request | None:
+        """The request, if it needs no queue and no thread: a small one, of which there is no other.
+
+        Half of what a small operation takes would otherwise be the queue's (measured).
+        """
+        lane = self._lane
+        if lane is None or lane.lost or self._generation != self.transport.generation:
+            return None
+        if not self.queue.is_empty or self.transport.is_silent or call.needs_lesson:
+            return None
+        if call.content is not None:
+            if not call.content.is_light():
+                return None
+            call.packed = call.content.pack(lane.digest)
+        request = self._request(call)
+        return request if lane.is_free(request.header) else None
 
     async def _at_once(self, call: _Call) -> Answered:
         lane = await self.ready()
         if call.content is not None:
-            call.packed = await self._thread(call.content)
+            call.packed = await self._thread(call.content, lane)
+        if isinstance(lane, DirectLane):
+            request = self._request(call)
+            if served_there(request.header):
+                request.header["now"] = True
+                told, frames = await lane.rest(request, await lane.carry(request))
+                return Answered(told, frames, request)
         for last in (False, True):
             shell, info = await self.subshell.ready(), self.info
             try:
@@ -150,20 +195,20 @@ class Foothold:
                 self.subshell.forget(shell["id"])
                 continue
             told, frames = await lane.rest(request, opened)
-            return Answered(told, frames, request.nbytes)
+            return Answered(told, frames, request)
         raise AssertionError
 
-    async def _pack(self, call: _Call, place: Place) -> None:
+    async def _pack(self, call: _Call, place: Place, lane: Lane) -> None:
         """Pickle what the call sends, if it takes long in a thread; once, whatever happens."""
         if call.content is None or call.packed is not None:
             return
         if call.content.is_light():
-            call.packed = call.content.pack(self.transport.digest)
+            call.packed = call.content.pack(lane.digest)
         else:
-            call.packed = await place.prepare(self._thread(call.content))
+            call.packed = await place.prepare(self._thread(call.content, lane))
 
-    async def _thread(self, content: _parcel.Content) -> tuple[_parcel.Parcel, str]:
-        return await asyncio.to_thread(content.pack, self.transport.digest)
+    async def _thread(self, content: _parcel.Content, lane: Lane) -> tuple[_parcel.Parcel, str]:
+        return await asyncio.to_thread(content.pack, lane.digest)
 
     async def _teach(self, shell: dict[str, Any] | None = None) -> None:
         """Ship the data-only codec to a loader that does not have it yet."""
@@ -174,13 +219,15 @@ class Foothold:
 
     def _request(self, call: _Call, shell: dict[str, Any] | None = None) -> Request:
         parcel, digest = call.packed or (_parcel.EMPTY, None)
-        info = self.info
+        info, lane = self.info, self.lane
+        if digest is not None and digest.partition(":")[0] != lane.digest:
+            digest = None  # it was packed for the lane before
         _parcel.check_parcel(parcel, info.python, info.versions, info.executable)
         header = _protocol.header(
             call.operation,
             parcel.frames,
             epoch=self.info.epoch,
-            algorithm=self.transport.digest,
+            algorithm=lane.digest,
             digest=digest,
             refs=parcel.refs or None,
             subshell=shell,
@@ -221,6 +268,16 @@ class Foothold:
         await self.subshell.aclose()
         await self.transport.aclose()
 
+    async def interrupt(self) -> None:
+        """Interrupt the kernel, and what the direct lane's thread is at: no signal reaches that.
+
+        A thread that won't hear, as in a C call, is left to itself, and the lane is made anew.
+        """
+        await self.transport.interrupt()
+        lane = self._lane
+        if isinstance(lane, DirectLane) and lane.link.at_work:
+            await lane.strike(self.info.epoch)
+
     async def unwatch(self, watch: str) -> None:
         """Have the loader forget a watch."""
         with contextlib.suppress(BridgeError):  # then it goes by age, or with the kernel
@@ -239,13 +296,12 @@ class Foothold:
 
         A restart is left to be told to the user's next call, and nothing is planted.
         """
-        lane = self._lane
-        assert lane is not None
+        lane = self.lane
         header = _protocol.header(
             operation,
             frames,
             epoch=self.info.epoch,
-            algorithm=self.transport.digest,
+            algorithm=lane.digest,
             subshell=shell,
             max_bytes=limit,
             **fields,
@@ -258,6 +314,8 @@ class Foothold:
     async def ready(self) -> Lane:
         """The lane, with the loader in place; plants it again after a restart."""
         await self.transport.answering()
+        if self._lane is not None and self._lane.lost:
+            self._generation = LOST
         if self._generation != self.transport.generation:
             epoch, kernel, lost = self._epoch, self._kernel, self._generation == LOST
             await self.plant()
@@ -269,6 +327,11 @@ class Foothold:
                     "the kernel was restarted since the last call, and its namespace is new; "
                     "this call was not sent"
                 )
+        return self.lane
+
+    @property
+    def lane(self) -> Lane:
+        """The lane of the last handshake."""
         assert self._lane is not None
         return self._lane
 
@@ -291,17 +354,26 @@ class Foothold:
                 raise UnsupportedKernel(
                     f"{kernel} is a kernel for {language}; bridgehead needs a Python kernel"
                 )
-            header = _protocol.header("hello", [], epoch="", algorithm=transport.digest)
-            try:
-                told, buffers = await hello(transport, header)
-            except UnsupportedKernel as error:
-                raise UnsupportedKernel(f"{kernel}: {error}") from None
-            _protocol.raise_error(told, ())
-            told = _protocol.greeting(told)
-            if self._wanted == "buffers" and not buffers:
-                raise NotSupported(f"{kernel} does not pass message buffers; use lane='inline'")
-            name = self._wanted if self._wanted != "auto" else "buffers" if buffers else "inline"
-            self._lane = LANES[name](transport)
+            with self._listening() as listener:
+                offer = listener.offer if isinstance(listener, Listener) else None
+                header = _protocol.header(
+                    "hello", [], epoch="", algorithm=transport.digest, direct=offer
+                )
+                try:
+                    told, buffers = await hello(transport, header)
+                except UnsupportedKernel as error:
+                    raise UnsupportedKernel(f"{kernel}: {error}") from None
+                _protocol.raise_error(told, ())
+                told = _protocol.greeting(told)
+                if self._wanted == "buffers" and not buffers:
+                    raise NotSupported(f"{kernel} does not pass message buffers; use lane='inline'")
+                if self._lane is not None:
+                    await self._lane.leave()
+                self._lane = MESSAGES["buffers" if buffers else "inline"](transport)
+                if self._wanted in MESSAGES:
+                    self._lane = MESSAGES[self._wanted](transport)
+                else:
+                    self._lane = self._direct(self._lane, listener, told["direct"])
             self._info = Info(
                 kernel=kernel,
                 python=tuple(told["python"]),
@@ -311,14 +383,56 @@ class Foothold:
                 cwd=told["cwd"],
                 epoch=told["epoch"],
                 transport=transport.name,
-                lane=name,
+                lane=self._lane.name,
                 trust=self.trust.name,
                 connection_file=transport.connection_file,
             )
+            transport.beside = self._lane.link if isinstance(self._lane, DirectLane) else None
             self._generation, self._epoch = generation, self._info.epoch
             self._kernel = str(told.get("process"))
             for orphan in told.get("orphans") or ():
                 transport.spawn(self.subshell.delete(str(orphan)))
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[Listener | str]:
+        """Where the loader may connect for a direct lane, while the block lasts; or why not."""
+        if self._wanted in MESSAGES:
+            yield "another lane was asked for"
+        elif not self.transport.ours or not self.transport.direct:
+            yield "the kernel is not a process of this user's on this machine"
+        else:
+            try:
+                listener = Listener(self._pool)
+            except OSError as error:
+                yield str(error)
+                return
+            try:
+                yield listener
+            finally:
+                listener.close()
+
+    def _direct(self, messages: Lane, listener: Listener | str, refused: str | None) -> Lane:
+        """The direct lane beside ``messages`` if the loader connected; else these alone.
+
+        Raises:
+            NotSupported: it did not, and no other lane was asked for.
+        """
+        why = listener if isinstance(listener, str) else refused
+        if not why and isinstance(listener, Listener):
+            sock = listener.accept()
+            if sock is not None:
+                return DirectLane(
+                    self.transport,
+                    Link(sock, self._pool),
+                    messages,
+                    listener.name,
+                    private=self.trust.data,
+                )
+            why = "the loader's connection did not arrive"
+        if self._wanted == DirectLane.name:
+            raise NotSupported(f"there is no direct way to this kernel: {why}")
+        log.info("no direct lane, objects cross as messages: %s", why)
+        return messages
 
 
 def check_lane(lane: object) -> None:
@@ -390,9 +504,9 @@ class Answered:
     Attributes:
         told: the answer's header.
         frames: the answer's frames.
-        sent: bytes that were sent.
+        request: what was asked.
     """
 
     told: _protocol.Header
     frames: list[memoryview]
-    sent: int
+    request: Request

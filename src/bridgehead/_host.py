@@ -32,6 +32,41 @@ class Kernel:
             if shell is not None and getattr(shell, "user_global_ns", None) is scope:
                 self.shell = shell
                 break
+        self._cells = 0  # that the main thread is in: one runs in another
+        self._follows = False
+
+    def follow_cells(self, on: bool) -> bool:
+        """Be told by IPython when a cell begins and ends; false where nobody tells."""
+        if on == self._follows:
+            return True
+        events: Any = getattr(self.shell, "events", None)
+        if "pre_execute" not in getattr(events, "callbacks", ()):
+            return False
+        change = events.register if on else events.unregister
+        self._follows, self._cells = on, 0
+        try:
+            change("pre_execute", self._cell_begins)
+            change("post_execute", self._cell_ends)
+        except ValueError:  # somebody removed all callbacks there are
+            pass
+        return True
+
+    def _cell_begins(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._cells += 1
+
+    def _cell_ends(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._cells = max(0, self._cells - 1)
+
+    @property
+    def runs_cell(self) -> bool:
+        return self._cells > 0
+
+    def between_cells(self) -> None:
+        """A message is answered in the main thread: no cell runs, whatever was told, or not."""
+        if threading.current_thread() is threading.main_thread():
+            self._cells = 0
 
     @property
     def namespace(self) -> Any:

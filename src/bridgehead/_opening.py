@@ -40,6 +40,7 @@ class Openable:
         cwd: str | os.PathLike[str] | None = None,
         encryption: bool = False,
         lane: LaneName = "auto",
+        pool: float = 0.5,
         trust: TrustName | None = None,
         allow: Collection[type | str] = (),
         timeout: float = 60.0,
@@ -59,7 +60,12 @@ class Openable:
             encryption: TCP on loopback with CURVE instead of Unix sockets. The connection file
                 carries the keys, for ``attach`` and every client that knows CURVE; ``jupyter
                 console --existing`` of jupyter_client 8.10 doesn't, and gets no answer.
-            lane: ``"auto"`` takes ``"buffers"`` if they arrive on both sides, else ``"inline"``.
+            lane: ``"auto"`` takes ``"direct"`` where the kernel is a process of this user's on
+                this machine (Linux), else ``"buffers"`` if they arrive on both sides, else
+                ``"inline"``. A lane that is named and can't be had is ``NotSupported``.
+            pool: share of the memory that is free, from 0 to 1, that objects on their way may
+                take at most as shared memory, on either side; beyond it they cross as messages.
+                It is given back when it was not used for half a minute.
             trust: ``"pickle"`` opens whatever the kernel sends, which can run code of its own
                 here; ``"data"`` opens scalars, containers, dates, arrays and tables, and
                 raises ``UntrustedPayload`` for anything else. By default a kernel of this
@@ -73,7 +79,7 @@ class Openable:
             UnsupportedKernel: it isn't Python, or evaluates no ``user_expressions``.
             NotSupported: ``encryption``, and the kernel or this jupyter_client has none.
         """
-        how = _How(lane, trust, allow)
+        how = _How(lane, trust, allow, pool)
 
         async def make() -> B:
             started = time.monotonic()
@@ -96,6 +102,7 @@ class Openable:
         *,
         insecure: Insecurity | Collection[Insecurity] = (),
         lane: LaneName = "auto",
+        pool: float = 0.5,
         trust: TrustName | None = None,
         allow: Collection[type | str] = (),
         timeout: float = 60.0,
@@ -110,7 +117,7 @@ class Openable:
             insecure: what to put up with: ``"empty-key"`` (whoever reaches the kernel can run
                 code in it), ``"plain-tcp"`` beyond this machine (whoever is on the way can
                 read everything), or both in a list.
-            lane, trust, allow: as in ``launch``.
+            lane, pool, trust, allow: as in ``launch``.
             timeout: seconds; a kernel in the middle of a cell answers after it.
 
         Raises:
@@ -120,7 +127,7 @@ class Openable:
             UnsupportedKernel: as in ``launch``.
             ValueError: an ``insecure`` that is neither name.
         """
-        how = _How(lane, trust, allow)
+        how = _How(lane, trust, allow, pool)
         permitted = _kernels.allowances(insecure)
 
         async def make() -> B:
@@ -137,6 +144,7 @@ class Openable:
         *,
         insecure: Insecurity | Collection[Insecurity] = (),
         lane: LaneName = "auto",
+        pool: float = 0.5,
         trust: TrustName | None = None,
         allow: Collection[type | str] = (),
         timeout: float = 60.0,
@@ -149,7 +157,7 @@ class Openable:
         Args:
             lender: the client or the manager.
             insecure: as in ``attach``.
-            lane, trust, allow: as in ``launch``.
+            lane, pool, trust, allow: as in ``launch``.
             timeout: seconds.
 
         Raises:
@@ -157,7 +165,7 @@ class Openable:
             InsecureConnection: as in ``attach``.
             TypeError: it is neither a client nor a manager.
         """
-        how = _How(lane, trust, allow)
+        how = _How(lane, trust, allow, pool)
         permitted = _kernels.allowances(insecure)
 
         async def make() -> B:
@@ -180,7 +188,7 @@ class Openable:
         Everything but the process is real: frames, digests, lanes, errors. Cells are plain
         Python, without magics and top-level ``await``, and can't be interrupted.
         """
-        how = _How(lane, trust, allow)
+        how = _How(lane, trust, allow, 0)
 
         async def make() -> B:
             return await cls._opened(LoopbackTransport(), how, 60.0, time.monotonic())
@@ -193,7 +201,7 @@ class Openable:
     ) -> B:
         try:
             data = not transport.ours if how.trust is None else how.trust == "data"
-            foothold = Foothold(transport, how.lane, Trust(data, how.allow))
+            foothold = Foothold(transport, how.lane, Trust(data, how.allow), how.pool)
             left = max(0.0, timeout - (time.monotonic() - started))
             async with deadline(left, "opening", transport, asked=timeout):
                 await foothold.plant()
@@ -253,9 +261,15 @@ class _How:
     """How a bridge is to be opened; what is wrong with it is told before anything is started."""
 
     def __init__(
-        self, lane: LaneName, trust: TrustName | None, allow: Collection[type | str]
+        self,
+        lane: LaneName,
+        trust: TrustName | None,
+        allow: Collection[type | str],
+        pool: float,
     ) -> None:
         check_lane(lane)
+        if not isinstance(pool, (int, float)) or not 0 <= pool <= 1:
+            raise ValueError(f"pool is a share of the free memory, from 0 to 1, not {pool!r}")
         if trust is not None:
             check_trust(trust)
-        self.lane, self.trust, self.allow = lane, trust, allowed(allow)
+        self.lane, self.trust, self.allow, self.pool = lane, trust, allowed(allow), float(pool)

@@ -93,7 +93,11 @@ class Content:
 
     def pack(self, algorithm: str) -> tuple[Parcel, str]:
         """The parcel and its digest; in any thread, where an event loop's gets its turns."""
-        if self.data:
+        if not self.data and self.is_light():
+            parcel = Parcel(_wire.encode_light(self.values), carries_code=False, refs=False)
+            if self.limit is not None and parcel.nbytes > self.limit:
+                raise too_large(parcel.nbytes, self.limit)
+        elif self.data:
             parcel = encode_data(self.values, self.parts, self.limit)
         else:
             parcel = encode(

@@ -8,7 +8,9 @@ digests, pieces) is imported from the loader's own ``_wire.py``.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import os
 import sys
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
@@ -33,18 +35,23 @@ from bridgehead._errors import (
     UnsupportedKernel,
     UntrustedPayload,
 )
-from bridgehead._wire import MIME, PROBE, Buffer, Header, Inbox, cut
+from bridgehead._wire import MIME, PROBE, Buffer, Header, Held, Inbox, cut
 
 __all__ = ["PROBE", "Buffer", "Header", "Inbox", "cut"]
 
 PYTHON = list(sys.version_info[:2])
 SHIPPED = (
     "_wire.py",
+    "_segments.py",
+    "_channel.py",
+    "_server.py",
     "_host.py",
     "_watched.py",
     "_far.py",
     "_loader.py",
 )  # into one module over there
+_OURS = f"{uuid.uuid4().hex}-"  # a request's id is never another's, in whatever process
+_requests = itertools.count()
 KEY = "bridgehead"  # of the one entry in user_expressions
 TOLD = 1 << 20  # bytes that an error may bring along; a caller's limit is for values
 
@@ -128,7 +135,7 @@ def header(
     return {
         "protocol": _wire.PROTOCOL,
         "op": operation,
-        "id": uuid.uuid4().hex,
+        "id": f"{_OURS}{os.getpid():x}-{next(_requests):x}",
         "epoch": epoch,
         "python": PYTHON,
         "sizes": [frame.nbytes for frame in frames],
@@ -165,7 +172,7 @@ class Opened:
     """An answer of which a first part is here."""
 
     told: Header
-    inbox: Inbox
+    inbox: Inbox | Held
 
 
 def answer(content: Mapping[str, Any]) -> Header:
@@ -239,6 +246,7 @@ GREETING = {
     "pid": int,
     "cwd": str,
     "orphans": [str],
+    "direct": (str, None),
 }
 NAME = {"name": str, "type": str, "shape": ([int], None), "len": (int, None), "bytes": (int, None)}
 

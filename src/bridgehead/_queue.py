@@ -66,6 +66,7 @@ class Queue:
         self._numbers = itertools.count()
         self._changed = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
+        self._alone = False  # somebody serves itself
 
     @contextlib.contextmanager
     def place(self, number: int | None = None) -> Iterator[Place]:
@@ -84,6 +85,22 @@ class Queue:
                 with contextlib.suppress(ValueError):
                     self._places.remove(place)
             self._changed.set()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nobody is before the next one to come."""
+        return not self._places and self._serving is None and not self._alone
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """For one who found the queue empty and serves itself: the others wait till it is done."""
+        self._alone = True
+        try:
+            yield
+        finally:
+            self._alone = False
+            if self._places and self._serving is None:
+                self._serving = self._transport.spawn(self._serve())
 
     async def carry(self, place: Place, lane: Lane, request: Request) -> Opened:
         """Have the request cross when it is its turn; gives the beginning of the answer."""
@@ -119,7 +136,7 @@ class Queue:
     async def _outcome(self, place: Place) -> Any:
         self._transport.check()
         self._changed.set()
-        if self._serving is None:
+        if self._serving is None and not self._alone:
             self._serving = self._transport.spawn(self._serve())
         return await place.outcome
 

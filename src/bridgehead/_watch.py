@@ -91,7 +91,7 @@ class Watch:
 
     async def _first(self) -> Frames:
         news, foothold = self._news, self._foothold
-        options = {**self._options, "watch": news.id, "lane": foothold.info.lane}
+        options = {**self._options, "watch": news.id, "lane": foothold.lane.message_lane}
         try:
             first = await foothold.ask("watch", None, **options)
         except (asyncio.CancelledError, OutcomeUnknown):
@@ -111,7 +111,7 @@ class Watch:
     async def _whole(self, latest: Opened) -> Frames:
         lane = await self._foothold.ready()
         header = _protocol.header(
-            "watch", (), epoch=self._foothold.info.epoch, algorithm=lane.transport.digest
+            "watch", (), epoch=self._foothold.info.epoch, algorithm=lane.digest
         )
         header["id"] = latest.told["news"]
         request = Request(header, (), self._limit, trusted=not self._foothold.trust.data)

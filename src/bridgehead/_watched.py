@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any, Sequence
 
 if __name__ == "bridgehead._watched":  # shipped, it shares a module with the wire format
-    from bridgehead._wire import NEWS_MESSAGE, Broken, Buffer, Header, copied, digest
+    from bridgehead._wire import NEWS_MESSAGE, Broken, Buffer, Header, digest
 
 UNASKED = 600.0  # seconds after which a watch is dropped that nobody asked for again,
 UNASKED_CELLS = 10  # and cells: one may run for hours, in which nobody could ask
@@ -58,7 +58,7 @@ class Watches:
             if not self.known:
                 events.register("post_run_cell", self.cell_done)
             self.known[header["watch"]] = watch
-        return answer, copied(out)
+        return answer, out
 
     def unwatch(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
         self.forget(header["watch"])
@@ -67,7 +67,7 @@ class Watches:
     def forget(self, identity: str) -> None:
         watch = self.known.pop(identity, None)
         if watch is not None:
-            self.far.outboxes.pop(watch.news(), None)
+            self.far.discard(watch.news())
             if not self.known:
                 self.far.kernel.shell.events.unregister("post_run_cell", self.cell_done)
 
@@ -93,13 +93,13 @@ class Watches:
                     continue
                 answer, frames = self.look(watch)
                 if answer or frames:
-                    self.tell(watch, answer, copied(frames))
+                    self.tell(watch, answer, frames)
             except BaseException:
                 continue
 
     def tell(self, watch: Watch, answer: Header, frames: list[memoryview]) -> None:
         """Send news of a watched value; the rest of the last news, if any, is outdated."""
-        self.far.outboxes.pop(watch.news(), None)
+        self.far.discard(watch.news())
         watch.told += 1
         answer, parts = self.far.answer(dict(watch.header, id=watch.news()), answer, frames)
         content = {"watch": watch.header["watch"], "news": watch.news()}

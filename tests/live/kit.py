@@ -28,7 +28,7 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 
 from bridgehead import Bridge
 
-LANES: list[Any] = ["buffers", "inline"]
+LANES: list[Any] = ["direct", "buffers", "inline"]
 Parts = list[bytes]
 DELIMITER, SIGNATURE, HEADER, PARENT, METADATA, CONTENT, BUFFERS = range(7)
 

@@ -87,7 +87,11 @@ from look import look
 # Test modules aren't importable in a kernel; what they define is shipped like a script's own.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-BIG = {"buffers": 48 << 20, "inline": 12 << 20}  # bytes; a push of some tenths of a second
+BIG = {
+    "direct": 48 << 20,
+    "buffers": 48 << 20,
+    "inline": 12 << 20,
+}  # bytes; a push of some tenths of a second
 ATTACHED, LAUNCHED = 3.0, 0.5  # s until a death is told
 
 

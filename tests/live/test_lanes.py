@@ -11,12 +11,21 @@ from bridgehead import Bridge, NotSupported
 from bridgehead._transports.loopback import LoopbackTransport
 
 
-async def test_buffers_by_default_when_the_probe_saw_them_arrive(live: Bridge) -> None:
-    assert live.info.lane == "buffers"
-    assert (await live.push(x=1)).lane == "buffers"
-    async with Bridge.attach(live.info.connection_file, lane="inline") as other:
-        assert other.info.lane == "inline"
-        assert (await other.push(x=2)).lane == "inline"
+async def test_the_fastest_by_default_and_any_other_by_its_name(live: Bridge) -> None:
+    assert live.info.lane == "direct"
+    assert (await live.push(x=1)).lane == "direct"
+    for lane in ("auto", "direct", "buffers", "inline"):
+        async with Bridge.attach(live.info.connection_file, lane=lane) as other:
+            taken = "direct" if lane == "auto" else lane
+            assert other.info.lane == taken
+            assert (await other.push(x=2)).lane == taken
+
+
+async def test_buffers_without_a_process_to_connect_to() -> None:
+    async with Bridge.loopback() as bridge:
+        assert bridge.info.lane == "buffers"
+    with pytest.raises(NotSupported, match="there is no direct way to this kernel: .* process"):
+        await Bridge.loopback(lane="direct")
 
 
 @pytest.fixture

@@ -184,7 +184,7 @@ OPERATIONS: dict[str, Callable[[Bridge, int], Awaitable[Any]]] = {
 }
 
 
-INSTANTS = {"buffers": 100, "inline": 40}  # inline takes three times as long
+INSTANTS = {"direct": 100, "buffers": 100, "inline": 40}  # inline takes three times as long
 
 
 @pytest.mark.parametrize("lane", LANES)
@@ -520,7 +520,7 @@ async def test_a_transfer_takes_its_own_size_of_memory() -> None:
         assert await bridge.call(check_sum, bridge.ref("array")) == expected
 
 
-SIZES: dict[str, int] = {"buffers": 100 * MB, "inline": 20 * MB}
+SIZES: dict[str, int] = {"direct": 100 * MB, "buffers": 100 * MB, "inline": 20 * MB}
 
 
 @pytest.mark.parametrize("lane", LANES)

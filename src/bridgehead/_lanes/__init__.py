@@ -36,6 +36,7 @@ class Request:
             the transfer.
         subshell: of the kernel, that is to serve it; None for the main thread.
         trusted: whether an exception in the answer may be unpickled; not unless it is said.
+        lane: which one carried it; the lane says so.
     """
 
     header: Header
@@ -44,6 +45,7 @@ class Request:
     report: Callable[[int, int], object] = lambda done, total: None
     subshell: str | None = None
     trusted: bool = False
+    lane: str = ""
 
     @property
     def nbytes(self) -> int:
@@ -61,11 +63,30 @@ class Lane(ABC):
         self._under_way: dict[str, Header] = {}
         self._left = False
 
+    @property
+    def digest(self) -> str:
+        """The algorithm with which frames are signed on this lane."""
+        return self.transport.digest
+
+    @property
+    def lost(self) -> bool:
+        """Whether the loader must be asked for another one of its kind."""
+        return False
+
+    @property
+    def message_lane(self) -> str:
+        """The lane of what crosses in messages."""
+        return self.name
+
     @abstractmethod
     async def cross(
         self, header: Header, parts: Sequence[memoryview], subshell: str | None
     ) -> tuple[Header, list[Buffer]]:
         """One message there and back."""
+
+    def is_free(self, header: Header) -> bool:
+        """Whether a request may cross at once, out of any queue, since nothing is before it."""
+        return False
 
     async def carry(self, request: Request) -> Opened:
         """One request there, and the beginning of its answer back.
@@ -78,7 +99,7 @@ class Lane(ABC):
             BridgeError: see ``Transport.request``.
         """
         header, frames, total = request.header, request.frames, request.nbytes
-        header["piece"] = self.piece
+        header["piece"], request.lane = self.piece, self.name
         last = max(0, (total - 1) // self.piece * self.piece)
         done = 0
 
@@ -116,11 +137,13 @@ class Lane(ABC):
         """
         frames = [frame for request in requests for frame in request.frames]
         header = _protocol.batch_header([request.header for request in requests], frames)
-        opened = await self.carry(Request(header, frames, limit=self.piece))
+        together = Request(header, frames, limit=self.piece)
+        opened = await self.carry(together)
         _, parts = await self.rest(Request(header, ()), opened)
         limits = [request.limit for request in requests]
         answers = _protocol.part_batch(opened.told, parts, limits)
         for request, answer in zip(requests, answers, strict=True):
+            request.lane = together.lane
             if isinstance(answer, Opened):
                 self._begun(request, answer)
         return answers
@@ -132,6 +155,7 @@ class Lane(ABC):
             ReplyLost: what came back is not what was signed there.
         """
         told, inbox, header = opened.told, opened.inbox, request.header
+        assert isinstance(inbox, Inbox)
         done = inbox.received
 
         async def more(at: int) -> None:

@@ -91,6 +91,15 @@ class Listener(Protocol):
     def end(self) -> None: ...
 
 
+class Beside(Protocol):
+    """A connection to the kernel beside its messages."""
+
+    @property
+    def at_work(self) -> bool: ...
+
+    def tell(self, why: Callable[[], BridgeError]) -> None: ...
+
+
 class Transport(ABC):
     """One kernel's messages. Lives in the event loop that opened it."""
 
@@ -98,6 +107,7 @@ class Transport(ABC):
     digest: str = "sha256"  # where the wire leaves the machine
     ours: bool = True  # the kernel is this user's, on this machine
     connection_file: str | None = None
+    direct: bool = True  # a socket may lead to the kernel's process, where it is ours
 
     def __init__(self) -> None:
         self.generation = 0  # grows whenever another kernel may be there
@@ -111,6 +121,7 @@ class Transport(ABC):
         self._pending: dict[str, Pending] = {}
         self._promises: set[asyncio.Future[Any]] = set()
         self.listeners: dict[str, Listener] = {}  # for what comes without being asked, by id
+        self.beside: Beside | None = None
         self._tails: dict[str, Callable[[Message], None]] = {}  # outlive the reply, until idle
         self._streams: weakref.WeakSet[Messages] = weakref.WeakSet()
         self._busy_with = ""
@@ -157,7 +168,7 @@ class Transport(ABC):
             try:
                 pending = await self.put("shell", message, buffers, on_message, slot=True)
             except TransportError:
-                await self._explained()
+                await self.explained()
                 raise
             reply = await pending.future
             if reply.content.get("status") not in ("aborted", "abort"):
@@ -169,7 +180,7 @@ class Transport(ABC):
             "it was not executed"
         )
 
-    async def _explained(self) -> None:
+    async def explained(self) -> None:
         """The connection is down: why is known in a moment, and raised here."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(EXPLAINED_IN):
@@ -218,9 +229,15 @@ class Transport(ABC):
         return any(pending.subshell == subshell for pending in self._pending.values())
 
     @property
+    def queued(self) -> bool:
+        """Whether a request of ours may still stand in the queue of the kernel's main thread."""
+        return any(pending.slot and not pending.subshell for pending in self._pending.values())
+
+    @property
     def waited_for(self) -> bool:
         """Whether anybody waits for this kernel."""
-        return bool(self._promises or self._pending)
+        beside = self.beside is not None and self.beside.at_work
+        return bool(self._promises or self._pending or beside)
 
     @property
     def in_flight(self) -> int:
@@ -345,6 +362,8 @@ class Transport(ABC):
         for future in waiting:
             if not future.done():
                 future.set_exception(why())
+        if self.beside is not None:
+            self.beside.tell(why)
 
     # ------------------------------------------------------------ the table
 

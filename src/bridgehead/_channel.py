@@ -1,0 +1,232 @@
+"""One end of the direct lane's socket: messages, each a header with frames, both ways.
+
+Rule: standard library only, Python 3.8 and later; the same on both sides, shipped together with
+``_loader.py``. It knows bytes, file descriptors and leases of segments, and nothing of what a
+message means; whether the socket blocks is for those above to say.
+
+A message is a prefix, numbers of segments, the header as JSON, and either its frames or the
+number of the segment that they are in. The first that names a segment brings its file. Which
+segments the receiver does not use any more, and which the sender has given back, goes along.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from array import array
+from collections import deque
+from json import dumps, loads
+from struct import Struct
+from typing import Any, Deque, Sequence, Tuple
+from weakref import WeakSet
+
+if __name__ == "bridgehead._channel":  # shipped, it shares a module with these
+    from bridgehead._segments import Maps, Pool, Segment
+    from bridgehead._wire import Broken, Header, allocate
+
+# serial, bytes of header, bytes of frames, segment, its capacity, released, given back, flags
+_PREFIX = Struct("<QIQQQIIB")
+_HAS_FILE, _PRIVATE = 1, 2
+_SPACE = socket.CMSG_SPACE(16) if hasattr(socket, "CMSG_SPACE") else 0
+# As plain numbers: an enum's & is Python code.
+_CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
+_TRUNCATED = int(getattr(socket, "MSG_CTRUNC", 0))
+_ROOM = 1 << 16  # bytes read at once
+MOST = 1 << 28  # bytes of a message; frames of more than 64 KiB go elsewhere
+SECRET = 32  # bytes that either end shows the other
+UCRED = Struct("iII")  # pid, uid, gid of SO_PEERCRED
+
+Message = Tuple[int, Any, Any]  # serial, header, frames; None instead of frames not to be had
+
+
+class Channel:
+    """One end. The sender's pool and the leases are its own; so is the socket."""
+
+    def __init__(self, sock: socket.socket, pool: Pool) -> None:
+        self.socket, self.pool, self.maps = sock, pool, Maps()
+        self._lent: dict[int, Segment] = {}  # to the other end, by number
+        self._told: set[int] = set()  # segments that the other end was handed
+        self._gone: Deque[int] = deque()
+        self._read = bytearray()
+        self._room = memoryview(bytearray(_ROOM))
+        self._files: Deque[int] = deque()
+        _channels.add(self)
+
+    # ------------------------------------------------------------ out
+
+    def lend(self, segment: Segment) -> None:
+        """The lease of a segment is the other end's, from the message on that names it."""
+        self._lent[segment.number] = segment
+
+    def take_back(self, segment: Segment) -> None:
+        """It did not get there, or could not be mapped there."""
+        if self._lent.pop(segment.number, None) is not None:
+            self._told.discard(segment.number)
+            self.pool.give_back(segment)
+
+    def gone(self, number: int) -> None:
+        """A segment was given back to the system; its pool says so."""
+        if number in self._told:
+            self._told.discard(number)
+            self._gone.append(number)
+
+    def pack(
+        self,
+        serial: int,
+        header: Header | None,
+        frames: Sequence[Any] = (),
+        segment: Segment | None = None,
+    ) -> tuple[list[Any], list[int]]:
+        """The parts of a message, and the files to go with it; a segment has been lent."""
+        released, gone = _emptied(self.maps.released), _emptied(self._gone)
+        text = b"" if header is None else dumps(header).encode()
+        number = capacity = flags = 0
+        files: list[int] = []
+        if segment is not None:
+            number, capacity = segment.number, segment.capacity
+            flags = _PRIVATE * segment.private
+            if number not in self._told:
+                self._told.add(number)
+                segment.holders.append(self)
+                files.append(segment.file)
+                flags |= _HAS_FILE
+        body = sum(len(frame) for frame in frames)
+        prefix = _PREFIX.pack(
+            *(serial, len(text), body, number, capacity, len(released), len(gone), flags)
+        )
+        numbers = array("q", released + gone).tobytes() if released or gone else b""
+        return [prefix + numbers + text, *frames], files
+
+    @property
+    def has_news(self) -> bool:
+        """Whether there is something to tell of segments, that no message has told yet."""
+        return bool(self.maps.released or self._gone)
+
+    # ------------------------------------------------------------ in
+
+    def receive(self) -> bool:
+        """Read once; false where the other end is gone. What ``recvmsg`` raises."""
+        count, extra, flags, _ = self.socket.recvmsg_into([self._room], _SPACE, _CLOEXEC)
+        for level, kind, data in extra:
+            if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+                self._files.extend(array("i", data[: len(data) // 4 * 4]))
+        if flags & _TRUNCATED:
+            self._files.append(-1)  # there was no file descriptor left to receive it with
+        self._read += self._room[:count]
+        return count > 0
+
+    def next(self) -> Message | None:
+        """The next message that has arrived as a whole; ``Broken`` for what is none."""
+        read = self._read
+        if len(read) < _PREFIX.size:
+            return None
+        serial, text, body, number, capacity, released, gone, flags = _PREFIX.unpack_from(read)
+        at = _PREFIX.size
+        end = at + 8 * (released + gone) + text + body
+        if end > MOST:
+            raise Broken("protocol", "a message of %d bytes" % end)
+        if len(read) < end:
+            return None
+        if released or gone:
+            numbers = array("q", bytes(read[at : at + 8 * (released + gone)]))
+            at += 8 * (released + gone)
+            self._noted(numbers[:released], numbers[released:])
+        try:
+            header = loads(read[at : at + text]) if text else None
+        except (ValueError, RecursionError) as error:
+            raise Broken("protocol", "a header that is no JSON: %s" % error) from None
+        at += text
+        frames: Any = []
+        sizes = header.get("sizes") if type(header) is dict else None
+        if flags & _HAS_FILE:
+            self._map(number, capacity, bool(flags & _PRIVATE))
+        if number:
+            frames = self._leased(number, sizes)
+        elif body or (sizes and not any(sizes)):
+            frames = _split(memoryview(read)[at:end], sizes)
+        del read[:end]
+        return serial, header, frames
+
+    def _noted(self, released: Sequence[int], gone: Sequence[int]) -> None:
+        for number in released:
+            segment = self._lent.pop(abs(number), None)
+            if segment is not None:
+                self.pool.give_back(segment, spoilt=number < 0)
+        for number in gone:
+            self.maps.forget(number)
+
+    def _map(self, number: int, capacity: int, private: bool) -> None:
+        file = self._files.popleft() if self._files else -1
+        if file < 0:
+            return
+        try:
+            self.maps.add(number, file, capacity, private)
+        except (OSError, ValueError, OverflowError):  # whoever waits for it is told
+            pass
+
+    def _leased(self, number: int, sizes: Any) -> list[memoryview] | None:
+        if number not in self.maps.known:
+            return None
+        try:
+            return self.maps.lease(number, sizes)
+        except (TypeError, ValueError) as error:
+            raise Broken("protocol", "frames that are not in their segment: %s" % error) from None
+
+    # ------------------------------------------------------------ the end
+
+    def close(self) -> None:
+        """Close the socket; leases given are over, and what is leased here lives on."""
+        self.socket.close()
+        while self._files:
+            file = self._files.popleft()
+            if file >= 0:
+                os.close(file)
+        lent, self._lent = list(self._lent.values()), {}
+        for segment in lent:
+            self.pool.give_back(segment)
+        for segment in lent:
+            if self in segment.holders:
+                segment.holders.remove(self)
+        self.maps.known.clear()
+
+
+def _emptied(numbers: Deque[int]) -> list[int]:
+    return [numbers.popleft() for _ in range(len(numbers))]  # others may add to it meanwhile
+
+
+def _split(body: memoryview, sizes: Any) -> list[memoryview]:
+    """Frames out of a message, in memory of their own, writable and aligned."""
+    if type(sizes) is not list or any(type(size) is not int or size < 0 for size in sizes):
+        raise Broken("protocol", "frames without sizes")
+    if sum(sizes) != body.nbytes:
+        raise Broken("protocol", "%d bytes of frames instead of %d" % (body.nbytes, sum(sizes)))
+    frames, at = [], 0
+    for size in sizes:
+        frame = allocate(size)
+        frame[:] = body[at : at + size]
+        frames.append(frame)
+        at += size
+    body.release()
+    return frames
+
+
+def peer(sock: socket.socket) -> tuple[int, int]:
+    """The process and the user at the other end, as the system has it."""
+    pid, uid, _ = UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
+    return pid, uid
+
+
+_channels: Any = WeakSet()
+
+
+def _close_in_child() -> None:
+    """A forked child's copy of a socket would keep its other end from seeing ours close."""
+    for channel in list(_channels):
+        try:
+            channel.socket.close()
+        except OSError:
+            pass
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_close_in_child)

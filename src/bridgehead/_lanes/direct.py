@@ -1,0 +1,249 @@
+"""Frames beside the messages: a socket to a thread of the loader's, and shared memory.
+
+Rule: which way a request goes, of the two there are. Names are bound and fetched by the thread,
+at once, if the kernel runs no cell and nothing of this bridge's is in its queue; everything
+that runs a user's code goes to the main thread in a message, with its frames sent ahead and
+those of its answer fetched. Where there is no memory to share, the whole goes by messages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Awaitable, Sequence
+from typing import TypeVar
+
+from bridgehead import _protocol, _wire
+from bridgehead._errors import BridgeError, KernelRestarted, ProtocolError, ReplyLost
+from bridgehead._lanes import Lane, Request
+from bridgehead._lanes.link import Answer, Link, LinkLost
+from bridgehead._protocol import Buffer, Header, Opened
+from bridgehead._segments import Segment
+from bridgehead._transports import Transport
+from bridgehead._wire import SHARED, Held
+
+PATIENCE = 2.0  # s for an interrupted thread to answer
+BRIEF = 2 << 20  # bytes; more is copied in a thread, the event loop goes on
+T = TypeVar("T")
+log = logging.getLogger("bridgehead")
+
+
+class DirectLane(Lane):
+    """The kernel's process and ours on one machine, of one user."""
+
+    name = "direct"
+    piece = 16 << 20  # bytes of small requests that cross together
+
+    def __init__(
+        self, transport: Transport, link: Link, messages: Lane, name: str, *, private: bool
+    ) -> None:
+        """``messages`` is the lane for the rest; ``name`` is what the server knows the link by.
+
+        ``private`` has answers copied out of the memory that the kernel can still write to.
+        """
+        super().__init__(transport)
+        self.link, self.messages, self.server, self._private = link, messages, name, private
+        self._complained = False
+
+    @property
+    def digest(self) -> str:
+        return "none"
+
+    @property
+    def lost(self) -> bool:
+        return self.link.lost
+
+    @property
+    def message_lane(self) -> str:
+        return self.messages.name
+
+    async def cross(
+        self, header: Header, parts: Sequence[memoryview], subshell: str | None
+    ) -> tuple[Header, list[Buffer]]:
+        told, frames = await self.link.ask(header, parts)
+        return told, list(frames or ())
+
+    def is_free(self, header: Header) -> bool:
+        return served_there(header) and not (self.transport.queued or self.link.at_work)
+
+    async def carry(self, request: Request) -> Opened:
+        """One request there, and its answer, or the beginning of it, back.
+
+        Raises:
+            KernelRestarted: the thread is not there any more; nothing was done.
+            ReplyLost: it went while it was at the request.
+            BridgeError: see ``Lane.carry``.
+        """
+        header = request.header
+        if self.lost:
+            raise KernelRestarted("the loader's thread is gone; nothing was sent")
+        header["piece"], header["digest"], request.lane = self.piece, "none:", self.name
+        frames = request.frames
+        if served_there(header) and (header.get("now") or not self.transport.queued):
+            try:
+                answer = await self._explained(self._sent(request, header))
+            except BaseException:
+                self.forget(header)  # it may be kept there, if a cell runs
+                raise
+            if answer is None:
+                return await self._by_messages(request)
+            if "busy" not in answer[0]:
+                return self._begun(request, await self._opened(request, answer))
+            return await self._behind_cell(request, ())  # the frames are there
+        with self._kept(request):
+            if request.nbytes >= SHARED:
+                try:
+                    answer = await self._sent(request, {**header, "op": "piece"})
+                except LinkLost:
+                    raise KernelRestarted("the loader's thread went; nothing was done") from None
+                if answer is None:
+                    return await self._by_messages(request)
+                _protocol.raise_error(answer[0], ())
+                frames = ()
+            elif frames:
+                header["digest"] = _wire.digest(self.transport.digest, frames)
+        return await self._behind_cell(request, frames)
+
+    async def _behind_cell(self, request: Request, frames: Sequence[memoryview]) -> Opened:
+        """Have the main thread do it; frames that are not sent with it are there."""
+        with self._kept(request):
+            await self.link.drained()  # what nobody waits for any more goes first all the same
+            header = request.header
+            asked = {**header, "via": self.server, "piece": 0}
+            asked["at"] = 0 if frames else request.nbytes
+            told, _ = await self.messages.cross(asked, frames, request.subshell)
+            opened = Opened(told, _protocol.open_answer(told, request.limit))
+        return self._begun(request, opened)
+
+    async def rest(self, request: Request, opened: Opened) -> tuple[Header, list[memoryview]]:
+        """The answer as a whole; raises the error that it tells of.
+
+        Raises:
+            ReplyLost: the kernel's thread went before it was fetched.
+        """
+        if opened.told.get("digest") == "none:" and opened.inbox.total > opened.inbox.received:
+            asked = {**request.header, "op": "more", "sizes": [], "at": 0, "digest": "none:"}
+            with self._kept(request):
+                told, parts = await self._explained(self.link.ask(asked))
+                _protocol.raise_error(told, ())
+                if told.get("sizes") != opened.told.get("sizes"):
+                    raise ProtocolError("the kernel sent another answer")
+                opened = await self._opened(request, (opened.told, parts))
+        if not isinstance(opened.inbox, Held):
+            return await self.messages.rest(request, opened)
+        frames = opened.inbox.frames
+        _protocol.raise_error(opened.told, frames, request.limit, trusted=request.trusted)
+        return opened.told, frames
+
+    async def strike(self, epoch: str) -> None:
+        """Interrupt what the thread is at; leave it if it does not answer even then."""
+        algorithm = self.transport.digest
+        header = _protocol.header(
+            "strike", (), epoch=epoch, algorithm=algorithm, server=self.server
+        )
+        request = Request(header, ())
+        with contextlib.suppress(BridgeError, TimeoutError):
+            async with asyncio.timeout(PATIENCE):
+                await self.messages.rest(request, await self.messages.carry(request))
+                await self.link.drained()
+        if self.link.at_work:
+            self.link.close()
+
+    async def leave(self) -> None:
+        await super().leave()
+        await self.messages.leave()
+        self.link.close()
+
+    # ------------------------------------------------------------ there
+
+    async def _sent(self, request: Request, header: Header) -> Answer | None:
+        """Have the thread answer; None if there is no memory to share, or it can't be mapped."""
+        if request.nbytes < SHARED:
+            return await self.link.ask(header, request.frames)
+        segment = await self._placed(request)
+        if segment is None:
+            self._complain("there is no memory to share; large objects cross as messages")
+            return None
+        self.link.channel.lend(segment)
+        answer = await self.link.ask(header, (), segment)
+        if answer[0].get("unmapped"):
+            self.link.channel.take_back(segment)
+            self._complain("the kernel cannot map shared memory; large objects cross as messages")
+            return None
+        return answer
+
+    async def _placed(self, request: Request) -> Segment | None:
+        """The frames, copied into a segment that nobody else uses."""
+        pool, total = self.link.pool, request.nbytes
+        segment = pool.take(request.header["sizes"])
+        if segment is None:
+            return None
+        steps = segment.fill(request.frames)
+        step: asyncio.Future[int | None] | None = None
+        try:
+            if total <= BRIEF:
+                for _ in steps:
+                    pass
+                return segment
+            loop = asyncio.get_running_loop()
+            while True:
+                step = loop.run_in_executor(None, next, steps, None)
+                done = await asyncio.shield(step)
+                if done is None:
+                    return segment
+                request.report(min(done, total), total)
+        except OSError:
+            pool.give_back(segment, spoilt=True)
+            return None
+        except BaseException:
+            if step is None or step.done():
+                pool.give_back(segment)
+            else:  # a thread is still writing into it
+                step.add_done_callback(lambda _: pool.give_back(segment))
+            raise
+
+    async def _by_messages(self, request: Request) -> Opened:
+        """The whole request, and its answer, without shared memory."""
+        header, algorithm = request.header, self.transport.digest
+        header["digest"] = await asyncio.to_thread(_wire.digest, algorithm, request.frames)
+        await self.link.drained()
+        return await self.messages.carry(request)
+
+    # ------------------------------------------------------------ and back
+
+    async def _opened(self, request: Request, answer: Answer) -> Opened:
+        told, frames = answer
+        if frames is None:
+            self._complain("shared memory cannot be mapped; large objects cross as messages")
+            asked = {**request.header, "op": "unmapped", "sizes": told["sizes"]}
+            kept, _ = await self._explained(self.link.ask(asked))
+            _protocol.raise_error(kept, ())
+            told, frames = {**told, **kept}, []
+        inbox = _protocol.open_answer(told, request.limit)
+        if not frames:
+            return Opened(told, inbox)
+        if self._private and inbox.total >= SHARED:
+            frames = await asyncio.to_thread(_wire.owned, frames)
+        return Opened(told, Held(inbox.sizes, frames))
+
+    async def _explained(self, answer: Awaitable[T]) -> T:
+        """What was asked, or why there is no answer: the kernel went, or only the thread."""
+        try:
+            return await answer
+        except LinkLost:
+            await self.transport.explained()
+            raise ReplyLost(
+                "the loader's thread in the kernel went before it answered; whether the "
+                "request took effect is not known"
+            ) from None
+
+    def _complain(self, what: str) -> None:
+        if not self._complained:
+            self._complained = True
+            log.warning("%s", what)
+
+
+def served_there(header: Header) -> bool:
+    """Whether the loader's thread may do it: it runs no code of the user's but unpickling."""
+    return header["op"] == "batch" or _protocol.joins(header)
