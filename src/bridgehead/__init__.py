@@ -39,6 +39,7 @@ from bridgehead._errors import (
     UnsupportedKernel,
     UntrustedPayload,
 )
+from bridgehead._fleet import Fleet
 from bridgehead._ref import Ref
 from bridgehead._results import Info, Name, Result, Transfer
 from bridgehead._sync import SyncBridge
@@ -51,6 +52,7 @@ __all__ = [
     "BridgeError",
     "DecodeError",
     "EncodeError",
+    "Fleet",
     "IncompatiblePython",
     "Info",
     "InsecureConnection",

@@ -16,7 +16,7 @@ from typing import Any
 
 from bridgehead import _parcel, _protocol
 from bridgehead._cell import CellOutputs
-from bridgehead._foothold import deadline
+from bridgehead._foothold import Packed, deadline
 from bridgehead._opening import Openable
 from bridgehead._progress import Report, reporting
 from bridgehead._ref import Ref, primary
@@ -108,22 +108,12 @@ class Bridge(Openable):
         self._foothold.check()
         check_trust(trust)
         started = time.perf_counter()
-        if mapping is not None and not isinstance(mapping, Mapping):
-            raise TypeError(
-                f"push() takes names with their objects, not {type(mapping).__name__}; "
-                "say push(x=…) or push({'x': …})"
-            )
         if not isinstance(now, bool):  # a value for that name, it would be lost without a word
             raise TypeError(
                 f"now is True or False, not {type(now).__name__}; "
                 "the name goes into the mapping: push({'now': …})"
             )
-        objects = {_name(key): item for key, item in {**(mapping or {}), **values}.items()}
-        if not objects:
-            raise ValueError(
-                "there is nothing to push; say push(x=1) or push({'x': 1}), the latter also for a "
-                "name that is push's own keyword, as timeout, now and progress"
-            )
+        objects = to_push(mapping, values)
         data = trust == "data"
         content = _parcel.Content(objects, objects, by_value, self._reduce, _size(max_bytes), data)
         with reporting(progress, "push") as report:
@@ -140,6 +130,16 @@ class Bridge(Openable):
             report(sent, sent)
         seconds = time.perf_counter() - started
         return Transfer(tuple(objects), sent, seconds, answered.request.lane)
+
+    async def _push_packed(
+        self, names: list[str], packed: Packed, timeout: float | None
+    ) -> Transfer:
+        """Bind what a fleet has pickled, under these names."""
+        self._foothold.check()
+        started = time.perf_counter()
+        answered = await self._foothold.ask("bind", timeout, packed=packed, names=names)
+        seconds, request = time.perf_counter() - started, answered.request
+        return Transfer(tuple(names), request.nbytes, seconds, request.lane)
 
     async def pull(
         self,
@@ -393,6 +393,26 @@ class Bridge(Openable):
         if getattr(value._bridge, "_bridge", value._bridge) is not self:
             raise TypeError(f"{value!r} belongs to another bridge")
         return Ref, (value._expression,)
+
+
+def to_push(mapping: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a push is asked for, by names that a cell could use.
+
+    Raises:
+        TypeError, ValueError: as ``Bridge.push`` does.
+    """
+    if mapping is not None and not isinstance(mapping, Mapping):
+        raise TypeError(
+            f"push() takes names with their objects, not {type(mapping).__name__}; "
+            "say push(x=…) or push({'x': …})"
+        )
+    objects = {_name(key): item for key, item in {**(mapping or {}), **values}.items()}
+    if not objects:
+        raise ValueError(
+            "there is nothing to push; say push(x=1) or push({'x': 1}), the latter also for a "
+            "name that is push's own keyword, as timeout, now and progress"
+        )
+    return objects
 
 
 def _name(name: Any) -> str:

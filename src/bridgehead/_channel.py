@@ -62,7 +62,7 @@ class Channel:
         """It did not get there, or could not be mapped there."""
         if self._lent.pop(segment.number, None) is not None:
             self._told.discard(segment.number)
-            self.pool.give_back(segment)
+            segment.pool.give_back(segment)
 
     def gone(self, number: int) -> None:
         """A segment was given back to the system; its pool says so."""
@@ -84,7 +84,7 @@ class Channel:
         files: list[int] = []
         if segment is not None:
             number, capacity = segment.number, segment.capacity
-            flags = _PRIVATE * segment.private
+            flags = _PRIVATE * segment.pool.private
             if number not in self._told:
                 self._told.add(number)
                 segment.holders.append(self)
@@ -151,7 +151,7 @@ class Channel:
         for number in released:
             segment = self._lent.pop(abs(number), None)
             if segment is not None:
-                self.pool.give_back(segment, spoilt=number < 0)
+                segment.pool.give_back(segment, spoilt=number < 0)
         for number in gone:
             self.maps.forget(number)
 
@@ -183,7 +183,7 @@ class Channel:
                 os.close(file)
         lent, self._lent = list(self._lent.values()), {}
         for segment in lent:
-            self.pool.give_back(segment)
+            segment.pool.give_back(segment)
         for segment in lent:
             if self in segment.holders:
                 segment.holders.remove(self)

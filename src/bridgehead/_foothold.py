@@ -12,10 +12,10 @@ import contextlib
 import logging
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from bridgehead import _parcel, _protocol
+from bridgehead import _parcel, _protocol, _wire
 from bridgehead._errors import (
     BridgeError,
     KernelRestarted,
@@ -31,6 +31,7 @@ from bridgehead._lanes.inline import InlineLane
 from bridgehead._lanes.link import Link, Listener
 from bridgehead._queue import Place, Queue
 from bridgehead._results import Info
+from bridgehead._segments import Segment
 from bridgehead._subshell import UNKNOWN, Subshell
 from bridgehead._transports import Reply, Transport
 from bridgehead._transports.messages import Message
@@ -96,16 +97,17 @@ class Foothold:
         now: bool = False,
         limit: int | None = None,
         report: Callable[[int, int], object] | None = None,
+        packed: Packed | None = None,
         **fields: Any,
     ) -> Answered:
         """One operation: its place in the queue, the lane, the deadline, the answer.
 
-        ``content`` is what is pickled for it; ``now`` has it served in the middle of a running
-        cell; ``limit`` bytes of an answer are taken at most; ``report`` is told of bytes done
-        and in all; ``fields`` go into the header.
+        ``content`` is what is pickled for it, ``packed`` what was already; ``now`` has it served
+        in the middle of a running cell; ``limit`` bytes of an answer are taken at most;
+        ``report`` is told of bytes done and in all; ``fields`` go into the header.
         """
         fields["max_bytes"] = limit
-        call = _Call(operation, content, report, fields)
+        call = _Call(operation, content, report, fields, packed)
         if timeout is None:
             return await (self._at_once(call) if now else self._in_turn(call))
         async with deadline(timeout, SAID.get(operation, operation), self.transport, call):
@@ -165,7 +167,9 @@ class Foothold:
         if call.content is not None:
             if not call.content.is_light():
                 return None
-            call.packed = call.content.pack(lane.digest)
+            call.packed = Packed(*call.content.pack(lane.digest))
+        elif call.packed is not None:
+            return None
         request = self._request(call)
         return request if lane.is_free(request.header) else None
 
@@ -200,15 +204,19 @@ class Foothold:
 
     async def _pack(self, call: _Call, place: Place, lane: Lane) -> None:
         """Pickle what the call sends, if it takes long in a thread; once, whatever happens."""
+        if call.packed is not None and call.packed.digest.partition(":")[0] != lane.digest:
+            frames = call.packed.parcel.frames
+            digest = await place.prepare(asyncio.to_thread(_wire.digest, lane.digest, frames))
+            call.packed = replace(call.packed, digest=digest)
         if call.content is None or call.packed is not None:
             return
         if call.content.is_light():
-            call.packed = call.content.pack(lane.digest)
+            call.packed = Packed(*call.content.pack(lane.digest))
         else:
             call.packed = await place.prepare(self._thread(call.content, lane))
 
-    async def _thread(self, content: _parcel.Content, lane: Lane) -> tuple[_parcel.Parcel, str]:
-        return await asyncio.to_thread(content.pack, lane.digest)
+    async def _thread(self, content: _parcel.Content, lane: Lane) -> Packed:
+        return Packed(*await asyncio.to_thread(content.pack, lane.digest))
 
     async def _teach(self, shell: dict[str, Any] | None = None) -> None:
         """Ship the data-only codec to a loader that does not have it yet."""
@@ -218,22 +226,21 @@ class Foothold:
             self._taught = epoch
 
     def _request(self, call: _Call, shell: dict[str, Any] | None = None) -> Request:
-        parcel, digest = call.packed or (_parcel.EMPTY, None)
-        info, lane = self.info, self.lane
-        if digest is not None and digest.partition(":")[0] != lane.digest:
-            digest = None  # it was packed for the lane before
+        packed, info, lane = call.packed or NOTHING, self.info, self.lane
+        parcel = packed.parcel
         _parcel.check_parcel(parcel, info.python, info.versions, info.executable)
         header = _protocol.header(
             call.operation,
             parcel.frames,
             epoch=self.info.epoch,
             algorithm=lane.digest,
-            digest=digest,
+            digest=packed.digest if parcel.frames else None,
             refs=parcel.refs or None,
             subshell=shell,
             **call.fields,
         )
         request = Request(header, parcel.frames, call.fields["max_bytes"])
+        request.segment = packed.segment
         request.trusted = not self.trust.data and call.fields.get("trust") != "data"
         request.subshell = shell["id"] if shell is not None else None
         if call.report is not None:
@@ -367,8 +374,8 @@ class Foothold:
                 told = _protocol.greeting(told)
                 if self._wanted == "buffers" and not buffers:
                     raise NotSupported(f"{kernel} does not pass message buffers; use lane='inline'")
-                if self._lane is not None:
-                    await self._lane.leave()
+                if isinstance(self._lane, DirectLane):
+                    self._lane.link.close()
                 self._lane = MESSAGES["buffers" if buffers else "inline"](transport)
                 if self._wanted in MESSAGES:
                     self._lane = MESSAGES[self._wanted](transport)
@@ -481,6 +488,18 @@ async def deadline(
         ) from None
 
 
+@dataclass(frozen=True, slots=True)
+class Packed:
+    """What a request brings, its digest, and the memory that it is in already, if it is."""
+
+    parcel: _parcel.Parcel
+    digest: str
+    segment: Segment | None = None
+
+
+NOTHING = Packed(_parcel.EMPTY, "")
+
+
 @dataclass(slots=True)
 class _Call:
     """One call of a user's, on its way through the foothold."""
@@ -489,7 +508,7 @@ class _Call:
     content: _parcel.Content | None
     report: Callable[[int, int], object] | None
     fields: dict[str, Any]
-    packed: tuple[_parcel.Parcel, str] | None = None
+    packed: Packed | None = None
     place: Place | None = None
 
     @property

@@ -11,7 +11,7 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Collection, Generator, Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 from bridgehead import _kernels
 from bridgehead._foothold import Foothold, LaneName, check_lane, check_seconds, deadline
@@ -21,6 +21,13 @@ from bridgehead._transports.loopback import LoopbackTransport
 from bridgehead._trust import Trust, TrustName, allowed, check_trust
 
 B = TypeVar("B", bound="Openable")
+C = TypeVar("C", bound="Closing")
+
+
+class Closing(Protocol):
+    """What is opened, and closed again."""
+
+    async def aclose(self) -> None: ...
 
 
 class Openable:
@@ -226,13 +233,13 @@ class Openable:
         await to_the_end(asyncio.ensure_future(self._foothold.aclose()))
 
 
-class Opening(Generic[B]):
+class Opening(Generic[C]):
     """A bridge to be: ``await`` it, or enter it with ``async with``."""
 
-    def __init__(self, make: Callable[[], Awaitable[B]], timeout: float) -> None:
+    def __init__(self, make: Callable[[], Awaitable[C]], timeout: float) -> None:
         check_seconds(timeout)
         self._make = make
-        self._bridge: B | None = None
+        self._bridge: C | None = None
 
     def __repr__(self) -> str:
         return "<Bridge, not open yet: await it, or enter it with async with>"
@@ -245,10 +252,10 @@ class Opening(Generic[B]):
 
     def __exit__(self, *exc_info: object) -> None: ...
 
-    def __await__(self) -> Generator[Any, None, B]:
+    def __await__(self) -> Generator[Any, None, C]:
         return self._make().__await__()
 
-    async def __aenter__(self) -> B:
+    async def __aenter__(self) -> C:
         self._bridge = await self._make()
         return self._bridge
 

@@ -59,13 +59,14 @@ def layout(sizes: Sequence[int]) -> tuple[list[int], int]:
 class Segment:
     """Anonymous memory of a fixed size, which any process that was handed its file can map."""
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, pool: Pool, capacity: int) -> None:
+        self.pool = pool
         self.number = next(_numbers)
         self.capacity = capacity
         self.leases = 0  # receivers that may still use what is in it
         self.touched = monotonic()
         self.filled = False
-        self.private = False  # lent to several, none of whom may see what another writes
+        self.spoilt = False  # somebody may still see what is in it: not to be used again
         self.holders: list[Any] = []  # channels that are to be told when it is gone
         self._map: mmap.mmap | None = None
         self.file = os.memfd_create("bridgehead", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -139,10 +140,14 @@ def _populate(block: mmap.mmap, size: int) -> Iterator[int]:
 
 
 class Pool:
-    """The segments that one sender fills; ``share`` of what memory is free is its most."""
+    """The segments that one sender fills; ``share`` of what memory is free is its most.
 
-    def __init__(self, share: float) -> None:
-        self.share = share
+    From a ``private`` pool several receivers get the same segment at once, and none of them
+    sees what another writes.
+    """
+
+    def __init__(self, share: float, *, private: bool = False) -> None:
+        self.share, self.private = share, private
         self.segments: dict[int, Segment] = {}
         self._lock = Lock()
 
@@ -151,7 +156,7 @@ class Pool:
         return sum(segment.capacity for segment in list(self.segments.values()))
 
     def take(self, sizes: Sequence[int]) -> Segment | None:
-        """A segment for frames of these sizes, lent to nobody yet and to be given back.
+        """A segment for frames of these sizes, with one lease, which is to be given back.
 
         None where there is no memory for it, no file descriptor, or no such thing at all.
         """
@@ -170,7 +175,6 @@ class Pool:
                     return None
                 segment = made
             segment.leases = 1
-            segment.private = False
             return segment
 
     def _make(self, nbytes: int) -> Segment | None:
@@ -184,18 +188,24 @@ class Pool:
                 return None
             self.trim(0)
         try:
-            segment = Segment(capacity)
+            segment = Segment(self, capacity)
         except (OSError, AttributeError):
             return None
         self.segments[segment.number] = segment
         return segment
+
+    def lease(self, segment: Segment) -> None:
+        """One more uses it."""
+        with self._lock:
+            segment.leases += 1
 
     def give_back(self, segment: Segment, spoilt: bool = False) -> None:
         """One receiver less uses it; ``spoilt`` memory is not used again."""
         with self._lock:
             segment.leases -= 1
             segment.touched = monotonic()
-            if spoilt and not segment.leases:
+            segment.spoilt = segment.spoilt or spoilt
+            if segment.spoilt and not segment.leases:
                 self._drop(segment)
 
     def trim(self, idle: float | None = None) -> None:
@@ -245,7 +255,7 @@ class Mapping:
         self.file, self.capacity, self.private = file, capacity, private
         import ctypes
 
-        self.spoilt = False  # a fork made it private; nobody may write into it again
+        self.spoilt = False  # a child has it too: nobody may write into it again
         seals = fcntl.fcntl(file, fcntl.F_GET_SEALS)
         if not seals & fcntl.F_SEAL_SHRINK or os.fstat(file).st_size < capacity:
             raise OSError("the segment could be truncated")
@@ -276,7 +286,7 @@ class Mapping:
         address = ctypes.addressof(self.exporter.from_buffer(self.map))
         fixed, access = 0x10, mmap.PROT_READ | mmap.PROT_WRITE
         libc.mmap(address, self.capacity, access, mmap.MAP_PRIVATE | fixed, self.file, 0)
-        self.private = self.spoilt = True
+        self.private = True
 
 
 # Of this process, by their numbers: what tells that a lease is over, and what it is of.
@@ -333,6 +343,7 @@ def _before_fork() -> None:
     for _, mapping in list(_leases.values()):
         if not mapping.private:
             mapping.own()
+        mapping.spoilt = True
 
 
 if hasattr(os, "register_at_fork"):

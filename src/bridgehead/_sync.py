@@ -81,6 +81,7 @@ class SyncBridge(MutableMapping[str, Any]):
         cwd: str | os.PathLike[str] | None = None,
         encryption: bool = False,
         lane: LaneName = "auto",
+        pool: float = 0.5,
         trust: TrustName | None = None,
         allow: Collection[type | str] = (),
         timeout: float = 60.0,
@@ -94,6 +95,7 @@ class SyncBridge(MutableMapping[str, Any]):
                 cwd=cwd,
                 encryption=encryption,
                 lane=lane,
+                pool=pool,
                 trust=trust,
                 allow=allow,
                 timeout=timeout,
@@ -107,6 +109,7 @@ class SyncBridge(MutableMapping[str, Any]):
         *,
         insecure: Insecurity | Collection[Insecurity] = (),
         lane: LaneName = "auto",
+        pool: float = 0.5,
         trust: TrustName | None = None,
         allow: Collection[type | str] = (),
         timeout: float = 60.0,
@@ -114,7 +117,13 @@ class SyncBridge(MutableMapping[str, Any]):
         """See ``Bridge.attach``."""
         return cls(
             lambda: Bridge.attach(
-                existing, insecure=insecure, lane=lane, trust=trust, allow=allow, timeout=timeout
+                existing,
+                insecure=insecure,
+                lane=lane,
+                pool=pool,
+                trust=trust,
+                allow=allow,
+                timeout=timeout,
             )
         )
 
@@ -125,6 +134,7 @@ class SyncBridge(MutableMapping[str, Any]):
         *,
         insecure: Insecurity | Collection[Insecurity] = (),
         lane: LaneName = "auto",
+        pool: float = 0.5,
         trust: TrustName | None = None,
         allow: Collection[type | str] = (),
         timeout: float = 60.0,
@@ -132,7 +142,13 @@ class SyncBridge(MutableMapping[str, Any]):
         """See ``Bridge.over``."""
         return cls(
             lambda: Bridge.over(
-                lender, insecure=insecure, lane=lane, trust=trust, allow=allow, timeout=timeout
+                lender,
+                insecure=insecure,
+                lane=lane,
+                pool=pool,
+                trust=trust,
+                allow=allow,
+                timeout=timeout,
             )
         )
 

@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 from bridgehead import _protocol
 from bridgehead._errors import BridgeClosed, BridgeError, IntegrityError, KernelRestarted, ReplyLost
 from bridgehead._protocol import Buffer, Header, Inbox, Opened
+from bridgehead._segments import Segment
 from bridgehead._transports import Transport
 
 OFF_LOOP = 1 << 20  # bytes; the digest of more is computed in a thread, the event loop goes on
@@ -37,6 +38,7 @@ class Request:
         subshell: of the kernel, that is to serve it; None for the main thread.
         trusted: whether an exception in the answer may be unpickled; not unless it is said.
         lane: which one carried it; the lane says so.
+        segment: where its frames are already, for all the kernels that get the same.
     """
 
     header: Header
@@ -46,6 +48,7 @@ class Request:
     subshell: str | None = None
     trusted: bool = False
     lane: str = ""
+    segment: Segment | None = None
 
     @property
     def nbytes(self) -> int:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from bridgehead import _protocol, _wire
@@ -19,7 +19,7 @@ from bridgehead._errors import BridgeError, KernelRestarted, ProtocolError, Repl
 from bridgehead._lanes import Lane, Request
 from bridgehead._lanes.link import Answer, Link, LinkLost
 from bridgehead._protocol import Buffer, Header, Opened
-from bridgehead._segments import Segment
+from bridgehead._segments import Pool, Segment
 from bridgehead._transports import Transport
 from bridgehead._wire import SHARED, Held
 
@@ -161,7 +161,11 @@ class DirectLane(Lane):
         """Have the thread answer; None if there is no memory to share, or it can't be mapped."""
         if request.nbytes < SHARED:
             return await self.link.ask(header, request.frames)
-        segment = await self._placed(request)
+        segment = request.segment
+        if segment is not None:
+            segment.pool.lease(segment)
+        else:
+            segment = await placed(self.link.pool, request.frames, request.report)
         if segment is None:
             self._complain("there is no memory to share; large objects cross as messages")
             return None
@@ -172,36 +176,6 @@ class DirectLane(Lane):
             self._complain("the kernel cannot map shared memory; large objects cross as messages")
             return None
         return answer
-
-    async def _placed(self, request: Request) -> Segment | None:
-        """The frames, copied into a segment that nobody else uses."""
-        pool, total = self.link.pool, request.nbytes
-        segment = pool.take(request.header["sizes"])
-        if segment is None:
-            return None
-        steps = segment.fill(request.frames)
-        step: asyncio.Future[int | None] | None = None
-        try:
-            if total <= BRIEF:
-                for _ in steps:
-                    pass
-                return segment
-            loop = asyncio.get_running_loop()
-            while True:
-                step = loop.run_in_executor(None, next, steps, None)
-                done = await asyncio.shield(step)
-                if done is None:
-                    return segment
-                request.report(min(done, total), total)
-        except OSError:
-            pool.give_back(segment, spoilt=True)
-            return None
-        except BaseException:
-            if step is None or step.done():
-                pool.give_back(segment)
-            else:  # a thread is still writing into it
-                step.add_done_callback(lambda _: pool.give_back(segment))
-            raise
 
     async def _by_messages(self, request: Request) -> Opened:
         """The whole request, and its answer, without shared memory."""
@@ -242,6 +216,43 @@ class DirectLane(Lane):
         if not self._complained:
             self._complained = True
             log.warning("%s", what)
+
+
+async def placed(
+    pool: Pool, frames: Sequence[memoryview], report: Callable[[int, int], object]
+) -> Segment | None:
+    """The frames, copied into a segment with one lease; None where there is no memory for it.
+
+    In a thread if it takes long. Cancelling gives the segment back, and so does what ``report``
+    raises, which is told of bytes done and in all.
+    """
+    sizes = [frame.nbytes for frame in frames]
+    segment, total = pool.take(sizes), sum(sizes)
+    if segment is None:
+        return None
+    steps = segment.fill(frames)
+    step: asyncio.Future[int | None] | None = None
+    try:
+        if total <= BRIEF:
+            for _ in steps:
+                pass
+            return segment
+        loop = asyncio.get_running_loop()
+        while True:
+            step = loop.run_in_executor(None, next, steps, None)
+            done = await asyncio.shield(step)
+            if done is None:
+                return segment
+            report(min(done, total), total)
+    except OSError:
+        pool.give_back(segment, spoilt=True)
+        return None
+    except BaseException:
+        if step is None or step.done():
+            pool.give_back(segment)
+        else:  # a thread is still writing into it
+            step.add_done_callback(lambda _: pool.give_back(segment))
+        raise
 
 
 def served_there(header: Header) -> bool:

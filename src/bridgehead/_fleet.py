@@ -1,0 +1,183 @@
+"""Many kernels, one object: pickled once, in memory once, in all of them.
+
+Rule: what several bridges are asked at once, and nothing about any one of them. Each kernel's
+outcome is its own; one that fails keeps no other from being served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import Any, TypeVar
+
+from bridgehead import _parcel
+from bridgehead._bridge import Bridge, to_push
+from bridgehead._foothold import Packed
+from bridgehead._lanes.direct import placed
+from bridgehead._opening import Opening
+from bridgehead._ref import Ref
+from bridgehead._results import Result, Transfer
+from bridgehead._segments import IDLE, Pool, Segment
+from bridgehead._wire import SHARED
+
+T = TypeVar("T")
+
+
+class Fleet(Sequence[Bridge]):
+    """Several bridges, in order, asked together.
+
+    Every operation asks all kernels at once and gives a list with one outcome for each, in
+    order. If any failed, all the others are waited for and an ``ExceptionGroup`` is raised, each
+    error with a note of whose it is. Cancelling cancels all. Leaving ``async with`` closes the
+    bridges that ``launch`` opened; those handed in stay open.
+    """
+
+    def __init__(self, bridges: Sequence[Bridge], *, pool: float = 0.5) -> None:
+        """``pool``: share of the free memory that pushed objects may take, see ``Bridge.launch``.
+
+        Raises:
+            ValueError: no bridge at all, or one twice.
+            TypeError: something that is no open ``Bridge``.
+        """
+        self._bridges = list(bridges)
+        for bridge in self._bridges:
+            if not isinstance(bridge, Bridge):
+                raise TypeError(f"a fleet takes open bridges, not {type(bridge).__name__}")
+        if not self._bridges or len(set(map(id, self._bridges))) < len(self._bridges):
+            raise ValueError("a fleet takes at least one bridge, and each once")
+        self._owned = False
+        self._pool = Pool(pool, private=True)
+        self._trimming: asyncio.TimerHandle | None = None
+
+    @classmethod
+    def launch(
+        cls, count: int, kernel_name: str = "python3", *, pool: float = 0.5, **options: Any
+    ) -> Opening[Fleet]:
+        """Start so many kernels; ``await`` it or enter it. ``options`` are ``Bridge.launch``'s.
+
+        Raises what ``Bridge.launch`` does; the kernels that had started are ended again.
+        """
+        if type(count) is not int or count < 1:
+            raise ValueError(f"a fleet has at least one kernel, not {count!r}")
+        openings = [Bridge.launch(kernel_name, pool=pool, **options) for _ in range(count)]
+
+        async def make() -> Fleet:
+            opened = await asyncio.gather(*openings, return_exceptions=True)
+            bridges = [one for one in opened if isinstance(one, Bridge)]
+            failed = [one for one in opened if isinstance(one, BaseException)]
+            if failed:
+                await asyncio.gather(*(bridge.aclose() for bridge in bridges))
+                raise failed[0]
+            fleet = cls(bridges, pool=pool)
+            fleet._owned = True
+            return fleet
+
+        return Opening(make, options.get("timeout", 60.0))
+
+    # ------------------------------------------------------------ a sequence of bridges
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._bridges[index]
+
+    def __len__(self) -> int:
+        return len(self._bridges)
+
+    def __iter__(self) -> Iterator[Bridge]:
+        return iter(self._bridges)
+
+    def __repr__(self) -> str:
+        return f"<Fleet of {len(self)}: {', '.join(bridge.state for bridge in self._bridges)}>"
+
+    # ------------------------------------------------------------ operations
+
+    async def push(
+        self,
+        mapping: Mapping[str, Any] | None = None,
+        /,
+        *,
+        by_value: Sequence[ModuleType] = (),
+        timeout: float | None = None,
+        **values: Any,
+    ) -> list[Transfer]:
+        """Bind the same objects to names in every kernel; in each all of them, or none.
+
+        They are pickled once. Kernels on the direct lane get the same memory, in which each
+        sees its own changes and nobody else's. ``Bridge.push`` tells the rest.
+        """
+        objects = to_push(mapping, values)
+        content = _parcel.Content(objects, objects, by_value)
+        parcel, digest = await asyncio.to_thread(content.pack, "none")
+        segment = await self._placed(parcel)
+        packed = Packed(parcel, digest, segment)
+        try:
+            return await self._all(
+                lambda bridge: bridge._push_packed(list(objects), packed, timeout)
+            )
+        finally:
+            if segment is not None:
+                self._pool.give_back(segment)
+                self._trim_later()
+
+    async def pull(self, *expressions: str | Ref, timeout: float | None = None) -> list[Any]:
+        """What ``Bridge.pull`` gives, of every kernel in order."""
+        return await self._all(lambda bridge: bridge.pull(*expressions, timeout=timeout))
+
+    async def run(self, code: str, *, timeout: float | None = None) -> list[Result]:
+        """Run a cell in every kernel; see ``Bridge.run``."""
+        return await self._all(lambda bridge: bridge.run(code, timeout=timeout))
+
+    async def call(
+        self, function: Callable[..., Any], /, *args: Any, timeout: float | None = None
+    ) -> list[Any]:
+        """Have every kernel call a function; see ``Bridge.call``."""
+        return await self._all(lambda bridge: bridge.call(function, *args, timeout=timeout))
+
+    async def aclose(self) -> None:
+        """Close the bridges that ``launch`` opened, and with them their kernels."""
+        if self._trimming is not None:
+            self._trimming.cancel()
+        if self._owned:
+            await asyncio.gather(*(bridge.aclose() for bridge in self._bridges))
+        self._pool.close()
+
+    async def __aenter__(self) -> Fleet:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    async def _all(self, ask: Callable[[Bridge], Awaitable[T]]) -> list[T]:
+        asked = (ask(bridge) for bridge in self._bridges)
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        failures = []
+        for number, (bridge, outcome) in enumerate(zip(self._bridges, outcomes, strict=True)):
+            if isinstance(outcome, Exception):
+                outcome.add_note(f"kernel {number} of {len(self)}, pid {bridge.info.pid}")
+                failures.append(outcome)
+            elif isinstance(outcome, BaseException):
+                raise outcome
+        if failures:
+            raise ExceptionGroup(f"{len(failures)} of {len(self)} kernels failed", failures)
+        return [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
+
+    # ------------------------------------------------------------ memory
+
+    async def _placed(self, parcel: _parcel.Parcel) -> Segment | None:
+        """Where kernels on the direct lane find it; None if it is small, or there is no room."""
+        lanes = [bridge.info.lane for bridge in self._bridges]
+        if parcel.nbytes < SHARED or "direct" not in lanes:
+            return None
+        return await placed(self._pool, parcel.frames, lambda done, total: None)
+
+    def _trim_later(self) -> None:
+        if self._trimming is not None:
+            self._trimming.cancel()
+        loop = asyncio.get_running_loop()
+        self._trimming = loop.call_later(IDLE + 1, self._trim)
+
+    def _trim(self) -> None:
+        self._trimming = None
+        self._pool.trim()
+        if self._pool.segments:
+            self._trim_later()
