@@ -270,7 +270,7 @@ def _check_plot(file: Path) -> None:
 def _draw_bench(console: Console, report: Measured) -> None:
     _say(console, f"{report.machine}. {report.kernel}. {report.date}.")
     table = _table()
-    for column in ("object", "bytes", "way", "push ms", "pull ms", "push / zmq", "pull / zmq"):
+    for column in ("object", "bytes", "way", "push ms", "pull ms", "push/zmq", "pull/zmq"):
         table.add_column(
             column, justify="left" if column in ("object", "way") else "right", no_wrap=True
         )
@@ -288,7 +288,7 @@ def _draw_bench(console: Console, report: Measured) -> None:
                 _times(row.push_ms, zmq.push_ms if zmq else None),
                 _times(row.pull_ms, zmq.pull_ms if zmq else None),
                 style="bold" if row.lane else "",
-                end_section=row is rows[-1],
+                end_section=console.is_terminal and row is rows[-1],
             )
     _print_table(console, "medians, and how many times those of raw ZeroMQ they are", table)
     _say(

@@ -76,9 +76,9 @@ class LanePeer(Peer):
     async def start(self, modules: Sequence[str] = ()) -> None:
         self.bridge = await self._opening
         self._opened = True
-        here = [module for module in modules if module in self.bridge.info.versions]
-        if here:
-            await self.bridge.run(f"import {', '.join(here)}")
+        for module in modules:
+            if module in self.bridge.info.versions:
+                await self.bridge.pull(f"__import__({module!r}).__name__")  # binds no name
 
     async def stop(self) -> None:
         if self._opened:
