@@ -22,7 +22,7 @@ def show(figures: Sequence[Reached]) -> None:
         target = figure.target
         table.add_row(
             figure.what,
-            f"{figure.value:.3g} {figure.unit or 'x'}",
+            f"{_shown(figure.value)} {figure.unit or 'x'}",
             f"{target.most:g}" if target else "",
             f"{target.goal:g}" if target and target.goal else "",
             {None: "", True: "met", False: "MISSED"}[figure.met],
@@ -32,3 +32,7 @@ def show(figures: Sequence[Reached]) -> None:
     if not console.is_terminal:
         console.width = 200
     console.print(table)
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

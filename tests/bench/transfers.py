@@ -7,6 +7,7 @@ left out; the rest goes on.
 from __future__ import annotations
 
 import argparse
+import statistics
 from collections.abc import Sequence
 
 from bridgehead._bench.payloads import PAYLOADS
@@ -19,7 +20,7 @@ PEERS = (
     "memcpy,pickle,zmq,ipyparallel,execute,ray,dask:direct,"
     "bridgehead:auto,bridgehead:direct,bridgehead:buffers"
 )
-WITHIN = ("memcpy", "pickle")  # have no two ways: what they took to push is the reference
+WITHIN = ("memcpy", "pickle")  # one process, so there and back are the same
 TELLING = 10**5  # bytes; of less, pickling is nothing beside a round trip
 
 
@@ -67,30 +68,31 @@ async def _stopped(peer: Peer) -> None:
 
 
 def ratios(timings: Sequence[Timing]) -> list[Reached]:
-    """bridgehead over each of the others."""
+    """bridgehead over each of the others: all of them for its first lane."""
     found = []
-    for ours in timings:
-        if not ours.peer.lane:
-            continue
+    lanes = [timing for timing in timings if timing.peer.lane]
+    for ours in lanes:
         for other in timings:
             if other is ours:
                 continue
             for way in ("push", "pull"):
                 what = f"{ours.payload.name} {way}, {ours.peer.name} / {other.peer.name}"
                 mine = ours.median(way)
-                theirs = other.median("push" if other.peer.name in WITHIN else way)
-                if what not in TARGETS and not _tells(ours, other):
+                theirs = other.median(way)
+                if other.peer.name in WITHIN:
+                    theirs = statistics.median([*other.push, *other.pull])
+                if what not in TARGETS and not _tells(other, first=ours is lanes[0]):
                     continue
                 detail = f"{mine * 1000:.3g} / {theirs * 1000:.3g} ms"
                 found.append(Reached(what, mine / theirs, detail=detail))
     return found
 
 
-def _tells(ours: Timing, other: Timing) -> bool:
+def _tells(other: Timing, *, first: bool) -> bool:
     """Whether a ratio without a target says anything."""
     if other.peer.name in WITHIN:
-        return ours.payload.about >= TELLING
-    return not other.peer.lane and (ours.peer.name == "auto" or other.peer.name == "zmq tcp")
+        return other.payload.about >= TELLING
+    return not other.peer.lane and (first or other.peer.name == "zmq tcp")
 
 
 def _line(timing: Timing) -> str:

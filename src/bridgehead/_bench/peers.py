@@ -11,9 +11,10 @@ import asyncio
 import pickle
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import zmq
 from jupyter_client.blocking.client import BlockingKernelClient
@@ -138,21 +139,25 @@ class Pickle(Peer):
         return "arrays travel beside their pickle" if payload.is_array else None
 
     async def push(self, name: str, value: Any) -> None:
-        self._kept = pickle.loads(pickle.dumps(value, protocol=5))
+        self._value = value
+        self._copy = pickle.loads(pickle.dumps(value, protocol=5))
 
     async def pull(self, name: str) -> Any:
-        return pickle.loads(pickle.dumps(self._kept, protocol=5))
+        # With the copy that push made: freeing a million objects is not for anybody's clock.
+        copy, self._copy = self._copy, None
+        return copy, pickle.loads(pickle.dumps(self._value, protocol=5))
 
     async def free(self, name: str) -> None:
-        self._kept = None
+        self._value = self._copy = None
 
 
 class RawZmq(Peer):
     """Two ZeroMQ sockets, pickle 5 with its buffers beside it, and nothing else."""
 
-    def __init__(self, kind: str = "tcp", path: str = "") -> None:
+    def __init__(self, kind: Literal["tcp", "ipc"] = "tcp") -> None:
         self.name = f"zmq {kind}"
-        self._address = f"ipc://{path}" if kind == "ipc" else "tcp://127.0.0.1:*"
+        self._folder = tempfile.TemporaryDirectory(prefix="bh-") if kind == "ipc" else None
+        self._address = f"ipc://{self._folder.name}/z" if self._folder else "tcp://127.0.0.1:*"
         self._context: zmq.Context[Any] = zmq.Context()
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -176,6 +181,8 @@ class RawZmq(Peer):
             self._process.kill()
             with self._process:  # closes the pipes and waits
                 pass
+        if self._folder is not None:
+            self._folder.cleanup()
 
     async def push(self, name: str, value: Any) -> None:
         self._socket.send_multipart([b"push", name.encode(), *frames(value)], copy=False)

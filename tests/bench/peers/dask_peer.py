@@ -8,6 +8,7 @@ from typing import Any
 
 from distributed import Client, LocalCluster
 
+from bridgehead._bench.payloads import Payload
 from bridgehead._bench.peers import Peer
 
 
@@ -35,6 +36,9 @@ class Dask(Peer):
             self._kept.clear()
             self._client.close()
             self._cluster.close()
+
+    def refuses(self, payload: Payload) -> str | None:
+        return "it takes most of a minute" if payload.name == "list1m" else None
 
     async def push(self, name: str, value: Any) -> None:
         self._kept[name] = self._client.scatter([value], direct=self._direct, hash=False)[0]
