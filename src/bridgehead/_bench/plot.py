@@ -6,6 +6,7 @@ Rule: matplotlib is imported here alone, and draws into the file without any win
 from __future__ import annotations
 
 import statistics
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,8 @@ LANES = {"direct": "#0072b2", "buffers": "#d55e00", "inline": "#009e73"}
 OTHERS = {"memcpy": "#000000", "pickle": "#cc79a7", "zmq tcp": "#7f7f7f"}
 WITHIN = {"memcpy": "memcpy", "pickle": "pickle, dumps + loads"}
 DPI = 130
-NEAR = 8  # times as large, and the next name fits beside this one
+TABLE = "df"
+NEAR = 20  # times as large, and the next name fits beside this one
 UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 
 
@@ -65,21 +67,34 @@ def draw(report: Report, file: Path) -> None:
 
 
 def _draw_peer(axes: Axes, report: Report, peer: str) -> None:
+    color = {**LANES, **OTHERS}.get(peer)
     rows = [row for row in report.figures if row.peer == peer]
     rows.sort(key=lambda row: row.bytes)
-    push = [(row.bytes, row.push_ms) for row in rows if row.push_ms is not None]
-    pull = [(row.bytes, row.pull_ms) for row in rows if row.pull_ms is not None]
-    color = {**LANES, **OTHERS}.get(peer)
+    push = [(row.payload, row.bytes, row.push_ms) for row in rows if row.push_ms is not None]
+    pull = [(row.payload, row.bytes, row.pull_ms) for row in rows if row.pull_ms is not None]
     if not push or color is None:
         return
     style: dict[str, Any] = {"color": color, "linewidth": 2 if peer in LANES else 1.3}
     if peer in WITHIN:  # there is no other side: both ways are the same
-        axes.plot(*zip(*push, strict=True), marker="x", label=WITHIN[peer], **style)
+        _draw_line(axes, push, WITHIN[peer], style | {"marker": "x"})
         return
     style |= {"marker": "o", "markersize": 5}
-    axes.plot(*zip(*push, strict=True), label=f"{peer}, push", **style)
-    style |= {"markerfacecolor": "white", "linestyle": "--"}
-    axes.plot(*zip(*pull, strict=True), label=f"{peer}, pull", **style)
+    _draw_line(axes, push, f"{peer}, push", style)
+    _draw_line(axes, pull, f"{peer}, pull", style | {"markerfacecolor": "w", "linestyle": "--"})
+
+
+def _draw_line(
+    axes: Axes, points: Sequence[tuple[str, int, float]], label: str, style: dict[str, Any]
+) -> None:
+    """A DataFrame is points of its own: on the line, it would be a step beside an array's."""
+    line = [(size, ms) for payload, size, ms in points if payload != TABLE]
+    beside = [(size, ms) for payload, size, ms in points if payload == TABLE]
+    shared = {"label": label, **style}
+    if line:
+        axes.plot(*zip(*line, strict=True), **shared)
+        shared.pop("label")
+    if beside:
+        axes.plot(*zip(*beside, strict=True), **shared | {"linestyle": ""})
 
 
 def _draw_round_trip(axes: Axes, report: Report) -> None:

@@ -20,7 +20,8 @@ from bridgehead._bench.payloads import Payload, nbytes
 from bridgehead._bench.peers import Peer
 
 NAME = "bridgehead_bench"  # of what is pushed, and removed again
-LEAST = 3  # rounds, where one takes no longer than the budget
+LEAST = 3  # rounds, in any case but this:
+PATIENCE = 20.0  # s; what took longer to warm up is not repeated, and the warm-up is its figure
 SETTLE = 0.001  # s between two peers: what still arrives is not for the next one's clock
 LARGE = 5 * 10**8  # bytes from which what was pushed is freed before the next peer's turn
 TOUCHED = 10**7  # bytes from which reading what was pulled tells whether it is there
@@ -60,8 +61,7 @@ async def side_by_side(peers: Sequence[Peer], payload: Payload, seconds: float) 
     """Push and pull one payload by every peer, in rounds.
 
     Args:
-        seconds: that each peer is measured for at most. Three rounds are measured in any case,
-            but of a peer whose warm-up took longer than that only the warm-up.
+        seconds: that each peer is measured for at most, but for three rounds in any case.
     """
     value, shuffled = payload.make(), random.Random(0)  # noqa: S311 - an order, no secret
     size = nbytes(value)
@@ -75,7 +75,7 @@ async def side_by_side(peers: Sequence[Peer], payload: Payload, seconds: float) 
         for timing in list(running):
             await asyncio.sleep(SETTLE)
             try:
-                await _round(timing, value, seconds, warm_up=number == 0)
+                await _round(timing, value, warm_up=number == 0)
             except Exception as error:  # noqa: BLE001 - of any library: it is left out
                 timing.left_out = _told(error)
             if timing.left_out or (number == 0 and timing.push):
@@ -86,7 +86,7 @@ async def side_by_side(peers: Sequence[Peer], payload: Payload, seconds: float) 
     return timings
 
 
-async def _round(timing: Timing, value: Any, seconds: float, *, warm_up: bool) -> None:
+async def _round(timing: Timing, value: Any, *, warm_up: bool) -> None:
     peer, payload = timing.peer, timing.payload
     collecting = gc.isenabled()
     gc.disable()
@@ -99,7 +99,7 @@ async def _round(timing: Timing, value: Any, seconds: float, *, warm_up: bool) -
     finally:
         if collecting:
             gc.enable()
-    counts = not warm_up or pulled - started > seconds
+    counts = not warm_up or pulled - started > PATIENCE
     if counts:
         timing.push.append(pushed - started)
         timing.pull.append(pulled - pushed)
