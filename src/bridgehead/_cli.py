@@ -1,4 +1,4 @@
-"""The command line: ``bridgehead demo``.
+"""The command line: ``bridgehead demo`` and ``bridgehead bench``.
 
 Rule: a face. Arguments in, tables and sentences out; what a command does lives in a file of its
 own. click and rich are an extra, so without them there is one sentence and exit code 2, and a
@@ -8,9 +8,10 @@ own. click and rich are an extra, so without them there is one sentence and exit
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 import textwrap
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -29,6 +30,8 @@ else:
     _missing = None
 
 if TYPE_CHECKING:
+    from bridgehead._bench.session import Figure
+    from bridgehead._bench.session import Report as Measured
     from bridgehead._demo import Report
 
 T = TypeVar("T")
@@ -69,6 +72,43 @@ def commands() -> click.Group:
         ended, and nothing is left behind.
         """
         _demo(file)
+
+    @bridgehead.command()
+    @click.option("--existing", metavar="FILE", help="Measure this running kernel.")
+    @click.option("--payloads", metavar="NAMES", help="Only these, e.g. int,np1m.")
+    @click.option("--large", is_flag=True, help="An array of 1 GB, too.")
+    @click.option(
+        "--seconds",
+        type=click.FloatRange(min=0),
+        default=1.0,
+        show_default=True,
+        help="Measure each way with each object for so long; three rounds at least.",
+    )
+    @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+    @click.option(
+        "--plot",
+        metavar="FILE.png",
+        type=click.Path(path_type=Path, dir_okay=False),
+        help="Draw the figures into a file (needs matplotlib).",
+    )
+    def bench(
+        existing: str | None,
+        payloads: str | None,
+        large: bool,
+        seconds: float,
+        as_json: bool,
+        plot: Path | None,
+    ) -> None:
+        """Measure push and pull on this machine.
+
+        Launches a kernel for each lane (or takes a running one), and sends objects there and
+        back: an int, dicts, arrays, a DataFrame. Beside them, in the same rounds, it measures
+        a copy in memory, pickling, raw ZeroMQ, and the round trip of an empty cell. Shows
+        medians. The kernels are ended; of a running one, nothing is left in it.
+
+        Objects for --payloads: int, dict1k, dict10k, list1m, np1m, df, np100m, np1g.
+        """
+        _bench(existing, payloads, large, seconds, as_json, plot)
 
     return bridgehead
 
@@ -173,6 +213,112 @@ def _seen(report: Report) -> str:
     )
 
 
+# ---------------------------------------------------------------- bench
+
+
+def _bench(
+    existing: str | None,
+    names: str | None,
+    large: bool,
+    seconds: float,
+    as_json: bool,
+    plot: Path | None,
+) -> None:
+    from bridgehead._bench import session
+
+    wanted = names.split(",") if names else list(session.USUAL)
+    try:
+        payloads, left_out = session.chosen([*wanted, session.LARGE] if large else wanted)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    if not payloads:
+        _fail("; ".join(f"{title}: {why}" for title, why in left_out.items()))
+    if plot is not None:
+        _check_plot(plot)
+    with _console(stderr=True).status("a benchmark begins") as status:
+        work = session.measure(
+            payloads, left_out, existing=existing, seconds=seconds, told=status.update
+        )
+        report = _finish(work)
+    if as_json:
+        click.echo(json.dumps(report.as_dict(), indent=1))
+    else:
+        _draw_bench(_console(), report)
+    if plot is not None:
+        from bridgehead._bench.plot import draw
+
+        try:
+            draw(report, plot)
+        except OSError as error:
+            _fail(f"{plot} can't be written: {error.strerror or error}")
+    if not any(row.lane and row.rounds for row in report.figures):
+        _fail("nothing crossed")
+
+
+def _check_plot(file: Path) -> None:
+    """Told before anything is measured: it takes a while."""
+    try:
+        from bridgehead._bench import plot
+    except ModuleNotFoundError as error:
+        _not_installed(str(error.name), "--plot", "bench")
+    if file.suffix.lstrip(".").lower() not in plot.formats():
+        _fail(f"{file} can't be drawn: its name ends in none of {', '.join(plot.formats())}")
+    if not file.absolute().parent.is_dir():
+        _fail(f"{file} can't be written: there is no folder {file.absolute().parent}")
+
+
+def _draw_bench(console: Console, report: Measured) -> None:
+    _say(console, f"{report.machine}. {report.kernel}. {report.date}.")
+    table = _table()
+    for column in ("object", "bytes", "way", "push ms", "pull ms", "push/zmq", "pull/zmq"):
+        table.add_column(
+            column, justify="left" if column in ("object", "way") else "right", no_wrap=True
+        )
+    for payload in dict.fromkeys(row.payload for row in report.figures):
+        rows = [row for row in report.figures if row.payload == payload and row.rounds]
+        zmq = next((row for row in rows if row.peer == "zmq tcp"), None)
+        for row in rows:
+            first = row is rows[0]
+            table.add_row(
+                row.title if first else "",
+                f"{row.bytes:,}" if first else "",
+                row.peer,
+                _ms(row.push_ms),
+                _ms(row.pull_ms),
+                _times(row.push_ms, zmq.push_ms if zmq else None),
+                _times(row.pull_ms, zmq.pull_ms if zmq else None),
+                style="bold" if row.lane else "",
+                end_section=console.is_terminal and row is rows[-1],
+            )
+    _print_table(console, "medians, and how many times those of raw ZeroMQ they are", table)
+    _say(
+        console,
+        "Each way took its turn in every round, so the ratios are worth more than the times. "
+        "buffers, inline, direct: bridgehead's lanes. memcpy: a copy into memory that is there. "
+        "pickle: dumps and loads in one process. zmq tcp: two ZeroMQ sockets, pickle 5 with "
+        "buffers, and nothing else. empty cell: one execute_request that carries nothing.",
+    )
+    for what, why in {**report.left_out, **_left_out(report.figures)}.items():
+        _print_wrapped(console, f"Left out: {what}: {why}")
+
+
+def _left_out(figures: Sequence[Figure]) -> dict[str, str]:
+    """What a user would look for in vain: a lane, and what they are compared with."""
+    return {
+        f"{row.title} by {row.peer}": row.left_out
+        for row in figures
+        if row.left_out and row.peer not in ("memcpy", "pickle")
+    }
+
+
+def _ms(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _times(value: float | None, reference: float | None) -> str:
+    return f"{value / reference:.2f}" if value is not None and reference else ""
+
+
 # ---------------------------------------------------------------- for every command
 
 
@@ -196,10 +342,10 @@ def _fail(message: str) -> NoReturn:
     raise SystemExit(1)
 
 
-def _not_installed(module: str) -> NoReturn:
+def _not_installed(module: str, what: str = "the command line", extra: str = "all") -> NoReturn:
     sys.stderr.write(
-        f"bridgehead: the command line needs {module}, which is not installed; "
-        "pip install 'bridgehead[all]'\n"
+        f"bridgehead: {what} needs {module}, which is not installed; "
+        f"pip install 'bridgehead[{extra}]'\n"
     )
     raise SystemExit(2)
 

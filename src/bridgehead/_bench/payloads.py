@@ -1,0 +1,116 @@
+"""What is sent: objects of known kinds and sizes, by name.
+
+Rule: the same objects on every machine (seeds are fixed); no library is imported before a
+payload that needs it is made.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+ROWS = 1_000_000  # of the DataFrame: 11 columns, about 90 MB
+
+
+@dataclass(frozen=True, slots=True)
+class Payload:
+    """One object to send.
+
+    Attributes:
+        name: what a command line calls it.
+        title: what a table calls it.
+        make: makes the object.
+        rounds: repetitions that are worth it, however much time there is.
+        needs: modules that both sides must have.
+        about: bytes, roughly; the true number is ``nbytes`` of the object.
+    """
+
+    name: str
+    title: str
+    make: Callable[[], Any]
+    rounds: int
+    about: int
+    needs: tuple[str, ...] = ()
+
+    @property
+    def is_array(self) -> bool:
+        return self.needs == ("numpy",)
+
+    def missing(self) -> list[str]:
+        """The modules that are not installed here."""
+        return [module for module in self.needs if find_spec(module) is None]
+
+    def same(self, sent: Any, arrived: Any) -> bool:
+        """Whether what arrived is equal to what was sent, to the last element."""
+        if type(sent) is not type(arrived):
+            return False
+        if self.is_array:
+            import numpy
+
+            return sent.dtype == arrived.dtype and numpy.array_equal(sent, arrived)
+        return bool(sent.equals(arrived) if "pandas" in self.needs else sent == arrived)
+
+
+def nbytes(value: Any) -> int:
+    """The bytes of an object's pickle and of the buffers beside it."""
+    head, *buffers = frames(value)
+    return len(head) + sum(map(len, buffers))
+
+
+def frames(value: Any) -> list[bytes | memoryview]:
+    """An object's pickle, and the buffers beside it as they lie in memory."""
+    buffers: list[pickle.PickleBuffer] = []
+    head = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
+    return [head, *(buffer.raw() for buffer in buffers)]
+
+
+def _array(megabytes: int) -> Callable[[], Any]:
+    def make() -> Any:
+        import numpy
+
+        return numpy.random.default_rng(1).standard_normal(megabytes * 125_000)
+
+    return make
+
+
+def _table() -> Any:
+    """Floats, integers, text, categories and dates, as pandas stores them by default."""
+    import numpy
+    import pandas
+
+    random = numpy.random.default_rng(0)
+    columns: dict[str, Any] = {f"f{i}": random.standard_normal(ROWS) for i in range(7)}
+    columns["i"] = random.integers(0, 1 << 40, ROWS)
+    columns["s"] = [f"id_{number}" for number in random.integers(0, 10**7, ROWS).tolist()]
+    columns["c"] = pandas.Categorical.from_codes(
+        random.integers(0, 20, ROWS).astype("int8"), [f"cat{i}" for i in range(20)]
+    )
+    columns["t"] = pandas.date_range("2020-01-01", periods=ROWS, freq="s")
+    return pandas.DataFrame(columns)
+
+
+def _words() -> Any:
+    return {f"key{i:02d}": f"{i:020d}" for i in range(32)}  # no two alike: pickle would send one
+
+
+def _records() -> Any:
+    return {f"key_{i}": [i, i + 0.5, str(i)] for i in range(10_000)}
+
+
+_NUMPY = ("numpy",)
+PAYLOADS: Mapping[str, Payload] = {
+    payload.name: payload
+    for payload in (
+        Payload("int", "int", lambda: 1, 200, 5),
+        Payload("dict1k", "dict, 1 kB", _words, 200, 1_000),
+        Payload("dict10k", "dict of 10,000", _records, 25, 360_000),
+        Payload("list1m", "list of 1,000,000", lambda: list(range(10**6)), 10, 5_000_000),
+        Payload("np1m", "numpy 1 MB", _array(1), 100, 10**6, _NUMPY),
+        Payload("df", "DataFrame 90 MB", _table, 7, 91 * 10**6, ("numpy", "pandas")),
+        Payload("np100m", "numpy 100 MB", _array(100), 15, 10**8, _NUMPY),
+        Payload("np1g", "numpy 1 GB", _array(1000), 4, 10**9, _NUMPY),
+    )
+}

@@ -1,0 +1,81 @@
+"""bridgehead beside its peers, measured in one run; from the checkout's root:
+
+    python -m tests.bench transfers                 # push and pull, every peer, every payload
+    python -m tests.bench transfers --peers memcpy,zmq,ray,bridgehead:auto --payloads int,np100m
+    python -m tests.bench first                     # the first transfer in a bridge's life
+    python -m tests.bench fan-out                   # one object to four kernels, and its memory
+    python -m tests.bench busy                      # now=True while the kernel spins
+    python -m tests.bench memory                    # peaks of both processes, 1 GB
+    python -m tests.bench import                    # over jupyter_client's
+    python -m tests.bench opening                   # in round trips of an empty cell
+    python -m tests.bench all --json figures.json
+
+Rule: no test. Each scenario is a file that gives figures; what they are held against is in
+``targets``, how they look in ``table``. ``pip install '.[bench,peers]'`` brings the peers; one
+that isn't there is told and left out. Quote ratios, never single times.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from bridgehead._bench.payloads import PAYLOADS
+from bridgehead._bench.session import machine, versions
+from tests.bench import busy, fan_out, first, imports, memory, opening, table, transfers
+from tests.bench.targets import Reached
+
+Scenario = Callable[[argparse.Namespace], Awaitable[list[Reached]]]
+SCENARIOS: dict[str, Scenario] = {
+    "transfers": transfers.measure,
+    "first": first.measure,
+    "fan-out": fan_out.measure,
+    "busy": busy.measure,
+    "memory": memory.measure,
+    "import": imports.measure,
+    "opening": opening.measure,
+}
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.bench",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("scenario", choices=[*SCENARIOS, "all"])
+    parser.add_argument("--lane", default="auto", help="of the scenarios other than transfers")
+    parser.add_argument("--peers", default=transfers.PEERS, help="of transfers: %(default)s")
+    parser.add_argument("--payloads", default=",".join(PAYLOADS), help="of transfers: %(default)s")
+    parser.add_argument(
+        "--seconds", type=float, default=10.0, help="for each peer and payload of transfers"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    return parser.parse_args()
+
+
+def main() -> None:
+    wanted = arguments()
+    told: dict[str, Any] = {
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "machine": machine(),
+        "versions": versions(),
+    }
+    print(f"{told['date']}, {told['machine']}", flush=True)
+    for name, scenario in SCENARIOS.items():
+        if wanted.scenario in (name, "all"):
+            print(f"\n== {name}", flush=True)
+            figures = asyncio.run(scenario(wanted))
+            table.show(figures)
+            told[name] = [figure.as_dict() for figure in figures]
+    if wanted.json:
+        wanted.json.write_text(json.dumps(told, indent=1))
+
+
+if __name__ == "__main__":
+    main()

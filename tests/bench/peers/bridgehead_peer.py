@@ -1,0 +1,12 @@
+"""bridgehead, a kernel of its own. Argument: the lane, else ``auto``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bridgehead import Bridge
+from bridgehead._bench.peers import LanePeer
+
+
+def make(lane: Any = "auto") -> LanePeer:
+    return LanePeer(lane, Bridge.launch(lane=lane))

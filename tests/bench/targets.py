@@ -1,0 +1,90 @@
+"""What is to be reached, in one place.
+
+Rule: a figure is named once, here or where it is measured, by the same words; one without a
+target is shown without one. The ratios are of medians taken side by side in one run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Target:
+    """At most so much; the goal is beyond what is asked for."""
+
+    most: float
+    goal: float | None = None
+
+
+def _both(what: str, most: float, goal: float | None = None) -> dict[str, Target]:
+    """Of push and pull alike; ``what`` is ``payload, lane / reference``."""
+    payload, _, rest = what.partition(", ")
+    return {f"{payload} {way}, {rest}": Target(most, goal) for way in ("push", "pull")}
+
+
+TARGETS: dict[str, Target] = {
+    **_both("int, auto / ipyparallel", 0.1),
+    **_both("int, auto / execute", 0.1),
+    **_both("int, auto / zmq tcp", 1.0, 0.6),
+    **_both("dict1k, auto / ipyparallel", 0.1),
+    **_both("dict1k, auto / execute", 0.1),
+    **_both("dict1k, auto / zmq tcp", 1.0, 0.6),
+    **_both("dict10k, auto / pickle", 1.15),
+    **_both("list1m, auto / pickle", 1.15),
+    **_both("np1m, auto / zmq tcp", 0.7),
+    **_both("np100m, auto / memcpy", 1.5, 1.3),
+    **_both("np100m, auto / ray", 1.0),
+    **_both("np100m, buffers / zmq tcp", 1.15),
+    **_both("np1g, auto / memcpy", 1.6),
+    **_both("df, auto / zmq tcp", 0.5),
+    **_both("df, auto / ray", 1.2),
+    **_both("np100m first, auto / zmq tcp", 0.6),
+    "np100m to 4 kernels / to one": Target(2.0),
+    "np100m in 4 kernels, memory / payload": Target(1.5),  # once, and what a pool keeps
+    "now=True while busy, one operation": Target(25),
+    "push 1 GB, near peak": Target(1100),  # the payload and 100 MB beyond the object itself
+    "push 1 GB, far peak": Target(1100),
+    "import bridgehead / jupyter_client": Target(1.3),
+    "first opening / empty cell": Target(3),
+    "later opening / empty cell": Target(3),
+}
+
+
+@dataclass(frozen=True)
+class Reached:
+    """One figure.
+
+    Attributes:
+        what: its name, as in ``TARGETS``.
+        value: in ``unit``; a ratio has none.
+        unit: ``"ms"``, ``"MB"`` or none.
+        detail: what it was made of, for people.
+    """
+
+    what: str
+    value: float
+    unit: str = ""
+    detail: str = ""
+
+    @property
+    def target(self) -> Target | None:
+        return TARGETS.get(self.what)
+
+    @property
+    def met(self) -> bool | None:
+        return None if self.target is None else self.value <= self.target.most
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        target = self.target
+        return {
+            "what": self.what,
+            "value": self.value,
+            "unit": self.unit,
+            "detail": self.detail,
+            "target": target.most if target else None,
+            "goal": target.goal if target else None,
+            "met": self.met,
+        }
