@@ -15,7 +15,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 from bridgehead import _protocol, _wire
-from bridgehead._errors import BridgeError, KernelRestarted, ProtocolError, ReplyLost
+from bridgehead._errors import (
+    BridgeError,
+    KernelRestarted,
+    ProtocolError,
+    RemoteError,
+    ReplyLost,
+)
 from bridgehead._lanes import Lane, Request
 from bridgehead._lanes.link import Answer, Link, LinkLost
 from bridgehead._protocol import Buffer, Header, Opened
@@ -137,17 +143,24 @@ class DirectLane(Lane):
         return opened.told, frames
 
     async def strike(self, epoch: str) -> None:
-        """Interrupt what the thread is at; leave it if it does not answer even then."""
+        """Interrupt what the thread is at.
+
+        A call into C does not hear it before it returns. It is left to itself, and to the
+        interrupt that waits for it: nothing that it was asked takes effect any more.
+        """
         algorithm = self.transport.digest
         header = _protocol.header(
             "strike", (), epoch=epoch, algorithm=algorithm, server=self.server
         )
-        request = Request(header, ())
+        request, struck = Request(header, ()), False
         with contextlib.suppress(BridgeError, TimeoutError):
             async with asyncio.timeout(PATIENCE):
                 await self.messages.rest(request, await self.messages.carry(request))
+                struck = True
                 await self.link.drained()
         if self.link.at_work:
+            if struck:
+                self.link.tell(lambda: RemoteError("KeyboardInterrupt", "in a call into C"))
             self.link.close()
 
     async def leave(self) -> None:
