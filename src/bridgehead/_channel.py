@@ -4,9 +4,9 @@ Rule: standard library only, Python 3.8 and later; the same on both sides, shipp
 ``_loader.py``. It knows bytes, file descriptors and leases of segments, and nothing of what a
 message means; whether the socket blocks is for those above to say.
 
-A message is a prefix, numbers of segments, the header as JSON, and either its frames or the
-number of the segment that they are in. The first that names a segment brings its file. Which
-segments the receiver does not use any more, and which the sender has given back, goes along.
+A message is a prefix, some numbers, the header as JSON, and either its frames or the number of
+the segment that they are in. The first that names a segment brings its file. Which segments the
+receiver does not use any more, and which the sender has given back, goes along.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import socket
 from array import array
 from collections import deque
-from json import dumps, loads
+from json import JSONDecoder, dumps
 from struct import Struct
 from typing import Any, Deque, Sequence, Tuple
 from weakref import WeakSet
@@ -24,8 +24,9 @@ if __name__ == "bridgehead._channel":  # shipped, it shares a module with these
     from bridgehead._segments import Maps, Pool, Segment
     from bridgehead._wire import Broken, Header, allocate
 
-# serial, bytes of header, bytes of frames, segment, its capacity, released, given back, flags
-_PREFIX = Struct("<QIQQQIIB")
+# serial, bytes of header, bytes of frames, segment, its capacity, and how many numbers follow:
+# of segments released, of segments given back, of sizes of frames; flags
+_PREFIX = Struct("<QIQQQIIIB")
 _HAS_FILE, _PRIVATE = 1, 2
 _SPACE = socket.CMSG_SPACE(16) if hasattr(socket, "CMSG_SPACE") else 0
 # As plain numbers: an enum's & is Python code.
@@ -36,6 +37,7 @@ MOST = 1 << 28  # bytes of a message; frames of more than 64 KiB go elsewhere
 SECRET = 32  # bytes that either end shows the other
 UCRED = Struct("iII")  # pid, uid, gid of SO_PEERCRED
 
+_decode = JSONDecoder().raw_decode
 Message = Tuple[int, Any, Any]  # serial, header, frames; None instead of frames not to be had
 
 
@@ -73,13 +75,17 @@ class Channel:
     def pack(
         self,
         serial: int,
-        header: Header | None,
+        header: Header,
+        sizes: Sequence[int] = (),
         frames: Sequence[Any] = (),
         segment: Segment | None = None,
     ) -> tuple[list[Any], list[int]]:
-        """The parts of a message, and the files to go with it; a segment has been lent."""
+        """The parts of a message, and the files to go with it; a segment has been lent.
+
+        ``sizes`` are those of the frames, also where these go in a segment, or not at all.
+        """
         released, gone = _emptied(self.maps.released), _emptied(self._gone)
-        text = b"" if header is None else dumps(header).encode()
+        text = dumps(header).encode() if header else b""
         number = capacity = flags = 0
         files: list[int] = []
         if segment is not None:
@@ -90,12 +96,13 @@ class Channel:
                 segment.holders.append(self)
                 files.append(segment.file)
                 flags |= _HAS_FILE
-        body = sum(len(frame) for frame in frames)
+        body = sum(sizes) if frames else 0
         prefix = _PREFIX.pack(
-            *(serial, len(text), body, number, capacity, len(released), len(gone), flags)
+            serial, len(text), body, number, capacity, len(released), len(gone), len(sizes), flags
         )
-        numbers = array("q", released + gone).tobytes() if released or gone else b""
-        return [prefix + numbers + text, *frames], files
+        if released or gone or sizes:
+            prefix += array("q", [*released, *gone, *sizes]).tobytes()
+        return [prefix + text, *frames], files
 
     @property
     def has_news(self) -> bool:
@@ -120,31 +127,31 @@ class Channel:
         read = self._read
         if len(read) < _PREFIX.size:
             return None
-        serial, text, body, number, capacity, released, gone, flags = _PREFIX.unpack_from(read)
-        at = _PREFIX.size
-        end = at + 8 * (released + gone) + text + body
+        prefix = _PREFIX.unpack_from(read)
+        serial, text, body, number, capacity, released, gone, framed, flags = prefix
+        begin = at = _PREFIX.size
+        at += 8 * (released + gone + framed)
+        end = at + text + body
         if end > MOST:
             raise Broken("protocol", "a message of %d bytes" % end)
         if len(read) < end:
             return None
-        if released or gone:
-            numbers = array("q", bytes(read[at : at + 8 * (released + gone)]))
-            at += 8 * (released + gone)
-            self._noted(numbers[:released], numbers[released:])
-        try:
-            header = loads(read[at : at + text]) if text else None
-        except (ValueError, RecursionError) as error:
-            raise Broken("protocol", "a header that is no JSON: %s" % error) from None
-        at += text
-        frames: Any = []
-        sizes = header.get("sizes") if type(header) is dict else None
+        sizes: list[int] = []
+        if at > begin:
+            numbers = array("q", bytes(read[begin:at])).tolist()
+            sizes = numbers[released + gone :]
+            if released or gone:
+                self._noted(numbers[:released], numbers[released : released + gone])
+        header = _object(read[at : at + text]) if text else {}
         if flags & _HAS_FILE:
             self._map(number, capacity, bool(flags & _PRIVATE))
+        frames: Any = []
         if number:
             frames = self._leased(number, sizes)
         elif body or (sizes and not any(sizes)):
-            frames = _split(memoryview(read)[at:end], sizes)
+            frames = _split(read, at + text, body, sizes)
         del read[:end]
+        header["sizes"] = sizes
         return serial, header, frames
 
     def _noted(self, released: Sequence[int], gone: Sequence[int]) -> None:
@@ -164,7 +171,7 @@ class Channel:
         except (OSError, ValueError, OverflowError):  # whoever waits for it is told
             pass
 
-    def _leased(self, number: int, sizes: Any) -> list[memoryview] | None:
+    def _leased(self, number: int, sizes: list[int]) -> list[memoryview] | None:
         if number not in self.maps.known:
             return None
         try:
@@ -194,19 +201,26 @@ def _emptied(numbers: Deque[int]) -> list[int]:
     return [numbers.popleft() for _ in range(len(numbers))]  # others may add to it meanwhile
 
 
-def _split(body: memoryview, sizes: Any) -> list[memoryview]:
+def _object(text: bytearray) -> Header:
+    try:
+        header, _ = _decode(text.decode())
+    except (ValueError, RecursionError) as error:
+        raise Broken("protocol", "a header that is no JSON: %s" % error) from None
+    if type(header) is not dict:
+        raise Broken("protocol", "a header that is no object")
+    return header
+
+
+def _split(read: bytearray, at: int, nbytes: int, sizes: list[int]) -> list[memoryview]:
     """Frames out of a message, in memory of their own, writable and aligned."""
-    if type(sizes) is not list or any(type(size) is not int or size < 0 for size in sizes):
-        raise Broken("protocol", "frames without sizes")
-    if sum(sizes) != body.nbytes:
-        raise Broken("protocol", "%d bytes of frames instead of %d" % (body.nbytes, sum(sizes)))
-    frames, at = [], 0
+    if min(sizes, default=0) < 0 or sum(sizes) != nbytes:
+        raise Broken("protocol", "%d bytes of frames do not fit their sizes" % nbytes)
+    frames = []
     for size in sizes:
         frame = allocate(size)
-        frame[:] = body[at : at + size]
+        frame[:] = read[at : at + size]
         frames.append(frame)
         at += size
-    body.release()
     return frames
 
 

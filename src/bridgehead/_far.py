@@ -44,6 +44,8 @@ if __name__ == "bridgehead._far":  # shipped, it shares a module with these
         decode,
         digest,
         encode,
+        encode_light,
+        is_light,
     )
 
 UNFINISHED = 4 << 30  # bytes of unfinished transfers, beyond which the oldest are dropped
@@ -324,6 +326,12 @@ class Far:
                 raise TooLarge(total)
             return frames
         try:
+            if is_light(value):
+                frames = encode_light(value)
+                total = sum(frame.nbytes for frame in frames)
+                if limit is not None and total > limit:
+                    raise TooLarge(total)
+                return frames
             frames, carries_code = encode(value, limit=limit)
             if carries_code and header.get("python") != list(sys.version_info[:2]):
                 raise CodeRefused(

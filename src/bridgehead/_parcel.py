@@ -70,26 +70,7 @@ class Content:
 
         Few plain objects, and nothing that runs code of the user's.
         """
-        if self.by_value or _turns.alone:
-            return False
-        left, budget = [self.values], 2000
-        while left:
-            budget -= 1
-            item = left.pop()
-            kind = type(item)
-            if kind in _CONTAINERS:
-                budget -= len(item)
-                if budget > 0:
-                    left += item if kind is not dict else (*item, *item.values())
-            elif kind in _TEXTS:
-                budget -= len(item) >> 10
-            elif (kind.__module__, kind.__name__) == ("numpy", "ndarray"):
-                budget -= 2000 if item.dtype.hasobject else item.nbytes >> 10
-            elif kind not in _SCALARS:
-                return False
-            if budget < 0:
-                return False
-        return True
+        return not self.by_value and _wire.is_light(self.values)
 
     def pack(self, algorithm: str) -> tuple[Parcel, str]:
         """The parcel and its digest; in any thread, where an event loop's gets its turns."""
@@ -104,11 +85,6 @@ class Content:
                 self.values, self.parts, by_value=self.by_value, refs=self.refs, limit=self.limit
             )
         return parcel, _wire.digest(algorithm, parcel.frames)
-
-
-_SCALARS = frozenset({int, float, complex, bool, type(None)})
-_TEXTS = frozenset({str, bytes, bytearray})
-_CONTAINERS = frozenset({list, tuple, dict, set, frozenset})
 
 
 class _Turns:

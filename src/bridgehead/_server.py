@@ -32,6 +32,7 @@ class Server:
         self.far, self.channel, self.name, self.welcome = far, channel, name, welcome
         self.last: tuple[str, Segment] | None = None  # answered in shared memory
         self.at_work = False
+        self.common: Header = {}  # what is the same in all headers, and not sent
         self.thread = Thread(name="bridgehead-direct", target=self.run, daemon=True)
 
     # ------------------------------------------------------------ the thread
@@ -59,7 +60,7 @@ class Server:
         except (BlockingIOError, InterruptedError):
             channel.pool.trim()
             if channel.has_news:
-                self._send(0, None)
+                self._send(0, {})
         while True:
             message = channel.next()
             if message is None:
@@ -79,7 +80,8 @@ class Server:
             wait = pack("ll", int(seconds), int(seconds % 1 * 1e6))
             self.channel.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, wait)
 
-    def _answer(self, serial: int, header: Header, frames: Any) -> None:
+    def _answer(self, serial: int, asked: Header, frames: Any) -> None:
+        header = {**self.common, **asked}
         if frames is None:
             self._send(serial, {"unmapped": True})
         elif header.get("op") == "unmapped":
@@ -105,13 +107,12 @@ class Server:
             raising(ctypes.c_ulong(self.thread.ident or 0), ctypes.py_object(KeyboardInterrupt))
 
     def _send(
-        self,
-        serial: int,
-        header: Header | None,
-        frames: Sequence[Any] = (),
-        segment: Segment | None = None,
+        self, serial: int, answer: Header, frames: Sequence[Any] = (), segment: Any = None
     ) -> None:
-        parts, files = self.channel.pack(serial, header, frames, segment)
+        sizes = answer.pop("sizes", ())
+        if answer.get("digest") == "none:":  # which goes without saying
+            del answer["digest"]
+        parts, files = self.channel.pack(serial, answer, sizes, frames, segment)
         send_all(self.channel.socket, parts, files)
 
     # ------------------------------------------------------------ answers in shared memory
@@ -175,6 +176,7 @@ def join(far: Any, offer: Header) -> str:
         sock.setblocking(True)
         channel = Channel(sock, Pool(float(offer["share"])))
         server = Server(far, channel, offer["name"], secret[SECRET:])
+        server.common = {**offer["common"], "epoch": far.epoch}
         server.wait_at_most(5 * KNOCK)
         _start(server.thread)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:

@@ -410,8 +410,37 @@ def encode(value: Any, refs: Any = None, limit: int | None = None) -> tuple[list
     return frames, pickler.carries_code
 
 
+_SCALARS = frozenset([int, float, complex, bool, type(None)])
+_TEXTS = frozenset([str, bytes, bytearray])
+_CONTAINERS = frozenset([list, tuple, dict, set, frozenset])
+
+
+def is_light(value: Any) -> bool:
+    """Whether it is few plain objects or a small array: no code of a user's runs to pickle it,
+    and no time passes that would be worth a thread.
+    """
+    left, budget = [value], 2000
+    while left:
+        budget -= 1
+        item = left.pop()
+        kind = type(item)
+        if kind in _CONTAINERS:
+            budget -= len(item)
+            if budget > 0:
+                left += item if kind is not dict else (*item, *item.values())
+        elif kind in _TEXTS:
+            budget -= len(item) >> 10
+        elif (kind.__module__, kind.__name__) == ("numpy", "ndarray"):
+            budget -= 2000 if item.dtype.hasobject else item.nbytes >> 10
+        elif kind not in _SCALARS:
+            return False
+        if budget < 0:
+            return False
+    return True
+
+
 def encode_light(value: Any) -> list[memoryview]:
-    """The same for plain containers, scalars, texts and arrays, which need no pickler of ours."""
+    """What ``encode`` gives, for what ``is_light``: it needs no pickler of ours."""
     frames = [memoryview(b"")]
 
     def keep(buffer: Any) -> bool:

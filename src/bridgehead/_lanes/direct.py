@@ -23,7 +23,7 @@ from bridgehead._errors import (
     ReplyLost,
 )
 from bridgehead._lanes import Lane, Request
-from bridgehead._lanes.link import Answer, Link, LinkLost
+from bridgehead._lanes.link import PIECE, Answer, Link, LinkLost
 from bridgehead._protocol import Buffer, Header, Opened
 from bridgehead._segments import Pool, Segment
 from bridgehead._transports import Transport
@@ -39,7 +39,7 @@ class DirectLane(Lane):
     """The kernel's process and ours on one machine, of one user."""
 
     name = "direct"
-    piece = 16 << 20  # bytes of small requests that cross together
+    piece = PIECE
 
     def __init__(
         self, transport: Transport, link: Link, messages: Lane, name: str, *, private: bool
@@ -201,6 +201,7 @@ class DirectLane(Lane):
 
     async def _opened(self, request: Request, answer: Answer) -> Opened:
         told, frames = answer
+        told.setdefault("digest", "none:")
         if frames is None:
             self._complain("shared memory cannot be mapped; large objects cross as messages")
             asked = {**request.header, "op": "unmapped", "sizes": told["sizes"]}

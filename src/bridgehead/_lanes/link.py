@@ -22,11 +22,22 @@ from typing import Any
 
 from bridgehead._channel import SECRET, Channel, peer
 from bridgehead._errors import BridgeError
-from bridgehead._protocol import Header
+from bridgehead._protocol import PYTHON, Header
 from bridgehead._segments import Pool, Segment, possible
-from bridgehead._wire import Broken
+from bridgehead._wire import PROTOCOL, Broken
 
+PIECE = 16 << 20  # bytes of small requests that cross together
 TICK = 1.0  # s between two looks at what can be given back, while there is anything
+# The same in the header of every request, or told otherwise: the server adds it.
+COMMON: Header = {
+    "protocol": PROTOCOL,
+    "python": PYTHON,
+    "digest": "none:",
+    "at": 0,
+    "piece": PIECE,
+    "epoch": "",
+    "sizes": [],
+}
 BACKLOG = 128  # who else knocks meanwhile must not keep the kernel out
 
 Answer = tuple[Header, list[memoryview] | None]  # None: frames that could not be mapped here
@@ -82,6 +93,7 @@ class Listener:
             "secret": self._secret.hex(),
             "name": self.name,
             "share": self._share,
+            "common": COMMON,
         }
 
     def accept(self) -> socket.socket | None:
@@ -148,7 +160,8 @@ class Link:
             return future
         serial = next(self._serials)
         self._waiting[serial] = future
-        self._send(serial, header, frames, segment)
+        short = {field: value for field, value in header.items() if field not in COMMON}
+        self._send(serial, short, header["sizes"], frames, segment)
         return future
 
     def tell(self, why: Callable[[], BridgeError]) -> None:
@@ -183,9 +196,14 @@ class Link:
     # ------------------------------------------------------------ the socket
 
     def _send(
-        self, serial: int, header: Header | None, frames: Sequence[Any], segment: Segment | None
+        self,
+        serial: int,
+        header: Header,
+        sizes: Sequence[int] = (),
+        frames: Sequence[Any] = (),
+        segment: Segment | None = None,
     ) -> None:
-        parts, files = self.channel.pack(serial, header, frames, segment)
+        parts, files = self.channel.pack(serial, header, sizes, frames, segment)
         data = memoryview(parts[0] if len(parts) == 1 else b"".join(parts))
         if not self._unsent:
             data, files = self._sent(data, files)
@@ -228,7 +246,7 @@ class Link:
                 if not self._waiting:
                     self._quiet.set()
                 if future is not None and not future.done():
-                    future.set_result((_object(header), frames))
+                    future.set_result((header, frames))
         except (BlockingIOError, InterruptedError):
             return
         except (OSError, Broken):
@@ -247,15 +265,9 @@ class Link:
         self._ticking = None
         self.pool.trim()
         if self.channel.has_news:
-            self._send(0, None, (), None)
+            self._send(0, {})
         elif self._has_memory:
             self._ticking = self._loop.call_later(TICK, self._tick)
-
-
-def _object(header: Any) -> Header:
-    if type(header) is not dict:
-        raise Broken("protocol", "an answer that is no object")
-    return header
 
 
 def _lost() -> LinkLost:
