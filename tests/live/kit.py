@@ -29,6 +29,7 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 from bridgehead import Bridge
 
 LANES: list[Any] = ["direct", "buffers", "inline"]
+MESSAGES: list[Any] = ["buffers", "inline"]  # those whose frames are in messages
 Parts = list[bytes]
 DELIMITER, SIGNATURE, HEADER, PARENT, METADATA, CONTENT, BUFFERS = range(7)
 

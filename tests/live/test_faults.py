@@ -47,6 +47,7 @@ from kit import (
     CONTENT,
     HEADER,
     LANES,
+    MESSAGES,
     PARENT,
     Other,
     Parts,
@@ -1376,7 +1377,8 @@ del session, count, serialize
 @pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
 async def test_bad_frame_hurts_one_request_at_most(kernel_name: str, how: str) -> None:
     """D10. One reply that cannot be verified or read: that request is told, no other one hurt."""
-    async with Bridge.launch(kernel_name) as bridge, other(bridge) as somebody:
+    launched = Bridge.launch(kernel_name, lane="buffers")
+    async with launched as bridge, other(bridge) as somebody:
         assert (await somebody.execute(DAMAGED[how]))["status"] == "ok"
         async with told_within(1):
             with pytest.raises(ReplyLost):
@@ -1635,7 +1637,7 @@ async def test_truncated_base64_is_refused(kernel: Bridge, tmp_path: Path, how: 
         assert await bridge.pull("values") == values
 
 
-@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("lane", MESSAGES)
 async def test_what_changes_during_a_push_is_never_torn(
     kernel: Bridge, tmp_path: Path, lane: Any
 ) -> None:
@@ -2250,7 +2252,7 @@ async def replay(bridge: Bridge, frames: list[Parts]) -> None:
             await socket.recv_multipart()
 
 
-@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("lane", MESSAGES)
 async def test_recorded_messages_do_nothing_when_they_come_again(
     kernel: Bridge, tmp_path: Path, lane: Any
 ) -> None:
@@ -2332,7 +2334,7 @@ async def test_a_reply_of_any_shape_hurts_one_call_at_most(
     kernel: Bridge, tmp_path: Path, shape: str
 ) -> None:
     """I7. The kernel answers with something else: a BridgeError, and the bridge goes on."""
-    async with wired(kernel, tmp_path) as (bridge, wire):
+    async with wired(kernel, tmp_path, lane="buffers") as (bridge, wire):
         await bridge.push(x=1)
 
         def once(parts: Parts) -> list[Parts]:
@@ -2352,7 +2354,7 @@ async def test_a_reply_of_any_shape_hurts_one_call_at_most(
 @pytest.mark.parametrize("spoof", ["bridgehead_data", "bridgehead_news", "stream", ""])
 async def test_a_reply_of_another_type(kernel: Bridge, tmp_path: Path, spoof: str) -> None:
     """I7. The reply says that it is something else: the call is told, and the bridge goes on."""
-    async with wired(kernel, tmp_path) as (bridge, wire):
+    async with wired(kernel, tmp_path, lane="buffers") as (bridge, wire):
         await bridge.push(x=1)
 
         def once(parts: Parts) -> list[Parts]:
