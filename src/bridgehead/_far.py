@@ -111,11 +111,13 @@ class Far:
                 self.outboxes.pop(header["id"], None)
                 return {}, []
             inbox = self.inboxes.pop(header["id"], None) or Inbox(header["sizes"])
-            inbox.write(header["at"], parts)
+            if inbox.sizes != header["sizes"]:
+                raise Broken("integrity", "the pieces are not of one request")
+            inbox.write(header["at"], parts, header["digest"])
             if operation == "piece":
                 self.inboxes[header["id"]] = inbox
                 return {}, []
-            frames = inbox.take(header["digest"])
+            frames = inbox.take()
             self.once(header["id"])
             answer, out = self.handle(header, frames)
         except BaseException as error:
@@ -133,15 +135,15 @@ class Far:
     def answer(
         self, header: Header, answer: Header, frames: list[memoryview]
     ) -> tuple[Header, list[memoryview]]:
-        """Sign the answer's frames and cut off what fits into one message."""
+        """Cut off what fits into one message, and sign it."""
         sizes = [frame.nbytes for frame in frames]
         total, limit = sum(sizes), header["piece"]
-        algorithm = header["digest"].partition(":")[0]
-        answer.update(sizes=sizes, digest=digest(algorithm, frames))
-        if total <= limit:
-            return answer, frames
-        self.outboxes[header["id"]] = Outbox(frames, total)
-        return answer, list(cut(frames, 0, limit))
+        parts = frames
+        if total > limit:
+            self.outboxes[header["id"]] = Outbox(frames, total)
+            parts = list(cut(frames, 0, limit))
+        answer.update(sizes=sizes, digest=digest(header["digest"].partition(":")[0], parts))
+        return answer, parts
 
     def more(self, header: Header) -> tuple[Header, list[memoryview]]:
         """Another piece of an answer that was too long for one message."""
@@ -149,7 +151,8 @@ class Far:
         if outbox is None:
             raise Broken("integrity", "the rest of this answer is gone")
         outbox.touched = monotonic()
-        return {}, list(cut(outbox.frames, header["at"], header["at"] + header["piece"]))
+        parts = list(cut(outbox.frames, header["at"], header["at"] + header["piece"]))
+        return {"digest": digest(header["digest"].partition(":")[0], parts)}, parts
 
     def sweep(self) -> None:
         """Drop what a bridge that vanished left half-way: by age, and beyond a total."""

@@ -20,8 +20,7 @@ from bridgehead._errors import BridgeClosed, BridgeError, IntegrityError, Kernel
 from bridgehead._protocol import Buffer, Header, Inbox, Opened
 from bridgehead._transports import Transport
 
-OFF_LOOP = 1 << 20  # bytes; the digest of more is computed in a thread, the event loop goes on
-STEP = 1 << 18  # bytes copied at once: where memory is touched first, a MiB may take 8 ms
+OFF_LOOP = 1 << 20  # bytes; more is copied and checked in a thread, the event loop goes on
 AT_ONCE = 3  # pieces in flight: enough to hide the round trip; a fourth only took memory (measured)
 
 
@@ -51,7 +50,11 @@ class Request:
 
 
 class Lane(ABC):
-    """One way to carry frames over one transport."""
+    """One way to carry frames over one transport.
+
+    Attributes:
+        piece: bytes that one message carries at most, a multiple of the digest's leaf.
+    """
 
     name: ClassVar[str]
     piece: ClassVar[int]
@@ -86,9 +89,10 @@ class Lane(ABC):
             nonlocal done
             if self._left:  # or it would come after what told the loader to forget it
                 raise BridgeClosed("this bridge was closed")
-            part = {**header, "op": "piece", "at": at}
             told, _ = await self.cross(
-                part, list(_protocol.cut(frames, at, at + self.piece)), request.subshell
+                self._part(header, at, op="piece"),
+                list(_protocol.cut(frames, at, at + self.piece)),
+                request.subshell,
             )
             _protocol.raise_error(told, ())
             done += self.piece
@@ -97,9 +101,9 @@ class Lane(ABC):
         with self._kept(request):
             await _in_flight(piece(at) for at in range(0, last, self.piece))
             parts = list(_protocol.cut(frames, last, total))
-            told, back = await self.cross({**header, "at": last}, parts, request.subshell)
+            told, back = await self.cross(self._part(header, last), parts, request.subshell)
             inbox = _protocol.open_answer(told, request.limit)
-            await _take_in(inbox, 0, back)
+            await _take_in(told, inbox, 0, back)
             if inbox.received != min(inbox.total, self.piece):
                 raise ReplyLost(
                     f"the kernel's answer is damaged: {inbox.received} of its first "
@@ -126,7 +130,7 @@ class Lane(ABC):
         return answers
 
     async def rest(self, request: Request, opened: Opened) -> tuple[Header, list[memoryview]]:
-        """The answer as a whole, its digest checked; raises the error that it tells of.
+        """The answer as a whole, every piece of it checked; raises the error that it tells of.
 
         Raises:
             ReplyLost: what came back is not what was signed there.
@@ -136,10 +140,10 @@ class Lane(ABC):
 
         async def more(at: int) -> None:
             nonlocal done
-            asked = {**header, "op": "more", "sizes": [], "at": at, "piece": self.piece}
+            asked = self._part(header, at, op="more", sizes=[], piece=self.piece)
             got, parts = await self.cross(asked, (), request.subshell)
             _protocol.raise_error(got, ())
-            await _take_in(inbox, at, parts)
+            await _take_in(got, inbox, at, parts)
             if sum(memoryview(part).nbytes for part in parts) != min(self.piece, inbox.total - at):
                 raise ReplyLost(f"the kernel's answer is damaged: its piece at {at} is not whole")
             done = inbox.received
@@ -153,11 +157,7 @@ class Lane(ABC):
                     # It ran: not to be taken for a request that may be made again.
                     raise ReplyLost("the kernel lost the rest of its answer") from error
             self.forget(header)
-        check = _protocol.close_answer
-        if inbox.total > OFF_LOOP:
-            frames = await asyncio.to_thread(check, told, inbox)
-        else:
-            frames = check(told, inbox)
+        frames = _protocol.close_answer(inbox)
         _protocol.raise_error(told, frames, request.limit, trusted=request.trusted)
         return told, frames
 
@@ -167,8 +167,7 @@ class Lane(ABC):
 
         async def tell() -> None:
             with contextlib.suppress(BridgeError):  # then it goes by age, or with the kernel
-                asked = {**header, "op": "forget", "sizes": [], "at": 0}
-                await self.cross(asked, (), None)
+                await self.cross(self._part(header, 0, op="forget", sizes=[]), (), None)
 
         self.transport.spawn(tell())
 
@@ -178,6 +177,11 @@ class Lane(ABC):
         for header in list(self._under_way.values()):
             self.forget(header)
         await asyncio.sleep(0)
+
+    def _part(self, header: Header, at: int, **fields: Any) -> Header:
+        """The header of one message of a request: of the digest, what is that message's."""
+        digest = _protocol.digest_of(header["digest"], at, at + self.piece)
+        return {**header, "digest": digest, "at": at, **fields}
 
     def _begun(self, request: Request, opened: Opened) -> Opened:
         """The loader keeps the rest of an answer until ``rest`` has it, or it is forgotten."""
@@ -199,16 +203,12 @@ class Lane(ABC):
             self._under_way.pop(header["id"], None)
 
 
-async def _take_in(inbox: Inbox, at: int, parts: Iterable[Buffer]) -> None:
-    """Copy a piece into its place, in steps between which the event loop goes on."""
-    for part in parts:
-        view = memoryview(part).cast("B")
-        for start in range(0, view.nbytes, STEP):
-            if start:
-                await asyncio.sleep(0)
-            step = view[start : start + STEP]
-            _protocol.add_piece(inbox, at, [step])
-            at += step.nbytes
+async def _take_in(told: Header, inbox: Inbox, at: int, parts: Sequence[Buffer]) -> None:
+    """Copy a piece into its place and check it, while the event loop goes on."""
+    if sum(memoryview(part).nbytes for part in parts) > OFF_LOOP:
+        await asyncio.to_thread(_protocol.add_piece, told, inbox, at, parts)
+    else:
+        _protocol.add_piece(told, inbox, at, parts)
 
 
 def _raise_first(done: set[asyncio.Task[None]]) -> None:
