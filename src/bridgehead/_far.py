@@ -41,6 +41,7 @@ if __name__ == "bridgehead._far":  # shipped, it shares a module with these
         decode,
         digest,
         encode,
+        summed,
     )
 
 UNFINISHED = 4 << 30  # bytes of unfinished transfers, beyond which the oldest are dropped
@@ -142,8 +143,13 @@ class Far:
         if total > limit:
             self.outboxes[header["id"]] = Outbox(frames, total)
             parts = list(cut(frames, 0, limit))
-        answer.update(sizes=sizes, digest=digest(header["digest"].partition(":")[0], parts))
+        answer.update(sizes=sizes, digest=self.signed(header, total, parts))
+        answer["sums"] = "numpy" in sys.modules
         return answer, parts
+
+    def signed(self, header: Header, total: int, parts: Sequence[Buffer]) -> str:
+        algorithm = header["digest"].partition(":")[0]
+        return digest(summed(algorithm, total, header.get("sums")), parts)
 
     def more(self, header: Header) -> tuple[Header, list[memoryview]]:
         """Another piece of an answer that was too long for one message."""
@@ -152,7 +158,7 @@ class Far:
             raise Broken("integrity", "the rest of this answer is gone")
         outbox.touched = monotonic()
         parts = list(cut(outbox.frames, header["at"], header["at"] + header["piece"]))
-        return {"digest": digest(header["digest"].partition(":")[0], parts)}, parts
+        return {"digest": self.signed(header, outbox.total, parts)}, parts
 
     def sweep(self) -> None:
         """Drop what a bridge that vanished left half-way: by age, and beyond a total."""

@@ -158,12 +158,15 @@ class Foothold:
         if call.content is None or call.packed is not None:
             return
         if call.content.is_light():
-            call.packed = call.content.pack(self.transport.digest)
+            call.packed = self._packed(call.content)
         else:
             call.packed = await place.prepare(self._thread(call.content))
 
     async def _thread(self, content: _parcel.Content) -> tuple[_parcel.Parcel, str]:
-        return await asyncio.to_thread(content.pack, self.transport.digest)
+        return await asyncio.to_thread(self._packed, content)
+
+    def _packed(self, content: _parcel.Content) -> tuple[_parcel.Parcel, str]:
+        return content.pack(self.transport.digest, self._lane is not None and self._lane.sums)
 
     async def _teach(self, shell: dict[str, Any] | None = None) -> None:
         """Ship the data-only codec to a loader that does not have it yet."""
@@ -302,6 +305,7 @@ class Foothold:
                 raise NotSupported(f"{kernel} does not pass message buffers; use lane='inline'")
             name = self._wanted if self._wanted != "auto" else "buffers" if buffers else "inline"
             self._lane = LANES[name](transport)
+            self._lane.sums = told.get("sums") is True
             self._info = Info(
                 kernel=kernel,
                 python=tuple(told["python"]),

@@ -94,15 +94,18 @@ class Content:
                 return False
         return True
 
-    def pack(self, algorithm: str) -> tuple[Parcel, str]:
-        """The parcel and its digest; in any thread, where an event loop's gets its turns."""
+    def pack(self, algorithm: str, sums: bool) -> tuple[Parcel, str]:
+        """The parcel and its digest; in any thread, where an event loop's gets its turns.
+
+        ``sums`` says that the other side has numpy loaded.
+        """
         if self.data:
             parcel = encode_data(self.values, self.parts, self.limit)
         else:
             parcel = encode(
                 self.values, self.parts, by_value=self.by_value, refs=self.refs, limit=self.limit
             )
-        return parcel, _digest(algorithm, parcel)
+        return parcel, _digest(_wire.summed(algorithm, parcel.nbytes, sums), parcel)
 
 
 def _digest(algorithm: str, parcel: Parcel) -> str:

@@ -163,10 +163,16 @@ def batch_header(headers: Sequence[Header], frames: Sequence[memoryview]) -> Hea
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An answer of which a first part is here."""
+    """An answer of which a first part is here; ``parts`` of it are not in the inbox yet."""
 
     told: Header
     inbox: Inbox
+    parts: Sequence[Buffer] = ()
+
+    @property
+    def arrived(self) -> int:
+        """Bytes of the answer that are here."""
+        return self.inbox.received + sum(memoryview(part).nbytes for part in self.parts)
 
 
 def answer(content: Mapping[str, Any]) -> Header:

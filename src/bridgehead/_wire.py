@@ -15,8 +15,10 @@ from __future__ import annotations
 import collections
 import mmap
 import pickle
+import sys
 from hashlib import sha256
 from io import BytesIO
+from struct import pack
 from threading import Lock
 from time import monotonic
 from typing import Any, Dict, Iterable, Iterator, Sequence, Union
@@ -36,6 +38,9 @@ _Pickler = pickle.Pickler  # captured: a user may replace it
 OWN_MAPPING = 1 << 20  # bytes; from here on a frame gets huge pages of its own
 ADDRESSES = 1 << 47  # bytes; no process has room for more
 LEAF = 4 << 20  # bytes of the stream for each value of a digest; a piece is a multiple of it
+ROW = 1024  # words of 8 bytes, in what ``_sums`` adds up
+WORD = (1 << 64) - 1
+ALIGNED = 64  # bytes; what comes after the pickle begins at a multiple of it
 STEP = 1 << 18  # bytes copied at once: where memory is touched first, a MiB may take 8 ms
 
 
@@ -72,14 +77,21 @@ def allocate(size: int) -> memoryview:
 
 
 def digest(algorithm: str, frames: Iterable[Buffer], each: Any = map) -> str:
-    """``"crc32:…"`` or ``"sha256:…"`` over all frames in order, a value for each leaf.
+    """``"crc32:…"``, ``"sums:…"`` or ``"sha256:…"`` over all frames in order, by leaves.
 
     ``each`` may be the ``map`` of an executor.
     """
-    if algorithm not in ("crc32", "sha256"):
+    value = _DIGESTS.get(algorithm)
+    if value is None:
         raise Broken("protocol", "unknown digest %r" % (algorithm,))
-    value = _crc32 if algorithm == "crc32" else _sha256
     return algorithm + ":" + (",".join(each(value, leaves(frames))) or value(()))
+
+
+def summed(algorithm: str, total: int, there: Any) -> str:
+    """The algorithm, or in place of crc32 the quicker one where both sides have numpy loaded."""
+    if algorithm == "crc32" and total > LEAF and there is True and "numpy" in sys.modules:
+        return "sums"
+    return algorithm
 
 
 def _crc32(parts: Iterable[Buffer]) -> str:
@@ -89,11 +101,43 @@ def _crc32(parts: Iterable[Buffer]) -> str:
     return "%08x" % value
 
 
+def _sums(parts: Iterable[Buffer]) -> str:
+    """The crc32 of sums: of each frame's words in rows, those of the rows and of the columns.
+
+    numpy adds 100 MB up in 6 ms, crc32 takes 24. As crc32 it finds what goes wrong, and would
+    not stop who means it.
+    """
+    value = 0
+    for part in parts:
+        view = memoryview(part)
+        rows = view.nbytes // (8 * ROW)
+        if rows:
+            for sums in _added(view[: 8 * ROW * rows], rows):
+                value = crc32(sums, value)
+        value = crc32(view[8 * ROW * rows :], value)
+    return "%08x" % value
+
+
+def _added(view: memoryview, rows: int) -> tuple[bytes, bytes]:
+    try:
+        numpy: Any = sys.modules["numpy"]
+        table = numpy.frombuffer(view, "u8").reshape(rows, ROW)
+        return table.sum(axis=1).tobytes(), table.sum(axis=0).tobytes()
+    except Exception:  # it is gone, or not what it was: slow, and right all the same
+        words = view.cast("Q")
+        across = [sum(words[at : at + ROW]) & WORD for at in range(0, rows * ROW, ROW)]
+        down = [sum(words[at::ROW]) & WORD for at in range(ROW)]
+        return pack("%dQ" % rows, *across), pack("%dQ" % ROW, *down)
+
+
 def _sha256(parts: Iterable[Buffer]) -> str:
     sha = sha256()
     for part in parts:
         sha.update(part)
     return sha.hexdigest()
+
+
+_DIGESTS: Dict[str, Any] = {"crc32": _crc32, "sums": _sums, "sha256": _sha256}
 
 
 def leaves(frames: Iterable[Buffer]) -> Iterator[list[memoryview]]:
@@ -228,7 +272,7 @@ FIELDS: Dict[str, type] = {
     "at": int,
     "piece": int,
 }
-MAY: Dict[str, type] = {"max_bytes": int, "keep": str, "allow": list}  # or be null
+MAY: Dict[str, type] = {"max_bytes": int, "keep": str, "allow": list, "sums": bool}  # or be null
 NEEDS: Dict[str, Dict[str, type]] = {
     "bind": {"names": list},
     "fetch": {"expressions": list},
@@ -396,6 +440,8 @@ def encode(value: Any, refs: Any = None, limit: int | None = None) -> tuple[list
     paper = _Paper(limit)
     pickler = pickler_type()(paper, refs, buffer_callback=keep)
     pickler.dump(value)
+    if len(frames) > 1:  # nobody reads on after a pickle's end
+        paper.write(bytes(-paper.total % ALIGNED))
     total = paper.total + sum(frame.nbytes for frame in frames)
     if limit is not None and total > limit:
         raise TooLarge(total)

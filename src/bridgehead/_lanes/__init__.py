@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -61,6 +63,7 @@ class Lane(ABC):
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
+        self.sums = False  # whether the kernel has numpy loaded, as it told last
         self._under_way: dict[str, Header] = {}
         self._left = False
 
@@ -81,7 +84,7 @@ class Lane(ABC):
             BridgeError: see ``Transport.request``.
         """
         header, frames, total = request.header, request.frames, request.nbytes
-        header["piece"] = self.piece
+        header["piece"], header["sums"] = self.piece, "numpy" in sys.modules
         last = max(0, (total - 1) // self.piece * self.piece)
         done = 0
 
@@ -102,14 +105,18 @@ class Lane(ABC):
             await _in_flight(piece(at) for at in range(0, last, self.piece))
             parts = list(_protocol.cut(frames, last, total))
             told, back = await self.cross(self._part(header, last), parts, request.subshell)
+            self.sums = told.get("sums") is True
             inbox = _protocol.open_answer(told, request.limit)
-            await _take_in(told, inbox, 0, back)
-            if inbox.received != min(inbox.total, self.piece):
+            opened = Opened(told, inbox, back)
+            if inbox.total <= self.piece:
+                await _take_in(told, inbox, 0, back)
+                opened = Opened(told, inbox)
+            if opened.arrived != min(inbox.total, self.piece):
                 raise ReplyLost(
-                    f"the kernel's answer is damaged: {inbox.received} of its first "
+                    f"the kernel's answer is damaged: {opened.arrived} of its first "
                     f"{min(inbox.total, self.piece)} bytes arrived"
                 )
-        return self._begun(request, Opened(told, inbox))
+        return self._begun(request, opened)
 
     async def carry_together(
         self, requests: Sequence[Request]
@@ -138,6 +145,12 @@ class Lane(ABC):
         told, inbox, header = opened.told, opened.inbox, request.header
         done = inbox.received
 
+        async def first() -> None:
+            nonlocal done
+            await _take_in(told, inbox, 0, opened.parts)
+            done = inbox.received
+            request.report(done, inbox.total)
+
         async def more(at: int) -> None:
             nonlocal done
             asked = self._part(header, at, op="more", sizes=[], piece=self.piece)
@@ -152,7 +165,10 @@ class Lane(ABC):
         if done < inbox.total:
             with self._kept(request):
                 try:
-                    await _in_flight(more(at) for at in range(done, inbox.total, self.piece))
+                    # What came along is taken in while more is on its way.
+                    jobs = [first()] if opened.parts else []
+                    rest = (more(at) for at in range(opened.arrived, inbox.total, self.piece))
+                    await _in_flight(itertools.chain(jobs, rest))
                 except (KernelRestarted, IntegrityError) as error:
                     # It ran: not to be taken for a request that may be made again.
                     raise ReplyLost("the kernel lost the rest of its answer") from error
