@@ -136,8 +136,8 @@ def test_pieces_may_come_in_any_order_and_more_than_once(seed: int) -> None:
     inbox = Inbox(sizes)
     assert inbox.total == sum(sizes)
     for at, parts in pieces:
-        inbox.write(at, parts)
-    received = inbox.take(digest("sha256", frames))
+        inbox.write(at, parts, digest("sha256", parts))
+    received = inbox.take()
     assert [bytes(frame) for frame in received] == [bytes(frame) for frame in frames]
     assert not any(frame.readonly for frame in received)
 
@@ -150,9 +150,9 @@ def test_a_piece_that_is_missing_is_told(seed: int) -> None:
     pieces.remove(source.choice(pieces))
     inbox = Inbox([100, 0, 30, 999])
     for at, parts in pieces:
-        inbox.write(at, parts)
+        inbox.write(at, parts, digest("crc32", parts))
     with pytest.raises(Broken, match="of 1129 bytes arrived") as caught:
-        inbox.take(digest("crc32", frames))
+        inbox.take()
     assert caught.value.kind == "integrity"
 
 
@@ -168,9 +168,10 @@ def test_pieces_that_overlap_are_refused(spans: list[tuple[int, int]]) -> None:
     frames = frames_of([3, 7])
     inbox = Inbox([3, 7])
     for start, stop in spans:
-        inbox.write(start, cut(frames, start, stop))
+        parts = list(cut(frames, start, stop))
+        inbox.write(start, parts, digest("crc32", parts))
     with pytest.raises(Broken) as caught:
-        inbox.take(digest("crc32", frames))
+        inbox.take()
     assert caught.value.kind == "integrity"
 
 
@@ -193,11 +194,11 @@ def test_pieces_that_overlap_are_refused(spans: list[tuple[int, int]]) -> None:
 def test_a_piece_that_does_not_fit_is_refused_and_writes_nothing(at: Any, data: bytes) -> None:
     inbox = Inbox([4, 6])
     with pytest.raises(Broken, match="do not fit") as caught:
-        inbox.write(at, [data])
+        inbox.write(at, [data], digest("crc32", [data]))
     assert caught.value.kind == "integrity"
     assert joined(inbox.frames) == bytes(10)
     with pytest.raises(Broken, match="0 of 10 bytes"):
-        inbox.take(digest("crc32", inbox.frames))
+        inbox.take()
 
 
 @pytest.mark.parametrize("sizes", [[-1], [1, -1], [1.0], ["1"], [None], [True], [[1]], "12"])
@@ -214,12 +215,14 @@ def test_a_size_that_no_memory_has_is_refused(size: int) -> None:
 
 
 def test_a_stream_of_no_frames_is_complete_at_once() -> None:
-    assert Inbox([]).take(digest("sha256", [])) == []
+    assert Inbox([]).take() == []
 
 
 def test_parts_may_be_any_kind_of_buffer() -> None:
     inbox = Inbox([2, 2, 8])
-    inbox.write(0, [b"ab", bytearray(b"cd"), memoryview(np.arange(2, dtype="<i4"))])
+    numbers = np.arange(2, dtype="<i4")
+    signed = digest("crc32", [b"abcd" + numbers.tobytes()])
+    inbox.write(0, [b"ab", bytearray(b"cd"), memoryview(numbers)], signed)
     assert joined(inbox.frames) == b"abcd" + np.arange(2, dtype="<i4").tobytes()
 
 
@@ -251,7 +254,7 @@ def test_an_unknown_digest_is_refused(algorithm: str) -> None:
     assert caught.value.kind == "protocol"
     inbox = Inbox([])
     with pytest.raises(Broken, match="unknown digest"):
-        inbox.take(algorithm + ":00")
+        inbox.write(0, [], algorithm + ":00")
 
 
 @pytest.mark.parametrize("algorithm", ["crc32", "sha256"])
@@ -262,10 +265,11 @@ def test_one_flipped_bit_is_told(algorithm: str, at: int) -> None:
     inbox = Inbox([500, 2500])
     damaged = bytearray(joined(frames))
     damaged[at] ^= 16
-    inbox.write(0, [damaged])
     with pytest.raises(Broken, match="digest") as caught:
-        inbox.take(signed)
+        inbox.write(0, [damaged], signed)
     assert caught.value.kind == "integrity"
+    with pytest.raises(Broken, match="0 of 3000 bytes"):
+        inbox.take()
 
 
 # ---------------------------------------------------------------- objects as frames
@@ -275,8 +279,8 @@ def travel(value: Any) -> Any:
     """``value`` as it comes out at the other end of a wire."""
     frames, _ = _wire.encode(value)
     inbox = Inbox([frame.nbytes for frame in frames])
-    inbox.write(0, frames)
-    return _wire.decode(inbox.take(digest("crc32", frames)))
+    inbox.write(0, frames, digest("crc32", frames))
+    return _wire.decode(inbox.take())
 
 
 @pytest.mark.parametrize(

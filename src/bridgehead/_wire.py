@@ -37,6 +37,7 @@ IN_BAND = 2048  # bytes; a smaller out-of-band buffer costs more as a frame than
 _Pickler = pickle.Pickler  # captured: a user may replace it
 OWN_MAPPING = 1 << 20  # bytes; from here on a frame gets huge pages of its own
 ADDRESSES = 1 << 47  # bytes; no process has room for more
+MESSAGE = 16 << 20  # bytes of buffers in one message that goes back
 LEAF = 4 << 20  # bytes of the stream for each value of a digest; a piece is a multiple of it
 ROW = 1024  # words of 8 bytes, in what ``_sums`` adds up
 WORD = (1 << 64) - 1
@@ -55,6 +56,22 @@ class Broken(Exception):
         self.kind, self.details = kind, details
 
 
+_warm = False
+
+
+def warm_up() -> None:
+    """Have messages of some MiB come in memory that was used before.
+
+    glibc maps anew, and gives back, every block above a threshold, which grows with the
+    largest block (up to 32 MiB) that was ever freed; nobody touches this one. Of a message of
+    16 MiB the page faults alone took 8 ms, of the 11 until it was received.
+    """
+    global _warm
+    if not _warm:
+        _warm = True
+        bytes(31 << 20)
+
+
 def allocate(size: int) -> memoryview:
     """Writable memory for one received frame.
 
@@ -63,6 +80,7 @@ def allocate(size: int) -> memoryview:
     """
     if size < OWN_MAPPING:
         return memoryview(bytearray(size))
+    warm_up()
     if hasattr(mmap, "MAP_PRIVATE"):  # the default is shared: a forked child would write into it
         block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     else:
@@ -171,6 +189,13 @@ def cut(frames: Sequence[memoryview], start: int, stop: int) -> Iterator[memoryv
         if end > start and at < stop:
             yield frame[max(start - at, 0) : stop - at]
         at = end
+
+
+def messages(frames: Sequence[memoryview]) -> Iterator[list[memoryview]]:
+    """What goes back with one answer, in messages of a bounded size."""
+    total = sum(frame.nbytes for frame in frames)
+    for start in range(0, total or 1, MESSAGE):
+        yield list(cut(frames, start, start + MESSAGE)) if total > MESSAGE else list(frames)
 
 
 class Inbox:

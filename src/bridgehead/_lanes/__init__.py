@@ -55,11 +55,13 @@ class Lane(ABC):
     """One way to carry frames over one transport.
 
     Attributes:
-        piece: bytes that one message carries at most, a multiple of the digest's leaf.
+        piece: bytes that one request carries at most, a multiple of the digest's leaf.
+        back: bytes that its answer brings along at most, a multiple of it too.
     """
 
     name: ClassVar[str]
     piece: ClassVar[int]
+    back: ClassVar[int]
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
@@ -84,7 +86,7 @@ class Lane(ABC):
             BridgeError: see ``Transport.request``.
         """
         header, frames, total = request.header, request.frames, request.nbytes
-        header["piece"], header["sums"] = self.piece, "numpy" in sys.modules
+        header["piece"], header["sums"] = self.back, "numpy" in sys.modules
         last = max(0, (total - 1) // self.piece * self.piece)
         done = 0
 
@@ -108,13 +110,13 @@ class Lane(ABC):
             self.sums = told.get("sums") is True
             inbox = _protocol.open_answer(told, request.limit)
             opened = Opened(told, inbox, back)
-            if inbox.total <= self.piece:
+            if inbox.total <= self.back:
                 await _take_in(told, inbox, 0, back)
                 opened = Opened(told, inbox)
-            if opened.arrived != min(inbox.total, self.piece):
+            if opened.arrived != min(inbox.total, self.back):
                 raise ReplyLost(
                     f"the kernel's answer is damaged: {opened.arrived} of its first "
-                    f"{min(inbox.total, self.piece)} bytes arrived"
+                    f"{min(inbox.total, self.back)} bytes arrived"
                 )
         return self._begun(request, opened)
 
@@ -127,7 +129,7 @@ class Lane(ABC):
         """
         frames = [frame for request in requests for frame in request.frames]
         header = _protocol.batch_header([request.header for request in requests], frames)
-        opened = await self.carry(Request(header, frames, limit=self.piece))
+        opened = await self.carry(Request(header, frames, limit=self.back))
         _, parts = await self.rest(Request(header, ()), opened)
         limits = [request.limit for request in requests]
         answers = _protocol.part_batch(opened.told, parts, limits)
@@ -153,11 +155,11 @@ class Lane(ABC):
 
         async def more(at: int) -> None:
             nonlocal done
-            asked = self._part(header, at, op="more", sizes=[], piece=self.piece)
+            asked = self._part(header, at, op="more", sizes=[], piece=self.back)
             got, parts = await self.cross(asked, (), request.subshell)
             _protocol.raise_error(got, ())
             await _take_in(got, inbox, at, parts)
-            if sum(memoryview(part).nbytes for part in parts) != min(self.piece, inbox.total - at):
+            if sum(memoryview(part).nbytes for part in parts) != min(self.back, inbox.total - at):
                 raise ReplyLost(f"the kernel's answer is damaged: its piece at {at} is not whole")
             done = inbox.received
             request.report(done, inbox.total)
@@ -167,7 +169,7 @@ class Lane(ABC):
                 try:
                     # What came along is taken in while more is on its way.
                     jobs = [first()] if opened.parts else []
-                    rest = (more(at) for at in range(opened.arrived, inbox.total, self.piece))
+                    rest = (more(at) for at in range(opened.arrived, inbox.total, self.back))
                     await _in_flight(itertools.chain(jobs, rest))
                 except (KernelRestarted, IntegrityError) as error:
                     # It ran: not to be taken for a request that may be made again.
