@@ -445,8 +445,8 @@ def test_any_answer_is_opened_and_closed_or_told(data: st.DataObject) -> None:
 
     def consume() -> Any:
         inbox = _protocol.open_answer(told, limits[0])
-        _protocol.add_piece(inbox, 0, parts)
-        whole = _protocol.close_answer(told, inbox)
+        _protocol.add_piece(told, inbox, 0, parts)
+        whole = _protocol.close_answer(inbox)
         _protocol.raise_error(told, whole, limits[0], trusted=data.draw(st.booleans()))
         return _protocol.part_batch(told, whole, limits)
 
@@ -477,7 +477,7 @@ def test_what_is_nested_too_deeply_to_be_shown_is_told(depth: int) -> None:
         assert isinstance(
             told_or_value(lambda: _protocol.raise_error({"error": error}, ())), BridgeError
         )
-    told_or_value(lambda: _protocol.close_answer({"digest": deep}, _wire.Inbox([])))
+    told_or_value(lambda: _protocol.add_piece({"digest": deep}, _wire.Inbox([]), 0, []))
     while deep:  # freed step by step
         deep = deep[0]
 

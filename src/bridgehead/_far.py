@@ -144,7 +144,8 @@ class Far:
             self.outboxes[header["id"]] = Outbox(frames, total)
             parts = list(cut(frames, 0, limit))
         answer.update(sizes=sizes, digest=self.signed(header, total, parts))
-        answer["sums"] = "numpy" in sys.modules
+        if "numpy" in sys.modules:
+            answer["sums"] = True
         return answer, parts
 
     def signed(self, header: Header, total: int, parts: Sequence[Buffer]) -> str:
