@@ -10,8 +10,10 @@ import math
 import operator
 import pickle
 import random
+import sys
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,17 @@ import pandas as pd
 import pytest
 
 from bridgehead import _wire
-from bridgehead._wire import IN_BAND, OWN_MAPPING, Broken, Inbox, allocate, culprit, cut, digest
+from bridgehead._wire import (
+    IN_BAND,
+    OWN_MAPPING,
+    Broken,
+    Inbox,
+    allocate,
+    culprit,
+    cut,
+    digest,
+    digest_of,
+)
 
 LOCK = threading.Lock()
 
@@ -237,7 +249,7 @@ def test_digests_are_the_standard_ones() -> None:
     )
 
 
-@pytest.mark.parametrize("algorithm", ["crc32", "sha256"])
+@pytest.mark.parametrize("algorithm", ["crc32", "sums", "sha256"])
 def test_a_digest_sees_every_byte_and_their_order(algorithm: str) -> None:
     frames = [b"abc", b"", b"defg"]
     same = digest(algorithm, frames)
@@ -257,7 +269,60 @@ def test_an_unknown_digest_is_refused(algorithm: str) -> None:
         inbox.write(0, [], algorithm + ":00")
 
 
-@pytest.mark.parametrize("algorithm", ["crc32", "sha256"])
+LONG = [700, 2 * _wire.LEAF + 12_345, 40_000]
+
+
+@pytest.mark.parametrize("algorithm", ["crc32", "sums", "sha256"])
+@pytest.mark.parametrize("piece", [_wire.LEAF, 2 * _wire.LEAF, 4 * _wire.LEAF])
+def test_the_digest_of_a_piece_is_a_part_of_the_wholes(algorithm: str, piece: int) -> None:
+    frames = frames_of(LONG)
+    whole = digest(algorithm, frames)
+    for start in range(0, sum(LONG), piece):
+        parts = list(cut(frames, start, start + piece))
+        assert digest_of(whole, start, start + piece) == digest(algorithm, parts)
+    with ThreadPoolExecutor(3) as pool:
+        assert digest(algorithm, frames, pool.map) == whole
+    assert digest_of(digest(algorithm, []), 0, piece) == digest(algorithm, [])
+
+
+def test_sums_are_the_same_without_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = [*frames_of([700, 3 * 8192, 8191, 8192, 50_001]), memoryview(b"\xff" * 20_000)]
+    odd = memoryview(joined(source))[3:]  # no word of it is aligned
+    expected = digest("sums", [*source, odd])
+    for gone in (None, object()):
+        monkeypatch.setitem(sys.modules, "numpy", gone)
+        assert digest("sums", [*source, odd]) == expected
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda data: data[8192:16384] + data[:8192] + data[16384:], id="rows swapped"),
+        pytest.param(lambda data: data[8:16] + data[:8] + data[16:], id="words swapped"),
+        pytest.param(lambda data: data[:100] + bytes(4096) + data[4196:], id="a page of zeros"),
+        pytest.param(lambda data: data[8:] + data[:8], id="shifted by a word"),
+        pytest.param(lambda data: data[:-1] + bytes([data[-1] ^ 128]), id="the last bit"),
+    ],
+)
+def test_sums_see_what_goes_wrong(change: Callable[[bytes], bytes]) -> None:
+    data = joined(frames_of([100_001]))
+    assert change(data) != data
+    assert digest("sums", [change(data)]) != digest("sums", [data])
+
+
+def test_sums_stand_in_for_crc32_alone_and_only_where_both_have_numpy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    much = _wire.LEAF + 1
+    assert _wire.summed("crc32", much, True) == "sums"
+    assert _wire.summed("crc32", _wire.LEAF, True) == "crc32"
+    assert _wire.summed("crc32", much, None) == "crc32"
+    assert _wire.summed("sha256", much, True) == "sha256"
+    monkeypatch.delitem(sys.modules, "numpy")
+    assert _wire.summed("crc32", much, True) == "crc32"
+
+
+@pytest.mark.parametrize("algorithm", ["crc32", "sums", "sha256"])
 @pytest.mark.parametrize("at", [0, 499, 500, 2_999])
 def test_one_flipped_bit_is_told(algorithm: str, at: int) -> None:
     frames = frames_of([500, 2500])
