@@ -12,7 +12,7 @@ import json
 import sys
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from typing import Any, NoReturn
@@ -167,7 +167,7 @@ class Opened:
 
     told: Header
     inbox: Inbox
-    parts: Sequence[Buffer] = ()
+    parts: list[Buffer] = field(default_factory=list)
 
     @property
     def arrived(self) -> int:

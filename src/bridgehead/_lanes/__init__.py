@@ -109,7 +109,7 @@ class Lane(ABC):
             told, back = await self.cross(self._part(header, last), parts, request.subshell)
             self.sums = told.get("sums") is True
             inbox = _protocol.open_answer(told, request.limit)
-            opened = Opened(told, inbox, back)
+            opened = Opened(told, inbox, list(back))
             if inbox.total <= self.back:
                 await _take_in(told, inbox, 0, back)
                 opened = Opened(told, inbox)
@@ -150,6 +150,7 @@ class Lane(ABC):
         async def first() -> None:
             nonlocal done
             await _take_in(told, inbox, 0, opened.parts)
+            opened.parts.clear()  # its memory is free for the next ones
             done = inbox.received
             request.report(done, inbox.total)
 
