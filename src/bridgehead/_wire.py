@@ -80,7 +80,6 @@ def allocate(size: int) -> memoryview:
     """
     if size < OWN_MAPPING:
         return memoryview(bytearray(size))
-    warm_up()
     if hasattr(mmap, "MAP_PRIVATE"):  # the default is shared: a forked child would write into it
         block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     else:
@@ -226,6 +225,8 @@ class Inbox:
             raise Broken(
                 "integrity", "%d bytes at offset %r do not fit %d" % (length, at, self.total)
             )
+        if length >= OWN_MAPPING:
+            warm_up()
         targets = self.space(at, at + length)
         target = next(targets, None)
         for view in views:
@@ -493,7 +494,10 @@ def copied(frames: list[memoryview]) -> list[memoryview]:
     """
     copies = frames[:1]
     for frame in frames[1:]:
-        copy = allocate(frame.nbytes)
+        try:
+            copy = allocate(frame.nbytes)
+        except OSError:  # which is how a mapping says it
+            raise MemoryError("no memory for a copy of %d bytes" % frame.nbytes) from None
         copy[:] = frame
         copies.append(copy)
     return copies
