@@ -344,9 +344,11 @@ def test_a_piece_that_announces_much_takes_nobody_elses_place() -> None:
     with ground() as far:
         frames = frames_of({"a": "after"})
         header, data = far.header("bind", frames, names=["a"]), b"".join(frames)
-        far.ask({**header, "op": "piece"}, [memoryview(data[:5])])
+        first, rest = memoryview(data[:5]), memoryview(data[5:])
+        header["digest"] = _wire.digest("crc32", [first])
+        far.ask({**header, "op": "piece"}, [first])
         far.ask({**far.header("bind", names=[]), "op": "piece", "sizes": [2**40]})
-        far.ask({**header, "at": 5}, [memoryview(data[5:])])
+        far.ask({**header, "at": 5, "digest": _wire.digest("crc32", [rest])}, [rest])
         assert far.scope["a"] == "after"
 
 
