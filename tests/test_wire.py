@@ -21,6 +21,7 @@ import pandas as pd
 import pytest
 
 from bridgehead import _wire
+from bridgehead._digest import LEAF, digest_of, summed
 from bridgehead._wire import (
     IN_BAND,
     OWN_MAPPING,
@@ -30,7 +31,6 @@ from bridgehead._wire import (
     culprit,
     cut,
     digest,
-    digest_of,
 )
 
 LOCK = threading.Lock()
@@ -269,11 +269,11 @@ def test_an_unknown_digest_is_refused(algorithm: str) -> None:
         inbox.write(0, [], algorithm + ":00")
 
 
-LONG = [700, 2 * _wire.LEAF + 12_345, 40_000]
+LONG = [700, 2 * LEAF + 12_345, 40_000]
 
 
 @pytest.mark.parametrize("algorithm", ["crc32", "sums", "sha256"])
-@pytest.mark.parametrize("piece", [_wire.LEAF, 2 * _wire.LEAF, 4 * _wire.LEAF])
+@pytest.mark.parametrize("piece", [LEAF, 2 * LEAF, 4 * LEAF])
 def test_the_digest_of_a_piece_is_a_part_of_the_wholes(algorithm: str, piece: int) -> None:
     frames = frames_of(LONG)
     whole = digest(algorithm, frames)
@@ -313,13 +313,13 @@ def test_sums_see_what_goes_wrong(change: Callable[[bytes], bytes]) -> None:
 def test_sums_stand_in_for_crc32_alone_and_only_where_both_have_numpy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    much = _wire.LEAF + 1
-    assert _wire.summed("crc32", much, True) == "sums"
-    assert _wire.summed("crc32", _wire.LEAF, True) == "crc32"
-    assert _wire.summed("crc32", much, None) == "crc32"
-    assert _wire.summed("sha256", much, True) == "sha256"
+    much = LEAF + 1
+    assert summed("crc32", much, True) == "sums"
+    assert summed("crc32", LEAF, True) == "crc32"
+    assert summed("crc32", much, None) == "crc32"
+    assert summed("sha256", much, True) == "sha256"
     monkeypatch.delitem(sys.modules, "numpy")
-    assert _wire.summed("crc32", much, True) == "crc32"
+    assert summed("crc32", much, True) == "crc32"
 
 
 @pytest.mark.parametrize("algorithm", ["crc32", "sums", "sha256"])

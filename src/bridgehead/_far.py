@@ -22,6 +22,7 @@ from time import monotonic
 from typing import Any, Iterator, Sequence
 
 if __name__ == "bridgehead._far":  # shipped, it shares a module with these
+    from bridgehead._digest import summed
     from bridgehead._host import Kernel, current_folder, describe, runs, versions
     from bridgehead._watched import Watches
     from bridgehead._wire import (
@@ -41,7 +42,6 @@ if __name__ == "bridgehead._far":  # shipped, it shares a module with these
         decode,
         digest,
         encode,
-        summed,
     )
 
 UNFINISHED = 4 << 30  # bytes of unfinished transfers, beyond which the oldest are dropped

@@ -18,6 +18,7 @@ import cloudpickle
 from cloudpickle.cloudpickle import list_registry_pickle_by_value
 
 from bridgehead import _wire
+from bridgehead._digest import LEAF, summed
 from bridgehead._errors import (
     DecodeError,
     EncodeError,
@@ -29,7 +30,7 @@ from bridgehead._errors import (
 from bridgehead._protocol import PYTHON, too_large
 from bridgehead._wire import Buffer
 
-IN_TWO = 4 * _wire.LEAF  # bytes from which on the digest is computed in two threads
+IN_TWO = 4 * LEAF  # bytes from which on the digest is computed in two threads
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ class Content:
             parcel = encode(
                 self.values, self.parts, by_value=self.by_value, refs=self.refs, limit=self.limit
             )
-        return parcel, _digest(_wire.summed(algorithm, parcel.nbytes, sums), parcel)
+        return parcel, _digest(summed(algorithm, parcel.nbytes, sums), parcel)
 
 
 def _digest(algorithm: str, parcel: Parcel) -> str:

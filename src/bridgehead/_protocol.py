@@ -18,6 +18,7 @@ from importlib import resources
 from typing import Any, NoReturn
 
 from bridgehead import _wire
+from bridgehead._digest import digest_of
 from bridgehead._errors import (
     BridgeError,
     IncompatiblePython,
@@ -33,12 +34,13 @@ from bridgehead._errors import (
     UnsupportedKernel,
     UntrustedPayload,
 )
-from bridgehead._wire import MIME, PROBE, Buffer, Header, Inbox, cut, digest_of
+from bridgehead._wire import MIME, PROBE, Buffer, Header, Inbox, cut
 
 __all__ = ["PROBE", "Buffer", "Header", "Inbox", "cut", "digest_of"]
 
 PYTHON = list(sys.version_info[:2])
 SHIPPED = (
+    "_digest.py",
     "_wire.py",
     "_host.py",
     "_watched.py",
