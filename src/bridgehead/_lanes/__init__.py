@@ -159,9 +159,9 @@ class Lane(ABC):
             asked = self._part(header, at, op="more", sizes=[], piece=self.back)
             got, parts = await self.cross(asked, (), request.subshell)
             _protocol.raise_error(got, ())
-            await _take_in(got, inbox, at, parts)
             if sum(memoryview(part).nbytes for part in parts) != min(self.back, inbox.total - at):
                 raise ReplyLost(f"the kernel's answer is damaged: its piece at {at} is not whole")
+            await _take_in(got, inbox, at, parts)
             done = inbox.received
             request.report(done, inbox.total)
 
