@@ -38,7 +38,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bridgehead import _data, _host, _loader, _protocol, _watched, _wire
+from bridgehead import _data, _digest, _host, _loader, _protocol, _watched, _wire
 from bridgehead._data import decode_data, encode_data, standard, table, writer
 from bridgehead._wire import IN_BAND, Broken
 from elsewhere import Python, pythons
@@ -1452,7 +1452,7 @@ def test_the_codec_in_a_bare_python(python: Python) -> None:
 def test_no_name_is_used_twice_in_what_is_shipped() -> None:
     taken: dict[str, Any] = {}
     parts = [import_module(f"bridgehead._data.{name}") for name in _data.FILES]
-    for module in (_wire, _host, _watched, _loader, *parts):
+    for module in (_digest, _wire, _host, _watched, _loader, *parts):
         for name, value in vars(module).items():
             if getattr(value, "__module__", None) == module.__name__:
                 assert name not in taken, name

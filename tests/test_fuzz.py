@@ -344,9 +344,11 @@ def test_a_piece_that_announces_much_takes_nobody_elses_place() -> None:
     with ground() as far:
         frames = frames_of({"a": "after"})
         header, data = far.header("bind", frames, names=["a"]), b"".join(frames)
-        far.ask({**header, "op": "piece"}, [memoryview(data[:5])])
+        first, rest = memoryview(data[:5]), memoryview(data[5:])
+        header["digest"] = _wire.digest("crc32", [first])
+        far.ask({**header, "op": "piece"}, [first])
         far.ask({**far.header("bind", names=[]), "op": "piece", "sizes": [2**40]})
-        far.ask({**header, "at": 5}, [memoryview(data[5:])])
+        far.ask({**header, "at": 5, "digest": _wire.digest("crc32", [rest])}, [rest])
         assert far.scope["a"] == "after"
 
 
@@ -445,8 +447,8 @@ def test_any_answer_is_opened_and_closed_or_told(data: st.DataObject) -> None:
 
     def consume() -> Any:
         inbox = _protocol.open_answer(told, limits[0])
-        _protocol.add_piece(inbox, 0, parts)
-        whole = _protocol.close_answer(told, inbox)
+        _protocol.add_piece(told, inbox, 0, parts)
+        whole = _protocol.close_answer(inbox)
         _protocol.raise_error(told, whole, limits[0], trusted=data.draw(st.booleans()))
         return _protocol.part_batch(told, whole, limits)
 
@@ -477,7 +479,7 @@ def test_what_is_nested_too_deeply_to_be_shown_is_told(depth: int) -> None:
         assert isinstance(
             told_or_value(lambda: _protocol.raise_error({"error": error}, ())), BridgeError
         )
-    told_or_value(lambda: _protocol.close_answer({"digest": deep}, _wire.Inbox([])))
+    told_or_value(lambda: _protocol.add_piece({"digest": deep}, _wire.Inbox([]), 0, []))
     while deep:  # freed step by step
         deep = deep[0]
 

@@ -216,16 +216,16 @@ class Space:
         """The last message of a request, and its answer: whole, or the exception it tells."""
         told, parts = self.cross(header, data, **how)
         inbox = _protocol.open_answer(told)
-        _protocol.add_piece(inbox, 0, parts)
+        _protocol.add_piece(told, inbox, 0, parts)
         if inbox.total > PIECE:
             offsets = list(range(PIECE, inbox.total, PIECE))
             random.Random(header["id"]).shuffle(offsets)
             for at in offsets:
                 more, parts = self.cross({**header, "op": "more", "sizes": [], "at": at})
                 _protocol.raise_error(more, ())
-                _protocol.add_piece(inbox, at, parts)
+                _protocol.add_piece(more, inbox, at, parts)
             self.forget(header)
-        frames = _protocol.close_answer(told, inbox)
+        frames = _protocol.close_answer(inbox)
         _protocol.raise_error(told, frames)
         return told, frames
 
@@ -239,11 +239,11 @@ class Space:
         random.Random(header["id"]).shuffle(offsets)
         for at in offsets:
             self.piece(header, parcel.frames, at)
-        return self.finish({**header, "at": last}, stream(parcel.frames)[last:])
+        return self.finish(*part(header, stream(parcel.frames)[last:], at=last))
 
     def piece(self, header: Header, frames: Sequence[memoryview], at: int) -> None:
         data = b"".join(_protocol.cut(frames, at, at + PIECE))
-        told, _ = self.cross({**header, "op": "piece", "at": at}, data)
+        told, _ = self.cross(*part(header, data, op="piece", at=at))
         _protocol.raise_error(told, ())
 
     def forget(self, header: Header) -> None:
@@ -290,8 +290,8 @@ class Space:
             for at in range(inbox.received, inbox.total, PIECE):
                 more, parts = self.cross({**asked[0], "op": "more", "sizes": [], "at": at})
                 _protocol.raise_error(more, ())
-                _protocol.add_piece(inbox, at, parts)
-            frames = _protocol.close_answer(told, inbox)
+                _protocol.add_piece(more, inbox, at, parts)
+            frames = _protocol.close_answer(inbox)
             _protocol.raise_error(told, frames)
         except BridgeError as error:
             return error
@@ -301,6 +301,11 @@ class Space:
         """How many unfinished requests and unfetched answers the loader keeps for us."""
         served = f"__import__('sys').modules[{LOADER!r}]._served[id(globals())]"
         return self.fetch(f"len({served}.inboxes)", f"len({served}.outboxes)")
+
+
+def part(header: Header, data: bytes, **fields: Any) -> tuple[Header, bytes]:
+    """One message of a request, shorter than any lane's."""
+    return {**header, "digest": _wire.digest("sha256", [data]), **fields}, data
 
 
 LOADER = _protocol.loader_source()[0]
@@ -506,13 +511,13 @@ def test_a_long_answer_comes_in_pieces_which_are_freed(space: Space) -> None:
     header = space.header("fetch", expressions=["data"])
     told, parts = space.cross(header)
     inbox = _protocol.open_answer(told)
-    _protocol.add_piece(inbox, 0, parts)
+    _protocol.add_piece(told, inbox, 0, parts)
     assert sum(map(len, parts)) == PIECE < inbox.total
     assert space.kept() == (0, 1)
     for at in range(PIECE, inbox.total, PIECE):
-        _, parts = space.cross({**header, "op": "more", "sizes": [], "at": at})
-        _protocol.add_piece(inbox, at, parts)
-    assert _parcel.decode(_protocol.close_answer(told, inbox)) == (megabytes(0.5),)
+        more, parts = space.cross({**header, "op": "more", "sizes": [], "at": at})
+        _protocol.add_piece(more, inbox, at, parts)
+    assert _parcel.decode(_protocol.close_answer(inbox)) == (megabytes(0.5),)
     space.forget(header)
     assert space.kept() == (0, 0)
     gone, _ = space.cross({**header, "op": "more", "sizes": [], "at": PIECE})
@@ -525,9 +530,9 @@ def test_a_long_answer_that_lacks_a_piece_is_told(space: Space) -> None:
     header = space.header("fetch", expressions=["data"])
     told, parts = space.cross(header)
     inbox = _protocol.open_answer(told)
-    _protocol.add_piece(inbox, 0, parts)
+    _protocol.add_piece(told, inbox, 0, parts)
     with pytest.raises(ReplyLost, match="arrived"):
-        _protocol.close_answer(told, inbox)
+        _protocol.close_answer(inbox)
     space.forget(header)
 
 
@@ -544,7 +549,7 @@ def test_nothing_happens_before_the_last_piece(space: Space) -> None:
     assert space.kept() == (0, 0)
     last = parcel.nbytes // PIECE * PIECE
     with pytest.raises(IntegrityError, match="arrived"):
-        space.finish({**header, "at": last}, stream(parcel.frames)[last:])
+        space.finish(*part(header, stream(parcel.frames)[last:], at=last))
     assert space.snapshot() == before
 
 
@@ -555,8 +560,40 @@ def test_a_piece_sent_twice_is_harmless(space: Space) -> None:
     last = parcel.nbytes // PIECE * PIECE
     for at in [*range(0, last, PIECE), *range(0, last, PIECE)]:
         space.piece(header, parcel.frames, at)
-    space.finish({**header, "at": last}, stream(parcel.frames)[last:])
+    space.finish(*part(header, stream(parcel.frames)[last:], at=last))
     assert space.fetch("data") == values["data"]
+    assert space.kept() == (0, 0)
+
+
+def test_a_piece_that_is_damaged_is_refused_when_it_arrives(space: Space) -> None:
+    values = {"data": megabytes(0.25)}
+    parcel = _parcel.encode(values, values)
+    before = space.snapshot()
+    header = space.header("bind", parcel.frames, names=["data"])
+    last = parcel.nbytes // PIECE * PIECE
+    for at in range(0, last - PIECE, PIECE):
+        space.piece(header, parcel.frames, at)
+    sent, data = part(header, stream(parcel.frames)[last - PIECE : last], op="piece", at=last)
+    for damaged in (flipped(data, PIECE // 2), data[1:] + data[:1], data[:-1], b""):
+        told, _ = space.cross({**sent, "at": last - PIECE}, damaged)
+        with pytest.raises(IntegrityError, match="digest"):
+            _protocol.raise_error(told, ())
+    with pytest.raises(IntegrityError, match="arrived"):
+        space.finish(*part(header, stream(parcel.frames)[last:], at=last))
+    assert space.snapshot() == before
+    assert space.kept() == (0, 0)
+
+
+def test_pieces_of_other_sizes_are_not_of_the_same_request(space: Space) -> None:
+    values = {"data": megabytes(0.25)}
+    parcel = _parcel.encode(values, values)
+    before = space.snapshot()
+    header = space.header("bind", parcel.frames, names=["data"])
+    space.piece(header, parcel.frames, 0)
+    header["sizes"] = [*header["sizes"][:-1], header["sizes"][-1] - 1]
+    with pytest.raises(IntegrityError, match="not of one request"):
+        space.piece(header, parcel.frames, PIECE)
+    assert space.snapshot() == before
     assert space.kept() == (0, 0)
 
 
@@ -576,7 +613,7 @@ def test_the_pieces_of_two_requests_may_be_mixed(space: Space) -> None:
         if at != lasts[name]:
             space.piece(headers[name], parcels[name].frames, at)
     for name, at in lasts.items():
-        space.finish({**headers[name], "at": at}, stream(parcels[name].frames)[at:])
+        space.finish(*part(headers[name], stream(parcels[name].frames)[at:], at=at))
     assert space.fetch("a", "b") == (megabytes(0.25), megabytes(0.5))
 
 
@@ -825,7 +862,7 @@ DAMAGE: dict[str, tuple[type[BridgeError], Callable[[Request], None]]] = {
     "the header is empty": (ProtocolError, header_instead({})),
     "the epoch is another kernel's": (KernelRestarted, with_header(epoch="0" * 16)),
     "the epoch is missing": (KernelRestarted, without_header("epoch")),
-    "the protocol is newer": (ProtocolError, with_header(protocol=2)),
+    "the protocol is newer": (ProtocolError, with_header(protocol=3)),
     "the protocol is missing": (ProtocolError, without_header("protocol")),
     "the operation is unknown": (ProtocolError, with_header(op="explode")),
     "the operation is missing": (ProtocolError, without_header("op")),
@@ -861,8 +898,8 @@ def test_a_damaged_push_is_refused_and_changes_nothing(
     parts = [base64.b64decode(told.pop("data", ""))]
     with pytest.raises(BridgeError) as caught:
         inbox = _protocol.open_answer(told)
-        _protocol.add_piece(inbox, 0, parts)
-        frames = _protocol.close_answer(told, inbox)
+        _protocol.add_piece(told, inbox, 0, parts)
+        frames = _protocol.close_answer(inbox)
         _protocol.raise_error(told, frames)
     assert type(caught.value) is error
     assert space.snapshot() == before
@@ -1340,7 +1377,7 @@ class Watched(Space):
         told = json.loads(content["answer"])
         parts = buffers or [base64.b64decode(told.pop("data"), validate=True)]
         inbox = _protocol.open_answer(told)
-        _protocol.add_piece(inbox, 0, parts)
+        _protocol.add_piece(told, inbox, 0, parts)
         asked = {**self.header("watch"), "id": content["news"]}, _parcel.EMPTY
         outcome = self.outcome(asked, _protocol.Opened(told, inbox))
         if isinstance(outcome, BridgeError):

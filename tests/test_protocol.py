@@ -146,8 +146,8 @@ def consume(content: Any, parts: list[bytes]) -> list[memoryview]:
     """What a lane does with a reply."""
     told = _protocol.answer(content)
     inbox = _protocol.open_answer(told)
-    _protocol.add_piece(inbox, 0, parts)
-    frames = _protocol.close_answer(told, inbox)
+    _protocol.add_piece(told, inbox, 0, parts)
+    frames = _protocol.close_answer(inbox)
     _protocol.raise_error(told, frames)
     return frames
 
@@ -172,10 +172,11 @@ def test_an_answer_may_come_in_pieces() -> None:
     told, parts = answer_of(b"\xff" * 5000)
     data = b"".join(parts)
     inbox = _protocol.open_answer(told)
-    _protocol.add_piece(inbox, 0, [data[:1000]])
-    _protocol.add_piece(inbox, 3000, [data[3000:]])
-    _protocol.add_piece(inbox, 1000, [data[1000:2000], data[2000:3000]])
-    assert _parcel.decode(_protocol.close_answer(told, inbox)) == b"\xff" * 5000
+    for start, stop in ((0, 1000), (3000, len(data)), (1000, 3000)):
+        parts = [data[start : stop - 500], data[stop - 500 : stop]]
+        more = {"digest": _wire.digest("sha256", parts)}
+        _protocol.add_piece(more, inbox, start, parts)
+    assert _parcel.decode(_protocol.close_answer(inbox)) == b"\xff" * 5000
 
 
 KINDS: dict[str, tuple[dict[str, Any], type[BridgeError], str]] = {
@@ -430,7 +431,7 @@ def test_an_answer_with_any_digest_but_the_right_one_is_lost(value: Any) -> None
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        pytest.param(lambda parts: [], "0 of", id="none"),
+        pytest.param(lambda parts: [], "digest", id="none"),
         pytest.param(lambda parts: [parts[0][:-1]], "of", id="too few"),
         pytest.param(lambda parts: [*parts, b"x"], "do not fit", id="too many"),
         pytest.param(lambda parts: [parts[0][::-1]], "digest", id="others"),

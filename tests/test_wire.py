@@ -10,8 +10,10 @@ import math
 import operator
 import pickle
 import random
+import sys
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,17 @@ import pandas as pd
 import pytest
 
 from bridgehead import _wire
-from bridgehead._wire import IN_BAND, OWN_MAPPING, Broken, Inbox, allocate, culprit, cut, digest
+from bridgehead._digest import LEAF, digest_of, summed
+from bridgehead._wire import (
+    IN_BAND,
+    OWN_MAPPING,
+    Broken,
+    Inbox,
+    allocate,
+    culprit,
+    cut,
+    digest,
+)
 
 LOCK = threading.Lock()
 
@@ -136,8 +148,8 @@ def test_pieces_may_come_in_any_order_and_more_than_once(seed: int) -> None:
     inbox = Inbox(sizes)
     assert inbox.total == sum(sizes)
     for at, parts in pieces:
-        inbox.write(at, parts)
-    received = inbox.take(digest("sha256", frames))
+        inbox.write(at, parts, digest("sha256", parts))
+    received = inbox.take()
     assert [bytes(frame) for frame in received] == [bytes(frame) for frame in frames]
     assert not any(frame.readonly for frame in received)
 
@@ -150,9 +162,9 @@ def test_a_piece_that_is_missing_is_told(seed: int) -> None:
     pieces.remove(source.choice(pieces))
     inbox = Inbox([100, 0, 30, 999])
     for at, parts in pieces:
-        inbox.write(at, parts)
+        inbox.write(at, parts, digest("crc32", parts))
     with pytest.raises(Broken, match="of 1129 bytes arrived") as caught:
-        inbox.take(digest("crc32", frames))
+        inbox.take()
     assert caught.value.kind == "integrity"
 
 
@@ -168,9 +180,10 @@ def test_pieces_that_overlap_are_refused(spans: list[tuple[int, int]]) -> None:
     frames = frames_of([3, 7])
     inbox = Inbox([3, 7])
     for start, stop in spans:
-        inbox.write(start, cut(frames, start, stop))
+        parts = list(cut(frames, start, stop))
+        inbox.write(start, parts, digest("crc32", parts))
     with pytest.raises(Broken) as caught:
-        inbox.take(digest("crc32", frames))
+        inbox.take()
     assert caught.value.kind == "integrity"
 
 
@@ -193,11 +206,11 @@ def test_pieces_that_overlap_are_refused(spans: list[tuple[int, int]]) -> None:
 def test_a_piece_that_does_not_fit_is_refused_and_writes_nothing(at: Any, data: bytes) -> None:
     inbox = Inbox([4, 6])
     with pytest.raises(Broken, match="do not fit") as caught:
-        inbox.write(at, [data])
+        inbox.write(at, [data], digest("crc32", [data]))
     assert caught.value.kind == "integrity"
     assert joined(inbox.frames) == bytes(10)
     with pytest.raises(Broken, match="0 of 10 bytes"):
-        inbox.take(digest("crc32", inbox.frames))
+        inbox.take()
 
 
 @pytest.mark.parametrize("sizes", [[-1], [1, -1], [1.0], ["1"], [None], [True], [[1]], "12"])
@@ -214,12 +227,14 @@ def test_a_size_that_no_memory_has_is_refused(size: int) -> None:
 
 
 def test_a_stream_of_no_frames_is_complete_at_once() -> None:
-    assert Inbox([]).take(digest("sha256", [])) == []
+    assert Inbox([]).take() == []
 
 
 def test_parts_may_be_any_kind_of_buffer() -> None:
     inbox = Inbox([2, 2, 8])
-    inbox.write(0, [b"ab", bytearray(b"cd"), memoryview(np.arange(2, dtype="<i4"))])
+    numbers = np.arange(2, dtype="<i4")
+    signed = digest("crc32", [b"abcd" + numbers.tobytes()])
+    inbox.write(0, [b"ab", bytearray(b"cd"), memoryview(numbers)], signed)
     assert joined(inbox.frames) == b"abcd" + np.arange(2, dtype="<i4").tobytes()
 
 
@@ -234,7 +249,7 @@ def test_digests_are_the_standard_ones() -> None:
     )
 
 
-@pytest.mark.parametrize("algorithm", ["crc32", "sha256"])
+@pytest.mark.parametrize("algorithm", ["crc32", "sums", "sha256"])
 def test_a_digest_sees_every_byte_and_their_order(algorithm: str) -> None:
     frames = [b"abc", b"", b"defg"]
     same = digest(algorithm, frames)
@@ -251,10 +266,63 @@ def test_an_unknown_digest_is_refused(algorithm: str) -> None:
     assert caught.value.kind == "protocol"
     inbox = Inbox([])
     with pytest.raises(Broken, match="unknown digest"):
-        inbox.take(algorithm + ":00")
+        inbox.write(0, [], algorithm + ":00")
 
 
-@pytest.mark.parametrize("algorithm", ["crc32", "sha256"])
+LONG = [700, 2 * LEAF + 12_345, 40_000]
+
+
+@pytest.mark.parametrize("algorithm", ["crc32", "sums", "sha256"])
+@pytest.mark.parametrize("piece", [LEAF, 2 * LEAF, 4 * LEAF])
+def test_the_digest_of_a_piece_is_a_part_of_the_wholes(algorithm: str, piece: int) -> None:
+    frames = frames_of(LONG)
+    whole = digest(algorithm, frames)
+    for start in range(0, sum(LONG), piece):
+        parts = list(cut(frames, start, start + piece))
+        assert digest_of(whole, start, start + piece) == digest(algorithm, parts)
+    with ThreadPoolExecutor(3) as pool:
+        assert digest(algorithm, frames, pool.map) == whole
+    assert digest_of(digest(algorithm, []), 0, piece) == digest(algorithm, [])
+
+
+def test_sums_are_the_same_without_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = [*frames_of([700, 3 * 8192, 8191, 8192, 50_001]), memoryview(b"\xff" * 20_000)]
+    odd = memoryview(joined(source))[3:]  # no word of it is aligned
+    expected = digest("sums", [*source, odd])
+    for gone in (None, object()):
+        monkeypatch.setitem(sys.modules, "numpy", gone)
+        assert digest("sums", [*source, odd]) == expected
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda data: data[8192:16384] + data[:8192] + data[16384:], id="rows swapped"),
+        pytest.param(lambda data: data[8:16] + data[:8] + data[16:], id="words swapped"),
+        pytest.param(lambda data: data[:100] + bytes(4096) + data[4196:], id="a page of zeros"),
+        pytest.param(lambda data: data[8:] + data[:8], id="shifted by a word"),
+        pytest.param(lambda data: data[:-1] + bytes([data[-1] ^ 128]), id="the last bit"),
+    ],
+)
+def test_sums_see_what_goes_wrong(change: Callable[[bytes], bytes]) -> None:
+    data = joined(frames_of([100_001]))
+    assert change(data) != data
+    assert digest("sums", [change(data)]) != digest("sums", [data])
+
+
+def test_sums_stand_in_for_crc32_alone_and_only_where_both_have_numpy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    much = LEAF + 1
+    assert summed("crc32", much, True) == "sums"
+    assert summed("crc32", LEAF, True) == "crc32"
+    assert summed("crc32", much, None) == "crc32"
+    assert summed("sha256", much, True) == "sha256"
+    monkeypatch.delitem(sys.modules, "numpy")
+    assert summed("crc32", much, True) == "crc32"
+
+
+@pytest.mark.parametrize("algorithm", ["crc32", "sums", "sha256"])
 @pytest.mark.parametrize("at", [0, 499, 500, 2_999])
 def test_one_flipped_bit_is_told(algorithm: str, at: int) -> None:
     frames = frames_of([500, 2500])
@@ -262,10 +330,11 @@ def test_one_flipped_bit_is_told(algorithm: str, at: int) -> None:
     inbox = Inbox([500, 2500])
     damaged = bytearray(joined(frames))
     damaged[at] ^= 16
-    inbox.write(0, [damaged])
     with pytest.raises(Broken, match="digest") as caught:
-        inbox.take(signed)
+        inbox.write(0, [damaged], signed)
     assert caught.value.kind == "integrity"
+    with pytest.raises(Broken, match="0 of 3000 bytes"):
+        inbox.take()
 
 
 # ---------------------------------------------------------------- objects as frames
@@ -275,8 +344,8 @@ def travel(value: Any) -> Any:
     """``value`` as it comes out at the other end of a wire."""
     frames, _ = _wire.encode(value)
     inbox = Inbox([frame.nbytes for frame in frames])
-    inbox.write(0, frames)
-    return _wire.decode(inbox.take(digest("crc32", frames)))
+    inbox.write(0, frames, digest("crc32", frames))
+    return _wire.decode(inbox.take())
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ class Foothold:
         if call.content is not None:
             if not call.content.is_light():
                 return None
-            call.packed = Packed(*call.content.pack(lane.digest))
+            call.packed = self._packed(call.content, lane)
         elif call.packed is not None:
             return None
         request = self._request(call)
@@ -204,19 +204,22 @@ class Foothold:
 
     async def _pack(self, call: _Call, place: Place, lane: Lane) -> None:
         """Pickle what the call sends, if it takes long in a thread; once, whatever happens."""
-        if call.packed is not None and call.packed.digest.partition(":")[0] != lane.digest:
+        if call.packed is not None and call.packed.is_signed == (lane.digest == "none"):
             frames = call.packed.parcel.frames
             digest = await place.prepare(asyncio.to_thread(_wire.digest, lane.digest, frames))
             call.packed = replace(call.packed, digest=digest)
         if call.content is None or call.packed is not None:
             return
         if call.content.is_light():
-            call.packed = Packed(*call.content.pack(lane.digest))
+            call.packed = self._packed(call.content, lane)
         else:
             call.packed = await place.prepare(self._thread(call.content, lane))
 
     async def _thread(self, content: _parcel.Content, lane: Lane) -> Packed:
-        return Packed(*await asyncio.to_thread(content.pack, lane.digest))
+        return await asyncio.to_thread(self._packed, content, lane)
+
+    def _packed(self, content: _parcel.Content, lane: Lane) -> Packed:
+        return Packed(*content.pack(lane.digest, lane.sums))
 
     async def _teach(self, shell: dict[str, Any] | None = None) -> None:
         """Ship the data-only codec to a loader that does not have it yet."""
@@ -376,10 +379,11 @@ class Foothold:
                     raise NotSupported(f"{kernel} does not pass message buffers; use lane='inline'")
                 if isinstance(self._lane, DirectLane):
                     self._lane.link.close()
-                self._lane = MESSAGES["buffers" if buffers else "inline"](transport)
-                if self._wanted in MESSAGES:
-                    self._lane = MESSAGES[self._wanted](transport)
-                else:
+                name = self._wanted if self._wanted in MESSAGES else "inline"
+                name = "buffers" if buffers and self._wanted not in MESSAGES else name
+                self._lane = MESSAGES[name](transport)
+                self._lane.sums = told.get("sums") is True
+                if self._wanted not in MESSAGES:
                     self._lane = self._direct(self._lane, listener, told["direct"])
             self._info = Info(
                 kernel=kernel,
@@ -495,6 +499,10 @@ class Packed:
     parcel: _parcel.Parcel
     digest: str
     segment: Segment | None = None
+
+    @property
+    def is_signed(self) -> bool:
+        return self.digest != "none:"
 
 
 NOTHING = Packed(_parcel.EMPTY, "")

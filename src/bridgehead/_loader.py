@@ -17,7 +17,7 @@ from typing import Any
 if __name__ == "bridgehead._loader":  # shipped, it shares a module with these
     from bridgehead._far import Far
     from bridgehead._host import Kernel
-    from bridgehead._wire import MIME, PROBE, Broken, Header
+    from bridgehead._wire import MIME, PROBE, Broken, Header, messages
 
 
 class Answer:
@@ -69,7 +69,8 @@ def cross(far: Far, lane: str, header_text: str, data: str) -> Answer:
     if lane == "inline":
         answer["data"] = b64encode(b"".join(frames)).decode("ascii")
     elif frames:
-        far.kernel.send(frames)
+        for message in messages(frames):
+            far.kernel.send(message)
     return Answer(dumps(answer))
 
 

@@ -14,12 +14,13 @@ import os
 import sys
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from typing import Any, NoReturn
 
 from bridgehead import _wire
+from bridgehead._digest import digest_of
 from bridgehead._errors import (
     BridgeError,
     IncompatiblePython,
@@ -37,10 +38,11 @@ from bridgehead._errors import (
 )
 from bridgehead._wire import MIME, PROBE, Buffer, Header, Held, Inbox, cut
 
-__all__ = ["PROBE", "Buffer", "Header", "Inbox", "cut"]
+__all__ = ["PROBE", "Buffer", "Header", "Inbox", "cut", "digest_of"]
 
 PYTHON = list(sys.version_info[:2])
 SHIPPED = (
+    "_digest.py",
     "_wire.py",
     "_segments.py",
     "_channel.py",
@@ -128,7 +130,8 @@ def header(
     digest: str | None = None,
     **fields: Any,
 ) -> Header:
-    """The header of a whole request; a lane adds ``at`` and ``piece`` for each message.
+    """The header of a whole request; a lane adds ``at`` and ``piece`` for each message, and
+    leaves of the digest what is that message's.
 
     A field that is None is left out; ``digest`` spares computing it again.
     """
@@ -169,10 +172,16 @@ def batch_header(headers: Sequence[Header], frames: Sequence[memoryview]) -> Hea
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An answer of which a first part is here."""
+    """An answer of which a first part is here; ``parts`` of it are not in the inbox yet."""
 
     told: Header
     inbox: Inbox | Held
+    parts: list[Buffer] = field(default_factory=list)
+
+    @property
+    def arrived(self) -> int:
+        """Bytes of the answer that are here."""
+        return self.inbox.received + sum(memoryview(part).nbytes for part in self.parts)
 
 
 def answer(content: Mapping[str, Any]) -> Header:
@@ -317,26 +326,28 @@ def too_large(nbytes: object, limit: int | None) -> PayloadTooLarge:
     )
 
 
-def add_piece(inbox: Inbox, at: int, parts: Iterable[Buffer]) -> None:
-    """Take another piece of an answer.
+def add_piece(told: Header, inbox: Inbox, at: int, parts: Iterable[Buffer]) -> None:
+    """Take another piece of an answer, checked against the digest that ``told`` has of it.
+
+    May be called in any thread, where an event loop's gets its turns.
 
     Raises:
-        ReplyLost: the piece does not fit what was signed.
+        ReplyLost: the piece is not what was signed.
     """
     try:
-        inbox.write(at, parts)
+        inbox.write(at, parts, as_text(told.get("digest")))
     except _wire.Broken as broken:
         raise ReplyLost(f"the kernel's answer is damaged: {broken}") from None
 
 
-def close_answer(told: Header, inbox: Inbox) -> list[memoryview]:
-    """The frames of an answer whose last piece arrived, checked against the signed digest.
+def close_answer(inbox: Inbox) -> list[memoryview]:
+    """The frames of an answer whose last piece arrived.
 
     Raises:
-        ReplyLost: something is missing or altered.
+        ReplyLost: something is missing.
     """
     try:
-        return inbox.take(as_text(told.get("digest")))
+        return inbox.take()
     except _wire.Broken as broken:
         raise ReplyLost(f"the kernel's answer is damaged: {broken}") from None
 
@@ -368,7 +379,7 @@ def part_batch(
             raise ProtocolError("the answers of a batch do not add up to its frames")
         try:
             inbox = open_answer(one, limit)
-            add_piece(inbox, 0, frames[at : at + count])
+            add_piece(one, inbox, 0, frames[at : at + count])
             found.append(Opened(one, inbox))
         except BridgeError as error:
             found.append(error)

@@ -138,7 +138,7 @@ class News:
             parts = buffers or [base64.b64decode(told.pop("data", ""), validate=True)]
             told["news"] = _protocol.as_text(content["news"])
             inbox = _protocol.open_answer(told, self._limit)
-            _protocol.add_piece(inbox, 0, parts)
+            _protocol.add_piece(told, inbox, 0, parts)
         except BridgeError as error:
             self._latest, self._failure = None, error
         except (KeyError, TypeError, ValueError) as error:

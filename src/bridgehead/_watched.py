@@ -13,7 +13,7 @@ from time import monotonic
 from typing import Any, Sequence
 
 if __name__ == "bridgehead._watched":  # shipped, it shares a module with the wire format
-    from bridgehead._wire import NEWS_MESSAGE, Broken, Buffer, Header, digest
+    from bridgehead._wire import MESSAGE, NEWS_MESSAGE, Broken, Buffer, Header, digest
 
 UNASKED = 600.0  # seconds after which a watch is dropped that nobody asked for again,
 UNASKED_CELLS = 10  # and cells: one may run for hours, in which nobody could ask
@@ -101,7 +101,8 @@ class Watches:
         """Send news of a watched value; the rest of the last news, if any, is outdated."""
         self.far.discard(watch.news())
         watch.told += 1
-        answer, parts = self.far.answer(dict(watch.header, id=watch.news()), answer, frames)
+        header = dict(watch.header, id=watch.news(), piece=min(watch.header["piece"], MESSAGE))
+        answer, parts = self.far.answer(header, answer, frames)
         content = {"watch": watch.header["watch"], "news": watch.news()}
         if watch.header.get("lane") == "inline":
             answer["data"] = b64encode(b"".join(parts)).decode("ascii")

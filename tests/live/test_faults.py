@@ -1561,16 +1561,17 @@ def tampering(how: str) -> Callable[[Parts], Iterable[Parts]]:
 
 
 @pytest.mark.parametrize("how", TAMPERED)
-@pytest.mark.parametrize("digest", ["crc32", "sha256"])
+@pytest.mark.parametrize("digest", ["crc32", "sums", "sha256"])
 async def test_tampered_payload_is_refused(
     kernel: Bridge, tmp_path: Path, how: str, digest: str
 ) -> None:
     """E1, E3, E4. A bit flipped, frames missing, cut, reordered, added: refused, both ways."""
-    array = np.arange(10_000.0)
+    array = np.arange(700_000.0 if digest == "sums" else 10_000.0)
     await kernel.push(x=1, array=array)
     before = await look(file_of(kernel))
     async with wired(kernel, tmp_path, lane="buffers") as (bridge, wire):
-        bridge._transport.digest = digest  # as over a wire that leaves the machine, or not
+        if digest != "sums":  # which are for much, and a wire that never leaves the machine
+            bridge._transport.digest = digest  # as over a wire that leaves it, or not
         wire.outgoing = tampering(how)
         async with told_within(0.5):
             with pytest.raises(IntegrityError, match="the kernel refused the request"):

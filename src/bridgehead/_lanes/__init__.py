@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,8 +23,7 @@ from bridgehead._protocol import Buffer, Header, Inbox, Opened
 from bridgehead._segments import Segment
 from bridgehead._transports import Transport
 
-OFF_LOOP = 1 << 20  # bytes; the digest of more is computed in a thread, the event loop goes on
-STEP = 1 << 18  # bytes copied at once: where memory is touched first, a MiB may take 8 ms
+OFF_LOOP = 1 << 20  # bytes; more is copied and checked in a thread, the event loop goes on
 AT_ONCE = 3  # pieces in flight: enough to hide the round trip; a fourth only took memory (measured)
 
 
@@ -56,13 +57,20 @@ class Request:
 
 
 class Lane(ABC):
-    """One way to carry frames over one transport."""
+    """One way to carry frames over one transport.
+
+    Attributes:
+        piece: bytes that one request carries at most, a multiple of the digest's leaf.
+        back: bytes that its answer brings along at most, a multiple of it too.
+    """
 
     name: ClassVar[str]
     piece: ClassVar[int]
+    back: ClassVar[int]
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
+        self.sums = False  # whether the kernel has numpy loaded, as it told last
         self._under_way: dict[str, Header] = {}
         self._left = False
 
@@ -102,7 +110,8 @@ class Lane(ABC):
             BridgeError: see ``Transport.request``.
         """
         header, frames, total = request.header, request.frames, request.nbytes
-        header["piece"], request.lane = self.piece, self.name
+        header["piece"], header["sums"] = self.back, "numpy" in sys.modules
+        request.lane = self.name
         last = max(0, (total - 1) // self.piece * self.piece)
         done = 0
 
@@ -110,9 +119,10 @@ class Lane(ABC):
             nonlocal done
             if self._left:  # or it would come after what told the loader to forget it
                 raise BridgeClosed("this bridge was closed")
-            part = {**header, "op": "piece", "at": at}
             told, _ = await self.cross(
-                part, list(_protocol.cut(frames, at, at + self.piece)), request.subshell
+                self._part(header, at, op="piece"),
+                list(_protocol.cut(frames, at, at + self.piece)),
+                request.subshell,
             )
             _protocol.raise_error(told, ())
             done += self.piece
@@ -121,15 +131,19 @@ class Lane(ABC):
         with self._kept(request):
             await _in_flight(piece(at) for at in range(0, last, self.piece))
             parts = list(_protocol.cut(frames, last, total))
-            told, back = await self.cross({**header, "at": last}, parts, request.subshell)
+            told, back = await self.cross(self._part(header, last), parts, request.subshell)
+            self.sums = told.get("sums") is True
             inbox = _protocol.open_answer(told, request.limit)
-            await _take_in(inbox, 0, back)
-            if inbox.received != min(inbox.total, self.piece):
+            opened = Opened(told, inbox, list(back))
+            if inbox.total <= self.back:
+                await _take_in(told, inbox, 0, back)
+                opened = Opened(told, inbox)
+            if opened.arrived != min(inbox.total, self.back):
                 raise ReplyLost(
-                    f"the kernel's answer is damaged: {inbox.received} of its first "
-                    f"{min(inbox.total, self.piece)} bytes arrived"
+                    f"the kernel's answer is damaged: {opened.arrived} of its first "
+                    f"{min(inbox.total, self.back)} bytes arrived"
                 )
-        return self._begun(request, Opened(told, inbox))
+        return self._begun(request, opened)
 
     async def carry_together(
         self, requests: Sequence[Request]
@@ -140,7 +154,7 @@ class Lane(ABC):
         """
         frames = [frame for request in requests for frame in request.frames]
         header = _protocol.batch_header([request.header for request in requests], frames)
-        together = Request(header, frames, limit=self.piece)
+        together = Request(header, frames, limit=self.back)
         opened = await self.carry(together)
         _, parts = await self.rest(Request(header, ()), opened)
         limits = [request.limit for request in requests]
@@ -152,7 +166,7 @@ class Lane(ABC):
         return answers
 
     async def rest(self, request: Request, opened: Opened) -> tuple[Header, list[memoryview]]:
-        """The answer as a whole, its digest checked; raises the error that it tells of.
+        """The answer as a whole, every piece of it checked; raises the error that it tells of.
 
         Raises:
             ReplyLost: what came back is not what was signed there.
@@ -161,30 +175,36 @@ class Lane(ABC):
         assert isinstance(inbox, Inbox)
         done = inbox.received
 
+        async def first() -> None:
+            nonlocal done
+            await _take_in(told, inbox, 0, opened.parts)
+            opened.parts.clear()  # its memory is free for the next ones
+            done = inbox.received
+            request.report(done, inbox.total)
+
         async def more(at: int) -> None:
             nonlocal done
-            asked = {**header, "op": "more", "sizes": [], "at": at, "piece": self.piece}
+            asked = self._part(header, at, op="more", sizes=[], piece=self.back)
             got, parts = await self.cross(asked, (), request.subshell)
             _protocol.raise_error(got, ())
-            await _take_in(inbox, at, parts)
-            if sum(memoryview(part).nbytes for part in parts) != min(self.piece, inbox.total - at):
+            if sum(memoryview(part).nbytes for part in parts) != min(self.back, inbox.total - at):
                 raise ReplyLost(f"the kernel's answer is damaged: its piece at {at} is not whole")
+            await _take_in(got, inbox, at, parts)
             done = inbox.received
             request.report(done, inbox.total)
 
         if done < inbox.total:
             with self._kept(request):
                 try:
-                    await _in_flight(more(at) for at in range(done, inbox.total, self.piece))
+                    # What came along is taken in while more is on its way.
+                    jobs = [first()] if opened.parts else []
+                    rest = (more(at) for at in range(opened.arrived, inbox.total, self.back))
+                    await _in_flight(itertools.chain(jobs, rest))
                 except (KernelRestarted, IntegrityError) as error:
                     # It ran: not to be taken for a request that may be made again.
                     raise ReplyLost("the kernel lost the rest of its answer") from error
             self.forget(header)
-        check = _protocol.close_answer
-        if inbox.total > OFF_LOOP:
-            frames = await asyncio.to_thread(check, told, inbox)
-        else:
-            frames = check(told, inbox)
+        frames = _protocol.close_answer(inbox)
         _protocol.raise_error(told, frames, request.limit, trusted=request.trusted)
         return told, frames
 
@@ -194,8 +214,7 @@ class Lane(ABC):
 
         async def tell() -> None:
             with contextlib.suppress(BridgeError):  # then it goes by age, or with the kernel
-                asked = {**header, "op": "forget", "sizes": [], "at": 0}
-                await self.cross(asked, (), None)
+                await self.cross(self._part(header, 0, op="forget", sizes=[]), (), None)
 
         self.transport.spawn(tell())
 
@@ -205,6 +224,11 @@ class Lane(ABC):
         for header in list(self._under_way.values()):
             self.forget(header)
         await asyncio.sleep(0)
+
+    def _part(self, header: Header, at: int, **fields: Any) -> Header:
+        """The header of one message of a request: of the digest, what is that message's."""
+        digest = _protocol.digest_of(header["digest"], at, at + self.piece)
+        return {**header, "digest": digest, "at": at, **fields}
 
     def _begun(self, request: Request, opened: Opened) -> Opened:
         """The loader keeps the rest of an answer until ``rest`` has it, or it is forgotten."""
@@ -226,16 +250,12 @@ class Lane(ABC):
             self._under_way.pop(header["id"], None)
 
 
-async def _take_in(inbox: Inbox, at: int, parts: Iterable[Buffer]) -> None:
-    """Copy a piece into its place, in steps between which the event loop goes on."""
-    for part in parts:
-        view = memoryview(part).cast("B")
-        for start in range(0, view.nbytes, STEP):
-            if start:
-                await asyncio.sleep(0)
-            step = view[start : start + STEP]
-            _protocol.add_piece(inbox, at, [step])
-            at += step.nbytes
+async def _take_in(told: Header, inbox: Inbox, at: int, parts: Sequence[Buffer]) -> None:
+    """Copy a piece into its place and check it, while the event loop goes on."""
+    if sum(memoryview(part).nbytes for part in parts) > OFF_LOOP:
+        await asyncio.to_thread(_protocol.add_piece, told, inbox, at, parts)
+    else:
+        _protocol.add_piece(told, inbox, at, parts)
 
 
 def _raise_first(done: set[asyncio.Task[None]]) -> None:

@@ -22,6 +22,7 @@ class BuffersLane(Lane):
 
     name = "buffers"
     piece = 16 << 20  # bytes
+    back = 32 << 20  # bytes, in two messages
 
     async def cross(
         self, header: Header, parts: Sequence[memoryview], subshell: str | None

@@ -39,7 +39,7 @@ class DirectLane(Lane):
     """The kernel's process and ours on one machine, of one user."""
 
     name = "direct"
-    piece = PIECE
+    piece = back = PIECE
 
     def __init__(
         self, transport: Transport, link: Link, messages: Lane, name: str, *, private: bool
@@ -128,7 +128,7 @@ class DirectLane(Lane):
         Raises:
             ReplyLost: the kernel's thread went before it was fetched.
         """
-        if opened.told.get("digest") == "none:" and opened.inbox.total > opened.inbox.received:
+        if opened.told.get("digest") == "none:" and opened.inbox.total > opened.arrived:
             asked = {**request.header, "op": "more", "sizes": [], "at": 0, "digest": "none:"}
             with self._kept(request):
                 told, parts = await self._explained(self.link.ask(asked))

@@ -20,6 +20,7 @@ class InlineLane(Lane):
 
     name = "inline"
     piece = 4 << 20  # bytes; 5.6 MB of base64, below the 6 MiB that survive every server
+    back = piece
 
     async def cross(
         self, header: Header, parts: Sequence[memoryview], subshell: str | None
