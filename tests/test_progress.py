@@ -277,33 +277,35 @@ HEAVY["an endless one"] = knot
 
 
 class Threads:
-    """A bridge that notes in which thread it is asked how an object is pickled."""
+    """Notes in which threads objects are pickled."""
 
-    def __init__(self, bridge: Bridge) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: list[threading.Thread] = []
-        self.bridge = bridge
-        reduce = bridge._reduce
+        pack = _parcel.Content.pack
 
-        def noted(value: Any) -> Any:
+        def noted(content: Any, *args: Any) -> Any:
             self.seen.append(threading.current_thread())
-            return reduce(value)
+            return pack(content, *args)
 
-        bridge._reduce = noted  # type: ignore[method-assign]
+        monkeypatch.setattr(_parcel.Content, "pack", noted)
 
 
 @pytest.mark.parametrize("value", LIGHT.values(), ids=LIGHT.keys())
-async def test_few_plain_values_pickle_at_once(loopback: Bridge, value: Any) -> None:
+async def test_few_plain_values_pickle_at_once(
+    loopback: Bridge, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert _parcel.Content({"x": value}, {}).is_light()
-    threads = Threads(loopback)
-    # An array is asked for; it shares the pickle, and so the thread, with the other.
+    threads = Threads(monkeypatch)
     await loopback.push(x=value, array=np.zeros(1))
     assert set(threads.seen) == {threading.current_thread()}
 
 
 @pytest.mark.parametrize("value", HEAVY.values(), ids=HEAVY.keys())
-async def test_what_may_take_long_pickles_in_a_thread(loopback: Bridge, value: Any) -> None:
+async def test_what_may_take_long_pickles_in_a_thread(
+    loopback: Bridge, value: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert not _parcel.Content({"x": value}, {}).is_light()
-    threads = Threads(loopback)
+    threads = Threads(monkeypatch)
     await loopback.push(x=value, array=np.zeros(1))
     assert threads.seen
     assert threading.current_thread() not in threads.seen
@@ -321,10 +323,10 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[types.Modu
 
 
 async def test_a_module_that_is_shipped_pickles_in_a_thread(
-    loopback: Bridge, mine: types.ModuleType
+    loopback: Bridge, mine: types.ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not _parcel.Content({"x": 1}, {}, by_value=[mine]).is_light()
-    threads = Threads(loopback)
+    threads = Threads(monkeypatch)
     await loopback.push(seven=mine.seven, by_value=[mine])
     assert threading.current_thread() not in threads.seen
     assert await loopback.pull("seven()") == 7
@@ -348,11 +350,11 @@ async def test_while_another_thread_ships_a_module_nothing_waits_for_it_in_the_e
     thread.start()
     try:
         assert begun.wait(60)
-        assert not _parcel.Content({"x": 1}, {}).is_light()
+        await loopback.push(x=1)  # in the event loop, and without cloudpickle's registry
+        assert await loopback.pull("x") == 1
     finally:
         end.set()
         thread.join()
-    assert _parcel.Content({"x": 1}, {}).is_light()
 
 
 def test_who_ships_a_module_waits_for_those_who_do_not(mine: types.ModuleType) -> None:

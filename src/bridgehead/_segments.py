@@ -32,7 +32,7 @@ except ImportError:  # not POSIX: no segments there
     fcntl = None  # type: ignore[assignment]
 
 IDLE = 30.0  # s after which a segment that nobody uses is given back
-STEP = 1 << 25  # bytes after which whoever fills a segment may be asked to stop
+PORTION = 1 << 25  # bytes after which whoever fills a segment may be asked to stop
 BRIEF = 1 << 20  # bytes copied at once: the interpreter's lock is held so long, 0.1 ms
 WASTE = 8  # times the size that is needed, beyond which a free segment is too large
 POPULATE, DONT_NEED = 23, 4  # madvise(2): MADV_POPULATE_WRITE (Linux 5.14), MADV_DONTNEED
@@ -69,6 +69,7 @@ class Segment:
         self.spoilt = False  # somebody may still see what is in it: not to be used again
         self.holders: list[Any] = []  # channels that are to be told when it is gone
         self._map: mmap.mmap | None = None
+        self._warm = 0  # bytes of it whose pages are mapped
         self.file = os.memfd_create("bridgehead", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             os.ftruncate(self.file, capacity)
@@ -80,22 +81,25 @@ class Segment:
             raise
 
     def fill(self, frames: Sequence[memoryview]) -> Iterator[int]:
-        """Write frames where ``layout`` puts them; yields the bytes done, every ``STEP``.
+        """Write frames where ``layout`` puts them; yields the bytes done, every ``PORTION``.
 
         ``OSError`` where there is no memory (any more).
         """
-        if self.filled and self._map is None:
-            self._map = mmap.mmap(self.file, self.capacity)
-            yield from _populate(self._map, self.capacity)
+        offsets, total = layout([frame.nbytes for frame in frames])
+        if self.filled:
+            if self._map is None:
+                self._map = mmap.mmap(self.file, self.capacity)
+            if total > self._warm:
+                yield from populate(self._map, self._warm, total)
+                self._warm = total
         write = self._write if self._map is None else self._copy
-        offsets, _ = layout([frame.nbytes for frame in frames])
         done = told = 0
         for frame, offset in zip(frames, offsets):
-            for start in range(0, frame.nbytes, STEP):
-                part = frame[start : start + STEP]
+            for start in range(0, frame.nbytes, PORTION):
+                part = frame[start : start + PORTION]
                 write(offset + start, part)
                 done += part.nbytes
-                if done - told >= STEP:
+                if done - told >= PORTION:
                     told = done
                     yield done
         self.filled = True
@@ -110,8 +114,8 @@ class Segment:
         assert self._map is not None
         with memoryview(self._map) as target:
             for start in range(0, part.nbytes, BRIEF):
-                step = part[start : start + BRIEF]
-                target[at + start : at + start + step.nbytes] = step
+                piece = part[start : start + BRIEF]
+                target[at + start : at + start + piece.nbytes] = piece
 
     def read(self, sizes: Sequence[int]) -> list[memoryview]:
         """Copies of the frames that were written into it."""
@@ -129,11 +133,11 @@ class Segment:
             self.file = -1
 
 
-def _populate(block: mmap.mmap, size: int) -> Iterator[int]:
+def populate(block: mmap.mmap, start: int, stop: int) -> Iterator[int]:
     """Map pages in advance; yields between steps, for madvise holds the interpreter's lock."""
-    for start in range(0, size, STEP):
+    for at in range(start // mmap.PAGESIZE * mmap.PAGESIZE, stop, PORTION):
         try:
-            block.madvise(POPULATE, start, min(STEP, size - start))
+            block.madvise(POPULATE, at, min(PORTION, stop - at))
         except (OSError, ValueError, AttributeError):  # an older kernel: they come as touched
             return
         yield 0
@@ -263,9 +267,7 @@ class Mapped:
         # each sees its own: a page that is written to becomes a copy.
         how = mmap.MAP_PRIVATE if private else mmap.MAP_SHARED
         self.map = mmap.mmap(file, capacity, flags=how, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-        if not private:
-            for _ in _populate(self.map, capacity):
-                pass
+        self.warm = capacity if private else 0  # bytes of it whose pages are mapped, or needn't be
         self.exporter = ctypes.c_ubyte * capacity
 
     def __del__(self) -> None:
@@ -299,6 +301,7 @@ class Maps:
     def __init__(self) -> None:
         self.known: dict[int, Mapped] = {}
         self.released: Deque[int] = deque()  # to be told; negative where it is spoilt
+        self.cold: Deque[Tuple[Mapped, int, int]] = deque()  # pages to be mapped
 
     def add(self, number: int, file: int, capacity: int, private: bool) -> None:
         """Map a segment; its file is this object's from now on. ``OSError`` where it can't be."""
@@ -314,6 +317,9 @@ class Maps:
             raise ValueError("%d bytes in a segment of %d" % (total, mapping.capacity))
         if mapping.private:
             mapping.map.madvise(DONT_NEED)  # copies of what was in it before
+        if total > mapping.warm:
+            self.cold.append((mapping, mapping.warm, total))
+            mapping.warm = total
         # mmap objects know no weak references, and a new mapping would have to be populated.
         root: Any = mapping.exporter.from_buffer(mapping.map)
 
@@ -328,6 +334,13 @@ class Maps:
         _leases[lease] = ref(root, died), mapping
         whole = memoryview(root).cast("B")
         return [whole[at : at + size] for at, size in zip(offsets, sizes)]
+
+    def populate(self) -> None:
+        """Map the pages of what was leased, before anybody touches them; in any thread."""
+        while self.cold:
+            mapping, start, stop = self.cold.popleft()
+            for _ in populate(mapping.map, start, stop):
+                pass
 
     def forget(self, number: int) -> None:
         """The sender has given it back; what still uses it keeps it."""

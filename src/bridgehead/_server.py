@@ -66,6 +66,7 @@ class Server:
             if message is None:
                 break
             serial, header, frames = message
+            channel.maps.populate()
             if serial:
                 self._answer(serial, header, frames)
             del message, header, frames

@@ -35,7 +35,7 @@ PROBE = b"bridgehead probe"
 ALIGN = 64  # bytes; an array that is not makes sums 3 times slower for its whole life
 SHARED = 1 << 16  # bytes of frames from which on the direct lane uses shared memory
 IN_BAND = 2048  # bytes; a smaller out-of-band buffer costs more as a frame than inside the pickle
-_Pickler = pickle.Pickler  # captured: a user may replace it
+_Pickler, _dumps = pickle.Pickler, pickle.dumps  # captured: a user may replace them
 OWN_MAPPING = 1 << 20  # bytes; from here on a frame gets huge pages of its own
 ADDRESSES = 1 << 47  # bytes; no process has room for more
 MESSAGE = 16 << 20  # bytes of buffers in one message that goes back
@@ -484,7 +484,7 @@ def encode_light(value: Any) -> list[memoryview]:
         frames.append(raw)
         return False
 
-    frames[0] = memoryview(pickle.dumps(value, 5, buffer_callback=keep))
+    frames[0] = memoryview(_dumps(value, 5, buffer_callback=keep))
     return frames
 
 

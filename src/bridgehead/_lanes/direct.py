@@ -211,6 +211,11 @@ class DirectLane(Lane):
         inbox = _protocol.open_answer(told, request.limit)
         if not frames:
             return Opened(told, inbox)
+        maps = self.link.channel.maps
+        if maps.cold and inbox.total > BRIEF:
+            await asyncio.to_thread(maps.populate)
+        else:
+            maps.populate()
         if self._private and inbox.total >= SHARED:
             frames = await asyncio.to_thread(_wire.owned, frames)
         return Opened(told, Held(inbox.sizes, frames))
