@@ -18,7 +18,7 @@ import mmap
 import os
 from collections import deque
 from itertools import count
-from threading import Lock
+from threading import RLock
 from time import monotonic
 from typing import Any, Deque, Dict, Iterator, Sequence, Tuple
 from weakref import ref
@@ -106,8 +106,10 @@ class Segment:
             at, part = at + written, part[written:]
 
     def _copy(self, at: int, part: memoryview) -> None:
-        assert self._map is not None
-        with memoryview(self._map) as target:
+        block = self._map
+        if block is None:  # closed meanwhile, for the other end is gone
+            raise OSError("the segment is closed")
+        with memoryview(block) as target:
             for start in range(0, part.nbytes, BRIEF):
                 step = part[start : start + BRIEF]
                 target[at + start : at + start + step.nbytes] = step
@@ -123,9 +125,9 @@ class Segment:
 
     def close(self) -> None:
         self._map = None  # unmapped when its last view is gone
-        if self.file >= 0:
-            os.close(self.file)
-            self.file = -1
+        file, self.file = self.file, -1  # first: once closed, the number may be another file's
+        if file >= 0:
+            os.close(file)
 
 
 def _populate(block: mmap.mmap, size: int) -> Iterator[int]:
@@ -144,7 +146,7 @@ class Pool:
     def __init__(self, share: float) -> None:
         self.share = share
         self.segments: dict[int, Segment] = {}
-        self._lock = Lock()
+        self._lock = RLock()  # trimmed while one is made, too
 
     @property
     def nbytes(self) -> int:
@@ -201,9 +203,10 @@ class Pool:
     def trim(self, idle: float | None = None) -> None:
         """Give back what nobody has used for ``idle`` seconds, by default ``IDLE``."""
         idle = IDLE if idle is None else idle
-        for segment in list(self.segments.values()):
-            if not segment.leases and monotonic() - segment.touched >= idle:
-                self._drop(segment)
+        with self._lock:  # or one that another thread takes just now would be closed below it
+            for segment in list(self.segments.values()):
+                if not segment.leases and monotonic() - segment.touched >= idle:
+                    self._drop(segment)
 
     def _drop(self, segment: Segment) -> None:
         if self.segments.pop(segment.number, None) is not None:
