@@ -167,9 +167,10 @@ class Channel:
     def _leased(self, number: int, sizes: Any) -> list[memoryview] | None:
         if number not in self.maps.known:
             return None
+        _check_sizes(sizes)
         try:
             return self.maps.lease(number, sizes)
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             raise Broken("protocol", "frames that are not in their segment: %s" % error) from None
 
     # ------------------------------------------------------------ the end
@@ -194,10 +195,14 @@ def _emptied(numbers: Deque[int]) -> list[int]:
     return [numbers.popleft() for _ in range(len(numbers))]  # others may add to it meanwhile
 
 
-def _split(body: memoryview, sizes: Any) -> list[memoryview]:
-    """Frames out of a message, in memory of their own, writable and aligned."""
+def _check_sizes(sizes: Any) -> None:
     if type(sizes) is not list or any(type(size) is not int or size < 0 for size in sizes):
         raise Broken("protocol", "frames without sizes")
+
+
+def _split(body: memoryview, sizes: Any) -> list[memoryview]:
+    """Frames out of a message, in memory of their own, writable and aligned."""
+    _check_sizes(sizes)
     if sum(sizes) != body.nbytes:
         raise Broken("protocol", "%d bytes of frames instead of %d" % (body.nbytes, sum(sizes)))
     frames, at = [], 0
