@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridgehead import _segments
@@ -767,7 +767,7 @@ say([first, second, int(array[0])])
     assert found == [[3, 2], 1, 1]
 
 
-def test_thousands_of_forks_cost_no_mappings_or_files() -> None:
+def test_a_hundred_forks_cost_no_mappings_or_files() -> None:
     found = in_a_process("""
 pool, maps = Pool(0.5), Maps()
 segment, array = lent(pool, maps, np.ones(MIB, "u1"))
@@ -779,9 +779,10 @@ before = counts()
 for _ in range(100):
     in_child(lambda: 0)
 after = counts()
-say([after[0] - before[0] < 10, after[1] - before[1] < 2 + 100 * 2])
+gone = 2 * 100  # ends of pipes of the children that in_child leaves open
+say([after[0] - before[0] < 10, after[1] - before[1] <= gone])
 """)
-    assert found[0] is True
+    assert found == [True, True]
 
 
 def test_subprocesses_inherit_nothing(pool: Pool) -> None:
@@ -805,6 +806,7 @@ def test_a_segment_of_many_frames(pool: Pool) -> None:
     assert released(pool, maps) == [segment.number]
 
 
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 3 * KIB), min_size=1, max_size=8).filter(any), st.integers(0, 3))
 def test_any_frames_there_and_back(sizes: list[int], times: int) -> None:
     pool, maps = Pool(0.5), Maps()
