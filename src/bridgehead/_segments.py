@@ -241,7 +241,7 @@ def free_memory() -> int:
 # ---------------------------------------------------------------- the receiver's
 
 
-class Mapping:
+class Mapped:
     """A sender's segment, mapped here."""
 
     def __init__(self, file: int, capacity: int, private: bool) -> None:
@@ -283,19 +283,19 @@ class Mapping:
 
 
 # Of this process, by their numbers: what tells that a lease is over, and what it is of.
-_leases: Dict[int, Tuple[Any, Mapping]] = {}
+_leases: Dict[int, Tuple[Any, Mapped]] = {}
 
 
 class Maps:
     """The segments of one sender that are mapped here, by their numbers."""
 
     def __init__(self) -> None:
-        self.known: dict[int, Mapping] = {}
+        self.known: dict[int, Mapped] = {}
         self.released: Deque[int] = deque()  # to be told; negative where it is spoilt
 
     def add(self, number: int, file: int, capacity: int, private: bool) -> None:
         """Map a segment; its file is this object's from now on. ``OSError`` where it can't be."""
-        self.known[number] = Mapping(file, capacity, private)
+        self.known[number] = Mapped(file, capacity, private)
 
     def lease(self, number: int, sizes: Sequence[int]) -> list[memoryview]:
         """Writable views of what is in a segment, each of which keeps it; ``KeyError``,
