@@ -10,6 +10,8 @@ import gc
 import os
 import socket
 import stat
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -83,7 +85,6 @@ def test_it_has_no_name_that_anybody_could_find(listener: Listener, folder: Path
     assert stat.S_IMODE(told.st_mode) == 0o600
     assert told.st_nlink == 0
     assert told.st_uid == os.geteuid()
-    assert "bridgehead" not in Path("/proc/net/unix").read_text().replace(str(folder), "") or True
 
 
 def test_a_folder_that_is_deep_or_cannot_be_written(
@@ -215,17 +216,11 @@ def test_the_loader_refuses_the_socket_of_another_user(tmp_path: Path) -> None:
     """H6, H8: somebody else's process at that path."""
     path = Path(tempfile.mkdtemp(dir="/tmp")) / "s"
     path.parent.chmod(0o777)
-    back, forth = os.pipe()
-    import subprocess
-    import sys
-
     program = (
         "import os, socket, sys; os.setgid(65534); os.setuid(65534);"
         "s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen();"
         "print('there', flush=True); c, _ = s.accept(); print(c.recv(100), flush=True)"
     )
-    os.close(back)
-    os.close(forth)
     process = subprocess.Popen(
         [sys.executable, "-c", program, str(path)], stdout=subprocess.PIPE, text=True
     )
