@@ -174,9 +174,11 @@ class Channel:
     def _leased(self, number: int, sizes: list[int]) -> list[memoryview] | None:
         if number not in self.maps.known:
             return None
+        if min(sizes, default=0) < 0:
+            raise Broken("protocol", "frames of less than nothing")
         try:
             return self.maps.lease(number, sizes)
-        except (TypeError, ValueError) as error:
+        except ValueError as error:
             raise Broken("protocol", "frames that are not in their segment: %s" % error) from None
 
     # ------------------------------------------------------------ the end

@@ -263,9 +263,14 @@ class Foothold:
             with self.queue.place() as place:
                 call.place = place
                 await self.ready()
-                reply = await self.queue.run(
-                    place, lambda: self.transport.request(content, on_message=on_message)
-                )
+
+                async def cell() -> Reply:
+                    lane = self._lane
+                    if isinstance(lane, DirectLane):  # what nobody waits for any more goes first
+                        await lane.link.drained()
+                    return await self.transport.request(content, on_message=on_message)
+
+                reply = await self.queue.run(place, cell)
             await complete(reply.id)
             return reply
 

@@ -18,7 +18,7 @@ import mmap
 import os
 from collections import deque
 from itertools import count
-from threading import Lock
+from threading import RLock
 from time import monotonic
 from typing import Any, Deque, Dict, Iterator, Sequence, Tuple
 from weakref import ref
@@ -92,30 +92,25 @@ class Segment:
             if total > self._warm:
                 yield from populate(self._map, self._warm, total)
                 self._warm = total
-        write = self._write if self._map is None else self._copy
-        done = told = 0
-        for frame, offset in zip(frames, offsets):
-            for start in range(0, frame.nbytes, PORTION):
-                part = frame[start : start + PORTION]
-                write(offset + start, part)
-                done += part.nbytes
-                if done - told >= PORTION:
-                    told = done
-                    yield done
-        self.filled = True
+        # Its own, for the segment may be closed by another thread, and the number used again.
+        block, file = self._map, os.dup(self.file)
+        try:
+            done = told = 0
+            for frame, offset in zip(frames, offsets):
+                for start in range(0, frame.nbytes, PORTION):
+                    part = frame[start : start + PORTION]
+                    if block is None:
+                        write(file, offset + start, part)
+                    else:
+                        copy(block, offset + start, part)
+                    done += part.nbytes
+                    if done - told >= PORTION:
+                        told = done
+                        yield done
+            self.filled = True
+        finally:
+            os.close(file)
         yield done
-
-    def _write(self, at: int, part: memoryview) -> None:
-        while part.nbytes:
-            written = os.pwrite(self.file, part, at)
-            at, part = at + written, part[written:]
-
-    def _copy(self, at: int, part: memoryview) -> None:
-        assert self._map is not None
-        with memoryview(self._map) as target:
-            for start in range(0, part.nbytes, BRIEF):
-                piece = part[start : start + BRIEF]
-                target[at + start : at + start + piece.nbytes] = piece
 
     def read(self, sizes: Sequence[int]) -> list[memoryview]:
         """Copies of the frames that were written into it."""
@@ -128,9 +123,22 @@ class Segment:
 
     def close(self) -> None:
         self._map = None  # unmapped when its last view is gone
-        if self.file >= 0:
-            os.close(self.file)
-            self.file = -1
+        file, self.file = self.file, -1
+        if file >= 0:
+            os.close(file)
+
+
+def write(file: int, at: int, part: memoryview) -> None:
+    while part.nbytes:
+        written = os.pwrite(file, part, at)
+        at, part = at + written, part[written:]
+
+
+def copy(block: mmap.mmap, at: int, part: memoryview) -> None:
+    with memoryview(block) as target:
+        for start in range(0, part.nbytes, BRIEF):
+            piece = part[start : start + BRIEF]
+            target[at + start : at + start + piece.nbytes] = piece
 
 
 def populate(block: mmap.mmap, start: int, stop: int) -> Iterator[int]:
@@ -153,7 +161,7 @@ class Pool:
     def __init__(self, share: float, *, private: bool = False) -> None:
         self.share, self.private = share, private
         self.segments: dict[int, Segment] = {}
-        self._lock = Lock()
+        self._lock = RLock()  # trimmed while one is made, too
 
     @property
     def nbytes(self) -> int:
@@ -215,9 +223,10 @@ class Pool:
     def trim(self, idle: float | None = None) -> None:
         """Give back what nobody has used for ``idle`` seconds, by default ``IDLE``."""
         idle = IDLE if idle is None else idle
-        for segment in list(self.segments.values()):
-            if not segment.leases and monotonic() - segment.touched >= idle:
-                self._drop(segment)
+        with self._lock:  # or one that another thread takes just now would be closed below it
+            for segment in list(self.segments.values()):
+                if not segment.leases and monotonic() - segment.touched >= idle:
+                    self._drop(segment)
 
     def _drop(self, segment: Segment) -> None:
         if self.segments.pop(segment.number, None) is not None:

@@ -18,12 +18,12 @@ import pickle
 from io import BytesIO
 from threading import Lock
 from time import monotonic
-from typing import Any, Dict, Iterable, Iterator, Sequence, Union
+from typing import Any, Dict, Iterable, Iterator, Sequence
 
 if __name__ == "bridgehead._wire":  # shipped, it shares a module with these
     from bridgehead._digest import DIGESTS, leaves
+    from bridgehead._digest import Buffer as Buffer  # for those that import it from here
 
-Buffer = Union[bytes, bytearray, memoryview]
 Header = Dict[str, Any]  # a JSON object
 
 PROTOCOL = 2

@@ -116,7 +116,10 @@ class DirectLane(Lane):
         with self._kept(request):
             await self.link.drained()  # what nobody waits for any more goes first all the same
             header = request.header
-            asked = {**header, "via": self.server, "piece": 0}
+            # None of the answer's bytes in the message; a batch has room for its answers' all
+            # the same, or none of it would be done.
+            room = self.piece if header["op"] == "batch" else 0
+            asked = {**header, "via": self.server, "piece": room}
             asked["at"] = 0 if frames else request.nbytes
             told, _ = await self.messages.cross(asked, frames, request.subshell)
             opened = Opened(told, _protocol.open_answer(told, request.limit))

@@ -65,7 +65,11 @@ class Listener:
         self.name = secrets.token_hex(8)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._inode = folder = -1
-        place = tempfile.mkdtemp(prefix="bridgehead-")  # 0700
+        try:
+            place = tempfile.mkdtemp(prefix="bridgehead-")  # 0700
+        except BaseException:
+            self._socket.close()
+            raise
         path = os.path.join(place, "s")
         try:
             # Through the folder's descriptor: its own path may be too long for a socket.
@@ -242,7 +246,7 @@ class Link:
             alive = channel.receive()
             while (message := channel.next()) is not None:
                 serial, header, frames = message
-                future = self._waiting.pop(serial, None) if serial else None
+                future = self._waiting.pop(serial, None)
                 if not self._waiting:
                     self._quiet.set()
                 if future is not None and not future.done():
