@@ -1,9 +1,9 @@
 """The way into a kernel: what an expression of the near side's calls over there.
 
 Rule: standard library only, Python 3.8 and later, and never a name in the user's namespace.
-Together with ``_wire.py``, ``_host.py``, ``_watched.py`` and ``_far.py`` it becomes one module
-in ``sys.modules``, under a name of its own, and captures what it needs when it is installed, so
-that ``%reset -f``, a shadowed ``len`` or a replaced ``pickle.loads`` don't reach it.
+Together with ``_seed.py``, ``_wire.py``, ``_host.py``, ``_watched.py`` and ``_far.py`` it becomes
+one module in ``sys.modules``, under a name of its own, and captures what it needs when it is
+installed, so that ``%reset -f``, a shadowed ``len`` or a replaced ``pickle.loads`` don't reach it.
 
 ``enter`` is the far end of the lanes and only carries; ``Far.handle`` does every operation.
 """
@@ -58,7 +58,7 @@ def cross(far: Far, lane: str, header_text: str, data: str) -> Answer:
     if lane == "probe":
         # Judged by what happened: did the buffer arrive, and does one find the way back?
         answer, _ = far.receive(header, ())
-        answer["buffers"] = [bytes(part) for part in parts] == [PROBE]
+        answer["buffers"] = [bytes(part) for part in parts[:1]] == [PROBE]
         try:
             far.kernel.send([memoryview(PROBE)])
         except Exception:

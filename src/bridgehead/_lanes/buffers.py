@@ -12,9 +12,19 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 
+from bridgehead._errors import KernelRestarted
 from bridgehead._lanes import Lane
-from bridgehead._protocol import PROBE, Buffer, Header, answer, execute_content, expression
+from bridgehead._protocol import (
+    PROBE,
+    Buffer,
+    Header,
+    answer,
+    execute_content,
+    expression,
+    loader_frames,
+)
 from bridgehead._transports import Transport
+from bridgehead._transports.messages import Message
 
 
 class BuffersLane(Lane):
@@ -33,12 +43,21 @@ class BuffersLane(Lane):
 
 async def hello(transport: Transport, header: Header) -> tuple[Header, bool]:
     """The handshake: plants the loader, and sees whether buffers arrive on both sides."""
-    content = execute_content(expression("probe", header, install=True))
     idle = asyncio.Event()
-    reply = await transport.request(
-        content, [PROBE], on_message=lambda message: idle.set() if message.text == "idle" else None
-    )
-    told = answer(reply.content)
+
+    def heard(message: Message) -> None:
+        if message.text == "idle":
+            idle.set()
+
+    content = execute_content(expression("probe", header, install=True, beside=True))
+    reply = await transport.request(content, [PROBE, *loader_frames()], on_message=heard)
+    try:
+        told = answer(reply.content)
+    except KernelRestarted:  # the loader is not there: what was beside the expression didn't arrive
+        idle.clear()
+        content = execute_content(expression("probe", header, install=True))
+        reply = await transport.request(content, [PROBE], on_message=heard)
+        told = answer(reply.content)
     # So that whoever listens from here on hears nothing of the handshake; iopub may lose it.
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(1):
