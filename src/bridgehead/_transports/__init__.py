@@ -22,14 +22,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
-
-import anyio
 
 from bridgehead._errors import (
     BridgeClosed,
@@ -434,7 +433,12 @@ class Transport(ABC):
 async def to_the_end(work: asyncio.Future[None]) -> None:
     """Await what must not be left half done, whoever cancels whom meanwhile."""
     cancelled = False
-    with anyio.CancelScope(shield=True):
+    shield: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+    if "anyio" in sys.modules:  # else no scope of its is around this, and importing it takes 8 ms
+        import anyio
+
+        shield = anyio.CancelScope(shield=True)
+    with shield:
         while not work.done():
             try:
                 await asyncio.wait([work])
