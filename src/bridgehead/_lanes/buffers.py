@@ -8,9 +8,8 @@ sizes and digest.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Sequence
+from typing import Any
 
 from bridgehead._errors import KernelRestarted
 from bridgehead._lanes import Lane
@@ -24,7 +23,6 @@ from bridgehead._protocol import (
     loader_frames,
 )
 from bridgehead._transports import Transport
-from bridgehead._transports.messages import Message
 
 
 class BuffersLane(Lane):
@@ -43,24 +41,15 @@ class BuffersLane(Lane):
 
 async def hello(transport: Transport, header: Header) -> tuple[Header, bool]:
     """The handshake: plants the loader, and sees whether buffers arrive on both sides."""
-    idle = asyncio.Event()
-
-    def heard(message: Message) -> None:
-        if message.text == "idle":
-            idle.set()
-
+    # Whoever listens from here on hears nothing of the handshake, whose idle is still to come.
+    alone: dict[str, Any] = {"on_message": lambda message: True}
     content = execute_content(expression("probe", header, install=True, beside=True))
-    reply = await transport.request(content, [PROBE, *loader_frames()], on_message=heard)
+    reply = await transport.request(content, [PROBE, *loader_frames()], **alone)
     try:
         told = answer(reply.content)
     except KernelRestarted:  # the loader is not there: what was beside the expression didn't arrive
-        idle.clear()
         content = execute_content(expression("probe", header, install=True))
-        reply = await transport.request(content, [PROBE], on_message=heard)
+        reply = await transport.request(content, [PROBE], **alone)
         told = answer(reply.content)
-    # So that whoever listens from here on hears nothing of the handshake; iopub may lose it.
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(1):
-            await idle.wait()
     came_back = [bytes(buffer) for buffer in reply.buffers] == [PROBE]
     return told, bool(told.get("buffers")) and came_back
