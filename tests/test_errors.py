@@ -6,6 +6,7 @@ import atexit
 import copy
 import pickle
 import re
+import subprocess
 import sys
 import traceback
 from collections.abc import Iterator
@@ -85,6 +86,16 @@ def test_every_exception_is_public_and_the_public_names_are_sorted() -> None:
 
 def test_every_public_name_is_there() -> None:
     assert [name for name in bridgehead.__all__ if not hasattr(bridgehead, name)] == []
+
+
+def test_importing_it_brings_nothing_along_that_few_programs_need() -> None:
+    found = (
+        "print([name for name in ('IPython', 'anyio', 'numpy', 'pandas') if name in sys.modules])"
+    )
+    code = f"import sys, jupyter_client; {found}; import bridgehead; {found}"
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    before, after = told.stdout.splitlines()
+    assert after == before
 
 
 RAN = {NotSent, NotExecuted, RemoteError, OutcomeUnknown}  # what each of them says

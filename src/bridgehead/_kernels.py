@@ -208,7 +208,6 @@ def find(existing: str | os.PathLike[str] | None) -> str:
         KernelNotFound: none, or more than one, with what was found.
     """
     folder = jupyter_runtime_dir()
-    here = sorted(glob.glob(os.path.join(glob.escape(folder), "kernel-*.json")))
     if existing is None:
         try:
             return os.path.abspath(find_connection_file())
@@ -230,6 +229,7 @@ def find(existing: str | os.PathLike[str] | None) -> str:
         raise KernelNotFound(
             f"{name!r} means {len(matches)} kernels; say which: {_listed(sorted(matches))}"
         )
+    here = sorted(glob.glob(os.path.join(glob.escape(folder), "kernel-*.json")))
     raise KernelNotFound(
         f"no connection file matches {name!r}; {folder} has: {_listed(here) or 'none'}"
     )

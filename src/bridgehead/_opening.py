@@ -17,7 +17,6 @@ from bridgehead import _kernels
 from bridgehead._foothold import Foothold, LaneName, check_lane, check_seconds, deadline
 from bridgehead._kernels import Insecurity
 from bridgehead._transports import Transport, to_the_end
-from bridgehead._transports.loopback import LoopbackTransport
 from bridgehead._trust import Trust, TrustName, allowed, check_trust
 
 B = TypeVar("B", bound="Openable")
@@ -195,6 +194,8 @@ class Openable:
         Everything but the process is real: frames, digests, lanes, errors. Cells are plain
         Python, without magics and top-level ``await``, and can't be interrupted.
         """
+        from bridgehead._transports.loopback import LoopbackTransport  # for tests alone
+
         how = _How(lane, trust, allow, 0)
 
         async def make() -> B:

@@ -7,6 +7,7 @@ bridge, through an anyio portal, so it works with no event loop running and insi
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import threading
 import weakref
@@ -22,9 +23,7 @@ from collections.abc import (
 )
 from concurrent.futures import Future
 from types import ModuleType
-from typing import Any, TypeVar
-
-from anyio.from_thread import BlockingPortal
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bridgehead._bridge import Bridge
 from bridgehead._errors import BridgeClosed
@@ -37,6 +36,9 @@ from bridgehead._results import Info, Name, Result, Transfer
 from bridgehead._transports.messages import Message, Messages
 from bridgehead._trust import TrustName
 from bridgehead._watch import Watch
+
+if TYPE_CHECKING:
+    from anyio.from_thread import BlockingPortal
 
 T = TypeVar("T")
 
@@ -55,9 +57,12 @@ class SyncBridge(MutableMapping[str, Any]):
     __slots__ = ("__weakref__", "_bridge", "_finalizer", "_portal")
 
     def __init__(self, make: Callable[[], Opening[Bridge]]) -> None:
+        from anyio.from_thread import BlockingPortal  # 8 ms, which only this face needs
+
         self._finalizer: weakref.finalize[..., SyncBridge] | None = None
         started: Future[BlockingPortal] = Future()
-        thread = threading.Thread(target=_serve, args=(started,), name="bridgehead", daemon=True)
+        serve = functools.partial(_serve, BlockingPortal, started)
+        thread = threading.Thread(target=serve, name="bridgehead", daemon=True)
         thread.start()
         self._portal = started.result()
         try:
@@ -365,11 +370,11 @@ async def _await(opening: Opening[Bridge]) -> Bridge:
     return await opening
 
 
-def _serve(started: Future[BlockingPortal]) -> None:
+def _serve(make: type[BlockingPortal], started: Future[BlockingPortal]) -> None:
     """The bridge's thread. anyio's own starter is a generator, which hangs a forked child."""
 
     async def serve() -> None:
-        async with BlockingPortal() as portal:
+        async with make() as portal:
             started.set_result(portal)
             await portal.sleep_until_stopped()
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
-from bridgehead import Bridge, NotSupported
+from bridgehead import Bridge, NotSupported, _protocol
 from bridgehead._transports.loopback import LoopbackTransport
 
 
@@ -46,3 +48,52 @@ async def test_inline_where_buffers_do_not_arrive(no_buffers: None) -> None:
         assert (await bridge.pull("x")).sum() == 499500
     with pytest.raises(NotSupported, match="does not pass message buffers; use lane='inline'"):
         await Bridge.loopback(lane="buffers")
+
+
+def dropped(buffers: list[bytes]) -> list[bytes]:
+    return []
+
+
+def altered(buffers: list[bytes]) -> list[bytes]:
+    """One bit of the code objects."""
+    probe, code, *rest = map(bytes, buffers)
+    return [probe, code[:1000] + bytes([code[1000] ^ 1]) + code[1001:], *rest]
+
+
+def swapped(buffers: list[bytes]) -> list[bytes]:
+    probe, code, first, second, *rest = map(bytes, buffers)
+    return [probe, code, second, first, *rest]
+
+
+@pytest.mark.parametrize(
+    ("wire", "messages", "lane"),
+    [
+        (list, 1, "buffers"),
+        (dropped, 2, "inline"),
+        (altered, 2, "buffers"),
+        (swapped, 2, "buffers"),
+    ],
+)
+async def test_the_loader_crosses_beside_the_expression_or_else_in_it(
+    wire: Callable[[list[bytes]], list[bytes]],
+    messages: int,
+    lane: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Jupyter doesn't sign buffers: of what is not as it was sent, nothing ever runs."""
+    send, count = LoopbackTransport.send, 0
+    kept = dropped if wire is dropped else list
+
+    async def sending(self: Any, channel: str, message: Any, buffers: Any) -> None:
+        nonlocal count
+        count += 1
+        await send(self, channel, message, wire(buffers) if count == 1 else kept(buffers))
+
+    with monkeypatch.context() as patched:
+        patched.delitem(sys.modules, _protocol.loader_source()[0], raising=False)
+        patched.setattr(LoopbackTransport, "send", sending)
+        async with Bridge.loopback() as bridge:
+            assert count == messages
+            assert bridge.info.lane == lane
+            await bridge.push(x=1)
+            assert await bridge.pull("x") == 1

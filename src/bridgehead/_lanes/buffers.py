@@ -8,12 +8,20 @@ sizes and digest.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import Sequence
+from typing import Any
 
+from bridgehead._errors import KernelRestarted
 from bridgehead._lanes import Lane
-from bridgehead._protocol import PROBE, Buffer, Header, answer, execute_content, expression
+from bridgehead._protocol import (
+    PROBE,
+    Buffer,
+    Header,
+    answer,
+    execute_content,
+    expression,
+    loader_frames,
+)
 from bridgehead._transports import Transport
 
 
@@ -34,15 +42,15 @@ class BuffersLane(Lane):
 
 async def hello(transport: Transport, header: Header) -> tuple[Header, bool]:
     """The handshake: plants the loader, and sees whether buffers arrive on both sides."""
-    content = execute_content(expression("probe", header, install=True))
-    idle = asyncio.Event()
-    reply = await transport.request(
-        content, [PROBE], on_message=lambda message: idle.set() if message.text == "idle" else None
-    )
-    told = answer(reply.content)
-    # So that whoever listens from here on hears nothing of the handshake; iopub may lose it.
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(1):
-            await idle.wait()
+    # Whoever listens from here on hears nothing of the handshake, whose idle is still to come.
+    alone: dict[str, Any] = {"on_message": lambda message: True}
+    content = execute_content(expression("probe", header, install=True, beside=True))
+    reply = await transport.request(content, [PROBE, *loader_frames()], **alone)
+    try:
+        told = answer(reply.content)
+    except KernelRestarted:  # the loader is not there: what was beside the expression didn't arrive
+        content = execute_content(expression("probe", header, install=True))
+        reply = await transport.request(content, [PROBE], **alone)
+        told = answer(reply.content)
     came_back = [bytes(buffer) for buffer in reply.buffers] == [PROBE]
     return told, bool(told.get("buffers")) and came_back

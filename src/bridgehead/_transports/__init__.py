@@ -22,14 +22,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
-
-import anyio
 
 from bridgehead._errors import (
     BridgeClosed,
@@ -122,7 +121,7 @@ class Transport(ABC):
         self._promises: set[asyncio.Future[Any]] = set()
         self.listeners: dict[str, Listener] = {}  # for what comes without being asked, by id
         self.beside: Beside | None = None
-        self._tails: dict[str, Callable[[Message], None]] = {}  # outlive the reply, until idle
+        self._tails: dict[str, Callable[[Message], object]] = {}  # outlive the reply, until idle
         self._streams: weakref.WeakSet[Messages] = weakref.WeakSet()
         self._busy_with = ""
         self._answered: deque[str] = deque(maxlen=2 * WINDOW)
@@ -140,10 +139,11 @@ class Transport(ABC):
         buffers: Sequence[Any] = (),
         *,
         subshell: str | None = None,
-        on_message: Callable[[Message], None] | None = None,
+        on_message: Callable[[Message], object] | None = None,
     ) -> Reply:
         """Send one ``execute_request`` and wait for its reply.
 
+        ``on_message`` is given what iopub tells of it; no stream hears of what it returns true for.
         Cancelling abandons the reply and disturbs nobody; if the request was sent, it may
         still run.
 
@@ -305,7 +305,7 @@ class Transport(ABC):
             if pending.future.done():
                 self.late += 1
             self._answered.append(parent)
-            if parent == self._busy_with and self.state == "busy":
+            if self._busy_with in (parent, "") and self.state == "busy":
                 self.state = "idle"  # the message that says so is still on its way
             self._settle(parent, Reply(parent, message["content"], pending.buffers))
 
@@ -372,7 +372,7 @@ class Transport(ABC):
         channel: str,
         message: dict[str, Any],
         buffers: Sequence[Any] = (),
-        on_message: Callable[[Message], None] | None = None,
+        on_message: Callable[[Message], object] | None = None,
         *,
         slot: bool = False,
     ) -> Pending:
@@ -429,8 +429,8 @@ class Transport(ABC):
                 loop = asyncio.get_running_loop()
                 loop.call_later(INQUIRY_AFTER, self._inquire, message.parent)
         tail = self._tails.pop(message.parent, None) if idle else self._tails.get(message.parent)
-        if tail is not None:
-            tail(message)
+        if tail is not None and tail(message):
+            return
         for stream in list(self._streams):
             stream.feed(message)
 
@@ -453,7 +453,12 @@ class Transport(ABC):
 async def to_the_end(work: asyncio.Future[None]) -> None:
     """Await what must not be left half done, whoever cancels whom meanwhile."""
     cancelled = False
-    with anyio.CancelScope(shield=True):
+    shield: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
+    if "anyio" in sys.modules:  # else no scope of its is around this, and importing it takes 8 ms
+        import anyio
+
+        shield = anyio.CancelScope(shield=True)
+    with shield:
         while not work.done():
             try:
                 await asyncio.wait([work])

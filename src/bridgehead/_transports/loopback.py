@@ -20,8 +20,6 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from IPython.core.events import EventManager
-
 from bridgehead._errors import KernelRestarted, NotSupported
 from bridgehead._protocol import loader_source
 from bridgehead._transports import Transport
@@ -121,6 +119,8 @@ class Cell:
         self.user_ns["get_ipython"] = lambda: self
         self.user_global_ns = self.user_ns
         self.user_ns_hidden = dict(self.user_ns)
+        from IPython.core.events import EventManager  # 25 ms, which only a loopback needs
+
         shell: Any = self
         self.events = EventManager(shell, {"post_run_cell": lambda result: None})
         # The part of ipykernel's Kernel that the loader's way back uses.

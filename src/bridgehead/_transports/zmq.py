@@ -47,6 +47,7 @@ from bridgehead._transports import SILENCE, Transport
 RECONNECT_GRACE = 2.5  # s a kernel that others own has to come back after its connection broke
 BEAT_EVERY = 1.0  # s between two heartbeats, while somebody waits
 ANSWER_EVERY = 0.25  # s between two questions to a kernel that is starting
+LOOK_EVERY = 10  # ms between two looks at why there is no connection yet
 PROCESS_EVERY = 0.1  # s between two looks at a process of ours
 LAST_WORDS = 1000  # ms that closing waits at most for what was sent last
 YIELD_EVERY = 16  # messages after which a reader lets others run
@@ -194,11 +195,10 @@ class ZmqTransport(Transport):
         try:
             async with asyncio.timeout(connect_timeout):
                 for channel in ("shell", "control"):
-                    while not await self._accepts(channel):
+                    while not await self._sockets[channel].poll(LOOK_EVERY, zmq.POLLOUT):
                         self.check()
                         if self._refused >= REFUSALS:
                             raise self._refusal(where)
-                        await asyncio.sleep(0.01)
         except TimeoutError:
             if self._refused:
                 raise self._refusal(where) from None
@@ -225,14 +225,6 @@ class ZmqTransport(Transport):
             f"what listens at the address in {where} {why} or it is a forwarded port that ends "
             "nowhere"
         )
-
-    async def _accepts(self, channel: str) -> bool:
-        try:
-            asked = await self.put(channel, self.message("kernel_info_request", {}))
-        except TransportError:
-            return False
-        self.forget(asked.id)
-        return True
 
     async def _kernel_info(self) -> dict[str, Any]:
         patience = 0.5  # s; a starting ipykernel 6 loses what control brings it too early
