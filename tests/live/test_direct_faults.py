@@ -191,7 +191,11 @@ async def test_this_side_is_killed(direct: Bridge, tmp_path: Path) -> None:
     assert (await direct.pull("mine")).sum() == LARGE
     await goes_on(direct)
     await direct.run("x = None")
-    await memory.nothing_is_lent(direct)
+    end = time.monotonic() + 30
+    # An answer that the main thread made after the lane was gone is kept, by age, as ever.
+    while (await memory.there(direct))["leases"]:
+        assert time.monotonic() < end
+        await asyncio.sleep(0.05)
     if os.path.isdir("/dev/shm"):
         ours = [name for name in os.listdir("/dev/shm") if "bridgehead" in name]
         assert ours == [name for name in shared if "bridgehead" in name]
