@@ -57,6 +57,10 @@ REMEMBERED = 4096  # ids of requests that were done: none of them is done again
 _learning = Lock()  # a subshell learns in a thread of its own
 
 
+class _Overtaken(Exception):
+    """A cell runs; what was asked comes after it, in the main thread's queue."""
+
+
 class _Resolving(pickle.Unpickler):
     """Unpickles a request in which references stand for objects over here."""
 
@@ -134,16 +138,36 @@ class Far:
                 if inbox.sizes != header["sizes"]:
                     raise Broken("integrity", "the pieces are not of one request")
                 inbox.write(header["at"], parts, header["digest"])
-            busy = server is not None and not header.get("now") and self.kernel.runs_cell
-            if operation == "piece" or busy:
+            if operation == "piece":
                 self.inboxes[header["id"]] = inbox
-                return {"busy": True} if busy else {}, []
+                return {}, []
+            if server is not None and not header.get("now"):
+                header["begun"] = self.kernel.begun
+                self.behind_cells(header, self.kernel.may_run_cell)
             frames = inbox.take()
             self.once(header["id"])
             answer, out = self.handle(header, frames)
+        except _Overtaken:
+            self.done.pop(header["id"], None)
+            self.inboxes[header["id"]] = inbox
+            return {"busy": True}, []
         except BaseException as error:
             answer, out = self.failed(error)
-        return self.answer(header, answer, out, server)
+        answer, out = self.answer(header, answer, out, server)
+        if operation == "fetch" and header.get("begun") not in (None, self.kernel.begun):
+            # A cell began before all of it was copied: not what it was at one moment.
+            if out and server is not None and not isinstance(out, list):
+                server.channel.take_back(out)
+            self.discard(header["id"])
+            self.done.pop(header["id"], None)
+            self.inboxes[header["id"]] = inbox
+            return {"busy": True}, []
+        return answer, out
+
+    def behind_cells(self, header: Header, runs: bool = False) -> None:
+        """Nothing takes effect in the middle of a cell that did not run when it was asked for."""
+        if runs or header.get("begun") not in (None, self.kernel.begun):
+            raise _Overtaken
 
     def once(self, identity: str) -> None:
         """A message that somebody recorded and sends again is not done again."""
@@ -479,6 +503,7 @@ class Far:
         values = self.decode(header, frames)
         if type(values) is not dict or list(values) != names:
             raise Broken("protocol", "the names that arrived are not the ones announced")
+        self.behind_cells(header)
         # One C call on a dict with str keys: no bytecode boundary inside for a signal.
         self.kernel.namespace.update(values)
         return {}, []

@@ -25,6 +25,7 @@ class Kernel:
         self.globals = scope
         self.shell = shell_of(scope)
         self._cells = 0  # that the main thread is in: one runs in another
+        self.begun = 0  # cells that ever began
         self._follows = False
 
     def follow_cells(self, on: bool) -> bool:
@@ -34,31 +35,35 @@ class Kernel:
         events: Any = getattr(self.shell, "events", None)
         if "pre_execute" not in getattr(events, "callbacks", ()):
             return False
-        change = events.register if on else events.unregister
         self._follows, self._cells = on, 0
-        try:
-            change("pre_execute", self._cell_begins)
-            change("post_execute", self._cell_ends)
-        except ValueError:  # somebody removed all callbacks there are
-            pass
+        for event, told in ("pre_execute", self._cell_begins), ("post_execute", self._cell_ends):
+            if on != (told in events.callbacks[event]):
+                (events.register if on else events.unregister)(event, told)
         return True
 
     def _cell_begins(self) -> None:
         if threading.current_thread() is threading.main_thread():
             self._cells += 1
+            self.begun += 1
 
     def _cell_ends(self) -> None:
         if threading.current_thread() is threading.main_thread():
             self._cells = max(0, self._cells - 1)
 
     @property
-    def runs_cell(self) -> bool:
-        return self._cells > 0
+    def may_run_cell(self) -> bool:
+        """Whether a cell runs, or nobody tells any more because a user removed all callbacks."""
+        return (
+            self._cells > 0 or self._cell_begins not in self.shell.events.callbacks["pre_execute"]
+        )
 
     def between_cells(self) -> None:
         """A message is answered in the main thread: no cell runs, whatever was told, or not."""
         if threading.current_thread() is threading.main_thread():
             self._cells = 0
+            if self._follows and self.may_run_cell:
+                self._follows = False
+                self.follow_cells(True)
 
     @property
     def namespace(self) -> Any:

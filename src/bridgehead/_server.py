@@ -178,7 +178,7 @@ def join(far: Any, offer: Header) -> str:
         channel = Channel(sock, Pool(float(offer["share"])))
         server = Server(far, channel, offer["name"], secret[SECRET:])
         server.common = {**offer["common"], "epoch": far.epoch}
-        server.wait_at_most(5 * KNOCK)
+        server.wait_at_most(60 * KNOCK)
         _start(server.thread)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         sock.close()

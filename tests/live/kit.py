@@ -270,3 +270,9 @@ async def wired(kernel: Bridge, folder: Path, **options: Any) -> AsyncIterator[t
 async def all_of(*work: Awaitable[Any]) -> list[Any]:
     """What came of each: its value, or what it raised."""
     return await asyncio.gather(*work, return_exceptions=True)
+
+
+def at_work(bridge: Bridge) -> bool:
+    """Whether its kernel does something for it, in the main thread or in the loader's own."""
+    beside = bridge._transport.beside
+    return bridge.state == "busy" or (beside is not None and beside.at_work)

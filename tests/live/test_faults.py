@@ -53,6 +53,7 @@ from kit import (
     Parts,
     Wire,
     all_of,
+    at_work,
     file_of,
     goes_on,
     kind,
@@ -160,7 +161,7 @@ async def test_kernel_death_is_told_quickly(live: Bridge, attached: bool) -> Non
         await bridge.push(z=0)
         stream = bridge.messages()
         pending = everything(bridge)
-        await until(lambda: bridge.state == "busy")
+        await until(lambda: at_work(bridge))
         os.kill(live.info.pid, signal.SIGKILL)
         async with told_within(ATTACHED if attached else LAUNCHED):
             outcomes = await all_of(*pending)
@@ -265,7 +266,7 @@ async def test_restart_fails_what_was_pending_at_once(manager: AsyncKernelManage
     async with Bridge.attach(manager.connection_file) as bridge:
         await bridge.push(z=0)
         pending = everything(bridge)
-        await until(lambda: bridge.state == "busy")
+        await until(lambda: at_work(bridge))
         await manager.restart_kernel(now=True)
         async with told_within(2):
             outcomes = await all_of(*pending)
@@ -372,7 +373,7 @@ async def test_an_autorestarter_that_gives_up(
             gave_up = asyncio.Event()
             manager.add_restart_callback(gave_up.set, "dead")
             pending = asyncio.ensure_future(bridge.push(slow=There(time.sleep, 60)))
-            await until(lambda: bridge.state == "busy")
+            await until(lambda: at_work(bridge))
             crash.touch()
             os.kill(bridge.info.pid, signal.SIGKILL)
             async with told_within(ATTACHED):
@@ -521,7 +522,7 @@ async def test_a_deadline_holds_behind_a_running_cell(
     gate = tmp_path / "gate"
     async with Bridge.attach(file_of(kernel)) as bridge:
         running = asyncio.ensure_future(kernel.run(cell_until(gate, cell)))
-        await until(lambda: bridge.state == "busy")
+        await until(lambda: at_work(bridge))
         async with told_within(0.3):
             first, second = await all_of(
                 bridge.push(x=1, timeout=0.3), bridge.push(y=There(list), timeout=0.3)
@@ -541,7 +542,7 @@ async def test_a_deadline_holds_behind_a_running_cell(
 async def test_flood_behind_a_busy_cell_does_not_wedge_the_kernel(live: Bridge) -> None:
     """B2. 6,000 pushes behind a cell that sleeps: each is answered, and the kernel lives."""
     cell = asyncio.ensure_future(live.run("import time; time.sleep(3)"))
-    await until(lambda: live.state == "busy")
+    await until(lambda: at_work(live))
     pushes = [asyncio.ensure_future(live.push({f"x{i}": i})) for i in range(6000)]
     async with told_within(10):
         await cell
@@ -611,7 +612,7 @@ async def test_subshell_answers_while_the_main_shell_runs(
         await bridge.push(x=0)
         code = f"{cell_until(gate, cell)}\nseen = x, len(array)"
         running = asyncio.ensure_future(kernel.run(code))
-        await until(lambda: bridge.state == "busy")
+        await until(lambda: at_work(bridge))
         waits = asyncio.ensure_future(bridge.push(waited=x_of(0)))
         async with told_within(0.5):
             await bridge.push(x=1, now=True)
@@ -639,7 +640,7 @@ async def test_data_alone_crosses_in_the_middle_of_a_cell_too(
     gate = tmp_path / "gate"
     async with Bridge.attach(file_of(kernel), trust="data") as bridge:
         running = asyncio.ensure_future(kernel.run(cell_until(gate, "sleep")))
-        await until(lambda: bridge.state == "busy")
+        await until(lambda: at_work(bridge))
         await bridge.push(x={1}, now=True, trust="data")
         assert await bridge.pull("x", now=True) == {1}
         assert not running.done()
@@ -656,7 +657,7 @@ async def test_a_c_call_that_holds_the_gil_answers_nobody(kernel: Bridge) -> Non
     """B4. Not even a subshell is served beside it: the deadline holds, and then it goes on."""
     assert await kernel.pull("1", now=True) == 1
     running = asyncio.ensure_future(kernel.run(CELLS["C-call"]))
-    await until(lambda: kernel.state == "busy")
+    await until(lambda: at_work(kernel))
     await asyncio.sleep(0.4)
     async with told_within(0.3):
         (outcome,) = await all_of(kernel.pull("1", now=True, timeout=0.3))
@@ -1028,7 +1029,7 @@ async def test_interrupt_of_the_main_thread_does_not_reach_a_push_beside_it() ->
     """C5. A push in the middle of a running cell, and a SIGINT: the cell has it, the push not."""
     async with Bridge.launch() as bridge:
         cell = asyncio.create_task(bridge.run("import time; time.sleep(60)"))
-        await until(lambda: bridge.state == "busy")
+        await until(lambda: at_work(bridge))
         push = asyncio.create_task(bridge.push(x=SlowThere(), now=True))
         await asyncio.sleep(0.4)
         sigint(bridge)
@@ -1151,7 +1152,7 @@ async def test_abort_queue_of_anothers_failing_cell(kernel_name: str) -> None:
         for number in range(3):
             failing = somebody.submit("import time; time.sleep(0.5); 1/0")
             victim = somebody.submit("1")
-            await until(lambda: bridge.state == "busy")
+            await until(lambda: at_work(bridge))
             async with told_within(2):
                 *_, pulled = await asyncio.gather(
                     *(bridge.push({f"x{i}": number}) for i in range(20)),
@@ -1193,7 +1194,7 @@ async def test_own_failure_aborts_nobody(kernel_name: str) -> None:
         ]
         for number, fail in enumerate(fails):
             busy = somebody.submit("import time; time.sleep(0.4)")
-            await until(lambda: bridge.state == "busy")
+            await until(lambda: at_work(bridge))
             failing = asyncio.create_task(fail())
             await asyncio.sleep(0.1)
             behind = [somebody.submit(f"y{number} = {i}") for i in range(3)]
@@ -1262,7 +1263,7 @@ async def test_short_timeouts_lose_no_messages(kernel: Bridge) -> None:
 async def test_deadlines_of_several_readers_are_their_own(kernel: Bridge) -> None:
     """D6. Three wait for a kernel that answers none of them: each is told at its deadline."""
     cell = asyncio.create_task(kernel.run("import time; time.sleep(1.5); done = True"))
-    await until(lambda: kernel.state == "busy")
+    await until(lambda: at_work(kernel))
     patient = asyncio.create_task(kernel.pull("done"))
     async with told_within(0.3):
         outcomes = await all_of(*(kernel.pull(f"{i}, done", timeout=0.3) for i in range(3)))
@@ -2406,6 +2407,6 @@ async def until_heard(kernel: Bridge, socket: zmq.asyncio.Socket) -> None:
     """Until the subscription has arrived, and what came by then is read."""
     async with told_within(1):
         while not await socket.poll(50):
-            await kernel.exists("x")
+            await kernel.pull("0")  # no name: it is asked in a message
     while await socket.poll(100):
         await socket.recv_multipart()

@@ -236,6 +236,7 @@ async def test_what_was_aborted_is_not_overtaken(live: Bridge) -> None:
 
 
 async def test_a_call_never_runs_twice(live: Bridge) -> None:
+    """The rest of its answer is asked of a loader that is gone, in messages."""
     await live.push(ran=[])
 
     def breaks_the_loader(ran: list[int]) -> bytes:
@@ -246,8 +247,9 @@ async def test_a_call_never_runs_twice(live: Bridge) -> None:
             del sys.modules[name]
         return bytes(40 << 20)
 
-    with pytest.raises(ReplyLost, match="lost the rest of its answer"):
-        await live.call(breaks_the_loader, live.ref("ran"))
+    async with Bridge.attach(live.info.connection_file, lane="buffers") as bridge:
+        with pytest.raises(ReplyLost, match="lost the rest of its answer"):
+            await bridge.call(breaks_the_loader, bridge.ref("ran"))
     assert await live.pull("ran") == [1]
 
 
