@@ -47,6 +47,7 @@ if __name__ == "bridgehead._far":  # shipped, it shares a module with these
         encode,
         encode_light,
         is_light,
+        pickler_type,
     )
 
 UNFINISHED = 4 << 30  # bytes of unfinished transfers, beyond which the oldest are dropped
@@ -328,6 +329,8 @@ class Far:
         if not frames:
             raise Broken("protocol", "the request brought no object")
         try:
+            if header.get("code"):
+                pickler_type()  # imports cloudpickle, whatever of pickle a user has replaced
             if header.get("opens") == "data":
                 return codec("decode_data")(frames)
             if not header.get("refs"):

@@ -180,6 +180,8 @@ class Foothold:
         if isinstance(lane, DirectLane):
             request = self._request(call)
             if served_there(request.header):
+                if call.needs_lesson:
+                    await self._teach(now=True)
                 request.header["now"] = True
                 told, frames = await lane.rest(request, await lane.carry(request))
                 return Answered(told, frames, request)
@@ -221,11 +223,11 @@ class Foothold:
     def _packed(self, content: _parcel.Content, lane: Lane) -> Packed:
         return Packed(*content.pack(lane.digest, lane.sums))
 
-    async def _teach(self, shell: dict[str, Any] | None = None) -> None:
+    async def _teach(self, shell: dict[str, Any] | None = None, now: bool | None = None) -> None:
         """Ship the data-only codec to a loader that does not have it yet."""
         epoch = self.info.epoch
         if self._taught != epoch:
-            await self.aside("learn", _protocol.lesson(), shell=shell)
+            await self.aside("learn", _protocol.lesson(), shell=shell, now=now)
             self._taught = epoch
 
     def _request(self, call: _Call, shell: dict[str, Any] | None = None) -> Request:
@@ -239,6 +241,7 @@ class Foothold:
             algorithm=lane.digest,
             digest=packed.digest if parcel.frames else None,
             refs=parcel.refs or None,
+            code=parcel.carries_code or None,
             subshell=shell,
             **call.fields,
         )

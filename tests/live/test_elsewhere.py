@@ -465,7 +465,7 @@ async def test_every_operation_and_no_subshell_is_asked_for(
     live: Bridge, sent: list[dict[str, Any]]
 ) -> None:
     assert live.info.versions["ipykernel"].startswith("6.31.")
-    assert live.info.lane == "buffers"
+    assert live.info.lane == "direct"
     transfer = await live.push({"x": 1}, f=lambda v: v + offset, values=[1, 2])
     assert transfer.names == ("x", "f", "values")
     assert await live.pull("x") == 1

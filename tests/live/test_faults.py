@@ -855,7 +855,8 @@ async def test_a_busy_orphan_is_left_alone_until_it_is_idle(live: Bridge) -> Non
 
 async def test_a_subshell_that_somebody_deleted_is_made_again(kernel: Bridge) -> None:
     """B7. Its subshell is deleted between two calls, and before many at once: none fails."""
-    async with Bridge.attach(file_of(kernel)) as bridge, other(kernel) as somebody:
+    opening = Bridge.attach(file_of(kernel), lane="buffers")
+    async with opening as bridge, other(kernel) as somebody:
         before = await subshells(somebody)
         await bridge.push(x=0, now=True)
         for number in range(1, 4):
@@ -936,7 +937,7 @@ def told_of_interrupt(outcome: Any) -> bool:
     return True
 
 
-@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("lane", MESSAGES)
 @pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
 async def test_interrupt_during_a_big_push_is_told(kernel_name: str, lane: Any) -> None:
     """C1. SIGINT at random moments of a big push: told at once, and all or none is there."""
@@ -958,7 +959,7 @@ async def test_interrupt_during_a_big_push_is_told(kernel_name: str, lane: Any) 
             assert await bridge.pull("blob.nbytes, set(blob[::512])") == (BIG[lane], {held})
 
 
-@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("lane", MESSAGES)
 @pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
 async def test_interrupt_during_a_big_pull_is_told(kernel_name: str, lane: Any) -> None:
     """C2. SIGINT at random moments while 40 MB are pickled and sent: told, nothing changed."""
@@ -996,7 +997,7 @@ class RaisesThere:
 
 async def test_interrupt_while_many_names_are_set_sets_all_or_none() -> None:
     """C3. SIGINT at random moments of a push of 5,000 names: all of one push, never part."""
-    async with Bridge.launch() as bridge:
+    async with Bridge.launch(lane="buffers") as bridge:
         names = [f"x{i}" for i in range(5000)]
 
         async def push(number: int) -> None:
@@ -1170,7 +1171,7 @@ async def test_abort_queue_of_anothers_failing_cell(kernel_name: str) -> None:
 
 async def test_what_is_always_aborted_is_told_as_not_executed() -> None:
     """D1. Failing cells that never end: told as not executed, after seven tries."""
-    async with Bridge.launch() as bridge, other(bridge) as somebody:
+    async with Bridge.launch(lane="buffers") as bridge, other(bridge) as somebody:
         kernel = "get_ipython().kernel"
         assert (await somebody.execute(f"{kernel}._aborting = True"))["status"] == "ok"
         async with told_within(1.5):

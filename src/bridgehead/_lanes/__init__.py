@@ -128,7 +128,7 @@ class Lane(ABC):
             done += self.piece
             request.report(done, total)
 
-        with self._kept(request):
+        with self.kept(request):
             await _in_flight(piece(at) for at in range(0, last, self.piece))
             parts = list(_protocol.cut(frames, last, total))
             told, back = await self.cross(self._part(header, last), parts, request.subshell)
@@ -194,7 +194,7 @@ class Lane(ABC):
             request.report(done, inbox.total)
 
         if done < inbox.total:
-            with self._kept(request):
+            with self.kept(request):
                 try:
                     # What came along is taken in while more is on its way.
                     jobs = [first()] if opened.parts else []
@@ -237,7 +237,7 @@ class Lane(ABC):
         return opened
 
     @contextlib.contextmanager
-    def _kept(self, request: Request) -> Iterator[None]:
+    def kept(self, request: Request) -> Iterator[None]:
         """While the loader may keep something of a request: dropped there if this fails."""
         header = request.header
         self._under_way[header["id"]] = header

@@ -97,7 +97,7 @@ class DirectLane(Lane):
             if "busy" not in answer[0]:
                 return self._begun(request, await self._opened(request, answer))
             return await self._behind_cell(request, ())  # the frames are there
-        with self._kept(request):
+        with self.kept(request):
             if request.nbytes >= SHARED:
                 try:
                     answer = await self._sent(request, {**header, "op": "piece"})
@@ -112,8 +112,11 @@ class DirectLane(Lane):
         return await self._behind_cell(request, frames)
 
     async def _behind_cell(self, request: Request, frames: Sequence[memoryview]) -> Opened:
-        """Have the main thread do it; frames that are not sent with it are there."""
-        with self._kept(request):
+        """Have the main thread do it; frames that are not sent with it are there.
+
+        Given up, they are forgotten in a message too: after this one, which may have run by then.
+        """
+        with self.messages.kept(request):
             await self.link.drained()  # what nobody waits for any more goes first all the same
             header = request.header
             # None of the answer's bytes in the message; a batch has room for its answers' all
@@ -133,7 +136,7 @@ class DirectLane(Lane):
         """
         if opened.told.get("digest") == "none:" and opened.inbox.total > opened.arrived:
             asked = {**request.header, "op": "more", "sizes": [], "at": 0, "digest": "none:"}
-            with self._kept(request):
+            with self.kept(request):
                 told, parts = await self._explained(self.link.ask(asked))
                 _protocol.raise_error(told, ())
                 if told.get("sizes") != opened.told.get("sizes"):
@@ -279,4 +282,4 @@ async def placed(
 
 def served_there(header: Header) -> bool:
     """Whether the loader's thread may do it: it runs no code of the user's but unpickling."""
-    return header["op"] == "batch" or _protocol.joins(header)
+    return header["op"] in ("batch", "learn") or _protocol.joins(header)
