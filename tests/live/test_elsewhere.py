@@ -648,6 +648,11 @@ async def test_kernel_death_is_told_and_a_restart_brings_it_back(live: Bridge, h
 
 @on("ipykernel6")
 async def test_one_flipped_byte_is_refused_both_ways(live: Bridge) -> None:
+    async with Bridge.attach(live.info.connection_file, lane="buffers") as bridge:
+        await refuses_a_flipped_byte(bridge)
+
+
+async def refuses_a_flipped_byte(live: Bridge) -> None:
     array = np.arange(10_000.0)
     await live.push(x=1)
     send, received = live._transport.send, live._transport.received
