@@ -77,8 +77,9 @@ class Bridge(Openable):
 
         They are pickled together, so what they share stays shared; anything but few plain
         values is pickled in a thread. What arrives is what was there when ``push`` was called;
-        change nothing of it before ``push`` returned: the kernel refuses an array that changed
-        on the way. An open text file arrives as a ``StringIO``, a memoryview as bytes: that is
+        change nothing of it before ``push`` returned: an array that changed meanwhile is refused
+        by the kernel where it crossed in messages, and may arrive half changed through shared
+        memory. An open text file arrives as a ``StringIO``, a memoryview as bytes: that is
         cloudpickle's way.
 
         Args:
@@ -88,7 +89,8 @@ class Bridge(Openable):
             progress: True for a tqdm bar, or a callable of bytes done and bytes in all; what it
                 raises ends the transfer, and nothing is bound.
             now: be served in the middle of a running cell, in a thread of the kernel's beside
-                it (ipykernel 7 or later), instead of behind it.
+                it, instead of behind it: any kernel's on the direct lane, else that of a subshell
+                (ipykernel 7 or later).
             max_bytes: refuse to send more than this.
             trust: ``"data"`` has the kernel open nothing but data, for objects of whose origin
                 you are not sure; see ``launch``.
@@ -103,7 +105,7 @@ class Bridge(Openable):
             RemoteError: unpickling raised over there. Its namespace is as it was.
             IntegrityError: it was altered on the way, or changed while it was pushed.
             UntrustedPayload: it is more than data, and ``trust="data"``. Nothing was sent.
-            NotSupported: ``now=True`` of a kernel without subshells.
+            NotSupported: ``now=True`` of a kernel without subshells, and without direct lane.
         """
         self._foothold.check()
         check_trust(trust)
@@ -157,8 +159,9 @@ class Bridge(Openable):
         Args:
             expressions: names or any Python expressions over there, or refs.
             timeout: seconds.
-            progress: as in ``push``; bytes that arrived.
-            now: as in ``push``.
+            progress: as in ``push``; bytes that arrived, which through shared memory is all of
+                them at once.
+            now: as in ``push`` for names; any other expression needs a subshell.
             max_bytes: of the pickled values; more is refused over there, before it is sent,
                 and here, before memory is taken for it.
             trust: for this call otherwise than the bridge; see ``launch``.

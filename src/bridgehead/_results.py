@@ -19,7 +19,7 @@ class Transfer:
         names: the names bound in the kernel.
         bytes: bytes of pickle and buffers, before any base64.
         seconds: from the call to the kernel's acknowledgement.
-        lane: ``"inline"`` or ``"buffers"``.
+        lane: which one took it: ``"direct"``, ``"buffers"`` or ``"inline"``.
     """
 
     names: tuple[str, ...]
@@ -96,7 +96,7 @@ class Info:
         cwd: its working directory when the bridge was opened.
         epoch: a nonce made when the loader was installed; a restarted kernel has another.
         transport: how messages travel: ``"ipc"``, ``"tcp"`` or ``"loopback"``.
-        lane: how frames travel: ``"buffers"`` or ``"inline"``.
+        lane: how frames travel: ``"direct"``, ``"buffers"`` or ``"inline"``.
         trust: what is opened of what the kernel sends: ``"pickle"`` or ``"data"``.
         connection_file: for ``Bridge.attach`` and ``jupyter console --existing``.
     """
