@@ -166,7 +166,7 @@ async def test_kernel_death_is_told_quickly(live: Bridge, attached: bool) -> Non
         async with told_within(ATTACHED if attached else LAUNCHED):
             outcomes = await all_of(*pending)
             assert {type(outcome) for outcome in outcomes} == {KernelDied}
-            assert [message.type async for message in stream][-1] == "status"
+            assert {message.type async for message in stream} <= {"status"}  # and it ends
         assert bridge.state == "dead"
         if not attached:
             assert {outcome.exit_code for outcome in outcomes} == {-signal.SIGKILL}
