@@ -442,7 +442,7 @@ class Foothold:
             if sock is not None:
                 return DirectLane(
                     self.transport,
-                    Link(sock, self._pool),
+                    Link(sock, self._pool, self.transport),
                     messages,
                     listener.name,
                     private=self.trust.data,

@@ -87,6 +87,8 @@ class DirectLane(Lane):
         header["piece"], header["digest"], request.lane = self.piece, "none:", self.name
         frames = request.frames
         if served_there(header) and (header.get("now") or not self.transport.queued):
+            if not header.get("now"):  # a stopped kernel finds one request at its door
+                await self.link.drained()
             try:
                 answer = await self._explained(self._sent(request, header))
             except BaseException:

@@ -24,6 +24,7 @@ from bridgehead._channel import SECRET, Channel, peer
 from bridgehead._errors import BridgeError
 from bridgehead._protocol import PYTHON, Header
 from bridgehead._segments import Pool, Segment, possible
+from bridgehead._transports import Transport
 from bridgehead._wire import PROTOCOL, Broken
 
 PIECE = 16 << 20  # bytes of small requests that cross together
@@ -133,7 +134,8 @@ class Listener:
 class Link:
     """The connection to one kernel's server thread."""
 
-    def __init__(self, sock: socket.socket, share: float) -> None:
+    def __init__(self, sock: socket.socket, share: float, transport: Transport) -> None:
+        self._transport = transport
         self.pool = Pool(share)
         self.channel = Channel(sock, self.pool)
         self.lost = False
@@ -249,7 +251,9 @@ class Link:
                 future = self._waiting.pop(serial, None)
                 if not self._waiting:
                     self._quiet.set()
-                if future is not None and not future.done():
+                if serial and (future is None or future.done()):
+                    self._transport.late += 1
+                elif future is not None:
                     future.set_result((header, frames))
         except (BlockingIOError, InterruptedError):
             return
