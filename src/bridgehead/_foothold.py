@@ -28,7 +28,7 @@ from bridgehead._lanes import Lane, Request
 from bridgehead._lanes.buffers import BuffersLane, hello
 from bridgehead._lanes.direct import DirectLane, served_there
 from bridgehead._lanes.inline import InlineLane
-from bridgehead._lanes.link import Link, Listener
+from bridgehead._lanes.link import Link, LinkLost, Listener
 from bridgehead._queue import Place, Queue
 from bridgehead._results import Info
 from bridgehead._segments import Segment
@@ -270,7 +270,8 @@ class Foothold:
                 async def cell() -> Reply:
                     lane = self._lane
                     if isinstance(lane, DirectLane):  # what nobody waits for any more goes first
-                        await lane.link.drained()
+                        with contextlib.suppress(LinkLost):
+                            await lane.link.drained()
                     return await self.transport.request(content, on_message=on_message)
 
                 reply = await self.queue.run(place, cell)

@@ -88,7 +88,7 @@ class DirectLane(Lane):
         frames = request.frames
         if served_there(header) and (header.get("now") or not self.transport.queued):
             if not header.get("now"):  # a stopped kernel finds one request at its door
-                await self.link.drained()
+                await self._turn()
             try:
                 answer = await self._explained(self._sent(request, header))
             except BaseException:
@@ -119,7 +119,7 @@ class DirectLane(Lane):
         Given up, they are forgotten in a message too: after this one, which may have run by then.
         """
         with self.messages.kept(request):
-            await self.link.drained()  # what nobody waits for any more goes first all the same
+            await self._turn()
             header = request.header
             # None of the answer's bytes in the message; a batch has room for its answers' all
             # the same, or none of it would be done.
@@ -149,6 +149,17 @@ class DirectLane(Lane):
         frames = opened.inbox.frames
         _protocol.raise_error(opened.told, frames, request.limit, trusted=request.trusted)
         return opened.told, frames
+
+    async def _turn(self) -> None:
+        """Wait until the thread has done what nobody waits for any more: it goes first.
+
+        Raises:
+            KernelRestarted: the thread is gone; nothing was sent.
+        """
+        try:
+            await self.link.drained()
+        except LinkLost:
+            raise KernelRestarted("the loader's thread is gone; nothing was sent") from None
 
     async def strike(self, epoch: str) -> None:
         """Interrupt what the thread is at.
@@ -202,7 +213,7 @@ class DirectLane(Lane):
         """The whole request, and its answer, without shared memory."""
         header, algorithm = request.header, self.transport.digest
         header["digest"] = await asyncio.to_thread(_wire.digest, algorithm, request.frames)
-        await self.link.drained()
+        await self._turn()
         return await self.messages.carry(request)
 
     # ------------------------------------------------------------ and back

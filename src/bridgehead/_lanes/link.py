@@ -143,7 +143,7 @@ class Link:
         self._serials = count(1)
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self._unsent: deque[tuple[memoryview, list[int]]] = deque()
-        self._quiet = asyncio.Event()
+        self._drainers: set[asyncio.Future[None]] = set()
         self._ticking: asyncio.TimerHandle | None = None
         self._file = sock.fileno()
         self._loop.add_reader(self._file, self._readable)
@@ -172,16 +172,26 @@ class Link:
 
     def tell(self, why: Callable[[], BridgeError]) -> None:
         """The kernel is gone, or silent: whoever waits is told. It may answer yet."""
-        for future in self._waiting.values():
+        waiting: list[asyncio.Future[Any]] = [*self._waiting.values(), *self._drainers]
+        for future in waiting:
             if not future.done():
                 future.set_exception(why())
                 future.exception()  # nobody has to look
 
     async def drained(self) -> None:
-        """Wait until everything that was asked is answered."""
+        """Wait until everything that was asked is answered; raises what ``tell`` tells."""
         while self._waiting:
-            self._quiet.clear()
-            await self._quiet.wait()
+            drained: asyncio.Future[None] = self._loop.create_future()
+            self._drainers.add(drained)
+            try:
+                await drained
+            finally:
+                self._drainers.discard(drained)
+
+    def _drained(self) -> None:
+        for future in self._drainers:
+            if not future.done():
+                future.set_result(None)
 
     def close(self) -> None:
         """Leave; whoever waits is told ``LinkLost``."""
@@ -195,7 +205,6 @@ class Link:
             self._ticking.cancel()
         self.tell(_lost)
         self._waiting.clear()
-        self._quiet.set()
         self.channel.close()
         self.pool.close()
 
@@ -250,7 +259,7 @@ class Link:
                 serial, header, frames = message
                 future = self._waiting.pop(serial, None)
                 if not self._waiting:
-                    self._quiet.set()
+                    self._drained()
                 if serial and (future is None or future.done()):
                     self._transport.late += 1
                 elif future is not None:
