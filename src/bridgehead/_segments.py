@@ -35,7 +35,7 @@ IDLE = 30.0  # s after which a segment that nobody uses is given back
 PORTION = 1 << 25  # bytes after which whoever fills a segment may be asked to stop
 BRIEF = 1 << 20  # bytes copied at once: the interpreter's lock is held so long, 0.1 ms
 WASTE = 8  # times the size that is needed, beyond which a free segment is too large
-POPULATE, DONT_NEED = 23, 4  # madvise(2): MADV_POPULATE_WRITE (Linux 5.14), MADV_DONTNEED
+POPULATE, DONT_NEED = 22, 4  # madvise(2): MADV_POPULATE_READ (Linux 5.14), MADV_DONTNEED
 _numbers = count(1)  # of segments and leases; unique in this process, whatever the pool
 
 
@@ -345,7 +345,7 @@ class Maps:
         return [whole[at : at + size] for at, size in zip(offsets, sizes)]
 
     def populate(self) -> None:
-        """Map the pages of what was leased, before anybody touches them; in any thread."""
+        """Map the pages of what was leased, best before anybody touches them; in any thread."""
         while self.cold:
             mapping, start, stop = self.cold.popleft()
             for _ in populate(mapping.map, start, stop):

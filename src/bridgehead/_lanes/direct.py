@@ -231,10 +231,8 @@ class DirectLane(Lane):
         if not frames:
             return Opened(told, inbox)
         maps = self.link.channel.maps
-        if maps.cold and inbox.total > BRIEF:
-            await asyncio.to_thread(maps.populate)
-        else:
-            maps.populate()
+        if maps.cold:  # nobody has to wait for it
+            asyncio.get_running_loop().run_in_executor(None, maps.populate)
         if self._private and inbox.total >= SHARED:
             frames = await asyncio.to_thread(_wire.owned, frames)
         return Opened(told, Held(inbox.sizes, frames))
