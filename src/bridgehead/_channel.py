@@ -60,10 +60,11 @@ class Channel:
         """The lease of a segment is the other end's, from the message on that names it."""
         self._lent[segment.number] = segment
 
-    def take_back(self, segment: Segment) -> None:
-        """It did not get there, or could not be mapped there."""
+    def take_back(self, segment: Segment, *, unmapped: bool = False) -> None:
+        """No message has named it, or it could not be mapped there."""
         if self._lent.pop(segment.number, None) is not None:
-            self._told.discard(segment.number)
+            if unmapped:
+                self._told.discard(segment.number)
             segment.pool.give_back(segment)
 
     def gone(self, number: int) -> None:
@@ -117,6 +118,8 @@ class Channel:
         for level, kind, data in extra:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 self._files.extend(array("i", data[: len(data) // 4 * 4]))
+        if len(self._files) > 64:
+            raise Broken("protocol", "files that no message has told of")
         if flags & _TRUNCATED:
             self._files.append(-1)  # there was no file descriptor left to receive it with
         self._read += self._room[:count]

@@ -84,6 +84,7 @@ class Far:
         self.done: OrderedDict[str, None] = OrderedDict()
         self.subshells: dict[str, tuple[Any, Any, Any]] = {}  # host, pid; when used, None: it is
         self.servers: dict[str, Server] = {}  # of the direct lanes, by the name of each
+        self.door = Lock()  # they come in the main thread, and leave in their own
         self.watches = Watches(self)
         self.operations = {
             "hello": self.hello,
@@ -154,7 +155,10 @@ class Far:
             return {"busy": True}, []
         except BaseException as error:
             answer, out = self.failed(error)
-        answer, out = self.answer(header, answer, out, server)
+        try:
+            answer, out = self.answer(header, answer, out, server)
+        except BaseException as error:  # interrupted while it was copied
+            answer, out = self.answer(header, *self.failed(error), server)
         if operation == "fetch" and header.get("begun") not in (None, self.kernel.begun):
             # A cell began before all of it was copied: not what it was at one moment.
             if out and server is not None and not isinstance(out, list):
@@ -245,13 +249,14 @@ class Far:
 
     def part_from(self, server: Server) -> None:
         """Its near end is gone: drop what only it could have asked for."""
-        self.servers.pop(server.name, None)
+        with self.door:
+            self.servers.pop(server.name, None)
+            if not self.servers:
+                self.kernel.follow_cells(False)
         for store in (self.inboxes, self.outboxes):
             for identity, box in [*store.items()]:
                 if box.owner is server:
                     store.pop(identity, None)
-        if not self.servers:
-            self.kernel.follow_cells(False)
 
     def sweep(self) -> None:
         """Drop what a bridge that vanished left half-way: by age, and beyond a total."""
@@ -459,9 +464,13 @@ class Far:
         """Connect to the near end's socket, if it offers one; why not, if it can't be."""
         if type(offer) is not dict:
             return None
-        if not self.kernel.follow_cells(True):
-            return "this kernel does not tell when it runs a cell"
-        return join(self, offer)
+        with self.door:
+            if not self.kernel.follow_cells(True):
+                return "this kernel does not tell when it runs a cell"
+            why = join(self, offer)
+            if not self.servers:
+                self.kernel.follow_cells(False)
+        return why
 
     def learn(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
         """More source of the loader's own, as frames; the greeting carries what all need."""
@@ -488,8 +497,18 @@ class Far:
                 answers.append({"again": True})
                 continue
             count = len(asked["sizes"])
+            asked["begun"] = header.get("begun")
             try:
                 answer, parts = self.handle(asked, frames[at : at + count])
+                if asked["op"] == "fetch":
+                    parts = copied(parts)
+                    self.behind_cells(asked)  # or it is not what it was at one moment
+            except _Overtaken:
+                if not answers:
+                    raise
+                answers.append({"again": True})
+                room = 0
+                continue
             except BaseException as error:
                 answer, parts = self.failed(error)
             at += count
@@ -545,6 +564,7 @@ class Far:
         missing = [name for name in names if name not in namespace]
         if missing:
             self.unknown(missing)
+        self.behind_cells(header)
         # One C call as in bind; the values outlive it, so no __del__ runs in between.
         values = list(map(namespace.pop, names))
         values.clear()

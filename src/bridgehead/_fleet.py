@@ -19,6 +19,7 @@ from bridgehead._opening import Opening
 from bridgehead._ref import Ref
 from bridgehead._results import Result, Transfer
 from bridgehead._segments import IDLE, Pool, Segment
+from bridgehead._transports import to_the_end
 from bridgehead._wire import SHARED
 
 T = TypeVar("T")
@@ -63,13 +64,15 @@ class Fleet(Sequence[Bridge]):
         openings = [Bridge.launch(kernel_name, pool=pool, **options) for _ in range(count)]
 
         async def make() -> Fleet:
-            opened = await asyncio.gather(*openings, return_exceptions=True)
-            bridges = [one for one in opened if isinstance(one, Bridge)]
-            failed = [one for one in opened if isinstance(one, BaseException)]
-            if failed:
-                await asyncio.gather(*(bridge.aclose() for bridge in bridges))
-                raise failed[0]
-            fleet = cls(bridges, pool=pool)
+            tasks = [asyncio.ensure_future(_opened(opening)) for opening in openings]
+            try:
+                await asyncio.gather(*tasks)
+            except BaseException:
+                for task in tasks:
+                    task.cancel()
+                await to_the_end(asyncio.ensure_future(_all_closed(tasks)))
+                raise
+            fleet = cls([task.result() for task in tasks], pool=pool)
             fleet._owned = True
             return fleet
 
@@ -137,9 +140,14 @@ class Fleet(Sequence[Bridge]):
         """Close the bridges that ``launch`` opened, and with them their kernels."""
         if self._trimming is not None:
             self._trimming.cancel()
-        if self._owned:
-            await asyncio.gather(*(bridge.aclose() for bridge in self._bridges))
-        self._pool.close()
+        try:
+            if self._owned:
+                closing = [bridge.aclose() for bridge in self._bridges]
+                for error in await asyncio.gather(*closing, return_exceptions=True):
+                    if error is not None:
+                        raise error
+        finally:
+            self._pool.close()
 
     async def __aenter__(self) -> Fleet:
         return self
@@ -181,3 +189,14 @@ class Fleet(Sequence[Bridge]):
         self._pool.trim()
         if self._pool.segments:
             self._trim_later()
+
+
+async def _opened(opening: Opening[Bridge]) -> Bridge:
+    return await opening
+
+
+async def _all_closed(tasks: Sequence[asyncio.Task[Bridge]]) -> None:
+    """Close what was opened by tasks of which others failed."""
+    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(outcome, Bridge):
+            await outcome.aclose()

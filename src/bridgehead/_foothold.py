@@ -115,11 +115,12 @@ class Foothold:
 
     async def _in_turn(self, call: _Call) -> Answered:
         first: str | None = None
+        number: int | None = None
         request, generation = self._alone(call), self._generation
         if request is not None:
             kernel, info = self._kernel, self.info
             try:
-                with self.queue.alone():
+                with self.queue.alone() as number:
                     opened = await self.lane.carry(request)
                 told, frames = await self.lane.rest(request, opened)
                 return Answered(told, frames, request)
@@ -129,7 +130,7 @@ class Foothold:
                 first = kernel
                 self._lost(info)
         while True:
-            with self.queue.place(call.place.number if call.place else None) as place:
+            with self.queue.place(call.place.number if call.place else number) as place:
                 call.place = place
                 if self._generation != self.transport.generation or self.transport.is_silent:
                     await place.prepare(self.ready())
@@ -441,13 +442,8 @@ class Foothold:
         if not why and isinstance(listener, Listener):
             sock = listener.accept()
             if sock is not None:
-                return DirectLane(
-                    self.transport,
-                    Link(sock, self._pool, self.transport),
-                    messages,
-                    listener.name,
-                    private=self.trust.data,
-                )
+                link = Link(sock, self._pool, self.transport)
+                return DirectLane(self.transport, link, messages, listener.name)
             why = "the loader's connection did not arrive"
         if self._wanted == DirectLane.name:
             raise NotSupported(f"there is no direct way to this kernel: {why}")

@@ -92,11 +92,14 @@ class Queue:
         return not self._places and self._serving is None and not self._alone
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """For one who found the queue empty and serves itself: the others wait till it is done."""
+    def alone(self) -> Iterator[int]:
+        """For one who found the queue empty and serves itself: the others wait till it is done.
+
+        Gives the number of the place that it would have had.
+        """
         self._alone = True
         try:
-            yield
+            yield next(self._numbers)
         finally:
             self._alone = False
             if self._places and self._serving is None:

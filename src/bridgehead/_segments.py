@@ -31,6 +31,14 @@ try:
 except ImportError:  # not POSIX: no segments there
     fcntl = None  # type: ignore[assignment]
 
+# Captured: a user may replace them. What a system lacks, ``possible`` says.
+_close, _dup, _fstat, _mmap = os.close, os.dup, os.fstat, mmap.mmap
+_pwrite: Any = getattr(os, "pwrite", None)
+_preadv: Any = getattr(os, "preadv", None)
+_ftruncate: Any = getattr(os, "ftruncate", None)
+_memfd_create: Any = getattr(os, "memfd_create", None)
+_fcntl: Any = getattr(fcntl, "fcntl", None)
+_FUTURE_WRITE = 0x10  # F_SEAL_FUTURE_WRITE, Linux 5.1
 IDLE = 30.0  # s after which a segment that nobody uses is given back
 PORTION = 1 << 25  # bytes after which whoever fills a segment may be asked to stop
 BRIEF = 1 << 20  # bytes copied at once: the interpreter's lock is held so long, 0.1 ms
@@ -70,14 +78,14 @@ class Segment:
         self.holders: list[Any] = []  # channels that are to be told when it is gone
         self._map: mmap.mmap | None = None
         self._warm = 0  # bytes of it whose pages are mapped
-        self.file = os.memfd_create("bridgehead", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        self.file = _memfd_create("bridgehead", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            os.ftruncate(self.file, capacity)
+            _ftruncate(self.file, capacity)
             # Nobody can truncate it any more: no SIGBUS for whoever has it mapped.
-            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
-            fcntl.fcntl(self.file, fcntl.F_ADD_SEALS, seals)
+            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
+            _fcntl(self.file, fcntl.F_ADD_SEALS, seals)
         except BaseException:
-            os.close(self.file)
+            _close(self.file)
             raise
 
     def fill(self, frames: Sequence[memoryview]) -> Iterator[int]:
@@ -88,12 +96,12 @@ class Segment:
         offsets, total = layout([frame.nbytes for frame in frames])
         if self.filled:
             if self._map is None:
-                self._map = mmap.mmap(self.file, self.capacity)
+                self._map = _mmap(self.file, self.capacity)
             if total > self._warm:
                 yield from populate(self._map, self._warm, total)
                 self._warm = total
         # Its own, for the segment may be closed by another thread, and the number used again.
-        block, file = self._map, os.dup(self.file)
+        block, file = self._map, _dup(self.file)
         try:
             done = told = 0
             for frame, offset in zip(frames, offsets):
@@ -107,10 +115,22 @@ class Segment:
                     if done - told >= PORTION:
                         told = done
                         yield done
+            if not self.filled:
+                self._seal()
             self.filled = True
         finally:
-            os.close(file)
+            _close(file)
         yield done
+
+    def _seal(self) -> None:
+        """Nobody takes the seals off; and of what several are to get, none of them can write into
+        what the others see: it is mapped here before, which stays writable.
+        """
+        seals = fcntl.F_SEAL_SEAL
+        if self.pool.private:
+            self._map = _mmap(self.file, self.capacity)
+            seals |= _FUTURE_WRITE
+        _fcntl(self.file, fcntl.F_ADD_SEALS, seals)
 
     def read(self, sizes: Sequence[int]) -> list[memoryview]:
         """Copies of the frames that were written into it."""
@@ -118,19 +138,19 @@ class Segment:
         for frame, offset in zip(frames, layout(sizes)[0]):
             at = 0
             while at < frame.nbytes:
-                at += os.preadv(self.file, [frame[at:]], offset + at)
+                at += _preadv(self.file, [frame[at:]], offset + at)
         return frames
 
     def close(self) -> None:
         self._map = None  # unmapped when its last view is gone
         file, self.file = self.file, -1
         if file >= 0:
-            os.close(file)
+            _close(file)
 
 
 def write(file: int, at: int, part: memoryview) -> None:
     while part.nbytes:
-        written = os.pwrite(file, part, at)
+        written = _pwrite(file, part, at)
         at, part = at + written, part[written:]
 
 
@@ -161,6 +181,7 @@ class Pool:
     def __init__(self, share: float, *, private: bool = False) -> None:
         self.share, self.private = share, private
         self.segments: dict[int, Segment] = {}
+        self._closed = False
         self._lock = RLock()  # trimmed while one is made, too
 
     @property
@@ -174,6 +195,8 @@ class Pool:
         """
         _, nbytes = layout(sizes)
         with self._lock:
+            if self._closed:
+                return None
             fits = [
                 segment
                 for segment in self.segments.values()
@@ -235,9 +258,11 @@ class Pool:
                 holder.gone(segment.number)
 
     def close(self) -> None:
-        for segment in list(self.segments.values()):
-            self.segments.pop(segment.number, None)
-            segment.close()
+        with self._lock:
+            self._closed = True
+            for segment in list(self.segments.values()):
+                self.segments.pop(segment.number, None)
+                segment.close()
 
 
 def free_memory() -> int:
@@ -269,18 +294,18 @@ class Mapped:
         import ctypes
 
         self.spoilt = False  # a child has it too: nobody may write into it again
-        seals = fcntl.fcntl(file, fcntl.F_GET_SEALS)
-        if not seals & fcntl.F_SEAL_SHRINK or os.fstat(file).st_size < capacity:
+        seals = _fcntl(file, fcntl.F_GET_SEALS)
+        if not seals & fcntl.F_SEAL_SHRINK or _fstat(file).st_size < capacity:
             raise OSError("the segment could be truncated")
         # Shared: a view is the memory itself, and writable. Of what several have got at once,
         # each sees its own: a page that is written to becomes a copy.
         how = mmap.MAP_PRIVATE if private else mmap.MAP_SHARED
-        self.map = mmap.mmap(file, capacity, flags=how, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        self.map = _mmap(file, capacity, flags=how, prot=mmap.PROT_READ | mmap.PROT_WRITE)
         self.warm = capacity if private else 0  # bytes of it whose pages are mapped, or needn't be
         self.exporter = ctypes.c_ubyte * capacity
 
     def __del__(self) -> None:
-        os.close(self.file)
+        _close(self.file)
 
     def own(self) -> None:
         """Make it this process's own, at the same address: what is written from now on is not
@@ -346,8 +371,11 @@ class Maps:
 
     def populate(self) -> None:
         """Map the pages of what was leased, best before anybody touches them; in any thread."""
-        while self.cold:
-            mapping, start, stop = self.cold.popleft()
+        while True:
+            try:
+                mapping, start, stop = self.cold.popleft()
+            except IndexError:  # another thread may be at it, too
+                return
             for _ in populate(mapping.map, start, stop):
                 pass
 

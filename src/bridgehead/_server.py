@@ -22,7 +22,20 @@ if __name__ == "bridgehead._server":  # shipped, it shares a module with these
 
 KNOCK = 1.0  # s for the near end to be there
 TICK = 1.0  # s between two looks at what can be given back, while there is anything
-_start = Thread.start  # captured: a user may replace it
+# Captured: a user may replace them.
+_start, _socket = Thread.start, socket.socket
+_geteuid: Any = getattr(os, "geteuid", None)
+
+
+class _Serving(Thread):
+    """A thread whose ``run`` is our own: a user may replace the library's."""
+
+    def __init__(self, server: Any) -> None:
+        super().__init__(name="bridgehead-direct", daemon=True)
+        self.server = server
+
+    def run(self) -> None:
+        self.server.run()
 
 
 class Server:
@@ -33,7 +46,7 @@ class Server:
         self.last: tuple[str, Segment] | None = None  # answered in shared memory
         self.at_work = False
         self.common: Header = {}  # what is the same in all headers, and not sent
-        self.thread = Thread(name="bridgehead-direct", target=self.run, daemon=True)
+        self.thread = _Serving(self)
 
     # ------------------------------------------------------------ the thread
 
@@ -103,9 +116,9 @@ class Server:
 
     def interrupt(self) -> None:
         """Raise ``KeyboardInterrupt`` in what the thread is at; an idle one is left alone."""
-        if self.at_work:
-            import ctypes
+        import ctypes  # which may take a while
 
+        if self.at_work:
             raising = ctypes.pythonapi.PyThreadState_SetAsyncExc
             raising(ctypes.c_ulong(self.thread.ident or 0), ctypes.py_object(KeyboardInterrupt))
 
@@ -134,6 +147,9 @@ class Server:
         except OSError:
             self.channel.pool.give_back(segment, spoilt=True)
             return None
+        except BaseException:  # interrupted
+            self.channel.pool.give_back(segment)
+            raise
         self.channel.lend(segment)
         return segment
 
@@ -144,7 +160,7 @@ class Server:
             refused: Header = self.far.refused(Broken("integrity", "that answer is gone"))
             return refused
         self.last, frames = None, last[1].read(header["sizes"])
-        self.channel.take_back(last[1])
+        self.channel.take_back(last[1], unmapped=True)
         told: Header = self.far.keep(header, {}, frames, 0)[0]
         return told
 
@@ -168,12 +184,13 @@ def join(far: Any, offer: Header) -> str:
     """Connect to the near end, where it says that it listens; gives why not, if not."""
     if not possible():
         return "this kernel's system or Python has no memfd with seals"
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    sock = server = None
     try:
+        sock = _socket(socket.AF_UNIX, socket.SOCK_STREAM)
         secret = bytes.fromhex(offer["secret"])
         sock.settimeout(KNOCK)
         sock.connect(offer["path"])
-        if peer(sock)[1] != os.geteuid():
+        if peer(sock)[1] != _geteuid():
             raise OSError("it is another user's")
         sock.sendall(secret[:SECRET])
         sock.setblocking(True)
@@ -181,9 +198,12 @@ def join(far: Any, offer: Header) -> str:
         server = Server(far, channel, offer["name"], secret[SECRET:])
         server.common = {**offer["common"], "epoch": far.epoch}
         server.wait_at_most(60 * KNOCK)
+        far.servers[server.name] = server
         _start(server.thread)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        sock.close()
+        if server is not None:
+            far.servers.pop(server.name, None)
+        if sock is not None:
+            sock.close()
         return "the kernel cannot connect to this process: %s" % error
-    far.servers[server.name] = server
     return ""

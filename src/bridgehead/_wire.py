@@ -499,10 +499,10 @@ def decode(frames: Sequence[Buffer], unpickler: Any = pickle.Unpickler) -> Any:
     """
     nbytes, paused = memoryview(frames[0]).nbytes, False
     leaf = BytesIO(frames[0]) if nbytes < LARGE else _Leaf(frames[0])
-    if nbytes > IN_BAND and gc.isenabled():
-        gc.disable()
-        paused = True
     try:
+        if nbytes > IN_BAND and gc.isenabled():
+            paused = True
+            gc.disable()
         return unpickler(leaf, buffers=frames[1:]).load()
     finally:
         if paused:

@@ -9,7 +9,6 @@ those of its answer fetched. Where there is no memory to share, the whole goes b
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
@@ -41,15 +40,10 @@ class DirectLane(Lane):
     name = "direct"
     piece = back = PIECE
 
-    def __init__(
-        self, transport: Transport, link: Link, messages: Lane, name: str, *, private: bool
-    ) -> None:
-        """``messages`` is the lane for the rest; ``name`` is what the server knows the link by.
-
-        ``private`` has answers copied out of the memory that the kernel can still write to.
-        """
+    def __init__(self, transport: Transport, link: Link, messages: Lane, name: str) -> None:
+        """``messages`` is the lane for the rest; ``name`` is what the server knows the link by."""
         super().__init__(transport)
-        self.link, self.messages, self.server, self._private = link, messages, name, private
+        self.link, self.messages, self.server = link, messages, name
         self._complained = False
 
     @property
@@ -171,16 +165,20 @@ class DirectLane(Lane):
         header = _protocol.header(
             "strike", (), epoch=epoch, algorithm=algorithm, server=self.server
         )
-        request, struck = Request(header, ()), False
-        with contextlib.suppress(BridgeError, TimeoutError):
+        request, drained = Request(header, ()), asyncio.ensure_future(self.link.drained())
+        struck = False
+        try:
             async with asyncio.timeout(PATIENCE):
                 await self.messages.rest(request, await self.messages.carry(request))
                 struck = True
-                await self.link.drained()
-        if self.link.at_work:
-            if struck:
-                self.link.tell(lambda: RemoteError("KeyboardInterrupt", "in a call into C"))
-            self.link.close()
+                await drained
+        except (BridgeError, TimeoutError):
+            if not drained.done() or drained.cancelled():
+                if struck:
+                    self.link.tell(lambda: RemoteError("KeyboardInterrupt", "in a call into C"))
+                self.link.close()
+        finally:
+            drained.cancel()
 
     async def leave(self) -> None:
         await super().leave()
@@ -204,7 +202,7 @@ class DirectLane(Lane):
         self.link.channel.lend(segment)
         answer = await self.link.ask(header, (), segment)
         if answer[0].get("unmapped"):
-            self.link.channel.take_back(segment)
+            self.link.channel.take_back(segment, unmapped=True)
             self._complain("the kernel cannot map shared memory; large objects cross as messages")
             return None
         return answer
@@ -233,7 +231,7 @@ class DirectLane(Lane):
         maps = self.link.channel.maps
         if maps.cold:  # nobody has to wait for it
             asyncio.get_running_loop().run_in_executor(None, maps.populate)
-        if self._private and inbox.total >= SHARED:
+        if not request.trusted:  # nor is who could write to it yet, while it is read
             frames = await asyncio.to_thread(_wire.owned, frames)
         return Opened(told, Held(inbox.sizes, frames))
 

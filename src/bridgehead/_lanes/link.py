@@ -143,7 +143,7 @@ class Link:
         self._serials = count(1)
         self._waiting: dict[int, asyncio.Future[Answer]] = {}
         self._unsent: deque[tuple[memoryview, list[int]]] = deque()
-        self._drainers: set[asyncio.Future[None]] = set()
+        self._drainers: dict[asyncio.Future[None], int] = {}  # the last that each waits for
         self._ticking: asyncio.TimerHandle | None = None
         self._file = sock.fileno()
         self._loop.add_reader(self._file, self._readable)
@@ -179,18 +179,22 @@ class Link:
                 future.exception()  # nobody has to look
 
     async def drained(self) -> None:
-        """Wait until everything that was asked is answered; raises what ``tell`` tells."""
-        while self._waiting:
-            drained: asyncio.Future[None] = self._loop.create_future()
-            self._drainers.add(drained)
-            try:
-                await drained
-            finally:
-                self._drainers.discard(drained)
+        """Wait until all that was asked before is answered; raises what ``tell`` tells.
 
-    def _drained(self) -> None:
-        for future in self._drainers:
-            if not future.done():
+        The thread answers in order, so it is when the last of it is.
+        """
+        if not self._waiting:
+            return
+        drained: asyncio.Future[None] = self._loop.create_future()
+        self._drainers[drained] = next(reversed(self._waiting))
+        try:
+            await drained
+        finally:
+            self._drainers.pop(drained, None)
+
+    def _answered(self, serial: int) -> None:
+        for future, last in self._drainers.items():
+            if last <= serial and not future.done():
                 future.set_result(None)
 
     def close(self) -> None:
@@ -203,6 +207,8 @@ class Link:
             self._loop.remove_writer(self._file)
         if self._ticking is not None:
             self._ticking.cancel()
+        for _, files in self._unsent:
+            _close(files)
         self.tell(_lost)
         self._waiting.clear()
         self.channel.close()
@@ -224,10 +230,9 @@ class Link:
             data, files = self._sent(data, files)
             if data:
                 self._loop.add_writer(self._file, self._writable)
-        if data:
-            self._unsent.append((data, files))
-        if self._ticking is None and self._has_memory:
-            self._ticking = self._loop.call_later(TICK, self._tick)
+        if data:  # files of its own, for a segment may be closed meanwhile
+            self._unsent.append((data, [os.dup(file) for file in files]))
+        self._tick_later()
 
     def _sent(self, data: memoryview, files: list[int]) -> tuple[memoryview, list[int]]:
         """Send what the socket takes; gives what is left."""
@@ -245,6 +250,8 @@ class Link:
             data, files = self._sent(*self._unsent[0])
             if self.lost:
                 return
+            if len(files) < len(self._unsent[0][1]):
+                _close(self._unsent[0][1])
             if data:
                 self._unsent[0] = data, files
                 return
@@ -258,8 +265,8 @@ class Link:
             while (message := channel.next()) is not None:
                 serial, header, frames = message
                 future = self._waiting.pop(serial, None)
-                if not self._waiting:
-                    self._drained()
+                if serial and self._drainers:
+                    self._answered(serial)
                 if serial and (future is None or future.done()):
                     self._transport.late += 1
                 elif future is not None:
@@ -270,6 +277,8 @@ class Link:
             alive = False
         if not alive:
             self.close()
+        else:
+            self._tick_later()
 
     # ------------------------------------------------------------ memory
 
@@ -283,8 +292,17 @@ class Link:
         self.pool.trim()
         if self.channel.has_news:
             self._send(0, {})
-        elif self._has_memory:
+        else:
+            self._tick_later()
+
+    def _tick_later(self) -> None:
+        if self._ticking is None and self._has_memory and not self.lost:
             self._ticking = self._loop.call_later(TICK, self._tick)
+
+
+def _close(files: list[int]) -> None:
+    for file in files:
+        os.close(file)
 
 
 def _lost() -> LinkLost:
