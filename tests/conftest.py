@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from bridgehead import Bridge
+from bridgehead._segments import Pool
 from elsewhere import Elsewhere
 
 
@@ -63,6 +64,14 @@ def kernel_name(request: pytest.FixtureRequest) -> str:
     """The kernel that ``live`` launches: this Python's, or that of an indirect parameter."""
     name: str = getattr(request, "param", "python3")
     return name if name == "python3" else request.getfixturevalue("elsewhere")(name)
+
+
+@pytest.fixture
+def pool() -> Iterator[Pool]:
+    """What one sender fills, closed afterwards."""
+    pool = Pool(0.5)
+    yield pool
+    pool.close()
 
 
 @pytest.fixture

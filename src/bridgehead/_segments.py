@@ -335,7 +335,7 @@ class Maps:
     def __init__(self) -> None:
         self.known: dict[int, Mapped] = {}
         self.released: Deque[int] = deque()  # to be told; negative where it is spoilt
-        self.cold: Deque[Tuple[Mapped, int, int]] = deque()  # pages to be mapped
+        self.cold: Deque[Tuple[int, int]] = deque()  # leases whose pages are to be mapped, to where
 
     def add(self, number: int, file: int, capacity: int, private: bool) -> None:
         """Map a segment; its file is this object's from now on. ``OSError`` where it can't be."""
@@ -351,9 +351,6 @@ class Maps:
             raise ValueError("%d bytes in a segment of %d" % (total, mapping.capacity))
         if mapping.private:
             mapping.map.madvise(DONT_NEED)  # copies of what was in it before
-        if total > mapping.warm:
-            self.cold.append((mapping, mapping.warm, total))
-            mapping.warm = total
         # mmap objects know no weak references, and a new mapping would have to be populated.
         root: Any = mapping.exporter.from_buffer(mapping.map)
 
@@ -366,18 +363,23 @@ class Maps:
             self.released.append(-number if mapping.spoilt else number)
 
         _leases[lease] = ref(root, died), mapping
+        if total > mapping.warm:
+            self.cold.append((lease, total))
         whole = memoryview(root).cast("B")
         return [whole[at : at + size] for at, size in zip(offsets, sizes)]
 
     def populate(self) -> None:
-        """Map the pages of what was leased, best before anybody touches them; in any thread."""
+        """Map the pages of what is leased, best before anybody touches them; in any thread."""
         while True:
             try:
-                mapping, start, stop = self.cold.popleft()
-            except IndexError:  # another thread may be at it, too
+                lease, stop = self.cold.popleft()
+            except IndexError:  # not asked before: another thread may take the last one
                 return
-            for _ in populate(mapping.map, start, stop):
-                pass
+            _, mapping = _leases.get(lease, (None, None))
+            if mapping is not None:  # or nobody waits for it any more
+                for _ in populate(mapping.map, mapping.warm, stop):
+                    pass
+                mapping.warm = max(mapping.warm, stop)
 
     def forget(self, number: int) -> None:
         """The sender has given it back; what still uses it keeps it."""
