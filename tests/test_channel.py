@@ -13,7 +13,7 @@ import resource
 import socket
 import struct
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,16 +23,14 @@ from hypothesis import strategies as st
 
 from bridgehead import _channel, _segments
 from bridgehead._channel import Channel, peer
-from bridgehead._segments import Pool, Segment
+from bridgehead._segments import Pool, Segment, layout
 from bridgehead._server import send_all
 from bridgehead._wire import Broken
+from shared import MIB, descriptors, filled, needs_segments
 
-pytestmark = pytest.mark.skipif(
-    not _segments.possible(), reason="this system or this Python has no memfd with seals"
-)
-MIB = 1 << 20
-PREFIX = struct.Struct("<QIQQQIIB")
-SOME = [{"op": "bind", "sizes": []}, None, {"op": "ü\n\0", "sizes": [], "deep": [[{}]]}]
+pytestmark = needs_segments
+PREFIX = struct.Struct("<QIQQQIIIB")
+SOME: list[Any] = [{"op": "bind"}, {}, {"op": "ü\n\0", "deep": [[{}]]}]
 
 
 class Ends:
@@ -44,12 +42,13 @@ class Ends:
         two.setblocking(False)
         self.near, self.far = Channel(one, Pool(0.5)), Channel(two, Pool(0.5))
 
-    def send(self, serial: int, header: Any, frames: Any = (), segment: Any = None) -> None:
-        parts, files = self.near.pack(serial, header, frames, segment)
+    def send(self, serial: int, header: Any, *what: Any) -> None:
+        """A message with sizes, frames and segment, as ``pack`` takes them."""
+        parts, files = self.near.pack(serial, header, *what)
         send_all(self.near.socket, parts, files)
 
-    def answer(self, serial: int, header: Any = None) -> None:
-        parts, files = self.far.pack(serial, header)
+    def answer(self, serial: int) -> None:
+        parts, files = self.far.pack(serial, {})
         send_all(self.far.socket, parts, files)
 
     def raw(self, data: bytes, files: list[int] | None = None) -> None:
@@ -58,12 +57,7 @@ class Ends:
 
     def lent(self, *arrays: np.ndarray[Any, Any]) -> tuple[Segment, list[int]]:
         """Arrays in a segment that is lent to the other end."""
-        frames = [memoryview(one).cast("B") for one in arrays]
-        sizes = [frame.nbytes for frame in frames]
-        segment = self.near.pool.take(sizes)
-        assert segment is not None
-        for _ in segment.fill(frames):
-            pass
+        segment, sizes = filled(self.near.pool, *arrays)
         self.near.lend(segment)
         return segment, sizes
 
@@ -93,24 +87,25 @@ def ends() -> Iterator[Ends]:
 
 def prefixed(
     text: bytes = b"",
+    body: bytes = b"",
     *,
     serial: int = 1,
-    body: int = 0,
+    nbytes: int | None = None,
     segment: int = 0,
     capacity: int = 0,
-    released: int = 0,
-    gone: int = 0,
+    released: Sequence[int] = (),
+    gone: Sequence[int] = (),
+    sizes: Sequence[int] = (),
+    counts: tuple[int, int, int] | None = None,
     flags: int = 0,
     length: int | None = None,
 ) -> bytes:
     """A message as a stranger might write it."""
     length = len(text) if length is None else length
-    return PREFIX.pack(serial, length, body, segment, capacity, released, gone, flags) + text
-
-
-def descriptors() -> int:
-    gc.collect()
-    return len(os.listdir("/proc/self/fd"))
+    nbytes = len(body) if nbytes is None else nbytes
+    counts = counts or (len(released), len(gone), len(sizes))
+    prefix = PREFIX.pack(serial, length, nbytes, segment, capacity, *counts, flags)
+    return prefix + array("q", [*released, *gone, *sizes]).tobytes() + text + body
 
 
 # ---------------------------------------------------------------- messages
@@ -119,17 +114,19 @@ def descriptors() -> int:
 def test_messages_arrive_in_order_with_their_frames(ends: Ends) -> None:
     for serial, header in enumerate(SOME, 1):
         ends.send(serial, header)
-    ends.send(9, {"sizes": [3, 0, 1000]}, [b"abc", b"", bytes(1000)])
+    ends.send(9, {"n": 1}, [3, 0, 1000], [b"abc", b"", bytes(1000)])
     *plain, (serial, header, frames) = ends.arrived()
-    assert [message[:2] for message in plain] == [(n, h) for n, h in enumerate(SOME, 1)]
-    assert (serial, header) == (9, {"sizes": [3, 0, 1000]})
+    assert [message[:2] for message in plain] == [
+        (n, {**header, "sizes": []}) for n, header in enumerate(SOME, 1)
+    ]
+    assert (serial, header) == (9, {"n": 1, "sizes": [3, 0, 1000]})
     assert [bytes(frame) for frame in frames] == [b"abc", b"", bytes(1000)]
 
 
 def test_small_frames_are_the_receivers_own_writable_and_aligned(ends: Ends) -> None:
     mine = np.arange(1000.0)
     for serial in (1, 2):
-        ends.send(serial, {"sizes": [100, 8000]}, [bytes(100), memoryview(mine).cast("B")])
+        ends.send(serial, {}, [100, 8000], [bytes(100), memoryview(mine).cast("B")])
     mine[:] = 0
     (_, _, (_, one)), (_, _, (_, two)) = ends.arrived()
     first, second = np.frombuffer(one), np.frombuffer(two)
@@ -157,9 +154,8 @@ def test_however_the_stream_is_split(data: Any) -> None:
                     segment, _ = ends.lent(np.full(70_000, serial, "u1"))
                 lent = segment
             held = [70_000] if lent is not None else [len(frame) for frame in frames]
-            header = {"sizes": held, "n": serial}
-            parts, files = ends.near.pack(serial, header, frames, lent)
-            expected.append((serial, header))
+            parts, files = ends.near.pack(serial, {"n": serial}, held, frames, lent)
+            expected.append((serial, {"n": serial, "sizes": held}))
             whole = b"".join(parts)
             cuts = sorted(data.draw(st.sets(st.integers(1, len(whole) - 1), max_size=5)))
             for start, stop in zip([0, *cuts], [*cuts, len(whole)], strict=True):
@@ -180,7 +176,7 @@ def test_however_the_stream_is_split(data: Any) -> None:
 
 def test_one_byte_at_a_time(ends: Ends) -> None:
     segment, sizes = ends.lent(np.arange(100_000))
-    parts, files = ends.near.pack(5, {"sizes": sizes}, (), segment)
+    parts, files = ends.near.pack(5, {}, sizes, (), segment)
     data, found = b"".join(parts), []
     for at in range(len(data)):
         ends.raw(data[at : at + 1], files if not at else None)
@@ -190,7 +186,7 @@ def test_one_byte_at_a_time(ends: Ends) -> None:
 
 
 def test_half_a_message_is_none(ends: Ends) -> None:
-    parts, _ = ends.near.pack(1, {"sizes": [10]}, [bytes(10)])
+    parts, _ = ends.near.pack(1, {}, [10], [bytes(10)])
     ends.raw(b"".join(parts)[:-1])
     assert ends.arrived() == []
     ends.near.socket.close()
@@ -202,7 +198,7 @@ def test_a_closed_end_is_told_after_what_it_sent(ends: Ends) -> None:
     ends.send(1, {"op": "x"})
     ends.near.close()
     assert ends.far.receive()
-    assert ends.far.next() == (1, {"op": "x"}, [])
+    assert ends.far.next() == (1, {"op": "x", "sizes": []}, [])
     assert not ends.far.receive()
 
 
@@ -211,7 +207,7 @@ def test_a_closed_end_is_told_after_what_it_sent(ends: Ends) -> None:
 
 def test_a_segments_file_goes_along_once(ends: Ends) -> None:
     segment, sizes = ends.lent(np.full(100_000, 1))
-    parts, files = ends.near.pack(1, {"sizes": sizes}, (), segment)
+    parts, files = ends.near.pack(1, {}, sizes, (), segment)
     assert files == [segment.file]
     send_all(ends.near.socket, parts, files)
     ((_, _, frames),) = ends.arrived()
@@ -223,7 +219,7 @@ def test_a_segments_file_goes_along_once(ends: Ends) -> None:
     assert segment.leases == 0
     again, _ = ends.lent(np.full(100_000, 2))
     assert again is segment
-    parts, files = ends.near.pack(2, {"sizes": sizes}, (), segment)
+    parts, files = ends.near.pack(2, {}, sizes, (), segment)
     assert files == []
     send_all(ends.near.socket, parts, files)
     ((_, _, frames),) = ends.arrived()
@@ -232,7 +228,7 @@ def test_a_segments_file_goes_along_once(ends: Ends) -> None:
 
 def test_a_lease_ends_when_it_is_told(ends: Ends) -> None:
     segment, sizes = ends.lent(np.arange(100_000))
-    ends.send(1, {"sizes": sizes}, (), segment)
+    ends.send(1, {}, sizes, (), segment)
     (message,) = ends.arrived()
     assert not ends.far.has_news
     assert segment.leases == 1
@@ -240,14 +236,14 @@ def test_a_lease_ends_when_it_is_told(ends: Ends) -> None:
     assert ends.far.has_news
     assert segment.leases == 1
     ends.answer(0)
-    assert ends.arrived(ends.near) == [(0, None, [])]
+    assert ends.arrived(ends.near) == [(0, {"sizes": []}, [])]
     assert segment.leases == 0
     assert not ends.far.has_news
 
 
 def test_what_was_given_back_is_forgotten_there(ends: Ends) -> None:
     segment, sizes = ends.lent(np.arange(100_000))
-    ends.send(1, {"sizes": sizes}, (), segment)
+    ends.send(1, {}, sizes, (), segment)
     ends.arrived()
     gc.collect()
     ends.answer(0)
@@ -255,7 +251,7 @@ def test_what_was_given_back_is_forgotten_there(ends: Ends) -> None:
     before = descriptors()
     ends.near.pool.trim(0)
     assert ends.near.has_news
-    ends.send(0, None)
+    ends.send(0, {})
     ends.arrived()
     assert not ends.far.maps.known
     assert descriptors() < before
@@ -263,7 +259,7 @@ def test_what_was_given_back_is_forgotten_there(ends: Ends) -> None:
 
 def test_a_spoilt_segment_is_given_back(ends: Ends) -> None:
     segment, sizes = ends.lent(np.arange(100_000))
-    ends.send(1, {"sizes": sizes}, (), segment)
+    ends.send(1, {}, sizes, (), segment)
     (message,) = ends.arrived()
     _segments._before_fork()
     del message
@@ -274,7 +270,7 @@ def test_a_spoilt_segment_is_given_back(ends: Ends) -> None:
 
 def test_closing_ends_the_leases_given_and_none_of_those_taken(ends: Ends) -> None:
     segment, sizes = ends.lent(np.arange(100_000))
-    ends.send(1, {"sizes": sizes}, (), segment)
+    ends.send(1, {}, sizes, (), segment)
     ((_, _, frames),) = ends.arrived()
     view = np.frombuffer(frames[0], int)
     ends.close()
@@ -286,7 +282,7 @@ def test_closing_ends_the_leases_given_and_none_of_those_taken(ends: Ends) -> No
 def test_closing_closes_what_arrived_and_was_not_mapped(ends: Ends) -> None:
     before = descriptors()
     segment, sizes = ends.lent(np.arange(100_000))
-    parts, files = ends.near.pack(1, {"sizes": sizes}, (), segment)
+    parts, files = ends.near.pack(1, {}, sizes, (), segment)
     ends.raw(b"".join(parts)[:20], files)
     assert ends.arrived() == []
     assert descriptors() == before + 2  # the segment's, and what arrived
@@ -297,7 +293,7 @@ def test_closing_closes_what_arrived_and_was_not_mapped(ends: Ends) -> None:
 def test_no_descriptor_left_to_receive_one_with(ends: Ends) -> None:
     """EMFILE: that message has no frames, and the next one is right."""
     first, sizes = ends.lent(np.full(100_000, 1))
-    ends.send(1, {"sizes": sizes}, (), first)
+    ends.send(1, {}, sizes, (), first)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     filler = os.open("/dev/null", os.O_RDONLY)
     os.close(filler)
@@ -318,8 +314,8 @@ def test_no_descriptor_left_to_receive_one_with(ends: Ends) -> None:
     again, _ = ends.lent(np.full(100_000, 2))
     assert again is first  # and its file goes along once more
     other, _ = ends.lent(np.full(100_000, 3))
-    ends.send(2, {"sizes": sizes}, (), again)
-    ends.send(3, {"sizes": sizes}, (), other)
+    ends.send(2, {}, sizes, (), again)
+    ends.send(3, {}, sizes, (), other)
     values = [int(np.frombuffer(frames[0], int)[0]) for _, _, frames in ends.arrived()]
     assert values == [2, 3]
 
@@ -329,7 +325,7 @@ def test_two_channels_tell_their_segments_apart(ends: Ends) -> None:
     try:
         for both, value in ((ends, 1), (others, 2)):
             segment, sizes = both.lent(np.full(100_000, value))
-            both.send(value, {"sizes": sizes}, (), segment)
+            both.send(value, {}, sizes, (), segment)
         for both, value in ((ends, 1), (others, 2)):
             ((serial, _, frames),) = both.arrived()
             assert serial == value
@@ -340,31 +336,38 @@ def test_two_channels_tell_their_segments_apart(ends: Ends) -> None:
 
 # ---------------------------------------------------------------- what is no message
 
+MANY = (1 << 32) - 1
+WRAPPED = [(1 << 63) - 1, (1 << 63) - 1, 6]  # 4, if nobody looks beyond 64 bits
+
 
 @pytest.mark.parametrize(
     "data",
     [
         pytest.param(prefixed(b"{"), id="no JSON"),
+        pytest.param(prefixed(b"{}{}"), id="more than JSON"),
         pytest.param(prefixed(b"\xff\xfe{}"), id="no text"),
         pytest.param(prefixed(b"[" * 100_000), id="nested"),
-        pytest.param(prefixed(b'{"sizes": []}', body=4) + b"abcd", id="too many bytes"),
-        pytest.param(prefixed(b'{"sizes": [9]}', body=4) + b"abcd", id="too few bytes"),
-        pytest.param(prefixed(b'{"sizes": [-1, 5]}', body=4) + b"abcd", id="negative"),
-        pytest.param(prefixed(b'{"sizes": [4.0]}', body=4) + b"abcd", id="no whole number"),
-        pytest.param(prefixed(b'{"sizes": [true]}', body=1) + b"a", id="no number"),
-        pytest.param(prefixed(b'{"sizes": "4"}', body=4) + b"abcd", id="no list"),
-        pytest.param(prefixed(b"{}", body=4) + b"abcd", id="no sizes"),
-        pytest.param(prefixed(b"7", body=4) + b"abcd", id="no object"),
-        pytest.param(prefixed(body=4) + b"abcd", id="no header"),
+        pytest.param(prefixed(b"{}", b"abcd"), id="no sizes"),
+        pytest.param(prefixed(b'{"sizes": [4]}', b"abcd"), id="sizes in the header"),
+        pytest.param(prefixed(b"{}", b"abcd", sizes=[0]), id="too many bytes"),
+        pytest.param(prefixed(b"{}", b"abcd", sizes=[9]), id="too few bytes"),
+        pytest.param(prefixed(b"{}", b"abcd", sizes=[-1, 5]), id="negative"),
+        pytest.param(prefixed(b"{}", b"abcd", sizes=WRAPPED), id="a sum of 64 bits is right"),
+        pytest.param(prefixed(b"7"), id="a number"),
+        pytest.param(prefixed(b"null"), id="nothing"),
+        pytest.param(prefixed(b"[]", b"abcd", sizes=[4]), id="no object"),
+        pytest.param(prefixed(b"", b"abcd"), id="no header"),
         pytest.param(prefixed(length=1 << 31), id="a header of 2 GiB"),
-        pytest.param(prefixed(body=1 << 63), id="frames of 8 EiB"),
-        pytest.param(prefixed(released=(1 << 32) - 1), id="a lot is released"),
-        pytest.param(prefixed(gone=(1 << 32) - 1), id="a lot is gone"),
+        pytest.param(prefixed(nbytes=1 << 63), id="frames of 8 EiB"),
+        pytest.param(prefixed(counts=(MANY, 0, 0)), id="a lot is released"),
+        pytest.param(prefixed(counts=(0, MANY, 0)), id="a lot is gone"),
+        pytest.param(prefixed(counts=(0, 0, MANY)), id="a lot of frames"),
         pytest.param(bytes([255]) * 64, id="all ones"),
-        pytest.param(b"GET / HTTP/1.1\r\nHost: localhost\r\nAccept: */*\r\n\r\n", id="HTTP"),
+        pytest.param(b"GET / HTTP/1.1\r\nHost: localhost:8888\r\nAccept: */*\r\n\r\n", id="HTTP"),
     ],
 )
 def test_what_is_no_message_is_broken(ends: Ends, data: bytes) -> None:
+    assert len(data) >= PREFIX.size  # or it would be waited for
     ends.raw(data)
     with pytest.raises(Broken):
         ends.arrived()
@@ -374,7 +377,7 @@ def test_what_is_no_message_is_broken(ends: Ends, data: bytes) -> None:
 @given(st.binary(max_size=300))
 @example(b"")
 @example(prefixed(b"{}") * 3)
-@example(prefixed(b'{"sizes": [1]}', segment=1, capacity=1 << 63, flags=3))
+@example(prefixed(b"{}", sizes=[1], segment=1, capacity=1 << 63, flags=3))
 def test_garbage_is_broken_or_waited_for(data: bytes) -> None:
     ends = Ends()
     try:
@@ -387,52 +390,64 @@ def test_garbage_is_broken_or_waited_for(data: bytes) -> None:
         ends.close()
 
 
+NUMBERS = st.integers(-(1 << 63), (1 << 63) - 1)
+ANYTHING = st.recursive(st.none() | st.integers() | st.text(), lambda item: st.lists(item))
+
+
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
-@given(st.recursive(st.none() | st.integers() | st.text(), lambda item: st.lists(item)), st.data())
-def test_any_sizes_for_a_segment(sizes: Any, data: Any) -> None:
-    """Whatever a header says of a segment: frames within it, or ``Broken``."""
+@given(st.lists(NUMBERS, max_size=4) | st.lists(st.integers(0, 300_000), max_size=9), ANYTHING)
+def test_any_sizes_for_a_segment(sizes: list[int], otherwise: Any) -> None:
+    """Whatever a message says of a segment, also in its header: frames within it, or ``Broken``."""
     ends = Ends()
     try:
         segment, _ = ends.lent(np.arange(100_000))
-        if data.draw(st.booleans()):
-            sizes = data.draw(st.lists(st.integers(-(1 << 70), 1 << 70), max_size=4))
-        ends.send(1, {"sizes": sizes}, (), segment)
-        for _, _, frames in ends.arrived():
-            assert [len(frame) for frame in frames] == sizes
+        ends.send(1, {"sizes": otherwise}, sizes, (), segment)
+        ((_, header, frames),) = ends.arrived()
+        assert header == {"sizes": sizes}
+        assert [len(frame) for frame in frames] == sizes
+        assert layout(sizes)[1] <= segment.capacity
     except Broken:
-        pass
+        assert min(sizes) < 0 or layout(sizes)[1] > segment.capacity
     finally:
         ends.close()
+
+
+@pytest.mark.parametrize("sizes", [[], [0], [0, 0], [7], [1 << 40]])
+def test_sizes_of_frames_that_are_not_there(ends: Ends, sizes: list[int]) -> None:
+    """They are told all the same: such frames come otherwise. Only empty ones need no bytes."""
+    ends.send(1, {}, sizes)
+    ((_, header, frames),) = ends.arrived()
+    assert header == {"sizes": sizes}
+    assert [len(frame) for frame in frames] == ([] if any(sizes) else sizes)
 
 
 @pytest.mark.parametrize("sizes", [[-64, 64], [-1], [100_000, -50_000]])
 def test_negative_sizes_of_a_segment_are_broken(ends: Ends, sizes: list[int]) -> None:
     segment, _ = ends.lent(np.arange(100_000))
-    ends.send(1, {"sizes": sizes}, (), segment)
+    ends.send(1, {}, sizes, (), segment)
     with pytest.raises(Broken):
         ends.arrived()
 
 
 def test_sizes_beyond_the_segment_are_broken(ends: Ends) -> None:
     segment, _ = ends.lent(np.arange(100_000))
-    ends.send(1, {"sizes": [segment.capacity + 1]}, (), segment)
+    ends.send(1, {}, [segment.capacity + 1], (), segment)
     with pytest.raises(Broken):
         ends.arrived()
 
 
 def test_a_segment_that_nobody_sent_has_no_frames(ends: Ends) -> None:
-    ends.raw(prefixed(b'{"sizes": [100]}', segment=77, capacity=MIB))
-    ends.raw(prefixed(b'{"sizes": [100]}', segment=78, capacity=MIB, flags=1))
+    ends.raw(prefixed(sizes=[100], segment=77, capacity=MIB))
+    ends.raw(prefixed(sizes=[100], segment=78, capacity=MIB, flags=1))
     assert [frames for _, _, frames in ends.arrived()] == [None, None]
 
 
 def test_a_file_that_is_no_segment_has_no_frames(ends: Ends) -> None:
     before = descriptors()
-    text = b'{"sizes": [100]}'
-    ends.raw(prefixed(text, segment=5, capacity=MIB, flags=1), [0])
+    ends.raw(prefixed(sizes=[100], segment=5, capacity=MIB, flags=1), [0])
     loose = os.memfd_create("loose", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(loose, MIB)
-    ends.raw(prefixed(text, segment=6, capacity=MIB, flags=1), [loose])
+    ends.raw(prefixed(sizes=[100], segment=6, capacity=MIB, flags=1), [loose])
     os.close(loose)
     assert [frames for _, _, frames in ends.arrived()] == [None, None]
     assert descriptors() == before
@@ -441,16 +456,14 @@ def test_a_file_that_is_no_segment_has_no_frames(ends: Ends) -> None:
 def test_released_numbers_that_nobody_lent_change_nothing(ends: Ends) -> None:
     segment, _ = ends.lent(np.arange(100_000))
     numbers = [segment.number + 1, -segment.number - 1, 0, 1 << 62, -(1 << 63)]
-    data = prefixed(released=len(numbers)) + array("q", numbers).tobytes()
-    ends.far.socket.sendall(data)
+    ends.far.socket.sendall(prefixed(released=numbers, gone=numbers))
     assert len(ends.arrived(ends.near)) == 1
     assert segment.leases == 1
 
 
 def test_a_lease_told_over_twice_is_over_once(ends: Ends) -> None:
     segment, _ = ends.lent(np.arange(100_000))
-    numbers = [segment.number] * 3
-    ends.far.socket.sendall(prefixed(released=3) + array("q", numbers).tobytes())
+    ends.far.socket.sendall(prefixed(released=[segment.number] * 3))
     ends.arrived(ends.near)
     assert segment.leases == 0
 
@@ -465,9 +478,9 @@ def test_more_files_than_were_told_of_are_closed_in_the_end(ends: Ends) -> None:
 
 def test_a_message_may_not_be_longer_than_most(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_channel, "MOST", 2000)
-    ends.send(1, {"sizes": [1000]}, [bytes(1000)])
+    ends.send(1, {}, [1000], [bytes(1000)])
     assert len(ends.arrived()) == 1
-    ends.send(2, {"sizes": [2000]}, [bytes(2000)])
+    ends.send(2, {}, [2000], [bytes(2000)])
     with pytest.raises(Broken, match="a message of 20"):
         ends.arrived()
 
@@ -476,7 +489,11 @@ def test_the_peer_is_this_process(ends: Ends) -> None:
     assert peer(ends.near.socket) == (os.getpid(), os.geteuid())
 
 
-def test_headers_are_json(ends: Ends) -> None:
-    ends.send(1, {"sizes": [], "x": [1, 2.5, None, "ä"]})
+def test_headers_are_json_and_empty_ones_nothing(ends: Ends) -> None:
+    header = {"x": [1, 2.5, None, "ä"]}
+    ends.send(1, header)
+    assert ends.arrived() == [(1, {**header, "sizes": []}, [])]
     parts, _ = ends.near.pack(2, {"a": 1})
     assert json.loads(bytes(parts[0])[PREFIX.size :]) == {"a": 1}
+    parts, _ = ends.near.pack(3, {}, [5])
+    assert bytes(parts[0])[PREFIX.size :] == array("q", [5]).tobytes()

@@ -6,7 +6,6 @@ Rule: real sockets, and the loader's own ``join`` at the other end.
 from __future__ import annotations
 
 import asyncio
-import gc
 import os
 import socket
 import stat
@@ -22,15 +21,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bridgehead import _segments
+from bridgehead import _server
 from bridgehead._channel import SECRET, Channel
-from bridgehead._lanes.link import Link, LinkLost, Listener
+from bridgehead._lanes.link import COMMON, Link, LinkLost, Listener
 from bridgehead._segments import Pool
 from bridgehead._server import Server, join, send_all
+from shared import descriptors, filled, needs_segments
 
-pytestmark = pytest.mark.skipif(
-    not _segments.possible(), reason="this system or this Python has no memfd with seals"
-)
+pytestmark = needs_segments
 
 
 @pytest.fixture
@@ -49,6 +47,8 @@ def listener(folder: Path) -> Iterator[Listener]:
 
 class Far:
     """As much of the loader's as a server asks for: it answers with what it was asked."""
+
+    epoch = "of this one"
 
     def __init__(self) -> None:
         self.servers: dict[str, Server] = {}
@@ -102,13 +102,12 @@ def test_a_folder_that_is_deep_or_cannot_be_written(
 
 
 def test_nothing_stays_open_or_behind(folder: Path) -> None:
-    before = len(os.listdir("/proc/self/fd"))
+    before = descriptors()
     for _ in range(5):
         listener = Listener(0.5)
         listener.close()
         listener.close()
-    gc.collect()
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert descriptors() == before
     assert list(folder.iterdir()) == []
 
 
@@ -155,11 +154,11 @@ def test_strangers_keep_nobody_out(listener: Listener) -> None:
     with accepted:
         accepted.settimeout(10)
         channel = Channel(accepted, Pool(0.5))
-        parts, files = channel.pack(1, {"op": "x", "sizes": []})
+        parts, files = channel.pack(1, {"op": "x"})
         send_all(accepted, parts, files)
         while (message := channel.next()) is None:
             assert channel.receive()
-        assert message[1]["was"] == {"op": "x", "sizes": []}
+        assert message[1]["was"] == {**COMMON, "epoch": far.epoch, "op": "x"}
         channel.close()
     assert far.parted.wait(30)
     assert far.servers == {}
@@ -177,7 +176,7 @@ def test_the_loader_believes_only_who_knows_the_other_secret(listener: Listener)
     with accepted:
         accepted.settimeout(10)
         channel = Channel(accepted, Pool(0.5))
-        parts, files = channel.pack(1, {"op": "x", "sizes": []})
+        parts, files = channel.pack(1, {"op": "x"})
         try:
             send_all(accepted, parts, files)
             assert accepted.recv(100) == b""
@@ -187,20 +186,37 @@ def test_the_loader_believes_only_who_knows_the_other_secret(listener: Listener)
 
 
 @pytest.mark.parametrize(
-    "offer",
+    ("field", "value"),
     [
-        {},
-        {"path": "/proc/1/fd/0", "secret": "00", "name": "a", "share": 0.5},
-        {"path": "/nowhere", "secret": "00" * 64, "name": "a", "share": 0.5},
-        {"path": 7, "secret": "00" * 64, "name": "a", "share": 0.5},
-        {"path": "/dev/null", "secret": "xyz", "name": "a", "share": 0.5},
-        {"path": "\0", "secret": "00" * 64, "name": "a", "share": None},
-        {"path": "/tmp/" + "a" * 300, "secret": "00" * 64, "name": "a", "share": 0.5},
+        ("path", "/proc/1/fd/0"),
+        ("path", "/nowhere"),
+        ("path", 7),
+        ("path", "/dev/null"),
+        ("path", "\0"),
+        ("path", "/tmp/" + "a" * 300),
+        ("secret", "xyz"),
+        ("secret", 7),
+        ("share", None),
+        ("share", "much"),
+        ("common", None),
+        ("common", "ab"),
+        *((field, ...) for field in ("path", "secret", "name", "share", "common")),
     ],
 )
-def test_an_offer_that_leads_nowhere_is_told(offer: dict[str, Any]) -> None:
+def test_an_offer_with_one_thing_wrong_is_told(listener: Listener, field: str, value: Any) -> None:
+    """``...`` is for what is not there. Nothing of it stays open."""
+    far, offer = Far(), {**listener.offer, field: value}
+    if value is ...:
+        del offer[field]
+    before = descriptors()
+    assert join(far, offer).startswith("the kernel cannot connect to this process: ")
+    assert not far.servers
+    assert descriptors() == before
+
+
+def test_no_offer_is_told() -> None:
     far = Far()
-    assert join(far, offer)
+    assert join(far, {})
     assert not far.servers
 
 
@@ -228,6 +244,7 @@ def test_the_loader_refuses_the_socket_of_another_user(tmp_path: Path) -> None:
         assert process.stdout is not None
         assert process.stdout.readline() == "there\n"
         offer = {"path": str(path), "secret": "00" * 64, "name": "a", "share": 0.5}
+        offer["common"] = COMMON
         assert "another user's" in join(Far(), offer)
         assert process.stdout.readline() == "b''\n"  # nor was it shown the secret
     finally:
@@ -263,16 +280,36 @@ async def test_more_than_the_socket_takes_at_once(linked: Link) -> None:
     assert not linked.at_work
 
 
+async def test_what_all_requests_have_is_not_sent_and_is_there() -> None:
+    near, far = socket.socketpair()
+    near.setblocking(False)
+    link, other = Link(near, 0.5), Channel(far, Pool(0.5))
+    asked = link.ask({**COMMON, "op": "x", "id": "1", "sizes": [3]}, [b"abc"])
+    while (message := other.next()) is None:
+        assert other.receive()
+    _, header, (frame,) = message
+    assert header == {"op": "x", "id": "1", "sizes": [3]}
+    assert bytes(frame) == b"abc"
+    link.close()
+    with pytest.raises(LinkLost):
+        await asked
+    other.close()
+
+
+async def test_the_loader_has_what_all_requests_have(linked: Link) -> None:
+    """Its own epoch among it; the sizes are those of this one."""
+    told, frames = await linked.ask({**COMMON, "op": "x", "id": "1", "sizes": [3]}, [b"abc"])
+    assert told["was"] == {**COMMON, "epoch": Far.epoch, "op": "x", "id": "1", "sizes": [3]}
+    assert [bytes(frame) for frame in frames or ()] == [b"abc"]
+
+
 async def test_segments_among_what_waits_to_be_sent(linked: Link) -> None:
     """Files go with their own message, even if the socket was full when it was asked."""
     size, asked = 100_000, []
     filler = bytes(60_000)
     for n in range(60):
         asked.append(linked.ask({"n": n, "sizes": [len(filler)]}, [filler]))
-        segment = linked.pool.take([size])
-        assert segment is not None
-        for _ in segment.fill([memoryview(np.full(size, n, "u1"))]):
-            pass
+        segment, _ = filled(linked.pool, np.full(size, n, "u1"))
         linked.channel.lend(segment)
         asked.append(linked.ask({"n": n, "sizes": [size]}, (), segment))
     for at, (told, frames) in enumerate(await asyncio.gather(*asked)):
@@ -326,14 +363,14 @@ async def test_an_answer_that_is_no_object_ends_the_link() -> None:
     other.close()
 
 
-async def test_an_answer_that_nobody_asked_for_is_let_go(linked: Link) -> None:
+async def test_an_answer_that_nobody_asked_for_is_let_go() -> None:
     near, far = socket.socketpair()
     near.setblocking(False)
     link, other = Link(near, 0.5), Channel(far, Pool(0.5))
-    parts, files = other.pack(77, {"sizes": []})
+    parts, files = other.pack(77, {})
     send_all(far, parts, files)
     asked = link.ask({"op": "x", "sizes": []})
-    parts, files = other.pack(1, {"sizes": [], "right": True})
+    parts, files = other.pack(1, {"right": True})
     send_all(far, parts, files)
     assert (await asyncio.wait_for(asked, 30))[0]["right"]
     link.close()
@@ -341,9 +378,10 @@ async def test_an_answer_that_nobody_asked_for_is_let_go(linked: Link) -> None:
 
 
 async def test_the_thread_ends_when_the_near_end_does_not_show_the_secret(
-    listener: Listener,
+    listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It does not wait for ever for one that was stopped there."""
+    monkeypatch.setattr(_server, "KNOCK", 0.05)  # or it would be a minute
     far = Far()
     assert join(far, listener.offer) == ""
     started = time.monotonic()

@@ -208,11 +208,12 @@ def _emptied(numbers: Deque[int]) -> list[int]:
 
 def _object(text: bytearray) -> Header:
     try:
-        header, _ = _decode(text.decode())
+        told = text.decode()
+        header, end = _decode(told)
     except (ValueError, RecursionError) as error:
         raise Broken("protocol", "a header that is no JSON: %s" % error) from None
-    if type(header) is not dict:
-        raise Broken("protocol", "a header that is no object")
+    if type(header) is not dict or end < len(told):
+        raise Broken("protocol", "a header that is no object, or more than one")
     return header
 
 
