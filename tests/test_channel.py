@@ -309,7 +309,7 @@ def test_no_descriptor_left_to_receive_one_with(ends: Ends) -> None:
         for file in many:
             os.close(file)
     assert found == [(1, {"sizes": sizes}, None)]
-    ends.near.take_back(first)
+    ends.near.take_back(first, unmapped=True)
     assert first.leases == 0
     again, _ = ends.lent(np.full(100_000, 2))
     assert again is first  # and its file goes along once more

@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -263,7 +264,7 @@ async def linked(listener: Listener) -> Any:
     assert join(far, listener.offer) == ""
     sock = listener.accept()
     assert sock is not None
-    link = Link(sock, 0.5)
+    link = Link(sock, 0.5, SimpleNamespace(late=0))
     yield link
     link.close()
     assert await asyncio.to_thread(far.parted.wait, 30)
@@ -283,7 +284,7 @@ async def test_more_than_the_socket_takes_at_once(linked: Link) -> None:
 async def test_what_all_requests_have_is_not_sent_and_is_there() -> None:
     near, far = socket.socketpair()
     near.setblocking(False)
-    link, other = Link(near, 0.5), Channel(far, Pool(0.5))
+    link, other = Link(near, 0.5, SimpleNamespace(late=0)), Channel(far, Pool(0.5))
     asked = link.ask({**COMMON, "op": "x", "id": "1", "sizes": [3]}, [b"abc"])
     while (message := other.next()) is None:
         assert other.receive()
@@ -342,7 +343,7 @@ async def test_whoever_waits_is_told_when_it_is_lost(linked: Link) -> None:
 async def test_garbage_ends_the_link(folder: Path) -> None:
     near, far = socket.socketpair()
     near.setblocking(False)
-    link = Link(near, 0.5)
+    link = Link(near, 0.5, SimpleNamespace(late=0))
     asked = link.ask({"op": "x", "sizes": []})
     far.sendall(b"\xff" * 200)
     with pytest.raises(LinkLost):
@@ -354,7 +355,7 @@ async def test_garbage_ends_the_link(folder: Path) -> None:
 async def test_an_answer_that_is_no_object_ends_the_link() -> None:
     near, far = socket.socketpair()
     near.setblocking(False)
-    link, other = Link(near, 0.5), Channel(far, Pool(0.5))
+    link, other = Link(near, 0.5, SimpleNamespace(late=0)), Channel(far, Pool(0.5))
     asked = link.ask({"op": "x", "sizes": []})
     parts, files = other.pack(1, [1, 2])  # type: ignore[arg-type]
     send_all(far, parts, files)
@@ -366,7 +367,7 @@ async def test_an_answer_that_is_no_object_ends_the_link() -> None:
 async def test_an_answer_that_nobody_asked_for_is_let_go() -> None:
     near, far = socket.socketpair()
     near.setblocking(False)
-    link, other = Link(near, 0.5), Channel(far, Pool(0.5))
+    link, other = Link(near, 0.5, SimpleNamespace(late=0)), Channel(far, Pool(0.5))
     parts, files = other.pack(77, {})
     send_all(far, parts, files)
     asked = link.ask({"op": "x", "sizes": []})

@@ -116,21 +116,21 @@ class Segment:
                         told = done
                         yield done
             if not self.filled:
-                self._seal()
+                self._seal(file)
             self.filled = True
         finally:
             _close(file)
         yield done
 
-    def _seal(self) -> None:
+    def _seal(self, file: int) -> None:
         """Nobody takes the seals off; and of what several are to get, none of them can write into
         what the others see: it is mapped here before, which stays writable.
         """
         seals = fcntl.F_SEAL_SEAL
         if self.pool.private:
-            self._map = _mmap(self.file, self.capacity)
+            self._map = _mmap(file, self.capacity)
             seals |= _FUTURE_WRITE
-        _fcntl(self.file, fcntl.F_ADD_SEALS, seals)
+        _fcntl(file, fcntl.F_ADD_SEALS, seals)
 
     def read(self, sizes: Sequence[int]) -> list[memoryview]:
         """Copies of the frames that were written into it."""
