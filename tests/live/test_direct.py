@@ -558,3 +558,51 @@ async def test_from_other_threads(live: Bridge) -> None:
 
     await asyncio.to_thread(all_of_it)
     assert not failures
+
+
+async def test_those_who_ask_now_keep_nobody_from_his_turn(direct: Bridge) -> None:
+    """There is always one of theirs on its way; a cell, and an interrupt, come all the same."""
+    await direct.push(a=np.arange(1000.0))
+    stop = False
+
+    async def asks() -> int:
+        count = 0
+        while not stop:
+            assert (await direct.pull("a", now=True)).size == 1000
+            count += 1
+        return count
+
+    asking = [asyncio.ensure_future(asks()) for _ in range(3)]
+    await asyncio.sleep(0.1)
+    for number in range(3):
+        assert (await direct.run(f"{number}", timeout=30)).data["text/plain"] == str(number)
+        assert await direct.call(abs, -number, timeout=30) == number
+        await direct.interrupt()
+    stop = True
+    assert min(await asyncio.gather(*asking)) > 0
+
+
+REPLACED = """
+import mmap, os, socket, threading
+for module, names in (
+    (mmap, ["mmap"]),
+    (os, ["pwrite", "dup", "ftruncate", "memfd_create", "preadv", "fstat"]),
+    (socket, ["socket"]),
+):
+    for name in names:
+        setattr(module, name, None)
+threading.Thread.run = lambda self: None
+"""
+
+
+async def test_what_a_user_replaces_does_not_reach_the_lane() -> None:
+    """What it stands on is replaced after the loader came, and before the next bridge does."""
+    array = np.arange(LARGE, dtype=float)
+    async with Bridge.launch() as bridge:
+        assert await bridge.pull("1") == 1
+        await bridge.call(exec, REPLACED, {})
+        async with Bridge.attach(bridge.info.connection_file, lane="direct") as second:
+            for one in (bridge, second):
+                assert (await one.push(array=array)).lane == "direct"
+                assert np.array_equal(await one.pull("array"), array)
+                assert np.array_equal(await one.pull("array + 1"), array + 1)

@@ -476,3 +476,29 @@ async def test_a_share_of_nothing_goes_by_messages(
     said = [record for record in caplog.records if record.name == "bridgehead"]
     assert len([record for record in said if "no memory to share" in record.message]) == 1
     await memory.nothing_is_lent(direct)
+
+
+async def test_what_is_let_go_of_here_is_told_to_an_idle_kernel(direct: Bridge) -> None:
+    """Nobody asks for anything any more; the kernel hears all the same that it is free."""
+    await direct.run("import numpy; big = numpy.ones(1_000_000)")
+    held = await direct.pull("big")
+    async with Bridge.attach(direct.info.connection_file, lane="buffers") as other:
+        assert (await memory.there(other))["leases"] == 1
+        del held
+        async with asyncio.timeout(30):
+            while (await memory.there(other))["leases"]:
+                await asyncio.sleep(0.1)
+    await direct.delete("big")
+
+
+async def test_one_call_that_trusts_data_alone_gets_memory_of_its_own(direct: Bridge) -> None:
+    """On a bridge that trusts the kernel; whatever its size, and whoever made it."""
+    await direct.run("import numpy; big, little = numpy.ones(1_000_000), numpy.ones(3)")
+    for name in ("big", "little", "big + 0"):
+        before = memory.here(direct)
+        value = await direct.pull(name, trust="data")
+        assert value.sum() == value.size
+        await direct.exists("big")
+        assert (await memory.there(direct))["leases"] == 0
+        assert memory.here(direct)["leases"] == before["leases"]
+    await direct.delete("big", "little")
