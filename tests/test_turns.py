@@ -1,0 +1,121 @@
+"""What the loader's thread does when a cell begins meanwhile, and when it is interrupted.
+
+Rule: the real loader in this process, with a shell that is told of cells by the test.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bridgehead import _protocol, _segments, _wire
+from bridgehead._channel import Channel
+from bridgehead._far import Far
+from bridgehead._host import Kernel
+from bridgehead._segments import Pool
+from bridgehead._server import Server
+
+
+class Begins:
+    """Unpickling it is the moment at which somebody's cell begins."""
+
+    kernel: Any = None
+
+    def __reduce__(self) -> Any:
+        return begin, ()
+
+
+def begin() -> str:
+    Begins.kernel._cell_begins()
+    return "begun"
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    namespace: dict[str, Any] = {}
+    events = SimpleNamespace(callbacks={"pre_execute": [], "post_execute": []})
+    events.register = lambda event, told: events.callbacks[event].append(told)
+    events.unregister = lambda event, told: events.callbacks[event].remove(told)
+    kernel = Kernel(namespace)
+    kernel.shell = SimpleNamespace(user_ns=namespace, user_ns_hidden={}, events=events)
+    far = Far(kernel)
+    assert kernel.follow_cells(True)
+    Begins.kernel = kernel
+    near, there = socket.socketpair()
+    channel = Channel(there, Pool(0.5))
+    try:
+        yield Server(far, channel, "name", b"")
+    finally:
+        near.close()
+        channel.close()
+        channel.pool.close()
+
+
+def header(server: Server, operation: str, frames: Any = (), **fields: Any) -> dict[str, Any]:
+    made = _protocol.header(operation, frames, epoch=server.far.epoch, algorithm="none", **fields)
+    return {**made, "piece": 1 << 24}
+
+
+def bind(server: Server, **values: Any) -> tuple[dict[str, Any], list[memoryview]]:
+    frames, _ = _wire.encode(values)
+    return header(server, "bind", frames, names=list(values)), frames
+
+
+def together(server: Server, *requests: tuple[dict[str, Any], list[memoryview]]) -> dict[str, Any]:
+    frames = [frame for _, parts in requests for frame in parts]
+    asked = header(server, "batch", frames, requests=[one for one, _ in requests])
+    answer, _ = server.far.receive(asked, frames, server)
+    return answer
+
+
+def ended(server: Server) -> None:
+    server.far.kernel._cell_ends()
+
+
+def test_nothing_is_bound_in_the_middle_of_a_cell_that_has_just_begun(server: Server) -> None:
+    asked, frames = bind(server, x=Begins())
+    answer, _ = server.far.receive(dict(asked), frames, server)
+    assert answer == {"busy": True}
+    assert server.far.kernel.namespace == {}
+    ended(server)
+    # It is there, for the message that comes after the cell.
+    answer, _ = server.far.receive({**asked, "at": sum(asked["sizes"])}, [])
+    assert "error" not in answer
+    assert server.far.kernel.namespace == {"x": "begun"}
+
+
+def test_of_a_batch_what_comes_after_the_beginning_of_a_cell_comes_again(server: Server) -> None:
+    first, second, third = bind(server, x=1), bind(server, y=Begins()), bind(server, z=3)
+    answer = together(server, first, second, third)
+    assert [one.get("again", False) for one in answer["answers"]] == [False, True, True]
+    assert server.far.kernel.namespace == {"x": 1}
+    ended(server)
+    assert together(server, bind(server, y=2), bind(server, z=3))["answers"][1].get("again") is None
+    assert server.far.kernel.namespace == {"x": 1, "y": 2, "z": 3}
+
+
+def test_a_batch_whose_first_is_overtaken_waits_as_a_whole(server: Server) -> None:
+    assert together(server, bind(server, x=Begins()), bind(server, y=1)) == {"busy": True}
+    assert server.far.kernel.namespace == {}
+
+
+def test_an_interrupt_while_an_answer_is_copied_keeps_no_memory(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*args: Any) -> Any:
+        raise KeyboardInterrupt
+
+    server.far.kernel.namespace["big"] = np.ones(100_000)
+    monkeypatch.setattr(_segments, "write", interrupted)
+    answer, out = server.far.receive(header(server, "fetch", expressions=["big"]), [], server)
+    assert answer["error"]["ename"] == "KeyboardInterrupt"
+    assert not any(segment.leases for segment in server.channel.pool.segments.values())
+    monkeypatch.undo()
+    answer, out = server.far.receive(header(server, "fetch", expressions=["big"]), [], server)
+    assert "error" not in answer
+    assert out.leases == 1
