@@ -19,6 +19,8 @@ async def harmless() -> AsyncIterator[Bridge]:
 @pytest.fixture
 async def kernel(harmless: Bridge) -> Bridge:
     """The kernel that is shared, with nothing in its namespace."""
+    if harmless.state == "busy":  # a test that failed may have left its cell
+        await harmless.interrupt()
     names = [told.name for told in await harmless.names()]
     if names:
         await harmless.delete(*names)
