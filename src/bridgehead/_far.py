@@ -526,8 +526,6 @@ class Far:
         if type(values) is not dict or list(values) != names:
             raise Broken("protocol", "the names that arrived are not the ones announced")
         self.behind_cells(header)
-        # What is replaced dies with the header, by the direct lane after it is answered.
-        header["replaced"] = [self.kernel.namespace.get(name) for name in names]
         # One C call on a dict with str keys: no bytecode boundary inside for a signal.
         self.kernel.namespace.update(values)
         return {}, []

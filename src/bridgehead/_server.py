@@ -83,8 +83,6 @@ class Server:
                 self._answer(serial, header, frames)
             del message, header, frames
         channel.maps.populate()  # whoever waits for the answer has it by now
-        if channel.has_news:  # what was replaced is gone only now
-            self._send(0, {})
         self.wait_at_most(TICK if channel.pool.segments or channel.maps.known else 0)
         return True
 

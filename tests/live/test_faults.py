@@ -226,6 +226,7 @@ async def test_sigstop_is_told_and_recovers(live: Bridge) -> None:
     async with Bridge.attach(file_of(live)) as attached:
         bridges = live, attached
         await live.push(x="before")
+        await until(lambda: all(bridge._transport.has_pulse for bridge in bridges))
         with stopped(live):
             async with told_within(0.5):
                 outcomes = await all_of(*(bridge.pull("x", timeout=0.5) for bridge in bridges))
@@ -580,6 +581,7 @@ async def test_flood_of_a_stopped_kernel_never_blocks_the_event_loop(live: Bridg
     async with Bridge.attach(file_of(live), lane="inline") as inline:
         await live.push(x=0)
         await inline.push(y=0)
+        await until(lambda: live._transport.has_pulse and inline._transport.has_pulse)
         with stopped(live):
             pushes = []
             async with Ticker() as ticker, told_within(5):

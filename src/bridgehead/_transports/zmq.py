@@ -121,6 +121,7 @@ class ZmqTransport(Transport):
         if self.ours:
             self.digest = "crc32"
         self._sockets: dict[str, Any] = {}
+        self.has_pulse = False  # a heart that was heard once can be missed
         self._down = asyncio.Event()  # the shell connection broke and is not back
         self._refused = 0  # handshakes in a row that failed
         self._iopub_seen = asyncio.Event()
@@ -383,6 +384,7 @@ class ZmqTransport(Transport):
             if await heart.poll(1000 * BEAT_EVERY):
                 await heart.recv()
                 missed, known = 0, True
+                self.has_pulse = True
                 self.heard()
                 continue
             missed += 1
