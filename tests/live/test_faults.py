@@ -113,6 +113,8 @@ def stopped(bridge: Bridge) -> Iterator[None]:
     """The kernel's process is stopped for as long as the block lasts."""
     pid = bridge.info.pid
     os.kill(pid, signal.SIGSTOP)
+    while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
+        time.sleep(0.001)
     try:
         yield
     finally:
