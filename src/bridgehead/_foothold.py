@@ -161,7 +161,11 @@ class Foothold:
         Half of what a small operation takes would otherwise be the queue's (measured).
         """
         lane = self._lane
-        if lane is None or lane.lost or self._generation != self.transport.generation:
+        if (
+            not isinstance(lane, DirectLane)
+            or lane.lost
+            or self._generation != self.transport.generation
+        ):
             return None
         if not self.queue.is_empty or self.transport.is_silent or call.needs_lesson:
             return None

@@ -39,7 +39,6 @@ _Pickler, _dumps = pickle.Pickler, pickle.dumps  # captured: a user may replace 
 OWN_MAPPING = 1 << 20  # bytes; from here on a frame gets huge pages of its own
 ADDRESSES = 1 << 47  # bytes; no process has room for more
 MESSAGE = 16 << 20  # bytes of buffers in one message that goes back
-ALIGNED = 64  # bytes; what comes after the pickle begins at a multiple of it
 STEP = 1 << 18  # bytes copied at once: where memory is touched first, a MiB may take 8 ms
 
 
@@ -435,7 +434,7 @@ def encode(value: Any, refs: Any = None, limit: int | None = None) -> tuple[list
     pickler = pickler_type()(paper, refs, buffer_callback=keep)
     pickler.dump(value)
     if len(frames) > 1:  # nobody reads on after a pickle's end
-        paper.write(bytes(-paper.total % ALIGNED))
+        paper.write(bytes(-paper.total % ALIGN))
     total = paper.total + sum(frame.nbytes for frame in frames)
     if limit is not None and total > limit:
         raise TooLarge(total)

@@ -95,10 +95,6 @@ class Lane(ABC):
     ) -> tuple[Header, list[Buffer]]:
         """One message there and back."""
 
-    def is_free(self, header: Header) -> bool:
-        """Whether a request may cross at once, out of any queue, since nothing is before it."""
-        return False
-
     async def carry(self, request: Request) -> Opened:
         """One request there, and the beginning of its answer back.
 

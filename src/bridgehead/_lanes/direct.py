@@ -65,6 +65,7 @@ class DirectLane(Lane):
         return told, list(frames or ())
 
     def is_free(self, header: Header) -> bool:
+        """Whether a request may cross at once, out of any queue, since nothing is before it."""
         return served_there(header) and not (self.transport.queued or self.link.at_work)
 
     async def carry(self, request: Request) -> Opened:
