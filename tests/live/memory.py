@@ -59,6 +59,13 @@ async def there(bridge: Bridge) -> dict[str, int]:
     return found
 
 
+async def given_back(bridge: Bridge, seconds: float = 30) -> None:
+    """Wait until the kernel has lent nothing: a thread may hold what it opened a moment longer."""
+    async with asyncio.timeout(seconds):
+        while (await there(bridge))["leases"]:
+            await asyncio.sleep(0.05)
+
+
 async def nothing_is_lent(bridge: Bridge, seconds: float = 30) -> None:
     """Wait until neither side uses a segment of the other's, nor keeps half of anything.
 
