@@ -517,6 +517,12 @@ def test_answers_damaged_anywhere_are_told_or_harmless(seed: int) -> None:
         holds(content, source.choice([frames, [], [b"x"], [frames[0] + b"x"]]))
 
 
+def wire(request: Any) -> Any:
+    """As much of a transport as a lane needs."""
+    spawn = lambda work: work.close()  # noqa: E731
+    return SimpleNamespace(request=request, spawn=spawn, resumes=False, largest=LARGEST)
+
+
 @odd
 async def test_any_inline_data_is_told(value: Any) -> None:
     told, _ = answer_of([1, 2, 3])
@@ -524,7 +530,7 @@ async def test_any_inline_data_is_told(value: Any) -> None:
     async def request(content: Any, **order: Any) -> Any:
         return SimpleNamespace(content=content_of({**told, "data": value}), buffers=[])
 
-    lane = InlineLane(SimpleNamespace(request=request, spawn=lambda work: work.close()))  # type: ignore[arg-type]
+    lane = InlineLane(wire(request))
     with pytest.raises((ProtocolError, ReplyLost)):
         request = Request(header(), [])
         await lane.rest(request, await lane.carry(request))
@@ -537,7 +543,7 @@ async def test_inline_data_is_decoded() -> None:
     async def request(content: Any, **order: Any) -> Any:
         return SimpleNamespace(content=content_of({**told, "data": data}), buffers=[])
 
-    lane = InlineLane(SimpleNamespace(request=request, spawn=lambda work: work.close()))  # type: ignore[arg-type]
+    lane = InlineLane(wire(request))
     asked = Request(header(), [])
     _, frames = await lane.rest(asked, await lane.carry(asked))
     assert _parcel.decode(frames) == [1, 2, 3]

@@ -127,11 +127,15 @@ class Far:
             operation = header["op"]
             if operation != "hello" and header.get("epoch") != self.epoch:
                 raise Broken("epoch", "this kernel is not the one that was prepared")
+            for identity in header.get("had") or ():
+                self.discard(identity)
             if operation == "more":
                 return self.more(header, server)
             if operation == "forget":
                 self.discard(header["id"])
                 return {}, []
+            if header.get("resumes") and header["id"] in self.done:
+                return self.again(header)
             inbox = self.inboxes.pop(header["id"], None)
             if server is not None:
                 inbox = Held(header["sizes"], [memoryview(part) for part in parts], server)
@@ -168,6 +172,16 @@ class Far:
             self.inboxes[header["id"]] = inbox
             return {"busy": True}, []
         return answer, out
+
+    def again(self, header: Header) -> tuple[Header, list[memoryview]]:
+        """A message that came before, and comes again because the connection broke meanwhile."""
+        if header["op"] == "piece":
+            return {}, []
+        outbox = self.outboxes.get(header["id"])
+        if outbox is None or outbox.answer is None:
+            raise Broken("lost", "it was done, and its answer is not here any more")
+        outbox.touched = monotonic()
+        return dict(outbox.answer), list(cut(outbox.frames, 0, header["piece"]))
 
     def behind_cells(self, header: Header, runs: bool = False) -> None:
         """Nothing takes effect in the middle of a cell that did not run when it was asked for."""
@@ -215,11 +229,13 @@ class Far:
         sizes, frames = [frame.nbytes for frame in frames], copied(frames)
         total, parts = sum(sizes), frames
         if total > limit:
-            self.outboxes[header["id"]] = Outbox(frames, sizes)
             parts = list(cut(frames, 0, limit))
         answer.update(sizes=sizes, digest=self.signed(header, total, parts))
         if "numpy" in sys.modules:
             answer["sums"] = True
+        if total > limit or header.get("resumes"):
+            outbox = self.outboxes[header["id"]] = Outbox(frames, sizes)
+            outbox.answer = dict(answer) if header.get("resumes") else None
         return answer, parts
 
     def signed(self, header: Header, total: int, parts: Sequence[Buffer]) -> str:

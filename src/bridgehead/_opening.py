@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl as tls
 import time
 from collections.abc import Awaitable, Callable, Collection, Generator, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
-from bridgehead import _kernels
+from bridgehead import _kernels, _servers
 from bridgehead._foothold import Foothold, LaneName, check_lane, check_seconds, deadline
 from bridgehead._kernels import Insecurity
 from bridgehead._transports import Transport, to_the_end
@@ -119,7 +120,9 @@ class Openable:
 
         Args:
             existing: what ``jupyter console --existing`` takes: a connection file's path or
-                name, a fragment of it, a glob, or None for the one used last.
+                name, a fragment of it, a glob, or None for the one used last. Of a server's
+                address, which begins with ``http``, the kernel that is in it, or the one used
+                last there; see ``connect``.
             insecure: what to put up with: ``"empty-key"`` (whoever reaches the kernel can run
                 code in it), ``"plain-tcp"`` beyond this machine (whoever is on the way can
                 read everything), or both in a list.
@@ -138,7 +141,76 @@ class Openable:
 
         async def make() -> B:
             started = time.monotonic()
-            transport = await _kernels.attach(existing, insecure=permitted, timeout=timeout)
+            options: Any = {"insecure": permitted, "timeout": timeout}
+            if isinstance(existing, str) and existing.startswith(("http://", "https://")):
+                transport: Transport = await _servers.attach(existing, **options)
+            else:
+                transport = await _kernels.attach(existing, **options)
+            return await cls._opened(transport, how, timeout, started)
+
+        return Opening(make, timeout)
+
+    @classmethod
+    def connect(
+        cls: type[B],
+        url: str | None = None,
+        token: str | None = None,
+        *,
+        kernel_id: str | None = None,
+        kernel_name: str | None = None,
+        ssl: tls.SSLContext | str | os.PathLike[str] | None = None,
+        insecure: Insecurity | Collection[Insecurity] = (),
+        lane: LaneName = "auto",
+        trust: TrustName | None = None,
+        allow: Collection[type | str] = (),
+        timeout: float = 60.0,
+    ) -> Opening[B]:
+        """Connect to a kernel behind a Jupyter Server or a Kernel Gateway.
+
+        Needs ``pip install 'bridgehead[server]'``. A connection that breaks is made again, and
+        what was on its way goes on; nothing is done twice. A kernel that this starts is ended
+        when the bridge is closed, any other is left running.
+
+        Args:
+            url: the server's, as a browser shows it; by default that of the one server which
+                runs here, as ``jupyter server list`` finds it.
+            token: by default the one in the address, or of the server that runs here at that
+                address, else ``JUPYTER_TOKEN`` or what the file ``JUPYTER_TOKEN_FILE`` has.
+                It crosses in a header.
+            kernel_id: of a running kernel; else one is started.
+            kernel_name: the kernelspec to start; by default the server's own default.
+            ssl: for https, the file of the authority that signed the server's certificate, or an
+                ``ssl.SSLContext``; by default what this machine trusts.
+            insecure: ``"plain-tcp"`` for plain http beyond this machine.
+            lane: ``"buffers"`` or ``"inline"``; ``"auto"`` takes the first that passes.
+            trust: ``"data"`` by default, wherever the server is; see ``launch``.
+            allow: as in ``launch``.
+            timeout: seconds.
+
+        Raises:
+            KernelNotFound: no server, no such kernel, or the token is refused.
+            InsecureConnection: plain http beyond this machine, or a certificate that nobody
+                here trusts.
+            TransportError: the server can't be reached.
+            UnsupportedKernel: as in ``launch``.
+            ImportError: httpx or websockets are not installed.
+        """
+        if kernel_id is not None and kernel_name is not None:
+            raise ValueError("kernel_id is of a running kernel, kernel_name starts one; say one")
+        how = _How(lane, trust, allow, 0)
+        permitted = _kernels.allowances(insecure)
+
+        async def make() -> B:
+            started = time.monotonic()
+            transport = await _servers.connect(
+                url,
+                token,
+                kernel_id=kernel_id,
+                kernel_name=kernel_name,
+                trusted=ssl,
+                insecure=permitted,
+                timeout=timeout,
+            )
             return await cls._opened(transport, how, timeout, started)
 
         return Opening(make, timeout)

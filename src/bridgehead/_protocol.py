@@ -484,6 +484,8 @@ def raise_error(
             f"{message}; only data is trusted: allow= or trust='pickle' would open it",
             type=as_text(error.get("type")),
         )
+    if kind == "lost":
+        raise ReplyLost(f"the connection broke, and with it the answer: {message}")
     if kind == "integrity":
         raise IntegrityError(f"the kernel refused the request: {message}")
     if kind == "epoch":

@@ -126,6 +126,8 @@ class News:
         self.id = uuid.uuid4().hex
         self.ended = False
         self.asking: asyncio.Task[None] | None = None
+        self.renewed = asyncio.Event()
+        self.seen = 0  # the number of the latest
         self._limit = limit
         self._latest: Latest | None = None
         self._failure: BridgeError | None = None
@@ -137,6 +139,7 @@ class News:
             told = _protocol.parse(content["answer"])
             parts = buffers or [base64.b64decode(told.pop("data", ""), validate=True)]
             told["news"] = _protocol.as_text(content["news"])
+            self.seen = int(told["news"].rpartition(":")[2])
             inbox = _protocol.open_answer(told, self._limit)
             _protocol.add_piece(told, inbox, 0, parts)
         except BridgeError as error:
@@ -157,6 +160,10 @@ class News:
         """It was not delivered: unless there is a newer one, it still is the latest."""
         if self._latest is None:
             self._latest = latest
+
+    def renew(self) -> None:
+        """Messages come by another connection now, and some were lost with the one before."""
+        self.renewed.set()
 
     def end(self) -> None:
         """The kernel is gone, or the bridge, or nobody wants to know any more."""
@@ -180,12 +187,16 @@ class News:
             await self._changed.wait()
 
 
-async def _ask_again(ask: Callable[[], Awaitable[Frames]], news: News) -> None:
+async def _ask_again(ask: Callable[..., Awaitable[Frames]], news: News) -> None:
     """Keep the watch alive over there, and begin it again if it was dropped."""
     while True:
-        await asyncio.sleep(ASK_EVERY)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ASK_EVERY):
+                await news.renewed.wait()
+        seen = news.seen if news.renewed.is_set() else None
+        news.renewed.clear()
         with contextlib.suppress(BridgeError):
-            frames = await ask()
+            frames = await ask(seen=seen)
             if frames:
                 news.put(frames)
 

@@ -43,12 +43,15 @@ class Watches:
     def watch(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
         """The value now; and after each cell that changed it, sent to the requester by itself.
 
-        Asked for once more, it only lives on.
+        Asked for once more, it only lives on; told is what the requester has not ``seen``.
         """
         known = self.known.get(header["watch"])
         if known is not None:
-            known.touched, known.cells = monotonic(), 0
-            return {}, []
+            known.touched, known.cells, known.address = monotonic(), 0, self.far.kernel.address()
+            if header.get("seen") in (None, known.told):
+                return {}, []
+            known.state = None  # what was told went with a connection that broke
+            return self.look(known)
         events = getattr(self.far.kernel.shell, "events", None)
         if events is None:
             raise Broken("unsupported", "this kernel tells nobody when a cell is done")
@@ -101,7 +104,8 @@ class Watches:
         """Send news of a watched value; the rest of the last news, if any, is outdated."""
         self.far.discard(watch.news())
         watch.told += 1
-        header = dict(watch.header, id=watch.news(), piece=min(watch.header["piece"], MESSAGE))
+        piece = min(watch.header["piece"], MESSAGE)
+        header = dict(watch.header, id=watch.news(), piece=piece, resumes=False)
         answer, parts = self.far.answer(header, answer, frames)
         content = {"watch": watch.header["watch"], "news": watch.news()}
         if watch.header.get("lane") == "inline":

@@ -234,7 +234,8 @@ class Held:
 
 
 class Outbox:
-    """An answer too long for one message, until the last piece of it was fetched.
+    """An answer too long for one message, until the last piece of it was fetched; or one that
+    may be lost with its connection, until the near end says that it has it.
 
     Of the direct lane's, ``owner`` is the server; ``segment`` has the frames, if there is one.
     """
@@ -248,6 +249,7 @@ class Outbox:
     ) -> None:
         self.frames, self.sizes, self.total = frames, sizes, sum(sizes)
         self.owner, self.segment, self.touched = owner, segment, monotonic()
+        self.answer: Any = None  # the header, of one that may be asked for again
 
     def drop(self) -> None:
         if self.segment is not None:
@@ -265,7 +267,14 @@ FIELDS: Dict[str, type] = {
     "at": int,
     "piece": int,
 }
-MAY: Dict[str, type] = {"max_bytes": int, "keep": str, "allow": list, "sums": bool}  # or be null
+MAY: Dict[str, type] = {  # or be null
+    "max_bytes": int,
+    "keep": str,
+    "allow": list,
+    "sums": bool,
+    "resumes": bool,
+    "had": list,
+}
 NEEDS: Dict[str, Dict[str, type]] = {
     "bind": {"names": list},
     "fetch": {"expressions": list},
@@ -292,7 +301,7 @@ def check(header: Header) -> None:
     for field, kind in MAY.items():
         if header.get(field) is not None:
             _check_kind(field, header[field], kind)
-    for field in ("names", "expressions", "allow"):
+    for field in ("names", "expressions", "allow", "had"):
         items = header.get(field)
         if type(items) is list and not all(type(item) is str for item in items):
             raise Broken("protocol", "the header's %r are no strings" % field)

@@ -65,11 +65,14 @@ class Lane(ABC):
     """
 
     name: ClassVar[str]
-    piece: ClassVar[int]
-    back: ClassVar[int]
+    piece: int
+    back: int
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
+        self.piece = min(self.piece, transport.largest)
+        self._arrived: list[str] = []  # requests whose answers the loader need not keep any more
+        self._last: Header | None = None
         self.sums = False  # whether the kernel has numpy loaded, as it told last
         self._under_way: dict[str, Header] = {}
         self._left = False
@@ -107,6 +110,7 @@ class Lane(ABC):
         """
         header, frames, total = request.header, request.frames, request.nbytes
         header["piece"], header["sums"] = self.back, "numpy" in sys.modules
+        header["resumes"] = self.transport.resumes
         request.lane = self.name
         last = max(0, (total - 1) // self.piece * self.piece)
         done = 0
@@ -219,17 +223,26 @@ class Lane(ABC):
         self._left = True
         for header in list(self._under_way.values()):
             self.forget(header)
+        if self._arrived and self._last is not None:
+            self.forget(self._last)
         await asyncio.sleep(0)
 
     def _part(self, header: Header, at: int, **fields: Any) -> Header:
         """The header of one message of a request: of the digest, what is that message's."""
         digest = _protocol.digest_of(header["digest"], at, at + self.piece)
+        if self._arrived:
+            fields["had"], self._arrived = self._arrived, []
         return {**header, "digest": digest, "at": at, **fields}
 
     def _begun(self, request: Request, opened: Opened) -> Opened:
-        """The loader keeps the rest of an answer until ``rest`` has it, or it is forgotten."""
+        """The loader keeps the rest of an answer until ``rest`` has it, or it is forgotten; and
+        where the connection may break, all of it until it is told that it arrived.
+        """
         if opened.inbox.received < opened.inbox.total:
             self._under_way[request.header["id"]] = request.header
+        elif request.header.get("resumes"):
+            self._arrived.append(request.header["id"])
+            self._last = request.header
         return opened
 
     @contextlib.contextmanager

@@ -36,14 +36,18 @@ class BuffersLane(Lane):
         self, header: Header, parts: Sequence[memoryview], subshell: str | None
     ) -> tuple[Header, list[Buffer]]:
         content = execute_content(expression(self.name, header))
-        reply = await self.transport.request(content, parts, subshell=subshell)
+        reply = await self.transport.request(content, parts, subshell=subshell, repeatable=True)
         return answer(reply.content), reply.buffers
 
 
 async def hello(transport: Transport, header: Header) -> tuple[Header, bool]:
     """The handshake: plants the loader, and sees whether buffers arrive on both sides."""
     # Whoever listens from here on hears nothing of the handshake, whose idle is still to come.
-    alone: dict[str, Any] = {"on_message": lambda message: True}
+    alone: dict[str, Any] = {"on_message": lambda message: True, "repeatable": True}
+    header["resumes"] = transport.resumes
+    if not transport.binary:
+        content = execute_content(expression("inline", header, install=True))
+        return answer((await transport.request(content, **alone)).content), False
     content = execute_content(expression("probe", header, install=True, beside=True))
     reply = await transport.request(content, [PROBE, *loader_frames()], **alone)
     try:

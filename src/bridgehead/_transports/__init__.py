@@ -45,6 +45,7 @@ from bridgehead._wire import DATA_MESSAGE, NEWS_MESSAGE
 T = TypeVar("T")
 
 WINDOW = 32
+LARGEST = 32 << 20  # bytes of frames in a message, where the wire sets no limit of its own
 ABORT_PAUSES = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64)  # s; 24 ms after an abort 1 of 30 is aborted
 CONTROL = {
     "kernel_info_request",
@@ -78,14 +79,23 @@ class Pending:
     future: asyncio.Future[Reply]
     slot: bool  # of the window; inquiries and control requests take none
     subshell: str | None = None
+    repeatable: bool = False  # it may be sent again if the connection breaks
+    nbytes: int = 0  # as it was sent, where that matters
+    cut: bool = False  # its connection broke: what arrives of it may not be all
     buffers: list[Any] = field(default_factory=list)
     inquired: bool = False
+
+
+class Reconnected(TransportError):
+    """The connection broke and was made anew, to the same kernel: what may be asked again, is."""
 
 
 class Listener(Protocol):
     """Who is told what the loader sends by itself."""
 
     def feed(self, content: dict[str, Any], buffers: list[Any]) -> None: ...
+
+    def renew(self) -> None: ...
 
     def end(self) -> None: ...
 
@@ -107,6 +117,9 @@ class Transport(ABC):
     ours: bool = True  # the kernel is this user's, on this machine
     connection_file: str | None = None
     direct: bool = True  # a socket may lead to the kernel's process, where it is ours
+    binary: bool = True  # messages may carry buffers
+    resumes: bool = False  # a connection that broke is made anew, to the same kernel
+    largest: int = LARGEST  # bytes of frames that one message may carry to the kernel
 
     def __init__(self) -> None:
         self.generation = 0  # grows whenever another kernel may be there
@@ -129,6 +142,7 @@ class Transport(ABC):
         self._why_silent: Callable[[], BridgeError] | None = None
         self._heard = asyncio.Event()
         self._shut_down = False  # somebody asked the kernel to end
+        self._restart: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # ------------------------------------------------------------ for those above
@@ -140,12 +154,14 @@ class Transport(ABC):
         *,
         subshell: str | None = None,
         on_message: Callable[[Message], object] | None = None,
+        repeatable: bool = False,
     ) -> Reply:
         """Send one ``execute_request`` and wait for its reply.
 
         ``on_message`` is given what iopub tells of it; no stream hears of what it returns true for.
-        Cancelling abandons the reply and disturbs nobody; if the request was sent, it may
-        still run.
+        ``repeatable`` says that the loader does it once, however often it comes: where the
+        connection broke meanwhile, it is sent again. Cancelling abandons the reply and disturbs
+        nobody; if the request was sent, it may still run.
 
         Raises:
             RequestAborted: it was aborted each time it was tried; it did not run.
@@ -153,7 +169,8 @@ class Transport(ABC):
         """
         generation = self.generation
         slots = self._slots if subshell is None else self._slots_aside
-        for pause in (*ABORT_PAUSES, None):
+        pauses = iter(ABORT_PAUSES)
+        while True:
             await slots.acquire()
             try:
                 self.check()
@@ -166,15 +183,24 @@ class Transport(ABC):
             if subshell is not None:
                 message["header"]["subshell_id"] = subshell
             try:
-                pending = await self.put("shell", message, buffers, on_message, slot=True)
+                pending = await self.put(
+                    "shell", message, buffers, on_message, slot=True, repeatable=repeatable
+                )
             except TransportError:
                 await self.explained()
                 raise
-            reply = await pending.future
+            try:
+                reply = await pending.future
+            except Reconnected:
+                if repeatable:
+                    continue
+                raise
             if reply.content.get("status") not in ("aborted", "abort"):
                 return reply
-            if pause is not None:
-                await asyncio.sleep(pause)
+            pause = next(pauses, None)
+            if pause is None:
+                break
+            await asyncio.sleep(pause)
         raise RequestAborted(
             f"another client's failing cell aborted the request {len(ABORT_PAUSES) + 1} times; "
             "it was not executed"
@@ -257,8 +283,20 @@ class Transport(ABC):
     @abstractmethod
     async def interrupt(self) -> None: ...
 
+    async def restart(self, timeout: float) -> None:
+        """Have the kernel's process replaced; two at once are one."""
+        if self._restart is None or self._restart.done():
+            self._restart = self.spawn(self.replace(timeout))
+        try:
+            # It is the transport's own: whoever gives up waiting leaves no half a restart.
+            await asyncio.shield(self._restart)
+        except asyncio.CancelledError:
+            self.check()  # closed meanwhile
+            raise
+
     @abstractmethod
-    async def restart(self, timeout: float) -> None: ...
+    async def replace(self, timeout: float) -> None:
+        """Replace the process, and wait until the next one answers; for ``restart``."""
 
     async def aclose(self) -> None:
         """Close to the end, whoever cancels whom meanwhile; may be called again."""
@@ -297,7 +335,7 @@ class Transport(ABC):
             raise ProtocolError("a message's content is no object")
         parent = message["parent_header"].get("msg_id")
         pending = self._pending.get(parent)
-        if pending is None:
+        if pending is None or pending.cut:
             self.late += 1
         elif message["header"]["msg_type"] == DATA_MESSAGE:
             pending.buffers += message.get("buffers") or ()
@@ -375,12 +413,13 @@ class Transport(ABC):
         on_message: Callable[[Message], object] | None = None,
         *,
         slot: bool = False,
+        repeatable: bool = False,
     ) -> Pending:
         """Send a message and enter it into the table; ``slot`` gives back the one it brought."""
         future = asyncio.get_running_loop().create_future()
         future.add_done_callback(_noted)
         header = message["header"]
-        pending = Pending(header["msg_id"], future, slot, header.get("subshell_id"))
+        pending = Pending(header["msg_id"], future, slot, header.get("subshell_id"), repeatable)
         if on_message is not None:
             self._tails[pending.id] = on_message
         self._pending[pending.id] = pending

@@ -61,7 +61,7 @@ class LoopbackTransport(Transport):
     async def interrupt(self) -> None:
         raise NotSupported("a loopback has no process to interrupt")
 
-    async def restart(self, timeout: float) -> None:
+    async def replace(self, timeout: float) -> None:
         """An empty namespace and a new epoch, as after a real restart."""
         self.gone(lambda: KernelRestarted("the loopback was restarted"), "restarting")
         self._requests.put(None)

@@ -127,7 +127,6 @@ class ZmqTransport(Transport):
         self._iopub_seen = asyncio.Event()
         self._restarting = False  # until the new process answers
         self._replacing = False  # until the new process is there to be watched
-        self._restart: asyncio.Task[None] | None = None
         self._monitor: Any = None
         self._monitor_owner: Any = None
 
@@ -450,16 +449,9 @@ class ZmqTransport(Transport):
             raise NotSupported(
                 "only whoever launched a kernel can restart it, and this bridge attached to it"
             )
-        if self._restart is None or self._restart.done():  # two at once are one
-            self._restart = self.spawn(self._replace(timeout))
-        try:
-            # It is the transport's own: whoever gives up waiting leaves no half a restart.
-            await asyncio.shield(self._restart)
-        except asyncio.CancelledError:
-            self.check()  # closed meanwhile
-            raise
+        await super().restart(timeout)
 
-    async def _replace(self, timeout: float) -> None:
+    async def replace(self, timeout: float) -> None:
         self._restarting = self._replacing = True
         try:
             self.gone(lambda: KernelRestarted("the kernel was restarted"), "restarting")
