@@ -12,10 +12,10 @@ import ipaddress
 import json
 import os
 import ssl
-from collections.abc import Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 from jupyter_core.paths import jupyter_runtime_dir
@@ -56,17 +56,18 @@ async def connect(
     rest = _rest(server, trusted, insecure)
     wanted = kernel_id or server.kernel_id
     if wanted is not None:
-        return await _opened(rest, _known(rest, wanted), timeout, owned=False)
-    return await _opened(rest, rest.start(kernel_name), timeout, owned=True)
+        return await _opened(rest, lambda: _known(rest, wanted), timeout, owned=False)
+    return await _opened(rest, lambda: rest.start(kernel_name), timeout, owned=True)
 
 
 async def attach(url: str, *, insecure: frozenset[str], timeout: float) -> WebsocketTransport:
     """Connect to a kernel that a server has: the one in the address, or the one used last."""
     server = find(url, None)
     rest = _rest(server, None, insecure)
-    if server.kernel_id is not None:
-        return await _opened(rest, _known(rest, server.kernel_id), timeout, owned=False)
-    return await _opened(rest, _latest(rest), timeout, owned=False)
+    wanted = server.kernel_id
+    if wanted is not None:
+        return await _opened(rest, lambda: _known(rest, wanted), timeout, owned=False)
+    return await _opened(rest, lambda: _latest(rest), timeout, owned=False)
 
 
 def _rest(
@@ -90,9 +91,8 @@ async def _known(rest: Rest, identity: str) -> str:
     """The id of a kernel that the server has."""
     if await rest.kernel(identity) is None:
         ids = [str(item.get("id")) for item in await rest.kernels()]
-        raise KernelNotFound(
-            f"{rest.url} has no kernel {identity}; it has: {', '.join(ids) or 'none'}"
-        )
+        listed = f"it has: {', '.join(ids)}" if ids else "it has none, or lists none"
+        raise KernelNotFound(f"{rest.url} has no kernel {identity}; {listed}")
     return identity
 
 
@@ -104,18 +104,23 @@ async def _latest(rest: Rest) -> str:
 
 
 async def _opened(
-    rest: Rest, finding: Coroutine[Any, Any, str], timeout: float, *, owned: bool
+    rest: Rest, find_kernel: Callable[[], Awaitable[str]], timeout: float, *, owned: bool
 ) -> WebsocketTransport:
     from bridgehead._transports.websocket import WebsocketTransport
 
-    # To its end: cancelled half-way, nobody would know of a kernel that was started.
-    found = asyncio.ensure_future(finding)
     transport = None
+    found: asyncio.Future[str] | None = None
     try:
         async with asyncio.timeout(timeout):
+            await rest.reach()
+            # To its end: cancelled half-way, nobody would know of a kernel that was started.
+            found = asyncio.ensure_future(find_kernel())
             identity = await asyncio.shield(found)
         transport = WebsocketTransport(rest, identity, owned=owned)
         await transport.open(timeout)
+    except TimeoutError:
+        await to_the_end(asyncio.ensure_future(_give_up(rest, found, owned)))
+        raise KernelNotFound(f"{rest.url} gave no kernel within {timeout:g} s") from None
     except BaseException:
         if transport is not None:
             await transport.aclose()
@@ -125,11 +130,12 @@ async def _opened(
     return transport
 
 
-async def _give_up(rest: Rest, found: asyncio.Future[str], owned: bool) -> None:
+async def _give_up(rest: Rest, found: asyncio.Future[str] | None, owned: bool) -> None:
     try:
-        identity = await found
-        if owned:
-            await rest.end(identity)
+        if found is not None and owned:
+            await rest.end(await found)
+        elif found is not None:
+            found.cancel()
     except BridgeError:  # what went wrong is being told already
         pass
     finally:

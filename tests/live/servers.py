@@ -54,7 +54,11 @@ def options(kind: str, port: int) -> list[str]:
 
 @asynccontextmanager
 async def serving(
-    kind: str = SERVER, *more: str, path: str = "/", ssl: Any = None, env: dict[str, str] | None = None
+    kind: str = SERVER,
+    *more: str,
+    path: str = "/",
+    ssl: Any = None,
+    env: dict[str, str] | None = None,
 ) -> AsyncIterator[str]:
     """A server with its default limits; gives its address.
 
@@ -95,8 +99,8 @@ async def _answers(process: asyncio.subprocess.Process, url: str, ssl: Any) -> b
     async with httpx.AsyncClient(verify=ssl or True) as client, asyncio.timeout(60):
         while process.returncode is None:
             with contextlib.suppress(httpx.TransportError):
-                if (await client.get(f"{url}api")).is_success:
-                    return True
+                await client.get(f"{url}api")
+                return True
             await asyncio.sleep(0.1)
     return False
 

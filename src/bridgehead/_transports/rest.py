@@ -17,6 +17,7 @@ import httpx
 
 from bridgehead._errors import BridgeError, InsecureConnection, KernelNotFound, TransportError
 
+CONNECT_PATIENCE = 10.0  # s; TLS to a port that speaks none is never answered
 PATIENCE = 20.0  # s for an answer; starting a kernel may take longer
 STARTING = 120.0  # s
 
@@ -36,7 +37,7 @@ class Rest:
         self.headers = {"Authorization": f"token {token}"} if token else {}
         self._client = httpx.AsyncClient(
             headers=self.headers,
-            timeout=httpx.Timeout(PATIENCE),
+            timeout=httpx.Timeout(PATIENCE, connect=CONNECT_PATIENCE),
             verify=trusted if trusted is not None else True,
         )
 
@@ -53,6 +54,15 @@ class Rest:
 
     async def aclose(self) -> None:
         await self._client.aclose()
+
+    async def reach(self) -> None:
+        """Whether there is a Jupyter server at all.
+
+        Raises:
+            KernelNotFound: something else answers there.
+        """
+        if "version" not in _object(await self._ask("GET", "api")):
+            raise KernelNotFound(f"what answers at {self.url} is no Jupyter server")
 
     async def kernel(self, identity: str) -> Mapping[str, Any] | None:
         """What the server says of a kernel; None if it has none of that id."""
@@ -72,7 +82,8 @@ class Rest:
             KernelNotFound: the server has no such kernelspec, or could not start it.
         """
         asked = {} if name is None else {"name": name}
-        answer = await self._ask("POST", "api/kernels", json=asked, timeout=STARTING)
+        patience = httpx.Timeout(STARTING, connect=CONNECT_PATIENCE)
+        answer = await self._ask("POST", "api/kernels", json=asked, timeout=patience)
         if answer.status_code not in (200, 201):
             known = await self._ask("GET", "api/kernelspecs")
             names = sorted(_object(known).get("kernelspecs", {})) if known.is_success else []
@@ -144,9 +155,9 @@ def unreachable(url: str, error: Exception) -> BridgeError:
                 f"({one.verify_message}); ssl= takes the file of the authority that signed it"
             )
         if isinstance(one, ssl.SSLError):
-            return KernelNotFound(f"{url} does not speak TLS ({one.reason}); is it http://?")
-    if isinstance(error, httpx.RemoteProtocolError):
-        return ServerAway(f"{url} hung up ({error}); is it https://?")
+            return KernelNotFound(f"{url} does not speak TLS; is it http://?")
+    if isinstance(error, (httpx.RemoteProtocolError, httpx.ReadError)) and url[:5] == "http:":
+        return ServerAway(f"{url} hung up; is it https://?")
     return ServerAway(f"nothing answers at {url}: {str(error) or type(error).__name__}")
 
 

@@ -47,7 +47,7 @@ PULSE_EVERY = 1.0  # s between two questions to the control channel, while someb
 PAUSES = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)  # s before another connection is tried; then the last
 RECONNECT_WITHIN = 30.0  # s after which whoever waits is told; tried it is for ever
 ANSWER_EVERY = 0.5  # s between two questions to a kernel that is starting
-PROBE_PATIENCE = 5.0  # s for a binary message to be answered, on a connection of its own
+PROBE_PATIENCE = 3.0  # s for a binary message to be answered, on a connection of its own
 OPEN_PATIENCE = 60.0  # s; the server waits for a kernel that is starting
 CLOSE_PATIENCE = 2.0  # s for the server to close the connection, too
 YIELD_EVERY = 16  # messages after which the reader lets others run
@@ -70,7 +70,8 @@ class WebsocketTransport(Transport):
         self._session = uuid.uuid4().hex
         self._way = BINARY
         self._socket: ClientConnection | None = None
-        self._connected = asyncio.Event()
+        self._absent = False  # the process is gone, and another one on its way
+        self._changed = asyncio.Event()  # whether a message can be sent; made anew each time
         self._parked: set[str] = set()  # messages that wait for a connection
         self._process: str | None = None  # the session of the kernel's process
         self._asking: asyncio.Task[None] | None = None
@@ -88,7 +89,6 @@ class WebsocketTransport(Transport):
         try:
             async with asyncio.timeout(timeout):
                 self._socket = await self._connect(self._session)
-                self._connected.set()
                 if self._socket.subprotocol != V1:
                     self._way = LEGACY
                     self.binary = await self._passes_binary()
@@ -175,11 +175,10 @@ class WebsocketTransport(Transport):
 
     async def send(self, channel: str, message: dict[str, Any], buffers: Sequence[Any]) -> None:
         identity, generation = message["header"]["msg_id"], self.generation
-        while (socket := self._socket) is None:
-            self.check()
+        while (socket := self._socket) is None or (self._absent and channel == "shell"):
             self._parked.add(identity)
             try:
-                await self._connected.wait()
+                await self._changed.wait()
             finally:
                 self._parked.discard(identity)
             if generation != self.generation:
@@ -201,7 +200,7 @@ class WebsocketTransport(Transport):
             if another is None:
                 return
             self._socket = socket = another
-            self._connected.set()
+            self._tell_change()
             self.spawn(self._resume(lost))
 
     async def _read(self, socket: ClientConnection) -> None:
@@ -226,10 +225,12 @@ class WebsocketTransport(Transport):
         header, content = message["header"], message["content"]
         if channel == "control" and header["msg_type"] == "kernel_info_reply":
             self._answers(str(header.get("session")))
+        elif channel == "shell" and header["msg_type"].endswith("_reply"):
+            self._served(str(header.get("session")), message["parent_header"].get("msg_id"))
         elif header["msg_type"] == "status" and not self._restarting:
             if content.get("execution_state") == "restarting":
                 words = "the kernel's process died, and the server started another"
-                self._lost(lambda: KernelRestarted(words), "restarting")
+                self._replaced(words)
             elif content.get("execution_state") == "dead":
                 self._lost(self._death("it died, and was not to be restarted"), "dead")
         self.received(channel, message)
@@ -239,7 +240,6 @@ class WebsocketTransport(Transport):
     def _cut(self, code: int | None) -> list[Pending]:
         """The connection is down; gives the requests that went with it."""
         self._socket = None
-        self._connected.clear()
         lost = [one for one in self._pending.values() if one.id not in self._parked]
         largest = max((pending.nbytes for pending in lost), default=0)
         for pending in lost:
@@ -310,13 +310,31 @@ class WebsocketTransport(Transport):
 
     def _answers(self, process: str) -> None:
         """The kernel answers, out of the process that has this session."""
-        known, self._process = self._process, process
-        if self._restarting:
-            return
-        if known not in (None, process):
-            self.gone(lambda: KernelRestarted("the kernel's process was replaced"), "restarting")
-        if self._why_gone is not None:
+        if self._process not in (None, process) and not self._restarting:
+            self._replaced("the kernel's process was replaced")
+        self._process = process
+        if self._why_gone is not None and not self._restarting:
             self.back()
+        self._absent = False
+        self._tell_change()
+
+    def _served(self, process: str, request: Any) -> None:
+        """A request is answered; whoever waits for another process than the one that did is told.
+
+        What the answer itself means, whoever asked knows: the loader is not there, or it is.
+        """
+        known, self._process = self._process, process
+        if known in (None, process):
+            return
+        for identity in list(self._pending):
+            if identity != request:
+                self._settle(identity, KernelRestarted("the kernel's process was replaced"))
+
+    def _replaced(self, words: str) -> None:
+        """Another process is there, or will be in a moment: what is asked now waits for it."""
+        self._lost(lambda: KernelRestarted(words), "restarting")
+        self.back()
+        self._absent, self.state = True, "restarting"
 
     def _lost(self, why: Callable[[], BridgeError], state: str) -> None:
         """The kernel's process is gone; another one may answer at some time."""
@@ -327,7 +345,12 @@ class WebsocketTransport(Transport):
 
     def gone(self, why: Callable[[], BridgeError], state: str) -> None:
         super().gone(why, state)
-        self._connected.set()  # whoever waits for a connection is told
+        self._tell_change()
+
+    def _tell_change(self) -> None:
+        """Whoever waits to send looks again."""
+        self._changed.set()
+        self._changed = asyncio.Event()
 
     def _death(self, words: str) -> Callable[[], BridgeError]:
         by_whom = "; another client had asked it to shut down" if self._shut_down else ""
