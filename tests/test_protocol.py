@@ -44,6 +44,7 @@ from bridgehead import (
 from bridgehead._lanes import Request
 from bridgehead._lanes.inline import InlineLane
 from bridgehead._protocol import KEY, MIME
+from bridgehead._transports import LARGEST
 
 LOADER = _protocol.loader_source()[0]
 EMPTY_DIGEST = "crc32:00000000"

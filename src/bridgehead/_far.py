@@ -151,7 +151,8 @@ class Far:
                 header["begun"] = self.kernel.begun
                 self.behind_cells(header, self.kernel.may_run_cell)
             frames = inbox.take()
-            self.once(header["id"])
+            if operation != "hello":  # which may come again, where a connection broke
+                self.once(header["id"])
             answer, out = self.handle(header, frames)
         except _Overtaken:
             self.done.pop(header["id"], None)

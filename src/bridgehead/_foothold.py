@@ -411,6 +411,8 @@ class Foothold:
                 lane=self._lane.name,
                 trust=self.trust.name,
                 connection_file=transport.connection_file,
+                url=transport.url,
+                kernel_id=transport.kernel_id,
             )
             transport.beside = self._lane.link if isinstance(self._lane, DirectLane) else None
             self._generation, self._epoch = generation, self._info.epoch

@@ -95,10 +95,11 @@ class Info:
         pid: the kernel's process.
         cwd: its working directory when the bridge was opened.
         epoch: a nonce made when the loader was installed; a restarted kernel has another.
-        transport: how messages travel: ``"ipc"``, ``"tcp"`` or ``"loopback"``.
+        transport: how messages travel: ``"ipc"``, ``"tcp"``, ``"websocket"`` or ``"loopback"``.
         lane: how frames travel: ``"direct"``, ``"buffers"`` or ``"inline"``.
         trust: what is opened of what the kernel sends: ``"pickle"`` or ``"data"``.
         connection_file: for ``Bridge.attach`` and ``jupyter console --existing``.
+        url, kernel_id: of a kernel behind a server, for ``Bridge.connect``.
     """
 
     kernel: str
@@ -112,6 +113,8 @@ class Info:
     lane: str
     trust: str
     connection_file: str | None
+    url: str | None = None
+    kernel_id: str | None = None
 
     def __repr__(self) -> str:
         python = ".".join(map(str, self.python))

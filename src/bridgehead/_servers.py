@@ -8,7 +8,6 @@ before anything is sent.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import os
 import ssl
@@ -22,7 +21,7 @@ from jupyter_core.paths import jupyter_runtime_dir
 
 from bridgehead._errors import BridgeError, InsecureConnection, KernelNotFound
 from bridgehead._host import runs
-from bridgehead._transports import to_the_end
+from bridgehead._transports import is_loopback, to_the_end
 
 if TYPE_CHECKING:
     from bridgehead._transports.rest import Rest
@@ -201,18 +200,9 @@ def _parsed(url: str) -> Server:
 def _same(one: str, other: str) -> bool:
     """Whether two addresses lead to the same server: this machine has more than one name."""
     first, second = urlsplit(one), urlsplit(other)
-    hosts = _stays_here(first.hostname) and _stays_here(second.hostname)
+    hosts = is_loopback(first.hostname) and is_loopback(second.hostname)
     same = hosts or first.hostname == second.hostname
     return same and (first.port, first.path) == (second.port, second.path)
-
-
-def _stays_here(host: str | None) -> bool:
-    if host is None or host == "localhost":
-        return host is not None
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _token_of_environment() -> str:
@@ -238,7 +228,7 @@ def _context(url: str, trusted: Trusted) -> ssl.SSLContext | None:
 def _check_secure(url: str, insecure: frozenset[str]) -> None:
     """Raises ``InsecureConnection`` where token and data would cross a network in the clear."""
     parts = urlsplit(url)
-    if parts.scheme == "https" or _stays_here(parts.hostname) or "plain-tcp" in insecure:
+    if parts.scheme == "https" or is_loopback(parts.hostname) or "plain-tcp" in insecure:
         return
     raise InsecureConnection(
         f"{url} leads over plain http to another machine, where token and data can be read on "

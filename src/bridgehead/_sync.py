@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import ssl as tls
 import threading
 import weakref
 from collections.abc import (
@@ -126,6 +127,37 @@ class SyncBridge(MutableMapping[str, Any]):
                 insecure=insecure,
                 lane=lane,
                 pool=pool,
+                trust=trust,
+                allow=allow,
+                timeout=timeout,
+            )
+        )
+
+    @classmethod
+    def connect(
+        cls,
+        url: str | None = None,
+        token: str | None = None,
+        *,
+        kernel_id: str | None = None,
+        kernel_name: str | None = None,
+        ssl: tls.SSLContext | str | os.PathLike[str] | None = None,
+        insecure: Insecurity | Collection[Insecurity] = (),
+        lane: LaneName = "auto",
+        trust: TrustName | None = None,
+        allow: Collection[type | str] = (),
+        timeout: float = 60.0,
+    ) -> SyncBridge:
+        """See ``Bridge.connect``."""
+        return cls(
+            lambda: Bridge.connect(
+                url,
+                token,
+                kernel_id=kernel_id,
+                kernel_name=kernel_name,
+                ssl=ssl,
+                insecure=insecure,
+                lane=lane,
                 trust=trust,
                 allow=allow,
                 timeout=timeout,

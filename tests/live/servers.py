@@ -9,15 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import random
 import secrets
-import signal
 import socket
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +24,13 @@ from bridgehead import Bridge
 
 TOKEN = secrets.token_hex(8)
 SERVER, GATEWAY = "jupyter_server", "kernel_gateway"
+# A module as a program, which the system tells to end when its parent does (PR_SET_PDEATHSIG).
+RUN = """
+import ctypes, runpy, signal, sys
+getattr(ctypes.CDLL(None), "prctl", lambda *how: None)(1, signal.SIGTERM)
+sys.argv.pop(0)
+runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
 
 
 def free_port() -> int:
@@ -58,32 +62,25 @@ async def serving(
     *more: str,
     path: str = "/",
     ssl: Any = None,
-    env: dict[str, str] | None = None,
+    runtime: str | None = None,
 ) -> AsyncIterator[str]:
     """A server with its default limits; gives its address.
 
-    In a group of its own, so that its kernels end with it, whatever the test did to it.
+    It ends its kernels when it is told to end, which the system does should this process die.
+    ``runtime`` is the folder in which it tells of itself, by default one of its own.
     """
     with tempfile.TemporaryDirectory(prefix="bh-") as folder:
-        runtime = Path(folder) / "run"
-        runtime.mkdir(mode=0o700)
-        environment = {
-            **os.environ,
-            "JUPYTER_RUNTIME_DIR": str(runtime),
-            "JUPYTER_PREFER_ENV_PATH": "0",
-            **(env or {}),
-        }
+        environment = {**os.environ, "JUPYTER_RUNTIME_DIR": runtime or folder}
         for attempt in range(5):  # somebody else may have taken the port meanwhile
             port = free_port()
             log = Path(folder) / f"log-{attempt}"
             with log.open("wb") as out:
                 process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", kind, *options(kind, port), *more),
+                    *(sys.executable, "-c", RUN, kind, *options(kind, port), *more),
                     cwd=folder,
                     env=environment,
                     stdout=out,
                     stderr=out,
-                    start_new_session=True,
                 )
             try:
                 url = f"http{'s' if ssl else ''}://127.0.0.1:{port}{path}"
@@ -107,20 +104,13 @@ async def _answers(process: asyncio.subprocess.Process, url: str, ssl: Any) -> b
 
 async def _ended(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGCONT)
         process.terminate()
     try:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(20):
             await process.wait()
     except TimeoutError:
-        process.kill()
+        process.kill()  # its kernels look whether it is there, and follow
         await process.wait()
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-
-
-def group_of(url_process: int) -> Iterator[int]:
-    raise NotImplementedError
 
 
 def on(url: str, **how: Any) -> Any:
@@ -128,71 +118,93 @@ def on(url: str, **how: Any) -> Any:
     return Bridge.connect(url, TOKEN, **how)
 
 
-@dataclass
-class Proxy:
-    """Passes bytes on between a bridge and a server, until it is told not to."""
+class Other:
+    """Somebody else at the same server."""
 
-    port: int
-    passed: int = 0  # bytes, both ways
-    cut_at: int | None = None  # cut every connection when so many bytes have passed
-    cuts: int = 0
-    refusing: bool = False
-    _writers: set[asyncio.StreamWriter] = field(default_factory=set)
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self._client = httpx.AsyncClient(headers={"Authorization": f"token {TOKEN}"}, timeout=60)
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}/"
+    async def __aenter__(self) -> Other:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self._client.aclose()
+
+    async def kernels(self) -> set[str]:
+        answer = await self._client.get(f"{self._url}api/kernels")
+        return {kernel["id"] for kernel in answer.raise_for_status().json()}
+
+    async def restart(self, kernel_id: str) -> None:
+        answer = await self._client.post(f"{self._url}api/kernels/{kernel_id}/restart")
+        answer.raise_for_status()
+
+    async def delete(self, kernel_id: str) -> None:
+        (await self._client.delete(f"{self._url}api/kernels/{kernel_id}")).raise_for_status()
+
+
+class Wire:
+    """Passes bytes on between a bridge and a server, and breaks when it is told to."""
+
+    def __init__(self, url: str) -> None:
+        self._there = httpx.URL(url)
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.passed = 0  # bytes, both ways
+        self.cut_at: int | None = None  # break once so many bytes have passed
+        self.cuts = 0
+        self.is_down = False  # nobody gets through
+        self.asked = b""  # the beginnings of what connections sent to the server
+
+    async def __aenter__(self) -> Wire:
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
+        self.url = f"http://127.0.0.1:{self._server.sockets[0].getsockname()[1]}/"
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._server.close()
+        self.cut()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def cut_after(self, nbytes: int) -> None:
+        self.passed, self.cut_at = 0, nbytes
 
     def cut(self) -> None:
-        """Break all connections abruptly, as a network does: no close, a reset."""
-        self.cuts += 1
+        """Break all connections as a network does: no close, and what was on its way is gone."""
+        self.cuts += bool(self._writers)
+        self.cut_at = None
         for writer in list(self._writers):
             writer.transport.abort()
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.is_down:
+            writer.transport.abort()
+            return
+        task = asyncio.current_task()
+        assert task is not None
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        back, to = await asyncio.open_connection(self._there.host, self._there.port)
+        self._writers |= {writer, to}
+        try:
+            await asyncio.gather(self._pass(reader, to, True), self._pass(back, writer, False))
+        finally:
+            self._writers -= {writer, to}
+            writer.transport.abort()
+            to.transport.abort()
+
+    async def _pass(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asks: bool
+    ) -> None:
         with contextlib.suppress(OSError):
+            first = asks
             while data := await reader.read(1 << 16):
+                if first:
+                    self.asked, first = self.asked + data, False
                 self.passed += len(data)
                 if self.cut_at is not None and self.passed >= self.cut_at:
-                    self.cut_at = None
                     self.cut()
                     return
                 writer.write(data)
                 await writer.drain()
         writer.close()
-
-
-@asynccontextmanager
-async def proxy(url: str) -> AsyncIterator[Proxy]:
-    """A wire to this server that can be cut."""
-    there = httpx.URL(url)
-    tasks: set[asyncio.Task[Any]] = set()
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if wire.refusing:
-            writer.transport.abort()
-            return
-        back, to = await asyncio.open_connection(there.host, there.port)
-        wire._writers |= {writer, to}
-        try:
-            await asyncio.gather(wire._pass(reader, to), wire._pass(back, writer))
-        finally:
-            wire._writers -= {writer, to}
-            writer.transport.abort()
-            to.transport.abort()
-
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
-    wire = Proxy(server.sockets[0].getsockname()[1])
-    try:
-        yield wire
-    finally:
-        server.close()
-        wire.cut()
-        for task in tasks:
-            task.cancel()
-        await asyncio.sleep(0.05)
-
-
-def somewhere(low: int, high: int, seed: int) -> int:
-    """A number of bytes after which to cut."""
-    return random.Random(seed).randrange(low, high)

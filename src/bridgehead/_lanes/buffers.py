@@ -44,7 +44,6 @@ async def hello(transport: Transport, header: Header) -> tuple[Header, bool]:
     """The handshake: plants the loader, and sees whether buffers arrive on both sides."""
     # Whoever listens from here on hears nothing of the handshake, whose idle is still to come.
     alone: dict[str, Any] = {"on_message": lambda message: True, "repeatable": True}
-    header["resumes"] = transport.resumes
     if not transport.binary:
         content = execute_content(expression("inline", header, install=True))
         return answer((await transport.request(content, **alone)).content), False

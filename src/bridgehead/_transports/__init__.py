@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ipaddress
 import sys
 import weakref
 from abc import ABC, abstractmethod
@@ -116,10 +117,12 @@ class Transport(ABC):
     digest: str = "sha256"  # where the wire leaves the machine
     ours: bool = True  # the kernel is this user's, on this machine
     connection_file: str | None = None
+    url: str | None = None  # of the server, and the kernel's id there
+    kernel_id: str | None = None
     direct: bool = True  # a socket may lead to the kernel's process, where it is ours
     binary: bool = True  # messages may carry buffers
     resumes: bool = False  # a connection that broke is made anew, to the same kernel
-    largest: int = LARGEST  # bytes of frames that one message may carry to the kernel
+    largest: int = LARGEST  # bytes of frames that one message may carry
 
     def __init__(self) -> None:
         self.generation = 0  # grows whenever another kernel may be there
@@ -487,6 +490,16 @@ class Transport(ABC):
         except BridgeError:
             return
         self._settle(identity, ReplyLost("the kernel is done, but its reply never came"))
+
+
+def is_loopback(host: str | None) -> bool:
+    """Whether what crosses to this host never leaves this machine."""
+    if host is None or host == "localhost":
+        return host is not None
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:  # another name, or the * of a kernel that listens everywhere
+        return False
 
 
 async def to_the_end(work: asyncio.Future[None]) -> None:

@@ -11,11 +11,12 @@ import ssl
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import httpx
 
 from bridgehead._errors import BridgeError, InsecureConnection, KernelNotFound, TransportError
+from bridgehead._transports import is_loopback
 
 CONNECT_PATIENCE = 10.0  # s; TLS to a port that speaks none is never answered
 PATIENCE = 20.0  # s for an answer; starting a kernel may take longer
@@ -34,6 +35,7 @@ class Rest:
 
     def __init__(self, url: str, token: str, trusted: ssl.SSLContext | None) -> None:
         self.url, self.token, self.trusted = url, token, trusted
+        self.stays_here = is_loopback(urlsplit(url).hostname)
         self.headers = {"Authorization": f"token {token}"} if token else {}
         self._client = httpx.AsyncClient(
             headers=self.headers,

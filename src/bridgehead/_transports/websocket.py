@@ -42,7 +42,7 @@ from bridgehead._transports import Pending, Reconnected, Transport
 from bridgehead._transports.rest import Rest, ServerAway, unreachable
 from bridgehead._transports.subprotocols import BINARY, LEGACY, V1
 
-PIECE = 8 << 20  # bytes of frames in a message: what a server with its default limit takes
+PIECE = 8 << 20  # bytes of frames in a message; a server takes 10 MiB, larger ones back are slower
 PULSE_EVERY = 1.0  # s between two questions to the control channel, while somebody waits
 PAUSES = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)  # s before another connection is tried; then the last
 RECONNECT_WITHIN = 30.0  # s after which whoever waits is told; tried it is for ever
@@ -66,7 +66,11 @@ class WebsocketTransport(Transport):
 
     def __init__(self, rest: Rest, kernel_id: str, *, owned: bool) -> None:
         super().__init__()
-        self.rest, self.kernel_id, self.owned = rest, kernel_id, owned
+        self.rest, self.owned = rest, owned
+        self.url: str = rest.url
+        self.kernel_id: str = kernel_id
+        if rest.stays_here:
+            self.digest = "crc32"
         self._session = uuid.uuid4().hex
         self._way = BINARY
         self._socket: ClientConnection | None = None
@@ -98,13 +102,13 @@ class WebsocketTransport(Transport):
                 self.spawn(self._pulse())
         except TimeoutError:
             raise KernelNotFound(
-                f"the kernel {self.kernel_id} of {self.rest.url} did not answer within "
+                f"the kernel {self.kernel_id} of {self.url} did not answer within "
                 f"{timeout:g} s: it is starting, or stuck"
             ) from None
 
     async def _connect(self, session: str) -> ClientConnection:
         """One connection; raises ``ServerAway`` for what may pass, and else what is wrong."""
-        where = self.rest.url.replace("http", "ws", 1)
+        where = self.url.replace("http", "ws", 1)
         address = f"{where}api/kernels/{quote(self.kernel_id, safe='')}/channels"
         try:
             return await connect(
@@ -127,10 +131,10 @@ class WebsocketTransport(Transport):
         except InvalidURI as error:
             raise KernelNotFound(f"{address} is no address: {error}") from error
         except (OSError, EOFError, TimeoutError, InvalidHandshake) as error:
-            raise unreachable(self.rest.url, error) from error
+            raise unreachable(self.url, error) from error
 
     def _unknown(self) -> KernelNotFound:
-        return KernelNotFound(f"{self.rest.url} has no kernel {self.kernel_id} (any more)")
+        return KernelNotFound(f"{self.url} has no kernel {self.kernel_id} (any more)")
 
     async def _passes_binary(self) -> bool:
         """Whether a binary message is answered, on a connection that nobody else needs."""
@@ -250,7 +254,7 @@ class WebsocketTransport(Transport):
 
     def _too_big(self, nbytes: int) -> PayloadTooLarge:
         return PayloadTooLarge(
-            f"{self.rest.url} takes no message of {nbytes:,} bytes, and closed the connection; "
+            f"{self.url} takes no message of {nbytes:,} bytes, and closed the connection; "
             "push data instead of writing it into a cell, take lane='inline', whose messages are "
             "smaller, or have the server started with a larger websocket_max_message_size in its "
             "ServerApp.tornado_settings",
@@ -280,7 +284,7 @@ class WebsocketTransport(Transport):
 
     def _unreachable(self, why: str, words: str) -> Callable[[], BridgeError]:
         return lambda: TransportError(
-            f"the connection to {self.rest.url} {why}, and there is none again for "
+            f"the connection to {self.url} {why}, and there is none again for "
             f"{RECONNECT_WITHIN:g} s: {words}. The bridge goes on when there is"
         )
 

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
 import signal
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -42,7 +41,7 @@ from bridgehead._errors import (
     NotSupported,
     TransportError,
 )
-from bridgehead._transports import SILENCE, Transport
+from bridgehead._transports import SILENCE, Transport, is_loopback
 
 RECONNECT_GRACE = 2.5  # s a kernel that others own has to come back after its connection broke
 BEAT_EVERY = 1.0  # s between two heartbeats, while somebody waits
@@ -58,12 +57,7 @@ REFUSALS = 10  # handshakes in a row, some 90 ms apart, that must fail before it
 
 def stays_here(transport: str, ip: str) -> bool:
     """Whether what crosses never leaves this machine: a Unix socket, or a loopback address."""
-    if transport == "ipc" or ip == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(ip).is_loopback
-    except ValueError:  # another name, or the * of a kernel that listens everywhere
-        return False
+    return transport == "ipc" or is_loopback(ip)
 
 
 class MonitoredContext(zmq.asyncio.Context):
