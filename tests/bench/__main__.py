@@ -8,6 +8,7 @@
     python -m tests.bench memory                    # peaks of both processes, 1 GB
     python -m tests.bench import                    # over jupyter_client's
     python -m tests.bench opening                   # in round trips of an empty cell
+    python -m tests.bench server                    # through a Jupyter server
     python -m tests.bench all --json figures.json
 
 Rule: no test. Each scenario is a file that gives figures; what they are held against is in
@@ -27,7 +28,7 @@ from typing import Any
 
 from bridgehead._bench.payloads import PAYLOADS
 from bridgehead._bench.session import machine, versions
-from tests.bench import busy, fan_out, first, imports, memory, opening, table, transfers
+from tests.bench import busy, fan_out, first, imports, memory, opening, server, table, transfers
 from tests.bench.targets import Reached
 
 Scenario = Callable[[argparse.Namespace], Awaitable[list[Reached]]]
@@ -39,6 +40,7 @@ SCENARIOS: dict[str, Scenario] = {
     "memory": memory.measure,
     "import": imports.measure,
     "opening": opening.measure,
+    "server": server.measure,
 }
 
 

@@ -49,6 +49,9 @@ TARGETS: dict[str, Target] = {
     "import bridgehead / jupyter_client": Target(1.3),
     "first opening / empty cell": Target(3),
     "later opening / empty cell": Target(3),
+    "256 MB push, server / bare websocket": Target(1 / 0.7),
+    "256 MB pull, server / bare websocket": Target(1 / 0.5),
+    "int push, server / empty cell over its websocket": Target(1.3),
 }
 
 
