@@ -41,11 +41,16 @@ def kernelspec(jupyter_folders: Path) -> Callable[..., str]:
     """Installs a kernelspec for the suite's own Jupyter folders; gives its name."""
 
     def install(
-        name: str, argv: list[str], language: str = "python", env: Mapping[str, str] | None = None
+        name: str,
+        argv: list[str],
+        language: str = "python",
+        env: Mapping[str, str] | None = None,
+        metadata: Mapping[str, object] | None = None,
     ) -> str:
         folder = jupyter_folders / "data" / "kernels" / name
         folder.mkdir(parents=True, exist_ok=True)
         spec = {"argv": argv, "display_name": name, "language": language, "env": dict(env or {})}
+        spec["metadata"] = dict(metadata or {})
         (folder / "kernel.json").write_text(json.dumps(spec))
         return name
 
