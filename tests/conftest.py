@@ -19,6 +19,12 @@ from bridgehead._segments import Pool
 from elsewhere import Elsewhere
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--write", action="store_true", help="write the README's table of kernels as it is seen"
+    )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def jupyter_folders() -> Iterator[Path]:
     """Runtime, data and IPython folders of the suite's own, short enough for Unix sockets."""
