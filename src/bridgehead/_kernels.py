@@ -130,11 +130,10 @@ def _spec(manager: AsyncKernelManager) -> KernelSpec:
     except NoSuchKernel:
         name, found = manager.kernel_name, KernelSpecManager().find_kernel_specs()
         if name in found:
-            wanted = KernelSpec.from_resource_dir(found[name]).metadata["kernel_provisioner"]
+            wanted = _provisioner_name(KernelSpec.from_resource_dir(found[name]))
             raise KernelNotFound(
-                f"the kernel {name!r} is to be started by the provisioner "
-                f"{wanted['provisioner_name']!r}, which is not installed here; pip install the "
-                "package that brings it"
+                f"the kernel {name!r} is to be started by the provisioner {wanted!r}, which is not "
+                "installed here; pip install the package that brings it"
             ) from None
         known = ", ".join(sorted(found)) or "none"
         raise KernelNotFound(f"no kernel named {name!r} is installed; there is: {known}") from None
@@ -144,11 +143,14 @@ def _spec(manager: AsyncKernelManager) -> KernelSpec:
 
 def _provisioner(spec: KernelSpec) -> type[KernelProvisionerBase]:
     """What will start this kernel: jupyter_client's own, or one that an entry point names."""
-    factory = KernelProvisionerFactory.instance()
-    wanted = spec.metadata.get("kernel_provisioner", {})
-    name = wanted.get("provisioner_name", factory.default_provisioner_name)
-    found: type[KernelProvisionerBase] = factory.provisioners[name].load()
+    known = KernelProvisionerFactory.instance().provisioners
+    found: type[KernelProvisionerBase] = known[_provisioner_name(spec)].load()
     return found
+
+
+def _provisioner_name(spec: KernelSpec) -> str:
+    default = KernelProvisionerFactory.instance().default_provisioner_name
+    return str(spec.metadata.get("kernel_provisioner", {}).get("provisioner_name", default))
 
 
 def _takes_ipc(spec: KernelSpec, provisioner: type[KernelProvisionerBase]) -> bool:

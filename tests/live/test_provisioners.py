@@ -393,6 +393,18 @@ async def test_a_provisioner_that_is_not_installed_is_named(
         await Bridge.launch(name)
 
 
+async def test_a_default_provisioner_that_is_not_installed_is_named(
+    installed: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUPYTER_DEFAULT_PROVISIONER_NAME", "default-of-tests")
+    KernelProvisionerFactory.clear_instance()  # it reads the variable once
+    try:
+        with pytest.raises(KernelNotFound, match="the provisioner 'default-of-tests'"):
+            await Bridge.launch()
+    finally:
+        KernelProvisionerFactory.clear_instance()
+
+
 async def test_a_kernel_elsewhere_is_checked_as_any_other(spec: Spec, journal: Path) -> None:
     name = spec(addresses=["0.0.0.0"])  # not loopback, and of this machine
     told = r"the kernel 'on-a-node' leads to 0.0.0.0 over plain TCP.*insecure=\['plain-tcp'\]"

@@ -46,12 +46,15 @@ class Keeper:
         try:
             if await ensure_async(self.manager.is_alive()):
                 return False
-            if self._process is not None:
-                code = self._process.returncode
-            else:  # to many provisioners 0 means that there is no kernel, however it ended
-                code = await ensure_async(self.manager.provisioner.poll()) or None
         except Exception:  # noqa: BLE001 - what a provisioner can't tell now, it may tell later
             return False
+        code = None
+        if self._process is not None:
+            code = self._process.returncode
+        elif self.manager.provisioner is not None:
+            with contextlib.suppress(Exception):
+                # To many provisioners 0 means that there is no kernel, however it ended.
+                code = await self.manager.provisioner.poll() or None
         self.exit_code = code if type(code) is int else None
         return True
 
