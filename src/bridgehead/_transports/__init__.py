@@ -116,7 +116,8 @@ class Transport(ABC):
         self.bad = 0  # messages that could not be read
         self.state = "starting"
         self._closing: asyncio.Future[None] | None = None
-        self._slots = asyncio.Semaphore(WINDOW)
+        self.window = WINDOW
+        self._slots = asyncio.Semaphore(self.window)
         self._slots_aside = asyncio.Semaphore(WINDOW)  # a subshell's
         self._pending: dict[str, Pending] = {}
         self._promises: set[asyncio.Future[Any]] = set()
@@ -227,9 +228,10 @@ class Transport(ABC):
 
     def narrow(self) -> None:
         """Have the window fit the kernel, before anything is sent to it."""
-        if self.is_xeus and not self.in_flight:
+        if self.is_xeus and self.window != 1:
             # Of two messages of some MiB that come together it reads one (0.19, measured).
-            self._slots = asyncio.Semaphore(1)
+            self.window = 1
+            self._slots = asyncio.Semaphore(self.window)
 
     @property
     def is_silent(self) -> bool:
