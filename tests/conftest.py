@@ -19,6 +19,12 @@ from bridgehead._segments import Pool
 from elsewhere import Elsewhere
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--write", action="store_true", help="write the README's table of kernels as it is seen"
+    )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def jupyter_folders() -> Iterator[Path]:
     """Runtime, data and IPython folders of the suite's own, short enough for Unix sockets."""
@@ -41,11 +47,16 @@ def kernelspec(jupyter_folders: Path) -> Callable[..., str]:
     """Installs a kernelspec for the suite's own Jupyter folders; gives its name."""
 
     def install(
-        name: str, argv: list[str], language: str = "python", env: Mapping[str, str] | None = None
+        name: str,
+        argv: list[str],
+        language: str = "python",
+        env: Mapping[str, str] | None = None,
+        metadata: Mapping[str, object] | None = None,
     ) -> str:
         folder = jupyter_folders / "data" / "kernels" / name
         folder.mkdir(parents=True, exist_ok=True)
         spec = {"argv": argv, "display_name": name, "language": language, "env": dict(env or {})}
+        spec["metadata"] = dict(metadata or {})
         (folder / "kernel.json").write_text(json.dumps(spec))
         return name
 

@@ -410,6 +410,7 @@ class Shell:
     user_global_ns = user_ns = globals()
     user_ns_hidden = {}
     class kernel:
+        _parent_ident = {"shell": b"whoever asked"}
         parent = {"buffers": [base64.b64decode(part) for part in PARTS]}
         def get_parent(channel):
             return Shell.kernel.parent

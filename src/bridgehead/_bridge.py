@@ -368,7 +368,7 @@ class Bridge(Openable):
         """Raise ``KeyboardInterrupt`` in whatever the kernel is running; an idle one ignores it.
 
         Raises:
-            NotSupported: a loopback.
+            NotSupported: a loopback, or xeus-python, which a signal would end.
         """
         self._foothold.check()
         async with deadline(timeout, "interrupt", self._transport):

@@ -296,7 +296,15 @@ class Foothold:
         """Interrupt the kernel, and what the direct lane's thread is at: no signal reaches that.
 
         A thread that won't hear, as in a C call, is left to itself, and the lane is made anew.
+
+        Raises:
+            NotSupported: the kernel would end instead, or go on.
         """
+        if self.transport.is_xeus:  # 0.19: SIGINT ends it, and the message does nothing (measured)
+            raise NotSupported(
+                f"{self.info.kernel} can't be interrupted: a signal would end it; restart() does "
+                "so and starts another one"
+            )
         await self.transport.interrupt()
         lane = self._lane
         if isinstance(lane, DirectLane) and lane.link.at_work:
@@ -378,6 +386,7 @@ class Foothold:
                 raise UnsupportedKernel(
                     f"{kernel} is a kernel for {language}; bridgehead needs a Python kernel"
                 )
+            transport.narrow()
             with self._listening() as listener:
                 offer = listener.offer if isinstance(listener, Listener) else None
                 header = _protocol.header(

@@ -82,10 +82,15 @@ class Kernel:
         """The buffers of the message that is being answered; none where they don't arrive."""
         return list(buffers_of(self.shell))
 
+    @property
+    def can_send(self) -> bool:
+        """Whether a message of the loader's own finds its way to a requester: in ipykernel."""
+        return hasattr(getattr(self.shell, "kernel", None), "_parent_ident")
+
     def address(self) -> tuple[Any, Any]:
         """Who made the request at hand, and its header."""
         kernel: Any = getattr(self.shell, "kernel", None)
-        if not hasattr(kernel, "get_parent"):
+        if not self.can_send:
             return None, {}
         return kernel._parent_ident["shell"], kernel.get_parent("shell")
 

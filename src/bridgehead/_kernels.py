@@ -23,8 +23,11 @@ from typing import Any, Literal, get_args
 import zmq
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.connect import find_connection_file
-from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.provisioning.factory import KernelProvisionerFactory
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
+from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
 from jupyter_core.paths import jupyter_runtime_dir
 from jupyter_core.utils import ensure_async
 from traitlets import TraitError
@@ -36,6 +39,7 @@ from bridgehead._errors import (
     NotSupported,
 )
 from bridgehead._transports import to_the_end
+from bridgehead._transports.keeper import Keeper
 from bridgehead._transports.zmq import ZmqTransport, stays_here
 
 SOCKET_PATH = 103  # bytes of a Unix socket's path on every POSIX, less the "-5" ZeroMQ's ports add
@@ -71,51 +75,91 @@ async def launch(
     env: Mapping[str, str] | None,
     cwd: str | os.PathLike[str] | None,
     encryption: bool,
+    insecure: frozenset[str],
     timeout: float,
 ) -> ZmqTransport:
     """Start a kernel and wait until it answers; cancelling or failing ends it again."""
     manager = AsyncKernelManager(kernel_name=kernel_name)
-    try:
-        manager.kernel_spec  # noqa: B018 - looks the kernel up
-    except NoSuchKernel:
-        known = ", ".join(sorted(KernelSpecManager().find_kernel_specs())) or "none"
-        raise KernelNotFound(
-            f"no kernel named {kernel_name!r} is installed; there is: {known}"
-        ) from None
+    spec = _spec(manager)
     file = _connection_path(connection_file)
+    provisioner = _provisioner(spec)
     if encryption:
         _encrypt(manager)
-    elif sys.platform != "win32" and len(os.fsencode(file)) <= SOCKET_PATH:
+    elif _takes_ipc(spec, provisioner) and len(os.fsencode(file)) <= SOCKET_PATH:
         manager.transport = "ipc"
     manager.connection_file = str(file)
-    log = tempfile.TemporaryFile("ab+")  # noqa: SIM115 - the transport closes it
     environment = {**os.environ, **(env or {})}
     # The debugger's word about frozen modules is noise to whoever didn't ask for a debugger.
     environment.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
-    options: dict[str, Any] = {"env": environment, "stdout": log, "stderr": log}
+    options: dict[str, Any] = {"env": environment}
+    log = None
+    if issubclass(provisioner, LocalProvisioner):  # they are Popen's, and mean nothing to others
+        log = tempfile.TemporaryFile("ab+")  # noqa: SIM115 - the keeper closes it
+        options |= {"stdout": log, "stderr": log}
     if cwd is not None:
         options["cwd"] = os.fspath(cwd)
-    transport = None
+    keeper, transport = Keeper(manager, log), None
     try:
         # To its end: cancelled half-way, the manager would not know of the process it started.
         await to_the_end(asyncio.ensure_future(manager.start_kernel(**options)))
+        # Only now: where the kernel is, is the provisioner's to tell.
+        info = _checked(manager.get_connection_info(), f"the kernel {kernel_name!r}", insecure)
+        if encryption and not info.get("curve_publickey"):
+            raise NotSupported(f"{provisioner.__name__} started {kernel_name!r} without CURVE keys")
         transport = ZmqTransport(
-            dict(manager.get_connection_info()),
-            connection_file=str(file),
-            manager=manager,
-            owned=True,
-            kernel_log=log,
+            info, connection_file=manager.connection_file, keeper=keeper, owned=True
         )
         await transport.open(timeout, timeout)
     except BaseException:
         if transport is not None:
             await transport.aclose()
         else:
-            if manager.has_kernel:
-                await to_the_end(asyncio.ensure_future(manager.shutdown_kernel(now=True)))
-            log.close()
+            await to_the_end(asyncio.ensure_future(keeper.end(polite=False)))
         raise
     return transport
+
+
+def _spec(manager: AsyncKernelManager) -> KernelSpec:
+    """The kernelspec that is to be started.
+
+    Raises:
+        KernelNotFound: there is none, or its provisioner is not installed.
+    """
+    try:
+        spec = manager.kernel_spec
+    except NoSuchKernel:
+        name, found = manager.kernel_name, KernelSpecManager().find_kernel_specs()
+        if name in found:
+            wanted = _provisioner_name(KernelSpec.from_resource_dir(found[name]))
+            raise KernelNotFound(
+                f"the kernel {name!r} is to be started by the provisioner {wanted!r}, which is not "
+                "installed here; pip install the package that brings it"
+            ) from None
+        known = ", ".join(sorted(found)) or "none"
+        raise KernelNotFound(f"no kernel named {name!r} is installed; there is: {known}") from None
+    assert spec is not None
+    return spec
+
+
+def _provisioner(spec: KernelSpec) -> type[KernelProvisionerBase]:
+    """What will start this kernel: jupyter_client's own, or one that an entry point names."""
+    known = KernelProvisionerFactory.instance().provisioners
+    found: type[KernelProvisionerBase] = known[_provisioner_name(spec)].load()
+    return found
+
+
+def _provisioner_name(spec: KernelSpec) -> str:
+    default = KernelProvisionerFactory.instance().default_provisioner_name
+    return str(spec.metadata.get("kernel_provisioner", {}).get("provisioner_name", default))
+
+
+def _takes_ipc(spec: KernelSpec, provisioner: type[KernelProvisionerBase]) -> bool:
+    """Whether Unix sockets are sure to work: they are not every kernel's, as TCP is.
+
+    xeus-python ends at once, and a provisioner may put the kernel where this folder is not.
+    """
+    ipykernel = any("ipykernel" in word for word in spec.argv)
+    return sys.platform != "win32" and ipykernel and provisioner is LocalProvisioner
 
 
 def _encrypt(manager: AsyncKernelManager) -> None:
@@ -172,10 +216,10 @@ async def over(lender: Any, *, insecure: frozenset[str], timeout: float) -> ZmqT
 
     Sockets and session are our own, so the lender's stay usable and undisturbed.
     """
-    manager = None
+    keeper = None
     if hasattr(lender, "start_kernel"):
-        manager = lender
-        if not await ensure_async(manager.is_alive()):
+        keeper = Keeper(lender)
+        if not await ensure_async(lender.is_alive()):
             raise KernelNotFound(
                 "this manager's kernel is not running; await manager.start_kernel() first"
             )
@@ -188,8 +232,8 @@ async def over(lender: Any, *, insecure: frozenset[str], timeout: float) -> ZmqT
     info = _checked(lender.get_connection_info(), file or "the client", insecure)
     if file is not None:
         _warn_if_others_can_read(file)
-    transport = ZmqTransport(info, connection_file=file, manager=manager)
-    return await _opened(transport, timeout, LISTEN_TIMEOUT if manager is None else timeout)
+    transport = ZmqTransport(info, connection_file=file, keeper=keeper)
+    return await _opened(transport, timeout, LISTEN_TIMEOUT if keeper is None else timeout)
 
 
 async def _opened(transport: ZmqTransport, timeout: float, connect: float) -> ZmqTransport:

@@ -46,6 +46,7 @@ class Openable:
         env: Mapping[str, str] | None = None,
         cwd: str | os.PathLike[str] | None = None,
         encryption: bool = False,
+        insecure: Insecurity | Collection[Insecurity] = (),
         lane: LaneName = "auto",
         pool: float = 0.5,
         trust: TrustName | None = None,
@@ -54,8 +55,9 @@ class Openable:
     ) -> Opening[B]:
         """Start a kernel of one's own; closing the bridge ends it.
 
-        On POSIX its sockets are Unix sockets beside its connection file (TCP on loopback where
-        that path is too long for a socket).
+        The kernelspec's provisioner starts it, interrupts it and ends it, wherever it may run. An
+        ipykernel on this machine, under POSIX, has Unix sockets beside its connection file (TCP on
+        loopback where that path is too long for a socket); others have what they say themselves.
 
         Args:
             kernel_name: an installed kernelspec, as ``jupyter kernelspec list`` shows them.
@@ -67,6 +69,7 @@ class Openable:
             encryption: TCP on loopback with CURVE instead of Unix sockets. The connection file
                 carries the keys, for ``attach`` and every client that knows CURVE; ``jupyter
                 console --existing`` of jupyter_client 8.10 doesn't, and gets no answer.
+            insecure: as in ``attach``, for a kernel that a provisioner starts elsewhere.
             lane: ``"auto"`` takes ``"direct"`` where the kernel is a process of this user's on
                 this machine (Linux), else ``"buffers"`` if they arrive on both sides, else
                 ``"inline"``. A lane that is named and can't be had is ``NotSupported``.
@@ -81,12 +84,15 @@ class Openable:
             timeout: seconds until the kernel must answer.
 
         Raises:
-            KernelNotFound: no such kernelspec, or it does not answer.
+            KernelNotFound: no such kernelspec, or its provisioner is not installed, or the kernel
+                does not answer.
             KernelDied: it ended at once; says what it last wrote.
+            InsecureConnection: as in ``attach``.
             UnsupportedKernel: it isn't Python, or evaluates no ``user_expressions``.
             NotSupported: ``encryption``, and the kernel or this jupyter_client has none.
         """
         how = _How(lane, trust, allow, pool)
+        permitted = _kernels.allowances(insecure)
 
         async def make() -> B:
             started = time.monotonic()
@@ -96,6 +102,7 @@ class Openable:
                 env=env,
                 cwd=cwd,
                 encryption=encryption,
+                insecure=permitted,
                 timeout=timeout,
             )
             return await cls._opened(transport, how, timeout, started)

@@ -277,9 +277,10 @@ def parse(text: str) -> Header:
 
 def remote_error(told: Mapping[str, Any]) -> RemoteError:
     """The error that a kernel tells of."""
-    return RemoteError(
-        as_text(told.get("ename")), as_text(told.get("evalue")), as_strings(told.get("traceback"))
-    )
+    name = as_text(told.get("ename"))
+    if name.startswith("<class '"):  # xeus-python tells of the class what Python does
+        name = name[8:-2].rpartition(".")[2]
+    return RemoteError(name, as_text(told.get("evalue")), as_strings(told.get("traceback")))
 
 
 def as_object(value: Any) -> Mapping[str, Any]:

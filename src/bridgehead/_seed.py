@@ -34,8 +34,9 @@ def shell_of(scope: Any) -> Any:
 def buffers_of(shell: Any) -> Sequence[Any]:
     """The buffers of the message that is being answered; none where they don't arrive."""
     kernel: Any = getattr(shell, "kernel", None)
-    parent = kernel.get_parent("shell") if hasattr(kernel, "get_parent") else {}
-    return parent.get("buffers") or ()
+    if not hasattr(kernel, "_parent_ident"):  # it is no ipykernel (xeus-python has get_parent too)
+        return ()
+    return kernel.get_parent("shell").get("buffers") or ()
 
 
 def rest(scope: Any, sources: Sequence[str], digests: Sequence[str], made_by: str) -> Sequence[Any]:

@@ -52,10 +52,13 @@ class Watches:
                 return {}, []
             known.state = None  # what was told went with a connection that broke
             return self.look(known)
-        events = getattr(self.far.kernel.shell, "events", None)
+        kernel = self.far.kernel
+        events = getattr(kernel.shell, "events", None)
         if events is None:
             raise Broken("unsupported", "this kernel tells nobody when a cell is done")
-        watch = Watch(header, self.far.kernel.address())
+        if not kernel.can_send:
+            raise Broken("unsupported", "this kernel sends nothing but answers")
+        watch = Watch(header, kernel.address())
         answer, out = self.look(watch)
         if "error" not in answer:
             if not self.known:

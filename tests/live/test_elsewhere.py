@@ -41,7 +41,7 @@ from bridgehead import (
     ReplyLost,
 )
 from bridgehead._transports import Transport
-from elsewhere import ENVIRONMENTS, HERE, NEWEST, OLDEST, Elsewhere, Environment
+from elsewhere import ENVIRONMENTS, HERE, NEWEST, OLDEST, TENTH, Elsewhere, Environment
 from look import look
 
 pytestmark = pytest.mark.elsewhere
@@ -130,7 +130,7 @@ def code() -> dict[str, Any]:
 # ------------------------------------------------------------ code between two Pythons
 
 
-@on(NEWEST, OLDEST, "bare")
+@on(NEWEST, TENTH, OLDEST, "bare", "spyder")
 async def test_code_is_refused_across_python_minors_before_anything_is_sent(
     live: Bridge, only_here: ModuleType
 ) -> None:
@@ -280,8 +280,13 @@ DATA: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("lane", ["buffers", "inline"])
-@pytest.mark.parametrize("name", [NEWEST, OLDEST, "bare", "bare-here"])
+def by_lanes(*names: str) -> list[tuple[str, str]]:
+    """Each of these environments with every lane that carries frames in messages, and xpython."""
+    both = [(name, lane) for name in names for lane in ("buffers", "inline")]
+    return [*both, ("xpython", "inline"), ("xpython", "direct")]
+
+
+@pytest.mark.parametrize(("name", "lane"), by_lanes(NEWEST, TENTH, OLDEST, "bare", "bare-here"))
 async def test_plain_data_crosses_both_ways(elsewhere: Elsewhere, name: str, lane: Any) -> None:
     async with Bridge.launch(elsewhere(name), lane=lane) as bridge:
         await bridge.push(DATA)
@@ -334,8 +339,7 @@ def arrays() -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("lane", ["buffers", "inline"])
-@pytest.mark.parametrize("name", [NEWEST, OLDEST, "ipykernel6"])
+@pytest.mark.parametrize(("name", "lane"), by_lanes(NEWEST, TENTH, OLDEST, "ipykernel6", "spyder"))
 async def test_arrays_cross_both_ways(elsewhere: Elsewhere, name: str, lane: Any) -> None:
     sent = arrays()
     async with Bridge.launch(elsewhere(name), lane=lane) as bridge:

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bridgehead._errors import KernelRestarted
+from bridgehead._errors import KernelRestarted, UnsupportedKernel
 from bridgehead._lanes import Lane
 from bridgehead._protocol import (
     PROBE,
@@ -21,6 +21,7 @@ from bridgehead._protocol import (
     execute_content,
     expression,
     loader_frames,
+    remote_error,
 )
 from bridgehead._transports import Transport
 
@@ -49,6 +50,12 @@ async def hello(transport: Transport, header: Header) -> tuple[Header, bool]:
         return answer((await transport.request(content, **alone)).content), False
     content = execute_content(expression("probe", header, install=True, beside=True))
     reply = await transport.request(content, [PROBE, *loader_frames()], **alone)
+    if reply.content.get("status") == "error":
+        # xpython-raw takes a request without code for a mistake; in IPython only an interrupt is.
+        failed = remote_error(reply.content)
+        if failed.ename != "KeyboardInterrupt":
+            why = f"{failed.ename}: {failed.evalue}"
+            raise UnsupportedKernel(f"the kernel fails at a request without code: {why}")
     try:
         told = answer(reply.content)
     except KernelRestarted:  # the loader is not there: what was beside the expression didn't arrive

@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -42,14 +41,20 @@ from bridgehead._errors import (
     TransportError,
 )
 from bridgehead._transports import SILENCE, Transport, is_loopback
+from bridgehead._transports.keeper import Keeper
 
 RECONNECT_GRACE = 2.5  # s a kernel that others own has to come back after its connection broke
 BEAT_EVERY = 1.0  # s between two heartbeats, while somebody waits
 ANSWER_EVERY = 0.25  # s between two questions to a kernel that is starting
 LOOK_EVERY = 10  # ms between two looks at why there is no connection yet
-PROCESS_EVERY = 0.1  # s between two looks at a process of ours
 LAST_WORDS = 1000  # ms that closing waits at most for what was sent last
 YIELD_EVERY = 16  # messages after which a reader lets others run
+CHANNELS = {
+    "shell": "shell_port",
+    "control": "control_port",
+    "iopub": "iopub_port",
+    "heartbeat": "hb_port",
+}
 # The other side speaks otherwise, or closes the connection half-way.
 REFUSED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 REFUSALS = 10  # handshakes in a row, some 90 ms apart, that must fail before it is final
@@ -58,6 +63,12 @@ REFUSALS = 10  # handshakes in a row, some 90 ms apart, that must fail before it
 def stays_here(transport: str, ip: str) -> bool:
     """Whether what crosses never leaves this machine: a Unix socket, or a loopback address."""
     return transport == "ipc" or is_loopback(ip)
+
+
+def _kind(info: dict[str, Any]) -> tuple[bool, ...]:
+    """What of a connection decides who can listen in, and who is trusted."""
+    here = stays_here(info["transport"], info["ip"])
+    return here, info["transport"] == "ipc", bool(info.get("curve_publickey")), bool(info["key"])
 
 
 class MonitoredContext(zmq.asyncio.Context):
@@ -81,9 +92,8 @@ class MonitoredContext(zmq.asyncio.Context):
 class ZmqTransport(Transport):
     """A kernel on ZeroMQ sockets, ``tcp`` or ``ipc``, plain or with CURVE.
 
-    ``manager`` is the kernel's AsyncKernelManager where there is one; ``owned`` says that
-    closing ends the kernel. ``kernel_log`` is a file with what the kernel wrote to its standard
-    error, for the message when it dies.
+    ``keeper`` has the kernel's AsyncKernelManager where there is one; ``owned`` says that closing
+    ends the kernel.
     """
 
     def __init__(
@@ -91,13 +101,13 @@ class ZmqTransport(Transport):
         info: dict[str, Any],
         *,
         connection_file: str | None = None,
-        manager: Any = None,
+        keeper: Keeper | None = None,
         owned: bool = False,
-        kernel_log: Any = None,
     ) -> None:
         super().__init__()
         self.connection_file = connection_file
-        self.manager, self.owned, self._kernel_log = manager, owned, kernel_log
+        self._keeper, self.owned = keeper, owned
+        self.manager: Any = None if keeper is None else keeper.manager
         self._context = context = MonitoredContext()
         for option, value in (
             (zmq.RCVHWM, 0),
@@ -109,6 +119,7 @@ class ZmqTransport(Transport):
             context.setsockopt(option, value)
         self._client = AsyncKernelClient(context=context)
         self._client.load_connection_info(info)  # type: ignore[arg-type]
+        self._info = info
         self.session = self._client.session
         self.name = self._client.transport
         self.ours = stays_here(self.name, self._client.ip)
@@ -155,8 +166,8 @@ class ZmqTransport(Transport):
             if socket is not heart:
                 self.spawn(self._read(channel, socket))
         self.spawn(self._listen_to(heart))
-        if self.manager is not None:
-            self.spawn(self._watch_process())
+        if self._keeper is not None:
+            self.spawn(self._watch_process(self._keeper))
         await self._ready(timeout, connect_timeout)
 
     def _connect(self) -> Any:
@@ -254,31 +265,8 @@ class ZmqTransport(Transport):
             await asyncio.to_thread(self._context.term)  # it waits for the last words
         except RuntimeError:  # the interpreter is ending, and no thread can be had any more
             self._context.term()
-        try:
-            if self.owned and self.manager.has_kernel:
-                await self._end_kernel()
-            elif self.owned:  # between the end of one process and the start of the next
-                self.manager.cleanup_connection_file()
-                self.manager.cleanup_ipc_files()
-        finally:
-            if self._kernel_log is not None:
-                self._kernel_log.close()
-
-    async def _end_kernel(self) -> None:
-        manager = self.manager
-        try:
-            # Politely only where it can hear: to a kernel that speaks otherwise (CURVE with
-            # one that knows none) the manager's send blocks the whole event loop, for ever.
-            polite = self.kernel_info and await ensure_async(manager.is_alive())
-            await ensure_async(manager.shutdown_kernel(now=not polite))
-        except BaseException:
-            # Cancelled while it was asked politely, or it would not listen.
-            process = getattr(manager.provisioner, "process", None)
-            if process is not None:
-                process.kill()
-            manager.cleanup_connection_file()
-            manager.cleanup_ipc_files()
-            raise
+        if self._keeper is not None and self.owned:
+            await self._keeper.end(polite=bool(self.kernel_info))
 
     # ------------------------------------------------------------ sending and receiving
 
@@ -390,38 +378,18 @@ class ZmqTransport(Transport):
             "the machine is overloaded; the bridge goes on when it answers again"
         )
 
-    async def _watch_process(self) -> None:
+    async def _watch_process(self, keeper: Keeper) -> None:
         while True:
-            await asyncio.sleep(PROCESS_EVERY)
-            self._trim_log()
+            await keeper.pause(self._down)
             if self._replacing or self._why_gone is not None:
                 continue
-            if not await ensure_async(self.manager.is_alive()) and not self._replacing:
-                self.gone(self._death(), "dead")
+            if await keeper.has_ended() and not self._replacing and self._why_gone is None:
+                words = f"the kernel's process {keeper.how()}{self._by_whom()}"
+                self.gone(self._death(words + keeper.last_words(), keeper.exit_code), "dead")
 
-    def _death(self) -> Any:
-        process = getattr(self.manager.provisioner, "process", None)
-        code = getattr(process, "returncode", None)
-        how = f"ended with exit code {code}" if code is not None else "ended"
-        if code is not None and code < 0:
-            with contextlib.suppress(ValueError):
-                how = f"was killed by {signal.Signals(-code).name}"
-        words = f"the kernel's process {how}{self._by_whom()}{self._last_words()}"
+    @staticmethod
+    def _death(words: str, code: int | None) -> Callable[[], KernelDied]:
         return lambda: KernelDied(words, exit_code=code)
-
-    def _last_words(self) -> str:
-        if self._kernel_log is None or self._kernel_log.closed:
-            return ""
-        self._kernel_log.seek(0, 2)
-        self._kernel_log.seek(max(0, self._kernel_log.tell() - 2000))
-        text = self._kernel_log.read().decode(errors="replace").strip()
-        return f"; it last wrote:\n{text}" if text else ""
-
-    def _trim_log(self) -> None:
-        """Append-only, and only its end is ever wanted: keep it from filling the disk."""
-        log = self._kernel_log
-        if log is not None and log.seek(0, 2) > 1 << 20:
-            log.truncate(0)
 
     # ------------------------------------------------------------ the kernel's life
 
@@ -451,6 +419,7 @@ class ZmqTransport(Transport):
             self.gone(lambda: KernelRestarted("the kernel was restarted"), "restarting")
             down = self._down.is_set()
             await ensure_async(self.manager.restart_kernel(now=True))
+            self._follow()
             if not down:  # what is sent before the old connection is seen to break goes with it
                 with contextlib.suppress(TimeoutError):
                     async with asyncio.timeout(1):
@@ -461,3 +430,31 @@ class ZmqTransport(Transport):
             await self._ready(timeout, timeout)
         finally:
             self._restarting = self._replacing = False
+
+    def _follow(self) -> None:
+        """Lead the sockets to where a provisioner started the kernel anew, if that is elsewhere.
+
+        Raises:
+            NotSupported: what was agreed to when the bridge was opened does not hold there.
+        """
+        info = dict(self.manager.get_connection_info())
+        if info == self._info:
+            return
+        if _kind(info) != _kind(self._info):
+            raise NotSupported(
+                f"the kernel was started anew at {info['ip']}, over another kind of connection; "
+                "close this bridge and open another one"
+            )
+        self._info = info
+        for name in CHANNELS.values():
+            setattr(self._client, name, 0)  # or the old one would stay
+        self._client.load_connection_info(info)  # type: ignore[arg-type]
+        for channel, port in CHANNELS.items():
+            socket = self._sockets[channel]
+            socket.disconnect(socket.get(zmq.LAST_ENDPOINT).rstrip(b"\0").decode())
+            if self._client.curve_publickey is not None:
+                socket.curve_secretkey = self._client.curve_secretkey
+                socket.curve_publickey = self._client.curve_publickey
+                socket.curve_serverkey = self._client.curve_publickey
+            between = "-" if info["transport"] == "ipc" else ":"
+            socket.connect(f"{info['transport']}://{info['ip']}{between}{info[port]}")
