@@ -17,6 +17,7 @@ from typing import Any
 from bridgehead import _parcel, _protocol
 from bridgehead._cell import CellOutputs
 from bridgehead._foothold import Packed, deadline
+from bridgehead._handoff import Handoff
 from bridgehead._opening import Openable
 from bridgehead._progress import Report, reporting
 from bridgehead._ref import Ref, primary
@@ -195,6 +196,86 @@ class Bridge(Openable):
             report(total, total)
         values = _parcel.values(await trusted.open(answered.frames), len(texts))
         return values[0] if len(texts) == 1 else values
+
+    async def handoff(
+        self,
+        *names: str,
+        to: Bridge,
+        timeout: float | None = None,
+        progress: bool | Report = False,
+        max_bytes: int | None = None,
+        trust: TrustName | None = None,
+    ) -> Transfer:
+        """Bind what this kernel has under some names to the same names in another: all, or none.
+
+        Kernel to kernel, by whatever way leads to either: it is pickled here once, so that what
+        the names share stays shared, and nothing is opened on the way. This program needs none
+        of the classes, and runs nobody's code. Where both kernels are on the direct lane the
+        shared memory itself is handed on, and this process copies nothing; else it holds what
+        crosses once.
+
+        It takes its turn in both kernels: what arrives is what the names were when this kernel's
+        turn came, and what ``to`` is asked for later comes after it, so it waits for this kernel
+        too. Cancelling leaves nothing on either side; if the other kernel was asked already, it
+        binds all of the names or none.
+
+        Args:
+            names: in this kernel's namespace.
+            to: the bridge of the other kernel, opened in the same event loop.
+            timeout: seconds for the whole.
+            progress: as in ``push``; bytes count half when they come, and half when they go.
+            max_bytes: of the pickled values; more is refused by this kernel, before it crosses.
+            trust: ``"data"`` has this kernel send and the other one open nothing but data,
+                ``"pickle"`` anything, which can run code of this kernel's in the other. By
+                default as this bridge trusts its kernel; see ``launch``.
+
+        Returns:
+            The ``Transfer``; its ``lane`` names both, as ``"buffers, direct"``, where they differ.
+
+        Raises, with a note that says which of the kernels it is about:
+            ValueError: no names, one that is no identifier, or ``to`` is this bridge.
+            TypeError: ``to`` is no ``Bridge``.
+            NameNotFound: this kernel has no such name.
+            RemoteError: pickling raised in this kernel, or unpickling in the other.
+            PayloadTooLarge: it has more than ``max_bytes``.
+            IncompatiblePython: functions or classes for a kernel of another Python version.
+            MissingInKernel: the other kernel lacks a module, or this one cloudpickle.
+            UntrustedPayload: it is more than data, where only data is trusted.
+            OutcomeUnknown: either kernel went meanwhile. Of an error that is about this kernel
+                it is known: in the other one, nothing was bound.
+        """
+        self._foothold.check()
+        with reporting(progress, "handoff") as report:
+            asked = self._to_hand_off(names, to, timeout, max_bytes, trust, report)
+            to._foothold.check()
+            return await asked.both()
+
+    def _to_hand_off(
+        self,
+        names: Sequence[str],
+        to: Bridge,
+        timeout: float | None,
+        max_bytes: int | None,
+        trust: TrustName | None,
+        report: Report,
+    ) -> Handoff:
+        if not isinstance(to, Bridge):
+            raise TypeError(
+                f"to= takes an open Bridge, not {type(to).__name__}; of a fleet, each bridge"
+            )
+        if to is self:
+            raise ValueError("to= is this bridge itself; y = x in a cell of its kernel would do")
+        if not names:
+            raise ValueError("there is nothing to hand over; say handoff('x', to=…)")
+        return Handoff(
+            self._foothold,
+            to._foothold,
+            list(dict.fromkeys(map(_name, names))),
+            timeout=timeout,
+            limit=_size(max_bytes),
+            data=self._foothold.trust.but(trust).data,
+            report=report,
+        )
 
     def watch(self, expression: str | Ref, *, max_bytes: int | None = None) -> Watch:
         """Follow a value: ``async for value in bridge.watch("history[-1]")``.

@@ -265,7 +265,13 @@ FIELDS: Dict[str, type] = {
     "at": int,
     "piece": int,
 }
-MAY: Dict[str, type] = {"max_bytes": int, "keep": str, "allow": list, "sums": bool}  # or be null
+MAY: Dict[str, type] = {  # or be null
+    "max_bytes": int,
+    "keep": str,
+    "allow": list,
+    "sums": bool,
+    "reader": list,  # the Python of who opens the answer, if that is not who asks
+}
 NEEDS: Dict[str, Dict[str, type]] = {
     "bind": {"names": list},
     "fetch": {"expressions": list},
