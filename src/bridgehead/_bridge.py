@@ -247,7 +247,6 @@ class Bridge(Openable):
         self._foothold.check()
         with reporting(progress, "handoff") as report:
             asked = self._to_hand_off(names, to, timeout, max_bytes, trust, report)
-            to._foothold.check()
             return await asked.both()
 
     def _to_hand_off(

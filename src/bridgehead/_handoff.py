@@ -47,6 +47,8 @@ class Handoff:
 
     async def both(self) -> Transfer:
         """The whole, where one event loop has both bridges."""
+        with _told_of("target", self.target):
+            self.target.check()
         with self.source.queue.place() as there, self.target.queue.place() as here:
             with _told_of("target", self.target):
                 if not self.target.is_ready:
