@@ -103,6 +103,19 @@ async def test_what_names_share_stays_shared_and_a_class_goes_along(
     assert await target.exists("Model") is False
 
 
+async def test_small_ones_cross_together(source: Bridge, target: Bridge) -> None:
+    """With data, code, and one that fails among them."""
+    await source.run(MODEL + "numbers = list(range(40))")
+    await source.run("\n".join(f"n{n} = {n}" for n in range(40)))
+    work = [source.handoff(f"n{n}", "model", to=target) for n in range(40)]
+    *outcomes, failed = await asyncio.gather(
+        *work, source.handoff("nope", to=target), return_exceptions=True
+    )
+    assert not [one for one in outcomes if isinstance(one, BaseException)]
+    assert isinstance(failed, NameNotFound)
+    assert await target.pull("[n0, n39, model.twice()]") == [0, 39, 42]
+
+
 async def test_nothing_is_bound_if_a_name_is_missing(one: Bridge, other: Bridge) -> None:
     await one.push(precious=1)
     with pytest.raises(NameNotFound, match="mean 'precious'") as caught:

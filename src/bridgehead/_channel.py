@@ -108,6 +108,11 @@ class Channel:
         return [prefix + text, *frames], files
 
     @property
+    def has_handed(self) -> bool:
+        """Whether the other end has files of segments of this one's."""
+        return bool(self._told)
+
+    @property
     def has_news(self) -> bool:
         """Whether there is something to tell of segments, that no message has told yet."""
         return bool(self.maps.released or self._gone)

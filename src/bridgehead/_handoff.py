@@ -77,8 +77,7 @@ class Handoff:
         def report(done: int, total: int) -> None:
             self.report(done // 2, total)
 
-        unread = info.lane == "direct" and not self.data
-        call = Call("fetch", None, report, fields, place=place, unread=unread)
+        call = Call("fetch", None, report, fields, place=place, unread=self._goes_on)
         with _told_of("source", self.source):
             try:
                 async with self._deadline(self.source, call):
@@ -93,7 +92,7 @@ class Handoff:
         python, code = self.source.info.python[:2], given.told.get("code") is True
         parcel = Parcel(given.frames, carries_code=code, refs=False, python=python)
         came_by = given.request.lane
-        segment = RELAY.pass_on(parcel.frames)
+        segment = RELAY.pass_on(parcel.frames) if self._goes_on else None
 
         def report(done: int, total: int) -> None:
             self.report((total + done) // 2, total)
@@ -119,6 +118,15 @@ class Handoff:
         seconds = time.perf_counter() - self.started
         lanes = ", ".join(dict.fromkeys((came_by, request.lane)))
         return Transfer(tuple(self.names), request.nbytes, seconds, lanes)
+
+    @property
+    def _goes_on(self) -> bool:
+        """Whether the target may have the source's own memory, where it is on the direct lane.
+
+        It can write there for ever after, and this process reads there what the source sends
+        next: so it is not for one that is not trusted.
+        """
+        return self.target.info.lane == "direct" and not (self.data or self.target.trust.data)
 
     def _deadline(
         self, foothold: Foothold, call: Call | None = None

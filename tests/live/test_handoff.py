@@ -163,6 +163,49 @@ async def test_the_source_has_it_back_when_the_last_array_died(
         await memory.given_back(aside)
 
 
+async def test_it_is_given_back_to_the_system_when_it_is_idle() -> None:
+    """By all three, and nobody has to ask for anything."""
+
+    def become_hasty() -> None:
+        import sys
+
+        loader: Any = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
+        loader.IDLE = 0.2
+
+    async with Bridge.launch() as source, Bridge.launch() as target:
+        await source.call(become_hasty, by_value=[memory])
+        await source.run(f"import numpy; x = numpy.arange({LARGE}.0)")
+        await source.handoff("x", to=target)
+        await target.delete("x")
+        async with asyncio.timeout(30):
+            while memory.here(source)["mapped"] or Path(
+                f"/proc/{target.info.pid}/maps"
+            ).read_text().count("memfd:bridgehead"):
+                await asyncio.sleep(0.1)
+        await source.handoff("x", to=target)
+        assert await target.pull("float(x.sum())") == LARGE * (LARGE - 1) / 2
+
+
+async def test_who_is_not_trusted_gets_no_memory_of_the_sources(
+    pair: tuple[Bridge, Bridge],
+) -> None:
+    """It could write there for ever, and what comes next from the source is read there here."""
+    source, other = pair
+    await source.run(f"import numpy; x = numpy.arange({LARGE}.0)")
+    async with Bridge.attach(other.info.connection_file, lane="direct", trust="data") as stranger:
+        assert (await source.handoff("x", to=stranger)).lane == "direct"
+        assert memory.here(stranger)["leases"] == 1  # this process's own
+        await memory.given_back(source)
+        assert await stranger.pull("float(x.sum())") == LARGE * (LARGE - 1) / 2
+        await nothing_is_lent(source, stranger)
+    # Nor is what comes from one that is not trusted opened while it can still write there.
+    async with Bridge.attach(source.info.connection_file, lane="direct", trust="data") as stranger:
+        await stranger.run(f"import numpy; x = numpy.arange({LARGE}.0)")
+        assert (await stranger.handoff("x", to=other)).lane == "direct"
+        await memory.given_back(stranger)
+        assert await other.pull("float(x.sum())") == LARGE * (LARGE - 1) / 2
+
+
 async def test_it_outlives_the_bridges(pair: tuple[Bridge, Bridge]) -> None:
     """Closed in either order; the memory of what lives on is used for nothing else."""
     one, other = pair
