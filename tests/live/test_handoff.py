@@ -558,16 +558,23 @@ def test_the_blocking_face_hands_the_segment_on() -> None:
 async def test_between_other_pythons(
     pair: tuple[Bridge, Bridge], elsewhere: Callable[..., str], name: str
 ) -> None:
-    """Data crosses, code is refused before anything is bound, with both versions named."""
+    """Data crosses, code is refused before anything is bound, with both versions named.
+
+    Between two kernels of one version code crosses, whatever this program runs.
+    """
     one, _ = pair
-    async with Bridge.launch(elsewhere(name)) as other:
+    async with Bridge.launch(elsewhere(name)) as other, Bridge.launch(elsewhere(name)) as same:
         assert other.info.python[:2] != one.info.python[:2]
         for source, target in ((one, other), (other, one)):
             versions = [".".join(map(str, bridge.info.python[:2])) for bridge in (source, target)]
             await source.run(MODEL + "data = {'a': [1]}")
+            await target.push(model=None)
             await source.handoff("data", to=target)
             assert await target.pull("data") == {"a": [1]}
             told = rf"carries code of Python {versions[0]}, and the other kernel runs {versions[1]}"
             with pytest.raises(IncompatiblePython, match=told):
                 await source.handoff("data", "model", to=target)
-            assert not await target.exists("model")
+            assert await target.pull("model") is None
+        await other.run(MODEL + f"import numpy; x = numpy.arange({LARGE}.0)")
+        await other.handoff("model", "x", to=same)
+        assert await same.pull("model.twice()", "float(x[-1])") == (42, LARGE - 1)
