@@ -9,6 +9,7 @@ import asyncio
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 import memory
 import numpy as np
 import pytest
-from kit import LANES, all_of, goes_on, told_within
+from kit import LANES, all_of, file_of, goes_on, told_within
 
 from bridgehead import (
     Bridge,
@@ -283,6 +284,76 @@ os.waitpid(child, 0)
         await source.run(f"x[:] = {n}")
         await source.handoff("x", to=target)
         assert await target.pull("float(x.sum())") == n * LARGE
+
+
+BETWEEN = """
+import asyncio, os, sys
+from bridgehead import Bridge
+
+async def main():
+    async with (
+        Bridge.attach(sys.argv[1], lane="direct") as source,
+        Bridge.attach(sys.argv[2], lane="direct") as target,
+    ):
+        n = 0
+        while sys.argv[3] == "for ever" or n < 6:
+            await source.run(f"x[:] = {n}")
+            await source.handoff("x", to=target)
+            if sys.argv[3] == "forking":
+                child = os.fork()
+                if not child:
+                    os._exit(0)
+                os.waitpid(child, 0)
+                await target.run("x += 1; held.append(x)")
+            n += 1
+            print(n, flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def between(one: Bridge, other: Bridge, how: str) -> asyncio.subprocess.Process:
+    """A program of its own that hands arrays over from one to the other."""
+    await one.run(f"import numpy; x = numpy.zeros({LARGE})")
+    await other.run("held = []")
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "ignore::DeprecationWarning", "-c", BETWEEN),
+        *(file_of(one), file_of(other), how),
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        stdout=asyncio.subprocess.PIPE,
+    )
+
+
+async def test_a_fork_of_the_program_in_between(pair: tuple[Bridge, Bridge]) -> None:
+    process = await between(*pair, "forking")
+    await process.communicate()
+    assert process.returncode == 0
+    expected = [[n + 1.0] * 2 for n in range(6)]
+    assert await pair[1].pull("[[float(x[0]), float(x[-1])] for x in held]") == expected
+    await nothing_is_lent(*pair)
+
+
+async def test_the_program_in_between_is_killed(pair: tuple[Bridge, Bridge]) -> None:
+    """Neither kernel keeps anything of it, and what arrived is whole, and stays as it is."""
+    one, other = pair
+    dice = random.Random(4)
+    for _ in range(4):
+        process = await between(one, other, "for ever")
+        assert process.stdout is not None
+        await process.stdout.readline()
+        await asyncio.sleep(0.1 * dice.random())
+        process.kill()
+        await process.communicate()
+        for bridge in pair:
+            async with asyncio.timeout(30):
+                while await memory.servers(bridge) > 1:
+                    await asyncio.sleep(0.05)
+        first = await other.pull("float(x[0])")
+        await one.run("x[:] = -1")
+        for _ in range(3):
+            assert (await one.pull("x") == -1).all()
+        assert await other.pull("set(x.tolist())") == {first}
+        await nothing_is_lent(*pair)
 
 
 @pytest.mark.parametrize("lane", LANES)
