@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -19,10 +20,12 @@ from bridgehead import (
     BridgeClosed,
     BridgeError,
     Fleet,
+    IntegrityError,
     KernelRestarted,
     NameNotFound,
     PayloadTooLarge,
     RemoteError,
+    ReplyLost,
     SyncBridge,
     UntrustedPayload,
 )
@@ -91,6 +94,71 @@ async def test_large_ones_in_pieces(source: Bridge, target: Bridge) -> None:
     assert [done for done, _ in told] == sorted(done for done, _ in told)
     assert told[-1] == (transfer.bytes, transfer.bytes)
     assert any(done <= transfer.bytes // 2 for done, _ in told)
+
+
+@pytest.mark.parametrize("ways", [("sha256", "crc32"), ("crc32", "sha256")])
+async def test_each_way_is_signed_as_it_must_be(
+    source: Bridge, target: Bridge, ways: tuple[str, str]
+) -> None:
+    """SHA-256 where a wire leaves the machine; what was signed for the one is not enough there."""
+    source._transport.digest, target._transport.digest = ways
+    signed = [signatures(source), signatures(target)]
+    array = np.frombuffer(random.Random(1).randbytes(6 * MIB), "u1")
+    await source.push(array=array)
+    await source.handoff("array", to=target)
+    assert np.array_equal(await target.pull("array"), array)
+    for algorithm, found in zip(ways, signed, strict=True):
+        assert {one.partition(":")[0] for one in found} - {"sums"} == {algorithm}
+
+
+def signatures(bridge: Bridge) -> list[str]:
+    """The digests that a bridge's requests carry from now on."""
+    found: list[str] = []
+    send = bridge._transport.send
+
+    async def listening(channel: str, message: Any, buffers: Any) -> None:
+        text = next(iter(message["content"].get("user_expressions", {}).values()), "")
+        found.extend(re.findall(r'"digest": "([^"]*)"', text))
+        await send(channel, message, buffers)
+
+    bridge._transport.send = listening  # type: ignore[method-assign]
+    return found
+
+
+@pytest.mark.parametrize("which", ["source", "target"])
+async def test_what_is_altered_on_either_way_is_bound_nowhere(which: str) -> None:
+    async with (
+        Bridge.loopback(lane="buffers") as source,
+        Bridge.loopback(lane="buffers") as target,
+    ):
+        await source.push(x=np.zeros(MIB))
+        await target.push(x="as it was")
+
+        def altered(buffers: Any) -> list[Any]:
+            parts = [bytearray(part) for part in buffers]
+            for part in parts:
+                if len(part) > MIB:
+                    part[MIB // 2] ^= 1
+            return parts
+
+        if which == "target":
+            send = target._transport.send
+
+            async def sent(channel: str, message: Any, buffers: Any) -> None:
+                await send(channel, message, altered(buffers))
+
+            target._transport.send = sent  # type: ignore[method-assign]
+        else:
+            received = source._transport.received
+
+            def came(channel: str, message: Any) -> None:
+                received(channel, {**message, "buffers": altered(message["buffers"])})
+
+            source._transport.received = came  # type: ignore[method-assign]
+        with pytest.raises(IntegrityError if which == "target" else ReplyLost) as caught:
+            await source.handoff("x", to=target)
+        assert f"the {which} of a handoff" in caught.value.__notes__[0]
+        assert await target.pull("x") == "as it was"
 
 
 async def test_what_names_share_stays_shared_and_a_class_goes_along(

@@ -120,6 +120,16 @@ async def test_every_pair_of_lanes(pair: tuple[Bridge, Bridge], here: Any, there
     await nothing_is_lent(*pair)
 
 
+async def test_from_and_to_a_loopback(pair: tuple[Bridge, Bridge]) -> None:
+    kernel, _ = pair
+    async with Bridge.loopback() as nowhere:
+        await nowhere.push(x=np.arange(LARGE))
+        await nowhere.handoff("x", to=kernel)
+        await kernel.run("x += 1")
+        await kernel.handoff("x", to=nowhere)
+        assert np.array_equal(await nowhere.pull("x"), np.arange(LARGE) + 1)
+
+
 async def test_of_a_hundred_megabytes_nothing_is_here(pair: tuple[Bridge, Bridge]) -> None:
     """Not a segment of this process's own, not a page of the source's, and no copy."""
     source, target = pair
