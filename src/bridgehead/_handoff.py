@@ -11,8 +11,9 @@ another's binding was called after that one's reading.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
+from typing import Any
 
 from bridgehead._errors import BridgeError, IncompatiblePython, MissingInKernel
 from bridgehead._foothold import Answered, Call, Foothold, Packed, check_seconds, deadline
@@ -50,12 +51,16 @@ class Handoff:
         with _told_of("target", self.target):
             self.target.check()
         with self.source.queue.place() as there, self.target.queue.place() as here:
-            with _told_of("target", self.target):
-                if not self.target.is_ready:
-                    await there.prepare(here.prepare(self.reach()))
-                # Its kernel may go while the source's is waited for.
-                await here.prepare(self.give(there))
+            if not self.target.is_ready:
+                with _told_of("source", self.source):
+                    await there.prepare(self._meanwhile(here, self.reach()))
+            await self._meanwhile(here, self.give(there))
             return await self.take(here)
+
+    async def _meanwhile(self, here: Place, work: Coroutine[Any, Any, None]) -> None:
+        """What the target has to wait for; it may go before that is done."""
+        with _told_of("target", self.target):
+            await here.prepare(work)
 
     async def reach(self) -> None:
         """See whether there is somebody to take it, before anything is read."""
