@@ -578,6 +578,19 @@ def test_several_expressions_are_read_before_any_is_pickled(space: Space) -> Non
     assert space.fetch("late", "number") == ("late", 1)
 
 
+def test_what_is_for_another_kernel_is_what_that_one_can_bind(space: Space) -> None:
+    """As it comes; a tuple it would refuse."""
+    space.bind(x=[1], y="é")
+    told, frames = space.ask("fetch", expressions=["y", "x"], names=["b", "a"])
+    assert "code" not in told
+    assert list(_parcel.decode(frames).items()) == [("b", "é"), ("a", [1])]
+    parcel = _parcel.Parcel(frames, carries_code=False, refs=False)
+    space.ask("bind", parcel, names=["b", "a"])
+    assert space.fetch("a", "b") == ([1], "é")
+    with pytest.raises(ProtocolError, match="'reader' is str, not list"):
+        space.ask("fetch", expressions=["y"], names=["y"], reader="3.8")
+
+
 # ---------------------------------------------------------------- megabytes, and pieces
 
 
@@ -1845,6 +1858,19 @@ def test_code_comes_back_from_the_same_minor_version_only(
         with pytest.raises(IncompatiblePython, match=r"Python 3\.\d+, and this is Python 3\.\d+"):
             equipped.fetch("made")
     assert equipped.snapshot() == before
+
+
+def test_code_for_another_kernel_is_judged_by_that_ones_python(equipped: Space) -> None:
+    """Whatever this one's is; and it is told that it is code."""
+    equipped.cell("made, data = (lambda: 1), 1")
+    asked: dict[str, Any] = {"expressions": ["made"], "names": ["made"]}
+    theirs = list(equipped.python.version[:2])
+    told, frames = equipped.ask("fetch", **asked, reader=theirs)
+    assert told["code"] is True
+    assert frames
+    with pytest.raises(IncompatiblePython):
+        equipped.ask("fetch", **asked, reader=[theirs[0], theirs[1] + 1])
+    equipped.ask("fetch", expressions=["data"], names=["data"], reader=[3, 99])
 
 
 def test_data_crosses_between_all_versions_where_cloudpickle_is(equipped: Space) -> None:

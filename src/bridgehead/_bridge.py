@@ -7,16 +7,16 @@ lane, deadline, restarts and messages are the foothold's.
 from __future__ import annotations
 
 import inspect
-import keyword
 import time
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
 from bridgehead import _parcel, _protocol
+from bridgehead._arguments import name_of, size_of, text_of, to_push
 from bridgehead._cell import CellOutputs
 from bridgehead._foothold import Packed, deadline
+from bridgehead._handoff import Handoff
 from bridgehead._opening import Openable
 from bridgehead._progress import Report, reporting
 from bridgehead._ref import Ref, primary
@@ -117,7 +117,9 @@ class Bridge(Openable):
             )
         objects = to_push(mapping, values)
         data = trust == "data"
-        content = _parcel.Content(objects, objects, by_value, self._reduce, _size(max_bytes), data)
+        content = _parcel.Content(
+            objects, objects, by_value, self._reduce, size_of(max_bytes), data
+        )
         with reporting(progress, "push") as report:
             answered = await self._foothold.ask(
                 "bind",
@@ -179,8 +181,8 @@ class Bridge(Openable):
         self._foothold.check()
         if not expressions:
             raise ValueError("there is nothing to pull; say pull('x')")
-        texts = [_expression(expression) for expression in expressions]
-        limit, trusted = _size(max_bytes), self._foothold.trust.but(trust)
+        texts = [text_of(expression) for expression in expressions]
+        limit, trusted = size_of(max_bytes), self._foothold.trust.but(trust)
         with reporting(progress, "pull") as report:
             answered = await self._foothold.ask(
                 "fetch",
@@ -195,6 +197,86 @@ class Bridge(Openable):
             report(total, total)
         values = _parcel.values(await trusted.open(answered.frames), len(texts))
         return values[0] if len(texts) == 1 else values
+
+    async def handoff(
+        self,
+        *names: str,
+        to: Bridge,
+        timeout: float | None = None,
+        progress: bool | Report = False,
+        max_bytes: int | None = None,
+        trust: TrustName | None = None,
+    ) -> Transfer:
+        """Bind what this kernel has under some names to the same names in another: all, or none.
+
+        Kernel to kernel, by whatever way leads to either: it is pickled here once, so that what
+        the names share stays shared, and nothing is opened on the way. This program needs none
+        of the classes, and runs nobody's code. Where both kernels are on the direct lane the
+        shared memory itself is handed on, and this process copies nothing; else it holds what
+        crosses once.
+
+        It takes its turn in both kernels: what arrives is what the names were when this kernel's
+        turn came, and what ``to`` is asked for later comes after it, so it waits for this kernel
+        too. Cancelling leaves nothing on either side; if the other kernel was asked already, it
+        binds all of the names or none.
+
+        Args:
+            names: in this kernel's namespace.
+            to: the bridge of the other kernel, opened in the same event loop.
+            timeout: seconds for the whole.
+            progress: as in ``push``; bytes count half when they come, and half when they go.
+            max_bytes: of the pickled values; more is refused by this kernel, before it crosses.
+            trust: ``"data"`` has this kernel send and the other one open nothing but data,
+                ``"pickle"`` anything, which can run code of this kernel's in the other. By
+                default as this bridge trusts its kernel; see ``launch``. Classes of ``allow=``
+                are no data here.
+
+        Returns:
+            The ``Transfer``; its ``lane`` names both, as ``"buffers, direct"``, where they differ.
+
+        Raises, with a note that says which of the kernels it is about:
+            ValueError: no names, one that is no identifier, or ``to`` is this bridge.
+            TypeError: ``to`` is no ``Bridge``.
+            NameNotFound: this kernel has no such name.
+            RemoteError: pickling raised in this kernel, or unpickling in the other.
+            PayloadTooLarge: it has more than ``max_bytes``.
+            IncompatiblePython: functions or classes for a kernel of another Python version.
+            MissingInKernel: the other kernel lacks a module, or this one cloudpickle.
+            UntrustedPayload: it is more than data, where only data is trusted.
+            OutcomeUnknown: either kernel went meanwhile. Of an error that is about this kernel
+                it is known: in the other one, nothing was bound.
+        """
+        self._foothold.check()
+        with reporting(progress, "handoff") as report:
+            asked = self._to_hand_off(names, to, timeout, max_bytes, trust, report)
+            return await asked.both()
+
+    def _to_hand_off(
+        self,
+        names: Sequence[str],
+        to: Bridge,
+        timeout: float | None,
+        max_bytes: int | None,
+        trust: TrustName | None,
+        report: Report,
+    ) -> Handoff:
+        if not isinstance(to, Bridge):
+            raise TypeError(
+                f"to= takes an open Bridge, not {type(to).__name__}; of a fleet, each bridge"
+            )
+        if to is self:
+            raise ValueError("to= is this bridge itself; y = x in a cell of its kernel would do")
+        if not names:
+            raise ValueError("there is nothing to hand over; say handoff('x', to=…)")
+        return Handoff(
+            self._foothold,
+            to._foothold,
+            list(dict.fromkeys(map(name_of, names))),
+            timeout=timeout,
+            limit=size_of(max_bytes),
+            data=self._foothold.trust.but(trust).data,
+            report=report,
+        )
 
     def watch(self, expression: str | Ref, *, max_bytes: int | None = None) -> Watch:
         """Follow a value: ``async for value in bridge.watch("history[-1]")``.
@@ -214,7 +296,7 @@ class Bridge(Openable):
             NotSupported: the kernel tells nobody when a cell is done.
         """
         self._foothold.check()
-        text, limit = _expression(expression), _size(max_bytes)
+        text, limit = text_of(expression), size_of(max_bytes)
 
         async def one(frames: list[memoryview]) -> Any:
             return _parcel.values(await self._foothold.trust.open(frames), 1)[0]
@@ -251,7 +333,7 @@ class Bridge(Openable):
                 f"call() takes a plain function, not a {kind}; for await there is run()"
             )
         if keep is not None:
-            keep = _name(keep)
+            keep = name_of(keep)
         parts = {"the function": function, "args": args, "kwargs": kwargs}
         content = _parcel.Content((function, args, kwargs), parts, by_value, self._reduce)
         trust = self._foothold.trust
@@ -266,7 +348,7 @@ class Bridge(Openable):
         Raises:
             SyntaxError: it is no expression.
         """
-        return Ref(self, primary(_expression(expression)))
+        return Ref(self, primary(text_of(expression)))
 
     async def names(self, pattern: str = "*", *, timeout: float | None = None) -> list[Name]:
         """The user's names over there, as ``%who`` shows them, without computing a repr.
@@ -299,13 +381,13 @@ class Bridge(Openable):
         self._foothold.check()
         if not names:
             raise ValueError("there is nothing to delete; say delete('x')")
-        unique = list(dict.fromkeys(map(_name, names)))
+        unique = list(dict.fromkeys(map(name_of, names)))
         await self._foothold.ask("drop", timeout, names=unique)
 
     async def exists(self, name: str, *, timeout: float | None = None) -> bool:
         """Whether the kernel's namespace has the name; a builtin is not in it."""
         self._foothold.check()
-        answered = await self._foothold.ask("has", timeout, name=_name(name))
+        answered = await self._foothold.ask("has", timeout, name=name_of(name))
         has: bool = _protocol.understood(answered.told.get("has"), bool, "exists")
         return has
 
@@ -396,55 +478,3 @@ class Bridge(Openable):
         if getattr(value._bridge, "_bridge", value._bridge) is not self:
             raise TypeError(f"{value!r} belongs to another bridge")
         return Ref, (value._expression,)
-
-
-def to_push(mapping: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What a push is asked for, by names that a cell could use.
-
-    Raises:
-        TypeError, ValueError: as ``Bridge.push`` does.
-    """
-    if mapping is not None and not isinstance(mapping, Mapping):
-        raise TypeError(
-            f"push() takes names with their objects, not {type(mapping).__name__}; "
-            "say push(x=…) or push({'x': …})"
-        )
-    objects = {_name(key): item for key, item in {**(mapping or {}), **values}.items()}
-    if not objects:
-        raise ValueError(
-            "there is nothing to push; say push(x=1) or push({'x': 1}), the latter also for a "
-            "name that is push's own keyword, as timeout, now and progress"
-        )
-    return objects
-
-
-def _name(name: Any) -> str:
-    """A name as Python's parser would know it.
-
-    Raises:
-        ValueError: it is no identifier, or a keyword.
-    """
-    if not isinstance(name, str) or not name.isidentifier():
-        raise ValueError(f"{name!r} is no Python identifier, so no cell could use it as a name")
-    if keyword.iskeyword(name):
-        raise ValueError(f"{name!r} is a Python keyword, so no cell could use it as a name")
-    return unicodedata.normalize("NFKC", str(name))
-
-
-def _size(max_bytes: object) -> int | None:
-    """Raise unless it is a number of bytes, or None."""
-    if max_bytes is None:
-        return None
-    if type(max_bytes) is not int or max_bytes < 0:
-        raise ValueError(f"max_bytes is a number of bytes or None, not {max_bytes!r}")
-    return max_bytes
-
-
-def _expression(expression: str | Ref) -> str:
-    if type(expression) is Ref:
-        return expression._expression
-    if not isinstance(expression, str):
-        raise TypeError(f"an expression is a string or a ref, not {type(expression).__name__}")
-    if not expression.strip():
-        raise ValueError("an empty string is no expression")
-    return unicodedata.normalize("NFKC", expression) if expression.isidentifier() else expression

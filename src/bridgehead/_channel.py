@@ -47,7 +47,7 @@ class Channel:
     def __init__(self, sock: socket.socket, pool: Pool) -> None:
         self.socket, self.pool, self.maps = sock, pool, Maps()
         self._lent: dict[int, Segment] = {}  # to the other end, by number
-        self._told: set[int] = set()  # segments that the other end was handed
+        self._told: dict[int, Segment] = {}  # that the other end was handed, by number
         self._gone: Deque[int] = deque()
         self._read = bytearray()
         self._room = memoryview(bytearray(_ROOM))
@@ -58,19 +58,21 @@ class Channel:
 
     def lend(self, segment: Segment) -> None:
         """The lease of a segment is the other end's, from the message on that names it."""
-        self._lent[segment.number] = segment
+        if self.socket.fileno() < 0:  # no message will
+            segment.pool.give_back(segment)
+        else:
+            self._lent[segment.number] = segment
 
     def take_back(self, segment: Segment, *, unmapped: bool = False) -> None:
         """No message has named it, or it could not be mapped there."""
         if self._lent.pop(segment.number, None) is not None:
-            if unmapped:
-                self._told.discard(segment.number)
+            if unmapped and self._told.pop(segment.number, None) is not None:
+                segment.holders.remove(self)
             segment.pool.give_back(segment)
 
     def gone(self, number: int) -> None:
         """A segment was given back to the system; its pool says so."""
-        if number in self._told:
-            self._told.discard(number)
+        if self._told.pop(number, None) is not None:
             self._gone.append(number)
 
     def pack(
@@ -93,7 +95,7 @@ class Channel:
             number, capacity = segment.number, segment.capacity
             flags = _PRIVATE * segment.pool.private
             if number not in self._told:
-                self._told.add(number)
+                self._told[number] = segment
                 segment.holders.append(self)
                 files.append(segment.file)
                 flags |= _HAS_FILE
@@ -104,6 +106,11 @@ class Channel:
         if released or gone or sizes:
             prefix += array("q", [*released, *gone, *sizes]).tobytes()
         return [prefix + text, *frames], files
+
+    @property
+    def has_handed(self) -> bool:
+        """Whether the other end has files of segments of this one's."""
+        return bool(self._told)
 
     @property
     def has_news(self) -> bool:
@@ -187,18 +194,21 @@ class Channel:
     # ------------------------------------------------------------ the end
 
     def close(self) -> None:
-        """Close the socket; leases given are over, and what is leased here lives on."""
+        """Close the socket; what is leased lives on, at either end.
+
+        Nobody tells any more when what was lent is free, so that is never used again.
+        """
         self.socket.close()
         while self._files:
             file = self._files.popleft()
             if file >= 0:
                 os.close(file)
         lent, self._lent = list(self._lent.values()), {}
+        told, self._told = list(self._told.values()), {}
+        for segment in told:
+            segment.holders.remove(self)
         for segment in lent:
-            segment.pool.give_back(segment)
-        for segment in lent:
-            if self in segment.holders:
-                segment.holders.remove(self)
+            segment.pool.give_back(segment, spoilt=True)
         self.maps.known.clear()
 
 

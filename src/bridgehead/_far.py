@@ -371,11 +371,11 @@ class Far:
 
     def encode(
         self, header: Header, value: Any, paths: Sequence[str], ran: bool
-    ) -> list[memoryview]:
-        """Frames of a tuple of results, still views of the live objects.
+    ) -> tuple[list[memoryview], bool]:
+        """Frames of results, still views of the live objects, and whether they carry code.
 
-        ``ran`` says that code of the user's ran to make them: then a refusal is no longer one
-        of a request that did nothing.
+        They are a tuple, or a dict by their names. ``ran`` says that code of the user's ran to
+        make them: then a refusal is no longer one of a request that did nothing.
         """
         limit = header.get("max_bytes")
         if header.get("trust") == "data":
@@ -383,16 +383,17 @@ class Far:
             total = sum(frame.nbytes for frame in frames)
             if limit is not None and total > limit:
                 raise TooLarge(total)
-            return frames
+            return frames, False
         try:
             if is_light(value):
                 frames = encode_light(value)
                 total = sum(frame.nbytes for frame in frames)
                 if limit is not None and total > limit:
                     raise TooLarge(total)
-                return frames
+                return frames, False
             frames, carries_code = encode(value, limit=limit)
-            if carries_code and header.get("python") != list(sys.version_info[:2]):
+            reader = header.get("reader") or header.get("python")
+            if carries_code and reader != list(sys.version_info[:2]):
                 raise CodeRefused(
                     "the value carries code objects of Python %d.%d" % sys.version_info[:2]
                 )
@@ -403,7 +404,7 @@ class Far:
                 raise
             raise pickle.PicklingError("the value stays in the kernel: %s" % error) from None
         except BaseException:
-            for part, path in zip(value, paths):
+            for part, path in zip(value.values() if type(value) is dict else value, paths):
                 try:
                     encode(part)
                 except Exception:
@@ -411,7 +412,7 @@ class Far:
                     message = "%s cannot be pickled: %s: %s" % (where, type(why).__name__, why)
                     raise pickle.PicklingError(message) from None
             raise
-        return frames
+        return frames, carries_code
 
     def encode_data(
         self, value: Any, allow: Sequence[str], paths: Sequence[str]
@@ -422,9 +423,10 @@ class Far:
         except Broken as error:
             path, kind = str(error.details.get("path", "")), error.details.get("type")
             index = path[1:].partition("]")[0]
-            if not index.isdigit():
+            key = index[1:-1] if index[:1] == "'" else ""
+            if not index.isdigit() and key not in paths:
                 raise
-            where = paths[int(index)] + path[len(index) + 2 :]
+            where = (key or paths[int(index)]) + path[len(index) + 2 :]
             message = "%s is %s, which is not data" % (where, kind)
             raise Broken(error.kind, message, type=kind) from None
         return frames
@@ -548,17 +550,23 @@ class Far:
         return {}, []
 
     def fetch(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
-        return {}, self.valued(header)
+        out, carries_code = self.valued(header)
+        return ({"code": True} if carries_code else {}), out
 
-    def valued(self, header: Header) -> list[memoryview]:
-        """The values of expressions, all read before any is pickled, in one pickle."""
+    def valued(self, header: Header) -> tuple[list[memoryview], bool]:
+        """The values of expressions, all read before any is pickled, in one pickle.
+
+        A tuple of them; a dict, as a bind wants it, where the request has names for them.
+        """
         expressions = header["expressions"]
         # Before anything runs, so that a missing name means that nothing did.
         missing = [e for e in expressions if e.isidentifier() and not self.known(e)]
         if missing:
             self.unknown(missing)
         plain = all(expression.strip() in self.kernel.namespace for expression in expressions)
-        values = tuple(self.evaluate(expression) for expression in expressions)
+        values: Any = tuple(self.evaluate(expression) for expression in expressions)
+        if header.get("names") is not None:
+            values = dict(zip(header["names"], values))
         return self.encode(header, values, expressions, not plain)
 
     def call(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
@@ -571,7 +579,7 @@ class Far:
         if header.get("keep"):
             self.kernel.namespace.update({header["keep"]: value})
             return {}, []
-        return {}, self.encode(header, (value,), ("the result",), True)
+        return {}, self.encode(header, (value,), ("the result",), True)[0]
 
     def drop(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
         namespace = self.kernel.namespace

@@ -12,7 +12,8 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from bridgehead import _parcel
-from bridgehead._bridge import Bridge, to_push
+from bridgehead._arguments import to_push
+from bridgehead._bridge import Bridge
 from bridgehead._foothold import Packed
 from bridgehead._lanes.direct import placed
 from bridgehead._opening import Opening

@@ -15,7 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from bridgehead import _parcel, _protocol, _wire
+from bridgehead import _parcel, _protocol
 from bridgehead._errors import (
     BridgeError,
     KernelRestarted,
@@ -107,16 +107,24 @@ class Foothold:
         ``report`` is told of bytes done and in all; ``fields`` go into the header.
         """
         fields["max_bytes"] = limit
-        call = _Call(operation, content, report, fields, packed)
+        call = Call(operation, content, report, fields, packed)
         if timeout is None:
-            return await (self._at_once(call) if now else self._in_turn(call))
+            return await (self._at_once(call) if now else self.in_turn(call))
         async with deadline(timeout, SAID.get(operation, operation), self.transport, call):
-            return await (self._at_once(call) if now else self._in_turn(call))
+            return await (self._at_once(call) if now else self.in_turn(call))
 
-    async def _in_turn(self, call: _Call) -> Answered:
+    @property
+    def is_ready(self) -> bool:
+        """Whether the loader is there and the kernel answers, as far as is known."""
+        planted = self._generation == self.transport.generation
+        return planted and not self.transport.is_silent and not self.lane.lost
+
+    async def in_turn(self, call: Call) -> Answered:
+        """One operation when it is its turn, with the place that it has already, if it has one."""
         first: str | None = None
         number: int | None = None
-        request, generation = self._alone(call), self._generation
+        held = call.place
+        request, generation = self._alone(call) if held is None else None, self._generation
         if request is not None:
             kernel, info = self._kernel, self.info
             try:
@@ -130,8 +138,9 @@ class Foothold:
                 first = kernel
                 self._lost(info)
         while True:
-            with self.queue.place(call.place.number if call.place else number) as place:
-                call.place = place
+            again = call.place.number if call.place else number
+            with contextlib.nullcontext(held) if held else self.queue.place(again) as place:
+                held, call.place = None, place
                 if self._generation != self.transport.generation or self.transport.is_silent:
                     await place.prepare(self.ready())
                 lane = await self.ready()
@@ -155,7 +164,7 @@ class Foothold:
                     continue
                 return Answered(told, frames, request)
 
-    def _alone(self, call: _Call) -> Request | None:
+    def _alone(self, call: Call) -> Request | None:
         """The request, if it needs no queue and no thread: a small one, of which there is no other.
 
         Half of what a small operation takes would otherwise be the queue's (measured).
@@ -178,7 +187,7 @@ class Foothold:
         request = self._request(call)
         return request if lane.is_free(request.header) else None
 
-    async def _at_once(self, call: _Call) -> Answered:
+    async def _at_once(self, call: Call) -> Answered:
         lane = await self.ready()
         if call.content is not None:
             call.packed = await self._thread(call.content, lane)
@@ -209,12 +218,12 @@ class Foothold:
             return Answered(told, frames, request)
         raise AssertionError
 
-    async def _pack(self, call: _Call, place: Place, lane: Lane) -> None:
+    async def _pack(self, call: Call, place: Place, lane: Lane) -> None:
         """Pickle what the call sends, if it takes long in a thread; once, whatever happens."""
         if call.packed is not None and call.packed.is_signed == (lane.digest == "none"):
-            frames = call.packed.parcel.frames
-            digest = await place.prepare(asyncio.to_thread(_wire.digest, lane.digest, frames))
-            call.packed = replace(call.packed, digest=digest)
+            parcel, algorithm, sums = call.packed.parcel, lane.digest, lane.sums
+            work = asyncio.to_thread(_parcel.signed, parcel, algorithm, sums)
+            call.packed = replace(call.packed, digest=await place.prepare(work))
         if call.content is None or call.packed is not None:
             return
         if call.content.is_light():
@@ -235,7 +244,7 @@ class Foothold:
             await self.aside("learn", _protocol.lesson(), shell=shell, now=now)
             self._taught = epoch
 
-    def _request(self, call: _Call, shell: dict[str, Any] | None = None) -> Request:
+    def _request(self, call: Call, shell: dict[str, Any] | None = None) -> Request:
         packed, info, lane = call.packed or NOTHING, self.info, self.lane
         parcel = packed.parcel
         _parcel.check_parcel(parcel, info.python, info.versions, info.executable)
@@ -251,7 +260,7 @@ class Foothold:
             **call.fields,
         )
         request = Request(header, parcel.frames, call.fields["max_bytes"])
-        request.segment = packed.segment
+        request.segment, request.unread = packed.segment, call.unread
         request.trusted = not self.trust.data and call.fields.get("trust") != "data"
         request.subshell = shell["id"] if shell is not None else None
         if call.report is not None:
@@ -266,7 +275,7 @@ class Foothold:
         complete: Callable[[str], Awaitable[None]],
     ) -> Reply:
         """A cell, in its turn; ``complete`` waits for what comes beside its reply."""
-        call = _Call("run", None, None, {})
+        call = Call("run", None, None, {})
         async with deadline(timeout, "run", self.transport, call):
             with self.queue.place() as place:
                 call.place = place
@@ -489,7 +498,7 @@ async def deadline(
     seconds: float | None,
     operation: str,
     transport: Transport,
-    call: _Call | None = None,
+    call: Call | None = None,
     asked: float | None = None,
 ) -> AsyncIterator[None]:
     """The builtin ``TimeoutError`` for an operation that took longer, with what is known.
@@ -529,8 +538,8 @@ NOTHING = Packed(_parcel.EMPTY, "")
 
 
 @dataclass(slots=True)
-class _Call:
-    """One call of a user's, on its way through the foothold."""
+class Call:
+    """One call of a user's, on its way through the foothold; ``fields`` go into the header."""
 
     operation: str
     content: _parcel.Content | None
@@ -538,6 +547,7 @@ class _Call:
     fields: dict[str, Any]
     packed: Packed | None = None
     place: Place | None = None
+    unread: bool = False  # here: see Request
 
     @property
     def needs_lesson(self) -> bool:

@@ -40,6 +40,7 @@ class Parcel:
     frames: list[memoryview]
     carries_code: bool
     refs: bool
+    python: Sequence[int] = (*PYTHON,)  # whose the code is
 
     @property
     def nbytes(self) -> int:
@@ -91,14 +92,16 @@ class Content:
             parcel = encode(
                 self.values, self.parts, by_value=self.by_value, refs=self.refs, limit=self.limit
             )
-        return parcel, _digest(summed(algorithm, parcel.nbytes, sums), parcel)
+        return parcel, signed(parcel, algorithm, sums)
 
 
-def _digest(algorithm: str, parcel: Parcel) -> str:
-    """Of much, in two threads: nothing can cross before, and the other side has nothing to do.
+def signed(parcel: Parcel, algorithm: str, sums: bool = False) -> str:
+    """A parcel's digest, by sums in place of crc32 if both sides can.
 
+    Of much, in two threads: nothing can cross before, and the other side has nothing to do.
     Sums are no quicker in two.
     """
+    algorithm = summed(algorithm, parcel.nbytes, sums)
     if parcel.nbytes < IN_TWO or algorithm == "sums":
         return _wire.digest(algorithm, parcel.frames)
     with ThreadPoolExecutor(2) as pool:
@@ -234,11 +237,11 @@ def check_parcel(
     """
     if not parcel.carries_code:
         return
-    if list(python[:2]) != PYTHON:
+    if list(python[:2]) != list(parcel.python):
+        ours, theirs = (".".join(map(str, one[:2])) for one in (parcel.python, python))
         raise IncompatiblePython(
-            f"functions and classes defined here are code of Python {PYTHON[0]}.{PYTHON[1]}, and "
-            f"the kernel runs {python[0]}.{python[1]}; send data, and define the code over there "
-            "with run()"
+            f"functions and classes defined here are code of Python {ours}, and the kernel runs "
+            f"{theirs}; send data, and define the code over there with run()"
         )
     if "cloudpickle" not in versions:
         there = f" ({executable})" if executable else ""

@@ -13,13 +13,14 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """What crossed in one push.
+    """What crossed in one push, or one handoff.
 
     Attributes:
         names: the names bound in the kernel.
         bytes: bytes of pickle and buffers, before any base64.
         seconds: from the call to the kernel's acknowledgement.
-        lane: which one took it: ``"direct"``, ``"buffers"`` or ``"inline"``.
+        lane: which one took it: ``"direct"``, ``"buffers"`` or ``"inline"``; of a handoff both,
+            as ``"buffers, direct"``, where they differ.
     """
 
     names: tuple[str, ...]

@@ -67,7 +67,8 @@ def layout(sizes: Sequence[int]) -> tuple[list[int], int]:
 class Segment:
     """Anonymous memory of a fixed size, which any process that was handed its file can map."""
 
-    def __init__(self, pool: Pool, capacity: int) -> None:
+    def __init__(self, pool: Pool, capacity: int, file: int = -1) -> None:
+        """``file`` is that of one which was made in another process."""
         self.pool = pool
         self.number = next(_numbers)
         self.capacity = capacity
@@ -78,6 +79,9 @@ class Segment:
         self.holders: list[Any] = []  # channels that are to be told when it is gone
         self._map: mmap.mmap | None = None
         self._warm = 0  # bytes of it whose pages are mapped
+        self.file = file
+        if file >= 0:
+            return
         self.file = _memfd_create("bridgehead", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             _ftruncate(self.file, capacity)
@@ -384,6 +388,14 @@ class Maps:
     def forget(self, number: int) -> None:
         """The sender has given it back; what still uses it keeps it."""
         self.known.pop(number, None)
+
+
+def mapped(view: memoryview) -> Mapped | None:
+    """The segment that a leased view is of; None if it is of none."""
+    for root, mapping in list(_leases.values()):
+        if root() is view.obj:
+            return mapping
+    return None
 
 
 def _before_fork() -> None:

@@ -31,7 +31,7 @@ from bridgehead._errors import BridgeClosed
 from bridgehead._foothold import LaneName
 from bridgehead._kernels import Insecurity
 from bridgehead._opening import Opening
-from bridgehead._progress import Report
+from bridgehead._progress import Report, reporting
 from bridgehead._ref import Ref
 from bridgehead._results import Info, Name, Result, Transfer
 from bridgehead._transports.messages import Message, Messages
@@ -262,6 +262,28 @@ class SyncBridge(MutableMapping[str, Any]):
                 trust=trust,
             )
         )
+
+    def handoff(
+        self,
+        *names: str,
+        to: SyncBridge,
+        timeout: float | None = None,
+        progress: bool | Report = False,
+        max_bytes: int | None = None,
+        trust: TrustName | None = None,
+    ) -> Transfer:
+        """See ``Bridge.handoff``; ``to`` is a ``SyncBridge`` too.
+
+        ``progress`` is called in either bridge's thread, and the other one gets its place in the
+        queue when this kernel has answered.
+        """
+        if not isinstance(to, SyncBridge):
+            raise TypeError(f"to= takes a SyncBridge, not {type(to).__name__}")
+        with reporting(progress, "handoff") as report:
+            asked = self._bridge._to_hand_off(names, to._bridge, timeout, max_bytes, trust, report)
+            to._wait(asked.reach)
+            self._wait(asked.give)
+            return to._wait(asked.take)
 
     def watch(self, expression: str | Ref, *, max_bytes: int | None = None) -> Iterator[Any]:
         """See ``Bridge.watch``; the iterator blocks until the next value."""

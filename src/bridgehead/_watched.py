@@ -81,7 +81,7 @@ class Watches:
         """What there is to tell of a watched value; nothing if that is what was told last."""
         answer: Header = {}
         try:
-            frames = self.far.valued(watch.header)
+            frames, _ = self.far.valued(watch.header)
         except BaseException as error:
             answer, frames = self.far.failed(error)
         error_told = answer.get("error", {})

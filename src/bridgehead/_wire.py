@@ -274,6 +274,7 @@ MAY: Dict[str, type] = {  # or be null
     "sums": bool,
     "resumes": bool,
     "had": list,
+    "reader": list,  # the Python of who opens the answer, if that is not who asks
 }
 NEEDS: Dict[str, Dict[str, type]] = {
     "bind": {"names": list},

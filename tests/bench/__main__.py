@@ -4,6 +4,7 @@
     python -m tests.bench transfers --peers memcpy,zmq,ray,bridgehead:auto --payloads int,np100m
     python -m tests.bench first                     # the first transfer in a bridge's life
     python -m tests.bench fan-out                   # one object to four kernels, and its memory
+    python -m tests.bench handoff                   # kernel to kernel, over pull and push
     python -m tests.bench busy                      # now=True while the kernel spins
     python -m tests.bench memory                    # peaks of both processes, 1 GB
     python -m tests.bench import                    # over jupyter_client's
@@ -28,7 +29,18 @@ from typing import Any
 
 from bridgehead._bench.payloads import PAYLOADS
 from bridgehead._bench.session import machine, versions
-from tests.bench import busy, fan_out, first, imports, memory, opening, server, table, transfers
+from tests.bench import (
+    busy,
+    fan_out,
+    first,
+    handoff,
+    imports,
+    memory,
+    opening,
+    server,
+    table,
+    transfers,
+)
 from tests.bench.targets import Reached
 
 Scenario = Callable[[argparse.Namespace], Awaitable[list[Reached]]]
@@ -36,6 +48,7 @@ SCENARIOS: dict[str, Scenario] = {
     "transfers": transfers.measure,
     "first": first.measure,
     "fan-out": fan_out.measure,
+    "handoff": handoff.measure,
     "busy": busy.measure,
     "memory": memory.measure,
     "import": imports.measure,

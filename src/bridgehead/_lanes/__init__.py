@@ -40,6 +40,7 @@ class Request:
         trusted: whether an exception in the answer may be unpickled; not unless it is said.
         lane: which one carried it; the lane says so.
         segment: where its frames are already, for all the kernels that get the same.
+        unread: whether the answer goes on to another kernel, and nobody looks at it here.
     """
 
     header: Header
@@ -50,6 +51,7 @@ class Request:
     trusted: bool = False
     lane: str = ""
     segment: Segment | None = None
+    unread: bool = False
 
     @property
     def nbytes(self) -> int:

@@ -230,7 +230,9 @@ class DirectLane(Lane):
         if not frames:
             return Opened(told, inbox)
         maps = self.link.channel.maps
-        if maps.cold:  # nobody has to wait for it
+        if request.unread:
+            maps.cold.clear()
+        elif maps.cold:  # nobody has to wait for it
             asyncio.get_running_loop().run_in_executor(None, maps.populate)
         if not request.trusted:  # nor is who could write to it yet, while it is read
             frames = await asyncio.to_thread(_wire.owned, frames)

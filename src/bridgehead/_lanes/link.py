@@ -284,7 +284,9 @@ class Link:
 
     @property
     def _has_memory(self) -> bool:
-        return bool(self.pool.segments or self.channel.maps.known)
+        # What was handed over need not be of this pool: whoever drops it doesn't wake this link.
+        channel = self.channel
+        return bool(self.pool.segments or channel.maps.known or channel.has_handed)
 
     def _tick(self) -> None:
         """Give back what was not used for a while, and tell the other end of what it may."""
