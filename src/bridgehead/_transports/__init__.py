@@ -40,7 +40,7 @@ from bridgehead._errors import (
     TransportError,
 )
 from bridgehead._transports.messages import Message, Messages
-from bridgehead._wire import DATA_MESSAGE, NEWS_MESSAGE
+from bridgehead._wire import DATA_MESSAGE, NEWS_MESSAGE, Header
 
 T = TypeVar("T")
 
@@ -99,6 +99,14 @@ class Beside(Protocol):
     def tell(self, why: Callable[[], BridgeError]) -> None: ...
 
 
+class Many(Protocol):
+    """What reaches several kernels with one message."""
+
+    def broadcast(
+        self, engines: Sequence[Any], expression: str, parts: Sequence[Any]
+    ) -> list[asyncio.Future[Header]]: ...
+
+
 class Transport(ABC):
     """One kernel's messages. Lives in the event loop that opened it."""
 
@@ -107,6 +115,8 @@ class Transport(ABC):
     ours: bool = True  # the kernel is this user's, on this machine
     connection_file: str | None = None
     direct: bool = True  # a socket may lead to the kernel's process, where it is ours
+    unasked: bool = True  # the loader may send what nobody asked for
+    many: Many | None = None  # the same one for all kernels that a message of it can reach
 
     def __init__(self) -> None:
         self.generation = 0  # grows whenever another kernel may be there
@@ -218,6 +228,11 @@ class Transport(ABC):
         """Raise if there is no kernel to send to."""
         if self._why_gone is not None:
             raise self._why_gone()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether there is no kernel to send to."""
+        return self._why_gone is not None
 
     @property
     def is_silent(self) -> bool:
