@@ -27,7 +27,7 @@ from typing import Any
 
 from bridgehead._bench.payloads import PAYLOADS
 from bridgehead._bench.session import machine, versions
-from tests.bench import busy, fan_out, first, imports, memory, opening, table, transfers
+from tests.bench import busy, engines, fan_out, first, imports, memory, opening, table, transfers
 from tests.bench.targets import Reached
 
 Scenario = Callable[[argparse.Namespace], Awaitable[list[Reached]]]
@@ -35,6 +35,7 @@ SCENARIOS: dict[str, Scenario] = {
     "transfers": transfers.measure,
     "first": first.measure,
     "fan-out": fan_out.measure,
+    "engines": engines.measure,
     "busy": busy.measure,
     "memory": memory.measure,
     "import": imports.measure,

@@ -8,7 +8,6 @@ its errors and its death are its own. One that did not get all of it gets it as 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Mapping, Sequence
 
 from bridgehead import _protocol
@@ -55,7 +54,11 @@ class Landing:
         """Have the loader drop what nobody took."""
         self.sent(False)
         if self.pieces and not self.used:
-            self.lane.forget({**self.header, "epoch": self.epoch})
+            self.lane.transport.spawn(self._dropped())
+
+    async def _dropped(self) -> None:
+        await asyncio.wait(self.pieces)  # they go another way, and must not come after this
+        self.lane.forget({**self.header, "epoch": self.epoch})
 
 
 class Broadcast:
@@ -107,5 +110,4 @@ class Broadcast:
     def close(self) -> None:
         """What was not used is not wanted any more."""
         for landing in self.landings.values():
-            with contextlib.suppress(BridgeError):
-                landing.give_up()
+            landing.give_up()
