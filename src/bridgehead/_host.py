@@ -34,6 +34,8 @@ class Kernel:
         """Be told by IPython when a cell begins and ends; false where nobody tells."""
         if on == self._follows:
             return True
+        if hasattr(getattr(self.shell, "kernel", None), "engine_id"):
+            return False  # ipyparallel's: of the tasks that it runs nobody is told
         events: Any = getattr(self.shell, "events", None)
         if "pre_execute" not in getattr(events, "callbacks", ()):
             return False

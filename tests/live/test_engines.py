@@ -18,6 +18,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import ipykernel
 import ipyparallel
 import numpy as np
 import psutil
@@ -33,6 +34,8 @@ from bridgehead import (
     IntegrityError,
     KernelDied,
     KernelNotFound,
+    Message,
+    Messages,
     NameNotFound,
     NotSupported,
     RemoteError,
@@ -322,6 +325,38 @@ async def test_what_is_not_to_be_had_says_what_to_do(engine: Bridge) -> None:
     with pytest.raises(NotSupported, match="ipyparallel has none"):
         await Bridge.over(engine._transport.client[0], lane="direct")
     assert await engine.pull("1") == 1
+
+
+async def test_a_bound_kernel_is_attached_to(clean: Any) -> None:
+    """What ``messages`` says to do; the tasks of its owner are then waited for, too."""
+    clean[3].apply_sync(ipyparallel.bind_kernel)
+    file = clean[3].apply_sync(ipykernel.get_connection_file)
+    async with Bridge.attach(file) as attached, Bridge.over(clean[3]) as engine:
+        assert attached.info.lane == "buffers"
+        assert attached.info.epoch == engine.info.epoch
+        await attached.push(x=1)
+        assert await engine.pull("x") == 1
+        seen = attached.messages()
+        await attached.run("print('seen')")
+        assert "seen\n" in [message.text async for message in first(seen, 4)]
+
+
+async def first(messages: Messages, count: int) -> AsyncIterator[Message]:
+    async for message in messages:
+        yield message
+        count -= 1
+        if not count:
+            return
+
+
+async def test_what_its_owner_aborts_is_sent_again(engine: Bridge, clean: Any) -> None:
+    busy = clean[0].apply_async(time.sleep, 0.5)
+    pushing = [asyncio.ensure_future(engine.push(x=n)) for n in range(3)]
+    await until(lambda: len(clean.outstanding) > 1)
+    clean.abort(targets=0, block=True)
+    await asyncio.gather(*pushing)
+    assert await engine.pull("x") == 2
+    await asyncio.to_thread(busy.get, 10)
 
 
 async def test_data_only(clean: Any) -> None:

@@ -256,8 +256,8 @@ class EnginesTransport(Transport):
                 content["user_expressions"] = {KEY: error}
             else:
                 content.update(error)
-        elif value is not None:
-            content["execution_count"] = value.execution_count
+        else:
+            content["execution_count"] = getattr(value, "execution_count", None)
         self._receive("execute_reply", identity, content)
 
     def _receive(
