@@ -137,23 +137,26 @@ class Fleet(Sequence[Bridge]):
         content = _parcel.Content(objects, objects, by_value)
         parcel, digest = await asyncio.to_thread(content.pack, "none")
         segment = await self._placed(parcel)
-        broadcasts = await self._broadcasts(parcel)
-        landings = {lane: one for cast in broadcasts for lane, one in cast.landings.items()}
-
-        def packed(bridge: Bridge) -> Packed:
-            landing = landings.get(bridge._foothold.lane)
-            if landing is None:
-                return Packed(parcel, digest, segment)
-            return Packed(parcel, landing.header["digest"], landing=landing)
-
-        sending = [asyncio.ensure_future(cast.send()) for cast in broadcasts]
+        broadcasts: list[Broadcast] = []
+        sending: list[asyncio.Task[None]] = []
         try:
+            broadcasts += await self._broadcasts(parcel)
+            landings = {lane: one for cast in broadcasts for lane, one in cast.landings.items()}
+
+            def packed(bridge: Bridge) -> Packed:
+                landing = landings.get(bridge._foothold.lane)
+                if landing is None:
+                    return Packed(parcel, digest, segment)
+                return Packed(parcel, landing.header["digest"], landing=landing)
+
+            sending += [asyncio.create_task(cast.send()) for cast in broadcasts]
             return await self._all(
                 lambda bridge: bridge._push_packed(list(objects), packed(bridge), timeout)
             )
         finally:
-            for task, cast in zip(sending, broadcasts, strict=True):
+            for task in sending:
                 task.cancel()
+            for cast in broadcasts:
                 cast.close()
             if segment is not None:
                 self._pool.give_back(segment)
@@ -198,7 +201,8 @@ class Fleet(Sequence[Bridge]):
         failures = []
         for number, (bridge, outcome) in enumerate(zip(self._bridges, outcomes, strict=True)):
             if isinstance(outcome, Exception):
-                outcome.add_note(f"kernel {number} of {len(self)}, pid {bridge.info.pid}")
+                called = f", {bridge._transport.called}" if bridge._transport.called else ""
+                outcome.add_note(f"kernel {number} of {len(self)}, pid {bridge.info.pid}{called}")
                 failures.append(outcome)
             elif isinstance(outcome, BaseException):
                 raise outcome

@@ -44,20 +44,19 @@ from bridgehead import (
     UntrustedPayload,
 )
 
-pytestmark = pytest.mark.xdist_group("engines")
-
 ENGINES = 4
 LARGE = np.arange(1_000_000.0)
 HUGE = 200_000_000  # bytes, more than a dozen pieces
 
 
 @asynccontextmanager
-async def cluster(folder: Path, engines: int) -> AsyncIterator[Any]:
+async def cluster(folder: Path, engines: int, *controller: str) -> AsyncIterator[Any]:
     """A client of a cluster of one's own; both are ended, and so is every process."""
     started = ipyparallel.Cluster(
         n=engines,
         engines="local",
         profile_dir=str(folder / "profile"),
+        controller_args=list(controller),
         log_level=logging.ERROR,
         shutdown_atexit=False,
     )
@@ -353,7 +352,8 @@ async def test_what_its_owner_aborts_is_sent_again(engine: Bridge, clean: Any) -
     busy = clean[0].apply_async(time.sleep, 0.5)
     pushing = [asyncio.ensure_future(engine.push(x=n)) for n in range(3)]
     await until(lambda: len(clean.outstanding) > 1)
-    clean.abort(targets=0, block=True)
+    (ours,) = clean.outstanding - set(busy.msg_ids)
+    clean.abort(jobs=[ours], targets=0, block=True)
     await asyncio.gather(*pushing)
     assert await engine.pull("x") == 2
     await asyncio.to_thread(busy.get, 10)
@@ -378,7 +378,7 @@ async def test_nothing_of_it_stays_in_the_client(clean: Any) -> None:
         await fleet.run("x")
         await until(lambda: kept(clean) == before)
     assert clean.wait(timeout=10)
-    assert len(clean._registration_callbacks) == 0
+    await until(lambda: not clean._registration_callbacks)
 
 
 async def test_its_owner_uses_the_client_meanwhile(engine: Bridge, clean: Any) -> None:
@@ -534,7 +534,7 @@ async def test_whose_failure_it_is_is_told_and_the_others_are_served(fleet: Flee
         await fleet.pull("1 / (n is not None)")
     (error,) = caught.value.exceptions
     assert isinstance(error, RemoteError)
-    assert error.__notes__ == [f"kernel 1 of 4, pid {fleet[1].info.pid}"]
+    assert error.__notes__ == [f"kernel 1 of 4, pid {fleet[1].info.pid}, engine 1"]
 
     # What only one of them can't open is bound in the others.
     await fleet[3].run("import sys; sys.modules['numpy.random'] = None")
@@ -593,7 +593,10 @@ async def test_two_bridges_to_one_engine_in_one_fleet(fleet: Fleet, clean: Any) 
 
 
 async def test_engines_that_die_are_told_by_name(tmp_path: Path) -> None:
-    async with cluster(tmp_path, 3) as client, Fleet.over(client) as fleet:
+    """With CURVE, which is the cluster's and its client's alone to know of."""
+    encrypted = cluster(tmp_path, 3, "--IPController.enable_curve=True")
+    async with encrypted as client, Fleet.over(client) as fleet:
+        assert client.curve_serverkey
         # In the middle of a call.
         calling = asyncio.ensure_future(fleet.call(time.sleep, 1.5))
         await until(lambda: all(bridge.state == "busy" for bridge in fleet))
@@ -605,7 +608,7 @@ async def test_engines_that_die_are_told_by_name(tmp_path: Path) -> None:
         (error,) = caught.value.exceptions
         assert isinstance(error, KernelDied)
         assert f"engine 1 ({uuid}) is gone" in str(error)
-        assert error.__notes__ == [f"kernel 1 of 3, pid {fleet[1].info.pid}"]
+        assert error.__notes__ == [f"kernel 1 of 3, pid {fleet[1].info.pid}, engine 1"]
         assert fleet[1].state == "dead"
 
         # It is told at once from then on, and the others are served.

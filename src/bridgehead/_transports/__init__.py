@@ -114,6 +114,7 @@ class Transport(ABC):
     digest: str = "sha256"  # where the wire leaves the machine
     ours: bool = True  # the kernel is this user's, on this machine
     connection_file: str | None = None
+    called: str = ""  # what its owner knows the kernel by, where it has a name of its own
     direct: bool = True  # a socket may lead to the kernel's process, where it is ours
     unasked: bool = True  # the loader may send what nobody asked for
     many: Many | None = None  # the same one for all kernels that a message of it can reach

@@ -6,8 +6,9 @@ of its own; everything here that is called by it goes into the event loop first.
 - Engines are told of by the client's list of callbacks, which its ``wait_for_engines`` uses too.
 - A hub that is killed is told by nobody: what is pending would wait for ever. So it is asked for
   a sign of life, while somebody waits.
-- ipyparallel 9.2 never forgets a broadcast: its futures stay, and ``client.wait()`` waits for one
-  that nobody fulfils. What we broadcast is taken out of its tables.
+- Requests are sent below the views, by what these send with: every request of a view stays in
+  ``history``. A broadcast of ipyparallel 9.2 is never forgotten at all, and ``client.wait()`` waits
+  for its first future, which nobody fulfils; ours are taken out of the tables.
 """
 
 from __future__ import annotations
@@ -168,45 +169,104 @@ class Controller:
             for engine in self.engines:
                 engine.heard()
 
-    # ------------------------------------------------------------ one message to many
+    # ------------------------------------------------------------ requests
+
+    def ask(
+        self,
+        identity: str,
+        message_type: str,
+        hook: Callable[[Any], object] | None = None,
+        **message: Any,
+    ) -> Any:
+        """Send a request to one engine; the client's future of it, which ``hook`` has before.
+
+        Raises:
+            OSError: the client was closed.
+        """
+        client = self.client
+
+        def noted(future: Any) -> None:
+            self._outstanding(identity, future.msg_id)
+            if hook is not None:
+                hook(future)
+
+        return client._send(
+            client._mux_stream,
+            message_type,
+            ident=identity.encode(),
+            message_future_hook=noted,
+            **message,
+        )
+
+    def apply(
+        self,
+        identity: str,
+        text: str,
+        args: Sequence[Any] = (),
+        hook: Callable[[Any], object] | None = None,
+    ) -> Any:
+        """``ask`` one engine to call the function that this text is."""
+        return self.ask(identity, "apply_request", hook, buffers=self._packed(text, args))
 
     def broadcast(
         self, engines: Sequence[Engine], expression: str, parts: Sequence[Any]
     ) -> list[asyncio.Future[Header]]:
         """Have several engines evaluate the same; the header of each one's answer, in order.
 
-        One copy leaves this process: ipyparallel's broadcast schedulers make the others.
+        One copy leaves this process: ipyparallel's broadcast schedulers make the others. Each
+        engine's answer is to a request of its own, whose id they make up.
 
         Raises:
-            TransportError: the client was closed, or one of the engines is gone.
+            TransportError: the client was closed.
         """
         client = self.client
-        reference = sys.modules["ipyparallel"].Reference(applied(expression))
+        found: list[asyncio.Future[Header]] = []
+
+        def each(whole: Any) -> None:
+            for engine in engines:
+                request = f"{whole.msg_id}_{engine.identity}"
+                child, _ = client.create_message_futures(request, whole.header, async_result=True)
+                self._outstanding(engine.identity, request)
+                future: asyncio.Future[Header] = self.loop.create_future()
+                future.add_done_callback(_noted)
+                found.append(future)
+                child.add_done_callback(
+                    lambda done, future=future: self.call(self._arrived, done, future)
+                )
+
+        targets = [(engine.identity, engine.engine) for engine in engines]
         try:
-            view = client.broadcast_view([engine.engine for engine in engines])
-            result = view.apply_async(reference, *joined(parts))
-        except Exception as error:  # noqa: BLE001 - closed, or an engine has just gone
-            raise TransportError(f"the client did not broadcast: {error}") from None
-        first = result._children[0].header["msg_id"] if result._children else ""
-        unlist(client, first)
-        left = set(result.msg_ids)
-        found = []
-        for child in result._children:
-            future: asyncio.Future[Header] = self.loop.create_future()
-            future.add_done_callback(lambda done: done.cancelled() or done.exception())
-            found.append(future)
-            child.add_done_callback(
-                lambda done, future=future: self.call(self._arrived, done, future, first, left)
+            whole = client._send(
+                client._broadcast_stream,
+                "apply_request",
+                buffers=self._packed(applied(expression), joined(parts)),
+                metadata={"targets": targets, "is_broadcast": True, "is_coalescing": False},
+                message_future_hook=each,
             )
+        except OSError as error:
+            raise TransportError(f"the client was closed: {error}") from None
+        _forgotten(client, whole.msg_id)  # nobody answers this one
         return found
 
-    def _arrived(
-        self, done: Any, future: asyncio.Future[Header], first: str, left: set[str]
-    ) -> None:
-        left.discard(done.msg_id)
-        # ipyparallel keeps these for ever, and its client.wait() would wait for the first.
-        for identity in (done.msg_id, *(() if left else (first,))):
-            _forgotten(self.client, identity)
+    def _packed(self, text: str, args: Sequence[Any]) -> list[Any]:
+        """A function that is text, and its arguments, as ipyparallel's ``apply`` has them."""
+        ipyparallel, session = sys.modules["ipyparallel"], self.client.session
+        buffers: list[Any] = ipyparallel.serialize.pack_apply_message(
+            ipyparallel.Reference(text),
+            list(args),
+            {},
+            buffer_threshold=session.buffer_threshold,
+            item_threshold=session.item_threshold,
+        )
+        return buffers
+
+    def _outstanding(self, identity: str, request: str) -> None:
+        """The client waits for it: for its reply, or to hear that the engine is gone."""
+        self.client.outstanding.add(request)
+        self.client._outstanding_dict[identity].add(request)
+
+    def _arrived(self, done: Any, future: asyncio.Future[Header]) -> None:
+        _forgotten(self.client, done.msg_id)
         if future.done():
             return
         value = done.result()
@@ -218,19 +278,16 @@ class Controller:
             future.set_exception(error)
 
 
-def unlist(client: Any, identity: str) -> None:
-    """Take a request of ours, one of the latest, out of the client's history."""
-    history = client.history
-    for at in range(len(history) - 1, -1, -1):
-        if history[at] == identity:
-            del history[at]
-            return
+def _noted(done: asyncio.Future[Header]) -> None:
+    """It is looked at where somebody waits for all of it."""
+    if not done.cancelled():
+        done.exception()
 
 
-def _forgotten(client: Any, identity: str) -> None:
+def _forgotten(client: Any, request: str) -> None:
     for table in (client._futures, client._output_futures, client.metadata, client.results):
-        table.pop(identity, None)
-    client.outstanding.discard(identity)
+        table.pop(request, None)
+    client.outstanding.discard(request)
 
 
 def _no_hub() -> TransportError:

@@ -11,8 +11,6 @@ hands in a client has done that.
   socket reaches the client, which knows no such message and logs an error.)
 - Cells are ``execute_request``, as ipyparallel's ``execute`` sends them, but for one thing: with
   its ``stop_on_error`` a failing cell would abort what others have in the queue.
-- The client forgets a request when its result and its outputs are here. Of ``history`` it forgets
-  nothing: our ids are taken out of it at once.
 - No direct lane, even on this machine: an engine's main thread also runs its owner's ``apply``, of
   which IPython tells nobody (``pre_execute`` is for cells), so a thread beside it would answer in
   the middle of a task.
@@ -28,6 +26,7 @@ import tempfile
 import uuid
 from collections.abc import Collection, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from bridgehead._errors import (
@@ -41,7 +40,7 @@ from bridgehead._errors import (
 )
 from bridgehead._protocol import KEY, SYS
 from bridgehead._transports import Transport
-from bridgehead._transports.controller import KERNEL, Controller, applied, joined, unlist
+from bridgehead._transports.controller import KERNEL, Controller, applied, joined
 from bridgehead._transports.messages import Messages
 from bridgehead._transports.zmq import stays_here
 from bridgehead._wire import DATA_MESSAGE, MIME
@@ -95,10 +94,10 @@ class EnginesTransport(Transport):
     def __init__(self, client: Any, engine: int) -> None:
         super().__init__()
         self.client, self.engine = client, engine
+        self.called = f"engine {engine}"
         self.identity = ""  # the uuid under which the schedulers know it
         self.controller = Controller.of(client)
         self.many = self.controller
-        self._reference = sys.modules["ipyparallel"].Reference
         self._cells: dict[str, Any] = {}  # execution counts, by request
 
     @classmethod
@@ -141,12 +140,11 @@ class EnginesTransport(Transport):
         if identity is None:
             raise KernelNotFound(f"engine {self.engine} has just left")
         self.identity = str(identity)
-        nonce = os.urandom(16)
-        with tempfile.NamedTemporaryFile(prefix="bridgehead-") as file:
-            file.write(nonce)
-            file.flush()
-            promise = self.promise()
-            future = self._applied(_PROBE, [file.name], None)
+        nonce, promise = os.urandom(16), self.promise()
+        with tempfile.TemporaryDirectory(prefix="bridgehead-") as folder:
+            file = Path(folder, "nonce")
+            file.write_bytes(nonce)  # noqa: ASYNC240 - sixteen bytes
+            future = self.controller.apply(self.identity, _PROBE, [str(file)])
             future.add_done_callback(lambda done: self.controller.call(_hand_over, done, promise))
             told = await promise
         if isinstance(told, BaseException) or not isinstance(told, list) or len(told) != 5:
@@ -171,46 +169,24 @@ class EnginesTransport(Transport):
         }
 
     async def send(self, channel: str, message: dict[str, Any], buffers: Sequence[Any]) -> None:
-        identity, content = message["header"]["msg_id"], message["content"]
+        request, content = message["header"]["msg_id"], message["content"]
         if channel != "shell":
             raise NotSupported(f"an engine takes no {message['header']['msg_type']}")
+        ask, hook = self.controller, partial(self._follow, request)
         try:
             if message["header"]["msg_type"] != "execute_request":
-                future = self._applied("lambda: None", (), None)
+                future = ask.apply(self.identity, "lambda: None")
             elif content["code"]:
-                future = self._executed(identity, content)
+                future = ask.ask(self.identity, "execute_request", hook, content=content)
             else:
                 text = applied(content["user_expressions"][KEY])
-                future = self._applied(text, joined(buffers), identity)
-        except (OSError, RuntimeError) as error:  # what a closed client raises
+                future = ask.apply(self.identity, text, joined(buffers), hook)
+        except OSError as error:
             self.closed_by_owner()
             raise TransportError(f"the ipyparallel client was closed: {error}") from None
         future.add_done_callback(
-            lambda done: self.controller.call(self._resulted, identity, done.result())
+            lambda done: self.controller.call(self._resulted, request, done.result())
         )
-
-    def _applied(self, text: str, args: Sequence[Any], identity: str | None) -> Any:
-        future = self.client.send_apply_request(
-            self.client._mux_stream,
-            self._reference(text),
-            list(args),
-            ident=self.identity.encode(),
-            message_future_hook=None if identity is None else partial(self._follow, identity),
-        )
-        unlist(self.client, future.msg_id)
-        return future
-
-    def _executed(self, identity: str, content: dict[str, Any]) -> Any:
-        future = self.client._send(
-            self.client._mux_stream,
-            "execute_request",
-            content=content,
-            ident=self.identity.encode(),
-            track_outstanding=True,
-            message_future_hook=partial(self._follow, identity),
-        )
-        unlist(self.client, future.msg_id)
-        return future
 
     def _follow(self, identity: str, future: Any) -> None:
         """Hear what iopub tells of a request, which the client gives to nobody else's."""
