@@ -258,16 +258,17 @@ def _views(lender: Any) -> list[Any]:
 
     Raises what ``Fleet.over`` does.
     """
-    if engines.is_client(lender):
-        client, ids = lender, lender.ids
-    elif engines.is_view(lender) and lender.targets is not None:
-        client, ids = lender.client, lender.targets
-        ids = [ids] if isinstance(ids, int) else list(ids)
-    else:
+    client: Any = lender if engines.is_client(lender) else getattr(lender, "client", None)
+    if client is not lender and not engines.is_direct(lender):
         raise TypeError(
             "Fleet.over() takes an ipyparallel client, or a direct view of it, "
             f"not {type(lender).__name__}; for anything else there is Fleet([bridge, …])"
         )
+    ids = "all" if client is lender else lender.targets
+    if isinstance(ids, int):
+        ids = [ids]
+    elif isinstance(ids, str):  # a view of all there are, whenever it is asked
+        ids = client.ids
     if not ids:
         raise KernelNotFound("the client has no engines (yet): client.wait_for_engines(n)")
     return [client[engine] for engine in ids]

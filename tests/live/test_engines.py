@@ -469,8 +469,13 @@ async def test_all_get_the_same_and_answer_in_order(fleet: Fleet, clean: Any) ->
     assert await fleet.call(os.getpid) == pids
     results = await fleet.run("import os; os.getpid()")
     assert [result.data["text/plain"] for result in results] == [str(pid) for pid in pids]
-    async with Fleet.over(clean[1:3]) as two:
-        assert await two.call(os.getpid) == pids[1:3]
+    for view, engines in (
+        (clean[1:3], [1, 2]),
+        (clean[3], [3]),
+        (clean.direct_view("all"), range(4)),
+    ):
+        async with Fleet.over(view) as some:
+            assert await some.call(os.getpid) == [pids[number] for number in engines]
 
 
 @pytest.mark.parametrize("size", [10, 1_000_000, HUGE])
@@ -627,11 +632,15 @@ async def test_engines_that_die_are_told_by_name(tmp_path: Path) -> None:
         assert {type(error) for error in caught.value.exceptions} == {KernelDied}
         assert await fleet[0].pull("int(value.sum())", "whole") == (HUGE, 1)
 
-        # New engines are others; the client's owner has them, and so has a new bridge.
-        with pytest.raises(KernelNotFound, match="no engine"):
-            view = client[0]
-            view.targets = 1
-            await Bridge.over(view)
+        # New engines are others, with other ids.
+        with pytest.raises(NotSupported, match="restart_engines"):
+            await fleet[0].restart()
+        await client.cluster.restart_engines()
+        await until(lambda: len(client.ids) == 3 and not {0, 1, 2} & set(client.ids), 120)
+        with pytest.raises(ExceptionGroup, match="3 of 3"):
+            await fleet.push(x=1)
+        async with Fleet.over(client) as anew:
+            assert await anew.pull("'whole' in globals()") == [False] * 3
 
 
 async def test_a_hub_that_ends_hangs_nobody(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -84,6 +85,7 @@ class Controller:
         self.loop = asyncio.get_running_loop()
         self._engines: dict[int, list[Engine]] = {}
         self._pulse: asyncio.Task[None] | None = None
+        self._heard_at = time.monotonic()  # when anything came, from whichever scheduler
 
     @classmethod
     def of(cls, client: Any) -> Controller:
@@ -127,6 +129,7 @@ class Controller:
 
     def call(self, function: Callable[..., object], *args: Any) -> None:
         """From the client's thread into the event loop."""
+        self._heard_at = time.monotonic()
         with contextlib.suppress(RuntimeError):  # the loop was closed: nobody listens any more
             self.loop.call_soon_threadsafe(function, *args)
 
@@ -163,8 +166,10 @@ class Controller:
                     await heard.wait()
             except TimeoutError:
                 _forgotten(client, question.msg_id)
-                for engine in self.engines:
-                    engine.silent(_no_hub)
+                # A hub under load answers late: it sees all that crosses.
+                if time.monotonic() - self._heard_at >= SILENCE:
+                    for engine in self.engines:
+                        engine.silent(_no_hub)
                 continue
             for engine in self.engines:
                 engine.heard()

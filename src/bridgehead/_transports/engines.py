@@ -67,6 +67,11 @@ def is_view(lender: Any) -> bool:
     return ipyparallel is not None and isinstance(lender, ipyparallel.client.view.View)
 
 
+def is_direct(lender: Any) -> bool:
+    """Whether it is a view that says itself which engines it goes to."""
+    return is_view(lender) and hasattr(lender, "push")
+
+
 def engine_of(view: Any) -> int:
     """The one engine of a view.
 
@@ -76,7 +81,7 @@ def engine_of(view: Any) -> int:
     targets = view.targets
     if isinstance(targets, (list, tuple)) and len(targets) == 1:
         targets = targets[0]
-    if type(targets) is not int or not hasattr(view, "push"):
+    if type(targets) is not int or not is_direct(view):
         raise TypeError(
             "a bridge goes to one engine: Bridge.over(client[0]); "
             "Fleet.over(client) or Fleet.over(client[:]) goes to all of them"
