@@ -15,6 +15,7 @@ from typing import Any
 from bridgehead import _parcel, _protocol
 from bridgehead._arguments import name_of, size_of, text_of, to_push
 from bridgehead._cell import CellOutputs
+from bridgehead._errors import NotSupported
 from bridgehead._foothold import Packed, deadline
 from bridgehead._handoff import Handoff
 from bridgehead._opening import Openable
@@ -294,8 +295,16 @@ class Bridge(Openable):
         Raises, while it is iterated:
             NameNotFound, RemoteError: evaluating raised; the next wait goes on.
             NotSupported: the kernel tells nobody when a cell is done.
+
+        Raises:
+            NotSupported: an engine of ipyparallel's, which answers and never speaks first.
         """
         self._foothold.check()
+        if not self._transport.unasked:
+            raise NotSupported(
+                f"over {self._transport.name} nothing comes that was not asked for; "
+                "pull the value when you want it"
+            )
         text, limit = text_of(expression), size_of(max_bytes)
 
         async def one(frames: list[memoryview]) -> Any:
@@ -442,6 +451,9 @@ class Bridge(Openable):
         """The kernel's iopub messages from now on, whoever caused them, parsed.
 
         An async iterator; it ends when the bridge is closed or the kernel is gone.
+
+        Raises:
+            NotSupported: an engine of ipyparallel's, whose client hears of its own requests alone.
         """
         self._foothold.check()
         return self._transport.messages()
@@ -462,7 +474,8 @@ class Bridge(Openable):
         Whatever is pending raises ``KernelRestarted``. Also brings back a kernel that died.
 
         Raises:
-            NotSupported: somebody else holds the process (``attach``, ``over`` a client).
+            NotSupported: somebody else holds the process (``attach``, ``over`` a client or an
+                engine).
         """
         self._foothold.check_caller()
         if self.state == "closed":

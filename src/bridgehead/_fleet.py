@@ -11,16 +11,19 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, TypeVar
 
-from bridgehead import _parcel
+from bridgehead import _parcel, _wire
 from bridgehead._arguments import to_push
 from bridgehead._bridge import Bridge
+from bridgehead._errors import KernelNotFound
 from bridgehead._foothold import Packed
+from bridgehead._lanes.broadcast import WORTH, Broadcast
+from bridgehead._lanes.buffers import BuffersLane
 from bridgehead._lanes.direct import placed
 from bridgehead._opening import Opening
 from bridgehead._ref import Ref
 from bridgehead._results import Result, Transfer
 from bridgehead._segments import IDLE, Pool, Segment
-from bridgehead._transports import to_the_end
+from bridgehead._transports import Many, engines, to_the_end
 from bridgehead._wire import SHARED
 
 T = TypeVar("T")
@@ -32,7 +35,7 @@ class Fleet(Sequence[Bridge]):
     Every operation asks all kernels at once and gives a list with one outcome for each, in
     order. If any failed, all the others are waited for and an ``ExceptionGroup`` is raised, each
     error with a note of whose it is. Cancelling cancels all. Leaving ``async with`` closes the
-    bridges that ``launch`` opened; those handed in stay open.
+    bridges that ``launch`` or ``over`` opened; those handed in stay open.
     """
 
     def __init__(self, bridges: Sequence[Bridge], *, pool: float = 0.5) -> None:
@@ -63,7 +66,28 @@ class Fleet(Sequence[Bridge]):
         if type(count) is not int or count < 1:
             raise ValueError(f"a fleet has at least one kernel, not {count!r}")
         openings = [Bridge.launch(kernel_name, pool=pool, **options) for _ in range(count)]
+        return cls._opening(openings, pool, options)
 
+    @classmethod
+    def over(cls, lender: Any, *, pool: float = 0.5, **options: Any) -> Opening[Fleet]:
+        """A bridge to each engine of an ipyparallel client, or of one of its views: ``client[:]``.
+
+        ``await`` it or enter it; leaving closes the bridges, never client or engines. ``options``
+        are those of ``Bridge.over``, which tells what an engine can't. The fleet is of the engines
+        that are there now, in the order of their ids.
+
+        Raises:
+            TypeError: it is neither.
+            KernelNotFound: it has no engines.
+        """
+        views = _views(lender)
+        openings = [Bridge.over(view, pool=pool, **options) for view in views]
+        return cls._opening(openings, pool, options)
+
+    @classmethod
+    def _opening(
+        cls, openings: Sequence[Opening[Bridge]], pool: float, options: Mapping[str, Any]
+    ) -> Opening[Fleet]:
         async def make() -> Fleet:
             tasks = [asyncio.ensure_future(_opened(opening)) for opening in openings]
             try:
@@ -107,18 +131,34 @@ class Fleet(Sequence[Bridge]):
         """Bind the same objects to names in every kernel; in each all of them, or none.
 
         They are pickled once. Kernels on the direct lane get the same memory, in which each
-        sees its own changes and nobody else's. ``Bridge.push`` tells the rest.
+        sees its own changes and nobody else's. Engines of one ipyparallel client get what is
+        large by its broadcast: one copy leaves this process. ``Bridge.push`` tells the rest.
         """
         objects = to_push(mapping, values)
         content = _parcel.Content(objects, objects, by_value)
         parcel, digest = await asyncio.to_thread(content.pack, "none")
         segment = await self._placed(parcel)
-        packed = Packed(parcel, digest, segment)
+        broadcasts: list[Broadcast] = []
+        sending: list[asyncio.Task[None]] = []
         try:
+            broadcasts += await self._broadcasts(parcel)
+            landings = {lane: one for cast in broadcasts for lane, one in cast.landings.items()}
+
+            def packed(bridge: Bridge) -> Packed:
+                landing = landings.get(bridge._foothold.lane)
+                if landing is None:
+                    return Packed(parcel, digest, segment)
+                return Packed(parcel, landing.header["digest"], landing=landing)
+
+            sending += [asyncio.create_task(cast.send()) for cast in broadcasts]
             return await self._all(
-                lambda bridge: bridge._push_packed(list(objects), packed, timeout)
+                lambda bridge: bridge._push_packed(list(objects), packed(bridge), timeout)
             )
         finally:
+            for task in sending:
+                task.cancel()
+            for cast in broadcasts:
+                cast.close()
             if segment is not None:
                 self._pool.give_back(segment)
                 self._trim_later()
@@ -138,7 +178,7 @@ class Fleet(Sequence[Bridge]):
         return await self._all(lambda bridge: bridge.call(function, *args, timeout=timeout))
 
     async def aclose(self) -> None:
-        """Close the bridges that ``launch`` opened, and with them their kernels."""
+        """Close the bridges that ``launch`` opened, with their kernels, or ``over``, without."""
         if self._trimming is not None:
             self._trimming.cancel()
         try:
@@ -162,13 +202,35 @@ class Fleet(Sequence[Bridge]):
         failures = []
         for number, (bridge, outcome) in enumerate(zip(self._bridges, outcomes, strict=True)):
             if isinstance(outcome, Exception):
-                outcome.add_note(f"kernel {number} of {len(self)}, pid {bridge.info.pid}")
+                called = f", {bridge._transport.called}" if bridge._transport.called else ""
+                outcome.add_note(f"kernel {number} of {len(self)}, pid {bridge.info.pid}{called}")
                 failures.append(outcome)
             elif isinstance(outcome, BaseException):
                 raise outcome
         if failures:
             raise ExceptionGroup(f"{len(failures)} of {len(self)} kernels failed", failures)
         return [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
+
+    async def _broadcasts(self, parcel: _parcel.Parcel) -> list[Broadcast]:
+        """One for each client that reaches several of these kernels by one message."""
+        groups: dict[Many, list[Bridge]] = {}
+        for bridge in self._bridges:
+            many = bridge._transport.many
+            lane = bridge._foothold.lane
+            if many is not None and lane.name == BuffersLane.name and not lane.transport.is_gone:
+                groups.setdefault(many, []).append(bridge)
+        found = []
+        for bridges in groups.values():
+            if len(bridges) < 2 or parcel.nbytes < WORTH:
+                continue
+            algorithms = {bridge._transport.digest for bridge in bridges}
+            strictest = algorithms.pop() if len(algorithms) == 1 else "sha256"
+            digest = await asyncio.to_thread(_wire.digest, strictest, parcel.frames)
+            # Of two bridges to one engine, one.
+            lane_of = {bridge.info.epoch: bridge._foothold.lane for bridge in bridges}
+            lanes = {lane: epoch for epoch, lane in lane_of.items()}
+            found.append(Broadcast(lanes, parcel.frames, digest))
+        return found
 
     # ------------------------------------------------------------ memory
 
@@ -190,6 +252,27 @@ class Fleet(Sequence[Bridge]):
         self._pool.trim()
         if self._pool.segments:
             self._trim_later()
+
+
+def _views(lender: Any) -> list[Any]:
+    """A view of each engine.
+
+    Raises what ``Fleet.over`` does.
+    """
+    client: Any = lender if engines.is_client(lender) else getattr(lender, "client", None)
+    if client is not lender and not engines.is_direct(lender):
+        raise TypeError(
+            "Fleet.over() takes an ipyparallel client, or a direct view of it, "
+            f"not {type(lender).__name__}; for anything else there is Fleet([bridge, …])"
+        )
+    ids = "all" if client is lender else lender.targets
+    if isinstance(ids, int):
+        ids = [ids]
+    elif isinstance(ids, str):  # a view of all there are, whenever it is asked
+        ids = client.ids
+    if not ids:
+        raise KernelNotFound("the client has no engines (yet): client.wait_for_engines(n)")
+    return [client[engine] for engine in ids]
 
 
 async def _opened(opening: Opening[Bridge]) -> Bridge:

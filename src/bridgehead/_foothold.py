@@ -25,6 +25,7 @@ from bridgehead._errors import (
     UnsupportedKernel,
 )
 from bridgehead._lanes import Lane, Request
+from bridgehead._lanes.broadcast import Landing
 from bridgehead._lanes.buffers import BuffersLane, hello
 from bridgehead._lanes.direct import DirectLane, served_there
 from bridgehead._lanes.inline import InlineLane
@@ -149,7 +150,10 @@ class Foothold:
                 if call.needs_lesson:
                     await place.prepare(self._teach())
                 await self._pack(call, place, lane)
+                landing = None if first is not None else await self._landed(call, place)
                 request, generation, info = self._request(call), self._generation, self.info
+                if landing is not None and landing.epoch == info.epoch:
+                    request.header["id"], request.landed = landing.request, True
                 kernel = self._kernel
                 try:
                     opened = await self.queue.carry(place, lane, request)
@@ -230,6 +234,13 @@ class Foothold:
             call.packed = self._packed(call.content, lane)
         else:
             call.packed = await place.prepare(self._thread(call.content, lane))
+
+    async def _landed(self, call: Call, place: Place) -> Landing | None:
+        """What reached this kernel of a message to many, if it is all of what the call sends."""
+        landing = call.packed.landing if call.packed is not None else None
+        if landing is None or not await place.prepare(landing.whole()):
+            return None
+        return landing
 
     async def _thread(self, content: _parcel.Content, lane: Lane) -> Packed:
         return await asyncio.to_thread(self._packed, content, lane)
@@ -443,7 +454,9 @@ class Foothold:
         """Where the loader may connect for a direct lane, while the block lasts; or why not."""
         if self._wanted in MESSAGES:
             yield "another lane was asked for"
-        elif not self.transport.ours or not self.transport.direct:
+        elif not self.transport.direct:
+            yield f"{self.transport.name} has none"
+        elif not self.transport.ours:
             yield "the kernel is not a process of this user's on this machine"
         else:
             try:
@@ -523,11 +536,17 @@ async def deadline(
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """What a request brings, its digest, and the memory that it is in already, if it is."""
+    """What a request brings, and its digest.
+
+    Attributes:
+        segment: the memory that it is in already, if it is.
+        landing: how it reaches this kernel by a message to many, if it does.
+    """
 
     parcel: _parcel.Parcel
     digest: str
     segment: Segment | None = None
+    landing: Landing | None = None
 
     @property
     def is_signed(self) -> bool:

@@ -17,6 +17,8 @@ if __name__ == "bridgehead._host":  # shipped, it shares a module with these
     from bridgehead._seed import buffers_of, shell_of
     from bridgehead._wire import DATA_MESSAGE, Header
 
+FEW = 16  # buffers of one message; ipyparallel pickles a result of 64 parts and more as a whole
+
 
 class Kernel:
     """The kernel as the loader sees it: a namespace, the request at hand, the way back."""
@@ -32,6 +34,8 @@ class Kernel:
         """Be told by IPython when a cell begins and ends; false where nobody tells."""
         if on == self._follows:
             return True
+        if hasattr(getattr(self.shell, "kernel", None), "engine_id"):
+            return False  # ipyparallel's: of the tasks that it runs nobody is told
         events: Any = getattr(self.shell, "events", None)
         if "pre_execute" not in getattr(events, "callbacks", ()):
             return False
@@ -120,6 +124,10 @@ class Kernel:
         """
         kernel: Any = self.shell.kernel
         identity, parent = address or self.address()
+        beside = parent.get("beside")
+        if beside is not None:  # an engine's apply, whose result takes them along: few (see FEW)
+            beside += parts if len(parts) <= FEW else [memoryview(b"".join(parts))]
+            return
         thread = getattr(kernel, "shell_channel_thread", None)
         if thread is not None:  # ipykernel 7: the shell socket belongs to another thread
             here = kernel.get_parent("shell").get("header") or {}

@@ -38,7 +38,7 @@ from bridgehead._errors import (
     KernelNotFound,
     NotSupported,
 )
-from bridgehead._transports import to_the_end
+from bridgehead._transports import Transport, engines, to_the_end
 from bridgehead._transports.keeper import Keeper
 from bridgehead._transports.zmq import ZmqTransport, stays_here
 
@@ -211,11 +211,17 @@ async def attach(
     return await _opened(transport, timeout, LISTEN_TIMEOUT)
 
 
-async def over(lender: Any, *, insecure: frozenset[str], timeout: float) -> ZmqTransport:
+async def over(lender: Any, *, insecure: frozenset[str], timeout: float) -> Transport:
     """Connect to the kernel of an AsyncKernelClient or AsyncKernelManager the caller owns.
 
-    Sockets and session are our own, so the lender's stay usable and undisturbed.
+    Sockets and session are our own, so the lender's stay usable and undisturbed. An engine of an
+    ipyparallel client's is reached by that client's own.
     """
+    if engines.is_view(lender):
+        engine = engines.engine_of(lender)
+        return await engines.EnginesTransport.open(
+            lender.client, engine, insecure=insecure, timeout=timeout
+        )
     keeper = None
     if hasattr(lender, "start_kernel"):
         keeper = Keeper(lender)
@@ -225,8 +231,8 @@ async def over(lender: Any, *, insecure: frozenset[str], timeout: float) -> ZmqT
             )
     elif not hasattr(lender, "get_connection_info"):
         raise TypeError(
-            "over() takes an AsyncKernelClient or an AsyncKernelManager, "
-            f"not {type(lender).__name__}"
+            "over() takes an AsyncKernelClient, an AsyncKernelManager or an ipyparallel view of "
+            f"one engine, client[0], not {type(lender).__name__}"
         )
     file = lender.connection_file or None
     info = _checked(lender.get_connection_info(), file or "the client", insecure)

@@ -234,21 +234,27 @@ class Openable:
         allow: Collection[type | str] = (),
         timeout: float = 60.0,
     ) -> Opening[B]:
-        """Connect to the kernel of an AsyncKernelClient or AsyncKernelManager you own.
+        """Connect to the kernel of an AsyncKernelClient or AsyncKernelManager you own, or to an
+        engine of an ipyparallel cluster, ``Bridge.over(client[0])``.
 
         The bridge opens sockets and a session of its own: the client stays usable beside it, and
         closing the bridge ends neither client nor kernel. With a manager, ``restart`` works.
 
+        What goes to an engine crosses by ipyparallel's own ``apply``, through the client, its
+        schedulers, tunnels and keys; without direct lane, ``now=True``, ``watch``, ``messages``
+        and ``restart``, which are ``NotSupported``. That client itself unpickles what engines send:
+        ``trust="data"`` is about what ``pull`` and ``call`` open, and keeps no engine from it.
+
         Args:
-            lender: the client or the manager.
+            lender: the client, the manager or the view.
             insecure: as in ``attach``.
             lane, pool, trust, allow: as in ``launch``.
-            timeout: seconds.
+            timeout: seconds; an engine in the middle of a task answers after it.
 
         Raises:
-            KernelNotFound: the manager's kernel is not running.
+            KernelNotFound: the manager's kernel is not running; no such engine, or no answer.
             InsecureConnection: as in ``attach``.
-            TypeError: it is neither a client nor a manager.
+            TypeError: it is nothing of these, or a view of several engines.
         """
         how = _How(lane, trust, allow, pool)
         permitted = _kernels.allowances(insecure)

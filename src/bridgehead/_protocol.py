@@ -127,7 +127,7 @@ def lesson() -> list[memoryview]:
 # The way to sys.modules uses no name at all, so nothing that a user shadows or replaces is in
 # it: not __import__, not get_ipython, not a builtin. os._wrap_close is defined in every CPython
 # from its start on; 36 µs in a kernel with pandas loaded.
-_SYS = (
+SYS = (
     "(c for c in ().__class__.__base__.__subclasses__() if c.__name__ == '_wrap_close')"
     ".__next__().__init__.__globals__['sys']"
 )
@@ -149,10 +149,10 @@ def expression(
     ``beside`` it as ``loader_frames``: then it must be ready for the answer that there is none.
     """
     name, sources = loader_source()
-    loader = f"{_SYS}.modules[{name!r}]"
+    loader = f"{SYS}.modules[{name!r}]"
     if install:
         loader = (
-            f"{_INSTALL}({_SYS}, {_SYS}.modules['builtins'], {name!r}, {sources[0]!r}, "
+            f"{_INSTALL}({SYS}, {SYS}.modules['builtins'], {name!r}, {sources[0]!r}, "
             f"(lambda: 0).__globals__, {_how(beside)!r})"
         )
     text = json.dumps(header)

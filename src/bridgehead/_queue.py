@@ -230,7 +230,7 @@ class _Left(BridgeError):
 
 
 def _joins(request: Request) -> bool:
-    return _protocol.joins(request.header)
+    return not request.landed and _protocol.joins(request.header)
 
 
 def _settle(place: Place, outcome: Any) -> bool:

@@ -96,7 +96,8 @@ class Info:
         pid: the kernel's process.
         cwd: its working directory when the bridge was opened.
         epoch: a nonce made when the loader was installed; a restarted kernel has another.
-        transport: how messages travel: ``"ipc"``, ``"tcp"``, ``"websocket"`` or ``"loopback"``.
+        transport: how messages travel: ``"ipc"``, ``"tcp"``, ``"websocket"``, ``"ipyparallel"``
+            or ``"loopback"``.
         lane: how frames travel: ``"direct"``, ``"buffers"`` or ``"inline"``.
         trust: what is opened of what the kernel sends: ``"pickle"`` or ``"data"``.
         connection_file: for ``Bridge.attach`` and ``jupyter console --existing``.

@@ -31,6 +31,7 @@ from bridgehead._bench.payloads import PAYLOADS
 from bridgehead._bench.session import machine, versions
 from tests.bench import (
     busy,
+    engines,
     fan_out,
     first,
     handoff,
@@ -49,6 +50,7 @@ SCENARIOS: dict[str, Scenario] = {
     "first": first.measure,
     "fan-out": fan_out.measure,
     "handoff": handoff.measure,
+    "engines": engines.measure,
     "busy": busy.measure,
     "memory": memory.measure,
     "import": imports.measure,

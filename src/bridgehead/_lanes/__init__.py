@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from bridgehead import _protocol
+from bridgehead import _protocol, _wire
 from bridgehead._errors import BridgeClosed, BridgeError, IntegrityError, KernelRestarted, ReplyLost
 from bridgehead._protocol import Buffer, Header, Inbox, Opened
 from bridgehead._segments import Segment
@@ -41,6 +41,7 @@ class Request:
         lane: which one carried it; the lane says so.
         segment: where its frames are already, for all the kernels that get the same.
         unread: whether the answer goes on to another kernel, and nobody looks at it here.
+        landed: whether the loader has the frames already, from a message to many kernels.
     """
 
     header: Header
@@ -52,6 +53,7 @@ class Request:
     lane: str = ""
     segment: Segment | None = None
     unread: bool = False
+    landed: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -116,6 +118,9 @@ class Lane(ABC):
         header["resumes"] = self.transport.resumes
         request.lane = self.name
         last = max(0, (total - 1) // self.piece * self.piece)
+        ends: Header = {}
+        if request.landed:
+            last, ends = total, {"digest": _wire.digest(header["digest"].partition(":")[0], ())}
         done = 0
 
         async def piece(at: int) -> None:
@@ -123,7 +128,7 @@ class Lane(ABC):
             if self._left:  # or it would come after what told the loader to forget it
                 raise BridgeClosed("this bridge was closed")
             told, _ = await self.cross(
-                self._part(header, at, op="piece"),
+                self.part(header, at, op="piece"),
                 list(_protocol.cut(frames, at, at + self.piece)),
                 request.subshell,
             )
@@ -132,9 +137,10 @@ class Lane(ABC):
             request.report(done, total)
 
         with self.kept(request):
-            await _in_flight(piece(at) for at in range(0, last, self.piece))
+            if not request.landed:
+                await _in_flight(piece(at) for at in range(0, last, self.piece))
             parts = list(_protocol.cut(frames, last, total))
-            told, back = await self.cross(self._part(header, last), parts, request.subshell)
+            told, back = await self.cross(self.part(header, last, **ends), parts, request.subshell)
             self.sums = told.get("sums") is True
             inbox = _protocol.open_answer(told, request.limit)
             opened = Opened(told, inbox, list(back))
@@ -187,7 +193,7 @@ class Lane(ABC):
 
         async def more(at: int) -> None:
             nonlocal done
-            asked = self._part(header, at, op="more", sizes=[], piece=self.back)
+            asked = self.part(header, at, op="more", sizes=[], piece=self.back)
             got, parts = await self.cross(asked, (), request.subshell)
             _protocol.raise_error(got, ())
             if sum(memoryview(part).nbytes for part in parts) != min(self.back, inbox.total - at):
@@ -217,7 +223,7 @@ class Lane(ABC):
 
         async def tell() -> None:
             with contextlib.suppress(BridgeError):  # then it goes by age, or with the kernel
-                await self.cross(self._part(header, 0, op="forget", sizes=[]), (), None)
+                await self.cross(self.part(header, 0, op="forget", sizes=[]), (), None)
 
         self.transport.spawn(tell())
 
@@ -230,7 +236,7 @@ class Lane(ABC):
             self.forget(self._last)
         await asyncio.sleep(0)
 
-    def _part(self, header: Header, at: int, **fields: Any) -> Header:
+    def part(self, header: Header, at: int, **fields: Any) -> Header:
         """The header of one message of a request: of the digest, what is that message's."""
         digest = _protocol.digest_of(header["digest"], at, at + self.piece)
         if self._arrived:

@@ -42,7 +42,7 @@ from bridgehead._errors import (
     TransportError,
 )
 from bridgehead._transports.messages import Message, Messages
-from bridgehead._wire import DATA_MESSAGE, NEWS_MESSAGE
+from bridgehead._wire import DATA_MESSAGE, NEWS_MESSAGE, Header
 
 T = TypeVar("T")
 
@@ -111,6 +111,14 @@ class Beside(Protocol):
     def tell(self, why: Callable[[], BridgeError]) -> None: ...
 
 
+class Many(Protocol):
+    """What reaches several kernels with one message."""
+
+    def broadcast(
+        self, engines: Sequence[Any], expression: str, parts: Sequence[Any]
+    ) -> list[asyncio.Future[Header]]: ...
+
+
 class Transport(ABC):
     """One kernel's messages. Lives in the event loop that opened it."""
 
@@ -124,6 +132,9 @@ class Transport(ABC):
     binary: bool = True  # messages may carry buffers
     resumes: bool = False  # a connection that broke is made anew, to the same kernel
     largest: int = LARGEST  # bytes of frames that one message may carry
+    called: str = ""  # what its owner knows the kernel by, where it has a name of its own
+    unasked: bool = True  # the loader may send what nobody asked for
+    many: Many | None = None  # the same one for all kernels that a message of it can reach
 
     def __init__(self) -> None:
         self.generation = 0  # grows whenever another kernel may be there
@@ -261,6 +272,11 @@ class Transport(ABC):
             # Of two messages of some MiB that come together it reads one (0.19, measured).
             self.window = 1
             self._slots = asyncio.Semaphore(self.window)
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether there is no kernel to send to."""
+        return self._why_gone is not None
 
     @property
     def is_silent(self) -> bool:
