@@ -71,6 +71,21 @@ async def test_what_one_holds_is_not_written_over(fleet: Fleet) -> None:
     await fleet[1].delete("held")
 
 
+async def test_what_a_fleet_lent_is_not_written_over_when_a_bridge_has_left() -> None:
+    """Nobody can tell any more whether the kernel, which goes on, still uses it."""
+    async with Bridge.launch() as owner, Bridge.launch() as other:
+        leaving = await Bridge.attach(owner.info.connection_file, lane="direct")
+        fleet = Fleet([other, leaving])
+        await fleet.push(a=LARGE)
+        await leaving.aclose()
+        for factor in range(2, 7):
+            with pytest.raises(ExceptionGroup, match="1 of 2 kernels failed"):
+                await fleet.push(a=LARGE * factor)
+            assert await other.pull("float(a.sum())") == LARGE.sum() * factor
+        assert await owner.pull("float(a.sum())") == LARGE.sum()
+        await fleet.aclose()
+
+
 async def test_one_cannot_write_into_what_the_others_got(fleet: Fleet) -> None:
     """The file of the segment is there in every kernel, sealed against writing."""
     await fleet.push(a=LARGE)

@@ -27,6 +27,7 @@ from bridgehead import (
     IncompatiblePython,
     KernelDied,
     KernelRestarted,
+    KernelUnresponsive,
     MissingInKernel,
     RemoteError,
     ReplyLost,
@@ -502,6 +503,31 @@ async def test_a_kernel_that_dies_while_the_source_runs_a_cell(which: str) -> No
             await cell
 
 
+async def test_a_target_that_is_stopped_and_a_source_that_dies_meanwhile() -> None:
+    async with Bridge.launch() as source, Bridge.launch() as target:
+        await source.push(x=1)
+        os.kill(target.info.pid, signal.SIGSTOP)
+        try:
+            async with told_within(5):
+                with pytest.raises(KernelUnresponsive) as silent:
+                    await source.handoff("x", to=target)
+            assert f"the target of a handoff, pid {target.info.pid}" in silent.value.__notes__[0]
+            assert await source.pull("x") == 1  # nobody stands before it
+            task = asyncio.ensure_future(source.handoff("x", to=target))
+            await asyncio.sleep(0.2)
+            os.kill(source.info.pid, signal.SIGKILL)
+            async with told_within(0.5):
+                with pytest.raises(KernelDied) as died:
+                    await task
+            assert f"the source of a handoff, pid {source.info.pid}" in died.value.__notes__[0]
+        finally:
+            os.kill(target.info.pid, signal.SIGCONT)
+        await source.restart()
+        await source.push(x=2)
+        await source.handoff("x", to=target)
+        assert await target.pull("x") == 2
+
+
 @pytest.mark.parametrize("which", ["source", "target"])
 async def test_a_restart_in_the_middle(which: str) -> None:
     dice = random.Random(1)
@@ -597,23 +623,6 @@ slow = Slow()
     assert not await target.exists("slow")
     await goes_on(source)
     await goes_on(target)
-
-
-async def test_what_a_fleet_lent_is_not_written_over_when_a_bridge_has_left() -> None:
-    """Nobody can tell any more whether the kernel, which goes on, still uses it."""
-    async with Bridge.launch() as owner, Bridge.launch() as other:
-        leaving = await Bridge.attach(owner.info.connection_file, lane="direct")
-        fleet = Fleet([leaving, other])
-        await fleet.push(a=np.arange(LARGE))
-        await leaving.aclose()
-        rest = Fleet([other])
-        rest._pool, kept = fleet._pool, rest._pool
-        kept.close()
-        for n in range(5):
-            await rest.push(a=np.full(LARGE, n))
-            await goes_on(other)
-        assert await owner.pull("int(a.sum())") == LARGE * (LARGE - 1) // 2
-        await fleet.aclose()
 
 
 # ---------------------------------------------------------------- blocking, and other Pythons
