@@ -38,7 +38,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bridgehead import _data, _digest, _host, _loader, _protocol, _watched, _wire
+from bridgehead import _codec, _data, _digest, _host, _loader, _protocol, _watched, _wire
 from bridgehead._data import decode_data, encode_data, standard, table, writer
 from bridgehead._wire import IN_BAND, Broken
 from elsewhere import Python, pythons
@@ -820,7 +820,7 @@ GADGETS |= {
         ("pandas._libs.internals", "_unpickle_block", 1, 2, 3),
         ("pyarrow", "OSFile", str(TRACE), "w"),
         ("pyarrow.lib", "_restore_array", 1),
-        ("bridgehead._wire", "decode", [1]),
+        ("bridgehead._codec", "decode", [1]),
         ("bridgehead._data", "decode_data", [1]),
         ("bridgehead._data", "decode_data.__globals__"),
         ("bridgehead._data", "make_deque.__globals__"),
@@ -1426,8 +1426,8 @@ BARE_HOSTILE = {name: raw for name, raw in MALFORMED.items() if isinstance(raw, 
 
 @pytest.mark.parametrize("python", pythons(), ids=str)
 def test_the_codec_in_a_bare_python(python: Python) -> None:
-    wire = Path(_wire.__file__).read_text("utf-8")
-    sources = [wire, *(str(frame, "utf-8") for frame in _protocol.lesson())]
+    shared = [Path(module.__file__).read_text("utf-8") for module in (_wire, _codec)]
+    sources = [*shared, *(str(frame, "utf-8") for frame in _protocol.lesson())]
     hostile = [raw for raw, _ in GADGETS.values()] + list(BARE_HOSTILE.values())
     name = "_bridgehead_0123456789ab"
     asked = json.dumps([name, sources, [raw.decode("latin-1") for raw in hostile], str(TRACE)])

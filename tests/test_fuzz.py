@@ -32,6 +32,7 @@ from bridgehead import (
     Name,
     ProtocolError,
     Result,
+    _codec,
     _parcel,
     _protocol,
     _wire,
@@ -131,7 +132,7 @@ FIELDS = (
 
 
 def frames_of(value: Any) -> list[memoryview]:
-    return _wire.encode(value)[0]
+    return _codec.encode(value)[0]
 
 
 SOMETHING: list[Any] = [

@@ -53,6 +53,7 @@ from bridgehead import (
     RemoteError,
     ReplyLost,
     UntrustedPayload,
+    _codec,
     _parcel,
     _protocol,
     _wire,
@@ -1902,7 +1903,7 @@ def test_code_shipped_there_runs_where_the_version_is_the_same(equipped: Space) 
     if equipped.python.version[:2] == sys.version_info[:2]:
         _parcel.check_parcel(parcel, equipped.python.version, versions)
         _, frames = equipped.ask("call", parcel)
-        assert _wire.decode(frames) == (42,)
+        assert _codec.decode(frames) == (42,)
     else:
         with pytest.raises(IncompatiblePython):
             _parcel.check_parcel(parcel, equipped.python.version, versions)

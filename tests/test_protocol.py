@@ -37,6 +37,7 @@ from bridgehead import (
     RemoteError,
     ReplyLost,
     UnsupportedKernel,
+    _codec,
     _parcel,
     _protocol,
     _wire,
@@ -137,7 +138,7 @@ def failed(ename: str, evalue: str, traceback: Any = ()) -> dict[str, Any]:
 
 def answer_of(value: Any, **fields: Any) -> tuple[dict[str, Any], list[bytes]]:
     """A good answer's header and frames."""
-    frames = _wire.encode(value)[0]
+    frames = _codec.encode(value)[0]
     sizes = [frame.nbytes for frame in frames]
     told = {"sizes": sizes, "digest": _wire.digest("sha256", frames), **fields}
     return told, [bytes(frame) for frame in frames]

@@ -89,7 +89,7 @@ def test_little_is_wasted(nbytes: int) -> None:
     try:
         segment = pool.take([nbytes])  # what is not written to takes no memory
         if segment is None:
-            assert nbytes > _segments.free_memory() - MIB
+            assert 2 * nbytes > _segments.free_memory()  # others come and go
         else:
             assert nbytes <= segment.capacity <= max(nbytes * 9 // 8, nbytes + mmap.PAGESIZE)
     finally:

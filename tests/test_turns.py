@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bridgehead import _protocol, _segments, _wire
+from bridgehead import _codec, _protocol, _segments
 from bridgehead._channel import Channel
 from bridgehead._far import Far
 from bridgehead._host import Kernel
@@ -62,7 +62,7 @@ def header(server: Server, operation: str, frames: Any = (), **fields: Any) -> d
 
 
 def bind(server: Server, **values: Any) -> tuple[dict[str, Any], list[memoryview]]:
-    frames, _ = _wire.encode(values)
+    frames, _ = _codec.encode(values)
     return header(server, "bind", frames, names=list(values)), frames
 
 

@@ -20,7 +20,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bridgehead import _wire
+from bridgehead import _codec
+from bridgehead._codec import culprit
 from bridgehead._digest import LEAF, digest_of, summed
 from bridgehead._wire import (
     IN_BAND,
@@ -28,7 +29,6 @@ from bridgehead._wire import (
     Broken,
     Inbox,
     allocate,
-    culprit,
     cut,
     digest,
 )
@@ -342,10 +342,10 @@ def test_one_flipped_bit_is_told(algorithm: str, at: int) -> None:
 
 def travel(value: Any) -> Any:
     """``value`` as it comes out at the other end of a wire."""
-    frames, _ = _wire.encode(value)
+    frames, _ = _codec.encode(value)
     inbox = Inbox([frame.nbytes for frame in frames])
     inbox.write(0, frames, digest("crc32", frames))
-    return _wire.decode(inbox.take())
+    return _codec.decode(inbox.take())
 
 
 @pytest.mark.parametrize(
@@ -367,14 +367,14 @@ def test_an_object_comes_out_as_it_went_in(value: Any) -> None:
 
 def test_large_buffers_are_frames_of_their_own_and_small_ones_are_not() -> None:
     arrays = [np.zeros(IN_BAND - 1, "u1"), np.ones(IN_BAND, "u1"), np.full(10_000, 2, "u1")]
-    frames, _ = _wire.encode(arrays)
+    frames, _ = _codec.encode(arrays)
     assert [frame.nbytes for frame in frames[1:]] == [IN_BAND, 10_000]
     assert frames[0].nbytes < 2 * IN_BAND
 
 
 def test_frames_are_views_of_the_live_object() -> None:
     array = np.zeros(100_000)
-    frames, _ = _wire.encode(array)
+    frames, _ = _codec.encode(array)
     assert np.shares_memory(np.frombuffer(frames[1], "f8"), array)
 
 
@@ -382,7 +382,7 @@ def test_what_is_one_object_stays_one() -> None:
     array = np.arange(10_000)
     left, right = travel([array, array])
     assert left is right
-    assert len(_wire.encode([array, array])[0]) == 2
+    assert len(_codec.encode([array, array])[0]) == 2
 
 
 @pytest.mark.parametrize("code", np.typecodes["All"])
@@ -477,8 +477,8 @@ def test_a_table_crosses_with_its_attributes() -> None:
 
 
 def test_what_was_received_in_read_only_memory_is_read_only() -> None:
-    frames, _ = _wire.encode(np.arange(3000))
-    assert not _wire.decode([bytes(frame) for frame in frames]).flags.writeable
+    frames, _ = _codec.encode(np.arange(3000))
+    assert not _codec.decode([bytes(frame) for frame in frames]).flags.writeable
 
 
 def local_function(x: int) -> int:
@@ -510,7 +510,7 @@ def a_class_made_here() -> type:
     ],
 )
 def test_encode_tells_whether_code_objects_are_carried(value: Any, carries: bool) -> None:
-    assert _wire.encode(value)[1] is carries
+    assert _codec.encode(value)[1] is carries
 
 
 def test_references_are_reduced_by_whoever_knows_them() -> None:
@@ -520,8 +520,8 @@ def test_references_are_reduced_by_whoever_knows_them() -> None:
     def refs(value: Any) -> Any:
         return (operator.add, (20, 22)) if type(value) is Handle else None
 
-    frames, _ = _wire.encode([1, Handle()], refs)
-    assert _wire.decode(frames) == [1, 42]
+    frames, _ = _codec.encode([1, Handle()], refs)
+    assert _codec.decode(frames) == [1, 42]
 
 
 # ---------------------------------------------------------------- who is to blame
@@ -689,7 +689,7 @@ DEEP = [deep_list, deep_dict, deep_object]
 def test_what_is_nested_100_000_deep_is_told_and_does_not_crash(make: Callable[..., Any]) -> None:
     value = make(100_000, 1)
     with pytest.raises((RecursionError, pickle.PicklingError), match="recursion"):
-        _wire.encode(value)
+        _codec.encode(value)
     path, error = culprit(value, "x")
     assert "recursion" in str(error)
     assert len(path) < 200

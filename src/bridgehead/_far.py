@@ -22,6 +22,16 @@ from time import monotonic
 from typing import Any, Iterator, Sequence
 
 if __name__ == "bridgehead._far":  # shipped, it shares a module with these
+    from bridgehead._codec import (
+        CodeRefused,
+        Unshared,
+        culprit,
+        decode,
+        encode,
+        encode_light,
+        is_light,
+        pickler_type,
+    )
     from bridgehead._digest import summed
     from bridgehead._host import Kernel, current_folder, describe, runs, versions
     from bridgehead._server import Server, join
@@ -31,23 +41,15 @@ if __name__ == "bridgehead._far":  # shipped, it shares a module with these
         SHARED,
         Broken,
         Buffer,
-        CodeRefused,
         Header,
         Held,
         Inbox,
         Outbox,
         TooLarge,
-        Unshared,
         check,
         copied,
-        culprit,
         cut,
-        decode,
         digest,
-        encode,
-        encode_light,
-        is_light,
-        pickler_type,
     )
 
 UNFINISHED = 4 << 30  # bytes of unfinished transfers, beyond which the oldest are dropped

@@ -17,7 +17,7 @@ from typing import Any
 import cloudpickle
 from cloudpickle.cloudpickle import list_registry_pickle_by_value
 
-from bridgehead import _wire
+from bridgehead import _codec, _wire
 from bridgehead._digest import LEAF, summed
 from bridgehead._errors import (
     DecodeError,
@@ -75,7 +75,7 @@ class Content:
 
         Few plain objects, and nothing that runs code of the user's.
         """
-        return not self.by_value and _wire.is_light(self.values)
+        return not self.by_value and _codec.is_light(self.values)
 
     def pack(self, algorithm: str, sums: bool = False) -> tuple[Parcel, str]:
         """The parcel and its digest; in any thread, where an event loop's gets its turns.
@@ -83,7 +83,7 @@ class Content:
         ``sums`` says that the other side has numpy loaded.
         """
         if not self.data and self.is_light():
-            parcel = Parcel(_wire.encode_light(self.values), carries_code=False, refs=False)
+            parcel = Parcel(_codec.encode_light(self.values), carries_code=False, refs=False)
             if self.limit is not None and parcel.nbytes > self.limit:
                 raise too_large(parcel.nbytes, self.limit)
         elif self.data:
@@ -179,7 +179,9 @@ def encode(
 
     with _by_value(by_value):
         try:
-            frames, carries_code = _wire.encode(values, reduce if refs is not None else None, limit)
+            frames, carries_code = _codec.encode(
+                values, reduce if refs is not None else None, limit
+            )
         except _wire.TooLarge as error:
             raise too_large(error.nbytes, limit) from None
         except Exception as error:
@@ -219,9 +221,9 @@ def encode_data(values: Any, parts: Mapping[str, Any], limit: int | None = None)
 def _blame(parts: Mapping[str, Any], error: Exception) -> tuple[str, BaseException]:
     for name, part in parts.items():
         try:
-            _wire.encode(part)
+            _codec.encode(part)
         except Exception:  # noqa: BLE001 - whatever it raises, it is to blame
-            return _wire.culprit(part, name)
+            return _codec.culprit(part, name)
     return ", ".join(parts), error
 
 
@@ -270,7 +272,7 @@ def decode(frames: Sequence[Buffer]) -> Any:
         DecodeError: it cannot be unpickled here.
     """
     try:
-        return _wire.decode(frames)
+        return _codec.decode(frames)
     except Exception as error:
         hint = ""
         if isinstance(error, ImportError) and error.name:

@@ -23,7 +23,7 @@ from importlib.util import find_spec
 from types import CodeType
 from typing import Any, NoReturn
 
-from bridgehead import _seed, _wire
+from bridgehead import _codec, _seed, _wire
 from bridgehead._digest import digest_of
 from bridgehead._errors import (
     BridgeError,
@@ -49,6 +49,7 @@ SHIPPED = (  # into one module over there
     "_seed.py",
     "_digest.py",
     "_wire.py",
+    "_codec.py",
     "_segments.py",
     "_channel.py",
     "_server.py",
@@ -499,7 +500,7 @@ def _raise_remote(error: Header, frames: Sequence[memoryview]) -> NoReturn:
     cause = None
     if frames and error.get("code_of") in (None, PYTHON):
         try:
-            cause = _wire.decode(frames)
+            cause = _codec.decode(frames)
         except Exception:  # noqa: BLE001 - its class doesn't exist here: the text must do
             cause = None
     raise remote from cause if isinstance(cause, BaseException) else None

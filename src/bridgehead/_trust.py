@@ -13,7 +13,7 @@ from importlib import import_module
 from typing import Any, Literal
 
 from bridgehead import _parcel
-from bridgehead._wire import LARGE
+from bridgehead._codec import LARGE
 
 TrustName = Literal["pickle", "data"]
 SLOW = 1 << 15  # bytes; the data-only codec is Python, and goes into a thread from here on

@@ -13,13 +13,14 @@ from io import BytesIO
 from typing import Any, Collection, Iterable
 
 if __name__ == "bridgehead._data.writer":  # shipped, all these are one module
+    from bridgehead._codec import children
     from bridgehead._data.arrays import numpy_reducers
     from bridgehead._data.arrow import pyarrow_reducers
     from bridgehead._data.frames import pandas_reducers
     from bridgehead._data.instances import reduce_instance
     from bridgehead._data.standard import REDUCERS, reduce_zone
     from bridgehead._data.table import CONSTRUCTORS, FUNCTION, untrusted
-    from bridgehead._wire import IN_BAND, Broken, children
+    from bridgehead._wire import IN_BAND, Broken
 
 _libraries = {
     "numpy": numpy_reducers,
