@@ -44,6 +44,8 @@ from bridgehead import (
     UntrustedPayload,
 )
 
+pytestmark = pytest.mark.servers
+
 ENGINES = 4
 LARGE = np.arange(1_000_000.0)
 HUGE = 200_000_000  # bytes, more than a dozen pieces

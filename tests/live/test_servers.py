@@ -41,6 +41,8 @@ from bridgehead import (
 )
 from bridgehead._transports import websocket
 
+pytestmark = pytest.mark.servers
+
 NOBODY = "01234567-89ab-cdef-0123-456789abcdef"
 MIB = 1 << 20
 
