@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import pytest
 from jupyter_client.asynchronous.client import AsyncKernelClient
+from kit import at_work, until
 
 from bridgehead import (
     Bridge,
@@ -630,8 +631,7 @@ async def test_kernel_death_is_told_and_a_restart_brings_it_back(live: Bridge, h
     await live.push(x=1)
     if how == "killed":
         push = asyncio.ensure_future(live.push(x=2, slow=Calls(time.sleep, 60)))
-        while live.state != "busy":
-            await asyncio.sleep(0.02)
+        await until(lambda: at_work(live))
         os.kill(live.info.pid, signal.SIGKILL)
         expected = -signal.SIGKILL
     else:
