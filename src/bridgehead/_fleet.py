@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from bridgehead import _parcel, _wire
 from bridgehead._arguments import to_push
 from bridgehead._bridge import Bridge
+from bridgehead._digest import summed
 from bridgehead._errors import KernelNotFound
 from bridgehead._foothold import Packed
 from bridgehead._lanes.broadcast import WORTH, Broadcast
@@ -225,9 +226,11 @@ class Fleet(Sequence[Bridge]):
                 continue
             algorithms = {bridge._transport.digest for bridge in bridges}
             strictest = algorithms.pop() if len(algorithms) == 1 else "sha256"
-            digest = await asyncio.to_thread(_wire.digest, strictest, parcel.frames)
             # Of two bridges to one engine, one.
             lane_of = {bridge.info.epoch: bridge._foothold.lane for bridge in bridges}
+            sums = all(lane.sums for lane in lane_of.values())
+            algorithm = summed(strictest, parcel.nbytes, sums)
+            digest = await asyncio.to_thread(_wire.digest, algorithm, parcel.frames)
             lanes = {lane: epoch for epoch, lane in lane_of.items()}
             found.append(Broadcast(lanes, parcel.frames, digest))
         return found

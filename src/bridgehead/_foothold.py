@@ -455,7 +455,7 @@ class Foothold:
         if self._wanted in MESSAGES:
             yield "another lane was asked for"
         elif not self.transport.direct:
-            yield f"{self.transport.name} has none"
+            yield f"over {self.transport.name} no process can be connected to"
         elif not self.transport.ours:
             yield "the kernel is not a process of this user's on this machine"
         else:
