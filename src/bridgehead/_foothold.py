@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any
 
 from bridgehead import _parcel, _protocol
 from bridgehead._errors import (
@@ -22,14 +21,12 @@ from bridgehead._errors import (
     NotSupported,
     ProtocolError,
     RemoteError,
-    UnsupportedKernel,
 )
+from bridgehead._handshake import Handshake, LaneName
 from bridgehead._lanes import Lane, Request
 from bridgehead._lanes.broadcast import Landing
-from bridgehead._lanes.buffers import BuffersLane, hello
 from bridgehead._lanes.direct import DirectLane, served_there
-from bridgehead._lanes.inline import InlineLane
-from bridgehead._lanes.link import Link, LinkLost, Listener
+from bridgehead._lanes.link import LinkLost
 from bridgehead._queue import Place, Queue
 from bridgehead._results import Info
 from bridgehead._segments import Segment
@@ -38,13 +35,9 @@ from bridgehead._transports import Reply, Transport
 from bridgehead._transports.messages import Message
 from bridgehead._trust import Trust
 
-LaneName = Literal["auto", "direct", "buffers", "inline"]
 # What a user called the operation.
 SAID = {"bind": "push", "fetch": "pull", "drop": "delete", "has": "exists"}
 LOST = -1  # the generation of a loader that is not there (any more)
-MESSAGES: dict[str, type[Lane]] = {lane.name: lane for lane in (BuffersLane, InlineLane)}
-LANES = (DirectLane.name, *MESSAGES)
-log = logging.getLogger("bridgehead")
 
 
 class Foothold:
@@ -55,7 +48,7 @@ class Foothold:
     ) -> None:
         self.transport = transport
         self.trust = trust
-        self._wanted, self._pool = wanted, pool
+        self._handshake = Handshake(transport, wanted, pool, trust.name)
         self.loop = asyncio.get_running_loop()
         self._process = os.getpid()
         self._lane: Lane | None = None
@@ -393,117 +386,26 @@ class Foothold:
             self._generation = LOST
 
     async def plant(self) -> None:
-        """The handshake: one round trip that installs the loader where it isn't yet."""
+        """The handshake, unless the loader is known to be there."""
         async with self._planting:
-            transport = self.transport
-            generation = transport.generation
+            generation = self.transport.generation
             if generation == self._generation:
                 return
-            kernel = _kernel_name(transport.kernel_info)
-            info = _protocol.as_object(transport.kernel_info.get("language_info"))
-            language = _protocol.as_text(info.get("name"))
-            if language != "python":
-                raise UnsupportedKernel(
-                    f"{kernel} is a kernel for {language}; bridgehead needs a Python kernel"
-                )
-            transport.narrow()
-            with self._listening() as listener:
-                offer = listener.offer if isinstance(listener, Listener) else None
-                header = _protocol.header(
-                    "hello", [], epoch="", algorithm=transport.digest, direct=offer
-                )
-                try:
-                    told, buffers = await hello(transport, header)
-                except UnsupportedKernel as error:
-                    raise UnsupportedKernel(f"{kernel}: {error}") from None
-                _protocol.raise_error(told, ())
-                told = _protocol.greeting(told)
-                if self._wanted == "buffers" and not buffers:
-                    raise NotSupported(f"{kernel} does not pass message buffers; use lane='inline'")
-                if isinstance(self._lane, DirectLane):
-                    self._lane.link.close()
-                name = self._wanted if self._wanted in MESSAGES else "inline"
-                name = "buffers" if buffers and self._wanted not in MESSAGES else name
-                self._lane = MESSAGES[name](transport)
-                self._lane.sums = told.get("sums") is True
-                if self._wanted not in MESSAGES:
-                    self._lane = self._direct(self._lane, listener, told["direct"])
-            self._info = Info(
-                kernel=kernel,
-                python=tuple(told["python"]),
-                executable=told["executable"],
-                versions=told["versions"],
-                pid=told["pid"],
-                cwd=told["cwd"],
-                epoch=told["epoch"],
-                transport=transport.name,
-                lane=self._lane.name,
-                trust=self.trust.name,
-                connection_file=transport.connection_file,
-                url=transport.url,
-                kernel_id=transport.kernel_id,
-            )
-            transport.beside = self._lane.link if isinstance(self._lane, DirectLane) else None
-            self._generation, self._epoch = generation, self._info.epoch
-            self._kernel = str(told.get("process"))
-            for orphan in told.get("orphans") or ():
-                transport.spawn(self.subshell.delete(str(orphan)))
-
-    @contextlib.contextmanager
-    def _listening(self) -> Iterator[Listener | str]:
-        """Where the loader may connect for a direct lane, while the block lasts; or why not."""
-        if self._wanted in MESSAGES:
-            yield "another lane was asked for"
-        elif not self.transport.direct:
-            yield f"over {self.transport.name} no process can be connected to"
-        elif not self.transport.ours:
-            yield "the kernel is not a process of this user's on this machine"
-        else:
-            try:
-                listener = Listener(self._pool)
-            except OSError as error:
-                yield str(error)
-                return
-            try:
-                yield listener
-            finally:
-                listener.close()
-
-    def _direct(self, messages: Lane, listener: Listener | str, refused: str | None) -> Lane:
-        """The direct lane beside ``messages`` if the loader connected; else these alone.
-
-        Raises:
-            NotSupported: it did not, and no other lane was asked for.
-        """
-        why = listener if isinstance(listener, str) else refused
-        if not why and isinstance(listener, Listener):
-            sock = listener.accept()
-            if sock is not None:
-                link = Link(sock, self._pool, self.transport)
-                return DirectLane(self.transport, link, messages, listener.name)
-            why = "the loader's connection did not arrive"
-        if self._wanted == DirectLane.name:
-            raise NotSupported(f"there is no direct way to this kernel: {why}")
-        log.info("no direct lane, objects cross as messages: %s", why)
-        return messages
-
-
-def check_lane(lane: object) -> None:
-    """Raise ``ValueError`` unless there is such a lane."""
-    if lane not in ("auto", *LANES):
-        raise ValueError(f"lane is 'auto', {', '.join(map(repr, LANES))}, not {lane!r}")
+            greeted = await self._handshake.greet()
+            if isinstance(self._lane, DirectLane):
+                self._lane.link.close()
+            self._lane, self._info, self._kernel = greeted.lane, greeted.info, greeted.process
+            lane = greeted.lane
+            self.transport.beside = lane.link if isinstance(lane, DirectLane) else None
+            self._generation, self._epoch = generation, greeted.info.epoch
+            for orphan in greeted.orphans:
+                self.transport.spawn(self.subshell.delete(orphan))
 
 
 def check_seconds(seconds: object) -> None:
     """Raise ``TypeError`` unless it is a number of seconds, or None."""
     if seconds is not None and not isinstance(seconds, (int, float)):
         raise TypeError(f"timeout is a number of seconds or None, not {seconds!r}")
-
-
-def _kernel_name(kernel_info: Mapping[str, Any]) -> str:
-    implementation = _protocol.as_text(kernel_info.get("implementation", "this kernel"))
-    version = _protocol.as_text(kernel_info.get("implementation_version", ""))
-    return f"{implementation} {version}".strip()
 
 
 @contextlib.asynccontextmanager

@@ -15,7 +15,8 @@ from collections.abc import Awaitable, Callable, Collection, Generator, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
 from bridgehead import _kernels, _servers
-from bridgehead._foothold import Foothold, LaneName, check_lane, check_seconds, deadline
+from bridgehead._foothold import Foothold, check_seconds, deadline
+from bridgehead._handshake import LaneName, check_lane
 from bridgehead._kernels import Insecurity
 from bridgehead._transports import Transport, to_the_end
 from bridgehead._trust import Trust, TrustName, allowed, check_trust

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from bridgehead._bridge import Bridge
 from bridgehead._errors import BridgeClosed
-from bridgehead._foothold import LaneName
+from bridgehead._handshake import LaneName
 from bridgehead._kernels import Insecurity
 from bridgehead._opening import Opening
 from bridgehead._progress import Report, reporting

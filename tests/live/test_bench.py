@@ -20,7 +20,7 @@ import psutil
 import pytest
 
 from bridgehead import Bridge
-from bridgehead._foothold import LANES
+from bridgehead._handshake import LANES
 
 SCRIPT = Path(sysconfig.get_path("scripts")) / "bridgehead"
 SMALL = ("--payloads", "int,dict1k,np1m", "--seconds", "0")

@@ -22,7 +22,7 @@ from bridgehead._bench.peers import Execute, LanePeer, Memcpy, Peer, Pickle, Raw
 from bridgehead._bench.rounds import NAME, Timing, side_by_side
 from bridgehead._bridge import Bridge
 from bridgehead._errors import BridgeError, NotSupported
-from bridgehead._foothold import LANES, LaneName
+from bridgehead._handshake import LANES, LaneName
 from bridgehead._opening import Opening
 
 USUAL = ("int", "dict1k", "dict10k", "np1m", "df", "np100m")
