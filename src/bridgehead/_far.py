@@ -1,4 +1,4 @@
-"""The far side of the protocol: what serves one namespace, every operation of it.
+"""The far side of the protocol: requests and their pieces, and every operation.
 
 Rule: standard library only, Python 3.8 and later, and never a name in the user's namespace;
 shipped together with ``_loader.py``. ``Far.handle(header, frames) -> (header, frames)`` does
@@ -7,34 +7,22 @@ every operation, the same whichever lane brought it.
 
 from __future__ import annotations
 
-import builtins
 import os
 import pickle
 import sys
-import traceback
 from collections import OrderedDict
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from keyword import iskeyword
 from platform import node
 from threading import Lock
 from time import monotonic
 from typing import Any, Iterator, Sequence
 
 if __name__ == "bridgehead._far":  # shipped, it shares a module with these
-    from bridgehead._codec import (
-        CodeRefused,
-        Unshared,
-        culprit,
-        decode,
-        encode,
-        encode_light,
-        is_light,
-        pickler_type,
-    )
     from bridgehead._digest import summed
     from bridgehead._host import Kernel, current_folder, describe, runs, versions
     from bridgehead._server import Server, join
+    from bridgehead._values import Values, failed
     from bridgehead._watched import Watches
     from bridgehead._wire import (
         JOINS,
@@ -45,7 +33,6 @@ if __name__ == "bridgehead._far":  # shipped, it shares a module with these
         Held,
         Inbox,
         Outbox,
-        TooLarge,
         check,
         copied,
         cut,
@@ -64,22 +51,12 @@ class _Overtaken(Exception):
     """A cell runs; what was asked comes after it, in the main thread's queue."""
 
 
-class _Resolving(pickle.Unpickler):
-    """Unpickles a request in which references stand for objects over here."""
-
-    resolve: Any = None
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("bridgehead._ref", "Ref"):
-            return self.resolve
-        return super().find_class(module, name)
-
-
 class Far:
     """What serves one namespace: the state of the loader and every operation."""
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
+        self.values = Values(kernel)
         self.epoch = os.urandom(8).hex()
         self.inboxes: dict[str, Any] = {}  # an Inbox each, or what was Held
         self.outboxes: dict[str, Outbox] = {}
@@ -161,11 +138,11 @@ class Far:
             self.inboxes[header["id"]] = inbox
             return {"busy": True}, []
         except BaseException as error:
-            answer, out = self.failed(error)
+            answer, out = failed(error)
         try:
             answer, out = self.answer(header, answer, out, server)
         except BaseException as error:  # interrupted while it was copied
-            answer, out = self.answer(header, *self.failed(error), server)
+            answer, out = self.answer(header, *failed(error), server)
         if operation == "fetch" and header.get("begun") not in (None, self.kernel.begun):
             # A cell began before all of it was copied: not what it was at one moment.
             if out and server is not None and not isinstance(out, list):
@@ -301,167 +278,8 @@ class Far:
 
     def refused(self, error: Broken) -> Header:
         """The answer to what is no request: an error, and no frames."""
-        answer, _ = self.failed(error)
+        answer, _ = failed(error)
         return dict(answer, sizes=[], digest=digest("crc32", ()))
-
-    def failed(self, error: BaseException) -> tuple[Header, list[memoryview]]:
-        """The answer that tells of an error; its frames are the exception, if it pickles."""
-        if isinstance(error, Broken):
-            return {"error": dict(error.details, kind=error.kind, message=str(error))}, []
-        if isinstance(error, Unshared):
-            message = "it is needed to pickle %s" % error
-            where = sys.executable
-            return self.failed(Broken("missing", message, module="cloudpickle", where=where))
-        if isinstance(error, CodeRefused):
-            return self.failed(Broken("incompatible", str(error)))
-        if isinstance(error, TooLarge):
-            return self.failed(Broken("large", str(error), bytes=error.nbytes))
-        # What the user should see starts below the loader's own frames, and the pickler's.
-        chain = [error]
-        for part in chain:
-            trace = part.__traceback__
-            while trace is not None and _ours(trace.tb_frame):
-                trace = trace.tb_next
-            part.__traceback__ = trace
-            cause = part.__cause__ or part.__context__
-            if cause is not None and not any(cause is other for other in chain):
-                chain.append(cause)
-        try:
-            message = str(error)
-        except Exception:
-            message = "<its str() raised>"
-        try:
-            lines = traceback.format_exception(type(error), error, error.__traceback__)
-        except Exception:
-            lines = ["%s\n" % type(error).__name__]
-        told: Header = {
-            "kind": "remote",
-            "ename": type(error).__name__,
-            "evalue": message,
-            "traceback": "".join(lines).splitlines(),
-        }
-        try:
-            frames, carries_code = encode(error)
-            told["code_of"] = list(sys.version_info[:2]) if carries_code else None
-            return {"error": told}, frames
-        except Exception:
-            return {"error": told}, []
-
-    # -- helpers of the operations
-
-    def decode(self, header: Header, frames: Sequence[Buffer]) -> Any:
-        if not frames:
-            raise Broken("protocol", "the request brought no object")
-        try:
-            if header.get("code"):
-                pickler_type()  # imports cloudpickle, whatever of pickle a user has replaced
-            if header.get("opens") == "data":
-                return codec("decode_data")(frames)
-            if not header.get("refs"):
-                return decode(frames)
-
-            def resolving(*args: Any, **options: Any) -> Any:
-                unpickler = _Resolving(*args, **options)
-                unpickler.resolve = self.evaluate
-                return unpickler
-
-            return decode(frames, resolving)
-        except ImportError as error:
-            if not error.name:
-                raise
-            raise Broken("missing", str(error), module=error.name, where=sys.executable) from error
-
-    def encode(
-        self, header: Header, value: Any, paths: Sequence[str], ran: bool
-    ) -> tuple[list[memoryview], bool]:
-        """Frames of results, still views of the live objects, and whether they carry code.
-
-        They are a tuple, or a dict by their names. ``ran`` says that code of the user's ran to
-        make them: then a refusal is no longer one of a request that did nothing.
-        """
-        limit = header.get("max_bytes")
-        if header.get("trust") == "data":
-            frames = self.encode_data(value, header.get("allow") or (), paths)
-            total = sum(frame.nbytes for frame in frames)
-            if limit is not None and total > limit:
-                raise TooLarge(total)
-            return frames, False
-        try:
-            if is_light(value):
-                frames = encode_light(value)
-                total = sum(frame.nbytes for frame in frames)
-                if limit is not None and total > limit:
-                    raise TooLarge(total)
-                return frames, False
-            frames, carries_code = encode(value, limit=limit)
-            reader = header.get("reader") or header.get("python")
-            if carries_code and reader != list(sys.version_info[:2]):
-                raise CodeRefused(
-                    "the value carries code objects of Python %d.%d" % sys.version_info[:2]
-                )
-        except (KeyboardInterrupt, SystemExit, TooLarge):
-            raise
-        except (Unshared, CodeRefused) as error:
-            if not ran:
-                raise
-            raise pickle.PicklingError("the value stays in the kernel: %s" % error) from None
-        except BaseException:
-            for part, path in zip(value.values() if type(value) is dict else value, paths):
-                try:
-                    encode(part)
-                except Exception:
-                    where, why = culprit(part, path)
-                    message = "%s cannot be pickled: %s: %s" % (where, type(why).__name__, why)
-                    raise pickle.PicklingError(message) from None
-            raise
-        return frames, carries_code
-
-    def encode_data(
-        self, value: Any, allow: Sequence[str], paths: Sequence[str]
-    ) -> list[memoryview]:
-        """Frames that hold nothing but data; says what is none, and where it is."""
-        try:
-            frames: list[memoryview] = codec("encode_data")(value, allow)
-        except Broken as error:
-            path, kind = str(error.details.get("path", "")), error.details.get("type")
-            index = path[1:].partition("]")[0]
-            key = index[1:-1] if index[:1] == "'" else ""
-            if not index.isdigit() and key not in paths:
-                raise
-            where = (key or paths[int(index)]) + path[len(index) + 2 :]
-            message = "%s is %s, which is not data" % (where, kind)
-            raise Broken(error.kind, message, type=kind) from None
-        return frames
-
-    def evaluate(self, expression: str) -> Any:
-        """The value of an expression, as a cell would see it."""
-        expression = expression.strip()
-        try:
-            return self.kernel.namespace[expression]
-        except KeyError:
-            pass
-        code = compile(expression, "<bridgehead>", "eval")
-        return eval(code, self.kernel.globals, self.kernel.namespace)
-
-    def known(self, name: str) -> bool:
-        scopes = self.kernel.namespace, self.kernel.globals, vars(builtins)
-        return iskeyword(name) or any(name in scope for scope in scopes)
-
-    def visible(self) -> list[tuple[str, Any]]:
-        """What a user put into the namespace, and not the shell."""
-        hidden, items = self.kernel.hidden, list(self.kernel.namespace.items())
-        return [
-            (name, value)
-            for name, value in items
-            if isinstance(name, str) and not (name in hidden and hidden[name] is value)
-        ]
-
-    def unknown(self, names: Sequence[str]) -> None:
-        from difflib import get_close_matches
-
-        public = [name for name, _ in self.visible() if name[:1] != "_"]
-        near = [match for name in names for match in get_close_matches(name, public, 3)]
-        raise Broken("name", ", ".join(names), names=list(names), close=near)
 
     # -- the operations
 
@@ -531,7 +349,7 @@ class Far:
                 room = 0
                 continue
             except BaseException as error:
-                answer, parts = self.failed(error)
+                answer, parts = failed(error)
             at += count
             answer, parts = self.answer(dict(asked, piece=room), answer, parts)
             answer["parts"] = len(parts)
@@ -543,7 +361,7 @@ class Far:
     def bind(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
         """All names or none: everything that can fail comes before the one ``update``."""
         names = header["names"]
-        values = self.decode(header, frames)
+        values = self.values.decode(header, frames)
         if type(values) is not dict or list(values) != names:
             raise Broken("protocol", "the names that arrived are not the ones announced")
         self.behind_cells(header)
@@ -552,28 +370,12 @@ class Far:
         return {}, []
 
     def fetch(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
-        out, carries_code = self.valued(header)
+        out, carries_code = self.values.valued(header)
         return ({"code": True} if carries_code else {}), out
-
-    def valued(self, header: Header) -> tuple[list[memoryview], bool]:
-        """The values of expressions, all read before any is pickled, in one pickle.
-
-        A tuple of them; a dict, as a bind wants it, where the request has names for them.
-        """
-        expressions = header["expressions"]
-        # Before anything runs, so that a missing name means that nothing did.
-        missing = [e for e in expressions if e.isidentifier() and not self.known(e)]
-        if missing:
-            self.unknown(missing)
-        plain = all(expression.strip() in self.kernel.namespace for expression in expressions)
-        values: Any = tuple(self.evaluate(expression) for expression in expressions)
-        if header.get("names") is not None:
-            values = dict(zip(header["names"], values))
-        return self.encode(header, values, expressions, not plain)
 
     def call(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
         """Run a shipped function; give its value back, or keep it here under a name."""
-        asked = self.decode(header, frames)
+        asked = self.values.decode(header, frames)
         if type(asked) is not tuple or len(asked) != 3:
             raise Broken("protocol", "what arrived is no call")
         function, args, kwargs = asked
@@ -581,14 +383,14 @@ class Far:
         if header.get("keep"):
             self.kernel.namespace.update({header["keep"]: value})
             return {}, []
-        return {}, self.encode(header, (value,), ("the result",), True)[0]
+        return {}, self.values.encode(header, (value,), ("the result",), True)[0]
 
     def drop(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
         namespace = self.kernel.namespace
         names = list(dict.fromkeys(header["names"]))
         missing = [name for name in names if name not in namespace]
         if missing:
-            self.unknown(missing)
+            self.values.unknown(missing)
         self.behind_cells(header)
         # One C call as in bind; the values outlive it, so no __del__ runs in between.
         values = list(map(namespace.pop, names))
@@ -600,7 +402,7 @@ class Far:
         pattern = header["pattern"]
         found = [
             describe(name, value)
-            for name, value in self.visible()
+            for name, value in self.values.visible()
             if fnmatchcase(name, pattern) and (pattern[:1] == "_" or name[:1] != "_")
         ]
         return {"names": sorted(found, key=lambda told: told["name"])}, []
@@ -640,19 +442,6 @@ class Far:
                 self.subshells.pop(identity, None)
                 found.append(identity)
         return found
-
-
-def codec(name: str) -> Any:
-    """A function of the data-only codec, which is shipped when it is first needed."""
-    found = globals().get(name)
-    if found is None:
-        raise Broken("unlearned", "the data-only codec is not here")
-    return found
-
-
-def _ours(frame: Any) -> bool:
-    module = str(frame.f_globals.get("__name__"))
-    return module == __name__ or module.partition(".")[0] == "cloudpickle"
 
 
 FILENAME = Far.__init__.__code__.co_filename

@@ -54,6 +54,7 @@ SHIPPED = (  # into one module over there
     "_channel.py",
     "_server.py",
     "_host.py",
+    "_values.py",
     "_watched.py",
     "_far.py",
     "_loader.py",

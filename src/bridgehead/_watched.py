@@ -13,6 +13,7 @@ from time import monotonic
 from typing import Any, Sequence
 
 if __name__ == "bridgehead._watched":  # shipped, it shares a module with the wire format
+    from bridgehead._values import failed
     from bridgehead._wire import MESSAGE, NEWS_MESSAGE, Broken, Buffer, Header, digest
 
 UNASKED = 600.0  # seconds after which a watch is dropped that nobody asked for again,
@@ -81,9 +82,9 @@ class Watches:
         """What there is to tell of a watched value; nothing if that is what was told last."""
         answer: Header = {}
         try:
-            frames, _ = self.far.valued(watch.header)
+            frames, _ = self.far.values.valued(watch.header)
         except BaseException as error:
-            answer, frames = self.far.failed(error)
+            answer, frames = failed(error)
         error_told = answer.get("error", {})
         state = (error_told.get("ename"), error_told.get("message"), digest("crc32", frames))
         changed, watch.state = state != watch.state, state
