@@ -695,7 +695,8 @@ async def refuses_now(bridge: Bridge) -> None:
 @pytest.mark.parametrize("kernel_name", MAJORS[1:], indirect=True)
 async def test_ipykernel6_has_no_subshells(live: Bridge) -> None:
     """B5. ipykernel 6 would never answer: it is not asked, and NotSupported is raised."""
-    await refuses_now(live)
+    async with Bridge.attach(file_of(live), lane="buffers") as bridge:
+        await refuses_now(bridge)  # the direct lane needs none for names
     assert await look(file_of(live)) == {}
     await goes_on(live)
 
