@@ -26,6 +26,7 @@ class Watch:
         self.header, self.address = header, address
         self.state: Any = None
         self.told = self.cells = 0
+        self.caught_up: Any = None  # what the requester had seen when it was told the rest
         self.touched = monotonic()
 
     def news(self) -> str:
@@ -48,8 +49,9 @@ class Watches:
         known = self.known.get(header["watch"])
         if known is not None:
             known.touched, known.cells, known.address = monotonic(), 0, self.far.kernel.address()
-            if header.get("seen") in (None, known.told):
+            if header.get("seen") in (None, known.told, known.caught_up):
                 return {}, []
+            known.caught_up = header["seen"]
             known.state = None  # what was told went with a connection that broke
             return self.look(known)
         events = getattr(self.far.kernel.shell, "events", None)
@@ -104,6 +106,7 @@ class Watches:
         """Send news of a watched value; the rest of the last news, if any, is outdated."""
         self.far.discard(watch.news())
         watch.told += 1
+        watch.caught_up = None
         piece = min(watch.header["piece"], MESSAGE)
         header = dict(watch.header, id=watch.news(), piece=piece, resumes=False)
         answer, parts = self.far.answer(header, answer, frames)
