@@ -41,6 +41,7 @@ class Rest:
             headers=self.headers,
             timeout=httpx.Timeout(PATIENCE, connect=CONNECT_PATIENCE),
             verify=trusted if trusted is not None else True,
+            trust_env=not self.stays_here,  # a proxy would be elsewhere, and take the token along
         )
 
     async def __aenter__(self) -> Rest:
