@@ -12,9 +12,9 @@ import json
 import os
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit, urlunsplit
 
 from jupyter_core.paths import jupyter_runtime_dir
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from bridgehead._transports.websocket import WebsocketTransport
 
 Trusted = ssl.SSLContext | str | os.PathLike[str] | None  # a context, a file of authorities
+EVERYWHERE = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "[::1]"}  # noqa: S104
 PAGES = ("lab", "tree", "notebooks", "doc", "edit", "console", "api")  # of a server, in addresses
 
 
@@ -36,7 +37,7 @@ class Server:
     """Where a server is, and what lets one in."""
 
     url: str  # ends with a slash
-    token: str
+    token: str = field(repr=False)
     kernel_id: str | None = None  # where the address leads to one
 
 
@@ -75,6 +76,8 @@ def _rest(
     insecure: frozenset[str],
 ) -> Rest:
     try:
+        import websockets  # noqa: F401 - looked for before anything is opened
+
         from bridgehead._transports.rest import Rest
     except ImportError as error:
         raise ImportError(
@@ -83,7 +86,15 @@ def _rest(
         ) from error
     context = _context(server.url, trusted)
     _check_secure(server.url, insecure)
-    return Rest(server.url, server.token, context)
+    return Rest(server.url, _sendable(server.token), context)
+
+
+def _sendable(token: str) -> str:
+    """The token as a header may carry it; files that have one like to end with a line break."""
+    token = token.strip()
+    if not (token.isascii() and token.isprintable()):
+        raise ValueError("the token has characters that no server would take")  # which, stays here
+    return token
 
 
 async def _known(rest: Rest, identity: str) -> str:
@@ -177,16 +188,28 @@ def running() -> Iterator[Server]:
         try:
             told = json.loads(file.read_text("utf-8"))
             if runs(told["pid"]) and not told.get("sock"):
-                yield Server(_parsed(told["url"]).url, str(told.get("token") or ""))
+                yield Server(_parsed(_own(told)).url, str(told.get("token") or ""))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # it has just ended, or the file is none of a server's
+
+
+def _own(told: dict[str, Any]) -> str:
+    """The address of a server that runs here.
+
+    One that listens everywhere tells of its machine's name, as others would reach it.
+    """
+    host = EVERYWHERE.get(str(told.get("hostname")))
+    if host is None or told.get("secure"):  # a certificate is for a name
+        return str(told["url"])
+    return f"http://{host}:{told['port']}{told['base_url']}"
 
 
 def _parsed(url: str) -> Server:
     """An address and its token, without the page that a browser was at."""
     parts = urlsplit(url if "://" in url else f"http://{url}")
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{url!r} is no address of a server; it begins with http:// or https://")
+        begin = f"{parts.scheme}://{parts.hostname or ''}"  # behind it, a token may stand
+        raise ValueError(f"{begin} is no address of a server; it begins with http:// or https://")
     if parts.username or parts.password:
         raise ValueError("a server's address has no user and password in it; pass token=")
     path = parts.path.split("/")

@@ -27,6 +27,7 @@ class Watch:
         self.header, self.address = header, address
         self.state: Any = None
         self.told = self.cells = 0
+        self.caught_up: Any = None  # what the requester had seen when it was told the rest
         self.touched = monotonic()
 
     def news(self) -> str:
@@ -49,8 +50,9 @@ class Watches:
         known = self.known.get(header["watch"])
         if known is not None:
             known.touched, known.cells, known.address = monotonic(), 0, self.far.kernel.address()
-            if header.get("seen") in (None, known.told):
+            if header.get("seen") in (None, known.told, known.caught_up):
                 return {}, []
+            known.caught_up = header["seen"]
             known.state = None  # what was told went with a connection that broke
             return self.look(known)
         kernel = self.far.kernel
@@ -108,6 +110,7 @@ class Watches:
         """Send news of a watched value; the rest of the last news, if any, is outdated."""
         self.far.discard(watch.news())
         watch.told += 1
+        watch.caught_up = None
         piece = min(watch.header["piece"], MESSAGE)
         header = dict(watch.header, id=watch.news(), piece=piece, resumes=False)
         answer, parts = self.far.answer(header, answer, frames)

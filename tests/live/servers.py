@@ -149,11 +149,15 @@ class Wire:
     def __init__(self, url: str) -> None:
         self._there = httpx.URL(url)
         self._writers: set[asyncio.StreamWriter] = set()
+        self._sockets: set[asyncio.StreamWriter] = set()  # those of websockets
+        self._held: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.passed = 0  # bytes, both ways
         self.cut_at: int | None = None  # break once so many bytes have passed
         self.cuts = 0
         self.is_down = False  # nobody gets through
+        self.opened = 0  # connections
+        self.rate: int | None = None  # bytes a second, each way
         self.asked = b""  # the beginnings of what connections sent to the server
 
     async def __aenter__(self) -> Wire:
@@ -176,6 +180,10 @@ class Wire:
         for writer in list(self._writers):
             writer.transport.abort()
 
+    def hold(self) -> None:
+        """Pass nothing on any more, and take nothing, on the websockets that there are."""
+        self._held |= self._sockets
+
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self.is_down:
             writer.transport.abort()
@@ -186,10 +194,13 @@ class Wire:
         task.add_done_callback(self._tasks.discard)
         back, to = await asyncio.open_connection(self._there.host, self._there.port)
         self._writers |= {writer, to}
+        self.opened += 1
         try:
             await asyncio.gather(self._pass(reader, to, True), self._pass(back, writer, False))
         finally:
             self._writers -= {writer, to}
+            self._sockets -= {writer, to}
+            self._held -= {writer, to}
             writer.transport.abort()
             to.transport.abort()
 
@@ -198,13 +209,19 @@ class Wire:
     ) -> None:
         with contextlib.suppress(OSError):
             first = asks
-            while data := await reader.read(1 << 16):
+            while data := await reader.read(self.rate // 20 if self.rate else 1 << 16):
                 if first:
                     self.asked, first = self.asked + data, False
+                    if b"/channels?" in data:
+                        self._sockets.add(writer)
                 self.passed += len(data)
                 if self.cut_at is not None and self.passed >= self.cut_at:
                     self.cut()
                     return
+                while writer in self._held and not writer.is_closing():
+                    await asyncio.sleep(0.05)
+                if self.rate:
+                    await asyncio.sleep(len(data) / self.rate)
                 writer.write(data)
                 await writer.drain()
         writer.close()

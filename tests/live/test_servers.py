@@ -12,7 +12,6 @@ import json
 import os
 import random
 import ssl
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -489,10 +488,9 @@ async def test_a_cancelled_transfer_is_dropped_after_a_cut(wire: Wire) -> None:
 
 
 async def comes_back(bridge: Bridge) -> None:
-    """Who waits is told of the restart, and the next call; then all is well."""
-    for _ in range(2):
-        with contextlib.suppress(KernelRestarted):
-            await goes_on(bridge)
+    """The next call is told of the restart, at most; then all is well."""
+    with contextlib.suppress(KernelRestarted):
+        await goes_on(bridge)
     await goes_on(bridge)
 
 
@@ -517,7 +515,7 @@ async def test_a_restart_by_somebody_else_is_told(server: str) -> None:
             with pytest.raises(KernelRestarted):
                 await running
         await comes_back(bridge)
-        # Of this one nobody hears: the next call finds another process.
+        # Of this one nobody hears: the next call finds another process, once.
         await other.restart(str(bridge.info.kernel_id))
         await comes_back(bridge)
         running = asyncio.create_task(bridge.run("import time; time.sleep(3)"))
@@ -557,10 +555,8 @@ async def test_a_restart_in_the_middle_of_a_transfer(server: str) -> None:
         await begun.wait()
         await other.restart(str(bridge.info.kernel_id))
         async with told_within(5):
-            with pytest.raises((KernelRestarted, RemoteError)) as caught:
+            with pytest.raises(KernelRestarted):
                 await pushing
-            # The server interrupts what it is to end.
-            assert getattr(caught.value, "ename", "") in ("", "KeyboardInterrupt")
         await comes_back(bridge)
         assert not await bridge.exists("array")
 
@@ -583,19 +579,3 @@ async def test_a_server_that_passes_on_to_a_gateway() -> None:
             assert (await bridge.run("print('there')")).stdout == "there\n"
             await bridge.restart()
             await goes_on(bridge)
-
-
-def test_without_the_extra_the_error_says_what_to_install(tmp_path: Path) -> None:
-    import subprocess
-
-    program = """
-import asyncio, sys
-sys.modules["httpx"] = None
-from bridgehead import Bridge
-try:
-    asyncio.run(Bridge.connect("http://127.0.0.1:1").__aenter__())
-except ImportError as error:
-    print(error)
-"""
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert "pip install 'bridgehead[server]'" in done.stdout, done.stderr

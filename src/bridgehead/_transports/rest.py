@@ -41,6 +41,7 @@ class Rest:
             headers=self.headers,
             timeout=httpx.Timeout(PATIENCE, connect=CONNECT_PATIENCE),
             verify=trusted if trusted is not None else True,
+            trust_env=not self.stays_here,  # a proxy would be elsewhere, and take the token along
         )
 
     async def __aenter__(self) -> Rest:
@@ -69,12 +70,16 @@ class Rest:
     async def kernel(self, identity: str) -> Mapping[str, Any] | None:
         """What the server says of a kernel; None if it has none of that id."""
         answer = await self._ask("GET", f"api/kernels/{quote(identity, safe='')}")
-        return None if answer.status_code == 404 else _object(answer)
+        if answer.status_code != 404:
+            return _object(answer)
+        if "message" not in _json(answer):  # a proxy's, whose server is away
+            raise ServerAway(f"what answers at {self.url} knows no kernels: 404")
+        return None
 
     async def kernels(self) -> list[Mapping[str, Any]]:
         """All kernels; none where the server does not list them."""
         answer = await self._ask("GET", "api/kernels")
-        found = answer.json() if answer.status_code == 200 else []
+        found = _json(answer) if answer.status_code == 200 else []
         return [item for item in found if isinstance(item, dict)]
 
     async def start(self, name: str | None) -> str:
@@ -163,11 +168,17 @@ def unreachable(url: str, error: Exception) -> BridgeError:
     return ServerAway(f"nothing answers at {url}: {str(error) or type(error).__name__}")
 
 
-def _object(answer: httpx.Response) -> Mapping[str, Any]:
+def _json(answer: httpx.Response) -> Any:
+    """What is in an answer; nothing where it is no JSON of Jupyter's."""
     try:
         found = answer.json()
     except ValueError:
-        found = None
+        return []
+    return found if isinstance(found, (dict, list)) else []
+
+
+def _object(answer: httpx.Response) -> Mapping[str, Any]:
+    found = _json(answer)
     if not isinstance(found, dict) or not answer.is_success:
         raise KernelNotFound(
             f"{answer.url} is no Jupyter server's: it answers {_said(answer)}. A server below a "
@@ -177,8 +188,6 @@ def _object(answer: httpx.Response) -> Mapping[str, Any]:
 
 
 def _said(answer: httpx.Response) -> str:
-    try:
-        words = answer.json().get("message")
-    except (ValueError, AttributeError):
-        words = None
+    told = _json(answer)
+    words = told.get("message") if isinstance(told, dict) else None
     return f"{answer.status_code} {words or answer.reason_phrase}"

@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import datetime
+import logging
 import socket as sockets
 import uuid
 from collections.abc import Callable, Sequence
@@ -28,7 +29,7 @@ from typing import Any
 from urllib.parse import quote
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
 
 from bridgehead._errors import (
     BridgeError,
@@ -40,7 +41,7 @@ from bridgehead._errors import (
 )
 from bridgehead._transports import Pending, Reconnected, Transport
 from bridgehead._transports.rest import Rest, ServerAway, unreachable
-from bridgehead._transports.subprotocols import BINARY, LEGACY, V1
+from bridgehead._transports.subprotocols import BINARY, LEGACY, V1, Subprotocol
 
 PIECE = 8 << 20  # bytes of frames in a message; a server takes 10 MiB, larger ones back are slower
 PULSE_EVERY = 1.0  # s between two questions to the control channel, while somebody waits
@@ -50,9 +51,31 @@ ANSWER_EVERY = 0.5  # s between two questions to a kernel that is starting
 PROBE_PATIENCE = 3.0  # s for a binary message to be answered, on a connection of its own
 OPEN_PATIENCE = 60.0  # s; the server waits for a kernel that is starting
 CLOSE_PATIENCE = 2.0  # s for the server to close the connection, too
+STILL = 40  # looks, one each second, after which a connection on which no byte moves is broken
 YIELD_EVERY = 16  # messages after which the reader lets others run
 QUICK: int | None = getattr(sockets, "TCP_QUICKACK", None)
 TOO_BIG = 1009  # the code with which a server closes the connection on a message it won't take
+
+
+log = logging.getLogger("bridgehead.websocket")
+log.setLevel(logging.INFO)  # below, websockets writes the token into it
+
+
+class _Connection(ClientConnection):
+    """Counts what arrives: a message that takes a minute is a sign of life all along."""
+
+    arrivals = 0
+
+    def data_received(self, data: bytes) -> None:
+        self.arrivals += 1
+        super().data_received(data)
+
+
+class _Connect(connect):
+    """As ``rest`` does, it goes nowhere else than it was told to."""
+
+    def process_redirect(self, exc: Exception) -> Exception | str:
+        return exc
 
 
 class WebsocketTransport(Transport):
@@ -73,7 +96,7 @@ class WebsocketTransport(Transport):
             self.digest = "crc32"
         self._session = uuid.uuid4().hex
         self._way = BINARY
-        self._socket: ClientConnection | None = None
+        self._socket: _Connection | None = None
         self._absent = False  # the process is gone, and another one on its way
         self._changed = asyncio.Event()  # whether a message can be sent; made anew each time
         self._parked: set[str] = set()  # messages that wait for a connection
@@ -93,11 +116,11 @@ class WebsocketTransport(Transport):
         try:
             async with asyncio.timeout(timeout):
                 self._socket = await self._connect(self._session)
-                if self._socket.subprotocol != V1:
-                    self._way = LEGACY
-                    self.binary = await self._passes_binary()
+                self._way = _way_of(self._socket)
                 self.spawn(self._live(self._socket))
                 await self._until_it_answers()
+                if self._way is LEGACY:  # only now is it known that silence means no
+                    self.binary = await self._passes_binary()
                 self.state = "busy"  # until it answers on shell, where cells take their turn
                 self.spawn(self._pulse())
         except TimeoutError:
@@ -106,21 +129,27 @@ class WebsocketTransport(Transport):
                 f"{timeout:g} s: it is starting, or stuck"
             ) from None
 
-    async def _connect(self, session: str) -> ClientConnection:
+    async def _connect(self, session: str) -> _Connection:
         """One connection; raises ``ServerAway`` for what may pass, and else what is wrong."""
         where = self.url.replace("http", "ws", 1)
         address = f"{where}api/kernels/{quote(self.kernel_id, safe='')}/channels"
         try:
-            return await connect(
+            made = await _Connect(
                 f"{address}?session_id={session}",
                 additional_headers=self.rest.headers,
                 subprotocols=[V1],  # type: ignore[list-item]
                 ssl=self.rest.trusted,
+                proxy=None if self.rest.stays_here else True,
+                logger=log,
+                create_connection=_Connection,
+                ping_timeout=None,  # see _break_if_still
                 compression=None,  # it takes longer than sending, measured
                 max_size=None,
                 open_timeout=OPEN_PATIENCE,
                 close_timeout=CLOSE_PATIENCE,
             )
+            assert isinstance(made, _Connection)
+            return made
         except InvalidStatus as error:
             status = error.response.status_code
             if status in (401, 403):
@@ -130,7 +159,7 @@ class WebsocketTransport(Transport):
             raise ServerAway(f"{address} answers {status} to a websocket") from None
         except InvalidURI as error:
             raise KernelNotFound(f"{address} is no address: {error}") from error
-        except (OSError, EOFError, TimeoutError, InvalidHandshake) as error:
+        except (OSError, EOFError, TimeoutError, WebSocketException) as error:
             raise unreachable(self.url, error) from error
 
     def _unknown(self) -> KernelNotFound:
@@ -150,13 +179,13 @@ class WebsocketTransport(Transport):
         except (TimeoutError, ConnectionClosed, BridgeError):
             return False
         finally:
-            await probe.close()
+            await _closed(probe)
 
     async def close(self) -> None:
         await super().close()
         try:
             if self._socket is not None:
-                await self._socket.close()
+                await _closed(self._socket)
             if self.owned:
                 # Whoever closes can do nothing about a server that went before.
                 with contextlib.suppress(ServerAway):
@@ -195,19 +224,22 @@ class WebsocketTransport(Transport):
         with contextlib.suppress(ConnectionClosed):
             await socket.send(data)
 
-    async def _live(self, socket: ClientConnection) -> None:
+    async def _live(self, socket: _Connection) -> None:
         """Read for as long as the transport lives, from one connection after the other."""
         while True:
+            guard = self.spawn(_break_if_still(socket))
             await self._read(socket)
+            guard.cancel()
             lost = self._cut(socket.close_code)
             another = await self._reconnect(_why(socket))
             if another is None:
                 return
             self._socket = socket = another
+            self._way = _way_of(socket)
             self._tell_change()
             self.spawn(self._resume(lost))
 
-    async def _read(self, socket: ClientConnection) -> None:
+    async def _read(self, socket: _Connection) -> None:
         """Take what arrives, until the connection is closed."""
         count = 0
         while True:
@@ -245,11 +277,13 @@ class WebsocketTransport(Transport):
         """The connection is down; gives the requests that went with it."""
         self._socket = None
         lost = [one for one in self._pending.values() if one.id not in self._parked]
-        largest = max((pending.nbytes for pending in lost), default=0)
         for pending in lost:
             pending.cut = pending.repeatable
-            if code == TOO_BIG and 2 * pending.nbytes > largest:
-                self._settle(pending.id, self._too_big(pending.nbytes))
+        if code == TOO_BIG and lost:
+            # The limit is the server's secret: only of the largest it is sure that it was beyond,
+            # and that it did not run.
+            largest = max(lost, key=lambda pending: pending.nbytes)
+            self._settle(largest.id, self._too_big(largest.nbytes))
         return lost
 
     def _too_big(self, nbytes: int) -> PayloadTooLarge:
@@ -261,7 +295,7 @@ class WebsocketTransport(Transport):
             bytes=nbytes,
         )
 
-    async def _reconnect(self, why: str) -> ClientConnection | None:
+    async def _reconnect(self, why: str) -> _Connection | None:
         """The next connection, however long it takes; whoever waits is told after a while.
 
         None when there is no kernel any more.
@@ -276,8 +310,8 @@ class WebsocketTransport(Transport):
                     return await self._connect(self._session)
                 self.gone(self._death("the server has it no more"), "dead")
                 return None
-            except BridgeError as error:
-                words = str(error)
+            except Exception as error:  # noqa: BLE001 - whatever it is: nobody else would read on
+                words = str(error) or type(error).__name__
             waited = asyncio.get_running_loop().time() - started
             if waited > RECONNECT_WITHIN and self._why_gone is None:
                 self.gone(self._unreachable(why, words), "dead")
@@ -400,7 +434,31 @@ class WebsocketTransport(Transport):
             self._restarting = False
 
 
-def _acknowledge(socket: ClientConnection) -> None:
+async def _break_if_still(socket: _Connection) -> None:
+    """Break a connection on which nothing moves, be it that a proxy holds it: nobody else would.
+
+    Each ping brings a pong, unless so much is to be sent before it that it has no turn; whoever
+    waits for its turn to send waits as long. Looks are counted, not seconds, in which the event
+    loop may have been busy with something else.
+    """
+    still, seen, left = 0, 0, 0
+    while still < STILL:
+        await asyncio.sleep(1)
+        before = seen, left
+        seen, left = socket.arrivals, socket.transport.get_write_buffer_size()
+        still = still + 1 if seen == before[0] and left >= before[1] else 0
+    socket.transport.abort()
+
+
+async def _closed(socket: _Connection) -> None:
+    """Close a connection, even one that takes nothing any more."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(CLOSE_PATIENCE + 1):
+            await socket.close()
+    socket.transport.abort()
+
+
+def _acknowledge(socket: _Connection) -> None:
     """Acknowledge at once what was received, where the system can (Linux); it forgets soon.
 
     A server sends a reply only when the message before it is acknowledged, and systems take 40 ms
@@ -412,6 +470,10 @@ def _acknowledge(socket: ClientConnection) -> None:
             wire.setsockopt(sockets.IPPROTO_TCP, QUICK, 1)
 
 
-def _why(socket: ClientConnection) -> str:
+def _way_of(socket: ClientConnection) -> Subprotocol:
+    return BINARY if socket.subprotocol == V1 else LEGACY
+
+
+def _why(socket: _Connection) -> str:
     reason = f" ({socket.close_reason})" if socket.close_reason else ""
     return f"was closed with {socket.close_code}{reason}"
