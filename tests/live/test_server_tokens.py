@@ -20,7 +20,6 @@ from bridgehead import Bridge, TransportError
 from bridgehead._transports.rest import Rest
 from bridgehead._transports.websocket import WebsocketTransport
 
-
 pytestmark = pytest.mark.servers
 
 
