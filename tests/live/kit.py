@@ -16,11 +16,12 @@ import queue
 import signal
 import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import zmq
 import zmq.asyncio
@@ -84,6 +85,20 @@ def file_of(bridge: Bridge) -> str:
 def sigint(bridge: Bridge) -> None:
     """A real SIGINT, as from a terminal."""
     os.kill(bridge.info.pid, signal.SIGINT)
+
+
+@contextmanager
+def stopped(bridge: Bridge) -> Iterator[None]:
+    """The kernel's process is stopped for as long as the block lasts."""
+    pid = bridge.info.pid
+    os.kill(pid, signal.SIGSTOP)
+    while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
+        time.sleep(0.001)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 class Other:

@@ -27,7 +27,7 @@ import numpy as np
 import pytest
 from kit import all_of, file_of, goes_on, other
 
-from bridgehead import Bridge, BridgeError, NotSupported, RemoteError, _foothold
+from bridgehead import Bridge, BridgeError, NotSupported, RemoteError, _handshake
 from bridgehead._lanes.link import Listener
 
 MIB = 1 << 20
@@ -354,7 +354,7 @@ class Crowded(Listener):
 
 async def test_strangers_are_first(direct: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
     """They get nothing, and keep nobody out."""
-    monkeypatch.setattr(_foothold, "Listener", Crowded)
+    monkeypatch.setattr(_handshake, "Listener", Crowded)
     async with Bridge.attach(direct.info.connection_file, lane="direct") as bridge:
         assert bridge.info.lane == "direct"
         await everything_arrives(bridge)
@@ -380,7 +380,7 @@ async def test_a_wrong_secret_is_refused(
 ) -> None:
     caplog.set_level(logging.INFO, "bridgehead")
     before = await memory.servers(direct)
-    monkeypatch.setattr(_foothold, "Listener", Impostor)
+    monkeypatch.setattr(_handshake, "Listener", Impostor)
     with pytest.raises(NotSupported, match="connection did not arrive"):
         await Bridge.attach(direct.info.connection_file, lane="direct")
     async with Bridge.attach(direct.info.connection_file) as bridge:

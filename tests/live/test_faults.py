@@ -29,7 +29,7 @@ import threading
 import time
 import uuid
 import zlib
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ from kit import (
     kind,
     other,
     sigint,
+    stopped,
     told_within,
     until,
     whole,
@@ -106,20 +107,6 @@ async def manager() -> AsyncIterator[AsyncKernelManager]:
         yield manager
     finally:
         await manager.shutdown_kernel(now=True)
-
-
-@contextlib.contextmanager
-def stopped(bridge: Bridge) -> Iterator[None]:
-    """The kernel's process is stopped for as long as the block lasts."""
-    pid = bridge.info.pid
-    os.kill(pid, signal.SIGSTOP)
-    while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
-        time.sleep(0.001)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGCONT)
 
 
 class There:
