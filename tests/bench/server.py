@@ -22,7 +22,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from bridgehead import Bridge
 from bridgehead._transports.subprotocols import BINARY, V1
-from bridgehead._transports.websocket import PIECE
+from bridgehead._transports.websocket import BACK, PIECE
 from tests.bench.targets import Reached
 from tests.live.servers import TOKEN, free_port, on, serving
 
@@ -45,11 +45,12 @@ asyncio.run(main())
 
 async def measure(wanted: argparse.Namespace) -> list[Reached]:
     array = np.random.default_rng(1).integers(0, 255, NBYTES, dtype=np.uint8)
-    bare, push, pull, cell, small = [], [], [], [], []
+    bare, bare_back, push, pull, cell, small = [], [], [], [], [], []
     async with _echo() as echo, serving() as url, on(url, trust="pickle") as bridge:
         await bridge.push(x=array)
         for _ in range(ROUNDS):
-            bare.append(await _timed(_there_and_back(echo)))
+            bare.append(await _timed(_there_and_back(echo, PIECE)))
+            bare_back.append(await _timed(_there_and_back(echo, BACK)))
             push.append(await _timed(bridge.push(x=array)))
             pull.append(await _timed(bridge.pull("x")))
         async with _websocket(bridge) as socket:
@@ -58,7 +59,8 @@ async def measure(wanted: argparse.Namespace) -> list[Reached]:
                 small.append(await _timed(bridge.push(n=n)))
     return [
         _figure("256 MB push, server / bare websocket", push, bare),
-        _figure("256 MB pull, server / bare websocket", pull, bare),
+        _figure("256 MB pull, server / bare websocket", pull, bare_back),
+        _figure("256 MB pull, server / bare websocket, 8 MiB pieces", pull, bare),
         _figure("int push, server / empty cell over its websocket", small, cell),
     ]
 
@@ -92,15 +94,15 @@ async def _echo() -> AsyncIterator[ClientConnection]:
         await process.wait()
 
 
-async def _there_and_back(socket: ClientConnection) -> None:
-    piece = bytes(PIECE)
+async def _there_and_back(socket: ClientConnection, nbytes: int) -> None:
+    piece = bytes(nbytes)
 
     async def send() -> None:
-        for _ in range(NBYTES // PIECE):
+        for _ in range(NBYTES // nbytes):
             await socket.send(piece)
 
     sending = asyncio.create_task(send())
-    for _ in range(NBYTES // PIECE):
+    for _ in range(NBYTES // nbytes):
         await socket.recv()
     await sending
 

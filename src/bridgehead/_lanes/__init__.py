@@ -75,7 +75,7 @@ class Lane(ABC):
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
         self.piece = min(self.piece, transport.largest)
-        self.back = min(self.back, transport.largest)
+        self.back = min(self.back, transport.largest_back)
         self._arrived: list[str] = []  # requests whose answers the loader need not keep any more
         self._last: Header | None = None
         self.sums = False  # whether the kernel has numpy loaded, as it told last

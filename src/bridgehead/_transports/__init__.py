@@ -131,7 +131,8 @@ class Transport(ABC):
     direct: bool = True  # a socket may lead to the kernel's process, where it is ours
     binary: bool = True  # messages may carry buffers
     resumes: bool = False  # a connection that broke is made anew, to the same kernel
-    largest: int = LARGEST  # bytes of frames that one message may carry
+    largest: int = LARGEST  # bytes of frames that one message may carry to the kernel
+    largest_back: int = LARGEST  # and those of one request's answer
     called: str = ""  # what its owner knows the kernel by, where it has a name of its own
     unasked: bool = True  # the loader may send what nobody asked for
     many: Many | None = None  # the same one for all kernels that a message of it can reach
