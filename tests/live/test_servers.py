@@ -26,6 +26,7 @@ from servers import GATEWAY, SERVER, TOKEN, Other, Wire, free_port, on, serving
 from bridgehead import (
     Bridge,
     BridgeClosed,
+    Fleet,
     InsecureConnection,
     KernelDied,
     KernelNotFound,
@@ -159,6 +160,29 @@ async def test_watching_and_messages(server: str) -> None:
             assert await anext(watch) == 2
         seen = [(await anext(stream)).type for _ in range(3)]
         assert seen == ["status", "execute_input", "status"]
+
+
+async def test_a_handoff_goes_through_servers(anyone: str, server: str) -> None:
+    """From a kernel here to one behind a server, on to one behind another, and back."""
+    async with Bridge.launch() as here, on(anyone) as there, on(server) as beyond:
+        await here.run("import numpy; x = numpy.arange(3_000_000); y = {'x': x}")
+        assert (await here.handoff("x", "y", to=there)).lane == "direct, buffers"
+        assert (await there.handoff("x", "y", to=beyond)).lane == "buffers"
+        assert await beyond.pull("y['x'] is x") is True
+        await beyond.run("x += 1")
+        await beyond.handoff("x", to=here)
+        assert await here.pull("int(x[0]), int(x[-1])") == (1, 3_000_000)
+        await beyond.run("class Mine: pass\nmine = Mine()")
+        with pytest.raises(UntrustedPayload):  # what is not trusted here is not to be there
+            await beyond.handoff("mine", to=here)
+        assert not await here.exists("mine")
+
+
+async def test_a_fleet_of_kernels_here_and_there(server: str) -> None:
+    async with Bridge.launch() as here, on(server) as there, Fleet([here, there]) as fleet:
+        array = np.arange(1_000_000)
+        assert [told.lane for told in await fleet.push(array=array)] == ["direct", "buffers"]
+        assert await fleet.pull("int(array.sum())") == [int(array.sum())] * 2
 
 
 def test_a_blocking_bridge(tmp_path: Path) -> None:
