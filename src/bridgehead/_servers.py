@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import ssl
 from collections.abc import Awaitable, Callable, Iterator
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
 
 Trusted = ssl.SSLContext | str | os.PathLike[str] | None  # a context, a file of authorities
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "[::1]"}  # noqa: S104
+GIVE_UP_WITHIN = 20.0  # s for a server to say which kernel it started, if nobody waits for it
 PAGES = ("lab", "tree", "notebooks", "doc", "edit", "console", "api")  # of a server, in addresses
+log = logging.getLogger("bridgehead")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,9 +146,12 @@ async def _opened(
 async def _give_up(rest: Rest, found: asyncio.Future[str] | None, owned: bool) -> None:
     try:
         if found is not None and owned:
-            await rest.end(await found)
+            async with asyncio.timeout(GIVE_UP_WITHIN):
+                await rest.end(await found)
         elif found is not None:
             found.cancel()
+    except TimeoutError:
+        log.warning("%s may have started a kernel that nobody wants any more", rest.url)
     except BridgeError:  # what went wrong is being told already
         pass
     finally:

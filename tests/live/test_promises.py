@@ -547,7 +547,7 @@ async def test_progress_grows_to_the_end(kernel: Bridge, lane: Any) -> None:
                 assert done == sorted(done)
                 assert done[0] > 0
                 at_once = size == 1 or (lane == "direct" and way == "pull")
-                assert len(set(done)) >= (1 if at_once else 4)
+                assert len(set(done)) >= (1 if at_once else 2)  # pieces may arrive together
 
 
 class Enough(Exception):

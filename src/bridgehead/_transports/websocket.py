@@ -354,6 +354,8 @@ class WebsocketTransport(Transport):
         self._process = process
         if self._why_gone is not None and not self._restarting:
             self.back()
+        if self._absent and self.state in ("starting", "restarting"):
+            self.state = "idle"  # else it would be told by the next request's status
         self._absent = False
         self._tell_change()
 
