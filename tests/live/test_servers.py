@@ -512,9 +512,10 @@ async def test_a_cancelled_transfer_is_dropped_after_a_cut(wire: Wire) -> None:
 
 
 async def comes_back(bridge: Bridge) -> None:
-    """The next call is told of the restart, at most; then all is well."""
-    with contextlib.suppress(KernelRestarted):
-        await goes_on(bridge)
+    """Who waits is told of the restart, and the next call; then all is well."""
+    for _ in range(2):
+        with contextlib.suppress(KernelRestarted):
+            await goes_on(bridge)
     await goes_on(bridge)
 
 
@@ -539,7 +540,7 @@ async def test_a_restart_by_somebody_else_is_told(server: str) -> None:
             with pytest.raises(KernelRestarted):
                 await running
         await comes_back(bridge)
-        # Of this one nobody hears: the next call finds another process, once.
+        # Of this one nobody hears: the next call finds another process.
         await other.restart(str(bridge.info.kernel_id))
         await comes_back(bridge)
         running = asyncio.create_task(bridge.run("import time; time.sleep(3)"))
@@ -579,8 +580,10 @@ async def test_a_restart_in_the_middle_of_a_transfer(server: str) -> None:
         await begun.wait()
         await other.restart(str(bridge.info.kernel_id))
         async with told_within(5):
-            with pytest.raises(KernelRestarted):
+            with pytest.raises((KernelRestarted, RemoteError)) as caught:
                 await pushing
+            # The server interrupts what it is to end.
+            assert getattr(caught.value, "ename", "") in ("", "KeyboardInterrupt")
         await comes_back(bridge)
         assert not await bridge.exists("array")
 
