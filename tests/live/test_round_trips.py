@@ -8,6 +8,8 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 import threading
 from typing import Any
 
@@ -298,6 +300,36 @@ async def test_closing_during_a_restart_leaves_nothing(delay: float) -> None:
     (outcome,) = await asyncio.gather(restart, return_exceptions=True)
     assert outcome is None or isinstance(outcome, BridgeClosed)  # it may be over by then
     assert os.listdir(os.environ["JUPYTER_RUNTIME_DIR"]) == []
+
+
+KILLED_WHILE_CLOSING = """
+import asyncio, os, signal, time
+from bridgehead import Bridge
+
+async def main():
+    async with Bridge.launch() as bridge:
+        other = await Bridge.attach(bridge.info.connection_file)
+        owner = other._transport._monitor_owner
+        close = owner.close
+
+        def slowly(linger):
+            close(linger=linger)
+            os.kill(bridge.info.pid, signal.SIGKILL)
+            time.sleep(0.5)  # an event comes that nobody takes
+
+        owner.close = slowly
+        await other.aclose()
+    print("closed")
+
+asyncio.run(main())
+"""
+
+
+def test_a_kernel_that_dies_while_a_bridge_closes_hangs_nobody() -> None:
+    """In a process of its own: what hangs there holds the interpreter's lock."""
+    how: Any = {"capture_output": True, "text": True, "timeout": 120}
+    done = subprocess.run([sys.executable, "-c", KILLED_WHILE_CLOSING], **how)
+    assert done.stdout == "closed\n", done.stderr
 
 
 async def test_a_kernel_that_dies_while_it_restarts_is_told(jupyter_folders: Any) -> None:

@@ -256,9 +256,13 @@ class ZmqTransport(Transport):
         if self._monitor is not None:
             asyncio.get_running_loop().remove_reader(self._monitor.FD)
             self._monitor = None
+        for socket in self._sockets.values():
+            # Before its other end closes: of an event that nobody takes, such as the end of a
+            # kernel just now, libzmq tells for ever, and disabling waits for it with the GIL.
+            socket.disable_monitor()
+        if self._monitor_owner is not None:
             self._monitor_owner.close(linger=0)
         for socket in self._sockets.values():
-            socket.disable_monitor()
             socket.close(linger=LAST_WORDS)
         self._sockets.clear()
         try:
