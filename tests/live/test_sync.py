@@ -239,6 +239,8 @@ def test_an_interrupt_here_abandons_the_wait_and_loses_nothing(tmp_path: Path) -
         textwrap.dedent("""
         import os, signal, threading
         from bridgehead import SyncBridge
+        # What is started in the background of a script may have it ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         with SyncBridge.launch() as kernel:
             kernel["x"] = 1
             threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
