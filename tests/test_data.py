@@ -38,7 +38,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bridgehead import _codec, _data, _digest, _host, _loader, _protocol, _watched, _wire
+from bridgehead import _codec, _data, _digest, _host, _loader, _shipping, _watched, _wire
 from bridgehead._data import decode_data, encode_data, standard, table, writer
 from bridgehead._wire import IN_BAND, Broken
 from elsewhere import Python, pythons
@@ -1427,7 +1427,7 @@ BARE_HOSTILE = {name: raw for name, raw in MALFORMED.items() if isinstance(raw, 
 @pytest.mark.parametrize("python", pythons(), ids=str)
 def test_the_codec_in_a_bare_python(python: Python) -> None:
     shared = [Path(module.__file__).read_text("utf-8") for module in (_wire, _codec)]
-    sources = [*shared, *(str(frame, "utf-8") for frame in _protocol.lesson())]
+    sources = [*shared, *(str(frame, "utf-8") for frame in _shipping.lesson())]
     hostile = [raw for raw, _ in GADGETS.values()] + list(BARE_HOSTILE.values())
     name = "_bridgehead_0123456789ab"
     asked = json.dumps([name, sources, [raw.decode("latin-1") for raw in hostile], str(TRACE)])

@@ -35,6 +35,7 @@ from bridgehead import (
     _codec,
     _parcel,
     _protocol,
+    _shipping,
     _wire,
 )
 from bridgehead._cell import CellOutputs
@@ -168,10 +169,10 @@ class Ground:
         self.parts: list[bytes] = []
         self.scope = self.cell.user_ns
         header = _protocol.header("hello", [], epoch="", algorithm="crc32")
-        text = _protocol.expression("inline", header, install=True)
+        text = _shipping.expression("inline", header, install=True)
         told = json.loads(eval(text, self.scope)._repr_mimebundle_()[MIME])
         self.epoch: str = told["epoch"]
-        self.loader = sys.modules[_protocol.loader_source()[0]]
+        self.loader = sys.modules[_shipping.loader_source()[0]]
         self.scope.update(a="before", b=[1], long=bytes(range(256)) * 16)
 
     def sent(

@@ -56,6 +56,7 @@ from bridgehead import (
     _codec,
     _parcel,
     _protocol,
+    _shipping,
     _wire,
 )
 from bridgehead._far import REMEMBERED, Far
@@ -87,7 +88,7 @@ def test_no_version_is_tested_twice_and_none_is_too_old() -> None:
     assert min(versions) >= (3, 8)
 
 
-@pytest.mark.parametrize("source", _protocol.loader_source()[1], ids=_protocol.SHIPPED)
+@pytest.mark.parametrize("source", _shipping.loader_source()[1], ids=_shipping.SHIPPED)
 def test_the_source_is_syntax_of_python_3_8(source: str) -> None:
     tree = ast.parse(source, feature_version=(3, 8))
     assert len(tree.body) > 10
@@ -206,7 +207,7 @@ class Space:
 
     def cross(self, header: Header, data: bytes = b"", **how: Any) -> tuple[Header, list[bytes]]:
         text = base64.b64encode(data).decode("ascii")
-        told = self.evaluate(_protocol.expression("inline", header, text, **how))
+        told = self.evaluate(_shipping.expression("inline", header, text, **how))
         return told, [base64.b64decode(told.pop("data", ""), validate=True)]
 
     # -- one request
@@ -311,7 +312,7 @@ def part(header: Header, data: bytes, **fields: Any) -> tuple[Header, bytes]:
     return {**header, "digest": _wire.digest("sha256", [data]), **fields}, data
 
 
-LOADER = _protocol.loader_source()[0]
+LOADER = _shipping.loader_source()[0]
 CLOUDPICKLE = str(Path(cloudpickle.__file__).parents[1])
 
 
@@ -430,16 +431,16 @@ class Beside:
         self.space = Space(bare)
         self.before = f"before_{uuid.uuid4().hex}"
         self.space.cell(f"import sys; sys.{self.before} = sys.modules.pop({LOADER!r}, None)")
-        self.frames = list(_protocol.loader_frames())
-        self.how = _protocol._how(True)
+        self.frames = list(_shipping.loader_frames())
+        self.how = _shipping._how(True)
 
     def plant(self, monkeypatch: pytest.MonkeyPatch) -> str:
         """Have it planted; tells what its ``enter`` is, and the file that its code names."""
         parts = [base64.b64encode(part).decode() for part in (_wire.PROBE, *self.frames)]
         self.space.cell(f"MIME, PARTS = {_wire.MIME!r}, {parts!r}" + BESIDE)
-        monkeypatch.setattr(_protocol, "_how", lambda beside: self.how)
+        monkeypatch.setattr(_shipping, "_how", lambda beside: self.how)
         header = self.space.header("hello", epoch="", piece=0)
-        text = _protocol.expression("inline", header, install=True, beside=True)
+        text = _shipping.expression("inline", header, install=True, beside=True)
         self.space.evaluate(text)
         self.space.cell(f"loader = __import__('sys').modules[{LOADER!r}]")
         return self.space.evaluate("Told()")["told"]
@@ -460,7 +461,7 @@ def beside(python: Python, kernels: Callable[..., Bare]) -> Iterator[Beside]:
 
 def grown(frames: list[bytes]) -> list[bytes]:
     """The frames, whose code objects say that it was they that ran."""
-    more = compile("grown = 'from code'", _protocol.FILENAME, "exec")
+    more = compile("grown = 'from code'", _shipping.FILENAME, "exec")
     return [marshal.dumps((*marshal.loads(frames[0]), more)), *frames[1:]]
 
 
@@ -489,7 +490,7 @@ def test_code_objects_of_another_compiler_never_run(
     assert beside.plant(monkeypatch) == "<bridgehead loader> None"
 
 
-@pytest.mark.parametrize("frame", range(len(_protocol.SHIPPED)))
+@pytest.mark.parametrize("frame", range(len(_shipping.SHIPPED)))
 def test_nothing_runs_of_what_was_altered_on_the_way(
     beside: Beside, frame: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -901,7 +902,7 @@ class Request:
 
     def expression(self) -> str:
         text = base64.b64encode(self.data).decode("ascii")
-        return self.text or _protocol.expression("inline", self.header, text)
+        return self.text or _shipping.expression("inline", self.header, text)
 
 
 def flipped(data: bytes, at: int) -> bytes:
@@ -1386,7 +1387,7 @@ def untaught(space: Space) -> Space:
 
 
 def lesson() -> _parcel.Parcel:
-    return _parcel.Parcel(_protocol.lesson(), carries_code=False, refs=False)
+    return _parcel.Parcel(_shipping.lesson(), carries_code=False, refs=False)
 
 
 def test_what_needs_the_data_only_codec_is_refused_before_it_is_there(untaught: Space) -> None:

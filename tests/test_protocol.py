@@ -40,6 +40,7 @@ from bridgehead import (
     _codec,
     _parcel,
     _protocol,
+    _shipping,
     _wire,
 )
 from bridgehead._lanes import Request
@@ -47,7 +48,7 @@ from bridgehead._lanes.inline import InlineLane
 from bridgehead._protocol import KEY, MIME
 from bridgehead._transports import LARGEST
 
-LOADER = _protocol.loader_source()[0]
+LOADER = _shipping.loader_source()[0]
 EMPTY_DIGEST = "crc32:00000000"
 
 # ---------------------------------------------------------------- what is asked
@@ -72,15 +73,15 @@ def test_every_request_has_an_id_of_its_own() -> None:
 
 
 def test_the_loaders_name_tells_its_version_and_is_no_users_name() -> None:
-    name, sources = _protocol.loader_source()
+    name, sources = _shipping.loader_source()
     assert re.fullmatch("_bridgehead_[0-9a-f]{12}", name)
-    assert len(sources) == len(_protocol.SHIPPED)
+    assert len(sources) == len(_shipping.SHIPPED)
     assert {source[:3] for source in sources} == {'"""'}
 
 
 @pytest.mark.parametrize("install", [False, True])
 def test_an_expression_is_one_python_expression_in_ascii(install: bool) -> None:
-    text = _protocol.expression("inline", header(names=["größe", "'\"\\"]), "QUJD", install=install)
+    text = _shipping.expression("inline", header(names=["größe", "'\"\\"]), "QUJD", install=install)
     assert "\n" not in text
     assert install or text.isascii()
     assert isinstance(ast.parse(text, mode="eval").body, ast.Call)
@@ -88,7 +89,7 @@ def test_an_expression_is_one_python_expression_in_ascii(install: bool) -> None:
 
 @pytest.mark.parametrize("install", [False, True])
 def test_an_expression_uses_no_name_that_a_user_could_shadow(install: bool) -> None:
-    tree = ast.parse(_protocol.expression("inline", header(), "", install=install), mode="eval")
+    tree = ast.parse(_shipping.expression("inline", header(), "", install=install), mode="eval")
     bound = {node.arg for node in ast.walk(tree) if isinstance(node, ast.arg)}
     for node in ast.walk(tree):
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
@@ -99,16 +100,16 @@ def test_an_expression_uses_no_name_that_a_user_could_shadow(install: bool) -> N
 
 def test_an_expression_carries_header_and_data_unchanged() -> None:
     asked = header(names=["größe", "a'b\"c\\d\ne"], expressions=["x['k']"])
-    tree = ast.parse(_protocol.expression("inline", asked, "QUJD"), mode="eval")
+    tree = ast.parse(_shipping.expression("inline", asked, "QUJD"), mode="eval")
     lane, text, data = [ast.literal_eval(arg) for arg in tree.body.args[1:]]
     assert (lane, json.loads(text), data) == ("inline", asked, "QUJD")
 
 
 def test_only_the_first_expression_carries_the_loader() -> None:
-    sources = _protocol.loader_source()[1]
-    first = _protocol.expression("inline", header(), install=True)
+    sources = _shipping.loader_source()[1]
+    first = _shipping.expression("inline", header(), install=True)
     assert len(first) > sum(map(len, sources))
-    assert len(_protocol.expression("inline", header())) < 1000
+    assert len(_shipping.expression("inline", header())) < 1000
 
 
 def test_a_request_is_seen_by_nobody_and_stops_nothing() -> None:

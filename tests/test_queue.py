@@ -25,6 +25,7 @@ from bridgehead import (
     NameNotFound,
     RemoteError,
     _protocol,
+    _shipping,
 )
 from bridgehead._lanes.inline import InlineLane
 from bridgehead._queue import TOGETHER
@@ -255,7 +256,7 @@ async def test_one_that_leaves_after_it_was_sent_takes_effect_and_leaves_nothing
         await bridge.push(long=b"x" * (2 * InlineLane.piece))
         await gated.hold()
         # Sent at once, to wait in the kernel for the cell: nothing of the queue is before it.
-        far = sys.modules[_protocol.loader_source()[0]]._served[id(gated.transport._cell.user_ns)]
+        far = sys.modules[_shipping.loader_source()[0]]._served[id(gated.transport._cell.user_ns)]
         await gated.outcomes()
         entered, leave = threading.Event(), threading.Event()
         gated.transport._cell.user_ns.update(entered=entered, leave=leave)

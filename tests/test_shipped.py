@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
-from bridgehead import _data, _protocol
+from bridgehead import _data, _shipping
 
 
 def sources() -> dict[str, str]:
     """Every file of the loader's module, in the order in which they are run there."""
     files = resources.files("bridgehead")
-    found = {name: files.joinpath(name).read_text("utf-8") for name in _protocol.SHIPPED}
+    found = {name: files.joinpath(name).read_text("utf-8") for name in _shipping.SHIPPED}
     data = resources.files(_data)
     for name in _data.FILES:
         found[f"_data/{name}"] = data.joinpath(f"{name}.py").read_text("utf-8")

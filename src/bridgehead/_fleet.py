@@ -24,7 +24,8 @@ from bridgehead._opening import Opening
 from bridgehead._ref import Ref
 from bridgehead._results import Result, Transfer
 from bridgehead._segments import IDLE, Pool, Segment
-from bridgehead._transports import Many, engines, to_the_end
+from bridgehead._transports import Many, engines
+from bridgehead._waiting import to_the_end
 from bridgehead._wire import SHARED
 
 T = TypeVar("T")

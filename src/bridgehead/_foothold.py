@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bridgehead import _parcel, _protocol
+from bridgehead import _parcel, _protocol, _shipping
 from bridgehead._errors import (
     BridgeError,
     KernelRestarted,
@@ -31,8 +31,9 @@ from bridgehead._queue import Place, Queue
 from bridgehead._results import Info
 from bridgehead._segments import Segment
 from bridgehead._subshell import UNKNOWN, Subshell
-from bridgehead._transports import Reply, Transport
+from bridgehead._transports import Transport
 from bridgehead._transports.messages import Message
+from bridgehead._transports.requests import Reply
 from bridgehead._trust import Trust
 
 # What a user called the operation.
@@ -146,7 +147,7 @@ class Foothold:
                 landing = None if first is not None else await self._landed(call, place)
                 request, generation, info = self._request(call), self._generation, self.info
                 if landing is not None and landing.epoch == info.epoch:
-                    request.header["id"], request.landed = landing.request, True
+                    request.header["id"], request.landed = landing.header["id"], True
                 kernel = self._kernel
                 try:
                     opened = await self.queue.carry(place, lane, request)
@@ -245,7 +246,7 @@ class Foothold:
         """Ship the data-only codec to a loader that does not have it yet."""
         epoch = self.info.epoch
         if self._taught != epoch:
-            await self.aside("learn", _protocol.lesson(), shell=shell, now=now)
+            await self.aside("learn", _shipping.lesson(), shell=shell, now=now)
             self._taught = epoch
 
     def _request(self, call: Call, shell: dict[str, Any] | None = None) -> Request:

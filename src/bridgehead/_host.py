@@ -14,10 +14,11 @@ import threading
 from typing import Any, Sequence
 
 if __name__ == "bridgehead._host":  # shipped, it shares a module with these
-    from bridgehead._seed import buffers_of, shell_of
+    from bridgehead._seed import buffers_of, is_ipykernel, shell_of
     from bridgehead._wire import DATA_MESSAGE, Header
 
-FEW = 16  # buffers of one message; ipyparallel pickles a result of 64 parts and more as a whole
+FEW = 16  # buffers that ipyparallel is given: each costs a pickle and a frame of its own as an
+# argument, and a result of 64 parts and more is pickled as a whole
 
 
 class Kernel:
@@ -89,7 +90,7 @@ class Kernel:
     @property
     def can_send(self) -> bool:
         """Whether a message of the loader's own finds its way to a requester: in ipykernel."""
-        return hasattr(getattr(self.shell, "kernel", None), "_parent_ident")
+        return is_ipykernel(getattr(self.shell, "kernel", None))
 
     def address(self) -> tuple[Any, Any]:
         """Who made the request at hand, and its header."""
@@ -125,8 +126,8 @@ class Kernel:
         kernel: Any = self.shell.kernel
         identity, parent = address or self.address()
         beside = parent.get("beside")
-        if beside is not None:  # an engine's apply, whose result takes them along: few (see FEW)
-            beside += parts if len(parts) <= FEW else [memoryview(b"".join(parts))]
+        if beside is not None:  # an engine's apply, whose result takes them along
+            beside += few(parts)
             return
         thread = getattr(kernel, "shell_channel_thread", None)
         if thread is not None:  # ipykernel 7: the shell socket belongs to another thread
@@ -138,6 +139,11 @@ class Kernel:
         kernel.session.send(
             stream, message_type, content or {}, parent=parent, ident=identity, buffers=parts
         )
+
+
+def few(parts: Sequence[Any]) -> list[memoryview]:
+    """Buffers as ipyparallel is to carry them; where they end in the stream is told elsewhere."""
+    return [memoryview(part) for part in (parts if len(parts) <= FEW else [b"".join(parts)])]
 
 
 # Types whose shape, len and size can be asked for without running a user's code.

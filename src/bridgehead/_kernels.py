@@ -38,9 +38,11 @@ from bridgehead._errors import (
     KernelNotFound,
     NotSupported,
 )
-from bridgehead._transports import Transport, engines, to_the_end
+from bridgehead._transports import Transport, engines
+from bridgehead._transports.addresses import stays_here
 from bridgehead._transports.keeper import Keeper
-from bridgehead._transports.zmq import ZmqTransport, stays_here
+from bridgehead._transports.zmq import ZmqTransport
+from bridgehead._waiting import to_the_end
 
 SOCKET_PATH = 103  # bytes of a Unix socket's path on every POSIX, less the "-5" ZeroMQ's ports add
 LISTEN_TIMEOUT = 3.0  # s until something must listen at an existing kernel's address

@@ -1,7 +1,7 @@
 """The way into a kernel: what an expression of the near side's calls over there.
 
 Rule: standard library only, Python 3.8 and later, and never a name in the user's namespace.
-Together with the other files of this floor (``_protocol.SHIPPED``) it becomes one module in
+Together with the other files of this floor (``_shipping.SHIPPED``) it becomes one module in
 ``sys.modules``, under a name of its own, and captures what it needs when it is installed, so that
 ``%reset -f``, a shadowed ``len`` or a replaced ``pickle.loads`` don't reach it.
 

@@ -18,8 +18,9 @@ from bridgehead import _kernels, _servers
 from bridgehead._foothold import Foothold, check_seconds, deadline
 from bridgehead._handshake import LaneName, check_lane
 from bridgehead._kernels import Insecurity
-from bridgehead._transports import Transport, to_the_end
+from bridgehead._transports import Transport
 from bridgehead._trust import Trust, TrustName, allowed, check_trust
+from bridgehead._waiting import to_the_end
 
 B = TypeVar("B", bound="Openable")
 C = TypeVar("C", bound="Closing")

@@ -82,16 +82,16 @@ class Content:
 
         ``sums`` says that the other side has numpy loaded.
         """
-        if not self.data and self.is_light():
+        if self.data:
+            parcel = encode_data(self.values, self.parts)
+        elif self.is_light():
             parcel = Parcel(_codec.encode_light(self.values), carries_code=False, refs=False)
-            if self.limit is not None and parcel.nbytes > self.limit:
-                raise too_large(parcel.nbytes, self.limit)
-        elif self.data:
-            parcel = encode_data(self.values, self.parts, self.limit)
         else:
             parcel = encode(
                 self.values, self.parts, by_value=self.by_value, refs=self.refs, limit=self.limit
             )
+        if self.limit is not None and parcel.nbytes > self.limit:
+            raise too_large(parcel.nbytes, self.limit)
         return parcel, signed(parcel, algorithm, sums)
 
 
@@ -192,18 +192,17 @@ def encode(
     return Parcel(frames, carries_code, used)
 
 
-def encode_data(values: Any, parts: Mapping[str, Any], limit: int | None = None) -> Parcel:
+def encode_data(values: Any, parts: Mapping[str, Any]) -> Parcel:
     """A parcel of nothing but data; the arguments are ``Content``'s.
 
     Raises:
         UntrustedPayload: something in it is no data; names it and its type.
         EncodeError: it can't be pickled, be it data.
-        PayloadTooLarge: it has more than ``limit`` bytes.
     """
     from bridgehead import _data
 
     try:
-        parcel = Parcel(_data.encode_data(values), carries_code=False, refs=False)
+        return Parcel(_data.encode_data(values), carries_code=False, refs=False)
     except _wire.Broken as broken:
         path, kind = str(broken.details.get("path", "")), str(broken.details.get("type", ""))
         for name in parts:
@@ -213,9 +212,6 @@ def encode_data(values: Any, parts: Mapping[str, Any], limit: int | None = None)
         ) from None
     except Exception as error:
         raise EncodeError(f"{', '.join(parts)} cannot be pickled: {error!r}") from error
-    if limit is not None and parcel.nbytes > limit:
-        raise too_large(parcel.nbytes, limit)
-    return parcel
 
 
 def _blame(parts: Mapping[str, Any], error: Exception) -> tuple[str, BaseException]:

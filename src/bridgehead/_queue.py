@@ -23,7 +23,8 @@ from bridgehead import _protocol
 from bridgehead._errors import BridgeClosed, BridgeError
 from bridgehead._lanes import Lane, Request
 from bridgehead._protocol import Opened
-from bridgehead._transports import Reply, Transport
+from bridgehead._transports import Transport
+from bridgehead._transports.requests import Reply
 
 T = TypeVar("T")
 

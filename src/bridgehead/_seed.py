@@ -31,10 +31,18 @@ def shell_of(scope: Any) -> Any:
     return None
 
 
+def is_ipykernel(kernel: Any) -> bool:
+    """Whether what a message brings and where it came from is to be found there.
+
+    It is not where the interface is another's: xeus-python has ``get_parent``, too.
+    """
+    return hasattr(kernel, "_parent_ident")
+
+
 def buffers_of(shell: Any) -> Sequence[Any]:
     """The buffers of the message that is being answered; none where they don't arrive."""
     kernel: Any = getattr(shell, "kernel", None)
-    if not hasattr(kernel, "_parent_ident"):  # it is no ipykernel (xeus-python has get_parent too)
+    if not is_ipykernel(kernel):
         return ()
     return kernel.get_parent("shell").get("buffers") or ()
 

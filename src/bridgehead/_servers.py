@@ -22,7 +22,8 @@ from jupyter_core.paths import jupyter_runtime_dir
 
 from bridgehead._errors import BridgeError, InsecureConnection, KernelNotFound
 from bridgehead._host import runs
-from bridgehead._transports import is_loopback, to_the_end
+from bridgehead._transports.addresses import is_loopback
+from bridgehead._waiting import to_the_end
 
 if TYPE_CHECKING:
     from bridgehead._transports.rest import Rest

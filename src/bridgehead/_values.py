@@ -25,7 +25,7 @@ if __name__ == "bridgehead._values":  # shipped, it shares a module with these
         pickler_type,
     )
     from bridgehead._host import Kernel
-    from bridgehead._wire import Broken, Buffer, Header, TooLarge
+    from bridgehead._wire import Broken, Buffer, Header, TooLarge, within
 
 
 class _Resolving(pickle.Unpickler):
@@ -77,18 +77,10 @@ class Values:
         """
         limit = header.get("max_bytes")
         if header.get("trust") == "data":
-            frames = self.encode_data(value, header.get("allow") or (), paths)
-            total = sum(frame.nbytes for frame in frames)
-            if limit is not None and total > limit:
-                raise TooLarge(total)
-            return frames, False
+            return within(self.encode_data(value, header.get("allow") or (), paths), limit), False
         try:
             if is_light(value):
-                frames = encode_light(value)
-                total = sum(frame.nbytes for frame in frames)
-                if limit is not None and total > limit:
-                    raise TooLarge(total)
-                return frames, False
+                return within(encode_light(value), limit), False
             frames, carries_code = encode(value, limit=limit)
             reader = header.get("reader") or header.get("python")
             if carries_code and reader != list(sys.version_info[:2]):

@@ -151,6 +151,14 @@ def copied(frames: list[memoryview]) -> list[memoryview]:
     return copies
 
 
+def within(frames: list[memoryview], limit: int | None) -> list[memoryview]:
+    """The frames; ``TooLarge`` if they have more bytes than the caller allows."""
+    total = sum(frame.nbytes for frame in frames)
+    if limit is not None and total > limit:
+        raise TooLarge(total)
+    return frames
+
+
 def messages(frames: Sequence[memoryview]) -> Iterator[list[memoryview]]:
     """What goes back with one answer, in messages of a bounded size."""
     total = sum(frame.nbytes for frame in frames)

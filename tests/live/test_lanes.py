@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bridgehead import Bridge, NotSupported, _protocol
+from bridgehead import Bridge, NotSupported, _shipping
 from bridgehead._transports.loopback import LoopbackTransport
 
 
@@ -90,7 +90,7 @@ async def test_the_loader_crosses_beside_the_expression_or_else_in_it(
         await send(self, channel, message, wire(buffers) if count == 1 else kept(buffers))
 
     with monkeypatch.context() as patched:
-        patched.delitem(sys.modules, _protocol.loader_source()[0], raising=False)
+        patched.delitem(sys.modules, _shipping.loader_source()[0], raising=False)
         patched.setattr(LoopbackTransport, "send", sending)
         async with Bridge.loopback() as bridge:
             assert count == messages

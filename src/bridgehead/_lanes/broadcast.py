@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from bridgehead import _protocol
+from bridgehead import _protocol, _shipping
 from bridgehead._errors import BridgeError
 from bridgehead._lanes import AT_ONCE, Lane
 from bridgehead._lanes.buffers import BuffersLane
@@ -22,14 +22,13 @@ class Landing:
     """What one kernel has of it.
 
     Attributes:
-        request: the id under which the loader keeps it.
+        header: its id is that under which the loader keeps it.
         epoch: the loader's.
         used: whether a request took it.
     """
 
     def __init__(self, lane: Lane, header: _protocol.Header, epoch: str) -> None:
         self.lane, self.header, self.epoch = lane, header, epoch
-        self.request: str = header["id"]
         self.used = False
         self.pieces: list[asyncio.Future[_protocol.Header]] = []
         self._sent: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -94,7 +93,7 @@ class Broadcast:
                 if len(under_way) >= AT_ONCE:
                     await asyncio.wait(under_way.pop(0), return_when=asyncio.FIRST_COMPLETED)
                 header = self._lanes[0].part(self._header, at)
-                expression = _protocol.expression(BuffersLane.name, header)
+                expression = _shipping.expression(BuffersLane.name, header)
                 parts = list(_protocol.cut(self._frames, at, at + piece))
                 told = many.broadcast(engines, expression, parts)
                 for lane, future in zip(self._lanes, told, strict=True):

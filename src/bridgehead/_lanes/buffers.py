@@ -19,10 +19,9 @@ from bridgehead._protocol import (
     Header,
     answer,
     execute_content,
-    expression,
-    loader_frames,
     remote_error,
 )
+from bridgehead._shipping import expression, loader_frames
 from bridgehead._transports import Transport
 
 

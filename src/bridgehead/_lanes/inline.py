@@ -12,7 +12,8 @@ from collections.abc import Sequence
 
 from bridgehead._errors import ProtocolError, ReplyLost
 from bridgehead._lanes import Lane
-from bridgehead._protocol import Buffer, Header, answer, execute_content, expression
+from bridgehead._protocol import Buffer, Header, answer, execute_content
+from bridgehead._shipping import expression
 
 
 class InlineLane(Lane):

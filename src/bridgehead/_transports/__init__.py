@@ -23,13 +23,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ipaddress
-import sys
+import uuid
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from bridgehead._errors import (
@@ -42,6 +40,8 @@ from bridgehead._errors import (
     TransportError,
 )
 from bridgehead._transports.messages import Message, Messages
+from bridgehead._transports.requests import Pending, Reconnected, Reply
+from bridgehead._waiting import noted, to_the_end
 from bridgehead._wire import DATA_MESSAGE, NEWS_MESSAGE, Header
 
 T = TypeVar("T")
@@ -62,34 +62,6 @@ STATES = ("starting", "busy", "idle")  # of those that a bridge is in, what a ke
 SILENCE = 5.0  # s without a heartbeat; one missed beat of 1 s is no more than a loaded machine
 EXPLAINED_IN = 3.0  # s after which it is known whether a kernel that hung up died or restarted
 INQUIRY_AFTER = 0.5  # s between an idle and the question where its reply is
-
-
-@dataclass(slots=True)
-class Reply:
-    """A reply: the request's id, its content, and what was sent to us alone ahead of it."""
-
-    id: str
-    content: dict[str, Any]
-    buffers: list[Any]
-
-
-@dataclass(slots=True)
-class Pending:
-    """A request that was sent and is not answered yet."""
-
-    id: str
-    future: asyncio.Future[Reply]
-    slot: bool  # of the window; inquiries and control requests take none
-    subshell: str | None = None
-    repeatable: bool = False  # it may be sent again if the connection breaks
-    nbytes: int = 0  # as it was sent, where that matters
-    cut: bool = False  # its connection broke: what arrives of it may not be all
-    buffers: list[Any] = field(default_factory=list)
-    inquired: bool = False
-
-
-class Reconnected(TransportError):
-    """The connection broke and was made anew, to the same kernel: what may be asked again, is."""
 
 
 class Listener(Protocol):
@@ -232,7 +204,7 @@ class Transport(ABC):
     def promise(self) -> asyncio.Future[Any]:
         """A future that fails when the kernel goes, or the way to it."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        future.add_done_callback(_noted)
+        future.add_done_callback(noted)
         future.add_done_callback(self._promises.discard)
         self._promises.add(future)
         return future
@@ -310,9 +282,10 @@ class Transport(ABC):
     async def send(self, channel: str, message: dict[str, Any], buffers: Sequence[Any]) -> None:
         """Hand one message to the wire, without waiting for the kernel."""
 
-    @abstractmethod
     def message(self, message_type: str, content: dict[str, Any]) -> dict[str, Any]:
-        """A new message, with an id and a session that are ours alone."""
+        """A new message, with an id that is ours alone; a wire of Jupyter's adds a session."""
+        header = {"msg_id": uuid.uuid4().hex, "msg_type": message_type}
+        return {"header": header, "content": content}
 
     @abstractmethod
     async def interrupt(self) -> None: ...
@@ -350,7 +323,7 @@ class Transport(ABC):
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        task.add_done_callback(_noted)
+        task.add_done_callback(noted)
         return task
 
     def received(self, channel: str, message: dict[str, Any]) -> None:
@@ -451,7 +424,7 @@ class Transport(ABC):
     ) -> Pending:
         """Send a message and enter it into the table; ``slot`` gives back the one it brought."""
         future = asyncio.get_running_loop().create_future()
-        future.add_done_callback(_noted)
+        future.add_done_callback(noted)
         header = message["header"]
         pending = Pending(header["msg_id"], future, slot, header.get("subshell_id"), repeatable)
         if on_message is not None:
@@ -521,38 +494,3 @@ class Transport(ABC):
         except BridgeError:
             return
         self._settle(identity, ReplyLost("the kernel is done, but its reply never came"))
-
-
-def is_loopback(host: str | None) -> bool:
-    """Whether what crosses to this host never leaves this machine."""
-    if host is None or host == "localhost":
-        return host is not None
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:  # another name, or the * of a kernel that listens everywhere
-        return False
-
-
-async def to_the_end(work: asyncio.Future[None]) -> None:
-    """Await what must not be left half done, whoever cancels whom meanwhile."""
-    cancelled = False
-    shield: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-    if "anyio" in sys.modules:  # else no scope of its is around this, and importing it takes 8 ms
-        import anyio
-
-        shield = anyio.CancelScope(shield=True)
-    with shield:
-        while not work.done():
-            try:
-                await asyncio.wait([work])
-            except asyncio.CancelledError:
-                cancelled = True
-    if cancelled:
-        raise asyncio.CancelledError
-    work.result()
-
-
-def _noted(done: asyncio.Future[Any]) -> None:
-    """Whoever waits for it is told; nobody has to, or may have given up: not "never retrieved"."""
-    if not done.cancelled():
-        done.exception()

@@ -21,11 +21,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, Protocol
 
 from bridgehead._errors import BridgeError, TransportError
-from bridgehead._protocol import SYS, Header, parse
+from bridgehead._host import few
+from bridgehead._protocol import Header, parse
+from bridgehead._shipping import SYS
 from bridgehead._transports import SILENCE
+from bridgehead._waiting import noted
 
 BEAT_EVERY = 1.0  # s between two questions to the hub, while somebody waits
-PARTS = 16  # arguments of one apply; each costs a pickle and a frame of its own
 KERNEL = f"{SYS}.modules['IPython'].get_ipython().kernel"
 
 
@@ -63,13 +65,6 @@ def applied(expression: str) -> str:
         f"parent.__setitem__('beside', []), ({expression}).text, *parent['beside']][2:])"
         f"({KERNEL}.get_parent('shell'))"
     )
-
-
-def joined(parts: Sequence[Any]) -> list[Any]:
-    """Buffers as arguments of an apply; where they end in the stream is told by the header."""
-    if len(parts) <= PARTS:
-        return [memoryview(part) for part in parts]
-    return [memoryview(b"".join(parts))]
 
 
 class Controller:
@@ -190,7 +185,7 @@ class Controller:
         """
         client = self.client
 
-        def noted(future: Any) -> None:
+        def hooked(future: Any) -> None:
             self._outstanding(identity, future.msg_id)
             if hook is not None:
                 hook(future)
@@ -199,7 +194,7 @@ class Controller:
             client._mux_stream,
             message_type,
             ident=identity.encode(),
-            message_future_hook=noted,
+            message_future_hook=hooked,
             **message,
         )
 
@@ -233,7 +228,7 @@ class Controller:
                 child, _ = client.create_message_futures(request, whole.header, async_result=True)
                 self._outstanding(engine.identity, request)
                 future: asyncio.Future[Header] = self.loop.create_future()
-                future.add_done_callback(_noted)
+                future.add_done_callback(noted)
                 found.append(future)
                 child.add_done_callback(
                     lambda done, future=future: self.call(self._arrived, done, future)
@@ -244,7 +239,7 @@ class Controller:
             whole = client._send(
                 client._broadcast_stream,
                 "apply_request",
-                buffers=self._packed(applied(expression), joined(parts)),
+                buffers=self._packed(applied(expression), few(parts)),
                 metadata={"targets": targets, "is_broadcast": True, "is_coalescing": False},
                 message_future_hook=each,
             )
@@ -281,12 +276,6 @@ class Controller:
             future.set_result(parse(value[0]))
         except BridgeError as error:
             future.set_exception(error)
-
-
-def _noted(done: asyncio.Future[Header]) -> None:
-    """It is looked at where somebody waits for all of it."""
-    if not done.cancelled():
-        done.exception()
 
 
 def _forgotten(client: Any, request: str) -> None:

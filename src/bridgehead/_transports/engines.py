@@ -23,7 +23,6 @@ import os
 import signal
 import sys
 import tempfile
-import uuid
 from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
@@ -38,11 +37,13 @@ from bridgehead._errors import (
     ProtocolError,
     TransportError,
 )
-from bridgehead._protocol import KEY, SYS
+from bridgehead._host import few
+from bridgehead._protocol import KEY
+from bridgehead._shipping import SYS
 from bridgehead._transports import Transport
-from bridgehead._transports.controller import KERNEL, Controller, applied, joined
+from bridgehead._transports.addresses import stays_here
+from bridgehead._transports.controller import KERNEL, Controller, applied
 from bridgehead._transports.messages import Messages
-from bridgehead._transports.zmq import stays_here
 from bridgehead._wire import DATA_MESSAGE, MIME
 
 # What tells an engine on this machine from one elsewhere: it can read a file of ours.
@@ -167,12 +168,6 @@ class EnginesTransport(Transport):
 
     # ------------------------------------------------------------ sending and receiving
 
-    def message(self, message_type: str, content: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "header": {"msg_id": uuid.uuid4().hex, "msg_type": message_type},
-            "content": content,
-        }
-
     async def send(self, channel: str, message: dict[str, Any], buffers: Sequence[Any]) -> None:
         request, content = message["header"]["msg_id"], message["content"]
         if channel != "shell":
@@ -185,7 +180,7 @@ class EnginesTransport(Transport):
                 future = ask.ask(self.identity, "execute_request", hook, content=content)
             else:
                 text = applied(content["user_expressions"][KEY])
-                future = ask.apply(self.identity, text, joined(buffers), hook)
+                future = ask.apply(self.identity, text, few(buffers), hook)
         except OSError as error:
             self.closed_by_owner()
             raise TransportError(f"the ipyparallel client was closed: {error}") from None

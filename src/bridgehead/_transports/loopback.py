@@ -21,7 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from bridgehead._errors import KernelRestarted, NotSupported
-from bridgehead._protocol import loader_source
+from bridgehead._shipping import loader_source
 from bridgehead._transports import Transport
 
 
@@ -46,12 +46,6 @@ class LoopbackTransport(Transport):
         self._thread = threading.Thread(target=self._serve, name="bridgehead-loopback", daemon=True)
         self._thread.start()
         self.back()
-
-    def message(self, message_type: str, content: dict[str, Any]) -> dict[str, Any]:
-        return {
-            "header": {"msg_id": uuid.uuid4().hex, "msg_type": message_type},
-            "content": content,
-        }
 
     async def send(self, channel: str, message: dict[str, Any], buffers: Sequence[Any]) -> None:
         # A wire would carry a copy; so does this.

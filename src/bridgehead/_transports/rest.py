@@ -16,7 +16,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from bridgehead._errors import BridgeError, InsecureConnection, KernelNotFound, TransportError
-from bridgehead._transports import is_loopback
+from bridgehead._transports.addresses import is_loopback
 
 CONNECT_PATIENCE = 10.0  # s; TLS to a port that speaks none is never answered
 PATIENCE = 20.0  # s for an answer; starting a kernel may take longer

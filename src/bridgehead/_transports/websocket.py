@@ -39,7 +39,8 @@ from bridgehead._errors import (
     PayloadTooLarge,
     TransportError,
 )
-from bridgehead._transports import Pending, Reconnected, Transport
+from bridgehead._transports import Transport
+from bridgehead._transports.requests import Pending, Reconnected
 from bridgehead._transports.rest import Rest, ServerAway, unreachable
 from bridgehead._transports.subprotocols import BINARY, LEGACY, V1, Subprotocol
 
@@ -197,15 +198,14 @@ class WebsocketTransport(Transport):
     # ------------------------------------------------------------ sending and receiving
 
     def message(self, message_type: str, content: dict[str, Any]) -> dict[str, Any]:
-        header = {
-            "msg_id": uuid.uuid4().hex,
-            "msg_type": message_type,
+        message = super().message(message_type, content)
+        message["header"] |= {
             "username": "bridgehead",
             "session": self._session,
             "date": datetime.datetime.now(datetime.UTC).isoformat(),
             "version": "5.4",
         }
-        return {"header": header, "parent_header": {}, "metadata": {}, "content": content}
+        return {**message, "parent_header": {}, "metadata": {}}
 
     async def send(self, channel: str, message: dict[str, Any], buffers: Sequence[Any]) -> None:
         identity, generation = message["header"]["msg_id"], self.generation

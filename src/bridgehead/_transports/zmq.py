@@ -40,7 +40,8 @@ from bridgehead._errors import (
     NotSupported,
     TransportError,
 )
-from bridgehead._transports import SILENCE, Transport, is_loopback
+from bridgehead._transports import SILENCE, Transport
+from bridgehead._transports.addresses import stays_here
 from bridgehead._transports.keeper import Keeper
 
 RECONNECT_GRACE = 2.5  # s a kernel that others own has to come back after its connection broke
@@ -58,11 +59,6 @@ CHANNELS = {
 # The other side speaks otherwise, or closes the connection half-way.
 REFUSED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
 REFUSALS = 10  # handshakes in a row, some 90 ms apart, that must fail before it is final
-
-
-def stays_here(transport: str, ip: str) -> bool:
-    """Whether what crosses never leaves this machine: a Unix socket, or a loopback address."""
-    return transport == "ipc" or is_loopback(ip)
 
 
 def _kind(info: dict[str, Any]) -> tuple[bool, ...]:
