@@ -44,6 +44,13 @@ models = [model, model]
 """
 
 
+async def running(bridge: Bridge, seconds: float) -> asyncio.Future[Any]:
+    """A cell that has begun, and takes so long."""
+    cell = asyncio.ensure_future(bridge.run(f"import time; time.sleep({seconds})"))
+    await asyncio.sleep(0.05)
+    return cell
+
+
 @pytest.fixture(params=LANES)
 async def source(request: pytest.FixtureRequest) -> AsyncIterator[Bridge]:
     async with Bridge.loopback(lane=request.param) as bridge:
@@ -419,15 +426,13 @@ kept = [len(box) for far in loader._served.values() for box in (far.inboxes, far
 
 async def test_a_deadline_that_passes_says_for_whom(one: Bridge, other: Bridge) -> None:
     await one.push(x=1)
-    busy = asyncio.ensure_future(one.run("import time; time.sleep(0.5)"))
-    await asyncio.sleep(0.05)
+    busy = await running(one, 0.5)
     with pytest.raises(TimeoutError, match="handoff got no answer within 0.1 s") as caught:
         await one.handoff("x", to=other, timeout=0.1)
     assert "the source of a handoff" in caught.value.__notes__[0]
     await busy
     assert not await other.exists("x")
-    busy = asyncio.ensure_future(other.run("import time; time.sleep(0.5)"))
-    await asyncio.sleep(0.05)
+    busy = await running(other, 0.5)
     with pytest.raises(TimeoutError, match="within 0.1 s") as caught:
         await one.handoff("x", to=other, timeout=0.1)
     assert "the target of a handoff" in caught.value.__notes__[0]
@@ -443,8 +448,7 @@ async def test_one_goes_while_the_source_is_waited_for(
 ) -> None:
     """The target is waited for by nobody at that time, and told of all the same."""
     await one.push(x=1)
-    busy = asyncio.ensure_future(one.run("import time; time.sleep(0.5)"))
-    await asyncio.sleep(0.05)
+    busy = await running(one, 0.5)
     task = asyncio.ensure_future(one.handoff("x", to=other))
     await asyncio.sleep(0.05)
     bridge = one if which == "source" else other
@@ -465,8 +469,7 @@ async def test_one_that_is_cancelled_before_its_turn_binds_nothing(
     one: Bridge, other: Bridge
 ) -> None:
     await one.push(x=1)
-    busy = asyncio.ensure_future(one.run("import time; time.sleep(0.3)"))
-    await asyncio.sleep(0.05)
+    busy = await running(one, 0.3)
     task = asyncio.ensure_future(one.handoff("x", to=other))
     await asyncio.sleep(0.05)
     task.cancel()

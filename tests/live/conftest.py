@@ -1,10 +1,11 @@
-"""What the tests of real kernels share: one kernel for those that leave it as it was."""
+"""What the tests of real kernels share: one kernel, or one server, for all of a file."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 
 import pytest
+from servers import Wire, serving
 
 from bridgehead import Bridge
 
@@ -25,3 +26,17 @@ async def kernel(harmless: Bridge) -> Bridge:
     if names:
         await harmless.delete(*names)
     return harmless
+
+
+@pytest.fixture(scope="module")
+async def server() -> AsyncIterator[str]:
+    """The address of one Jupyter Server for all tests of a file."""
+    async with serving() as url:
+        yield url
+
+
+@pytest.fixture
+async def wire(server: str) -> AsyncIterator[Wire]:
+    """A way to that server which the test can break."""
+    async with Wire(server) as wire:
+        yield wire

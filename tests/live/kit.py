@@ -27,7 +27,7 @@ import zmq
 import zmq.asyncio
 from jupyter_client.asynchronous.client import AsyncKernelClient
 
-from bridgehead import Bridge
+from bridgehead import Bridge, KernelRestarted, RemoteError
 
 LANES: list[Any] = ["direct", "buffers", "inline"]
 MESSAGES: list[Any] = ["buffers", "inline"]  # those whose frames are in messages
@@ -76,6 +76,40 @@ async def goes_on(bridge: Bridge) -> None:
         await bridge.push(goes_on=token)
         assert await bridge.pull("goes_on") == token
         await bridge.delete("goes_on")
+
+
+@asynccontextmanager
+async def endless_cell(bridge: Bridge) -> AsyncIterator[None]:
+    """A cell that runs until the block interrupts it, and tells of that."""
+    going = asyncio.Event()
+    cell = asyncio.ensure_future(
+        bridge.run("print('going')\nwhile True: pass", on_output=lambda message: going.set())
+    )
+    await going.wait()
+    yield
+    with pytest.raises(RemoteError, match="KeyboardInterrupt"):
+        await cell
+
+
+async def restart_beside_a_cell(bridge: Bridge) -> None:
+    """Restart a kernel that runs a cell, which is told of it."""
+    pending = asyncio.ensure_future(bridge.run("import time; time.sleep(60)"))
+    await until(lambda: bridge.state == "busy", 60)
+    await bridge.restart()
+    with pytest.raises(KernelRestarted):
+        await pending
+
+
+@asynccontextmanager
+async def over(manager: Any) -> AsyncIterator[Bridge]:
+    """A bridge over a manager whose kernel outlives it."""
+    await manager.start_kernel()
+    try:
+        async with Bridge.over(manager) as bridge:
+            yield bridge
+        assert await manager.is_alive()
+    finally:
+        await manager.shutdown_kernel(now=True)
 
 
 def file_of(bridge: Bridge) -> str:

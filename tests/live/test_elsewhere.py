@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 import pytest
 from jupyter_client.asynchronous.client import AsyncKernelClient
-from kit import at_work, until
+from kit import at_work, endless_cell, restart_beside_a_cell, until
 
 from bridgehead import (
     Bridge,
@@ -546,15 +546,10 @@ async def test_a_late_answer_is_not_taken_for_the_next(live: Bridge) -> None:
 @on("ipykernel6")
 async def test_an_interrupt_reaches_a_cell_and_loses_nothing(live: Bridge) -> None:
     await live.push(x=1)
-    going = asyncio.Event()
-    cell = asyncio.ensure_future(
-        live.run("print('going')\nwhile True: pass", on_output=lambda message: going.set())
-    )
-    behind = asyncio.ensure_future(live.push(y=2))
-    await going.wait()
-    await live.interrupt()
-    with pytest.raises(RemoteError, match="KeyboardInterrupt"):
-        await cell
+    async with endless_cell(live):
+        behind = asyncio.ensure_future(live.push(y=2))
+        await asyncio.sleep(0)  # it has its place
+        await live.interrupt()
     await behind
     await live.interrupt()  # an idle kernel ignores it
     assert await live.pull("x + y") == 3
@@ -607,12 +602,7 @@ async def test_restart_gives_an_empty_namespace_and_is_told_to_others_once(live:
     async with Bridge.attach(live.info.connection_file) as other:
         await live.push(x=1)
         epoch, pid = live.info.epoch, live.info.pid
-        pending = asyncio.ensure_future(live.run("import time; time.sleep(60)"))
-        while live.state != "busy":
-            await asyncio.sleep(0.02)
-        await live.restart()
-        with pytest.raises(KernelRestarted):
-            await pending
+        await restart_beside_a_cell(live)
         assert live.info.epoch != epoch
         assert live.info.pid != pid
         with pytest.raises(KernelRestarted):

@@ -25,8 +25,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from kit import endless_cell
 
-from bridgehead import Bridge, KernelRestarted, OutcomeUnknown, RemoteError
+from bridgehead import Bridge, KernelRestarted, OutcomeUnknown
 
 README = Path(__file__).parents[2] / "README.md"
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
@@ -145,16 +146,8 @@ async def test_the_readmes_command_leads_to_the_kernel(far: Path, kernel: Path) 
             await bridge.push(large=large, f=lambda v: v + 1)
             assert await bridge.pull("f(large[1])") == 2
             assert (await bridge.pull("large")).tobytes() == large.tobytes()
-            going = asyncio.Event()
-            cell = asyncio.ensure_future(
-                bridge.run(
-                    "print('going')\nwhile True: pass", on_output=lambda message: going.set()
-                )
-            )
-            await going.wait()
-            await bridge.interrupt()
-            with pytest.raises(RemoteError, match="KeyboardInterrupt"):
-                await cell
+            async with endless_cell(bridge):
+                await bridge.interrupt()
             assert bridge._transport.has_pulse  # type: ignore[attr-defined]
 
 

@@ -14,6 +14,7 @@ import psutil
 import pytest
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.manager import AsyncKernelManager
+from kit import over
 
 from bridgehead import (
     Bridge,
@@ -240,16 +241,11 @@ async def test_over_a_manager_the_caller_owns() -> None:
     manager = AsyncKernelManager()
     with pytest.raises(KernelNotFound, match=r"not running; await manager\.start_kernel\(\)"):
         await Bridge.over(manager)
-    await manager.start_kernel()
-    try:
-        async with Bridge.over(manager) as bridge:
-            assert bridge.info.transport == "tcp"
-            await bridge.push(x=1)
-            await bridge.restart()
-            assert not await bridge.exists("x")
-        assert await manager.is_alive()
-    finally:
-        await manager.shutdown_kernel(now=True)
+    async with over(manager) as bridge:
+        assert bridge.info.transport == "tcp"
+        await bridge.push(x=1)
+        await bridge.restart()
+        assert not await bridge.exists("x")
 
 
 async def test_over_a_client_that_stays_usable_beside_it() -> None:

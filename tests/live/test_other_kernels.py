@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 from jupyter_client.manager import AsyncKernelManager
+from kit import endless_cell, restart_beside_a_cell
 
 from bridgehead import (
     Bridge,
     KernelDied,
-    KernelRestarted,
     NotSupported,
     RemoteError,
     UnsupportedKernel,
@@ -141,12 +141,7 @@ async def test_xeus_dies_and_comes_back(live: Bridge) -> None:
     assert caught.value.exit_code == -signal.SIGKILL
     await live.restart()
     assert not await live.exists("x")
-    pending = asyncio.ensure_future(live.run("import time; time.sleep(60)"))
-    while live.state != "busy":
-        await asyncio.sleep(0.02)
-    await live.restart()
-    with pytest.raises(KernelRestarted):
-        await pending
+    await restart_beside_a_cell(live)
     await live.push(x=2)
     assert await live.pull("x") == 2
 
@@ -180,14 +175,8 @@ async def test_the_whole_surface_on_spyders_kernel(live: Bridge) -> None:
 
 @SPYDER
 async def test_spyders_kernel_is_interrupted_and_restarted(live: Bridge) -> None:
-    going = asyncio.Event()
-    cell = asyncio.ensure_future(
-        live.run("print('going')\nwhile True: pass", on_output=lambda message: going.set())
-    )
-    await going.wait()
-    await live.interrupt()
-    with pytest.raises(RemoteError, match="KeyboardInterrupt"):
-        await cell
+    async with endless_cell(live):
+        await live.interrupt()
     await live.push(x=1)
     await live.restart()
     assert not await live.exists("x")

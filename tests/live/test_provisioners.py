@@ -23,6 +23,7 @@ import psutil
 import pytest
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import KernelProvisionerFactory
+from kit import endless_cell, over, restart_beside_a_cell
 
 from bridgehead import (
     Bridge,
@@ -31,7 +32,6 @@ from bridgehead import (
     KernelNotFound,
     KernelRestarted,
     NotSupported,
-    RemoteError,
     SyncBridge,
     UntrustedPayload,
 )
@@ -290,14 +290,8 @@ async def test_every_lane(spec: Spec, lane: Any) -> None:
 
 
 async def test_it_is_interrupted_by_its_provisioner(on_node: Bridge, journal: Path) -> None:
-    going = asyncio.Event()
-    cell = asyncio.ensure_future(
-        on_node.run("print('going')\nwhile True: pass", on_output=lambda message: going.set())
-    )
-    await going.wait()
-    await on_node.interrupt()
-    with pytest.raises(RemoteError, match="KeyboardInterrupt"):
-        await cell
+    async with endless_cell(on_node):
+        await on_node.interrupt()
     assert noted(journal) == ["launch", f"signal {signal.SIGINT:d}"]
     assert await on_node.pull("1 + 1") == 2
 
@@ -306,12 +300,7 @@ async def test_it_is_restarted_elsewhere(on_node: Bridge, journal: Path) -> None
     for _ in range(2):
         await on_node.push(x=1)
         before, pid = address(on_node), on_node.info.pid
-        pending = asyncio.ensure_future(on_node.run("import time; time.sleep(60)"))
-        while on_node.state != "busy":
-            await asyncio.sleep(0.02)
-        await on_node.restart()
-        with pytest.raises(KernelRestarted):
-            await pending
+        await restart_beside_a_cell(on_node)
         after = address(on_node)
         assert all(before[f"{name}_port"] != after[f"{name}_port"] for name in ("shell", "hb"))
         assert before["key"] != after["key"]
@@ -453,16 +442,10 @@ async def test_encryption_is_never_silently_left_out(
 
 
 async def test_over_a_manager_with_a_provisioner(spec: Spec, journal: Path) -> None:
-    manager = AsyncKernelManager(kernel_name=spec())
-    await manager.start_kernel()
-    try:
-        async with Bridge.over(manager) as bridge:
-            await bridge.push(x=1)
-            await bridge.restart()
-            assert not await bridge.exists("x")
-        assert await manager.is_alive()
-    finally:
-        await manager.shutdown_kernel(now=True)
+    async with over(AsyncKernelManager(kernel_name=spec())) as bridge:
+        await bridge.push(x=1)
+        await bridge.restart()
+        assert not await bridge.exists("x")
     assert noted(journal)[-1] == "cleanup"
 
 

@@ -9,7 +9,6 @@ import asyncio
 import logging
 import subprocess
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -21,12 +20,6 @@ from bridgehead._transports.rest import Rest
 from bridgehead._transports.websocket import WebsocketTransport
 
 pytestmark = pytest.mark.servers
-
-
-@pytest.fixture(scope="module")
-async def server() -> AsyncIterator[str]:
-    async with serving() as url:
-        yield url
 
 
 async def test_a_token_with_a_line_break_is_taken_without_it(server: str) -> None:

@@ -6,12 +6,11 @@ Rule: as in ``test_servers``; ``Wire`` is slow, or holds what it has.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 
 import numpy as np
 import pytest
 from kit import goes_on, told_within, until
-from servers import Other, Wire, on, serving
+from servers import Other, Wire, on
 
 from bridgehead import Bridge, BridgeClosed, PayloadTooLarge
 from bridgehead._transports import websocket
@@ -19,18 +18,6 @@ from bridgehead._transports import websocket
 pytestmark = pytest.mark.servers
 
 MIB = 1 << 20
-
-
-@pytest.fixture(scope="module")
-async def server() -> AsyncIterator[str]:
-    async with serving() as url:
-        yield url
-
-
-@pytest.fixture
-async def wire(server: str) -> AsyncIterator[Wire]:
-    async with Wire(server) as wire:
-        yield wire
 
 
 async def stuck(wire: Wire, bridge: Bridge) -> asyncio.Task[object]:

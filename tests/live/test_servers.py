@@ -54,18 +54,6 @@ async def anyone(request: pytest.FixtureRequest) -> AsyncIterator[str]:
         yield url
 
 
-@pytest.fixture(scope="module")
-async def server() -> AsyncIterator[str]:
-    async with serving() as url:
-        yield url
-
-
-@pytest.fixture
-async def wire(server: str) -> AsyncIterator[Wire]:
-    async with Wire(server) as wire:
-        yield wire
-
-
 # ---------------------------------------------------------------- what crosses
 
 
