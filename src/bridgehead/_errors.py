@@ -142,10 +142,11 @@ class NameNotFound(NotExecuted, KeyError):
 
     def __init__(self, message: str, *, names: Sequence[str] = ()) -> None:
         super().__init__(message)
-        self.names = tuple(names)
+        self.names: tuple[str, ...] = tuple(names)
 
-    # KeyError shows the repr of its argument; this one carries a sentence.
-    __str__ = Exception.__str__
+    def __str__(self) -> str:
+        # KeyError shows the repr of its argument; this one carries a sentence.
+        return Exception.__str__(self)
 
 
 class RemoteError(BridgeError):
@@ -164,7 +165,9 @@ class RemoteError(BridgeError):
 
     def __init__(self, ename: str, evalue: str, traceback: Sequence[str] = ()) -> None:
         super().__init__(ename, evalue, tuple(traceback))
-        self.ename, self.evalue, self.traceback = ename, evalue, list(traceback)
+        self.ename: str = ename
+        self.evalue: str = evalue
+        self.traceback: list[str] = list(traceback)
 
     def __str__(self) -> str:
         head = f"{self.ename}: {self.evalue}" if self.evalue else self.ename

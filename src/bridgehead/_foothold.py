@@ -50,7 +50,7 @@ class Foothold:
         self.transport = transport
         self.trust = trust
         self._handshake = Handshake(transport, wanted, pool, trust.name)
-        self.loop = asyncio.get_running_loop()
+        self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self._process = os.getpid()
         self._lane: Lane | None = None
         self._info: Info | None = None
@@ -59,8 +59,8 @@ class Foothold:
         self._generation = LOST  # of the transport, when the loader was planted
         self._planting = asyncio.Lock()
         self._taught = ""  # epoch of the loader that has the data-only codec
-        self.queue = Queue(transport)
-        self.subshell = Subshell(transport)
+        self.queue: Queue = Queue(transport)
+        self.subshell: Subshell = Subshell(transport)
 
     def check_caller(self) -> None:
         if os.getpid() != self._process:

@@ -70,16 +70,16 @@ class Segment:
     def __init__(self, pool: Pool, capacity: int, file: int = -1) -> None:
         """``file`` is that of one which was made in another process."""
         self.pool = pool
-        self.number = next(_numbers)
+        self.number: int = next(_numbers)
         self.capacity = capacity
         self.leases = 0  # receivers that may still use what is in it
-        self.touched = monotonic()
-        self.filled = False
+        self.touched: float = monotonic()
+        self.filled: bool = False
         self.spoilt = False  # somebody may still see what is in it: not to be used again
         self.holders: list[Any] = []  # channels that are to be told when it is gone
         self._map: mmap.mmap | None = None
         self._warm = 0  # bytes of it whose pages are mapped
-        self.file = file
+        self.file: int = file
         if file >= 0:
             return
         self.file = _memfd_create("bridgehead", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -183,7 +183,8 @@ class Pool:
     """
 
     def __init__(self, share: float, *, private: bool = False) -> None:
-        self.share, self.private = share, private
+        self.share: float = share
+        self.private: bool = private
         self.segments: dict[int, Segment] = {}
         self._closed = False
         self._lock = RLock()  # trimmed while one is made, too

@@ -390,7 +390,9 @@ class SyncBridge(MutableMapping[str, Any]):
         return isinstance(name, str) and name.isidentifier() and self.exists(name)
 
     __hash__ = object.__hash__
-    __eq__ = object.__eq__  # a bridge is itself, not the dict that it shows
+
+    def __eq__(self, other: object) -> bool:
+        return self is other  # a bridge is itself, not the dict that it shows
 
     # ------------------------------------------------------------ inside
 

@@ -178,15 +178,16 @@ class Inbox:
     def __init__(self, sizes: Sequence[int], limit: int | None = None) -> None:
         if type(sizes) is not list or not all(type(n) is int and n >= 0 for n in sizes):
             raise Broken("protocol", "frame sizes must be whole numbers of bytes")
-        self.sizes, self.total = sizes, sum(sizes)
+        self.sizes: list[int] = sizes
+        self.total: int = sum(sizes)
         if limit is not None and self.total > limit:
             raise TooLarge(self.total)
         if self.total > ADDRESSES:
             raise Broken("protocol", "no memory for %d bytes" % self.total)
         self.begun: dict[int, memoryview] = {}  # by the frame's index
         self.pieces: dict[int, int] = {}  # what is here and checked: offset and length
-        self.touched = monotonic()
-        self.lock = Lock()
+        self.touched: float = monotonic()
+        self.lock: Any = Lock()
 
     def write(self, at: int, parts: Iterable[Buffer], signed: str) -> None:
         """Copy a piece into its place, and check there that it is what was signed."""
@@ -259,9 +260,12 @@ class Held:
     def __init__(
         self, sizes: Sequence[int], frames: Sequence[memoryview], owner: Any = None
     ) -> None:
-        self.sizes, self.frames, self.owner = sizes, list(frames), owner
-        self.received = self.total = sum(memoryview(frame).nbytes for frame in frames)
-        self.touched = monotonic()
+        self.sizes: Sequence[int] = sizes
+        self.frames: list[memoryview] = list(frames)
+        self.owner: Any = owner
+        self.total: int = sum(memoryview(frame).nbytes for frame in frames)
+        self.received: int = self.total
+        self.touched: float = monotonic()
 
     def write(self, at: int, parts: Sequence[Buffer], expected: str) -> None:
         if parts:

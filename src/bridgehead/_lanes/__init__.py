@@ -78,7 +78,7 @@ class Lane(ABC):
         self.back = min(self.back, transport.largest_back)
         self._arrived: list[str] = []  # requests whose answers the loader need not keep any more
         self._last: Header | None = None
-        self.sums = False  # whether the kernel has numpy loaded, as it told last
+        self.sums: bool = False  # whether the kernel has numpy loaded, as it told last
         self._under_way: dict[str, Header] = {}
         self._left = False
 

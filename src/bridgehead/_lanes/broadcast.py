@@ -28,8 +28,10 @@ class Landing:
     """
 
     def __init__(self, lane: Lane, header: _protocol.Header, epoch: str) -> None:
-        self.lane, self.header, self.epoch = lane, header, epoch
-        self.used = False
+        self.lane: Lane = lane
+        self.header: _protocol.Header = header
+        self.epoch: str = epoch
+        self.used: bool = False
         self.pieces: list[asyncio.Future[_protocol.Header]] = []
         self._sent: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 

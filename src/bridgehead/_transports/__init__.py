@@ -110,13 +110,13 @@ class Transport(ABC):
     many: Many | None = None  # the same one for all kernels that a message of it can reach
 
     def __init__(self) -> None:
-        self.generation = 0  # grows whenever another kernel may be there
+        self.generation: int = 0  # grows whenever another kernel may be there
         self.kernel_info: dict[str, Any] = {}
-        self.late = 0  # replies nobody waited for
+        self.late: int = 0  # replies nobody waited for
         self.bad = 0  # messages that could not be read
-        self.state = "starting"
+        self.state: str = "starting"
         self._closing: asyncio.Future[None] | None = None
-        self.window = WINDOW
+        self.window: int = WINDOW
         self._slots = asyncio.Semaphore(self.window)
         self._slots_aside = asyncio.Semaphore(WINDOW)  # a subshell's
         self._pending: dict[str, Pending] = {}
