@@ -10,7 +10,7 @@ import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from bridgehead import _parcel, _protocol
 from bridgehead._arguments import name_of, size_of, text_of, to_push
@@ -25,6 +25,8 @@ from bridgehead._results import Info, Name, Result, Transfer
 from bridgehead._transports.messages import Message, Messages
 from bridgehead._trust import TrustName, check_trust
 from bridgehead._watch import Watch
+
+T = TypeVar("T")
 
 
 class Bridge(Openable):
@@ -311,6 +313,30 @@ class Bridge(Openable):
             return _parcel.values(await self._foothold.trust.open(frames), 1)[0]
 
         return Watch(self._foothold, text, one, limit=limit, **self._foothold.trust.fields())
+
+    @overload
+    async def call(
+        self,
+        function: Callable[..., T],
+        /,
+        *args: Any,
+        keep: None = None,
+        by_value: Sequence[ModuleType] = (),
+        timeout: float | None = None,
+        **kwargs: Any,
+    ) -> T: ...
+
+    @overload
+    async def call(
+        self,
+        function: Callable[..., object],
+        /,
+        *args: Any,
+        keep: str,
+        by_value: Sequence[ModuleType] = (),
+        timeout: float | None = None,
+        **kwargs: Any,
+    ) -> Ref: ...
 
     async def call(
         self,

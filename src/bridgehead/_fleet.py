@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 from bridgehead import _parcel, _wire
 from bridgehead._arguments import to_push
@@ -107,7 +107,13 @@ class Fleet(Sequence[Bridge]):
 
     # ------------------------------------------------------------ a sequence of bridges
 
-    def __getitem__(self, index: Any) -> Any:
+    @overload
+    def __getitem__(self, index: int) -> Bridge: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Bridge]: ...
+
+    def __getitem__(self, index: int | slice) -> Bridge | list[Bridge]:
         return self._bridges[index]
 
     def __len__(self) -> int:
@@ -174,8 +180,8 @@ class Fleet(Sequence[Bridge]):
         return await self._all(lambda bridge: bridge.run(code, timeout=timeout))
 
     async def call(
-        self, function: Callable[..., Any], /, *args: Any, timeout: float | None = None
-    ) -> list[Any]:
+        self, function: Callable[..., T], /, *args: Any, timeout: float | None = None
+    ) -> list[T]:
         """Have every kernel call a function; see ``Bridge.call``."""
         return await self._all(lambda bridge: bridge.call(function, *args, timeout=timeout))
 

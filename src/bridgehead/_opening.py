@@ -12,7 +12,7 @@ import os
 import ssl as tls
 import time
 from collections.abc import Awaitable, Callable, Collection, Generator, Mapping
-from typing import Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from bridgehead import _kernels, _servers
 from bridgehead._foothold import Foothold, check_seconds, deadline
@@ -332,13 +332,15 @@ class Opening(Generic[C]):
     def __repr__(self) -> str:
         return "<Bridge, not open yet: await it, or enter it with async with>"
 
-    def __getattr__(self, name: str) -> Any:
-        raise AttributeError(f"{self!r} has no {name!r} before")
+    if not TYPE_CHECKING:  # to a type checker both are mistakes, which it tells earlier
 
-    def __enter__(self) -> Any:
-        raise TypeError(f"{self!r}; SyncBridge is for a plain with")
+        def __getattr__(self, name):
+            raise AttributeError(f"{self!r} has no {name!r} before")
 
-    def __exit__(self, *exc_info: object) -> None: ...
+        def __enter__(self):
+            raise TypeError(f"{self!r}; SyncBridge is for a plain with")
+
+        def __exit__(self, *exc_info): ...
 
     def __await__(self) -> Generator[Any, None, C]:
         return self._make().__await__()

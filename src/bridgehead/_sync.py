@@ -24,7 +24,7 @@ from collections.abc import (
 )
 from concurrent.futures import Future
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from bridgehead._bridge import Bridge
 from bridgehead._errors import BridgeClosed
@@ -292,6 +292,30 @@ class SyncBridge(MutableMapping[str, Any]):
             return self._bridge.watch(expression, max_bytes=max_bytes)
 
         return _Blocking(self, self._wait(follow))
+
+    @overload
+    def call(
+        self,
+        function: Callable[..., T],
+        /,
+        *args: Any,
+        keep: None = None,
+        by_value: Sequence[ModuleType] = (),
+        timeout: float | None = None,
+        **kwargs: Any,
+    ) -> T: ...
+
+    @overload
+    def call(
+        self,
+        function: Callable[..., object],
+        /,
+        *args: Any,
+        keep: str,
+        by_value: Sequence[ModuleType] = (),
+        timeout: float | None = None,
+        **kwargs: Any,
+    ) -> Ref: ...
 
     def call(
         self,

@@ -1,0 +1,151 @@
+"""How the public names look to a type checker.
+
+Rule: never run; mypy and pyright read it (``tests/test_typing.py``), strictly. What has to be
+accepted stands plainly, with the type it must have; what has to be refused carries an ignore, and
+one that ignores nothing is an error itself.
+"""
+
+# pyright: strict, reportUnnecessaryTypeIgnoreComment=true
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator, MutableMapping, Sequence
+from pathlib import Path
+from typing import Any, assert_type
+
+import bridgehead
+from bridgehead import (
+    Bridge,
+    Fleet,
+    Info,
+    Message,
+    Messages,
+    Name,
+    Ref,
+    RemoteError,
+    Result,
+    SyncBridge,
+    Transfer,
+    Watch,
+)
+
+
+class Model:
+    def fit(self, rows: list[float]) -> Model:
+        return self
+
+
+def mean(values: Sequence[float], scale: float = 1.0) -> float:
+    return scale * sum(values) / len(values)
+
+
+def told(done: int, total: int) -> None: ...
+
+
+async def constructors(client: object) -> None:
+    async with Bridge.launch() as bridge:
+        assert_type(bridge, Bridge)
+    assert_type(await Bridge.launch("python3", env={"A": "b"}, cwd=Path(), timeout=5), Bridge)
+    assert_type(await Bridge.attach(Path("kernel.json"), insecure="empty-key"), Bridge)
+    assert_type(await Bridge.attach(lane="direct", pool=0.2, trust="data"), Bridge)
+    assert_type(await Bridge.connect("http://host:8888", "token", kernel_id="1"), Bridge)
+    assert_type(await Bridge.over(client, insecure=["empty-key", "plain-tcp"]), Bridge)
+    assert_type(await Bridge.loopback(allow=[Model, "app.Model"]), Bridge)
+    await bridge.aclose()
+
+    Bridge.launch(lane="fast")  # type: ignore[arg-type]
+    Bridge.attach(trust="all")  # type: ignore[arg-type]
+    Bridge.attach(insecure="tcp")  # type: ignore[arg-type]
+    Bridge.loopback().push(x=1)  # type: ignore[attr-defined]
+    with Bridge.loopback():  # type: ignore[attr-defined]
+        pass
+
+
+async def objects(bridge: Bridge, other: Bridge) -> None:
+    assert_type(await bridge.push(x=1, model=Model()), Transfer)
+    assert_type(await bridge.push({"now": 3}, now=True, progress=told, max_bytes=10), Transfer)
+    assert_type(await bridge.pull("x"), Any)
+    assert_type(await bridge.pull("x", bridge.ref("y"), progress=True, trust="data"), Any)
+    assert_type(await bridge.handoff("x", to=other), Transfer)
+    assert_type(await bridge.names("m*"), list[Name])
+    for name in await bridge.names():
+        assert_type(name.name, str)
+        assert_type(name.shape, tuple[int, ...] | None)
+    assert_type(await bridge.exists("x"), bool)
+    await bridge.delete("x", "y")
+
+    await bridge.push({1: 2})  # type: ignore[dict-item]
+    await bridge.pull(1)  # type: ignore[arg-type]
+    await bridge.handoff("x")  # type: ignore[call-arg]
+
+
+async def functions(bridge: Bridge) -> None:
+    assert_type(await bridge.call(mean, [1.0, 2.0], scale=2), float)
+    assert_type(await bridge.call(mean, bridge.ref("x"), timeout=1), float)
+    assert_type(await bridge.call(Model, keep="model"), Ref)
+    ref = bridge.ref("model")
+    assert_type(ref, Ref)
+    assert_type(ref.fit([1.0])["a", 1:2], Ref)
+    assert_type(await ref.pull(), Any)
+
+
+async def cells(bridge: Bridge) -> None:
+    result = await bridge.run("x = 1", on_output=print, timeout=1)
+    assert_type(result, Result)
+    assert_type(result.stdout, str)
+    assert_type(result.execution_count, int | None)
+    try:
+        await bridge.run("1 / 0")
+    except RemoteError as error:
+        assert_type(error.ename, str)
+        assert_type(error.traceback, list[str])
+    await bridge.interrupt()
+    await bridge.restart(timeout=10)
+    assert_type(bridge.state, str)
+    assert_type(bridge.info, Info)
+    assert_type(bridge.info.python, tuple[int, ...])
+
+
+async def streams(bridge: Bridge) -> None:
+    watch = bridge.watch("history[-1]", max_bytes=1000)
+    assert_type(watch, Watch)
+    values: AsyncIterator[Any] = watch
+    async for value in values:
+        assert_type(value, Any)
+    await watch.aclose()
+    messages = bridge.messages()
+    assert_type(messages, Messages)
+    async for message in messages:
+        assert_type(message, Message)
+
+
+async def fleet(client: object, bridge: Bridge) -> None:
+    async with Fleet.launch(4) as many, Fleet.over(client) as engines:
+        assert_type(many, Fleet)
+        assert_type(await many.push(x=1), list[Transfer])
+        assert_type(await many.pull("x"), list[Any])
+        assert_type(await many.call(mean, [1.0]), list[float])
+        assert_type(await engines.run("x"), list[Result])
+        assert_type(many[0], Bridge)
+        assert_type(many[1:], list[Bridge])
+    bridges: Sequence[Bridge] = Fleet([bridge])
+    assert_type(len(bridges), int)
+
+
+def blocking() -> None:
+    with SyncBridge.attach() as kernel:
+        assert_type(kernel, SyncBridge)
+        kernel["x"] = 1
+        assert_type(kernel["x"], Any)
+        assert_type(kernel.push(y=2), Transfer)
+        assert_type(kernel.call(mean, [1.0]), float)
+        assert_type(kernel.call(Model, keep="model"), Ref)
+        assert_type(kernel.run("x").stdout, str)
+        assert_type(kernel.watch("x"), Iterator[Any])
+        assert_type(kernel.messages(), Iterator[Message])
+        names: MutableMapping[str, Any] = kernel
+        assert_type(list(names), list[str])
+
+
+def version() -> None:
+    assert_type(bridgehead.__version__, str)
