@@ -41,18 +41,36 @@ class Bridge(Openable):
     from another event loop or after a fork, and the ``OutcomeUnknown`` errors when the kernel
     goes away meanwhile. Cancelling an operation abandons its answer and nothing else; a request
     that was already sent takes effect as a whole or not at all.
+
+    In the examples, ``bridge`` and ``other`` are open bridges, at the prompt of ``python -m
+    asyncio``::
+
+        >>> await bridge.push(x=1)
+        <Transfer x: ... bytes by buffers in ... s>
+        >>> await bridge.run("y = x + 1")
+        <Result [1] no value>
+        >>> await bridge.pull("y")
+        2
     """
 
     # ------------------------------------------------------------ what is known
 
     @property
     def state(self) -> str:
-        """One of idle, busy, starting, restarting, unresponsive, dead and closed."""
+        """One of idle, busy, starting, restarting, unresponsive, dead and closed, as last heard.
+
+        >>> bridge.state
+        'idle'
+        """
         return self._transport.state
 
     @property
     def info(self) -> Info:
-        """What the handshake learnt, as of the last (re)start."""
+        """What the handshake learnt, as of the last (re)start.
+
+        >>> bridge.info.lane
+        'buffers'
+        """
         return self._foothold.info
 
     def __reduce__(self) -> Any:
@@ -109,6 +127,12 @@ class Bridge(Openable):
             IntegrityError: it was altered on the way, or changed while it was pushed.
             UntrustedPayload: it is more than data, and ``trust="data"``. Nothing was sent.
             NotSupported: ``now=True`` of a kernel without subshells, and without direct lane.
+
+        Example::
+
+            >>> transfer = await bridge.push({"now": 3}, rows=[1, 2])
+            >>> transfer.names
+            ('now', 'rows')
         """
         self._foothold.check()
         check_trust(trust)
@@ -180,6 +204,15 @@ class Bridge(Openable):
             UntrustedPayload: it is more than data, where only data is trusted.
             IncompatiblePython: it carries code of another Python version.
             NotSupported: ``now=True`` of a kernel without subshells.
+
+        Cancelling leaves what was evaluated over there as it is; the answer is dropped.
+
+        Example::
+
+            >>> await bridge.push(rows=[1, 2])
+            <Transfer rows: ...>
+            >>> await bridge.pull("sum(rows)", "rows")
+            (3, [1, 2])
         """
         self._foothold.check()
         if not expressions:
@@ -248,6 +281,15 @@ class Bridge(Openable):
             UntrustedPayload: it is more than data, where only data is trusted.
             OutcomeUnknown: either kernel went meanwhile. Of an error that is about this kernel
                 it is known: in the other one, nothing was bound.
+
+        Example::
+
+            >>> await bridge.push(x=1)
+            <Transfer x: ...>
+            >>> await bridge.handoff("x", to=other)
+            <Transfer x: ...>
+            >>> await other.pull("x")
+            1
         """
         self._foothold.check()
         with reporting(progress, "handoff") as report:
@@ -300,6 +342,18 @@ class Bridge(Openable):
 
         Raises:
             NotSupported: an engine of ipyparallel's, which answers and never speaks first.
+
+        Example::
+
+            >>> await bridge.push(x=1)
+            <Transfer x: ...>
+            >>> watch = bridge.watch("x")
+            >>> await anext(watch)
+            1
+            >>> await bridge.run("x = 5")
+            <Result [1] no value>
+            >>> await anext(watch)
+            5
         """
         self._foothold.check()
         if not self._transport.unasked:
@@ -355,11 +409,18 @@ class Bridge(Openable):
             args, kwargs: its arguments; a ``Ref``, at any depth, means the object over there.
             keep: leave the value there under this name, and return a ``Ref`` of it.
             by_value: modules of yours to ship along, as in ``push``.
-            timeout: seconds; the call goes on over there when it passes (see ``interrupt``).
+            timeout: seconds; the call goes on over there when it passes (see ``interrupt``), and
+                as well when this is cancelled.
 
         Raises:
             RemoteError: the function raised; ``__cause__`` is what it raised.
             EncodeError, IncompatiblePython, MissingInKernel: as in ``push``; it did not run.
+
+        Example::
+
+            >>> rows = await bridge.call(range, 3, keep="rows")
+            >>> await bridge.call(sum, rows)
+            3
         """
         self._foothold.check()
         if not callable(function) or inspect.iscoroutinefunction(function):
@@ -382,6 +443,11 @@ class Bridge(Openable):
 
         Raises:
             SyntaxError: it is no expression.
+
+        Example::
+
+            >>> bridge.ref("rows")[0].real
+            <Ref rows[0].real>
         """
         return Ref(self, primary(text_of(expression)))
 
@@ -391,6 +457,15 @@ class Bridge(Openable):
         Args:
             pattern: a shell-style pattern; names with an underscore first need one that has it.
             timeout: seconds.
+
+        Example::
+
+            >>> await bridge.push(rows=[1, 2], x=1)
+            <Transfer rows, x: ...>
+            >>> [name.name for name in await bridge.names()]
+            ['rows', 'x']
+            >>> (await bridge.names("r*"))[0]
+            <rows: list of 2, ... bytes>
         """
         self._foothold.check()
         if not isinstance(pattern, str):
@@ -411,7 +486,17 @@ class Bridge(Openable):
         """Remove names from the kernel: all of them, or none.
 
         Raises:
+            ValueError: no names, or one that is no identifier.
             NameNotFound: one of them isn't there.
+
+        Example::
+
+            >>> await bridge.push(x=1)
+            <Transfer x: ...>
+            >>> await bridge.delete("x")
+            >>> await bridge.delete("x")
+            Traceback (most recent call last):
+            NameNotFound: no 'x' in the kernel
         """
         self._foothold.check()
         if not names:
@@ -420,7 +505,16 @@ class Bridge(Openable):
         await self._foothold.ask("drop", timeout, names=unique)
 
     async def exists(self, name: str, *, timeout: float | None = None) -> bool:
-        """Whether the kernel's namespace has the name; a builtin is not in it."""
+        """Whether the kernel's namespace has the name; a builtin is not in it.
+
+        Raises:
+            ValueError: it is no identifier.
+
+        Example::
+
+            >>> await bridge.exists("print")
+            False
+        """
         self._foothold.check()
         answered = await self._foothold.ask("has", timeout, name=name_of(name))
         has: bool = _protocol.understood(answered.told.get("has"), bool, "exists")
@@ -444,10 +538,19 @@ class Bridge(Openable):
             code: the cell.
             on_output: called with each output's message as it arrives; what it raises is raised
                 from ``run`` when the cell is done.
-            timeout: seconds; the cell goes on over there when it passes (see ``interrupt``).
+            timeout: seconds; the cell goes on over there when it passes (see ``interrupt``), and
+                as well when this is cancelled.
 
         Raises:
             RemoteError: the cell raised; ``result`` holds what it gave before.
+
+        Example::
+
+            >>> result = await bridge.run("print('at work')\\n6 * 7")
+            >>> result.stdout
+            'at work\\n'
+            >>> result.data["text/plain"]
+            '42'
         """
         self._foothold.check()
         if not isinstance(code, str):
@@ -480,6 +583,14 @@ class Bridge(Openable):
 
         Raises:
             NotSupported: an engine of ipyparallel's, whose client hears of its own requests alone.
+
+        Example::
+
+            >>> messages = bridge.messages()
+            >>> await bridge.run("print('at work')")
+            <Result [1] no value, 8 characters printed>
+            >>> [await anext(messages) for _ in range(3)]
+            [<status busy>, <execute_input print('at work')>, <stream at work>]
         """
         self._foothold.check()
         return self._transport.messages()
@@ -487,8 +598,21 @@ class Bridge(Openable):
     async def interrupt(self, *, timeout: float | None = 10.0) -> None:
         """Raise ``KeyboardInterrupt`` in whatever the kernel is running; an idle one ignores it.
 
+        Args:
+            timeout: seconds until it must be told; cancelled, it may have been told or not.
+
         Raises:
             NotSupported: a loopback, or xeus-python, which a signal would end.
+
+        Example::
+
+            >>> cell = asyncio.create_task(bridge.run("print('at work')\\nwhile True: pass"))
+            >>> messages = bridge.messages()
+            >>> while (await anext(messages)).type != "stream": pass
+            >>> await bridge.interrupt()
+            >>> await cell
+            Traceback (most recent call last):
+            RemoteError: KeyboardInterrupt
         """
         self._foothold.check()
         async with deadline(timeout, "interrupt", self._transport):
@@ -499,9 +623,20 @@ class Bridge(Openable):
 
         Whatever is pending raises ``KernelRestarted``. Also brings back a kernel that died.
 
+        Args:
+            timeout: seconds until the new one must answer; then, or cancelled, call it again.
+
         Raises:
             NotSupported: somebody else holds the process (``attach``, ``over`` a client or an
                 engine).
+
+        Example::
+
+            >>> await bridge.push(x=1)
+            <Transfer x: ...>
+            >>> await bridge.restart()
+            >>> await bridge.exists("x")
+            False
         """
         self._foothold.check_caller()
         if self.state == "closed":

@@ -44,7 +44,14 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class BridgeError(Exception):
-    """Base of everything that bridgehead raises of its own."""
+    """Base of everything that bridgehead raises of its own.
+
+        >>> try:
+        ...     await bridge.pull("nothing")
+        ... except BridgeError as error:
+        ...     print(type(error).__name__)
+        NameNotFound
+    """
 
 
 class NotSent(BridgeError):
@@ -59,7 +66,7 @@ class KernelNotFound(NotSent):
 
 
 class UnsupportedKernel(NotSent):
-    """The kernel is not a Python kernel that evaluates ``user_expressions``."""
+    """The kernel is not a Python kernel that evaluates ``user_expressions``; take another one."""
 
 
 class EncodeError(NotSent):
@@ -67,6 +74,10 @@ class EncodeError(NotSent):
 
     Attributes:
         path: the part that is to blame, as an expression, e.g. ``"config['lock']"``.
+
+        >>> await bridge.push(config={"source": (n for n in range(3))})
+        Traceback (most recent call last):
+        EncodeError: config['source'] cannot be pickled: TypeError: cannot pickle 'generator' object
     """
 
     def __init__(self, message: str, *, path: str = "") -> None:
@@ -75,7 +86,10 @@ class EncodeError(NotSent):
 
 
 class IncompatiblePython(NotSent):
-    """Code objects would have to cross between two Python minor versions, and crash there."""
+    """Code objects would have to cross between two Python minor versions, and crash there.
+
+    Push data alone, and have a cell define the functions; or run the same Python on both sides.
+    """
 
 
 class PayloadTooLarge(NotSent):
@@ -86,6 +100,10 @@ class PayloadTooLarge(NotSent):
 
     Attributes:
         bytes: how many it has; None if not known.
+
+        >>> await bridge.pull("bytes(1000)", max_bytes=100)
+        Traceback (most recent call last):
+        PayloadTooLarge: it has 1,020 bytes, and max_bytes allows 100; nothing of it crossed
     """
 
     def __init__(self, message: str, *, bytes: int | None = None) -> None:  # noqa: A002
@@ -94,15 +112,24 @@ class PayloadTooLarge(NotSent):
 
 
 class InsecureConnection(NotSent):
-    """Anybody on the way could read or forge what crosses."""
+    """Anybody on the way could read or forge what crosses; ``insecure=`` puts up with it."""
 
 
 class InsecureConnectionWarning(UserWarning):
-    """Others on this machine can read the connection file, and with it have the kernel."""
+    """Others on this machine can read the connection file, and with it have the kernel.
+
+    ``chmod 600`` it.
+    """
 
 
 class BridgeClosed(NotSent):
-    """The bridge was closed before the call."""
+    """The bridge was closed before the call; open another one.
+
+        >>> await bridge.aclose()
+        >>> await bridge.pull("x")
+        Traceback (most recent call last):
+        BridgeClosed: this bridge was closed
+    """
 
 
 class NotExecuted(BridgeError):
@@ -110,22 +137,27 @@ class NotExecuted(BridgeError):
 
 
 class RequestAborted(NotExecuted):
-    """Another client's failing cell aborted the request each time it was tried."""
+    """Another client's failing cell aborted the request each time it was tried; ask again."""
 
 
 class IntegrityError(NotExecuted):
-    """Frames were lost, added, reordered or altered on the way."""
+    """Frames were lost, added, reordered or altered on the way, or changed while they crossed."""
 
 
 class NotSupported(NotExecuted):
-    """This kernel, or the way it is connected, cannot do what was asked."""
+    """This kernel, or the way it is connected, cannot do what was asked.
+
+        >>> await bridge.interrupt()
+        Traceback (most recent call last):
+        NotSupported: a loopback has no process to interrupt
+    """
 
 
 class MissingInKernel(NotExecuted):
     """The kernel's interpreter lacks a package; its namespace is as it was.
 
     Attributes:
-        module: the import that failed there.
+        module: the import that failed there; ``%pip install`` it in the kernel.
     """
 
     def __init__(self, message: str, *, module: str = "") -> None:
@@ -138,6 +170,10 @@ class NameNotFound(NotExecuted, KeyError):
 
     Attributes:
         names: the names that are missing.
+
+        >>> await bridge.pull("nothing")
+        Traceback (most recent call last):
+        NameNotFound: no 'nothing' in the kernel
     """
 
     def __init__(self, message: str, *, names: Sequence[str] = ()) -> None:
@@ -159,6 +195,12 @@ class RemoteError(BridgeError):
         evalue: its message.
         traceback: the kernel's own traceback, one string a line, possibly with ANSI colours.
         result: of a cell that raised, the ``Result`` with what it gave before; else None.
+
+        >>> try:
+        ...     await bridge.run("print('begun'); 1 / 0")
+        ... except RemoteError as error:
+        ...     print(error.ename, error.result.stdout)
+        ZeroDivisionError begun
     """
 
     result: Any = None
@@ -209,7 +251,10 @@ class KernelUnresponsive(OutcomeUnknown):
 
 
 class ReplyLost(OutcomeUnknown):
-    """The kernel is done with the request, but its reply never came, or came damaged."""
+    """The kernel is done with the request, but its reply never came, or came damaged.
+
+    What a cell did, it did: look at its names before it is run again.
+    """
 
 
 class TransportError(OutcomeUnknown):
@@ -225,6 +270,10 @@ class UntrustedPayload(BridgeError):
 
     Attributes:
         type: what is in it that is no data, e.g. ``"posix.system"``; empty if not known.
+
+        >>> await bridge.pull("print", trust="data")
+        Traceback (most recent call last):
+        UntrustedPayload: print is builtins.builtin_function_or_method, which is not data; ...
     """
 
     def __init__(self, message: str, *, type: str = "") -> None:  # noqa: A002

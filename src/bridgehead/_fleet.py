@@ -38,6 +38,14 @@ class Fleet(Sequence[Bridge]):
     order. If any failed, all the others are waited for and an ``ExceptionGroup`` is raised, each
     error with a note of whose it is. Cancelling cancels all. Leaving ``async with`` closes the
     bridges that ``launch`` or ``over`` opened; those handed in stay open.
+
+        >>> fleet = Fleet([bridge, other])
+        >>> len(await fleet.push(x=1))
+        2
+        >>> await fleet.pull("x + 1")
+        [2, 2]
+        >>> await fleet[1].pull("x")
+        1
     """
 
     def __init__(self, bridges: Sequence[Bridge], *, pool: float = 0.5) -> None:
@@ -63,7 +71,14 @@ class Fleet(Sequence[Bridge]):
     ) -> Opening[Fleet]:
         """Start so many kernels; ``await`` it or enter it. ``options`` are ``Bridge.launch``'s.
 
-        Raises what ``Bridge.launch`` does; the kernels that had started are ended again.
+        Raises what ``Bridge.launch`` does; the kernels that had started are ended again, as they
+        are when it is cancelled.
+
+        Example::
+
+            >>> async with Fleet.launch(2) as fleet:
+            ...     print(len(set(await fleet.pull("__import__('os').getpid()"))))
+            2
         """
         if type(count) is not int or count < 1:
             raise ValueError(f"a fleet has at least one kernel, not {count!r}")
@@ -81,6 +96,12 @@ class Fleet(Sequence[Bridge]):
         Raises:
             TypeError: it is neither.
             KernelNotFound: it has no engines.
+
+        Example, of a cluster of two::
+
+            >>> async with Fleet.over(client) as fleet:
+            ...     print(await fleet.call(len, "abc"))
+            [3, 3]
         """
         views = _views(lender)
         openings = [Bridge.over(view, pool=pool, **options) for view in views]
@@ -141,6 +162,9 @@ class Fleet(Sequence[Bridge]):
         They are pickled once. Kernels on the direct lane get the same memory, in which each
         sees its own changes and nobody else's. Engines of one ipyparallel client get what is
         large by its broadcast: one copy leaves this process. ``Bridge.push`` tells the rest.
+
+        >>> [transfer.lane for transfer in await fleet.push(x=1)]
+        ['buffers', 'buffers']
         """
         objects = to_push(mapping, values)
         content = _parcel.Content(objects, objects, by_value)
@@ -172,21 +196,38 @@ class Fleet(Sequence[Bridge]):
                 self._trim_later()
 
     async def pull(self, *expressions: str | Ref, timeout: float | None = None) -> list[Any]:
-        """What ``Bridge.pull`` gives, of every kernel in order."""
+        """What ``Bridge.pull`` gives, of every kernel in order.
+
+        >>> await fleet.pull("6 * 7")
+        [42, 42]
+        """
         return await self._all(lambda bridge: bridge.pull(*expressions, timeout=timeout))
 
     async def run(self, code: str, *, timeout: float | None = None) -> list[Result]:
-        """Run a cell in every kernel; see ``Bridge.run``."""
+        """Run a cell in every kernel; see ``Bridge.run``.
+
+        >>> [result.stdout for result in await fleet.run("print('here')")]
+        ['here\\n', 'here\\n']
+        """
         return await self._all(lambda bridge: bridge.run(code, timeout=timeout))
 
     async def call(
         self, function: Callable[..., T], /, *args: Any, timeout: float | None = None
     ) -> list[T]:
-        """Have every kernel call a function; see ``Bridge.call``."""
+        """Have every kernel call a function; see ``Bridge.call``.
+
+        >>> await fleet.call(len, "abc")
+        [3, 3]
+        """
         return await self._all(lambda bridge: bridge.call(function, *args, timeout=timeout))
 
     async def aclose(self) -> None:
-        """Close the bridges that ``launch`` opened, with their kernels, or ``over``, without."""
+        """Close the bridges that ``launch`` opened, with their kernels, or ``over``, without.
+
+        >>> await fleet.aclose()
+        >>> bridge.state  # it was handed in, and stays open
+        'idle'
+        """
         if self._trimming is not None:
             self._trimming.cancel()
         try:

@@ -92,6 +92,14 @@ class Openable:
             InsecureConnection: as in ``attach``.
             UnsupportedKernel: it isn't Python, or evaluates no ``user_expressions``.
             NotSupported: ``encryption``, and the kernel or this jupyter_client has none.
+
+        Cancelling ends a kernel that had started.
+
+        Example::
+
+            >>> async with Bridge.launch(env={"MODE": "test"}) as bridge:
+            ...     print(await bridge.pull("__import__('os').environ['MODE']"))
+            test
         """
         how = _How(lane, trust, allow, pool)
         permitted = _kernels.allowances(insecure)
@@ -144,6 +152,12 @@ class Openable:
             NotSupported: the file has CURVE keys, and this jupyter_client knows none.
             UnsupportedKernel: as in ``launch``.
             ValueError: an ``insecure`` that is neither name.
+
+        Example, of a kernel that another program started::
+
+            >>> async with Bridge.attach(connection_file) as bridge:
+            ...     await bridge.push(x=1)
+            <Transfer x: ...>
         """
         how = _How(lane, trust, allow, pool)
         permitted = _kernels.allowances(insecure)
@@ -203,6 +217,14 @@ class Openable:
             TransportError: the server can't be reached.
             UnsupportedKernel: as in ``launch``.
             ImportError: httpx or websockets are not installed.
+
+        Cancelling ends a kernel that had started.
+
+        Example::
+
+            >>> async with Bridge.connect(url, token) as bridge:
+            ...     print(bridge.info.transport, bridge.info.trust)
+            websocket data
         """
         if kernel_id is not None and kernel_name is not None:
             raise ValueError("kernel_id is of a running kernel, kernel_name starts one; say one")
@@ -257,6 +279,12 @@ class Openable:
             KernelNotFound: the manager's kernel is not running; no such engine, or no answer.
             InsecureConnection: as in ``attach``.
             TypeError: it is nothing of these, or a view of several engines.
+
+        Example, of a manager that runs a kernel already::
+
+            >>> async with Bridge.over(manager) as bridge:
+            ...     await bridge.push(x=1)
+            <Transfer x: ...>
         """
         how = _How(lane, trust, allow, pool)
         permitted = _kernels.allowances(insecure)
@@ -280,6 +308,18 @@ class Openable:
 
         Everything but the process is real: frames, digests, lanes, errors. Cells are plain
         Python, without magics and top-level ``await``, and can't be interrupted.
+
+        Args:
+            lane: ``"buffers"``, which ``"auto"`` takes, or ``"inline"``.
+            trust, allow: as in ``launch``.
+
+        Example::
+
+            >>> async with Bridge.loopback() as bridge:
+            ...     await bridge.push(x=[1, 2])
+            ...     print(await bridge.pull("sum(x)"))
+            <Transfer x: ... bytes by buffers in ... s>
+            3
         """
         from bridgehead._transports.loopback import LoopbackTransport  # for tests alone
 
@@ -316,6 +356,10 @@ class Openable:
 
         Whatever is pending raises ``BridgeClosed``. May be called again, and from any task of
         the loop; cancelling it waits until nothing is left behind.
+
+        >>> await bridge.aclose()
+        >>> bridge.state
+        'closed'
         """
         self._foothold.check_caller()
         await to_the_end(asyncio.ensure_future(self._foothold.aclose()))

@@ -24,6 +24,13 @@ class Ref:
     else ``bridge.call`` ships the object. As an argument of ``call`` and as a value of
     ``push`` a ref stands for the object over there. The one name that can't be reached as an
     attribute is ``pull``.
+
+        >>> await bridge.push(text="far away")
+        <Transfer text: ...>
+        >>> bridge.ref("text").upper()
+        <Ref text.upper()>
+        >>> await bridge.call(len, bridge.ref("text"))
+        8
     """
 
     __slots__ = ("_bridge", "_expression")
@@ -35,7 +42,11 @@ class Ref:
     def pull(self, *, timeout: float | None = None) -> Any:
         """The object itself: awaitable from a ``Bridge``, the value from a ``SyncBridge``.
 
-        Raises what ``pull`` of the expression raises.
+        ``timeout`` is in seconds. Raises what ``pull`` of the expression raises, and is cancelled
+        as that is.
+
+        >>> await bridge.ref("'far away'").upper().pull()
+        'FAR AWAY'
         """
         return self._bridge.pull(self._expression, timeout=timeout)
 

@@ -34,6 +34,12 @@ class Watch:
     gets the latest value, not all that were missed. What evaluating it raises is raised here;
     the next wait goes on. Cancelling a wait loses nothing. ``aclose``, or forgetting the
     iterator, ends the watch over there too.
+
+        >>> async with bridge.watch("6 * 7") as watch:
+        ...     async for value in watch:
+        ...         print(value)
+        ...         break
+        42
     """
 
     def __init__(
@@ -85,7 +91,13 @@ class Watch:
                 continue  # there are newer ones on their way, which made the rest of these go
 
     async def aclose(self) -> None:
-        """End the watch; the loader forgets it."""
+        """End the watch; the loader forgets it, and whoever waits for a value gets none.
+
+        >>> watch = bridge.watch("6 * 7")
+        >>> await watch.aclose()
+        >>> watch
+        <Watch 6 * 7, ended>
+        """
         self._news.end()
         self._finalizer()
 

@@ -26,6 +26,9 @@ class Message:
         id: its own id.
         metadata: mostly empty.
         buffers: binary buffers, mostly none.
+
+        >>> Message("stream", {"name": "stdout", "text": "at work"})
+        <stream at work>
     """
 
     type: str
@@ -42,6 +45,13 @@ class Message:
 
         Raises:
             ProtocolError: it is no Jupyter message.
+
+        Example::
+
+            >>> header = {"msg_id": "1", "msg_type": "status"}
+            >>> content = {"execution_state": "idle"}
+            >>> Message.parse({"header": header, "parent_header": {}, "content": content})
+            <status idle>
         """
         try:
             return cls(
@@ -58,7 +68,11 @@ class Message:
 
     @property
     def text(self) -> str:
-        """What a person would want to see of it, in one string."""
+        """What a person would want to see of it, in one string.
+
+        >>> Message("error", {"ename": "ValueError", "evalue": "no"}).text
+        'ValueError: no'
+        """
         content = self.content
         if self.type == "status":
             return str(content.get("execution_state", ""))
@@ -79,6 +93,16 @@ class Messages:
 
     Ends when the bridge is closed or the kernel is gone. What is not read is kept; an
     iterator that nobody holds any more is forgotten. Cancelling a wait loses nothing.
+
+        >>> messages = bridge.messages()
+        >>> await bridge.run("x = 1")
+        <Result [1] no value>
+        >>> async for message in messages:
+        ...     print(message)
+        ...     if message.type == "execute_input":
+        ...         break
+        <status busy>
+        <execute_input x = 1>
     """
 
     def __init__(self) -> None:
@@ -87,10 +111,12 @@ class Messages:
         self._ended = False
 
     def feed(self, message: Message) -> None:
+        """The transport's: one that arrived."""
         self._waiting.append(message)
         self._arrived.set()
 
     def end(self) -> None:
+        """The transport's: there will be no more."""
         self._ended = True
         self._arrived.set()
 
@@ -116,6 +142,12 @@ class Messages:
         return self._waiting.popleft()
 
     async def aclose(self) -> None:
-        """Stop listening; what was not read is dropped."""
+        """Stop listening; what was not read is dropped.
+
+        >>> messages = bridge.messages()
+        >>> await messages.aclose()
+        >>> [message async for message in messages]
+        []
+        """
         self._waiting.clear()
         self.end()
