@@ -46,11 +46,11 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 class BridgeError(Exception):
     """Base of everything that bridgehead raises of its own.
 
-        >>> try:
-        ...     await bridge.pull("nothing")
-        ... except BridgeError as error:
-        ...     print(type(error).__name__)
-        NameNotFound
+    >>> try:
+    ...     await bridge.pull("nothing")
+    ... except BridgeError as error:
+    ...     print(type(error).__name__)
+    NameNotFound
     """
 
 
@@ -125,10 +125,10 @@ class InsecureConnectionWarning(UserWarning):
 class BridgeClosed(NotSent):
     """The bridge was closed before the call; open another one.
 
-        >>> await bridge.aclose()
-        >>> await bridge.pull("x")
-        Traceback (most recent call last):
-        BridgeClosed: this bridge was closed
+    >>> await bridge.aclose()
+    >>> await bridge.pull("x")
+    Traceback (most recent call last):
+    BridgeClosed: this bridge was closed
     """
 
 
@@ -147,9 +147,9 @@ class IntegrityError(NotExecuted):
 class NotSupported(NotExecuted):
     """This kernel, or the way it is connected, cannot do what was asked.
 
-        >>> await bridge.interrupt()
-        Traceback (most recent call last):
-        NotSupported: a loopback has no process to interrupt
+    >>> await bridge.interrupt()
+    Traceback (most recent call last):
+    NotSupported: a loopback has no process to interrupt
     """
 
 

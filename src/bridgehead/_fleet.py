@@ -7,6 +7,7 @@ outcome is its own; one that fails keeps no other from being served.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, TypeVar, overload
@@ -17,6 +18,7 @@ from bridgehead._bridge import Bridge
 from bridgehead._digest import summed
 from bridgehead._errors import KernelNotFound
 from bridgehead._foothold import Packed
+from bridgehead._html import grid
 from bridgehead._lanes.broadcast import WORTH, Broadcast
 from bridgehead._lanes.buffers import BuffersLane
 from bridgehead._lanes.direct import placed
@@ -124,7 +126,7 @@ class Fleet(Sequence[Bridge]):
             fleet._owned = True
             return fleet
 
-        return Opening(make, options.get("timeout", 60.0))
+        return Opening(make, options.get("timeout", 60.0), "Fleet")
 
     # ------------------------------------------------------------ a sequence of bridges
 
@@ -144,7 +146,16 @@ class Fleet(Sequence[Bridge]):
         return iter(self._bridges)
 
     def __repr__(self) -> str:
-        return f"<Fleet of {len(self)}: {', '.join(bridge.state for bridge in self._bridges)}>"
+        states = Counter(bridge.state for bridge in self._bridges)
+        told = ", ".join(f"{count} {state}" for state, count in states.most_common())
+        return f"<Fleet of {len(self)}: {told}>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (number, bridge.state, bridge.info.pid, bridge.info.kernel, bridge.info.lane)
+            for number, bridge in enumerate(self._bridges)
+        ]
+        return grid(f"Fleet of {len(self)}", ("", "state", "pid", "kernel", "lane"), rows)
 
     # ------------------------------------------------------------ operations
 
@@ -204,10 +215,10 @@ class Fleet(Sequence[Bridge]):
         return await self._all(lambda bridge: bridge.pull(*expressions, timeout=timeout))
 
     async def run(self, code: str, *, timeout: float | None = None) -> list[Result]:
-        """Run a cell in every kernel; see ``Bridge.run``.
+        r"""Run a cell in every kernel; see ``Bridge.run``.
 
         >>> [result.stdout for result in await fleet.run("print('here')")]
-        ['here\\n', 'here\\n']
+        ['here\n', 'here\n']
         """
         return await self._all(lambda bridge: bridge.run(code, timeout=timeout))
 

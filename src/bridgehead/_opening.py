@@ -368,13 +368,15 @@ class Openable:
 class Opening(Generic[C]):
     """A bridge to be: ``await`` it, or enter it with ``async with``."""
 
-    def __init__(self, make: Callable[[], Awaitable[C]], timeout: float) -> None:
+    def __init__(
+        self, make: Callable[[], Awaitable[C]], timeout: float, kind: str = "Bridge"
+    ) -> None:
         check_seconds(timeout)
-        self._make = make
+        self._make, self._kind = make, kind
         self._bridge: C | None = None
 
     def __repr__(self) -> str:
-        return "<Bridge, not open yet: await it, or enter it with async with>"
+        return f"<{self._kind}, not open yet: await it, or enter it with async with>"
 
     if not TYPE_CHECKING:  # to a type checker both are mistakes, which it tells earlier
 

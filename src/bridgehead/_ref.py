@@ -9,6 +9,8 @@ from __future__ import annotations
 import ast
 from typing import Any
 
+from bridgehead._html import fit, line
+
 _LITERALS = (bool, int, float, complex, str, bytes, type(None), type(...))
 
 
@@ -78,7 +80,10 @@ class Ref:
         return self._expression
 
     def __repr__(self) -> str:
-        return f"<Ref {self._expression}>"
+        return f"<Ref {fit(self._expression, 70)}>"
+
+    def _repr_html_(self) -> str:
+        return line("Ref", self._expression)
 
 
 def primary(expression: str) -> str:

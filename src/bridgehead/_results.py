@@ -1,14 +1,17 @@
 """What operations give back.
 
-Rule: plain immutable values without IO; a repr that fits a line.
+Rule: plain values without IO; a repr that fits a line, and one for where HTML is shown.
 """
 
 from __future__ import annotations
 
-import html
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
+
+from bridgehead._html import fit, grid, sheet, size
+
+NAMED = 40  # characters that names, a type or a value take in one line
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,6 +24,9 @@ class Transfer:
         seconds: from the call to the kernel's acknowledgement.
         lane: which one took it: ``"direct"``, ``"buffers"`` or ``"inline"``; of a handoff both,
             as ``"buffers, direct"``, where they differ.
+
+    >>> await bridge.push(x=1)
+    <Transfer x: 21 bytes by buffers in ... s>
     """
 
     names: tuple[str, ...]
@@ -29,8 +35,17 @@ class Transfer:
     lane: str
 
     def __repr__(self) -> str:
-        names = ", ".join(self.names)
+        names = fit(", ".join(self.names), NAMED)
         return f"<Transfer {names}: {self.bytes:,} bytes by {self.lane} in {self.seconds:.3g} s>"
+
+    def _repr_html_(self) -> str:
+        told = [
+            ("names", ", ".join(self.names)),
+            ("size", size(self.bytes)),
+            ("time", f"{self.seconds:.3g} s"),
+            ("lane", self.lane),
+        ]
+        return sheet("Transfer", told)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +59,9 @@ class Name:
         len: of a sized container without a shape, else None.
         bytes: of an array's or a table's data; of a plain object itself, without what it
             refers to; None for a user's class, whose methods are not run to find out.
+
+    >>> Name("df", "pandas.DataFrame", shape=(344, 7), bytes=19264)
+    <df: pandas.DataFrame (344, 7), 19,264 bytes>
     """
 
     name: str
@@ -53,9 +71,51 @@ class Name:
     bytes: int | None = None
 
     def __repr__(self) -> str:
-        size = f" {self.shape}" if self.shape is not None else ""
-        size = f" of {self.len:,}" if self.len is not None else size
-        return f"<{self.name}: {self.type}{size}{f', {self.bytes:,} bytes' if self.bytes else ''}>"
+        many = f" {self.shape}" if self.shape is not None else ""
+        many = f" of {self.len:,}" if self.len is not None else many
+        bytes_ = f", {self.bytes:,} bytes" if self.bytes else ""
+        return f"<{fit(self.name, NAMED)}: {fit(self.type, NAMED)}{many}{bytes_}>"
+
+    @property
+    def extent(self) -> str:
+        """How much it is: of an array its shape, ``"344 × 7"``, else its length.
+
+        >>> Name("df", "pandas.DataFrame", shape=(344, 7)).extent
+        '344 × 7'
+        """
+        if self.shape is not None:
+            return " × ".join(map(str, self.shape)) or "()"
+        return "" if self.len is None else f"{self.len:,}"
+
+
+class Names(list[Name]):
+    """The names of a kernel, in order: a list, which is shown as a table.
+
+    >>> await bridge.push(rows=[1, 2], x=1)
+    <Transfer rows, x: ...>
+    >>> await bridge.names()
+    <Names rows, x>
+    >>> print(await bridge.names())
+    rows  list  2  120 bytes
+    x     int      28 bytes
+    """
+
+    def __repr__(self) -> str:
+        return f"<Names {fit(', '.join(told.name for told in self), NAMED) or '(none)'}>"
+
+    def __str__(self) -> str:
+        widths = [max(map(len, column)) for column in zip(*self._rows(), strict=True)]
+        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in self._rows())
+
+    def _repr_html_(self) -> str:
+        columns = ("name", "type", "shape or length", "size")
+        return grid(f"{len(self):,} names", columns, self._rows())
+
+    def _rows(self) -> list[tuple[str, str, str, str]]:
+        return [
+            (told.name, told.type, told.extent, "" if told.bytes is None else size(told.bytes))
+            for told in self
+        ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +129,9 @@ class Result:
             ``"stream"``, ``"display_data"``, ``"execute_result"`` or ``"error"``.
         data: the last expression's value by MIME type; empty if there was none.
         execution_count: the cell's number, as in ``In [n]``.
+
+    >>> await bridge.run("print('at work')\\n6 * 7")
+    <Result [1] 42, 8 characters printed>
     """
 
     stdout: str = ""
@@ -78,8 +141,7 @@ class Result:
     execution_count: int | None = None
 
     def __repr__(self) -> str:
-        value = " ".join(str(self.data.get("text/plain", "")).split())
-        value = value if len(value) <= 40 else value[:40] + "…"
+        value = fit(str(self.data.get("text/plain", "")), NAMED)
         printed = f", {len(self.stdout)} characters printed" if self.stdout else ""
         return f"<Result [{self.execution_count}] {value or 'no value'}{printed}>"
 
@@ -102,6 +164,9 @@ class Info:
         trust: what is opened of what the kernel sends: ``"pickle"`` or ``"data"``.
         connection_file: for ``Bridge.attach`` and ``jupyter console --existing``.
         url, kernel_id: of a kernel behind a server, for ``Bridge.connect``.
+
+    >>> bridge.info
+    <Info loopback, Python ..., pid ...: buffers over loopback>
     """
 
     kernel: str
@@ -126,12 +191,11 @@ class Info:
         )
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(item.name)}</th>"
-            f"<td style='text-align:left'>{html.escape(_shown(getattr(self, item.name)))}</td></tr>"
-            for item in fields(self)
-        )
-        return f"<table>{rows}</table>"
+        return self._sheet("Info")
+
+    def _sheet(self, title: str) -> str:
+        told = [(item.name, _shown(getattr(self, item.name))) for item in fields(self)]
+        return sheet(title, told)
 
 
 def _shown(value: Any) -> str:

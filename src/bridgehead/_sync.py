@@ -1,13 +1,11 @@
 """The same bridge, blocking: for scripts, threads and notebook cells.
 
 Rule: no logic of its own. Every call runs on an event loop in a thread that belongs to the
-bridge, through an anyio portal, so it works with no event loop running and inside one.
+bridge, so it works with no event loop running and inside one.
 """
 
 from __future__ import annotations
 
-import asyncio
-import functools
 import os
 import ssl as tls
 import threading
@@ -22,9 +20,10 @@ from collections.abc import (
     MutableMapping,
     Sequence,
 )
-from concurrent.futures import Future
+from contextlib import contextmanager
+from queue import SimpleQueue
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import Any, TypeVar, overload
 
 from bridgehead._bridge import Bridge
 from bridgehead._errors import BridgeClosed
@@ -33,13 +32,11 @@ from bridgehead._kernels import Insecurity
 from bridgehead._opening import Opening
 from bridgehead._progress import Report, reporting
 from bridgehead._ref import Ref
-from bridgehead._results import Info, Name, Result, Transfer
+from bridgehead._results import Info, Names, Result, Transfer
+from bridgehead._thread import LoopThread, Posts, posting
 from bridgehead._transports.messages import Message, Messages
 from bridgehead._trust import TrustName
 from bridgehead._watch import Watch
-
-if TYPE_CHECKING:
-    from anyio.from_thread import BlockingPortal
 
 T = TypeVar("T")
 
@@ -52,28 +49,24 @@ class SyncBridge(MutableMapping[str, Any]):
     ``KeyError``. May be used from any thread, also while an event loop runs in it. What each
     operation takes, returns and raises is told at ``Bridge``; ``KeyboardInterrupt`` abandons the
     operation here, not what runs over there (see ``interrupt``).
+
+    >>> kernel["rows"] = [1, 2]
+    >>> kernel["sum(rows)"], "rows" in kernel, list(kernel)
+    (3, True, ['rows'])
     """
 
     # Without a dict: k.x = 1 must not look as if something had crossed.
-    __slots__ = ("__weakref__", "_bridge", "_finalizer", "_portal")
+    __slots__ = ("__weakref__", "_bridge", "_finalizer", "_thread")
 
     def __init__(self, make: Callable[[], Opening[Bridge]]) -> None:
-        from anyio.from_thread import BlockingPortal  # 8 ms, which only this face needs
-
         self._finalizer: weakref.finalize[..., SyncBridge] | None = None
-        started: Future[BlockingPortal] = Future()
-        serve = functools.partial(_serve, BlockingPortal, started)
-        thread = threading.Thread(target=serve, name="bridgehead", daemon=True)
-        thread.start()
-        self._portal = started.result()
+        self._thread = LoopThread()
         try:
             self._bridge: Bridge = self._wait(lambda: _await(make()))
         except BaseException:
-            _stop(self._portal, thread)
+            self._thread.stop()
             raise
-        self._finalizer = weakref.finalize(
-            self, _leave, self._portal, thread, self._bridge, os.getpid()
-        )
+        self._finalizer = weakref.finalize(self, _leave, self._thread, self._bridge, os.getpid())
 
     # ------------------------------------------------------------ opening
 
@@ -93,7 +86,12 @@ class SyncBridge(MutableMapping[str, Any]):
         allow: Collection[type | str] = (),
         timeout: float = 60.0,
     ) -> SyncBridge:
-        """See ``Bridge.launch``."""
+        """See ``Bridge.launch``.
+
+        >>> with SyncBridge.launch() as kernel:
+        ...     print(kernel.pull("6 * 7"))
+        42
+        """
         return cls(
             lambda: Bridge.launch(
                 kernel_name,
@@ -122,7 +120,11 @@ class SyncBridge(MutableMapping[str, Any]):
         allow: Collection[type | str] = (),
         timeout: float = 60.0,
     ) -> SyncBridge:
-        """See ``Bridge.attach``."""
+        """See ``Bridge.attach``.
+
+        >>> with SyncBridge.attach(connection_file) as kernel:
+        ...     kernel["x"] = 1
+        """
         return cls(
             lambda: Bridge.attach(
                 existing,
@@ -150,7 +152,12 @@ class SyncBridge(MutableMapping[str, Any]):
         allow: Collection[type | str] = (),
         timeout: float = 60.0,
     ) -> SyncBridge:
-        """See ``Bridge.connect``."""
+        """See ``Bridge.connect``.
+
+        >>> with SyncBridge.connect(url, token) as kernel:
+        ...     print(kernel.info.transport, kernel.info.trust)
+        websocket data
+        """
         return cls(
             lambda: Bridge.connect(
                 url,
@@ -178,7 +185,11 @@ class SyncBridge(MutableMapping[str, Any]):
         allow: Collection[type | str] = (),
         timeout: float = 60.0,
     ) -> SyncBridge:
-        """See ``Bridge.over``."""
+        """See ``Bridge.over``.
+
+        >>> with SyncBridge.over(manager) as kernel:
+        ...     kernel["x"] = 1
+        """
         return cls(
             lambda: Bridge.over(
                 lender,
@@ -199,11 +210,22 @@ class SyncBridge(MutableMapping[str, Any]):
         trust: TrustName | None = None,
         allow: Collection[type | str] = (),
     ) -> SyncBridge:
-        """See ``Bridge.loopback``."""
+        """See ``Bridge.loopback``.
+
+        >>> with SyncBridge.loopback() as kernel:
+        ...     kernel["x"] = 1
+        ...     print(kernel["x"])
+        1
+        """
         return cls(lambda: Bridge.loopback(lane=lane, trust=trust, allow=allow))
 
     def close(self) -> None:
-        """See ``Bridge.aclose``; also done when the bridge is forgotten or Python exits."""
+        """See ``Bridge.aclose``; also done when the bridge is forgotten or Python exits.
+
+        >>> kernel.close()
+        >>> kernel.state
+        'closed'
+        """
         if self._finalizer is not None:
             self._finalizer()
 
@@ -228,19 +250,25 @@ class SyncBridge(MutableMapping[str, Any]):
         trust: TrustName = "pickle",
         **values: Any,
     ) -> Transfer:
-        """See ``Bridge.push``; ``progress`` is called in the bridge's thread."""
-        return self._wait(
-            lambda: self._bridge.push(
-                mapping,
-                by_value=by_value,
-                timeout=timeout,
-                progress=progress,
-                now=now,
-                max_bytes=max_bytes,
-                trust=trust,
-                **values,
+        """See ``Bridge.push``; ``progress`` is called in the thread that called this.
+
+        >>> kernel.push(x=1).names
+        ('x',)
+        """
+        with _reporting(progress, "push") as (report, posts):
+            return self._wait(
+                lambda: self._bridge.push(
+                    mapping,
+                    by_value=by_value,
+                    timeout=timeout,
+                    progress=report,
+                    now=now,
+                    max_bytes=max_bytes,
+                    trust=trust,
+                    **values,
+                ),
+                posts,
             )
-        )
 
     def pull(
         self,
@@ -251,17 +279,23 @@ class SyncBridge(MutableMapping[str, Any]):
         max_bytes: int | None = None,
         trust: TrustName | None = None,
     ) -> Any:
-        """See ``Bridge.pull``; ``progress`` is called in the bridge's thread."""
-        return self._wait(
-            lambda: self._bridge.pull(
-                *expressions,
-                timeout=timeout,
-                progress=progress,
-                now=now,
-                max_bytes=max_bytes,
-                trust=trust,
+        """See ``Bridge.pull``; ``progress`` is called in the thread that called this.
+
+        >>> kernel.pull("6 * 7")
+        42
+        """
+        with _reporting(progress, "pull") as (report, posts):
+            return self._wait(
+                lambda: self._bridge.pull(
+                    *expressions,
+                    timeout=timeout,
+                    progress=report,
+                    now=now,
+                    max_bytes=max_bytes,
+                    trust=trust,
+                ),
+                posts,
             )
-        )
 
     def handoff(
         self,
@@ -274,19 +308,29 @@ class SyncBridge(MutableMapping[str, Any]):
     ) -> Transfer:
         """See ``Bridge.handoff``; ``to`` is a ``SyncBridge`` too.
 
-        ``progress`` is called in either bridge's thread, and the other one gets its place in the
-        queue when this kernel has answered.
+        ``progress`` is called in the thread that called this. The other kernel's place in its queue
+        is taken when this one has answered.
+
+        >>> kernel["x"] = 1
+        >>> kernel.handoff("x", to=far).names
+        ('x',)
+        >>> far["x"]
+        1
         """
         if not isinstance(to, SyncBridge):
             raise TypeError(f"to= takes a SyncBridge, not {type(to).__name__}")
-        with reporting(progress, "handoff") as report:
+        with _reporting(progress, "handoff") as (report, posts):
             asked = self._bridge._to_hand_off(names, to._bridge, timeout, max_bytes, trust, report)
-            to._wait(asked.reach)
-            self._wait(asked.give)
-            return to._wait(asked.take)
+            to._wait(asked.reach, posts)
+            self._wait(asked.give, posts)
+            return to._wait(asked.take, posts)
 
     def watch(self, expression: str | Ref, *, max_bytes: int | None = None) -> Iterator[Any]:
-        """See ``Bridge.watch``; the iterator blocks until the next value."""
+        """See ``Bridge.watch``; the iterator blocks until the next value.
+
+        >>> next(kernel.watch("6 * 7"))
+        42
+        """
 
         async def follow() -> Watch:
             return self._bridge.watch(expression, max_bytes=max_bytes)
@@ -327,7 +371,11 @@ class SyncBridge(MutableMapping[str, Any]):
         timeout: float | None = None,
         **kwargs: Any,
     ) -> Any:
-        """See ``Bridge.call``."""
+        """See ``Bridge.call``.
+
+        >>> kernel.call(len, "abc")
+        3
+        """
         value = self._wait(
             lambda: self._bridge.call(
                 function, *args, keep=keep, by_value=by_value, timeout=timeout, **kwargs
@@ -336,19 +384,37 @@ class SyncBridge(MutableMapping[str, Any]):
         return Ref(self, value._expression) if type(value) is Ref else value
 
     def ref(self, expression: str) -> Ref:
-        """See ``Bridge.ref``; its ``pull()`` returns the value."""
+        """See ``Bridge.ref``; its ``pull()`` returns the value.
+
+        >>> kernel.ref("'far away'").upper().pull()
+        'FAR AWAY'
+        """
         return Ref(self, self._bridge.ref(expression)._expression)
 
-    def names(self, pattern: str = "*", *, timeout: float | None = None) -> list[Name]:
-        """See ``Bridge.names``."""
+    def names(self, pattern: str = "*", *, timeout: float | None = None) -> Names:
+        """See ``Bridge.names``.
+
+        >>> kernel.push(rows=[1, 2], x=1).names
+        ('rows', 'x')
+        >>> [name.name for name in kernel.names("r*")]
+        ['rows']
+        """
         return self._wait(lambda: self._bridge.names(pattern, timeout=timeout))
 
     def delete(self, *names: str, timeout: float | None = None) -> None:
-        """See ``Bridge.delete``."""
+        """See ``Bridge.delete``.
+
+        >>> kernel["x"] = 1
+        >>> kernel.delete("x")
+        """
         return self._wait(lambda: self._bridge.delete(*names, timeout=timeout))
 
     def exists(self, name: str, *, timeout: float | None = None) -> bool:
-        """See ``Bridge.exists``."""
+        """See ``Bridge.exists``.
+
+        >>> kernel.exists("x")
+        False
+        """
         return self._wait(lambda: self._bridge.exists(name, timeout=timeout))
 
     def run(
@@ -358,11 +424,29 @@ class SyncBridge(MutableMapping[str, Any]):
         on_output: Callable[[Message], object] | None = None,
         timeout: float | None = None,
     ) -> Result:
-        """See ``Bridge.run``; ``on_output`` is called in the bridge's thread."""
-        return self._wait(lambda: self._bridge.run(code, on_output=on_output, timeout=timeout))
+        """See ``Bridge.run``; ``on_output`` is called in the thread that called this.
+
+        So what it prints or displays stands in the notebook's cell that is running; what it
+        raises ends the wait at once, and the cell goes on.
+
+        >>> kernel.run("print(6 * 7)").stdout.split()
+        ['42']
+        """
+        if on_output is None:
+            return self._wait(lambda: self._bridge.run(code, timeout=timeout))
+        posts: Posts = SimpleQueue()
+        told = posting(on_output, posts)
+        return self._wait(lambda: self._bridge.run(code, on_output=told, timeout=timeout), posts)
 
     def messages(self) -> Iterator[Message]:
-        """See ``Bridge.messages``; the iterator blocks until the next one."""
+        """See ``Bridge.messages``; the iterator blocks until the next one.
+
+        >>> messages = kernel.messages()
+        >>> kernel.run("x = 1")
+        <Result [1] no value>
+        >>> next(messages)
+        <status busy>
+        """
 
         async def listen() -> Messages:
             return self._bridge.messages()
@@ -370,21 +454,38 @@ class SyncBridge(MutableMapping[str, Any]):
         return _Blocking(self, self._wait(listen))
 
     def interrupt(self, *, timeout: float | None = 10.0) -> None:
-        """See ``Bridge.interrupt``."""
+        """See ``Bridge.interrupt``.
+
+        >>> kernel.interrupt()  # nothing is running
+        """
         return self._wait(lambda: self._bridge.interrupt(timeout=timeout))
 
     def restart(self, *, timeout: float = 60.0) -> None:
-        """See ``Bridge.restart``."""
+        """See ``Bridge.restart``.
+
+        >>> kernel["x"] = 1
+        >>> kernel.restart()
+        >>> "x" in kernel
+        False
+        """
         return self._wait(lambda: self._bridge.restart(timeout=timeout))
 
     @property
     def state(self) -> str:
-        """See ``Bridge.state``."""
+        """See ``Bridge.state``.
+
+        >>> kernel.state
+        'idle'
+        """
         return self._bridge.state
 
     @property
     def info(self) -> Info:
-        """See ``Bridge.info``."""
+        """See ``Bridge.info``.
+
+        >>> kernel.info.transport
+        'loopback'
+        """
         return self._bridge.info
 
     def __reduce__(self) -> Any:
@@ -392,6 +493,9 @@ class SyncBridge(MutableMapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"<Sync{repr(self._bridge)[1:]}"
+
+    def _repr_html_(self) -> str:
+        return self.info._sheet(f"SyncBridge, {self.state}")
 
     # ------------------------------------------------------------ a mapping of names
 
@@ -420,16 +524,18 @@ class SyncBridge(MutableMapping[str, Any]):
 
     # ------------------------------------------------------------ inside
 
-    def _wait(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Run a call on the bridge's loop; whatever ends the wait here cancels it there."""
+    def _wait(self, call: Callable[[], Awaitable[T]], posts: Posts | None = None) -> T:
         if self._finalizer is not None and not self._finalizer.alive:
             raise BridgeClosed("this bridge was closed")
-        future = self._portal.start_task_soon(call)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
+        return self._thread.wait(call, posts)
+
+
+@contextmanager
+def _reporting(progress: bool | Report, operation: str) -> Iterator[tuple[Report, Posts]]:
+    """What a transfer in the bridge's thread is to report to, and where that is called."""
+    posts: Posts = SimpleQueue()
+    with reporting(progress, operation) as report:
+        yield posting(report, posts), posts
 
 
 class _Blocking(Iterator[T]):
@@ -452,30 +558,14 @@ async def _await(opening: Opening[Bridge]) -> Bridge:
     return await opening
 
 
-def _serve(make: type[BlockingPortal], started: Future[BlockingPortal]) -> None:
-    """The bridge's thread. anyio's own starter is a generator, which hangs a forked child."""
-
-    async def serve() -> None:
-        async with make() as portal:
-            started.set_result(portal)
-            await portal.sleep_until_stopped()
-
-    asyncio.run(serve())
-
-
-def _stop(portal: BlockingPortal, thread: threading.Thread) -> None:
-    portal.call(portal.stop)
-    thread.join()
-
-
-def _leave(portal: BlockingPortal, thread: threading.Thread, bridge: Bridge, process: int) -> None:
+def _leave(thread: LoopThread, bridge: Bridge, process: int) -> None:
     if os.getpid() != process:  # a forked child has neither the thread nor the kernel
         return
-    if threading.current_thread() is thread:
+    if thread.is_current:
         # The garbage collector struck in the bridge's own thread, which can't wait for itself.
-        threading.Thread(target=_leave, args=(portal, thread, bridge, process)).start()
+        threading.Thread(target=_leave, args=(thread, bridge, process)).start()
         return
     try:
-        portal.call(bridge.aclose)
+        thread.wait(bridge.aclose)
     finally:
-        _stop(portal, thread)
+        thread.stop()

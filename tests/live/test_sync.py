@@ -196,17 +196,48 @@ def test_a_forgotten_bridge_ends_its_kernel() -> None:
     assert _wait_gone(pid)
 
 
+def test_what_is_shown_is_shown_in_the_thread_that_called() -> None:
+    with SyncBridge.loopback(lane="inline") as kernel:
+        threads: list[int] = []
+        note = lambda *told: threads.append(threading.get_ident())
+        kernel.run("print(1)", on_output=note)
+        kernel.push(x=bytes(10**6), progress=note)
+        kernel.pull("x", progress=note)
+        with SyncBridge.loopback() as other:
+            kernel.handoff("x", to=other, progress=note)
+        assert len(threads) > 3
+        assert set(threads) == {threading.get_ident()}
+
+
+def test_what_a_callable_raises_ends_the_wait() -> None:
+    def enough(*told: object) -> None:
+        raise LookupError("enough")
+
+    with SyncBridge.loopback(lane="inline") as kernel:
+        with pytest.raises(LookupError, match="enough"):
+            kernel.push(x=bytes(10**7), progress=enough)
+        with pytest.raises(LookupError, match="enough"):
+            kernel.run("print(1)", on_output=enough)
+        with pytest.raises(TypeError, match="progress is True or a callable"):
+            kernel.push(x=1, progress="yes")  # type: ignore[arg-type]
+        assert kernel.pull("1 + 1") == 2
+
+
 def test_a_bridge_collected_in_its_own_thread_ends_its_kernel() -> None:
     import gc
 
     kernel = SyncBridge.launch()
-    pid, portal = kernel.info.pid, kernel._portal
+    pid, thread = kernel.info.pid, kernel._thread
     cycle: list[object] = [kernel]
     cycle.append(cycle)
+
+    async def collect() -> None:
+        gc.collect()
+
     gc.disable()
     try:
         del kernel, cycle
-        portal.call(gc.collect)
+        thread.wait(collect)
     finally:
         gc.enable()
     assert _wait_gone(pid)
