@@ -41,7 +41,7 @@ from bridgehead._errors import (
 )
 from bridgehead._fleet import Fleet
 from bridgehead._ref import Ref
-from bridgehead._results import Info, Name, Result, Transfer
+from bridgehead._results import Info, Name, Names, Result, Transfer
 from bridgehead._sync import SyncBridge
 from bridgehead._transports.messages import Message, Messages
 from bridgehead._watch import Watch
@@ -67,6 +67,7 @@ __all__ = [
     "MissingInKernel",
     "Name",
     "NameNotFound",
+    "Names",
     "NotExecuted",
     "NotSent",
     "NotSupported",

@@ -21,7 +21,7 @@ from bridgehead._handoff import Handoff
 from bridgehead._opening import Openable
 from bridgehead._progress import Report, reporting
 from bridgehead._ref import Ref, primary
-from bridgehead._results import Info, Name, Result, Transfer
+from bridgehead._results import Info, Name, Names, Result, Transfer, of_bridge
 from bridgehead._transports.messages import Message, Messages
 from bridgehead._trust import TrustName, check_trust
 from bridgehead._watch import Watch
@@ -58,6 +58,9 @@ class Bridge(Openable):
 
     def __repr__(self) -> str:
         return f"<Bridge {self.state}, {repr(self.info)[6:-1]}>"
+
+    def _repr_html_(self) -> str:
+        return of_bridge("Bridge", self.state, self.info)
 
     # ------------------------------------------------------------ objects
 
@@ -359,7 +362,7 @@ class Bridge(Openable):
         """
         return Ref(self, primary(text_of(expression)))
 
-    async def names(self, pattern: str = "*", *, timeout: float | None = None) -> list[Name]:
+    async def names(self, pattern: str = "*", *, timeout: float | None = None) -> Names:
         """The user's names over there, as ``%who`` shows them, without computing a repr.
 
         Args:
@@ -370,7 +373,7 @@ class Bridge(Openable):
         if not isinstance(pattern, str):
             raise TypeError(f"a pattern is a string, not {type(pattern).__name__}")
         told = (await self._foothold.ask("names", timeout, pattern=pattern)).told
-        return [
+        return Names(
             Name(
                 item["name"],
                 item["type"],
@@ -379,7 +382,7 @@ class Bridge(Openable):
                 item["bytes"],
             )
             for item in _protocol.understood(told.get("names"), [_protocol.NAME], "names")
-        ]
+        )
 
     async def delete(self, *names: str, timeout: float | None = None) -> None:
         """Remove names from the kernel: all of them, or none.

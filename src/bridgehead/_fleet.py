@@ -7,6 +7,7 @@ outcome is its own; one that fails keeps no other from being served.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, TypeVar
@@ -22,7 +23,7 @@ from bridgehead._lanes.buffers import BuffersLane
 from bridgehead._lanes.direct import placed
 from bridgehead._opening import Opening
 from bridgehead._ref import Ref
-from bridgehead._results import Result, Transfer
+from bridgehead._results import Result, Transfer, of_fleet
 from bridgehead._segments import IDLE, Pool, Segment
 from bridgehead._transports import Many, engines
 from bridgehead._waiting import to_the_end
@@ -103,7 +104,7 @@ class Fleet(Sequence[Bridge]):
             fleet._owned = True
             return fleet
 
-        return Opening(make, options.get("timeout", 60.0))
+        return Opening(make, options.get("timeout", 60.0), cls.__name__)
 
     # ------------------------------------------------------------ a sequence of bridges
 
@@ -117,7 +118,11 @@ class Fleet(Sequence[Bridge]):
         return iter(self._bridges)
 
     def __repr__(self) -> str:
-        return f"<Fleet of {len(self)}: {', '.join(bridge.state for bridge in self._bridges)}>"
+        states = Counter(bridge.state for bridge in self._bridges)
+        return f"<Fleet of {len(self)}: {', '.join(f'{n} {state}' for state, n in states.items())}>"
+
+    def _repr_html_(self) -> str:
+        return of_fleet([(bridge.state, bridge.info) for bridge in self._bridges])
 
     # ------------------------------------------------------------ operations
 

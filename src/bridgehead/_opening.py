@@ -109,7 +109,7 @@ class Openable:
             )
             return await cls._opened(transport, how, timeout, started)
 
-        return Opening(make, timeout)
+        return Opening(make, timeout, cls.__name__)
 
     @classmethod
     def attach(
@@ -157,7 +157,7 @@ class Openable:
                 transport = await _kernels.attach(existing, **options)
             return await cls._opened(transport, how, timeout, started)
 
-        return Opening(make, timeout)
+        return Opening(make, timeout, cls.__name__)
 
     @classmethod
     def connect(
@@ -222,7 +222,7 @@ class Openable:
             )
             return await cls._opened(transport, how, timeout, started)
 
-        return Opening(make, timeout)
+        return Opening(make, timeout, cls.__name__)
 
     @classmethod
     def over(
@@ -266,7 +266,7 @@ class Openable:
             transport = await _kernels.over(lender, insecure=permitted, timeout=timeout)
             return await cls._opened(transport, how, timeout, started)
 
-        return Opening(make, timeout)
+        return Opening(make, timeout, cls.__name__)
 
     @classmethod
     def loopback(
@@ -288,7 +288,7 @@ class Openable:
         async def make() -> B:
             return await cls._opened(LoopbackTransport(), how, 60.0, time.monotonic())
 
-        return Opening(make, 60.0)
+        return Opening(make, 60.0, cls.__name__)
 
     @classmethod
     async def _opened(
@@ -322,15 +322,15 @@ class Openable:
 
 
 class Opening(Generic[C]):
-    """A bridge to be: ``await`` it, or enter it with ``async with``."""
+    """A bridge to be, or a fleet: ``await`` it, or enter it with ``async with``."""
 
-    def __init__(self, make: Callable[[], Awaitable[C]], timeout: float) -> None:
+    def __init__(self, make: Callable[[], Awaitable[C]], timeout: float, kind: str) -> None:
         check_seconds(timeout)
-        self._make = make
+        self._make, self._kind = make, kind
         self._bridge: C | None = None
 
     def __repr__(self) -> str:
-        return "<Bridge, not open yet: await it, or enter it with async with>"
+        return f"<{self._kind}, not open yet: await it, or enter it with async with>"
 
     def __getattr__(self, name: str) -> Any:
         raise AttributeError(f"{self!r} has no {name!r} before")

@@ -1,14 +1,18 @@
 """What operations give back.
 
-Rule: plain immutable values without IO; a repr that fits a line.
+Rule: plain values without IO; a repr that fits a line, and a table for a notebook, which are
+static: they tell what is known, and ask no kernel.
 """
 
 from __future__ import annotations
 
-import html
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
+
+from bridgehead._shown import columns, facts, heading, line, listed, size
+
+MOST = 100  # lines of a table in a notebook
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +33,18 @@ class Transfer:
     lane: str
 
     def __repr__(self) -> str:
-        names = ", ".join(self.names)
+        names = listed(self.names, 40)
         return f"<Transfer {names}: {self.bytes:,} bytes by {self.lane} in {self.seconds:.3g} s>"
+
+    def _repr_html_(self) -> str:
+        rate = f" ({size(round(self.bytes / self.seconds))}/s)" if self.seconds > 0 else ""
+        return heading("Transfer", listed(self.names)) + facts(
+            [
+                ("Size", size(self.bytes)),
+                ("Time", f"{self.seconds:.3g} s{rate}"),
+                ("Lane", self.lane),
+            ]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +67,38 @@ class Name:
     bytes: int | None = None
 
     def __repr__(self) -> str:
-        size = f" {self.shape}" if self.shape is not None else ""
-        size = f" of {self.len:,}" if self.len is not None else size
-        return f"<{self.name}: {self.type}{size}{f', {self.bytes:,} bytes' if self.bytes else ''}>"
+        extent = f" {line(self.shape, 20)}" if self.shape is not None else ""
+        extent = f" of {self.len:,}" if self.len is not None else extent
+        told = f"{line(self.name, 25)}: {line(self.type, 30)}{extent}"
+        return f"<{told}{f', {self.bytes:,} bytes' if self.bytes else ''}>"
+
+    def _repr_html_(self) -> str:
+        return columns(_COLUMNS, [_row(self)])
+
+
+_COLUMNS = ("Name", "Type", "Shape", "Size")
+
+
+def _row(told: Name) -> tuple[str | None, ...]:
+    shape = None if told.len is None else f"{told.len:,}"
+    if told.shape is not None:
+        shape = " × ".join(f"{side:,}" for side in told.shape) or "()"
+    return told.name, told.type, shape, None if told.bytes is None else size(told.bytes)
+
+
+class Names(list[Name]):
+    """The names in a kernel: a list of ``Name``, shown as a table in a notebook."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<Names {listed([told.name for told in self], 70)}>" if self else "<Names, none>"
+
+    def _repr_html_(self) -> str:
+        count = f"{len(self):,}" if self else "none"
+        shown = columns(_COLUMNS, map(_row, self[:MOST])) if self else ""
+        more = heading("", f"and {len(self) - MOST:,} more") if len(self) > MOST else ""
+        return heading("Names", count) + shown + more
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +121,7 @@ class Result:
     execution_count: int | None = None
 
     def __repr__(self) -> str:
-        value = " ".join(str(self.data.get("text/plain", "")).split())
-        value = value if len(value) <= 40 else value[:40] + "…"
+        value = line(self.data.get("text/plain", ""), 41)
         printed = f", {len(self.stdout)} characters printed" if self.stdout else ""
         return f"<Result [{self.execution_count}] {value or 'no value'}{printed}>"
 
@@ -121,17 +163,43 @@ class Info:
     def __repr__(self) -> str:
         python = ".".join(map(str, self.python))
         return (
-            f"<Info {self.kernel}, Python {python}, pid {self.pid}: "
+            f"<Info {line(self.kernel, 30)}, Python {line(python, 10)}, pid {self.pid}: "
             f"{self.lane} over {self.transport}{', data only' if self.trust == 'data' else ''}>"
         )
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><th style='text-align:left'>{html.escape(item.name)}</th>"
-            f"<td style='text-align:left'>{html.escape(_shown(getattr(self, item.name)))}</td></tr>"
-            for item in fields(self)
-        )
-        return f"<table>{rows}</table>"
+        told = ((item.name, getattr(self, item.name)) for item in fields(self))
+        return heading("Info") + facts((name, _shown(value)) for name, value in told)
+
+
+def of_bridge(kind: str, state: str, info: Info) -> str:
+    """A bridge, for a notebook."""
+    file = info.connection_file
+    return heading(kind, state) + facts(
+        [
+            ("Kernel", f"{info.kernel}, Python {_shown(info.python)}"),
+            ("Process", info.pid),
+            ("Lane", _way(info)),
+            ("Trust", {"data": "data only", "pickle": "pickle"}.get(info.trust, info.trust)),
+            ("Connection", info.url or (file and file.replace("\\", "/").rpartition("/")[2])),
+        ]
+    )
+
+
+def of_fleet(told: Sequence[tuple[str, Info]]) -> str:
+    """Several bridges, for a notebook."""
+    heads = ("", "State", "Kernel", "Python", "Process", "Lane")
+    return heading("Fleet", f"of {len(told)}") + columns(
+        heads,
+        [
+            (number, state, info.kernel, _shown(info.python), info.pid, _way(info))
+            for number, (state, info) in enumerate(told)
+        ],
+    )
+
+
+def _way(info: Info) -> str:
+    return f"{info.lane} over {info.transport}"
 
 
 def _shown(value: Any) -> str:

@@ -22,7 +22,7 @@ from collections.abc import (
     MutableMapping,
     Sequence,
 )
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -31,9 +31,9 @@ from bridgehead._errors import BridgeClosed
 from bridgehead._handshake import LaneName
 from bridgehead._kernels import Insecurity
 from bridgehead._opening import Opening
-from bridgehead._progress import Report, reporting
+from bridgehead._progress import EVERY, Report, drawing
 from bridgehead._ref import Ref
-from bridgehead._results import Info, Name, Result, Transfer
+from bridgehead._results import Info, Names, Result, Transfer, of_bridge
 from bridgehead._transports.messages import Message, Messages
 from bridgehead._trust import TrustName
 from bridgehead._watch import Watch
@@ -228,19 +228,21 @@ class SyncBridge(MutableMapping[str, Any]):
         trust: TrustName = "pickle",
         **values: Any,
     ) -> Transfer:
-        """See ``Bridge.push``; ``progress`` is called in the bridge's thread."""
-        return self._wait(
-            lambda: self._bridge.push(
-                mapping,
-                by_value=by_value,
-                timeout=timeout,
-                progress=progress,
-                now=now,
-                max_bytes=max_bytes,
-                trust=trust,
-                **values,
+        """See ``Bridge.push``; a callable ``progress`` is called in the bridge's thread."""
+        with drawing(progress, "push") as (report, draw):
+            return self._wait(
+                lambda: self._bridge.push(
+                    mapping,
+                    by_value=by_value,
+                    timeout=timeout,
+                    progress=report,
+                    now=now,
+                    max_bytes=max_bytes,
+                    trust=trust,
+                    **values,
+                ),
+                draw,
             )
-        )
 
     def pull(
         self,
@@ -251,17 +253,19 @@ class SyncBridge(MutableMapping[str, Any]):
         max_bytes: int | None = None,
         trust: TrustName | None = None,
     ) -> Any:
-        """See ``Bridge.pull``; ``progress`` is called in the bridge's thread."""
-        return self._wait(
-            lambda: self._bridge.pull(
-                *expressions,
-                timeout=timeout,
-                progress=progress,
-                now=now,
-                max_bytes=max_bytes,
-                trust=trust,
+        """See ``Bridge.pull``; a callable ``progress`` is called in the bridge's thread."""
+        with drawing(progress, "pull") as (report, draw):
+            return self._wait(
+                lambda: self._bridge.pull(
+                    *expressions,
+                    timeout=timeout,
+                    progress=report,
+                    now=now,
+                    max_bytes=max_bytes,
+                    trust=trust,
+                ),
+                draw,
             )
-        )
 
     def handoff(
         self,
@@ -274,16 +278,16 @@ class SyncBridge(MutableMapping[str, Any]):
     ) -> Transfer:
         """See ``Bridge.handoff``; ``to`` is a ``SyncBridge`` too.
 
-        ``progress`` is called in either bridge's thread, and the other one gets its place in the
-        queue when this kernel has answered.
+        A callable ``progress`` is called in either bridge's thread, and the other one gets its
+        place in the queue when this kernel has answered.
         """
         if not isinstance(to, SyncBridge):
             raise TypeError(f"to= takes a SyncBridge, not {type(to).__name__}")
-        with reporting(progress, "handoff") as report:
+        with drawing(progress, "handoff") as (report, draw):
             asked = self._bridge._to_hand_off(names, to._bridge, timeout, max_bytes, trust, report)
-            to._wait(asked.reach)
-            self._wait(asked.give)
-            return to._wait(asked.take)
+            to._wait(asked.reach, draw)
+            self._wait(asked.give, draw)
+            return to._wait(asked.take, draw)
 
     def watch(self, expression: str | Ref, *, max_bytes: int | None = None) -> Iterator[Any]:
         """See ``Bridge.watch``; the iterator blocks until the next value."""
@@ -315,7 +319,7 @@ class SyncBridge(MutableMapping[str, Any]):
         """See ``Bridge.ref``; its ``pull()`` returns the value."""
         return Ref(self, self._bridge.ref(expression)._expression)
 
-    def names(self, pattern: str = "*", *, timeout: float | None = None) -> list[Name]:
+    def names(self, pattern: str = "*", *, timeout: float | None = None) -> Names:
         """See ``Bridge.names``."""
         return self._wait(lambda: self._bridge.names(pattern, timeout=timeout))
 
@@ -369,6 +373,9 @@ class SyncBridge(MutableMapping[str, Any]):
     def __repr__(self) -> str:
         return f"<Sync{repr(self._bridge)[1:]}"
 
+    def _repr_html_(self) -> str:
+        return of_bridge("SyncBridge", self.state, self.info)
+
     # ------------------------------------------------------------ a mapping of names
 
     def __getitem__(self, name: str) -> Any:
@@ -394,12 +401,17 @@ class SyncBridge(MutableMapping[str, Any]):
 
     # ------------------------------------------------------------ inside
 
-    def _wait(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Run a call on the bridge's loop; whatever ends the wait here cancels it there."""
+    def _wait(self, call: Callable[[], Awaitable[T]], draw: Callable[[], None] | None = None) -> T:
+        """Run a call on the bridge's loop; whatever ends the wait here cancels it there.
+
+        ``draw`` is called here meanwhile: what a notebook shows belongs to the cell that waits.
+        """
         if self._finalizer is not None and not self._finalizer.alive:
             raise BridgeClosed("this bridge was closed")
         future = self._portal.start_task_soon(call)
         try:
+            while draw is not None and not wait([future], EVERY).done:
+                draw()
             return future.result()
         except BaseException:
             future.cancel()
