@@ -5,6 +5,7 @@ Rule: the bar is tqdm's own, and what it draws is read off the stream that it dr
 
 from __future__ import annotations
 
+import asyncio
 import collections
 import sys
 import threading
@@ -17,9 +18,9 @@ import numpy as np
 import pytest
 from cloudpickle.cloudpickle import list_registry_pickle_by_value
 
-from bridgehead import Bridge, _parcel, _progress
+from bridgehead import Bridge, NameNotFound, SyncBridge, _parcel, _progress
 from bridgehead._lanes.inline import InlineLane
-from bridgehead._progress import reporting
+from bridgehead._progress import drawing, reporting
 
 # ---------------------------------------------------------------- who is told
 
@@ -104,10 +105,14 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("at_once")
 def test_true_draws_a_bar_of_bytes(capsys: Drawn) -> None:
-    with reporting(True, "push") as report:
-        assert capsys.readouterr().err == ""  # before anything is known there is nothing to draw
-        report(1000, 4_000_000)
-        report(3_000_000, 4_000_000)
+    with drawing(True, "push") as (report, draw):
+        assert draw is not None
+        assert capsys.readouterr().err == ""
+        draw()  # nobody knows yet how much it is
+        assert last_line(capsys.readouterr().err).startswith("push: 0.00B")
+        report(1_000_000, 4_000_000)
+        draw()
+        assert "25%" in last_line(capsys.readouterr().err)
         report(4_000_000, 4_000_000)
     last = last_line(capsys.readouterr().err)
     assert last.startswith("push: 100%")
@@ -117,20 +122,22 @@ def test_true_draws_a_bar_of_bytes(capsys: Drawn) -> None:
 
 @pytest.mark.usefixtures("at_once")
 def test_the_bar_ends_where_the_transfer_ended(capsys: Drawn) -> None:
-    with pytest.raises(LookupError), reporting(True, "pull") as report:
+    with pytest.raises(LookupError), drawing(True, "pull") as (report, _):
         report(1_000_000, 4_000_000)
         raise LookupError
     drawn = capsys.readouterr().err
-    assert "25%" in last_line(drawn)
+    assert last_line(drawn).startswith("pull failed:  25%")
     assert drawn.endswith("\n")
 
 
 def test_a_short_transfer_draws_nothing(capsys: Drawn, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_progress, "SHOWN_AFTER", 3600)
-    with reporting(True, "push") as report:
+    with drawing(True, "push") as (report, draw):
+        assert draw is not None
         report(5, 10)
+        draw()
         report(10, 10)
-    assert capsys.readouterr().err.strip() == ""
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.usefixtures("at_once")
@@ -141,6 +148,76 @@ async def test_a_push_and_a_pull_draw_their_bytes(loopback: Bridge, capsys: Draw
     last = last_line(capsys.readouterr().err)
     assert last.startswith("pull: 100%")
     assert "1.00M/1.00M" in last
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_a_bar_is_drawn_while_nothing_arrives(
+    loopback: Bridge, capsys: Drawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = asyncio.Event()
+    ask = loopback._foothold.ask
+
+    async def held(*args: Any, **options: Any) -> Any:
+        await free.wait()
+        return await ask(*args, **options)
+
+    monkeypatch.setattr(loopback._foothold, "ask", held)
+    push = asyncio.create_task(loopback.push(x=1, progress=True))
+    drawn = ""
+    while "push: 0.00B" not in drawn:
+        await asyncio.sleep(0.01)
+        drawn += capsys.readouterr().err
+    free.set()
+    await push
+    assert last_line(capsys.readouterr().err).startswith("push: 100%")
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_a_cancelled_bar_says_so_and_is_not_drawn_again(
+    loopback: Bridge, capsys: Drawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def forever(*args: Any, **options: Any) -> Any:
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(loopback._foothold, "ask", forever)
+    pull = asyncio.create_task(loopback.pull("x", progress=True))
+    drawn = ""
+    while "pull: 0.00B" not in drawn:
+        await asyncio.sleep(0.01)
+        drawn += capsys.readouterr().err
+    pull.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await pull
+    drawn = capsys.readouterr().err
+    assert last_line(drawn).startswith("pull cancelled")
+    assert drawn.endswith("\n")
+    await asyncio.sleep(3 * _progress.EVERY)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_blocking_call_draws_in_its_own_thread_and_leaves_none(
+    capsys: Drawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawers: set[threading.Thread] = set()
+    draw = _progress.Bar.draw
+
+    def noted(bar: Any) -> None:
+        drawers.add(threading.current_thread())
+        draw(bar)
+
+    monkeypatch.setattr(_progress.Bar, "draw", noted)
+    before = set(threading.enumerate())
+    with SyncBridge.loopback(lane="inline") as kernel:
+        kernel.push(x=b"x" * 3_000_000, progress=True)
+        assert last_line(capsys.readouterr().err).startswith("push: 100%")
+        assert len(kernel.pull("x", progress=True)) == 3_000_000
+        assert last_line(capsys.readouterr().err).startswith("pull: 100%")
+        with pytest.raises(NameNotFound):
+            kernel.pull("missing", progress=True)
+        assert last_line(capsys.readouterr().err).startswith("pull failed")
+    assert drawers == {threading.current_thread()}
+    assert set(threading.enumerate()) <= before
 
 
 async def test_a_bar_without_tqdm_says_what_to_install_and_nothing_is_sent(

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from bridgehead import Bridge, Info, Message, Name, Ref, Result, Transfer
+from bridgehead import Bridge, Ref
 from bridgehead._ref import primary, render
 
 
@@ -77,7 +77,7 @@ def test_anything_else_is_a_clear_type_error(value: Any) -> None:
 
 async def test_a_ref_does_not_pretend(loopback: Bridge) -> None:
     ref = loopback.ref("x")
-    for name in ("__len__", "_repr_html_", "_ipython_display_", "__array__"):
+    for name in ("__len__", "_repr_png_", "_ipython_display_", "__array__"):
         assert not hasattr(ref, name)
     for wrong in (lambda: bool(ref), lambda: list(ref), lambda: pickle.dumps(ref)):
         with pytest.raises(TypeError, match="<Ref x>"):
@@ -85,42 +85,3 @@ async def test_a_ref_does_not_pretend(loopback: Bridge) -> None:
     with pytest.raises(TypeError):
         copy.copy(ref)
     assert type(ref.anything_else) is Ref
-
-
-def test_reprs_fit_a_line() -> None:
-    info = Info(
-        "ipython 9",
-        (3, 11, 7),
-        "python",
-        {"numpy": "2"},
-        5,
-        "/",
-        "e",
-        "ipc",
-        "buffers",
-        "data",
-        None,
-    )
-    values = [
-        Transfer(("x", "y"), 12345, 0.0123, "buffers"),
-        Name("x", "int"),
-        Result(stdout="a\nb", data={"text/plain": "1\n2"}, execution_count=3),
-        info,
-        Message("stream", {"name": "stdout", "text": "one\ntwo"}),
-        Message("status", {"execution_state": "busy"}),
-    ]
-    for value in values:
-        assert "\n" not in repr(value)
-        assert len(repr(value)) < 100
-    assert repr(values[0]) == "<Transfer x, y: 12,345 bytes by buffers in 0.0123 s>"
-    assert repr(values[4]) == "<stream one>"
-
-
-def test_the_html_of_info_is_escaped() -> None:
-    info = Info(
-        "<script>", (3,), "py", {"a<b": "&"}, 5, "/", "e", "ipc", "buffers", "data", "k.json"
-    )
-    told = info._repr_html_()
-    assert "<script>" not in told
-    assert "&lt;script&gt;" in told
-    assert "a&lt;b &amp;" in told

@@ -20,7 +20,7 @@ from bridgehead._handoff import Handoff
 from bridgehead._namespace import Namespace
 from bridgehead._progress import Report, reporting
 from bridgehead._ref import Ref
-from bridgehead._results import Info, Result, Transfer
+from bridgehead._results import Info, Result, Transfer, of_bridge
 from bridgehead._transports.messages import Message, Messages
 from bridgehead._trust import TrustName
 from bridgehead._watch import Watch
@@ -79,7 +79,7 @@ class Bridge(Namespace):
         return f"<Bridge {self.state}, {repr(self.info)[6:-1]}>"
 
     def _repr_html_(self) -> str:
-        return self.info._sheet(f"Bridge, {self.state}")
+        return of_bridge("Bridge", self.state, self.info)
 
     # ------------------------------------------------------------ objects
 

@@ -18,13 +18,12 @@ from bridgehead._bridge import Bridge
 from bridgehead._digest import summed
 from bridgehead._errors import KernelNotFound
 from bridgehead._foothold import Packed
-from bridgehead._html import grid
 from bridgehead._lanes.broadcast import WORTH, Broadcast
 from bridgehead._lanes.buffers import BuffersLane
 from bridgehead._lanes.direct import placed
 from bridgehead._opening import Opening
 from bridgehead._ref import Ref
-from bridgehead._results import Result, Transfer
+from bridgehead._results import Result, Transfer, of_fleet
 from bridgehead._segments import IDLE, Pool, Segment
 from bridgehead._transports import Many, engines
 from bridgehead._waiting import to_the_end
@@ -126,7 +125,7 @@ class Fleet(Sequence[Bridge]):
             fleet._owned = True
             return fleet
 
-        return Opening(make, options.get("timeout", 60.0), "Fleet")
+        return Opening(make, options.get("timeout", 60.0), cls.__name__)
 
     # ------------------------------------------------------------ a sequence of bridges
 
@@ -147,15 +146,10 @@ class Fleet(Sequence[Bridge]):
 
     def __repr__(self) -> str:
         states = Counter(bridge.state for bridge in self._bridges)
-        told = ", ".join(f"{count} {state}" for state, count in states.most_common())
-        return f"<Fleet of {len(self)}: {told}>"
+        return f"<Fleet of {len(self)}: {', '.join(f'{n} {state}' for state, n in states.items())}>"
 
     def _repr_html_(self) -> str:
-        rows = [
-            (number, bridge.state, bridge.info.pid, bridge.info.kernel, bridge.info.lane)
-            for number, bridge in enumerate(self._bridges)
-        ]
-        return grid(f"Fleet of {len(self)}", ("", "state", "pid", "kernel", "lane"), rows)
+        return of_fleet([(bridge.state, bridge.info) for bridge in self._bridges])
 
     # ------------------------------------------------------------ operations
 

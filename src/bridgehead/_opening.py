@@ -117,7 +117,7 @@ class Openable:
             )
             return await cls._opened(transport, how, timeout, started)
 
-        return Opening(make, timeout)
+        return Opening(make, timeout, cls.__name__)
 
     @classmethod
     def attach(
@@ -171,7 +171,7 @@ class Openable:
                 transport = await _kernels.attach(existing, **options)
             return await cls._opened(transport, how, timeout, started)
 
-        return Opening(make, timeout)
+        return Opening(make, timeout, cls.__name__)
 
     @classmethod
     def connect(
@@ -244,7 +244,7 @@ class Openable:
             )
             return await cls._opened(transport, how, timeout, started)
 
-        return Opening(make, timeout)
+        return Opening(make, timeout, cls.__name__)
 
     @classmethod
     def over(
@@ -294,7 +294,7 @@ class Openable:
             transport = await _kernels.over(lender, insecure=permitted, timeout=timeout)
             return await cls._opened(transport, how, timeout, started)
 
-        return Opening(make, timeout)
+        return Opening(make, timeout, cls.__name__)
 
     @classmethod
     def loopback(
@@ -328,7 +328,7 @@ class Openable:
         async def make() -> B:
             return await cls._opened(LoopbackTransport(), how, 60.0, time.monotonic())
 
-        return Opening(make, 60.0)
+        return Opening(make, 60.0, cls.__name__)
 
     @classmethod
     async def _opened(
@@ -366,11 +366,9 @@ class Openable:
 
 
 class Opening(Generic[C]):
-    """A bridge to be: ``await`` it, or enter it with ``async with``."""
+    """A bridge to be, or a fleet: ``await`` it, or enter it with ``async with``."""
 
-    def __init__(
-        self, make: Callable[[], Awaitable[C]], timeout: float, kind: str = "Bridge"
-    ) -> None:
+    def __init__(self, make: Callable[[], Awaitable[C]], timeout: float, kind: str) -> None:
         check_seconds(timeout)
         self._make, self._kind = make, kind
         self._bridge: C | None = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 from typing import Any
 
-from bridgehead._html import fit, line
+from bridgehead._shown import heading, line
 
 _LITERALS = (bool, int, float, complex, str, bytes, type(None), type(...))
 
@@ -80,10 +80,11 @@ class Ref:
         return self._expression
 
     def __repr__(self) -> str:
-        return f"<Ref {fit(self._expression, 70)}>"
+        return f"<Ref {line(self._expression)}>"
 
+    # On the class, where displays look for it; ``__getattr__`` lets no such name be an expression.
     def _repr_html_(self) -> str:
-        return line("Ref", self._expression)
+        return heading("Ref", self._expression)
 
 
 def primary(expression: str) -> str:

@@ -1,17 +1,18 @@
 """What operations give back.
 
-Rule: plain values without IO; a repr that fits a line, and one for where HTML is shown.
+Rule: plain values without IO; a repr that fits a line, and a table for a notebook, which are
+static: they tell what is known, and ask no kernel.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from bridgehead._html import fit, grid, sheet, size
+from bridgehead._shown import columns, facts, heading, line, listed, size
 
-NAMED = 40  # characters that names, a type or a value take in one line
+MOST = 100  # lines of a table in a notebook
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,17 +36,18 @@ class Transfer:
     lane: str
 
     def __repr__(self) -> str:
-        names = fit(", ".join(self.names), NAMED)
+        names = listed(self.names, 40)
         return f"<Transfer {names}: {self.bytes:,} bytes by {self.lane} in {self.seconds:.3g} s>"
 
     def _repr_html_(self) -> str:
-        told = [
-            ("names", ", ".join(self.names)),
-            ("size", size(self.bytes)),
-            ("time", f"{self.seconds:.3g} s"),
-            ("lane", self.lane),
-        ]
-        return sheet("Transfer", told)
+        rate = f" ({size(round(self.bytes / self.seconds))}/s)" if self.seconds > 0 else ""
+        return heading("Transfer", listed(self.names)) + facts(
+            [
+                ("Size", size(self.bytes)),
+                ("Time", f"{self.seconds:.3g} s{rate}"),
+                ("Lane", self.lane),
+            ]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,56 +73,49 @@ class Name:
     bytes: int | None = None
 
     def __repr__(self) -> str:
-        many = f" {self.shape}" if self.shape is not None else ""
-        many = f" of {self.len:,}" if self.len is not None else many
-        bytes_ = f", {self.bytes:,} bytes" if self.bytes else ""
-        return f"<{fit(self.name, NAMED)}: {fit(self.type, NAMED)}{many}{bytes_}>"
+        extent = f" {line(self.shape, 20)}" if self.shape is not None else ""
+        extent = f" of {self.len:,}" if self.len is not None else extent
+        told = f"{line(self.name, 25)}: {line(self.type, 30)}{extent}"
+        return f"<{told}{f', {self.bytes:,} bytes' if self.bytes else ''}>"
 
-    @property
-    def extent(self) -> str:
-        """How much it is: of an array its shape, ``"344 × 7"``, else its length.
+    def _repr_html_(self) -> str:
+        return columns(_COLUMNS, [_row(self)])
 
-        >>> Name("df", "pandas.DataFrame", shape=(344, 7)).extent
-        '344 × 7'
-        """
-        if self.shape is not None:
-            return " × ".join(map(str, self.shape)) or "()"
-        return "" if self.len is None else f"{self.len:,}"
+
+_COLUMNS = ("Name", "Type", "Shape", "Size")
+
+
+def _row(told: Name) -> tuple[str | None, ...]:
+    shape = None if told.len is None else f"{told.len:,}"
+    if told.shape is not None:
+        shape = " × ".join(f"{side:,}" for side in told.shape) or "()"
+    return told.name, told.type, shape, None if told.bytes is None else size(told.bytes)
 
 
 class Names(list[Name]):
-    """The names of a kernel, in order: a list, which is shown as a table.
+    """The names in a kernel: a list of ``Name``, shown as a table in a notebook.
 
     >>> await bridge.push(rows=[1, 2], x=1)
     <Transfer rows, x: ...>
     >>> await bridge.names()
     <Names rows, x>
-    >>> print(await bridge.names())
-    rows  list  2  120 bytes
-    x     int      28 bytes
     """
 
-    def __repr__(self) -> str:
-        return f"<Names {fit(', '.join(told.name for told in self), NAMED) or '(none)'}>"
+    __slots__ = ()
 
-    def __str__(self) -> str:
-        widths = [max(map(len, column)) for column in zip(*self._rows(), strict=True)]
-        return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in self._rows())
+    def __repr__(self) -> str:
+        return f"<Names {listed([told.name for told in self], 70)}>" if self else "<Names, none>"
 
     def _repr_html_(self) -> str:
-        columns = ("name", "type", "shape or length", "size")
-        return grid(f"{len(self):,} names", columns, self._rows())
-
-    def _rows(self) -> list[tuple[str, str, str, str]]:
-        return [
-            (told.name, told.type, told.extent, "" if told.bytes is None else size(told.bytes))
-            for told in self
-        ]
+        count = f"{len(self):,}" if self else "none"
+        shown = columns(_COLUMNS, map(_row, self[:MOST])) if self else ""
+        more = heading("", f"and {len(self) - MOST:,} more") if len(self) > MOST else ""
+        return heading("Names", count) + shown + more
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a cell gave.
+    r"""What a cell gave.
 
     Attributes:
         stdout: everything it printed.
@@ -130,7 +125,7 @@ class Result:
         data: the last expression's value by MIME type; empty if there was none.
         execution_count: the cell's number, as in ``In [n]``.
 
-    >>> await bridge.run("print('at work')\\n6 * 7")
+    >>> await bridge.run("print('at work')\n6 * 7")
     <Result [1] 42, 8 characters printed>
     """
 
@@ -141,7 +136,7 @@ class Result:
     execution_count: int | None = None
 
     def __repr__(self) -> str:
-        value = fit(str(self.data.get("text/plain", "")), NAMED)
+        value = line(self.data.get("text/plain", ""), 41)
         printed = f", {len(self.stdout)} characters printed" if self.stdout else ""
         return f"<Result [{self.execution_count}] {value or 'no value'}{printed}>"
 
@@ -186,16 +181,43 @@ class Info:
     def __repr__(self) -> str:
         python = ".".join(map(str, self.python))
         return (
-            f"<Info {self.kernel}, Python {python}, pid {self.pid}: "
+            f"<Info {line(self.kernel, 30)}, Python {line(python, 10)}, pid {self.pid}: "
             f"{self.lane} over {self.transport}{', data only' if self.trust == 'data' else ''}>"
         )
 
     def _repr_html_(self) -> str:
-        return self._sheet("Info")
+        told = ((item.name, getattr(self, item.name)) for item in fields(self))
+        return heading("Info") + facts((name, _shown(value)) for name, value in told)
 
-    def _sheet(self, title: str) -> str:
-        told = [(item.name, _shown(getattr(self, item.name))) for item in fields(self)]
-        return sheet(title, told)
+
+def of_bridge(kind: str, state: str, info: Info) -> str:
+    """A bridge, for a notebook."""
+    file = info.connection_file
+    return heading(kind, state) + facts(
+        [
+            ("Kernel", f"{info.kernel}, Python {_shown(info.python)}"),
+            ("Process", info.pid),
+            ("Lane", _way(info)),
+            ("Trust", {"data": "data only", "pickle": "pickle"}.get(info.trust, info.trust)),
+            ("Connection", info.url or (file and file.replace("\\", "/").rpartition("/")[2])),
+        ]
+    )
+
+
+def of_fleet(told: Sequence[tuple[str, Info]]) -> str:
+    """Several bridges, for a notebook."""
+    heads = ("", "State", "Kernel", "Python", "Process", "Lane")
+    return heading("Fleet", f"of {len(told)}") + columns(
+        heads,
+        [
+            (number, state, info.kernel, _shown(info.python), info.pid, _way(info))
+            for number, (state, info) in enumerate(told)
+        ],
+    )
+
+
+def _way(info: Info) -> str:
+    return f"{info.lane} over {info.transport}"
 
 
 def _shown(value: Any) -> str:

@@ -21,7 +21,6 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import contextmanager
-from queue import SimpleQueue
 from types import ModuleType
 from typing import Any, TypeVar, overload
 
@@ -30,10 +29,10 @@ from bridgehead._errors import BridgeClosed
 from bridgehead._handshake import LaneName
 from bridgehead._kernels import Insecurity
 from bridgehead._opening import Opening
-from bridgehead._progress import Report, reporting
+from bridgehead._progress import EVERY, Report, drawing
 from bridgehead._ref import Ref
-from bridgehead._results import Info, Names, Result, Transfer
-from bridgehead._thread import LoopThread, Posts, posting
+from bridgehead._results import Info, Names, Result, Transfer, of_bridge
+from bridgehead._thread import LoopThread, Meanwhile
 from bridgehead._transports.messages import Message, Messages
 from bridgehead._trust import TrustName
 from bridgehead._watch import Watch
@@ -255,7 +254,7 @@ class SyncBridge(MutableMapping[str, Any]):
         >>> kernel.push(x=1).names
         ('x',)
         """
-        with _reporting(progress, "push") as (report, posts):
+        with _reporting(progress, "push") as (report, here):
             return self._wait(
                 lambda: self._bridge.push(
                     mapping,
@@ -267,7 +266,7 @@ class SyncBridge(MutableMapping[str, Any]):
                     trust=trust,
                     **values,
                 ),
-                posts,
+                here,
             )
 
     def pull(
@@ -284,7 +283,7 @@ class SyncBridge(MutableMapping[str, Any]):
         >>> kernel.pull("6 * 7")
         42
         """
-        with _reporting(progress, "pull") as (report, posts):
+        with _reporting(progress, "pull") as (report, here):
             return self._wait(
                 lambda: self._bridge.pull(
                     *expressions,
@@ -294,7 +293,7 @@ class SyncBridge(MutableMapping[str, Any]):
                     max_bytes=max_bytes,
                     trust=trust,
                 ),
-                posts,
+                here,
             )
 
     def handoff(
@@ -319,11 +318,11 @@ class SyncBridge(MutableMapping[str, Any]):
         """
         if not isinstance(to, SyncBridge):
             raise TypeError(f"to= takes a SyncBridge, not {type(to).__name__}")
-        with _reporting(progress, "handoff") as (report, posts):
+        with _reporting(progress, "handoff") as (report, here):
             asked = self._bridge._to_hand_off(names, to._bridge, timeout, max_bytes, trust, report)
-            to._wait(asked.reach, posts)
-            self._wait(asked.give, posts)
-            return to._wait(asked.take, posts)
+            to._wait(asked.reach, here)
+            self._wait(asked.give, here)
+            return to._wait(asked.take, here)
 
     def watch(self, expression: str | Ref, *, max_bytes: int | None = None) -> Iterator[Any]:
         """See ``Bridge.watch``; the iterator blocks until the next value.
@@ -434,9 +433,9 @@ class SyncBridge(MutableMapping[str, Any]):
         """
         if on_output is None:
             return self._wait(lambda: self._bridge.run(code, timeout=timeout))
-        posts: Posts = SimpleQueue()
-        told = posting(on_output, posts)
-        return self._wait(lambda: self._bridge.run(code, on_output=told, timeout=timeout), posts)
+        here = Meanwhile()
+        told = here.calling(on_output)
+        return self._wait(lambda: self._bridge.run(code, on_output=told, timeout=timeout), here)
 
     def messages(self) -> Iterator[Message]:
         """See ``Bridge.messages``; the iterator blocks until the next one.
@@ -495,7 +494,7 @@ class SyncBridge(MutableMapping[str, Any]):
         return f"<Sync{repr(self._bridge)[1:]}"
 
     def _repr_html_(self) -> str:
-        return self.info._sheet(f"SyncBridge, {self.state}")
+        return of_bridge("SyncBridge", self.state, self.info)
 
     # ------------------------------------------------------------ a mapping of names
 
@@ -524,18 +523,25 @@ class SyncBridge(MutableMapping[str, Any]):
 
     # ------------------------------------------------------------ inside
 
-    def _wait(self, call: Callable[[], Awaitable[T]], posts: Posts | None = None) -> T:
+    def _wait(self, call: Callable[[], Awaitable[T]], here: Meanwhile | None = None) -> T:
         if self._finalizer is not None and not self._finalizer.alive:
             raise BridgeClosed("this bridge was closed")
-        return self._thread.wait(call, posts)
+        return self._thread.wait(call, here)
 
 
 @contextmanager
-def _reporting(progress: bool | Report, operation: str) -> Iterator[tuple[Report, Posts]]:
-    """What a transfer in the bridge's thread is to report to, and where that is called."""
-    posts: Posts = SimpleQueue()
-    with reporting(progress, operation) as report:
-        yield posting(report, posts), posts
+def _reporting(
+    progress: bool | Report, operation: str
+) -> Iterator[tuple[Report, Meanwhile | None]]:
+    """What a transfer reports to in the bridge's thread, and what this one does meanwhile."""
+    with drawing(progress, operation) as (report, draw):
+        if draw is not None:
+            yield report, Meanwhile(draw, EVERY)
+        elif progress is False:
+            yield report, None
+        else:
+            here = Meanwhile()
+            yield here.calling(report), here
 
 
 class _Blocking(Iterator[T]):

@@ -11,15 +11,43 @@ import functools
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, TypeVar
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from anyio.from_thread import BlockingPortal
 
 T = TypeVar("T")
 
-Posts = SimpleQueue["Callable[[], object] | None"]  # None: the call is done
+
+class Meanwhile:
+    """What a thread does while it waits for one call after the other.
+
+    A notebook shows what a thread prints in the cell that started the thread, so what is to be
+    shown is shown by the one that called.
+    """
+
+    def __init__(self, draw: Callable[[], object] | None = None, every: float = 0.1) -> None:
+        """``draw`` is called each so many seconds."""
+        self._draw, self._every = draw, every
+        self._posts: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+
+    def calling(self, function: Callable[..., object]) -> Callable[..., None]:
+        """The same function for the loop's thread: it is called in the one that waits."""
+        return lambda *args: self._posts.put(functools.partial(function, *args))
+
+    def until(self, done: Future[Any]) -> None:
+        done.add_done_callback(lambda done: self._posts.put(None))
+        while True:
+            try:
+                post = self._posts.get(timeout=self._every if self._draw else None)
+            except Empty:
+                assert self._draw is not None
+                self._draw()
+                continue
+            if post is None:
+                return
+            post()
 
 
 class LoopThread:
@@ -38,20 +66,12 @@ class LoopThread:
     def is_current(self) -> bool:
         return threading.current_thread() is self._thread
 
-    def wait(self, call: Callable[[], Awaitable[T]], posts: Posts | None = None) -> T:
-        """Run a call on the loop; whatever ends the wait here cancels it there.
-
-        Args:
-            call: gives what is to be awaited.
-            posts: callables that the loop's side puts there, to be called here meanwhile: a
-                notebook shows what a thread prints in the cell that started the thread.
-        """
+    def wait(self, call: Callable[[], Awaitable[T]], here: Meanwhile | None = None) -> T:
+        """Run a call on the loop; whatever ends the wait here cancels it there."""
         future = self._portal.start_task_soon(call)
         try:
-            if posts is not None:
-                future.add_done_callback(lambda done: posts.put(None))
-                while (post := posts.get()) is not None:
-                    post()
+            if here is not None:
+                here.until(future)
             return future.result()
         except BaseException:
             future.cancel()
@@ -60,11 +80,6 @@ class LoopThread:
     def stop(self) -> None:
         self._portal.call(self._portal.stop)
         self._thread.join()
-
-
-def posting(call: Callable[..., object], posts: Posts) -> Callable[..., None]:
-    """``call``, for the loop's side: called in the thread that waits."""
-    return lambda *args: posts.put(functools.partial(call, *args))
 
 
 def _serve(make: type[BlockingPortal], started: Future[BlockingPortal]) -> None:

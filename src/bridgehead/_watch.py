@@ -18,9 +18,9 @@ from typing import Any
 from bridgehead import _protocol
 from bridgehead._errors import BridgeError, OutcomeUnknown, ProtocolError, ReplyLost
 from bridgehead._foothold import Foothold
-from bridgehead._html import fit
 from bridgehead._lanes import Request
 from bridgehead._protocol import Opened
+from bridgehead._shown import line
 
 ASK_EVERY = 120.0  # s; the loader drops a watch that nobody asked for in ten minutes
 
@@ -60,7 +60,7 @@ class Watch:
         self._finalizer.atexit = False  # closing the bridge ends it, or its age
 
     def __repr__(self) -> str:
-        return f"<Watch {fit(self._expression, 60)}{', ended' if self._news.ended else ''}>"
+        return f"<Watch {line(self._expression)}{', ended' if self._news.ended else ''}>"
 
     def __aiter__(self) -> Watch:
         return self

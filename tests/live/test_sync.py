@@ -199,7 +199,10 @@ def test_a_forgotten_bridge_ends_its_kernel() -> None:
 def test_what_is_shown_is_shown_in_the_thread_that_called() -> None:
     with SyncBridge.loopback(lane="inline") as kernel:
         threads: list[int] = []
-        note = lambda *told: threads.append(threading.get_ident())
+
+        def note(*told: object) -> None:
+            threads.append(threading.get_ident())
+
         kernel.run("print(1)", on_output=note)
         kernel.push(x=bytes(10**6), progress=note)
         kernel.pull("x", progress=note)

@@ -20,7 +20,7 @@ from bridgehead import (
     Info,
     Message,
     Messages,
-    Name,
+    Names,
     Ref,
     RemoteError,
     Result,
@@ -67,7 +67,7 @@ async def objects(bridge: Bridge, other: Bridge) -> None:
     assert_type(await bridge.pull("x"), Any)
     assert_type(await bridge.pull("x", bridge.ref("y"), progress=True, trust="data"), Any)
     assert_type(await bridge.handoff("x", to=other), Transfer)
-    assert_type(await bridge.names("m*"), list[Name])
+    assert_type(await bridge.names("m*"), Names)
     for name in await bridge.names():
         assert_type(name.name, str)
         assert_type(name.shape, tuple[int, ...] | None)

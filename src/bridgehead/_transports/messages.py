@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bridgehead._errors import ProtocolError
+from bridgehead._shown import line
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +85,8 @@ class Message:
         return str(content.get("text", content.get("code", "")))
 
     def __repr__(self) -> str:
-        text = self.text.partition("\n")[0]
-        return f"<{self.type} {text[:60]}>" if text else f"<{self.type}>"
+        text = line(self.text.partition("\n")[0])
+        return f"<{line(self.type, 30)}{text and ' '}{text}>"
 
 
 class Messages:
