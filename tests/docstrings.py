@@ -40,7 +40,7 @@ def public() -> Iterator[tuple[str, Any]]:
     for name in bridgehead.__all__:
         kind = getattr(bridgehead, name)
         yield name, kind
-        for own in vars(kind).keys() | _inherited(kind):
+        for own in sorted(vars(kind).keys() | _inherited(kind)):
             member = inspect.getattr_static(kind, own)
             if not own.startswith("_") and isinstance(
                 member, (types.FunctionType, classmethod, staticmethod, property)

@@ -152,7 +152,7 @@ def test_every_attribute_that_is_documented_is_tested() -> None:
     documented = {cls for cls in ALL if "Attributes:" in (cls.__doc__ or "")}
     assert documented == set(WITH_ATTRIBUTES)
     for cls, (_, attributes) in WITH_ATTRIBUTES.items():
-        section = (cls.__doc__ or "").partition("Attributes:")[2]
+        section = (cls.__doc__ or "").partition("Attributes:")[2].partition("\n\n")[0]
         told = [line.strip().partition(":")[0] for line in section.splitlines() if ": " in line]
         assert set(told) == set(attributes)
 

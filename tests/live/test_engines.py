@@ -25,6 +25,7 @@ import psutil
 import pytest
 from kit import KEPT, told_within, until
 
+import docstrings
 from bridgehead import (
     Bridge,
     BridgeClosed,
@@ -682,3 +683,7 @@ async def test_a_client_that_its_owner_closes_hangs_nobody(clean: Any) -> None:
         await engine.pull("1")
     await engine.aclose()
     assert engine.state == "closed"
+
+
+async def test_the_example_of_a_fleet_gives_what_it_shows(clean: Any) -> None:
+    await docstrings.run(Fleet.over, {"client": clean[:2]})
