@@ -65,7 +65,7 @@ def stable(text: str) -> str:
 
 
 def strings(value: Any) -> Iterator[str]:
-    """Every string in an output, in whatever form it has, but for pictures: base64 says anything."""
+    """Every string in an output, in whatever form it has; a picture in base64 is none."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
