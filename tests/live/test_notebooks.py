@@ -88,8 +88,9 @@ def marked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("BRIDGEHEAD_TESTED_BY", mark)
     yield
     ours = [process for process in psutil.process_iter() if _mark(process) == mark]
-    # What was told to end needs a moment: a kernel that lost its parent looks once a second.
-    _, left = psutil.wait_procs(ours, timeout=10)
+    # What was told to end needs a moment: a kernel that lost its parent looks once a second, an
+    # engine's nanny stays for three.
+    _, left = psutil.wait_procs(ours, timeout=30)
     names = [str(process) for process in left]
     for process in left:
         process.kill()
