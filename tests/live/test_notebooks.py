@@ -65,13 +65,14 @@ def stable(text: str) -> str:
 
 
 def strings(value: Any) -> Iterator[str]:
-    """Every string in an output, in whatever form it has."""
+    """Every string in an output, in whatever form it has; a picture in base64 is none."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
         for key, item in value.items():
             yield key
-            yield from strings(item)
+            if not key.startswith("image/"):
+                yield from strings(item)
     elif isinstance(value, list):
         for item in value:
             yield from strings(item)
@@ -87,8 +88,9 @@ def marked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("BRIDGEHEAD_TESTED_BY", mark)
     yield
     ours = [process for process in psutil.process_iter() if _mark(process) == mark]
-    # What was told to end needs a moment: a kernel that lost its parent looks once a second.
-    _, left = psutil.wait_procs(ours, timeout=10)
+    # What was told to end needs a moment: a kernel that lost its parent looks once a second, an
+    # engine's nanny stays for three.
+    _, left = psutil.wait_procs(ours, timeout=30)
     names = [str(process) for process in left]
     for process in left:
         process.kill()
@@ -107,7 +109,13 @@ def _mark(process: psutil.Process) -> str | None:
 
 def test_there_are_notebooks() -> None:
     names = [path.stem for path in sorted(NOTEBOOKS.glob("*.ipynb"))]
-    assert names[:2] == ["01_messages", "02_handoff"]
+    assert names == [
+        "01_messages",
+        "02_handoff",
+        "03_watching",
+        "04_untrusted_code",
+        "05_many_kernels",
+    ]
 
 
 @notebooks

@@ -892,6 +892,35 @@ async def test_a_large_value_is_watched(kernel: Bridge, lane: Any) -> None:
         assert await kernel.pull("_kept()") == [0, 0]
 
 
+@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("size", [1, 5_000_000])
+async def test_news_that_are_outdated_while_they_are_fetched_are_passed_over(
+    kernel: Bridge, lane: Any, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is slow gets the latest, and is told of no error about what came too late."""
+    async with Bridge.attach(file_of(kernel), lane=lane) as bridge:
+        await kernel.run(f"import numpy as np\nx = np.zeros({size})")
+        async with bridge.watch("x") as watch:
+            assert (await anext(watch) == 0).all()
+            used, late = bridge._foothold.lane, []
+            fetch = used.rest
+
+            async def fetch_too_late(request: Any, opened: Any) -> Any:
+                if not late:
+                    late.append(opened)
+                    await kernel.run("x = x + 1")
+                return await fetch(request, opened)
+
+            monkeypatch.setattr(used, "rest", fetch_too_late)
+            await kernel.run("x = x + 1")
+            async with told_within(2):
+                while not (value := await anext(watch))[0] == 2:
+                    assert (value == 1).all()  # it came as a whole, with the news
+            assert (value == 2).all()
+            assert late
+        await until_no_hook(kernel)
+
+
 @pytest.mark.parametrize("end", ["death", "restart", "aclose", "bridge"])
 async def test_a_watch_ends(live: Bridge, end: str) -> None:
     """With the kernel's death or restart, and with its own or its bridge's end, while awaited."""

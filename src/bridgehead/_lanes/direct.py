@@ -16,6 +16,7 @@ from typing import TypeVar
 from bridgehead import _protocol, _wire
 from bridgehead._errors import (
     BridgeError,
+    IntegrityError,
     KernelRestarted,
     ProtocolError,
     RemoteError,
@@ -129,13 +130,17 @@ class DirectLane(Lane):
         """The answer as a whole; raises the error that it tells of.
 
         Raises:
-            ReplyLost: the kernel's thread went before it was fetched.
+            ReplyLost: the kernel's thread went before it was fetched, or what it kept of it.
         """
         if opened.told.get("digest") == "none:" and opened.inbox.total > opened.arrived:
             asked = {**request.header, "op": "more", "sizes": [], "at": 0, "digest": "none:"}
             with self.kept(request):
                 told, parts = await self._explained(self.link.ask(asked))
-                _protocol.raise_error(told, ())
+                try:
+                    _protocol.raise_error(told, ())
+                except (KernelRestarted, IntegrityError) as error:
+                    # It ran, as in ``Lane.rest``; of what is watched, there is a newer value.
+                    raise ReplyLost("the kernel lost the rest of its answer") from error
                 if told.get("sizes") != opened.told.get("sizes"):
                     raise ProtocolError("the kernel sent another answer")
                 opened = await self._opened(request, (opened.told, parts))
