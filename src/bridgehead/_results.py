@@ -196,7 +196,6 @@ def of_bridge(kind: str, state: str, info: Info) -> str:
     return heading(kind, state) + facts(
         [
             ("Kernel", f"{info.kernel}, Python {_shown(info.python)}"),
-            ("Process", info.pid),
             ("Lane", _way(info)),
             ("Trust", {"data": "data only", "pickle": "pickle"}.get(info.trust, info.trust)),
             ("Connection", info.url or (file and file.replace("\\", "/").rpartition("/")[2])),
