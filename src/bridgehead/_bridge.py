@@ -416,8 +416,9 @@ class Bridge(Openable):
 
         Args:
             code: the cell.
-            on_output: called with each output's message as it arrives; what it raises is raised
-                from ``run`` when the cell is done.
+            on_output: called with each output's message as it arrives, and with those that
+                clear or update what came before; what it raises is raised from ``run`` when
+                the cell is done.
             timeout: seconds; the cell goes on over there when it passes (see ``interrupt``).
 
         Raises:

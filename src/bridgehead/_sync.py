@@ -394,11 +394,15 @@ class SyncBridge(MutableMapping[str, Any]):
 
     # ------------------------------------------------------------ inside
 
-    def _wait(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Run a call on the bridge's loop; whatever ends the wait here cancels it there."""
+    def _start(self, call: Callable[[], Awaitable[T]]) -> Future[T]:
+        """Begin a call on the bridge's loop."""
         if self._finalizer is not None and not self._finalizer.alive:
             raise BridgeClosed("this bridge was closed")
-        future = self._portal.start_task_soon(call)
+        return self._portal.start_task_soon(call)
+
+    def _wait(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Run a call on the bridge's loop; whatever ends the wait here cancels it there."""
+        future = self._start(call)
         try:
             return future.result()
         except BaseException:
