@@ -11,16 +11,20 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
+from ipykernel.connect import get_connection_file
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
 from IPython.core.magic_arguments import argument, kwds, magic_arguments
 from IPython.display import display
+from jupyter_core.paths import jupyter_runtime_dir
 
 from bridgehead import _tab
-from bridgehead._errors import BridgeError, KernelDied, RemoteError
+from bridgehead._errors import BridgeError, KernelDied, KernelNotFound, RemoteError
+from bridgehead._kernels import find
 from bridgehead._shown import run_shown
 from bridgehead._sync import SyncBridge
 from bridgehead._typed import names_in, wanted, words_of
@@ -106,14 +110,16 @@ class BridgeMagics(Magics):
     @argument(
         "existing",
         nargs="?",
-        help="a connection file, a part of its name, or a server's address; else the kernel "
-        "that was started last",
+        help="a connection file, a part of its name, or a server's address; else the other "
+        "kernel that was used last",
     )
     @_new
     @_trust
     def attach(self, args: argparse.Namespace) -> None:
         """Take a running kernel; closing the bridge leaves it running."""
-        self._open(args.on, lambda: SyncBridge.attach(args.existing, trust=args.trust))
+        with _plainly(args.on):
+            existing = _another(args.existing)
+        self._open(args.on, lambda: SyncBridge.attach(existing, trust=args.trust))
 
     @magic_arguments("bridge connect")
     @argument("url", nargs="?", help="the server's address; else that of the one running here")
@@ -328,6 +334,29 @@ def _plainly(name: str) -> Iterator[None]:
         raise UsageError(f"{error}; %bridge launch{which} opens another one") from error
     except (BridgeError, TimeoutError, ValueError, TypeError, ImportError, OSError) as error:
         raise UsageError(str(error) or type(error).__name__) from error
+
+
+def _another(existing: str | None) -> str:
+    """What is to be attached to; never the kernel that runs this, which can't answer now.
+
+    Raises:
+        KernelNotFound: there is none, or it is this one.
+    """
+    if existing is not None and existing.startswith(("http://", "https://")):
+        return existing
+    try:
+        this = Path(get_connection_file()).resolve()
+    except RuntimeError:  # no kernel: a terminal
+        return find(existing)
+    if existing is not None:
+        found = find(existing)
+        if Path(found).resolve() == this:
+            raise KernelNotFound(f"{this.name} is this kernel itself; its names are here")
+        return found
+    files = [file for file in Path(jupyter_runtime_dir()).glob("kernel-*.json") if file != this]
+    if not files:
+        raise KernelNotFound(f"no other kernel is running: {jupyter_runtime_dir()} has no file")
+    return str(max(files, key=lambda file: file.stat().st_atime))  # as jupyter_client chooses
 
 
 def _columns(bridge: SyncBridge) -> tuple[str, str, str, str, str]:
