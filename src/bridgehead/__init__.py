@@ -10,6 +10,8 @@
 Rule: this file only says what is public.
 """
 
+from typing import Any
+
 from bridgehead._bridge import Bridge
 from bridgehead._errors import (
     BridgeClosed,
@@ -88,3 +90,17 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+
+def load_ipython_extension(ipython: Any) -> None:
+    """``%load_ext bridgehead`` in IPython or a notebook: the magics ``%bridge``, ``%%bridge``."""
+    from bridgehead._magics import load  # IPython, which not every program wants
+
+    load(ipython)
+
+
+def unload_ipython_extension(ipython: Any) -> None:
+    """``%unload_ext bridgehead``: closes the bridges that the magics opened."""
+    from bridgehead._magics import unload
+
+    unload(ipython)

@@ -303,8 +303,9 @@ class Bridge(Namespace):
 
         Args:
             code: the cell.
-            on_output: called with each output's message as it arrives; what it raises is raised
-                from ``run`` when the cell is done.
+            on_output: called with each output's message as it arrives, and with those that
+                clear or update what came before; what it raises is raised from ``run`` when
+                the cell is done.
             timeout: seconds; the cell goes on over there when it passes (see ``interrupt``), and
                 as well when this is cancelled.
 

@@ -41,8 +41,7 @@ class CellOutputs:
             self._clear = True
             if not message.content.get("wait"):
                 self._cleared()
-            return
-        if message.type == "update_display_data":
+        elif message.type == "update_display_data":
             self._update(message.content)
         elif message.type in _OUTPUTS:
             self._cleared()

@@ -20,6 +20,7 @@ from collections.abc import (
     MutableMapping,
     Sequence,
 )
+from concurrent.futures import Future
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, TypeVar, overload
@@ -523,10 +524,18 @@ class SyncBridge(MutableMapping[str, Any]):
 
     # ------------------------------------------------------------ inside
 
+    def _start(self, call: Callable[[], Awaitable[T]]) -> Future[T]:
+        """Begin a call; for one that waits in a way of its own."""
+        self._check()
+        return self._thread.start(call)
+
     def _wait(self, call: Callable[[], Awaitable[T]], here: Meanwhile | None = None) -> T:
+        self._check()
+        return self._thread.wait(call, here)
+
+    def _check(self) -> None:
         if self._finalizer is not None and not self._finalizer.alive:
             raise BridgeClosed("this bridge was closed")
-        return self._thread.wait(call, here)
 
 
 @contextmanager

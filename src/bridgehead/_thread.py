@@ -66,9 +66,13 @@ class LoopThread:
     def is_current(self) -> bool:
         return threading.current_thread() is self._thread
 
+    def start(self, call: Callable[[], Awaitable[T]]) -> Future[T]:
+        """Begin a call on the loop; cancelling what is given cancels it there."""
+        return self._portal.start_task_soon(call)
+
     def wait(self, call: Callable[[], Awaitable[T]], here: Meanwhile | None = None) -> T:
         """Run a call on the loop; whatever ends the wait here cancels it there."""
-        future = self._portal.start_task_soon(call)
+        future = self.start(call)
         try:
             if here is not None:
                 here.until(future)

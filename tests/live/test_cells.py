@@ -47,6 +47,16 @@ async def test_rich_outputs_and_their_updates(kernel: Bridge) -> None:
     assert result.stdout == "kept\n"
 
 
+async def test_whoever_shows_outputs_is_told_to_clear_them(kernel: Bridge) -> None:
+    told: list[tuple[str, object]] = []
+    cell = "from IPython.display import clear_output\nprint('gone', flush=True)\n"
+    await kernel.run(
+        cell + "clear_output(wait=True)\nprint('kept')",
+        on_output=lambda message: told.append((message.type, message.content.get("wait"))),
+    )
+    assert told == [("stream", None), ("clear_output", True), ("stream", None)]
+
+
 async def test_every_output_is_there_when_run_returns(kernel: Bridge) -> None:
     result = await kernel.run("for i in range(3000): print(i, flush=i % 100 == 0)")
     assert result.stdout.splitlines() == [str(i) for i in range(3000)]

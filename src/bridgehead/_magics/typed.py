@@ -1,0 +1,106 @@
+"""What is typed behind ``%bridge``.
+
+Rule: text in, words, names and expressions out; no bridge and no shell is known here.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import keyword
+import re
+import tokenize
+
+from IPython.core.error import UsageError
+from IPython.utils.process import arg_split  # type: ignore[attr-defined]
+
+_AS = re.compile(r"(.*\S)\s+as\s+(\S+)", re.DOTALL)
+_BEFORE = re.compile(r"^\s*(--on)[=\s]\s*(\S+)(?:\s+|$)")
+_BEHIND = re.compile(r"(?:^|\s+)(--on)[=\s]\s*(\S+)\s*$")
+
+
+def words_of(text: str, *, whole: bool = False) -> list[str]:
+    """Words for a parser; ``whole`` keeps what is no option as the one word that was typed."""
+    if not whole:
+        try:
+            return [_unquoted(word) for word in arg_split(text)]
+        except ValueError as error:  # a quote without its other half
+            raise UsageError(f"{error}: {text.strip()}") from None
+    words: list[str] = []
+    for option in (_BEFORE, _BEHIND):
+        found = option.search(text)
+        if found:
+            words += found.groups()
+            text = text[: found.start()] + text[found.end() :]
+    text = text.strip()
+    return [*words, "--", text] if text else words
+
+
+def names_in(*texts: str) -> list[str]:
+    """Names, separated by commas or spaces; each once."""
+    return list(dict.fromkeys(re.findall(r"[^\s,]+", " ".join(texts))))
+
+
+def wanted(text: str) -> dict[str, str]:
+    """What a pull asks for: expressions, by the names that they get here.
+
+    ``x``, ``x y``, ``x as y``, ``df.describe() as d``, ``x as a, f(y) as b``.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    found: dict[str, str] = {}
+    for item in _parted(text):
+        for expression, name in _named(item):
+            if name in found:
+                raise UsageError(f"{name} would be bound twice")
+            found[name] = expression
+    if not found:
+        raise UsageError("there is nothing to pull; say %bridge pull NAME, or EXPRESSION as NAME")
+    return found
+
+
+def _named(item: str) -> list[tuple[str, str]]:
+    """The expressions of an item without comma, each with its name."""
+    words = item.split()
+    if all(map(_is_name, words)):
+        return [(word, word) for word in words]
+    found = _AS.fullmatch(item)
+    expression, name = found.groups() if found else (item, "")
+    if not _is_expression(expression):
+        raise UsageError(f"{expression} is no expression; commas separate several")
+    if not _is_name(name):
+        raise UsageError(f"under which name? say %bridge pull {expression} as NAME")
+    return [(expression, name)]
+
+
+def _parted(text: str) -> list[str]:
+    """The text's items: commas within brackets and strings don't part them."""
+    depth, start, parts = 0, 0, []
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(text.strip()).readline):
+            depth += (token.string in "([{") - (token.string in ")]}") if token.string else 0
+            if token.string == "," and depth == 0:
+                parts.append(text.strip()[start : token.start[1]])
+                start = token.end[1]
+    except (tokenize.TokenError, SyntaxError):
+        pass  # what it lacks is told by whoever parses the items
+    parts.append(text.strip()[start:])
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _is_name(text: str) -> bool:
+    return text.isidentifier() and not keyword.iskeyword(text)
+
+
+def _is_expression(text: str) -> bool:
+    try:
+        ast.parse(text, mode="eval")
+    except (SyntaxError, ValueError):
+        return False
+    return True
+
+
+def _unquoted(word: str) -> str:
+    quoted = len(word) > 1 and word[0] == word[-1] and word[0] in "'\""
+    return word[1:-1] if quoted else word
