@@ -46,7 +46,7 @@ kernel""",
 steps = np.random.default_rng(7).standard_normal((4_000_000, 4))
 walks = pd.DataFrame(steps.cumsum(axis=0), columns=list("abcd"))
 
-kernel.push(walks=walks, progress=True)""",
+kernel.push(walks=walks, progress=True)  # behind a cell that runs over there""",
     """\
 def draw(walks):
     from matplotlib.figure import Figure
@@ -122,9 +122,13 @@ CONTRASTS = """
 
 # Which cell is selected is nothing that a picture should show.
 PLAIN = """
-.jp-cell-toolbar, .jp-Collapser, .jp-CodeCell::before, .jp-CodeCell::after { display: none; }
-.jp-CodeCell.jp-mod-active, .jp-CodeCell.jp-mod-selected { border-color: transparent; }
-.jp-CodeCell { outline: none; box-shadow: none; }
+.jp-cell-toolbar, .jp-Collapser { display: none !important; }
+.jp-Cell, .jp-Cell::before, .jp-Cell::after {
+    border-color: transparent !important; outline: none !important; box-shadow: none !important;
+}
+.jp-InputPrompt, .jp-OutputPrompt {
+    color: var(--jp-cell-prompt-not-active-font-color) !important; opacity: 0.5 !important;
+}
 """
 
 
