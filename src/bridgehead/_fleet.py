@@ -209,10 +209,10 @@ class Fleet(Sequence[Bridge]):
         return await self._all(lambda bridge: bridge.pull(*expressions, timeout=timeout))
 
     async def run(self, code: str, *, timeout: float | None = None) -> list[Result]:
-        r"""Run a cell in every kernel; see ``Bridge.run``.
+        """Run a cell in every kernel; see ``Bridge.run``.
 
-        >>> [result.stdout for result in await fleet.run("print('here')")]
-        ['here\n', 'here\n']
+        >>> await fleet.run("6 * 7")
+        [<Result [1] 42>, <Result [1] 42>]
         """
         return await self._all(lambda bridge: bridge.run(code, timeout=timeout))
 
