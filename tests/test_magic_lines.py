@@ -261,6 +261,15 @@ def test_what_tab_offers(shell: Shell, jedi: bool) -> None:
     assert shell.tab("%bridge close ") == ["gpu", "main"]
 
 
+def test_tab_knows_the_names_of_the_cells_kernel(shell: Shell) -> None:
+    shell.bridges["gpu"] = SyncBridge.loopback()
+    shell.bridges["gpu"].push(there_1=1, there_2=2)
+    assert {"there_1", "there_2"} <= set(shell.tab("%%bridge --on gpu\nx = 1\nprint(ther"))
+    assert "there_1" not in shell.tab("%%bridge --on gpu\nx.ther")
+    assert "there_1" not in shell.tab("%%bridge --on main\nther")
+    assert "print" in shell.tab("%%bridge --on gpu\nprin")
+
+
 def test_a_closed_bridge_or_none_offers_nothing(empty: Shell) -> None:
     assert empty.tab("%bridge pull zzz") == []
     empty.bridges["main"] = SyncBridge.loopback()

@@ -26,6 +26,7 @@ from bridgehead._sync import SyncBridge
 PATIENCE = 0.25  # s that Tab waits for a kernel's names
 _TYPED = re.compile(r"\s*(%%?)bridge\s+(.*)", re.DOTALL)
 _LAST = re.compile(r"[^\s,=]*$")  # the word before the cursor
+_NAME = re.compile(r"(?<![\w.])[^\W\d]\w*$")  # one that has begun, and is no attribute
 _IDENTITY = "bridgehead"
 
 
@@ -53,7 +54,9 @@ class Completer:
 
     def __call__(self, context: CompletionContext) -> SimpleMatcherResult:
         found = _TYPED.fullmatch(context.text_until_cursor)
-        if found is None or (found[1] == "%%" and context.cursor_line > 0):
+        if context.cursor_line > 0 and context.full_text.lstrip().startswith("%%bridge"):
+            return self._in_cell(context)
+        if found is None:
             return {"completions": [], "suppress": False}
         word = _LAST.search(found[2])
         assert word is not None
@@ -61,6 +64,15 @@ class Completer:
         offered = self._words(found[1] == "%%", before, word[0])
         matches = [SimpleCompletion(text) for text in offered if text.startswith(word[0])]
         return {"completions": matches, "suppress": True, "matched_fragment": word[0]}
+
+    def _in_cell(self, context: CompletionContext) -> SimpleMatcherResult:
+        """Names over there, beside what else IPython finds: it looks at this side alone."""
+        name = _NAME.search(context.text_until_cursor)
+        head = context.full_text.lstrip().partition("\n")[0].replace("=", " ").split()
+        names = self._there(head) if name is not None else []
+        start = "" if name is None else name[0]
+        matches = [SimpleCompletion(text) for text in names if text.startswith(start)]
+        return {"completions": matches, "suppress": False, "matched_fragment": start}
 
     def _words(self, cell: bool, before: list[str], word: str) -> Iterable[str]:
         if not cell and not before:
