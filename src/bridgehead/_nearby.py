@@ -68,7 +68,7 @@ async def look_around(patience: float = PATIENCE) -> list[Nearby]:
     async with _context() as context:
         local, served = await asyncio.gather(
             asyncio.gather(*(_look_at_file(file, context, patience) for file in files)),
-            asyncio.gather(*(look_at_server(server, patience) for server in _servers.running())),
+            asyncio.gather(*(_look_at_server(server, patience) for server in _servers.running())),
         )
     found = {Path(one.where).stem: one for one in local}
     for one in (one for server in served for one in server):
@@ -80,14 +80,22 @@ async def look_around(patience: float = PATIENCE) -> list[Nearby]:
     return sorted(found.values(), key=lambda one: (not one.is_alive, -one.used))
 
 
-async def look_at_server(server: Server, patience: float = PATIENCE) -> list[Nearby]:
+async def _look_at_server(server: Server, patience: float) -> list[Nearby]:
     """The kernels that a server tells of, or one line that says why it doesn't."""
     try:
         async with asyncio.timeout(patience):
-            kernels, purposes = await _servers.told(server)
+            return await on_server(server)
     except (BridgeError, TimeoutError, ImportError, ValueError) as error:
         why = str(error) or "it does not answer"
         return [Nearby(server.url, "unknown", server=server.url, why=why)]
+
+
+async def on_server(server: Server) -> list[Nearby]:
+    """The kernels that a server tells of.
+
+    Raises what reaching it raises, and ``ImportError`` where httpx or websockets are missing.
+    """
+    kernels, purposes = await _servers.told(server)
     return [
         Nearby(
             f"{server.url}api/kernels/{kernel.get('id')}",

@@ -50,7 +50,7 @@ async def _look(url: str | None, token: str | None) -> Any:
         server = _servers.find(url, token)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    return await _nearby.look_at_server(server, 20.0)
+    return await _nearby.on_server(server)
 
 
 def _draw(found: list[Any]) -> None:

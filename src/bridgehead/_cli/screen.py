@@ -62,7 +62,13 @@ def print_table(console: Console, title: str, table: Table) -> None:
     """A table below its title, which may be none."""
     if title:
         print_wrapped(console, title, "bold")
-    console.print(table)
+    if console.is_terminal:
+        console.print(table)
+    else:  # rich fills each line up
+        with console.capture() as drawn:
+            console.print(table)
+        lines = (line.rstrip() for line in drawn.get().splitlines())
+        console.print(Text("\n".join(lines)), soft_wrap=True)
     if title:
         console.print()
 

@@ -277,8 +277,14 @@ def _draw_parent(console: Console, message: Message) -> None:
     kind = message.parent_type or "no request"
     at = datetime.datetime.now().strftime("%H:%M:%S")
     line = Text(plain(kind), style="bold")
-    line.append(f"  {plain(message.parent[:8])}  {at}".rstrip(), style="dim")
+    line.append(f"  {plain(_short(message.parent))}  {at}", style="dim")
     console.print(line, soft_wrap=True)
+
+
+def _short(request: str) -> str:
+    """What tells a request from the others: of jupyter_client's ids, client and number."""
+    session, _, number = request.rpartition("_")
+    return f"{session[:8]}_{number}" if session else request[:8]
 
 
 def _draw(console: Console, message: Message) -> None:
