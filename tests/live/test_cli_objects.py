@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from cli import SCRIPT, Ran, Terminal, bridgehead, environment
 
 from bridgehead import Bridge
-from cli import SCRIPT, Ran, Terminal, bridgehead, environment
 
 TABLE = pd.DataFrame({"n": [1, 2, 3], "x": [0.5, 1.25, -3.0], "t": ["ä", "b,c", 'd"e']})
 
@@ -277,7 +277,7 @@ def completed(*words: str, typed: str = "") -> list[str]:
         COMP_CWORD=str(len(words) + 1),
     )
     assert ran.err == ""
-    return [line.partition(",")[2] for line in ran.out.splitlines()]
+    return [line.partition(",")[2] for line in ran.out.splitlines() if line]
 
 
 async def test_completion_knows_commands_kernels_and_names(

@@ -12,7 +12,7 @@ import sys
 import warnings
 from importlib.util import find_spec
 
-from bridgehead._cli.ending import INTERRUPTED, NO_READER, not_installed, warn
+from bridgehead._cli.ending import FAILED, INTERRUPTED, NO_READER, NoReader, not_installed, warn
 
 
 def main() -> None:
@@ -40,9 +40,13 @@ def main() -> None:
         code = error.exit_code
     except click.Abort:
         code = INTERRUPTED
-    except BrokenPipeError:
+    except (NoReader, BrokenPipeError):
         _to_nobody()
         code = NO_READER
+    except OSError as error:  # a full disk behind standard output; files are told where they are
+        warn(f"the output can't be written: {error.strerror or error}", "red")
+        _to_nobody()
+        code = FAILED
     raise SystemExit(code if isinstance(code, int) else 0)
 
 

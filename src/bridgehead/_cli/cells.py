@@ -80,7 +80,9 @@ def _print_json(result: Any, error: Any) -> None:
         told = {"ename": error.ename, "evalue": error.evalue, "traceback": error.traceback}
     fields = ("stdout", "stderr", "outputs", "data", "execution_count")
     shown = {name: getattr(result, name, None) for name in fields}
-    click.echo(json.dumps({**shown, "error": told}, default=repr))
+    from bridgehead._cli.screen import write
+
+    write(json.dumps({**shown, "error": told}, default=repr) + "\n")
 
 
 @contextlib.contextmanager
@@ -123,7 +125,9 @@ class _Shown:
         from bridgehead._cli.screen import console_for
 
         self._quiet = quiet
-        self._consoles = {name: console_for(stderr=name == "stderr") for name in _STREAMS}
+        self._consoles = {
+            name: console_for(stderr=name == "stderr") for name in ("stdout", "stderr")
+        }
         self.cell: asyncio.Future[Any] | None = None
         self.reader_left = False
 
@@ -148,7 +152,7 @@ class _Shown:
         self._write("\n".join(lines) + "\n", "stderr")
 
     def _write(self, text: str, name: str) -> None:
-        from bridgehead._cli.screen import output, uncoloured
+        from bridgehead._cli.screen import output, uncoloured, write
 
         console = self._consoles[name]
         terminal = console.is_terminal
@@ -156,9 +160,4 @@ class _Shown:
         shown = output(text, terminal=terminal, colour=colour)
         if name == "stderr" and not colour:
             shown = uncoloured(shown)
-        stream = _STREAMS[name]
-        stream.write(shown)
-        stream.flush()
-
-
-_STREAMS = {"stdout": sys.stdout, "stderr": sys.stderr}
+        write(shown, name)

@@ -35,6 +35,10 @@ CODES: tuple[tuple[type[Exception], int], ...] = (
 )
 
 
+class NoReader(Exception):
+    """Whoever read standard output went away; click would take ``BrokenPipeError`` for its own."""
+
+
 def finish(work: Coroutine[Any, Any, T]) -> T:
     """Run a command's work; what the library raises becomes one line and the exit code."""
     try:

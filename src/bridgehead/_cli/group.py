@@ -11,6 +11,8 @@ from typing import Any
 
 import click
 
+from bridgehead._cli.ending import NoReader
+
 # command: its file, and its line in the list
 COMMANDS = {
     "ls": ("kernels", "The kernels that can be reached, and which are busy."),
@@ -44,6 +46,12 @@ class Commands(click.Group):
         """From the lines above, without importing any of them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise NoReader from None
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         import difflib

@@ -191,7 +191,9 @@ def pull(
     if output is not None:
         _put(value, str(output), str(wanted))
     elif as_json:
-        click.echo(json.dumps(jsonable(value)))
+        from bridgehead._cli.screen import write
+
+        write(json.dumps(jsonable(value)) + "\n")
     else:
         from bridgehead._cli.preview import show
 
@@ -216,11 +218,12 @@ def _check_place(file: Path) -> None:
 
 
 def _put(value: Any, output: str, kind: str) -> None:
+    from bridgehead._cli.screen import plain, write
+
     try:
         data = dumped(value, kind)
         if output == "-":
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
+            write(data)
             return
         write_whole(Path(output), data)
     except BrokenPipeError:
@@ -231,6 +234,4 @@ def _put(value: Any, output: str, kind: str) -> None:
         fail(str(error), FAILED)
     except ModuleNotFoundError as error:
         _lacks(error, kind)
-    from bridgehead._cli.screen import plain
-
     click.echo(f"{plain(output)}: {len(data):,} bytes of {kind}")

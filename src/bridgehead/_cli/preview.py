@@ -19,6 +19,7 @@ from bridgehead._cli.screen import (
     plain_lines,
     print_table,
     shortened,
+    write,
 )
 
 ROWS = 10  # of a table, on a terminal
@@ -30,7 +31,7 @@ def show(value: Any) -> None:
     """On a terminal a part of it, else its text as it is."""
     console = console_for()
     if not console.is_terminal:
-        sys.stdout.write(_whole(value) + "\n")
+        write(_whole(value) + "\n")
         return
     table = _as_table(value)
     if table is not None:

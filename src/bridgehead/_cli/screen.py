@@ -125,8 +125,16 @@ def uncoloured(text: str) -> str:
     return _COLOUR.sub("", text)
 
 
-def write(text: str, *, stderr: bool = False) -> None:
-    """To the stream itself, at once."""
-    stream = sys.stderr if stderr else sys.stdout
-    stream.write(text)
+def write(data: str | bytes, name: str = "stdout") -> None:
+    """All of it, at once, to standard output or error.
+
+    Where Python is unbuffered, its streams write a part of what is long, and say nothing.
+    """
+    stream = getattr(sys, name)
     stream.flush()
+    if isinstance(data, str):
+        data = data.encode(stream.encoding, "replace")
+    left = memoryview(data)
+    while left:
+        left = left[stream.buffer.write(left) or 0 :]
+    stream.buffer.flush()

@@ -133,7 +133,9 @@ class _Lines:
         pass
 
     def take(self, value: Any) -> None:
-        click.echo(self._shown(value))
+        from bridgehead._cli.screen import write
+
+        write(self._shown(value) + "\n")
 
     def failed(self, why: str) -> None:
         warn(why)
@@ -234,7 +236,7 @@ def messages(target: Target, count: int | None, as_json: bool) -> None:
 
 
 async def _messages(target: Target, count: int | None, as_json: bool) -> None:
-    from bridgehead._cli.screen import console_for
+    from bridgehead._cli.screen import console_for, write
 
     console, parent = console_for(), None
     async with target.open() as bridge:
@@ -244,7 +246,7 @@ async def _messages(target: Target, count: int | None, as_json: bool) -> None:
         seen = 0
         async for message in told:
             if as_json:
-                click.echo(json.dumps(_as_json(message), default=repr))
+                write(json.dumps(_as_json(message), default=repr) + "\n")
             else:
                 if message.parent != parent:
                     parent = message.parent
