@@ -81,4 +81,5 @@ def bridgehead() -> None:
       5    unknown: the kernel went away meanwhile, and it may have run
       124  it took longer than --timeout
       130  interrupted
+      141  whoever read the output went away
     """  # noqa: D301 - click's own mark: these lines are not wrapped

@@ -68,7 +68,7 @@ def print_table(console: Console, title: str, table: Table) -> None:
         with console.capture() as drawn:
             console.print(table)
         lines = (line.rstrip() for line in drawn.get().splitlines())
-        console.print(Text("\n".join(lines)), soft_wrap=True)
+        write("\n".join(lines) + "\n")
     if title:
         console.print()
 
