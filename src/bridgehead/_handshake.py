@@ -90,10 +90,13 @@ class Handshake:
             told = _protocol.greeting(told)
             if self._wanted == "buffers" and not buffers:
                 raise NotSupported(f"{kernel} does not pass message buffers; use lane='inline'")
+            why_not = {}
+            if not buffers and self._wanted != InlineLane.name:
+                why_not[BuffersLane.name] = f"{kernel} does not pass message buffers"
             lane = self._messages(buffers)
             lane.sums = told.get("sums") is True
             if self._wanted not in MESSAGES:
-                lane = self._direct(lane, listener, told["direct"])
+                lane = self._direct(lane, listener, told["direct"], why_not)
         info = Info(
             kernel=kernel,
             python=tuple(told["python"]),
@@ -108,6 +111,7 @@ class Handshake:
             connection_file=transport.connection_file,
             url=transport.url,
             kernel_id=transport.kernel_id,
+            why_not=why_not,
         )
         orphans = [str(orphan) for orphan in told.get("orphans") or ()]
         return Greeted(lane, info, str(told.get("process")), orphans)
@@ -138,8 +142,16 @@ class Handshake:
             finally:
                 listener.close()
 
-    def _direct(self, messages: Lane, listener: Listener | str, refused: str | None) -> Lane:
+    def _direct(
+        self,
+        messages: Lane,
+        listener: Listener | str,
+        refused: str | None,
+        why_not: dict[str, str],
+    ) -> Lane:
         """The direct lane beside ``messages`` if the loader connected; else these alone.
+
+        Why it did not goes into ``why_not``.
 
         Raises:
             NotSupported: it did not, and no other lane was asked for.
@@ -153,6 +165,7 @@ class Handshake:
             why = "the loader's connection did not arrive"
         if self._wanted == DirectLane.name:
             raise NotSupported(f"there is no direct way to this kernel: {why}")
+        why_not[DirectLane.name] = why or "no reason was given"
         log.info("no direct lane, objects cross as messages: %s", why)
         return messages
 

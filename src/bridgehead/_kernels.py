@@ -300,6 +300,18 @@ def _checked(info: Mapping[str, Any], where: str, insecure: frozenset[str]) -> d
         KernelNotFound: CURVE keys that are none.
         NotSupported: this jupyter_client would leave the CURVE keys unused.
     """
+    found = insecurities(info, where)
+    refused = [why for name, why in found.items() if name not in insecure]
+    if refused:
+        names = [name for name in INSECURITIES if name in insecure or name in found]
+        raise InsecureConnection(
+            f"{where} {', and '.join(refused)}; insecure={names} would allow it"
+        )
+    return {**info, "key": info.get("key") or ""}
+
+
+def insecurities(info: Mapping[str, Any], where: str) -> dict[str, str]:
+    """What lets a stranger in, by the names that ``insecure=`` takes, and what to do about it."""
     found = {}
     if not info.get("key"):
         found["empty-key"] = (
@@ -312,13 +324,7 @@ def _checked(info: Mapping[str, Any], where: str, insecure: frozenset[str]) -> d
             f"leads to {ip} over plain TCP, readable on the way "
             "(forward the ports with SSH to 127.0.0.1, or start the kernel with CURVE)"
         )
-    refused = [why for name, why in found.items() if name not in insecure]
-    if refused:
-        names = [name for name in INSECURITIES if name in insecure or name in found]
-        raise InsecureConnection(
-            f"{where} {', and '.join(refused)}; insecure={names} would allow it"
-        )
-    return {**info, "key": info.get("key") or ""}
+    return found
 
 
 def _curve(info: Mapping[str, Any], where: str) -> bool:
@@ -345,18 +351,27 @@ def _mine(file: str) -> bool:
     return not hasattr(os, "getuid") or os.stat(file).st_uid == os.getuid()
 
 
-def _warn_if_others_can_read(file: str) -> None:
-    """Once for each file: its permissions and those of every folder above it let others in.
+def mode_for_others(file: str) -> int | None:
+    """The mode of a file that others on this machine can read, folders considered; else None.
 
-    Not on Windows, whose permissions are of another kind.
+    None on Windows, whose permissions are of another kind.
     """
     path = Path(file).resolve()
-    if sys.platform == "win32" or path in _warned or not path.exists():
-        return
+    if sys.platform == "win32" or not path.exists():
+        return None
     mode = stat.S_IMODE(path.stat().st_mode)
     readable = mode & (stat.S_IRGRP | stat.S_IROTH)
     enterable = (folder.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH) for folder in path.parents)
-    if readable and all(enterable):
+    return mode if readable and all(enterable) else None
+
+
+def _warn_if_others_can_read(file: str) -> None:
+    """Once for each file."""
+    path = Path(file).resolve()
+    if path in _warned:
+        return
+    mode = mode_for_others(file)
+    if mode is not None:
         warnings.warn(
             f"others on this machine can read {file} (mode {mode:04o}), and with the key in it run "
             f"code in the kernel as you; say chmod 600 {shlex.quote(file)}, and start the kernel "

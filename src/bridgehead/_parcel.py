@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pickle import loads
 from types import ModuleType
 from typing import Any
 
@@ -45,6 +46,16 @@ class Parcel:
     @property
     def nbytes(self) -> int:
         return sum(frame.nbytes for frame in self.frames)
+
+
+@dataclass(frozen=True, slots=True)
+class Unopened:
+    """A pickle that is opened where it arrives, and not here: a push of it binds what is in it."""
+
+    data: bytes
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[bytes]]:
+        return loads, (self.data,)
 
 
 EMPTY = Parcel([], carries_code=False, refs=False)

@@ -159,6 +159,7 @@ class Info:
         trust: what is opened of what the kernel sends: ``"pickle"`` or ``"data"``.
         connection_file: for ``Bridge.attach`` and ``jupyter console --existing``.
         url, kernel_id: of a kernel behind a server, for ``Bridge.connect``.
+        why_not: of each lane that is better than this one and leads nowhere, the reason.
 
     >>> bridge.info
     <Info loopback, Python ..., pid ...: buffers over loopback>
@@ -177,6 +178,7 @@ class Info:
     connection_file: str | None
     url: str | None = None
     kernel_id: str | None = None
+    why_not: Mapping[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         python = ".".join(map(str, self.python))

@@ -12,8 +12,9 @@ import json
 import logging
 import os
 import ssl
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit, urlunsplit
@@ -198,6 +199,30 @@ def running() -> Iterator[Server]:
                 yield Server(_parsed(_own(told)).url, str(told.get("token") or ""))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             continue  # it has just ended, or the file is none of a server's
+
+
+async def told(server: Server) -> tuple[list[Mapping[str, Any]], dict[str, str]]:
+    """A server's kernels, as it lists them, and by their ids what each was started for.
+
+    Raises what reaching it raises, and ``ImportError`` where httpx or websockets are missing.
+    """
+    async with _rest(server, None, frozenset()) as rest:
+        await rest.reach()
+        kernels, sessions = await asyncio.gather(rest.kernels(), rest.sessions())
+    purposes = {}
+    for session in sessions:
+        kernel = session.get("kernel")
+        if isinstance(kernel, dict):
+            purposes[str(kernel.get("id"))] = str(session.get("path") or session.get("name") or "")
+    return kernels, purposes
+
+
+def seconds(moment: object) -> float:
+    """Since 1970, of a moment as a server writes it; 0 for what is none."""
+    try:
+        return datetime.fromisoformat(str(moment)).timestamp()
+    except ValueError:
+        return 0.0
 
 
 def _own(told: dict[str, Any]) -> str:

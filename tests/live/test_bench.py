@@ -192,7 +192,7 @@ def test_control_c_ends_everything() -> None:
         children = process.children(recursive=True)
         running.send_signal(signal.SIGINT)
         _, err = running.communicate(timeout=120)
-    assert running.returncode == 1
+    assert running.returncode == 130
     assert b"Traceback" not in err
     _, alive = psutil.wait_procs(children, timeout=30)
     assert alive == []

@@ -21,6 +21,7 @@ from bridgehead._transports.addresses import is_loopback
 CONNECT_PATIENCE = 10.0  # s; TLS to a port that speaks none is never answered
 PATIENCE = 20.0  # s for an answer; starting a kernel may take longer
 STARTING = 120.0  # s
+LISTS = ("api/kernels", "api/sessions")  # which a server may keep to itself
 
 
 class ServerAway(TransportError):
@@ -82,6 +83,12 @@ class Rest:
         found = _json(answer) if answer.status_code == 200 else []
         return [item for item in found if isinstance(item, dict)]
 
+    async def sessions(self) -> list[Mapping[str, Any]]:
+        """What its kernels are for; none where it keeps no sessions, as a gateway may."""
+        answer = await self._ask("GET", "api/sessions")
+        found = _json(answer) if answer.status_code == 200 else []
+        return [item for item in found if isinstance(item, dict)]
+
     async def start(self, name: str | None) -> str:
         """Start a kernel, of the server's default kernelspec if None; gives its id.
 
@@ -125,7 +132,7 @@ class Rest:
             raise unreachable(self.url, error) from error
         except (httpx.InvalidURL, httpx.HTTPError, ValueError) as error:
             raise KernelNotFound(f"{self.url} is no address of a server: {error}") from error
-        if answer.status_code in (401, 403) and path != "api/kernels":
+        if answer.status_code in (401, 403) and path not in LISTS:
             raise self.refused(_said(answer))
         if answer.status_code in (401, 403) and method == "POST":
             # Where the token is wrong, a server complains of a missing _xsrf argument instead.

@@ -1,0 +1,84 @@
+"""How a command ends: its exit code, and the one sentence that says why.
+
+Rule: what the library raises becomes a line on standard error and a code by what is known of the
+request: whether it was sent, whether it ran. Nothing is shown as a traceback of this program.
+
+    0    done
+    1    it ran over there and raised, or what came back is of no use
+    2    it can't be tried: a wrong argument, a missing package, a file that can't be read
+    3    not sent: no such kernel, or refused before it crossed
+    4    not executed: the kernel refused it, and is as it was
+    5    unknown: the kernel went away meanwhile; it may have run
+    124  it took longer than --timeout
+    130  interrupted
+    141  whoever read the output went away
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Coroutine
+from typing import Any, NoReturn, TypeVar
+
+from bridgehead._errors import BridgeError, NotExecuted, NotSent, OutcomeUnknown, RemoteError
+
+T = TypeVar("T")
+
+FAILED, UNUSABLE, NOT_SENT, NOT_EXECUTED, UNKNOWN = 1, 2, 3, 4, 5
+TIMED_OUT, INTERRUPTED, NO_READER = 124, 130, 141
+CODES: tuple[tuple[type[Exception], int], ...] = (
+    (NotSent, NOT_SENT),
+    (NotExecuted, NOT_EXECUTED),
+    (OutcomeUnknown, UNKNOWN),
+    (TimeoutError, TIMED_OUT),
+)
+
+
+class NoReader(Exception):
+    """Whoever read standard output went away; click would take ``BrokenPipeError`` for its own."""
+
+
+def finish(work: Coroutine[Any, Any, T]) -> T:
+    """Run a command's work; what the library raises becomes one line and the exit code."""
+    try:
+        return asyncio.run(work)
+    except RemoteError as error:
+        fail(f"in the kernel: {error.ename}: {error.evalue}".rstrip(": "))
+    except (BridgeError, TimeoutError) as error:
+        fail(str(error), code_of(error))
+    except ImportError as error:
+        fail(str(error), UNUSABLE)
+
+
+def code_of(error: Exception) -> int:
+    """The exit code that tells what is known of the request."""
+    return next((code for kind, code in CODES if isinstance(error, kind)), FAILED)
+
+
+def fail(message: str, code: int = FAILED) -> NoReturn:
+    """The first line in red; what a kernel last wrote, if the message has it, below."""
+    warn(message, "red")
+    raise SystemExit(code)
+
+
+def warn(message: str, style: str = "yellow") -> None:
+    """A sentence on standard error that ends nothing."""
+    from rich.text import Text
+
+    from bridgehead._cli.screen import console_for, plain
+
+    console = console_for(stderr=True)
+    line, _, rest = message.partition("\n")
+    console.print(Text(f"bridgehead: {plain(line)}", style=style), soft_wrap=True)
+    for line in rest.splitlines():
+        console.print(Text(f"  {plain(line)}"), soft_wrap=True)
+
+
+def not_installed(module: str, what: str = "the command line", extra: str = "all") -> NoReturn:
+    """What is missing, and the pip line that brings it."""
+    needed = f"bridgehead[{extra}]" if extra in ("all", "bench", "cli", "server") else extra
+    sys.stderr.write(
+        f"bridgehead: {what} needs {module}, which is not installed; pip install '{needed}'\n"
+    )
+    raise SystemExit(UNUSABLE)

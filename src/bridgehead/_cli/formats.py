@@ -1,0 +1,257 @@
+"""Files that hold an object: csv, parquet, npy, json, pickle.
+
+Rule: bytes in, an object out, and back; no kernel and no terminal is known here. What a format
+can't hold is refused, never bent until it fits. A pickle is not opened here: opening one runs
+code, and that is for the kernel it goes to.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SUFFIXES = {
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".npy": "npy",
+    ".json": "json",
+    ".pickle": "pickle",
+    ".pkl": "pickle",
+}
+FORMATS = tuple(dict.fromkeys(SUFFIXES.values()))
+PIP = {"pandas": "all", "numpy": "all", "pyarrow": "pyarrow"}  # what brings a module
+
+
+class Unusable(ValueError):
+    """A file that is none of its format, or an object that the format can't hold."""
+
+
+def format_of(name: str) -> str | None:
+    """The format that a file's name tells by its suffix; None for another one."""
+    return SUFFIXES.get(Path(name).suffix.lower())
+
+
+def loaded(data: bytes, kind: str, name: str) -> Any:
+    """The object that a file holds; of a pickle one that is opened where it arrives.
+
+    Raises:
+        Unusable: it is none of this format.
+        ModuleNotFoundError: the module for this format is not installed.
+    """
+    try:
+        return _LOAD[kind](data)
+    except ImportError:
+        raise
+    except (ValueError, OSError, EOFError, LookupError, ArithmeticError) as error:
+        said = str(error).partition("\n")[0] or type(error).__name__
+        raise Unusable(f"{name} can't be read as {kind}: {said}") from error
+
+
+def dumped(value: Any, kind: str) -> bytes:
+    """The bytes of a file that holds the object; a pickle comes from the kernel as it is.
+
+    Raises:
+        Unusable: this format can't hold it; says what could.
+        ModuleNotFoundError: the module for this format is not installed.
+    """
+    return _DUMP[kind](value)
+
+
+def _read_csv(data: bytes) -> Any:
+    import pandas
+
+    return pandas.read_csv(io.BytesIO(data))
+
+
+def _read_parquet(data: bytes) -> Any:
+    import pandas
+    import pyarrow  # noqa: F401 - pandas says less of it where it is missing
+
+    return pandas.read_parquet(io.BytesIO(data), engine="pyarrow")
+
+
+def _read_npy(data: bytes) -> Any:
+    import numpy as np
+
+    return np.load(io.BytesIO(data), allow_pickle=False)
+
+
+def _read_json(data: bytes) -> Any:
+    return json.loads(data)
+
+
+def _read_pickle(data: bytes) -> Any:
+    from bridgehead._parcel import Unopened
+
+    return Unopened(data)
+
+
+def _write_csv(value: Any) -> bytes:
+    table = _table(value, "csv")
+    text: str = table.to_csv(index=not _is_numbered(table.index))
+    return text.encode()
+
+
+def _write_parquet(value: Any) -> bytes:
+    table = _table(value, "parquet")
+    import pyarrow
+
+    try:
+        data: bytes = table.to_parquet(None, engine="pyarrow")
+    except (pyarrow.ArrowException, ValueError, TypeError) as error:
+        said = str(error).partition("\n")[0]
+        raise Unusable(f"parquet can't hold this table ({said}); pickle can") from error
+    return data
+
+
+def _write_npy(value: Any) -> bytes:
+    import numpy as np
+
+    if not isinstance(value, (np.ndarray, np.generic)):
+        raise Unusable(f"npy holds an array, and this is {described(value)}; {_better(value)}")
+    if value.dtype.hasobject:
+        raise Unusable("npy holds an array of objects only as a pickle; take pickle itself")
+    file = io.BytesIO()
+    np.save(file, value, allow_pickle=False)
+    return file.getvalue()
+
+
+def _write_json(value: Any) -> bytes:
+    _check_json(value, "")
+    return json.dumps(value, ensure_ascii=False, indent=1).encode("utf-8", "surrogatepass") + b"\n"
+
+
+def _write_pickle(value: Any) -> bytes:
+    if not isinstance(value, bytes):
+        raise TypeError("a pickle is made in the kernel")
+    return value
+
+
+_LOAD: dict[str, Callable[[bytes], Any]] = {
+    "csv": _read_csv,
+    "parquet": _read_parquet,
+    "npy": _read_npy,
+    "json": _read_json,
+    "pickle": _read_pickle,
+}
+_DUMP: dict[str, Callable[[Any], bytes]] = {
+    "csv": _write_csv,
+    "parquet": _write_parquet,
+    "npy": _write_npy,
+    "json": _write_json,
+    "pickle": _write_pickle,
+}
+
+
+def _table(value: Any, kind: str) -> Any:
+    import pandas
+
+    if isinstance(value, pandas.Series):
+        return value.to_frame()
+    if not isinstance(value, pandas.DataFrame):
+        raise Unusable(f"{kind} holds a table, and this is {described(value)}; {_better(value)}")
+    return value
+
+
+def _is_numbered(index: Any) -> bool:
+    """Whether an index says no more than the rows' order does."""
+    import pandas
+
+    if list(index.names) != [None]:
+        return False
+    return bool(index.equals(pandas.RangeIndex(len(index))))
+
+
+def _check_json(value: Any, where: str) -> None:
+    """Refuse what would come back as something else: a tuple as a list may pass, NaN may not."""
+    if value is None or type(value) in (bool, int, str):
+        return
+    place = f" at {where}" if where else ""
+    if type(value) is float:
+        if not math.isfinite(value):
+            raise Unusable(f"json has no {value}{place}; pickle can hold it")
+        return
+    if type(value) in (list, tuple):
+        for at, item in enumerate(value):
+            _check_json(item, f"{where}[{at}]")
+        return
+    if type(value) is dict:
+        for key, item in value.items():
+            if type(key) is not str:
+                raise Unusable(f"json has only texts as keys, and one{place} is {key!r}")
+            _check_json(item, f"{where}[{key!r}]")
+        return
+    raise Unusable(f"json can't hold {described(value)}{place}; {_better(value)}")
+
+
+def described(value: Any) -> str:
+    """What an object is, with its article."""
+    kind = type(value)
+    name = kind.__name__
+    if kind.__module__ not in ("builtins", "__main__"):
+        name = f"{kind.__module__.partition('.')[0]}.{name}"
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+
+
+def _better(value: Any) -> str:
+    name = type(value).__name__
+    if name in ("DataFrame", "Series"):
+        return "csv, parquet and pickle can"
+    if name == "ndarray":
+        return "npy and pickle can"
+    return "pickle can"
+
+
+def jsonable(value: Any) -> Any:
+    """The nearest that JSON has, for scripts: a table's rows, an array's numbers, a repr."""
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [jsonable(item) for item in value]
+    if type(value).__name__ == "DataFrame" and hasattr(value, "to_dict"):
+        table = value if _is_numbered(value.index) else value.reset_index()
+        return [jsonable(row) for row in table.to_dict("records")]
+    for way in ("isoformat", "tolist", "to_list"):
+        if hasattr(value, way) and not isinstance(value, type):
+            return jsonable(getattr(value, way)())
+    return repr(value)
+
+
+def write_whole(file: Path, data: bytes) -> None:
+    """The file, whole or as it was before; a device or a pipe is written as it is.
+
+    Raises:
+        OSError: it can't be written.
+    """
+    target = file.resolve()
+    if target.exists() and not target.is_file():
+        with target.open("wb") as out:
+            out.write(data)
+        return
+    umask = os.umask(0)
+    os.umask(umask)
+    mode = target.stat().st_mode & 0o7777 if target.exists() else 0o666 & ~umask
+    number, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    try:
+        with os.fdopen(number, "wb") as out:
+            out.write(data)
+        Path(name).chmod(mode)
+        Path(name).replace(target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            Path(name).unlink()
+        raise

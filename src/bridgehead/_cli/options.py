@@ -1,0 +1,129 @@
+"""Which kernel a command means, and how it is opened.
+
+Rule: the options that all commands share, each said once; what they mean is ``Bridge.attach``'s.
+Nothing that runs before the arguments are read imports more than click.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import quote
+
+import click
+
+from bridgehead._cli.completing import files, kernels, names
+
+if TYPE_CHECKING:
+    from bridgehead import Bridge
+    from bridgehead._opening import Opening
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+OPENING = 60.0  # s until a kernel must answer, unless --timeout says otherwise
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+complete_names, complete_files = names, files
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """The kernel that the options mean; ``timeout`` is of the whole command."""
+
+    existing: str | None
+    timeout: float | None
+    trust: Any
+    insecure: tuple[Any, ...]
+
+    def open(self) -> Opening[Bridge]:
+        """A bridge to it, to be awaited or entered."""
+        from bridgehead import Bridge
+
+        patience = OPENING if self.timeout is None else self.timeout
+        return Bridge.attach(
+            self.existing, insecure=self.insecure, trust=self.trust, timeout=patience
+        )
+
+
+def target(*, trust: bool = True) -> Callable[[F], F]:
+    """The options that say which kernel, given to the command as a ``Target``."""
+
+    def decorate(command: F) -> F:
+        @functools.wraps(command)
+        def wrapped(
+            existing: str | None,
+            url: str | None,
+            token: str | None,
+            timeout: float | None,
+            insecure: tuple[str, ...],
+            trust: str | None = None,
+            **options: Any,
+        ) -> Any:
+            wanted = Target(_address(existing, url, token), timeout, trust, insecure)
+            return command(wanted, **options)
+
+        decorated: Any = wrapped
+        for option in reversed(_options(trust)):
+            decorated = option(decorated)
+        return decorated  # type: ignore[no-any-return]
+
+    return decorate
+
+
+def _options(trust: bool) -> list[Callable[[Any], Any]]:
+    found: list[Callable[[Any], Any]] = [
+        click.option(
+            "--existing",
+            "-e",
+            metavar="FILE",
+            shell_complete=kernels,
+            help="The kernel's connection file, or a part of its name. [default: used last]",
+        ),
+        click.option(
+            "--url",
+            metavar="ADDRESS",
+            help="Of a Jupyter server, for the kernel used last there; or of one of its "
+            "kernels, …/api/kernels/ID, as ls tells it.",
+        ),
+        click.option(
+            "--token",
+            metavar="TEXT",
+            help="Of the server. Others on this machine can see it; JUPYTER_TOKEN keeps it.",
+        ),
+        click.option(
+            "--timeout",
+            metavar="SECONDS",
+            type=click.FloatRange(min=0, min_open=True),
+            help="Give up after so long.",
+        ),
+        click.option(
+            "--insecure",
+            multiple=True,
+            type=click.Choice(["empty-key", "plain-tcp"]),
+            help="Put up with a connection that doctor warns of.",
+        ),
+    ]
+    if trust:
+        found.append(
+            click.option(
+                "--trust",
+                type=click.Choice(["data", "pickle"]),
+                help="data opens nothing that could run code here; pickle opens anything. "
+                "[default: pickle for a kernel of yours on this machine, else data]",
+            )
+        )
+    return found
+
+
+def _address(existing: str | None, url: str | None, token: str | None) -> str | None:
+    if existing is not None and url is not None:
+        raise click.UsageError("--existing and --url name a kernel each; say one of them")
+    if token is not None and url is None:
+        raise click.UsageError("--token is for a server; say --url as well")
+    if url is None:
+        return existing
+    address = url if "://" in url else f"http://{url}"
+    if token is None:
+        return address
+    return f"{address}{'&' if '?' in address else '?'}token={quote(token, safe='')}"

@@ -1,0 +1,232 @@
+"""Which kernels can be reached from here, and which of them are busy.
+
+Rule: a look, and nobody notices. Nothing is executed and nothing planted: a kernel is asked who
+it is, on the channel that answers beside a cell, and on the one that answers behind it. All are
+asked at once, with one deadline for each, so that a stopped one holds up nobody.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import socket
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import zmq
+import zmq.asyncio
+from jupyter_client.asynchronous.client import AsyncKernelClient
+from jupyter_core.paths import jupyter_runtime_dir
+from traitlets import TraitError
+
+from bridgehead import _servers
+from bridgehead._errors import BridgeError
+from bridgehead._servers import Server
+
+PATIENCE = 2.0  # s for a kernel or a server to answer at all
+BEHIND = 0.4  # s that an idle kernel's shell may answer later than its control; else it is busy
+ALIVE = ("idle", "busy", "starting")
+
+
+@dataclass(frozen=True, slots=True)
+class Nearby:
+    """A kernel, or what is left of one.
+
+    Attributes:
+        where: what leads there: a connection file's path, or a server's address.
+        state: ``"idle"``, ``"busy"``, ``"starting"``; ``"silent"`` if its process is there and
+            answers nothing; ``"dead"`` if nobody listens; ``"unknown"`` if it can't be asked.
+        kernel: its implementation and version, or its kernelspec's name; empty if not known.
+        pid: its process, where it says so.
+        purpose: the notebook or console that it was started for, as far as is known.
+        server: the address of the server that runs it, else None.
+        used: when it was last used, in seconds since 1970, or its connection file written.
+        why: what kept it from being asked; mostly empty.
+    """
+
+    where: str
+    state: str
+    kernel: str = ""
+    pid: int | None = None
+    purpose: str = ""
+    server: str | None = None
+    used: float = 0.0
+    why: str = ""
+
+    @property
+    def is_alive(self) -> bool:
+        return self.state in ALIVE
+
+
+async def look_around(patience: float = PATIENCE) -> list[Nearby]:
+    """The kernels of Jupyter's runtime folder and of this user's servers; last used, first."""
+    files = _files()
+    async with _context() as context:
+        local, served = await asyncio.gather(
+            asyncio.gather(*(_look_at_file(file, context, patience) for file in files)),
+            asyncio.gather(*(_look_at_server(server, patience) for server in _servers.running())),
+        )
+    found = {Path(one.where).stem: one for one in local}
+    for one in (one for server in served for one in server):
+        name = f"kernel-{one.where.rpartition('/')[2]}"  # a server writes its kernels' files, too
+        if name in found and found[name].is_alive:
+            found[name] = replace(found[name], purpose=one.purpose, server=one.server)
+        else:
+            found[name] = one
+    return sorted(found.values(), key=lambda one: (not one.is_alive, -one.used))
+
+
+async def _look_at_server(server: Server, patience: float) -> list[Nearby]:
+    """The kernels that a server tells of, or one line that says why it doesn't."""
+    try:
+        async with asyncio.timeout(patience):
+            return await on_server(server)
+    except (BridgeError, TimeoutError, ImportError, ValueError) as error:
+        why = str(error) or "it does not answer"
+        return [Nearby(server.url, "unknown", server=server.url, why=why)]
+
+
+async def on_server(server: Server) -> list[Nearby]:
+    """The kernels that a server tells of.
+
+    Raises what reaching it raises, and ``ImportError`` where httpx or websockets are missing.
+    """
+    kernels, purposes = await _servers.told(server)
+    return [
+        Nearby(
+            f"{server.url}api/kernels/{kernel.get('id')}",
+            str(kernel.get("execution_state", "unknown")),
+            str(kernel.get("name", "")),
+            None,
+            purposes.get(str(kernel.get("id")), ""),
+            server.url,
+            _servers.seconds(kernel.get("last_activity")),
+        )
+        for kernel in kernels
+    ]
+
+
+@contextlib.asynccontextmanager
+async def _context() -> Any:
+    context = zmq.asyncio.Context()
+    context.setsockopt(zmq.LINGER, 0)
+    try:
+        yield context
+    finally:
+        context.destroy(linger=0)
+
+
+async def _look_at_file(file: Path, context: zmq.asyncio.Context, patience: float) -> Nearby:
+    seen = Nearby(str(file), "unknown")
+    try:
+        info, written = _read(file)
+        seen = replace(
+            seen,
+            used=written,
+            kernel=str(info.get("kernel_name") or ""),
+            purpose=str(info.get("jupyter_session") or ""),
+        )
+        if not await _listens(info, patience):
+            return replace(seen, state="dead")
+        return await _asked(seen, info, context, patience)
+    except TimeoutError:
+        return replace(seen, state="silent")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, TraitError) as error:
+        return replace(seen, why=f"no connection file: {error}")
+    except zmq.ZMQError as error:
+        return replace(seen, why=str(error))
+
+
+def _files() -> list[Path]:
+    return list(Path(jupyter_runtime_dir()).glob("kernel-*.json"))
+
+
+def _read(file: Path) -> tuple[dict[str, Any], float]:
+    """What a connection file says, and when it was written."""
+    return dict(json.loads(file.read_text("utf-8"))), file.stat().st_mtime
+
+
+async def _listens(info: Mapping[str, Any], patience: float) -> bool:
+    """Whether anybody is at the kernel's control port; ZeroMQ would try for ever."""
+    port = int(info["control_port"])
+    async with asyncio.timeout(patience):
+        try:
+            if info.get("transport", "tcp") == "ipc":
+                _, writer = await asyncio.open_unix_connection(f"{info['ip']}-{port}")
+            else:
+                _, writer = await asyncio.open_connection(_reachable(str(info["ip"])), port)
+        except (ConnectionError, FileNotFoundError, socket.gaierror):
+            return False
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return True
+
+
+def _reachable(ip: str) -> str:
+    return "127.0.0.1" if ip in ("0.0.0.0", "*", "") else ip  # noqa: S104 - where it listens
+
+
+async def _asked(
+    seen: Nearby, info: dict[str, Any], context: zmq.asyncio.Context, patience: float
+) -> Nearby:
+    client = AsyncKernelClient(context=context)
+    known: Any = {**info, "key": info.get("key") or ""}
+    client.load_connection_info(known)
+    control = client.connect_control()
+    shell = client.connect_shell()
+    try:
+        await _ask(client, control, "kernel_info_request")
+        await _ask(client, shell, "kernel_info_request")
+        started = time.monotonic()
+        told = await _answer(client, control, "kernel_info_reply", patience)
+        if told is None:  # before ipykernel 6 the control channel answered behind a cell, too
+            return replace(seen, state="silent")
+        left = max(BEHIND, 2 * (time.monotonic() - started))
+        behind = await _answer(client, shell, "kernel_info_reply", left)
+        state = "busy" if behind is None else "idle"
+        name = f"{told.get('implementation', '')} {told.get('implementation_version', '')}"
+        seen = replace(seen, state=state, kernel=name.strip() or seen.kernel)
+        if told.get("implementation") != "ipython":
+            return seen
+        await _ask(client, control, "usage_request")
+        usage = await _answer(client, control, "usage_reply", left)
+        pid = (usage or {}).get("pid")
+        return replace(seen, pid=pid if isinstance(pid, int) else None)
+    finally:
+        control.close(linger=0)
+        shell.close(linger=0)
+
+
+async def _ask(client: AsyncKernelClient, channel: Any, kind: str) -> None:
+    session = client.session  # its own send() would eat the asyncio socket's wake-up
+    await channel.send_multipart(session.serialize(session.msg(kind, {})))
+
+
+async def _answer(
+    client: AsyncKernelClient, channel: Any, kind: str, patience: float
+) -> dict[str, Any] | None:
+    """What it says to that, or None; polled, because a cancelled receive loses messages."""
+    until = time.monotonic() + patience
+    while (left := until - time.monotonic()) > 0:
+        if not await channel.poll(left * 1000):
+            return None
+        frames = await channel.recv_multipart()
+        _, frames = client.session.feed_identities(frames)
+        message = client.session.deserialize(frames)
+        if message["msg_type"] == kind:
+            return dict(message["content"])
+    return None
+
+
+def age(used: float) -> str:
+    """How long ago, in the largest unit that fits."""
+    seconds = max(0.0, time.time() - used)
+    for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{seconds:.0f} s"

@@ -1,0 +1,166 @@
+"""What of the command line needs no kernel: help, formats, and what a terminal is spared.
+
+Rule: functions, and the console script where it is about starting; no kernel.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridgehead import Bridge
+from bridgehead._cli import formats
+from bridgehead._cli.group import COMMANDS
+from bridgehead._cli.screen import output, plain
+from bridgehead._cli.watching import as_number, sparkline
+
+SCRIPTS = Path(sysconfig.get_path("scripts"))
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=20,
+)
+
+
+def asked(*arguments: str) -> str:
+    code = "import sys; sys.argv[0] = 'bridgehead'; from bridgehead._cli import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
+    ).stdout
+
+
+def test_help_names_every_command_and_every_exit_code() -> None:
+    told = asked("--help")
+    for name in COMMANDS:
+        assert f"\n  {name} " in told
+    for code in ("0", "1", "2", "3", "4", "5", "124", "130", "141"):
+        assert f"\n    {code} " in told
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help(command: str) -> None:
+    assert asked(command, "--help").startswith(f"Usage: bridgehead {command}")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['bridgehead', '--help']; from bridgehead._cli import main\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        "print({'rich', 'pandas', 'numpy', 'httpx'} & set(sys.modules), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == "set()\n"
+
+
+@given(JSON)
+def test_json_comes_back_as_it_was(value: object) -> None:
+    assert formats.loaded(formats.dumped(value, "json"), "json", "it") == value
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_an_index_that_says_something_stays(kind: str) -> None:
+    table = pd.DataFrame({"x": [1, 2]}, index=pd.Index(["a", "b"], name="key"))
+    back = formats.loaded(formats.dumped(table, kind), kind, "it")
+    pd.testing.assert_frame_equal(back.set_index("key") if kind == "csv" else back, table)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet", "npy", "json"])
+def test_what_is_none_of_its_format_is_refused(kind: str) -> None:
+    for data in (b"", b"\x89PNG\r\n\x1a\n\0\0\0", b'"\n"x'):
+        with pytest.raises(formats.Unusable, match=f"it can't be read as {kind}"):
+            formats.loaded(data, kind, "it")
+        if kind == "csv":
+            break  # which holds nearly anything
+
+
+def test_an_array_with_a_pickle_in_it_is_not_opened() -> None:
+    import io
+
+    file = io.BytesIO()
+    np.save(file, np.array([{}]), allow_pickle=True)
+    with pytest.raises(formats.Unusable, match="can't be read as npy"):
+        formats.loaded(file.getvalue(), "npy", "it")
+
+
+def test_a_file_that_cannot_be_written_whole_is_as_it_was(tmp_path: Path) -> None:
+    file = tmp_path / "a.json"
+    formats.write_whole(file, b"1")
+    assert file.stat().st_mode & 0o777 == 0o666 & ~_umask()
+    with pytest.raises(TypeError):
+        formats.write_whole(file, "no bytes")  # type: ignore[arg-type]
+    assert file.read_bytes() == b"1"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def _umask() -> int:
+    umask = os.umask(0)
+    os.umask(umask)
+    return umask
+
+
+@given(st.text(), st.booleans())
+def test_no_output_steers_a_terminal(text: str, colour: bool) -> None:
+    shown = output(text, terminal=True, colour=colour)
+    for sequence in (part for part in shown.split("\x1b")[1:]):
+        assert colour
+        assert sequence.startswith("[")
+        assert sequence.lstrip("[0123456789;").startswith("m")
+    assert output(text, terminal=False, colour=colour) == text
+    assert plain(text).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("\x1b[31mred\x1b[0m", "\x1b[31mred\x1b[0m"),
+        ("\x1b[2Ja\x1b]0;t\x07b\x1b]52;c;x\x1b\\c", "abc"),
+        ("10%\r20%\b", "10%\r20%\b"),
+        ("\x1b", "\ufffd"),
+        ("a\x9b2Jb", "a\ufffd2Jb"),
+    ],
+)
+def test_colours_and_progress_bars_pass(text: str, shown: str) -> None:
+    assert output(text, terminal=True, colour=True) == shown
+
+
+@given(st.lists(st.floats(allow_nan=False, allow_infinity=False), min_size=1))
+def test_a_sparkline_has_a_bar_for_each_number(numbers: list[float]) -> None:
+    bars = sparkline(numbers)
+    assert len(bars) == len(numbers)
+    if min(numbers) < max(numbers):
+        assert bars[numbers.index(max(numbers))] == "█"
+        assert bars[numbers.index(min(numbers))] == "▁"
+
+
+def test_what_is_a_number() -> None:
+    assert as_number(np.float32(2)) == 2
+    assert [as_number(value) for value in (True, "1", None, [], float("nan"), 10**400)] == [
+        None
+    ] * 6
+
+
+def test_json_for_scripts_has_something_of_everything() -> None:
+    values = [object(), {1}, np.float64("nan"), pd.Timestamp("2020"), pd.DataFrame(), int, 1j, b"x"]
+    json.dumps([formats.jsonable(value) for value in values], allow_nan=False)
+
+
+async def test_info_says_why_there_is_no_better_lane() -> None:
+    async with Bridge.loopback() as bridge:
+        assert bridge.info.lane == "buffers"
+        assert list(bridge.info.why_not) == ["direct"]
+    async with Bridge.loopback(lane="inline") as bridge:
+        assert bridge.info.why_not == {}
