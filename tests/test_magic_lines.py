@@ -16,6 +16,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 from bridgehead import SyncBridge
+from bridgehead._magics import tab
 from bridgehead._magics.typed import names_in, wanted, words_of
 
 
@@ -44,8 +45,9 @@ class Shell:
 
 
 @pytest.fixture
-def empty(capsys: pytest.CaptureFixture[str]) -> Iterator[Shell]:
+def empty(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
     """An IPython with the magics, and no bridge."""
+    monkeypatch.setattr(tab, "PATIENCE", 60.0)  # nothing here is about being fast
     config = Config()
     config.HistoryManager.enabled = False
     config.InteractiveShell.colors = "nocolor"
@@ -162,6 +164,17 @@ def test_all_or_none(shell: Shell) -> None:
     assert shell.bridges["main"].pull("a") == 1
 
 
+def test_what_is_no_data_is_not_opened_where_only_data_is_trusted(empty: Shell) -> None:
+    empty.bridges["main"] = SyncBridge.loopback(trust="data")
+    empty("%%bridge\nimport os; many, call = [1], os.getcwd")
+    assert empty("%bridge pull many") == ""
+    told = empty("%bridge pull call")
+    assert told.startswith("UsageError: ")
+    assert "only data is trusted" in told
+    assert "--trust pickle" in told
+    assert "call" not in empty.names
+
+
 def test_what_is_there_is_listed(shell: Shell) -> None:
     assert shell("%bridge names") == "main has no names\n"
     shell.bridges["main"].push(text="four", number=1)
@@ -202,6 +215,9 @@ def test_help(shell: Shell) -> None:
         assert told.startswith(f"%bridge {command} ")
         assert "--on NAME" in told
     assert "%bridge pull df.mean() as m" in shell("%bridge --help")
+    shell("%%bridge\na, h = 3, 1")
+    assert shell("%bridge pull a -h as two") == ""
+    assert shell.names["two"] == 2
     assert shell("%%bridge --help\n1").startswith("%%bridge [--push A,B]")
 
 

@@ -22,7 +22,13 @@ from IPython.core.magic_arguments import argument, kwds, magic_arguments
 from IPython.display import display
 from jupyter_core.paths import jupyter_runtime_dir
 
-from bridgehead._errors import BridgeError, KernelDied, KernelNotFound, RemoteError
+from bridgehead._errors import (
+    BridgeError,
+    KernelDied,
+    KernelNotFound,
+    RemoteError,
+    UntrustedPayload,
+)
 from bridgehead._kernels import find
 from bridgehead._magics import tab
 from bridgehead._magics.cell import run_shown
@@ -147,10 +153,11 @@ class BridgeMagics(Magics):
     @argument("--all", action="store_true", help="all that are open")
     def close(self, args: argparse.Namespace) -> None:
         """Close bridges: a kernel that launch started ends, any other is left running."""
-        names = [*args.names, *filter(None, [args.on])]
-        for name in list(self.bridges) if args.all else names or [self.chosen(None)]:
+        asked = dict.fromkeys([*args.names, *filter(None, [args.on])])
+        names = list(self.bridges) if args.all else [*asked] or [self.chosen(None)]
+        for name in names:  # a name that isn't there: none is closed
             self._known(name)
-        for name in list(self.bridges) if args.all else names or [self.chosen(None)]:
+        for name in names:
             with _plainly(name):
                 self.bridges.pop(name).close()
 
@@ -191,7 +198,7 @@ class BridgeMagics(Magics):
             (
                 one.name,
                 one.type,
-                "" if one.shape is None and one.len is None else str(one.shape or one.len),
+                str(next((size for size in (one.shape, one.len) if size is not None), "")),
                 "" if one.bytes is None else f"{one.bytes:,}",
             )
             for one in found
@@ -281,6 +288,14 @@ class BridgeMagics(Magics):
 
 
 COMMANDS = ("launch", "attach", "connect", "push", "pull", "names", "info", "close")
+_KINDS = {  # of the words behind a command
+    "launch": "kernelspecs",
+    "attach": "connection files",
+    "push": "here",
+    "pull": "there",
+    "names": "there",
+    "close": "bridges",
+}
 
 
 def load(shell: InteractiveShell) -> None:
@@ -290,23 +305,12 @@ def load(shell: InteractiveShell) -> None:
     offers = {
         name: tab.Offer(
             tuple(word for action in command.parser._actions for word in action.option_strings),
-            KINDS.get(name, ""),
+            _KINDS.get(name, ""),
         )
         for name in (*COMMANDS, "cell")
         for command in [getattr(magics, name)]
     }
     tab.install(shell, magics.bridges, offers, magics.chosen)
-
-
-# What the words behind a command are.
-KINDS = {
-    "launch": "kernelspecs",
-    "attach": "connection files",
-    "push": "here",
-    "pull": "there",
-    "names": "there",
-    "close": "bridges",
-}
 
 
 def unload(shell: InteractiveShell) -> None:
@@ -332,8 +336,14 @@ def _plainly(name: str) -> Iterator[None]:
     except KernelDied as error:
         which = "" if name == DEFAULT else f" --on {name}"
         raise UsageError(f"{error}; %bridge launch{which} opens another one") from error
+    except UntrustedPayload as error:
+        what = error.type or "more than data"
+        raise UsageError(
+            f"{what} came from {name}, where only data is trusted; nothing of it was opened. "
+            "A bridge that is opened with --trust pickle takes it"
+        ) from error
     except (BridgeError, TimeoutError, ValueError, TypeError, ImportError, OSError) as error:
-        raise UsageError(str(error) or type(error).__name__) from error
+        raise UsageError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def _another(existing: str | None) -> str:
@@ -380,7 +390,8 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], nothing: str) ->
 
 def _helped(command: Any, line: str) -> bool:
     """Show what a command takes, if that was asked."""
-    asked = bool(set(_HELP) & set(line.split()))
+    words = line.split()
+    asked = "--help" in words or words[:1] == ["-h"]  # a -h is also a minus h
     if asked:
         _say(command.parser.format_help().removeprefix("::\n\n  ").rstrip())
     return asked

@@ -51,8 +51,8 @@ class GaveUp(KeyboardInterrupt):
 def run_shown(shell: InteractiveShell, bridge: SyncBridge, code: str) -> Result:
     """Run a cell in the bridge's kernel and show here what it gives, as it comes.
 
-    The first ``KeyboardInterrupt`` here interrupts the kernel, and the cell's own end is waited
-    for; the second one gives up waiting.
+    The first ``KeyboardInterrupt`` here interrupts the kernel, whatever it is at, and the cell's
+    own end is waited for; the second one gives up waiting.
 
     Raises:
         RemoteError: the cell raised; IPython shows the kernel's traceback of it.

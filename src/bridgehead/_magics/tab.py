@@ -7,6 +7,7 @@ kernel that is busy, those are offered that were there when it was last asked.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from bridgehead._errors import BridgeError
 from bridgehead._sync import SyncBridge
 
 PATIENCE = 0.25  # s that Tab waits for a kernel's names
+PAUSE = 2.0  # s in which a busy kernel that didn't answer is not asked again
 _TYPED = re.compile(r"\s*(%%?)bridge\s+(.*)", re.DOTALL)
 _LAST = re.compile(r"[^\s,=]*$")  # the word before the cursor
 _NAME = re.compile(r"(?<![\w.])[^\W\d]\w*$")  # one that has begun, and is no attribute
@@ -51,6 +53,7 @@ class Completer:
         self._shell, self._bridges, self._offers = shell, bridges, offers
         self._chosen = chosen
         self._known: dict[str, tuple[SyncBridge, list[str]]] = {}
+        self._again: dict[str, float] = {}  # when a kernel that didn't answer may be asked
 
     def __call__(self, context: CompletionContext) -> SimpleMatcherResult:
         found = _TYPED.fullmatch(context.text_until_cursor)
@@ -127,10 +130,12 @@ class Completer:
         known, names = self._known.get(name, (None, []))
         if known is not bridge:
             names = []
-        if bridge.state == "idle":
+        # A state may be a moment old, so a busy kernel is asked too, but not with every key.
+        if bridge.state == "idle" or time.monotonic() > self._again.get(name, 0.0):
             try:
                 names = [told.name for told in bridge.names(timeout=PATIENCE)]
             except (BridgeError, TimeoutError):
+                self._again[name] = time.monotonic() + PAUSE
                 return names
             self._known[name] = bridge, names
         return names
