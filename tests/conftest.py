@@ -21,7 +21,9 @@ from elsewhere import Elsewhere
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--write", action="store_true", help="write the README's table of kernels as it is seen"
+        "--write",
+        action="store_true",
+        help="write the README's table of kernels, or its picture, as seen",
     )
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyte
 import pytest
 from cloudpickle.cloudpickle import list_registry_pickle_by_value
 
@@ -193,6 +194,28 @@ async def test_a_cancelled_bar_says_so_and_is_not_drawn_again(
     assert drawn.endswith("\n")
     await asyncio.sleep(3 * _progress.EVERY)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("at_once")
+def test_bars_beneath_each_other_leave_a_line_each(capsys: Drawn) -> None:
+    bars = [_progress.Bar(operation) for operation in ("push", "pull", "handoff")]
+    for bar in bars:
+        bar.tell(1, 4)
+        bar.draw()
+    for number in (1, 0, 2):
+        bars[number].tell(4, 4)
+        bars[number].close()
+        for bar in bars:
+            bar.draw()
+    screen = pyte.Screen(100, 10)
+    pyte.Stream(screen).feed(capsys.readouterr().err.replace("\n", "\r\n") + "after")
+    lines = [line.rstrip() for line in screen.display]
+    assert [line.partition("%")[0] for line in lines[:3]] == [
+        "pull: 100",
+        "push: 100",
+        "handoff: 100",
+    ]
+    assert lines[3:] == ["after", *[""] * 6]
 
 
 @pytest.mark.usefixtures("at_once")

@@ -116,9 +116,9 @@ class Bar:
             bar.set_description_str(f"{self._operation} {ended}", refresh=False)
             if hasattr(bar, "container"):  # a widget; it would be green where all bytes had gone
                 bar.display(bar_style="danger")
-            else:
-                bar.refresh()
-        bar.close()
+        # It goes above the bars that go on, which would else leave lines where they were.
+        with bar.external_write_mode(bar.fp):
+            bar.close()
 
 
 def _maker() -> Callable[..., Any]:

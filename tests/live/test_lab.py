@@ -82,6 +82,14 @@ FLAGS = [
     "--disable-sync",
 ]
 
+READY = """
+async () => {
+    const context = window.jupyterapp.shell.currentWidget.sessionContext;
+    await context.ready;
+    await context.session.kernel.info;
+}
+"""
+
 # Of each element that has text of its own: the text, and how its colour stands out from what is
 # behind it, as WCAG 2 has it: from 1 for the same colour to 21 for black on white.
 CONTRASTS = """
@@ -156,13 +164,8 @@ class Lab:
         await self.command("apputils:change-theme", theme=f"JupyterLab {name}")
         is_light = str(name == "Light").lower()
         await expect(self.page.locator("body")).to_have_attribute("data-jp-theme-light", is_light)
-        # Its style sheet comes after the attribute, and colours fade into each other.
-        await self.page.wait_for_function(
-            "(light) => (getComputedStyle(document.body).getPropertyValue('--jp-layout-color1')"
-            ".trim() == 'white' || getComputedStyle(document.body)"
-            ".getPropertyValue('--jp-layout-color1').trim() == '#fff') == light",
-            arg=name == "Light",
-        )
+        # A splash covers the page until its style sheet is there.
+        await expect(self.page.locator("#jupyterlab-splash")).to_have_count(0)
 
     async def picture(self, path: Path) -> None:
         """Of the cells, from the first to the last, and nothing around them."""
@@ -220,8 +223,8 @@ async def lab(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Lab]:
                 page.on("request", note)
                 await page.goto(f"{url}doc/tree/shown.ipynb?token={TOKEN}")
                 await page.locator(".jp-CodeCell").nth(len(CELLS) - 1).wait_for()
-                indicator = page.locator(".jp-Notebook-ExecutionIndicator[data-status='idle']")
-                await indicator.first.wait_for()
+                # Whoever runs a cell before there is a kernel is asked for one.
+                await page.evaluate(READY)
                 yield Lab(page, beside, root / "beside", asked)
             finally:
                 (root / "beside" / "go").touch()
