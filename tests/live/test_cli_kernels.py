@@ -121,7 +121,8 @@ async def test_kernels_of_servers_are_listed_and_taken() -> None:
             await bridge.push(n=7)
             found = await asyncio.to_thread(listed, Path(folder))
             (one,) = found.values()
-            assert (one["state"], one["server"]) == ("idle", url)
+            assert one["state"] == "idle"
+            assert one["server"].endswith(url.rpartition(":")[2])  # it may call itself localhost
             told = await asyncio.to_thread(
                 lambda: bridgehead("ls", "--url", url, "--token", TOKEN, "--json").json
             )
@@ -155,6 +156,19 @@ async def test_a_healthy_kernel(alone: Bridge) -> None:
     assert (ran.code, ran.err) == (0, "")
     assert told["info"]["pid"] == alone.info.pid
     assert [one for one in told["findings"] if one["kind"] != "note"] == []
+    shown = await asyncio.to_thread(bridgehead, "doctor", "-e", alone.info.connection_file)
+    assert f"pid {alone.info.pid}" in shown.out
+
+
+@pytest.mark.servers
+async def test_why_a_server_s_kernel_has_no_better_lane() -> None:
+    async with serving() as url, on(url) as bridge:
+        address = f"{url}api/kernels/{bridge.info.kernel_id}"
+        ran, told = await asyncio.to_thread(doctor, "--url", address, "--token", TOKEN)
+        assert (ran.code, told["info"]["lane"]) == (0, "buffers")
+        (found,) = told["findings"]
+        assert "'direct'" in found["what"]
+        assert "websocket" in found["what"]
 
 
 async def test_a_connection_file_that_others_can_read(alone: Bridge) -> None:

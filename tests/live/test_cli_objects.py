@@ -159,7 +159,7 @@ async def test_a_file_keeps_its_mode_and_a_link_its_target(
         pytest.param(["push", "x=a.txt"], "--format", id="suffix"),
         pytest.param(["push", "x=-"], "--format", id="stdin"),
         pytest.param(["push", "x"], "NAME=FILE", id="no-file"),
-        pytest.param(["push", "a b=c.csv"], "no name", id="name"),
+        pytest.param(["push", "a b=c.csv"], "no name that", id="name"),
         pytest.param(["push", "x=gone.csv"], "No such file", id="gone"),
         pytest.param(["push", "x=broken.json"], "can't be read as json", id="broken"),
         pytest.param(["push", "x=broken.npy"], "can't be read as npy", id="broken-npy"),

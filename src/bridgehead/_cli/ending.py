@@ -47,7 +47,7 @@ def finish(work: Coroutine[Any, Any, T]) -> T:
         fail(f"in the kernel: {error.ename}: {error.evalue}".rstrip(": "))
     except (BridgeError, TimeoutError) as error:
         fail(str(error), code_of(error))
-    except ImportError as error:
+    except (ImportError, ValueError, SyntaxError) as error:  # as the library refuses arguments
         fail(str(error), UNUSABLE)
 
 

@@ -7,6 +7,7 @@ whole value is here.
 from __future__ import annotations
 
 import json
+import keyword
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -127,8 +128,8 @@ def _binding(text: str) -> tuple[str, str]:
     name, equals, file = text.partition("=")
     if not equals or not file:
         raise click.UsageError(f"{text!r} is no NAME=FILE, as in data=table.csv")
-    if not name.isidentifier():
-        raise click.UsageError(f"{name!r} is no name that Python knows")
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise click.UsageError(f"{name!r} is a keyword, or no name that Python knows")
     return name, file
 
 

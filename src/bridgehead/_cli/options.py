@@ -124,6 +124,8 @@ def _address(existing: str | None, url: str | None, token: str | None) -> str | 
     if url is None:
         return existing
     address = url if "://" in url else f"http://{url}"
+    if not address.startswith(("http://", "https://")):
+        raise click.UsageError("--url begins with http:// or https://")
     if token is None:
         return address
     return f"{address}{'&' if '?' in address else '?'}token={quote(token, safe='')}"
