@@ -209,6 +209,8 @@ async def told(server: Server) -> tuple[list[Mapping[str, Any]], dict[str, str]]
     async with _rest(server, None, frozenset()) as rest:
         await rest.reach()
         kernels, sessions = await asyncio.gather(rest.kernels(), rest.sessions())
+        if not kernels:  # a server that refuses the token lists none, and says so only here
+            await rest.kernel("none")
     purposes = {}
     for session in sessions:
         kernel = session.get("kernel")
