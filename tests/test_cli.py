@@ -153,6 +153,23 @@ def test_what_is_a_number() -> None:
     ] * 6
 
 
+def test_what_contains_itself_is_told() -> None:
+    value: list[object] = []
+    value.append(value)
+    with pytest.raises(formats.Unusable, match="contains itself"):
+        formats.dumped(value, "json")
+    assert formats.jsonable(value) == "[[...]]"
+
+
+def test_half_a_character_is_escaped_or_refused() -> None:
+    data = formats.dumped("\ud800", "json")
+    assert data.isascii()
+    assert formats.loaded(data, "json", "it") == "\ud800"
+    for kind in ("csv", "parquet"):
+        with pytest.raises(formats.Unusable):
+            formats.dumped(pd.DataFrame({"a": ["\ud800"]}, dtype=object), kind)
+
+
 def test_json_for_scripts_has_something_of_everything() -> None:
     values = [object(), {1}, np.float64("nan"), pd.Timestamp("2020"), pd.DataFrame(), int, 1j, b"x"]
     json.dumps([formats.jsonable(value) for value in values], allow_nan=False)

@@ -201,6 +201,8 @@ async def test_an_empty_key_is_not_connected_to_unless_it_is_said(runtime: Path)
         assert found["kind"] == "insecure"
         assert "empty key" in found["what"]
         assert "--insecure empty-key" in found["todo"]
+        refused = await asyncio.to_thread(bridgehead, "names", "-e", file)
+        assert "--insecure empty-key would allow it" in refused.refused(3)
         ran, told = await asyncio.to_thread(doctor, "-e", file, "--insecure", "empty-key")
         assert (ran.code, told["info"]["transport"]) == (1, "tcp")
     finally:

@@ -17,6 +17,7 @@ request: whether it was sent, whether it ran. Nothing is shown as a traceback of
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from collections.abc import Coroutine
 from typing import Any, NoReturn, TypeVar
@@ -66,13 +67,26 @@ def warn(message: str, style: str = "yellow") -> None:
     """A sentence on standard error that ends nothing."""
     from rich.text import Text
 
-    from bridgehead._cli.screen import console_for, plain
+    from bridgehead._cli.screen import console_for, plain, print_wrapped
 
     console = console_for(stderr=True)
     line, _, rest = message.partition("\n")
-    console.print(Text(f"bridgehead: {plain(line)}", style=style), soft_wrap=True)
+    line = f"bridgehead: {plain(_as_options(line))}"
+    if console.is_terminal:  # a pipe has one line for it, to be searched
+        print_wrapped(console, line, style)
+    else:
+        console.print(Text(line), soft_wrap=True)
     for line in rest.splitlines():
         console.print(Text(f"  {plain(line)}"), soft_wrap=True)
+
+
+def _as_options(message: str) -> str:
+    """What the library says of its arguments, as the command line has them."""
+    named = re.search(r"insecure=\[([^\]]*)\]", message)
+    if named:
+        options = " ".join(f"--insecure {name}" for name in re.findall(r"'([^']*)'", named[1]))
+        message = message.replace(named[0], options)
+    return message.replace("pass token=", "pass --token")
 
 
 def not_installed(module: str, what: str = "the command line", extra: str = "all") -> NoReturn:
