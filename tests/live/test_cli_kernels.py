@@ -21,7 +21,7 @@ from cli import Ran, Terminal, bridgehead
 from jupyter_client.manager import AsyncKernelManager
 from servers import TOKEN, on, serving
 
-from bridgehead import Bridge
+from bridgehead import Bridge, RemoteError
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ async def test_kernels_are_told_idle_and_busy(runtime: Path, alone: Bridge) -> N
         await asyncio.sleep(0.01)
     assert (await asyncio.to_thread(listed, runtime))["kernel-alone"]["state"] == "busy"
     await alone.interrupt()
-    with pytest.raises(Exception, match="KeyboardInterrupt"):
+    with pytest.raises(RemoteError, match="KeyboardInterrupt"):
         await cell
 
 

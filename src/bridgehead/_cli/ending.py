@@ -26,6 +26,8 @@ from bridgehead._errors import BridgeError, NotExecuted, NotSent, OutcomeUnknown
 
 T = TypeVar("T")
 
+NOTICE = 1.0  # s of waiting in silence
+
 FAILED, UNUSABLE, NOT_SENT, NOT_EXECUTED, UNKNOWN = 1, 2, 3, 4, 5
 TIMED_OUT, INTERRUPTED, NO_READER = 124, 130, 141
 CODES: tuple[tuple[type[Exception], int], ...] = (
@@ -50,6 +52,27 @@ def finish(work: Coroutine[Any, Any, T]) -> T:
         fail(str(error), code_of(error))
     except (ImportError, ValueError, SyntaxError) as error:  # as the library refuses arguments
         fail(str(error), UNUSABLE)
+
+
+async def patiently(work: Coroutine[Any, Any, T]) -> T:
+    """The same work; on a terminal it says after a while that the kernel is waited for.
+
+    It may be in the middle of a cell for hours, and a command that hangs without a word is taken
+    for a broken one.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task}, timeout=NOTICE)
+        if task.done() or not sys.stderr.isatty():
+            return await task
+        from bridgehead._cli.screen import console_for
+
+        with console_for(stderr=True).status("waiting for the kernel; Ctrl-C gives up"):
+            return await task
+    finally:
+        if not task.done():  # cancelled while it waited: the bridge is closed all the same
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
 
 def code_of(error: Exception) -> int:

@@ -17,7 +17,7 @@ import click
 
 from bridgehead._cli.completing import files
 from bridgehead._cli.completing import names as complete_names
-from bridgehead._cli.ending import FAILED, UNUSABLE, fail, finish, not_installed
+from bridgehead._cli.ending import FAILED, UNUSABLE, fail, finish, not_installed, patiently
 from bridgehead._cli.formats import (
     FORMATS,
     PIP,
@@ -49,7 +49,7 @@ def names(target: Target, pattern: str, as_json: bool) -> None:
 
     PATTERN is a shell's, as in 'train_*'; quote it. Nothing is computed over there.
     """
-    found = finish(_names(target, pattern))
+    found = finish(patiently(_names(target, pattern)))
     if as_json:
         click.echo(json.dumps([asdict(name) for name in found], indent=1))
         return
@@ -105,7 +105,7 @@ def push(target: Target, bindings: tuple[str, ...], kind: str | None, as_json: b
         if name in values:
             raise click.UsageError(f"{name} is there twice")
         values[name] = _read(file, _kind(file, kind))
-    moved = finish(_push(target, values))
+    moved = finish(patiently(_push(target, values)))
     if as_json:
         told = {"names": moved.names, "bytes": moved.bytes}
         click.echo(json.dumps({**told, "seconds": moved.seconds, "lane": moved.lane}))
@@ -188,7 +188,7 @@ def pull(
         raise click.UsageError("--json is instead of -o; for a file of that format, -f json")
     if output not in (None, "-"):
         _check_place(Path(str(output)))
-    value = finish(_pull(target, expression, wanted))
+    value = finish(patiently(_pull(target, expression, wanted)))
     if output is not None:
         _put(value, str(output), str(wanted))
     elif as_json:
