@@ -153,6 +153,23 @@ def test_what_is_a_number() -> None:
     ] * 6
 
 
+def test_what_contains_itself_is_told() -> None:
+    value: list[object] = []
+    value.append(value)
+    with pytest.raises(formats.Unusable, match="contains itself"):
+        formats.dumped(value, "json")
+    assert formats.jsonable(value) == "[[...]]"
+
+
+def test_half_a_character_is_escaped_or_refused() -> None:
+    data = formats.dumped("\ud800", "json")
+    assert data.isascii()
+    assert formats.loaded(data, "json", "it") == "\ud800"
+    for kind in ("csv", "parquet"):
+        with pytest.raises(formats.Unusable):
+            formats.dumped(pd.DataFrame({"a": ["\ud800"]}, dtype=object), kind)
+
+
 def test_json_for_scripts_has_something_of_everything() -> None:
     values = [object(), {1}, np.float64("nan"), pd.Timestamp("2020"), pd.DataFrame(), int, 1j, b"x"]
     json.dumps([formats.jsonable(value) for value in values], allow_nan=False)
@@ -164,3 +181,43 @@ async def test_info_says_why_there_is_no_better_lane() -> None:
         assert list(bridge.info.why_not) == ["direct"]
     async with Bridge.loopback(lane="inline") as bridge:
         assert bridge.info.why_not == {}
+
+
+@pytest.mark.parametrize(("module", "suffix"), [("pyarrow", "parquet"), ("numpy", "npy")])
+def test_a_missing_module_is_told_with_the_line_that_brings_it(
+    tmp_path: Path, module: str, suffix: str
+) -> None:
+    (tmp_path / f"x.{suffix}").write_bytes(b"x")
+    code = (
+        f"import sys; sys.modules[{module!r}] = None; sys.argv[0] = 'bridgehead'; "
+        "from bridgehead._cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "push", f"x={tmp_path}/x.{suffix}"],
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert f"{suffix} needs {module}" in done.stderr
+    assert "pip install '" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["push", "class=x.json"], "keyword"),
+        (["names", "--url", "ftp://x"], "http://"),
+        (["names", "--url", "http://127.0.0.1:1", "--token", "a\nb"], "token"),
+    ],
+)
+def test_what_the_library_refuses_is_one_sentence(
+    tmp_path: Path, arguments: list[str], why: str
+) -> None:
+    (tmp_path / "x.json").write_text("1")
+    code = "import sys; sys.argv[0] = 'bridgehead'; from bridgehead._cli import main; main()"
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 2, done.stderr
+    assert why in done.stderr
+    assert "Traceback" not in done.stderr

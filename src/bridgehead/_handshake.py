@@ -112,6 +112,7 @@ class Handshake:
             url=transport.url,
             kernel_id=transport.kernel_id,
             why_not=why_not,
+            features=tuple(_protocol.as_strings(transport.kernel_info.get("supported_features"))),
         )
         orphans = [str(orphan) for orphan in told.get("orphans") or ()]
         return Greeted(lane, info, str(told.get("process")), orphans)

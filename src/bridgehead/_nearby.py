@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import time
 from collections.abc import Mapping
@@ -44,7 +45,7 @@ class Nearby:
         pid: its process, where it says so.
         purpose: the notebook or console that it was started for, as far as is known.
         server: the address of the server that runs it, else None.
-        used: when it was last used, in seconds since 1970, or its connection file written.
+        used: when it was last used, in seconds since 1970: a connection file when it was read.
         why: what kept it from being asked; mostly empty.
     """
 
@@ -146,8 +147,17 @@ def _files() -> list[Path]:
 
 
 def _read(file: Path) -> tuple[dict[str, Any], float]:
-    """What a connection file says, and when it was written."""
-    return dict(json.loads(file.read_text("utf-8"))), file.stat().st_mtime
+    """What a connection file says, and when it was last read.
+
+    By that time Jupyter knows the kernel used last, so a look leaves it as it was.
+    """
+    used = file.stat().st_atime
+    try:
+        number = os.open(file, os.O_RDONLY | getattr(os, "O_NOATIME", 0))
+    except PermissionError:  # it is somebody else's
+        number = os.open(file, os.O_RDONLY)
+    with os.fdopen(number, encoding="utf-8") as text:
+        return dict(json.load(text)), used
 
 
 async def _listens(info: Mapping[str, Any], patience: float) -> bool:

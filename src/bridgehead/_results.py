@@ -160,6 +160,7 @@ class Info:
         connection_file: for ``Bridge.attach`` and ``jupyter console --existing``.
         url, kernel_id: of a kernel behind a server, for ``Bridge.connect``.
         why_not: of each lane that is better than this one and leads nowhere, the reason.
+        features: what the kernel says it can beyond the protocol, e.g. ``"kernel subshells"``.
 
     >>> bridge.info
     <Info loopback, Python ..., pid ...: buffers over loopback>
@@ -179,6 +180,7 @@ class Info:
     url: str | None = None
     kernel_id: str | None = None
     why_not: Mapping[str, str] = field(default_factory=dict)
+    features: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         python = ".".join(map(str, self.python))

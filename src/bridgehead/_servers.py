@@ -34,6 +34,7 @@ Trusted = ssl.SSLContext | str | os.PathLike[str] | None  # a context, a file of
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "[::1]"}  # noqa: S104
 GIVE_UP_WITHIN = 20.0  # s for a server to say which kernel it started, if nobody waits for it
 PAGES = ("lab", "tree", "notebooks", "doc", "edit", "console", "api")  # of a server, in addresses
+NOBODY = "00000000-0000-0000-0000-000000000000"  # an id as kernels have them, and none has
 log = logging.getLogger("bridgehead")
 
 
@@ -209,6 +210,8 @@ async def told(server: Server) -> tuple[list[Mapping[str, Any]], dict[str, str]]
     async with _rest(server, None, frozenset()) as rest:
         await rest.reach()
         kernels, sessions = await asyncio.gather(rest.kernels(), rest.sessions())
+        if not kernels:  # a server that refuses the token lists none, and says so only here
+            await rest.kernel(NOBODY)
     purposes = {}
     for session in sessions:
         kernel = session.get("kernel")

@@ -239,13 +239,14 @@ async def test_messages_are_indented_under_their_request(
 ) -> None:
     with going("messages", *there) as listening:
         assert listening.stdout is not None
-        # What the command's own greeting causes is the first; then it listens.
-        seen = [await asyncio.to_thread(listening.stdout.readline)]
+        assert listening.stderr is not None
+        assert b"listening" in await asyncio.to_thread(listening.stderr.readline)
+        seen = [b""]
         code = "import sys\nprint('hi\\x1b[2J')\nprint('oh', file=sys.stderr)\n7"
         await kernel.run(code)
         while b"execute_result" not in seen[-1]:
             seen.append(await asyncio.to_thread(listening.stdout.readline))
-            assert seen[-1]
+            assert seen[-1], b"".join(seen)
         listening.send_signal(signal.SIGINT)
         _, err = await asyncio.to_thread(listening.communicate, timeout=60)
     assert (listening.returncode, b"Traceback" in err) == (130, False)
@@ -263,8 +264,9 @@ async def test_messages_are_indented_under_their_request(
 async def test_json_lines_of_messages(kernel: Bridge, there: list[str]) -> None:
     with going("messages", "--json", *there) as listening:
         assert listening.stdout is not None
+        assert listening.stderr is not None
+        assert b"listening" in await asyncio.to_thread(listening.stderr.readline)
         seen: list[dict[str, Any]] = [{"type": ""}]
-        seen.append(json.loads(await asyncio.to_thread(listening.stdout.readline)))
         await kernel.run("print('x' * 1000)")
         while seen[-1]["type"] != "stream":
             seen.append(json.loads(await asyncio.to_thread(listening.stdout.readline)))

@@ -6,6 +6,7 @@ at what the kernel has.
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -20,7 +21,7 @@ import pandas as pd
 import pytest
 from cli import SCRIPT, Ran, Terminal, bridgehead, environment
 
-from bridgehead import Bridge
+from bridgehead import Bridge, RemoteError
 
 TABLE = pd.DataFrame({"n": [1, 2, 3], "x": [0.5, 1.25, -3.0], "t": ["ä", "b,c", 'd"e']})
 
@@ -159,7 +160,7 @@ async def test_a_file_keeps_its_mode_and_a_link_its_target(
         pytest.param(["push", "x=a.txt"], "--format", id="suffix"),
         pytest.param(["push", "x=-"], "--format", id="stdin"),
         pytest.param(["push", "x"], "NAME=FILE", id="no-file"),
-        pytest.param(["push", "a b=c.csv"], "no name", id="name"),
+        pytest.param(["push", "a b=c.csv"], "no name that", id="name"),
         pytest.param(["push", "x=gone.csv"], "No such file", id="gone"),
         pytest.param(["push", "x=broken.json"], "can't be read as json", id="broken"),
         pytest.param(["push", "x=broken.npy"], "can't be read as npy", id="broken-npy"),
@@ -263,6 +264,21 @@ async def test_a_value_never_steers_the_terminal(kernel: Bridge, there: list[str
         assert b"\x1b[1;1H" not in terminal.raw
 
 
+async def test_a_terminal_is_told_who_is_waited_for(kernel: Bridge, there: list[str]) -> None:
+    cell = asyncio.ensure_future(kernel.run("while True: __import__('time').sleep(0.01)"))
+    while kernel.state != "busy":
+        await asyncio.sleep(0.01)
+    with Terminal("pull", "1", *there) as terminal:
+        await asyncio.to_thread(terminal.until, "waiting for the kernel")
+        terminal.press("\x03")
+        assert await asyncio.to_thread(terminal.end) == 130
+    assert "waiting" not in terminal.text
+    assert "Traceback" not in terminal.text
+    await kernel.interrupt()
+    with pytest.raises(RemoteError, match="KeyboardInterrupt"):
+        await cell
+
+
 async def test_no_color_is_respected(kernel: Bridge, there: list[str]) -> None:
     await kernel.push(n=1)
     with Terminal("names", *there, NO_COLOR="1") as terminal:
@@ -293,8 +309,6 @@ async def test_completion_knows_commands_kernels_and_names(
 
 async def test_completion_gives_up_on_a_busy_kernel(kernel: Bridge, there: list[str]) -> None:
     await kernel.push(alpha=1)
-    import asyncio
-
     cell = asyncio.ensure_future(kernel.run("while True: __import__('time').sleep(0.01)"))
     try:
         while kernel.state != "busy":
@@ -303,7 +317,7 @@ async def test_completion_gives_up_on_a_busy_kernel(kernel: Bridge, there: list[
         assert found in ([], ["alpha"])
     finally:
         await kernel.interrupt()
-        with pytest.raises(Exception, match="KeyboardInterrupt"):
+        with pytest.raises(RemoteError, match="KeyboardInterrupt"):
             await cell
 
 

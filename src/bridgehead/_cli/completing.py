@@ -32,8 +32,12 @@ def kernels(ctx: click.Context, param: click.Parameter, incomplete: str) -> list
 def files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
     """Of NAME=FILE, the file; the shell itself knows files only where the word begins."""
     name, equals, start = incomplete.partition("=")
-    if not equals:
-        return []
+    before = f"{name}=" if name else ""
+    if not equals:  # bash takes NAME=FILE for three words, and replaces the last one
+        last = (tuple(ctx.params.get("bindings") or ()) or ("",))[-1]
+        if not last or ("=" in last and last != "="):
+            return []
+        before, start = "", incomplete
     found = []
     with contextlib.suppress(OSError):
         folder, _, prefix = start.rpartition("/")
@@ -41,7 +45,7 @@ def files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[A
             if entry.name.startswith(prefix) and not entry.name.startswith("."):
                 slash = "/" if entry.is_dir() else ""
                 path = f"{folder}/{entry.name}" if "/" in start else entry.name
-                found.append(CompletionItem(f"{name}={path}{slash}"))
+                found.append(CompletionItem(f"{before}{path}{slash}"))
     return found
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bridgehead._cli.ending import FAILED, code_of
+from bridgehead._cli.ending import FAILED, UNUSABLE, code_of, fail
 from bridgehead._cli.options import Target, as_json, target
 
 if TYPE_CHECKING:
@@ -51,17 +51,19 @@ def doctor(target: Target, as_json: bool) -> None:
     and what is missing over there. Exit code 1 if anything is insecure, or the code of what
     kept it from connecting.
     """
-    from bridgehead import BridgeError
+    from bridgehead import BridgeError, InsecureConnection
 
     findings = _of_the_file(target.existing)
     info, code = None, 0
     try:
-        info, more = finish_quietly(_greet(target))
+        info, more = _quietly(_greet(target))
         findings += more
     except (BridgeError, TimeoutError) as error:
         code = code_of(error)
-        if not findings or code != 3:
-            findings.append(Finding(LACKING, str(error), "see bridgehead ls"))
+        if not (findings and isinstance(error, InsecureConnection)):  # which they say already
+            findings.append(Finding(LACKING, str(error), "bridgehead ls shows what there is"))
+    except (ImportError, ValueError) as error:
+        fail(str(error), UNUSABLE)
     if any(finding.kind == INSECURE for finding in findings):
         code = code or FAILED
     if as_json:
@@ -72,7 +74,7 @@ def doctor(target: Target, as_json: bool) -> None:
     raise SystemExit(code)
 
 
-def finish_quietly(work: Any) -> Any:
+def _quietly(work: Any) -> Any:
     """Its errors are findings here."""
     import asyncio
     import warnings
@@ -135,6 +137,15 @@ def _of_the_kernel(bridge: Bridge) -> list[Finding]:
                     f"{info.executable} -m pip install {package}",
                 )
             )
+    if "kernel subshells" not in info.features:
+        found.append(
+            Finding(
+                NOTE,
+                "the kernel has no subshells: in the middle of a cell, now=True brings names on "
+                "the direct lane, and nothing else",
+                f"{info.executable} -m pip install 'ipykernel>=7'",
+            )
+        )
     here = sys.version_info[:2]
     if tuple(info.python[:2]) != here:
         there = ".".join(map(str, info.python[:2]))

@@ -17,6 +17,7 @@ request: whether it was sent, whether it ran. Nothing is shown as a traceback of
 from __future__ import annotations
 
 import asyncio
+import re
 import sys
 from collections.abc import Coroutine
 from typing import Any, NoReturn, TypeVar
@@ -24,6 +25,8 @@ from typing import Any, NoReturn, TypeVar
 from bridgehead._errors import BridgeError, NotExecuted, NotSent, OutcomeUnknown, RemoteError
 
 T = TypeVar("T")
+
+NOTICE = 1.0  # s of waiting in silence
 
 FAILED, UNUSABLE, NOT_SENT, NOT_EXECUTED, UNKNOWN = 1, 2, 3, 4, 5
 TIMED_OUT, INTERRUPTED, NO_READER = 124, 130, 141
@@ -47,8 +50,29 @@ def finish(work: Coroutine[Any, Any, T]) -> T:
         fail(f"in the kernel: {error.ename}: {error.evalue}".rstrip(": "))
     except (BridgeError, TimeoutError) as error:
         fail(str(error), code_of(error))
-    except ImportError as error:
+    except (ImportError, ValueError, SyntaxError) as error:  # as the library refuses arguments
         fail(str(error), UNUSABLE)
+
+
+async def patiently(work: Coroutine[Any, Any, T]) -> T:
+    """The same work; on a terminal it says after a while that the kernel is waited for.
+
+    It may be in the middle of a cell for hours, and a command that hangs without a word is taken
+    for a broken one.
+    """
+    task = asyncio.ensure_future(work)
+    try:
+        await asyncio.wait({task}, timeout=NOTICE)
+        if task.done() or not sys.stderr.isatty():
+            return await task
+        from bridgehead._cli.screen import console_for
+
+        with console_for(stderr=True).status("waiting for the kernel; Ctrl-C gives up"):
+            return await task
+    finally:
+        if not task.done():  # cancelled while it waited: the bridge is closed all the same
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
 
 
 def code_of(error: Exception) -> int:
@@ -66,13 +90,26 @@ def warn(message: str, style: str = "yellow") -> None:
     """A sentence on standard error that ends nothing."""
     from rich.text import Text
 
-    from bridgehead._cli.screen import console_for, plain
+    from bridgehead._cli.screen import console_for, plain, print_wrapped
 
     console = console_for(stderr=True)
     line, _, rest = message.partition("\n")
-    console.print(Text(f"bridgehead: {plain(line)}", style=style), soft_wrap=True)
+    line = f"bridgehead: {plain(_as_options(line))}"
+    if console.is_terminal:  # a pipe has one line for it, to be searched
+        print_wrapped(console, line, style)
+    else:
+        console.print(Text(line), soft_wrap=True)
     for line in rest.splitlines():
         console.print(Text(f"  {plain(line)}"), soft_wrap=True)
+
+
+def _as_options(message: str) -> str:
+    """What the library says of its arguments, as the command line has them."""
+    named = re.search(r"insecure=\[([^\]]*)\]", message)
+    if named:
+        options = " ".join(f"--insecure {name}" for name in re.findall(r"'([^']*)'", named[1]))
+        message = message.replace(named[0], options)
+    return message.replace("pass token=", "pass --token")
 
 
 def not_installed(module: str, what: str = "the command line", extra: str = "all") -> NoReturn:

@@ -62,7 +62,12 @@ def dumped(value: Any, kind: str) -> bytes:
         Unusable: this format can't hold it; says what could.
         ModuleNotFoundError: the module for this format is not installed.
     """
-    return _DUMP[kind](value)
+    try:
+        return _DUMP[kind](value)
+    except RecursionError:
+        raise Unusable(f"{kind} can't hold what contains itself; pickle can") from None
+    except UnicodeEncodeError:
+        raise Unusable(f"{kind} can't hold half a character; pickle can") from None
 
 
 def _read_csv(data: bytes) -> Any:
@@ -126,7 +131,10 @@ def _write_npy(value: Any) -> bytes:
 
 def _write_json(value: Any) -> bytes:
     _check_json(value, "")
-    return json.dumps(value, ensure_ascii=False, indent=1).encode("utf-8", "surrogatepass") + b"\n"
+    text = json.dumps(value, ensure_ascii=False, indent=1)
+    with contextlib.suppress(UnicodeEncodeError):  # half a character, which JSON escapes
+        return f"{text}\n".encode()
+    return f"{json.dumps(value, indent=1)}\n".encode()
 
 
 def _write_pickle(value: Any) -> bytes:
@@ -211,7 +219,17 @@ def _better(value: Any) -> str:
 
 
 def jsonable(value: Any) -> Any:
-    """The nearest that JSON has, for scripts: a table's rows, an array's numbers, a repr."""
+    """The nearest that JSON has, for scripts: a table's rows, an array's numbers, a repr.
+
+    Of what is nested deeper than Python can go, its repr, which knows what contains itself.
+    """
+    try:
+        return _jsonable(value)
+    except RecursionError:
+        return repr(value)
+
+
+def _jsonable(value: Any) -> Any:
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, int):
@@ -219,15 +237,15 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {str(key): jsonable(item) for key, item in value.items()}
+        return {str(key): _jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
-        return [jsonable(item) for item in value]
+        return [_jsonable(item) for item in value]
     if type(value).__name__ == "DataFrame" and hasattr(value, "to_dict"):
         table = value if _is_numbered(value.index) else value.reset_index()
-        return [jsonable(row) for row in table.to_dict("records")]
+        return [_jsonable(row) for row in table.to_dict("records")]
     for way in ("isoformat", "tolist", "to_list"):
         if hasattr(value, way) and not isinstance(value, type):
-            return jsonable(getattr(value, way)())
+            return _jsonable(getattr(value, way)())
     return repr(value)
 
 

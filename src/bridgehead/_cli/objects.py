@@ -7,6 +7,7 @@ whole value is here.
 from __future__ import annotations
 
 import json
+import keyword
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +17,7 @@ import click
 
 from bridgehead._cli.completing import files
 from bridgehead._cli.completing import names as complete_names
-from bridgehead._cli.ending import FAILED, UNUSABLE, fail, finish, not_installed
+from bridgehead._cli.ending import FAILED, UNUSABLE, fail, finish, not_installed, patiently
 from bridgehead._cli.formats import (
     FORMATS,
     PIP,
@@ -48,7 +49,7 @@ def names(target: Target, pattern: str, as_json: bool) -> None:
 
     PATTERN is a shell's, as in 'train_*'; quote it. Nothing is computed over there.
     """
-    found = finish(_names(target, pattern))
+    found = finish(patiently(_names(target, pattern)))
     if as_json:
         click.echo(json.dumps([asdict(name) for name in found], indent=1))
         return
@@ -104,7 +105,7 @@ def push(target: Target, bindings: tuple[str, ...], kind: str | None, as_json: b
         if name in values:
             raise click.UsageError(f"{name} is there twice")
         values[name] = _read(file, _kind(file, kind))
-    moved = finish(_push(target, values))
+    moved = finish(patiently(_push(target, values)))
     if as_json:
         told = {"names": moved.names, "bytes": moved.bytes}
         click.echo(json.dumps({**told, "seconds": moved.seconds, "lane": moved.lane}))
@@ -127,8 +128,8 @@ def _binding(text: str) -> tuple[str, str]:
     name, equals, file = text.partition("=")
     if not equals or not file:
         raise click.UsageError(f"{text!r} is no NAME=FILE, as in data=table.csv")
-    if not name.isidentifier():
-        raise click.UsageError(f"{name!r} is no name that Python knows")
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise click.UsageError(f"{name!r} is a keyword, or no name that Python knows")
     return name, file
 
 
@@ -187,7 +188,7 @@ def pull(
         raise click.UsageError("--json is instead of -o; for a file of that format, -f json")
     if output not in (None, "-"):
         _check_place(Path(str(output)))
-    value = finish(_pull(target, expression, wanted))
+    value = finish(patiently(_pull(target, expression, wanted)))
     if output is not None:
         _put(value, str(output), str(wanted))
     elif as_json:

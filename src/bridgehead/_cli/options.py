@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import click
 
-from bridgehead._cli.completing import files, kernels, names
+from bridgehead._cli.completing import kernels
 
 if TYPE_CHECKING:
     from bridgehead import Bridge
@@ -24,7 +24,6 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 OPENING = 60.0  # s until a kernel must answer, unless --timeout says otherwise
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
-complete_names, complete_files = names, files
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +123,8 @@ def _address(existing: str | None, url: str | None, token: str | None) -> str | 
     if url is None:
         return existing
     address = url if "://" in url else f"http://{url}"
+    if not address.startswith(("http://", "https://")):
+        raise click.UsageError("--url begins with http:// or https://")
     if token is None:
         return address
     return f"{address}{'&' if '?' in address else '?'}token={quote(token, safe='')}"

@@ -241,8 +241,7 @@ async def _messages(target: Target, count: int | None, as_json: bool) -> None:
     console, parent = console_for(), None
     async with target.open() as bridge:
         told = bridge.messages()
-        if console.is_terminal and not as_json:
-            warn("listening; Ctrl-C ends it", "dim")
+        warn("listening; Ctrl-C ends it", "dim")
         seen = 0
         async for message in told:
             if as_json:
