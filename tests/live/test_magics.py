@@ -19,6 +19,7 @@ import psutil
 import pyte
 import pytest
 from kit import Other, other, told_within, until
+from servers import TOKEN
 from test_console import COLUMNS, ROWS, Console, Terminal
 
 from bridgehead import Bridge, RemoteError
@@ -322,3 +323,22 @@ async def test_a_terminal() -> None:
         await until(lambda: not far.is_running())
     finally:
         await terminal.close()
+
+
+# ---------------------------------------------------------------- behind a server
+
+
+@pytest.mark.servers
+async def test_a_kernel_behind_a_server(server: str) -> None:
+    async with Bridge.launch() as near:
+        await near.run("%load_ext bridgehead")
+        (told,) = await seen(near, f"%bridge connect {server}/?token={TOKEN} --on far")
+        assert told[1].startswith("far: ")
+        assert "websocket" in told[1]
+        assert TOKEN not in told[1]
+        await near.run("rows = [1, 2, 3]")
+        assert await seen(near, "%%bridge --push rows --pull total\ntotal = sum(rows)\ntotal") == [
+            ("execute_result", "6")
+        ]
+        assert await near.pull("total") == 6
+        await near.run("%bridge close far")
