@@ -46,9 +46,12 @@ class Console:
         # Whether a line is complete is asked of the kernel; without an answer in time, which is
         # 1 s by default, Enter would only begin another line.
         command.append(f"--ZMQTerminalInteractiveShell.kernel_is_complete_timeout={PATIENCE}")
+        self._start([*command, *options])
+
+    def _start(self, command: list[str]) -> None:
         self._process = pexpect.spawn(
             sys.executable,
-            [*command, *options],
+            command,
             dimensions=(ROWS, COLUMNS),
             env={**os.environ, "TERM": "xterm-256color"},
         )

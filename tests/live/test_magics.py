@@ -9,18 +9,15 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import pexpect
 import psutil
-import pyte
 import pytest
 from kit import Other, other, told_within, until
 from servers import TOKEN
-from test_console import COLUMNS, ROWS, Console, Terminal
+from test_console import Console
 
 from bridgehead import Bridge, RemoteError
 
@@ -266,18 +263,7 @@ class IPython(Console):
     """An ``ipython`` process, its keyboard and its screen."""
 
     def __init__(self) -> None:
-        self._process = pexpect.spawn(
-            sys.executable,
-            ["-m", "IPython", "--no-banner", "--no-confirm-exit"],
-            dimensions=(ROWS, COLUMNS),
-            env={**os.environ, "TERM": "xterm-256color"},
-        )
-        self._keyboard = self._process.child_fd
-        self._terminal = Terminal(lambda answer: os.write(self._keyboard, answer))
-        self._stream = pyte.ByteStream(self._terminal)
-        self._changed = asyncio.Event()
-        self.ended = False
-        asyncio.get_running_loop().add_reader(self._keyboard, self._read)
+        self._start(["-m", "IPython", "--no-banner", "--no-confirm-exit"])
 
 
 RUN = "\x1b\r"  # Alt-Enter runs a cell, wherever in it the cursor is
