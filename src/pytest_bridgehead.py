@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 async def bridge() -> AsyncIterator[Bridge]:
     """A ``Bridge`` to a kernel of the test's own, which ends with the test.
 
-    It starts in about half a second (two cores of an AMD EPYC) and is in the test's event loop.
+    It starts in about half a second (two cores of an AMD EPYC). For tests whose event loop has a
+    longer life than one test (``loop_scope``), write a fixture of that scope like this one.
 
     Raises what ``Bridge.launch`` does, as an error of the fixture.
     """

@@ -16,7 +16,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 from bridgehead import SyncBridge
-from bridgehead._magics import tab
+from bridgehead._magics import cell, tab
 from bridgehead._magics.typed import names_in, wanted, words_of
 
 
@@ -293,3 +293,21 @@ def test_a_closed_bridge_or_none_offers_nothing(empty: Shell) -> None:
     assert empty.tab("%bridge pull zzz") == []
     told: Any = empty("%bridge push In")
     assert "closed" in told
+
+
+def test_an_interrupt_at_the_very_end_of_a_cell_loses_nothing(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python may raise it right after the last message was taken from the queue."""
+    show, interrupts = cell._Screen.show_next, []
+
+    def show_and_be_interrupted(self: Any, arrived: Any) -> bool:
+        more = show(self, arrived)
+        if not more and not interrupts:
+            interrupts.append(1)
+            raise KeyboardInterrupt
+        return more
+
+    monkeypatch.setattr(cell._Screen, "show_next", show_and_be_interrupted)
+    assert shell("%%bridge\nprint('done')") == "done\n"
+    assert interrupts

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import collections
+import functools
 import sys
 import threading
 import types
@@ -17,11 +18,14 @@ from typing import Any
 import numpy as np
 import pyte
 import pytest
+import tqdm.auto
 from cloudpickle.cloudpickle import list_registry_pickle_by_value
 
 from bridgehead import Bridge, NameNotFound, SyncBridge, _parcel, _progress
 from bridgehead._lanes.inline import InlineLane
 from bridgehead._progress import drawing, reporting
+
+INIT = tqdm.auto.tqdm.__init__
 
 # ---------------------------------------------------------------- who is told
 
@@ -138,6 +142,15 @@ def test_a_short_transfer_draws_nothing(capsys: Drawn, monkeypatch: pytest.Monke
         report(5, 10)
         draw()
         report(10, 10)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_tqdm_that_was_switched_off_draws_nothing(
+    loopback: Bridge, capsys: Drawn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tqdm.auto.tqdm, "__init__", functools.partialmethod(INIT, disable=True))
+    assert (await loopback.push(x=b"x" * 1_000_000, progress=True)).names == ("x",)
     assert capsys.readouterr().err == ""
 
 

@@ -76,7 +76,7 @@ class Bridge(Namespace):
         raise TypeError("a bridge stays in its process; attach another one over there")
 
     def __repr__(self) -> str:
-        return f"<Bridge {self.state}, {repr(self.info)[6:-1]}>"
+        return f"<Bridge {self.state}, {self.info}>"
 
     def _repr_html_(self) -> str:
         return of_bridge("Bridge", self.state, self.info)

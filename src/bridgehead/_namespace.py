@@ -51,7 +51,7 @@ class Namespace(Openable):
             by_value: modules of yours to ship along, because the kernel can't import them.
             timeout: seconds.
             progress: True for a tqdm bar, or a callable of bytes done and bytes in all; what it
-                raises ends the transfer, and nothing is bound.
+                raises ends the transfer: nothing is bound, unless all of it had arrived.
             now: be served in the middle of a running cell, in a thread of the kernel's beside
                 it, instead of behind it: any kernel's on the direct lane, else that of a subshell
                 (ipykernel 7 or later).

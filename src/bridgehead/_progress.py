@@ -110,7 +110,7 @@ class Bar:
         """Leave it as it is now; ``ended`` says how, if it was not at its end."""
         self.draw()
         bar = self._bar
-        if bar is None:
+        if bar is None or bar.disable:  # TQDM_DISABLE
             return
         if ended:
             bar.set_description_str(f"{self._operation} {ended}", refresh=False)

@@ -81,15 +81,24 @@ class Name:
     def _repr_html_(self) -> str:
         return columns(_COLUMNS, [_row(self)])
 
+    @property
+    def extent(self) -> str:
+        """How much it is, to look at: an array's shape, or the length; else empty.
+
+        >>> Name("df", "pandas.DataFrame", shape=(4000, 7)).extent
+        '4,000 × 7'
+        """
+        if self.shape is not None:
+            return " × ".join(f"{side:,}" for side in self.shape) or "scalar"
+        return "" if self.len is None else f"{self.len:,}"
+
 
 _COLUMNS = ("Name", "Type", "Shape", "Size")
 
 
 def _row(told: Name) -> tuple[str | None, ...]:
-    shape = None if told.len is None else f"{told.len:,}"
-    if told.shape is not None:
-        shape = " × ".join(f"{side:,}" for side in told.shape) or "()"
-    return told.name, told.type, shape, None if told.bytes is None else size(told.bytes)
+    nbytes = None if told.bytes is None else size(told.bytes)
+    return told.name, told.type, told.extent, nbytes
 
 
 class Names(list[Name]):
@@ -182,12 +191,15 @@ class Info:
     why_not: Mapping[str, str] = field(default_factory=dict)
     features: tuple[str, ...] = ()
 
-    def __repr__(self) -> str:
+    def __str__(self) -> str:
         python = ".".join(map(str, self.python))
         return (
-            f"<Info {line(self.kernel, 30)}, Python {line(python, 10)}, pid {self.pid}: "
-            f"{self.lane} over {self.transport}{', data only' if self.trust == 'data' else ''}>"
+            f"{line(self.kernel, 30)}, Python {line(python, 10)}, pid {self.pid}: "
+            f"{_way(self)}{', data only' if self.trust == 'data' else ''}"
         )
+
+    def __repr__(self) -> str:
+        return f"<Info {self}>"
 
     def _repr_html_(self) -> str:
         told = ((item.name, getattr(self, item.name)) for item in fields(self))

@@ -252,6 +252,8 @@ class SyncBridge(MutableMapping[str, Any]):
     ) -> Transfer:
         """See ``Bridge.push``; ``progress`` is called in the thread that called this.
 
+        What it raises ends the wait; all may have been bound by then.
+
         >>> kernel.push(x=1).names
         ('x',)
         """
@@ -308,8 +310,9 @@ class SyncBridge(MutableMapping[str, Any]):
     ) -> Transfer:
         """See ``Bridge.handoff``; ``to`` is a ``SyncBridge`` too.
 
-        ``progress`` is called in the thread that called this. The other kernel's place in its queue
-        is taken when this one has answered.
+        ``progress`` is called in the thread that called this; what it raises ends the wait, and all
+        may have been bound by then. The other kernel's place in its queue is taken when this one
+        has answered.
 
         >>> kernel["x"] = 1
         >>> kernel.handoff("x", to=far).names
@@ -520,7 +523,8 @@ class SyncBridge(MutableMapping[str, Any]):
     __hash__ = object.__hash__
 
     def __eq__(self, other: object) -> bool:
-        return self is other  # a bridge is itself, not the dict that it shows
+        # A bridge is itself, not the dict that it shows.
+        return True if self is other else NotImplemented
 
     # ------------------------------------------------------------ inside
 

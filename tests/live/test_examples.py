@@ -6,6 +6,7 @@ Rule: as ``test_docstrings.py``, with the real thing behind each name.
 from __future__ import annotations
 
 import asyncio
+from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from kit import file_of
 from servers import TOKEN
 
 from bridgehead import Bridge, SyncBridge
-from docstrings import NEED_MORE, public, run
+from docstrings import NEED_MORE, examples, public, run
 
 PUBLIC = dict(public())
 SERVERS = ("Bridge.connect", "SyncBridge.connect")
@@ -24,16 +25,19 @@ KERNELS = sorted(NEED_MORE.difference(SERVERS, [CLUSTER]))
 
 @pytest.mark.parametrize("name", KERNELS)
 async def test_its_example_gives_what_it_shows(name: str) -> None:
-    manager = AsyncKernelManager()
-    await manager.start_kernel()
-    names: dict[str, Any] = {"asyncio": asyncio, "manager": manager}
-    try:
-        async with Bridge.launch(lane="buffers") as bridge:
+    source = "".join(example.source for example in examples(PUBLIC[name]))
+    names: dict[str, Any] = {"asyncio": asyncio}
+    async with AsyncExitStack() as opened:  # what the example takes for granted
+        if "manager" in source:
+            names["manager"] = manager = AsyncKernelManager()
+            await manager.start_kernel()
+            opened.push_async_callback(manager.shutdown_kernel, now=True)
+        if name in ("SyncBridge.interrupt", "SyncBridge.restart"):
+            names["kernel"] = opened.enter_context(SyncBridge.launch())
+        if name in ("Bridge.interrupt", "Bridge.restart") or "connection_file" in source:
+            bridge = await opened.enter_async_context(Bridge.launch(lane="buffers"))
             names |= {"bridge": bridge, "connection_file": file_of(bridge)}
-            with SyncBridge.launch() as kernel:
-                await run(PUBLIC[name], {**names, "kernel": kernel})
-    finally:
-        await manager.shutdown_kernel(now=True)
+        await run(PUBLIC[name], names)
 
 
 @pytest.mark.servers

@@ -35,6 +35,7 @@ def anyio_backend():
     return "asyncio"
 """
 ANYIO = ASYNCIO.replace("asyncio", "anyio") + BACKEND
+README = (Path(__file__).parents[2] / "README.md").read_text()
 PLAIN = """
 def test_what_was_imported():
     import sys
@@ -58,6 +59,12 @@ def pytest_ran(folder: Path, text: str, *options: str) -> str:
 def test_pytest_asyncio_serves_them(tmp_path: Path, mode: str) -> None:
     told = pytest_ran(tmp_path, ASYNCIO, f"--asyncio-mode={mode}")
     assert "3 passed" in told, told
+
+
+def test_the_readmes_example_passes(tmp_path: Path) -> None:
+    section = README.split("\n## In your tests\n")[1]
+    told = pytest_ran(tmp_path, section.split("```python\n")[1].split("```")[0])
+    assert "1 passed" in told, told
 
 
 def test_anyio_serves_them(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import signal
+import sys
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -154,6 +155,7 @@ async def test_the_message_is_in_the_table(
     provoke: Provoke, kernel: Bridge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mymodule", raising=False)
     with pytest.raises(Exception) as caught:  # which one, the table says
         await provoke(kernel, tmp_path)
     told = f"{type(caught.value).__name__}: {caught.value}".partition("\n")[0]

@@ -65,7 +65,7 @@ def names(target: Target, pattern: str, as_json: bool) -> None:
         table.add_row(
             label(name.name),
             label(name.type),
-            _size(name),
+            name.extent,
             "" if name.bytes is None else f"{name.bytes:,}",
         )
     print_table(console_for(), "", table)
@@ -74,12 +74,6 @@ def names(target: Target, pattern: str, as_json: bool) -> None:
 async def _names(target: Target, pattern: str) -> Any:
     async with target.open() as bridge:
         return await bridge.names(pattern, timeout=target.timeout)
-
-
-def _size(name: Any) -> str:
-    if name.shape is not None:
-        return " × ".join(f"{side:,}" for side in name.shape) or "scalar"
-    return "" if name.len is None else f"{name.len:,}"
 
 
 # ---------------------------------------------------------------- push

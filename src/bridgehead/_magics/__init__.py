@@ -38,6 +38,7 @@ from bridgehead._sync import SyncBridge
 DEFAULT = "main"  # the bridge's name where nobody says another
 _GONE = ("dead", "closed")  # states of a bridge that nothing can be asked of any more
 _HELP = ("-h", "--help")
+_NONE = "no bridge is open; %bridge launch opens one, or attach, or connect"
 
 _on = argument("--on", metavar="NAME", help=f"which bridge; {DEFAULT}, or the only one")
 _new = argument("--on", metavar="NAME", default=DEFAULT, help=f"its name; else {DEFAULT}")
@@ -82,13 +83,13 @@ class BridgeMagics(Magics):
         ``--on NAME`` says which bridge, where there are several: ``%bridge launch --on gpu``
         opens one of that name, ``%%bridge --on gpu`` runs the cell there. ``--help`` behind
         each tells more. A cell's value over there is seen here as ``Out[n]``; ``_`` is what it
-        looks like, the value stays until it is pulled. Ctrl-C interrupts the kernel over there;
-        a second one gives up waiting.
+        looks like, the value stays until it is pulled. Ctrl-C in such a cell interrupts the
+        kernel over there; a second one gives up waiting. Elsewhere it ends the wait here.
         """
         if cell is not None:
             self._run(line, cell)
             return
-        word, _, rest = line.strip().partition(" ")
+        word, rest = [*line.split(None, 1), "", ""][:2]
         if not word:
             self._list()
         elif word in _HELP:
@@ -198,7 +199,7 @@ class BridgeMagics(Magics):
             (
                 one.name,
                 one.type,
-                str(next((size for size in (one.shape, one.len) if size is not None), "")),
+                one.extent,
                 "" if one.bytes is None else f"{one.bytes:,}",
             )
             for one in found
@@ -250,7 +251,7 @@ class BridgeMagics(Magics):
             self.bridges.pop(name).close()
         with _plainly(name):
             self.bridges[name] = make()
-        _say(f"{name}: {_shape(self.bridges[name])}")
+        _say(f"{name}: {self.bridges[name].info}")
 
     def chosen(self, name: str | None) -> str:
         """The bridge that is meant."""
@@ -262,7 +263,7 @@ class BridgeMagics(Magics):
 
     def _known(self, name: str) -> str:
         if not self.bridges:
-            raise UsageError("no bridge is open; %bridge launch opens one, or attach, or connect")
+            raise UsageError(_NONE)
         if name not in self.bridges:
             raise UsageError(f"no bridge {name!r} is open; there is {', '.join(self.bridges)}")
         return name
@@ -283,8 +284,7 @@ class BridgeMagics(Magics):
 
     def _list(self) -> None:
         rows = [(name, *_columns(bridge)) for name, bridge in self.bridges.items()]
-        nothing = "no bridge is open; %bridge launch opens one, or attach, or connect"
-        _table(("bridge", "state", "kernel", "python", "pid", "way"), rows, nothing)
+        _table(("bridge", "state", "kernel", "python", "pid", "way"), rows, _NONE)
 
 
 COMMANDS = ("launch", "attach", "connect", "push", "pull", "names", "info", "close")
@@ -363,7 +363,8 @@ def _another(existing: str | None) -> str:
         if Path(found).resolve() == this:
             raise KernelNotFound(f"{this.name} is this kernel itself; its names are here")
         return found
-    files = [file for file in Path(jupyter_runtime_dir()).glob("kernel-*.json") if file != this]
+    there = Path(jupyter_runtime_dir()).glob("kernel-*.json")
+    files = [file for file in there if file.resolve() != this]
     if not files:
         raise KernelNotFound(f"no other kernel is running: {jupyter_runtime_dir()} has no file")
     return str(max(files, key=lambda file: file.stat().st_atime))  # as jupyter_client chooses
@@ -373,10 +374,6 @@ def _columns(bridge: SyncBridge) -> tuple[str, str, str, str, str]:
     info = bridge.info
     python = ".".join(map(str, info.python))
     return bridge.state, info.kernel, python, str(info.pid), f"{info.lane} over {info.transport}"
-
-
-def _shape(bridge: SyncBridge) -> str:
-    return repr(bridge.info)[len("<Info ") : -1]
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], nothing: str) -> None:

@@ -70,7 +70,10 @@ def run_shown(shell: InteractiveShell, bridge: SyncBridge, code: str) -> Result:
                 if interrupted:
                     raise
                 interrupted = True
-                _interrupt(bridge)
+                if running.done():  # its end may have been taken from the queue already
+                    arrived.put(None)
+                else:
+                    _interrupt(bridge)
         except KeyboardInterrupt:
             running.cancel()
             raise GaveUp("nobody waits for the cell any more; it may go on over there") from None

@@ -79,7 +79,9 @@ def _parted(text: str) -> list[str]:
     depth, start, parts = 0, 0, []
     try:
         for token in tokenize.generate_tokens(io.StringIO(text.strip()).readline):
-            depth += (token.string in "([{") - (token.string in ")]}") if token.string else 0
+            if token.type != tokenize.OP:  # of an f-string, Python 3.12 tells the text, too
+                continue
+            depth += (token.string in "([{") - (token.string in ")]}")
             if token.string == "," and depth == 0:
                 parts.append(text.strip()[start : token.start[1]])
                 start = token.end[1]
