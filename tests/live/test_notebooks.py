@@ -19,6 +19,7 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
+CLUSTERS = [NOTEBOOKS / "05_many_kernels.ipynb"]  # they start one
 PATIENCE = 300  # s for one cell; nothing here measures speed
 
 # What differs from run to run, and nothing else: a notebook shows what is stable.
@@ -118,7 +119,13 @@ def test_there_are_notebooks() -> None:
     ]
 
 
-@notebooks
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, id=path.stem, marks=pytest.mark.servers if path in CLUSTERS else ())
+        for path in sorted(NOTEBOOKS.glob("*.ipynb"))
+    ],
+)
 async def test_it_runs_and_gives_what_is_committed(
     path: Path, tmp_path: Path, marked: None
 ) -> None:
