@@ -11,13 +11,15 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import Ran, Terminal, bridgehead
+from cli import PATIENCE, Ran, Terminal, bridgehead, environment
 from jupyter_client.manager import AsyncKernelManager
 from servers import TOKEN, on, serving
 
@@ -141,6 +143,44 @@ async def test_kernels_of_servers_are_listed_and_taken() -> None:
 
 def test_a_server_that_is_not_there_is_told() -> None:
     assert "nothing answers" in bridgehead("ls", "--url", "http://127.0.0.1:1").refused(5)
+
+
+# ---------------------------------------------------------------- names, for a shell
+
+
+def completed(shell: str, *words: str) -> list[str]:
+    """What a shell is offered for the last word, however long the kernel takes."""
+    code = f"from bridgehead._cli import completing, main; completing.PATIENCE = {PATIENCE}; main()"
+    script = [sys.executable, "-c", f"import sys; sys.argv[0] = 'bridgehead'; {code}"]
+    env = environment(
+        _BRIDGEHEAD_COMPLETE=f"{shell}_complete",
+        COMP_WORDS=" ".join(["bridgehead", *words]),
+        COMP_CWORD=words[-1] if shell == "fish" else str(len(words)),
+    )
+    done = subprocess.run(script, env=env, capture_output=True, check=False)
+    assert done.stderr == b""
+    return done.stdout.decode().splitlines()
+
+
+async def test_a_shell_is_offered_nothing_but_names(alone: Bridge) -> None:
+    await alone.run(
+        "odd = type('\x1b[2J\\nplain', (), {})\n"
+        "globals().update({'alpha': odd(), 'alpha;ls': 1, 'alpha\\nplain,ls': 2, 'alpha $(ls)': 3})"
+    )
+    file = str(alone.info.connection_file)
+    told = await asyncio.to_thread(completed, "zsh", "pull", "-e", file, "alph")
+    assert told == ["plain", "alpha", "�[2J plain"]
+    told = await asyncio.to_thread(completed, "fish", "pull", "-e", file, "alph")
+    assert told == ["plain,alpha\t�[2J plain"]
+
+
+@pytest.mark.servers
+async def test_names_behind_a_server_are_completed_with_the_options_of_the_command() -> None:
+    async with serving() as url, on(url) as bridge:
+        await bridge.push(alpha=1)
+        host = url.partition("://")[2]
+        words = ("pull", "--url", host, "--token", TOKEN, "alph")
+        assert await asyncio.to_thread(completed, "bash", *words) == ["plain,alpha"]
 
 
 # ---------------------------------------------------------------- doctor
