@@ -83,6 +83,11 @@ async def test_what_is_dead_silent_or_no_file_holds_up_nobody(runtime: Path, alo
         (runtime / "kernel-gone.json").write_text(json.dumps(gone))
         (runtime / "kernel-empty.json").write_text("")
         (runtime / "kernel-odd.json").write_text("[1]")
+        (runtime / "kernel-port.json").write_text(json.dumps({**tcp, "control_port": 70000}))
+        (runtime / "kernel-deep.json").write_text("[" * 100_000)
+        (runtime / "kernel-scheme.json").write_text(json.dumps({**info, "signature_scheme": 7}))
+        (runtime / "kernel-folder.json").mkdir()
+        os.mkfifo(runtime / "kernel-pipe.json")
         found = await asyncio.to_thread(listed, runtime)
     states = {name.partition("-")[2]: one["state"] for name, one in found.items()}
     assert states == {
@@ -90,9 +95,13 @@ async def test_what_is_dead_silent_or_no_file_holds_up_nobody(runtime: Path, alo
         "mute": "silent",
         "dead": "dead",
         "gone": "dead",
-        "empty": "unknown",
-        "odd": "unknown",
+        **dict.fromkeys(("empty", "odd", "port", "deep", "scheme", "folder", "pipe"), "unknown"),
     }
+    why = {name.partition("-")[2]: one["why"] for name, one in found.items()}
+    for name in ("empty", "odd", "port", "deep", "pipe"):
+        assert why[name].startswith("no connection file: ")
+    assert why["folder"].startswith("it can't be read: ")
+    assert why["scheme"].startswith("it can't be asked: ")
     assert next(iter(found)) == "kernel-alone"
 
 
@@ -143,6 +152,19 @@ async def test_kernels_of_servers_are_listed_and_taken() -> None:
 
 def test_a_server_that_is_not_there_is_told() -> None:
     assert "nothing answers" in bridgehead("ls", "--url", "http://127.0.0.1:1").refused(5)
+
+
+def test_each_server_that_does_not_answer_has_a_line(runtime: Path) -> None:
+    with socket.socket() as first, socket.socket() as second:
+        for one in (first, second):
+            one.bind(("127.0.0.1", 0))  # and nobody listens
+            url = f"http://127.0.0.1:{one.getsockname()[1]}/"
+            told = {"pid": os.getpid(), "url": url, "token": "t"}
+            (runtime / f"jpserver-{one.fileno()}.json").write_text(json.dumps(told))
+        ran = bridgehead("ls", "--json", JUPYTER_RUNTIME_DIR=str(runtime))
+        wanted = {f"http://127.0.0.1:{one.getsockname()[1]}/" for one in (first, second)}
+    assert {one["where"] for one in ran.json} == wanted
+    assert {one["state"] for one in ran.json} == {"unknown"}
 
 
 # ---------------------------------------------------------------- names, for a shell
