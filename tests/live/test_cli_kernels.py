@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import PATIENCE, Ran, Terminal, bridgehead, environment
+from cli import PATIENCE, Ran, Terminal, begun, bridgehead, environment
 from jupyter_client.manager import AsyncKernelManager
 from servers import TOKEN, on, serving
 
@@ -165,6 +165,37 @@ def test_each_server_that_does_not_answer_has_a_line(runtime: Path) -> None:
         wanted = {f"http://127.0.0.1:{one.getsockname()[1]}/" for one in (first, second)}
     assert {one["where"] for one in ran.json} == wanted
     assert {one["state"] for one in ran.json} == {"unknown"}
+
+
+def test_what_else_the_system_refuses_is_told_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("JUPYTER_TOKEN", raising=False)
+    file = str(tmp_path / "none")
+    ran = bridgehead("ls", "--url", "http://127.0.0.1:1", JUPYTER_TOKEN_FILE=file)
+    assert ran.refused(1) == f"bridgehead: {file}: No such file or directory"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["ls", "--help"]])
+def test_help_that_nobody_reads_ends_quietly(arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    running = begun(*arguments, stdout=writing)
+    os.close(writing)
+    _, told = running.communicate(timeout=PATIENCE)
+    assert (running.returncode, told) == (141, b"")
+
+
+def test_an_interrupt_while_the_command_line_is_imported_is_quiet() -> None:
+    code = (
+        "import sys; from bridgehead._cli import main\n"
+        "class Pressed:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'rich': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Pressed()); main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
 
 
 # ---------------------------------------------------------------- names, for a shell
