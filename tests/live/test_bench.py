@@ -6,47 +6,40 @@ looked at, never how fast it was.
 
 from __future__ import annotations
 
-import json
+import asyncio
 import re
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
+from cli import PATIENCE, Ran, begun, bridgehead
 
 from bridgehead import Bridge
 from bridgehead._handshake import LANES
 
-SCRIPT = Path(sysconfig.get_path("scripts")) / "bridgehead"
 SMALL = ("--payloads", "int,dict1k,np1m", "--seconds", "0")
 TITLES = {"int": "int", "dict1k": "dict, 1 kB", "np1m": "numpy 1 MB"}
 OTHERS = {"memcpy", "pickle", "zmq tcp", "empty cell"}
 
-Ran = subprocess.CompletedProcess[str]
 
-
-def bench(*arguments: object) -> Ran:
-    command = [SCRIPT, "bench", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300, check=False)
-
-
-def worked(ran: Ran) -> Ran:
-    assert ran.returncode == 0, ran.stderr
+def worked(*arguments: object) -> Ran:
+    ran = bridgehead("bench", *arguments)
+    assert ran.code == 0, ran.err
     return ran
 
 
-def failed(ran: Ran, code: int = 1) -> str:
+def failed(*arguments: object, code: int = 1) -> str:
     """The one sentence that a command which can't be done says."""
-    assert ran.returncode == code
-    assert ran.stdout == ""
-    assert ran.stderr.startswith("bridgehead: ")
-    assert ran.stderr.count("\n") == 1
-    return ran.stderr
+    ran = bridgehead("bench", *arguments)
+    assert (ran.code, ran.out) == (code, "")
+    assert ran.err.startswith("bridgehead: ")
+    assert ran.err.count("\n") == 1
+    return ran.err
 
 
 def works(lane: str, left_out: dict[str, str]) -> bool:
@@ -63,21 +56,21 @@ def nothing_left(jupyter_folders: Path) -> Iterator[None]:
 
 
 def test_a_table_with_every_row() -> None:
-    ran = worked(bench(*SMALL))
-    assert ran.stderr == ""
-    assert not re.search(r" $", ran.stdout, re.MULTILINE)
+    ran = worked(*SMALL)
+    assert ran.err == ""
+    assert not re.search(r" $", ran.out, re.MULTILINE)
     number = r"[\d,.e+-]+"
     titles = "|".join(TITLES.values())
     rows = re.findall(
         rf"^({titles})? +(?:[\d,]+)? +(\D+?)(?: +{number}){{4}}$",
-        ran.stdout,
+        ran.out,
         re.MULTILINE,
     )
     title, found = "", set()
     for first, peer in rows:
         title = first or title
         found.add((title, peer))
-    lanes = {lane for lane in LANES if f"lane {lane}" not in ran.stdout}
+    lanes = {lane for lane in LANES if f"lane {lane}" not in ran.out}
     assert lanes >= {"buffers", "inline"}
     expected = {(title, peer) for title in TITLES.values() for peer in lanes | OTHERS}
     within = {("numpy 1 MB", "pickle"), ("int", "memcpy"), ("dict, 1 kB", "memcpy")}
@@ -86,7 +79,7 @@ def test_a_table_with_every_row() -> None:
 
 def test_json_and_a_picture(tmp_path: Path) -> None:
     picture = tmp_path / "figures.png"
-    told = json.loads(worked(bench(*SMALL, "--json", "--plot", picture)).stdout)
+    told = worked(*SMALL, "--json", "--plot", picture).json
     lanes = {lane for lane in LANES if works(lane, told["left_out"])}
     assert set(told["peers"]) == lanes | OTHERS
     rows = {(row["payload"], row["peer"]): row for row in told["figures"]}
@@ -117,16 +110,16 @@ def test_json_and_a_picture(tmp_path: Path) -> None:
 async def test_a_running_kernel_is_measured_and_left_as_it_was() -> None:
     async with Bridge.launch() as bridge:
         await bridge.push(mine=1)
-        command = [SCRIPT, "bench", *SMALL, "--existing", bridge.info.connection_file, "--json"]
-        ran = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300)
-        told = json.loads(worked(ran).stdout)
+        file = bridge.info.connection_file
+        ran = await asyncio.to_thread(worked, *SMALL, "--existing", file, "--json")
+        told = ran.json
         assert any(row["lane"] and row["push_ms"] for row in told["figures"])
         assert [name.name for name in await bridge.names("*")] == ["mine"]
         assert (await bridge.run("1")).execution_count == 1
 
 
 def test_a_kernel_that_is_not_there_is_one_sentence() -> None:
-    assert "nowhere.json" in failed(bench("--existing", "nowhere.json"), 3)
+    assert "nowhere.json" in failed("--existing", "nowhere.json", code=3)
 
 
 @pytest.mark.parametrize(
@@ -139,14 +132,14 @@ def test_a_kernel_that_is_not_there_is_one_sentence() -> None:
 def test_a_picture_that_cannot_be_drawn_is_told_at_once(
     tmp_path: Path, file: str, why: str
 ) -> None:
-    assert why in failed(bench("--plot", tmp_path / file))
+    assert why in failed("--plot", tmp_path / file)
 
 
 def test_an_object_that_does_not_exist_is_told_with_those_that_do() -> None:
-    ran = bench("--payloads", "int,elephant")
-    assert ran.returncode == 2
-    assert "'elephant'" in ran.stderr
-    assert "np100m" in ran.stderr
+    ran = bridgehead("bench", "--payloads", "int,elephant")
+    assert ran.code == 2
+    assert "'elephant'" in ran.err
+    assert "np100m" in ran.err
 
 
 def without(module: str, *arguments: str) -> Ran:
@@ -158,31 +151,29 @@ def without(module: str, *arguments: str) -> Ran:
         "sys.argv[0] = 'bridgehead'; from bridgehead._cli import main; main()"
     )
     command = [sys.executable, "-c", code, module, "bench", *arguments]
-    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, timeout=PATIENCE, check=False)
+    return Ran(done.returncode, done.stdout, done.stderr.decode())
 
 
 def test_without_matplotlib_it_says_what_to_install(tmp_path: Path) -> None:
     ran = without("matplotlib", "--plot", str(tmp_path / "figures.png"))
-    assert ran.returncode == 2
-    assert ran.stderr.count("\n") == 1
-    assert "--plot needs matplotlib" in ran.stderr
-    assert "pip install 'bridgehead[bench]'" in ran.stderr
+    assert ran.code == 2
+    assert ran.err.count("\n") == 1
+    assert "--plot needs matplotlib" in ran.err
+    assert "pip install 'bridgehead[bench]'" in ran.err
 
 
 def test_without_numpy_the_rest_is_measured() -> None:
-    ran = worked(without("numpy", *SMALL))
-    assert re.search(r"^int .*buffers", ran.stdout, re.MULTILINE)
-    assert "Left out: numpy 1 MB: numpy is not installed" in ran.stdout
+    ran = without("numpy", *SMALL)
+    assert ran.code == 0, ran.err
+    assert re.search(r"^int .*buffers", ran.out, re.MULTILINE)
+    assert "Left out: numpy 1 MB: numpy is not installed" in ran.out
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to one process there")
 def test_control_c_ends_everything() -> None:
-    # What is run in the background of a script is deaf to it, and so are its children.
-    hearing = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
-    pipe = subprocess.PIPE
     # It measures for an hour, so it is in the middle of it whenever it is interrupted.
-    command = [SCRIPT, "bench", "--payloads", "list1m", "--seconds", "3600"]
-    with subprocess.Popen(command, stdout=pipe, stderr=pipe, **hearing) as running:
+    with begun("bench", "--payloads", "list1m", "--seconds", "3600") as running:
         process = psutil.Process(running.pid)
         # One kernel for each lane that works, and the server of raw zmq.
         while not any("zmq_server.py" in " ".join(p.cmdline()) for p in process.children()):

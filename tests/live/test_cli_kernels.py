@@ -11,13 +11,15 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from cli import Ran, Terminal, bridgehead
+from cli import PATIENCE, Ran, Terminal, begun, bridgehead, environment
 from jupyter_client.manager import AsyncKernelManager
 from servers import TOKEN, on, serving
 
@@ -81,6 +83,11 @@ async def test_what_is_dead_silent_or_no_file_holds_up_nobody(runtime: Path, alo
         (runtime / "kernel-gone.json").write_text(json.dumps(gone))
         (runtime / "kernel-empty.json").write_text("")
         (runtime / "kernel-odd.json").write_text("[1]")
+        (runtime / "kernel-port.json").write_text(json.dumps({**tcp, "control_port": 70000}))
+        (runtime / "kernel-deep.json").write_text("[" * 100_000)
+        (runtime / "kernel-scheme.json").write_text(json.dumps({**info, "signature_scheme": 7}))
+        (runtime / "kernel-folder.json").mkdir()
+        os.mkfifo(runtime / "kernel-pipe.json")
         found = await asyncio.to_thread(listed, runtime)
     states = {name.partition("-")[2]: one["state"] for name, one in found.items()}
     assert states == {
@@ -88,9 +95,13 @@ async def test_what_is_dead_silent_or_no_file_holds_up_nobody(runtime: Path, alo
         "mute": "silent",
         "dead": "dead",
         "gone": "dead",
-        "empty": "unknown",
-        "odd": "unknown",
+        **dict.fromkeys(("empty", "odd", "port", "deep", "scheme", "folder", "pipe"), "unknown"),
     }
+    why = {name.partition("-")[2]: one["why"] for name, one in found.items()}
+    for name in ("empty", "odd", "port", "deep", "pipe"):
+        assert why[name].startswith("no connection file: ")
+    assert why["folder"].startswith("it can't be read: ")
+    assert why["scheme"].startswith("it can't be asked: ")
     assert next(iter(found)) == "kernel-alone"
 
 
@@ -141,6 +152,88 @@ async def test_kernels_of_servers_are_listed_and_taken() -> None:
 
 def test_a_server_that_is_not_there_is_told() -> None:
     assert "nothing answers" in bridgehead("ls", "--url", "http://127.0.0.1:1").refused(5)
+
+
+def test_each_server_that_does_not_answer_has_a_line(runtime: Path) -> None:
+    with socket.socket() as first, socket.socket() as second:
+        for one in (first, second):
+            one.bind(("127.0.0.1", 0))  # and nobody listens
+            url = f"http://127.0.0.1:{one.getsockname()[1]}/"
+            told = {"pid": os.getpid(), "url": url, "token": "t"}
+            (runtime / f"jpserver-{one.fileno()}.json").write_text(json.dumps(told))
+        ran = bridgehead("ls", "--json", JUPYTER_RUNTIME_DIR=str(runtime))
+        wanted = {f"http://127.0.0.1:{one.getsockname()[1]}/" for one in (first, second)}
+    assert {one["where"] for one in ran.json} == wanted
+    assert {one["state"] for one in ran.json} == {"unknown"}
+
+
+def test_what_else_the_system_refuses_is_told_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("JUPYTER_TOKEN", raising=False)
+    file = str(tmp_path / "none")
+    ran = bridgehead("ls", "--url", "http://127.0.0.1:1", JUPYTER_TOKEN_FILE=file)
+    assert ran.refused(1) == f"bridgehead: {file}: No such file or directory"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["ls", "--help"]])
+def test_help_that_nobody_reads_ends_quietly(arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    running = begun(*arguments, stdout=writing)
+    os.close(writing)
+    _, told = running.communicate(timeout=PATIENCE)
+    assert (running.returncode, told) == (141, b"")
+
+
+def test_an_interrupt_while_the_command_line_is_imported_is_quiet() -> None:
+    code = (
+        "import sys; from bridgehead._cli import main\n"
+        "class Pressed:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'rich': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Pressed()); main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
+# ---------------------------------------------------------------- names, for a shell
+
+
+def completed(shell: str, *words: str) -> list[str]:
+    """What a shell is offered for the last word, however long the kernel takes."""
+    code = f"from bridgehead._cli import completing, main; completing.PATIENCE = {PATIENCE}; main()"
+    script = [sys.executable, "-c", f"import sys; sys.argv[0] = 'bridgehead'; {code}"]
+    env = environment(
+        _BRIDGEHEAD_COMPLETE=f"{shell}_complete",
+        COMP_WORDS=" ".join(["bridgehead", *words]),
+        COMP_CWORD=words[-1] if shell == "fish" else str(len(words)),
+    )
+    done = subprocess.run(script, env=env, capture_output=True, check=False)
+    assert done.stderr == b""
+    return done.stdout.decode().splitlines()
+
+
+async def test_a_shell_is_offered_nothing_but_names(alone: Bridge) -> None:
+    await alone.run(
+        "odd = type('\x1b[2J\\nplain', (), {})\n"
+        "globals().update({'alpha': odd(), 'alpha;ls': 1, 'alpha\\nplain,ls': 2, 'alpha $(ls)': 3})"
+    )
+    file = str(alone.info.connection_file)
+    told = await asyncio.to_thread(completed, "zsh", "pull", "-e", file, "alph")
+    assert told == ["plain", "alpha", "�[2J plain"]
+    told = await asyncio.to_thread(completed, "fish", "pull", "-e", file, "alph")
+    assert told == ["plain,alpha\t�[2J plain"]
+
+
+@pytest.mark.servers
+async def test_names_behind_a_server_are_completed_with_the_options_of_the_command() -> None:
+    async with serving() as url, on(url) as bridge:
+        await bridge.push(alpha=1)
+        host = url.partition("://")[2]
+        words = ("pull", "--url", host, "--token", TOKEN, "alph")
+        assert await asyncio.to_thread(completed, "bash", *words) == ["plain,alpha"]
 
 
 # ---------------------------------------------------------------- doctor

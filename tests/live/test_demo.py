@@ -7,59 +7,36 @@ exits, and what it leaves behind.
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
+from cli import Ran, begun, bridgehead
 
-SCRIPT = Path(sysconfig.get_path("scripts")) / "bridgehead"
 OBJECTS = ("table", "summarise", "passport", "summary")
 
 
-@dataclass(frozen=True)
-class Ran:
-    """What a command did."""
-
-    code: int
-    out: str
-    err: str
-
-    @property
-    def pid(self) -> int:
-        """The kernel's, as the command told it."""
-        found = re.search(r"pid (\d+), over", self.out)
-        assert found, self.out
-        return int(found[1])
-
-    @property
-    def words(self) -> str:
-        """Its sentences, unwrapped."""
-        return " ".join(self.out.split())
-
-    def crossings(self) -> list[list[str]]:
-        """The cells of the table's rows: arrow, bridge, name, type, bytes, lane, ms."""
-        return [line.split() for line in self.out.splitlines() if line[:1] in ("→", "←")]
+def pid_of(ran: Ran) -> int:
+    """The kernel's, as the command told it."""
+    found = re.search(r"pid (\d+), over", ran.out)
+    assert found, ran.out
+    return int(found[1])
 
 
-def bridgehead(*arguments: object, **env: str) -> Ran:
-    done = subprocess.run(
-        [SCRIPT, *map(str, arguments)],
-        env={**os.environ, "PYTHONUTF8": "1", **env},
-        capture_output=True,
-        encoding="utf-8",
-        timeout=120,
-        check=False,
-    )
-    return Ran(done.returncode, done.stdout, done.stderr)
+def words_of(ran: Ran) -> str:
+    """Its sentences, unwrapped."""
+    return " ".join(ran.out.split())
+
+
+def crossings_of(ran: Ran) -> list[list[str]]:
+    """The cells of the table's rows: arrow, bridge, name, type, bytes, lane, ms."""
+    return [line.split() for line in ran.out.splitlines() if line[:1] in ("→", "←")]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -91,7 +68,7 @@ def test_the_shipped_data_crosses(shipped: Ran) -> None:
     assert "Palmer penguins: 344 rows, 8 columns" in shipped.out
     assert "CC0" in shipped.out
     assert re.search(r"^Gentoo +124 ", shipped.out, re.MULTILINE)
-    rows = shipped.crossings()
+    rows = crossings_of(shipped)
     assert [(row[0], row[1], row[2], row[3]) for row in rows] == [
         ("→", "first", "table", "DataFrame"),
         ("→", "first", "summarise", "function"),
@@ -105,7 +82,7 @@ def test_the_shipped_data_crosses(shipped: Ran) -> None:
 
 
 def test_the_second_bridge_sees_the_same_objects(shipped: Ran) -> None:
-    pid, words = shipped.pid, shipped.words
+    pid, words = pid_of(shipped), words_of(shipped)
     assert re.search(rf"the same kernel: pid {pid} and epoch \w+ are equal", words)
     assert "the same objects: their ids are equal" in words
     assert f"the first cell (pid {pid}), the second cell (pid {pid})" in words
@@ -113,8 +90,8 @@ def test_the_second_bridge_sees_the_same_objects(shipped: Ran) -> None:
 
 
 def test_nothing_is_left_behind(shipped: Ran) -> None:
-    assert not psutil.pid_exists(shipped.pid)
-    assert "its connection file is gone" in shipped.words
+    assert not psutil.pid_exists(pid_of(shipped))
+    assert "its connection file is gone" in words_of(shipped)
 
 
 @pytest.mark.parametrize(
@@ -148,9 +125,9 @@ def test_any_table_crosses(tmp_path: Path, text: str, shape: str, summary: str) 
     file.write_text(text, encoding="utf-8")
     ran = bridgehead("demo", file)
     assert (ran.code, ran.err) == (0, "")
-    assert f"own.csv: {shape}" in ran.words
+    assert f"own.csv: {shape}" in words_of(ran)
     assert re.search(f"^{summary}", ran.out, re.MULTILINE), ran.out
-    assert {row[2] for row in ran.crossings()} == set(OBJECTS)
+    assert {row[2] for row in crossings_of(ran)} == set(OBJECTS)
 
 
 @pytest.mark.parametrize(
@@ -190,12 +167,10 @@ def test_a_kernel_that_does_not_start_is_one_sentence(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to one process there")
 def test_control_c_ends_the_kernel_too(jupyter_folders: Path) -> None:
-    files, pipe = jupyter_folders / "run", subprocess.PIPE
-    # What is run in the background of a script is deaf to it, and so are its children.
-    hearing = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    files = jupyter_folders / "run"
     for _ in range(10):
         before = set(files.iterdir())
-        with subprocess.Popen([SCRIPT, "demo"], stdout=pipe, stderr=pipe, **hearing) as demo:
+        with begun("demo") as demo:
             while set(files.iterdir()) <= before:
                 assert demo.poll() is None
                 time.sleep(0.01)

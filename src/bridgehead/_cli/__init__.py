@@ -3,10 +3,14 @@
 Rule: a face. Arguments in, tables and sentences out; what a command does with a kernel is the
 ``Bridge``'s. click and rich are an extra: without them there is one sentence and exit code 2.
 One noun a file, and only ``group`` knows which commands there are.
+
+Python imports the package, and with it zmq and jupyter_client, before anything here is run: that
+is some tenths of a second, in which Ctrl-C is not yet ours to catch.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import warnings
@@ -14,9 +18,19 @@ from importlib.util import find_spec
 
 from bridgehead._cli.ending import FAILED, INTERRUPTED, NO_READER, NoReader, not_installed, warn
 
+# What writing to a full or broken device says; ``EDQUOT`` is not everywhere.
+NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
 
 def main() -> None:
     """The console script; raises ``SystemExit`` with a code of ``ending``'s."""
+    try:
+        _main()
+    except KeyboardInterrupt:  # before click is there, or after it; in between it is an Abort
+        raise SystemExit(INTERRUPTED) from None
+
+
+def _main() -> None:
     for module in ("click", "rich"):
         if find_spec(module) is None:
             not_installed(module)
@@ -43,10 +57,13 @@ def main() -> None:
     except (NoReader, BrokenPipeError):
         _to_nobody()
         code = NO_READER
-    except OSError as error:  # a full disk behind standard output; files are told where they are
-        warn(f"the output can't be written: {error.strerror or error}", "red")
-        _to_nobody()
-        code = FAILED
+    except OSError as error:  # files that a command writes are told where they are
+        why, code = error.strerror or str(error) or type(error).__name__, FAILED
+        if error.errno in NO_ROOM and error.filename is None:  # behind standard output
+            warn(f"the output can't be written: {why}", "red")
+            _to_nobody()
+        else:
+            warn(why if error.filename is None else f"{error.filename}: {why}", "red")
     raise SystemExit(code if isinstance(code, int) else 0)
 
 

@@ -1,7 +1,8 @@
 """What a shell is offered for what was typed so far.
 
 Rule: never slow, never loud. A kernel that doesn't answer at once completes nothing, and nothing
-that goes wrong is shown in the middle of somebody's command line.
+that goes wrong is shown in the middle of somebody's command line. What a kernel tells is put into
+that line by the shell: only names that Python would take as such, which no shell takes for more.
 """
 
 from __future__ import annotations
@@ -65,15 +66,18 @@ async def _names(options: dict[str, Any], begin: str) -> list[tuple[str, str]]:
     import warnings
 
     from bridgehead import Bridge
+    from bridgehead._cli.options import _address
+    from bridgehead._shown import line
 
     warnings.simplefilter("ignore")
     logging.disable()
-    existing = options.get("existing") or options.get("url")
+    existing = _address(*(options.get(name) for name in ("existing", "url", "token")))
     async with asyncio.timeout(PATIENCE):
         opening = Bridge.attach(existing, insecure=options.get("insecure") or (), timeout=PATIENCE)
         async with opening as bridge:
             listed = await bridge.names(f"{begin}*", timeout=PATIENCE)
-            return [(name.name, name.type) for name in listed]
+            # A kernel's namespace may have any text as a key, and its types any name.
+            return [(one.name, line(one.type)) for one in listed if one.name.isidentifier()]
 
 
 def _age(file: Path) -> float:

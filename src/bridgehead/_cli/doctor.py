@@ -124,6 +124,7 @@ def _todo(why: str, name: str) -> str:
 
 def _of_the_kernel(bridge: Bridge) -> list[Finding]:
     info = bridge.info
+    pip = f"{shlex.quote(info.executable)} -m pip install"
     found = [
         Finding(NOTE, f"objects do not take the lane {lane!r}: {why}", _LANES[lane])
         for lane, why in info.why_not.items()
@@ -134,7 +135,7 @@ def _of_the_kernel(bridge: Bridge) -> list[Finding]:
                 Finding(
                     LACKING,
                     f"the kernel has no {package}: {what} can't cross",
-                    f"{info.executable} -m pip install {package}",
+                    f"{pip} {package}",
                 )
             )
     if "kernel subshells" not in info.features:
@@ -143,7 +144,7 @@ def _of_the_kernel(bridge: Bridge) -> list[Finding]:
                 NOTE,
                 "the kernel has no subshells: in the middle of a cell, now=True brings names on "
                 "the direct lane, and nothing else",
-                f"{info.executable} -m pip install 'ipykernel>=7'",
+                f"{pip} 'ipykernel>=7'",
             )
         )
     here = sys.version_info[:2]

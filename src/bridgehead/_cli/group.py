@@ -1,7 +1,7 @@
 """Which commands there are.
 
-Rule: names and one line each; the file of a command is imported when it is asked for, so that
-help and completion don't wait for what they don't need.
+Rule: names and one line each; the file of a command is imported when it is asked for. Help and
+completion wait for the package itself, but not for rich, numpy, pandas or a server's packages.
 """
 
 from __future__ import annotations
@@ -46,6 +46,12 @@ class Commands(click.Group):
         """From the lines above, without importing any of them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
+
+    def make_context(self, *args: Any, **more: Any) -> click.Context:
+        try:
+            return super().make_context(*args, **more)
+        except BrokenPipeError:  # this is where --help is printed
+            raise NoReader from None
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

@@ -26,6 +26,10 @@ def ls(url: str | None, token: str | None, as_json: bool) -> None:
     Those with a connection file in Jupyter's runtime folder, and those of the Jupyter servers
     that run here as you. They are asked who they are, and nothing is executed in them.
 
+    A busy kernel keeps one question of each look until its cell is done, and ipykernel 7 stops
+    for good at some four thousand of them: during a long cell, don't look every second for an
+    hour. watch and messages are for following one.
+
     \b
     idle, busy, starting
     silent   its process is there, and says nothing: stopped, or in a C call
