@@ -56,6 +56,7 @@ async def test_standard_input_runs_and_names_stay(kernel: Bridge, there: list[st
     assert await kernel.pull("x") == 5
 
 
+@posix
 def test_output_comes_while_the_cell_runs(there: list[str]) -> None:
     code = b"import os, time\nprint('begun', flush=True)\nwhile 'go' not in dir(): time.sleep(.05)"
     with going("run", "-", *there, stdin=subprocess.PIPE) as running:
@@ -131,10 +132,11 @@ async def test_a_second_control_c_leaves_a_cell_that_does_not_hear(
 ) -> None:
     deaf = (
         "import time\nprint('begun', flush=True)\nstop = False\nwhile not stop:\n"
-        "  try: time.sleep(600)\n  except KeyboardInterrupt: print('no', flush=True)\n"
+        "  try: time.sleep(600)\n"
+        "  except KeyboardInterrupt: struck += 1; print('no', flush=True)\n"
         "  if heard: stop = True"
     )
-    await kernel.push(heard=False)
+    await kernel.push(heard=False, struck=0)
     (tmp_path / "cell.py").write_text(deaf)
     with Terminal("run", tmp_path / "cell.py", *there) as terminal:
         terminal.until("begun")
@@ -145,7 +147,31 @@ async def test_a_second_control_c_leaves_a_cell_that_does_not_hear(
         assert terminal.end() == 130
     await kernel.push(heard=True, now=True)
     await kernel.interrupt()
-    assert await kernel.pull("stop", timeout=60) is True
+    assert await kernel.pull("stop, struck", timeout=60) == (True, 2)  # one of them from here
+
+
+@posix
+async def test_control_c_spares_the_cell_that_is_before_ours(
+    kernel: Bridge, there: list[str], tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    wait = "import os, time\nwhile not os.path.exists({!r}): time.sleep(.05)\n{!r}"
+    async with Bridge.attach(kernel.info.connection_file) as other:
+        before = asyncio.ensure_future(kernel.run(wait.format(str(first), "first")))
+        while kernel.state != "busy":
+            await asyncio.sleep(0.01)
+        (tmp_path / "cell.py").write_text("mine = True")
+        with Terminal("run", tmp_path / "cell.py", *there) as terminal:
+            await asyncio.to_thread(terminal.until, "waiting for the kernel")
+            between = asyncio.ensure_future(other.run(wait.format(str(second), "second")))
+            await asyncio.sleep(0.5)  # it is in the kernel's queue by then, or not: ours waits
+            first.touch()
+            await before
+            await asyncio.sleep(1)  # its own cell is, too
+            terminal.press("\x03")
+            assert await asyncio.to_thread(terminal.end) == 130
+        second.touch()
+        assert (await between).data["text/plain"] == "'second'"
 
 
 def test_a_cell_whose_reader_went_away_is_left(there: list[str]) -> None:

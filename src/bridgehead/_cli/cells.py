@@ -22,6 +22,7 @@ from bridgehead._cli.options import Target, as_json, target
 
 if TYPE_CHECKING:
     from bridgehead import Bridge, Message
+    from bridgehead._cell import Listener
 
 
 @click.command()
@@ -48,12 +49,14 @@ def run(target: Target, file: str, as_json: bool) -> None:
 
 async def _run(target: Target, code: str, as_json: bool) -> int:
     from bridgehead import RemoteError
+    from bridgehead._cell import Listener
 
     show = _Shown(quiet=as_json)
+    heard = Listener(show.take)
     async with target.open() as bridge:
-        cell = asyncio.ensure_future(bridge.run(code, on_output=show.take, timeout=target.timeout))
+        cell = asyncio.ensure_future(bridge.run(code, on_output=heard))
         show.cell = cell
-        with _interrupting(bridge, cell) as interrupted:
+        with _interrupting(bridge, cell, heard) as struck:
             try:
                 result, error = await cell, None
             except RemoteError as raised:
@@ -61,9 +64,12 @@ async def _run(target: Target, code: str, as_json: bool) -> int:
             except asyncio.CancelledError:
                 if show.reader_left:
                     raise BrokenPipeError from None
-                if not interrupted:
+                if not struck.left:
                     raise
-                warn("left; the cell may still run")
+                warn(
+                    "left; the cell may still run"
+                    + ("" if heard.begun else ", once it has its turn")
+                )
                 return INTERRUPTED
     if as_json:
         _print_json(result, error)
@@ -71,7 +77,7 @@ async def _run(target: Target, code: str, as_json: bool) -> int:
         return 0
     if not as_json:
         show.error(error)
-    return INTERRUPTED if interrupted and error.ename == "KeyboardInterrupt" else FAILED
+    return INTERRUPTED if struck.asked and error.ename == "KeyboardInterrupt" else FAILED
 
 
 def _print_json(result: Any, error: Any) -> None:
@@ -85,31 +91,44 @@ def _print_json(result: Any, error: Any) -> None:
     write(json.dumps({**shown, "error": told}, default=repr) + "\n")
 
 
-@contextlib.contextmanager
-def _interrupting(bridge: Bridge, cell: asyncio.Future[Any]) -> Iterator[list[Any]]:
-    """Ctrl-C interrupts the cell, and the next one leaves it; gives what was interrupted."""
-    loop = asyncio.get_running_loop()
-    asked: list[Any] = []
+class _Struck:
+    """What Ctrl-C has done so far."""
 
-    def struck() -> None:
-        if asked:
+    def __init__(self) -> None:
+        self.asked: asyncio.Task[None] | None = None  # the interrupt
+        self.left = False
+
+
+@contextlib.contextmanager
+def _interrupting(bridge: Bridge, cell: asyncio.Future[Any], heard: Listener) -> Iterator[_Struck]:
+    """Ctrl-C interrupts the cell, and the next one leaves it.
+
+    A cell that waits for its turn is left at once: an interrupt would hit another one's.
+    """
+    loop = asyncio.get_running_loop()
+    struck = _Struck()
+
+    def strike() -> None:
+        if struck.asked is None and heard.begun:
+            struck.asked = asyncio.ensure_future(_interrupt(bridge))
+        else:
+            struck.left = True
             cell.cancel()
-        asked.append(asyncio.ensure_future(_interrupt(bridge, cell)))
 
     try:
-        loop.add_signal_handler(signal.SIGINT, struck)
+        loop.add_signal_handler(signal.SIGINT, strike)
     except NotImplementedError:  # Windows: it ends this program, and the cell goes on
-        yield asked
+        yield struck
         return
     try:
-        yield asked
+        yield struck
     finally:
         loop.remove_signal_handler(signal.SIGINT)
-        for task in asked:
-            task.cancel()
+        if struck.asked is not None:
+            struck.asked.cancel()
 
 
-async def _interrupt(bridge: Bridge, cell: asyncio.Future[Any]) -> None:
+async def _interrupt(bridge: Bridge) -> None:
     from bridgehead import BridgeError
 
     try:
