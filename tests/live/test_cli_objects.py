@@ -183,9 +183,22 @@ async def test_exit_codes_tell_what_is_known(kernel: Bridge, there: list[str]) -
     assert "ZeroDivisionError" in bridgehead("pull", "1/0", *there).refused(1)
     assert "nothing-like-it" in bridgehead("names", "-e", "nothing-like-it").refused(3)
     assert "'gone'" in bridgehead("pull", "gone", *there).refused(4)
-    slow = bridgehead("pull", "__import__('time').sleep(600)", "--timeout", "1", *there)
-    slow.refused(124)
+    sleep = "__import__('time').sleep(600)"
+    slow = bridgehead("pull", sleep, "--timeout", "1", *there)  # which opening may take, too
+    assert "longer than 1 s" in slow.refused(124)
     await kernel.interrupt()
+
+
+async def test_a_timeout_is_of_opening_too(kernel: Bridge, there: list[str]) -> None:
+    cell = asyncio.ensure_future(kernel.run("while True: __import__('time').sleep(0.01)"))
+    while kernel.state != "busy":
+        await asyncio.sleep(0.01)
+    for command in (["pull", "1"], ["names"], ["watch", "1"], ["run", "-"]):
+        ran = await asyncio.to_thread(bridgehead, *command, "--timeout", "1", *there)
+        assert "longer than 1 s" in ran.refused(124)
+    await kernel.interrupt()
+    with pytest.raises(RemoteError, match="KeyboardInterrupt"):
+        await cell
 
 
 async def test_a_reader_that_goes_away_is_no_error(kernel: Bridge, there: list[str]) -> None:
