@@ -229,4 +229,5 @@ def _put(value: Any, output: str, kind: str) -> None:
         fail(str(error), FAILED)
     except ModuleNotFoundError as error:
         _lacks(error, kind)
-    click.echo(f"{plain(output)}: {len(data):,} bytes of {kind}")
+    if Path(output).is_file():  # a pipe may be this standard output by another name
+        click.echo(f"{plain(output)}: {len(data):,} bytes of {kind}")
