@@ -104,6 +104,13 @@ def test_output_cannot_steer_a_terminal_and_is_whole_in_a_pipe(
     assert b"\x1b[31mred\x1b[0m\rback" in terminal.raw
 
 
+def test_a_colour_ends_with_the_cell(there: list[str], tmp_path: Path) -> None:
+    (tmp_path / "cell.py").write_text("print('\\x1b[31mred')")
+    with Terminal("run", tmp_path / "cell.py", *there) as terminal:
+        assert terminal.end() == 0
+    assert terminal.raw.endswith(b"\x1b[31mred\r\n\x1b[0m")
+
+
 def test_json_has_all_of_a_cell(there: list[str]) -> None:
     ran = bridgehead("run", "-", "--json", *there, stdin=b"print('a')\n1/0")
     told = json.loads(ran.out)
@@ -195,6 +202,8 @@ def test_a_file_that_cannot_be_read_is_code_2(
     if data is not None:
         (tmp_path / name).write_bytes(data)
     assert "can't be read" in bridgehead("run", tmp_path / name).refused(2)
+    if data is not None:
+        assert "input can't be read" in bridgehead("run", "-", stdin=data).refused(2)
 
 
 # ---------------------------------------------------------------- watch
@@ -260,6 +269,7 @@ async def test_a_watch_ends_with_the_kernel() -> None:
 # ---------------------------------------------------------------- messages
 
 
+@posix
 async def test_messages_are_indented_under_their_request(
     kernel: Bridge, there: list[str], tmp_path: Path
 ) -> None:

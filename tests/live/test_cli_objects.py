@@ -13,6 +13,7 @@ import os
 import pickle
 import stat
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from cli import SCRIPT, Ran, Terminal, bridgehead, environment
 
 from bridgehead import Bridge, RemoteError
 
+posix = pytest.mark.skipif(sys.platform == "win32", reason="no /dev there")
 TABLE = pd.DataFrame({"n": [1, 2, 3], "x": [0.5, 1.25, -3.0], "t": ["ä", "b,c", 'd"e']})
 
 
@@ -106,6 +108,20 @@ async def test_several_files_are_all_bound_or_none(
     both = [f"a={tmp_path / 'good.json'}", f"b={tmp_path / 'bad.pickle'}"]
     assert "UnpicklingError" in bridgehead("push", *both, *there).refused(1)
     assert await kernel.names() == []
+
+
+def test_what_is_nested_too_deep_is_told(there: list[str]) -> None:
+    for depth in (900, 100_000):  # read, and not sent; not even read
+        data = b"[" * depth + b"]" * depth
+        bridgehead("push", "deep=-", "-f", "json", *there, stdin=data).refused(2)
+
+
+@posix
+async def test_a_pipe_by_a_files_name_gets_the_value_alone(
+    kernel: Bridge, there: list[str]
+) -> None:
+    pulled = bridgehead("pull", "[1]", "-o", "/dev/stdout", "-f", "json", *there)
+    assert pulled.json == [1]
 
 
 async def test_pipes_carry_values_from_kernel_to_file_and_back(

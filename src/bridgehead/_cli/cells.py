@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import signal
 import sys
@@ -40,10 +41,13 @@ def run(target: Target, file: str, as_json: bool) -> None:
     --json prints one object when it is done: stdout, stderr, outputs as in a notebook's file,
     data, execution_count and error.
     """
+    name = "standard input" if file == "-" else file
     try:
-        code = sys.stdin.read() if file == "-" else Path(file).read_text("utf-8")
+        # Its bytes: as this process's text, what is no UTF-8 would come through as something.
+        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        code = io.TextIOWrapper(io.BytesIO(data), "utf-8").read()
     except (OSError, UnicodeError) as error:
-        fail(f"{file} can't be read: {getattr(error, 'strerror', None) or error}", UNUSABLE)
+        fail(f"{name} can't be read: {getattr(error, 'strerror', None) or error}", UNUSABLE)
     raise SystemExit(finish(_run(target, code, as_json)))
 
 
@@ -61,6 +65,8 @@ async def _run(target: Target, code: str, as_json: bool) -> int:
                 result, error = await cell, None
             except RemoteError as raised:
                 result, error = raised.result, raised
+                if not as_json:
+                    show.error(raised)
             except asyncio.CancelledError:
                 if show.reader_left:
                     raise BrokenPipeError from None
@@ -71,12 +77,12 @@ async def _run(target: Target, code: str, as_json: bool) -> int:
                     + ("" if heard.begun else ", once it has its turn")
                 )
                 return INTERRUPTED
+            finally:
+                show.end()
     if as_json:
         _print_json(result, error)
     if error is None:
         return 0
-    if not as_json:
-        show.error(error)
     return INTERRUPTED if struck.asked and error.ename == "KeyboardInterrupt" else FAILED
 
 
@@ -147,6 +153,7 @@ class _Shown:
         self._consoles = {
             name: console_for(stderr=name == "stderr") for name in ("stdout", "stderr")
         }
+        self._coloured: set[str] = set()
         self.cell: asyncio.Future[Any] | None = None
         self.reader_left = False
 
@@ -170,6 +177,13 @@ class _Shown:
         lines = error.traceback or [f"{error.ename}: {error.evalue}"]
         self._write("\n".join(lines) + "\n", "stderr")
 
+    def end(self) -> None:
+        """The colours end with the cell."""
+        from bridgehead._cli.screen import write
+
+        while self._coloured and not self.reader_left:
+            write("\x1b[0m", self._coloured.pop())
+
     def _write(self, text: str, name: str) -> None:
         from bridgehead._cli.screen import output, uncoloured, write
 
@@ -179,4 +193,6 @@ class _Shown:
         shown = output(text, terminal=terminal, colour=colour)
         if name == "stderr" and not colour:
             shown = uncoloured(shown)
+        if colour and "\x1b[" in shown:
+            self._coloured.add(name)
         write(shown, name)

@@ -99,7 +99,10 @@ def push(target: Target, bindings: tuple[str, ...], kind: str | None, as_json: b
         if name in values:
             raise click.UsageError(f"{name} is there twice")
         values[name] = _read(file, _kind(file, kind))
-    moved = finish(_push(target, values))
+    try:
+        moved = finish(_push(target, values))
+    except RecursionError:  # what JSON may still be nested, a pickle may not
+        fail("nothing was sent: what is in there is nested too deep", UNUSABLE)
     if as_json:
         told = {"names": moved.names, "bytes": moved.bytes}
         click.echo(json.dumps({**told, "seconds": moved.seconds, "lane": moved.lane}))
