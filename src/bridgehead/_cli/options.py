@@ -48,7 +48,7 @@ class Target:
         """
         from bridgehead._cli.ending import patiently
 
-        state = "not reached yet"
+        known = "the kernel had no time for it, and nothing was sent"
         try:
             async with asyncio.timeout(self.timeout) as limit:
                 bridge = await patiently(self._open())
@@ -56,14 +56,13 @@ class Target:
                     try:
                         yield bridge
                     finally:
-                        state = bridge.state
+                        known = (
+                            f"the kernel is {bridge.state}. What was sent to it may still run there"
+                        )
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise TimeoutError(
-                f"it took longer than {self.timeout:g} s; the kernel is {state}. What was sent "
-                "to it may still run there"
-            ) from None
+            raise TimeoutError(f"it took longer than {self.timeout:g} s; {known}") from None
 
     async def _open(self) -> Bridge:
         from bridgehead import Bridge
