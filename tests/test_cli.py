@@ -5,6 +5,7 @@ Rule: functions, and the console script where it is about starting; no kernel.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from bridgehead import Bridge
 from bridgehead._cli import formats
 from bridgehead._cli.group import COMMANDS
+from bridgehead._cli.preview import one_line, show
 from bridgehead._cli.screen import output, plain
 from bridgehead._cli.watching import as_number, sparkline
 
@@ -88,8 +90,6 @@ def test_what_is_none_of_its_format_is_refused(kind: str) -> None:
 
 
 def test_an_array_with_a_pickle_in_it_is_not_opened() -> None:
-    import io
-
     file = io.BytesIO()
     np.save(file, np.array([{}]), allow_pickle=True)
     with pytest.raises(formats.Unusable, match="can't be read as npy"):
@@ -173,6 +173,91 @@ def test_half_a_character_is_escaped_or_refused() -> None:
 def test_json_for_scripts_has_something_of_everything() -> None:
     values = [object(), {1}, np.float64("nan"), pd.Timestamp("2020"), pd.DataFrame(), int, 1j, b"x"]
     json.dumps([formats.jsonable(value) for value in values], allow_nan=False)
+
+
+class Broken:
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+    __str__ = __float__ = __repr__  # type: ignore[assignment]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        raise RuntimeError("no")
+
+    tolist = shape
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_value_that_cannot_be_shown_is_named(
+    terminal: bool, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    values = [Broken(), 10**5000, [Broken()], pd.DataFrame({"a": [Broken()]}), {Broken(): 1}, deep]
+    for value in values:
+        show(value)
+        one_line(value, 80)
+        json.dumps(formats.jsonable(value))
+    assert b"an int" in capfdbinary.readouterr().out
+    assert as_number(Broken()) is None
+    assert formats.jsonable([1, Broken()]) == [1, "<a test_cli.Broken>"]
+    with pytest.raises(formats.Unusable, match="digits"):
+        formats.dumped(10**5000, "json")
+
+
+def test_a_file_nested_too_deep_is_told() -> None:
+    with pytest.raises(formats.Unusable, match="recursion"):
+        formats.loaded(b"[" * 200_000, "json", "it")
+
+
+def test_nothing_is_lost_where_names_collide() -> None:
+    kept = pd.DataFrame({"a": [1, 2], "b": [3, 4]}).set_index("a", drop=False)
+    same = pd.DataFrame([[1, 2]], columns=["a", "a"])
+    for table in (kept, same, pd.DataFrame([[1, 2]], columns=[1, "1"])):
+        assert formats.jsonable(table) == table.to_string()
+        with pytest.raises(formats.Unusable, match="twice"):
+            formats.dumped(table, "csv")
+    assert formats.jsonable({1: 2, "1": 3}) == "{1: 2, '1': 3}"
+
+
+@pytest.mark.parametrize("cell", [[1], {"a": 1}, (1,), {1}, b"x", np.arange(2)])
+def test_csv_refuses_what_it_has_only_as_a_text(cell: object) -> None:
+    with pytest.raises(formats.Unusable, match="csv holds numbers and texts"):
+        formats.dumped(pd.DataFrame({"a": [cell, "x"]}), "csv")
+
+
+def test_csv_refuses_columns_of_several_names() -> None:
+    with pytest.raises(formats.Unusable, match="several"):
+        formats.dumped(pd.DataFrame({("a", "b"): [1]}), "csv")
+    several = pd.DataFrame({"x": [1]}, index=pd.MultiIndex.from_tuples([("a", 1)]))
+    assert formats.dumped(several, "csv") == b",,x\na,1,1\n"
+
+
+def test_an_archive_of_arrays_is_none() -> None:
+    file = io.BytesIO()
+    np.savez(file, np.arange(3))
+    with pytest.raises(formats.Unusable, match="npz"):
+        formats.loaded(file.getvalue(), "npy", "it")
+
+
+def test_a_name_may_be_as_long_as_the_disk_lets_it(tmp_path: Path) -> None:
+    file = tmp_path / ("a" * 250 + ".json")
+    formats.write_whole(file, b"1")
+    assert file.read_bytes() == b"1"
+
+
+@pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="a POSIX system's")
+def test_a_pipe_by_the_name_of_a_file_is_written() -> None:
+    code = (
+        "from pathlib import Path; from bridgehead._cli import formats; "
+        "formats.write_whole(Path('/dev/stdout'), b'1')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert done.stdout == b"1"
 
 
 async def test_info_says_why_there_is_no_better_lane() -> None:

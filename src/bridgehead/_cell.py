@@ -19,6 +19,18 @@ STRAGGLERS = 2.0  # s after the reply in which the cell's idle must be seen, or 
 _OUTPUTS = {"stream", "display_data", "execute_result", "error"}
 
 
+class Listener:
+    """An ``on_output`` that knows, too, whether the cell has begun; until then others' may run."""
+
+    def __init__(self, take: Callable[[Message], object]) -> None:
+        self._take = take
+        self.begun = False
+
+    def __call__(self, message: Message) -> None:
+        self.begun = True  # iopub may have lost what says so
+        self._take(message)
+
+
 class CellOutputs:
     """Collects the messages that belong to one cell."""
 
@@ -36,6 +48,10 @@ class CellOutputs:
             if message.content.get("execution_state") == "idle":
                 self._idle.add(message.parent)
                 self._changed.set()
+            return
+        if message.type == "execute_input":
+            if isinstance(self._on_output, Listener):
+                self._on_output.begun = True
             return
         if message.type == "clear_output":
             self._clear = True

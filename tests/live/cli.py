@@ -116,8 +116,11 @@ class Terminal:
 
     def end(self) -> int:
         """The exit code, once it has ended by itself; then the screen is whole."""
+        until = time.monotonic() + PATIENCE
         while self._read():
-            pass
+            if time.monotonic() > until:
+                self._process.close(force=True)
+                raise AssertionError(f"it did not end:\n{self.text}")
         self._process.close()
         code = self._process.exitstatus
         assert code is not None, self._process.signalstatus

@@ -56,6 +56,7 @@ async def test_standard_input_runs_and_names_stay(kernel: Bridge, there: list[st
     assert await kernel.pull("x") == 5
 
 
+@posix
 def test_output_comes_while_the_cell_runs(there: list[str]) -> None:
     code = b"import os, time\nprint('begun', flush=True)\nwhile 'go' not in dir(): time.sleep(.05)"
     with going("run", "-", *there, stdin=subprocess.PIPE) as running:
@@ -103,6 +104,13 @@ def test_output_cannot_steer_a_terminal_and_is_whole_in_a_pipe(
     assert b"\x1b[31mred\x1b[0m\rback" in terminal.raw
 
 
+def test_a_colour_ends_with_the_cell(there: list[str], tmp_path: Path) -> None:
+    (tmp_path / "cell.py").write_text("print('\\x1b[31mred')")
+    with Terminal("run", tmp_path / "cell.py", *there) as terminal:
+        assert terminal.end() == 0
+    assert terminal.raw.endswith(b"\x1b[31mred\r\n\x1b[0m")
+
+
 def test_json_has_all_of_a_cell(there: list[str]) -> None:
     ran = bridgehead("run", "-", "--json", *there, stdin=b"print('a')\n1/0")
     told = json.loads(ran.out)
@@ -131,10 +139,11 @@ async def test_a_second_control_c_leaves_a_cell_that_does_not_hear(
 ) -> None:
     deaf = (
         "import time\nprint('begun', flush=True)\nstop = False\nwhile not stop:\n"
-        "  try: time.sleep(600)\n  except KeyboardInterrupt: print('no', flush=True)\n"
+        "  try: time.sleep(600)\n"
+        "  except KeyboardInterrupt: struck += 1; print('no', flush=True)\n"
         "  if heard: stop = True"
     )
-    await kernel.push(heard=False)
+    await kernel.push(heard=False, struck=0)
     (tmp_path / "cell.py").write_text(deaf)
     with Terminal("run", tmp_path / "cell.py", *there) as terminal:
         terminal.until("begun")
@@ -145,7 +154,31 @@ async def test_a_second_control_c_leaves_a_cell_that_does_not_hear(
         assert terminal.end() == 130
     await kernel.push(heard=True, now=True)
     await kernel.interrupt()
-    assert await kernel.pull("stop", timeout=60) is True
+    assert await kernel.pull("stop, struck", timeout=60) == (True, 2)  # one of them from here
+
+
+@posix
+async def test_control_c_spares_the_cell_that_is_before_ours(
+    kernel: Bridge, there: list[str], tmp_path: Path
+) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    wait = "import os, time\nwhile not os.path.exists({!r}): time.sleep(.05)\n{!r}"
+    async with Bridge.attach(kernel.info.connection_file) as other:
+        before = asyncio.ensure_future(kernel.run(wait.format(str(first), "first")))
+        while kernel.state != "busy":
+            await asyncio.sleep(0.01)
+        (tmp_path / "cell.py").write_text("mine = True")
+        with Terminal("run", tmp_path / "cell.py", *there) as terminal:
+            await asyncio.to_thread(terminal.until, "waiting for the kernel")
+            between = asyncio.ensure_future(other.run(wait.format(str(second), "second")))
+            await asyncio.sleep(0.5)  # it is in the kernel's queue by then, or not: ours waits
+            first.touch()
+            await before
+            await asyncio.sleep(1)  # its own cell is, too
+            terminal.press("\x03")
+            assert await asyncio.to_thread(terminal.end) == 130
+        second.touch()
+        assert (await between).data["text/plain"] == "'second'"
 
 
 def test_a_cell_whose_reader_went_away_is_left(there: list[str]) -> None:
@@ -169,6 +202,8 @@ def test_a_file_that_cannot_be_read_is_code_2(
     if data is not None:
         (tmp_path / name).write_bytes(data)
     assert "can't be read" in bridgehead("run", tmp_path / name).refused(2)
+    if data is not None:
+        assert "input can't be read" in bridgehead("run", "-", stdin=data).refused(2)
 
 
 # ---------------------------------------------------------------- watch
@@ -234,6 +269,7 @@ async def test_a_watch_ends_with_the_kernel() -> None:
 # ---------------------------------------------------------------- messages
 
 
+@posix
 async def test_messages_are_indented_under_their_request(
     kernel: Bridge, there: list[str], tmp_path: Path
 ) -> None:

@@ -13,6 +13,7 @@ import os
 import pickle
 import stat
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from cli import SCRIPT, Ran, Terminal, bridgehead, environment
 
 from bridgehead import Bridge, RemoteError
 
+posix = pytest.mark.skipif(sys.platform == "win32", reason="no /dev there")
 TABLE = pd.DataFrame({"n": [1, 2, 3], "x": [0.5, 1.25, -3.0], "t": ["ä", "b,c", 'd"e']})
 
 
@@ -108,6 +110,20 @@ async def test_several_files_are_all_bound_or_none(
     assert await kernel.names() == []
 
 
+def test_what_is_nested_too_deep_is_told(there: list[str]) -> None:
+    for depth in (900, 100_000):  # read, and not sent; not even read
+        data = b"[" * depth + b"]" * depth
+        bridgehead("push", "deep=-", "-f", "json", *there, stdin=data).refused(2)
+
+
+@posix
+async def test_a_pipe_by_a_files_name_gets_the_value_alone(
+    kernel: Bridge, there: list[str]
+) -> None:
+    pulled = bridgehead("pull", "[1]", "-o", "/dev/stdout", "-f", "json", *there)
+    assert pulled.json == [1]
+
+
 async def test_pipes_carry_values_from_kernel_to_file_and_back(
     kernel: Bridge, there: list[str]
 ) -> None:
@@ -183,9 +199,22 @@ async def test_exit_codes_tell_what_is_known(kernel: Bridge, there: list[str]) -
     assert "ZeroDivisionError" in bridgehead("pull", "1/0", *there).refused(1)
     assert "nothing-like-it" in bridgehead("names", "-e", "nothing-like-it").refused(3)
     assert "'gone'" in bridgehead("pull", "gone", *there).refused(4)
-    slow = bridgehead("pull", "__import__('time').sleep(600)", "--timeout", "1", *there)
-    slow.refused(124)
+    sleep = "__import__('time').sleep(600)"
+    slow = bridgehead("pull", sleep, "--timeout", "1", *there)  # which opening may take, too
+    assert "longer than 1 s" in slow.refused(124)
     await kernel.interrupt()
+
+
+async def test_a_timeout_is_of_opening_too(kernel: Bridge, there: list[str]) -> None:
+    cell = asyncio.ensure_future(kernel.run("while True: __import__('time').sleep(0.01)"))
+    while kernel.state != "busy":
+        await asyncio.sleep(0.01)
+    for command in (["pull", "1"], ["names"], ["watch", "1"], ["run", "-"]):
+        ran = await asyncio.to_thread(bridgehead, *command, "--timeout", "1", *there)
+        assert "longer than 1 s" in ran.refused(124)
+    await kernel.interrupt()
+    with pytest.raises(RemoteError, match="KeyboardInterrupt"):
+        await cell
 
 
 async def test_a_reader_that_goes_away_is_no_error(kernel: Bridge, there: list[str]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
 import signal
 import sys
@@ -22,6 +23,7 @@ from bridgehead._cli.options import Target, as_json, target
 
 if TYPE_CHECKING:
     from bridgehead import Bridge, Message
+    from bridgehead._cell import Listener
 
 
 @click.command()
@@ -39,39 +41,49 @@ def run(target: Target, file: str, as_json: bool) -> None:
     --json prints one object when it is done: stdout, stderr, outputs as in a notebook's file,
     data, execution_count and error.
     """
+    name = "standard input" if file == "-" else file
     try:
-        code = sys.stdin.read() if file == "-" else Path(file).read_text("utf-8")
+        # Its bytes: as this process's text, what is no UTF-8 would come through as something.
+        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        code = io.TextIOWrapper(io.BytesIO(data), "utf-8").read()
     except (OSError, UnicodeError) as error:
-        fail(f"{file} can't be read: {getattr(error, 'strerror', None) or error}", UNUSABLE)
+        fail(f"{name} can't be read: {getattr(error, 'strerror', None) or error}", UNUSABLE)
     raise SystemExit(finish(_run(target, code, as_json)))
 
 
 async def _run(target: Target, code: str, as_json: bool) -> int:
     from bridgehead import RemoteError
+    from bridgehead._cell import Listener
 
     show = _Shown(quiet=as_json)
+    heard = Listener(show.take)
     async with target.open() as bridge:
-        cell = asyncio.ensure_future(bridge.run(code, on_output=show.take, timeout=target.timeout))
+        cell = asyncio.ensure_future(bridge.run(code, on_output=heard))
         show.cell = cell
-        with _interrupting(bridge, cell) as interrupted:
+        with _interrupting(bridge, cell, heard) as struck:
             try:
                 result, error = await cell, None
             except RemoteError as raised:
                 result, error = raised.result, raised
+                if not as_json:
+                    show.error(raised)
             except asyncio.CancelledError:
                 if show.reader_left:
                     raise BrokenPipeError from None
-                if not interrupted:
+                if not struck.left:
                     raise
-                warn("left; the cell may still run")
+                warn(
+                    "left; the cell may still run"
+                    + ("" if heard.begun else ", once it has its turn")
+                )
                 return INTERRUPTED
+            finally:
+                show.end()
     if as_json:
         _print_json(result, error)
     if error is None:
         return 0
-    if not as_json:
-        show.error(error)
-    return INTERRUPTED if interrupted and error.ename == "KeyboardInterrupt" else FAILED
+    return INTERRUPTED if struck.asked and error.ename == "KeyboardInterrupt" else FAILED
 
 
 def _print_json(result: Any, error: Any) -> None:
@@ -85,31 +97,44 @@ def _print_json(result: Any, error: Any) -> None:
     write(json.dumps({**shown, "error": told}, default=repr) + "\n")
 
 
-@contextlib.contextmanager
-def _interrupting(bridge: Bridge, cell: asyncio.Future[Any]) -> Iterator[list[Any]]:
-    """Ctrl-C interrupts the cell, and the next one leaves it; gives what was interrupted."""
-    loop = asyncio.get_running_loop()
-    asked: list[Any] = []
+class _Struck:
+    """What Ctrl-C has done so far."""
 
-    def struck() -> None:
-        if asked:
+    def __init__(self) -> None:
+        self.asked: asyncio.Task[None] | None = None  # the interrupt
+        self.left = False
+
+
+@contextlib.contextmanager
+def _interrupting(bridge: Bridge, cell: asyncio.Future[Any], heard: Listener) -> Iterator[_Struck]:
+    """Ctrl-C interrupts the cell, and the next one leaves it.
+
+    A cell that waits for its turn is left at once: an interrupt would hit another one's.
+    """
+    loop = asyncio.get_running_loop()
+    struck = _Struck()
+
+    def strike() -> None:
+        if struck.asked is None and heard.begun:
+            struck.asked = asyncio.ensure_future(_interrupt(bridge))
+        else:
+            struck.left = True
             cell.cancel()
-        asked.append(asyncio.ensure_future(_interrupt(bridge, cell)))
 
     try:
-        loop.add_signal_handler(signal.SIGINT, struck)
+        loop.add_signal_handler(signal.SIGINT, strike)
     except NotImplementedError:  # Windows: it ends this program, and the cell goes on
-        yield asked
+        yield struck
         return
     try:
-        yield asked
+        yield struck
     finally:
         loop.remove_signal_handler(signal.SIGINT)
-        for task in asked:
-            task.cancel()
+        if struck.asked is not None:
+            struck.asked.cancel()
 
 
-async def _interrupt(bridge: Bridge, cell: asyncio.Future[Any]) -> None:
+async def _interrupt(bridge: Bridge) -> None:
     from bridgehead import BridgeError
 
     try:
@@ -128,6 +153,7 @@ class _Shown:
         self._consoles = {
             name: console_for(stderr=name == "stderr") for name in ("stdout", "stderr")
         }
+        self._coloured: set[str] = set()
         self.cell: asyncio.Future[Any] | None = None
         self.reader_left = False
 
@@ -151,6 +177,13 @@ class _Shown:
         lines = error.traceback or [f"{error.ename}: {error.evalue}"]
         self._write("\n".join(lines) + "\n", "stderr")
 
+    def end(self) -> None:
+        """The colours end with the cell."""
+        from bridgehead._cli.screen import write
+
+        while self._coloured and not self.reader_left:
+            write("\x1b[0m", self._coloured.pop())
+
     def _write(self, text: str, name: str) -> None:
         from bridgehead._cli.screen import output, uncoloured, write
 
@@ -160,4 +193,6 @@ class _Shown:
         shown = output(text, terminal=terminal, colour=colour)
         if name == "stderr" and not colour:
             shown = uncoloured(shown)
+        if colour and "\x1b[" in shown:
+            self._coloured.add(name)
         write(shown, name)

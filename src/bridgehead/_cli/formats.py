@@ -13,7 +13,7 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,10 @@ SUFFIXES = {
     ".pkl": "pickle",
 }
 FORMATS = tuple(dict.fromkeys(SUFFIXES.values()))
+DIGITLESS = 2_000  # bits; Python may refuse to write more than 640 digits, by default 4,300
 PIP = {"pandas": "all", "numpy": "all", "pyarrow": "pyarrow"}  # what brings a module
+
+CONTAINERS = (list, tuple, dict, set, frozenset, bytes, bytearray)  # what csv has only as a repr
 
 
 class Unusable(ValueError):
@@ -50,7 +53,7 @@ def loaded(data: bytes, kind: str, name: str) -> Any:
         return _LOAD[kind](data)
     except ImportError:
         raise
-    except (ValueError, OSError, EOFError, LookupError, ArithmeticError) as error:
+    except (ValueError, OSError, EOFError, LookupError, ArithmeticError, RecursionError) as error:
         said = str(error).partition("\n")[0] or type(error).__name__
         raise Unusable(f"{name} can't be read as {kind}: {said}") from error
 
@@ -68,6 +71,11 @@ def dumped(value: Any, kind: str) -> bytes:
         raise Unusable(f"{kind} can't hold what contains itself; pickle can") from None
     except UnicodeEncodeError:
         raise Unusable(f"{kind} can't hold half a character; pickle can") from None
+    except Unusable:
+        raise
+    except ValueError as error:  # a number of thousands of digits
+        said = str(error).partition(";")[0]
+        raise Unusable(f"{kind} can't hold this ({said}); pickle can") from error
 
 
 def _read_csv(data: bytes) -> Any:
@@ -86,7 +94,10 @@ def _read_parquet(data: bytes) -> Any:
 def _read_npy(data: bytes) -> Any:
     import numpy as np
 
-    return np.load(io.BytesIO(data), allow_pickle=False)
+    array = np.load(io.BytesIO(data), allow_pickle=False)
+    if not isinstance(array, np.ndarray):
+        raise ValueError("it is an archive of several, an npz")  # noqa: TRY004 - of what it holds
+    return array
 
 
 def _read_json(data: bytes) -> Any:
@@ -101,8 +112,49 @@ def _read_pickle(data: bytes) -> Any:
 
 def _write_csv(value: Any) -> bytes:
     table = _table(value, "csv")
-    text: str = table.to_csv(index=not _is_numbered(table.index))
+    try:
+        _check_csv(table)
+        text: str = table.to_csv(index=not _is_numbered(table.index))
+    except (ValueError, RecursionError):
+        raise
+    except Exception as error:  # whatever the class of a cell raises
+        raise Unusable(f"csv can't hold this table ({text_of(error)}); pickle can") from error
     return text.encode()
+
+
+def _check_csv(table: Any) -> None:
+    """Refuse what would be another column or a text when it is read."""
+    if table.columns.nlevels > 1:
+        raise Unusable("csv holds one name for a column, and these have several; pickle can")
+    twice = _twice(_names_of(table))
+    if twice is not None:
+        raise Unusable(f"csv holds one column of each name, and {twice!r} is there twice")
+    parts = [column for _, column in table.items()]
+    for part in parts if table.index.nlevels > 1 else [*parts, table.index]:
+        if part.dtype != object:
+            continue
+        for cell in part:
+            if isinstance(cell, CONTAINERS) or getattr(cell, "ndim", 0) != 0:
+                raise Unusable(
+                    f"csv holds numbers and texts, and {part.name!r} has {described(cell)}; "
+                    "pickle can"
+                )
+
+
+def _names_of(table: Any) -> list[Any]:
+    """Of its columns, and of its index if that is more than the rows' order."""
+    index = [] if _is_numbered(table.index) else list(table.index.names)
+    return [name for name in index if name is not None] + list(table.columns)
+
+
+def _twice(names: Iterable[Any]) -> str | None:
+    """A name that another one can't be told from, once both are texts."""
+    seen: set[str] = set()
+    for name in map(text_of, names):
+        if name in seen:
+            return name
+        seen.add(name)
+    return None
 
 
 def _write_parquet(value: Any) -> bytes:
@@ -209,6 +261,22 @@ def described(value: Any) -> str:
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
 
+def repr_of(value: Any) -> str:
+    """Its repr, or what it is where it has none: a class of somebody's, or too many digits."""
+    try:
+        return repr(value)
+    except Exception:  # noqa: BLE001 - whatever a class's own code raises
+        return f"<{described(value)}>"
+
+
+def text_of(value: Any) -> str:
+    """Its text, in the same way."""
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001 - the same
+        return f"<{described(value)}>"
+
+
 def _better(value: Any) -> str:
     name = type(value).__name__
     if name in ("DataFrame", "Series"):
@@ -221,32 +289,56 @@ def _better(value: Any) -> str:
 def jsonable(value: Any) -> Any:
     """The nearest that JSON has, for scripts: a table's rows, an array's numbers, a repr.
 
-    Of what is nested deeper than Python can go, its repr, which knows what contains itself.
+    Of what is nested deeper than Python can go, its repr, which knows what contains itself; and
+    of what would lose something, such as a table with two columns of one name, its text.
     """
     try:
         return _jsonable(value)
     except RecursionError:
-        return repr(value)
+        return repr_of(value)
 
 
 def _jsonable(value: Any) -> Any:
     if value is None or isinstance(value, (bool, str)):
         return value
     if isinstance(value, int):
-        return int(value)
+        number = int(value)
+        return number if number.bit_length() < DIGITLESS or _has_digits(number) else repr_of(number)
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, dict):
-        return {str(key): _jsonable(item) for key, item in value.items()}
+        if _twice(value) is not None:
+            return repr_of(value)
+        return {text_of(key): _jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [_jsonable(item) for item in value]
+    try:
+        nearest = _nearest(value)
+    except RecursionError:
+        raise
+    except Exception:  # noqa: BLE001 - whatever a class's own code raises
+        return repr_of(value)
+    return repr_of(value) if nearest is value else _jsonable(nearest)
+
+
+def _nearest(value: Any) -> Any:
+    """The same as a list, a number or a text; the value itself if there is none."""
     if type(value).__name__ == "DataFrame" and hasattr(value, "to_dict"):
+        if _twice(_names_of(value)) is not None:
+            return value.to_string()
         table = value if _is_numbered(value.index) else value.reset_index()
-        return [_jsonable(row) for row in table.to_dict("records")]
+        return table.to_dict("records")
     for way in ("isoformat", "tolist", "to_list"):
         if hasattr(value, way) and not isinstance(value, type):
-            return _jsonable(getattr(value, way)())
-    return repr(value)
+            return getattr(value, way)()
+    return value
+
+
+def _has_digits(number: int) -> bool:
+    try:
+        return bool(str(number))
+    except ValueError:
+        return False
 
 
 def write_whole(file: Path, data: bytes) -> None:
@@ -255,15 +347,15 @@ def write_whole(file: Path, data: bytes) -> None:
     Raises:
         OSError: it can't be written.
     """
-    target = file.resolve()
-    if target.exists() and not target.is_file():
-        with target.open("wb") as out:
+    if file.exists() and not file.is_file():  # before its links are followed: a pipe's has no end
+        with file.open("wb") as out:
             out.write(data)
         return
+    target = file.resolve()
     umask = os.umask(0)
     os.umask(umask)
     mode = target.stat().st_mode & 0o7777 if target.exists() else 0o666 & ~umask
-    number, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    number, name = tempfile.mkstemp(dir=target.parent, prefix=".new-")  # its own may be too long
     try:
         with os.fdopen(number, "wb") as out:
             out.write(data)

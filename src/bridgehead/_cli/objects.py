@@ -49,7 +49,7 @@ def names(target: Target, pattern: str, as_json: bool) -> None:
 
     PATTERN is a shell's, as in 'train_*'; quote it. Nothing is computed over there.
     """
-    found = finish(patiently(_names(target, pattern)))
+    found = finish(_names(target, pattern))
     if as_json:
         click.echo(json.dumps([asdict(name) for name in found], indent=1))
         return
@@ -73,7 +73,7 @@ def names(target: Target, pattern: str, as_json: bool) -> None:
 
 async def _names(target: Target, pattern: str) -> Any:
     async with target.open() as bridge:
-        return await bridge.names(pattern, timeout=target.timeout)
+        return await patiently(bridge.names(pattern))
 
 
 # ---------------------------------------------------------------- push
@@ -99,7 +99,10 @@ def push(target: Target, bindings: tuple[str, ...], kind: str | None, as_json: b
         if name in values:
             raise click.UsageError(f"{name} is there twice")
         values[name] = _read(file, _kind(file, kind))
-    moved = finish(patiently(_push(target, values)))
+    try:
+        moved = finish(_push(target, values))
+    except RecursionError:  # what JSON may still be nested, a pickle may not
+        fail("nothing was sent: what is in there is nested too deep", UNUSABLE)
     if as_json:
         told = {"names": moved.names, "bytes": moved.bytes}
         click.echo(json.dumps({**told, "seconds": moved.seconds, "lane": moved.lane}))
@@ -115,7 +118,7 @@ def push(target: Target, bindings: tuple[str, ...], kind: str | None, as_json: b
 async def _push(target: Target, values: dict[str, Any]) -> Any:
     async with target.open() as bridge:
         trust: Any = target.trust or "pickle"
-        return await bridge.push(values, timeout=target.timeout, trust=trust)
+        return await patiently(bridge.push(values, trust=trust))
 
 
 def _binding(text: str) -> tuple[str, str]:
@@ -182,7 +185,7 @@ def pull(
         raise click.UsageError("--json is instead of -o; for a file of that format, -f json")
     if output not in (None, "-"):
         _check_place(Path(str(output)))
-    value = finish(patiently(_pull(target, expression, wanted)))
+    value = finish(_pull(target, expression, wanted))
     if output is not None:
         _put(value, str(output), str(wanted))
     elif as_json:
@@ -201,7 +204,7 @@ async def _pull(target: Target, expression: str, kind: str | None) -> Any:
             # cloudpickle has the classes of a notebook in it, which only that kernel knows.
             way = "cloudpickle" if bridge.info.versions.get("cloudpickle") else "pickle"
             expression = f"__import__({way!r}).dumps((\n{expression}\n))"
-        return await bridge.pull(expression, timeout=target.timeout)
+        return await patiently(bridge.pull(expression))
 
 
 def _check_place(file: Path) -> None:
@@ -229,4 +232,5 @@ def _put(value: Any, output: str, kind: str) -> None:
         fail(str(error), FAILED)
     except ModuleNotFoundError as error:
         _lacks(error, kind)
-    click.echo(f"{plain(output)}: {len(data):,} bytes of {kind}")
+    if Path(output).is_file():  # a pipe may be this standard output by another name
+        click.echo(f"{plain(output)}: {len(data):,} bytes of {kind}")

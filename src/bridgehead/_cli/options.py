@@ -6,8 +6,10 @@ Nothing that runs before the arguments are read imports more than click.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
@@ -18,11 +20,11 @@ from bridgehead._cli.completing import kernels
 
 if TYPE_CHECKING:
     from bridgehead import Bridge
-    from bridgehead._opening import Opening
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-OPENING = 60.0  # s until a kernel must answer, unless --timeout says otherwise
+OPENING = 60.0  # s until a kernel must answer at all, in the middle of a cell or not
+FOREVER = 1e8  # s
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 
 
@@ -35,12 +37,45 @@ class Target:
     trust: Any
     insecure: tuple[Any, ...]
 
-    def open(self) -> Opening[Bridge]:
-        """A bridge to it, to be awaited or entered."""
+    @contextlib.asynccontextmanager
+    async def open(self) -> AsyncIterator[Bridge]:
+        """A bridge to it; what is done with it takes no longer than ``timeout``, all in all.
+
+        A kernel that is there may be in the middle of a cell for hours, and is waited for.
+
+        Raises:
+            TimeoutError: it took longer.
+        """
+        from bridgehead._cli.ending import patiently
+
+        known = "the kernel had no time for it, and nothing was sent"
+        try:
+            async with asyncio.timeout(self.timeout) as limit:
+                bridge = await patiently(self._open())
+                async with bridge:
+                    try:
+                        yield bridge
+                    finally:
+                        known = (
+                            f"the kernel is {bridge.state}. What was sent to it may still run there"
+                        )
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise TimeoutError(f"it took longer than {self.timeout:g} s; {known}") from None
+
+    async def _open(self) -> Bridge:
         from bridgehead import Bridge
 
-        patience = OPENING if self.timeout is None else self.timeout
-        return Bridge.attach(
+        class Patient(Bridge):
+            """Its ``timeout`` is for the first answer alone, not for its turn to be planted."""
+
+            @classmethod
+            async def _opened(cls, transport: Any, how: Any, timeout: float, started: float) -> Any:
+                return await super()._opened(transport, how, FOREVER, started)
+
+        patience = max(OPENING, self.timeout or 0)
+        return await Patient.attach(
             self.existing, insecure=self.insecure, trust=self.trust, timeout=patience
         )
 

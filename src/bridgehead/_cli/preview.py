@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.text import Text
 
-from bridgehead._cli.formats import described
+from bridgehead._cli.formats import described, repr_of, text_of
 from bridgehead._cli.screen import (
     console_for,
     label,
@@ -55,7 +55,7 @@ def one_line(value: Any, width: int) -> str:
         return shortened(_head(value), width)
     if type(value).__name__ == "ndarray":
         return shortened(f"{_head(value)}: {' '.join(_text(value).split())}", width)
-    text = repr(value)[: 4 * width + 4]
+    text = repr_of(value)[: 4 * width + 4]
     return shortened(" ".join(plain(sign) for sign in text.split()), width)
 
 
@@ -63,7 +63,10 @@ def _whole(value: Any) -> str:
     if isinstance(value, str):
         return value
     table = _as_table(value)
-    return str(table.to_string()) if table is not None else _text(value)
+    try:
+        return str(table.to_string()) if table is not None else _text(value)
+    except Exception:  # noqa: BLE001 - whatever the class of a cell raises
+        return f"<{described(value)}>"
 
 
 def _as_table(value: Any) -> Any:
@@ -100,12 +103,15 @@ def _show_table(console: Any, value: Any, frame: Any) -> None:
 
 
 def _cell(value: Any) -> Text:
-    return label(f"{value:.6g}" if isinstance(value, float) else value)
+    return label(f"{value:.6g}" if isinstance(value, float) else text_of(value))
 
 
 def _head(value: Any) -> str:
     """What it is and how large, where its text doesn't say so."""
-    shape = getattr(value, "shape", None)
+    try:
+        shape = getattr(value, "shape", None)
+    except Exception:  # noqa: BLE001 - whatever a class's own code raises
+        return described(value)
     if isinstance(shape, tuple) and not isinstance(value, type):
         sides = " × ".join(f"{side:,}" for side in shape)
         dtype = f", {value.dtype}" if hasattr(value, "dtype") else ""
@@ -116,8 +122,11 @@ def _head(value: Any) -> str:
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, (dict, list, tuple, set, frozenset)):
-        from pprint import pformat
+    try:
+        if isinstance(value, (dict, list, tuple, set, frozenset)):
+            from pprint import pformat
 
-        return pformat(value, width=78, compact=True, sort_dicts=False)
-    return str(value) if type(value).__name__ in ("ndarray", "DataFrame") else repr(value)
+            return pformat(value, width=78, compact=True, sort_dicts=False)
+        return str(value) if type(value).__name__ in ("ndarray", "DataFrame") else repr(value)
+    except Exception:  # noqa: BLE001 - whatever a class's own code raises
+        return f"<{described(value)}>"

@@ -202,7 +202,7 @@ def as_number(value: Any) -> float | None:
         return None
     try:
         number = float(value)
-    except (TypeError, ValueError, OverflowError):
+    except Exception:  # noqa: BLE001 - whatever a class's own code raises
         return None
     return number if math.isfinite(number) else None
 
