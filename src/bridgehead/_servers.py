@@ -198,7 +198,15 @@ def running() -> Iterator[Server]:
             told = json.loads(file.read_text("utf-8"))
             if runs(told["pid"]) and not told.get("sock"):
                 yield Server(_parsed(_own(told)).url, str(told.get("token") or ""))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (
+            OSError,
+            ArithmeticError,
+            LookupError,
+            RuntimeError,
+            TypeError,
+            ValueError,
+            AttributeError,
+        ):
             continue  # it has just ended, or the file is none of a server's
 
 

@@ -1,7 +1,7 @@
 """Which kernel a command means, and how it is opened.
 
 Rule: the options that all commands share, each said once; what they mean is ``Bridge.attach``'s.
-Nothing that runs before the arguments are read imports more than click.
+Nothing that runs before the arguments are read imports more than click and the package itself.
 """
 
 from __future__ import annotations
