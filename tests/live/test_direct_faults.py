@@ -235,7 +235,8 @@ def memfds() -> set[tuple[str, str]]:
 
 async def test_both_sides_are_killed(tmp_path: Path) -> None:
     """H3: SIGKILL of everybody: memory without a name goes with the last of them."""
-    process = here(GROUP, TMPDIR=str(tmp_path))
+    # Its connection file stays, as any kernel's that is killed with whoever launched it.
+    process = here(GROUP, TMPDIR=str(tmp_path), JUPYTER_RUNTIME_DIR=str(tmp_path))
     assert process.stdout is not None
     pids = [process.pid, int(await asyncio.to_thread(process.stdout.readline))]
     assert {int(pid) for pid, _ in memfds()} >= set(pids)
