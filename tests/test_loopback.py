@@ -120,3 +120,39 @@ async def test_a_piece_that_brings_nothing_is_told_at_once() -> None:
             await bridge.pull("large")
         del bridge._transport.received
         assert len(await bridge.pull("large")) == 40 << 20
+
+
+async def test_what_another_thread_prints_is_none_of_the_cells(
+    loopback: Bridge, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A test, or a screen that shows the cell's output, prints while the cell is running."""
+    code = """
+        import sys, threading, time
+        print("there")
+        while not hasattr(sys, "go_on"): time.sleep(0.01)
+        thread = threading.Thread(target=print, args=["by a thread of the cell's"])
+        thread.start(); thread.join()
+    """
+
+    def show(message: object) -> None:
+        print("here")
+        sys.go_on = True  # type: ignore[attr-defined]
+
+    try:
+        result = await loopback.run(textwrap.dedent(code), on_output=show)
+    finally:
+        del sys.go_on  # type: ignore[attr-defined]
+    assert result.stdout == "there\nby a thread of the cell's\n"
+    assert set(capsys.readouterr().out.split()) == {"here"}
+
+
+async def test_cells_of_two_loopbacks_at_once_print_each_their_own(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code = "import time\nfor n in range(20): print(n); time.sleep(0.001)"
+    wanted = "".join(f"{n}\n" for n in range(20))
+    async with Bridge.loopback() as one, Bridge.loopback() as other:
+        for result in await asyncio.gather(*(bridge.run(code) for bridge in (one, other) * 5)):
+            assert result.stdout == wanted
+    print("back")
+    assert capsys.readouterr().out == "back\n"

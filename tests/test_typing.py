@@ -6,17 +6,25 @@ Rule: mypy and pyright themselves, run as a user would run them on code of their
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import bridgehead
 
 API = Path(__file__).parent / "typing" / "api.py"
 
 
 def checked(*command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", *command], capture_output=True, text=True, cwd=API.parents[2]
+        [sys.executable, "-m", *command],
+        capture_output=True,
+        text=True,
+        cwd=API.parents[2],
+        # To verify a package pyright looks for it where it is, and not where a .pth file leads.
+        env={**os.environ, "PYTHONPATH": str(Path(bridgehead.__file__).parents[1])},
     )
 
 

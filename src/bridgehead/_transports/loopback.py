@@ -157,13 +157,13 @@ class Cell:
         self.count += 1
         counted = {"execution_count": self.count}
         self.emit("iopub", "execute_input", {"code": code, **counted}, request)
-        out = _Stream(lambda text: self._printed("stdout", text))
-        err = _Stream(lambda text: self._printed("stderr", text))
+        out = _Stream("stdout", lambda text: self._printed("stdout", text))
+        err = _Stream("stderr", lambda text: self._printed("stderr", text))
         try:
             tree = ast.parse(code, f"<cell {self.count}>")
             last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
             name = f"<cell {self.count}>"
-            with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            with out, err:
                 exec(compile(tree, name, "exec"), self.user_ns)
                 if isinstance(last, ast.Expr):
                     value = eval(compile(ast.Expression(last.value), name, "eval"), self.user_ns)
@@ -181,13 +181,44 @@ class Cell:
 
 
 class _Stream(io.TextIOBase):
-    def __init__(self, write: Callable[[str], None]) -> None:
-        self._write = write
+    """``sys.stdout`` or ``sys.stderr`` for a cell and the threads that it starts.
+
+    What threads write that were there before goes on its way, as whoever shows what the cell
+    prints. Cells of several loopbacks may overlap, so whoever ends puts back what is behind all
+    that ended.
+    """
+
+    def __init__(self, name: str, write: Callable[[str], None]) -> None:
+        self._name, self._write = name, write
+        self._others = {thread.ident for thread in threading.enumerate()}
+        self._others.discard(threading.get_ident())
+        self.ended = False
+
+    def __enter__(self) -> _Stream:
+        self._behind = getattr(sys, self._name)
+        setattr(sys, self._name, self)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.ended = True
+        if getattr(sys, self._name) is self:
+            setattr(sys, self._name, self.behind)
+
+    @property
+    def behind(self) -> Any:
+        stream = self._behind
+        return stream.behind if isinstance(stream, _Stream) and stream.ended else stream
 
     def write(self, text: str) -> int:
+        if threading.get_ident() in self._others:
+            return int(self.behind.write(text))
         if text:
             self._write(text)
         return len(text)
+
+    def flush(self) -> None:
+        if threading.get_ident() in self._others:
+            self.behind.flush()
 
 
 def bundle(value: Any) -> dict[str, Any]:
