@@ -19,7 +19,6 @@ import pytest
 from nbclient import NotebookClient
 
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
-CLUSTERS = [NOTEBOOKS / "05_many_kernels.ipynb"]  # they start one
 PATIENCE = 300  # s for one cell; nothing here measures speed
 
 # What differs from run to run, and nothing else: a notebook shows what is stable.
@@ -119,13 +118,8 @@ def test_there_are_notebooks() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        pytest.param(path, id=path.stem, marks=pytest.mark.servers if path in CLUSTERS else ())
-        for path in sorted(NOTEBOOKS.glob("*.ipynb"))
-    ],
-)
+@pytest.mark.servers  # one starts a cluster, and all of them together take a minute
+@notebooks
 async def test_it_runs_and_gives_what_is_committed(
     path: Path, tmp_path: Path, marked: None
 ) -> None:
