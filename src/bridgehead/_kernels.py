@@ -281,10 +281,15 @@ def find(existing: str | os.PathLike[str] | None) -> str:
         raise KernelNotFound(
             f"{name!r} means {len(matches)} kernels; say which: {_listed(sorted(matches))}"
         )
-    here = sorted(glob.glob(os.path.join(glob.escape(folder), "kernel-*.json")))
+    here = [str(file) for file in connection_files()]
     raise KernelNotFound(
         f"no connection file matches {name!r}; {folder} has: {_listed(here) or 'none'}"
     )
+
+
+def connection_files() -> list[Path]:
+    """Those in Jupyter's runtime folder, whether their kernels live or not."""
+    return sorted(Path(jupyter_runtime_dir()).glob("kernel-*.json"))
 
 
 def _listed(files: list[str]) -> str:

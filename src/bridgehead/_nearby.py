@@ -27,10 +27,10 @@ from typing import Any
 import zmq
 import zmq.asyncio
 from jupyter_client.asynchronous.client import AsyncKernelClient
-from jupyter_core.paths import jupyter_runtime_dir
 
 from bridgehead import _servers
 from bridgehead._errors import BridgeError
+from bridgehead._kernels import connection_files
 from bridgehead._servers import Server
 
 PATIENCE = 2.0  # s for a kernel or a server to answer at all
@@ -70,10 +70,11 @@ class Nearby:
 
 async def look_around(patience: float = PATIENCE) -> list[Nearby]:
     """The kernels of Jupyter's runtime folder and of this user's servers; last used, first."""
-    files = _files()
     async with _context() as context:
         local, served = await asyncio.gather(
-            asyncio.gather(*(_look_at_file(file, context, patience) for file in files)),
+            asyncio.gather(
+                *(_look_at_file(file, context, patience) for file in connection_files())
+            ),
             asyncio.gather(*(_look_at_server(server, patience) for server in _servers.running())),
         )
     found = {Path(one.where).stem: one for one in local}
@@ -163,10 +164,6 @@ async def _look_at_file(file: Path, context: zmq.asyncio.Context, patience: floa
 def _named(error: Exception) -> str:
     """What was the matter; the text of some says nothing without their names."""
     return f"{type(error).__name__}: {error}"
-
-
-def _files() -> list[Path]:
-    return list(Path(jupyter_runtime_dir()).glob("kernel-*.json"))
 
 
 def _read(file: Path) -> tuple[dict[str, Any], float]:

@@ -23,9 +23,9 @@ def kernels(ctx: click.Context, param: click.Parameter, incomplete: str) -> list
     """The connection files in Jupyter's runtime folder, or a path."""
     found: list[Any] = []
     with contextlib.suppress(Exception):
-        from jupyter_core.paths import jupyter_runtime_dir
+        from bridgehead._kernels import connection_files
 
-        files = sorted(Path(jupyter_runtime_dir()).glob("kernel-*.json"), key=_age)
+        files = sorted(connection_files(), key=_age)
         found = [CompletionItem(file.name) for file in files if file.name.startswith(incomplete)]
     return found or [CompletionItem(incomplete, type="file")]
 

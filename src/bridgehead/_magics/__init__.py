@@ -29,7 +29,7 @@ from bridgehead._errors import (
     RemoteError,
     UntrustedPayload,
 )
-from bridgehead._kernels import find
+from bridgehead._kernels import connection_files, find
 from bridgehead._magics import tab
 from bridgehead._magics.cell import run_shown
 from bridgehead._magics.typed import names_in, wanted, words_of
@@ -363,8 +363,7 @@ def _another(existing: str | None) -> str:
         if Path(found).resolve() == this:
             raise KernelNotFound(f"{this.name} is this kernel itself; its names are here")
         return found
-    there = Path(jupyter_runtime_dir()).glob("kernel-*.json")
-    files = [file for file in there if file.resolve() != this]
+    files = [file for file in connection_files() if file.resolve() != this]
     if not files:
         raise KernelNotFound(f"no other kernel is running: {jupyter_runtime_dir()} has no file")
     return str(max(files, key=lambda file: file.stat().st_atime))  # as jupyter_client chooses

@@ -10,7 +10,6 @@ import re
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from IPython.core.completer import (
@@ -22,6 +21,7 @@ from IPython.core.completer import (
 from IPython.core.interactiveshell import InteractiveShell
 
 from bridgehead._errors import BridgeError
+from bridgehead._kernels import connection_files
 from bridgehead._sync import SyncBridge
 
 PATIENCE = 0.25  # s that Tab waits for a kernel's names
@@ -107,9 +107,7 @@ class Completer:
 
             return sorted(KernelSpecManager().find_kernel_specs())
         if kind == "connection files":
-            from jupyter_core.paths import jupyter_runtime_dir
-
-            return sorted(path.name for path in Path(jupyter_runtime_dir()).glob("kernel-*.json"))
+            return [file.name for file in connection_files()]
         if kind == "here":
             hidden = self._shell.user_ns_hidden
             return [
