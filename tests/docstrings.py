@@ -72,7 +72,7 @@ async def run(thing: Any, names: dict[str, Any]) -> None:
         wanted = example.want
         if example.exc_msg is not None:
             # Of a traceback from a kernel, which may follow, the headline.
-            got = got.rpartition("\x00bridgehead._errors.")[2].partition("\n")[0] + "\n"
+            got = got.rpartition("\x00bridgehead.")[2].partition("\n")[0] + "\n"
             wanted = example.exc_msg
         assert CHECKER.check_output(wanted, got, FLAGS), (
             f"{example.source}gave\n{got}instead of\n{wanted}"

@@ -43,7 +43,7 @@ def subclasses(cls: type[BridgeError]) -> Iterator[type[BridgeError]]:
 
 
 # A class may be defined by a test; the library's are those of its own module.
-ALL = [cls for cls in dict.fromkeys(subclasses(BridgeError)) if cls.__module__ == _errors.__name__]
+ALL = [cls for cls in dict.fromkeys(subclasses(BridgeError)) if cls.__module__ == "bridgehead"]
 
 
 def drawn() -> dict[str, str | None]:
@@ -189,7 +189,7 @@ def test_its_text_is_a_sentence_and_no_repr(error: BridgeError, attributes: Any)
     else:
         assert str(error) == SENTENCE
     last = traceback.format_exception_only(error)[0]
-    assert last.startswith(f"bridgehead._errors.{type(error).__name__}: {str(error)[:20]}")
+    assert last.startswith(f"bridgehead.{type(error).__name__}: {str(error)[:20]}")
 
 
 @pytest.mark.parametrize(
@@ -282,3 +282,10 @@ def test_ipython_shows_other_exceptions_as_always(
     shown = capsys.readouterr().out
     assert "frame_to_see" in shown
     assert f"NameNotFound: {SENTENCE}" in shown
+
+
+@pytest.mark.parametrize("name", bridgehead.__all__)
+def test_a_public_name_says_bridgehead_as_its_module(name: str) -> None:
+    public = getattr(bridgehead, name)
+    assert (public.__module__, public.__qualname__) == ("bridgehead", name)
+    assert pickle.loads(pickle.dumps(public)) is public

@@ -91,6 +91,10 @@ __all__ = [
 
 __version__ = "0.1.0"
 
+for _name in __all__:  # tracebacks and pickles name the package, not the file of the day
+    globals()[_name].__module__ = __name__
+del _name
+
 
 def load_ipython_extension(ipython: Any) -> None:
     """``%load_ext bridgehead`` in IPython or a notebook: the magics ``%bridge``, ``%%bridge``."""

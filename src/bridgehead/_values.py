@@ -34,7 +34,7 @@ class _Resolving(pickle.Unpickler):
     resolve: Any = None
 
     def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("bridgehead._ref", "Ref"):
+        if (module, name) == ("bridgehead", "Ref"):
             return self.resolve
         return super().find_class(module, name)
 
