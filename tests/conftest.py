@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from bridgehead import Bridge
-from bridgehead._segments import Pool
+from bridgehead._shipped.wire.segments import Pool
 from elsewhere import Elsewhere
 
 

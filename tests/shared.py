@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bridgehead import _segments
-from bridgehead._segments import Maps, Pool, Segment
+from bridgehead._shipped.wire import segments as _segments
+from bridgehead._shipped.wire.segments import Maps, Pool, Segment
 
 needs_segments = pytest.mark.skipif(
     not _segments.possible(), reason="this system or this Python has no memfd with seals"
@@ -27,8 +27,8 @@ KIB, MIB = 1 << 10, 1 << 20
 PRELUDE = """
 import errno, gc, os, resource
 import numpy as np
-from bridgehead import _segments
-from bridgehead._segments import Maps, Pool
+from bridgehead._shipped.wire import segments as _segments
+from bridgehead._shipped.wire.segments import Maps, Pool
 from shared import MIB, descriptors, handed, in_child, say, sent
 """
 

@@ -21,11 +21,12 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from bridgehead import _channel, _segments
-from bridgehead._channel import Channel, peer
-from bridgehead._segments import Pool, Segment, layout
-from bridgehead._server import send_all
-from bridgehead._wire import Broken
+from bridgehead._shipped.remote.socket_thread import send_all
+from bridgehead._shipped.wire import segments as _segments
+from bridgehead._shipped.wire import socket as _channel
+from bridgehead._shipped.wire.frames import Broken
+from bridgehead._shipped.wire.segments import Pool, Segment, layout
+from bridgehead._shipped.wire.socket import Channel, peer
 from shared import MIB, descriptors, filled, needs_segments
 
 pytestmark = needs_segments

@@ -20,11 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridgehead import Bridge
-from bridgehead._cli import formats
-from bridgehead._cli.group import COMMANDS
-from bridgehead._cli.preview import one_line, show
-from bridgehead._cli.screen import output, plain
-from bridgehead._cli.watching import as_number, sparkline
+from bridgehead._tools.cli import formats
+from bridgehead._tools.cli.group import COMMANDS
+from bridgehead._tools.cli.preview import one_line, show
+from bridgehead._tools.cli.terminal import output, plain
+from bridgehead._tools.cli.watch import as_number, sparkline
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 JSON = st.recursive(
@@ -39,7 +39,7 @@ JSON = st.recursive(
 
 
 def asked(*arguments: str) -> str:
-    code = "import sys; sys.argv[0] = 'bridgehead'; from bridgehead._cli import main; main()"
+    code = "import sys; sys.argv[0] = 'bridgehead'; from bridgehead._tools.cli import main; main()"
     return subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
     ).stdout
@@ -60,7 +60,7 @@ def test_every_command_has_help(command: str) -> None:
 
 def test_help_imports_nothing_heavy() -> None:
     code = (
-        "import sys; sys.argv = ['bridgehead', '--help']; from bridgehead._cli import main\n"
+        "import sys; sys.argv = ['bridgehead', '--help']; from bridgehead._tools.cli import main\n"
         "try: main()\nexcept SystemExit: pass\n"
         "print({'rich', 'pandas', 'numpy', 'httpx'} & set(sys.modules), file=sys.stderr)"
     )
@@ -253,7 +253,7 @@ def test_a_name_may_be_as_long_as_the_disk_lets_it(tmp_path: Path) -> None:
 @pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="a POSIX system's")
 def test_a_pipe_by_the_name_of_a_file_is_written() -> None:
     code = (
-        "from pathlib import Path; from bridgehead._cli import formats; "
+        "from pathlib import Path; from bridgehead._tools.cli import formats; "
         "formats.write_whole(Path('/dev/stdout'), b'1')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
@@ -275,7 +275,7 @@ def test_a_missing_module_is_told_with_the_line_that_brings_it(
     (tmp_path / f"x.{suffix}").write_bytes(b"x")
     code = (
         f"import sys; sys.modules[{module!r}] = None; sys.argv[0] = 'bridgehead'; "
-        "from bridgehead._cli import main; main()"
+        "from bridgehead._tools.cli import main; main()"
     )
     done = subprocess.run(
         [sys.executable, "-c", code, "push", f"x={tmp_path}/x.{suffix}"],
@@ -299,7 +299,7 @@ def test_what_the_library_refuses_is_one_sentence(
     tmp_path: Path, arguments: list[str], why: str
 ) -> None:
     (tmp_path / "x.json").write_text("1")
-    code = "import sys; sys.argv[0] = 'bridgehead'; from bridgehead._cli import main; main()"
+    code = "import sys; sys.argv[0] = 'bridgehead'; from bridgehead._tools.cli import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path
     )

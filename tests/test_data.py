@@ -38,9 +38,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bridgehead import _codec, _data, _digest, _host, _loader, _shipping, _watched, _wire
-from bridgehead._data import decode_data, encode_data, standard, table, writer
-from bridgehead._wire import IN_BAND, Broken
+from bridgehead._protocol import bootstrap as _shipping
+from bridgehead._shipped import data as _data
+from bridgehead._shipped.data import decode_data, encode_data, standard, writer
+from bridgehead._shipped.data import registry as table
+from bridgehead._shipped.remote import entry as _loader
+from bridgehead._shipped.remote import kernel as _host
+from bridgehead._shipped.remote import subscriptions as _watched
+from bridgehead._shipped.wire import digest as _digest
+from bridgehead._shipped.wire import frames as _wire
+from bridgehead._shipped.wire import pickling as _codec
+from bridgehead._shipped.wire.frames import IN_BAND, Broken
 from elsewhere import Python, pythons
 
 MEBIBYTE = 1 << 20
@@ -706,7 +714,7 @@ def named(module: str, name: str) -> bytes:
 
 
 def ours(name: str, *args: Any) -> bytes:
-    return called("bridgehead._data", name, *args)
+    return called("bridgehead._shipped.data", name, *args)
 
 
 def pickled(*parts: bytes) -> bytes:
@@ -820,16 +828,16 @@ GADGETS |= {
         ("pandas._libs.internals", "_unpickle_block", 1, 2, 3),
         ("pyarrow", "OSFile", str(TRACE), "w"),
         ("pyarrow.lib", "_restore_array", 1),
-        ("bridgehead._codec", "decode", [1]),
-        ("bridgehead._data", "decode_data", [1]),
-        ("bridgehead._data", "decode_data.__globals__"),
-        ("bridgehead._data", "make_deque.__globals__"),
-        ("bridgehead._data.machine", "Machine"),
-        ("bridgehead._data", "pickle.loads", bytearray(b".")),
-        ("bridgehead._data", "library", "antigravity"),
-        ("bridgehead._data.table", "CONSTRUCTORS"),
-        ("bridgehead._data", "make_instance.__code__"),
-        ("bridgehead._data ", "make_deque", 1),
+        ("bridgehead._shipped.wire.pickling", "decode", [1]),
+        ("bridgehead._shipped.data", "decode_data", [1]),
+        ("bridgehead._shipped.data", "decode_data.__globals__"),
+        ("bridgehead._shipped.data", "make_deque.__globals__"),
+        ("bridgehead._shipped.data.reader", "Machine"),
+        ("bridgehead._shipped.data", "pickle.loads", bytearray(b".")),
+        ("bridgehead._shipped.data", "library", "antigravity"),
+        ("bridgehead._shipped.data.registry", "CONSTRUCTORS"),
+        ("bridgehead._shipped.data", "make_instance.__code__"),
+        ("bridgehead._shipped.data ", "make_deque", 1),
         ("bridgehead", "_data.make_deque", 1),
         ("_bridgehead_xyz", "make_deque", 1),
         ("os\nx", "make_deque", 1),
@@ -964,11 +972,11 @@ MALFORMED: dict[str, Any] = {
     "DUP": pickled(b"N2"),
     "INST": b"(ios\nsystem\n.",
     "OBJ": b"(cos\nsystem\no."[:1] + b"o.",
-    "NEWOBJ of a constructor": pickled(named("bridgehead._data", "make_deque"), b")\x81"),
-    "NEWOBJ_EX": pickled(named("bridgehead._data", "make_deque"), b")}\x92"),
+    "NEWOBJ of a constructor": pickled(named("bridgehead._shipped.data", "make_deque"), b")\x81"),
+    "NEWOBJ_EX": pickled(named("bridgehead._shipped.data", "make_deque"), b")}\x92"),
     "BUILD of a dict": pickled(b"}}b"),
     "BUILD of a constructor": pickled(
-        named("bridgehead._data", "make_deque"), b"}", text("__kwdefaults__"), b"}sb"
+        named("bridgehead._shipped.data", "make_deque"), b"}", text("__kwdefaults__"), b"}sb"
     ),
     "BUILD of an array's state": pickled(ours("make_array", "<f8", (0,), "C", b"C\0"), b"}b"),
     "forged flags of a dtype": pickled(ours("make_dtype", "<f8"), FORGED),
@@ -998,17 +1006,19 @@ MALFORMED: dict[str, Any] = {
         for code in (0, 1, 0x7F, 0x99, 0xFE, 0xFF)
     },
     "REDUCE of text": pickled(text("os"), b")R"),
-    "REDUCE of a list of arguments": pickled(named("bridgehead._data", "make_deque"), b"](K\1eR"),
+    "REDUCE of a list of arguments": pickled(
+        named("bridgehead._shipped.data", "make_deque"), b"](K\1eR"
+    ),
     "REDUCE without a function": pickled(b")R"),
-    "a constructor as a value": pickled(named("bridgehead._data", "make_deque")),
-    "a constructor in a list": pickled(b"]", named("bridgehead._data", "make_deque"), b"a"),
-    "a constructor as a key": pickled(b"}", named("bridgehead._data", "make_deque"), b"Ns"),
-    "a constructor thrown away": pickled(named("bridgehead._data", "make_deque"), b"0N"),
+    "a constructor as a value": pickled(named("bridgehead._shipped.data", "make_deque")),
+    "a constructor in a list": pickled(b"]", named("bridgehead._shipped.data", "make_deque"), b"a"),
+    "a constructor as a key": pickled(b"}", named("bridgehead._shipped.data", "make_deque"), b"Ns"),
+    "a constructor thrown away": pickled(named("bridgehead._shipped.data", "make_deque"), b"0N"),
     "a constructor as an argument": pickled(
-        ours("make_slice", named("bridgehead._data", "make_deque"), None, None)
+        ours("make_slice", named("bridgehead._shipped.data", "make_deque"), None, None)
     ),
     "a constructor of the memo": pickled(
-        named("bridgehead._data", "make_deque"), b"\x94N\x85Rh\x00\x86"
+        named("bridgehead._shipped.data", "make_deque"), b"\x94N\x85Rh\x00\x86"
     ),
     "a name that is no text": pickled(b"K\x01K\x02\x93"),
     "a missing buffer": pickled(b"\x97"),
@@ -1187,8 +1197,8 @@ def test_deep_nesting_comes_out_and_is_freed(raw: bytes) -> None:
 
 
 CHAINS = {
-    "deques": named("bridgehead._data", "make_deque") + b"\x94N\x85R0",
-    "defaultdicts": named("bridgehead._data", "make_default") + b"\x94N\x85R0",
+    "deques": named("bridgehead._shipped.data", "make_deque") + b"\x94N\x85R0",
+    "defaultdicts": named("bridgehead._shipped.data", "make_default") + b"\x94N\x85R0",
 }
 
 
@@ -1217,7 +1227,13 @@ def test_a_long_chain_is_refused_before_one_is_long_enough_to_crash(
 def test_a_chain_of_object_arrays_is_refused() -> None:
     raw = b"N"
     for _ in range(3000):
-        raw = named("bridgehead._data", "make_objects") + b"(K\1\x85" + data("C") + b"](" + raw
+        raw = (
+            named("bridgehead._shipped.data", "make_objects")
+            + b"(K\1\x85"
+            + data("C")
+            + b"]("
+            + raw
+        )
     raw = pickled(raw + b"etR" * 3000)
     assert "chain" in refusal(raw, 2000 * 3000)
 
@@ -1246,7 +1262,7 @@ def stream_of(table: Any, **options: Any) -> bytes:
 
 
 def arrow_frames(kind: str, raw: bytes) -> list[bytes]:
-    opcodes = named("bridgehead._data", "make_arrow") + b"(" + data(kind) + b"\x97\x98tR"
+    opcodes = named("bridgehead._shipped.data", "make_arrow") + b"(" + data(kind) + b"\x97\x98tR"
     return [pickled(opcodes), raw]
 
 
@@ -1318,7 +1334,7 @@ def test_any_bytes_return_or_are_refused(raw: bytes, others: list[bytes]) -> Non
         st.one_of(
             st.sampled_from([bytes([code]) for code in OPCODES]),
             st.sampled_from(sorted(table.CONSTRUCTORS)).map(
-                lambda name: named("bridgehead._data", name)
+                lambda name: named("bridgehead._shipped.data", name)
             ),
             st.sampled_from([b"K\x01", b"h\0", b"h\1", text("C"), text("<f8"), b"C\x01a"]),
         )
@@ -1451,7 +1467,7 @@ def test_the_codec_in_a_bare_python(python: Python) -> None:
 
 def test_no_name_is_used_twice_in_what_is_shipped() -> None:
     taken: dict[str, Any] = {}
-    parts = [import_module(f"bridgehead._data.{name}") for name in _data.FILES]
+    parts = [import_module(f"bridgehead._shipped.data.{name}") for name in _data.FILES]
     for module in (_digest, _wire, _host, _watched, _loader, *parts):
         for name, value in vars(module).items():
             if getattr(value, "__module__", None) == module.__name__:

@@ -25,25 +25,18 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from bridgehead import (
-    Bridge,
-    BridgeError,
-    KernelRestarted,
-    Name,
-    ProtocolError,
-    Result,
-    _codec,
-    _parcel,
-    _protocol,
-    _shipping,
-    _wire,
-)
-from bridgehead._cell import CellOutputs
-from bridgehead._protocol import KEY, MIME
+from bridgehead import Bridge, BridgeError, KernelRestarted, Name, ProtocolError, Result
+from bridgehead._connection.cell import CellOutputs
+from bridgehead._connection.watch import News
+from bridgehead._protocol import bootstrap as _shipping
+from bridgehead._protocol import payload as _parcel
+from bridgehead._protocol import response as _protocol
+from bridgehead._protocol.response import KEY, MIME
+from bridgehead._shipped.wire import frames as _wire
+from bridgehead._shipped.wire import pickling as _codec
+from bridgehead._shipped.wire.frames import DATA_MESSAGE, NEWS_MESSAGE
 from bridgehead._transports.loopback import Cell
 from bridgehead._transports.messages import Message
-from bridgehead._watch import News
-from bridgehead._wire import DATA_MESSAGE, NEWS_MESSAGE
 
 Header = dict[str, Any]
 MEBIBYTE = 1 << 20

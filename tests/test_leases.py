@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bridgehead._segments import Maps, Pool
+from bridgehead._shipped.wire.segments import Maps, Pool
 from shared import (
     KIB,
     MIB,

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bridgehead import _server
-from bridgehead._channel import SECRET, Channel
-from bridgehead._lanes.link import COMMON, Link, LinkLost, Listener
-from bridgehead._segments import Pool
-from bridgehead._server import Server, join, send_all
+from bridgehead._lanes.socket import COMMON, Link, LinkLost, Listener
+from bridgehead._shipped.remote import socket_thread as _server
+from bridgehead._shipped.remote.socket_thread import Server, join, send_all
+from bridgehead._shipped.wire.segments import Pool
+from bridgehead._shipped.wire.socket import SECRET, Channel
 from shared import descriptors, filled, needs_segments
 
 pytestmark = needs_segments

@@ -53,14 +53,14 @@ from bridgehead import (
     RemoteError,
     ReplyLost,
     UntrustedPayload,
-    _codec,
-    _parcel,
-    _protocol,
-    _shipping,
-    _wire,
 )
-from bridgehead._far import REMEMBERED, Far
-from bridgehead._host import Kernel
+from bridgehead._protocol import bootstrap as _shipping
+from bridgehead._protocol import payload as _parcel
+from bridgehead._protocol import response as _protocol
+from bridgehead._shipped.remote.kernel import Kernel
+from bridgehead._shipped.remote.server import REMEMBERED, Far
+from bridgehead._shipped.wire import frames as _wire
+from bridgehead._shipped.wire import pickling as _codec
 from elsewhere import Python, find_pythons, pythons
 
 Header = dict[str, Any]

@@ -16,8 +16,9 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 from bridgehead import SyncBridge
-from bridgehead._magics import cell, tab
-from bridgehead._magics.typed import names_in, wanted, words_of
+from bridgehead._tools.magics import cell
+from bridgehead._tools.magics import complete as tab
+from bridgehead._tools.magics.parsing import names_in, wanted, words_of
 
 
 class Shell:

@@ -21,9 +21,11 @@ import pytest
 import tqdm.auto
 from cloudpickle.cloudpickle import list_registry_pickle_by_value
 
-from bridgehead import Bridge, NameNotFound, SyncBridge, _parcel, _progress
+from bridgehead import Bridge, NameNotFound, SyncBridge
+from bridgehead._bridge import progress as _progress
+from bridgehead._bridge.progress import drawing, reporting
 from bridgehead._lanes.inline import InlineLane
-from bridgehead._progress import drawing, reporting
+from bridgehead._protocol import payload as _parcel
 
 INIT = tqdm.auto.tqdm.__init__
 

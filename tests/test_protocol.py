@@ -37,16 +37,16 @@ from bridgehead import (
     RemoteError,
     ReplyLost,
     UnsupportedKernel,
-    _codec,
-    _parcel,
-    _protocol,
-    _shipping,
-    _wire,
 )
-from bridgehead._lanes import Request
+from bridgehead._lanes.base import Request
 from bridgehead._lanes.inline import InlineLane
-from bridgehead._protocol import KEY, MIME
-from bridgehead._transports import LARGEST
+from bridgehead._protocol import bootstrap as _shipping
+from bridgehead._protocol import payload as _parcel
+from bridgehead._protocol import response as _protocol
+from bridgehead._protocol.response import KEY, MIME
+from bridgehead._shipped.wire import frames as _wire
+from bridgehead._shipped.wire import pickling as _codec
+from bridgehead._transports.base import LARGEST
 
 LOADER = _shipping.loader_source()[0]
 EMPTY_DIGEST = "crc32:00000000"

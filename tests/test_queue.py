@@ -17,18 +17,11 @@ from typing import Any
 
 import pytest
 
-from bridgehead import (
-    Bridge,
-    BridgeClosed,
-    EncodeError,
-    KernelRestarted,
-    NameNotFound,
-    RemoteError,
-    _protocol,
-    _shipping,
-)
+from bridgehead import Bridge, BridgeClosed, EncodeError, KernelRestarted, NameNotFound, RemoteError
+from bridgehead._connection.queue import TOGETHER
 from bridgehead._lanes.inline import InlineLane
-from bridgehead._queue import TOGETHER
+from bridgehead._protocol import bootstrap as _shipping
+from bridgehead._protocol import response as _protocol
 
 PATIENCE = 60  # s; what takes so long hangs
 OPERATION = re.compile(r'"op": "(\w+)"')

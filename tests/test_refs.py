@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from bridgehead import Bridge, Ref
-from bridgehead._ref import primary, render
+from bridgehead._protocol.ref import primary, render
 
 
 async def test_nothing_moves_until_it_is_pulled(loopback: Bridge) -> None:

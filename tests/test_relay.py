@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from bridgehead._lanes.relay import RELAY, Relayed
-from bridgehead._segments import Segment
+from bridgehead._shipped.wire.segments import Segment
 from shared import KIB, MIB, descriptors, needs_segments, resident
 from test_channel import Ends
 

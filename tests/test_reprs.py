@@ -26,8 +26,8 @@ from bridgehead import (
     SyncBridge,
     Transfer,
 )
-from bridgehead._results import MOST, of_bridge, of_fleet
-from bridgehead._shown import line, listed, size
+from bridgehead._protocol.formatting import line, listed, size
+from bridgehead._protocol.results import MOST, of_bridge, of_fleet
 
 EVIL = "<script>alert('&')</script>"
 TAGS = {"div", "b", "table", "thead", "tbody", "tr", "th", "td"}

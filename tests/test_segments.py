@@ -21,8 +21,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bridgehead import _segments
-from bridgehead._segments import Maps, Pool, Segment, layout
+from bridgehead._shipped.wire import segments as _segments
+from bridgehead._shipped.wire.segments import Maps, Pool, Segment, layout
 from shared import (
     KIB,
     MIB,

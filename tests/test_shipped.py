@@ -10,16 +10,17 @@ from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
-from bridgehead import _data, _shipping
+from bridgehead._protocol import bootstrap as _shipping
+from bridgehead._shipped import data as _data
 
 
 def sources() -> dict[str, str]:
     """Every file of the loader's module, in the order in which they are run there."""
-    files = resources.files("bridgehead")
+    files = resources.files("bridgehead._shipped")
     found = {name: files.joinpath(name).read_text("utf-8") for name in _shipping.SHIPPED}
     data = resources.files(_data)
     for name in _data.FILES:
-        found[f"_data/{name}"] = data.joinpath(f"{name}.py").read_text("utf-8")
+        found[f"data/{name}"] = data.joinpath(f"{name}.py").read_text("utf-8")
     return found
 
 

@@ -13,12 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bridgehead import _codec, _protocol, _segments
-from bridgehead._channel import Channel
-from bridgehead._far import Far
-from bridgehead._host import Kernel
-from bridgehead._segments import Pool
-from bridgehead._server import Server
+from bridgehead._protocol import response as _protocol
+from bridgehead._shipped.remote.kernel import Kernel
+from bridgehead._shipped.remote.server import Far
+from bridgehead._shipped.remote.socket_thread import Server
+from bridgehead._shipped.wire import pickling as _codec
+from bridgehead._shipped.wire import segments as _segments
+from bridgehead._shipped.wire.segments import Pool
+from bridgehead._shipped.wire.socket import Channel
 
 
 class Begins:

@@ -20,10 +20,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bridgehead import _codec
-from bridgehead._codec import culprit
-from bridgehead._digest import LEAF, digest_of, summed
-from bridgehead._wire import (
+from bridgehead._shipped.wire import pickling as _codec
+from bridgehead._shipped.wire.digest import LEAF, digest_of, summed
+from bridgehead._shipped.wire.frames import (
     IN_BAND,
     OWN_MAPPING,
     Broken,
@@ -32,6 +31,7 @@ from bridgehead._wire import (
     cut,
     digest,
 )
+from bridgehead._shipped.wire.pickling import culprit
 
 LOCK = threading.Lock()
 

@@ -12,7 +12,10 @@ Rule: this file only says what is public.
 
 from typing import Any
 
-from bridgehead._bridge import Bridge
+from bridgehead._bridge.bridge import Bridge
+from bridgehead._bridge.fleet import Fleet
+from bridgehead._bridge.sync import SyncBridge
+from bridgehead._connection.watch import Watch
 from bridgehead._errors import (
     BridgeClosed,
     BridgeError,
@@ -41,12 +44,9 @@ from bridgehead._errors import (
     UnsupportedKernel,
     UntrustedPayload,
 )
-from bridgehead._fleet import Fleet
-from bridgehead._ref import Ref
-from bridgehead._results import Info, Name, Names, Result, Transfer
-from bridgehead._sync import SyncBridge
+from bridgehead._protocol.ref import Ref
+from bridgehead._protocol.results import Info, Name, Names, Result, Transfer
 from bridgehead._transports.messages import Message, Messages
-from bridgehead._watch import Watch
 
 __all__ = [
     "Bridge",
@@ -98,13 +98,13 @@ del _name
 
 def load_ipython_extension(ipython: Any) -> None:
     """``%load_ext bridgehead`` in IPython or a notebook: the magics ``%bridge``, ``%%bridge``."""
-    from bridgehead._magics import load  # IPython, which not every program wants
+    from bridgehead._tools.magics import load  # IPython, which not every program wants
 
     load(ipython)
 
 
 def unload_ipython_extension(ipython: Any) -> None:
     """``%unload_ext bridgehead``: closes the bridges that the magics opened."""
-    from bridgehead._magics import unload
+    from bridgehead._tools.magics import unload
 
     unload(ipython)

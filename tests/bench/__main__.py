@@ -27,8 +27,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from bridgehead._bench.payloads import PAYLOADS
-from bridgehead._bench.session import machine, versions
+from bridgehead._tools.bench.payloads import PAYLOADS
+from bridgehead._tools.bench.session import machine, versions
 from tests.bench import (
     busy,
     engines,

@@ -12,7 +12,7 @@ import statistics
 import time
 
 from bridgehead import Bridge, BridgeError
-from bridgehead._bench.peers import Execute
+from bridgehead._tools.bench.peers import Execute
 from tests.bench.kernels import plain_kernel
 from tests.bench.targets import Reached
 

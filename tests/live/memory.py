@@ -14,7 +14,7 @@ from typing import Any
 
 from bridgehead import Bridge
 from bridgehead._lanes.direct import DirectLane
-from bridgehead._lanes.link import Link
+from bridgehead._lanes.socket import Link
 
 OWN = [sys.modules[__name__]]  # the kernel does not have it
 

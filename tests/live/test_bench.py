@@ -20,7 +20,7 @@ import pytest
 from cli import PATIENCE, Ran, begun, bridgehead
 
 from bridgehead import Bridge
-from bridgehead._handshake import LANES
+from bridgehead._lanes.handshake import LANES
 
 SMALL = ("--payloads", "int,dict1k,np1m", "--seconds", "0")
 TITLES = {"int": "int", "dict1k": "dict, 1 kB", "np1m": "numpy 1 MB"}
@@ -148,7 +148,7 @@ def without(module: str, *arguments: str) -> Ran:
         "import importlib.machinery as m, sys; name = sys.argv.pop(1); sys.modules[name] = None; "
         "find = m.PathFinder.find_spec; m.PathFinder.find_spec = staticmethod(lambda n, *a: "
         "None if n.partition('.')[0] == name else find(n, *a)); del sys.modules[name]; "
-        "sys.argv[0] = 'bridgehead'; from bridgehead._cli import main; main()"
+        "sys.argv[0] = 'bridgehead'; from bridgehead._tools.cli import main; main()"
     )
     command = [sys.executable, "-c", code, module, "bench", *arguments]
     done = subprocess.run(command, capture_output=True, timeout=PATIENCE, check=False)

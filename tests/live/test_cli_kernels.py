@@ -188,7 +188,7 @@ def test_help_that_nobody_reads_ends_quietly(arguments: list[str]) -> None:
 
 def test_an_interrupt_while_the_command_line_is_imported_is_quiet() -> None:
     code = (
-        "import sys; from bridgehead._cli import main\n"
+        "import sys; from bridgehead._tools.cli import main\n"
         "class Pressed:\n"
         "    def find_spec(self, name, *_):\n"
         "        if name == 'rich': raise KeyboardInterrupt\n"
@@ -203,7 +203,9 @@ def test_an_interrupt_while_the_command_line_is_imported_is_quiet() -> None:
 
 def completed(shell: str, *words: str) -> list[str]:
     """What a shell is offered for the last word, however long the kernel takes."""
-    code = f"from bridgehead._cli import completing, main; completing.PATIENCE = {PATIENCE}; main()"
+    code = (
+        f"from bridgehead._tools.cli import complete, main; complete.PATIENCE = {PATIENCE}; main()"
+    )
     script = [sys.executable, "-c", f"import sys; sys.argv[0] = 'bridgehead'; {code}"]
     env = environment(
         _BRIDGEHEAD_COMPLETE=f"{shell}_complete",

@@ -200,7 +200,7 @@ def test_a_terminal_without_unicode_gets_ascii() -> None:
 def test_without_the_extra_it_says_what_to_install(module: str) -> None:
     without = f"import sys; sys.modules[{module!r}] = None; sys.argv = ['bridgehead', 'demo']; "
     done = subprocess.run(
-        [sys.executable, "-c", without + "from bridgehead._cli import main; main()"],
+        [sys.executable, "-c", without + "from bridgehead._tools.cli import main; main()"],
         capture_output=True,
         encoding="utf-8",
         timeout=60,

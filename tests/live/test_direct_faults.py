@@ -27,8 +27,9 @@ import numpy as np
 import pytest
 from kit import all_of, file_of, goes_on, other
 
-from bridgehead import Bridge, BridgeError, NotSupported, RemoteError, _handshake
-from bridgehead._lanes.link import Listener
+from bridgehead import Bridge, BridgeError, NotSupported, RemoteError
+from bridgehead._lanes import handshake as _handshake
+from bridgehead._lanes.socket import Listener
 
 MIB = 1 << 20
 LARGE = 100_000  # doubles: they go through shared memory

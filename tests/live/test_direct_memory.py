@@ -20,7 +20,8 @@ import numpy as np
 import pytest
 from kit import all_of, file_of, goes_on
 
-from bridgehead import Bridge, BridgeError, _segments
+from bridgehead import Bridge, BridgeError
+from bridgehead._shipped.wire import segments as _segments
 
 MIB = 1 << 20
 LARGE = 100_000  # doubles: they go through shared memory

@@ -41,7 +41,7 @@ from bridgehead import (
     RemoteError,
     ReplyLost,
 )
-from bridgehead._transports import Transport
+from bridgehead._transports.base import Transport
 from elsewhere import ENVIRONMENTS, HERE, NEWEST, OLDEST, TENTH, Elsewhere, Environment
 from look import look
 

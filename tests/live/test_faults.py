@@ -83,7 +83,7 @@ from bridgehead import (
     ReplyLost,
     RequestAborted,
 )
-from bridgehead._transports import WINDOW
+from bridgehead._transports.base import WINDOW
 from elsewhere import MAJORS
 from look import look
 

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bridgehead import Bridge, NotSupported, _shipping
+from bridgehead import Bridge, NotSupported
+from bridgehead._protocol import bootstrap as _shipping
 from bridgehead._transports.loopback import LoopbackTransport
 
 

@@ -24,7 +24,7 @@ from bridgehead import (
     RemoteError,
     UnsupportedKernel,
 )
-from bridgehead._transports import Transport
+from bridgehead._transports.base import Transport
 from elsewhere import Elsewhere
 from look import look
 

@@ -50,7 +50,7 @@ from bridgehead import (
     RemoteError,
     ReplyLost,
 )
-from bridgehead._transports import WINDOW, Transport
+from bridgehead._transports.base import WINDOW, Transport
 from elsewhere import MAJORS
 from look import look
 

@@ -27,7 +27,7 @@ from bridgehead import (
     RemoteError,
     ReplyLost,
 )
-from bridgehead._transports import WINDOW, Transport
+from bridgehead._transports.base import WINDOW, Transport
 
 
 @pytest.fixture

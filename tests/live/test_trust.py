@@ -136,8 +136,8 @@ async def test_a_kernel_opens_data_alone_where_that_is_wanted(careful: Bridge) -
 
 
 async def _bind(bridge: Bridge, frames: list[bytes]) -> None:
-    from bridgehead import _protocol
-    from bridgehead._lanes import Request
+    from bridgehead._lanes.base import Request
+    from bridgehead._protocol import response as _protocol
 
     lane = await bridge._foothold.ready()
     views = [memoryview(frame) for frame in frames]

@@ -10,10 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 
-from bridgehead import _protocol, _shipping
 from bridgehead._errors import BridgeError
-from bridgehead._lanes import AT_ONCE, Lane
+from bridgehead._lanes.base import AT_ONCE, Lane
 from bridgehead._lanes.buffers import BuffersLane
+from bridgehead._protocol import bootstrap as _shipping
+from bridgehead._protocol import response as _protocol
 
 WORTH = 1 << 18  # bytes; of less, a second round trip costs more than the copies
 

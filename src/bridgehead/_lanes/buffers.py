@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from bridgehead._errors import KernelRestarted, UnsupportedKernel
-from bridgehead._lanes import Lane
-from bridgehead._protocol import (
+from bridgehead._lanes.base import Lane
+from bridgehead._protocol.bootstrap import expression, loader_frames
+from bridgehead._protocol.response import (
     PROBE,
     Buffer,
     Header,
@@ -21,8 +22,7 @@ from bridgehead._protocol import (
     execute_content,
     remote_error,
 )
-from bridgehead._shipping import expression, loader_frames
-from bridgehead._transports import Transport
+from bridgehead._transports.base import Transport
 
 
 class BuffersLane(Lane):

@@ -13,7 +13,6 @@ import logging
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
-from bridgehead import _protocol, _wire
 from bridgehead._errors import (
     BridgeError,
     IntegrityError,
@@ -22,12 +21,14 @@ from bridgehead._errors import (
     RemoteError,
     ReplyLost,
 )
-from bridgehead._lanes import Lane, Request
-from bridgehead._lanes.link import PIECE, Answer, Link, LinkLost
-from bridgehead._protocol import Buffer, Header, Opened
-from bridgehead._segments import Pool, Segment
-from bridgehead._transports import Transport
-from bridgehead._wire import SHARED, Held
+from bridgehead._lanes.base import Lane, Request
+from bridgehead._lanes.socket import PIECE, Answer, Link, LinkLost
+from bridgehead._protocol import response as _protocol
+from bridgehead._protocol.response import Buffer, Header, Opened
+from bridgehead._shipped.wire import frames as _wire
+from bridgehead._shipped.wire.frames import SHARED, Held
+from bridgehead._shipped.wire.segments import Pool, Segment
+from bridgehead._transports.base import Transport
 
 PATIENCE = 2.0  # s for an interrupted thread to answer
 BRIEF = 2 << 20  # bytes; more is copied in a thread, the event loop goes on

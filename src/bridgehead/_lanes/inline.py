@@ -11,9 +11,9 @@ import binascii
 from collections.abc import Sequence
 
 from bridgehead._errors import ProtocolError, ReplyLost
-from bridgehead._lanes import Lane
-from bridgehead._protocol import Buffer, Header, answer, execute_content
-from bridgehead._shipping import expression
+from bridgehead._lanes.base import Lane
+from bridgehead._protocol.bootstrap import expression
+from bridgehead._protocol.response import Buffer, Header, answer, execute_content
 
 
 class InlineLane(Lane):

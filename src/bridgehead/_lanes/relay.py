@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary, finalize
 
-from bridgehead._segments import Mapped, Pool, Segment, mapped
+from bridgehead._shipped.wire.segments import Mapped, Pool, Segment, mapped
 
 
 class Relayed(Segment):

@@ -21,8 +21,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from bridgehead._errors import KernelRestarted, NotSupported
-from bridgehead._shipping import loader_source
-from bridgehead._transports import Transport
+from bridgehead._protocol.bootstrap import loader_source
+from bridgehead._transports.base import Transport
 
 
 class LoopbackTransport(Transport):

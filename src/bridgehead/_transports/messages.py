@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bridgehead._errors import ProtocolError
-from bridgehead._shown import line
+from bridgehead._protocol.formatting import line
 
 
 @dataclass(frozen=True, slots=True)

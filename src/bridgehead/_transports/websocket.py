@@ -39,8 +39,8 @@ from bridgehead._errors import (
     PayloadTooLarge,
     TransportError,
 )
-from bridgehead._transports import Transport
-from bridgehead._transports.requests import Pending, Reconnected
+from bridgehead._transports.base import Transport
+from bridgehead._transports.dispatch import Pending, Reconnected
 from bridgehead._transports.rest import Rest, ServerAway, unreachable
 from bridgehead._transports.subprotocols import BINARY, LEGACY, V1, Subprotocol
 

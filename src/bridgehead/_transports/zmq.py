@@ -40,9 +40,9 @@ from bridgehead._errors import (
     NotSupported,
     TransportError,
 )
-from bridgehead._transports import SILENCE, Transport
 from bridgehead._transports.addresses import stays_here
-from bridgehead._transports.keeper import Keeper
+from bridgehead._transports.base import SILENCE, Transport
+from bridgehead._transports.process import Keeper
 
 RECONNECT_GRACE = 2.5  # s a kernel that others own has to come back after its connection broke
 BEAT_EVERY = 1.0  # s between two heartbeats, while somebody waits

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from importlib import import_module
 
-from bridgehead._bench.peers import Memcpy, Peer, Pickle, RawZmq
+from bridgehead._tools.bench.peers import Memcpy, Peer, Pickle, RawZmq
 
 HERE = {"memcpy": Memcpy, "pickle": Pickle, "zmq": RawZmq}
 

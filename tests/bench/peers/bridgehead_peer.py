@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from bridgehead import Bridge
-from bridgehead._bench.peers import LanePeer
+from bridgehead._tools.bench.peers import LanePeer
 
 
 def make(lane: Any = "auto") -> LanePeer:

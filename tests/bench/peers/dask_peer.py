@@ -8,8 +8,8 @@ from typing import Any
 
 from distributed import Client, LocalCluster
 
-from bridgehead._bench.payloads import Payload
-from bridgehead._bench.peers import Peer
+from bridgehead._tools.bench.payloads import Payload
+from bridgehead._tools.bench.peers import Peer
 
 
 class Dask(Peer):

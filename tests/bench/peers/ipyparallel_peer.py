@@ -8,7 +8,7 @@ from typing import Any
 
 import ipyparallel
 
-from bridgehead._bench.peers import Peer
+from bridgehead._tools.bench.peers import Peer
 
 
 class Ipyparallel(Peer):

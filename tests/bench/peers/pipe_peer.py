@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
-from bridgehead._bench.peers import Peer
+from bridgehead._tools.bench.peers import Peer
 
 
 def keep(pipe: Connection) -> None:

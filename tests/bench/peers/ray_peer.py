@@ -7,7 +7,7 @@ from typing import Any
 
 import ray
 
-from bridgehead._bench.peers import Peer
+from bridgehead._tools.bench.peers import Peer
 
 STORE = 6 << 30  # bytes of shared memory
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rpyc.utils import classic
 
-from bridgehead._bench.peers import Peer
+from bridgehead._tools.bench.peers import Peer
 
 SERVER = """
 from rpyc.core import SlaveService

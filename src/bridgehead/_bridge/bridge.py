@@ -1,0 +1,415 @@
+"""The bridge: what a user asks for, turned into requests.
+
+Rule: the public face. What an operation takes, gives and raises, and how it is one request; those
+on names are the namespace's, lane, deadline, restarts and messages the foothold's.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Any, TypeVar, overload
+
+from bridgehead._bridge.arguments import name_of, size_of, text_of
+from bridgehead._bridge.namespace import Namespace
+from bridgehead._bridge.progress import Report, reporting
+from bridgehead._connection.cell import CellOutputs
+from bridgehead._connection.connection import deadline
+from bridgehead._connection.handoff import Handoff
+from bridgehead._connection.trust import TrustName
+from bridgehead._connection.watch import Watch
+from bridgehead._errors import NotSupported
+from bridgehead._protocol import payload as _parcel
+from bridgehead._protocol import response as _protocol
+from bridgehead._protocol.ref import Ref
+from bridgehead._protocol.results import Info, Result, Transfer, of_bridge
+from bridgehead._transports.messages import Message, Messages
+
+T = TypeVar("T")
+
+
+class Bridge(Namespace):
+    """A way for live objects into one Jupyter kernel and back.
+
+    Made by ``launch``, ``attach``, ``over`` or ``loopback``, each of which can be awaited or
+    entered with ``async with``. Belongs to the event loop it was opened in; any number of tasks
+    there may use it at once. Operations take effect in the order in which they were called.
+
+    Every operation takes ``timeout`` in seconds (None waits as long as the kernel lives) and
+    raises ``TimeoutError`` when it passed, ``BridgeClosed`` after ``aclose``, ``RuntimeError``
+    from another event loop or after a fork, and the ``OutcomeUnknown`` errors when the kernel
+    goes away meanwhile. Cancelling an operation abandons its answer and nothing else; a request
+    that was already sent takes effect as a whole or not at all.
+
+    In the examples, ``bridge`` and ``other`` are open bridges, at the prompt of ``python -m
+    asyncio``::
+
+        >>> await bridge.push(x=1)
+        <Transfer x: ... bytes by buffers in ... s>
+        >>> await bridge.run("y = x + 1")
+        <Result [1] no value>
+        >>> await bridge.pull("y")
+        2
+    """
+
+    # ------------------------------------------------------------ what is known
+
+    @property
+    def state(self) -> str:
+        """One of idle, busy, starting, restarting, unresponsive, dead and closed, as last heard.
+
+        >>> bridge.state
+        'idle'
+        """
+        return self._transport.state
+
+    @property
+    def info(self) -> Info:
+        """What the handshake learnt, as of the last (re)start.
+
+        >>> bridge.info.lane
+        'buffers'
+        """
+        return self._foothold.info
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a bridge stays in its process; attach another one over there")
+
+    def __repr__(self) -> str:
+        return f"<Bridge {self.state}, {self.info}>"
+
+    def _repr_html_(self) -> str:
+        return of_bridge("Bridge", self.state, self.info)
+
+    # ------------------------------------------------------------ objects
+
+    async def handoff(
+        self,
+        *names: str,
+        to: Bridge,
+        timeout: float | None = None,
+        progress: bool | Report = False,
+        max_bytes: int | None = None,
+        trust: TrustName | None = None,
+    ) -> Transfer:
+        """Bind what this kernel has under some names to the same names in another: all, or none.
+
+        Kernel to kernel, by whatever way leads to either: it is pickled here once, so that what
+        the names share stays shared, and nothing is opened on the way. This program needs none
+        of the classes, and runs nobody's code. Where both kernels are on the direct lane the
+        shared memory itself is handed on, and this process copies nothing; else it holds what
+        crosses once.
+
+        It takes its turn in both kernels: what arrives is what the names were when this kernel's
+        turn came, and what ``to`` is asked for later comes after it, so it waits for this kernel
+        too. Cancelling leaves nothing on either side; if the other kernel was asked already, it
+        binds all of the names or none.
+
+        Args:
+            names: in this kernel's namespace.
+            to: the bridge of the other kernel, opened in the same event loop.
+            timeout: seconds for the whole.
+            progress: as in ``push``; bytes count half when they come, and half when they go.
+            max_bytes: of the pickled values; more is refused by this kernel, before it crosses.
+            trust: ``"data"`` has this kernel send and the other one open nothing but data,
+                ``"pickle"`` anything, which can run code of this kernel's in the other. By
+                default as this bridge trusts its kernel; see ``launch``. Classes of ``allow=``
+                are no data here.
+
+        Returns:
+            The ``Transfer``; its ``lane`` names both, as ``"buffers, direct"``, where they differ.
+
+        Raises, with a note that says which of the kernels it is about:
+            ValueError: no names, one that is no identifier, or ``to`` is this bridge.
+            TypeError: ``to`` is no ``Bridge``.
+            NameNotFound: this kernel has no such name.
+            RemoteError: pickling raised in this kernel, or unpickling in the other.
+            PayloadTooLarge: it has more than ``max_bytes``.
+            IncompatiblePython: functions or classes for a kernel of another Python version.
+            MissingInKernel: the other kernel lacks a module, or this one cloudpickle.
+            UntrustedPayload: it is more than data, where only data is trusted.
+            OutcomeUnknown: either kernel went meanwhile. Of an error that is about this kernel
+                it is known: in the other one, nothing was bound.
+
+        Example::
+
+            >>> await bridge.push(x=1)
+            <Transfer x: ...>
+            >>> await bridge.handoff("x", to=other)
+            <Transfer x: ...>
+            >>> await other.pull("x")
+            1
+        """
+        self._foothold.check()
+        with reporting(progress, "handoff") as report:
+            asked = self._to_hand_off(names, to, timeout, max_bytes, trust, report)
+            return await asked.both()
+
+    def _to_hand_off(
+        self,
+        names: Sequence[str],
+        to: Bridge,
+        timeout: float | None,
+        max_bytes: int | None,
+        trust: TrustName | None,
+        report: Report,
+    ) -> Handoff:
+        if not isinstance(to, Bridge):
+            raise TypeError(
+                f"to= takes an open Bridge, not {type(to).__name__}; of a fleet, each bridge"
+            )
+        if to is self:
+            raise ValueError("to= is this bridge itself; y = x in a cell of its kernel would do")
+        if not names:
+            raise ValueError("there is nothing to hand over; say handoff('x', to=…)")
+        return Handoff(
+            self._foothold,
+            to._foothold,
+            list(dict.fromkeys(map(name_of, names))),
+            timeout=timeout,
+            limit=size_of(max_bytes),
+            data=self._foothold.trust.but(trust).data,
+            report=report,
+        )
+
+    def watch(self, expression: str | Ref, *, max_bytes: int | None = None) -> Watch:
+        """Follow a value: ``async for value in bridge.watch("history[-1]")``.
+
+        Its value now, and then one for each cell that changed it, whoever ran the cell, sent by
+        the kernel as soon as the cell is done; none for cells that did not. What a ``push`` or a
+        ``call`` changed comes with the next cell. It ends with the kernel. Whoever is slow gets
+        the latest. The expression is evaluated and pickled after
+        each cell for as long as somebody watches; whether it changed is told by its pickle.
+
+        Args:
+            expression: a name or any Python expression over there, or a ref.
+            max_bytes: as in ``pull``.
+
+        Raises, while it is iterated:
+            NameNotFound, RemoteError: evaluating raised; the next wait goes on.
+            NotSupported: the kernel tells nobody when a cell is done.
+
+        Raises:
+            NotSupported: an engine of ipyparallel's, which answers and never speaks first.
+
+        Example::
+
+            >>> await bridge.push(x=1)
+            <Transfer x: ...>
+            >>> watch = bridge.watch("x")
+            >>> await anext(watch)
+            1
+            >>> await bridge.run("x = 5")
+            <Result [1] no value>
+            >>> await anext(watch)
+            5
+        """
+        self._foothold.check()
+        if not self._transport.unasked:
+            raise NotSupported(
+                f"over {self._transport.name} nothing comes that was not asked for; "
+                "pull the value when you want it"
+            )
+        text, limit = text_of(expression), size_of(max_bytes)
+
+        async def one(frames: list[memoryview]) -> Any:
+            return _parcel.values(await self._foothold.trust.open(frames), 1)[0]
+
+        return Watch(self._foothold, text, one, limit=limit, **self._foothold.trust.fields())
+
+    @overload
+    async def call(
+        self,
+        function: Callable[..., T],
+        /,
+        *args: Any,
+        keep: None = None,
+        by_value: Sequence[ModuleType] = (),
+        timeout: float | None = None,
+        **kwargs: Any,
+    ) -> T: ...
+
+    @overload
+    async def call(
+        self,
+        function: Callable[..., object],
+        /,
+        *args: Any,
+        keep: str,
+        by_value: Sequence[ModuleType] = (),
+        timeout: float | None = None,
+        **kwargs: Any,
+    ) -> Ref: ...
+
+    async def call(
+        self,
+        function: Callable[..., Any],
+        /,
+        *args: Any,
+        keep: str | None = None,
+        by_value: Sequence[ModuleType] = (),
+        timeout: float | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """Ship a function, run it in the kernel, bring its value back.
+
+        Args:
+            function: any callable that can be pickled.
+            args, kwargs: its arguments; a ``Ref``, at any depth, means the object over there.
+            keep: leave the value there under this name, and return a ``Ref`` of it.
+            by_value: modules of yours to ship along, as in ``push``.
+            timeout: seconds; the call goes on over there when it passes (see ``interrupt``), and
+                as well when this is cancelled.
+
+        Raises:
+            RemoteError: the function raised; ``__cause__`` is what it raised.
+            EncodeError, IncompatiblePython, MissingInKernel: as in ``push``; it did not run.
+
+        Example::
+
+            >>> rows = await bridge.call(range, 3, keep="rows")
+            >>> await bridge.call(sum, rows)
+            3
+        """
+        self._foothold.check()
+        if not callable(function) or inspect.iscoroutinefunction(function):
+            kind = "coroutine function" if callable(function) else type(function).__name__
+            raise TypeError(
+                f"call() takes a plain function, not a {kind}; for await there is run()"
+            )
+        if keep is not None:
+            keep = name_of(keep)
+        parts = {"the function": function, "args": args, "kwargs": kwargs}
+        content = _parcel.Content((function, args, kwargs), parts, by_value, self._reduce)
+        trust = self._foothold.trust
+        answered = await self._foothold.ask("call", timeout, content, keep=keep, **trust.fields())
+        if keep is not None:
+            return Ref(self, keep)
+        return _parcel.values(await trust.open(answered.frames), 1)[0]
+
+    # ------------------------------------------------------------ cells
+
+    async def run(
+        self,
+        code: str,
+        *,
+        on_output: Callable[[Message], object] | None = None,
+        timeout: float | None = None,
+    ) -> Result:
+        r"""Run a cell as a user would: it counts, is kept in history, and all clients see it.
+
+        Magics and top-level ``await`` work as in a notebook; ``input()`` raises. A failing cell
+        aborts nobody else's requests.
+
+        Args:
+            code: the cell.
+            on_output: called with each output's message as it arrives, and with those that
+                clear or update what came before; what it raises is raised from ``run`` when
+                the cell is done.
+            timeout: seconds; the cell goes on over there when it passes (see ``interrupt``), and
+                as well when this is cancelled.
+
+        Raises:
+            RemoteError: the cell raised; ``result`` holds what it gave before.
+
+        Example::
+
+            >>> result = await bridge.run("print('at work')\n6 * 7")
+            >>> result.stdout
+            'at work\n'
+            >>> result.data["text/plain"]
+            '42'
+        """
+        self._foothold.check()
+        if not isinstance(code, str):
+            raise TypeError(f"run() takes the text of a cell, not {type(code).__name__}")
+        outputs = CellOutputs(on_output)
+        content = {
+            "code": code,
+            "silent": False,
+            "store_history": True,
+            "user_expressions": {},
+            "allow_stdin": False,
+            "stop_on_error": False,
+        }
+        try:
+            reply = await self._foothold.run(content, timeout, outputs.feed, outputs.complete)
+        finally:
+            outputs.leave()
+        told = reply.content
+        result = outputs.result(told.get("execution_count"))
+        if told.get("status") == "error":
+            error = _protocol.remote_error(told)
+            error.result = result
+            raise error
+        return result
+
+    def messages(self) -> Messages:
+        """The kernel's iopub messages from now on, whoever caused them, parsed.
+
+        An async iterator; it ends when the bridge is closed or the kernel is gone.
+
+        Raises:
+            NotSupported: an engine of ipyparallel's, whose client hears of its own requests alone.
+
+        Example::
+
+            >>> messages = bridge.messages()
+            >>> await bridge.run("print('at work')")
+            <Result [1] no value, 8 characters printed>
+            >>> [await anext(messages) for _ in range(3)]
+            [<status busy>, <execute_input print('at work')>, <stream at work>]
+        """
+        self._foothold.check()
+        return self._transport.messages()
+
+    async def interrupt(self, *, timeout: float | None = 10.0) -> None:
+        r"""Raise ``KeyboardInterrupt`` in whatever the kernel is running; an idle one ignores it.
+
+        Args:
+            timeout: seconds until it must be told; cancelled, it may have been told or not.
+
+        Raises:
+            NotSupported: a loopback, or xeus-python, which a signal would end.
+
+        Example::
+
+            >>> cell = asyncio.create_task(bridge.run("print('at work')\nwhile True: pass"))
+            >>> messages = bridge.messages()
+            >>> while (await anext(messages)).type != "stream": pass
+            >>> await bridge.interrupt()
+            >>> await cell
+            Traceback (most recent call last):
+            RemoteError: KeyboardInterrupt
+        """
+        self._foothold.check()
+        async with deadline(timeout, "interrupt", self._transport):
+            await self._foothold.interrupt()
+
+    async def restart(self, *, timeout: float = 60.0) -> None:
+        """Replace the kernel's process; the namespace is empty afterwards.
+
+        Whatever is pending raises ``KernelRestarted``. Also brings back a kernel that died.
+
+        Args:
+            timeout: seconds until the new one must answer; then, or cancelled, call it again.
+
+        Raises:
+            NotSupported: somebody else holds the process (``attach``, ``over`` a client or an
+                engine).
+
+        Example::
+
+            >>> await bridge.push(x=1)
+            <Transfer x: ...>
+            >>> await bridge.restart()
+            >>> await bridge.exists("x")
+            False
+        """
+        self._foothold.check_caller()
+        if self.state == "closed":
+            self._transport.check()
+        async with deadline(timeout, "restart", self._transport):
+            await self._transport.restart(timeout)
+            await self._foothold.plant()

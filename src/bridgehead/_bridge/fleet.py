@@ -1,0 +1,344 @@
+"""Many kernels, one object: pickled once, in memory once, in all of them.
+
+Rule: what several bridges are asked at once, and nothing about any one of them. Each kernel's
+outcome is its own; one that fails keeps no other from being served.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import Any, TypeVar, overload
+
+from bridgehead._bridge.arguments import to_push
+from bridgehead._bridge.bridge import Bridge
+from bridgehead._bridge.opening import Opening
+from bridgehead._connection.connection import Packed
+from bridgehead._errors import KernelNotFound
+from bridgehead._lanes.broadcast import WORTH, Broadcast
+from bridgehead._lanes.buffers import BuffersLane
+from bridgehead._lanes.direct import placed
+from bridgehead._protocol import payload as _parcel
+from bridgehead._protocol.ref import Ref
+from bridgehead._protocol.results import Result, Transfer, of_fleet
+from bridgehead._shipped.wire import frames as _wire
+from bridgehead._shipped.wire.digest import summed
+from bridgehead._shipped.wire.frames import SHARED
+from bridgehead._shipped.wire.segments import IDLE, Pool, Segment
+from bridgehead._transports import ipyparallel_engine as engines
+from bridgehead._transports.base import Many
+from bridgehead._transports.tasks import to_the_end
+
+T = TypeVar("T")
+
+
+class Fleet(Sequence[Bridge]):
+    """Several bridges, in order, asked together.
+
+    Every operation asks all kernels at once and gives a list with one outcome for each, in
+    order. If any failed, all the others are waited for and an ``ExceptionGroup`` is raised, each
+    error with a note of whose it is. Cancelling cancels all. Leaving ``async with`` closes the
+    bridges that ``launch`` or ``over`` opened; those handed in stay open.
+
+        >>> fleet = Fleet([bridge, other])
+        >>> len(await fleet.push(x=1))
+        2
+        >>> await fleet.pull("x + 1")
+        [2, 2]
+        >>> await fleet[1].pull("x")
+        1
+    """
+
+    def __init__(self, bridges: Sequence[Bridge], *, pool: float = 0.5) -> None:
+        """``pool``: share of the free memory that pushed objects may take, see ``Bridge.launch``.
+
+        Raises:
+            ValueError: no bridge at all, or one twice.
+            TypeError: something that is no open ``Bridge``.
+        """
+        self._bridges = list(bridges)
+        for bridge in self._bridges:
+            if not isinstance(bridge, Bridge):
+                raise TypeError(f"a fleet takes open bridges, not {type(bridge).__name__}")
+        if not self._bridges or len(set(map(id, self._bridges))) < len(self._bridges):
+            raise ValueError("a fleet takes at least one bridge, and each once")
+        self._owned = False
+        self._pool = Pool(pool, private=True)
+        self._trimming: asyncio.TimerHandle | None = None
+
+    @classmethod
+    def launch(
+        cls, count: int, kernel_name: str = "python3", *, pool: float = 0.5, **options: Any
+    ) -> Opening[Fleet]:
+        """Start so many kernels; ``await`` it or enter it. ``options`` are ``Bridge.launch``'s.
+
+        Raises what ``Bridge.launch`` does; the kernels that had started are ended again, as they
+        are when it is cancelled.
+
+        Example::
+
+            >>> async with Fleet.launch(2) as fleet:
+            ...     print(len(set(await fleet.pull("__import__('os').getpid()"))))
+            2
+        """
+        if type(count) is not int or count < 1:
+            raise ValueError(f"a fleet has at least one kernel, not {count!r}")
+        openings = [Bridge.launch(kernel_name, pool=pool, **options) for _ in range(count)]
+        return cls._opening(openings, pool, options)
+
+    @classmethod
+    def over(cls, lender: Any, *, pool: float = 0.5, **options: Any) -> Opening[Fleet]:
+        """A bridge to each engine of an ipyparallel client, or of one of its views: ``client[:]``.
+
+        ``await`` it or enter it; leaving closes the bridges, never client or engines. ``options``
+        are those of ``Bridge.over``, which tells what an engine can't. The fleet is of the engines
+        that are there now, in the order of their ids.
+
+        Raises:
+            TypeError: it is neither.
+            KernelNotFound: it has no engines.
+
+        Example, of a cluster of two::
+
+            >>> async with Fleet.over(client) as fleet:
+            ...     print(await fleet.call(len, "abc"))
+            [3, 3]
+        """
+        views = _views(lender)
+        openings = [Bridge.over(view, pool=pool, **options) for view in views]
+        return cls._opening(openings, pool, options)
+
+    @classmethod
+    def _opening(
+        cls, openings: Sequence[Opening[Bridge]], pool: float, options: Mapping[str, Any]
+    ) -> Opening[Fleet]:
+        async def make() -> Fleet:
+            tasks = [asyncio.ensure_future(_opened(opening)) for opening in openings]
+            try:
+                await asyncio.gather(*tasks)
+            except BaseException:
+                for task in tasks:
+                    task.cancel()
+                await to_the_end(asyncio.ensure_future(_all_closed(tasks)))
+                raise
+            fleet = cls([task.result() for task in tasks], pool=pool)
+            fleet._owned = True
+            return fleet
+
+        return Opening(make, options.get("timeout", 60.0), cls.__name__)
+
+    # ------------------------------------------------------------ a sequence of bridges
+
+    @overload
+    def __getitem__(self, index: int) -> Bridge: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Bridge]: ...
+
+    def __getitem__(self, index: int | slice) -> Bridge | list[Bridge]:
+        return self._bridges[index]
+
+    def __len__(self) -> int:
+        return len(self._bridges)
+
+    def __iter__(self) -> Iterator[Bridge]:
+        return iter(self._bridges)
+
+    def __repr__(self) -> str:
+        states = Counter(bridge.state for bridge in self._bridges)
+        return f"<Fleet of {len(self)}: {', '.join(f'{n} {state}' for state, n in states.items())}>"
+
+    def _repr_html_(self) -> str:
+        return of_fleet([(bridge.state, bridge.info) for bridge in self._bridges])
+
+    # ------------------------------------------------------------ operations
+
+    async def push(
+        self,
+        mapping: Mapping[str, Any] | None = None,
+        /,
+        *,
+        by_value: Sequence[ModuleType] = (),
+        timeout: float | None = None,
+        **values: Any,
+    ) -> list[Transfer]:
+        """Bind the same objects to names in every kernel; in each all of them, or none.
+
+        They are pickled once. Kernels on the direct lane get the same memory, in which each
+        sees its own changes and nobody else's. Engines of one ipyparallel client get what is
+        large by its broadcast: one copy leaves this process. ``Bridge.push`` tells the rest.
+
+        >>> [transfer.lane for transfer in await fleet.push(x=1)]
+        ['buffers', 'buffers']
+        """
+        objects = to_push(mapping, values)
+        content = _parcel.Content(objects, objects, by_value)
+        parcel, digest = await asyncio.to_thread(content.pack, "none")
+        segment = await self._placed(parcel)
+        broadcasts: list[Broadcast] = []
+        sending: list[asyncio.Task[None]] = []
+        try:
+            broadcasts += await self._broadcasts(parcel)
+            landings = {lane: one for cast in broadcasts for lane, one in cast.landings.items()}
+
+            def packed(bridge: Bridge) -> Packed:
+                landing = landings.get(bridge._foothold.lane)
+                if landing is None:
+                    return Packed(parcel, digest, segment)
+                return Packed(parcel, landing.header["digest"], landing=landing)
+
+            sending += [asyncio.create_task(cast.send()) for cast in broadcasts]
+            return await self._all(
+                lambda bridge: bridge._push_packed(list(objects), packed(bridge), timeout)
+            )
+        finally:
+            for task in sending:
+                task.cancel()
+            for cast in broadcasts:
+                cast.close()
+            if segment is not None:
+                self._pool.give_back(segment)
+                self._trim_later()
+
+    async def pull(self, *expressions: str | Ref, timeout: float | None = None) -> list[Any]:
+        """What ``Bridge.pull`` gives, of every kernel in order.
+
+        >>> await fleet.pull("6 * 7")
+        [42, 42]
+        """
+        return await self._all(lambda bridge: bridge.pull(*expressions, timeout=timeout))
+
+    async def run(self, code: str, *, timeout: float | None = None) -> list[Result]:
+        """Run a cell in every kernel; see ``Bridge.run``.
+
+        >>> await fleet.run("6 * 7")
+        [<Result [1] 42>, <Result [1] 42>]
+        """
+        return await self._all(lambda bridge: bridge.run(code, timeout=timeout))
+
+    async def call(
+        self, function: Callable[..., T], /, *args: Any, timeout: float | None = None
+    ) -> list[T]:
+        """Have every kernel call a function; see ``Bridge.call``.
+
+        >>> await fleet.call(len, "abc")
+        [3, 3]
+        """
+        return await self._all(lambda bridge: bridge.call(function, *args, timeout=timeout))
+
+    async def aclose(self) -> None:
+        """Close the bridges that ``launch`` opened, with their kernels, or ``over``, without.
+
+        >>> await fleet.aclose()
+        >>> bridge.state  # it was handed in, and stays open
+        'idle'
+        """
+        if self._trimming is not None:
+            self._trimming.cancel()
+        try:
+            if self._owned:
+                closing = [bridge.aclose() for bridge in self._bridges]
+                for error in await asyncio.gather(*closing, return_exceptions=True):
+                    if error is not None:
+                        raise error
+        finally:
+            self._pool.close()
+
+    async def __aenter__(self) -> Fleet:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    async def _all(self, ask: Callable[[Bridge], Awaitable[T]]) -> list[T]:
+        asked = (ask(bridge) for bridge in self._bridges)
+        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+        failures = []
+        for number, (bridge, outcome) in enumerate(zip(self._bridges, outcomes, strict=True)):
+            if isinstance(outcome, Exception):
+                called = f", {bridge._transport.called}" if bridge._transport.called else ""
+                outcome.add_note(f"kernel {number} of {len(self)}, pid {bridge.info.pid}{called}")
+                failures.append(outcome)
+            elif isinstance(outcome, BaseException):
+                raise outcome
+        if failures:
+            raise ExceptionGroup(f"{len(failures)} of {len(self)} kernels failed", failures)
+        return [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
+
+    async def _broadcasts(self, parcel: _parcel.Parcel) -> list[Broadcast]:
+        """One for each client that reaches several of these kernels by one message."""
+        groups: dict[Many, list[Bridge]] = {}
+        for bridge in self._bridges:
+            many = bridge._transport.many
+            lane = bridge._foothold.lane
+            if many is not None and lane.name == BuffersLane.name and not lane.transport.is_gone:
+                groups.setdefault(many, []).append(bridge)
+        found = []
+        for bridges in groups.values():
+            if len(bridges) < 2 or parcel.nbytes < WORTH:
+                continue
+            algorithms = {bridge._transport.digest for bridge in bridges}
+            strictest = algorithms.pop() if len(algorithms) == 1 else "sha256"
+            # Of two bridges to one engine, one.
+            lane_of = {bridge.info.epoch: bridge._foothold.lane for bridge in bridges}
+            sums = all(lane.sums for lane in lane_of.values())
+            algorithm = summed(strictest, parcel.nbytes, sums)
+            digest = await asyncio.to_thread(_wire.digest, algorithm, parcel.frames)
+            lanes = {lane: epoch for epoch, lane in lane_of.items()}
+            found.append(Broadcast(lanes, parcel.frames, digest))
+        return found
+
+    # ------------------------------------------------------------ memory
+
+    async def _placed(self, parcel: _parcel.Parcel) -> Segment | None:
+        """Where kernels on the direct lane find it; None if it is small, or there is no room."""
+        lanes = [bridge.info.lane for bridge in self._bridges]
+        if parcel.nbytes < SHARED or "direct" not in lanes:
+            return None
+        return await placed(self._pool, parcel.frames, lambda done, total: None)
+
+    def _trim_later(self) -> None:
+        if self._trimming is not None:
+            self._trimming.cancel()
+        loop = asyncio.get_running_loop()
+        self._trimming = loop.call_later(IDLE + 1, self._trim)
+
+    def _trim(self) -> None:
+        self._trimming = None
+        self._pool.trim()
+        if self._pool.segments:
+            self._trim_later()
+
+
+def _views(lender: Any) -> list[Any]:
+    """A view of each engine.
+
+    Raises what ``Fleet.over`` does.
+    """
+    client: Any = lender if engines.is_client(lender) else getattr(lender, "client", None)
+    if client is not lender and not engines.is_direct(lender):
+        raise TypeError(
+            "Fleet.over() takes an ipyparallel client, or a direct view of it, "
+            f"not {type(lender).__name__}; for anything else there is Fleet([bridge, …])"
+        )
+    ids = "all" if client is lender else lender.targets
+    if isinstance(ids, int):
+        ids = [ids]
+    elif isinstance(ids, str):  # a view of all there are, whenever it is asked
+        ids = client.ids
+    if not ids:
+        raise KernelNotFound("the client has no engines (yet): client.wait_for_engines(n)")
+    return [client[engine] for engine in ids]
+
+
+async def _opened(opening: Opening[Bridge]) -> Bridge:
+    return await opening
+
+
+async def _all_closed(tasks: Sequence[asyncio.Task[Bridge]]) -> None:
+    """Close what was opened by tasks of which others failed."""
+    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+        if isinstance(outcome, Bridge):
+            await outcome.aclose()

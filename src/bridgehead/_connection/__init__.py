@@ -1,0 +1,1 @@
+"""One kernel's policies: order, deadlines, restarts."""

@@ -1,0 +1,144 @@
+"""The outputs of one cell, gathered while it runs.
+
+Rule: iopub messages in, a ``Result`` out. iopub can lose messages, so whether the cell is
+done is never decided here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from bridgehead._protocol.response import as_text
+from bridgehead._protocol.results import Result
+from bridgehead._transports.messages import Message
+
+STRAGGLERS = 2.0  # s after the reply in which the cell's idle must be seen, or is given up
+
+_OUTPUTS = {"stream", "display_data", "execute_result", "error"}
+
+
+class Listener:
+    """An ``on_output`` that knows, too, whether the cell has begun; until then others' may run."""
+
+    def __init__(self, take: Callable[[Message], object]) -> None:
+        self._take = take
+        self.begun = False
+
+    def __call__(self, message: Message) -> None:
+        self.begun = True  # iopub may have lost what says so
+        self._take(message)
+
+
+class CellOutputs:
+    """Collects the messages that belong to one cell."""
+
+    def __init__(self, on_output: Callable[[Message], object] | None) -> None:
+        self._on_output = on_output
+        self._failure: BaseException | None = None
+        self._outputs: list[dict[str, Any]] = []
+        self._idle: set[str] = set()  # ids of requests whose last message was seen
+        self._changed = asyncio.Event()
+        self._clear = False
+
+    def feed(self, message: Message) -> None:
+        """Take one of the cell's messages."""
+        if message.type == "status":
+            if message.content.get("execution_state") == "idle":
+                self._idle.add(message.parent)
+                self._changed.set()
+            return
+        if message.type == "execute_input":
+            if isinstance(self._on_output, Listener):
+                self._on_output.begun = True
+            return
+        if message.type == "clear_output":
+            self._clear = True
+            if not message.content.get("wait"):
+                self._cleared()
+        elif message.type == "update_display_data":
+            self._update(message.content)
+        elif message.type in _OUTPUTS:
+            self._cleared()
+            self._outputs.append(_output(message))
+        else:
+            return
+        if self._on_output is not None:
+            try:
+                self._on_output(message)
+            except BaseException as error:  # noqa: BLE001 - told to whoever awaits run, not to the reader
+                self._failure, self._on_output = error, None
+
+    def _cleared(self) -> None:
+        if self._clear:
+            self._clear = False
+            self._outputs.clear()
+
+    def _update(self, content: Any) -> None:
+        identity = _mapping(content.get("transient")).get("display_id")
+        for output in self._outputs:
+            if identity and _mapping(output.get("transient")).get("display_id") == identity:
+                output.update(data=_mapping(content.get("data")), metadata=content.get("metadata"))
+
+    def leave(self) -> None:
+        """Nobody waits for the cell any more: call nobody back."""
+        self._on_output = None
+
+    async def complete(self, request: str) -> None:
+        """Wait for the last outputs, which come on another channel than the reply.
+
+        The reply may be here before them, and they may have been lost: then what there is must
+        do. ``request`` is the one that was replied to; an aborted try of it was idle too.
+        """
+        try:
+            async with asyncio.timeout(STRAGGLERS):
+                while request not in self._idle:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            pass
+        if self._failure is not None:
+            raise self._failure
+
+    def result(self, execution_count: Any) -> Result:
+        """What there is by now; neighbouring pieces of one stream become one output."""
+        texts: dict[str, list[str]] = {"stdout": [], "stderr": []}
+        merged: list[dict[str, Any]] = []
+        data: dict[str, Any] = {}
+        pieces: list[str] = []  # of the stream output that is last in merged
+        last: str | None = None  # its name
+        for output in self._outputs:
+            if output["output_type"] == "stream":
+                texts.setdefault(output["name"], []).append(output["text"])
+                if last != output["name"]:
+                    last, pieces = output["name"], []
+                    merged.append({**output, "text": pieces})
+                pieces.append(output["text"])
+                continue
+            last = None
+            if output["output_type"] == "execute_result":
+                data = dict(output["data"])
+            merged.append({key: item for key, item in output.items() if key != "transient"})
+        for output in merged:
+            if output["output_type"] == "stream":
+                output["text"] = "".join(output["text"])
+        out, err = ("".join(texts[name]) for name in ("stdout", "stderr"))
+        count = execution_count if type(execution_count) is int else None
+        return Result(out, err, tuple(merged), data, count)
+
+
+def _output(message: Message) -> dict[str, Any]:
+    """One output as a notebook file has it, whatever the kernel calls one."""
+    output = {**message.content, "output_type": message.type}
+    if message.type == "stream":
+        name, text = as_text(output.get("name")), as_text(output.get("text"))
+        return {**output, "name": name, "text": text}
+    if message.type != "error":
+        output["data"] = _mapping(output.get("data"))
+        output["transient"] = _mapping(output.get("transient"))
+    return output
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}

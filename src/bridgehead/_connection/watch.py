@@ -1,0 +1,231 @@
+"""A value in the kernel, followed from here.
+
+Rule: the loader looks at it when a cell is done, and sends it by itself if the cell changed
+it; this is the near end, which keeps the latest news and nothing older.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import functools
+import uuid
+import weakref
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from bridgehead._connection.connection import Foothold
+from bridgehead._errors import BridgeError, OutcomeUnknown, ProtocolError, ReplyLost
+from bridgehead._lanes.base import Request
+from bridgehead._protocol import response as _protocol
+from bridgehead._protocol.formatting import line
+from bridgehead._protocol.response import Opened
+
+ASK_EVERY = 120.0  # s; the loader drops a watch that nobody asked for in ten minutes
+
+Frames = list[memoryview]
+Latest = Opened | asyncio.Task[Frames] | Frames  # begun, being fetched, or whole
+
+
+class Watch:
+    """An async iterator over an expression's values: now, then as cells change it.
+
+    Ends when the kernel ends or is restarted, and when the bridge is closed. Whoever is slow
+    gets the latest value, not all that were missed. What evaluating it raises is raised here;
+    the next wait goes on. Cancelling a wait loses nothing. ``aclose``, or forgetting the
+    iterator, ends the watch over there too.
+
+        >>> async with bridge.watch("6 * 7") as watch:
+        ...     async for value in watch:
+        ...         print(value)
+        ...         break
+        42
+    """
+
+    def __init__(
+        self,
+        foothold: Foothold,
+        expression: str,
+        decode: Callable[[Frames], Awaitable[Any]],
+        **options: Any,
+    ) -> None:
+        self._expression, self._foothold, self._decode = expression, foothold, decode
+        self._limit = options.get("limit")
+        self._news = news = News(self._limit)
+        self._options = {"expressions": [expression], **options}
+        self._beginning = asyncio.Lock()
+        foothold.transport.listeners[news.id] = news
+        self._finalizer = weakref.finalize(self, _leave, foothold, news)
+        self._finalizer.atexit = False  # closing the bridge ends it, or its age
+
+    def __repr__(self) -> str:
+        return f"<Watch {line(self._expression)}{', ended' if self._news.ended else ''}>"
+
+    def __aiter__(self) -> Watch:
+        return self
+
+    async def __aenter__(self) -> Watch:
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        await self.aclose()
+
+    async def __anext__(self) -> Any:
+        news = self._news
+        async with self._beginning:
+            if news.asking is None and not news.ended:
+                news.give_back(await self._first())
+        while True:
+            latest = await news.next()
+            if isinstance(latest, Opened):  # fetched to its end, whoever gives up waiting
+                latest = self._foothold.transport.spawn(self._whole(latest))
+            try:
+                whole = latest if isinstance(latest, list) else await asyncio.shield(latest)
+                return await self._decode(whole)
+            except asyncio.CancelledError:
+                if isinstance(latest, asyncio.Task) and latest.cancelled():
+                    raise StopAsyncIteration from None  # with the bridge
+                news.give_back(latest)
+                raise
+            except ReplyLost:
+                continue  # there are newer ones on their way, which made the rest of these go
+
+    async def aclose(self) -> None:
+        """End the watch; the loader forgets it, and whoever waits for a value gets none.
+
+        >>> watch = bridge.watch("6 * 7")
+        >>> await watch.aclose()
+        >>> watch
+        <Watch 6 * 7, ended>
+        """
+        self._news.end()
+        self._finalizer()
+
+    async def _first(self) -> Frames:
+        news, foothold = self._news, self._foothold
+        options = {**self._options, "watch": news.id, "lane": foothold.lane.message_lane}
+        try:
+            first = await foothold.ask("watch", None, **options)
+        except (asyncio.CancelledError, OutcomeUnknown):
+            # It may be watched by now, and its first value on its way to nobody: begin anew.
+            foothold.transport.listeners.pop(news.id, None)
+            foothold.transport.spawn(foothold.unwatch(news.id))
+            news.id = uuid.uuid4().hex
+            foothold.transport.listeners[news.id] = news
+            raise
+        if news.ended:
+            foothold.transport.spawn(foothold.unwatch(news.id))
+        else:
+            ask = functools.partial(foothold.aside, "watch", **options)
+            news.asking = foothold.transport.spawn(_ask_again(ask, news))
+        return first.frames
+
+    async def _whole(self, latest: Opened) -> Frames:
+        lane = await self._foothold.ready()
+        header = _protocol.header(
+            "watch", (), epoch=self._foothold.info.epoch, algorithm=lane.digest
+        )
+        header["id"] = latest.told["news"]
+        request = Request(header, (), self._limit, trusted=not self._foothold.trust.data)
+        _, frames = await lane.rest(request, latest)
+        return frames
+
+
+class News:
+    """What the loader sent by itself: the latest of it."""
+
+    def __init__(self, limit: int | None) -> None:
+        self.id = uuid.uuid4().hex
+        self.ended = False
+        self.asking: asyncio.Task[None] | None = None
+        self.renewed = asyncio.Event()
+        self.seen = 0  # the number of the latest
+        self._limit = limit
+        self._latest: Latest | None = None
+        self._failure: BridgeError | None = None
+        self._changed = asyncio.Event()
+
+    def feed(self, content: dict[str, Any], buffers: list[Any]) -> None:
+        """Take one message of the loader's."""
+        try:
+            told = _protocol.parse(content["answer"])
+            parts = buffers or [base64.b64decode(told.pop("data", ""), validate=True)]
+            told["news"] = _protocol.as_text(content["news"])
+            self.seen = int(told["news"].rpartition(":")[2])
+            inbox = _protocol.open_answer(told, self._limit)
+            _protocol.add_piece(told, inbox, 0, parts)
+        except BridgeError as error:
+            self._latest, self._failure = None, error
+        except (KeyError, TypeError, ValueError) as error:
+            self._latest = None
+            self._failure = ProtocolError(f"the loader sent no news: {error!r}")
+        else:
+            self._latest, self._failure = Opened(told, inbox), None
+        self._changed.set()
+
+    def put(self, frames: Frames) -> None:
+        """A value that was asked for."""
+        self._latest = frames
+        self._changed.set()
+
+    def give_back(self, latest: Latest) -> None:
+        """It was not delivered: unless there is a newer one, it still is the latest."""
+        if self._latest is None:
+            self._latest = latest
+
+    def renew(self) -> None:
+        """Messages come by another connection now, and some were lost with the one before."""
+        self.renewed.set()
+
+    def end(self) -> None:
+        """The kernel is gone, or the bridge, or nobody wants to know any more."""
+        self.ended = True
+        if self.asking is not None:
+            self.asking.cancel()
+        self._changed.set()
+
+    async def next(self) -> Latest:
+        """The latest, once there is any."""
+        while True:
+            failure, self._failure = self._failure, None
+            if failure is not None:
+                raise failure
+            latest, self._latest = self._latest, None
+            if latest is not None:
+                return latest
+            if self.ended:
+                raise StopAsyncIteration
+            self._changed.clear()
+            await self._changed.wait()
+
+
+async def _ask_again(ask: Callable[..., Awaitable[Frames]], news: News) -> None:
+    """Keep the watch alive over there, and begin it again if it was dropped."""
+    while True:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ASK_EVERY):
+                await news.renewed.wait()
+        seen = news.seen if news.renewed.is_set() else None
+        news.renewed.clear()
+        with contextlib.suppress(BridgeError):
+            frames = await ask(seen=seen)
+            if frames:
+                news.put(frames)
+
+
+def _leave(foothold: Foothold, news: News) -> None:
+    """Nobody follows it any more; called by whoever closes it, or by the garbage collector."""
+
+    async def tell() -> None:
+        foothold.transport.listeners.pop(news.id, None)
+        if news.asking is not None:
+            news.asking.cancel()
+            await foothold.unwatch(news.id)
+
+    def leave() -> None:
+        if foothold.transport.state != "closed":
+            foothold.transport.spawn(tell())
+
+    with contextlib.suppress(RuntimeError):  # the loop is closed, and the bridge with it
+        foothold.loop.call_soon_threadsafe(leave)

@@ -1,0 +1,1 @@
+"""Where a kernel comes from: everything up to an open transport."""

@@ -1,0 +1,311 @@
+"""The near end of the direct lane's socket, in the event loop.
+
+Rule: connections and bytes; what a request means is the lane's. One reader for as long as the
+link lives, answers matched by their number. Sending never waits: what the socket does not take
+at once is sent when it does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import secrets
+import socket
+import tempfile
+from array import array
+from collections import deque
+from collections.abc import Callable, Sequence
+from hmac import compare_digest
+from itertools import count
+from typing import Any
+
+from bridgehead._errors import BridgeError
+from bridgehead._protocol.response import PYTHON, Header
+from bridgehead._shipped.wire.frames import PROTOCOL, Broken
+from bridgehead._shipped.wire.segments import Pool, Segment, possible
+from bridgehead._shipped.wire.socket import SECRET, Channel, peer
+from bridgehead._transports.base import Transport
+
+PIECE = 16 << 20  # bytes of small requests that cross together
+TICK = 1.0  # s between two looks at what can be given back, while there is anything
+# The same in the header of every request, or told otherwise: the server adds it.
+COMMON: Header = {
+    "protocol": PROTOCOL,
+    "python": PYTHON,
+    "digest": "none:",
+    "at": 0,
+    "piece": PIECE,
+    "epoch": "",
+    "sizes": [],
+}
+BACKLOG = 128  # who else knocks meanwhile must not keep the kernel out
+
+Answer = tuple[Header, list[memoryview] | None]  # None: frames that could not be mapped here
+
+
+class LinkLost(BridgeError):
+    """The other end is gone, or sent what is no message; whoever knows more tells the user."""
+
+
+class Listener:
+    """Where the kernel's loader is to connect, for as long as one handshake takes.
+
+    The socket has no name any more when the loader is told of it: it connects through this
+    process's file descriptor, which only this user may. So nothing is left, however this
+    process ends, and nobody else finds it. Who connects shows the secret that the handshake
+    carried, which Jupyter signed, and is shown another.
+    """
+
+    def __init__(self, share: float) -> None:
+        """``OSError`` where this system knows no such way."""
+        if not possible():
+            raise OSError("this system or this Python has no memfd with seals")
+        self._secret = secrets.token_bytes(2 * SECRET)
+        self._share = share
+        self.name = secrets.token_hex(8)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._inode = folder = -1
+        try:
+            place = tempfile.mkdtemp(prefix="bridgehead-")  # 0700
+        except BaseException:
+            self._socket.close()
+            raise
+        path = os.path.join(place, "s")
+        try:
+            # Through the folder's descriptor: its own path may be too long for a socket.
+            folder = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+            self._socket.bind(f"/proc/self/fd/{folder}/s")
+            os.chmod(path, 0o600)
+            self._socket.listen(BACKLOG)
+            self._socket.setblocking(False)
+            self._inode = os.open(path, os.O_PATH)
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            os.rmdir(place)
+            if folder >= 0:
+                os.close(folder)
+
+    @property
+    def offer(self) -> dict[str, Any]:
+        """What the handshake tells the loader."""
+        return {
+            "path": f"/proc/{os.getpid()}/fd/{self._inode}",
+            "secret": self._secret.hex(),
+            "name": self.name,
+            "share": self._share,
+            "common": COMMON,
+        }
+
+    def accept(self) -> socket.socket | None:
+        """The loader's connection, which is there once it said so; strangers are sent away."""
+        while True:
+            try:
+                sock, _ = self._socket.accept()
+            except BlockingIOError:
+                return None
+            sock.setblocking(False)
+            if self._is_loader(sock):
+                return sock
+            sock.close()
+
+    def _is_loader(self, sock: socket.socket) -> bool:
+        try:
+            if peer(sock)[1] != os.geteuid():
+                return False
+            # What it shows was sent before its answer: what is not there is not coming.
+            if not compare_digest(sock.recv(SECRET), self._secret[:SECRET]):
+                return False
+            return sock.send(self._secret[SECRET:]) == SECRET
+        except OSError:
+            return False
+
+    def close(self) -> None:
+        self._socket.close()
+        if self._inode >= 0:
+            os.close(self._inode)
+            self._inode = -1
+
+
+class Link:
+    """The connection to one kernel's server thread."""
+
+    def __init__(self, sock: socket.socket, share: float, transport: Transport) -> None:
+        self._transport = transport
+        self.pool = Pool(share)
+        self.channel = Channel(sock, self.pool)
+        self.lost = False
+        self._loop = asyncio.get_running_loop()
+        self._serials = count(1)
+        self._waiting: dict[int, asyncio.Future[Answer]] = {}
+        self._unsent: deque[tuple[memoryview, list[int]]] = deque()
+        self._drainers: dict[asyncio.Future[None], int] = {}  # the last that each waits for
+        self._ticking: asyncio.TimerHandle | None = None
+        self._file = sock.fileno()
+        self._loop.add_reader(self._file, self._readable)
+
+    @property
+    def at_work(self) -> bool:
+        """Whether something was asked that is not answered, be it that nobody waits for it."""
+        return bool(self._waiting)
+
+    def ask(
+        self, header: Header, frames: Sequence[Any] = (), segment: Segment | None = None
+    ) -> asyncio.Future[Answer]:
+        """Send a request; its answer, or ``LinkLost``. Cancelling disturbs nobody.
+
+        Frames are copied before this returns; those in a segment have been lent.
+        """
+        future: asyncio.Future[Answer] = self._loop.create_future()
+        if self.lost:
+            future.set_exception(_lost())
+            return future
+        serial = next(self._serials)
+        self._waiting[serial] = future
+        short = {field: value for field, value in header.items() if field not in COMMON}
+        self._send(serial, short, header["sizes"], frames, segment)
+        return future
+
+    def tell(self, why: Callable[[], BridgeError]) -> None:
+        """The kernel is gone, or silent: whoever waits is told. It may answer yet."""
+        waiting: list[asyncio.Future[Any]] = [*self._waiting.values(), *self._drainers]
+        for future in waiting:
+            if not future.done():
+                future.set_exception(why())
+                future.exception()  # nobody has to look
+
+    async def drained(self) -> None:
+        """Wait until all that was asked before is answered; raises what ``tell`` tells.
+
+        The thread answers in order, so it is when the last of it is.
+        """
+        if not self._waiting:
+            return
+        drained: asyncio.Future[None] = self._loop.create_future()
+        self._drainers[drained] = next(reversed(self._waiting))
+        try:
+            await drained
+        finally:
+            self._drainers.pop(drained, None)
+
+    def _answered(self, serial: int) -> None:
+        for future, last in self._drainers.items():
+            if last <= serial and not future.done():
+                future.set_result(None)
+
+    def close(self) -> None:
+        """Leave; whoever waits is told ``LinkLost``."""
+        if self.lost:
+            return
+        self.lost = True
+        self._loop.remove_reader(self._file)
+        if self._unsent:
+            self._loop.remove_writer(self._file)
+        if self._ticking is not None:
+            self._ticking.cancel()
+        for _, files in self._unsent:
+            _close(files)
+        self.tell(_lost)
+        self._waiting.clear()
+        self.channel.close()
+        self.pool.close()
+
+    # ------------------------------------------------------------ the socket
+
+    def _send(
+        self,
+        serial: int,
+        header: Header,
+        sizes: Sequence[int] = (),
+        frames: Sequence[Any] = (),
+        segment: Segment | None = None,
+    ) -> None:
+        parts, files = self.channel.pack(serial, header, sizes, frames, segment)
+        data = memoryview(parts[0] if len(parts) == 1 else b"".join(parts))
+        if not self._unsent:
+            data, files = self._sent(data, files)
+            if data:
+                self._loop.add_writer(self._file, self._writable)
+        if data:  # files of its own, for a segment may be closed meanwhile
+            self._unsent.append((data, [os.dup(file) for file in files]))
+        self._tick_later()
+
+    def _sent(self, data: memoryview, files: list[int]) -> tuple[memoryview, list[int]]:
+        """Send what the socket takes; gives what is left."""
+        extra = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", files))] if files else ()
+        try:
+            return data[self.channel.socket.sendmsg([data], extra) :], []
+        except (BlockingIOError, InterruptedError):
+            return data, files
+        except OSError:
+            self.close()
+            return data[:0], []
+
+    def _writable(self) -> None:
+        while self._unsent:
+            data, files = self._sent(*self._unsent[0])
+            if self.lost:
+                return
+            if len(files) < len(self._unsent[0][1]):
+                _close(self._unsent[0][1])
+            if data:
+                self._unsent[0] = data, files
+                return
+            self._unsent.popleft()
+        self._loop.remove_writer(self._file)
+
+    def _readable(self) -> None:
+        channel = self.channel
+        try:
+            alive = channel.receive()
+            while (message := channel.next()) is not None:
+                serial, header, frames = message
+                future = self._waiting.pop(serial, None)
+                if serial and self._drainers:
+                    self._answered(serial)
+                if serial and (future is None or future.done()):
+                    self._transport.late += 1
+                elif future is not None:
+                    future.set_result((header, frames))
+        except (BlockingIOError, InterruptedError):
+            return
+        except (OSError, Broken):
+            alive = False
+        if not alive:
+            self.close()
+        else:
+            self._tick_later()
+
+    # ------------------------------------------------------------ memory
+
+    @property
+    def _has_memory(self) -> bool:
+        # What was handed over need not be of this pool: whoever drops it doesn't wake this link.
+        channel = self.channel
+        return bool(self.pool.segments or channel.maps.known or channel.has_handed)
+
+    def _tick(self) -> None:
+        """Give back what was not used for a while, and tell the other end of what it may."""
+        self._ticking = None
+        self.pool.trim()
+        if self.channel.has_news:
+            self._send(0, {})
+        else:
+            self._tick_later()
+
+    def _tick_later(self) -> None:
+        if self._ticking is None and self._has_memory and not self.lost:
+            self._ticking = self._loop.call_later(TICK, self._tick)
+
+
+def _close(files: list[int]) -> None:
+    for file in files:
+        os.close(file)
+
+
+def _lost() -> LinkLost:
+    return LinkLost("the direct connection to the kernel is broken")

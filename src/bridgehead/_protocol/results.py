@@ -1,0 +1,243 @@
+"""What operations give back.
+
+Rule: plain values without IO; a repr that fits a line, and a table for a notebook, which are
+static: they tell what is known, and ask no kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from bridgehead._protocol.formatting import columns, facts, heading, line, listed, size
+
+MOST = 100  # lines of a table in a notebook
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """What crossed in one push, or one handoff.
+
+    Attributes:
+        names: the names bound in the kernel.
+        bytes: bytes of pickle and buffers, before any base64.
+        seconds: from the call to the kernel's acknowledgement.
+        lane: which one took it: ``"direct"``, ``"buffers"`` or ``"inline"``; of a handoff both,
+            as ``"buffers, direct"``, where they differ.
+
+    >>> await bridge.push(x=1)
+    <Transfer x: 21 bytes by buffers in ... s>
+    """
+
+    names: tuple[str, ...]
+    bytes: int
+    seconds: float
+    lane: str
+
+    def __repr__(self) -> str:
+        names = listed(self.names, 40)
+        return f"<Transfer {names}: {self.bytes:,} bytes by {self.lane} in {self.seconds:.3g} s>"
+
+    def _repr_html_(self) -> str:
+        rate = f" ({size(round(self.bytes / self.seconds))}/s)" if self.seconds > 0 else ""
+        return heading("Transfer", listed(self.names)) + facts(
+            [
+                ("Size", size(self.bytes)),
+                ("Time", f"{self.seconds:.3g} s{rate}"),
+                ("Lane", self.lane),
+            ]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """One name in the kernel, told without computing a repr there.
+
+    Attributes:
+        name: as the kernel knows it.
+        type: ``"int"``, ``"pandas.DataFrame"``, ``"Model"`` for a class of ``__main__``.
+        shape: of an array, a table or a tensor, else None.
+        len: of a sized container without a shape, else None.
+        bytes: of an array's or a table's data; of a plain object itself, without what it
+            refers to; None for a user's class, whose methods are not run to find out.
+
+    >>> Name("df", "pandas.DataFrame", shape=(344, 7), bytes=19264)
+    <df: pandas.DataFrame (344, 7), 19,264 bytes>
+    """
+
+    name: str
+    type: str
+    shape: tuple[int, ...] | None = None
+    len: int | None = None
+    bytes: int | None = None
+
+    def __repr__(self) -> str:
+        extent = f" {line(self.shape, 20)}" if self.shape is not None else ""
+        extent = f" of {self.len:,}" if self.len is not None else extent
+        told = f"{line(self.name, 25)}: {line(self.type, 30)}{extent}"
+        return f"<{told}{f', {self.bytes:,} bytes' if self.bytes else ''}>"
+
+    def _repr_html_(self) -> str:
+        return columns(_COLUMNS, [_row(self)])
+
+    @property
+    def extent(self) -> str:
+        """How much it is, to look at: an array's shape, or the length; else empty.
+
+        >>> Name("df", "pandas.DataFrame", shape=(4000, 7)).extent
+        '4,000 × 7'
+        """
+        if self.shape is not None:
+            return " × ".join(f"{side:,}" for side in self.shape) or "scalar"
+        return "" if self.len is None else f"{self.len:,}"
+
+
+_COLUMNS = ("Name", "Type", "Shape", "Size")
+
+
+def _row(told: Name) -> tuple[str | None, ...]:
+    nbytes = None if told.bytes is None else size(told.bytes)
+    return told.name, told.type, told.extent, nbytes
+
+
+class Names(list[Name]):
+    """The names in a kernel: a list of ``Name``, shown as a table in a notebook.
+
+    >>> await bridge.push(rows=[1, 2], x=1)
+    <Transfer rows, x: ...>
+    >>> await bridge.names()
+    <Names rows, x>
+    """
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return f"<Names {listed([told.name for told in self], 70)}>" if self else "<Names, none>"
+
+    def _repr_html_(self) -> str:
+        count = f"{len(self):,}" if self else "none"
+        shown = columns(_COLUMNS, map(_row, self[:MOST])) if self else ""
+        more = heading("", f"and {len(self) - MOST:,} more") if len(self) > MOST else ""
+        return heading("Names", count) + shown + more
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    r"""What a cell gave.
+
+    Attributes:
+        stdout: everything it printed.
+        stderr: everything it wrote to standard error.
+        outputs: its outputs in order, each as in a notebook file: ``output_type`` is
+            ``"stream"``, ``"display_data"``, ``"execute_result"`` or ``"error"``.
+        data: the last expression's value by MIME type; empty if there was none.
+        execution_count: the cell's number, as in ``In [n]``.
+
+    >>> await bridge.run("print('at work')\n6 * 7")
+    <Result [1] 42, 8 characters printed>
+    """
+
+    stdout: str = ""
+    stderr: str = ""
+    outputs: tuple[Mapping[str, Any], ...] = ()
+    data: Mapping[str, Any] = field(default_factory=dict)
+    execution_count: int | None = None
+
+    def __repr__(self) -> str:
+        value = line(self.data.get("text/plain", ""), 41)
+        printed = f", {len(self.stdout)} characters printed" if self.stdout else ""
+        return f"<Result [{self.execution_count}] {value or 'no value'}{printed}>"
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What the handshake learnt about the kernel and the way to it.
+
+    Attributes:
+        kernel: the implementation's name and version, e.g. ``"ipython 9.8.0"``.
+        python: the kernel's version, e.g. ``(3, 11, 7)``.
+        executable: the kernel's interpreter.
+        versions: installed versions of cloudpickle, ipykernel, numpy, pandas.
+        pid: the kernel's process.
+        cwd: its working directory when the bridge was opened.
+        epoch: a nonce made when the loader was installed; a restarted kernel has another.
+        transport: how messages travel: ``"ipc"``, ``"tcp"``, ``"websocket"``, ``"ipyparallel"``
+            or ``"loopback"``.
+        lane: how frames travel: ``"direct"``, ``"buffers"`` or ``"inline"``.
+        trust: what is opened of what the kernel sends: ``"pickle"`` or ``"data"``.
+        connection_file: for ``Bridge.attach`` and ``jupyter console --existing``.
+        url, kernel_id: of a kernel behind a server, for ``Bridge.connect``.
+        why_not: of each lane that is better than this one and leads nowhere, the reason.
+        features: what the kernel says it can beyond the protocol, e.g. ``"kernel subshells"``.
+
+    >>> bridge.info
+    <Info loopback, Python ..., pid ...: buffers over loopback>
+    """
+
+    kernel: str
+    python: tuple[int, ...]
+    executable: str
+    versions: Mapping[str, str]
+    pid: int
+    cwd: str
+    epoch: str
+    transport: str
+    lane: str
+    trust: str
+    connection_file: str | None
+    url: str | None = None
+    kernel_id: str | None = None
+    why_not: Mapping[str, str] = field(default_factory=dict)
+    features: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        python = ".".join(map(str, self.python))
+        return (
+            f"{line(self.kernel, 30)}, Python {line(python, 10)}, pid {self.pid}: "
+            f"{_way(self)}{', data only' if self.trust == 'data' else ''}"
+        )
+
+    def __repr__(self) -> str:
+        return f"<Info {self}>"
+
+    def _repr_html_(self) -> str:
+        told = ((item.name, getattr(self, item.name)) for item in fields(self))
+        return heading("Info") + facts((name, _shown(value)) for name, value in told)
+
+
+def of_bridge(kind: str, state: str, info: Info) -> str:
+    """A bridge, for a notebook."""
+    file = info.connection_file
+    return heading(kind, state) + facts(
+        [
+            ("Kernel", f"{info.kernel}, Python {_shown(info.python)}"),
+            ("Lane", _way(info)),
+            ("Trust", {"data": "data only", "pickle": "pickle"}.get(info.trust, info.trust)),
+            ("Connection", info.url or (file and file.replace("\\", "/").rpartition("/")[2])),
+        ]
+    )
+
+
+def of_fleet(told: Sequence[tuple[str, Info]]) -> str:
+    """Several bridges, for a notebook."""
+    heads = ("", "State", "Kernel", "Python", "Process", "Lane")
+    return heading("Fleet", f"of {len(told)}") + columns(
+        heads,
+        [
+            (number, state, info.kernel, _shown(info.python), info.pid, _way(info))
+            for number, (state, info) in enumerate(told)
+        ],
+    )
+
+
+def _way(info: Info) -> str:
+    return f"{info.lane} over {info.transport}"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {item}" for key, item in value.items())
+    if isinstance(value, tuple):
+        return ".".join(map(str, value))
+    return "" if value is None else str(value)

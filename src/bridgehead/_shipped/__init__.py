@@ -1,0 +1,1 @@
+"""What travels into the kernel: standard library only, Python 3.8 and later."""

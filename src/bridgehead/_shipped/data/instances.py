@@ -1,0 +1,78 @@
+"""Instances of the classes that ``allow=`` names.
+
+Rule: the receiver has the classes; a stream only says which one, and what goes into it.
+"""
+
+from __future__ import annotations
+
+import copyreg
+import enum
+from typing import TYPE_CHECKING, Any
+
+if __package__:  # in the kernel, all shipped files are one module
+    from bridgehead._shipped.data.registry import constructor, need, untrusted
+
+if TYPE_CHECKING:
+    from bridgehead._shipped.data.reader import Machine
+
+
+@constructor(str, str, tuple, dict)
+def make_instance(machine: Machine, name: str, form: str, args: Any, kwargs: Any) -> Any:
+    """A bare instance of an allowed class; what it holds follows as items, see ``dress``."""
+    if name not in machine.allow:
+        raise untrusted(name[:200])
+    kind = machine.allow[name]
+    need(form in ("new", "call"), "no way to make an instance")
+    made = kind(*args, **kwargs) if form == "call" else kind.__new__(kind, *args, **kwargs)
+    machine.instances[id(made)] = made
+    return made
+
+
+def dress(instance: Any, what: Any, part: Any) -> None:
+    """Give an instance what it holds, as pickle would."""
+    if what == "items":
+        for item in part:
+            instance.append(item)
+    elif what == "pairs":
+        for key, value in part:
+            instance[key] = value
+    elif hasattr(instance, "__setstate__"):
+        instance.__setstate__(part)
+    else:
+        slots = None
+        if type(part) is tuple and len(part) == 2:
+            part, slots = part
+        for state in (part, slots):
+            need(state is None or type(state) is dict, "no state of an instance")
+            need(all(type(name) is str for name in state or ()), "no state of an instance")
+        if part:
+            instance.__dict__.update(part)
+        for name, value in (slots or {}).items():
+            need(name[:2] != "__", "no slot of an instance")
+            setattr(instance, name, value)
+
+
+def reduce_instance(value: Any, name: str) -> Any:
+    kind = type(value)
+    kwargs: Any = {}
+    state = items = pairs = None
+    if isinstance(value, enum.Enum):
+        form, args = "call", (value._value_,)
+    else:
+        reduced = value.__reduce_ex__(5)
+        if type(reduced) is not tuple or (*reduced, *[None] * 4)[5] is not None:
+            raise untrusted(name)
+        function, args, state, items, pairs = (*reduced, None, None, None)[:5]
+        form = "call" if function is kind else "new"
+        if function is copyreg.__newobj_ex__:  # type: ignore[attr-defined]
+            made, args, kwargs = args
+        elif function is copyreg.__newobj__:  # type: ignore[attr-defined]
+            made, *args = args
+        else:
+            made = function
+        if made is not kind:
+            raise untrusted(name)
+    told: Any = [("state", state)] if state is not None else []
+    told += [("items", list(items))] if items is not None else []
+    told += [("pairs", list(pairs))] if pairs is not None else []
+    return make_instance, (name, form, tuple(args), dict(kwargs)), None, None, iter(told)

@@ -1,0 +1,482 @@
+"""pandas' data: scalars, arrays, indexes, series and frames of every dtype.
+
+Rule: a table crosses as its columns, and is put together by pandas' public constructors; none
+of its pickling is used.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import TYPE_CHECKING, Any
+
+if __package__:  # in the kernel, all shipped files are one module
+    from bridgehead._shipped.data.registry import NONE, constructor, library, need, untrusted
+    from bridgehead._shipped.data.standard import ZONE_KEY, check_zone, is_scalar
+
+if TYPE_CHECKING:
+    from bridgehead._shipped.data.reader import Machine
+    from bridgehead._shipped.data.writer import Reducer
+
+_FREQUENCY = re.compile(r"[-+0-9A-Za-z. ]{1,40}")
+_UNITS = ("s", "ms", "us", "ns")
+_MOMENTS = {"%s8[%s]" % (kind, unit) for kind in "Mm" for unit in _UNITS}
+PANDAS = 500  # what making one pandas container costs at least, next to an ordinary object
+
+
+def _frequency(text: str) -> str:
+    need(_FREQUENCY.fullmatch(text), "no frequency")
+    return text
+
+
+def _localized(moments: Any, zone: Any) -> Any:
+    """Moments in UTC, shown in a time zone."""
+    if zone is None:
+        return moments
+    if type(zone) is str:
+        need(ZONE_KEY.fullmatch(zone), "no name of a time zone")
+    else:
+        check_zone(zone)
+    return moments.tz_localize("UTC").tz_convert(zone)
+
+
+def _column(pandas: Any, values: Any) -> Any:
+    """What a column may be made of: an array of numpy's, or one of pandas's own."""
+    if type(values) is library("numpy").ndarray:
+        kind = values.dtype.kind
+        need(kind in "biufcO" or values.dtype.str[1:] in _MOMENTS, "no column of numpy's")
+    else:
+        need(isinstance(values, pandas.api.extensions.ExtensionArray), "no column")
+    return values
+
+
+def _labels(pandas: Any, index: Any) -> Any:
+    need(isinstance(index, pandas.Index), "no index")
+    return index
+
+
+@constructor(str)
+def make_missing(machine: Machine, name: str) -> Any:
+    need(name in ("NaT", "NA"), "no missing value")
+    return getattr(library("pandas"), name)
+
+
+@constructor(int, str, None, int)
+def make_timestamp(machine: Machine, value: int, unit: str, zone: Any, fold: int) -> Any:
+    numpy, pandas = library("numpy"), library("pandas")
+    need(unit in _UNITS, "no unit")
+    made = pandas.Timestamp(numpy.datetime64(value, unit))
+    need(made is pandas.NaT or made.asm8.view("i8") == value, "no moment")
+    made = _localized(made, zone)
+    return made.replace(fold=fold) if made.fold != fold else made
+
+
+@constructor(int, str)
+def make_pandas_timedelta(machine: Machine, value: int, unit: str) -> Any:
+    numpy, pandas = library("numpy"), library("pandas")
+    need(unit in _UNITS, "no unit")
+    return pandas.Timedelta(numpy.timedelta64(value, unit))
+
+
+@constructor(int, str)
+def make_period(machine: Machine, ordinal: int, freq: str) -> Any:
+    return library("pandas").Period(ordinal=ordinal, freq=_frequency(freq))
+
+
+@constructor(str)
+def make_offset(machine: Machine, freq: str) -> Any:
+    library("pandas")
+    return library("pandas.tseries.frequencies").to_offset(_frequency(freq))
+
+
+@constructor(None, None, str)
+def make_interval(machine: Machine, left: Any, right: Any, closed: str) -> Any:
+    need(is_scalar(left) and is_scalar(right), "no bounds")
+    return library("pandas").Interval(left, right, closed)
+
+
+@constructor(None, None, cost=PANDAS)
+def make_datetimes(machine: Machine, values: Any, zone: Any) -> Any:
+    _check_moments(machine, values, "M")
+    index = library("pandas").DatetimeIndex(values, copy=False)
+    return _localized(index, zone)._values  # not .array, which is read-only from pandas 3 on
+
+
+@constructor(None, cost=PANDAS)
+def make_timedeltas(machine: Machine, values: Any) -> Any:
+    _check_moments(machine, values, "m")
+    return library("pandas").TimedeltaIndex(values, copy=False)._values
+
+
+def _check_moments(machine: Machine, values: Any, kind: str) -> None:
+    fine = type(values) is library("numpy").ndarray and values.ndim == 1
+    need(fine and values.dtype.str[1:] in _MOMENTS and values.dtype.kind == kind, "no moments")
+    machine.charge(values.nbytes)
+
+
+@constructor(None, str, cost=PANDAS)
+def make_periods(machine: Machine, ordinals: Any, freq: str) -> Any:
+    numpy, pandas = library("numpy"), library("pandas")
+    fine = type(ordinals) is numpy.ndarray and ordinals.ndim == 1
+    need(fine and ordinals.dtype == "i8", "no ordinals")
+    return pandas.arrays.PeriodArray(ordinals, dtype=pandas.PeriodDtype(_frequency(freq)))
+
+
+@constructor(None, None, str, cost=PANDAS)
+def make_intervals(machine: Machine, left: Any, right: Any, closed: str) -> Any:
+    numpy, pandas = library("numpy"), library("pandas")
+    moments = (type(None), pandas.arrays.DatetimeArray, pandas.arrays.TimedeltaArray)
+    for side in (left, right):
+        plain = type(side) is numpy.ndarray and side.dtype.kind in "iuf" and side.ndim == 1
+        need(plain or type(side) in moments, "no bounds")
+        machine.charge(side.nbytes)
+    left, right = pandas.Index(left), pandas.Index(right)
+    return pandas.arrays.IntervalArray.from_arrays(left, right, closed)
+
+
+@constructor(None, None, bool, cost=PANDAS)
+def make_categorical(machine: Machine, codes: Any, categories: Any, ordered: bool) -> Any:
+    numpy, pandas = library("numpy"), library("pandas")
+    fine = type(codes) is numpy.ndarray and codes.dtype.kind == "i" and codes.ndim == 1
+    need(fine, "no codes")
+    machine.charge(codes.nbytes + len(_labels(pandas, categories)))
+    return pandas.Categorical.from_codes(codes, categories, ordered)
+
+
+@constructor(str, None, None, cost=PANDAS)
+def make_nullable(machine: Machine, name: str, values: Any, mask: Any) -> Any:
+    """One of pandas's arrays of numbers or truth with a mask beside them."""
+    numpy, pandas = library("numpy"), library("pandas")
+    need(name in ("BooleanArray", "IntegerArray", "FloatingArray"), "no array of pandas's")
+    for part in (values, mask):
+        need(type(part) is numpy.ndarray and part.shape == values.shape, "no arrays")
+    need(values.ndim == 1, "no column")
+    return getattr(pandas.arrays, name)(values, mask)
+
+
+@constructor(None, None, int, None, bool, cost=PANDAS)
+def make_sparse(
+    machine: Machine, values: Any, places: Any, length: int, fill: Any, blocks: bool
+) -> Any:
+    numpy, pandas = library("numpy"), library("pandas")
+    fine = type(places) is numpy.ndarray and places.dtype == "i4" and places.ndim == 1
+    need(fine and 0 <= length < 1 << 31, "no sparse index")
+    need(type(_column(pandas, values)) is numpy.ndarray and values.ndim == 1, "no values")
+    need(is_scalar(fill), "no fill value")
+    machine.charge(places.nbytes)
+    ascending = len(places) == 0 or (places[0] >= 0 and places[-1] < length)
+    need(ascending and (places[1:] > places[:-1]).all(), "no sparse index")
+    kind = "block" if blocks else "integer"
+    make = pandas.arrays.SparseArray
+    if hasattr(make, "from_indices"):
+        return make.from_indices(values, places, length, fill, kind, values.dtype)
+    index = library("pandas._libs.sparse").IntIndex(length, places, check_integrity=True)
+    index = index.to_block_index() if blocks else index
+    return make(values, index, fill, kind, pandas.SparseDtype(values.dtype, fill))
+
+
+@constructor(str, bool, list, cost=PANDAS)
+def make_strings(machine: Machine, storage: str, nan: bool, items: Any) -> Any:
+    need({str, NONE}.issuperset(map(type, items)), "no strings")
+    return library("pandas").array(items, dtype=_string_dtype(storage, nan))
+
+
+@constructor(bool, None, cost=PANDAS)
+def make_arrow_strings(machine: Machine, nan: bool, column: Any) -> Any:
+    pyarrow = library("pyarrow")
+    need(type(column) is pyarrow.ChunkedArray, "no column of pyarrow's")
+    need(column.type in (pyarrow.string(), pyarrow.large_string()), "no strings")
+    machine.charge(column.nbytes)
+    return _string_dtype("pyarrow", nan).__from_arrow__(column)
+
+
+def _string_dtype(storage: str, nan: bool) -> Any:
+    pandas = library("pandas")
+    need(storage in ("python", "pyarrow"), "no storage of strings")
+    if storage == "pyarrow":
+        library("pyarrow")
+    if not nan:
+        return pandas.StringDtype(storage)
+    return pandas.StringDtype(storage, na_value=library("numpy").nan)
+
+
+@constructor(None, cost=PANDAS)
+def make_arrow_column(machine: Machine, column: Any) -> Any:
+    need(type(column) is library("pyarrow").ChunkedArray, "no column of pyarrow's")
+    return library("pandas").arrays.ArrowExtensionArray(column)
+
+
+@constructor(None, cost=PANDAS)
+def make_numpy_column(machine: Machine, values: Any) -> Any:
+    pandas = library("pandas")
+    need(type(_column(pandas, values)) is library("numpy").ndarray, "no array of numpy's")
+    return pandas.arrays.NumpyExtensionArray(values)
+
+
+@constructor(None, cost=PANDAS)
+def make_pandas_dtype(machine: Machine, values: Any) -> Any:
+    """The dtype of an empty array of it."""
+    pandas = library("pandas")
+    need(isinstance(values, pandas.api.extensions.ExtensionArray), "no array of pandas's")
+    return values.dtype
+
+
+@constructor(None, None, None, cost=PANDAS)
+def make_index(machine: Machine, values: Any, name: Any, freq: Any) -> Any:
+    pandas = library("pandas")
+    need(_column(pandas, values).ndim == 1, "no index")
+    if type(values) is library("numpy").ndarray and values.dtype.kind == "O":
+        machine.charge(values.nbytes)
+        machine.weigh(values.tolist())
+    machine.weigh((name,))
+    options = {"name": name, "copy": False, "tupleize_cols": False}
+    index = pandas.Index(values, dtype=values.dtype, **options)
+    if freq is not None:
+        moments = (pandas.DatetimeIndex, pandas.TimedeltaIndex)
+        need(type(freq) is str and type(index) in moments, "no frequency")
+        machine.charge(values.nbytes)
+        index = type(index)(index, freq=_frequency(freq))
+    return index
+
+
+@constructor(int, int, int, None, cost=PANDAS)
+def make_range_index(machine: Machine, start: int, stop: int, step: int, name: Any) -> Any:
+    machine.weigh((name,))
+    return library("pandas").RangeIndex(start, stop, step, name=name)
+
+
+@constructor(list, list, list, (int, NONE), cost=PANDAS)
+def make_multi_index(machine: Machine, levels: Any, codes: Any, names: Any, order: Any) -> Any:
+    numpy, pandas = library("numpy"), library("pandas")
+    machine.weigh(names)
+    for level in levels:
+        need(type(_labels(pandas, level)) is not pandas.MultiIndex, "levels in levels")
+        machine.charge(len(level))
+    for code in codes:
+        fine = type(code) is numpy.ndarray and code.dtype.kind == "i" and code.ndim == 1
+        need(fine, "no codes")
+        machine.charge(code.nbytes)
+    return pandas.MultiIndex(levels=levels, codes=codes, names=names, sortorder=order)
+
+
+@constructor(None, None, None, dict, bool, cost=PANDAS)
+def make_series(
+    machine: Machine, values: Any, index: Any, name: Any, attrs: Any, duplicates: bool
+) -> Any:
+    pandas = library("pandas")
+    need(_column(pandas, values).ndim == 1, "no series")
+    need(len(values) == len(_labels(pandas, index)), "an index of another length")
+    machine.weigh((name,))
+    series = pandas.Series(values, index=index, name=name, dtype=values.dtype, copy=False)
+    return _flagged(series, attrs, duplicates)
+
+
+@constructor(None, None, list, dict, bool, cost=PANDAS)
+def make_frame(
+    machine: Machine, index: Any, columns: Any, blocks: Any, attrs: Any, duplicates: bool
+) -> Any:
+    """A frame of its blocks, each a list of places and the columns that go there."""
+    numpy, pandas = library("numpy"), library("pandas")
+    rows, width = len(_labels(pandas, index)), len(_labels(pandas, columns))
+    machine.charge(width)
+    taken: Any = []
+    made = []
+    for block in blocks:
+        need(type(block) is tuple and len(block) == 2 and type(block[0]) is list, "no block")
+        places, values = block
+        machine.charge(len(places))
+        need(all(type(place) is int for place in places), "no places")
+        shape = _column(pandas, values).shape
+        flat = type(values) is not numpy.ndarray
+        fits = shape == ((rows,) if flat else (len(places), rows))
+        need(fits and (len(places) == 1 or not flat), "a block of another shape")
+        taken += places
+        made.append((values, numpy.array(places, "i8")))
+    need(sorted(taken) == list(range(width)), "blocks that overlap or leave gaps")
+    return _flagged(_join_blocks(pandas, made, index, columns), attrs, duplicates)
+
+
+def _join_blocks(pandas: Any, blocks: Any, index: Any, columns: Any) -> Any:
+    try:
+        from pandas.api.internals import create_dataframe_from_blocks
+    except ImportError:  # before pandas 3: what it and pyarrow do themselves
+        from pandas.core.internals import BlockManager
+        from pandas.core.internals.api import make_block
+
+        parts = tuple(make_block(values, places) for values, places in blocks)
+        manager = BlockManager(parts, [columns, index])
+        if hasattr(pandas.DataFrame, "_from_mgr"):
+            return pandas.DataFrame._from_mgr(manager, manager.axes)
+        return pandas.DataFrame(manager)
+    return create_dataframe_from_blocks(blocks, index=index, columns=columns)
+
+
+def _flagged(value: Any, attrs: Any, duplicates: bool) -> Any:
+    if attrs:
+        value.attrs = attrs
+    if not duplicates:
+        value.flags.allows_duplicate_labels = False
+    return value
+
+
+def _frequency_name(freq: Any) -> Any:
+    if freq is None:
+        return None
+    offset = sys.modules["pandas"].tseries.frequencies.to_offset
+    try:
+        same = offset(freq.freqstr) == freq
+    except ValueError:
+        same = False
+    if not same:
+        raise untrusted("the pandas offset %r" % (freq,))
+    return freq.freqstr
+
+
+def _period_name(freq: Any) -> str:
+    name: str = sys.modules["pandas"].PeriodDtype(freq).name
+    return name[len("period[") : -1]
+
+
+def _zone_name(zone: Any) -> Any:
+    """A time zone as data; those of pytz, which pandas 2 makes, by name."""
+    if type(zone).__module__.partition(".")[0] == "pytz" and zone.zone:
+        return zone.zone
+    return zone
+
+
+def _reduce_timestamp(pickler: Reducer, value: Any) -> Any:
+    moment = value.asm8
+    unit = sys.modules["numpy"].datetime_data(moment.dtype)[0]
+    return make_timestamp, (int(moment.view("i8")), unit, _zone_name(value.tz), value.fold)
+
+
+def _reduce_pandas_timedelta(pickler: Reducer, value: Any) -> Any:
+    span = value.asm8
+    unit = sys.modules["numpy"].datetime_data(span.dtype)[0]
+    return make_pandas_timedelta, (int(span.view("i8")), unit)
+
+
+def _reduce_datetimes(pickler: Reducer, values: Any) -> Any:
+    return make_datetimes, (values._ndarray, _zone_name(values.tz))
+
+
+def _reduce_periods(pickler: Reducer, values: Any) -> Any:
+    return make_periods, (values.asi8, _period_name(values.freq))
+
+
+def _reduce_intervals(pickler: Reducer, values: Any) -> Any:
+    return make_intervals, (values.left._values, values.right._values, values.closed)
+
+
+def _reduce_categorical(pickler: Reducer, values: Any) -> Any:
+    return make_categorical, (values._codes, values.categories, bool(values.ordered))
+
+
+def _reduce_nullable(pickler: Reducer, values: Any) -> Any:
+    return make_nullable, (type(values).__name__, values._data, values._mask)
+
+
+def _reduce_sparse(pickler: Reducer, values: Any) -> Any:
+    index = values.sp_index
+    blocks = type(index).__name__ == "BlockIndex"
+    places = index.to_int_index().indices
+    return make_sparse, (values.sp_values, places, index.length, values.fill_value, blocks)
+
+
+def _reduce_strings(pickler: Reducer, values: Any) -> Any:
+    dtype = values.dtype
+    pandas = sys.modules["pandas"]
+    nan = getattr(dtype, "na_value", pandas.NA) is not pandas.NA
+    if dtype.storage == "python":
+        return make_strings, ("python", nan, values.to_numpy(object, na_value=None).tolist())
+    return make_arrow_strings, (nan, values._pa_array)
+
+
+def _reduce_arrow_column(pickler: Reducer, values: Any) -> Any:
+    return make_arrow_column, (values._pa_array,)
+
+
+def _reduce_pandas_dtype(pickler: Reducer, dtype: Any) -> Any:
+    values = sys.modules["pandas"].array([], dtype=dtype)
+    if values.dtype != dtype:
+        raise untrusted("the pandas dtype %s" % dtype)
+    return make_pandas_dtype, (values,)
+
+
+def _reduce_index(pickler: Reducer, index: Any) -> Any:
+    moments = type(index).__name__ in ("DatetimeIndex", "TimedeltaIndex")
+    freq = _frequency_name(index.freq) if moments else None
+    return make_index, (index._values, index.name, freq)
+
+
+def _reduce_range_index(pickler: Reducer, index: Any) -> Any:
+    return make_range_index, (index.start, index.stop, index.step, index.name)
+
+
+def _reduce_multi_index(pickler: Reducer, index: Any) -> Any:
+    codes = [sys.modules["numpy"].asarray(code) for code in index.codes]
+    return make_multi_index, (list(index.levels), codes, list(index.names), index.sortorder)
+
+
+def _reduce_series(pickler: Reducer, series: Any) -> Any:
+    duplicates = series.flags.allows_duplicate_labels
+    parts = (series._values, series.index, series.name, dict(series.attrs), duplicates)
+    return make_series, parts
+
+
+def _reduce_frame(pickler: Reducer, frame: Any) -> Any:
+    blocks: Any = []
+    for block in frame._mgr.blocks:
+        places, values = block.mgr_locs.as_array.tolist(), block.values
+        if getattr(values, "ndim", 1) == 1:
+            blocks.append((places, values))
+        elif values.dtype.kind in "mM" and getattr(values, "tz", None) is None:
+            blocks.append((places, getattr(values, "_ndarray", values)))
+        elif type(values).__module__ == "numpy":
+            blocks.append((places, values))
+        else:  # a block of moments in a time zone, or of periods, becomes one of each column
+            blocks += [([place], values[row]) for row, place in enumerate(places)]
+    duplicates = frame.flags.allows_duplicate_labels
+    return make_frame, (frame.index, frame.columns, blocks, dict(frame.attrs), duplicates)
+
+
+def pandas_reducers(pandas: Any) -> Any:
+    arrays = pandas.arrays
+    found = {
+        type(pandas.NaT): lambda _, v: (make_missing, ("NaT",)),
+        type(pandas.NA): lambda _, v: (make_missing, ("NA",)),
+        pandas.Timestamp: _reduce_timestamp,
+        pandas.Timedelta: _reduce_pandas_timedelta,
+        pandas.Period: lambda _, v: (make_period, (v.ordinal, _period_name(v.freq))),
+        pandas.Interval: lambda _, v: (make_interval, (v.left, v.right, v.closed)),
+        arrays.DatetimeArray: _reduce_datetimes,
+        arrays.TimedeltaArray: lambda _, v: (make_timedeltas, (v._ndarray,)),
+        arrays.PeriodArray: _reduce_periods,
+        arrays.IntervalArray: _reduce_intervals,
+        pandas.Categorical: _reduce_categorical,
+        arrays.SparseArray: _reduce_sparse,
+        arrays.ArrowExtensionArray: _reduce_arrow_column,
+        arrays.NumpyExtensionArray: lambda _, v: (make_numpy_column, (v.to_numpy(),)),
+        pandas.RangeIndex: _reduce_range_index,
+        pandas.MultiIndex: _reduce_multi_index,
+        pandas.Series: _reduce_series,
+        pandas.DataFrame: _reduce_frame,
+    }
+    for name in ("BooleanArray", "IntegerArray", "FloatingArray"):
+        found[getattr(arrays, name)] = _reduce_nullable
+    for name in ("Datetime", "Timedelta", "Period", "Interval", "Categorical", ""):
+        found[getattr(pandas, name + "Index")] = _reduce_index
+    for spec in ("string[python]", "string[pyarrow]", "str"):
+        try:
+            values = pandas.array([], dtype=spec)
+        except ImportError:  # there is no pyarrow
+            continue
+        if type(values.dtype) is pandas.StringDtype:
+            found[type(values)] = _reduce_strings
+    for kind in vars(pandas).values():
+        if isinstance(kind, type) and issubclass(kind, pandas.api.extensions.ExtensionDtype):
+            found[kind] = _reduce_pandas_dtype
+    for kind in vars(pandas.offsets).values():
+        if isinstance(kind, type):
+            found[kind] = lambda _, v: (make_offset, (_frequency_name(v),))
+    return found

@@ -1,0 +1,494 @@
+"""The receiver: reads a stream of data, and runs nobody's code.
+
+Rule: ``Machine`` does not unpickle; it interprets the few opcodes that such a stream is made of,
+and the only thing it can call is a constructor of the table.
+
+What a stream may cost is bounded by its length: every constructor is charged for what it is
+given (the memo lets a few bytes give the same megabyte a thousand times), every key for what
+its hash has to visit, and chains of objects whose deallocation would overflow the C stack are
+refused.
+"""
+
+from __future__ import annotations
+
+import collections
+import decimal
+import pickle
+import re
+from struct import Struct
+from typing import Any, Dict, Iterable, Iterator, Mapping, Sequence
+
+if __package__:  # in the kernel, all shipped files are one module
+    from bridgehead._shipped.data.instances import dress
+    from bridgehead._shipped.data.registry import (
+        CONSTRUCTORS,
+        FUNCTION,
+        HOME,
+        NONE,
+        need,
+        untrusted,
+    )
+    from bridgehead._shipped.wire.frames import Broken, Buffer
+
+_unpickle = pickle.loads  # captured: a user may replace it
+CHAIN = 500  # deques, defaultdicts and object arrays, each directly inside the next
+KEY_DEPTH = 100  # tuples within tuples in one key; their hash is recursive C
+KEY_WEIGHT = 10_000  # values that the hash of one key visits; a tower of shared tuples has 2**n
+NESTING = 10_000  # marks on the stack; a pickler that recurses gets nowhere near
+SAME_HASH = 1000  # keys of one hash in one container; n of them cost n² comparisons
+
+
+def _run_pattern() -> Any:
+    """A run of opcodes that push numbers, None, truth and memoized short strings.
+
+    These say nothing of the stack below, so a run of them may be left to C's own unpickler.
+    """
+
+    def sized(code: bytes, longest: int, tail: bytes) -> bytes:
+        """An opcode with one byte of length, then that many bytes."""
+        each = (re.escape(bytes([n])) + b".{%d}" % n for n in range(longest + 1))
+        return re.escape(code) + b"(?:" + b"|".join(each) + b")" + tail
+
+    scalars = [b"K.", b"M.{2}", b"J.{4}", b"G.{8}", b"N", b"\x88", b"\x89"]
+    scalars += [sized(pickle.LONG1, 16, b""), sized(pickle.SHORT_BINUNICODE, 255, b"\x94")]
+    # Not without an end: the expression remembers where each part began.
+    return re.compile(b"(?:" + b"|".join(scalars) + b"){1,1024}", re.DOTALL)
+
+
+_run = _run_pattern().match
+_WIDTHS = dict(zip(b"KMJGN\x88\x89", (1, 2, 4, 8, 0, 0, 0)))
+_RUN_STARTS = frozenset((*_WIDTHS, *pickle.LONG1, *pickle.SHORT_BINUNICODE))
+_CHEAP_KEYS = frozenset((str, bytes, bool, float, NONE))
+_SMALL = (1 << 61) - 1  # the modulus of hashes of numbers; smaller ones are their own hash
+_MAPS = (dict, collections.OrderedDict, collections.Counter, collections.defaultdict)
+
+
+class Machine:
+    """Interprets one pickle; nothing in it can name or call anything but a constructor."""
+
+    def __init__(self, frames: Sequence[Buffer], allow: Any) -> None:
+        self.data = bytes(frames[0])
+        self.buffers = iter(frames[1:])
+        self.allow = dict(allow)
+        self.at, self.done = 0, False
+        self.stack: list[Any] = []
+        self.below: list[list[Any]] = []  # the stacks under the marks
+        self.memo: list[Any] = []
+        self.open = 0  # constructors and buffers pushed that no call has taken yet
+        self.linked_objects: list[Any] = []
+        self.instances: dict[int, Any] = {}
+        self.hashes: dict[int, dict[int, int]] = {}
+        total = len(self.data) + sum(memoryview(frame).nbytes for frame in frames[1:])
+        self.budget = 50_000 + 16 * total  # bytes that calls may be given, over and over
+        self.key_budget = 1_000_000 + 64 * len(self.data)  # values that hashes may visit
+
+    def run(self) -> Any:
+        data, memo, handlers = self.data, self.memo, _HANDLERS
+        while not self.done:
+            at = self.at
+            code = data[at]
+            # The three most frequent ones are done here; a call costs as much as they do.
+            if code == 0x94:  # MEMOIZE
+                value = self.stack[-1]
+                need(type(value) is not memoryview, "a buffer is used once")
+                memo.append(value)
+                self.at = at + 1
+            elif code == 0x68:  # BINGET
+                self.push_from_memo(data[at + 1])
+                self.at = at + 2
+            elif code in _RUN_STARTS and self.runs_on(at, code):
+                self.push_run()
+            elif code in handlers:
+                self.at = at + 1
+                handlers[code](self)
+            else:
+                raise Broken("protocol", "the opcode %#04x is not allowed" % code)
+        return self.stack[0]
+
+    def runs_on(self, at: int, code: int) -> bool:
+        """Whether what follows an opcode belongs to the same run; else C takes longer."""
+        width = _WIDTHS.get(code)
+        if width is None:  # a length, and for a string an opcode after it
+            width = 1 + self.data[at + 1] + (code == 0x8C)
+        return self.data[at + 1 + width] in _RUN_STARTS
+
+    def push_run(self) -> None:
+        found = _run(self.data, self.at)
+        if found is None:
+            handler = _HANDLERS[self.data[self.at]]
+            self.at += 1
+            handler(self)
+            return
+        self.at = found.end()
+        values = _unpickle(b"\x80\x05(" + found.group() + b"l.")
+        self.stack += values
+        self.memo += [value for value in values if type(value) is str]
+
+    # -- what a stream may cost
+
+    def charge(self, size: int) -> None:
+        self.budget -= size
+        if self.budget < 0:
+            raise Broken("protocol", "a pickle that makes too much of too little")
+
+    def linked(self, made: Any) -> Any:
+        """Note an object that is freed recursively together with its like directly in it."""
+        self.linked_objects.append(made)
+        return made
+
+    def weigh(self, keys: Iterable[Any]) -> None:
+        """Refuse keys whose hash visits too much, or which have none."""
+        for key in keys:
+            level, weight = [key], 0
+            for _ in range(KEY_DEPTH):
+                if not level:
+                    break
+                below: list[Any] = []
+                for part in level:
+                    weight += 1 + _visits(part, below)
+                    need(weight + len(below) <= KEY_WEIGHT, "a key too heavy to hash")
+                level = below
+            need(not level, "a key nested too deeply")
+            self.key_budget -= weight
+            need(self.key_budget >= 0, "keys too heavy to hash")
+
+    def check_keys(self, keys: Any, counts: Any) -> None:
+        """Refuse keys that take too long to insert; the usual ones at C speed.
+
+        ``counts`` gives, when it is called, how many keys of each hash are there already.
+        """
+        if _CHEAP_KEYS.issuperset(map(type, keys)):
+            return
+        there: Any = None
+        for key in keys:
+            kind = type(key)
+            if kind in _CHEAP_KEYS or (kind is int and -_SMALL < key < _SMALL):
+                continue
+            self.weigh((key,))
+            there = counts() if there is None else there
+            value = hash(key)
+            there[value] = there.get(value, 0) + 1
+            need(there[value] <= SAME_HASH, "too many keys of one hash")
+
+    def hashes_of(self, target: Any) -> Any:
+        return lambda: self.hashes.setdefault(id(target), {})
+
+    def check_chains(self) -> None:
+        """Refuse long chains of linked objects: freeing one overflows the C stack."""
+        if len(self.linked_objects) <= CHAIN:
+            return
+        above: dict[int, list[int]] = {id(each): [] for each in self.linked_objects}
+        waiting, height = dict.fromkeys(above, 0), dict.fromkeys(above, 0)
+        for each in self.linked_objects:
+            for child in {id(part) for part in _parts(each)} & above.keys():
+                above[child].append(id(each))
+                waiting[id(each)] += 1
+        ready = [key for key, count in waiting.items() if not count]
+        for key in ready:  # it grows: from those without any in them upwards
+            for parent in above[key]:
+                height[parent] = max(height[parent], height[key] + 1)
+                waiting[parent] -= 1
+                if not waiting[parent]:
+                    ready.append(parent)
+        in_circles = len(above) - len(ready)
+        longest = max([height[key] for key in ready], default=0)
+        need(in_circles + longest <= CHAIN, "too long a chain of containers")
+
+    def tear_down(self) -> None:
+        """Take linked objects apart while all of them are held, so that none frees another."""
+        for each in self.linked_objects:
+            if hasattr(each, "clear"):
+                each.clear()
+            else:
+                each.fill(None)
+
+    # -- arguments of opcodes
+
+    def take(self, count: int) -> bytes:
+        start = self.at
+        if count > len(self.data) - start:
+            raise Broken("protocol", "%d bytes are announced, and not there" % count)
+        self.at = start + count
+        return self.data[start : self.at]
+
+    def number(self, width: int) -> int:
+        return int.from_bytes(self.take(width), "little")
+
+    def line(self) -> str:
+        end = self.data.find(b"\n", self.at)
+        need(end >= 0, "a line without an end")
+        text = self.take(end - self.at).decode("utf-8")
+        self.at = end + 1
+        return text
+
+    def pop_mark(self) -> list[Any]:
+        items, self.stack = self.stack, self.below.pop()
+        return items
+
+    # -- opcodes
+
+    def proto(self) -> None:
+        need(self.at == 1 and self.number(1) <= 5, "a pickle of another protocol")
+
+    def frame(self) -> None:
+        need(self.number(8) <= len(self.data) - self.at, "a frame longer than the pickle")
+
+    def push_unsigned(self, width: int) -> None:
+        self.stack.append(self.number(width))
+
+    def push_signed(self) -> None:
+        self.stack.append(int.from_bytes(self.take(4), "little", signed=True))
+
+    def push_float(self) -> None:
+        self.stack.append(Struct(">d").unpack(self.take(8))[0])
+
+    def push_long(self, width: int) -> None:
+        self.stack.append(int.from_bytes(self.take(self.number(width)), "little", signed=True))
+
+    def push_text(self, width: int) -> None:
+        self.stack.append(str(self.take(self.number(width)), "utf-8", "surrogatepass"))
+
+    def push_bytes(self, width: int) -> None:
+        self.stack.append(self.take(self.number(width)))
+
+    def push_bytearray(self) -> None:
+        self.stack.append(bytearray(self.take(self.number(8))))
+
+    def mark(self) -> None:
+        need(len(self.below) < NESTING, "nested too deeply")
+        self.below.append(self.stack)
+        self.stack = []
+
+    def pop(self) -> None:
+        if self.stack:
+            del self.stack[-1]
+        else:
+            self.pop_mark()
+
+    def push_tuple(self) -> None:
+        items = self.pop_mark()
+        self.stack.append(tuple(items))
+
+    def short_tuple(self, length: int) -> None:
+        need(len(self.stack) >= length, "the stack is empty")
+        self.stack[-length:] = [tuple(self.stack[-length:])]
+
+    def append(self) -> None:
+        item = self.stack.pop()
+        self.extend(self.stack[-1], [item])
+
+    def appends(self) -> None:
+        items = self.pop_mark()
+        self.extend(self.stack[-1], items)
+
+    def extend(self, target: Any, items: list[Any]) -> None:
+        need(type(target) in (list, collections.deque), "no list to append to")
+        target.extend(items)
+
+    def setitem(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        self.update(self.stack[-1], [key], [value])
+
+    def setitems(self) -> None:
+        items = self.pop_mark()
+        need(len(items) % 2 == 0, "a key without a value")
+        self.update(self.stack[-1], items[::2], items[1::2])
+
+    def update(self, target: Any, keys: list[Any], values: list[Any]) -> None:
+        if type(target) in _MAPS:
+            self.check_keys(keys, self.hashes_of(target))
+            for key, value in zip(keys, values):
+                target[key] = value
+            return
+        need(self.instances.get(id(target)) is target, "nothing to set items of")
+        for what, part in zip(keys, values):
+            dress(target, what, part)
+
+    def additems(self) -> None:
+        items = self.pop_mark()
+        target = self.stack[-1]
+        need(type(target) is set, "no set to add to")
+        self.check_keys(items, self.hashes_of(target))
+        target.update(items)
+
+    def push_frozenset(self) -> None:
+        items = self.pop_mark()
+        self.check_keys(items, dict)
+        self.stack.append(frozenset(items))
+
+    def get(self) -> None:
+        self.push_from_memo(self.number(4))
+
+    def push_from_memo(self, place: int) -> None:
+        if place >= len(self.memo):
+            raise Broken("protocol", "nothing is in the memo at %d" % place)
+        value = self.memo[place]
+        self.open += type(value) is FUNCTION
+        self.stack.append(value)
+
+    def global_by_lines(self) -> None:
+        module, name = self.line(), self.line()
+        self.push_constructor(module, name)
+
+    def global_by_stack(self) -> None:
+        name, module = self.stack.pop(), self.stack.pop()
+        self.push_constructor(module, name)
+
+    def push_constructor(self, module: Any, name: Any) -> None:
+        need(type(module) is str and type(name) is str, "a name that is no string")
+        if not HOME.fullmatch(module) or name not in CONSTRUCTORS:
+            raise untrusted(("%s.%s" % (module[:100], name[:100])))
+        self.open += 1
+        self.stack.append(CONSTRUCTORS[name][0])
+
+    def reduce(self) -> None:
+        args, function = self.stack.pop(), self.stack.pop()
+        need(type(function) is FUNCTION and type(args) is tuple, "no constructor is called")
+        make, kinds, cost = CONSTRUCTORS[function.__name__]
+        need(make is function, "no constructor is called")
+        need(len(args) == len(kinds), "%s of %d arguments" % (function.__name__, len(args)))
+        self.open -= 1
+        for arg, allowed in zip(args, kinds):
+            kind = type(arg)
+            if allowed is not None and kind not in allowed:
+                message = "%s of a %s" % (function.__name__, kind.__name__)
+                raise Broken("protocol", message)
+            if kind is int:
+                cost += arg.bit_length() >> 3
+            elif kind in _SIZED:
+                cost += len(arg) * _SIZED[kind]
+            elif kind is memoryview:
+                self.open -= 1
+        self.charge(cost)
+        self.stack.append(function(self, *args))
+
+    def next_buffer(self) -> None:
+        buffer = next(self.buffers, None)
+        need(buffer is not None, "a buffer is missing")
+        self.open += 1
+        self.stack.append(memoryview(buffer).cast("B"))  # type: ignore[arg-type]
+
+    def readonly_buffer(self) -> None:
+        need(type(self.stack[-1]) is memoryview, "no buffer to protect")
+        self.stack[-1] = self.stack[-1].toreadonly()
+
+    def stop(self) -> None:
+        need(len(self.stack) == 1 and not self.below, "the stack is not empty at the end")
+        need(self.at == len(self.data), "bytes after the end")
+        need(next(self.buffers, None) is None, "a buffer that nothing refers to")
+        need(self.open == 0, "a constructor or a buffer instead of a value")
+        self.check_chains()
+        self.done = True
+
+
+# Bytes that each part of an argument stands for.
+_SIZED: Dict[Any, int] = {str: 1, bytes: 1, bytearray: 1, list: 8, tuple: 8, dict: 8}
+
+
+def _visits(part: Any, below: list[Any]) -> int:
+    """What a hash costs besides the parts it goes on to, which are added to ``below``."""
+    kind = type(part)
+    if isinstance(part, (tuple, frozenset)):
+        need(len(part) <= KEY_WEIGHT, "a key too heavy to hash")
+        below.extend(part)
+    elif kind in (range, slice):
+        below.extend((part.start, part.stop, part.step))
+    elif kind is int or kind is decimal.Decimal:
+        return int(part.__sizeof__() >> 3)
+    elif kind in (list, dict, set, bytearray):
+        raise Broken("protocol", "a %s has no hash" % kind.__name__)
+    return 0
+
+
+def _parts(linked: Any) -> Iterator[Any]:
+    if isinstance(linked, dict):
+        return iter(linked.values())
+    return iter(linked if isinstance(linked, collections.deque) else linked.ravel().tolist())
+
+
+def _handlers() -> dict[int, Any]:
+    """What each opcode does. Those that are not here are not done."""
+
+    def with_number(method: Any, number: int) -> Any:
+        return lambda machine: method(machine, number)
+
+    def push(value: Any) -> Any:
+        return lambda machine: machine.stack.append(value)
+
+    def push_new(make: Any) -> Any:
+        return lambda machine: machine.stack.append(make())
+
+    found = {
+        pickle.PROTO: Machine.proto,
+        pickle.FRAME: Machine.frame,
+        pickle.STOP: Machine.stop,
+        pickle.NONE: push(None),
+        pickle.NEWTRUE: push(True),
+        pickle.NEWFALSE: push(False),
+        pickle.BININT1: with_number(Machine.push_unsigned, 1),
+        pickle.BININT2: with_number(Machine.push_unsigned, 2),
+        pickle.BININT: Machine.push_signed,
+        pickle.LONG1: with_number(Machine.push_long, 1),
+        pickle.LONG4: with_number(Machine.push_long, 4),
+        pickle.BINFLOAT: Machine.push_float,
+        pickle.SHORT_BINUNICODE: with_number(Machine.push_text, 1),
+        pickle.BINUNICODE: with_number(Machine.push_text, 4),
+        pickle.BINUNICODE8: with_number(Machine.push_text, 8),
+        pickle.SHORT_BINBYTES: with_number(Machine.push_bytes, 1),
+        pickle.BINBYTES: with_number(Machine.push_bytes, 4),
+        pickle.BINBYTES8: with_number(Machine.push_bytes, 8),
+        pickle.BYTEARRAY8: Machine.push_bytearray,
+        pickle.EMPTY_LIST: push_new(list),
+        pickle.EMPTY_TUPLE: push_new(tuple),
+        pickle.EMPTY_DICT: push_new(dict),
+        pickle.EMPTY_SET: push_new(set),
+        pickle.MARK: Machine.mark,
+        pickle.POP: Machine.pop,
+        pickle.POP_MARK: Machine.pop_mark,
+        pickle.TUPLE: Machine.push_tuple,
+        pickle.TUPLE1: with_number(Machine.short_tuple, 1),
+        pickle.TUPLE2: with_number(Machine.short_tuple, 2),
+        pickle.TUPLE3: with_number(Machine.short_tuple, 3),
+        pickle.APPEND: Machine.append,
+        pickle.APPENDS: Machine.appends,
+        pickle.SETITEM: Machine.setitem,
+        pickle.SETITEMS: Machine.setitems,
+        pickle.ADDITEMS: Machine.additems,
+        pickle.FROZENSET: Machine.push_frozenset,
+        pickle.LONG_BINGET: Machine.get,
+        pickle.GLOBAL: Machine.global_by_lines,
+        pickle.STACK_GLOBAL: Machine.global_by_stack,
+        pickle.REDUCE: Machine.reduce,
+        pickle.NEXT_BUFFER: Machine.next_buffer,
+        pickle.READONLY_BUFFER: Machine.readonly_buffer,
+    }
+    return {code[0]: handler for code, handler in found.items()}
+
+
+_HANDLERS = _handlers()
+
+
+def decode_data(frames: Sequence[Buffer], allow: Mapping[str, Any] | None = None) -> Any:
+    """The value of frames that anybody may have written; else ``Broken``, whatever is in them.
+
+    ``allow`` maps the names of further classes, as ``encode_data`` takes them, to the classes.
+    """
+    machine = None
+    try:
+        machine = Machine(frames, allow or {})
+        return machine.run()
+    except Broken as error:
+        refused = Broken(error.kind, str(error), **error.details)
+    except Exception as error:
+        # A message of another's may be as long as what it is about.
+        plain = isinstance(error, (ValueError, TypeError, OverflowError))
+        text = ": %s" % str(error)[:200] if plain else ""
+        refused = Broken("protocol", "a damaged pickle: %s%s" % (type(error).__name__, text))
+    except BaseException:  # an interrupt passes, and frees nothing recursively either
+        if machine is not None:
+            machine.tear_down()
+        raise
+    if machine is not None:
+        machine.tear_down()
+    # Outside of the handlers, so that the machine and what it made are not kept as a context.
+    raise refused

@@ -1,0 +1,225 @@
+"""Values of one namespace, as frames and back, and what an error is told as.
+
+Rule: standard library only, Python 3.8 and later; shipped together with ``_loader.py``. What is
+evaluated, pickled and unpickled of the user's is so here; requests and their pieces are ``_far``'s.
+"""
+
+from __future__ import annotations
+
+import builtins
+import pickle
+import sys
+import traceback
+from keyword import iskeyword
+from typing import Any, Sequence
+
+if __package__:  # in the kernel, all shipped files are one module
+    from bridgehead._shipped.remote.kernel import Kernel
+    from bridgehead._shipped.wire.frames import Broken, Buffer, Header, TooLarge, within
+    from bridgehead._shipped.wire.pickling import (
+        CodeRefused,
+        Unshared,
+        culprit,
+        decode,
+        encode,
+        encode_light,
+        is_light,
+        pickler_type,
+    )
+
+
+class _Resolving(pickle.Unpickler):
+    """Unpickles a request in which references stand for objects over here."""
+
+    resolve: Any = None
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("bridgehead", "Ref"):
+            return self.resolve
+        return super().find_class(module, name)
+
+
+class Values:
+    """What a namespace has, and how it crosses."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel = kernel
+
+    def decode(self, header: Header, frames: Sequence[Buffer]) -> Any:
+        if not frames:
+            raise Broken("protocol", "the request brought no object")
+        try:
+            if header.get("code"):
+                pickler_type()  # imports cloudpickle, whatever of pickle a user has replaced
+            if header.get("opens") == "data":
+                return codec("decode_data")(frames)
+            if not header.get("refs"):
+                return decode(frames)
+
+            def resolving(*args: Any, **options: Any) -> Any:
+                unpickler = _Resolving(*args, **options)
+                unpickler.resolve = self.evaluate
+                return unpickler
+
+            return decode(frames, resolving)
+        except ImportError as error:
+            if not error.name:
+                raise
+            raise Broken("missing", str(error), module=error.name, where=sys.executable) from error
+
+    def encode(
+        self, header: Header, value: Any, paths: Sequence[str], ran: bool
+    ) -> tuple[list[memoryview], bool]:
+        """Frames of results, still views of the live objects, and whether they carry code.
+
+        They are a tuple, or a dict by their names. ``ran`` says that code of the user's ran to
+        make them: then a refusal is no longer one of a request that did nothing.
+        """
+        limit = header.get("max_bytes")
+        if header.get("trust") == "data":
+            return within(self.encode_data(value, header.get("allow") or (), paths), limit), False
+        try:
+            if is_light(value):
+                return within(encode_light(value), limit), False
+            frames, carries_code = encode(value, limit=limit)
+            reader = header.get("reader") or header.get("python")
+            if carries_code and reader != list(sys.version_info[:2]):
+                raise CodeRefused(
+                    "the value carries code objects of Python %d.%d" % sys.version_info[:2]
+                )
+        except (KeyboardInterrupt, SystemExit, TooLarge):
+            raise
+        except (Unshared, CodeRefused) as error:
+            if not ran:
+                raise
+            raise pickle.PicklingError("the value stays in the kernel: %s" % error) from None
+        except BaseException:
+            for part, path in zip(value.values() if type(value) is dict else value, paths):
+                try:
+                    encode(part)
+                except Exception:
+                    where, why = culprit(part, path)
+                    message = "%s cannot be pickled: %s: %s" % (where, type(why).__name__, why)
+                    raise pickle.PicklingError(message) from None
+            raise
+        return frames, carries_code
+
+    def encode_data(
+        self, value: Any, allow: Sequence[str], paths: Sequence[str]
+    ) -> list[memoryview]:
+        """Frames that hold nothing but data; says what is none, and where it is."""
+        try:
+            frames: list[memoryview] = codec("encode_data")(value, allow)
+        except Broken as error:
+            path, kind = str(error.details.get("path", "")), error.details.get("type")
+            index = path[1:].partition("]")[0]
+            key = index[1:-1] if index[:1] == "'" else ""
+            if not index.isdigit() and key not in paths:
+                raise
+            where = (key or paths[int(index)]) + path[len(index) + 2 :]
+            message = "%s is %s, which is not data" % (where, kind)
+            raise Broken(error.kind, message, type=kind) from None
+        return frames
+
+    def evaluate(self, expression: str) -> Any:
+        """The value of an expression, as a cell would see it."""
+        expression = expression.strip()
+        try:
+            return self.kernel.namespace[expression]
+        except KeyError:
+            pass
+        code = compile(expression, "<bridgehead>", "eval")
+        return eval(code, self.kernel.globals, self.kernel.namespace)
+
+    def known(self, name: str) -> bool:
+        scopes = self.kernel.namespace, self.kernel.globals, vars(builtins)
+        return iskeyword(name) or any(name in scope for scope in scopes)
+
+    def visible(self) -> list[tuple[str, Any]]:
+        """What a user put into the namespace, and not the shell."""
+        hidden, items = self.kernel.hidden, list(self.kernel.namespace.items())
+        return [
+            (name, value)
+            for name, value in items
+            if isinstance(name, str) and not (name in hidden and hidden[name] is value)
+        ]
+
+    def unknown(self, names: Sequence[str]) -> None:
+        from difflib import get_close_matches
+
+        public = [name for name, _ in self.visible() if name[:1] != "_"]
+        near = [match for name in names for match in get_close_matches(name, public, 3)]
+        raise Broken("name", ", ".join(names), names=list(names), close=near)
+
+    def valued(self, header: Header) -> tuple[list[memoryview], bool]:
+        """The values of expressions, all read before any is pickled, in one pickle.
+
+        A tuple of them; a dict, as a bind wants it, where the request has names for them.
+        """
+        expressions = header["expressions"]
+        # Before anything runs, so that a missing name means that nothing did.
+        missing = [e for e in expressions if e.isidentifier() and not self.known(e)]
+        if missing:
+            self.unknown(missing)
+        plain = all(expression.strip() in self.kernel.namespace for expression in expressions)
+        values: Any = tuple(self.evaluate(expression) for expression in expressions)
+        if header.get("names") is not None:
+            values = dict(zip(header["names"], values))
+        return self.encode(header, values, expressions, not plain)
+
+
+def codec(name: str) -> Any:
+    """A function of the data-only codec, which is shipped when it is first needed."""
+    found = globals().get(name)
+    if found is None:
+        raise Broken("unlearned", "the data-only codec is not here")
+    return found
+
+
+def failed(error: BaseException) -> tuple[Header, list[memoryview]]:
+    """The answer that tells of an error; its frames are the exception, if it pickles."""
+    if isinstance(error, Broken):
+        return {"error": dict(error.details, kind=error.kind, message=str(error))}, []
+    if isinstance(error, Unshared):
+        message = "it is needed to pickle %s" % error
+        where = sys.executable
+        return failed(Broken("missing", message, module="cloudpickle", where=where))
+    if isinstance(error, CodeRefused):
+        return failed(Broken("incompatible", str(error)))
+    if isinstance(error, TooLarge):
+        return failed(Broken("large", str(error), bytes=error.nbytes))
+    # What the user should see starts below the loader's own frames, and the pickler's.
+    chain = [error]
+    for part in chain:
+        trace = part.__traceback__
+        while trace is not None and _ours(trace.tb_frame):
+            trace = trace.tb_next
+        part.__traceback__ = trace
+        cause = part.__cause__ or part.__context__
+        if cause is not None and not any(cause is other for other in chain):
+            chain.append(cause)
+    try:
+        message = str(error)
+    except Exception:
+        message = "<its str() raised>"
+    try:
+        lines = traceback.format_exception(type(error), error, error.__traceback__)
+    except Exception:
+        lines = ["%s\n" % type(error).__name__]
+    told: Header = {
+        "kind": "remote",
+        "ename": type(error).__name__,
+        "evalue": message,
+        "traceback": "".join(lines).splitlines(),
+    }
+    try:
+        frames, carries_code = encode(error)
+        told["code_of"] = list(sys.version_info[:2]) if carries_code else None
+        return {"error": told}, frames
+    except Exception:
+        return {"error": told}, []
+
+
+def _ours(frame: Any) -> bool:
+    module = str(frame.f_globals.get("__name__"))
+    return module == __name__ or module.partition(".")[0] == "cloudpickle"

@@ -1,0 +1,1 @@
+"""Both ends: frames, digests, pickles, shared memory, socket messages."""

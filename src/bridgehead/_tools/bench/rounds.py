@@ -1,0 +1,123 @@
+"""Side by side: every peer in turn, repetition by repetition, in one process.
+
+Rule: what is compared is measured in the same seconds. A warm-up round is verified and not
+counted; the order within a round is shuffled, so that nobody always follows the same one; the
+collector is off while the clock runs. Quote ratios, never single times.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bridgehead._tools.bench.payloads import Payload, nbytes
+from bridgehead._tools.bench.peers import Peer
+
+NAME = "bridgehead_bench"  # of what is pushed, and removed again
+LEAST = 3  # rounds, in any case but this:
+PATIENCE = 20.0  # s; what took longer to warm up is not repeated, and the warm-up is its figure
+SETTLE = 0.001  # s between two peers: what still arrives is not for the next one's clock
+LARGE = 5 * 10**8  # bytes from which what was pushed is freed before the next peer's turn
+TOUCHED = 10**7  # bytes from which reading what was pulled tells whether it is there
+
+
+@dataclass(slots=True)
+class Timing:
+    """What one peer took for one payload.
+
+    Attributes:
+        payload, peer: which.
+        size: bytes of the pickle and the buffers beside it.
+        push, pull: seconds of each round.
+        touch: seconds that reading all of the array took right after it was pulled, and again
+            then: what is mapped but not yet there shows in the difference. Only of arrays.
+        left_out: why it was not measured, or not to the end; empty if it was.
+    """
+
+    payload: Payload
+    peer: Peer
+    size: int
+    push: list[float] = field(default_factory=list)
+    pull: list[float] = field(default_factory=list)
+    touch: list[tuple[float, float]] = field(default_factory=list)
+    left_out: str = ""
+
+    @property
+    def total(self) -> float:
+        return sum(self.push) + sum(self.pull)
+
+    def median(self, operation: str) -> float:
+        """Of ``"push"`` or ``"pull"``, in seconds."""
+        return statistics.median(self.push if operation == "push" else self.pull)
+
+
+async def side_by_side(peers: Sequence[Peer], payload: Payload, seconds: float) -> list[Timing]:
+    """Push and pull one payload by every peer, in rounds.
+
+    Args:
+        seconds: that each peer is measured for at most, but for three rounds in any case.
+    """
+    value, shuffled = payload.make(), random.Random(0)  # noqa: S311 - an order, no secret
+    size = nbytes(value)
+    timings = [Timing(payload, peer, size) for peer in peers]
+    for timing in timings:
+        timing.left_out = timing.peer.refuses(payload) or ""
+    running = [timing for timing in timings if not timing.left_out]
+    for number in range(payload.rounds + 1):
+        running = [timing for timing in running if number <= LEAST or timing.total < seconds]
+        shuffled.shuffle(running)
+        for timing in list(running):
+            await asyncio.sleep(SETTLE)
+            try:
+                await _round(timing, value, warm_up=number == 0)
+            except Exception as error:  # noqa: BLE001 - of any library: it is left out
+                timing.left_out = _told(error)
+            if timing.left_out or (number == 0 and timing.push):
+                running.remove(timing)
+    for timing in timings:
+        if not timing.left_out:
+            await timing.peer.free(NAME)
+    return timings
+
+
+async def _round(timing: Timing, value: Any, *, warm_up: bool) -> None:
+    peer, payload = timing.peer, timing.payload
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        started = time.perf_counter()
+        await peer.push(NAME, value)
+        pushed = time.perf_counter()
+        back = await peer.pull(NAME)
+        pulled = time.perf_counter()
+    finally:
+        if collecting:
+            gc.enable()
+    counts = not warm_up or pulled - started > PATIENCE
+    if counts:
+        timing.push.append(pushed - started)
+        timing.pull.append(pulled - pushed)
+    if warm_up and peer.carries and not payload.same(value, back):
+        timing.left_out = "what came back is not what was sent"
+    if counts and peer.carries and payload.is_array and payload.about >= TOUCHED:
+        timing.touch.append((_read(back), _read(back)))
+    del back
+    if peer.carries and payload.about >= LARGE:
+        await peer.free(NAME)
+
+
+def _read(array: Any) -> float:
+    started = time.perf_counter()
+    array.sum()
+    return time.perf_counter() - started
+
+
+def _told(error: Exception) -> str:
+    line = str(error).partition("\n")[0]
+    return f"{type(error).__name__}: {line}"[:200]

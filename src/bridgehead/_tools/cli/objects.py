@@ -1,0 +1,236 @@
+"""``names``, ``push`` and ``pull``: objects of a kernel's, and the files they come from and go to.
+
+Rule: what is wrong with a file is told before a kernel is asked, and a file is written when the
+whole value is here.
+"""
+
+from __future__ import annotations
+
+import json
+import keyword
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bridgehead._tools.cli.complete import files
+from bridgehead._tools.cli.complete import names as complete_names
+from bridgehead._tools.cli.exit import FAILED, UNUSABLE, fail, finish, not_installed, patiently
+from bridgehead._tools.cli.formats import (
+    FORMATS,
+    PIP,
+    SUFFIXES,
+    Unusable,
+    dumped,
+    format_of,
+    jsonable,
+    loaded,
+    write_whole,
+)
+from bridgehead._tools.cli.options import Target, as_json, target
+
+as_format = click.option(
+    "--format",
+    "-f",
+    "kind",
+    type=click.Choice(FORMATS),
+    help="Of the files, whatever their names; needed for -.",
+)
+
+
+@click.command()
+@click.argument("pattern", default="*", shell_complete=complete_names)
+@target(trust=False)
+@as_json
+def names(target: Target, pattern: str, as_json: bool) -> None:
+    """List the names in a kernel, with types and sizes.
+
+    PATTERN is a shell's, as in 'train_*'; quote it. Nothing is computed over there.
+    """
+    found = finish(_names(target, pattern))
+    if as_json:
+        click.echo(json.dumps([asdict(name) for name in found], indent=1))
+        return
+    from bridgehead._tools.cli.terminal import console_for, label, new_table, plain, print_table
+
+    if not found:
+        click.echo("no names" + ("" if pattern == "*" else f" like {plain(pattern)}"), err=True)
+        return
+    table = new_table()
+    for column in ("name", "type", "size", "bytes"):
+        table.add_column(column, justify="right" if column in ("size", "bytes") else "left")
+    for name in found:
+        table.add_row(
+            label(name.name),
+            label(name.type),
+            name.extent,
+            "" if name.bytes is None else f"{name.bytes:,}",
+        )
+    print_table(console_for(), "", table)
+
+
+async def _names(target: Target, pattern: str) -> Any:
+    async with target.open() as bridge:
+        return await patiently(bridge.names(pattern))
+
+
+# ---------------------------------------------------------------- push
+
+
+@click.command()
+@click.argument("bindings", metavar="NAME=FILE...", nargs=-1, required=True, shell_complete=files)
+@as_format
+@target()
+@as_json
+def push(target: Target, bindings: tuple[str, ...], kind: str | None, as_json: bool) -> None:
+    """Bind what files hold to names in a kernel: all of them, or none.
+
+    The suffix says how a file is read: .csv and .parquet become DataFrames, .npy an array,
+    .json what it says. NAME=- reads standard input, and needs --format.
+
+    A .pickle is opened in the kernel and not here. Opening one runs code that is in it: push
+    none whose origin you don't know, or say --trust data, which has the kernel refuse it.
+    """
+    values = {}
+    for binding in bindings:
+        name, file = _binding(binding)
+        if name in values:
+            raise click.UsageError(f"{name} is there twice")
+        values[name] = _read(file, _kind(file, kind))
+    try:
+        moved = finish(_push(target, values))
+    except RecursionError:  # what JSON may still be nested, a pickle may not
+        fail("nothing was sent: what is in there is nested too deep", UNUSABLE)
+    if as_json:
+        told = {"names": moved.names, "bytes": moved.bytes}
+        click.echo(json.dumps({**told, "seconds": moved.seconds, "lane": moved.lane}))
+        return
+    from bridgehead._tools.cli.terminal import plain
+
+    click.echo(
+        f"{plain(', '.join(moved.names))}: {moved.bytes:,} bytes by {moved.lane} "
+        f"in {moved.seconds:.3g} s"
+    )
+
+
+async def _push(target: Target, values: dict[str, Any]) -> Any:
+    async with target.open() as bridge:
+        trust: Any = target.trust or "pickle"
+        return await patiently(bridge.push(values, trust=trust))
+
+
+def _binding(text: str) -> tuple[str, str]:
+    name, equals, file = text.partition("=")
+    if not equals or not file:
+        raise click.UsageError(f"{text!r} is no NAME=FILE, as in data=table.csv")
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise click.UsageError(f"{name!r} is a keyword, or no name that Python knows")
+    return name, file
+
+
+def _kind(file: str, kind: str | None) -> str:
+    found = kind or (None if file == "-" else format_of(file))
+    if found is None:
+        known = ", ".join(SUFFIXES)
+        why = "- has no suffix" if file == "-" else f"{file!r} ends in none of {known}"
+        raise click.UsageError(f"{why}; say --format")
+    return found
+
+
+def _read(file: str, kind: str) -> Any:
+    try:
+        data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
+        return loaded(data, kind, "standard input" if file == "-" else file)
+    except OSError as error:
+        fail(f"{file} can't be read: {error.strerror or error}", UNUSABLE)
+    except Unusable as error:
+        fail(str(error), UNUSABLE)
+    except ModuleNotFoundError as error:
+        _lacks(error, kind)
+
+
+def _lacks(error: ModuleNotFoundError, kind: str) -> Any:
+    module = str(error.name)
+    not_installed(module, kind, PIP.get(module, module))
+
+
+# ---------------------------------------------------------------- pull
+
+
+@click.command()
+@click.argument("expression", metavar="EXPR", shell_complete=complete_names)
+@click.option("--output", "-o", metavar="FILE", help="Write it there; - is standard output.")
+@as_format
+@target()
+@as_json
+def pull(
+    target: Target, expression: str, output: str | None, kind: str | None, as_json: bool
+) -> None:
+    """Bring the value of EXPR here: into a file, or to look at.
+
+    The suffix of FILE says what is written: .csv or .parquet of a table, .npy of an array,
+    .json, or .pickle of anything. The file is written whole or not at all, and what its format
+    can't hold is refused. A .pickle is made in the kernel and not opened here; whoever opens
+    it runs code that is in it.
+
+    Without -o the beginning of it is shown. --json prints the nearest that JSON has: rows of a
+    table, numbers of an array, the repr of anything else.
+    """
+    if output is None and kind is not None:
+        output = "-"
+    wanted = _kind(output, kind) if output is not None else None
+    if wanted is not None and as_json:
+        raise click.UsageError("--json is instead of -o; for a file of that format, -f json")
+    if output not in (None, "-"):
+        _check_place(Path(str(output)))
+    value = finish(_pull(target, expression, wanted))
+    if output is not None:
+        _put(value, str(output), str(wanted))
+    elif as_json:
+        from bridgehead._tools.cli.terminal import write
+
+        write(json.dumps(jsonable(value)) + "\n")
+    else:
+        from bridgehead._tools.cli.preview import show
+
+        show(value)
+
+
+async def _pull(target: Target, expression: str, kind: str | None) -> Any:
+    async with target.open() as bridge:
+        if kind == "pickle":
+            # cloudpickle has the classes of a notebook in it, which only that kernel knows.
+            way = "cloudpickle" if bridge.info.versions.get("cloudpickle") else "pickle"
+            expression = f"__import__({way!r}).dumps((\n{expression}\n))"
+        return await patiently(bridge.pull(expression))
+
+
+def _check_place(file: Path) -> None:
+    """Told before anything crosses: it may take a while."""
+    if file.is_dir():
+        fail(f"{file} is a folder", UNUSABLE)
+    if not file.absolute().parent.is_dir():
+        fail(f"{file} can't be written: there is no folder {file.absolute().parent}", UNUSABLE)
+
+
+def _put(value: Any, output: str, kind: str) -> None:
+    from bridgehead._tools.cli.terminal import plain, write
+
+    try:
+        data = dumped(value, kind)
+        if output == "-":
+            write(data)
+            return
+        write_whole(Path(output), data)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        fail(f"{output} can't be written: {error.strerror or error}", FAILED)
+    except Unusable as error:
+        fail(str(error), FAILED)
+    except ModuleNotFoundError as error:
+        _lacks(error, kind)
+    if Path(output).is_file():  # a pipe may be this standard output by another name
+        click.echo(f"{plain(output)}: {len(data):,} bytes of {kind}")

@@ -1,0 +1,277 @@
+"""The demonstration: a table, a closure and an object cross to a kernel and come back.
+
+Rule: the crossing itself, and what was found out on the way, as plain values. It prints nothing;
+how a report looks is the command line's business.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from bridgehead._bridge.bridge import Bridge
+from bridgehead._protocol import payload as _parcel
+from bridgehead._protocol.results import Info
+
+SHIPPED = Path(__file__).with_name("data") / "penguins.csv"
+SHIPPED_SOURCE = (
+    "Shipped with bridgehead; source: Gorman, Williams & Fraser 2014, PLoS ONE 9(3):e90081, in "
+    "the form of Horst, Hill & Gorman 2020 (palmerpenguins); licence: CC0 1.0."
+)
+CELL = "summary = summarise(table); passport.stamp('the first cell')"
+SECOND_STAMP = "the second cell"
+SECOND_CELL = f"passport.stamp({SECOND_STAMP!r})"
+IDS = "[id(table), id(summarise), id(passport), id(summary)]"
+MOST_GROUPS = 12  # a column of more different values says little about groups
+
+Summarise = Callable[[Any], Any]
+
+
+class UnusableTable(ValueError):
+    """The file can't be read as a table with at least one row; the message says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Crossing:
+    """One object that went over, or came back.
+
+    Attributes:
+        direction: ``"push"`` or ``"pull"``.
+        bridge: ``"first"``, which launched the kernel, or ``"second"``, attached to it.
+        name: in the kernel.
+        type: the object's type, without its module.
+        bytes: pickle and buffers. Of a push, as it was sent; of a pull, of the same pickling
+            done again here with what arrived.
+        lane: how the bytes travelled.
+        seconds: of a push, until the kernel said that it has it; of a pull, until it was here.
+    """
+
+    direction: Literal["push", "pull"]
+    bridge: Literal["first", "second"]
+    name: str
+    type: str
+    bytes: int
+    lane: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What the demonstration did and saw.
+
+    Attributes:
+        crossings: in the order in which they happened.
+        first: the bridge that launched the kernel.
+        second: the bridge attached by connection file.
+        launch_seconds: until the launched kernel answered.
+        import_seconds: pandas' import in the kernel, which would else count as the first push.
+        attach_seconds: until the second bridge was open.
+        about: what ``summary`` holds, e.g. ``"mean by species"``.
+        summary: the DataFrame computed in the kernel.
+        stamps: the passport's: who stamped it, and in which process.
+        intact: the table came back, over the second bridge, equal to what was sent; the passport
+            came back as an instance of the class it was made of here.
+        same_kernel: both bridges tell the same pid and epoch.
+        same_objects: both tell the same ``id`` for each of the objects.
+        change_seen: what the second bridge did to an object, the first one pulled.
+        tidy: the connection file is gone with the kernel.
+    """
+
+    crossings: tuple[Crossing, ...]
+    first: Info
+    second: Info
+    launch_seconds: float
+    import_seconds: float
+    attach_seconds: float
+    about: str
+    summary: Any
+    stamps: tuple[tuple[str, int], ...]
+    intact: bool
+    same_kernel: bool
+    same_objects: bool
+    change_seen: bool
+    tidy: bool
+
+    @property
+    def kept(self) -> bool:
+        """Everything was seen as promised."""
+        found = (self.intact, self.same_kernel, self.same_objects, self.change_seen, self.tidy)
+        return all(found)
+
+
+def read_table(path: Path) -> Any:
+    """Read a CSV file, separated by comma, semicolon, tab or bar, as a DataFrame.
+
+    Raises:
+        UnusableTable: there is no such file, it is empty, it isn't text, its lines don't make a
+            table, or it has a header and nothing below.
+    """
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise UnusableTable(f"there is no file {path}") from None
+    except OSError as error:
+        raise UnusableTable(f"{path} can't be read: {error.strerror or error}") from None
+    if not data.strip():
+        raise UnusableTable(f"{path} is empty; a CSV file has a header and at least one row")
+    try:
+        text = data.decode("utf-8-sig")
+        if "\0" in text:
+            raise UnusableTable(f"{path} is no CSV file: it holds binary data")
+        table = pd.read_csv(io.BytesIO(data), **_dialect(text), low_memory=False)
+    except UnicodeDecodeError:
+        raise UnusableTable(f"{path} is no CSV file: it isn't text in UTF-8") from None
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+        why = " ".join(str(error).split())
+        raise UnusableTable(f"{path} is no CSV file: {why}") from None
+    if table.empty:
+        raise UnusableTable(f"{path} has a header and no row below it")
+    return table
+
+
+def _dialect(text: str) -> dict[str, str]:
+    """The separator is the header's most frequent; beside semicolons, commas are decimal."""
+    header = re.sub('"[^"]*"', "", text.lstrip("\r\n").partition("\n")[0])
+    separator = max(",;\t|", key=header.count)
+    decimal = "," if separator == ";" and re.search(r"\d,\d", text) else "."
+    return {"sep": separator, "decimal": decimal}
+
+
+async def cross(table: Any) -> Report:
+    """Launch a kernel, push a table, a closure and an object, use them there, pull them back.
+
+    A second bridge, attached by connection file, looks at the same objects and changes one. The
+    kernel has ended when this returns.
+
+    Args:
+        table: a DataFrame of at least one row.
+
+    Raises:
+        BridgeError: the kernel can't be launched, lacks pandas, or dies.
+    """
+    ledger = _Ledger()
+    summarise, about = summary_of(table)
+    passport = _passport()
+    passport.stamp("this program")
+    started = time.perf_counter()
+    async with Bridge.launch() as first:
+        launched = time.perf_counter()
+        if "pandas" in first.info.versions:  # if it isn't, the push says so better than a cell
+            await first.run("import pandas")
+        imported = time.perf_counter()
+        await ledger.push(first, "table", table)
+        await ledger.push(first, "summarise", summarise)
+        await ledger.push(first, "passport", passport)
+        await first.run(CELL)
+        summary = await ledger.pull(first, "first", "summary")
+
+        attaching = time.perf_counter()
+        async with Bridge.attach(first.info.connection_file) as second:
+            attached = time.perf_counter()
+            table_back = await ledger.pull(second, "second", "table")
+            same_objects = await first.pull(IDS) == await second.pull(IDS)
+            await second.run(SECOND_CELL)
+            passport_back = await ledger.pull(first, "first", "passport")
+    return Report(
+        crossings=tuple(ledger.crossings),
+        first=first.info,
+        second=second.info,
+        launch_seconds=launched - started,
+        import_seconds=imported - launched,
+        attach_seconds=attached - attaching,
+        about=about,
+        summary=summary,
+        stamps=tuple(passport_back.stamps),
+        intact=table.equals(table_back) and type(passport_back) is type(passport),
+        same_kernel=_identity(first.info) == _identity(second.info),
+        same_objects=same_objects,
+        change_seen=passport_back.stamps[-1] == (SECOND_STAMP, second.info.pid),
+        tidy=_gone(first.info),
+    )
+
+
+class _Ledger:
+    """Sends and fetches one object at a time, and writes each down."""
+
+    def __init__(self) -> None:
+        self.crossings: list[Crossing] = []
+
+    async def push(self, bridge: Bridge, name: str, value: Any) -> None:
+        sent = await bridge.push({name: value})
+        kind = type(value).__name__
+        row = Crossing("push", "first", name, kind, sent.bytes, sent.lane, sent.seconds)
+        self.crossings.append(row)
+
+    async def pull(self, bridge: Bridge, which: Literal["first", "second"], name: str) -> Any:
+        started = time.perf_counter()
+        value = await bridge.pull(name)
+        seconds = time.perf_counter() - started
+        # A pull doesn't tell its bytes; the same pickling of what arrived gives the same number.
+        nbytes = _parcel.encode((value,), {name: value}).nbytes
+        kind, lane = type(value).__name__, bridge.info.lane
+        self.crossings.append(Crossing("pull", which, name, kind, nbytes, lane, seconds))
+        return value
+
+
+def _identity(info: Info) -> tuple[int, str]:
+    return info.pid, info.epoch
+
+
+def _gone(info: Info) -> bool:
+    return info.connection_file is not None and not Path(info.connection_file).exists()
+
+
+def summary_of(table: Any) -> tuple[Summarise, str]:
+    """A closure that summarises such a table, and what it computes, in words.
+
+    Which column to group by, and what to compute of which others, is decided here from the
+    table's columns; the closure carries the decision.
+    """
+    by = _grouping(table)
+    others = [column for column in table.columns if column != by]
+    numbers = list(table[others].select_dtypes("number"))
+    columns, how = (numbers, "mean") if numbers else (others, "nunique")
+    everything = "all rows"
+
+    def summarise(frame: Any) -> Any:
+        key = [everything] * len(frame) if by is None else by
+        groups = frame.groupby(key, dropna=False)
+        sizes = groups.size()
+        summary = groups[columns].agg(how) if columns else sizes.to_frame().iloc[:, :0]
+        summary.insert(0, "rows", sizes, allow_duplicates=True)
+        return summary
+
+    words = "mean" if numbers else "number of different values"
+    return summarise, f"{words} by {by}" if by is not None else f"{words} of each column"
+
+
+def _grouping(table: Any) -> Any:
+    """The first column of few different values, text before numbers; None if there is none."""
+    texts = list(table.select_dtypes(exclude="number"))
+    numbers = list(table.select_dtypes("number"))
+    for column in texts + numbers:
+        different = table[column].nunique()
+        if 2 <= different <= min(MOST_GROUPS, len(table) // 2):
+            return column
+    return None
+
+
+def _passport() -> Any:
+    """An object of a class that exists nowhere but in this call: no kernel could import it."""
+
+    class Passport:
+        def __init__(self) -> None:
+            self.stamps: list[tuple[str, int]] = []
+
+        def stamp(self, who: str) -> None:
+            self.stamps.append((who, os.getpid()))
+
+    return Passport()
