@@ -21,7 +21,7 @@ from bridgehead._connection.trust import TrustName
 from bridgehead._connection.watch import Watch
 from bridgehead._errors import NotSupported
 from bridgehead._protocol import payload as _parcel
-from bridgehead._protocol import response as _protocol
+from bridgehead._protocol.raising import remote_error
 from bridgehead._protocol.ref import Ref
 from bridgehead._protocol.results import Info, Result, Transfer, of_bridge
 from bridgehead._transports.messages import Message, Messages
@@ -340,7 +340,7 @@ class Bridge(Namespace):
         told = reply.content
         result = outputs.result(told.get("execution_count"))
         if told.get("status") == "error":
-            error = _protocol.remote_error(told)
+            error = remote_error(told)
             error.result = result
             raise error
         return result

@@ -31,6 +31,7 @@ from bridgehead._lanes.handshake import Handshake, LaneName
 from bridgehead._lanes.socket import LinkLost
 from bridgehead._protocol import bootstrap as _shipping
 from bridgehead._protocol import payload as _parcel
+from bridgehead._protocol import request as _request
 from bridgehead._protocol import response as _protocol
 from bridgehead._protocol.results import Info
 from bridgehead._shipped.wire.segments import Segment
@@ -255,7 +256,7 @@ class Foothold:
         packed, info, lane = call.packed or NOTHING, self.info, self.lane
         parcel = packed.parcel
         _parcel.check_parcel(parcel, info.python, info.versions, info.executable)
-        header = _protocol.header(
+        header = _request.header(
             call.operation,
             parcel.frames,
             epoch=self.info.epoch,
@@ -345,7 +346,7 @@ class Foothold:
         A restart is left to be told to the user's next call, and nothing is planted.
         """
         lane = self.lane
-        header = _protocol.header(
+        header = _request.header(
             operation,
             frames,
             epoch=self.info.epoch,
