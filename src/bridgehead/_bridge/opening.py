@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from bridgehead._connection.connection import Foothold, check_seconds, deadline
 from bridgehead._connection.trust import Trust, TrustName, allowed, check_trust
 from bridgehead._kernels import jupyter_servers as _servers
-from bridgehead._kernels import local as _kernels
-from bridgehead._kernels.local import Insecurity
+from bridgehead._kernels import launch, local
+from bridgehead._kernels.security import Insecurity, allowances
 from bridgehead._lanes.handshake import LaneName, check_lane
 from bridgehead._transports.base import Transport
 from bridgehead._transports.tasks import to_the_end
@@ -103,11 +103,11 @@ class Openable:
             test
         """
         how = _How(lane, trust, allow, pool)
-        permitted = _kernels.allowances(insecure)
+        permitted = allowances(insecure)
 
         async def make() -> B:
             started = time.monotonic()
-            transport = await _kernels.launch(
+            transport = await launch.launch(
                 kernel_name,
                 connection_file=connection_file,
                 env=env,
@@ -161,7 +161,7 @@ class Openable:
             <Transfer x: ...>
         """
         how = _How(lane, trust, allow, pool)
-        permitted = _kernels.allowances(insecure)
+        permitted = allowances(insecure)
 
         async def make() -> B:
             started = time.monotonic()
@@ -169,7 +169,7 @@ class Openable:
             if isinstance(existing, str) and existing.startswith(("http://", "https://")):
                 transport: Transport = await _servers.attach(existing, **options)
             else:
-                transport = await _kernels.attach(existing, **options)
+                transport = await local.attach(existing, **options)
             return await cls._opened(transport, how, timeout, started)
 
         return Opening(make, timeout, cls.__name__)
@@ -230,7 +230,7 @@ class Openable:
         if kernel_id is not None and kernel_name is not None:
             raise ValueError("kernel_id is of a running kernel, kernel_name starts one; say one")
         how = _How(lane, trust, allow, 0)
-        permitted = _kernels.allowances(insecure)
+        permitted = allowances(insecure)
 
         async def make() -> B:
             started = time.monotonic()
@@ -288,11 +288,11 @@ class Openable:
             <Transfer x: ...>
         """
         how = _How(lane, trust, allow, pool)
-        permitted = _kernels.allowances(insecure)
+        permitted = allowances(insecure)
 
         async def make() -> B:
             started = time.monotonic()
-            transport = await _kernels.over(lender, insecure=permitted, timeout=timeout)
+            transport = await local.over(lender, insecure=permitted, timeout=timeout)
             return await cls._opened(transport, how, timeout, started)
 
         return Opening(make, timeout, cls.__name__)
