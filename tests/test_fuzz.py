@@ -766,10 +766,10 @@ async def test_a_careful_bridge_that_is_lied_to_tells_it_and_goes_on(
 async def test_a_greeting_that_lies_is_told_and_the_next_one_is_heard(liar: Liar, lie: Any) -> None:
     foothold = liar.bridge._foothold
     for change in (lie, None):
-        liar.change, foothold._generation = change, -1
+        liar.change, foothold.remote.generation = change, -1
         async with asyncio.timeout(PATIENCE):
             try:
-                await foothold.plant()
+                await foothold.remote.plant()
             except BridgeError:
                 assert change is lie
             assert isinstance(repr(liar.bridge.info) + liar.bridge.info._repr_html_(), str)
@@ -788,13 +788,13 @@ async def test_whatever_a_kernel_says_of_itself_is_planted_or_told(liar: Liar, t
     if not isinstance(told, dict):
         return
     honest, foothold = liar.transport.kernel_info, liar.bridge._foothold
-    liar.transport.kernel_info, foothold._generation = told, -1
+    liar.transport.kernel_info, foothold.remote.generation = told, -1
     async with asyncio.timeout(PATIENCE):
         with contextlib.suppress(BridgeError):
-            await foothold.plant()
+            await foothold.remote.plant()
         with contextlib.suppress(BridgeError):
             await liar.bridge.pull("a", now=True)
-    liar.transport.kernel_info, foothold._generation = honest, -1
+    liar.transport.kernel_info, foothold.remote.generation = honest, -1
     await liar.is_honest()
 
 

@@ -14,8 +14,8 @@ from typing import Any, TypeVar, overload
 from bridgehead._bridge.arguments import name_of, size_of, text_of
 from bridgehead._bridge.namespace import Namespace
 from bridgehead._bridge.progress import Report, reporting
+from bridgehead._connection.calls import Deadline
 from bridgehead._connection.cell import CellOutputs
-from bridgehead._connection.connection import deadline
 from bridgehead._connection.handoff import Handoff
 from bridgehead._connection.trust import TrustName
 from bridgehead._connection.watch import Watch
@@ -71,7 +71,7 @@ class Bridge(Namespace):
         >>> bridge.info.lane
         'buffers'
         """
-        return self._foothold.info
+        return self._foothold.remote.info
 
     def __reduce__(self) -> Any:
         raise TypeError("a bridge stays in its process; attach another one over there")
@@ -384,7 +384,7 @@ class Bridge(Namespace):
             RemoteError: KeyboardInterrupt
         """
         self._foothold.check()
-        async with deadline(timeout, "interrupt", self._transport):
+        async with Deadline(timeout, "interrupt", self._transport):
             await self._foothold.interrupt()
 
     async def restart(self, *, timeout: float = 60.0) -> None:
@@ -410,6 +410,6 @@ class Bridge(Namespace):
         self._foothold.check_caller()
         if self.state == "closed":
             self._transport.check()
-        async with deadline(timeout, "restart", self._transport):
+        async with Deadline(timeout, "restart", self._transport):
             await self._transport.restart(timeout)
-            await self._foothold.plant()
+            await self._foothold.remote.plant()

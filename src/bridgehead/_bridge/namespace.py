@@ -14,7 +14,7 @@ from typing import Any
 from bridgehead._bridge.arguments import name_of, size_of, text_of, to_push
 from bridgehead._bridge.opening import Openable
 from bridgehead._bridge.progress import Report, reporting
-from bridgehead._connection.connection import Packed
+from bridgehead._connection.calls import Packed
 from bridgehead._connection.trust import TrustName, check_trust
 from bridgehead._protocol import payload as _parcel
 from bridgehead._protocol import response as _protocol

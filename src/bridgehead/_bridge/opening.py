@@ -14,7 +14,8 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Generator, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from bridgehead._connection.connection import Foothold, check_seconds, deadline
+from bridgehead._connection.calls import Deadline, check_seconds
+from bridgehead._connection.connection import Foothold
 from bridgehead._connection.trust import Trust, TrustName, allowed, check_trust
 from bridgehead._kernels import jupyter_servers as _servers
 from bridgehead._kernels import launch, local
@@ -339,8 +340,8 @@ class Openable:
             data = not transport.ours if how.trust is None else how.trust == "data"
             foothold = Foothold(transport, how.lane, Trust(data, how.allow), how.pool)
             left = max(0.0, timeout - (time.monotonic() - started))
-            async with deadline(left, "opening", transport, asked=timeout):
-                await foothold.plant()
+            async with Deadline(left, "opening", transport, asked=timeout):
+                await foothold.remote.plant()
         except BaseException:
             await transport.aclose()
             raise

@@ -106,7 +106,7 @@ class Watch:
 
     async def _first(self) -> Frames:
         news, foothold = self._news, self._foothold
-        options = {**self._options, "watch": news.id, "lane": foothold.lane.message_lane}
+        options = {**self._options, "watch": news.id, "lane": foothold.remote.lane.message_lane}
         try:
             first = await foothold.ask("watch", None, **options)
         except (asyncio.CancelledError, OutcomeUnknown):
@@ -119,14 +119,14 @@ class Watch:
         if news.ended:
             foothold.transport.spawn(foothold.unwatch(news.id))
         else:
-            ask = functools.partial(foothold.aside, "watch", **options)
+            ask = functools.partial(foothold.remote.aside, "watch", **options)
             news.asking = foothold.transport.spawn(_ask_again(ask, news))
         return first.frames
 
     async def _whole(self, latest: Opened) -> Frames:
-        lane = await self._foothold.ready()
+        lane = await self._foothold.remote.ready()
         header = _request.header(
-            "watch", (), epoch=self._foothold.info.epoch, algorithm=lane.digest
+            "watch", (), epoch=self._foothold.remote.info.epoch, algorithm=lane.digest
         )
         header["id"] = latest.told["news"]
         request = Request(header, (), self._limit, trusted=not self._foothold.trust.data)
