@@ -66,17 +66,14 @@ class Target:
 
     async def _open(self) -> Bridge:
         from bridgehead import Bridge
+        from bridgehead._bridge.opening import How, attaching, open_bridge
 
-        class Patient(Bridge):
-            """Its ``timeout`` is for the first answer alone, not for its turn to be planted."""
-
-            @classmethod
-            async def _opened(cls, transport: Any, how: Any, timeout: float, started: float) -> Any:
-                return await super()._opened(transport, how, FOREVER, started)
-
-        patience = max(OPENING, self.timeout or 0)
-        return await Patient.attach(
-            self.existing, insecure=self.insecure, trust=self.trust, timeout=patience
+        return await open_bridge(
+            Bridge,
+            How(trust=self.trust),
+            max(OPENING, self.timeout or 0),
+            attaching(self.existing, self.insecure),
+            handshake_timeout=FOREVER,  # its turn may come after a cell of hours
         )
 
 
