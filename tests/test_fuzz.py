@@ -30,8 +30,11 @@ from bridgehead._connection.cell import CellOutputs
 from bridgehead._connection.watch import News
 from bridgehead._protocol import bootstrap as _shipping
 from bridgehead._protocol import payload as _parcel
+from bridgehead._protocol import request as _request
 from bridgehead._protocol import response as _protocol
-from bridgehead._protocol.response import KEY, MIME
+from bridgehead._protocol.raising import raise_error
+from bridgehead._protocol.request import KEY
+from bridgehead._protocol.response import MIME
 from bridgehead._shipped.wire import frames as _wire
 from bridgehead._shipped.wire import pickling as _codec
 from bridgehead._shipped.wire.frames import DATA_MESSAGE, NEWS_MESSAGE
@@ -161,7 +164,7 @@ class Ground:
         self.cell = Cell(self.sent)
         self.parts: list[bytes] = []
         self.scope = self.cell.user_ns
-        header = _protocol.header("hello", [], epoch="", algorithm="crc32")
+        header = _request.header("hello", [], epoch="", algorithm="crc32")
         text = _shipping.expression("inline", header, install=True)
         told = json.loads(eval(text, self.scope)._repr_mimebundle_()[MIME])
         self.epoch: str = told["epoch"]
@@ -191,7 +194,7 @@ class Ground:
 
     def header(self, operation: str, frames: Sequence[memoryview] = (), **fields: Any) -> Header:
         wanted = {"epoch": self.epoch, "algorithm": "crc32", "piece": 1 << 16, **fields}
-        return _protocol.header(operation, frames, **wanted)
+        return _request.header(operation, frames, **wanted)
 
     def names(self) -> dict[str, int]:
         return {name: id(value) for name, value in self.scope.items()}
@@ -271,7 +274,7 @@ def honest(far: Ground, operation: str) -> tuple[Header, list[memoryview]]:
     if operation == "batch":
         inner = [honest(far, name) for name in ("bind", "fetch", "has", "names", "drop")]
         frames = [frame for _, some in inner for frame in some]
-        return {**_protocol.batch_header([h for h, _ in inner], frames), "piece": 1 << 16}, frames
+        return {**_request.batch_header([h for h, _ in inner], frames), "piece": 1 << 16}, frames
     if operation in ("piece", "more", "forget"):
         header, frames = honest(far, "bind" if operation == "piece" else "fetch")
         return {**header, "op": operation}, frames
@@ -444,7 +447,7 @@ def test_any_answer_is_opened_and_closed_or_told(data: st.DataObject) -> None:
         inbox = _protocol.open_answer(told, limits[0])
         _protocol.add_piece(told, inbox, 0, parts)
         whole = _protocol.close_answer(inbox)
-        _protocol.raise_error(told, whole, limits[0], trusted=data.draw(st.booleans()))
+        raise_error(told, whole, limits[0], trusted=data.draw(st.booleans()))
         return _protocol.part_batch(told, whole, limits)
 
     tracemalloc.start()
@@ -461,7 +464,7 @@ def test_any_answer_is_opened_and_closed_or_told(data: st.DataObject) -> None:
 def test_any_error_is_raised_as_one_of_the_tree(data: st.DataObject) -> None:
     told = data.draw(mutated({"error": data.draw(st.sampled_from(TOLD)).get("error", {})}))
     if isinstance(told, dict):
-        told_or_value(lambda: _protocol.raise_error(told, data.draw(OTHERS), 5))
+        told_or_value(lambda: raise_error(told, data.draw(OTHERS), 5))
 
 
 @pytest.mark.parametrize("depth", [1_000, 100_000])
@@ -471,9 +474,7 @@ def test_what_is_nested_too_deeply_to_be_shown_is_told(depth: int) -> None:
     told_or_value(lambda: _protocol.answer({"status": "error", "ename": deep, "traceback": deep}))
     for kind in KINDS:
         error = {**dict.fromkeys(fields, deep), "kind": kind}
-        assert isinstance(
-            told_or_value(lambda: _protocol.raise_error({"error": error}, ())), BridgeError
-        )
+        assert isinstance(told_or_value(lambda: raise_error({"error": error}, ())), BridgeError)
     told_or_value(lambda: _protocol.add_piece({"digest": deep}, _wire.Inbox([]), 0, []))
     while deep:  # freed step by step
         deep = deep[0]
@@ -765,10 +766,10 @@ async def test_a_careful_bridge_that_is_lied_to_tells_it_and_goes_on(
 async def test_a_greeting_that_lies_is_told_and_the_next_one_is_heard(liar: Liar, lie: Any) -> None:
     foothold = liar.bridge._foothold
     for change in (lie, None):
-        liar.change, foothold._generation = change, -1
+        liar.change, foothold.remote.generation = change, -1
         async with asyncio.timeout(PATIENCE):
             try:
-                await foothold.plant()
+                await foothold.remote.plant()
             except BridgeError:
                 assert change is lie
             assert isinstance(repr(liar.bridge.info) + liar.bridge.info._repr_html_(), str)
@@ -787,13 +788,13 @@ async def test_whatever_a_kernel_says_of_itself_is_planted_or_told(liar: Liar, t
     if not isinstance(told, dict):
         return
     honest, foothold = liar.transport.kernel_info, liar.bridge._foothold
-    liar.transport.kernel_info, foothold._generation = told, -1
+    liar.transport.kernel_info, foothold.remote.generation = told, -1
     async with asyncio.timeout(PATIENCE):
         with contextlib.suppress(BridgeError):
-            await foothold.plant()
+            await foothold.remote.plant()
         with contextlib.suppress(BridgeError):
             await liar.bridge.pull("a", now=True)
-    liar.transport.kernel_info, foothold._generation = honest, -1
+    liar.transport.kernel_info, foothold.remote.generation = honest, -1
     await liar.is_honest()
 
 

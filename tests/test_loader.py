@@ -56,7 +56,9 @@ from bridgehead import (
 )
 from bridgehead._protocol import bootstrap as _shipping
 from bridgehead._protocol import payload as _parcel
+from bridgehead._protocol import request as _request
 from bridgehead._protocol import response as _protocol
+from bridgehead._protocol.raising import raise_error
 from bridgehead._shipped.remote.kernel import Kernel
 from bridgehead._shipped.remote.server import REMEMBERED, Far
 from bridgehead._shipped.wire import frames as _wire
@@ -203,7 +205,7 @@ class Space:
 
     def evaluate(self, expression: str) -> Header:
         told = self.bare.ask(namespace=self.id, expression=expression)
-        return _protocol.answer({"status": "ok", "user_expressions": {_protocol.KEY: told}})
+        return _protocol.answer({"status": "ok", "user_expressions": {_request.KEY: told}})
 
     def cross(self, header: Header, data: bytes = b"", **how: Any) -> tuple[Header, list[bytes]]:
         text = base64.b64encode(data).decode("ascii")
@@ -214,7 +216,7 @@ class Space:
 
     def header(self, operation: str, frames: Sequence[memoryview] = (), **fields: Any) -> Header:
         wanted = {"epoch": self.epoch, "algorithm": "sha256", "piece": PIECE, **fields}
-        return _protocol.header(operation, frames, **wanted)
+        return _request.header(operation, frames, **wanted)
 
     def finish(self, header: Header, data: bytes = b"", **how: Any) -> tuple[Header, list[Any]]:
         """The last message of a request, and its answer: whole, or the exception it tells."""
@@ -226,11 +228,11 @@ class Space:
             random.Random(header["id"]).shuffle(offsets)
             for at in offsets:
                 more, parts = self.cross({**header, "op": "more", "sizes": [], "at": at})
-                _protocol.raise_error(more, ())
+                raise_error(more, ())
                 _protocol.add_piece(more, inbox, at, parts)
             self.forget(header)
         frames = _protocol.close_answer(inbox)
-        _protocol.raise_error(told, frames)
+        raise_error(told, frames)
         return told, frames
 
     def ask(
@@ -248,7 +250,7 @@ class Space:
     def piece(self, header: Header, frames: Sequence[memoryview], at: int) -> None:
         data = b"".join(_protocol.cut(frames, at, at + PIECE))
         told, _ = self.cross(*part(header, data, op="piece", at=at))
-        _protocol.raise_error(told, ())
+        raise_error(told, ())
 
     def forget(self, header: Header) -> None:
         told, parts = self.cross({**header, "op": "forget", "sizes": [], "at": 0})
@@ -279,7 +281,7 @@ class Space:
     def batch(self, *asked: tuple[Header, _parcel.Parcel], **fields: Any) -> list[Outcome]:
         """Requests that cross together; what came of each, or None where it was not done."""
         frames = [frame for _, parcel in asked for frame in parcel.frames]
-        header = _protocol.batch_header([header for header, _ in asked], frames)
+        header = _request.batch_header([header for header, _ in asked], frames)
         told, parts = self.finish({**header, "piece": PIECE, **fields}, stream(frames))
         answers = _protocol.part_batch(told, parts, [None] * len(asked))
         return [self.outcome(*pair) for pair in zip(asked, answers, strict=True)]
@@ -293,10 +295,10 @@ class Space:
         try:
             for at in range(inbox.received, inbox.total, PIECE):
                 more, parts = self.cross({**asked[0], "op": "more", "sizes": [], "at": at})
-                _protocol.raise_error(more, ())
+                raise_error(more, ())
                 _protocol.add_piece(more, inbox, at, parts)
             frames = _protocol.close_answer(inbox)
-            _protocol.raise_error(told, frames)
+            raise_error(told, frames)
         except BridgeError as error:
             return error
         return told, frames
@@ -639,7 +641,7 @@ def test_a_long_answer_comes_in_pieces_which_are_freed(space: Space) -> None:
     assert space.kept() == (0, 0)
     gone, _ = space.cross({**header, "op": "more", "sizes": [], "at": PIECE})
     with pytest.raises(IntegrityError, match="gone"):
-        _protocol.raise_error(gone, ())
+        raise_error(gone, ())
 
 
 def test_a_long_answer_that_lacks_a_piece_is_told(space: Space) -> None:
@@ -694,7 +696,7 @@ def test_a_piece_that_is_damaged_is_refused_when_it_arrives(space: Space) -> Non
     for damaged in (flipped(data, PIECE // 2), data[1:] + data[:1], data[:-1], b""):
         told, _ = space.cross({**sent, "at": last - PIECE}, damaged)
         with pytest.raises(IntegrityError, match="digest"):
-            _protocol.raise_error(told, ())
+            raise_error(told, ())
     with pytest.raises(IntegrityError, match="arrived"):
         space.finish(*part(header, stream(parcel.frames)[last:], at=last))
     assert space.snapshot() == before
@@ -1017,7 +1019,7 @@ def test_a_damaged_push_is_refused_and_changes_nothing(
         inbox = _protocol.open_answer(told)
         _protocol.add_piece(told, inbox, 0, parts)
         frames = _protocol.close_answer(inbox)
-        _protocol.raise_error(told, frames)
+        raise_error(told, frames)
     assert type(caught.value) is error
     assert space.snapshot() == before
     assert space.kept() == (0, 0)
@@ -1202,7 +1204,7 @@ def test_a_batch_with_what_is_no_request_is_refused_and_changes_nothing(
 ) -> None:
     before = space.snapshot()
     header, parcel = to_bind(space, a=1)
-    batch = _protocol.batch_header([header], parcel.frames)
+    batch = _request.batch_header([header], parcel.frames)
     batch = {**batch, "requests": [header, damaged], "piece": PIECE}
     with pytest.raises(ProtocolError):
         space.finish(batch, stream(parcel.frames))
@@ -1211,7 +1213,7 @@ def test_a_batch_with_what_is_no_request_is_refused_and_changes_nothing(
 
 def test_a_batch_whose_frames_are_fewer_than_its_requests_need_is_told(space: Space) -> None:
     first, second = to_bind(space, a=1), to_bind(space, b=1)
-    batch = {**_protocol.batch_header([first[0], second[0]], first[1].frames), "piece": PIECE}
+    batch = {**_request.batch_header([first[0], second[0]], first[1].frames), "piece": PIECE}
     told, parts = space.finish(batch, stream(first[1].frames))
     answers = [opened.told for opened in _protocol.part_batch(told, parts, [None, None])]
     assert "error" not in answers[0]

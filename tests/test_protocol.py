@@ -42,8 +42,11 @@ from bridgehead._lanes.base import Request
 from bridgehead._lanes.inline import InlineLane
 from bridgehead._protocol import bootstrap as _shipping
 from bridgehead._protocol import payload as _parcel
+from bridgehead._protocol import request as _request
 from bridgehead._protocol import response as _protocol
-from bridgehead._protocol.response import KEY, MIME
+from bridgehead._protocol.raising import raise_error
+from bridgehead._protocol.request import KEY
+from bridgehead._protocol.response import MIME
 from bridgehead._shipped.wire import frames as _wire
 from bridgehead._shipped.wire import pickling as _codec
 from bridgehead._transports.base import LARGEST
@@ -55,12 +58,12 @@ EMPTY_DIGEST = "crc32:00000000"
 
 
 def header(**fields: Any) -> dict[str, Any]:
-    return _protocol.header("fetch", [], epoch="e", algorithm="crc32", **fields)
+    return _request.header("fetch", [], epoch="e", algorithm="crc32", **fields)
 
 
 def test_a_header_tells_what_the_other_side_must_check() -> None:
     frames = [memoryview(b"123"), memoryview(b""), memoryview(b"456789")]
-    made = _protocol.header("bind", frames, epoch="abc", algorithm="crc32", names=["x"])
+    made = _request.header("bind", frames, epoch="abc", algorithm="crc32", names=["x"])
     assert made["sizes"] == [3, 0, 6]
     assert made["digest"] == "crc32:cbf43926"
     assert (made["op"], made["epoch"], made["names"]) == ("bind", "abc", ["x"])
@@ -113,7 +116,7 @@ def test_only_the_first_expression_carries_the_loader() -> None:
 
 
 def test_a_request_is_seen_by_nobody_and_stops_nothing() -> None:
-    content = _protocol.execute_content("1 + 1")
+    content = _request.execute_content("1 + 1")
     assert content["user_expressions"] == {KEY: "1 + 1"}
     assert content["code"] == ""
     assert content["silent"] is True
@@ -151,7 +154,7 @@ def consume(content: Any, parts: list[bytes]) -> list[memoryview]:
     inbox = _protocol.open_answer(told)
     _protocol.add_piece(told, inbox, 0, parts)
     frames = _protocol.close_answer(inbox)
-    _protocol.raise_error(told, frames)
+    raise_error(told, frames)
     return frames
 
 

@@ -21,7 +21,7 @@ from bridgehead import Bridge, BridgeClosed, EncodeError, KernelRestarted, NameN
 from bridgehead._connection.queue import TOGETHER
 from bridgehead._lanes.inline import InlineLane
 from bridgehead._protocol import bootstrap as _shipping
-from bridgehead._protocol import response as _protocol
+from bridgehead._protocol import request as _request
 
 PATIENCE = 60  # s; what takes so long hangs
 OPERATION = re.compile(r'"op": "(\w+)"')
@@ -42,7 +42,7 @@ class Gated:
 
     async def send(self, channel: str, message: Any, buffers: Sequence[Any]) -> None:
         expressions = message["content"].get("user_expressions", {})
-        found = OPERATION.findall(expressions.get(_protocol.KEY, ""))
+        found = OPERATION.findall(expressions.get(_request.KEY, ""))
         self.sent.append(found or ["run"])
         await self._send(channel, message, buffers)
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bridgehead._protocol import response as _protocol
+from bridgehead._protocol import request as _request
 from bridgehead._shipped.remote.kernel import Kernel
 from bridgehead._shipped.remote.server import Far
 from bridgehead._shipped.remote.socket_thread import Server
@@ -59,7 +59,7 @@ def server() -> Iterator[Server]:
 
 
 def header(server: Server, operation: str, frames: Any = (), **fields: Any) -> dict[str, Any]:
-    made = _protocol.header(operation, frames, epoch=server.far.epoch, algorithm="none", **fields)
+    made = _request.header(operation, frames, epoch=server.far.epoch, algorithm="none", **fields)
     return {**made, "piece": 1 << 24}
 
 

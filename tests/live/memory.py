@@ -20,7 +20,7 @@ OWN = [sys.modules[__name__]]  # the kernel does not have it
 
 
 def link(bridge: Bridge) -> Link:
-    lane = bridge._foothold.lane
+    lane = bridge._foothold.remote.lane
     assert isinstance(lane, DirectLane), f"the lane is {lane.name}"
     return lane.link
 

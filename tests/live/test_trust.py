@@ -137,11 +137,11 @@ async def test_a_kernel_opens_data_alone_where_that_is_wanted(careful: Bridge) -
 
 async def _bind(bridge: Bridge, frames: list[bytes]) -> None:
     from bridgehead._lanes.base import Request
-    from bridgehead._protocol import response as _protocol
+    from bridgehead._protocol import request as _request
 
-    lane = await bridge._foothold.ready()
+    lane = await bridge._foothold.remote.ready()
     views = [memoryview(frame) for frame in frames]
-    header = _protocol.header(
+    header = _request.header(
         "bind", views, epoch=bridge.info.epoch, algorithm="crc32", names=["z"], opens="data"
     )
     request = Request(header, views)

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, overload
 from bridgehead._bridge.arguments import to_push
 from bridgehead._bridge.bridge import Bridge
 from bridgehead._bridge.opening import Opening
-from bridgehead._connection.connection import Packed
+from bridgehead._connection.calls import Packed
 from bridgehead._errors import KernelNotFound
 from bridgehead._lanes.broadcast import WORTH, Broadcast
 from bridgehead._lanes.buffers import BuffersLane
@@ -184,7 +184,7 @@ class Fleet(Sequence[Bridge]):
             landings = {lane: one for cast in broadcasts for lane, one in cast.landings.items()}
 
             def packed(bridge: Bridge) -> Packed:
-                landing = landings.get(bridge._foothold.lane)
+                landing = landings.get(bridge._foothold.remote.lane)
                 if landing is None:
                     return Packed(parcel, digest, segment)
                 return Packed(parcel, landing.header["digest"], landing=landing)
@@ -272,7 +272,7 @@ class Fleet(Sequence[Bridge]):
         groups: dict[Many, list[Bridge]] = {}
         for bridge in self._bridges:
             many = bridge._transport.many
-            lane = bridge._foothold.lane
+            lane = bridge._foothold.remote.lane
             if many is not None and lane.name == BuffersLane.name and not lane.transport.is_gone:
                 groups.setdefault(many, []).append(bridge)
         found = []
@@ -282,7 +282,7 @@ class Fleet(Sequence[Bridge]):
             algorithms = {bridge._transport.digest for bridge in bridges}
             strictest = algorithms.pop() if len(algorithms) == 1 else "sha256"
             # Of two bridges to one engine, one.
-            lane_of = {bridge.info.epoch: bridge._foothold.lane for bridge in bridges}
+            lane_of = {bridge.info.epoch: bridge._foothold.remote.lane for bridge in bridges}
             sums = all(lane.sums for lane in lane_of.values())
             algorithm = summed(strictest, parcel.nbytes, sums)
             digest = await asyncio.to_thread(_wire.digest, algorithm, parcel.frames)

@@ -14,11 +14,12 @@ import time
 from collections.abc import Awaitable, Callable, Collection, Generator, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from bridgehead._connection.connection import Foothold, check_seconds, deadline
+from bridgehead._connection.calls import Deadline, check_seconds
+from bridgehead._connection.connection import Foothold
 from bridgehead._connection.trust import Trust, TrustName, allowed, check_trust
 from bridgehead._kernels import jupyter_servers as _servers
-from bridgehead._kernels import local as _kernels
-from bridgehead._kernels.local import Insecurity
+from bridgehead._kernels import launch, local
+from bridgehead._kernels.security import Insecurity, allowances
 from bridgehead._lanes.handshake import LaneName, check_lane
 from bridgehead._transports.base import Transport
 from bridgehead._transports.tasks import to_the_end
@@ -102,23 +103,22 @@ class Openable:
             ...     print(await bridge.pull("__import__('os').environ['MODE']"))
             test
         """
-        how = _How(lane, trust, allow, pool)
-        permitted = _kernels.allowances(insecure)
-
-        async def make() -> B:
-            started = time.monotonic()
-            transport = await _kernels.launch(
+        how = How(lane, trust, allow, pool)
+        permitted = allowances(insecure)
+        return open_bridge(
+            cls,
+            how,
+            timeout,
+            lambda left: launch.launch(
                 kernel_name,
                 connection_file=connection_file,
                 env=env,
                 cwd=cwd,
                 encryption=encryption,
                 insecure=permitted,
-                timeout=timeout,
-            )
-            return await cls._opened(transport, how, timeout, started)
-
-        return Opening(make, timeout, cls.__name__)
+                timeout=left,
+            ),
+        )
 
     @classmethod
     def attach(
@@ -160,19 +160,8 @@ class Openable:
             ...     await bridge.push(x=1)
             <Transfer x: ...>
         """
-        how = _How(lane, trust, allow, pool)
-        permitted = _kernels.allowances(insecure)
-
-        async def make() -> B:
-            started = time.monotonic()
-            options: Any = {"insecure": permitted, "timeout": timeout}
-            if isinstance(existing, str) and existing.startswith(("http://", "https://")):
-                transport: Transport = await _servers.attach(existing, **options)
-            else:
-                transport = await _kernels.attach(existing, **options)
-            return await cls._opened(transport, how, timeout, started)
-
-        return Opening(make, timeout, cls.__name__)
+        how = How(lane, trust, allow, pool)
+        return open_bridge(cls, how, timeout, attaching(existing, insecure))
 
     @classmethod
     def connect(
@@ -229,23 +218,22 @@ class Openable:
         """
         if kernel_id is not None and kernel_name is not None:
             raise ValueError("kernel_id is of a running kernel, kernel_name starts one; say one")
-        how = _How(lane, trust, allow, 0)
-        permitted = _kernels.allowances(insecure)
-
-        async def make() -> B:
-            started = time.monotonic()
-            transport = await _servers.connect(
+        how = How(lane, trust, allow, pool=0)
+        permitted = allowances(insecure)
+        return open_bridge(
+            cls,
+            how,
+            timeout,
+            lambda left: _servers.connect(
                 url,
                 token,
                 kernel_id=kernel_id,
                 kernel_name=kernel_name,
                 trusted=ssl,
                 insecure=permitted,
-                timeout=timeout,
-            )
-            return await cls._opened(transport, how, timeout, started)
-
-        return Opening(make, timeout, cls.__name__)
+                timeout=left,
+            ),
+        )
 
     @classmethod
     def over(
@@ -287,15 +275,14 @@ class Openable:
             ...     await bridge.push(x=1)
             <Transfer x: ...>
         """
-        how = _How(lane, trust, allow, pool)
-        permitted = _kernels.allowances(insecure)
-
-        async def make() -> B:
-            started = time.monotonic()
-            transport = await _kernels.over(lender, insecure=permitted, timeout=timeout)
-            return await cls._opened(transport, how, timeout, started)
-
-        return Opening(make, timeout, cls.__name__)
+        how = How(lane, trust, allow, pool)
+        permitted = allowances(insecure)
+        return open_bridge(
+            cls,
+            how,
+            timeout,
+            lambda left: local.over(lender, insecure=permitted, timeout=left),
+        )
 
     @classmethod
     def loopback(
@@ -324,27 +311,10 @@ class Openable:
         """
         from bridgehead._transports.loopback import LoopbackTransport  # for tests alone
 
-        how = _How(lane, trust, allow, 0)
+        async def connect(left: float) -> Transport:
+            return LoopbackTransport()
 
-        async def make() -> B:
-            return await cls._opened(LoopbackTransport(), how, 60.0, time.monotonic())
-
-        return Opening(make, 60.0, cls.__name__)
-
-    @classmethod
-    async def _opened(
-        cls: type[B], transport: Transport, how: _How, timeout: float, started: float
-    ) -> B:
-        try:
-            data = not transport.ours if how.trust is None else how.trust == "data"
-            foothold = Foothold(transport, how.lane, Trust(data, how.allow), how.pool)
-            left = max(0.0, timeout - (time.monotonic() - started))
-            async with deadline(left, "opening", transport, asked=timeout):
-                await foothold.plant()
-        except BaseException:
-            await transport.aclose()
-            raise
-        return cls(foothold)
+        return open_bridge(cls, How(lane, trust, allow, pool=0), 60.0, connect)
 
     async def __aenter__(self: B) -> B:
         return self
@@ -399,15 +369,15 @@ class Opening(Generic[C]):
             await self._bridge.aclose()
 
 
-class _How:
+class How:
     """How a bridge is to be opened; what is wrong with it is told before anything is started."""
 
     def __init__(
         self,
-        lane: LaneName,
-        trust: TrustName | None,
-        allow: Collection[type | str],
-        pool: float,
+        lane: LaneName = "auto",
+        trust: TrustName | None = None,
+        allow: Collection[type | str] = (),
+        pool: float = 0.5,
     ) -> None:
         check_lane(lane)
         if not isinstance(pool, (int, float)) or not 0 <= pool <= 1:
@@ -415,3 +385,49 @@ class _How:
         if trust is not None:
             check_trust(trust)
         self.lane, self.trust, self.allow, self.pool = lane, trust, allowed(allow), float(pool)
+
+
+def attaching(
+    existing: str | os.PathLike[str] | None, insecure: Insecurity | Collection[Insecurity]
+) -> Callable[[float], Awaitable[Transport]]:
+    """How ``attach`` connects: by a server's address, or by a connection file."""
+    permitted = allowances(insecure)
+
+    async def connect(left: float) -> Transport:
+        if isinstance(existing, str) and existing.startswith(("http://", "https://")):
+            return await _servers.attach(existing, insecure=permitted, timeout=left)
+        return await local.attach(existing, insecure=permitted, timeout=left)
+
+    return connect
+
+
+def open_bridge(
+    kind: type[B],
+    how: How,
+    timeout: float,
+    connect: Callable[[float], Awaitable[Transport]],
+    *,
+    handshake_timeout: float | None = None,
+) -> Opening[B]:
+    """Open a bridge over the transport that ``connect`` gives within the seconds it is told.
+
+    What is left of ``timeout`` is for the handshake, unless ``handshake_timeout`` counts from the
+    start instead: a kernel that answered may be in the middle of a cell for hours.
+    """
+
+    async def make() -> B:
+        started = time.monotonic()
+        transport = await connect(timeout)
+        limit = timeout if handshake_timeout is None else handshake_timeout
+        try:
+            data = not transport.ours if how.trust is None else how.trust == "data"
+            foothold = Foothold(transport, how.lane, Trust(data, how.allow), how.pool)
+            left = max(0.0, limit - (time.monotonic() - started))
+            async with Deadline(left, "opening", transport, asked=limit):
+                await foothold.remote.plant()
+        except BaseException:
+            await transport.aclose()
+            raise
+        return kind(foothold)
+
+    return Opening(make, timeout, kind.__name__)

@@ -32,7 +32,7 @@ from bridgehead._bridge.progress import EVERY, Report, drawing
 from bridgehead._connection.trust import TrustName
 from bridgehead._connection.watch import Watch
 from bridgehead._errors import BridgeClosed
-from bridgehead._kernels.local import Insecurity
+from bridgehead._kernels.security import Insecurity
 from bridgehead._lanes.handshake import LaneName
 from bridgehead._protocol.ref import Ref
 from bridgehead._protocol.results import Info, Names, Result, Transfer, of_bridge

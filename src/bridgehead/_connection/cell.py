@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from bridgehead._protocol.response import as_text
+from bridgehead._protocol.raising import as_text
 from bridgehead._protocol.results import Result
 from bridgehead._transports.messages import Message
 

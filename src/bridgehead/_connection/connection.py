@@ -1,8 +1,7 @@
-"""The foothold: the loader in one kernel, planted and kept planted.
+"""One kernel's connection: the policy between an operation and its messages.
 
-Rule: the policy between an operation and its messages. Who may call, until when, over which
-lane, and what a restart means: planted again, and told once, so that nothing meant for the
-old kernel lands in the new one.
+Rule: who may call, in which order, until when, and what is tried again. The remote part and the
+lane that leads to it are ``remote``'s, turns ``queue``'s, messages the lanes' and transports'.
 """
 
 from __future__ import annotations
@@ -10,37 +9,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
+from bridgehead._connection.calls import NOTHING, SAID, Answered, Call, Deadline, Packed
 from bridgehead._connection.queue import Place, Queue
+from bridgehead._connection.remote import Installation
 from bridgehead._connection.subshell import UNKNOWN, Subshell
 from bridgehead._connection.trust import Trust
 from bridgehead._errors import (
     BridgeError,
     KernelRestarted,
     NotSupported,
-    ProtocolError,
     RemoteError,
 )
 from bridgehead._lanes.base import Lane, Request
 from bridgehead._lanes.broadcast import Landing
 from bridgehead._lanes.direct import DirectLane, served_there
-from bridgehead._lanes.handshake import Handshake, LaneName
+from bridgehead._lanes.handshake import LaneName
 from bridgehead._lanes.socket import LinkLost
-from bridgehead._protocol import bootstrap as _shipping
 from bridgehead._protocol import payload as _parcel
-from bridgehead._protocol import response as _protocol
-from bridgehead._protocol.results import Info
-from bridgehead._shipped.wire.segments import Segment
+from bridgehead._protocol import request as _request
 from bridgehead._transports.base import Transport
 from bridgehead._transports.dispatch import Reply
 from bridgehead._transports.messages import Message
-
-# What a user called the operation.
-SAID = {"bind": "push", "fetch": "pull", "drop": "delete", "has": "exists"}
-LOST = -1  # the generation of a loader that is not there (any more)
 
 
 class Foothold:
@@ -51,18 +44,11 @@ class Foothold:
     ) -> None:
         self.transport = transport
         self.trust = trust
-        self._handshake = Handshake(transport, wanted, pool, trust.name)
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self._process = os.getpid()
-        self._lane: Lane | None = None
-        self._info: Info | None = None
-        self._epoch: str | None = None  # what the caller's names are believed to live in
-        self._kernel = ""  # the process that was believed in; a pid may be used again
-        self._generation = LOST  # of the transport, when the loader was planted
-        self._planting = asyncio.Lock()
-        self._taught = ""  # epoch of the loader that has the data-only codec
         self.queue: Queue = Queue(transport)
         self.subshell: Subshell = Subshell(transport)
+        self.remote: Installation = Installation(transport, wanted, trust, self.subshell, pool)
 
     def check_caller(self) -> None:
         if os.getpid() != self._process:
@@ -77,13 +63,6 @@ class Foothold:
         """Raise unless this caller may ask this kernel for something now."""
         self.check_caller()
         self.transport.check()
-
-    @property
-    def info(self) -> Info:
-        """What the last handshake learnt."""
-        if self._info is None:
-            raise ProtocolError("the handshake did not happen yet")
-        return self._info
 
     async def ask(
         self,
@@ -105,62 +84,68 @@ class Foothold:
         """
         fields["max_bytes"] = limit
         call = Call(operation, content, report, fields, packed)
-        if timeout is None:
+        async with Deadline(timeout, SAID.get(operation, operation), self.transport, call):
             return await (self._at_once(call) if now else self.in_turn(call))
-        async with deadline(timeout, SAID.get(operation, operation), self.transport, call):
-            return await (self._at_once(call) if now else self.in_turn(call))
-
-    @property
-    def is_ready(self) -> bool:
-        """Whether the loader is there and the kernel answers, as far as is known."""
-        planted = self._generation == self.transport.generation
-        return planted and not self.transport.is_silent and not self.lane.lost
 
     async def in_turn(self, call: Call) -> Answered:
         """One operation when it is its turn, with the place that it has already, if it has one."""
+        # The process in which the remote part was found missing; the request is sent a second
+        # time to that process alone.
         first: str | None = None
-        number: int | None = None
+        number: int | None = None  # its place, kept for a second attempt so that the order holds
         held = call.place
-        request, generation = self._alone(call) if held is None else None, self._generation
+        # The fast path: no queue, no task, no thread, for a small request on an idle bridge.
+        request, generation = self._alone(call) if held is None else None, self.remote.generation
         if request is not None:
-            kernel, info = self._kernel, self.info
+            kernel, info = self.remote.process, self.remote.info
             try:
                 with self.queue.alone() as number:
-                    opened = await self.lane.carry(request)
-                told, frames = await self.lane.rest(request, opened)
+                    opened = await self.remote.lane.carry(request)
+                told, frames = await self.remote.lane.rest(request, opened)
                 return Answered(told, frames, request)
             except KernelRestarted:
+                # The transport noticed the restart itself: that is for the caller to hear of.
                 if generation != self.transport.generation:
                     raise
                 first = kernel
-                self._lost(info)
+                self.remote.mark_lost(info)
         while True:
             again = call.place.number if call.place else number
+            # A place that the caller brought is the caller's to give up, so this block does not.
             with contextlib.nullcontext(held) if held else self.queue.place(again) as place:
                 held, call.place = None, place
-                if self._generation != self.transport.generation or self.transport.is_silent:
-                    await place.prepare(self.ready())
-                lane = await self.ready()
-                if first not in (None, self._kernel):
+                # prepare() ends the wait when the kernel goes, and costs a task: it is for what
+                # may take long. With the remote part in place, ready() returns at once.
+                if not self.remote.is_current or self.transport.is_silent:
+                    await place.prepare(self.remote.ready())
+                lane = await self.remote.ready()
+                # The same connection may lead to another process by now. The request was meant
+                # for the old one.
+                if first not in (None, self.remote.process):
                     raise KernelRestarted("the kernel was restarted; this call was not executed")
                 if call.needs_lesson:
-                    await place.prepare(self._teach())
+                    await place.prepare(self.remote.load_codec())
                 await self._pack(call, place, lane)
+                # What a broadcast brought went with the remote part that received it.
                 landing = None if first is not None else await self._landed(call, place)
-                request, generation, info = self._request(call), self._generation, self.info
+                # No await from here to the send: the request, and what is compared after a
+                # failure, are of the same installation.
+                request, generation = self._request(call), self.remote.generation
+                kernel, info = self.remote.process, self.remote.info
                 if landing is not None and landing.epoch == info.epoch:
+                    # By this id the kernel finds the frames that the broadcast brought.
                     request.header["id"], request.landed = landing.header["id"], True
-                kernel = self._kernel
                 try:
                     opened = await self.queue.carry(place, lane, request)
                     told, frames = await lane.rest(request, opened)
                 except KernelRestarted:
-                    # On an unbroken connection somebody removed the loader: nothing was done,
-                    # so plant it again, and if it is the same process do it now.
+                    # On an unbroken connection somebody removed the remote part: nothing was
+                    # done. Install it again, and if it is the same process send the request
+                    # again, once.
                     if first is not None or generation != self.transport.generation:
                         raise
                     first = kernel
-                    self._lost(info)
+                    self.remote.mark_lost(info)
                     continue
                 return Answered(told, frames, request)
 
@@ -169,12 +154,8 @@ class Foothold:
 
         Half of what a small operation takes would otherwise be the queue's (measured).
         """
-        lane = self._lane
-        if (
-            not isinstance(lane, DirectLane)
-            or lane.lost
-            or self._generation != self.transport.generation
-        ):
+        lane = self.remote.lane
+        if not isinstance(lane, DirectLane) or lane.lost or not self.remote.is_current:
             return None
         if not self.queue.is_empty or self.transport.is_silent or call.needs_lesson:
             return None
@@ -188,26 +169,34 @@ class Foothold:
         return request if lane.is_free(request.header) else None
 
     async def _at_once(self, call: Call) -> Answered:
-        lane = await self.ready()
+        """One operation while a cell runs: it takes no place in the queue and waits for none.
+
+        A restart is reported and nothing is sent again: without a place, a second attempt could
+        take effect after what the caller asked for later.
+        """
+        lane = await self.remote.ready()
         if call.content is not None:
             call.packed = await self._thread(call.content, lane)
+        # The direct lane's thread in the kernel binds and fetches names beside a running cell, so
+        # this needs no subshell. It runs no code: any other operation goes on below.
         if isinstance(lane, DirectLane):
             request = self._request(call)
             if served_there(request.header):
                 if call.needs_lesson:
-                    await self._teach(now=True)
+                    await self.remote.load_codec(now=True)
                 request.header["now"] = True
                 told, frames = await lane.rest(request, await lane.carry(request))
                 return Answered(told, frames, request)
+        # Anybody may have deleted our subshell, and then nothing was done: try once with a new one.
         for last in (False, True):
-            shell, info = await self.subshell.ready(), self.info
+            shell, info = await self.subshell.ready(), self.remote.info
             try:
-                if call.needs_lesson:
-                    await self._teach(shell)
+                if call.needs_lesson:  # in the subshell, too: the main shell waits for the cell
+                    await self.remote.load_codec(shell)
                 request = self._request(call, shell)
                 opened = await lane.carry(request)
             except KernelRestarted:
-                self._lost(info)
+                self.remote.mark_lost(info)
                 raise
             except RemoteError as error:
                 if last or error.ename != UNKNOWN:
@@ -244,21 +233,14 @@ class Foothold:
     def _packed(self, content: _parcel.Content, lane: Lane) -> Packed:
         return Packed(*content.pack(lane.digest, lane.sums))
 
-    async def _teach(self, shell: dict[str, Any] | None = None, now: bool | None = None) -> None:
-        """Ship the data-only codec to a loader that does not have it yet."""
-        epoch = self.info.epoch
-        if self._taught != epoch:
-            await self.aside("learn", _shipping.lesson(), shell=shell, now=now)
-            self._taught = epoch
-
     def _request(self, call: Call, shell: dict[str, Any] | None = None) -> Request:
-        packed, info, lane = call.packed or NOTHING, self.info, self.lane
+        packed, info, lane = call.packed or NOTHING, self.remote.info, self.remote.lane
         parcel = packed.parcel
         _parcel.check_parcel(parcel, info.python, info.versions, info.executable)
-        header = _protocol.header(
+        header = _request.header(
             call.operation,
             parcel.frames,
-            epoch=self.info.epoch,
+            epoch=info.epoch,
             algorithm=lane.digest,
             digest=packed.digest if parcel.frames else None,
             refs=parcel.refs or None,
@@ -283,13 +265,13 @@ class Foothold:
     ) -> Reply:
         """A cell, in its turn; ``complete`` waits for what comes beside its reply."""
         call = Call("run", None, None, {})
-        async with deadline(timeout, "run", self.transport, call):
+        async with Deadline(timeout, "run", self.transport, call):
             with self.queue.place() as place:
                 call.place = place
-                await self.ready()
+                await self.remote.ready()
 
                 async def cell() -> Reply:
-                    lane = self._lane
+                    lane = self.remote.lane
                     if isinstance(lane, DirectLane):  # what nobody waits for any more goes first
                         with contextlib.suppress(LinkLost):
                             await lane.link.drained()
@@ -301,10 +283,9 @@ class Foothold:
 
     async def aclose(self) -> None:
         """Leave, and nothing half-way in the kernel."""
-        if self._lane is not None and self._info is not None:
-            for watch in list(self.transport.listeners):
-                self.transport.spawn(self.unwatch(watch))
-            await self._lane.leave()
+        for watch in list(self.transport.listeners):
+            self.transport.spawn(self.unwatch(watch))
+        await self.remote.lane.leave()
         await self.subshell.aclose()
         await self.transport.aclose()
 
@@ -318,176 +299,15 @@ class Foothold:
         """
         if self.transport.is_xeus:  # 0.19: SIGINT ends it, and the message does nothing (measured)
             raise NotSupported(
-                f"{self.info.kernel} can't be interrupted: a signal would end it; restart() does "
-                "so and starts another one"
+                f"{self.remote.info.kernel} can't be interrupted: a signal would end it; "
+                "restart() does so and starts another one"
             )
         await self.transport.interrupt()
-        lane = self._lane
+        lane = self.remote.lane
         if isinstance(lane, DirectLane) and lane.link.at_work:
-            await lane.strike(self.info.epoch)
+            await lane.strike(self.remote.info.epoch)
 
     async def unwatch(self, watch: str) -> None:
         """Have the loader forget a watch."""
         with contextlib.suppress(BridgeError):  # then it goes by age, or with the kernel
-            await self.aside("unwatch", watch=watch)
-
-    async def aside(
-        self,
-        operation: str,
-        frames: Sequence[memoryview] = (),
-        *,
-        shell: dict[str, Any] | None = None,
-        limit: int | None = None,
-        **fields: Any,
-    ) -> list[memoryview]:
-        """What no user waits for: out of turn, and only to the loader that is known.
-
-        A restart is left to be told to the user's next call, and nothing is planted.
-        """
-        lane = self.lane
-        header = _protocol.header(
-            operation,
-            frames,
-            epoch=self.info.epoch,
-            algorithm=lane.digest,
-            subshell=shell,
-            max_bytes=limit,
-            **fields,
-        )
-        request = Request(header, frames, limit, trusted=not self.trust.data)
-        request.subshell = shell["id"] if shell is not None else None
-        _, back = await lane.rest(request, await lane.carry(request))
-        return back
-
-    async def ready(self) -> Lane:
-        """The lane, with the loader in place; plants it again after a restart."""
-        await self.transport.answering()
-        if self._lane is not None and self._lane.lost:
-            self._generation = LOST
-        if self._generation != self.transport.generation:
-            epoch, kernel, lost = self._epoch, self._kernel, self._generation == LOST
-            await self.plant()
-            same = kernel == self._kernel if lost else epoch == self._epoch
-            if epoch is not None and not same:
-                for listener in self.transport.listeners.values() if lost else ():
-                    listener.end()  # where no connection broke, nobody told them
-                raise KernelRestarted(
-                    "the kernel was restarted since the last call, and its namespace is new; "
-                    "this call was not sent"
-                )
-        return self.lane
-
-    @property
-    def lane(self) -> Lane:
-        """The lane of the last handshake."""
-        assert self._lane is not None
-        return self._lane
-
-    def _lost(self, info: Info) -> None:
-        """The loader of that handshake is not there any more."""
-        if self.info is info:
-            self._generation = LOST
-
-    async def plant(self) -> None:
-        """The handshake, unless the loader is known to be there."""
-        async with self._planting:
-            generation = self.transport.generation
-            if generation == self._generation:
-                return
-            greeted = await self._handshake.greet()
-            if isinstance(self._lane, DirectLane):
-                self._lane.link.close()
-            self._lane, self._info, self._kernel = greeted.lane, greeted.info, greeted.process
-            lane = greeted.lane
-            self.transport.beside = lane.link if isinstance(lane, DirectLane) else None
-            self._generation, self._epoch = generation, greeted.info.epoch
-            for orphan in greeted.orphans:
-                self.transport.spawn(self.subshell.delete(orphan))
-
-
-def check_seconds(seconds: object) -> None:
-    """Raise ``TypeError`` unless it is a number of seconds, or None."""
-    if seconds is not None and not isinstance(seconds, (int, float)):
-        raise TypeError(f"timeout is a number of seconds or None, not {seconds!r}")
-
-
-@contextlib.asynccontextmanager
-async def deadline(
-    seconds: float | None,
-    operation: str,
-    transport: Transport,
-    call: Call | None = None,
-    asked: float | None = None,
-) -> AsyncIterator[None]:
-    """The builtin ``TimeoutError`` for an operation that took longer, with what is known.
-
-    ``call`` knows whether it was sent; ``asked`` is what the caller had given it, where some
-    of it was used up before.
-    """
-    check_seconds(seconds)
-    try:
-        async with asyncio.timeout(seconds) as scope:
-            yield
-    except TimeoutError:
-        if not scope.expired():
-            raise
-        waited = call is not None and call.place is not None and not call.place.sent
-        end = "It was not sent" if waited else "What was sent to it may still run there"
-        raise TimeoutError(
-            f"{operation} got no answer within {asked or seconds:g} s; the kernel is "
-            f"{transport.state}. {end}"
-        ) from None
-
-
-@dataclass(frozen=True, slots=True)
-class Packed:
-    """What a request brings, and its digest.
-
-    Attributes:
-        segment: the memory that it is in already, if it is.
-        landing: how it reaches this kernel by a message to many, if it does.
-    """
-
-    parcel: _parcel.Parcel
-    digest: str
-    segment: Segment | None = None
-    landing: Landing | None = None
-
-    @property
-    def is_signed(self) -> bool:
-        return self.digest != "none:"
-
-
-NOTHING = Packed(_parcel.EMPTY, "")
-
-
-@dataclass(slots=True)
-class Call:
-    """One call of a user's, on its way through the foothold; ``fields`` go into the header."""
-
-    operation: str
-    content: _parcel.Content | None
-    report: Callable[[int, int], object] | None
-    fields: dict[str, Any]
-    packed: Packed | None = None
-    place: Place | None = None
-    unread: bool = False  # here: see Request
-
-    @property
-    def needs_lesson(self) -> bool:
-        return "data" in (self.fields.get("trust"), self.fields.get("opens"))
-
-
-@dataclass(slots=True)
-class Answered:
-    """What came of an operation.
-
-    Attributes:
-        told: the answer's header.
-        frames: the answer's frames.
-        request: what was asked.
-    """
-
-    told: _protocol.Header
-    frames: list[memoryview]
-    request: Request
+            await self.remote.aside("unwatch", watch=watch)

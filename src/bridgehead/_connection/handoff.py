@@ -12,17 +12,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any
 
-from bridgehead._connection.connection import (
-    Answered,
-    Call,
-    Foothold,
-    Packed,
-    check_seconds,
-    deadline,
-)
+from bridgehead._connection.calls import Answered, Call, Deadline, Packed, check_seconds
+from bridgehead._connection.connection import Foothold
 from bridgehead._connection.queue import Place
 from bridgehead._errors import BridgeError, IncompatiblePython, MissingInKernel
 from bridgehead._lanes.relay import RELAY
@@ -58,7 +52,7 @@ class Handoff:
         with _told_of("target", self.target):
             self.target.check()
         with self.source.queue.place() as there, self.target.queue.place() as here:
-            if not self.target.is_ready:
+            if not self.target.remote.is_ready:
                 with _told_of("source", self.source):
                     await there.prepare(self._meanwhile(here, self.reach()))
             await self._meanwhile(here, self.give(there))
@@ -73,11 +67,11 @@ class Handoff:
         """See whether there is somebody to take it, before anything is read."""
         with _told_of("target", self.target):
             async with self._deadline(self.target):
-                await self.target.ready()
+                await self.target.remote.ready()
 
     async def give(self, place: Place | None = None) -> None:
         """Have the source pickle what it has under the names."""
-        info = self.target.info
+        info = self.target.remote.info
         fields = {
             "expressions": self.names,
             "names": self.names,
@@ -101,7 +95,7 @@ class Handoff:
         """Have the target bind what the source gave: all names, or none."""
         given, self._given = self._given, None
         assert given is not None
-        python, code = self.source.info.python[:2], given.told.get("code") is True
+        python, code = self.source.remote.info.python[:2], given.told.get("code") is True
         parcel = Parcel(given.frames, carries_code=code, refs=False, python=python)
         came_by = given.request.lane
         segment = RELAY.pass_on(parcel.frames) if self._goes_on else None
@@ -119,7 +113,7 @@ class Handoff:
                 raise _incompatible(self.source, self.target) from None
             except MissingInKernel as error:
                 raise MissingInKernel(
-                    f"the kernel that was to take it ({self.target.info.executable}) cannot "
+                    f"the kernel that was to take it ({self.target.remote.info.executable}) cannot "
                     f"import {error.module!r}, which it needs to open it; install it there",
                     module=error.module,
                 ) from None
@@ -138,15 +132,14 @@ class Handoff:
         It can write there for ever after, and this process reads there what the source sends
         next: so it is not for one that is not trusted.
         """
-        return self.target.info.lane == "direct" and not (self.data or self.target.trust.data)
+        untrusted = self.data or self.target.trust.data
+        return self.target.remote.info.lane == "direct" and not untrusted
 
-    def _deadline(
-        self, foothold: Foothold, call: Call | None = None
-    ) -> AbstractAsyncContextManager[None]:
+    def _deadline(self, foothold: Foothold, call: Call | None = None) -> Deadline:
         left = self.timeout
         if left is not None:
             left = max(0.0, left - (time.perf_counter() - self.started))
-        return deadline(left, "handoff", foothold.transport, call, asked=self.timeout)
+        return Deadline(left, "handoff", foothold.transport, call, asked=self.timeout)
 
 
 @contextmanager
@@ -157,12 +150,12 @@ def _told_of(which: str, foothold: Foothold) -> Iterator[None]:
     except (BridgeError, TimeoutError) as error:
         if not getattr(error, "__notes__", None):
             unbound = "; the target is as it was" if which == "source" else ""
-            error.add_note(f"the {which} of a handoff, pid {foothold.info.pid}{unbound}")
+            error.add_note(f"the {which} of a handoff, pid {foothold.remote.info.pid}{unbound}")
         raise
 
 
 def _incompatible(source: Foothold, target: Foothold) -> IncompatiblePython:
-    here, there = (".".join(map(str, one.info.python[:2])) for one in (source, target))
+    here, there = (".".join(map(str, one.remote.info.python[:2])) for one in (source, target))
     return IncompatiblePython(
         f"what was to be handed over carries code of Python {here}, and the other kernel runs "
         f"{there}; only data crosses"

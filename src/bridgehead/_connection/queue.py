@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from bridgehead._errors import BridgeClosed, BridgeError
 from bridgehead._lanes.base import Lane, Request
-from bridgehead._protocol import response as _protocol
+from bridgehead._protocol import request as _request
 from bridgehead._protocol.response import Opened
 from bridgehead._transports.base import Transport
 from bridgehead._transports.dispatch import Reply
@@ -231,7 +231,7 @@ class _Left(BridgeError):
 
 
 def _joins(request: Request) -> bool:
-    return not request.landed and _protocol.joins(request.header)
+    return not request.landed and _request.joins(request.header)
 
 
 def _settle(place: Place, outcome: Any) -> bool:

@@ -15,7 +15,7 @@ import platform
 from typing import Any
 
 from bridgehead._errors import BridgeError, NotSupported, ProtocolError
-from bridgehead._protocol.response import as_strings
+from bridgehead._protocol.raising import as_strings
 from bridgehead._transports.base import Transport
 
 UNKNOWN = "UnknownSubshellError"  # what the kernel answers when somebody deleted it

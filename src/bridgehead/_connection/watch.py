@@ -18,8 +18,10 @@ from typing import Any
 from bridgehead._connection.connection import Foothold
 from bridgehead._errors import BridgeError, OutcomeUnknown, ProtocolError, ReplyLost
 from bridgehead._lanes.base import Request
+from bridgehead._protocol import request as _request
 from bridgehead._protocol import response as _protocol
 from bridgehead._protocol.formatting import line
+from bridgehead._protocol.raising import as_text
 from bridgehead._protocol.response import Opened
 
 ASK_EVERY = 120.0  # s; the loader drops a watch that nobody asked for in ten minutes
@@ -104,7 +106,7 @@ class Watch:
 
     async def _first(self) -> Frames:
         news, foothold = self._news, self._foothold
-        options = {**self._options, "watch": news.id, "lane": foothold.lane.message_lane}
+        options = {**self._options, "watch": news.id, "lane": foothold.remote.lane.message_lane}
         try:
             first = await foothold.ask("watch", None, **options)
         except (asyncio.CancelledError, OutcomeUnknown):
@@ -117,14 +119,14 @@ class Watch:
         if news.ended:
             foothold.transport.spawn(foothold.unwatch(news.id))
         else:
-            ask = functools.partial(foothold.aside, "watch", **options)
+            ask = functools.partial(foothold.remote.aside, "watch", **options)
             news.asking = foothold.transport.spawn(_ask_again(ask, news))
         return first.frames
 
     async def _whole(self, latest: Opened) -> Frames:
-        lane = await self._foothold.ready()
-        header = _protocol.header(
-            "watch", (), epoch=self._foothold.info.epoch, algorithm=lane.digest
+        lane = await self._foothold.remote.ready()
+        header = _request.header(
+            "watch", (), epoch=self._foothold.remote.info.epoch, algorithm=lane.digest
         )
         header["id"] = latest.told["news"]
         request = Request(header, (), self._limit, trusted=not self._foothold.trust.data)
@@ -151,7 +153,7 @@ class News:
         try:
             told = _protocol.parse(content["answer"])
             parts = buffers or [base64.b64decode(told.pop("data", ""), validate=True)]
-            told["news"] = _protocol.as_text(content["news"])
+            told["news"] = as_text(content["news"])
             self.seen = int(told["news"].rpartition(":")[2])
             inbox = _protocol.open_answer(told, self._limit)
             _protocol.add_piece(told, inbox, 0, parts)

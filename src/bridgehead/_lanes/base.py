@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from bridgehead._errors import BridgeClosed, BridgeError, IntegrityError, KernelRestarted, ReplyLost
+from bridgehead._protocol import request as _request
 from bridgehead._protocol import response as _protocol
+from bridgehead._protocol.raising import raise_error
 from bridgehead._protocol.response import Buffer, Header, Inbox, Opened
 from bridgehead._shipped.wire import frames as _wire
 from bridgehead._shipped.wire.segments import Segment
@@ -33,7 +35,7 @@ class Request:
     """One operation as it crosses.
 
     Attributes:
-        header, frames: see ``_protocol.header``.
+        header, frames: see ``_protocol.request.header``.
         limit: bytes of an answer that are taken at most; None for any.
         report: called with bytes done and bytes in all, as pieces arrive; what it raises ends
             the transfer.
@@ -133,7 +135,7 @@ class Lane(ABC):
                 list(_protocol.cut(frames, at, at + self.piece)),
                 request.subshell,
             )
-            _protocol.raise_error(told, ())
+            raise_error(told, ())
             done += self.piece
             request.report(done, total)
 
@@ -163,7 +165,7 @@ class Lane(ABC):
         Raises what ``carry`` does, for all of them.
         """
         frames = [frame for request in requests for frame in request.frames]
-        header = _protocol.batch_header([request.header for request in requests], frames)
+        header = _request.batch_header([request.header for request in requests], frames)
         together = Request(header, frames, limit=self.back)
         opened = await self.carry(together)
         _, parts = await self.rest(Request(header, ()), opened)
@@ -196,7 +198,7 @@ class Lane(ABC):
             nonlocal done
             asked = self.part(header, at, op="more", sizes=[], piece=self.back)
             got, parts = await self.cross(asked, (), request.subshell)
-            _protocol.raise_error(got, ())
+            raise_error(got, ())
             if sum(memoryview(part).nbytes for part in parts) != min(self.back, inbox.total - at):
                 raise ReplyLost(f"the kernel's answer is damaged: its piece at {at} is not whole")
             await _take_in(got, inbox, at, parts)
@@ -215,7 +217,7 @@ class Lane(ABC):
                     raise ReplyLost("the kernel lost the rest of its answer") from error
             self.forget(header)
         frames = _protocol.close_answer(inbox)
-        _protocol.raise_error(told, frames, request.limit, trusted=request.trusted)
+        raise_error(told, frames, request.limit, trusted=request.trusted)
         return told, frames
 
     def forget(self, header: Header) -> None:

@@ -14,7 +14,9 @@ from bridgehead._errors import BridgeError
 from bridgehead._lanes.base import AT_ONCE, Lane
 from bridgehead._lanes.buffers import BuffersLane
 from bridgehead._protocol import bootstrap as _shipping
+from bridgehead._protocol import request as _request
 from bridgehead._protocol import response as _protocol
+from bridgehead._protocol.raising import raise_error
 
 WORTH = 1 << 18  # bytes; of less, a second round trip costs more than the copies
 
@@ -42,7 +44,7 @@ class Landing:
             return False
         for told in self.pieces:
             try:
-                _protocol.raise_error(await asyncio.shield(told), ())
+                raise_error(await asyncio.shield(told), ())
             except BridgeError:
                 return False
         self.used = True
@@ -71,7 +73,7 @@ class Broadcast:
     ) -> None:
         """``lanes``: each with the epoch of the loader behind it."""
         self._frames, self._lanes = frames, list(lanes)
-        self._header = _protocol.header(
+        self._header = _request.header(
             "piece",
             frames,
             epoch=" ".join(lanes.values()),

@@ -14,14 +14,9 @@ from typing import Any
 from bridgehead._errors import KernelRestarted, UnsupportedKernel
 from bridgehead._lanes.base import Lane
 from bridgehead._protocol.bootstrap import expression, loader_frames
-from bridgehead._protocol.response import (
-    PROBE,
-    Buffer,
-    Header,
-    answer,
-    execute_content,
-    remote_error,
-)
+from bridgehead._protocol.raising import remote_error
+from bridgehead._protocol.request import execute_content
+from bridgehead._protocol.response import PROBE, Buffer, Header, answer
 from bridgehead._transports.base import Transport
 
 

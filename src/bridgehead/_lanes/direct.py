@@ -23,7 +23,9 @@ from bridgehead._errors import (
 )
 from bridgehead._lanes.base import Lane, Request
 from bridgehead._lanes.socket import PIECE, Answer, Link, LinkLost
+from bridgehead._protocol import request as _request
 from bridgehead._protocol import response as _protocol
+from bridgehead._protocol.raising import raise_error
 from bridgehead._protocol.response import Buffer, Header, Opened
 from bridgehead._shipped.wire import frames as _wire
 from bridgehead._shipped.wire.frames import SHARED, Held
@@ -104,7 +106,7 @@ class DirectLane(Lane):
                     raise KernelRestarted("the loader's thread went; nothing was done") from None
                 if answer is None:
                     return await self._by_messages(request)
-                _protocol.raise_error(answer[0], ())
+                raise_error(answer[0], ())
                 frames = ()
             elif frames:
                 header["digest"] = _wire.digest(self.transport.digest, frames)
@@ -138,7 +140,7 @@ class DirectLane(Lane):
             with self.kept(request):
                 told, parts = await self._explained(self.link.ask(asked))
                 try:
-                    _protocol.raise_error(told, ())
+                    raise_error(told, ())
                 except (KernelRestarted, IntegrityError) as error:
                     # It ran, as in ``Lane.rest``; of what is watched, there is a newer value.
                     raise ReplyLost("the kernel lost the rest of its answer") from error
@@ -148,7 +150,7 @@ class DirectLane(Lane):
         if not isinstance(opened.inbox, Held):
             return await self.messages.rest(request, opened)
         frames = opened.inbox.frames
-        _protocol.raise_error(opened.told, frames, request.limit, trusted=request.trusted)
+        raise_error(opened.told, frames, request.limit, trusted=request.trusted)
         return opened.told, frames
 
     async def _turn(self) -> None:
@@ -169,9 +171,7 @@ class DirectLane(Lane):
         interrupt that waits for it: nothing that it was asked takes effect any more.
         """
         algorithm = self.transport.digest
-        header = _protocol.header(
-            "strike", (), epoch=epoch, algorithm=algorithm, server=self.server
-        )
+        header = _request.header("strike", (), epoch=epoch, algorithm=algorithm, server=self.server)
         request, drained = Request(header, ()), asyncio.ensure_future(self.link.drained())
         struck = False
         try:
@@ -230,7 +230,7 @@ class DirectLane(Lane):
             self._complain("shared memory cannot be mapped; large objects cross as messages")
             asked = {**request.header, "op": "unmapped", "sizes": told["sizes"]}
             kept, _ = await self._explained(self.link.ask(asked))
-            _protocol.raise_error(kept, ())
+            raise_error(kept, ())
             told, frames = {**told, **kept}, []
         inbox = _protocol.open_answer(told, request.limit)
         if not frames:
@@ -300,4 +300,4 @@ async def placed(
 
 def served_there(header: Header) -> bool:
     """Whether the loader's thread may do it: it runs no code of the user's but unpickling."""
-    return header["op"] in ("batch", "learn") or _protocol.joins(header)
+    return header["op"] in ("batch", "learn") or _request.joins(header)

@@ -18,7 +18,9 @@ from bridgehead._lanes.buffers import BuffersLane, hello
 from bridgehead._lanes.direct import DirectLane
 from bridgehead._lanes.inline import InlineLane
 from bridgehead._lanes.socket import Link, Listener
+from bridgehead._protocol import request as _request
 from bridgehead._protocol import response as _protocol
+from bridgehead._protocol.raising import as_object, as_strings, as_text, raise_error
 from bridgehead._protocol.results import Info
 from bridgehead._transports.base import Transport
 
@@ -70,23 +72,22 @@ class Handshake:
         """
         transport = self._transport
         kernel = _kernel_name(transport.kernel_info)
-        language = _protocol.as_object(transport.kernel_info.get("language_info")).get("name")
+        language = as_object(transport.kernel_info.get("language_info")).get("name")
         if language != "python":
             raise UnsupportedKernel(
-                f"{kernel} is a kernel for {_protocol.as_text(language)}; bridgehead needs a "
-                "Python kernel"
+                f"{kernel} is a kernel for {as_text(language)}; bridgehead needs a Python kernel"
             )
         transport.narrow()
         with self._listening() as listener:
             offer = listener.offer if isinstance(listener, Listener) else None
-            header = _protocol.header(
+            header = _request.header(
                 "hello", [], epoch="", algorithm=transport.digest, direct=offer
             )
             try:
                 told, buffers = await hello(transport, header)
             except UnsupportedKernel as error:
                 raise UnsupportedKernel(f"{kernel}: {error}") from None
-            _protocol.raise_error(told, ())
+            raise_error(told, ())
             told = _protocol.greeting(told)
             if self._wanted == "buffers" and not buffers:
                 raise NotSupported(f"{kernel} does not pass message buffers; use lane='inline'")
@@ -112,7 +113,7 @@ class Handshake:
             url=transport.url,
             kernel_id=transport.kernel_id,
             why_not=why_not,
-            features=tuple(_protocol.as_strings(transport.kernel_info.get("supported_features"))),
+            features=tuple(as_strings(transport.kernel_info.get("supported_features"))),
         )
         orphans = [str(orphan) for orphan in told.get("orphans") or ()]
         return Greeted(lane, info, str(told.get("process")), orphans)
@@ -172,6 +173,6 @@ class Handshake:
 
 
 def _kernel_name(kernel_info: Mapping[str, Any]) -> str:
-    implementation = _protocol.as_text(kernel_info.get("implementation", "this kernel"))
-    version = _protocol.as_text(kernel_info.get("implementation_version", ""))
+    implementation = as_text(kernel_info.get("implementation", "this kernel"))
+    version = as_text(kernel_info.get("implementation_version", ""))
     return f"{implementation} {version}".strip()

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from bridgehead._errors import ProtocolError, ReplyLost
 from bridgehead._lanes.base import Lane
 from bridgehead._protocol.bootstrap import expression
-from bridgehead._protocol.response import Buffer, Header, answer, execute_content
+from bridgehead._protocol.request import execute_content
+from bridgehead._protocol.response import Buffer, Header, answer
 
 
 class InlineLane(Lane):

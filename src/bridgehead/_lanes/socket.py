@@ -21,7 +21,8 @@ from itertools import count
 from typing import Any
 
 from bridgehead._errors import BridgeError
-from bridgehead._protocol.response import PYTHON, Header
+from bridgehead._protocol.request import PYTHON
+from bridgehead._protocol.response import Header
 from bridgehead._shipped.wire.frames import PROTOCOL, Broken
 from bridgehead._shipped.wire.segments import Pool, Segment, possible
 from bridgehead._shipped.wire.socket import SECRET, Channel, peer

@@ -1,7 +1,7 @@
 """Objects on their way: pickled into a parcel, and opened again.
 
 Rule: sans-IO, in any thread. What an object needs over there is known before it is sent. A
-value that comes back is unpickled here alone, an exception in ``_protocol.raise_error`` alone.
+value that comes back is unpickled here alone, an exception in ``raising.raise_error`` alone.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from bridgehead._errors import (
     ProtocolError,
     UntrustedPayload,
 )
-from bridgehead._protocol.response import PYTHON, too_large
+from bridgehead._protocol.raising import too_large
+from bridgehead._protocol.request import PYTHON
 from bridgehead._shipped.wire import frames as _wire
 from bridgehead._shipped.wire import pickling as _codec
 from bridgehead._shipped.wire.digest import LEAF, summed

@@ -1,113 +1,36 @@
-"""The near side of the protocol, as pure thought: headers and answers.
+"""A response: its header, and the frames that arrive with it.
 
-Rule: sans-IO. This file knows no socket, no event loop and no bridge; it turns an operation
-into text, and an answer into frames or an exception. What both sides must agree on (frames,
-digests, pieces) is imported from the loader's own ``_wire.py``.
+Rule: sans-I/O. This file knows no socket, no event loop and no bridge; it turns what a kernel
+sent into frames, checked against their digests. Requests are ``request``'s, and the errors that
+a response reports ``raising``'s. What both ends must agree on (frames, digests, chunks) is
+imported from ``_shipped.wire``.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-import os
 import sys
-import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any
 
 from bridgehead._errors import (
     BridgeError,
-    IncompatiblePython,
-    IntegrityError,
     KernelRestarted,
-    MissingInKernel,
-    NameNotFound,
-    NotSupported,
-    PayloadTooLarge,
     ProtocolError,
-    RemoteError,
     ReplyLost,
     UnsupportedKernel,
-    UntrustedPayload,
 )
 from bridgehead._protocol.bootstrap import loader_source
+from bridgehead._protocol.raising import as_object, as_text, remote_error, too_large
+from bridgehead._protocol.request import KEY
 from bridgehead._shipped.wire import frames as _wire
-from bridgehead._shipped.wire import pickling as _codec
 from bridgehead._shipped.wire.digest import digest_of
 from bridgehead._shipped.wire.frames import MIME, PROBE, Buffer, Header, Held, Inbox, cut
 
 __all__ = ["PROBE", "Buffer", "Header", "Inbox", "cut", "digest_of"]
 
-PYTHON = list(sys.version_info[:2])
-_OURS = f"{uuid.uuid4().hex}-"  # a request's id is never another's, in whatever process
-_requests = itertools.count()
-KEY = "bridgehead"  # of the one entry in user_expressions
 TOLD = 1 << 20  # bytes that an error may bring along; a caller's limit is for values
-
-
-# ---------------------------------------------------------------- the request as text
-
-
-def execute_content(expression: str) -> dict[str, Any]:
-    """The content of the ``execute_request`` that evaluates an expression, unseen by anyone."""
-    return {
-        "code": "",
-        "silent": True,
-        "store_history": False,
-        "user_expressions": {KEY: expression},
-        "allow_stdin": False,
-        "stop_on_error": False,
-    }
-
-
-def header(
-    operation: str,
-    frames: Sequence[memoryview],
-    *,
-    epoch: str,
-    algorithm: str,
-    digest: str | None = None,
-    **fields: Any,
-) -> Header:
-    """The header of a whole request; a lane adds ``at`` and ``piece`` for each message, and
-    leaves of the digest what is that message's.
-
-    A field that is None is left out; ``digest`` spares computing it again.
-    """
-    return {
-        "protocol": _wire.PROTOCOL,
-        "op": operation,
-        "id": f"{_OURS}{os.getpid():x}-{next(_requests):x}",
-        "epoch": epoch,
-        "python": PYTHON,
-        "sizes": [frame.nbytes for frame in frames],
-        "digest": digest or _wire.digest(algorithm, frames),
-        "at": 0,
-        "piece": 0,
-        **{name: value for name, value in fields.items() if value is not None},
-    }
-
-
-def joins(header: Header) -> bool:
-    """Whether a request may cross together with others: it runs no code of the user's.
-
-    One that may take long would keep the others' answers waiting.
-    """
-    if header["op"] == "fetch":
-        return all(expression.isidentifier() for expression in header["expressions"])
-    return header["op"] in _wire.JOINS and not header.get("refs")
-
-
-def batch_header(headers: Sequence[Header], frames: Sequence[memoryview]) -> Header:
-    """The header of several small requests that cross together."""
-    algorithm = headers[0]["digest"].partition(":")[0]
-    return header(
-        "batch", frames, epoch=headers[0]["epoch"], algorithm=algorithm, requests=list(headers)
-    )
-
-
-# ---------------------------------------------------------------- the answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,29 +86,6 @@ def parse(text: str) -> Header:
     if not isinstance(told, dict):
         raise ProtocolError("the answer's header is no JSON object")
     return told
-
-
-def remote_error(told: Mapping[str, Any]) -> RemoteError:
-    """The error that a kernel tells of."""
-    name = as_text(told.get("ename"))
-    if name.startswith("<class '"):  # xeus-python tells of the class what Python does
-        name = name[8:-2].rpartition(".")[2]
-    return RemoteError(name, as_text(told.get("evalue")), as_strings(told.get("traceback")))
-
-
-def as_object(value: Any) -> Mapping[str, Any]:
-    """``value``, or an empty object where something else stands."""
-    return value if isinstance(value, Mapping) else {}
-
-
-def as_text(value: Any) -> str:
-    """A string or a number as text; of what may be nested too deeply to be shown, the type."""
-    return f"<{type(value).__name__}>" if isinstance(value, (list, tuple, dict)) else str(value)
-
-
-def as_strings(value: Any) -> list[str]:
-    """The items of a list as text; none where something else stands."""
-    return [as_text(item) for item in value] if isinstance(value, (list, tuple)) else []
 
 
 GREETING = {
@@ -258,15 +158,6 @@ def open_answer(told: Header, limit: int | None = None) -> Inbox:
         raise ProtocolError(f"the answer's header names no frames: {error!r}") from error
 
 
-def too_large(nbytes: object, limit: int | None) -> PayloadTooLarge:
-    """The error for more than ``max_bytes``."""
-    size = nbytes if isinstance(nbytes, int) else 0
-    return PayloadTooLarge(
-        f"it has {size:,} bytes, and max_bytes allows {limit or 0:,}; nothing of it crossed",
-        bytes=size,
-    )
-
-
 def add_piece(told: Header, inbox: Inbox, at: int, parts: Iterable[Buffer]) -> None:
     """Take another piece of an answer, checked against the digest that ``told`` has of it.
 
@@ -326,70 +217,3 @@ def part_batch(
             found.append(error)
         at += count
     return found
-
-
-def raise_error(
-    told: Header,
-    frames: Sequence[memoryview],
-    limit: int | None = None,
-    *,
-    trusted: bool = True,
-) -> None:
-    """Raise what an answer tells of as the exception of this side; return if it tells none.
-
-    ``limit`` is the ``max_bytes`` that was asked for; ``trusted`` says that the exception that
-    was raised over there may be unpickled.
-    """
-    error = told.get("error")
-    if error is None:
-        return
-    if not isinstance(error, dict):
-        raise ProtocolError("the answer's error is no JSON object")
-    kind, message = error.get("kind"), as_text(error.get("message"))
-    if kind == "remote":
-        _raise_remote(error, frames if trusted else ())
-    if kind == "name":
-        names, close = as_strings(error.get("names")), as_strings(error.get("close"))
-        hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-        listed = ", ".join(map(repr, names))
-        raise NameNotFound(f"no {listed} in the kernel{hint}", names=names)
-    if kind == "missing":
-        module, where = as_text(error.get("module")), error.get("where")
-        there = f" ({as_text(where)})" if where else ""
-        root = module.partition(".")[0]
-        ship = f", or ship your own module with by_value=[{root}]" if root != "cloudpickle" else ""
-        raise MissingInKernel(
-            f"the kernel{there} cannot import {module!r}: {message}. Install it there{ship}",
-            module=module,
-        )
-    if kind == "incompatible":
-        raise IncompatiblePython(
-            f"{message}, and this is Python {PYTHON[0]}.{PYTHON[1]}; only data crosses"
-        )
-    if kind == "large":
-        raise too_large(error.get("bytes"), limit)
-    if kind == "unsupported":
-        raise NotSupported(message)
-    if kind == "untrusted":
-        raise UntrustedPayload(
-            f"{message}; only data is trusted: allow= or trust='pickle' would open it",
-            type=as_text(error.get("type")),
-        )
-    if kind == "lost":
-        raise ReplyLost(f"the connection broke, and with it the answer: {message}")
-    if kind == "integrity":
-        raise IntegrityError(f"the kernel refused the request: {message}")
-    if kind == "epoch":
-        raise KernelRestarted("the kernel was restarted since the last call")
-    raise ProtocolError(message)
-
-
-def _raise_remote(error: Header, frames: Sequence[memoryview]) -> NoReturn:
-    remote = remote_error(error)
-    cause = None
-    if frames and error.get("code_of") in (None, PYTHON):
-        try:
-            cause = _codec.decode(frames)
-        except Exception:  # noqa: BLE001 - its class doesn't exist here: the text must do
-            cause = None
-    raise remote from cause if isinstance(cause, BaseException) else None

@@ -38,7 +38,7 @@ from bridgehead._errors import (
     TransportError,
 )
 from bridgehead._protocol.bootstrap import SYS
-from bridgehead._protocol.response import KEY
+from bridgehead._protocol.request import KEY
 from bridgehead._shipped.remote.kernel import few
 from bridgehead._shipped.wire.frames import DATA_MESSAGE, MIME
 from bridgehead._transports.addresses import stays_here

@@ -67,11 +67,11 @@ async def _names(options: dict[str, Any], begin: str) -> list[tuple[str, str]]:
 
     from bridgehead import Bridge
     from bridgehead._protocol.formatting import line
-    from bridgehead._tools.cli.options import _address
+    from bridgehead._tools.cli.target import address_of
 
     warnings.simplefilter("ignore")
     logging.disable()
-    existing = _address(*(options.get(name) for name in ("existing", "url", "token")))
+    existing = address_of(*(options.get(name) for name in ("existing", "url", "token")))
     async with asyncio.timeout(PATIENCE):
         opening = Bridge.attach(existing, insecure=options.get("insecure") or (), timeout=PATIENCE)
         async with opening as bridge:

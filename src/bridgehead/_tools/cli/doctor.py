@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bridgehead._tools.cli.exit import FAILED, UNUSABLE, code_of, fail
-from bridgehead._tools.cli.options import Target, as_json, target
+from bridgehead._tools.cli.options import as_json, target
+from bridgehead._tools.cli.target import Target
 
 if TYPE_CHECKING:
     from bridgehead import Bridge, Info
@@ -91,20 +92,21 @@ async def _greet(target: Target) -> tuple[Info, list[Finding]]:
 
 def _of_the_file(existing: str | None) -> list[Finding]:
     from bridgehead import KernelNotFound
-    from bridgehead._kernels import local as _kernels
+    from bridgehead._kernels.local import find
+    from bridgehead._kernels.security import insecurities, mode_for_others
 
     if existing is not None and existing.startswith(("http://", "https://")):
         return []
     try:
-        file = _kernels.find(existing)
+        file = find(existing)
         info = json.loads(Path(file).read_text("utf-8"))
         found = [
             Finding(INSECURE, f"the connection {why.partition(' (')[0]}", _todo(why, name))
-            for name, why in _kernels.insecurities(info, file).items()
+            for name, why in insecurities(info, file).items()
         ]
     except (KernelNotFound, OSError, ValueError, AttributeError):
         return []  # connecting says it better
-    mode = _kernels.mode_for_others(file)
+    mode = mode_for_others(file)
     if mode is not None:
         found.append(
             Finding(

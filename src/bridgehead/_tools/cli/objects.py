@@ -29,7 +29,8 @@ from bridgehead._tools.cli.formats import (
     loaded,
     write_whole,
 )
-from bridgehead._tools.cli.options import Target, as_json, target
+from bridgehead._tools.cli.options import as_json, target
+from bridgehead._tools.cli.target import Target
 
 as_format = click.option(
     "--format",

@@ -1,83 +1,23 @@
-"""Which kernel a command means, and how it is opened.
+"""The options that say which kernel a command means.
 
-Rule: the options that all commands share, each said once; what they mean is ``Bridge.attach``'s.
+Rule: the options that all commands share, each said once; what they mean is ``target``'s.
 Nothing that runs before the arguments are read imports more than click and the package itself.
 """
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import functools
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import click
 
 from bridgehead._tools.cli.complete import kernels
-
-if TYPE_CHECKING:
-    from bridgehead import Bridge
+from bridgehead._tools.cli.target import Target, address_of
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-OPENING = 60.0  # s until a kernel must answer at all, in the middle of a cell or not
-FOREVER = 1e8  # s
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """The kernel that the options mean; ``timeout`` is of the whole command."""
-
-    existing: str | None
-    timeout: float | None
-    trust: Any
-    insecure: tuple[Any, ...]
-
-    @contextlib.asynccontextmanager
-    async def open(self) -> AsyncIterator[Bridge]:
-        """A bridge to it; what is done with it takes no longer than ``timeout``, all in all.
-
-        A kernel that is there may be in the middle of a cell for hours, and is waited for.
-
-        Raises:
-            TimeoutError: it took longer.
-        """
-        from bridgehead._tools.cli.exit import patiently
-
-        known = "the kernel had no time for it, and nothing was sent"
-        try:
-            async with asyncio.timeout(self.timeout) as limit:
-                bridge = await patiently(self._open())
-                async with bridge:
-                    try:
-                        yield bridge
-                    finally:
-                        known = (
-                            f"the kernel is {bridge.state}. What was sent to it may still run there"
-                        )
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise TimeoutError(f"it took longer than {self.timeout:g} s; {known}") from None
-
-    async def _open(self) -> Bridge:
-        from bridgehead import Bridge
-
-        class Patient(Bridge):
-            """Its ``timeout`` is for the first answer alone, not for its turn to be planted."""
-
-            @classmethod
-            async def _opened(cls, transport: Any, how: Any, timeout: float, started: float) -> Any:
-                return await super()._opened(transport, how, FOREVER, started)
-
-        patience = max(OPENING, self.timeout or 0)
-        return await Patient.attach(
-            self.existing, insecure=self.insecure, trust=self.trust, timeout=patience
-        )
 
 
 def target(*, trust: bool = True) -> Callable[[F], F]:
@@ -94,7 +34,7 @@ def target(*, trust: bool = True) -> Callable[[F], F]:
             trust: str | None = None,
             **options: Any,
         ) -> Any:
-            wanted = Target(_address(existing, url, token), timeout, trust, insecure)
+            wanted = Target(address_of(existing, url, token), timeout, trust, insecure)
             return command(wanted, **options)
 
         decorated: Any = wrapped
@@ -148,18 +88,3 @@ def _options(trust: bool) -> list[Callable[[Any], Any]]:
             )
         )
     return found
-
-
-def _address(existing: str | None, url: str | None, token: str | None) -> str | None:
-    if existing is not None and url is not None:
-        raise click.UsageError("--existing and --url name a kernel each; say one of them")
-    if token is not None and url is None:
-        raise click.UsageError("--token is for a server; say --url as well")
-    if url is None:
-        return existing
-    address = url if "://" in url else f"http://{url}"
-    if not address.startswith(("http://", "https://")):
-        raise click.UsageError("--url begins with http:// or https://")
-    if token is None:
-        return address
-    return f"{address}{'&' if '?' in address else '?'}token={quote(token, safe='')}"

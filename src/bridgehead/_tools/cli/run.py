@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bridgehead._tools.cli.exit import FAILED, INTERRUPTED, UNUSABLE, fail, finish, warn
-from bridgehead._tools.cli.options import Target, as_json, target
+from bridgehead._tools.cli.options import as_json, target
+from bridgehead._tools.cli.target import Target
 
 if TYPE_CHECKING:
     from bridgehead import Bridge, Message

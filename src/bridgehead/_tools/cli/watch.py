@@ -18,7 +18,8 @@ import click
 from bridgehead._tools.cli.complete import names as complete_names
 from bridgehead._tools.cli.exit import finish, warn
 from bridgehead._tools.cli.formats import jsonable
-from bridgehead._tools.cli.options import Target, as_json, target
+from bridgehead._tools.cli.options import as_json, target
+from bridgehead._tools.cli.target import Target
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType

@@ -1,0 +1,159 @@
+"""Start a kernel, and wait until it answers.
+
+Rule: what ``Bridge.launch`` needs up to an open transport: the kernelspec, its provisioner, the
+connection file and its encryption. The process itself is ``_transports.process``'s; what is
+insecure is ``security``'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import tempfile
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
+from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.provisioning.factory import KernelProvisionerFactory
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
+from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
+from jupyter_core.paths import jupyter_runtime_dir
+from traitlets import TraitError
+
+from bridgehead._errors import KernelNotFound, NotSupported
+from bridgehead._kernels.security import checked
+from bridgehead._transports.process import Keeper
+from bridgehead._transports.tasks import to_the_end
+from bridgehead._transports.zmq import ZmqTransport
+
+SOCKET_PATH = 103  # bytes of a Unix socket's path on every POSIX, less the "-5" ZeroMQ's ports add
+
+
+async def launch(
+    kernel_name: str,
+    *,
+    connection_file: str | os.PathLike[str] | None,
+    env: Mapping[str, str] | None,
+    cwd: str | os.PathLike[str] | None,
+    encryption: bool,
+    insecure: frozenset[str],
+    timeout: float,
+) -> ZmqTransport:
+    """Start a kernel and wait until it answers; cancelling or failing ends it again."""
+    manager = AsyncKernelManager(kernel_name=kernel_name)
+    spec = _spec(manager)
+    file = _connection_path(connection_file)
+    provisioner = _provisioner(spec)
+    if encryption:
+        _encrypt(manager)
+    elif _takes_ipc(spec, provisioner) and len(os.fsencode(file)) <= SOCKET_PATH:
+        manager.transport = "ipc"
+    manager.connection_file = str(file)
+    environment = {**os.environ, **(env or {})}
+    # The debugger's word about frozen modules is noise to whoever didn't ask for a debugger.
+    environment.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    options: dict[str, Any] = {"env": environment}
+    log = None
+    if issubclass(provisioner, LocalProvisioner):  # they are Popen's, and mean nothing to others
+        log = tempfile.TemporaryFile("ab+")  # noqa: SIM115 - the keeper closes it
+        options |= {"stdout": log, "stderr": log}
+    if cwd is not None:
+        options["cwd"] = os.fspath(cwd)
+    keeper, transport = Keeper(manager, log), None
+    try:
+        # To its end: cancelled half-way, the manager would not know of the process it started.
+        await to_the_end(asyncio.ensure_future(manager.start_kernel(**options)))
+        # Only now: where the kernel is, is the provisioner's to tell.
+        info = checked(manager.get_connection_info(), f"the kernel {kernel_name!r}", insecure)
+        if encryption and not info.get("curve_publickey"):
+            raise NotSupported(f"{provisioner.__name__} started {kernel_name!r} without CURVE keys")
+        transport = ZmqTransport(
+            info, connection_file=manager.connection_file, keeper=keeper, owned=True
+        )
+        await transport.open(timeout, timeout)
+    except BaseException:
+        if transport is not None:
+            await transport.aclose()
+        else:
+            await to_the_end(asyncio.ensure_future(keeper.end(polite=False)))
+        raise
+    return transport
+
+
+def _spec(manager: AsyncKernelManager) -> KernelSpec:
+    """The kernelspec that is to be started.
+
+    Raises:
+        KernelNotFound: there is none, or its provisioner is not installed.
+    """
+    try:
+        spec = manager.kernel_spec
+    except NoSuchKernel:
+        name, found = manager.kernel_name, KernelSpecManager().find_kernel_specs()
+        if name in found:
+            wanted = _provisioner_name(KernelSpec.from_resource_dir(found[name]))
+            raise KernelNotFound(
+                f"the kernel {name!r} is to be started by the provisioner {wanted!r}, which is not "
+                "installed here; pip install the package that brings it"
+            ) from None
+        known = ", ".join(sorted(found)) or "none"
+        raise KernelNotFound(f"no kernel named {name!r} is installed; there is: {known}") from None
+    assert spec is not None
+    return spec
+
+
+def _provisioner(spec: KernelSpec) -> type[KernelProvisionerBase]:
+    """What will start this kernel: jupyter_client's own, or one that an entry point names."""
+    known = KernelProvisionerFactory.instance().provisioners
+    found: type[KernelProvisionerBase] = known[_provisioner_name(spec)].load()
+    return found
+
+
+def _provisioner_name(spec: KernelSpec) -> str:
+    default = KernelProvisionerFactory.instance().default_provisioner_name
+    return str(spec.metadata.get("kernel_provisioner", {}).get("provisioner_name", default))
+
+
+def _takes_ipc(spec: KernelSpec, provisioner: type[KernelProvisionerBase]) -> bool:
+    """Whether Unix sockets are sure to work: they are not every kernel's, as TCP is.
+
+    xeus-python ends at once, and a provisioner may put the kernel where this folder is not.
+    """
+    ipykernel = any("ipykernel" in word for word in spec.argv)
+    return sys.platform != "win32" and ipykernel and provisioner is LocalProvisioner
+
+
+def _encrypt(manager: AsyncKernelManager) -> None:
+    """Have the manager make CURVE keys, which it writes into the connection file and keeps.
+
+    Raises:
+        NotSupported: jupyter_client, pyzmq or the kernelspec knows no CURVE.
+    """
+    if not manager.has_trait("transport_encryption"):
+        raise NotSupported(
+            "this jupyter_client cannot encrypt; pip install 'jupyter_client>=8.9' here"
+        )
+    try:
+        manager.transport_encryption = "required"
+    except TraitError as error:  # this pyzmq was built without it
+        raise NotSupported(str(error)) from None
+    spec = manager.kernel_spec
+    if spec is None or "curve" not in str(spec.metadata.get("supported_encryption", "")).lower():
+        raise NotSupported(
+            f"the kernelspec {manager.kernel_name!r} does not say that its kernel can encrypt; "
+            "pip install 'ipykernel>=7.3' in the kernel's environment, then python -m ipykernel "
+            "install there, if the kernelspec was made that way"
+        )
+
+
+def _connection_path(wanted: str | os.PathLike[str] | None) -> Path:
+    """Absolute, so that ipc sockets don't land in whatever folder is current."""
+    if wanted is not None:
+        return Path(os.path.abspath(wanted))
+    folder = jupyter_runtime_dir()
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    return Path(folder) / f"kernel-{uuid.uuid4().hex[:12]}.json"

@@ -1,0 +1,139 @@
+"""What makes a connection insecure, and what is refused for it.
+
+Rule: every check that keeps strangers away from a kernel: its key, plain TCP, CURVE keys, and the
+permissions of its connection file. All of it is checked before a socket is opened. Checks open
+no connection and change no file.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import stat
+import sys
+import warnings
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import zmq
+from jupyter_client.asynchronous.client import AsyncKernelClient
+
+from bridgehead._errors import (
+    InsecureConnection,
+    InsecureConnectionWarning,
+    KernelNotFound,
+    NotSupported,
+)
+from bridgehead._transports.addresses import stays_here
+
+Insecurity = Literal["empty-key", "plain-tcp"]
+INSECURITIES = get_args(Insecurity)
+_warned: set[Path] = set()  # connection files that were told to be readable by others
+
+
+def allowances(insecure: Insecurity | Collection[Insecurity]) -> frozenset[str]:
+    """The names in an ``insecure`` argument, checked; one name may stand alone.
+
+    Raises:
+        ValueError: a name that isn't known.
+        TypeError: no names at all.
+    """
+    known = " and ".join(map(repr, INSECURITIES))
+    if not isinstance(insecure, Collection):
+        raise TypeError(f"insecure= takes {known}, or both, not {type(insecure).__name__}")
+    names = [insecure] if isinstance(insecure, str) else list(insecure)
+    for name in names:
+        if name not in INSECURITIES:
+            raise ValueError(f"insecure= knows no {name!r}; it takes {known}, or both")
+    return frozenset(names)
+
+
+def checked(info: Mapping[str, Any], where: str, insecure: frozenset[str]) -> dict[str, Any]:
+    """Refuse a connection over which a stranger could read messages or send pickles.
+
+    Raises:
+        InsecureConnection: no key, or plain TCP beyond this machine, and not allowed by name.
+        KernelNotFound: CURVE keys that are none.
+        NotSupported: this jupyter_client would leave the CURVE keys unused.
+    """
+    found = insecurities(info, where)
+    refused = [why for name, why in found.items() if name not in insecure]
+    if refused:
+        names = [name for name in INSECURITIES if name in insecure or name in found]
+        raise InsecureConnection(
+            f"{where} {', and '.join(refused)}; insecure={names} would allow it"
+        )
+    return {**info, "key": info.get("key") or ""}
+
+
+def insecurities(info: Mapping[str, Any], where: str) -> dict[str, str]:
+    """What lets a stranger in, by the names that ``insecure=`` takes, and what to do about it."""
+    found = {}
+    if not info.get("key"):
+        found["empty-key"] = (
+            "has an empty key, so whoever reaches the kernel can run code in it "
+            "(start the kernel with a key)"
+        )
+    ip = info.get("ip", "127.0.0.1")
+    if not _curve(info, where) and not stays_here(info.get("transport", "tcp"), ip):
+        found["plain-tcp"] = (
+            f"leads to {ip} over plain TCP, readable on the way "
+            "(forward the ports with SSH to 127.0.0.1, or start the kernel with CURVE)"
+        )
+    return found
+
+
+def _curve(info: Mapping[str, Any], where: str) -> bool:
+    """Whether the connection is encrypted: half a pair of keys would be left unused, silently."""
+    public, secret = info.get("curve_publickey"), info.get("curve_secretkey")
+    if public is None and secret is None:
+        return False
+    if "curve_publickey" not in AsyncKernelClient.class_trait_names():
+        raise NotSupported(
+            f"{where} has CURVE keys, and this jupyter_client knows none; "
+            "pip install 'jupyter_client>=8.9' here"
+        )
+    try:
+        fits = zmq.curve_public(str(secret).encode()) == str(public).encode()
+    except (ValueError, zmq.ZMQError):
+        fits = False
+    if not fits:
+        raise KernelNotFound(f"the CURVE keys in {where} are damaged: they are no pair")
+    return True
+
+
+def is_own_file(file: str) -> bool:
+    """Whether the kernel that wrote this connection file is this user's."""
+    return not hasattr(os, "getuid") or os.stat(file).st_uid == os.getuid()
+
+
+def mode_for_others(file: str) -> int | None:
+    """The mode of a file that others on this machine can read, folders considered; else None.
+
+    None on Windows, whose permissions are of another kind.
+    """
+    path = Path(file).resolve()
+    if sys.platform == "win32" or not path.exists():
+        return None
+    mode = stat.S_IMODE(path.stat().st_mode)
+    readable = mode & (stat.S_IRGRP | stat.S_IROTH)
+    enterable = (folder.stat().st_mode & (stat.S_IXGRP | stat.S_IXOTH) for folder in path.parents)
+    return mode if readable and all(enterable) else None
+
+
+def warn_if_others_can_read(file: str) -> None:
+    """Once for each file."""
+    path = Path(file).resolve()
+    if path in _warned:
+        return
+    mode = mode_for_others(file)
+    if mode is not None:
+        warnings.warn(
+            f"others on this machine can read {file} (mode {mode:04o}), and with the key in it run "
+            f"code in the kernel as you; say chmod 600 {shlex.quote(file)}, and start the kernel "
+            "anew if somebody may have read it",
+            InsecureConnectionWarning,
+            stacklevel=1,
+        )
+        _warned.add(path)  # not before: where warnings are errors, every attempt is one
