@@ -62,7 +62,7 @@ class Bridge(Namespace):
         >>> bridge.state
         'idle'
         """
-        return self._transport.state
+        return self._transport.life.state
 
     @property
     def info(self) -> Info:
@@ -409,7 +409,7 @@ class Bridge(Namespace):
         """
         self._foothold.check_caller()
         if self.state == "closed":
-            self._transport.check()
+            self._transport.life.check()
         async with deadline(timeout, "restart", self._transport):
             await self._transport.restart(timeout)
             await self._foothold.plant()

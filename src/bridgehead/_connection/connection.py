@@ -76,7 +76,7 @@ class Foothold:
     def check(self) -> None:
         """Raise unless this caller may ask this kernel for something now."""
         self.check_caller()
-        self.transport.check()
+        self.transport.life.check()
 
     @property
     def info(self) -> Info:
@@ -113,8 +113,8 @@ class Foothold:
     @property
     def is_ready(self) -> bool:
         """Whether the loader is there and the kernel answers, as far as is known."""
-        planted = self._generation == self.transport.generation
-        return planted and not self.transport.is_silent and not self.lane.lost
+        planted = self._generation == self.transport.life.generation
+        return planted and not self.transport.life.is_silent and not self.lane.lost
 
     async def in_turn(self, call: Call) -> Answered:
         """One operation when it is its turn, with the place that it has already, if it has one."""
@@ -130,7 +130,7 @@ class Foothold:
                 told, frames = await self.lane.rest(request, opened)
                 return Answered(told, frames, request)
             except KernelRestarted:
-                if generation != self.transport.generation:
+                if generation != self.transport.life.generation:
                     raise
                 first = kernel
                 self._lost(info)
@@ -138,7 +138,10 @@ class Foothold:
             again = call.place.number if call.place else number
             with contextlib.nullcontext(held) if held else self.queue.place(again) as place:
                 held, call.place = None, place
-                if self._generation != self.transport.generation or self.transport.is_silent:
+                if (
+                    self._generation != self.transport.life.generation
+                    or self.transport.life.is_silent
+                ):
                     await place.prepare(self.ready())
                 lane = await self.ready()
                 if first not in (None, self._kernel):
@@ -157,7 +160,7 @@ class Foothold:
                 except KernelRestarted:
                     # On an unbroken connection somebody removed the loader: nothing was done,
                     # so plant it again, and if it is the same process do it now.
-                    if first is not None or generation != self.transport.generation:
+                    if first is not None or generation != self.transport.life.generation:
                         raise
                     first = kernel
                     self._lost(info)
@@ -173,10 +176,10 @@ class Foothold:
         if (
             not isinstance(lane, DirectLane)
             or lane.lost
-            or self._generation != self.transport.generation
+            or self._generation != self.transport.life.generation
         ):
             return None
-        if not self.queue.is_empty or self.transport.is_silent or call.needs_lesson:
+        if not self.queue.is_empty or self.transport.life.is_silent or call.needs_lesson:
             return None
         if call.content is not None:
             if not call.content.is_light():
@@ -293,7 +296,7 @@ class Foothold:
                     if isinstance(lane, DirectLane):  # what nobody waits for any more goes first
                         with contextlib.suppress(LinkLost):
                             await lane.link.drained()
-                    return await self.transport.request(content, on_message=on_message)
+                    return await self.transport.dispatcher.request(content, on_message=on_message)
 
                 reply = await self.queue.run(place, cell)
             await complete(reply.id)
@@ -302,7 +305,7 @@ class Foothold:
     async def aclose(self) -> None:
         """Leave, and nothing half-way in the kernel."""
         if self._lane is not None and self._info is not None:
-            for watch in list(self.transport.listeners):
+            for watch in list(self.transport.life.listeners):
                 self.transport.spawn(self.unwatch(watch))
             await self._lane.leave()
         await self.subshell.aclose()
@@ -316,7 +319,7 @@ class Foothold:
         Raises:
             NotSupported: the kernel would end instead, or go on.
         """
-        if self.transport.is_xeus:  # 0.19: SIGINT ends it, and the message does nothing (measured)
+        if not self.transport.quirks.interruptible:
             raise NotSupported(
                 f"{self.info.kernel} can't be interrupted: a signal would end it; restart() does "
                 "so and starts another one"
@@ -361,15 +364,15 @@ class Foothold:
 
     async def ready(self) -> Lane:
         """The lane, with the loader in place; plants it again after a restart."""
-        await self.transport.answering()
+        await self.transport.life.answering()
         if self._lane is not None and self._lane.lost:
             self._generation = LOST
-        if self._generation != self.transport.generation:
+        if self._generation != self.transport.life.generation:
             epoch, kernel, lost = self._epoch, self._kernel, self._generation == LOST
             await self.plant()
             same = kernel == self._kernel if lost else epoch == self._epoch
             if epoch is not None and not same:
-                for listener in self.transport.listeners.values() if lost else ():
+                for listener in self.transport.life.listeners.values() if lost else ():
                     listener.end()  # where no connection broke, nobody told them
                 raise KernelRestarted(
                     "the kernel was restarted since the last call, and its namespace is new; "
@@ -391,7 +394,7 @@ class Foothold:
     async def plant(self) -> None:
         """The handshake, unless the loader is known to be there."""
         async with self._planting:
-            generation = self.transport.generation
+            generation = self.transport.life.generation
             if generation == self._generation:
                 return
             greeted = await self._handshake.greet()
@@ -399,7 +402,7 @@ class Foothold:
                 self._lane.link.close()
             self._lane, self._info, self._kernel = greeted.lane, greeted.info, greeted.process
             lane = greeted.lane
-            self.transport.beside = lane.link if isinstance(lane, DirectLane) else None
+            self.transport.life.beside = lane.link if isinstance(lane, DirectLane) else None
             self._generation, self._epoch = generation, greeted.info.epoch
             for orphan in greeted.orphans:
                 self.transport.spawn(self.subshell.delete(orphan))
@@ -435,7 +438,7 @@ async def deadline(
         end = "It was not sent" if waited else "What was sent to it may still run there"
         raise TimeoutError(
             f"{operation} got no answer within {asked or seconds:g} s; the kernel is "
-            f"{transport.state}. {end}"
+            f"{transport.life.state}. {end}"
         ) from None
 
 

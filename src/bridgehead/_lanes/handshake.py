@@ -76,7 +76,7 @@ class Handshake:
                 f"{kernel} is a kernel for {_protocol.as_text(language)}; bridgehead needs a "
                 "Python kernel"
             )
-        transport.narrow()
+        transport.dispatcher.narrow(transport.quirks.window)
         with self._listening() as listener:
             offer = listener.offer if isinstance(listener, Listener) else None
             header = _protocol.header(
@@ -161,7 +161,7 @@ class Handshake:
         if not why and isinstance(listener, Listener):
             sock = listener.accept()
             if sock is not None:
-                link = Link(sock, self._pool, self._transport)
+                link = Link(sock, self._pool, self._transport.dispatcher)
                 return DirectLane(self._transport, link, messages, listener.name)
             why = "the loader's connection did not arrive"
         if self._wanted == DirectLane.name:
