@@ -36,7 +36,7 @@ async def nothing_is_lost(bridge: Bridge) -> AsyncIterator[None]:
     yield
     assert [name.name for name in await bridge.names()] == ["precious"]
     assert await bridge.pull("precious") == [1, 2, 3]
-    assert bridge._transport.in_flight == 0
+    assert bridge._transport.dispatcher.in_flight == 0
 
 
 @pytest.mark.parametrize("name", ["not a name", "1st", "", "a.b", "a-b", "x;y", 5])

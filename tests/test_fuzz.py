@@ -603,8 +603,8 @@ class Liar:
         self.bridge = bridge
         self.transport: Any = bridge._transport
         self.change: Callable[[str, Header], None] | None = None
-        self._received = self.transport.received
-        self.transport.received = self.received
+        self._received = self.transport.dispatcher.received
+        self.transport.dispatcher.received = self.received
 
     def received(self, channel: str, message: Header) -> None:
         if self.change is not None:
@@ -622,10 +622,10 @@ class Liar:
                 with contextlib.suppress(*([] if last else [KernelRestarted])):
                     await self.bridge.push(honest=[1, "é"])
             assert await self.bridge.pull("honest") == [1, "é"]
-            while self.transport._pending or self.transport._promises:
+            while self.transport.dispatcher.pending or self.transport.life._promises:
                 await asyncio.sleep(0.001)
         assert not self.bridge._foothold.queue._places
-        assert self.transport._slots._value == 32
+        assert self.transport.dispatcher._slots._value == 32
 
 
 async def pull(bridge: Bridge) -> None:

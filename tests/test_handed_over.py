@@ -156,12 +156,12 @@ async def test_what_is_altered_on_either_way_is_bound_nowhere(which: str) -> Non
 
             target._transport.send = sent  # type: ignore[method-assign]
         else:
-            received = source._transport.received
+            received = source._transport.dispatcher.received
 
             def came(channel: str, message: Any) -> None:
                 received(channel, {**message, "buffers": altered(message["buffers"])})
 
-            source._transport.received = came  # type: ignore[method-assign]
+            source._transport.dispatcher.received = came  # type: ignore[method-assign]
         with pytest.raises(IntegrityError if which == "target" else ReplyLost) as caught:
             await source.handoff("x", to=target)
         assert f"the {which} of a handoff" in caught.value.__notes__[0]

@@ -105,7 +105,7 @@ async def test_a_piece_that_brings_nothing_is_told_at_once() -> None:
     """Else a kernel that announces much and sends nothing would be asked for ever."""
     async with Bridge.loopback(lane="buffers") as bridge:
         await bridge.push(large=bytes(40 << 20))
-        received, asked = bridge._transport.received, 0
+        received, asked = bridge._transport.dispatcher.received, 0
 
         def empty(channel: str, message: Any) -> None:
             nonlocal asked
@@ -115,10 +115,10 @@ async def test_a_piece_that_brings_nothing_is_told_at_once() -> None:
                     message = {**message, "buffers": []}
             received(channel, message)
 
-        bridge._transport.received = empty  # type: ignore[method-assign]
+        bridge._transport.dispatcher.received = empty  # type: ignore[method-assign]
         with pytest.raises(ReplyLost, match="its piece at .* is not whole"):
             await bridge.pull("large")
-        del bridge._transport.received
+        del bridge._transport.dispatcher.received
         assert len(await bridge.pull("large")) == 40 << 20
 
 

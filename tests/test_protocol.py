@@ -527,7 +527,11 @@ def wire(request: Any) -> Any:
     """As much of a transport as a lane needs."""
     spawn = lambda work: work.close()  # noqa: E731
     return SimpleNamespace(
-        request=request, spawn=spawn, resumes=False, largest=LARGEST, largest_back=LARGEST
+        dispatcher=SimpleNamespace(request=request),
+        spawn=spawn,
+        resumes=False,
+        largest=LARGEST,
+        largest_back=LARGEST,
     )
 
 

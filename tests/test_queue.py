@@ -256,10 +256,10 @@ async def test_one_that_leaves_after_it_was_sent_takes_effect_and_leaves_nothing
         pull = gated.ask(bridge.pull("(entered.set(), leave.wait(), long)[2]"))
         await asyncio.to_thread(entered.wait, PATIENCE)
         pull.cancel()
-        late = gated.transport.late
+        late = gated.transport.dispatcher.late
         leave.set()
         assert await bridge.exists("long")
-        assert gated.transport.late == late + 1
+        assert gated.transport.dispatcher.late == late + 1
         async with asyncio.timeout(PATIENCE):
             while far.outboxes:
                 await asyncio.sleep(0.001)
@@ -413,16 +413,16 @@ async def test_an_error_of_the_message_itself_is_told_to_each_as_its_own(gated: 
         gated.ask(gated.bridge.exists("x"))
     await gated.queued(3)
     reply = {"status": "error", "ename": "Odd", "evalue": "from outside", "traceback": []}
-    received: Callable[[str, Any], None] = gated.transport.received
+    received: Callable[[str, Any], None] = gated.transport.dispatcher.received
 
     def replaced(channel: str, message: Any) -> None:
         if "user_expressions" in message["content"] and message["content"]["user_expressions"]:
             message["content"] = reply
         received(channel, message)
 
-    gated.transport.received = replaced
+    gated.transport.dispatcher.received = replaced
     outcomes = await gated.outcomes()
-    gated.transport.received = received
+    gated.transport.dispatcher.received = received
     assert [type(outcome) for outcome in outcomes] == [RemoteError] * 3
     assert len({id(outcome) for outcome in outcomes}) == 3
     assert {outcome.ename for outcome in outcomes} == {"Odd"}

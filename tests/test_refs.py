@@ -16,13 +16,13 @@ from bridgehead._protocol.ref import primary, render
 async def test_nothing_moves_until_it_is_pulled(loopback: Bridge) -> None:
     await loopback.push(data={"a": [1, 2, 3], "b": {"c": 4}})
     sent: list[Any] = []
-    put = loopback._transport.put
+    put = loopback._transport.dispatcher.put
 
     async def counted(*args: Any, **options: Any) -> Any:
         sent.append(args)
         return await put(*args, **options)
 
-    loopback._transport.put = counted  # type: ignore[method-assign]
+    loopback._transport.dispatcher.put = counted  # type: ignore[method-assign]
     ref = loopback.ref("data")["a"][1:].copy()
     assert str(ref) == "data['a'][slice(1, None, None)].copy()"
     assert repr(ref) == "<Ref data['a'][slice(1, None, None)].copy()>"

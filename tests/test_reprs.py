@@ -158,7 +158,7 @@ async def test_a_bridge_tells_what_it_knows_and_asks_nobody(
         raise AssertionError("the kernel was asked")
 
     monkeypatch.setattr(loopback._foothold, "ask", asked)
-    monkeypatch.setattr(loopback._transport, "put", asked)
+    monkeypatch.setattr(loopback._transport.dispatcher, "put", asked)
     texts = Parsed(loopback._repr_html_()).texts
     assert texts[0] == "Bridge"
     assert texts[1].strip() == "idle"

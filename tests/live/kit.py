@@ -323,5 +323,5 @@ async def all_of(*work: Awaitable[Any]) -> list[Any]:
 
 def at_work(bridge: Bridge) -> bool:
     """Whether its kernel does something for it, in the main thread or in the loader's own."""
-    beside = bridge._transport.beside
+    beside = bridge._transport.life.beside
     return bridge.state == "busy" or (beside is not None and beside.at_work)

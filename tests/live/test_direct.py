@@ -302,7 +302,7 @@ async def test_everything_takes_effect_in_the_order_of_its_call(direct: Bridge) 
 async def test_a_push_comes_after_a_cell_that_nobody_waits_for(direct: Bridge, size: int) -> None:
     for n in range(5):
         cell = asyncio.ensure_future(direct.run(f"import time; time.sleep(0.05); x = y = {-n}"))
-        while not direct._transport.in_flight:
+        while not direct._transport.dispatcher.in_flight:
             await asyncio.sleep(0)
         cell.cancel()
         await direct.push(x=np.full(size, n))

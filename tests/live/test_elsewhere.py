@@ -41,7 +41,7 @@ from bridgehead import (
     RemoteError,
     ReplyLost,
 )
-from bridgehead._transports.base import Transport
+from bridgehead._transports.dispatch import Dispatcher
 from elsewhere import ENVIRONMENTS, HERE, NEWEST, OLDEST, TENTH, Elsewhere, Environment
 from look import look
 
@@ -453,15 +453,15 @@ async def test_a_class_of_a_module_that_exists_only_here(
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The header of every message that leaves any bridge."""
     headers: list[dict[str, Any]] = []
-    put = Transport.put
+    put = Dispatcher.put
 
     async def noted(
-        self: Transport, channel: str, message: dict[str, Any], *a: Any, **k: Any
+        self: Dispatcher, channel: str, message: dict[str, Any], *a: Any, **k: Any
     ) -> Any:
         headers.append(message["header"])
         return await put(self, channel, message, *a, **k)
 
-    monkeypatch.setattr(Transport, "put", noted)
+    monkeypatch.setattr(Dispatcher, "put", noted)
     return headers
 
 
@@ -649,7 +649,7 @@ async def test_one_flipped_byte_is_refused_both_ways(live: Bridge) -> None:
 async def refuses_a_flipped_byte(live: Bridge) -> None:
     array = np.arange(10_000.0)
     await live.push(x=1)
-    send, received = live._transport.send, live._transport.received
+    send, received = live._transport.send, live._transport.dispatcher.received
 
     def flipped(buffers: Any) -> list[bytes]:
         parts = [bytearray(part) for part in buffers]
@@ -670,10 +670,10 @@ async def refuses_a_flipped_byte(live: Bridge) -> None:
     del live._transport.send
     assert await seen(live) == {"x": "1"}
     await live.push(a=array)
-    live._transport.received = damaging_received  # type: ignore[method-assign]
+    live._transport.dispatcher.received = damaging_received  # type: ignore[method-assign]
     with pytest.raises(ReplyLost, match="the kernel's answer is damaged"):
         await live.pull("a")
-    del live._transport.received
+    del live._transport.dispatcher.received
     assert (await live.pull("a")).tobytes() == array.tobytes()
     assert await seen(live) == {"x": "1", "a": repr(array)}
 

@@ -83,7 +83,7 @@ from bridgehead import (
     ReplyLost,
     RequestAborted,
 )
-from bridgehead._transports.base import WINDOW
+from bridgehead._transports.dispatch import WINDOW
 from elsewhere import MAJORS
 from look import look
 
@@ -220,7 +220,7 @@ async def test_sigstop_is_told_and_recovers(live: Bridge) -> None:
             async with told_within(0.5):
                 outcomes = await all_of(*(bridge.pull("x", timeout=0.5) for bridge in bridges))
             assert {type(outcome) for outcome in outcomes} == {TimeoutError}
-            late = [bridge._transport.late for bridge in bridges]
+            late = [bridge._transport.dispatcher.late for bridge in bridges]
             async with told_within(5):
                 pushes = [bridge.push(x="after") for bridge in bridges]
                 pulls = [bridge.pull("x") for bridge in bridges]
@@ -233,7 +233,7 @@ async def test_sigstop_is_told_and_recovers(live: Bridge) -> None:
         async with told_within(1):
             assert [await bridge.pull("x") for bridge in bridges] == ["before"] * 2
         # The answers of the first pulls came, to nobody; what waited behind them was never sent.
-        now = [bridge._transport.late for bridge in bridges]
+        now = [bridge._transport.dispatcher.late for bridge in bridges]
         assert all(more > before for more, before in zip(now, late, strict=True))
         assert await look(file_of(live)) == {"x": "'before'"}
         for bridge in bridges:
@@ -900,7 +900,7 @@ async def struck_at_random(
 
     async def sent(number: int) -> asyncio.Task[Any]:
         task = asyncio.create_task(operation(number))
-        while not (task.done() or bridge._transport.in_flight):
+        while not (task.done() or bridge._transport.dispatcher.in_flight):
             await asyncio.sleep(0)
         return task
 

@@ -24,7 +24,7 @@ from bridgehead import (
     RemoteError,
     UnsupportedKernel,
 )
-from bridgehead._transports.base import Transport
+from bridgehead._transports.dispatch import Dispatcher
 from elsewhere import Elsewhere
 from look import look
 
@@ -87,15 +87,15 @@ async def test_one_request_at_a_time_is_on_its_way_to_xeus(
     elsewhere: Elsewhere, lane: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Two of some MiB that come together hang it for good.
-    most, put = 0, Transport.put
+    most, put = 0, Dispatcher.put
 
-    async def counted(self: Transport, *args: Any, **options: Any) -> Any:
+    async def counted(self: Dispatcher, *args: Any, **options: Any) -> Any:
         nonlocal most
         pending = await put(self, *args, **options)
         most = max(most, self.in_flight)
         return pending
 
-    monkeypatch.setattr(Transport, "put", counted)
+    monkeypatch.setattr(Dispatcher, "put", counted)
     async with Bridge.launch(elsewhere("xpython"), lane=lane) as bridge:
         large = np.arange(5_000_000.0)
         await asyncio.gather(

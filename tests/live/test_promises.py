@@ -50,7 +50,7 @@ from bridgehead import (
     RemoteError,
     ReplyLost,
 )
-from bridgehead._transports.base import WINDOW, Transport
+from bridgehead._transports.dispatch import WINDOW, Dispatcher
 from elsewhere import MAJORS
 from look import look
 
@@ -87,10 +87,15 @@ class Sent:
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
     count = Sent()
-    put = Transport.put
+    put = Dispatcher.put
 
     async def counted(
-        self: Transport, channel: str, message: dict[str, Any], buffers: Any = (), *a: Any, **k: Any
+        self: Dispatcher,
+        channel: str,
+        message: dict[str, Any],
+        buffers: Any = (),
+        *a: Any,
+        **k: Any,
     ) -> Any:
         count.requests += message["header"]["msg_type"] == "execute_request"
         count.nbytes += sum(memoryview(buffer).nbytes for buffer in buffers)
@@ -98,7 +103,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Sent:
         count.most = max(count.most, self.in_flight)
         return pending
 
-    monkeypatch.setattr(Transport, "put", counted)
+    monkeypatch.setattr(Dispatcher, "put", counted)
     return count
 
 
@@ -230,7 +235,7 @@ async def test_a_cancel_at_a_random_instant_disturbs_nobody(kernel: Bridge, lane
             for i in range(10):
                 await bridge.push(left=i)
                 assert await bridge.pull("left", "constant") == (i, [1, 2, 3])
-            await until(lambda: not bridge._transport.in_flight)
+            await until(lambda: not bridge._transport.dispatcher.in_flight)
             assert not bridge._foothold.queue._places
             assert await bridge.pull("_kept()") == [0, 0]
     there = await look(file_of(kernel))
@@ -246,7 +251,7 @@ async def test_what_was_cancelled_in_the_queue_never_runs(kernel: Bridge) -> Non
     await kernel.push(ran=[])
     async with occupied(kernel):
         sent = asyncio.ensure_future(kernel.push(first=1))
-        await until(lambda: kernel._transport.in_flight == 1)
+        await until(lambda: kernel._transport.dispatcher.in_flight == 1)
         queued = [
             asyncio.ensure_future(operation)
             for i in range(40)
@@ -571,7 +576,7 @@ async def test_what_progress_raises_ends_the_transfer(kernel: Bridge, lane: Any)
         with pytest.raises(Enough):
             await bridge.pull("blob", progress=enough)
         assert await bridge.pull("_kept()") == [0, 0]
-        await until(lambda: not bridge._transport.in_flight)
+        await until(lambda: not bridge._transport.dispatcher.in_flight)
         assert (await bridge.pull("blob")).nbytes == SIZES[lane]
         await goes_on(bridge)
 
@@ -631,14 +636,14 @@ async def test_max_bytes_names_the_size_and_nothing_crosses(messages: Bridge, se
     assert (await kernel.push(array=array, max_bytes=exact)).bytes == exact
 
     arrived = 0
-    received = kernel._transport.received
+    received = kernel._transport.dispatcher.received
 
     def counted(channel: str, message: Any) -> None:
         nonlocal arrived
         arrived += sum(memoryview(buffer).nbytes for buffer in message["buffers"])
         received(channel, message)
 
-    kernel._transport.received = counted  # type: ignore[method-assign]
+    kernel._transport.dispatcher.received = counted  # type: ignore[method-assign]
     try:
         for expression in ("array", "array + 0"):
             with pytest.raises(PayloadTooLarge) as caught:
@@ -652,7 +657,7 @@ async def test_max_bytes_names_the_size_and_nothing_crosses(messages: Bridge, se
             assert arrived == caught.value.bytes
             arrived = 0
     finally:
-        del kernel._transport.received
+        del kernel._transport.dispatcher.received
     assert set(await look(file_of(kernel))) == {"array"}
     await goes_on(kernel)
 
@@ -1023,7 +1028,7 @@ async def test_a_watch_that_is_ended_while_it_begins_leaves_no_hook(kernel: Brid
     async with told_within(1):
         assert await first in (1, None)
     await until_no_hook(kernel)
-    assert not kernel._transport.listeners
+    assert not kernel._transport.life.listeners
 
 
 async def test_two_may_wait_for_the_first_value(kernel: Bridge) -> None:
@@ -1091,7 +1096,7 @@ async def test_an_iterator_that_is_forgotten_leaves_no_hook(kernel: Bridge) -> N
         break
     gc.collect()
     await until_no_hook(kernel)
-    assert not kernel._transport.listeners
+    assert not kernel._transport.life.listeners
 
 
 async def test_the_first_wait_may_be_cancelled(kernel: Bridge) -> None:

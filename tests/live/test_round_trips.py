@@ -27,23 +27,28 @@ from bridgehead import (
     RemoteError,
     ReplyLost,
 )
-from bridgehead._transports.base import WINDOW, Transport
+from bridgehead._transports.dispatch import WINDOW, Dispatcher
 
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
     """Every message that leaves any bridge: channel, type, number of buffers."""
     seen: list[tuple[str, str, int]] = []
-    put = Transport.put
+    put = Dispatcher.put
 
     async def counted(
-        self: Transport, channel: str, message: dict[str, Any], buffers: Any = (), *a: Any, **k: Any
+        self: Dispatcher,
+        channel: str,
+        message: dict[str, Any],
+        buffers: Any = (),
+        *a: Any,
+        **k: Any,
     ) -> Any:
         pending = await put(self, channel, message, buffers, *a, **k)
         seen.append((channel, message["header"]["msg_type"], len(buffers)))
         return pending
 
-    monkeypatch.setattr(Transport, "put", counted)
+    monkeypatch.setattr(Dispatcher, "put", counted)
     return seen
 
 
@@ -79,7 +84,7 @@ async def test_at_most_32_requests_are_in_flight_and_all_are_answered(live: Brid
     pushes = [asyncio.ensure_future(live.push({f"x{i}": i})) for i in range(200)]
     most = 0
     while not all(task.done() for task in pushes):
-        most = max(most, live._transport.in_flight)
+        most = max(most, live._transport.dispatcher.in_flight)
         await asyncio.sleep(0.005)
     await cell
     assert 0 < most <= WINDOW
@@ -219,7 +224,7 @@ async def _restart(manager: AsyncKernelManager) -> None:
 async def test_what_was_aborted_is_not_overtaken(live: Bridge) -> None:
     await live.push(seen=[])
     aborted = []
-    received = live._transport.received
+    received = live._transport.dispatcher.received
 
     def abort_the_first(channel: str, message: Any) -> None:
         if channel == "shell" and message["header"]["msg_type"] == "execute_reply" and not aborted:
@@ -228,12 +233,12 @@ async def test_what_was_aborted_is_not_overtaken(live: Bridge) -> None:
             message = {**message, "content": {"status": "aborted"}}
         received(channel, message)
 
-    live._transport.received = abort_the_first  # type: ignore[method-assign]
+    live._transport.dispatcher.received = abort_the_first  # type: ignore[method-assign]
     first = asyncio.ensure_future(live.run("seen.append('first')"))
     await asyncio.sleep(0)  # a coroutine is called when it starts
     await live.run("seen.append('second')")
     await first
-    del live._transport.received
+    del live._transport.dispatcher.received
     assert await live.pull("seen") == ["first", "first", "second"]
 
 
@@ -267,7 +272,7 @@ async def test_what_was_abandoned_is_not_kept_in_the_kernel(live: Bridge) -> Non
             await asyncio.gather(task, return_exceptions=True)
     assert await live.exists("big")  # what already waited its turn may go ahead of the word
     assert await live.pull("_kept()") == [0, 0]
-    assert live._transport.in_flight == 0
+    assert live._transport.dispatcher.in_flight == 0
 
 
 async def test_what_was_under_way_when_a_bridge_closed_is_not_kept(live: Bridge) -> None:

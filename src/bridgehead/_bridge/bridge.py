@@ -64,7 +64,7 @@ class Bridge(Openable):
         >>> bridge.state
         'idle'
         """
-        return self._transport.state
+        return self._transport.life.state
 
     @property
     def info(self) -> Info:
@@ -654,7 +654,7 @@ class Bridge(Openable):
         """
         self._foothold.check_caller()
         if self.state == "closed":
-            self._transport.check()
+            self._transport.life.check()
         async with Deadline(timeout, "restart", self._transport):
             await self._transport.restart(timeout)
             await self._foothold.remote.plant()

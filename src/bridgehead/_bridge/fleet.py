@@ -121,7 +121,7 @@ class Fleet(Sequence[Bridge]):
             except BaseException:
                 for task in tasks:
                     task.cancel()
-                await to_the_end(asyncio.ensure_future(_all_closed(tasks)))
+                await to_the_end(_all_closed(tasks))
                 raise
             fleet = cls([task.result() for task in tasks], pool=pool)
             fleet._owned = True
@@ -273,7 +273,11 @@ class Fleet(Sequence[Bridge]):
         for bridge in self._bridges:
             many = bridge._transport.many
             lane = bridge._foothold.remote.lane
-            if many is not None and lane.name == BuffersLane.name and not lane.transport.is_gone:
+            if (
+                many is not None
+                and lane.name == BuffersLane.name
+                and not lane.transport.life.is_gone
+            ):
                 groups.setdefault(many, []).append(bridge)
         found = []
         for bridges in groups.values():

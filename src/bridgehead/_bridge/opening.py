@@ -7,7 +7,6 @@ anything is started.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import ssl as tls
 import time
@@ -333,7 +332,7 @@ class Openable:
         'closed'
         """
         self._foothold.check_caller()
-        await to_the_end(asyncio.ensure_future(self._foothold.aclose()))
+        await to_the_end(self._foothold.aclose())
 
 
 class Opening(Generic[C]):

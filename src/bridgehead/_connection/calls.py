@@ -79,7 +79,7 @@ class Deadline:
         end = "It was not sent" if waited else "What was sent to it may still run there"
         raise TimeoutError(
             f"{self._operation} got no answer within {self._asked:g} s; the kernel is "
-            f"{self._transport.state}. {end}"
+            f"{self._transport.life.state}. {end}"
         ) from None
 
 

@@ -62,7 +62,7 @@ class Foothold:
     def check(self) -> None:
         """Raise unless this caller may ask this kernel for something now."""
         self.check_caller()
-        self.transport.check()
+        self.transport.life.check()
 
     async def ask(
         self,
@@ -105,7 +105,7 @@ class Foothold:
                 return Answered(told, frames, request)
             except KernelRestarted:
                 # The transport noticed the restart itself: that is for the caller to hear of.
-                if generation != self.transport.generation:
+                if generation != self.transport.life.generation:
                     raise
                 first = kernel
                 self.remote.mark_lost(info)
@@ -116,7 +116,7 @@ class Foothold:
                 held, call.place = None, place
                 # prepare() ends the wait when the kernel goes, and costs a task: it is for what
                 # may take long. With the remote part in place, ready() returns at once.
-                if not self.remote.is_current or self.transport.is_silent:
+                if not self.remote.is_current or self.transport.life.is_silent:
                     await place.prepare(self.remote.ready())
                 lane = await self.remote.ready()
                 # The same connection may lead to another process by now. The request was meant
@@ -142,7 +142,7 @@ class Foothold:
                     # On an unbroken connection somebody removed the remote part: nothing was
                     # done. Install it again, and if it is the same process send the request
                     # again, once.
-                    if first is not None or generation != self.transport.generation:
+                    if first is not None or generation != self.transport.life.generation:
                         raise
                     first = kernel
                     self.remote.mark_lost(info)
@@ -157,7 +157,7 @@ class Foothold:
         lane = self.remote.lane
         if not isinstance(lane, DirectLane) or lane.lost or not self.remote.is_current:
             return None
-        if not self.queue.is_empty or self.transport.is_silent or call.needs_lesson:
+        if not self.queue.is_empty or self.transport.life.is_silent or call.needs_lesson:
             return None
         if call.content is not None:
             if not call.content.is_light():
@@ -275,7 +275,7 @@ class Foothold:
                     if isinstance(lane, DirectLane):  # what nobody waits for any more goes first
                         with contextlib.suppress(LinkLost):
                             await lane.link.drained()
-                    return await self.transport.request(content, on_message=on_message)
+                    return await self.transport.dispatcher.request(content, on_message=on_message)
 
                 reply = await self.queue.run(place, cell)
             await complete(reply.id)
@@ -283,7 +283,7 @@ class Foothold:
 
     async def aclose(self) -> None:
         """Leave, and nothing half-way in the kernel."""
-        for watch in list(self.transport.listeners):
+        for watch in list(self.transport.life.listeners):
             self.transport.spawn(self.unwatch(watch))
         await self.remote.lane.leave()
         await self.subshell.aclose()
@@ -297,7 +297,7 @@ class Foothold:
         Raises:
             NotSupported: the kernel would end instead, or go on.
         """
-        if self.transport.is_xeus:  # 0.19: SIGINT ends it, and the message does nothing (measured)
+        if not self.transport.quirks.interruptible:
             raise NotSupported(
                 f"{self.remote.info.kernel} can't be interrupted: a signal would end it; "
                 "restart() does so and starts another one"

@@ -73,9 +73,12 @@ class Queue:
     def place(self, number: int | None = None) -> Iterator[Place]:
         """Take the last place, or again the one of this number; leaving the block gives it up."""
         if number is None:
-            place, ahead = Place(self._transport.promise(), next(self._numbers)), len(self._places)
+            place, ahead = (
+                Place(self._transport.life.promise(), next(self._numbers)),
+                len(self._places),
+            )
         else:
-            place = Place(self._transport.promise(), number)
+            place = Place(self._transport.life.promise(), number)
             ahead = sum(other.number < number for other in self._places)
         self._places.insert(ahead, place)
         try:
@@ -138,7 +141,7 @@ class Queue:
         return reply
 
     async def _outcome(self, place: Place) -> Any:
-        self._transport.check()
+        self._transport.life.check()
         self._changed.set()
         if self._serving is None and not self._alone:
             self._serving = self._transport.spawn(self._serve())
@@ -219,7 +222,7 @@ class Queue:
         """Whoever asked has left: have the loader drop the rest of the answer, if any."""
         if isinstance(outcome, BaseException):
             return  # nothing came
-        self._transport.late += 1
+        self._transport.dispatcher.late += 1
         if place.lane is None or place.request is None or not isinstance(outcome, Opened):
             return
         if outcome.inbox.received < outcome.inbox.total:

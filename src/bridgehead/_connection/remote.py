@@ -67,16 +67,16 @@ class Installation:
     @property
     def is_current(self) -> bool:
         """Whether the connection is still the one over which it was installed."""
-        return self.generation == self._transport.generation
+        return self.generation == self._transport.life.generation
 
     @property
     def is_ready(self) -> bool:
         """Whether the loader is there and the kernel answers, as far as is known."""
-        return self.is_current and not self._transport.is_silent and not self.lane.lost
+        return self.is_current and not self._transport.life.is_silent and not self.lane.lost
 
     async def ready(self) -> Lane:
         """The lane, with the loader in place; plants it again after a restart."""
-        await self._transport.answering()
+        await self._transport.life.answering()
         if self._lane is not None and self._lane.lost:
             self.generation = LOST
         if not self.is_current:
@@ -84,7 +84,7 @@ class Installation:
             await self.plant()
             same = kernel == self.process if lost else epoch == self._epoch
             if epoch is not None and not same:
-                for listener in self._transport.listeners.values() if lost else ():
+                for listener in self._transport.life.listeners.values() if lost else ():
                     listener.end()  # where no connection broke, nobody told them
                 raise KernelRestarted(
                     "the kernel was restarted since the last call, and its namespace is new; "
@@ -97,13 +97,13 @@ class Installation:
         async with self._planting:
             if self.is_current:
                 return
-            generation = self._transport.generation
+            generation = self._transport.life.generation
             greeted = await self._handshake.greet()
             if isinstance(self._lane, DirectLane):
                 self._lane.link.close()
             self._lane, self._info, self.process = greeted.lane, greeted.info, greeted.process
             lane = greeted.lane
-            self._transport.beside = lane.link if isinstance(lane, DirectLane) else None
+            self._transport.life.beside = lane.link if isinstance(lane, DirectLane) else None
             self.generation, self._epoch = generation, greeted.info.epoch
             for orphan in greeted.orphans:
                 self._transport.spawn(self._subshell.delete(orphan))

@@ -19,7 +19,7 @@ from bridgehead._protocol.raising import as_strings
 from bridgehead._transports.base import Transport
 
 UNKNOWN = "UnknownSubshellError"  # what the kernel answers when somebody deleted it
-PATIENCE = 2.0  # s for the kernel's control thread to make or delete one
+SUBSHELL_WAIT = 2.0  # s for the kernel's control thread to make or delete one
 LAST_LOOKS = 50  # 10 ms apart: whether it answered what was given up just before the close
 
 
@@ -45,20 +45,20 @@ class Subshell:
                 "now=True needs a kernel with subshells, ipykernel 7 or later; without it the "
                 "call waits for the cell that runs"
             )
-        while self._id is None or self._generation != transport.generation:
+        while self._id is None or self._generation != transport.life.generation:
             if self._making is None or self._making.done():
                 self._making = transport.spawn(self._make())
             try:
                 # Whoever gives up waiting must not leave one over there that nobody knows of.
                 await asyncio.shield(self._making)
             except asyncio.CancelledError:
-                transport.check()  # closed meanwhile
+                transport.life.check()  # closed meanwhile
                 raise
         return {"id": self._id, "host": platform.node(), "pid": os.getpid()}
 
     async def _make(self) -> None:
-        generation = self._transport.generation
-        told = await self._transport.control("create_subshell_request", {})
+        generation = self._transport.life.generation
+        told = await self._transport.dispatcher.control("create_subshell_request", {})
         if not isinstance(told.get("subshell_id"), str):
             raise ProtocolError("the kernel made no subshell")
         self._id, self._generation = told["subshell_id"], generation
@@ -71,19 +71,19 @@ class Subshell:
     async def delete(self, identity: str) -> None:
         """Have the kernel delete a subshell that is idle, ours or one that was left behind."""
         with contextlib.suppress(BridgeError, TimeoutError):
-            await self._transport.control(
-                "delete_subshell_request", {"subshell_id": identity}, PATIENCE
+            await self._transport.dispatcher.control(
+                "delete_subshell_request", {"subshell_id": identity}, SUBSHELL_WAIT
             )
 
     async def aclose(self) -> None:
         """Leave none behind; a busy one is left to the next bridge, which is told of it."""
         if self._making is not None:
-            await asyncio.wait([self._making], timeout=PATIENCE)
+            await asyncio.wait([self._making], timeout=SUBSHELL_WAIT)
         identity, self._id = self._id, None
-        if identity is None or self._generation != self._transport.generation:
+        if identity is None or self._generation != self._transport.life.generation:
             return
         for _ in range(LAST_LOOKS):
-            if not self._transport.serves(identity):
+            if not self._transport.dispatcher.serves(identity):
                 await self.delete(identity)
                 return
             await asyncio.sleep(0.01)

@@ -23,6 +23,7 @@ from bridgehead._protocol import response as _protocol
 from bridgehead._protocol.formatting import line
 from bridgehead._protocol.raising import as_text
 from bridgehead._protocol.response import Opened
+from bridgehead._transports.tasks import waited
 
 ASK_EVERY = 120.0  # s; the loader drops a watch that nobody asked for in ten minutes
 
@@ -57,7 +58,7 @@ class Watch:
         self._news = news = News(self._limit)
         self._options = {"expressions": [expression], **options}
         self._beginning = asyncio.Lock()
-        foothold.transport.listeners[news.id] = news
+        foothold.transport.life.listeners[news.id] = news
         self._finalizer = weakref.finalize(self, _leave, foothold, news)
         self._finalizer.atexit = False  # closing the bridge ends it, or its age
 
@@ -111,10 +112,10 @@ class Watch:
             first = await foothold.ask("watch", None, **options)
         except (asyncio.CancelledError, OutcomeUnknown):
             # It may be watched by now, and its first value on its way to nobody: begin anew.
-            foothold.transport.listeners.pop(news.id, None)
+            foothold.transport.life.listeners.pop(news.id, None)
             foothold.transport.spawn(foothold.unwatch(news.id))
             news.id = uuid.uuid4().hex
-            foothold.transport.listeners[news.id] = news
+            foothold.transport.life.listeners[news.id] = news
             raise
         if news.ended:
             foothold.transport.spawn(foothold.unwatch(news.id))
@@ -205,9 +206,8 @@ class News:
 async def _ask_again(ask: Callable[..., Awaitable[Frames]], news: News) -> None:
     """Keep the watch alive over there, and begin it again if it was dropped."""
     while True:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(ASK_EVERY):
-                await news.renewed.wait()
+        async with waited(ASK_EVERY):
+            await news.renewed.wait()
         seen = news.seen if news.renewed.is_set() else None
         news.renewed.clear()
         with contextlib.suppress(BridgeError):
@@ -220,13 +220,13 @@ def _leave(foothold: Foothold, news: News) -> None:
     """Nobody follows it any more; called by whoever closes it, or by the garbage collector."""
 
     async def tell() -> None:
-        foothold.transport.listeners.pop(news.id, None)
+        foothold.transport.life.listeners.pop(news.id, None)
         if news.asking is not None:
             news.asking.cancel()
             await foothold.unwatch(news.id)
 
     def leave() -> None:
-        if foothold.transport.state != "closed":
+        if foothold.transport.life.state != "closed":
             foothold.transport.spawn(tell())
 
     with contextlib.suppress(RuntimeError):  # the loop is closed, and the bridge with it

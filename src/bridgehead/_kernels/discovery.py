@@ -33,7 +33,7 @@ from bridgehead._kernels import jupyter_servers as _servers
 from bridgehead._kernels.jupyter_servers import Server
 from bridgehead._kernels.local import connection_files
 
-PATIENCE = 2.0  # s for a kernel or a server to answer at all
+ANSWER_WAIT = 2.0  # s for a kernel or a server to answer at all
 BEHIND = 0.4  # s that an idle kernel's shell may answer later than its control; else it is busy
 ALIVE = ("idle", "busy", "starting")
 
@@ -68,7 +68,7 @@ class Nearby:
         return self.state in ALIVE
 
 
-async def look_around(patience: float = PATIENCE) -> list[Nearby]:
+async def look_around(patience: float = ANSWER_WAIT) -> list[Nearby]:
     """The kernels of Jupyter's runtime folder and of this user's servers; last used, first."""
     async with _context() as context:
         local, served = await asyncio.gather(

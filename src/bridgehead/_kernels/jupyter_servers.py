@@ -135,13 +135,13 @@ async def _opened(
         transport = WebsocketTransport(rest, identity, owned=owned)
         await transport.open(timeout)
     except TimeoutError:
-        await to_the_end(asyncio.ensure_future(_give_up(rest, found, owned)))
+        await to_the_end(_give_up(rest, found, owned))
         raise KernelNotFound(f"{rest.url} gave no kernel within {timeout:g} s") from None
     except BaseException:
         if transport is not None:
             await transport.aclose()
         else:
-            await to_the_end(asyncio.ensure_future(_give_up(rest, found, owned)))
+            await to_the_end(_give_up(rest, found, owned))
         raise
     return transport
 

@@ -7,7 +7,6 @@ insecure is ``security``'s.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 import tempfile
@@ -66,7 +65,7 @@ async def launch(
     keeper, transport = Keeper(manager, log), None
     try:
         # To its end: cancelled half-way, the manager would not know of the process it started.
-        await to_the_end(asyncio.ensure_future(manager.start_kernel(**options)))
+        await to_the_end(manager.start_kernel(**options))
         # Only now: where the kernel is, is the provisioner's to tell.
         info = checked(manager.get_connection_info(), f"the kernel {kernel_name!r}", insecure)
         if encryption and not info.get("curve_publickey"):
@@ -79,7 +78,7 @@ async def launch(
         if transport is not None:
             await transport.aclose()
         else:
-            await to_the_end(asyncio.ensure_future(keeper.end(polite=False)))
+            await to_the_end(keeper.end(polite=False))
         raise
     return transport
 

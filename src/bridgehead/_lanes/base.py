@@ -114,7 +114,7 @@ class Lane(ABC):
         Raises:
             IntegrityError: what arrived there is not what was signed here; nothing was done.
             PayloadTooLarge: the answer is longer than the request's limit.
-            BridgeError: see ``Transport.request``.
+            BridgeError: see ``Dispatcher.request``.
         """
         header, frames, total = request.header, request.frames, request.nbytes
         header["piece"], header["sums"] = self.back, "numpy" in sys.modules

@@ -31,7 +31,9 @@ class BuffersLane(Lane):
         self, header: Header, parts: Sequence[memoryview], subshell: str | None
     ) -> tuple[Header, list[Buffer]]:
         content = execute_content(expression(self.name, header))
-        reply = await self.transport.request(content, parts, subshell=subshell, repeatable=True)
+        reply = await self.transport.dispatcher.request(
+            content, parts, subshell=subshell, repeatable=True
+        )
         return answer(reply.content), reply.buffers
 
 
@@ -41,9 +43,9 @@ async def hello(transport: Transport, header: Header) -> tuple[Header, bool]:
     alone: dict[str, Any] = {"on_message": lambda message: True, "repeatable": True}
     if not transport.binary:
         content = execute_content(expression("inline", header, install=True))
-        return answer((await transport.request(content, **alone)).content), False
+        return answer((await transport.dispatcher.request(content, **alone)).content), False
     content = execute_content(expression("probe", header, install=True, beside=True))
-    reply = await transport.request(content, [PROBE, *loader_frames()], **alone)
+    reply = await transport.dispatcher.request(content, [PROBE, *loader_frames()], **alone)
     if reply.content.get("status") == "error":
         # xpython-raw takes a request without code for a mistake; in IPython only an interrupt is.
         failed = remote_error(reply.content)
@@ -54,7 +56,7 @@ async def hello(transport: Transport, header: Header) -> tuple[Header, bool]:
         told = answer(reply.content)
     except KernelRestarted:  # the loader is not there: what was beside the expression didn't arrive
         content = execute_content(expression("probe", header, install=True))
-        reply = await transport.request(content, [PROBE], **alone)
+        reply = await transport.dispatcher.request(content, [PROBE], **alone)
         told = answer(reply.content)
     came_back = [bytes(buffer) for buffer in reply.buffers] == [PROBE]
     return told, bool(told.get("buffers")) and came_back

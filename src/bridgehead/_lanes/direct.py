@@ -32,7 +32,7 @@ from bridgehead._shipped.wire.frames import SHARED, Held
 from bridgehead._shipped.wire.segments import Pool, Segment
 from bridgehead._transports.base import Transport
 
-PATIENCE = 2.0  # s for an interrupted thread to answer
+INTERRUPT_WAIT = 2.0  # s for an interrupted thread to answer
 BRIEF = 2 << 20  # bytes; more is copied in a thread, the event loop goes on
 T = TypeVar("T")
 log = logging.getLogger("bridgehead")
@@ -70,7 +70,7 @@ class DirectLane(Lane):
 
     def is_free(self, header: Header) -> bool:
         """Whether a request may cross at once, out of any queue, since nothing is before it."""
-        return served_there(header) and not (self.transport.queued or self.link.at_work)
+        return served_there(header) and not (self.transport.dispatcher.queued or self.link.at_work)
 
     async def carry(self, request: Request) -> Opened:
         """One request there, and its answer, or the beginning of it, back.
@@ -85,7 +85,7 @@ class DirectLane(Lane):
             raise KernelRestarted("the loader's thread is gone; nothing was sent")
         header["piece"], header["digest"], request.lane = self.piece, "none:", self.name
         frames = request.frames
-        if served_there(header) and (header.get("now") or not self.transport.queued):
+        if served_there(header) and (header.get("now") or not self.transport.dispatcher.queued):
             if not header.get("now"):  # a stopped kernel finds one request at its door
                 await self._turn()
             try:
@@ -175,7 +175,7 @@ class DirectLane(Lane):
         request, drained = Request(header, ()), asyncio.ensure_future(self.link.drained())
         struck = False
         try:
-            async with asyncio.timeout(PATIENCE):
+            async with asyncio.timeout(INTERRUPT_WAIT):
                 await self.messages.rest(request, await self.messages.carry(request))
                 struck = True
                 await drained
@@ -249,7 +249,7 @@ class DirectLane(Lane):
         try:
             return await answer
         except LinkLost:
-            await self.transport.explained()
+            await self.transport.life.explained()
             raise ReplyLost(
                 "the loader's thread in the kernel went before it answered; whether the "
                 "request took effect is not known"

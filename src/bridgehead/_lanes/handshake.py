@@ -77,7 +77,7 @@ class Handshake:
             raise UnsupportedKernel(
                 f"{kernel} is a kernel for {as_text(language)}; bridgehead needs a Python kernel"
             )
-        transport.narrow()
+        transport.dispatcher.narrow(transport.quirks.window)
         with self._listening() as listener:
             offer = listener.offer if isinstance(listener, Listener) else None
             header = _request.header(
@@ -162,7 +162,7 @@ class Handshake:
         if not why and isinstance(listener, Listener):
             sock = listener.accept()
             if sock is not None:
-                link = Link(sock, self._pool, self._transport)
+                link = Link(sock, self._pool, self._transport.dispatcher)
                 return DirectLane(self._transport, link, messages, listener.name)
             why = "the loader's connection did not arrive"
         if self._wanted == DirectLane.name:

@@ -29,7 +29,7 @@ class InlineLane(Lane):
     ) -> tuple[Header, list[Buffer]]:
         data = base64.b64encode(b"".join(parts)).decode("ascii")
         content = execute_content(expression(self.name, header, data))
-        reply = await self.transport.request(content, subshell=subshell, repeatable=True)
+        reply = await self.transport.dispatcher.request(content, subshell=subshell, repeatable=True)
         told = answer(reply.content)
         try:
             return told, [base64.b64decode(told.pop("data", ""), validate=True)]

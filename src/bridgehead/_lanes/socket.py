@@ -26,7 +26,7 @@ from bridgehead._protocol.response import Header
 from bridgehead._shipped.wire.frames import PROTOCOL, Broken
 from bridgehead._shipped.wire.segments import Pool, Segment, possible
 from bridgehead._shipped.wire.socket import SECRET, Channel, peer
-from bridgehead._transports.base import Transport
+from bridgehead._transports.dispatch import Dispatcher
 
 PIECE = 16 << 20  # bytes of small requests that cross together
 TICK = 1.0  # s between two looks at what can be given back, while there is anything
@@ -135,8 +135,8 @@ class Listener:
 class Link:
     """The connection to one kernel's server thread."""
 
-    def __init__(self, sock: socket.socket, share: float, transport: Transport) -> None:
-        self._transport = transport
+    def __init__(self, sock: socket.socket, share: float, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher  # counts what comes late
         self.pool = Pool(share)
         self.channel = Channel(sock, self.pool)
         self.lost = False
@@ -269,7 +269,7 @@ class Link:
                 if serial and self._drainers:
                     self._answered(serial)
                 if serial and (future is None or future.done()):
-                    self._transport.late += 1
+                    self._dispatcher.late += 1
                 elif future is not None:
                     future.set_result((header, frames))
         except (BlockingIOError, InterruptedError):

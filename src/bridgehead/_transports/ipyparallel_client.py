@@ -24,7 +24,7 @@ from bridgehead._errors import BridgeError, TransportError
 from bridgehead._protocol.bootstrap import SYS
 from bridgehead._protocol.response import Header, parse
 from bridgehead._shipped.remote.kernel import few
-from bridgehead._transports.base import SILENCE
+from bridgehead._transports.state import SILENCE, KernelState
 from bridgehead._transports.tasks import noted
 
 BEAT_EVERY = 1.0  # s between two questions to the hub, while somebody waits
@@ -41,15 +41,14 @@ class Engine(Protocol):
     def identity(self) -> str: ...
 
     @property
+    def life(self) -> KernelState: ...
+
+    @property
     def waited_for(self) -> bool: ...
 
     def came(self, identity: str) -> None: ...
 
     def left(self) -> None: ...
-
-    def silent(self, why: Callable[[], BridgeError]) -> None: ...
-
-    def heard(self) -> None: ...
 
     def closed_by_owner(self) -> None: ...
 
@@ -164,10 +163,10 @@ class Controller:
                 # A hub under load answers late: it sees all that crosses.
                 if time.monotonic() - self._heard_at >= SILENCE:
                     for engine in self.engines:
-                        engine.silent(_no_hub)
+                        engine.life.silent(_no_hub)
                 continue
             for engine in self.engines:
-                engine.heard()
+                engine.life.heard()
 
     # ------------------------------------------------------------ requests
 

@@ -146,7 +146,7 @@ class EnginesTransport(Transport):
         if identity is None:
             raise KernelNotFound(f"engine {self.engine} has just left")
         self.identity = str(identity)
-        nonce, promise = os.urandom(16), self.promise()
+        nonce, promise = os.urandom(16), self.life.promise()
         with tempfile.TemporaryDirectory(prefix="bridgehead-") as folder:
             file = Path(folder, "nonce")
             file.write_bytes(nonce)  # noqa: ASYNC240 - sixteen bytes
@@ -164,7 +164,7 @@ class EnginesTransport(Transport):
         mine = os.getuid() if hasattr(os, "getuid") else None
         self.ours = near and read == nonce and uid == mine
         self.digest = "crc32" if self.ours else "sha256"
-        self.back()
+        self.life.back()
 
     # ------------------------------------------------------------ sending and receiving
 
@@ -199,10 +199,10 @@ class EnginesTransport(Transport):
         future.iopub_callbacks.append(heard)
 
     def _published(self, identity: str, message: dict[str, Any]) -> None:
-        if message["header"]["msg_type"] == "execute_input" and identity in self._pending:
+        if message["header"]["msg_type"] == "execute_input" and identity in self.dispatcher.pending:
             self._cells[identity] = message["content"].get("execution_count")
         try:
-            self.received("iopub", message)
+            self.dispatcher.received("iopub", message)
         except ProtocolError:
             self.bad += 1
 
@@ -241,13 +241,13 @@ class EnginesTransport(Transport):
     ) -> None:
         header = {"msg_type": kind, "msg_id": ""}
         message = {"header": header, "parent_header": {"msg_id": parent}, "content": content}
-        self.received("shell", {**message, "buffers": list(buffers)})
+        self.dispatcher.received("shell", {**message, "buffers": list(buffers)})
 
     # ------------------------------------------------------------ the engine's life
 
     def left(self) -> None:
         """The hub says that the engine is gone."""
-        if self._why_gone is None:
+        if not self.life.is_gone:
             words = (
                 f"engine {self.engine} ({self.identity}) is gone: its process ended, or the hub "
                 "hears no heartbeat of it"
@@ -256,15 +256,15 @@ class EnginesTransport(Transport):
 
     def came(self, identity: str) -> None:
         """An engine registered under this id."""
-        if self.state == "closed" or identity == self.identity:
+        if self.life.state == "closed" or identity == self.identity:
             return
         self.identity = identity
         words = f"engine {self.engine} is another process now ({identity})"
         self.gone(lambda: KernelRestarted(words), "restarting")
-        self.back()
+        self.life.back()
 
     def closed_by_owner(self) -> None:
-        if self.state != "closed":
+        if self.life.state != "closed":
             self.gone(_closed, "dead")
 
     def messages(self) -> Messages:
@@ -275,8 +275,8 @@ class EnginesTransport(Transport):
 
     async def interrupt(self) -> None:
         """SIGINT by ipyparallel's nanny, which stands beside the engine."""
-        self.check()
-        promise = self.promise()
+        self.life.check()
+        promise = self.life.promise()
         try:
             sent = self.client.send_signal(signal.SIGINT, self.engine, block=False)
         except (OSError, IndexError) as error:

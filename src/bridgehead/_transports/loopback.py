@@ -45,7 +45,7 @@ class LoopbackTransport(Transport):
         }
         self._thread = threading.Thread(target=self._serve, name="bridgehead-loopback", daemon=True)
         self._thread.start()
-        self.back()
+        self.life.back()
 
     async def send(self, channel: str, message: dict[str, Any], buffers: Sequence[Any]) -> None:
         # A wire would carry a copy; so does this.
@@ -63,7 +63,7 @@ class LoopbackTransport(Transport):
         self._cell = Cell(self._emit)
         self._thread = threading.Thread(target=self._serve, name="bridgehead-loopback", daemon=True)
         self._thread.start()
-        self.back()
+        self.life.back()
 
     async def close(self) -> None:
         await super().close()
@@ -99,7 +99,7 @@ class LoopbackTransport(Transport):
             "buffers": [memoryview(bytes(buffer)) for buffer in buffers],
         }
         with contextlib.suppress(RuntimeError):  # the loop was closed: nobody listens any more
-            self._loop.call_soon_threadsafe(self.received, channel, message)
+            self._loop.call_soon_threadsafe(self.dispatcher.received, channel, message)
 
 
 class Cell:

@@ -15,6 +15,8 @@ from typing import Any
 
 from jupyter_core.utils import ensure_async
 
+from bridgehead._transports.tasks import waited
+
 LOOK_EVERY = 0.1  # s between two looks at a child
 ASK_EVERY = 1.0  # s between two questions to a provisioner, each of which may be a call elsewhere
 LOG = 1 << 20  # bytes; only the end of it is ever wanted
@@ -37,9 +39,8 @@ class Keeper:
         await asyncio.sleep(LOOK_EVERY)
         self._trim()
         if self._process is None:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(ASK_EVERY):
-                    await sooner.wait()
+            async with waited(ASK_EVERY):
+                await sooner.wait()
 
     async def has_ended(self) -> bool:
         """Whether the kernel has ended; sets ``exit_code`` where it is known."""

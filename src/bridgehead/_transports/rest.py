@@ -18,8 +18,8 @@ import httpx
 from bridgehead._errors import BridgeError, InsecureConnection, KernelNotFound, TransportError
 from bridgehead._transports.addresses import is_loopback
 
-CONNECT_PATIENCE = 10.0  # s; TLS to a port that speaks none is never answered
-PATIENCE = 20.0  # s for an answer; starting a kernel may take longer
+CONNECT_WAIT = 10.0  # s; TLS to a port that speaks none is never answered
+ANSWER_WAIT = 20.0  # s for an answer; starting a kernel may take longer
 STARTING = 120.0  # s
 LISTS = ("api/kernels", "api/sessions")  # which a server may keep to itself
 
@@ -40,7 +40,7 @@ class Rest:
         self.headers = {"Authorization": f"token {token}"} if token else {}
         self._client = httpx.AsyncClient(
             headers=self.headers,
-            timeout=httpx.Timeout(PATIENCE, connect=CONNECT_PATIENCE),
+            timeout=httpx.Timeout(ANSWER_WAIT, connect=CONNECT_WAIT),
             verify=trusted if trusted is not None else True,
             trust_env=not self.stays_here,  # a proxy would be elsewhere, and take the token along
         )
@@ -96,7 +96,7 @@ class Rest:
             KernelNotFound: the server has no such kernelspec, or could not start it.
         """
         asked = {} if name is None else {"name": name}
-        patience = httpx.Timeout(STARTING, connect=CONNECT_PATIENCE)
+        patience = httpx.Timeout(STARTING, connect=CONNECT_WAIT)
         answer = await self._ask("POST", "api/kernels", json=asked, timeout=patience)
         if answer.status_code not in (200, 201):
             known = await self._ask("GET", "api/kernelspecs")
@@ -108,7 +108,7 @@ class Rest:
             )
         return str(_object(answer)["id"])
 
-    async def ask_kernel(self, identity: str, action: str, timeout: float = PATIENCE) -> None:
+    async def ask_kernel(self, identity: str, action: str, timeout: float = ANSWER_WAIT) -> None:
         """Have a kernel interrupted or restarted."""
         path = f"api/kernels/{quote(identity, safe='')}/{action}"
         answer = await self._ask("POST", path, timeout=timeout)

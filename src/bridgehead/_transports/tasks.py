@@ -1,4 +1,4 @@
-"""Work that others may give up waiting for.
+"""Tasks, and waiting for them.
 
 Rule: futures and tasks of asyncio; nothing of kernels is known here.
 """
@@ -8,11 +8,45 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
-async def to_the_end(work: asyncio.Future[None]) -> None:
-    """Await what must not be left half done, whoever cancels whom meanwhile."""
+class Tasks:
+    """The tasks of one owner; ``cancel`` ends them with it."""
+
+    def __init__(self) -> None:
+        self._running: set[asyncio.Task[Any]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Run a coroutine, until it ends or ``cancel`` is called."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        task.add_done_callback(noted)
+        return task
+
+    async def cancel(self) -> None:
+        """Cancel all tasks and wait until they have ended."""
+        tasks = list(self._running)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+@contextlib.asynccontextmanager
+async def waited(seconds: float) -> AsyncIterator[None]:
+    """Leave the block after so many seconds, without an error."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(seconds):
+            yield
+
+
+async def to_the_end(work: Awaitable[None]) -> None:
+    """Run what must not be left half done, whoever cancels whom meanwhile."""
+    running = asyncio.ensure_future(work)
     cancelled = False
     shield: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     if "anyio" in sys.modules:  # else no scope of its is around this, and importing it takes 8 ms
@@ -20,14 +54,14 @@ async def to_the_end(work: asyncio.Future[None]) -> None:
 
         shield = anyio.CancelScope(shield=True)
     with shield:
-        while not work.done():
+        while not running.done():
             try:
-                await asyncio.wait([work])
+                await asyncio.wait([running])
             except asyncio.CancelledError:
                 cancelled = True
     if cancelled:
         raise asyncio.CancelledError
-    work.result()
+    running.result()
 
 
 def noted(done: asyncio.Future[Any]) -> None:

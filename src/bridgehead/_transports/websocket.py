@@ -43,6 +43,7 @@ from bridgehead._transports.base import Transport
 from bridgehead._transports.dispatch import Pending, Reconnected
 from bridgehead._transports.rest import Rest, ServerAway, unreachable
 from bridgehead._transports.subprotocols import BINARY, LEGACY, V1, Subprotocol
+from bridgehead._transports.tasks import waited
 
 PIECE = 8 << 20  # bytes of frames in a message to the kernel; a server takes 10 MiB
 BACK = 4 << 20  # and back: 256 MB took 0.75 s in pieces of 4 MiB, 1.1 s in pieces of 8
@@ -50,9 +51,9 @@ PULSE_EVERY = 1.0  # s between two questions to the control channel, while someb
 PAUSES = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)  # s before another connection is tried; then the last
 RECONNECT_WITHIN = 30.0  # s after which whoever waits is told; tried it is for ever
 ANSWER_EVERY = 0.5  # s between two questions to a kernel that is starting
-PROBE_PATIENCE = 3.0  # s for a binary message to be answered, on a connection of its own
-OPEN_PATIENCE = 60.0  # s; the server waits for a kernel that is starting
-CLOSE_PATIENCE = 2.0  # s for the server to close the connection, too
+PROBE_WAIT = 3.0  # s for a binary message to be answered, on a connection of its own
+OPEN_WAIT = 60.0  # s; the server waits for a kernel that is starting
+CLOSE_WAIT = 2.0  # s for the server to close the connection, too
 STILL = 40  # looks, one each second, after which a connection on which no byte moves is broken
 YIELD_EVERY = 16  # messages after which the reader lets others run
 QUICK: int | None = getattr(sockets, "TCP_QUICKACK", None)
@@ -123,7 +124,7 @@ class WebsocketTransport(Transport):
                 await self._until_it_answers()
                 if self._way is LEGACY:  # only now is it known that silence means no
                     self.binary = await self._passes_binary()
-                self.state = "busy"  # until it answers on shell, where cells take their turn
+                self.life.state = "busy"  # until it answers on shell, where cells take their turn
                 self.spawn(self._pulse())
         except TimeoutError:
             raise KernelNotFound(
@@ -147,8 +148,8 @@ class WebsocketTransport(Transport):
                 ping_timeout=None,  # see _break_if_still
                 compression=None,  # it takes longer than sending, measured
                 max_size=None,
-                open_timeout=OPEN_PATIENCE,
-                close_timeout=CLOSE_PATIENCE,
+                open_timeout=OPEN_WAIT,
+                close_timeout=CLOSE_WAIT,
             )
             assert isinstance(made, _Connection)
             return made
@@ -172,7 +173,7 @@ class WebsocketTransport(Transport):
         probe = await self._connect(uuid.uuid4().hex)
         try:
             asked = self.message("kernel_info_request", {})
-            async with asyncio.timeout(PROBE_PATIENCE):
+            async with asyncio.timeout(PROBE_WAIT):
                 await probe.send(self._way.pack("control", asked, [b"\0"]))
                 while True:
                     _, message = self._way.unpack(await probe.recv())
@@ -208,19 +209,19 @@ class WebsocketTransport(Transport):
         return {**message, "parent_header": {}, "metadata": {}}
 
     async def send(self, channel: str, message: dict[str, Any], buffers: Sequence[Any]) -> None:
-        identity, generation = message["header"]["msg_id"], self.generation
+        identity, generation = message["header"]["msg_id"], self.life.generation
         while (socket := self._socket) is None or (self._absent and channel == "shell"):
             self._parked.add(identity)
             try:
                 await self._changed.wait()
             finally:
                 self._parked.discard(identity)
-            if generation != self.generation:
-                self.check()
+            if generation != self.life.generation:
+                self.life.check()
                 raise KernelRestarted("the kernel's process was replaced; nothing was sent")
         data = self._way.pack(channel, message, buffers)
-        if identity in self._pending:
-            self._pending[identity].nbytes = len(data)
+        if identity in self.dispatcher.pending:
+            self.dispatcher.pending[identity].nbytes = len(data)
         # What a broken connection took along is told, or sent again, when there is another.
         with contextlib.suppress(ConnectionClosed):
             await socket.send(data)
@@ -270,21 +271,21 @@ class WebsocketTransport(Transport):
                 self._replaced(words)
             elif content.get("execution_state") == "dead":
                 self._lost(self._death("it died, and was not to be restarted"), "dead")
-        self.received(channel, message)
+        self.dispatcher.received(channel, message)
 
     # ------------------------------------------------------------ a connection that breaks
 
     def _cut(self, code: int | None) -> list[Pending]:
         """The connection is down; gives the requests that went with it."""
         self._socket = None
-        lost = [one for one in self._pending.values() if one.id not in self._parked]
+        lost = [one for one in self.dispatcher.pending.values() if one.id not in self._parked]
         for pending in lost:
             pending.cut = pending.repeatable
         if code == TOO_BIG and lost:
             # The limit is the server's secret: only of the largest it is sure that it was beyond,
             # and that it did not run.
             largest = max(lost, key=lambda pending: pending.nbytes)
-            self._settle(largest.id, self._too_big(largest.nbytes))
+            self.dispatcher.settle(largest.id, self._too_big(largest.nbytes))
         return lost
 
     def _too_big(self, nbytes: int) -> PayloadTooLarge:
@@ -313,8 +314,8 @@ class WebsocketTransport(Transport):
                 return None
             except Exception as error:  # noqa: BLE001 - whatever it is: nobody else would read on
                 words = str(error) or type(error).__name__
-            waited = asyncio.get_running_loop().time() - started
-            if waited > RECONNECT_WITHIN and self._why_gone is None:
+            elapsed = asyncio.get_running_loop().time() - started
+            if elapsed > RECONNECT_WITHIN and not self.life.is_gone:
                 self.gone(self._unreachable(why, words), "dead")
 
     def _unreachable(self, why: str, words: str) -> Callable[[], BridgeError]:
@@ -329,10 +330,13 @@ class WebsocketTransport(Transport):
         for pending in lost:
             if pending.slot and not pending.repeatable:
                 pending.inquired = False
-                self._inquire(pending.id)  # its reply may come yet, ahead of a later one's
+                # Its reply may come yet, ahead of a later one's.
+                self.dispatcher.inquire(pending.id)
             else:
-                self._settle(pending.id, Reconnected("the connection broke, and was made anew"))
-        for listener in list(self.listeners.values()):
+                self.dispatcher.settle(
+                    pending.id, Reconnected("the connection broke, and was made anew")
+                )
+        for listener in list(self.life.listeners.values()):
             listener.renew()
 
     # ------------------------------------------------------------ signs of life
@@ -342,7 +346,9 @@ class WebsocketTransport(Transport):
         patience = ANSWER_EVERY
         while True:
             with contextlib.suppress(BridgeError, TimeoutError):
-                self.kernel_info = await self.control("kernel_info_request", {}, patience)
+                self.kernel_info = await self.dispatcher.control(
+                    "kernel_info_request", {}, patience
+                )
                 return
             await asyncio.sleep(0.02)
             patience = min(2 * patience, 8)
@@ -352,10 +358,10 @@ class WebsocketTransport(Transport):
         if self._process not in (None, process) and not self._restarting:
             self._replaced("the kernel's process was replaced")
         self._process = process
-        if self._why_gone is not None and not self._restarting:
-            self.back()
-        if self._absent and self.state in ("starting", "restarting"):
-            self.state = "idle"  # else it would be told by the next request's status
+        if self.life.is_gone and not self._restarting:
+            self.life.back()
+        if self._absent and self.life.state in ("starting", "restarting"):
+            self.life.state = "idle"  # else it would be told by the next request's status
         self._absent = False
         self._tell_change()
 
@@ -367,15 +373,17 @@ class WebsocketTransport(Transport):
         known, self._process = self._process, process
         if known in (None, process):
             return
-        for identity in list(self._pending):
+        for identity in list(self.dispatcher.pending):
             if identity != request:
-                self._settle(identity, KernelRestarted("the kernel's process was replaced"))
+                self.dispatcher.settle(
+                    identity, KernelRestarted("the kernel's process was replaced")
+                )
 
     def _replaced(self, words: str) -> None:
         """Another process is there, or will be in a moment: what is asked now waits for it."""
         self._lost(lambda: KernelRestarted(words), "restarting")
-        self.back()
-        self._absent, self.state = True, "restarting"
+        self.life.back()
+        self._absent, self.life.state = True, "restarting"
 
     def _lost(self, why: Callable[[], BridgeError], state: str) -> None:
         """The kernel's process is gone; another one may answer at some time."""
@@ -394,7 +402,7 @@ class WebsocketTransport(Transport):
         self._changed = asyncio.Event()
 
     def _death(self, words: str) -> Callable[[], BridgeError]:
-        by_whom = "; another client had asked it to shut down" if self._shut_down else ""
+        by_whom = "; another client had asked it to shut down" if self.life.shut_down else ""
         return lambda: KernelDied(f"the kernel is gone: {words}{by_whom}")
 
     async def _pulse(self) -> None:
@@ -404,10 +412,10 @@ class WebsocketTransport(Transport):
         """
         while True:
             await asyncio.sleep(PULSE_EVERY)
-            if not self.waited_for or self._socket is None or self._why_gone is not None:
+            if not self.waited_for or self._socket is None or self.life.is_gone:
                 continue
             with contextlib.suppress(TimeoutError, BridgeError):
-                await self.control("kernel_info_request", {}, PULSE_EVERY)
+                await self.dispatcher.control("kernel_info_request", {}, PULSE_EVERY)
                 continue
             with contextlib.suppress(BridgeError):
                 told = await self.rest.kernel(self.kernel_id)
@@ -418,7 +426,7 @@ class WebsocketTransport(Transport):
 
     async def interrupt(self) -> None:
         """Through the server, which has the kernel's process."""
-        self.check()
+        self.life.check()
         await self.rest.ask_kernel(self.kernel_id, "interrupt")
 
     async def replace(self, timeout: float) -> None:
@@ -430,8 +438,8 @@ class WebsocketTransport(Transport):
             except BridgeError as error:
                 self._lost(self._death(f"it could not be restarted: {error}"), "dead")
                 raise
-            self.back()
-            self.state = "starting"
+            self.life.back()
+            self.life.state = "starting"
             await self._until_it_answers()
         finally:
             self._restarting = False
@@ -455,9 +463,8 @@ async def _break_if_still(socket: _Connection) -> None:
 
 async def _closed(socket: _Connection) -> None:
     """Close a connection, even one that takes nothing any more."""
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(CLOSE_PATIENCE + 1):
-            await socket.close()
+    async with waited(CLOSE_WAIT + 1):
+        await socket.close()
     socket.transport.abort()
 
 

@@ -41,8 +41,10 @@ from bridgehead._errors import (
     TransportError,
 )
 from bridgehead._transports.addresses import stays_here
-from bridgehead._transports.base import SILENCE, Transport
+from bridgehead._transports.base import Transport
 from bridgehead._transports.process import Keeper
+from bridgehead._transports.state import SILENCE
+from bridgehead._transports.tasks import waited
 
 RECONNECT_GRACE = 2.5  # s a kernel that others own has to come back after its connection broke
 BEAT_EVERY = 1.0  # s between two heartbeats, while somebody waits
@@ -184,7 +186,7 @@ class ZmqTransport(Transport):
                 await self._reached(where, connect_timeout)
                 self.kernel_info = await self._kernel_info()
                 await self._hear_iopub()
-                self.state = "busy"  # until it answers on shell, where cells take their turn
+                self.life.state = "busy"  # until it answers on shell, where cells take their turn
         except TimeoutError:
             raise KernelNotFound(
                 f"the kernel of {where} did not answer within {timeout:g} s: another key, "
@@ -197,7 +199,7 @@ class ZmqTransport(Transport):
             async with asyncio.timeout(connect_timeout):
                 for channel in ("shell", "control"):
                     while not await self._sockets[channel].poll(LOOK_EVERY, zmq.POLLOUT):
-                        self.check()
+                        self.life.check()
                         if self._refused >= REFUSALS:
                             raise self._refusal(where)
         except TimeoutError:
@@ -230,9 +232,9 @@ class ZmqTransport(Transport):
     async def _kernel_info(self) -> dict[str, Any]:
         patience = 0.5  # s; a starting ipykernel 6 loses what control brings it too early
         while True:
-            self.check()
+            self.life.check()
             with contextlib.suppress(TransportError, TimeoutError):
-                return await self.control("kernel_info_request", {}, patience)
+                return await self.dispatcher.control("kernel_info_request", {}, patience)
             patience = min(2 * patience, 8)
             await asyncio.sleep(0.02)
 
@@ -242,10 +244,9 @@ class ZmqTransport(Transport):
             if self._iopub_seen.is_set():
                 return
             with contextlib.suppress(TransportError, TimeoutError):
-                await self.control("kernel_info_request", {}, ANSWER_EVERY)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(ANSWER_EVERY):
-                    await self._iopub_seen.wait()
+                await self.dispatcher.control("kernel_info_request", {}, ANSWER_EVERY)
+            async with waited(ANSWER_EVERY):
+                await self._iopub_seen.wait()
 
     async def close(self) -> None:
         await super().close()
@@ -277,9 +278,9 @@ class ZmqTransport(Transport):
     async def send(self, channel: str, message: dict[str, Any], buffers: Sequence[Any]) -> None:
         if channel == "shell":
             # A loop that was blocked may not have been told that another kernel listens now.
-            generation = self.generation
+            generation = self.life.generation
             self._connection_events()
-            if generation != self.generation:
+            if generation != self.life.generation:
                 raise KernelRestarted("the kernel's process was replaced; nothing was sent")
         parts = [*self.session.serialize(message), *buffers]
         try:
@@ -296,7 +297,7 @@ class ZmqTransport(Transport):
                 message = self.session.deserialize(parts, copy=False)
                 if channel == "iopub":
                     self._iopub_seen.set()
-                self.received(channel, message)
+                self.dispatcher.received(channel, message)
             except Exception:  # noqa: BLE001
                 # A forged, damaged or unknown message hurts nobody but its own request.
                 self.bad += 1
@@ -331,15 +332,15 @@ class ZmqTransport(Transport):
                     self.gone(
                         lambda: KernelRestarted("the kernel's process was replaced"), "restarting"
                     )
-                    self.back()
+                    self.life.back()
 
     def _no_reconnect(self) -> None:
-        if self._down.is_set() and self._why_gone is None and not self._restarting:
+        if self._down.is_set() and not self.life.is_gone and not self._restarting:
             words = f"the kernel's process is gone{self._by_whom()}"
             self.gone(lambda: KernelDied(words), "dead")
 
     def _by_whom(self) -> str:
-        return "; another client had asked it to shut down" if self._shut_down else ""
+        return "; another client had asked it to shut down" if self.life.shut_down else ""
 
     async def _listen_to(self, heart: Any) -> None:
         """Tell a kernel that is stopped from one that is busy.
@@ -353,7 +354,7 @@ class ZmqTransport(Transport):
         while True:
             if known and not missed:
                 await asyncio.sleep(BEAT_EVERY)
-            if known and not self.waited_for and not self.is_silent:
+            if known and not self.waited_for and not self.life.is_silent:
                 missed = 0
                 continue
             try:
@@ -366,11 +367,11 @@ class ZmqTransport(Transport):
                 await heart.recv()
                 missed, known = 0, True
                 self.has_pulse = True
-                self.heard()
+                self.life.heard()
                 continue
             missed += 1
             if known and missed * BEAT_EVERY >= SILENCE:
-                self.silent(self._silence())
+                self.life.silent(self._silence())
 
     def _silence(self) -> Callable[[], KernelUnresponsive]:
         return lambda: KernelUnresponsive(
@@ -381,9 +382,9 @@ class ZmqTransport(Transport):
     async def _watch_process(self, keeper: Keeper) -> None:
         while True:
             await keeper.pause(self._down)
-            if self._replacing or self._why_gone is not None:
+            if self._replacing or self.life.is_gone:
                 continue
-            if await keeper.has_ended() and not self._replacing and self._why_gone is None:
+            if await keeper.has_ended() and not self._replacing and not self.life.is_gone:
                 words = f"the kernel's process {keeper.how()}{self._by_whom()}"
                 self.gone(self._death(words + keeper.last_words(), keeper.exit_code), "dead")
 
@@ -395,11 +396,11 @@ class ZmqTransport(Transport):
 
     async def interrupt(self) -> None:
         """SIGINT through the manager, or an ``interrupt_request`` on the control channel."""
-        self.check()
+        self.life.check()
         if self.manager is not None:
             await ensure_async(self.manager.interrupt_kernel())
             return
-        await self.control("interrupt_request", {})
+        await self.dispatcher.control("interrupt_request", {})
 
     async def restart(self, timeout: float) -> None:
         """Replace the process, through the manager that has it.
@@ -421,11 +422,10 @@ class ZmqTransport(Transport):
             await ensure_async(self.manager.restart_kernel(now=True))
             self._follow()
             if not down:  # what is sent before the old connection is seen to break goes with it
-                with contextlib.suppress(TimeoutError):
-                    async with asyncio.timeout(1):
-                        await self._down.wait()
-            self.back()
-            self.state = "starting"
+                async with waited(1):
+                    await self._down.wait()
+            self.life.back()
+            self.life.state = "starting"
             self._replacing = False
             await self._ready(timeout, timeout)
         finally:
