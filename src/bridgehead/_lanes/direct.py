@@ -26,8 +26,9 @@ from bridgehead._lanes.socket import PIECE, Answer, Link, LinkLost
 from bridgehead._protocol import response as _protocol
 from bridgehead._protocol.response import Buffer, Header, Opened
 from bridgehead._shipped.wire import frames as _wire
-from bridgehead._shipped.wire.frames import SHARED, Held
+from bridgehead._shipped.wire.frames import SHARED
 from bridgehead._shipped.wire.segments import Pool, Segment
+from bridgehead._shipped.wire.transfer import Held
 from bridgehead._transports.base import Transport
 
 PATIENCE = 2.0  # s for an interrupted thread to answer

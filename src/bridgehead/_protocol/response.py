@@ -34,8 +34,11 @@ from bridgehead._errors import (
 from bridgehead._protocol.bootstrap import loader_source
 from bridgehead._shipped.wire import frames as _wire
 from bridgehead._shipped.wire import pickling as _codec
-from bridgehead._shipped.wire.digest import digest_of
-from bridgehead._shipped.wire.frames import MIME, PROBE, Buffer, Header, Held, Inbox, cut
+from bridgehead._shipped.wire.digest import Buffer, digest_of
+from bridgehead._shipped.wire.errors import Broken, TooLarge
+from bridgehead._shipped.wire.frames import cut
+from bridgehead._shipped.wire.header import JOINS, MIME, PROBE, PROTOCOL, Header
+from bridgehead._shipped.wire.transfer import Held, Inbox
 
 __all__ = ["PROBE", "Buffer", "Header", "Inbox", "cut", "digest_of"]
 
@@ -76,7 +79,7 @@ def header(
     A field that is None is left out; ``digest`` spares computing it again.
     """
     return {
-        "protocol": _wire.PROTOCOL,
+        "protocol": PROTOCOL,
         "op": operation,
         "id": f"{_OURS}{os.getpid():x}-{next(_requests):x}",
         "epoch": epoch,
@@ -96,7 +99,7 @@ def joins(header: Header) -> bool:
     """
     if header["op"] == "fetch":
         return all(expression.isidentifier() for expression in header["expressions"])
-    return header["op"] in _wire.JOINS and not header.get("refs")
+    return header["op"] in JOINS and not header.get("refs")
 
 
 def batch_header(headers: Sequence[Header], frames: Sequence[memoryview]) -> Header:
@@ -252,9 +255,9 @@ def open_answer(told: Header, limit: int | None = None) -> Inbox:
         limit = max(limit, TOLD)
     try:
         return Inbox(told["sizes"], limit)
-    except _wire.TooLarge as error:
+    except TooLarge as error:
         raise too_large(error.nbytes, limit) from None
-    except (KeyError, TypeError, _wire.Broken) as error:
+    except (KeyError, TypeError, Broken) as error:
         raise ProtocolError(f"the answer's header names no frames: {error!r}") from error
 
 
@@ -277,7 +280,7 @@ def add_piece(told: Header, inbox: Inbox, at: int, parts: Iterable[Buffer]) -> N
     """
     try:
         inbox.write(at, parts, as_text(told.get("digest")))
-    except _wire.Broken as broken:
+    except Broken as broken:
         raise ReplyLost(f"the kernel's answer is damaged: {broken}") from None
 
 
@@ -289,7 +292,7 @@ def close_answer(inbox: Inbox) -> list[memoryview]:
     """
     try:
         return inbox.take()
-    except _wire.Broken as broken:
+    except Broken as broken:
         raise ReplyLost(f"the kernel's answer is damaged: {broken}") from None
 
 

@@ -39,7 +39,7 @@ from bridgehead._errors import (
     RequestAborted,
     TransportError,
 )
-from bridgehead._shipped.wire.frames import DATA_MESSAGE, NEWS_MESSAGE, Header
+from bridgehead._shipped.wire.header import DATA_MESSAGE, NEWS_MESSAGE, Header
 from bridgehead._transports.dispatch import Pending, Reconnected, Reply
 from bridgehead._transports.messages import Message, Messages
 from bridgehead._transports.tasks import noted, to_the_end

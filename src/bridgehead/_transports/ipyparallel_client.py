@@ -23,7 +23,7 @@ from typing import Any, ClassVar, Protocol
 from bridgehead._errors import BridgeError, TransportError
 from bridgehead._protocol.bootstrap import SYS
 from bridgehead._protocol.response import Header, parse
-from bridgehead._shipped.remote.kernel import few
+from bridgehead._shipped.wire.frames import few
 from bridgehead._transports.base import SILENCE
 from bridgehead._transports.tasks import noted
 

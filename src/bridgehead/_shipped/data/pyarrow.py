@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.data.pandas import PANDAS
     from bridgehead._shipped.data.registry import constructor, library, need, untrusted
-    from bridgehead._shipped.wire.frames import Broken
+    from bridgehead._shipped.wire.errors import Broken
 
 if TYPE_CHECKING:
     from bridgehead._shipped.data.reader import Machine

@@ -10,7 +10,7 @@ import re
 from typing import Any, Callable, Dict, Tuple
 
 if __package__:  # in the kernel, all shipped files are one module
-    from bridgehead._shipped.wire.frames import Broken
+    from bridgehead._shipped.wire.errors import Broken
 
 FUNCTION = type(lambda: None)
 NONE = type(None)

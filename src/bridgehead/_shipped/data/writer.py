@@ -19,7 +19,8 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.data.pyarrow import pyarrow_reducers
     from bridgehead._shipped.data.registry import CONSTRUCTORS, FUNCTION, untrusted
     from bridgehead._shipped.data.standard import REDUCERS, reduce_zone
-    from bridgehead._shipped.wire.frames import IN_BAND, Broken
+    from bridgehead._shipped.wire.errors import Broken
+    from bridgehead._shipped.wire.frames import IN_BAND
     from bridgehead._shipped.wire.pickling import children
 
 _libraries = {
