@@ -93,7 +93,7 @@ def test_no_version_is_tested_twice_and_none_is_too_old() -> None:
 @pytest.mark.parametrize("source", _shipping.loader_source()[1], ids=_shipping.SHIPPED)
 def test_the_source_is_syntax_of_python_3_8(source: str) -> None:
     tree = ast.parse(source, feature_version=(3, 8))
-    assert len(tree.body) > 10
+    assert any(isinstance(node, (ast.ClassDef, ast.FunctionDef)) for node in tree.body)
     compile(source, "<source>", "exec")
 
 
