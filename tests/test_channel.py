@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from bridgehead._shipped.remote.socket_thread import send_all
 from bridgehead._shipped.wire import segments as _segments
 from bridgehead._shipped.wire import socket as _channel
-from bridgehead._shipped.wire.frames import Broken
+from bridgehead._shipped.wire.errors import Broken
 from bridgehead._shipped.wire.segments import Pool, Segment, layout
 from bridgehead._shipped.wire.socket import Channel, peer
 from shared import MIB, descriptors, filled, needs_segments

@@ -43,12 +43,17 @@ from bridgehead._shipped import data as _data
 from bridgehead._shipped.data import decode_data, encode_data, standard, writer
 from bridgehead._shipped.data import registry as table
 from bridgehead._shipped.remote import entry as _loader
+from bridgehead._shipped.remote import inspection as _inspection
 from bridgehead._shipped.remote import kernel as _host
 from bridgehead._shipped.remote import subscriptions as _watched
 from bridgehead._shipped.wire import digest as _digest
+from bridgehead._shipped.wire import errors as _errors
 from bridgehead._shipped.wire import frames as _wire
+from bridgehead._shipped.wire import header as _header
 from bridgehead._shipped.wire import pickling as _codec
-from bridgehead._shipped.wire.frames import IN_BAND, Broken
+from bridgehead._shipped.wire import transfer as _transfer
+from bridgehead._shipped.wire.errors import Broken
+from bridgehead._shipped.wire.frames import IN_BAND
 from elsewhere import Python, pythons
 
 MEBIBYTE = 1 << 20
@@ -1442,7 +1447,7 @@ BARE_HOSTILE = {name: raw for name, raw in MALFORMED.items() if isinstance(raw, 
 
 @pytest.mark.parametrize("python", pythons(), ids=str)
 def test_the_codec_in_a_bare_python(python: Python) -> None:
-    shared = [Path(module.__file__).read_text("utf-8") for module in (_wire, _codec)]
+    shared = [Path(module.__file__).read_text("utf-8") for module in (_errors, _wire, _codec)]
     sources = [*shared, *(str(frame, "utf-8") for frame in _shipping.lesson())]
     hostile = [raw for raw, _ in GADGETS.values()] + list(BARE_HOSTILE.values())
     name = "_bridgehead_0123456789ab"
@@ -1468,7 +1473,8 @@ def test_the_codec_in_a_bare_python(python: Python) -> None:
 def test_no_name_is_used_twice_in_what_is_shipped() -> None:
     taken: dict[str, Any] = {}
     parts = [import_module(f"bridgehead._shipped.data.{name}") for name in _data.FILES]
-    for module in (_digest, _wire, _host, _watched, _loader, *parts):
+    wire = (_digest, _errors, _wire, _header, _transfer)
+    for module in (*wire, _host, _inspection, _watched, _loader, *parts):
         for name, value in vars(module).items():
             if getattr(value, "__module__", None) == module.__name__:
                 assert name not in taken, name

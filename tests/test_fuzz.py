@@ -34,10 +34,10 @@ from bridgehead._protocol import request as _request
 from bridgehead._protocol import response as _protocol
 from bridgehead._protocol.raising import raise_error
 from bridgehead._protocol.request import KEY
-from bridgehead._protocol.response import MIME
 from bridgehead._shipped.wire import frames as _wire
 from bridgehead._shipped.wire import pickling as _codec
-from bridgehead._shipped.wire.frames import DATA_MESSAGE, NEWS_MESSAGE
+from bridgehead._shipped.wire.header import DATA_MESSAGE, MIME, NEWS_MESSAGE
+from bridgehead._shipped.wire.transfer import Inbox
 from bridgehead._transports.loopback import Cell
 from bridgehead._transports.messages import Message
 
@@ -475,7 +475,7 @@ def test_what_is_nested_too_deeply_to_be_shown_is_told(depth: int) -> None:
     for kind in KINDS:
         error = {**dict.fromkeys(fields, deep), "kind": kind}
         assert isinstance(told_or_value(lambda: raise_error({"error": error}, ())), BridgeError)
-    told_or_value(lambda: _protocol.add_piece({"digest": deep}, _wire.Inbox([]), 0, []))
+    told_or_value(lambda: _protocol.add_piece({"digest": deep}, Inbox([]), 0, []))
     while deep:  # freed step by step
         deep = deep[0]
 

@@ -414,7 +414,8 @@ async def nothing_is_kept(bridge: Bridge) -> None:
     code = """
 import sys
 loader = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
-kept = [len(box) for far in loader._served.values() for box in (far.inboxes, far.outboxes)]
+transfers = [far.transfers for far in loader._served.values()]
+kept = [len(box) for each in transfers for box in (each.inboxes, each.outboxes)]
 """
     async with asyncio.timeout(20):
         while True:

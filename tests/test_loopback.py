@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bridgehead import Bridge, KernelRestarted, NotSupported, RemoteError, ReplyLost
-from bridgehead._shipped.wire.frames import DATA_MESSAGE
+from bridgehead._shipped.wire.header import DATA_MESSAGE
 
 
 async def test_two_loopbacks_share_nothing() -> None:

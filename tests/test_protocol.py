@@ -46,9 +46,9 @@ from bridgehead._protocol import request as _request
 from bridgehead._protocol import response as _protocol
 from bridgehead._protocol.raising import raise_error
 from bridgehead._protocol.request import KEY
-from bridgehead._protocol.response import MIME
 from bridgehead._shipped.wire import frames as _wire
 from bridgehead._shipped.wire import pickling as _codec
+from bridgehead._shipped.wire.header import MIME
 from bridgehead._transports.base import LARGEST
 
 LOADER = _shipping.loader_source()[0]

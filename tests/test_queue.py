@@ -261,7 +261,7 @@ async def test_one_that_leaves_after_it_was_sent_takes_effect_and_leaves_nothing
         assert await bridge.exists("long")
         assert gated.transport.dispatcher.late == late + 1
         async with asyncio.timeout(PATIENCE):
-            while far.outboxes:
+            while far.transfers.outboxes:
                 await asyncio.sleep(0.001)
 
 

@@ -22,16 +22,10 @@ import pytest
 
 from bridgehead._shipped.wire import pickling as _codec
 from bridgehead._shipped.wire.digest import LEAF, digest_of, summed
-from bridgehead._shipped.wire.frames import (
-    IN_BAND,
-    OWN_MAPPING,
-    Broken,
-    Inbox,
-    allocate,
-    cut,
-    digest,
-)
+from bridgehead._shipped.wire.errors import Broken
+from bridgehead._shipped.wire.frames import IN_BAND, OWN_MAPPING, allocate, cut, digest
 from bridgehead._shipped.wire.pickling import culprit
+from bridgehead._shipped.wire.transfer import Inbox
 
 LOCK = threading.Lock()
 

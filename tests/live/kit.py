@@ -40,7 +40,8 @@ KEPT = """
 def _kept():
     import sys
     loader = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
-    return [len(box) for far in loader._served.values() for box in (far.inboxes, far.outboxes)]
+    transfers = [far.transfers for far in loader._served.values()]
+    return [len(box) for each in transfers for box in (each.inboxes, each.outboxes)]
 """
 
 

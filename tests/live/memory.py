@@ -44,7 +44,7 @@ def _there() -> dict[str, Any]:
     loader: Any = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
     found = {"leases": 0, "bytes": 0, "mapped": 0, "kept": 0}
     for far in loader._served.values():
-        found["kept"] += len(far.inboxes) + len(far.outboxes)
+        found["kept"] += len(far.transfers.inboxes) + len(far.transfers.outboxes)
         for server in list(far.servers.values()):
             segments = list(server.channel.pool.segments.values())
             found["leases"] += sum(segment.leases for segment in segments)

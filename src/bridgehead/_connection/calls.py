@@ -16,7 +16,7 @@ from bridgehead._connection.queue import Place
 from bridgehead._lanes.base import Request
 from bridgehead._lanes.broadcast import Landing
 from bridgehead._protocol import payload as _parcel
-from bridgehead._protocol import response as _protocol
+from bridgehead._shipped.wire.header import Header
 from bridgehead._shipped.wire.segments import Segment
 from bridgehead._transports.base import Transport
 
@@ -132,6 +132,6 @@ class Answered:
         request: what was asked.
     """
 
-    told: _protocol.Header
+    told: Header
     frames: list[memoryview]
     request: Request

@@ -22,7 +22,6 @@ from urllib.parse import parse_qs, urlsplit, urlunsplit
 from jupyter_core.paths import jupyter_runtime_dir
 
 from bridgehead._errors import BridgeError, InsecureConnection, KernelNotFound
-from bridgehead._shipped.remote.kernel import runs
 from bridgehead._transports.addresses import is_loopback
 from bridgehead._transports.tasks import to_the_end
 
@@ -189,6 +188,19 @@ def find(url: str | None, token: str | None) -> Server:
         if _same(server.url, found.url):
             return replace(found, token=server.token)
     return replace(found, token=_token_of_environment())
+
+
+def runs(pid: object) -> bool:
+    """Whether a process with this number exists; always true where asking would end it."""
+    if os.name != "posix" or type(pid) is not int:  # on Windows, a signal 0 is a real one
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):  # another user's process
+        pass
+    return True
 
 
 def running() -> Iterator[Server]:

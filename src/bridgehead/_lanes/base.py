@@ -21,9 +21,13 @@ from bridgehead._errors import BridgeClosed, BridgeError, IntegrityError, Kernel
 from bridgehead._protocol import request as _request
 from bridgehead._protocol import response as _protocol
 from bridgehead._protocol.raising import raise_error
-from bridgehead._protocol.response import Buffer, Header, Inbox, Opened
+from bridgehead._protocol.response import Opened
 from bridgehead._shipped.wire import frames as _wire
+from bridgehead._shipped.wire.digest import Buffer, digest_of
+from bridgehead._shipped.wire.frames import cut
+from bridgehead._shipped.wire.header import Header
 from bridgehead._shipped.wire.segments import Segment
+from bridgehead._shipped.wire.transfer import Inbox
 from bridgehead._transports.base import Transport
 
 OFF_LOOP = 1 << 20  # bytes; more is copied and checked in a thread, the event loop goes on
@@ -132,7 +136,7 @@ class Lane(ABC):
                 raise BridgeClosed("this bridge was closed")
             told, _ = await self.cross(
                 self.part(header, at, op="piece"),
-                list(_protocol.cut(frames, at, at + self.piece)),
+                list(cut(frames, at, at + self.piece)),
                 request.subshell,
             )
             raise_error(told, ())
@@ -142,7 +146,7 @@ class Lane(ABC):
         with self.kept(request):
             if not request.landed:
                 await _in_flight(piece(at) for at in range(0, last, self.piece))
-            parts = list(_protocol.cut(frames, last, total))
+            parts = list(cut(frames, last, total))
             told, back = await self.cross(self.part(header, last, **ends), parts, request.subshell)
             self.sums = told.get("sums") is True
             inbox = _protocol.open_answer(told, request.limit)
@@ -241,7 +245,7 @@ class Lane(ABC):
 
     def part(self, header: Header, at: int, **fields: Any) -> Header:
         """The header of one message of a request: of the digest, what is that message's."""
-        digest = _protocol.digest_of(header["digest"], at, at + self.piece)
+        digest = digest_of(header["digest"], at, at + self.piece)
         if self._arrived:
             fields["had"], self._arrived = self._arrived, []
         return {**header, "digest": digest, "at": at, **fields}

@@ -15,8 +15,9 @@ from bridgehead._lanes.base import AT_ONCE, Lane
 from bridgehead._lanes.buffers import BuffersLane
 from bridgehead._protocol import bootstrap as _shipping
 from bridgehead._protocol import request as _request
-from bridgehead._protocol import response as _protocol
 from bridgehead._protocol.raising import raise_error
+from bridgehead._shipped.wire.frames import cut
+from bridgehead._shipped.wire.header import Header
 
 WORTH = 1 << 18  # bytes; of less, a second round trip costs more than the copies
 
@@ -30,12 +31,12 @@ class Landing:
         used: whether a request took it.
     """
 
-    def __init__(self, lane: Lane, header: _protocol.Header, epoch: str) -> None:
+    def __init__(self, lane: Lane, header: Header, epoch: str) -> None:
         self.lane: Lane = lane
-        self.header: _protocol.Header = header
+        self.header: Header = header
         self.epoch: str = epoch
         self.used: bool = False
-        self.pieces: list[asyncio.Future[_protocol.Header]] = []
+        self.pieces: list[asyncio.Future[Header]] = []
         self._sent: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
     async def whole(self) -> bool:
@@ -91,7 +92,7 @@ class Broadcast:
         assert many is not None
         engines = [lane.transport for lane in self._lanes]
         total, piece = sum(self._header["sizes"]), BuffersLane.piece
-        under_way: list[list[asyncio.Future[_protocol.Header]]] = []
+        under_way: list[list[asyncio.Future[Header]]] = []
         whole = False
         try:
             for at in range(0, total, piece):
@@ -99,7 +100,7 @@ class Broadcast:
                     await asyncio.wait(under_way.pop(0), return_when=asyncio.FIRST_COMPLETED)
                 header = self._lanes[0].part(self._header, at)
                 expression = _shipping.expression(BuffersLane.name, header)
-                parts = list(_protocol.cut(self._frames, at, at + piece))
+                parts = list(cut(self._frames, at, at + piece))
                 told = many.broadcast(engines, expression, parts)
                 for lane, future in zip(self._lanes, told, strict=True):
                     self.landings[lane].pieces.append(future)

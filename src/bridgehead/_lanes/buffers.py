@@ -16,7 +16,9 @@ from bridgehead._lanes.base import Lane
 from bridgehead._protocol.bootstrap import expression, loader_frames
 from bridgehead._protocol.raising import remote_error
 from bridgehead._protocol.request import execute_content
-from bridgehead._protocol.response import PROBE, Buffer, Header, answer
+from bridgehead._protocol.response import answer
+from bridgehead._shipped.wire.digest import Buffer
+from bridgehead._shipped.wire.header import PROBE, Header
 from bridgehead._transports.base import Transport
 
 

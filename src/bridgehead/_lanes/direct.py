@@ -26,10 +26,13 @@ from bridgehead._lanes.socket import PIECE, Answer, Link, LinkLost
 from bridgehead._protocol import request as _request
 from bridgehead._protocol import response as _protocol
 from bridgehead._protocol.raising import raise_error
-from bridgehead._protocol.response import Buffer, Header, Opened
+from bridgehead._protocol.response import Opened
 from bridgehead._shipped.wire import frames as _wire
-from bridgehead._shipped.wire.frames import SHARED, Held
+from bridgehead._shipped.wire.digest import Buffer
+from bridgehead._shipped.wire.frames import SHARED
+from bridgehead._shipped.wire.header import Header
 from bridgehead._shipped.wire.segments import Pool, Segment
+from bridgehead._shipped.wire.transfer import Held
 from bridgehead._transports.base import Transport
 
 INTERRUPT_WAIT = 2.0  # s for an interrupted thread to answer

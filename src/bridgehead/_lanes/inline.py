@@ -14,7 +14,9 @@ from bridgehead._errors import ProtocolError, ReplyLost
 from bridgehead._lanes.base import Lane
 from bridgehead._protocol.bootstrap import expression
 from bridgehead._protocol.request import execute_content
-from bridgehead._protocol.response import Buffer, Header, answer
+from bridgehead._protocol.response import answer
+from bridgehead._shipped.wire.digest import Buffer
+from bridgehead._shipped.wire.header import Header
 
 
 class InlineLane(Lane):

@@ -22,8 +22,8 @@ from typing import Any
 
 from bridgehead._errors import BridgeError
 from bridgehead._protocol.request import PYTHON
-from bridgehead._protocol.response import Header
-from bridgehead._shipped.wire.frames import PROTOCOL, Broken
+from bridgehead._shipped.wire.errors import Broken
+from bridgehead._shipped.wire.header import PROTOCOL, Header
 from bridgehead._shipped.wire.segments import Pool, Segment, possible
 from bridgehead._shipped.wire.socket import SECRET, Channel, peer
 from bridgehead._transports.dispatch import Dispatcher

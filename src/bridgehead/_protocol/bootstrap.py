@@ -16,18 +16,25 @@ from importlib.util import find_spec
 from types import CodeType
 
 from bridgehead._shipped.remote import bootstrap as _seed
-from bridgehead._shipped.wire.frames import Header
+from bridgehead._shipped.wire.header import Header
 
 SHIPPED = (  # into one module over there
     "remote/bootstrap.py",
     "wire/digest.py",
+    "wire/errors.py",
     "wire/frames.py",
+    "wire/transfer.py",
+    "wire/header.py",
     "wire/pickling.py",
     "wire/segments.py",
     "wire/socket.py",
     "remote/socket_thread.py",
     "remote/kernel.py",
+    "remote/inspection.py",
     "remote/namespace.py",
+    "remote/replay.py",
+    "remote/orphans.py",
+    "remote/operations.py",
     "remote/subscriptions.py",
     "remote/server.py",
     "remote/entry.py",

@@ -30,8 +30,8 @@ from bridgehead._protocol.raising import too_large
 from bridgehead._protocol.request import PYTHON
 from bridgehead._shipped.wire import frames as _wire
 from bridgehead._shipped.wire import pickling as _codec
-from bridgehead._shipped.wire.digest import LEAF, summed
-from bridgehead._shipped.wire.frames import Buffer
+from bridgehead._shipped.wire.digest import LEAF, Buffer, summed
+from bridgehead._shipped.wire.errors import Broken, TooLarge
 
 IN_TWO = 4 * LEAF  # bytes from which on the digest is computed in two threads
 
@@ -195,7 +195,7 @@ def encode(
             frames, carries_code = _codec.encode(
                 values, reduce if refs is not None else None, limit
             )
-        except _wire.TooLarge as error:
+        except TooLarge as error:
             raise too_large(error.nbytes, limit) from None
         except Exception as error:
             path, why = _blame(parts, error)
@@ -216,7 +216,7 @@ def encode_data(values: Any, parts: Mapping[str, Any]) -> Parcel:
 
     try:
         return Parcel(_data.encode_data(values), carries_code=False, refs=False)
-    except _wire.Broken as broken:
+    except Broken as broken:
         path, kind = str(broken.details.get("path", "")), str(broken.details.get("type", ""))
         for name in parts:
             path = path.replace(f"[{name!r}]", name, 1) if path.startswith(f"[{name!r}]") else path
@@ -305,7 +305,7 @@ def decode_data(frames: Sequence[Buffer], allow: Mapping[str, type]) -> Any:
 
     try:
         return _data.decode_data(frames, allow)
-    except _wire.Broken as broken:
+    except Broken as broken:
         if broken.kind == "untrusted":
             raise UntrustedPayload(
                 f"{broken}; it was not opened: only data is trusted (see allow= and trust=)",

@@ -25,7 +25,7 @@ from bridgehead._errors import (
 )
 from bridgehead._protocol.request import PYTHON
 from bridgehead._shipped.wire import pickling as _codec
-from bridgehead._shipped.wire.frames import Header
+from bridgehead._shipped.wire.header import Header
 
 
 def remote_error(told: Mapping[str, Any]) -> RemoteError:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bridgehead._shipped.wire import frames as _wire
-from bridgehead._shipped.wire.frames import Header
+from bridgehead._shipped.wire.header import JOINS, PROTOCOL, Header
 
 PYTHON = list(sys.version_info[:2])
 _OURS = f"{uuid.uuid4().hex}-"  # a request's id is never another's, in whatever process
@@ -50,7 +50,7 @@ def header(
     A field that is None is left out; ``digest`` spares computing it again.
     """
     return {
-        "protocol": _wire.PROTOCOL,
+        "protocol": PROTOCOL,
         "op": operation,
         "id": f"{_OURS}{os.getpid():x}-{next(_requests):x}",
         "epoch": epoch,
@@ -70,7 +70,7 @@ def joins(header: Header) -> bool:
     """
     if header["op"] == "fetch":
         return all(expression.isidentifier() for expression in header["expressions"])
-    return header["op"] in _wire.JOINS and not header.get("refs")
+    return header["op"] in JOINS and not header.get("refs")
 
 
 def batch_header(headers: Sequence[Header], frames: Sequence[memoryview]) -> Header:

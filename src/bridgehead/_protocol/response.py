@@ -24,9 +24,11 @@ from bridgehead._errors import (
 from bridgehead._protocol.bootstrap import loader_source
 from bridgehead._protocol.raising import as_object, as_text, remote_error, too_large
 from bridgehead._protocol.request import KEY
-from bridgehead._shipped.wire import frames as _wire
-from bridgehead._shipped.wire.digest import digest_of
-from bridgehead._shipped.wire.frames import MIME, PROBE, Buffer, Header, Held, Inbox, cut
+from bridgehead._shipped.wire.digest import Buffer, digest_of
+from bridgehead._shipped.wire.errors import Broken, TooLarge
+from bridgehead._shipped.wire.frames import cut
+from bridgehead._shipped.wire.header import MIME, PROBE, Header
+from bridgehead._shipped.wire.transfer import Held, Inbox
 
 __all__ = ["PROBE", "Buffer", "Header", "Inbox", "cut", "digest_of"]
 
@@ -152,9 +154,9 @@ def open_answer(told: Header, limit: int | None = None) -> Inbox:
         limit = max(limit, TOLD)
     try:
         return Inbox(told["sizes"], limit)
-    except _wire.TooLarge as error:
+    except TooLarge as error:
         raise too_large(error.nbytes, limit) from None
-    except (KeyError, TypeError, _wire.Broken) as error:
+    except (KeyError, TypeError, Broken) as error:
         raise ProtocolError(f"the answer's header names no frames: {error!r}") from error
 
 
@@ -168,7 +170,7 @@ def add_piece(told: Header, inbox: Inbox, at: int, parts: Iterable[Buffer]) -> N
     """
     try:
         inbox.write(at, parts, as_text(told.get("digest")))
-    except _wire.Broken as broken:
+    except Broken as broken:
         raise ReplyLost(f"the kernel's answer is damaged: {broken}") from None
 
 
@@ -180,7 +182,7 @@ def close_answer(inbox: Inbox) -> list[memoryview]:
     """
     try:
         return inbox.take()
-    except _wire.Broken as broken:
+    except Broken as broken:
         raise ReplyLost(f"the kernel's answer is damaged: {broken}") from None
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
 from bridgehead._errors import BridgeClosed, BridgeError
-from bridgehead._shipped.wire.frames import Header
+from bridgehead._shipped.wire.header import Header
 from bridgehead._transports.dispatch import Dispatcher
 from bridgehead._transports.messages import Messages
 from bridgehead._transports.quirks import Quirks, quirks_of

@@ -34,7 +34,7 @@ from bridgehead._errors import (
     RequestAborted,
     TransportError,
 )
-from bridgehead._shipped.wire.frames import DATA_MESSAGE, NEWS_MESSAGE
+from bridgehead._shipped.wire.header import DATA_MESSAGE, NEWS_MESSAGE
 from bridgehead._transports.messages import Message, Messages
 from bridgehead._transports.state import STATES, KernelState
 

@@ -22,8 +22,9 @@ from typing import Any, ClassVar, Protocol
 
 from bridgehead._errors import BridgeError, TransportError
 from bridgehead._protocol.bootstrap import SYS
-from bridgehead._protocol.response import Header, parse
-from bridgehead._shipped.remote.kernel import few
+from bridgehead._protocol.response import parse
+from bridgehead._shipped.wire.frames import few
+from bridgehead._shipped.wire.header import Header
 from bridgehead._transports.state import SILENCE, KernelState
 from bridgehead._transports.tasks import noted
 

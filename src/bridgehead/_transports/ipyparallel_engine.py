@@ -39,8 +39,8 @@ from bridgehead._errors import (
 )
 from bridgehead._protocol.bootstrap import SYS
 from bridgehead._protocol.request import KEY
-from bridgehead._shipped.remote.kernel import few
-from bridgehead._shipped.wire.frames import DATA_MESSAGE, MIME
+from bridgehead._shipped.wire.frames import few
+from bridgehead._shipped.wire.header import DATA_MESSAGE, MIME
 from bridgehead._transports.addresses import stays_here
 from bridgehead._transports.base import Transport
 from bridgehead._transports.ipyparallel_client import KERNEL, Controller, applied

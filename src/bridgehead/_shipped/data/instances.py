@@ -7,17 +7,14 @@ from __future__ import annotations
 
 import copyreg
 import enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 if __package__:  # in the kernel, all shipped files are one module
-    from bridgehead._shipped.data.registry import constructor, need, untrusted
-
-if TYPE_CHECKING:
-    from bridgehead._shipped.data.reader import Machine
+    from bridgehead._shipped.data.registry import PickleReader, constructor, need, untrusted
 
 
 @constructor(str, str, tuple, dict)
-def make_instance(machine: Machine, name: str, form: str, args: Any, kwargs: Any) -> Any:
+def make_instance(machine: PickleReader, name: str, form: str, args: Any, kwargs: Any) -> Any:
     """A bare instance of an allowed class; what it holds follows as items, see ``dress``."""
     if name not in machine.allow:
         raise untrusted(name[:200])

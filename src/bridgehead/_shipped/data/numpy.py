@@ -9,15 +9,21 @@ from __future__ import annotations
 import math
 import re
 import sys
-from typing import TYPE_CHECKING, Any, Dict
+from typing import Any, Dict
 
 if __package__:  # in the kernel, all shipped files are one module
-    from bridgehead._shipped.data.registry import NONE, constructor, library, need, untrusted
-    from bridgehead._shipped.data.standard import REDUCERS, is_scalar
-
-if TYPE_CHECKING:
-    from bridgehead._shipped.data.reader import Machine
-    from bridgehead._shipped.data.writer import Reducer
+    from bridgehead._shipped.data.registry import (
+        NONE,
+        REDUCERS,
+        PickleReader,
+        PickleWriter,
+        constructor,
+        is_scalar,
+        library,
+        library_reducers,
+        need,
+        untrusted,
+    )
 
 # Not by numpy's own parser: it evaluates shapes, repeats and Python objects. "O" is none of
 # these: a buffer that is read as object pointers is somebody else's memory.
@@ -50,7 +56,7 @@ def _describe_dtype(dtype: Any) -> Any:
     return dtype.str
 
 
-def _dtype(machine: Machine, told: Any, depth: int = 0) -> Any:
+def _dtype(machine: PickleReader, told: Any, depth: int = 0) -> Any:
     """The dtype of a description, each part of it checked before numpy sees it."""
     numpy = library("numpy")
     machine.charge(16)  # a description may be shared, like all that is in the memo
@@ -73,7 +79,7 @@ def _dtype(machine: Machine, told: Any, depth: int = 0) -> Any:
     return made
 
 
-def _struct(machine: Machine, told: Any, depth: int) -> Any:
+def _struct(machine: PickleReader, told: Any, depth: int) -> Any:
     numpy = library("numpy")
     _, fields, itemsize, aligned, record = told
     sized = type(itemsize) is int and 0 <= itemsize <= _LARGEST_ITEM
@@ -104,12 +110,12 @@ def _check_shape(shape: Any) -> None:
 
 
 @constructor(None)
-def make_dtype(machine: Machine, told: Any) -> Any:
+def make_dtype(machine: PickleReader, told: Any) -> Any:
     return library("numpy").dtype("O") if told == "O" else _dtype(machine, told)
 
 
 @constructor(None, tuple, str, (bytes, bytearray, memoryview))
-def make_array(machine: Machine, told: Any, shape: Any, order: str, raw: Any) -> Any:
+def make_array(machine: PickleReader, told: Any, shape: Any, order: str, raw: Any) -> Any:
     """An array over the buffer itself, writable when that is."""
     numpy = library("numpy")
     dtype = _dtype(machine, told)
@@ -140,18 +146,18 @@ def _check_items(numpy: Any, array: Any) -> None:
 
 
 @constructor(None, bytes)
-def make_scalar(machine: Machine, told: Any, raw: bytes) -> Any:
+def make_scalar(machine: PickleReader, told: Any, raw: bytes) -> Any:
     return make_array(machine, told, (), "C", bytearray(raw))[()]
 
 
 @constructor((str, bytes))
-def make_numpy_string(machine: Machine, value: Any) -> Any:
+def make_numpy_string(machine: PickleReader, value: Any) -> Any:
     numpy = library("numpy")
     return numpy.str_(value) if type(value) is str else numpy.bytes_(value)
 
 
 @constructor(tuple, str, list)
-def make_objects(machine: Machine, shape: Any, order: str, items: Any) -> Any:
+def make_objects(machine: PickleReader, shape: Any, order: str, items: Any) -> Any:
     numpy = library("numpy")
     _check_shape(shape)
     need(order in ("C", "F"), "no order")
@@ -161,7 +167,7 @@ def make_objects(machine: Machine, shape: Any, order: str, items: Any) -> Any:
 
 
 @constructor(tuple, list, tuple, bool)
-def make_texts(machine: Machine, shape: Any, items: Any, missing: Any, coerce: bool) -> Any:
+def make_texts(machine: PickleReader, shape: Any, items: Any, missing: Any, coerce: bool) -> Any:
     """An array of numpy's StringDType; ``missing`` holds the missing value, if there is one."""
     numpy = library("numpy")
     need(hasattr(numpy.dtypes, "StringDType"), "numpy's StringDType, which this numpy lacks")
@@ -177,7 +183,7 @@ def make_texts(machine: Machine, shape: Any, items: Any, missing: Any, coerce: b
 
 
 @constructor(None, None, tuple, bool)
-def make_masked(machine: Machine, data: Any, mask: Any, fill: Any, hard: bool) -> Any:
+def make_masked(machine: PickleReader, data: Any, mask: Any, fill: Any, hard: bool) -> Any:
     """A masked array; ``fill`` holds its fill value as an array of no dimension, or nothing."""
     numpy = library("numpy")
     arrays = [data, *([] if mask is None else [mask]), *fill]
@@ -194,18 +200,18 @@ def make_masked(machine: Machine, data: Any, mask: Any, fill: Any, hard: bool) -
 
 
 @constructor()
-def make_masked_constant(machine: Machine) -> Any:
+def make_masked_constant(machine: PickleReader) -> Any:
     return library("numpy.ma").masked
 
 
 @constructor(None)
-def make_records(machine: Machine, array: Any) -> Any:
+def make_records(machine: PickleReader, array: Any) -> Any:
     numpy = library("numpy")
     need(type(array) is numpy.ndarray, "no array")
     return array.view(numpy.recarray)
 
 
-def _reduce_array(pickler: Reducer, array: Any) -> Any:
+def _reduce_array(pickler: PickleWriter, array: Any) -> Any:
     dtype = array.dtype
     if dtype.kind == "T":
         return _reduce_texts(pickler, array)
@@ -217,14 +223,14 @@ def _reduce_array(pickler: Reducer, array: Any) -> Any:
     return make_array, (told, array.shape, order, pickler.buffer(flat))
 
 
-def _reduce_texts(pickler: Reducer, array: Any) -> Any:
+def _reduce_texts(pickler: PickleWriter, array: Any) -> Any:
     dtype = array.dtype
     missing = (dtype.na_object,) if hasattr(dtype, "na_object") else ()
     items = [item if type(item) is str else None for item in array.ravel().tolist()]
     return make_texts, (array.shape, items, missing, dtype.coerce)
 
 
-def _reduce_masked(pickler: Reducer, array: Any) -> Any:
+def _reduce_masked(pickler: PickleWriter, array: Any) -> Any:
     numpy = sys.modules["numpy"]
     if array is numpy.ma.masked:
         return make_masked_constant, ()
@@ -233,19 +239,20 @@ def _reduce_masked(pickler: Reducer, array: Any) -> Any:
     return make_masked, (array.view(numpy.ndarray), mask, fill, bool(array.hardmask))
 
 
-def _reduce_records(pickler: Reducer, array: Any) -> Any:
+def _reduce_records(pickler: PickleWriter, array: Any) -> Any:
     numpy = sys.modules["numpy"]
     return make_records, (array.view(numpy.dtype((numpy.void, array.dtype)), numpy.ndarray),)
 
 
-def _reduce_dtype(pickler: Reducer, dtype: Any) -> Any:
+def _reduce_dtype(pickler: PickleWriter, dtype: Any) -> Any:
     return make_dtype, ("O" if dtype.kind == "O" else _describe_dtype(dtype),)
 
 
-def _reduce_scalar(pickler: Reducer, scalar: Any) -> Any:
+def _reduce_scalar(pickler: PickleWriter, scalar: Any) -> Any:
     return make_scalar, (_describe_dtype(scalar.dtype), scalar.tobytes())
 
 
+@library_reducers("numpy")
 def numpy_reducers(numpy: Any) -> Any:
     scalars = {*numpy.sctypeDict.values(), numpy.record} - {numpy.object_}
     found: Dict[Any, Any] = dict.fromkeys(scalars, _reduce_scalar)

@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import sys
 from struct import Struct
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 if __package__:  # in the kernel, all shipped files are one module
-    from bridgehead._shipped.data.pandas import PANDAS
-    from bridgehead._shipped.data.registry import constructor, library, need, untrusted
-    from bridgehead._shipped.wire.frames import Broken
-
-if TYPE_CHECKING:
-    from bridgehead._shipped.data.reader import Machine
-    from bridgehead._shipped.data.writer import Reducer
+    from bridgehead._shipped.data.registry import (
+        PANDAS,
+        PickleReader,
+        PickleWriter,
+        constructor,
+        library,
+        library_reducers,
+        need,
+        untrusted,
+    )
+    from bridgehead._shipped.wire.errors import Broken
 
 ARROW = 15  # the first pyarrow that does not unpickle what a schema tells it to
 
@@ -28,7 +32,7 @@ _ARROW_KINDS = ("table", "batch", "chunks", "array", "scalar", "schema", "type")
 
 
 @constructor(str, (bytes, bytearray, memoryview), cost=PANDAS)
-def make_arrow(machine: Machine, kind: str, raw: Any) -> Any:
+def make_arrow(machine: PickleReader, kind: str, raw: Any) -> Any:
     """Whatever pyarrow has, as a stream of its IPC format."""
     pyarrow = _arrow()
     need(kind in _ARROW_KINDS, "nothing of pyarrow's")
@@ -102,7 +106,7 @@ class _Table:
         return _Table(self.data, at + Struct("<I").unpack_from(self.data, at)[0])
 
 
-def _write_arrow(pickler: Reducer, kind: str, schema: Any, value: Any) -> Any:
+def _write_arrow(pickler: PickleWriter, kind: str, schema: Any, value: Any) -> Any:
     pyarrow = _arrow()
     sink = pyarrow.BufferOutputStream()
     with pyarrow.ipc.new_stream(sink, schema) as writer:
@@ -113,25 +117,26 @@ def _write_arrow(pickler: Reducer, kind: str, schema: Any, value: Any) -> Any:
     return make_arrow, (kind, pickler.buffer(stream))
 
 
-def _reduce_column(pickler: Reducer, kind: str, values: Any) -> Any:
+def _reduce_column(pickler: PickleWriter, kind: str, values: Any) -> Any:
     table = sys.modules["pyarrow"].table({"": values})
     return _write_arrow(pickler, kind, table.schema, table)
 
 
-def _reduce_arrow_array(pickler: Reducer, values: Any) -> Any:
+def _reduce_arrow_array(pickler: PickleWriter, values: Any) -> Any:
     batch = sys.modules["pyarrow"].record_batch({"": values})
     return _write_arrow(pickler, "array", batch.schema, batch)
 
 
-def _reduce_arrow_scalar(pickler: Reducer, scalar: Any) -> Any:
+def _reduce_arrow_scalar(pickler: PickleWriter, scalar: Any) -> Any:
     values = sys.modules["pyarrow"].array([scalar], type=scalar.type)
     return _reduce_column(pickler, "scalar", values)
 
 
-def _reduce_arrow_type(pickler: Reducer, kind: Any) -> Any:
+def _reduce_arrow_type(pickler: PickleWriter, kind: Any) -> Any:
     return _write_arrow(pickler, "type", sys.modules["pyarrow"].schema([("", kind)]), None)
 
 
+@library_reducers("pyarrow")
 def pyarrow_reducers(pyarrow: Any) -> Any:
     found = {
         pyarrow.Table: lambda p, v: _write_arrow(p, "table", v.schema, v),

@@ -28,7 +28,8 @@ if __package__:  # in the kernel, all shipped files are one module
         need,
         untrusted,
     )
-    from bridgehead._shipped.wire.frames import Broken, Buffer
+    from bridgehead._shipped.wire.digest import Buffer
+    from bridgehead._shipped.wire.errors import Broken
 
 _unpickle = pickle.loads  # captured: a user may replace it
 CHAIN = 500  # deques, defaultdicts and object arrays, each directly inside the next

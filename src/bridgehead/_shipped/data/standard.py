@@ -12,68 +12,61 @@ import fractions
 import re
 import sys
 import uuid
-from typing import TYPE_CHECKING, Any, Callable, Dict
+from typing import Any
 
 if __package__:  # in the kernel, all shipped files are one module
-    from bridgehead._shipped.data.registry import NONE, constructor, library, need, untrusted
-    from bridgehead._shipped.wire.frames import Broken
-
-if TYPE_CHECKING:
-    from bridgehead._shipped.data.reader import Machine
-    from bridgehead._shipped.data.writer import Reducer
+    from bridgehead._shipped.data.registry import (
+        NONE,
+        REDUCERS,
+        PickleReader,
+        PickleWriter,
+        constructor,
+        is_scalar,
+        library,
+        library_reducers,
+        need,
+        untrusted,
+    )
+    from bridgehead._shipped.wire.errors import Broken
 
 FRACTION_BITS = 1 << 14  # the greatest common divisor of longer numbers takes its time
 
 
 @constructor()
-def make_ellipsis(machine: Machine) -> Any:
+def make_ellipsis(machine: PickleReader) -> Any:
     return ...
 
 
 @constructor(float, float)
-def make_complex(machine: Machine, real: float, imag: float) -> Any:
+def make_complex(machine: PickleReader, real: float, imag: float) -> Any:
     return complex(real, imag)
 
 
 @constructor(int, int, int)
-def make_range(machine: Machine, start: int, stop: int, step: int) -> Any:
+def make_range(machine: PickleReader, start: int, stop: int, step: int) -> Any:
     return range(start, stop, step)
 
 
 @constructor(None, None, None)
-def make_slice(machine: Machine, start: Any, stop: Any, step: Any) -> Any:
+def make_slice(machine: PickleReader, start: Any, stop: Any, step: Any) -> Any:
     # Nothing that holds other objects: slices in slices are freed recursively.
     for part in (start, stop, step):
         need(is_scalar(part), "a slice of %s" % type(part).__name__)
     return slice(start, stop, step)
 
 
-def is_scalar(value: Any) -> bool:
-    """Whether it is one of the values that hold no others."""
-    kind = type(value)
-    if kind in _ATOMS or kind in _STANDARD_SCALARS:
-        return True
-    numpy, pandas = sys.modules.get("numpy"), sys.modules.get("pandas")
-    if numpy is not None and isinstance(value, numpy.generic):
-        return True
-    return pandas is not None and kind in (
-        *(pandas.Timestamp, pandas.Timedelta),
-        *(type(pandas.NaT), type(pandas.NA)),
-    )
-
-
 @constructor()
-def make_ordered(machine: Machine) -> Any:
+def make_ordered(machine: PickleReader) -> Any:
     return collections.OrderedDict()
 
 
 @constructor()
-def make_counter(machine: Machine) -> Any:
+def make_counter(machine: PickleReader) -> Any:
     return collections.Counter()
 
 
 @constructor((int, NONE))
-def make_deque(machine: Machine, maxlen: Any) -> Any:
+def make_deque(machine: PickleReader, maxlen: Any) -> Any:
     return machine.linked(collections.deque(maxlen=maxlen))
 
 
@@ -81,24 +74,24 @@ _FACTORIES = {kind.__name__: kind for kind in (list, dict, set, int, float, str,
 
 
 @constructor((str, NONE))
-def make_default(machine: Machine, factory: Any) -> Any:
+def make_default(machine: PickleReader, factory: Any) -> Any:
     need(factory is None or factory in _FACTORIES, "no such default factory")
     return machine.linked(collections.defaultdict(factory and _FACTORIES[factory]))
 
 
 @constructor(int, int, int)
-def make_date(machine: Machine, year: int, month: int, day: int) -> Any:
+def make_date(machine: PickleReader, year: int, month: int, day: int) -> Any:
     return datetime.date(year, month, day)
 
 
 @constructor(int, int, int, int, None, int)
-def make_time(machine: Machine, *fields: Any) -> Any:
+def make_time(machine: PickleReader, *fields: Any) -> Any:
     check_zone(fields[4])
     return datetime.time(*fields[:5], fold=fields[5])
 
 
 @constructor(int, int, int, int, int, int, int, None, int)
-def make_datetime(machine: Machine, *fields: Any) -> Any:
+def make_datetime(machine: PickleReader, *fields: Any) -> Any:
     check_zone(fields[7])
     return datetime.datetime(*fields[:8], fold=fields[8])
 
@@ -114,12 +107,12 @@ def _zone_info() -> Any:
 
 
 @constructor(int, int, int)
-def make_timedelta(machine: Machine, days: int, seconds: int, microseconds: int) -> Any:
+def make_timedelta(machine: PickleReader, days: int, seconds: int, microseconds: int) -> Any:
     return datetime.timedelta(days, seconds, microseconds)
 
 
 @constructor(datetime.timedelta, (str, NONE))
-def make_timezone(machine: Machine, offset: Any, name: Any) -> Any:
+def make_timezone(machine: PickleReader, offset: Any, name: Any) -> Any:
     return datetime.timezone(offset) if name is None else datetime.timezone(offset, name)
 
 
@@ -127,7 +120,7 @@ ZONE_KEY = re.compile(r"[A-Za-z0-9_+-]{1,40}(/[A-Za-z0-9_+-]{1,40}){0,3}")
 
 
 @constructor(str)
-def make_zone(machine: Machine, key: str) -> Any:
+def make_zone(machine: PickleReader, key: str) -> Any:
     need(ZONE_KEY.fullmatch(key), "no name of a time zone")
     zone = library("zoneinfo").ZoneInfo
     try:
@@ -137,29 +130,34 @@ def make_zone(machine: Machine, key: str) -> Any:
 
 
 @constructor(str)
-def make_decimal(machine: Machine, text: str) -> Any:
+def make_decimal(machine: PickleReader, text: str) -> Any:
     return decimal.Decimal(text)
 
 
 @constructor(int, int)
-def make_fraction(machine: Machine, numerator: int, denominator: int) -> Any:
+def make_fraction(machine: PickleReader, numerator: int, denominator: int) -> Any:
     for part in (numerator, denominator):
         need(part.bit_length() <= FRACTION_BITS, "a fraction of too long numbers")
     return fractions.Fraction(numerator, denominator)
 
 
 @constructor(bytes)
-def make_uuid(machine: Machine, raw: bytes) -> Any:
+def make_uuid(machine: PickleReader, raw: bytes) -> Any:
     return uuid.UUID(bytes=raw)
 
 
-def reduce_zone(pickler: Reducer, zone: Any) -> Any:
+def reduce_zone(pickler: PickleWriter, zone: Any) -> Any:
     if zone.key is None:
         raise untrusted("a zoneinfo.ZoneInfo without a key")
     return make_zone, (zone.key,)
 
 
-def _reduce_default(pickler: Reducer, value: Any) -> Any:
+@library_reducers("zoneinfo")
+def zone_reducers(zoneinfo: Any) -> Any:
+    return {zoneinfo.ZoneInfo: reduce_zone}
+
+
+def _reduce_default(pickler: PickleWriter, value: Any) -> Any:
     factory = value.default_factory
     name = None if factory is None else str(getattr(factory, "__name__", ""))
     if name is not None and _FACTORIES.get(name) is not factory:
@@ -167,48 +165,39 @@ def _reduce_default(pickler: Reducer, value: Any) -> Any:
     return make_default, (name,), None, None, iter(value.items())
 
 
-def _reduce_fraction(pickler: Reducer, value: Any) -> Any:
+def _reduce_fraction(pickler: PickleWriter, value: Any) -> Any:
     parts = (value.numerator, value.denominator)
     if max(part.bit_length() for part in parts) > FRACTION_BITS:
         raise untrusted("a fractions.Fraction of more than %d bits" % FRACTION_BITS)
     return make_fraction, parts
 
 
-_ATOMS = {NONE, bool, int, float, str, bytes}
-REDUCERS: Dict[type, Callable[[Reducer, Any], Any]] = {
-    type(...): lambda _, v: (make_ellipsis, ()),
-    complex: lambda _, v: (make_complex, (v.real, v.imag)),
-    range: lambda _, v: (make_range, (v.start, v.stop, v.step)),
-    slice: lambda _, v: (make_slice, (v.start, v.stop, v.step)),
-    collections.OrderedDict: lambda _, v: (make_ordered, (), None, None, iter(v.items())),
-    collections.Counter: lambda _, v: (make_counter, (), None, None, iter(v.items())),
-    collections.deque: lambda _, v: (make_deque, (v.maxlen,), None, iter(v)),
-    collections.defaultdict: _reduce_default,
-    datetime.date: lambda _, v: (make_date, (v.year, v.month, v.day)),
-    datetime.time: lambda _, v: (
-        make_time,
-        (v.hour, v.minute, v.second, v.microsecond, v.tzinfo, v.fold),
-    ),
-    datetime.datetime: lambda _, v: (
-        make_datetime,
-        (
-            *(v.year, v.month, v.day, v.hour, v.minute, v.second),
-            *(v.microsecond, v.tzinfo, v.fold),
+REDUCERS.update(
+    {
+        type(...): lambda _, v: (make_ellipsis, ()),
+        complex: lambda _, v: (make_complex, (v.real, v.imag)),
+        range: lambda _, v: (make_range, (v.start, v.stop, v.step)),
+        slice: lambda _, v: (make_slice, (v.start, v.stop, v.step)),
+        collections.OrderedDict: lambda _, v: (make_ordered, (), None, None, iter(v.items())),
+        collections.Counter: lambda _, v: (make_counter, (), None, None, iter(v.items())),
+        collections.deque: lambda _, v: (make_deque, (v.maxlen,), None, iter(v)),
+        collections.defaultdict: _reduce_default,
+        datetime.date: lambda _, v: (make_date, (v.year, v.month, v.day)),
+        datetime.time: lambda _, v: (
+            make_time,
+            (v.hour, v.minute, v.second, v.microsecond, v.tzinfo, v.fold),
         ),
-    ),
-    datetime.timedelta: lambda _, v: (make_timedelta, (v.days, v.seconds, v.microseconds)),
-    datetime.timezone: lambda _, v: (make_timezone, (*v.__getinitargs__(), None)[:2]),
-    decimal.Decimal: lambda _, v: (make_decimal, (str(v),)),
-    fractions.Fraction: _reduce_fraction,
-    uuid.UUID: lambda _, v: (make_uuid, (v.bytes,)),
-}
-_STANDARD_SCALARS = {
-    complex,
-    datetime.date,
-    datetime.time,
-    datetime.datetime,
-    datetime.timedelta,
-    decimal.Decimal,
-    fractions.Fraction,
-    uuid.UUID,
-}
+        datetime.datetime: lambda _, v: (
+            make_datetime,
+            (
+                *(v.year, v.month, v.day, v.hour, v.minute, v.second),
+                *(v.microsecond, v.tzinfo, v.fold),
+            ),
+        ),
+        datetime.timedelta: lambda _, v: (make_timedelta, (v.days, v.seconds, v.microseconds)),
+        datetime.timezone: lambda _, v: (make_timezone, (*v.__getinitargs__(), None)[:2]),
+        decimal.Decimal: lambda _, v: (make_decimal, (str(v),)),
+        fractions.Fraction: _reduce_fraction,
+        uuid.UUID: lambda _, v: (make_uuid, (v.bytes,)),
+    }
+)

@@ -8,38 +8,15 @@ from __future__ import annotations
 
 import collections
 import pickle
-import sys
 from io import BytesIO
 from typing import Any, Collection, Iterable
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.data.instances import reduce_instance
-    from bridgehead._shipped.data.numpy import numpy_reducers
-    from bridgehead._shipped.data.pandas import pandas_reducers
-    from bridgehead._shipped.data.pyarrow import pyarrow_reducers
-    from bridgehead._shipped.data.registry import CONSTRUCTORS, FUNCTION, untrusted
-    from bridgehead._shipped.data.standard import REDUCERS, reduce_zone
-    from bridgehead._shipped.wire.frames import IN_BAND, Broken
+    from bridgehead._shipped.data.registry import CONSTRUCTORS, FUNCTION, find_reducer, untrusted
+    from bridgehead._shipped.wire.errors import Broken
+    from bridgehead._shipped.wire.frames import IN_BAND
     from bridgehead._shipped.wire.pickling import children
-
-_libraries = {
-    "numpy": numpy_reducers,
-    "pandas": pandas_reducers,
-    "pyarrow": pyarrow_reducers,
-    "zoneinfo": lambda module: {module.ZoneInfo: reduce_zone},
-}
-
-
-def _reducer(kind: type) -> Any:
-    """How a type is reduced, or None. A library's are entered when one of its types is met."""
-    found = REDUCERS.get(kind)
-    if found is None:
-        root = str(kind.__module__).partition(".")[0]
-        enter_types: Any = _libraries.get(root)
-        if enter_types is not None and root in sys.modules:
-            REDUCERS.update(enter_types(sys.modules[root]))
-            found = REDUCERS.get(kind)
-    return found
 
 
 class Reducer(pickle.Pickler):
@@ -71,7 +48,7 @@ class Reducer(pickle.Pickler):
         if kind is FUNCTION and CONSTRUCTORS.get(value.__name__, (None,))[0] is value:
             return NotImplemented  # pickled by its name
         self.refused = value
-        reduce = _reducer(kind)
+        reduce = find_reducer(kind)
         if reduce is not None:
             return reduce(self, value)
         name = "%s.%s" % (kind.__module__, kind.__qualname__)

@@ -17,7 +17,9 @@ from typing import Any
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.kernel import Kernel
     from bridgehead._shipped.remote.server import Far
-    from bridgehead._shipped.wire.frames import MIME, PROBE, Broken, Header, messages
+    from bridgehead._shipped.wire.errors import Broken
+    from bridgehead._shipped.wire.frames import messages
+    from bridgehead._shipped.wire.header import MIME, PROBE, Header
 
 
 class Answer:

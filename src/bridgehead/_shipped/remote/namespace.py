@@ -15,7 +15,10 @@ from typing import Any, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.kernel import Kernel
-    from bridgehead._shipped.wire.frames import Broken, Buffer, Header, TooLarge, within
+    from bridgehead._shipped.wire.digest import Buffer
+    from bridgehead._shipped.wire.errors import Broken, TooLarge
+    from bridgehead._shipped.wire.frames import within
+    from bridgehead._shipped.wire.header import Header
     from bridgehead._shipped.wire.pickling import (
         CodeRefused,
         Unshared,

@@ -16,7 +16,8 @@ from threading import Thread
 from typing import Any, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
-    from bridgehead._shipped.wire.frames import Broken, Header
+    from bridgehead._shipped.wire.errors import Broken
+    from bridgehead._shipped.wire.header import Header
     from bridgehead._shipped.wire.segments import Pool, Segment, possible
     from bridgehead._shipped.wire.socket import SECRET, Channel, peer
 
@@ -159,7 +160,7 @@ class Server:
             return refused
         self.last, frames = None, last[1].read(header["sizes"])
         self.channel.take_back(last[1], unmapped=True)
-        told: Header = self.far.keep(header, {}, frames, 0)[0]
+        told: Header = self.far.transfers.keep(header, {}, frames, 0)[0]
         return told
 
 

@@ -13,15 +13,13 @@ from time import monotonic
 from typing import Any, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
-    from bridgehead._shipped.remote.namespace import failed
-    from bridgehead._shipped.wire.frames import (
-        MESSAGE,
-        NEWS_MESSAGE,
-        Broken,
-        Buffer,
-        Header,
-        digest,
-    )
+    from bridgehead._shipped.remote.kernel import Kernel
+    from bridgehead._shipped.remote.namespace import Values, failed
+    from bridgehead._shipped.remote.replay import Transfers
+    from bridgehead._shipped.wire.digest import Buffer
+    from bridgehead._shipped.wire.errors import Broken
+    from bridgehead._shipped.wire.frames import MESSAGE, digest
+    from bridgehead._shipped.wire.header import NEWS_MESSAGE, Header
 
 UNASKED = 600.0  # seconds after which a watch is dropped that nobody asked for again,
 UNASKED_CELLS = 10  # and cells: one may run for hours, in which nobody could ask
@@ -43,10 +41,10 @@ class Watch:
 
 
 class Watches:
-    """All watches of one namespace; ``far`` serves it."""
+    """All watches of one namespace."""
 
-    def __init__(self, far: Any) -> None:
-        self.far = far
+    def __init__(self, kernel: Kernel, values: Values, transfers: Transfers) -> None:
+        self.kernel, self.values, self.transfers = kernel, values, transfers
         self.known: dict[str, Watch] = {}
 
     def watch(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
@@ -56,19 +54,18 @@ class Watches:
         """
         known = self.known.get(header["watch"])
         if known is not None:
-            known.touched, known.cells, known.address = monotonic(), 0, self.far.kernel.address()
+            known.touched, known.cells, known.address = monotonic(), 0, self.kernel.address()
             if header.get("seen") in (None, known.told, known.caught_up):
                 return {}, []
             known.caught_up = header["seen"]
             known.state = None  # what was told went with a connection that broke
             return self.look(known)
-        kernel = self.far.kernel
-        events = getattr(kernel.shell, "events", None)
+        events = getattr(self.kernel.shell, "events", None)
         if events is None:
             raise Broken("unsupported", "this kernel tells nobody when a cell is done")
-        if not kernel.can_send:
+        if not self.kernel.can_send:
             raise Broken("unsupported", "this kernel sends nothing but answers")
-        watch = Watch(header, kernel.address())
+        watch = Watch(header, self.kernel.address())
         answer, out = self.look(watch)
         if "error" not in answer:
             if not self.known:
@@ -83,15 +80,15 @@ class Watches:
     def forget(self, identity: str) -> None:
         watch = self.known.pop(identity, None)
         if watch is not None:
-            self.far.discard(watch.news())
+            self.transfers.discard(watch.news())
             if not self.known:
-                self.far.kernel.shell.events.unregister("post_run_cell", self.cell_done)
+                self.kernel.shell.events.unregister("post_run_cell", self.cell_done)
 
     def look(self, watch: Watch) -> tuple[Header, list[memoryview]]:
         """What there is to tell of a watched value; nothing if that is what was told last."""
         answer: Header = {}
         try:
-            frames, _ = self.far.values.valued(watch.header)
+            frames, _ = self.values.valued(watch.header)
         except BaseException as error:
             answer, frames = failed(error)
         error_told = answer.get("error", {})
@@ -115,15 +112,15 @@ class Watches:
 
     def tell(self, watch: Watch, answer: Header, frames: list[memoryview]) -> None:
         """Send news of a watched value; the rest of the last news, if any, is outdated."""
-        self.far.discard(watch.news())
+        self.transfers.discard(watch.news())
         watch.told += 1
         watch.caught_up = None
         piece = min(watch.header["piece"], MESSAGE)
         header = dict(watch.header, id=watch.news(), piece=piece, resumes=False)
-        answer, parts = self.far.answer(header, answer, frames)
+        answer, parts = self.transfers.answer(header, answer, frames)
         content = {"watch": watch.header["watch"], "news": watch.news()}
         if watch.header.get("lane") == "inline":
             answer["data"] = b64encode(b"".join(parts)).decode("ascii")
             parts = []
         content["answer"] = dumps(answer)
-        self.far.kernel.send(parts, NEWS_MESSAGE, content, watch.address)
+        self.kernel.send(parts, NEWS_MESSAGE, content, watch.address)

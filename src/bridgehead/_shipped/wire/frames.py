@@ -1,62 +1,31 @@
-"""The wire format: frames, digests, pieces and headers, the same on both sides.
+"""Frames: the bytes of an object in memory, cut, copied and signed.
 
-Rule: standard library only, Python 3.8 and later. Shipped to the kernel together with
-``_loader.py`` and imported by the near side too, so the two cannot drift.
+Rule: standard library only, Python 3.8 and later; the same on both sides, so that the two cannot
+drift. No request is known here: what arrives of one is kept in ``transfer``, and what one says of
+itself is in ``header``.
 
 Words: a *frame* is a run of bytes; frame 0 of an object is its pickle, the others are its
 out-of-band buffers (PEP 574). The frames of one request, laid end to end, are its *stream*;
 a stream too long for one message crosses in *pieces*, each with its offset, and each checked
-when it arrives (see ``_digest.py``).
+when it arrives (see ``digest``).
 """
 
 from __future__ import annotations
 
 import mmap
-from threading import Lock
-from time import monotonic
-from typing import Any, Dict, Iterable, Iterator, Sequence
+from typing import Any, Iterable, Iterator, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
-    from bridgehead._shipped.wire.digest import DIGESTS, leaves
-    from bridgehead._shipped.wire.digest import (
-        Buffer as Buffer,  # for those that import it from here
-    )
-
-Header = Dict[str, Any]  # a JSON object
-
-PROTOCOL = 2
-MIME = "application/vnd.bridgehead.answer+json"
-DATA_MESSAGE = "bridgehead_data"  # msg_type of the frames of an answer on the buffers lane
-NEWS_MESSAGE = "bridgehead_news"  # msg_type of an answer that comes by itself, to who watches
-PROBE = b"bridgehead probe"
+    from bridgehead._shipped.wire.digest import DIGESTS, Buffer, leaves
+    from bridgehead._shipped.wire.errors import Broken, TooLarge
 
 ALIGN = 64  # bytes; an array that is not makes sums 3 times slower for its whole life
 SHARED = 1 << 16  # bytes of frames from which on the direct lane uses shared memory
 IN_BAND = 2048  # bytes; a smaller out-of-band buffer costs more as a frame than inside the pickle
 OWN_MAPPING = 1 << 20  # bytes; from here on a frame gets huge pages of its own
-ADDRESSES = 1 << 47  # bytes; no process has room for more
 MESSAGE = 16 << 20  # bytes of buffers in one message that goes back
-STEP = 1 << 18  # bytes copied at once: where memory is touched first, a MiB may take 8 ms
-
-
-# ---------------------------------------------------------------- frames, digests, pieces
-
-
-class Broken(Exception):
-    """Something on the wire is not as it must be; ``kind`` names the near side's error."""
-
-    def __init__(self, kind: str, message: str, **details: Any) -> None:
-        super().__init__(message)
-        self.kind, self.details = kind, details
-
-
-class TooLarge(Exception):
-    """It has more bytes than the caller allows; ``nbytes`` of them."""
-
-    def __init__(self, nbytes: int) -> None:
-        super().__init__("%d bytes" % nbytes)
-        self.nbytes = nbytes
-
+FEW = 16  # buffers that ipyparallel is given: each costs a pickle and a frame of its own as an
+# argument, and a result of 64 parts and more is pickled as a whole
 
 _warm = False
 
@@ -168,195 +137,6 @@ def messages(frames: Sequence[memoryview]) -> Iterator[list[memoryview]]:
         yield list(cut(frames, start, start + MESSAGE)) if total > MESSAGE else list(frames)
 
 
-class Inbox:
-    """One stream being received into frames of known sizes, piece by piece, in any order.
-
-    A frame gets its memory when the first of its bytes arrives: what was only announced
-    costs nothing. Pieces may be written in several threads at once.
-    """
-
-    owner: Any = None  # nobody's in particular; see Held
-
-    def __init__(self, sizes: Sequence[int], limit: int | None = None) -> None:
-        if type(sizes) is not list or not all(type(n) is int and n >= 0 for n in sizes):
-            raise Broken("protocol", "frame sizes must be whole numbers of bytes")
-        self.sizes: list[int] = sizes
-        self.total: int = sum(sizes)
-        if limit is not None and self.total > limit:
-            raise TooLarge(self.total)
-        if self.total > ADDRESSES:
-            raise Broken("protocol", "no memory for %d bytes" % self.total)
-        self.begun: dict[int, memoryview] = {}  # by the frame's index
-        self.pieces: dict[int, int] = {}  # what is here and checked: offset and length
-        self.touched: float = monotonic()
-        self.lock: Any = Lock()
-
-    def write(self, at: int, parts: Iterable[Buffer], signed: str) -> None:
-        """Copy a piece into its place, and check there that it is what was signed."""
-        views = [memoryview(part).cast("B") for part in parts]
-        length = sum(view.nbytes for view in views)
-        if type(at) is not int or at < 0 or at + length > self.total:
-            raise Broken(
-                "integrity", "%d bytes at offset %r do not fit %d" % (length, at, self.total)
-            )
-        if length and signed == "none:":
-            raise Broken("integrity", "frames in a message need a digest")
-        if length >= OWN_MAPPING:
-            warm_up()
-        targets = self.space(at, at + length)
-        target = next(targets, None)
-        for view in views:
-            while view.nbytes and target is not None:
-                count = min(view.nbytes, target.nbytes, STEP)
-                target[:count] = view[:count]
-                view, target = view[count:], target[count:]
-                if not target.nbytes:
-                    target = next(targets, None)
-        # Checked is the copy: what was copied from may change (loopback's is the sender's own).
-        if digest(str(signed).partition(":")[0], self.space(at, at + length)) != signed:
-            raise Broken("integrity", "the digest of the frames is not the one that was signed")
-        self.pieces[at] = length
-        self.touched = monotonic()
-
-    def space(self, start: int, stop: int) -> Iterator[memoryview]:
-        """The memory between two offsets of the stream, as ``cut`` gives it."""
-        at = 0
-        for index, size in enumerate(self.sizes):
-            if at + size > start and at < stop:
-                yield self.frame(index)[max(start - at, 0) : stop - at]
-            at += size
-
-    def frame(self, index: int) -> memoryview:
-        with self.lock:
-            if index not in self.begun:
-                try:
-                    self.begun[index] = allocate(self.sizes[index])
-                except (MemoryError, OSError, OverflowError) as error:
-                    raise Broken("protocol", "no memory for %d bytes" % self.total) from error
-            return self.begun[index]
-
-    @property
-    def frames(self) -> list[memoryview]:
-        """All frames, zeros where nothing has arrived."""
-        return [self.frame(index) for index in range(len(self.sizes))]
-
-    @property
-    def received(self) -> int:
-        return sum(self.pieces.values())
-
-    def take(self) -> list[memoryview]:
-        """The frames, once every byte of them is there, and came once; else ``Broken``."""
-        end = 0
-        for at in sorted(self.pieces):
-            if at != end:
-                break
-            end += self.pieces[at]
-        if end != self.total or self.received != self.total:
-            raise Broken("integrity", "%d of %d bytes arrived" % (self.received, self.total))
-        return self.frames
-
-
-class Held:
-    """Frames that arrived as a whole, beside the messages, until the request that needs them."""
-
-    def __init__(
-        self, sizes: Sequence[int], frames: Sequence[memoryview], owner: Any = None
-    ) -> None:
-        self.sizes: Sequence[int] = sizes
-        self.frames: list[memoryview] = list(frames)
-        self.owner: Any = owner
-        self.total: int = sum(memoryview(frame).nbytes for frame in frames)
-        self.received: int = self.total
-        self.touched: float = monotonic()
-
-    def write(self, at: int, parts: Sequence[Buffer], expected: str) -> None:
-        if parts:
-            raise Broken("integrity", "more bytes than the request has")
-
-    def take(self) -> list[memoryview]:
-        """The frames; nothing can have altered them on the way."""
-        return self.frames
-
-
-class Outbox:
-    """An answer too long for one message, until the last piece of it was fetched; or one that
-    may be lost with its connection, until the near end says that it has it.
-
-    Of the direct lane's, ``owner`` is the server; ``segment`` has the frames, if there is one.
-    """
-
-    def __init__(
-        self,
-        frames: list[memoryview],
-        sizes: Sequence[int],
-        owner: Any = None,
-        segment: Any = None,
-    ) -> None:
-        self.frames, self.sizes, self.total = frames, sizes, sum(sizes)
-        self.owner, self.segment, self.touched = owner, segment, monotonic()
-        self.answer: Any = None  # the header, of one that may be asked for again
-
-    def drop(self) -> None:
-        if self.segment is not None:
-            self.owner.channel.take_back(self.segment)
-
-
-# ---------------------------------------------------------------- headers
-
-
-FIELDS: Dict[str, type] = {
-    "op": str,
-    "id": str,
-    "digest": str,
-    "sizes": list,
-    "at": int,
-    "piece": int,
-}
-MAY: Dict[str, type] = {  # or be null
-    "max_bytes": int,
-    "keep": str,
-    "allow": list,
-    "sums": bool,
-    "resumes": bool,
-    "had": list,
-    "reader": list,  # the Python of who opens the answer, if that is not who asks
-}
-NEEDS: Dict[str, Dict[str, type]] = {
-    "bind": {"names": list},
-    "fetch": {"expressions": list},
-    "watch": {"expressions": list, "watch": str},
-    "unwatch": {"watch": str},
-    "drop": {"names": list},
-    "names": {"pattern": str},
-    "has": {"name": str},
-    "batch": {"requests": list},
-}
-JOINS = ("bind", "fetch", "drop", "names", "has")  # what may cross in a batch
-
-
-def check(header: Header) -> None:
-    """Refuse a header that this loader could misread."""
-    if type(header) is not dict:
-        raise Broken("protocol", "the header is no JSON object")
-    if header.get("protocol") != PROTOCOL:
-        raise Broken("protocol", "this loader speaks protocol %d" % PROTOCOL)
-    for field, kind in FIELDS.items():
-        _check_kind(field, header.get(field), kind)
-    for field, kind in NEEDS.get(header["op"], {}).items():
-        _check_kind(field, header.get(field), kind)
-    for field, kind in MAY.items():
-        if header.get(field) is not None:
-            _check_kind(field, header[field], kind)
-    for field in ("names", "expressions", "allow", "had"):
-        items = header.get(field)
-        if type(items) is list and not all(type(item) is str for item in items):
-            raise Broken("protocol", "the header's %r are no strings" % field)
-    if header["piece"] < 0:
-        raise Broken("protocol", "a message cannot carry %d bytes" % header["piece"])
-    digest(header["digest"].partition(":")[0], ())  # is there such an algorithm?
-
-
-def _check_kind(field: str, value: Any, kind: type) -> None:
-    if type(value) is not kind:  # which may be long, or nested deeply: its type must do
-        told = "%s, not %s" % (type(value).__name__, kind.__name__)
-        raise Broken("protocol", "the header's %r is %s" % (field, told))
+def few(parts: Sequence[Any]) -> list[memoryview]:
+    """Buffers as ipyparallel is to carry them; where they end in the stream is told elsewhere."""
+    return [memoryview(part) for part in (parts if len(parts) <= FEW else [b"".join(parts)])]

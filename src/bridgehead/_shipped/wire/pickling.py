@@ -14,7 +14,9 @@ from io import BytesIO
 from typing import Any, Iterator, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
-    from bridgehead._shipped.wire.frames import ALIGN, IN_BAND, Buffer, TooLarge
+    from bridgehead._shipped.wire.digest import Buffer
+    from bridgehead._shipped.wire.errors import TooLarge
+    from bridgehead._shipped.wire.frames import ALIGN, IN_BAND
 
 _Pickler, _dumps = pickle.Pickler, pickle.dumps  # captured: a user may replace them
 

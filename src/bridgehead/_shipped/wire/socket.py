@@ -21,7 +21,9 @@ from typing import Any, Deque, Sequence, Tuple
 from weakref import WeakSet
 
 if __package__:  # in the kernel, all shipped files are one module
-    from bridgehead._shipped.wire.frames import Broken, Header, allocate
+    from bridgehead._shipped.wire.errors import Broken
+    from bridgehead._shipped.wire.frames import allocate
+    from bridgehead._shipped.wire.header import Header
     from bridgehead._shipped.wire.segments import Maps, Pool, Segment
 
 # serial, bytes of header, bytes of frames, segment, its capacity, and how many numbers follow:
