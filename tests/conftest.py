@@ -16,7 +16,7 @@ import pytest
 
 from bridgehead import Bridge
 from bridgehead._shipped.wire.segments import Pool
-from elsewhere import Elsewhere
+from support.elsewhere import Elsewhere
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

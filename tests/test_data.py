@@ -49,7 +49,7 @@ from bridgehead._shipped.wire import digest as _digest
 from bridgehead._shipped.wire import frames as _wire
 from bridgehead._shipped.wire import pickling as _codec
 from bridgehead._shipped.wire.frames import IN_BAND, Broken
-from elsewhere import Python, pythons
+from support.elsewhere import Python, pythons
 
 MEBIBYTE = 1 << 20
 

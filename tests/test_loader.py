@@ -61,7 +61,7 @@ from bridgehead._shipped.remote.kernel import Kernel
 from bridgehead._shipped.remote.server import REMEMBERED, Far
 from bridgehead._shipped.wire import frames as _wire
 from bridgehead._shipped.wire import pickling as _codec
-from elsewhere import Python, find_pythons, pythons
+from support.elsewhere import Python, find_pythons, pythons
 
 Header = dict[str, Any]
 PIECE = 1 << 16  # bytes; small, so that little data makes many pieces

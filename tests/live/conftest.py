@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 
 import pytest
-from servers import Wire, serving
+from support.servers import Wire, serving
 
 from bridgehead import Bridge
 

@@ -42,7 +42,7 @@ import zmq
 import zmq.asyncio
 from jupyter_client.ioloop import AsyncIOLoopKernelManager
 from jupyter_client.manager import AsyncKernelManager
-from kit import (
+from support.kit import (
     BUFFERS,
     CONTENT,
     HEADER,
@@ -84,8 +84,8 @@ from bridgehead import (
     RequestAborted,
 )
 from bridgehead._transports.base import WINDOW
-from elsewhere import MAJORS
-from look import look
+from support.elsewhere import MAJORS
+from support.look import look
 
 # Test modules aren't importable in a kernel; what they define is shipped like a script's own.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

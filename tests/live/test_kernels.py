@@ -14,7 +14,7 @@ import psutil
 import pytest
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.manager import AsyncKernelManager
-from kit import over
+from support.kit import over
 
 from bridgehead import (
     Bridge,

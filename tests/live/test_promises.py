@@ -27,7 +27,7 @@ import cloudpickle
 import numpy as np
 import psutil
 import pytest
-from kit import (
+from support.kit import (
     KEPT,
     LANES,
     all_of,
@@ -51,8 +51,8 @@ from bridgehead import (
     ReplyLost,
 )
 from bridgehead._transports.base import WINDOW, Transport
-from elsewhere import MAJORS
-from look import look
+from support.elsewhere import MAJORS
+from support.look import look
 
 # Test modules aren't importable in a kernel; what they define is shipped like a script's own.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -1,0 +1,310 @@
+"""``ls`` and ``doctor``: which kernels there are, and what is the matter with one.
+
+Rule: kernels in a runtime folder of this file's own, and what is left of dead ones; nobody's
+kernel is disturbed, which its own counters and its messages show.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from support.cli import PATIENCE, Ran, Terminal, begun, bridgehead, environment
+from jupyter_client.manager import AsyncKernelManager
+from support.servers import TOKEN, on, serving
+
+from bridgehead import Bridge, RemoteError
+
+
+@pytest.fixture
+def runtime() -> Iterator[Path]:
+    """A runtime folder that has only what the test puts into it."""
+    with tempfile.TemporaryDirectory(prefix="bh-ls-") as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+async def alone(runtime: Path) -> AsyncIterator[Bridge]:
+    """A kernel with its connection file there."""
+    async with Bridge.launch(connection_file=runtime / "kernel-alone.json") as bridge:
+        yield bridge
+
+
+def listed(runtime: Path, *arguments: object) -> dict[str, Any]:
+    told = bridgehead("ls", "--json", *arguments, JUPYTER_RUNTIME_DIR=str(runtime)).json
+    return {Path(one["where"]).stem: one for one in told}
+
+
+async def test_kernels_are_told_idle_and_busy(runtime: Path, alone: Bridge) -> None:
+    found = (await asyncio.to_thread(listed, runtime))["kernel-alone"]
+    assert (found["state"], found["pid"]) == ("idle", alone.info.pid)
+    assert found["kernel"].startswith("ipython ")
+    cell = asyncio.ensure_future(alone.run("import time\nwhile True: time.sleep(.01)"))
+    while alone.state != "busy":
+        await asyncio.sleep(0.01)
+    assert (await asyncio.to_thread(listed, runtime))["kernel-alone"]["state"] == "busy"
+    await alone.interrupt()
+    with pytest.raises(RemoteError, match="KeyboardInterrupt"):
+        await cell
+
+
+async def test_a_look_executes_nothing(runtime: Path, alone: Bridge) -> None:
+    count = (await alone.run("1")).execution_count
+    names = "sorted(globals())"
+    before = await alone.pull(names)
+    messages = alone.messages()
+    await asyncio.to_thread(listed, runtime)
+    assert (await alone.run("2")).execution_count == count + 1
+    assert set(await alone.pull(names)) - set(before) <= {"_2", "_i2", "_", "__", "_i3", "_3"}
+    kinds = {(await anext(messages)).parent_type for _ in range(len(messages))}
+    assert kinds <= {"kernel_info_request", "usage_request", "execute_request"}
+
+
+async def test_what_is_dead_silent_or_no_file_holds_up_nobody(runtime: Path, alone: Bridge) -> None:
+    info = json.loads(Path(str(alone.info.connection_file)).read_text())
+    names = ("shell_port", "control_port", "iopub_port", "stdin_port", "hb_port")
+    with socket.socket() as deaf:  # something listens, and never says a word
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen()
+        for name, port in (("mute", deaf.getsockname()[1]), ("dead", 1)):
+            tcp = {**info, "transport": "tcp", "ip": "127.0.0.1", **dict.fromkeys(names, port)}
+            (runtime / f"kernel-{name}.json").write_text(json.dumps(tcp))
+        gone = {**info, "ip": str(runtime / "nowhere")}
+        (runtime / "kernel-gone.json").write_text(json.dumps(gone))
+        (runtime / "kernel-empty.json").write_text("")
+        (runtime / "kernel-odd.json").write_text("[1]")
+        (runtime / "kernel-port.json").write_text(json.dumps({**tcp, "control_port": 70000}))
+        (runtime / "kernel-deep.json").write_text("[" * 100_000)
+        (runtime / "kernel-scheme.json").write_text(json.dumps({**info, "signature_scheme": 7}))
+        (runtime / "kernel-folder.json").mkdir()
+        os.mkfifo(runtime / "kernel-pipe.json")
+        found = await asyncio.to_thread(listed, runtime)
+    states = {name.partition("-")[2]: one["state"] for name, one in found.items()}
+    assert states == {
+        "alone": "idle",
+        "mute": "silent",
+        "dead": "dead",
+        "gone": "dead",
+        **dict.fromkeys(("empty", "odd", "port", "deep", "scheme", "folder", "pipe"), "unknown"),
+    }
+    why = {name.partition("-")[2]: one["why"] for name, one in found.items()}
+    for name in ("empty", "odd", "port", "deep", "pipe"):
+        assert why[name].startswith("no connection file: ")
+    assert why["folder"].startswith("it can't be read: ")
+    assert why["scheme"].startswith("it can't be asked: ")
+    assert next(iter(found)) == "kernel-alone"
+
+
+async def test_a_stopped_kernel_is_silent(runtime: Path, alone: Bridge) -> None:
+    os.kill(alone.info.pid, signal.SIGSTOP)
+    try:
+        assert (await asyncio.to_thread(listed, runtime))["kernel-alone"]["state"] == "silent"
+    finally:
+        os.kill(alone.info.pid, signal.SIGCONT)
+
+
+def test_no_kernels_is_no_error(runtime: Path) -> None:
+    ran = bridgehead("ls", JUPYTER_RUNTIME_DIR=str(runtime))
+    assert (ran.code, ran.out, ran.err) == (0, "", "no kernels\n")
+
+
+async def test_ls_on_a_small_terminal(runtime: Path, alone: Bridge) -> None:
+    with Terminal("ls", JUPYTER_RUNTIME_DIR=str(runtime)) as terminal:
+        assert await asyncio.to_thread(terminal.end) == 0
+    assert "idle" in terminal.text
+    assert "kernel-alone.json" in terminal.text
+
+
+@pytest.mark.servers
+async def test_kernels_of_servers_are_listed_and_taken() -> None:
+    with tempfile.TemporaryDirectory(prefix="bh-ls-") as folder:
+        async with serving(runtime=folder) as url, on(url) as bridge:
+            await bridge.push(n=7)
+            found = await asyncio.to_thread(listed, Path(folder))
+            (one,) = found.values()
+            assert one["state"] == "idle"
+            assert one["server"].endswith(url.rpartition(":")[2])  # it may call itself localhost
+            told = await asyncio.to_thread(
+                lambda: bridgehead("ls", "--url", url, "--token", TOKEN, "--json").json
+            )
+            (where,) = (each["where"] for each in told)
+            assert where == f"{url}api/kernels/{bridge.info.kernel_id}"
+            for address in (where, url):
+                pulled = await asyncio.to_thread(
+                    bridgehead, "pull", "n", "--url", address, "--token", TOKEN
+                )
+                assert (pulled.code, pulled.out) == (0, "7\n"), pulled.err
+            # Leaving has not ended it, and no other was started.
+            assert await bridge.pull("n") == 7
+            wrong = await asyncio.to_thread(bridgehead, "ls", "--url", url, "--token", "wrong")
+            assert "refuses the token" in wrong.refused(3)
+
+
+def test_a_server_that_is_not_there_is_told() -> None:
+    assert "nothing answers" in bridgehead("ls", "--url", "http://127.0.0.1:1").refused(5)
+
+
+def test_each_server_that_does_not_answer_has_a_line(runtime: Path) -> None:
+    with socket.socket() as first, socket.socket() as second:
+        for one in (first, second):
+            one.bind(("127.0.0.1", 0))  # and nobody listens
+            url = f"http://127.0.0.1:{one.getsockname()[1]}/"
+            told = {"pid": os.getpid(), "url": url, "token": "t"}
+            (runtime / f"jpserver-{one.fileno()}.json").write_text(json.dumps(told))
+        ran = bridgehead("ls", "--json", JUPYTER_RUNTIME_DIR=str(runtime))
+        wanted = {f"http://127.0.0.1:{one.getsockname()[1]}/" for one in (first, second)}
+    assert {one["where"] for one in ran.json} == wanted
+    assert {one["state"] for one in ran.json} == {"unknown"}
+
+
+def test_what_else_the_system_refuses_is_told_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("JUPYTER_TOKEN", raising=False)
+    file = str(tmp_path / "none")
+    ran = bridgehead("ls", "--url", "http://127.0.0.1:1", JUPYTER_TOKEN_FILE=file)
+    assert ran.refused(1) == f"bridgehead: {file}: No such file or directory"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["ls", "--help"]])
+def test_help_that_nobody_reads_ends_quietly(arguments: list[str]) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    running = begun(*arguments, stdout=writing)
+    os.close(writing)
+    _, told = running.communicate(timeout=PATIENCE)
+    assert (running.returncode, told) == (141, b"")
+
+
+def test_an_interrupt_while_the_command_line_is_imported_is_quiet() -> None:
+    code = (
+        "import sys; from bridgehead._tools.cli import main\n"
+        "class Pressed:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'rich': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Pressed()); main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
+
+
+# ---------------------------------------------------------------- names, for a shell
+
+
+def completed(shell: str, *words: str) -> list[str]:
+    """What a shell is offered for the last word, however long the kernel takes."""
+    code = (
+        f"from bridgehead._tools.cli import complete, main; complete.PATIENCE = {PATIENCE}; main()"
+    )
+    script = [sys.executable, "-c", f"import sys; sys.argv[0] = 'bridgehead'; {code}"]
+    env = environment(
+        _BRIDGEHEAD_COMPLETE=f"{shell}_complete",
+        COMP_WORDS=" ".join(["bridgehead", *words]),
+        COMP_CWORD=words[-1] if shell == "fish" else str(len(words)),
+    )
+    done = subprocess.run(script, env=env, capture_output=True, check=False)
+    assert done.stderr == b""
+    return done.stdout.decode().splitlines()
+
+
+async def test_a_shell_is_offered_nothing_but_names(alone: Bridge) -> None:
+    await alone.run(
+        "odd = type('\x1b[2J\\nplain', (), {})\n"
+        "globals().update({'alpha': odd(), 'alpha;ls': 1, 'alpha\\nplain,ls': 2, 'alpha $(ls)': 3})"
+    )
+    file = str(alone.info.connection_file)
+    told = await asyncio.to_thread(completed, "zsh", "pull", "-e", file, "alph")
+    assert told == ["plain", "alpha", "�[2J plain"]
+    told = await asyncio.to_thread(completed, "fish", "pull", "-e", file, "alph")
+    assert told == ["plain,alpha\t�[2J plain"]
+
+
+@pytest.mark.servers
+async def test_names_behind_a_server_are_completed_with_the_options_of_the_command() -> None:
+    async with serving() as url, on(url) as bridge:
+        await bridge.push(alpha=1)
+        host = url.partition("://")[2]
+        words = ("pull", "--url", host, "--token", TOKEN, "alph")
+        assert await asyncio.to_thread(completed, "bash", *words) == ["plain,alpha"]
+
+
+# ---------------------------------------------------------------- doctor
+
+
+def doctor(*arguments: object) -> tuple[Ran, dict[str, Any]]:
+    ran = bridgehead("doctor", "--json", *arguments)
+    return ran, json.loads(ran.out)
+
+
+async def test_a_healthy_kernel(alone: Bridge) -> None:
+    ran, told = await asyncio.to_thread(doctor, "-e", alone.info.connection_file)
+    assert (ran.code, ran.err) == (0, "")
+    assert told["info"]["pid"] == alone.info.pid
+    assert [one for one in told["findings"] if one["kind"] != "note"] == []
+    shown = await asyncio.to_thread(bridgehead, "doctor", "-e", alone.info.connection_file)
+    assert f"pid {alone.info.pid}" in shown.out
+
+
+@pytest.mark.servers
+async def test_why_a_server_s_kernel_has_no_better_lane() -> None:
+    async with serving() as url, on(url) as bridge:
+        address = f"{url}api/kernels/{bridge.info.kernel_id}"
+        ran, told = await asyncio.to_thread(doctor, "--url", address, "--token", TOKEN)
+        assert (ran.code, told["info"]["lane"]) == (0, "buffers")
+        (found,) = told["findings"]
+        assert "'direct'" in found["what"]
+        assert "websocket" in found["what"]
+
+
+async def test_a_connection_file_that_others_can_read(alone: Bridge) -> None:
+    file = Path(str(alone.info.connection_file))
+    file.chmod(0o644)
+    file.parent.chmod(0o755)
+    ran, told = await asyncio.to_thread(doctor, "-e", file)
+    (found,) = [one for one in told["findings"] if one["kind"] == "insecure"]
+    assert ran.code == 1
+    assert "mode 0644" in found["what"]
+    assert f"chmod 600 {file}" in found["todo"]
+    shown = await asyncio.to_thread(bridgehead, "doctor", "-e", file)
+    assert (shown.code, shown.err) == (1, "")
+    assert "chmod 600" in shown.out
+    pulled = await asyncio.to_thread(bridgehead, "pull", "1", "-e", file)
+    assert (pulled.code, pulled.out) == (0, "1\n")
+    assert pulled.err.startswith("bridgehead: others on this machine can read")
+    assert pulled.err.count("\n") == 1
+
+
+async def test_an_empty_key_is_not_connected_to_unless_it_is_said(runtime: Path) -> None:
+    manager = AsyncKernelManager(connection_file=str(runtime / "kernel-open.json"))
+    manager.session.key = b""
+    await manager.start_kernel()
+    try:
+        file = manager.connection_file
+        ran, told = await asyncio.to_thread(doctor, "-e", file)
+        assert (ran.code, told["info"]) == (3, None)
+        (found,) = told["findings"]
+        assert found["kind"] == "insecure"
+        assert "empty key" in found["what"]
+        assert "--insecure empty-key" in found["todo"]
+        refused = await asyncio.to_thread(bridgehead, "names", "-e", file)
+        assert "--insecure empty-key would allow it" in refused.refused(3)
+        ran, told = await asyncio.to_thread(doctor, "-e", file, "--insecure", "empty-key")
+        assert (ran.code, told["info"]["transport"]) == (1, "tcp")
+    finally:
+        await manager.shutdown_kernel(now=True)
+
+
+def test_no_kernel_at_all(runtime: Path) -> None:
+    ran = bridgehead("doctor", "--json", JUPYTER_RUNTIME_DIR=str(runtime))
+    assert ran.code == 3
+    assert "no kernel is running" in json.loads(ran.out)["findings"][0]["what"]
