@@ -250,7 +250,7 @@ def test_answers_damaged_anywhere_are_told_or_harmless(seed: int) -> None:
 
 def wire(request: Any) -> Any:
     """As much of a transport as a lane needs."""
-    spawn = lambda work: work.close()
+    spawn = lambda work: work.close()  # noqa: E731
     return SimpleNamespace(
         request=request, spawn=spawn, resumes=False, largest=LARGEST, largest_back=LARGEST
     )
