@@ -28,7 +28,6 @@ from typing import Any
 import numpy as np
 import pytest
 from jupyter_client.asynchronous.client import AsyncKernelClient
-from support.kit import at_work, endless_cell, restart_beside_a_cell, until
 
 from bridgehead import (
     Bridge,
@@ -43,6 +42,7 @@ from bridgehead import (
 )
 from bridgehead._transports.base import Transport
 from support.elsewhere import ENVIRONMENTS, HERE, NEWEST, OLDEST, TENTH, Elsewhere, Environment
+from support.kit import at_work, endless_cell, restart_beside_a_cell, until
 from support.look import look
 
 pytestmark = pytest.mark.elsewhere

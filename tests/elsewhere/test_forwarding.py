@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.kit import endless_cell
 
 from bridgehead import Bridge, KernelRestarted, OutcomeUnknown
+from support.kit import endless_cell
 
 README = Path(__file__).parents[2] / "README.md"
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pytest
 from jupyter_client.manager import AsyncKernelManager
-from support.kit import endless_cell, restart_beside_a_cell
 
 from bridgehead import (
     Bridge,
@@ -26,6 +25,7 @@ from bridgehead import (
 )
 from bridgehead._transports.base import Transport
 from support.elsewhere import Elsewhere
+from support.kit import endless_cell, restart_beside_a_cell
 from support.look import look
 
 pytestmark = pytest.mark.elsewhere

@@ -1,6 +1,6 @@
-"""What the public docstrings show is what happens: those that need a kernel or a server.
+"""What the public docstrings show is what happens: those that need a kernel.
 
-Rule: as ``test_docstrings.py``, with the real thing behind each name.
+Rule: as ``unit/test_public_docstrings.py``, with the real thing behind each name.
 """
 
 from __future__ import annotations
@@ -11,15 +11,13 @@ from typing import Any
 
 import pytest
 from jupyter_client.manager import AsyncKernelManager
-from support.kit import file_of
-from support.servers import TOKEN
 
 from bridgehead import Bridge, SyncBridge
-from support.docstrings import NEED_MORE, examples, public, run
+from support.docstrings import NEED_MORE, SERVERS, examples, public, run
+from support.kit import file_of
 
 PUBLIC = dict(public())
-SERVERS = ("Bridge.connect", "SyncBridge.connect")
-CLUSTER = "Fleet.over"  # in test_engines.py, which has one
+CLUSTER = "Fleet.over"  # in servers/test_engines.py, which has one
 KERNELS = sorted(NEED_MORE.difference(SERVERS, [CLUSTER]))
 
 
@@ -38,9 +36,3 @@ async def test_its_example_gives_what_it_shows(name: str) -> None:
             bridge = await opened.enter_async_context(Bridge.launch(lane="buffers"))
             names |= {"bridge": bridge, "connection_file": file_of(bridge)}
         await run(PUBLIC[name], names)
-
-
-@pytest.mark.servers
-@pytest.mark.parametrize("name", SERVERS)
-async def test_its_example_gives_what_it_shows_of_a_server(name: str, server: str) -> None:
-    await run(PUBLIC[name], {"url": server, "token": TOKEN})

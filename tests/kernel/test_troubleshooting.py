@@ -16,9 +16,9 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
-from support.kit import endless_cell, file_of, until
 
 from bridgehead import Bridge
+from support.kit import endless_cell, file_of, until
 
 README = Path(__file__).parents[2] / "README.md"
 

@@ -23,9 +23,7 @@ import ipyparallel
 import numpy as np
 import psutil
 import pytest
-from support.kit import KEPT, told_within, until
 
-from support import docstrings
 from bridgehead import (
     Bridge,
     BridgeClosed,
@@ -44,6 +42,8 @@ from bridgehead import (
     TransportError,
     UntrustedPayload,
 )
+from support import docstrings
+from support.kit import KEPT, told_within, until
 
 pytestmark = pytest.mark.servers
 

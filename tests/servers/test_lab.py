@@ -19,9 +19,9 @@ import nbformat
 import pytest
 from PIL import Image
 from playwright.async_api import Locator, Page, Request, async_playwright, expect
-from support.servers import TOKEN, serving
 
 from bridgehead import Bridge
+from support.servers import TOKEN, serving
 
 CHROMIUM = shutil.which("chromium")
 PICTURE = Path(__file__).with_name("lab.png")

@@ -12,12 +12,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from support.kit import goes_on
-from support.servers import SERVER, TOKEN, free_port, on, serving
 
 from bridgehead import Bridge, TransportError
 from bridgehead._transports.rest import Rest
 from bridgehead._transports.websocket import WebsocketTransport
+from support.kit import goes_on
+from support.servers import SERVER, TOKEN, free_port, on, serving
 
 pytestmark = pytest.mark.servers
 

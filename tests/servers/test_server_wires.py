@@ -9,11 +9,11 @@ import asyncio
 
 import numpy as np
 import pytest
-from support.kit import goes_on, told_within, until
-from support.servers import Other, Wire, on
 
 from bridgehead import Bridge, BridgeClosed, PayloadTooLarge
 from bridgehead._transports import websocket
+from support.kit import goes_on, told_within, until
+from support.servers import Other, Wire, on
 
 pytestmark = pytest.mark.servers
 

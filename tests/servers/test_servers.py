@@ -20,8 +20,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import trustme
-from support.kit import KEPT, goes_on, told_within, until
-from support.servers import GATEWAY, SERVER, TOKEN, Other, Wire, free_port, on, serving
 
 from bridgehead import (
     Bridge,
@@ -40,6 +38,8 @@ from bridgehead import (
     UntrustedPayload,
 )
 from bridgehead._transports import websocket
+from support.kit import KEPT, goes_on, told_within, until
+from support.servers import GATEWAY, SERVER, TOKEN, Other, Wire, free_port, on, serving
 
 pytestmark = pytest.mark.servers
 

@@ -2,3 +2,14 @@
 
 Rule: no test and no fixture; a helper that one file alone uses stays in that file.
 """
+
+from __future__ import annotations
+
+import pkgutil
+
+import pytest
+
+# A helper that asserts tells of both sides, as a test does.
+pytest.register_assert_rewrite(
+    *(f"{__name__}.{part.name}" for part in pkgutil.iter_modules(__path__))
+)

@@ -31,6 +31,7 @@ NEED_MORE = {
     "Fleet.launch",
     "Fleet.over",
 }
+SERVERS = ("Bridge.connect", "SyncBridge.connect")  # a server is behind these
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 

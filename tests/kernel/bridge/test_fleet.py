@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import psutil
 import pytest
-from support.kit import told_within, until
 
 from bridgehead import Bridge, Fleet, KernelDied, RemoteError
+from support.kit import told_within, until
 
 LARGE = np.arange(1_000_000.0)
 

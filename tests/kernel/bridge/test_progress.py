@@ -16,10 +16,10 @@ from typing import Any
 import nbformat
 import pexpect
 import pytest
-from support.kit import until
 from nbclient import NotebookClient
 
 from bridgehead import Bridge
+from support.kit import until
 
 PATIENCE = 120  # s; nothing here measures speed
 VIEW = "application/vnd.jupyter.widget-view+json"

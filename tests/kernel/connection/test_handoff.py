@@ -15,10 +15,8 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-from support import memory
 import numpy as np
 import pytest
-from support.kit import LANES, all_of, file_of, goes_on, stopped, told_within, until
 
 from bridgehead import (
     Bridge,
@@ -33,7 +31,9 @@ from bridgehead import (
     ReplyLost,
     SyncBridge,
 )
+from support import memory
 from support.elsewhere import NEWEST, OLDEST
+from support.kit import LANES, all_of, file_of, goes_on, stopped, told_within, until
 
 MIB = 1 << 20
 LARGE = 100_000  # doubles: they go through shared memory

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import pytest
 from jupyter_client.manager import AsyncKernelManager
-from support.kit import KEPT
 
 from bridgehead import (
     Bridge,
@@ -28,6 +27,7 @@ from bridgehead import (
     ReplyLost,
 )
 from bridgehead._transports.base import WINDOW, Transport
+from support.kit import KEPT
 
 
 @pytest.fixture

@@ -23,7 +23,6 @@ import psutil
 import pytest
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import KernelProvisionerFactory
-from support.kit import endless_cell, over, restart_beside_a_cell
 
 from bridgehead import (
     Bridge,
@@ -35,6 +34,7 @@ from bridgehead import (
     SyncBridge,
     UntrustedPayload,
 )
+from support.kit import endless_cell, over, restart_beside_a_cell
 
 # Somebody else's machine, as far as the provisioner knows.
 NODE = """

@@ -14,14 +14,14 @@ import threading
 import time
 from typing import Any
 
-from support import memory
 import numpy as np
 import pandas as pd
 import pytest
-from support.kit import Other, other
 
 from bridgehead import Bridge, PayloadTooLarge, RemoteError
+from support import memory
 from support.elsewhere import MAJORS
+from support.kit import Other, other
 
 MIB = 1 << 20
 LARGE = 100_000  # doubles: they go through shared memory

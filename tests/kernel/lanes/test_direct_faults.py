@@ -22,14 +22,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from support import memory
 import numpy as np
 import pytest
-from support.kit import all_of, file_of, goes_on, other
 
 from bridgehead import Bridge, BridgeError, NotSupported, RemoteError
 from bridgehead._lanes import handshake as _handshake
 from bridgehead._lanes.socket import Listener
+from support import memory
+from support.kit import all_of, file_of, goes_on, other
 
 MIB = 1 << 20
 LARGE = 100_000  # doubles: they go through shared memory

@@ -15,13 +15,13 @@ import sys
 import time
 from typing import Any
 
-from support import memory
 import numpy as np
 import pytest
-from support.kit import all_of, file_of, goes_on
 
 from bridgehead import Bridge, BridgeError
 from bridgehead._shipped.wire import segments as _segments
+from support import memory
+from support.kit import all_of, file_of, goes_on
 
 MIB = 1 << 20
 LARGE = 100_000  # doubles: they go through shared memory

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import psutil
 import pytest
-from support.cli import PATIENCE, Ran, begun, bridgehead
 
 from bridgehead import Bridge
 from bridgehead._lanes.handshake import LANES
+from support.cli import PATIENCE, Ran, begun, bridgehead
 
 SMALL = ("--payloads", "int,dict1k,np1m", "--seconds", "0")
 TITLES = {"int": "int", "dict1k": "dict, 1 kB", "np1m": "numpy 1 MB"}

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.cli import Terminal, begun, bridgehead
 
 from bridgehead import Bridge
+from support.cli import Terminal, begun, bridgehead
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to one process there")
 

@@ -16,14 +16,13 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from support.cli import PATIENCE, Ran, Terminal, begun, bridgehead, environment
 from jupyter_client.manager import AsyncKernelManager
-from support.servers import TOKEN, on, serving
 
 from bridgehead import Bridge, RemoteError
+from support.cli import PATIENCE, Terminal, begun, bridgehead
+from support.listing import completed, doctor, listed
 
 
 @pytest.fixture
@@ -38,11 +37,6 @@ async def alone(runtime: Path) -> AsyncIterator[Bridge]:
     """A kernel with its connection file there."""
     async with Bridge.launch(connection_file=runtime / "kernel-alone.json") as bridge:
         yield bridge
-
-
-def listed(runtime: Path, *arguments: object) -> dict[str, Any]:
-    told = bridgehead("ls", "--json", *arguments, JUPYTER_RUNTIME_DIR=str(runtime)).json
-    return {Path(one["where"]).stem: one for one in told}
 
 
 async def test_kernels_are_told_idle_and_busy(runtime: Path, alone: Bridge) -> None:
@@ -125,31 +119,6 @@ async def test_ls_on_a_small_terminal(runtime: Path, alone: Bridge) -> None:
     assert "kernel-alone.json" in terminal.text
 
 
-@pytest.mark.servers
-async def test_kernels_of_servers_are_listed_and_taken() -> None:
-    with tempfile.TemporaryDirectory(prefix="bh-ls-") as folder:
-        async with serving(runtime=folder) as url, on(url) as bridge:
-            await bridge.push(n=7)
-            found = await asyncio.to_thread(listed, Path(folder))
-            (one,) = found.values()
-            assert one["state"] == "idle"
-            assert one["server"].endswith(url.rpartition(":")[2])  # it may call itself localhost
-            told = await asyncio.to_thread(
-                lambda: bridgehead("ls", "--url", url, "--token", TOKEN, "--json").json
-            )
-            (where,) = (each["where"] for each in told)
-            assert where == f"{url}api/kernels/{bridge.info.kernel_id}"
-            for address in (where, url):
-                pulled = await asyncio.to_thread(
-                    bridgehead, "pull", "n", "--url", address, "--token", TOKEN
-                )
-                assert (pulled.code, pulled.out) == (0, "7\n"), pulled.err
-            # Leaving has not ended it, and no other was started.
-            assert await bridge.pull("n") == 7
-            wrong = await asyncio.to_thread(bridgehead, "ls", "--url", url, "--token", "wrong")
-            assert "refuses the token" in wrong.refused(3)
-
-
 def test_a_server_that_is_not_there_is_told() -> None:
     assert "nothing answers" in bridgehead("ls", "--url", "http://127.0.0.1:1").refused(5)
 
@@ -201,22 +170,6 @@ def test_an_interrupt_while_the_command_line_is_imported_is_quiet() -> None:
 # ---------------------------------------------------------------- names, for a shell
 
 
-def completed(shell: str, *words: str) -> list[str]:
-    """What a shell is offered for the last word, however long the kernel takes."""
-    code = (
-        f"from bridgehead._tools.cli import complete, main; complete.PATIENCE = {PATIENCE}; main()"
-    )
-    script = [sys.executable, "-c", f"import sys; sys.argv[0] = 'bridgehead'; {code}"]
-    env = environment(
-        _BRIDGEHEAD_COMPLETE=f"{shell}_complete",
-        COMP_WORDS=" ".join(["bridgehead", *words]),
-        COMP_CWORD=words[-1] if shell == "fish" else str(len(words)),
-    )
-    done = subprocess.run(script, env=env, capture_output=True, check=False)
-    assert done.stderr == b""
-    return done.stdout.decode().splitlines()
-
-
 async def test_a_shell_is_offered_nothing_but_names(alone: Bridge) -> None:
     await alone.run(
         "odd = type('\x1b[2J\\nplain', (), {})\n"
@@ -229,21 +182,7 @@ async def test_a_shell_is_offered_nothing_but_names(alone: Bridge) -> None:
     assert told == ["plain,alpha\t�[2J plain"]
 
 
-@pytest.mark.servers
-async def test_names_behind_a_server_are_completed_with_the_options_of_the_command() -> None:
-    async with serving() as url, on(url) as bridge:
-        await bridge.push(alpha=1)
-        host = url.partition("://")[2]
-        words = ("pull", "--url", host, "--token", TOKEN, "alph")
-        assert await asyncio.to_thread(completed, "bash", *words) == ["plain,alpha"]
-
-
 # ---------------------------------------------------------------- doctor
-
-
-def doctor(*arguments: object) -> tuple[Ran, dict[str, Any]]:
-    ran = bridgehead("doctor", "--json", *arguments)
-    return ran, json.loads(ran.out)
 
 
 async def test_a_healthy_kernel(alone: Bridge) -> None:
@@ -253,17 +192,6 @@ async def test_a_healthy_kernel(alone: Bridge) -> None:
     assert [one for one in told["findings"] if one["kind"] != "note"] == []
     shown = await asyncio.to_thread(bridgehead, "doctor", "-e", alone.info.connection_file)
     assert f"pid {alone.info.pid}" in shown.out
-
-
-@pytest.mark.servers
-async def test_why_a_server_s_kernel_has_no_better_lane() -> None:
-    async with serving() as url, on(url) as bridge:
-        address = f"{url}api/kernels/{bridge.info.kernel_id}"
-        ran, told = await asyncio.to_thread(doctor, "--url", address, "--token", TOKEN)
-        assert (ran.code, told["info"]["lane"]) == (0, "buffers")
-        (found,) = told["findings"]
-        assert "'direct'" in found["what"]
-        assert "websocket" in found["what"]
 
 
 async def test_a_connection_file_that_others_can_read(alone: Bridge) -> None:

@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from support.cli import SCRIPT, Ran, Terminal, bridgehead, environment
 
 from bridgehead import Bridge, RemoteError
+from support.cli import SCRIPT, Ran, Terminal, bridgehead, environment
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="no /dev there")
 TABLE = pd.DataFrame({"n": [1, 2, 3], "x": [0.5, 1.25, -3.0], "t": ["ä", "b,c", 'd"e']})

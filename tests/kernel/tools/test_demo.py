@@ -17,6 +17,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+
 from support.cli import Ran, begun, bridgehead
 
 OBJECTS = ("table", "summarise", "passport", "summary")

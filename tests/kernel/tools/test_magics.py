@@ -15,11 +15,11 @@ from typing import Any
 
 import psutil
 import pytest
-from support.kit import Other, other, told_within, until
-from support.servers import TOKEN
-from test_console import Console
 
 from bridgehead import Bridge, RemoteError
+from support.console import Console
+from support.kit import Other, other, told_within, until
+from support.notebook import seen
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +36,6 @@ async def near(opened: Bridge) -> Bridge:
     await opened.run("%reset -f\n%load_ext bridgehead")
     await opened.run("%%bridge\n%reset -f")
     return opened
-
-
-async def seen(near: Bridge, cell: str) -> list[tuple[str, str]]:
-    """A cell's outputs in order: of which type, and their text."""
-    told = []
-    for output in (await near.run(cell)).outputs:
-        kind = output["output_type"]
-        told.append((output.get("name", kind), output.get("text") or output["data"]["text/plain"]))
-    return told
 
 
 async def far_of(near: Bridge) -> str:
@@ -309,22 +300,3 @@ async def test_a_terminal() -> None:
         await until(lambda: not far.is_running())
     finally:
         await terminal.close()
-
-
-# ---------------------------------------------------------------- behind a server
-
-
-@pytest.mark.servers
-async def test_a_kernel_behind_a_server(server: str) -> None:
-    async with Bridge.launch() as near:
-        await near.run("%load_ext bridgehead")
-        (told,) = await seen(near, f"%bridge connect {server}/?token={TOKEN} --on far")
-        assert told[1].startswith("far: ")
-        assert "websocket" in told[1]
-        assert TOKEN not in told[1]
-        await near.run("rows = [1, 2, 3]")
-        assert await seen(near, "%%bridge --push rows --pull total\ntotal = sum(rows)\ntotal") == [
-            ("execute_result", "6")
-        ]
-        assert await near.pull("total") == 6
-        await near.run("%bridge close far")

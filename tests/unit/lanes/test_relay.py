@@ -14,8 +14,8 @@ import pytest
 
 from bridgehead._lanes.relay import RELAY, Relayed
 from bridgehead._shipped.wire.segments import Segment
+from support.channels import Ends
 from support.shared import KIB, MIB, descriptors, needs_segments, resident
-from test_channel import Ends
 
 pytestmark = needs_segments
 
