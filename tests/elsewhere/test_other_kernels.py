@@ -1,7 +1,7 @@
 """Kernels that are not plain ipykernel: xeus-python, Spyder's, and those that are none for us.
 
 Rule: what such a kernel can't do is told by name, and what it can is tried on it, not on a
-kernel that behaves as it does. Data and code between Pythons: ``test_elsewhere.py``.
+kernel that behaves as it does. Data and code between Pythons: ``test_environments.py``.
 """
 
 from __future__ import annotations

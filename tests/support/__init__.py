@@ -10,6 +10,5 @@ import pkgutil
 import pytest
 
 # A helper that asserts tells of both sides, as a test does.
-pytest.register_assert_rewrite(
-    *(f"{__name__}.{part.name}" for part in pkgutil.iter_modules(__path__))
-)
+parts = [f"{__name__}.{part.name}" for part in pkgutil.iter_modules(__path__)]
+pytest.register_assert_rewrite(*parts)

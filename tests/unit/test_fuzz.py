@@ -2,7 +2,7 @@
 
 Rule: what is fuzzed is what becomes a value out of bytes: headers, frames and answers. Frames
 with an honest digest are only ever harmless pickles: a pickle is opened by design, and an
-arbitrary one could do anything. The data-only codec has its own fuzz in ``test_data.py``.
+arbitrary one could do anything. The data-only codec has its own fuzz in ``shipped/data``.
 """
 
 from __future__ import annotations

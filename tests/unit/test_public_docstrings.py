@@ -1,7 +1,7 @@
 """What the public docstrings show is what happens, on a loopback.
 
 Rule: every public class and method has an example; those that need a kernel or a server are run
-in ``live/test_examples.py``.
+in ``kernel/test_examples.py``.
 """
 
 from __future__ import annotations

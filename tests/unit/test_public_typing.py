@@ -14,7 +14,7 @@ from typing import Any
 
 import bridgehead
 
-API = Path(__file__).parent / "typing" / "api.py"
+API = Path(__file__).parents[1] / "typing" / "api.py"
 
 
 def checked(*command: str) -> subprocess.CompletedProcess[str]:

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 def test_transfers_are_ratios_and_who_is_not_there_is_left_out(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """From kernel to kernel, without a kernel: what crosses, in which order, and what is refused.
 
 Rule: loopbacks, by every pair of the lanes that they have. Real kernels, their deaths and the
-memory that they share are ``live/test_handoff.py``'s.
+memory that they share are in ``kernel/connection/test_handoff.py``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """``%bridge`` in an IPython of this process, over a loopback: what lines mean, and what Tab offers.
 
-Rule: no kernel here; what a kernel's outputs look like is in ``live/test_magics.py``.
+Rule: no kernel here; what a kernel's outputs look like is in ``kernel/tools/test_magics.py``.
 """
 
 from __future__ import annotations
