@@ -1,4 +1,4 @@
-"""What the tests share: a loopback bridge, a live bridge, and a look at a kernel from outside.
+"""What the tests share: loopback bridges, real kernels, and Jupyter servers.
 
 Rule: kernels are started by the test that uses them and ended by their own handle; a fixture
 that shares one over a module gives every test an empty namespace.
@@ -7,7 +7,6 @@ that shares one over a module gives every test an empty namespace.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
@@ -16,7 +15,11 @@ import pytest
 
 from bridgehead import Bridge
 from bridgehead._shipped.wire.segments import Pool
-from elsewhere import Elsewhere
+from support.elsewhere import Elsewhere
+from support.servers import Wire, serving
+
+HERE = Path(__file__).parent
+WITH_KERNELS = ("kernel", "servers", "elsewhere")  # the folders whose tests start some
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -101,6 +104,38 @@ async def live(kernel_name: str) -> AsyncIterator[Bridge]:
         yield bridge
 
 
+@pytest.fixture(scope="module")
+async def harmless() -> AsyncIterator[Bridge]:
+    """One kernel for all tests of a file that leave it as it was."""
+    async with Bridge.launch() as bridge:
+        yield bridge
+
+
+@pytest.fixture
+async def kernel(harmless: Bridge) -> Bridge:
+    """The kernel that is shared, with nothing in its namespace."""
+    if harmless.state == "busy":  # a test that failed may have left its cell
+        await harmless.interrupt()
+    names = [told.name for told in await harmless.names()]
+    if names:
+        await harmless.delete(*names)
+    return harmless
+
+
+@pytest.fixture(scope="module")
+async def server() -> AsyncIterator[str]:
+    """The address of one Jupyter Server for all tests of a file."""
+    async with serving() as url:
+        yield url
+
+
+@pytest.fixture
+async def wire(server: str) -> AsyncIterator[Wire]:
+    """A way to that server which the test can break."""
+    async with Wire(server) as wire:
+        yield wire
+
+
 EVERYWHERE = [
     *("loopback-buffers", "loopback-inline"),
     *("live-direct", "live-buffers", "live-inline"),
@@ -129,12 +164,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Whatever starts a kernel is ``live``: by its folder, its mark or the fixture's parameter."""
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
-        parameter = getattr(getattr(item, "callspec", None), "params", {}).get("everywhere", "")
-        live_folder = f"{os.sep}live{os.sep}" in str(item.path)
+        parameter = str(
+            getattr(getattr(item, "callspec", None), "params", {}).get("everywhere", "")
+        )
+        folder = item.path.relative_to(HERE).parts[0]
         if (
-            live_folder
+            (folder in WITH_KERNELS and not parameter.startswith("loopback"))
             or item.get_closest_marker("elsewhere")
             or "live" in fixtures
-            or str(parameter).startswith("live")
+            or parameter.startswith("live")
         ):
             item.add_marker("live")

@@ -24,7 +24,7 @@ from bridgehead import Bridge
 from bridgehead._transports.subprotocols import BINARY, V1
 from bridgehead._transports.websocket import BACK, PIECE
 from tests.bench.targets import Reached
-from tests.live.servers import TOKEN, free_port, on, serving
+from tests.support.servers import TOKEN, free_port, on, serving
 
 NBYTES = 256 << 20
 ROUNDS = 7

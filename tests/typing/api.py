@@ -1,8 +1,8 @@
 """How the public names look to a type checker.
 
-Rule: never run; mypy and pyright read it (``tests/test_typing.py``), strictly. What has to be
-accepted stands plainly, with the type it must have; what has to be refused carries an ignore, and
-one that ignores nothing is an error itself.
+Rule: never run; mypy and pyright read it (``tests/unit/test_public_typing.py``), strictly. What
+has to be accepted stands plainly, with the type it must have; what has to be refused carries an
+ignore, and one that ignores nothing is an error itself.
 """
 
 # pyright: strict, reportUnnecessaryTypeIgnoreComment=true

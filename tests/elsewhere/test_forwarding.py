@@ -1,0 +1,176 @@
+"""A kernel behind ports that SSH forwards, by the README's own command.
+
+Rule: a real sshd on loopback with keys, host key and configuration in a temporary folder; nothing
+of the user's is read or written. The kernel listens at 127.0.0.2, so that the same ports are free
+at 127.0.0.1, as on two machines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bridgehead import Bridge, KernelRestarted, OutcomeUnknown
+from support.kit import endless_cell
+
+README = Path(__file__).parents[2] / "README.md"
+SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
+SEPARATION = Path("/run/sshd")  # which an sshd of root's insists on
+
+pytestmark = [
+    pytest.mark.elsewhere,
+    pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127.0.0.0/8"),
+    pytest.mark.skipif(
+        not (SSHD and shutil.which("ssh")), reason="no sshd and ssh: apt-get install openssh-server"
+    ),
+]
+
+
+def waited(condition: Any, process: subprocess.Popen[str], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "what the test waits for did not happen"
+        time.sleep(0.05)
+
+
+def listens(port: int, ip: str = "127.0.0.1") -> bool:
+    try:
+        socket.create_connection((ip, port), 1).close()
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def running(command: list[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
+    """A process, and whatever it started, for as long as the block lasts."""
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(
+        command, stdout=pipe, stderr=pipe, text=True, start_new_session=True, **options
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGTERM)
+        process.communicate()
+
+
+@pytest.fixture(scope="module")
+def far(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Another machine, as far as ssh knows; gives a folder whose ``ssh`` knows the way to it."""
+    folder = tmp_path_factory.mktemp("far")
+    for name in ("host", "user"):
+        keygen = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
+        subprocess.run(keygen, check=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    (folder / "sshd_config").write_text(
+        f"ListenAddress 127.0.0.1:{port}\nHostKey {folder}/host\nPidFile none\nStrictModes no\n"
+        f"AuthorizedKeysFile {folder}/user.pub\nAuthenticationMethods publickey\n"
+        "PermitRootLogin prohibit-password\nUsePAM no\n"
+    )
+    (folder / "known_hosts").write_text(f"far {(folder / 'host.pub').read_text()}")
+    (folder / "ssh_config").write_text(
+        f"Host far\nHostName 127.0.0.1\nPort {port}\nUser {getpass.getuser()}\nHostKeyAlias far\n"
+        f"IdentityFile {folder}/user\nIdentitiesOnly yes\nBatchMode yes\n"
+        f"UserKnownHostsFile {folder}/known_hosts\nExitOnForwardFailure yes\n"
+    )
+    ssh = folder / "bin" / "ssh"
+    ssh.parent.mkdir()
+    ssh.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {folder}/ssh_config "$@"\n')
+    ssh.chmod(0o755)
+    made = os.getuid() == 0 and not SEPARATION.exists()
+    if made:
+        SEPARATION.mkdir(0o755)
+    try:
+        with running([str(SSHD), "-D", "-e", "-f", str(folder / "sshd_config")]) as sshd:
+            waited(lambda: listens(port), sshd)
+            yield ssh.parent
+    finally:
+        if made:
+            SEPARATION.rmdir()
+
+
+@pytest.fixture
+def kernel(tmp_path: Path) -> Iterator[Path]:
+    """A kernel over there; its connection file, copied to here under the README's name."""
+    file = tmp_path / "kernel-1234.json"
+    start = ["-m", "ipykernel_launcher", "-f", str(file), "--ip=127.0.0.2"]
+    with running([sys.executable, *start]) as process:
+        waited(lambda: file.exists() and file.read_text().endswith("}"), process)
+        yield file
+
+
+@contextmanager
+def forwarded(far: Path, kernel: Path) -> Iterator[Path]:
+    """The README's command at work; the connection file that leads through it."""
+    found = re.search(r"^ *(ssh -N .* far)$", README.read_text(), re.MULTILINE)
+    assert found, "README.md has lost its ssh command"
+    environment = {**os.environ, "PATH": f"{far}:{os.environ['PATH']}"}
+    info = json.loads(kernel.read_text())
+    near = kernel.with_name("near.json")
+    near.write_text(json.dumps({**info, "ip": "127.0.0.1"}))  # as it is on two machines
+    near.chmod(0o600)
+    command = ["bash", "-c", found[1]]
+    with running(command, cwd=kernel.parent, env=environment) as ssh:
+        ports = [port for name, port in info.items() if name.endswith("_port")]
+        assert len(ports) == 5
+        waited(lambda: all(map(listens, ports)), ssh)
+        yield near
+
+
+async def test_the_readmes_command_leads_to_the_kernel(far: Path, kernel: Path) -> None:
+    with forwarded(far, kernel) as near:
+        # Not the direct lane, which would notice that it is the same machine after all.
+        async with Bridge.attach(near, lane="buffers") as bridge:
+            large = np.arange(2_000_000.0)
+            await bridge.push(large=large, f=lambda v: v + 1)
+            assert await bridge.pull("f(large[1])") == 2
+            assert (await bridge.pull("large")).tobytes() == large.tobytes()
+            async with endless_cell(bridge):
+                await bridge.interrupt()
+            assert bridge._transport.has_pulse  # type: ignore[attr-defined]
+
+
+async def test_a_way_that_breaks_is_told_and_may_come_back(far: Path, kernel: Path) -> None:
+    with forwarded(far, kernel) as near:
+        bridge = await Bridge.attach(near, lane="buffers")
+        await bridge.push(x=[1])
+        cell = asyncio.ensure_future(bridge.run("import time; time.sleep(4); x.append(2)"))
+        while bridge.state != "busy":
+            await asyncio.sleep(0.02)
+    try:
+        async with asyncio.timeout(20):
+            with pytest.raises(OutcomeUnknown):
+                await cell
+        with forwarded(far, kernel) as near:
+            async with Bridge.attach(near, lane="buffers") as other:
+                assert await other.pull("x") == [1, 2]  # the cell ran on over there
+            async with asyncio.timeout(20):
+                while True:
+                    try:
+                        assert await bridge.pull("x") == [1, 2]
+                        break
+                    except (OutcomeUnknown, KernelRestarted):
+                        await asyncio.sleep(0.1)
+    finally:
+        await bridge.aclose()

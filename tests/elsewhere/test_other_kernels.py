@@ -1,0 +1,218 @@
+"""Kernels that are not plain ipykernel: xeus-python, Spyder's, and those that are none for us.
+
+Rule: what such a kernel can't do is told by name, and what it can is tried on it, not on a
+kernel that behaves as it does. Data and code between Pythons: ``test_environments.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from jupyter_client.manager import AsyncKernelManager
+
+from bridgehead import (
+    Bridge,
+    KernelDied,
+    NotSupported,
+    RemoteError,
+    UnsupportedKernel,
+)
+from bridgehead._transports.dispatch import Dispatcher
+from support.elsewhere import Elsewhere
+from support.kit import endless_cell, restart_beside_a_cell
+from support.look import look
+
+pytestmark = pytest.mark.elsewhere
+
+XEUS = pytest.mark.parametrize("kernel_name", ["xpython"], indirect=True)
+SPYDER = pytest.mark.parametrize("kernel_name", ["spyder"], indirect=True)
+
+
+# ------------------------------------------------------------ xeus-python
+
+
+@XEUS
+async def test_the_direct_lane_serves_xeus_as_any_other(live: Bridge) -> None:
+    assert live.info.kernel.startswith("xeus-python 0.19")
+    assert (live.info.transport, live.info.lane) == ("tcp", "direct")
+    await live.push(x=1, f=lambda v: v + offset, large=np.arange(1_000_000.0))
+    assert await live.pull("f(x)", "large.sum()") == (101, 499_999_500_000.0)
+    assert (await live.pull("large")).nbytes == 8_000_000
+    assert await live.call(lambda a: a.nbytes, live.ref("large")) == 8_000_000
+    assert {told.name for told in await live.names()} == {"x", "f", "large"}
+    await live.delete("f")
+    assert set(await look(live.info.connection_file)) == {"x", "large"}
+
+
+offset = 100  # a global of the function that crosses
+
+
+@XEUS
+async def test_cells_of_xeus(live: Bridge) -> None:
+    result = await live.run("print('out')\nx = 6\nx * 7")
+    assert (result.stdout, result.data["text/plain"]) == ("out\n", "42")
+    await live.run("class Boom(Exception): pass")
+    for code, name in (("1 / 0", "ZeroDivisionError"), ("raise Boom('it is')", "Boom")):
+        with pytest.raises(RemoteError, match=name) as caught:
+            await live.run(code)
+        assert caught.value.ename == name
+    result = await live.run("import asyncio; await asyncio.sleep(0.1); x = 8\nx")
+    assert result.data["text/plain"] == "8"
+
+
+@XEUS
+async def test_names_take_their_turn_behind_a_cell_of_xeus(live: Bridge) -> None:
+    await live.push(x="before")
+    cell = asyncio.ensure_future(
+        live.run("import time\nwhile 'go' not in globals(): time.sleep(0.01)\nx = 'after'")
+    )
+    while live.state != "busy":
+        await asyncio.sleep(0.02)
+    turn = asyncio.ensure_future(live.pull("x"))
+    assert await live.pull("x", now=True) == "before"
+    assert not turn.done()
+    await live.push(go=True, now=True)
+    await cell
+    assert await turn == "after"
+
+
+@pytest.mark.parametrize("lane", ["inline", "direct"])
+async def test_one_request_at_a_time_is_on_its_way_to_xeus(
+    elsewhere: Elsewhere, lane: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Two of some MiB that come together hang it for good.
+    most, put = 0, Dispatcher.put
+
+    async def counted(self: Dispatcher, *args: Any, **options: Any) -> Any:
+        nonlocal most
+        pending = await put(self, *args, **options)
+        most = max(most, self.in_flight)
+        return pending
+
+    monkeypatch.setattr(Dispatcher, "put", counted)
+    async with Bridge.launch(elsewhere("xpython"), lane=lane) as bridge:
+        large = np.arange(5_000_000.0)
+        await asyncio.gather(
+            bridge.push(large=large),
+            bridge.push(other=large[::-1]),
+            *(bridge.push({f"x{i}": i}) for i in range(100)),
+            bridge.run("print('beside')"),
+            *(bridge.call(abs, -i, keep=f"y{i}") for i in range(20)),
+        )
+        assert (await bridge.pull("large")).tobytes() == large.tobytes()
+        assert await bridge.pull("float(other[0])", "x99 + y19") == (4_999_999.0, 118)
+        await bridge.restart()
+        await asyncio.gather(bridge.push(large=large), bridge.push(other=large))
+        assert await bridge.pull("(large == other).all()")
+    assert most == 1
+
+
+@XEUS
+async def test_what_xeus_can_not_do_is_told_and_harms_nothing(live: Bridge) -> None:
+    await live.push(x=1)
+    with pytest.raises(NotSupported, match=r"xeus-python 0\.19.* can't be interrupted: a signal"):
+        await live.interrupt()
+    async with Bridge.attach(live.info.connection_file) as other:
+        assert other.info.lane == "direct"
+        with pytest.raises(NotSupported, match="can't be interrupted"):
+            await other.interrupt()
+        assert await other.pull("x") == 1
+    with pytest.raises(NotSupported, match="this kernel sends nothing but answers"):
+        async for _ in live.watch("x"):
+            pass
+    with pytest.raises(NotSupported, match="does not pass message buffers; use lane='inline'"):
+        await Bridge.attach(live.info.connection_file, lane="buffers")
+    with pytest.raises(NotSupported, match="now=True needs a kernel with subshells"):
+        await live.pull("x + 1", now=True)
+    assert await live.pull("x + 1") == 2
+
+
+@XEUS
+async def test_xeus_dies_and_comes_back(live: Bridge) -> None:
+    await live.push(x=1)
+    with pytest.raises(KernelDied, match="killed by SIGKILL") as caught:
+        await live.run("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    assert caught.value.exit_code == -signal.SIGKILL
+    await live.restart()
+    assert not await live.exists("x")
+    await restart_beside_a_cell(live)
+    await live.push(x=2)
+    assert await live.pull("x") == 2
+
+
+# ------------------------------------------------------------ Spyder's
+
+
+@SPYDER
+async def test_the_whole_surface_on_spyders_kernel(live: Bridge) -> None:
+    assert live.info.lane == "direct"
+    assert (
+        await live.pull("type(get_ipython().kernel).__module__") == "spyder_kernels.console.kernel"
+    )
+    large = np.arange(1_000_000.0)
+    await live.push(x={"a": 1}, large=large)
+    assert await live.pull("x['a'] + 1", "float(large.sum())") == (2, float(large.sum()))
+    for lane in ("buffers", "inline"):
+        async with Bridge.attach(live.info.connection_file, lane=lane) as other:
+            assert (await other.pull("large")).tobytes() == large.tobytes()
+    await live.call(len, live.ref("x"), keep="length")
+    assert {told.name for told in await live.names()} == {"x", "large", "length"}
+    assert set(await look(live.info.connection_file)) == {"x", "large", "length"}
+    result = await live.run("print('out'); x['a']")
+    assert (result.stdout, result.data["text/plain"]) == ("out\n", "1")
+    seen = live.watch("length")
+    assert await anext(seen) == 1
+    await live.run("length = 5")
+    assert await anext(seen) == 5
+    await seen.aclose()
+
+
+@SPYDER
+async def test_spyders_kernel_is_interrupted_and_restarted(live: Bridge) -> None:
+    async with endless_cell(live):
+        await live.interrupt()
+    await live.push(x=1)
+    await live.restart()
+    assert not await live.exists("x")
+
+
+# ------------------------------------------------------------ no kernels for us
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("bash", "bash_kernel 0.10.* is a kernel for bash; bridgehead needs a Python kernel"),
+        ("xpython-raw", "xeus-python 0.19.*: the kernel fails at a request without code"),
+    ],
+)
+async def test_an_unsupported_kernel_is_told_and_goes_on(
+    elsewhere: Elsewhere, name: str, told: str
+) -> None:
+    before = os.listdir(os.environ["JUPYTER_RUNTIME_DIR"])
+    with pytest.raises(UnsupportedKernel, match=told):
+        await Bridge.launch(elsewhere(name))
+    assert os.listdir(os.environ["JUPYTER_RUNTIME_DIR"]) == before
+    manager = AsyncKernelManager(kernel_name=name)
+    await manager.start_kernel()
+    try:
+        for opening in (Bridge.over(manager), Bridge.attach(Path(manager.connection_file))):
+            with pytest.raises(UnsupportedKernel, match=told):
+                await opening
+        client = manager.client()
+        client.session = type(client.session)(key=manager.session.key)  # not the manager's own
+        client.start_channels()
+        try:
+            reply = await client.execute("echo=1", reply=True, timeout=60)
+        finally:
+            client.stop_channels()
+        assert reply["content"]["status"] == "ok"
+        assert await manager.is_alive()
+    finally:
+        await manager.shutdown_kernel(now=True)

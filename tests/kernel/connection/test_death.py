@@ -1,0 +1,438 @@
+"""Rows A of the catalogue of faults: death, stop and restart.
+
+Rule: one test a row of the catalogue, its docstring opening with the row's number. A test asserts
+how soon the caller is told, what the namespace holds afterwards (looked at by a client that knows
+nothing of bridges), and that the next operation on the same bridge is right. The injection is the
+real fault. A kernel that is stopped goes on before it is ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import pytest
+from jupyter_client.ioloop import AsyncIOLoopKernelManager
+from jupyter_client.manager import AsyncKernelManager
+from traitlets.config import Config
+
+from bridgehead import (
+    Bridge,
+    KernelDied,
+    KernelNotFound,
+    KernelRestarted,
+    KernelUnresponsive,
+)
+from support.elsewhere import MAJORS
+from support.faults import There
+from support.kit import (
+    all_of,
+    at_work,
+    file_of,
+    goes_on,
+    other,
+    stopped,
+    told_within,
+    until,
+    wired,
+)
+from support.look import look
+
+# Test modules aren't importable in a kernel; what they define is shipped like a script's own.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+ATTACHED, LAUNCHED = 3.0, 0.5  # s until a death is told
+
+
+@pytest.fixture
+async def manager() -> AsyncIterator[AsyncKernelManager]:
+    """A kernel that somebody else holds."""
+    manager = AsyncKernelManager()
+    await manager.start_kernel()
+    try:
+        yield manager
+    finally:
+        await manager.shutdown_kernel(now=True)
+
+
+def everything(bridge: Bridge) -> list[asyncio.Task[Any]]:
+    """Every kind of operation at once; the first one keeps the kernel busy for a minute."""
+    operations = [
+        bridge.push(slow=There(time.sleep, 60), x=1),
+        bridge.push(y=2),
+        bridge.pull("z"),
+        bridge.pull("z + 1"),
+        bridge.call(len, [1]),
+        bridge.run("ran = True"),
+        bridge.names(),
+        bridge.exists("z"),
+        bridge.delete("z"),
+        bridge.push(large=np.zeros(40 << 20, dtype=np.uint8)),
+    ]
+    return [asyncio.ensure_future(operation) for operation in operations]
+
+
+# ================================================================ A. Death, stop, restart
+
+
+@pytest.mark.parametrize("attached", [False, True], ids=["launched", "attached"])
+@pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
+async def test_kernel_death_is_told_quickly(live: Bridge, attached: bool) -> None:
+    """A1. SIGKILL with every kind of operation pending: all are told at once, and the next too."""
+    async with contextlib.AsyncExitStack() as stack:
+        bridge = live
+        if attached:
+            bridge = await stack.enter_async_context(Bridge.attach(file_of(live)))
+        await bridge.push(z=0)
+        stream = bridge.messages()
+        pending = everything(bridge)
+        await until(lambda: at_work(bridge))
+        os.kill(live.info.pid, signal.SIGKILL)
+        async with told_within(ATTACHED if attached else LAUNCHED):
+            outcomes = await all_of(*pending)
+            assert {type(outcome) for outcome in outcomes} == {KernelDied}
+            assert {message.type async for message in stream} <= {"status"}  # and it ends
+        assert bridge.state == "dead"
+        if not attached:
+            assert {outcome.exit_code for outcome in outcomes} == {-signal.SIGKILL}
+            assert "was killed by SIGKILL" in str(outcomes[0])
+        async with told_within(0.1):
+            assert {type(one) for one in await all_of(*everything(bridge))} == {KernelDied}
+        if not attached:
+            async with told_within(ATTACHED):
+                with pytest.raises(KernelNotFound):
+                    await Bridge.attach(file_of(live))
+        await live.restart()
+        if attached:  # the next kernel is not the one that this bridge believes in
+            async with told_within(ATTACHED):
+                with pytest.raises((KernelDied, KernelRestarted)):
+                    await bridge.push(x=2)
+                await until_back(bridge)
+        assert await look(file_of(live)) == {}
+        await goes_on(bridge)
+
+
+async def until_back(bridge: Bridge) -> None:
+    """Wait until the bridge found the kernel that came after the one that died."""
+    while True:
+        try:
+            await bridge.exists("x")
+        except (KernelDied, KernelRestarted):
+            await asyncio.sleep(0.01)
+        else:
+            return
+
+
+ENDS = {
+    "os._exit": (There(os._exit, 7), 7, "exit code 7"),
+    "segfault": (There(ctypes.string_at, 0), -signal.SIGSEGV, "was killed by SIGSEGV"),
+    "abort": (There(os.abort), -signal.SIGABRT, "was killed by SIGABRT"),
+    # What the kernel of Linux does to a process that needs too much memory.
+    "oom-kill": (There(signal.raise_signal, signal.SIGKILL), -signal.SIGKILL, "killed by SIGKILL"),
+}
+
+
+@pytest.mark.parametrize("end", ENDS)
+@pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
+async def test_a_kernel_that_ends_while_unpickling_is_told(live: Bridge, end: str) -> None:
+    """A2. The object that is unpickled ends the process: how it ended is told."""
+    killer, code, words = ENDS[end]
+    async with told_within(LAUNCHED):
+        with pytest.raises(KernelDied, match=words) as caught:
+            await live.push(x=1, killer=killer)
+    assert caught.value.exit_code == code
+    await live.restart()
+    assert await look(file_of(live)) == {}
+    await goes_on(live)
+
+
+async def test_sigstop_is_told_and_recovers(live: Bridge) -> None:
+    """A3. A stopped kernel: told after five seconds; the bridges go on when the kernel does."""
+    async with Bridge.attach(file_of(live)) as attached:
+        bridges = live, attached
+        await live.push(x="before")
+        await until(lambda: all(bridge._transport.has_pulse for bridge in bridges))
+        with stopped(live):
+            async with told_within(0.5):
+                outcomes = await all_of(*(bridge.pull("x", timeout=0.5) for bridge in bridges))
+            assert {type(outcome) for outcome in outcomes} == {TimeoutError}
+            late = [bridge._transport.dispatcher.late for bridge in bridges]
+            async with told_within(5):
+                pushes = [bridge.push(x="after") for bridge in bridges]
+                pulls = [bridge.pull("x") for bridge in bridges]
+                outcomes = await all_of(*pushes, *pulls, *(b.run("z = 1") for b in bridges))
+            assert {type(outcome) for outcome in outcomes} == {KernelUnresponsive}
+            assert [bridge.state for bridge in bridges] == ["unresponsive"] * 2
+            async with told_within(5):
+                outcomes = await all_of(*(bridge.push(y=2) for bridge in bridges))
+            assert {type(outcome) for outcome in outcomes} == {KernelUnresponsive}
+        async with told_within(1):
+            assert [await bridge.pull("x") for bridge in bridges] == ["before"] * 2
+        # The answers of the first pulls came, to nobody; what waited behind them was never sent.
+        now = [bridge._transport.dispatcher.late for bridge in bridges]
+        assert all(more > before for more, before in zip(now, late, strict=True))
+        assert await look(file_of(live)) == {"x": "'before'"}
+        for bridge in bridges:
+            await goes_on(bridge)
+
+
+async def test_a_kernel_that_goes_on_in_time_loses_nothing(live: Bridge) -> None:
+    """A3. Stopped for three seconds only: every call that waited gets its answer."""
+    await live.push(x=1)
+    with stopped(live):
+        pending = [asyncio.ensure_future(live.pull("x")) for _ in range(20)]
+        await asyncio.sleep(3)
+    async with told_within(1):
+        assert await asyncio.gather(*pending) == [1] * 20
+    assert await look(file_of(live)) == {"x": "1"}
+    await goes_on(live)
+
+
+async def test_restart_fails_what_was_pending_at_once(manager: AsyncKernelManager) -> None:
+    """A4. The manager restarts its kernel while everything is pending; nothing of it lands."""
+    async with Bridge.attach(manager.connection_file) as bridge:
+        await bridge.push(z=0)
+        pending = everything(bridge)
+        await until(lambda: at_work(bridge))
+        await manager.restart_kernel(now=True)
+        async with told_within(2):
+            outcomes = await all_of(*pending)
+        assert {type(outcome) for outcome in outcomes} == {KernelRestarted}
+        assert await look(manager.connection_file) == {}
+        await until_back(bridge)
+        await goes_on(bridge)
+
+
+@pytest.mark.parametrize("noticed", [False, True], ids=["at-once", "noticed"])
+async def test_push_sent_while_dead_never_lands_in_the_next_kernel(
+    manager: AsyncKernelManager, noticed: bool
+) -> None:
+    """A5. Calls to a kernel that is dead, and a restart: none of them runs in the next one."""
+    async with Bridge.attach(manager.connection_file) as bridge:
+        for _ in range(1 if noticed else 3):
+            await bridge.push(before=1)
+            os.kill(bridge.info.pid, signal.SIGKILL)
+            if noticed:
+                await until(lambda: bridge.state == "dead")
+            pending = everything(bridge)
+            await asyncio.sleep(0)
+            await manager.restart_kernel(now=True)
+            async with told_within(ATTACHED):
+                outcomes = await all_of(*pending)
+            assert {type(outcome) for outcome in outcomes} <= {KernelDied, KernelRestarted}
+            assert await look(manager.connection_file) == {}
+            await until_back(bridge)
+        await goes_on(bridge)
+
+
+@pytest.mark.parametrize(
+    ("operation", "pause"), [("push", 0), ("run", 0), ("push", 3)], ids=["push", "run", "later"]
+)
+async def test_silent_restart_is_noticed_by_the_next_push(
+    manager: AsyncKernelManager, operation: str, pause: float
+) -> None:
+    """A6. A restart between two calls, with nothing pending: the next call tells of it."""
+    async with Bridge.attach(manager.connection_file) as bridge:
+        await bridge.push(x=1)
+        await manager.restart_kernel(now=True)
+        await asyncio.sleep(pause)
+        async with told_within(2):
+            with pytest.raises(KernelRestarted):
+                await (bridge.push(x=2) if operation == "push" else bridge.run("x = 2"))
+        assert await look(manager.connection_file) == {}
+        await until_back(bridge)
+        await goes_on(bridge)
+
+
+def held() -> tuple[int, int]:
+    """What this process holds: file descriptors and threads."""
+    return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+
+async def test_a_kernel_that_exits_at_once_is_told_each_time(
+    kernelspec: Callable[..., str],
+) -> None:
+    """A7. A kernelspec whose argv exits: KernelDied with its last words, and nothing is left."""
+    words = "import sys; sys.exit('no kernel today')"
+    kernelspec("exits", [sys.executable, "-c", words])
+    before = None
+    for _ in range(5):
+        async with told_within(1):
+            with pytest.raises(KernelDied, match="exit code 1; it last wrote:\nno kernel today"):
+                await Bridge.launch("exits")
+        before = before or held()
+    assert held() <= before
+
+
+async def test_a_hundred_calls_of_a_dead_kernel_leave_nothing(live: Bridge) -> None:
+    """A7. A kernel that stays dead: told on every call, without a descriptor or a busy loop."""
+    os.kill(live.info.pid, signal.SIGKILL)
+    async with told_within(LAUNCHED):
+        with pytest.raises(KernelDied):
+            await live.pull("1")
+    before = held()
+    for _ in range(10):
+        async with told_within(0.1):
+            outcomes = await all_of(*everything(live))
+        assert {type(outcome) for outcome in outcomes} == {KernelDied}
+    assert held() <= before
+    busy = time.process_time()
+    await asyncio.sleep(1)
+    assert time.process_time() - busy < 0.5  # s of this process's own
+    await live.restart()
+    assert await look(file_of(live)) == {}
+    await goes_on(live)
+
+
+async def test_an_autorestarter_that_gives_up(
+    kernelspec: Callable[..., str], tmp_path: Path
+) -> None:
+    """A7. A kernel that only ever started once is restarted in vain: KernelDied on every call."""
+    crash = tmp_path / "crash"
+    argv = ["sh", "-c", f"test -e {crash} && exit 3; exec {sys.executable} -m ipykernel_launcher"]
+    argv[-1] += ' -f "$0"'
+    kernelspec("crashes", [*argv, "{connection_file}"])
+    config = Config({"KernelRestarter": {"time_to_dead": 0.2, "restart_limit": 3}})
+    manager = AsyncIOLoopKernelManager(kernel_name="crashes", autorestart=True, config=config)
+    await manager.start_kernel()
+    try:
+        async with Bridge.attach(manager.connection_file) as bridge:
+            gave_up = asyncio.Event()
+            manager.add_restart_callback(gave_up.set, "dead")
+            pending = asyncio.ensure_future(bridge.push(slow=There(time.sleep, 60)))
+            await until(lambda: at_work(bridge))
+            crash.touch()
+            os.kill(bridge.info.pid, signal.SIGKILL)
+            async with told_within(ATTACHED):
+                (outcome,) = await all_of(pending)
+            assert isinstance(outcome, KernelDied)
+            async with told_within(5):
+                await gave_up.wait()
+            for _ in range(10):
+                async with told_within(0.1):
+                    with pytest.raises(KernelDied):
+                        await bridge.push(x=1)
+            crash.unlink()
+            await manager.restart_kernel(now=True)
+            await until_back(bridge)
+            assert await look(manager.connection_file) == {}
+            await goes_on(bridge)
+    finally:
+        await manager.shutdown_kernel(now=True)
+
+
+class DiesWhenReplaced:
+    def __del__(self) -> None:
+        os._exit(3)
+
+
+class DiesWhenPickled:
+    def __reduce__(self) -> Any:
+        os._exit(3)
+
+
+def notes(file: str) -> Any:
+    """Takes effect, and gives what ends the process on its way back."""
+    with open(file, "a") as text:
+        text.write("once\n")
+    return DiesWhenPickled()
+
+
+HOOK = "get_ipython().events.register('post_execute', lambda: __import__('os')._exit(3))"
+BETWEEN: dict[str, Callable[[Bridge, str], Any]] = {
+    "run": lambda bridge, file: bridge.run(f"print('once', file=open({file!r}, 'a'))\n{HOOK}"),
+    "call": lambda bridge, file: bridge.call(notes, file),
+    "push": lambda bridge, file: bridge.push(x=There(notes, file)),
+}
+
+
+@pytest.mark.parametrize(
+    ("operation", "attached"), [("run", False), ("call", False), ("push", False), ("push", True)]
+)
+async def test_a_kernel_that_dies_between_execution_and_reply(
+    live: Bridge, tmp_path: Path, operation: str, attached: bool
+) -> None:
+    """A8. What was asked for is done, and the process ends: KernelDied, and it ran exactly once.
+
+    A cell with a post_execute hook, a call whose result ends the process when it is pickled, a
+    push over a value whose ``__del__`` does.
+    """
+    ran = tmp_path / "ran"
+    async with contextlib.AsyncExitStack() as stack:
+        bridge = live
+        if attached:
+            bridge = await stack.enter_async_context(Bridge.attach(file_of(live)))
+        if operation == "push":
+            await live.call(DiesWhenReplaced, keep="x")
+        async with told_within(ATTACHED if attached else LAUNCHED):
+            with pytest.raises(KernelDied) as caught:
+                await BETWEEN[operation](bridge, str(ran))
+        assert attached or caught.value.exit_code == 3
+        await live.restart()
+        if attached:
+            await until_back(bridge)
+        assert await look(file_of(live)) == {}
+        await goes_on(bridge)
+    assert ran.read_text() == "once\n"
+
+
+@pytest.mark.parametrize("attached", [False, True], ids=["launched", "attached"])
+@pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
+async def test_a_shutdown_by_somebody_else_is_told(live: Bridge, attached: bool) -> None:
+    """A9. Another client shuts the kernel down: KernelDied says so; the bridge closes once."""
+    async with contextlib.AsyncExitStack() as stack:
+        bridge = live
+        if attached:
+            bridge = await stack.enter_async_context(Bridge.attach(file_of(live)))
+        await bridge.push(x=1)
+        stream, watch = bridge.messages(), bridge.watch("x")
+        assert await anext(watch) == 1
+        async with other(live) as somebody:
+            somebody.client.shutdown()
+            async with told_within(ATTACHED if attached else LAUNCHED):
+                assert "shutdown_reply" in [message.type async for message in stream]
+                assert [value async for value in watch] == []
+            with pytest.raises(KernelDied, match="another client had asked it to shut down"):
+                await bridge.push(x=2)
+        await live.restart()
+        await until_back(bridge)
+        assert await look(file_of(live)) == {}
+        await goes_on(bridge)
+    await bridge.aclose()
+    await bridge.aclose()
+    assert bridge.state == "closed"
+
+
+async def test_a_restart_behind_a_connection_that_never_broke(
+    kernelspec: Callable[..., str], tmp_path: Path
+) -> None:
+    """A10. As in a container: the next kernel has the same pid, and a proxy hides the restart."""
+    in_its_own = ["unshare", "--pid", "--fork", "--kill-child"]
+    try:
+        subprocess.run([*in_its_own, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"this user can't make a pid namespace: {error}")
+    argv = [*in_its_own, sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    async with Bridge.launch(kernelspec("contained", argv)) as kernel:
+        assert kernel.info.pid == 1
+        async with wired(kernel, tmp_path) as (bridge, _):
+            await bridge.push(x=1)
+            await kernel.restart()
+            assert kernel.info.pid == 1
+            async with told_within(2):
+                with pytest.raises(KernelRestarted):
+                    await bridge.push(x=2)
+            assert await look(file_of(kernel)) == {}
+            await goes_on(bridge)

@@ -1,0 +1,669 @@
+"""From kernel to kernel, with real ones: by every pair of lanes, through whose memory, until when.
+
+Rule: what this process holds is counted by segments and by its own memory, never by time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bridgehead import (
+    Bridge,
+    BridgeError,
+    Fleet,
+    IncompatiblePython,
+    KernelDied,
+    KernelRestarted,
+    KernelUnresponsive,
+    MissingInKernel,
+    RemoteError,
+    ReplyLost,
+    SyncBridge,
+)
+from support import memory
+from support.elsewhere import NEWEST, OLDEST
+from support.kit import LANES, all_of, file_of, goes_on, stopped, told_within, until
+
+MIB = 1 << 20
+LARGE = 100_000  # doubles: they go through shared memory
+MODEL = """
+import os
+
+class Model:
+    opened_by = None
+    def __init__(self, n):
+        self.n = n
+    def __setstate__(self, state):
+        self.__dict__ = {**state, "opened_by": os.getpid()}
+    def twice(self):
+        return 2 * self.n
+
+model = Model(21)
+models = [model, model]
+"""
+
+
+@pytest.fixture(scope="module")
+async def both() -> AsyncIterator[tuple[Bridge, Bridge]]:
+    async with Bridge.launch() as one, Bridge.launch() as other:
+        yield one, other
+
+
+@pytest.fixture
+async def pair(both: tuple[Bridge, Bridge]) -> tuple[Bridge, Bridge]:
+    """Two kernels with nothing in their namespaces."""
+    await nothing_is_lent(*both)
+    return both
+
+
+async def nothing_is_lent(*bridges: Bridge) -> None:
+    """Wait until none of these kernels, nor this process, lends or keeps anything.
+
+    Every name over there is deleted, everywhere first: what one has may be another's memory.
+    """
+    for bridge in bridges:
+        names = [told.name for told in await bridge.names()]
+        if names:
+            await bridge.delete(*names)
+    for bridge in bridges:
+        async with asyncio.timeout(30):
+            while True:
+                far = await memory.there(bridge)
+                near = memory.here(bridge)["leases"] if bridge.info.lane == "direct" else 0
+                if not (far["leases"] or far["kept"] or near):
+                    break
+                await asyncio.sleep(0.1)
+
+
+def own_memory() -> int:
+    """Bytes of this process: its own, and pages of others' that it has mapped (VmRSS)."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("VmRSS:")[2].split()[0]) * 1024
+
+
+@pytest.mark.parametrize("there", LANES)
+@pytest.mark.parametrize("here", LANES)
+async def test_every_pair_of_lanes(pair: tuple[Bridge, Bridge], here: Any, there: Any) -> None:
+    """This process has no such class, and would refuse to open anything."""
+    one, other = pair
+    async with (
+        Bridge.attach(one.info.connection_file, lane=here) as source,
+        Bridge.attach(other.info.connection_file, lane=there) as target,
+    ):
+        await source.run(MODEL + f"import numpy; x = numpy.arange({LARGE}.0); y = x[:5]")
+        transfer = await source.handoff("models", "model", "x", "y", to=target)
+        assert transfer.lane == (here if here == there else f"{here}, {there}")
+        assert await target.pull("models[0] is models[1] is model", "model.twice()") == (True, 42)
+        assert await target.pull("model.opened_by") == other.info.pid
+        assert await target.pull("float(x.sum())", "y.tolist()") == (
+            LARGE * (LARGE - 1) / 2,
+            [0, 1, 2, 3, 4],
+        )
+        assert await target.pull("bool(x.flags.writeable)")
+        await target.run("x += 1")
+        assert await source.pull("float(x[0])") == 0
+        big = np.frombuffer(random.Random(2).randbytes(24 * MIB), "u1")
+        await source.push(big=big)
+        await source.handoff("big", to=target)
+        assert np.array_equal(await target.pull("big"), big)
+        del big
+    await nothing_is_lent(*pair)
+
+
+async def test_from_and_to_a_loopback(pair: tuple[Bridge, Bridge]) -> None:
+    kernel, _ = pair
+    async with Bridge.loopback() as nowhere:
+        await nowhere.push(x=np.arange(LARGE))
+        await nowhere.handoff("x", to=kernel)
+        await kernel.run("x += 1")
+        await kernel.handoff("x", to=nowhere)
+        assert np.array_equal(await nowhere.pull("x"), np.arange(LARGE) + 1)
+
+
+async def test_of_a_hundred_megabytes_nothing_is_here(pair: tuple[Bridge, Bridge]) -> None:
+    """Not a segment of this process's own, not a page of the source's, and no copy."""
+    source, target = pair
+    await source.run("import numpy; x = numpy.arange(12_500_000.0)")
+    before, kept = own_memory(), [memory.here(bridge)["bytes"] for bridge in pair]
+    for n in range(4):
+        await source.run(f"x[0] = {n}")
+        transfer = await source.handoff("x", to=target)
+        assert (transfer.lane, transfer.bytes > 100_000_000) == ("direct", True)
+        assert own_memory() - before < 10 * MIB
+        for bridge, before_it in zip(pair, kept, strict=True):  # of other tests, at most
+            assert memory.here(bridge)["bytes"] <= before_it
+        assert await target.pull("float(x[0])", "float(x[-1])") == (n, 12_499_999)
+    # Segments are used again: the one that the target has, and the one it had before.
+    assert (await memory.there(source))["bytes"] < 300_000_000
+    assert (await memory.there(target))["mapped"] <= 3
+
+
+async def test_the_source_has_it_back_when_the_last_array_died(
+    pair: tuple[Bridge, Bridge],
+) -> None:
+    source, target = pair
+    await source.run(f"import numpy; x = numpy.arange({LARGE}.0)")
+    await source.handoff("x", to=target)
+    await target.run("held = x[50:60]; del x")
+    for n in range(10):  # nothing lands in what is held
+        await source.run(f"x[:] = {n}")
+        await source.handoff("x", to=target)
+        assert await target.pull("held.tolist()", "float(x.sum())") == (
+            list(range(50, 60)),
+            n * LARGE,
+        )
+    assert (await memory.there(source))["leases"] >= 2
+    await target.run("held[:] = -1; x[:] = -1")
+    assert await source.pull("float(x[0])") == 9
+    await target.delete("held", "x")
+    await memory.given_back(source)
+    await target.push(y=1)
+    # Asked for alone, too: nobody calls anything, and the kernels tell.
+    await source.handoff("x", to=target)
+    await target.delete("x")
+    async with Bridge.attach(source.info.connection_file, lane="buffers") as aside:
+        await memory.given_back(aside)
+
+
+async def test_it_is_given_back_to_the_system_when_it_is_idle() -> None:
+    """By all three, and nobody has to ask for anything."""
+
+    def become_hasty() -> None:
+        import sys
+
+        loader: Any = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
+        loader.IDLE = 0.2
+
+    async with Bridge.launch() as source, Bridge.launch() as target:
+        await source.call(become_hasty, by_value=[memory])
+        await source.run(f"import numpy; x = numpy.arange({LARGE}.0)")
+        await source.handoff("x", to=target)
+        await target.delete("x")
+        async with asyncio.timeout(30):
+            while memory.here(source)["mapped"] or Path(
+                f"/proc/{target.info.pid}/maps"
+            ).read_text().count("memfd:bridgehead"):
+                await asyncio.sleep(0.1)
+        await source.handoff("x", to=target)
+        assert await target.pull("float(x.sum())") == LARGE * (LARGE - 1) / 2
+
+
+async def test_who_is_not_trusted_gets_no_memory_of_the_sources(
+    pair: tuple[Bridge, Bridge],
+) -> None:
+    """It could write there for ever, and what comes next from the source is read there here."""
+    source, other = pair
+    await source.run(f"import numpy; x = numpy.arange({LARGE}.0)")
+    async with Bridge.attach(other.info.connection_file, lane="direct", trust="data") as stranger:
+        assert (await source.handoff("x", to=stranger)).lane == "direct"
+        assert memory.here(stranger)["leases"] == 1  # this process's own
+        await memory.given_back(source)
+        assert await stranger.pull("float(x.sum())") == LARGE * (LARGE - 1) / 2
+        await nothing_is_lent(source, stranger)
+    # Nor is what comes from one that is not trusted opened while it can still write there.
+    async with Bridge.attach(source.info.connection_file, lane="direct", trust="data") as stranger:
+        await stranger.run(f"import numpy; x = numpy.arange({LARGE}.0)")
+        assert (await stranger.handoff("x", to=other)).lane == "direct"
+        await memory.given_back(stranger)
+        assert await other.pull("float(x.sum())") == LARGE * (LARGE - 1) / 2
+
+
+async def test_it_outlives_the_bridges(pair: tuple[Bridge, Bridge]) -> None:
+    """Closed in either order; the memory of what lives on is used for nothing else."""
+    one, other = pair
+    for first in ("source", "target"):
+        source = await Bridge.attach(one.info.connection_file, lane="direct")
+        target = await Bridge.attach(other.info.connection_file, lane="direct")
+        await source.run(f"import numpy; x = numpy.arange({LARGE}.0)")
+        await source.handoff("x", to=target)
+        closed, left = (source, target) if first == "source" else (target, source)
+        await closed.aclose()
+        for n in range(5):
+            await goes_on(left)
+            if left is source:
+                await source.run(f"x[:] = {n}")
+                value = await source.pull("x")
+                assert (value == n).all()
+                del value
+        total = LARGE * (LARGE - 1) / 2
+        assert await other.pull("float(x.sum())") == total
+        await other.run("x += 1")
+        assert await other.pull("float(x.sum())") == total + LARGE
+        if left is source:  # that nobody tells of it any more is no lease for ever
+            await memory.given_back(one)
+        await left.aclose()
+        await other.delete("x")
+    await nothing_is_lent(*pair)
+
+
+async def test_it_outlives_the_source(pair: tuple[Bridge, Bridge]) -> None:
+    _, target = pair
+    async with Bridge.launch() as source:
+        await source.run(f"import numpy; x = numpy.arange({LARGE}.0)")
+        await source.handoff("x", to=target)
+    assert await target.pull("float(x.sum())") == LARGE * (LARGE - 1) / 2
+    await target.run("x += 1")
+    await nothing_is_lent(target)
+
+
+async def test_on_and_on_to_a_third(pair: tuple[Bridge, Bridge]) -> None:
+    one, other = pair
+    async with Bridge.launch() as third:
+        await one.run(f"import numpy; x = numpy.zeros({LARGE})")
+        ring = [one, other, third]
+        for n in range(9):
+            source, target = ring[n % 3], ring[(n + 1) % 3]
+            await source.run("x += 1")
+            await source.handoff("x", to=target)
+        assert await one.pull("float(x[0])", "float(x[-1])") == (9, 9)
+        await nothing_is_lent(*ring)
+
+
+async def test_two_bridges_of_one_kernel(pair: tuple[Bridge, Bridge]) -> None:
+    kernel, _ = pair
+    await kernel.run(f"import numpy; x = numpy.arange({LARGE}.0); held = x")
+    async with Bridge.attach(kernel.info.connection_file, lane="direct") as same:
+        await kernel.handoff("x", to=same)
+        assert await same.pull("x is held", "bool((x == held).all())") == (False, True)
+        await nothing_is_lent(kernel, same)
+
+
+async def test_a_fork_in_the_target(pair: tuple[Bridge, Bridge]) -> None:
+    source, target = pair
+    await source.run(f"import numpy; x = numpy.zeros({LARGE})")
+    await source.handoff("x", to=target)
+    await target.run("""
+import os
+child = os.fork()
+if not child:
+    x[:] = 5
+    os._exit(0)
+os.waitpid(child, 0)
+""")
+    assert await target.pull("float(x.sum())") == 0
+    for n in range(3):
+        await source.run(f"x[:] = {n}")
+        await source.handoff("x", to=target)
+        assert await target.pull("float(x.sum())") == n * LARGE
+
+
+BETWEEN = """
+import asyncio, os, sys
+from bridgehead import Bridge
+
+async def main():
+    async with (
+        Bridge.attach(sys.argv[1], lane="direct") as source,
+        Bridge.attach(sys.argv[2], lane="direct") as target,
+    ):
+        n = 0
+        while sys.argv[3] == "for ever" or n < 6:
+            await source.run(f"x[:] = {n}")
+            await source.handoff("x", to=target)
+            if sys.argv[3] == "forking":
+                child = os.fork()
+                if not child:
+                    os._exit(0)
+                os.waitpid(child, 0)
+                await target.run("x += 1; held.append(x)")
+            n += 1
+            print(n, flush=True)
+
+asyncio.run(main())
+"""
+
+
+async def between(one: Bridge, other: Bridge, how: str) -> asyncio.subprocess.Process:
+    """A program of its own that hands arrays over from one to the other."""
+    await one.run(f"import numpy; x = numpy.zeros({LARGE})")
+    await other.run("held = []")
+    return await asyncio.create_subprocess_exec(
+        *(sys.executable, "-W", "ignore::DeprecationWarning", "-c", BETWEEN),
+        *(file_of(one), file_of(other), how),
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        stdout=asyncio.subprocess.PIPE,
+    )
+
+
+async def test_a_fork_of_the_program_in_between(pair: tuple[Bridge, Bridge]) -> None:
+    process = await between(*pair, "forking")
+    await process.communicate()
+    assert process.returncode == 0
+    expected = [[n + 1.0] * 2 for n in range(6)]
+    assert await pair[1].pull("[[float(x[0]), float(x[-1])] for x in held]") == expected
+    await nothing_is_lent(*pair)
+
+
+async def test_the_program_in_between_is_killed(pair: tuple[Bridge, Bridge]) -> None:
+    """Neither kernel keeps anything of it, and what arrived is whole, and stays as it is."""
+    one, other = pair
+    dice = random.Random(4)
+    for _ in range(4):
+        process = await between(one, other, "for ever")
+        assert process.stdout is not None
+        await process.stdout.readline()
+        await asyncio.sleep(0.1 * dice.random())
+        process.kill()
+        await process.communicate()
+        for bridge in pair:
+            async with asyncio.timeout(30):
+                while await memory.servers(bridge) > 1:
+                    await asyncio.sleep(0.05)
+        first = await other.pull("float(x[0])")
+        await one.run("x[:] = -1")
+        for _ in range(3):
+            assert (await one.pull("x") == -1).all()
+        assert await other.pull("set(x.tolist())") == {first}
+        await nothing_is_lent(*pair)
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_a_target_that_cannot_map(pair: tuple[Bridge, Bridge], lane: Any) -> None:
+    """It goes in messages instead, read from the segment of the source's."""
+    one, other = pair
+    await other.run("""
+import sys
+loader = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
+def refuse(*args):
+    raise OSError("no")
+kept, loader.Mapped = loader.Mapped, refuse
+""")
+    async with (
+        Bridge.attach(one.info.connection_file, lane=lane) as source,
+        Bridge.attach(other.info.connection_file, lane="direct") as target,
+    ):
+        try:
+            await source.run(f"import numpy; x = numpy.arange({LARGE}.0)")
+            transfer = await source.handoff("x", to=target)
+            assert transfer.lane.endswith("buffers")
+            assert await target.pull("float(x.sum())") == LARGE * (LARGE - 1) / 2
+        finally:
+            await other.run("loader.Mapped = kept")
+        await memory.given_back(source)
+        assert (await source.handoff("x", to=target)).lane.endswith("direct")
+
+
+async def test_no_memory_to_share(pair: tuple[Bridge, Bridge]) -> None:
+    one, target = pair
+    async with Bridge.attach(one.info.connection_file, lane="direct", pool=0) as source:
+        await source.run(f"import numpy; x = numpy.arange({LARGE}.0)")
+        await source.handoff("x", to=target)
+        assert await target.pull("float(x.sum())") == LARGE * (LARGE - 1) / 2
+
+
+async def test_a_loader_that_was_removed_is_planted_again(pair: tuple[Bridge, Bridge]) -> None:
+    source, target = pair
+    await source.run(f"import numpy; x = numpy.arange({LARGE}.0)")
+    for bridge in pair:
+        await source.handoff("x", to=target)
+        await bridge.run("""
+import sys
+for name in [n for n in sys.modules if n.startswith("_bridgehead")]:
+    del sys.modules[name]
+""")
+        await source.handoff("x", to=target)
+        assert await target.pull("float(x.sum())") == LARGE * (LARGE - 1) / 2
+
+
+async def test_behind_a_cell_on_either_side(pair: tuple[Bridge, Bridge]) -> None:
+    source, target = pair
+    await source.run(f"import time, numpy; x = numpy.zeros({LARGE}); n = 0")
+    await target.run("import time; seen = []")
+    work = [
+        source.run("time.sleep(0.3); x += 1; n += 1"),
+        target.run("time.sleep(0.1); seen.append('n' in globals())"),
+        source.handoff("x", "n", to=target),
+        source.run("x += 1; n += 1"),
+        target.run("time.sleep(0.2); seen.append((float(x.sum()), n))"),
+        source.handoff("x", "n", to=target),
+        target.run("seen.append((float(x.sum()), n)); n = None"),
+    ]
+    await asyncio.gather(*work)
+    assert await target.pull("seen", "n") == ([False, (LARGE, 1), (2 * LARGE, 2)], None)
+
+
+# ---------------------------------------------------------------- what goes wrong
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_a_cancel_at_any_instant_leaves_nothing(lane: Any) -> None:
+    dice = random.Random(3)
+    async with Bridge.launch(lane=lane) as source, Bridge.launch() as target:
+        await source.run("import numpy; x = numpy.arange(4_000_000.0)")
+        await source.handoff("x", to=target)
+        started = time.perf_counter()
+        await source.handoff("x", to=target)
+        takes = time.perf_counter() - started
+        await target.push(x=None)
+        for n in range(12):
+            task = asyncio.ensure_future(source.handoff("x", to=target))
+            await asyncio.sleep(takes * 1.5 * dice.random())
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await asyncio.gather(source.push(y=n), target.push(y=n))
+            assert await target.pull("x is None or float(x.sum())") in (True, 7999998000000.0)
+        del task
+        await nothing_is_lent(source, target)
+
+
+@pytest.mark.parametrize("which", ["source", "target"])
+@pytest.mark.parametrize("lane", ["direct", "buffers"])
+async def test_a_kernel_that_is_killed_in_the_middle(lane: Any, which: str) -> None:
+    async with Bridge.launch(lane=lane) as source, Bridge.launch(lane=lane) as target:
+        dying, living = (source, target) if which == "source" else (target, source)
+        for n in range(4):
+            await source.run("import numpy; x = numpy.ones(10_000_000)")
+            await target.push(x=None)
+            task = asyncio.ensure_future(source.handoff("x", to=target))
+            await asyncio.sleep(0.03 * n)
+            os.kill(dying.info.pid, signal.SIGKILL)
+            async with told_within(0.5):
+                (outcome,) = await all_of(task)
+            if isinstance(outcome, BaseException):
+                assert isinstance(outcome, KernelDied), outcome
+                assert f"the {which} of a handoff, pid {dying.info.pid}" in outcome.__notes__[0]
+            if living is target:
+                found = await target.pull("x is None or float(x.sum())")
+                assert found in (True, 10_000_000)
+            del outcome, task
+            await dying.restart()
+            await goes_on(source)
+            await goes_on(target)
+            await nothing_is_lent(source, target)
+
+
+@pytest.mark.parametrize("which", ["source", "target"])
+async def test_a_kernel_that_dies_while_the_source_runs_a_cell(which: str) -> None:
+    """Of the target nothing was asked yet, and its death is told all the same."""
+    async with Bridge.launch() as source, Bridge.launch() as target:
+        await source.push(x=1)
+        cell = asyncio.ensure_future(source.run("import time; time.sleep(30)"))
+        await asyncio.sleep(0.2)
+        task = asyncio.ensure_future(source.handoff("x", to=target))
+        await asyncio.sleep(0.1)
+        dying = source if which == "source" else target
+        os.kill(dying.info.pid, signal.SIGKILL)
+        async with told_within(0.5):
+            with pytest.raises(KernelDied) as caught:
+                await task
+        assert f"the {which} of a handoff" in caught.value.__notes__[0]
+        if which == "target":
+            await source.interrupt()
+        with pytest.raises((KernelDied, RemoteError)):
+            await cell
+
+
+async def test_a_target_that_is_stopped_and_a_source_that_dies_meanwhile() -> None:
+    async with Bridge.launch() as source, Bridge.launch() as target:
+        await source.push(x=1)
+        await until(lambda: target._transport.has_pulse)
+        with stopped(target):
+            async with told_within(5):
+                with pytest.raises(KernelUnresponsive) as silent:
+                    await source.handoff("x", to=target)
+            assert f"the target of a handoff, pid {target.info.pid}" in silent.value.__notes__[0]
+            assert await source.pull("x") == 1  # nobody stands before it
+            task = asyncio.ensure_future(source.handoff("x", to=target))
+            await asyncio.sleep(0.2)
+            os.kill(source.info.pid, signal.SIGKILL)
+            async with told_within(0.5):
+                with pytest.raises(KernelDied) as died:
+                    await task
+            assert f"the source of a handoff, pid {source.info.pid}" in died.value.__notes__[0]
+        await source.restart()
+        await source.push(x=2)
+        await source.handoff("x", to=target)
+        assert await target.pull("x") == 2
+
+
+@pytest.mark.parametrize("which", ["source", "target"])
+async def test_a_restart_in_the_middle(which: str) -> None:
+    dice = random.Random(1)
+    async with Bridge.launch() as source, Bridge.launch() as target:
+        for _ in range(4):
+            await source.run("import numpy; x = numpy.ones(10_000_000)")
+            tasks = [asyncio.ensure_future(source.handoff("x", to=target)) for _ in range(2)]
+            await asyncio.sleep(dice.random() * 0.1)
+            await (source if which == "source" else target).restart()
+            for outcome in await all_of(*tasks):
+                if isinstance(outcome, BaseException):
+                    assert isinstance(outcome, (KernelRestarted, ReplyLost)), outcome
+            del outcome, tasks
+            await goes_on(source)
+            await goes_on(target)
+        await nothing_is_lent(source, target)
+
+
+async def test_an_unnoticed_restart_of_the_target_is_told_before_anything_is_read(
+    pair: tuple[Bridge, Bridge],
+) -> None:
+    source, _ = pair
+    await source.run("""
+read = 0
+class Counted:
+    def __reduce__(self):
+        global read
+        read += 1
+        return int, ()
+x = Counted()
+""")
+    async with Bridge.launch() as owner:
+        async with Bridge.attach(owner.info.connection_file) as target:
+            await owner.restart()
+            with pytest.raises(KernelRestarted) as caught:
+                await source.handoff("x", to=target)
+            assert "the target of a handoff" in caught.value.__notes__[0]
+            assert await source.pull("read") == 0
+            await source.handoff("x", to=target)
+            assert await owner.pull("x") == 0
+
+
+async def test_many_across_three_kernels_some_of_them_given_up() -> None:
+    dice = random.Random(9)
+    async with Fleet.launch(3) as ring:
+        await ring.run(f"import numpy; x = numpy.ones({LARGE})")
+        for _ in range(8):
+            tasks = []
+            for _ in range(10):
+                source, target = dice.sample(list(ring), 2)
+                tasks.append(asyncio.ensure_future(source.handoff("x", to=target)))
+            await asyncio.sleep(dice.random() * 0.02)
+            for task in dice.sample(tasks, 3):
+                task.cancel()
+            async with asyncio.timeout(60):
+                for outcome in await all_of(*tasks):
+                    assert not isinstance(outcome, Exception), outcome
+            del tasks, task
+        assert await ring.pull("float(x.sum())") == [LARGE] * 3
+        await nothing_is_lent(*ring)
+
+
+async def test_a_module_that_the_target_lacks(pair: tuple[Bridge, Bridge], tmp_path: Path) -> None:
+    source, target = pair
+    (tmp_path / "only_there.py").write_text("class Thing:\n    pass\n")
+    await source.run(f"import sys; sys.path.insert(0, {str(tmp_path)!r})")
+    await source.run("import only_there; thing, good = only_there.Thing(), 1")
+    with pytest.raises(MissingInKernel, match="only_there") as caught:
+        await source.handoff("good", "thing", to=target)
+    assert caught.value.module == "only_there"
+    assert target.info.executable in str(caught.value)
+    assert not await target.exists("good")
+
+
+async def test_interrupted_while_the_source_pickles(pair: tuple[Bridge, Bridge]) -> None:
+    source, target = pair
+    await source.run("""
+class Slow:
+    def __reduce__(self):
+        import time
+        end = time.monotonic() + 30
+        while time.monotonic() < end:
+            time.sleep(0.01)
+        return int, ()
+slow = Slow()
+""")
+    task = asyncio.ensure_future(source.handoff("slow", to=target))
+    await asyncio.sleep(0.3)
+    await source.interrupt()
+    async with told_within(1):
+        with pytest.raises(BridgeError, match="KeyboardInterrupt"):
+            await task
+    assert not await target.exists("slow")
+    await goes_on(source)
+    await goes_on(target)
+
+
+# ---------------------------------------------------------------- blocking, and other Pythons
+
+
+def test_the_blocking_face_hands_the_segment_on() -> None:
+    with SyncBridge.launch() as source, SyncBridge.launch() as target:
+        source.run(MODEL + f"import numpy; x = numpy.arange({LARGE}.0)")
+        before = own_memory()
+        for _ in range(5):
+            assert source.handoff("x", "model", to=target).lane == "direct"
+        assert own_memory() - before < 10 * MIB
+        assert target.pull("float(x.sum())", "model.twice()") == (LARGE * (LARGE - 1) / 2, 42)
+        del target["x"]
+        end = time.monotonic() + 30
+        while source.call(memory._there, by_value=[memory])["leases"]:
+            assert time.monotonic() < end
+            time.sleep(0.05)
+
+
+@pytest.mark.elsewhere
+@pytest.mark.parametrize("name", [NEWEST, OLDEST])
+async def test_between_other_pythons(
+    pair: tuple[Bridge, Bridge], elsewhere: Callable[..., str], name: str
+) -> None:
+    """Data crosses, code is refused before anything is bound, with both versions named.
+
+    Between two kernels of one version code crosses, whatever this program runs.
+    """
+    one, _ = pair
+    async with Bridge.launch(elsewhere(name)) as other, Bridge.launch(elsewhere(name)) as same:
+        assert other.info.python[:2] != one.info.python[:2]
+        for source, target in ((one, other), (other, one)):
+            versions = [".".join(map(str, bridge.info.python[:2])) for bridge in (source, target)]
+            await source.run(MODEL + "data = {'a': [1]}")
+            await target.push(model=None)
+            await source.handoff("data", to=target)
+            assert await target.pull("data") == {"a": [1]}
+            told = rf"carries code of Python {versions[0]}, and the other kernel runs {versions[1]}"
+            with pytest.raises(IncompatiblePython, match=told):
+                await source.handoff("data", "model", to=target)
+            assert await target.pull("model") is None
+        await other.run(MODEL + f"import numpy; x = numpy.arange({LARGE}.0)")
+        await other.handoff("model", "x", to=same)
+        assert await same.pull("model.twice()", "float(x[-1])") == (42, LARGE - 1)

@@ -1,0 +1,399 @@
+"""Watching values of a real kernel.
+
+Rule: on real kernels, through the public surface; what is looked inside for is only what must
+not be left there. What is random says its seed when it fails. Nothing is timed: what must go
+on meanwhile is counted, and what must come is waited for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+
+from bridgehead import (
+    Bridge,
+    KernelRestarted,
+    NameNotFound,
+    RemoteError,
+    ReplyLost,
+)
+from support.elsewhere import MAJORS
+from support.kit import (
+    KEPT,
+    LANES,
+    file_of,
+    goes_on,
+    kind,
+    other,
+    told_within,
+    until,
+    whole,
+    wired,
+)
+from support.look import look
+from support.promises import occupied, seeded
+
+# Test modules aren't importable in a kernel; what they define is shipped like a script's own.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.fixture(scope="module")
+async def harmless() -> AsyncIterator[Bridge]:
+    """One kernel for all that leaves it as it was; it can tell what its loader keeps."""
+    async with Bridge.launch() as bridge:
+        await bridge.run(KEPT)
+        yield bridge
+
+
+HOOKS = "[f.__qualname__ for f in get_ipython().events.callbacks['post_run_cell']]"
+
+
+async def until_no_hook(bridge: Bridge) -> None:
+    async with told_within(1):
+        while "Watches.cell_done" in await bridge.pull(HOOKS):
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
+async def test_one_value_for_each_cell_that_changed_it(
+    live: Bridge, tmp_path: Path, lane: Any
+) -> None:
+    """Cells of somebody else, queued back to back; each value comes while the next cell runs.
+
+    Each cell waits until the value of the one before it has arrived here.
+    """
+    async with Bridge.attach(file_of(live), lane=lane) as bridge, other(bridge) as somebody:
+        await bridge.push(x=0)
+        values = []
+        async with bridge.watch("x") as watch:
+            assert "x" in repr(watch)
+            values.append(await anext(watch))
+            assert "Watches.cell_done" in await bridge.pull(HOOKS)
+            (tmp_path / "0").touch()
+            cells = []
+            for i in range(1, 11):
+                cells.append(somebody.submit(f"y = {i}"))
+                cells.append(
+                    somebody.submit(
+                        "import os, time\n"
+                        f"while not os.path.exists('{tmp_path}/{i - 1}'): time.sleep(0.005)\n"
+                        f"x = {i}"
+                    )
+                )
+                cells.append(somebody.submit("x = x"))
+            async with told_within(2):
+                while values[-1] != 10:
+                    values.append(await anext(watch))
+                    (tmp_path / str(values[-1])).touch()
+            for cell in cells:
+                assert (await somebody.answer(cell))["status"] == "ok"
+            with pytest.raises(TimeoutError):  # none of the cells that changed nothing tells any
+                await asyncio.wait_for(anext(watch), 0.2)
+        assert values == list(range(11))
+        await until_no_hook(bridge)
+        assert [value async for value in watch] == []
+    assert set(await look(file_of(live))) == {"x", "y"}
+    await goes_on(live)
+
+
+async def test_whoever_is_slow_gets_the_latest(kernel: Bridge) -> None:
+    await kernel.push(x=0)
+    async with kernel.watch("x") as watch:
+        assert await anext(watch) == 0
+        for i in range(1, 21):
+            await kernel.run(f"x = {i}")
+        async with told_within(1):
+            while (value := await anext(watch)) != 20:
+                assert value == 19  # the last ones may come after the replies of their cells
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(anext(watch), 0.2)
+        await kernel.run("x = 21")
+        async with told_within(1):
+            assert await anext(watch) == 21
+    await until_no_hook(kernel)
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_a_large_value_is_watched(kernel: Bridge, lane: Any) -> None:
+    """40 MB cross in pieces; if it changes meanwhile the newer one comes."""
+    async with Bridge.attach(file_of(kernel), lane=lane) as bridge:
+        await kernel.run("import numpy as np\nx = np.zeros(5_000_000)")
+        async with bridge.watch("x") as watch:
+            assert (await anext(watch) == 0).all()
+            await kernel.run("x = np.full(5_000_000, 1.0)")
+            async with told_within(2):
+                assert (await anext(watch) == 1).all()
+            for i in range(2, 7):
+                await kernel.run(f"x = np.full(5_000_000, {i}.0)")
+            async with told_within(2):
+                while not (value := await anext(watch)).any() or value[0] != 6:
+                    assert (value == value[0]).all()
+                assert (value == 6).all()
+        await until_no_hook(kernel)
+        assert await kernel.pull("_kept()") == [0, 0]
+
+
+@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("size", [1, 5_000_000])
+async def test_news_that_are_outdated_while_they_are_fetched_are_passed_over(
+    kernel: Bridge, lane: Any, size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever is slow gets the latest, and is told of no error about what came too late."""
+    async with Bridge.attach(file_of(kernel), lane=lane) as bridge:
+        await kernel.run(f"import numpy as np\nx = np.zeros({size})")
+        async with bridge.watch("x") as watch:
+            assert (await anext(watch) == 0).all()
+            used, late = bridge._foothold.remote.lane, []
+            fetch = used.rest
+
+            async def fetch_too_late(request: Any, opened: Any) -> Any:
+                if not late:
+                    late.append(opened)
+                    await kernel.run("x = x + 1")
+                return await fetch(request, opened)
+
+            monkeypatch.setattr(used, "rest", fetch_too_late)
+            await kernel.run("x = x + 1")
+            async with told_within(2):
+                while not (value := await anext(watch))[0] == 2:
+                    assert (value == 1).all()  # it came as a whole, with the news
+            assert (value == 2).all()
+            assert late
+        await until_no_hook(kernel)
+
+
+@pytest.mark.parametrize("end", ["death", "restart", "aclose", "bridge"])
+async def test_a_watch_ends(live: Bridge, end: str) -> None:
+    """With the kernel's death or restart, and with its own or its bridge's end, while awaited."""
+    async with Bridge.attach(file_of(live)) as bridge:
+        await bridge.push(x=1)
+        watch = bridge.watch("x")
+        values = []
+
+        async def follow() -> None:
+            async for value in watch:
+                values.append(value)
+
+        following = asyncio.ensure_future(follow())
+        await until(lambda: values == [1])
+        if end == "death":
+            os.kill(live.info.pid, signal.SIGKILL)
+        elif end == "restart":
+            await live.restart()
+        else:
+            await (watch if end == "aclose" else bridge).aclose()
+        async with told_within(3):
+            await following
+        assert values == [1]
+        assert "ended" in repr(watch)
+        with pytest.raises(StopAsyncIteration):
+            await anext(watch)
+        await watch.aclose()
+        if end in ("aclose", "bridge"):
+            await until_no_hook(live)
+            await goes_on(live)
+        if end == "restart":
+            with contextlib.suppress(KernelRestarted):
+                await bridge.exists("x")
+            await bridge.push(x=2)
+            async with bridge.watch("x") as again:
+                assert await anext(again) == 2
+
+
+async def test_what_is_not_there_yet_is_told_and_waited_for(kernel: Bridge) -> None:
+    """NameNotFound at first, and no hook; the next wait goes on, as after any error later."""
+    watch = kernel.watch("x")
+    for _ in range(2):
+        with pytest.raises(NameNotFound):
+            await anext(watch)
+    assert "Watches.cell_done" not in await kernel.pull(HOOKS)
+    await kernel.push(x=[1])
+    assert await anext(watch) == [1]
+    ratio = kernel.watch("100 / len(x)")
+    assert await anext(ratio) == 100
+    await kernel.run("x = []")
+    async with told_within(1):
+        assert await anext(watch) == []
+        with pytest.raises(RemoteError, match="ZeroDivisionError"):
+            await anext(ratio)
+    await kernel.run("x = [1, 2]")
+    async with told_within(1):
+        assert await anext(ratio) == 50
+        assert await anext(watch) == [1, 2]
+    await kernel.run("del x")
+    async with told_within(1):
+        with pytest.raises(NameNotFound):
+            await anext(watch)
+        with pytest.raises(RemoteError, match="NameError"):
+            await anext(ratio)
+    await kernel.run("x = [1, 2, 3, 4]")
+    async with told_within(1):
+        assert await anext(ratio) == 25
+        assert await anext(watch) == [1, 2, 3, 4]
+    await ratio.aclose()
+    assert "Watches.cell_done" in await kernel.pull(HOOKS)
+    await watch.aclose()
+    await until_no_hook(kernel)
+
+
+async def test_a_restart_is_told_to_the_next_call_though_a_watch_ended_before(live: Bridge) -> None:
+    """Ending the watch is nothing that the user asked of the new kernel."""
+    async with Bridge.attach(file_of(live)) as bridge:
+        watch = bridge.watch("1 + 1")
+        assert await anext(watch) == 2
+        await live.restart()
+        with pytest.raises(StopAsyncIteration):
+            await anext(watch)
+        await until(lambda: bridge.state != "restarting")
+        await watch.aclose()
+        await asyncio.sleep(0.5)  # in which nothing may happen
+        with pytest.raises(KernelRestarted):
+            await bridge.push(y=1)
+        assert not await live.exists("y")
+        await goes_on(bridge)
+
+
+async def test_a_watch_that_is_ended_while_it_begins_leaves_no_hook(kernel: Bridge) -> None:
+    """Behind a running cell: its first value may come, and nothing after it."""
+    await kernel.push(x=1)
+    watch = kernel.watch("x")
+    async with occupied(kernel):
+        first = asyncio.ensure_future(anext(watch, None))
+        await asyncio.sleep(0.1)
+        await watch.aclose()
+    async with told_within(1):
+        assert await first in (1, None)
+    await until_no_hook(kernel)
+    assert not kernel._transport.life.listeners
+
+
+async def test_two_may_wait_for_the_first_value(kernel: Bridge) -> None:
+    """One gets it, and the other the next one."""
+    await kernel.push(x=1)
+    async with kernel.watch("x") as watch:
+        waiting = {asyncio.ensure_future(anext(watch)) for _ in range(2)}
+        async with told_within(1):
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            assert [task.result() for task in done] == [1]
+            await kernel.run("x = 2")
+            assert [await task for task in waiting] == [2]
+    await until_no_hook(kernel)
+
+
+async def test_a_first_value_that_was_lost_comes_with_the_next_wait(
+    kernel: Bridge, tmp_path: Path
+) -> None:
+    async with wired(kernel, tmp_path) as (bridge, wire):
+        await bridge.push(x=1)
+        watch = bridge.watch("x")
+        wire.incoming = lambda parts: [] if kind(parts) == "execute_reply" else [parts]
+        with pytest.raises(ReplyLost):
+            await anext(watch)
+        wire.incoming = whole
+        async with told_within(1):
+            assert await anext(watch) == 1
+        await kernel.run("x = 2")
+        async with told_within(1):
+            assert await anext(watch) == 2
+        await watch.aclose()
+        await until_no_hook(kernel)
+
+
+async def test_each_watcher_has_its_own_values(kernel: Bridge) -> None:
+    """Two of one bridge and one of another; who leaves takes nobody along."""
+    async with Bridge.attach(file_of(kernel), lane="inline") as second:
+        await kernel.push(x=1, y="a")
+        one, two, three = kernel.watch("x"), kernel.watch("y"), second.watch("x")
+        assert [await anext(each) for each in (one, two, three)] == [1, "a", 1]
+        await kernel.run("x = 2")
+        async with told_within(1):
+            assert [await anext(each) for each in (one, three)] == [2, 2]
+        await one.aclose()
+        await kernel.run("x = 3; y = 'b'")
+        async with told_within(1):
+            assert [await anext(each) for each in (two, three)] == ["b", 3]
+    await kernel.run("x = 4; y = 'c'")
+    async with told_within(1):
+        assert await anext(two) == "c"
+    await two.aclose()
+    await until_no_hook(kernel)
+
+
+async def test_an_iterator_that_is_forgotten_leaves_no_hook(kernel: Bridge) -> None:
+    await kernel.push(x=1)
+    watch = kernel.watch("x")
+    assert await anext(watch) == 1
+    assert "Watches.cell_done" in await kernel.pull(HOOKS)
+    del watch
+    gc.collect()
+    await until_no_hook(kernel)
+    async for value in kernel.watch("x"):
+        assert value == 1
+        break
+    gc.collect()
+    await until_no_hook(kernel)
+    assert not kernel._transport.life.listeners
+
+
+async def test_the_first_wait_may_be_cancelled(kernel: Bridge) -> None:
+    """Given up behind a running cell, when it was sent already: the next wait has the value."""
+    await kernel.push(x=1)
+    watch = kernel.watch("x")
+    async with occupied(kernel):
+        for _ in range(2):
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(anext(watch), 0.2)
+    await kernel.run("x = 2")
+    async with told_within(1):
+        assert await anext(watch) == 2
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(anext(watch), 0.2)
+    await watch.aclose()
+    await until_no_hook(kernel)
+
+
+async def test_cancelling_a_wait_for_a_large_value_loses_nothing(kernel: Bridge) -> None:
+    """Given up while its pieces cross: the next wait goes on where they are."""
+    with seeded() as chance:
+        await kernel.run("import numpy as np\nx = np.zeros(10_000_000)")
+        async with kernel.watch("x") as watch:
+            assert (await anext(watch))[0] == 0
+            for i in range(1, 6):
+                await kernel.run(f"x = np.full(10_000_000, {i}.0)")
+                async with told_within(2):
+                    while True:
+                        with contextlib.suppress(TimeoutError):
+                            async with asyncio.timeout(chance.uniform(0, 0.1)):
+                                assert (await anext(watch) == i).all()
+                                break
+    await until_no_hook(kernel)
+    assert await kernel.pull("_kept()") == [0, 0]
+
+
+async def test_cancelling_a_wait_loses_no_value(kernel: Bridge) -> None:
+    """Given up again and again, also while a value is unpickled in a thread: each one comes."""
+    with seeded() as chance:
+        await kernel.run("x = [0] * 300_000")
+        async with kernel.watch("x") as watch:
+            assert (await anext(watch))[0] == 0
+            for i in range(1, 31):
+                await kernel.run(f"x = [{i}] * 300_000")
+                async with told_within(1):
+                    while True:
+                        with contextlib.suppress(TimeoutError):
+                            async with asyncio.timeout(chance.uniform(0, 0.03)):
+                                assert (await anext(watch))[0] == i
+                                break
+                        await asyncio.sleep(0)
+    await until_no_hook(kernel)

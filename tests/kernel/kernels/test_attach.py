@@ -1,0 +1,195 @@
+"""Kernels that somebody else has: attached to, lent, and those that are none for us."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from jupyter_client.asynchronous.client import AsyncKernelClient
+from jupyter_client.manager import AsyncKernelManager
+
+from bridgehead import (
+    Bridge,
+    InsecureConnection,
+    KernelNotFound,
+    NotSupported,
+    UnsupportedKernel,
+)
+from support.kit import over
+
+RUNTIME = "JUPYTER_RUNTIME_DIR"
+
+# ------------------------------------------------------------ attach
+
+
+async def test_attach_takes_what_existing_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with Bridge.launch() as bridge:
+        await bridge.push(x=[1])
+        file = Path(bridge.info.connection_file or "")
+        middle = file.stem.removeprefix("kernel-")[2:9]
+        for existing in (file, str(file), file.name, middle, f"*{middle}*", None):
+            async with Bridge.attach(existing) as other:
+                assert await other.pull("x") == [1]
+                assert other.info.epoch == bridge.info.epoch
+                assert other.info.pid == bridge.info.pid
+        monkeypatch.chdir(file.parent)
+        other = await Bridge.attach(file.name)
+        await other.aclose()
+        assert await bridge.pull("x") == [1]  # whoever attached never ends the kernel
+
+
+async def test_a_missing_or_ambiguous_name_says_what_was_found() -> None:
+    with pytest.raises(KernelNotFound, match="no kernel is running"):
+        await Bridge.attach()
+    async with Bridge.launch() as one, Bridge.launch() as two:
+        names = [Path(b.info.connection_file or "").name for b in (one, two)]
+        with pytest.raises(KernelNotFound, match="no connection file matches 'nowhere'") as caught:
+            await Bridge.attach("nowhere")
+        assert all(name in str(caught.value) for name in names)
+        with pytest.raises(KernelNotFound, match="'kernel-' means 2 kernels; say which") as caught:
+            await Bridge.attach("kernel-")
+        assert all(name in str(caught.value) for name in names)
+        with pytest.raises(KernelNotFound, match="means 2 kernels"):
+            await Bridge.attach("kernel-*.json")
+
+
+async def test_a_stale_connection_file_is_told_soon(tmp_path: Path) -> None:
+    async with Bridge.launch(connection_file=tmp_path / "k.json") as bridge:
+        info = Path(bridge.info.connection_file or "").read_text()
+    (tmp_path / "k.json").write_text(info)
+    with pytest.raises(KernelNotFound, match="nothing listens.*that kernel has ended"):
+        await asyncio.wait_for(Bridge.attach(tmp_path / "k.json").__aenter__(), 15)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"ip": 5}', '{"key": "k", "ip": "127.0.0.1"}'])
+async def test_a_file_that_is_no_connection_file(tmp_path: Path, text: str) -> None:
+    (tmp_path / "broken.json").write_text(text)
+    with pytest.raises((KernelNotFound, InsecureConnection)):
+        await Bridge.attach(tmp_path / "broken.json")
+
+
+@pytest.mark.parametrize("field", ["shell_port", "control_port", "iopub_port", "hb_port"])
+async def test_an_address_that_is_none_is_told_and_not_waited_for(
+    tmp_path: Path, field: str
+) -> None:
+    ports = ("shell_port", "control_port", "iopub_port", "hb_port", "stdin_port")
+    info: dict[str, object] = {"transport": "tcp", "ip": "127.0.0.1", "key": "k"}
+    info |= dict.fromkeys(ports, 9) | {field: -1}
+    (tmp_path / "damaged.json").write_text(json.dumps(info))
+    (tmp_path / "damaged.json").chmod(0o600)
+    opening = asyncio.ensure_future(Bridge.attach(tmp_path / "damaged.json").__aenter__())
+    done, _ = await asyncio.wait([opening], timeout=15)
+    assert done
+    with pytest.raises(KernelNotFound, match="damaged.json has an address that is none"):
+        await opening
+
+
+async def test_attaching_to_a_busy_kernel_waits_its_turn() -> None:
+    async with Bridge.launch() as bridge:
+        cell = asyncio.ensure_future(bridge.run("import time; time.sleep(1.5); done = True"))
+        await asyncio.sleep(0.3)
+        with pytest.raises(
+            TimeoutError, match="opening got no answer within 0.5 s; the kernel is busy"
+        ):
+            await Bridge.attach(bridge.info.connection_file, timeout=0.5)
+        async with Bridge.attach(bridge.info.connection_file) as other:
+            assert await other.pull("done") is True
+        await cell
+
+
+async def test_an_attached_bridge_cannot_restart_but_can_interrupt() -> None:
+    async with Bridge.launch() as owner, Bridge.attach(owner.info.connection_file) as other:
+        with pytest.raises(NotSupported, match="only whoever launched a kernel can restart it"):
+            await other.restart()
+        cell = asyncio.ensure_future(owner.run("import time\nwhile True: time.sleep(0.01)"))
+        await asyncio.sleep(0.3)
+        await other.interrupt()
+        with pytest.raises(Exception, match="KeyboardInterrupt"):
+            await cell
+        assert await other.pull("1") == 1
+
+
+# ------------------------------------------------------------ over
+
+
+async def test_over_a_manager_the_caller_owns() -> None:
+    manager = AsyncKernelManager()
+    with pytest.raises(KernelNotFound, match=r"not running; await manager\.start_kernel\(\)"):
+        await Bridge.over(manager)
+    async with over(manager) as bridge:
+        assert bridge.info.transport == "tcp"
+        await bridge.push(x=1)
+        await bridge.restart()
+        assert not await bridge.exists("x")
+
+
+async def test_over_a_client_that_stays_usable_beside_it() -> None:
+    manager = AsyncKernelManager()
+    await manager.start_kernel()
+    client: AsyncKernelClient = manager.client()
+    client.start_channels()
+    try:
+        await client.wait_for_ready(timeout=60)
+        async with Bridge.over(client) as bridge:
+            assert bridge._transport.session.session != client.session.session
+            await bridge.push(x=20)
+            for _ in range(5):
+                reply, value = await asyncio.gather(
+                    client.execute_interactive("x + 1", output_hook=lambda m: None, timeout=30),
+                    bridge.pull("x * 2"),
+                )
+                assert reply["content"]["status"] == "ok"
+                assert value == 40
+        reply = await client.execute_interactive("x", output_hook=lambda m: None, timeout=30)
+        assert reply["content"]["status"] == "ok"
+    finally:
+        client.stop_channels()
+        await manager.shutdown_kernel(now=True)
+
+
+async def test_over_something_else() -> None:
+    with pytest.raises(TypeError, match=r"AsyncKernelManager or an ipyparallel view .* not int"):
+        await Bridge.over(5)
+
+
+# ------------------------------------------------------------ unsupported
+
+KERNEL = """
+from ipykernel.kernelapp import IPKernelApp
+from ipykernel.kernelbase import Kernel
+
+class Echo(Kernel):
+    implementation = "echo"
+    implementation_version = "1.2"
+    banner = "echo"
+    language_info = {{"name": {language!r}, "mimetype": "text/plain", "file_extension": ".txt"}}
+
+    def do_execute(self, code, silent, *args, **kwargs):
+        return {{"status": "ok", "execution_count": 1, "payload": [], "user_expressions": {{}}}}
+
+IPKernelApp.launch_instance(kernel_class=Echo)
+"""
+
+
+@pytest.mark.parametrize(
+    ("language", "told"),
+    [
+        ("echolalia", "echo 1.2 is a kernel for echolalia"),
+        ("python", "echo 1.2: the kernel evaluates no user_expressions"),
+    ],
+)
+async def test_an_unsupported_kernel_is_told_by_name(
+    kernelspec: Callable[..., str], tmp_path: Path, language: str, told: str
+) -> None:
+    (tmp_path / "echo.py").write_text(KERNEL.format(language=language))
+    argv = [sys.executable, str(tmp_path / "echo.py"), "-f", "{connection_file}"]
+    name = kernelspec(f"echo-{language}", argv, language)
+    async with asyncio.timeout(10):
+        with pytest.raises(UnsupportedKernel, match=told):
+            await Bridge.launch(name)
+    assert os.listdir(os.environ[RUNTIME]) == []

@@ -1,0 +1,616 @@
+"""What goes wrong with the direct lane: each fault is the real one, and the bridge goes on.
+
+Rule: as ``connection/test_death.py`` and its like; rows H1 to H8 are those of memory that is
+shared. Where it can't be, the objects arrive by messages, and that is said once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bridgehead import Bridge, BridgeError, NotSupported, RemoteError
+from bridgehead._lanes import handshake as _handshake
+from bridgehead._lanes.socket import Listener
+from support import memory
+from support.kit import all_of, file_of, goes_on, other
+
+MIB = 1 << 20
+LARGE = 100_000  # doubles: they go through shared memory
+OWN = [sys.modules[__name__]]  # the kernel does not have it
+
+
+@pytest.fixture
+def direct(kernel: Bridge) -> Bridge:
+    assert kernel.info.lane == "direct"
+    return kernel
+
+
+async def everything_arrives(bridge: Bridge, count: int = LARGE) -> None:
+    """Large objects by every way there is, whichever lane takes them."""
+    mine = np.arange(count)
+    for n in range(2):
+        await bridge.push(x=mine + n)
+        assert np.array_equal(await bridge.pull("x"), mine + n)
+        assert np.array_equal(await bridge.pull("x * 2"), (mine + n) * 2)
+        assert np.array_equal(await bridge.call(lambda array: array + 1, mine), mine + 1)
+    await bridge.delete("x")
+
+
+def said(caplog: pytest.LogCaptureFixture, what: str) -> int:
+    return sum(what in r.getMessage() for r in caplog.records if r.name == "bridgehead")
+
+
+def here(program: str, *args: str, **variables: str) -> subprocess.Popen[str]:
+    """A program in a process of its own, with this interpreter and path."""
+    path = os.pathsep.join(path for path in sys.path if path)
+    return subprocess.Popen(
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program, *args],
+        env={**os.environ, "PYTHONPATH": path, **variables},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+async def no_server_more_than(bridge: Bridge, count: int) -> None:
+    end = time.monotonic() + 30
+    while await memory.servers(bridge) > count:
+        assert time.monotonic() < end
+        await asyncio.sleep(0.05)
+
+
+# ---------------------------------------------------------------- H1: no memory
+
+
+async def test_no_memory_in_the_kernel(live: Bridge, caplog: pytest.LogCaptureFixture) -> None:
+    """H1: what it can't place or map comes and goes by messages."""
+    caplog.set_level(logging.INFO, "bridgehead")
+    limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, resource.RLIM_INFINITY))"
+    await live.run(f"import resource\n{limit}")
+    for _ in range(2):
+        await everything_arrives(live)
+    assert live.info.lane == "direct"
+    assert said(caplog, "large objects cross as messages") <= 1
+    await live.run("resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))")
+    await everything_arrives(live)
+    await memory.nothing_is_lent(live)
+
+
+LIMITED = """
+import asyncio, json, logging, os, resource, sys
+import anyio._backends._asyncio  # or it would be imported when no file can be opened
+import numpy as np
+from bridgehead import Bridge
+
+class Said(logging.Handler):
+    def emit(self, record):
+        records.append(record.getMessage())
+
+records = []
+logging.getLogger("bridgehead").addHandler(Said())
+
+async def main():
+    lanes, right = [], True
+    async with Bridge.attach(sys.argv[1], lane="direct") as bridge:
+        await bridge.run("import numpy; y = numpy.arange(1_000_000)")
+        await bridge.push(warm=1)
+        await asyncio.to_thread(int)  # threads and their stacks are there
+        exec(sys.argv[2])
+        mine = np.arange(1_000_000)
+        for n in range(2):
+            lanes.append((await bridge.push(x=mine)).lane)
+            right &= bool(await bridge.pull("bool((x == y).all())"))
+            right &= bool(((await bridge.pull("y")) == mine).all())
+            right &= bool(((await bridge.pull("y + 1")) == mine + 1).all())
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    print(json.dumps([lanes, right, records]))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize(
+    "limit",
+    [
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, MIB))",
+        "many = []\nhard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))\n"
+        "try:\n while True: many.append(os.open('/dev/null', os.O_RDONLY))\nexcept OSError: pass",
+    ],
+    ids=["a limit on sizes", "no descriptors"],
+)
+async def test_no_memory_here(direct: Bridge, limit: str) -> None:
+    """H1, of this side."""
+    process = here(LIMITED, file_of(direct), limit.replace("MIB", str(MIB)))
+    out, errors = await asyncio.to_thread(process.communicate, timeout=60)
+    assert process.returncode == 0, errors
+    lanes, right, records = json.loads(out.splitlines()[-1])
+    assert right
+    assert lanes == ["buffers", "buffers"]
+    assert len([one for one in records if "large objects cross as messages" in one]) == 1
+    await direct.delete("x", "y", "warm")
+    await memory.nothing_is_lent(direct)
+
+
+# ---------------------------------------------------------------- H3: a side is killed
+
+
+VICTIM = """
+import asyncio, os, sys
+import numpy as np
+from bridgehead import Bridge
+
+async def main():
+    async with Bridge.attach(sys.argv[1], lane="direct") as bridge:
+        await bridge.push(mine=np.ones(100_000))
+        held = await bridge.pull("theirs")
+        assert bridge.info.lane == "direct"
+        print("there", flush=True)
+        large = np.ones(4_000_000)
+        while True:
+            pulls = bridge.pull("theirs"), bridge.pull("theirs + 1")
+            await asyncio.gather(bridge.push(x=large), *pulls)
+
+asyncio.run(main())
+"""
+
+
+async def test_this_side_is_killed(direct: Bridge, tmp_path: Path) -> None:
+    """H3: no thread, no memory, no file of it is left, and what it bound stays."""
+    shared = sorted(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else []
+    await direct.push(theirs=np.zeros(4_000_000))
+    before = await memory.servers(direct)
+    process = here(VICTIM, file_of(direct), TMPDIR=str(tmp_path))
+    try:
+        assert process.stdout is not None
+        line = await asyncio.to_thread(process.stdout.readline)
+        assert line == "there\n", line
+        await asyncio.sleep(random.random() * 0.3)
+    finally:
+        process.kill()
+        await asyncio.to_thread(process.communicate)
+    await no_server_more_than(direct, before)
+    assert list(tmp_path.glob("bridgehead*")) == []
+    assert (await direct.pull("mine")).sum() == LARGE
+    await goes_on(direct)
+    await direct.run("x = None")
+    end = time.monotonic() + 30
+    # An answer that the main thread made after the lane was gone is kept, by age, as ever.
+    while (await memory.there(direct))["leases"]:
+        assert time.monotonic() < end
+        await asyncio.sleep(0.05)
+    if os.path.isdir("/dev/shm"):
+        ours = [name for name in os.listdir("/dev/shm") if "bridgehead" in name]
+        assert ours == [name for name in shared if "bridgehead" in name]
+    await direct.restart()  # for the tests that count what is kept
+
+
+GROUP = """
+import asyncio, json, os, sys
+import numpy as np
+from bridgehead import Bridge
+
+async def main():
+    async with Bridge.launch(lane="direct") as bridge:
+        await bridge.push(x=np.ones(1_000_000))
+        held = await bridge.pull("x")
+        print(bridge.info.pid, flush=True)
+        while True:
+            await bridge.pull("x")
+
+asyncio.run(main())
+"""
+
+
+def memfds() -> set[tuple[str, str]]:
+    """Segments that any process of ours has mapped or open."""
+    found = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            for name in os.listdir(f"/proc/{pid}/fd"):
+                target = os.readlink(f"/proc/{pid}/fd/{name}")
+                if "memfd:bridgehead" in target:
+                    found.add((pid, name))
+        except OSError:
+            continue
+    return found
+
+
+async def test_both_sides_are_killed(tmp_path: Path) -> None:
+    """H3: SIGKILL of everybody: memory without a name goes with the last of them."""
+    # Its connection file stays, as any kernel's that is killed with whoever launched it.
+    process = here(GROUP, TMPDIR=str(tmp_path), JUPYTER_RUNTIME_DIR=str(tmp_path))
+    assert process.stdout is not None
+    pids = [process.pid, int(await asyncio.to_thread(process.stdout.readline))]
+    assert {int(pid) for pid, _ in memfds()} >= set(pids)
+    for pid in pids:
+        os.kill(pid, signal.SIGKILL)
+    await asyncio.to_thread(process.communicate)
+    end = time.monotonic() + 30
+    while any(int(pid) in pids for pid, _ in memfds()):
+        assert time.monotonic() < end
+        await asyncio.sleep(0.05)
+    assert list(tmp_path.glob("bridgehead*")) == []
+    if os.path.isdir("/dev/shm"):
+        assert not [name for name in os.listdir("/dev/shm") if "bridgehead" in name]
+
+
+async def test_no_file_is_left_in_the_temporary_folder(direct: Bridge) -> None:
+    before = set(Path(tempfile.gettempdir()).glob("bridgehead-*"))
+    async with Bridge.attach(direct.info.connection_file, lane="direct"):
+        assert set(Path(tempfile.gettempdir()).glob("bridgehead-*")) <= before
+    assert set(Path(tempfile.gettempdir()).glob("bridgehead-*")) <= before
+
+
+# ---------------------------------------------------------------- H5, H6: it can't be reached
+
+
+def launches(*argv: str) -> str:
+    """Why this machine does not run a program so; empty if it does."""
+    try:
+        ran = subprocess.run([*argv, "true"], capture_output=True, text=True, timeout=30)
+    except OSError as error:
+        return str(error)
+    return ran.stderr.strip() if ran.returncode else ""
+
+
+KERNEL = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+APART = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+
+
+async def test_another_mount_and_process_namespace(
+    kernelspec: Callable[..., str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """H5: a container that has our host's name: the path leads nowhere, or elsewhere."""
+    why = launches(*APART)
+    if why:
+        pytest.skip(f"this user cannot make namespaces here: {why}")
+    caplog.set_level(logging.INFO, "bridgehead")
+    name = kernelspec("apart", [*APART, *KERNEL])
+    async with Bridge.launch(name) as bridge:
+        assert bridge.info.lane == "buffers"
+        await everything_arrives(bridge)
+        assert said(caplog, "no direct lane, objects cross as messages") == 1
+        with pytest.raises(NotSupported, match="no direct way to this kernel"):
+            await Bridge.attach(file_of(bridge), lane="direct")
+        await goes_on(bridge)
+
+
+SOMEBODY = """
+import os, sys
+from ipykernel.kernelapp import IPKernelApp
+import cloudpickle, ctypes, hmac, mmap, numpy, platform, uuid
+import difflib, fcntl, fnmatch, hashlib, keyword, socket, zlib
+from importlib import metadata
+app = IPKernelApp.instance()
+app.initialize(sys.argv[1:])
+os.setgroups([])
+os.setresgid(65534, 65534, 65534)
+os.setresuid(65534, 65534, 65534)
+app.start()
+"""
+
+
+def others_can_read(path: str) -> bool:
+    return all(os.stat(folder).st_mode & 0o001 for folder in [path, *map(str, Path(path).parents)])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.skipif(not others_can_read(sys.prefix), reason="nobody else can read this environment")
+async def test_another_user(
+    kernelspec: Callable[..., str], caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    """H6: the kernel is somebody else's, and may not open what is ours."""
+    caplog.set_level(logging.INFO, "bridgehead")
+    program = tmp_path / "somebody.py"
+    program.write_text(SOMEBODY)
+    name = kernelspec(
+        "somebody",
+        [sys.executable, str(program), "-f", "{connection_file}", "--HistoryManager.enabled=False"],
+    )
+    async with Bridge.launch(name) as bridge:
+        assert await bridge.pull("__import__('os').geteuid()") == 65534
+        assert bridge.info.lane == "buffers"
+        await everything_arrives(bridge)
+        assert said(caplog, "no direct lane, objects cross as messages") == 1
+        with pytest.raises(NotSupported, match="no direct way to this kernel"):
+            await Bridge.attach(file_of(bridge), lane="direct")
+
+
+# ---------------------------------------------------------------- H8: strangers
+
+
+class Crowded(Listener):
+    """A listener that strangers of the same user found first."""
+
+    seen: list[socket.socket]
+
+    def __init__(self, share: float) -> None:
+        super().__init__(share)
+        type(self).seen = []
+        for says in (b"", b"\0" * 32, b"GET / HTTP/1.1\r\n\r\n", b"", os.urandom(200)):
+            stranger = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            stranger.connect(self.offer["path"])
+            if says:
+                stranger.sendall(says)
+            type(self).seen.append(stranger)
+
+
+async def test_strangers_are_first(direct: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They get nothing, and keep nobody out."""
+    monkeypatch.setattr(_handshake, "Listener", Crowded)
+    async with Bridge.attach(direct.info.connection_file, lane="direct") as bridge:
+        assert bridge.info.lane == "direct"
+        await everything_arrives(bridge)
+        for stranger in Crowded.seen:
+            stranger.settimeout(5)
+            try:
+                assert stranger.recv(100) == b""
+            except ConnectionResetError:
+                pass
+            stranger.close()
+
+
+class Impostor(Listener):
+    """One whose secret is not the one that the handshake carried."""
+
+    @property
+    def offer(self) -> dict[str, Any]:
+        return {**super().offer, "secret": "00" * 64}
+
+
+async def test_a_wrong_secret_is_refused(
+    direct: Bridge, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "bridgehead")
+    before = await memory.servers(direct)
+    monkeypatch.setattr(_handshake, "Listener", Impostor)
+    with pytest.raises(NotSupported, match="connection did not arrive"):
+        await Bridge.attach(direct.info.connection_file, lane="direct")
+    async with Bridge.attach(direct.info.connection_file) as bridge:
+        assert bridge.info.lane == "buffers"
+        await everything_arrives(bridge)
+    assert said(caplog, "no direct lane") == 1
+    await no_server_more_than(direct, before)
+
+
+# ---------------------------------------------------------------- what users do
+
+
+async def test_a_reset_and_a_removed_loader(live: Bridge) -> None:
+    for what in (
+        "%reset -f",
+        "import sys\nfor name in [n for n in sys.modules if n.startswith('_bridgehead')]:"
+        " del sys.modules[name]",
+        "get_ipython().events.callbacks['pre_execute'].clear()\n"
+        "get_ipython().events.callbacks['post_execute'].clear()",
+        "import threading\nthreading.Thread.start = threading.Thread.run = None",
+        "import socket, os, mmap\nsocket.socket = os.pwrite = mmap.mmap = None",
+        "len = memoryview = dict = sorted = zip = None",
+    ):
+        await live.push(before=np.ones(LARGE))
+        await live.run(what)
+        await everything_arrives(live)
+        await live.push(x=np.zeros(10))
+        assert (await live.pull("x", now=True)).size == 10
+        await live.delete("x")
+    assert live.info.lane == "direct"
+
+
+async def test_callbacks_that_a_user_cleared_in_the_middle_of_a_cell(live: Bridge) -> None:
+    """The lane believes that the cell never ended: the main thread tells it better."""
+    await live.run("for kind in get_ipython().events.callbacks.values(): kind.clear()")
+    for n in range(5):
+        await live.push(x=np.full(LARGE, n), y=n)
+        x, y = await live.pull("x", "y")
+        assert (x == n).all()
+        assert y == n
+
+
+async def test_a_push_waits_where_callbacks_were_cleared(live: Bridge) -> None:
+    """Nobody tells the lane of cells any more, and still nothing lands in the middle of one."""
+    await live.run("for kind in get_ipython().events.callbacks.values(): kind.clear()")
+    await live.push(y=0)
+    async with other(live) as somebody:
+        code = (
+            "begun = 1\nimport time\nseen = []\n"
+            "for _ in range(50): time.sleep(0.02); seen.append('late' in globals())"
+        )
+        submitted = somebody.submit(code)
+        while not await live.pull("globals().get('begun')", now=True):
+            await asyncio.sleep(0.02)
+        await live.push(late=1)
+        await somebody.answer(submitted)
+    assert await live.pull("any(seen)") is False
+
+
+async def test_a_loader_that_has_learnt_takes_new_segments(live: Bridge) -> None:
+    """The data-only codec is of the same module over there; its names take nobody's place."""
+    for size in (LARGE, 2 * LARGE, 20 * LARGE):
+        await live.push(x=np.full(size, size), trust="data")
+        assert (await live.push(y=np.full(size, size))).lane == "direct"
+        back = await live.pull("x", trust="data")
+        assert (back == size).all()
+        assert np.array_equal(await live.pull("y"), back)
+
+
+# ---------------------------------------------------------------- interrupts
+
+
+class Hangs:
+    """Never done being unpickled, in Python or in C; it says that it began."""
+
+    def __init__(self, how: str, told: str) -> None:
+        self.how, self.told = how, told
+
+    def __getstate__(self) -> Any:
+        return self.how, self.told
+
+    def __setstate__(self, state: Any) -> None:
+        import time
+
+        how, told = state
+        with open(told, "w") as file:
+            file.write("x")
+        if how == "Python":
+            while True:
+                pass
+        time.sleep(30)
+
+
+async def begun(path: Path, task: asyncio.Task[Any]) -> None:
+    end = time.monotonic() + 30
+    while not (path.exists() and path.read_text()):
+        assert time.monotonic() < end
+        assert not task.done(), task
+        await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("size", [10, LARGE])
+@pytest.mark.parametrize("how", ["Python", "C"])
+async def test_interrupt_of_an_unpickling_that_hangs(
+    live: Bridge, tmp_path: Path, how: str, size: int
+) -> None:
+    """Told within seconds, and the bridge goes on."""
+    await live.push(before=1)
+    told = tmp_path / "told"
+    pushed = {"x": Hangs(how, str(told)), "y": np.ones(size)}
+    task = asyncio.ensure_future(live.push(pushed, by_value=OWN))
+    await begun(told, task)
+    async with asyncio.timeout(20):
+        await live.interrupt()
+        (outcome,) = await all_of(task)
+        assert isinstance(outcome, BridgeError), outcome
+        await live.push(after=np.ones(LARGE))
+        assert (await live.pull("after")).sum() == LARGE
+        assert await live.pull("before") == 1
+    assert not await live.exists("x")
+    assert not await live.exists("y")
+    assert live.info.lane == "direct"
+
+
+async def test_a_deadline_during_an_unpickling_that_hangs(live: Bridge, tmp_path: Path) -> None:
+    told = tmp_path / "told"
+    async with asyncio.timeout(60):
+        with pytest.raises(TimeoutError):
+            await live.push({"x": Hangs("Python", str(told))}, by_value=OWN, timeout=1.5)
+        assert told.exists()
+        # What is sent now waits behind it, until it is interrupted.
+        with pytest.raises(TimeoutError):
+            await live.push(y=1, timeout=0.3)
+        await live.interrupt()
+        await goes_on(live)
+    assert not await live.exists("x")
+
+
+async def test_interrupts_at_any_instant(live: Bridge) -> None:
+    """Each outcome is one of two, and the bridge goes on after every one of them."""
+    mine = np.ones(20 * MIB // 8)
+    await live.push(x=mine, deep=[[n] * 20 for n in range(20_000)])
+    for n in range(30):
+        deep = [[n] * 20 for _ in range(10_000)]
+        work = (
+            lambda: live.push(x=mine),
+            lambda: live.pull("x"),
+            lambda deep=deep: live.push(deep=deep),
+            lambda: live.pull("deep"),
+        )[n % 4]
+        task = asyncio.ensure_future(work())
+        await asyncio.sleep(random.random() * 0.03)
+        await live.interrupt()
+        (outcome,) = await all_of(task)
+        assert not isinstance(outcome, Exception) or isinstance(outcome, BridgeError), outcome
+        del outcome, task
+        await goes_on(live)
+    assert (await live.pull("x")).size == mine.size
+    await memory.nothing_is_lent(live)
+
+
+async def test_an_idle_kernel_ignores_interrupts(direct: Bridge) -> None:
+    for _ in range(20):
+        await direct.interrupt()
+        await direct.push(x=1)
+        assert await direct.pull("x") == 1
+    assert await memory.servers(direct) >= 1
+
+
+async def test_an_unpickling_that_raises_or_exits_keeps_the_lane(direct: Bridge) -> None:
+    class Raises:
+        def __init__(self, what: type[BaseException]) -> None:
+            self.what = what
+
+        def __reduce__(self) -> Any:
+            return raised, (self.what,)
+
+    def raised(what: Any) -> None:
+        raise what("over there")
+
+    before = await memory.servers(direct)
+    for what in (ValueError, SystemExit, KeyboardInterrupt, MemoryError, GeneratorExit):
+        for extra in (0, LARGE):
+            with pytest.raises(RemoteError, match="over there"):
+                await direct.push({"x": Raises(what), "y": np.ones(extra)}, by_value=OWN)
+            await goes_on(direct)
+    assert not await direct.exists("x")
+    assert await memory.servers(direct) == before
+    await memory.nothing_is_lent(direct)
+
+
+async def test_a_server_thread_that_went_is_told_and_made_anew(direct: Bridge) -> None:
+    """Somebody closes the socket over there: one operation may be told of it, the next is right."""
+
+    def shut() -> None:
+        import socket
+        import sys
+
+        loader: Any = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
+        for far in loader._served.values():
+            for server in list(far.servers.values()):
+                server.channel.socket.shutdown(socket.SHUT_RDWR)
+
+    await direct.push(x=np.ones(LARGE))
+    for _ in range(3):
+        for work in (direct.call(shut, by_value=OWN), direct.push(y=1)):
+            with contextlib.suppress(BridgeError):
+                await work
+        await goes_on(direct)
+        assert (await direct.pull("x")).sum() == LARGE
+        assert direct.info.lane == "direct"
+    await memory.nothing_is_lent(direct)
+
+
+async def test_a_stopped_kernel_and_what_nobody_waits_for(live: Bridge) -> None:
+    """What was sent to it first takes effect first, when it goes on."""
+    for n in range(5):
+        os.kill(live.info.pid, signal.SIGSTOP)
+        try:
+            pushed = asyncio.ensure_future(live.push(x=-1))
+            await asyncio.sleep(0.05)
+            pushed.cancel()
+            await asyncio.gather(pushed, return_exceptions=True)
+            cell = asyncio.ensure_future(live.run(f"x = {n}"))
+            await asyncio.sleep(0.05)
+        finally:
+            os.kill(live.info.pid, signal.SIGCONT)
+        await cell
+        assert await live.pull("x") == n
+        await asyncio.sleep(0.05)
+        assert await live.pull("x") == n

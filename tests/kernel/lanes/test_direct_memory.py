@@ -1,0 +1,502 @@
+"""The direct lane's memory in a real kernel: who has it, until when, and what a fork changes.
+
+Rule: values are looked at, and what is kept is counted by ``memory``. What would fork the test
+run itself happens in a process of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import subprocess
+import sys
+import time
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bridgehead import Bridge, BridgeError
+from bridgehead._shipped.wire import segments as _segments
+from support import memory
+from support.kit import all_of, file_of, goes_on
+
+MIB = 1 << 20
+LARGE = 100_000  # doubles: they go through shared memory
+OWN = [sys.modules[__name__]]  # the kernel does not have it
+
+
+@pytest.fixture
+def direct(kernel: Bridge) -> Bridge:
+    assert kernel.info.lane == "direct"
+    return kernel
+
+
+async def test_three_thousand_arrays_share_one_segment(live: Bridge) -> None:
+    await live.push(many=[np.full(400, n) for n in range(3000)])
+    assert len(memory.link(live).pool.segments) == 1
+    back = await live.pull("many")
+    assert all(int(array[7]) == n for n, array in enumerate(back))
+    assert memory.here(live)["mapped"] == 1
+    await live.run("del many[1:]")
+    assert memory.here(live)["leases"] == 1
+    del back[:-1]
+    assert (await memory.there(live))["leases"] == 1
+    back.clear()
+    await memory.nothing_is_lent(live)
+
+
+async def test_a_slice_over_there_keeps_what_it_is_of(direct: Bridge) -> None:
+    """Twenty more values of the same size come, and none lands in it."""
+    await direct.push(x=np.full(LARGE, -1.0))
+    await direct.run("held = x[50:60]; del x")
+    for n in range(20):
+        await direct.push(x=np.full(LARGE, n))
+        assert (await direct.pull("x") == n).all()
+        assert (await direct.pull("held") == -1).all()
+    await direct.run("held[:] = 5")
+    assert (await direct.pull("x") == 19).all()
+    assert len(memory.link(direct).pool.segments) < 8
+    await memory.nothing_is_lent(direct)
+
+
+async def test_a_slice_here_keeps_what_it_is_of(direct: Bridge) -> None:
+    await direct.run(f"import numpy; x = numpy.full({LARGE}, -1.0)")
+    held = (await direct.pull("x"))[50:60]
+    for n in range(20):
+        await direct.run(f"x[:] = {n}")
+        array = await direct.pull("x")
+        assert (array == n).all()
+        array[:] = 100
+        del array
+        assert (held == -1).all()
+    held[:] = 5
+    assert (await direct.pull("x") == 19).all()
+    del held
+    await memory.nothing_is_lent(direct)
+
+
+async def test_memory_is_used_again(live: Bridge) -> None:
+    for n in range(30):
+        await live.push(x=np.full(LARGE, n))
+        await live.pull("x")
+    assert memory.here(live)["bytes"] < 6 * LARGE * 8
+    assert (await memory.there(live))["bytes"] < 6 * LARGE * 8
+
+
+async def test_random_values_kept_and_dropped_on_both_sides(direct: Bridge) -> None:
+    dice = random.Random(7)
+    here: dict[int, Any] = {}
+    there: dict[int, int] = {}
+    await direct.push(kept={})
+    for n in range(100):
+        size = dice.choice([9_000, 20_000, LARGE])
+        await direct.push(x=np.full(size, n))
+        if dice.random() < 0.5:
+            await direct.run(f"kept[{n}] = x[{dice.randrange(100)}:][:50]")
+            there[n] = n
+        if there and dice.random() < 0.4:
+            gone = there.pop(dice.choice(list(there)))
+            await direct.run(f"del kept[{gone}]")
+        here[n] = await direct.pull("x")
+        if dice.random() < 0.7:
+            here.pop(dice.choice(list(here)))
+        for value, array in here.items():
+            assert (array == value).all()
+    kept = await direct.pull("kept")
+    assert {key: set(map(int, array)) for key, array in kept.items()} == {n: {n} for n in there}
+    here.clear()
+    del kept, array
+    await memory.nothing_is_lent(direct)
+
+
+async def test_memory_is_given_back_when_it_is_idle(
+    live: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def become_hasty() -> None:
+        import sys
+
+        loader: Any = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
+        loader.IDLE = 0.2
+
+    await live.push(x=np.ones(LARGE))
+    array = await live.pull("x")
+    monkeypatch.setattr(_segments, "IDLE", 0.2)
+    await live.call(become_hasty, by_value=OWN)
+    # What is used is kept ...
+    await asyncio.sleep(2.5)
+    assert (await memory.there(live))["leases"] == memory.here(live)["leases"] == 1
+    array += 1
+    assert array.sum() == 2 * LARGE
+    assert (await live.pull("float(x.sum())")) == LARGE
+    del array
+    await live.delete("x")
+    nothing = {"leases": 0, "bytes": 0, "mapped": 0}
+    end = time.monotonic() + 30  # ... and nobody need ask for anything
+    while memory.here(live) != nothing:
+        assert time.monotonic() < end, memory.here(live)
+        await asyncio.sleep(0.2)
+    while await memory.there(live) != {**nothing, "kept": 0}:
+        assert time.monotonic() < end, await memory.there(live)
+        await asyncio.sleep(0.2)
+    await live.push(x=np.ones(LARGE))
+    assert (await live.pull("x")).sum() == LARGE
+
+
+@pytest.mark.parametrize("way", ["push", "pull", "call", "expression"])
+async def test_a_cancel_at_any_instant_gives_the_memory_back(live: Bridge, way: str) -> None:
+    mine = np.ones(100 * MIB // 8)
+    await live.push(x=mine, y=0)
+    started = time.perf_counter()
+    await live.push(x=mine)
+    takes = time.perf_counter() - started
+
+    async def one() -> Any:
+        if way == "push":
+            return await live.push(x=mine)
+        if way == "call":
+            return await live.call(lambda array: array, mine)
+        return await live.pull("x" if way == "pull" else "x + 0")
+
+    for n in range(12):
+        task = asyncio.ensure_future(one())
+        await asyncio.sleep(takes * random.random() * (1 if way == "push" else 2))
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        await live.push(y=n)
+        assert await live.pull("y") == n
+    del task
+    assert (await live.pull("float(x.sum())")) == mine.size
+    await memory.nothing_is_lent(live)
+    assert memory.here(live)["bytes"] < 8 * mine.nbytes
+    assert (await memory.there(live))["bytes"] < 8 * mine.nbytes
+
+
+async def test_what_is_here_outlives_the_bridge() -> None:
+    async with Bridge.launch(lane="direct") as bridge:
+        await bridge.run(f"import numpy; x = numpy.arange({LARGE}.0)")
+        one, two = await bridge.pull("x"), await bridge.pull("x + 1")
+    for array, total in ((one, LARGE * (LARGE - 1) / 2), (two, LARGE * (LARGE + 1) / 2)):
+        assert array.sum() == total
+        array += 1
+        assert array.sum() == total + LARGE
+
+
+async def test_what_is_there_outlives_the_bridge(direct: Bridge) -> None:
+    second = await Bridge.attach(direct.info.connection_file, lane="direct")
+    await second.push(x=np.arange(LARGE))
+    await second.aclose()
+    await direct.run("x += 1")
+    for _ in range(5):
+        await direct.push(y=np.zeros(LARGE))
+    assert np.array_equal(await direct.pull("x"), np.arange(LARGE) + 1)
+
+
+async def test_what_is_here_outlives_a_kernel_that_is_killed(live: Bridge) -> None:
+    """H7, for what arrived before."""
+    await live.run(f"import numpy; x = numpy.arange({LARGE})")
+    array = await live.pull("x")
+    os.kill(live.info.pid, 9)
+    with pytest.raises(BridgeError):
+        await live.pull("x")
+    array += 1
+    assert array.sum() == LARGE * (LARGE + 1) // 2
+    await live.restart()
+    await live.push(x=array)
+    array[:] = 0
+    assert (await live.pull("x")).sum() == LARGE * (LARGE + 1) // 2
+
+
+async def test_a_restart_in_the_middle_of_a_transfer(live: Bridge) -> None:
+    mine = np.ones(160 * MIB // 8)
+    for work in (lambda: live.push(x=mine), lambda: live.pull("x"), lambda: live.pull("x * 1")):
+        await live.push(x=mine)
+        tasks = [asyncio.ensure_future(work()) for _ in range(2)]
+        await asyncio.sleep(random.random() * 0.1)
+        await live.restart()
+        for outcome in await all_of(*tasks):
+            assert not isinstance(outcome, Exception) or isinstance(outcome, BridgeError), outcome
+        del outcome, tasks
+        await goes_on(live)
+        assert live.info.lane == "direct"
+        await memory.nothing_is_lent(live)
+
+
+@pytest.mark.parametrize("when", [0.0, 0.02, 0.06, 0.1])
+async def test_a_bridge_that_is_closed_in_the_middle_of_a_push(direct: Bridge, when: float) -> None:
+    """Into memory that is new, and into memory that is used again."""
+    mine = np.ones(160 * MIB // 8)
+    second = await Bridge.attach(direct.info.connection_file, lane="direct")
+    await second.push(x=mine)
+    await second.push(x=mine)
+    task = asyncio.ensure_future(second.push(x=mine))
+    await asyncio.sleep(when)
+    await second.aclose()
+    (outcome,) = await all_of(task)
+    assert not isinstance(outcome, Exception) or isinstance(outcome, BridgeError), outcome
+    await goes_on(direct)
+    await memory.nothing_is_lent(direct)
+
+
+@pytest.mark.parametrize("way", ["push", "pull"])
+async def test_a_kernel_that_is_killed_in_the_middle(live: Bridge, way: str) -> None:
+    """H7: killed between attach and reply."""
+    mine = np.ones(160 * MIB // 8)
+    await live.push(x=mine)
+    await live.push(x=mine)
+    task = asyncio.ensure_future(live.push(x=mine) if way == "push" else live.pull("x"))
+    await asyncio.sleep(0.03)
+    os.kill(live.info.pid, 9)
+    (outcome,) = await all_of(task)
+    assert not isinstance(outcome, Exception) or isinstance(outcome, BridgeError), outcome
+    del outcome, task
+    await live.restart()
+    await live.push(x=mine)
+    assert (await live.pull("x")).sum() == mine.size
+    await memory.nothing_is_lent(live)
+
+
+# ---------------------------------------------------------------- forks
+
+
+POOL = """
+import multiprocessing, os
+
+def work(n):
+    before = int(x[0])
+    x[:] = n + 1000
+    return before, int(x[-1])
+
+with multiprocessing.get_context("fork").Pool(3) as workers:
+    results = workers.map(work, range(9), chunksize=3)
+after = int(x[0]), int(x[-1])
+"""
+
+
+async def test_a_pool_of_forks_in_the_kernel(direct: Bridge) -> None:
+    """Each writes into its own, and none of it shows in the kernel's, or here."""
+    mine = np.zeros(LARGE)
+    await direct.push(x=mine)
+    await direct.run(POOL)
+    results, after = await direct.pull("results", "after")
+    assert after == (0, 0)
+    assert [now for _, now in results] == [n + 1000 for n in range(9)]
+    assert not mine.any()
+    assert not (await direct.pull("x")).any()
+    # Afterwards everything goes on as before.
+    for n in range(5):
+        await direct.push(x=np.full(LARGE, n))
+        await direct.run("x += 1")
+        assert (await direct.pull("x") == n + 1).all()
+    await memory.nothing_is_lent(direct)
+
+
+async def test_the_kernel_writes_and_a_fork_of_it_sees_nothing(direct: Bridge) -> None:
+    await direct.push(x=np.zeros(LARGE))
+    await direct.run("""
+import os
+a, b = os.pipe()
+c, d = os.pipe()
+child = os.fork()
+if not child:
+    os.read(a, 1)
+    os.write(d, b"%d" % x.sum())
+    os._exit(0)
+x[:] = 1
+os.write(b, b"x")
+seen = os.read(c, 20)
+os.waitpid(child, 0)
+for file in (a, b, c, d):
+    os.close(file)
+""")
+    assert await direct.pull("seen", "int(x[0])") == (b"0", 1)
+
+
+async def test_a_fork_that_lives_on_keeps_no_link(live: Bridge) -> None:
+    """A child has none of the lane: the kernel's end is seen to close at once."""
+    second = await Bridge.attach(live.info.connection_file, lane="direct")
+    await second.push(x=np.zeros(LARGE))
+    await second.run("""
+import os, time
+child = os.fork()
+if not child:
+    time.sleep(60)
+    os._exit(0)
+""")
+    child = await second.pull("child")
+    try:
+        assert await second.pull("x[0]") == 0
+        await second.push(x=np.ones(LARGE))
+        assert (await second.pull("x")).sum() == LARGE
+        await second.aclose()
+        end = time.monotonic() + 30
+        while await memory.servers(live) > 1:
+            assert time.monotonic() < end
+            await asyncio.sleep(0.05)
+        await live.push(x=np.ones(LARGE))
+        assert (await live.pull("x")).sum() == LARGE
+    finally:
+        os.kill(child, 9)
+    await live.run("os.waitpid(child, 0)")
+
+
+HERE = """
+import asyncio, json, os, sys
+import numpy as np
+from bridgehead import Bridge
+
+def in_child(work):
+    back, forth = os.pipe()
+    child = os.fork()
+    if not child:
+        try:
+            os.write(forth, json.dumps(work()).encode())
+            os._exit(0)
+        finally:
+            os._exit(1)
+    os.close(forth)
+    said = b""
+    while part := os.read(back, 65536):
+        said += part
+    assert os.waitpid(child, 0)[1] == 0, said
+    return json.loads(said)
+
+async def main():
+    found = []
+    async with Bridge.attach(sys.argv[1], lane="direct") as bridge:
+        await bridge.push(x=np.zeros(100_000))
+        mine = await bridge.pull("x")
+
+        def child():
+            seen = float(mine.sum())
+            mine[:] = 5
+            return seen, float(mine.sum())
+
+        for n in range(3):
+            found.append([*in_child(child), float(mine.sum())])
+            mine[:] = 0
+            await bridge.push(x=np.full(100_000, n))
+            again = await bridge.pull("x")
+            assert (again == n).all()
+            again[:] = 7
+            found.append([float(mine.sum()), float((await bridge.pull("x")).sum())])
+        assert (await bridge.pull("x") == 2).all()
+    print(json.dumps(found))
+
+asyncio.run(main())
+"""
+
+
+async def test_a_fork_of_this_process(direct: Bridge) -> None:
+    process = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", HERE, file_of(direct)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stderr
+    expected: list[list[float]] = []
+    for n in range(3):
+        expected += [[0, 5 * LARGE, 0], [0, n * LARGE]]
+    assert json.loads(process.stdout.splitlines()[-1]) == expected
+    await goes_on(direct)
+
+
+async def test_data_alone_is_copied_out_of_shared_memory(direct: Bridge) -> None:
+    """``trust="data"``: what the kernel scribbles into a segment afterwards does not show."""
+
+    def scribble() -> int:
+        import sys
+
+        loader: Any = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
+        count = 0
+        for far in loader._served.values():
+            for server in far.servers.values():
+                for segment in server.channel.pool.segments.values():
+                    import os
+
+                    os.pwrite(segment.file, b"\xff" * segment.capacity, 0)
+                    count += 1
+        return count
+
+    async with Bridge.attach(direct.info.connection_file, lane="direct", trust="data") as careful:
+        await careful.push(x=np.arange(LARGE), text="ä" * MIB)
+        array, text = await careful.pull("x", "text")
+        assert await direct.call(scribble, by_value=OWN)
+        assert np.array_equal(array, np.arange(LARGE))
+        assert text == "ä" * MIB
+        array += 1
+        assert (await careful.pull("x")).sum() == np.arange(LARGE).sum()
+
+
+async def test_a_peer_that_scribbles_hurts_one_value(direct: Bridge) -> None:
+    """H2: the kernel writes into memory that it lent; nobody crashes, the bridge goes on."""
+    await direct.push(x=np.zeros(LARGE))
+    array = await direct.pull("x")
+    await direct.call(
+        lambda: (
+            [
+                __import__("os").pwrite(segment.file, b"\x01" * 4096, 0)
+                for name, module in __import__("sys").modules.items()
+                if name.startswith("_bridgehead")
+                for far in module._served.values()
+                for server in far.servers.values()
+                for segment in server.channel.pool.segments.values()
+            ]
+            and None
+        )
+    )
+    assert array.size == LARGE
+    del array
+    await direct.push(x=np.ones(LARGE))
+    assert (await direct.pull("x") == 1).all()
+
+
+async def test_a_share_of_nothing_goes_by_messages(
+    direct: Bridge, caplog: pytest.LogCaptureFixture
+) -> None:
+    """H1: no memory to share, on both sides: everything arrives, and it is said once."""
+    caplog.set_level("INFO", "bridgehead")
+    async with Bridge.attach(direct.info.connection_file, lane="direct", pool=0) as bridge:
+        assert bridge.info.lane == "direct"
+        mine = np.arange(LARGE)
+        for n in range(3):
+            transfer = await bridge.push(x=mine + n)
+            assert transfer.lane == "buffers"
+            assert np.array_equal(await bridge.pull("x"), mine + n)
+            assert np.array_equal(await bridge.pull("x * 2"), (mine + n) * 2)
+            assert np.array_equal(await bridge.call(lambda a: a + 1, mine), mine + 1)
+        assert (await bridge.push(x=1)).lane == "direct"
+        many = await asyncio.gather(*(bridge.pull("x") for _ in range(50)))
+        assert many == [1] * 50
+        assert memory.here(bridge) == {"leases": 0, "bytes": 0, "mapped": 0}
+    said = [record for record in caplog.records if record.name == "bridgehead"]
+    assert len([record for record in said if "no memory to share" in record.message]) == 1
+    await memory.nothing_is_lent(direct)
+
+
+async def test_what_is_let_go_of_here_is_told_to_an_idle_kernel(direct: Bridge) -> None:
+    """Nobody asks for anything any more; the kernel hears all the same that it is free."""
+    await direct.run("import numpy; big = numpy.ones(1_000_000)")
+    held = await direct.pull("big")
+    async with Bridge.attach(direct.info.connection_file, lane="buffers") as other:
+        assert (await memory.there(other))["leases"] == 1
+        del held
+        await memory.given_back(other)
+    await direct.delete("big")
+
+
+async def test_one_call_that_trusts_data_alone_gets_memory_of_its_own(direct: Bridge) -> None:
+    """On a bridge that trusts the kernel; whatever its size, and whoever made it."""
+    await direct.run("import numpy; big, little = numpy.ones(1_000_000), numpy.ones(3)")
+    for name in ("big", "little", "big + 0"):
+        before = memory.here(direct)
+        value = await direct.pull(name, trust="data")
+        assert value.sum() == value.size
+        await memory.given_back(direct)  # with the value still here
+        assert memory.here(direct)["leases"] == before["leases"]
+    await direct.delete("big", "little")

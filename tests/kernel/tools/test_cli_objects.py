@@ -1,0 +1,355 @@
+"""``names``, ``push`` and ``pull``, as a shell's user has them: real files, real pipes.
+
+Rule: the installed console script against one kernel of this file's own; a second bridge looks
+at what the kernel has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import os
+import pickle
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bridgehead import Bridge, RemoteError
+from support.cli import SCRIPT, Ran, Terminal, bridgehead, environment
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="no /dev there")
+TABLE = pd.DataFrame({"n": [1, 2, 3], "x": [0.5, 1.25, -3.0], "t": ["ä", "b,c", 'd"e']})
+
+
+@pytest.fixture
+def there(kernel: Bridge) -> list[str]:
+    """The options that name this kernel."""
+    return ["--existing", str(kernel.info.connection_file)]
+
+
+# ---------------------------------------------------------------- files
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "pq", "pickle", "pkl"])
+async def test_a_table_goes_there_and_back(
+    kernel: Bridge, there: list[str], tmp_path: Path, suffix: str
+) -> None:
+    first, second = tmp_path / f"first.{suffix}", tmp_path / f"second.{suffix}"
+    write = {"csv": lambda file: TABLE.to_csv(file, index=False), "parquet": TABLE.to_parquet}
+    write["pq"] = TABLE.to_parquet
+    write["pickle"] = write["pkl"] = TABLE.to_pickle
+    write[suffix](first)
+    assert bridgehead("push", f"table={first}", *there).code == 0
+    pd.testing.assert_frame_equal(await kernel.pull("table"), TABLE)
+    assert bridgehead("pull", "table", "-o", second, *there).code == 0
+    read = {"csv": pd.read_csv, "parquet": pd.read_parquet, "pq": pd.read_parquet}
+    back = read.get(suffix, pd.read_pickle)(second)
+    pd.testing.assert_frame_equal(back, TABLE)
+
+
+async def test_an_array_goes_there_and_back(
+    kernel: Bridge, there: list[str], tmp_path: Path
+) -> None:
+    array = np.arange(24.0).reshape(2, 3, 4)
+    np.save(tmp_path / "a.npy", array)
+    assert bridgehead("push", f"a={tmp_path / 'a.npy'}", *there).code == 0
+    assert bridgehead("pull", "a * 2", "-o", tmp_path / "b.npy", *there).code == 0
+    np.testing.assert_array_equal(np.load(tmp_path / "b.npy"), array * 2)
+
+
+async def test_json_goes_there_and_back(kernel: Bridge, there: list[str], tmp_path: Path) -> None:
+    value = {"a": [1, 2.5, None, True], "ü": {"deep": ["\u2028"]}}
+    (tmp_path / "a.json").write_text(json.dumps(value))
+    assert bridgehead("push", f"value={tmp_path / 'a.json'}", *there).code == 0
+    assert await kernel.pull("value") == value
+    assert bridgehead("pull", "value", "-o", tmp_path / "b.json", *there).code == 0
+    assert json.loads((tmp_path / "b.json").read_text()) == value
+
+
+async def test_a_pickle_is_opened_in_the_kernel_and_not_here(
+    kernel: Bridge, there: list[str], tmp_path: Path
+) -> None:
+    class Who:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return os.getpid, ()
+
+    (tmp_path / "who.pickle").write_bytes(pickle.dumps(Who()))
+    assert bridgehead("push", f"who={tmp_path / 'who.pickle'}", *there).code == 0
+    assert await kernel.pull("who") == kernel.info.pid
+    refused = bridgehead("push", f"x={tmp_path / 'who.pickle'}", "--trust", "data", *there)
+    assert "x" in refused.refused(1)
+    assert not await kernel.exists("x")
+
+
+async def test_a_pickle_of_a_class_of_the_notebook_is_whole(
+    kernel: Bridge, there: list[str], tmp_path: Path
+) -> None:
+    await kernel.run("class Point:\n    x = 7\npoint = Point()")
+    file = tmp_path / "point.pickle"
+    # Made over there: neither pull opens it, so that data is all it takes.
+    assert bridgehead("pull", "point", "-o", file, "--trust", "data", *there).code == 0
+    await kernel.run("del Point, point")
+    assert bridgehead("push", f"again={file}", *there).code == 0
+    assert await kernel.pull("again.x") == 7
+
+
+async def test_several_files_are_all_bound_or_none(
+    kernel: Bridge, there: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "good.json").write_text("1")
+    (tmp_path / "bad.pickle").write_bytes(b"no pickle")
+    both = [f"a={tmp_path / 'good.json'}", f"b={tmp_path / 'bad.pickle'}"]
+    assert "UnpicklingError" in bridgehead("push", *both, *there).refused(1)
+    assert await kernel.names() == []
+
+
+def test_what_is_nested_too_deep_is_told(there: list[str]) -> None:
+    for depth in (900, 100_000):  # read, and not sent; not even read
+        data = b"[" * depth + b"]" * depth
+        bridgehead("push", "deep=-", "-f", "json", *there, stdin=data).refused(2)
+
+
+@posix
+async def test_a_pipe_by_a_files_name_gets_the_value_alone(
+    kernel: Bridge, there: list[str]
+) -> None:
+    pulled = bridgehead("pull", "[1]", "-o", "/dev/stdout", "-f", "json", *there)
+    assert pulled.json == [1]
+
+
+async def test_pipes_carry_values_from_kernel_to_file_and_back(
+    kernel: Bridge, there: list[str]
+) -> None:
+    await kernel.push(table=TABLE)
+    pulled = bridgehead("pull", "table", "-o", "-", "--format", "parquet", *there)
+    pd.testing.assert_frame_equal(pd.read_parquet(io.BytesIO(pulled.raw)), TABLE)
+    assert bridgehead("push", "again=-", "-f", "parquet", *there, stdin=pulled.raw).code == 0
+    pd.testing.assert_frame_equal(await kernel.pull("again"), TABLE)
+
+
+@pytest.mark.parametrize(
+    ("value", "suffix", "why"),
+    [
+        pytest.param(3, "csv", "csv holds a table, and this is an int", id="no-table"),
+        pytest.param(TABLE, "npy", "csv, parquet and pickle can", id="no-array"),
+        pytest.param(TABLE, "json", "csv, parquet and pickle can", id="table-as-json"),
+        pytest.param(np.arange(3), "json", "npy and pickle can", id="array-as-json"),
+        pytest.param({"a": [float("nan")]}, "json", "json has no nan at ['a'][0]", id="nan"),
+        pytest.param({1: 2}, "json", "only texts as keys", id="keys"),
+        pytest.param(np.array([{}]), "npy", "only as a pickle", id="objects"),
+        pytest.param(pd.DataFrame({"a": [{}, 1]}), "parquet", "pickle can", id="mixed"),
+    ],
+)
+async def test_what_a_format_cannot_hold_is_refused_and_the_file_is_as_it_was(
+    kernel: Bridge, there: list[str], tmp_path: Path, value: Any, suffix: str, why: str
+) -> None:
+    await kernel.push(value=value)
+    file = tmp_path / f"out.{suffix}"
+    file.write_text("before")
+    assert why in bridgehead("pull", "value", "-o", file, *there).refused(1)
+    assert file.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+async def test_a_file_keeps_its_mode_and_a_link_its_target(
+    kernel: Bridge, there: list[str], tmp_path: Path
+) -> None:
+    await kernel.push(n=1)
+    file, link = tmp_path / "a.json", tmp_path / "link.json"
+    file.touch(0o600)
+    link.symlink_to(file)
+    assert bridgehead("pull", "n", "-o", link, *there).code == 0
+    assert link.is_symlink()
+    assert (file.read_text(), stat.S_IMODE(file.stat().st_mode)) == ("1\n", 0o600)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        pytest.param(["push", "x=a.txt"], "--format", id="suffix"),
+        pytest.param(["push", "x=-"], "--format", id="stdin"),
+        pytest.param(["push", "x"], "NAME=FILE", id="no-file"),
+        pytest.param(["push", "a b=c.csv"], "no name that", id="name"),
+        pytest.param(["push", "x=gone.csv"], "No such file", id="gone"),
+        pytest.param(["push", "x=broken.json"], "can't be read as json", id="broken"),
+        pytest.param(["push", "x=broken.npy"], "can't be read as npy", id="broken-npy"),
+        pytest.param(["pull", "x", "-o", "no/where.csv"], "there is no folder", id="folder"),
+        pytest.param(["pull", "x", "--existing", "a", "--url", "b"], "one of them", id="two"),
+        pytest.param(["pull", "x", "--token", "a"], "--url", id="token"),
+        pytest.param(["pul", "x"], "Did you mean pull?", id="typo"),
+    ],
+)
+def test_what_cannot_be_tried_is_code_2(tmp_path: Path, arguments: list[str], why: str) -> None:
+    for broken in ("broken.json", "broken.npy"):
+        (tmp_path / broken).write_text("{")
+    assert why in bridgehead(*arguments, cwd=tmp_path).refused(2)
+
+
+# ---------------------------------------------------------------- exit codes
+
+
+async def test_exit_codes_tell_what_is_known(kernel: Bridge, there: list[str]) -> None:
+    assert "ZeroDivisionError" in bridgehead("pull", "1/0", *there).refused(1)
+    assert "nothing-like-it" in bridgehead("names", "-e", "nothing-like-it").refused(3)
+    assert "'gone'" in bridgehead("pull", "gone", *there).refused(4)
+    sleep = "__import__('time').sleep(600)"
+    slow = bridgehead("pull", sleep, "--timeout", "1", *there)  # which opening may take, too
+    assert "longer than 1 s" in slow.refused(124)
+    await kernel.interrupt()
+
+
+async def test_a_timeout_is_of_opening_too(kernel: Bridge, there: list[str]) -> None:
+    cell = asyncio.ensure_future(kernel.run("while True: __import__('time').sleep(0.01)"))
+    while kernel.state != "busy":
+        await asyncio.sleep(0.01)
+    for command in (["pull", "1"], ["names"], ["watch", "1"], ["run", "-"]):
+        ran = await asyncio.to_thread(bridgehead, *command, "--timeout", "1", *there)
+        assert "longer than 1 s" in ran.refused(124)
+    await kernel.interrupt()
+    with pytest.raises(RemoteError, match="KeyboardInterrupt"):
+        await cell
+
+
+async def test_a_reader_that_goes_away_is_no_error(kernel: Bridge, there: list[str]) -> None:
+    await kernel.push(text="line\n" * 1_000_000)
+    with subprocess.Popen(
+        [SCRIPT, "pull", "text", *there],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as pulling:
+        assert pulling.stdout is not None
+        assert pulling.stdout.readline() == b"line\n"
+        pulling.stdout.close()
+        assert pulling.stderr is not None
+        assert pulling.stderr.read() == b""
+    assert pulling.returncode == 141
+
+
+# ---------------------------------------------------------------- what is shown
+
+
+async def test_names_in_a_pipe_and_as_json(kernel: Bridge, there: list[str]) -> None:
+    await kernel.push(table=TABLE, n=3, other=[1, 2])
+    lines = bridgehead("names", *there).out.splitlines()
+    assert [line.split()[0] for line in lines[2:]] == ["n", "other", "table"]
+    assert all(line == line.rstrip() for line in lines)
+    (told,) = bridgehead("names", "t*", "--json", *there).json
+    assert (told["name"], told["type"], told["shape"]) == ("table", "pandas.DataFrame", [3, 3])
+
+
+async def test_a_pipe_gets_all_of_a_value(kernel: Bridge, there: list[str]) -> None:
+    await kernel.push(table=pd.DataFrame({f"column{i}": range(100) for i in range(40)}))
+    out = bridgehead("pull", "table", *there).out.splitlines()
+    assert len(out) == 101
+    assert "column39" in out[0]
+
+
+@pytest.mark.parametrize(
+    ("expression", "told"),
+    [
+        ("3", 3),
+        ("float('nan')", None),
+        ("(1, {2: b'x'})", [1, {"2": "b'x'"}]),
+        ("__import__('numpy').eye(2)", [[1, 0], [0, 1]]),
+        ("__import__('pandas').DataFrame({'a': [1, 2]})", [{"a": 1}, {"a": 2}]),
+        ("__import__('datetime').date(2020, 1, 2)", "2020-01-02"),
+    ],
+)
+def test_json_has_the_nearest_there_is(there: list[str], expression: str, told: Any) -> None:
+    assert bridgehead("pull", expression, "--json", *there).json == told
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(24, 80), (40, 120)])
+async def test_a_terminal_shows_the_head_of_a_table(
+    kernel: Bridge, there: list[str], rows: int, columns: int
+) -> None:
+    wide = pd.DataFrame({f"c{i}": np.arange(1000) / 7 for i in range(50)})
+    await kernel.push(wide=wide)
+    with Terminal("pull", "wide", *there, rows=rows, columns=columns) as terminal:
+        assert terminal.end() == 0
+    lines = terminal.text.splitlines()
+    assert lines[0] == "DataFrame 1,000 × 50"
+    assert "990 more rows" in lines[-1]
+    assert "more columns" in lines[-1]
+    assert len(lines) < rows
+
+
+async def test_a_value_never_steers_the_terminal(kernel: Bridge, there: list[str]) -> None:
+    evil = "\x1b]0;title\x07\x1b[2J\x1b[1;1Hgone"
+    await kernel.push(text=evil, table=pd.DataFrame({evil: [evil]}), several={evil: evil})
+    for name in ("text", "table", "several"):
+        with Terminal("pull", name, *there) as terminal:
+            assert terminal.end() == 0
+        assert b"\x1b]0" not in terminal.raw
+        assert b"\x1b[2J" not in terminal.raw
+        assert b"\x1b[1;1H" not in terminal.raw
+
+
+async def test_a_terminal_is_told_who_is_waited_for(kernel: Bridge, there: list[str]) -> None:
+    cell = asyncio.ensure_future(kernel.run("while True: __import__('time').sleep(0.01)"))
+    while kernel.state != "busy":
+        await asyncio.sleep(0.01)
+    with Terminal("pull", "1", *there) as terminal:
+        await asyncio.to_thread(terminal.until, "waiting for the kernel")
+        terminal.press("\x03")
+        assert await asyncio.to_thread(terminal.end) == 130
+    assert "waiting" not in terminal.text
+    assert "Traceback" not in terminal.text
+    await kernel.interrupt()
+    with pytest.raises(RemoteError, match="KeyboardInterrupt"):
+        await cell
+
+
+async def test_no_color_is_respected(kernel: Bridge, there: list[str]) -> None:
+    await kernel.push(n=1)
+    with Terminal("names", *there, NO_COLOR="1") as terminal:
+        assert terminal.end() == 0
+    assert b"\x1b[3" not in terminal.raw
+
+
+def completed(*words: str, typed: str = "") -> list[str]:
+    ran: Ran = bridgehead(
+        _BRIDGEHEAD_COMPLETE="bash_complete",
+        COMP_WORDS=" ".join(["bridgehead", *words, typed]),
+        COMP_CWORD=str(len(words) + 1),
+    )
+    assert ran.err == ""
+    return [line.partition(",")[2] for line in ran.out.splitlines() if line]
+
+
+async def test_completion_knows_commands_kernels_and_names(
+    kernel: Bridge, there: list[str]
+) -> None:
+    await kernel.push(alpha=1, alphabet=2, beta=3)
+    file = Path(str(kernel.info.connection_file)).name
+    assert completed(typed="pu") == ["push", "pull"]
+    assert completed("pull", *there, typed="alp") == ["alpha", "alphabet"]
+    assert file in completed("names", "--existing", typed="kernel-")
+    assert completed("pull", "--existing", "none-like-it", typed="a") == []
+
+
+async def test_completion_gives_up_on_a_busy_kernel(kernel: Bridge, there: list[str]) -> None:
+    await kernel.push(alpha=1)
+    cell = asyncio.ensure_future(kernel.run("while True: __import__('time').sleep(0.01)"))
+    try:
+        while kernel.state != "busy":
+            await asyncio.sleep(0.01)
+        found = await asyncio.to_thread(completed, "pull", *there, typed="alp")
+        assert found in ([], ["alpha"])
+    finally:
+        await kernel.interrupt()
+        with pytest.raises(RemoteError, match="KeyboardInterrupt"):
+            await cell
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script(shell: str) -> None:
+    assert "_BRIDGEHEAD_COMPLETE" in bridgehead("completion", shell).out

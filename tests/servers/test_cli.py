@@ -1,0 +1,67 @@
+"""``ls``, ``doctor`` and completion, for kernels behind servers.
+
+Rule: the installed console script; a server of this file's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from support.cli import bridgehead
+from support.listing import completed, doctor, listed
+from support.servers import TOKEN, on, serving
+
+
+@pytest.mark.servers
+async def test_kernels_of_servers_are_listed_and_taken() -> None:
+    with tempfile.TemporaryDirectory(prefix="bh-ls-") as folder:
+        async with serving(runtime=folder) as url, on(url) as bridge:
+            await bridge.push(n=7)
+            found = await asyncio.to_thread(listed, Path(folder))
+            (one,) = found.values()
+            assert one["state"] == "idle"
+            assert one["server"].endswith(url.rpartition(":")[2])  # it may call itself localhost
+            told = await asyncio.to_thread(
+                lambda: bridgehead("ls", "--url", url, "--token", TOKEN, "--json").json
+            )
+            (where,) = (each["where"] for each in told)
+            assert where == f"{url}api/kernels/{bridge.info.kernel_id}"
+            for address in (where, url):
+                pulled = await asyncio.to_thread(
+                    bridgehead, "pull", "n", "--url", address, "--token", TOKEN
+                )
+                assert (pulled.code, pulled.out) == (0, "7\n"), pulled.err
+            # Leaving has not ended it, and no other was started.
+            assert await bridge.pull("n") == 7
+            wrong = await asyncio.to_thread(bridgehead, "ls", "--url", url, "--token", "wrong")
+            assert "refuses the token" in wrong.refused(3)
+
+
+# ---------------------------------------------------------------- names, for a shell
+
+
+@pytest.mark.servers
+async def test_names_behind_a_server_are_completed_with_the_options_of_the_command() -> None:
+    async with serving() as url, on(url) as bridge:
+        await bridge.push(alpha=1)
+        host = url.partition("://")[2]
+        words = ("pull", "--url", host, "--token", TOKEN, "alph")
+        assert await asyncio.to_thread(completed, "bash", *words) == ["plain,alpha"]
+
+
+# ---------------------------------------------------------------- doctor
+
+
+@pytest.mark.servers
+async def test_why_a_server_s_kernel_has_no_better_lane() -> None:
+    async with serving() as url, on(url) as bridge:
+        address = f"{url}api/kernels/{bridge.info.kernel_id}"
+        ran, told = await asyncio.to_thread(doctor, "--url", address, "--token", TOKEN)
+        assert (ran.code, told["info"]["lane"]) == (0, "buffers")
+        (found,) = told["findings"]
+        assert "'direct'" in found["what"]
+        assert "websocket" in found["what"]

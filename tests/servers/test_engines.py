@@ -1,0 +1,689 @@
+"""Engines of an ipyparallel cluster, through the client that its owner has.
+
+Rule: a real local cluster of four engines, started here in folders of its own and ended by its own
+handle. What every kernel keeps its promises by is tested elsewhere; here is what ipyparallel is
+asked, and what becomes of the engines.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import ipykernel
+import ipyparallel
+import numpy as np
+import psutil
+import pytest
+
+from bridgehead import (
+    Bridge,
+    BridgeClosed,
+    EncodeError,
+    Fleet,
+    InsecureConnection,
+    IntegrityError,
+    KernelDied,
+    KernelNotFound,
+    Message,
+    Messages,
+    NameNotFound,
+    NotSupported,
+    RemoteError,
+    SyncBridge,
+    TransportError,
+    UntrustedPayload,
+)
+from support import docstrings
+from support.kit import KEPT, told_within, until
+
+pytestmark = pytest.mark.servers
+
+ENGINES = 4
+LARGE = np.arange(1_000_000.0)
+HUGE = 200_000_000  # bytes, more than a dozen pieces
+
+
+@asynccontextmanager
+async def cluster(folder: Path, engines: int, *controller: str) -> AsyncIterator[Any]:
+    """A client of a cluster of one's own; both are ended, and so is every process."""
+    started = ipyparallel.Cluster(
+        n=engines,
+        engines="local",
+        profile_dir=str(folder / "profile"),
+        controller_args=list(controller),
+        log_level=logging.ERROR,
+        shutdown_atexit=False,
+    )
+    before = {child.pid for child in psutil.Process().children(recursive=True)}
+    await started.start_cluster()
+    client = None
+    try:
+        client = await started.connect_client()
+        await asyncio.to_thread(client.wait_for_engines, engines, timeout=120, interactive=False)
+        yield client
+    finally:
+        processes = [
+            child for child in psutil.Process().children(recursive=True) if child.pid not in before
+        ]
+        if client is not None:
+            client.close(linger=0)
+        await started.stop_cluster()
+        await until(lambda: not any(process.is_running() for process in processes))
+
+
+@pytest.fixture(scope="module")
+async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Any]:
+    """Four engines for all tests that leave them as they were."""
+    async with cluster(tmp_path_factory.mktemp("cluster"), ENGINES) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def clean(client: Any) -> Any:
+    """The same, with nothing in its engines."""
+    client[:].execute("%reset -f", block=True, silent=True)
+    return client
+
+
+@pytest.fixture
+async def engine(clean: Any) -> AsyncIterator[Bridge]:
+    async with Bridge.over(clean[0]) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def fleet(clean: Any) -> AsyncIterator[Fleet]:
+    async with Fleet.over(clean) as opened:
+        yield opened
+
+
+def kept(client: Any) -> dict[str, int]:
+    """What the client keeps of requests, and would for ever."""
+    tables = ("results", "metadata", "history", "outstanding", "_futures", "_output_futures")
+    found = {table: len(getattr(client, table)) for table in tables}
+    found["metadata"] -= "submitted" in client.metadata  # one for all of them, ipyparallel's own
+    return found
+
+
+class Counted:
+    """How often it was pickled here."""
+
+    times = 0
+
+    def __init__(self, data: Any) -> None:
+        self.data = data
+
+    def __reduce__(self) -> Any:
+        type(self).times += 1
+        return dict, ((("data", self.data),),)
+
+
+# ---------------------------------------------------------------- one engine
+
+
+async def test_objects_cross_both_ways(engine: Bridge) -> None:
+    transfer = await engine.push(x=1, frame={"a": LARGE})
+    assert (transfer.names, transfer.lane) == (("x", "frame"), "buffers")
+    assert await engine.pull("x + 1") == 2
+    x, back = await engine.pull("x", "frame")
+    assert x == 1
+    assert np.array_equal(back["a"], LARGE)
+    assert back["a"].flags.writeable
+    assert [told.name for told in await engine.names()] == ["frame", "x"]
+    assert await engine.exists("x")
+    await engine.delete("x", "frame")
+    assert await engine.names() == []
+    with pytest.raises(NameNotFound):
+        await engine.pull("x")
+
+
+async def test_what_the_handshake_tells(engine: Bridge, clean: Any) -> None:
+    info = engine.info
+    assert info.pid == clean[0].apply_sync(os.getpid)
+    assert (info.transport, info.lane, info.trust) == ("ipyparallel", "buffers", "pickle")
+    assert info.kernel.startswith("ipython")
+    assert engine.state == "idle"
+
+
+async def test_code_runs_in_the_users_namespace(engine: Bridge, clean: Any) -> None:
+    clean[0].push({"owner": 3}, block=True)
+    assert await engine.call(lambda a, b: a * b, engine.ref("owner"), 2) == 6
+    kept_there = await engine.call(sorted, [3, 1], keep="ordered")
+    assert await kept_there.pull() == [1, 3]
+    assert clean[0].pull("ordered", block=True) == [1, 3]
+
+
+async def test_many_small_frames(engine: Bridge) -> None:
+    """More buffers than ipyparallel takes apart one by one."""
+    arrays = {f"a{n}": np.full(3000, float(n)) for n in range(200)}
+    await engine.push(arrays=arrays)
+    back = await engine.pull("arrays")
+    assert all(np.array_equal(back[name], array) for name, array in arrays.items())
+
+
+@pytest.mark.parametrize("lane", ["buffers", "inline"])
+async def test_large_ones_cross_in_pieces(clean: Any, lane: Any) -> None:
+    size = HUGE if lane == "buffers" else HUGE // 10
+    value = np.random.default_rng(1).integers(0, 256, size, "u1")
+    async with Bridge.over(clean[1], lane=lane) as engine:
+        assert (await engine.push(value=value)).lane == lane
+        assert await engine.pull("int(value.sum(dtype='u8'))") == int(value.sum(dtype="u8"))
+        assert np.array_equal(await engine.pull("value"), value)
+        await engine.run(KEPT)
+        assert await engine.pull("_kept()") == [0, 0]
+
+
+async def test_the_digest_is_checked_over_there(engine: Bridge) -> None:
+    """The client signs no buffers either."""
+    await engine.push(x=1)
+    send = engine._transport.send
+
+    async def altered(channel: str, message: Any, buffers: Any) -> None:
+        parts = [bytes(buffer) for buffer in buffers]
+        await send(channel, message, [part[:-1] + b"?" for part in parts])
+
+    engine._transport.send = altered  # type: ignore[method-assign]
+    with pytest.raises(IntegrityError):
+        await engine.push(x=2, a=LARGE)
+    engine._transport.send = send  # type: ignore[method-assign]
+    assert await engine.pull("x") == 1
+
+
+async def test_all_or_nothing(engine: Bridge) -> None:
+    await engine.push(x=1)
+
+    class Refuses:
+        def __reduce__(self) -> Any:
+            return exec, ("raise ValueError('no')",)
+
+    with pytest.raises(RemoteError, match="ValueError: no"):
+        await engine.push(x=2, y=Refuses())
+    with pytest.raises(EncodeError, match="lock"):
+        await engine.push(x=3, lock=threading.Lock())
+    assert await engine.pull("x") == 1
+    assert not await engine.exists("y")
+
+
+async def test_a_cell_gives_what_it_printed_and_its_value(engine: Bridge) -> None:
+    seen = []
+    result = await engine.run(
+        "import sys\nprint('out')\nprint('err', file=sys.stderr)\n"
+        "from IPython.display import display\ndisplay(1.5)\n6 * 7",
+        on_output=lambda message: seen.append(message.type),
+    )
+    assert (result.stdout, result.stderr) == ("out\n", "err\n")
+    assert result.data["text/plain"] == "42"
+    kinds = [output["output_type"] for output in result.outputs]
+    assert sorted(kinds) == ["display_data", "execute_result", "stream", "stream"]
+    assert sorted(seen) == sorted(kinds)
+    after = await engine.run("pass")
+    assert after.execution_count == result.execution_count + 1
+    assert await engine.pull("In[-1]") == "pass"
+
+
+async def test_a_cell_that_fails_tells_where(engine: Bridge) -> None:
+    with pytest.raises(RemoteError, match="ZeroDivisionError") as caught:
+        await engine.run("print('before')\n1 / 0")
+    assert "----> 2 1 / 0" in str(caught.value)
+    assert caught.value.result.stdout == "before\n"
+    assert type(caught.value.result.execution_count) is int
+    with pytest.raises(RemoteError, match="ZeroDivisionError") as caught:
+        await engine.call(lambda: 1 / 0)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+async def test_a_failing_cell_aborts_nobody_elses(engine: Bridge, clean: Any) -> None:
+    failing = asyncio.ensure_future(engine.run("import time; time.sleep(0.5); 1 / 0"))
+    await until(lambda: engine.state == "busy")
+    others = [clean[0].execute(f"after_{n} = {n}", block=False) for n in range(3)]
+    with pytest.raises(RemoteError):
+        await failing
+    for other in others:
+        await asyncio.to_thread(other.get, 10)
+    assert await engine.pull("after_2") == 2
+
+
+async def test_anothers_failing_cell_is_no_loss(engine: Bridge, clean: Any) -> None:
+    """ipyparallel's own execute aborts what is queued behind it; of ours, cells are tried again."""
+    failing = clean[0].execute("import time; time.sleep(0.3); 1 / 0", silent=False, block=False)
+    result = await engine.run("2 + 2")
+    assert result.data["text/plain"] == "4"
+    with pytest.raises(ipyparallel.RemoteError):
+        await asyncio.to_thread(failing.get, 10)
+
+
+async def test_operations_take_effect_in_order(engine: Bridge) -> None:
+    slow = asyncio.ensure_future(engine.run("import time; time.sleep(0.3); x = 'cell'"))
+    pushes = [asyncio.ensure_future(engine.push(x=n)) for n in range(20)]
+    await asyncio.gather(slow, *pushes)
+    assert await engine.pull("x") == 19
+    calls = [engine.call(lambda n: globals().setdefault("seen", []).append(n), n) for n in range(9)]
+    await asyncio.gather(*calls, engine.push(done=True))
+    assert await engine.pull("done")
+
+
+async def test_cancelling_disturbs_nobody(engine: Bridge) -> None:
+    cell = asyncio.ensure_future(engine.run("import time; time.sleep(0.5); x = 'cell'"))
+    await until(lambda: engine.state == "busy")
+    dropped = [asyncio.ensure_future(engine.push(never=n, large=LARGE)) for n in range(3)]
+    wanted = asyncio.ensure_future(engine.push(y=1))
+    await asyncio.sleep(0.05)
+    for task in dropped:
+        task.cancel()
+    with pytest.raises(TimeoutError, match="not sent"):
+        await engine.push(never=1, timeout=0.05)
+    await asyncio.gather(cell, wanted)
+    assert await engine.pull("x", "y") == ("cell", 1)
+    assert not await engine.exists("never")
+    # One that is on its way ends as a whole or not at all.
+    value = np.zeros(HUGE // 4, "u1")
+    for pause in (0.01, 0.05, 0.1):
+        task = asyncio.ensure_future(engine.push(value=value, whole=pause))
+        await asyncio.sleep(pause)
+        task.cancel()
+        await asyncio.wait([task])  # cancelled, or whole before
+        there = await engine.exists("whole")
+        assert there == await engine.exists("value")
+    await engine.run(KEPT)
+    assert await engine.pull("_kept()") == [0, 0]
+
+
+async def test_an_interrupt_reaches_the_engine(engine: Bridge) -> None:
+    for work in (
+        engine.run("import time; time.sleep(60)"),
+        engine.call(time.sleep, 60),
+    ):
+        task = asyncio.ensure_future(work)
+        await until(lambda: engine.state == "busy")
+        await asyncio.sleep(0.2)
+        await engine.interrupt()
+        async with told_within(1):
+            with pytest.raises(RemoteError, match="KeyboardInterrupt"):
+                await task
+        assert await engine.pull("1") == 1
+    await engine.interrupt()  # of an idle one nobody takes note
+    assert await engine.pull("1") == 1
+
+
+async def test_what_is_not_to_be_had_says_what_to_do(engine: Bridge) -> None:
+    with pytest.raises(NotSupported, match="restart_engines"):
+        await engine.restart()
+    with pytest.raises(NotSupported, match="bind_kernel"):
+        engine.messages()
+    with pytest.raises(NotSupported, match="pull the value"):
+        engine.watch("x")
+    with pytest.raises(NotSupported, match="now=True"):
+        await engine.push(x=1, now=True)
+    with pytest.raises(NotSupported, match="over ipyparallel no process"):
+        await Bridge.over(engine._transport.client[0], lane="direct")
+    assert await engine.pull("1") == 1
+
+
+async def test_a_bound_kernel_is_attached_to(clean: Any) -> None:
+    """What ``messages`` says to do; the tasks of its owner are then waited for, too."""
+    clean[3].apply_sync(ipyparallel.bind_kernel)
+    file = clean[3].apply_sync(ipykernel.get_connection_file)
+    async with Bridge.attach(file) as attached, Bridge.over(clean[3]) as engine:
+        assert attached.info.lane == "buffers"
+        assert attached.info.epoch == engine.info.epoch
+        await attached.push(x=1)
+        assert await engine.pull("x") == 1
+        seen = attached.messages()
+        await attached.run("print('seen')")
+        assert "seen\n" in [message.text async for message in first(seen, 4)]
+
+
+async def first(messages: Messages, count: int) -> AsyncIterator[Message]:
+    async for message in messages:
+        yield message
+        count -= 1
+        if not count:
+            return
+
+
+async def test_what_its_owner_aborts_is_sent_again(engine: Bridge, clean: Any) -> None:
+    busy = clean[0].apply_async(time.sleep, 0.5)
+    pushing = [asyncio.ensure_future(engine.push(x=n)) for n in range(3)]
+    await until(lambda: len(clean.outstanding) > 1)
+    (ours,) = clean.outstanding - set(busy.msg_ids)
+    clean.abort(jobs=[ours], targets=0, block=True)
+    await asyncio.gather(*pushing)
+    assert await engine.pull("x") == 2
+    await asyncio.to_thread(busy.get, 10)
+
+
+async def test_data_only(clean: Any) -> None:
+    async with Bridge.over(clean[0], trust="data") as engine:
+        await engine.push(x=[1, LARGE])
+        assert (await engine.pull("x"))[0] == 1
+        with pytest.raises(UntrustedPayload):
+            await engine.pull("__import__('pathlib').Path('x')")
+
+
+async def test_nothing_of_it_stays_in_the_client(clean: Any) -> None:
+    """ipyparallel's ``history`` grows with every request, and its own broadcasts stay for ever."""
+    async with Fleet.over(clean) as fleet:
+        await fleet.push(a=LARGE)
+        await until(lambda: not clean._futures)  # the last idle of each is here
+        before = kept(clean)
+        for n in range(1000):
+            await fleet[n % ENGINES].push(x=n)
+        await fleet.push(a=LARGE)
+        await fleet.run("x")
+        await until(lambda: kept(clean) == before)
+    assert clean.wait(timeout=10)
+    await until(lambda: not clean._registration_callbacks)
+
+
+async def test_its_owner_uses_the_client_meanwhile(engine: Bridge, clean: Any) -> None:
+    view = clean[:]
+
+    def owner() -> list[Any]:
+        found = []
+        for n in range(30):
+            view.push({"theirs": n}, block=True)
+            found.append(view.pull("theirs", block=True))
+        return found
+
+    working = asyncio.ensure_future(asyncio.to_thread(owner))
+    for n in range(30):
+        await engine.push(ours=n)
+        assert await engine.pull("ours") == n
+    assert await working == [[n] * ENGINES for n in range(30)]
+    assert len(view.history) == 60 * ENGINES
+    await engine.aclose()
+    assert view.pull("theirs", block=True) == [29] * ENGINES
+    with pytest.raises(BridgeClosed):
+        await engine.pull("1")
+
+
+async def test_two_bridges_and_a_blocking_one(engine: Bridge, clean: Any) -> None:
+    async with Bridge.over(clean[[0]]) as second:
+        await engine.push(x=1)
+        assert await second.pull("x") == 1
+        assert second.info.epoch == engine.info.epoch
+
+    def blocking() -> Any:
+        with SyncBridge.over(clean[0]) as third:
+            third["y"] = 2
+            return third["x"], third.run("print(y)").stdout
+
+    assert await asyncio.to_thread(blocking) == (1, "2\n")
+
+
+async def test_the_namespace_is_reset_under_it(engine: Bridge, clean: Any) -> None:
+    await engine.push(x=1)
+    clean.clear(targets=0, block=True)
+    with pytest.raises(NameNotFound):
+        await engine.pull("x")
+    await engine.push(x=2)
+    assert await engine.pull("x") == 2
+
+
+async def test_what_is_no_engine(clean: Any) -> None:
+    with pytest.raises(TypeError, match=r"Bridge\.over\(client\[0\]\)"):
+        await Bridge.over(clean[:])
+    with pytest.raises(TypeError, match=r"Bridge\.over\(client\[0\]\)"):
+        await Bridge.over(clean.load_balanced_view())
+    with pytest.raises(TypeError, match=r"client\[0\], not Client"):
+        await Bridge.over(clean)
+    view = clean[0]
+    view.targets = 99
+    with pytest.raises(KernelNotFound, match="no engine 99; there is: 0, 1, 2, 3"):
+        await Bridge.over(view)
+    for nothing in (1, clean.load_balanced_view()):
+        with pytest.raises(TypeError, match="ipyparallel client"):
+            Fleet.over(nothing)
+
+
+async def test_plain_tcp_beyond_this_machine_is_refused(clean: Any) -> None:
+    """By what the client says of its connection; it is one on loopback that says otherwise."""
+    said = clean._config["interface"]
+    clean._config["interface"] = "tcp://192.0.2.1"
+    try:
+        with pytest.raises(InsecureConnection, match="enable_curve"):
+            await Bridge.over(clean[0])
+        async with Bridge.over(clean[0], insecure="plain-tcp") as engine:
+            assert engine.info.trust == "data"
+            assert engine._transport.digest == "sha256"
+            await engine.push(x=LARGE)
+            assert np.array_equal(await engine.pull("x"), LARGE)
+    finally:
+        clean._config["interface"] = said
+
+
+# ---------------------------------------------------------------- many
+
+
+async def test_all_get_the_same_and_answer_in_order(fleet: Fleet, clean: Any) -> None:
+    transfers = await fleet.push(x=[1, 2], name="all")
+    assert [transfer.names for transfer in transfers] == [("x", "name")] * ENGINES
+    assert await fleet.pull("x", "name") == [([1, 2], "all")] * ENGINES
+    pids = clean[:].apply_sync(os.getpid)
+    assert await fleet.call(os.getpid) == pids
+    results = await fleet.run("import os; os.getpid()")
+    assert [result.data["text/plain"] for result in results] == [str(pid) for pid in pids]
+    for view, engines in (
+        (clean[1:3], [1, 2]),
+        (clean[3], [3]),
+        (clean.direct_view("all"), range(4)),
+    ):
+        async with Fleet.over(view) as some:
+            assert await some.call(os.getpid) == [pids[number] for number in engines]
+
+
+@pytest.mark.parametrize("size", [10, 1_000_000, HUGE])
+async def test_a_push_is_pickled_once(fleet: Fleet, clean: Any, size: int) -> None:
+    value = Counted(np.random.default_rng(2).integers(0, 256, size, "u1"))
+    Counted.times = 0
+    await fleet.push(value=value, x=size)
+    assert Counted.times == 1
+    whole = int(value.data.sum(dtype="u8"))
+    assert await fleet.pull("int(value['data'].sum(dtype='u8'))", "x") == [(whole, size)] * ENGINES
+    await fleet.run(KEPT)
+    assert await fleet.pull("_kept()") == [[0, 0]] * ENGINES
+    # Each has its own, in memory of its own.
+    await fleet[0].run("value['data'][:] = 0")
+    assert await fleet.pull("int(value['data'].sum(dtype='u8'))") == [0, *[whole] * (ENGINES - 1)]
+
+
+async def test_one_copy_leaves_for_all(fleet: Fleet, clean: Any) -> None:
+    """Counted at the client's own sockets."""
+    sent: dict[str, int] = {"mux": 0, "broadcast": 0}
+    send = clean.session.send
+
+    def counted(stream: Any, *args: Any, buffers: Any = None, **options: Any) -> Any:
+        way = "broadcast" if stream is clean._broadcast_stream else "mux"
+        sent[way] += sum(memoryview(buffer).nbytes for buffer in buffers or ())
+        return send(stream, *args, buffers=buffers, **options)
+
+    clean.session.send = counted
+    try:
+        await fleet.push(a=LARGE)
+    finally:
+        clean.session.send = send
+    assert LARGE.nbytes <= sent["broadcast"] < 1.1 * LARGE.nbytes
+    assert sent["mux"] < 0.1 * LARGE.nbytes
+    assert await fleet.pull("float(a.sum())") == [LARGE.sum()] * ENGINES
+
+
+async def test_a_busy_engine_keeps_no_other_waiting(fleet: Fleet) -> None:
+    value = np.ones(HUGE // 2, "u1")
+    cell = asyncio.ensure_future(
+        fleet[2].run("import time\nwhile 'go' not in vars(time): time.sleep(0.01)")
+    )
+    await until(lambda: fleet[2].state == "busy")
+    pushing = asyncio.ensure_future(fleet.push(value=value, done=1))
+    for other in (0, 1, 3):
+        async with asyncio.timeout(60):
+            while not await fleet[other].exists("done"):
+                await asyncio.sleep(0.02)
+    assert not pushing.done()
+    await fleet[2].interrupt()
+    with pytest.raises(RemoteError, match="KeyboardInterrupt"):
+        await cell
+    assert len(await pushing) == ENGINES
+    assert await fleet.pull("int(value.sum())") == [value.size] * ENGINES
+
+
+async def test_whose_failure_it_is_is_told_and_the_others_are_served(fleet: Fleet) -> None:
+    await fleet.push(n=0)
+    await fleet[1].run("n = None")
+    with pytest.raises(ExceptionGroup, match="1 of 4 kernels failed") as caught:
+        await fleet.pull("1 / (n is not None)")
+    (error,) = caught.value.exceptions
+    assert isinstance(error, RemoteError)
+    assert error.__notes__ == [f"kernel 1 of 4, pid {fleet[1].info.pid}, engine 1"]
+
+    # What only one of them can't open is bound in the others.
+    await fleet[3].run("import sys; sys.modules['numpy.random'] = None")
+
+    class Picky:
+        def __reduce__(self) -> Any:
+            return eval, ("1 / (__import__('os').getpid() != " + str(fleet[3].info.pid) + ")",)
+
+    with pytest.raises(ExceptionGroup, match="1 of 4 kernels failed"):
+        await fleet.push(picky=Picky(), a=LARGE)
+    assert await fleet.pull("'picky' in globals()") == [True, True, True, False]
+    assert await fleet.pull("'a' in globals()") == [True, True, True, False]
+
+
+async def test_giving_up_a_push_leaves_nothing(fleet: Fleet) -> None:
+    value = np.ones(HUGE // 2, "u1")
+    for pause in (0.02, 0.1, 0.3):
+        pushing = asyncio.ensure_future(fleet.push(value=value))
+        await asyncio.sleep(pause)
+        pushing.cancel()
+        await asyncio.wait([pushing])
+    await fleet.run(KEPT)
+
+    async def nothing() -> bool:
+        return await fleet.pull("_kept()") == [[0, 0]] * ENGINES
+
+    async with asyncio.timeout(30):
+        while not await nothing():
+            await asyncio.sleep(0.05)
+    with pytest.raises(ExceptionGroup, match="4 of 4") as caught:
+        await fleet.push(value=value, timeout=0.01)
+    assert all(isinstance(error, TimeoutError) for error in caught.value.exceptions)
+    await fleet.push(value=1)
+    assert await fleet.pull("value") == [1] * ENGINES
+
+
+async def test_engines_and_kernels_in_one_fleet(fleet: Fleet) -> None:
+    async with Bridge.launch() as here:
+        mixed = Fleet([fleet[3], here, fleet[0]])
+        transfers = await mixed.push(a=LARGE)
+        assert [transfer.lane for transfer in transfers] == ["buffers", here.info.lane, "buffers"]
+        assert await mixed.pull("float(a.sum())") == [LARGE.sum()] * 3
+        await mixed.aclose()
+        assert await fleet[3].pull("1") == 1  # handed in, and left open
+
+
+async def test_two_bridges_to_one_engine_in_one_fleet(fleet: Fleet, clean: Any) -> None:
+    async with Bridge.over(clean[0]) as again:
+        mixed = Fleet([*fleet, again])
+        assert len(await mixed.push(a=LARGE)) == ENGINES + 1
+        assert await mixed.pull("float(a.sum())") == [LARGE.sum()] * (ENGINES + 1)
+
+
+# ---------------------------------------------------------------- their end
+
+
+class Fatal:
+    """Ends one process as it is unpickled there."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+    def __reduce__(self) -> Any:
+        return eval, (f"(lambda os: os.getpid() == {self.pid} and os._exit(1))(__import__('os'))",)
+
+
+async def test_engines_that_die_are_told_by_name(tmp_path: Path) -> None:
+    """With CURVE, which is the cluster's and its client's alone to know of."""
+    encrypted = cluster(tmp_path, 3, "--IPController.enable_curve=True")
+    async with encrypted as client, Fleet.over(client) as fleet:
+        assert client.curve_serverkey
+        # In the middle of a call.
+        calling = asyncio.ensure_future(fleet.call(time.sleep, 1.5))
+        await until(lambda: all(bridge.state == "busy" for bridge in fleet))
+        uuid = client._engines[1]
+        os.kill(fleet[1].info.pid, signal.SIGKILL)
+        async with told_within(3):
+            with pytest.raises(ExceptionGroup, match="1 of 3") as caught:
+                await calling
+        (error,) = caught.value.exceptions
+        assert isinstance(error, KernelDied)
+        assert f"engine 1 ({uuid}) is gone" in str(error)
+        assert error.__notes__ == [f"kernel 1 of 3, pid {fleet[1].info.pid}, engine 1"]
+        assert fleet[1].state == "dead"
+
+        # It is told at once from then on, and the others are served.
+        with pytest.raises(ExceptionGroup) as caught:
+            await fleet.push(a=LARGE)
+        assert [type(error) for error in caught.value.exceptions] == [KernelDied]
+        assert await fleet[0].pull("float(a.sum())") == LARGE.sum()
+        assert await fleet[2].pull("float(a.sum())") == LARGE.sum()
+
+        # In the middle of a transfer.
+        fatal = Fatal(fleet[2].info.pid)
+        with pytest.raises(ExceptionGroup, match="2 of 3") as caught:
+            await fleet.push(value=np.ones(HUGE, "u1"), fatal=fatal, whole=1)
+        assert {type(error) for error in caught.value.exceptions} == {KernelDied}
+        assert await fleet[0].pull("int(value.sum())", "whole") == (HUGE, 1)
+
+        # New engines are others, with other ids.
+        with pytest.raises(NotSupported, match="restart_engines"):
+            await fleet[0].restart()
+        await client.cluster.restart_engines()
+        await until(lambda: len(client.ids) == 3 and not {0, 1, 2} & set(client.ids), 120)
+        with pytest.raises(ExceptionGroup, match="3 of 3"):
+            await fleet.push(x=1)
+        async with Fleet.over(client) as anew:
+            assert await anew.pull("'whole' in globals()") == [False] * 3
+
+
+async def test_a_hub_that_ends_hangs_nobody(tmp_path: Path) -> None:
+    async with cluster(tmp_path, 1) as client, Bridge.over(client[0]) as engine:
+        calling = asyncio.ensure_future(engine.call(time.sleep, 300))
+        await until(lambda: engine.state == "busy")
+        controller = psutil.Process(client.cluster.controller.pid)
+        family = [controller, *controller.children(recursive=True)]
+        for process in family:
+            process.kill()
+        async with told_within(8):
+            with pytest.raises(TransportError, match="hub shows no sign of life"):
+                await calling
+        assert engine.state == "unresponsive"
+        with pytest.raises(TransportError):
+            await engine.pull("1")
+        os.kill(engine.info.pid, signal.SIGKILL)  # it would look for its hub a while
+
+
+async def test_a_client_that_its_owner_closes_hangs_nobody(clean: Any) -> None:
+    lent = await clean.cluster.connect_client()
+    engine = await Bridge.over(lent[0])
+    calling = asyncio.ensure_future(engine.call(time.sleep, 2))
+    await until(lambda: engine.state == "busy")
+    lent.close(linger=0)
+    async with told_within(2):
+        with pytest.raises(TransportError, match="closed by its owner"):
+            await calling
+    with pytest.raises(TransportError, match="closed by its owner"):
+        await engine.pull("1")
+    await engine.aclose()
+    assert engine.state == "closed"
+
+
+async def test_the_example_of_a_fleet_gives_what_it_shows(clean: Any) -> None:
+    await docstrings.run(Fleet.over, {"client": clean[:2]})

@@ -1,0 +1,109 @@
+"""Ways to a server that are slow or stuck, and messages that a server does not take.
+
+Rule: as in ``test_servers``; ``Wire`` is slow, or holds what it has.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from bridgehead import Bridge, BridgeClosed, PayloadTooLarge
+from bridgehead._transports import websocket
+from support.kit import goes_on, told_within, until
+from support.servers import Other, Wire, on
+
+pytestmark = pytest.mark.servers
+
+MIB = 1 << 20
+
+
+async def stuck(wire: Wire, bridge: Bridge) -> asyncio.Task[object]:
+    """A push whose bytes pile up before a wire that takes none, where no ping has its turn."""
+    wire.passed = 0
+    pushing: asyncio.Task[object] = asyncio.create_task(
+        bridge.push(array=np.ones(100 * MIB, np.uint8))
+    )
+    await until(lambda: wire.passed > 2 * MIB)
+    wire.hold()
+    return pushing
+
+
+async def test_a_connection_that_is_stuck_is_made_anew(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with on(wire.url) as bridge:
+        monkeypatch.setattr(websocket, "STILL", 3)
+        await bridge.push(x=1)
+        wire.cut()  # the next one is looked at so often
+        await goes_on(bridge)
+        pushing = await stuck(wire, bridge)
+        async with told_within(5):
+            await pushing
+        assert await bridge.pull("int(array.sum())") == 100 * MIB
+
+
+async def test_a_bridge_closes_while_its_connection_is_stuck(wire: Wire, server: str) -> None:
+    async with on(server) as first, Other(server) as other:
+        bridge = await on(wire.url, kernel_id=first.info.kernel_id)
+        pushing = await stuck(wire, bridge)
+        async with told_within(2):
+            await bridge.aclose()
+        with pytest.raises(BridgeClosed):
+            await pushing
+        assert first.info.kernel_id in await other.kernels()
+        await goes_on(first)
+
+
+async def test_a_slow_connection_is_none_that_is_stuck(
+    wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One message takes longer than the patience with a connection on which nothing moves."""
+    monkeypatch.setattr(websocket, "STILL", 3)
+    async with on(wire.url) as bridge:
+        await bridge.run("data = bytes(2 << 20)")
+        await bridge.push(x=1)
+        wire.rate = MIB // 4
+        opened = wire.opened
+        assert await bridge.pull("data") == bytes(2 * MIB)
+        assert wire.opened == opened
+        wire.rate = None
+
+
+async def test_a_message_beyond_the_limit_is_the_only_one_that_fails(server: str) -> None:
+    """Others were on their way, and nobody knows the server's limit: they cross once more."""
+    async with on(server) as bridge:
+        await bridge.push(x=1, now=True)
+        begun = asyncio.Event()
+        array = np.ones(60 * MIB, np.uint8)
+        pushing = asyncio.create_task(
+            bridge.push(array=array, now=True, progress=lambda done, total: begun.set())
+        )
+        await begun.wait()
+        with pytest.raises(PayloadTooLarge):
+            await bridge.run(f"x = {'a' * 11 * MIB!r}")
+        await pushing
+        assert await bridge.pull("int(array.sum())") == 60 * MIB
+
+
+async def test_what_is_watched_is_told_once_however_often_it_is_cut(
+    wire: Wire, server: str
+) -> None:
+    async with on(wire.url) as bridge:
+        await bridge.run("x = 1")
+        async with bridge.watch("x") as watch:
+            assert await anext(watch) == 1
+            wire.is_down = True
+            wire.cut()
+            async with on(server, kernel_id=bridge.info.kernel_id) as second:
+                await second.run("x = 2")
+            wire.is_down = False
+            assert await anext(watch) == 2
+            asked = wire.opened
+            wire.cut()
+            await until(lambda: wire.opened > asked)
+            await asyncio.sleep(1)  # a second 2 would be told about now, ahead of the 3
+            await bridge.run("x = 3")
+            assert await anext(watch) == 3

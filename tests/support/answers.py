@@ -1,0 +1,112 @@
+"""Answers of a kernel, made without one, and what becomes of them here.
+
+Rule: a content of an ``execute_reply`` goes in; frames or a ``BridgeError`` come out.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import sys
+from typing import Any
+
+import pytest
+
+from bridgehead import (
+    BridgeError,
+    IncompatiblePython,
+    IntegrityError,
+    KernelRestarted,
+    MissingInKernel,
+    NameNotFound,
+    ProtocolError,
+    RemoteError,
+)
+from bridgehead._protocol import request as _request
+from bridgehead._protocol import response as _protocol
+from bridgehead._protocol.raising import raise_error
+from bridgehead._protocol.request import KEY
+from bridgehead._shipped.wire.header import MIME
+
+
+def header(**fields: Any) -> dict[str, Any]:
+    return _request.header("fetch", [], epoch="e", algorithm="crc32", **fields)
+
+
+def content_of(told: Any) -> dict[str, Any]:
+    """The content of an execute_reply that carries an answer."""
+    return entry({"status": "ok", "data": {MIME: json.dumps(told), "text/plain": ""}})
+
+
+def entry(value: Any) -> dict[str, Any]:
+    return {"status": "ok", "user_expressions": {KEY: value}}
+
+
+def consume(content: Any, parts: list[bytes]) -> list[memoryview]:
+    """What a lane does with a reply."""
+    told = _protocol.answer(content)
+    inbox = _protocol.open_answer(told)
+    _protocol.add_piece(told, inbox, 0, parts)
+    frames = _protocol.close_answer(inbox)
+    raise_error(told, frames)
+    return frames
+
+
+KINDS: dict[str, tuple[dict[str, Any], type[BridgeError], str]] = {
+    "name": (
+        {"kind": "name", "message": "xs", "names": ["xs"], "close": ["x"]},
+        NameNotFound,
+        r"^no 'xs' in the kernel; did you mean 'x'\?$",
+    ),
+    "missing": (
+        {"kind": "missing", "message": "No module named 'a.b'", "module": "a.b", "where": "/py"},
+        MissingInKernel,
+        r"/py.*cannot import 'a\.b'.*by_value=\[a\]",
+    ),
+    "incompatible": (
+        {"kind": "incompatible", "message": "the value carries code objects of Python 3.8"},
+        IncompatiblePython,
+        rf"Python 3\.8, and this is Python 3\.{sys.version_info[1]}",
+    ),
+    "integrity": (
+        {"kind": "integrity", "message": "3 of 4 bytes arrived"},
+        IntegrityError,
+        "3 of 4 bytes arrived",
+    ),
+    "epoch": ({"kind": "epoch", "message": "?"}, KernelRestarted, "restarted"),
+    "protocol": (
+        {"kind": "protocol", "message": "unknown operation"},
+        ProtocolError,
+        "unknown operation",
+    ),
+    "unheard of": (
+        {"kind": "quantum", "message": "entangled"},
+        ProtocolError,
+        "entangled",
+    ),
+    "remote": (
+        {"kind": "remote", "ename": "ValueError", "evalue": "bad", "traceback": ["a", "b"]},
+        RemoteError,
+        "^ValueError: bad\n\nin the kernel:\na\nb$",
+    ),
+}
+
+ODD: list[Any] = [
+    None, True, False, 0, 1, -1, 7, 1.5, float("nan"), 2**60, 2**63, 2**64, 10**30, -(2**60),
+    "", "x", "\ud800", [], [None], [[]], [[[1]]], [1, "a"], {}, {"a": None}, {"": {}},
+]  # fmt: skip
+
+
+def named(value: Any) -> str:
+    return repr(value)[:40].encode("ascii", "replace").decode()
+
+
+odd = pytest.mark.parametrize("value", ODD, ids=named)
+
+
+def is_told(content: Any, parts: list[bytes]) -> None:
+    """The content leads to a BridgeError whose text can be shown and which pickles."""
+    with pytest.raises(BridgeError) as caught:
+        consume(content, parts)
+    assert isinstance(str(caught.value), str)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)

@@ -1,0 +1,62 @@
+"""Both ends of a socket, for tests of messages and of memory that crosses it.
+
+Rule: a real socket pair; no kernel.
+"""
+
+from __future__ import annotations
+
+import socket
+from array import array
+from typing import Any
+
+import numpy as np
+
+from bridgehead._shipped.remote.socket_thread import send_all
+from bridgehead._shipped.wire.segments import Pool, Segment
+from bridgehead._shipped.wire.socket import Channel
+from support.shared import filled
+
+
+class Ends:
+    """Both ends of a socket; ``near`` is what a test sends with, ``far`` what it looks at."""
+
+    def __init__(self) -> None:
+        one, two = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        one.setblocking(False)
+        two.setblocking(False)
+        self.near, self.far = Channel(one, Pool(0.5)), Channel(two, Pool(0.5))
+
+    def send(self, serial: int, header: Any, *what: Any) -> None:
+        """A message with sizes, frames and segment, as ``pack`` takes them."""
+        parts, files = self.near.pack(serial, header, *what)
+        send_all(self.near.socket, parts, files)
+
+    def answer(self, serial: int) -> None:
+        parts, files = self.far.pack(serial, {})
+        send_all(self.far.socket, parts, files)
+
+    def raw(self, data: bytes, files: list[int] | None = None) -> None:
+        extra = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", files))] if files else ()
+        assert self.near.socket.sendmsg([data], extra) == len(data)
+
+    def lent(self, *arrays: np.ndarray[Any, Any]) -> tuple[Segment, list[int]]:
+        """Arrays in a segment that is lent to the other end."""
+        segment, sizes = filled(self.near.pool, *arrays)
+        self.near.lend(segment)
+        return segment, sizes
+
+    def arrived(self, channel: Channel | None = None) -> list[Any]:
+        """Every message that is there."""
+        channel, found = channel or self.far, []
+        try:
+            while channel.receive():
+                while (message := channel.next()) is not None:
+                    found.append(message)
+        except BlockingIOError:
+            pass
+        return found
+
+    def close(self) -> None:
+        for channel in (self.near, self.far):
+            channel.close()
+            channel.pool.close()

@@ -1,0 +1,93 @@
+"""The examples in docstrings, run as an asyncio prompt would run them.
+
+Rule: what stands after ``>>>`` may await; what it gives is compared as doctest compares, with
+``...`` for what differs from run to run.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import doctest
+import inspect
+import io
+import traceback
+import types
+from collections.abc import Iterator
+from typing import Any
+
+import bridgehead
+
+CHECKER = doctest.OutputChecker()
+
+# Their examples need a kernel, a server or a cluster: not one that a loopback stands for.
+NEED_MORE = {
+    *(
+        f"{kind}.{way}"
+        for kind in ("Bridge", "SyncBridge")
+        for way in ("launch", "attach", "connect", "over")
+    ),
+    *(f"{kind}.{way}" for kind in ("Bridge", "SyncBridge") for way in ("interrupt", "restart")),
+    "Fleet.launch",
+    "Fleet.over",
+}
+SERVERS = ("Bridge.connect", "SyncBridge.connect")  # a server is behind these
+
+FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+
+def public() -> Iterator[tuple[str, Any]]:
+    """Every public class, and every public method and property that is its own, by name."""
+    for name in bridgehead.__all__:
+        kind = getattr(bridgehead, name)
+        yield name, kind
+        for own in sorted(vars(kind).keys() | _inherited(kind)):
+            member = inspect.getattr_static(kind, own)
+            if not own.startswith("_") and isinstance(
+                member, (types.FunctionType, classmethod, staticmethod, property)
+            ):
+                yield f"{name}.{own}", getattr(kind, own)
+
+
+def _inherited(kind: type) -> set[str]:
+    """What a class has of private ones of ours, which nobody reads about."""
+    bases = [base for base in kind.__mro__[1:] if base.__module__.startswith("bridgehead.")]
+    return {
+        name for base in bases if base.__name__ not in bridgehead.__all__ for name in vars(base)
+    }
+
+
+def examples(thing: Any) -> list[doctest.Example]:
+    return doctest.DocTestParser().get_examples(inspect.getdoc(thing) or "")
+
+
+async def run(thing: Any, names: dict[str, Any]) -> None:
+    """Run the examples of one docstring, one after the other, with these names.
+
+    Raises:
+        AssertionError: one gave something else than what stands there.
+    """
+    names = {**vars(bridgehead), **names, "__name__": "__main__"}
+    for example in examples(thing):
+        got = await _output(example.source, names)
+        wanted = example.want
+        if example.exc_msg is not None:
+            # Of a traceback from a kernel, which may follow, the headline.
+            got = got.rpartition("\x00bridgehead.")[2].partition("\n")[0] + "\n"
+            wanted = example.exc_msg
+        assert CHECKER.check_output(wanted, got, FLAGS), (
+            f"{example.source}gave\n{got}instead of\n{wanted}"
+        )
+
+
+async def _output(source: str, names: dict[str, Any]) -> str:
+    code = compile(source, "<example>", "single", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        try:
+            value = eval(code, names)
+            if inspect.iscoroutine(value):
+                await value
+        except Exception as error:
+            print("\x00" + "".join(traceback.format_exception_only(error)), end="")
+    return printed.getvalue()

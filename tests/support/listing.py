@@ -1,0 +1,40 @@
+"""What ``ls`` and ``doctor`` tell, for those who look at it.
+
+Rule: the installed console script, run once for each question.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from support.cli import PATIENCE, Ran, bridgehead, environment
+
+
+def listed(runtime: Path, *arguments: object) -> dict[str, Any]:
+    told = bridgehead("ls", "--json", *arguments, JUPYTER_RUNTIME_DIR=str(runtime)).json
+    return {Path(one["where"]).stem: one for one in told}
+
+
+def completed(shell: str, *words: str) -> list[str]:
+    """What a shell is offered for the last word, however long the kernel takes."""
+    code = (
+        f"from bridgehead._tools.cli import complete, main; complete.PATIENCE = {PATIENCE}; main()"
+    )
+    script = [sys.executable, "-c", f"import sys; sys.argv[0] = 'bridgehead'; {code}"]
+    env = environment(
+        _BRIDGEHEAD_COMPLETE=f"{shell}_complete",
+        COMP_WORDS=" ".join(["bridgehead", *words]),
+        COMP_CWORD=words[-1] if shell == "fish" else str(len(words)),
+    )
+    done = subprocess.run(script, env=env, capture_output=True, check=False)
+    assert done.stderr == b""
+    return done.stdout.decode().splitlines()
+
+
+def doctor(*arguments: object) -> tuple[Ran, dict[str, Any]]:
+    ran = bridgehead("doctor", "--json", *arguments)
+    return ran, json.loads(ran.out)

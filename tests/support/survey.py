@@ -1,0 +1,192 @@
+"""What a kernel can do with a bridge, seen: one row of the README's table.
+
+Rule: nothing is told that was not tried on the kernel just then. An error that says by its class
+that something can't be had is a finding; any other one is a failure of whoever asks. Versions are
+cut to what makes a difference, so that a patch release changes nothing in the README.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bridgehead import (
+    Bridge,
+    IncompatiblePython,
+    KernelRestarted,
+    MissingInKernel,
+    NotSupported,
+    RemoteError,
+    UnsupportedKernel,
+)
+
+COLUMNS = (
+    *("kernel", "Python", "lanes", "data", "numpy", "functions, classes"),
+    *("`now=True`", "`watch`", "`interrupt`", "`restart`"),
+)
+FINDINGS = (IncompatiblePython, MissingInKernel, NotSupported)
+YES, NO = "yes", "–"
+README = Path(__file__).parents[2] / "README.md"
+BEGIN = (
+    "<!-- what tests/elsewhere/test_table.py saw; "
+    "written by pytest -m elsewhere -k table --write -->"
+)
+END = "<!-- until here -->"
+
+
+def version(python: str, distribution: str) -> tuple[int, ...]:
+    """Of what is installed beside an interpreter."""
+    tell = f"from importlib.metadata import version; print(version({distribution!r}))"
+    ran = subprocess.run([python, "-c", tell], capture_output=True, text=True, check=True)
+    return tuple(int(number) for number in ran.stdout.split(".")[:2])
+
+
+async def survey(kernel_name: str, label: str) -> tuple[str, ...]:
+    """The row of one kernelspec; ``label`` is what the kernel is called."""
+    try:
+        async with Bridge.launch(kernel_name) as bridge:
+            python = ".".join(map(str, bridge.info.python[:2]))
+            cells = [await _lanes(bridge)]
+            for look in (_data, _numpy, _functions, _now, _watch, _interrupt, _restart):
+                cells.append(await _found(look, bridge))
+    except UnsupportedKernel:
+        return (label, NO, "`UnsupportedKernel`", *(NO for _ in COLUMNS[3:]))
+    return (label, python, *cells)
+
+
+async def _found(look: Callable[[Bridge], Awaitable[str]], bridge: Bridge) -> str:
+    try:
+        return await look(bridge)
+    except FINDINGS as found:
+        return f"`{type(found).__name__}`"
+
+
+async def _lanes(bridge: Bridge) -> str:
+    """Those that carry a few pieces there and back, the one that is chosen first."""
+    carry = []
+    for lane in ("direct", "buffers", "inline"):
+        with contextlib.suppress(NotSupported):
+            raw = bytes(range(256)) * 40_000
+            async with Bridge.attach(bridge.info.connection_file, lane=lane) as other:
+                await other.push(raw=raw)
+                assert await other.pull("raw") == raw
+                carry.append(lane)
+    assert carry[0] == bridge.info.lane
+    return ", ".join(carry)
+
+
+async def _data(bridge: Bridge) -> str:
+    data = {"n": [1, 2.5, None, True], "text": "naïve ✓", ("a", 1): {b"raw"}}
+    await bridge.push(data=data)
+    assert await bridge.pull("data") == data
+    assert await bridge.pull("len(data)") == 3
+    return YES
+
+
+async def _numpy(bridge: Bridge) -> str:
+    array = np.arange(200_000.0)
+    await bridge.push(array=array)
+    assert await bridge.pull("float(array.sum())") == array.sum()
+    assert (await bridge.pull("array")).tobytes() == array.tobytes()
+    return YES
+
+
+async def _functions(bridge: Bridge) -> str:
+    class Point:
+        def __init__(self, x: int) -> None:
+            self.x = x
+
+    await bridge.push(double=lambda x: 2 * x, point=Point(3))
+    assert await bridge.pull("double(point.x)") == 6
+    assert (await bridge.pull("double"))((await bridge.pull("point")).x) == 6
+    return YES
+
+
+async def _now(bridge: Bridge) -> str:
+    """In the middle of a cell that only ends because it was served."""
+    await bridge.push(go=False)
+    cell = asyncio.ensure_future(bridge.run("import time\nwhile not go: time.sleep(0.01)"))
+    while bridge.state != "busy":
+        await asyncio.sleep(0.01)
+    code = True
+    try:
+        assert await bridge.pull("not go", now=True) is True
+    except NotSupported:
+        code = False
+    await bridge.push(go=True, now=True)
+    await cell
+    return "names, code" if code else "names"
+
+
+async def _watch(bridge: Bridge) -> str:
+    await bridge.push(seen=1)
+    values = bridge.watch("seen")
+    assert await anext(values) == 1
+    await bridge.run("seen += 1")
+    assert await anext(values) == 2
+    await values.aclose()
+    return YES
+
+
+async def _interrupt(bridge: Bridge) -> str:
+    await bridge.push(go=False)
+    going = asyncio.Event()
+    cell = asyncio.ensure_future(
+        bridge.run(
+            "print('going', flush=True)\nwhile not go: time.sleep(0.01)",
+            on_output=lambda message: going.set(),
+        )
+    )
+    await going.wait()
+    try:
+        await bridge.interrupt()
+    except NotSupported:
+        await bridge.push(go=True, now=True)
+        await cell
+        raise
+    with pytest.raises(RemoteError, match="KeyboardInterrupt"):
+        await cell
+    return YES
+
+
+async def _restart(bridge: Bridge) -> str:
+    await bridge.push(x=1)
+    async with Bridge.attach(bridge.info.connection_file) as other:
+        await bridge.restart()
+        assert not await bridge.exists("x")
+        with pytest.raises(KernelRestarted):
+            await other.push(x=2)
+        await other.push(x=3)
+    assert await bridge.pull("x") == 3
+    return YES
+
+
+# ---------------------------------------------------------------- the README's table
+
+
+def written() -> list[tuple[str, ...]]:
+    """The rows that the README has."""
+    table = README.read_text().partition(BEGIN)[2].partition(END)[0]
+    lines = [line.strip().strip("|") for line in table.splitlines() if line.startswith("|")]
+    rows = [tuple(cell.strip() for cell in line.split("|")) for line in lines]
+    assert rows, f"README.md has lost its {BEGIN}"
+    assert rows[0] == COLUMNS
+    return rows[2:]
+
+
+def write(rows: list[tuple[str, ...]]) -> None:
+    """Put them there instead."""
+    before, begin, rest = README.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    table: list[Any] = [COLUMNS, ["---"] * len(COLUMNS), *rows]
+    text = "\n".join(f"| {' | '.join(row)} |" for row in table)
+    assert begin, f"README.md has lost its {BEGIN}"
+    assert end, f"README.md has lost its {END}"
+    README.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")

@@ -1,0 +1,508 @@
+"""From kernel to kernel, without a kernel: what crosses, in which order, and what is refused.
+
+Rule: loopbacks, by every pair of the lanes that they have. Real kernels, their deaths and the
+memory that they share are in ``kernel/connection/test_handoff.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import re
+from collections.abc import AsyncIterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bridgehead import (
+    Bridge,
+    BridgeClosed,
+    BridgeError,
+    Fleet,
+    IntegrityError,
+    KernelRestarted,
+    NameNotFound,
+    PayloadTooLarge,
+    RemoteError,
+    ReplyLost,
+    SyncBridge,
+    UntrustedPayload,
+)
+
+LANES: list[Any] = ["buffers", "inline"]
+MIB = 1 << 20
+MODEL = """
+class Model:
+    def __init__(self, n):
+        self.n = n
+    def twice(self):
+        return 2 * self.n
+
+model = Model(21)
+models = [model, model]
+"""
+
+
+async def running(bridge: Bridge, seconds: float) -> asyncio.Future[Any]:
+    """A cell that has begun, and takes so long."""
+    cell = asyncio.ensure_future(bridge.run(f"import time; time.sleep({seconds})"))
+    await asyncio.sleep(0.05)
+    return cell
+
+
+@pytest.fixture(params=LANES)
+async def source(request: pytest.FixtureRequest) -> AsyncIterator[Bridge]:
+    async with Bridge.loopback(lane=request.param) as bridge:
+        yield bridge
+
+
+@pytest.fixture(params=LANES)
+async def target(request: pytest.FixtureRequest) -> AsyncIterator[Bridge]:
+    async with Bridge.loopback(lane=request.param) as bridge:
+        yield bridge
+
+
+@pytest.fixture
+async def one() -> AsyncIterator[Bridge]:
+    async with Bridge.loopback() as bridge:
+        yield bridge
+
+
+@pytest.fixture
+async def other() -> AsyncIterator[Bridge]:
+    async with Bridge.loopback() as bridge:
+        yield bridge
+
+
+async def test_names_arrive_under_their_names(source: Bridge, target: Bridge) -> None:
+    await source.push(x=[1, 2], text="ä", keep="mine")
+    await target.push(keep="yours", x=None)
+    transfer = await source.handoff("x", "text", "x", to=target)
+    assert await target.pull("x", "text", "keep") == ([1, 2], "ä", "yours")
+    assert await source.pull("x", "text", "keep") == ([1, 2], "ä", "mine")
+    assert transfer.names == ("x", "text")
+    assert transfer.bytes > 0
+    assert transfer.seconds > 0
+    lanes = source.info.lane, target.info.lane
+    assert transfer.lane == (lanes[0] if lanes[0] == lanes[1] else ", ".join(lanes))
+
+
+async def test_large_ones_in_pieces(source: Bridge, target: Bridge) -> None:
+    """The digest of the one way has other leaves, or is of another kind, than that of the other."""
+    array = np.frombuffer(random.Random(1).randbytes(40 * MIB), "u1")
+    await source.push(array=array, lines=["line"] * 1000)
+    told: list[tuple[int, int]] = []
+    transfer = await source.handoff(
+        "array", "lines", to=target, progress=lambda done, total: told.append((done, total))
+    )
+    assert np.array_equal(await target.pull("array"), array)
+    assert {total for _, total in told} == {transfer.bytes}
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert told[-1] == (transfer.bytes, transfer.bytes)
+    assert any(done <= transfer.bytes // 2 for done, _ in told)
+
+
+@pytest.mark.parametrize("ways", [("sha256", "crc32"), ("crc32", "sha256")])
+async def test_each_way_is_signed_as_it_must_be(
+    source: Bridge, target: Bridge, ways: tuple[str, str]
+) -> None:
+    """SHA-256 where a wire leaves the machine; what was signed for the one is not enough there."""
+    source._transport.digest, target._transport.digest = ways
+    signed = [signatures(source), signatures(target)]
+    array = np.frombuffer(random.Random(1).randbytes(6 * MIB), "u1")
+    await source.push(array=array)
+    await source.handoff("array", to=target)
+    assert np.array_equal(await target.pull("array"), array)
+    for algorithm, found in zip(ways, signed, strict=True):
+        assert {one.partition(":")[0] for one in found} - {"sums"} == {algorithm}
+
+
+def signatures(bridge: Bridge) -> list[str]:
+    """The digests that a bridge's requests carry from now on."""
+    found: list[str] = []
+    send = bridge._transport.send
+
+    async def listening(channel: str, message: Any, buffers: Any) -> None:
+        text = next(iter(message["content"].get("user_expressions", {}).values()), "")
+        found.extend(re.findall(r'"digest": "([^"]*)"', text))
+        await send(channel, message, buffers)
+
+    bridge._transport.send = listening  # type: ignore[method-assign]
+    return found
+
+
+@pytest.mark.parametrize("which", ["source", "target"])
+async def test_what_is_altered_on_either_way_is_bound_nowhere(which: str) -> None:
+    async with (
+        Bridge.loopback(lane="buffers") as source,
+        Bridge.loopback(lane="buffers") as target,
+    ):
+        await source.push(x=np.zeros(MIB))
+        await target.push(x="as it was")
+
+        def altered(buffers: Any) -> list[Any]:
+            parts = [bytearray(part) for part in buffers]
+            for part in parts:
+                if len(part) > MIB:
+                    part[MIB // 2] ^= 1
+            return parts
+
+        if which == "target":
+            send = target._transport.send
+
+            async def sent(channel: str, message: Any, buffers: Any) -> None:
+                await send(channel, message, altered(buffers))
+
+            target._transport.send = sent  # type: ignore[method-assign]
+        else:
+            received = source._transport.dispatcher.received
+
+            def came(channel: str, message: Any) -> None:
+                received(channel, {**message, "buffers": altered(message["buffers"])})
+
+            source._transport.dispatcher.received = came  # type: ignore[method-assign]
+        with pytest.raises(IntegrityError if which == "target" else ReplyLost) as caught:
+            await source.handoff("x", to=target)
+        assert f"the {which} of a handoff" in caught.value.__notes__[0]
+        assert await target.pull("x") == "as it was"
+
+
+async def test_what_names_share_stays_shared_and_a_class_goes_along(
+    source: Bridge, target: Bridge
+) -> None:
+    """The class is in neither ``__main__`` but the source's."""
+    await source.run(MODEL)
+    await source.handoff("models", "model", to=target)
+    assert await target.pull("models[0] is models[1] is model", "model.twice()") == (True, 42)
+    assert await target.exists("Model") is False
+
+
+async def test_small_ones_cross_together(source: Bridge, target: Bridge) -> None:
+    """With data, code, and one that fails among them."""
+    await source.run(MODEL + "numbers = list(range(40))")
+    await source.run("\n".join(f"n{n} = {n}" for n in range(40)))
+    work = [source.handoff(f"n{n}", "model", to=target) for n in range(40)]
+    *outcomes, failed = await asyncio.gather(
+        *work, source.handoff("nope", to=target), return_exceptions=True
+    )
+    assert not [one for one in outcomes if isinstance(one, BaseException)]
+    assert isinstance(failed, NameNotFound)
+    assert await target.pull("[n0, n39, model.twice()]") == [0, 39, 42]
+
+
+async def test_nothing_is_bound_if_a_name_is_missing(one: Bridge, other: Bridge) -> None:
+    await one.push(precious=1)
+    with pytest.raises(NameNotFound, match="mean 'precious'") as caught:
+        await one.handoff("precious", "precios", to=other)
+    assert caught.value.names == ("precios",)
+    (note,) = caught.value.__notes__
+    assert "the source of a handoff" in note
+    assert await other.names() == []
+
+
+async def test_what_cannot_be_pickled_is_told_with_its_path(one: Bridge, other: Bridge) -> None:
+    await one.run("import threading; good = 1; config = {'lock': threading.Lock()}")
+    with pytest.raises(RemoteError, match=r"config\['lock'\] cannot be pickled") as caught:
+        await one.handoff("good", "config", to=other)
+    assert "the source of a handoff" in caught.value.__notes__[0]
+    assert await other.names() == []
+
+
+async def test_what_cannot_be_unpickled_binds_nothing(one: Bridge, other: Bridge) -> None:
+    await one.run("""
+class Evil:
+    def __reduce__(self):
+        return int, ("no number",)
+
+good, evil = 1, Evil()
+""")
+    await other.push(good=0)
+    with pytest.raises(RemoteError, match="invalid literal") as caught:
+        await one.handoff("good", "evil", to=other)
+    assert "the target of a handoff" in caught.value.__notes__[0]
+    assert [told.name for told in await other.names()] == ["good"]
+    assert await other.pull("good") == 0
+
+
+async def test_more_than_max_bytes_does_not_cross(one: Bridge, other: Bridge) -> None:
+    await one.push(x=b"x" * MIB)
+    with pytest.raises(PayloadTooLarge) as caught:
+        await one.handoff("x", to=other, max_bytes=MIB - 1)
+    assert caught.value.bytes is not None
+    assert caught.value.bytes > MIB
+    assert not await other.exists("x")
+    assert (await one.handoff("x", to=other, max_bytes=2 * MIB)).bytes > MIB
+
+
+async def test_what_progress_raises_ends_it(one: Bridge, other: Bridge) -> None:
+    await one.push(x=b"x" * 80 * MIB)
+
+    for half in (0, 1):
+
+        def stop(done: int, total: int, half: int = half) -> None:
+            if 2 * done > half * total:
+                raise ZeroDivisionError("enough")
+
+        with pytest.raises(ZeroDivisionError, match="enough"):
+            await one.handoff("x", to=other, progress=stop)
+        assert not await other.exists("x")
+    await one.handoff("x", to=other)
+    assert await other.pull("len(x)") == 80 * MIB
+
+
+# ---------------------------------------------------------------- trust
+
+
+async def test_a_source_that_is_not_trusted_hands_over_data_alone(other: Bridge) -> None:
+    async with Bridge.loopback(trust="data") as stranger:
+        await stranger.push(x=[1], table=np.arange(5))
+        await stranger.run(MODEL)
+        await stranger.handoff("x", "table", to=other)
+        assert await other.pull("x", "int(table.sum())") == ([1], 10)
+        with pytest.raises(UntrustedPayload, match=r"models\[0\] is .*Model"):
+            await stranger.handoff("x", "models", to=other)
+        assert not await other.exists("models")
+        await stranger.handoff("models", to=other, trust="pickle")
+        assert await other.pull("models[0].twice()") == 42
+
+
+async def test_a_source_that_lies_is_not_opened_by_the_target(
+    other: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It sends a gadget where data was asked for; the target's own check refuses it."""
+    async with Bridge.loopback(trust="data") as stranger:
+        await stranger.run(MODEL + "ran = []")
+        await stranger.push(x=1)
+        await stranger.handoff("x", to=other)  # the codec is there by now
+        await stranger.run("""
+import pickle, sys
+class Gadget:
+    def __reduce__(self):
+        return exec, ("import builtins; builtins.gadget_ran = True",)
+loader = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
+def lie(value, allow=()):
+    return [memoryview(pickle.dumps({"x": Gadget()}))]
+kept, loader.encode_data = loader.encode_data, lie
+""")
+        try:
+            with pytest.raises(UntrustedPayload) as caught:
+                await stranger.handoff("x", to=other)
+        finally:
+            await stranger.run("loader.encode_data = kept")
+        assert "the target of a handoff" in caught.value.__notes__[0]
+        assert await other.pull("x") == 1
+        assert not await other.pull("hasattr(__import__('builtins'), 'gadget_ran')")
+
+
+async def test_data_can_be_asked_for_alone(one: Bridge, other: Bridge) -> None:
+    await one.run(MODEL)
+    with pytest.raises(UntrustedPayload, match="model is .*Model"):
+        await one.handoff("model", to=other, trust="data")
+    await one.handoff("model", to=other)
+
+
+# ---------------------------------------------------------------- arguments
+
+
+async def test_to_whom_nothing_can_be_handed_over(one: Bridge, other: Bridge) -> None:
+    await one.push(x=1)
+    with pytest.raises(ValueError, match="this bridge itself"):
+        await one.handoff("x", to=one)
+    with pytest.raises(TypeError, match="an open Bridge, not Fleet; of a fleet, each bridge"):
+        await one.handoff("x", to=Fleet([other]))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="an open Bridge, not Opening"):
+        await one.handoff("x", to=Bridge.loopback())  # type: ignore[arg-type]
+    closed = await Bridge.loopback()
+    await closed.aclose()
+    with pytest.raises(BridgeClosed) as caught:
+        await one.handoff("x", to=closed)
+    assert "target" in caught.value.__notes__[0]
+    with pytest.raises(BridgeClosed):
+        await closed.handoff("x", to=one)
+
+
+async def test_to_a_bridge_of_another_loop(one: Bridge) -> None:
+    await one.push(x=1)
+    with SyncBridge.loopback() as blocking:
+        with pytest.raises(TypeError, match="an open Bridge, not SyncBridge"):
+            await one.handoff("x", to=blocking)  # type: ignore[arg-type]
+        with pytest.raises(RuntimeError, match="another event loop"):
+            await one.handoff("x", to=blocking._bridge)
+
+
+async def test_what_is_no_name(one: Bridge, other: Bridge) -> None:
+    with pytest.raises(ValueError, match=r"nothing to hand over; say handoff\('x', to=…\)"):
+        await one.handoff(to=other)
+    with pytest.raises(ValueError, match="'x.y' is no Python identifier"):
+        await one.handoff("x.y", to=other)
+    with pytest.raises(ValueError, match="'None' is a Python keyword"):
+        await one.handoff("None", to=other)
+    with pytest.raises(ValueError, match="max_bytes"):
+        await one.handoff("x", to=other, max_bytes=-1)
+    with pytest.raises(ValueError, match="trust is"):
+        await one.handoff("x", to=other, trust="none")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="timeout is a number"):
+        await one.handoff("x", to=other, timeout="1")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="progress is"):
+        await one.handoff("x", to=other, progress=1)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- order
+
+
+async def test_it_takes_its_turn_in_both_queues(source: Bridge, target: Bridge) -> None:
+    """What is called before is before it, and what is called after comes after: on both sides."""
+    await source.push(x="old")
+    slow = asyncio.ensure_future(source.run("import time; time.sleep(0.3)"))
+    await asyncio.sleep(0)
+    work = [
+        source.push(x="now"),
+        target.push(x="before"),
+        source.handoff("x", to=target),
+        source.push(x="later"),
+        target.push(seen=1),
+        target.run("seen = x"),
+        target.push(x="after"),
+    ]
+    await asyncio.gather(slow, *work)
+    assert await target.pull("seen", "x") == ("now", "after")
+    assert await source.pull("x") == "later"
+
+
+async def test_two_that_cross(one: Bridge, other: Bridge) -> None:
+    await one.push(x="one's")
+    await other.push(x="other's", y="other's")
+    for _ in range(20):
+        await asyncio.gather(one.handoff("x", to=other), other.handoff("x", "y", to=one))
+    # The first was called first: what went back is what had come.
+    assert await one.pull("x", "y") == ("one's", "other's")
+    assert await other.pull("x") == "one's"
+
+
+async def test_rings_that_are_cut_short_at_random(one: Bridge, other: Bridge) -> None:
+    """Each gives to each; some are cancelled, some have no time. Nobody waits for ever."""
+    dice = random.Random(5)
+    async with Bridge.loopback(lane="inline") as third:
+        ring = [one, other, third]
+        for number, bridge in enumerate(ring):
+            await bridge.push(x=number, big=b"x" * MIB)
+        for _ in range(30):
+            tasks = []
+            for _ in range(12):
+                source, target = dice.sample(ring, 2)
+                name = dice.choice(["x", "big"])
+                timeout = dice.choice([None, None, 0.001, 5])
+                work = source.handoff(name, to=target, timeout=timeout)
+                tasks.append(asyncio.ensure_future(work))
+            await asyncio.sleep(dice.random() * 0.01)
+            for task in dice.sample(tasks, 5):
+                task.cancel()
+            async with asyncio.timeout(60):
+                for outcome in await asyncio.gather(*tasks, return_exceptions=True):
+                    if isinstance(outcome, Exception):
+                        assert isinstance(outcome, TimeoutError), outcome
+        for bridge in ring:
+            assert await bridge.pull("x") in (0, 1, 2)
+            assert await bridge.pull("len(big)") == MIB
+            assert not bridge._foothold.queue._places
+            await nothing_is_kept(bridge)
+
+
+async def nothing_is_kept(bridge: Bridge) -> None:
+    """The loader has no half of anything: all loopbacks' loaders are one module."""
+    code = """
+import sys
+loader = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
+transfers = [far.transfers for far in loader._served.values()]
+kept = [len(box) for each in transfers for box in (each.inboxes, each.outboxes)]
+"""
+    async with asyncio.timeout(20):
+        while True:
+            await bridge.run(code)
+            if not any(await bridge.pull("kept")):
+                return
+            await asyncio.sleep(0.05)
+
+
+async def test_a_deadline_that_passes_says_for_whom(one: Bridge, other: Bridge) -> None:
+    await one.push(x=1)
+    busy = await running(one, 0.5)
+    with pytest.raises(TimeoutError, match="handoff got no answer within 0.1 s") as caught:
+        await one.handoff("x", to=other, timeout=0.1)
+    assert "the source of a handoff" in caught.value.__notes__[0]
+    await busy
+    assert not await other.exists("x")
+    busy = await running(other, 0.5)
+    with pytest.raises(TimeoutError, match="within 0.1 s") as caught:
+        await one.handoff("x", to=other, timeout=0.1)
+    assert "the target of a handoff" in caught.value.__notes__[0]
+    await busy
+    await one.handoff("x", to=other, timeout=60)
+    assert await other.pull("x") == 1
+
+
+@pytest.mark.parametrize("which", ["source", "target"])
+@pytest.mark.parametrize("end", ["restart", "close"])
+async def test_one_goes_while_the_source_is_waited_for(
+    one: Bridge, other: Bridge, which: str, end: str
+) -> None:
+    """The target is waited for by nobody at that time, and told of all the same."""
+    await one.push(x=1)
+    busy = await running(one, 0.5)
+    task = asyncio.ensure_future(one.handoff("x", to=other))
+    await asyncio.sleep(0.05)
+    bridge = one if which == "source" else other
+    ending = asyncio.ensure_future(bridge.restart() if end == "restart" else bridge.aclose())
+    with pytest.raises(BridgeError) as caught:
+        async with asyncio.timeout(20):
+            await task
+    assert isinstance(caught.value, KernelRestarted if end == "restart" else BridgeClosed)
+    assert f"the {which} of a handoff" in caught.value.__notes__[0]
+    await asyncio.gather(busy, ending, return_exceptions=True)
+    if end == "restart":
+        await one.push(x=2)
+        await one.handoff("x", to=other)
+        assert await other.pull("x") == 2
+
+
+async def test_one_that_is_cancelled_before_its_turn_binds_nothing(
+    one: Bridge, other: Bridge
+) -> None:
+    await one.push(x=1)
+    busy = await running(one, 0.3)
+    task = asyncio.ensure_future(one.handoff("x", to=other))
+    await asyncio.sleep(0.05)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await other.push(y=1)  # nobody stands before it any more
+    await busy
+    assert not await other.exists("x")
+
+
+# ---------------------------------------------------------------- blocking
+
+
+def test_the_blocking_face() -> None:
+    with SyncBridge.loopback() as one, SyncBridge.loopback() as other:
+        one["x"] = [1]
+        told: list[int] = []
+        transfer = one.handoff("x", to=other, progress=lambda done, total: told.append(done))
+        assert transfer.names == ("x",)
+        assert told[-1] == transfer.bytes
+        assert other["x"] == [1]
+        with pytest.raises(NameNotFound):
+            one.handoff("y", to=other)
+        with pytest.raises(ValueError, match="itself"):
+            one.handoff("x", to=one)
+        with pytest.raises(TypeError, match="a SyncBridge, not dict"):
+            one.handoff("x", to={})  # type: ignore[arg-type]
+        with pytest.raises(TimeoutError):
+            one.run("import threading, time")
+            one.push(slow=b"x" * 80 * MIB)
+            one.handoff("slow", to=other, timeout=0.01)
+        assert "slow" not in other
+        other.close()
+        with pytest.raises(BridgeClosed):
+            one.handoff("x", to=other)

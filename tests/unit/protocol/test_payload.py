@@ -1,0 +1,143 @@
+"""Objects as payloads: what they carry, what is refused, and what is opened here."""
+
+from __future__ import annotations
+
+import pickle
+import sys
+import threading
+import types
+from typing import Any
+
+import cloudpickle
+import pytest
+from cloudpickle.cloudpickle import list_registry_pickle_by_value
+
+from bridgehead import (
+    BridgeError,
+    DecodeError,
+    EncodeError,
+    IncompatiblePython,
+    MissingInKernel,
+)
+from bridgehead._protocol import payload as _parcel
+
+
+def test_an_encode_error_names_the_part_and_the_path_in_it() -> None:
+    values = {"fine": 1, "config": {"lock": threading.Lock()}}
+    with pytest.raises(EncodeError, match=r"^config\['lock'\] cannot be pickled: ") as caught:
+        _parcel.encode(values, values)
+    assert caught.value.path == "config['lock']"
+    assert isinstance(caught.value.__cause__, TypeError)
+
+
+def test_an_encode_error_blames_nobody_when_each_part_pickles_alone() -> None:
+    class Once:
+        left = 1
+
+        def __reduce__(self) -> Any:
+            if Once.left:
+                Once.left = 0
+                raise ValueError("the first time")
+            return int, ()
+
+    values = {"a": 1, "b": Once()}
+    with pytest.raises(EncodeError, match=r"a, b cannot be pickled: ValueError: the first time"):
+        _parcel.encode(values, values)
+
+
+def test_a_parcel_tells_its_size_and_what_it_carries() -> None:
+    data = _parcel.encode({"x": b"a" * 5000}, {})
+    assert data.nbytes == sum(frame.nbytes for frame in data.frames) > 5000
+    assert (data.carries_code, data.refs) == (False, False)
+    assert _parcel.encode({"f": lambda: 1}, {}).carries_code
+    assert _parcel.EMPTY.nbytes == 0
+
+
+def test_references_are_marked_only_where_there_are_some() -> None:
+    class Handle:
+        pass
+
+    def refs(value: Any) -> Any:
+        return (int, ("42",)) if type(value) is Handle else None
+
+    parcel = _parcel.encode([Handle(), 1], {}, refs=refs)
+    assert parcel.refs
+    assert _parcel.decode(parcel.frames) == [42, 1]
+    assert not _parcel.encode([1], {}, refs=refs).refs
+
+
+@pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    made = types.ModuleType("of_my_own")
+    exec("def double(x): return 2 * x\nclass Stuck:\n    pass\n", made.__dict__)
+    monkeypatch.setitem(sys.modules, "of_my_own", made)
+    return made
+
+
+def test_a_module_is_shipped_by_value_only_when_asked(module: types.ModuleType) -> None:
+    assert not _parcel.encode(module.double, {}).carries_code
+    parcel = _parcel.encode(module.double, {}, by_value=[module])
+    assert parcel.carries_code
+    assert not _parcel.encode(module.double, {}).carries_code
+    del sys.modules["of_my_own"]
+    assert _parcel.decode(parcel.frames)(4) == 8
+
+
+def test_a_module_is_unregistered_after_a_failure_too(module: types.ModuleType) -> None:
+    with pytest.raises(EncodeError):
+        _parcel.encode(threading.Lock(), {"x": threading.Lock()}, by_value=[module])
+    assert "of_my_own" not in list_registry_pickle_by_value()
+
+
+def test_a_module_that_the_user_registered_stays_registered(module: types.ModuleType) -> None:
+    cloudpickle.register_pickle_by_value(module)
+    try:
+        assert _parcel.encode(module.double, {}, by_value=[module]).carries_code
+        assert "of_my_own" in list_registry_pickle_by_value()
+    finally:
+        cloudpickle.unregister_pickle_by_value(module)
+
+
+HERE = list(sys.version_info[:2])
+OTHER = [HERE[0], HERE[1] + 1]
+CODE = _parcel.encode(lambda: 1, {})
+DATA = _parcel.encode([1], {})
+
+
+@pytest.mark.parametrize(
+    ("parcel", "python", "versions", "refused"),
+    [
+        pytest.param(DATA, OTHER, {}, None, id="data to another Python"),
+        pytest.param(DATA, [3, 8], {}, None, id="data to 3.8"),
+        pytest.param(CODE, [*HERE, 99], {"cloudpickle": "3"}, None, id="code to the same minor"),
+        pytest.param(CODE, OTHER, {"cloudpickle": "3"}, IncompatiblePython, id="code to another"),
+        pytest.param(CODE, HERE, {"numpy": "2"}, MissingInKernel, id="code without cloudpickle"),
+    ],
+)
+def test_code_is_refused_before_it_is_sent_and_data_never(
+    parcel: Any, python: Any, versions: Any, refused: type[BridgeError] | None
+) -> None:
+    if refused is None:
+        assert _parcel.check_parcel(parcel, python, versions) is None
+    else:
+        with pytest.raises(refused) as caught:
+            _parcel.check_parcel(parcel, python, versions)
+        assert type(caught.value) is refused
+
+
+@pytest.mark.parametrize(
+    ("frames", "text"),
+    [
+        pytest.param([b"no pickle"], "cannot be unpickled here", id="no pickle"),
+        pytest.param([b""], "cannot be unpickled here", id="nothing"),
+        pytest.param([b"cno_such_module\nThing\n."], "'no_such_module' exists in the", id="module"),
+        pytest.param([b"cos\nno_such_name\n."], "no_such_name", id="a name that is not here"),
+        pytest.param([b"\x80\x05\x97."], "cannot be unpickled here", id="a buffer too few"),
+        pytest.param([b"\x80\x63."], "cannot be unpickled here", id="a newer pickle"),
+        pytest.param([pickle.dumps([1] * 50)[:-9]], "cannot be unpickled here", id="cut off"),
+    ],
+)
+def test_what_cannot_be_unpickled_here_is_a_decode_error(frames: list[bytes], text: str) -> None:
+    with pytest.raises(DecodeError, match=text) as caught:
+        _parcel.decode(frames)
+    assert isinstance(caught.value.__cause__, Exception)

@@ -1,0 +1,193 @@
+"""What is no data is refused by name, and classes that the caller allows arrive."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import enum
+import os
+import pickle
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from bridgehead._shipped.data import decode_data, encode_data, standard
+from bridgehead._shipped.wire.errors import Broken
+from support.data import flagged, objects, sent
+
+# ---------------------------------------------------------------- what is no data
+
+
+class Text(str):
+    pass
+
+
+class Mine:
+    def __init__(self, x: Any = 0) -> None:
+        self.x = x
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is Mine and vars(other) == vars(self)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+NOT_DATA = {
+    "a function": (len, "builtins.builtin_function_or_method"),
+    "a lambda": (lambda: 0, "builtins.function"),
+    "a class": (int, "builtins.type"),
+    "a module": (os, "builtins.module"),
+    "a subclass of str": (Text("a"), f"{__name__}.Text"),
+    "an instance": (Mine(), f"{__name__}.Mine"),
+    "an exception": (ValueError("x"), "builtins.ValueError"),
+    "NotImplemented": (NotImplemented, "builtins.NotImplementedType"),
+    "a path": (Path("a"), f"{type(Path()).__module__}.{type(Path()).__name__}"),
+    "a buffer": (pickle.PickleBuffer(b"x" * 5000), "pickle.PickleBuffer"),
+    "a constructor of ours": (standard.make_deque, "builtins.function"),
+    "a default of another kind": (
+        collections.defaultdict(Mine),
+        f"a collections.defaultdict of {Mine!r}",
+    ),
+    "an object in an array": (objects(Mine()), f"{__name__}.Mine"),
+    "an object in attrs": (flagged(pd.Series([Mine()])), f"{__name__}.Mine"),
+    "objects in a structure": (
+        np.zeros(1, "O,i4"),
+        "a structured numpy.dtype with Python objects in it",
+    ),
+    "an offset that is no text": (pd.DateOffset(months=1), "the pandas offset"),
+    "a memory map": (np.zeros(3).view(np.memmap), "numpy.memmap"),
+    "an extension type": (pa.uuid(), "an extension type of pyarrow's"),
+}
+
+
+@pytest.mark.parametrize(("value", "name"), NOT_DATA.values(), ids=NOT_DATA)
+def test_what_is_no_data_is_refused_by_name(value: Any, name: str) -> None:
+    if type(value) is types.FunctionType and value.__name__ == "make_deque":
+        with pytest.raises(Broken, match="instead of a value"):  # the sender cannot tell
+            sent([value])
+        return
+    with pytest.raises(Broken, match="is not data") as caught:
+        encode_data({"jobs": [1, value]})
+    assert caught.value.kind == "untrusted"
+    assert caught.value.details["type"].startswith(name)
+    if name not in (f"{__name__}.Mine",) or type(value) is Mine:
+        assert caught.value.details["path"] == "['jobs'][1]"
+        assert str(caught.value).endswith("(at ['jobs'][1])")
+
+
+# ---------------------------------------------------------------- classes the caller allows
+
+
+@dataclasses.dataclass
+class Node:
+    name: str
+    parent: Node | None = None
+    children: list[Node] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Frozen:
+    x: int
+    y: Any
+
+
+class Pair(collections.namedtuple("Pair", "left right")):
+    __slots__ = ()
+
+
+class Color(enum.Enum):
+    RED = 1
+    BLUE = "b"
+
+
+class Permission(enum.Flag):
+    READ = 1
+    WRITE = 2
+
+
+class Slotted:
+    __slots__ = ("a", "b")
+
+
+class Listed(list):
+    pass
+
+
+class Failure(Exception):
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message, code)
+        self.code = code
+
+
+class Weighed:
+    def __init__(self) -> None:
+        self.kept, self.left = 1, 2
+
+    def __getstate__(self) -> Any:
+        return {"kept": self.kept}
+
+    def __setstate__(self, state: Any) -> None:
+        self.kept = -state["kept"]
+
+
+def test_instances_of_allowed_classes() -> None:
+    slotted, listed = Slotted(), Listed([1, 2])
+    slotted.a, listed.note = 1, "x"  # type: ignore[attr-defined]
+    values = [Mine([1]), Frozen(1, (2,)), Pair(1, [2]), Color.BLUE, Permission.READ]
+    values += [Permission.READ | Permission.WRITE]
+    got = sent(values, (Mine, Frozen, Pair, Color, Permission))
+    assert got == values
+    assert [type(value) for value in got] == [type(value) for value in values]
+    got = sent([slotted, listed, Weighed()], (Slotted, Listed, Weighed))
+    assert (got[0].a, hasattr(got[0], "b")) == (1, False)
+    assert (list(got[1]), got[1].note) == ([1, 2], "x")
+    assert vars(got[2]) == {"kept": -1}
+
+
+def test_an_allowed_instance_may_contain_itself() -> None:
+    root = Node("root")
+    root.children += [Node("a", root), Node("b", root)]
+    got = sent(root, (Node,))
+    assert [child.name for child in got.children] == ["a", "b"]
+    assert all(child.parent is got for child in got.children)
+
+
+def test_an_allowed_exception_keeps_its_arguments_and_attributes() -> None:
+    error = Failure("no", 5)
+    error.extra = [1]  # type: ignore[attr-defined]
+    got = sent(error, (Failure,))
+    assert (got.args, got.code, got.extra) == (("no", 5), 5, [1])
+
+
+def test_what_an_allowed_instance_holds_must_be_data_too() -> None:
+    with pytest.raises(Broken, match="builtins.function is not data"):
+        encode_data(Mine(lambda: 0), {f"{__name__}.Mine"})
+
+
+def test_a_class_must_be_allowed_at_both_ends() -> None:
+    frames = encode_data(Mine(), {f"{__name__}.Mine"})
+    with pytest.raises(Broken, match="Mine is not data") as caught:
+        decode_data(frames)
+    assert (caught.value.kind, caught.value.details["type"]) == ("untrusted", f"{__name__}.Mine")
+
+
+def test_an_error_of_an_allowed_class_is_told() -> None:
+    frames = encode_data(Failure("no", 5), {f"{__name__}.Failure"})
+    with pytest.raises(Broken, match="AttributeError") as caught:
+        decode_data(frames, {f"{__name__}.Failure": Pair})
+    assert caught.value.kind == "protocol"
+
+
+def test_an_interrupt_passes() -> None:
+    class Interrupting:
+        def __setstate__(self, state: Any) -> None:
+            raise KeyboardInterrupt
+
+    frames = encode_data(Mine(1), {f"{__name__}.Mine"})
+    with pytest.raises(KeyboardInterrupt):
+        decode_data(frames, {f"{__name__}.Mine": Interrupting})

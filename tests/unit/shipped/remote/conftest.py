@@ -1,0 +1,57 @@
+"""What tests of the kernel's end share: a process for each Python, and namespaces in it.
+
+Rule: one process serves one Python for the whole session; see ``support/bare.py``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from support.bare import CLOUDPICKLE, PYTHONS, Bare, Space
+from support.elsewhere import Python
+
+
+@pytest.fixture(scope="session")
+def kernels() -> Iterator[Callable[..., Bare]]:
+    """One process for each Python, with and without packages, started when first asked for."""
+    started: list[Bare] = []
+
+    @functools.cache
+    def start(python: Python, folder: str | None) -> Bare:
+        started.append(Bare(python, [folder] if folder else []))
+        return started[-1]
+
+    yield start
+    for bare in started:
+        bare.close()
+
+
+@pytest.fixture(params=PYTHONS, ids=str)
+def python(request: pytest.FixtureRequest) -> Python:
+    return request.param
+
+
+@pytest.fixture
+def space(python: Python, kernels: Callable[..., Bare]) -> Iterator[Space]:
+    """A namespace in a Python without a package, with the loader planted and still at work
+    afterwards."""
+    opened = Space(kernels(python, None)).prepare()
+    yield opened
+    opened.bind(still_here=[1, "é"])
+    assert opened.fetch("still_here") == [1, "é"]
+
+
+@pytest.fixture
+def equipped(
+    python: Python, kernels: Callable[..., Bare], tmp_path_factory: pytest.TempPathFactory
+) -> Space:
+    """A namespace in a Python that has cloudpickle (it is pure Python) and nothing else."""
+    folder = tmp_path_factory.getbasetemp() / "packages"
+    if not folder.exists():
+        folder.mkdir()
+        (folder / "cloudpickle").symlink_to(Path(CLOUDPICKLE) / "cloudpickle")
+    return Space(kernels(python, str(folder))).prepare()

@@ -1,0 +1,120 @@
+"""What crosses beside the expression: code objects, and sources where they don't fit.
+
+Rule: the near side's own text is evaluated by a foreign interpreter, as ``support/bare.py`` says.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import marshal
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from bridgehead import (
+    KernelRestarted,
+)
+from bridgehead._protocol import bootstrap as _shipping
+from bridgehead._shipped.wire.header import MIME, PROBE
+from support.bare import LOADER, Bare, Space
+from support.elsewhere import Python
+
+BESIDE = """
+import base64
+class Shell:
+    user_global_ns = user_ns = globals()
+    user_ns_hidden = {}
+    class kernel:
+        _parent_ident = {"shell": b"whoever asked"}
+        parent = {"buffers": [base64.b64decode(part) for part in PARTS]}
+        def get_parent(channel):
+            return Shell.kernel.parent
+get_ipython = Shell
+class Told:
+    def _repr_mimebundle_(self):
+        told = loader.enter.__code__.co_filename, loader.__dict__.get("grown")
+        return {MIME: '{"told": "%s %s"}' % told}
+"""
+
+
+class Beside:
+    """A namespace whose shell has the buffers of a message; of those, the loader is to be made."""
+
+    def __init__(self, bare: Bare) -> None:
+        self.space = Space(bare)
+        self.before = f"before_{uuid.uuid4().hex}"
+        self.space.cell(f"import sys; sys.{self.before} = sys.modules.pop({LOADER!r}, None)")
+        self.frames = list(_shipping.loader_frames())
+        self.how = _shipping._how(True)
+
+    def plant(self, monkeypatch: pytest.MonkeyPatch) -> str:
+        """Have it planted; tells what its ``enter`` is, and the file that its code names."""
+        parts = [base64.b64encode(part).decode() for part in (PROBE, *self.frames)]
+        self.space.cell(f"MIME, PARTS = {MIME!r}, {parts!r}" + BESIDE)
+        monkeypatch.setattr(_shipping, "_how", lambda beside: self.how)
+        header = self.space.header("hello", epoch="", piece=0)
+        text = _shipping.expression("inline", header, install=True, beside=True)
+        self.space.evaluate(text)
+        self.space.cell(f"loader = __import__('sys').modules[{LOADER!r}]")
+        return self.space.evaluate("Told()")["told"]
+
+    def close(self) -> None:
+        self.space.cell(
+            f"import sys; sys.modules.pop({LOADER!r}, None)\n"
+            f"if sys.{self.before}: sys.modules[{LOADER!r}] = sys.{self.before}"
+        )
+
+
+@pytest.fixture
+def beside(python: Python, kernels: Callable[..., Bare]) -> Iterator[Beside]:
+    opened = Beside(kernels(python, None))
+    yield opened
+    opened.close()
+
+
+def grown(frames: list[bytes]) -> list[bytes]:
+    """The frames, whose code objects say that it was they that ran."""
+    more = compile("grown = 'from code'", _shipping.FILENAME, "exec")
+    return [marshal.dumps((*marshal.loads(frames[0]), more)), *frames[1:]]
+
+
+def digests(frames: list[bytes]) -> list[str]:
+    return [hashlib.sha256(frame).hexdigest() for frame in frames]
+
+
+def test_code_objects_run_where_the_bytecode_is_the_same_and_the_sources_elsewhere(
+    beside: Beside, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside.frames = grown(beside.frames)
+    beside.how = ([], digests(beside.frames), beside.how[2])
+    same = beside.space.python.version[:2] == sys.version_info[:2]
+    told = beside.plant(monkeypatch)
+    assert told == f"<bridgehead loader> {'from code' if same else None}"
+
+
+@pytest.mark.parametrize("made_by", ["pypy", "bytecode"])
+def test_code_objects_of_another_compiler_never_run(
+    beside: Beside, made_by: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, magic = beside.how[2].split()
+    other = f"pypy {magic}" if made_by == "pypy" else f"{name} {'0' * len(magic)}"
+    beside.frames = [b"no code at all", *beside.frames[1:]]
+    beside.how = ([], digests(beside.frames), other)
+    assert beside.plant(monkeypatch) == "<bridgehead loader> None"
+
+
+@pytest.mark.parametrize("frame", range(len(_shipping.SHIPPED)))
+def test_nothing_runs_of_what_was_altered_on_the_way(
+    beside: Beside, frame: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    last = beside.frames[frame][-1]
+    beside.frames[frame] = beside.frames[frame][:-1] + bytes([last ^ 1])
+    with pytest.raises(KernelRestarted):
+        beside.plant(monkeypatch)
+    beside.frames = []
+    with pytest.raises(KernelRestarted):
+        beside.plant(monkeypatch)
+    assert not [name for name in beside.space.names() if "bridgehead" in name]

@@ -1,0 +1,116 @@
+"""Code objects, between equal and different versions of Python.
+
+Rule: the near side's own text is evaluated by a foreign interpreter, as ``support/bare.py`` says.
+"""
+
+from __future__ import annotations
+
+import datetime
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import cloudpickle
+import pytest
+
+from bridgehead import (
+    IncompatiblePython,
+    MissingInKernel,
+    RemoteError,
+)
+from bridgehead._protocol import payload as _parcel
+from bridgehead._shipped.wire import pickling as _codec
+from support.bare import Space
+
+# Each is made over there as ``made``; brought back, it gives 7 here.
+CODE: dict[str, tuple[str, Callable[[Any], Any]]] = {
+    "a function": ("def made(x): return x + 1", lambda made: made(6)),
+    "a lambda": ("made = lambda x: x + 1", lambda made: made(6)),
+    "a function inside data": (
+        "def f(x): return x + 1\nmade = {'deep': [f]}",
+        lambda made: made["deep"][0](6),
+    ),
+    "a class with a method": (
+        "class made:\n    def method(self): return 7",
+        lambda made: made().method(),
+    ),
+    "an object of such a class": (
+        "class Model:\n    def method(self): return 7\nmade = Model()",
+        lambda made: made.method(),
+    ),
+}
+code = pytest.mark.parametrize(("code", "use"), CODE.values(), ids=CODE.keys())
+
+
+@code
+def test_code_needs_cloudpickle_there_and_its_absence_is_told(
+    space: Space, code: str, use: Callable[[Any], Any]
+) -> None:
+    space.cell(code)
+    before = space.snapshot()
+    with pytest.raises(MissingInKernel, match="cloudpickle") as caught:
+        space.fetch("made")
+    assert caught.value.module == "cloudpickle"
+    assert space.snapshot() == before
+
+
+@code
+def test_code_comes_back_from_the_same_minor_version_only(
+    equipped: Space, code: str, use: Callable[[Any], Any]
+) -> None:
+    equipped.cell(code)
+    before = equipped.snapshot()
+    if equipped.python.version[:2] == sys.version_info[:2]:
+        assert use(equipped.fetch("made")) == 7
+    else:
+        with pytest.raises(IncompatiblePython, match=r"Python 3\.\d+, and this is Python 3\.\d+"):
+            equipped.fetch("made")
+    assert equipped.snapshot() == before
+
+
+def test_code_for_another_kernel_is_judged_by_that_ones_python(equipped: Space) -> None:
+    """Whatever this one's is; and it is told that it is code."""
+    equipped.cell("made, data = (lambda: 1), 1")
+    asked: dict[str, Any] = {"expressions": ["made"], "names": ["made"]}
+    theirs = list(equipped.python.version[:2])
+    told, frames = equipped.ask("fetch", **asked, reader=theirs)
+    assert told["code"] is True
+    assert frames
+    with pytest.raises(IncompatiblePython):
+        equipped.ask("fetch", **asked, reader=[theirs[0], theirs[1] + 1])
+    equipped.ask("fetch", expressions=["data"], names=["data"], reader=[3, 99])
+
+
+def test_data_crosses_between_all_versions_where_cloudpickle_is(equipped: Space) -> None:
+    value = {"a": [1, 2.5, "é"], "b": datetime.date(2024, 1, 2)}
+    equipped.bind(value=value)
+    assert equipped.fetch("value") == value
+
+
+def test_an_error_that_carries_code_is_never_unpickled_by_another_version(
+    equipped: Space,
+) -> None:
+    equipped.cell(
+        "class Odd(Exception):\n"
+        "    def told(self): return 'told by ' + self.args[0]\n"
+        "def boom(): raise Odd('me')\n"
+    )
+    with pytest.raises(RemoteError, match="Odd: me") as caught:
+        equipped.fetch("boom()")
+    if equipped.python.version[:2] == sys.version_info[:2]:
+        assert caught.value.__cause__.told() == "told by me"
+    else:
+        assert caught.value.__cause__ is None
+
+
+def test_code_shipped_there_runs_where_the_version_is_the_same(equipped: Space) -> None:
+    parcel = _parcel.encode((lambda x: x * 2, (21,), {}), {})
+    assert parcel.carries_code
+    versions = equipped.hello()["versions"] | {"cloudpickle": cloudpickle.__version__}
+    if equipped.python.version[:2] == sys.version_info[:2]:
+        _parcel.check_parcel(parcel, equipped.python.version, versions)
+        _, frames = equipped.ask("call", parcel)
+        assert _codec.decode(frames) == (42,)
+    else:
+        with pytest.raises(IncompatiblePython):
+            _parcel.check_parcel(parcel, equipped.python.version, versions)

@@ -1,0 +1,62 @@
+"""At most so many bytes of a value, under every Python found here.
+
+Rule: the near side's own text is evaluated by a foreign interpreter, as ``support/bare.py`` says.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from bridgehead import (
+    PayloadTooLarge,
+)
+from bridgehead._protocol import payload as _parcel
+from support.bare import Space
+
+# A value of eight megabytes: inside its pickle, and out of it.
+LONG = {
+    "in-band": "long = b'x' * (8 << 20)",
+    "out-of-band": "import pickle\nlong = pickle.PickleBuffer(bytearray(8 << 20))",
+    "in many parts": "long = [b'%d' % n * 100 for n in range(20000)]",
+}
+
+
+@pytest.mark.parametrize("code", LONG.values(), ids=LONG.keys())
+def test_more_than_max_bytes_is_told_with_its_size_and_not_copied(space: Space, code: str) -> None:
+    space.cell(code)
+    size = sum(frame.nbytes for frame in space.ask("fetch", expressions=["long"])[1])
+    for limit in (0, 1000, size - 1):
+        with pytest.raises(PayloadTooLarge) as caught:
+            space.ask("fetch", expressions=["long"], max_bytes=limit)
+        assert caught.value.bytes == size
+    space.cell("import tracemalloc\ntracemalloc.start()")
+    try:
+        with pytest.raises(PayloadTooLarge):
+            space.ask("fetch", expressions=["long"], max_bytes=1000)
+        assert space.fetch("tracemalloc.get_traced_memory()[1]") < 2 << 20
+    finally:
+        space.cell("tracemalloc.stop()")
+    assert space.kept() == (0, 0)
+
+
+@pytest.mark.parametrize("limit", [0, 5])
+def test_the_limit_itself_is_allowed(space: Space, limit: int) -> None:
+    space.bind(x=1)
+    _, frames = space.ask("fetch", expressions=["x"])
+    size = frames[0].nbytes
+    assert _parcel.decode(space.ask("fetch", expressions=["x"], max_bytes=size)[1]) == (1,)
+    with pytest.raises(PayloadTooLarge):
+        space.ask("fetch", expressions=["x"], max_bytes=min(limit, size - 1))
+
+
+def test_a_call_whose_value_is_too_large_ran_and_tells_its_size(space: Space) -> None:
+    code = "__import__('os').environ.update(RAN='1') or b'x' * 5000"
+    parcel = _parcel.encode((eval, (code, {}), {}), {})
+    with pytest.raises(PayloadTooLarge) as caught:
+        space.ask("call", parcel, max_bytes=4000)
+    assert 5000 < caught.value.bytes < 5100
+    assert space.fetch("__import__('os').environ.pop('RAN')") == "1"
+    _, frames = space.ask("call", parcel, max_bytes=6000)
+    assert _parcel.decode(frames) == (b"x" * 5000,)
+    space.ask("call", parcel, max_bytes=1, keep="kept")  # which brings nothing
+    assert space.fetch("len(kept)") == 5000

@@ -1,0 +1,96 @@
+"""All names of a push or none, whatever happens in the middle, under every Python found here.
+
+Rule: the near side's own text is evaluated by a foreign interpreter, as ``support/bare.py`` says.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from typing import Any
+
+import pytest
+
+from bridgehead import (
+    MissingInKernel,
+    RemoteError,
+)
+from support.bare import INTERRUPT, Bomb, Space, stream
+
+
+@pytest.mark.parametrize("place", ["first", "middle", "last"])
+def test_a_push_that_cannot_be_unpickled_changes_nothing(space: Space, place: str) -> None:
+    space.bind(a="before")
+    before = space.snapshot()
+    values: dict[str, Any] = {"a": 1, "b": 2, "c": 3}
+    values[{"first": "a", "middle": "b", "last": "c"}[place]] = Bomb(int, "no number")
+    with pytest.raises(RemoteError, match="invalid literal for int") as caught:
+        space.bind(**values)
+    assert type(caught.value.__cause__) is ValueError
+    assert "bridgehead loader" not in "\n".join(caught.value.traceback)
+    assert space.snapshot() == before
+
+
+def test_a_push_of_what_is_no_pickle_changes_nothing(space: Space) -> None:
+    before = space.snapshot()
+    frames = [memoryview(b"this is no pickle")]
+    with pytest.raises(RemoteError) as caught:
+        space.finish(space.header("bind", frames, names=["a"]), stream(frames))
+    assert caught.value.ename == "UnpicklingError"
+    assert space.snapshot() == before
+
+
+def test_a_push_that_exits_changes_nothing(space: Space) -> None:
+    before = space.snapshot()
+    with pytest.raises(RemoteError, match="leaving") as caught:
+        space.bind(a=1, b=Bomb(sys.exit, "leaving"))
+    assert caught.value.ename == "SystemExit"
+    assert space.snapshot() == before
+
+
+def test_a_push_that_needs_a_module_the_kernel_lacks_changes_nothing(
+    space: Space, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = types.ModuleType("only_here")
+    exec("class Thing: pass", module.__dict__)
+    monkeypatch.setitem(sys.modules, "only_here", module)
+    before = space.snapshot()
+    with pytest.raises(MissingInKernel, match="cannot import 'only_here'") as caught:
+        space.bind(a=1, b=module.Thing())
+    assert caught.value.module == "only_here"
+    assert space.snapshot() == before
+
+
+@pytest.mark.parametrize("operation", ["bind", "drop"])
+def test_an_interrupt_at_any_instruction_leaves_all_names_or_none(
+    space: Space, operation: str
+) -> None:
+    tracer = Space(space.bare)
+    tracer.cell(INTERRUPT)
+    interrupted = 0
+    while True:
+        space.bind(a="before", b="before", c="before")
+        before = space.snapshot()
+        tracer.cell(
+            f"interrupt = Interrupt({interrupted + 1}, ('bind', 'drop', '<listcomp>'))\n"
+            "sys.settrace(interrupt)"
+        )
+        told = None
+        try:
+            if operation == "bind":
+                space.bind(a="after", b="after", c="after")
+            else:
+                space.ask("drop", names=["a", "b", "c"])
+        except RemoteError as error:
+            told = error
+        finally:
+            tracer.cell("sys.settrace(None)")
+        if told is None:
+            break
+        assert told.ename == "KeyboardInterrupt"
+        after = space.snapshot()
+        values = {text for name, _, text in after if name in ("'a'", "'b'", "'c'")}
+        assert after == before or values == ({"'after'"} if operation == "bind" else set())
+        interrupted += 1
+    tracer.cell("assert interrupt.left > 0")
+    assert interrupted > 10

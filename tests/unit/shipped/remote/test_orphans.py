@@ -1,0 +1,80 @@
+"""Subshells left behind, under every Python found here.
+
+Rule: the near side's own text is evaluated by a foreign interpreter, as ``support/bare.py`` says.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from bridgehead import (
+    RemoteError,
+)
+from bridgehead._protocol import payload as _parcel
+from support.bare import FAR, Space, later
+
+
+@pytest.fixture(scope="module")
+def gone() -> int:
+    """The id of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def note(identity: str, pid: Any, host: str | None = None) -> dict[str, Any]:
+    return {"id": identity, "host": platform.node() if host is None else host, "pid": pid}
+
+
+def orphans(space: Space) -> list[str]:
+    return space.hello()["orphans"]
+
+
+def test_a_subshell_whose_process_is_gone_is_told_once(space: Space, gone: int) -> None:
+    space.bind(x=1)
+    space.ask("fetch", expressions=["x"], subshell=note("left", gone))
+    space.ask("fetch", expressions=["x"], subshell=note("used", os.getpid()))
+    assert orphans(space) == ["left"]
+    assert orphans(space) == []
+
+
+def test_a_busy_subshell_is_never_told(space: Space, gone: int) -> None:
+    look = f"({FAR}.subshells.orphans(), [*{FAR}.subshells.known])"
+    _, frames = space.ask("fetch", expressions=[look], subshell=note("busy", gone))
+    assert _parcel.decode(frames) == (([], ["busy"]),)
+    with pytest.raises(RemoteError):
+        space.ask("fetch", expressions=["1 / 0"], subshell=note("failed", gone))
+    assert sorted(orphans(space)) == ["busy", "failed"]
+
+
+def test_one_of_a_process_that_lives_or_of_another_host_is_told_by_its_age(
+    space: Space, gone: int
+) -> None:
+    space.bind(x=1)
+    for identity, pid, host in [
+        ("alive", os.getpid(), None),
+        ("far", gone, "another host"),
+        ("odd", "no pid", None),
+    ]:
+        space.ask("fetch", expressions=["x"], subshell=note(identity, pid, host))
+    assert orphans(space) == []
+    with later(space, 601):
+        space.ask("fetch", expressions=["x"], subshell=note("alive", os.getpid()))
+        assert sorted(orphans(space)) == ["far", "odd"]
+    with later(space, 1203):
+        assert orphans(space) == ["alive"]
+
+
+@pytest.mark.parametrize("odd", [None, 5, "s", [], {}, {"id": 5}, {"id": None}], ids=repr)
+def test_a_note_that_is_none_is_ignored(space: Space, odd: Any) -> None:
+    space.bind(x=1)
+    header = space.header("fetch", expressions=["x"])
+    space.finish({**header, "subshell": odd})
+    with later(space, 601):
+        assert orphans(space) == []

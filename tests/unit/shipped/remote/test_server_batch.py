@@ -1,0 +1,162 @@
+"""Requests that cross together, under every Python found here.
+
+Rule: the near side's own text is evaluated by a foreign interpreter, as ``support/bare.py`` says.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+
+from bridgehead import (
+    NameNotFound,
+    ProtocolError,
+    RemoteError,
+)
+from bridgehead._protocol import payload as _parcel
+from bridgehead._protocol import response as _protocol
+from bridgehead._protocol.request import batch_header
+from support.bare import INTERRUPT, PIECE, Bomb, Header, Outcome, Space, megabytes, stream, to_bind
+
+
+def to_ask(space: Space, operation: str, **fields: Any) -> tuple[Header, _parcel.Parcel]:
+    return space.header(operation, **fields), _parcel.EMPTY
+
+
+def value(outcome: Outcome) -> Any:
+    assert isinstance(outcome, tuple)
+    return _parcel.decode(outcome[1])
+
+
+def test_requests_that_cross_together_are_done_in_order(space: Space) -> None:
+    outcomes = space.batch(
+        to_bind(space, x=1),
+        to_ask(space, "fetch", expressions=["x"]),
+        to_bind(space, x=2, y=bytearray(5000)),
+        to_ask(space, "fetch", expressions=["x", "y"]),
+        to_ask(space, "drop", names=["x"]),
+        to_ask(space, "has", name="x"),
+        to_ask(space, "names", pattern="*"),
+    )
+    assert value(outcomes[1]) == (1,)
+    assert value(outcomes[3]) == (2, bytearray(5000))
+    assert outcomes[5][0]["has"] is False
+    assert [told["name"] for told in outcomes[6][0]["names"]] == ["y"]
+
+
+def test_one_that_fails_fails_alone(space: Space) -> None:
+    outcomes = space.batch(
+        to_bind(space, a=1, b=2),
+        to_bind(space, a="no", c=Bomb(int, "no number")),
+        to_ask(space, "fetch", expressions=["nowhere"]),
+        to_ask(space, "drop", names=["b", "nowhere"]),
+        to_bind(space, d=Bomb(sys.exit, "leaving")),
+        to_ask(space, "fetch", expressions=["a"]),
+    )
+    kinds = [type(outcome) for outcome in outcomes]
+    assert kinds == [tuple, RemoteError, NameNotFound, NameNotFound, RemoteError, tuple]
+    assert type(outcomes[1].__cause__) is ValueError
+    assert value(outcomes[5]) == (1,)
+    assert space.names() >= {"a", "b"}
+    assert not space.names() & {"c", "d"}
+
+
+@pytest.mark.parametrize("operation", ["call", "hello", "learn", "batch", "watch", "more", "piece"])
+def test_a_batch_with_one_that_crosses_alone_is_refused_and_changes_nothing(
+    space: Space, operation: str
+) -> None:
+    before = space.snapshot()
+    alone = to_ask(space, operation, expressions=["1"], watch="w", requests=[])
+    with pytest.raises(ProtocolError, match="crosses alone"):
+        space.batch(to_bind(space, a=1), alone, to_bind(space, b=1))
+    assert space.snapshot() == before
+
+
+@pytest.mark.parametrize("damaged", [{}, None, [], {"op": "bind"}, 7], ids=repr)
+def test_a_batch_with_what_is_no_request_is_refused_and_changes_nothing(
+    space: Space, damaged: Any
+) -> None:
+    before = space.snapshot()
+    header, parcel = to_bind(space, a=1)
+    batch = batch_header([header], parcel.frames)
+    batch = {**batch, "requests": [header, damaged], "piece": PIECE}
+    with pytest.raises(ProtocolError):
+        space.finish(batch, stream(parcel.frames))
+    assert space.snapshot() == before
+
+
+def test_a_batch_whose_frames_are_fewer_than_its_requests_need_is_told(space: Space) -> None:
+    first, second = to_bind(space, a=1), to_bind(space, b=1)
+    batch = {**batch_header([first[0], second[0]], first[1].frames), "piece": PIECE}
+    told, parts = space.finish(batch, stream(first[1].frames))
+    answers = [opened.told for opened in _protocol.part_batch(told, parts, [None, None])]
+    assert "error" not in answers[0]
+    assert answers[1]["error"]["kind"] == "protocol"
+    assert "b" not in space.names()
+
+
+def test_what_comes_after_the_message_is_full_was_not_done_and_is_told_to_come_again(
+    space: Space,
+) -> None:
+    space.bind(long=megabytes(0.2), other=1)
+    asked = [
+        to_ask(space, "fetch", expressions=["other"]),
+        to_ask(space, "fetch", expressions=["long"]),
+        to_bind(space, other=2),
+        to_ask(space, "drop", names=["long"]),
+    ]
+    outcomes = space.batch(*asked)
+    assert value(outcomes[0]) == (1,)
+    assert value(outcomes[1]) == (megabytes(0.2),)  # the rest of it was fetched by itself
+    assert outcomes[2:] == [None, None]
+    assert space.fetch("other") == 1
+    assert space.kept() == (0, 1)
+    space.forget(asked[1][0])
+    assert all(isinstance(outcome, tuple) for outcome in space.batch(*asked[2:]))
+    assert space.fetch("other") == 2
+    assert "long" not in space.names()
+
+
+def test_an_interrupt_at_any_instruction_leaves_each_of_a_batch_whole(space: Space) -> None:
+    tracer = Space(space.bare)
+    tracer.cell(INTERRUPT)
+    interrupted = alone = 0
+    pairs = [("a", "b"), ("c", "d"), ("e", "f")]
+    while True:
+        space.bind(**dict.fromkeys("abcdef", "before"))
+        tracer.cell(
+            f"interrupt = Interrupt({interrupted + 1}, ('batch', 'bind', 'drop', '<listcomp>'))\n"
+            "sys.settrace(interrupt)"
+        )
+        asked = [
+            to_bind(space, a="after", b="after"),
+            to_ask(space, "drop", names=["c", "d"]),
+            to_bind(space, e="after", f="after"),
+        ]
+        outcomes: list[Outcome] = []
+        whole = None
+        try:
+            outcomes = space.batch(*asked)
+        except RemoteError as error:
+            whole = error
+        finally:
+            tracer.cell("sys.settrace(None)")
+        values = {name: text for name, _, text in space.snapshot()}
+        states = [{values.get(repr(name)) for name in pair} for pair in pairs]
+        done = [{"'after'"}, {None}, {"'after'"}]
+        assert all(
+            state in (after, {"'before'"}) for state, after in zip(states, done, strict=True)
+        )
+        for outcome, state, after in zip(outcomes, states, done, strict=False):
+            assert state == after or isinstance(outcome, RemoteError)
+        failed = [outcome for outcome in [whole, *outcomes] if isinstance(outcome, RemoteError)]
+        if not failed:
+            break
+        assert [error.ename for error in failed] == ["KeyboardInterrupt"]
+        alone += whole is None
+        interrupted += 1
+    tracer.cell("assert interrupt.left > 0")
+    assert alone > 10
+    assert interrupted > alone

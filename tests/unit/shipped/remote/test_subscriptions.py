@@ -1,0 +1,228 @@
+"""Values that are watched, under every Python found here.
+
+Rule: the near side's own text is evaluated by a foreign interpreter, as ``support/bare.py`` says.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from bridgehead import (
+    BridgeError,
+    IntegrityError,
+    NameNotFound,
+    NotSupported,
+    PayloadTooLarge,
+    RemoteError,
+)
+from bridgehead._protocol import payload as _parcel
+from bridgehead._protocol import response as _protocol
+from bridgehead._shipped.wire import frames as _wire
+from bridgehead._shipped.wire.header import NEWS_MESSAGE
+from support.bare import FAR, Bare, Header, Space, later
+from support.elsewhere import Python
+
+# What the loader asks of IPython and of ipykernel 6, for a namespace of its own.
+SHELL = """
+class Events:
+    def __init__(self):
+        self.functions = []
+    def register(self, event, function):
+        assert event == "post_run_cell"
+        self.functions.append(function)
+    def unregister(self, event, function):
+        assert event == "post_run_cell"
+        self.functions.remove(function)
+class Session:
+    def __init__(self):
+        self.sent = []
+    def send(self, stream, kind, content, parent, ident, buffers):
+        buffers = [bytes(buffer) for buffer in buffers]
+        self.sent.append((stream, kind, content, parent, ident, buffers))
+class Kernel:
+    shell_stream = "the shell channel"
+    _parent_ident = {"shell": b"whoever asked"}
+    def __init__(self):
+        self.session = Session()
+    def get_parent(self, channel):
+        return {"header": {"msg_id": "the request"}}
+class Shell:
+    def __init__(self, namespace):
+        self.user_ns = self.user_global_ns = namespace
+        self.user_ns_hidden = dict(namespace)
+        self.events, self.kernel = Events(), Kernel()
+def get_ipython(shell=Shell(globals())):
+    return shell
+"""
+CELL_DONE = "[function(None) for function in [*get_ipython().events.functions]]"
+
+
+class Watched(Space):
+    """A namespace that IPython serves."""
+
+    def __init__(self, bare: Bare) -> None:
+        super().__init__(bare)
+        self.cell(SHELL)
+
+    def run(self, code: str) -> list[Any]:
+        """A cell of the user's; gives what the loader sent after it by itself."""
+        self.cell(code)
+        self.cell(CELL_DONE)
+        sent = self.fetch("get_ipython().kernel.session.sent")
+        self.cell("get_ipython().kernel.session.sent.clear()")
+        return sent
+
+    def watch(self, expression: str, identity: str = "w", **fields: Any) -> Any:
+        fields = {"lane": "inline", **fields}
+        return self.ask("watch", expressions=[expression], watch=identity, **fields)
+
+    def watches(self) -> int:
+        return self.fetch(f"len({FAR}.watches.known)")
+
+    def open(self, news: Any) -> tuple[Header, list[memoryview]]:
+        """What one of the messages tells, its rest fetched."""
+        _, kind, content, _, _, buffers = news
+        assert kind == NEWS_MESSAGE
+        told = json.loads(content["answer"])
+        parts = buffers or [base64.b64decode(told.pop("data"), validate=True)]
+        inbox = _protocol.open_answer(told)
+        _protocol.add_piece(told, inbox, 0, parts)
+        asked = {**self.header("watch"), "id": content["news"]}, _parcel.EMPTY
+        outcome = self.outcome(asked, _protocol.Opened(told, inbox))
+        if isinstance(outcome, BridgeError):
+            raise outcome
+        assert outcome is not None
+        return outcome
+
+    def value(self, news: Any) -> Any:
+        return _parcel.decode(self.open(news)[1])[0]
+
+
+@pytest.fixture
+def watched(python: Python, kernels: Callable[..., Bare]) -> Watched:
+    bare = kernels(python, None)
+    Space(bare).prepare()
+    opened = Watched(bare)
+    opened.hello()
+    return opened
+
+
+def test_a_watched_value_is_told_now_and_when_a_cell_changed_it(watched: Watched) -> None:
+    watched.run("x = 1")
+    assert _parcel.decode(watched.watch("x")[1]) == (1,)
+    (news,) = watched.run("x = 2")
+    stream_, kind, content, parent, identity, buffers = news
+    assert (stream_, kind) == ("the shell channel", "bridgehead_news")
+    assert (parent, identity) == ({"header": {"msg_id": "the request"}}, b"whoever asked")
+    assert (content["watch"], buffers) == ("w", [])
+    assert watched.value(news) == 2
+    assert watched.run("y = 1") == []
+    assert watched.run("x = 2") == []
+    assert watched.value(watched.run("x = [3]")[0]) == [3]
+    assert watched.value(watched.run("x.append(4)")[0]) == [3, 4]
+
+
+def test_news_come_as_buffers_where_these_arrive(watched: Watched) -> None:
+    watched.run("x = 1")
+    watched.watch("x", lane="buffers")
+    (news,) = watched.run("x = b'long' * 1000")
+    assert "data" not in json.loads(news[2]["answer"])
+    assert watched.value(news) == b"long" * 1000
+
+
+def test_what_a_watched_expression_raises_is_news_too_and_hurts_no_cell(watched: Watched) -> None:
+    watched.run("d = {'a': 1}")
+    watched.watch("d['a']")
+    (news,) = watched.run("d.clear()")
+    with pytest.raises(RemoteError, match="KeyError: 'a'"):
+        watched.open(news)
+    assert watched.run("other = 1") == []
+    assert watched.value(watched.run("d['a'] = 5")[0]) == 5
+    (news,) = watched.run("del d")
+    with pytest.raises(RemoteError, match="NameError"):
+        watched.open(news)
+
+
+def test_a_value_that_ends_a_program_when_it_is_looked_at_is_told(watched: Watched) -> None:
+    watched.run("def look(): return 1")
+    watched.watch("look()")
+    (news,) = watched.run("def look(): raise SystemExit('bye')")
+    with pytest.raises(RemoteError, match="SystemExit: bye"):
+        watched.open(news)
+
+
+def test_news_beyond_max_bytes_tell_the_size_alone(watched: Watched) -> None:
+    watched.run("x = 1")
+    watched.watch("x", max_bytes=1000)
+    (news,) = watched.run("x = b'x' * 5000")
+    with pytest.raises(PayloadTooLarge) as caught:
+        watched.open(news)
+    assert caught.value.bytes > 5000
+
+
+def test_what_cannot_be_evaluated_is_not_watched(watched: Watched) -> None:
+    with pytest.raises(NameNotFound):
+        watched.watch("nowhere")
+    with pytest.raises(RemoteError):
+        watched.watch("1 / 0")
+    assert watched.watches() == 0
+    assert watched.fetch("get_ipython().events.functions") == []
+
+
+def test_a_watch_that_ended_tells_nothing_and_leaves_nothing(watched: Watched) -> None:
+    watched.run("x = 1")
+    for identity in ("v", "w"):
+        watched.watch("x", identity)
+    assert len(watched.run("x = 2")) == 2
+    watched.ask("unwatch", watch="v")
+    (news,) = watched.run("x = 3")
+    assert news[2]["watch"] == "w"
+    watched.ask("unwatch", watch="w")
+    watched.ask("unwatch", watch="w")  # whoever asks twice is not told off
+    assert watched.run("x = 4") == []
+    assert watched.fetch("get_ipython().events.functions") == []
+    assert watched.watches() == 0
+
+
+def test_long_news_are_fetched_in_pieces_and_go_when_there_are_newer_ones(
+    watched: Watched,
+) -> None:
+    watched.run("x = 1")
+    watched.watch("x")
+    (old,) = watched.run("x = bytes(range(256)) * 1000")
+    assert watched.kept() == (0, 1)
+    assert watched.value(old) == bytes(range(256)) * 1000
+    (newer,) = watched.run("x = x[::-1]")
+    assert watched.kept() == (0, 1)
+    with pytest.raises(IntegrityError, match="gone"):
+        watched.open(old)
+    assert watched.value(newer) == (bytes(range(256)) * 1000)[::-1]
+    watched.ask("unwatch", watch="w")
+    assert watched.kept() == (0, 0)
+
+
+def test_a_watch_asked_for_again_goes_on_and_one_forgotten_is_dropped(watched: Watched) -> None:
+    watched.run("x = 0")
+    for identity in ("kept", "left"):
+        watched.watch("x", identity)
+    with later(watched, 601):
+        assert watched.watch("x", "kept") == ({"sizes": [], "digest": EMPTY_DIGEST}, [])
+        # One cell may last for hours, in which nobody can ask: it takes several cells too.
+        told = [[news[2]["watch"] for news in watched.run(f"x = {n}")] for n in range(1, 13)]
+    assert told == [["kept", "left"]] * 10 + [["kept"]] * 2
+    assert watched.watches() == 1
+
+
+def test_a_kernel_that_tells_nobody_when_a_cell_is_done_cannot_watch(space: Space) -> None:
+    space.bind(x=1)
+    with pytest.raises(NotSupported, match="tells nobody"):
+        space.ask("watch", expressions=["x"], watch="w")
+    space.ask("unwatch", watch="w")
+
+
+EMPTY_DIGEST = _wire.digest("sha256", [])

@@ -1,0 +1,111 @@
+"""Digests: the standard ones, of pieces, and sums."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from bridgehead._shipped.wire.digest import LEAF, digest_of, summed
+from bridgehead._shipped.wire.errors import Broken
+from bridgehead._shipped.wire.frames import cut, digest
+from bridgehead._shipped.wire.transfer import Inbox
+from support.frames import frames_of, joined
+
+
+def test_digests_are_the_standard_ones() -> None:
+    assert digest("crc32", [b"123456789"]) == "crc32:cbf43926"
+    assert digest("crc32", []) == "crc32:00000000"
+    assert digest("sha256", [b"abc"]) == (
+        "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    )
+
+
+@pytest.mark.parametrize("algorithm", ["crc32", "sums", "sha256"])
+def test_a_digest_sees_every_byte_and_their_order(algorithm: str) -> None:
+    frames = [b"abc", b"", b"defg"]
+    same = digest(algorithm, frames)
+    assert digest(algorithm, [b"abcdefg"]) == same
+    assert digest(algorithm, [memoryview(b"ab"), bytearray(b"cdefg")]) == same
+    others = [[b"abc", b"defh"], [b"defg", b"abc"], [b"abc"], [b"abcdefg\0"], [b"\0abcdefg"]]
+    assert same not in {digest(algorithm, other) for other in others}
+
+
+@pytest.mark.parametrize("algorithm", ["", "md5", "CRC32", "None"])
+def test_an_unknown_digest_is_refused(algorithm: str) -> None:
+    with pytest.raises(Broken, match="unknown digest") as caught:
+        digest(algorithm, [b"abc"])
+    assert caught.value.kind == "protocol"
+    inbox = Inbox([])
+    with pytest.raises(Broken, match="unknown digest"):
+        inbox.write(0, [], algorithm + ":00")
+
+
+LONG = [700, 2 * LEAF + 12_345, 40_000]
+
+
+@pytest.mark.parametrize("algorithm", ["crc32", "sums", "sha256"])
+@pytest.mark.parametrize("piece", [LEAF, 2 * LEAF, 4 * LEAF])
+def test_the_digest_of_a_piece_is_a_part_of_the_wholes(algorithm: str, piece: int) -> None:
+    frames = frames_of(LONG)
+    whole = digest(algorithm, frames)
+    for start in range(0, sum(LONG), piece):
+        parts = list(cut(frames, start, start + piece))
+        assert digest_of(whole, start, start + piece) == digest(algorithm, parts)
+    with ThreadPoolExecutor(3) as pool:
+        assert digest(algorithm, frames, pool.map) == whole
+    assert digest_of(digest(algorithm, []), 0, piece) == digest(algorithm, [])
+
+
+def test_sums_are_the_same_without_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    source = [*frames_of([700, 3 * 8192, 8191, 8192, 50_001]), memoryview(b"\xff" * 20_000)]
+    odd = memoryview(joined(source))[3:]  # no word of it is aligned
+    expected = digest("sums", [*source, odd])
+    for gone in (None, object()):
+        monkeypatch.setitem(sys.modules, "numpy", gone)
+        assert digest("sums", [*source, odd]) == expected
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda data: data[8192:16384] + data[:8192] + data[16384:], id="rows swapped"),
+        pytest.param(lambda data: data[8:16] + data[:8] + data[16:], id="words swapped"),
+        pytest.param(lambda data: data[:100] + bytes(4096) + data[4196:], id="a page of zeros"),
+        pytest.param(lambda data: data[8:] + data[:8], id="shifted by a word"),
+        pytest.param(lambda data: data[:-1] + bytes([data[-1] ^ 128]), id="the last bit"),
+    ],
+)
+def test_sums_see_what_goes_wrong(change: Callable[[bytes], bytes]) -> None:
+    data = joined(frames_of([100_001]))
+    assert change(data) != data
+    assert digest("sums", [change(data)]) != digest("sums", [data])
+
+
+def test_sums_stand_in_for_crc32_alone_and_only_where_both_have_numpy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    much = LEAF + 1
+    assert summed("crc32", much, True) == "sums"
+    assert summed("crc32", LEAF, True) == "crc32"
+    assert summed("crc32", much, None) == "crc32"
+    assert summed("sha256", much, True) == "sha256"
+    monkeypatch.delitem(sys.modules, "numpy")
+    assert summed("crc32", much, True) == "crc32"
+
+
+@pytest.mark.parametrize("algorithm", ["crc32", "sums", "sha256"])
+@pytest.mark.parametrize("at", [0, 499, 500, 2_999])
+def test_one_flipped_bit_is_told(algorithm: str, at: int) -> None:
+    frames = frames_of([500, 2500])
+    signed = digest(algorithm, frames)
+    inbox = Inbox([500, 2500])
+    damaged = bytearray(joined(frames))
+    damaged[at] ^= 16
+    with pytest.raises(Broken, match="digest") as caught:
+        inbox.write(0, [damaged], signed)
+    assert caught.value.kind == "integrity"
+    with pytest.raises(Broken, match="0 of 3000 bytes"):
+        inbox.take()

@@ -1,0 +1,89 @@
+"""Frames by themselves: memory, and cutting a stream of them."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import random
+
+import numpy as np
+import pytest
+
+from bridgehead._shipped.wire.frames import (
+    OWN_MAPPING,
+    allocate,
+    cut,
+)
+from support.frames import frames_of, joined
+
+
+def address(view: memoryview) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(view))
+
+
+# ---------------------------------------------------------------- memory
+
+SIZES = [0, 1, 7, OWN_MAPPING - 1, OWN_MAPPING, OWN_MAPPING + 1, 3 * OWN_MAPPING]
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_allocated_memory_is_as_long_as_asked_zeroed_and_writable(size: int) -> None:
+    view = allocate(size)
+    assert (view.nbytes, view.format, view.ndim) == (size, "B", 1)
+    assert not view.readonly
+    assert not any(view[:64])
+    view[:] = b"\xff" * size
+    assert bytes(view) == b"\xff" * size
+
+
+@pytest.mark.parametrize("size", [OWN_MAPPING, OWN_MAPPING + 1, 5 * OWN_MAPPING + 13])
+def test_large_memory_is_aligned_to_64_bytes(size: int) -> None:
+    assert address(allocate(size)) % 64 == 0
+
+
+@pytest.mark.parametrize("size", [100, OWN_MAPPING])
+def test_allocated_memory_lives_as_long_as_what_uses_it(size: int) -> None:
+    array = np.frombuffer(allocate(size), "u1")
+    array[:] = 7
+    others = [allocate(size) for _ in range(3)]
+    for other in others:
+        other[:] = bytes(size)
+    assert (array == 7).all()
+
+
+# ---------------------------------------------------------------- cutting
+
+
+@pytest.mark.parametrize(
+    ("start", "stop", "expected"),
+    [
+        (0, 9, b"abcdefghi"),
+        (0, 3, b"abc"),
+        (3, 5, b"de"),
+        (2, 6, b"cdef"),
+        (4, 4, b""),
+        (8, 9, b"i"),
+        (8, 100, b"i"),
+        (9, 20, b""),
+    ],
+)
+def test_cut_gives_the_bytes_between_two_offsets(start: int, stop: int, expected: bytes) -> None:
+    frames = [memoryview(part) for part in (b"abc", b"", b"de", b"fghi")]
+    assert joined(cut(frames, start, stop)) == expected
+
+
+def test_cut_copies_nothing() -> None:
+    block = bytearray(b"abcdef")
+    (part,) = cut([memoryview(block)], 1, 4)
+    block[1:4] = b"XYZ"
+    assert bytes(part) == b"XYZ"
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_pieces_cut_anywhere_are_the_whole(seed: int) -> None:
+    source = random.Random(seed)
+    frames = frames_of([source.choice([0, 1, 5, 100]) for _ in range(source.randrange(1, 8))], seed)
+    total = sum(frame.nbytes for frame in frames)
+    edges = sorted({0, total, *(source.randrange(total + 1) for _ in range(5))})
+    pieces = [joined(cut(frames, a, b)) for a, b in itertools.pairwise(edges)]
+    assert joined(pieces) == joined(frames)

@@ -1,0 +1,410 @@
+"""The sender's segments and their pool, without a kernel: sizes, shares, seals, and no memory.
+
+Rule: real memory and real faults. What a limit would do to the test run happens in a process of
+its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import gc
+import mmap
+import os
+import sys
+import threading
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bridgehead._shipped.wire import segments as _segments
+from bridgehead._shipped.wire.segments import Maps, Pool, Segment, layout
+from support.shared import (
+    KIB,
+    MIB,
+    descriptors,
+    handed,
+    in_a_process,
+    needs_segments,
+    released,
+    resident,
+    sent,
+)
+
+pytestmark = needs_segments
+
+
+@given(st.lists(st.integers(0, 1 << 40), max_size=40))
+def test_frames_are_apart_and_aligned(sizes: list[int]) -> None:
+    offsets, total = layout(sizes)
+    end = 0
+    for offset, size in zip(offsets, sizes, strict=True):
+        assert offset % 64 == 0
+        assert offset >= end
+        end = offset + size
+    assert total >= end
+    assert total < sum(sizes) + 64 * len(sizes) + 1
+
+
+# ---------------------------------------------------------------- the pool
+
+
+def taken(pool: Pool, *sizes: int) -> list[Segment]:
+    found = [pool.take([size]) for size in sizes]
+    assert all(found)
+    return [segment for segment in found if segment is not None]
+
+
+def test_the_best_fit_is_reused(pool: Pool) -> None:
+    segments = taken(pool, 8 * MIB, 2 * MIB, 4 * MIB)
+    for segment in segments:
+        pool.give_back(segment)
+    assert taken(pool, 3 * MIB) == [segments[2]]
+    assert taken(pool, 3 * MIB) == [segments[0]]
+    assert taken(pool, 2 * MIB) == [segments[1]]
+    assert len(pool.segments) == 3
+
+
+def test_a_little_object_takes_no_large_segment(pool: Pool) -> None:
+    large = taken(pool, 64 * MIB)
+    pool.give_back(large[0])
+    small = taken(pool, 64 * KIB)
+    assert small[0].capacity < MIB
+    assert small != large
+
+
+def test_nearly_the_same_size_fits_again(pool: Pool) -> None:
+    for nbytes in (10_000_001, 10_000_000, 10_000_002, 10_000_064):
+        pool.give_back(taken(pool, nbytes)[0])
+    assert len(pool.segments) == 1
+
+
+@given(st.integers(1, 1 << 34))
+def test_little_is_wasted(nbytes: int) -> None:
+    pool = Pool(1.0)
+    try:
+        segment = pool.take([nbytes])  # what is not written to takes no memory
+        if segment is None:
+            assert 2 * nbytes > _segments.free_memory()  # others come and go
+        else:
+            assert nbytes <= segment.capacity <= max(nbytes * 9 // 8, nbytes + mmap.PAGESIZE)
+    finally:
+        pool.close()
+
+
+def test_no_more_than_its_share_of_the_free_memory() -> None:
+    free = _segments.free_memory()
+    pool = Pool(64 * MIB / free)
+    try:
+        assert pool.take([2 * free]) is None
+        first = taken(pool, 20 * MIB)[0]
+        assert pool.take([60 * MIB]) is None
+        pool.give_back(first)
+        # What nobody uses makes room.
+        second = taken(pool, 50 * MIB)[0]
+        assert list(pool.segments.values()) == [second]
+        assert first.file == -1
+    finally:
+        pool.close()
+
+
+def test_a_share_of_nothing_is_none() -> None:
+    assert Pool(0).take([1]) is None
+
+
+def test_what_is_idle_is_given_back(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+    used, idle = taken(pool, MIB, MIB)
+    pool.give_back(idle)
+    pool.trim()
+    assert len(pool.segments) == 2
+    monkeypatch.setattr(_segments, "IDLE", 0.05)
+    time.sleep(0.1)
+    pool.trim()
+    assert list(pool.segments.values()) == [used]
+    assert idle.file == -1
+    pool.give_back(used)  # it was touched just now
+    assert list(pool.segments.values()) == [used]
+    time.sleep(0.1)
+    pool.trim()
+    assert pool.nbytes == 0
+
+
+class Holder:
+    def __init__(self) -> None:
+        self.told: list[int] = []
+
+    def gone(self, number: int) -> None:
+        self.told.append(number)
+
+
+def test_whoever_has_it_mapped_is_told_that_it_is_gone(pool: Pool) -> None:
+    segment, holder = taken(pool, MIB)[0], Holder()
+    segment.holders.append(holder)
+    pool.give_back(segment)
+    pool.trim(0)
+    assert holder.told == [segment.number]
+
+
+def test_spoilt_memory_is_not_used_again(pool: Pool) -> None:
+    segment = taken(pool, MIB)[0]
+    pool.lease(segment)
+    pool.give_back(segment, spoilt=True)
+    assert pool.segments  # somebody else still reads it
+    pool.give_back(segment)  # once spoilt it stays so
+    assert not pool.segments
+    assert taken(pool, MIB) != [segment]
+
+
+def test_memory_goes_back_to_the_system(pool: Pool) -> None:
+    maps = Maps()
+
+    before = resident()
+    _, (array,) = sent(pool, maps, np.ones(64 * MIB, "u1"))
+    maps.populate()
+    assert resident() - before > 60 * KIB
+    del array
+    released(pool, maps)
+    maps.known.clear()
+    pool.trim(0)
+    gc.collect()
+    assert resident() - before < 4 * KIB
+
+
+def test_no_file_stays_open(pool: Pool) -> None:
+    before, maps = descriptors(), Maps()
+    for n in range(1, 20):
+        segment, arrays = sent(pool, maps, np.ones(n * MIB // 4, "u1"))
+        del arrays
+        released(pool, maps)
+        pool.trim(0)
+        maps.forget(segment.number)
+    assert descriptors() == before
+
+
+def test_threads_take_and_others_trim(pool: Pool) -> None:
+    """What is being filled or lent is never given back below whoever uses it."""
+    failures: list[BaseException] = []
+    end = time.monotonic() + 3
+
+    def use(value: int) -> None:
+        data = np.full(256 * KIB, value, "u1")
+        try:
+            while time.monotonic() < end and not failures:
+                segment = pool.take([data.nbytes])
+                assert segment is not None
+                assert segment.file >= 0, "a segment that was given back was lent"
+                for _ in segment.fill([memoryview(data)]):
+                    pass
+                assert bytes(segment.read([data.nbytes])[0]) == data.tobytes()
+                pool.give_back(segment)
+        except BaseException as error:
+            failures.append(error)
+
+    def trim() -> None:
+        while time.monotonic() < end and not failures:
+            pool.trim(0)
+
+    threads = [threading.Thread(target=use, args=(n,)) for n in (1, 2, 3)]
+    threads.append(threading.Thread(target=trim))
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not failures, failures
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_pool_that_is_closed_while_somebody_fills(pool: Pool, warm: bool) -> None:
+    """The kernel goes while a thread copies: an OSError, which is understood, or nothing.
+
+    The file that gets the segment's number then is not written to.
+    """
+    data = [memoryview(np.ones(_segments.PORTION + 1, "u1"))] * 4
+    segment = pool.take([frame.nbytes for frame in data])
+    assert segment is not None
+    if warm:
+        for _ in segment.fill(data):
+            pass
+    steps, number = segment.fill(data), segment.file
+    while not next(steps):  # pages are mapped first
+        pass
+    pool.close()
+    others = [os.memfd_create("another", os.MFD_CLOEXEC)]
+    try:
+        if others[0] != number:  # which is free: it was closed, and nobody else is here
+            others.append(os.dup2(others[0], number, inheritable=False))
+        with contextlib.suppress(OSError):
+            for _ in steps:
+                pass
+        assert os.fstat(number).st_size == 0
+    finally:
+        for file in others:
+            os.close(file)
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_pool_that_is_closed_before_it_is_filled(pool: Pool, warm: bool) -> None:
+    """Nothing is written, be it into memory that is no segment's any more."""
+    data = [memoryview(np.ones(MIB, "u1"))]
+    segment = pool.take([MIB])
+    assert segment is not None
+    if warm:
+        for _ in segment.fill(data):
+            pass
+    steps = segment.fill(data)
+    pool.close()
+    with pytest.raises(OSError):
+        while not next(steps):
+            pass
+
+
+# ---------------------------------------------------------------- seals
+
+
+def test_nobody_can_truncate_a_segment(pool: Pool) -> None:
+    """H2: the peer truncates."""
+    maps = Maps()
+    segment, (array,) = sent(pool, maps, np.arange(100_000))
+    for file in (segment.file, maps.known[segment.number].file):
+        for size in (0, segment.capacity - 1, segment.capacity + 1):
+            with pytest.raises(PermissionError):
+                os.ftruncate(file, size)
+        with pytest.raises(PermissionError):
+            fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
+        with pytest.raises(PermissionError):  # nor through another description of it
+            os.truncate(f"/proc/self/fd/{file}", 0)
+    assert array.sum() == 4_999_950_000
+
+
+# ---------------------------------------------------------------- no memory
+
+
+def test_a_limit_on_the_size_of_files() -> None:
+    """H1: the system refuses the pages; nothing is left, and smaller ones go on."""
+    found = in_a_process("""
+resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, MIB))
+pool = Pool(0.5)
+large, files = pool.take([64 * MIB]), descriptors()
+again = [pool.take([64 * MIB]) for _ in range(5)]
+small = pool.take([MIB // 2])
+for _ in small.fill([memoryview(bytes(MIB // 2))]):
+    pass
+leaked = descriptors() - files
+say([large, again, small is not None, leaked, len(pool.segments)])
+""")
+    assert found == [None, [None] * 5, True, 1, 1]
+
+
+def test_no_file_descriptor_left() -> None:
+    """H1: EMFILE is no memory, and no error of anybody's."""
+    found = in_a_process("""
+resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
+pool, many = Pool(0.5), []
+try:
+    while True:
+        many.append(os.open("/dev/null", os.O_RDONLY))
+except OSError as error:
+    assert error.errno == errno.EMFILE
+none = pool.take([MIB])
+os.close(many.pop())
+os.close(many.pop())
+say([none, pool.take([MIB]) is not None, len(pool.segments)])
+""")
+    assert found == [None, True, 1]
+
+
+def test_no_address_space_left() -> None:
+    """H1: ENOMEM while a segment that is used again is mapped, and where one is received."""
+    found = in_a_process("""
+pool, maps = Pool(0.9), Maps()
+segment = pool.take([64 * MIB])
+data = [memoryview(bytes(64 * MIB))]
+for _ in segment.fill(data):
+    pass
+with open("/proc/self/statm") as text:
+    used = int(text.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 16 * MIB, used + 16 * MIB))
+found = []
+try:
+    handed(maps, segment)
+except (OSError, ValueError, OverflowError):
+    found.append("refused")
+gc.collect()
+try:
+    for _ in segment.fill(data):
+        pass
+    found.append("filled")
+except OSError:
+    found.append("OSError")
+small = pool.take([MIB])
+for _ in small.fill([memoryview(bytes(MIB))]):
+    pass
+say(found)
+""")
+    assert found == ["refused", "OSError"]
+
+
+def test_a_full_file_system_for_shared_memory() -> None:
+    """H1: memfds live in the kernel's own mount: what /dev/shm is, or how full, is no matter."""
+    found = in_a_process("""
+pool, maps = Pool(0.5), Maps()
+before = sorted(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else []
+segment, (array,) = sent(pool, maps, np.ones(8 * MIB, "u1"))
+after = sorted(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else []
+say([before == after, int(array.sum())])
+""")
+    assert found == [True, 8 * MIB]
+
+
+# ---------------------------------------------------------------- what was sent
+
+
+@settings(max_examples=30)
+@given(st.lists(st.integers(0, 3 * KIB), min_size=1, max_size=8).filter(any), st.integers(0, 3))
+def test_any_frames_there_and_back(sizes: list[int], times: int) -> None:
+    pool, maps = Pool(0.5), Maps()
+    try:
+        for n in range(times + 1):
+            frames = [bytes([(n + at) % 256]) * size for at, size in enumerate(sizes)]
+            segment = pool.take(sizes)
+            assert segment is not None
+            for _ in segment.fill([memoryview(frame) for frame in frames]):
+                pass
+            if segment.number not in maps.known:
+                handed(maps, segment)
+            views: Sequence[memoryview] = maps.lease(segment.number, sizes)
+            assert [bytes(view) for view in views] == frames
+            assert [bytes(copy) for copy in segment.read(sizes)] == frames
+            del views
+            released(pool, maps)
+    finally:
+        pool.close()
+
+
+def test_a_segment_of_many_frames(pool: Pool) -> None:
+    arrays = [np.full(513 + n % 7, n) for n in range(3000)]
+    maps = Maps()
+    segment, back = sent(pool, maps, *arrays)
+    assert all(int(array[0]) == n for n, array in enumerate(back))
+    assert len(pool.segments) == 1
+    del back
+    assert released(pool, maps) == [segment.number]
+
+
+def test_the_sender_sees_nothing_of_what_it_lent(pool: Pool) -> None:
+    """What was sent is a copy: neither side's arrays show in the other's."""
+    mine = np.zeros(MIB, "u1")
+    _, (theirs,) = sent(pool, Maps(), mine)
+    theirs[:] = 1
+    assert not mine.any()
+    mine[:] = 2
+    assert (theirs == 1).all()

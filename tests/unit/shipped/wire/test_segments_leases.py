@@ -1,0 +1,499 @@
+"""The receiver's leases of segments, without a kernel: how long they last, and what a fork changes.
+
+Rule: real memory and real forks, each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import gc
+import mmap
+import os
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bridgehead._shipped.wire.segments import Maps, Pool
+from support.shared import (
+    KIB,
+    MIB,
+    descriptors,
+    filled,
+    handed,
+    in_a_process,
+    needs_segments,
+    released,
+    resident,
+    sent,
+)
+
+pytestmark = needs_segments
+
+
+def test_views_are_aligned_writable_and_what_was_written(pool: Pool) -> None:
+    maps = Maps()
+    arrays = [np.arange(n, dtype=kind) for n in (1, 7, 1000, 99_999) for kind in "bhdD"]
+    segment, back = sent(pool, maps, *arrays)
+    for array, copy in zip(arrays, back, strict=True):
+        assert copy.ctypes.data % 64 == 0
+        assert copy.flags.writeable
+        assert np.array_equal(copy, array)
+        copy[:] = 0
+    assert len(pool.segments) == 1
+    assert segment.leases == 1
+
+
+def test_an_empty_frame_among_others(pool: Pool) -> None:
+    _, (none, one, last) = sent(pool, Maps(), np.zeros(0), np.arange(10_000.0), np.zeros(0))
+    assert none.size == last.size == 0
+    assert one.sum() == 49_995_000
+
+
+def test_the_address_is_that_of_the_mapping(pool: Pool) -> None:
+    maps = Maps()
+    segment, (array,) = sent(pool, maps, np.ones(MIB, "u1"))
+    mapping = maps.known[segment.number]
+    start = ctypes.addressof(mapping.exporter.from_buffer(mapping.map))
+    assert array.ctypes.data == start
+    assert start % mmap.PAGESIZE == 0
+
+
+def test_a_lease_ends_with_the_last_array_and_not_before(pool: Pool) -> None:
+    maps = Maps()
+    segment, arrays = sent(pool, maps, *[np.full(1000, n) for n in range(50)])
+    last = arrays[17][3:5]
+    deeper = last.reshape(2, 1).T[0]
+    del arrays
+    assert released(pool, maps) == []
+    del last
+    assert released(pool, maps) == []
+    assert segment.leases == 1
+    assert deeper.tolist() == [17, 17]
+    deeper[:] = 4
+    del deeper
+    assert released(pool, maps) == [segment.number]
+    assert segment.leases == 0
+
+
+def test_a_lease_ends_in_whatever_thread_the_last_array_dies(pool: Pool) -> None:
+    maps = Maps()
+    segment, arrays = sent(pool, maps, np.arange(100_000))
+    holder = [arrays.pop()]
+    thread = threading.Thread(target=holder.clear)
+    thread.start()
+    thread.join()
+    assert released(pool, maps) == [segment.number]
+
+
+def test_a_cycle_keeps_a_lease_until_it_is_collected(pool: Pool) -> None:
+    maps = Maps()
+    segment, arrays = sent(pool, maps, np.arange(100_000))
+    circle: list[Any] = [arrays.pop()]
+    circle.append(circle)
+    gc.disable()
+    try:
+        del circle
+        assert not maps.released
+    finally:
+        gc.enable()
+    assert released(pool, maps) == [segment.number]
+
+
+def test_a_segment_that_is_used_is_not_reused(pool: Pool) -> None:
+    maps = Maps()
+    first, (old,) = sent(pool, maps, np.full(MIB, 1, "u1"))
+    part = old[1000:1010]
+    del old
+    for n in range(2, 22):
+        segment, (new,) = sent(pool, maps, np.full(MIB, n, "u1"))
+        assert segment is not first
+        assert new[0] == n
+        del new
+        released(pool, maps)
+        assert (part == 1).all()
+    assert len(pool.segments) == 2
+    del part
+    released(pool, maps)
+    assert {segment.leases for segment in pool.segments.values()} == {0}
+
+
+def test_what_was_there_before_shows_in_no_later_view(pool: Pool) -> None:
+    maps = Maps()
+    first, (large,) = sent(pool, maps, np.full(MIB, 255, "u1"))
+    del large
+    released(pool, maps)
+    again, (small,) = sent(pool, maps, np.zeros(MIB // 2, "u1"))
+    assert again is first
+    assert small.nbytes == MIB // 2
+    assert not small.any()
+
+
+def test_each_of_several_receivers_has_its_own_lease() -> None:
+    """Of what is lent to several, a private mapping is each one's own."""
+    pool, near, far = Pool(0.5, private=True), Maps(), Maps()
+    segment, _ = filled(pool, np.full(MIB, 7, "u1"))
+    pool.lease(segment)
+    handed(near, segment)
+    handed(far, segment)
+    one = np.frombuffer(near.lease(segment.number, [MIB])[0], "u1")
+    two = np.frombuffer(far.lease(segment.number, [MIB])[0], "u1")
+    assert not near.cold  # or each would have a copy of every page
+    one[:] = 1
+    assert (two == 7).all()
+    two[:] = 2
+    assert (one == 1).all()
+    assert bytes(segment.read([MIB])[0]) == b"\7" * MIB
+    del one
+    released(pool, near)
+    assert segment.leases == 1
+    # What the next one gets is what is in the segment, and not what the last one wrote.
+    again = np.frombuffer(near.lease(segment.number, [MIB])[0], "u1")
+    assert (again == 7).all()
+    assert (two == 2).all()
+    pool.close()
+
+
+def test_a_lease_outlives_its_maps(pool: Pool) -> None:
+    maps = Maps()
+    segment, (array,) = sent(pool, maps, np.arange(100_000))
+    maps.forget(segment.number)
+    pool.close()
+    del maps
+    gc.collect()
+    array += 1
+    assert array.sum() == 5_000_050_000
+
+
+def test_a_view_beyond_the_segment_is_refused(pool: Pool) -> None:
+    maps = Maps()
+    segment = pool.take([MIB])
+    assert segment is not None
+    handed(maps, segment)
+    for sizes in ([segment.capacity + 1], [1] * (segment.capacity // 64 + 1), [1 << 62, 1 << 62]):
+        with pytest.raises(ValueError, match="in a segment of"):
+            maps.lease(segment.number, sizes)
+    with pytest.raises(KeyError):
+        maps.lease(segment.number + 1, [1])
+    assert not maps.released
+
+
+# ---------------------------------------------------------------- pages
+
+
+def test_pages_are_mapped_once_and_before_they_are_touched(pool: Pool) -> None:
+    """As far as anything was leased; what is in them stays."""
+    maps, before = Maps(), resident()
+    pool.give_back(filled(pool, np.ones(8 * MIB, "u1"))[0])
+    for mib, cold in ((4, True), (8, True), (8, False), (6, False)):
+        nbytes = mib * MIB
+        _, (array,) = sent(pool, maps, np.full(nbytes, mib, "u1"))
+        assert bool(maps.cold) == cold
+        maps.populate()
+        assert not maps.cold
+        mapped = resident() - before
+        array[::4096] += 1
+        assert (array[::4096] == mib + 1).all()
+        assert (array[1::4096] == mib).all()
+        assert resident() - before - mapped < 1 * KIB
+        del array
+        released(pool, maps)
+    assert len(pool.segments) == 1
+
+
+def test_nobodys_pages_are_mapped(pool: Pool) -> None:
+    """What arrived for somebody who was cancelled: it keeps nothing, and costs nothing later."""
+    maps, before, files = Maps(), resident(), descriptors()
+    segment, arrays = sent(pool, maps, np.ones(8 * MIB, "u1"))
+    del arrays
+    assert released(pool, maps) == [segment.number]
+    maps.populate()
+    assert resident() - before < 1 * KIB
+    _, (array,) = sent(pool, maps, np.full(8 * MIB, 2, "u1"))
+    del array
+    released(pool, maps)
+    pool.trim(0)
+    maps.forget(segment.number)
+    assert descriptors() == files  # it is gone, whoever is still to map pages
+    maps.populate()
+    _, (array,) = sent(pool, maps, np.full(8 * MIB, 3, "u1"))
+    assert maps.cold
+    maps.populate()
+    assert (array == 3).all()
+
+
+def test_several_threads_map_pages(pool: Pool) -> None:
+    """What was leased can be read, and no thread is told that another was quicker."""
+    segment, (total,) = filled(pool, np.full(32 * MIB, 5, "u1"))
+    current, failures, ended = [Maps()], [], threading.Event()
+
+    def populate() -> None:
+        try:
+            while not ended.is_set():
+                current[0].populate()
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=populate) for _ in range(3)]
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for thread in threads:
+            thread.start()
+        for _ in range(20):
+            current[0] = maps = Maps()
+            handed(maps, segment)
+            for nbytes in range(mmap.PAGESIZE, total // 8, mmap.PAGESIZE):
+                views = [maps.lease(segment.number, [n * nbytes])[0] for n in (1, 2, 4, 8)]
+                assert all(view[-1] == 5 for view in views)
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+        sys.setswitchinterval(interval)
+    assert not failures, failures
+
+
+# ---------------------------------------------------------------- what is no segment
+
+
+@pytest.mark.parametrize("seals", [0, fcntl.F_SEAL_GROW, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL])
+def test_what_could_be_truncated_is_refused(seals: int) -> None:
+    """H2: a segment without the seal would be SIGBUS one day."""
+    file = os.memfd_create("loose", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(file, MIB)
+    if seals:
+        fcntl.fcntl(file, fcntl.F_ADD_SEALS, seals)
+    maps, before = Maps(), os.fstat(file).st_ino
+    with pytest.raises(OSError, match="could be truncated"):
+        maps.add(1, file, MIB, False)
+    assert not maps.known
+    gc.collect()
+    with pytest.raises(OSError):  # its file was closed
+        assert os.fstat(file).st_ino != before
+        raise OSError
+
+
+def test_a_segment_smaller_than_is_said_is_refused(pool: Pool) -> None:
+    segment, _ = filled(pool, np.ones(MIB, "u1"))
+    with pytest.raises(OSError, match="could be truncated"):
+        Maps().add(segment.number, os.dup(segment.file), segment.capacity + 1, False)
+
+
+@pytest.mark.parametrize("what", ["a pipe", "a file", "a memfd that refuses seals"])
+def test_another_kind_of_file_is_refused(what: str, tmp_path: Any) -> None:
+    if what == "a pipe":
+        file, other = os.pipe()
+        os.close(other)
+    elif what == "a file":
+        (tmp_path / "f").write_bytes(bytes(MIB))
+        file = os.open(tmp_path / "f", os.O_RDWR)
+    else:
+        file = os.memfd_create("loose", os.MFD_CLOEXEC)
+        os.ftruncate(file, MIB)
+    with pytest.raises(OSError):
+        Maps().add(1, file, MIB, False)
+
+
+@pytest.mark.parametrize("capacity", [-1, 1 << 62, (1 << 64) - 1])
+def test_a_capacity_that_no_machine_has_is_refused(pool: Pool, capacity: int) -> None:
+    maps, (segment, _) = Maps(), filled(pool, np.ones(MIB, "u1"))
+    with pytest.raises((OSError, ValueError, OverflowError)):
+        maps.add(segment.number, os.dup(segment.file), capacity, False)
+    assert not maps.known
+
+
+# ---------------------------------------------------------------- forks
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_child_writes_into_its_own(warm: bool) -> None:
+    found = in_a_process(f"""
+pool, maps = Pool(0.5), Maps()
+segment, (array,) = sent(pool, maps, np.zeros(MIB, "u1"))
+if {warm}:
+    del array
+    gc.collect()
+    pool.give_back(segment)
+    maps.released.clear()
+    segment, (array,) = sent(pool, maps, np.full(MIB, 5, "u1"))
+    assert len(pool.segments) == 1
+array[:] = 1
+
+def child():
+    seen = int(array.sum())
+    array[:] = 9
+    return seen, int(array.sum())
+
+seen = in_child(child)
+here = int(array.sum())
+array[:] = 3
+say([*seen, here, int(array.sum()), array.ctypes.data % 64])
+""")
+    assert found == [MIB, 9 * MIB, MIB, 3 * MIB, 0]
+
+
+def test_the_parent_writes_and_the_child_sees_nothing_of_it() -> None:
+    found = in_a_process("""
+pool, maps = Pool(0.5), Maps()
+segment, (array,) = sent(pool, maps, np.ones(MIB, "u1"))
+go, ready = os.pipe()
+
+def child():
+    assert os.read(go, 1)
+    return int(array.sum())
+
+import threading
+def write():
+    import time
+    time.sleep(0.1)
+    array[:] = 7
+    os.write(ready, b"x")
+threading.Thread(target=write).start()
+say([in_child(child), int(array.sum())])
+""")
+    assert found == [MIB, 7 * MIB]
+
+
+def test_what_a_fork_made_private_is_not_used_again() -> None:
+    """Its sender writes into the file, and the receiver would see nothing of it."""
+    found = in_a_process("""
+pool, maps = Pool(0.5), Maps()
+segment, (array,) = sent(pool, maps, np.ones(MIB, "u1"))
+in_child(lambda: 0)
+part = array[5:9]
+del array
+gc.collect()
+quiet = list(maps.released)
+del part
+gc.collect()
+told = list(maps.released)
+say([quiet, [number + segment.number for number in told], list(maps.known)])
+""")
+    assert found == [[], [0], []]
+
+
+def test_pages_that_are_mapped_after_a_fork() -> None:
+    """Those of what became this process's own are the same as before, and are its own."""
+    found = in_a_process("""
+pool, maps = Pool(0.5), Maps()
+segment, (array,) = sent(pool, maps, np.ones(MIB, "u1"))
+array[:10] = 5
+
+def child():
+    maps.populate()
+    array[10:] = 9
+    return int(array[:10].sum()), int(array[11])
+
+seen = in_child(child)
+maps.populate()
+array[:5] = 0
+say([*seen, int(array[:10].sum()), int(array[11]), bytes(segment.read([MIB])[0])[:12].hex()])
+""")
+    assert found == [50, 9, 25, 1, "05" * 10 + "01" * 2]
+
+
+def test_what_arrives_after_a_fork_is_shared_again_and_right() -> None:
+    found = in_a_process("""
+pool, maps = Pool(0.5), Maps()
+sums = []
+for n in range(1, 9):
+    segment, (array,) = sent(pool, maps, np.full(MIB, n, "u1"))
+    child = in_child(lambda: int(array.sum())) if n % 2 else None
+    array += 1
+    sums.append([child, int(array.sum()) // MIB])
+    del array
+    gc.collect()
+    for number in [maps.released.popleft() for _ in range(len(maps.released))]:
+        pool.give_back(pool.segments[abs(number)], spoilt=number < 0)
+say([sums, len(pool.segments)])
+""")
+    assert found[0] == [[n * MIB if n % 2 else None, n + 1] for n in range(1, 9)]
+    assert found[1] <= 2
+
+
+def test_an_idle_mapping_is_not_spoilt_by_a_fork() -> None:
+    """No array of anybody's is in it: there is nothing to keep apart."""
+    found = in_a_process("""
+pool, maps = Pool(0.5), Maps()
+segment, (array,) = sent(pool, maps, np.ones(MIB, "u1"))
+del array
+gc.collect()
+pool.give_back(segment)
+in_child(lambda: 0)
+again, (array,) = sent(pool, maps, np.full(MIB, 2, "u1"))
+say([again is segment, int(array.sum())])
+""")
+    assert found == [True, 2 * MIB]
+
+
+def test_a_child_that_ends_gives_nothing_back() -> None:
+    """Its copies of leases are no leases: the segment stays the parent's."""
+    found = in_a_process("""
+pool, maps = Pool(0.5), Maps()
+segment, (array,) = sent(pool, maps, np.ones(MIB, "u1"))
+
+def child():
+    global array
+    del array
+    gc.collect()
+    pool.trim(0)
+    pool.close()
+    return 0
+
+in_child(child)
+array += 1
+say([segment.leases, list(maps.released), int(array.sum())])
+""")
+    assert found == [1, [], 2 * MIB]
+
+
+def test_a_grandchild_and_a_second_child() -> None:
+    found = in_a_process("""
+pool, maps = Pool(0.5), Maps()
+segment, (array,) = sent(pool, maps, np.ones(MIB, "u1"))
+
+def child():
+    array[:] = 2
+    def grandchild():
+        array[:] = 3
+        return int(array[0])
+    return [in_child(grandchild), int(array[0])]
+
+first = in_child(child)
+second = in_child(lambda: int(array[0]))
+say([first, second, int(array[0])])
+""")
+    assert found == [[3, 2], 1, 1]
+
+
+def test_a_hundred_forks_cost_no_mappings_or_files() -> None:
+    found = in_a_process("""
+pool, maps = Pool(0.5), Maps()
+segment, (array,) = sent(pool, maps, np.ones(MIB, "u1"))
+in_child(lambda: 0)
+def counts():
+    with open("/proc/self/maps") as lines:
+        return len(lines.readlines()), descriptors()
+before = counts()
+for _ in range(100):
+    in_child(lambda: 0)
+after = counts()
+say([after[0] - before[0] < 10, after[1] - before[1]])
+""")
+    assert found == [True, 0]
+
+
+def test_subprocesses_inherit_nothing(pool: Pool) -> None:
+    maps = Maps()
+    sent(pool, maps, np.ones(MIB, "u1"))
+    listed = subprocess.run(
+        [sys.executable, "-c", "import os\nfor n in range(3, 64):\n"
+         " try: print(os.readlink(f'/proc/self/fd/{n}'))\n except OSError: pass"],
+        capture_output=True, text=True, close_fds=False, check=True,
+    ).stdout  # fmt: skip
+    assert "bridgehead" not in listed

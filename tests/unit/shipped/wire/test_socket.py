@@ -1,0 +1,456 @@
+"""The direct lane's socket, without a kernel: two channels, and whatever may come between them.
+
+Rule: a real socket pair and real descriptors. What is no message ends the channel with
+``Broken``; what is one and can't be had here, as memory that can't be mapped, ends nothing.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+import struct
+from array import array
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from bridgehead._shipped.remote.socket_thread import send_all
+from bridgehead._shipped.wire import segments as _segments
+from bridgehead._shipped.wire import socket as _channel
+from bridgehead._shipped.wire.errors import Broken
+from bridgehead._shipped.wire.segments import Segment, layout
+from bridgehead._shipped.wire.socket import peer
+from support.channels import Ends
+from support.shared import MIB, descriptors, needs_segments
+
+pytestmark = needs_segments
+
+PREFIX = struct.Struct("<QIQQQIIIB")
+SOME: list[Any] = [{"op": "bind"}, {}, {"op": "ü\n\0", "deep": [[{}]]}]
+
+
+@pytest.fixture
+def ends() -> Iterator[Ends]:
+    ends = Ends()
+    yield ends
+    ends.close()
+
+
+def prefixed(
+    text: bytes = b"",
+    body: bytes = b"",
+    *,
+    serial: int = 1,
+    nbytes: int | None = None,
+    segment: int = 0,
+    capacity: int = 0,
+    released: Sequence[int] = (),
+    gone: Sequence[int] = (),
+    sizes: Sequence[int] = (),
+    counts: tuple[int, int, int] | None = None,
+    flags: int = 0,
+    length: int | None = None,
+) -> bytes:
+    """A message as a stranger might write it."""
+    length = len(text) if length is None else length
+    nbytes = len(body) if nbytes is None else nbytes
+    counts = counts or (len(released), len(gone), len(sizes))
+    prefix = PREFIX.pack(serial, length, nbytes, segment, capacity, *counts, flags)
+    return prefix + array("q", [*released, *gone, *sizes]).tobytes() + text + body
+
+
+# ---------------------------------------------------------------- messages
+
+
+def test_messages_arrive_in_order_with_their_frames(ends: Ends) -> None:
+    for serial, header in enumerate(SOME, 1):
+        ends.send(serial, header)
+    ends.send(9, {"n": 1}, [3, 0, 1000], [b"abc", b"", bytes(1000)])
+    *plain, (serial, header, frames) = ends.arrived()
+    assert [message[:2] for message in plain] == [
+        (n, {**header, "sizes": []}) for n, header in enumerate(SOME, 1)
+    ]
+    assert (serial, header) == (9, {"n": 1, "sizes": [3, 0, 1000]})
+    assert [bytes(frame) for frame in frames] == [b"abc", b"", bytes(1000)]
+
+
+def test_small_frames_are_the_receivers_own_writable_and_aligned(ends: Ends) -> None:
+    mine = np.arange(1000.0)
+    for serial in (1, 2):
+        ends.send(serial, {}, [100, 8000], [bytes(100), memoryview(mine).cast("B")])
+    mine[:] = 0
+    (_, _, (_, one)), (_, _, (_, two)) = ends.arrived()
+    first, second = np.frombuffer(one), np.frombuffer(two)
+    first[:] = 1
+    assert second.sum() == 499_500
+    assert first.ctypes.data % 64 == second.ctypes.data % 64 == 0
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(st.data())
+def test_however_the_stream_is_split(data: Any) -> None:
+    """Messages with and without frames, segments, and news of them, cut anywhere."""
+    ends, back, expected = Ends(), [], []
+    try:
+        kinds = st.lists(st.sampled_from(["header", "frames", "segment", "again"]), max_size=6)
+        segment: Segment | None = None
+        for serial, kind in enumerate(data.draw(kinds), 1):
+            frames: list[bytes] = []
+            lent = None
+            if kind == "frames":
+                sizes = data.draw(st.lists(st.integers(0, 400), min_size=1, max_size=4))
+                frames = [bytes([serial]) * size for size in sizes]
+            elif kind != "header":
+                if kind == "segment" or segment is None:
+                    segment, _ = ends.lent(np.full(70_000, serial, "u1"))
+                lent = segment
+            held = [70_000] if lent is not None else [len(frame) for frame in frames]
+            parts, files = ends.near.pack(serial, {"n": serial}, held, frames, lent)
+            expected.append((serial, {"n": serial, "sizes": held}))
+            whole = b"".join(parts)
+            cuts = sorted(data.draw(st.sets(st.integers(1, len(whole) - 1), max_size=5)))
+            for start, stop in zip([0, *cuts], [*cuts, len(whole)], strict=True):
+                ends.raw(whole[start:stop], files)
+                files = []
+                if data.draw(st.booleans()):
+                    back += ends.arrived()
+        back += ends.arrived()
+        assert [message[:2] for message in back] == expected
+        for _, header, frames in back:
+            assert [len(frame) for frame in frames] == header["sizes"]
+            if header["sizes"] != [70_000]:
+                for frame in frames:
+                    assert bytes(frame) == bytes([header["n"]]) * len(frame)
+    finally:
+        ends.close()
+
+
+def test_one_byte_at_a_time(ends: Ends) -> None:
+    segment, sizes = ends.lent(np.arange(100_000))
+    parts, files = ends.near.pack(5, {}, sizes, (), segment)
+    data, found = b"".join(parts), []
+    for at in range(len(data)):
+        ends.raw(data[at : at + 1], files if not at else None)
+        found += ends.arrived()
+        assert not found or at == len(data) - 1
+    assert np.frombuffer(found[0][2][0], int).sum() == 4_999_950_000
+
+
+def test_half_a_message_is_none(ends: Ends) -> None:
+    parts, _ = ends.near.pack(1, {}, [10], [bytes(10)])
+    ends.raw(b"".join(parts)[:-1])
+    assert ends.arrived() == []
+    ends.near.socket.close()
+    assert not ends.far.receive()
+    assert ends.far.next() is None
+
+
+def test_a_closed_end_is_told_after_what_it_sent(ends: Ends) -> None:
+    ends.send(1, {"op": "x"})
+    ends.near.close()
+    assert ends.far.receive()
+    assert ends.far.next() == (1, {"op": "x", "sizes": []}, [])
+    assert not ends.far.receive()
+
+
+# ---------------------------------------------------------------- segments
+
+
+def test_a_segments_file_goes_along_once(ends: Ends) -> None:
+    segment, sizes = ends.lent(np.full(100_000, 1))
+    parts, files = ends.near.pack(1, {}, sizes, (), segment)
+    assert files == [segment.file]
+    send_all(ends.near.socket, parts, files)
+    ((_, _, frames),) = ends.arrived()
+    view = np.frombuffer(frames[0], int)
+    assert (view == 1).all()
+    del frames, view
+    ends.answer(0)
+    ends.arrived(ends.near)
+    assert segment.leases == 0
+    again, _ = ends.lent(np.full(100_000, 2))
+    assert again is segment
+    parts, files = ends.near.pack(2, {}, sizes, (), segment)
+    assert files == []
+    send_all(ends.near.socket, parts, files)
+    ((_, _, frames),) = ends.arrived()
+    assert (np.frombuffer(frames[0], int) == 2).all()
+
+
+def test_a_lease_ends_when_it_is_told(ends: Ends) -> None:
+    segment, sizes = ends.lent(np.arange(100_000))
+    ends.send(1, {}, sizes, (), segment)
+    (message,) = ends.arrived()
+    assert not ends.far.has_news
+    assert segment.leases == 1
+    del message
+    assert ends.far.has_news
+    assert segment.leases == 1
+    ends.answer(0)
+    assert ends.arrived(ends.near) == [(0, {"sizes": []}, [])]
+    assert segment.leases == 0
+    assert not ends.far.has_news
+
+
+def test_what_was_given_back_is_forgotten_there(ends: Ends) -> None:
+    segment, sizes = ends.lent(np.arange(100_000))
+    ends.send(1, {}, sizes, (), segment)
+    ends.arrived()
+    gc.collect()
+    ends.answer(0)
+    ends.arrived(ends.near)
+    before = descriptors()
+    ends.near.pool.trim(0)
+    assert ends.near.has_news
+    ends.send(0, {})
+    ends.arrived()
+    assert not ends.far.maps.known
+    assert descriptors() < before
+
+
+def test_a_spoilt_segment_is_given_back(ends: Ends) -> None:
+    segment, sizes = ends.lent(np.arange(100_000))
+    ends.send(1, {}, sizes, (), segment)
+    (message,) = ends.arrived()
+    _segments._before_fork()
+    del message
+    ends.answer(0)
+    ends.arrived(ends.near)
+    assert not ends.near.pool.segments
+
+
+def test_closing_ends_the_leases_given_and_none_of_those_taken(ends: Ends) -> None:
+    segment, sizes = ends.lent(np.arange(100_000))
+    ends.send(1, {}, sizes, (), segment)
+    ((_, _, frames),) = ends.arrived()
+    view = np.frombuffer(frames[0], int)
+    ends.close()
+    assert segment.leases == 0
+    view += 1
+    assert view.sum() == 5_000_050_000
+
+
+def test_closing_closes_what_arrived_and_was_not_mapped(ends: Ends) -> None:
+    before = descriptors()
+    segment, sizes = ends.lent(np.arange(100_000))
+    parts, files = ends.near.pack(1, {}, sizes, (), segment)
+    ends.raw(b"".join(parts)[:20], files)
+    assert ends.arrived() == []
+    assert descriptors() == before + 2  # the segment's, and what arrived
+    ends.close()
+    assert descriptors() == before - 2
+
+
+def test_no_descriptor_left_to_receive_one_with(ends: Ends) -> None:
+    """EMFILE: that message has no frames, and the next one is right."""
+    first, sizes = ends.lent(np.full(100_000, 1))
+    ends.send(1, {}, sizes, (), first)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    filler = os.open("/dev/null", os.O_RDONLY)
+    os.close(filler)
+    many: list[int] = []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(soft, filler + 64), hard))
+        with pytest.raises(OSError):
+            while True:
+                many.append(os.open("/dev/null", os.O_RDONLY))
+        found = ends.arrived()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for file in many:
+            os.close(file)
+    assert found == [(1, {"sizes": sizes}, None)]
+    ends.near.take_back(first, unmapped=True)
+    assert first.leases == 0
+    again, _ = ends.lent(np.full(100_000, 2))
+    assert again is first  # and its file goes along once more
+    other, _ = ends.lent(np.full(100_000, 3))
+    ends.send(2, {}, sizes, (), again)
+    ends.send(3, {}, sizes, (), other)
+    values = [int(np.frombuffer(frames[0], int)[0]) for _, _, frames in ends.arrived()]
+    assert values == [2, 3]
+
+
+def test_two_channels_tell_their_segments_apart(ends: Ends) -> None:
+    others = Ends()
+    try:
+        for both, value in ((ends, 1), (others, 2)):
+            segment, sizes = both.lent(np.full(100_000, value))
+            both.send(value, {}, sizes, (), segment)
+        for both, value in ((ends, 1), (others, 2)):
+            ((serial, _, frames),) = both.arrived()
+            assert serial == value
+            assert (np.frombuffer(frames[0], int) == value).all()
+    finally:
+        others.close()
+
+
+# ---------------------------------------------------------------- what is no message
+
+MANY = (1 << 32) - 1
+WRAPPED = [(1 << 63) - 1, (1 << 63) - 1, 6]  # 4, if nobody looks beyond 64 bits
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(prefixed(b"{"), id="no JSON"),
+        pytest.param(prefixed(b"{}{}"), id="more than JSON"),
+        pytest.param(prefixed(b"\xff\xfe{}"), id="no text"),
+        pytest.param(prefixed(b"[" * 100_000), id="nested"),
+        pytest.param(prefixed(b"{}", b"abcd"), id="no sizes"),
+        pytest.param(prefixed(b'{"sizes": [4]}', b"abcd"), id="sizes in the header"),
+        pytest.param(prefixed(b"{}", b"abcd", sizes=[0]), id="too many bytes"),
+        pytest.param(prefixed(b"{}", b"abcd", sizes=[9]), id="too few bytes"),
+        pytest.param(prefixed(b"{}", b"abcd", sizes=[-1, 5]), id="negative"),
+        pytest.param(prefixed(b"{}", b"abcd", sizes=WRAPPED), id="a sum of 64 bits is right"),
+        pytest.param(prefixed(b"7"), id="a number"),
+        pytest.param(prefixed(b"null"), id="nothing"),
+        pytest.param(prefixed(b"[]", b"abcd", sizes=[4]), id="no object"),
+        pytest.param(prefixed(b"", b"abcd"), id="no header"),
+        pytest.param(prefixed(length=1 << 31), id="a header of 2 GiB"),
+        pytest.param(prefixed(nbytes=1 << 63), id="frames of 8 EiB"),
+        pytest.param(prefixed(counts=(MANY, 0, 0)), id="a lot is released"),
+        pytest.param(prefixed(counts=(0, MANY, 0)), id="a lot is gone"),
+        pytest.param(prefixed(counts=(0, 0, MANY)), id="a lot of frames"),
+        pytest.param(bytes([255]) * 64, id="all ones"),
+        pytest.param(b"GET / HTTP/1.1\r\nHost: localhost:8888\r\nAccept: */*\r\n\r\n", id="HTTP"),
+    ],
+)
+def test_what_is_no_message_is_broken(ends: Ends, data: bytes) -> None:
+    assert len(data) >= PREFIX.size  # or it would be waited for
+    ends.raw(data)
+    with pytest.raises(Broken):
+        ends.arrived()
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(st.binary(max_size=300))
+@example(b"")
+@example(prefixed(b"{}") * 3)
+@example(prefixed(b"{}", sizes=[1], segment=1, capacity=1 << 63, flags=3))
+def test_garbage_is_broken_or_waited_for(data: bytes) -> None:
+    ends = Ends()
+    try:
+        if data:
+            ends.raw(data)
+        ends.arrived()
+    except Broken:
+        pass
+    finally:
+        ends.close()
+
+
+NUMBERS = st.integers(-(1 << 63), (1 << 63) - 1)
+ANYTHING = st.recursive(st.none() | st.integers() | st.text(), lambda item: st.lists(item))
+
+
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
+@given(st.lists(NUMBERS, max_size=4) | st.lists(st.integers(0, 300_000), max_size=9), ANYTHING)
+def test_any_sizes_for_a_segment(sizes: list[int], otherwise: Any) -> None:
+    """Whatever a message says of a segment, also in its header: frames within it, or ``Broken``."""
+    ends = Ends()
+    try:
+        segment, _ = ends.lent(np.arange(100_000))
+        ends.send(1, {"sizes": otherwise}, sizes, (), segment)
+        ((_, header, frames),) = ends.arrived()
+        assert header == {"sizes": sizes}
+        assert [len(frame) for frame in frames] == sizes
+        assert layout(sizes)[1] <= segment.capacity
+    except Broken:
+        assert min(sizes) < 0 or layout(sizes)[1] > segment.capacity
+    finally:
+        ends.close()
+
+
+@pytest.mark.parametrize("sizes", [[], [0], [0, 0], [7], [1 << 40]])
+def test_sizes_of_frames_that_are_not_there(ends: Ends, sizes: list[int]) -> None:
+    """They are told all the same: such frames come otherwise. Only empty ones need no bytes."""
+    ends.send(1, {}, sizes)
+    ((_, header, frames),) = ends.arrived()
+    assert header == {"sizes": sizes}
+    assert [len(frame) for frame in frames] == ([] if any(sizes) else sizes)
+
+
+@pytest.mark.parametrize("sizes", [[-64, 64], [-1], [100_000, -50_000]])
+def test_negative_sizes_of_a_segment_are_broken(ends: Ends, sizes: list[int]) -> None:
+    segment, _ = ends.lent(np.arange(100_000))
+    ends.send(1, {}, sizes, (), segment)
+    with pytest.raises(Broken):
+        ends.arrived()
+
+
+def test_sizes_beyond_the_segment_are_broken(ends: Ends) -> None:
+    segment, _ = ends.lent(np.arange(100_000))
+    ends.send(1, {}, [segment.capacity + 1], (), segment)
+    with pytest.raises(Broken):
+        ends.arrived()
+
+
+def test_a_segment_that_nobody_sent_has_no_frames(ends: Ends) -> None:
+    ends.raw(prefixed(sizes=[100], segment=77, capacity=MIB))
+    ends.raw(prefixed(sizes=[100], segment=78, capacity=MIB, flags=1))
+    assert [frames for _, _, frames in ends.arrived()] == [None, None]
+
+
+def test_a_file_that_is_no_segment_has_no_frames(ends: Ends) -> None:
+    before = descriptors()
+    ends.raw(prefixed(sizes=[100], segment=5, capacity=MIB, flags=1), [0])
+    loose = os.memfd_create("loose", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    os.ftruncate(loose, MIB)
+    ends.raw(prefixed(sizes=[100], segment=6, capacity=MIB, flags=1), [loose])
+    os.close(loose)
+    assert [frames for _, _, frames in ends.arrived()] == [None, None]
+    assert descriptors() == before
+
+
+def test_released_numbers_that_nobody_lent_change_nothing(ends: Ends) -> None:
+    segment, _ = ends.lent(np.arange(100_000))
+    numbers = [segment.number + 1, -segment.number - 1, 0, 1 << 62, -(1 << 63)]
+    ends.far.socket.sendall(prefixed(released=numbers, gone=numbers))
+    assert len(ends.arrived(ends.near)) == 1
+    assert segment.leases == 1
+
+
+def test_a_lease_told_over_twice_is_over_once(ends: Ends) -> None:
+    segment, _ = ends.lent(np.arange(100_000))
+    ends.far.socket.sendall(prefixed(released=[segment.number] * 3))
+    ends.arrived(ends.near)
+    assert segment.leases == 0
+
+
+def test_more_files_than_were_told_of_are_closed_in_the_end(ends: Ends) -> None:
+    before = descriptors()
+    ends.raw(prefixed(b"{}"), [0, 1, 2])
+    assert len(ends.arrived()) == 1
+    ends.close()
+    assert descriptors() == before - 2
+
+
+def test_a_message_may_not_be_longer_than_most(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_channel, "MOST", 2000)
+    ends.send(1, {}, [1000], [bytes(1000)])
+    assert len(ends.arrived()) == 1
+    ends.send(2, {}, [2000], [bytes(2000)])
+    with pytest.raises(Broken, match="a message of 20"):
+        ends.arrived()
+
+
+def test_the_peer_is_this_process(ends: Ends) -> None:
+    assert peer(ends.near.socket) == (os.getpid(), os.geteuid())
+
+
+def test_headers_are_json_and_empty_ones_nothing(ends: Ends) -> None:
+    header = {"x": [1, 2.5, None, "ä"]}
+    ends.send(1, header)
+    assert ends.arrived() == [(1, {**header, "sizes": []}, [])]
+    parts, _ = ends.near.pack(2, {"a": 1})
+    assert json.loads(bytes(parts[0])[PREFIX.size :]) == {"a": 1}
+    parts, _ = ends.near.pack(3, {}, [5])
+    assert bytes(parts[0])[PREFIX.size :] == array("q", [5]).tobytes()

@@ -1,0 +1,269 @@
+"""The exceptions: one tree, each with a sentence, each surviving pickle and copy."""
+
+from __future__ import annotations
+
+import atexit
+import copy
+import pickle
+import re
+import sys
+import traceback
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
+
+import bridgehead
+from bridgehead import (
+    BridgeError,
+    DecodeError,
+    EncodeError,
+    KernelDied,
+    MissingInKernel,
+    NameNotFound,
+    NotExecuted,
+    NotSent,
+    OutcomeUnknown,
+    PayloadTooLarge,
+    ProtocolError,
+    RemoteError,
+    Result,
+    UntrustedPayload,
+    _errors,
+)
+
+
+def subclasses(cls: type[BridgeError]) -> Iterator[type[BridgeError]]:
+    yield cls
+    for sub in cls.__subclasses__():
+        yield from subclasses(sub)
+
+
+# A class may be defined by a test; the library's are those of its own module.
+ALL = [cls for cls in dict.fromkeys(subclasses(BridgeError)) if cls.__module__ == "bridgehead"]
+
+
+def drawn() -> dict[str, str | None]:
+    """The tree in the docstring: each name with the name of its base, by indentation."""
+    found: dict[str, str | None] = {}
+    above: list[tuple[int, str]] = []
+    for spaces, name in re.findall(r"^( {4,})(\w+)", _errors.__doc__ or "", re.MULTILINE):
+        indent = len(spaces)
+        while above and above[-1][0] >= indent:
+            above.pop()
+        found[name] = above[-1][1] if above else None
+        above.append((indent, name))
+    return found
+
+
+# ---------------------------------------------------------------- the tree
+
+
+def test_the_tree_that_is_drawn_is_the_real_one() -> None:
+    real = {cls.__name__: cls.__base__.__name__ for cls in ALL if cls is not BridgeError}
+    assert drawn() == {"BridgeError": None, **real}
+    assert len(real) > 15
+
+
+def test_every_exception_of_the_module_is_in_the_tree() -> None:
+    defined = {
+        value
+        for value in vars(_errors).values()
+        if isinstance(value, type) and issubclass(value, BaseException)
+    }
+    assert defined == {*ALL, _errors.InsecureConnectionWarning}
+
+
+def test_every_exception_is_public_and_the_public_names_are_sorted() -> None:
+    assert {cls.__name__ for cls in ALL} <= set(bridgehead.__all__)
+    assert all(getattr(bridgehead, cls.__name__) is cls for cls in ALL)
+    assert bridgehead.__all__ == sorted(bridgehead.__all__)
+    assert len(set(bridgehead.__all__)) == len(bridgehead.__all__)
+
+
+RAN = {NotSent, NotExecuted, RemoteError, OutcomeUnknown}  # what each of them says
+SAYS_NOTHING = {BridgeError, DecodeError, UntrustedPayload, ProtocolError}
+
+
+@pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.__name__)
+def test_the_base_says_whether_the_request_ran(cls: type[BridgeError]) -> None:
+    told = [base for base in RAN if issubclass(cls, base)]
+    assert len(told) == (0 if cls in SAYS_NOTHING else 1)
+
+
+@pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.__name__)
+def test_every_class_has_a_docstring_of_its_own(cls: type[BridgeError]) -> None:
+    assert cls.__dict__["__doc__"].strip().partition("\n")[0].endswith(".")
+
+
+def test_a_missing_name_is_a_key_error_too() -> None:
+    assert issubclass(NameNotFound, KeyError)
+    assert [cls for cls in ALL if issubclass(cls, KeyError)] == [NameNotFound]
+
+
+def test_deadlines_and_wrong_arguments_are_the_builtin_errors() -> None:
+    assert not any(issubclass(cls, (TimeoutError, ValueError, TypeError)) for cls in ALL)
+
+
+# ---------------------------------------------------------------- each of them
+
+SENTENCE = "no 'x' in the kernel; it's \"gone\""
+WITH_ATTRIBUTES: dict[type[BridgeError], tuple[BridgeError, dict[str, Any]]] = {
+    EncodeError: (EncodeError(SENTENCE, path="df.attrs['lock']"), {"path": "df.attrs['lock']"}),
+    PayloadTooLarge: (PayloadTooLarge(SENTENCE, bytes=5), {"bytes": 5}),
+    UntrustedPayload: (UntrustedPayload(SENTENCE, type="posix.system"), {"type": "posix.system"}),
+    MissingInKernel: (MissingInKernel(SENTENCE, module="torch"), {"module": "torch"}),
+    NameNotFound: (NameNotFound(SENTENCE, names=["x", "y"]), {"names": ("x", "y")}),
+    KernelDied: (KernelDied(SENTENCE, exit_code=-9), {"exit_code": -9}),
+    RemoteError: (
+        RemoteError("ValueError", SENTENCE, ["Traceback", "  line", "ValueError"]),
+        {
+            "ename": "ValueError",
+            "evalue": SENTENCE,
+            "traceback": ["Traceback", "  line", "ValueError"],
+            "result": None,
+        },
+    ),
+}
+EXAMPLES = [WITH_ATTRIBUTES[cls] if cls in WITH_ATTRIBUTES else (cls(SENTENCE), {}) for cls in ALL]
+examples = pytest.mark.parametrize(
+    ("error", "attributes"), EXAMPLES, ids=[type(error).__name__ for error, _ in EXAMPLES]
+)
+
+
+def test_every_attribute_that_is_documented_is_tested() -> None:
+    documented = {cls for cls in ALL if "Attributes:" in (cls.__doc__ or "")}
+    assert documented == set(WITH_ATTRIBUTES)
+    for cls, (_, attributes) in WITH_ATTRIBUTES.items():
+        section = (cls.__doc__ or "").partition("Attributes:")[2].partition("\n\n")[0]
+        told = [line.strip().partition(":")[0] for line in section.splitlines() if ": " in line]
+        assert set(told) == set(attributes)
+
+
+@examples
+def test_it_has_its_attributes(error: BridgeError, attributes: dict[str, Any]) -> None:
+    assert {name: getattr(error, name) for name in attributes} == attributes
+
+
+@examples
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_it_pickles(error: BridgeError, attributes: dict[str, Any], protocol: int) -> None:
+    same(pickle.loads(pickle.dumps(error, protocol)), error, attributes)
+
+
+@examples
+@pytest.mark.parametrize("copying", [copy.copy, copy.deepcopy])
+def test_it_copies(error: BridgeError, attributes: dict[str, Any], copying: Any) -> None:
+    same(copying(error), error, attributes)
+
+
+def same(back: BridgeError, error: BridgeError, attributes: dict[str, Any]) -> None:
+    assert back is not error
+    assert type(back) is type(error)
+    assert back.args == error.args
+    assert str(back) == str(error)
+    assert {name: getattr(back, name) for name in attributes} == attributes
+
+
+@examples
+def test_its_text_is_a_sentence_and_no_repr(error: BridgeError, attributes: Any) -> None:
+    if isinstance(error, RemoteError):
+        assert str(error).startswith("ValueError: " + SENTENCE)
+    else:
+        assert str(error) == SENTENCE
+    last = traceback.format_exception_only(error)[0]
+    assert last.startswith(f"bridgehead.{type(error).__name__}: {str(error)[:20]}")
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [c for c in ALL if c in WITH_ATTRIBUTES and c is not RemoteError],
+    ids=lambda c: c.__name__,
+)
+def test_its_attributes_may_be_left_out(cls: type[BridgeError]) -> None:
+    error = cls(SENTENCE)
+    assert str(error) == SENTENCE
+    for name in WITH_ATTRIBUTES[cls][1]:
+        assert getattr(error, name) in ("", (), None)
+
+
+def test_a_group_of_them_pickles() -> None:
+    group = ExceptionGroup("several", [error for error, _ in EXAMPLES])
+    back = pickle.loads(pickle.dumps(group))
+    assert list(map(str, back.exceptions)) == list(map(str, group.exceptions))
+
+
+# ---------------------------------------------------------------- RemoteError
+
+
+def test_a_remote_error_shows_the_kernels_traceback() -> None:
+    error = RemoteError("ValueError", "bad", ["Traceback:", "  in f", "ValueError: bad"])
+    assert str(error) == "ValueError: bad\n\nin the kernel:\nTraceback:\n  in f\nValueError: bad"
+
+
+def test_a_remote_error_without_a_traceback_is_one_line() -> None:
+    assert str(RemoteError("ValueError", "bad")) == "ValueError: bad"
+    assert str(RemoteError("KeyboardInterrupt", "")) == "KeyboardInterrupt"
+    assert RemoteError("ValueError", "bad")._render_traceback_() == ["ValueError: bad"]
+
+
+def test_a_remote_error_keeps_its_result_through_pickle() -> None:
+    error = RemoteError("ValueError", "bad")
+    error.result = Result(stdout="printed before", execution_count=3)
+    back = pickle.loads(pickle.dumps(error))
+    assert back.result == error.result
+    assert RemoteError("ValueError", "bad").result is None
+
+
+def test_changing_the_list_that_was_given_changes_no_error() -> None:
+    lines = ["one"]
+    error = RemoteError("ValueError", "bad", lines)
+    lines.append("two")
+    assert error.traceback == ["one"]
+
+
+@pytest.fixture
+def shell() -> Iterator[InteractiveShell]:
+    """An IPython in this process, without a history file and without colours."""
+    main = sys.modules["__main__"]
+    config = Config()
+    config.HistoryManager.enabled = False
+    config.InteractiveShell.colors = "nocolor"
+    made = InteractiveShell.instance(config=config)
+    yield made
+    made.atexit_operations()
+    atexit.unregister(made.atexit_operations)
+    made.restore_sys_module_state()
+    InteractiveShell.clear_instance()
+    assert sys.modules["__main__"] is main
+
+
+def test_ipython_shows_the_kernels_traceback_instead_of_ours(
+    shell: InteractiveShell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = RemoteError("ValueError", "bad", ["Traceback (far):", "  far frame", "ValueError: bad"])
+
+    def frame_that_merely_carried_the_error() -> None:
+        raise error
+
+    shell.push({"carry": frame_that_merely_carried_the_error})
+    ran = shell.run_cell("carry()")
+    assert ran.error_in_exec is error
+    shown = capsys.readouterr().out
+    assert "Traceback (far):\n  far frame\nValueError: bad" in shown
+    assert "frame_that_merely_carried_the_error" not in shown
+
+
+def test_ipython_shows_other_exceptions_as_always(
+    shell: InteractiveShell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def frame_to_see() -> None:
+        raise NameNotFound(SENTENCE, names=["x"])
+
+    shell.push({"carry": frame_to_see})
+    shell.run_cell("carry()")
+    shown = capsys.readouterr().out
+    assert "frame_to_see" in shown
+    assert f"NameNotFound: {SENTENCE}" in shown

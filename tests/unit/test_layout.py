@@ -1,0 +1,32 @@
+"""Tests lie as the source does, and the catalogue of faults names tests that exist.
+
+Rule: ``tests/unit/x/test_y.py`` and ``test_y_subject.py`` test ``src/bridgehead/_x/y.py``.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+import bridgehead
+
+UNIT, SOURCE = Path(__file__).parent, Path(bridgehead.__file__).parent
+FILES = [path.relative_to(UNIT) for path in sorted(UNIT.glob("*/**/test_*.py"))]
+CATALOGUE = re.findall(r"`([\w/]+\.py)::(\w+)`", (UNIT.parent / "README.md").read_text())
+
+
+@pytest.mark.parametrize("file", FILES, ids=str)
+def test_a_file_names_the_module_that_it_tests(file: Path) -> None:
+    folder = SOURCE / f"_{file.parent}"
+    words = file.stem.split("_")[1:]
+    names = {"_".join(words[: n + 1]) for n in range(len(words))}
+    assert names & {path.stem for path in folder.iterdir() if path.stem != "__init__"}
+
+
+@pytest.mark.parametrize("file", sorted({file for file, _ in CATALOGUE}))
+def test_a_row_of_the_catalogue_names_tests_that_exist(file: str) -> None:
+    text = (UNIT.parent / file).read_text()
+    tests = {name for other, name in CATALOGUE if other == file}
+    assert tests <= set(re.findall(r"def (test_\w+)\(", text))

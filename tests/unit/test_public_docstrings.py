@@ -1,0 +1,40 @@
+"""What the public docstrings show is what happens, on a loopback.
+
+Rule: every public class and method has an example; those that need a kernel or a server are run
+in ``kernel/test_examples.py``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from typing import Any
+
+import pytest
+
+from bridgehead import Bridge, BridgeError, Fleet, SyncBridge
+from support.docstrings import NEED_MORE, examples, public, run
+
+# What nobody calls: how the transports hand messages on, and errors that take a failing kernel,
+# connection or machine. A warning is no place for an example either.
+WITHOUT = {"Messages.feed", "Messages.end", "InsecureConnectionWarning"}
+PUBLIC = dict(public())
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_it_is_told_with_an_example(name: str) -> None:
+    thing = PUBLIC[name]
+    assert inspect.getdoc(thing)
+    error = isinstance(thing, type) and issubclass(thing, BridgeError)
+    assert examples(thing) or error or name in WITHOUT
+
+
+@pytest.mark.parametrize("name", [name for name in PUBLIC if name not in NEED_MORE])
+async def test_its_example_gives_what_it_shows(name: str) -> None:
+    names: dict[str, Any] = {"asyncio": asyncio}
+    async with Bridge.loopback() as bridge, Bridge.loopback() as other:
+        with SyncBridge.loopback() as kernel, SyncBridge.loopback() as far:
+            async with Fleet([bridge, other]) as fleet:
+                names |= {"bridge": bridge, "other": other, "fleet": fleet}
+                names |= {"kernel": kernel, "far": far}
+                await run(PUBLIC[name], names)

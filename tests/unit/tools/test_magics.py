@@ -1,0 +1,314 @@
+"""``%bridge`` in an IPython of this process, over a loopback: what lines mean, and what Tab offers.
+
+Rule: no kernel here; what a kernel's outputs look like is in ``kernel/tools/test_magics.py``.
+"""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from IPython.core.completer import provisionalcompleter
+from IPython.core.error import UsageError
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
+
+from bridgehead import SyncBridge
+from bridgehead._tools.magics import cell
+from bridgehead._tools.magics import complete as tab
+from bridgehead._tools.magics.parsing import names_in, wanted, words_of
+
+
+class Shell:
+    """An IPython, what it prints, and the bridges of its magics."""
+
+    def __init__(self, ip: InteractiveShell, capsys: pytest.CaptureFixture[str]) -> None:
+        self.ip, self._capsys = ip, capsys
+        self.names = ip.user_ns
+
+    @property
+    def bridges(self) -> dict[str, SyncBridge]:
+        return self.ip.magics_manager.registry["BridgeMagics"].bridges
+
+    def __call__(self, cell: str) -> str:
+        """Run a cell; gives what is seen of it."""
+        self._capsys.readouterr()
+        self.ip.run_cell(cell, store_history=True)
+        out, err = self._capsys.readouterr()
+        return out + err
+
+    def tab(self, line: str) -> list[str]:
+        """What Tab offers at the end of a line, as terminals and kernels ask for it."""
+        with provisionalcompleter():
+            return [one.text for one in self.ip.Completer.completions(line, len(line))]
+
+
+@pytest.fixture
+def empty(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
+    """An IPython with the magics, and no bridge."""
+    monkeypatch.setattr(tab, "PATIENCE", 60.0)  # nothing here is about being fast
+    config = Config()
+    config.HistoryManager.enabled = False
+    config.InteractiveShell.colors = "nocolor"
+    ip = InteractiveShell.instance(config=config)
+    ip.run_cell("%load_ext bridgehead")
+    yield Shell(ip, capsys)
+    ip.run_cell("%unload_ext bridgehead")
+    ip.atexit_operations()
+    atexit.unregister(ip.atexit_operations)
+    ip.restore_sys_module_state()
+    InteractiveShell.clear_instance()
+
+
+@pytest.fixture
+def shell(empty: Shell) -> Shell:
+    """One with a bridge."""
+    empty.bridges["main"] = SyncBridge.loopback()
+    return empty
+
+
+# ---------------------------------------------------------------- what is typed
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("x", {"x": "x"}),
+        ("x y", {"x": "x", "y": "y"}),
+        ("x, y", {"x": "x", "y": "y"}),
+        ("x as y", {"y": "x"}),
+        ("df.describe() as d", {"d": "df.describe()"}),
+        ("x as a, f(y, [1, 2]) as b, c", {"a": "x", "b": "f(y, [1, 2])", "c": "c"}),
+        ("d['a  b, c'] as k", {"k": "d['a  b, c']"}),
+        ("a + b  as  s", {"s": "a + b"}),
+        ("' as ' as s", {"s": "' as '"}),
+        ("-x as y", {"y": "-x"}),
+        ("{'$a': '{b}'} as s", {"s": "{'$a': '{b}'}"}),
+    ],
+)
+def test_what_is_pulled_under_which_name(text: str, meant: dict[str, str]) -> None:
+    assert wanted(text) == meant
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "nothing to pull"),
+        ("x + 1", "under which name.*x \\+ 1 as NAME"),
+        ("x as 1", "under which name"),
+        ("x as class", "under which name"),
+        ("x as y, z as y", "bound twice"),
+        ("x as y z as w", "commas separate several"),
+        ("f( as y", "no expression"),
+        ("'x as y", "no expression"),
+        ("x y + 1", "no expression"),
+    ],
+)
+def test_what_cannot_be_pulled_is_told(text: str, told: str) -> None:
+    with pytest.raises(UsageError, match=told):
+        wanted(text)
+
+
+def test_words_and_names() -> None:
+    assert words_of("a  b --on gpu") == ["a", "b", "--on", "gpu"]
+    assert words_of("a['x  y'] as b --on gpu", whole=True) == [
+        *("--on", "gpu", "--", "a['x  y'] as b")
+    ]
+    assert words_of("--on=gpu a", whole=True) == ["--on", "gpu", "--", "a"]
+    assert words_of("--pull 'a + 1 as b'") == ["--pull", "a + 1 as b"]
+    with pytest.raises(UsageError, match="quot"):
+        words_of("'a")
+    assert names_in("a,b", "b c,") == ["a", "b", "c"]
+
+
+# ---------------------------------------------------------------- lines
+
+
+def test_without_a_bridge_a_line_says_how_to_get_one(empty: Shell) -> None:
+    assert (
+        empty("%bridge") == "no bridge is open; %bridge launch opens one, or attach, or connect\n"
+    )
+    for line in ("push x", "pull x", "names", "info", "close"):
+        assert empty(f"%bridge {line}").startswith("UsageError: no bridge is open")
+    assert "did you mean launch?" in empty("%bridge lanch")
+    assert "there are launch, attach" in empty("%bridge 17")
+    assert empty("%bridge close --all") == ""
+
+
+def test_objects_go_there_and_back(shell: Shell) -> None:
+    shell.names.update(a=[1], b="$a {a}")
+    assert shell("%bridge push a b") == ""
+    assert shell.bridges["main"].pull("a", "b") == ([1], "$a {a}")
+    assert shell("%bridge pull a + [len(b)] as c, b as d") == ""
+    assert (shell.names["c"], shell.names["d"]) == ([1, 6], "$a {a}")
+    assert shell("%bridge pull {'$a': '{b}'} as s") == ""  # nothing here is put in its place
+    assert shell.names["s"] == {"$a": "{b}"}
+    assert shell("%bridge pull a b") == ""
+    assert shell.names["a"] == [1]
+
+
+def test_all_or_none(shell: Shell) -> None:
+    shell.names.update(a=1)
+    assert shell("%bridge push a nope") == "UsageError: no nope here; nothing was pushed\n"
+    assert "a" not in shell.bridges["main"]
+    shell("%bridge push a")
+    shell.names["a"] = 2
+    assert "no 'nope' in the kernel" in shell("%bridge pull a nope")
+    assert shell.names["a"] == 2
+    assert "UsageError" in shell("%bridge push a a.b")
+    shell.names["lock"] = __import__("threading").Lock()
+    told = shell("%bridge push a lock")
+    assert told.startswith("UsageError: ")
+    assert told.count("\n") == 1
+    assert shell.bridges["main"].pull("a") == 1
+
+
+def test_what_is_no_data_is_not_opened_where_only_data_is_trusted(empty: Shell) -> None:
+    empty.bridges["main"] = SyncBridge.loopback(trust="data")
+    empty("%%bridge\nimport os; many, call = [1], os.getcwd")
+    assert empty("%bridge pull many") == ""
+    told = empty("%bridge pull call")
+    assert told.startswith("UsageError: ")
+    assert "only data is trusted" in told
+    assert "--trust pickle" in told
+    assert "call" not in empty.names
+
+
+def test_what_is_there_is_listed(shell: Shell) -> None:
+    assert shell("%bridge names") == "main has no names\n"
+    shell.bridges["main"].push(text="four", number=1)
+    head, *rows = shell("%bridge names").splitlines()
+    assert head.split() == ["name", "type", "size", "bytes"]
+    assert [row.split()[:2] for row in rows] == [["number", "int"], ["text", "str"]]
+    assert shell("%bridge names t*").splitlines()[1].split()[:3] == ["text", "str", "4"]
+    assert shell("%bridge names z*") == "main has no names like z*\n"
+    assert "buffers over loopback" in shell("%bridge")
+    assert "<Info " in shell("%bridge info")
+
+
+def test_several_bridges_by_name(shell: Shell) -> None:
+    shell.bridges["gpu"] = SyncBridge.loopback()
+    shell.names["a"] = 1
+    shell("%bridge push a --on gpu")
+    assert ("a" in shell.bridges["main"], "a" in shell.bridges["gpu"]) == (False, True)
+    assert shell("%%bridge --on gpu\nprint(a)") == "1\n"
+    assert shell("%bridge pull --on gpu a + 1 as b") == ""
+    assert shell.names["b"] == 2
+    assert "no bridge 'cpu' is open; there is main, gpu" in shell("%bridge names --on cpu")
+    told = shell("%bridge launch")
+    assert told.startswith("UsageError: main is open")
+    assert "--on NAME" in told
+    assert shell("%bridge close") == ""
+    assert shell("%bridge names").splitlines()[1].startswith("a ")  # the only one is meant
+    shell.bridges["two"] = SyncBridge.loopback()
+    assert shell("%bridge names") == "UsageError: which one? --on gpu or --on two\n"
+    assert "no bridge 'three'" in shell("%bridge close gpu three")
+    assert set(shell.bridges) == {"gpu", "two"}
+    shell("%bridge close gpu two")
+    assert not shell.bridges
+
+
+def test_help(shell: Shell) -> None:
+    for command in ("launch", "attach", "connect", "push", "pull", "names", "info", "close"):
+        told = shell(f"%bridge {command} --help")
+        assert told.startswith(f"%bridge {command} ")
+        assert "--on NAME" in told
+    assert "%bridge pull df.mean() as m" in shell("%bridge --help")
+    shell("%%bridge\na, h = 3, 1")
+    assert shell("%bridge pull a -h as two") == ""
+    assert shell.names["two"] == 2
+    assert shell("%%bridge --help\n1").startswith("%%bridge [--push A,B]")
+
+
+# ---------------------------------------------------------------- cells
+
+
+def test_a_cell_runs_there(shell: Shell) -> None:
+    shell.names.update(a=2, b=3)
+    seen = shell("%%bridge --push a,b --pull c,d\nc, d = a * b, '{a} $b'\nprint('printed')\nc + 1")
+    assert seen.startswith("printed\nOut[")
+    assert seen.rstrip().endswith(": 7")
+    assert (shell.names["c"], shell.names["d"]) == (6, "{a} $b")
+    assert repr(shell.names["_"]) == "7"
+    assert shell.names["_"].data["text/plain"] == "7"
+
+
+def test_a_failing_cell_pulls_nothing(shell: Shell) -> None:
+    seen = shell("%%bridge --pull c\nc = 1\n1/0")
+    assert seen.count("ZeroDivisionError: division by zero") == 1
+    assert "_magics/cell.py" not in seen
+    assert "c" not in shell.names
+    assert shell("%%bridge --push nope\nd = 1") == "UsageError: no nope here; nothing was pushed\n"
+    assert "d" not in shell.bridges["main"]
+
+
+def test_unloading_closes_the_bridges(shell: Shell) -> None:
+    bridge = shell.bridges["main"]
+    shell("%unload_ext bridgehead")
+    assert bridge.state == "closed"
+    assert "not found" in shell("%bridge")
+    assert shell.tab("%bridge pu") != ["pull", "push"]
+
+
+# ---------------------------------------------------------------- Tab
+
+
+@pytest.mark.parametrize("jedi", [True, False])
+def test_what_tab_offers(shell: Shell, jedi: bool) -> None:
+    shell.ip.Completer.use_jedi = jedi
+    shell.bridges["main"].push(there_1=1, there_2=2)
+    shell.names.update(here_1=1, here_2=2)
+    assert shell.tab("%bridge pu") == ["pull", "push"]
+    assert shell.tab("%bridge pull th") == ["there_1", "there_2"]
+    assert shell.tab("%bridge pull there_1, there_") == ["there_1", "there_2"]
+    assert shell.tab("%bridge names ") == ["there_1", "there_2"]
+    assert shell.tab("%bridge push he") == ["here_1", "here_2"]
+    assert shell.tab("%%bridge --push here_1,here") == ["here_1", "here_2"]
+    assert shell.tab("%%bridge --push=here_1 --pull ") == ["there_1", "there_2"]
+    assert shell.tab("%%bridge -") == ["--on", "--pull", "--push"]
+    assert shell.tab("%bridge launch pyth") == ["python3"]
+    assert shell.tab("%bridge launch --trust ") == ["data", "pickle"]
+    shell.bridges["gpu"] = SyncBridge.loopback()
+    shell.bridges["gpu"].push(there_3=1)
+    assert shell.tab("%bridge pull --on ") == ["gpu", "main"]
+    assert shell.tab("%bridge pull --on gpu th") == ["there_3"]
+    assert shell.tab("%bridge pull --on nope th") == []
+    assert shell.tab("%bridge close ") == ["gpu", "main"]
+
+
+def test_tab_knows_the_names_of_the_cells_kernel(shell: Shell) -> None:
+    shell.bridges["gpu"] = SyncBridge.loopback()
+    shell.bridges["gpu"].push(there_1=1, there_2=2)
+    assert {"there_1", "there_2"} <= set(shell.tab("%%bridge --on gpu\nx = 1\nprint(ther"))
+    assert "there_1" not in shell.tab("%%bridge --on gpu\nx.ther")
+    assert "there_1" not in shell.tab("%%bridge --on main\nther")
+    assert "print" in shell.tab("%%bridge --on gpu\nprin")
+
+
+def test_a_closed_bridge_or_none_offers_nothing(empty: Shell) -> None:
+    assert empty.tab("%bridge pull zzz") == []
+    empty.bridges["main"] = SyncBridge.loopback()
+    empty.bridges["main"].close()
+    assert empty.tab("%bridge pull zzz") == []
+    told: Any = empty("%bridge push In")
+    assert "closed" in told
+
+
+def test_an_interrupt_at_the_very_end_of_a_cell_loses_nothing(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Python may raise it right after the last message was taken from the queue."""
+    show, interrupts = cell._Screen.show_next, []
+
+    def show_and_be_interrupted(self: Any, arrived: Any) -> bool:
+        more = show(self, arrived)
+        if not more and not interrupts:
+            interrupts.append(1)
+            raise KeyboardInterrupt
+        return more
+
+    monkeypatch.setattr(cell._Screen, "show_next", show_and_be_interrupted)
+    assert shell("%%bridge\nprint('done')") == "done\n"
+    assert interrupts
