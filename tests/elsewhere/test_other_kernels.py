@@ -16,13 +16,7 @@ import numpy as np
 import pytest
 from jupyter_client.manager import AsyncKernelManager
 
-from bridgehead import (
-    Bridge,
-    KernelDied,
-    NotSupported,
-    RemoteError,
-    UnsupportedKernel,
-)
+from bridgehead import Bridge, KernelDied, NotSupported, RemoteError, UnsupportedKernel
 from bridgehead._transports.base import Transport
 from support.elsewhere import Elsewhere
 from support.kit import endless_cell, restart_beside_a_cell

@@ -34,7 +34,10 @@ COLUMNS = (
 FINDINGS = (IncompatiblePython, MissingInKernel, NotSupported)
 YES, NO = "yes", "–"
 README = Path(__file__).parents[2] / "README.md"
-BEGIN = "<!-- what tests/elsewhere/test_table.py saw; written by pytest -m elsewhere -k table --write -->"
+BEGIN = (
+    "<!-- what tests/elsewhere/test_table.py saw;"
+    " written by pytest -m elsewhere -k table --write -->"
+)
 END = "<!-- until here -->"
 
 

@@ -1,6 +1,6 @@
 """How the public names look to a type checker.
 
-Rule: never run; mypy and pyright read it (``tests/unit/test_public_typing.py``), strictly. What has to be
+Rule: never run; mypy and pyright read it (``unit/test_public_typing.py``), strictly. What has to be
 accepted stands plainly, with the type it must have; what has to be refused carries an ignore, and
 one that ignores nothing is an error itself.
 """

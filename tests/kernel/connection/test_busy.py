@@ -21,12 +21,7 @@ import cloudpickle
 import numpy as np
 import pytest
 
-from bridgehead import (
-    Bridge,
-    KernelUnresponsive,
-    NotSupported,
-    RemoteError,
-)
+from bridgehead import Bridge, KernelUnresponsive, NotSupported, RemoteError
 from bridgehead._transports.base import WINDOW
 from support.elsewhere import MAJORS
 from support.faults import There

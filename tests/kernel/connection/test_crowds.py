@@ -16,23 +16,9 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from bridgehead import (
-    Bridge,
-    NameNotFound,
-    PayloadTooLarge,
-    RemoteError,
-)
+from bridgehead import Bridge, NameNotFound, PayloadTooLarge, RemoteError
 from bridgehead._transports.base import WINDOW
-from support.kit import (
-    KEPT,
-    LANES,
-    all_of,
-    file_of,
-    goes_on,
-    other,
-    sigint,
-    told_within,
-)
+from support.kit import KEPT, LANES, all_of, file_of, goes_on, other, sigint, told_within
 from support.look import look
 from support.promises import Sent, occupied, seeded
 

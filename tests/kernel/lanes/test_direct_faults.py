@@ -1,7 +1,7 @@
 """What goes wrong with the direct lane: each fault is the real one, and the bridge goes on.
 
-Rule: as ``connection/test_death.py`` and its like; rows H1 to H8 are those of memory that is shared. Where it can't be,
-the objects arrive by messages, and that is said once.
+Rule: as ``connection/test_death.py``; rows H1 to H8 are those of memory that is shared. Where it
+can't be, the objects arrive by messages, and that is said once.
 """
 
 from __future__ import annotations

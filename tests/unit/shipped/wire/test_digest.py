@@ -9,12 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from bridgehead._shipped.wire.digest import LEAF, digest_of, summed
-from bridgehead._shipped.wire.frames import (
-    Broken,
-    Inbox,
-    cut,
-    digest,
-)
+from bridgehead._shipped.wire.frames import Broken, Inbox, cut, digest
 from support.frames import frames_of, joined
 
 

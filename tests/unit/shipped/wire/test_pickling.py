@@ -16,12 +16,7 @@ import pandas as pd
 import pytest
 
 from bridgehead._shipped.wire import pickling as _codec
-from bridgehead._shipped.wire.frames import (
-    IN_BAND,
-    OWN_MAPPING,
-    Inbox,
-    digest,
-)
+from bridgehead._shipped.wire.frames import IN_BAND, OWN_MAPPING, Inbox, digest
 from bridgehead._shipped.wire.pickling import culprit
 
 LOCK = threading.Lock()

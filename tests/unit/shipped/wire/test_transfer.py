@@ -10,13 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bridgehead._shipped.wire.frames import (
-    OWN_MAPPING,
-    Broken,
-    Inbox,
-    cut,
-    digest,
-)
+from bridgehead._shipped.wire.frames import OWN_MAPPING, Broken, Inbox, cut, digest
 from support.frames import frames_of, joined
 
 
