@@ -23,9 +23,7 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from bridgehead import (
-    BridgeError,
-)
+from bridgehead import BridgeError
 from bridgehead._protocol import bootstrap as _shipping
 from bridgehead._protocol import payload as _parcel
 from bridgehead._protocol import response as _protocol

@@ -14,10 +14,7 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from bridgehead import (
-    Bridge,
-    BridgeError,
-)
+from bridgehead import Bridge, BridgeError
 
 # Test modules aren't importable in a kernel; what they define is shipped like a script's own.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -12,13 +12,8 @@ from collections.abc import AsyncIterator, Iterator
 
 import cloudpickle
 
-from bridgehead import (
-    Bridge,
-)
-from support.kit import (
-    other,
-    until,
-)
+from bridgehead import Bridge
+from support.kit import other, until
 
 # Test modules aren't importable in a kernel; what they define is shipped like a script's own.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

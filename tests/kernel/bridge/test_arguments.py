@@ -16,14 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bridgehead import (
-    Bridge,
-    BridgeClosed,
-    EncodeError,
-    NameNotFound,
-    RemoteError,
-    SyncBridge,
-)
+from bridgehead import Bridge, BridgeClosed, EncodeError, NameNotFound, RemoteError, SyncBridge
 
 # Test modules aren't importable in a kernel; what they define is shipped like a script's own.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

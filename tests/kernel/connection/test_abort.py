@@ -16,22 +16,10 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from bridgehead import (
-    Bridge,
-    RemoteError,
-    RequestAborted,
-)
+from bridgehead import Bridge, RemoteError, RequestAborted
 from support.elsewhere import MAJORS
 from support.faults import RaisesThere
-from support.kit import (
-    all_of,
-    at_work,
-    file_of,
-    goes_on,
-    other,
-    told_within,
-    until,
-)
+from support.kit import all_of, at_work, file_of, goes_on, other, told_within, until
 from support.look import look
 
 # Test modules aren't importable in a kernel; what they define is shipped like a script's own.

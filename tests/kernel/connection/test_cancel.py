@@ -19,16 +19,8 @@ import anyio
 import cloudpickle
 import pytest
 
-from bridgehead import (
-    Bridge,
-)
-from support.kit import (
-    LANES,
-    all_of,
-    file_of,
-    goes_on,
-    told_within,
-)
+from bridgehead import Bridge
+from support.kit import LANES, all_of, file_of, goes_on, told_within
 from support.look import look
 
 # Test modules aren't importable in a kernel; what they define is shipped like a script's own.

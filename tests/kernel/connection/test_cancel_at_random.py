@@ -19,18 +19,8 @@ import anyio
 import cloudpickle
 import pytest
 
-from bridgehead import (
-    Bridge,
-)
-from support.kit import (
-    KEPT,
-    LANES,
-    all_of,
-    file_of,
-    goes_on,
-    told_within,
-    until,
-)
+from bridgehead import Bridge
+from support.kit import KEPT, LANES, all_of, file_of, goes_on, told_within, until
 from support.look import look
 from support.promises import occupied, seeded
 

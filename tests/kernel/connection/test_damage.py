@@ -28,14 +28,7 @@ import zmq
 import zmq.asyncio
 
 import bridgehead
-from bridgehead import (
-    Bridge,
-    BridgeError,
-    EncodeError,
-    IntegrityError,
-    RemoteError,
-    ReplyLost,
-)
+from bridgehead import Bridge, BridgeError, EncodeError, IntegrityError, RemoteError, ReplyLost
 from support.elsewhere import MAJORS
 from support.faults import BIG
 from support.kit import (

@@ -28,26 +28,10 @@ from jupyter_client.ioloop import AsyncIOLoopKernelManager
 from jupyter_client.manager import AsyncKernelManager
 from traitlets.config import Config
 
-from bridgehead import (
-    Bridge,
-    KernelDied,
-    KernelNotFound,
-    KernelRestarted,
-    KernelUnresponsive,
-)
+from bridgehead import Bridge, KernelDied, KernelNotFound, KernelRestarted, KernelUnresponsive
 from support.elsewhere import MAJORS
 from support.faults import There
-from support.kit import (
-    all_of,
-    at_work,
-    file_of,
-    goes_on,
-    other,
-    stopped,
-    told_within,
-    until,
-    wired,
-)
+from support.kit import all_of, at_work, file_of, goes_on, other, stopped, told_within, until, wired
 from support.look import look
 
 # Test modules aren't importable in a kernel; what they define is shipped like a script's own.

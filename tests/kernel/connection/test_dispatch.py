@@ -20,11 +20,7 @@ from pathlib import Path
 import cloudpickle
 import pytest
 
-from bridgehead import (
-    Bridge,
-    KernelNotFound,
-    RemoteError,
-)
+from bridgehead import Bridge, KernelNotFound, RemoteError
 from support.elsewhere import MAJORS
 from support.faults import operations
 from support.kit import (

@@ -13,15 +13,8 @@ import sys
 import cloudpickle
 import pytest
 
-from bridgehead import (
-    Bridge,
-)
-from support.kit import (
-    file_of,
-    goes_on,
-    other,
-    told_within,
-)
+from bridgehead import Bridge
+from support.kit import file_of, goes_on, other, told_within
 from support.look import look
 
 # Test modules aren't importable in a kernel; what they define is shipped like a script's own.

@@ -20,11 +20,7 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from bridgehead import (
-    Bridge,
-    RemoteError,
-    ReplyLost,
-)
+from bridgehead import Bridge, RemoteError, ReplyLost
 from support.elsewhere import MAJORS
 from support.faults import BIG, RaisesThere
 from support.kit import (

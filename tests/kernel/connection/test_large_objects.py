@@ -22,19 +22,8 @@ import numpy as np
 import psutil
 import pytest
 
-from bridgehead import (
-    Bridge,
-    PayloadTooLarge,
-    RemoteError,
-)
-from support.kit import (
-    KEPT,
-    LANES,
-    all_of,
-    file_of,
-    goes_on,
-    until,
-)
+from bridgehead import Bridge, PayloadTooLarge, RemoteError
+from support.kit import KEPT, LANES, all_of, file_of, goes_on, until
 from support.look import look
 from support.promises import Sent
 

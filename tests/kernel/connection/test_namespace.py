@@ -18,21 +18,10 @@ import pytest
 from jupyter_client.manager import AsyncKernelManager
 
 import bridgehead
-from bridgehead import (
-    Bridge,
-    MissingInKernel,
-    RemoteError,
-)
+from bridgehead import Bridge, MissingInKernel, RemoteError
 from support.elsewhere import MAJORS
 from support.faults import operations
-from support.kit import (
-    LANES,
-    all_of,
-    file_of,
-    goes_on,
-    other,
-    told_within,
-)
+from support.kit import LANES, all_of, file_of, goes_on, other, told_within
 from support.look import look
 
 # Test modules aren't importable in a kernel; what they define is shipped like a script's own.

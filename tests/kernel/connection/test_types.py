@@ -21,18 +21,8 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from bridgehead import (
-    Bridge,
-    EncodeError,
-    RemoteError,
-)
-from support.kit import (
-    LANES,
-    file_of,
-    goes_on,
-    told_within,
-    wired,
-)
+from bridgehead import Bridge, EncodeError, RemoteError
+from support.kit import LANES, file_of, goes_on, told_within, wired
 from support.look import look
 
 # Test modules aren't importable in a kernel; what they define is shipped like a script's own.

@@ -20,26 +20,9 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from bridgehead import (
-    Bridge,
-    KernelRestarted,
-    NameNotFound,
-    RemoteError,
-    ReplyLost,
-)
+from bridgehead import Bridge, KernelRestarted, NameNotFound, RemoteError, ReplyLost
 from support.elsewhere import MAJORS
-from support.kit import (
-    KEPT,
-    LANES,
-    file_of,
-    goes_on,
-    kind,
-    other,
-    told_within,
-    until,
-    whole,
-    wired,
-)
+from support.kit import KEPT, LANES, file_of, goes_on, kind, other, told_within, until, whole, wired
 from support.look import look
 from support.promises import occupied, seeded
 

@@ -13,13 +13,7 @@ import pytest
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.manager import AsyncKernelManager
 
-from bridgehead import (
-    Bridge,
-    InsecureConnection,
-    KernelNotFound,
-    NotSupported,
-    UnsupportedKernel,
-)
+from bridgehead import Bridge, InsecureConnection, KernelNotFound, NotSupported, UnsupportedKernel
 from support.kit import over
 
 RUNTIME = "JUPYTER_RUNTIME_DIR"

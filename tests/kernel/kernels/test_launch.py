@@ -13,11 +13,7 @@ import anyio
 import psutil
 import pytest
 
-from bridgehead import (
-    Bridge,
-    KernelDied,
-    KernelNotFound,
-)
+from bridgehead import Bridge, KernelDied, KernelNotFound
 
 RUNTIME = "JUPYTER_RUNTIME_DIR"
 

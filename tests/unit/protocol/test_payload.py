@@ -12,13 +12,7 @@ import cloudpickle
 import pytest
 from cloudpickle.cloudpickle import list_registry_pickle_by_value
 
-from bridgehead import (
-    BridgeError,
-    DecodeError,
-    EncodeError,
-    IncompatiblePython,
-    MissingInKernel,
-)
+from bridgehead import BridgeError, DecodeError, EncodeError, IncompatiblePython, MissingInKernel
 from bridgehead._protocol import payload as _parcel
 
 

@@ -16,12 +16,7 @@ from typing import Any
 
 import pytest
 
-from bridgehead import (
-    BridgeError,
-    ProtocolError,
-    ReplyLost,
-    UnsupportedKernel,
-)
+from bridgehead import BridgeError, ProtocolError, ReplyLost, UnsupportedKernel
 from bridgehead._lanes.base import Request
 from bridgehead._lanes.inline import InlineLane
 from bridgehead._protocol import payload as _parcel

@@ -14,18 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridgehead import (
-    Bridge,
-    Fleet,
-    Info,
-    Message,
-    Name,
-    Names,
-    Ref,
-    Result,
-    SyncBridge,
-    Transfer,
-)
+from bridgehead import Bridge, Fleet, Info, Message, Name, Names, Ref, Result, SyncBridge, Transfer
 from bridgehead._protocol.formatting import line, listed, size
 from bridgehead._protocol.results import MOST, of_bridge, of_fleet
 

@@ -14,9 +14,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from bridgehead import (
-    KernelRestarted,
-)
+from bridgehead import KernelRestarted
 from bridgehead._protocol import bootstrap as _shipping
 from bridgehead._shipped.wire.header import MIME, PROBE
 from support.bare import LOADER, Bare, Space

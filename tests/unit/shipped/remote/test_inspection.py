@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from bridgehead import (
-    RemoteError,
-)
+from bridgehead import RemoteError
 from support.bare import Space
 
 RAISES = {

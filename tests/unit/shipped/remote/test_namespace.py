@@ -17,9 +17,7 @@ from typing import Any
 
 import pytest
 
-from bridgehead import (
-    ProtocolError,
-)
+from bridgehead import ProtocolError
 from bridgehead._protocol import payload as _parcel
 from support.bare import Space
 

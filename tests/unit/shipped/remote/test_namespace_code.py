@@ -13,11 +13,7 @@ from typing import Any
 import cloudpickle
 import pytest
 
-from bridgehead import (
-    IncompatiblePython,
-    MissingInKernel,
-    RemoteError,
-)
+from bridgehead import IncompatiblePython, MissingInKernel, RemoteError
 from bridgehead._protocol import payload as _parcel
 from bridgehead._shipped.wire import pickling as _codec
 from support.bare import Space

@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import pytest
 
-from bridgehead import (
-    PayloadTooLarge,
-)
+from bridgehead import PayloadTooLarge
 from bridgehead._protocol import payload as _parcel
 from support.bare import Space
 

@@ -10,11 +10,7 @@ from collections.abc import Callable
 
 import pytest
 
-from bridgehead import (
-    KernelRestarted,
-    NameNotFound,
-    RemoteError,
-)
+from bridgehead import KernelRestarted, NameNotFound, RemoteError
 from bridgehead._protocol import payload as _parcel
 from support.bare import Bare, Bomb, Space, megabytes
 from support.elsewhere import Python

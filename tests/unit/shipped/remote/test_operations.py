@@ -10,9 +10,7 @@ import os
 
 import pytest
 
-from bridgehead import (
-    NameNotFound,
-)
+from bridgehead import NameNotFound
 from bridgehead._protocol import payload as _parcel
 from support.bare import Space
 

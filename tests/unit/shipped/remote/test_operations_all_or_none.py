@@ -11,10 +11,7 @@ from typing import Any
 
 import pytest
 
-from bridgehead import (
-    MissingInKernel,
-    RemoteError,
-)
+from bridgehead import MissingInKernel, RemoteError
 from support.bare import INTERRUPT, Bomb, Space, stream
 
 

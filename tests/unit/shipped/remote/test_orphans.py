@@ -13,9 +13,7 @@ from typing import Any
 
 import pytest
 
-from bridgehead import (
-    RemoteError,
-)
+from bridgehead import RemoteError
 from bridgehead._protocol import payload as _parcel
 from support.bare import FAR, Space, later
 

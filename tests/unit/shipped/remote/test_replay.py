@@ -12,12 +12,7 @@ import threading
 
 import pytest
 
-from bridgehead import (
-    IntegrityError,
-    ProtocolError,
-    RemoteError,
-    ReplyLost,
-)
+from bridgehead import IntegrityError, ProtocolError, RemoteError, ReplyLost
 from bridgehead._protocol import payload as _parcel
 from bridgehead._protocol import response as _protocol
 from bridgehead._protocol.raising import raise_error

@@ -10,11 +10,7 @@ from typing import Any
 
 import pytest
 
-from bridgehead import (
-    NameNotFound,
-    ProtocolError,
-    RemoteError,
-)
+from bridgehead import NameNotFound, ProtocolError, RemoteError
 from bridgehead._protocol import payload as _parcel
 from bridgehead._protocol import response as _protocol
 from bridgehead._protocol.request import batch_header

@@ -9,11 +9,7 @@ import datetime
 
 import pytest
 
-from bridgehead import (
-    ProtocolError,
-    RemoteError,
-    UntrustedPayload,
-)
+from bridgehead import ProtocolError, RemoteError, UntrustedPayload
 from bridgehead._protocol import bootstrap as _shipping
 from bridgehead._protocol import payload as _parcel
 from support.bare import Bomb, Space

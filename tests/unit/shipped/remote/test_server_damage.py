@@ -13,12 +13,7 @@ from typing import Any
 
 import pytest
 
-from bridgehead import (
-    BridgeError,
-    IntegrityError,
-    KernelRestarted,
-    ProtocolError,
-)
+from bridgehead import BridgeError, IntegrityError, KernelRestarted, ProtocolError
 from bridgehead._protocol import bootstrap as _shipping
 from bridgehead._protocol import payload as _parcel
 from bridgehead._protocol import response as _protocol

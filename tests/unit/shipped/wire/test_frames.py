@@ -9,11 +9,7 @@ import random
 import numpy as np
 import pytest
 
-from bridgehead._shipped.wire.frames import (
-    OWN_MAPPING,
-    allocate,
-    cut,
-)
+from bridgehead._shipped.wire.frames import OWN_MAPPING, allocate, cut
 from support.frames import frames_of, joined
 
 
