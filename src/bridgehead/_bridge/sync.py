@@ -21,7 +21,7 @@ from collections.abc import (
     MutableMapping,
 )
 from contextlib import contextmanager
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
 from bridgehead._bridge import loop_thread
 from bridgehead._bridge.bridge import Bridge
@@ -40,7 +40,18 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 # Options of ``Bridge``'s operations that are called while the operation runs.
 CALLBACKS = ("progress", "on_output")
+
+# What the documentation of an operation says here, besides what it says of ``Bridge``.
 CALLED_HERE = "``{}`` is called in the thread that called; what it raises ends the wait."
+NOTES = {
+    "run": """\
+``on_output`` is called in the thread that called, so a notebook shows what it prints in the
+running cell. What it raises ends the wait at once; the cell goes on in the kernel.""",
+    "ref": "Its ``pull()`` blocks and returns the value.",
+    "watch": "The iterator blocks until the next value.",
+    "messages": "The iterator blocks until the next message.",
+}
+EXAMPLES = {"interrupt": ">>> kernel.interrupt()  # the kernel is idle: nothing happens"}
 
 # How an example of Bridge's reads here.
 BLOCKING = (
@@ -69,10 +80,11 @@ def _opening(make: Callable[P, Opening[Bridge]]) -> classmethod[Any, P, SyncBrid
 
 def _blocking(
     method: Callable[Concatenate[Bridge, P], Coroutine[Any, Any, T]],
-    note: str = "",
-    example: str | None = None,
 ) -> Callable[Concatenate[SyncBridge, P], T]:
-    """Run an operation to its end; its callback, if it takes one, is called in this thread."""
+    """Run an operation to its end; its callback, if it takes one, is called in this thread.
+
+    It has one parameter: with a second one, mypy loses the overloads of ``call``.
+    """
     name = method.__name__
     takes = inspect.signature(method).parameters
     option = next((option for option in CALLBACKS if option in takes), None)
@@ -88,12 +100,7 @@ def _blocking(
             kwargs[option] = posting
             return self._wait(lambda: method(self._bridge, *args, **kwargs), here)
 
-    if option is not None:
-        note = (
-            note
-            or f"``{option}`` is called in the thread that called; what it raises ends the wait."
-        )
-    return _like(method, operation, note, example)
+    return _like(method, operation)
 
 
 def _iterating(
@@ -107,17 +114,17 @@ def _iterating(
 
         return _Blocking(self, self._wait(iterator))
 
-    result = _like(method, operation, "The iterator blocks until the next item.")
+    result = _like(method, operation)
     _returns(result, f"Iterator[{item.__name__}]", Iterator[item])
     return result
 
 
-def _like(method: Any, function: F, note: str = "", example: str | None = None) -> F:
+def _like(method: Any, function: F) -> F:
     """Give a function the name, signature and documentation of a method of ``Bridge``."""
     functools.update_wrapper(function, method)
     function.__qualname__ = f"SyncBridge.{method.__name__}"
     function.__module__ = __name__
-    function.__doc__ = _documentation(method, note, example)
+    function.__doc__ = _documentation(method)
     return function
 
 
@@ -128,23 +135,27 @@ def _returns(function: Any, shown: str, kind: Any) -> None:
     function.__annotations__ = {**function.__annotations__, "return": kind}
 
 
-def _documented(method: Any, note: str = "") -> Callable[[F], F]:
+def _documented(method: Any) -> Callable[[F], F]:
     """Give a method that is written here the documentation of ``Bridge``'s."""
 
     def documented(function: F) -> F:
-        function.__doc__ = _documentation(method, note)
+        function.__doc__ = _documentation(method)
         return function
 
     return documented
 
 
-def _documentation(method: Any, note: str = "", example: str | None = None) -> str | None:
+def _documentation(method: Any) -> str | None:
     """The method's own, with a note behind the summary and examples for a bridge that blocks."""
     text = inspect.getdoc(method)
     if text is None:  # python -OO
         return None
-    if example is not None:
-        text = f"{text.partition('Example::')[0].rstrip()}\n\nExample::\n\n    {example}\n"
+    method = getattr(method, "fget", method)
+    name = method.__name__
+    if name in EXAMPLES:
+        text = f"{text.partition('Example::')[0].rstrip()}\n\nExample::\n\n    {EXAMPLES[name]}\n"
+    called = [option for option in CALLBACKS if option in inspect.signature(method).parameters]
+    note = NOTES.get(name) or "\n".join(map(CALLED_HERE.format, called))
     if note:
         summary, _, rest = text.partition("\n\n")
         text = "\n\n".join(filter(None, (summary, note, rest)))
@@ -204,11 +215,12 @@ class SyncBridge(MutableMapping[str, Any]):
 
     # ------------------------------------------------------------ opening
 
-    launch = _opening(Bridge.launch)
-    attach = _opening(Bridge.attach)
-    connect = _opening(Bridge.connect)
-    over = _opening(Bridge.over)
-    loopback = _opening(Bridge.loopback)
+    # Final: pyright takes no other inferred type for a part of the public interface.
+    launch: Final = _opening(Bridge.launch)
+    attach: Final = _opening(Bridge.attach)
+    connect: Final = _opening(Bridge.connect)
+    over: Final = _opening(Bridge.over)
+    loopback: Final = _opening(Bridge.loopback)
 
     def close(self) -> None:
         """Close the bridge: end the kernel if ``launch`` started it, else only the connection.
@@ -231,26 +243,19 @@ class SyncBridge(MutableMapping[str, Any]):
 
     # ------------------------------------------------------------ operations
 
-    push = _blocking(Bridge.push)
-    pull = _blocking(Bridge.pull)
-    names = _blocking(Bridge.names)
-    delete = _blocking(Bridge.delete)
-    exists = _blocking(Bridge.exists)
-    call = _blocking(Bridge.call)
-    run = _blocking(
-        Bridge.run,
-        "``on_output`` is called in the thread that called, so what it prints or displays appears\n"
-        "in the notebook cell that called; what it raises ends the wait at once, and the cell in\n"
-        "the kernel goes on.",
-    )
-    interrupt = _blocking(
-        Bridge.interrupt, example=">>> kernel.interrupt()  # the kernel is idle: nothing happens"
-    )
-    restart = _blocking(Bridge.restart)
-    watch = _iterating(Bridge.watch, Any)
-    messages = _iterating(Bridge.messages, Message)
+    push: Final = _blocking(Bridge.push)
+    pull: Final = _blocking(Bridge.pull)
+    names: Final = _blocking(Bridge.names)
+    delete: Final = _blocking(Bridge.delete)
+    exists: Final = _blocking(Bridge.exists)
+    call: Final = _blocking(Bridge.call)
+    run: Final = _blocking(Bridge.run)
+    interrupt: Final = _blocking(Bridge.interrupt)
+    restart: Final = _blocking(Bridge.restart)
+    watch: Final = _iterating(Bridge.watch, Any)
+    messages: Final = _iterating(Bridge.messages, Message)
 
-    @_documented(Bridge.handoff, CALLED_HERE.format("progress"))
+    @_documented(Bridge.handoff)
     def handoff(
         self,
         *names: str,
@@ -274,7 +279,7 @@ class SyncBridge(MutableMapping[str, Any]):
             trust=trust,
         )
 
-    @_documented(Bridge.ref, "Its ``pull()`` blocks and returns the value.")
+    @_documented(Bridge.ref)
     def ref(self, expression: str) -> Ref:
         return Ref(self, self._bridge.ref(expression)._expression)
 
