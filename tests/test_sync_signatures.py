@@ -6,6 +6,7 @@ Rule: no kernel. What type checkers see is in ``typing/api.py``; the examples ar
 
 from __future__ import annotations
 
+import atexit
 import inspect
 import pydoc
 import re
@@ -16,6 +17,7 @@ from typing import Any
 import pytest
 from IPython.core.completer import provisionalcompleter
 from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
 
 from bridgehead import Bridge, SyncBridge
 
@@ -85,10 +87,17 @@ def test_help_and_type_hints(name: str) -> None:
 
 @pytest.fixture
 def shell() -> Iterator[InteractiveShell]:
+    config = Config()
+    config.HistoryManager.enabled = False
+    config.InteractiveShell.colors = "nocolor"
+    shell = InteractiveShell.instance(config=config)
     with SyncBridge.loopback() as kernel:
-        shell = InteractiveShell()
-        shell.user_ns["kernel"] = kernel
+        shell.user_ns |= {"kernel": kernel, "SyncBridge": SyncBridge}
         yield shell
+    shell.atexit_operations()
+    atexit.unregister(shell.atexit_operations)
+    shell.restore_sys_module_state()
+    InteractiveShell.clear_instance()
 
 
 @pytest.mark.parametrize("jedi", [True, False])
@@ -100,7 +109,7 @@ def shell() -> Iterator[InteractiveShell]:
         ("kernel.handoff('x', time", "timeout="),
         ("kernel.run('1', on_", "on_output="),
         ("kernel.call(len, by_", "by_value="),
-        ("type(kernel).launch(encr", "encryption="),
+        ("SyncBridge.launch(encr", "encryption="),
         ("kernel.attach(ins", "insecure="),
     ],
 )

@@ -21,7 +21,7 @@ import functools
 import os
 import threading
 from collections.abc import Awaitable, Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -286,6 +286,8 @@ class LoopThread:
     # ------------------------------------------------------------ the thread
 
     def _serve(self, started: Future[asyncio.AbstractEventLoop]) -> None:
+        from concurrent.futures import ThreadPoolExecutor  # only where a SyncBridge is opened
+
         self._note_own()
         runner = asyncio.Runner()
         try:
