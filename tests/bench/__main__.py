@@ -5,6 +5,7 @@
     python -m tests.bench first                     # the first transfer in a bridge's life
     python -m tests.bench fan-out                   # one object to four kernels, and its memory
     python -m tests.bench handoff                   # kernel to kernel, over pull and push
+    python -m tests.bench sync                      # SyncBridge over Bridge
     python -m tests.bench busy                      # now=True while the kernel spins
     python -m tests.bench memory                    # peaks of both processes, 1 GB
     python -m tests.bench import                    # over jupyter_client's
@@ -39,6 +40,7 @@ from tests.bench import (
     memory,
     opening,
     server,
+    sync,
     table,
     transfers,
 )
@@ -51,6 +53,7 @@ SCENARIOS: dict[str, Scenario] = {
     "fan-out": fan_out.measure,
     "handoff": handoff.measure,
     "engines": engines.measure,
+    "sync": sync.measure,
     "busy": busy.measure,
     "memory": memory.measure,
     "import": imports.measure,

@@ -43,6 +43,8 @@ TARGETS: dict[str, Target] = {
     **_both("np100m first, auto / zmq tcp", 0.6),
     "np100m to 4 kernels / to one": Target(2.0),
     "np100m in 4 kernels, memory / payload": Target(1.5),  # once, and what a pool keeps
+    "int push, SyncBridge / Bridge": Target(1.5),
+    "int pull, SyncBridge / Bridge": Target(1.5),
     "now=True while busy, one operation": Target(25),
     "push 1 GB, near peak": Target(1100),  # the payload and 100 MB beyond the object itself
     "push 1 GB, far peak": Target(1100),

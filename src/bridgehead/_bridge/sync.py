@@ -1,226 +1,232 @@
-"""The same bridge, blocking: for scripts, threads and notebook cells.
+"""The blocking face of a bridge: for scripts, threads and notebook cells.
 
-Rule: no logic of its own. Every call runs on an event loop in a thread that belongs to the
-bridge, so it works with no event loop running and inside one.
+Rule: no logic and no signature of its own. Each operation is ``Bridge``'s, run on the event-loop
+thread that all SyncBridges share, so it works with no event loop running and inside one. Callbacks
+run in the thread that called.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
-import ssl as tls
-import threading
+import re
 import weakref
 from collections.abc import (
     AsyncIterator,
     Awaitable,
     Callable,
-    Collection,
+    Coroutine,
     Iterator,
-    Mapping,
     MutableMapping,
-    Sequence,
 )
-from concurrent.futures import Future
 from contextlib import contextmanager
-from types import ModuleType
-from typing import Any, TypeVar, overload
+from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
+from bridgehead._bridge import loop_thread
 from bridgehead._bridge.bridge import Bridge
-from bridgehead._bridge.loop_thread import LoopThread, Meanwhile
+from bridgehead._bridge.loop_thread import LoopCall, LoopEnded, LoopThread, Meanwhile
 from bridgehead._bridge.opening import Opening
 from bridgehead._bridge.progress import EVERY, Report, drawing
 from bridgehead._connection.trust import TrustName
-from bridgehead._connection.watch import Watch
 from bridgehead._errors import BridgeClosed
-from bridgehead._kernels.security import Insecurity
-from bridgehead._lanes.handshake import LaneName
 from bridgehead._protocol.ref import Ref
-from bridgehead._protocol.results import Info, Names, Result, Transfer, of_bridge
-from bridgehead._transports.messages import Message, Messages
+from bridgehead._protocol.results import Info, Transfer, of_bridge
+from bridgehead._transports.messages import Message
 
+P = ParamSpec("P")
 T = TypeVar("T")
+F = TypeVar("F", bound=Callable[..., Any])
+
+# Options of ``Bridge``'s operations that are called while the operation runs.
+CALLBACKS = ("progress", "on_output")
+
+# What the documentation of an operation says here, besides what it says of ``Bridge``.
+CALLED_HERE = "``{}`` is called in the thread that called; what it raises ends the wait."
+NOTES = {
+    "run": """\
+``on_output`` is called in the thread that called, so a notebook shows what it prints in the
+running cell. What it raises ends the wait at once; the cell goes on in the kernel.""",
+    "ref": "Its ``pull()`` blocks and returns the value.",
+    "watch": "The iterator blocks until the next value.",
+    "messages": "The iterator blocks until the next message.",
+}
+EXAMPLES = {"interrupt": ">>> kernel.interrupt()  # the kernel is idle: nothing happens"}
+
+# How an example of Bridge's reads here.
+BLOCKING = (
+    (r"\basync (with|for)\b", r"\1"),
+    (r"\bawait anext\(", "next("),
+    (r"\bawait ", ""),
+    (r"\bBridge\b", "SyncBridge"),
+    (r"\bbridge\b", "kernel"),
+    (r"\bother\b", "far"),
+)
+
+
+# ------------------------------------------------------------ from Bridge's methods to these
+
+
+def _opening(make: Callable[P, Opening[Bridge]]) -> classmethod[Any, P, SyncBridge]:
+    """Open a bridge and wait until it is open."""
+
+    def opening(cls: type[SyncBridge], /, *args: P.args, **kwargs: P.kwargs) -> SyncBridge:
+        return cls(lambda: make(*args, **kwargs))
+
+    method = _like(inspect.unwrap(make.__func__), opening)  # type: ignore[attr-defined]
+    _returns(method, "SyncBridge", Self)
+    return classmethod(method)
+
+
+def _blocking(
+    method: Callable[Concatenate[Bridge, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[SyncBridge, P], T]:
+    """Run an operation to its end; its callback, if it takes one, is called in this thread.
+
+    It has one parameter: with a second one, mypy loses the overloads of ``call``.
+    """
+    name = method.__name__
+    takes = inspect.signature(method).parameters
+    option = next((option for option in CALLBACKS if option in takes), None)
+
+    def operation(self: SyncBridge, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        callback: Any = None if option is None else kwargs.get(option)
+        if option is None or callback is None or callback is False:
+            value: Any = self._wait(lambda: method(self._bridge, *args, **kwargs))
+            if type(value) is Ref:  # its pull() has to block as well
+                value = Ref(self, value._expression)
+            return value  # type: ignore[no-any-return]
+        with _called_here(name, option, callback) as (posting, here):
+            kwargs[option] = posting
+            return self._wait(lambda: method(self._bridge, *args, **kwargs), here)
+
+    return _like(method, operation)
+
+
+def _iterating(
+    method: Callable[Concatenate[Bridge, P], AsyncIterator[T]], item: Any
+) -> Callable[Concatenate[SyncBridge, P], Iterator[T]]:
+    """Give an iterator that blocks until the next item."""
+
+    def operation(self: SyncBridge, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
+        async def iterator() -> AsyncIterator[T]:  # made on the loop, as it has to be
+            return method(self._bridge, *args, **kwargs)
+
+        return _Blocking(self, self._wait(iterator))
+
+    result = _like(method, operation)
+    _returns(result, f"Iterator[{item.__name__}]", Iterator[item])
+    return result
+
+
+def _like(method: Any, function: F) -> F:
+    """Give a function the name, signature and documentation of a method of ``Bridge``."""
+    functools.update_wrapper(function, method)
+    function.__qualname__ = f"SyncBridge.{method.__name__}"
+    function.__module__ = __name__
+    function.__doc__ = _documentation(method)
+    return function
+
+
+def _returns(function: Any, shown: str, kind: Any) -> None:
+    """Have it return another type than the method of ``Bridge`` does."""
+    signature = inspect.signature(function)
+    function.__signature__ = signature.replace(return_annotation=shown)
+    function.__annotations__ = {**function.__annotations__, "return": kind}
+
+
+def _documented(method: Any) -> Callable[[F], F]:
+    """Give a method that is written here the documentation of ``Bridge``'s."""
+
+    def documented(function: F) -> F:
+        function.__doc__ = _documentation(method)
+        return function
+
+    return documented
+
+
+def _documentation(method: Any) -> str | None:
+    """The method's own, with a note behind the summary and examples for a bridge that blocks."""
+    text = inspect.getdoc(method)
+    if text is None:  # python -OO
+        return None
+    method = getattr(method, "fget", method)
+    name = method.__name__
+    if name in EXAMPLES:
+        text = f"{text.partition('Example::')[0].rstrip()}\n\nExample::\n\n    {EXAMPLES[name]}\n"
+    called = [option for option in CALLBACKS if option in inspect.signature(method).parameters]
+    note = NOTES.get(name) or "\n".join(map(CALLED_HERE.format, called))
+    if note:
+        summary, _, rest = text.partition("\n\n")
+        text = "\n\n".join(filter(None, (summary, note, rest)))
+    return re.sub(r"^ *(>>>|\.\.\.) .*$|``[^`]+``", _as_blocking, text, flags=re.MULTILINE)
+
+
+def _as_blocking(code: re.Match[str]) -> str:
+    text = code[0]
+    for pattern, instead in BLOCKING:
+        text = re.sub(pattern, instead, text)
+    return text
+
+
+@contextmanager
+def _called_here(
+    name: str, option: str, callback: Any
+) -> Iterator[tuple[Callable[..., object], Meanwhile]]:
+    """Give what the loop is to call in place of a callback, and what this thread does meanwhile."""
+    if option != "progress":
+        here = Meanwhile()
+        yield here.calling(callback), here
+        return
+    with drawing(callback, name) as (report, draw):
+        here = Meanwhile(draw, EVERY)
+        yield (here.calling(report) if draw is None else report), here
+
+
+# ------------------------------------------------------------ the bridge
 
 
 class SyncBridge(MutableMapping[str, Any]):
     """A ``Bridge`` whose operations block, and a mapping of the kernel's names.
 
-    ``with SyncBridge.launch() as kernel: kernel["x"] = 1``. The mapping's names are those that
-    ``names()`` lists; getting evaluates any expression, and a name that isn't there is a
-    ``KeyError``. May be used from any thread, also while an event loop runs in it. What each
-    operation takes, returns and raises is told at ``Bridge``; ``KeyboardInterrupt`` abandons the
-    operation here, not what runs over there (see ``interrupt``).
+    ``with SyncBridge.launch() as kernel: kernel["x"] = 1``. The mapping has the names that
+    ``names()`` lists. Getting an item evaluates any expression; a name that does not exist is a
+    ``KeyError``. Any thread may use it, also one that runs an event loop. ``KeyboardInterrupt``
+    abandons the operation here; what the kernel runs goes on (see ``interrupt``).
+
+    All SyncBridges of a process share one event-loop thread, which ends with the last of them.
+
+    In the examples of the methods, ``kernel`` and ``far`` are open SyncBridges.
 
     >>> kernel["rows"] = [1, 2]
     >>> kernel["sum(rows)"], "rows" in kernel, list(kernel)
     (3, True, ['rows'])
     """
 
-    # Without a dict: k.x = 1 must not look as if something had crossed.
+    # Without a dict: kernel.x = 1 must not look as if x was pushed.
     __slots__ = ("__weakref__", "_bridge", "_finalizer", "_thread")
 
-    def __init__(self, make: Callable[[], Opening[Bridge]]) -> None:
+    def __init__(self, make: Callable[[], Awaitable[Bridge]]) -> None:
         self._finalizer: weakref.finalize[..., SyncBridge] | None = None
-        self._thread = LoopThread()
-        try:
-            self._bridge: Bridge = self._wait(lambda: _await(make()))
-        except BaseException:
-            self._thread.stop()
-            raise
-        self._finalizer = weakref.finalize(self, _leave, self._thread, self._bridge, os.getpid())
+        self._thread: LoopThread
+        self._bridge: Bridge
+        self._thread, self._bridge = loop_thread.opened(make)
+        self._finalizer = weakref.finalize(self, _close, self._thread, self._bridge, os.getpid())
 
     # ------------------------------------------------------------ opening
 
-    @classmethod
-    def launch(
-        cls,
-        kernel_name: str = "python3",
-        *,
-        connection_file: str | os.PathLike[str] | None = None,
-        env: Mapping[str, str] | None = None,
-        cwd: str | os.PathLike[str] | None = None,
-        encryption: bool = False,
-        insecure: Insecurity | Collection[Insecurity] = (),
-        lane: LaneName = "auto",
-        pool: float = 0.5,
-        trust: TrustName | None = None,
-        allow: Collection[type | str] = (),
-        timeout: float = 60.0,
-    ) -> SyncBridge:
-        """See ``Bridge.launch``.
-
-        >>> with SyncBridge.launch() as kernel:
-        ...     print(kernel.pull("6 * 7"))
-        42
-        """
-        return cls(
-            lambda: Bridge.launch(
-                kernel_name,
-                connection_file=connection_file,
-                env=env,
-                cwd=cwd,
-                encryption=encryption,
-                insecure=insecure,
-                lane=lane,
-                pool=pool,
-                trust=trust,
-                allow=allow,
-                timeout=timeout,
-            )
-        )
-
-    @classmethod
-    def attach(
-        cls,
-        existing: str | os.PathLike[str] | None = None,
-        *,
-        insecure: Insecurity | Collection[Insecurity] = (),
-        lane: LaneName = "auto",
-        pool: float = 0.5,
-        trust: TrustName | None = None,
-        allow: Collection[type | str] = (),
-        timeout: float = 60.0,
-    ) -> SyncBridge:
-        """See ``Bridge.attach``.
-
-        >>> with SyncBridge.attach(connection_file) as kernel:
-        ...     kernel["x"] = 1
-        """
-        return cls(
-            lambda: Bridge.attach(
-                existing,
-                insecure=insecure,
-                lane=lane,
-                pool=pool,
-                trust=trust,
-                allow=allow,
-                timeout=timeout,
-            )
-        )
-
-    @classmethod
-    def connect(
-        cls,
-        url: str | None = None,
-        token: str | None = None,
-        *,
-        kernel_id: str | None = None,
-        kernel_name: str | None = None,
-        ssl: tls.SSLContext | str | os.PathLike[str] | None = None,
-        insecure: Insecurity | Collection[Insecurity] = (),
-        lane: LaneName = "auto",
-        trust: TrustName | None = None,
-        allow: Collection[type | str] = (),
-        timeout: float = 60.0,
-    ) -> SyncBridge:
-        """See ``Bridge.connect``.
-
-        >>> with SyncBridge.connect(url, token) as kernel:
-        ...     print(kernel.info.transport, kernel.info.trust)
-        websocket data
-        """
-        return cls(
-            lambda: Bridge.connect(
-                url,
-                token,
-                kernel_id=kernel_id,
-                kernel_name=kernel_name,
-                ssl=ssl,
-                insecure=insecure,
-                lane=lane,
-                trust=trust,
-                allow=allow,
-                timeout=timeout,
-            )
-        )
-
-    @classmethod
-    def over(
-        cls,
-        lender: Any,
-        *,
-        insecure: Insecurity | Collection[Insecurity] = (),
-        lane: LaneName = "auto",
-        pool: float = 0.5,
-        trust: TrustName | None = None,
-        allow: Collection[type | str] = (),
-        timeout: float = 60.0,
-    ) -> SyncBridge:
-        """See ``Bridge.over``.
-
-        >>> with SyncBridge.over(manager) as kernel:
-        ...     kernel["x"] = 1
-        """
-        return cls(
-            lambda: Bridge.over(
-                lender,
-                insecure=insecure,
-                lane=lane,
-                pool=pool,
-                trust=trust,
-                allow=allow,
-                timeout=timeout,
-            )
-        )
-
-    @classmethod
-    def loopback(
-        cls,
-        *,
-        lane: LaneName = "auto",
-        trust: TrustName | None = None,
-        allow: Collection[type | str] = (),
-    ) -> SyncBridge:
-        """See ``Bridge.loopback``.
-
-        >>> with SyncBridge.loopback() as kernel:
-        ...     kernel["x"] = 1
-        ...     print(kernel["x"])
-        1
-        """
-        return cls(lambda: Bridge.loopback(lane=lane, trust=trust, allow=allow))
+    # Final: pyright takes no other inferred type for a part of the public interface.
+    launch: Final = _opening(Bridge.launch)
+    attach: Final = _opening(Bridge.attach)
+    connect: Final = _opening(Bridge.connect)
+    over: Final = _opening(Bridge.over)
+    loopback: Final = _opening(Bridge.loopback)
 
     def close(self) -> None:
-        """See ``Bridge.aclose``; also done when the bridge is forgotten or Python exits.
+        """Close the bridge: end the kernel if ``launch`` started it, else only the connection.
+
+        Calls that wait in other threads raise ``BridgeClosed``. It may be called again. A bridge is
+        also closed when it is garbage collected, and when Python exits.
 
         >>> kernel.close()
         >>> kernel.state
@@ -229,7 +235,7 @@ class SyncBridge(MutableMapping[str, Any]):
         if self._finalizer is not None:
             self._finalizer()
 
-    def __enter__(self) -> SyncBridge:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
@@ -237,262 +243,58 @@ class SyncBridge(MutableMapping[str, Any]):
 
     # ------------------------------------------------------------ operations
 
-    def push(
-        self,
-        mapping: Mapping[str, Any] | None = None,
-        /,
-        *,
-        by_value: Sequence[ModuleType] = (),
-        timeout: float | None = None,
-        progress: bool | Report = False,
-        now: bool = False,
-        max_bytes: int | None = None,
-        trust: TrustName = "pickle",
-        **values: Any,
-    ) -> Transfer:
-        """See ``Bridge.push``; ``progress`` is called in the thread that called this.
+    push: Final = _blocking(Bridge.push)
+    pull: Final = _blocking(Bridge.pull)
+    names: Final = _blocking(Bridge.names)
+    delete: Final = _blocking(Bridge.delete)
+    exists: Final = _blocking(Bridge.exists)
+    call: Final = _blocking(Bridge.call)
+    run: Final = _blocking(Bridge.run)
+    interrupt: Final = _blocking(Bridge.interrupt)
+    restart: Final = _blocking(Bridge.restart)
+    watch: Final = _iterating(Bridge.watch, Any)
+    messages: Final = _iterating(Bridge.messages, Message)
 
-        What it raises ends the wait; all may have been bound by then.
-
-        >>> kernel.push(x=1).names
-        ('x',)
-        """
-        with _reporting(progress, "push") as (report, here):
-            return self._wait(
-                lambda: self._bridge.push(
-                    mapping,
-                    by_value=by_value,
-                    timeout=timeout,
-                    progress=report,
-                    now=now,
-                    max_bytes=max_bytes,
-                    trust=trust,
-                    **values,
-                ),
-                here,
-            )
-
-    def pull(
-        self,
-        *expressions: str | Ref,
-        timeout: float | None = None,
-        progress: bool | Report = False,
-        now: bool = False,
-        max_bytes: int | None = None,
-        trust: TrustName | None = None,
-    ) -> Any:
-        """See ``Bridge.pull``; ``progress`` is called in the thread that called this.
-
-        >>> kernel.pull("6 * 7")
-        42
-        """
-        with _reporting(progress, "pull") as (report, here):
-            return self._wait(
-                lambda: self._bridge.pull(
-                    *expressions,
-                    timeout=timeout,
-                    progress=report,
-                    now=now,
-                    max_bytes=max_bytes,
-                    trust=trust,
-                ),
-                here,
-            )
-
+    @_documented(Bridge.handoff)
     def handoff(
         self,
         *names: str,
-        to: SyncBridge,
+        to: SyncBridge,  # the one type that is not Bridge's; typing cannot replace it in P
         timeout: float | None = None,
         progress: bool | Report = False,
         max_bytes: int | None = None,
         trust: TrustName | None = None,
     ) -> Transfer:
-        """See ``Bridge.handoff``; ``to`` is a ``SyncBridge`` too.
-
-        ``progress`` is called in the thread that called this; what it raises ends the wait, and all
-        may have been bound by then. The other kernel's place in its queue is taken when this one
-        has answered.
-
-        >>> kernel["x"] = 1
-        >>> kernel.handoff("x", to=far).names
-        ('x',)
-        >>> far["x"]
-        1
-        """
         if not isinstance(to, SyncBridge):
             raise TypeError(f"to= takes a SyncBridge, not {type(to).__name__}")
-        with _reporting(progress, "handoff") as (report, here):
-            asked = self._bridge._to_hand_off(names, to._bridge, timeout, max_bytes, trust, report)
-            to._wait(asked.reach, here)
-            self._wait(asked.give, here)
-            return to._wait(asked.take, here)
-
-    def watch(self, expression: str | Ref, *, max_bytes: int | None = None) -> Iterator[Any]:
-        """See ``Bridge.watch``; the iterator blocks until the next value.
-
-        >>> next(kernel.watch("6 * 7"))
-        42
-        """
-
-        async def follow() -> Watch:
-            return self._bridge.watch(expression, max_bytes=max_bytes)
-
-        return _Blocking(self, self._wait(follow))
-
-    @overload
-    def call(
-        self,
-        function: Callable[..., T],
-        /,
-        *args: Any,
-        keep: None = None,
-        by_value: Sequence[ModuleType] = (),
-        timeout: float | None = None,
-        **kwargs: Any,
-    ) -> T: ...
-
-    @overload
-    def call(
-        self,
-        function: Callable[..., object],
-        /,
-        *args: Any,
-        keep: str,
-        by_value: Sequence[ModuleType] = (),
-        timeout: float | None = None,
-        **kwargs: Any,
-    ) -> Ref: ...
-
-    def call(
-        self,
-        function: Callable[..., Any],
-        /,
-        *args: Any,
-        keep: str | None = None,
-        by_value: Sequence[ModuleType] = (),
-        timeout: float | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """See ``Bridge.call``.
-
-        >>> kernel.call(len, "abc")
-        3
-        """
-        value = self._wait(
-            lambda: self._bridge.call(
-                function, *args, keep=keep, by_value=by_value, timeout=timeout, **kwargs
-            )
+        self._check()
+        to._check()
+        return _handoff(
+            self,
+            *names,
+            to=to._bridge,
+            timeout=timeout,
+            progress=progress,
+            max_bytes=max_bytes,
+            trust=trust,
         )
-        return Ref(self, value._expression) if type(value) is Ref else value
 
+    @_documented(Bridge.ref)
     def ref(self, expression: str) -> Ref:
-        """See ``Bridge.ref``; its ``pull()`` returns the value.
-
-        >>> kernel.ref("'far away'").upper().pull()
-        'FAR AWAY'
-        """
         return Ref(self, self._bridge.ref(expression)._expression)
 
-    def names(self, pattern: str = "*", *, timeout: float | None = None) -> Names:
-        """See ``Bridge.names``.
-
-        >>> kernel.push(rows=[1, 2], x=1).names
-        ('rows', 'x')
-        >>> [name.name for name in kernel.names("r*")]
-        ['rows']
-        """
-        return self._wait(lambda: self._bridge.names(pattern, timeout=timeout))
-
-    def delete(self, *names: str, timeout: float | None = None) -> None:
-        """See ``Bridge.delete``.
-
-        >>> kernel["x"] = 1
-        >>> kernel.delete("x")
-        """
-        return self._wait(lambda: self._bridge.delete(*names, timeout=timeout))
-
-    def exists(self, name: str, *, timeout: float | None = None) -> bool:
-        """See ``Bridge.exists``.
-
-        >>> kernel.exists("x")
-        False
-        """
-        return self._wait(lambda: self._bridge.exists(name, timeout=timeout))
-
-    def run(
-        self,
-        code: str,
-        *,
-        on_output: Callable[[Message], object] | None = None,
-        timeout: float | None = None,
-    ) -> Result:
-        """See ``Bridge.run``; ``on_output`` is called in the thread that called this.
-
-        So what it prints or displays stands in the notebook's cell that is running; what it
-        raises ends the wait at once, and the cell goes on.
-
-        >>> kernel.run("print(6 * 7)").stdout.split()
-        ['42']
-        """
-        if on_output is None:
-            return self._wait(lambda: self._bridge.run(code, timeout=timeout))
-        here = Meanwhile()
-        told = here.calling(on_output)
-        return self._wait(lambda: self._bridge.run(code, on_output=told, timeout=timeout), here)
-
-    def messages(self) -> Iterator[Message]:
-        """See ``Bridge.messages``; the iterator blocks until the next one.
-
-        >>> messages = kernel.messages()
-        >>> kernel.run("x = 1")
-        <Result [1] no value>
-        >>> next(messages)
-        <status busy>
-        """
-
-        async def listen() -> Messages:
-            return self._bridge.messages()
-
-        return _Blocking(self, self._wait(listen))
-
-    def interrupt(self, *, timeout: float | None = 10.0) -> None:
-        """See ``Bridge.interrupt``.
-
-        >>> kernel.interrupt()  # nothing is running
-        """
-        return self._wait(lambda: self._bridge.interrupt(timeout=timeout))
-
-    def restart(self, *, timeout: float = 60.0) -> None:
-        """See ``Bridge.restart``.
-
-        >>> kernel["x"] = 1
-        >>> kernel.restart()
-        >>> "x" in kernel
-        False
-        """
-        return self._wait(lambda: self._bridge.restart(timeout=timeout))
-
     @property
+    @_documented(Bridge.state)
     def state(self) -> str:
-        """See ``Bridge.state``.
-
-        >>> kernel.state
-        'idle'
-        """
         return self._bridge.state
 
     @property
+    @_documented(Bridge.info)
     def info(self) -> Info:
-        """See ``Bridge.info``.
-
-        >>> kernel.info.transport
-        'loopback'
-        """
         return self._bridge.info
 
     def __reduce__(self) -> Any:
-        raise TypeError("a bridge stays in its process; attach another one over there")
+        raise TypeError("a bridge cannot be pickled; open another one in the other process")
 
     def __repr__(self) -> str:
         return f"<Sync{repr(self._bridge)[1:]}"
@@ -512,7 +314,7 @@ class SyncBridge(MutableMapping[str, Any]):
         self.delete(name)
 
     def __iter__(self) -> Iterator[str]:
-        return iter([told.name for told in self.names()])
+        return iter([entry.name for entry in self.names()])
 
     def __len__(self) -> int:
         return len(self.names())
@@ -528,37 +330,34 @@ class SyncBridge(MutableMapping[str, Any]):
 
     # ------------------------------------------------------------ inside
 
-    def _start(self, call: Callable[[], Awaitable[T]]) -> Future[T]:
-        """Begin a call; for one that waits in a way of its own."""
+    def _start(self, function: Callable[[], Awaitable[T]], on_end: Callable[[], object]) -> LoopCall[T]:
+        """Begin a call, for a caller that waits in its own way."""
         self._check()
-        return self._thread.start(call)
+        try:
+            return self._thread.start(LoopCall(function, on_end))
+        except LoopEnded:
+            raise _closed() from None
 
-    def _wait(self, call: Callable[[], Awaitable[T]], here: Meanwhile | None = None) -> T:
+    def _wait(self, function: Callable[[], Awaitable[T]], here: Meanwhile | None = None) -> T:
         self._check()
-        return self._thread.wait(call, here)
+        try:
+            return self._thread.wait(function, here)
+        except LoopEnded:
+            raise _closed() from None
 
     def _check(self) -> None:
         if self._finalizer is not None and not self._finalizer.alive:
-            raise BridgeClosed("this bridge was closed")
+            raise _closed()
 
 
-@contextmanager
-def _reporting(
-    progress: bool | Report, operation: str
-) -> Iterator[tuple[Report, Meanwhile | None]]:
-    """What a transfer reports to in the bridge's thread, and what this one does meanwhile."""
-    with drawing(progress, operation) as (report, draw):
-        if draw is not None:
-            yield report, Meanwhile(draw, EVERY)
-        elif progress is False:
-            yield report, None
-        else:
-            here = Meanwhile()
-            yield here.calling(report), here
+_handoff = _blocking(Bridge.handoff)
 
 
 class _Blocking(Iterator[T]):
-    """An async iterator, blocking. No generator: one is at its end once anything was raised."""
+    """A blocking iterator over an async one.
+
+    Not a generator: a generator ends with the first exception, and a watch goes on after one.
+    """
 
     def __init__(self, bridge: SyncBridge, stream: AsyncIterator[T]) -> None:
         self._bridge, self._stream = bridge, stream
@@ -573,18 +372,10 @@ class _Blocking(Iterator[T]):
         return repr(self._stream)
 
 
-async def _await(opening: Opening[Bridge]) -> Bridge:
-    return await opening
+def _closed() -> BridgeClosed:
+    return BridgeClosed("this bridge was closed")
 
 
-def _leave(thread: LoopThread, bridge: Bridge, process: int) -> None:
-    if os.getpid() != process:  # a forked child has neither the thread nor the kernel
-        return
-    if thread.is_current:
-        # The garbage collector struck in the bridge's own thread, which can't wait for itself.
-        threading.Thread(target=_leave, args=(thread, bridge, process)).start()
-        return
-    try:
-        thread.wait(bridge.aclose)
-    finally:
-        thread.stop()
+def _close(thread: LoopThread, bridge: Bridge, process: int) -> None:
+    if os.getpid() == process:  # a forked child has neither the thread nor the kernel
+        thread.close(bridge)

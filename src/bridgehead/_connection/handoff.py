@@ -1,19 +1,21 @@
-"""From kernel to kernel: what one gives the other takes, and nobody opens it in between.
+"""A handoff: one kernel gives what another one takes.
 
-Rule: two operations, a reading in the source and a binding in the target, that are one for who
-asked. The pickle is one, so that what the names share stays shared, and it is not unpickled here.
+Rule: two requests, a fetch from the source and a bind in the target, that are one operation for
+the caller. It is pickled once, so what the names share stays shared, and it is not unpickled here.
 
-A handoff takes its place in both queues when it is called, in the source's first, and is before
-the target until the source has answered. Nobody waits in a ring: a reading that waits behind
-another's binding was called after that one's reading.
+Laws:
+- A handoff takes its place in both queues when it is called, in the source's queue first. In the
+  target's queue it stays in front of later requests until the source has replied.
+- Handoffs in a ring do not wait for each other for ever: a fetch that waits behind another
+  handoff's bind was called after that handoff's fetch.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractAsyncContextManager, contextmanager
+from typing import Any, TypeVar
 
 from bridgehead._connection.calls import Answered, Call, Deadline, Packed, check_seconds
 from bridgehead._connection.connection import Foothold
@@ -22,6 +24,8 @@ from bridgehead._errors import BridgeError, IncompatiblePython, MissingInKernel
 from bridgehead._lanes.relay import RELAY
 from bridgehead._protocol.payload import Parcel
 from bridgehead._protocol.results import Transfer
+
+T = TypeVar("T")
 
 
 class Handoff:
@@ -38,38 +42,41 @@ class Handoff:
         data: bool,
         report: Callable[[int, int], object],
     ) -> None:
-        """``data`` has either kernel know nothing but data; ``report`` is told of bytes as they
-        come and as they go, half for each.
+        """With ``data`` the source sends and the target opens nothing but data.
+
+        ``report`` is called with bytes done and bytes in all; half count when they come from the
+        source, and half when they go to the target.
         """
         check_seconds(timeout)
         self.source, self.target, self.names = source, target, list(names)
         self.timeout, self.limit, self.data, self.report = timeout, limit, data, report
         self.started = time.perf_counter()
-        self._given: Answered | None = None
 
     async def both(self) -> Transfer:
-        """The whole, where one event loop has both bridges."""
-        with _told_of("target", self.target):
+        """Fetch from the source, bind in the target."""
+        with _naming("target", self.target):
             self.target.check()
-        with self.source.queue.place() as there, self.target.queue.place() as here:
+        with self.source.queue.place() as giving, self.target.queue.place() as taking:
             if not self.target.remote.is_ready:
-                with _told_of("source", self.source):
-                    await there.prepare(self._meanwhile(here, self.reach()))
-            await self._meanwhile(here, self.give(there))
-            return await self.take(here)
+                # Before the fetch: without a target nothing has to be read. The source may be
+                # restarted meanwhile, which its place notices.
+                with _naming("source", self.source):
+                    await giving.prepare(self._prepare(taking, self._reach()))
+            fetched = await self._prepare(taking, self._fetch(giving))
+            return await self._bind(taking, fetched)
 
-    async def _meanwhile(self, here: Place, work: Coroutine[Any, Any, None]) -> None:
-        """What the target has to wait for; it may go before that is done."""
-        with _told_of("target", self.target):
-            await here.prepare(work)
+    async def _prepare(self, taking: Place, work: Coroutine[Any, Any, T]) -> T:
+        """Await what comes before the bind; fail at once if the target is lost meanwhile."""
+        with _naming("target", self.target):
+            return await taking.prepare(work)
 
-    async def reach(self) -> None:
-        """See whether there is somebody to take it, before anything is read."""
-        with _told_of("target", self.target):
+    async def _reach(self) -> None:
+        """Check that the target answers."""
+        with _naming("target", self.target):
             async with self._deadline(self.target):
                 await self.target.remote.ready()
 
-    async def give(self, place: Place | None = None) -> None:
+    async def _fetch(self, place: Place) -> Answered:
         """Have the source pickle what it has under the names."""
         info = self.target.remote.info
         fields = {
@@ -83,29 +90,27 @@ class Handoff:
         def report(done: int, total: int) -> None:
             self.report(done // 2, total)
 
-        call = Call("fetch", None, report, fields, place=place, unread=self._goes_on)
-        with _told_of("source", self.source):
+        call = Call("fetch", None, report, fields, place=place, unread=self._passes_segment)
+        with _naming("source", self.source):
             try:
                 async with self._deadline(self.source, call):
-                    self._given = await self.source.in_turn(call)
+                    return await self.source.in_turn(call)
             except IncompatiblePython:
                 raise _incompatible(self.source, self.target) from None
 
-    async def take(self, place: Place | None = None) -> Transfer:
+    async def _bind(self, place: Place, fetched: Answered) -> Transfer:
         """Have the target bind what the source gave: all names, or none."""
-        given, self._given = self._given, None
-        assert given is not None
-        python, code = self.source.remote.info.python[:2], given.told.get("code") is True
-        parcel = Parcel(given.frames, carries_code=code, refs=False, python=python)
-        came_by = given.request.lane
-        segment = RELAY.pass_on(parcel.frames) if self._goes_on else None
+        python, code = self.source.remote.info.python[:2], fetched.told.get("code") is True
+        payload = Parcel(fetched.frames, carries_code=code, refs=False, python=python)
+        source_lane = fetched.request.lane
+        segment = RELAY.pass_on(payload.frames) if self._passes_segment else None
 
         def report(done: int, total: int) -> None:
             self.report((total + done) // 2, total)
 
         fields = {"names": self.names, "opens": "data" if self.data else None, "max_bytes": None}
-        call = Call("bind", None, report, fields, Packed(parcel, "none:", segment), place)
-        with _told_of("target", self.target):
+        call = Call("bind", None, report, fields, Packed(payload, "none:", segment), place)
+        with _naming("target", self.target):
             try:
                 async with self._deadline(self.target, call):
                     request = (await self.target.in_turn(call)).request
@@ -113,8 +118,8 @@ class Handoff:
                 raise _incompatible(self.source, self.target) from None
             except MissingInKernel as error:
                 raise MissingInKernel(
-                    f"the kernel that was to take it ({self.target.remote.info.executable}) cannot "
-                    f"import {error.module!r}, which it needs to open it; install it there",
+                    f"the target kernel ({self.target.remote.info.executable}) cannot import "
+                    f"{error.module!r}, which it needs to unpickle the payload; install it there",
                     module=error.module,
                 ) from None
             finally:
@@ -122,41 +127,44 @@ class Handoff:
                     RELAY.give_back(segment)
         self.report(request.nbytes, request.nbytes)
         seconds = time.perf_counter() - self.started
-        lanes = ", ".join(dict.fromkeys((came_by, request.lane)))
+        lanes = ", ".join(dict.fromkeys((source_lane, request.lane)))
         return Transfer(tuple(self.names), request.nbytes, seconds, lanes)
 
     @property
-    def _goes_on(self) -> bool:
-        """Whether the target may have the source's own memory, where it is on the direct lane.
+    def _passes_segment(self) -> bool:
+        """Whether the target may map the source's own segment, if it is on the direct lane.
 
-        It can write there for ever after, and this process reads there what the source sends
-        next: so it is not for one that is not trusted.
+        It can write to that memory for ever after, and this process reads there what the source
+        sends next. So a kernel that is not trusted gets a copy.
         """
-        untrusted = self.data or self.target.trust.data
-        return self.target.remote.info.lane == "direct" and not untrusted
+        return self.target.remote.info.lane == "direct" and not (
+            self.data or self.target.trust.data
+        )
 
-    def _deadline(self, foothold: Foothold, call: Call | None = None) -> Deadline:
+    def _deadline(
+        self, connection: Foothold, call: Call | None = None
+    ) -> AbstractAsyncContextManager[None]:
         left = self.timeout
         if left is not None:
             left = max(0.0, left - (time.perf_counter() - self.started))
-        return Deadline(left, "handoff", foothold.transport, call, asked=self.timeout)
+        return Deadline(left, "handoff", connection.transport, call, asked=self.timeout)
 
 
 @contextmanager
-def _told_of(which: str, foothold: Foothold) -> Iterator[None]:
-    """Say of an error which of the two kernels it is about."""
+def _naming(which: str, connection: Foothold) -> Iterator[None]:
+    """Add a note to an error that says which of the two kernels it is about."""
     try:
         yield
     except (BridgeError, TimeoutError) as error:
         if not getattr(error, "__notes__", None):
-            unbound = "; the target is as it was" if which == "source" else ""
-            error.add_note(f"the {which} of a handoff, pid {foothold.remote.info.pid}{unbound}")
+            unchanged = "; nothing was bound in the target" if which == "source" else ""
+            error.add_note(f"the {which} of a handoff, pid {connection.remote.info.pid}{unchanged}")
         raise
 
 
 def _incompatible(source: Foothold, target: Foothold) -> IncompatiblePython:
-    here, there = (".".join(map(str, one.remote.info.python[:2])) for one in (source, target))
+    ours, theirs = (".".join(map(str, one.remote.info.python[:2])) for one in (source, target))
     return IncompatiblePython(
-        f"what was to be handed over carries code of Python {here}, and the other kernel runs "
-        f"{there}; only data crosses"
+        f"the payload carries code of Python {ours}, and the target runs Python {theirs}; between "
+        "different Python versions only data can cross"
     )

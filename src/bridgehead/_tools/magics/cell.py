@@ -59,8 +59,10 @@ def run_shown(shell: InteractiveShell, bridge: SyncBridge, code: str) -> Result:
         GaveUp: a second interrupt; the cell may go on over there.
     """
     arrived: SimpleQueue[Message | None] = SimpleQueue()
-    running = bridge._start(lambda: bridge._bridge.run(code, on_output=arrived.put))
-    running.add_done_callback(lambda _: arrived.put(None))  # behind all that it gave
+    running = bridge._start(
+        lambda: bridge._bridge.run(code, on_output=arrived.put),
+        lambda: arrived.put(None),  # behind all that it gave
+    )
     screen, interrupted, more = _Screen(shell), False, True
     while more:
         try:
@@ -70,12 +72,12 @@ def run_shown(shell: InteractiveShell, bridge: SyncBridge, code: str) -> Result:
                 if interrupted:
                     raise
                 interrupted = True
-                if running.done():  # its end may have been taken from the queue already
+                if running.is_done:  # its end may have been taken from the queue already
                     arrived.put(None)
                 else:
                     _interrupt(bridge)
         except KeyboardInterrupt:
-            running.cancel()
+            bridge._thread.cancel(running)
             raise GaveUp("nobody waits for the cell any more; it may go on over there") from None
     try:
         result = running.result()

@@ -1,0 +1,322 @@
+"""The event-loop thread that all SyncBridges share: when it ends, and what it survives.
+
+Rule: loopbacks. What a SyncBridge does with a kernel is ``live/test_sync.py``'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridgehead import BridgeClosed, KernelNotFound, SyncBridge
+from bridgehead._bridge import loop_thread
+
+PATIENCE = 60
+
+
+@pytest.fixture(autouse=True)
+def _no_other_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The shared thread begins and ends here, whatever bridges other tests keep open."""
+    before = set(threading.enumerate())
+    monkeypatch.setattr(loop_thread, "_shared", None)
+    yield
+    end = time.monotonic() + PATIENCE
+    while any(thread not in before for thread in threading.enumerate()):
+        assert time.monotonic() < end, threading.enumerate()
+        time.sleep(0.01)
+
+
+def run_script(tmp_path: Path, text: str) -> str:
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(text))
+    done = subprocess.run(
+        [sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stderr == ""
+    return done.stdout
+
+
+# ---------------------------------------------------------------- its life
+
+
+def test_all_bridges_share_it_and_the_last_one_ends_it() -> None:
+    with SyncBridge.loopback() as one:
+        with SyncBridge.loopback() as other:
+            assert one._thread is other._thread
+        assert one._thread.is_usable
+        one["x"] = 1
+    assert not one._thread._thread.is_alive()
+    with SyncBridge.loopback() as next_one:
+        assert next_one._thread is not one._thread
+
+
+def test_an_opening_that_fails_ends_it() -> None:
+    before = set(threading.enumerate())
+    with pytest.raises(KernelNotFound):
+        SyncBridge.attach("no-such-kernel-file.json")
+    assert set(threading.enumerate()) <= before
+
+
+def test_bridges_come_and_go_in_many_threads() -> None:
+    """The last one may close while another one opens."""
+    failures: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            for number in range(15):
+                with SyncBridge.loopback() as kernel:
+                    kernel["x"] = number
+                    assert kernel["x"] == number
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert not failures
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_what_waits_in_other_threads_ends_when_the_last_bridge_is_closed() -> None:
+    kernel = SyncBridge.loopback()
+    messages = kernel.messages()
+    outcomes: list[Any] = []
+
+    def iterate() -> None:
+        outcomes.append(list(messages))
+
+    def pull() -> None:
+        try:
+            kernel.pull("__import__('time').sleep(1)")
+        except BaseException as error:
+            outcomes.append(type(error))
+
+    threads = [threading.Thread(target=target) for target in (iterate, pull)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.2)
+    kernel.close()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert len(outcomes) == 2
+    assert BridgeClosed in outcomes
+    assert next(messages, None) is None
+
+
+def test_a_call_that_the_loop_does_not_begin_ends() -> None:
+    """It came between the end of the loop and the end of its thread."""
+    kernel = SyncBridge.loopback()
+    thread = kernel._thread
+    kernel.close()
+    with pytest.raises(loop_thread.LoopEnded):
+        thread.wait(lambda: asyncio.sleep(0))
+    late = loop_thread.LoopCall(lambda: asyncio.sleep(0))
+    thread._calls.add(late)
+    thread._end_calls()
+    with pytest.raises(loop_thread.LoopEnded):
+        late.result()
+
+
+def test_a_bridge_that_the_garbage_collector_finds_in_the_loop_ends_the_thread() -> None:
+    kernel = SyncBridge.loopback()
+    thread = kernel._thread
+    cycle: list[object] = [kernel]
+    cycle.append(cycle)
+
+    async def collect() -> None:
+        gc.collect()
+
+    gc.disable()
+    try:
+        del kernel, cycle
+        thread.wait(collect)
+    finally:
+        gc.enable()
+    thread._thread.join(PATIENCE)
+    assert not thread._thread.is_alive()
+
+
+def test_a_bridge_that_the_garbage_collector_finds_in_a_worker_ends_the_thread() -> None:
+    """The loop waits for its workers, so none of them may wait for the loop's thread."""
+    kernel = SyncBridge.loopback()
+    thread = kernel._thread
+    holder = [kernel]
+    del kernel
+    with pytest.raises(loop_thread.LoopEnded):
+        thread.wait(lambda: asyncio.to_thread(holder.clear))
+    thread._thread.join(PATIENCE)
+    assert not thread._thread.is_alive()
+
+
+# ---------------------------------------------------------------- what it survives
+
+
+def test_a_call_from_the_loop_itself_is_refused() -> None:
+    with SyncBridge.loopback() as kernel, SyncBridge.loopback() as other:
+
+        async def inside() -> None:
+            other["x"] = 1
+
+        with pytest.raises(RuntimeError, match="in the event-loop thread of all SyncBridges"):
+            kernel._thread.wait(inside)
+        other["x"] = 2
+        assert other["x"] == 2
+
+
+@pytest.mark.parametrize("raised", [SystemExit, KeyboardInterrupt, GeneratorExit])
+def test_what_ends_an_event_loop_does_not_end_it(raised: type[BaseException]) -> None:
+    async def raising() -> None:
+        raise raised("by code of the user's")
+
+    async def spawning() -> None:
+        spawned.append(asyncio.create_task(raising()))
+
+    spawned: list[asyncio.Task[None]] = []
+    with SyncBridge.loopback() as kernel, SyncBridge.loopback() as other:
+        with pytest.raises(raised, match="by code of the user's"):
+            kernel._thread.wait(raising)
+        kernel._thread.wait(spawning)
+        other["x"] = 1
+        assert other["x"] == 1
+        assert isinstance(spawned[0].exception(), raised)
+
+
+def test_a_callback_that_blocks_delays_no_other_bridge() -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    def block(*_: object) -> None:
+        entered.set()
+        assert leave.wait(PATIENCE)
+
+    with SyncBridge.loopback() as kernel, SyncBridge.loopback(lane="inline") as other:
+        calls = [
+            lambda: kernel.run("print(1)", on_output=block),
+            lambda: kernel.push(y=b"x" * 10**6, progress=block),
+        ]
+        for call in calls:
+            entered.clear()
+            leave.clear()
+            thread = threading.Thread(target=call)
+            thread.start()
+            assert entered.wait(PATIENCE)
+            other["x"] = 1
+            assert other["x"] == 1
+            leave.set()
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+
+
+def test_pickling_that_blocks_delays_no_other_bridge() -> None:
+    """More of it than asyncio has threads for."""
+    leave = threading.Event()
+
+    class Slow:
+        def __reduce__(self) -> Any:
+            assert leave.wait(PATIENCE)
+            return int, ()
+
+    bridges = [SyncBridge.loopback() for _ in range((os.cpu_count() or 1) + 8)]
+    threads = [
+        threading.Thread(target=lambda bridge=bridge: bridge.push(slow=Slow()))
+        for bridge in bridges
+    ]
+    try:
+        for thread in threads:
+            thread.start()
+        with SyncBridge.loopback() as other:
+            array = bytes(10**6)
+            other["x"] = {"array": array}
+            assert other["x"] == {"array": array}
+    finally:
+        leave.set()
+        for thread in threads:
+            thread.join(PATIENCE)
+        for bridge in bridges:
+            bridge.close()
+    assert not any(thread.is_alive() for thread in threads)
+
+
+def test_an_interrupt_ends_one_call_and_no_other(tmp_path: Path) -> None:
+    shown = run_script(
+        tmp_path,
+        """
+        import os, signal, threading
+        from bridgehead import SyncBridge
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        with SyncBridge.loopback() as one, SyncBridge.loopback() as other:
+            pulled = []
+            code = "__import__('time').sleep(1) or 42"
+            thread = threading.Thread(target=lambda: pulled.append(other.pull(code)))
+            thread.start()
+            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+            try:
+                one.run("import time; time.sleep(1); x = 2")
+            except KeyboardInterrupt:
+                print("interrupted")
+            thread.join()
+            print(pulled, one.pull("x"))
+        print([thread.name for thread in threading.enumerate() if "bridgehead" in thread.name])
+        """,
+    )
+    assert shown == "interrupted\n[42] 2\n[]\n"
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_a_forked_child_has_a_thread_of_its_own(tmp_path: Path) -> None:
+    shown = run_script(
+        tmp_path,
+        """
+        import os, warnings
+        warnings.simplefilter("ignore")
+        from bridgehead import SyncBridge
+        kernel = SyncBridge.loopback()
+        kernel["x"] = 1
+        pid = os.fork()
+        if pid == 0:
+            try:
+                kernel["x"]
+            except RuntimeError as error:
+                print(error, flush=True)
+            with SyncBridge.loopback() as own:
+                own["x"] = 2
+                print(own["x"], flush=True)
+            kernel.close()
+            raise SystemExit
+        os.waitpid(pid, 0)
+        print(kernel["x"])
+        """,
+    )
+    assert shown == "this bridge was opened before a fork; open another one here\n2\n1\n"
+
+
+# ---------------------------------------------------------------- what one loop makes possible
+
+
+def test_a_handoff_has_its_place_in_the_target_when_it_is_called() -> None:
+    """A push to the target that is called later comes later, however long the source takes."""
+    with SyncBridge.loopback() as source, SyncBridge.loopback() as target:
+        source["x"] = "handed off"
+        source.run("import time")
+        busy = threading.Thread(target=source.run, args=("time.sleep(0.5)",))
+        busy.start()
+        time.sleep(0.1)
+        handing = threading.Thread(target=source.handoff, args=("x",), kwargs={"to": target})
+        handing.start()
+        time.sleep(0.1)
+        target["x"] = "pushed later"
+        handing.join(PATIENCE)
+        busy.join(PATIENCE)
+        assert target["x"] == "pushed later"

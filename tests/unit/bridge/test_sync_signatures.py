@@ -1,0 +1,133 @@
+"""What help(), Tab and inspect see of SyncBridge's operations: Bridge's signatures and texts.
+
+Rule: no kernel. What type checkers see is in ``typing/api.py``; the examples are run by
+``test_docstrings.py``.
+"""
+
+from __future__ import annotations
+
+import atexit
+import inspect
+import pydoc
+import re
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from IPython.core.completer import provisionalcompleter
+from IPython.core.interactiveshell import InteractiveShell
+from traitlets.config import Config
+
+from bridgehead import Bridge, SyncBridge
+
+OPENING = ("launch", "attach", "connect", "over", "loopback")
+OPERATIONS = (
+    *("push", "pull", "names", "delete", "exists", "handoff", "ref", "call"),
+    *("run", "watch", "messages", "interrupt", "restart"),
+)
+# The types that differ: a SyncBridge instead of a Bridge, an iterator instead of an async one.
+TYPES = {
+    "Opening[B]": "SyncBridge",
+    "Bridge": "SyncBridge",
+    "Watch": "Iterator[Any]",
+    "Messages": "Iterator[Message]",
+}
+
+
+def test_every_operation_is_there() -> None:
+    public = {name for name in dir(Bridge) if not name.startswith("_")}
+    assert public - {"aclose", "state", "info"} == {*OPENING, *OPERATIONS}
+    assert public - {"aclose"} <= set(dir(SyncBridge))
+
+
+@pytest.mark.parametrize("name", [*OPENING, *OPERATIONS])
+def test_its_signature_is_the_one_of_bridge(name: str) -> None:
+    theirs = inspect.signature(getattr(Bridge, name))
+    parameters = [
+        one.replace(annotation=TYPES.get(one.annotation, one.annotation))
+        for one in theirs.parameters.values()
+    ]
+    returned = TYPES.get(theirs.return_annotation, theirs.return_annotation)
+    wanted = theirs.replace(parameters=parameters, return_annotation=returned)
+    assert inspect.signature(getattr(SyncBridge, name)) == wanted
+
+
+@pytest.mark.parametrize("name", [*OPENING, *OPERATIONS, "state", "info"])
+def test_its_docstring_is_whole(name: str) -> None:
+    """Every line of Bridge's but the examples, which must not await."""
+    text = inspect.getdoc(getattr(SyncBridge, name))
+    assert text is not None
+    theirs = inspect.getdoc(getattr(Bridge, name)) or ""
+    prose = theirs.partition(">>>")[0].partition("Example")[0]
+    assert plain(prose) <= plain(text)
+    examples = "\n".join(re.findall(r"^ *(?:>>>|\.\.\.) .*$", text, re.MULTILINE))
+    assert ">>>" in examples
+    assert not re.search(r"\b(await|async|bridge|Bridge|other)\b", examples)
+
+
+def plain(text: str) -> set[str]:
+    """The lines, without what stands in literals."""
+    return {re.sub(r"``[^`]*``", "", line).strip() for line in text.splitlines()}
+
+
+@pytest.mark.parametrize("name", [*OPENING, *OPERATIONS])
+def test_help_and_type_hints(name: str) -> None:
+    method = getattr(SyncBridge, name)
+    shown = pydoc.render_doc(method, renderer=pydoc.plaintext)
+    assert (inspect.getdoc(method) or "").splitlines()[0] in shown
+    assert f"{name}(" in shown
+    assert method.__qualname__ == f"SyncBridge.{name}"
+    assert not inspect.iscoroutinefunction(method)
+    assert "return" in typing.get_type_hints(method)
+
+
+# ---------------------------------------------------------------- IPython
+
+
+@pytest.fixture
+def shell() -> Iterator[InteractiveShell]:
+    config = Config()
+    config.HistoryManager.enabled = False
+    config.InteractiveShell.colors = "nocolor"
+    shell = InteractiveShell.instance(config=config)
+    with SyncBridge.loopback() as kernel:
+        shell.user_ns |= {"kernel": kernel, "SyncBridge": SyncBridge}
+        yield shell
+    shell.atexit_operations()
+    atexit.unregister(shell.atexit_operations)
+    shell.restore_sys_module_state()
+    InteractiveShell.clear_instance()
+
+
+@pytest.mark.parametrize("jedi", [True, False])
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("kernel.push(max_", "max_bytes="),
+        ("kernel.push(x=1, prog", "progress="),
+        ("kernel.handoff('x', time", "timeout="),
+        ("kernel.run('1', on_", "on_output="),
+        ("kernel.call(len, by_", "by_value="),
+        ("SyncBridge.launch(encr", "encryption="),
+        ("kernel.attach(ins", "insecure="),
+    ],
+)
+def test_tab_completes_options(
+    shell: InteractiveShell, typed: str, offered: str, jedi: bool
+) -> None:
+    assert shell.Completer is not None
+    shell.Completer.use_jedi = jedi
+    with provisionalcompleter():
+        found = {one.text for one in shell.Completer.completions(typed, len(typed))}
+
+    assert offered in found
+
+
+def test_a_question_mark_shows_signature_and_text(shell: InteractiveShell) -> None:
+    shown: Any = shell.object_inspect_mime("kernel.push")["text/plain"]
+    shown = re.sub(r"\x1b\[[0-9;]*m", "", shown)
+    assert "max_bytes: 'int | None' = None" in shown
+    assert "by_value:" in shown
+    assert "PayloadTooLarge" in shown
+    assert "kernel.push(" in shown
