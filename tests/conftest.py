@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from jupyter_client.provisioning import local_provisioner
 
 from bridgehead import Bridge
 from bridgehead._shipped.wire.segments import Pool
 from elsewhere import Elsewhere
+from forked_kernels import KernelForker
+
+FAILED = pytest.StashKey[bool]()  # whether the last test failed, in any of its phases
+FORKER = pytest.StashKey[KernelForker]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,6 +32,43 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write the README's table of kernels, or its picture, as seen",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # A shell has its background jobs ignore SIGINT. So would each kernel and terminal of the tests.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if sys.platform == "linux":
+        config.stash[FORKER] = forker = KernelForker(local_provisioner.launch_kernel)
+        local_provisioner.launch_kernel = forker
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    forker = config.stash.get(FORKER, None)
+    if forker is not None:
+        local_provisioner.launch_kernel = forker.launch_kernel
+        forker.close()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    forker = item.config.stash.get(FORKER, None)
+    if forker is not None:
+        forker.enabled = item.get_closest_marker("real_start") is None
+    if item.config.stash.get(FAILED, False):
+        item.config.stash[FAILED] = False
+        # What the failed test left in the runtime folder is not found by this one.
+        root = Path(os.environ["JUPYTER_RUNTIME_DIR"]).parent
+        os.environ["JUPYTER_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="r", dir=root)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.config.stash[FAILED] = item.config.stash.get(FAILED, False) or report.failed
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -70,6 +114,12 @@ def elsewhere(kernelspec: Callable[..., str]) -> Iterator[Elsewhere]:
     """Builds the environment of a name, once a session; ``launch`` takes what it gives."""
     with tempfile.TemporaryDirectory(prefix="bh-elsewhere-") as folder:
         yield Elsewhere(Path(folder), kernelspec)
+
+
+@pytest.fixture
+def forker(pytestconfig: pytest.Config) -> KernelForker:
+    """What forks the kernels; Linux only."""
+    return pytestconfig.stash[FORKER]
 
 
 @pytest.fixture

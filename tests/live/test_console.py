@@ -20,6 +20,8 @@ import pytest
 
 from bridgehead import Bridge, NameNotFound, RemoteError
 
+pytestmark = pytest.mark.real_start
+
 PATIENCE = 120.0  # s; two slow cores start a console in 4, and nothing here measures speed
 ROWS, COLUMNS = 50, 100  # more rows than any test fills: a screen that scrolls can't be compared
 

@@ -25,6 +25,7 @@ from bridgehead import (
     UnsupportedKernel,
 )
 
+pytestmark = pytest.mark.real_start
 RUNTIME = "JUPYTER_RUNTIME_DIR"
 
 
