@@ -22,6 +22,7 @@ async def kernel(harmless: Bridge) -> Bridge:
     """The kernel that is shared, with nothing in its namespace."""
     if harmless.state == "busy":  # a test that failed may have left its cell
         await harmless.interrupt()
+        await harmless.run("")  # what it asked for behind that cell has been done
     names = [told.name for told in await harmless.names()]
     if names:
         await harmless.delete(*names)

@@ -264,6 +264,7 @@ class Link:
             alive = channel.receive()
             while (message := channel.next()) is not None:
                 serial, header, frames = message
+                self._transport.heard()
                 future = self._waiting.pop(serial, None)
                 if serial and self._drainers:
                     self._answered(serial)
