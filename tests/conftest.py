@@ -15,12 +15,19 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mappin
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 from jupyter_client.provisioning import local_provisioner
 
 from bridgehead import Bridge
 from bridgehead._shipped.wire.segments import Pool
 from elsewhere import Elsewhere
 from forked_kernels import KernelForker
+
+# A quarter of the examples, but where CI is set, or with --hypothesis-profile thorough. Tests with
+# a number of their own scale it by the profile's.
+settings.register_profile("thorough", settings.default, max_examples=100)
+settings.register_profile("quick", settings.default, max_examples=25)
+settings.load_profile("thorough" if "CI" in os.environ else "quick")
 
 FAILED = pytest.StashKey[bool]()  # whether the last test failed, in any of its phases
 FORKER = pytest.StashKey[KernelForker]()
