@@ -7,19 +7,34 @@ that shares one over a module gives every test an empty namespace.
 from __future__ import annotations
 
 import json
+import os
+import signal
+import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+from jupyter_client.provisioning import local_provisioner
 
 from bridgehead import Bridge
 from bridgehead._shipped.wire.segments import Pool
 from support.elsewhere import Elsewhere
+from support.forked_kernels import KernelForker
 from support.servers import Wire, serving
 
 HERE = Path(__file__).parent
 WITH_KERNELS = ("kernel", "servers", "elsewhere")  # the folders whose tests start some
+
+# A quarter of the examples, but where CI is set, or with --hypothesis-profile thorough. Tests with
+# a number of their own scale it by the profile's.
+settings.register_profile("thorough", settings.default, max_examples=100)
+settings.register_profile("quick", settings.default, max_examples=25)
+settings.load_profile("thorough" if "CI" in os.environ else "quick")
+
+FAILED = pytest.StashKey[bool]()  # whether the last test failed, in any of its phases
+FORKER = pytest.StashKey[KernelForker]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,6 +43,43 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write the README's table of kernels, or its picture, as seen",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # A shell has its background jobs ignore SIGINT. So would each kernel and terminal of the tests.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    if sys.platform == "linux":
+        config.stash[FORKER] = forker = KernelForker(local_provisioner.launch_kernel)
+        local_provisioner.launch_kernel = forker
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    forker = config.stash.get(FORKER, None)
+    if forker is not None:
+        local_provisioner.launch_kernel = forker.launch_kernel
+        forker.close()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    forker = item.config.stash.get(FORKER, None)
+    if forker is not None:
+        forker.enabled = item.get_closest_marker("real_start") is None
+    if item.config.stash.get(FAILED, False):
+        item.config.stash[FAILED] = False
+        # What the failed test left in the runtime folder is not found by this one.
+        root = Path(os.environ["JUPYTER_RUNTIME_DIR"]).parent
+        os.environ["JUPYTER_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="r", dir=root)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.config.stash[FAILED] = item.config.stash.get(FAILED, False) or report.failed
+    return report
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -76,6 +128,12 @@ def elsewhere(kernelspec: Callable[..., str]) -> Iterator[Elsewhere]:
 
 
 @pytest.fixture
+def forker(pytestconfig: pytest.Config) -> KernelForker:
+    """What forks the kernels; Linux only."""
+    return pytestconfig.stash[FORKER]
+
+
+@pytest.fixture
 def kernel_name(request: pytest.FixtureRequest) -> str:
     """The kernel that ``live`` launches: this Python's, or that of an indirect parameter."""
     name: str = getattr(request, "param", "python3")
@@ -116,6 +174,7 @@ async def kernel(harmless: Bridge) -> Bridge:
     """The kernel that is shared, with nothing in its namespace."""
     if harmless.state == "busy":  # a test that failed may have left its cell
         await harmless.interrupt()
+        await harmless.run("")  # what it asked for behind that cell has been done
     names = [told.name for told in await harmless.names()]
     if names:
         await harmless.delete(*names)

@@ -326,3 +326,9 @@ def at_work(bridge: Bridge) -> bool:
     """Whether its kernel does something for it, in the main thread or in the loader's own."""
     beside = bridge._transport.life.beside
     return bridge.state == "busy" or (beside is not None and beside.at_work)
+
+
+def on_its_way(bridge: Bridge) -> bool:
+    """Whether a request of this bridge's was sent and is not answered."""
+    beside = bridge._transport.life.beside
+    return bool(bridge._transport.dispatcher.in_flight) or (beside is not None and beside.at_work)

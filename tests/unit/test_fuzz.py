@@ -45,7 +45,7 @@ Header = dict[str, Any]
 MEBIBYTE = 1 << 20
 PATIENCE = 60  # s; what takes so long hangs
 FUZZ = settings(
-    max_examples=120,
+    max_examples=12 * settings.default.max_examples // 10,
     deadline=None,
     derandomize="CI" in os.environ,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
@@ -293,7 +293,7 @@ OPERATIONS = (
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-@settings(FUZZ, max_examples=100)
+@settings(FUZZ, max_examples=10 * settings.default.max_examples // 10)
 @given(st.data())
 def test_a_mutated_request_is_answered_and_does_what_it_says_or_nothing(
     operation: str, data: st.DataObject
@@ -744,7 +744,7 @@ async def lied_to(liar: Liar, ask: Callable[[Bridge], Any], lie: Any) -> None:
 
 
 @pytest.mark.parametrize("ask", ASKED)
-@settings(FUZZ, max_examples=40)
+@settings(FUZZ, max_examples=4 * settings.default.max_examples // 10)
 @given(lie=lies())
 async def test_a_bridge_that_is_lied_to_tells_it_and_goes_on(
     liar: Liar, ask: Callable[[Bridge], Any], lie: Any
@@ -753,7 +753,7 @@ async def test_a_bridge_that_is_lied_to_tells_it_and_goes_on(
 
 
 @pytest.mark.parametrize("ask", [pull_much, call, watch, together])
-@settings(FUZZ, max_examples=40)
+@settings(FUZZ, max_examples=4 * settings.default.max_examples // 10)
 @given(lie=lies())
 async def test_a_careful_bridge_that_is_lied_to_tells_it_and_goes_on(
     careful: Liar, ask: Callable[[Bridge], Any], lie: Any
@@ -835,7 +835,7 @@ async def test_a_kernel_says_of_its_state_only_what_it_can_know(liar: Liar, stat
         await asyncio.wait_for(pending, PATIENCE)
 
 
-@settings(FUZZ, max_examples=100)
+@settings(FUZZ, max_examples=10 * settings.default.max_examples // 10)
 @given(data=st.data())
 async def test_news_that_lie_are_told_and_the_next_are_heard(
     liar: Liar, data: st.DataObject

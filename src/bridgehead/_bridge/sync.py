@@ -330,7 +330,9 @@ class SyncBridge(MutableMapping[str, Any]):
 
     # ------------------------------------------------------------ inside
 
-    def _start(self, function: Callable[[], Awaitable[T]], on_end: Callable[[], object]) -> LoopCall[T]:
+    def _start(
+        self, function: Callable[[], Awaitable[T]], on_end: Callable[[], object]
+    ) -> LoopCall[T]:
         """Begin a call, for a caller that waits in its own way."""
         self._check()
         try:

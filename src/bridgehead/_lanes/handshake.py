@@ -162,7 +162,7 @@ class Handshake:
         if not why and isinstance(listener, Listener):
             sock = listener.accept()
             if sock is not None:
-                link = Link(sock, self._pool, self._transport.dispatcher)
+                link = Link(sock, self._pool, self._transport.dispatcher, self._transport.life)
                 return DirectLane(self._transport, link, messages, listener.name)
             why = "the loader's connection did not arrive"
         if self._wanted == DirectLane.name:

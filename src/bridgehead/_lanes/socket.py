@@ -27,6 +27,7 @@ from bridgehead._shipped.wire.header import PROTOCOL, Header
 from bridgehead._shipped.wire.segments import Pool, Segment, possible
 from bridgehead._shipped.wire.socket import SECRET, Channel, peer
 from bridgehead._transports.dispatch import Dispatcher
+from bridgehead._transports.state import KernelState
 
 PIECE = 16 << 20  # bytes of small requests that cross together
 TICK = 1.0  # s between two looks at what can be given back, while there is anything
@@ -135,8 +136,11 @@ class Listener:
 class Link:
     """The connection to one kernel's server thread."""
 
-    def __init__(self, sock: socket.socket, share: float, dispatcher: Dispatcher) -> None:
+    def __init__(
+        self, sock: socket.socket, share: float, dispatcher: Dispatcher, life: KernelState
+    ) -> None:
         self._dispatcher = dispatcher  # counts what comes late
+        self._life = life
         self.pool = Pool(share)
         self.channel = Channel(sock, self.pool)
         self.lost = False
@@ -265,6 +269,7 @@ class Link:
             alive = channel.receive()
             while (message := channel.next()) is not None:
                 serial, header, frames = message
+                self._life.heard()  # any message is a sign of life, as a beat is
                 future = self._waiting.pop(serial, None)
                 if serial and self._drainers:
                     self._answered(serial)

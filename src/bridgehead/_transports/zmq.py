@@ -14,6 +14,9 @@ Facts this file rests on, all measured:
 - The ``connect_*`` methods give every socket the connection file's CURVE keys. Wrong keys are a
   connection that the kernel closes, tried again for ever. Where one side encrypts and the other
   does not, it is that, or an error in the protocol that is not tried again: whoever is quicker.
+- A REQ socket with ``REQ_RELAXED`` and ``REQ_CORRELATE`` is readable when the answer to an
+  earlier request arrives, and ``recv`` then raises ``Again``, in pyzmq's asyncio even without
+  ``NOBLOCK``.
 - iopub with an unlimited receive queue: with ZeroMQ's default of 1,000 a slow reader got 7,500
   of 20,000 messages.
 """
@@ -297,6 +300,7 @@ class ZmqTransport(Transport):
                 message = self.session.deserialize(parts, copy=False)
                 if channel == "iopub":
                     self._iopub_seen.set()
+                self.life.heard()  # any message is a sign of life, as a beat is
                 self.dispatcher.received(channel, message)
             except Exception:  # noqa: BLE001
                 # A forged, damaged or unknown message hurts nobody but its own request.
@@ -364,7 +368,10 @@ class ZmqTransport(Transport):
                     await asyncio.sleep(0.01)
                     continue
             if await heart.poll(1000 * BEAT_EVERY):
-                await heart.recv()
+                # libzmq drops the answers to earlier beats, and reports EAGAIN if there is no
+                # other. They too are signs of life: of a kernel that was stopped they come first.
+                with contextlib.suppress(zmq.Again):
+                    await heart.recv(flags=zmq.NOBLOCK)
                 missed, known = 0, True
                 self.has_pulse = True
                 self.life.heard()

@@ -18,6 +18,8 @@ import pytest
 from bridgehead import Bridge, NameNotFound, RemoteError
 from support.console import PATIENCE, Console
 
+pytestmark = pytest.mark.real_start
+
 # It polls iopub and prints what other clients' cells do: nothing hides behind the default.
 SHOWING_OTHERS = "--ZMQTerminalInteractiveShell.include_other_output=True"
 

@@ -37,6 +37,7 @@ from support.kit import (
     at_work,
     file_of,
     goes_on,
+    on_its_way,
     other,
     stopped,
     told_within,
@@ -67,12 +68,15 @@ async def test_a_deadline_holds_behind_a_running_cell(
     """B1. A long cell: TimeoutError at the caller's deadline, and what is known of the call."""
     gate = tmp_path / "gate"
     async with Bridge.attach(file_of(kernel)) as bridge:
+        await until(lambda: not on_its_way(bridge))
         running = asyncio.ensure_future(kernel.run(cell_until(gate, cell)))
         await until(lambda: at_work(bridge))
-        async with told_within(0.3):
-            first, second = await all_of(
-                bridge.push(x=1, timeout=0.3), bridge.push(y=There(list), timeout=0.3)
-            )
+        async with told_within(0.6):
+            # Two that wait together may cross in one message, and the second one is sent as soon
+            # as the first one is given up: so it is called later, and given up earlier.
+            sent = asyncio.ensure_future(bridge.push(x=1, timeout=0.6))
+            await until(lambda: on_its_way(bridge))
+            first, second = await all_of(sent, bridge.push(y=There(list), timeout=0.3))
         assert isinstance(first, TimeoutError)
         assert "the kernel is busy. What was sent to it may still run there" in str(first)
         assert isinstance(second, TimeoutError)

@@ -16,6 +16,7 @@ from jupyter_client.manager import AsyncKernelManager
 from bridgehead import Bridge, InsecureConnection, KernelNotFound, NotSupported, UnsupportedKernel
 from support.kit import over
 
+pytestmark = pytest.mark.real_start
 RUNTIME = "JUPYTER_RUNTIME_DIR"
 
 # ------------------------------------------------------------ attach

@@ -37,6 +37,8 @@ from bridgehead import (
 from support.kit import endless_cell, over, restart_beside_a_cell
 
 # Somebody else's machine, as far as the provisioner knows.
+pytestmark = pytest.mark.real_start
+
 NODE = """
 import json, os, secrets, socket, subprocess, sys, tempfile
 ip = sys.argv[1]

@@ -27,6 +27,7 @@ from bridgehead._shipped.remote import socket_thread as _server
 from bridgehead._shipped.remote.socket_thread import Server, join, send_all
 from bridgehead._shipped.wire.segments import Pool
 from bridgehead._shipped.wire.socket import SECRET, Channel
+from bridgehead._transports.state import KernelState
 from support.shared import descriptors, filled, needs_segments
 
 pytestmark = needs_segments
@@ -264,7 +265,7 @@ async def linked(listener: Listener) -> Any:
     assert join(far, listener.offer) == ""
     sock = listener.accept()
     assert sock is not None
-    link = Link(sock, 0.5, SimpleNamespace(late=0))
+    link = Link(sock, 0.5, SimpleNamespace(late=0), KernelState())
     yield link
     link.close()
     assert await asyncio.to_thread(far.parted.wait, 30)
@@ -284,7 +285,7 @@ async def test_more_than_the_socket_takes_at_once(linked: Link) -> None:
 async def test_what_all_requests_have_is_not_sent_and_is_there() -> None:
     near, far = socket.socketpair()
     near.setblocking(False)
-    link, other = Link(near, 0.5, SimpleNamespace(late=0)), Channel(far, Pool(0.5))
+    link, other = Link(near, 0.5, SimpleNamespace(late=0), KernelState()), Channel(far, Pool(0.5))
     asked = link.ask({**COMMON, "op": "x", "id": "1", "sizes": [3]}, [b"abc"])
     while (message := other.next()) is None:
         assert other.receive()
@@ -343,7 +344,7 @@ async def test_whoever_waits_is_told_when_it_is_lost(linked: Link) -> None:
 async def test_garbage_ends_the_link(folder: Path) -> None:
     near, far = socket.socketpair()
     near.setblocking(False)
-    link = Link(near, 0.5, SimpleNamespace(late=0))
+    link = Link(near, 0.5, SimpleNamespace(late=0), KernelState())
     asked = link.ask({"op": "x", "sizes": []})
     far.sendall(b"\xff" * 200)
     with pytest.raises(LinkLost):
@@ -355,7 +356,7 @@ async def test_garbage_ends_the_link(folder: Path) -> None:
 async def test_an_answer_that_is_no_object_ends_the_link() -> None:
     near, far = socket.socketpair()
     near.setblocking(False)
-    link, other = Link(near, 0.5, SimpleNamespace(late=0)), Channel(far, Pool(0.5))
+    link, other = Link(near, 0.5, SimpleNamespace(late=0), KernelState()), Channel(far, Pool(0.5))
     asked = link.ask({"op": "x", "sizes": []})
     parts, files = other.pack(1, [1, 2])  # type: ignore[arg-type]
     send_all(far, parts, files)
@@ -367,7 +368,7 @@ async def test_an_answer_that_is_no_object_ends_the_link() -> None:
 async def test_an_answer_that_nobody_asked_for_is_let_go() -> None:
     near, far = socket.socketpair()
     near.setblocking(False)
-    link, other = Link(near, 0.5, SimpleNamespace(late=0)), Channel(far, Pool(0.5))
+    link, other = Link(near, 0.5, SimpleNamespace(late=0), KernelState()), Channel(far, Pool(0.5))
     parts, files = other.pack(77, {})
     send_all(far, parts, files)
     asked = link.ask({"op": "x", "sizes": []})

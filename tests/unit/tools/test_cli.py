@@ -176,6 +176,8 @@ def test_json_for_scripts_has_something_of_everything() -> None:
 
 
 class Broken:
+    __module__ = "test_cli"
+
     def __repr__(self) -> str:
         raise RuntimeError("no")
 

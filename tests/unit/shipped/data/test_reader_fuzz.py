@@ -19,7 +19,7 @@ SEEDS = [encode_data(value) for value in [*PLAIN.values(), *NUMPY.values()] if v
 SEEDS += [encode_data(PANDAS["frame of all columns"]), encode_data(PANDAS["levels on both sides"])]
 SEEDS = [frames for frames in SEEDS if sum(frame.nbytes for frame in frames) < 30_000]
 QUICK = settings(
-    max_examples=300,
+    max_examples=30 * settings.default.max_examples // 10,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )

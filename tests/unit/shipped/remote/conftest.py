@@ -6,6 +6,7 @@ Rule: one process serves one Python for the whole session; see ``support/bare.py
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,9 +31,19 @@ def kernels() -> Iterator[Callable[..., Bare]]:
         bare.close()
 
 
-@pytest.fixture(params=PYTHONS, ids=str)
-def python(request: pytest.FixtureRequest) -> Python:
-    return request.param
+# Those between the oldest, this one and the newest differ in the handshake, in data and in code.
+FEW = {PYTHONS[0], Python(sys.executable, sys.version_info[:3]), PYTHONS[-1]}
+IN_ALL = ("test_hello_", "test_data_crosses_", "test_code_")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "python" in metafunc.fixturenames:
+        in_all = metafunc.function.__name__.startswith(IN_ALL)
+        pythons = [
+            python if in_all or python in FEW else pytest.param(python, marks=pytest.mark.elsewhere)
+            for python in PYTHONS
+        ]
+        metafunc.parametrize("python", pythons, ids=str)
 
 
 @pytest.fixture

@@ -368,7 +368,7 @@ say([before == after, int(array.sum())])
 # ---------------------------------------------------------------- what was sent
 
 
-@settings(max_examples=30)
+@settings(max_examples=3 * settings.default.max_examples // 10)
 @given(st.lists(st.integers(0, 3 * KIB), min_size=1, max_size=8).filter(any), st.integers(0, 3))
 def test_any_frames_there_and_back(sizes: list[int], times: int) -> None:
     pool, maps = Pool(0.5), Maps()

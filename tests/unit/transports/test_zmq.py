@@ -1,0 +1,54 @@
+"""Signs of life on the kernel's own ZeroMQ sockets.
+
+Rule: the transport's readers, with the test at the other end of their sockets; no kernel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+import zmq
+import zmq.asyncio
+
+from bridgehead import KernelUnresponsive
+from bridgehead._transports.zmq import ZmqTransport
+
+PORTS = dict.fromkeys(("shell_port", "control_port", "iopub_port", "hb_port", "stdin_port"), 1)
+
+
+async def test_the_answer_to_an_earlier_beat_is_a_sign_of_life(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A kernel that was stopped answers the beats that it missed one after the other.
+
+    The socket is readable then, and has nothing to give: the bridge goes on listening.
+    """
+    monkeypatch.setattr("bridgehead._transports.zmq.BEAT_EVERY", 0.05)
+    monkeypatch.setattr("bridgehead._transports.zmq.SILENCE", 0.2)
+    transport = ZmqTransport({"transport": "tcp", "ip": "127.0.0.1", "key": "k", **PORTS})
+    context = zmq.asyncio.Context()
+    kernel, heart = context.socket(zmq.ROUTER), context.socket(zmq.REQ)
+    heart.set(zmq.REQ_RELAXED, 1)
+    heart.set(zmq.REQ_CORRELATE, 1)
+    heart.connect(f"tcp://127.0.0.1:{kernel.bind_to_random_port('tcp://127.0.0.1')}")
+    listening = asyncio.create_task(transport._listen_to(heart))
+    try:
+        async with asyncio.timeout(20):
+            await kernel.send_multipart(await kernel.recv_multipart())
+            while not transport.has_pulse:
+                await asyncio.sleep(0.005)
+            pending = transport.life.promise()
+            missed = [await kernel.recv_multipart() for _ in range(2)]
+            with pytest.raises(KernelUnresponsive):
+                await pending
+            assert transport.life.is_silent
+            await kernel.send_multipart(missed[0])
+            while transport.life.is_silent:
+                await asyncio.sleep(0.005)
+            assert not listening.done()
+    finally:
+        listening.cancel()
+        await asyncio.wait([listening])
+        context.destroy(linger=0)
+        await transport.aclose()
