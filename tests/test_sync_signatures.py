@@ -111,6 +111,7 @@ def shell() -> Iterator[InteractiveShell]:
         ("kernel.call(len, by_", "by_value="),
         ("SyncBridge.launch(encr", "encryption="),
         ("kernel.attach(ins", "insecure="),
+        ("SyncBridge.push(kernel, max_", "max_bytes="),
     ],
 )
 def test_tab_completes_options(
