@@ -67,65 +67,77 @@ BLOCKING = (
 # ------------------------------------------------------------ from Bridge's methods to these
 
 
-def _opening(make: Callable[P, Opening[Bridge]]) -> classmethod[Any, P, SyncBridge]:
-    """Open a bridge and wait until it is open."""
+# mypy and pyright take this for true. jedi, which completes options in IPython, reads the value: it
+# follows functools.wraps through functions without annotations, and stops at a ParamSpec.
+TYPE_CHECKING = False
 
-    def opening(cls: type[SyncBridge], /, *args: P.args, **kwargs: P.kwargs) -> SyncBridge:
-        return cls(lambda: make(*args, **kwargs))
+if TYPE_CHECKING:
 
-    method = _like(inspect.unwrap(make.__func__), opening)  # type: ignore[attr-defined]
-    _returns(method, "SyncBridge", Self)
-    return classmethod(method)
+    def _opening(make: Callable[P, Opening[Bridge]]) -> classmethod[Any, P, SyncBridge]: ...
+
+    # No second parameter: with one, mypy loses the overloads of ``call``.
+    def _blocking(
+        method: Callable[Concatenate[Bridge, P], Coroutine[Any, Any, T]],
+    ) -> Callable[Concatenate[SyncBridge, P], T]: ...
+
+    def _iterating(
+        method: Callable[Concatenate[Bridge, P], AsyncIterator[T]], item: Any
+    ) -> Callable[Concatenate[SyncBridge, P], Iterator[T]]: ...
+
+else:
+
+    def _opening(make):
+        """Open a bridge and wait until it is open."""
+
+        @functools.wraps(make)
+        def opening(cls, /, *args, **kwargs):
+            return cls(lambda: make(*args, **kwargs))
+
+        _like(make.__func__, opening)
+        _returns(opening, "SyncBridge", Self)
+        return classmethod(opening)
+
+    def _blocking(method):
+        """Run an operation to its end; its callback, if it takes one, is called in this thread."""
+        name = method.__name__
+        takes = inspect.signature(method).parameters
+        option = next((option for option in CALLBACKS if option in takes), None)
+
+        @functools.wraps(method)
+        def operation(self, /, *args, **kwargs):
+            callback = None if option is None else kwargs.get(option)
+            if callback is None or callback is False:
+                value = self._wait(lambda: method(self._bridge, *args, **kwargs))
+                # The pull() of a ref has to block as well.
+                return Ref(self, value._expression) if type(value) is Ref else value
+            with _called_here(name, option, callback) as (posting, here):
+                kwargs[option] = posting
+                return self._wait(lambda: method(self._bridge, *args, **kwargs), here)
+
+        _like(method, operation)
+        return operation
+
+    def _iterating(method, item):
+        """Give an iterator that blocks until the next item."""
+
+        @functools.wraps(method)
+        def operation(self, /, *args, **kwargs):
+            async def iterator():  # made on the loop, as it has to be
+                return method(self._bridge, *args, **kwargs)
+
+            return _Blocking(self, self._wait(iterator))
+
+        _like(method, operation)
+        _returns(operation, f"Iterator[{item.__name__}]", Iterator[item])
+        return operation
 
 
-def _blocking(
-    method: Callable[Concatenate[Bridge, P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate[SyncBridge, P], T]:
-    """Run an operation to its end; its callback, if it takes one, is called in this thread.
-
-    It has one parameter: with a second one, mypy loses the overloads of ``call``.
-    """
-    name = method.__name__
-    takes = inspect.signature(method).parameters
-    option = next((option for option in CALLBACKS if option in takes), None)
-
-    def operation(self: SyncBridge, /, *args: P.args, **kwargs: P.kwargs) -> T:
-        callback: Any = None if option is None else kwargs.get(option)
-        if option is None or callback is None or callback is False:
-            value: Any = self._wait(lambda: method(self._bridge, *args, **kwargs))
-            if type(value) is Ref:  # its pull() has to block as well
-                value = Ref(self, value._expression)
-            return value  # type: ignore[no-any-return]
-        with _called_here(name, option, callback) as (posting, here):
-            kwargs[option] = posting
-            return self._wait(lambda: method(self._bridge, *args, **kwargs), here)
-
-    return _like(method, operation)
-
-
-def _iterating(
-    method: Callable[Concatenate[Bridge, P], AsyncIterator[T]], item: Any
-) -> Callable[Concatenate[SyncBridge, P], Iterator[T]]:
-    """Give an iterator that blocks until the next item."""
-
-    def operation(self: SyncBridge, /, *args: P.args, **kwargs: P.kwargs) -> Iterator[T]:
-        async def iterator() -> AsyncIterator[T]:  # made on the loop, as it has to be
-            return method(self._bridge, *args, **kwargs)
-
-        return _Blocking(self, self._wait(iterator))
-
-    result = _like(method, operation)
-    _returns(result, f"Iterator[{item.__name__}]", Iterator[item])
-    return result
-
-
-def _like(method: Any, function: F) -> F:
+def _like(method: Any, function: Any) -> None:
     """Give a function the name, signature and documentation of a method of ``Bridge``."""
     functools.update_wrapper(function, method)
     function.__qualname__ = f"SyncBridge.{method.__name__}"
     function.__module__ = __name__
     function.__doc__ = _documentation(method)
-    return function
 
 
 def _returns(function: Any, shown: str, kind: Any) -> None:

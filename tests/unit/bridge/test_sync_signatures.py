@@ -14,6 +14,7 @@ import typing
 from collections.abc import Iterator
 from typing import Any
 
+import jedi
 import pytest
 from IPython.core.completer import provisionalcompleter
 from IPython.core.interactiveshell import InteractiveShell
@@ -100,28 +101,45 @@ def shell() -> Iterator[InteractiveShell]:
     InteractiveShell.clear_instance()
 
 
-@pytest.mark.parametrize("jedi", [True, False])
+TYPED = [
+    ("kernel.push(max_", "max_bytes="),
+    ("kernel.push(x=1, prog", "progress="),
+    ("kernel.handoff('x', time", "timeout="),
+    ("kernel.run('1', on_", "on_output="),
+    ("kernel.call(len, by_", "by_value="),
+    ("kernel.attach(ins", "insecure="),
+]
+
+
+def completions(shell: InteractiveShell, typed: str) -> set[str]:
+    assert shell.Completer is not None
+    with provisionalcompleter():
+        return {one.text for one in shell.Completer.completions(typed, len(typed))}
+
+
 @pytest.mark.parametrize(
-    ("typed", "offered"),
-    [
-        ("kernel.push(max_", "max_bytes="),
-        ("kernel.push(x=1, prog", "progress="),
-        ("kernel.handoff('x', time", "timeout="),
-        ("kernel.run('1', on_", "on_output="),
-        ("kernel.call(len, by_", "by_value="),
-        ("SyncBridge.launch(encr", "encryption="),
-        ("kernel.attach(ins", "insecure="),
-    ],
+    ("typed", "offered"), [*TYPED, ("type(kernel).launch(encr", "encryption=")]
 )
-def test_tab_completes_options(
-    shell: InteractiveShell, typed: str, offered: str, jedi: bool
+def test_tab_completes_options(shell: InteractiveShell, typed: str, offered: str) -> None:
+    """By jedi, which IPython asks if it is installed."""
+    assert shell.Completer is not None
+    assert shell.Completer.use_jedi
+    assert offered in completions(shell, typed)
+
+
+@pytest.mark.parametrize(("typed", "offered"), [*TYPED, ("SyncBridge.launch(encr", "encryption=")])
+def test_tab_completes_options_without_jedi(
+    shell: InteractiveShell, typed: str, offered: str
 ) -> None:
     assert shell.Completer is not None
-    shell.Completer.use_jedi = jedi
-    with provisionalcompleter():
-        found = {one.text for one in shell.Completer.completions(typed, len(typed))}
+    shell.Completer.use_jedi = False
+    assert offered in completions(shell, typed)
 
-    assert offered in found
+
+def test_an_editor_completes_options() -> None:
+    """jedi again, which reads the source and runs nothing."""
+    source = "from bridgehead import SyncBridge\nSyncBridge.launch(encr"
+    assert "encryption=" in {one.name for one in jedi.Script(source).complete()}
 
 
 def test_a_question_mark_shows_signature_and_text(shell: InteractiveShell) -> None:
