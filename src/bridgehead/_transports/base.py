@@ -56,9 +56,9 @@ class Transport(ABC):
     def __init__(self) -> None:
         self.kernel_info: dict[str, Any] = {}
         self.bad = 0  # messages that could not be read
-        self.life = KernelState()
-        self.tasks = Tasks()
-        self.dispatcher = Dispatcher(
+        self.life: KernelState = KernelState()
+        self.tasks: Tasks = Tasks()
+        self.dispatcher: Dispatcher = Dispatcher(
             self.life,
             # Looked up for each message, because a test may replace ``send`` meanwhile.
             send=lambda *message: self.send(*message),

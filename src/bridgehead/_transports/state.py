@@ -43,7 +43,7 @@ class KernelState:
     def __init__(self) -> None:
         self.generation: int = 0  # grows whenever another kernel may be there
         self.state: str = "starting"
-        self.shut_down = False  # somebody asked the kernel to end
+        self.shut_down: bool = False  # somebody asked the kernel to end
         self.listeners: dict[str, Listener] = {}  # for what comes without being asked, by id
         self.beside: Beside | None = None
         self._promises: set[asyncio.Future[Any]] = set()
