@@ -22,7 +22,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from bridgehead import Bridge
 from bridgehead._transports.subprotocols import BINARY, V1
-from bridgehead._transports.websocket import BACK, PIECE
+from bridgehead._transports.websocket import BACK, CHUNK
 from tests.bench.targets import Reached
 from tests.support.servers import TOKEN, free_port, on, serving
 
@@ -49,7 +49,7 @@ async def measure(wanted: argparse.Namespace) -> list[Reached]:
     async with _echo() as echo, serving() as url, on(url, trust="pickle") as bridge:
         await bridge.push(x=array)
         for _ in range(ROUNDS):
-            bare.append(await _timed(_there_and_back(echo, PIECE)))
+            bare.append(await _timed(_there_and_back(echo, CHUNK)))
             bare_back.append(await _timed(_there_and_back(echo, BACK)))
             push.append(await _timed(bridge.push(x=array)))
             pull.append(await _timed(bridge.pull("x")))
@@ -95,11 +95,11 @@ async def _echo() -> AsyncIterator[ClientConnection]:
 
 
 async def _there_and_back(socket: ClientConnection, nbytes: int) -> None:
-    piece = bytes(nbytes)
+    chunk = bytes(nbytes)
 
     async def send() -> None:
         for _ in range(NBYTES // nbytes):
-            await socket.send(piece)
+            await socket.send(chunk)
 
     sending = asyncio.create_task(send())
     for _ in range(NBYTES // nbytes):

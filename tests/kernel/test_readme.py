@@ -24,10 +24,10 @@ def test_the_first_program_gives_a_table(tmp_path: Path) -> None:
 def test_every_link_leads_somewhere() -> None:
     headings = re.findall(r"^#+ (.*)$", TEXT, re.MULTILINE)
     anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", TEXT) if "://" not in link]
+    links = [client for client in re.findall(r"\]\(([^)]+)\)", TEXT) if "://" not in client]
     assert links
-    for link in links:
-        if link.startswith("#"):
-            assert link[1:] in anchors, link
+    for client in links:
+        if client.startswith("#"):
+            assert client[1:] in anchors, client
         else:
-            assert (README.parent / link).exists(), link
+            assert (README.parent / client).exists(), client

@@ -162,8 +162,8 @@ class Lab:
 
     async def theme(self, name: str) -> None:
         await self.command("apputils:change-theme", theme=f"JupyterLab {name}")
-        is_light = str(name == "Light").lower()
-        await expect(self.page.locator("body")).to_have_attribute("data-jp-theme-light", is_light)
+        is_small = str(name == "Light").lower()
+        await expect(self.page.locator("body")).to_have_attribute("data-jp-theme-light", is_small)
         # A splash covers the page until its style sheet is there.
         await expect(self.page.locator("#jupyterlab-splash")).to_have_count(0)
 

@@ -45,9 +45,9 @@ def entry(value: Any) -> dict[str, Any]:
 def consume(content: Any, parts: list[bytes]) -> list[memoryview]:
     """What a lane does with a reply."""
     told = _protocol.answer(content)
-    inbox = _protocol.open_answer(told)
-    _protocol.add_piece(told, inbox, 0, parts)
-    frames = _protocol.close_answer(inbox)
+    inbox = _protocol.open_response(told)
+    _protocol.add_chunk(told, inbox, 0, parts)
+    frames = _protocol.close_response(inbox)
     raise_error(told, frames)
     return frames
 

@@ -25,7 +25,7 @@ import pytest
 
 from bridgehead import BridgeError
 from bridgehead._protocol import bootstrap as _shipping
-from bridgehead._protocol import payload as _parcel
+from bridgehead._protocol import payload as _payload
 from bridgehead._protocol import response as _protocol
 from bridgehead._protocol.raising import raise_error
 from bridgehead._protocol.request import KEY, batch_header, header
@@ -34,7 +34,7 @@ from bridgehead._shipped.wire.frames import cut
 from support.elsewhere import Python, pythons
 
 Header = dict[str, Any]
-PIECE = 1 << 16  # bytes; small, so that little data makes many pieces
+CHUNK = 1 << 16  # bytes; small, so that little data makes many pieces
 
 PYTHONS = pythons()
 
@@ -82,7 +82,7 @@ class Bare:
             text=True,
             encoding="ascii",
         )
-        self.planted = False  # whether the loader was
+        self.installed = False  # whether the loader was
         # Should it hang, it ends, and so does the wait for its answer.
         self.watchdog = threading.Timer(600, self.process.kill)
         self.watchdog.daemon = True
@@ -130,7 +130,7 @@ class Space:
 
     def uproot(self) -> None:
         """Remove the loader, as nobody would by accident."""
-        self.bare.planted = False
+        self.bare.installed = False
         self.cell(f"__import__('sys').modules.pop({LOADER!r})")
 
     def snapshot(self) -> list[Any]:
@@ -154,41 +154,41 @@ class Space:
     # -- one request
 
     def header(self, operation: str, frames: Sequence[memoryview] = (), **fields: Any) -> Header:
-        wanted = {"epoch": self.epoch, "algorithm": "sha256", "piece": PIECE, **fields}
+        wanted = {"epoch": self.epoch, "algorithm": "sha256", "chunk": CHUNK, **fields}
         return header(operation, frames, **wanted)
 
     def finish(self, header: Header, data: bytes = b"", **how: Any) -> tuple[Header, list[Any]]:
         """The last message of a request, and its answer: whole, or the exception it tells."""
         told, parts = self.cross(header, data, **how)
-        inbox = _protocol.open_answer(told)
-        _protocol.add_piece(told, inbox, 0, parts)
-        if inbox.total > PIECE:
-            offsets = list(range(PIECE, inbox.total, PIECE))
+        inbox = _protocol.open_response(told)
+        _protocol.add_chunk(told, inbox, 0, parts)
+        if inbox.total > CHUNK:
+            offsets = list(range(CHUNK, inbox.total, CHUNK))
             random.Random(header["id"]).shuffle(offsets)
             for at in offsets:
-                more, parts = self.cross({**header, "op": "more", "sizes": [], "at": at})
+                more, parts = self.cross({**header, "op": "next_chunk", "sizes": [], "at": at})
                 raise_error(more, ())
-                _protocol.add_piece(more, inbox, at, parts)
+                _protocol.add_chunk(more, inbox, at, parts)
             self.forget(header)
-        frames = _protocol.close_answer(inbox)
+        frames = _protocol.close_response(inbox)
         raise_error(told, frames)
         return told, frames
 
     def ask(
-        self, operation: str, parcel: _parcel.Parcel = _parcel.EMPTY, **fields: Any
+        self, operation: str, payload: _payload.Payload = _payload.EMPTY, **fields: Any
     ) -> tuple[Header, list[memoryview]]:
         """A request, in as many pieces as it takes, and its answer."""
-        header = self.header(operation, parcel.frames, refs=parcel.refs, **fields)
-        last = max(0, (parcel.nbytes - 1) // PIECE * PIECE)
-        offsets = list(range(0, last, PIECE))
+        header = self.header(operation, payload.frames, refs=payload.refs, **fields)
+        last = max(0, (payload.nbytes - 1) // CHUNK * CHUNK)
+        offsets = list(range(0, last, CHUNK))
         random.Random(header["id"]).shuffle(offsets)
         for at in offsets:
-            self.piece(header, parcel.frames, at)
-        return self.finish(*part(header, stream(parcel.frames)[last:], at=last))
+            self.chunk(header, payload.frames, at)
+        return self.finish(*part(header, stream(payload.frames)[last:], at=last))
 
-    def piece(self, header: Header, frames: Sequence[memoryview], at: int) -> None:
-        data = b"".join(cut(frames, at, at + PIECE))
-        told, _ = self.cross(*part(header, data, op="piece", at=at))
+    def chunk(self, header: Header, frames: Sequence[memoryview], at: int) -> None:
+        data = b"".join(cut(frames, at, at + CHUNK))
+        told, _ = self.cross(*part(header, data, op="chunk", at=at))
         raise_error(told, ())
 
     def forget(self, header: Header) -> None:
@@ -198,45 +198,45 @@ class Space:
     # -- operations
 
     def hello(self, *, install: bool = True) -> Header:
-        header = self.header("hello", epoch="", piece=0)
+        header = self.header("hello", epoch="", chunk=0)
         told, _ = self.finish(header, install=install)
         self.epoch = told["epoch"]
         return told
 
     def prepare(self) -> Space:
         """The handshake, which carries the loader's source only where that is new."""
-        self.hello(install=not self.bare.planted)
-        self.bare.planted = True
+        self.hello(install=not self.bare.installed)
+        self.bare.installed = True
         return self
 
     def bind(self, **values: Any) -> None:
-        self.ask("bind", _parcel.encode(values, values), names=list(values))
+        self.ask("bind", _payload.encode(values, values), names=list(values))
 
     def fetch(self, *expressions: str) -> Any:
         _, frames = self.ask("fetch", expressions=list(expressions))
-        values = _parcel.decode(frames)
+        values = _payload.decode(frames)
         return values[0] if len(expressions) == 1 else values
 
-    def batch(self, *asked: tuple[Header, _parcel.Parcel], **fields: Any) -> list[Outcome]:
+    def batch(self, *asked: tuple[Header, _payload.Payload], **fields: Any) -> list[Outcome]:
         """Requests that cross together; what came of each, or None where it was not done."""
-        frames = [frame for _, parcel in asked for frame in parcel.frames]
+        frames = [frame for _, payload in asked for frame in payload.frames]
         header = batch_header([header for header, _ in asked], frames)
-        told, parts = self.finish({**header, "piece": PIECE, **fields}, stream(frames))
+        told, parts = self.finish({**header, "chunk": CHUNK, **fields}, stream(frames))
         answers = _protocol.part_batch(told, parts, [None] * len(asked))
         return [self.outcome(*pair) for pair in zip(asked, answers, strict=True)]
 
     def outcome(
-        self, asked: tuple[Header, _parcel.Parcel], opened: _protocol.Opened | None
+        self, asked: tuple[Header, _payload.Payload], opened: _protocol.PartialResponse | None
     ) -> Outcome:
         if opened is None:
             return None
-        told, inbox = opened.told, opened.inbox
+        told, inbox = opened.header, opened.inbox
         try:
-            for at in range(inbox.received, inbox.total, PIECE):
-                more, parts = self.cross({**asked[0], "op": "more", "sizes": [], "at": at})
+            for at in range(inbox.received, inbox.total, CHUNK):
+                more, parts = self.cross({**asked[0], "op": "next_chunk", "sizes": [], "at": at})
                 raise_error(more, ())
-                _protocol.add_piece(more, inbox, at, parts)
-            frames = _protocol.close_answer(inbox)
+                _protocol.add_chunk(more, inbox, at, parts)
+            frames = _protocol.close_response(inbox)
             raise_error(told, frames)
         except BridgeError as error:
             return error
@@ -300,9 +300,9 @@ class Interrupt:
 """
 
 
-def to_bind(space: Space, **values: Any) -> tuple[Header, _parcel.Parcel]:
-    parcel = _parcel.encode(values, values)
-    return space.header("bind", parcel.frames, names=list(values)), parcel
+def to_bind(space: Space, **values: Any) -> tuple[Header, _payload.Payload]:
+    payload = _payload.encode(values, values)
+    return space.header("bind", payload.frames, names=list(values)), payload
 
 
 FAR = f"__import__('sys').modules[{LOADER!r}]._served[id(globals())]"

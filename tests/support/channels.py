@@ -13,18 +13,18 @@ import numpy as np
 
 from bridgehead._shipped.remote.socket_thread import send_all
 from bridgehead._shipped.wire.segments import Pool, Segment
-from bridgehead._shipped.wire.socket import Channel
+from bridgehead._shipped.wire.socket import FrameSocket
 from support.shared import filled
 
 
 class Ends:
-    """Both ends of a socket; ``near`` is what a test sends with, ``far`` what it looks at."""
+    """Both ends of a socket; ``near`` is what a test sends with, ``remote`` what it looks at."""
 
     def __init__(self) -> None:
         one, two = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         one.setblocking(False)
         two.setblocking(False)
-        self.near, self.far = Channel(one, Pool(0.5)), Channel(two, Pool(0.5))
+        self.near, self.remote = FrameSocket(one, Pool(0.5)), FrameSocket(two, Pool(0.5))
 
     def send(self, serial: int, header: Any, *what: Any) -> None:
         """A message with sizes, frames and segment, as ``pack`` takes them."""
@@ -32,8 +32,8 @@ class Ends:
         send_all(self.near.socket, parts, files)
 
     def answer(self, serial: int) -> None:
-        parts, files = self.far.pack(serial, {})
-        send_all(self.far.socket, parts, files)
+        parts, files = self.remote.pack(serial, {})
+        send_all(self.remote.socket, parts, files)
 
     def raw(self, data: bytes, files: list[int] | None = None) -> None:
         extra = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", files))] if files else ()
@@ -45,9 +45,9 @@ class Ends:
         self.near.lend(segment)
         return segment, sizes
 
-    def arrived(self, channel: Channel | None = None) -> list[Any]:
+    def arrived(self, channel: FrameSocket | None = None) -> list[Any]:
         """Every message that is there."""
-        channel, found = channel or self.far, []
+        channel, found = channel or self.remote, []
         try:
             while channel.receive():
                 while (message := channel.next()) is not None:
@@ -57,6 +57,6 @@ class Ends:
         return found
 
     def close(self) -> None:
-        for channel in (self.near, self.far):
+        for channel in (self.near, self.remote):
             channel.close()
             channel.pool.close()

@@ -29,7 +29,7 @@ import pyarrow as pa
 import pytest
 
 from bridgehead._shipped.data import decode_data, encode_data, writer
-from bridgehead._shipped.wire.errors import Broken
+from bridgehead._shipped.wire.errors import WireError
 
 MEBIBYTE = 1 << 20
 
@@ -285,7 +285,7 @@ NUMPY: dict[str, Any] = {
     "dtypes": [np.dtype(kind) for kind in PLAIN_DTYPES] + [POINT, ALIGNED, SPARSE, np.dtype("O")],
     "numpy texts": [np.str_("é"), np.bytes_(b"x"), np.str_("")],
     "numpy keys": {np.int64(1): 2, np.str_("a"): 3},
-    "shared": [NUMBERS := np.arange(1000.0), NUMBERS, {"again": NUMBERS}],
+    "shared": [NUMBERS := np.arange(1000.0), NUMBERS, {"retry": NUMBERS}],
 }
 
 BERLIN = "Europe/Berlin"
@@ -440,7 +440,7 @@ def refused(raw: Any) -> tuple[str, Any]:
     return error.kind, error.details.get("type")
 
 
-def refusal_of(raw: Any, limit: int) -> Broken:
+def refusal_of(raw: Any, limit: int) -> WireError:
     """How frames are refused; and that nothing else happened.
 
     The interpreter saw no import, file, process, compilation or name of a pickle; no trace is
@@ -454,7 +454,7 @@ def refusal_of(raw: Any, limit: int) -> Broken:
     watched = []
     try:
         decode_data(frames)
-    except Broken as error:
+    except WireError as error:
         caught = error
     finally:
         events, watched = watched, None

@@ -14,25 +14,25 @@ from typing import Any
 
 from bridgehead import Bridge
 from bridgehead._lanes.direct import DirectLane
-from bridgehead._lanes.socket import Link
+from bridgehead._lanes.socket import SocketClient
 
 OWN = [sys.modules[__name__]]  # the kernel does not have it
 
 
-def link(bridge: Bridge) -> Link:
-    lane = bridge._foothold.remote.lane
+def client(bridge: Bridge) -> SocketClient:
+    lane = bridge._connection.remote.lane
     assert isinstance(lane, DirectLane), f"the lane is {lane.name}"
-    return lane.link
+    return lane.client
 
 
 def here(bridge: Bridge) -> dict[str, int]:
     """Leases given, bytes of segments, segments mapped of the other side's."""
     gc.collect()
-    segments = list(link(bridge).pool.segments.values())
+    segments = list(client(bridge).pool.segments.values())
     return {
         "leases": sum(segment.leases for segment in segments),
         "bytes": sum(segment.capacity for segment in segments),
-        "mapped": len(link(bridge).channel.maps.known),
+        "mapped": len(client(bridge).channel.maps.known),
     }
 
 
@@ -43,9 +43,9 @@ def _there() -> dict[str, Any]:
     gc.collect()
     loader: Any = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
     found = {"leases": 0, "bytes": 0, "mapped": 0, "kept": 0}
-    for far in loader._served.values():
-        found["kept"] += len(far.transfers.inboxes) + len(far.transfers.outboxes)
-        for server in list(far.servers.values()):
+    for remote in loader._served.values():
+        found["kept"] += len(remote.transfers.inboxes) + len(remote.transfers.outboxes)
+        for server in list(remote.servers.values()):
             segments = list(server.channel.pool.segments.values())
             found["leases"] += sum(segment.leases for segment in segments)
             found["bytes"] += sum(segment.capacity for segment in segments)
@@ -76,10 +76,10 @@ async def nothing_is_lent(bridge: Bridge, seconds: float = 30) -> None:
         await bridge.delete(*names)
     end = time.monotonic() + seconds
     while True:
-        near, far = here(bridge), await there(bridge)
-        if not (near["leases"] or far["leases"] or far["kept"]):
+        near, remote = here(bridge), await there(bridge)
+        if not (near["leases"] or remote["leases"] or remote["kept"]):
             return
-        assert time.monotonic() < end, (near, far)
+        assert time.monotonic() < end, (near, remote)
         await asyncio.sleep(0.1)
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from bridgehead._shipped.wire import segments as _segments
-from bridgehead._shipped.wire.segments import Maps, Pool, Segment
+from bridgehead._shipped.wire.segments import Pool, Segment, SegmentCache
 
 needs_segments = pytest.mark.skipif(
     not _segments.possible(), reason="this system or this Python has no memfd with seals"
@@ -44,12 +44,14 @@ def filled(pool: Pool, *arrays: np.ndarray[Any, Any]) -> tuple[Segment, list[int
     return segment, sizes
 
 
-def handed(maps: Maps, segment: Segment) -> None:
+def handed(maps: SegmentCache, segment: Segment) -> None:
     """Map a segment as if its file had come through a socket."""
     maps.add(segment.number, os.dup(segment.file), segment.capacity, segment.pool.private)
 
 
-def sent(pool: Pool, maps: Maps, *arrays: np.ndarray[Any, Any]) -> tuple[Segment, list[Any]]:
+def sent(
+    pool: Pool, maps: SegmentCache, *arrays: np.ndarray[Any, Any]
+) -> tuple[Segment, list[Any]]:
     """Arrays through a segment and back, as views of it."""
     segment, sizes = filled(pool, *arrays)
     if segment.number not in maps.known:
@@ -58,14 +60,14 @@ def sent(pool: Pool, maps: Maps, *arrays: np.ndarray[Any, Any]) -> tuple[Segment
     return segment, [np.frombuffer(v, a.dtype) for v, a in zip(views, arrays, strict=True)]
 
 
-def released(pool: Pool, maps: Maps) -> list[int]:
+def released(pool: Pool, maps: SegmentCache) -> list[int]:
     """What the receiver would tell, taken in by the pool."""
     gc.collect()
     numbers = [maps.released.popleft() for _ in range(len(maps.released))]
     for number in numbers:
         segment = pool.segments.get(abs(number))
         if segment is not None:
-            pool.give_back(segment, spoilt=number < 0)
+            pool.give_back(segment, tainted=number < 0)
     return numbers
 
 

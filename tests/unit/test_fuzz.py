@@ -27,16 +27,16 @@ from hypothesis import strategies as st
 
 from bridgehead import Bridge, BridgeError, KernelRestarted, Name, ProtocolError, Result
 from bridgehead._connection.cell import CellOutputs
-from bridgehead._connection.watch import News
+from bridgehead._connection.watch import UpdateBuffer
 from bridgehead._protocol import bootstrap as _shipping
-from bridgehead._protocol import payload as _parcel
+from bridgehead._protocol import payload as _payload
 from bridgehead._protocol import request as _request
 from bridgehead._protocol import response as _protocol
 from bridgehead._protocol.raising import raise_error
 from bridgehead._protocol.request import KEY
 from bridgehead._shipped.wire import frames as _wire
 from bridgehead._shipped.wire import pickling as _codec
-from bridgehead._shipped.wire.header import DATA_MESSAGE, MIME, NEWS_MESSAGE
+from bridgehead._shipped.wire.header import DATA_MESSAGE, MIME, UPDATE_MESSAGE
 from bridgehead._shipped.wire.transfer import Inbox
 from bridgehead._transports.loopback import Cell
 from bridgehead._transports.messages import Message
@@ -122,9 +122,9 @@ def mutated(draw: Any, value: Any) -> Any:
 
 
 FIELDS = (
-    "protocol", "op", "id", "epoch", "python", "sizes", "digest", "at", "piece", "names", "name",
+    "protocol", "op", "id", "epoch", "python", "sizes", "digest", "at", "chunk", "names", "name",
     "expressions", "pattern", "keep", "refs", "max_bytes", "trust", "allow", "opens", "subshell",
-    "watch", "lane", "requests", "error", "answers", "again", "parts", "data", "buffers", "orphans",
+    "watch", "lane", "requests", "error", "answers", "retry", "parts", "data", "buffers", "orphans",
 )  # fmt: skip
 
 
@@ -174,7 +174,7 @@ class Ground:
     def sent(
         self, channel: str, kind: str, content: Any, parent: Any, buffers: Sequence[Any] = ()
     ) -> None:
-        assert kind in (DATA_MESSAGE, NEWS_MESSAGE)
+        assert kind in (DATA_MESSAGE, UPDATE_MESSAGE)
         self.parts += map(bytes, buffers)
 
     def enter(self, lane: str, text: str, data: bytes) -> Header:
@@ -193,7 +193,7 @@ class Ground:
         return told
 
     def header(self, operation: str, frames: Sequence[memoryview] = (), **fields: Any) -> Header:
-        wanted = {"epoch": self.epoch, "algorithm": "crc32", "piece": 1 << 16, **fields}
+        wanted = {"epoch": self.epoch, "algorithm": "crc32", "chunk": 1 << 16, **fields}
         return _request.header(operation, frames, **wanted)
 
     def names(self) -> dict[str, int]:
@@ -211,7 +211,7 @@ class Ground:
         told = self.ask(self.header("fetch", expressions=["honest"]))
         back = [memoryview(base64.b64decode(told["data"]))]
         assert [frame.nbytes for frame in back] == told["sizes"]
-        assert _parcel.decode(back) == ([1, "é"],)
+        assert _payload.decode(back) == ([1, "é"],)
 
 
 def check_answer(told: Any) -> None:
@@ -237,10 +237,10 @@ def ground() -> Iterator[Ground]:
 @pytest.fixture(scope="module", autouse=True)
 def warm() -> None:
     """What the loader imports and makes when it is first needed is not counted as an answer's."""
-    with ground() as far:
-        far.is_at_work()
-        far.enter("inline", json.dumps(far.header("fetch", expressions=["honst"])), b"")
-        far.enter("inline", json.dumps(far.header("names", pattern="[*")), b"")
+    with ground() as remote:
+        remote.is_at_work()
+        remote.enter("inline", json.dumps(remote.header("fetch", expressions=["honst"])), b"")
+        remote.enter("inline", json.dumps(remote.header("names", pattern="[*")), b"")
 
 
 LANES = st.sampled_from(["inline", "buffers", "probe", ""])
@@ -253,42 +253,42 @@ LANES = st.sampled_from(["inline", "buffers", "probe", ""])
 def test_any_header_and_any_data_are_answered(
     lane: str, text: str, data: bytes, no_base64: str
 ) -> None:
-    with ground() as far:
-        before = far.names()
-        assert "error" in far.enter(lane, text, data)
-        answer = far.loader.enter(far.scope, "inline", text, no_base64)
+    with ground() as remote:
+        before = remote.names()
+        assert "error" in remote.enter(lane, text, data)
+        answer = remote.loader.enter(remote.scope, "inline", text, no_base64)
         assert "error" in json.loads(answer.text)
-        assert far.names() == before
+        assert remote.names() == before
 
 
-def honest(far: Ground, operation: str) -> tuple[Header, list[memoryview]]:
+def honest(remote: Ground, operation: str) -> tuple[Header, list[memoryview]]:
     """A request as a bridge makes it, and its frames."""
     if operation == "bind":
         frames = frames_of({"a": "after", "b": 2})
-        return far.header("bind", frames, names=["a", "b"], max_bytes=5000), frames
+        return remote.header("bind", frames, names=["a", "b"], max_bytes=5000), frames
     if operation == "call":
         frames = frames_of((operator.add, (2, 3), {}))
-        return far.header("call", frames, keep="kept"), frames
+        return remote.header("call", frames, keep="kept"), frames
     if operation in ("fetch", "watch"):
-        return far.header(operation, expressions=["a", "b"], watch="w", lane="inline"), []
+        return remote.header(operation, expressions=["a", "b"], watch="w", lane="inline"), []
     if operation == "batch":
-        inner = [honest(far, name) for name in ("bind", "fetch", "has", "names", "drop")]
+        inner = [honest(remote, name) for name in ("bind", "fetch", "has", "names", "drop")]
         frames = [frame for _, some in inner for frame in some]
-        return {**_request.batch_header([h for h, _ in inner], frames), "piece": 1 << 16}, frames
-    if operation in ("piece", "more", "forget"):
-        header, frames = honest(far, "bind" if operation == "piece" else "fetch")
+        return {**_request.batch_header([h for h, _ in inner], frames), "chunk": 1 << 16}, frames
+    if operation in ("chunk", "next_chunk", "forget"):
+        header, frames = honest(remote, "bind" if operation == "chunk" else "fetch")
         return {**header, "op": operation}, frames
-    if operation == "learn":
+    if operation == "load_codec":
         frames = [memoryview(b"\xff no source")]
-        return far.header("learn", frames), frames
+        return remote.header("load_codec", frames), frames
     fields = {"names": ["a"], "name": "a", "pattern": "a*", "watch": "w"}
     shell = {"id": "s", "host": "h", "pid": 1}
-    return far.header(operation, **fields, subshell=shell), []
+    return remote.header(operation, **fields, subshell=shell), []
 
 
 OPERATIONS = (
-    "hello", "learn", "batch", "bind", "fetch", "call", "drop", "names", "has", "watch", "unwatch",
-    "piece", "more", "forget",
+    "hello", "load_codec", "batch", "bind", "fetch", "call", "drop", "names", "has", "watch",
+    "unwatch", "chunk", "next_chunk", "forget",
 )  # fmt: skip
 
 
@@ -298,9 +298,9 @@ OPERATIONS = (
 def test_a_mutated_request_is_answered_and_does_what_it_says_or_nothing(
     operation: str, data: st.DataObject
 ) -> None:
-    with ground() as far:
+    with ground() as remote:
         for _ in range(data.draw(st.integers(1, 2))):
-            header, frames = honest(far, operation)
+            header, frames = honest(remote, operation)
             if data.draw(st.booleans()):
                 frames = data.draw(OTHERS)
                 header["sizes"] = [frame.nbytes for frame in frames]
@@ -309,45 +309,45 @@ def test_a_mutated_request_is_answered_and_does_what_it_says_or_nothing(
             sent = b"".join(frames)
             if data.draw(st.integers(0, 3)) == 0:
                 sent = data.draw(st.binary())
-            before = far.names()
-            told = far.enter(data.draw(LANES), json.dumps(wild), sent)
-            after = far.names()
+            before = remote.names()
+            told = remote.enter(data.draw(LANES), json.dumps(wild), sent)
+            after = remote.names()
             changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}
             if "error" in told or operation not in ("bind", "call", "drop", "batch"):
                 assert not changed
             assert all(type(name) is str for name in changed)
 
 
-@pytest.mark.parametrize("operation", ["bind", "piece"])
+@pytest.mark.parametrize("operation", ["bind", "chunk"])
 @pytest.mark.parametrize("sizes", [[2**19] * 5000, [2**46], [2**70], [1, 2**20, 2**40]], ids=len)
 def test_memory_that_is_only_announced_is_not_taken(operation: str, sizes: list[int]) -> None:
-    with ground() as far:
-        header = {**far.header("bind", names=["a"]), "op": operation, "sizes": sizes, "at": 0}
-        far.enter("inline", json.dumps(header), b"x")
-        far.enter("inline", json.dumps({**header, "at": max(0, sum(sizes) - 1)}), b"x")
+    with ground() as remote:
+        header = {**remote.header("bind", names=["a"]), "op": operation, "sizes": sizes, "at": 0}
+        remote.enter("inline", json.dumps(header), b"x")
+        remote.enter("inline", json.dumps({**header, "at": max(0, sum(sizes) - 1)}), b"x")
 
 
 @pytest.mark.parametrize("depth", [100, 500, 800, 900, 950, 1_000, 100_000])
 def test_a_header_nested_deeply_is_answered(depth: int) -> None:
     deep = "[" * depth + "]" * depth
-    with ground() as far:
+    with ground() as remote:
         for field in ("op", "id", "sizes", "at", "names", "keep", "subshell", "protocol"):
-            text = json.dumps({**far.header("bind", names=["a"]), field: "DEEP"})
-            told = far.enter("inline", text.replace('"DEEP"', deep), b"")
+            text = json.dumps({**remote.header("bind", names=["a"]), field: "DEEP"})
+            told = remote.enter("inline", text.replace('"DEEP"', deep), b"")
             assert "error" in told
-        assert far.scope["a"] == "before"
+        assert remote.scope["a"] == "before"
 
 
 def test_a_piece_that_announces_much_takes_nobody_elses_place() -> None:
-    with ground() as far:
+    with ground() as remote:
         frames = frames_of({"a": "after"})
-        header, data = far.header("bind", frames, names=["a"]), b"".join(frames)
+        header, data = remote.header("bind", frames, names=["a"]), b"".join(frames)
         first, rest = memoryview(data[:5]), memoryview(data[5:])
         header["digest"] = _wire.digest("crc32", [first])
-        far.ask({**header, "op": "piece"}, [first])
-        far.ask({**far.header("bind", names=[]), "op": "piece", "sizes": [2**40]})
-        far.ask({**header, "at": 5, "digest": _wire.digest("crc32", [rest])}, [rest])
-        assert far.scope["a"] == "after"
+        remote.ask({**header, "op": "chunk"}, [first])
+        remote.ask({**remote.header("bind", names=[]), "op": "chunk", "sizes": [2**40]})
+        remote.ask({**header, "at": 5, "digest": _wire.digest("crc32", [rest])}, [rest])
+        assert remote.scope["a"] == "after"
 
 
 # ``learn`` runs what it is brought: these are no source, whatever follows.
@@ -358,15 +358,15 @@ NO_SOURCE = st.builds(
 
 @FUZZ
 @given(st.lists(NO_SOURCE, min_size=1, max_size=3))
-def test_a_lesson_that_is_no_source_is_answered_with_an_error(lesson: list[bytes]) -> None:
-    with ground() as far, pytest.MonkeyPatch.context() as patch:
-        patch.delitem(vars(far.loader), "decode_data", raising=False)
-        known, before = {**vars(far.loader)}, far.names()
-        header = far.header("learn", [memoryview(frame) for frame in lesson])
-        told = far.enter("inline", json.dumps(header), b"".join(lesson))
+def test_a_lesson_that_is_no_source_is_answered_with_an_error(codec_sources: list[bytes]) -> None:
+    with ground() as remote, pytest.MonkeyPatch.context() as patch:
+        patch.delitem(vars(remote.loader), "decode_data", raising=False)
+        known, before = {**vars(remote.loader)}, remote.names()
+        header = remote.header("load_codec", [memoryview(frame) for frame in codec_sources])
+        told = remote.enter("inline", json.dumps(header), b"".join(codec_sources))
         assert told["error"]["kind"] == "remote"
-        assert vars(far.loader) == known
-        assert far.names() == before
+        assert vars(remote.loader) == known
+        assert remote.names() == before
 
 
 # ---------------------------------------------------------------- the near side, as thought
@@ -381,7 +381,7 @@ TOLD: list[Header] = [
     GREETING,
     {**SIGNED, "has": True},
     {**SIGNED, "names": [{"name": "a", "type": "x", "shape": [1], "len": 2, "bytes": None}]},
-    {**SIGNED, "answers": [{**SIGNED, "parts": 0, "has": True}, {"again": True}]},
+    {**SIGNED, "answers": [{**SIGNED, "parts": 0, "has": True}, {"retry": True}]},
     *({**SIGNED, "error": {"kind": kind, "message": "m"}} for kind in sorted(KINDS)),
     {**SIGNED, "error": {"kind": "name", "names": ["a"], "close": ["b"]}},
     {**SIGNED, "error": {"kind": "missing", "message": "m", "module": "x", "where": "/"}},
@@ -444,9 +444,9 @@ def test_any_answer_is_opened_and_closed_or_told(data: st.DataObject) -> None:
     limits = [data.draw(st.sampled_from([None, 0, 5, 2**70])) for _ in range(2)]
 
     def consume() -> Any:
-        inbox = _protocol.open_answer(told, limits[0])
-        _protocol.add_piece(told, inbox, 0, parts)
-        whole = _protocol.close_answer(inbox)
+        inbox = _protocol.open_response(told, limits[0])
+        _protocol.add_chunk(told, inbox, 0, parts)
+        whole = _protocol.close_response(inbox)
         raise_error(told, whole, limits[0], trusted=data.draw(st.booleans()))
         return _protocol.part_batch(told, whole, limits)
 
@@ -475,7 +475,7 @@ def test_what_is_nested_too_deeply_to_be_shown_is_told(depth: int) -> None:
     for kind in KINDS:
         error = {**dict.fromkeys(fields, deep), "kind": kind}
         assert isinstance(told_or_value(lambda: raise_error({"error": error}, ())), BridgeError)
-    told_or_value(lambda: _protocol.add_piece({"digest": deep}, Inbox([]), 0, []))
+    told_or_value(lambda: _protocol.add_chunk({"digest": deep}, Inbox([]), 0, []))
     while deep:  # freed step by step
         deep = deep[0]
 
@@ -487,7 +487,7 @@ def test_any_batch_is_parted_or_told_and_gets_somewhere(data: st.DataObject) -> 
     answers = [
         {**signed({}, frames[:1]), "parts": 1},
         {**signed({}, frames[1:]), "parts": 1},
-        {"again": True},
+        {"retry": True},
     ]
     told = data.draw(mutated({"answers": answers}))
     if not isinstance(told, dict):
@@ -500,7 +500,7 @@ def test_any_batch_is_parted_or_told_and_gets_somewhere(data: st.DataObject) -> 
 
 def test_a_batch_of_which_nothing_was_done_is_told() -> None:
     with pytest.raises(BridgeError):
-        _protocol.part_batch({"answers": [{"again": True}]}, [], [None])
+        _protocol.part_batch({"answers": [{"retry": True}]}, [], [None])
     with pytest.raises(ProtocolError):
         _protocol.part_batch({"answers": [{**SIGNED, "parts": 0}, 5]}, [], [None, None])
 
@@ -585,12 +585,12 @@ async def test_any_news_are_told_or_taken(data: st.DataObject) -> None:
     content: Any = {"watch": "w", "news": "w:1", "answer": json.dumps(told)}
     if data.draw(st.booleans()):
         content = data.draw(st.one_of(mutated(content), ODD))
-    news = News(data.draw(st.sampled_from([None, 0, 100])))
+    news = UpdateBuffer(data.draw(st.sampled_from([None, 0, 100])))
     news.feed(content, data.draw(st.sampled_from([[], [b"x"], frames])))
     opened: Any = None
     with contextlib.suppress(BridgeError):
         opened = await asyncio.wait_for(news.next(), PATIENCE)
-    assert opened is None or isinstance(opened, _protocol.Opened)
+    assert opened is None or isinstance(opened, _protocol.PartialResponse)
 
 
 # ---------------------------------------------------------------- the near side, as a bridge
@@ -622,9 +622,9 @@ class Liar:
                 with contextlib.suppress(*([] if last else [KernelRestarted])):
                     await self.bridge.push(honest=[1, "é"])
             assert await self.bridge.pull("honest") == [1, "é"]
-            while self.transport.dispatcher.pending or self.transport.life._promises:
+            while self.transport.dispatcher.pending or self.transport.life._waiters:
                 await asyncio.sleep(0.001)
-        assert not self.bridge._foothold.queue._places
+        assert not self.bridge._connection.queue._places
         assert self.transport.dispatcher._slots._value == 32
 
 
@@ -764,12 +764,12 @@ async def test_a_careful_bridge_that_is_lied_to_tells_it_and_goes_on(
 @FUZZ
 @given(lie=lies())
 async def test_a_greeting_that_lies_is_told_and_the_next_one_is_heard(liar: Liar, lie: Any) -> None:
-    foothold = liar.bridge._foothold
+    connection = liar.bridge._connection
     for change in (lie, None):
-        liar.change, foothold.remote.generation = change, -1
+        liar.change, connection.remote.generation = change, -1
         async with asyncio.timeout(PATIENCE):
             try:
-                await foothold.remote.plant()
+                await connection.remote.install()
             except BridgeError:
                 assert change is lie
             assert isinstance(repr(liar.bridge.info) + liar.bridge.info._repr_html_(), str)
@@ -787,14 +787,14 @@ KERNEL = {
 async def test_whatever_a_kernel_says_of_itself_is_planted_or_told(liar: Liar, told: Any) -> None:
     if not isinstance(told, dict):
         return
-    honest, foothold = liar.transport.kernel_info, liar.bridge._foothold
-    liar.transport.kernel_info, foothold.remote.generation = told, -1
+    honest, connection = liar.transport.kernel_info, liar.bridge._connection
+    liar.transport.kernel_info, connection.remote.generation = told, -1
     async with asyncio.timeout(PATIENCE):
         with contextlib.suppress(BridgeError):
-            await foothold.remote.plant()
+            await connection.remote.install()
         with contextlib.suppress(BridgeError):
             await liar.bridge.pull("a", now=True)
-    liar.transport.kernel_info, foothold.remote.generation = honest, -1
+    liar.transport.kernel_info, connection.remote.generation = honest, -1
     await liar.is_honest()
 
 
@@ -845,7 +845,7 @@ async def test_news_that_lie_are_told_and_the_next_are_heard(
     place = data.draw(st.integers(0, 20))
 
     def lie(channel: str, message: Header) -> None:
-        if message["header"]["msg_type"] != NEWS_MESSAGE:
+        if message["header"]["msg_type"] != UPDATE_MESSAGE:
             return
         content = message["content"]
         if kind == "frames":

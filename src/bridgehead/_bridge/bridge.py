@@ -13,15 +13,15 @@ from types import ModuleType
 from typing import Any, TypeVar, overload
 
 from bridgehead._bridge.arguments import name_of, size_of, text_of, to_push
-from bridgehead._bridge.opening import Openable
+from bridgehead._bridge.opening import BridgeBase
 from bridgehead._bridge.progress import Report, reporting
-from bridgehead._connection.calls import Deadline, Packed
+from bridgehead._connection.calls import Deadline, SignedPayload
 from bridgehead._connection.cell import CellOutputs
 from bridgehead._connection.handoff import Handoff
 from bridgehead._connection.trust import TrustName, check_trust
 from bridgehead._connection.watch import Watch
 from bridgehead._errors import NotSupported
-from bridgehead._protocol import payload as _parcel
+from bridgehead._protocol import payload as _payload
 from bridgehead._protocol import response as _protocol
 from bridgehead._protocol.raising import remote_error
 from bridgehead._protocol.ref import Ref, primary
@@ -31,7 +31,7 @@ from bridgehead._transports.messages import Message, Messages
 T = TypeVar("T")
 
 
-class Bridge(Openable):
+class Bridge(BridgeBase):
     """A way for live objects into one Jupyter kernel and back.
 
     Made by ``launch``, ``attach``, ``over`` or ``loopback``, each of which can be awaited or
@@ -73,7 +73,7 @@ class Bridge(Openable):
         >>> bridge.info.lane
         'buffers'
         """
-        return self._foothold.remote.info
+        return self._connection.remote.info
 
     def __reduce__(self) -> Any:
         raise TypeError("a bridge stays in its process; attach another one over there")
@@ -139,7 +139,7 @@ class Bridge(Openable):
             >>> transfer.names
             ('now', 'rows')
         """
-        self._foothold.check()
+        self._connection.check()
         check_trust(trust)
         started = time.perf_counter()
         if not isinstance(now, bool):  # a value for that name, it would be lost without a word
@@ -149,11 +149,11 @@ class Bridge(Openable):
             )
         objects = to_push(mapping, values)
         data = trust == "data"
-        content = _parcel.Content(
+        content = _payload.PayloadSource(
             objects, objects, by_value, self._reduce, size_of(max_bytes), data
         )
         with reporting(progress, "push") as report:
-            answered = await self._foothold.ask(
+            answered = await self._connection.ask(
                 "bind",
                 timeout,
                 content,
@@ -168,12 +168,12 @@ class Bridge(Openable):
         return Transfer(tuple(objects), sent, seconds, answered.request.lane)
 
     async def _push_packed(
-        self, names: list[str], packed: Packed, timeout: float | None
+        self, names: list[str], packed: SignedPayload, timeout: float | None
     ) -> Transfer:
         """Bind what a fleet has pickled, under these names."""
-        self._foothold.check()
+        self._connection.check()
         started = time.perf_counter()
-        answered = await self._foothold.ask("bind", timeout, packed=packed, names=names)
+        answered = await self._connection.ask("bind", timeout, packed=packed, names=names)
         seconds, request = time.perf_counter() - started, answered.request
         return Transfer(tuple(names), request.nbytes, seconds, request.lane)
 
@@ -219,13 +219,13 @@ class Bridge(Openable):
             >>> await bridge.pull("sum(rows)", "rows")
             (3, [1, 2])
         """
-        self._foothold.check()
+        self._connection.check()
         if not expressions:
             raise ValueError("there is nothing to pull; say pull('x')")
         texts = [text_of(expression) for expression in expressions]
-        limit, trusted = size_of(max_bytes), self._foothold.trust.but(trust)
+        limit, trusted = size_of(max_bytes), self._connection.trust.but(trust)
         with reporting(progress, "pull") as report:
-            answered = await self._foothold.ask(
+            answered = await self._connection.ask(
                 "fetch",
                 timeout,
                 now=now,
@@ -236,7 +236,7 @@ class Bridge(Openable):
             )
             total = sum(frame.nbytes for frame in answered.frames)
             report(total, total)
-        values = _parcel.values(await trusted.open(answered.frames), len(texts))
+        values = _payload.values(await trusted.open(answered.frames), len(texts))
         return values[0] if len(texts) == 1 else values
 
     def ref(self, expression: str) -> Ref:
@@ -268,10 +268,10 @@ class Bridge(Openable):
             >>> (await bridge.names("r*"))[0]
             <rows: list of 2, ... bytes>
         """
-        self._foothold.check()
+        self._connection.check()
         if not isinstance(pattern, str):
             raise TypeError(f"a pattern is a string, not {type(pattern).__name__}")
-        told = (await self._foothold.ask("names", timeout, pattern=pattern)).told
+        told = (await self._connection.ask("names", timeout, pattern=pattern)).header
         return Names(
             Name(
                 item["name"],
@@ -299,11 +299,11 @@ class Bridge(Openable):
             Traceback (most recent call last):
             NameNotFound: no 'x' in the kernel
         """
-        self._foothold.check()
+        self._connection.check()
         if not names:
             raise ValueError("there is nothing to delete; say delete('x')")
         unique = list(dict.fromkeys(map(name_of, names)))
-        await self._foothold.ask("drop", timeout, names=unique)
+        await self._connection.ask("drop", timeout, names=unique)
 
     async def exists(self, name: str, *, timeout: float | None = None) -> bool:
         """Whether the kernel's namespace has the name; a builtin is not in it.
@@ -316,9 +316,9 @@ class Bridge(Openable):
             >>> await bridge.exists("print")
             False
         """
-        self._foothold.check()
-        answered = await self._foothold.ask("has", timeout, name=name_of(name))
-        has: bool = _protocol.understood(answered.told.get("has"), bool, "exists")
+        self._connection.check()
+        answered = await self._connection.ask("has", timeout, name=name_of(name))
+        has: bool = _protocol.understood(answered.header.get("has"), bool, "exists")
         return has
 
     async def handoff(
@@ -378,7 +378,7 @@ class Bridge(Openable):
             >>> await other.pull("x")
             1
         """
-        self._foothold.check()
+        self._connection.check()
         with reporting(progress, "handoff") as report:
             asked = self._to_hand_off(names, to, timeout, max_bytes, trust, report)
             return await asked.both()
@@ -401,12 +401,12 @@ class Bridge(Openable):
         if not names:
             raise ValueError("there is nothing to hand over; say handoff('x', to=…)")
         return Handoff(
-            self._foothold,
-            to._foothold,
+            self._connection,
+            to._connection,
             list(dict.fromkeys(map(name_of, names))),
             timeout=timeout,
             limit=size_of(max_bytes),
-            data=self._foothold.trust.but(trust).data,
+            data=self._connection.trust.but(trust).data,
             report=report,
         )
 
@@ -442,8 +442,8 @@ class Bridge(Openable):
             >>> await anext(watch)
             5
         """
-        self._foothold.check()
-        if not self._transport.unasked:
+        self._connection.check()
+        if not self._transport.pushes:
             raise NotSupported(
                 f"over {self._transport.name} nothing comes that was not asked for; "
                 "pull the value when you want it"
@@ -451,9 +451,9 @@ class Bridge(Openable):
         text, limit = text_of(expression), size_of(max_bytes)
 
         async def one(frames: list[memoryview]) -> Any:
-            return _parcel.values(await self._foothold.trust.open(frames), 1)[0]
+            return _payload.values(await self._connection.trust.open(frames), 1)[0]
 
-        return Watch(self._foothold, text, one, limit=limit, **self._foothold.trust.fields())
+        return Watch(self._connection, text, one, limit=limit, **self._connection.trust.fields())
 
     @overload
     async def call(
@@ -509,7 +509,7 @@ class Bridge(Openable):
             >>> await bridge.call(sum, rows)
             3
         """
-        self._foothold.check()
+        self._connection.check()
         if not callable(function) or inspect.iscoroutinefunction(function):
             kind = "coroutine function" if callable(function) else type(function).__name__
             raise TypeError(
@@ -518,12 +518,12 @@ class Bridge(Openable):
         if keep is not None:
             keep = name_of(keep)
         parts = {"the function": function, "args": args, "kwargs": kwargs}
-        content = _parcel.Content((function, args, kwargs), parts, by_value, self._reduce)
-        trust = self._foothold.trust
-        answered = await self._foothold.ask("call", timeout, content, keep=keep, **trust.fields())
+        content = _payload.PayloadSource((function, args, kwargs), parts, by_value, self._reduce)
+        trust = self._connection.trust
+        answered = await self._connection.ask("call", timeout, content, keep=keep, **trust.fields())
         if keep is not None:
             return Ref(self, keep)
-        return _parcel.values(await trust.open(answered.frames), 1)[0]
+        return _payload.values(await trust.open(answered.frames), 1)[0]
 
     def _reduce(self, value: Any) -> Any:
         """How a ref is pickled: as a call that is answered with the object over there."""
@@ -566,7 +566,7 @@ class Bridge(Openable):
             >>> result.data["text/plain"]
             '42'
         """
-        self._foothold.check()
+        self._connection.check()
         if not isinstance(code, str):
             raise TypeError(f"run() takes the text of a cell, not {type(code).__name__}")
         outputs = CellOutputs(on_output)
@@ -579,7 +579,7 @@ class Bridge(Openable):
             "stop_on_error": False,
         }
         try:
-            reply = await self._foothold.run(content, timeout, outputs.feed, outputs.complete)
+            reply = await self._connection.run(content, timeout, outputs.feed, outputs.complete)
         finally:
             outputs.leave()
         told = reply.content
@@ -606,7 +606,7 @@ class Bridge(Openable):
             >>> [await anext(messages) for _ in range(3)]
             [<status busy>, <execute_input print('at work')>, <stream at work>]
         """
-        self._foothold.check()
+        self._connection.check()
         return self._transport.messages()
 
     async def interrupt(self, *, timeout: float | None = 10.0) -> None:
@@ -628,9 +628,9 @@ class Bridge(Openable):
             Traceback (most recent call last):
             RemoteError: KeyboardInterrupt
         """
-        self._foothold.check()
+        self._connection.check()
         async with Deadline(timeout, "interrupt", self._transport):
-            await self._foothold.interrupt()
+            await self._connection.interrupt()
 
     async def restart(self, *, timeout: float = 60.0) -> None:
         """Replace the kernel's process; the namespace is empty afterwards.
@@ -652,9 +652,9 @@ class Bridge(Openable):
             >>> await bridge.exists("x")
             False
         """
-        self._foothold.check_caller()
+        self._connection.check_caller()
         if self.state == "closed":
             self._transport.life.check()
         async with Deadline(timeout, "restart", self._transport):
             await self._transport.restart(timeout)
-            await self._foothold.remote.plant()
+            await self._connection.remote.install()

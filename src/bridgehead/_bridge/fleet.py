@@ -15,12 +15,12 @@ from typing import Any, TypeVar, overload
 from bridgehead._bridge.arguments import to_push
 from bridgehead._bridge.bridge import Bridge
 from bridgehead._bridge.opening import Opening
-from bridgehead._connection.calls import Packed
+from bridgehead._connection.calls import SignedPayload
 from bridgehead._errors import KernelNotFound
 from bridgehead._lanes.broadcast import WORTH, Broadcast
 from bridgehead._lanes.buffers import BuffersLane
-from bridgehead._lanes.direct import placed
-from bridgehead._protocol import payload as _parcel
+from bridgehead._lanes.direct import copy_to_segment
+from bridgehead._protocol import payload as _payload
 from bridgehead._protocol.ref import Ref
 from bridgehead._protocol.results import Result, Transfer, of_fleet
 from bridgehead._shipped.wire import frames as _wire
@@ -28,8 +28,8 @@ from bridgehead._shipped.wire.digest import summed
 from bridgehead._shipped.wire.frames import SHARED
 from bridgehead._shipped.wire.segments import IDLE, Pool, Segment
 from bridgehead._transports import ipyparallel_engine as engines
-from bridgehead._transports.base import Many
-from bridgehead._transports.tasks import to_the_end
+from bridgehead._transports.base import Broadcaster
+from bridgehead._transports.tasks import finish
 
 T = TypeVar("T")
 
@@ -121,7 +121,7 @@ class Fleet(Sequence[Bridge]):
             except BaseException:
                 for task in tasks:
                     task.cancel()
-                await to_the_end(_all_closed(tasks))
+                await finish(_all_closed(tasks))
                 raise
             fleet = cls([task.result() for task in tasks], pool=pool)
             fleet._owned = True
@@ -174,20 +174,20 @@ class Fleet(Sequence[Bridge]):
         ['buffers', 'buffers']
         """
         objects = to_push(mapping, values)
-        content = _parcel.Content(objects, objects, by_value)
-        parcel, digest = await asyncio.to_thread(content.pack, "none")
-        segment = await self._placed(parcel)
+        content = _payload.PayloadSource(objects, objects, by_value)
+        payload, digest = await asyncio.to_thread(content.pack, "none")
+        segment = await self._placed(payload)
         broadcasts: list[Broadcast] = []
         sending: list[asyncio.Task[None]] = []
         try:
-            broadcasts += await self._broadcasts(parcel)
+            broadcasts += await self._broadcasts(payload)
             landings = {lane: one for cast in broadcasts for lane, one in cast.landings.items()}
 
-            def packed(bridge: Bridge) -> Packed:
-                landing = landings.get(bridge._foothold.remote.lane)
-                if landing is None:
-                    return Packed(parcel, digest, segment)
-                return Packed(parcel, landing.header["digest"], landing=landing)
+            def packed(bridge: Bridge) -> SignedPayload:
+                delivery = landings.get(bridge._connection.remote.lane)
+                if delivery is None:
+                    return SignedPayload(payload, digest, segment)
+                return SignedPayload(payload, delivery.header["digest"], delivery=delivery)
 
             sending += [asyncio.create_task(cast.send()) for cast in broadcasts]
             return await self._all(
@@ -267,41 +267,41 @@ class Fleet(Sequence[Bridge]):
             raise ExceptionGroup(f"{len(failures)} of {len(self)} kernels failed", failures)
         return [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
 
-    async def _broadcasts(self, parcel: _parcel.Parcel) -> list[Broadcast]:
+    async def _broadcasts(self, payload: _payload.Payload) -> list[Broadcast]:
         """One for each client that reaches several of these kernels by one message."""
-        groups: dict[Many, list[Bridge]] = {}
+        groups: dict[Broadcaster, list[Bridge]] = {}
         for bridge in self._bridges:
-            many = bridge._transport.many
-            lane = bridge._foothold.remote.lane
+            broadcaster = bridge._transport.broadcaster
+            lane = bridge._connection.remote.lane
             if (
-                many is not None
+                broadcaster is not None
                 and lane.name == BuffersLane.name
-                and not lane.transport.life.is_gone
+                and not lane.transport.life.is_lost
             ):
-                groups.setdefault(many, []).append(bridge)
+                groups.setdefault(broadcaster, []).append(bridge)
         found = []
         for bridges in groups.values():
-            if len(bridges) < 2 or parcel.nbytes < WORTH:
+            if len(bridges) < 2 or payload.nbytes < WORTH:
                 continue
             algorithms = {bridge._transport.digest for bridge in bridges}
             strictest = algorithms.pop() if len(algorithms) == 1 else "sha256"
             # Of two bridges to one engine, one.
-            lane_of = {bridge.info.epoch: bridge._foothold.remote.lane for bridge in bridges}
+            lane_of = {bridge.info.epoch: bridge._connection.remote.lane for bridge in bridges}
             sums = all(lane.sums for lane in lane_of.values())
-            algorithm = summed(strictest, parcel.nbytes, sums)
-            digest = await asyncio.to_thread(_wire.digest, algorithm, parcel.frames)
+            algorithm = summed(strictest, payload.nbytes, sums)
+            digest = await asyncio.to_thread(_wire.digest, algorithm, payload.frames)
             lanes = {lane: epoch for epoch, lane in lane_of.items()}
-            found.append(Broadcast(lanes, parcel.frames, digest))
+            found.append(Broadcast(lanes, payload.frames, digest))
         return found
 
     # ------------------------------------------------------------ memory
 
-    async def _placed(self, parcel: _parcel.Parcel) -> Segment | None:
+    async def _placed(self, payload: _payload.Payload) -> Segment | None:
         """Where kernels on the direct lane find it; None if it is small, or there is no room."""
         lanes = [bridge.info.lane for bridge in self._bridges]
-        if parcel.nbytes < SHARED or "direct" not in lanes:
+        if payload.nbytes < SHARED or "direct" not in lanes:
             return None
-        return await placed(self._pool, parcel.frames, lambda done, total: None)
+        return await copy_to_segment(self._pool, payload.frames, lambda done, total: None)
 
     def _trim_later(self) -> None:
         if self._trimming is not None:

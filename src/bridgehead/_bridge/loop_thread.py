@@ -45,7 +45,7 @@ class Closable(Protocol):
 C = TypeVar("C", bound=Closable)
 
 
-class Meanwhile:
+class CallbackQueue:
     """What a thread does while it waits for a call.
 
     A notebook shows what a thread prints in the cell that started the thread. So callbacks run in
@@ -196,7 +196,7 @@ class LoopThread:
             self._end_calls()
         return call
 
-    def wait(self, function: Callable[[], Awaitable[T]], here: Meanwhile | None = None) -> T:
+    def wait(self, function: Callable[[], Awaitable[T]], here: CallbackQueue | None = None) -> T:
         """Run a call on the loop and return its result.
 
         An exception that ends the wait in this thread, as ``KeyboardInterrupt`` does, cancels this

@@ -14,16 +14,16 @@ from collections.abc import Awaitable, Callable, Collection, Generator, Mapping
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from bridgehead._connection.calls import Deadline, check_seconds
-from bridgehead._connection.connection import Foothold
+from bridgehead._connection.connection import Connection
 from bridgehead._connection.trust import Trust, TrustName, allowed, check_trust
 from bridgehead._kernels import jupyter_servers as _servers
 from bridgehead._kernels import launch, local
 from bridgehead._kernels.security import Insecurity, allowances
 from bridgehead._lanes.handshake import LaneName, check_lane
 from bridgehead._transports.base import Transport
-from bridgehead._transports.tasks import to_the_end
+from bridgehead._transports.tasks import finish
 
-B = TypeVar("B", bound="Openable")
+B = TypeVar("B", bound="BridgeBase")
 C = TypeVar("C", bound="Closing")
 
 
@@ -33,12 +33,12 @@ class Closing(Protocol):
     async def aclose(self) -> None: ...
 
 
-class Openable:
+class BridgeBase:
     """What is opened onto one kernel; ``Bridge`` says what it can do then."""
 
-    def __init__(self, foothold: Foothold) -> None:
-        self._transport = foothold.transport
-        self._foothold = foothold
+    def __init__(self, connection: Connection) -> None:
+        self._transport = connection.transport
+        self._connection = connection
 
     @classmethod
     def launch(
@@ -102,7 +102,7 @@ class Openable:
             ...     print(await bridge.pull("__import__('os').environ['MODE']"))
             test
         """
-        how = How(lane, trust, allow, pool)
+        how = OpenOptions(lane, trust, allow, pool)
         permitted = allowances(insecure)
         return open_bridge(
             cls,
@@ -159,7 +159,7 @@ class Openable:
             ...     await bridge.push(x=1)
             <Transfer x: ...>
         """
-        how = How(lane, trust, allow, pool)
+        how = OpenOptions(lane, trust, allow, pool)
         return open_bridge(cls, how, timeout, attaching(existing, insecure))
 
     @classmethod
@@ -217,7 +217,7 @@ class Openable:
         """
         if kernel_id is not None and kernel_name is not None:
             raise ValueError("kernel_id is of a running kernel, kernel_name starts one; say one")
-        how = How(lane, trust, allow, pool=0)
+        how = OpenOptions(lane, trust, allow, pool=0)
         permitted = allowances(insecure)
         return open_bridge(
             cls,
@@ -274,7 +274,7 @@ class Openable:
             ...     await bridge.push(x=1)
             <Transfer x: ...>
         """
-        how = How(lane, trust, allow, pool)
+        how = OpenOptions(lane, trust, allow, pool)
         permitted = allowances(insecure)
         return open_bridge(
             cls,
@@ -313,7 +313,7 @@ class Openable:
         async def connect(left: float) -> Transport:
             return LoopbackTransport()
 
-        return open_bridge(cls, How(lane, trust, allow, pool=0), 60.0, connect)
+        return open_bridge(cls, OpenOptions(lane, trust, allow, pool=0), 60.0, connect)
 
     async def __aenter__(self: B) -> B:
         return self
@@ -331,8 +331,8 @@ class Openable:
         >>> bridge.state
         'closed'
         """
-        self._foothold.check_caller()
-        await to_the_end(self._foothold.aclose())
+        self._connection.check_caller()
+        await finish(self._connection.aclose())
 
 
 class Opening(Generic[C]):
@@ -368,7 +368,7 @@ class Opening(Generic[C]):
             await self._bridge.aclose()
 
 
-class How:
+class OpenOptions:
     """How a bridge is to be opened; what is wrong with it is told before anything is started."""
 
     def __init__(
@@ -402,7 +402,7 @@ def attaching(
 
 def open_bridge(
     kind: type[B],
-    how: How,
+    how: OpenOptions,
     timeout: float,
     connect: Callable[[float], Awaitable[Transport]],
     *,
@@ -420,13 +420,13 @@ def open_bridge(
         limit = timeout if handshake_timeout is None else handshake_timeout
         try:
             data = not transport.ours if how.trust is None else how.trust == "data"
-            foothold = Foothold(transport, how.lane, Trust(data, how.allow), how.pool)
+            connection = Connection(transport, how.lane, Trust(data, how.allow), how.pool)
             left = max(0.0, limit - (time.monotonic() - started))
             async with Deadline(left, "opening", transport, asked=limit):
-                await foothold.remote.plant()
+                await connection.remote.install()
         except BaseException:
             await transport.aclose()
             raise
-        return kind(foothold)
+        return kind(connection)
 
     return Opening(make, timeout, kind.__name__)

@@ -25,7 +25,7 @@ from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
 from bridgehead._bridge import loop_thread
 from bridgehead._bridge.bridge import Bridge
-from bridgehead._bridge.loop_thread import LoopCall, LoopEnded, LoopThread, Meanwhile
+from bridgehead._bridge.loop_thread import CallbackQueue, LoopCall, LoopEnded, LoopThread
 from bridgehead._bridge.opening import Opening
 from bridgehead._bridge.progress import EVERY, Report, drawing
 from bridgehead._connection.trust import TrustName
@@ -184,14 +184,14 @@ def _as_blocking(code: re.Match[str]) -> str:
 @contextmanager
 def _called_here(
     name: str, option: str, callback: Any
-) -> Iterator[tuple[Callable[..., object], Meanwhile]]:
+) -> Iterator[tuple[Callable[..., object], CallbackQueue]]:
     """Give what the loop is to call in place of a callback, and what this thread does meanwhile."""
     if option != "progress":
-        here = Meanwhile()
+        here = CallbackQueue()
         yield here.calling(callback), here
         return
     with drawing(callback, name) as (report, draw):
-        here = Meanwhile(draw, EVERY)
+        here = CallbackQueue(draw, EVERY)
         yield (here.calling(report) if draw is None else report), here
 
 
@@ -352,7 +352,7 @@ class SyncBridge(MutableMapping[str, Any]):
         except LoopEnded:
             raise _closed() from None
 
-    def _wait(self, function: Callable[[], Awaitable[T]], here: Meanwhile | None = None) -> T:
+    def _wait(self, function: Callable[[], Awaitable[T]], here: CallbackQueue | None = None) -> T:
         self._check()
         try:
             return self._thread.wait(function, here)

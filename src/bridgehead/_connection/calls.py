@@ -12,16 +12,16 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
-from bridgehead._connection.queue import Place
+from bridgehead._connection.queue import Turn
 from bridgehead._lanes.base import Request
-from bridgehead._lanes.broadcast import Landing
-from bridgehead._protocol import payload as _parcel
+from bridgehead._lanes.broadcast import Delivery
+from bridgehead._protocol import payload as _payload
 from bridgehead._shipped.wire.header import Header
 from bridgehead._shipped.wire.segments import Segment
 from bridgehead._transports.base import Transport
 
 # What a user called the operation.
-SAID = {"bind": "push", "fetch": "pull", "drop": "delete", "has": "exists"}
+PUBLIC_NAMES = {"bind": "push", "fetch": "pull", "drop": "delete", "has": "exists"}
 
 
 def check_seconds(seconds: object) -> None:
@@ -75,7 +75,7 @@ class Deadline:
             if not (isinstance(error, TimeoutError) and self._scope.expired()):
                 return
         call = self._call
-        waited = call is not None and call.place is not None and not call.place.sent
+        waited = call is not None and call.turn is not None and not call.turn.sent
         end = "It was not sent" if waited else "What was sent to it may still run there"
         raise TimeoutError(
             f"{self._operation} got no answer within {self._asked:g} s; the kernel is "
@@ -84,7 +84,7 @@ class Deadline:
 
 
 @dataclass(frozen=True, slots=True)
-class Packed:
+class SignedPayload:
     """What a request brings, and its digest.
 
     Attributes:
@@ -92,17 +92,17 @@ class Packed:
         landing: how it reaches this kernel by a message to many, if it does.
     """
 
-    parcel: _parcel.Parcel
+    payload: _payload.Payload
     digest: str
     segment: Segment | None = None
-    landing: Landing | None = None
+    delivery: Delivery | None = None
 
     @property
     def is_signed(self) -> bool:
         return self.digest != "none:"
 
 
-NOTHING = Packed(_parcel.EMPTY, "")
+NOTHING = SignedPayload(_payload.EMPTY, "")
 
 
 @dataclass(slots=True)
@@ -110,28 +110,28 @@ class Call:
     """One call of a user's, on its way through the foothold; ``fields`` go into the header."""
 
     operation: str
-    content: _parcel.Content | None
+    content: _payload.PayloadSource | None
     report: Callable[[int, int], object] | None
     fields: dict[str, Any]
-    packed: Packed | None = None
-    place: Place | None = None
+    packed: SignedPayload | None = None
+    turn: Turn | None = None
     unread: bool = False  # here: see Request
 
     @property
-    def needs_lesson(self) -> bool:
+    def needs_codec(self) -> bool:
         return "data" in (self.fields.get("trust"), self.fields.get("opens"))
 
 
 @dataclass(slots=True)
-class Answered:
+class Response:
     """What came of an operation.
 
     Attributes:
-        told: the answer's header.
+        header: of the response.
         frames: the answer's frames.
         request: what was asked.
     """
 
-    told: Header
+    header: Header
     frames: list[memoryview]
     request: Request

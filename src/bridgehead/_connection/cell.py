@@ -19,7 +19,7 @@ STRAGGLERS = 2.0  # s after the reply in which the cell's idle must be seen, or 
 _OUTPUTS = {"stream", "display_data", "execute_result", "error"}
 
 
-class Listener:
+class CellObserver:
     """An ``on_output`` that knows, too, whether the cell has begun; until then others' may run."""
 
     def __init__(self, take: Callable[[Message], object]) -> None:
@@ -50,7 +50,7 @@ class CellOutputs:
                 self._changed.set()
             return
         if message.type == "execute_input":
-            if isinstance(self._on_output, Listener):
+            if isinstance(self._on_output, CellObserver):
                 self._on_output.begun = True
             return
         if message.type == "clear_output":

@@ -17,12 +17,12 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Any, TypeVar
 
-from bridgehead._connection.calls import Answered, Call, Deadline, Packed, check_seconds
-from bridgehead._connection.connection import Foothold
-from bridgehead._connection.queue import Place
+from bridgehead._connection.calls import Call, Deadline, Response, SignedPayload, check_seconds
+from bridgehead._connection.connection import Connection
+from bridgehead._connection.queue import Turn
 from bridgehead._errors import BridgeError, IncompatiblePython, MissingInKernel
-from bridgehead._lanes.relay import RELAY
-from bridgehead._protocol.payload import Parcel
+from bridgehead._lanes.relay import RELAY_POOL
+from bridgehead._protocol.payload import Payload
 from bridgehead._protocol.results import Transfer
 
 T = TypeVar("T")
@@ -33,8 +33,8 @@ class Handoff:
 
     def __init__(
         self,
-        source: Foothold,
-        target: Foothold,
+        source: Connection,
+        target: Connection,
         names: Sequence[str],
         *,
         timeout: float | None,
@@ -56,7 +56,7 @@ class Handoff:
         """Fetch from the source, bind in the target."""
         with _naming("target", self.target):
             self.target.check()
-        with self.source.queue.place() as giving, self.target.queue.place() as taking:
+        with self.source.queue.turn() as giving, self.target.queue.turn() as taking:
             if not self.target.remote.is_ready:
                 # Before the fetch: without a target nothing has to be read. The source may be
                 # restarted meanwhile, which its place notices.
@@ -65,7 +65,7 @@ class Handoff:
             fetched = await self._prepare(taking, self._fetch(giving))
             return await self._bind(taking, fetched)
 
-    async def _prepare(self, taking: Place, work: Coroutine[Any, Any, T]) -> T:
+    async def _prepare(self, taking: Turn, work: Coroutine[Any, Any, T]) -> T:
         """Await what comes before the bind; fail at once if the target is lost meanwhile."""
         with _naming("target", self.target):
             return await taking.prepare(work)
@@ -76,7 +76,7 @@ class Handoff:
             async with self._deadline(self.target):
                 await self.target.remote.ready()
 
-    async def _fetch(self, place: Place) -> Answered:
+    async def _fetch(self, turn: Turn) -> Response:
         """Have the source pickle what it has under the names."""
         info = self.target.remote.info
         fields = {
@@ -90,7 +90,7 @@ class Handoff:
         def report(done: int, total: int) -> None:
             self.report(done // 2, total)
 
-        call = Call("fetch", None, report, fields, place=place, unread=self._passes_segment)
+        call = Call("fetch", None, report, fields, turn=turn, unread=self._passes_segment)
         with _naming("source", self.source):
             try:
                 async with self._deadline(self.source, call):
@@ -98,18 +98,18 @@ class Handoff:
             except IncompatiblePython:
                 raise _incompatible(self.source, self.target) from None
 
-    async def _bind(self, place: Place, fetched: Answered) -> Transfer:
+    async def _bind(self, turn: Turn, fetched: Response) -> Transfer:
         """Have the target bind what the source gave: all names, or none."""
-        python, code = self.source.remote.info.python[:2], fetched.told.get("code") is True
-        payload = Parcel(fetched.frames, carries_code=code, refs=False, python=python)
+        python, code = self.source.remote.info.python[:2], fetched.header.get("code") is True
+        payload = Payload(fetched.frames, carries_code=code, refs=False, python=python)
         source_lane = fetched.request.lane
-        segment = RELAY.pass_on(payload.frames) if self._passes_segment else None
+        segment = RELAY_POOL.pass_on(payload.frames) if self._passes_segment else None
 
         def report(done: int, total: int) -> None:
             self.report((total + done) // 2, total)
 
         fields = {"names": self.names, "opens": "data" if self.data else None, "max_bytes": None}
-        call = Call("bind", None, report, fields, Packed(payload, "none:", segment), place)
+        call = Call("bind", None, report, fields, SignedPayload(payload, "none:", segment), turn)
         with _naming("target", self.target):
             try:
                 async with self._deadline(self.target, call):
@@ -124,7 +124,7 @@ class Handoff:
                 ) from None
             finally:
                 if segment is not None:
-                    RELAY.give_back(segment)
+                    RELAY_POOL.give_back(segment)
         self.report(request.nbytes, request.nbytes)
         seconds = time.perf_counter() - self.started
         lanes = ", ".join(dict.fromkeys((source_lane, request.lane)))
@@ -142,7 +142,7 @@ class Handoff:
         )
 
     def _deadline(
-        self, connection: Foothold, call: Call | None = None
+        self, connection: Connection, call: Call | None = None
     ) -> AbstractAsyncContextManager[None]:
         left = self.timeout
         if left is not None:
@@ -151,7 +151,7 @@ class Handoff:
 
 
 @contextmanager
-def _naming(which: str, connection: Foothold) -> Iterator[None]:
+def _naming(which: str, connection: Connection) -> Iterator[None]:
     """Add a note to an error that says which of the two kernels it is about."""
     try:
         yield
@@ -162,7 +162,7 @@ def _naming(which: str, connection: Foothold) -> Iterator[None]:
         raise
 
 
-def _incompatible(source: Foothold, target: Foothold) -> IncompatiblePython:
+def _incompatible(source: Connection, target: Connection) -> IncompatiblePython:
     ours, theirs = (".".join(map(str, one.remote.info.python[:2])) for one in (source, target))
     return IncompatiblePython(
         f"the payload carries code of Python {ours}, and the target runs Python {theirs}; between "

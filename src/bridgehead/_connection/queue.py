@@ -22,16 +22,16 @@ from typing import Any, TypeVar
 from bridgehead._errors import BridgeClosed, BridgeError
 from bridgehead._lanes.base import Lane, Request
 from bridgehead._protocol import request as _request
-from bridgehead._protocol.response import Opened
+from bridgehead._protocol.response import PartialResponse
 from bridgehead._transports.base import Transport
 from bridgehead._transports.dispatch import Reply
 
 T = TypeVar("T")
 
-TOGETHER = 512  # requests in a message; a kernel that serves others gets to them in between
+MAX_BATCH = 512  # requests in a message; a kernel that serves others gets to them in between
 
 
-class Place:
+class Turn:
     """One operation in the queue. Its outcome fails at once when the kernel goes."""
 
     def __init__(self, outcome: asyncio.Future[Any], number: int) -> None:
@@ -63,98 +63,98 @@ class Queue:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._places: deque[Place] = deque()  # by their numbers
+        self._turns: deque[Turn] = deque()  # by their numbers
         self._numbers = itertools.count()
         self._changed = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
-        self._alone = False  # somebody serves itself
+        self._fast_path = False  # somebody serves itself
 
     @contextlib.contextmanager
-    def place(self, number: int | None = None) -> Iterator[Place]:
+    def turn(self, number: int | None = None) -> Iterator[Turn]:
         """Take the last place, or again the one of this number; leaving the block gives it up."""
         if number is None:
-            place, ahead = (
-                Place(self._transport.life.promise(), next(self._numbers)),
-                len(self._places),
+            turn, ahead = (
+                Turn(self._transport.life.waiter(), next(self._numbers)),
+                len(self._turns),
             )
         else:
-            place = Place(self._transport.life.promise(), number)
-            ahead = sum(other.number < number for other in self._places)
-        self._places.insert(ahead, place)
+            turn = Turn(self._transport.life.waiter(), number)
+            ahead = sum(other.number < number for other in self._turns)
+        self._turns.insert(ahead, turn)
         try:
-            yield place
+            yield turn
         finally:
-            place.outcome.cancel()
-            if not place.sent:  # nor does what it would have sent stay here till its turn
+            turn.outcome.cancel()
+            if not turn.sent:  # nor does what it would have sent stay here till its turn
                 with contextlib.suppress(ValueError):
-                    self._places.remove(place)
+                    self._turns.remove(turn)
             self._changed.set()
 
     @property
     def is_empty(self) -> bool:
         """Whether nobody is before the next one to come."""
-        return not self._places and self._serving is None and not self._alone
+        return not self._turns and self._serving is None and not self._fast_path
 
     @contextlib.contextmanager
-    def alone(self) -> Iterator[int]:
+    def fast_path(self) -> Iterator[int]:
         """For one who found the queue empty and serves itself: the others wait till it is done.
 
         Gives the number of the place that it would have had.
         """
-        self._alone = True
+        self._fast_path = True
         try:
             yield next(self._numbers)
         finally:
-            self._alone = False
-            if self._places and self._serving is None:
+            self._fast_path = False
+            if self._turns and self._serving is None:
                 self._serving = self._transport.spawn(self._serve())
 
-    async def carry(self, place: Place, lane: Lane, request: Request) -> Opened:
+    async def carry(self, turn: Turn, lane: Lane, request: Request) -> PartialResponse:
         """Have the request cross when it is its turn; gives the beginning of the answer."""
         report = request.report
 
         def wanted(done: int, total: int) -> None:
-            if place.outcome.done():
-                raise _Left
+            if turn.outcome.done():
+                raise _CallerGone
             try:
                 report(done, total)
             except asyncio.CancelledError:  # raised here it would end whoever serves the queue
-                place.outcome.cancel()
-                raise _Left from None
+                turn.outcome.cancel()
+                raise _CallerGone from None
 
         request.report = wanted
-        place.lane, place.request = lane, request
+        turn.lane, turn.request = lane, request
         try:
-            opened: Opened = await self._outcome(place)
+            opened: PartialResponse = await self._outcome(turn)
         except asyncio.CancelledError:
-            outcome = place.outcome
+            outcome = turn.outcome
             if outcome.done() and not outcome.cancelled() and outcome.exception() is None:
-                self._unwanted(place, outcome.result())  # it was on its way to who gives up now
+                self._unwanted(turn, outcome.result())  # it was on its way to who gives up now
             raise
         request.report = report
         return opened
 
-    async def run(self, place: Place, cell: Callable[[], Awaitable[Reply]]) -> Reply:
+    async def run(self, turn: Turn, cell: Callable[[], Awaitable[Reply]]) -> Reply:
         """Have a cell run when it is its turn."""
-        place.cell = cell
-        reply: Reply = await self._outcome(place)
+        turn.cell = cell
+        reply: Reply = await self._outcome(turn)
         return reply
 
-    async def _outcome(self, place: Place) -> Any:
+    async def _outcome(self, turn: Turn) -> Any:
         self._transport.life.check()
         self._changed.set()
-        if self._serving is None and not self._alone:
+        if self._serving is None and not self._fast_path:
             self._serving = self._transport.spawn(self._serve())
-        return await place.outcome
+        return await turn.outcome
 
     # ------------------------------------------------------------ serving
 
     async def _serve(self) -> None:
         try:
-            while self._places:
-                first = self._places[0]
+            while self._turns:
+                first = self._turns[0]
                 if first.outcome.done():
-                    self._places.popleft()
+                    self._turns.popleft()
                 elif first.prepared:
                     await self._send(self._next())
                     await asyncio.sleep(0)  # whoever has to come again is back before the next goes
@@ -162,87 +162,87 @@ class Queue:
                     self._changed.clear()
                     await self._changed.wait()
         except asyncio.CancelledError:
-            for place in self._places:
-                _settle(place, BridgeClosed("this bridge was closed"))
+            for turn in self._turns:
+                _settle(turn, BridgeClosed("this bridge was closed"))
             raise
         finally:
             self._serving = None
 
-    def _next(self) -> list[Place]:
+    def _next(self) -> list[Turn]:
         """The first place, and those behind it that may go along."""
-        first = self._places.popleft()
-        together, lane = [first], first.lane
-        if first.request is None or not _joins(first.request) or lane is None:
-            return together
+        first = self._turns.popleft()
+        batch, lane = [first], first.lane
+        if first.request is None or not _may_batch(first.request) or lane is None:
+            return batch
         nbytes = first.request.nbytes
-        while self._places and len(together) < TOGETHER:
-            place = self._places[0]
-            if not place.outcome.done():
-                if place.request is None or place.lane is not lane or not _joins(place.request):
+        while self._turns and len(batch) < MAX_BATCH:
+            turn = self._turns[0]
+            if not turn.outcome.done():
+                if turn.request is None or turn.lane is not lane or not _may_batch(turn.request):
                     break
-                nbytes += place.request.nbytes
-                if nbytes > lane.piece:
+                nbytes += turn.request.nbytes
+                if nbytes > lane.chunk:
                     break
-                together.append(place)
-            self._places.popleft()
-        return together
+                batch.append(turn)
+            self._turns.popleft()
+        return batch
 
-    async def _send(self, places: list[Place]) -> None:
-        for place in places:
-            place.sent = True
+    async def _send(self, turns: list[Turn]) -> None:
+        for turn in turns:
+            turn.sent = True
         try:
-            outcomes = await self._cross(places)
+            outcomes = await self._cross(turns)
         except asyncio.CancelledError:
-            for place in places:
-                _settle(place, BridgeClosed("this bridge was closed"))
+            for turn in turns:
+                _settle(turn, BridgeClosed("this bridge was closed"))
             raise
         except Exception as error:  # noqa: BLE001 - each caller is told, whatever it is
-            outcomes = [copy.copy(error) if len(places) > 1 else error for _ in places]
+            outcomes = [copy.copy(error) if len(turns) > 1 else error for _ in turns]
         again = []
-        for place, outcome in zip(places, outcomes, strict=True):
+        for turn, outcome in zip(turns, outcomes, strict=True):
             if outcome is None:
-                place.sent = False
-                again.append(place)
-            elif not _settle(place, outcome):
-                self._unwanted(place, outcome)
-        self._places.extendleft(reversed(again))
+                turn.sent = False
+                again.append(turn)
+            elif not _settle(turn, outcome):
+                self._unwanted(turn, outcome)
+        self._turns.extendleft(reversed(again))
 
-    async def _cross(self, places: list[Place]) -> list[Any]:
-        first = places[0]
+    async def _cross(self, turns: list[Turn]) -> list[Any]:
+        first = turns[0]
         if first.cell is not None:
             return [await first.cell()]
         assert first.lane is not None
-        if len(places) == 1:
+        if len(turns) == 1:
             assert first.request is not None
             return [await first.lane.carry(first.request)]
-        requests = [place.request for place in places if place.request is not None]
-        return list(await first.lane.carry_together(requests))
+        requests = [turn.request for turn in turns if turn.request is not None]
+        return list(await first.lane.carry_batch(requests))
 
-    def _unwanted(self, place: Place, outcome: Any) -> None:
+    def _unwanted(self, turn: Turn, outcome: Any) -> None:
         """Whoever asked has left: have the loader drop the rest of the answer, if any."""
         if isinstance(outcome, BaseException):
             return  # nothing came
         self._transport.dispatcher.late += 1
-        if place.lane is None or place.request is None or not isinstance(outcome, Opened):
+        if turn.lane is None or turn.request is None or not isinstance(outcome, PartialResponse):
             return
         if outcome.inbox.received < outcome.inbox.total:
-            place.lane.forget(place.request.header)
+            turn.lane.forget(turn.request.header)
 
 
-class _Left(BridgeError):
+class _CallerGone(BridgeError):
     """Whoever asked has left; what has crossed so far is dropped."""
 
 
-def _joins(request: Request) -> bool:
-    return not request.landed and _request.joins(request.header)
+def _may_batch(request: Request) -> bool:
+    return not request.delivered and _request.may_batch(request.header)
 
 
-def _settle(place: Place, outcome: Any) -> bool:
+def _settle(turn: Turn, outcome: Any) -> bool:
     """Tell whoever waits; false if nobody does."""
-    if place.outcome.done():
+    if turn.outcome.done():
         return False
     if isinstance(outcome, BaseException):
-        place.outcome.set_exception(outcome)
+        turn.outcome.set_exception(outcome)
     else:
-        place.outcome.set_result(outcome)
+        turn.outcome.set_result(outcome)
     return True

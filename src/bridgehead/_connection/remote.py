@@ -48,8 +48,8 @@ class Installation:
         self._lane: Lane | None = None
         self._info: Info | None = None
         self._epoch: str | None = None  # what the caller's names are believed to live in
-        self._planting = asyncio.Lock()
-        self._taught = ""  # epoch of the loader that has the data-only codec
+        self._installing = asyncio.Lock()
+        self._codec_epoch = ""  # epoch of the loader that has the data-only codec
 
     @property
     def info(self) -> Info:
@@ -72,7 +72,7 @@ class Installation:
     @property
     def is_ready(self) -> bool:
         """Whether the loader is there and the kernel answers, as far as is known."""
-        return self.is_current and not self._transport.life.is_silent and not self.lane.lost
+        return self.is_current and not self._transport.life.is_unresponsive and not self.lane.lost
 
     async def ready(self) -> Lane:
         """The lane, with the loader in place; plants it again after a restart."""
@@ -81,7 +81,7 @@ class Installation:
             self.generation = LOST
         if not self.is_current:
             epoch, kernel, lost = self._epoch, self.process, self.generation == LOST
-            await self.plant()
+            await self.install()
             same = kernel == self.process if lost else epoch == self._epoch
             if epoch is not None and not same:
                 for listener in self._transport.life.listeners.values() if lost else ():
@@ -92,18 +92,20 @@ class Installation:
                 )
         return self.lane
 
-    async def plant(self) -> None:
+    async def install(self) -> None:
         """The handshake, unless the loader is known to be there."""
-        async with self._planting:
+        async with self._installing:
             if self.is_current:
                 return
             generation = self._transport.life.generation
             greeted = await self._handshake.greet()
             if isinstance(self._lane, DirectLane):
-                self._lane.link.close()
+                self._lane.client.close()
             self._lane, self._info, self.process = greeted.lane, greeted.info, greeted.process
             lane = greeted.lane
-            self._transport.life.beside = lane.link if isinstance(lane, DirectLane) else None
+            self._transport.life.side_channel = (
+                lane.client if isinstance(lane, DirectLane) else None
+            )
             self.generation, self._epoch = generation, greeted.info.epoch
             for orphan in greeted.orphans:
                 self._transport.spawn(self._subshell.delete(orphan))
@@ -118,11 +120,13 @@ class Installation:
     ) -> None:
         """Ship the data-only codec to a loader that does not have it yet."""
         epoch = self.info.epoch
-        if self._taught != epoch:
-            await self.aside("learn", _shipping.lesson(), shell=shell, now=now)
-            self._taught = epoch
+        if self._codec_epoch != epoch:
+            await self.request_unordered(
+                "load_codec", _shipping.codec_sources(), shell=shell, now=now
+            )
+            self._codec_epoch = epoch
 
-    async def aside(
+    async def request_unordered(
         self,
         operation: str,
         frames: Sequence[memoryview] = (),

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal
 
-from bridgehead._protocol import payload as _parcel
+from bridgehead._protocol import payload as _payload
 from bridgehead._shipped.wire.pickling import LARGE
 
 TrustName = Literal["pickle", "data"]
@@ -42,16 +42,16 @@ class Trust:
     async def open(self, frames: list[memoryview]) -> Any:
         """The object, made in a thread if that takes long.
 
-        Raises what ``_parcel.decode`` and ``decode_data`` do.
+        Raises what ``_payload.decode`` and ``decode_data`` do.
         """
         size = sum(frame.nbytes for frame in frames[:1])
         if not self.data:
             if size < LARGE:
-                return _parcel.decode(frames)
-            return await asyncio.to_thread(_parcel.decode, frames)
+                return _payload.decode(frames)
+            return await asyncio.to_thread(_payload.decode, frames)
         if size < SLOW:
-            return _parcel.decode_data(frames, self.allow)
-        return await asyncio.to_thread(_parcel.decode_data, frames, self.allow)
+            return _payload.decode_data(frames, self.allow)
+        return await asyncio.to_thread(_payload.decode_data, frames, self.allow)
 
     def but(self, name: TrustName | None) -> Trust:
         """The same for one call that says otherwise; None says nothing."""

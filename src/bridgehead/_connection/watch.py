@@ -15,20 +15,20 @@ import weakref
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from bridgehead._connection.connection import Foothold
+from bridgehead._connection.connection import Connection
 from bridgehead._errors import BridgeError, OutcomeUnknown, ProtocolError, ReplyLost
 from bridgehead._lanes.base import Request
 from bridgehead._protocol import request as _request
 from bridgehead._protocol import response as _protocol
 from bridgehead._protocol.formatting import line
 from bridgehead._protocol.raising import as_text
-from bridgehead._protocol.response import Opened
+from bridgehead._protocol.response import PartialResponse
 from bridgehead._transports.tasks import waited
 
 ASK_EVERY = 120.0  # s; the loader drops a watch that nobody asked for in ten minutes
 
 Frames = list[memoryview]
-Latest = Opened | asyncio.Task[Frames] | Frames  # begun, being fetched, or whole
+Latest = PartialResponse | asyncio.Task[Frames] | Frames  # begun, being fetched, or whole
 
 
 class Watch:
@@ -48,22 +48,22 @@ class Watch:
 
     def __init__(
         self,
-        foothold: Foothold,
+        connection: Connection,
         expression: str,
         decode: Callable[[Frames], Awaitable[Any]],
         **options: Any,
     ) -> None:
-        self._expression, self._foothold, self._decode = expression, foothold, decode
+        self._expression, self._connection, self._decode = expression, connection, decode
         self._limit = options.get("limit")
-        self._news = news = News(self._limit)
+        self._updates = updates = UpdateBuffer(self._limit)
         self._options = {"expressions": [expression], **options}
         self._beginning = asyncio.Lock()
-        foothold.transport.life.listeners[news.id] = news
-        self._finalizer = weakref.finalize(self, _leave, foothold, news)
+        connection.transport.life.listeners[updates.id] = updates
+        self._finalizer = weakref.finalize(self, _leave, connection, updates)
         self._finalizer.atexit = False  # closing the bridge ends it, or its age
 
     def __repr__(self) -> str:
-        return f"<Watch {line(self._expression)}{', ended' if self._news.ended else ''}>"
+        return f"<Watch {line(self._expression)}{', ended' if self._updates.ended else ''}>"
 
     def __aiter__(self) -> Watch:
         return self
@@ -75,21 +75,21 @@ class Watch:
         await self.aclose()
 
     async def __anext__(self) -> Any:
-        news = self._news
+        updates = self._updates
         async with self._beginning:
-            if news.asking is None and not news.ended:
-                news.give_back(await self._first())
+            if updates.asking is None and not updates.ended:
+                updates.give_back(await self._first())
         while True:
-            latest = await news.next()
-            if isinstance(latest, Opened):  # fetched to its end, whoever gives up waiting
-                latest = self._foothold.transport.spawn(self._whole(latest))
+            latest = await updates.next()
+            if isinstance(latest, PartialResponse):  # fetched to its end, whoever gives up waiting
+                latest = self._connection.transport.spawn(self._whole(latest))
             try:
                 whole = latest if isinstance(latest, list) else await asyncio.shield(latest)
                 return await self._decode(whole)
             except asyncio.CancelledError:
                 if isinstance(latest, asyncio.Task) and latest.cancelled():
                     raise StopAsyncIteration from None  # with the bridge
-                news.give_back(latest)
+                updates.give_back(latest)
                 raise
             except ReplyLost:
                 continue  # there are newer ones on their way, which made the rest of these go
@@ -102,40 +102,44 @@ class Watch:
         >>> watch
         <Watch 6 * 7, ended>
         """
-        self._news.end()
+        self._updates.end()
         self._finalizer()
 
     async def _first(self) -> Frames:
-        news, foothold = self._news, self._foothold
-        options = {**self._options, "watch": news.id, "lane": foothold.remote.lane.message_lane}
+        updates, connection = self._updates, self._connection
+        options = {
+            **self._options,
+            "watch": updates.id,
+            "lane": connection.remote.lane.message_lane,
+        }
         try:
-            first = await foothold.ask("watch", None, **options)
+            first = await connection.ask("watch", None, **options)
         except (asyncio.CancelledError, OutcomeUnknown):
             # It may be watched by now, and its first value on its way to nobody: begin anew.
-            foothold.transport.life.listeners.pop(news.id, None)
-            foothold.transport.spawn(foothold.unwatch(news.id))
-            news.id = uuid.uuid4().hex
-            foothold.transport.life.listeners[news.id] = news
+            connection.transport.life.listeners.pop(updates.id, None)
+            connection.transport.spawn(connection.unwatch(updates.id))
+            updates.id = uuid.uuid4().hex
+            connection.transport.life.listeners[updates.id] = updates
             raise
-        if news.ended:
-            foothold.transport.spawn(foothold.unwatch(news.id))
+        if updates.ended:
+            connection.transport.spawn(connection.unwatch(updates.id))
         else:
-            ask = functools.partial(foothold.remote.aside, "watch", **options)
-            news.asking = foothold.transport.spawn(_ask_again(ask, news))
+            ask = functools.partial(connection.remote.request_unordered, "watch", **options)
+            updates.asking = connection.transport.spawn(_ask_again(ask, updates))
         return first.frames
 
-    async def _whole(self, latest: Opened) -> Frames:
-        lane = await self._foothold.remote.ready()
+    async def _whole(self, latest: PartialResponse) -> Frames:
+        lane = await self._connection.remote.ready()
         header = _request.header(
-            "watch", (), epoch=self._foothold.remote.info.epoch, algorithm=lane.digest
+            "watch", (), epoch=self._connection.remote.info.epoch, algorithm=lane.digest
         )
-        header["id"] = latest.told["news"]
-        request = Request(header, (), self._limit, trusted=not self._foothold.trust.data)
+        header["id"] = latest.header["news"]
+        request = Request(header, (), self._limit, trusted=not self._connection.trust.data)
         _, frames = await lane.rest(request, latest)
         return frames
 
 
-class News:
+class UpdateBuffer:
     """What the loader sent by itself: the latest of it."""
 
     def __init__(self, limit: int | None) -> None:
@@ -156,15 +160,15 @@ class News:
             parts = buffers or [base64.b64decode(told.pop("data", ""), validate=True)]
             told["news"] = as_text(content["news"])
             self.seen = int(told["news"].rpartition(":")[2])
-            inbox = _protocol.open_answer(told, self._limit)
-            _protocol.add_piece(told, inbox, 0, parts)
+            inbox = _protocol.open_response(told, self._limit)
+            _protocol.add_chunk(told, inbox, 0, parts)
         except BridgeError as error:
             self._latest, self._failure = None, error
         except (KeyError, TypeError, ValueError) as error:
             self._latest = None
             self._failure = ProtocolError(f"the loader sent no news: {error!r}")
         else:
-            self._latest, self._failure = Opened(told, inbox), None
+            self._latest, self._failure = PartialResponse(told, inbox), None
         self._changed.set()
 
     def put(self, frames: Frames) -> None:
@@ -203,31 +207,31 @@ class News:
             await self._changed.wait()
 
 
-async def _ask_again(ask: Callable[..., Awaitable[Frames]], news: News) -> None:
+async def _ask_again(ask: Callable[..., Awaitable[Frames]], updates: UpdateBuffer) -> None:
     """Keep the watch alive over there, and begin it again if it was dropped."""
     while True:
         async with waited(ASK_EVERY):
-            await news.renewed.wait()
-        seen = news.seen if news.renewed.is_set() else None
-        news.renewed.clear()
+            await updates.renewed.wait()
+        seen = updates.seen if updates.renewed.is_set() else None
+        updates.renewed.clear()
         with contextlib.suppress(BridgeError):
             frames = await ask(seen=seen)
             if frames:
-                news.put(frames)
+                updates.put(frames)
 
 
-def _leave(foothold: Foothold, news: News) -> None:
+def _leave(connection: Connection, updates: UpdateBuffer) -> None:
     """Nobody follows it any more; called by whoever closes it, or by the garbage collector."""
 
     async def tell() -> None:
-        foothold.transport.life.listeners.pop(news.id, None)
-        if news.asking is not None:
-            news.asking.cancel()
-            await foothold.unwatch(news.id)
+        connection.transport.life.listeners.pop(updates.id, None)
+        if updates.asking is not None:
+            updates.asking.cancel()
+            await connection.unwatch(updates.id)
 
     def leave() -> None:
-        if foothold.transport.life.state != "closed":
-            foothold.transport.spawn(tell())
+        if connection.transport.life.state != "closed":
+            connection.transport.spawn(tell())
 
     with contextlib.suppress(RuntimeError):  # the loop is closed, and the bridge with it
-        foothold.loop.call_soon_threadsafe(leave)
+        connection.loop.call_soon_threadsafe(leave)

@@ -30,7 +30,7 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 
 from bridgehead._errors import BridgeError
 from bridgehead._kernels import jupyter_servers as _servers
-from bridgehead._kernels.jupyter_servers import Server
+from bridgehead._kernels.jupyter_servers import JupyterServer
 from bridgehead._kernels.local import connection_files
 
 ANSWER_WAIT = 2.0  # s for a kernel or a server to answer at all
@@ -39,7 +39,7 @@ ALIVE = ("idle", "busy", "starting")
 
 
 @dataclass(frozen=True, slots=True)
-class Nearby:
+class DiscoveredKernel:
     """A kernel, or what is left of one.
 
     Attributes:
@@ -68,7 +68,7 @@ class Nearby:
         return self.state in ALIVE
 
 
-async def look_around(patience: float = ANSWER_WAIT) -> list[Nearby]:
+async def look_around(patience: float = ANSWER_WAIT) -> list[DiscoveredKernel]:
     """The kernels of Jupyter's runtime folder and of this user's servers; last used, first."""
     async with _context() as context:
         local, served = await asyncio.gather(
@@ -89,7 +89,7 @@ async def look_around(patience: float = ANSWER_WAIT) -> list[Nearby]:
     return sorted(found.values(), key=lambda one: (not one.is_alive, -one.used))
 
 
-async def _look_at_server(server: Server, patience: float) -> list[Nearby]:
+async def _look_at_server(server: JupyterServer, patience: float) -> list[DiscoveredKernel]:
     """The kernels that a server tells of, or one line that says why it doesn't."""
     try:
         async with asyncio.timeout(patience):
@@ -100,17 +100,17 @@ async def _look_at_server(server: Server, patience: float) -> list[Nearby]:
         why = str(error)
     except Exception as error:  # noqa: BLE001 - it says what nobody has thought of
         why = f"what it says can't be read: {_named(error)}"
-    return [Nearby(server.url, "unknown", server=server.url, why=why)]
+    return [DiscoveredKernel(server.url, "unknown", server=server.url, why=why)]
 
 
-async def on_server(server: Server) -> list[Nearby]:
+async def on_server(server: JupyterServer) -> list[DiscoveredKernel]:
     """The kernels that a server tells of.
 
     Raises what reaching it raises, and ``ImportError`` where httpx or websockets are missing.
     """
     kernels, purposes = await _servers.told(server)
     return [
-        Nearby(
+        DiscoveredKernel(
             f"{server.url}api/kernels/{kernel.get('id')}",
             str(kernel.get("execution_state", "unknown")),
             str(kernel.get("name", "")),
@@ -133,8 +133,10 @@ async def _context() -> Any:
         context.destroy(linger=0)
 
 
-async def _look_at_file(file: Path, context: zmq.asyncio.Context, patience: float) -> Nearby:
-    seen = Nearby(str(file), "unknown")
+async def _look_at_file(
+    file: Path, context: zmq.asyncio.Context, patience: float
+) -> DiscoveredKernel:
+    seen = DiscoveredKernel(str(file), "unknown")
     try:
         info, written = _read(file)
     except OSError as error:
@@ -207,8 +209,8 @@ def _reachable(ip: str) -> str:
 
 
 async def _asked(
-    seen: Nearby, info: dict[str, Any], context: zmq.asyncio.Context, patience: float
-) -> Nearby:
+    seen: DiscoveredKernel, info: dict[str, Any], context: zmq.asyncio.Context, patience: float
+) -> DiscoveredKernel:
     client = AsyncKernelClient(context=context)
     known: Any = {**info, "key": info.get("key") or ""}
     client.load_connection_info(known)

@@ -23,7 +23,7 @@ from jupyter_core.paths import jupyter_runtime_dir
 
 from bridgehead._errors import BridgeError, InsecureConnection, KernelNotFound
 from bridgehead._transports.addresses import is_loopback
-from bridgehead._transports.tasks import to_the_end
+from bridgehead._transports.tasks import finish
 
 if TYPE_CHECKING:
     from bridgehead._transports.rest import Rest
@@ -38,7 +38,7 @@ log = logging.getLogger("bridgehead")
 
 
 @dataclass(frozen=True, slots=True)
-class Server:
+class JupyterServer:
     """Where a server is, and what lets one in."""
 
     url: str  # ends with a slash
@@ -76,7 +76,7 @@ async def attach(url: str, *, insecure: frozenset[str], timeout: float) -> Webso
 
 
 def _rest(
-    server: Server,
+    server: JupyterServer,
     trusted: Trusted,
     insecure: frozenset[str],
 ) -> Rest:
@@ -134,13 +134,13 @@ async def _opened(
         transport = WebsocketTransport(rest, identity, owned=owned)
         await transport.open(timeout)
     except TimeoutError:
-        await to_the_end(_give_up(rest, found, owned))
+        await finish(_give_up(rest, found, owned))
         raise KernelNotFound(f"{rest.url} gave no kernel within {timeout:g} s") from None
     except BaseException:
         if transport is not None:
             await transport.aclose()
         else:
-            await to_the_end(_give_up(rest, found, owned))
+            await finish(_give_up(rest, found, owned))
         raise
     return transport
 
@@ -160,7 +160,7 @@ async def _give_up(rest: Rest, found: asyncio.Future[str] | None, owned: bool) -
         await rest.aclose()
 
 
-def find(url: str | None, token: str | None) -> Server:
+def find(url: str | None, token: str | None) -> JupyterServer:
     """The server that an address means, as a browser shows it, or that runs here if it is None.
 
     Its token is the one that is given, or stands in the address; else that of a server which runs
@@ -178,7 +178,7 @@ def find(url: str | None, token: str | None) -> Server:
                 f"connect() without an address takes the one server that runs here; "
                 f"{jupyter_runtime_dir()} tells of: {listed}"
             )
-        return Server(here[0].url, here[0].token if token is None else token)
+        return JupyterServer(here[0].url, here[0].token if token is None else token)
     found = _parsed(url)
     if token is not None:
         return replace(found, token=token)
@@ -203,13 +203,13 @@ def runs(pid: object) -> bool:
     return True
 
 
-def running() -> Iterator[Server]:
+def running() -> Iterator[JupyterServer]:
     """The servers of this user's on this machine, as ``jupyter server list`` finds them."""
     for file in sorted(Path(jupyter_runtime_dir()).glob("jpserver-*.json")):
         try:
             told = json.loads(file.read_text("utf-8"))
             if runs(told["pid"]) and not told.get("sock"):
-                yield Server(_parsed(_own(told)).url, str(told.get("token") or ""))
+                yield JupyterServer(_parsed(_own(told)).url, str(told.get("token") or ""))
         except (
             OSError,
             ArithmeticError,
@@ -222,7 +222,7 @@ def running() -> Iterator[Server]:
             continue  # it has just ended, or the file is none of a server's
 
 
-async def told(server: Server) -> tuple[list[Mapping[str, Any]], dict[str, str]]:
+async def told(server: JupyterServer) -> tuple[list[Mapping[str, Any]], dict[str, str]]:
     """A server's kernels, as it lists them, and by their ids what each was started for.
 
     Raises what reaching it raises, and ``ImportError`` where httpx or websockets are missing.
@@ -259,7 +259,7 @@ def _own(told: dict[str, Any]) -> str:
     return f"http://{host}:{told['port']}{told['base_url']}"
 
 
-def _parsed(url: str) -> Server:
+def _parsed(url: str) -> JupyterServer:
     """An address and its token, without the page that a browser was at."""
     parts = urlsplit(url if "://" in url else f"http://{url}")
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -272,7 +272,9 @@ def _parsed(url: str) -> Server:
     base, page = "/".join(path[:at]).rstrip("/") + "/", path[at:]
     kernel_id = page[2] if page[:2] == ["api", "kernels"] and len(page) > 2 else None
     token = parse_qs(parts.query).get("token", [""])[0]
-    return Server(urlunsplit((parts.scheme, parts.netloc, base, "", "")), token, kernel_id or None)
+    return JupyterServer(
+        urlunsplit((parts.scheme, parts.netloc, base, "", "")), token, kernel_id or None
+    )
 
 
 def _same(one: str, other: str) -> bool:

@@ -25,8 +25,8 @@ from traitlets import TraitError
 
 from bridgehead._errors import KernelNotFound, NotSupported
 from bridgehead._kernels.security import checked
-from bridgehead._transports.process import Keeper
-from bridgehead._transports.tasks import to_the_end
+from bridgehead._transports.process import KernelProcess
+from bridgehead._transports.tasks import finish
 from bridgehead._transports.zmq import ZmqTransport
 
 SOCKET_PATH = 103  # bytes of a Unix socket's path on every POSIX, less the "-5" ZeroMQ's ports add
@@ -62,23 +62,23 @@ async def launch(
         options |= {"stdout": log, "stderr": log}
     if cwd is not None:
         options["cwd"] = os.fspath(cwd)
-    keeper, transport = Keeper(manager, log), None
+    kernel_process, transport = KernelProcess(manager, log), None
     try:
         # To its end: cancelled half-way, the manager would not know of the process it started.
-        await to_the_end(manager.start_kernel(**options))
+        await finish(manager.start_kernel(**options))
         # Only now: where the kernel is, is the provisioner's to tell.
         info = checked(manager.get_connection_info(), f"the kernel {kernel_name!r}", insecure)
         if encryption and not info.get("curve_publickey"):
             raise NotSupported(f"{provisioner.__name__} started {kernel_name!r} without CURVE keys")
         transport = ZmqTransport(
-            info, connection_file=manager.connection_file, keeper=keeper, owned=True
+            info, connection_file=manager.connection_file, kernel_process=kernel_process, owned=True
         )
         await transport.open(timeout, timeout)
     except BaseException:
         if transport is not None:
             await transport.aclose()
         else:
-            await to_the_end(keeper.end(polite=False))
+            await finish(kernel_process.end(polite=False))
         raise
     return transport
 

@@ -22,7 +22,7 @@ from bridgehead._errors import KernelNotFound
 from bridgehead._kernels.security import checked, is_own_file, warn_if_others_can_read
 from bridgehead._transports import ipyparallel_engine as engines
 from bridgehead._transports.base import Transport
-from bridgehead._transports.process import Keeper
+from bridgehead._transports.process import KernelProcess
 from bridgehead._transports.zmq import ZmqTransport
 
 LISTEN_TIMEOUT = 3.0  # s until something must listen at an existing kernel's address
@@ -53,12 +53,12 @@ async def over(lender: Any, *, insecure: frozenset[str], timeout: float) -> Tran
     """
     if engines.is_view(lender):
         engine = engines.engine_of(lender)
-        return await engines.EnginesTransport.open(
+        return await engines.EngineTransport.open(
             lender.client, engine, insecure=insecure, timeout=timeout
         )
-    keeper = None
+    kernel_process = None
     if hasattr(lender, "start_kernel"):
-        keeper = Keeper(lender)
+        kernel_process = KernelProcess(lender)
         if not await ensure_async(lender.is_alive()):
             raise KernelNotFound(
                 "this manager's kernel is not running; await manager.start_kernel() first"
@@ -72,8 +72,8 @@ async def over(lender: Any, *, insecure: frozenset[str], timeout: float) -> Tran
     info = checked(lender.get_connection_info(), file or "the client", insecure)
     if file is not None:
         warn_if_others_can_read(file)
-    transport = ZmqTransport(info, connection_file=file, keeper=keeper)
-    return await _opened(transport, timeout, LISTEN_TIMEOUT if keeper is None else timeout)
+    transport = ZmqTransport(info, connection_file=file, kernel_process=kernel_process)
+    return await _opened(transport, timeout, LISTEN_TIMEOUT if kernel_process is None else timeout)
 
 
 async def _opened(transport: ZmqTransport, timeout: float, connect: float) -> ZmqTransport:

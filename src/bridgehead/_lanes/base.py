@@ -1,7 +1,7 @@
 """Lanes carry a request's header and frames to the loader and its answer back.
 
 Rule: a lane knows how bytes travel inside messages, and nothing of what they mean. What all
-lanes share is here: a request longer than ``piece`` bytes crosses in several messages, of
+lanes share is here: a request longer than ``chunk`` bytes crosses in several messages, of
 which only the last one has the loader do anything; a lane of its own says how one message
 carries its part.
 """
@@ -21,7 +21,7 @@ from bridgehead._errors import BridgeClosed, BridgeError, IntegrityError, Kernel
 from bridgehead._protocol import request as _request
 from bridgehead._protocol import response as _protocol
 from bridgehead._protocol.raising import raise_error
-from bridgehead._protocol.response import Opened
+from bridgehead._protocol.response import PartialResponse
 from bridgehead._shipped.wire import frames as _wire
 from bridgehead._shipped.wire.digest import Buffer, digest_of
 from bridgehead._shipped.wire.frames import cut
@@ -60,7 +60,7 @@ class Request:
     lane: str = ""
     segment: Segment | None = None
     unread: bool = False
-    landed: bool = False
+    delivered: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -76,13 +76,13 @@ class Lane(ABC):
     """
 
     name: ClassVar[str]
-    piece: int
+    chunk: int
     back: int
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
-        self.piece = min(self.piece, transport.largest)
-        self.back = min(self.back, transport.largest_back)
+        self.chunk = min(self.chunk, transport.max_send)
+        self.back = min(self.back, transport.max_receive)
         self._arrived: list[str] = []  # requests whose answers the loader need not keep any more
         self._last: Header | None = None
         self.sums: bool = False  # whether the kernel has numpy loaded, as it told last
@@ -110,7 +110,7 @@ class Lane(ABC):
     ) -> tuple[Header, list[Buffer]]:
         """One message there and back."""
 
-    async def carry(self, request: Request) -> Opened:
+    async def carry(self, request: Request) -> PartialResponse:
         """One request there, and the beginning of its answer back.
 
         Nothing happens in the kernel before the last piece. Cancelling frees what was sent.
@@ -121,39 +121,39 @@ class Lane(ABC):
             BridgeError: see ``Dispatcher.request``.
         """
         header, frames, total = request.header, request.frames, request.nbytes
-        header["piece"], header["sums"] = self.back, "numpy" in sys.modules
-        header["resumes"] = self.transport.resumes
+        header["chunk"], header["sums"] = self.back, "numpy" in sys.modules
+        header["resumable"] = self.transport.resumable
         request.lane = self.name
-        last = max(0, (total - 1) // self.piece * self.piece)
+        last = max(0, (total - 1) // self.chunk * self.chunk)
         ends: Header = {}
-        if request.landed:
+        if request.delivered:
             last, ends = total, {"digest": _wire.digest(header["digest"].partition(":")[0], ())}
         done = 0
 
-        async def piece(at: int) -> None:
+        async def chunk(at: int) -> None:
             nonlocal done
             if self._left:  # or it would come after what told the loader to forget it
                 raise BridgeClosed("this bridge was closed")
             told, _ = await self.cross(
-                self.part(header, at, op="piece"),
-                list(cut(frames, at, at + self.piece)),
+                self.part(header, at, op="chunk"),
+                list(cut(frames, at, at + self.chunk)),
                 request.subshell,
             )
             raise_error(told, ())
-            done += self.piece
+            done += self.chunk
             request.report(done, total)
 
         with self.kept(request):
-            if not request.landed:
-                await _in_flight(piece(at) for at in range(0, last, self.piece))
+            if not request.delivered:
+                await _in_flight(chunk(at) for at in range(0, last, self.chunk))
             parts = list(cut(frames, last, total))
             told, back = await self.cross(self.part(header, last, **ends), parts, request.subshell)
             self.sums = told.get("sums") is True
-            inbox = _protocol.open_answer(told, request.limit)
-            opened = Opened(told, inbox, list(back))
+            inbox = _protocol.open_response(told, request.limit)
+            opened = PartialResponse(told, inbox, list(back))
             if inbox.total <= self.back:
                 await _take_in(told, inbox, 0, back)
-                opened = Opened(told, inbox)
+                opened = PartialResponse(told, inbox)
             if opened.arrived != min(inbox.total, self.back):
                 raise ReplyLost(
                     f"the kernel's answer is damaged: {opened.arrived} of its first "
@@ -161,33 +161,35 @@ class Lane(ABC):
                 )
         return self._begun(request, opened)
 
-    async def carry_together(
+    async def carry_batch(
         self, requests: Sequence[Request]
-    ) -> list[Opened | BridgeError | None]:
+    ) -> list[PartialResponse | BridgeError | None]:
         """Several small requests in one message; None for one that was not done and may be again.
 
         Raises what ``carry`` does, for all of them.
         """
         frames = [frame for request in requests for frame in request.frames]
         header = _request.batch_header([request.header for request in requests], frames)
-        together = Request(header, frames, limit=self.back)
-        opened = await self.carry(together)
+        batch = Request(header, frames, limit=self.back)
+        opened = await self.carry(batch)
         _, parts = await self.rest(Request(header, ()), opened)
         limits = [request.limit for request in requests]
-        answers = _protocol.part_batch(opened.told, parts, limits)
+        answers = _protocol.part_batch(opened.header, parts, limits)
         for request, answer in zip(requests, answers, strict=True):
-            request.lane = together.lane
-            if isinstance(answer, Opened):
+            request.lane = batch.lane
+            if isinstance(answer, PartialResponse):
                 self._begun(request, answer)
         return answers
 
-    async def rest(self, request: Request, opened: Opened) -> tuple[Header, list[memoryview]]:
+    async def rest(
+        self, request: Request, opened: PartialResponse
+    ) -> tuple[Header, list[memoryview]]:
         """The answer as a whole, every piece of it checked; raises the error that it tells of.
 
         Raises:
             ReplyLost: what came back is not what was signed there.
         """
-        told, inbox, header = opened.told, opened.inbox, request.header
+        told, inbox, header = opened.header, opened.inbox, request.header
         assert isinstance(inbox, Inbox)
         done = inbox.received
 
@@ -200,7 +202,7 @@ class Lane(ABC):
 
         async def more(at: int) -> None:
             nonlocal done
-            asked = self.part(header, at, op="more", sizes=[], piece=self.back)
+            asked = self.part(header, at, op="next_chunk", sizes=[], chunk=self.back)
             got, parts = await self.cross(asked, (), request.subshell)
             raise_error(got, ())
             if sum(memoryview(part).nbytes for part in parts) != min(self.back, inbox.total - at):
@@ -220,7 +222,7 @@ class Lane(ABC):
                     # It ran: not to be taken for a request that may be made again.
                     raise ReplyLost("the kernel lost the rest of its answer") from error
             self.forget(header)
-        frames = _protocol.close_answer(inbox)
+        frames = _protocol.close_response(inbox)
         raise_error(told, frames, request.limit, trusted=request.trusted)
         return told, frames
 
@@ -245,18 +247,18 @@ class Lane(ABC):
 
     def part(self, header: Header, at: int, **fields: Any) -> Header:
         """The header of one message of a request: of the digest, what is that message's."""
-        digest = digest_of(header["digest"], at, at + self.piece)
+        digest = digest_of(header["digest"], at, at + self.chunk)
         if self._arrived:
-            fields["had"], self._arrived = self._arrived, []
+            fields["acks"], self._arrived = self._arrived, []
         return {**header, "digest": digest, "at": at, **fields}
 
-    def _begun(self, request: Request, opened: Opened) -> Opened:
+    def _begun(self, request: Request, opened: PartialResponse) -> PartialResponse:
         """The loader keeps the rest of an answer until ``rest`` has it, or it is forgotten; and
         where the connection may break, all of it until it is told that it arrived.
         """
         if opened.inbox.received < opened.inbox.total:
             self._under_way[request.header["id"]] = request.header
-        elif request.header.get("resumes"):
+        elif request.header.get("resumable"):
             self._arrived.append(request.header["id"])
             self._last = request.header
         return opened
@@ -278,9 +280,9 @@ class Lane(ABC):
 async def _take_in(told: Header, inbox: Inbox, at: int, parts: Sequence[Buffer]) -> None:
     """Copy a piece into its place and check it, while the event loop goes on."""
     if sum(memoryview(part).nbytes for part in parts) > OFF_LOOP:
-        await asyncio.to_thread(_protocol.add_piece, told, inbox, at, parts)
+        await asyncio.to_thread(_protocol.add_chunk, told, inbox, at, parts)
     else:
-        _protocol.add_piece(told, inbox, at, parts)
+        _protocol.add_chunk(told, inbox, at, parts)
 
 
 def _raise_first(done: set[asyncio.Task[None]]) -> None:

@@ -22,7 +22,7 @@ from bridgehead._shipped.wire.header import Header
 WORTH = 1 << 18  # bytes; of less, a second round trip costs more than the copies
 
 
-class Landing:
+class Delivery:
     """What one kernel has of it.
 
     Attributes:
@@ -36,14 +36,14 @@ class Landing:
         self.header: Header = header
         self.epoch: str = epoch
         self.used: bool = False
-        self.pieces: list[asyncio.Future[Header]] = []
+        self.chunks: list[asyncio.Future[Header]] = []
         self._sent: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
     async def whole(self) -> bool:
         """Whether all of it is there, once that is known."""
         if not await asyncio.shield(self._sent):
             return False
-        for told in self.pieces:
+        for told in self.chunks:
             try:
                 raise_error(await asyncio.shield(told), ())
             except BridgeError:
@@ -58,11 +58,11 @@ class Landing:
     def give_up(self) -> None:
         """Have the loader drop what nobody took."""
         self.sent(False)
-        if self.pieces and not self.used:
+        if self.chunks and not self.used:
             self.lane.transport.spawn(self._dropped())
 
     async def _dropped(self) -> None:
-        await asyncio.wait(self.pieces)  # they go another way, and must not come after this
+        await asyncio.wait(self.chunks)  # they go another way, and must not come after this
         self.lane.forget({**self.header, "epoch": self.epoch})
 
 
@@ -75,44 +75,44 @@ class Broadcast:
         """``lanes``: each with the epoch of the loader behind it."""
         self._frames, self._lanes = frames, list(lanes)
         self._header = _request.header(
-            "piece",
+            "chunk",
             frames,
             epoch=" ".join(lanes.values()),
             algorithm="",
             digest=digest,
         )
-        self.landings = {lane: Landing(lane, self._header, lanes[lane]) for lane in lanes}
+        self.landings = {lane: Delivery(lane, self._header, lanes[lane]) for lane in lanes}
 
     async def send(self) -> None:
         """Send all of it. A piece goes out when the quickest kernel has one of those before.
 
         What a busy one has not taken waits in the schedulers: its memory is theirs.
         """
-        many = self._lanes[0].transport.many
-        assert many is not None
+        broadcaster = self._lanes[0].transport.broadcaster
+        assert broadcaster is not None
         engines = [lane.transport for lane in self._lanes]
-        total, piece = sum(self._header["sizes"]), BuffersLane.piece
+        total, chunk = sum(self._header["sizes"]), BuffersLane.chunk
         under_way: list[list[asyncio.Future[Header]]] = []
         whole = False
         try:
-            for at in range(0, total, piece):
+            for at in range(0, total, chunk):
                 if len(under_way) >= AT_ONCE:
                     await asyncio.wait(under_way.pop(0), return_when=asyncio.FIRST_COMPLETED)
                 header = self._lanes[0].part(self._header, at)
                 expression = _shipping.expression(BuffersLane.name, header)
-                parts = list(cut(self._frames, at, at + piece))
-                told = many.broadcast(engines, expression, parts)
+                parts = list(cut(self._frames, at, at + chunk))
+                told = broadcaster.broadcast(engines, expression, parts)
                 for lane, future in zip(self._lanes, told, strict=True):
-                    self.landings[lane].pieces.append(future)
+                    self.landings[lane].chunks.append(future)
                 under_way.append(told)
             whole = True
         except BridgeError:
             pass  # an engine has just gone, or the client: each is told on its own way
         finally:
-            for landing in self.landings.values():
-                landing.sent(whole)
+            for delivery in self.landings.values():
+                delivery.sent(whole)
 
     def close(self) -> None:
         """What was not used is not wanted any more."""
-        for landing in self.landings.values():
-            landing.give_up()
+        for delivery in self.landings.values():
+            delivery.give_up()

@@ -26,7 +26,7 @@ class BuffersLane(Lane):
     """Binary both ways."""
 
     name = "buffers"
-    piece = 16 << 20  # bytes
+    chunk = 16 << 20  # bytes
     back = 32 << 20  # bytes, in two messages
 
     async def cross(

@@ -17,7 +17,7 @@ from bridgehead._lanes.base import Lane
 from bridgehead._lanes.buffers import BuffersLane, hello
 from bridgehead._lanes.direct import DirectLane
 from bridgehead._lanes.inline import InlineLane
-from bridgehead._lanes.socket import Link, Listener
+from bridgehead._lanes.socket import SocketClient, SocketListener
 from bridgehead._protocol import request as _request
 from bridgehead._protocol import response as _protocol
 from bridgehead._protocol.raising import as_object, as_strings, as_text, raise_error
@@ -37,7 +37,7 @@ def check_lane(lane: object) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Greeted:
+class Greeting:
     """What came of a handshake.
 
     Attributes:
@@ -63,7 +63,7 @@ class Handshake:
     def __init__(self, transport: Transport, wanted: LaneName, pool: float, trust: str) -> None:
         self._transport, self._wanted, self._pool, self._trust = transport, wanted, pool, trust
 
-    async def greet(self) -> Greeted:
+    async def greet(self) -> Greeting:
         """Plant the loader, or find it there.
 
         Raises:
@@ -79,7 +79,7 @@ class Handshake:
             )
         transport.dispatcher.narrow(transport.quirks.window)
         with self._listening() as listener:
-            offer = listener.offer if isinstance(listener, Listener) else None
+            offer = listener.offer if isinstance(listener, SocketListener) else None
             header = _request.header(
                 "hello", [], epoch="", algorithm=transport.digest, direct=offer
             )
@@ -116,7 +116,7 @@ class Handshake:
             features=tuple(as_strings(transport.kernel_info.get("supported_features"))),
         )
         orphans = [str(orphan) for orphan in told.get("orphans") or ()]
-        return Greeted(lane, info, str(told.get("process")), orphans)
+        return Greeting(lane, info, str(told.get("process")), orphans)
 
     def _messages(self, buffers: bool) -> Lane:
         """The lane of what crosses in messages; ``buffers`` says that they arrive."""
@@ -125,7 +125,7 @@ class Handshake:
         return (BuffersLane if buffers else InlineLane)(self._transport)
 
     @contextlib.contextmanager
-    def _listening(self) -> Iterator[Listener | str]:
+    def _listening(self) -> Iterator[SocketListener | str]:
         """Where the loader may connect for a direct lane, while the block lasts; or why not."""
         if self._wanted in MESSAGES:
             yield "another lane was asked for"
@@ -135,7 +135,7 @@ class Handshake:
             yield "the kernel is not a process of this user's on this machine"
         else:
             try:
-                listener = Listener(self._pool)
+                listener = SocketListener(self._pool)
             except OSError as error:
                 yield str(error)
                 return
@@ -147,7 +147,7 @@ class Handshake:
     def _direct(
         self,
         messages: Lane,
-        listener: Listener | str,
+        listener: SocketListener | str,
         refused: str | None,
         why_not: dict[str, str],
     ) -> Lane:
@@ -159,11 +159,13 @@ class Handshake:
             NotSupported: it did not, and no other lane was asked for.
         """
         why = listener if isinstance(listener, str) else refused
-        if not why and isinstance(listener, Listener):
+        if not why and isinstance(listener, SocketListener):
             sock = listener.accept()
             if sock is not None:
-                link = Link(sock, self._pool, self._transport.dispatcher, self._transport.life)
-                return DirectLane(self._transport, link, messages, listener.name)
+                client = SocketClient(
+                    sock, self._pool, self._transport.dispatcher, self._transport.life
+                )
+                return DirectLane(self._transport, client, messages, listener.name)
             why = "the loader's connection did not arrive"
         if self._wanted == DirectLane.name:
             raise NotSupported(f"there is no direct way to this kernel: {why}")

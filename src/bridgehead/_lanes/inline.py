@@ -23,8 +23,8 @@ class InlineLane(Lane):
     """base64 both ways."""
 
     name = "inline"
-    piece = 4 << 20  # bytes; 5.6 MB of base64, below the 6 MiB that survive every server
-    back = piece
+    chunk = 4 << 20  # bytes; 5.6 MB of base64, below the 6 MiB that survive every server
+    back = chunk
 
     async def cross(
         self, header: Header, parts: Sequence[memoryview], subshell: str | None

@@ -10,15 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary, finalize
 
-from bridgehead._shipped.wire.segments import Mapped, Pool, Segment, mapped
+from bridgehead._shipped.wire.segments import MappedSegment, Pool, Segment, mapped
 
 
-class Relayed(Segment):
+class RelayedSegment(Segment):
     """A segment of another process's, on its way to a third one."""
 
-    def __init__(self, mapping: Mapped) -> None:
-        super().__init__(RELAY, mapping.capacity, mapping.file)  # which the mapping closes
-        self.lease: tuple[Mapped, list[memoryview]] | None = None  # while any is out
+    def __init__(self, mapping: MappedSegment) -> None:
+        super().__init__(RELAY_POOL, mapping.capacity, mapping.file)  # which the mapping closes
+        self.lease: tuple[MappedSegment, list[memoryview]] | None = None  # while any is out
 
     def gone(self) -> None:
         """Who made it gave it back to the system, or went."""
@@ -26,14 +26,14 @@ class Relayed(Segment):
             holder.gone(self.number)
 
 
-class Relay(Pool):
+class RelayPool(Pool):
     """What is lent on; nothing of it is this process's memory."""
 
     def __init__(self) -> None:
         super().__init__(0)
-        self._known: WeakKeyDictionary[Mapped, Relayed] = WeakKeyDictionary()
+        self._known: WeakKeyDictionary[MappedSegment, RelayedSegment] = WeakKeyDictionary()
 
-    def pass_on(self, frames: Sequence[memoryview]) -> Relayed | None:
+    def pass_on(self, frames: Sequence[memoryview]) -> RelayedSegment | None:
         """The segment that these frames are, with one lease; None if they are no whole segment's.
 
         Frames that were leased together are where the next one looks for them.
@@ -44,20 +44,20 @@ class Relay(Pool):
         with self._lock:
             segment = self._known.get(mapping)
             if segment is None:
-                segment = self._known[mapping] = Relayed(mapping)
+                segment = self._known[mapping] = RelayedSegment(mapping)
                 finalize(mapping, segment.gone).atexit = False
             segment.leases += 1
             segment.lease = mapping, list(frames)
             return segment
 
-    def give_back(self, segment: Segment, spoilt: bool = False) -> None:
-        assert isinstance(segment, Relayed)
+    def give_back(self, segment: Segment, tainted: bool = False) -> None:
+        assert isinstance(segment, RelayedSegment)
         with self._lock:
             segment.leases -= 1
-            if spoilt and segment.lease is not None:
-                segment.lease[0].spoilt = True
+            if tainted and segment.lease is not None:
+                segment.lease[0].tainted = True
             if not segment.leases:
                 segment.lease = None
 
 
-RELAY = Relay()
+RELAY_POOL = RelayPool()

@@ -22,14 +22,14 @@ from typing import Any
 
 from bridgehead._errors import BridgeError
 from bridgehead._protocol.request import PYTHON
-from bridgehead._shipped.wire.errors import Broken
+from bridgehead._shipped.wire.errors import WireError
 from bridgehead._shipped.wire.header import PROTOCOL, Header
 from bridgehead._shipped.wire.segments import Pool, Segment, possible
-from bridgehead._shipped.wire.socket import SECRET, Channel, peer
+from bridgehead._shipped.wire.socket import SECRET, FrameSocket, peer
 from bridgehead._transports.dispatch import Dispatcher
 from bridgehead._transports.state import KernelState
 
-PIECE = 16 << 20  # bytes of small requests that cross together
+CHUNK = 16 << 20  # bytes of small requests that cross together
 TICK = 1.0  # s between two looks at what can be given back, while there is anything
 # The same in the header of every request, or told otherwise: the server adds it.
 COMMON: Header = {
@@ -37,20 +37,20 @@ COMMON: Header = {
     "python": PYTHON,
     "digest": "none:",
     "at": 0,
-    "piece": PIECE,
+    "chunk": CHUNK,
     "epoch": "",
     "sizes": [],
 }
 BACKLOG = 128  # who else knocks meanwhile must not keep the kernel out
 
-Answer = tuple[Header, list[memoryview] | None]  # None: frames that could not be mapped here
+SocketReply = tuple[Header, list[memoryview] | None]  # None: frames that could not be mapped here
 
 
-class LinkLost(BridgeError):
+class SocketLost(BridgeError):
     """The other end is gone, or sent what is no message; whoever knows more tells the user."""
 
 
-class Listener:
+class SocketListener:
     """Where the kernel's loader is to connect, for as long as one handshake takes.
 
     The socket has no name any more when the loader is told of it: it connects through this
@@ -133,7 +133,7 @@ class Listener:
             self._inode = -1
 
 
-class Link:
+class SocketClient:
     """The connection to one kernel's server thread."""
 
     def __init__(
@@ -142,11 +142,11 @@ class Link:
         self._dispatcher = dispatcher  # counts what comes late
         self._life = life
         self.pool = Pool(share)
-        self.channel = Channel(sock, self.pool)
+        self.channel = FrameSocket(sock, self.pool)
         self.lost = False
         self._loop = asyncio.get_running_loop()
         self._serials = count(1)
-        self._waiting: dict[int, asyncio.Future[Answer]] = {}
+        self._waiting: dict[int, asyncio.Future[SocketReply]] = {}
         self._unsent: deque[tuple[memoryview, list[int]]] = deque()
         self._drainers: dict[asyncio.Future[None], int] = {}  # the last that each waits for
         self._ticking: asyncio.TimerHandle | None = None
@@ -160,12 +160,12 @@ class Link:
 
     def ask(
         self, header: Header, frames: Sequence[Any] = (), segment: Segment | None = None
-    ) -> asyncio.Future[Answer]:
-        """Send a request; its answer, or ``LinkLost``. Cancelling disturbs nobody.
+    ) -> asyncio.Future[SocketReply]:
+        """Send a request; its answer, or ``SocketLost``. Cancelling disturbs nobody.
 
         Frames are copied before this returns; those in a segment have been lent.
         """
-        future: asyncio.Future[Answer] = self._loop.create_future()
+        future: asyncio.Future[SocketReply] = self._loop.create_future()
         if self.lost:
             future.set_exception(_lost())
             return future
@@ -203,7 +203,7 @@ class Link:
                 future.set_result(None)
 
     def close(self) -> None:
-        """Leave; whoever waits is told ``LinkLost``."""
+        """Leave; whoever waits is told ``SocketLost``."""
         if self.lost:
             return
         self.lost = True
@@ -269,7 +269,7 @@ class Link:
             alive = channel.receive()
             while (message := channel.next()) is not None:
                 serial, header, frames = message
-                self._life.heard()  # any message is a sign of life, as a beat is
+                self._life.responsive()  # any message is a sign of life, as a beat is
                 future = self._waiting.pop(serial, None)
                 if serial and self._drainers:
                     self._answered(serial)
@@ -279,7 +279,7 @@ class Link:
                     future.set_result((header, frames))
         except (BlockingIOError, InterruptedError):
             return
-        except (OSError, Broken):
+        except (OSError, WireError):
             alive = False
         if not alive:
             self.close()
@@ -298,7 +298,7 @@ class Link:
         """Give back what was not used for a while, and tell the other end of what it may."""
         self._ticking = None
         self.pool.trim()
-        if self.channel.has_news:
+        if self.channel.has_updates:
             self._send(0, {})
         else:
             self._tick_later()
@@ -313,5 +313,5 @@ def _close(files: list[int]) -> None:
         os.close(file)
 
 
-def _lost() -> LinkLost:
-    return LinkLost("the direct connection to the kernel is broken")
+def _lost() -> SocketLost:
+    return SocketLost("the direct connection to the kernel is broken")

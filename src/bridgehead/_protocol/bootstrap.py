@@ -91,7 +91,7 @@ def _how(beside: bool) -> tuple[list[str], list[str], str]:
 
 
 @cache
-def lesson() -> list[memoryview]:
+def codec_sources() -> list[memoryview]:
     """The sources of the data-only codec, as frames."""
     from bridgehead._shipped import data as _data
 
@@ -111,7 +111,7 @@ _INSTALL = (
     "sys.modules[name] if name in sys.modules else (lambda module: ("
     "module.__setattr__('__builtins__', builtins), "
     f"builtins.exec(builtins.compile(seed, {FILENAME!r}, 'exec'), module.__dict__), "
-    "module.plant(module, scope, how))[2])(sys.__class__(name)))"
+    "module.install(module, scope, how))[2])(sys.__class__(name)))"
 )
 
 

@@ -31,13 +31,13 @@ from bridgehead._protocol.request import PYTHON
 from bridgehead._shipped.wire import frames as _wire
 from bridgehead._shipped.wire import pickling as _codec
 from bridgehead._shipped.wire.digest import LEAF, Buffer, summed
-from bridgehead._shipped.wire.errors import Broken, TooLarge
+from bridgehead._shipped.wire.errors import TooLarge, WireError
 
 IN_TWO = 4 * LEAF  # bytes from which on the digest is computed in two threads
 
 
 @dataclass(frozen=True, slots=True)
-class Parcel:
+class Payload:
     """An object on its way: its frames and what they need over there."""
 
     frames: list[memoryview]
@@ -51,7 +51,7 @@ class Parcel:
 
 
 @dataclass(frozen=True, slots=True)
-class Unopened:
+class RawPickle:
     """A pickle that is opened where it arrives, and not here: a push of it binds what is in it."""
 
     data: bytes
@@ -60,11 +60,11 @@ class Unopened:
         return loads, (self.data,)
 
 
-EMPTY = Parcel([], carries_code=False, refs=False)
+EMPTY = Payload([], carries_code=False, refs=False)
 
 
 @dataclass(frozen=True, slots=True)
-class Content:
+class PayloadSource:
     """What is to be pickled for one request, and how.
 
     Attributes:
@@ -83,45 +83,45 @@ class Content:
     limit: int | None = None
     data: bool = False
 
-    def is_light(self) -> bool:
+    def is_small(self) -> bool:
         """Whether pickling it takes no time that is worth a thread.
 
         Few plain objects, and nothing that runs code of the user's.
         """
-        return not self.by_value and _codec.is_light(self.values)
+        return not self.by_value and _codec.is_small(self.values)
 
-    def pack(self, algorithm: str, sums: bool = False) -> tuple[Parcel, str]:
+    def pack(self, algorithm: str, sums: bool = False) -> tuple[Payload, str]:
         """The parcel and its digest; in any thread, where an event loop's gets its turns.
 
         ``sums`` says that the other side has numpy loaded.
         """
         if self.data:
-            parcel = encode_data(self.values, self.parts)
-        elif self.is_light():
-            parcel = Parcel(_codec.encode_light(self.values), carries_code=False, refs=False)
+            payload = encode_data(self.values, self.parts)
+        elif self.is_small():
+            payload = Payload(_codec.encode_small(self.values), carries_code=False, refs=False)
         else:
-            parcel = encode(
+            payload = encode(
                 self.values, self.parts, by_value=self.by_value, refs=self.refs, limit=self.limit
             )
-        if self.limit is not None and parcel.nbytes > self.limit:
-            raise too_large(parcel.nbytes, self.limit)
-        return parcel, signed(parcel, algorithm, sums)
+        if self.limit is not None and payload.nbytes > self.limit:
+            raise too_large(payload.nbytes, self.limit)
+        return payload, signed(payload, algorithm, sums)
 
 
-def signed(parcel: Parcel, algorithm: str, sums: bool = False) -> str:
+def signed(payload: Payload, algorithm: str, sums: bool = False) -> str:
     """A parcel's digest, by sums in place of crc32 if both sides can.
 
     Of much, in two threads: nothing can cross before, and the other side has nothing to do.
     Sums are no quicker in two.
     """
-    algorithm = summed(algorithm, parcel.nbytes, sums)
-    if parcel.nbytes < IN_TWO or algorithm == "sums":
-        return _wire.digest(algorithm, parcel.frames)
+    algorithm = summed(algorithm, payload.nbytes, sums)
+    if payload.nbytes < IN_TWO or algorithm == "sums":
+        return _wire.digest(algorithm, payload.frames)
     with ThreadPoolExecutor(2) as pool:
-        return _wire.digest(algorithm, parcel.frames, pool.map)
+        return _wire.digest(algorithm, payload.frames, pool.map)
 
 
-class _Turns:
+class _PicklingLock:
     """Any number may pickle at once, but who ships modules by value alone.
 
     cloudpickle keeps one registry for the process. One that takes long, or that nobody waits
@@ -148,7 +148,7 @@ class _Turns:
                 self._changed.notify_all()
 
 
-_turns = _Turns()
+_pickling = _PicklingLock()
 
 
 @contextmanager
@@ -156,7 +156,7 @@ def _by_value(modules: Sequence[ModuleType]) -> Iterator[None]:
     """Have cloudpickle ship these modules by value, for as long as the block lasts."""
     if isinstance(modules, ModuleType) or not all(isinstance(m, ModuleType) for m in modules):
         raise TypeError("by_value takes a list of modules, as in by_value=[mymodule]")
-    with _turns.take(alone=bool(modules)):
+    with _pickling.take(alone=bool(modules)):
         added = [m for m in modules if m.__name__ not in list_registry_pickle_by_value()]
         try:
             for module in added:
@@ -175,8 +175,8 @@ def encode(
     by_value: Sequence[ModuleType] = (),
     refs: Callable[[Any], Any] | None = None,
     limit: int | None = None,
-) -> Parcel:
-    """Pickle ``values`` into a parcel; see ``Content`` for the arguments.
+) -> Payload:
+    """Pickle ``values`` into a parcel; see ``PayloadSource`` for the arguments.
 
     Raises:
         EncodeError: something in it cannot be pickled; names the path to it.
@@ -198,15 +198,15 @@ def encode(
         except TooLarge as error:
             raise too_large(error.nbytes, limit) from None
         except Exception as error:
-            path, why = _blame(parts, error)
+            path, why = _find_unpicklable_part(parts, error)
             raise EncodeError(
                 f"{path} cannot be pickled: {type(why).__name__}: {why}", path=path
             ) from error
-    return Parcel(frames, carries_code, used)
+    return Payload(frames, carries_code, used)
 
 
-def encode_data(values: Any, parts: Mapping[str, Any]) -> Parcel:
-    """A parcel of nothing but data; the arguments are ``Content``'s.
+def encode_data(values: Any, parts: Mapping[str, Any]) -> Payload:
+    """A parcel of nothing but data; the arguments are ``PayloadSource``'s.
 
     Raises:
         UntrustedPayload: something in it is no data; names it and its type.
@@ -215,8 +215,8 @@ def encode_data(values: Any, parts: Mapping[str, Any]) -> Parcel:
     from bridgehead._shipped import data as _data
 
     try:
-        return Parcel(_data.encode_data(values), carries_code=False, refs=False)
-    except Broken as broken:
+        return Payload(_data.encode_data(values), carries_code=False, refs=False)
+    except WireError as broken:
         path, kind = str(broken.details.get("path", "")), str(broken.details.get("type", ""))
         for name in parts:
             path = path.replace(f"[{name!r}]", name, 1) if path.startswith(f"[{name!r}]") else path
@@ -227,17 +227,17 @@ def encode_data(values: Any, parts: Mapping[str, Any]) -> Parcel:
         raise EncodeError(f"{', '.join(parts)} cannot be pickled: {error!r}") from error
 
 
-def _blame(parts: Mapping[str, Any], error: Exception) -> tuple[str, BaseException]:
+def _find_unpicklable_part(parts: Mapping[str, Any], error: Exception) -> tuple[str, BaseException]:
     for name, part in parts.items():
         try:
             _codec.encode(part)
         except Exception:  # noqa: BLE001 - whatever it raises, it is to blame
-            return _codec.culprit(part, name)
+            return _codec.find_unpicklable(part, name)
     return ", ".join(parts), error
 
 
-def check_parcel(
-    parcel: Parcel, python: Sequence[int], versions: Mapping[str, str], executable: str = ""
+def check_payload(
+    payload: Payload, python: Sequence[int], versions: Mapping[str, str], executable: str = ""
 ) -> None:
     """Refuse before it is sent what the kernel's interpreter would choke on.
 
@@ -246,10 +246,10 @@ def check_parcel(
             3.11-3.13, 7 segfault the kernel and 3 raise SystemError (measured).
         MissingInKernel: code, but no cloudpickle over there.
     """
-    if not parcel.carries_code:
+    if not payload.carries_code:
         return
-    if list(python[:2]) != list(parcel.python):
-        ours, theirs = (".".join(map(str, one[:2])) for one in (parcel.python, python))
+    if list(python[:2]) != list(payload.python):
+        ours, theirs = (".".join(map(str, one[:2])) for one in (payload.python, python))
         raise IncompatiblePython(
             f"functions and classes defined here are code of Python {ours}, and the kernel runs "
             f"{theirs}; send data, and define the code over there with run()"
@@ -305,7 +305,7 @@ def decode_data(frames: Sequence[Buffer], allow: Mapping[str, type]) -> Any:
 
     try:
         return _data.decode_data(frames, allow)
-    except Broken as broken:
+    except WireError as broken:
         if broken.kind == "untrusted":
             raise UntrustedPayload(
                 f"{broken}; it was not opened: only data is trusted (see allow= and trust=)",

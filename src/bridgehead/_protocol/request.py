@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bridgehead._shipped.wire import frames as _wire
-from bridgehead._shipped.wire.header import JOINS, PROTOCOL, Header
+from bridgehead._shipped.wire.header import BATCHABLE, PROTOCOL, Header
 
 PYTHON = list(sys.version_info[:2])
 _OURS = f"{uuid.uuid4().hex}-"  # a request's id is never another's, in whatever process
@@ -58,19 +58,19 @@ def header(
         "sizes": [frame.nbytes for frame in frames],
         "digest": digest or _wire.digest(algorithm, frames),
         "at": 0,
-        "piece": 0,
+        "chunk": 0,
         **{name: value for name, value in fields.items() if value is not None},
     }
 
 
-def joins(header: Header) -> bool:
+def may_batch(header: Header) -> bool:
     """Whether a request may cross together with others: it runs no code of the user's.
 
     One that may take long would keep the others' answers waiting.
     """
     if header["op"] == "fetch":
         return all(expression.isidentifier() for expression in header["expressions"])
-    return header["op"] in JOINS and not header.get("refs")
+    return header["op"] in BATCHABLE and not header.get("refs")
 
 
 def batch_header(headers: Sequence[Header], frames: Sequence[memoryview]) -> Header:

@@ -25,10 +25,10 @@ from bridgehead._protocol.bootstrap import loader_source
 from bridgehead._protocol.raising import as_object, as_text, remote_error, too_large
 from bridgehead._protocol.request import KEY
 from bridgehead._shipped.wire.digest import Buffer, digest_of
-from bridgehead._shipped.wire.errors import Broken, TooLarge
+from bridgehead._shipped.wire.errors import TooLarge, WireError
 from bridgehead._shipped.wire.frames import cut
 from bridgehead._shipped.wire.header import MIME, PROBE, Header
-from bridgehead._shipped.wire.transfer import Held, Inbox
+from bridgehead._shipped.wire.transfer import CompleteTransfer, Inbox
 
 __all__ = ["PROBE", "Buffer", "Header", "Inbox", "cut", "digest_of"]
 
@@ -36,11 +36,11 @@ TOLD = 1 << 20  # bytes that an error may bring along; a caller's limit is for v
 
 
 @dataclass(frozen=True, slots=True)
-class Opened:
+class PartialResponse:
     """An answer of which a first part is here; ``parts`` of it are not in the inbox yet."""
 
-    told: Header
-    inbox: Inbox | Held
+    header: Header
+    inbox: Inbox | CompleteTransfer
     parts: list[Buffer] = field(default_factory=list)
 
     @property
@@ -143,7 +143,7 @@ def greeting(told: Header) -> Header:
     return told
 
 
-def open_answer(told: Header, limit: int | None = None) -> Inbox:
+def open_response(told: Header, limit: int | None = None) -> Inbox:
     """An inbox for an answer's frames.
 
     Raises:
@@ -156,12 +156,12 @@ def open_answer(told: Header, limit: int | None = None) -> Inbox:
         return Inbox(told["sizes"], limit)
     except TooLarge as error:
         raise too_large(error.nbytes, limit) from None
-    except (KeyError, TypeError, Broken) as error:
+    except (KeyError, TypeError, WireError) as error:
         raise ProtocolError(f"the answer's header names no frames: {error!r}") from error
 
 
-def add_piece(told: Header, inbox: Inbox, at: int, parts: Iterable[Buffer]) -> None:
-    """Take another piece of an answer, checked against the digest that ``told`` has of it.
+def add_chunk(told: Header, inbox: Inbox, at: int, parts: Iterable[Buffer]) -> None:
+    """Take another piece of an answer, checked against the digest that ``header`` has of it.
 
     May be called in any thread, where an event loop's gets its turns.
 
@@ -170,11 +170,11 @@ def add_piece(told: Header, inbox: Inbox, at: int, parts: Iterable[Buffer]) -> N
     """
     try:
         inbox.write(at, parts, as_text(told.get("digest")))
-    except Broken as broken:
+    except WireError as broken:
         raise ReplyLost(f"the kernel's answer is damaged: {broken}") from None
 
 
-def close_answer(inbox: Inbox) -> list[memoryview]:
+def close_response(inbox: Inbox) -> list[memoryview]:
     """The frames of an answer whose last piece arrived.
 
     Raises:
@@ -182,13 +182,13 @@ def close_answer(inbox: Inbox) -> list[memoryview]:
     """
     try:
         return inbox.take()
-    except Broken as broken:
+    except WireError as broken:
         raise ReplyLost(f"the kernel's answer is damaged: {broken}") from None
 
 
 def part_batch(
     told: Header, frames: Sequence[memoryview], limits: Sequence[int | None]
-) -> list[Opened | BridgeError | None]:
+) -> list[PartialResponse | BridgeError | None]:
     """The answers of a batch, each with the part of its frames that came along.
 
     None for a request that was not done, because the answers before filled the message; an
@@ -200,21 +200,21 @@ def part_batch(
     answers = told.get("answers")
     if not isinstance(answers, list) or len(answers) != len(limits):
         raise ProtocolError(f"the kernel did not answer {len(limits)} requests one by one")
-    found: list[Opened | BridgeError | None] = []
+    found: list[PartialResponse | BridgeError | None] = []
     at = 0
     for one, limit in zip(answers, limits, strict=True):
         if not isinstance(one, dict):
             raise ProtocolError("an answer in a batch is no JSON object")
-        if one.get("again") and found:  # the first was done: else it would come again for ever
+        if one.get("retry") and found:  # the first was done: else it would come again for ever
             found.append(None)
             continue
         count = one.get("parts")
         if type(count) is not int or not 0 <= count <= len(frames) - at:
             raise ProtocolError("the answers of a batch do not add up to its frames")
         try:
-            inbox = open_answer(one, limit)
-            add_piece(one, inbox, 0, frames[at : at + count])
-            found.append(Opened(one, inbox))
+            inbox = open_response(one, limit)
+            add_chunk(one, inbox, 0, frames[at : at + count])
+            found.append(PartialResponse(one, inbox))
         except BridgeError as error:
             found.append(error)
         at += count

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from bridgehead._bridge.bridge import Bridge
-from bridgehead._protocol import payload as _parcel
+from bridgehead._protocol import payload as _payload
 from bridgehead._protocol.results import Info
 
 SHIPPED = Path(__file__).with_name("data") / "penguins.csv"
@@ -64,7 +64,7 @@ class Crossing:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class DemoReport:
     """What the demonstration did and saw.
 
     Attributes:
@@ -145,7 +145,7 @@ def _dialect(text: str) -> dict[str, str]:
     return {"sep": separator, "decimal": decimal}
 
 
-async def cross(table: Any) -> Report:
+async def cross(table: Any) -> DemoReport:
     """Launch a kernel, push a table, a closure and an object, use them there, pull them back.
 
     A second bridge, attached by connection file, looks at the same objects and changes one. The
@@ -176,11 +176,11 @@ async def cross(table: Any) -> Report:
         attaching = time.perf_counter()
         async with Bridge.attach(first.info.connection_file) as second:
             attached = time.perf_counter()
-            table_back = await ledger.pull(second, "second", "table")
+            returned_table = await ledger.pull(second, "second", "table")
             same_objects = await first.pull(IDS) == await second.pull(IDS)
             await second.run(SECOND_CELL)
-            passport_back = await ledger.pull(first, "first", "passport")
-    return Report(
+            returned_passport = await ledger.pull(first, "first", "passport")
+    return DemoReport(
         crossings=tuple(ledger.crossings),
         first=first.info,
         second=second.info,
@@ -189,11 +189,11 @@ async def cross(table: Any) -> Report:
         attach_seconds=attached - attaching,
         about=about,
         summary=summary,
-        stamps=tuple(passport_back.stamps),
-        intact=table.equals(table_back) and type(passport_back) is type(passport),
+        stamps=tuple(returned_passport.stamps),
+        intact=table.equals(returned_table) and type(returned_passport) is type(passport),
         same_kernel=_identity(first.info) == _identity(second.info),
         same_objects=same_objects,
-        change_seen=passport_back.stamps[-1] == (SECOND_STAMP, second.info.pid),
+        change_seen=returned_passport.stamps[-1] == (SECOND_STAMP, second.info.pid),
         tidy=_gone(first.info),
     )
 
@@ -215,7 +215,7 @@ class _Ledger:
         value = await bridge.pull(name)
         seconds = time.perf_counter() - started
         # A pull doesn't tell its bytes; the same pickling of what arrived gives the same number.
-        nbytes = _parcel.encode((value,), {name: value}).nbytes
+        nbytes = _payload.encode((value,), {name: value}).nbytes
         kind, lane = type(value).__name__, bridge.info.lane
         self.crossings.append(Crossing("pull", which, name, kind, nbytes, lane, seconds))
         return value

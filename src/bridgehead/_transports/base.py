@@ -3,7 +3,8 @@
 Rule: a transport knows messages and connections, and nothing of objects or lanes. What all
 transports share they hold as parts: the dispatcher, the kernel's state (``life``), their tasks.
 Each transport adds how a message is sent. It calls ``dispatcher.received`` for each message that
-arrives, ``gone`` when the kernel is lost, and ``life.back`` when one answers again.
+arrives, ``connection_lost`` when the kernel is lost, and ``life.connection_made`` when one answers
+again.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from bridgehead._transports.dispatch import Dispatcher
 from bridgehead._transports.messages import Messages
 from bridgehead._transports.quirks import Quirks, quirks_of
 from bridgehead._transports.state import KernelState
-from bridgehead._transports.tasks import Tasks, to_the_end
+from bridgehead._transports.tasks import Tasks, finish
 
 T = TypeVar("T")
 
-LARGEST = 32 << 20  # bytes of frames in a message, where the wire sets no limit of its own
+MAX_SEND = 32 << 20  # bytes of frames in a message, where the wire sets no limit of its own
 
 
-class Many(Protocol):
+class Broadcaster(Protocol):
     """What reaches several kernels with one message."""
 
     def broadcast(
@@ -46,12 +47,14 @@ class Transport(ABC):
     kernel_id: str | None = None
     direct: bool = True  # a socket may lead to the kernel's process, where it is ours
     binary: bool = True  # messages may carry buffers
-    resumes: bool = False  # a connection that broke is made anew, to the same kernel
-    largest: int = LARGEST  # bytes of frames that one message may carry to the kernel
-    largest_back: int = LARGEST  # and those of one request's answer
+    resumable: bool = False  # a connection that broke is made anew, to the same kernel
+    max_send: int = MAX_SEND  # bytes of frames that one message may carry to the kernel
+    max_receive: int = MAX_SEND  # and those of one request's answer
     called: str = ""  # what its owner knows the kernel by, where it has a name of its own
-    unasked: bool = True  # the loader may send what nobody asked for
-    many: Many | None = None  # the same one for all kernels that a message of it can reach
+    pushes: bool = True  # the loader may send what nobody asked for
+    broadcaster: Broadcaster | None = (
+        None  # the same one for all kernels that a message of it can reach
+    )
 
     def __init__(self) -> None:
         self.kernel_info: dict[str, Any] = {}
@@ -102,7 +105,7 @@ class Transport(ABC):
     async def aclose(self) -> None:
         """Close to the end, whoever cancels whom meanwhile; may be called again."""
         self._closing = self._closing or asyncio.ensure_future(self.close())
-        await to_the_end(self._closing)
+        await finish(self._closing)
 
     # ------------------------------------------------------------ for the transport of its own
 
@@ -124,11 +127,11 @@ class Transport(ABC):
 
     async def close(self) -> None:
         """End everything this transport started; for ``aclose``."""
-        self.gone(lambda: BridgeClosed("this bridge was closed"), "closed")
+        self.connection_lost(lambda: BridgeClosed("this bridge was closed"), "closed")
         await self.tasks.cancel()
 
-    def gone(self, why: Callable[[], BridgeError], state: str) -> None:
+    def connection_lost(self, why: Callable[[], BridgeError], state: str) -> None:
         """The kernel, or the way to it, is no more: tell everybody who waits."""
         if self.life.state != "closed":
-            self.life.gone(why, state)
+            self.life.connection_lost(why, state)
             self.dispatcher.clear()

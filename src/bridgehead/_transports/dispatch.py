@@ -34,7 +34,7 @@ from bridgehead._errors import (
     RequestAborted,
     TransportError,
 )
-from bridgehead._shipped.wire.header import DATA_MESSAGE, NEWS_MESSAGE
+from bridgehead._shipped.wire.header import DATA_MESSAGE, UPDATE_MESSAGE
 from bridgehead._transports.messages import Message, Messages
 from bridgehead._transports.state import STATES, KernelState
 
@@ -220,7 +220,7 @@ class Dispatcher:
         repeatable: bool = False,
     ) -> Pending:
         """Send a message and enter it into the table; ``slot`` gives back the one it brought."""
-        future = self._life.promise()
+        future = self._life.waiter()
         header = message["header"]
         pending = Pending(header["msg_id"], future, slot, header.get("subshell_id"), repeatable)
         if on_message is not None:
@@ -269,7 +269,7 @@ class Dispatcher:
             aside = bool(message["parent_header"].get("subshell_id"))
             self._on_iopub(Message.parse(message), aside)
             return
-        if message["header"]["msg_type"] == NEWS_MESSAGE:
+        if message["header"]["msg_type"] == UPDATE_MESSAGE:
             listener = self._life.listeners.get(message["content"]["watch"])
             if listener is not None:
                 listener.feed(message["content"], message.get("buffers") or [])
@@ -300,7 +300,7 @@ class Dispatcher:
         if message.type == "shutdown_reply":
             self._life.shut_down = not message.content.get("restart")
         if message.type == "status" and not stale:
-            if not aside and not (self._life.is_gone or self._life.is_silent):
+            if not aside and not (self._life.is_lost or self._life.is_unresponsive):
                 state = message.content.get("execution_state")
                 if state in STATES:
                     self._life.state = state
@@ -319,7 +319,7 @@ class Dispatcher:
     def inquire(self, identity: str) -> None:
         """The kernel went idle, the reply isn't here: ask something whose reply comes after."""
         pending = self.pending.get(identity)
-        if pending is not None and not pending.inquired and not self._life.is_gone:
+        if pending is not None and not pending.inquired and not self._life.is_lost:
             pending.inquired = True
             self._spawn(self._inquiry(identity))
 

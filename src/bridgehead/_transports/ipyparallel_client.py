@@ -23,16 +23,16 @@ from typing import Any, ClassVar, Protocol
 from bridgehead._errors import BridgeError, TransportError
 from bridgehead._protocol.bootstrap import SYS
 from bridgehead._protocol.response import parse
-from bridgehead._shipped.wire.frames import few
+from bridgehead._shipped.wire.frames import coalesce
 from bridgehead._shipped.wire.header import Header
 from bridgehead._transports.state import SILENCE, KernelState
-from bridgehead._transports.tasks import noted
+from bridgehead._transports.tasks import retrieve_exception
 
 BEAT_EVERY = 1.0  # s between two questions to the hub, while somebody waits
 KERNEL = f"{SYS}.modules['IPython'].get_ipython().kernel"
 
 
-class Engine(Protocol):
+class EngineSubscriber(Protocol):
     """What is told of one engine."""
 
     @property
@@ -67,23 +67,23 @@ def applied(expression: str) -> str:
     )
 
 
-class Controller:
+class IpyparallelClient:
     """What the bridges over one client share: the news of engines, and a look at the hub.
 
     Lives for as long as one of them is open, in their event loop.
     """
 
-    _live: ClassVar[list[Controller]] = []
+    _live: ClassVar[list[IpyparallelClient]] = []
 
     def __init__(self, client: Any) -> None:
         self.client = client
         self.loop = asyncio.get_running_loop()
-        self._engines: dict[int, list[Engine]] = {}
+        self._engines: dict[int, list[EngineSubscriber]] = {}
         self._pulse: asyncio.Task[None] | None = None
         self._heard_at = time.monotonic()  # when anything came, from whichever scheduler
 
     @classmethod
-    def of(cls, client: Any) -> Controller:
+    def of(cls, client: Any) -> IpyparallelClient:
         """The one that is there for this client and this loop, or a new one."""
         loop = asyncio.get_running_loop()
         cls._live[:] = [known for known in cls._live if not known.loop.is_closed()]
@@ -92,7 +92,7 @@ class Controller:
                 return known
         return cls(client)
 
-    def join(self, engine: Engine) -> None:
+    def join(self, engine: EngineSubscriber) -> None:
         if not self._engines:
             self._live.append(self)
             # In the client's own thread, which goes through that list.
@@ -101,7 +101,7 @@ class Controller:
             self._pulse = self.loop.create_task(self._look())
         self._engines.setdefault(engine.engine, []).append(engine)
 
-    def leave(self, engine: Engine) -> None:
+    def leave(self, engine: EngineSubscriber) -> None:
         bridges = self._engines.get(engine.engine, [])
         if engine not in bridges:
             return
@@ -118,7 +118,7 @@ class Controller:
             client._io_loop.add_callback(client._registration_callbacks.remove, self._told)
 
     @property
-    def engines(self) -> list[Engine]:
+    def engines(self) -> list[EngineSubscriber]:
         """What is to be told, of every bridge."""
         return [engine for bridges in self._engines.values() for engine in bridges]
 
@@ -164,10 +164,10 @@ class Controller:
                 # A hub under load answers late: it sees all that crosses.
                 if time.monotonic() - self._heard_at >= SILENCE:
                     for engine in self.engines:
-                        engine.life.silent(_no_hub)
+                        engine.life.unresponsive(_no_hub)
                 continue
             for engine in self.engines:
-                engine.life.heard()
+                engine.life.responsive()
 
     # ------------------------------------------------------------ requests
 
@@ -209,7 +209,7 @@ class Controller:
         return self.ask(identity, "apply_request", hook, buffers=self._packed(text, args))
 
     def broadcast(
-        self, engines: Sequence[Engine], expression: str, parts: Sequence[Any]
+        self, engines: Sequence[EngineSubscriber], expression: str, parts: Sequence[Any]
     ) -> list[asyncio.Future[Header]]:
         """Have several engines evaluate the same; the header of each one's answer, in order.
 
@@ -228,7 +228,7 @@ class Controller:
                 child, _ = client.create_message_futures(request, whole.header, async_result=True)
                 self._outstanding(engine.identity, request)
                 future: asyncio.Future[Header] = self.loop.create_future()
-                future.add_done_callback(noted)
+                future.add_done_callback(retrieve_exception)
                 found.append(future)
                 child.add_done_callback(
                     lambda done, future=future: self.call(self._arrived, done, future)
@@ -239,7 +239,7 @@ class Controller:
             whole = client._send(
                 client._broadcast_stream,
                 "apply_request",
-                buffers=self._packed(applied(expression), few(parts)),
+                buffers=self._packed(applied(expression), coalesce(parts)),
                 metadata={"targets": targets, "is_broadcast": True, "is_coalescing": False},
                 message_future_hook=each,
             )

@@ -39,11 +39,11 @@ from bridgehead._errors import (
 )
 from bridgehead._protocol.bootstrap import SYS
 from bridgehead._protocol.request import KEY
-from bridgehead._shipped.wire.frames import few
+from bridgehead._shipped.wire.frames import coalesce
 from bridgehead._shipped.wire.header import DATA_MESSAGE, MIME
 from bridgehead._transports.addresses import stays_here
 from bridgehead._transports.base import Transport
-from bridgehead._transports.ipyparallel_client import KERNEL, Controller, applied
+from bridgehead._transports.ipyparallel_client import KERNEL, IpyparallelClient, applied
 from bridgehead._transports.messages import Messages
 
 # What tells an engine on this machine from one elsewhere: it can read a file of ours.
@@ -90,26 +90,26 @@ def engine_of(view: Any) -> int:
     return targets
 
 
-class EnginesTransport(Transport):
+class EngineTransport(Transport):
     """One engine of a client's, by its id."""
 
     name = "ipyparallel"
     direct = False
-    unasked = False
+    pushes = False
 
     def __init__(self, client: Any, engine: int) -> None:
         super().__init__()
         self.client, self.engine = client, engine
         self.called = f"engine {engine}"
         self.identity = ""  # the uuid under which the schedulers know it
-        self.controller = Controller.of(client)
-        self.many = self.controller
+        self.controller = IpyparallelClient.of(client)
+        self.broadcaster = self.controller
         self._cells: dict[str, Any] = {}  # execution counts, by request
 
     @classmethod
     async def open(
         cls, client: Any, engine: int, *, insecure: Collection[str], timeout: float
-    ) -> EnginesTransport:
+    ) -> EngineTransport:
         """Find the engine, and where it is.
 
         Raises:
@@ -146,13 +146,13 @@ class EnginesTransport(Transport):
         if identity is None:
             raise KernelNotFound(f"engine {self.engine} has just left")
         self.identity = str(identity)
-        nonce, promise = os.urandom(16), self.life.promise()
+        nonce, waiter = os.urandom(16), self.life.waiter()
         with tempfile.TemporaryDirectory(prefix="bridgehead-") as folder:
             file = Path(folder, "nonce")
             file.write_bytes(nonce)  # noqa: ASYNC240 - sixteen bytes
             future = self.controller.apply(self.identity, _PROBE, [str(file)])
-            future.add_done_callback(lambda done: self.controller.call(_hand_over, done, promise))
-            told = await promise
+            future.add_done_callback(lambda done: self.controller.call(_hand_over, done, waiter))
+            told = await waiter
         if isinstance(told, BaseException) or not isinstance(told, list) or len(told) != 5:
             raise ProtocolError(f"engine {self.engine} is no IPython kernel: {told!r}")
         implementation, version, language, uid, read = told
@@ -164,7 +164,7 @@ class EnginesTransport(Transport):
         mine = os.getuid() if hasattr(os, "getuid") else None
         self.ours = near and read == nonce and uid == mine
         self.digest = "crc32" if self.ours else "sha256"
-        self.life.back()
+        self.life.connection_made()
 
     # ------------------------------------------------------------ sending and receiving
 
@@ -180,7 +180,7 @@ class EnginesTransport(Transport):
                 future = ask.ask(self.identity, "execute_request", hook, content=content)
             else:
                 text = applied(content["user_expressions"][KEY])
-                future = ask.apply(self.identity, text, few(buffers), hook)
+                future = ask.apply(self.identity, text, coalesce(buffers), hook)
         except OSError as error:
             self.closed_by_owner()
             raise TransportError(f"the ipyparallel client was closed: {error}") from None
@@ -247,12 +247,12 @@ class EnginesTransport(Transport):
 
     def left(self) -> None:
         """The hub says that the engine is gone."""
-        if not self.life.is_gone:
+        if not self.life.is_lost:
             words = (
                 f"engine {self.engine} ({self.identity}) is gone: its process ended, or the hub "
                 "hears no heartbeat of it"
             )
-            self.gone(lambda: KernelDied(words), "dead")
+            self.connection_lost(lambda: KernelDied(words), "dead")
 
     def came(self, identity: str) -> None:
         """An engine registered under this id."""
@@ -260,12 +260,12 @@ class EnginesTransport(Transport):
             return
         self.identity = identity
         words = f"engine {self.engine} is another process now ({identity})"
-        self.gone(lambda: KernelRestarted(words), "restarting")
-        self.life.back()
+        self.connection_lost(lambda: KernelRestarted(words), "restarting")
+        self.life.connection_made()
 
     def closed_by_owner(self) -> None:
         if self.life.state != "closed":
-            self.gone(_closed, "dead")
+            self.connection_lost(_closed, "dead")
 
     def messages(self) -> Messages:
         raise NotSupported(
@@ -276,13 +276,13 @@ class EnginesTransport(Transport):
     async def interrupt(self) -> None:
         """SIGINT by ipyparallel's nanny, which stands beside the engine."""
         self.life.check()
-        promise = self.life.promise()
+        waiter = self.life.waiter()
         try:
             sent = self.client.send_signal(signal.SIGINT, self.engine, block=False)
         except (OSError, IndexError) as error:
             raise TransportError(f"the signal could not be sent: {error}") from None
-        sent.add_done_callback(lambda done: self.controller.call(_hand_over, done, promise))
-        told = (await promise)[0]["content"]
+        sent.add_done_callback(lambda done: self.controller.call(_hand_over, done, waiter))
+        told = (await waiter)[0]["content"]
         if told.get("status") != "ok":
             raise TransportError(f"the signal did not arrive: {told.get('evalue')}")
 
@@ -297,13 +297,13 @@ class EnginesTransport(Transport):
         self.controller.leave(self)
 
 
-def _hand_over(done: Any, promise: asyncio.Future[Any]) -> None:
-    if promise.done():
+def _hand_over(done: Any, waiter: asyncio.Future[Any]) -> None:
+    if waiter.done():
         return
     if done.exception() is not None:
-        promise.set_exception(TransportError(f"ipyparallel failed: {done.exception()}"))
+        waiter.set_exception(TransportError(f"ipyparallel failed: {done.exception()}"))
     else:
-        promise.set_result(done.result())
+        waiter.set_result(done.result())
 
 
 def _is_death(value: Any) -> bool:

@@ -36,7 +36,7 @@ class LoopbackTransport(Transport):
         super().__init__()
         self._loop = asyncio.get_running_loop()
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._cell = Cell(self._emit)
+        self._cell = LoopbackKernel(self._emit)
         self.kernel_info = {
             "implementation": "loopback",
             "implementation_version": "",
@@ -45,7 +45,7 @@ class LoopbackTransport(Transport):
         }
         self._thread = threading.Thread(target=self._serve, name="bridgehead-loopback", daemon=True)
         self._thread.start()
-        self.life.back()
+        self.life.connection_made()
 
     async def send(self, channel: str, message: dict[str, Any], buffers: Sequence[Any]) -> None:
         # A wire would carry a copy; so does this.
@@ -57,13 +57,13 @@ class LoopbackTransport(Transport):
 
     async def replace(self, timeout: float) -> None:
         """An empty namespace and a new epoch, as after a real restart."""
-        self.gone(lambda: KernelRestarted("the loopback was restarted"), "restarting")
+        self.connection_lost(lambda: KernelRestarted("the loopback was restarted"), "restarting")
         self._requests.put(None)
         await asyncio.to_thread(self._thread.join)
-        self._cell = Cell(self._emit)
+        self._cell = LoopbackKernel(self._emit)
         self._thread = threading.Thread(target=self._serve, name="bridgehead-loopback", daemon=True)
         self._thread.start()
-        self.life.back()
+        self.life.connection_made()
 
     async def close(self) -> None:
         await super().close()
@@ -102,7 +102,7 @@ class LoopbackTransport(Transport):
             self._loop.call_soon_threadsafe(self.dispatcher.received, channel, message)
 
 
-class Cell:
+class LoopbackKernel:
     """A namespace, and what IPython and ipykernel would be to it."""
 
     def __init__(self, emit: Callable[..., None]) -> None:

@@ -23,7 +23,7 @@ LOG = 1 << 20  # bytes; only the end of it is ever wanted
 LAST_WORDS = 2000  # bytes of it that are told
 
 
-class Keeper:
+class KernelProcess:
     """A kernel's manager. ``log`` is a file with what the kernel wrote to its standard error."""
 
     def __init__(self, manager: Any, log: Any = None) -> None:

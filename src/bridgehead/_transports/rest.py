@@ -24,7 +24,7 @@ STARTING = 120.0  # s
 LISTS = ("api/kernels", "api/sessions")  # which a server may keep to itself
 
 
-class ServerAway(TransportError):
+class ServerUnreachable(TransportError):
     """The server cannot be reached now; it may come back."""
 
 
@@ -74,7 +74,7 @@ class Rest:
         if answer.status_code != 404:
             return _object(answer)
         if "message" not in _json(answer):  # a proxy's, whose server is away
-            raise ServerAway(f"what answers at {self.url} knows no kernels: 404")
+            raise ServerUnreachable(f"what answers at {self.url} knows no kernels: 404")
         return None
 
     async def kernels(self) -> list[Mapping[str, Any]]:
@@ -171,8 +171,8 @@ def unreachable(url: str, error: Exception) -> BridgeError:
         if isinstance(one, ssl.SSLError):
             return KernelNotFound(f"{url} does not speak TLS; is it http://?")
     if isinstance(error, (httpx.RemoteProtocolError, httpx.ReadError)) and url[:5] == "http:":
-        return ServerAway(f"{url} hung up; is it https://?")
-    return ServerAway(f"nothing answers at {url}: {str(error) or type(error).__name__}")
+        return ServerUnreachable(f"{url} hung up; is it https://?")
+    return ServerUnreachable(f"nothing answers at {url}: {str(error) or type(error).__name__}")
 
 
 def _json(answer: httpx.Response) -> Any:

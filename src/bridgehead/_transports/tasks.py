@@ -25,7 +25,7 @@ class Tasks:
         task = asyncio.get_running_loop().create_task(work)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
-        task.add_done_callback(noted)
+        task.add_done_callback(retrieve_exception)
         return task
 
     async def cancel(self) -> None:
@@ -44,7 +44,7 @@ async def waited(seconds: float) -> AsyncIterator[None]:
             yield
 
 
-async def to_the_end(work: Awaitable[None]) -> None:
+async def finish(work: Awaitable[None]) -> None:
     """Run what must not be left half done, whoever cancels whom meanwhile."""
     running = asyncio.ensure_future(work)
     cancelled = False
@@ -64,7 +64,7 @@ async def to_the_end(work: Awaitable[None]) -> None:
     running.result()
 
 
-def noted(done: asyncio.Future[Any]) -> None:
+def retrieve_exception(done: asyncio.Future[Any]) -> None:
     """Whoever waits for it is told; nobody has to, or may have given up: not "never retrieved"."""
     if not done.cancelled():
         done.exception()

@@ -41,11 +41,11 @@ from bridgehead._errors import (
 )
 from bridgehead._transports.base import Transport
 from bridgehead._transports.dispatch import Pending, Reconnected
-from bridgehead._transports.rest import Rest, ServerAway, unreachable
+from bridgehead._transports.rest import Rest, ServerUnreachable, unreachable
 from bridgehead._transports.subprotocols import BINARY, LEGACY, V1, Subprotocol
 from bridgehead._transports.tasks import waited
 
-PIECE = 8 << 20  # bytes of frames in a message to the kernel; a server takes 10 MiB
+CHUNK = 8 << 20  # bytes of frames in a message to the kernel; a server takes 10 MiB
 BACK = 4 << 20  # and back: 256 MB took 0.75 s in pieces of 4 MiB, 1.1 s in pieces of 8
 PULSE_EVERY = 1.0  # s between two questions to the control channel, while somebody waits
 PAUSES = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)  # s before another connection is tried; then the last
@@ -64,7 +64,7 @@ log = logging.getLogger("bridgehead.websocket")
 log.setLevel(logging.INFO)  # below, websockets writes the token into it
 
 
-class _Connection(ClientConnection):
+class _CountingConnection(ClientConnection):
     """Counts what arrives: a message that takes a minute is a sign of life all along."""
 
     arrivals = 0
@@ -74,7 +74,7 @@ class _Connection(ClientConnection):
         super().data_received(data)
 
 
-class _Connect(connect):
+class _ConnectWithoutRedirects(connect):
     """As ``rest`` does, it goes nowhere else than it was told to."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
@@ -87,8 +87,8 @@ class WebsocketTransport(Transport):
     name = "websocket"
     ours = False  # the server's machine may be another one, and what is behind it as well
     direct = False
-    resumes = True
-    largest, largest_back = PIECE, BACK
+    resumable = True
+    max_send, max_receive = CHUNK, BACK
 
     def __init__(self, rest: Rest, kernel_id: str, *, owned: bool) -> None:
         super().__init__()
@@ -99,7 +99,7 @@ class WebsocketTransport(Transport):
             self.digest = "crc32"
         self._session = uuid.uuid4().hex
         self._way = BINARY
-        self._socket: _Connection | None = None
+        self._socket: _CountingConnection | None = None
         self._absent = False  # the process is gone, and another one on its way
         self._changed = asyncio.Event()  # whether a message can be sent; made anew each time
         self._parked: set[str] = set()  # messages that wait for a connection
@@ -132,26 +132,26 @@ class WebsocketTransport(Transport):
                 f"{timeout:g} s: it is starting, or stuck"
             ) from None
 
-    async def _connect(self, session: str) -> _Connection:
-        """One connection; raises ``ServerAway`` for what may pass, and else what is wrong."""
+    async def _connect(self, session: str) -> _CountingConnection:
+        """One connection; raises ``ServerUnreachable`` where a later attempt may succeed."""
         where = self.url.replace("http", "ws", 1)
         address = f"{where}api/kernels/{quote(self.kernel_id, safe='')}/channels"
         try:
-            made = await _Connect(
+            made = await _ConnectWithoutRedirects(
                 f"{address}?session_id={session}",
                 additional_headers=self.rest.headers,
                 subprotocols=[V1],  # type: ignore[list-item]
                 ssl=self.rest.trusted,
                 proxy=None if self.rest.stays_here else True,
                 logger=log,
-                create_connection=_Connection,
+                create_connection=_CountingConnection,
                 ping_timeout=None,  # see _break_if_still
                 compression=None,  # it takes longer than sending, measured
                 max_size=None,
                 open_timeout=OPEN_WAIT,
                 close_timeout=CLOSE_WAIT,
             )
-            assert isinstance(made, _Connection)
+            assert isinstance(made, _CountingConnection)
             return made
         except InvalidStatus as error:
             status = error.response.status_code
@@ -159,7 +159,7 @@ class WebsocketTransport(Transport):
                 raise self.rest.refused(str(status)) from None
             if status == 404:
                 raise self._unknown() from None
-            raise ServerAway(f"{address} answers {status} to a websocket") from None
+            raise ServerUnreachable(f"{address} answers {status} to a websocket") from None
         except InvalidURI as error:
             raise KernelNotFound(f"{address} is no address: {error}") from error
         except (OSError, EOFError, TimeoutError, WebSocketException) as error:
@@ -191,7 +191,7 @@ class WebsocketTransport(Transport):
                 await _closed(self._socket)
             if self.owned:
                 # Whoever closes can do nothing about a server that went before.
-                with contextlib.suppress(ServerAway):
+                with contextlib.suppress(ServerUnreachable):
                     await self.rest.end(self.kernel_id)
         finally:
             await self.rest.aclose()
@@ -226,7 +226,7 @@ class WebsocketTransport(Transport):
         with contextlib.suppress(ConnectionClosed):
             await socket.send(data)
 
-    async def _live(self, socket: _Connection) -> None:
+    async def _live(self, socket: _CountingConnection) -> None:
         """Read for as long as the transport lives, from one connection after the other."""
         while True:
             guard = self.spawn(_break_if_still(socket))
@@ -241,7 +241,7 @@ class WebsocketTransport(Transport):
             self._tell_change()
             self.spawn(self._resume(lost))
 
-    async def _read(self, socket: _Connection) -> None:
+    async def _read(self, socket: _CountingConnection) -> None:
         """Take what arrives, until the connection is closed."""
         count = 0
         while True:
@@ -284,8 +284,8 @@ class WebsocketTransport(Transport):
         if code == TOO_BIG and lost:
             # The limit is the server's secret: only of the largest it is sure that it was beyond,
             # and that it did not run.
-            largest = max(lost, key=lambda pending: pending.nbytes)
-            self.dispatcher.settle(largest.id, self._too_big(largest.nbytes))
+            max_send = max(lost, key=lambda pending: pending.nbytes)
+            self.dispatcher.settle(max_send.id, self._too_big(max_send.nbytes))
         return lost
 
     def _too_big(self, nbytes: int) -> PayloadTooLarge:
@@ -297,7 +297,7 @@ class WebsocketTransport(Transport):
             bytes=nbytes,
         )
 
-    async def _reconnect(self, why: str) -> _Connection | None:
+    async def _reconnect(self, why: str) -> _CountingConnection | None:
         """The next connection, however long it takes; whoever waits is told after a while.
 
         None when there is no kernel any more.
@@ -310,13 +310,13 @@ class WebsocketTransport(Transport):
             try:
                 if await self.rest.kernel(self.kernel_id) is not None:
                     return await self._connect(self._session)
-                self.gone(self._death("the server has it no more"), "dead")
+                self.connection_lost(self._death("the server has it no more"), "dead")
                 return None
             except Exception as error:  # noqa: BLE001 - whatever it is: nobody else would read on
                 words = str(error) or type(error).__name__
             elapsed = asyncio.get_running_loop().time() - started
-            if elapsed > RECONNECT_WITHIN and not self.life.is_gone:
-                self.gone(self._unreachable(why, words), "dead")
+            if elapsed > RECONNECT_WITHIN and not self.life.is_lost:
+                self.connection_lost(self._unreachable(why, words), "dead")
 
     def _unreachable(self, why: str, words: str) -> Callable[[], BridgeError]:
         return lambda: TransportError(
@@ -358,8 +358,8 @@ class WebsocketTransport(Transport):
         if self._process not in (None, process) and not self._restarting:
             self._replaced("the kernel's process was replaced")
         self._process = process
-        if self.life.is_gone and not self._restarting:
-            self.life.back()
+        if self.life.is_lost and not self._restarting:
+            self.life.connection_made()
         if self._absent and self.life.state in ("starting", "restarting"):
             self.life.state = "idle"  # else it would be told by the next request's status
         self._absent = False
@@ -382,18 +382,18 @@ class WebsocketTransport(Transport):
     def _replaced(self, words: str) -> None:
         """Another process is there, or will be in a moment: what is asked now waits for it."""
         self._lost(lambda: KernelRestarted(words), "restarting")
-        self.life.back()
+        self.life.connection_made()
         self._absent, self.life.state = True, "restarting"
 
     def _lost(self, why: Callable[[], BridgeError], state: str) -> None:
         """The kernel's process is gone; another one may answer at some time."""
-        self.gone(why, state)
+        self.connection_lost(why, state)
         self._process = None
         if self._asking is None or self._asking.done():
             self._asking = self.spawn(self._until_it_answers())
 
-    def gone(self, why: Callable[[], BridgeError], state: str) -> None:
-        super().gone(why, state)
+    def connection_lost(self, why: Callable[[], BridgeError], state: str) -> None:
+        super().connection_lost(why, state)
         self._tell_change()
 
     def _tell_change(self) -> None:
@@ -412,7 +412,7 @@ class WebsocketTransport(Transport):
         """
         while True:
             await asyncio.sleep(PULSE_EVERY)
-            if not self.waited_for or self._socket is None or self.life.is_gone:
+            if not self.waited_for or self._socket is None or self.life.is_lost:
                 continue
             with contextlib.suppress(TimeoutError, BridgeError):
                 await self.dispatcher.control("kernel_info_request", {}, PULSE_EVERY)
@@ -432,20 +432,20 @@ class WebsocketTransport(Transport):
     async def replace(self, timeout: float) -> None:
         self._restarting = True
         try:
-            self.gone(lambda: KernelRestarted("the kernel was restarted"), "restarting")
+            self.connection_lost(lambda: KernelRestarted("the kernel was restarted"), "restarting")
             try:
                 await self.rest.ask_kernel(self.kernel_id, "restart", timeout)
             except BridgeError as error:
                 self._lost(self._death(f"it could not be restarted: {error}"), "dead")
                 raise
-            self.life.back()
+            self.life.connection_made()
             self.life.state = "starting"
             await self._until_it_answers()
         finally:
             self._restarting = False
 
 
-async def _break_if_still(socket: _Connection) -> None:
+async def _break_if_still(socket: _CountingConnection) -> None:
     """Break a connection on which nothing moves, be it that a proxy holds it: nobody else would.
 
     Each ping brings a pong, unless so much is to be sent before it that it has no turn; whoever
@@ -461,14 +461,14 @@ async def _break_if_still(socket: _Connection) -> None:
     socket.transport.abort()
 
 
-async def _closed(socket: _Connection) -> None:
+async def _closed(socket: _CountingConnection) -> None:
     """Close a connection, even one that takes nothing any more."""
     async with waited(CLOSE_WAIT + 1):
         await socket.close()
     socket.transport.abort()
 
 
-def _acknowledge(socket: _Connection) -> None:
+def _acknowledge(socket: _CountingConnection) -> None:
     """Acknowledge at once what was received, where the system can (Linux); it forgets soon.
 
     A server sends a reply only when the message before it is acknowledged, and systems take 40 ms
@@ -484,6 +484,6 @@ def _way_of(socket: ClientConnection) -> Subprotocol:
     return BINARY if socket.subprotocol == V1 else LEGACY
 
 
-def _why(socket: _Connection) -> str:
+def _why(socket: _CountingConnection) -> str:
     reason = f" ({socket.close_reason})" if socket.close_reason else ""
     return f"was closed with {socket.close_code}{reason}"

@@ -45,7 +45,7 @@ from bridgehead._errors import (
 )
 from bridgehead._transports.addresses import stays_here
 from bridgehead._transports.base import Transport
-from bridgehead._transports.process import Keeper
+from bridgehead._transports.process import KernelProcess
 from bridgehead._transports.state import SILENCE
 from bridgehead._transports.tasks import waited
 
@@ -93,8 +93,8 @@ class MonitoredContext(zmq.asyncio.Context):
 class ZmqTransport(Transport):
     """A kernel on ZeroMQ sockets, ``tcp`` or ``ipc``, plain or with CURVE.
 
-    ``keeper`` has the kernel's AsyncKernelManager where there is one; ``owned`` says that closing
-    ends the kernel.
+    ``kernel_process`` has the kernel's AsyncKernelManager, where there is one. With ``owned``,
+    closing ends the kernel.
     """
 
     def __init__(
@@ -102,13 +102,13 @@ class ZmqTransport(Transport):
         info: dict[str, Any],
         *,
         connection_file: str | None = None,
-        keeper: Keeper | None = None,
+        kernel_process: KernelProcess | None = None,
         owned: bool = False,
     ) -> None:
         super().__init__()
         self.connection_file = connection_file
-        self._keeper, self.owned = keeper, owned
-        self.manager: Any = None if keeper is None else keeper.manager
+        self._kernel_process, self.owned = kernel_process, owned
+        self.manager: Any = None if kernel_process is None else kernel_process.manager
         self._context = context = MonitoredContext()
         for option, value in (
             (zmq.RCVHWM, 0),
@@ -167,8 +167,8 @@ class ZmqTransport(Transport):
             if socket is not heart:
                 self.spawn(self._read(channel, socket))
         self.spawn(self._listen_to(heart))
-        if self._keeper is not None:
-            self.spawn(self._watch_process(self._keeper))
+        if self._kernel_process is not None:
+            self.spawn(self._watch_process(self._kernel_process))
         await self._ready(timeout, connect_timeout)
 
     def _connect(self) -> Any:
@@ -269,8 +269,8 @@ class ZmqTransport(Transport):
             await asyncio.to_thread(self._context.term)  # it waits for the last words
         except RuntimeError:  # the interpreter is ending, and no thread can be had any more
             self._context.term()
-        if self._keeper is not None and self.owned:
-            await self._keeper.end(polite=bool(self.kernel_info))
+        if self._kernel_process is not None and self.owned:
+            await self._kernel_process.end(polite=bool(self.kernel_info))
 
     # ------------------------------------------------------------ sending and receiving
 
@@ -300,7 +300,7 @@ class ZmqTransport(Transport):
                 message = self.session.deserialize(parts, copy=False)
                 if channel == "iopub":
                     self._iopub_seen.set()
-                self.life.heard()  # any message is a sign of life, as a beat is
+                self.life.responsive()  # any message is a sign of life, as a beat is
                 self.dispatcher.received(channel, message)
             except Exception:  # noqa: BLE001
                 # A forged, damaged or unknown message hurts nobody but its own request.
@@ -333,15 +333,15 @@ class ZmqTransport(Transport):
                     continue
                 self._down.clear()
                 if not self._restarting:
-                    self.gone(
+                    self.connection_lost(
                         lambda: KernelRestarted("the kernel's process was replaced"), "restarting"
                     )
-                    self.life.back()
+                    self.life.connection_made()
 
     def _no_reconnect(self) -> None:
-        if self._down.is_set() and not self.life.is_gone and not self._restarting:
+        if self._down.is_set() and not self.life.is_lost and not self._restarting:
             words = f"the kernel's process is gone{self._by_whom()}"
-            self.gone(lambda: KernelDied(words), "dead")
+            self.connection_lost(lambda: KernelDied(words), "dead")
 
     def _by_whom(self) -> str:
         return "; another client had asked it to shut down" if self.life.shut_down else ""
@@ -358,7 +358,7 @@ class ZmqTransport(Transport):
         while True:
             if known and not missed:
                 await asyncio.sleep(BEAT_EVERY)
-            if known and not self.waited_for and not self.life.is_silent:
+            if known and not self.waited_for and not self.life.is_unresponsive:
                 missed = 0
                 continue
             try:
@@ -374,11 +374,11 @@ class ZmqTransport(Transport):
                     await heart.recv(flags=zmq.NOBLOCK)
                 missed, known = 0, True
                 self.has_pulse = True
-                self.life.heard()
+                self.life.responsive()
                 continue
             missed += 1
             if known and missed * BEAT_EVERY >= SILENCE:
-                self.life.silent(self._silence())
+                self.life.unresponsive(self._silence())
 
     def _silence(self) -> Callable[[], KernelUnresponsive]:
         return lambda: KernelUnresponsive(
@@ -386,14 +386,17 @@ class ZmqTransport(Transport):
             "the machine is overloaded; the bridge goes on when it answers again"
         )
 
-    async def _watch_process(self, keeper: Keeper) -> None:
+    async def _watch_process(self, kernel_process: KernelProcess) -> None:
         while True:
-            await keeper.pause(self._down)
-            if self._replacing or self.life.is_gone:
+            await kernel_process.pause(self._down)
+            if self._replacing or self.life.is_lost:
                 continue
-            if await keeper.has_ended() and not self._replacing and not self.life.is_gone:
-                words = f"the kernel's process {keeper.how()}{self._by_whom()}"
-                self.gone(self._death(words + keeper.last_words(), keeper.exit_code), "dead")
+            if await kernel_process.has_ended() and not self._replacing and not self.life.is_lost:
+                words = f"the kernel's process {kernel_process.how()}{self._by_whom()}"
+                self.connection_lost(
+                    self._death(words + kernel_process.last_words(), kernel_process.exit_code),
+                    "dead",
+                )
 
     @staticmethod
     def _death(words: str, code: int | None) -> Callable[[], KernelDied]:
@@ -424,14 +427,14 @@ class ZmqTransport(Transport):
     async def replace(self, timeout: float) -> None:
         self._restarting = self._replacing = True
         try:
-            self.gone(lambda: KernelRestarted("the kernel was restarted"), "restarting")
+            self.connection_lost(lambda: KernelRestarted("the kernel was restarted"), "restarting")
             down = self._down.is_set()
             await ensure_async(self.manager.restart_kernel(now=True))
             self._follow()
             if not down:  # what is sent before the old connection is seen to break goes with it
                 async with waited(1):
                     await self._down.wait()
-            self.life.back()
+            self.life.connection_made()
             self.life.state = "starting"
             self._replacing = False
             await self._ready(timeout, timeout)

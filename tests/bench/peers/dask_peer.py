@@ -8,7 +8,7 @@ from typing import Any
 
 from distributed import Client, LocalCluster
 
-from bridgehead._tools.bench.payloads import Payload
+from bridgehead._tools.bench.payloads import Sample
 from bridgehead._tools.bench.peers import Peer
 
 
@@ -37,7 +37,7 @@ class Dask(Peer):
             self._client.close()
             self._cluster.close()
 
-    def refuses(self, payload: Payload) -> str | None:
+    def refuses(self, payload: Sample) -> str | None:
         return "it takes most of a minute" if payload.name == "list1m" else None
 
     async def push(self, name: str, value: Any) -> None:

@@ -75,7 +75,7 @@ async def test_what_is_typed_in_a_console_is_pulled(live: Bridge) -> None:
     async with attached(live) as console:
         console.type("typed = {'words': ['one', 'two'], 'more': (1, 2.5)}\r")
         await console.prompts(2)
-        assert await live.pull("typed") == {"words": ["one", "two"], "more": (1, 2.5)}
+        assert await live.pull("typed") == {"words": ["one", "two"], "next_chunk": (1, 2.5)}
 
         console.type("double = lambda number: number * 2\r")
         await console.prompts(3)

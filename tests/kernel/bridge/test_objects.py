@@ -346,10 +346,10 @@ async def test_a_module_registered_by_the_user_stays_registered(
 
 @pytest.mark.parametrize("pieces", [1, 2, 3.5])
 async def test_what_is_longer_than_one_message_crosses_in_pieces(
-    bridge: Bridge, pieces: float
+    bridge: Bridge, chunks: float
 ) -> None:
-    piece = bridge._foothold.remote.lane.piece
-    array = np.random.default_rng(1).integers(0, 255, int(piece * pieces), dtype=np.uint8)
+    chunk = bridge._connection.remote.lane.chunk
+    array = np.random.default_rng(1).integers(0, 255, int(chunk * chunks), dtype=np.uint8)
     small = [np.arange(1000.0) + i for i in range(20)]
     transfer = await bridge.push(array=array, small=small)
     assert transfer.bytes > array.nbytes
@@ -419,9 +419,9 @@ async def test_delete_and_exists(bridge: Bridge) -> None:
 async def test_operations_take_effect_in_the_order_they_were_called(bridge: Bridge) -> None:
     import asyncio
 
-    piece = bridge._foothold.remote.lane.piece
+    chunk = bridge._connection.remote.lane.chunk
     await bridge.push(seen=[])
-    large = np.zeros(2 * piece, dtype=np.uint8)
+    large = np.zeros(2 * chunk, dtype=np.uint8)
     calls = [bridge.push(x=large), *(bridge.push(x=i) for i in range(100))]
     pulls = [bridge.pull("x")]
     results = await asyncio.gather(*calls, *pulls)

@@ -139,7 +139,7 @@ async def _bind(bridge: Bridge, frames: list[bytes]) -> None:
     from bridgehead._lanes.base import Request
     from bridgehead._protocol import request as _request
 
-    lane = await bridge._foothold.remote.ready()
+    lane = await bridge._connection.remote.ready()
     views = [memoryview(frame) for frame in frames]
     header = _request.header(
         "bind", views, epoch=bridge.info.epoch, algorithm="crc32", names=["z"], opens="data"

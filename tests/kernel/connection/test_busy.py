@@ -353,7 +353,7 @@ async def vanishing(kernel: Bridge, expression: str = "") -> asyncio.subprocess.
     assert await process.stdout.readline() == b"1\n"
     if expression:
         async with told_within(1):
-            while not await kernel.exists("begun"):
+            while not await kernel.exists("cells_begun"):
                 await asyncio.sleep(0.02)
     return process
 
@@ -404,7 +404,7 @@ async def test_a_busy_orphan_is_left_alone_until_it_is_idle(live: Bridge) -> Non
         assert orphan
         there = await look(file_of(live))
         assert there.pop("busy").startswith("<function busy")
-        assert there == {"begun": "True", "ended": "True", "x": "1"}
+        assert there == {"cells_begun": "True", "ended": "True", "x": "1"}
 
 
 async def test_a_subshell_that_somebody_deleted_is_made_again(kernel: Bridge) -> None:

@@ -146,7 +146,7 @@ TAMPERED: dict[str, Callable[[Parts], Parts]] = {
     "frames-reordered": lambda frames: frames[::-1],
     "a-frame-cut": lambda frames: [*frames[:-1], frames[-1][:-1]],
     "nothing-at-all": lambda frames: [],
-    "a-frame-added": lambda frames: [*frames, b"more"],
+    "a-frame-added": lambda frames: [*frames, b"next_chunk"],
 }
 
 
@@ -488,7 +488,7 @@ async def test_a_reply_of_any_shape_hurts_one_call_at_most(
         await goes_on(bridge)
 
 
-@pytest.mark.parametrize("spoof", ["bridgehead_data", "bridgehead_news", "stream", ""])
+@pytest.mark.parametrize("spoof", ["bridgehead_data", "bridgehead_update", "stream", ""])
 async def test_a_reply_of_another_type(kernel: Bridge, tmp_path: Path, spoof: str) -> None:
     """I7. The reply says that it is something else: the call is told, and the bridge goes on."""
     async with wired(kernel, tmp_path, lane="buffers") as (bridge, wire):

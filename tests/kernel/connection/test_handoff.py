@@ -79,9 +79,9 @@ async def nothing_is_lent(*bridges: Bridge) -> None:
     for bridge in bridges:
         async with asyncio.timeout(30):
             while True:
-                far = await memory.there(bridge)
+                remote = await memory.there(bridge)
                 near = memory.here(bridge)["leases"] if bridge.info.lane == "direct" else 0
-                if not (far["leases"] or far["kept"] or near):
+                if not (remote["leases"] or remote["kept"] or near):
                     break
                 await asyncio.sleep(0.1)
 

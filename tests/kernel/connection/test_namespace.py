@@ -98,10 +98,10 @@ async def test_what_comes_again_keeps_its_place(count: int) -> None:
         "import sys\nfor n in [*sys.modules]:\n    if n[:11] == '_bridgehead': del sys.modules[n]"
     )
     async with Bridge.launch() as bridge, Bridge.attach(file_of(bridge)) as second:
-        for planted in (False, True):
+        for installed in (False, True):
             await bridge.push(x=[-1] * count)
             await bridge.run(removal)
-            if planted:
+            if installed:
                 await second.pull("x")
             pushes = (bridge.push({f"x{i}": i}) for i in range(count))
             cell = bridge.run(f"x = [{', '.join(f'x{i}' for i in range(count))}]")

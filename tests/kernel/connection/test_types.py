@@ -56,20 +56,20 @@ async def test_unpicklable_fails_before_anything_is_sent(
     kernel: Bridge, tmp_path: Path, what: str
 ) -> None:
     """G1. What cannot be pickled: its place is told, and no message leaves."""
-    culprit = UNPICKLABLE[what]()
+    find_unpicklable = UNPICKLABLE[what]()
     async with wired(kernel, tmp_path) as (bridge, wire):
         wire.seen.clear()
         async with told_within(0.5):
             with pytest.raises(EncodeError) as caught:
-                await bridge.push(fine=1, config={"bad": culprit})
+                await bridge.push(fine=1, config={"bad": find_unpicklable})
         assert caught.value.path == ("config" if what == "recursion" else "config['bad']")
         assert wire.seen == []
         assert await look(file_of(kernel)) == {}
         await goes_on(bridge)
     if what == "socket":
-        culprit.close()
-    while what == "recursion" and culprit:  # or its own deallocation recurses
-        culprit = culprit.pop()
+        find_unpicklable.close()
+    while what == "recursion" and find_unpicklable:  # or its own deallocation recurses
+        find_unpicklable = find_unpicklable.pop()
 
 
 class HangsThere:

@@ -137,7 +137,7 @@ async def test_news_that_are_outdated_while_they_are_fetched_are_passed_over(
         await kernel.run(f"import numpy as np\nx = np.zeros({size})")
         async with bridge.watch("x") as watch:
             assert (await anext(watch) == 0).all()
-            used, late = bridge._foothold.remote.lane, []
+            used, late = bridge._connection.remote.lane, []
             fetch = used.rest
 
             async def fetch_too_late(request: Any, opened: Any) -> Any:

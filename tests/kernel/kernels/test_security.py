@@ -219,11 +219,11 @@ async def test_a_connection_file_that_others_can_read_warns_once(
         async with Bridge.attach(file) as bridge:
             assert await bridge.pull("1 + 1") == 2
     assert len(caught) == 1
-    link = open_folder / "link.json"
-    link.symlink_to(file)
+    client = open_folder / "link.json"
+    client.symlink_to(file)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for again in (file, link):
+        for again in (file, client):
             async with Bridge.attach(again) as bridge:
                 assert await bridge.pull("1 + 1") == 2
 
@@ -400,7 +400,7 @@ class Proxy:
         return through
 
     def _link(self, ip: str, port: int) -> Any:
-        async def link(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             there = await asyncio.open_connection(ip, port)
             for source, target, record in (
                 (reader, there[1], self.sent),
@@ -410,7 +410,7 @@ class Proxy:
                 self._pumps.add(pump)
                 pump.add_done_callback(self._pumps.discard)
 
-        return link
+        return client
 
     @staticmethod
     async def _pump(

@@ -352,7 +352,7 @@ async def test_each_takes_its_turn_behind_anothers_cell(direct: Bridge) -> None:
             direct.call(lambda array: array, large, keep="kept"),
         )
         assert (await somebody.answer(submitted))["status"] == "ok"
-    seen, begun = await direct.pull("seen", "begun")
+    seen, begun = await direct.pull("seen", "cells_begun")
     assert seen == [[]] * 40
     assert not begun
     assert (await direct.pull("large")).sum() == (await direct.pull("kept")).sum() == large.sum()

@@ -27,7 +27,7 @@ import pytest
 
 from bridgehead import Bridge, BridgeError, NotSupported, RemoteError
 from bridgehead._lanes import handshake as _handshake
-from bridgehead._lanes.socket import Listener
+from bridgehead._lanes.socket import SocketListener
 from support import memory
 from support.kit import all_of, file_of, goes_on, other
 
@@ -338,7 +338,7 @@ async def test_another_user(
 # ---------------------------------------------------------------- H8: strangers
 
 
-class Crowded(Listener):
+class Crowded(SocketListener):
     """A listener that strangers of the same user found first."""
 
     seen: list[socket.socket]
@@ -369,7 +369,7 @@ async def test_strangers_are_first(direct: Bridge, monkeypatch: pytest.MonkeyPat
             stranger.close()
 
 
-class Impostor(Listener):
+class Impostor(SocketListener):
     """One whose secret is not the one that the handshake carried."""
 
     @property
@@ -459,10 +459,10 @@ class Hangs:
     """Never done being unpickled, in Python or in C; it says that it began."""
 
     def __init__(self, how: str, told: str) -> None:
-        self.how, self.told = how, told
+        self.how, self.header = how, told
 
     def __getstate__(self) -> Any:
-        return self.how, self.told
+        return self.how, self.header
 
     def __setstate__(self, state: Any) -> None:
         import time
@@ -582,8 +582,8 @@ async def test_a_server_thread_that_went_is_told_and_made_anew(direct: Bridge) -
         import sys
 
         loader: Any = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
-        for far in loader._served.values():
-            for server in list(far.servers.values()):
+        for remote in loader._served.values():
+            for server in list(remote.servers.values()):
                 server.channel.socket.shutdown(socket.SHUT_RDWR)
 
     await direct.push(x=np.ones(LARGE))

@@ -36,7 +36,7 @@ def direct(kernel: Bridge) -> Bridge:
 
 async def test_three_thousand_arrays_share_one_segment(live: Bridge) -> None:
     await live.push(many=[np.full(400, n) for n in range(3000)])
-    assert len(memory.link(live).pool.segments) == 1
+    assert len(memory.client(live).pool.segments) == 1
     back = await live.pull("many")
     assert all(int(array[7]) == n for n, array in enumerate(back))
     assert memory.here(live)["mapped"] == 1
@@ -58,7 +58,7 @@ async def test_a_slice_over_there_keeps_what_it_is_of(direct: Bridge) -> None:
         assert (await direct.pull("held") == -1).all()
     await direct.run("held[:] = 5")
     assert (await direct.pull("x") == 19).all()
-    assert len(memory.link(direct).pool.segments) < 8
+    assert len(memory.client(direct).pool.segments) < 8
     await memory.nothing_is_lent(direct)
 
 
@@ -414,8 +414,8 @@ async def test_data_alone_is_copied_out_of_shared_memory(direct: Bridge) -> None
 
         loader: Any = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
         count = 0
-        for far in loader._served.values():
-            for server in far.servers.values():
+        for remote in loader._served.values():
+            for server in remote.servers.values():
                 for segment in server.channel.pool.segments.values():
                     import os
 
@@ -443,8 +443,8 @@ async def test_a_peer_that_scribbles_hurts_one_value(direct: Bridge) -> None:
                 __import__("os").pwrite(segment.file, b"\x01" * 4096, 0)
                 for name, module in __import__("sys").modules.items()
                 if name.startswith("_bridgehead")
-                for far in module._served.values()
-                for server in far.servers.values()
+                for remote in module._served.values()
+                for server in remote.servers.values()
                 for segment in server.channel.pool.segments.values()
             ]
             and None

@@ -131,7 +131,7 @@ async def test_pipes_carry_values_from_kernel_to_file_and_back(
     pulled = bridgehead("pull", "table", "-o", "-", "--format", "parquet", *there)
     pd.testing.assert_frame_equal(pd.read_parquet(io.BytesIO(pulled.raw)), TABLE)
     assert bridgehead("push", "again=-", "-f", "parquet", *there, stdin=pulled.raw).code == 0
-    pd.testing.assert_frame_equal(await kernel.pull("again"), TABLE)
+    pd.testing.assert_frame_equal(await kernel.pull("retry"), TABLE)
 
 
 @pytest.mark.parametrize(
@@ -162,11 +162,11 @@ async def test_a_file_keeps_its_mode_and_a_link_its_target(
     kernel: Bridge, there: list[str], tmp_path: Path
 ) -> None:
     await kernel.push(n=1)
-    file, link = tmp_path / "a.json", tmp_path / "link.json"
+    file, client = tmp_path / "a.json", tmp_path / "link.json"
     file.touch(0o600)
-    link.symlink_to(file)
-    assert bridgehead("pull", "n", "-o", link, *there).code == 0
-    assert link.is_symlink()
+    client.symlink_to(file)
+    assert bridgehead("pull", "n", "-o", client, *there).code == 0
+    assert client.is_symlink()
     assert (file.read_text(), stat.S_IMODE(file.stat().st_mode)) == ("1\n", 0o600)
 
 

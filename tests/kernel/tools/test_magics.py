@@ -113,7 +113,7 @@ while goes_on:
     except KeyboardInterrupt:
         print('not yet', flush=True)
 """
-    async with Bridge.attach(await far_of(near)) as far:
+    async with Bridge.attach(await far_of(near)) as remote:
         running = asyncio.ensure_future(near.run(cell, on_output=arrived.put_nowait))
         async with told_within(2):
             await arrived.get()
@@ -123,7 +123,7 @@ while goes_on:
             with pytest.raises(RemoteError) as caught:
                 await running
         assert plain(caught.value).startswith("KeyboardInterrupt: nobody waits for the cell")
-        await far.push(goes_on=False, now=True)
+        await remote.push(goes_on=False, now=True)
     assert await seen(near, "%%bridge\nprint(goes_on)") == [("stdout", "False\n")]
 
 
@@ -192,8 +192,8 @@ async def test_output_is_captured_like_any_other(near: Bridge) -> None:
 async def test_tab_is_answered_beside_a_busy_kernel(near: Bridge) -> None:
     await near.run("here_1 = 1")
     await near.run("%%bridge\nthere_1 = there_2 = 1")
-    far = await far_of(near)
-    async with other(near) as person, Bridge.attach(far) as busy:
+    remote = await far_of(near)
+    async with other(near) as person, Bridge.attach(remote) as busy:
         async with told_within(20):  # on a machine so slow, an idle kernel may be late, too
             while await complete(person, "%bridge pull there") != ["there_1", "there_2"]:
                 pass
@@ -227,24 +227,24 @@ async def test_the_kernel_ends_with_the_notebooks(tmp_path: Path) -> None:
         await near.run("%load_ext bridgehead\n%bridge launch")
         cell = "%%bridge --pull pid\nimport os; pid = os.getpid()"
         await near.run(cell)
-        far = psutil.Process(await near.pull("pid"))
-    await until(lambda: not far.is_running() or far.status() == psutil.STATUS_ZOMBIE)
+        remote = psutil.Process(await near.pull("pid"))
+    await until(lambda: not remote.is_running() or remote.status() == psutil.STATUS_ZOMBIE)
 
 
 async def test_a_notebook_does_not_wait_for_itself() -> None:
-    async with Bridge.launch() as near, Bridge.launch() as far:
+    async with Bridge.launch() as near, Bridge.launch() as remote:
         await near.run("%load_ext bridgehead")
         printed: list[Any] = []
-        mine, others = Path(str(near.info.connection_file)), str(far.info.connection_file)
+        mine, others = Path(str(near.info.connection_file)), str(remote.info.connection_file)
         with pytest.raises(RemoteError):
             await near.run(f"%bridge attach {mine.name}", on_output=printed.append)
         assert "is this kernel itself" in printed[0].text
         os.utime(others)  # used last
         await near.run("%bridge attach")
         await near.run("%%bridge\nhere = 1")
-        assert await far.pull("here") == 1
+        assert await remote.pull("here") == 1
         await near.run("%bridge close")
-        assert await far.pull("here") == 1
+        assert await remote.pull("here") == 1
 
 
 # ---------------------------------------------------------------- in a terminal
@@ -270,7 +270,7 @@ async def test_a_terminal() -> None:
         terminal.type("%bridge launch\r")
         await terminal.shows("main: ipython")
         await terminal.prompts(3)
-        far = psutil.Process(int(re.search(r"pid (\d+)", terminal.screen)[1]))
+        remote = psutil.Process(int(re.search(r"pid (\d+)", terminal.screen)[1]))
 
         terminal.type(f"%%bridge{LINE}begun = 'begun'; print(begun){LINE}6 * 7{RUN}")
         await terminal.shows("Out[3]: 42")
@@ -293,10 +293,10 @@ async def test_a_terminal() -> None:
         await terminal.shows("KeyboardInterrupt:")
         await terminal.prompts(7)
         assert terminal.screen.count("Traceback (most recent call last)") == 1
-        assert far.is_running()
+        assert remote.is_running()
 
         terminal.type("exit\r")
         await terminal.wait(lambda: terminal.ended)
-        await until(lambda: not far.is_running())
+        await until(lambda: not remote.is_running())
     finally:
         await terminal.close()

@@ -25,7 +25,7 @@ from bridgehead import Bridge, NameNotFound, SyncBridge
 from bridgehead._bridge import progress as _progress
 from bridgehead._bridge.progress import drawing, reporting
 from bridgehead._lanes.inline import InlineLane
-from bridgehead._protocol import payload as _parcel
+from bridgehead._protocol import payload as _payload
 
 INIT = tqdm.auto.tqdm.__init__
 
@@ -58,7 +58,7 @@ async def test_what_is_neither_a_bool_nor_callable_is_refused(loopback: Bridge, 
 
 async def test_a_transfer_in_pieces_tells_each_of_them_and_the_end() -> None:
     async with Bridge.loopback(lane="inline") as bridge:
-        data = b"x" * (3 * InlineLane.piece + 5)
+        data = b"x" * (3 * InlineLane.chunk + 5)
         for sent in (True, False):
             told: list[tuple[int, int]] = []
 
@@ -79,7 +79,7 @@ async def test_a_transfer_in_pieces_tells_each_of_them_and_the_end() -> None:
 
 async def test_what_the_callable_raises_ends_the_transfer_and_nothing_is_bound() -> None:
     async with Bridge.loopback(lane="inline") as bridge:
-        data = b"x" * (3 * InlineLane.piece)
+        data = b"x" * (3 * InlineLane.chunk)
 
         def stop(done: int, total: int) -> None:
             raise LookupError("that is enough")
@@ -171,13 +171,13 @@ async def test_a_bar_is_drawn_while_nothing_arrives(
     loopback: Bridge, capsys: Drawn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     free = asyncio.Event()
-    ask = loopback._foothold.ask
+    ask = loopback._connection.ask
 
     async def held(*args: Any, **options: Any) -> Any:
         await free.wait()
         return await ask(*args, **options)
 
-    monkeypatch.setattr(loopback._foothold, "ask", held)
+    monkeypatch.setattr(loopback._connection, "ask", held)
     push = asyncio.create_task(loopback.push(x=1, progress=True))
     drawn = ""
     while "push: 0.00B" not in drawn:
@@ -195,7 +195,7 @@ async def test_a_cancelled_bar_says_so_and_is_not_drawn_again(
     async def forever(*args: Any, **options: Any) -> Any:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(loopback._foothold, "ask", forever)
+    monkeypatch.setattr(loopback._connection, "ask", forever)
     pull = asyncio.create_task(loopback.pull("x", progress=True))
     drawn = ""
     while "pull: 0.00B" not in drawn:
@@ -364,7 +364,7 @@ async def test_code_of_the_users_pickles_in_a_thread(
     except TypeError:  # what has no hash is no key and in no set
         assert item.__hash__ is None
         value = item
-    assert not _parcel.Content({"x": value}, {}).is_light()
+    assert not _payload.PayloadSource({"x": value}, {}).is_small()
     await loopback.push(x=value)
     assert item.threads
     assert threading.current_thread() not in item.threads
@@ -396,20 +396,20 @@ class Threads:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: list[threading.Thread] = []
-        pack = _parcel.Content.pack
+        pack = _payload.PayloadSource.pack
 
         def noted(content: Any, *args: Any) -> Any:
             self.seen.append(threading.current_thread())
             return pack(content, *args)
 
-        monkeypatch.setattr(_parcel.Content, "pack", noted)
+        monkeypatch.setattr(_payload.PayloadSource, "pack", noted)
 
 
 @pytest.mark.parametrize("value", LIGHT.values(), ids=LIGHT.keys())
 async def test_few_plain_values_pickle_at_once(
     loopback: Bridge, value: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert _parcel.Content({"x": value}, {}).is_light()
+    assert _payload.PayloadSource({"x": value}, {}).is_small()
     threads = Threads(monkeypatch)
     await loopback.push(x=value, array=np.zeros(1))
     assert set(threads.seen) == {threading.current_thread()}
@@ -419,7 +419,7 @@ async def test_few_plain_values_pickle_at_once(
 async def test_what_may_take_long_pickles_in_a_thread(
     loopback: Bridge, value: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not _parcel.Content({"x": value}, {}).is_light()
+    assert not _payload.PayloadSource({"x": value}, {}).is_small()
     threads = Threads(monkeypatch)
     await loopback.push(x=value, array=np.zeros(1))
     assert threads.seen
@@ -440,7 +440,7 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[types.Modu
 async def test_a_module_that_is_shipped_pickles_in_a_thread(
     loopback: Bridge, mine: types.ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not _parcel.Content({"x": 1}, {}, by_value=[mine]).is_light()
+    assert not _payload.PayloadSource({"x": 1}, {}, by_value=[mine]).is_small()
     threads = Threads(monkeypatch)
     await loopback.push(seven=mine.seven, by_value=[mine])
     assert threading.current_thread() not in threads.seen
@@ -459,7 +459,7 @@ async def test_while_another_thread_ships_a_module_nothing_waits_for_it_in_the_e
             return str, ()
 
     def ship() -> None:
-        _parcel.encode(Waits(), {}, by_value=[mine])
+        _payload.encode(Waits(), {}, by_value=[mine])
 
     thread = threading.Thread(target=ship)
     thread.start()
@@ -484,9 +484,9 @@ def test_who_ships_a_module_waits_for_those_who_do_not(mine: types.ModuleType) -
             return str, ()
 
     threads = [
-        threading.Thread(target=_parcel.encode, args=(Waits(), {})),
-        threading.Thread(target=_parcel.encode, args=(1, {}), kwargs={"by_value": [mine]}),
-        threading.Thread(target=_parcel.encode, args=(1, {})),
+        threading.Thread(target=_payload.encode, args=(Waits(), {})),
+        threading.Thread(target=_payload.encode, args=(1, {}), kwargs={"by_value": [mine]}),
+        threading.Thread(target=_payload.encode, args=(1, {})),
     ]
     threads[0].start()
     assert begun.wait(60)

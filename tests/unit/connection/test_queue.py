@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from bridgehead import Bridge, BridgeClosed, EncodeError, KernelRestarted, NameNotFound, RemoteError
-from bridgehead._connection.queue import TOGETHER
+from bridgehead._connection.queue import MAX_BATCH
 from bridgehead._lanes.inline import InlineLane
 from bridgehead._protocol import bootstrap as _shipping
 from bridgehead._protocol import request as _request
@@ -69,7 +69,7 @@ class Gated:
 
     @property
     def places(self) -> Any:
-        return self.bridge._foothold.queue._places
+        return self.bridge._connection.queue._places
 
     async def outcomes(self) -> list[Any]:
         """Open the gate; what came of everything that was asked since ``hold``."""
@@ -160,18 +160,18 @@ async def test_what_runs_code_never_shares_a_message(gated: Gated) -> None:
 
 async def test_a_message_takes_no_more_than_so_many(gated: Gated) -> None:
     await gated.hold()
-    for _ in range(TOGETHER + 5):
+    for _ in range(MAX_BATCH + 5):
         gated.ask(gated.bridge.exists("x"))
-    await gated.queued(TOGETHER + 5)
-    assert await gated.outcomes() == [False] * (TOGETHER + 5)
-    assert [len(sent) - 1 for sent in gated.sent] == [TOGETHER, 5]
+    await gated.queued(MAX_BATCH + 5)
+    assert await gated.outcomes() == [False] * (MAX_BATCH + 5)
+    assert [len(sent) - 1 for sent in gated.sent] == [MAX_BATCH, 5]
 
 
 async def test_a_message_takes_no_more_bytes_than_a_piece() -> None:
     async with Bridge.loopback(lane="inline") as bridge:
         gated = Gated(bridge)
         await gated.hold()
-        third = b"x" * (InlineLane.piece * 2 // 5)
+        third = b"x" * (InlineLane.chunk * 2 // 5)
         for name in "abc":
             gated.ask(bridge.push({name: third}))
         gated.ask(bridge.exists("c"))
@@ -184,7 +184,7 @@ async def test_a_message_takes_no_more_bytes_than_a_piece() -> None:
 async def test_what_is_too_long_for_the_message_comes_again_in_its_turn() -> None:
     async with Bridge.loopback(lane="inline") as bridge:
         gated = Gated(bridge)
-        await bridge.push(long=b"x" * (InlineLane.piece + 5), x=1)
+        await bridge.push(long=b"x" * (InlineLane.chunk + 5), x=1)
         await gated.hold()
         for work in (
             bridge.pull("x"),
@@ -197,7 +197,7 @@ async def test_what_is_too_long_for_the_message_comes_again_in_its_turn() -> Non
             gated.ask(work)
         await gated.queued(6)
         x, long, _, changed, _, exists = await gated.outcomes()
-        assert (x, len(long), changed, exists) == (1, InlineLane.piece + 5, 2, False)
+        assert (x, len(long), changed, exists) == (1, InlineLane.chunk + 5, 2, False)
         ops = ["batch", "fetch", "fetch", "bind", "fetch", "drop", "has"]
         assert gated.sent[0] == ops
         assert ["batch", *ops[3:]] in gated.sent[1:]
@@ -246,7 +246,7 @@ async def test_one_whose_time_is_up_before_it_was_sent_is_told_so(gated: Gated) 
 async def test_one_that_leaves_after_it_was_sent_takes_effect_and_leaves_nothing() -> None:
     async with Bridge.loopback(lane="inline") as bridge:
         gated = Gated(bridge)
-        await bridge.push(long=b"x" * (2 * InlineLane.piece))
+        await bridge.push(long=b"x" * (2 * InlineLane.chunk))
         await gated.hold()
         # Sent at once, to wait in the kernel for the cell: nothing of the queue is before it.
         far = sys.modules[_shipping.loader_source()[0]]._served[id(gated.transport._cell.user_ns)]

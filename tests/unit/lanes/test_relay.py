@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bridgehead._lanes.relay import RELAY, Relayed
+from bridgehead._lanes.relay import RELAY_POOL, RelayedSegment
 from bridgehead._shipped.wire.segments import Segment
 from support.channels import Ends
 from support.shared import KIB, MIB, descriptors, needs_segments, resident
@@ -33,16 +33,16 @@ class Three:
         ((_, _, frames),) = self.one.arrived()
         return segment, frames, sizes
 
-    def go(self, relayed: Relayed, sizes: list[int]) -> list[memoryview]:
+    def go(self, relayed: RelayedSegment, sizes: list[int]) -> list[memoryview]:
         """What arrives at the target."""
-        RELAY.lease(relayed)
+        RELAY_POOL.lease(relayed)
         self.two.near.lend(relayed)
         self.two.send(1, {}, sizes, (), relayed)
         ((_, _, frames),) = self.two.arrived()
-        RELAY.give_back(relayed)
+        RELAY_POOL.give_back(relayed)
         return frames
 
-    def told(self) -> None:
+    def header(self) -> None:
         """Everybody tells what there is to tell, from the target back to the source, and there."""
         gc.collect()
         for ends in (self.two, self.one):
@@ -64,8 +64,8 @@ def three() -> Iterator[Three]:
     three.close()
 
 
-def passed(frames: list[memoryview]) -> Relayed:
-    relayed = RELAY.pass_on(frames)
+def passed(frames: list[memoryview]) -> RelayedSegment:
+    relayed = RELAY_POOL.pass_on(frames)
     assert relayed is not None
     return relayed
 
@@ -87,15 +87,15 @@ def test_the_source_has_it_back_when_the_last_view_died(three: Three) -> None:
     source, frames, sizes = three.come(np.arange(MIB))
     back = three.go(passed(frames), sizes)
     del frames
-    three.told()
+    three.header()
     assert source.leases == 1
     part = back[0][8:16]
     del back
-    three.told()
+    three.header()
     assert source.leases == 1
     del part
-    three.told()
-    assert (source.leases, source.spoilt) == (0, False)
+    three.header()
+    assert (source.leases, source.tainted) == (0, False)
     again, _, _ = three.come(np.zeros(MIB))
     assert again is source
 
@@ -107,8 +107,8 @@ def test_a_segment_that_comes_again_brings_no_file_again(three: Three) -> None:
         back = three.go(relayed, sizes)
         assert np.frombuffer(back[0], "i8")[-1] == n
         del frames, back
-        three.told()
-    assert relayed is RELAY._known[three.one.far.maps.known[source.number]]
+        three.header()
+    assert relayed is RELAY_POOL._known[three.one.far.maps.known[source.number]]
     assert len(three.two.far.maps.known) == 1
     assert relayed.holders == [three.two.near]
 
@@ -120,12 +120,12 @@ def test_what_the_source_drops_is_dropped_everywhere(three: Three) -> None:
     three.one.near.pool.trim(0)  # it is lent: nothing happens
     assert np.frombuffer(back[0]).sum() == 0
     del frames, back
-    three.told()
+    three.header()
     three.one.near.pool.trim(0)
-    three.told()
+    three.header()
     assert not three.two.far.maps.known
     assert not three.two.near.has_handed
-    assert not len(RELAY._known)
+    assert not len(RELAY_POOL._known)
     assert descriptors() == before
 
 
@@ -136,14 +136,14 @@ def test_memory_of_which_nobody_will_tell_is_not_used_again(three: Three, way: s
     del frames
     if way == "a fork in the target":
         for mapping in three.two.far.maps.known.values():
-            mapping.spoilt = True
+            mapping.tainted = True
         del back
     else:
         three.two.near.close()
     gc.collect()
     three.one.answer(0)
     if way == "a fork in the target":
-        three.told()
+        three.header()
     three.one.arrived(three.one.near)
     assert not three.one.near.pool.segments
     if way == "the link to the target closes":
@@ -165,19 +165,19 @@ def test_a_channel_that_is_closed_takes_no_lease(three: Three) -> None:
     relayed = passed(frames)
     del frames
     three.two.near.close()
-    RELAY.lease(relayed)
+    RELAY_POOL.lease(relayed)
     three.two.near.lend(relayed)
-    RELAY.give_back(relayed)
+    RELAY_POOL.give_back(relayed)
     gc.collect()
     three.one.answer(0)
     three.one.arrived(three.one.near)
-    assert (source.leases, source.spoilt) == (0, False)
+    assert (source.leases, source.tainted) == (0, False)
 
 
 def test_what_is_no_leased_memory_is_not_passed_on(three: Three) -> None:
-    assert RELAY.pass_on([]) is None
-    assert RELAY.pass_on([memoryview(bytes(100 * KIB))]) is None
+    assert RELAY_POOL.pass_on([]) is None
+    assert RELAY_POOL.pass_on([memoryview(bytes(100 * KIB))]) is None
     _, frames, _ = three.come(np.zeros(MIB))
     for mapping in three.one.far.maps.known.values():
         mapping.own()  # as before a fork: what is written in between does not show in the file
-    assert RELAY.pass_on(frames) is None
+    assert RELAY_POOL.pass_on(frames) is None

@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bridgehead._lanes.socket import COMMON, Link, LinkLost, Listener
+from bridgehead._lanes.socket import COMMON, SocketClient, SocketListener, SocketLost
 from bridgehead._shipped.remote import socket_thread as _server
 from bridgehead._shipped.remote.socket_thread import Server, join, send_all
 from bridgehead._shipped.wire.segments import Pool
-from bridgehead._shipped.wire.socket import SECRET, Channel
+from bridgehead._shipped.wire.socket import SECRET, FrameSocket
 from bridgehead._transports.state import KernelState
 from support.shared import descriptors, filled, needs_segments
 
@@ -41,13 +41,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def listener(folder: Path) -> Iterator[Listener]:
-    listener = Listener(0.5)
+def listener(folder: Path) -> Iterator[SocketListener]:
+    listener = SocketListener(0.5)
     yield listener
     listener.close()
 
 
-class Far:
+class Remote:
     """As much of the loader's as a server asks for: it answers with what it was asked."""
 
     epoch = "of this one"
@@ -64,7 +64,7 @@ class Far:
         self.parted.set()
 
 
-def knock(listener: Listener, *said: bytes) -> socket.socket:
+def knock(listener: SocketListener, *said: bytes) -> socket.socket:
     """Somebody who knows where it is."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.connect(listener.offer["path"])
@@ -73,11 +73,11 @@ def knock(listener: Listener, *said: bytes) -> socket.socket:
     return sock
 
 
-def secret(listener: Listener) -> bytes:
+def secret(listener: SocketListener) -> bytes:
     return bytes.fromhex(listener.offer["secret"])
 
 
-def test_it_has_no_name_that_anybody_could_find(listener: Listener, folder: Path) -> None:
+def test_it_has_no_name_that_anybody_could_find(listener: SocketListener, folder: Path) -> None:
     """H8: nothing to be created before, nor to be found; and nothing is left."""
     assert list(folder.iterdir()) == []
     path = listener.offer["path"]
@@ -95,25 +95,25 @@ def test_a_folder_that_is_deep_or_cannot_be_written(
     deep = tmp_path / ("a" * 100) / ("b" * 100)
     deep.mkdir(parents=True)
     monkeypatch.setattr(tempfile, "tempdir", str(deep))
-    listener = Listener(0.5)
+    listener = SocketListener(0.5)
     knock(listener).close()
     listener.close()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     with pytest.raises(OSError):
-        Listener(0.5)
+        SocketListener(0.5)
 
 
 def test_nothing_stays_open_or_behind(folder: Path) -> None:
     before = descriptors()
     for _ in range(5):
-        listener = Listener(0.5)
+        listener = SocketListener(0.5)
         listener.close()
         listener.close()
     assert descriptors() == before
     assert list(folder.iterdir()) == []
 
 
-def test_who_shows_the_secret_is_let_in_and_shown_the_other(listener: Listener) -> None:
+def test_who_shows_the_secret_is_let_in_and_shown_the_other(listener: SocketListener) -> None:
     with knock(listener, secret(listener)[:SECRET]) as loader:
         accepted = listener.accept()
         assert accepted is not None
@@ -123,7 +123,7 @@ def test_who_shows_the_secret_is_let_in_and_shown_the_other(listener: Listener) 
 
 
 @pytest.mark.parametrize("said", ["nothing", "garbage", "half", "the other half", "one bit off"])
-def test_who_does_not_is_sent_away_and_told_nothing(listener: Listener, said: str) -> None:
+def test_who_does_not_is_sent_away_and_told_nothing(listener: SocketListener, said: str) -> None:
     whole = secret(listener)
     says = {
         "nothing": b"",
@@ -141,21 +141,21 @@ def test_who_does_not_is_sent_away_and_told_nothing(listener: Listener, said: st
             pass
 
 
-def test_nobody_there(listener: Listener) -> None:
+def test_nobody_there(listener: SocketListener) -> None:
     assert listener.accept() is None
 
 
-def test_strangers_keep_nobody_out(listener: Listener) -> None:
+def test_strangers_keep_nobody_out(listener: SocketListener) -> None:
     strangers = [knock(listener, bytes([n]) * n) for n in range(40)]
     strangers[3].close()
-    far = Far()
+    far = Remote()
     assert join(far, listener.offer) == ""
     strangers += [knock(listener) for _ in range(20)]
     accepted = listener.accept()
     assert accepted is not None
     with accepted:
         accepted.settimeout(10)
-        channel = Channel(accepted, Pool(0.5))
+        channel = FrameSocket(accepted, Pool(0.5))
         parts, files = channel.pack(1, {"op": "x"})
         send_all(accepted, parts, files)
         while (message := channel.next()) is None:
@@ -168,16 +168,16 @@ def test_strangers_keep_nobody_out(listener: Listener) -> None:
         stranger.close()
 
 
-def test_the_loader_believes_only_who_knows_the_other_secret(listener: Listener) -> None:
+def test_the_loader_believes_only_who_knows_the_other_secret(listener: SocketListener) -> None:
     """Whoever took the near end's place reads nothing and is answered nothing."""
-    far, offer = Far(), dict(listener.offer)
+    far, offer = Remote(), dict(listener.offer)
     offer["secret"] = offer["secret"][: 2 * SECRET] + "00" * SECRET
     assert join(far, offer) == ""
     accepted = listener.accept()
     assert accepted is not None
     with accepted:
         accepted.settimeout(10)
-        channel = Channel(accepted, Pool(0.5))
+        channel = FrameSocket(accepted, Pool(0.5))
         parts, files = channel.pack(1, {"op": "x"})
         try:
             send_all(accepted, parts, files)
@@ -205,9 +205,11 @@ def test_the_loader_believes_only_who_knows_the_other_secret(listener: Listener)
         *((field, ...) for field in ("path", "secret", "name", "share", "common")),
     ],
 )
-def test_an_offer_with_one_thing_wrong_is_told(listener: Listener, field: str, value: Any) -> None:
+def test_an_offer_with_one_thing_wrong_is_told(
+    listener: SocketListener, field: str, value: Any
+) -> None:
     """``...`` is for what is not there. Nothing of it stays open."""
-    far, offer = Far(), {**listener.offer, field: value}
+    far, offer = Remote(), {**listener.offer, field: value}
     if value is ...:
         del offer[field]
     before = descriptors()
@@ -217,16 +219,16 @@ def test_an_offer_with_one_thing_wrong_is_told(listener: Listener, field: str, v
 
 
 def test_no_offer_is_told() -> None:
-    far = Far()
+    far = Remote()
     assert join(far, {})
     assert not far.servers
 
 
 def test_a_listener_that_is_closed_is_told(folder: Path) -> None:
-    listener = Listener(0.5)
+    listener = SocketListener(0.5)
     offer = listener.offer
     listener.close()
-    assert "cannot connect" in join(Far(), offer)
+    assert "cannot connect" in join(Remote(), offer)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
@@ -247,7 +249,7 @@ def test_the_loader_refuses_the_socket_of_another_user(tmp_path: Path) -> None:
         assert process.stdout.readline() == "there\n"
         offer = {"path": str(path), "secret": "00" * 64, "name": "a", "share": 0.5}
         offer["common"] = COMMON
-        assert "another user's" in join(Far(), offer)
+        assert "another user's" in join(Remote(), offer)
         assert process.stdout.readline() == "b''\n"  # nor was it shown the secret
     finally:
         process.kill()
@@ -260,18 +262,18 @@ def test_the_loader_refuses_the_socket_of_another_user(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-async def linked(listener: Listener) -> Any:
-    far = Far()
+async def linked(listener: SocketListener) -> Any:
+    far = Remote()
     assert join(far, listener.offer) == ""
     sock = listener.accept()
     assert sock is not None
-    link = Link(sock, 0.5, SimpleNamespace(late=0), KernelState())
-    yield link
-    link.close()
+    client = SocketClient(sock, 0.5, SimpleNamespace(late=0), KernelState())
+    yield client
+    client.close()
     assert await asyncio.to_thread(far.parted.wait, 30)
 
 
-async def test_more_than_the_socket_takes_at_once(linked: Link) -> None:
+async def test_more_than_the_socket_takes_at_once(linked: SocketClient) -> None:
     """Thousands of requests, sent without waiting: each has its own answer."""
     data = bytes(range(256)) * 200
     asked = [linked.ask({"n": n, "sizes": [len(data)]}, [data]) for n in range(500)]
@@ -285,27 +287,30 @@ async def test_more_than_the_socket_takes_at_once(linked: Link) -> None:
 async def test_what_all_requests_have_is_not_sent_and_is_there() -> None:
     near, far = socket.socketpair()
     near.setblocking(False)
-    link, other = Link(near, 0.5, SimpleNamespace(late=0), KernelState()), Channel(far, Pool(0.5))
-    asked = link.ask({**COMMON, "op": "x", "id": "1", "sizes": [3]}, [b"abc"])
+    client, other = (
+        SocketClient(near, 0.5, SimpleNamespace(late=0), KernelState()),
+        FrameSocket(far, Pool(0.5)),
+    )
+    asked = client.ask({**COMMON, "op": "x", "id": "1", "sizes": [3]}, [b"abc"])
     while (message := other.next()) is None:
         assert other.receive()
     _, header, (frame,) = message
     assert header == {"op": "x", "id": "1", "sizes": [3]}
     assert bytes(frame) == b"abc"
-    link.close()
-    with pytest.raises(LinkLost):
+    client.close()
+    with pytest.raises(SocketLost):
         await asked
     other.close()
 
 
-async def test_the_loader_has_what_all_requests_have(linked: Link) -> None:
+async def test_the_loader_has_what_all_requests_have(linked: SocketClient) -> None:
     """Its own epoch among it; the sizes are those of this one."""
     told, frames = await linked.ask({**COMMON, "op": "x", "id": "1", "sizes": [3]}, [b"abc"])
-    assert told["was"] == {**COMMON, "epoch": Far.epoch, "op": "x", "id": "1", "sizes": [3]}
+    assert told["was"] == {**COMMON, "epoch": Remote.epoch, "op": "x", "id": "1", "sizes": [3]}
     assert [bytes(frame) for frame in frames or ()] == [b"abc"]
 
 
-async def test_segments_among_what_waits_to_be_sent(linked: Link) -> None:
+async def test_segments_among_what_waits_to_be_sent(linked: SocketClient) -> None:
     """Files go with their own message, even if the socket was full when it was asked."""
     size, asked = 100_000, []
     filler = bytes(60_000)
@@ -321,7 +326,7 @@ async def test_segments_among_what_waits_to_be_sent(linked: Link) -> None:
             assert (np.frombuffer(frames[0], "u1") == at // 2).all()
 
 
-async def test_a_cancelled_question_disturbs_nobody(linked: Link) -> None:
+async def test_a_cancelled_question_disturbs_nobody(linked: SocketClient) -> None:
     asked = [linked.ask({"n": n, "sizes": []}) for n in range(50)]
     for future in asked[::2]:
         future.cancel()
@@ -329,14 +334,14 @@ async def test_a_cancelled_question_disturbs_nobody(linked: Link) -> None:
     assert [(await future)[0]["was"]["n"] for future in asked[1::2]] == list(range(1, 50, 2))
 
 
-async def test_whoever_waits_is_told_when_it_is_lost(linked: Link) -> None:
+async def test_whoever_waits_is_told_when_it_is_lost(linked: SocketClient) -> None:
     linked.channel.socket.shutdown(socket.SHUT_RDWR)
     asked = [linked.ask({"n": n, "sizes": []}) for n in range(3)]
     for future in asked:
-        with pytest.raises(LinkLost):
+        with pytest.raises(SocketLost):
             await asyncio.wait_for(future, 30)
     assert linked.lost
-    with pytest.raises(LinkLost):
+    with pytest.raises(SocketLost):
         await linked.ask({"n": 1, "sizes": []})
     await linked.drained()
 
@@ -344,23 +349,26 @@ async def test_whoever_waits_is_told_when_it_is_lost(linked: Link) -> None:
 async def test_garbage_ends_the_link(folder: Path) -> None:
     near, far = socket.socketpair()
     near.setblocking(False)
-    link = Link(near, 0.5, SimpleNamespace(late=0), KernelState())
-    asked = link.ask({"op": "x", "sizes": []})
+    client = SocketClient(near, 0.5, SimpleNamespace(late=0), KernelState())
+    asked = client.ask({"op": "x", "sizes": []})
     far.sendall(b"\xff" * 200)
-    with pytest.raises(LinkLost):
+    with pytest.raises(SocketLost):
         await asyncio.wait_for(asked, 30)
-    assert link.lost
+    assert client.lost
     far.close()
 
 
 async def test_an_answer_that_is_no_object_ends_the_link() -> None:
     near, far = socket.socketpair()
     near.setblocking(False)
-    link, other = Link(near, 0.5, SimpleNamespace(late=0), KernelState()), Channel(far, Pool(0.5))
-    asked = link.ask({"op": "x", "sizes": []})
+    client, other = (
+        SocketClient(near, 0.5, SimpleNamespace(late=0), KernelState()),
+        FrameSocket(far, Pool(0.5)),
+    )
+    asked = client.ask({"op": "x", "sizes": []})
     parts, files = other.pack(1, [1, 2])  # type: ignore[arg-type]
     send_all(far, parts, files)
-    with pytest.raises(LinkLost):
+    with pytest.raises(SocketLost):
         await asyncio.wait_for(asked, 30)
     other.close()
 
@@ -368,23 +376,26 @@ async def test_an_answer_that_is_no_object_ends_the_link() -> None:
 async def test_an_answer_that_nobody_asked_for_is_let_go() -> None:
     near, far = socket.socketpair()
     near.setblocking(False)
-    link, other = Link(near, 0.5, SimpleNamespace(late=0), KernelState()), Channel(far, Pool(0.5))
+    client, other = (
+        SocketClient(near, 0.5, SimpleNamespace(late=0), KernelState()),
+        FrameSocket(far, Pool(0.5)),
+    )
     parts, files = other.pack(77, {})
     send_all(far, parts, files)
-    asked = link.ask({"op": "x", "sizes": []})
+    asked = client.ask({"op": "x", "sizes": []})
     parts, files = other.pack(1, {"right": True})
     send_all(far, parts, files)
     assert (await asyncio.wait_for(asked, 30))[0]["right"]
-    link.close()
+    client.close()
     other.close()
 
 
 async def test_the_thread_ends_when_the_near_end_does_not_show_the_secret(
-    listener: Listener, monkeypatch: pytest.MonkeyPatch
+    listener: SocketListener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It does not wait for ever for one that was stopped there."""
     monkeypatch.setattr(_server, "KNOCK", 0.05)  # or it would be a minute
-    far = Far()
+    far = Remote()
     assert join(far, listener.offer) == ""
     started = time.monotonic()
     assert await asyncio.to_thread(far.parted.wait, 60)

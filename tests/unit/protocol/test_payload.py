@@ -13,13 +13,13 @@ import pytest
 from cloudpickle.cloudpickle import list_registry_pickle_by_value
 
 from bridgehead import BridgeError, DecodeError, EncodeError, IncompatiblePython, MissingInKernel
-from bridgehead._protocol import payload as _parcel
+from bridgehead._protocol import payload as _payload
 
 
 def test_an_encode_error_names_the_part_and_the_path_in_it() -> None:
     values = {"fine": 1, "config": {"lock": threading.Lock()}}
     with pytest.raises(EncodeError, match=r"^config\['lock'\] cannot be pickled: ") as caught:
-        _parcel.encode(values, values)
+        _payload.encode(values, values)
     assert caught.value.path == "config['lock']"
     assert isinstance(caught.value.__cause__, TypeError)
 
@@ -36,15 +36,15 @@ def test_an_encode_error_blames_nobody_when_each_part_pickles_alone() -> None:
 
     values = {"a": 1, "b": Once()}
     with pytest.raises(EncodeError, match=r"a, b cannot be pickled: ValueError: the first time"):
-        _parcel.encode(values, values)
+        _payload.encode(values, values)
 
 
 def test_a_parcel_tells_its_size_and_what_it_carries() -> None:
-    data = _parcel.encode({"x": b"a" * 5000}, {})
+    data = _payload.encode({"x": b"a" * 5000}, {})
     assert data.nbytes == sum(frame.nbytes for frame in data.frames) > 5000
     assert (data.carries_code, data.refs) == (False, False)
-    assert _parcel.encode({"f": lambda: 1}, {}).carries_code
-    assert _parcel.EMPTY.nbytes == 0
+    assert _payload.encode({"f": lambda: 1}, {}).carries_code
+    assert _payload.EMPTY.nbytes == 0
 
 
 def test_references_are_marked_only_where_there_are_some() -> None:
@@ -54,10 +54,10 @@ def test_references_are_marked_only_where_there_are_some() -> None:
     def refs(value: Any) -> Any:
         return (int, ("42",)) if type(value) is Handle else None
 
-    parcel = _parcel.encode([Handle(), 1], {}, refs=refs)
-    assert parcel.refs
-    assert _parcel.decode(parcel.frames) == [42, 1]
-    assert not _parcel.encode([1], {}, refs=refs).refs
+    payload = _payload.encode([Handle(), 1], {}, refs=refs)
+    assert payload.refs
+    assert _payload.decode(payload.frames) == [42, 1]
+    assert not _payload.encode([1], {}, refs=refs).refs
 
 
 @pytest.fixture
@@ -69,24 +69,24 @@ def module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
 
 
 def test_a_module_is_shipped_by_value_only_when_asked(module: types.ModuleType) -> None:
-    assert not _parcel.encode(module.double, {}).carries_code
-    parcel = _parcel.encode(module.double, {}, by_value=[module])
-    assert parcel.carries_code
-    assert not _parcel.encode(module.double, {}).carries_code
+    assert not _payload.encode(module.double, {}).carries_code
+    payload = _payload.encode(module.double, {}, by_value=[module])
+    assert payload.carries_code
+    assert not _payload.encode(module.double, {}).carries_code
     del sys.modules["of_my_own"]
-    assert _parcel.decode(parcel.frames)(4) == 8
+    assert _payload.decode(payload.frames)(4) == 8
 
 
 def test_a_module_is_unregistered_after_a_failure_too(module: types.ModuleType) -> None:
     with pytest.raises(EncodeError):
-        _parcel.encode(threading.Lock(), {"x": threading.Lock()}, by_value=[module])
+        _payload.encode(threading.Lock(), {"x": threading.Lock()}, by_value=[module])
     assert "of_my_own" not in list_registry_pickle_by_value()
 
 
 def test_a_module_that_the_user_registered_stays_registered(module: types.ModuleType) -> None:
     cloudpickle.register_pickle_by_value(module)
     try:
-        assert _parcel.encode(module.double, {}, by_value=[module]).carries_code
+        assert _payload.encode(module.double, {}, by_value=[module]).carries_code
         assert "of_my_own" in list_registry_pickle_by_value()
     finally:
         cloudpickle.unregister_pickle_by_value(module)
@@ -94,8 +94,8 @@ def test_a_module_that_the_user_registered_stays_registered(module: types.Module
 
 HERE = list(sys.version_info[:2])
 OTHER = [HERE[0], HERE[1] + 1]
-CODE = _parcel.encode(lambda: 1, {})
-DATA = _parcel.encode([1], {})
+CODE = _payload.encode(lambda: 1, {})
+DATA = _payload.encode([1], {})
 
 
 @pytest.mark.parametrize(
@@ -109,13 +109,13 @@ DATA = _parcel.encode([1], {})
     ],
 )
 def test_code_is_refused_before_it_is_sent_and_data_never(
-    parcel: Any, python: Any, versions: Any, refused: type[BridgeError] | None
+    payload: Any, python: Any, versions: Any, refused: type[BridgeError] | None
 ) -> None:
     if refused is None:
-        assert _parcel.check_parcel(parcel, python, versions) is None
+        assert _payload.check_payload(payload, python, versions) is None
     else:
         with pytest.raises(refused) as caught:
-            _parcel.check_parcel(parcel, python, versions)
+            _payload.check_payload(payload, python, versions)
         assert type(caught.value) is refused
 
 
@@ -133,5 +133,5 @@ def test_code_is_refused_before_it_is_sent_and_data_never(
 )
 def test_what_cannot_be_unpickled_here_is_a_decode_error(frames: list[bytes], text: str) -> None:
     with pytest.raises(DecodeError, match=text) as caught:
-        _parcel.decode(frames)
+        _payload.decode(frames)
     assert isinstance(caught.value.__cause__, Exception)

@@ -22,7 +22,7 @@ def test_a_header_tells_what_the_other_side_must_check() -> None:
     assert made["digest"] == "crc32:cbf43926"
     assert (made["op"], made["epoch"], made["names"]) == ("bind", "abc", ["x"])
     assert made["python"] == list(sys.version_info[:2])
-    assert (made["at"], made["piece"]) == (0, 0)
+    assert (made["at"], made["chunk"]) == (0, 0)
 
 
 def test_every_request_has_an_id_of_its_own() -> None:

@@ -19,7 +19,7 @@ import pytest
 from bridgehead import BridgeError, ProtocolError, ReplyLost, UnsupportedKernel
 from bridgehead._lanes.base import Request
 from bridgehead._lanes.inline import InlineLane
-from bridgehead._protocol import payload as _parcel
+from bridgehead._protocol import payload as _payload
 from bridgehead._protocol import response as _protocol
 from bridgehead._shipped.wire import frames as _wire
 from bridgehead._shipped.wire import pickling as _codec
@@ -44,7 +44,7 @@ def answer_of(value: Any, **fields: Any) -> tuple[dict[str, Any], list[bytes]]:
 def test_a_good_answer_is_its_frames() -> None:
     told, parts = answer_of({"x": [1, 2], "b": b"\xff" * 5000})
     frames = consume(content_of(told), parts)
-    assert _parcel.decode(frames) == {"x": [1, 2], "b": b"\xff" * 5000}
+    assert _payload.decode(frames) == {"x": [1, 2], "b": b"\xff" * 5000}
 
 
 def test_an_answer_of_no_frames_is_good_too() -> None:
@@ -54,12 +54,12 @@ def test_an_answer_of_no_frames_is_good_too() -> None:
 def test_an_answer_may_come_in_pieces() -> None:
     told, parts = answer_of(b"\xff" * 5000)
     data = b"".join(parts)
-    inbox = _protocol.open_answer(told)
+    inbox = _protocol.open_response(told)
     for start, stop in ((0, 1000), (3000, len(data)), (1000, 3000)):
         parts = [data[start : stop - 500], data[stop - 500 : stop]]
         more = {"digest": _wire.digest("sha256", parts)}
-        _protocol.add_piece(more, inbox, start, parts)
-    assert _parcel.decode(_protocol.close_answer(inbox)) == b"\xff" * 5000
+        _protocol.add_chunk(more, inbox, start, parts)
+    assert _payload.decode(_protocol.close_response(inbox)) == b"\xff" * 5000
 
 
 SILENT: dict[str, Any] = {
@@ -249,9 +249,9 @@ def wire(request: Any) -> Any:
     return SimpleNamespace(
         dispatcher=SimpleNamespace(request=request),
         spawn=spawn,
-        resumes=False,
+        resumable=False,
         largest=LARGEST,
-        largest_back=LARGEST,
+        max_receive=LARGEST,
     )
 
 
@@ -278,4 +278,4 @@ async def test_inline_data_is_decoded() -> None:
     lane = InlineLane(wire(request))
     asked = Request(header(), [])
     _, frames = await lane.rest(asked, await lane.carry(asked))
-    assert _parcel.decode(frames) == [1, 2, 3]
+    assert _payload.decode(frames) == [1, 2, 3]

@@ -146,7 +146,7 @@ async def test_a_bridge_tells_what_it_knows_and_asks_nobody(
     async def asked(*args: Any, **options: Any) -> Any:
         raise AssertionError("the kernel was asked")
 
-    monkeypatch.setattr(loopback._foothold, "ask", asked)
+    monkeypatch.setattr(loopback._connection, "ask", asked)
     monkeypatch.setattr(loopback._transport.dispatcher, "put", asked)
     texts = Parsed(loopback._repr_html_()).texts
     assert texts[0] == "Bridge"

@@ -42,9 +42,9 @@ async def test_the_answer_to_an_earlier_beat_is_a_sign_of_life(
             missed = [await kernel.recv_multipart() for _ in range(2)]
             with pytest.raises(KernelUnresponsive):
                 await pending
-            assert transport.life.is_silent
+            assert transport.life.is_unresponsive
             await kernel.send_multipart(missed[0])
-            while transport.life.is_silent:
+            while transport.life.is_unresponsive:
                 await asyncio.sleep(0.005)
             assert not listening.done()
     finally:

@@ -10,11 +10,11 @@ import enum
 from typing import Any
 
 if __package__:  # in the kernel, all shipped files are one module
-    from bridgehead._shipped.data.registry import PickleReader, constructor, need, untrusted
+    from bridgehead._shipped.data.registry import DataReader, constructor, need, untrusted
 
 
 @constructor(str, str, tuple, dict)
-def make_instance(machine: PickleReader, name: str, form: str, args: Any, kwargs: Any) -> Any:
+def make_instance(machine: DataReader, name: str, form: str, args: Any, kwargs: Any) -> Any:
     """A bare instance of an allowed class; what it holds follows as items, see ``dress``."""
     if name not in machine.allow:
         raise untrusted(name[:200])

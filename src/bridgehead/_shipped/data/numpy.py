@@ -15,8 +15,8 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.data.registry import (
         NONE,
         REDUCERS,
-        PickleReader,
-        PickleWriter,
+        DataReader,
+        DataWriter,
         constructor,
         is_scalar,
         library,
@@ -56,7 +56,7 @@ def _describe_dtype(dtype: Any) -> Any:
     return dtype.str
 
 
-def _dtype(machine: PickleReader, told: Any, depth: int = 0) -> Any:
+def _dtype(machine: DataReader, told: Any, depth: int = 0) -> Any:
     """The dtype of a description, each part of it checked before numpy sees it."""
     numpy = library("numpy")
     machine.charge(16)  # a description may be shared, like all that is in the memo
@@ -79,7 +79,7 @@ def _dtype(machine: PickleReader, told: Any, depth: int = 0) -> Any:
     return made
 
 
-def _struct(machine: PickleReader, told: Any, depth: int) -> Any:
+def _struct(machine: DataReader, told: Any, depth: int) -> Any:
     numpy = library("numpy")
     _, fields, itemsize, aligned, record = told
     sized = type(itemsize) is int and 0 <= itemsize <= _LARGEST_ITEM
@@ -110,12 +110,12 @@ def _check_shape(shape: Any) -> None:
 
 
 @constructor(None)
-def make_dtype(machine: PickleReader, told: Any) -> Any:
+def make_dtype(machine: DataReader, told: Any) -> Any:
     return library("numpy").dtype("O") if told == "O" else _dtype(machine, told)
 
 
 @constructor(None, tuple, str, (bytes, bytearray, memoryview))
-def make_array(machine: PickleReader, told: Any, shape: Any, order: str, raw: Any) -> Any:
+def make_array(machine: DataReader, told: Any, shape: Any, order: str, raw: Any) -> Any:
     """An array over the buffer itself, writable when that is."""
     numpy = library("numpy")
     dtype = _dtype(machine, told)
@@ -146,18 +146,18 @@ def _check_items(numpy: Any, array: Any) -> None:
 
 
 @constructor(None, bytes)
-def make_scalar(machine: PickleReader, told: Any, raw: bytes) -> Any:
+def make_scalar(machine: DataReader, told: Any, raw: bytes) -> Any:
     return make_array(machine, told, (), "C", bytearray(raw))[()]
 
 
 @constructor((str, bytes))
-def make_numpy_string(machine: PickleReader, value: Any) -> Any:
+def make_numpy_string(machine: DataReader, value: Any) -> Any:
     numpy = library("numpy")
     return numpy.str_(value) if type(value) is str else numpy.bytes_(value)
 
 
 @constructor(tuple, str, list)
-def make_objects(machine: PickleReader, shape: Any, order: str, items: Any) -> Any:
+def make_objects(machine: DataReader, shape: Any, order: str, items: Any) -> Any:
     numpy = library("numpy")
     _check_shape(shape)
     need(order in ("C", "F"), "no order")
@@ -167,7 +167,7 @@ def make_objects(machine: PickleReader, shape: Any, order: str, items: Any) -> A
 
 
 @constructor(tuple, list, tuple, bool)
-def make_texts(machine: PickleReader, shape: Any, items: Any, missing: Any, coerce: bool) -> Any:
+def make_texts(machine: DataReader, shape: Any, items: Any, missing: Any, coerce: bool) -> Any:
     """An array of numpy's StringDType; ``missing`` holds the missing value, if there is one."""
     numpy = library("numpy")
     need(hasattr(numpy.dtypes, "StringDType"), "numpy's StringDType, which this numpy lacks")
@@ -183,7 +183,7 @@ def make_texts(machine: PickleReader, shape: Any, items: Any, missing: Any, coer
 
 
 @constructor(None, None, tuple, bool)
-def make_masked(machine: PickleReader, data: Any, mask: Any, fill: Any, hard: bool) -> Any:
+def make_masked(machine: DataReader, data: Any, mask: Any, fill: Any, hard: bool) -> Any:
     """A masked array; ``fill`` holds its fill value as an array of no dimension, or nothing."""
     numpy = library("numpy")
     arrays = [data, *([] if mask is None else [mask]), *fill]
@@ -200,18 +200,18 @@ def make_masked(machine: PickleReader, data: Any, mask: Any, fill: Any, hard: bo
 
 
 @constructor()
-def make_masked_constant(machine: PickleReader) -> Any:
+def make_masked_constant(machine: DataReader) -> Any:
     return library("numpy.ma").masked
 
 
 @constructor(None)
-def make_records(machine: PickleReader, array: Any) -> Any:
+def make_records(machine: DataReader, array: Any) -> Any:
     numpy = library("numpy")
     need(type(array) is numpy.ndarray, "no array")
     return array.view(numpy.recarray)
 
 
-def _reduce_array(pickler: PickleWriter, array: Any) -> Any:
+def _reduce_array(pickler: DataWriter, array: Any) -> Any:
     dtype = array.dtype
     if dtype.kind == "T":
         return _reduce_texts(pickler, array)
@@ -223,14 +223,14 @@ def _reduce_array(pickler: PickleWriter, array: Any) -> Any:
     return make_array, (told, array.shape, order, pickler.buffer(flat))
 
 
-def _reduce_texts(pickler: PickleWriter, array: Any) -> Any:
+def _reduce_texts(pickler: DataWriter, array: Any) -> Any:
     dtype = array.dtype
     missing = (dtype.na_object,) if hasattr(dtype, "na_object") else ()
     items = [item if type(item) is str else None for item in array.ravel().tolist()]
     return make_texts, (array.shape, items, missing, dtype.coerce)
 
 
-def _reduce_masked(pickler: PickleWriter, array: Any) -> Any:
+def _reduce_masked(pickler: DataWriter, array: Any) -> Any:
     numpy = sys.modules["numpy"]
     if array is numpy.ma.masked:
         return make_masked_constant, ()
@@ -239,16 +239,16 @@ def _reduce_masked(pickler: PickleWriter, array: Any) -> Any:
     return make_masked, (array.view(numpy.ndarray), mask, fill, bool(array.hardmask))
 
 
-def _reduce_records(pickler: PickleWriter, array: Any) -> Any:
+def _reduce_records(pickler: DataWriter, array: Any) -> Any:
     numpy = sys.modules["numpy"]
     return make_records, (array.view(numpy.dtype((numpy.void, array.dtype)), numpy.ndarray),)
 
 
-def _reduce_dtype(pickler: PickleWriter, dtype: Any) -> Any:
+def _reduce_dtype(pickler: DataWriter, dtype: Any) -> Any:
     return make_dtype, ("O" if dtype.kind == "O" else _describe_dtype(dtype),)
 
 
-def _reduce_scalar(pickler: PickleWriter, scalar: Any) -> Any:
+def _reduce_scalar(pickler: DataWriter, scalar: Any) -> Any:
     return make_scalar, (_describe_dtype(scalar.dtype), scalar.tobytes())
 
 

@@ -14,8 +14,8 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.data.registry import (
         NONE,
         PANDAS,
-        PickleReader,
-        PickleWriter,
+        DataReader,
+        DataWriter,
         constructor,
         is_scalar,
         library,
@@ -62,13 +62,13 @@ def _labels(pandas: Any, index: Any) -> Any:
 
 
 @constructor(str)
-def make_missing(machine: PickleReader, name: str) -> Any:
+def make_missing(machine: DataReader, name: str) -> Any:
     need(name in ("NaT", "NA"), "no missing value")
     return getattr(library("pandas"), name)
 
 
 @constructor(int, str, None, int)
-def make_timestamp(machine: PickleReader, value: int, unit: str, zone: Any, fold: int) -> Any:
+def make_timestamp(machine: DataReader, value: int, unit: str, zone: Any, fold: int) -> Any:
     numpy, pandas = library("numpy"), library("pandas")
     need(unit in _UNITS, "no unit")
     made = pandas.Timestamp(numpy.datetime64(value, unit))
@@ -78,50 +78,50 @@ def make_timestamp(machine: PickleReader, value: int, unit: str, zone: Any, fold
 
 
 @constructor(int, str)
-def make_pandas_timedelta(machine: PickleReader, value: int, unit: str) -> Any:
+def make_pandas_timedelta(machine: DataReader, value: int, unit: str) -> Any:
     numpy, pandas = library("numpy"), library("pandas")
     need(unit in _UNITS, "no unit")
     return pandas.Timedelta(numpy.timedelta64(value, unit))
 
 
 @constructor(int, str)
-def make_period(machine: PickleReader, ordinal: int, freq: str) -> Any:
+def make_period(machine: DataReader, ordinal: int, freq: str) -> Any:
     return library("pandas").Period(ordinal=ordinal, freq=_frequency(freq))
 
 
 @constructor(str)
-def make_offset(machine: PickleReader, freq: str) -> Any:
+def make_offset(machine: DataReader, freq: str) -> Any:
     library("pandas")
     return library("pandas.tseries.frequencies").to_offset(_frequency(freq))
 
 
 @constructor(None, None, str)
-def make_interval(machine: PickleReader, left: Any, right: Any, closed: str) -> Any:
+def make_interval(machine: DataReader, left: Any, right: Any, closed: str) -> Any:
     need(is_scalar(left) and is_scalar(right), "no bounds")
     return library("pandas").Interval(left, right, closed)
 
 
 @constructor(None, None, cost=PANDAS)
-def make_datetimes(machine: PickleReader, values: Any, zone: Any) -> Any:
+def make_datetimes(machine: DataReader, values: Any, zone: Any) -> Any:
     _check_moments(machine, values, "M")
     index = library("pandas").DatetimeIndex(values, copy=False)
     return _localized(index, zone)._values  # not .array, which is read-only from pandas 3 on
 
 
 @constructor(None, cost=PANDAS)
-def make_timedeltas(machine: PickleReader, values: Any) -> Any:
+def make_timedeltas(machine: DataReader, values: Any) -> Any:
     _check_moments(machine, values, "m")
     return library("pandas").TimedeltaIndex(values, copy=False)._values
 
 
-def _check_moments(machine: PickleReader, values: Any, kind: str) -> None:
+def _check_moments(machine: DataReader, values: Any, kind: str) -> None:
     fine = type(values) is library("numpy").ndarray and values.ndim == 1
     need(fine and values.dtype.str[1:] in _MOMENTS and values.dtype.kind == kind, "no moments")
     machine.charge(values.nbytes)
 
 
 @constructor(None, str, cost=PANDAS)
-def make_periods(machine: PickleReader, ordinals: Any, freq: str) -> Any:
+def make_periods(machine: DataReader, ordinals: Any, freq: str) -> Any:
     numpy, pandas = library("numpy"), library("pandas")
     fine = type(ordinals) is numpy.ndarray and ordinals.ndim == 1
     need(fine and ordinals.dtype == "i8", "no ordinals")
@@ -129,7 +129,7 @@ def make_periods(machine: PickleReader, ordinals: Any, freq: str) -> Any:
 
 
 @constructor(None, None, str, cost=PANDAS)
-def make_intervals(machine: PickleReader, left: Any, right: Any, closed: str) -> Any:
+def make_intervals(machine: DataReader, left: Any, right: Any, closed: str) -> Any:
     numpy, pandas = library("numpy"), library("pandas")
     moments = (type(None), pandas.arrays.DatetimeArray, pandas.arrays.TimedeltaArray)
     for side in (left, right):
@@ -141,7 +141,7 @@ def make_intervals(machine: PickleReader, left: Any, right: Any, closed: str) ->
 
 
 @constructor(None, None, bool, cost=PANDAS)
-def make_categorical(machine: PickleReader, codes: Any, categories: Any, ordered: bool) -> Any:
+def make_categorical(machine: DataReader, codes: Any, categories: Any, ordered: bool) -> Any:
     numpy, pandas = library("numpy"), library("pandas")
     fine = type(codes) is numpy.ndarray and codes.dtype.kind == "i" and codes.ndim == 1
     need(fine, "no codes")
@@ -150,7 +150,7 @@ def make_categorical(machine: PickleReader, codes: Any, categories: Any, ordered
 
 
 @constructor(str, None, None, cost=PANDAS)
-def make_nullable(machine: PickleReader, name: str, values: Any, mask: Any) -> Any:
+def make_nullable(machine: DataReader, name: str, values: Any, mask: Any) -> Any:
     """One of pandas's arrays of numbers or truth with a mask beside them."""
     numpy, pandas = library("numpy"), library("pandas")
     need(name in ("BooleanArray", "IntegerArray", "FloatingArray"), "no array of pandas's")
@@ -162,7 +162,7 @@ def make_nullable(machine: PickleReader, name: str, values: Any, mask: Any) -> A
 
 @constructor(None, None, int, None, bool, cost=PANDAS)
 def make_sparse(
-    machine: PickleReader, values: Any, places: Any, length: int, fill: Any, blocks: bool
+    machine: DataReader, values: Any, places: Any, length: int, fill: Any, blocks: bool
 ) -> Any:
     numpy, pandas = library("numpy"), library("pandas")
     fine = type(places) is numpy.ndarray and places.dtype == "i4" and places.ndim == 1
@@ -182,13 +182,13 @@ def make_sparse(
 
 
 @constructor(str, bool, list, cost=PANDAS)
-def make_strings(machine: PickleReader, storage: str, nan: bool, items: Any) -> Any:
+def make_strings(machine: DataReader, storage: str, nan: bool, items: Any) -> Any:
     need({str, NONE}.issuperset(map(type, items)), "no strings")
     return library("pandas").array(items, dtype=_string_dtype(storage, nan))
 
 
 @constructor(bool, None, cost=PANDAS)
-def make_arrow_strings(machine: PickleReader, nan: bool, column: Any) -> Any:
+def make_arrow_strings(machine: DataReader, nan: bool, column: Any) -> Any:
     pyarrow = library("pyarrow")
     need(type(column) is pyarrow.ChunkedArray, "no column of pyarrow's")
     need(column.type in (pyarrow.string(), pyarrow.large_string()), "no strings")
@@ -207,20 +207,20 @@ def _string_dtype(storage: str, nan: bool) -> Any:
 
 
 @constructor(None, cost=PANDAS)
-def make_arrow_column(machine: PickleReader, column: Any) -> Any:
+def make_arrow_column(machine: DataReader, column: Any) -> Any:
     need(type(column) is library("pyarrow").ChunkedArray, "no column of pyarrow's")
     return library("pandas").arrays.ArrowExtensionArray(column)
 
 
 @constructor(None, cost=PANDAS)
-def make_numpy_column(machine: PickleReader, values: Any) -> Any:
+def make_numpy_column(machine: DataReader, values: Any) -> Any:
     pandas = library("pandas")
     need(type(_column(pandas, values)) is library("numpy").ndarray, "no array of numpy's")
     return pandas.arrays.NumpyExtensionArray(values)
 
 
 @constructor(None, cost=PANDAS)
-def make_pandas_dtype(machine: PickleReader, values: Any) -> Any:
+def make_pandas_dtype(machine: DataReader, values: Any) -> Any:
     """The dtype of an empty array of it."""
     pandas = library("pandas")
     need(isinstance(values, pandas.api.extensions.ExtensionArray), "no array of pandas's")
@@ -228,7 +228,7 @@ def make_pandas_dtype(machine: PickleReader, values: Any) -> Any:
 
 
 @constructor(None, None, None, cost=PANDAS)
-def make_index(machine: PickleReader, values: Any, name: Any, freq: Any) -> Any:
+def make_index(machine: DataReader, values: Any, name: Any, freq: Any) -> Any:
     pandas = library("pandas")
     need(_column(pandas, values).ndim == 1, "no index")
     if type(values) is library("numpy").ndarray and values.dtype.kind == "O":
@@ -246,13 +246,13 @@ def make_index(machine: PickleReader, values: Any, name: Any, freq: Any) -> Any:
 
 
 @constructor(int, int, int, None, cost=PANDAS)
-def make_range_index(machine: PickleReader, start: int, stop: int, step: int, name: Any) -> Any:
+def make_range_index(machine: DataReader, start: int, stop: int, step: int, name: Any) -> Any:
     machine.weigh((name,))
     return library("pandas").RangeIndex(start, stop, step, name=name)
 
 
 @constructor(list, list, list, (int, NONE), cost=PANDAS)
-def make_multi_index(machine: PickleReader, levels: Any, codes: Any, names: Any, order: Any) -> Any:
+def make_multi_index(machine: DataReader, levels: Any, codes: Any, names: Any, order: Any) -> Any:
     numpy, pandas = library("numpy"), library("pandas")
     machine.weigh(names)
     for level in levels:
@@ -267,7 +267,7 @@ def make_multi_index(machine: PickleReader, levels: Any, codes: Any, names: Any,
 
 @constructor(None, None, None, dict, bool, cost=PANDAS)
 def make_series(
-    machine: PickleReader, values: Any, index: Any, name: Any, attrs: Any, duplicates: bool
+    machine: DataReader, values: Any, index: Any, name: Any, attrs: Any, duplicates: bool
 ) -> Any:
     pandas = library("pandas")
     need(_column(pandas, values).ndim == 1, "no series")
@@ -279,7 +279,7 @@ def make_series(
 
 @constructor(None, None, list, dict, bool, cost=PANDAS)
 def make_frame(
-    machine: PickleReader, index: Any, columns: Any, blocks: Any, attrs: Any, duplicates: bool
+    machine: DataReader, index: Any, columns: Any, blocks: Any, attrs: Any, duplicates: bool
 ) -> Any:
     """A frame of its blocks, each a list of places and the columns that go there."""
     numpy, pandas = library("numpy"), library("pandas")
@@ -350,46 +350,46 @@ def _zone_name(zone: Any) -> Any:
     return zone
 
 
-def _reduce_timestamp(pickler: PickleWriter, value: Any) -> Any:
+def _reduce_timestamp(pickler: DataWriter, value: Any) -> Any:
     moment = value.asm8
     unit = sys.modules["numpy"].datetime_data(moment.dtype)[0]
     return make_timestamp, (int(moment.view("i8")), unit, _zone_name(value.tz), value.fold)
 
 
-def _reduce_pandas_timedelta(pickler: PickleWriter, value: Any) -> Any:
+def _reduce_pandas_timedelta(pickler: DataWriter, value: Any) -> Any:
     span = value.asm8
     unit = sys.modules["numpy"].datetime_data(span.dtype)[0]
     return make_pandas_timedelta, (int(span.view("i8")), unit)
 
 
-def _reduce_datetimes(pickler: PickleWriter, values: Any) -> Any:
+def _reduce_datetimes(pickler: DataWriter, values: Any) -> Any:
     return make_datetimes, (values._ndarray, _zone_name(values.tz))
 
 
-def _reduce_periods(pickler: PickleWriter, values: Any) -> Any:
+def _reduce_periods(pickler: DataWriter, values: Any) -> Any:
     return make_periods, (values.asi8, _period_name(values.freq))
 
 
-def _reduce_intervals(pickler: PickleWriter, values: Any) -> Any:
+def _reduce_intervals(pickler: DataWriter, values: Any) -> Any:
     return make_intervals, (values.left._values, values.right._values, values.closed)
 
 
-def _reduce_categorical(pickler: PickleWriter, values: Any) -> Any:
+def _reduce_categorical(pickler: DataWriter, values: Any) -> Any:
     return make_categorical, (values._codes, values.categories, bool(values.ordered))
 
 
-def _reduce_nullable(pickler: PickleWriter, values: Any) -> Any:
+def _reduce_nullable(pickler: DataWriter, values: Any) -> Any:
     return make_nullable, (type(values).__name__, values._data, values._mask)
 
 
-def _reduce_sparse(pickler: PickleWriter, values: Any) -> Any:
+def _reduce_sparse(pickler: DataWriter, values: Any) -> Any:
     index = values.sp_index
     blocks = type(index).__name__ == "BlockIndex"
     places = index.to_int_index().indices
     return make_sparse, (values.sp_values, places, index.length, values.fill_value, blocks)
 
 
-def _reduce_strings(pickler: PickleWriter, values: Any) -> Any:
+def _reduce_strings(pickler: DataWriter, values: Any) -> Any:
     dtype = values.dtype
     pandas = sys.modules["pandas"]
     nan = getattr(dtype, "na_value", pandas.NA) is not pandas.NA
@@ -398,39 +398,39 @@ def _reduce_strings(pickler: PickleWriter, values: Any) -> Any:
     return make_arrow_strings, (nan, values._pa_array)
 
 
-def _reduce_arrow_column(pickler: PickleWriter, values: Any) -> Any:
+def _reduce_arrow_column(pickler: DataWriter, values: Any) -> Any:
     return make_arrow_column, (values._pa_array,)
 
 
-def _reduce_pandas_dtype(pickler: PickleWriter, dtype: Any) -> Any:
+def _reduce_pandas_dtype(pickler: DataWriter, dtype: Any) -> Any:
     values = sys.modules["pandas"].array([], dtype=dtype)
     if values.dtype != dtype:
         raise untrusted("the pandas dtype %s" % dtype)
     return make_pandas_dtype, (values,)
 
 
-def _reduce_index(pickler: PickleWriter, index: Any) -> Any:
+def _reduce_index(pickler: DataWriter, index: Any) -> Any:
     moments = type(index).__name__ in ("DatetimeIndex", "TimedeltaIndex")
     freq = _frequency_name(index.freq) if moments else None
     return make_index, (index._values, index.name, freq)
 
 
-def _reduce_range_index(pickler: PickleWriter, index: Any) -> Any:
+def _reduce_range_index(pickler: DataWriter, index: Any) -> Any:
     return make_range_index, (index.start, index.stop, index.step, index.name)
 
 
-def _reduce_multi_index(pickler: PickleWriter, index: Any) -> Any:
+def _reduce_multi_index(pickler: DataWriter, index: Any) -> Any:
     codes = [sys.modules["numpy"].asarray(code) for code in index.codes]
     return make_multi_index, (list(index.levels), codes, list(index.names), index.sortorder)
 
 
-def _reduce_series(pickler: PickleWriter, series: Any) -> Any:
+def _reduce_series(pickler: DataWriter, series: Any) -> Any:
     duplicates = series.flags.allows_duplicate_labels
     parts = (series._values, series.index, series.name, dict(series.attrs), duplicates)
     return make_series, parts
 
 
-def _reduce_frame(pickler: PickleWriter, frame: Any) -> Any:
+def _reduce_frame(pickler: DataWriter, frame: Any) -> Any:
     blocks: Any = []
     for block in frame._mgr.blocks:
         places, values = block.mgr_locs.as_array.tolist(), block.values

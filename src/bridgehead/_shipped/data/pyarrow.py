@@ -13,15 +13,15 @@ from typing import Any
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.data.registry import (
         PANDAS,
-        PickleReader,
-        PickleWriter,
+        DataReader,
+        DataWriter,
         constructor,
         library,
         library_reducers,
         need,
         untrusted,
     )
-    from bridgehead._shipped.wire.errors import Broken
+    from bridgehead._shipped.wire.errors import WireError
 
 ARROW = 15  # the first pyarrow that does not unpickle what a schema tells it to
 
@@ -32,7 +32,7 @@ _ARROW_KINDS = ("table", "batch", "chunks", "array", "scalar", "schema", "type")
 
 
 @constructor(str, (bytes, bytearray, memoryview), cost=PANDAS)
-def make_arrow(machine: PickleReader, kind: str, raw: Any) -> Any:
+def make_arrow(machine: DataReader, kind: str, raw: Any) -> Any:
     """Whatever pyarrow has, as a stream of its IPC format."""
     pyarrow = _arrow()
     need(kind in _ARROW_KINDS, "nothing of pyarrow's")
@@ -65,7 +65,7 @@ def _arrow() -> Any:
     library("pyarrow.ipc")
     if int(pyarrow.__version__.partition(".")[0]) < ARROW:
         message = "pyarrow %d or later is needed" % ARROW
-        raise Broken("missing", message, module="pyarrow")
+        raise WireError("missing", message, module="pyarrow")
     return pyarrow
 
 
@@ -106,7 +106,7 @@ class _Table:
         return _Table(self.data, at + Struct("<I").unpack_from(self.data, at)[0])
 
 
-def _write_arrow(pickler: PickleWriter, kind: str, schema: Any, value: Any) -> Any:
+def _write_arrow(pickler: DataWriter, kind: str, schema: Any, value: Any) -> Any:
     pyarrow = _arrow()
     sink = pyarrow.BufferOutputStream()
     with pyarrow.ipc.new_stream(sink, schema) as writer:
@@ -117,22 +117,22 @@ def _write_arrow(pickler: PickleWriter, kind: str, schema: Any, value: Any) -> A
     return make_arrow, (kind, pickler.buffer(stream))
 
 
-def _reduce_column(pickler: PickleWriter, kind: str, values: Any) -> Any:
+def _reduce_column(pickler: DataWriter, kind: str, values: Any) -> Any:
     table = sys.modules["pyarrow"].table({"": values})
     return _write_arrow(pickler, kind, table.schema, table)
 
 
-def _reduce_arrow_array(pickler: PickleWriter, values: Any) -> Any:
+def _reduce_arrow_array(pickler: DataWriter, values: Any) -> Any:
     batch = sys.modules["pyarrow"].record_batch({"": values})
     return _write_arrow(pickler, "array", batch.schema, batch)
 
 
-def _reduce_arrow_scalar(pickler: PickleWriter, scalar: Any) -> Any:
+def _reduce_arrow_scalar(pickler: DataWriter, scalar: Any) -> Any:
     values = sys.modules["pyarrow"].array([scalar], type=scalar.type)
     return _reduce_column(pickler, "scalar", values)
 
 
-def _reduce_arrow_type(pickler: PickleWriter, kind: Any) -> Any:
+def _reduce_arrow_type(pickler: DataWriter, kind: Any) -> Any:
     return _write_arrow(pickler, "type", sys.modules["pyarrow"].schema([("", kind)]), None)
 
 

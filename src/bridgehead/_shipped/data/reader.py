@@ -29,7 +29,7 @@ if __package__:  # in the kernel, all shipped files are one module
         untrusted,
     )
     from bridgehead._shipped.wire.digest import Buffer
-    from bridgehead._shipped.wire.errors import Broken
+    from bridgehead._shipped.wire.errors import WireError
 
 _unpickle = pickle.loads  # captured: a user may replace it
 CHAIN = 500  # deques, defaultdicts and object arrays, each directly inside the next
@@ -103,7 +103,7 @@ class Machine:
                 self.at = at + 1
                 handlers[code](self)
             else:
-                raise Broken("protocol", "the opcode %#04x is not allowed" % code)
+                raise WireError("protocol", "the opcode %#04x is not allowed" % code)
         return self.stack[0]
 
     def runs_on(self, at: int, code: int) -> bool:
@@ -130,7 +130,7 @@ class Machine:
     def charge(self, size: int) -> None:
         self.budget -= size
         if self.budget < 0:
-            raise Broken("protocol", "a pickle that makes too much of too little")
+            raise WireError("protocol", "a pickle that makes too much of too little")
 
     def linked(self, made: Any) -> Any:
         """Note an object that is freed recursively together with its like directly in it."""
@@ -208,7 +208,7 @@ class Machine:
     def take(self, count: int) -> bytes:
         start = self.at
         if count > len(self.data) - start:
-            raise Broken("protocol", "%d bytes are announced, and not there" % count)
+            raise WireError("protocol", "%d bytes are announced, and not there" % count)
         self.at = start + count
         return self.data[start : self.at]
 
@@ -322,7 +322,7 @@ class Machine:
 
     def push_from_memo(self, place: int) -> None:
         if place >= len(self.memo):
-            raise Broken("protocol", "nothing is in the memo at %d" % place)
+            raise WireError("protocol", "nothing is in the memo at %d" % place)
         value = self.memo[place]
         self.open += type(value) is FUNCTION
         self.stack.append(value)
@@ -353,7 +353,7 @@ class Machine:
             kind = type(arg)
             if allowed is not None and kind not in allowed:
                 message = "%s of a %s" % (function.__name__, kind.__name__)
-                raise Broken("protocol", message)
+                raise WireError("protocol", message)
             if kind is int:
                 cost += arg.bit_length() >> 3
             elif kind in _SIZED:
@@ -397,7 +397,7 @@ def _visits(part: Any, below: list[Any]) -> int:
     elif kind is int or kind is decimal.Decimal:
         return int(part.__sizeof__() >> 3)
     elif kind in (list, dict, set, bytearray):
-        raise Broken("protocol", "a %s has no hash" % kind.__name__)
+        raise WireError("protocol", "a %s has no hash" % kind.__name__)
     return 0
 
 
@@ -470,7 +470,7 @@ _HANDLERS = _handlers()
 
 
 def decode_data(frames: Sequence[Buffer], allow: Mapping[str, Any] | None = None) -> Any:
-    """The value of frames that anybody may have written; else ``Broken``, whatever is in them.
+    """The value of frames that anybody may have written; else ``WireError``, whatever is in them.
 
     ``allow`` maps the names of further classes, as ``encode_data`` takes them, to the classes.
     """
@@ -478,13 +478,13 @@ def decode_data(frames: Sequence[Buffer], allow: Mapping[str, Any] | None = None
     try:
         machine = Machine(frames, allow or {})
         return machine.run()
-    except Broken as error:
-        refused = Broken(error.kind, str(error), **error.details)
+    except WireError as error:
+        refused = WireError(error.kind, str(error), **error.details)
     except Exception as error:
         # A message of another's may be as long as what it is about.
         plain = isinstance(error, (ValueError, TypeError, OverflowError))
         text = ": %s" % str(error)[:200] if plain else ""
-        refused = Broken("protocol", "a damaged pickle: %s%s" % (type(error).__name__, text))
+        refused = WireError("protocol", "a damaged pickle: %s%s" % (type(error).__name__, text))
     except BaseException:  # an interrupt passes, and frees nothing recursively either
         if machine is not None:
             machine.tear_down()

@@ -16,7 +16,7 @@ import uuid
 from typing import Any, Callable, Dict, Iterable, Protocol, Tuple
 
 if __package__:  # in the kernel, all shipped files are one module
-    from bridgehead._shipped.wire.errors import Broken
+    from bridgehead._shipped.wire.errors import WireError
 
 FUNCTION = type(lambda: None)
 NONE = type(None)
@@ -26,14 +26,14 @@ HOME = re.compile(r"bridgehead\._shipped\.data(\.\w+)?|_bridgehead_[0-9a-f]{12}"
 PANDAS = 500  # what making one pandas container costs at least, next to an ordinary object
 
 
-class PickleWriter(Protocol):
+class DataWriter(Protocol):
     """What a reducer may ask of the writer."""
 
     def buffer(self, view: Any) -> Any:
         """A buffer to put in the arguments of a constructor."""
 
 
-class PickleReader(Protocol):
+class DataReader(Protocol):
     """What a constructor may ask of the reader."""
 
     allow: Dict[str, Any]  # further classes, by name
@@ -49,7 +49,7 @@ class PickleReader(Protocol):
         """Refuse keys whose hash visits too much, or which have none."""
 
 
-ReduceFunction = Callable[[PickleWriter, Any], Any]  # gives what __reduce__ does
+ReduceFunction = Callable[[DataWriter, Any], Any]  # gives what __reduce__ does
 CONSTRUCTORS: Dict[str, Tuple[Callable[..., Any], Tuple[Any, ...], int]] = {}
 REDUCERS: Dict[type, ReduceFunction] = {}
 _libraries: Dict[str, Callable[[Any], Dict[type, ReduceFunction]]] = {}
@@ -57,7 +57,7 @@ _libraries: Dict[str, Callable[[Any], Dict[type, ReduceFunction]]] = {}
 
 def need(condition: Any, message: str) -> None:
     if not condition:
-        raise Broken("protocol", message)
+        raise WireError("protocol", message)
 
 
 def constructor(*kinds: Any, cost: int = 16) -> Callable[[Any], Any]:
@@ -97,8 +97,8 @@ def find_reducer(kind: type) -> Any:
     return found
 
 
-def untrusted(name: str, **details: Any) -> Broken:
-    return Broken("untrusted", "%s is not data" % name, type=name, **details)
+def untrusted(name: str, **details: Any) -> WireError:
+    return WireError("untrusted", "%s is not data" % name, type=name, **details)
 
 
 def library(name: str) -> Any:
@@ -106,7 +106,7 @@ def library(name: str) -> Any:
     try:
         module = __import__(name)
     except ImportError as error:
-        raise Broken("missing", "%s is needed: %s" % (name, error), module=name) from None
+        raise WireError("missing", "%s is needed: %s" % (name, error), module=name) from None
     for part in name.split(".")[1:]:
         module = getattr(module, part)
     return module

@@ -18,8 +18,8 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.data.registry import (
         NONE,
         REDUCERS,
-        PickleReader,
-        PickleWriter,
+        DataReader,
+        DataWriter,
         constructor,
         is_scalar,
         library,
@@ -27,28 +27,28 @@ if __package__:  # in the kernel, all shipped files are one module
         need,
         untrusted,
     )
-    from bridgehead._shipped.wire.errors import Broken
+    from bridgehead._shipped.wire.errors import WireError
 
 FRACTION_BITS = 1 << 14  # the greatest common divisor of longer numbers takes its time
 
 
 @constructor()
-def make_ellipsis(machine: PickleReader) -> Any:
+def make_ellipsis(machine: DataReader) -> Any:
     return ...
 
 
 @constructor(float, float)
-def make_complex(machine: PickleReader, real: float, imag: float) -> Any:
+def make_complex(machine: DataReader, real: float, imag: float) -> Any:
     return complex(real, imag)
 
 
 @constructor(int, int, int)
-def make_range(machine: PickleReader, start: int, stop: int, step: int) -> Any:
+def make_range(machine: DataReader, start: int, stop: int, step: int) -> Any:
     return range(start, stop, step)
 
 
 @constructor(None, None, None)
-def make_slice(machine: PickleReader, start: Any, stop: Any, step: Any) -> Any:
+def make_slice(machine: DataReader, start: Any, stop: Any, step: Any) -> Any:
     # Nothing that holds other objects: slices in slices are freed recursively.
     for part in (start, stop, step):
         need(is_scalar(part), "a slice of %s" % type(part).__name__)
@@ -56,17 +56,17 @@ def make_slice(machine: PickleReader, start: Any, stop: Any, step: Any) -> Any:
 
 
 @constructor()
-def make_ordered(machine: PickleReader) -> Any:
+def make_ordered(machine: DataReader) -> Any:
     return collections.OrderedDict()
 
 
 @constructor()
-def make_counter(machine: PickleReader) -> Any:
+def make_counter(machine: DataReader) -> Any:
     return collections.Counter()
 
 
 @constructor((int, NONE))
-def make_deque(machine: PickleReader, maxlen: Any) -> Any:
+def make_deque(machine: DataReader, maxlen: Any) -> Any:
     return machine.linked(collections.deque(maxlen=maxlen))
 
 
@@ -74,24 +74,24 @@ _FACTORIES = {kind.__name__: kind for kind in (list, dict, set, int, float, str,
 
 
 @constructor((str, NONE))
-def make_default(machine: PickleReader, factory: Any) -> Any:
+def make_default(machine: DataReader, factory: Any) -> Any:
     need(factory is None or factory in _FACTORIES, "no such default factory")
     return machine.linked(collections.defaultdict(factory and _FACTORIES[factory]))
 
 
 @constructor(int, int, int)
-def make_date(machine: PickleReader, year: int, month: int, day: int) -> Any:
+def make_date(machine: DataReader, year: int, month: int, day: int) -> Any:
     return datetime.date(year, month, day)
 
 
 @constructor(int, int, int, int, None, int)
-def make_time(machine: PickleReader, *fields: Any) -> Any:
+def make_time(machine: DataReader, *fields: Any) -> Any:
     check_zone(fields[4])
     return datetime.time(*fields[:5], fold=fields[5])
 
 
 @constructor(int, int, int, int, int, int, int, None, int)
-def make_datetime(machine: PickleReader, *fields: Any) -> Any:
+def make_datetime(machine: DataReader, *fields: Any) -> Any:
     check_zone(fields[7])
     return datetime.datetime(*fields[:8], fold=fields[8])
 
@@ -107,12 +107,12 @@ def _zone_info() -> Any:
 
 
 @constructor(int, int, int)
-def make_timedelta(machine: PickleReader, days: int, seconds: int, microseconds: int) -> Any:
+def make_timedelta(machine: DataReader, days: int, seconds: int, microseconds: int) -> Any:
     return datetime.timedelta(days, seconds, microseconds)
 
 
 @constructor(datetime.timedelta, (str, NONE))
-def make_timezone(machine: PickleReader, offset: Any, name: Any) -> Any:
+def make_timezone(machine: DataReader, offset: Any, name: Any) -> Any:
     return datetime.timezone(offset) if name is None else datetime.timezone(offset, name)
 
 
@@ -120,33 +120,33 @@ ZONE_KEY = re.compile(r"[A-Za-z0-9_+-]{1,40}(/[A-Za-z0-9_+-]{1,40}){0,3}")
 
 
 @constructor(str)
-def make_zone(machine: PickleReader, key: str) -> Any:
+def make_zone(machine: DataReader, key: str) -> Any:
     need(ZONE_KEY.fullmatch(key), "no name of a time zone")
     zone = library("zoneinfo").ZoneInfo
     try:
         return zone(key)
     except (KeyError, OSError):  # a folder of zones may be an IsADirectoryError
-        raise Broken("missing", "there is no time zone %s here" % key, module="tzdata") from None
+        raise WireError("missing", "there is no time zone %s here" % key, module="tzdata") from None
 
 
 @constructor(str)
-def make_decimal(machine: PickleReader, text: str) -> Any:
+def make_decimal(machine: DataReader, text: str) -> Any:
     return decimal.Decimal(text)
 
 
 @constructor(int, int)
-def make_fraction(machine: PickleReader, numerator: int, denominator: int) -> Any:
+def make_fraction(machine: DataReader, numerator: int, denominator: int) -> Any:
     for part in (numerator, denominator):
         need(part.bit_length() <= FRACTION_BITS, "a fraction of too long numbers")
     return fractions.Fraction(numerator, denominator)
 
 
 @constructor(bytes)
-def make_uuid(machine: PickleReader, raw: bytes) -> Any:
+def make_uuid(machine: DataReader, raw: bytes) -> Any:
     return uuid.UUID(bytes=raw)
 
 
-def reduce_zone(pickler: PickleWriter, zone: Any) -> Any:
+def reduce_zone(pickler: DataWriter, zone: Any) -> Any:
     if zone.key is None:
         raise untrusted("a zoneinfo.ZoneInfo without a key")
     return make_zone, (zone.key,)
@@ -157,7 +157,7 @@ def zone_reducers(zoneinfo: Any) -> Any:
     return {zoneinfo.ZoneInfo: reduce_zone}
 
 
-def _reduce_default(pickler: PickleWriter, value: Any) -> Any:
+def _reduce_default(pickler: DataWriter, value: Any) -> Any:
     factory = value.default_factory
     name = None if factory is None else str(getattr(factory, "__name__", ""))
     if name is not None and _FACTORIES.get(name) is not factory:
@@ -165,7 +165,7 @@ def _reduce_default(pickler: PickleWriter, value: Any) -> Any:
     return make_default, (name,), None, None, iter(value.items())
 
 
-def _reduce_fraction(pickler: PickleWriter, value: Any) -> Any:
+def _reduce_fraction(pickler: DataWriter, value: Any) -> Any:
     parts = (value.numerator, value.denominator)
     if max(part.bit_length() for part in parts) > FRACTION_BITS:
         raise untrusted("a fractions.Fraction of more than %d bits" % FRACTION_BITS)

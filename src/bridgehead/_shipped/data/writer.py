@@ -14,12 +14,12 @@ from typing import Any, Collection, Iterable
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.data.instances import reduce_instance
     from bridgehead._shipped.data.registry import CONSTRUCTORS, FUNCTION, find_reducer, untrusted
-    from bridgehead._shipped.wire.errors import Broken
+    from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.frames import IN_BAND
     from bridgehead._shipped.wire.pickling import children
 
 
-class Reducer(pickle.Pickler):
+class DataPickler(pickle.Pickler):
     """A pickler that writes only what ``Machine`` reads."""
 
     def __init__(self, file: Any, allow: Iterable[str], frames: list[memoryview]) -> None:
@@ -80,21 +80,21 @@ _WALKED = {dict, list, tuple, set, frozenset, collections.deque, collections.Ord
 
 
 def encode_data(value: Any, allow: Collection[str] = ()) -> list[memoryview]:
-    """The frames of a value that is data all through; else ``Broken("untrusted")``.
+    """The frames of a value that is data all through; else ``WireError("untrusted")``.
 
     ``allow`` names further classes, as ``"module.qualname"``, whose instances may be in it.
     The frames after the first are views of the live objects, as ``encode``'s are.
     """
     frames = [memoryview(b"")]
     file = BytesIO()
-    pickler = Reducer(file, allow, frames)
+    pickler = DataPickler(file, allow, frames)
     try:
         pickler.dump(value)
-    except Broken as error:
+    except WireError as error:
         if error.kind != "untrusted":
             raise
         path = _where(value, pickler.refused)
         message = "%s (at %s)" % (error, path) if path else str(error)
-        raise Broken("untrusted", message, **dict(error.details, path=path)) from None
+        raise WireError("untrusted", message, **dict(error.details, path=path)) from None
     frames[0] = memoryview(file.getvalue())
     return frames

@@ -65,7 +65,7 @@ def rest(scope: Any, sources: Sequence[str], digests: Sequence[str], made_by: st
     return [compile(source, filename, "exec") for source in sources]
 
 
-def plant(module: Any, scope: Any, how: Any) -> Any:
+def install(module: Any, scope: Any, how: Any) -> Any:
     """Fill the module, then register it: an interrupt in between leaves nothing."""
     code = rest(scope, *how)
     if not code:

@@ -5,7 +5,7 @@ Together with the other files of this floor (``_shipping.SHIPPED``) it becomes o
 ``sys.modules``, under a name of its own, and captures what it needs when it is installed, so that
 ``%reset -f``, a shadowed ``len`` or a replaced ``pickle.loads`` don't reach it.
 
-``enter`` is the far end of the lanes and only carries; ``Far.handle`` does every operation.
+``enter`` is the far end of the lanes and only carries; ``Remote.handle`` does every operation.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from typing import Any
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.kernel import Kernel
-    from bridgehead._shipped.remote.server import Far
-    from bridgehead._shipped.wire.errors import Broken
+    from bridgehead._shipped.remote.server import Remote
+    from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.frames import messages
     from bridgehead._shipped.wire.header import MIME, PROBE, Header
 
 
-class Answer:
+class MimeReply:
     """Goes back as a private MIME type, which no formatter of the user's touches."""
 
     def __init__(self, text: str) -> None:
@@ -32,48 +32,48 @@ class Answer:
         return {"text/plain": "", MIME: self.text}
 
 
-_served: dict[int, Far] = {}  # by id of the namespace's dict, which its Far keeps alive
+_served: dict[int, Remote] = {}  # by id of the namespace's dict, which its Far keeps alive
 
 
-def enter(scope: Header, lane: str, header_text: str, data: str = "") -> Answer:
+def enter(scope: Header, lane: str, header_text: str, data: str = "") -> MimeReply:
     """What the expression of a request calls; ``scope`` is the dict it is evaluated in."""
-    far = _served.get(id(scope))
-    if far is None:
-        far = _served[id(scope)] = Far(Kernel(scope))
-    far.kernel.between_cells()
+    remote = _served.get(id(scope))
+    if remote is None:
+        remote = _served[id(scope)] = Remote(Kernel(scope))
+    remote.kernel.between_cells()
     try:
-        return cross(far, lane, header_text, data)
+        return cross(remote, lane, header_text, data)
     finally:
-        far.kernel.deafen()
+        remote.kernel.ignore_interrupts()
 
 
-def cross(far: Far, lane: str, header_text: str, data: str) -> Answer:
+def cross(remote: Remote, lane: str, header_text: str, data: str) -> MimeReply:
     """One message of a request there and back, as its lane carries it."""
     parts: list[Any]
     try:
         header = loads(header_text)
         parts = [b64decode(data, validate=True)] if lane == "inline" else []
     except (ValueError, RecursionError) as error:
-        refused = far.refused(Broken("integrity", "the request is damaged: %s" % error))
-        return Answer(dumps(refused))
+        refused = remote.refused(WireError("integrity", "the request is damaged: %s" % error))
+        return MimeReply(dumps(refused))
     if lane != "inline":
-        parts = far.kernel.buffers()
+        parts = remote.kernel.buffers()
     if lane == "probe":
         # Judged by what happened: did the buffer arrive, and does one find the way back?
-        answer, _ = far.receive(header, ())
+        answer, _ = remote.receive(header, ())
         answer["buffers"] = [bytes(part) for part in parts[:1]] == [PROBE]
         try:
-            far.kernel.send([memoryview(PROBE)])
+            remote.kernel.send([memoryview(PROBE)])
         except Exception:
             answer["buffers"] = False
-        return Answer(dumps(answer))
-    answer, frames = far.receive(header, parts)
+        return MimeReply(dumps(answer))
+    answer, frames = remote.receive(header, parts)
     if lane == "inline":
         answer["data"] = b64encode(b"".join(frames)).decode("ascii")
     elif frames:
         for message in messages(frames):
-            far.kernel.send(message)
-    return Answer(dumps(answer))
+            remote.kernel.send(message)
+    return MimeReply(dumps(answer))
 
 
 def leave(scope: Header) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.bootstrap import buffers_of, is_ipykernel, shell_of
-    from bridgehead._shipped.wire.frames import few
+    from bridgehead._shipped.wire.frames import coalesce
     from bridgehead._shipped.wire.header import DATA_MESSAGE, Header
 
 
@@ -96,7 +96,7 @@ class Kernel:
             return None, {}
         return kernel._parent_ident["shell"], kernel.get_parent("shell")
 
-    def deafen(self) -> None:
+    def ignore_interrupts(self) -> None:
         """From here to the end of the request an interrupt strikes nobody.
 
         What it could interrupt is done. Raised while ipykernel sends the reply, it would lose
@@ -124,7 +124,7 @@ class Kernel:
         identity, parent = address or self.address()
         beside = parent.get("beside")
         if beside is not None:  # an engine's apply, whose result takes them along
-            beside += few(parts)
+            beside += coalesce(parts)
             return
         thread = getattr(kernel, "shell_channel_thread", None)
         if thread is not None:  # ipykernel 7: the shell socket belongs to another thread

@@ -16,22 +16,22 @@ from typing import Any, Sequence
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.kernel import Kernel
     from bridgehead._shipped.wire.digest import Buffer
-    from bridgehead._shipped.wire.errors import Broken, TooLarge
-    from bridgehead._shipped.wire.frames import within
+    from bridgehead._shipped.wire.errors import TooLarge, WireError
+    from bridgehead._shipped.wire.frames import check_size
     from bridgehead._shipped.wire.header import Header
     from bridgehead._shipped.wire.pickling import (
+        CloudpickleMissing,
         CodeRefused,
-        Unshared,
-        culprit,
         decode,
         encode,
-        encode_light,
-        is_light,
+        encode_small,
+        find_unpicklable,
+        is_small,
         pickler_type,
     )
 
 
-class _Resolving(pickle.Unpickler):
+class _RefUnpickler(pickle.Unpickler):
     """Unpickles a request in which references stand for objects over here."""
 
     resolve: Any = None
@@ -42,7 +42,7 @@ class _Resolving(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-class Values:
+class UserNamespace:
     """What a namespace has, and how it crosses."""
 
     def __init__(self, kernel: Kernel) -> None:
@@ -50,7 +50,7 @@ class Values:
 
     def decode(self, header: Header, frames: Sequence[Buffer]) -> Any:
         if not frames:
-            raise Broken("protocol", "the request brought no object")
+            raise WireError("protocol", "the request brought no object")
         try:
             if header.get("code"):
                 pickler_type()  # imports cloudpickle, whatever of pickle a user has replaced
@@ -60,7 +60,7 @@ class Values:
                 return decode(frames)
 
             def resolving(*args: Any, **options: Any) -> Any:
-                unpickler = _Resolving(*args, **options)
+                unpickler = _RefUnpickler(*args, **options)
                 unpickler.resolve = self.evaluate
                 return unpickler
 
@@ -68,7 +68,9 @@ class Values:
         except ImportError as error:
             if not error.name:
                 raise
-            raise Broken("missing", str(error), module=error.name, where=sys.executable) from error
+            raise WireError(
+                "missing", str(error), module=error.name, where=sys.executable
+            ) from error
 
     def encode(
         self, header: Header, value: Any, paths: Sequence[str], ran: bool
@@ -80,10 +82,12 @@ class Values:
         """
         limit = header.get("max_bytes")
         if header.get("trust") == "data":
-            return within(self.encode_data(value, header.get("allow") or (), paths), limit), False
+            return check_size(
+                self.encode_data(value, header.get("allow") or (), paths), limit
+            ), False
         try:
-            if is_light(value):
-                return within(encode_light(value), limit), False
+            if is_small(value):
+                return check_size(encode_small(value), limit), False
             frames, carries_code = encode(value, limit=limit)
             reader = header.get("reader") or header.get("python")
             if carries_code and reader != list(sys.version_info[:2]):
@@ -92,7 +96,7 @@ class Values:
                 )
         except (KeyboardInterrupt, SystemExit, TooLarge):
             raise
-        except (Unshared, CodeRefused) as error:
+        except (CloudpickleMissing, CodeRefused) as error:
             if not ran:
                 raise
             raise pickle.PicklingError("the value stays in the kernel: %s" % error) from None
@@ -101,7 +105,7 @@ class Values:
                 try:
                     encode(part)
                 except Exception:
-                    where, why = culprit(part, path)
+                    where, why = find_unpicklable(part, path)
                     message = "%s cannot be pickled: %s: %s" % (where, type(why).__name__, why)
                     raise pickle.PicklingError(message) from None
             raise
@@ -113,7 +117,7 @@ class Values:
         """Frames that hold nothing but data; says what is none, and where it is."""
         try:
             frames: list[memoryview] = codec("encode_data")(value, allow)
-        except Broken as error:
+        except WireError as error:
             path, kind = str(error.details.get("path", "")), error.details.get("type")
             index = path[1:].partition("]")[0]
             key = index[1:-1] if index[:1] == "'" else ""
@@ -121,7 +125,7 @@ class Values:
                 raise
             where = (key or paths[int(index)]) + path[len(index) + 2 :]
             message = "%s is %s, which is not data" % (where, kind)
-            raise Broken(error.kind, message, type=kind) from None
+            raise WireError(error.kind, message, type=kind) from None
         return frames
 
     def evaluate(self, expression: str) -> Any:
@@ -152,7 +156,7 @@ class Values:
 
         public = [name for name, _ in self.visible() if name[:1] != "_"]
         near = [match for name in names for match in get_close_matches(name, public, 3)]
-        raise Broken("name", ", ".join(names), names=list(names), close=near)
+        raise WireError("name", ", ".join(names), names=list(names), close=near)
 
     def valued(self, header: Header) -> tuple[list[memoryview], bool]:
         """The values of expressions, all read before any is pickled, in one pickle.
@@ -175,22 +179,22 @@ def codec(name: str) -> Any:
     """A function of the data-only codec, which is shipped when it is first needed."""
     found = globals().get(name)
     if found is None:
-        raise Broken("unlearned", "the data-only codec is not here")
+        raise WireError("unlearned", "the data-only codec is not here")
     return found
 
 
 def failed(error: BaseException) -> tuple[Header, list[memoryview]]:
     """The answer that tells of an error; its frames are the exception, if it pickles."""
-    if isinstance(error, Broken):
+    if isinstance(error, WireError):
         return {"error": dict(error.details, kind=error.kind, message=str(error))}, []
-    if isinstance(error, Unshared):
+    if isinstance(error, CloudpickleMissing):
         message = "it is needed to pickle %s" % error
         where = sys.executable
-        return failed(Broken("missing", message, module="cloudpickle", where=where))
+        return failed(WireError("missing", message, module="cloudpickle", where=where))
     if isinstance(error, CodeRefused):
-        return failed(Broken("incompatible", str(error)))
+        return failed(WireError("incompatible", str(error)))
     if isinstance(error, TooLarge):
-        return failed(Broken("large", str(error), bytes=error.nbytes))
+        return failed(WireError("large", str(error), bytes=error.nbytes))
     # What the user should see starts below the loader's own frames, and the pickler's.
     chain = [error]
     for part in chain:

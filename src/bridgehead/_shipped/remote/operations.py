@@ -12,33 +12,33 @@ from typing import Sequence
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.inspection import describe
     from bridgehead._shipped.remote.kernel import Kernel
-    from bridgehead._shipped.remote.namespace import Values
+    from bridgehead._shipped.remote.namespace import UserNamespace
     from bridgehead._shipped.wire.digest import Buffer
-    from bridgehead._shipped.wire.errors import Broken
+    from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.header import Header
 
 
-class _Overtaken(Exception):
+class _CellRunning(Exception):
     """A cell runs; what was asked comes after it, in the main thread's queue."""
 
 
 class Operations:
     """The operations on a namespace; the server's table names them."""
 
-    def __init__(self, kernel: Kernel, values: Values) -> None:
+    def __init__(self, kernel: Kernel, values: UserNamespace) -> None:
         self.kernel, self.values = kernel, values
 
     def behind_cells(self, header: Header, runs: bool = False) -> None:
         """Nothing takes effect in the middle of a cell that did not run when it was asked for."""
-        if runs or header.get("begun") not in (None, self.kernel.begun):
-            raise _Overtaken
+        if runs or header.get("cells_begun") not in (None, self.kernel.begun):
+            raise _CellRunning
 
     def bind(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
         """All names or none: everything that can fail comes before the one ``update``."""
         names = header["names"]
         values = self.values.decode(header, frames)
         if type(values) is not dict or list(values) != names:
-            raise Broken("protocol", "the names that arrived are not the ones announced")
+            raise WireError("protocol", "the names that arrived are not the ones announced")
         self.behind_cells(header)
         # One C call on a dict with str keys: no bytecode boundary inside for a signal.
         self.kernel.namespace.update(values)
@@ -52,7 +52,7 @@ class Operations:
         """Run a shipped function; give its value back, or keep it here under a name."""
         asked = self.values.decode(header, frames)
         if type(asked) is not tuple or len(asked) != 3:
-            raise Broken("protocol", "what arrived is no call")
+            raise WireError("protocol", "what arrived is no call")
         function, args, kwargs = asked
         value = function(*args, **kwargs)
         if header.get("keep"):

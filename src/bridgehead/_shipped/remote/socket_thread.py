@@ -1,7 +1,7 @@
 """The far end of the direct lane: a thread that serves one bridge's socket.
 
 Rule: standard library only, Python 3.8 and later; shipped together with ``_loader.py``. It only
-carries: what a request means is ``Far``'s, which does here what needs no code of the user's to
+carries: what a request means is ``Remote``'s, which does here what needs no code of the user's to
 run in the main thread. The near end listens and the loader connects, while it answers the
 handshake: so nothing has to be left where somebody else could connect, or find it later.
 """
@@ -16,10 +16,10 @@ from threading import Thread
 from typing import Any, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
-    from bridgehead._shipped.wire.errors import Broken
+    from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.header import Header
     from bridgehead._shipped.wire.segments import Pool, Segment, possible
-    from bridgehead._shipped.wire.socket import SECRET, Channel, peer
+    from bridgehead._shipped.wire.socket import SECRET, FrameSocket, peer
 
 KNOCK = 1.0  # s for the near end to be there
 TICK = 1.0  # s between two looks at what can be given back, while there is anything
@@ -28,7 +28,7 @@ _start, _socket = Thread.start, socket.socket
 _geteuid: Any = getattr(os, "geteuid", None)
 
 
-class _Serving(Thread):
+class _UntouchedThread(Thread):
     """A thread whose ``run`` is our own: a user may replace the library's."""
 
     def __init__(self, server: Any) -> None:
@@ -39,15 +39,15 @@ class _Serving(Thread):
         self.server.run()
 
 
-class Server:
+class SocketThread:
     """One bridge's: the channel, and the thread that reads it."""
 
-    def __init__(self, far: Any, channel: Channel, name: str, welcome: bytes) -> None:
-        self.far, self.channel, self.name, self.welcome = far, channel, name, welcome
+    def __init__(self, remote: Any, channel: FrameSocket, name: str, welcome: bytes) -> None:
+        self.remote, self.channel, self.name, self.welcome = remote, channel, name, welcome
         self.last: tuple[str, Segment] | None = None  # answered in shared memory
         self.at_work = False
         self.common: Header = {}  # what is the same in all headers, and not sent
-        self.thread = _Serving(self)
+        self.thread = _UntouchedThread(self)
 
     # ------------------------------------------------------------ the thread
 
@@ -61,7 +61,7 @@ class Server:
         except BaseException:  # the near end goes on without it, and says so
             pass
         finally:
-            self.far.part_from(self)
+            self.remote.part_from(self)
             channel.close()
             channel.pool.close()
 
@@ -73,7 +73,7 @@ class Server:
                 return False
         except (BlockingIOError, InterruptedError):
             channel.pool.trim()
-            if channel.has_news:
+            if channel.has_updates:
                 self._send(0, {})
         while True:
             message = channel.next()
@@ -104,7 +104,7 @@ class Server:
         else:
             self.at_work = True
             try:
-                answer, out = self.far.receive(header, frames, self)
+                answer, out = self.remote.receive(header, frames, self)
             finally:
                 self.at_work = False
             if isinstance(out, Segment):
@@ -132,7 +132,7 @@ class Server:
 
     # ------------------------------------------------------------ answers in shared memory
 
-    def place(self, frames: Sequence[memoryview]) -> Segment | None:
+    def copy_to_segment(self, frames: Sequence[memoryview]) -> Segment | None:
         """Copy frames into a segment that is lent to the near end; None where there is none.
 
         Called in whatever thread made the answer, so that it is what was there then.
@@ -144,7 +144,7 @@ class Server:
             for _ in segment.fill(frames):
                 pass
         except OSError:
-            self.channel.pool.give_back(segment, spoilt=True)
+            self.channel.pool.give_back(segment, tainted=True)
             return None
         except BaseException:  # interrupted
             self.channel.pool.give_back(segment)
@@ -156,11 +156,11 @@ class Server:
         """The near end could not map the answer's segment: it comes in messages instead."""
         last = self.last
         if last is None or last[0] != header.get("id"):
-            refused: Header = self.far.refused(Broken("integrity", "that answer is gone"))
+            refused: Header = self.remote.refused(WireError("integrity", "that answer is gone"))
             return refused
         self.last, frames = None, last[1].read(header["sizes"])
         self.channel.take_back(last[1], unmapped=True)
-        told: Header = self.far.transfers.keep(header, {}, frames, 0)[0]
+        told: Header = self.remote.transfers.keep(header, {}, frames, 0)[0]
         return told
 
 
@@ -179,7 +179,7 @@ def send_all(sock: socket.socket, parts: Sequence[Any], files: Sequence[int]) ->
             left[0] = left[0][sent:]
 
 
-def join(far: Any, offer: Header) -> str:
+def join(remote: Any, offer: Header) -> str:
     """Connect to the near end, where it says that it listens; gives why not, if not."""
     if not possible():
         return "this kernel's system or Python has no memfd with seals"
@@ -193,15 +193,15 @@ def join(far: Any, offer: Header) -> str:
             raise OSError("it is another user's")
         sock.sendall(secret[:SECRET])
         sock.setblocking(True)
-        channel = Channel(sock, Pool(float(offer["share"])))
-        server = Server(far, channel, offer["name"], secret[SECRET:])
-        server.common = {**offer["common"], "epoch": far.epoch}
+        channel = FrameSocket(sock, Pool(float(offer["share"])))
+        server = SocketThread(remote, channel, offer["name"], secret[SECRET:])
+        server.common = {**offer["common"], "epoch": remote.epoch}
         server.wait_at_most(60 * KNOCK)
-        far.servers[server.name] = server
+        remote.servers[server.name] = server
         _start(server.thread)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         if server is not None:
-            far.servers.pop(server.name, None)
+            remote.servers.pop(server.name, None)
         if sock is not None:
             sock.close()
         return "the kernel cannot connect to this process: %s" % error

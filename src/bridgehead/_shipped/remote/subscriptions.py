@@ -14,18 +14,18 @@ from typing import Any, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.kernel import Kernel
-    from bridgehead._shipped.remote.namespace import Values, failed
+    from bridgehead._shipped.remote.namespace import UserNamespace, failed
     from bridgehead._shipped.remote.replay import Transfers
     from bridgehead._shipped.wire.digest import Buffer
-    from bridgehead._shipped.wire.errors import Broken
+    from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.frames import MESSAGE, digest
-    from bridgehead._shipped.wire.header import NEWS_MESSAGE, Header
+    from bridgehead._shipped.wire.header import UPDATE_MESSAGE, Header
 
 UNASKED = 600.0  # seconds after which a watch is dropped that nobody asked for again,
 UNASKED_CELLS = 10  # and cells: one may run for hours, in which nobody could ask
 
 
-class Watch:
+class Subscription:
     """A value that somebody watches: what was told of it last, and where news of it go."""
 
     def __init__(self, header: Header, address: Any) -> None:
@@ -35,17 +35,17 @@ class Watch:
         self.caught_up: Any = None  # what the requester had seen when it was told the rest
         self.touched = monotonic()
 
-    def news(self) -> str:
+    def updates(self) -> str:
         """The id of the news that was told last."""
         return "%s:%d" % (self.header["watch"], self.told)
 
 
-class Watches:
+class SubscriptionTable:
     """All watches of one namespace."""
 
-    def __init__(self, kernel: Kernel, values: Values, transfers: Transfers) -> None:
+    def __init__(self, kernel: Kernel, values: UserNamespace, transfers: Transfers) -> None:
         self.kernel, self.values, self.transfers = kernel, values, transfers
-        self.known: dict[str, Watch] = {}
+        self.known: dict[str, Subscription] = {}
 
     def watch(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
         """The value now; and after each cell that changed it, sent to the requester by itself.
@@ -62,10 +62,10 @@ class Watches:
             return self.look(known)
         events = getattr(self.kernel.shell, "events", None)
         if events is None:
-            raise Broken("unsupported", "this kernel tells nobody when a cell is done")
+            raise WireError("unsupported", "this kernel tells nobody when a cell is done")
         if not self.kernel.can_send:
-            raise Broken("unsupported", "this kernel sends nothing but answers")
-        watch = Watch(header, self.kernel.address())
+            raise WireError("unsupported", "this kernel sends nothing but answers")
+        watch = Subscription(header, self.kernel.address())
         answer, out = self.look(watch)
         if "error" not in answer:
             if not self.known:
@@ -80,11 +80,11 @@ class Watches:
     def forget(self, identity: str) -> None:
         watch = self.known.pop(identity, None)
         if watch is not None:
-            self.transfers.discard(watch.news())
+            self.transfers.discard(watch.updates())
             if not self.known:
                 self.kernel.shell.events.unregister("post_run_cell", self.cell_done)
 
-    def look(self, watch: Watch) -> tuple[Header, list[memoryview]]:
+    def look(self, watch: Subscription) -> tuple[Header, list[memoryview]]:
         """What there is to tell of a watched value; nothing if that is what was told last."""
         answer: Header = {}
         try:
@@ -110,17 +110,17 @@ class Watches:
             except BaseException:
                 continue
 
-    def tell(self, watch: Watch, answer: Header, frames: list[memoryview]) -> None:
+    def tell(self, watch: Subscription, answer: Header, frames: list[memoryview]) -> None:
         """Send news of a watched value; the rest of the last news, if any, is outdated."""
-        self.transfers.discard(watch.news())
+        self.transfers.discard(watch.updates())
         watch.told += 1
         watch.caught_up = None
-        piece = min(watch.header["piece"], MESSAGE)
-        header = dict(watch.header, id=watch.news(), piece=piece, resumes=False)
+        chunk = min(watch.header["chunk"], MESSAGE)
+        header = dict(watch.header, id=watch.updates(), chunk=chunk, resumable=False)
         answer, parts = self.transfers.answer(header, answer, frames)
-        content = {"watch": watch.header["watch"], "news": watch.news()}
+        content = {"watch": watch.header["watch"], "news": watch.updates()}
         if watch.header.get("lane") == "inline":
             answer["data"] = b64encode(b"".join(parts)).decode("ascii")
             parts = []
         content["answer"] = dumps(answer)
-        self.kernel.send(parts, NEWS_MESSAGE, content, watch.address)
+        self.kernel.send(parts, UPDATE_MESSAGE, content, watch.address)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 
-class Broken(Exception):
+class WireError(Exception):
     """Something on the wire is not as it must be; ``kind`` names the near side's error."""
 
     def __init__(self, kind: str, message: str, **details: Any) -> None:

@@ -17,29 +17,31 @@ from typing import Any, Iterable, Iterator, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.digest import DIGESTS, Buffer, leaves
-    from bridgehead._shipped.wire.errors import Broken, TooLarge
+    from bridgehead._shipped.wire.errors import TooLarge, WireError
 
 ALIGN = 64  # bytes; an array that is not makes sums 3 times slower for its whole life
 SHARED = 1 << 16  # bytes of frames from which on the direct lane uses shared memory
 IN_BAND = 2048  # bytes; a smaller out-of-band buffer costs more as a frame than inside the pickle
 OWN_MAPPING = 1 << 20  # bytes; from here on a frame gets huge pages of its own
 MESSAGE = 16 << 20  # bytes of buffers in one message that goes back
-FEW = 16  # buffers that ipyparallel is given: each costs a pickle and a frame of its own as an
+MAX_BUFFERS = (
+    16  # buffers that ipyparallel is given: each costs a pickle and a frame of its own as an
+)
 # argument, and a result of 64 parts and more is pickled as a whole
 
-_warm = False
+_threshold_raised = False
 
 
-def warm_up() -> None:
+def raise_mmap_threshold() -> None:
     """Have messages of some MiB come in memory that was used before.
 
     glibc maps anew, and gives back, every block above a threshold, which grows with the
     largest block (up to 32 MiB) that was ever freed; nobody touches this one. Of a message of
     16 MiB the page faults alone took 8 ms, of the 11 until it was received.
     """
-    global _warm
-    if not _warm:
-        _warm = True
+    global _threshold_raised
+    if not _threshold_raised:
+        _threshold_raised = True
         bytes(31 << 20)
 
 
@@ -80,7 +82,7 @@ def digest(algorithm: str, frames: Iterable[Buffer], each: Any = map) -> str:
         return "none:"
     value = DIGESTS.get(algorithm)
     if value is None:
-        raise Broken("protocol", "unknown digest %r" % (algorithm,))
+        raise WireError("protocol", "unknown digest %r" % (algorithm,))
     return algorithm + ":" + (",".join(each(value, leaves(frames))) or value(()))
 
 
@@ -94,7 +96,7 @@ def cut(frames: Sequence[memoryview], start: int, stop: int) -> Iterator[memoryv
         at = end
 
 
-def owned(frames: Sequence[Buffer]) -> list[memoryview]:
+def private_copy(frames: Sequence[Buffer]) -> list[memoryview]:
     """Copies that nobody else can write to, in steps between which others get their turn."""
     copies = []
     for frame in frames:
@@ -105,7 +107,7 @@ def owned(frames: Sequence[Buffer]) -> list[memoryview]:
     return copies
 
 
-def copied(frames: list[memoryview]) -> list[memoryview]:
+def snapshot(frames: list[memoryview]) -> list[memoryview]:
     """A snapshot: the pickle is ours, the other frames are views of live objects.
 
     Each frame in one step that no other thread comes between, and into memory as for one that
@@ -122,7 +124,7 @@ def copied(frames: list[memoryview]) -> list[memoryview]:
     return copies
 
 
-def within(frames: list[memoryview], limit: int | None) -> list[memoryview]:
+def check_size(frames: list[memoryview], limit: int | None) -> list[memoryview]:
     """The frames; ``TooLarge`` if they have more bytes than the caller allows."""
     total = sum(frame.nbytes for frame in frames)
     if limit is not None and total > limit:
@@ -137,6 +139,8 @@ def messages(frames: Sequence[memoryview]) -> Iterator[list[memoryview]]:
         yield list(cut(frames, start, start + MESSAGE)) if total > MESSAGE else list(frames)
 
 
-def few(parts: Sequence[Any]) -> list[memoryview]:
+def coalesce(parts: Sequence[Any]) -> list[memoryview]:
     """Buffers as ipyparallel is to carry them; where they end in the stream is told elsewhere."""
-    return [memoryview(part) for part in (parts if len(parts) <= FEW else [b"".join(parts)])]
+    return [
+        memoryview(part) for part in (parts if len(parts) <= MAX_BUFFERS else [b"".join(parts)])
+    ]

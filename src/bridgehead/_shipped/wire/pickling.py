@@ -25,11 +25,11 @@ class CodeRefused(Exception):
     """The value carries code objects and the other Python could not run them."""
 
 
-class Unshared(Exception):
+class CloudpickleMissing(Exception):
     """Pickling needs cloudpickle, which this interpreter does not have."""
 
 
-class _Paper(BytesIO):
+class _PickleOutput(BytesIO):
     """What a pickle is written on, up to a limit; beyond it, it is only counted.
 
     ``write`` is Python's on purpose: the C pickler calls it every 64 KiB, and there another
@@ -47,7 +47,7 @@ class _Paper(BytesIO):
         return len(data)
 
 
-class _Leaf:
+class _FrameReader:
     """A frame as a file: the C unpickler reads it frame by frame, and others get their turn."""
 
     def __init__(self, frame: Buffer) -> None:
@@ -111,7 +111,7 @@ def pickler_type() -> Any:
                     return NotImplemented  # cloudpickle would need itself to find SimpleNamespace
                 return super().reducer_override(value)
             if (kind is function or isinstance(value, type)) and value.__module__ == "__main__":
-                raise Unshared(value.__qualname__)
+                raise CloudpickleMissing(value.__qualname__)
             return NotImplemented
 
     _pickler_type = Pickler
@@ -133,7 +133,7 @@ def encode(value: Any, refs: Any = None, limit: int | None = None) -> tuple[list
         frames.append(raw)
         return False
 
-    paper = _Paper(limit)
+    paper = _PickleOutput(limit)
     pickler = pickler_type()(paper, refs, buffer_callback=keep)
     pickler.dump(value)
     if len(frames) > 1:  # nobody reads on after a pickle's end
@@ -151,7 +151,7 @@ _TEXTS = frozenset([str, bytes, bytearray])
 _CONTAINERS = frozenset([list, tuple, dict, set, frozenset])
 
 
-def is_light(value: Any) -> bool:
+def is_small(value: Any) -> bool:
     """Whether it is few plain objects or a small array: no code of a user's runs to pickle it,
     and no time passes that would be worth a thread.
     """
@@ -175,8 +175,8 @@ def is_light(value: Any) -> bool:
     return True
 
 
-def encode_light(value: Any) -> list[memoryview]:
-    """What ``encode`` gives, for what ``is_light``: it needs no pickler of ours."""
+def encode_small(value: Any) -> list[memoryview]:
+    """What ``encode`` gives, for what ``is_small``: it needs no pickler of ours."""
     frames = [memoryview(b"")]
 
     def keep(buffer: Any) -> bool:
@@ -200,7 +200,7 @@ def decode(frames: Sequence[Buffer], unpickler: Any = pickle.Unpickler) -> Any:
     10,000 small lists take 2.3 ms instead of 3.3.
     """
     nbytes, paused = memoryview(frames[0]).nbytes, False
-    leaf = BytesIO(frames[0]) if nbytes < LARGE else _Leaf(frames[0])
+    leaf = BytesIO(frames[0]) if nbytes < LARGE else _FrameReader(frames[0])
     try:
         if nbytes > IN_BAND and gc.isenabled():
             paused = True
@@ -211,7 +211,7 @@ def decode(frames: Sequence[Buffer], unpickler: Any = pickle.Unpickler) -> Any:
             gc.enable()
 
 
-def culprit(value: Any, path: str) -> tuple[str, BaseException]:
+def find_unpicklable(value: Any, path: str) -> tuple[str, BaseException]:
     """Where in ``value`` the part sits that cannot be pickled, e.g. ``config['lock']``.
 
     Walks into containers, attributes and closures along the first child that fails by

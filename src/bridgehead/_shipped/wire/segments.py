@@ -2,7 +2,7 @@
 
 Rule: standard library only, Python 3.8 and later; the same on both sides, shipped together with
 ``_loader.py``. No socket is known here. Whoever sends has a ``Pool`` of segments and writes into
-them; whoever receives maps each once (``Maps``) and hands out views. A segment is the
+them; whoever receives maps each once (``SegmentCache``) and hands out views. A segment is the
 receiver's until the last array in it died there.
 
 Facts this file rests on, measured for 100 MB (a warm copy takes 7 ms): pages that are new cost
@@ -75,10 +75,10 @@ class Segment:
         self.leases = 0  # receivers that may still use what is in it
         self.touched: float = monotonic()
         self.filled: bool = False
-        self.spoilt = False  # somebody may still see what is in it: not to be used again
+        self.tainted = False  # somebody may still see what is in it: not to be used again
         self.holders: list[Any] = []  # channels that are to be told when it is gone
         self._map: mmap.mmap | None = None
-        self._warm = 0  # bytes of it whose pages are mapped
+        self._threshold_raised = 0  # bytes of it whose pages are mapped
         self.file: int = file
         if file >= 0:
             return
@@ -101,9 +101,9 @@ class Segment:
         if self.filled:
             if self._map is None:
                 self._map = _mmap(self.file, self.capacity)
-            if total > self._warm:
-                yield from populate(self._map, self._warm, total)
-                self._warm = total
+            if total > self._threshold_raised:
+                yield from populate(self._map, self._threshold_raised, total)
+                self._threshold_raised = total
         # Its own, for the segment may be closed by another thread, and the number used again.
         block, file = self._map, _dup(self.file)
         try:
@@ -161,8 +161,8 @@ def write(file: int, at: int, part: memoryview) -> None:
 def copy(block: mmap.mmap, at: int, part: memoryview) -> None:
     with memoryview(block) as target:
         for start in range(0, part.nbytes, BRIEF):
-            piece = part[start : start + BRIEF]
-            target[at + start : at + start + piece.nbytes] = piece
+            chunk = part[start : start + BRIEF]
+            target[at + start : at + start + chunk.nbytes] = chunk
 
 
 def populate(block: mmap.mmap, start: int, stop: int) -> Iterator[int]:
@@ -239,13 +239,13 @@ class Pool:
         with self._lock:
             segment.leases += 1
 
-    def give_back(self, segment: Segment, spoilt: bool = False) -> None:
-        """One receiver less uses it; ``spoilt`` memory is not used again."""
+    def give_back(self, segment: Segment, tainted: bool = False) -> None:
+        """One receiver less uses it; ``tainted`` memory is not used again."""
         with self._lock:
             segment.leases -= 1
             segment.touched = monotonic()
-            segment.spoilt = segment.spoilt or spoilt
-            if segment.spoilt and not segment.leases:
+            segment.tainted = segment.tainted or tainted
+            if segment.tainted and not segment.leases:
                 self._drop(segment)
 
     def trim(self, idle: float | None = None) -> None:
@@ -291,14 +291,14 @@ def free_memory() -> int:
 # ---------------------------------------------------------------- the receiver's
 
 
-class Mapped:
+class MappedSegment:
     """A sender's segment, mapped here."""
 
     def __init__(self, file: int, capacity: int, private: bool) -> None:
         self.file, self.capacity, self.private = file, capacity, private
         import ctypes
 
-        self.spoilt = False  # a child has it too: nobody may write into it again
+        self.tainted = False  # a child has it too: nobody may write into it again
         seals = _fcntl(file, fcntl.F_GET_SEALS)
         if not seals & fcntl.F_SEAL_SHRINK or _fstat(file).st_size < capacity:
             raise OSError("the segment could be truncated")
@@ -312,7 +312,7 @@ class Mapped:
     def __del__(self) -> None:
         _close(self.file)
 
-    def own(self) -> None:
+    def make_private(self) -> None:
         """Make it this process's own, at the same address: what is written from now on is not
         seen in the file, nor by whoever else has it mapped.
         """
@@ -331,20 +331,20 @@ class Mapped:
 
 
 # Of this process, by their numbers: what tells that a lease is over, and what it is of.
-_leases: Dict[int, Tuple[Any, Mapped]] = {}
+_leases: Dict[int, Tuple[Any, MappedSegment]] = {}
 
 
-class Maps:
+class SegmentCache:
     """The segments of one sender that are mapped here, by their numbers."""
 
     def __init__(self) -> None:
-        self.known: dict[int, Mapped] = {}
+        self.known: dict[int, MappedSegment] = {}
         self.released: Deque[int] = deque()  # to be told; negative where it is spoilt
         self.cold: Deque[Tuple[int, int]] = deque()  # leases whose pages are to be mapped, to where
 
     def add(self, number: int, file: int, capacity: int, private: bool) -> None:
         """Map a segment; its file is this object's from now on. ``OSError`` where it can't be."""
-        self.known[number] = Mapped(file, capacity, private)
+        self.known[number] = MappedSegment(file, capacity, private)
 
     def lease(self, number: int, sizes: Sequence[int]) -> list[memoryview]:
         """Writable views of what is in a segment, each of which keeps it; ``KeyError``,
@@ -363,9 +363,9 @@ class Maps:
 
         def died(gone: Any) -> None:
             _leases.pop(lease, None)
-            if mapping.spoilt:
+            if mapping.tainted:
                 self.known.pop(number, None)
-            self.released.append(-number if mapping.spoilt else number)
+            self.released.append(-number if mapping.tainted else number)
 
         _leases[lease] = ref(root, died), mapping
         if total > mapping.warm:
@@ -391,7 +391,7 @@ class Maps:
         self.known.pop(number, None)
 
 
-def mapped(view: memoryview) -> Mapped | None:
+def mapped(view: memoryview) -> MappedSegment | None:
     """The segment that a leased view is of; None if it is of none."""
     for root, mapping in list(_leases.values()):
         if root() is view.obj:
@@ -407,8 +407,8 @@ def _before_fork() -> None:
     """
     for _, mapping in list(_leases.values()):
         if not mapping.private:
-            mapping.own()
-        mapping.spoilt = True
+            mapping.make_private()
+        mapping.tainted = True
 
 
 if hasattr(os, "register_at_fork"):

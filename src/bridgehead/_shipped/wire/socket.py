@@ -21,10 +21,10 @@ from typing import Any, Deque, Sequence, Tuple
 from weakref import WeakSet
 
 if __package__:  # in the kernel, all shipped files are one module
-    from bridgehead._shipped.wire.errors import Broken
+    from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.frames import allocate
     from bridgehead._shipped.wire.header import Header
-    from bridgehead._shipped.wire.segments import Maps, Pool, Segment
+    from bridgehead._shipped.wire.segments import Pool, Segment, SegmentCache
 
 # serial, bytes of header, bytes of frames, segment, its capacity, and how many numbers follow:
 # of segments released, of segments given back, of sizes of frames; flags
@@ -40,14 +40,14 @@ SECRET = 32  # bytes that either end shows the other
 UCRED = Struct("iII")  # pid, uid, gid of SO_PEERCRED
 
 _decode = JSONDecoder().raw_decode
-Message = Tuple[int, Any, Any]  # serial, header, frames; None instead of frames not to be had
+SocketMessage = Tuple[int, Any, Any]  # serial, header, frames; None instead of frames not to be had
 
 
-class Channel:
+class FrameSocket:
     """One end. The sender's pool and the leases are its own; so is the socket."""
 
     def __init__(self, sock: socket.socket, pool: Pool) -> None:
-        self.socket, self.pool, self.maps = sock, pool, Maps()
+        self.socket, self.pool, self.maps = sock, pool, SegmentCache()
         self._lent: dict[int, Segment] = {}  # to the other end, by number
         self._told: dict[int, Segment] = {}  # that the other end was handed, by number
         self._gone: Deque[int] = deque()
@@ -115,7 +115,7 @@ class Channel:
         return bool(self._told)
 
     @property
-    def has_news(self) -> bool:
+    def has_updates(self) -> bool:
         """Whether there is something to tell of segments, that no message has told yet."""
         return bool(self.maps.released or self._gone)
 
@@ -128,14 +128,14 @@ class Channel:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 self._files.extend(array("i", data[: len(data) // 4 * 4]))
         if len(self._files) > 64:
-            raise Broken("protocol", "files that no message has told of")
+            raise WireError("protocol", "files that no message has told of")
         if flags & _TRUNCATED:
             self._files.append(-1)  # there was no file descriptor left to receive it with
         self._read += self._room[:count]
         return count > 0
 
-    def next(self) -> Message | None:
-        """The next message that has arrived as a whole; ``Broken`` for what is none."""
+    def next(self) -> SocketMessage | None:
+        """The next message that has arrived as a whole; ``WireError`` for what is none."""
         read = self._read
         if len(read) < _PREFIX.size:
             return None
@@ -145,7 +145,7 @@ class Channel:
         at += 8 * (released + gone + framed)
         end = at + text + body
         if end > MOST:
-            raise Broken("protocol", "a message of %d bytes" % end)
+            raise WireError("protocol", "a message of %d bytes" % end)
         if len(read) < end:
             return None
         sizes: list[int] = []
@@ -170,7 +170,7 @@ class Channel:
         for number in released:
             segment = self._lent.pop(abs(number), None)
             if segment is not None:
-                segment.pool.give_back(segment, spoilt=number < 0)
+                segment.pool.give_back(segment, tainted=number < 0)
         for number in gone:
             self.maps.forget(number)
 
@@ -187,11 +187,13 @@ class Channel:
         if number not in self.maps.known:
             return None
         if min(sizes, default=0) < 0:
-            raise Broken("protocol", "frames of less than nothing")
+            raise WireError("protocol", "frames of less than nothing")
         try:
             return self.maps.lease(number, sizes)
         except ValueError as error:
-            raise Broken("protocol", "frames that are not in their segment: %s" % error) from None
+            raise WireError(
+                "protocol", "frames that are not in their segment: %s" % error
+            ) from None
 
     # ------------------------------------------------------------ the end
 
@@ -210,7 +212,7 @@ class Channel:
         for segment in told:
             segment.holders.remove(self)
         for segment in lent:
-            segment.pool.give_back(segment, spoilt=True)
+            segment.pool.give_back(segment, tainted=True)
         self.maps.known.clear()
 
 
@@ -223,16 +225,16 @@ def _object(text: bytearray) -> Header:
         told = text.decode()
         header, end = _decode(told)
     except (ValueError, RecursionError) as error:
-        raise Broken("protocol", "a header that is no JSON: %s" % error) from None
+        raise WireError("protocol", "a header that is no JSON: %s" % error) from None
     if type(header) is not dict or end < len(told):
-        raise Broken("protocol", "a header that is no object, or more than one")
+        raise WireError("protocol", "a header that is no object, or more than one")
     return header
 
 
 def _split(read: bytearray, at: int, nbytes: int, sizes: list[int]) -> list[memoryview]:
     """Frames out of a message, in memory of their own, writable and aligned."""
     if min(sizes, default=0) < 0 or sum(sizes) != nbytes:
-        raise Broken("protocol", "%d bytes of frames do not fit their sizes" % nbytes)
+        raise WireError("protocol", "%d bytes of frames do not fit their sizes" % nbytes)
     frames = []
     for size in sizes:
         frame = allocate(size)

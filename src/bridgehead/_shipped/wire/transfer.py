@@ -12,8 +12,8 @@ from typing import Any, Iterable, Iterator, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.digest import Buffer
-    from bridgehead._shipped.wire.errors import Broken, TooLarge
-    from bridgehead._shipped.wire.frames import OWN_MAPPING, allocate, digest, warm_up
+    from bridgehead._shipped.wire.errors import TooLarge, WireError
+    from bridgehead._shipped.wire.frames import OWN_MAPPING, allocate, digest, raise_mmap_threshold
 
 ADDRESSES = 1 << 47  # bytes; no process has room for more
 STEP = 1 << 18  # bytes copied at once: where memory is touched first, a MiB may take 8 ms
@@ -30,15 +30,15 @@ class Inbox:
 
     def __init__(self, sizes: Sequence[int], limit: int | None = None) -> None:
         if type(sizes) is not list or not all(type(n) is int and n >= 0 for n in sizes):
-            raise Broken("protocol", "frame sizes must be whole numbers of bytes")
+            raise WireError("protocol", "frame sizes must be whole numbers of bytes")
         self.sizes: list[int] = sizes
         self.total: int = sum(sizes)
         if limit is not None and self.total > limit:
             raise TooLarge(self.total)
         if self.total > ADDRESSES:
-            raise Broken("protocol", "no memory for %d bytes" % self.total)
+            raise WireError("protocol", "no memory for %d bytes" % self.total)
         self.begun: dict[int, memoryview] = {}  # by the frame's index
-        self.pieces: dict[int, int] = {}  # what is here and checked: offset and length
+        self.chunks: dict[int, int] = {}  # what is here and checked: offset and length
         self.touched: float = monotonic()
         self.lock: Any = Lock()
 
@@ -47,13 +47,13 @@ class Inbox:
         views = [memoryview(part).cast("B") for part in parts]
         length = sum(view.nbytes for view in views)
         if type(at) is not int or at < 0 or at + length > self.total:
-            raise Broken(
+            raise WireError(
                 "integrity", "%d bytes at offset %r do not fit %d" % (length, at, self.total)
             )
         if length and signed == "none:":
-            raise Broken("integrity", "frames in a message need a digest")
+            raise WireError("integrity", "frames in a message need a digest")
         if length >= OWN_MAPPING:
-            warm_up()
+            raise_mmap_threshold()
         targets = self.space(at, at + length)
         target = next(targets, None)
         for view in views:
@@ -65,8 +65,8 @@ class Inbox:
                     target = next(targets, None)
         # Checked is the copy: what was copied from may change (loopback's is the sender's own).
         if digest(str(signed).partition(":")[0], self.space(at, at + length)) != signed:
-            raise Broken("integrity", "the digest of the frames is not the one that was signed")
-        self.pieces[at] = length
+            raise WireError("integrity", "the digest of the frames is not the one that was signed")
+        self.chunks[at] = length
         self.touched = monotonic()
 
     def space(self, start: int, stop: int) -> Iterator[memoryview]:
@@ -83,7 +83,7 @@ class Inbox:
                 try:
                     self.begun[index] = allocate(self.sizes[index])
                 except (MemoryError, OSError, OverflowError) as error:
-                    raise Broken("protocol", "no memory for %d bytes" % self.total) from error
+                    raise WireError("protocol", "no memory for %d bytes" % self.total) from error
             return self.begun[index]
 
     @property
@@ -93,21 +93,21 @@ class Inbox:
 
     @property
     def received(self) -> int:
-        return sum(self.pieces.values())
+        return sum(self.chunks.values())
 
     def take(self) -> list[memoryview]:
-        """The frames, once every byte of them is there, and came once; else ``Broken``."""
+        """The frames, once every byte of them is there, and came once; else ``WireError``."""
         end = 0
-        for at in sorted(self.pieces):
+        for at in sorted(self.chunks):
             if at != end:
                 break
-            end += self.pieces[at]
+            end += self.chunks[at]
         if end != self.total or self.received != self.total:
-            raise Broken("integrity", "%d of %d bytes arrived" % (self.received, self.total))
+            raise WireError("integrity", "%d of %d bytes arrived" % (self.received, self.total))
         return self.frames
 
 
-class Held:
+class CompleteTransfer:
     """Frames that arrived as a whole, beside the messages, until the request that needs them."""
 
     def __init__(
@@ -122,7 +122,7 @@ class Held:
 
     def write(self, at: int, parts: Sequence[Buffer], expected: str) -> None:
         if parts:
-            raise Broken("integrity", "more bytes than the request has")
+            raise WireError("integrity", "more bytes than the request has")
 
     def take(self) -> list[memoryview]:
         """The frames; nothing can have altered them on the way."""

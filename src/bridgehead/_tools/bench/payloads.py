@@ -16,7 +16,7 @@ ROWS = 1_000_000  # of the DataFrame: 11 columns, about 90 MB
 
 
 @dataclass(frozen=True, slots=True)
-class Payload:
+class Sample:
     """One object to send.
 
     Attributes:
@@ -101,16 +101,16 @@ def _records() -> Any:
 
 
 _NUMPY = ("numpy",)
-PAYLOADS: Mapping[str, Payload] = {
+PAYLOADS: Mapping[str, Sample] = {
     payload.name: payload
     for payload in (
-        Payload("int", "int", lambda: 1, 200, 5),
-        Payload("dict1k", "dict, 1 kB", _words, 200, 1_000),
-        Payload("dict10k", "dict of 10,000", _records, 25, 360_000),
-        Payload("list1m", "list of 1,000,000", lambda: list(range(10**6)), 10, 5_000_000),
-        Payload("np1m", "numpy 1 MB", _array(1), 100, 10**6, _NUMPY),
-        Payload("df", "DataFrame 90 MB", _table, 7, 91 * 10**6, ("numpy", "pandas")),
-        Payload("np100m", "numpy 100 MB", _array(100), 15, 10**8, _NUMPY),
-        Payload("np1g", "numpy 1 GB", _array(1000), 4, 10**9, _NUMPY),
+        Sample("int", "int", lambda: 1, 200, 5),
+        Sample("dict1k", "dict, 1 kB", _words, 200, 1_000),
+        Sample("dict10k", "dict of 10,000", _records, 25, 360_000),
+        Sample("list1m", "list of 1,000,000", lambda: list(range(10**6)), 10, 5_000_000),
+        Sample("np1m", "numpy 1 MB", _array(1), 100, 10**6, _NUMPY),
+        Sample("df", "DataFrame 90 MB", _table, 7, 91 * 10**6, ("numpy", "pandas")),
+        Sample("np100m", "numpy 100 MB", _array(100), 15, 10**8, _NUMPY),
+        Sample("np1g", "numpy 1 GB", _array(1000), 4, 10**9, _NUMPY),
     )
 }

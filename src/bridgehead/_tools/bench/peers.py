@@ -21,13 +21,13 @@ from jupyter_client.blocking.client import BlockingKernelClient
 
 from bridgehead._bridge.bridge import Bridge
 from bridgehead._bridge.opening import Opening
-from bridgehead._tools.bench.payloads import Payload, frames
+from bridgehead._tools.bench.payloads import Sample, frames
 
 SLICE = 200  # ms; a wait for an answer looks after this long whether anybody still waits
 INLINE_MOST = 200 * 10**6  # bytes; 1 GB as base64 takes minutes
 
 
-class Gone(RuntimeError):
+class PeerDied(RuntimeError):
     """A peer's process ended."""
 
 
@@ -50,7 +50,7 @@ class Peer:
     async def stop(self) -> None:
         """Leave nothing behind, also where ``start`` failed half-way."""
 
-    def refuses(self, payload: Payload) -> str | None:
+    def refuses(self, payload: Sample) -> str | None:
         """Why it is not measured with this payload."""
 
     async def push(self, name: str, value: Any) -> None:
@@ -85,7 +85,7 @@ class LanePeer(Peer):
         if self._opened:
             await self.bridge.aclose()
 
-    def refuses(self, payload: Payload) -> str | None:
+    def refuses(self, payload: Sample) -> str | None:
         missing = [name for name in payload.needs if name not in self.bridge.info.versions]
         if missing:
             return f"the kernel lacks {' and '.join(missing)}"
@@ -106,7 +106,7 @@ class Memcpy(Peer):
     name = "memcpy"
     carries = False
 
-    def refuses(self, payload: Payload) -> str | None:
+    def refuses(self, payload: Sample) -> str | None:
         return None if payload.is_array else "only arrays are memory"
 
     async def push(self, name: str, value: Any) -> None:
@@ -135,7 +135,7 @@ class Pickle(Peer):
     name = "pickle"
     carries = False
 
-    def refuses(self, payload: Payload) -> str | None:
+    def refuses(self, payload: Sample) -> str | None:
         return "arrays travel beside their pickle" if payload.is_array else None
 
     async def push(self, name: str, value: Any) -> None:
@@ -170,7 +170,7 @@ class RawZmq(Peer):
         assert process.stdout is not None
         address = (await asyncio.to_thread(process.stdout.readline)).decode().strip()
         if not address:
-            raise Gone(f"the server of raw zmq ended with exit code {process.wait()}")
+            raise PeerDied(f"the server of raw zmq ended with exit code {process.wait()}")
         self._socket = self._context.socket(zmq.DEALER)
         self._socket.setsockopt(zmq.RCVTIMEO, SLICE)
         self._socket.connect(address)
@@ -202,7 +202,9 @@ class RawZmq(Peer):
                 await asyncio.sleep(0)  # so that Ctrl-C is heard
             assert self._process is not None
             if self._process.poll() is not None:
-                raise Gone(f"the server of raw zmq ended with exit code {self._process.returncode}")
+                raise PeerDied(
+                    f"the server of raw zmq ended with exit code {self._process.returncode}"
+                )
 
 
 class Execute(Peer):
@@ -257,7 +259,7 @@ class Execute(Peer):
             except zmq.Again:
                 await asyncio.sleep(0)  # so that Ctrl-C is heard
                 if not self._alive():
-                    raise Gone("the kernel died") from None
+                    raise PeerDied("the kernel died") from None
                 continue
             _, parts = session.feed_identities(parts)
             reply = session.deserialize(parts)

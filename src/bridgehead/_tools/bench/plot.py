@@ -14,7 +14,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from bridgehead._tools.bench.peers import Execute
-from bridgehead._tools.bench.session import Report
+from bridgehead._tools.bench.session import BenchReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,7 +34,7 @@ def formats() -> list[str]:
     return sorted(Canvas().canvas.get_supported_filetypes())
 
 
-def draw(report: Report, file: Path) -> None:
+def draw(report: BenchReport, file: Path) -> None:
     """Draw a report into a file, of the kind that its name ends with.
 
     Raises:
@@ -66,7 +66,7 @@ def draw(report: Report, file: Path) -> None:
     canvas.savefig(file)
 
 
-def _draw_peer(axes: Axes, report: Report, peer: str) -> None:
+def _draw_peer(axes: Axes, report: BenchReport, peer: str) -> None:
     color = {**LANES, **OTHERS}.get(peer)
     rows = [row for row in report.figures if row.peer == peer]
     rows.sort(key=lambda row: row.bytes)
@@ -97,7 +97,7 @@ def _draw_line(
         axes.plot(*zip(*beside, strict=True), **shared | {"linestyle": ""})
 
 
-def _draw_round_trip(axes: Axes, report: Report) -> None:
+def _draw_round_trip(axes: Axes, report: BenchReport) -> None:
     """What carries nothing is one line across."""
     trips = [row.push_ms for row in report.figures if row.peer == Execute.name and row.push_ms]
     if trips:
@@ -105,7 +105,7 @@ def _draw_round_trip(axes: Axes, report: Report) -> None:
         axes.axhline(statistics.median(trips), color="#999999", linestyle=":", label=label)
 
 
-def _name_payloads(axes: Axes, report: Report) -> None:
+def _name_payloads(axes: Axes, report: BenchReport) -> None:
     """Above, what each column of points is; names that would touch are put one over the other."""
     places = sorted({row.bytes: row.title for row in report.figures}.items())
     above, before = 0, 0.0

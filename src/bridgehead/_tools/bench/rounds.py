@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bridgehead._tools.bench.payloads import Payload, nbytes
+from bridgehead._tools.bench.payloads import Sample, nbytes
 from bridgehead._tools.bench.peers import Peer
 
 NAME = "bridgehead_bench"  # of what is pushed, and removed again
@@ -40,7 +40,7 @@ class Timing:
         left_out: why it was not measured, or not to the end; empty if it was.
     """
 
-    payload: Payload
+    payload: Sample
     peer: Peer
     size: int
     push: list[float] = field(default_factory=list)
@@ -57,7 +57,7 @@ class Timing:
         return statistics.median(self.push if operation == "push" else self.pull)
 
 
-async def side_by_side(peers: Sequence[Peer], payload: Payload, seconds: float) -> list[Timing]:
+async def side_by_side(peers: Sequence[Peer], payload: Sample, seconds: float) -> list[Timing]:
     """Push and pull one payload by every peer, in rounds.
 
     Args:

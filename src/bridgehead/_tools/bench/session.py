@@ -21,7 +21,7 @@ from bridgehead._bridge.bridge import Bridge
 from bridgehead._bridge.opening import Opening
 from bridgehead._errors import BridgeError, NotSupported
 from bridgehead._lanes.handshake import LANES, LaneName
-from bridgehead._tools.bench.payloads import PAYLOADS, Payload
+from bridgehead._tools.bench.payloads import PAYLOADS, Sample
 from bridgehead._tools.bench.peers import Execute, LanePeer, Memcpy, Peer, Pickle, RawZmq
 from bridgehead._tools.bench.rounds import NAME, Timing, side_by_side
 
@@ -57,7 +57,7 @@ class Figure:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class BenchReport:
     """What was measured, where and when.
 
     Attributes:
@@ -83,7 +83,7 @@ class Report:
         return asdict(self)
 
 
-def chosen(names: Sequence[str]) -> tuple[list[Payload], dict[str, str]]:
+def chosen(names: Sequence[str]) -> tuple[list[Sample], dict[str, str]]:
     """The payloads of these names that can be made here, and why others can't.
 
     Raises:
@@ -102,13 +102,13 @@ def chosen(names: Sequence[str]) -> tuple[list[Payload], dict[str, str]]:
 
 
 async def measure(
-    payloads: Sequence[Payload],
+    payloads: Sequence[Sample],
     left_out: Mapping[str, str],
     *,
     existing: str | os.PathLike[str] | None = None,
     seconds: float,
     told: Callable[[str], object] = lambda doing: None,
-) -> Report:
+) -> BenchReport:
     """Measure push and pull of each payload by every lane that works, and beside them.
 
     Args:
@@ -137,7 +137,7 @@ async def measure(
             told(f"{payload.title}, there and back")
             timings = await side_by_side(peers, payload, seconds)
             figures += map(_figure, timings)
-    return Report(
+    return BenchReport(
         date=datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         machine=machine(),
         versions=versions(),

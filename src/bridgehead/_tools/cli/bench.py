@@ -17,8 +17,8 @@ from bridgehead._tools.cli.exit import fail, finish, not_installed
 from bridgehead._tools.cli.terminal import console_for, new_table, print_table, print_wrapped, say
 
 if TYPE_CHECKING:
+    from bridgehead._tools.bench.session import BenchReport as Measured
     from bridgehead._tools.bench.session import Figure
-    from bridgehead._tools.bench.session import Report as Measured
 
 
 @click.command()

@@ -23,7 +23,7 @@ from bridgehead._tools.cli.terminal import (
 )
 
 if TYPE_CHECKING:
-    from bridgehead._tools.demo import Report
+    from bridgehead._tools.demo import DemoReport
 
 SHOWN_COLUMNS = 4  # of a summary; the table that was pulled has them all
 
@@ -58,7 +58,7 @@ def demo(file: Path | None) -> None:
         fail("what was seen is not what bridgehead promises; please report it")
 
 
-def _draw_report(console: Console, report: Report, cell: str) -> None:
+def _draw_report(console: Console, report: DemoReport, cell: str) -> None:
     first = report.first
     python = ".".join(map(str, first.python))
     say(
@@ -78,7 +78,7 @@ def _draw_report(console: Console, report: Report, cell: str) -> None:
     say(console, _seen(report))
 
 
-def _draw_summary(console: Console, report: Report) -> None:
+def _draw_summary(console: Console, report: DemoReport) -> None:
     summary = report.summary
     shown = summary.iloc[:, : SHOWN_COLUMNS + 1]  # the first one counts the rows
     hidden = summary.shape[1] - shown.shape[1]
@@ -92,7 +92,7 @@ def _draw_summary(console: Console, report: Report) -> None:
     print_table(console, f"summary, computed there and pulled: {report.about}{more}", table)
 
 
-def _draw_crossings(console: Console, report: Report) -> None:
+def _draw_crossings(console: Console, report: DemoReport) -> None:
     pushed, pulled = ("→", "←") if console.encoding.startswith("utf") else ("->", "<-")
     table = new_table()
     table.add_column("")
@@ -115,7 +115,7 @@ def _draw_crossings(console: Console, report: Report) -> None:
     print_table(console, f"what crossed: {pushed} pushed, {pulled} pulled", table)
 
 
-def _seen(report: Report) -> str:
+def _seen(report: DemoReport) -> str:
     """The closing words: only what was really found."""
     first, second = report.first, report.second
     kernel = "the same kernel" if report.same_kernel else f"another kernel than pid {first.pid}"

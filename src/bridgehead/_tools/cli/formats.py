@@ -105,9 +105,9 @@ def _read_json(data: bytes) -> Any:
 
 
 def _read_pickle(data: bytes) -> Any:
-    from bridgehead._protocol.payload import Unopened
+    from bridgehead._protocol.payload import RawPickle
 
-    return Unopened(data)
+    return RawPickle(data)
 
 
 def _write_csv(value: Any) -> bytes:

@@ -24,7 +24,7 @@ from bridgehead._tools.cli.target import Target
 
 if TYPE_CHECKING:
     from bridgehead import Bridge, Message
-    from bridgehead._connection.cell import Listener
+    from bridgehead._connection.cell import CellObserver
 
 
 @click.command()
@@ -54,10 +54,10 @@ def run(target: Target, file: str, as_json: bool) -> None:
 
 async def _run(target: Target, code: str, as_json: bool) -> int:
     from bridgehead import RemoteError
-    from bridgehead._connection.cell import Listener
+    from bridgehead._connection.cell import CellObserver
 
-    show = _Shown(quiet=as_json)
-    heard = Listener(show.take)
+    show = _OutputPrinter(quiet=as_json)
+    heard = CellObserver(show.take)
     async with target.open() as bridge:
         cell = asyncio.ensure_future(bridge.run(code, on_output=heard))
         show.cell = cell
@@ -98,7 +98,7 @@ def _print_json(result: Any, error: Any) -> None:
     write(json.dumps({**shown, "error": told}, default=repr) + "\n")
 
 
-class _Struck:
+class _Interrupts:
     """What Ctrl-C has done so far."""
 
     def __init__(self) -> None:
@@ -107,13 +107,15 @@ class _Struck:
 
 
 @contextlib.contextmanager
-def _interrupting(bridge: Bridge, cell: asyncio.Future[Any], heard: Listener) -> Iterator[_Struck]:
+def _interrupting(
+    bridge: Bridge, cell: asyncio.Future[Any], heard: CellObserver
+) -> Iterator[_Interrupts]:
     """Ctrl-C interrupts the cell, and the next one leaves it.
 
     A cell that waits for its turn is left at once: an interrupt would hit another one's.
     """
     loop = asyncio.get_running_loop()
-    struck = _Struck()
+    struck = _Interrupts()
 
     def strike() -> None:
         if struck.asked is None and heard.begun:
@@ -144,7 +146,7 @@ async def _interrupt(bridge: Bridge) -> None:
         warn(f"{error}; Ctrl-C again leaves the cell to itself")
 
 
-class _Shown:
+class _OutputPrinter:
     """What the cell says, on this program's own streams."""
 
     def __init__(self, *, quiet: bool) -> None:

@@ -60,11 +60,11 @@ class Target:
 
     async def _open(self) -> Bridge:
         from bridgehead import Bridge
-        from bridgehead._bridge.opening import How, attaching, open_bridge
+        from bridgehead._bridge.opening import OpenOptions, attaching, open_bridge
 
         return await open_bridge(
             Bridge,
-            How(trust=self.trust),
+            OpenOptions(trust=self.trust),
             max(OPENING, self.timeout or 0),
             attaching(self.existing, self.insecure),
             handshake_timeout=FOREVER,  # its turn may come after a cell of hours

@@ -30,7 +30,7 @@ _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # all but tab a
 _STEERING = re.compile(r"[\x00-\x07\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # but backspace, too
 
 
-class Screen(Console):
+class Terminal(Console):
     """A console whose reader may go away: that ends the command, quietly."""
 
     def on_broken_pipe(self) -> NoReturn:
@@ -39,7 +39,7 @@ class Screen(Console):
 
 def console_for(*, stderr: bool = False) -> Console:
     """Takes texts as they are: no markup, no highlighting, no emoji codes."""
-    console = Screen(stderr=stderr, markup=False, highlight=False, emoji=False)
+    console = Terminal(stderr=stderr, markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = PIPED
     return console

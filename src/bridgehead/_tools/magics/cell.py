@@ -20,7 +20,7 @@ from bridgehead._protocol.results import Result
 from bridgehead._transports.messages import Message
 
 
-class Seen:
+class RemoteValue:
     """What a cell's value looks like over there; ``Out[n]`` and ``_`` are this.
 
     The value itself stays in its kernel, where it may be large, or of classes that don't exist
@@ -41,7 +41,7 @@ class Seen:
         return self.data, self.metadata
 
 
-class GaveUp(KeyboardInterrupt):
+class CellAbandoned(KeyboardInterrupt):
     """Nobody waits for the cell any more; it may go on over there."""
 
     def _render_traceback_(self) -> list[str]:
@@ -56,14 +56,14 @@ def run_shown(shell: InteractiveShell, bridge: SyncBridge, code: str) -> Result:
 
     Raises:
         RemoteError: the cell raised; IPython shows the kernel's traceback of it.
-        GaveUp: a second interrupt; the cell may go on over there.
+        CellAbandoned: a second interrupt; the cell may go on over there.
     """
     arrived: SimpleQueue[Message | None] = SimpleQueue()
     running = bridge._start(
         lambda: bridge._bridge.run(code, on_output=arrived.put),
         lambda: arrived.put(None),  # behind all that it gave
     )
-    screen, interrupted, more = _Screen(shell), False, True
+    screen, interrupted, more = _CellDisplay(shell), False, True
     while more:
         try:
             try:
@@ -78,7 +78,9 @@ def run_shown(shell: InteractiveShell, bridge: SyncBridge, code: str) -> Result:
                     _interrupt(bridge)
         except KeyboardInterrupt:
             bridge._thread.cancel(running)
-            raise GaveUp("nobody waits for the cell any more; it may go on over there") from None
+            raise CellAbandoned(
+                "nobody waits for the cell any more; it may go on over there"
+            ) from None
     try:
         result = running.result()
     except RemoteError as error:
@@ -95,7 +97,7 @@ def _interrupt(bridge: SyncBridge) -> None:
         print(f"not interrupted: {error}", file=sys.stderr)  # noqa: T201 - IPython's own way
 
 
-class _Screen:
+class _CellDisplay:
     """Where one cell's outputs go."""
 
     def __init__(self, shell: InteractiveShell) -> None:
@@ -123,7 +125,9 @@ class _Screen:
             self._errors.append(content)
         elif message.type == "execute_result":
             # At once, not when the magic returns: a figure of the same cell comes behind it.
-            self._shell.displayhook(Seen(_mapping(content, "data"), _mapping(content, "metadata")))
+            self._shell.displayhook(
+                RemoteValue(_mapping(content, "data"), _mapping(content, "metadata"))
+            )
         else:
             publisher.publish(
                 _mapping(content, "data"),

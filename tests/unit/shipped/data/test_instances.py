@@ -17,7 +17,7 @@ import pyarrow as pa
 import pytest
 
 from bridgehead._shipped.data import decode_data, encode_data, standard
-from bridgehead._shipped.wire.errors import Broken
+from bridgehead._shipped.wire.errors import WireError
 from support.data import flagged, objects, sent
 
 # ---------------------------------------------------------------- what is no data
@@ -68,10 +68,10 @@ NOT_DATA = {
 @pytest.mark.parametrize(("value", "name"), NOT_DATA.values(), ids=NOT_DATA)
 def test_what_is_no_data_is_refused_by_name(value: Any, name: str) -> None:
     if type(value) is types.FunctionType and value.__name__ == "make_deque":
-        with pytest.raises(Broken, match="instead of a value"):  # the sender cannot tell
+        with pytest.raises(WireError, match="instead of a value"):  # the sender cannot tell
             sent([value])
         return
-    with pytest.raises(Broken, match="is not data") as caught:
+    with pytest.raises(WireError, match="is not data") as caught:
         encode_data({"jobs": [1, value]})
     assert caught.value.kind == "untrusted"
     assert caught.value.details["type"].startswith(name)
@@ -165,20 +165,20 @@ def test_an_allowed_exception_keeps_its_arguments_and_attributes() -> None:
 
 
 def test_what_an_allowed_instance_holds_must_be_data_too() -> None:
-    with pytest.raises(Broken, match="builtins.function is not data"):
+    with pytest.raises(WireError, match="builtins.function is not data"):
         encode_data(Mine(lambda: 0), {f"{__name__}.Mine"})
 
 
 def test_a_class_must_be_allowed_at_both_ends() -> None:
     frames = encode_data(Mine(), {f"{__name__}.Mine"})
-    with pytest.raises(Broken, match="Mine is not data") as caught:
+    with pytest.raises(WireError, match="Mine is not data") as caught:
         decode_data(frames)
     assert (caught.value.kind, caught.value.details["type"]) == ("untrusted", f"{__name__}.Mine")
 
 
 def test_an_error_of_an_allowed_class_is_told() -> None:
     frames = encode_data(Failure("no", 5), {f"{__name__}.Failure"})
-    with pytest.raises(Broken, match="AttributeError") as caught:
+    with pytest.raises(WireError, match="AttributeError") as caught:
         decode_data(frames, {f"{__name__}.Failure": Pair})
     assert caught.value.kind == "protocol"
 

@@ -591,7 +591,7 @@ BARE_HOSTILE = {name: raw for name, raw in MALFORMED.items() if isinstance(raw, 
 @pytest.mark.parametrize("python", pythons(), ids=str)
 def test_the_codec_in_a_bare_python(python: Python) -> None:
     shared = [Path(module.__file__).read_text("utf-8") for module in (_errors, _wire, _codec)]
-    sources = [*shared, *(str(frame, "utf-8") for frame in _shipping.lesson())]
+    sources = [*shared, *(str(frame, "utf-8") for frame in _shipping.codec_sources())]
     hostile = [raw for raw, _ in GADGETS.values()] + list(BARE_HOSTILE.values())
     name = "_bridgehead_0123456789ab"
     asked = json.dumps([name, sources, [raw.decode("latin-1") for raw in hostile], str(TRACE)])

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from bridgehead._shipped.data import decode_data, encode_data
 from bridgehead._shipped.data import registry as table
-from bridgehead._shipped.wire.errors import Broken
+from bridgehead._shipped.wire.errors import WireError
 from support.data import NUMPY, PANDAS, PLAIN, named, objects, pickled, same, sent, text
 
 SEEDS = [encode_data(value) for value in [*PLAIN.values(), *NUMPY.values()] if value is not ...]
@@ -30,7 +30,7 @@ def returns_or_refuses(frames: Sequence[Any]) -> None:
         warnings.simplefilter("ignore")  # of a library's, about odd but harmless values
         try:
             decode_data(frames)
-        except Broken as error:
+        except WireError as error:
             kind = error.kind
         else:
             return

@@ -38,7 +38,7 @@ class Told:
 """
 
 
-class Beside:
+class SideChannel:
     """A namespace whose shell has the buffers of a message; of those, the loader is to be made."""
 
     def __init__(self, bare: Bare) -> None:
@@ -53,7 +53,7 @@ class Beside:
         parts = [base64.b64encode(part).decode() for part in (PROBE, *self.frames)]
         self.space.cell(f"MIME, PARTS = {MIME!r}, {parts!r}" + BESIDE)
         monkeypatch.setattr(_shipping, "_how", lambda beside: self.how)
-        header = self.space.header("hello", epoch="", piece=0)
+        header = self.space.header("hello", epoch="", chunk=0)
         text = _shipping.expression("inline", header, install=True, beside=True)
         self.space.evaluate(text)
         self.space.cell(f"loader = __import__('sys').modules[{LOADER!r}]")
@@ -67,8 +67,8 @@ class Beside:
 
 
 @pytest.fixture
-def beside(python: Python, kernels: Callable[..., Bare]) -> Iterator[Beside]:
-    opened = Beside(kernels(python, None))
+def beside(python: Python, kernels: Callable[..., Bare]) -> Iterator[SideChannel]:
+    opened = SideChannel(kernels(python, None))
     yield opened
     opened.close()
 
@@ -84,7 +84,7 @@ def digests(frames: list[bytes]) -> list[str]:
 
 
 def test_code_objects_run_where_the_bytecode_is_the_same_and_the_sources_elsewhere(
-    beside: Beside, monkeypatch: pytest.MonkeyPatch
+    beside: SideChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     beside.frames = grown(beside.frames)
     beside.how = ([], digests(beside.frames), beside.how[2])
@@ -95,7 +95,7 @@ def test_code_objects_run_where_the_bytecode_is_the_same_and_the_sources_elsewhe
 
 @pytest.mark.parametrize("made_by", ["pypy", "bytecode"])
 def test_code_objects_of_another_compiler_never_run(
-    beside: Beside, made_by: str, monkeypatch: pytest.MonkeyPatch
+    beside: SideChannel, made_by: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, magic = beside.how[2].split()
     other = f"pypy {magic}" if made_by == "pypy" else f"{name} {'0' * len(magic)}"
@@ -106,7 +106,7 @@ def test_code_objects_of_another_compiler_never_run(
 
 @pytest.mark.parametrize("frame", range(len(_shipping.SHIPPED)))
 def test_nothing_runs_of_what_was_altered_on_the_way(
-    beside: Beside, frame: int, monkeypatch: pytest.MonkeyPatch
+    beside: SideChannel, frame: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     last = beside.frames[frame][-1]
     beside.frames[frame] = beside.frames[frame][:-1] + bytes([last ^ 1])

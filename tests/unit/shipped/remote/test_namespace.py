@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from bridgehead import ProtocolError
-from bridgehead._protocol import payload as _parcel
+from bridgehead._protocol import payload as _payload
 from support.bare import Space
 
 VALUES: dict[str, Any] = {
@@ -100,9 +100,9 @@ def test_what_is_for_another_kernel_is_what_that_one_can_bind(space: Space) -> N
     space.bind(x=[1], y="é")
     told, frames = space.ask("fetch", expressions=["y", "x"], names=["b", "a"])
     assert "code" not in told
-    assert list(_parcel.decode(frames).items()) == [("b", "é"), ("a", [1])]
-    parcel = _parcel.Parcel(frames, carries_code=False, refs=False)
-    space.ask("bind", parcel, names=["b", "a"])
+    assert list(_payload.decode(frames).items()) == [("b", "é"), ("a", [1])]
+    payload = _payload.Payload(frames, carries_code=False, refs=False)
+    space.ask("bind", payload, names=["b", "a"])
     assert space.fetch("a", "b") == ([1], "é")
     with pytest.raises(ProtocolError, match="'reader' is str, not list"):
         space.ask("fetch", expressions=["y"], names=["y"], reader="3.8")

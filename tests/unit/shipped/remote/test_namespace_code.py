@@ -14,7 +14,7 @@ import cloudpickle
 import pytest
 
 from bridgehead import IncompatiblePython, MissingInKernel, RemoteError
-from bridgehead._protocol import payload as _parcel
+from bridgehead._protocol import payload as _payload
 from bridgehead._shipped.wire import pickling as _codec
 from support.bare import Space
 
@@ -94,19 +94,19 @@ def test_an_error_that_carries_code_is_never_unpickled_by_another_version(
     with pytest.raises(RemoteError, match="Odd: me") as caught:
         equipped.fetch("boom()")
     if equipped.python.version[:2] == sys.version_info[:2]:
-        assert caught.value.__cause__.told() == "told by me"
+        assert caught.value.__cause__.header() == "told by me"
     else:
         assert caught.value.__cause__ is None
 
 
 def test_code_shipped_there_runs_where_the_version_is_the_same(equipped: Space) -> None:
-    parcel = _parcel.encode((lambda x: x * 2, (21,), {}), {})
-    assert parcel.carries_code
+    payload = _payload.encode((lambda x: x * 2, (21,), {}), {})
+    assert payload.carries_code
     versions = equipped.hello()["versions"] | {"cloudpickle": cloudpickle.__version__}
     if equipped.python.version[:2] == sys.version_info[:2]:
-        _parcel.check_parcel(parcel, equipped.python.version, versions)
-        _, frames = equipped.ask("call", parcel)
+        _payload.check_payload(payload, equipped.python.version, versions)
+        _, frames = equipped.ask("call", payload)
         assert _codec.decode(frames) == (42,)
     else:
         with pytest.raises(IncompatiblePython):
-            _parcel.check_parcel(parcel, equipped.python.version, versions)
+            _payload.check_payload(payload, equipped.python.version, versions)

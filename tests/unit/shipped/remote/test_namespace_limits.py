@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 
 from bridgehead import PayloadTooLarge
-from bridgehead._protocol import payload as _parcel
+from bridgehead._protocol import payload as _payload
 from support.bare import Space
 
 # A value of eight megabytes: inside its pickle, and out of it.
@@ -42,19 +42,19 @@ def test_the_limit_itself_is_allowed(space: Space, limit: int) -> None:
     space.bind(x=1)
     _, frames = space.ask("fetch", expressions=["x"])
     size = frames[0].nbytes
-    assert _parcel.decode(space.ask("fetch", expressions=["x"], max_bytes=size)[1]) == (1,)
+    assert _payload.decode(space.ask("fetch", expressions=["x"], max_bytes=size)[1]) == (1,)
     with pytest.raises(PayloadTooLarge):
         space.ask("fetch", expressions=["x"], max_bytes=min(limit, size - 1))
 
 
 def test_a_call_whose_value_is_too_large_ran_and_tells_its_size(space: Space) -> None:
     code = "__import__('os').environ.update(RAN='1') or b'x' * 5000"
-    parcel = _parcel.encode((eval, (code, {}), {}), {})
+    payload = _payload.encode((eval, (code, {}), {}), {})
     with pytest.raises(PayloadTooLarge) as caught:
-        space.ask("call", parcel, max_bytes=4000)
+        space.ask("call", payload, max_bytes=4000)
     assert 5000 < caught.value.bytes < 5100
     assert space.fetch("__import__('os').environ.pop('RAN')") == "1"
-    _, frames = space.ask("call", parcel, max_bytes=6000)
-    assert _parcel.decode(frames) == (b"x" * 5000,)
-    space.ask("call", parcel, max_bytes=1, keep="kept")  # which brings nothing
+    _, frames = space.ask("call", payload, max_bytes=6000)
+    assert _payload.decode(frames) == (b"x" * 5000,)
+    space.ask("call", payload, max_bytes=1, keep="kept")  # which brings nothing
     assert space.fetch("len(kept)") == 5000

@@ -11,14 +11,14 @@ from collections.abc import Callable
 import pytest
 
 from bridgehead import KernelRestarted, NameNotFound, RemoteError
-from bridgehead._protocol import payload as _parcel
+from bridgehead._protocol import payload as _payload
 from support.bare import Bare, Bomb, Space, megabytes
 from support.elsewhere import Python
 
 
 @pytest.mark.parametrize("planted", ["before", "after"])
-def test_every_builtin_may_be_shadowed(space: Space, planted: str) -> None:
-    if planted == "after":
+def test_every_builtin_may_be_shadowed(space: Space, installed: str) -> None:
+    if installed == "after":
         space.uproot()
     names = "dict.fromkeys([*dir(__import__('builtins')), 'sys', 'pickle', 'json'])"
     space.cell(f"globals().update({{**{names}, '__builtins__': __import__('builtins')}})")
@@ -105,7 +105,7 @@ def test_only_what_was_pushed_appears_in_the_namespace(
     assert space.names() == {"__name__", "__builtins__"}
     space.bind(pushed=megabytes(0.25), größe=2)
     space.fetch("pushed", "größe + 1")
-    space.ask("call", _parcel.encode((operator.add, (1, 2), {}), {}), keep="kept")
+    space.ask("call", _payload.encode((operator.add, (1, 2), {}), {}), keep="kept")
     space.ask("names", pattern="*")
     space.ask("has", name="pushed")
     with pytest.raises(NameNotFound):

@@ -11,7 +11,7 @@ import os
 import pytest
 
 from bridgehead import NameNotFound
-from bridgehead._protocol import payload as _parcel
+from bridgehead._protocol import payload as _payload
 from support.bare import Space
 
 
@@ -62,13 +62,13 @@ def test_drop_of_a_name_told_twice_drops_it_once(space: Space) -> None:
 
 def test_call_runs_a_function_there(space: Space) -> None:
     values = (operator.add, (2, 3), {})
-    _, frames = space.ask("call", _parcel.encode(values, {}))
-    assert _parcel.decode(frames) == (5,)
+    _, frames = space.ask("call", _payload.encode(values, {}))
+    assert _payload.decode(frames) == (5,)
 
 
 def test_call_keeps_the_value_there_under_a_name(space: Space) -> None:
     values = (os.getpid, (), {})
-    _, frames = space.ask("call", _parcel.encode(values, {}), keep="pid")
+    _, frames = space.ask("call", _payload.encode(values, {}), keep="pid")
     assert frames == []
     assert space.fetch("pid") == space.bare.process.pid
 

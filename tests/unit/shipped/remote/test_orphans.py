@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from bridgehead import RemoteError
-from bridgehead._protocol import payload as _parcel
+from bridgehead._protocol import payload as _payload
 from support.bare import FAR, Space, later
 
 
@@ -45,7 +45,7 @@ def test_a_subshell_whose_process_is_gone_is_told_once(space: Space, gone: int) 
 def test_a_busy_subshell_is_never_told(space: Space, gone: int) -> None:
     look = f"({FAR}.subshells.orphans(), [*{FAR}.subshells.known])"
     _, frames = space.ask("fetch", expressions=[look], subshell=note("busy", gone))
-    assert _parcel.decode(frames) == (([], ["busy"]),)
+    assert _payload.decode(frames) == (([], ["busy"]),)
     with pytest.raises(RemoteError):
         space.ask("fetch", expressions=["1 / 0"], subshell=note("failed", gone))
     assert sorted(orphans(space)) == ["busy", "failed"]

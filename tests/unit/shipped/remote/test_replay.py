@@ -13,18 +13,18 @@ import threading
 import pytest
 
 from bridgehead import IntegrityError, ProtocolError, RemoteError, ReplyLost
-from bridgehead._protocol import payload as _parcel
+from bridgehead._protocol import payload as _payload
 from bridgehead._protocol import response as _protocol
 from bridgehead._protocol.raising import raise_error
 from bridgehead._shipped.remote.kernel import Kernel
-from bridgehead._shipped.remote.replay import REMEMBERED
-from bridgehead._shipped.remote.server import Far
-from support.bare import PIECE, Bomb, Space, flipped, megabytes, part, stream, to_bind
+from bridgehead._shipped.remote.replay import REPLAY_WINDOW
+from bridgehead._shipped.remote.server import Remote
+from support.bare import CHUNK, Bomb, Space, flipped, megabytes, part, stream, to_bind
 
 # ---------------------------------------------------------------- megabytes, and pieces
 
 
-@pytest.mark.parametrize("size", [0, 1, 2047, 2048, PIECE - 1, PIECE, PIECE + 1, 5 * PIECE + 3])
+@pytest.mark.parametrize("size", [0, 1, 2047, 2048, CHUNK - 1, CHUNK, CHUNK + 1, 5 * CHUNK + 3])
 def test_bytes_of_every_size_cross_whole(space: Space, size: int) -> None:
     data = random.Random(size).randbytes(size)
     space.bind(data=data)
@@ -34,14 +34,14 @@ def test_bytes_of_every_size_cross_whole(space: Space, size: int) -> None:
 def test_megabytes_cross_out_of_band(space: Space) -> None:
     data, other = bytearray(megabytes(3)), megabytes(0.7)
     values = {"data": pickle.PickleBuffer(data), "other": pickle.PickleBuffer(other), "small": 1}
-    parcel = _parcel.encode(values, values)
-    assert [frame.nbytes for frame in parcel.frames[1:]] == [len(data), len(other)]
-    space.ask("bind", parcel, names=list(values))
+    payload = _payload.encode(values, values)
+    assert [frame.nbytes for frame in payload.frames[1:]] == [len(data), len(other)]
+    space.ask("bind", payload, names=list(values))
     space.cell("data[0] = data[0] ^ 255\nimport pickle")  # it arrives writable
     header = space.header("fetch", expressions=["pickle.PickleBuffer(data)", "bytes(other)"])
     told, frames = space.finish(header)
     assert len(data) in told["sizes"]
-    back, other_back = _parcel.decode(frames)
+    back, other_back = _payload.decode(frames)
     data[0] ^= 255
     assert bytes(back) == data
     assert other_back == other
@@ -51,17 +51,17 @@ def test_a_long_answer_comes_in_pieces_which_are_freed(space: Space) -> None:
     space.bind(data=megabytes(0.5))
     header = space.header("fetch", expressions=["data"])
     told, parts = space.cross(header)
-    inbox = _protocol.open_answer(told)
-    _protocol.add_piece(told, inbox, 0, parts)
-    assert sum(map(len, parts)) == PIECE < inbox.total
+    inbox = _protocol.open_response(told)
+    _protocol.add_chunk(told, inbox, 0, parts)
+    assert sum(map(len, parts)) == CHUNK < inbox.total
     assert space.kept() == (0, 1)
-    for at in range(PIECE, inbox.total, PIECE):
-        more, parts = space.cross({**header, "op": "more", "sizes": [], "at": at})
-        _protocol.add_piece(more, inbox, at, parts)
-    assert _parcel.decode(_protocol.close_answer(inbox)) == (megabytes(0.5),)
+    for at in range(CHUNK, inbox.total, CHUNK):
+        more, parts = space.cross({**header, "op": "next_chunk", "sizes": [], "at": at})
+        _protocol.add_chunk(more, inbox, at, parts)
+    assert _payload.decode(_protocol.close_response(inbox)) == (megabytes(0.5),)
     space.forget(header)
     assert space.kept() == (0, 0)
-    gone, _ = space.cross({**header, "op": "more", "sizes": [], "at": PIECE})
+    gone, _ = space.cross({**header, "op": "next_chunk", "sizes": [], "at": CHUNK})
     with pytest.raises(IntegrityError, match="gone"):
         raise_error(gone, ())
 
@@ -70,89 +70,90 @@ def test_a_long_answer_that_lacks_a_piece_is_told(space: Space) -> None:
     space.bind(data=megabytes(0.25))
     header = space.header("fetch", expressions=["data"])
     told, parts = space.cross(header)
-    inbox = _protocol.open_answer(told)
-    _protocol.add_piece(told, inbox, 0, parts)
+    inbox = _protocol.open_response(told)
+    _protocol.add_chunk(told, inbox, 0, parts)
     with pytest.raises(ReplyLost, match="arrived"):
-        _protocol.close_answer(inbox)
+        _protocol.close_response(inbox)
     space.forget(header)
 
 
 def test_nothing_happens_before_the_last_piece(space: Space) -> None:
     values = {"data": megabytes(0.25)}
-    parcel = _parcel.encode(values, values)
+    payload = _payload.encode(values, values)
     before = space.snapshot()
-    header = space.header("bind", parcel.frames, names=["data"])
-    space.piece(header, parcel.frames, 0)
-    space.piece(header, parcel.frames, 2 * PIECE)
+    header = space.header("bind", payload.frames, names=["data"])
+    space.chunk(header, payload.frames, 0)
+    space.chunk(header, payload.frames, 2 * CHUNK)
     assert space.snapshot() == before
     assert space.kept() == (1, 0)
     space.forget(header)
     assert space.kept() == (0, 0)
-    last = parcel.nbytes // PIECE * PIECE
+    last = payload.nbytes // CHUNK * CHUNK
     with pytest.raises(IntegrityError, match="arrived"):
-        space.finish(*part(header, stream(parcel.frames)[last:], at=last))
+        space.finish(*part(header, stream(payload.frames)[last:], at=last))
     assert space.snapshot() == before
 
 
 def test_a_piece_sent_twice_is_harmless(space: Space) -> None:
     values = {"data": megabytes(0.25)}
-    parcel = _parcel.encode(values, values)
-    header = space.header("bind", parcel.frames, names=["data"])
-    last = parcel.nbytes // PIECE * PIECE
-    for at in [*range(0, last, PIECE), *range(0, last, PIECE)]:
-        space.piece(header, parcel.frames, at)
-    space.finish(*part(header, stream(parcel.frames)[last:], at=last))
+    payload = _payload.encode(values, values)
+    header = space.header("bind", payload.frames, names=["data"])
+    last = payload.nbytes // CHUNK * CHUNK
+    for at in [*range(0, last, CHUNK), *range(0, last, CHUNK)]:
+        space.chunk(header, payload.frames, at)
+    space.finish(*part(header, stream(payload.frames)[last:], at=last))
     assert space.fetch("data") == values["data"]
     assert space.kept() == (0, 0)
 
 
 def test_a_piece_that_is_damaged_is_refused_when_it_arrives(space: Space) -> None:
     values = {"data": megabytes(0.25)}
-    parcel = _parcel.encode(values, values)
+    payload = _payload.encode(values, values)
     before = space.snapshot()
-    header = space.header("bind", parcel.frames, names=["data"])
-    last = parcel.nbytes // PIECE * PIECE
-    for at in range(0, last - PIECE, PIECE):
-        space.piece(header, parcel.frames, at)
-    sent, data = part(header, stream(parcel.frames)[last - PIECE : last], op="piece", at=last)
-    for damaged in (flipped(data, PIECE // 2), data[1:] + data[:1], data[:-1], b""):
-        told, _ = space.cross({**sent, "at": last - PIECE}, damaged)
+    header = space.header("bind", payload.frames, names=["data"])
+    last = payload.nbytes // CHUNK * CHUNK
+    for at in range(0, last - CHUNK, CHUNK):
+        space.chunk(header, payload.frames, at)
+    sent, data = part(header, stream(payload.frames)[last - CHUNK : last], op="chunk", at=last)
+    for damaged in (flipped(data, CHUNK // 2), data[1:] + data[:1], data[:-1], b""):
+        told, _ = space.cross({**sent, "at": last - CHUNK}, damaged)
         with pytest.raises(IntegrityError, match="digest"):
             raise_error(told, ())
     with pytest.raises(IntegrityError, match="arrived"):
-        space.finish(*part(header, stream(parcel.frames)[last:], at=last))
+        space.finish(*part(header, stream(payload.frames)[last:], at=last))
     assert space.snapshot() == before
     assert space.kept() == (0, 0)
 
 
 def test_pieces_of_other_sizes_are_not_of_the_same_request(space: Space) -> None:
     values = {"data": megabytes(0.25)}
-    parcel = _parcel.encode(values, values)
+    payload = _payload.encode(values, values)
     before = space.snapshot()
-    header = space.header("bind", parcel.frames, names=["data"])
-    space.piece(header, parcel.frames, 0)
+    header = space.header("bind", payload.frames, names=["data"])
+    space.chunk(header, payload.frames, 0)
     header["sizes"] = [*header["sizes"][:-1], header["sizes"][-1] - 1]
     with pytest.raises(IntegrityError, match="not of one request"):
-        space.piece(header, parcel.frames, PIECE)
+        space.chunk(header, payload.frames, CHUNK)
     assert space.snapshot() == before
     assert space.kept() == (0, 0)
 
 
 def test_the_pieces_of_two_requests_may_be_mixed(space: Space) -> None:
     parcels = {
-        name: _parcel.encode({name: megabytes(n)}, {}) for n, name in [(0.25, "a"), (0.5, "b")]
+        name: _payload.encode({name: megabytes(n)}, {}) for n, name in [(0.25, "a"), (0.5, "b")]
     }
     headers = {
-        name: space.header("bind", parcel.frames, names=[name]) for name, parcel in parcels.items()
+        name: space.header("bind", payload.frames, names=[name])
+        for name, payload in parcels.items()
     }
     order = [
-        (name, at) for name, parcel in parcels.items() for at in range(0, parcel.nbytes, PIECE)
+        (name, at) for name, payload in parcels.items() for at in range(0, payload.nbytes, CHUNK)
     ]
     lasts = {name: max(at for other, at in order if other == name) for name in parcels}
     random.Random(7).shuffle(order)
     for name, at in order:
         if at != lasts[name]:
-            space.piece(headers[name], parcels[name].frames, at)
+            space.chunk(headers[name], parcels[name].frames, at)
     for name, at in lasts.items():
         space.finish(*part(headers[name], stream(parcels[name].frames)[at:], at=at))
     assert space.fetch("a", "b") == (megabytes(0.25), megabytes(0.5))
@@ -162,8 +163,8 @@ def test_the_pieces_of_two_requests_may_be_mixed(space: Space) -> None:
 
 
 def test_a_request_that_was_made_before_is_not_done_again(space: Space) -> None:
-    header, parcel = to_bind(space, a=1)
-    data = stream(parcel.frames)
+    header, payload = to_bind(space, a=1)
+    data = stream(payload.frames)
     space.finish(header, data)
     space.bind(a=2)
     before = space.snapshot()
@@ -174,11 +175,11 @@ def test_a_request_that_was_made_before_is_not_done_again(space: Space) -> None:
 
 
 def test_one_that_failed_is_not_done_again_either(space: Space) -> None:
-    header, parcel = to_bind(space, a=Bomb(int, "no number"))
+    header, payload = to_bind(space, a=Bomb(int, "no number"))
     with pytest.raises(RemoteError):
-        space.finish(header, stream(parcel.frames))
+        space.finish(header, stream(payload.frames))
     with pytest.raises(ProtocolError, match="made before"):
-        space.finish(header, stream(parcel.frames))
+        space.finish(header, stream(payload.frames))
 
 
 def test_a_batch_that_was_made_before_is_not_done_again(space: Space) -> None:
@@ -191,8 +192,8 @@ def test_a_batch_that_was_made_before_is_not_done_again(space: Space) -> None:
 
 
 def test_one_that_arrived_damaged_may_be_made_again(space: Space) -> None:
-    header, parcel = to_bind(space, a=1)
-    data = stream(parcel.frames)
+    header, payload = to_bind(space, a=1)
+    data = stream(payload.frames)
     with pytest.raises(IntegrityError):
         space.finish(header, flipped(data, 3))
     space.finish(header, data)
@@ -204,12 +205,12 @@ def test_one_that_arrived_damaged_may_be_made_again(space: Space) -> None:
 
 def test_threads_that_remember_their_requests_at_once_disturb_nobody() -> None:
     """A subshell and the main thread, each with more requests than are remembered."""
-    far, failures = Far(Kernel({})), []
+    remote, failures = Remote(Kernel({})), []
 
     def ask(thread: int) -> None:
-        for number in range(20 * REMEMBERED):
+        for number in range(20 * REPLAY_WINDOW):
             try:
-                far.transfers.once(f"{thread} {number}")
+                remote.transfers.once(f"{thread} {number}")
             except Exception as error:
                 failures.append(error)
 
@@ -224,4 +225,4 @@ def test_threads_that_remember_their_requests_at_once_disturb_nobody() -> None:
     finally:
         sys.setswitchinterval(interval)
     assert failures == []
-    assert len(far.transfers.done) == REMEMBERED
+    assert len(remote.transfers.done) == REPLAY_WINDOW

@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 
 from bridgehead import NameNotFound, ProtocolError, RemoteError
-from bridgehead._protocol import payload as _parcel
+from bridgehead._protocol import payload as _payload
 from bridgehead._protocol import response as _protocol
 from bridgehead._protocol.request import batch_header
-from support.bare import INTERRUPT, PIECE, Bomb, Header, Outcome, Space, megabytes, stream, to_bind
+from support.bare import CHUNK, INTERRUPT, Bomb, Header, Outcome, Space, megabytes, stream, to_bind
 
 
-def to_ask(space: Space, operation: str, **fields: Any) -> tuple[Header, _parcel.Parcel]:
-    return space.header(operation, **fields), _parcel.EMPTY
+def to_ask(space: Space, operation: str, **fields: Any) -> tuple[Header, _payload.Payload]:
+    return space.header(operation, **fields), _payload.EMPTY
 
 
 def value(outcome: Outcome) -> Any:
     assert isinstance(outcome, tuple)
-    return _parcel.decode(outcome[1])
+    return _payload.decode(outcome[1])
 
 
 def test_requests_that_cross_together_are_done_in_order(space: Space) -> None:
@@ -59,7 +59,9 @@ def test_one_that_fails_fails_alone(space: Space) -> None:
     assert not space.names() & {"c", "d"}
 
 
-@pytest.mark.parametrize("operation", ["call", "hello", "learn", "batch", "watch", "more", "piece"])
+@pytest.mark.parametrize(
+    "operation", ["call", "hello", "load_codec", "batch", "watch", "next_chunk", "chunk"]
+)
 def test_a_batch_with_one_that_crosses_alone_is_refused_and_changes_nothing(
     space: Space, operation: str
 ) -> None:
@@ -75,19 +77,19 @@ def test_a_batch_with_what_is_no_request_is_refused_and_changes_nothing(
     space: Space, damaged: Any
 ) -> None:
     before = space.snapshot()
-    header, parcel = to_bind(space, a=1)
-    batch = batch_header([header], parcel.frames)
-    batch = {**batch, "requests": [header, damaged], "piece": PIECE}
+    header, payload = to_bind(space, a=1)
+    batch = batch_header([header], payload.frames)
+    batch = {**batch, "requests": [header, damaged], "chunk": CHUNK}
     with pytest.raises(ProtocolError):
-        space.finish(batch, stream(parcel.frames))
+        space.finish(batch, stream(payload.frames))
     assert space.snapshot() == before
 
 
 def test_a_batch_whose_frames_are_fewer_than_its_requests_need_is_told(space: Space) -> None:
     first, second = to_bind(space, a=1), to_bind(space, b=1)
-    batch = {**batch_header([first[0], second[0]], first[1].frames), "piece": PIECE}
+    batch = {**batch_header([first[0], second[0]], first[1].frames), "chunk": CHUNK}
     told, parts = space.finish(batch, stream(first[1].frames))
-    answers = [opened.told for opened in _protocol.part_batch(told, parts, [None, None])]
+    answers = [opened.header for opened in _protocol.part_batch(told, parts, [None, None])]
     assert "error" not in answers[0]
     assert answers[1]["error"]["kind"] == "protocol"
     assert "b" not in space.names()

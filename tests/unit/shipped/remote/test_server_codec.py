@@ -11,7 +11,7 @@ import pytest
 
 from bridgehead import ProtocolError, RemoteError, UntrustedPayload
 from bridgehead._protocol import bootstrap as _shipping
-from bridgehead._protocol import payload as _parcel
+from bridgehead._protocol import payload as _payload
 from support.bare import Bomb, Space
 
 
@@ -22,8 +22,8 @@ def untaught(space: Space) -> Space:
     return space.prepare()
 
 
-def lesson() -> _parcel.Parcel:
-    return _parcel.Parcel(_shipping.lesson(), carries_code=False, refs=False)
+def codec_sources() -> _payload.Payload:
+    return _payload.Payload(_shipping.codec_sources(), carries_code=False, refs=False)
 
 
 def test_what_needs_the_data_only_codec_is_refused_before_it_is_there(untaught: Space) -> None:
@@ -32,33 +32,33 @@ def test_what_needs_the_data_only_codec_is_refused_before_it_is_there(untaught: 
         untaught.ask("fetch", expressions=["x"], trust="data")
     values = {"y": 1}
     with pytest.raises(ProtocolError, match="is not here"):
-        untaught.ask("bind", _parcel.encode_data(values, values), names=["y"], opens="data")
+        untaught.ask("bind", _payload.encode_data(values, values), names=["y"], opens="data")
     assert "y" not in untaught.names()
 
 
 def test_a_loader_that_learned_it_sends_and_opens_nothing_but_data(untaught: Space) -> None:
     names = untaught.names()
     for _ in range(2):
-        untaught.ask("learn", lesson())
+        untaught.ask("load_codec", codec_sources())
     assert untaught.names() == names
     data = {"a": [1, 2.5, None], "b": datetime.date(2024, 1, 2), ("c", 1): {3, b"x"}}
     values = {"x": data}
-    untaught.ask("bind", _parcel.encode_data(values, values), names=["x"], opens="data")
+    untaught.ask("bind", _payload.encode_data(values, values), names=["x"], opens="data")
     _, frames = untaught.ask("fetch", expressions=["x"], trust="data")
-    assert _parcel.decode_data(frames, {}) == (data,)
+    assert _payload.decode_data(frames, {}) == (data,)
     untaught.cell("def code(): pass")
     with pytest.raises(UntrustedPayload, match="code is") as caught:
         untaught.ask("fetch", expressions=["x", "code"], trust="data")
     assert "function" in caught.value.type
     bomb = {"y": Bomb(int, "7")}
     with pytest.raises(UntrustedPayload):
-        untaught.ask("bind", _parcel.encode(bomb, bomb), names=["y"], opens="data")
+        untaught.ask("bind", _payload.encode(bomb, bomb), names=["y"], opens="data")
     assert untaught.names() == {*names, "x", "code"}
 
 
 @pytest.mark.parametrize("source", [b"\xff", b"1 +", b"raise LookupError", b"import nowhere"])
 def test_a_lesson_that_cannot_be_learned_is_told(untaught: Space, source: bytes) -> None:
-    parcel = _parcel.Parcel([memoryview(source)], carries_code=False, refs=False)
+    payload = _payload.Payload([memoryview(source)], carries_code=False, refs=False)
     with pytest.raises(RemoteError):
-        untaught.ask("learn", parcel)
-    untaught.ask("learn", lesson())
+        untaught.ask("load_codec", payload)
+    untaught.ask("load_codec", codec_sources())

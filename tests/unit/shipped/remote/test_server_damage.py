@@ -15,7 +15,7 @@ import pytest
 
 from bridgehead import BridgeError, IntegrityError, KernelRestarted, ProtocolError
 from bridgehead._protocol import bootstrap as _shipping
-from bridgehead._protocol import payload as _parcel
+from bridgehead._protocol import payload as _payload
 from bridgehead._protocol import response as _protocol
 from bridgehead._protocol.raising import raise_error
 from support.bare import Header, Space, flipped, megabytes, stream
@@ -110,8 +110,8 @@ DAMAGE: dict[str, tuple[type[BridgeError], Callable[[Request], None]]] = {
     "the operation is missing": (ProtocolError, without_header("op")),
     "the id is missing": (ProtocolError, without_header("id")),
     "the sizes are missing": (ProtocolError, without_header("sizes")),
-    "the piece is missing": (ProtocolError, without_header("piece")),
-    "the piece is text": (ProtocolError, with_header(piece="many")),
+    "the piece is missing": (ProtocolError, without_header("chunk")),
+    "the piece is text": (ProtocolError, with_header(chunk="many")),
     "a size is negative": (ProtocolError, with_header(sizes=[-1, 1])),
     "a size is text": (ProtocolError, with_header(sizes=["1"])),
     "a size is a fraction": (ProtocolError, with_header(sizes=[1.5])),
@@ -133,15 +133,17 @@ def test_a_damaged_push_is_refused_and_changes_nothing(
     space.bind(a="before", other=[1])
     before = space.snapshot()
     values = {"a": pickle.PickleBuffer(megabytes(0.05)), "b": "after"}
-    parcel = _parcel.encode(values, values)
-    request = Request(space.header("bind", parcel.frames, names=["a", "b"]), stream(parcel.frames))
+    payload = _payload.encode(values, values)
+    request = Request(
+        space.header("bind", payload.frames, names=["a", "b"]), stream(payload.frames)
+    )
     damage(request)
     told = space.evaluate(request.expression())
     parts = [base64.b64decode(told.pop("data", ""))]
     with pytest.raises(BridgeError) as caught:
-        inbox = _protocol.open_answer(told)
-        _protocol.add_piece(told, inbox, 0, parts)
-        frames = _protocol.close_answer(inbox)
+        inbox = _protocol.open_response(told)
+        _protocol.add_chunk(told, inbox, 0, parts)
+        frames = _protocol.close_response(inbox)
         raise_error(told, frames)
     assert type(caught.value) is error
     assert space.snapshot() == before

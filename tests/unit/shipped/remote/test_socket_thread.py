@@ -15,12 +15,12 @@ import pytest
 
 from bridgehead._protocol import request as _request
 from bridgehead._shipped.remote.kernel import Kernel
-from bridgehead._shipped.remote.server import Far
+from bridgehead._shipped.remote.server import Remote
 from bridgehead._shipped.remote.socket_thread import Server
 from bridgehead._shipped.wire import pickling as _codec
 from bridgehead._shipped.wire import segments as _segments
 from bridgehead._shipped.wire.segments import Pool
-from bridgehead._shipped.wire.socket import Channel
+from bridgehead._shipped.wire.socket import FrameSocket
 
 
 class Begins:
@@ -34,7 +34,7 @@ class Begins:
 
 def begin() -> str:
     Begins.kernel._cell_begins()
-    return "begun"
+    return "cells_begun"
 
 
 @pytest.fixture
@@ -45,13 +45,13 @@ def server() -> Iterator[Server]:
     events.unregister = lambda event, told: events.callbacks[event].remove(told)
     kernel = Kernel(namespace)
     kernel.shell = SimpleNamespace(user_ns=namespace, user_ns_hidden={}, events=events)
-    far = Far(kernel)
+    remote = Remote(kernel)
     assert kernel.follow_cells(True)
     Begins.kernel = kernel
     near, there = socket.socketpair()
-    channel = Channel(there, Pool(0.5))
+    channel = FrameSocket(there, Pool(0.5))
     try:
-        yield Server(far, channel, "name", b"")
+        yield Server(remote, channel, "name", b"")
     finally:
         near.close()
         channel.close()
@@ -59,8 +59,8 @@ def server() -> Iterator[Server]:
 
 
 def header(server: Server, operation: str, frames: Any = (), **fields: Any) -> dict[str, Any]:
-    made = _request.header(operation, frames, epoch=server.far.epoch, algorithm="none", **fields)
-    return {**made, "piece": 1 << 24}
+    made = _request.header(operation, frames, epoch=server.remote.epoch, algorithm="none", **fields)
+    return {**made, "chunk": 1 << 24}
 
 
 def bind(server: Server, **values: Any) -> tuple[dict[str, Any], list[memoryview]]:
@@ -71,39 +71,39 @@ def bind(server: Server, **values: Any) -> tuple[dict[str, Any], list[memoryview
 def together(server: Server, *requests: tuple[dict[str, Any], list[memoryview]]) -> dict[str, Any]:
     frames = [frame for _, parts in requests for frame in parts]
     asked = header(server, "batch", frames, requests=[one for one, _ in requests])
-    answer, _ = server.far.receive(asked, frames, server)
+    answer, _ = server.remote.receive(asked, frames, server)
     return answer
 
 
 def ended(server: Server) -> None:
-    server.far.kernel._cell_ends()
+    server.remote.kernel._cell_ends()
 
 
 def test_nothing_is_bound_in_the_middle_of_a_cell_that_has_just_begun(server: Server) -> None:
     asked, frames = bind(server, x=Begins())
-    answer, _ = server.far.receive(dict(asked), frames, server)
+    answer, _ = server.remote.receive(dict(asked), frames, server)
     assert answer == {"busy": True}
-    assert server.far.kernel.namespace == {}
+    assert server.remote.kernel.namespace == {}
     ended(server)
     # It is there, for the message that comes after the cell.
-    answer, _ = server.far.receive({**asked, "at": sum(asked["sizes"])}, [])
+    answer, _ = server.remote.receive({**asked, "at": sum(asked["sizes"])}, [])
     assert "error" not in answer
-    assert server.far.kernel.namespace == {"x": "begun"}
+    assert server.remote.kernel.namespace == {"x": "cells_begun"}
 
 
 def test_of_a_batch_what_comes_after_the_beginning_of_a_cell_comes_again(server: Server) -> None:
     first, second, third = bind(server, x=1), bind(server, y=Begins()), bind(server, z=3)
     answer = together(server, first, second, third)
-    assert [one.get("again", False) for one in answer["answers"]] == [False, True, True]
-    assert server.far.kernel.namespace == {"x": 1}
+    assert [one.get("retry", False) for one in answer["answers"]] == [False, True, True]
+    assert server.remote.kernel.namespace == {"x": 1}
     ended(server)
-    assert together(server, bind(server, y=2), bind(server, z=3))["answers"][1].get("again") is None
-    assert server.far.kernel.namespace == {"x": 1, "y": 2, "z": 3}
+    assert together(server, bind(server, y=2), bind(server, z=3))["answers"][1].get("retry") is None
+    assert server.remote.kernel.namespace == {"x": 1, "y": 2, "z": 3}
 
 
 def test_a_batch_whose_first_is_overtaken_waits_as_a_whole(server: Server) -> None:
     assert together(server, bind(server, x=Begins()), bind(server, y=1)) == {"busy": True}
-    assert server.far.kernel.namespace == {}
+    assert server.remote.kernel.namespace == {}
 
 
 def test_an_interrupt_while_an_answer_is_copied_keeps_no_memory(
@@ -112,12 +112,12 @@ def test_an_interrupt_while_an_answer_is_copied_keeps_no_memory(
     def interrupted(*args: Any) -> Any:
         raise KeyboardInterrupt
 
-    server.far.kernel.namespace["big"] = np.ones(100_000)
+    server.remote.kernel.namespace["big"] = np.ones(100_000)
     monkeypatch.setattr(_segments, "write", interrupted)
-    answer, out = server.far.receive(header(server, "fetch", expressions=["big"]), [], server)
+    answer, out = server.remote.receive(header(server, "fetch", expressions=["big"]), [], server)
     assert answer["error"]["ename"] == "KeyboardInterrupt"
     assert not any(segment.leases for segment in server.channel.pool.segments.values())
     monkeypatch.undo()
-    answer, out = server.far.receive(header(server, "fetch", expressions=["big"]), [], server)
+    answer, out = server.remote.receive(header(server, "fetch", expressions=["big"]), [], server)
     assert "error" not in answer
     assert out.leases == 1

@@ -20,10 +20,10 @@ from bridgehead import (
     PayloadTooLarge,
     RemoteError,
 )
-from bridgehead._protocol import payload as _parcel
+from bridgehead._protocol import payload as _payload
 from bridgehead._protocol import response as _protocol
 from bridgehead._shipped.wire import frames as _wire
-from bridgehead._shipped.wire.header import NEWS_MESSAGE
+from bridgehead._shipped.wire.header import UPDATE_MESSAGE
 from support.bare import FAR, Bare, Header, Space, later
 from support.elsewhere import Python
 
@@ -87,20 +87,20 @@ class Watched(Space):
     def open(self, news: Any) -> tuple[Header, list[memoryview]]:
         """What one of the messages tells, its rest fetched."""
         _, kind, content, _, _, buffers = news
-        assert kind == NEWS_MESSAGE
+        assert kind == UPDATE_MESSAGE
         told = json.loads(content["answer"])
         parts = buffers or [base64.b64decode(told.pop("data"), validate=True)]
-        inbox = _protocol.open_answer(told)
-        _protocol.add_piece(told, inbox, 0, parts)
-        asked = {**self.header("watch"), "id": content["news"]}, _parcel.EMPTY
-        outcome = self.outcome(asked, _protocol.Opened(told, inbox))
+        inbox = _protocol.open_response(told)
+        _protocol.add_chunk(told, inbox, 0, parts)
+        asked = {**self.header("watch"), "id": content["news"]}, _payload.EMPTY
+        outcome = self.outcome(asked, _protocol.PartialResponse(told, inbox))
         if isinstance(outcome, BridgeError):
             raise outcome
         assert outcome is not None
         return outcome
 
     def value(self, news: Any) -> Any:
-        return _parcel.decode(self.open(news)[1])[0]
+        return _payload.decode(self.open(news)[1])[0]
 
 
 @pytest.fixture
@@ -114,10 +114,10 @@ def watched(python: Python, kernels: Callable[..., Bare]) -> Watched:
 
 def test_a_watched_value_is_told_now_and_when_a_cell_changed_it(watched: Watched) -> None:
     watched.run("x = 1")
-    assert _parcel.decode(watched.watch("x")[1]) == (1,)
+    assert _payload.decode(watched.watch("x")[1]) == (1,)
     (news,) = watched.run("x = 2")
     stream_, kind, content, parent, identity, buffers = news
-    assert (stream_, kind) == ("the shell channel", "bridgehead_news")
+    assert (stream_, kind) == ("the shell channel", "bridgehead_update")
     assert (parent, identity) == ({"header": {"msg_id": "the request"}}, b"whoever asked")
     assert (content["watch"], buffers) == ("w", [])
     assert watched.value(news) == 2

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from bridgehead._shipped.wire.digest import LEAF, digest_of, summed
-from bridgehead._shipped.wire.errors import Broken
+from bridgehead._shipped.wire.errors import WireError
 from bridgehead._shipped.wire.frames import cut, digest
 from bridgehead._shipped.wire.transfer import Inbox
 from support.frames import frames_of, joined
@@ -35,11 +35,11 @@ def test_a_digest_sees_every_byte_and_their_order(algorithm: str) -> None:
 
 @pytest.mark.parametrize("algorithm", ["", "md5", "CRC32", "None"])
 def test_an_unknown_digest_is_refused(algorithm: str) -> None:
-    with pytest.raises(Broken, match="unknown digest") as caught:
+    with pytest.raises(WireError, match="unknown digest") as caught:
         digest(algorithm, [b"abc"])
     assert caught.value.kind == "protocol"
     inbox = Inbox([])
-    with pytest.raises(Broken, match="unknown digest"):
+    with pytest.raises(WireError, match="unknown digest"):
         inbox.write(0, [], algorithm + ":00")
 
 
@@ -48,19 +48,19 @@ LONG = [700, 2 * SMALL_LEAF + 12_345, 40_000]
 
 
 @pytest.mark.parametrize("algorithm", ["crc32", "sums", "sha256"])
-@pytest.mark.parametrize("piece", [SMALL_LEAF, 2 * SMALL_LEAF, 4 * SMALL_LEAF])
+@pytest.mark.parametrize("chunk", [SMALL_LEAF, 2 * SMALL_LEAF, 4 * SMALL_LEAF])
 def test_the_digest_of_a_piece_is_a_part_of_the_wholes(
-    algorithm: str, piece: int, monkeypatch: pytest.MonkeyPatch
+    algorithm: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bridgehead._shipped.wire.digest.LEAF", SMALL_LEAF)
     frames = frames_of(LONG)
     whole = digest(algorithm, frames)
-    for start in range(0, sum(LONG), piece):
-        parts = list(cut(frames, start, start + piece))
-        assert digest_of(whole, start, start + piece) == digest(algorithm, parts)
+    for start in range(0, sum(LONG), chunk):
+        parts = list(cut(frames, start, start + chunk))
+        assert digest_of(whole, start, start + chunk) == digest(algorithm, parts)
     with ThreadPoolExecutor(3) as pool:
         assert digest(algorithm, frames, pool.map) == whole
-    assert digest_of(digest(algorithm, []), 0, piece) == digest(algorithm, [])
+    assert digest_of(digest(algorithm, []), 0, chunk) == digest(algorithm, [])
 
 
 def test_sums_are_the_same_without_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,8 +108,8 @@ def test_one_flipped_bit_is_told(algorithm: str, at: int) -> None:
     inbox = Inbox([500, 2500])
     damaged = bytearray(joined(frames))
     damaged[at] ^= 16
-    with pytest.raises(Broken, match="digest") as caught:
+    with pytest.raises(WireError, match="digest") as caught:
         inbox.write(0, [damaged], signed)
     assert caught.value.kind == "integrity"
-    with pytest.raises(Broken, match="0 of 3000 bytes"):
+    with pytest.raises(WireError, match="0 of 3000 bytes"):
         inbox.take()

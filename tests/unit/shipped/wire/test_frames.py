@@ -81,5 +81,5 @@ def test_pieces_cut_anywhere_are_the_whole(seed: int) -> None:
     frames = frames_of([source.choice([0, 1, 5, 100]) for _ in range(source.randrange(1, 8))], seed)
     total = sum(frame.nbytes for frame in frames)
     edges = sorted({0, total, *(source.randrange(total + 1) for _ in range(5))})
-    pieces = [joined(cut(frames, a, b)) for a, b in itertools.pairwise(edges)]
-    assert joined(pieces) == joined(frames)
+    chunks = [joined(cut(frames, a, b)) for a, b in itertools.pairwise(edges)]
+    assert joined(chunks) == joined(frames)

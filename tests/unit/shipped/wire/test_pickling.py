@@ -17,7 +17,7 @@ import pytest
 
 from bridgehead._shipped.wire import pickling as _codec
 from bridgehead._shipped.wire.frames import IN_BAND, OWN_MAPPING, digest
-from bridgehead._shipped.wire.pickling import culprit
+from bridgehead._shipped.wire.pickling import find_unpicklable
 from bridgehead._shipped.wire.transfer import Inbox
 
 LOCK = threading.Lock()
@@ -310,18 +310,18 @@ BLAME: dict[str, tuple[Any, str]] = {
 
 @pytest.mark.parametrize(("value", "path"), BLAME.values(), ids=BLAME.keys())
 def test_blame_names_the_path_to_what_cannot_be_pickled(value: Any, path: str) -> None:
-    found, error = culprit(value, "x")
+    found, error = find_unpicklable(value, "x")
     assert found == path
     assert "cannot pickle" in str(error)
 
 
 def test_blame_starts_with_the_name_that_was_given() -> None:
-    assert culprit({"lock": LOCK}, "config")[0] == "config['lock']"
-    assert culprit(table(), "df")[0] == "df.attrs['lock']"
+    assert find_unpicklable({"lock": LOCK}, "config")[0] == "config['lock']"
+    assert find_unpicklable(table(), "df")[0] == "df.attrs['lock']"
 
 
 def test_blame_spares_what_is_not_pickled() -> None:
-    path, error = culprit(ReducesWithoutTheLock(), "x")
+    path, error = find_unpicklable(ReducesWithoutTheLock(), "x")
     assert "lock" not in path
     assert "generator" in str(error)
 
@@ -331,21 +331,21 @@ def test_blame_tells_the_error_of_the_part_itself() -> None:
         def __reduce__(self) -> Any:
             raise ValueError("I would rather not")
 
-    path, error = culprit({"a": [Refuses()]}, "x")
+    path, error = find_unpicklable({"a": [Refuses()]}, "x")
     assert (path, type(error), str(error)) == ("x['a'][0]", ValueError, "I would rather not")
 
 
 def test_blame_survives_a_state_that_raises() -> None:
-    class Broken:
+    class WireError:
         def __getstate__(self) -> Any:
             raise ValueError("no state")
 
-    path, error = culprit([Broken()], "x")
+    path, error = find_unpicklable([WireError()], "x")
     assert (path, str(error)) == ("x[0]", "no state")
 
 
 def test_nobody_is_blamed_for_what_can_be_pickled() -> None:
-    path, error = culprit([1, 2], "x")
+    path, error = find_unpicklable([1, 2], "x")
     assert path == "x"
     assert isinstance(error, pickle.PicklingError)
 
@@ -376,10 +376,10 @@ def test_what_is_nested_100_000_deep_is_told_and_does_not_crash(make: Callable[.
     value = make(100_000, 1)
     with pytest.raises((RecursionError, pickle.PicklingError), match="recursion"):
         _codec.encode(value)
-    path, error = culprit(value, "x")
+    path, error = find_unpicklable(value, "x")
     assert "recursion" in str(error)
     assert len(path) < 200
 
 
 def test_blame_finds_its_way_50_levels_down() -> None:
-    assert culprit(deep_list(50, LOCK), "x")[0] == "x" + "[0]" * 50
+    assert find_unpicklable(deep_list(50, LOCK), "x")[0] == "x" + "[0]" * 50

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridgehead._shipped.wire import segments as _segments
-from bridgehead._shipped.wire.segments import Maps, Pool, Segment, layout
+from bridgehead._shipped.wire.segments import Pool, Segment, SegmentCache, layout
 from support.shared import (
     KIB,
     MIB,
@@ -135,10 +135,10 @@ def test_what_is_idle_is_given_back(pool: Pool, monkeypatch: pytest.MonkeyPatch)
 
 class Holder:
     def __init__(self) -> None:
-        self.told: list[int] = []
+        self.header: list[int] = []
 
-    def gone(self, number: int) -> None:
-        self.told.append(number)
+    def connection_lost(self, number: int) -> None:
+        self.header.append(number)
 
 
 def test_whoever_has_it_mapped_is_told_that_it_is_gone(pool: Pool) -> None:
@@ -146,13 +146,13 @@ def test_whoever_has_it_mapped_is_told_that_it_is_gone(pool: Pool) -> None:
     segment.holders.append(holder)
     pool.give_back(segment)
     pool.trim(0)
-    assert holder.told == [segment.number]
+    assert holder.header == [segment.number]
 
 
 def test_spoilt_memory_is_not_used_again(pool: Pool) -> None:
     segment = taken(pool, MIB)[0]
     pool.lease(segment)
-    pool.give_back(segment, spoilt=True)
+    pool.give_back(segment, tainted=True)
     assert pool.segments  # somebody else still reads it
     pool.give_back(segment)  # once spoilt it stays so
     assert not pool.segments
@@ -160,7 +160,7 @@ def test_spoilt_memory_is_not_used_again(pool: Pool) -> None:
 
 
 def test_memory_goes_back_to_the_system(pool: Pool) -> None:
-    maps = Maps()
+    maps = SegmentCache()
 
     before = resident()
     _, (array,) = sent(pool, maps, np.ones(64 * MIB, "u1"))
@@ -175,7 +175,7 @@ def test_memory_goes_back_to_the_system(pool: Pool) -> None:
 
 
 def test_no_file_stays_open(pool: Pool) -> None:
-    before, maps = descriptors(), Maps()
+    before, maps = descriptors(), SegmentCache()
     for n in range(1, 20):
         segment, arrays = sent(pool, maps, np.ones(n * MIB // 4, "u1"))
         del arrays
@@ -272,7 +272,7 @@ def test_a_pool_that_is_closed_before_it_is_filled(pool: Pool, warm: bool) -> No
 
 def test_nobody_can_truncate_a_segment(pool: Pool) -> None:
     """H2: the peer truncates."""
-    maps = Maps()
+    maps = SegmentCache()
     segment, (array,) = sent(pool, maps, np.arange(100_000))
     for file in (segment.file, maps.known[segment.number].file):
         for size in (0, segment.capacity - 1, segment.capacity + 1):
@@ -371,7 +371,7 @@ say([before == after, int(array.sum())])
 @settings(max_examples=3 * settings.default.max_examples // 10)
 @given(st.lists(st.integers(0, 3 * KIB), min_size=1, max_size=8).filter(any), st.integers(0, 3))
 def test_any_frames_there_and_back(sizes: list[int], times: int) -> None:
-    pool, maps = Pool(0.5), Maps()
+    pool, maps = Pool(0.5), SegmentCache()
     try:
         for n in range(times + 1):
             frames = [bytes([(n + at) % 256]) * size for at, size in enumerate(sizes)]
@@ -392,7 +392,7 @@ def test_any_frames_there_and_back(sizes: list[int], times: int) -> None:
 
 def test_a_segment_of_many_frames(pool: Pool) -> None:
     arrays = [np.full(513 + n % 7, n) for n in range(3000)]
-    maps = Maps()
+    maps = SegmentCache()
     segment, back = sent(pool, maps, *arrays)
     assert all(int(array[0]) == n for n, array in enumerate(back))
     assert len(pool.segments) == 1
@@ -403,7 +403,7 @@ def test_a_segment_of_many_frames(pool: Pool) -> None:
 def test_the_sender_sees_nothing_of_what_it_lent(pool: Pool) -> None:
     """What was sent is a copy: neither side's arrays show in the other's."""
     mine = np.zeros(MIB, "u1")
-    _, (theirs,) = sent(pool, Maps(), mine)
+    _, (theirs,) = sent(pool, SegmentCache(), mine)
     theirs[:] = 1
     assert not mine.any()
     mine[:] = 2

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bridgehead._shipped.wire.segments import Maps, Pool
+from bridgehead._shipped.wire.segments import Pool, SegmentCache
 from support.shared import (
     KIB,
     MIB,
@@ -36,7 +36,7 @@ pytestmark = needs_segments
 
 
 def test_views_are_aligned_writable_and_what_was_written(pool: Pool) -> None:
-    maps = Maps()
+    maps = SegmentCache()
     arrays = [np.arange(n, dtype=kind) for n in (1, 7, 1000, 99_999) for kind in "bhdD"]
     segment, back = sent(pool, maps, *arrays)
     for array, copy in zip(arrays, back, strict=True):
@@ -49,13 +49,13 @@ def test_views_are_aligned_writable_and_what_was_written(pool: Pool) -> None:
 
 
 def test_an_empty_frame_among_others(pool: Pool) -> None:
-    _, (none, one, last) = sent(pool, Maps(), np.zeros(0), np.arange(10_000.0), np.zeros(0))
+    _, (none, one, last) = sent(pool, SegmentCache(), np.zeros(0), np.arange(10_000.0), np.zeros(0))
     assert none.size == last.size == 0
     assert one.sum() == 49_995_000
 
 
 def test_the_address_is_that_of_the_mapping(pool: Pool) -> None:
-    maps = Maps()
+    maps = SegmentCache()
     segment, (array,) = sent(pool, maps, np.ones(MIB, "u1"))
     mapping = maps.known[segment.number]
     start = ctypes.addressof(mapping.exporter.from_buffer(mapping.map))
@@ -64,7 +64,7 @@ def test_the_address_is_that_of_the_mapping(pool: Pool) -> None:
 
 
 def test_a_lease_ends_with_the_last_array_and_not_before(pool: Pool) -> None:
-    maps = Maps()
+    maps = SegmentCache()
     segment, arrays = sent(pool, maps, *[np.full(1000, n) for n in range(50)])
     last = arrays[17][3:5]
     deeper = last.reshape(2, 1).T[0]
@@ -81,7 +81,7 @@ def test_a_lease_ends_with_the_last_array_and_not_before(pool: Pool) -> None:
 
 
 def test_a_lease_ends_in_whatever_thread_the_last_array_dies(pool: Pool) -> None:
-    maps = Maps()
+    maps = SegmentCache()
     segment, arrays = sent(pool, maps, np.arange(100_000))
     holder = [arrays.pop()]
     thread = threading.Thread(target=holder.clear)
@@ -91,7 +91,7 @@ def test_a_lease_ends_in_whatever_thread_the_last_array_dies(pool: Pool) -> None
 
 
 def test_a_cycle_keeps_a_lease_until_it_is_collected(pool: Pool) -> None:
-    maps = Maps()
+    maps = SegmentCache()
     segment, arrays = sent(pool, maps, np.arange(100_000))
     circle: list[Any] = [arrays.pop()]
     circle.append(circle)
@@ -105,7 +105,7 @@ def test_a_cycle_keeps_a_lease_until_it_is_collected(pool: Pool) -> None:
 
 
 def test_a_segment_that_is_used_is_not_reused(pool: Pool) -> None:
-    maps = Maps()
+    maps = SegmentCache()
     first, (old,) = sent(pool, maps, np.full(MIB, 1, "u1"))
     part = old[1000:1010]
     del old
@@ -123,7 +123,7 @@ def test_a_segment_that_is_used_is_not_reused(pool: Pool) -> None:
 
 
 def test_what_was_there_before_shows_in_no_later_view(pool: Pool) -> None:
-    maps = Maps()
+    maps = SegmentCache()
     first, (large,) = sent(pool, maps, np.full(MIB, 255, "u1"))
     del large
     released(pool, maps)
@@ -135,13 +135,13 @@ def test_what_was_there_before_shows_in_no_later_view(pool: Pool) -> None:
 
 def test_each_of_several_receivers_has_its_own_lease() -> None:
     """Of what is lent to several, a private mapping is each one's own."""
-    pool, near, far = Pool(0.5, private=True), Maps(), Maps()
+    pool, near, remote = Pool(0.5, private=True), SegmentCache(), SegmentCache()
     segment, _ = filled(pool, np.full(MIB, 7, "u1"))
     pool.lease(segment)
     handed(near, segment)
-    handed(far, segment)
+    handed(remote, segment)
     one = np.frombuffer(near.lease(segment.number, [MIB])[0], "u1")
-    two = np.frombuffer(far.lease(segment.number, [MIB])[0], "u1")
+    two = np.frombuffer(remote.lease(segment.number, [MIB])[0], "u1")
     assert not near.cold  # or each would have a copy of every page
     one[:] = 1
     assert (two == 7).all()
@@ -159,7 +159,7 @@ def test_each_of_several_receivers_has_its_own_lease() -> None:
 
 
 def test_a_lease_outlives_its_maps(pool: Pool) -> None:
-    maps = Maps()
+    maps = SegmentCache()
     segment, (array,) = sent(pool, maps, np.arange(100_000))
     maps.forget(segment.number)
     pool.close()
@@ -170,7 +170,7 @@ def test_a_lease_outlives_its_maps(pool: Pool) -> None:
 
 
 def test_a_view_beyond_the_segment_is_refused(pool: Pool) -> None:
-    maps = Maps()
+    maps = SegmentCache()
     segment = pool.take([MIB])
     assert segment is not None
     handed(maps, segment)
@@ -187,7 +187,7 @@ def test_a_view_beyond_the_segment_is_refused(pool: Pool) -> None:
 
 def test_pages_are_mapped_once_and_before_they_are_touched(pool: Pool) -> None:
     """As far as anything was leased; what is in them stays."""
-    maps, before = Maps(), resident()
+    maps, before = SegmentCache(), resident()
     pool.give_back(filled(pool, np.ones(8 * MIB, "u1"))[0])
     for mib, cold in ((4, True), (8, True), (8, False), (6, False)):
         nbytes = mib * MIB
@@ -207,7 +207,7 @@ def test_pages_are_mapped_once_and_before_they_are_touched(pool: Pool) -> None:
 
 def test_nobodys_pages_are_mapped(pool: Pool) -> None:
     """What arrived for somebody who was cancelled: it keeps nothing, and costs nothing later."""
-    maps, before, files = Maps(), resident(), descriptors()
+    maps, before, files = SegmentCache(), resident(), descriptors()
     segment, arrays = sent(pool, maps, np.ones(8 * MIB, "u1"))
     del arrays
     assert released(pool, maps) == [segment.number]
@@ -229,7 +229,7 @@ def test_nobodys_pages_are_mapped(pool: Pool) -> None:
 def test_several_threads_map_pages(pool: Pool) -> None:
     """What was leased can be read, and no thread is told that another was quicker."""
     segment, (total,) = filled(pool, np.full(32 * MIB, 5, "u1"))
-    current, failures, ended = [Maps()], [], threading.Event()
+    current, failures, ended = [SegmentCache()], [], threading.Event()
 
     def populate() -> None:
         try:
@@ -245,7 +245,7 @@ def test_several_threads_map_pages(pool: Pool) -> None:
         for thread in threads:
             thread.start()
         for _ in range(20):
-            current[0] = maps = Maps()
+            current[0] = maps = SegmentCache()
             handed(maps, segment)
             for nbytes in range(mmap.PAGESIZE, total // 8, mmap.PAGESIZE):
                 views = [maps.lease(segment.number, [n * nbytes])[0] for n in (1, 2, 4, 8)]
@@ -268,7 +268,7 @@ def test_what_could_be_truncated_is_refused(seals: int) -> None:
     os.ftruncate(file, MIB)
     if seals:
         fcntl.fcntl(file, fcntl.F_ADD_SEALS, seals)
-    maps, before = Maps(), os.fstat(file).st_ino
+    maps, before = SegmentCache(), os.fstat(file).st_ino
     with pytest.raises(OSError, match="could be truncated"):
         maps.add(1, file, MIB, False)
     assert not maps.known
@@ -281,7 +281,7 @@ def test_what_could_be_truncated_is_refused(seals: int) -> None:
 def test_a_segment_smaller_than_is_said_is_refused(pool: Pool) -> None:
     segment, _ = filled(pool, np.ones(MIB, "u1"))
     with pytest.raises(OSError, match="could be truncated"):
-        Maps().add(segment.number, os.dup(segment.file), segment.capacity + 1, False)
+        SegmentCache().add(segment.number, os.dup(segment.file), segment.capacity + 1, False)
 
 
 @pytest.mark.parametrize("what", ["a pipe", "a file", "a memfd that refuses seals"])
@@ -296,12 +296,12 @@ def test_another_kind_of_file_is_refused(what: str, tmp_path: Any) -> None:
         file = os.memfd_create("loose", os.MFD_CLOEXEC)
         os.ftruncate(file, MIB)
     with pytest.raises(OSError):
-        Maps().add(1, file, MIB, False)
+        SegmentCache().add(1, file, MIB, False)
 
 
 @pytest.mark.parametrize("capacity", [-1, 1 << 62, (1 << 64) - 1])
 def test_a_capacity_that_no_machine_has_is_refused(pool: Pool, capacity: int) -> None:
-    maps, (segment, _) = Maps(), filled(pool, np.ones(MIB, "u1"))
+    maps, (segment, _) = SegmentCache(), filled(pool, np.ones(MIB, "u1"))
     with pytest.raises((OSError, ValueError, OverflowError)):
         maps.add(segment.number, os.dup(segment.file), capacity, False)
     assert not maps.known
@@ -489,7 +489,7 @@ say([after[0] - before[0] < 10, after[1] - before[1]])
 
 
 def test_subprocesses_inherit_nothing(pool: Pool) -> None:
-    maps = Maps()
+    maps = SegmentCache()
     sent(pool, maps, np.ones(MIB, "u1"))
     listed = subprocess.run(
         [sys.executable, "-c", "import os\nfor n in range(3, 64):\n"

@@ -1,7 +1,7 @@
 """The direct lane's socket, without a kernel: two channels, and whatever may come between them.
 
 Rule: a real socket pair and real descriptors. What is no message ends the channel with
-``Broken``; what is one and can't be had here, as memory that can't be mapped, ends nothing.
+``WireError``; what is one and can't be had here, as memory that can't be mapped, ends nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from bridgehead._shipped.remote.socket_thread import send_all
 from bridgehead._shipped.wire import segments as _segments
 from bridgehead._shipped.wire import socket as _channel
-from bridgehead._shipped.wire.errors import Broken
+from bridgehead._shipped.wire.errors import WireError
 from bridgehead._shipped.wire.segments import Segment, layout
 from bridgehead._shipped.wire.socket import peer
 from support.channels import Ends
@@ -98,7 +98,7 @@ def test_however_the_stream_is_split(data: Any) -> None:
     """Messages with and without frames, segments, and news of them, cut anywhere."""
     ends, back, expected = Ends(), [], []
     try:
-        kinds = st.lists(st.sampled_from(["header", "frames", "segment", "again"]), max_size=6)
+        kinds = st.lists(st.sampled_from(["header", "frames", "segment", "retry"]), max_size=6)
         segment: Segment | None = None
         for serial, kind in enumerate(data.draw(kinds), 1):
             frames: list[bytes] = []
@@ -147,16 +147,16 @@ def test_half_a_message_is_none(ends: Ends) -> None:
     ends.raw(b"".join(parts)[:-1])
     assert ends.arrived() == []
     ends.near.socket.close()
-    assert not ends.far.receive()
-    assert ends.far.next() is None
+    assert not ends.remote.receive()
+    assert ends.remote.next() is None
 
 
 def test_a_closed_end_is_told_after_what_it_sent(ends: Ends) -> None:
     ends.send(1, {"op": "x"})
     ends.near.close()
-    assert ends.far.receive()
-    assert ends.far.next() == (1, {"op": "x", "sizes": []}, [])
-    assert not ends.far.receive()
+    assert ends.remote.receive()
+    assert ends.remote.next() == (1, {"op": "x", "sizes": []}, [])
+    assert not ends.remote.receive()
 
 
 # ---------------------------------------------------------------- segments
@@ -187,15 +187,15 @@ def test_a_lease_ends_when_it_is_told(ends: Ends) -> None:
     segment, sizes = ends.lent(np.arange(100_000))
     ends.send(1, {}, sizes, (), segment)
     (message,) = ends.arrived()
-    assert not ends.far.has_news
+    assert not ends.remote.has_updates
     assert segment.leases == 1
     del message
-    assert ends.far.has_news
+    assert ends.remote.has_updates
     assert segment.leases == 1
     ends.answer(0)
     assert ends.arrived(ends.near) == [(0, {"sizes": []}, [])]
     assert segment.leases == 0
-    assert not ends.far.has_news
+    assert not ends.remote.has_updates
 
 
 def test_what_was_given_back_is_forgotten_there(ends: Ends) -> None:
@@ -207,10 +207,10 @@ def test_what_was_given_back_is_forgotten_there(ends: Ends) -> None:
     ends.arrived(ends.near)
     before = descriptors()
     ends.near.pool.trim(0)
-    assert ends.near.has_news
+    assert ends.near.has_updates
     ends.send(0, {})
     ends.arrived()
-    assert not ends.far.maps.known
+    assert not ends.remote.maps.known
     assert descriptors() < before
 
 
@@ -326,7 +326,7 @@ WRAPPED = [(1 << 63) - 1, (1 << 63) - 1, 6]  # 4, if nobody looks beyond 64 bits
 def test_what_is_no_message_is_broken(ends: Ends, data: bytes) -> None:
     assert len(data) >= PREFIX.size  # or it would be waited for
     ends.raw(data)
-    with pytest.raises(Broken):
+    with pytest.raises(WireError):
         ends.arrived()
 
 
@@ -341,7 +341,7 @@ def test_garbage_is_broken_or_waited_for(data: bytes) -> None:
         if data:
             ends.raw(data)
         ends.arrived()
-    except Broken:
+    except WireError:
         pass
     finally:
         ends.close()
@@ -354,7 +354,7 @@ ANYTHING = st.recursive(st.none() | st.integers() | st.text(), lambda item: st.l
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.lists(NUMBERS, max_size=4) | st.lists(st.integers(0, 300_000), max_size=9), ANYTHING)
 def test_any_sizes_for_a_segment(sizes: list[int], otherwise: Any) -> None:
-    """Whatever a message says of a segment, also in its header: frames within it, or ``Broken``."""
+    """Whatever a message says of a segment, header included: frames in it, or ``WireError``."""
     ends = Ends()
     try:
         segment, _ = ends.lent(np.arange(100_000))
@@ -363,7 +363,7 @@ def test_any_sizes_for_a_segment(sizes: list[int], otherwise: Any) -> None:
         assert header == {"sizes": sizes}
         assert [len(frame) for frame in frames] == sizes
         assert layout(sizes)[1] <= segment.capacity
-    except Broken:
+    except WireError:
         assert min(sizes) < 0 or layout(sizes)[1] > segment.capacity
     finally:
         ends.close()
@@ -382,14 +382,14 @@ def test_sizes_of_frames_that_are_not_there(ends: Ends, sizes: list[int]) -> Non
 def test_negative_sizes_of_a_segment_are_broken(ends: Ends, sizes: list[int]) -> None:
     segment, _ = ends.lent(np.arange(100_000))
     ends.send(1, {}, sizes, (), segment)
-    with pytest.raises(Broken):
+    with pytest.raises(WireError):
         ends.arrived()
 
 
 def test_sizes_beyond_the_segment_are_broken(ends: Ends) -> None:
     segment, _ = ends.lent(np.arange(100_000))
     ends.send(1, {}, [segment.capacity + 1], (), segment)
-    with pytest.raises(Broken):
+    with pytest.raises(WireError):
         ends.arrived()
 
 
@@ -413,14 +413,14 @@ def test_a_file_that_is_no_segment_has_no_frames(ends: Ends) -> None:
 def test_released_numbers_that_nobody_lent_change_nothing(ends: Ends) -> None:
     segment, _ = ends.lent(np.arange(100_000))
     numbers = [segment.number + 1, -segment.number - 1, 0, 1 << 62, -(1 << 63)]
-    ends.far.socket.sendall(prefixed(released=numbers, gone=numbers))
+    ends.remote.socket.sendall(prefixed(released=numbers, gone=numbers))
     assert len(ends.arrived(ends.near)) == 1
     assert segment.leases == 1
 
 
 def test_a_lease_told_over_twice_is_over_once(ends: Ends) -> None:
     segment, _ = ends.lent(np.arange(100_000))
-    ends.far.socket.sendall(prefixed(released=[segment.number] * 3))
+    ends.remote.socket.sendall(prefixed(released=[segment.number] * 3))
     ends.arrived(ends.near)
     assert segment.leases == 0
 
@@ -438,7 +438,7 @@ def test_a_message_may_not_be_longer_than_most(ends: Ends, monkeypatch: pytest.M
     ends.send(1, {}, [1000], [bytes(1000)])
     assert len(ends.arrived()) == 1
     ends.send(2, {}, [2000], [bytes(2000)])
-    with pytest.raises(Broken, match="a message of 20"):
+    with pytest.raises(WireError, match="a message of 20"):
         ends.arrived()
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bridgehead._shipped.wire.errors import Broken
+from bridgehead._shipped.wire.errors import WireError
 from bridgehead._shipped.wire.frames import OWN_MAPPING, cut, digest
 from bridgehead._shipped.wire.transfer import Inbox
 from support.frames import frames_of, joined
@@ -22,13 +22,13 @@ def pieces_of(
     """The stream cut at random, each piece in parts as frames or otherwise."""
     total = sum(frame.nbytes for frame in frames)
     edges = sorted({0, total, *(source.randrange(total + 1) for _ in range(source.randrange(9)))})
-    pieces = []
+    chunks = []
     for start, stop in itertools.pairwise(edges):
         parts = list(cut(frames, start, stop))
         if source.random() < 0.5:  # a lane may carry them in other parts than they came in
             parts = [memoryview(joined(parts))]
-        pieces.append((start, parts))
-    return pieces
+        chunks.append((start, parts))
+    return chunks
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -37,12 +37,12 @@ def test_pieces_may_come_in_any_order_and_more_than_once(seed: int) -> None:
     choices = [0, 0, 1, 2, 63, 1000, OWN_MAPPING + 5] if seed % 10 == 0 else [0, 0, 1, 2, 63, 1000]
     sizes = [source.choice(choices) for _ in range(source.randrange(1, 7))]
     frames = frames_of(sizes, seed)
-    pieces = pieces_of(frames, source)
-    pieces += source.sample(pieces, min(2, len(pieces)))
-    source.shuffle(pieces)
+    chunks = pieces_of(frames, source)
+    chunks += source.sample(chunks, min(2, len(chunks)))
+    source.shuffle(chunks)
     inbox = Inbox(sizes)
     assert inbox.total == sum(sizes)
-    for at, parts in pieces:
+    for at, parts in chunks:
         inbox.write(at, parts, digest("sha256", parts))
     received = inbox.take()
     assert [bytes(frame) for frame in received] == [bytes(frame) for frame in frames]
@@ -53,12 +53,12 @@ def test_pieces_may_come_in_any_order_and_more_than_once(seed: int) -> None:
 def test_a_piece_that_is_missing_is_told(seed: int) -> None:
     source = random.Random(seed)
     frames = frames_of([100, 0, 30, 999], seed)
-    pieces = pieces_of(frames, source)
-    pieces.remove(source.choice(pieces))
+    chunks = pieces_of(frames, source)
+    chunks.remove(source.choice(chunks))
     inbox = Inbox([100, 0, 30, 999])
-    for at, parts in pieces:
+    for at, parts in chunks:
         inbox.write(at, parts, digest("crc32", parts))
-    with pytest.raises(Broken, match="of 1129 bytes arrived") as caught:
+    with pytest.raises(WireError, match="of 1129 bytes arrived") as caught:
         inbox.take()
     assert caught.value.kind == "integrity"
 
@@ -77,7 +77,7 @@ def test_pieces_that_overlap_are_refused(spans: list[tuple[int, int]]) -> None:
     for start, stop in spans:
         parts = list(cut(frames, start, stop))
         inbox.write(start, parts, digest("crc32", parts))
-    with pytest.raises(Broken) as caught:
+    with pytest.raises(WireError) as caught:
         inbox.take()
     assert caught.value.kind == "integrity"
 
@@ -100,24 +100,24 @@ def test_pieces_that_overlap_are_refused(spans: list[tuple[int, int]]) -> None:
 )
 def test_a_piece_that_does_not_fit_is_refused_and_writes_nothing(at: Any, data: bytes) -> None:
     inbox = Inbox([4, 6])
-    with pytest.raises(Broken, match="do not fit") as caught:
+    with pytest.raises(WireError, match="do not fit") as caught:
         inbox.write(at, [data], digest("crc32", [data]))
     assert caught.value.kind == "integrity"
     assert joined(inbox.frames) == bytes(10)
-    with pytest.raises(Broken, match="0 of 10 bytes"):
+    with pytest.raises(WireError, match="0 of 10 bytes"):
         inbox.take()
 
 
 @pytest.mark.parametrize("sizes", [[-1], [1, -1], [1.0], ["1"], [None], [True], [[1]], "12"])
 def test_sizes_that_are_no_numbers_of_bytes_are_refused(sizes: Any) -> None:
-    with pytest.raises(Broken) as caught:
+    with pytest.raises(WireError) as caught:
         Inbox(sizes)
     assert caught.value.kind == "protocol"
 
 
 @pytest.mark.parametrize("size", [2**60, 2**63, 2**64, 10**30])
 def test_a_size_that_no_memory_has_is_refused(size: int) -> None:
-    with pytest.raises(Broken, match=str(size + 1)):
+    with pytest.raises(WireError, match=str(size + 1)):
         Inbox([1, size])
 
 
