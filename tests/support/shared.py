@@ -28,7 +28,7 @@ PRELUDE = """
 import errno, gc, os, resource
 import numpy as np
 from bridgehead._shipped.wire import segments as _segments
-from bridgehead._shipped.wire.segments import Maps, Pool
+from bridgehead._shipped.wire.segments import SegmentCache, Pool
 from support.shared import MIB, descriptors, handed, in_child, say, sent
 """
 

@@ -176,7 +176,7 @@ def test_json_for_scripts_has_something_of_everything() -> None:
 
 
 class Broken:
-    __module__ = "test_cli"
+    __module__ = "test_cli"  # the first part of a module's name is shown
 
     def __repr__(self) -> str:
         raise RuntimeError("no")

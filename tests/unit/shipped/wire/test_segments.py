@@ -325,7 +325,7 @@ say([none, pool.take([MIB]) is not None, len(pool.segments)])
 def test_no_address_space_left() -> None:
     """H1: ENOMEM while a segment that is used again is mapped, and where one is received."""
     found = in_a_process("""
-pool, maps = Pool(0.9), Maps()
+pool, maps = Pool(0.9), SegmentCache()
 segment = pool.take([64 * MIB])
 data = [memoryview(bytes(64 * MIB))]
 for _ in segment.fill(data):
@@ -356,7 +356,7 @@ say(found)
 def test_a_full_file_system_for_shared_memory() -> None:
     """H1: memfds live in the kernel's own mount: what /dev/shm is, or how full, is no matter."""
     found = in_a_process("""
-pool, maps = Pool(0.5), Maps()
+pool, maps = Pool(0.5), SegmentCache()
 before = sorted(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else []
 segment, (array,) = sent(pool, maps, np.ones(8 * MIB, "u1"))
 after = sorted(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else []

@@ -313,7 +313,7 @@ def test_a_capacity_that_no_machine_has_is_refused(pool: Pool, capacity: int) ->
 @pytest.mark.parametrize("warm", [False, True])
 def test_a_child_writes_into_its_own(warm: bool) -> None:
     found = in_a_process(f"""
-pool, maps = Pool(0.5), Maps()
+pool, maps = Pool(0.5), SegmentCache()
 segment, (array,) = sent(pool, maps, np.zeros(MIB, "u1"))
 if {warm}:
     del array
@@ -339,7 +339,7 @@ say([*seen, here, int(array.sum()), array.ctypes.data % 64])
 
 def test_the_parent_writes_and_the_child_sees_nothing_of_it() -> None:
     found = in_a_process("""
-pool, maps = Pool(0.5), Maps()
+pool, maps = Pool(0.5), SegmentCache()
 segment, (array,) = sent(pool, maps, np.ones(MIB, "u1"))
 go, ready = os.pipe()
 
@@ -362,7 +362,7 @@ say([in_child(child), int(array.sum())])
 def test_what_a_fork_made_private_is_not_used_again() -> None:
     """Its sender writes into the file, and the receiver would see nothing of it."""
     found = in_a_process("""
-pool, maps = Pool(0.5), Maps()
+pool, maps = Pool(0.5), SegmentCache()
 segment, (array,) = sent(pool, maps, np.ones(MIB, "u1"))
 in_child(lambda: 0)
 part = array[5:9]
@@ -380,7 +380,7 @@ say([quiet, [number + segment.number for number in told], list(maps.known)])
 def test_pages_that_are_mapped_after_a_fork() -> None:
     """Those of what became this process's own are the same as before, and are its own."""
     found = in_a_process("""
-pool, maps = Pool(0.5), Maps()
+pool, maps = Pool(0.5), SegmentCache()
 segment, (array,) = sent(pool, maps, np.ones(MIB, "u1"))
 array[:10] = 5
 
@@ -399,7 +399,7 @@ say([*seen, int(array[:10].sum()), int(array[11]), bytes(segment.read([MIB])[0])
 
 def test_what_arrives_after_a_fork_is_shared_again_and_right() -> None:
     found = in_a_process("""
-pool, maps = Pool(0.5), Maps()
+pool, maps = Pool(0.5), SegmentCache()
 sums = []
 for n in range(1, 9):
     segment, (array,) = sent(pool, maps, np.full(MIB, n, "u1"))
@@ -419,7 +419,7 @@ say([sums, len(pool.segments)])
 def test_an_idle_mapping_is_not_spoilt_by_a_fork() -> None:
     """No array of anybody's is in it: there is nothing to keep apart."""
     found = in_a_process("""
-pool, maps = Pool(0.5), Maps()
+pool, maps = Pool(0.5), SegmentCache()
 segment, (array,) = sent(pool, maps, np.ones(MIB, "u1"))
 del array
 gc.collect()
@@ -434,7 +434,7 @@ say([again is segment, int(array.sum())])
 def test_a_child_that_ends_gives_nothing_back() -> None:
     """Its copies of leases are no leases: the segment stays the parent's."""
     found = in_a_process("""
-pool, maps = Pool(0.5), Maps()
+pool, maps = Pool(0.5), SegmentCache()
 segment, (array,) = sent(pool, maps, np.ones(MIB, "u1"))
 
 def child():
@@ -454,7 +454,7 @@ say([segment.leases, list(maps.released), int(array.sum())])
 
 def test_a_grandchild_and_a_second_child() -> None:
     found = in_a_process("""
-pool, maps = Pool(0.5), Maps()
+pool, maps = Pool(0.5), SegmentCache()
 segment, (array,) = sent(pool, maps, np.ones(MIB, "u1"))
 
 def child():
@@ -473,7 +473,7 @@ say([first, second, int(array[0])])
 
 def test_a_hundred_forks_cost_no_mappings_or_files() -> None:
     found = in_a_process("""
-pool, maps = Pool(0.5), Maps()
+pool, maps = Pool(0.5), SegmentCache()
 segment, (array,) = sent(pool, maps, np.ones(MIB, "u1"))
 in_child(lambda: 0)
 def counts():
