@@ -96,10 +96,10 @@ async def large() -> str:
                     seconds = await timed(lambda: bridge.push(array=array))
                 else:
                     seconds = await timed(lambda: bridge.pull("array"))
-            near, far = (peak - start for peak, start in zip(most(), before, strict=True))
+            near, remote = (peak - start for peak, start in zip(most(), before, strict=True))
             told.append(
                 f"{name} {seconds:.1f} s, lag {worst() * 1000:.0f} ms, "
-                f"near +{near >> 20} MiB, far +{far >> 20} MiB"
+                f"near +{near >> 20} MiB, far +{remote >> 20} MiB"
             )
         return "; ".join(told)
 

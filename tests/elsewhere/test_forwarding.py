@@ -74,7 +74,7 @@ def running(command: list[str], **options: Any) -> Iterator[subprocess.Popen[str
 
 
 @pytest.fixture(scope="module")
-def far(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Another machine, as far as ssh knows; gives a folder whose ``ssh`` knows the way to it."""
     folder = tmp_path_factory.mktemp("far")
     for name in ("host", "user"):
@@ -121,11 +121,11 @@ def kernel(tmp_path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def forwarded(far: Path, kernel: Path) -> Iterator[Path]:
+def forwarded(remote: Path, kernel: Path) -> Iterator[Path]:
     """The README's command at work; the connection file that leads through it."""
     found = re.search(r"^ *(ssh -N .* far)$", README.read_text(), re.MULTILINE)
     assert found, "README.md has lost its ssh command"
-    environment = {**os.environ, "PATH": f"{far}:{os.environ['PATH']}"}
+    environment = {**os.environ, "PATH": f"{remote}:{os.environ['PATH']}"}
     info = json.loads(kernel.read_text())
     near = kernel.with_name("near.json")
     near.write_text(json.dumps({**info, "ip": "127.0.0.1"}))  # as it is on two machines
@@ -138,8 +138,8 @@ def forwarded(far: Path, kernel: Path) -> Iterator[Path]:
         yield near
 
 
-async def test_the_readmes_command_leads_to_the_kernel(far: Path, kernel: Path) -> None:
-    with forwarded(far, kernel) as near:
+async def test_the_readmes_command_leads_to_the_kernel(remote: Path, kernel: Path) -> None:
+    with forwarded(remote, kernel) as near:
         # Not the direct lane, which would notice that it is the same machine after all.
         async with Bridge.attach(near, lane="buffers") as bridge:
             large = np.arange(2_000_000.0)
@@ -151,8 +151,8 @@ async def test_the_readmes_command_leads_to_the_kernel(far: Path, kernel: Path) 
             assert bridge._transport.has_pulse  # type: ignore[attr-defined]
 
 
-async def test_a_way_that_breaks_is_told_and_may_come_back(far: Path, kernel: Path) -> None:
-    with forwarded(far, kernel) as near:
+async def test_a_way_that_breaks_is_told_and_may_come_back(remote: Path, kernel: Path) -> None:
+    with forwarded(remote, kernel) as near:
         bridge = await Bridge.attach(near, lane="buffers")
         await bridge.push(x=[1])
         cell = asyncio.ensure_future(bridge.run("import time; time.sleep(4); x.append(2)"))
@@ -162,7 +162,7 @@ async def test_a_way_that_breaks_is_told_and_may_come_back(far: Path, kernel: Pa
         async with asyncio.timeout(20):
             with pytest.raises(OutcomeUnknown):
                 await cell
-        with forwarded(far, kernel) as near:
+        with forwarded(remote, kernel) as near:
             async with Bridge.attach(near, lane="buffers") as other:
                 assert await other.pull("x") == [1, 2]  # the cell ran on over there
             async with asyncio.timeout(20):

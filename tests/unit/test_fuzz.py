@@ -38,7 +38,7 @@ from bridgehead._shipped.wire import frames as _wire
 from bridgehead._shipped.wire import pickling as _codec
 from bridgehead._shipped.wire.header import DATA_MESSAGE, MIME, UPDATE_MESSAGE
 from bridgehead._shipped.wire.transfer import Inbox
-from bridgehead._transports.loopback import Cell
+from bridgehead._transports.loopback import LoopbackKernel
 from bridgehead._transports.messages import Message
 
 Header = dict[str, Any]
@@ -161,7 +161,7 @@ class Ground:
     """The real loader, installed by the real expression, and a namespace for it to serve."""
 
     def __init__(self) -> None:
-        self.cell = Cell(self.sent)
+        self.cell = LoopbackKernel(self.sent)
         self.parts: list[bytes] = []
         self.scope = self.cell.user_ns
         header = _request.header("hello", [], epoch="", algorithm="crc32")
@@ -624,7 +624,7 @@ class Liar:
             assert await self.bridge.pull("honest") == [1, "é"]
             while self.transport.dispatcher.pending or self.transport.life._waiters:
                 await asyncio.sleep(0.001)
-        assert not self.bridge._connection.queue._places
+        assert not self.bridge._connection.queue._turns
         assert self.transport.dispatcher._slots._value == 32
 
 

@@ -30,10 +30,10 @@ class Pipe(Peer):
 
     async def start(self, modules: Sequence[str] = ()) -> None:
         context = multiprocessing.get_context("spawn")
-        self._pipe, far = context.Pipe()
-        self._process = context.Process(target=keep, args=(far,), daemon=True)
+        self._pipe, remote = context.Pipe()
+        self._process = context.Process(target=keep, args=(remote,), daemon=True)
         self._process.start()
-        far.close()
+        remote.close()
 
     async def stop(self) -> None:
         self._pipe.close()

@@ -147,7 +147,7 @@ async def test_a_cancel_at_a_random_instant_disturbs_nobody(kernel: Bridge, lane
                 await bridge.push(left=i)
                 assert await bridge.pull("left", "constant") == (i, [1, 2, 3])
             await until(lambda: not bridge._transport.dispatcher.in_flight)
-            assert not bridge._connection.queue._places
+            assert not bridge._connection.queue._turns
             assert await bridge.pull("_kept()") == [0, 0]
     there = await look(file_of(kernel))
     assert set(there) - {"spare", "spare2"} == {

@@ -405,7 +405,7 @@ async def test_rings_that_are_cut_short_at_random(one: Bridge, other: Bridge) ->
         for bridge in ring:
             assert await bridge.pull("x") in (0, 1, 2)
             assert await bridge.pull("len(big)") == MIB
-            assert not bridge._connection.queue._places
+            assert not bridge._connection.queue._turns
             await nothing_is_kept(bridge)
 
 

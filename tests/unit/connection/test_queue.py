@@ -69,7 +69,7 @@ class Gated:
 
     @property
     def places(self) -> Any:
-        return self.bridge._connection.queue._places
+        return self.bridge._connection.queue._turns
 
     async def outcomes(self) -> list[Any]:
         """Open the gate; what came of everything that was asked since ``hold``."""
@@ -249,7 +249,9 @@ async def test_one_that_leaves_after_it_was_sent_takes_effect_and_leaves_nothing
         await bridge.push(long=b"x" * (2 * InlineLane.chunk))
         await gated.hold()
         # Sent at once, to wait in the kernel for the cell: nothing of the queue is before it.
-        far = sys.modules[_shipping.loader_source()[0]]._served[id(gated.transport._cell.user_ns)]
+        remote = sys.modules[_shipping.loader_source()[0]]._served[
+            id(gated.transport._cell.user_ns)
+        ]
         await gated.outcomes()
         entered, leave = threading.Event(), threading.Event()
         gated.transport._cell.user_ns.update(entered=entered, leave=leave)
@@ -261,7 +263,7 @@ async def test_one_that_leaves_after_it_was_sent_takes_effect_and_leaves_nothing
         assert await bridge.exists("long")
         assert gated.transport.dispatcher.late == late + 1
         async with asyncio.timeout(PATIENCE):
-            while far.transfers.outboxes:
+            while remote.transfers.outboxes:
                 await asyncio.sleep(0.001)
 
 

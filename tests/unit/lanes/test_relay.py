@@ -21,7 +21,7 @@ pytestmark = needs_segments
 
 
 class Three:
-    """The source is ``one.near``, the target ``two.far``; the other two ends are in between."""
+    """The source is ``one.near``, the target ``two.remote``; the other two ends are in between."""
 
     def __init__(self) -> None:
         self.one, self.two = Ends(), Ends()
@@ -42,7 +42,7 @@ class Three:
         RELAY_POOL.give_back(relayed)
         return frames
 
-    def header(self) -> None:
+    def told(self) -> None:
         """Everybody tells what there is to tell, from the target back to the source, and there."""
         gc.collect()
         for ends in (self.two, self.one):
@@ -87,14 +87,14 @@ def test_the_source_has_it_back_when_the_last_view_died(three: Three) -> None:
     source, frames, sizes = three.come(np.arange(MIB))
     back = three.go(passed(frames), sizes)
     del frames
-    three.header()
+    three.told()
     assert source.leases == 1
     part = back[0][8:16]
     del back
-    three.header()
+    three.told()
     assert source.leases == 1
     del part
-    three.header()
+    three.told()
     assert (source.leases, source.tainted) == (0, False)
     again, _, _ = three.come(np.zeros(MIB))
     assert again is source
@@ -107,9 +107,9 @@ def test_a_segment_that_comes_again_brings_no_file_again(three: Three) -> None:
         back = three.go(relayed, sizes)
         assert np.frombuffer(back[0], "i8")[-1] == n
         del frames, back
-        three.header()
-    assert relayed is RELAY_POOL._known[three.one.far.maps.known[source.number]]
-    assert len(three.two.far.maps.known) == 1
+        three.told()
+    assert relayed is RELAY_POOL._known[three.one.remote.maps.known[source.number]]
+    assert len(three.two.remote.maps.known) == 1
     assert relayed.holders == [three.two.near]
 
 
@@ -120,10 +120,10 @@ def test_what_the_source_drops_is_dropped_everywhere(three: Three) -> None:
     three.one.near.pool.trim(0)  # it is lent: nothing happens
     assert np.frombuffer(back[0]).sum() == 0
     del frames, back
-    three.header()
+    three.told()
     three.one.near.pool.trim(0)
-    three.header()
-    assert not three.two.far.maps.known
+    three.told()
+    assert not three.two.remote.maps.known
     assert not three.two.near.has_handed
     assert not len(RELAY_POOL._known)
     assert descriptors() == before
@@ -135,7 +135,7 @@ def test_memory_of_which_nobody_will_tell_is_not_used_again(three: Three, way: s
     back = three.go(passed(frames), sizes)
     del frames
     if way == "a fork in the target":
-        for mapping in three.two.far.maps.known.values():
+        for mapping in three.two.remote.maps.known.values():
             mapping.tainted = True
         del back
     else:
@@ -143,7 +143,7 @@ def test_memory_of_which_nobody_will_tell_is_not_used_again(three: Three, way: s
     gc.collect()
     three.one.answer(0)
     if way == "a fork in the target":
-        three.header()
+        three.told()
     three.one.arrived(three.one.near)
     assert not three.one.near.pool.segments
     if way == "the link to the target closes":
@@ -178,6 +178,6 @@ def test_what_is_no_leased_memory_is_not_passed_on(three: Three) -> None:
     assert RELAY_POOL.pass_on([]) is None
     assert RELAY_POOL.pass_on([memoryview(bytes(100 * KIB))]) is None
     _, frames, _ = three.come(np.zeros(MIB))
-    for mapping in three.one.far.maps.known.values():
-        mapping.own()  # as before a fork: what is written in between does not show in the file
+    for mapping in three.one.remote.maps.known.values():
+        mapping.make_private()  # as before a fork: what is written in between does not show in the file
     assert RELAY_POOL.pass_on(frames) is None

@@ -24,7 +24,7 @@ import pytest
 
 from bridgehead._lanes.socket import COMMON, SocketClient, SocketListener, SocketLost
 from bridgehead._shipped.remote import socket_thread as _server
-from bridgehead._shipped.remote.socket_thread import Server, join, send_all
+from bridgehead._shipped.remote.socket_thread import SocketThread, join, send_all
 from bridgehead._shipped.wire.segments import Pool
 from bridgehead._shipped.wire.socket import SECRET, FrameSocket
 from bridgehead._transports.state import KernelState
@@ -53,13 +53,13 @@ class Remote:
     epoch = "of this one"
 
     def __init__(self) -> None:
-        self.servers: dict[str, Server] = {}
+        self.servers: dict[str, SocketThread] = {}
         self.parted = threading.Event()
 
     def receive(self, header: Any, parts: Any, server: Any) -> Any:
         return {"was": header, "sizes": [len(part) for part in parts]}, list(parts)
 
-    def part_from(self, server: Server) -> None:
+    def part_from(self, server: SocketThread) -> None:
         self.servers.pop(server.name, None)
         self.parted.set()
 
@@ -148,8 +148,8 @@ def test_nobody_there(listener: SocketListener) -> None:
 def test_strangers_keep_nobody_out(listener: SocketListener) -> None:
     strangers = [knock(listener, bytes([n]) * n) for n in range(40)]
     strangers[3].close()
-    far = Remote()
-    assert join(far, listener.offer) == ""
+    remote = Remote()
+    assert join(remote, listener.offer) == ""
     strangers += [knock(listener) for _ in range(20)]
     accepted = listener.accept()
     assert accepted is not None
@@ -160,19 +160,19 @@ def test_strangers_keep_nobody_out(listener: SocketListener) -> None:
         send_all(accepted, parts, files)
         while (message := channel.next()) is None:
             assert channel.receive()
-        assert message[1]["was"] == {**COMMON, "epoch": far.epoch, "op": "x"}
+        assert message[1]["was"] == {**COMMON, "epoch": remote.epoch, "op": "x"}
         channel.close()
-    assert far.parted.wait(30)
-    assert far.servers == {}
+    assert remote.parted.wait(30)
+    assert remote.servers == {}
     for stranger in strangers:
         stranger.close()
 
 
 def test_the_loader_believes_only_who_knows_the_other_secret(listener: SocketListener) -> None:
     """Whoever took the near end's place reads nothing and is answered nothing."""
-    far, offer = Remote(), dict(listener.offer)
+    remote, offer = Remote(), dict(listener.offer)
     offer["secret"] = offer["secret"][: 2 * SECRET] + "00" * SECRET
-    assert join(far, offer) == ""
+    assert join(remote, offer) == ""
     accepted = listener.accept()
     assert accepted is not None
     with accepted:
@@ -184,7 +184,7 @@ def test_the_loader_believes_only_who_knows_the_other_secret(listener: SocketLis
             assert accepted.recv(100) == b""
         except OSError:
             pass
-    assert far.parted.wait(30)
+    assert remote.parted.wait(30)
 
 
 @pytest.mark.parametrize(
@@ -209,19 +209,19 @@ def test_an_offer_with_one_thing_wrong_is_told(
     listener: SocketListener, field: str, value: Any
 ) -> None:
     """``...`` is for what is not there. Nothing of it stays open."""
-    far, offer = Remote(), {**listener.offer, field: value}
+    remote, offer = Remote(), {**listener.offer, field: value}
     if value is ...:
         del offer[field]
     before = descriptors()
-    assert join(far, offer).startswith("the kernel cannot connect to this process: ")
-    assert not far.servers
+    assert join(remote, offer).startswith("the kernel cannot connect to this process: ")
+    assert not remote.servers
     assert descriptors() == before
 
 
 def test_no_offer_is_told() -> None:
-    far = Remote()
-    assert join(far, {})
-    assert not far.servers
+    remote = Remote()
+    assert join(remote, {})
+    assert not remote.servers
 
 
 def test_a_listener_that_is_closed_is_told(folder: Path) -> None:
@@ -263,14 +263,14 @@ def test_the_loader_refuses_the_socket_of_another_user(tmp_path: Path) -> None:
 
 @pytest.fixture
 async def linked(listener: SocketListener) -> Any:
-    far = Remote()
-    assert join(far, listener.offer) == ""
+    remote = Remote()
+    assert join(remote, listener.offer) == ""
     sock = listener.accept()
     assert sock is not None
     client = SocketClient(sock, 0.5, SimpleNamespace(late=0), KernelState())
     yield client
     client.close()
-    assert await asyncio.to_thread(far.parted.wait, 30)
+    assert await asyncio.to_thread(remote.parted.wait, 30)
 
 
 async def test_more_than_the_socket_takes_at_once(linked: SocketClient) -> None:
@@ -285,11 +285,11 @@ async def test_more_than_the_socket_takes_at_once(linked: SocketClient) -> None:
 
 
 async def test_what_all_requests_have_is_not_sent_and_is_there() -> None:
-    near, far = socket.socketpair()
+    near, remote = socket.socketpair()
     near.setblocking(False)
     client, other = (
         SocketClient(near, 0.5, SimpleNamespace(late=0), KernelState()),
-        FrameSocket(far, Pool(0.5)),
+        FrameSocket(remote, Pool(0.5)),
     )
     asked = client.ask({**COMMON, "op": "x", "id": "1", "sizes": [3]}, [b"abc"])
     while (message := other.next()) is None:
@@ -347,44 +347,44 @@ async def test_whoever_waits_is_told_when_it_is_lost(linked: SocketClient) -> No
 
 
 async def test_garbage_ends_the_link(folder: Path) -> None:
-    near, far = socket.socketpair()
+    near, remote = socket.socketpair()
     near.setblocking(False)
     client = SocketClient(near, 0.5, SimpleNamespace(late=0), KernelState())
     asked = client.ask({"op": "x", "sizes": []})
-    far.sendall(b"\xff" * 200)
+    remote.sendall(b"\xff" * 200)
     with pytest.raises(SocketLost):
         await asyncio.wait_for(asked, 30)
     assert client.lost
-    far.close()
+    remote.close()
 
 
 async def test_an_answer_that_is_no_object_ends_the_link() -> None:
-    near, far = socket.socketpair()
+    near, remote = socket.socketpair()
     near.setblocking(False)
     client, other = (
         SocketClient(near, 0.5, SimpleNamespace(late=0), KernelState()),
-        FrameSocket(far, Pool(0.5)),
+        FrameSocket(remote, Pool(0.5)),
     )
     asked = client.ask({"op": "x", "sizes": []})
     parts, files = other.pack(1, [1, 2])  # type: ignore[arg-type]
-    send_all(far, parts, files)
+    send_all(remote, parts, files)
     with pytest.raises(SocketLost):
         await asyncio.wait_for(asked, 30)
     other.close()
 
 
 async def test_an_answer_that_nobody_asked_for_is_let_go() -> None:
-    near, far = socket.socketpair()
+    near, remote = socket.socketpair()
     near.setblocking(False)
     client, other = (
         SocketClient(near, 0.5, SimpleNamespace(late=0), KernelState()),
-        FrameSocket(far, Pool(0.5)),
+        FrameSocket(remote, Pool(0.5)),
     )
     parts, files = other.pack(77, {})
-    send_all(far, parts, files)
+    send_all(remote, parts, files)
     asked = client.ask({"op": "x", "sizes": []})
     parts, files = other.pack(1, {"right": True})
-    send_all(far, parts, files)
+    send_all(remote, parts, files)
     assert (await asyncio.wait_for(asked, 30))[0]["right"]
     client.close()
     other.close()
@@ -395,8 +395,8 @@ async def test_the_thread_ends_when_the_near_end_does_not_show_the_secret(
 ) -> None:
     """It does not wait for ever for one that was stopped there."""
     monkeypatch.setattr(_server, "KNOCK", 0.05)  # or it would be a minute
-    far = Remote()
-    assert join(far, listener.offer) == ""
+    remote = Remote()
+    assert join(remote, listener.offer) == ""
     started = time.monotonic()
-    assert await asyncio.to_thread(far.parted.wait, 60)
+    assert await asyncio.to_thread(remote.parted.wait, 60)
     assert time.monotonic() - started > 1

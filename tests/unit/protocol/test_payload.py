@@ -99,7 +99,7 @@ DATA = _payload.encode([1], {})
 
 
 @pytest.mark.parametrize(
-    ("parcel", "python", "versions", "refused"),
+    ("payload", "python", "versions", "refused"),
     [
         pytest.param(DATA, OTHER, {}, None, id="data to another Python"),
         pytest.param(DATA, [3, 8], {}, None, id="data to 3.8"),

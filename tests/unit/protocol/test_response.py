@@ -24,7 +24,7 @@ from bridgehead._protocol import response as _protocol
 from bridgehead._shipped.wire import frames as _wire
 from bridgehead._shipped.wire import pickling as _codec
 from bridgehead._shipped.wire.header import MIME
-from bridgehead._transports.base import LARGEST
+from bridgehead._transports.base import MAX_SEND
 from support.answers import KINDS, ODD, consume, content_of, entry, header, is_told, named, odd
 
 EMPTY_DIGEST = "crc32:00000000"
@@ -250,8 +250,8 @@ def wire(request: Any) -> Any:
         dispatcher=SimpleNamespace(request=request),
         spawn=spawn,
         resumable=False,
-        largest=LARGEST,
-        max_receive=LARGEST,
+        max_send=MAX_SEND,
+        max_receive=MAX_SEND,
     )
 
 

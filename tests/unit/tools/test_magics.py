@@ -300,7 +300,7 @@ def test_an_interrupt_at_the_very_end_of_a_cell_loses_nothing(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Python may raise it right after the last message was taken from the queue."""
-    show, interrupts = cell._Screen.show_next, []
+    show, interrupts = cell._CellDisplay.show_next, []
 
     def show_and_be_interrupted(self: Any, arrived: Any) -> bool:
         more = show(self, arrived)
@@ -309,6 +309,6 @@ def test_an_interrupt_at_the_very_end_of_a_cell_loses_nothing(
             raise KeyboardInterrupt
         return more
 
-    monkeypatch.setattr(cell._Screen, "show_next", show_and_be_interrupted)
+    monkeypatch.setattr(cell._CellDisplay, "show_next", show_and_be_interrupted)
     assert shell("%%bridge\nprint('done')") == "done\n"
     assert interrupts

@@ -38,7 +38,7 @@ async def test_the_answer_to_an_earlier_beat_is_a_sign_of_life(
             await kernel.send_multipart(await kernel.recv_multipart())
             while not transport.has_pulse:
                 await asyncio.sleep(0.005)
-            pending = transport.life.promise()
+            pending = transport.life.waiter()
             missed = [await kernel.recv_multipart() for _ in range(2)]
             with pytest.raises(KernelUnresponsive):
                 await pending

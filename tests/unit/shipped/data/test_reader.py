@@ -573,7 +573,7 @@ for raw in hostile:
     before = set(sys.modules)
     try:
         module.decode_data([raw.encode("latin-1")])
-    except module.Broken as error:
+    except module.WireError as error:
         kinds.append(error.kind)
     else:
         kinds.append("came through")
@@ -581,7 +581,7 @@ for raw in hostile:
     assert not os.path.exists(traces)
 try:
     module.encode_data([len])
-except module.Broken as error:
+except module.WireError as error:
     kinds.append(str(error))
 print(json.dumps([kinds, frames[0].decode("latin-1")]))
 """

@@ -94,7 +94,7 @@ def test_an_error_that_carries_code_is_never_unpickled_by_another_version(
     with pytest.raises(RemoteError, match="Odd: me") as caught:
         equipped.fetch("boom()")
     if equipped.python.version[:2] == sys.version_info[:2]:
-        assert caught.value.__cause__.header() == "told by me"
+        assert caught.value.__cause__.told() == "told by me"
     else:
         assert caught.value.__cause__ is None
 

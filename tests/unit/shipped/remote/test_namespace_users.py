@@ -16,7 +16,7 @@ from support.bare import Bare, Bomb, Space, megabytes
 from support.elsewhere import Python
 
 
-@pytest.mark.parametrize("planted", ["before", "after"])
+@pytest.mark.parametrize("installed", ["before", "after"])
 def test_every_builtin_may_be_shadowed(space: Space, installed: str) -> None:
     if installed == "after":
         space.uproot()

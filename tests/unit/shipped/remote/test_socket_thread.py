@@ -16,7 +16,7 @@ import pytest
 from bridgehead._protocol import request as _request
 from bridgehead._shipped.remote.kernel import Kernel
 from bridgehead._shipped.remote.server import Remote
-from bridgehead._shipped.remote.socket_thread import Server
+from bridgehead._shipped.remote.socket_thread import SocketThread
 from bridgehead._shipped.wire import pickling as _codec
 from bridgehead._shipped.wire import segments as _segments
 from bridgehead._shipped.wire.segments import Pool
@@ -38,7 +38,7 @@ def begin() -> str:
 
 
 @pytest.fixture
-def server() -> Iterator[Server]:
+def server() -> Iterator[SocketThread]:
     namespace: dict[str, Any] = {}
     events = SimpleNamespace(callbacks={"pre_execute": [], "post_execute": []})
     events.register = lambda event, told: events.callbacks[event].append(told)
@@ -51,35 +51,37 @@ def server() -> Iterator[Server]:
     near, there = socket.socketpair()
     channel = FrameSocket(there, Pool(0.5))
     try:
-        yield Server(remote, channel, "name", b"")
+        yield SocketThread(remote, channel, "name", b"")
     finally:
         near.close()
         channel.close()
         channel.pool.close()
 
 
-def header(server: Server, operation: str, frames: Any = (), **fields: Any) -> dict[str, Any]:
+def header(server: SocketThread, operation: str, frames: Any = (), **fields: Any) -> dict[str, Any]:
     made = _request.header(operation, frames, epoch=server.remote.epoch, algorithm="none", **fields)
     return {**made, "chunk": 1 << 24}
 
 
-def bind(server: Server, **values: Any) -> tuple[dict[str, Any], list[memoryview]]:
+def bind(server: SocketThread, **values: Any) -> tuple[dict[str, Any], list[memoryview]]:
     frames, _ = _codec.encode(values)
     return header(server, "bind", frames, names=list(values)), frames
 
 
-def together(server: Server, *requests: tuple[dict[str, Any], list[memoryview]]) -> dict[str, Any]:
+def together(
+    server: SocketThread, *requests: tuple[dict[str, Any], list[memoryview]]
+) -> dict[str, Any]:
     frames = [frame for _, parts in requests for frame in parts]
     asked = header(server, "batch", frames, requests=[one for one, _ in requests])
     answer, _ = server.remote.receive(asked, frames, server)
     return answer
 
 
-def ended(server: Server) -> None:
+def ended(server: SocketThread) -> None:
     server.remote.kernel._cell_ends()
 
 
-def test_nothing_is_bound_in_the_middle_of_a_cell_that_has_just_begun(server: Server) -> None:
+def test_nothing_is_bound_in_the_middle_of_a_cell_that_has_just_begun(server: SocketThread) -> None:
     asked, frames = bind(server, x=Begins())
     answer, _ = server.remote.receive(dict(asked), frames, server)
     assert answer == {"busy": True}
@@ -91,7 +93,9 @@ def test_nothing_is_bound_in_the_middle_of_a_cell_that_has_just_begun(server: Se
     assert server.remote.kernel.namespace == {"x": "cells_begun"}
 
 
-def test_of_a_batch_what_comes_after_the_beginning_of_a_cell_comes_again(server: Server) -> None:
+def test_of_a_batch_what_comes_after_the_beginning_of_a_cell_comes_again(
+    server: SocketThread,
+) -> None:
     first, second, third = bind(server, x=1), bind(server, y=Begins()), bind(server, z=3)
     answer = together(server, first, second, third)
     assert [one.get("retry", False) for one in answer["answers"]] == [False, True, True]
@@ -101,13 +105,13 @@ def test_of_a_batch_what_comes_after_the_beginning_of_a_cell_comes_again(server:
     assert server.remote.kernel.namespace == {"x": 1, "y": 2, "z": 3}
 
 
-def test_a_batch_whose_first_is_overtaken_waits_as_a_whole(server: Server) -> None:
+def test_a_batch_whose_first_is_overtaken_waits_as_a_whole(server: SocketThread) -> None:
     assert together(server, bind(server, x=Begins()), bind(server, y=1)) == {"busy": True}
     assert server.remote.kernel.namespace == {}
 
 
 def test_an_interrupt_while_an_answer_is_copied_keeps_no_memory(
-    server: Server, monkeypatch: pytest.MonkeyPatch
+    server: SocketThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*args: Any) -> Any:
         raise KeyboardInterrupt

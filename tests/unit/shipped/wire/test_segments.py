@@ -135,10 +135,10 @@ def test_what_is_idle_is_given_back(pool: Pool, monkeypatch: pytest.MonkeyPatch)
 
 class Holder:
     def __init__(self) -> None:
-        self.header: list[int] = []
+        self.told: list[int] = []
 
-    def connection_lost(self, number: int) -> None:
-        self.header.append(number)
+    def gone(self, number: int) -> None:
+        self.told.append(number)
 
 
 def test_whoever_has_it_mapped_is_told_that_it_is_gone(pool: Pool) -> None:
@@ -146,7 +146,7 @@ def test_whoever_has_it_mapped_is_told_that_it_is_gone(pool: Pool) -> None:
     segment.holders.append(holder)
     pool.give_back(segment)
     pool.trim(0)
-    assert holder.header == [segment.number]
+    assert holder.told == [segment.number]
 
 
 def test_spoilt_memory_is_not_used_again(pool: Pool) -> None:

@@ -409,7 +409,7 @@ for n in range(1, 9):
     del array
     gc.collect()
     for number in [maps.released.popleft() for _ in range(len(maps.released))]:
-        pool.give_back(pool.segments[abs(number)], spoilt=number < 0)
+        pool.give_back(pool.segments[abs(number)], tainted=number < 0)
 say([sums, len(pool.segments)])
 """)
     assert found[0] == [[n * MIB if n % 2 else None, n + 1] for n in range(1, 9)]
