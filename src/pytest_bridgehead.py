@@ -1,8 +1,9 @@
-"""Fixtures for the tests of whoever uses bridgehead; pytest finds them by itself.
+"""Pytest fixtures for programs that use bridgehead.
 
-Rule: nothing of the library is imported before a test asks for it. This stands beside the package
-and not in it, because pytest imports it at every start, wherever bridgehead is installed: there
-the library's own import would cost time, and escape whoever measures coverage.
+Rule: a fixture imports the library when a test asks for it, and no sooner. pytest finds this file
+by its entry point, and imports it at every start wherever bridgehead is installed. So it is beside
+the package and not in it: importing the package then would cost time, and would come before a
+coverage measurement starts.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import pytest
 
 try:
     from pytest_asyncio import fixture
-except ImportError:  # then anyio's plugin serves a plain one
+except ImportError:  # without pytest-asyncio, anyio's plugin runs a plain fixture
     fixture = pytest.fixture  # type: ignore[assignment]
 
 if TYPE_CHECKING:
@@ -23,12 +24,12 @@ if TYPE_CHECKING:
 
 @fixture
 async def bridge() -> AsyncIterator[Bridge]:
-    """A ``Bridge`` to a kernel of the test's own, which ends with the test.
+    """Yield a ``Bridge`` to a kernel of the test's own; the kernel ends with the test.
 
-    It starts in about half a second (two cores of an AMD EPYC). For tests whose event loop has a
-    longer life than one test (``loop_scope``), write a fixture of that scope like this one.
+    The kernel starts in about half a second (two cores of an AMD EPYC). If the event loop of your
+    tests lives longer than one test (``loop_scope``), write a fixture of that scope like this one.
 
-    Raises what ``Bridge.launch`` does, as an error of the fixture.
+    The errors of ``Bridge.launch`` become errors of the fixture.
     """
     from bridgehead import Bridge
 
@@ -38,7 +39,7 @@ async def bridge() -> AsyncIterator[Bridge]:
 
 @fixture
 async def loopback_bridge() -> AsyncIterator[Bridge]:
-    """A ``Bridge`` without a kernel, as ``Bridge.loopback`` gives it."""
+    """Yield the ``Bridge`` without a kernel that ``Bridge.loopback`` makes."""
     from bridgehead import Bridge
 
     async with Bridge.loopback() as bridge:

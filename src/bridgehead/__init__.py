@@ -7,7 +7,7 @@
         await bridge.run("result = model.fit(df)")
         result = await bridge.pull("result")
 
-Rule: this file only says what is public.
+Rule: this file only lists what is public.
 """
 
 from typing import Any
@@ -91,20 +91,20 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-for _name in __all__:  # tracebacks and pickles name the package, not the file of the day
+for _name in __all__:  # tracebacks and pickles must not depend on the layout of the files
     globals()[_name].__module__ = __name__
 del _name
 
 
 def load_ipython_extension(ipython: Any) -> None:
-    """``%load_ext bridgehead`` in IPython or a notebook: the magics ``%bridge``, ``%%bridge``."""
-    from bridgehead._tools.magics import load  # IPython, which not every program wants
+    """Define the magics ``%bridge`` and ``%%bridge``, for ``%load_ext bridgehead``."""
+    from bridgehead._tools.magics import load  # imports IPython, which few programs need
 
     load(ipython)
 
 
 def unload_ipython_extension(ipython: Any) -> None:
-    """``%unload_ext bridgehead``: closes the bridges that the magics opened."""
+    """Close the bridges that the magics opened, for ``%unload_ext bridgehead``."""
     from bridgehead._tools.magics import unload
 
     unload(ipython)

@@ -1,6 +1,6 @@
-"""``python -m bridgehead``: the command line, without its script.
+"""The command line as ``python -m bridgehead``.
 
-Rule: nothing but the call; the command line is ``_tools.cli``.
+Rule: nothing but the call; the command line itself is ``_tools.cli``.
 """
 
 from bridgehead._tools.cli import main

@@ -1,33 +1,33 @@
 """The exceptions, in one tree.
 
-Rule: the base of a class says whether the request ran; the class says why; the message says
-what was wrong, where, and what to do. Every class pickles.
+Rule: the base class says whether the request ran; the class says why; the message says what went
+wrong, what state things are in now, and what to do. Every class pickles.
 
     BridgeError
-      NotSent               it was refused before it crossed
-        KernelNotFound      no kernel there, or none answers
-        UnsupportedKernel   not Python, or it evaluates no user_expressions
-        EncodeError         the object cannot be pickled; ``path`` says which part
-        IncompatiblePython  code objects don't cross between Python minor versions
-        PayloadTooLarge     it has more bytes than ``max_bytes``; not one of them crossed
-        InsecureConnection  the connection would let a stranger in
-        BridgeClosed        the bridge was closed before
-      NotExecuted           it arrived and was refused; the kernel is as it was
-        RequestAborted      another client's failing cell emptied the queue, again and again
-        IntegrityError      what arrived there is not what was sent
+      NotSent               the request was refused before it was sent
+        KernelNotFound      there is no such kernel, or nothing answers at its address
+        UnsupportedKernel   not a Python kernel, or it does not evaluate user_expressions
+        EncodeError         the object cannot be pickled; ``path`` names the part
+        IncompatiblePython  code objects cannot cross between Python minor versions
+        PayloadTooLarge     the object has more bytes than ``max_bytes``; none were sent
+        InsecureConnection  others could read or forge the messages of the connection
+        BridgeClosed        the bridge was already closed
+      NotExecuted           the kernel refused or dropped the request, and is unchanged
+        RequestAborted      another client's failing cell aborted the request, each time
+        IntegrityError      what arrived in the kernel is not what was sent
         NotSupported        this kernel or this connection cannot do it
         MissingInKernel     the kernel lacks a package that the object needs
-        NameNotFound        no such name in the kernel (also a KeyError)
-      RemoteError           it ran, and raised over there
-      OutcomeUnknown        it may have run, wholly or not at all
-        KernelDied          the process is gone
-        KernelRestarted     another process answers now; its namespace is new
-        KernelUnresponsive  the process is there and shows no sign of life; it may come back
-        ReplyLost           the kernel is done with it, but its reply never came or is damaged
+        NameNotFound        the name is not defined in the kernel (also a KeyError)
+      RemoteError           the request ran in the kernel and raised an exception
+      OutcomeUnknown        the request may have run as a whole, or not at all
+        KernelDied          the kernel's process has ended
+        KernelRestarted     a new process answers; its namespace is new
+        KernelUnresponsive  the process exists, but shows no sign of life; it may recover
+        ReplyLost           the kernel finished the request, but its reply is lost or damaged
         TransportError      the connection itself failed
-      DecodeError           it arrived here but cannot be unpickled here
-      UntrustedPayload      it is more than data, and only data is trusted; it was not opened
-      ProtocolError         the other side does not speak this protocol
+      DecodeError           the value arrived, but cannot be unpickled in this process
+      UntrustedPayload      the value is more than data, and only data is trusted; not opened
+      ProtocolError         the kernel's response does not follow the protocol
 
 A deadline that passed is the builtin ``TimeoutError``; a wrong argument is a ``ValueError``
 or a ``TypeError``, raised before anything is sent. ``InsecureConnectionWarning`` is a warning:
@@ -44,7 +44,7 @@ _ANSI = re.compile(r"\x1b\[[0-9;]*m")
 
 
 class BridgeError(Exception):
-    """Base of everything that bridgehead raises of its own.
+    """The base class of all errors that bridgehead defines.
 
     >>> try:
     ...     await bridge.pull("nothing")
@@ -55,25 +55,26 @@ class BridgeError(Exception):
 
 
 class NotSent(BridgeError):
-    """It was refused before it crossed; nothing ran in the kernel.
+    """The request was refused before it was sent; nothing ran in the kernel.
 
-    But for the expression of a pull that turned out ``PayloadTooLarge``: that was evaluated.
+    There is one exception: if the value of a pull is ``PayloadTooLarge``, its expression was
+    evaluated.
     """
 
 
 class KernelNotFound(NotSent):
-    """There is no such kernel, or nothing answers at its address."""
+    """There is no such kernel, or no kernel answers at its address."""
 
 
 class UnsupportedKernel(NotSent):
-    """The kernel is not a Python kernel that evaluates ``user_expressions``; take another one."""
+    """The kernel is not a Python kernel that evaluates ``user_expressions``; use another one."""
 
 
 class EncodeError(NotSent):
     """A value cannot be pickled.
 
     Attributes:
-        path: the part that is to blame, as an expression, e.g. ``"config['lock']"``.
+        path: the part that cannot be pickled, as an expression, e.g. ``"config['lock']"``.
 
         >>> await bridge.push(config={"source": (n for n in range(3))})
         Traceback (most recent call last):
@@ -86,24 +87,23 @@ class EncodeError(NotSent):
 
 
 class IncompatiblePython(NotSent):
-    """Code objects would have to cross between two Python minor versions, and crash there.
+    """Code objects would cross between two Python minor versions, and could crash the receiver.
 
-    Push data alone, and have a cell define the functions; or run the same Python on both sides.
+    Push only data, and define the functions in a cell; or run the same Python version at both ends.
     """
 
 
 class PayloadTooLarge(NotSent):
-    """The object has more bytes than ``max_bytes`` allows; not one of them crossed.
+    """The object has more bytes than ``max_bytes`` allows; none of them were sent.
 
-    Nothing is bound there by a push. What the expression of a pull does besides giving a value,
-    it has done.
+    A push has bound nothing. The expression of a pull was evaluated, with its side effects.
 
     Attributes:
-        bytes: how many it has; None if not known.
+        bytes: the size of the object in bytes; None if not known.
 
         >>> await bridge.pull("bytes(1000)", max_bytes=100)
         Traceback (most recent call last):
-        PayloadTooLarge: it has 1,020 bytes, and max_bytes allows 100; nothing of it crossed
+        PayloadTooLarge: payload is 1,020 bytes, more than max_bytes=100; nothing was sent
     """
 
     def __init__(self, message: str, *, bytes: int | None = None) -> None:  # noqa: A002
@@ -112,13 +112,13 @@ class PayloadTooLarge(NotSent):
 
 
 class InsecureConnection(NotSent):
-    """Anybody on the way could read or forge what crosses; ``insecure=`` puts up with it."""
+    """Others could read or forge the messages of this connection; ``insecure=`` allows it."""
 
 
 class InsecureConnectionWarning(UserWarning):
-    """Others on this machine can read the connection file, and with it have the kernel.
+    """Other users of this machine can read the connection file, and so control the kernel.
 
-    ``chmod 600`` it.
+    Protect the file with ``chmod 600``.
     """
 
 
@@ -133,19 +133,19 @@ class BridgeClosed(NotSent):
 
 
 class NotExecuted(BridgeError):
-    """The request was refused or dropped over there; the kernel is as it was."""
+    """The kernel refused or dropped the request; the kernel is unchanged."""
 
 
 class RequestAborted(NotExecuted):
-    """Another client's failing cell aborted the request each time it was tried; ask again."""
+    """Another client's failing cell aborted the request, at every attempt; call again."""
 
 
 class IntegrityError(NotExecuted):
-    """Frames were lost, added, reordered or altered on the way, or changed while they crossed."""
+    """Frames were lost, added, reordered or altered in transit, or changed while being sent."""
 
 
 class NotSupported(NotExecuted):
-    """This kernel, or the way it is connected, cannot do what was asked.
+    """The kernel, or the kind of connection to it, does not support the operation.
 
     >>> await bridge.interrupt()
     Traceback (most recent call last):
@@ -154,10 +154,10 @@ class NotSupported(NotExecuted):
 
 
 class MissingInKernel(NotExecuted):
-    """The kernel's interpreter lacks a package; its namespace is as it was.
+    """The kernel's environment lacks a package; the kernel's namespace is unchanged.
 
     Attributes:
-        module: the import that failed there; ``%pip install`` it in the kernel.
+        module: the module that the kernel could not import; ``%pip install`` it in the kernel.
     """
 
     def __init__(self, message: str, *, module: str = "") -> None:
@@ -166,14 +166,14 @@ class MissingInKernel(NotExecuted):
 
 
 class NameNotFound(NotExecuted, KeyError):
-    """No such name in the kernel.
+    """A name is not defined in the kernel.
 
     Attributes:
         names: the names that are missing.
 
         >>> await bridge.pull("nothing")
         Traceback (most recent call last):
-        NameNotFound: no 'nothing' in the kernel
+        NameNotFound: 'nothing' is not defined in the kernel
     """
 
     def __init__(self, message: str, *, names: Sequence[str] = ()) -> None:
@@ -181,20 +181,20 @@ class NameNotFound(NotExecuted, KeyError):
         self.names: tuple[str, ...] = tuple(names)
 
     def __str__(self) -> str:
-        # KeyError shows the repr of its argument; this one carries a sentence.
+        # KeyError would show the repr of its argument, and a message is a sentence.
         return Exception.__str__(self)
 
 
 class RemoteError(BridgeError):
-    """The request ran in the kernel and raised there.
+    """The request ran in the kernel and raised an exception.
 
-    ``__cause__`` is the original exception where it could be rebuilt here.
+    ``__cause__`` is the original exception if it could be rebuilt in this process.
 
     Attributes:
         ename: the exception's type name.
         evalue: its message.
         traceback: the kernel's own traceback, one string a line, possibly with ANSI colours.
-        result: of a cell that raised, the ``Result`` with what it gave before; else None.
+        result: of a cell, the ``Result`` with its output before the exception; else None.
 
         >>> try:
         ...     await bridge.run("print('begun'); 1 / 0")
@@ -222,16 +222,16 @@ class RemoteError(BridgeError):
         return f"<{type(self).__name__} {self.ename}: {self.evalue}>"
 
     def _render_traceback_(self) -> list[str]:
-        """IPython shows this instead of the frames that merely carried the error."""
+        """Return the kernel's traceback for IPython, in place of this process's own frames."""
         return self.traceback or [str(self)]
 
 
 class OutcomeUnknown(BridgeError):
-    """Whether the request ran cannot be told; if it did, it ran as a whole."""
+    """It is not known whether the request ran; if it did, it ran as a whole."""
 
 
 class KernelDied(OutcomeUnknown):
-    """The kernel's process is gone, and its namespace with it.
+    """The kernel's process has ended, and its namespace is lost.
 
     Attributes:
         exit_code: the process's exit code, negative for a signal; None if not known.
@@ -243,33 +243,33 @@ class KernelDied(OutcomeUnknown):
 
 
 class KernelRestarted(OutcomeUnknown):
-    """The kernel was restarted: the namespace is a new one. The next call goes there."""
+    """The kernel was restarted, and its namespace is new. The next call goes to the new kernel."""
 
 
 class KernelUnresponsive(OutcomeUnknown):
-    """The kernel's process is stopped, or starved; what was sent to it may run when it goes on."""
+    """The kernel's process is stopped or starved; the request may still run if it continues."""
 
 
 class ReplyLost(OutcomeUnknown):
-    """The kernel is done with the request, but its reply never came, or came damaged.
+    """The kernel finished the request, but its reply never arrived, or arrived damaged.
 
-    What a cell did, it did: look at its names before it is run again.
+    A cell has run: check what it changed before you run it again.
     """
 
 
 class TransportError(OutcomeUnknown):
-    """The connection failed while the request was on its way."""
+    """The connection failed while the request was in transit."""
 
 
 class DecodeError(BridgeError):
-    """A value arrived here but cannot be unpickled here."""
+    """A value arrived, but cannot be unpickled in this process."""
 
 
 class UntrustedPayload(BridgeError):
-    """What came is more than data, where only data is trusted; it was not opened, nothing ran.
+    """A value is more than data, and only data is trusted; it was not opened, no code ran.
 
     Attributes:
-        type: what is in it that is no data, e.g. ``"posix.system"``; empty if not known.
+        type: the type of what is not data, e.g. ``"posix.system"``; empty if not known.
 
         >>> await bridge.pull("print", trust="data")
         Traceback (most recent call last):
@@ -282,4 +282,4 @@ class UntrustedPayload(BridgeError):
 
 
 class ProtocolError(BridgeError):
-    """The other side answered something that this protocol does not know."""
+    """The kernel's response does not follow the protocol."""

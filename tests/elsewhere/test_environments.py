@@ -137,7 +137,7 @@ async def test_code_is_refused_across_python_minors_before_anything_is_sent(
 ) -> None:
     await live.push(kept=[1])
     there = ".".join(map(str, live.info.python[:2]))
-    told = rf"are code of Python .*the kernel runs {there}; send data"
+    told = rf"are code of Python .*the kernel runs Python {there}; nothing was sent\. Send data"
     point = only_here.Point(3)
     async with nothing_sent(live):
         for value in code().values():
@@ -173,7 +173,7 @@ OVER_THERE = {"function", "Class", "instance", "nested", "Boom", "boom"}
 async def test_code_defined_over_there_is_refused_on_its_way_here(live: Bridge) -> None:
     await live.run(DEFINED)
     there = ".".join(map(str, live.info.python[:2]))
-    told = rf"the value carries code objects of Python {there}, and this is Python .*only data"
+    told = rf"carries code objects of Python {there}, but this program runs Python .*only data"
     for name in sorted(OVER_THERE):
         async with refused(live, IncompatiblePython, told):
             await live.pull(name)
@@ -379,7 +379,7 @@ async def test_kernel_without_numpy_or_cloudpickle(live: Bridge) -> None:
     await live.push(kept=[1])
     path = live.info.executable
     assert "bare" in path
-    told = rf"the kernel \({path}\) cannot import 'numpy': .*Install it there"
+    told = rf"the kernel \({path}\) cannot import 'numpy': .*Install it in the kernel's environment"
     async with refused(live, MissingInKernel, told) as caught:
         await live.push(kept=2, a=np.arange(3))
     assert caught.value.module == "numpy"

@@ -56,7 +56,7 @@ KINDS: dict[str, tuple[dict[str, Any], type[BridgeError], str]] = {
     "name": (
         {"kind": "name", "message": "xs", "names": ["xs"], "close": ["x"]},
         NameNotFound,
-        r"^no 'xs' in the kernel; did you mean 'x'\?$",
+        r"^'xs' is not defined in the kernel; did you mean 'x'\?$",
     ),
     "missing": (
         {"kind": "missing", "message": "No module named 'a.b'", "module": "a.b", "where": "/py"},
@@ -66,7 +66,7 @@ KINDS: dict[str, tuple[dict[str, Any], type[BridgeError], str]] = {
     "incompatible": (
         {"kind": "incompatible", "message": "the value carries code objects of Python 3.8"},
         IncompatiblePython,
-        rf"Python 3\.8, and this is Python 3\.{sys.version_info[1]}",
+        rf"Python 3\.8, but this program runs Python 3\.{sys.version_info[1]}",
     ),
     "integrity": (
         {"kind": "integrity", "message": "3 of 4 bytes arrived"},
@@ -104,7 +104,7 @@ def named(value: Any) -> str:
 odd = pytest.mark.parametrize("value", ODD, ids=named)
 
 
-def is_told(content: Any, parts: list[bytes]) -> None:
+def is_reported(content: Any, parts: list[bytes]) -> None:
     """The content leads to a BridgeError whose text can be shown and which pickles."""
     with pytest.raises(BridgeError) as caught:
         consume(content, parts)

@@ -297,7 +297,7 @@ class Bridge(BridgeBase):
             >>> await bridge.delete("x")
             >>> await bridge.delete("x")
             Traceback (most recent call last):
-            NameNotFound: no 'x' in the kernel
+            NameNotFound: 'x' is not defined in the kernel
         """
         self._connection.check()
         if not names:

@@ -1,14 +1,14 @@
 """The client's end of the protocol, sans-I/O.
 
-Rule: objects, headers and text, turned into one another. No socket, no event loop, no kernel:
-every function here can be tested with bytes alone. Objects are pickled and unpickled in this
-floor and in no other on the client's side. What both ends must agree on is ``_shipped.wire``'s.
+Rule: this folder converts between objects, headers and text. It uses no socket, no event loop
+and no kernel, so bytes alone can test every function. On the client's side, only this folder
+pickles and unpickles objects. What both ends must agree on is in ``_shipped.wire``.
 
 - ``payload``: an object becomes frames, and frames become an object again.
-- ``request``: the header, and the message that carries it.
+- ``request``: the header of a request, and the message that carries it.
 - ``bootstrap``: the source of the remote part, and the expression that installs and calls it.
-- ``response``: the header that came back, and its frames.
+- ``response``: the header of a response, and its frames.
 - ``raising``: the errors that a response reports, as exceptions.
 - ``results``, ``ref``: what operations return to the user.
-- ``formatting``: how values look on one line, or as a table.
+- ``formatting``: values as one line of text, or as an HTML table.
 """

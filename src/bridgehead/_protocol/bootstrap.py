@@ -1,7 +1,7 @@
-"""The loader on its way into a kernel: its files, and the expression that plants and calls it.
+"""The remote part's source, and the expression that installs it.
 
-Rule: sans-IO, text and frames. What a request says is ``_protocol``'s; here is how it gets to
-the loader, and the loader to where it is to answer.
+Rule: sans-I/O, text and frames. ``request`` says what a request contains. This file says how the
+remote part gets into a kernel, and how a request reaches it there.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from importlib.abc import InspectLoader
 from importlib.util import find_spec
 from types import CodeType
 
-from bridgehead._shipped.remote import bootstrap as _seed
+from bridgehead._shipped.remote.bootstrap import compiler
 from bridgehead._shipped.wire.header import Header
 
-SHIPPED = (  # into one module over there
+SHIPPED = (  # in this order, they become one module in the kernel
     "remote/bootstrap.py",
     "wire/digest.py",
     "wire/errors.py",
@@ -39,15 +39,15 @@ SHIPPED = (  # into one module over there
     "remote/server.py",
     "remote/entry.py",
 )
-FILENAME = "<bridgehead loader>"  # in its tracebacks
+FILENAME = "<bridgehead loader>"  # the file name in the remote module's tracebacks
 
 
 @cache
 def loader_source() -> tuple[str, list[str]]:
-    """The loader's module name over there, and the sources that make it up.
+    """Return the name of the remote module, and the sources that make it up.
 
-    The name carries a hash of the source, so that bridges of two versions don't meet in one
-    loader.
+    The name carries a hash of the source, so that bridges of two versions never share one remote
+    module.
     """
     sources = [_source(name) for name in SHIPPED]
     return "_bridgehead_" + hashlib.sha256("".join(sources).encode()).hexdigest()[:12], sources
@@ -59,76 +59,80 @@ def _source(name: str) -> str:
 
 @cache
 def loader_frames() -> list[bytes]:
-    """What crosses beside the first expression: the loader but for its seed.
+    """Return the buffers of the first request: the remote module without its bootstrap.
 
-    As code objects, for a kernel that has the same bytecode (compiling took it 10 ms of the
-    first handshake), and as its sources.
+    The first buffer has code objects, for a kernel with the same bytecode: compiling took 10 ms
+    of the first handshake. The other buffers are the sources.
     """
     code = tuple(_code(name) for name in SHIPPED[1:])
     return [marshal.dumps(code), *(source.encode() for source in loader_source()[1][1:])]
 
 
 def _code(name: str) -> CodeType:
-    """One file's code as the loader's own; from the file that Python keeps it in, if it does."""
+    """Return the code object of one file, from Python's bytecode cache where it has one."""
     spec = find_spec(f"bridgehead._shipped.{name.removesuffix('.py').replace('/', '.')}")
     loader = spec.loader if spec is not None else None
     code = loader.get_code(spec.name) if spec and isinstance(loader, InspectLoader) else None
-    return _renamed(code or compile(_source(name), FILENAME, "exec", dont_inherit=True))
+    return _with_filename(code or compile(_source(name), FILENAME, "exec", dont_inherit=True))
 
 
-def _renamed(code: CodeType) -> CodeType:
-    inner = (_renamed(one) if isinstance(one, CodeType) else one for one in code.co_consts)
+def _with_filename(code: CodeType) -> CodeType:
+    inner = (_with_filename(one) if isinstance(one, CodeType) else one for one in code.co_consts)
     return code.replace(co_filename=FILENAME, co_consts=tuple(inner))
 
 
 @cache
-def _how(beside: bool) -> tuple[list[str], list[str], str]:
-    """How the seed gets at the rest: in the expression, or by the digests of what is beside it."""
-    if not beside:
+def _rest(in_buffers: bool) -> tuple[list[str], list[str], str]:
+    """Return the arguments with which the bootstrap finds the rest of the remote module.
+
+    They are the sources themselves, or the digests of the buffers that have them.
+    """
+    if not in_buffers:
         return loader_source()[1][1:], [], ""
     digests = [hashlib.sha256(frame).hexdigest() for frame in loader_frames()]
-    return [], digests, _seed.compiler()
+    return [], digests, compiler()
 
 
 @cache
 def codec_sources() -> list[memoryview]:
-    """The sources of the data-only codec, as frames."""
-    from bridgehead._shipped import data as _data
+    """Return the sources of the data-only codec, as frames."""
+    from bridgehead._shipped import data
 
-    files = resources.files(_data)
-    return [memoryview(files.joinpath(f"{name}.py").read_bytes()) for name in _data.FILES]
+    files = resources.files(data)
+    return [memoryview(files.joinpath(f"{name}.py").read_bytes()) for name in data.FILES]
 
 
-# The way to sys.modules uses no name at all, so nothing that a user shadows or replaces is in
-# it: not __import__, not get_ipython, not a builtin. os._wrap_close is defined in every CPython
-# from its start on; 36 µs in a kernel with pandas loaded.
+# This expression reaches sys.modules without using any name. A user may shadow or replace
+# __import__, get_ipython and every builtin; none of them is used. Every CPython defines
+# os._wrap_close when it starts. The search takes 36 µs in a kernel with pandas loaded.
 SYS = (
     "(c for c in ().__class__.__base__.__subclasses__() if c.__name__ == '_wrap_close')"
     ".__next__().__init__.__globals__['sys']"
 )
 _INSTALL = (
-    "(lambda sys, builtins, name, seed, scope, how: "
+    "(lambda sys, builtins, name, source, scope, rest: "
     "sys.modules[name] if name in sys.modules else (lambda module: ("
     "module.__setattr__('__builtins__', builtins), "
-    f"builtins.exec(builtins.compile(seed, {FILENAME!r}, 'exec'), module.__dict__), "
-    "module.install(module, scope, how))[2])(sys.__class__(name)))"
+    f"builtins.exec(builtins.compile(source, {FILENAME!r}, 'exec'), module.__dict__), "
+    "module.install(module, scope, rest))[2])(sys.__class__(name)))"
 )
 
 
 def expression(
     lane: str, header: Header, data: str = "", *, install: bool = False, beside: bool = False
 ) -> str:
-    """The Python expression that has the loader serve one message of a request.
+    """Return the Python expression with which the remote part serves one message of a request.
 
-    With ``install`` it plants the loader where it isn't yet. All of it is in the expression, or
-    ``beside`` it as ``loader_frames``: then it must be ready for the answer that there is none.
+    With ``install`` the expression first installs the remote module where it is missing. The
+    expression carries all of its source. With ``beside`` the buffers of ``loader_frames`` carry
+    it; if they do not arrive, the response reports that the remote module is missing.
     """
     name, sources = loader_source()
-    loader = f"{SYS}.modules[{name!r}]"
+    remote = f"{SYS}.modules[{name!r}]"
     if install:
-        loader = (
+        remote = (
             f"{_INSTALL}({SYS}, {SYS}.modules['builtins'], {name!r}, {sources[0]!r}, "
-            f"(lambda: 0).__globals__, {_how(beside)!r})"
+            f"(lambda: 0).__globals__, {_rest(beside)!r})"
         )
     text = json.dumps(header)
-    return f"{loader}.enter((lambda: 0).__globals__, {lane!r}, {text!r}, {data!r})"
+    return f"{remote}.enter((lambda: 0).__globals__, {lane!r}, {text!r}, {data!r})"

@@ -1,7 +1,7 @@
-"""How objects look to people: on one line, or as a small table of HTML.
+"""Objects as short text, or as small HTML tables.
 
-Rule: text in, text out. Nothing is asked of anybody; whatever comes from a kernel is escaped,
-and no colour or size is set, so that a notebook's theme, light or dark, has its way.
+Rule: text in, text out; nothing asks a kernel. All text is escaped, because it may come from a
+kernel. No colour and no size is set, so that the theme of a notebook, light or dark, applies.
 """
 
 from __future__ import annotations
@@ -9,34 +9,37 @@ from __future__ import annotations
 import html
 from collections.abc import Iterable, Sequence
 
-LONGEST = 60  # characters of one part of a line; a repr has a few short ones beside it
-LEFT = " style='text-align:left'"  # notebooks align a table's cells to the right
+MAX_LENGTH = 60  # characters of one part of a line; a repr has a few short parts more
+LEFT = " style='text-align:left'"  # notebooks align the cells of a table to the right
 
 
-def line(text: object, longest: int = LONGEST) -> str:
-    """``text`` on one line, shortened with an ellipsis; what no terminal should get is ``�``."""
-    # So much is looked at, and no more: an expression may have megabytes.
+def line(text: object, longest: int = MAX_LENGTH) -> str:
+    """Return ``text`` on one line, shortened with an ellipsis.
+
+    Characters that a terminal should not get become ``�``.
+    """
+    # An expression may have megabytes, so only the beginning is processed.
     words = " ".join(str(text)[: 4 * longest].split())
-    told = "".join(char if char.isprintable() else "�" for char in words)
-    is_whole = len(told) <= longest and len(str(text)) <= 4 * longest
-    return told if is_whole else f"{told[: longest - 1]}…"
+    printable = "".join(char if char.isprintable() else "�" for char in words)
+    is_whole = len(printable) <= longest and len(str(text)) <= 4 * longest
+    return printable if is_whole else f"{printable[: longest - 1]}…"
 
 
-def listed(words: Sequence[object], longest: int = LONGEST) -> str:
-    """As many of the words as fit a line, and how many there are more."""
-    told, length = [], 0
+def short_list(words: Sequence[object], longest: int = MAX_LENGTH) -> str:
+    """Return as many of the words as fit on a line, and the number of the others."""
+    shown, length = [], 0
     for word in words:
-        told.append(line(word, longest // 2))
-        length += len(told[-1]) + 2
-        if length > longest and len(told) > 1:
-            told.pop()
+        shown.append(line(word, longest // 2))
+        length += len(shown[-1]) + 2
+        if length > longest and len(shown) > 1:
+            shown.pop()
             break
-    more = len(words) - len(told)
-    return ", ".join(told) + (f" and {more:,} more" if more else "")
+    more = len(words) - len(shown)
+    return ", ".join(shown) + (f" and {more:,} more" if more else "")
 
 
 def size(nbytes: int) -> str:
-    """Bytes as a person reads them: ``"512 bytes"``, ``"1.23 MB"``."""
+    """Return a number of bytes for people: ``"512 bytes"``, ``"1.23 MB"``."""
     if nbytes < 1000:
         return f"{nbytes} bytes"
     number, units = nbytes / 1000, ["kB", "MB", "GB", "TB"]
@@ -46,13 +49,13 @@ def size(nbytes: int) -> str:
     return f"{number:.3g} {units[0]}" if number < 999.5 else f"{number:,.0f} {units[0]}"
 
 
-def heading(kind: str, said: object = "") -> str:
-    """What it is, and the one thing to say of it."""
-    return f"<div><b>{_cell(kind)}</b> {_cell(said)}</div>"
+def heading(kind: str, text: object = "") -> str:
+    """Return an HTML line with the kind of an object in bold, and a text beside it."""
+    return f"<div><b>{_cell(kind)}</b> {_cell(text)}</div>"
 
 
 def facts(pairs: Iterable[tuple[str, object]]) -> str:
-    """A table of what is known, a line each; what is None or empty is left out."""
+    """Return an HTML table with one row for each pair; None and empty values are left out."""
     rows = (
         f"<tr><th scope='row'{LEFT}>{_cell(key)}</th><td{LEFT}>{_cell(value)}</td></tr>"
         for key, value in pairs
@@ -62,7 +65,7 @@ def facts(pairs: Iterable[tuple[str, object]]) -> str:
 
 
 def columns(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table with a line for each; the first cell of a line is its name."""
+    """Return an HTML table with a header; the first cell of each row names the row."""
     top = "".join(f"<th scope='col'{LEFT}>{_cell(head)}</th>" for head in heads)
     body = "".join(
         f"<tr><th scope='row'{LEFT}>{_cell(row[0])}</th>"

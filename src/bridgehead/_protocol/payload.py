@@ -1,7 +1,7 @@
-"""Objects on their way: pickled into a parcel, and opened again.
+"""Objects as payloads: pickling before sending, unpickling after receiving.
 
-Rule: sans-IO, in any thread. What an object needs over there is known before it is sent. A
-value that comes back is unpickled here alone, an exception in ``raising.raise_error`` alone.
+Rule: sans-I/O, in any thread. What an object needs in the kernel is known before it is sent. Only
+this file unpickles values from the kernel; only ``raising.raise_error`` unpickles exceptions.
 """
 
 from __future__ import annotations
@@ -28,22 +28,22 @@ from bridgehead._errors import (
 )
 from bridgehead._protocol.raising import too_large
 from bridgehead._protocol.request import PYTHON
-from bridgehead._shipped.wire import frames as _wire
-from bridgehead._shipped.wire import pickling as _codec
+from bridgehead._shipped.wire import pickling
 from bridgehead._shipped.wire.digest import LEAF, Buffer, summed
 from bridgehead._shipped.wire.errors import TooLarge, WireError
+from bridgehead._shipped.wire.frames import digest
 
-IN_TWO = 4 * LEAF  # bytes from which on the digest is computed in two threads
+TWO_THREADS = 4 * LEAF  # bytes from which on two threads compute the digest
 
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """An object on its way: its frames and what they need over there."""
+    """The frames of a pickled object, and what they need in the kernel."""
 
     frames: list[memoryview]
     carries_code: bool
     refs: bool
-    python: Sequence[int] = (*PYTHON,)  # whose the code is
+    python: Sequence[int] = (*PYTHON,)  # the Python version of the code in it
 
     @property
     def nbytes(self) -> int:
@@ -52,7 +52,7 @@ class Payload:
 
 @dataclass(frozen=True, slots=True)
 class RawPickle:
-    """A pickle that is opened where it arrives, and not here: a push of it binds what is in it."""
+    """A pickle that only its receiver opens: a push of it binds the object in the pickle."""
 
     data: bytes
 
@@ -65,15 +65,15 @@ EMPTY = Payload([], carries_code=False, refs=False)
 
 @dataclass(frozen=True, slots=True)
 class PayloadSource:
-    """What is to be pickled for one request, and how.
+    """The object to pickle for one request, and the options.
 
     Attributes:
         values: the object.
-        parts: its named pieces, for the error message.
-        by_value: modules that are shipped along.
-        refs: reduces a reference to an object over there; gives None for anything else.
-        limit: bytes that may cross at most; None for any.
-        data: whether the kernel is to open nothing but data.
+        parts: its parts by name, for the error message.
+        by_value: modules that are shipped by value.
+        refs: reduces a reference to an object in the kernel; returns None for anything else.
+        limit: the most bytes that may cross; None for no limit.
+        data: whether the kernel opens nothing but data.
     """
 
     values: Any
@@ -84,21 +84,22 @@ class PayloadSource:
     data: bool = False
 
     def is_small(self) -> bool:
-        """Whether pickling it takes no time that is worth a thread.
+        """Return whether pickling is too short to be worth a thread.
 
-        Few plain objects, and nothing that runs code of the user's.
+        Such values are a few plain objects. Pickling them runs no code of the user's.
         """
-        return not self.by_value and _codec.is_small(self.values)
+        return not self.by_value and pickling.is_small(self.values)
 
     def pack(self, algorithm: str, sums: bool = False) -> tuple[Payload, str]:
-        """The parcel and its digest; in any thread, where an event loop's gets its turns.
+        """Return the payload and its digest.
 
-        ``sums`` says that the other side has numpy loaded.
+        Any thread may call this; an event loop in another thread keeps running meanwhile.
+        ``sums`` says that the kernel has numpy loaded.
         """
         if self.data:
             payload = encode_data(self.values, self.parts)
         elif self.is_small():
-            payload = Payload(_codec.encode_small(self.values), carries_code=False, refs=False)
+            payload = Payload(pickling.encode_small(self.values), carries_code=False, refs=False)
         else:
             payload = encode(
                 self.values, self.parts, by_value=self.by_value, refs=self.refs, limit=self.limit
@@ -109,54 +110,56 @@ class PayloadSource:
 
 
 def signed(payload: Payload, algorithm: str, sums: bool = False) -> str:
-    """A parcel's digest, by sums in place of crc32 if both sides can.
+    """Return the digest of a payload, by sums instead of crc32 if both ends can compute them.
 
-    Of much, in two threads: nothing can cross before, and the other side has nothing to do.
-    Sums are no quicker in two.
+    Two threads compute that of a large payload: until it is known nothing can be sent, and the
+    kernel is idle. Sums are no faster in two threads.
     """
     algorithm = summed(algorithm, payload.nbytes, sums)
-    if payload.nbytes < IN_TWO or algorithm == "sums":
-        return _wire.digest(algorithm, payload.frames)
+    if payload.nbytes < TWO_THREADS or algorithm == "sums":
+        return digest(algorithm, payload.frames)
     with ThreadPoolExecutor(2) as pool:
-        return _wire.digest(algorithm, payload.frames, pool.map)
+        return digest(algorithm, payload.frames, pool.map)
 
 
 class _PicklingLock:
-    """Any number may pickle at once, but who ships modules by value alone.
+    """A lock that many threads share to pickle, and one holds alone to ship modules by value.
 
-    cloudpickle keeps one registry for the process. One that takes long, or that nobody waits
-    for any more, must not keep all the others waiting.
+    cloudpickle has one registry of modules for the process. A plain lock would not do: one thread
+    that pickles for long, even for a call that was cancelled, would block all others.
     """
 
     def __init__(self) -> None:
-        self.alone = False
+        self._exclusive = False
         self._sharing = 0
         self._changed = threading.Condition()
 
     @contextmanager
-    def take(self, *, alone: bool) -> Iterator[None]:
+    def take(self, *, exclusive: bool) -> Iterator[None]:
         with self._changed:
-            self._changed.wait_for(lambda: not self.alone and not (alone and self._sharing))
-            self.alone = alone
-            self._sharing += not alone
+            self._changed.wait_for(
+                lambda: not self._exclusive and not (exclusive and self._sharing)
+            )
+            self._exclusive = exclusive
+            self._sharing += not exclusive
         try:
             yield
         finally:
             with self._changed:
-                self.alone = False
-                self._sharing -= not alone
+                self._exclusive = False
+                self._sharing -= not exclusive
                 self._changed.notify_all()
 
 
-_pickling = _PicklingLock()
+_registry = _PicklingLock()
 
 
 @contextmanager
 def _by_value(modules: Sequence[ModuleType]) -> Iterator[None]:
-    """Have cloudpickle ship these modules by value, for as long as the block lasts."""
+    """Let cloudpickle ship these modules by value while the block runs."""
     if isinstance(modules, ModuleType) or not all(isinstance(m, ModuleType) for m in modules):
         raise TypeError("by_value takes a list of modules, as in by_value=[mymodule]")
-    with _pickling.take(alone=bool(modules)):
+    with _registry.take(exclusive=bool(modules)):
         added = [m for m in modules if m.__name__ not in list_registry_pickle_by_value()]
         try:
             for module in added:
@@ -176,11 +179,11 @@ def encode(
     refs: Callable[[Any], Any] | None = None,
     limit: int | None = None,
 ) -> Payload:
-    """Pickle ``values`` into a parcel; see ``PayloadSource`` for the arguments.
+    """Pickle ``values`` into a payload; see ``PayloadSource`` for the arguments.
 
     Raises:
-        EncodeError: something in it cannot be pickled; names the path to it.
-        PayloadTooLarge: it has more than ``limit`` bytes.
+        EncodeError: a part of the object cannot be pickled; ``path`` names it.
+        PayloadTooLarge: the payload has more than ``limit`` bytes.
     """
     used = False
 
@@ -192,7 +195,7 @@ def encode(
 
     with _by_value(by_value):
         try:
-            frames, carries_code = _codec.encode(
+            frames, carries_code = pickling.encode(
                 values, reduce if refs is not None else None, limit
             )
         except TooLarge as error:
@@ -206,18 +209,18 @@ def encode(
 
 
 def encode_data(values: Any, parts: Mapping[str, Any]) -> Payload:
-    """A parcel of nothing but data; the arguments are ``PayloadSource``'s.
+    """Pickle ``values`` as data only; see ``PayloadSource`` for the arguments.
 
     Raises:
-        UntrustedPayload: something in it is no data; names it and its type.
-        EncodeError: it can't be pickled, be it data.
+        UntrustedPayload: a part of the object is not data; the message names it and its type.
+        EncodeError: the object is data, but cannot be pickled.
     """
-    from bridgehead._shipped import data as _data
+    from bridgehead._shipped import data as codec
 
     try:
-        return Payload(_data.encode_data(values), carries_code=False, refs=False)
-    except WireError as broken:
-        path, kind = str(broken.details.get("path", "")), str(broken.details.get("type", ""))
+        return Payload(codec.encode_data(values), carries_code=False, refs=False)
+    except WireError as error:
+        path, kind = str(error.details.get("path", "")), str(error.details.get("type", ""))
         for name in parts:
             path = path.replace(f"[{name!r}]", name, 1) if path.startswith(f"[{name!r}]") else path
         raise UntrustedPayload(
@@ -230,87 +233,88 @@ def encode_data(values: Any, parts: Mapping[str, Any]) -> Payload:
 def _find_unpicklable_part(parts: Mapping[str, Any], error: Exception) -> tuple[str, BaseException]:
     for name, part in parts.items():
         try:
-            _codec.encode(part)
-        except Exception:  # noqa: BLE001 - whatever it raises, it is to blame
-            return _codec.find_unpicklable(part, name)
+            pickling.encode(part)
+        except Exception:  # noqa: BLE001 - whatever it raises, this part is the cause
+            return pickling.find_unpicklable(part, name)
     return ", ".join(parts), error
 
 
 def check_payload(
     payload: Payload, python: Sequence[int], versions: Mapping[str, str], executable: str = ""
 ) -> None:
-    """Refuse before it is sent what the kernel's interpreter would choke on.
+    """Refuse, before it is sent, a payload that the kernel's interpreter could not run.
 
     Raises:
         IncompatiblePython: code objects between two minor versions: of 12 ordered pairs of
             3.11-3.13, 7 segfault the kernel and 3 raise SystemError (measured).
-        MissingInKernel: code, but no cloudpickle over there.
+        MissingInKernel: the payload carries code, and the kernel has no cloudpickle.
     """
     if not payload.carries_code:
         return
     if list(python[:2]) != list(payload.python):
         ours, theirs = (".".join(map(str, one[:2])) for one in (payload.python, python))
         raise IncompatiblePython(
-            f"functions and classes defined here are code of Python {ours}, and the kernel runs "
-            f"{theirs}; send data, and define the code over there with run()"
+            f"functions and classes defined here are code of Python {ours}, but the kernel runs "
+            f"Python {theirs}; nothing was sent. Send data, and define the code in the kernel with "
+            "run()"
         )
     if "cloudpickle" not in versions:
-        there = f" ({executable})" if executable else ""
+        where = f" ({executable})" if executable else ""
         raise MissingInKernel(
-            f"functions and classes defined here need cloudpickle in the kernel{there}; "
-            "install it there",
+            f"functions and classes defined here need cloudpickle in the kernel{where}; "
+            "nothing was sent. Install cloudpickle in the kernel's environment",
             module="cloudpickle",
         )
 
 
-def values(opened: Any, count: int) -> tuple[Any, ...]:
-    """The values that an answer brought.
+def values(unpickled: Any, count: int) -> tuple[Any, ...]:
+    """Return the values of a response, checked to be ``count`` values.
 
     Raises:
-        ProtocolError: it brought something else, or not so many.
+        ProtocolError: the response has something else, or another number of values.
     """
-    if type(opened) is not tuple or len(opened) != count:
-        raise ProtocolError("what arrived is not what was asked for")
-    return opened
+    if type(unpickled) is not tuple or len(unpickled) != count:
+        raise ProtocolError("the answer does not match the request")
+    return unpickled
 
 
 def decode(frames: Sequence[Buffer]) -> Any:
-    """The object again. May be called in any thread, as ``encode``.
+    """Unpickle an object. Any thread may call this, like ``encode``.
 
     Raises:
-        DecodeError: it cannot be unpickled here.
+        DecodeError: the object cannot be unpickled in this process.
     """
     try:
-        return _codec.decode(frames)
+        return pickling.decode(frames)
     except Exception as error:
         hint = ""
         if isinstance(error, ImportError) and error.name:
-            hint = f"; {error.name!r} exists in the kernel but not here"
+            hint = f"; {error.name!r} exists in the kernel but not in this program"
         raise DecodeError(
             f"the value arrived but cannot be unpickled here: {type(error).__name__}: {error}{hint}"
         ) from error
 
 
 def decode_data(frames: Sequence[Buffer], allow: Mapping[str, type]) -> Any:
-    """The object again, if it is data; nobody's code runs, whatever the frames are.
+    """Unpickle an object that is only data; whatever the frames are, no code of theirs runs.
 
     ``allow`` has the classes beyond data that may be built, by ``module.qualname``.
 
     Raises:
-        UntrustedPayload: it is more than data; it was not opened.
-        DecodeError: a library that it needs is not installed here.
-        ProtocolError: it is damaged, or forged.
+        UntrustedPayload: the object is more than data; it was not opened.
+        DecodeError: a library that the object needs is not installed in this process.
+        ProtocolError: the frames are damaged or forged.
     """
-    from bridgehead._shipped import data as _data
+    from bridgehead._shipped import data as codec
 
     try:
-        return _data.decode_data(frames, allow)
-    except WireError as broken:
-        if broken.kind == "untrusted":
+        return codec.decode_data(frames, allow)
+    except WireError as error:
+        if error.kind == "untrusted":
             raise UntrustedPayload(
-                f"{broken}; it was not opened: only data is trusted (see allow= and trust=)",
-                type=str(broken.details.get("type", "")),
+                f"{error}; it was not opened, because only data is trusted (see allow= and trust=)",
+                type=str(error.details.get("type", "")),
             ) from None
-        if broken.kind == "missing":
-            raise DecodeError(f"the value arrived, but {broken}") from None
-        raise ProtocolError(f"the value is no data: {broken}") from None
+        if error.kind == "missing":
+            raise DecodeError(f"the value arrived, but {error}") from None
+        raise ProtocolError(f"the value is not valid data: {error}") from None

@@ -1,8 +1,8 @@
 """The errors that a response reports, as exceptions of this process.
 
-Rule: the one place where the kernel's word about a failure becomes an exception, and where an
-exception that was raised in the kernel is unpickled. A response comes from outside: whatever
-stands in a field, nothing but the errors of ``_errors`` is raised.
+Rule: this is the one place where an error in a response becomes an exception, and where an
+exception that was raised in the kernel is unpickled. A response is untrusted: whatever its
+fields contain, only the errors of ``_errors`` are raised.
 """
 
 from __future__ import annotations
@@ -24,79 +24,83 @@ from bridgehead._errors import (
     UntrustedPayload,
 )
 from bridgehead._protocol.request import PYTHON
-from bridgehead._shipped.wire import pickling as _codec
 from bridgehead._shipped.wire.header import Header
+from bridgehead._shipped.wire.pickling import decode
 
 
-def remote_error(told: Mapping[str, Any]) -> RemoteError:
-    """The error that a kernel tells of."""
-    name = as_text(told.get("ename"))
-    if name.startswith("<class '"):  # xeus-python tells of the class what Python does
+def remote_error(fields: Mapping[str, Any]) -> RemoteError:
+    """Return the error that a kernel reports in Jupyter's fields."""
+    name = as_text(fields.get("ename"))
+    if name.startswith("<class '"):  # xeus-python sends the repr of the class
         name = name[8:-2].rpartition(".")[2]
-    return RemoteError(name, as_text(told.get("evalue")), as_strings(told.get("traceback")))
+    return RemoteError(name, as_text(fields.get("evalue")), as_strings(fields.get("traceback")))
 
 
 def as_object(value: Any) -> Mapping[str, Any]:
-    """``value``, or an empty object where something else stands."""
+    """Return ``value`` if it is a JSON object, else an empty one."""
     return value if isinstance(value, Mapping) else {}
 
 
 def as_text(value: Any) -> str:
-    """A string or a number as text; of what may be nested too deeply to be shown, the type."""
+    """Return ``value`` as text; of a container, which may be nested too deeply, only the type."""
     return f"<{type(value).__name__}>" if isinstance(value, (list, tuple, dict)) else str(value)
 
 
 def as_strings(value: Any) -> list[str]:
-    """The items of a list as text; none where something else stands."""
+    """Return the items of a list as text; an empty list if ``value`` is no list."""
     return [as_text(item) for item in value] if isinstance(value, (list, tuple)) else []
 
 
 def too_large(nbytes: object, limit: int | None) -> PayloadTooLarge:
-    """The error for more than ``max_bytes``."""
+    """Return the error for a payload of more than ``max_bytes``."""
     size = nbytes if isinstance(nbytes, int) else 0
     return PayloadTooLarge(
-        f"it has {size:,} bytes, and max_bytes allows {limit or 0:,}; nothing of it crossed",
+        f"payload is {size:,} bytes, more than max_bytes={limit or 0:,}; nothing was sent",
         bytes=size,
     )
 
 
 def raise_error(
-    told: Header,
+    header: Header,
     frames: Sequence[memoryview],
     limit: int | None = None,
     *,
     trusted: bool = True,
 ) -> None:
-    """Raise what an answer tells of as the exception of this side; return if it tells none.
+    """Raise the error that a response reports; return if it reports none.
 
-    ``limit`` is the ``max_bytes`` that was asked for; ``trusted`` says that the exception that
-    was raised over there may be unpickled.
+    ``limit`` is the ``max_bytes`` of the request. ``trusted`` says that an exception that was
+    raised in the kernel may be unpickled in this process.
     """
-    error = told.get("error")
+    error = header.get("error")
     if error is None:
         return
     if not isinstance(error, dict):
-        raise ProtocolError("the answer's error is no JSON object")
+        found = type(error).__name__
+        raise ProtocolError(f"the error in the response is of type {found}, not a JSON object")
     kind, message = error.get("kind"), as_text(error.get("message"))
     if kind == "remote":
         _raise_remote(error, frames if trusted else ())
     if kind == "name":
         names, close = as_strings(error.get("names")), as_strings(error.get("close"))
         hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
-        listed = ", ".join(map(repr, names))
-        raise NameNotFound(f"no {listed} in the kernel{hint}", names=names)
+        listed, verb = ", ".join(map(repr, names)), "is" if len(names) == 1 else "are"
+        raise NameNotFound(f"{listed} {verb} not defined in the kernel{hint}", names=names)
     if kind == "missing":
-        module, where = as_text(error.get("module")), error.get("where")
-        there = f" ({as_text(where)})" if where else ""
+        module, executable = as_text(error.get("module")), error.get("where")
+        where = f" ({as_text(executable)})" if executable else ""
         root = module.partition(".")[0]
+        # cloudpickle itself cannot be shipped by value: it is what unpickles such modules.
         ship = f", or ship your own module with by_value=[{root}]" if root != "cloudpickle" else ""
         raise MissingInKernel(
-            f"the kernel{there} cannot import {module!r}: {message}. Install it there{ship}",
+            f"the kernel{where} cannot import {module!r}: {message}. "
+            f"Install it in the kernel's environment{ship}",
             module=module,
         )
     if kind == "incompatible":
         raise IncompatiblePython(
-            f"{message}, and this is Python {PYTHON[0]}.{PYTHON[1]}; only data crosses"
+            f"{message}, but this program runs Python {PYTHON[0]}.{PYTHON[1]}; "
+            "only data can cross between Python minor versions"
         )
     if kind == "large":
         raise too_large(error.get("bytes"), limit)
@@ -104,15 +108,18 @@ def raise_error(
         raise NotSupported(message)
     if kind == "untrusted":
         raise UntrustedPayload(
-            f"{message}; only data is trusted: allow= or trust='pickle' would open it",
+            f"{message}, and only data is trusted; it was not opened. "
+            "Pass allow= or trust='pickle' to open it",
             type=as_text(error.get("type")),
         )
     if kind == "lost":
-        raise ReplyLost(f"the connection broke, and with it the answer: {message}")
+        raise ReplyLost(f"the connection was lost before the response arrived: {message}")
     if kind == "integrity":
         raise IntegrityError(f"the kernel refused the request: {message}")
     if kind == "epoch":
-        raise KernelRestarted("the kernel was restarted since the last call")
+        raise KernelRestarted(
+            "the kernel was restarted since the last call, and its namespace is new"
+        )
     raise ProtocolError(message)
 
 
@@ -121,7 +128,7 @@ def _raise_remote(error: Header, frames: Sequence[memoryview]) -> NoReturn:
     cause = None
     if frames and error.get("code_of") in (None, PYTHON):
         try:
-            cause = _codec.decode(frames)
-        except Exception:  # noqa: BLE001 - its class doesn't exist here: the text must do
+            cause = decode(frames)
+        except Exception:  # noqa: BLE001 - its class is missing in this process: only text is left
             cause = None
     raise remote from cause if isinstance(cause, BaseException) else None

@@ -1,7 +1,7 @@
 """Handles of objects that stay in the kernel.
 
-Rule: a ``Ref`` only builds expressions; nothing moves until its ``pull`` is called. It knows
-its bridge just well enough to hand itself over.
+Rule: a ``Ref`` only builds expressions; nothing is sent until its ``pull`` is called. It knows
+its bridge only to call the bridge's ``pull``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _LITERALS = (bool, int, float, complex, str, bytes, type(None), type(...))
 
 
 class Ref:
-    """An expression over there, as an object here.
+    """An expression in the kernel, as an object of this program.
 
     Attribute access, indexing and calling give longer expressions::
 
@@ -24,10 +24,10 @@ class Ref:
 
     Arguments may be literals, containers of literals, slices and other refs; for anything
     else ``bridge.call`` ships the object. As an argument of ``call`` and as a value of
-    ``push`` a ref stands for the object over there. The one name that can't be reached as an
-    attribute is ``pull``.
+    ``push``, a ref stands for the object in the kernel. Only an attribute named ``pull`` cannot
+    be reached through a ref.
 
-        >>> await bridge.push(text="far away")
+        >>> await bridge.push(text="penguins")
         <Transfer text: ...>
         >>> bridge.ref("text").upper()
         <Ref text.upper()>
@@ -42,18 +42,18 @@ class Ref:
         self._expression = expression
 
     def pull(self, *, timeout: float | None = None) -> Any:
-        """The object itself: awaitable from a ``Bridge``, the value from a ``SyncBridge``.
+        """Return the object: as an awaitable from a ``Bridge``, as the value from a ``SyncBridge``.
 
-        ``timeout`` is in seconds. Raises what ``pull`` of the expression raises, and is cancelled
-        as that is.
+        ``timeout`` is in seconds. The errors, and what cancelling does, are those of the bridge's
+        ``pull``.
 
-        >>> await bridge.ref("'far away'").upper().pull()
-        'FAR AWAY'
+        >>> await bridge.ref("'penguins'").upper().pull()
+        'PENGUINS'
         """
         return self._bridge.pull(self._expression, timeout=timeout)
 
     def __getattr__(self, name: str) -> Ref:
-        # Displays and copiers probe for such names; none of them may seem to be there.
+        # IPython and copy probe for such names, and a ref must not seem to have them.
         if name.startswith(("__", "_repr_", "_ipython_")):
             raise AttributeError(name)
         return Ref(self._bridge, f"{self._expression}.{name}")
@@ -63,9 +63,9 @@ class Ref:
         return Ref(self._bridge, f"{self._expression}[{inner}]")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Ref:
-        told = [render(arg) for arg in args]
-        told += [f"{name}={render(value)}" for name, value in kwargs.items()]
-        return Ref(self._bridge, f"{self._expression}({', '.join(told)})")
+        arguments = [render(arg) for arg in args]
+        arguments += [f"{name}={render(value)}" for name, value in kwargs.items()]
+        return Ref(self._bridge, f"{self._expression}({', '.join(arguments)})")
 
     def __iter__(self) -> Any:
         raise TypeError(f"{self!r} stays in the kernel; pull it to iterate over it")
@@ -82,16 +82,16 @@ class Ref:
     def __repr__(self) -> str:
         return f"<Ref {line(self._expression)}>"
 
-    # On the class, where displays look for it; ``__getattr__`` lets no such name be an expression.
+    # IPython looks for this on the class, and ``__getattr__`` refuses such names.
     def _repr_html_(self) -> str:
         return heading("Ref", self._expression)
 
 
 def primary(expression: str) -> str:
-    """``expression`` in a form to which ``.name``, ``[…]`` and ``(…)`` can be appended.
+    """Return ``expression`` so that ``.name``, ``[…]`` and ``(…)`` can be appended to it.
 
     Raises:
-        SyntaxError: it is no expression.
+        SyntaxError: the text is no expression.
     """
     expression = expression.strip()
     tree = ast.parse(expression, mode="eval").body
@@ -100,10 +100,10 @@ def primary(expression: str) -> str:
 
 
 def render(value: Any) -> str:
-    """``value`` as source text that gives it back over there.
+    """Return source text that gives ``value`` when the kernel evaluates it.
 
     Raises:
-        TypeError: it is neither a literal, nor made of literals, nor a ``Ref``.
+        TypeError: the value is neither a literal, nor made of literals, nor a ``Ref``.
     """
     if type(value) is Ref:
         return value._expression
@@ -122,6 +122,6 @@ def render(value: Any) -> str:
     if type(value) is set and value:
         return "{" + ", ".join(map(render, value)) + "}"
     raise TypeError(
-        f"a ref's arguments are literals and refs, not {type(value).__name__}; "
+        f"an argument of a ref must be a literal or a ref, not {type(value).__name__}; "
         "use bridge.call(function, …) to ship an object"
     )

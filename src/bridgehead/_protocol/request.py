@@ -1,8 +1,7 @@
-"""A request as text: the header and the ``execute_request`` that carries it.
+"""The header of a request, and the message that carries it.
 
-Rule: everything that is written before a request is sent, as text. No I/O: this file knows no
-socket, no event loop and no bridge. What comes back is ``response``'s; the frames are made by
-``payload``.
+Rule: this file makes all text of a request before it is sent. Sans-I/O: it uses no socket, no
+event loop and no bridge. ``response`` reads what comes back; ``payload`` makes the frames.
 """
 
 from __future__ import annotations
@@ -14,17 +13,17 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from bridgehead._shipped.wire import frames as _wire
+from bridgehead._shipped.wire.frames import digest as digest_frames
 from bridgehead._shipped.wire.header import BATCHABLE, PROTOCOL, Header
 
 PYTHON = list(sys.version_info[:2])
-_OURS = f"{uuid.uuid4().hex}-"  # a request's id is never another's, in whatever process
-_requests = itertools.count()
-KEY = "bridgehead"  # of the one entry in user_expressions
+_ID_PREFIX = f"{uuid.uuid4().hex}-"  # makes the ids of requests unique across processes
+_numbers = itertools.count()
+KEY = "bridgehead"  # the name of the one entry in user_expressions
 
 
 def execute_content(expression: str) -> dict[str, Any]:
-    """The content of the ``execute_request`` that evaluates an expression, unseen by anyone."""
+    """Return the content of the ``execute_request`` that evaluates an expression unseen."""
     return {
         "code": "",
         "silent": True,
@@ -44,19 +43,20 @@ def header(
     digest: str | None = None,
     **fields: Any,
 ) -> Header:
-    """The header of a whole request; a lane adds ``at`` and ``piece`` for each message, and
-    leaves of the digest what is that message's.
+    """Return the header of a whole request.
 
-    A field that is None is left out; ``digest`` spares computing it again.
+    For each message a lane sets ``at`` and ``chunk``, and reduces the digest to the part that
+    covers the message. A field that is None is left out. Pass ``digest`` if it is known, so that
+    it is not computed again.
     """
     return {
         "protocol": PROTOCOL,
         "op": operation,
-        "id": f"{_OURS}{os.getpid():x}-{next(_requests):x}",
+        "id": f"{_ID_PREFIX}{os.getpid():x}-{next(_numbers):x}",  # the pid: of a forked child
         "epoch": epoch,
         "python": PYTHON,
         "sizes": [frame.nbytes for frame in frames],
-        "digest": digest or _wire.digest(algorithm, frames),
+        "digest": digest or digest_frames(algorithm, frames),
         "at": 0,
         "chunk": 0,
         **{name: value for name, value in fields.items() if value is not None},
@@ -64,9 +64,9 @@ def header(
 
 
 def may_batch(header: Header) -> bool:
-    """Whether a request may cross together with others: it runs no code of the user's.
+    """Return whether a request may cross in a batch: it runs no code of the user's.
 
-    One that may take long would keep the others' answers waiting.
+    Such code may take long, and would delay the responses to the other requests.
     """
     if header["op"] == "fetch":
         return all(expression.isidentifier() for expression in header["expressions"])
@@ -74,7 +74,7 @@ def may_batch(header: Header) -> bool:
 
 
 def batch_header(headers: Sequence[Header], frames: Sequence[memoryview]) -> Header:
-    """The header of several small requests that cross together."""
+    """Return the header of a batch: several small requests in one message."""
     algorithm = headers[0]["digest"].partition(":")[0]
     return header(
         "batch", frames, epoch=headers[0]["epoch"], algorithm=algorithm, requests=list(headers)

@@ -1,9 +1,9 @@
-"""A response: its header, and the frames that arrive with it.
+"""The header of a response, and its frames.
 
-Rule: sans-I/O. This file knows no socket, no event loop and no bridge; it turns what a kernel
-sent into frames, checked against their digests. Requests are ``request``'s, and the errors that
-a response reports ``raising``'s. What both ends must agree on (frames, digests, chunks) is
-imported from ``_shipped.wire``.
+Rule: sans-I/O. This file uses no socket, no event loop and no bridge; it turns what a kernel
+sent into frames, checked against their digests. ``request`` makes requests, and ``raising``
+raises the errors that a response reports. What both ends must agree on (frames, digests, chunks)
+is imported from ``_shipped.wire``.
 """
 
 from __future__ import annotations
@@ -32,12 +32,15 @@ from bridgehead._shipped.wire.transfer import CompleteTransfer, Inbox
 
 __all__ = ["PROBE", "Buffer", "Header", "Inbox", "cut", "digest_of"]
 
-TOLD = 1 << 20  # bytes that an error may bring along; a caller's limit is for values
+ERROR_LIMIT = 1 << 20  # bytes that an error may have; the caller's max_bytes is for values
 
 
 @dataclass(frozen=True, slots=True)
 class PartialResponse:
-    """An answer of which a first part is here; ``parts`` of it are not in the inbox yet."""
+    """A response of which the first part has arrived.
+
+    ``parts`` have arrived too, but are not in the inbox yet.
+    """
 
     header: Header
     inbox: Inbox | CompleteTransfer
@@ -45,51 +48,53 @@ class PartialResponse:
 
     @property
     def arrived(self) -> int:
-        """Bytes of the answer that are here."""
+        """Bytes of the response that have arrived."""
         return self.inbox.received + sum(memoryview(part).nbytes for part in self.parts)
 
 
 def answer(content: Mapping[str, Any]) -> Header:
-    """The answer's header out of an ``execute_reply``'s content.
+    """Return the response header from the content of an ``execute_reply``.
 
     Raises:
-        KernelRestarted: the loader is not there (any more).
-        RemoteError: an interrupt struck in the kernel outside the loader.
+        KernelRestarted: the remote module is not in the kernel, or not any more.
+        RemoteError: an interrupt arrived in the kernel outside the remote module.
         UnsupportedKernel: the kernel evaluated nothing.
-        ProtocolError: what came back is no answer of the loader's.
+        ProtocolError: the reply is no response of the remote part.
     """
     content = as_object(content)
     if content.get("status") == "error":
         raise remote_error(content)
     entry = as_object(content.get("user_expressions")).get(KEY)
     if not isinstance(entry, dict):
-        raise UnsupportedKernel("the kernel evaluates no user_expressions")
+        raise UnsupportedKernel("the kernel does not evaluate user_expressions")
     if entry.get("status") == "error":
         error = remote_error(entry)
         if error.ename == "KeyError" and loader_source()[0] in error.evalue:
-            raise KernelRestarted("the kernel was restarted, or its loader was removed")
+            raise KernelRestarted("the kernel was restarted, or the remote part was removed")
         raise error
     text = as_object(entry.get("data")).get(MIME)
     if not isinstance(text, str):
-        raise UnsupportedKernel("the kernel returns no value of a user_expression")
+        raise UnsupportedKernel("the kernel does not return the value of a user_expression")
     return parse(text)
 
 
 def parse(text: str) -> Header:
-    """An answer's header out of its text.
+    """Return the response header from its text.
 
     Raises:
-        ProtocolError: it is none.
+        ProtocolError: the text is no header.
     """
     try:
-        told = json.loads(text)
+        header = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
-        raise ProtocolError(f"the answer's header is no JSON: {error}") from error
-    if not isinstance(told, dict):
-        raise ProtocolError("the answer's header is no JSON object")
-    return told
+        raise ProtocolError(f"the response header is not valid JSON: {error}") from error
+    if not isinstance(header, dict):
+        found = type(header).__name__
+        raise ProtocolError(f"the response header is of type {found}, not a JSON object")
+    return header
 
 
+# The fields that a response must have, with their types; see ``understood``.
 GREETING = {
     "epoch": str,
     "python": [int],
@@ -104,16 +109,17 @@ NAME = {"name": str, "type": str, "shape": ([int], None), "len": (int, None), "b
 
 
 def understood(value: Any, kind: Any, operation: str) -> Any:
-    """``value``, which an answer tells, if it is of the kind that it must be.
+    """Return ``value``, which comes from a response, if it is of the given kind.
 
-    A kind is a type, None, a tuple of kinds of which one must fit, ``[kind]`` for a list of
-    such, ``{str: kind}`` for an object of such, or the fields that an object must have.
+    A kind is a type, or None, or a tuple of kinds of which one must fit. ``[kind]`` stands for a
+    list whose items are of that kind, ``{str: kind}`` for an object whose values are. Any other
+    dict stands for an object with these fields, each of its kind.
 
     Raises:
-        ProtocolError: it is of another.
+        ProtocolError: the value is of another kind.
     """
     if not _fits(value, kind):
-        raise ProtocolError(f"the answer to {operation} is not understood")
+        raise ProtocolError(f"the response to {operation} does not have the expected fields")
     return value
 
 
@@ -131,86 +137,88 @@ def _fits(value: Any, kind: Any) -> bool:
     return all(_fits(value.get(field), one) for field, one in kind.items())
 
 
-def greeting(told: Header) -> Header:
-    """The answer to the handshake.
+def greeting(header: Header) -> Header:
+    """Return the response to the handshake, checked.
 
     Raises:
-        ProtocolError: it lacks something.
+        ProtocolError: a field is missing or of the wrong kind.
     """
-    understood(told, GREETING, "the handshake")
-    if len(told["python"]) != len(sys.version_info[:3]):
-        raise ProtocolError("the handshake tells no version of Python")
-    return told
+    understood(header, GREETING, "the handshake")
+    if len(header["python"]) != len(sys.version_info[:3]):
+        raise ProtocolError("the Python version in the handshake does not have three numbers")
+    return header
 
 
-def open_response(told: Header, limit: int | None = None) -> Inbox:
-    """An inbox for an answer's frames.
+def open_response(header: Header, limit: int | None = None) -> Inbox:
+    """Return an inbox for the frames of a response.
 
     Raises:
-        ProtocolError: the header names no frames.
-        PayloadTooLarge: it names more than ``limit`` bytes; no memory was taken for them.
+        ProtocolError: the header has no valid frame sizes.
+        PayloadTooLarge: the frames have more than ``limit`` bytes; no memory was allocated.
     """
-    if limit is not None and "error" in told:
-        limit = max(limit, TOLD)
+    if limit is not None and "error" in header:
+        limit = max(limit, ERROR_LIMIT)
     try:
-        return Inbox(told["sizes"], limit)
+        return Inbox(header["sizes"], limit)
     except TooLarge as error:
         raise too_large(error.nbytes, limit) from None
     except (KeyError, TypeError, WireError) as error:
-        raise ProtocolError(f"the answer's header names no frames: {error!r}") from error
+        raise ProtocolError(f"the response header has no valid frame sizes: {error!r}") from error
 
 
-def add_chunk(told: Header, inbox: Inbox, at: int, parts: Iterable[Buffer]) -> None:
-    """Take another piece of an answer, checked against the digest that ``header`` has of it.
+def add_chunk(header: Header, inbox: Inbox, at: int, parts: Iterable[Buffer]) -> None:
+    """Add a chunk of a response to its inbox, and check it against the digest in ``header``.
 
-    May be called in any thread, where an event loop's gets its turns.
+    Any thread may call this; an event loop in another thread keeps running meanwhile.
 
     Raises:
-        ReplyLost: the piece is not what was signed.
+        ReplyLost: the digest of the chunk is wrong.
     """
     try:
-        inbox.write(at, parts, as_text(told.get("digest")))
-    except WireError as broken:
-        raise ReplyLost(f"the kernel's answer is damaged: {broken}") from None
+        inbox.write(at, parts, as_text(header.get("digest")))
+    except WireError as error:
+        raise ReplyLost(f"the kernel's answer is damaged: {error}") from None
 
 
 def close_response(inbox: Inbox) -> list[memoryview]:
-    """The frames of an answer whose last piece arrived.
+    """Return the frames of a response whose last chunk has arrived.
 
     Raises:
-        ReplyLost: something is missing.
+        ReplyLost: bytes are missing.
     """
     try:
         return inbox.take()
-    except WireError as broken:
-        raise ReplyLost(f"the kernel's answer is damaged: {broken}") from None
+    except WireError as error:
+        raise ReplyLost(f"the kernel's answer is damaged: {error}") from None
 
 
 def part_batch(
-    told: Header, frames: Sequence[memoryview], limits: Sequence[int | None]
+    header: Header, frames: Sequence[memoryview], limits: Sequence[int | None]
 ) -> list[PartialResponse | BridgeError | None]:
-    """The answers of a batch, each with the part of its frames that came along.
+    """Return the responses of a batch, each with those of its frames that came in this message.
 
-    None for a request that was not done, because the answers before filled the message; an
-    error for one that is not as it must be.
+    An item is None for a request that did not run, because the responses before it filled the
+    message. It is an error for a response that is malformed.
 
     Raises:
-        ProtocolError: it is no answer to so many requests.
+        ProtocolError: the header is no response to a batch of so many requests.
     """
-    answers = told.get("answers")
-    if not isinstance(answers, list) or len(answers) != len(limits):
-        raise ProtocolError(f"the kernel did not answer {len(limits)} requests one by one")
+    responses = header.get("answers")
+    if not isinstance(responses, list) or len(responses) != len(limits):
+        raise ProtocolError(f"the response to a batch does not have {len(limits)} responses")
     found: list[PartialResponse | BridgeError | None] = []
     at = 0
-    for one, limit in zip(answers, limits, strict=True):
+    for one, limit in zip(responses, limits, strict=True):
         if not isinstance(one, dict):
-            raise ProtocolError("an answer in a batch is no JSON object")
-        if one.get("retry") and found:  # the first was done: else it would come again for ever
+            raise ProtocolError("a response in a batch is not a JSON object")
+        # The kernel always runs the first request. A first response that asks for a retry is
+        # malformed: believing it, the bridge would send the request for ever.
+        if one.get("retry") and found:
             found.append(None)
             continue
         count = one.get("parts")
         if type(count) is not int or not 0 <= count <= len(frames) - at:
-            raise ProtocolError("the answers of a batch do not add up to its frames")
+            raise ProtocolError("the responses in a batch do not match its frames")
         try:
             inbox = open_response(one, limit)
             add_chunk(one, inbox, 0, frames[at : at + count])

@@ -1,7 +1,7 @@
-"""What operations give back.
+"""The values that operations return.
 
-Rule: plain values without IO; a repr that fits a line, and a table for a notebook, which are
-static: they tell what is known, and ask no kernel.
+Rule: plain values without I/O. Each has a repr that fits on a line, and most have a table for a
+notebook. Both are static: they show what is known, and ask no kernel.
 """
 
 from __future__ import annotations
@@ -10,21 +10,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from bridgehead._protocol.formatting import columns, facts, heading, line, listed, size
+from bridgehead._protocol.formatting import columns, facts, heading, line, short_list, size
 
-MOST = 100  # lines of a table in a notebook
+MAX_ROWS = 100  # of a table in a notebook
 
 
 @dataclass(frozen=True, slots=True)
 class Transfer:
-    """What crossed in one push, or one handoff.
+    """The result of a push or a handoff.
 
     Attributes:
         names: the names bound in the kernel.
         bytes: bytes of pickle and buffers, before any base64.
         seconds: from the call to the kernel's acknowledgement.
-        lane: which one took it: ``"direct"``, ``"buffers"`` or ``"inline"``; of a handoff both,
-            as ``"buffers, direct"``, where they differ.
+        lane: how the bytes travelled: ``"direct"``, ``"buffers"`` or ``"inline"``. If the two
+            lanes of a handoff differ, both, as ``"buffers, direct"``.
 
     >>> await bridge.push(x=1)
     <Transfer x: 21 bytes by buffers in ... s>
@@ -36,12 +36,12 @@ class Transfer:
     lane: str
 
     def __repr__(self) -> str:
-        names = listed(self.names, 40)
+        names = short_list(self.names, 40)
         return f"<Transfer {names}: {self.bytes:,} bytes by {self.lane} in {self.seconds:.3g} s>"
 
     def _repr_html_(self) -> str:
         rate = f" ({size(round(self.bytes / self.seconds))}/s)" if self.seconds > 0 else ""
-        return heading("Transfer", listed(self.names)) + facts(
+        return heading("Transfer", short_list(self.names)) + facts(
             [
                 ("Size", size(self.bytes)),
                 ("Time", f"{self.seconds:.3g} s{rate}"),
@@ -52,15 +52,15 @@ class Transfer:
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """One name in the kernel, told without computing a repr there.
+    """One name in the kernel, described without computing a repr in the kernel.
 
     Attributes:
-        name: as the kernel knows it.
+        name: the name in the kernel.
         type: ``"int"``, ``"pandas.DataFrame"``, ``"Model"`` for a class of ``__main__``.
         shape: of an array, a table or a tensor, else None.
         len: of a sized container without a shape, else None.
-        bytes: of an array's or a table's data; of a plain object itself, without what it
-            refers to; None for a user's class, whose methods are not run to find out.
+        bytes: of an array or a table, the size of its data; of a plain object, its own size
+            without what it refers to; None for a user's class, because its methods are not run.
 
     >>> Name("df", "pandas.DataFrame", shape=(344, 7), bytes=19264)
     <df: pandas.DataFrame (344, 7), 19,264 bytes>
@@ -75,15 +75,15 @@ class Name:
     def __repr__(self) -> str:
         extent = f" {line(self.shape, 20)}" if self.shape is not None else ""
         extent = f" of {self.len:,}" if self.len is not None else extent
-        told = f"{line(self.name, 25)}: {line(self.type, 30)}{extent}"
-        return f"<{told}{f', {self.bytes:,} bytes' if self.bytes else ''}>"
+        text = f"{line(self.name, 25)}: {line(self.type, 30)}{extent}"
+        return f"<{text}{f', {self.bytes:,} bytes' if self.bytes else ''}>"
 
     def _repr_html_(self) -> str:
         return columns(_COLUMNS, [_row(self)])
 
     @property
     def extent(self) -> str:
-        """How much it is, to look at: an array's shape, or the length; else empty.
+        """The extent as text: the shape of an array, or the length; else empty.
 
         >>> Name("df", "pandas.DataFrame", shape=(4000, 7)).extent
         '4,000 × 7'
@@ -96,9 +96,9 @@ class Name:
 _COLUMNS = ("Name", "Type", "Shape", "Size")
 
 
-def _row(told: Name) -> tuple[str | None, ...]:
-    nbytes = None if told.bytes is None else size(told.bytes)
-    return told.name, told.type, told.extent, nbytes
+def _row(name: Name) -> tuple[str | None, ...]:
+    nbytes = None if name.bytes is None else size(name.bytes)
+    return name.name, name.type, name.extent, nbytes
 
 
 class Names(list[Name]):
@@ -113,25 +113,27 @@ class Names(list[Name]):
     __slots__ = ()
 
     def __repr__(self) -> str:
-        return f"<Names {listed([told.name for told in self], 70)}>" if self else "<Names, none>"
+        return (
+            f"<Names {short_list([name.name for name in self], 70)}>" if self else "<Names, none>"
+        )
 
     def _repr_html_(self) -> str:
         count = f"{len(self):,}" if self else "none"
-        shown = columns(_COLUMNS, map(_row, self[:MOST])) if self else ""
-        more = heading("", f"and {len(self) - MOST:,} more") if len(self) > MOST else ""
-        return heading("Names", count) + shown + more
+        table = columns(_COLUMNS, map(_row, self[:MAX_ROWS])) if self else ""
+        more = heading("", f"and {len(self) - MAX_ROWS:,} more") if len(self) > MAX_ROWS else ""
+        return heading("Names", count) + table + more
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    r"""What a cell gave.
+    r"""The result of a cell.
 
     Attributes:
         stdout: everything it printed.
         stderr: everything it wrote to standard error.
         outputs: its outputs in order, each as in a notebook file: ``output_type`` is
             ``"stream"``, ``"display_data"``, ``"execute_result"`` or ``"error"``.
-        data: the last expression's value by MIME type; empty if there was none.
+        data: the value of the last expression, by MIME type; empty if there is none.
         execution_count: the cell's number, as in ``In [n]``.
 
     >>> await bridge.run("print('at work')\n6 * 7")
@@ -152,7 +154,7 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """What the handshake learnt about the kernel and the way to it.
+    """Facts about the kernel and the connection, from the handshake.
 
     Attributes:
         kernel: the implementation's name and version, e.g. ``"ipython 9.8.0"``.
@@ -161,15 +163,15 @@ class Info:
         versions: installed versions of cloudpickle, ipykernel, numpy, pandas.
         pid: the kernel's process.
         cwd: its working directory when the bridge was opened.
-        epoch: a nonce made when the loader was installed; a restarted kernel has another.
+        epoch: a nonce made when the remote part was installed; a restarted kernel has another.
         transport: how messages travel: ``"ipc"``, ``"tcp"``, ``"websocket"``, ``"ipyparallel"``
             or ``"loopback"``.
         lane: how frames travel: ``"direct"``, ``"buffers"`` or ``"inline"``.
-        trust: what is opened of what the kernel sends: ``"pickle"`` or ``"data"``.
+        trust: what this program opens of what the kernel sends: ``"pickle"`` or ``"data"``.
         connection_file: for ``Bridge.attach`` and ``jupyter console --existing``.
         url, kernel_id: of a kernel behind a server, for ``Bridge.connect``.
-        why_not: of each lane that is better than this one and leads nowhere, the reason.
-        features: what the kernel says it can beyond the protocol, e.g. ``"kernel subshells"``.
+        why_not: for each better lane that cannot be used, the reason.
+        features: the kernel's optional features, e.g. ``"kernel subshells"``.
 
     >>> bridge.info
     <Info loopback, Python ..., pid ...: buffers over loopback>
@@ -195,47 +197,47 @@ class Info:
         python = ".".join(map(str, self.python))
         return (
             f"{line(self.kernel, 30)}, Python {line(python, 10)}, pid {self.pid}: "
-            f"{_way(self)}{', data only' if self.trust == 'data' else ''}"
+            f"{_route(self)}{', data only' if self.trust == 'data' else ''}"
         )
 
     def __repr__(self) -> str:
         return f"<Info {self}>"
 
     def _repr_html_(self) -> str:
-        told = ((item.name, getattr(self, item.name)) for item in fields(self))
-        return heading("Info") + facts((name, _shown(value)) for name, value in told)
+        values = ((item.name, getattr(self, item.name)) for item in fields(self))
+        return heading("Info") + facts((name, _text(value)) for name, value in values)
 
 
 def of_bridge(kind: str, state: str, info: Info) -> str:
-    """A bridge, for a notebook."""
+    """Return the HTML with which a notebook shows a bridge."""
     file = info.connection_file
     return heading(kind, state) + facts(
         [
-            ("Kernel", f"{info.kernel}, Python {_shown(info.python)}"),
-            ("Lane", _way(info)),
+            ("Kernel", f"{info.kernel}, Python {_text(info.python)}"),
+            ("Lane", _route(info)),
             ("Trust", {"data": "data only", "pickle": "pickle"}.get(info.trust, info.trust)),
             ("Connection", info.url or (file and file.replace("\\", "/").rpartition("/")[2])),
         ]
     )
 
 
-def of_fleet(told: Sequence[tuple[str, Info]]) -> str:
-    """Several bridges, for a notebook."""
+def of_fleet(bridges: Sequence[tuple[str, Info]]) -> str:
+    """Return the HTML with which a notebook shows a fleet: state and info of each bridge."""
     heads = ("", "State", "Kernel", "Python", "Process", "Lane")
-    return heading("Fleet", f"of {len(told)}") + columns(
+    return heading("Fleet", f"of {len(bridges)}") + columns(
         heads,
         [
-            (number, state, info.kernel, _shown(info.python), info.pid, _way(info))
-            for number, (state, info) in enumerate(told)
+            (number, state, info.kernel, _text(info.python), info.pid, _route(info))
+            for number, (state, info) in enumerate(bridges)
         ],
     )
 
 
-def _way(info: Info) -> str:
+def _route(info: Info) -> str:
     return f"{info.lane} over {info.transport}"
 
 
-def _shown(value: Any) -> str:
+def _text(value: Any) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key} {item}" for key, item in value.items())
     if isinstance(value, tuple):

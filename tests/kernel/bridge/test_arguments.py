@@ -84,7 +84,8 @@ async def test_an_expression_that_raises(bridge: Bridge) -> None:
 
 
 async def test_a_name_that_is_not_there(bridge: Bridge) -> None:
-    with pytest.raises(NameNotFound, match="no 'precios' in the kernel.*mean 'precious'") as caught:
+    text = "'precios' is not defined in the kernel.*mean 'precious'"
+    with pytest.raises(NameNotFound, match=text) as caught:
         await bridge.pull("precios")
     assert caught.value.names == ("precios",)
     assert isinstance(caught.value, KeyError)

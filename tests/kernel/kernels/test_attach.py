@@ -175,7 +175,7 @@ IPKernelApp.launch_instance(kernel_class=Echo)
     ("language", "told"),
     [
         ("echolalia", "echo 1.2 is a kernel for echolalia"),
-        ("python", "echo 1.2: the kernel evaluates no user_expressions"),
+        ("python", "echo 1.2: the kernel does not evaluate user_expressions"),
     ],
 )
 async def test_an_unsupported_kernel_is_told_by_name(

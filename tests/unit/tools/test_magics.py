@@ -155,7 +155,7 @@ def test_all_or_none(shell: Shell) -> None:
     assert "a" not in shell.bridges["main"]
     shell("%bridge push a")
     shell.names["a"] = 2
-    assert "no 'nope' in the kernel" in shell("%bridge pull a nope")
+    assert "'nope' is not defined in the kernel" in shell("%bridge pull a nope")
     assert shell.names["a"] == 2
     assert "UsageError" in shell("%bridge push a a.b")
     shell.names["lock"] = __import__("threading").Lock()
