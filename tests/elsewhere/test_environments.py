@@ -173,7 +173,10 @@ OVER_THERE = {"function", "Class", "instance", "nested", "Boom", "boom"}
 async def test_code_defined_over_there_is_refused_on_its_way_here(live: Bridge) -> None:
     await live.run(DEFINED)
     there = ".".join(map(str, live.info.python[:2]))
-    told = rf"carries code objects of Python {there}, but this program runs Python .*only data"
+    told = (
+        rf"the value carries code objects of Python {there}, "
+        r"but this program runs Python .*only data"
+    )
     for name in sorted(OVER_THERE):
         async with refused(live, IncompatiblePython, told):
             await live.pull(name)

@@ -1,8 +1,8 @@
-"""How the public names look to a type checker.
+"""The public names as a type checker sees them.
 
-Rule: never run; mypy and pyright read it (``tests/unit/test_public_typing.py``), strictly. What
-has to be accepted stands plainly, with the type it must have; what has to be refused carries an
-ignore, and one that ignores nothing is an error itself.
+Rule: this file never runs. ``tests/unit/test_public_typing.py`` has mypy and pyright check it
+strictly. A line that they must accept asserts its type. A line that they must refuse carries an
+ignore, and an ignore that is not needed is an error.
 """
 
 # pyright: strict, reportUnnecessaryTypeIgnoreComment=true
@@ -39,7 +39,7 @@ def mean(values: Sequence[float], scale: float = 1.0) -> float:
     return scale * sum(values) / len(values)
 
 
-def told(done: int, total: int) -> None: ...
+def report(done: int, total: int) -> None: ...
 
 
 async def constructors(client: object) -> None:
@@ -63,7 +63,7 @@ async def constructors(client: object) -> None:
 
 async def objects(bridge: Bridge, other: Bridge) -> None:
     assert_type(await bridge.push(x=1, model=Model()), Transfer)
-    assert_type(await bridge.push({"now": 3}, now=True, progress=told, max_bytes=10), Transfer)
+    assert_type(await bridge.push({"now": 3}, now=True, progress=report, max_bytes=10), Transfer)
     assert_type(await bridge.pull("x"), Any)
     assert_type(await bridge.pull("x", bridge.ref("y"), progress=True, trust="data"), Any)
     assert_type(await bridge.handoff("x", to=other), Transfer)

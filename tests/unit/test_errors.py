@@ -1,4 +1,4 @@
-"""The exceptions: one tree, each with a sentence, each surviving pickle and copy."""
+"""The exceptions: one tree; each has a message, and each can be pickled and copied."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def subclasses(cls: type[BridgeError]) -> Iterator[type[BridgeError]]:
         yield from subclasses(sub)
 
 
-# A class may be defined by a test; the library's are those of its own module.
+# Tests define subclasses too; the library's own have "bridgehead" as their module.
 ALL = [cls for cls in dict.fromkeys(subclasses(BridgeError)) if cls.__module__ == "bridgehead"]
 
 
 def drawn() -> dict[str, str | None]:
-    """The tree in the docstring: each name with the name of its base, by indentation."""
+    """The tree in the docstring, read by its indentation: each name with the name of its base."""
     found: dict[str, str | None] = {}
     above: list[tuple[int, str]] = []
     for spaces, name in re.findall(r"^( {4,})(\w+)", _errors.__doc__ or "", re.MULTILINE):
@@ -61,7 +61,7 @@ def drawn() -> dict[str, str | None]:
 # ---------------------------------------------------------------- the tree
 
 
-def test_the_tree_that_is_drawn_is_the_real_one() -> None:
+def test_the_tree_in_the_docstring_is_the_real_one() -> None:
     real = {cls.__name__: cls.__base__.__name__ for cls in ALL if cls is not BridgeError}
     assert drawn() == {"BridgeError": None, **real}
     assert len(real) > 15
@@ -83,14 +83,14 @@ def test_every_exception_is_public_and_the_public_names_are_sorted() -> None:
     assert len(set(bridgehead.__all__)) == len(bridgehead.__all__)
 
 
-RAN = {NotSent, NotExecuted, RemoteError, OutcomeUnknown}  # what each of them says
-SAYS_NOTHING = {BridgeError, DecodeError, UntrustedPayload, ProtocolError}
+OUTCOMES = {NotSent, NotExecuted, RemoteError, OutcomeUnknown}
+NO_OUTCOME = {BridgeError, DecodeError, UntrustedPayload, ProtocolError}
 
 
 @pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.__name__)
 def test_the_base_says_whether_the_request_ran(cls: type[BridgeError]) -> None:
-    told = [base for base in RAN if issubclass(cls, base)]
-    assert len(told) == (0 if cls in SAYS_NOTHING else 1)
+    outcomes = [base for base in OUTCOMES if issubclass(cls, base)]
+    assert len(outcomes) == (0 if cls in NO_OUTCOME else 1)
 
 
 @pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.__name__)
@@ -107,9 +107,9 @@ def test_deadlines_and_wrong_arguments_are_the_builtin_errors() -> None:
     assert not any(issubclass(cls, (TimeoutError, ValueError, TypeError)) for cls in ALL)
 
 
-# ---------------------------------------------------------------- each of them
+# ---------------------------------------------------------------- each class
 
-SENTENCE = "no 'x' in the kernel; it's \"gone\""
+SENTENCE = "'x' isn't defined in the \"kernel\"; run it again"
 WITH_ATTRIBUTES: dict[type[BridgeError], tuple[BridgeError, dict[str, Any]]] = {
     EncodeError: (EncodeError(SENTENCE, path="df.attrs['lock']"), {"path": "df.attrs['lock']"}),
     PayloadTooLarge: (PayloadTooLarge(SENTENCE, bytes=5), {"bytes": 5}),
@@ -138,28 +138,28 @@ def test_every_attribute_that_is_documented_is_tested() -> None:
     assert documented == set(WITH_ATTRIBUTES)
     for cls, (_, attributes) in WITH_ATTRIBUTES.items():
         section = (cls.__doc__ or "").partition("Attributes:")[2].partition("\n\n")[0]
-        told = [line.strip().partition(":")[0] for line in section.splitlines() if ": " in line]
-        assert set(told) == set(attributes)
+        names = [line.strip().partition(":")[0] for line in section.splitlines() if ": " in line]
+        assert set(names) == set(attributes)
 
 
 @examples
-def test_it_has_its_attributes(error: BridgeError, attributes: dict[str, Any]) -> None:
+def test_an_error_has_its_attributes(error: BridgeError, attributes: dict[str, Any]) -> None:
     assert {name: getattr(error, name) for name in attributes} == attributes
 
 
 @examples
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_it_pickles(error: BridgeError, attributes: dict[str, Any], protocol: int) -> None:
-    same(pickle.loads(pickle.dumps(error, protocol)), error, attributes)
+def test_an_error_pickles(error: BridgeError, attributes: dict[str, Any], protocol: int) -> None:
+    assert_same(pickle.loads(pickle.dumps(error, protocol)), error, attributes)
 
 
 @examples
 @pytest.mark.parametrize("copying", [copy.copy, copy.deepcopy])
-def test_it_copies(error: BridgeError, attributes: dict[str, Any], copying: Any) -> None:
-    same(copying(error), error, attributes)
+def test_an_error_copies(error: BridgeError, attributes: dict[str, Any], copying: Any) -> None:
+    assert_same(copying(error), error, attributes)
 
 
-def same(back: BridgeError, error: BridgeError, attributes: dict[str, Any]) -> None:
+def assert_same(back: BridgeError, error: BridgeError, attributes: dict[str, Any]) -> None:
     assert back is not error
     assert type(back) is type(error)
     assert back.args == error.args
@@ -168,7 +168,9 @@ def same(back: BridgeError, error: BridgeError, attributes: dict[str, Any]) -> N
 
 
 @examples
-def test_its_text_is_a_sentence_and_no_repr(error: BridgeError, attributes: Any) -> None:
+def test_the_text_of_an_error_is_its_message_and_no_repr(
+    error: BridgeError, attributes: Any
+) -> None:
     if isinstance(error, RemoteError):
         assert str(error).startswith("ValueError: " + SENTENCE)
     else:
@@ -182,14 +184,14 @@ def test_its_text_is_a_sentence_and_no_repr(error: BridgeError, attributes: Any)
     [c for c in ALL if c in WITH_ATTRIBUTES and c is not RemoteError],
     ids=lambda c: c.__name__,
 )
-def test_its_attributes_may_be_left_out(cls: type[BridgeError]) -> None:
+def test_the_attributes_of_an_error_may_be_left_out(cls: type[BridgeError]) -> None:
     error = cls(SENTENCE)
     assert str(error) == SENTENCE
     for name in WITH_ATTRIBUTES[cls][1]:
         assert getattr(error, name) in ("", (), None)
 
 
-def test_a_group_of_them_pickles() -> None:
+def test_a_group_of_errors_pickles() -> None:
     group = ExceptionGroup("several", [error for error, _ in EXAMPLES])
     back = pickle.loads(pickle.dumps(group))
     assert list(map(str, back.exceptions)) == list(map(str, group.exceptions))
@@ -217,7 +219,7 @@ def test_a_remote_error_keeps_its_result_through_pickle() -> None:
     assert RemoteError("ValueError", "bad").result is None
 
 
-def test_changing_the_list_that_was_given_changes_no_error() -> None:
+def test_changing_the_given_traceback_list_changes_no_error() -> None:
     lines = ["one"]
     error = RemoteError("ValueError", "bad", lines)
     lines.append("two")
@@ -240,10 +242,12 @@ def shell() -> Iterator[InteractiveShell]:
     assert sys.modules["__main__"] is main
 
 
-def test_ipython_shows_the_kernels_traceback_instead_of_ours(
+def test_ipython_shows_the_kernels_traceback_instead_of_the_clients(
     shell: InteractiveShell, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    error = RemoteError("ValueError", "bad", ["Traceback (far):", "  far frame", "ValueError: bad"])
+    error = RemoteError(
+        "ValueError", "bad", ["Traceback (kernel):", "  kernel frame", "ValueError: bad"]
+    )
 
     def frame_that_merely_carried_the_error() -> None:
         raise error
@@ -252,11 +256,11 @@ def test_ipython_shows_the_kernels_traceback_instead_of_ours(
     ran = shell.run_cell("carry()")
     assert ran.error_in_exec is error
     shown = capsys.readouterr().out
-    assert "Traceback (far):\n  far frame\nValueError: bad" in shown
+    assert "Traceback (kernel):\n  kernel frame\nValueError: bad" in shown
     assert "frame_that_merely_carried_the_error" not in shown
 
 
-def test_ipython_shows_other_exceptions_as_always(
+def test_ipython_shows_other_exceptions_as_usual(
     shell: InteractiveShell, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def frame_to_see() -> None:

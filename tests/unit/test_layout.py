@@ -1,4 +1,4 @@
-"""Tests lie as the source does, and the catalogue of faults names tests that exist.
+"""The test tree mirrors the source tree, and the catalogue of faults names existing tests.
 
 Rule: ``tests/unit/x/test_y.py`` and ``test_y_subject.py`` test ``src/bridgehead/_x/y.py``.
 """

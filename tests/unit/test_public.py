@@ -1,4 +1,4 @@
-"""The public names: there, sorted, and each says that it is this package's."""
+"""The public names, their module, and the package as a program."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import pytest
 import bridgehead
 
 
-def test_every_public_name_is_there() -> None:
+def test_every_public_name_is_defined() -> None:
     assert [name for name in bridgehead.__all__ if not hasattr(bridgehead, name)] == []
 
 
-def test_importing_it_brings_nothing_along_that_few_programs_need() -> None:
+def test_importing_bridgehead_imports_no_optional_library() -> None:
     found = (
         "print([name for name in ('IPython', 'anyio', 'numpy', 'pandas') if name in sys.modules])"
     )
     code = f"import sys, jupyter_client; {found}; import bridgehead; {found}"
-    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    before, after = told.stdout.splitlines()
+    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    before, after = ran.stdout.splitlines()
     assert after == before
 
 
@@ -30,3 +30,10 @@ def test_a_public_name_says_bridgehead_as_its_module(name: str) -> None:
     public = getattr(bridgehead, name)
     assert (public.__module__, public.__qualname__) == ("bridgehead", name)
     assert pickle.loads(pickle.dumps(public)) is public
+
+
+def test_the_package_runs_as_the_command_line() -> None:
+    command = [sys.executable, "-m", "bridgehead", "--version"]
+    ran = subprocess.run(command, check=True, capture_output=True, text=True)
+    assert ran.stdout == f"bridgehead {bridgehead.__version__}\n"
+    assert ran.stderr == ""

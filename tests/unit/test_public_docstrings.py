@@ -1,7 +1,7 @@
-"""What the public docstrings show is what happens, on a loopback.
+"""The examples in the public docstrings, run on a loopback.
 
-Rule: every public class and method has an example; those that need a kernel or a server are run
-in ``kernel/test_examples.py``.
+Rule: every public class and method has an example. ``kernel/test_examples.py`` runs those that
+need a kernel or a server.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import pytest
 from bridgehead import Bridge, BridgeError, Fleet, SyncBridge
 from support.docstrings import NEED_MORE, examples, public, run
 
-# What nobody calls: how the transports hand messages on, and errors that take a failing kernel,
-# connection or machine. A warning is no place for an example either.
+# Public names without an example: methods that only transports call, and a warning. Errors have
+# one only where a loopback can raise them.
 WITHOUT = {"Messages.feed", "Messages.end", "InsecureConnectionWarning"}
 PUBLIC = dict(public())
 
 
 @pytest.mark.parametrize("name", PUBLIC)
-def test_it_is_told_with_an_example(name: str) -> None:
+def test_every_public_name_has_an_example(name: str) -> None:
     thing = PUBLIC[name]
     assert inspect.getdoc(thing)
     error = isinstance(thing, type) and issubclass(thing, BridgeError)
@@ -30,7 +30,7 @@ def test_it_is_told_with_an_example(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in PUBLIC if name not in NEED_MORE])
-async def test_its_example_gives_what_it_shows(name: str) -> None:
+async def test_an_example_gives_what_it_shows(name: str) -> None:
     names: dict[str, Any] = {"asyncio": asyncio}
     async with Bridge.loopback() as bridge, Bridge.loopback() as other:
         with SyncBridge.loopback() as kernel, SyncBridge.loopback() as remote:

@@ -1,6 +1,6 @@
-"""What type checkers make of the public names.
+"""The types of the public names, as type checkers see them.
 
-Rule: mypy and pyright themselves, run as a user would run them on code of theirs.
+Rule: mypy and pyright themselves run, as a user runs them on a program.
 """
 
 from __future__ import annotations
@@ -23,38 +23,38 @@ def checked(*command: str) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         cwd=API.parents[2],
-        # To verify a package pyright looks for it where it is, and not where a .pth file leads.
+        # pyright verifies a package only on its path, and follows no .pth file.
         env={**os.environ, "PYTHONPATH": str(Path(bridgehead.__file__).parents[1])},
     )
 
 
 def pyright(*arguments: str) -> dict[str, Any]:
-    """What pyright tells of this environment, about what the arguments name."""
+    """The report of pyright, in this environment, on what the arguments name."""
     ran = checked("pyright", "--outputjson", "--pythonpath", sys.executable, *arguments)
     assert ran.stdout, ran.stderr
-    told: dict[str, Any] = json.loads(ran.stdout)
-    return told
+    report: dict[str, Any] = json.loads(ran.stdout)
+    return report
 
 
-def test_mypy_reads_the_api_as_it_is_meant() -> None:
+def test_mypy_infers_the_intended_types() -> None:
     ran = checked("mypy", "--strict", str(API))
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
-def test_pyright_reads_the_api_as_it_is_meant() -> None:
-    told = pyright(str(API))
-    assert told["summary"]["filesAnalyzed"] == 1
+def test_pyright_infers_the_intended_types() -> None:
+    report = pyright(str(API))
+    assert report["summary"]["filesAnalyzed"] == 1
     assert [
         f"{one['range']['start']['line'] + 1}: {one['message']}"
-        for one in told["generalDiagnostics"]
+        for one in report["generalDiagnostics"]
     ] == []
 
 
 def test_every_public_type_is_known() -> None:
-    told = pyright("--verifytypes", "bridgehead", "--ignoreexternal")["typeCompleteness"]
+    report = pyright("--verifytypes", "bridgehead", "--ignoreexternal")["typeCompleteness"]
     unknown = [
         symbol["name"]
-        for symbol in told["symbols"]
+        for symbol in report["symbols"]
         if not symbol["isTypeKnown"] or symbol["isTypeAmbiguous"]
     ]
-    assert (unknown, told["completenessScore"]) == ([], 1)
+    assert (unknown, report["completenessScore"]) == ([], 1)

@@ -1,6 +1,6 @@
-"""What is shipped becomes one module over there: no name in it may mean two things.
+"""The shipped files become one module in the kernel: no name in it may have two meanings.
 
-Rule: the sources are read, nothing is run.
+Rule: these tests read the sources, and run none of them.
 """
 
 from __future__ import annotations
@@ -10,22 +10,22 @@ from collections.abc import Iterator
 from importlib import resources
 from pathlib import Path
 
-from bridgehead._protocol import bootstrap as _shipping
-from bridgehead._shipped import data as _data
+from bridgehead._protocol.bootstrap import SHIPPED
+from bridgehead._shipped import data as codec
 
 
 def sources() -> dict[str, str]:
-    """Every file of the loader's module, in the order in which they are run there."""
+    """Every file of the remote module, in the order in which the kernel runs them."""
     files = resources.files("bridgehead._shipped")
-    found = {name: files.joinpath(name).read_text("utf-8") for name in _shipping.SHIPPED}
-    data = resources.files(_data)
-    for name in _data.FILES:
+    found = {name: files.joinpath(name).read_text("utf-8") for name in SHIPPED}
+    data = resources.files(codec)
+    for name in codec.FILES:
         found[f"data/{name}"] = data.joinpath(f"{name}.py").read_text("utf-8")
     return found
 
 
 def bound(tree: ast.Module) -> Iterator[tuple[str, str | None]]:
-    """Each name bound at the top of a file, and what is imported under it; None for its own."""
+    """Each name bound at the top level of a file, with what it imports; None for a definition."""
     left: list[ast.stmt] = list(tree.body)
     while left:
         node = left.pop()
@@ -52,16 +52,16 @@ def is_plain(node: ast.AST) -> bool:
     return isinstance(node, ast.stmt) and not isinstance(node, (ast.If, ast.Try, ast.With, ast.For))
 
 
-def test_no_name_of_the_loaders_module_means_two_things() -> None:
-    """typing's Mapping once took the place of a class of that name, and ended the direct lane."""
+def test_no_name_in_the_remote_module_has_two_meanings() -> None:
+    """typing's Mapping once replaced a class of that name, and the direct lane stopped working."""
     meanings: dict[str, set[str]] = {}
     for file, text in sources().items():
         names: dict[str, set[str]] = {}
         for name, imported in bound(ast.parse(text)):
-            names.setdefault(name, set()).add(imported or f"{Path(file).stem}'s own")
+            names.setdefault(name, set()).add(imported or f"defined in {Path(file).stem}")
         for name, found in names.items():
-            imported_here = {one for one in found if not one.endswith("'s own")}
-            # An import that may fail and gets a stand-in in the same file is one thing.
-            meanings.setdefault(name, set()).update(imported_here or found)
+            imported_names = {one for one in found if not one.startswith("defined in ")}
+            # An optional import with a replacement in the same file has one meaning.
+            meanings.setdefault(name, set()).update(imported_names or found)
     twice = {name: found for name, found in meanings.items() if len(found) > 1}
     assert not twice

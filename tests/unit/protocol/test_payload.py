@@ -1,4 +1,4 @@
-"""Objects as payloads: what they carry, what is refused, and what is opened here."""
+"""Objects as payloads: what they carry, which are refused, and how they are unpickled."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ import pytest
 from cloudpickle.cloudpickle import list_registry_pickle_by_value
 
 from bridgehead import BridgeError, DecodeError, EncodeError, IncompatiblePython, MissingInKernel
-from bridgehead._protocol import payload as _payload
+from bridgehead._protocol import payload
 
 
 def test_an_encode_error_names_the_part_and_the_path_in_it() -> None:
     values = {"fine": 1, "config": {"lock": threading.Lock()}}
     with pytest.raises(EncodeError, match=r"^config\['lock'\] cannot be pickled: ") as caught:
-        _payload.encode(values, values)
+        payload.encode(values, values)
     assert caught.value.path == "config['lock']"
     assert isinstance(caught.value.__cause__, TypeError)
 
 
-def test_an_encode_error_blames_nobody_when_each_part_pickles_alone() -> None:
+def test_an_encode_error_names_all_parts_when_each_part_pickles_alone() -> None:
     class Once:
         left = 1
 
@@ -36,102 +36,106 @@ def test_an_encode_error_blames_nobody_when_each_part_pickles_alone() -> None:
 
     values = {"a": 1, "b": Once()}
     with pytest.raises(EncodeError, match=r"a, b cannot be pickled: ValueError: the first time"):
-        _payload.encode(values, values)
+        payload.encode(values, values)
 
 
-def test_a_parcel_tells_its_size_and_what_it_carries() -> None:
-    data = _payload.encode({"x": b"a" * 5000}, {})
+def test_a_payload_knows_its_size_and_what_it_carries() -> None:
+    data = payload.encode({"x": b"a" * 5000}, {})
     assert data.nbytes == sum(frame.nbytes for frame in data.frames) > 5000
     assert (data.carries_code, data.refs) == (False, False)
-    assert _payload.encode({"f": lambda: 1}, {}).carries_code
-    assert _payload.EMPTY.nbytes == 0
+    assert payload.encode({"f": lambda: 1}, {}).carries_code
+    assert payload.EMPTY.nbytes == 0
 
 
-def test_references_are_marked_only_where_there_are_some() -> None:
+def test_a_payload_is_marked_only_if_it_has_references() -> None:
     class Handle:
         pass
 
     def refs(value: Any) -> Any:
         return (int, ("42",)) if type(value) is Handle else None
 
-    payload = _payload.encode([Handle(), 1], {}, refs=refs)
-    assert payload.refs
-    assert _payload.decode(payload.frames) == [42, 1]
-    assert not _payload.encode([1], {}, refs=refs).refs
+    packed = payload.encode([Handle(), 1], {}, refs=refs)
+    assert packed.refs
+    assert payload.decode(packed.frames) == [42, 1]
+    assert not payload.encode([1], {}, refs=refs).refs
 
 
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    made = types.ModuleType("of_my_own")
+    made = types.ModuleType("users_module")
     exec("def double(x): return 2 * x\nclass Stuck:\n    pass\n", made.__dict__)
-    monkeypatch.setitem(sys.modules, "of_my_own", made)
+    monkeypatch.setitem(sys.modules, "users_module", made)
     return made
 
 
 def test_a_module_is_shipped_by_value_only_when_asked(module: types.ModuleType) -> None:
-    assert not _payload.encode(module.double, {}).carries_code
-    payload = _payload.encode(module.double, {}, by_value=[module])
-    assert payload.carries_code
-    assert not _payload.encode(module.double, {}).carries_code
-    del sys.modules["of_my_own"]
-    assert _payload.decode(payload.frames)(4) == 8
+    assert not payload.encode(module.double, {}).carries_code
+    packed = payload.encode(module.double, {}, by_value=[module])
+    assert packed.carries_code
+    assert not payload.encode(module.double, {}).carries_code
+    del sys.modules["users_module"]
+    assert payload.decode(packed.frames)(4) == 8
 
 
 def test_a_module_is_unregistered_after_a_failure_too(module: types.ModuleType) -> None:
     with pytest.raises(EncodeError):
-        _payload.encode(threading.Lock(), {"x": threading.Lock()}, by_value=[module])
-    assert "of_my_own" not in list_registry_pickle_by_value()
+        payload.encode(threading.Lock(), {"x": threading.Lock()}, by_value=[module])
+    assert "users_module" not in list_registry_pickle_by_value()
 
 
 def test_a_module_that_the_user_registered_stays_registered(module: types.ModuleType) -> None:
     cloudpickle.register_pickle_by_value(module)
     try:
-        assert _payload.encode(module.double, {}, by_value=[module]).carries_code
-        assert "of_my_own" in list_registry_pickle_by_value()
+        assert payload.encode(module.double, {}, by_value=[module]).carries_code
+        assert "users_module" in list_registry_pickle_by_value()
     finally:
         cloudpickle.unregister_pickle_by_value(module)
 
 
-HERE = list(sys.version_info[:2])
-OTHER = [HERE[0], HERE[1] + 1]
-CODE = _payload.encode(lambda: 1, {})
-DATA = _payload.encode([1], {})
+OURS = list(sys.version_info[:2])
+OTHER = [OURS[0], OURS[1] + 1]
+CODE = payload.encode(lambda: 1, {})
+DATA = payload.encode([1], {})
 
 
 @pytest.mark.parametrize(
-    ("payload", "python", "versions", "refused"),
+    ("packed", "python", "versions", "refused"),
     [
         pytest.param(DATA, OTHER, {}, None, id="data to another Python"),
         pytest.param(DATA, [3, 8], {}, None, id="data to 3.8"),
-        pytest.param(CODE, [*HERE, 99], {"cloudpickle": "3"}, None, id="code to the same minor"),
+        pytest.param(CODE, [*OURS, 99], {"cloudpickle": "3"}, None, id="code to the same minor"),
         pytest.param(CODE, OTHER, {"cloudpickle": "3"}, IncompatiblePython, id="code to another"),
-        pytest.param(CODE, HERE, {"numpy": "2"}, MissingInKernel, id="code without cloudpickle"),
+        pytest.param(CODE, OURS, {"numpy": "2"}, MissingInKernel, id="code without cloudpickle"),
     ],
 )
-def test_code_is_refused_before_it_is_sent_and_data_never(
-    payload: Any, python: Any, versions: Any, refused: type[BridgeError] | None
+def test_code_is_refused_before_it_is_sent_and_data_is_not(
+    packed: Any, python: Any, versions: Any, refused: type[BridgeError] | None
 ) -> None:
     if refused is None:
-        assert _payload.check_payload(payload, python, versions) is None
+        assert payload.check_payload(packed, python, versions) is None
     else:
         with pytest.raises(refused) as caught:
-            _payload.check_payload(payload, python, versions)
+            payload.check_payload(packed, python, versions)
         assert type(caught.value) is refused
 
 
 @pytest.mark.parametrize(
     ("frames", "text"),
     [
-        pytest.param([b"no pickle"], "cannot be unpickled here", id="no pickle"),
-        pytest.param([b""], "cannot be unpickled here", id="nothing"),
-        pytest.param([b"cno_such_module\nThing\n."], "'no_such_module' exists in the", id="module"),
-        pytest.param([b"cos\nno_such_name\n."], "no_such_name", id="a name that is not here"),
-        pytest.param([b"\x80\x05\x97."], "cannot be unpickled here", id="a buffer too few"),
-        pytest.param([b"\x80\x63."], "cannot be unpickled here", id="a newer pickle"),
-        pytest.param([pickle.dumps([1] * 50)[:-9]], "cannot be unpickled here", id="cut off"),
+        pytest.param([b"no pickle"], "cannot be unpickled here", id="not a pickle"),
+        pytest.param([b""], "cannot be unpickled here", id="an empty frame"),
+        pytest.param(
+            [b"cno_such_module\nThing\n."], "'no_such_module' exists in the", id="an unknown module"
+        ),
+        pytest.param([b"cos\nno_such_name\n."], "no_such_name", id="an unknown name"),
+        pytest.param([b"\x80\x05\x97."], "cannot be unpickled here", id="a missing buffer"),
+        pytest.param([b"\x80\x63."], "cannot be unpickled here", id="a newer protocol"),
+        pytest.param(
+            [pickle.dumps([1] * 50)[:-9]], "cannot be unpickled here", id="a truncated pickle"
+        ),
     ],
 )
-def test_what_cannot_be_unpickled_here_is_a_decode_error(frames: list[bytes], text: str) -> None:
+def test_a_pickle_that_cannot_be_opened_is_a_decode_error(frames: list[bytes], text: str) -> None:
     with pytest.raises(DecodeError, match=text) as caught:
-        _payload.decode(frames)
+        payload.decode(frames)
     assert isinstance(caught.value.__cause__, Exception)

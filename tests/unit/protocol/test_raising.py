@@ -1,6 +1,6 @@
-"""Errors that a kernel tells, as exceptions of this library.
+"""Errors that a kernel reports, as exceptions of this library.
 
-Rule: an error is untrusted like any answer; whatever it says, the caller gets a ``BridgeError``.
+Rule: an error is untrusted like any response; whatever it contains, a ``BridgeError`` is raised.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from bridgehead import (
     ProtocolError,
     RemoteError,
 )
-from bridgehead._protocol import bootstrap as _shipping
-from bridgehead._shipped.wire import frames as _wire
-from support.answers import KINDS, consume, content_of, entry, is_told, odd
+from bridgehead._protocol.bootstrap import loader_source
+from bridgehead._shipped.wire.frames import digest
+from support.answers import KINDS, consume, content_of, entry, is_reported, odd
 
-LOADER = _shipping.loader_source()[0]
+REMOTE_MODULE = loader_source()[0]
 
 
-# ---------------------------------------------------------------- what comes back
+# ---------------------------------------------------------------- well-formed errors
 
 
 def failed(ename: str, evalue: str, traceback: Any = ()) -> dict[str, Any]:
@@ -34,12 +34,12 @@ def failed(ename: str, evalue: str, traceback: Any = ()) -> dict[str, Any]:
 
 def error_of(error: Any, *, frames: list[bytes] | None = None) -> dict[str, Any]:
     parts = frames or []
-    signed = {"sizes": list(map(len, parts)), "digest": _wire.digest("crc32", parts)}
-    return content_of({"error": error, **signed})
+    described = {"sizes": list(map(len, parts)), "digest": digest("crc32", parts)}
+    return content_of({"error": error, **described})
 
 
 @pytest.mark.parametrize(("error", "cls", "text"), KINDS.values(), ids=KINDS.keys())
-def test_each_kind_of_error_is_a_class_here(
+def test_each_kind_of_error_becomes_its_exception_class(
     error: dict[str, Any], cls: type[BridgeError], text: str
 ) -> None:
     with pytest.raises(BridgeError, match=text) as caught:
@@ -47,11 +47,11 @@ def test_each_kind_of_error_is_a_class_here(
     assert type(caught.value) is cls
 
 
-def test_errors_bring_what_they_know() -> None:
+def test_errors_have_their_attributes() -> None:
     with pytest.raises(NameNotFound) as unknown:
         consume(error_of({"kind": "name", "names": ["a", "b"], "close": []}), [])
     assert unknown.value.names == ("a", "b")
-    assert str(unknown.value) == "no 'a', 'b' in the kernel"
+    assert str(unknown.value) == "'a', 'b' are not defined in the kernel"
     with pytest.raises(MissingInKernel) as missing:
         consume(error_of({"kind": "missing", "message": "no", "module": "torch"}), [])
     assert missing.value.module == "torch"
@@ -60,7 +60,7 @@ def test_errors_bring_what_they_know() -> None:
 REMOTE = {"kind": "remote", "ename": "LookupError", "evalue": "bad", "traceback": ["a"]}
 
 
-def test_a_remote_error_brings_the_original_as_its_cause() -> None:
+def test_a_remote_error_has_the_original_exception_as_its_cause() -> None:
     frames = [pickle.dumps(LookupError("bad", 7))]
     with pytest.raises(RemoteError) as caught:
         consume(error_of(dict(REMOTE, code_of=None), frames=frames), frames)
@@ -73,10 +73,10 @@ def test_a_remote_error_brings_the_original_as_its_cause() -> None:
     ("code_of", "frame"),
     [
         pytest.param([2, 7], pickle.dumps(LookupError("bad")), id="code of another Python"),
-        pytest.param("3.11", pickle.dumps(LookupError("bad")), id="code of who knows what"),
-        pytest.param(None, b"no pickle", id="no pickle"),
-        pytest.param(None, b"cno_such_module\nThing\n.", id="a class that is not here"),
-        pytest.param(None, pickle.dumps("text"), id="no exception"),
+        pytest.param("3.11", pickle.dumps(LookupError("bad")), id="code of an unknown Python"),
+        pytest.param(None, b"no pickle", id="not a pickle"),
+        pytest.param(None, b"cno_such_module\nThing\n.", id="an unknown class"),
+        pytest.param(None, pickle.dumps("text"), id="not an exception"),
     ],
 )
 def test_a_cause_that_cannot_be_rebuilt_is_left_out(code_of: Any, frame: bytes) -> None:
@@ -85,12 +85,12 @@ def test_a_cause_that_cannot_be_rebuilt_is_left_out(code_of: Any, frame: bytes) 
     assert caught.value.__cause__ is None
 
 
-def test_a_loader_that_is_gone_is_a_restart() -> None:
+def test_a_missing_remote_module_is_a_restart() -> None:
     with pytest.raises(KernelRestarted):
-        consume(failed("KeyError", repr(LOADER)), [])
+        consume(failed("KeyError", repr(REMOTE_MODULE)), [])
 
 
-def test_another_error_outside_the_loader_is_a_remote_error() -> None:
+def test_another_error_outside_the_remote_module_is_a_remote_error() -> None:
     with pytest.raises(RemoteError, match="KeyError: 'x'"):
         consume(failed("KeyError", "'x'"), [])
     with pytest.raises(RemoteError) as caught:
@@ -101,38 +101,38 @@ def test_another_error_outside_the_loader_is_a_remote_error() -> None:
         consume(whole, [])
 
 
-# ---------------------------------------------------------------- hostile answers
+# ---------------------------------------------------------------- hostile errors
 
 
 @odd
-def test_any_error_but_none_is_told(value: Any) -> None:
+def test_any_error_but_null_is_reported(value: Any) -> None:
     if value is None:
         assert consume(error_of(value), []) == []
     else:
-        is_told(error_of(value), [])
+        is_reported(error_of(value), [])
 
 
 @odd
 @pytest.mark.parametrize("field", ["kind", "message", "names", "close", "module", "where"])
 @pytest.mark.parametrize("kind", ["name", "missing", "incompatible", "integrity", "epoch"])
-def test_any_field_of_an_error_is_told(value: Any, field: str, kind: str) -> None:
-    is_told(error_of({**KINDS[kind][0], field: value}), [])
+def test_any_value_in_a_field_of_an_error_is_reported(value: Any, field: str, kind: str) -> None:
+    is_reported(error_of({**KINDS[kind][0], field: value}), [])
 
 
 @odd
 @pytest.mark.parametrize("field", ["ename", "evalue", "traceback", "code_of"])
-def test_any_field_of_a_remote_error_is_told(value: Any, field: str) -> None:
+def test_any_value_in_a_field_of_a_remote_error_is_reported(value: Any, field: str) -> None:
     frames = [pickle.dumps(LookupError("bad"))]
-    is_told(error_of({**REMOTE, "code_of": None, field: value}, frames=frames), frames)
+    is_reported(error_of({**REMOTE, "code_of": None, field: value}, frames=frames), frames)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_error_that_tells_nothing_but_its_kind_is_told(kind: str) -> None:
+def test_an_error_with_nothing_but_its_kind_is_reported(kind: str) -> None:
     with pytest.raises(BridgeError) as caught:
         consume(error_of({"kind": KINDS[kind][0]["kind"]}), [])
     assert type(caught.value) is KINDS[kind][1]
 
 
-def test_an_error_that_tells_nothing_is_a_protocol_error() -> None:
+def test_an_empty_error_is_a_protocol_error() -> None:
     with pytest.raises(ProtocolError):
         consume(error_of({}), [])

@@ -1,4 +1,4 @@
-"""Refs build expressions, and nothing moves until they are pulled."""
+"""Refs build expressions, and nothing is sent until they are pulled."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bridgehead import Bridge, Ref
 from bridgehead._protocol.ref import primary, render
 
 
-async def test_nothing_moves_until_it_is_pulled(loopback: Bridge) -> None:
+async def test_nothing_is_sent_until_a_ref_is_pulled(loopback: Bridge) -> None:
     await loopback.push(data={"a": [1, 2, 3], "b": {"c": 4}})
     sent: list[Any] = []
     put = loopback._transport.dispatcher.put
@@ -45,7 +45,9 @@ async def test_nothing_moves_until_it_is_pulled(loopback: Bridge) -> None:
         (lambda r: r.push_back, "x.push_back"),
     ],
 )
-async def test_expressions(loopback: Bridge, build: Any, text: str) -> None:
+async def test_attributes_items_and_calls_build_expressions(
+    loopback: Bridge, build: Any, text: str
+) -> None:
     assert str(build(loopback.ref("x"))) == text
 
 
@@ -53,7 +55,7 @@ async def test_expressions(loopback: Bridge, build: Any, text: str) -> None:
     ("expression", "text"),
     [("df", "df"), ("a.b[0](1)", "a.b[0](1)"), ("a + b", "(a + b)"), ("5", "(5)"), (" x ", "x")],
 )
-def test_an_expression_that_binds_looser_is_wrapped(expression: str, text: str) -> None:
+def test_an_expression_that_is_no_primary_gets_parentheses(expression: str, text: str) -> None:
     assert primary(expression) == text
 
 
@@ -70,12 +72,12 @@ def test_literals_are_rendered_as_source_that_gives_them_back(value: Any) -> Non
 
 
 @pytest.mark.parametrize("value", [object(), len, set(), [object()], {"a": object()}])
-def test_anything_else_is_a_clear_type_error(value: Any) -> None:
+def test_an_argument_that_is_no_literal_is_a_type_error(value: Any) -> None:
     with pytest.raises(TypeError, match=r"use bridge\.call"):
         render(value)
 
 
-async def test_a_ref_does_not_pretend(loopback: Bridge) -> None:
+async def test_a_ref_cannot_be_tested_iterated_pickled_or_copied(loopback: Bridge) -> None:
     ref = loopback.ref("x")
     for name in ("__len__", "_repr_png_", "_ipython_display_", "__array__"):
         assert not hasattr(ref, name)

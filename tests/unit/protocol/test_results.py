@@ -1,7 +1,7 @@
-"""What a terminal and a notebook show of this library's objects.
+"""The reprs and the HTML of this library's objects, for terminals and notebooks.
 
-Rule: one line, or static escaped HTML without a colour; whatever text came from a kernel. No
-kernel is asked, and a bridge that is closed tells so.
+Rule: one line, or static escaped HTML without a colour, whatever text a kernel sent. No kernel is
+asked, and a closed bridge says that it is closed.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bridgehead import Bridge, Fleet, Info, Message, Name, Names, Ref, Result, SyncBridge, Transfer
-from bridgehead._protocol.formatting import line, listed, size
-from bridgehead._protocol.results import MOST, of_bridge, of_fleet
+from bridgehead._protocol.formatting import line, short_list, size
+from bridgehead._protocol.results import MAX_ROWS, of_bridge, of_fleet
 
 EVIL = "<script>alert('&')</script>"
 TAGS = {"div", "b", "table", "thead", "tbody", "tr", "th", "td"}
@@ -24,7 +24,7 @@ ATTRIBUTES = {("style", "text-align:left"), ("scope", "row"), ("scope", "col")}
 
 
 class Parsed(HTMLParser):
-    """The text of each cell and heading; every tag is closed, and known."""
+    """The text of each cell and heading; every tag is known, and closed."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -52,7 +52,7 @@ class Parsed(HTMLParser):
 
 
 def info(text: str = "x", **more: Any) -> Info:
-    told: dict[str, Any] = {
+    fields: dict[str, Any] = {
         "kernel": text,
         "python": (3, 11, 7),
         "executable": text,
@@ -66,17 +66,17 @@ def info(text: str = "x", **more: Any) -> Info:
         "connection_file": text,
         **more,
     }
-    return Info(**told)
+    return Info(**fields)
 
 
 def values(text: str) -> list[Any]:
-    """One of each that has text from elsewhere in it."""
-    told = Name(text, text, (3, 4), None, 12)
+    """One object of each class, with this text in every field."""
+    name = Name(text, text, (3, 4), None, 12)
     return [
         info(text),
-        told,
-        Names([told] * 3),
-        Names([told] * (MOST + 1)),
+        name,
+        Names([name] * 3),
+        Names([name] * (MAX_ROWS + 1)),
         Transfer((text,) * 50, 123_456_789_012, 1234.5678, "buffers, direct"),
         Ref(None, text),
         Result(text, text, (), {"text/plain": text}, 3),
@@ -88,13 +88,13 @@ def values(text: str) -> list[Any]:
 @given(st.text() | st.text("<>&'\"\n\x1b\u202e x/\\", max_size=400))
 def test_any_text_is_one_line_and_escaped(text: str) -> None:
     for value in values(text):
-        told = repr(value)
-        assert len(told) <= 120, told
-        assert told.isprintable()
+        shown = repr(value)
+        assert len(shown) <= 120, shown
+        assert shown.isprintable()
         if hasattr(type(value), "_repr_html_"):
             Parsed(value._repr_html_())
-    for shown in (of_bridge("Bridge", text, info(text)), of_fleet([(text, info(text))] * 2)):
-        Parsed(shown)
+    for markup in (of_bridge("Bridge", text, info(text)), of_fleet([(text, info(text))] * 2)):
+        Parsed(markup)
 
 
 def test_names_types_values_and_paths_are_escaped() -> None:
@@ -108,7 +108,7 @@ def test_names_types_values_and_paths_are_escaped() -> None:
         assert "background" not in text
 
 
-def test_ordinary_ones_fit_a_line() -> None:
+def test_ordinary_reprs_fit_on_a_line() -> None:
     shown = {
         repr(Transfer(("x", "y"), 12345, 0.0123, "buffers")): (
             "<Transfer x, y: 12,345 bytes by buffers in 0.0123 s>"
@@ -128,15 +128,15 @@ def test_ordinary_ones_fit_a_line() -> None:
         repr(Message("x", {})): "<x>",
         repr(Ref(None, "df.mean()")): "<Ref df.mean()>",
     }
-    for told, expected in shown.items():
-        assert told == expected
+    for text, expected in shown.items():
+        assert text == expected
     many = repr(Names([Name(f"name_{number}", "int") for number in range(1000)]))
     assert many.startswith("<Names name_0, name_1, ")
     assert many.endswith(" more>")
     assert len(many) < 100
 
 
-async def test_a_bridge_tells_what_it_knows_and_asks_nobody(
+async def test_a_bridge_shows_what_it_knows_and_asks_no_kernel(
     loopback: Bridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await loopback.push(x=1)
@@ -166,7 +166,7 @@ async def test_a_bridge_tells_what_it_knows_and_asks_nobody(
     assert "closed" in loopback._repr_html_()
 
 
-def test_a_blocking_bridge_has_its_own_name_and_shows_after_it_was_closed() -> None:
+def test_a_sync_bridge_shows_its_own_name_and_that_it_is_closed() -> None:
     with SyncBridge.loopback() as kernel:
         kernel["x"] = 1
         assert type(kernel.names()) is Names
@@ -178,7 +178,7 @@ def test_a_blocking_bridge_has_its_own_name_and_shows_after_it_was_closed() -> N
     assert Parsed(ref._repr_html_()).texts == ["Ref", " x"]
 
 
-async def test_what_is_not_open_yet_has_its_own_name() -> None:
+async def test_a_bridge_that_is_not_open_yet_says_so() -> None:
     assert repr(Bridge.loopback()) == (
         "<Bridge, not open yet: await it, or enter it with async with>"
     )
@@ -186,15 +186,15 @@ async def test_what_is_not_open_yet_has_its_own_name() -> None:
     assert not hasattr(Fleet.launch(2), "_repr_html_")
 
 
-def test_of_a_connection_file_a_notebook_shows_its_name() -> None:
-    told = of_bridge("Bridge", "idle", info(connection_file="/home/me/run/kernel-7.json"))
-    assert "kernel-7.json" in Parsed(told).texts
-    assert "/home" not in told
+def test_a_notebook_shows_only_the_name_of_a_connection_file() -> None:
+    shown = of_bridge("Bridge", "idle", info(connection_file="/home/me/run/kernel-7.json"))
+    assert "kernel-7.json" in Parsed(shown).texts
+    assert "/home" not in shown
     assert "Connection" not in of_bridge("Bridge", "idle", info(connection_file=None))
 
 
 @pytest.mark.parametrize(
-    ("nbytes", "told"),
+    ("nbytes", "text"),
     [
         (0, "0 bytes"),
         (999, "999 bytes"),
@@ -205,8 +205,8 @@ def test_of_a_connection_file_a_notebook_shows_its_name() -> None:
         (5 * 10**15, "5,000 TB"),
     ],
 )
-def test_sizes_are_for_people(nbytes: int, told: str) -> None:
-    assert size(nbytes) == told
+def test_sizes_are_readable(nbytes: int, text: str) -> None:
+    assert size(nbytes) == text
 
 
 def test_lines_are_shortened() -> None:
@@ -214,6 +214,6 @@ def test_lines_are_shortened() -> None:
     assert line("x" * 100, 10) == "x" * 9 + "…"
     assert line("\x1b[31mred") == "�[31mred"
     assert len(line("x" * 10**7)) == 60
-    assert listed([]) == ""
-    assert listed(["a", "b"]) == "a, b"
-    assert listed(["a" * 50, "b" * 50], 60) == "a" * 29 + "… and 1 more"
+    assert short_list([]) == ""
+    assert short_list(["a", "b"]) == "a, b"
+    assert short_list(["a" * 50, "b" * 50], 60) == "a" * 29 + "… and 1 more"
