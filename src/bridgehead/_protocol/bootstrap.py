@@ -82,7 +82,7 @@ def _with_filename(code: CodeType) -> CodeType:
 
 
 @cache
-def _rest(in_buffers: bool) -> tuple[list[str], list[str], str]:
+def _how(in_buffers: bool) -> tuple[list[str], list[str], str]:
     """Return the arguments with which the bootstrap finds the rest of the remote module.
 
     They are the sources themselves, or the digests of the buffers that have them.
@@ -110,11 +110,11 @@ SYS = (
     ".__next__().__init__.__globals__['sys']"
 )
 _INSTALL = (
-    "(lambda sys, builtins, name, source, scope, rest: "
+    "(lambda sys, builtins, name, source, scope, how: "
     "sys.modules[name] if name in sys.modules else (lambda module: ("
     "module.__setattr__('__builtins__', builtins), "
     f"builtins.exec(builtins.compile(source, {FILENAME!r}, 'exec'), module.__dict__), "
-    "module.install(module, scope, rest))[2])(sys.__class__(name)))"
+    "module.install(module, scope, how))[2])(sys.__class__(name)))"
 )
 
 
@@ -132,7 +132,7 @@ def expression(
     if install:
         remote = (
             f"{_INSTALL}({SYS}, {SYS}.modules['builtins'], {name!r}, {sources[0]!r}, "
-            f"(lambda: 0).__globals__, {_rest(beside)!r})"
+            f"(lambda: 0).__globals__, {_how(beside)!r})"
         )
     text = json.dumps(header)
     return f"{remote}.enter((lambda: 0).__globals__, {lane!r}, {text!r}, {data!r})"

@@ -108,7 +108,7 @@ def raise_error(
         raise NotSupported(message)
     if kind == "untrusted":
         raise UntrustedPayload(
-            f"{message}, and only data is trusted; it was not opened. "
+            f"{message}; it was not opened, because only data is trusted. "
             "Pass allow= or trust='pickle' to open it",
             type=as_text(error.get("type")),
         )

@@ -177,7 +177,7 @@ async def test_arguments_of_the_wrong_kind(bridge: Bridge) -> None:
         await bridge.push(x=1, trust=None)  # type: ignore[arg-type]
     with pytest.raises(SyntaxError):
         bridge.ref("x =")
-    with pytest.raises(TypeError, match="literals and refs, not object"):
+    with pytest.raises(TypeError, match="must be a literal or a ref, not object"):
         bridge.ref("precious")[object()]
     with pytest.raises(TypeError, match="belongs to another bridge"):
         async with Bridge.loopback() as other:
