@@ -188,10 +188,10 @@ class Fleet(Sequence[Bridge]):
         sending: list[asyncio.Task[None]] = []
         try:
             broadcasts += await self._broadcasts(payload)
-            landings = {lane: one for cast in broadcasts for lane, one in cast.landings.items()}
+            deliveries = {lane: one for cast in broadcasts for lane, one in cast.landings.items()}
 
             def packed(bridge: Bridge) -> SignedPayload:
-                delivery = landings.get(bridge._connection.remote.lane)
+                delivery = deliveries.get(bridge._connection.remote.lane)
                 if delivery is None:
                     return SignedPayload(payload, digest, segment)
                 return SignedPayload(payload, delivery.header["digest"], delivery=delivery)
@@ -236,7 +236,7 @@ class Fleet(Sequence[Bridge]):
         return await self._all(lambda bridge: bridge.call(function, *args, timeout=timeout))
 
     async def aclose(self) -> None:
-        """Close the bridges that ``launch`` or ``over`` opened; end the kernels that ``launch`` started.
+        """Close the bridges that this fleet opened, and end the kernels that ``launch`` started.
 
         >>> await fleet.aclose()
         >>> bridge.state  # the caller passed it in, so it stays open

@@ -67,8 +67,8 @@ BLOCKING = (
 # ------------------------------------------------------------ methods made from those of Bridge
 
 
-# mypy and pyright treat this name as true. jedi, which completes options in IPython, reads its value
-# and so the second branch: it can follow functools.wraps, and cannot follow a ParamSpec.
+# mypy and pyright take this name for true. jedi, which completes options in IPython, reads its
+# value and so the second branch: it follows functools.wraps, and cannot follow a ParamSpec.
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
