@@ -110,8 +110,10 @@ else:
                 value = self._wait(lambda: method(self._bridge, *args, **kwargs))
                 # A ref of this bridge, so that its pull() blocks too.
                 return Ref(self, value._expression) if type(value) is Ref else value
-            with _runner(name, option, callback) as (kwargs[option], runner):
-                return self._wait(lambda: method(self._bridge, *args, **kwargs), runner)
+            with _runner(name, option, callback) as (wrapped, runner):
+                # A copy: jedi loses all options of a function that assigns to its kwargs.
+                options = {**kwargs, option: wrapped}
+                return self._wait(lambda: method(self._bridge, *args, **options), runner)
 
         _like(method, operation)
         return operation
@@ -278,7 +280,7 @@ class SyncBridge(MutableMapping[str, Any]):
         trust: TrustName | None = None,
     ) -> Transfer:
         if not isinstance(to, SyncBridge):
-            raise TypeError(f"to= must be an open SyncBridge, not {type(to).__name__}")
+            raise TypeError(f"to= must be a SyncBridge, not {type(to).__name__}")
         self._check()
         to._check()
         return _handoff(

@@ -136,10 +136,19 @@ def test_tab_completes_options_without_jedi(
     assert offered in completions(shell, typed)
 
 
-def test_an_editor_completes_options() -> None:
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("SyncBridge.launch(encr", "encryption="),
+        ("with SyncBridge.launch() as kernel:\n    kernel.pu", "push"),
+        ("with SyncBridge.launch() as kernel:\n    kernel.push(max_", "max_bytes="),
+        ("kernel = SyncBridge.attach()\nkernel.run('1', on_", "on_output="),
+    ],
+)
+def test_an_editor_completes_operations_and_options(typed: str, offered: str) -> None:
     """An editor has jedi read the source without running it."""
-    source = "from bridgehead import SyncBridge\nSyncBridge.launch(encr"
-    assert "encryption=" in {one.name for one in jedi.Script(source).complete()}
+    source = f"from bridgehead import SyncBridge\n{typed}"
+    assert offered in {one.name for one in jedi.Script(source).complete()}
 
 
 def test_a_question_mark_shows_signature_and_docstring(shell: InteractiveShell) -> None:
