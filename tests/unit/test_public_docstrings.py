@@ -33,8 +33,8 @@ def test_every_public_name_has_an_example(name: str) -> None:
 async def test_an_example_gives_what_it_shows(name: str) -> None:
     names: dict[str, Any] = {"asyncio": asyncio}
     async with Bridge.loopback() as bridge, Bridge.loopback() as other:
-        with SyncBridge.loopback() as kernel, SyncBridge.loopback() as remote:
+        with SyncBridge.loopback() as kernel, SyncBridge.loopback() as target:
             async with Fleet([bridge, other]) as fleet:
                 names |= {"bridge": bridge, "other": other, "fleet": fleet}
-                names |= {"kernel": kernel, "far": remote}
+                names |= {"kernel": kernel, "target": target}
                 await run(PUBLIC[name], names)

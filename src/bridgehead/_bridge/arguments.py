@@ -1,6 +1,6 @@
-"""What an operation is given: names, expressions, sizes.
+"""Checks of an operation's arguments: names, expressions, sizes.
 
-Rule: what is wrong with an argument is told here, before anything is sent.
+Rule: an error in an argument is reported here, before anything is sent.
 """
 
 from __future__ import annotations
@@ -13,53 +13,63 @@ from typing import Any
 from bridgehead._protocol.ref import Ref
 
 
-def to_push(mapping: Any, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What a push is asked for, by names that a cell could use.
+def checked_objects(mapping: Any, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the objects of a push by their names, as Python's parser spells the names.
 
     Raises:
         TypeError, ValueError: as ``Bridge.push`` does.
     """
     if mapping is not None and not isinstance(mapping, Mapping):
         raise TypeError(
-            f"push() takes names with their objects, not {type(mapping).__name__}; "
-            "say push(x=…) or push({'x': …})"
+            f"push() takes a mapping of names to objects, not {type(mapping).__name__}; "
+            "use push(x=…) or push({'x': …})"
         )
-    objects = {name_of(key): item for key, item in {**(mapping or {}), **values}.items()}
+    objects = {checked_name(key): item for key, item in {**(mapping or {}), **values}.items()}
     if not objects:
         raise ValueError(
-            "there is nothing to push; say push(x=1) or push({'x': 1}), the latter also for a "
-            "name that is push's own keyword, as timeout, now and progress"
+            "push() needs at least one object, e.g. push(x=1); for a name that is also an option "
+            "(timeout, now, progress) use push({'now': 1})"
         )
     return objects
 
 
-def name_of(name: Any) -> str:
-    """A name as Python's parser would know it.
+def checked_name(name: Any) -> str:
+    """Return a name as Python's parser spells it.
 
     Raises:
-        ValueError: it is no identifier, or a keyword.
+        ValueError: the name is not an identifier, or is a keyword.
     """
     if not isinstance(name, str) or not name.isidentifier():
-        raise ValueError(f"{name!r} is no Python identifier, so no cell could use it as a name")
+        raise ValueError(f"{name!r} is not a Python identifier; choose a name that a cell can use")
     if keyword.iskeyword(name):
-        raise ValueError(f"{name!r} is a Python keyword, so no cell could use it as a name")
+        raise ValueError(f"{name!r} is a Python keyword; choose a name that a cell can use")
     return unicodedata.normalize("NFKC", str(name))
 
 
-def size_of(max_bytes: object) -> int | None:
-    """Raise unless it is a number of bytes, or None."""
+def checked_size(max_bytes: object) -> int | None:
+    """Return ``max_bytes``.
+
+    Raises:
+        ValueError: it is neither a number of bytes nor None.
+    """
     if max_bytes is None:
         return None
     if type(max_bytes) is not int or max_bytes < 0:
-        raise ValueError(f"max_bytes is a number of bytes or None, not {max_bytes!r}")
+        raise ValueError(f"max_bytes must be a number of bytes or None, not {max_bytes!r}")
     return max_bytes
 
 
-def text_of(expression: str | Ref) -> str:
+def expression_text(expression: str | Ref) -> str:
+    """Return the text of an expression or a ref; a single name as Python's parser spells it.
+
+    Raises:
+        TypeError: it is neither a string nor a ref.
+        ValueError: it is empty.
+    """
     if type(expression) is Ref:
         return expression._expression
     if not isinstance(expression, str):
-        raise TypeError(f"an expression is a string or a ref, not {type(expression).__name__}")
+        raise TypeError(f"an expression must be a string or a ref, not {type(expression).__name__}")
     if not expression.strip():
-        raise ValueError("an empty string is no expression")
+        raise ValueError("the expression is empty; use a name or any Python expression, e.g. 'x'")
     return unicodedata.normalize("NFKC", expression) if expression.isidentifier() else expression

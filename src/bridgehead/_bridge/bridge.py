@@ -1,7 +1,7 @@
-"""The bridge: what a user asks for, turned into requests.
+"""The ``Bridge``, which turns each operation into one request.
 
-Rule: the public face. What an operation takes, gives and raises, and how it is one request. How a
-bridge is opened and closed is ``opening``'s; order, deadlines and restarts are ``_connection``'s.
+Rule: what an operation takes, returns and raises, and which request it becomes. How a bridge is
+opened and closed is decided in ``opening``; order, deadlines and restarts in ``_connection``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, TypeVar, overload
 
-from bridgehead._bridge.arguments import name_of, size_of, text_of, to_push
+from bridgehead._bridge.arguments import (
+    checked_name,
+    checked_objects,
+    checked_size,
+    expression_text,
+)
 from bridgehead._bridge.opening import BridgeBase
 from bridgehead._bridge.progress import Report, reporting
 from bridgehead._connection.calls import Deadline, SignedPayload
@@ -22,7 +27,7 @@ from bridgehead._connection.trust import TrustName, check_trust
 from bridgehead._connection.watch import Watch
 from bridgehead._errors import NotSupported
 from bridgehead._protocol import payload as _payload
-from bridgehead._protocol import response as _protocol
+from bridgehead._protocol import response as _response
 from bridgehead._protocol.raising import remote_error
 from bridgehead._protocol.ref import Ref, primary
 from bridgehead._protocol.results import Info, Name, Names, Result, Transfer, of_bridge
@@ -32,17 +37,18 @@ T = TypeVar("T")
 
 
 class Bridge(BridgeBase):
-    """A way for live objects into one Jupyter kernel and back.
+    """A connection that moves live objects to one Jupyter kernel and back.
 
-    Made by ``launch``, ``attach``, ``over`` or ``loopback``, each of which can be awaited or
-    entered with ``async with``. Belongs to the event loop it was opened in; any number of tasks
-    there may use it at once. Operations take effect in the order in which they were called.
+    Create one with ``launch``, ``attach``, ``connect``, ``over`` or ``loopback``: await it, or
+    enter it with ``async with``. A bridge belongs to the event loop in which it was opened; any
+    number of tasks in that loop may use it at once. Operations take effect in the order of their
+    calls.
 
-    Every operation takes ``timeout`` in seconds (None waits as long as the kernel lives) and
-    raises ``TimeoutError`` when it passed, ``BridgeClosed`` after ``aclose``, ``RuntimeError``
-    from another event loop or after a fork, and the ``OutcomeUnknown`` errors when the kernel
-    goes away meanwhile. Cancelling an operation abandons its answer and nothing else; a request
-    that was already sent takes effect as a whole or not at all.
+    Every operation takes ``timeout`` in seconds; None waits as long as the kernel lives. It raises
+    ``TimeoutError`` when the time is over, ``BridgeClosed`` after ``aclose``, ``RuntimeError`` in
+    another event loop or after a fork, and an ``OutcomeUnknown`` error when the kernel is lost
+    meanwhile. Cancelling an operation drops its response and nothing else: a request that was
+    already sent takes effect as a whole or not at all.
 
     In the examples, ``bridge`` and ``other`` are open bridges, at the prompt of ``python -m
     asyncio``::
@@ -55,11 +61,13 @@ class Bridge(BridgeBase):
         2
     """
 
-    # ------------------------------------------------------------ what is known
+    # ------------------------------------------------------------ state
 
     @property
     def state(self) -> str:
-        """One of idle, busy, starting, restarting, unresponsive, dead and closed, as last heard.
+        """The kernel's last known state.
+
+        One of idle, busy, starting, restarting, unresponsive, dead and closed.
 
         >>> bridge.state
         'idle'
@@ -68,7 +76,7 @@ class Bridge(BridgeBase):
 
     @property
     def info(self) -> Info:
-        """What the handshake learnt, as of the last (re)start.
+        """What the handshake found out when the kernel was opened or last restarted.
 
         >>> bridge.info.lane
         'buffers'
@@ -76,7 +84,7 @@ class Bridge(BridgeBase):
         return self._connection.remote.info
 
     def __reduce__(self) -> Any:
-        raise TypeError("a bridge stays in its process; attach another one over there")
+        raise TypeError("a bridge cannot be pickled; open another one in the other process")
 
     def __repr__(self) -> str:
         return f"<Bridge {self.state}, {self.info}>"
@@ -101,37 +109,38 @@ class Bridge(BridgeBase):
     ) -> Transfer:
         """Bind objects to names in the kernel: all of them, or none.
 
-        They are pickled together, so what they share stays shared; anything but few plain
-        values is pickled in a thread. What arrives is what was there when ``push`` was called;
-        change nothing of it before ``push`` returned: an array that changed meanwhile is refused
-        by the kernel where it crossed in messages, and may arrive half changed through shared
-        memory. An open text file arrives as a ``StringIO``, a memoryview as bytes: that is
-        cloudpickle's way.
+        The objects are pickled together, so what they share stays shared. All but a few plain
+        values are pickled in a thread. The kernel gets the objects as they were when ``push`` was
+        called, so do not change them before ``push`` returns: the kernel refuses an array that
+        changed meanwhile if it crossed in messages, and through shared memory such an array may
+        arrive half changed. An open text file arrives as a ``StringIO``, a memoryview as bytes:
+        this is a limitation of cloudpickle.
 
         Args:
-            mapping: names to objects, for names that are no keyword argument.
-            by_value: modules of yours to ship along, because the kernel can't import them.
+            mapping: names to objects; needed for a name that is also a keyword argument here.
+            by_value: your own modules to send along, because the kernel cannot import them.
             timeout: seconds.
-            progress: True for a tqdm bar, or a callable of bytes done and bytes in all; what it
-                raises ends the transfer: nothing is bound, unless all of it had arrived.
-            now: be served in the middle of a running cell, in a thread of the kernel's beside
-                it, instead of behind it: any kernel's on the direct lane, else that of a subshell
-                (ipykernel 7 or later).
+            progress: True for a tqdm bar, or a callable of bytes done and bytes in all. An
+                exception that it raises ends the transfer: nothing is bound, unless all bytes had
+                already arrived.
+            now: bind while a cell runs, in another thread of the kernel, instead of after the
+                cell. On the direct lane every kernel can do this; on the other lanes the kernel
+                needs subshells (ipykernel 7 or later).
             max_bytes: refuse to send more than this.
-            trust: ``"data"`` has the kernel open nothing but data, for objects of whose origin
-                you are not sure; see ``launch``.
+            trust: ``"data"`` has the kernel open nothing but data, for objects from a source that
+                you are not sure of; see ``launch``.
             values: more names.
 
         Raises:
-            ValueError: nothing to push, or a name that is no identifier or is a keyword.
-            EncodeError: an object can't be pickled; says which part. Nothing was sent.
-            PayloadTooLarge: it has more than ``max_bytes``. Nothing was sent.
-            IncompatiblePython: functions or classes for a kernel of another Python version.
-            MissingInKernel: the kernel lacks a module. Its namespace is as it was.
-            RemoteError: unpickling raised over there. Its namespace is as it was.
-            IntegrityError: it was altered on the way, or changed while it was pushed.
-            UntrustedPayload: it is more than data, and ``trust="data"``. Nothing was sent.
-            NotSupported: ``now=True`` of a kernel without subshells, and without direct lane.
+            ValueError: there is no object, or a name is not an identifier or is a keyword.
+            EncodeError: an object cannot be pickled; says which part. Nothing was sent.
+            PayloadTooLarge: the objects have more than ``max_bytes``. Nothing was sent.
+            IncompatiblePython: functions or classes, and a kernel of another Python version.
+            MissingInKernel: the kernel lacks a module. Its namespace is unchanged.
+            RemoteError: unpickling raised in the kernel. Its namespace is unchanged.
+            IntegrityError: the payload was altered on the way, or changed during the push.
+            UntrustedPayload: an object is more than data, and ``trust="data"``. Nothing was sent.
+            NotSupported: ``now=True``, and the kernel has neither subshells nor the direct lane.
 
         Example::
 
@@ -142,18 +151,18 @@ class Bridge(BridgeBase):
         self._connection.check()
         check_trust(trust)
         started = time.perf_counter()
-        if not isinstance(now, bool):  # a value for that name, it would be lost without a word
+        if not isinstance(now, bool):  # an object meant for the name 'now' would be lost silently
             raise TypeError(
-                f"now is True or False, not {type(now).__name__}; "
-                "the name goes into the mapping: push({'now': …})"
+                f"now must be True or False, not {type(now).__name__}; "
+                "to push an object under that name use push({'now': …})"
             )
-        objects = to_push(mapping, values)
+        objects = checked_objects(mapping, values)
         data = trust == "data"
         content = _payload.PayloadSource(
-            objects, objects, by_value, self._reduce, size_of(max_bytes), data
+            objects, objects, by_value, self._reduce, checked_size(max_bytes), data
         )
         with reporting(progress, "push") as report:
-            answered = await self._connection.ask(
+            response = await self._connection.ask(
                 "bind",
                 timeout,
                 content,
@@ -162,19 +171,19 @@ class Bridge(BridgeBase):
                 names=list(objects),
                 opens="data" if data else None,
             )
-            sent = answered.request.nbytes
+            sent = response.request.nbytes
             report(sent, sent)
         seconds = time.perf_counter() - started
-        return Transfer(tuple(objects), sent, seconds, answered.request.lane)
+        return Transfer(tuple(objects), sent, seconds, response.request.lane)
 
     async def _push_packed(
         self, names: list[str], packed: SignedPayload, timeout: float | None
     ) -> Transfer:
-        """Bind what a fleet has pickled, under these names."""
+        """Bind objects that a fleet has already pickled to these names."""
         self._connection.check()
         started = time.perf_counter()
-        answered = await self._connection.ask("bind", timeout, packed=packed, names=names)
-        seconds, request = time.perf_counter() - started, answered.request
+        response = await self._connection.ask("bind", timeout, packed=packed, names=names)
+        seconds, request = time.perf_counter() - started, response.request
         return Transfer(tuple(names), request.nbytes, seconds, request.lane)
 
     async def pull(
@@ -186,31 +195,33 @@ class Bridge(BridgeBase):
         max_bytes: int | None = None,
         trust: TrustName | None = None,
     ) -> Any:
-        """Bring values here: one expression gives its value, several give a tuple.
+        """Evaluate expressions in the kernel and return their values.
 
-        All are evaluated before any is pickled, and pickled together.
+        One expression returns its value, several return a tuple. The kernel evaluates all of them
+        before it pickles any, and pickles the values together.
 
         Args:
-            expressions: names or any Python expressions over there, or refs.
+            expressions: names or any Python expressions in the kernel, or refs.
             timeout: seconds.
-            progress: as in ``push``; bytes that arrived, which through shared memory is all of
-                them at once.
+            progress: as in ``push``, but of bytes that arrived; through shared memory all of them
+                arrive at once.
             now: as in ``push`` for names; any other expression needs a subshell.
-            max_bytes: of the pickled values; more is refused over there, before it is sent,
-                and here, before memory is taken for it.
-            trust: for this call otherwise than the bridge; see ``launch``.
+            max_bytes: limit of the pickled values. The kernel refuses more before it sends them,
+                and this process refuses more before it allocates memory for them.
+            trust: for this call, instead of the trust of the bridge; see ``launch``.
 
         Raises:
-            NameNotFound: an expression that is one name, unknown there. Nothing was evaluated.
-            RemoteError: evaluating or pickling raised over there.
-            PayloadTooLarge: they have more than ``max_bytes``; says how many.
-            ReplyLost: the answer arrived damaged.
-            DecodeError: it can't be unpickled here.
-            UntrustedPayload: it is more than data, where only data is trusted.
-            IncompatiblePython: it carries code of another Python version.
-            NotSupported: ``now=True`` of a kernel without subshells.
+            NameNotFound: an expression is a single name that the kernel does not know. Nothing
+                was evaluated.
+            RemoteError: evaluating or pickling raised in the kernel.
+            PayloadTooLarge: the values have more than ``max_bytes``; says how many.
+            ReplyLost: the response arrived damaged.
+            DecodeError: a value cannot be unpickled in this process.
+            UntrustedPayload: a value is more than data, and only data is trusted.
+            IncompatiblePython: a value carries code of another Python version.
+            NotSupported: ``now=True``, and the kernel has no subshells.
 
-        Cancelling leaves what was evaluated over there as it is; the answer is dropped.
+        Cancelling does not undo what was evaluated in the kernel; the response is dropped.
 
         Example::
 
@@ -221,11 +232,11 @@ class Bridge(BridgeBase):
         """
         self._connection.check()
         if not expressions:
-            raise ValueError("there is nothing to pull; say pull('x')")
-        texts = [text_of(expression) for expression in expressions]
-        limit, trusted = size_of(max_bytes), self._connection.trust.but(trust)
+            raise ValueError("pull() needs at least one expression, e.g. pull('x')")
+        texts = [expression_text(expression) for expression in expressions]
+        limit, trusted = checked_size(max_bytes), self._connection.trust.but(trust)
         with reporting(progress, "pull") as report:
-            answered = await self._connection.ask(
+            response = await self._connection.ask(
                 "fetch",
                 timeout,
                 now=now,
@@ -234,29 +245,30 @@ class Bridge(BridgeBase):
                 expressions=texts,
                 **trusted.fields(),
             )
-            total = sum(frame.nbytes for frame in answered.frames)
+            total = sum(frame.nbytes for frame in response.frames)
             report(total, total)
-        values = _payload.values(await trusted.open(answered.frames), len(texts))
+        values = _payload.values(await trusted.open(response.frames), len(texts))
         return values[0] if len(texts) == 1 else values
 
     def ref(self, expression: str) -> Ref:
-        """A handle of an object over there; nothing moves until its ``pull``.
+        """Return a handle on an object in the kernel; nothing is transferred until its ``pull``.
 
         Raises:
-            SyntaxError: it is no expression.
+            SyntaxError: the text is not an expression.
 
         Example::
 
             >>> bridge.ref("rows")[0].real
             <Ref rows[0].real>
         """
-        return Ref(self, primary(text_of(expression)))
+        return Ref(self, primary(expression_text(expression)))
 
     async def names(self, pattern: str = "*", *, timeout: float | None = None) -> Names:
-        """The user's names over there, as ``%who`` shows them, without computing a repr.
+        """List the user's names in the kernel, as ``%who`` does, without computing a repr.
 
         Args:
-            pattern: a shell-style pattern; names with an underscore first need one that has it.
+            pattern: a shell-style pattern; it lists names that begin with an underscore only if
+                it begins with one itself.
             timeout: seconds.
 
         Example::
@@ -270,8 +282,8 @@ class Bridge(BridgeBase):
         """
         self._connection.check()
         if not isinstance(pattern, str):
-            raise TypeError(f"a pattern is a string, not {type(pattern).__name__}")
-        told = (await self._connection.ask("names", timeout, pattern=pattern)).header
+            raise TypeError(f"pattern must be a string, not {type(pattern).__name__}")
+        header = (await self._connection.ask("names", timeout, pattern=pattern)).header
         return Names(
             Name(
                 item["name"],
@@ -280,15 +292,15 @@ class Bridge(BridgeBase):
                 item["len"],
                 item["bytes"],
             )
-            for item in _protocol.understood(told.get("names"), [_protocol.NAME], "names")
+            for item in _response.understood(header.get("names"), [_response.NAME], "names")
         )
 
     async def delete(self, *names: str, timeout: float | None = None) -> None:
         """Remove names from the kernel: all of them, or none.
 
         Raises:
-            ValueError: no names, or one that is no identifier.
-            NameNotFound: one of them isn't there.
+            ValueError: there is no name, or one is not an identifier.
+            NameNotFound: the kernel does not have one of the names; none was removed.
 
         Example::
 
@@ -301,15 +313,15 @@ class Bridge(BridgeBase):
         """
         self._connection.check()
         if not names:
-            raise ValueError("there is nothing to delete; say delete('x')")
-        unique = list(dict.fromkeys(map(name_of, names)))
+            raise ValueError("delete() needs at least one name, e.g. delete('x')")
+        unique = list(dict.fromkeys(map(checked_name, names)))
         await self._connection.ask("drop", timeout, names=unique)
 
     async def exists(self, name: str, *, timeout: float | None = None) -> bool:
-        """Whether the kernel's namespace has the name; a builtin is not in it.
+        """Return whether the kernel's namespace has a name; builtins are not in the namespace.
 
         Raises:
-            ValueError: it is no identifier.
+            ValueError: the name is not an identifier.
 
         Example::
 
@@ -317,8 +329,8 @@ class Bridge(BridgeBase):
             False
         """
         self._connection.check()
-        answered = await self._connection.ask("has", timeout, name=name_of(name))
-        has: bool = _protocol.understood(answered.header.get("has"), bool, "exists")
+        response = await self._connection.ask("has", timeout, name=checked_name(name))
+        has: bool = _response.understood(response.header.get("has"), bool, "exists")
         return has
 
     async def handoff(
@@ -330,44 +342,46 @@ class Bridge(BridgeBase):
         max_bytes: int | None = None,
         trust: TrustName | None = None,
     ) -> Transfer:
-        """Bind what this kernel has under some names to the same names in another: all, or none.
+        """Bind this kernel's objects to the same names in another kernel: all of them, or none.
 
-        Kernel to kernel, by whatever way leads to either: it is pickled here once, so that what
-        the names share stays shared, and nothing is opened on the way. This program needs none
-        of the classes, and runs nobody's code. Where both kernels are on the direct lane the
-        shared memory itself is handed on, and this process copies nothing; else it holds what
-        crosses once.
+        The kernels may be connected in any two ways. This kernel pickles the objects once, so what
+        they share stays shared, and this program does not unpickle them: it needs none of their
+        classes and runs none of their code. If both kernels are on the direct lane, the other
+        kernel maps the same shared memory, and this process copies nothing. Otherwise this process
+        holds the payload in memory once.
 
-        It takes its turn in both kernels: what arrives is what the names were when this kernel's
-        turn came, and what ``to`` is asked for later comes after it, so it waits for this kernel
-        too. Cancelling leaves nothing on either side; if the other kernel was asked already, it
-        binds all of the names or none.
+        A handoff takes its turn in both kernels. What arrives is what the names meant at this
+        kernel's turn. Operations of ``to`` that are called later take effect after the handoff, so
+        they wait for this kernel too. Cancelling leaves nothing behind in either kernel; if the
+        other kernel was already asked, it binds all of the names or none.
 
         Args:
-            names: in this kernel's namespace.
+            names: names in this kernel's namespace.
             to: the bridge of the other kernel, opened in the same event loop.
-            timeout: seconds for the whole.
-            progress: as in ``push``; bytes count half when they come, and half when they go.
-            max_bytes: of the pickled values; more is refused by this kernel, before it crosses.
-            trust: ``"data"`` has this kernel send and the other one open nothing but data,
-                ``"pickle"`` anything, which can run code of this kernel's in the other. By
-                default as this bridge trusts its kernel; see ``launch``. Classes of ``allow=``
-                are no data here.
+            timeout: seconds for the whole handoff.
+            progress: as in ``push``; half of the bytes count when they arrive from this kernel,
+                and half when they go to the other one.
+            max_bytes: limit of the pickled objects; this kernel refuses more before it sends them.
+            trust: ``"data"`` has this kernel send, and the other one open, nothing but data.
+                ``"pickle"`` lets anything cross, which can run this kernel's code in the other
+                one. By default as this bridge trusts its kernel; see ``launch``. Classes of
+                ``allow=`` do not count as data here.
 
         Returns:
-            The ``Transfer``; its ``lane`` names both, as ``"buffers, direct"``, where they differ.
+            The ``Transfer``; its ``lane`` names both lanes if they differ, as in
+            ``"buffers, direct"``.
 
-        Raises, with a note that says which of the kernels it is about:
-            ValueError: no names, one that is no identifier, or ``to`` is this bridge.
-            TypeError: ``to`` is no ``Bridge``.
+        Raises, with a note that says which of the kernels the error is about:
+            ValueError: there is no name, one is not an identifier, or ``to`` is this bridge.
+            TypeError: ``to`` is not a ``Bridge``.
             NameNotFound: this kernel has no such name.
-            RemoteError: pickling raised in this kernel, or unpickling in the other.
-            PayloadTooLarge: it has more than ``max_bytes``.
-            IncompatiblePython: functions or classes for a kernel of another Python version.
-            MissingInKernel: the other kernel lacks a module, or this one cloudpickle.
-            UntrustedPayload: it is more than data, where only data is trusted.
-            OutcomeUnknown: either kernel went meanwhile. Of an error that is about this kernel
-                it is known: in the other one, nothing was bound.
+            RemoteError: pickling raised in this kernel, or unpickling in the other one.
+            PayloadTooLarge: the objects have more than ``max_bytes``.
+            IncompatiblePython: functions or classes, and a kernel of another Python version.
+            MissingInKernel: the other kernel lacks a module, or this one lacks cloudpickle.
+            UntrustedPayload: an object is more than data, and only data is trusted.
+            OutcomeUnknown: one of the kernels was lost meanwhile. If the error is about this
+                kernel, nothing was bound in the other one.
 
         Example::
 
@@ -380,55 +394,48 @@ class Bridge(BridgeBase):
         """
         self._connection.check()
         with reporting(progress, "handoff") as report:
-            asked = self._to_hand_off(names, to, timeout, max_bytes, trust, report)
-            return await asked.both()
-
-    def _to_hand_off(
-        self,
-        names: Sequence[str],
-        to: Bridge,
-        timeout: float | None,
-        max_bytes: int | None,
-        trust: TrustName | None,
-        report: Report,
-    ) -> Handoff:
-        if not isinstance(to, Bridge):
-            raise TypeError(
-                f"to= takes an open Bridge, not {type(to).__name__}; of a fleet, each bridge"
+            if not isinstance(to, Bridge):
+                raise TypeError(
+                    f"to= must be an open Bridge, not {type(to).__name__}; for a fleet call "
+                    "handoff() once for each of its bridges"
+                )
+            if to is self:
+                raise ValueError(
+                    "to= must be another bridge; to copy within one kernel, run a cell 'y = x'"
+                )
+            if not names:
+                raise ValueError("handoff() needs at least one name, e.g. handoff('x', to=…)")
+            handoff = Handoff(
+                self._connection,
+                to._connection,
+                list(dict.fromkeys(map(checked_name, names))),
+                timeout=timeout,
+                limit=checked_size(max_bytes),
+                data=self._connection.trust.but(trust).data,
+                report=report,
             )
-        if to is self:
-            raise ValueError("to= is this bridge itself; y = x in a cell of its kernel would do")
-        if not names:
-            raise ValueError("there is nothing to hand over; say handoff('x', to=…)")
-        return Handoff(
-            self._connection,
-            to._connection,
-            list(dict.fromkeys(map(name_of, names))),
-            timeout=timeout,
-            limit=size_of(max_bytes),
-            data=self._connection.trust.but(trust).data,
-            report=report,
-        )
+            return await handoff.run()
 
     def watch(self, expression: str | Ref, *, max_bytes: int | None = None) -> Watch:
         """Follow a value: ``async for value in bridge.watch("history[-1]")``.
 
-        Its value now, and then one for each cell that changed it, whoever ran the cell, sent by
-        the kernel as soon as the cell is done; none for cells that did not. What a ``push`` or a
-        ``call`` changed comes with the next cell. It ends with the kernel. Whoever is slow gets
-        the latest. The expression is evaluated and pickled after
-        each cell for as long as somebody watches; whether it changed is told by its pickle.
+        The kernel sends the value now, and again after each cell that changed it, no matter which
+        client ran the cell. After a cell that did not change the value it sends nothing. A change
+        by a ``push`` or a ``call`` comes with the next cell. A slow reader gets the latest value
+        only. The iterator ends when the kernel does. After each cell, for as long as the watch is
+        open, the kernel evaluates and pickles the expression, and compares the pickle with the
+        one before.
 
         Args:
-            expression: a name or any Python expression over there, or a ref.
+            expression: a name or any Python expression in the kernel, or a ref.
             max_bytes: as in ``pull``.
 
         Raises, while it is iterated:
             NameNotFound, RemoteError: evaluating raised; the next wait goes on.
-            NotSupported: the kernel tells nobody when a cell is done.
+            NotSupported: the kernel does not report when a cell is done.
 
         Raises:
-            NotSupported: an engine of ipyparallel's, which answers and never speaks first.
+            NotSupported: the kernel is an ipyparallel engine, which only replies to requests.
 
         Example::
 
@@ -445,15 +452,17 @@ class Bridge(BridgeBase):
         self._connection.check()
         if not self._transport.pushes:
             raise NotSupported(
-                f"over {self._transport.name} nothing comes that was not asked for; "
-                "pull the value when you want it"
+                f"watch() does not work over {self._transport.name}, which only replies to "
+                "requests; pull the value when you need it"
             )
-        text, limit = text_of(expression), size_of(max_bytes)
+        text, limit = expression_text(expression), checked_size(max_bytes)
 
-        async def one(frames: list[memoryview]) -> Any:
+        async def open_value(frames: list[memoryview]) -> Any:
             return _payload.values(await self._connection.trust.open(frames), 1)[0]
 
-        return Watch(self._connection, text, one, limit=limit, **self._connection.trust.fields())
+        return Watch(
+            self._connection, text, open_value, limit=limit, **self._connection.trust.fields()
+        )
 
     @overload
     async def call(
@@ -489,15 +498,15 @@ class Bridge(BridgeBase):
         timeout: float | None = None,
         **kwargs: Any,
     ) -> Any:
-        """Ship a function, run it in the kernel, bring its value back.
+        """Send a function to the kernel, run it there, and return its value.
 
         Args:
             function: any callable that can be pickled.
-            args, kwargs: its arguments; a ``Ref``, at any depth, means the object over there.
-            keep: leave the value there under this name, and return a ``Ref`` of it.
-            by_value: modules of yours to ship along, as in ``push``.
-            timeout: seconds; the call goes on over there when it passes (see ``interrupt``), and
-                as well when this is cancelled.
+            args, kwargs: its arguments. A ``Ref``, at any depth, stands for the kernel's object.
+            keep: leave the value in the kernel under this name, and return a ``Ref`` to it.
+            by_value: your own modules to send along, as in ``push``.
+            timeout: seconds. After a timeout or a cancel the function goes on in the kernel; see
+                ``interrupt``.
 
         Raises:
             RemoteError: the function raised; ``__cause__`` is what it raised.
@@ -511,26 +520,26 @@ class Bridge(BridgeBase):
         """
         self._connection.check()
         if not callable(function) or inspect.iscoroutinefunction(function):
-            kind = "coroutine function" if callable(function) else type(function).__name__
+            kind = "a coroutine function" if callable(function) else type(function).__name__
             raise TypeError(
-                f"call() takes a plain function, not a {kind}; for await there is run()"
+                f"call() takes a plain function, not {kind}; for code with await use run()"
             )
         if keep is not None:
-            keep = name_of(keep)
+            keep = checked_name(keep)
         parts = {"the function": function, "args": args, "kwargs": kwargs}
         content = _payload.PayloadSource((function, args, kwargs), parts, by_value, self._reduce)
         trust = self._connection.trust
-        answered = await self._connection.ask("call", timeout, content, keep=keep, **trust.fields())
+        response = await self._connection.ask("call", timeout, content, keep=keep, **trust.fields())
         if keep is not None:
             return Ref(self, keep)
-        return _payload.values(await trust.open(answered.frames), 1)[0]
+        return _payload.values(await trust.open(response.frames), 1)[0]
 
     def _reduce(self, value: Any) -> Any:
-        """How a ref is pickled: as a call that is answered with the object over there."""
+        """Return how to pickle a ref: as a call that gives the kernel's object."""
         if type(value) is not Ref:
             return None
         if getattr(value._bridge, "_bridge", value._bridge) is not self:
-            raise TypeError(f"{value!r} belongs to another bridge")
+            raise TypeError(f"{value!r} belongs to another bridge; pull it and send its value")
         return Ref, (value._expression,)
 
     # ------------------------------------------------------------ cells
@@ -542,18 +551,18 @@ class Bridge(BridgeBase):
         on_output: Callable[[Message], object] | None = None,
         timeout: float | None = None,
     ) -> Result:
-        r"""Run a cell as a user would: it counts, is kept in history, and all clients see it.
+        r"""Run a cell as a user would: it is counted, kept in history, and seen by all clients.
 
-        Magics and top-level ``await`` work as in a notebook; ``input()`` raises. A failing cell
-        aborts nobody else's requests.
+        Magics and top-level ``await`` work as in a notebook; ``input()`` raises. If the cell fails,
+        requests of other clients are not aborted.
 
         Args:
             code: the cell.
-            on_output: called with each output's message as it arrives, and with those that
-                clear or update what came before; what it raises is raised from ``run`` when
+            on_output: called with the message of each output as it arrives, and with messages
+                that clear or update earlier outputs. What it raises is raised from ``run`` when
                 the cell is done.
-            timeout: seconds; the cell goes on over there when it passes (see ``interrupt``), and
-                as well when this is cancelled.
+            timeout: seconds. After a timeout or a cancel the cell goes on in the kernel; see
+                ``interrupt``.
 
         Raises:
             RemoteError: the cell raised; ``result`` holds what it gave before.
@@ -568,7 +577,9 @@ class Bridge(BridgeBase):
         """
         self._connection.check()
         if not isinstance(code, str):
-            raise TypeError(f"run() takes the text of a cell, not {type(code).__name__}")
+            raise TypeError(
+                f"run() takes the code of a cell as a string, not {type(code).__name__}"
+            )
         outputs = CellOutputs(on_output)
         content = {
             "code": code,
@@ -582,21 +593,21 @@ class Bridge(BridgeBase):
             reply = await self._connection.run(content, timeout, outputs.feed, outputs.complete)
         finally:
             outputs.leave()
-        told = reply.content
-        result = outputs.result(told.get("execution_count"))
-        if told.get("status") == "error":
-            error = remote_error(told)
+        result = outputs.result(reply.content.get("execution_count"))
+        if reply.content.get("status") == "error":
+            error = remote_error(reply.content)
             error.result = result
             raise error
         return result
 
     def messages(self) -> Messages:
-        """The kernel's iopub messages from now on, whoever caused them, parsed.
+        """Return an async iterator over the kernel's iopub messages from now on, parsed.
 
-        An async iterator; it ends when the bridge is closed or the kernel is gone.
+        It has the messages of all clients. It ends when the bridge is closed or the kernel ends.
 
         Raises:
-            NotSupported: an engine of ipyparallel's, whose client hears of its own requests alone.
+            NotSupported: the kernel is an ipyparallel engine, whose client receives only messages
+                of its own requests.
 
         Example::
 
@@ -610,13 +621,14 @@ class Bridge(BridgeBase):
         return self._transport.messages()
 
     async def interrupt(self, *, timeout: float | None = 10.0) -> None:
-        r"""Raise ``KeyboardInterrupt`` in whatever the kernel is running; an idle one ignores it.
+        r"""Raise ``KeyboardInterrupt`` in what the kernel runs; an idle kernel ignores it.
 
         Args:
-            timeout: seconds until it must be told; cancelled, it may have been told or not.
+            timeout: seconds until the interrupt must be delivered. After a cancel the kernel may
+                or may not be interrupted.
 
         Raises:
-            NotSupported: a loopback, or xeus-python, which a signal would end.
+            NotSupported: the kernel is a loopback, or xeus-python, which a signal would end.
 
         Example::
 
@@ -635,13 +647,14 @@ class Bridge(BridgeBase):
     async def restart(self, *, timeout: float = 60.0) -> None:
         """Replace the kernel's process; the namespace is empty afterwards.
 
-        Whatever is pending raises ``KernelRestarted``. Also brings back a kernel that died.
+        Pending operations raise ``KernelRestarted``. A kernel that died is started again.
 
         Args:
-            timeout: seconds until the new one must answer; then, or cancelled, call it again.
+            timeout: seconds until the new process must answer. After a timeout or a cancel call
+                ``restart`` again.
 
         Raises:
-            NotSupported: somebody else holds the process (``attach``, ``over`` a client or an
+            NotSupported: another program started the kernel (``attach``, ``over`` a client or an
                 engine).
 
         Example::

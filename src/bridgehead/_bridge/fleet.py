@@ -1,7 +1,8 @@
-"""Many kernels, one object: pickled once, in memory once, in all of them.
+"""The ``Fleet``: many kernels as one object.
 
-Rule: what several bridges are asked at once, and nothing about any one of them. Each kernel's
-outcome is its own; one that fails keeps no other from being served.
+Rule: operations on several bridges at once, and nothing that concerns a single one. An object is
+pickled once and is in memory once for all kernels. Each kernel has its own outcome; the failure of
+one does not stop the others.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from types import ModuleType
 from typing import Any, TypeVar, overload
 
-from bridgehead._bridge.arguments import to_push
+from bridgehead._bridge.arguments import checked_objects
 from bridgehead._bridge.bridge import Bridge
 from bridgehead._bridge.opening import Opening
 from bridgehead._connection.calls import SignedPayload
@@ -23,11 +24,11 @@ from bridgehead._lanes.direct import copy_to_segment
 from bridgehead._protocol import payload as _payload
 from bridgehead._protocol.ref import Ref
 from bridgehead._protocol.results import Result, Transfer, of_fleet
-from bridgehead._shipped.wire import frames as _wire
+from bridgehead._shipped.wire import frames as _frames
 from bridgehead._shipped.wire.digest import summed
 from bridgehead._shipped.wire.frames import SHARED
 from bridgehead._shipped.wire.segments import IDLE, Pool, Segment
-from bridgehead._transports import ipyparallel_engine as engines
+from bridgehead._transports import ipyparallel_engine
 from bridgehead._transports.base import Broadcaster
 from bridgehead._transports.tasks import finish
 
@@ -35,12 +36,13 @@ T = TypeVar("T")
 
 
 class Fleet(Sequence[Bridge]):
-    """Several bridges, in order, asked together.
+    """A sequence of bridges that operate together.
 
-    Every operation asks all kernels at once and gives a list with one outcome for each, in
-    order. If any failed, all the others are waited for and an ``ExceptionGroup`` is raised, each
-    error with a note of whose it is. Cancelling cancels all. Leaving ``async with`` closes the
-    bridges that ``launch`` or ``over`` opened; those handed in stay open.
+    Every operation runs in all kernels at once and returns a list with one result for each, in
+    order. If kernels fail, the operation waits for all others and raises an ``ExceptionGroup``;
+    each error has a note that says which kernel it is about. Cancelling an operation cancels it
+    in all kernels. Leaving ``async with`` closes the bridges that ``launch`` or ``over`` opened;
+    bridges that the caller passed in stay open.
 
         >>> fleet = Fleet([bridge, other])
         >>> len(await fleet.push(x=1))
@@ -52,18 +54,23 @@ class Fleet(Sequence[Bridge]):
     """
 
     def __init__(self, bridges: Sequence[Bridge], *, pool: float = 0.5) -> None:
-        """``pool``: share of the free memory that pushed objects may take, see ``Bridge.launch``.
+        """Make a fleet of open bridges.
+
+        Args:
+            bridges: at least one, and each once.
+            pool: the share of the free memory that pushed objects may take; see
+                ``Bridge.launch``.
 
         Raises:
-            ValueError: no bridge at all, or one twice.
-            TypeError: something that is no open ``Bridge``.
+            ValueError: there is no bridge, or one is given twice.
+            TypeError: one is not an open ``Bridge``.
         """
         self._bridges = list(bridges)
         for bridge in self._bridges:
             if not isinstance(bridge, Bridge):
                 raise TypeError(f"a fleet takes open bridges, not {type(bridge).__name__}")
         if not self._bridges or len(set(map(id, self._bridges))) < len(self._bridges):
-            raise ValueError("a fleet takes at least one bridge, and each once")
+            raise ValueError("a fleet takes at least one bridge, and each bridge once")
         self._owned = False
         self._pool = Pool(pool, private=True)
         self._trimming: asyncio.TimerHandle | None = None
@@ -72,10 +79,10 @@ class Fleet(Sequence[Bridge]):
     def launch(
         cls, count: int, kernel_name: str = "python3", *, pool: float = 0.5, **options: Any
     ) -> Opening[Fleet]:
-        """Start so many kernels; ``await`` it or enter it. ``options`` are ``Bridge.launch``'s.
+        """Start ``count`` kernels: await it, or enter it with ``async with``.
 
-        Raises what ``Bridge.launch`` does; the kernels that had started are ended again, as they
-        are when it is cancelled.
+        ``options`` are those of ``Bridge.launch``, and so are the errors. After an error or a
+        cancel, the kernels that had started are ended.
 
         Example::
 
@@ -89,15 +96,15 @@ class Fleet(Sequence[Bridge]):
         return cls._opening(openings, pool, options)
 
     @classmethod
-    def over(cls, lender: Any, *, pool: float = 0.5, **options: Any) -> Opening[Fleet]:
-        """A bridge to each engine of an ipyparallel client, or of one of its views: ``client[:]``.
+    def over(cls, client: Any, *, pool: float = 0.5, **options: Any) -> Opening[Fleet]:
+        """Connect to each engine of an ipyparallel client, or of its view ``client[:]``.
 
-        ``await`` it or enter it; leaving closes the bridges, never client or engines. ``options``
-        are those of ``Bridge.over``, which tells what an engine can't. The fleet is of the engines
-        that are there now, in the order of their ids.
+        Await it, or enter it with ``async with``; leaving closes the bridges, and neither the
+        client nor the engines. ``options`` are those of ``Bridge.over``, which says what engines
+        do not support. The fleet has the engines that exist now, in the order of their ids.
 
         Raises:
-            TypeError: it is neither.
+            TypeError: ``client`` is neither a client nor a direct view.
             KernelNotFound: it has no engines.
 
         Example, of a cluster of two::
@@ -106,7 +113,7 @@ class Fleet(Sequence[Bridge]):
             ...     print(await fleet.call(len, "abc"))
             [3, 3]
         """
-        views = _views(lender)
+        views = _views(client)
         openings = [Bridge.over(view, pool=pool, **options) for view in views]
         return cls._opening(openings, pool, options)
 
@@ -166,25 +173,25 @@ class Fleet(Sequence[Bridge]):
     ) -> list[Transfer]:
         """Bind the same objects to names in every kernel; in each all of them, or none.
 
-        They are pickled once. Kernels on the direct lane get the same memory, in which each
-        sees its own changes and nobody else's. Engines of one ipyparallel client get what is
-        large by its broadcast: one copy leaves this process. ``Bridge.push`` tells the rest.
+        The objects are pickled once. Kernels on the direct lane map the same memory, and each
+        kernel sees only its own changes. Engines of one ipyparallel client get large objects by
+        the client's broadcast: one copy leaves this process. ``Bridge.push`` has the details.
 
         >>> [transfer.lane for transfer in await fleet.push(x=1)]
         ['buffers', 'buffers']
         """
-        objects = to_push(mapping, values)
+        objects = checked_objects(mapping, values)
         content = _payload.PayloadSource(objects, objects, by_value)
         payload, digest = await asyncio.to_thread(content.pack, "none")
-        segment = await self._placed(payload)
+        segment = await self._copied_to_segment(payload)
         broadcasts: list[Broadcast] = []
         sending: list[asyncio.Task[None]] = []
         try:
             broadcasts += await self._broadcasts(payload)
-            landings = {lane: one for cast in broadcasts for lane, one in cast.landings.items()}
+            deliveries = {lane: one for cast in broadcasts for lane, one in cast.landings.items()}
 
             def packed(bridge: Bridge) -> SignedPayload:
-                delivery = landings.get(bridge._connection.remote.lane)
+                delivery = deliveries.get(bridge._connection.remote.lane)
                 if delivery is None:
                     return SignedPayload(payload, digest, segment)
                 return SignedPayload(payload, delivery.header["digest"], delivery=delivery)
@@ -203,7 +210,7 @@ class Fleet(Sequence[Bridge]):
                 self._trim_later()
 
     async def pull(self, *expressions: str | Ref, timeout: float | None = None) -> list[Any]:
-        """What ``Bridge.pull`` gives, of every kernel in order.
+        """Return what ``Bridge.pull`` returns, for every kernel in order.
 
         >>> await fleet.pull("6 * 7")
         [42, 42]
@@ -229,10 +236,10 @@ class Fleet(Sequence[Bridge]):
         return await self._all(lambda bridge: bridge.call(function, *args, timeout=timeout))
 
     async def aclose(self) -> None:
-        """Close the bridges that ``launch`` opened, with their kernels, or ``over``, without.
+        """Close the bridges that this fleet opened, and end the kernels that ``launch`` started.
 
         >>> await fleet.aclose()
-        >>> bridge.state  # it was handed in, and stays open
+        >>> bridge.state  # the caller passed it in, so it stays open
         'idle'
         """
         if self._trimming is not None:
@@ -252,14 +259,15 @@ class Fleet(Sequence[Bridge]):
     async def __aexit__(self, *exc_info: object) -> None:
         await self.aclose()
 
-    async def _all(self, ask: Callable[[Bridge], Awaitable[T]]) -> list[T]:
-        asked = (ask(bridge) for bridge in self._bridges)
-        outcomes = await asyncio.gather(*asked, return_exceptions=True)
+    async def _all(self, operation: Callable[[Bridge], Awaitable[T]]) -> list[T]:
+        """Run an operation on all bridges; return the results, or raise the errors as a group."""
+        calls = (operation(bridge) for bridge in self._bridges)
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
         failures = []
         for number, (bridge, outcome) in enumerate(zip(self._bridges, outcomes, strict=True)):
             if isinstance(outcome, Exception):
-                called = f", {bridge._transport.called}" if bridge._transport.called else ""
-                outcome.add_note(f"kernel {number} of {len(self)}, pid {bridge.info.pid}{called}")
+                name = f", {bridge._transport.called}" if bridge._transport.called else ""
+                outcome.add_note(f"kernel {number} of {len(self)}, pid {bridge.info.pid}{name}")
                 failures.append(outcome)
             elif isinstance(outcome, BaseException):
                 raise outcome
@@ -268,7 +276,7 @@ class Fleet(Sequence[Bridge]):
         return [outcome for outcome in outcomes if not isinstance(outcome, BaseException)]
 
     async def _broadcasts(self, payload: _payload.Payload) -> list[Broadcast]:
-        """One for each client that reaches several of these kernels by one message."""
+        """Make a broadcast for each client that reaches several of the kernels by one message."""
         groups: dict[Broadcaster, list[Bridge]] = {}
         for bridge in self._bridges:
             broadcaster = bridge._transport.broadcaster
@@ -285,19 +293,22 @@ class Fleet(Sequence[Bridge]):
                 continue
             algorithms = {bridge._transport.digest for bridge in bridges}
             strictest = algorithms.pop() if len(algorithms) == 1 else "sha256"
-            # Of two bridges to one engine, one.
+            # Two bridges may lead to one engine, which needs the frames once.
             lane_of = {bridge.info.epoch: bridge._connection.remote.lane for bridge in bridges}
             sums = all(lane.sums for lane in lane_of.values())
             algorithm = summed(strictest, payload.nbytes, sums)
-            digest = await asyncio.to_thread(_wire.digest, algorithm, payload.frames)
+            digest = await asyncio.to_thread(_frames.digest, algorithm, payload.frames)
             lanes = {lane: epoch for epoch, lane in lane_of.items()}
             found.append(Broadcast(lanes, payload.frames, digest))
         return found
 
     # ------------------------------------------------------------ memory
 
-    async def _placed(self, payload: _payload.Payload) -> Segment | None:
-        """Where kernels on the direct lane find it; None if it is small, or there is no room."""
+    async def _copied_to_segment(self, payload: _payload.Payload) -> Segment | None:
+        """Copy a payload to a segment for the kernels on the direct lane.
+
+        Return None if the payload is small, no kernel is on that lane, or there is no memory.
+        """
         lanes = [bridge.info.lane for bridge in self._bridges]
         if payload.nbytes < SHARED or "direct" not in lanes:
             return None
@@ -316,24 +327,28 @@ class Fleet(Sequence[Bridge]):
             self._trim_later()
 
 
-def _views(lender: Any) -> list[Any]:
-    """A view of each engine.
+def _views(client_or_view: Any) -> list[Any]:
+    """Return a view of each engine.
 
     Raises what ``Fleet.over`` does.
     """
-    client: Any = lender if engines.is_client(lender) else getattr(lender, "client", None)
-    if client is not lender and not engines.is_direct(lender):
-        raise TypeError(
-            "Fleet.over() takes an ipyparallel client, or a direct view of it, "
-            f"not {type(lender).__name__}; for anything else there is Fleet([bridge, …])"
-        )
-    ids = "all" if client is lender else lender.targets
+    client, is_client = client_or_view, ipyparallel_engine.is_client(client_or_view)
+    if not is_client:
+        if not ipyparallel_engine.is_direct(client_or_view):
+            raise TypeError(
+                "Fleet.over() takes an ipyparallel client or a direct view of it, "
+                f"not {type(client_or_view).__name__}; for other bridges use Fleet([bridge, …])"
+            )
+        client = client_or_view.client
+    ids = "all" if is_client else client_or_view.targets
     if isinstance(ids, int):
         ids = [ids]
-    elif isinstance(ids, str):  # a view of all there are, whenever it is asked
+    elif isinstance(ids, str):  # a view of all engines, whichever there are when it is used
         ids = client.ids
     if not ids:
-        raise KernelNotFound("the client has no engines (yet): client.wait_for_engines(n)")
+        raise KernelNotFound(
+            "the client has no engines; start them, and wait with client.wait_for_engines(n)"
+        )
     return [client[engine] for engine in ids]
 
 
@@ -342,7 +357,7 @@ async def _opened(opening: Opening[Bridge]) -> Bridge:
 
 
 async def _all_closed(tasks: Sequence[asyncio.Task[Bridge]]) -> None:
-    """Close what was opened by tasks of which others failed."""
+    """Close the bridges that the tasks opened, because another task failed."""
     for outcome in await asyncio.gather(*tasks, return_exceptions=True):
         if isinstance(outcome, Bridge):
             await outcome.aclose()

@@ -1,13 +1,13 @@
 """The event-loop thread that all SyncBridges of a process share.
 
-Rule: calls go to the loop and their results come back; callbacks run in the thread that waits.
-The thread starts with the first bridge and ends with the last. What a bridge can do is not known
-here.
+Rule: calls go to the loop and their results come back; callbacks run in the thread that waits for
+the call. The loop's thread starts with the first bridge and ends with the last one. This module
+does not know what a bridge can do.
 
 Laws of the shared thread:
-- The loop alone counts the bridges that are open on it, so the count needs no lock. The garbage
-  collector may close a bridge in any thread and at any line: a lock held at that line would be
-  waited for by the loop, and the loop by the thread that holds it.
+- Only the loop counts the bridges that are open on it, so the count needs no lock. A lock could
+  deadlock: the garbage collector may close a bridge in any thread and at any line. If that thread
+  held the lock, it would wait for the loop, and the loop for the lock.
 - A call that the loop does not finish ends with ``LoopEnded``; no caller waits for a loop that has
   ended.
 - After a fork the child has no loop: its first bridge starts one.
@@ -27,8 +27,8 @@ from typing import Any, Generic, Protocol, TypeVar
 
 T = TypeVar("T")
 
-# Threads start when they are needed. asyncio's own limit, 4 more than there are CPUs, would let
-# the pickling of a few bridges, which may run code of the user's that waits, delay all the others.
+# Worker threads start when they are needed. asyncio's own limit is the number of CPUs plus 4. With
+# that limit a few bridges could delay all others: pickling may run user code that waits.
 WORKERS = 256
 
 
@@ -37,7 +37,7 @@ class LoopEnded(Exception):
 
 
 class Closable(Protocol):
-    """What is opened on the loop, and closed there."""
+    """A bridge that is opened and closed on the loop."""
 
     async def aclose(self) -> None: ...
 
@@ -45,46 +45,46 @@ class Closable(Protocol):
 C = TypeVar("C", bound=Closable)
 
 
-class CallbackQueue:
-    """What a thread does while it waits for a call.
+class CallbackRunner:
+    """Runs callbacks in a thread while that thread waits for a call on the loop.
 
     A notebook shows what a thread prints in the cell that started the thread. So callbacks run in
     the thread that called, not in the loop's.
     """
 
     def __init__(self, draw: Callable[[], object] | None = None, every: float = 0.1) -> None:
-        """LoopCall ``draw`` each ``every`` seconds."""
+        """Call ``draw`` at intervals of ``every`` seconds."""
         self._draw, self._every = draw, every
-        self._posts: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
+        self._pending: SimpleQueue[Callable[[], object] | None] = SimpleQueue()
 
-    def calling(self, function: Callable[..., object]) -> Callable[..., None]:
-        """Return a function for the loop's thread that has the waiting thread call this one."""
-        return lambda *args: self._posts.put(functools.partial(function, *args))
+    def wrap(self, callback: Callable[..., object]) -> Callable[..., None]:
+        """Return a function for the loop's thread that has the waiting thread run a callback."""
+        return lambda *args: self._pending.put(functools.partial(callback, *args))
 
-    def end(self) -> None:
-        """End the wait, after what was posted before; the loop's thread calls this."""
-        self._posts.put(None)
+    def stop(self) -> None:
+        """End ``run`` when it has run all pending callbacks; the loop's thread calls this."""
+        self._pending.put(None)
 
-    def until_end(self) -> None:
-        """Draw, and call what is posted, until the end."""
+    def run(self) -> None:
+        """Run callbacks as they come, and draw at intervals, until ``stop``."""
         while True:
             try:
-                post = self._posts.get(timeout=self._every if self._draw else None)
+                callback = self._pending.get(timeout=self._every if self._draw else None)
             except Empty:
                 assert self._draw is not None
                 self._draw()
                 continue
-            if post is None:
+            if callback is None:
                 return
-            post()
+            callback()
 
 
 class LoopCall(Generic[T]):
-    """One call on the loop, for another thread that waits for it.
+    """One call on the loop, which another thread waits for.
 
-    ``asyncio.run_coroutine_threadsafe`` does the same and costs 40 µs where this costs 25, of the
-    150 µs that a small push takes: it notices the end one iteration of the loop later, and its
-    future holds a condition for many threads where here one lock is enough.
+    ``asyncio.run_coroutine_threadsafe`` does the same, but takes 40 µs instead of 25 µs, and a
+    small push takes 150 µs in all. It notices the end one iteration of the loop later, and its
+    future has a condition for many waiting threads, while one lock is enough here.
     """
 
     __slots__ = ("_ended", "_error", "_function", "_on_end", "_result", "_task", "is_done")
@@ -94,10 +94,10 @@ class LoopCall(Generic[T]):
         function: Callable[[], Awaitable[T]],
         on_end: Callable[[], object] = lambda: None,
     ) -> None:
-        """LoopCall ``on_end`` in the loop's thread at the end of the call."""
+        """Call ``on_end`` in the loop's thread when the call has ended."""
         self._function, self._on_end = function, on_end
         self._ended = threading.Lock()
-        self._ended.acquire()  # until the call has ended
+        self._ended.acquire()  # released when the call has ended
         self._task: asyncio.Task[None] | None = None
         self._result: T
         self._error: BaseException | None = None
@@ -109,7 +109,7 @@ class LoopCall(Generic[T]):
             pass
 
     def result(self) -> T:
-        """Wait for the end; return the result, or raise what the call raised."""
+        """Wait for the end of the call; return its result or raise its error."""
         self.wait()
         error, self._error = self._error, None
         if error is None:
@@ -119,7 +119,7 @@ class LoopCall(Generic[T]):
         finally:
             del error  # its traceback refers to this frame
 
-    # The loop's thread calls what follows.
+    # Only the loop's thread calls the methods below.
 
     def begin(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._run())
@@ -147,11 +147,11 @@ class LoopThread:
 
     def __init__(self) -> None:
         self._process = os.getpid()
-        self._open = 0  # bridges; only the loop's own thread reads and writes it
+        self._open_bridges = 0  # only the loop's own thread reads and writes it
         self._ending = False
-        self._calls: set[LoopCall[Any]] = set()  # those that somebody waits for
+        self._calls: set[LoopCall[Any]] = set()  # those that a thread waits for
         self._closings: set[asyncio.Task[None]] = set()
-        self._own: set[int] = set()  # threads that end before this one does
+        self._own_threads: set[int] = set()  # the loop's thread and its workers
         started: Future[asyncio.AbstractEventLoop] = Future()
         self._thread = threading.Thread(
             target=self._serve, args=(started,), name="bridgehead", daemon=True
@@ -172,17 +172,17 @@ class LoopThread:
     # ------------------------------------------------------------ calls
 
     def start(self, call: LoopCall[T]) -> LoopCall[T]:
-        """Begin a call on the loop, and return it.
+        """Begin a call on the loop and return it.
 
         Raises:
-            RuntimeError: the caller is the loop's own thread, where the call could never end, or a
-                forked child, which does not have the thread.
+            RuntimeError: the caller is the loop's own thread, where the call could never end, or
+                is in a forked child, which does not have the loop's thread.
             LoopEnded: the loop has ended.
         """
         if self.is_current:
             raise RuntimeError(
-                "a SyncBridge was used in the event-loop thread of all SyncBridges, where no call "
-                "can wait for its end; use it in another thread, not while an object is unpickled"
+                "a SyncBridge was used in the event-loop thread of all SyncBridges, where the call "
+                "would never end; use it in another thread, not while an object is unpickled"
             )
         if os.getpid() != self._process:
             raise RuntimeError("this bridge was opened before a fork; open another one here")
@@ -192,23 +192,25 @@ class LoopThread:
         except RuntimeError:  # the loop is closed
             self._calls.discard(call)
             raise LoopEnded from None
-        if self._loop.is_closed():  # maybe after its thread ended the calls that were left
+        if self._loop.is_closed():  # its thread may have missed this call when it ended the others
             self._end_calls()
         return call
 
-    def wait(self, function: Callable[[], Awaitable[T]], here: CallbackQueue | None = None) -> T:
-        """Run a call on the loop and return its result.
+    def wait(
+        self, function: Callable[[], Awaitable[T]], callbacks: CallbackRunner | None = None
+    ) -> T:
+        """Run a call on the loop, wait for it, and return its result.
 
-        An exception that ends the wait in this thread, as ``KeyboardInterrupt`` does, cancels this
-        one call; the loop goes on.
+        An exception that ends the wait in this thread, such as ``KeyboardInterrupt``, cancels only
+        this call; the loop goes on.
 
         Raises what ``start`` does.
         """
-        call = LoopCall(function) if here is None else LoopCall(function, here.end)
+        call = LoopCall(function) if callbacks is None else LoopCall(function, callbacks.stop)
         self.start(call)
         try:
-            if here is not None:
-                here.until_end()
+            if callbacks is not None:
+                callbacks.run()
             return call.result()
         except BaseException as error:
             if not call.is_done:
@@ -220,42 +222,42 @@ class LoopThread:
             self._calls.discard(call)
 
     def cancel(self, call: LoopCall[Any]) -> None:
-        """Cancel a call that is not waited for any more."""
+        """Cancel a call that no thread waits for any more."""
         self._calls.discard(call)
-        with contextlib.suppress(RuntimeError):  # the loop is closed, and the call with it
+        with contextlib.suppress(RuntimeError):  # the loop is closed, so the call has ended
             self._loop.call_soon_threadsafe(call.cancel)
 
     # ------------------------------------------------------------ bridges
 
-    async def opened(self, make: Callable[[], Awaitable[C]]) -> C:
-        """Open a bridge on this loop, which runs until the bridge is closed.
+    async def open(self, make: Callable[[], Awaitable[C]]) -> C:
+        """Open a bridge on this loop and keep the loop running until the bridge is closed.
 
         Raises:
-            LoopEnded: the last bridge was closed first.
+            LoopEnded: the last other bridge was closed before this one was opened.
         """
         if self._ending:
             raise LoopEnded
-        self._open += 1
+        self._open_bridges += 1
         try:
             return await make()
         except BaseException:
-            self._left()
+            self._release()
             raise
 
     def close(self, bridge: Closable) -> None:
-        """Close a bridge; the last one ends the thread.
+        """Close a bridge; closing the last one ends the thread.
 
-        ``KeyboardInterrupt`` is raised when the bridge is closed, so it leaves nothing behind. In
-        the loop's own thread, where the garbage collector may call this, nothing can wait: the
-        bridge is closed soon after.
+        A ``KeyboardInterrupt`` is raised only after the bridge is closed, so nothing is left
+        behind. The garbage collector may call this in the loop's own thread, which must not wait:
+        there the bridge is closed soon after the call.
         """
         if self.is_current:
-            closing = self._loop.create_task(self._closed(bridge))
+            closing = self._loop.create_task(self._close(bridge))
             self._closings.add(closing)  # a loop keeps only weak references to its tasks
             closing.add_done_callback(self._closings.discard)
             return
         try:
-            closed = self.start(LoopCall(lambda: self._closed(bridge)))
+            closed = self.start(LoopCall(lambda: self._close(bridge)))
             try:
                 closed.wait()
             finally:
@@ -266,34 +268,34 @@ class LoopThread:
     def join(self) -> None:
         """Wait until the thread has ended, if its last bridge was closed.
 
-        The loop's own threads do not wait: the loop waits for them.
+        The loop's own threads do not wait, because the loop waits for them.
         """
-        if self._ending and threading.get_ident() not in self._own:
+        if self._ending and threading.get_ident() not in self._own_threads:
             self._thread.join()
 
-    async def _closed(self, bridge: Closable) -> None:
+    async def _close(self, bridge: Closable) -> None:
         try:
             await bridge.aclose()
         finally:
-            self._left()
+            self._release()
 
-    def _left(self) -> None:
-        self._open -= 1
-        if not self._open:
+    def _release(self) -> None:
+        self._open_bridges -= 1
+        if not self._open_bridges:
             self._ending = True
             self._loop.stop()
 
     # ------------------------------------------------------------ the thread
 
     def _serve(self, started: Future[asyncio.AbstractEventLoop]) -> None:
-        from concurrent.futures import ThreadPoolExecutor  # only where a SyncBridge is opened
+        from concurrent.futures import ThreadPoolExecutor  # needed only if a SyncBridge is opened
 
-        self._note_own()
+        self._note_own_thread()
         runner = asyncio.Runner()
         try:
             loop = runner.get_loop()
             loop.set_default_executor(
-                ThreadPoolExecutor(WORKERS, "bridgehead", initializer=self._note_own)
+                ThreadPoolExecutor(WORKERS, "bridgehead", initializer=self._note_own_thread)
             )
         except BaseException as error:  # noqa: BLE001 - raised in the thread that waits for it
             started.set_exception(error)
@@ -301,8 +303,8 @@ class LoopThread:
         started.set_result(loop)
         try:
             while not self._ending:
-                # Code of the user's that runs while an object is unpickled may raise these. asyncio
-                # hands them to the task, and then ends the loop as well.
+                # User code that runs while an object is unpickled may raise these. asyncio raises
+                # them in the task, and then ends the loop as well.
                 with contextlib.suppress(SystemExit, KeyboardInterrupt):
                     loop.run_forever()
         finally:
@@ -311,27 +313,28 @@ class LoopThread:
             finally:
                 self._end_calls()
 
-    def _note_own(self) -> None:
-        self._own.add(threading.get_ident())
+    def _note_own_thread(self) -> None:
+        self._own_threads.add(threading.get_ident())
 
     def _end_calls(self) -> None:
         """End the calls that the loop did not begin or end."""
         with contextlib.suppress(KeyError):  # empty
             while True:
-                call = self._calls.pop()  # two threads may do this; one gets the call
+                call = self._calls.pop()  # two threads may run this; each call goes to one of them
                 if not call.is_done:
                     call.end(LoopEnded())
 
 
-# ------------------------------------------------------------ the one of this process
+# ------------------------------------------------------------ the thread of this process
 
-# Reentrant: the garbage collector may close or open a bridge while this thread holds it.
+# Reentrant: the garbage collector may run code that opens or closes a bridge while this thread
+# holds the lock.
 _lock = threading.RLock()
 _shared: LoopThread | None = None
 
 
-def shared() -> LoopThread:
-    """Return the loop thread of this process; start it if there is none."""
+def shared_thread() -> LoopThread:
+    """Return the loop thread of this process; start it if it does not run."""
     global _shared
     with _lock:
         if _shared is None or not _shared.is_usable:
@@ -339,16 +342,16 @@ def shared() -> LoopThread:
         return _shared
 
 
-def opened(make: Callable[[], Awaitable[C]]) -> tuple[LoopThread, C]:
-    """Open a bridge on the shared loop; return both.
+def open_on_shared_loop(make: Callable[[], Awaitable[C]]) -> tuple[LoopThread, C]:
+    """Open a bridge on the shared loop; return the loop's thread and the bridge.
 
     An exception that ends the wait cancels the opening.
     """
     while True:
-        thread = shared()
+        thread = shared_thread()
         try:
-            return thread, thread.wait(functools.partial(thread.opened, make))
-        except LoopEnded:  # its last bridge was closed since
+            return thread, thread.wait(functools.partial(thread.open, make))
+        except LoopEnded:  # its last bridge was closed meanwhile
             continue
         except BaseException:
             thread.join()

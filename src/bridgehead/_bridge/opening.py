@@ -1,8 +1,7 @@
-"""How a bridge is opened, and closed.
+"""The constructors of a bridge, and how it is closed.
 
-Rule: launched, attached, lent or looped back; each gives an ``Opening``, awaitable and an async
-context manager, as connections are elsewhere. What is wrong with the arguments is told before
-anything is started.
+Rule: each constructor returns an ``Opening``, which is awaitable and an async context manager, as
+connections of other libraries are. Errors in the arguments are raised before anything is started.
 """
 
 from __future__ import annotations
@@ -16,25 +15,24 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from bridgehead._connection.calls import Deadline, check_seconds
 from bridgehead._connection.connection import Connection
 from bridgehead._connection.trust import Trust, TrustName, allowed, check_trust
-from bridgehead._kernels import jupyter_servers as _servers
-from bridgehead._kernels import launch, local
+from bridgehead._kernels import jupyter_servers, launch, local
 from bridgehead._kernels.security import Insecurity, allowances
 from bridgehead._lanes.handshake import LaneName, check_lane
 from bridgehead._transports.base import Transport
 from bridgehead._transports.tasks import finish
 
 B = TypeVar("B", bound="BridgeBase")
-C = TypeVar("C", bound="Closing")
+C = TypeVar("C", bound="Closable")
 
 
-class Closing(Protocol):
-    """What is opened, and closed again."""
+class Closable(Protocol):
+    """A bridge or a fleet, which can be closed."""
 
     async def aclose(self) -> None: ...
 
 
 class BridgeBase:
-    """What is opened onto one kernel; ``Bridge`` says what it can do then."""
+    """The constructors and ``aclose`` of ``Bridge``, which adds the operations."""
 
     def __init__(self, connection: Connection) -> None:
         self._transport = connection.transport
@@ -56,43 +54,45 @@ class BridgeBase:
         allow: Collection[type | str] = (),
         timeout: float = 60.0,
     ) -> Opening[B]:
-        """Start a kernel of one's own; closing the bridge ends it.
+        """Start a kernel; closing the bridge ends it.
 
-        The kernelspec's provisioner starts it, interrupts it and ends it, wherever it may run. An
-        ipykernel on this machine, under POSIX, has Unix sockets beside its connection file (TCP on
-        loopback where that path is too long for a socket); others have what they say themselves.
+        The kernelspec's provisioner starts, interrupts and ends the kernel, wherever it runs. An
+        ipykernel on this machine, under POSIX, gets Unix sockets beside its connection file (TCP
+        on loopback if that path is too long for a socket). Other kernels use the transport that
+        they announce.
 
         Args:
-            kernel_name: an installed kernelspec, as ``jupyter kernelspec list`` shows them.
+            kernel_name: an installed kernelspec, as listed by ``jupyter kernelspec list``.
             connection_file: where to write the connection file, relative to the current
                 folder; by default in Jupyter's runtime folder, where ``attach`` and ``jupyter
                 console --existing`` find it.
             env: variables to add to this process's environment.
-            cwd: the kernel's working directory; ``FileNotFoundError`` if there is none.
-            encryption: TCP on loopback with CURVE instead of Unix sockets. The connection file
-                carries the keys, for ``attach`` and every client that knows CURVE; ``jupyter
-                console --existing`` of jupyter_client 8.10 doesn't, and gets no answer.
+            cwd: the kernel's working directory; ``FileNotFoundError`` if it does not exist.
+            encryption: use TCP on loopback with CURVE instead of Unix sockets. The connection file
+                has the keys, for ``attach`` and every client that supports CURVE; ``jupyter
+                console --existing`` of jupyter_client 8.10 does not support it, and gets no reply.
             insecure: as in ``attach``, for a kernel that a provisioner starts elsewhere.
-            lane: ``"auto"`` takes ``"direct"`` where the kernel is a process of this user's on
-                this machine (Linux), else ``"buffers"`` if they arrive on both sides, else
-                ``"inline"``. A lane that is named and can't be had is ``NotSupported``.
-            pool: share of the memory that is free, from 0 to 1, that objects on their way may
-                take at most as shared memory, on either side; beyond it they cross as messages.
-                It is given back when it was not used for half a minute.
-            trust: ``"pickle"`` opens whatever the kernel sends, which can run code of its own
-                here; ``"data"`` opens scalars, containers, dates, arrays and tables, and
-                raises ``UntrustedPayload`` for anything else. By default a kernel of this
-                user's on this machine is trusted, any other is not.
-            allow: classes of yours, or their names, that ``"data"`` opens too.
+            lane: ``"auto"`` takes ``"direct"`` if the kernel is a process of this user on this
+                machine (Linux), else ``"buffers"`` if message buffers arrive at both ends, else
+                ``"inline"``. Another lane than ``"auto"`` raises ``NotSupported`` if it is not
+                available.
+            pool: the largest share of the free memory, from 0 to 1, that objects in transit may
+                take as shared memory, at either end; beyond it they cross as messages. Memory that
+                was not used for half a minute is freed.
+            trust: ``"pickle"`` opens whatever the kernel sends, which can run the kernel's code in
+                this process. ``"data"`` opens scalars, containers, dates, arrays and tables, and
+                raises ``UntrustedPayload`` for anything else. By default a kernel of this user on
+                this machine is trusted, and any other is not.
+            allow: your own classes, or their names, that ``"data"`` opens too.
             timeout: seconds until the kernel must answer.
 
         Raises:
-            KernelNotFound: no such kernelspec, or its provisioner is not installed, or the kernel
-                does not answer.
-            KernelDied: it ended at once; says what it last wrote.
+            KernelNotFound: there is no such kernelspec, its provisioner is not installed, or the
+                kernel does not answer.
+            KernelDied: the kernel ended at once; says what it last wrote.
             InsecureConnection: as in ``attach``.
-            UnsupportedKernel: it isn't Python, or evaluates no ``user_expressions``.
-            NotSupported: ``encryption``, and the kernel or this jupyter_client has none.
+            UnsupportedKernel: the kernel is not Python, or evaluates no ``user_expressions``.
+            NotSupported: ``encryption``, and the kernel or this jupyter_client does not support it.
 
         Cancelling ends a kernel that had started.
 
@@ -102,11 +102,11 @@ class BridgeBase:
             ...     print(await bridge.pull("__import__('os').environ['MODE']"))
             test
         """
-        how = OpenOptions(lane, trust, allow, pool)
+        options = OpenOptions(lane, trust, allow, pool)
         permitted = allowances(insecure)
         return open_bridge(
             cls,
-            how,
+            options,
             timeout,
             lambda left: launch.launch(
                 kernel_name,
@@ -131,27 +131,29 @@ class BridgeBase:
         allow: Collection[type | str] = (),
         timeout: float = 60.0,
     ) -> Opening[B]:
-        """Connect to a running kernel; closing leaves it running.
+        """Connect to a running kernel; closing the bridge leaves it running.
 
-        Warns once, as ``InsecureConnectionWarning``, of a connection file that others can read.
+        If other users can read the connection file, this warns once with
+        ``InsecureConnectionWarning``.
 
         Args:
             existing: what ``jupyter console --existing`` takes: a connection file's path or
-                name, a fragment of it, a glob, or None for the one used last. Of a server's
-                address, which begins with ``http``, the kernel that is in it, or the one used
-                last there; see ``connect``.
-            insecure: what to put up with: ``"empty-key"`` (whoever reaches the kernel can run
-                code in it), ``"plain-tcp"`` beyond this machine (whoever is on the way can
+                name, a fragment of it, a glob, or None for the file used last. It may also be an
+                address that begins with ``http``: of a kernel on a server, or of a server, for
+                the kernel used last there; see ``connect``.
+            insecure: the weaknesses to accept: ``"empty-key"`` (everyone who can reach the kernel
+                can run code in it), ``"plain-tcp"`` beyond this machine (everyone on the way can
                 read everything), or both in a list.
             lane, pool, trust, allow: as in ``launch``.
-            timeout: seconds; a kernel in the middle of a cell answers after it.
+            timeout: seconds; a kernel that runs a cell answers after it.
 
         Raises:
-            KernelNotFound: none or several match, or nothing answers there.
-            InsecureConnection: an empty key, or plain TCP beyond this machine.
-            NotSupported: the file has CURVE keys, and this jupyter_client knows none.
+            KernelNotFound: no connection file matches, several match, or no kernel answers.
+            InsecureConnection: the key is empty, or the file leads over plain TCP beyond this
+                machine.
+            NotSupported: the file has CURVE keys, which this jupyter_client does not support.
             UnsupportedKernel: as in ``launch``.
-            ValueError: an ``insecure`` that is neither name.
+            ValueError: ``insecure`` is neither of the names.
 
         Example, of a kernel that another program started::
 
@@ -159,8 +161,8 @@ class BridgeBase:
             ...     await bridge.push(x=1)
             <Transfer x: ...>
         """
-        how = OpenOptions(lane, trust, allow, pool)
-        return open_bridge(cls, how, timeout, attaching(existing, insecure))
+        options = OpenOptions(lane, trust, allow, pool)
+        return open_bridge(cls, options, timeout, attaching(existing, insecure))
 
     @classmethod
     def connect(
@@ -179,31 +181,31 @@ class BridgeBase:
     ) -> Opening[B]:
         """Connect to a kernel behind a Jupyter Server or a Kernel Gateway.
 
-        Needs ``pip install 'bridgehead[server]'``. A connection that breaks is made again, and
-        what was on its way goes on; nothing is done twice. A kernel that this starts is ended
-        when the bridge is closed, any other is left running.
+        Needs ``pip install 'bridgehead[server]'``. After a broken connection the bridge connects
+        again and continues what was in transit; nothing runs twice. Closing the bridge ends a
+        kernel that this call started, and leaves any other kernel running.
 
         Args:
-            url: the server's, as a browser shows it; by default that of the one server which
-                runs here, as ``jupyter server list`` finds it.
-            token: by default the one in the address, or of the server that runs here at that
-                address, else ``JUPYTER_TOKEN`` or what the file ``JUPYTER_TOKEN_FILE`` has.
-                It crosses in a header.
-            kernel_id: of a running kernel; else one is started.
+            url: the server's address, as a browser shows it; by default the address of the only
+                server on this machine, as listed by ``jupyter server list``.
+            token: by default the token in the address, or that of the server on this machine with
+                that address, else ``JUPYTER_TOKEN`` or the content of the file
+                ``JUPYTER_TOKEN_FILE``. It is sent in a header.
+            kernel_id: the id of a running kernel; without it a kernel is started.
             kernel_name: the kernelspec to start; by default the server's own default.
-            ssl: for https, the file of the authority that signed the server's certificate, or an
-                ``ssl.SSLContext``; by default what this machine trusts.
-            insecure: ``"plain-tcp"`` for plain http beyond this machine.
-            lane: ``"buffers"`` or ``"inline"``; ``"auto"`` takes the first that passes.
-            trust: ``"data"`` by default, wherever the server is; see ``launch``.
+            ssl: for https, the certificate file of the authority that signed the server's
+                certificate, or an ``ssl.SSLContext``; by default what this machine trusts.
+            insecure: ``"plain-tcp"`` accepts plain http beyond this machine.
+            lane: ``"buffers"`` or ``"inline"``; ``"auto"`` takes the first one that works.
+            trust: by default ``"data"``, wherever the server is; see ``launch``.
             allow: as in ``launch``.
             timeout: seconds.
 
         Raises:
-            KernelNotFound: no server, no such kernel, or the token is refused.
-            InsecureConnection: plain http beyond this machine, or a certificate that nobody
-                here trusts.
-            TransportError: the server can't be reached.
+            KernelNotFound: there is no server or no such kernel, or the server refuses the token.
+            InsecureConnection: plain http beyond this machine, or a certificate that this machine
+                does not trust.
+            TransportError: the server cannot be reached.
             UnsupportedKernel: as in ``launch``.
             ImportError: httpx or websockets are not installed.
 
@@ -216,14 +218,17 @@ class BridgeBase:
             websocket data
         """
         if kernel_id is not None and kernel_name is not None:
-            raise ValueError("kernel_id is of a running kernel, kernel_name starts one; say one")
-        how = OpenOptions(lane, trust, allow, pool=0)
+            raise ValueError(
+                "kernel_id names a running kernel, and kernel_name starts a new one; "
+                "pass only one of them"
+            )
+        options = OpenOptions(lane, trust, allow, pool=0)
         permitted = allowances(insecure)
         return open_bridge(
             cls,
-            how,
+            options,
             timeout,
-            lambda left: _servers.connect(
+            lambda left: jupyter_servers.connect(
                 url,
                 token,
                 kernel_id=kernel_id,
@@ -237,7 +242,7 @@ class BridgeBase:
     @classmethod
     def over(
         cls: type[B],
-        lender: Any,
+        client: Any,
         *,
         insecure: Insecurity | Collection[Insecurity] = (),
         lane: LaneName = "auto",
@@ -246,27 +251,30 @@ class BridgeBase:
         allow: Collection[type | str] = (),
         timeout: float = 60.0,
     ) -> Opening[B]:
-        """Connect to the kernel of an AsyncKernelClient or AsyncKernelManager you own, or to an
-        engine of an ipyparallel cluster, ``Bridge.over(client[0])``.
+        """Connect to the kernel of your client or manager, or to an ipyparallel engine.
 
-        The bridge opens sockets and a session of its own: the client stays usable beside it, and
-        closing the bridge ends neither client nor kernel. With a manager, ``restart`` works.
+        The bridge opens its own sockets and session: the client stays usable beside it, and
+        closing the bridge ends neither the client nor the kernel. With a manager, ``restart``
+        works.
 
-        What goes to an engine crosses by ipyparallel's own ``apply``, through the client, its
-        schedulers, tunnels and keys; without direct lane, ``now=True``, ``watch``, ``messages``
-        and ``restart``, which are ``NotSupported``. That client itself unpickles what engines send:
-        ``trust="data"`` is about what ``pull`` and ``call`` open, and keeps no engine from it.
+        ``Bridge.over(client[0])`` connects to an engine of an ipyparallel cluster. Requests cross
+        by ipyparallel's own ``apply``, through the client and its schedulers, tunnels and keys.
+        The direct lane, ``now=True``, ``watch``, ``messages`` and ``restart`` are ``NotSupported``
+        there. The client itself unpickles what engines send: ``trust="data"`` decides what
+        ``pull`` and ``call`` open, and cannot prevent that.
 
         Args:
-            lender: the client, the manager or the view.
+            client: an ``AsyncKernelClient``, an ``AsyncKernelManager``, or an ipyparallel view of
+                one engine.
             insecure: as in ``attach``.
             lane, pool, trust, allow: as in ``launch``.
-            timeout: seconds; an engine in the middle of a task answers after it.
+            timeout: seconds; an engine that runs a task answers after it.
 
         Raises:
-            KernelNotFound: the manager's kernel is not running; no such engine, or no answer.
+            KernelNotFound: the manager's kernel is not running, there is no such engine, or the
+                kernel does not answer.
             InsecureConnection: as in ``attach``.
-            TypeError: it is nothing of these, or a view of several engines.
+            TypeError: ``client`` is none of these, or is a view of several engines.
 
         Example, of a manager that runs a kernel already::
 
@@ -274,13 +282,13 @@ class BridgeBase:
             ...     await bridge.push(x=1)
             <Transfer x: ...>
         """
-        how = OpenOptions(lane, trust, allow, pool)
+        options = OpenOptions(lane, trust, allow, pool)
         permitted = allowances(insecure)
         return open_bridge(
             cls,
-            how,
+            options,
             timeout,
-            lambda left: local.over(lender, insecure=permitted, timeout=left),
+            lambda left: local.over(client, insecure=permitted, timeout=left),
         )
 
     @classmethod
@@ -291,10 +299,10 @@ class BridgeBase:
         trust: TrustName | None = None,
         allow: Collection[type | str] = (),
     ) -> Opening[B]:
-        """No kernel: the real loader serving a namespace in this process, for tests.
+        """Run the remote part in this process, without a kernel, for tests.
 
-        Everything but the process is real: frames, digests, lanes, errors. Cells are plain
-        Python, without magics and top-level ``await``, and can't be interrupted.
+        Everything except the process is real: frames, digests, lanes, errors. Cells are plain
+        Python without magics or top-level ``await``, and cannot be interrupted.
 
         Args:
             lane: ``"buffers"``, which ``"auto"`` takes, or ``"inline"``.
@@ -308,7 +316,7 @@ class BridgeBase:
             <Transfer x: ... bytes by buffers in ... s>
             3
         """
-        from bridgehead._transports.loopback import LoopbackTransport  # for tests alone
+        from bridgehead._transports.loopback import LoopbackTransport  # only tests need it
 
         async def connect(left: float) -> Transport:
             return LoopbackTransport()
@@ -322,10 +330,10 @@ class BridgeBase:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Leave: ends the kernel if ``launch`` started it, else only the connection.
+        """Close the bridge: end the kernel if this bridge started it, else only the connection.
 
-        Whatever is pending raises ``BridgeClosed``. May be called again, and from any task of
-        the loop; cancelling it waits until nothing is left behind.
+        Pending operations raise ``BridgeClosed``. It may be called again, and from any task of the
+        loop. If it is cancelled, the cancel takes effect when the bridge is closed completely.
 
         >>> await bridge.aclose()
         >>> bridge.state
@@ -336,7 +344,7 @@ class BridgeBase:
 
 
 class Opening(Generic[C]):
-    """A bridge to be, or a fleet: ``await`` it, or enter it with ``async with``."""
+    """A bridge or fleet that is not open yet: await it, or enter it with ``async with``."""
 
     def __init__(self, make: Callable[[], Awaitable[C]], timeout: float, kind: str) -> None:
         check_seconds(timeout)
@@ -346,13 +354,13 @@ class Opening(Generic[C]):
     def __repr__(self) -> str:
         return f"<{self._kind}, not open yet: await it, or enter it with async with>"
 
-    if not TYPE_CHECKING:  # to a type checker both are mistakes, which it tells earlier
+    if not TYPE_CHECKING:  # a type checker reports both mistakes by itself
 
         def __getattr__(self, name):
-            raise AttributeError(f"{self!r} has no {name!r} before")
+            raise AttributeError(f"{self!r} has no attribute {name!r}")
 
         def __enter__(self):
-            raise TypeError(f"{self!r}; SyncBridge is for a plain with")
+            raise TypeError(f"{self!r}; for a plain 'with' use SyncBridge")
 
         def __exit__(self, *exc_info): ...
 
@@ -369,7 +377,14 @@ class Opening(Generic[C]):
 
 
 class OpenOptions:
-    """How a bridge is to be opened; what is wrong with it is told before anything is started."""
+    """The options that all constructors of a bridge share, checked.
+
+    Attributes:
+        lane: the lane to use; ``"auto"`` for the fastest one that works.
+        trust: what to open of what the kernel sends; None decides by where the kernel runs.
+        allow: classes beyond data that are opened, by ``module.qualname``.
+        pool: the largest share of the free memory that objects in transit may take.
+    """
 
     def __init__(
         self,
@@ -380,7 +395,7 @@ class OpenOptions:
     ) -> None:
         check_lane(lane)
         if not isinstance(pool, (int, float)) or not 0 <= pool <= 1:
-            raise ValueError(f"pool is a share of the free memory, from 0 to 1, not {pool!r}")
+            raise ValueError(f"pool must be a share of the free memory, from 0 to 1, not {pool!r}")
         if trust is not None:
             check_trust(trust)
         self.lane, self.trust, self.allow, self.pool = lane, trust, allowed(allow), float(pool)
@@ -389,12 +404,12 @@ class OpenOptions:
 def attaching(
     existing: str | os.PathLike[str] | None, insecure: Insecurity | Collection[Insecurity]
 ) -> Callable[[float], Awaitable[Transport]]:
-    """How ``attach`` connects: by a server's address, or by a connection file."""
+    """Return a function that connects as ``attach`` does, to a server or by a file."""
     permitted = allowances(insecure)
 
     async def connect(left: float) -> Transport:
         if isinstance(existing, str) and existing.startswith(("http://", "https://")):
-            return await _servers.attach(existing, insecure=permitted, timeout=left)
+            return await jupyter_servers.attach(existing, insecure=permitted, timeout=left)
         return await local.attach(existing, insecure=permitted, timeout=left)
 
     return connect
@@ -402,16 +417,21 @@ def attaching(
 
 def open_bridge(
     kind: type[B],
-    how: OpenOptions,
+    options: OpenOptions,
     timeout: float,
     connect: Callable[[float], Awaitable[Transport]],
     *,
     handshake_timeout: float | None = None,
 ) -> Opening[B]:
-    """Open a bridge over the transport that ``connect`` gives within the seconds it is told.
+    """Return an ``Opening`` that connects, does the handshake, and gives the bridge.
 
-    What is left of ``timeout`` is for the handshake, unless ``handshake_timeout`` counts from the
-    start instead: a kernel that answered may be in the middle of a cell for hours.
+    Args:
+        kind: the class of the bridge.
+        options: the options that all constructors share.
+        timeout: seconds for all of it.
+        connect: opens the transport; takes the seconds that it may need.
+        handshake_timeout: seconds, from the start, until the handshake must end, instead of
+            ``timeout``. A kernel that has answered may still run a cell for hours.
     """
 
     async def make() -> B:
@@ -419,8 +439,10 @@ def open_bridge(
         transport = await connect(timeout)
         limit = timeout if handshake_timeout is None else handshake_timeout
         try:
-            data = not transport.ours if how.trust is None else how.trust == "data"
-            connection = Connection(transport, how.lane, Trust(data, how.allow), how.pool)
+            data = not transport.ours if options.trust is None else options.trust == "data"
+            connection = Connection(
+                transport, options.lane, Trust(data, options.allow), options.pool
+            )
             left = max(0.0, limit - (time.monotonic() - started))
             async with Deadline(left, "opening", transport, asked=limit):
                 await connection.remote.install()

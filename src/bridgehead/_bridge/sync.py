@@ -1,8 +1,8 @@
-"""The blocking face of a bridge: for scripts, threads and notebook cells.
+"""The blocking ``SyncBridge``, for scripts, threads and notebook cells.
 
-Rule: no logic and no signature of its own. Each operation is ``Bridge``'s, run on the event-loop
-thread that all SyncBridges share, so it works with no event loop running and inside one. Callbacks
-run in the thread that called.
+Rule: no logic and no signatures of its own. Each operation is one of ``Bridge``, run on the event
+loop that all SyncBridges share, so it works both outside and inside a running event loop. Callbacks
+run in the calling thread.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
 from bridgehead._bridge import loop_thread
 from bridgehead._bridge.bridge import Bridge
-from bridgehead._bridge.loop_thread import CallbackQueue, LoopCall, LoopEnded, LoopThread
+from bridgehead._bridge.loop_thread import CallbackRunner, LoopCall, LoopEnded, LoopThread
 from bridgehead._bridge.opening import Opening
 from bridgehead._bridge.progress import EVERY, Report, drawing
 from bridgehead._connection.trust import TrustName
@@ -38,44 +38,44 @@ P = ParamSpec("P")
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
 
-# Options of ``Bridge``'s operations that are called while the operation runs.
+# Options of ``Bridge``'s operations whose value is called while the operation runs.
 CALLBACKS = ("progress", "on_output")
 
-# What the documentation of an operation says here, besides what it says of ``Bridge``.
-CALLED_HERE = "``{}`` is called in the thread that called; what it raises ends the wait."
+# What the documentation of an operation says in addition to that of ``Bridge``.
+CALLBACK_NOTE = "``{}`` is called in the calling thread; an exception that it raises ends the wait."
 NOTES = {
     "run": """\
-``on_output`` is called in the thread that called, so a notebook shows what it prints in the
-running cell. What it raises ends the wait at once; the cell goes on in the kernel.""",
+``on_output`` is called in the calling thread, so a notebook shows what it prints in the running
+cell. An exception that it raises ends the wait at once; the cell goes on in the kernel.""",
     "ref": "Its ``pull()`` blocks and returns the value.",
     "watch": "The iterator blocks until the next value.",
     "messages": "The iterator blocks until the next message.",
 }
 EXAMPLES = {"interrupt": ">>> kernel.interrupt()  # the kernel is idle: nothing happens"}
 
-# How an example of Bridge's reads here.
+# How code in the documentation of ``Bridge`` is rewritten.
 BLOCKING = (
     (r"\basync (with|for)\b", r"\1"),
     (r"\bawait anext\(", "next("),
     (r"\bawait ", ""),
     (r"\bBridge\b", "SyncBridge"),
     (r"\bbridge\b", "kernel"),
-    (r"\bother\b", "far"),
+    (r"\bother\b", "target"),
 )
 
 
-# ------------------------------------------------------------ from Bridge's methods to these
+# ------------------------------------------------------------ methods made from those of Bridge
 
 
-# mypy and pyright take this for true. jedi, which completes options in IPython, reads the value: it
-# follows functools.wraps through functions without annotations, and stops at a ParamSpec.
+# mypy and pyright take this name for true. jedi, which completes options in IPython, reads its
+# value and so the second branch: it follows functools.wraps, and cannot follow a ParamSpec.
 TYPE_CHECKING = False
 
 if TYPE_CHECKING:
 
     def _opening(make: Callable[P, Opening[Bridge]]) -> classmethod[Any, P, SyncBridge]: ...
 
-    # No second parameter: with one, mypy loses the overloads of ``call``.
+    # With a second parameter mypy would lose the overloads of ``call``.
     def _blocking(
         method: Callable[Concatenate[Bridge, P], Coroutine[Any, Any, T]],
     ) -> Callable[Concatenate[SyncBridge, P], T]: ...
@@ -87,7 +87,7 @@ if TYPE_CHECKING:
 else:
 
     def _opening(make):
-        """Open a bridge and wait until it is open."""
+        """Make a constructor that blocks until the bridge is open."""
 
         @functools.wraps(make)
         def opening(cls, /, *args, **kwargs):
@@ -98,7 +98,7 @@ else:
         return classmethod(opening)
 
     def _blocking(method):
-        """Run an operation to its end; its callback, if it takes one, is called in this thread."""
+        """Make an operation that blocks; its callback, if it takes one, runs in the same thread."""
         name = method.__name__
         takes = inspect.signature(method).parameters
         option = next((option for option in CALLBACKS if option in takes), None)
@@ -108,21 +108,22 @@ else:
             callback = None if option is None else kwargs.get(option)
             if callback is None or callback is False:
                 value = self._wait(lambda: method(self._bridge, *args, **kwargs))
-                # The pull() of a ref has to block as well.
+                # A ref of this bridge, so that its pull() blocks too.
                 return Ref(self, value._expression) if type(value) is Ref else value
-            with _called_here(name, option, callback) as (posting, here):
-                kwargs[option] = posting
-                return self._wait(lambda: method(self._bridge, *args, **kwargs), here)
+            with _runner(name, option, callback) as (wrapped, runner):
+                # A copy: jedi loses all options of a function that assigns to its kwargs.
+                options = {**kwargs, option: wrapped}
+                return self._wait(lambda: method(self._bridge, *args, **options), runner)
 
         _like(method, operation)
         return operation
 
     def _iterating(method, item):
-        """Give an iterator that blocks until the next item."""
+        """Make an operation that returns an iterator which blocks until the next item."""
 
         @functools.wraps(method)
         def operation(self, /, *args, **kwargs):
-            async def iterator():  # made on the loop, as it has to be
+            async def iterator():  # it has to be made on the loop
                 return method(self._bridge, *args, **kwargs)
 
             return _Blocking(self, self._wait(iterator))
@@ -141,14 +142,14 @@ def _like(method: Any, function: Any) -> None:
 
 
 def _returns(function: Any, shown: str, kind: Any) -> None:
-    """Have it return another type than the method of ``Bridge`` does."""
+    """Set the return type of a function that returns another type than ``Bridge``'s method."""
     signature = inspect.signature(function)
     function.__signature__ = signature.replace(return_annotation=shown)
     function.__annotations__ = {**function.__annotations__, "return": kind}
 
 
 def _documented(method: Any) -> Callable[[F], F]:
-    """Give a method that is written here the documentation of ``Bridge``'s."""
+    """Decorate a method that is written in full with the documentation of ``Bridge``'s."""
 
     def documented(function: F) -> F:
         function.__doc__ = _documentation(method)
@@ -158,7 +159,7 @@ def _documented(method: Any) -> Callable[[F], F]:
 
 
 def _documentation(method: Any) -> str | None:
-    """The method's own, with a note behind the summary and examples for a bridge that blocks."""
+    """Return a method's documentation with a note behind the summary and blocking examples."""
     text = inspect.getdoc(method)
     if text is None:  # python -OO
         return None
@@ -166,8 +167,8 @@ def _documentation(method: Any) -> str | None:
     name = method.__name__
     if name in EXAMPLES:
         text = f"{text.partition('Example::')[0].rstrip()}\n\nExample::\n\n    {EXAMPLES[name]}\n"
-    called = [option for option in CALLBACKS if option in inspect.signature(method).parameters]
-    note = NOTES.get(name) or "\n".join(map(CALLED_HERE.format, called))
+    options = [option for option in CALLBACKS if option in inspect.signature(method).parameters]
+    note = NOTES.get(name) or "\n".join(map(CALLBACK_NOTE.format, options))
     if note:
         summary, _, rest = text.partition("\n\n")
         text = "\n\n".join(filter(None, (summary, note, rest)))
@@ -182,17 +183,17 @@ def _as_blocking(code: re.Match[str]) -> str:
 
 
 @contextmanager
-def _called_here(
+def _runner(
     name: str, option: str, callback: Any
-) -> Iterator[tuple[Callable[..., object], CallbackQueue]]:
-    """Give what the loop is to call in place of a callback, and what this thread does meanwhile."""
+) -> Iterator[tuple[Callable[..., object], CallbackRunner]]:
+    """Give a function for the loop to call instead of a callback, and what runs the callback."""
     if option != "progress":
-        here = CallbackQueue()
-        yield here.calling(callback), here
+        runner = CallbackRunner()
+        yield runner.wrap(callback), runner
         return
     with drawing(callback, name) as (report, draw):
-        here = CallbackQueue(draw, EVERY)
-        yield (here.calling(report) if draw is None else report), here
+        runner = CallbackRunner(draw, EVERY)
+        yield (runner.wrap(report) if draw is None else report), runner
 
 
 # ------------------------------------------------------------ the bridge
@@ -202,32 +203,33 @@ class SyncBridge(MutableMapping[str, Any]):
     """A ``Bridge`` whose operations block, and a mapping of the kernel's names.
 
     ``with SyncBridge.launch() as kernel: kernel["x"] = 1``. The mapping has the names that
-    ``names()`` lists. Getting an item evaluates any expression; a name that does not exist is a
-    ``KeyError``. Any thread may use it, also one that runs an event loop. ``KeyboardInterrupt``
-    abandons the operation here; what the kernel runs goes on (see ``interrupt``).
+    ``names()`` lists. Getting an item evaluates any expression; a name that does not exist raises
+    ``KeyError``. Any thread may use a SyncBridge, including one that runs an event loop. A
+    ``KeyboardInterrupt`` ends the wait for an operation; what the kernel runs goes on (see
+    ``interrupt``).
 
     All SyncBridges of a process share one event-loop thread, which ends with the last of them.
 
-    In the examples of the methods, ``kernel`` and ``far`` are open SyncBridges.
+    In the examples of the methods, ``kernel`` and ``target`` are open SyncBridges.
 
     >>> kernel["rows"] = [1, 2]
     >>> kernel["sum(rows)"], "rows" in kernel, list(kernel)
     (3, True, ['rows'])
     """
 
-    # Without a dict: kernel.x = 1 must not look as if x was pushed.
+    # No __dict__, so that kernel.x = 1 raises: it would not push x.
     __slots__ = ("__weakref__", "_bridge", "_finalizer", "_thread")
 
     def __init__(self, make: Callable[[], Awaitable[Bridge]]) -> None:
         self._finalizer: weakref.finalize[..., SyncBridge] | None = None
         self._thread: LoopThread
         self._bridge: Bridge
-        self._thread, self._bridge = loop_thread.opened(make)
+        self._thread, self._bridge = loop_thread.open_on_shared_loop(make)
         self._finalizer = weakref.finalize(self, _close, self._thread, self._bridge, os.getpid())
 
     # ------------------------------------------------------------ opening
 
-    # Final: pyright takes no other inferred type for a part of the public interface.
+    # Final, because pyright accepts an inferred type of a public attribute only then.
     launch: Final = _opening(Bridge.launch)
     attach: Final = _opening(Bridge.attach)
     connect: Final = _opening(Bridge.connect)
@@ -235,7 +237,7 @@ class SyncBridge(MutableMapping[str, Any]):
     loopback: Final = _opening(Bridge.loopback)
 
     def close(self) -> None:
-        """Close the bridge: end the kernel if ``launch`` started it, else only the connection.
+        """Close the bridge: end the kernel if this bridge started it, else only the connection.
 
         Calls that wait in other threads raise ``BridgeClosed``. It may be called again. A bridge is
         also closed when it is garbage collected, and when Python exits.
@@ -271,14 +273,14 @@ class SyncBridge(MutableMapping[str, Any]):
     def handoff(
         self,
         *names: str,
-        to: SyncBridge,  # the one type that is not Bridge's; typing cannot replace it in P
+        to: SyncBridge,  # typing cannot replace one parameter's type in a ParamSpec
         timeout: float | None = None,
         progress: bool | Report = False,
         max_bytes: int | None = None,
         trust: TrustName | None = None,
     ) -> Transfer:
         if not isinstance(to, SyncBridge):
-            raise TypeError(f"to= takes a SyncBridge, not {type(to).__name__}")
+            raise TypeError(f"to= must be a SyncBridge, not {type(to).__name__}")
         self._check()
         to._check()
         return _handoff(
@@ -337,25 +339,27 @@ class SyncBridge(MutableMapping[str, Any]):
     __hash__ = object.__hash__
 
     def __eq__(self, other: object) -> bool:
-        # A bridge is itself, not the dict that it shows.
+        # By identity: two bridges are not equal because their kernels have equal names.
         return True if self is other else NotImplemented
 
-    # ------------------------------------------------------------ inside
+    # ------------------------------------------------------------ calls on the loop
 
     def _start(
         self, function: Callable[[], Awaitable[T]], on_end: Callable[[], object]
     ) -> LoopCall[T]:
-        """Begin a call, for a caller that waits in its own way."""
+        """Begin a call and return it; the caller waits for it in its own way."""
         self._check()
         try:
             return self._thread.start(LoopCall(function, on_end))
         except LoopEnded:
             raise _closed() from None
 
-    def _wait(self, function: Callable[[], Awaitable[T]], here: CallbackQueue | None = None) -> T:
+    def _wait(
+        self, function: Callable[[], Awaitable[T]], callbacks: CallbackRunner | None = None
+    ) -> T:
         self._check()
         try:
-            return self._thread.wait(function, here)
+            return self._thread.wait(function, callbacks)
         except LoopEnded:
             raise _closed() from None
 
@@ -370,7 +374,7 @@ _handoff = _blocking(Bridge.handoff)
 class _Blocking(Iterator[T]):
     """A blocking iterator over an async one.
 
-    Not a generator: a generator ends with the first exception, and a watch goes on after one.
+    It is not a generator, because a generator ends with its first exception and a watch goes on.
     """
 
     def __init__(self, bridge: SyncBridge, stream: AsyncIterator[T]) -> None:

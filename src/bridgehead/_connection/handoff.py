@@ -52,7 +52,7 @@ class Handoff:
         self.timeout, self.limit, self.data, self.report = timeout, limit, data, report
         self.started = time.perf_counter()
 
-    async def both(self) -> Transfer:
+    async def run(self) -> Transfer:
         """Fetch from the source, bind in the target."""
         with _naming("target", self.target):
             self.target.check()

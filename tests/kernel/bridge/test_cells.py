@@ -1,4 +1,7 @@
-"""Cells run as a user's would: outputs, errors, magics, the cascade of messages."""
+"""Cells that run as a user's would: outputs, errors, magics, messages.
+
+Rule: one real kernel, shared by the tests.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ async def kernel() -> object:
         yield bridge
 
 
-async def test_a_cell_gives_what_it_printed_and_its_value(kernel: Bridge) -> None:
+async def test_a_cell_returns_its_printed_text_and_its_value(kernel: Bridge) -> None:
     result = await kernel.run(
         "import sys\nprint('out')\nprint('err', file=sys.stderr)\n'value' * 2"
     )
@@ -36,33 +39,33 @@ async def test_magics_top_level_await_and_history_work_as_in_a_notebook(kernel: 
     assert (await kernel.run("!echo shell")).stdout.strip() == "shell"
 
 
-async def test_rich_outputs_and_their_updates(kernel: Bridge) -> None:
+async def test_rich_outputs_and_their_updates_are_in_the_result(kernel: Bridge) -> None:
     result = await kernel.run(
         "from IPython.display import display, HTML, clear_output\n"
         "handle = display(HTML('<b>1</b>'), display_id=True)\n"
         "handle.update(HTML('<b>2</b>'))\n"
     )
     assert [o["data"]["text/html"] for o in result.outputs] == ["<b>2</b>"]
-    result = await kernel.run("print('gone'); clear_output(); print('kept')")
+    result = await kernel.run("print('cleared'); clear_output(); print('kept')")
     assert result.stdout == "kept\n"
 
 
-async def test_whoever_shows_outputs_is_told_to_clear_them(kernel: Bridge) -> None:
-    told: list[tuple[str, object]] = []
-    cell = "from IPython.display import clear_output\nprint('gone', flush=True)\n"
+async def test_on_output_gets_clear_output_messages(kernel: Bridge) -> None:
+    received: list[tuple[str, object]] = []
+    cell = "from IPython.display import clear_output\nprint('cleared', flush=True)\n"
     await kernel.run(
         cell + "clear_output(wait=True)\nprint('kept')",
-        on_output=lambda message: told.append((message.type, message.content.get("wait"))),
+        on_output=lambda message: received.append((message.type, message.content.get("wait"))),
     )
-    assert told == [("stream", None), ("clear_output", True), ("stream", None)]
+    assert received == [("stream", None), ("clear_output", True), ("stream", None)]
 
 
-async def test_every_output_is_there_when_run_returns(kernel: Bridge) -> None:
+async def test_run_returns_with_every_output(kernel: Bridge) -> None:
     result = await kernel.run("for i in range(3000): print(i, flush=i % 100 == 0)")
     assert result.stdout.splitlines() == [str(i) for i in range(3000)]
 
 
-async def test_outputs_are_told_as_they_arrive(kernel: Bridge) -> None:
+async def test_on_output_is_called_as_outputs_arrive(kernel: Bridge) -> None:
     arrived = asyncio.Event()
     seen: list[str] = []
 
@@ -82,7 +85,7 @@ async def test_outputs_are_told_as_they_arrive(kernel: Bridge) -> None:
         await running
 
 
-async def test_nobody_is_called_back_after_run_gave_up(kernel: Bridge) -> None:
+async def test_on_output_is_not_called_after_a_timeout_of_run(kernel: Bridge) -> None:
     seen: list[object] = []
     cell = "import time\nfor i in range(20): print(i, flush=True); time.sleep(0.05)"
     with pytest.raises(TimeoutError, match="run got no answer within"):
@@ -92,7 +95,7 @@ async def test_nobody_is_called_back_after_run_gave_up(kernel: Bridge) -> None:
     assert len(seen) == count
 
 
-async def test_what_on_output_raises_is_raised_from_run(kernel: Bridge) -> None:
+async def test_an_exception_of_on_output_is_raised_from_run(kernel: Bridge) -> None:
     def on_output(message: object) -> None:
         raise LookupError("in the callback")
 
@@ -101,7 +104,7 @@ async def test_what_on_output_raises_is_raised_from_run(kernel: Bridge) -> None:
     assert await kernel.pull("finished")
 
 
-async def test_a_failing_cell_tells_the_kernels_traceback(kernel: Bridge) -> None:
+async def test_the_error_of_a_failing_cell_has_the_kernels_traceback(kernel: Bridge) -> None:
     with pytest.raises(RemoteError, match="ZeroDivisionError: division by zero") as caught:
         await kernel.run("print('before')\ndef f():\n    return 1/0\nf()")
     error = caught.value
@@ -113,12 +116,12 @@ async def test_a_failing_cell_tells_the_kernels_traceback(kernel: Bridge) -> Non
     assert error.result.outputs[-1]["output_type"] == "error"
 
 
-async def test_input_raises_instead_of_waiting_for_nobody(kernel: Bridge) -> None:
+async def test_input_in_a_cell_raises_instead_of_waiting(kernel: Bridge) -> None:
     with pytest.raises(RemoteError, match="StdinNotImplementedError"):
         await kernel.run("input('name? ')")
 
 
-async def test_the_cascade_of_one_cell_message_by_message(kernel: Bridge) -> None:
+async def test_messages_of_one_cell_arrive_in_order(kernel: Bridge) -> None:
     stream = kernel.messages()
     await kernel.run("3+2")
     seen = []
@@ -149,7 +152,7 @@ async def test_cancelling_a_wait_for_a_message_loses_none(kernel: Bridge) -> Non
     assert message.text == "'found'"
 
 
-async def test_an_iterator_of_messages_ends_with_the_bridge() -> None:
+async def test_an_iterator_of_messages_ends_when_the_bridge_is_closed() -> None:
     async with Bridge.launch() as bridge:
         stream = bridge.messages()
     async with asyncio.timeout(10):

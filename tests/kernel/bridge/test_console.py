@@ -1,7 +1,7 @@
 """One kernel, shared with a real ``jupyter console --existing`` in a pseudo-terminal.
 
-Rule: the console is the released program, driven as a person would: keys in, a screen out.
-What the screen shows is waited for, never slept for.
+Rule: the console is the released program, used as a person would: keys in, a screen out. The tests
+wait for what the screen shows, and never sleep for it.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from support.console import PATIENCE, Console
 
 pytestmark = pytest.mark.real_start
 
-# It polls iopub and prints what other clients' cells do: nothing hides behind the default.
+# With this option the console prints what cells of other clients do.
 SHOWING_OTHERS = "--ZMQTerminalInteractiveShell.include_other_output=True"
 
 
 @asynccontextmanager
 async def attached(bridge: Bridge, *options: str) -> AsyncIterator[Console]:
-    """A console that shows its first prompt.
+    """Start a console and wait for its first prompt.
 
-    One that takes a missed heartbeat for a dead kernel gives up: another one is tried then.
+    A console that takes a missed heartbeat for a dead kernel exits: then another one is started.
     """
     assert bridge.info.connection_file is not None
     for attempt in range(3):
@@ -50,7 +50,7 @@ class Point:
     y: int
 
 
-HERE = [sys.modules[__name__]]  # which the kernel can't import
+THIS_MODULE = [sys.modules[__name__]]  # the kernel cannot import it
 
 
 async def test_a_console_sees_what_was_pushed(live: Bridge) -> None:
@@ -61,7 +61,7 @@ async def test_a_console_sees_what_was_pushed(live: Bridge) -> None:
         await console.shows("Out[1]: 48")
         await console.prompts(2)
 
-        await live.push(point=Point(1, 2), by_value=HERE)
+        await live.push(point=Point(1, 2), by_value=THIS_MODULE)
         console.type("type(point).__name__, point.x, point.y\r")
         await console.shows("Out[2]: ('Point', 1, 2)")
         await console.prompts(3)
@@ -71,18 +71,18 @@ async def test_a_console_sees_what_was_pushed(live: Bridge) -> None:
         await console.shows("Out[3]: (False, True)")
 
 
-async def test_what_is_typed_in_a_console_is_pulled(live: Bridge) -> None:
+async def test_a_name_that_a_console_defines_is_pulled(live: Bridge) -> None:
     async with attached(live) as console:
         console.type("typed = {'words': ['one', 'two'], 'more': (1, 2.5)}\r")
         await console.prompts(2)
-        assert await live.pull("typed") == {"words": ["one", "two"], "next_chunk": (1, 2.5)}
+        assert await live.pull("typed") == {"words": ["one", "two"], "more": (1, 2.5)}
 
         console.type("double = lambda number: number * 2\r")
         await console.prompts(3)
         double = await live.pull("double")
         assert double(21) == 42
 
-        # What one side changes, the other has.
+        # The console changes what the bridge pushed, and the bridge sees the change.
         await live.push(typed=1)
         console.type("typed += 1\r")
         await console.prompts(4)
@@ -106,11 +106,11 @@ async def test_a_console_prints_nothing_while_objects_cross(
     live: Bridge, options: tuple[str, ...]
 ) -> None:
     async with attached(live, *options) as console:
-        console.type("'half a")  # a person is in the middle of a line, which must stay as it is
+        console.type("'half a")  # a half-typed line, which must stay unchanged
         await console.shows("In [1]: 'half a")
         before, cursor = console.screen, console.cursor
 
-        await live.push(a=5, b=3, point=Point(1, 2), data=bytes(1 << 20), by_value=HERE)
+        await live.push(a=5, b=3, point=Point(1, 2), data=bytes(1 << 20), by_value=THIS_MODULE)
         assert await live.pull("a") == 5
         assert await live.pull("a + b", "point.x", "len(data)") == (8, 1, 1 << 20)
         assert await live.ref("point").y.pull() == 2
@@ -128,16 +128,16 @@ async def test_a_console_prints_nothing_while_objects_cross(
             await live.call(max, 1, "not a number")
         assert (console.screen, console.cursor) == (before, cursor)
 
-        # What comes last is behind all of that on the way to the console. When it is shown and
-        # nothing else is, nothing else was sent; and it is still cell number 1.
+        # This cell's output reaches the console after everything above. If the screen shows it and
+        # nothing else, nothing else was sent. It is still cell number 1.
         console.type(" line'\r")
         await console.prompts(2)
         assert console.screen == f"{before} line'\nOut[1]: 'half a line'\n\nIn [2]:"
         assert (await live.run("'a cell'")).execution_count == 2
 
 
-async def test_a_console_that_shows_others_shows_what_is_run(live: Bridge) -> None:
-    """The control of the test above: this console would have shown it."""
+async def test_a_console_that_shows_other_clients_shows_the_cells_of_run(live: Bridge) -> None:
+    """The control of the test above: this console would have shown other output."""
     async with attached(live, SHOWING_OTHERS) as console:
         await live.push(a=5)
         await live.run("print('printed', a)")
@@ -145,7 +145,7 @@ async def test_a_console_that_shows_others_shows_what_is_run(live: Bridge) -> No
         await console.shows("printed 5")
 
 
-async def test_the_number_counts_cells_of_both_and_nothing_else(live: Bridge) -> None:
+async def test_the_execution_count_counts_only_cells_of_both_clients(live: Bridge) -> None:
     async with attached(live) as console:
         assert (await live.run("1")).execution_count == 1
         await live.push(a=5)
@@ -156,7 +156,7 @@ async def test_the_number_counts_cells_of_both_and_nothing_else(live: Bridge) ->
         assert (await live.run("3")).execution_count == 3
 
 
-async def test_a_console_may_leave(live: Bridge) -> None:
+async def test_the_kernel_goes_on_when_a_console_exits(live: Bridge) -> None:
     async with attached(live) as console:
         console.type("left = 'behind'\r")
         await console.prompts(2)
@@ -166,7 +166,7 @@ async def test_a_console_may_leave(live: Bridge) -> None:
     assert await live.pull("left") == "behind"
 
 
-async def test_a_console_finds_a_kernel_by_the_name_it_was_given(tmp_path: Path) -> None:
+async def test_a_console_finds_a_kernel_by_its_connection_file(tmp_path: Path) -> None:
     async with Bridge.launch(connection_file=tmp_path / "mine.json") as bridge:
         await bridge.push(a=5)
         async with attached(bridge) as console:

@@ -1,4 +1,7 @@
-"""Several kernels at once: one object, everybody's own outcome."""
+"""Fleets of real kernels: one object for all, and an outcome for each.
+
+Rule: one fleet of three kernels, shared by the tests; a test that ends kernels starts its own.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +30,7 @@ async def fleet() -> AsyncIterator[Fleet]:
 
 
 def memory_files(fleet: Fleet) -> int:
-    """Different segments that the kernels have mapped of ours, as their own system tells."""
+    """Count the segments of this process that the kernels have mapped, as /proc shows them."""
     found = set()
     for bridge in fleet:
         for line in Path(f"/proc/{bridge.info.pid}/maps").read_text().splitlines():
@@ -36,7 +39,7 @@ def memory_files(fleet: Fleet) -> int:
     return len(found)
 
 
-async def test_all_get_the_same_and_answer_in_order(fleet: Fleet) -> None:
+async def test_all_kernels_get_the_same_objects_and_results_are_in_order(fleet: Fleet) -> None:
     transfers = await fleet.push(x=[1, 2], by="name")
     assert [transfer.names for transfer in transfers] == [("x", "by")] * 3
     assert await fleet.pull("x", "by") == [([1, 2], "name")] * 3
@@ -48,21 +51,23 @@ async def test_all_get_the_same_and_answer_in_order(fleet: Fleet) -> None:
     assert repr(fleet).startswith("<Fleet of 3: ")
 
 
-async def test_an_array_is_in_memory_once_and_everybodys_own(fleet: Fleet) -> None:
+async def test_an_array_is_in_memory_once_and_each_kernel_sees_its_own_changes(
+    fleet: Fleet,
+) -> None:
     transfers = await fleet.push(a=LARGE)
     assert {transfer.lane for transfer in transfers} == {"direct"}
     assert memory_files(fleet) == 1
     await fleet[0].run("a[:] = -1")
     assert await fleet.pull("float(a.sum())") == [-LARGE.size, LARGE.sum(), LARGE.sum()]
-    # What was written over there is gone with the array; what comes next is right everywhere.
+    # Kernel 0 changed its copy only; the arrays of the next pushes are right in every kernel.
     for factor in (2, 3, 4):
         await fleet.push(a=LARGE * factor)
         assert await fleet.pull("bool(a.flags.writeable)") == [True] * 3
-        for back in await fleet.pull("a"):
-            assert np.array_equal(back, LARGE * factor)
+        for pulled in await fleet.pull("a"):
+            assert np.array_equal(pulled, LARGE * factor)
 
 
-async def test_what_one_holds_is_not_written_over(fleet: Fleet) -> None:
+async def test_memory_that_one_kernel_still_uses_is_not_overwritten(fleet: Fleet) -> None:
     await fleet.push(a=LARGE)
     await fleet[1].run("held = a[10:20]")
     for factor in range(2, 8):
@@ -71,8 +76,8 @@ async def test_what_one_holds_is_not_written_over(fleet: Fleet) -> None:
     await fleet[1].delete("held")
 
 
-async def test_what_a_fleet_lent_is_not_written_over_when_a_bridge_has_left() -> None:
-    """Nobody can tell any more whether the kernel, which goes on, still uses it."""
+async def test_memory_leased_to_a_closed_bridges_kernel_is_not_overwritten() -> None:
+    """The fleet can no longer learn whether that kernel, which goes on, still uses the memory."""
     async with Bridge.launch() as owner, Bridge.launch() as other:
         leaving = await Bridge.attach(owner.info.connection_file, lane="direct")
         fleet = Fleet([other, leaving])
@@ -86,8 +91,8 @@ async def test_what_a_fleet_lent_is_not_written_over_when_a_bridge_has_left() ->
         await fleet.aclose()
 
 
-async def test_one_cannot_write_into_what_the_others_got(fleet: Fleet) -> None:
-    """The file of the segment is there in every kernel, sealed against writing."""
+async def test_a_kernel_cannot_write_into_the_memory_of_the_others(fleet: Fleet) -> None:
+    """Every kernel has the file of the segment, sealed against writing."""
     await fleet.push(a=LARGE)
     await fleet[0].run("""
 import mmap, os
@@ -108,7 +113,7 @@ for number in os.listdir("/proc/self/fd"):
     await fleet[0].delete("tried")
 
 
-async def test_kernels_on_other_lanes_get_it_too(fleet: Fleet) -> None:
+async def test_kernels_on_other_lanes_get_the_objects_too(fleet: Fleet) -> None:
     async with (
         Bridge.attach(fleet[0].info.connection_file, lane="buffers") as buffers,
         Bridge.attach(fleet[1].info.connection_file, lane="inline") as inline,
@@ -118,10 +123,10 @@ async def test_kernels_on_other_lanes_get_it_too(fleet: Fleet) -> None:
         assert [transfer.lane for transfer in transfers] == ["buffers", "inline", "direct"]
         assert await fleet.pull("float(mixed.sum())") == [LARGE.sum()] * 3
         await mixed.aclose()
-        assert await buffers.pull("1") == 1  # handed in, and left open
+        assert await buffers.pull("1") == 1  # the test passed it in, so it stays open
 
 
-async def test_whose_failure_it_is_is_told_and_the_others_are_served(fleet: Fleet) -> None:
+async def test_an_error_names_its_kernel_and_the_others_are_served(fleet: Fleet) -> None:
     await fleet.push(n=0)
     await fleet[1].run("n = None")
     with pytest.raises(ExceptionGroup, match="1 of 3 kernels failed") as caught:
@@ -133,7 +138,7 @@ async def test_whose_failure_it_is_is_told_and_the_others_are_served(fleet: Flee
         await fleet.call(abs, "no number")
 
 
-async def test_a_kernel_that_dies_keeps_no_other_from_being_served() -> None:
+async def test_a_dead_kernel_does_not_stop_the_others_from_being_served() -> None:
     async with Fleet.launch(2) as fleet:
         os.kill(fleet[0].info.pid, signal.SIGKILL)
         async with told_within(1):
@@ -144,14 +149,14 @@ async def test_a_kernel_that_dies_keeps_no_other_from_being_served() -> None:
         assert "kernel 0 of 2" in error.__notes__[0]
         assert await fleet[1].pull("x", "float(a.sum())") == (1, LARGE.sum())
         await fleet[1].delete("a")
-        await fleet[1].exists("a")  # its last message tells that the segment is free
+        await fleet[1].exists("a")  # its last message says that the segment is free
         await until(lambda: not any(one.leases for one in fleet._pool.segments.values()))
 
 
-async def test_a_launch_that_is_given_up_leaves_no_kernel(
+async def test_a_cancelled_launch_leaves_no_kernel(
     kernelspec: Callable[..., str], tmp_path: Any
 ) -> None:
-    """The first one starts, the other never answers."""
+    """The first kernel starts, the other one never answers."""
     first = tmp_path / "first"
     kernel = f'{sys.executable} -m ipykernel_launcher -f "$0"'
     script = f"mkdir {first} 2>/dev/null || exec sleep 60; exec {kernel}"
@@ -163,7 +168,7 @@ async def test_a_launch_that_is_given_up_leaves_no_kernel(
 
     opening = asyncio.ensure_future(_opened(Fleet.launch(2, name)))
     await until(lambda: len(started()) >= 2 and first.exists())
-    await asyncio.sleep(2)  # one of them is open by now, or nearly
+    await asyncio.sleep(2)  # by now one of them is open, or almost
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
         await opening
@@ -179,16 +184,18 @@ async def _opened(opening: Any) -> Fleet:
     ("make", "error", "words"),
     [
         (lambda bridge: Fleet([]), ValueError, "at least one bridge"),
-        (lambda bridge: Fleet([bridge, bridge]), ValueError, "each once"),
+        (lambda bridge: Fleet([bridge, bridge]), ValueError, "each bridge once"),
         (lambda bridge: Fleet([bridge, 1]), TypeError, "open bridges, not int"),
         (lambda bridge: Fleet.launch(0), ValueError, "at least one kernel, not 0"),
     ],
 )
-async def test_what_is_no_fleet(fleet: Fleet, make: Any, error: Any, words: str) -> None:
+async def test_wrong_arguments_of_a_fleet_raise_errors(
+    fleet: Fleet, make: Any, error: Any, words: str
+) -> None:
     with pytest.raises(error, match=words):
         make(fleet[0])
 
 
-async def test_nothing_to_push(fleet: Fleet) -> None:
-    with pytest.raises(ValueError, match="nothing to push"):
+async def test_a_push_without_objects_raises_value_error(fleet: Fleet) -> None:
+    with pytest.raises(ValueError, match="needs at least one object"):
         await fleet.push()

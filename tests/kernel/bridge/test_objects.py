@@ -1,6 +1,6 @@
-"""Everything cloudpickle can carry crosses, both ways, and comes back as itself.
+"""Objects that cloudpickle can pickle cross both ways and come back unchanged.
 
-Each case runs without a kernel and on a real one, over both lanes.
+Each case runs on a loopback and on a real kernel, over two lanes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import pytest
 
 from bridgehead import Bridge, RemoteError
 
-# Test modules aren't importable in a kernel; what they define is shipped like a script's own.
+# A kernel cannot import test modules; their functions and classes are pickled by value.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 PLAIN = [
@@ -66,7 +66,7 @@ PLAIN = [
 
 
 @pytest.mark.parametrize("value", PLAIN, ids=lambda v: f"{type(v).__name__}-{str(v)[:12]!a}")
-async def test_plain_data_crosses(bridge: Bridge, value: Any) -> None:
+async def test_plain_data_crosses_unchanged(bridge: Bridge, value: Any) -> None:
     await bridge.push(x=value)
     back = await bridge.pull("x")
     assert type(back) is type(value)
@@ -112,7 +112,7 @@ ARRAYS = {
 
 
 @pytest.mark.parametrize("name", ARRAYS)
-async def test_numpy_crosses(bridge: Bridge, name: str) -> None:
+async def test_numpy_arrays_cross_unchanged(bridge: Bridge, name: str) -> None:
     array = ARRAYS[name]
     await bridge.push(x=array)
     back = await bridge.pull("x")
@@ -131,19 +131,19 @@ async def test_numpy_crosses(bridge: Bridge, name: str) -> None:
         assert back.fill_value == array.fill_value
     flags = "(x.flags.writeable, x.flags.f_contiguous)"
     if isinstance(array, np.ndarray) and (array.flags.c_contiguous or array.flags.f_contiguous):
-        there = await bridge.pull(flags)
-        assert there == (array.flags.writeable, array.flags.f_contiguous)
+        in_kernel = await bridge.pull(flags)
+        assert in_kernel == (array.flags.writeable, array.flags.f_contiguous)
 
 
-async def test_what_arrives_is_independent_of_what_was_sent(bridge: Bridge) -> None:
+async def test_what_arrives_shares_no_memory_with_what_was_sent(bridge: Bridge) -> None:
     array = np.zeros(300_000)
     await bridge.push(x=array, y=array)
     array[:] = 1
-    there, again = await bridge.pull("x", "x")
-    assert there.sum() == 0
-    there[:] = 2
+    pulled, again = await bridge.pull("x", "x")
+    assert pulled.sum() == 0
+    pulled[:] = 2
     assert (await bridge.pull("x.sum()")) == 0
-    assert again is there  # one pull is one pickle: what was one object is one object
+    assert again is pulled  # one pull is one pickle, so a shared object stays shared
     assert await bridge.pull("x is y")
 
 
@@ -178,27 +178,27 @@ FRAMES = {
 
 
 @pytest.mark.parametrize("name", FRAMES)
-async def test_pandas_crosses(bridge: Bridge, name: str) -> None:
+async def test_pandas_frames_cross_unchanged(bridge: Bridge, name: str) -> None:
     frame = FRAMES[name]
-    frame.attrs["source"] = "here"
+    frame.attrs["source"] = "client"
     await bridge.push(df=frame)
     back = await bridge.pull("df")
     pd.testing.assert_frame_equal(back, frame)
     assert back.attrs == frame.attrs
-    back.iloc[:, 0] = back.iloc[:, 0]  # it can be written to
+    back.iloc[:, 0] = back.iloc[:, 0]  # the frame is writable
     series = await bridge.pull("df.iloc[:, 0]")
     pd.testing.assert_series_equal(series, frame.iloc[:, 0])
 
 
 async def test_a_torch_tensor_crosses(bridge: Bridge) -> None:
-    torch = pytest.importorskip("torch", reason="torch is not a dependency; tested where it is")
+    torch = pytest.importorskip("torch", reason="torch is not installed")
     tensor = torch.arange(300_000.0).reshape(300, 1000)
     await bridge.push(x=tensor)
     assert torch.equal(await bridge.pull("x"), tensor)
 
 
 class Account:
-    """Has state, a property, a class attribute and a parent."""
+    """A class with state, a property, a class attribute and a subclass."""
 
     opened = 0
 
@@ -253,10 +253,10 @@ async def test_functions_cross(bridge: Bridge) -> None:
         closure=closure, generator=generator, coroutine=coroutine, factorial=factorial,
         double=lambda x: 2 * x, nested=lambda: (lambda: closure(1)),
     )  # fmt: skip
-    told = await bridge.pull(
+    values = await bridge.pull(
         "closure(2)", "list(generator(3))", "factorial(5)", "double(4)", "nested()()"
     )
-    assert told == (42, [0, 1, 2], 120, 8, 41)
+    assert values == (42, [0, 1, 2], 120, 8, 41)
     back = await bridge.pull("closure")
     assert back(2) == 42
     import asyncio
@@ -264,7 +264,7 @@ async def test_functions_cross(bridge: Bridge) -> None:
     assert await asyncio.gather((await bridge.pull("coroutine"))()) == [5]
 
 
-async def test_classes_cross_there_and_back_and_stay_themselves(bridge: Bridge) -> None:
+async def test_classes_cross_both_ways_and_keep_their_identity(bridge: Bridge) -> None:
     account = Savings("ann", 10)
     await bridge.push(account=account, Savings=Savings, point=Point(1.0), colour=Colour.BLUE)
     await bridge.run("account.add(100)")
@@ -281,7 +281,7 @@ async def test_classes_cross_there_and_back_and_stay_themselves(bridge: Bridge) 
     assert await bridge.pull("type(again) is type(account) is Savings")
 
 
-async def test_a_class_made_over_there_crosses(bridge: Bridge) -> None:
+async def test_a_class_defined_in_the_kernel_crosses(bridge: Bridge) -> None:
     await bridge.run("class Model:\n    def __init__(self, w): self.w = w\nmodel = Model([1, 2])")
     model = await bridge.pull("model")
     assert (type(model).__name__, model.w) == ("Model", [1, 2])
@@ -289,7 +289,7 @@ async def test_a_class_made_over_there_crosses(bridge: Bridge) -> None:
     assert await bridge.pull("type(same) is Model")
 
 
-async def test_shared_and_recursive_structures_stay_so(bridge: Bridge) -> None:
+async def test_shared_and_recursive_structures_keep_their_shape(bridge: Bridge) -> None:
     loop: list[Any] = [1]
     loop.append(loop)
     tree: dict[str, Any] = {"self": None, "pair": Pair(loop, loop)}
@@ -303,9 +303,9 @@ async def test_shared_and_recursive_structures_stay_so(bridge: Bridge) -> None:
 
 
 @pytest.fixture
-def near_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A module that exists only in this process's sys.path."""
-    (tmp_path / "only_near.py").write_text(
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Make a module that only this process can import."""
+    (tmp_path / "only_in_client.py").write_text(
         textwrap.dedent("""
         FACTOR = 3
         def triple(x):
@@ -315,37 +315,35 @@ def near_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
             def tripled(self): return triple(self.x)
         """)
     )
-    spec = importlib.util.spec_from_file_location("only_near", tmp_path / "only_near.py")
+    spec = importlib.util.spec_from_file_location("only_in_client", tmp_path / "only_in_client.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "only_near", module)
+    monkeypatch.setitem(sys.modules, "only_in_client", module)
     spec.loader.exec_module(module)
     return module
 
 
-async def test_a_module_of_ones_own_is_shipped_when_asked(
-    bridge: Bridge, near_module: ModuleType
-) -> None:
-    await bridge.push(box=near_module.Box(2), by_value=[near_module])
+async def test_by_value_sends_the_users_own_module(bridge: Bridge, own_module: ModuleType) -> None:
+    await bridge.push(box=own_module.Box(2), by_value=[own_module])
     assert await bridge.pull("box.tripled()") == 6
-    # For this push alone.
-    assert "only_near" not in cloudpickle.list_registry_pickle_by_value()
+    # The registration lasts only for this push.
+    assert "only_in_client" not in cloudpickle.list_registry_pickle_by_value()
 
 
 async def test_a_module_registered_by_the_user_stays_registered(
-    bridge: Bridge, near_module: ModuleType
+    bridge: Bridge, own_module: ModuleType
 ) -> None:
-    cloudpickle.register_pickle_by_value(near_module)
+    cloudpickle.register_pickle_by_value(own_module)
     try:
-        await bridge.push(box=near_module.Box(2), by_value=[near_module])
-        assert "only_near" in cloudpickle.list_registry_pickle_by_value()
+        await bridge.push(box=own_module.Box(2), by_value=[own_module])
+        assert "only_in_client" in cloudpickle.list_registry_pickle_by_value()
     finally:
-        cloudpickle.unregister_pickle_by_value(near_module)
+        cloudpickle.unregister_pickle_by_value(own_module)
 
 
-@pytest.mark.parametrize("pieces", [1, 2, 3.5])
-async def test_what_is_longer_than_one_message_crosses_in_pieces(
+@pytest.mark.parametrize("chunks", [1, 2, 3.5])
+async def test_an_object_longer_than_one_message_crosses_in_chunks(
     bridge: Bridge, chunks: float
 ) -> None:
     chunk = bridge._connection.remote.lane.chunk
@@ -354,12 +352,12 @@ async def test_what_is_longer_than_one_message_crosses_in_pieces(
     transfer = await bridge.push(array=array, small=small)
     assert transfer.bytes > array.nbytes
     assert await bridge.pull("int(array.sum())") == int(array.sum())
-    back, others = await bridge.pull("array", "small")
+    back, small_back = await bridge.pull("array", "small")
     assert np.array_equal(back, array)
-    assert all(np.array_equal(a, b) for a, b in zip(small, others, strict=True))
+    assert all(np.array_equal(a, b) for a, b in zip(small, small_back, strict=True))
 
 
-async def test_call_ships_a_function_and_brings_its_value(bridge: Bridge) -> None:
+async def test_call_runs_a_function_in_the_kernel_and_returns_its_value(bridge: Bridge) -> None:
     import os
 
     def work(a: int, *, b: Any) -> Any:
@@ -379,13 +377,13 @@ async def test_call_ships_a_function_and_brings_its_value(bridge: Bridge) -> Non
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
-async def test_a_ref_is_pushed_as_the_object_over_there(bridge: Bridge) -> None:
+async def test_a_pushed_ref_stands_for_the_kernels_object(bridge: Bridge) -> None:
     await bridge.push(data={"k": [1]})
     await bridge.push(alias=bridge.ref("data['k']"), pair=(1, bridge.ref("data")))
     assert await bridge.pull("alias is data['k'] and pair[1] is data")
 
 
-async def test_names_tell_types_and_sizes_without_running_a_users_code(bridge: Bridge) -> None:
+async def test_names_lists_types_and_sizes_without_running_user_code(bridge: Bridge) -> None:
     class Trap:
         def __repr__(self) -> str:
             raise RuntimeError("its repr was computed")
@@ -396,27 +394,27 @@ async def test_names_tell_types_and_sizes_without_running_a_users_code(bridge: B
     await bridge.push(
         a=np.zeros((3, 4)), df=FRAMES["mixed"], n=5, trap=Trap(), text="four", _private=1
     )
-    told = {name.name: name for name in await bridge.names()}
-    assert set(told) == {"a", "df", "n", "text", "trap"}
-    assert (told["a"].type, told["a"].shape, told["a"].bytes) == ("numpy.ndarray", (3, 4), 96)
-    assert (told["df"].type, told["df"].shape) == ("pandas.DataFrame", (3, 8))
-    assert told["df"].bytes is not None
-    assert (told["n"].type, told["n"].shape, told["n"].len) == ("int", None, None)
-    assert told["text"].len == 4
-    assert told["trap"].bytes is None
-    assert told["trap"].type.endswith("Trap")
+    listed = {name.name: name for name in await bridge.names()}
+    assert set(listed) == {"a", "df", "n", "text", "trap"}
+    assert (listed["a"].type, listed["a"].shape, listed["a"].bytes) == ("numpy.ndarray", (3, 4), 96)
+    assert (listed["df"].type, listed["df"].shape) == ("pandas.DataFrame", (3, 8))
+    assert listed["df"].bytes is not None
+    assert (listed["n"].type, listed["n"].shape, listed["n"].len) == ("int", None, None)
+    assert listed["text"].len == 4
+    assert listed["trap"].bytes is None
+    assert listed["trap"].type.endswith("Trap")
     assert [name.name for name in await bridge.names("d?")] == ["df"]
     assert [name.name for name in await bridge.names("_priv*")] == ["_private"]
 
 
-async def test_delete_and_exists(bridge: Bridge) -> None:
+async def test_deleted_names_do_not_exist(bridge: Bridge) -> None:
     await bridge.push(a=1, b=2, c=3)
     await bridge.delete("a", "b", "a")
     assert [await bridge.exists(name) for name in "abc"] == [False, False, True]
-    assert not await bridge.exists("len")  # a builtin is in no namespace
+    assert not await bridge.exists("len")  # builtins are not in the namespace
 
 
-async def test_operations_take_effect_in_the_order_they_were_called(bridge: Bridge) -> None:
+async def test_operations_take_effect_in_the_order_of_their_calls(bridge: Bridge) -> None:
     import asyncio
 
     chunk = bridge._connection.remote.lane.chunk

@@ -1,7 +1,7 @@
-"""The bar of ``progress=True`` where people see it: in a terminal, and in a notebook's cells.
+"""The bar of ``progress=True``, in a terminal and in the cells of a notebook.
 
-Rule: a real terminal and real kernels. A transfer takes long because the other kernel is busy
-until it is told that the bar was seen.
+Rule: a real terminal and real kernels. A transfer takes long because the kernel is busy until the
+test has seen the bar.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from nbclient import NotebookClient
 from bridgehead import Bridge
 from support.kit import until
 
-PATIENCE = 120  # s; nothing here measures speed
+PATIENCE = 120  # s; these tests do not measure speed
 VIEW = "application/vnd.jupyter.widget-view+json"
 STATE = "application/vnd.jupyter.widget-state+json"
 BUSY = """
@@ -32,8 +32,8 @@ __import__("os").remove("go")
 
 
 @pytest.fixture
-async def beside(tmp_path: Path) -> AsyncIterator[Bridge]:
-    """A kernel in a folder of its own, in which a file ``go`` ends the cell that is busy."""
+async def busy_kernel(tmp_path: Path) -> AsyncIterator[Bridge]:
+    """Start a kernel in its own folder; a file ``go`` there ends the cell ``BUSY``."""
     async with Bridge.launch(cwd=tmp_path) as bridge:
         yield bridge
 
@@ -58,10 +58,12 @@ with SyncBridge.attach(sys.argv[1]) as kernel:
 """
 
 
-async def test_a_terminal_shows_a_bar_of_what_takes_long(beside: Bridge, tmp_path: Path) -> None:
+async def test_a_terminal_shows_a_bar_for_a_long_transfer(
+    busy_kernel: Bridge, tmp_path: Path
+) -> None:
     process = pexpect.spawn(
         sys.executable,
-        ["-c", PUSH, str(beside.info.connection_file)],
+        ["-c", PUSH, str(busy_kernel.info.connection_file)],
         dimensions=(30, 100),
         env={**os.environ, "TERM": "xterm-256color"},
         encoding="utf-8",
@@ -70,8 +72,8 @@ async def test_a_terminal_shows_a_bar_of_what_takes_long(beside: Bridge, tmp_pat
     )
     try:
         await asyncio.to_thread(process.expect, "attached")
-        busy = asyncio.create_task(beside.run(BUSY))
-        await until(lambda: beside.state == "busy", PATIENCE)
+        busy = asyncio.create_task(busy_kernel.run(BUSY))
+        await until(lambda: busy_kernel.state == "busy", PATIENCE)
         process.sendline()
         await asyncio.to_thread(process.expect, r"push: [^\r]*3\.00M")
         assert not busy.done()
@@ -84,8 +86,8 @@ async def test_a_terminal_shows_a_bar_of_what_takes_long(beside: Bridge, tmp_pat
         assert process.before.endswith("\n")
         await asyncio.to_thread(process.expect, "missed")
 
-        busy = asyncio.create_task(beside.run(BUSY))
-        await until(lambda: beside.state == "busy", PATIENCE)
+        busy = asyncio.create_task(busy_kernel.run(BUSY))
+        await until(lambda: busy_kernel.state == "busy", PATIENCE)
         process.sendline()
         await asyncio.to_thread(process.expect, r"pull: 0\.00B")
         process.sendintr()
@@ -98,7 +100,7 @@ async def test_a_terminal_shows_a_bar_of_what_takes_long(beside: Bridge, tmp_pat
 
 # ---------------------------------------------------------------- a notebook
 
-# Each cell is held up for longer than a bar takes to be shown; who is held up ends it by itself.
+# Each transfer waits in the kernel for longer than it takes until the bar is shown.
 WAIT = "__import__('time').sleep(1)"
 FIRST = """
 from bridgehead import Bridge, SyncBridge
@@ -121,7 +123,7 @@ print([thread.name for thread in threading.enumerate() if "onitor" in type(threa
 
 
 async def run(*sources: str) -> Any:
-    """The notebook of these cells, as it is when all have run."""
+    """Run a notebook of these cells and return it."""
     cells = [nbformat.v4.new_code_cell(source) for source in sources]
     notebook = nbformat.v4.new_notebook(cells=cells)
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}
@@ -130,7 +132,7 @@ async def run(*sources: str) -> Any:
 
 
 def kinds(cell: Any) -> list[str]:
-    """What a cell shows: streams by their names, all else by MIME type, plain text aside."""
+    """List a cell's outputs: streams by name, others by MIME type without plain text."""
     shown = []
     for output in cell.outputs:
         if output.output_type == "stream":
@@ -141,7 +143,7 @@ def kinds(cell: Any) -> list[str]:
 
 
 def widgets(notebook: Any, cell: Any) -> list[dict[str, Any]]:
-    """The last known states of the bars that a cell shows, each with its texts."""
+    """Return the last known states of the bars in a cell, each with its texts."""
     models = notebook.metadata.widgets[STATE]["state"]
     found = []
     for output in cell.outputs:
@@ -168,20 +170,20 @@ async def test_a_notebook_shows_a_widget_in_the_cell_that_called() -> None:
         LAST,
     )
     cells = notebook.cells
-    for number, said, style in (
+    for number, text, style in (
         (1, "pull: ", "success"),
         (2, "pull: ", "success"),
         (3, "pull failed: ", "danger"),
     ):
         (bar,) = widgets(notebook, cells[number])
         assert bar["style"] == style, number
-        assert bar["texts"][0].replace("\u2007", " ").startswith(said), bar
+        assert bar["texts"][0].replace("\u2007", " ").startswith(text), bar
     assert "RemoteError" in cells[3].outputs[-1].text
-    assert cells[4].outputs[0].text == "[]\n"  # no thread that watches bars
+    assert cells[4].outputs[0].text == "[]\n"  # tqdm's monitor thread was not started
     assert not any("stderr" in kinds(cell) for cell in cells)
 
 
-async def test_the_bar_of_a_task_is_in_the_cell_that_made_it(live: Bridge) -> None:
+async def test_the_bar_of_a_task_is_shown_in_the_cell_that_made_the_task(live: Bridge) -> None:
     await live.run(FIRST)
     messages = live.messages()
     await live.run(
@@ -199,7 +201,7 @@ async def test_the_bar_of_a_task_is_in_the_cell_that_made_it(live: Bridge) -> No
                 if message.parent == cells[1]:
                     break
     if int(live.info.versions["ipykernel"].partition(".")[0]) >= 7:
-        assert shown == cells[:1]  # ipykernel 6 knows of one cell at a time, that which runs
+        assert shown == cells[:1]  # ipykernel 6 publishes only under the running cell
     assert len(shown) == 1
 
 

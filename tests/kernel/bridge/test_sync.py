@@ -1,4 +1,4 @@
-"""SyncBridge: in a plain script, inside a running event loop, in a notebook cell, as a mapping."""
+"""SyncBridge in a script, inside a running event loop, in a notebook cell, and as a mapping."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_a_watch_goes_on_after_an_error_and_ends_with_the_bridge() -> None:
     assert next(watch, None) is None
 
 
-def test_it_is_a_mutable_mapping_of_the_kernels_names(kernel: SyncBridge) -> None:
+def test_a_sync_bridge_is_a_mutable_mapping_of_the_kernels_names(kernel: SyncBridge) -> None:
     assert isinstance(kernel, MutableMapping)
     kernel["x"] = [1]
     kernel.update(y=2, z={"a": 3})
@@ -90,7 +90,7 @@ def test_it_is_a_mutable_mapping_of_the_kernels_names(kernel: SyncBridge) -> Non
     assert hash(kernel)
 
 
-def test_messages_are_a_plain_iterator(kernel: SyncBridge) -> None:
+def test_messages_returns_a_plain_iterator(kernel: SyncBridge) -> None:
     stream = kernel.messages()
     kernel.run("3+2")
     types = []
@@ -106,7 +106,7 @@ def test_messages_are_a_plain_iterator(kernel: SyncBridge) -> None:
         kernel.pull("x")
 
 
-async def test_it_works_inside_a_running_event_loop() -> None:
+async def test_a_sync_bridge_works_inside_a_running_event_loop() -> None:
     with SyncBridge.launch() as kernel:
         kernel["x"] = 4
         assert kernel["x"] == 4
@@ -114,7 +114,7 @@ async def test_it_works_inside_a_running_event_loop() -> None:
             assert await bridge.pull("x") == 4
 
 
-async def test_it_works_in_a_notebook_cell_and_hands_on_to_another_kernel() -> None:
+async def test_a_sync_bridge_works_in_a_notebook_cell() -> None:
     # A cell runs inside ipykernel's own event loop.
     async with Bridge.launch() as notebook:
         await notebook.run("from bridgehead import SyncBridge\nkernel = SyncBridge.launch()")
@@ -126,7 +126,7 @@ async def test_it_works_in_a_notebook_cell_and_hands_on_to_another_kernel() -> N
         assert not psutil.pid_exists(pid)
 
 
-def test_many_threads_share_one() -> None:
+def test_many_threads_share_one_sync_bridge() -> None:
     with SyncBridge.loopback() as kernel:
         results: dict[int, int] = {}
 
@@ -157,7 +157,7 @@ print(kernel.pull("data['a'] + local.x"), kernel.info.pid, flush=True)
 @pytest.mark.parametrize(
     "ending", ["", "raise SystemExit(3)", "kernel.close()", "import os; os._exit(0)"]
 )
-def test_a_plain_script_ends_its_kernel_however_it_ends(tmp_path: Path, ending: str) -> None:
+def test_the_kernel_of_a_script_ends_however_the_script_ends(tmp_path: Path, ending: str) -> None:
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(SCRIPT) + ending)
     done = subprocess.run(
@@ -167,16 +167,16 @@ def test_a_plain_script_ends_its_kernel_however_it_ends(tmp_path: Path, ending: 
     value, pid = done.stdout.split()
     assert value == "9"
     assert done.returncode == (3 if "SystemExit" in ending else 0)
-    assert _wait_gone(int(pid))
+    assert _ends(int(pid))
     runtime = Path(os.environ["JUPYTER_RUNTIME_DIR"])
-    if "os._exit" in ending:  # which nobody can clean up after
+    if "os._exit" in ending:  # no cleanup can run after it
         for left in runtime.iterdir():
             left.unlink()
     assert list(runtime.iterdir()) == []
 
 
-def _wait_gone(pid: int) -> bool:
-    """A kernel notices its parent's end by itself, within a second or so."""
+def _ends(pid: int) -> bool:
+    """Return whether a kernel ends; it notices the end of its parent within about a second."""
     try:
         psutil.Process(pid).wait(60)
     except psutil.NoSuchProcess:
@@ -186,21 +186,21 @@ def _wait_gone(pid: int) -> bool:
     return True
 
 
-def test_a_forgotten_bridge_ends_its_kernel() -> None:
+def test_a_garbage_collected_bridge_ends_its_kernel() -> None:
     import gc
 
     kernel = SyncBridge.launch()
     pid = kernel.info.pid
     del kernel
     gc.collect()
-    assert _wait_gone(pid)
+    assert _ends(pid)
 
 
-def test_what_is_shown_is_shown_in_the_thread_that_called() -> None:
+def test_callbacks_run_in_the_calling_thread() -> None:
     with SyncBridge.loopback(lane="inline") as kernel:
         threads: list[int] = []
 
-        def note(*told: object) -> None:
+        def note(*args: object) -> None:
             threads.append(threading.get_ident())
 
         kernel.run("print(1)", on_output=note)
@@ -212,8 +212,8 @@ def test_what_is_shown_is_shown_in_the_thread_that_called() -> None:
         assert set(threads) == {threading.get_ident()}
 
 
-def test_what_a_callable_raises_ends_the_wait() -> None:
-    def enough(*told: object) -> None:
+def test_an_exception_of_a_callback_ends_the_wait() -> None:
+    def enough(*args: object) -> None:
         raise LookupError("enough")
 
     with SyncBridge.loopback(lane="inline") as kernel:
@@ -221,12 +221,12 @@ def test_what_a_callable_raises_ends_the_wait() -> None:
             kernel.push(x=bytes(10**7), progress=enough)
         with pytest.raises(LookupError, match="enough"):
             kernel.run("print(1)", on_output=enough)
-        with pytest.raises(TypeError, match="progress is True or a callable"):
+        with pytest.raises(TypeError, match="progress must be True, False or a callable"):
             kernel.push(x=1, progress="yes")  # type: ignore[arg-type]
         assert kernel.pull("1 + 1") == 2
 
 
-def test_a_bridge_collected_in_its_own_thread_ends_its_kernel() -> None:
+def test_a_bridge_collected_in_the_loop_thread_ends_its_kernel() -> None:
     import gc
 
     kernel = SyncBridge.launch()
@@ -243,10 +243,10 @@ def test_a_bridge_collected_in_its_own_thread_ends_its_kernel() -> None:
         thread.wait(collect)
     finally:
         gc.enable()
-    assert _wait_gone(pid)
+    assert _ends(pid)
 
 
-def test_a_forked_child_ends_by_itself(tmp_path: Path) -> None:
+def test_a_forked_child_exits_without_closing_the_bridge(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent("""
@@ -267,13 +267,13 @@ def test_a_forked_child_ends_by_itself(tmp_path: Path) -> None:
     assert (done.stdout, done.stderr) == ("1\n", "")
 
 
-def test_an_interrupt_here_abandons_the_wait_and_loses_nothing(tmp_path: Path) -> None:
+def test_a_keyboard_interrupt_ends_the_wait_and_the_cell_goes_on(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent("""
         import os, signal, threading
         from bridgehead import SyncBridge
-        # What is started in the background of a script may have it ignored.
+        # A program that a script starts in the background may have SIGINT ignored.
         signal.signal(signal.SIGINT, signal.default_int_handler)
         with SyncBridge.launch() as kernel:
             kernel["x"] = 1
@@ -291,7 +291,7 @@ def test_an_interrupt_here_abandons_the_wait_and_loses_nothing(tmp_path: Path) -
     assert (done.stdout, done.stderr) == ("interrupted\n2\n", "")
 
 
-async def test_closing_within_a_loop_leaves_no_thread() -> None:
+async def test_closing_inside_an_event_loop_leaves_no_thread() -> None:
     before = set(threading.enumerate())
     for _ in range(3):
         kernel = await asyncio.to_thread(SyncBridge.launch)

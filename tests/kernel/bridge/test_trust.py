@@ -1,4 +1,4 @@
-"""Data only: a kernel that isn't trusted sends what it likes, and none of it runs here."""
+"""Trust in data only: whatever an untrusted kernel sends, none of it runs in this process."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import pytest
 
 from bridgehead import Bridge, BridgeError, RemoteError, SyncBridge, UntrustedPayload
 
-# What a hostile kernel does: whatever is asked for, the answer is a pickle that runs code.
+# A hostile kernel: every response to a request is a pickle that runs code.
 HOSTILE = """
 import os, pickle, sys
 
@@ -27,25 +27,25 @@ class Evil:
     def __reduce__(self):
         return os.system, ({command!r},)
 
-_loader = next(m for n, m in list(sys.modules.items()) if n.startswith("_bridgehead"))
-_loader.encode = lambda value, refs=None, limit=None: (
+_remote = next(m for n, m in list(sys.modules.items()) if n.startswith("_bridgehead"))
+_remote.encode = lambda value, refs=None, limit=None: (
     [memoryview(pickle.dumps((Evil(),)))], False
 )
-_loader.encode_light = lambda value: [memoryview(pickle.dumps((Evil(),)))]
-_loader.encode_data = lambda value, allow=(): [memoryview(pickle.dumps((Evil(),)))]
+_remote.encode_small = lambda value: [memoryview(pickle.dumps((Evil(),)))]
+_remote.encode_data = lambda value, allow=(): [memoryview(pickle.dumps((Evil(),)))]
 """
 
 
 @pytest.fixture(scope="module", params=["loopback", "live"])
-async def careful(request: pytest.FixtureRequest) -> AsyncIterator[Bridge]:
-    """A bridge that trusts data alone."""
+async def data_bridge(request: pytest.FixtureRequest) -> AsyncIterator[Bridge]:
+    """Open a bridge that trusts only data."""
     make = Bridge.loopback if request.param == "loopback" else Bridge.launch
     async with make(trust="data") as bridge:
         yield bridge
 
 
 @pytest.mark.parametrize("how", ["pull", "call", "watch", "an exception"])
-async def test_a_malicious_answer_is_not_opened(how: str, tmp_path: Path) -> None:
+async def test_a_malicious_response_is_not_opened(how: str, tmp_path: Path) -> None:
     proof = tmp_path / "it ran"
     async with Bridge.launch(trust="data") as bridge:
         await bridge.push(x=1, history=[])
@@ -53,7 +53,7 @@ async def test_a_malicious_answer_is_not_opened(how: str, tmp_path: Path) -> Non
         assert await anext(watch) == []
         assert await bridge.pull("x") == 1
         await bridge.run(HOSTILE.format(command=f"touch '{proof}'"))
-        if how == "an exception":  # its pickle comes along, and is left alone
+        if how == "an exception":  # its pickle comes along, and is not opened
             with pytest.raises(RemoteError, match="ZeroDivisionError") as caught:
                 await bridge.pull("1/0")
             assert caught.value.__cause__ is None
@@ -64,18 +64,18 @@ async def test_a_malicious_answer_is_not_opened(how: str, tmp_path: Path) -> Non
                 "watch": lambda: anext(watch),
             }
             await bridge.run("history.append(1)")
-            with pytest.raises(UntrustedPayload, match="posix.system") as told:
+            with pytest.raises(UntrustedPayload, match="posix.system") as caught:
                 await ask[how]()
-            assert told.value.type == "posix.system"
+            assert caught.value.type == "posix.system"
         assert not proof.exists()
-        # The bridge goes on, and so does who trusts that very kernel.
+        # The bridge still works, and a bridge that trusts this kernel does run the code.
         assert await bridge.exists("x")
         async with Bridge.attach(bridge.info.connection_file) as trusting:
             await trusting.pull("x")
         assert proof.exists()
 
 
-async def test_data_crosses(careful: Bridge) -> None:
+async def test_data_crosses_with_trust_data(data_bridge: Bridge) -> None:
     frame = pd.DataFrame(
         {
             "n": [1, 2, 3],
@@ -92,13 +92,13 @@ async def test_data_crosses(careful: Bridge) -> None:
         "frame": frame,
     }
     for trust in ("pickle", "data"):
-        await careful.push(values, trust=trust)
-        nested, when, price, array, back = await careful.pull(*values)
+        await data_bridge.push(values, trust=trust)
+        nested, when, price, array, back = await data_bridge.pull(*values)
         assert (nested, when, price) == (values["nested"], values["when"], values["price"])
         np.testing.assert_array_equal(array, values["array"])
         assert array.flags.writeable
         pd.testing.assert_frame_equal(back, frame)
-    assert careful.info.trust == "data"
+    assert data_bridge.info.trust == "data"
 
 
 @dataclass
@@ -107,32 +107,32 @@ class Point:
     y: int
 
 
-async def test_what_is_more_than_data_is_told_and_where_it_is(careful: Bridge) -> None:
-    here = [sys.modules[__name__]]
-    await careful.push(p=Point(1, 2), deep={"model": [Point(1, 2)]}, x=1, by_value=here)
+async def test_untrusted_payload_names_the_part_that_is_not_data(data_bridge: Bridge) -> None:
+    this_module = [sys.modules[__name__]]
+    await data_bridge.push(p=Point(1, 2), deep={"model": [Point(1, 2)]}, x=1, by_value=this_module)
     with pytest.raises(UntrustedPayload, match=r"^p is .*Point, which is not data") as caught:
-        await careful.pull("p")
+        await data_bridge.pull("p")
     assert caught.value.type.endswith("Point")
     with pytest.raises(UntrustedPayload, match=r"deep\['model'\]\[0\] is .*Point"):
-        await careful.pull("x", "deep")
+        await data_bridge.pull("x", "deep")
     with pytest.raises(UntrustedPayload, match="function"):
-        await careful.pull("lambda: 1")
-    assert await careful.pull("p", trust="pickle") == Point(1, 2)
-    assert await careful.pull("p.x") == 1
+        await data_bridge.pull("lambda: 1")
+    assert await data_bridge.pull("p", trust="pickle") == Point(1, 2)
+    assert await data_bridge.pull("p.x") == 1
 
 
-async def test_a_kernel_opens_data_alone_where_that_is_wanted(careful: Bridge) -> None:
-    await careful.push(x=1)
-    refused = {"bad_p": Point(1, 2), "bad_q": [print], "bad_r": careful.ref("x")}
+async def test_a_kernel_opens_only_data_if_the_push_asks_for_it(data_bridge: Bridge) -> None:
+    await data_bridge.push(x=1)
+    refused = {"bad_p": Point(1, 2), "bad_q": [print], "bad_r": data_bridge.ref("x")}
     for name, value in refused.items():
         with pytest.raises(UntrustedPayload, match=f"^{name}.* is .*, which is not data"):
-            await careful.push({name: value, "x": 2}, trust="data")
-    assert await careful.pull("x") == 1
-    # What a client sends that doesn't ask itself is refused by the loader.
+            await data_bridge.push({name: value, "x": 2}, trust="data")
+    assert await data_bridge.pull("x") == 1
+    # The remote part refuses it too, from a client that does not check by itself.
     frames = [b"cposix\nsystem\n(S'true'\ntR."]
     with pytest.raises(BridgeError, match=r"posix\.system"):
-        await _bind(careful, frames)
-    assert await careful.names("[bz]*") == []
+        await _bind(data_bridge, frames)
+    assert await data_bridge.names("[bz]*") == []
 
 
 async def _bind(bridge: Bridge, frames: list[bytes]) -> None:
@@ -161,7 +161,7 @@ async def test_classes_may_be_allowed_by_name() -> None:
 
 
 @pytest.mark.parametrize(
-    ("trust", "allow", "error", "told"),
+    ("trust", "allow", "error", "message"),
     [
         ("everything", (), ValueError, "trust is 'pickle' or 'data'"),
         ("data", "Point", TypeError, "allow= takes a list"),
@@ -171,14 +171,16 @@ async def test_classes_may_be_allowed_by_name() -> None:
         ("data", ["os.path.join"], TypeError, "allow= takes classes"),
     ],
 )
-async def test_bad_arguments_are_told_before_anything_is_opened(
-    trust: Any, allow: Any, error: type[Exception], told: str
+async def test_bad_arguments_raise_before_anything_is_opened(
+    trust: Any, allow: Any, error: type[Exception], message: str
 ) -> None:
-    with pytest.raises(error, match=told):
+    with pytest.raises(error, match=message):
         Bridge.launch("no such kernel", trust=trust, allow=allow)
 
 
-async def test_a_kernel_of_ones_own_is_trusted_and_another_users_is_not(tmp_path: Path) -> None:
+async def test_a_kernel_of_this_user_is_trusted_and_one_of_another_user_is_not(
+    tmp_path: Path,
+) -> None:
     if os.getuid() != 0:
         pytest.skip("only root can give a file away")
     async with Bridge.launch() as bridge:
@@ -193,7 +195,7 @@ async def test_a_kernel_of_ones_own_is_trusted_and_another_users_is_not(tmp_path
             assert theirs.info.trust == "data"
 
 
-async def test_the_codec_is_shipped_once_and_again_after_a_restart() -> None:
+async def test_the_data_codec_is_loaded_once_and_again_after_a_restart() -> None:
     async with Bridge.launch(trust="data") as bridge:
         await asyncio.gather(*(bridge.push({f"x{i}": i}, trust="data") for i in range(20)))
         assert await asyncio.gather(*(bridge.pull(f"x{i}") for i in range(20))) == list(range(20))
@@ -202,7 +204,7 @@ async def test_the_codec_is_shipped_once_and_again_after_a_restart() -> None:
         assert await bridge.pull("x") == 5
 
 
-def test_the_blocking_face_trusts_as_little() -> None:
+def test_a_sync_bridge_with_trust_data_refuses_more_than_data() -> None:
     with SyncBridge.loopback(trust="data") as bridge:
         bridge["x"] = [1, 2]
         assert bridge["x"] == [1, 2]

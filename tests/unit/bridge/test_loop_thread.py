@@ -1,6 +1,6 @@
-"""The event-loop thread that all SyncBridges share: when it ends, and what it survives.
+"""The event-loop thread that all SyncBridges share.
 
-Rule: loopbacks. What a SyncBridge does with a kernel is ``live/test_sync.py``'s.
+Rule: loopbacks only. ``kernel/bridge/test_sync.py`` tests a SyncBridge with a kernel.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PATIENCE = 60
 
 @pytest.fixture(autouse=True)
 def _no_other_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The shared thread begins and ends here, whatever bridges other tests keep open."""
+    """Give each test its own shared thread, and check that the thread ends with the test."""
     before = set(threading.enumerate())
     monkeypatch.setattr(loop_thread, "_shared", None)
     yield
@@ -47,10 +47,10 @@ def run_script(tmp_path: Path, text: str) -> str:
     return done.stdout
 
 
-# ---------------------------------------------------------------- its life
+# ---------------------------------------------------------------- start and end
 
 
-def test_all_bridges_share_it_and_the_last_one_ends_it() -> None:
+def test_all_bridges_share_one_thread_which_ends_with_the_last_of_them() -> None:
     with SyncBridge.loopback() as one:
         with SyncBridge.loopback() as other:
             assert one._thread is other._thread
@@ -61,15 +61,15 @@ def test_all_bridges_share_it_and_the_last_one_ends_it() -> None:
         assert next_one._thread is not one._thread
 
 
-def test_an_opening_that_fails_ends_it() -> None:
+def test_a_failed_opening_ends_the_thread() -> None:
     before = set(threading.enumerate())
     with pytest.raises(KernelNotFound):
         SyncBridge.attach("no-such-kernel-file.json")
     assert set(threading.enumerate()) <= before
 
 
-def test_bridges_come_and_go_in_many_threads() -> None:
-    """The last one may close while another one opens."""
+def test_many_threads_open_and_close_bridges_at_once() -> None:
+    """The last bridge may close while another one opens."""
     failures: list[BaseException] = []
 
     def work() -> None:
@@ -90,7 +90,7 @@ def test_bridges_come_and_go_in_many_threads() -> None:
     assert not any(thread.is_alive() for thread in threads)
 
 
-def test_what_waits_in_other_threads_ends_when_the_last_bridge_is_closed() -> None:
+def test_calls_of_other_threads_end_when_the_last_bridge_is_closed() -> None:
     kernel = SyncBridge.loopback()
     messages = kernel.messages()
     outcomes: list[Any] = []
@@ -116,8 +116,8 @@ def test_what_waits_in_other_threads_ends_when_the_last_bridge_is_closed() -> No
     assert next(messages, None) is None
 
 
-def test_a_call_that_the_loop_does_not_begin_ends() -> None:
-    """It came between the end of the loop and the end of its thread."""
+def test_a_call_that_the_loop_never_begins_raises_loop_ended() -> None:
+    """The call came between the end of the loop and the end of its thread."""
     kernel = SyncBridge.loopback()
     thread = kernel._thread
     kernel.close()
@@ -130,7 +130,7 @@ def test_a_call_that_the_loop_does_not_begin_ends() -> None:
         late.result()
 
 
-def test_a_bridge_that_the_garbage_collector_finds_in_the_loop_ends_the_thread() -> None:
+def test_a_bridge_collected_in_the_loop_thread_is_closed_and_ends_the_thread() -> None:
     kernel = SyncBridge.loopback()
     thread = kernel._thread
     cycle: list[object] = [kernel]
@@ -149,8 +149,8 @@ def test_a_bridge_that_the_garbage_collector_finds_in_the_loop_ends_the_thread()
     assert not thread._thread.is_alive()
 
 
-def test_a_bridge_that_the_garbage_collector_finds_in_a_worker_ends_the_thread() -> None:
-    """The loop waits for its workers, so none of them may wait for the loop's thread."""
+def test_a_bridge_collected_in_a_worker_thread_is_closed_and_ends_the_thread() -> None:
+    """The loop waits for its workers, so no worker may wait for the loop's thread."""
     kernel = SyncBridge.loopback()
     thread = kernel._thread
     holder = [kernel]
@@ -161,10 +161,10 @@ def test_a_bridge_that_the_garbage_collector_finds_in_a_worker_ends_the_thread()
     assert not thread._thread.is_alive()
 
 
-# ---------------------------------------------------------------- what it survives
+# ---------------------------------------------------------------- errors and blocking code
 
 
-def test_a_call_from_the_loop_itself_is_refused() -> None:
+def test_a_call_in_the_loop_thread_raises_runtime_error() -> None:
     with SyncBridge.loopback() as kernel, SyncBridge.loopback() as other:
 
         async def inside() -> None:
@@ -177,16 +177,18 @@ def test_a_call_from_the_loop_itself_is_refused() -> None:
 
 
 @pytest.mark.parametrize("raised", [SystemExit, KeyboardInterrupt, GeneratorExit])
-def test_what_ends_an_event_loop_does_not_end_it(raised: type[BaseException]) -> None:
+def test_the_loop_goes_on_after_an_exception_that_ends_event_loops(
+    raised: type[BaseException],
+) -> None:
     async def raising() -> None:
-        raise raised("by code of the user's")
+        raise raised("by user code")
 
     async def spawning() -> None:
         spawned.append(asyncio.create_task(raising()))
 
     spawned: list[asyncio.Task[None]] = []
     with SyncBridge.loopback() as kernel, SyncBridge.loopback() as other:
-        with pytest.raises(raised, match="by code of the user's"):
+        with pytest.raises(raised, match="by user code"):
             kernel._thread.wait(raising)
         kernel._thread.wait(spawning)
         other["x"] = 1
@@ -194,7 +196,7 @@ def test_what_ends_an_event_loop_does_not_end_it(raised: type[BaseException]) ->
         assert isinstance(spawned[0].exception(), raised)
 
 
-def test_a_callback_that_blocks_delays_no_other_bridge() -> None:
+def test_a_blocking_callback_does_not_delay_other_bridges() -> None:
     entered, leave = threading.Event(), threading.Event()
 
     def block(*_: object) -> None:
@@ -219,8 +221,8 @@ def test_a_callback_that_blocks_delays_no_other_bridge() -> None:
             assert not thread.is_alive()
 
 
-def test_pickling_that_blocks_delays_no_other_bridge() -> None:
-    """More of it than asyncio has threads for."""
+def test_blocking_pickling_does_not_delay_other_bridges() -> None:
+    """More bridges pickle at once than asyncio has worker threads by default."""
     leave = threading.Event()
 
     class Slow:
@@ -249,7 +251,7 @@ def test_pickling_that_blocks_delays_no_other_bridge() -> None:
     assert not any(thread.is_alive() for thread in threads)
 
 
-def test_an_interrupt_ends_one_call_and_no_other(tmp_path: Path) -> None:
+def test_a_keyboard_interrupt_ends_only_the_call_of_its_thread(tmp_path: Path) -> None:
     shown = run_script(
         tmp_path,
         """
@@ -274,8 +276,8 @@ def test_an_interrupt_ends_one_call_and_no_other(tmp_path: Path) -> None:
     assert shown == "interrupted\n[42] 2\n[]\n"
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-def test_a_forked_child_has_a_thread_of_its_own(tmp_path: Path) -> None:
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+def test_a_forked_child_starts_its_own_thread(tmp_path: Path) -> None:
     shown = run_script(
         tmp_path,
         """
@@ -302,11 +304,11 @@ def test_a_forked_child_has_a_thread_of_its_own(tmp_path: Path) -> None:
     assert shown == "this bridge was opened before a fork; open another one here\n2\n1\n"
 
 
-# ---------------------------------------------------------------- what one loop makes possible
+# ---------------------------------------------------------------- order across bridges
 
 
-def test_a_handoff_has_its_place_in_the_target_when_it_is_called() -> None:
-    """A push to the target that is called later comes later, however long the source takes."""
+def test_a_handoff_takes_its_turn_in_the_target_when_it_is_called() -> None:
+    """A later push to the target takes effect later, even if the source takes long."""
     with SyncBridge.loopback() as source, SyncBridge.loopback() as target:
         source["x"] = "handed off"
         source.run("import time")

@@ -1,6 +1,6 @@
-"""Progress that is shown, and the thread in which an object is pickled.
+"""The progress of a transfer, and the thread in which an object is pickled.
 
-Rule: the bar is tqdm's own, and what it draws is read off the stream that it draws on.
+Rule: the bar is tqdm's own; the tests read what it draws from the stream that it draws on.
 """
 
 from __future__ import annotations
@@ -29,55 +29,54 @@ from bridgehead._protocol import payload as _payload
 
 INIT = tqdm.auto.tqdm.__init__
 
-# ---------------------------------------------------------------- who is told
+# ---------------------------------------------------------------- reports
 
 
-def test_a_callable_is_called_itself() -> None:
-    told: list[tuple[int, int]] = []
-
-    def report(done: int, total: int) -> None:
-        told.append((done, total))
+def test_a_callable_is_called_directly() -> None:
+    def report(done: int, total: int) -> None: ...
 
     with reporting(report, "push") as given:
         assert given is report
 
 
-def test_nobody_is_told_by_default() -> None:
+def test_without_progress_reports_are_ignored() -> None:
     with reporting(False, "push") as report:
         assert report(1, 2) is None
 
 
 @pytest.mark.parametrize("odd", [None, 1, "yes", [], 0.5])
-async def test_what_is_neither_a_bool_nor_callable_is_refused(loopback: Bridge, odd: Any) -> None:
-    with pytest.raises(TypeError, match="progress is True or a callable"):
+async def test_progress_that_is_neither_a_bool_nor_callable_raises_type_error(
+    loopback: Bridge, odd: Any
+) -> None:
+    with pytest.raises(TypeError, match="progress must be True, False or a callable"):
         await loopback.push(x=1, progress=odd)
-    with pytest.raises(TypeError, match="progress is True or a callable"):
+    with pytest.raises(TypeError, match="progress must be True, False or a callable"):
         await loopback.pull("x", progress=odd)
     assert not await loopback.exists("x")
 
 
-async def test_a_transfer_in_pieces_tells_each_of_them_and_the_end() -> None:
+async def test_a_transfer_in_chunks_reports_each_chunk_and_the_end() -> None:
     async with Bridge.loopback(lane="inline") as bridge:
         data = b"x" * (3 * InlineLane.chunk + 5)
         for sent in (True, False):
-            told: list[tuple[int, int]] = []
+            reports: list[tuple[int, int]] = []
 
-            def report(done: int, total: int, told: Any = told) -> None:
-                told.append((done, total))
+            def report(done: int, total: int, reports: Any = reports) -> None:
+                reports.append((done, total))
 
             if sent:
                 assert (await bridge.push(x=data, progress=report)).bytes > len(data)
             else:
                 assert await bridge.pull("x", progress=report) == data
-            size = told[-1][1]
+            size = reports[-1][1]
             assert size > len(data)
-            assert [total for _, total in told] == [size] * len(told)
-            assert [done for done, _ in told] == sorted(done for done, _ in told)
-            assert len(told) > 3
-            assert told[-1] == (size, size)
+            assert [total for _, total in reports] == [size] * len(reports)
+            assert [done for done, _ in reports] == sorted(done for done, _ in reports)
+            assert len(reports) > 3
+            assert reports[-1] == (size, size)
 
 
-async def test_what_the_callable_raises_ends_the_transfer_and_nothing_is_bound() -> None:
+async def test_an_exception_of_the_callable_ends_the_transfer_and_binds_nothing() -> None:
     async with Bridge.loopback(lane="inline") as bridge:
         data = b"x" * (3 * InlineLane.chunk)
 
@@ -100,22 +99,22 @@ Drawn = pytest.CaptureFixture[str]  # tqdm draws on the standard error
 
 
 def last_line(text: str) -> str:
-    """What is seen at the end of what was drawn over and over."""
+    """Return the line that is visible after all drawings, each of which overwrites the last."""
     return text.strip().rpartition("\r")[2]
 
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bar is shown however short the transfer is."""
+    """Show the bar at once, even for a short transfer."""
     monkeypatch.setattr(_progress, "SHOWN_AFTER", 0)
 
 
 @pytest.mark.usefixtures("at_once")
-def test_true_draws_a_bar_of_bytes(capsys: Drawn) -> None:
+def test_true_draws_a_bar_of_bytes_and_speed(capsys: Drawn) -> None:
     with drawing(True, "push") as (report, draw):
         assert draw is not None
         assert capsys.readouterr().err == ""
-        draw()  # nobody knows yet how much it is
+        draw()  # the total is not known yet
         assert last_line(capsys.readouterr().err).startswith("push: 0.00B")
         report(1_000_000, 4_000_000)
         draw()
@@ -128,7 +127,7 @@ def test_true_draws_a_bar_of_bytes(capsys: Drawn) -> None:
 
 
 @pytest.mark.usefixtures("at_once")
-def test_the_bar_ends_where_the_transfer_ended(capsys: Drawn) -> None:
+def test_the_bar_of_a_failed_transfer_stays_where_it_failed(capsys: Drawn) -> None:
     with pytest.raises(LookupError), drawing(True, "pull") as (report, _):
         report(1_000_000, 4_000_000)
         raise LookupError
@@ -148,7 +147,7 @@ def test_a_short_transfer_draws_nothing(capsys: Drawn, monkeypatch: pytest.Monke
 
 
 @pytest.mark.usefixtures("at_once")
-async def test_tqdm_that_was_switched_off_draws_nothing(
+async def test_disabled_tqdm_draws_nothing(
     loopback: Bridge, capsys: Drawn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tqdm.auto.tqdm, "__init__", functools.partialmethod(INIT, disable=True))
@@ -189,7 +188,7 @@ async def test_a_bar_is_drawn_while_nothing_arrives(
 
 
 @pytest.mark.usefixtures("at_once")
-async def test_a_cancelled_bar_says_so_and_is_not_drawn_again(
+async def test_the_bar_of_a_cancelled_pull_says_cancelled_and_is_not_drawn_again(
     loopback: Bridge, capsys: Drawn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def forever(*args: Any, **options: Any) -> Any:
@@ -212,13 +211,13 @@ async def test_a_cancelled_bar_says_so_and_is_not_drawn_again(
 
 
 @pytest.mark.usefixtures("at_once")
-def test_bars_beneath_each_other_leave_a_line_each(capsys: Drawn) -> None:
+def test_several_bars_leave_one_line_each(capsys: Drawn) -> None:
     bars = [_progress.Bar(operation) for operation in ("push", "pull", "handoff")]
     for bar in bars:
-        bar.tell(1, 4)
+        bar.update(1, 4)
         bar.draw()
     for number in (1, 0, 2):
-        bars[number].tell(4, 4)
+        bars[number].update(4, 4)
         bars[number].close()
         for bar in bars:
             bar.draw()
@@ -234,7 +233,7 @@ def test_bars_beneath_each_other_leave_a_line_each(capsys: Drawn) -> None:
 
 
 @pytest.mark.usefixtures("at_once")
-def test_a_blocking_call_draws_in_its_own_thread_and_leaves_none(
+def test_a_blocking_call_draws_in_the_calling_thread_and_leaves_no_thread(
     capsys: Drawn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawers: set[threading.Thread] = set()
@@ -258,33 +257,33 @@ def test_a_blocking_call_draws_in_its_own_thread_and_leaves_none(
     assert set(threading.enumerate()) <= before
 
 
-async def test_a_bar_without_tqdm_says_what_to_install_and_nothing_is_sent(
+async def test_a_bar_without_tqdm_raises_import_error_and_nothing_is_sent(
     loopback: Bridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "tqdm.auto", None)
     with pytest.raises(ImportError, match="pip install tqdm, or pass a callable"):
         await loopback.push(x=1, progress=True)
     assert not await loopback.exists("x")
-    told: list[int] = []
-    await loopback.push(x=1, progress=lambda done, total: told.append(done))
-    assert told
+    reports: list[int] = []
+    await loopback.push(x=1, progress=lambda done, total: reports.append(done))
+    assert reports
 
 
 # ---------------------------------------------------------------- which thread pickles
 
 
-class Tells:
-    """Notes in which threads code of its own runs while it is pickled."""
+class NotesThreads:
+    """Notes in which threads its code runs while it is pickled."""
 
     def __init__(self) -> None:
         self.threads: list[threading.Thread] = []
 
     def __reduce__(self) -> Any:
         self.threads.append(threading.current_thread())
-        return str, ("told",)
+        return str, ("pickled",)
 
 
-class TellsState:
+class NotesThreadsOfState:
     def __init__(self) -> None:
         self.threads: list[threading.Thread] = []
 
@@ -314,7 +313,7 @@ class Array(np.ndarray):
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         self.threads.append(threading.current_thread())
-        return str, ("told",)
+        return str, ("pickled",)
 
 
 def objects(item: Any) -> Any:
@@ -343,25 +342,25 @@ def subclass(kind: type, *args: Any) -> Any:
     return item
 
 
-TELLING = {
-    "__reduce__": Tells,
-    "__getstate__": TellsState,
+KINDS = {
+    "__reduce__": NotesThreads,
+    "__getstate__": NotesThreadsOfState,
     "an int's": lambda: subclass(Ints, 7),
     "a list's": lambda: subclass(Items),
     "an array's": lambda: np.zeros(3).view(Array),
 }
 
 
-@pytest.mark.parametrize("make", TELLING.values(), ids=TELLING.keys())
+@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS.keys())
 @pytest.mark.parametrize("place", PLACES.values(), ids=PLACES.keys())
-async def test_code_of_the_users_pickles_in_a_thread(
+async def test_objects_that_run_user_code_pickle_in_a_thread(
     loopback: Bridge, make: Any, place: Any
 ) -> None:
     item = make()
     item.threads = []
     try:
         value = place(item)
-    except TypeError:  # what has no hash is no key and in no set
+    except TypeError:  # without a hash it can be neither a key nor in a set
         assert item.__hash__ is None
         value = item
     assert not _payload.PayloadSource({"x": value}, {}).is_small()
@@ -370,14 +369,14 @@ async def test_code_of_the_users_pickles_in_a_thread(
     assert threading.current_thread() not in item.threads
 
 
-LIGHT: dict[str, Any] = {
+SMALL: dict[str, Any] = {
     "scalars": [None, True, 1, 2.5, 1j, 10**40],
     "texts": ["a" * 1000, b"b", bytearray(5)],
     "containers": {"a": [(1, 2), {3}, frozenset({4}), {"b": {}}]},
     "an array": np.arange(1000.0),
     "many": list(range(900)),
 }
-HEAVY: dict[str, Any] = {
+LARGE: dict[str, Any] = {
     "a long text": "a" * (3 << 20),
     "a large array": np.zeros(3 << 18),
     "very many": list(range(3000)),
@@ -388,11 +387,11 @@ HEAVY: dict[str, Any] = {
 }
 knot: list[Any] = []
 knot.append(knot)
-HEAVY["an endless one"] = knot
+LARGE["a list in itself"] = knot
 
 
-class Threads:
-    """Notes in which threads objects are pickled."""
+class PackingThreads:
+    """Notes in which threads ``PayloadSource.pack`` runs."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen: list[threading.Thread] = []
@@ -405,30 +404,30 @@ class Threads:
         monkeypatch.setattr(_payload.PayloadSource, "pack", noted)
 
 
-@pytest.mark.parametrize("value", LIGHT.values(), ids=LIGHT.keys())
-async def test_few_plain_values_pickle_at_once(
+@pytest.mark.parametrize("value", SMALL.values(), ids=SMALL.keys())
+async def test_a_few_plain_values_pickle_in_the_event_loop(
     loopback: Bridge, value: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert _payload.PayloadSource({"x": value}, {}).is_small()
-    threads = Threads(monkeypatch)
+    threads = PackingThreads(monkeypatch)
     await loopback.push(x=value, array=np.zeros(1))
     assert set(threads.seen) == {threading.current_thread()}
 
 
-@pytest.mark.parametrize("value", HEAVY.values(), ids=HEAVY.keys())
-async def test_what_may_take_long_pickles_in_a_thread(
+@pytest.mark.parametrize("value", LARGE.values(), ids=LARGE.keys())
+async def test_objects_that_may_take_long_pickle_in_a_thread(
     loopback: Bridge, value: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert not _payload.PayloadSource({"x": value}, {}).is_small()
-    threads = Threads(monkeypatch)
+    threads = PackingThreads(monkeypatch)
     await loopback.push(x=value, array=np.zeros(1))
     assert threads.seen
     assert threading.current_thread() not in threads.seen
 
 
 @pytest.fixture
-def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
-    """A module of the user's."""
+def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
+    """Make a module that only this process can import."""
     (tmp_path / "mine_alone.py").write_text("def seven():\n    return 7\n")
     monkeypatch.syspath_prepend(tmp_path)
     import mine_alone
@@ -437,18 +436,18 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[types.Modu
     del sys.modules["mine_alone"]
 
 
-async def test_a_module_that_is_shipped_pickles_in_a_thread(
-    loopback: Bridge, mine: types.ModuleType, monkeypatch: pytest.MonkeyPatch
+async def test_a_push_with_by_value_pickles_in_a_thread(
+    loopback: Bridge, own_module: types.ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not _payload.PayloadSource({"x": 1}, {}, by_value=[mine]).is_small()
-    threads = Threads(monkeypatch)
-    await loopback.push(seven=mine.seven, by_value=[mine])
+    assert not _payload.PayloadSource({"x": 1}, {}, by_value=[own_module]).is_small()
+    threads = PackingThreads(monkeypatch)
+    await loopback.push(seven=own_module.seven, by_value=[own_module])
     assert threading.current_thread() not in threads.seen
     assert await loopback.pull("seven()") == 7
 
 
-async def test_while_another_thread_ships_a_module_nothing_waits_for_it_in_the_event_loop(
-    loopback: Bridge, mine: types.ModuleType
+async def test_a_small_push_does_not_wait_for_a_thread_that_pickles_a_module_by_value(
+    loopback: Bridge, own_module: types.ModuleType
 ) -> None:
     begun, end = threading.Event(), threading.Event()
 
@@ -459,7 +458,7 @@ async def test_while_another_thread_ships_a_module_nothing_waits_for_it_in_the_e
             return str, ()
 
     def ship() -> None:
-        _payload.encode(Waits(), {}, by_value=[mine])
+        _payload.encode(Waits(), {}, by_value=[own_module])
 
     thread = threading.Thread(target=ship)
     thread.start()
@@ -472,7 +471,7 @@ async def test_while_another_thread_ships_a_module_nothing_waits_for_it_in_the_e
         thread.join()
 
 
-def test_who_ships_a_module_waits_for_those_who_do_not(mine: types.ModuleType) -> None:
+def test_pickling_by_value_waits_for_pickling_without_it(own_module: types.ModuleType) -> None:
     begun, end = threading.Event(), threading.Event()
     shipped: list[bool] = []
 
@@ -485,7 +484,7 @@ def test_who_ships_a_module_waits_for_those_who_do_not(mine: types.ModuleType) -
 
     threads = [
         threading.Thread(target=_payload.encode, args=(Waits(), {})),
-        threading.Thread(target=_payload.encode, args=(1, {}), kwargs={"by_value": [mine]}),
+        threading.Thread(target=_payload.encode, args=(1, {}), kwargs={"by_value": [own_module]}),
         threading.Thread(target=_payload.encode, args=(1, {})),
     ]
     threads[0].start()

@@ -1,7 +1,7 @@
-"""What help(), Tab and inspect see of SyncBridge's operations: Bridge's signatures and texts.
+"""The signatures and docstrings of SyncBridge, as help(), Tab and inspect see them.
 
-Rule: no kernel. What type checkers see is in ``typing/api.py``; the examples are run by
-``test_docstrings.py``.
+Rule: no kernel. ``typing/api.py`` tests what type checkers see, and
+``unit/test_public_docstrings.py`` runs the examples.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ OPERATIONS = (
     *("push", "pull", "names", "delete", "exists", "handoff", "ref", "call"),
     *("run", "watch", "messages", "interrupt", "restart"),
 )
-# The types that differ: a SyncBridge instead of a Bridge, an iterator instead of an async one.
+# The types that differ: a SyncBridge instead of a Bridge, a plain iterator instead of an async one.
 TYPES = {
     "Opening[B]": "SyncBridge",
     "Bridge": "SyncBridge",
@@ -36,14 +36,14 @@ TYPES = {
 }
 
 
-def test_every_operation_is_there() -> None:
+def test_every_operation_of_bridge_exists() -> None:
     public = {name for name in dir(Bridge) if not name.startswith("_")}
     assert public - {"aclose", "state", "info"} == {*OPENING, *OPERATIONS}
     assert public - {"aclose"} <= set(dir(SyncBridge))
 
 
 @pytest.mark.parametrize("name", [*OPENING, *OPERATIONS])
-def test_its_signature_is_the_one_of_bridge(name: str) -> None:
+def test_each_signature_equals_that_of_bridge(name: str) -> None:
     theirs = inspect.signature(getattr(Bridge, name))
     parameters = [
         one.replace(annotation=TYPES.get(one.annotation, one.annotation))
@@ -55,8 +55,8 @@ def test_its_signature_is_the_one_of_bridge(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [*OPENING, *OPERATIONS, "state", "info"])
-def test_its_docstring_is_whole(name: str) -> None:
-    """Every line of Bridge's but the examples, which must not await."""
+def test_each_docstring_has_every_line_of_bridges(name: str) -> None:
+    """The examples differ: they must not await."""
     text = inspect.getdoc(getattr(SyncBridge, name))
     assert text is not None
     theirs = inspect.getdoc(getattr(Bridge, name)) or ""
@@ -68,12 +68,12 @@ def test_its_docstring_is_whole(name: str) -> None:
 
 
 def plain(text: str) -> set[str]:
-    """The lines, without what stands in literals."""
+    """Return the lines, without the text of literals."""
     return {re.sub(r"``[^`]*``", "", line).strip() for line in text.splitlines()}
 
 
 @pytest.mark.parametrize("name", [*OPENING, *OPERATIONS])
-def test_help_and_type_hints(name: str) -> None:
+def test_help_and_type_hints_show_the_operation(name: str) -> None:
     method = getattr(SyncBridge, name)
     shown = pydoc.render_doc(method, renderer=pydoc.plaintext)
     assert (inspect.getdoc(method) or "").splitlines()[0] in shown
@@ -121,7 +121,7 @@ def completions(shell: InteractiveShell, typed: str) -> set[str]:
     ("typed", "offered"), [*TYPED, ("type(kernel).launch(encr", "encryption=")]
 )
 def test_tab_completes_options(shell: InteractiveShell, typed: str, offered: str) -> None:
-    """By jedi, which IPython asks if it is installed."""
+    """jedi completes, which IPython uses if it is installed."""
     assert shell.Completer is not None
     assert shell.Completer.use_jedi
     assert offered in completions(shell, typed)
@@ -136,13 +136,22 @@ def test_tab_completes_options_without_jedi(
     assert offered in completions(shell, typed)
 
 
-def test_an_editor_completes_options() -> None:
-    """jedi again, which reads the source and runs nothing."""
-    source = "from bridgehead import SyncBridge\nSyncBridge.launch(encr"
-    assert "encryption=" in {one.name for one in jedi.Script(source).complete()}
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("SyncBridge.launch(encr", "encryption="),
+        ("with SyncBridge.launch() as kernel:\n    kernel.pu", "push"),
+        ("with SyncBridge.launch() as kernel:\n    kernel.push(max_", "max_bytes="),
+        ("kernel = SyncBridge.attach()\nkernel.run('1', on_", "on_output="),
+    ],
+)
+def test_an_editor_completes_operations_and_options(typed: str, offered: str) -> None:
+    """An editor has jedi read the source without running it."""
+    source = f"from bridgehead import SyncBridge\n{typed}"
+    assert offered in {one.name for one in jedi.Script(source).complete()}
 
 
-def test_a_question_mark_shows_signature_and_text(shell: InteractiveShell) -> None:
+def test_a_question_mark_shows_signature_and_docstring(shell: InteractiveShell) -> None:
     shown: Any = shell.object_inspect_mime("kernel.push")["text/plain"]
     shown = re.sub(r"\x1b\[[0-9;]*m", "", shown)
     assert "max_bytes: 'int | None' = None" in shown
