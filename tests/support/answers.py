@@ -104,7 +104,7 @@ def named(value: Any) -> str:
 odd = pytest.mark.parametrize("value", ODD, ids=named)
 
 
-def is_told(content: Any, parts: list[bytes]) -> None:
+def is_reported(content: Any, parts: list[bytes]) -> None:
     """The content leads to a BridgeError whose text can be shown and which pickles."""
     with pytest.raises(BridgeError) as caught:
         consume(content, parts)

@@ -68,7 +68,7 @@ def bridgehead(*arguments: object, stdin: bytes = b"", cwd: Path | None = None, 
     return Ran(done.returncode, done.stdout, done.stderr.decode())
 
 
-def begun(*arguments: object, **how: Any) -> subprocess.Popen[bytes]:
+def start_command(*arguments: object, **how: Any) -> subprocess.Popen[bytes]:
     """A command that goes on; whoever starts it ends it."""
     # What is run in the background of a script is deaf to Ctrl-C, and so are its children.
     hearing = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}

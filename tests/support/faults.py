@@ -26,7 +26,7 @@ BIG = {
 }  # bytes; a push of some tenths of a second
 
 
-class There:
+class CallsInKernel:
     """Unpickled over there, it calls a function of the standard library's."""
 
     def __init__(self, function: Callable[..., Any], *args: Any) -> None:
@@ -36,7 +36,7 @@ class There:
         return self.call
 
 
-class RaisesThere:
+class RaisesInKernel:
     def __getstate__(self) -> dict[str, int]:
         return {"x": 1}
 
@@ -58,7 +58,7 @@ async def operations(bridge: Bridge) -> None:
         bridge.pull("1/0"),
         bridge.pull("no_such"),
         bridge.pull("x y"),
-        bridge.push(z=RaisesThere()),
+        bridge.push(z=RaisesInKernel()),
         bridge.call(lambda: 1 / 0),
         bridge.delete("no_such"),
     ):

@@ -35,22 +35,21 @@ Parts = list[bytes]
 DELIMITER, SIGNATURE, HEADER, PARENT, METADATA, CONTENT, BUFFERS = range(7)
 
 
-# A cell that defines _kept(): how many transfers the loader keeps, sent and to be fetched.
+# A cell that defines _kept(): how many inboxes and outboxes the remote part keeps.
 KEPT = """
 def _kept():
     import sys
-    loader = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
-    transfers = [far.transfers for far in loader._served.values()]
+    module = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
+    transfers = [remote.transfers for remote in module._served.values()]
     return [len(box) for each in transfers for box in (each.inboxes, each.outboxes)]
 """
 
 
 @asynccontextmanager
-async def told_within(promise: float) -> AsyncIterator[None]:
-    """Fail if the body took ten times the promise in seconds, or 5 s, whichever is longer.
+async def reported_within(promise: float) -> AsyncIterator[None]:
+    """Fail if the body takes longer than ten times ``promise`` seconds, and longer than 5 s.
 
-    It tells "told" from "hung" on a machine that others load; the true figures are a
-    benchmark's business.
+    This limit finds hangs, also on a loaded machine. The benchmarks measure the true figures.
     """
     limit = max(10 * promise, 5.0)
     try:
@@ -59,7 +58,7 @@ async def told_within(promise: float) -> AsyncIterator[None]:
     except TimeoutError:
         if not scope.expired():
             raise
-        pytest.fail(f"nothing was told within {limit:g} s; {promise:g} s are promised")
+        pytest.fail(f"nothing was reported within {limit:g} s; the promise is {promise:g} s")
 
 
 async def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
@@ -73,7 +72,7 @@ async def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
 async def goes_on(bridge: Bridge) -> None:
     """The next operations on the same bridge are right, and leave nothing."""
     token = uuid.uuid4().hex
-    async with told_within(1):
+    async with reported_within(1):
         await bridge.push(goes_on=token)
         assert await bridge.pull("goes_on") == token
         await bridge.delete("goes_on")
@@ -324,11 +323,11 @@ async def all_of(*work: Awaitable[Any]) -> list[Any]:
 
 def at_work(bridge: Bridge) -> bool:
     """Whether its kernel does something for it, in the main thread or in the loader's own."""
-    beside = bridge._transport.life.beside
+    beside = bridge._transport.life.side_channel
     return bridge.state == "busy" or (beside is not None and beside.at_work)
 
 
 def on_its_way(bridge: Bridge) -> bool:
     """Whether a request of this bridge's was sent and is not answered."""
-    beside = bridge._transport.life.beside
+    beside = bridge._transport.life.side_channel
     return bool(bridge._transport.dispatcher.in_flight) or (beside is not None and beside.at_work)
