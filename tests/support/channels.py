@@ -1,4 +1,4 @@
-"""Both ends of a socket, for tests of messages and of memory that crosses it.
+"""Both ends of a socket, for tests of messages and of the segments sent with them.
 
 Rule: a real socket pair; no kernel.
 """
@@ -27,7 +27,7 @@ class Ends:
         self.client, self.kernel = FrameSocket(one, Pool(0.5)), FrameSocket(two, Pool(0.5))
 
     def send(self, serial: int, header: Any, *what: Any) -> None:
-        """A message with sizes, frames and segment, as ``pack`` takes them."""
+        """Send a message with sizes, frames and segment, as ``pack`` takes them."""
         parts, files = self.client.pack(serial, header, *what)
         send_all(self.client.socket, parts, files)
 
@@ -40,13 +40,13 @@ class Ends:
         assert self.client.socket.sendmsg([data], extra) == len(data)
 
     def leased(self, *arrays: np.ndarray[Any, Any]) -> tuple[Segment, list[int]]:
-        """Arrays in a segment that is lent to the other end."""
+        """Return a segment that contains arrays and is leased to the kernel's end, and sizes."""
         segment, sizes = filled(self.client.pool, *arrays)
         self.client.lend(segment)
         return segment, sizes
 
     def arrived(self, channel: FrameSocket | None = None) -> list[Any]:
-        """Every message that is there."""
+        """Return every message that has arrived at the kernel's end, or at ``channel``."""
         channel, found = channel or self.kernel, []
         try:
             while channel.receive():

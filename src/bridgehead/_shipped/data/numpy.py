@@ -173,9 +173,7 @@ def make_objects(reader: DataReader, shape: Any, order: str, items: Any) -> Any:
     _check_shape(shape)
     need(order in ("C", "F"), "invalid memory order")
     need(math.prod(shape) == len(items), "%d items do not fill the shape" % len(items))
-    flat = numpy.fromiter(
-        items, object, len(items)
-    )  # unlike array(), it does not look into the items
+    flat = numpy.fromiter(items, object, len(items))  # array() would look into the items
     return reader.linked(flat.reshape(shape, order=order))
 
 

@@ -64,7 +64,7 @@ def _arrow() -> Any:
     pyarrow = library("pyarrow")
     library("pyarrow.ipc")
     if int(pyarrow.__version__.partition(".")[0]) < ARROW:
-        message = "pyarrow %s is older than %d" % (pyarrow.__version__, ARROW)
+        message = "pyarrow %s is too old, %d or later is needed" % (pyarrow.__version__, ARROW)
         raise WireError("missing", message, module="pyarrow")
     return pyarrow
 
