@@ -44,11 +44,11 @@ def entry(value: Any) -> dict[str, Any]:
 
 def consume(content: Any, parts: list[bytes]) -> list[memoryview]:
     """Open a reply as a lane does; return its frames or raise its error."""
-    header = _response.answer(content)
-    inbox = _response.open_response(header)
-    _response.add_chunk(header, inbox, 0, parts)
+    response = _response.answer(content)
+    inbox = _response.open_response(response)
+    _response.add_chunk(response, inbox, 0, parts)
     frames = _response.close_response(inbox)
-    raise_error(header, frames)
+    raise_error(response, frames)
     return frames
 
 
