@@ -82,7 +82,7 @@ class Terminal:
     """A command in its own terminal, and the screen of that terminal."""
 
     def __init__(self, *arguments: object, rows: int = 24, columns: int = 80, **env: str) -> None:
-        self.screen = pyte.Terminal(columns, rows)
+        self.screen = pyte.Screen(columns, rows)
         self._stream = pyte.ByteStream(self.screen)
         self.raw = b""
         self._process = pexpect.spawn(
