@@ -344,7 +344,7 @@ async def test_a_module_registered_by_the_user_stays_registered(
         cloudpickle.unregister_pickle_by_value(near_module)
 
 
-@pytest.mark.parametrize("pieces", [1, 2, 3.5])
+@pytest.mark.parametrize("chunks", [1, 2, 3.5])
 async def test_what_is_longer_than_one_message_crosses_in_pieces(
     bridge: Bridge, chunks: float
 ) -> None:
