@@ -1,7 +1,7 @@
-"""What the tests share: loopback bridges, real kernels, and Jupyter servers.
+"""Fixtures of all tests: loopback bridges, real kernels and Jupyter servers.
 
-Rule: kernels are started by the test that uses them and ended by their own handle; a fixture
-that shares one over a module gives every test an empty namespace.
+Rule: the test that uses a kernel starts it and ends it through its own handle. A fixture that
+shares a kernel within a module gives every test an empty namespace.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from support.forked_kernels import KernelForker
 from support.servers import Wire, serving
 
 HERE = Path(__file__).parent
-WITH_KERNELS = ("kernel", "servers", "elsewhere")  # the folders whose tests start some
+WITH_KERNELS = ("kernel", "servers", "elsewhere")  # the folders whose tests start kernels
 
-# A quarter of the examples, but where CI is set, or with --hypothesis-profile thorough. Tests with
-# a number of their own scale it by the profile's.
+# A quarter of the examples, except with CI set or with --hypothesis-profile thorough. A test with
+# its own number of examples scales it by the profile's.
 settings.register_profile("thorough", settings.default, max_examples=100)
 settings.register_profile("quick", settings.default, max_examples=25)
 settings.load_profile("thorough" if "CI" in os.environ else "quick")
@@ -46,7 +46,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # A shell has its background jobs ignore SIGINT. So would each kernel and terminal of the tests.
+    # A shell lets its background jobs ignore SIGINT, and each kernel and terminal inherits that.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if sys.platform == "linux":
@@ -68,7 +68,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         forker.enabled = item.get_closest_marker("real_start") is None
     if item.config.stash.get(FAILED, False):
         item.config.stash[FAILED] = False
-        # What the failed test left in the runtime folder is not found by this one.
+        # This test must not find what the failed test left in the runtime folder.
         root = Path(os.environ["JUPYTER_RUNTIME_DIR"]).parent
         os.environ["JUPYTER_RUNTIME_DIR"] = tempfile.mkdtemp(prefix="r", dir=root)
 
@@ -84,7 +84,7 @@ def pytest_runtest_makereport(
 
 @pytest.fixture(scope="session", autouse=True)
 def jupyter_folders() -> Iterator[Path]:
-    """Runtime, data and IPython folders of the suite's own, short enough for Unix sockets."""
+    """Set Jupyter and IPython folders for the tests, with paths short enough for Unix sockets."""
     with tempfile.TemporaryDirectory(prefix="bh-") as folder:
         root = Path(folder)
         patch = pytest.MonkeyPatch()
@@ -101,7 +101,7 @@ def jupyter_folders() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def kernelspec(jupyter_folders: Path) -> Callable[..., str]:
-    """Installs a kernelspec for the suite's own Jupyter folders; gives its name."""
+    """Give a function that installs a kernelspec in the tests' folders and returns its name."""
 
     def install(
         name: str,
@@ -122,27 +122,27 @@ def kernelspec(jupyter_folders: Path) -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def elsewhere(kernelspec: Callable[..., str]) -> Iterator[Elsewhere]:
-    """Builds the environment of a name, once a session; ``launch`` takes what it gives."""
+    """Give a builder of environments by name; ``launch`` takes the name that it returns."""
     with tempfile.TemporaryDirectory(prefix="bh-elsewhere-") as folder:
         yield Elsewhere(Path(folder), kernelspec)
 
 
 @pytest.fixture
 def forker(pytestconfig: pytest.Config) -> KernelForker:
-    """What forks the kernels; Linux only."""
+    """Give the object that forks the kernels (Linux only)."""
     return pytestconfig.stash[FORKER]
 
 
 @pytest.fixture
 def kernel_name(request: pytest.FixtureRequest) -> str:
-    """The kernel that ``live`` launches: this Python's, or that of an indirect parameter."""
+    """Give the kernel that ``live`` launches: this Python's, or an indirect parameter's."""
     name: str = getattr(request, "param", "python3")
     return name if name == "python3" else request.getfixturevalue("elsewhere")(name)
 
 
 @pytest.fixture
 def pool() -> Iterator[Pool]:
-    """What one sender fills, closed afterwards."""
+    """Give a pool of segments that is closed afterwards."""
     pool = Pool(0.5)
     yield pool
     pool.close()
@@ -150,32 +150,32 @@ def pool() -> Iterator[Pool]:
 
 @pytest.fixture
 async def loopback() -> AsyncIterator[Bridge]:
-    """A bridge to nowhere: milliseconds."""
+    """Give a bridge without a kernel, which opens in milliseconds."""
     async with Bridge.loopback() as bridge:
         yield bridge
 
 
 @pytest.fixture
 async def live(kernel_name: str) -> AsyncIterator[Bridge]:
-    """A bridge to a kernel of the test's own."""
+    """Give a bridge to the test's own kernel."""
     async with Bridge.launch(kernel_name) as bridge:
         yield bridge
 
 
 @pytest.fixture(scope="module")
 async def harmless() -> AsyncIterator[Bridge]:
-    """One kernel for all tests of a file that leave it as it was."""
+    """Give one kernel for all tests of a file that do not damage it."""
     async with Bridge.launch() as bridge:
         yield bridge
 
 
 @pytest.fixture
 async def kernel(harmless: Bridge) -> Bridge:
-    """The kernel that is shared, with nothing in its namespace."""
-    if harmless.state == "busy":  # a test that failed may have left its cell
+    """Give the shared kernel with an empty namespace."""
+    if harmless.state == "busy":  # a failed test may have left its cell
         await harmless.interrupt()
-        await harmless.run("")  # what it asked for behind that cell has been done
-    names = [told.name for told in await harmless.names()]
+        await harmless.run("")  # its requests behind that cell have ended
+    names = [name.name for name in await harmless.names()]
     if names:
         await harmless.delete(*names)
     return harmless
@@ -183,14 +183,14 @@ async def kernel(harmless: Bridge) -> Bridge:
 
 @pytest.fixture(scope="module")
 async def server() -> AsyncIterator[str]:
-    """The address of one Jupyter Server for all tests of a file."""
+    """Give the address of one Jupyter Server for all tests of a file."""
     async with serving() as url:
         yield url
 
 
 @pytest.fixture
 async def wire(server: str) -> AsyncIterator[Wire]:
-    """A way to that server which the test can break."""
+    """Give a proxy to that server whose connections the test can break."""
     async with Wire(server) as wire:
         yield wire
 
@@ -203,7 +203,7 @@ EVERYWHERE = [
 
 @pytest.fixture(scope="module", params=EVERYWHERE)
 async def everywhere(request: pytest.FixtureRequest) -> AsyncIterator[Bridge]:
-    """One bridge a module for each place and lane; tests take it through ``bridge``."""
+    """Give one bridge a module for each place and lane; tests use it through ``bridge``."""
     where, _, lane = request.param.partition("-")
     opening = Bridge.loopback(lane=lane) if where == "loopback" else Bridge.launch(lane=lane)
     async with opening as opened:
@@ -212,15 +212,15 @@ async def everywhere(request: pytest.FixtureRequest) -> AsyncIterator[Bridge]:
 
 @pytest.fixture
 async def bridge(everywhere: Bridge) -> Bridge:
-    """The same case everywhere: no kernel and a real one, every lane; an empty namespace."""
-    names = [told.name for told in await everywhere.names()]
+    """Give a bridge with an empty namespace: without a kernel and with one, on every lane."""
+    names = [name.name for name in await everywhere.names()]
     if names:
         await everywhere.delete(*names)
     return everywhere
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whatever starts a kernel is ``live``: by its folder, its mark or the fixture's parameter."""
+    """Mark each test that starts a kernel ``live``: by folder, mark or fixture parameter."""
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
         parameter = str(

@@ -1,8 +1,8 @@
-"""The loader under every Python found here, from 3.8 on, in bare interpreters.
+"""The remote part in bare interpreters, of every Python from 3.8 on that is found.
 
-Rule: the near side's own text is evaluated by a foreign interpreter, with nothing in between:
-no Jupyter, no packages, not even ``site``. One process serves one Python; every test gets a
-namespace of its own in it, and so a loader's state of its own.
+Rule: another interpreter evaluates the client's own expressions, without Jupyter, packages or
+``site``. One process serves one Python. Every test has its own namespace in that process, and so
+its own state of the remote part.
 """
 
 from __future__ import annotations
@@ -24,22 +24,22 @@ import cloudpickle
 import pytest
 
 from bridgehead import BridgeError
-from bridgehead._protocol import bootstrap as _shipping
+from bridgehead._protocol import bootstrap as _bootstrap
 from bridgehead._protocol import payload as _payload
-from bridgehead._protocol import response as _protocol
+from bridgehead._protocol import response as _response
 from bridgehead._protocol.raising import raise_error
 from bridgehead._protocol.request import KEY, batch_header, header
-from bridgehead._shipped.wire import frames as _wire
+from bridgehead._shipped.wire import frames as _frames
 from bridgehead._shipped.wire.frames import cut
 from support.elsewhere import Python, pythons
 
 Header = dict[str, Any]
-CHUNK = 1 << 16  # bytes; small, so that little data makes many pieces
+CHUNK = 1 << 16  # bytes; small, so that little data makes many chunks
 
 PYTHONS = pythons()
 
-# What a kernel is to the loader: somebody evaluates an expression in a namespace and returns
-# the value's MIME bundle. Python 3.8's syntax.
+# What the remote part needs of a kernel: it evaluates an expression in a namespace and returns the
+# MIME bundle of the value. This is code for Python 3.8.
 BARE = """
 import os, sys, traceback
 from json import dumps, loads
@@ -48,28 +48,28 @@ os.dup2(2, 1)
 sys.path[:0] = sys.argv[1:]
 namespaces = {}
 for line in sys.stdin:
-    asked = loads(line)
-    scope = namespaces.setdefault(asked["namespace"], {"__name__": "__main__"})
-    told = {"status": "ok"}
+    request = loads(line)
+    scope = namespaces.setdefault(request["namespace"], {"__name__": "__main__"})
+    reply = {"status": "ok"}
     try:
-        if "code" in asked:
-            exec(compile(asked["code"], "<cell>", "exec"), scope)
-        elif "expression" in asked:
-            told["data"] = eval(asked["expression"], scope)._repr_mimebundle_()
+        if "code" in request:
+            exec(compile(request["code"], "<cell>", "exec"), scope)
+        elif "expression" in request:
+            reply["data"] = eval(request["expression"], scope)._repr_mimebundle_()
         else:
-            told["names"] = [
+            reply["names"] = [
                 [repr(name), id(value), "" if name == "__builtins__" else repr(value)]
                 for name, value in scope.items()
             ]
     except BaseException as error:
-        told = {"status": "error", "ename": type(error).__name__, "evalue": str(error)}
-        told["traceback"] = traceback.format_exc().splitlines()
-    print(dumps(told), file=replies, flush=True)
+        reply = {"status": "error", "ename": type(error).__name__, "evalue": str(error)}
+        reply["traceback"] = traceback.format_exc().splitlines()
+    print(dumps(reply), file=replies, flush=True)
 """
 
 
 class Bare:
-    """A process that plays a kernel, over its stdin and stdout."""
+    """A process that acts as a kernel, over its stdin and stdout."""
 
     def __init__(self, python: Python, folders: Sequence[str]) -> None:
         self.python = python
@@ -82,16 +82,16 @@ class Bare:
             text=True,
             encoding="ascii",
         )
-        self.installed = False  # whether the loader was
-        # Should it hang, it ends, and so does the wait for its answer.
+        self.installed = False  # whether the remote part is installed
+        # If the process hangs, this ends it, and with it the wait for its reply.
         self.watchdog = threading.Timer(600, self.process.kill)
         self.watchdog.daemon = True
         self.watchdog.start()
 
-    def ask(self, **asked: Any) -> dict[str, Any]:
+    def ask(self, **request: Any) -> dict[str, Any]:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(asked) + "\n")
+        self.process.stdin.write(json.dumps(request) + "\n")
         self.process.stdin.flush()
         line = self.process.stdout.readline()
         if not line:
@@ -109,12 +109,12 @@ class Bare:
         self.errors.close()
 
 
-# The answer's header and frames, what it raised, or None if it was not done.
+# The header and frames of a response, the exception it raised, or None if it did not run.
 Outcome = tuple[Header, list[memoryview]] | BridgeError | None
 
 
 class Space:
-    """One namespace in a bare kernel, and the near side of the protocol on the inline lane."""
+    """One namespace in a bare kernel, and a client of it on the inline lane."""
 
     def __init__(self, bare: Bare) -> None:
         self.bare = bare
@@ -122,19 +122,19 @@ class Space:
         self.id = uuid.uuid4().hex
         self.epoch = ""
 
-    # -- the kernel, as its user sees it
+    # -- the user of the kernel
 
     def cell(self, code: str) -> None:
-        told = self.bare.ask(namespace=self.id, code=code)
-        assert told["status"] == "ok", told
+        reply = self.bare.ask(namespace=self.id, code=code)
+        assert reply["status"] == "ok", reply
 
-    def uproot(self) -> None:
-        """Remove the loader, as nobody would by accident."""
+    def remove_remote(self) -> None:
+        """Remove the remote module, as a user may do on purpose."""
         self.bare.installed = False
-        self.cell(f"__import__('sys').modules.pop({LOADER!r})")
+        self.cell(f"__import__('sys').modules.pop({REMOTE_MODULE!r})")
 
     def snapshot(self) -> list[Any]:
-        """Every name in order, with its value's identity and repr."""
+        """Return every name in order, with the identity and the repr of its value."""
         return self.bare.ask(namespace=self.id)["names"]
 
     def names(self) -> set[str]:
@@ -143,13 +143,13 @@ class Space:
     # -- one message
 
     def evaluate(self, expression: str) -> Header:
-        told = self.bare.ask(namespace=self.id, expression=expression)
-        return _protocol.answer({"status": "ok", "user_expressions": {KEY: told}})
+        reply = self.bare.ask(namespace=self.id, expression=expression)
+        return _response.answer({"status": "ok", "user_expressions": {KEY: reply}})
 
     def cross(self, header: Header, data: bytes = b"", **how: Any) -> tuple[Header, list[bytes]]:
         text = base64.b64encode(data).decode("ascii")
-        told = self.evaluate(_shipping.expression("inline", header, text, **how))
-        return told, [base64.b64decode(told.pop("data", ""), validate=True)]
+        response = self.evaluate(_bootstrap.expression("inline", header, text, **how))
+        return response, [base64.b64decode(response.pop("data", ""), validate=True)]
 
     # -- one request
 
@@ -158,26 +158,26 @@ class Space:
         return header(operation, frames, **wanted)
 
     def finish(self, header: Header, data: bytes = b"", **how: Any) -> tuple[Header, list[Any]]:
-        """The last message of a request, and its answer: whole, or the exception it tells."""
-        told, parts = self.cross(header, data, **how)
-        inbox = _protocol.open_response(told)
-        _protocol.add_chunk(told, inbox, 0, parts)
+        """Send the last message of a request; return its whole response or raise its error."""
+        response, parts = self.cross(header, data, **how)
+        inbox = _response.open_response(response)
+        _response.add_chunk(response, inbox, 0, parts)
         if inbox.total > CHUNK:
             offsets = list(range(CHUNK, inbox.total, CHUNK))
             random.Random(header["id"]).shuffle(offsets)
             for at in offsets:
-                more, parts = self.cross({**header, "op": "next_chunk", "sizes": [], "at": at})
-                raise_error(more, ())
-                _protocol.add_chunk(more, inbox, at, parts)
+                chunk, parts = self.cross({**header, "op": "next_chunk", "sizes": [], "at": at})
+                raise_error(chunk, ())
+                _response.add_chunk(chunk, inbox, at, parts)
             self.forget(header)
-        frames = _protocol.close_response(inbox)
-        raise_error(told, frames)
-        return told, frames
+        frames = _response.close_response(inbox)
+        raise_error(response, frames)
+        return response, frames
 
     def ask(
         self, operation: str, payload: _payload.Payload = _payload.EMPTY, **fields: Any
     ) -> tuple[Header, list[memoryview]]:
-        """A request, in as many pieces as it takes, and its answer."""
+        """Send a request, in as many chunks as it needs; return its response."""
         header = self.header(operation, payload.frames, refs=payload.refs, **fields)
         last = max(0, (payload.nbytes - 1) // CHUNK * CHUNK)
         offsets = list(range(0, last, CHUNK))
@@ -188,23 +188,23 @@ class Space:
 
     def chunk(self, header: Header, frames: Sequence[memoryview], at: int) -> None:
         data = b"".join(cut(frames, at, at + CHUNK))
-        told, _ = self.cross(*part(header, data, op="chunk", at=at))
-        raise_error(told, ())
+        response, _ = self.cross(*part(header, data, op="chunk", at=at))
+        raise_error(response, ())
 
     def forget(self, header: Header) -> None:
-        told, parts = self.cross({**header, "op": "forget", "sizes": [], "at": 0})
-        assert (told, parts) == ({}, [b""])
+        response, parts = self.cross({**header, "op": "forget", "sizes": [], "at": 0})
+        assert (response, parts) == ({}, [b""])
 
     # -- operations
 
     def hello(self, *, install: bool = True) -> Header:
         header = self.header("hello", epoch="", chunk=0)
-        told, _ = self.finish(header, install=install)
-        self.epoch = told["epoch"]
-        return told
+        response, _ = self.finish(header, install=install)
+        self.epoch = response["epoch"]
+        return response
 
     def prepare(self) -> Space:
-        """The handshake, which carries the loader's source only where that is new."""
+        """Shake hands; send the source of the remote part only if this kernel lacks it."""
         self.hello(install=not self.bare.installed)
         self.bare.installed = True
         return self
@@ -217,43 +217,44 @@ class Space:
         values = _payload.decode(frames)
         return values[0] if len(expressions) == 1 else values
 
-    def batch(self, *asked: tuple[Header, _payload.Payload], **fields: Any) -> list[Outcome]:
-        """Requests that cross together; what came of each, or None where it was not done."""
-        frames = [frame for _, payload in asked for frame in payload.frames]
-        header = batch_header([header for header, _ in asked], frames)
-        told, parts = self.finish({**header, "chunk": CHUNK, **fields}, stream(frames))
-        answers = _protocol.part_batch(told, parts, [None] * len(asked))
-        return [self.outcome(*pair) for pair in zip(asked, answers, strict=True)]
+    def batch(self, *requests: tuple[Header, _payload.Payload], **fields: Any) -> list[Outcome]:
+        """Send requests in one message; return their outcomes, None for one that did not run."""
+        frames = [frame for _, payload in requests for frame in payload.frames]
+        header = batch_header([header for header, _ in requests], frames)
+        response, parts = self.finish({**header, "chunk": CHUNK, **fields}, stream(frames))
+        responses = _response.part_batch(response, parts, [None] * len(requests))
+        return [self.outcome(*pair) for pair in zip(requests, responses, strict=True)]
 
     def outcome(
-        self, asked: tuple[Header, _payload.Payload], opened: _protocol.PartialResponse | None
+        self, request: tuple[Header, _payload.Payload], opened: _response.PartialResponse | None
     ) -> Outcome:
         if opened is None:
             return None
-        told, inbox = opened.header, opened.inbox
+        response, inbox = opened.header, opened.inbox
         try:
             for at in range(inbox.received, inbox.total, CHUNK):
-                more, parts = self.cross({**asked[0], "op": "next_chunk", "sizes": [], "at": at})
-                raise_error(more, ())
-                _protocol.add_chunk(more, inbox, at, parts)
-            frames = _protocol.close_response(inbox)
-            raise_error(told, frames)
+                next_chunk = {**request[0], "op": "next_chunk", "sizes": [], "at": at}
+                chunk, parts = self.cross(next_chunk)
+                raise_error(chunk, ())
+                _response.add_chunk(chunk, inbox, at, parts)
+            frames = _response.close_response(inbox)
+            raise_error(response, frames)
         except BridgeError as error:
             return error
-        return told, frames
+        return response, frames
 
     def kept(self) -> tuple[int, int]:
-        """How many unfinished requests and unfetched answers the loader keeps for us."""
-        served = f"__import__('sys').modules[{LOADER!r}]._served[id(globals())]"
+        """Count the unfinished requests and unfetched responses that the remote part keeps."""
+        served = f"__import__('sys').modules[{REMOTE_MODULE!r}]._served[id(globals())]"
         return self.fetch(f"len({served}.transfers.inboxes)", f"len({served}.transfers.outboxes)")
 
 
 def part(header: Header, data: bytes, **fields: Any) -> tuple[Header, bytes]:
-    """One message of a request, shorter than any lane's."""
-    return {**header, "digest": _wire.digest("sha256", [data]), **fields}, data
+    """Return one message of a request, shorter than a lane's."""
+    return {**header, "digest": _frames.digest("sha256", [data]), **fields}, data
 
 
-LOADER = _shipping.loader_source()[0]
+REMOTE_MODULE = _bootstrap.loader_source()[0]
 CLOUDPICKLE = str(Path(cloudpickle.__file__).parents[1])
 
 
@@ -270,7 +271,7 @@ def flipped(data: bytes, at: int) -> bytes:
 
 
 class Bomb:
-    """Pickles here, and raises when it is unpickled there."""
+    """An object that pickles in the client and raises when the kernel unpickles it."""
 
     def __init__(self, function: Any, *args: Any) -> None:
         self.reduced = function, args
@@ -279,11 +280,11 @@ class Bomb:
         return self.reduced
 
 
-# Raises KeyboardInterrupt ahead of one bytecode instruction of the loader's, the nth that it
-# executes in the operation itself; ``left`` stays positive when there are not so many.
+# Raises KeyboardInterrupt before one bytecode instruction of the remote module: the nth of the
+# functions in ``where``. ``left`` stays positive if they execute fewer instructions.
 INTERRUPT = """
 import sys
-sys._getframe().f_trace_opcodes = True  # 3.12 wants it before settrace
+sys._getframe().f_trace_opcodes = True  # Python 3.12 needs this before settrace
 class Interrupt:
     def __init__(self, left, where):
         self.left, self.where = left, where
@@ -305,17 +306,17 @@ def to_bind(space: Space, **values: Any) -> tuple[Header, _payload.Payload]:
     return space.header("bind", payload.frames, names=list(values)), payload
 
 
-FAR = f"__import__('sys').modules[{LOADER!r}]._served[id(globals())]"
+REMOTE = f"__import__('sys').modules[{REMOTE_MODULE!r}]._served[id(globals())]"
 
 
 @contextlib.contextmanager
 def later(space: Space, seconds: float) -> Iterator[None]:
-    """The loader's clock is ahead for as long as the block lasts."""
-    clock = f"__import__('sys').modules[{LOADER!r}]"
+    """Set the clock of the remote module ahead until the block ends."""
+    module = f"__import__('sys').modules[{REMOTE_MODULE!r}]"
     clocks = Space(space.bare)
-    clocks.cell(f"loader = {clock}\nkept = loader.monotonic")
-    clocks.cell(f"loader.monotonic = lambda: kept() + {seconds}")
+    clocks.cell(f"module = {module}\nkept = module.monotonic")
+    clocks.cell(f"module.monotonic = lambda: kept() + {seconds}")
     try:
         yield
     finally:
-        clocks.cell("loader.monotonic = kept")
+        clocks.cell("module.monotonic = kept")

@@ -1,6 +1,7 @@
-"""What is data, what is the same, and how what is not data is refused.
+"""Values that are data, comparisons of values, and checks of refusals.
 
-Rule: values and comparisons, and the watch of the interpreter's audit that every refusal is under.
+Rule: a refusal is checked together with the interpreter's audit events, so that a test sees code
+that ran.
 """
 
 from __future__ import annotations
@@ -35,18 +36,18 @@ MEBIBYTE = 1 << 20
 
 
 def sent(value: Any, allow: Sequence[type] = ()) -> Any:
-    """What arrives of a value, in memory of the receiver's."""
+    """Encode and decode a value, in the receiver's own memory; return the result."""
     names = {f"{kind.__module__}.{kind.__qualname__}": kind for kind in allow}
     frames = [memoryview(bytearray(frame)) for frame in encode_data(value, set(names))]
     return decode_data(frames, names)
 
 
 def same(one: Any, other: Any) -> bool:
-    """Equal, of the same types all through, and the same objects in the same places."""
+    """Return whether two values are equal, with equal types and equally shared parts."""
     pairs, seen = [(one, other)], {}
     while pairs:
         a, b = pairs.pop()
-        if a is b:  # one of a kind, or not copied because nobody can change it
+        if a is b:  # a singleton, or immutable and so not copied
             continue
         if type(a) is not type(b):
             return False
@@ -91,7 +92,7 @@ def kind_of(value: Any) -> Callable[[Any, Any], bool] | None:
 
 
 def same_arrays(a: Any, b: Any) -> bool:
-    """Dtype, shape, order and writability; bit by bit, or item by item."""
+    """Compare dtype, shape, order and writability, then bits, or items if they are objects."""
     flags = ("c_contiguous", "f_contiguous") if a.flags.contiguous or a.flags.fnc else ()
     if a.dtype != b.dtype or a.dtype.isalignedstruct != b.dtype.isalignedstruct:
         return False
@@ -165,7 +166,7 @@ COMPARED: list[tuple[Any, Callable[[Any, Any], bool]]] = [
 
 
 def lap(value: Any) -> Any:
-    """A container that contains itself."""
+    """Put a container into itself and return it."""
     if isinstance(value, dict):
         value["itself"] = value
     else:
@@ -404,7 +405,7 @@ def watch(event: str, args: tuple[Any, ...]) -> None:
         watched.append(event)
 
 
-sys.addaudithook(watch)  # for good: there is no way to remove one
+sys.addaudithook(watch)  # it stays for ever, because audit hooks cannot be removed
 
 
 def text(value: str) -> bytes:
@@ -413,7 +414,7 @@ def text(value: str) -> bytes:
 
 
 def data(value: Any) -> bytes:
-    """The opcodes that push a plain value, and nothing into the memo."""
+    """Return the opcodes that push a plain value and do not use the memo."""
     if type(value) is bytearray:
         return b"\x96" + struct.pack("<Q", len(value)) + value
     file = io.BytesIO()
@@ -435,16 +436,16 @@ TRACE = Path("/tmp") / f"bridgehead-trace-{os.getpid()}"
 
 
 def refused(raw: Any) -> tuple[str, Any]:
-    """The kind of a refusal and the type it names."""
+    """Return the kind of a refusal and the type that it names."""
     error = refusal_of(raw, MEBIBYTE)
     return error.kind, error.details.get("type")
 
 
 def refusal_of(raw: Any, limit: int) -> WireError:
-    """How frames are refused; and that nothing else happened.
+    """Return the error that refuses frames; check that nothing else happened.
 
-    The interpreter saw no import, file, process, compilation or name of a pickle; no trace is
-    left; and no more memory was ever in use than a hostile peer may cost.
+    The interpreter reports no import, file, process, compilation or lookup of a pickle's name. No
+    trace is left. Memory never exceeds ``limit`` bytes.
     """
     global watched
     frames = [raw] if isinstance(raw, bytes) else raw

@@ -1,9 +1,9 @@
-"""Other Pythons and other environments: what this machine has, and kernels that live there.
+"""Other Pythons of this machine, other environments, and kernels in them.
 
-Rule: nothing of ours need be installed. Interpreters are looked for, environments are built
-with ``venv`` and ``pip`` when the first test asks for them, once a session, in a temporary
-folder. What cannot be built because an interpreter is missing is a skip that says so; a pip
-that fails is a failure, with all that it printed.
+Rule: nothing has to be installed beforehand. This file searches for interpreters. It builds an
+environment with ``venv`` and ``pip`` in a temporary folder, once a session, when the first test
+needs it. A missing interpreter skips the test with a reason; a failed pip fails the test with
+pip's whole output.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import pytest
 
 @dataclass(frozen=True)
 class Python:
-    """An interpreter that was seen to run."""
+    """An interpreter that has been run."""
 
     path: str
     version: tuple[int, ...]
@@ -35,11 +35,11 @@ class Python:
 
 
 def probe(path: str) -> Python | None:
-    """The interpreter at ``path``, if it is one and runs (a pyenv shim may not)."""
-    tell = "import sys; print(sys.version_info[:3])"
+    """Return the interpreter at ``path``, or None if it does not run (a pyenv shim may not)."""
+    show = "import sys; print(sys.version_info[:3])"
     try:
         ran = subprocess.run(
-            [path, "-I", "-S", "-c", tell], capture_output=True, text=True, timeout=60, check=True
+            [path, "-I", "-S", "-c", show], capture_output=True, text=True, timeout=60, check=True
         )
         return Python(path, tuple(ast.literal_eval(ran.stdout)))
     except (OSError, subprocess.SubprocessError, ValueError, SyntaxError):
@@ -47,7 +47,7 @@ def probe(path: str) -> Python | None:
 
 
 def candidates(search: str | None, roots: Sequence[Path]) -> Iterator[str]:
-    """Where a Python may be: on a search path, and in pyenv's folders."""
+    """Yield the paths where a Python may be: on a search path and in pyenv's folders."""
     for minor in range(8, 16):
         found = shutil.which(f"python3.{minor}", path=search)
         if found:
@@ -57,7 +57,7 @@ def candidates(search: str | None, roots: Sequence[Path]) -> Iterator[str]:
 
 
 def find_pythons(search: str | None, roots: Sequence[Path]) -> list[Python]:
-    """The running Python and every other version from 3.8 on, each once, oldest first."""
+    """Return this Python and all other versions from 3.8 on, each once, oldest first."""
     found: dict[tuple[int, ...], Python] = {}
     found[sys.version_info[:3]] = Python(sys.executable, sys.version_info[:3])
     for path in candidates(search, roots):
@@ -87,10 +87,10 @@ def pythons() -> list[Python]:
 
 @dataclass(frozen=True)
 class Environment:
-    """A minor version of Python, what pip installs there, and the kernel that is started.
+    """A minor version of Python, its packages, and the command that starts its kernel.
 
-    ``start`` is what follows the interpreter; ``within`` names the environment of another kernel
-    where this one is too.
+    ``start`` follows the interpreter on the command line. ``within`` names the environment of
+    another kernel, if this kernel is installed in it.
     """
 
     minor: tuple[int, int]
@@ -113,7 +113,7 @@ ENVIRONMENTS = {
     NEWEST: Environment(OTHER, ("ipykernel==7.*", *OBJECTS)),
     TENTH: Environment((3, 10), ("ipykernel==6.29.*", *OBJECTS)),
     OLDEST: Environment((3, 9), ("ipykernel==6.31.*", *OBJECTS)),
-    # Neither cloudpickle nor numpy: on another Python, and on this one.
+    # Neither cloudpickle nor numpy, on another Python and on this one.
     "bare": Environment(THIRD, ("ipykernel==7.*",)),
     "bare-here": Environment(HERE, ("ipykernel==7.*",)),
     "spyder": Environment(
@@ -127,7 +127,7 @@ ENVIRONMENTS = {
         ("-m", "xpython_launcher", "-f", "{connection_file}"),
     ),
 }
-# Kernels that are no kernels for us, where others are installed.
+# Kernels that bridgehead does not support, in the environments of other kernels.
 UNSUPPORTED = {
     "bash": Environment(
         THIRD, (), ("-m", "bash_kernel", "-f", "{connection_file}"), "bash", within="spyder"
@@ -137,16 +137,19 @@ UNSUPPORTED = {
     ),
 }
 
-# For ``parametrize("kernel_name", MAJORS, indirect=True)``: a test on both majors of ipykernel.
+# For ``parametrize("kernel_name", MAJORS, indirect=True)``: both major versions of ipykernel.
 MAJORS = ["python3", pytest.param("ipykernel6", marks=pytest.mark.elsewhere)]
 
 
 class Elsewhere:
-    """Called with an environment's name: builds it, once, and gives its kernelspec's name."""
+    """A builder of environments: a call with a name returns the name of its kernelspec.
+
+    It builds each environment once.
+    """
 
     def __init__(self, folder: Path, kernelspec: Callable[..., str]) -> None:
         self.folder, self.kernelspec = folder, kernelspec
-        self.failures: dict[str, str] = {}  # of the environments that were tried; "" if none
+        self.failures: dict[str, str] = {}  # by environment; "" if it was built
 
     def __call__(self, name: str) -> str:
         wanted = ENVIRONMENTS.get(name) or UNSUPPORTED[name]
@@ -160,33 +163,33 @@ class Elsewhere:
         return self.kernelspec(name, argv, wanted.language, env={"PYTHONPATH": ""})
 
     def python(self, name: str) -> str:
-        """The interpreter of an environment that was built."""
+        """Return the interpreter of an environment that was built."""
         wanted = ENVIRONMENTS.get(name) or UNSUPPORTED[name]
         return str(self.folder / (wanted.within or name) / "bin" / "python")
 
     def _build(self, name: str, python: Python, requirements: Sequence[str]) -> str:
         folder = self.folder / name
         own = str(folder / "bin" / "python")
-        # A pip in each environment takes 5 s, and compiling what is not imported 7 (measured).
-        guest = runs(python, PIP)
-        make = [python.path, "-m", "venv", *["--without-pip"] * guest, str(folder)]
-        pip = [python.path, "-m", "pip", "--python", own] if guest else [own, "-m", "pip"]
+        # Measured: a pip in each environment takes 5 s, and compiling all its modules 7 s.
+        has_pip = runs(python, PIP)
+        make = [python.path, "-m", "venv", *["--without-pip"] * has_pip, str(folder)]
+        pip = [python.path, "-m", "pip", "--python", own] if has_pip else [own, "-m", "pip"]
         options = ("--no-compile", "--disable-pip-version-check")
         for command in (make, [*pip, "install", *options, *requirements]):
             ran = subprocess.run(
                 command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=_clean()
             )
             if ran.returncode:
-                told = f"{' '.join(command)} ended with exit code {ran.returncode}"
-                return f"no environment {name!r}: {told}:\n{ran.stdout}"
+                reason = f"{' '.join(command)} ended with exit code {ran.returncode}"
+                return f"cannot build environment {name!r}: {reason}:\n{ran.stdout}"
         return ""
 
 
 def _interpreter(minor: tuple[int, int]) -> Python:
-    """The newest of this minor version that can make a virtual environment, else a skip."""
+    """Return the newest Python of this version that can build an environment, or skip."""
     found = [python for python in pythons() if python.version[:2] == minor]
     for python in reversed(found):
-        # Some distributions ship a Python without them.
+        # Some distributions ship a Python without these modules.
         if runs(python, PIP) or runs(python, "import ensurepip, venv"):
             return python
     lacks = "without pip and ensurepip" if found else "on PATH or among pyenv's versions"
@@ -202,5 +205,5 @@ def runs(python: Python, code: str) -> bool:
 
 
 def _clean() -> dict[str, str]:
-    """The environment variables without those that would let modules of ours in."""
+    """Return the environment variables without those that add modules to a Python's path."""
     return {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}

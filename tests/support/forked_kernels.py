@@ -1,14 +1,15 @@
 """Kernels forked from one warm process, for tests that do not test starting.
 
-Rule: a forked kernel is to its test what a started one is. It is a child of the process that
-launched it, leads a session of its own, and has the folder, environment, descriptors and signal
-handlers that jupyter_client gives to a kernel. What cannot be forked faithfully is started.
+Rule: a test sees no difference between a forked and a started kernel. A forked kernel is a child
+of the process that launched it, leads its own session, and has the folder, environment,
+descriptors and signal handlers that jupyter_client gives to a kernel. A kernel that cannot be
+forked with all of these is started.
 
-Facts this file rests on, measured: a started kernel takes 0.32 CPU seconds until it answers,
-nearly all of them for imports, and a forked one 0.05. The warm process forks twice, and the
-process in between exits: its child falls to the nearest subreaper above, which is the test's
-process for that moment (``prctl``). So the kernel's parent is the test's process, as after
-``Popen``: it sees the exit status, and the kernel sees its parent end.
+Facts this file rests on, measured: a started kernel needs 0.32 CPU seconds until it answers,
+nearly all of them for imports; a forked kernel needs 0.05. The warm process forks twice, and the
+process in between exits. Its child then belongs to the nearest subreaper above, which is the
+test's process at that moment (``prctl``). So the parent of the kernel is the test's process, as
+after ``Popen``: the test sees the exit status, and the kernel sees the end of its parent.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from typing import Any, NoReturn
 SUBREAPER = 36  # PR_SET_CHILD_SUBREAPER in <linux/prctl.h>
 NUMBER = 4  # bytes of a number on the socket
 LAUNCHER = "ipykernel_launcher"
-# What a kernel imports until it answers. numpy is not among it: it would start threads.
+# The imports of a kernel until it answers, without numpy, because numpy starts threads.
 IMPORTS = [
     "ipykernel.kernelapp",
     "ipykernel.debugger",
@@ -41,12 +42,12 @@ IMPORTS = [
     "sqlite3",
     "tornado.platform.asyncio",
 ]
-# Variables that the interpreter, the C library or one of the imports reads once.
+# Variables that the interpreter, the C library or one of the imports reads only once.
 READ_ONCE = ("PYTHON", "LD_", "LC_", "LANG", "MALLOC_", "GLIBC_", "PYDEVD_", "DEBUGPY_")
 
 
 class ForkedKernel(subprocess.Popen[bytes]):
-    """A child of this process that ``Popen`` did not start, and handles like its own."""
+    """A child of this process that ``Popen`` did not start but manages like its own."""
 
     def __init__(self, args: list[str], pid: int) -> None:
         self.args = args
@@ -61,7 +62,10 @@ class ForkedKernel(subprocess.Popen[bytes]):
 
 
 class KernelForker:
-    """Takes the place of jupyter_client's ``launch_kernel``; starts kernels unless ``enabled``."""
+    """A replacement for jupyter_client's ``launch_kernel`` that forks kernels.
+
+    It starts kernels when ``enabled`` is false, and when it cannot fork one.
+    """
 
     def __init__(self, launch_kernel: Callable[..., subprocess.Popen[bytes]]) -> None:
         self.enabled = True
@@ -73,7 +77,7 @@ class KernelForker:
         self._server: subprocess.Popen[bytes] | None = None
 
     def close(self) -> None:
-        """End the warm process. The kernels are not its children, and go on."""
+        """End the warm process; the kernels continue, because they are not its children."""
         if self._socket is not None and self._server is not None:
             self._socket.close()
             self._server.wait()
@@ -120,7 +124,7 @@ class KernelForker:
 
     @contextlib.contextmanager
     def _subreaper(self) -> Iterator[None]:
-        # Only for a moment: orphans of other tests belong to init.
+        # Only for this moment, because orphans of other tests belong to init.
         self._set_subreaper(1)
         try:
             yield
@@ -132,17 +136,17 @@ class KernelForker:
             raise OSError(ctypes.get_errno(), "prctl(PR_SET_CHILD_SUBREAPER)")
 
     def _warm(self) -> socket.socket:
-        ours, theirs = socket.socketpair()
+        test_end, warm_end = socket.socketpair()
         self._environment = dict(os.environ)
-        with theirs:
+        with warm_end:
             self._server = subprocess.Popen(
-                [sys.executable, __file__, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
+                [sys.executable, __file__, str(warm_end.fileno())],
+                pass_fds=[warm_end.fileno()],
                 stdin=subprocess.DEVNULL,
                 env=self._environment,
-                start_new_session=True,  # Ctrl-C in pytest's terminal is not meant for it
+                start_new_session=True,  # Ctrl-C in pytest's terminal must not reach it
             )
-        return ours
+        return test_end
 
 
 def _read_once(environment: Mapping[str, str]) -> dict[str, str]:
@@ -158,10 +162,10 @@ def _descriptor(file: Any, default: int) -> int:
 def _exactly(source: socket.socket, size: int) -> bytes:
     data = b""
     while len(data) < size:
-        more = source.recv(size - len(data))
-        if not more:
+        received = source.recv(size - len(data))
+        if not received:
             raise EOFError("the other process has ended")
-        data += more
+        data += received
     return data
 
 
@@ -169,7 +173,7 @@ def _exactly(source: socket.socket, size: int) -> bytes:
 
 
 class _Kernel(BaseException):
-    """Raised in a forked kernel, to leave the frames of the warm process."""
+    """Leaves the stack frames of the warm process in a forked kernel."""
 
     def __init__(self, argv: list[str], parent: int) -> None:
         self.argv = argv
@@ -177,7 +181,7 @@ class _Kernel(BaseException):
 
 
 def _main() -> None:
-    del sys.path[0]  # this file's folder: ipykernel_launcher removes its own, too
+    del sys.path[0]  # this file's folder; ipykernel_launcher removes its own folder, too
     parent = os.getppid()
     try:
         with socket.socket(fileno=int(sys.argv[1])) as source:
@@ -188,7 +192,7 @@ def _main() -> None:
     from ipykernel.kernelapp import IPKernelApp
 
     sys.argv = [LAUNCHER_FILE, *argv]
-    # ipykernel read JPY_PARENT_PID when it was imported.
+    # ipykernel reads JPY_PARENT_PID when it is imported, which was before the fork.
     IPKernelApp.launch_instance(parent_handle=parent)
 
 
@@ -196,11 +200,11 @@ def _serve(source: socket.socket, parent: int) -> None:
     """Fork a kernel for each request, until the test's process closes the socket or ends."""
     before = dict(os.environ)
     for name in IMPORTS:
-        with contextlib.suppress(ImportError):  # another version's
+        with contextlib.suppress(ImportError):  # another version lacks it
             import_module(name)
     set_by_imports = dict(os.environ.items() - before.items())
     gc.collect()
-    gc.freeze()  # or a kernel's first collection would copy every page
+    gc.freeze()  # otherwise the first collection in a kernel copies every page
     while True:
         try:
             request, files = _receive(source)
@@ -232,7 +236,7 @@ def _fork_kernel(
     kernel = os.fork()
     if kernel:
         os.close(leads)
-        os.read(is_leader, 1)  # jupyter_client asks at once for the process group
+        os.read(is_leader, 1)  # wait, because jupyter_client asks at once for the process group
         source.sendall(kernel.to_bytes(NUMBER, "big"))
         os._exit(0)
     os.setsid()

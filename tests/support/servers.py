@@ -1,7 +1,7 @@
-"""Real Jupyter servers on loopback, and a wire between a bridge and one that can be cut.
+"""Real Jupyter servers on loopback, and a proxy whose connections can be cut.
 
-Rule: each is started by the test that uses it, in folders of its own, and ended by its own
-handle, kernels included.
+Rule: the test that uses a server starts it, in its own folders, and ends it and its kernels
+through its own handle.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from bridgehead import Bridge
 
 TOKEN = secrets.token_hex(8)
 SERVER, GATEWAY = "jupyter_server", "kernel_gateway"
-# A module as a program, which the system tells to end when its parent does (PR_SET_PDEATHSIG).
+# Runs a module as a program that gets SIGTERM when its parent ends (PR_SET_PDEATHSIG).
 RUN = """
 import ctypes, runpy, signal, sys
 getattr(ctypes.CDLL(None), "prctl", lambda *how: None)(1, signal.SIGTERM)
@@ -64,14 +64,14 @@ async def serving(
     ssl: Any = None,
     runtime: str | None = None,
 ) -> AsyncIterator[str]:
-    """A server with its default limits; gives its address.
+    """Run a server with its default limits; give its address.
 
-    It ends its kernels when it is told to end, which the system does should this process die.
-    ``runtime`` is the folder in which it tells of itself, by default one of its own.
+    On SIGTERM the server ends its kernels, also if this process dies. ``runtime`` is the folder of
+    the server's info file, by default a folder of its own.
     """
     with tempfile.TemporaryDirectory(prefix="bh-") as folder:
         environment = {**os.environ, "JUPYTER_RUNTIME_DIR": runtime or folder}
-        for attempt in range(5):  # somebody else may have taken the port meanwhile
+        for attempt in range(5):  # another process may have taken the port meanwhile
             port = free_port()
             log = Path(folder) / f"log-{attempt}"
             with log.open("wb") as out:
@@ -89,7 +89,7 @@ async def serving(
                     return
             finally:
                 await _ended(process)
-        raise AssertionError(f"no server: {log.read_text(errors='replace')[-2000:]}")
+        raise AssertionError(f"the server did not start: {log.read_text(errors='replace')[-2000:]}")
 
 
 async def _answers(process: asyncio.subprocess.Process, url: str, ssl: Any) -> bool:
@@ -109,17 +109,17 @@ async def _ended(process: asyncio.subprocess.Process) -> None:
         async with asyncio.timeout(20):
             await process.wait()
     except TimeoutError:
-        process.kill()  # its kernels look whether it is there, and follow
+        process.kill()  # its kernels notice that it has ended, and end too
         await process.wait()
 
 
 def on(url: str, **how: Any) -> Any:
-    """A bridge to a new kernel of this server."""
+    """Open a bridge to a new kernel of this server."""
     return Bridge.connect(url, TOKEN, **how)
 
 
 class Other:
-    """Somebody else at the same server."""
+    """Another client of the same server."""
 
     def __init__(self, url: str) -> None:
         self._url = url
@@ -144,21 +144,21 @@ class Other:
 
 
 class Wire:
-    """Passes bytes on between a bridge and a server, and breaks when it is told to."""
+    """A proxy between a bridge and a server that can break and delay connections."""
 
     def __init__(self, url: str) -> None:
-        self._there = httpx.URL(url)
+        self._server_url = httpx.URL(url)
         self._writers: set[asyncio.StreamWriter] = set()
-        self._sockets: set[asyncio.StreamWriter] = set()  # those of websockets
+        self._sockets: set[asyncio.StreamWriter] = set()  # of websockets
         self._held: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self.passed = 0  # bytes, both ways
-        self.cut_at: int | None = None  # break once so many bytes have passed
+        self.passed = 0  # bytes, in both directions
+        self.cut_at: int | None = None  # break after this number of bytes
         self.cuts = 0
-        self.is_down = False  # nobody gets through
+        self.is_down = False  # refuse new connections
         self.opened = 0  # connections
-        self.rate: int | None = None  # bytes a second, each way
-        self.asked = b""  # the beginnings of what connections sent to the server
+        self.rate: int | None = None  # bytes a second, in each direction
+        self.asked = b""  # the first bytes that each connection sent to the server
 
     async def __aenter__(self) -> Wire:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -174,14 +174,14 @@ class Wire:
         self.passed, self.cut_at = 0, nbytes
 
     def cut(self) -> None:
-        """Break all connections as a network does: no close, and what was on its way is gone."""
+        """Break all connections as a network does: no close frame, and bytes in flight are lost."""
         self.cuts += bool(self._writers)
         self.cut_at = None
         for writer in list(self._writers):
             writer.transport.abort()
 
     def hold(self) -> None:
-        """Pass nothing on any more, and take nothing, on the websockets that there are."""
+        """Stop reading and passing on bytes of the websockets that are open now."""
         self._held |= self._sockets
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -192,7 +192,7 @@ class Wire:
         assert task is not None
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        back, to = await asyncio.open_connection(self._there.host, self._there.port)
+        back, to = await asyncio.open_connection(self._server_url.host, self._server_url.port)
         self._writers |= {writer, to}
         self.opened += 1
         try:

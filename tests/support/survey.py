@@ -1,8 +1,8 @@
-"""What a kernel can do with a bridge, seen: one row of the README's table.
+"""A survey of a kernel: one row of the README's table.
 
-Rule: nothing is told that was not tried on the kernel just then. An error that says by its class
-that something can't be had is a finding; any other one is a failure of whoever asks. Versions are
-cut to what makes a difference, so that a patch release changes nothing in the README.
+Rule: every cell of the row is tried on the kernel. An exception of ``FINDINGS`` is a result; any
+other exception fails the test. Versions are cut to major and minor, so that a patch release does
+not change the README.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ END = "<!-- until here -->"
 
 
 def version(python: str, distribution: str) -> tuple[int, ...]:
-    """Of what is installed beside an interpreter."""
-    tell = f"from importlib.metadata import version; print(version({distribution!r}))"
-    ran = subprocess.run([python, "-c", tell], capture_output=True, text=True, check=True)
+    """Return the version of a distribution that an interpreter has installed."""
+    show = f"from importlib.metadata import version; print(version({distribution!r}))"
+    ran = subprocess.run([python, "-c", show], capture_output=True, text=True, check=True)
     return tuple(int(number) for number in ran.stdout.split(".")[:2])
 
 
 async def survey(kernel_name: str, label: str) -> tuple[str, ...]:
-    """The row of one kernelspec; ``label`` is what the kernel is called."""
+    """Return the row of one kernelspec; ``label`` is the kernel's name in the table."""
     try:
         async with Bridge.launch(kernel_name) as bridge:
             python = ".".join(map(str, bridge.info.python[:2]))
@@ -69,17 +69,17 @@ async def _found(look: Callable[[Bridge], Awaitable[str]], bridge: Bridge) -> st
 
 
 async def _lanes(bridge: Bridge) -> str:
-    """Those that carry a few pieces there and back, the one that is chosen first."""
-    carry = []
+    """Return the lanes that carry several chunks in both directions, in order of preference."""
+    working = []
     for lane in ("direct", "buffers", "inline"):
         with contextlib.suppress(NotSupported):
             raw = bytes(range(256)) * 40_000
             async with Bridge.attach(bridge.info.connection_file, lane=lane) as other:
                 await other.push(raw=raw)
                 assert await other.pull("raw") == raw
-                carry.append(lane)
-    assert carry[0] == bridge.info.lane
-    return ", ".join(carry)
+                working.append(lane)
+    assert working[0] == bridge.info.lane
+    return ", ".join(working)
 
 
 async def _data(bridge: Bridge) -> str:
@@ -110,7 +110,7 @@ async def _functions(bridge: Bridge) -> str:
 
 
 async def _now(bridge: Bridge) -> str:
-    """In the middle of a cell that only ends because it was served."""
+    """Use now=True during a cell that ends only when the operation has worked."""
     await bridge.push(go=False)
     cell = asyncio.ensure_future(bridge.run("import time\nwhile not go: time.sleep(0.01)"))
     while bridge.state != "busy":
@@ -172,21 +172,21 @@ async def _restart(bridge: Bridge) -> str:
 
 
 def written() -> list[tuple[str, ...]]:
-    """The rows that the README has."""
+    """Return the rows of the table in the README."""
     table = README.read_text().partition(BEGIN)[2].partition(END)[0]
     lines = [line.strip().strip("|") for line in table.splitlines() if line.startswith("|")]
     rows = [tuple(cell.strip() for cell in line.split("|")) for line in lines]
-    assert rows, f"README.md has lost its {BEGIN}"
+    assert rows, f"README.md does not contain {BEGIN}"
     assert rows[0] == COLUMNS
     return rows[2:]
 
 
 def write(rows: list[tuple[str, ...]]) -> None:
-    """Put them there instead."""
+    """Replace the rows of the table in the README."""
     before, begin, rest = README.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     table: list[Any] = [COLUMNS, ["---"] * len(COLUMNS), *rows]
     text = "\n".join(f"| {' | '.join(row)} |" for row in table)
-    assert begin, f"README.md has lost its {BEGIN}"
-    assert end, f"README.md has lost its {END}"
+    assert begin, f"README.md does not contain {BEGIN}"
+    assert end, f"README.md does not contain {END}"
     README.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from bridgehead import Bridge, Fleet, KernelDied, RemoteError
-from support.kit import told_within, until
+from support.kit import reported_within, until
 
 LARGE = np.arange(1_000_000.0)
 
@@ -141,7 +141,7 @@ async def test_an_error_names_its_kernel_and_the_others_are_served(fleet: Fleet)
 async def test_a_dead_kernel_does_not_stop_the_others_from_being_served() -> None:
     async with Fleet.launch(2) as fleet:
         os.kill(fleet[0].info.pid, signal.SIGKILL)
-        async with told_within(1):
+        async with reported_within(1):
             with pytest.raises(ExceptionGroup) as caught:
                 await fleet.push(a=LARGE, x=1)
         (error,) = caught.value.exceptions

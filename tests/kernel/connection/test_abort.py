@@ -18,8 +18,8 @@ import pytest
 
 from bridgehead import Bridge, RemoteError, RequestAborted
 from support.elsewhere import MAJORS
-from support.faults import RaisesThere
-from support.kit import all_of, at_work, file_of, goes_on, other, told_within, until
+from support.faults import RaisesInKernel
+from support.kit import all_of, at_work, file_of, goes_on, other, reported_within, until
 from support.look import look
 
 # Test modules aren't importable in a kernel; what they define is shipped like a script's own.
@@ -34,7 +34,7 @@ async def test_abort_queue_of_anothers_failing_cell(kernel_name: str) -> None:
             failing = somebody.submit("import time; time.sleep(0.5); 1/0")
             victim = somebody.submit("1")
             await until(lambda: at_work(bridge))
-            async with told_within(2):
+            async with reported_within(2):
                 *_, pulled = await asyncio.gather(
                     *(bridge.push({f"x{i}": number}) for i in range(20)),
                     bridge.run(f"ran = {number}"),
@@ -54,7 +54,7 @@ async def test_what_is_always_aborted_is_told_as_not_executed() -> None:
     async with Bridge.launch(lane="buffers") as bridge, other(bridge) as somebody:
         kernel = "get_ipython().kernel"
         assert (await somebody.execute(f"{kernel}._aborting = True"))["status"] == "ok"
-        async with told_within(1.5):
+        async with reported_within(1.5):
             with pytest.raises(RequestAborted, match="it was not executed"):
                 await bridge.push(x=1)
         # What ends the aborting, a message to the kernel itself, is sent by a failing cell.
@@ -68,7 +68,7 @@ async def test_own_failure_aborts_nobody(kernel_name: str) -> None:
     """D2. Our push, pull, call and cell fail with somebody's cells queued behind them."""
     async with Bridge.launch(kernel_name) as bridge, other(bridge) as somebody:
         fails: list[Callable[[], Any]] = [
-            lambda: bridge.push(x=RaisesThere()),
+            lambda: bridge.push(x=RaisesInKernel()),
             lambda: bridge.pull("1/0"),
             lambda: bridge.call(lambda: 1 / 0),
             lambda: bridge.run("1/0"),
@@ -79,7 +79,7 @@ async def test_own_failure_aborts_nobody(kernel_name: str) -> None:
             failing = asyncio.create_task(fail())
             await asyncio.sleep(0.1)
             behind = [somebody.submit(f"y{number} = {i}") for i in range(3)]
-            async with told_within(1):
+            async with reported_within(1):
                 (outcome,) = await all_of(failing)
                 assert isinstance(outcome, RemoteError)
                 for request in (busy, *behind):

@@ -29,7 +29,7 @@ from bridgehead import (
 )
 from bridgehead._transports.dispatch import WINDOW
 from support.elsewhere import MAJORS
-from support.faults import There
+from support.faults import CallsInKernel
 from support.kit import (
     LANES,
     Other,
@@ -39,8 +39,8 @@ from support.kit import (
     goes_on,
     on_its_way,
     other,
+    reported_within,
     stopped,
-    told_within,
     until,
 )
 from support.look import look
@@ -71,12 +71,12 @@ async def test_a_deadline_holds_behind_a_running_cell(
         await until(lambda: not on_its_way(bridge))
         running = asyncio.ensure_future(kernel.run(cell_until(gate, cell)))
         await until(lambda: at_work(bridge))
-        async with told_within(0.6):
+        async with reported_within(0.6):
             # Two that wait together may cross in one message, and the second one is sent as soon
             # as the first one is given up: so it is called later, and given up earlier.
             sent = asyncio.ensure_future(bridge.push(x=1, timeout=0.6))
             await until(lambda: on_its_way(bridge))
-            first, second = await all_of(sent, bridge.push(y=There(list), timeout=0.3))
+            first, second = await all_of(sent, bridge.push(y=CallsInKernel(list), timeout=0.3))
         assert isinstance(first, TimeoutError)
         assert "the kernel is busy. What was sent to it may still run there" in str(first)
         assert isinstance(second, TimeoutError)
@@ -94,7 +94,7 @@ async def test_flood_behind_a_busy_cell_does_not_wedge_the_kernel(live: Bridge) 
     cell = asyncio.ensure_future(live.run("import time; time.sleep(3)"))
     await until(lambda: at_work(live))
     pushes = [asyncio.ensure_future(live.push({f"x{i}": i})) for i in range(6000)]
-    async with told_within(10):
+    async with reported_within(10):
         await cell
         transfers = await asyncio.gather(*pushes)
     assert [transfer.names for transfer in transfers] == [(f"x{i}",) for i in range(6000)]
@@ -132,7 +132,7 @@ async def test_flood_of_a_stopped_kernel_never_blocks_the_event_loop(live: Bridg
         await until(lambda: live._transport.has_pulse and inline._transport.has_pulse)
         with stopped(live):
             pushes = []
-            async with Ticker() as ticker, told_within(5):
+            async with Ticker() as ticker, reported_within(5):
                 for i in range(2500):
                     pushes.append(asyncio.ensure_future(live.push({f"x{i}": i})))
                     pushes.append(asyncio.ensure_future(inline.push({f"y{i}": i})))
@@ -142,7 +142,7 @@ async def test_flood_of_a_stopped_kernel_never_blocks_the_event_loop(live: Bridg
             assert {type(outcome) for outcome in outcomes} == {KernelUnresponsive}
             assert ticker.longest < 2.5  # s; 0.25 without anybody else on the machine
         for bridge in (live, inline):
-            async with told_within(1):
+            async with reported_within(1):
                 assert await bridge.pull("1") == 1
             await goes_on(bridge)
         # What was at the kernel's door was done as a whole, and all the others never.
@@ -167,7 +167,7 @@ async def test_subshell_answers_while_the_main_shell_runs(
         waits = asyncio.ensure_future(bridge.push(waited=x_of(0)))
         # Beside a busy loop every step of ipykernel's threads waits for the interpreter; on some
         # machines a subshell answers after 37 ms, on some after 15 s (measured).
-        async with told_within(0.5 if cell == "sleep" else 6):
+        async with reported_within(0.5 if cell == "sleep" else 6):
             await bridge.push(x=1, now=True)
             assert await bridge.pull("x", "x + 1", now=True) == (1, 2)
             with pytest.raises(RemoteError, match="ZeroDivisionError"):
@@ -212,7 +212,7 @@ async def test_a_c_call_that_holds_the_gil_answers_nobody(kernel: Bridge) -> Non
     running = asyncio.ensure_future(kernel.run(CELLS["C-call"]))
     await until(lambda: at_work(kernel))
     await asyncio.sleep(0.4)
-    async with told_within(0.3):
+    async with reported_within(0.3):
         (outcome,) = await all_of(kernel.pull("1", now=True, timeout=0.3))
     assert outcome == 1 or isinstance(outcome, TimeoutError)  # a slow machine
     await running
@@ -231,7 +231,7 @@ async def refuses_now(bridge: Bridge) -> None:
 
     bridge._transport.send = noting  # type: ignore[method-assign]
     for operation in (bridge.push(x=1, now=True), bridge.pull("1", now=True)):
-        async with told_within(0.1):
+        async with reported_within(0.1):
             with pytest.raises(NotSupported, match="ipykernel 7 or later"):
                 await operation
     assert asked == []
@@ -259,7 +259,7 @@ async def asked(somebody: Other, message_type: str, **content: Any) -> dict[str,
     client = somebody.client
     message = client.session.msg(message_type, content)
     client.control_channel.send(message)
-    async with told_within(1):
+    async with reported_within(1):
         while True:
             with contextlib.suppress(queue.Empty):
                 reply = await client.get_control_msg(timeout=0.5)
@@ -275,7 +275,7 @@ async def subshells(somebody: Other) -> list[str]:
 
 
 async def until_subshells(somebody: Other, expected: list[str]) -> None:
-    async with told_within(1):
+    async with reported_within(1):
         while await subshells(somebody) != expected:
             await asyncio.sleep(0.02)
 
@@ -325,7 +325,7 @@ async def test_a_subshell_that_hangs_does_not_keep_the_main_thread_waiting(live:
     assert all(isinstance(outcome, TimeoutError) for outcome in outcomes)
     await goes_on(live)
     await live.run("go_on.set()")
-    async with told_within(1):
+    async with reported_within(1):
         assert await live.pull("1", now=True) == 1
 
 
@@ -352,7 +352,7 @@ async def vanishing(kernel: Bridge, expression: str = "") -> asyncio.subprocess.
     assert process.stdout is not None
     assert await process.stdout.readline() == b"1\n"
     if expression:
-        async with told_within(1):
+        async with reported_within(1):
             while not await kernel.exists("cells_begun"):
                 await asyncio.sleep(0.02)
     return process
@@ -390,12 +390,12 @@ async def test_a_busy_orphan_is_left_alone_until_it_is_idle(live: Bridge) -> Non
     )
     async with other(live) as somebody:
         await killed(await vanishing(live, "busy()"))
-        async with told_within(0.5), Bridge.attach(file_of(live)) as bridge:
+        async with reported_within(0.5), Bridge.attach(file_of(live)) as bridge:
             await bridge.push(x=1)
             assert await bridge.pull("x", now=True) == 1
         (orphan,) = await subshells(somebody)
         assert not await live.exists("ended")
-        async with told_within(4):
+        async with reported_within(4):
             while not await live.exists("ended"):
                 await asyncio.sleep(0.05)
         async with Bridge.attach(file_of(live)) as bridge:
@@ -416,7 +416,7 @@ async def test_a_subshell_that_somebody_deleted_is_made_again(kernel: Bridge) ->
         for number in range(1, 4):
             (own,) = set(await subshells(somebody)) - set(before)
             await asked(somebody, "delete_subshell_request", subshell_id=own)
-            async with told_within(0.5):
+            async with reported_within(0.5):
                 if number == 1:
                     await bridge.push(x=number, now=True)
                 else:

@@ -20,7 +20,7 @@ import cloudpickle
 import pytest
 
 from bridgehead import Bridge
-from support.kit import LANES, all_of, file_of, goes_on, told_within
+from support.kit import LANES, all_of, file_of, goes_on, reported_within
 from support.look import look
 
 # Test modules aren't importable in a kernel; what they define is shipped like a script's own.
@@ -34,28 +34,28 @@ async def cancelled_task(operation: Any, seconds: float) -> None:
     task = asyncio.create_task(operation)
     await asyncio.sleep(seconds)
     task.cancel()
-    async with told_within(0.1):
+    async with reported_within(0.1):
         await asyncio.wait([task])
     if not task.cancelled():
         task.result()
 
 
 async def asyncio_timeout(operation: Any, seconds: float) -> None:
-    async with told_within(seconds + 0.1):
+    async with reported_within(seconds + 0.1):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await operation
 
 
 async def anyio_fail_after(operation: Any, seconds: float) -> None:
-    async with told_within(seconds + 0.1):
+    async with reported_within(seconds + 0.1):
         with contextlib.suppress(TimeoutError):
             with anyio.fail_after(seconds):
                 await operation
 
 
 async def anyio_move_on_after(operation: Any, seconds: float) -> None:
-    async with told_within(seconds + 0.1):
+    async with reported_within(seconds + 0.1):
         with anyio.move_on_after(seconds):
             await operation
 
@@ -64,7 +64,7 @@ async def task_group(operation: Any, seconds: float) -> None:
     async def run() -> None:
         await operation
 
-    async with told_within(seconds + 0.1), anyio.create_task_group() as group:
+    async with reported_within(seconds + 0.1), anyio.create_task_group() as group:
         group.start_soon(run)
         await asyncio.sleep(seconds)
         group.cancel_scope.cancel()
@@ -92,7 +92,7 @@ async def test_a_cancel_at_any_instant_disturbs_nobody(
             for operation in (bridge.pull("big"), bridge.push(pair=(number, bytes(2_000_000)))):
                 await cancel(operation, random.choice((0.004, 0.04)) * random.random())
         stop.set()
-        async with told_within(1):
+        async with reported_within(1):
             await asyncio.gather(*crowd)
             assert [await bridge.pull(f"precious + [{i}]") for i in range(10)] == [
                 [1, 2, 3, i] for i in range(10)
@@ -113,7 +113,7 @@ async def test_cancelling_many_loses_no_one_elses_reply(kernel: Bridge) -> None:
         await asyncio.sleep(random.uniform(0, 0.05))
         for task in tasks[::2]:
             task.cancel()
-        async with told_within(1):
+        async with reported_within(1):
             outcomes = await all_of(*tasks)
         for i, outcome in enumerate(outcomes):
             assert outcome == i * 2 or (i % 2 == 0 and isinstance(outcome, asyncio.CancelledError))
@@ -137,7 +137,7 @@ async def test_short_timeouts_lose_no_messages(kernel: Bridge) -> None:
         except TimeoutError:
             given_up += 1
     assert given_up > 0
-    async with told_within(2):
+    async with reported_within(2):
         pulled = await asyncio.gather(*(kernel.pull(f"{i}") for i in range(100)))
     assert pulled == list(range(100))
     assert list(await look(file_of(kernel))) == ["x"]

@@ -30,8 +30,8 @@ from support.kit import (
     file_of,
     goes_on,
     other,
+    reported_within,
     sigint,
-    told_within,
 )
 from support.look import look
 from support.promises import Sent, occupied, seeded
@@ -131,7 +131,7 @@ async def test_operations_take_effect_in_the_order_of_their_calls(
     await goes_on(kernel)
 
 
-class RaisesThere:
+class RaisesInKernel:
     def __getstate__(self) -> dict[str, int]:
         return {"x": 1}
 
@@ -148,7 +148,7 @@ async def test_what_fails_in_a_message_of_many_fails_alone(kernel: Bridge, sent:
         for i in range(20):
             work += [
                 kernel.push({f"x{i}": i}),
-                kernel.push(bad=RaisesThere(), **{f"y{i}": i}),
+                kernel.push(bad=RaisesInKernel(), **{f"y{i}": i}),
                 kernel.pull("missing"),
                 kernel.pull("there"),
                 kernel.pull("there", max_bytes=1),
@@ -205,7 +205,7 @@ async def test_an_interrupt_strikes_one_of_those_that_cross_together(
             await asyncio.sleep(0.3)
         await asyncio.sleep(0.3)
         sigint(kernel)
-        async with told_within(2):
+        async with reported_within(2):
             outcomes = await all_of(*tasks)
         assert sent.requests <= 10  # or it would prove nothing
         there = await look(file_of(kernel))

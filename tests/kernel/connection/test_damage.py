@@ -44,7 +44,7 @@ from support.kit import (
     goes_on,
     kind,
     other,
-    told_within,
+    reported_within,
     whole,
     wired,
 )
@@ -92,11 +92,11 @@ async def test_bad_frame_hurts_one_request_at_most(kernel_name: str, how: str) -
     launched = Bridge.launch(kernel_name, lane="buffers")
     async with launched as bridge, other(bridge) as somebody:
         assert (await somebody.execute(DAMAGED[how]))["status"] == "ok"
-        async with told_within(1):
+        async with reported_within(1):
             with pytest.raises(ReplyLost):
                 await bridge.push(x=1)
         assert await look(file_of(bridge)) in ({}, {"x": "1"})
-        async with told_within(0.5):
+        async with reported_within(0.5):
             assert await asyncio.gather(*(bridge.pull(f"{i}") for i in range(40))) == list(
                 range(40)
             )
@@ -118,7 +118,7 @@ async def test_reply_that_cannot_be_serialized_is_told(kernel_name: str, value: 
             "get_ipython().payload_manager.write_payload("
             f"{{'source': 'test', 'value': {UNSENDABLE[value]}}})\nran = 1"
         )
-        async with told_within(1):
+        async with reported_within(1):
             (outcome,) = await all_of(bridge.run(cell))
         # A Session that replaces what it cannot encode has sent the reply after all.
         assert isinstance(outcome, ReplyLost) or value == "lone-surrogate"
@@ -173,7 +173,7 @@ async def test_tampered_payload_is_refused(
         if digest != "sums":  # which are for much, and a wire that never leaves the machine
             bridge._transport.digest = digest  # as over a wire that leaves it, or not
         wire.outgoing = tampering(how)
-        async with told_within(0.5):
+        async with reported_within(0.5):
             with pytest.raises(IntegrityError, match="the kernel refused the request"):
                 await bridge.push(x=array, y=2)
         assert digest.encode() in wire.seen[-2][1][CONTENT]
@@ -181,7 +181,7 @@ async def test_tampered_payload_is_refused(
         await goes_on_again(wire, bridge)
 
         wire.incoming = tampering(how)
-        async with told_within(0.5):
+        async with reported_within(0.5):
             with pytest.raises(ReplyLost, match="the kernel's answer is damaged"):
                 await bridge.pull("array")
         assert await look(file_of(kernel)) == before
@@ -221,7 +221,7 @@ async def test_truncated_base64_is_refused(kernel: Bridge, tmp_path: Path, how: 
             return [wire.signed([*parts[:CONTENT], content, *parts[BUFFERS:]])]
 
         wire.outgoing = damage
-        async with told_within(0.5):
+        async with reported_within(0.5):
             with pytest.raises(IntegrityError, match="the kernel refused the request"):
                 await bridge.push(x=values, y=2)
         assert sum(struck) == 1
@@ -229,7 +229,7 @@ async def test_truncated_base64_is_refused(kernel: Bridge, tmp_path: Path, how: 
         await goes_on_again(wire, bridge)
 
         wire.incoming = damage
-        async with told_within(0.5):
+        async with reported_within(0.5):
             with pytest.raises(ReplyLost, match="the kernel's answer is damaged"):
                 await bridge.pull("values")
         assert sum(struck) == 2
@@ -257,7 +257,7 @@ async def test_what_changes_during_a_push_is_never_torn(
 
             before = await look(file_of(kernel))
             wire.outgoing = meddle
-            async with told_within(2):
+            async with reported_within(2):
                 (outcome,) = await all_of(bridge.push(array=array, note=number))
             wire.outgoing = whole
             assert not array.any()
@@ -277,7 +277,7 @@ async def test_a_large_push_is_no_literal(kernel: Bridge, tmp_path: Path, lane: 
     """E5. 60 MiB take seconds at most, not 38, and no message carries them as source text."""
     array = np.random.default_rng(1).integers(0, 255, 60 << 20, np.uint8)
     async with wired(kernel, tmp_path, lane=lane) as (bridge, wire):
-        async with told_within(2):
+        async with reported_within(2):
             await bridge.push(array=array)
         sent = [parts for way, parts in wire.seen if way == "out"]
         assert all(not json.loads(parts[CONTENT]).get("code") for parts in sent)
@@ -297,11 +297,11 @@ async def test_three_gigabytes_cross_both_ways() -> None:
     array = np.arange(375_000_000)  # 8 bytes each, and no two alike
     size, expected = array.nbytes, zlib.crc32(memoryview(array))
     async with Bridge.launch() as bridge:
-        async with told_within(10):
+        async with reported_within(10):
             assert (await bridge.push(array=array)).bytes > size
         del array
         assert await bridge.pull("__import__('zlib').crc32(memoryview(array))") == expected
-        async with told_within(10):
+        async with reported_within(10):
             back = await bridge.pull("array")
         assert (back.nbytes, back.dtype) == (size, np.int64)
         assert zlib.crc32(memoryview(back)) == expected
@@ -316,7 +316,7 @@ async def test_a_push_beyond_max_bytes_is_refused_before_it_is_sent(
     """E6. More than ``max_bytes``: PayloadTooLarge names the size, and nothing crosses."""
     async with wired(kernel, tmp_path, lane=lane) as (bridge, wire):
         wire.seen.clear()
-        async with told_within(0.5):
+        async with reported_within(0.5):
             with pytest.raises(bridgehead.PayloadTooLarge, match=r"5[ ,_]?000[ ,_]?\d{3}|5\.0 MB"):
                 await bridge.push(x=bytes(5_000_000), y=1, max_bytes=1_000_000)
         assert wire.seen == []
@@ -334,7 +334,7 @@ async def test_a_pull_beyond_max_bytes_is_refused_in_the_kernel(
     before = await look(file_of(kernel))
     async with wired(kernel, tmp_path, lane=lane) as (bridge, wire):
         wire.seen.clear()
-        async with told_within(0.5):
+        async with reported_within(0.5):
             with pytest.raises(
                 bridgehead.PayloadTooLarge, match=r"30[ ,_]?000[ ,_]?\d{3}|30\.0 MB"
             ):
@@ -352,7 +352,7 @@ async def test_a_huge_pull_comes_in_messages_of_bounded_size(
     """E7. 60 MB are never one message, neither of text nor of buffers, and no repr is made."""
     await kernel.run("big = 'x' * 60_000_000")
     async with wired(kernel, tmp_path, lane=lane) as (bridge, wire):
-        async with told_within(2):
+        async with reported_within(2):
             assert await bridge.pull("big") == "x" * 60_000_000
         answers = [parts for way, parts in wire.seen if way == "in"]
         assert max(len(parts[CONTENT]) for parts in answers) < (6 << 20)
@@ -364,7 +364,7 @@ async def test_a_huge_pull_comes_in_messages_of_bounded_size(
 async def test_a_buffer_in_steps_is_refused_and_an_array_in_steps_crosses(kernel: Bridge) -> None:
     """E10. What is not contiguous has no raw buffer; numpy knows how to send it all the same."""
     steps = np.arange(100_000.0)[::2]
-    async with told_within(0.5):
+    async with reported_within(0.5):
         with pytest.raises(EncodeError, match="x cannot be pickled"):
             await kernel.push(x=pickle.PickleBuffer(steps))
         await kernel.push(y=steps, z=np.arange(40_000.0).reshape(200, 200)[:, ::3])
@@ -409,7 +409,7 @@ async def test_recorded_messages_do_nothing_when_they_come_again(
                 assert await look(file_of(live)) == {"count": "[1]", "x": "2"}
             await goes_on(bridge)
         await live.restart()
-        async with told_within(2):
+        async with reported_within(2):
             await replay(live, recorded)
         there = await look(file_of(live))
         assert there == {}
@@ -481,7 +481,7 @@ async def test_a_reply_of_any_shape_hurts_one_call_at_most(
             return [replaced(wire, parts, CONTENT, HOSTILE[shape](json.loads(parts[CONTENT])))]
 
         wire.incoming = once
-        async with told_within(1):
+        async with reported_within(1):
             with pytest.raises(BridgeError):
                 await bridge.pull("x")
         assert await look(file_of(kernel)) == {"x": "1"}
@@ -502,7 +502,7 @@ async def test_a_reply_of_another_type(kernel: Bridge, tmp_path: Path, spoof: st
             return [replaced(wire, parts, HEADER, header)]
 
         wire.incoming = once
-        async with told_within(1):
+        async with reported_within(1):
             with pytest.raises(BridgeError):
                 await bridge.pull("x")
         assert await look(file_of(kernel)) == {"x": "1"}
@@ -529,7 +529,7 @@ async def test_what_crosses_is_not_on_iopub(kernel: Bridge) -> None:
         await watch.aclose()
         await kernel.run("heard_to_the_end = 1")
         heard = b""
-        async with told_within(1):
+        async with reported_within(1):
             while b"heard_to_the_end" not in heard:
                 heard += b"".join(await socket.recv_multipart())
     assert b"idle" in heard
@@ -540,7 +540,7 @@ async def test_what_crosses_is_not_on_iopub(kernel: Bridge) -> None:
 
 async def until_heard(kernel: Bridge, socket: zmq.asyncio.Socket) -> None:
     """Until the subscription has arrived, and what came by then is read."""
-    async with told_within(1):
+    async with reported_within(1):
         while not await socket.poll(50):
             await kernel.pull("0")  # no name: it is asked in a message
     while await socket.poll(100):

@@ -30,8 +30,18 @@ from traitlets.config import Config
 
 from bridgehead import Bridge, KernelDied, KernelNotFound, KernelRestarted, KernelUnresponsive
 from support.elsewhere import MAJORS
-from support.faults import There
-from support.kit import all_of, at_work, file_of, goes_on, other, stopped, told_within, until, wired
+from support.faults import CallsInKernel
+from support.kit import (
+    all_of,
+    at_work,
+    file_of,
+    goes_on,
+    other,
+    reported_within,
+    stopped,
+    until,
+    wired,
+)
 from support.look import look
 
 # Test modules aren't importable in a kernel; what they define is shipped like a script's own.
@@ -54,7 +64,7 @@ async def manager() -> AsyncIterator[AsyncKernelManager]:
 def everything(bridge: Bridge) -> list[asyncio.Task[Any]]:
     """Every kind of operation at once; the first one keeps the kernel busy for a minute."""
     operations = [
-        bridge.push(slow=There(time.sleep, 60), x=1),
+        bridge.push(slow=CallsInKernel(time.sleep, 60), x=1),
         bridge.push(y=2),
         bridge.pull("z"),
         bridge.pull("z + 1"),
@@ -84,7 +94,7 @@ async def test_kernel_death_is_told_quickly(live: Bridge, attached: bool) -> Non
         pending = everything(bridge)
         await until(lambda: at_work(bridge))
         os.kill(live.info.pid, signal.SIGKILL)
-        async with told_within(ATTACHED if attached else LAUNCHED):
+        async with reported_within(ATTACHED if attached else LAUNCHED):
             outcomes = await all_of(*pending)
             assert {type(outcome) for outcome in outcomes} == {KernelDied}
             assert {message.type async for message in stream} <= {"status"}  # and it ends
@@ -92,15 +102,15 @@ async def test_kernel_death_is_told_quickly(live: Bridge, attached: bool) -> Non
         if not attached:
             assert {outcome.exit_code for outcome in outcomes} == {-signal.SIGKILL}
             assert "was killed by SIGKILL" in str(outcomes[0])
-        async with told_within(0.1):
+        async with reported_within(0.1):
             assert {type(one) for one in await all_of(*everything(bridge))} == {KernelDied}
         if not attached:
-            async with told_within(ATTACHED):
+            async with reported_within(ATTACHED):
                 with pytest.raises(KernelNotFound):
                     await Bridge.attach(file_of(live))
         await live.restart()
         if attached:  # the next kernel is not the one that this bridge believes in
-            async with told_within(ATTACHED):
+            async with reported_within(ATTACHED):
                 with pytest.raises((KernelDied, KernelRestarted)):
                     await bridge.push(x=2)
                 await until_back(bridge)
@@ -120,11 +130,15 @@ async def until_back(bridge: Bridge) -> None:
 
 
 ENDS = {
-    "os._exit": (There(os._exit, 7), 7, "exit code 7"),
-    "segfault": (There(ctypes.string_at, 0), -signal.SIGSEGV, "was killed by SIGSEGV"),
-    "abort": (There(os.abort), -signal.SIGABRT, "was killed by SIGABRT"),
+    "os._exit": (CallsInKernel(os._exit, 7), 7, "exit code 7"),
+    "segfault": (CallsInKernel(ctypes.string_at, 0), -signal.SIGSEGV, "was killed by SIGSEGV"),
+    "abort": (CallsInKernel(os.abort), -signal.SIGABRT, "was killed by SIGABRT"),
     # What the kernel of Linux does to a process that needs too much memory.
-    "oom-kill": (There(signal.raise_signal, signal.SIGKILL), -signal.SIGKILL, "killed by SIGKILL"),
+    "oom-kill": (
+        CallsInKernel(signal.raise_signal, signal.SIGKILL),
+        -signal.SIGKILL,
+        "killed by SIGKILL",
+    ),
 }
 
 
@@ -133,7 +147,7 @@ ENDS = {
 async def test_a_kernel_that_ends_while_unpickling_is_told(live: Bridge, end: str) -> None:
     """A2. The object that is unpickled ends the process: how it ended is told."""
     killer, code, words = ENDS[end]
-    async with told_within(LAUNCHED):
+    async with reported_within(LAUNCHED):
         with pytest.raises(KernelDied, match=words) as caught:
             await live.push(x=1, killer=killer)
     assert caught.value.exit_code == code
@@ -149,20 +163,20 @@ async def test_sigstop_is_told_and_recovers(live: Bridge) -> None:
         await live.push(x="before")
         await until(lambda: all(bridge._transport.has_pulse for bridge in bridges))
         with stopped(live):
-            async with told_within(0.5):
+            async with reported_within(0.5):
                 outcomes = await all_of(*(bridge.pull("x", timeout=0.5) for bridge in bridges))
             assert {type(outcome) for outcome in outcomes} == {TimeoutError}
             late = [bridge._transport.dispatcher.late for bridge in bridges]
-            async with told_within(5):
+            async with reported_within(5):
                 pushes = [bridge.push(x="after") for bridge in bridges]
                 pulls = [bridge.pull("x") for bridge in bridges]
                 outcomes = await all_of(*pushes, *pulls, *(b.run("z = 1") for b in bridges))
             assert {type(outcome) for outcome in outcomes} == {KernelUnresponsive}
             assert [bridge.state for bridge in bridges] == ["unresponsive"] * 2
-            async with told_within(5):
+            async with reported_within(5):
                 outcomes = await all_of(*(bridge.push(y=2) for bridge in bridges))
             assert {type(outcome) for outcome in outcomes} == {KernelUnresponsive}
-        async with told_within(1):
+        async with reported_within(1):
             assert [await bridge.pull("x") for bridge in bridges] == ["before"] * 2
         # The answers of the first pulls came, to nobody; what waited behind them was never sent.
         now = [bridge._transport.dispatcher.late for bridge in bridges]
@@ -178,7 +192,7 @@ async def test_a_kernel_that_goes_on_in_time_loses_nothing(live: Bridge) -> None
     with stopped(live):
         pending = [asyncio.ensure_future(live.pull("x")) for _ in range(20)]
         await asyncio.sleep(3)
-    async with told_within(1):
+    async with reported_within(1):
         assert await asyncio.gather(*pending) == [1] * 20
     assert await look(file_of(live)) == {"x": "1"}
     await goes_on(live)
@@ -191,7 +205,7 @@ async def test_restart_fails_what_was_pending_at_once(manager: AsyncKernelManage
         pending = everything(bridge)
         await until(lambda: at_work(bridge))
         await manager.restart_kernel(now=True)
-        async with told_within(2):
+        async with reported_within(2):
             outcomes = await all_of(*pending)
         assert {type(outcome) for outcome in outcomes} == {KernelRestarted}
         assert await look(manager.connection_file) == {}
@@ -213,7 +227,7 @@ async def test_push_sent_while_dead_never_lands_in_the_next_kernel(
             pending = everything(bridge)
             await asyncio.sleep(0)
             await manager.restart_kernel(now=True)
-            async with told_within(ATTACHED):
+            async with reported_within(ATTACHED):
                 outcomes = await all_of(*pending)
             assert {type(outcome) for outcome in outcomes} <= {KernelDied, KernelRestarted}
             assert await look(manager.connection_file) == {}
@@ -232,7 +246,7 @@ async def test_silent_restart_is_noticed_by_the_next_push(
         await bridge.push(x=1)
         await manager.restart_kernel(now=True)
         await asyncio.sleep(pause)
-        async with told_within(2):
+        async with reported_within(2):
             with pytest.raises(KernelRestarted):
                 await (bridge.push(x=2) if operation == "push" else bridge.run("x = 2"))
         assert await look(manager.connection_file) == {}
@@ -253,7 +267,7 @@ async def test_a_kernel_that_exits_at_once_is_told_each_time(
     kernelspec("exits", [sys.executable, "-c", words])
     before = None
     for _ in range(5):
-        async with told_within(1):
+        async with reported_within(1):
             with pytest.raises(KernelDied, match="exit code 1; it last wrote:\nno kernel today"):
                 await Bridge.launch("exits")
         before = before or held()
@@ -263,12 +277,12 @@ async def test_a_kernel_that_exits_at_once_is_told_each_time(
 async def test_a_hundred_calls_of_a_dead_kernel_leave_nothing(live: Bridge) -> None:
     """A7. A kernel that stays dead: told on every call, without a descriptor or a busy loop."""
     os.kill(live.info.pid, signal.SIGKILL)
-    async with told_within(LAUNCHED):
+    async with reported_within(LAUNCHED):
         with pytest.raises(KernelDied):
             await live.pull("1")
     before = held()
     for _ in range(10):
-        async with told_within(0.1):
+        async with reported_within(0.1):
             outcomes = await all_of(*everything(live))
         assert {type(outcome) for outcome in outcomes} == {KernelDied}
     assert held() <= before
@@ -295,17 +309,17 @@ async def test_an_autorestarter_that_gives_up(
         async with Bridge.attach(manager.connection_file) as bridge:
             gave_up = asyncio.Event()
             manager.add_restart_callback(gave_up.set, "dead")
-            pending = asyncio.ensure_future(bridge.push(slow=There(time.sleep, 60)))
+            pending = asyncio.ensure_future(bridge.push(slow=CallsInKernel(time.sleep, 60)))
             await until(lambda: at_work(bridge))
             crash.touch()
             os.kill(bridge.info.pid, signal.SIGKILL)
-            async with told_within(ATTACHED):
+            async with reported_within(ATTACHED):
                 (outcome,) = await all_of(pending)
             assert isinstance(outcome, KernelDied)
-            async with told_within(5):
+            async with reported_within(5):
                 await gave_up.wait()
             for _ in range(10):
-                async with told_within(0.1):
+                async with reported_within(0.1):
                     with pytest.raises(KernelDied):
                         await bridge.push(x=1)
             crash.unlink()
@@ -338,7 +352,7 @@ HOOK = "get_ipython().events.register('post_execute', lambda: __import__('os')._
 BETWEEN: dict[str, Callable[[Bridge, str], Any]] = {
     "run": lambda bridge, file: bridge.run(f"print('once', file=open({file!r}, 'a'))\n{HOOK}"),
     "call": lambda bridge, file: bridge.call(notes, file),
-    "push": lambda bridge, file: bridge.push(x=There(notes, file)),
+    "push": lambda bridge, file: bridge.push(x=CallsInKernel(notes, file)),
 }
 
 
@@ -360,7 +374,7 @@ async def test_a_kernel_that_dies_between_execution_and_reply(
             bridge = await stack.enter_async_context(Bridge.attach(file_of(live)))
         if operation == "push":
             await live.call(DiesWhenReplaced, keep="x")
-        async with told_within(ATTACHED if attached else LAUNCHED):
+        async with reported_within(ATTACHED if attached else LAUNCHED):
             with pytest.raises(KernelDied) as caught:
                 await BETWEEN[operation](bridge, str(ran))
         assert attached or caught.value.exit_code == 3
@@ -385,7 +399,7 @@ async def test_a_shutdown_by_somebody_else_is_told(live: Bridge, attached: bool)
         assert await anext(watch) == 1
         async with other(live) as somebody:
             somebody.client.shutdown()
-            async with told_within(ATTACHED if attached else LAUNCHED):
+            async with reported_within(ATTACHED if attached else LAUNCHED):
                 assert "shutdown_reply" in [message.type async for message in stream]
                 assert [value async for value in watch] == []
             with pytest.raises(KernelDied, match="another client had asked it to shut down"):
@@ -415,7 +429,7 @@ async def test_a_restart_behind_a_connection_that_never_broke(
             await bridge.push(x=1)
             await kernel.restart()
             assert kernel.info.pid == 1
-            async with told_within(2):
+            async with reported_within(2):
                 with pytest.raises(KernelRestarted):
                     await bridge.push(x=2)
             assert await look(file_of(kernel)) == {}

@@ -31,7 +31,7 @@ from support.kit import (
     goes_on,
     kind,
     other,
-    told_within,
+    reported_within,
     until,
     wired,
 )
@@ -46,7 +46,7 @@ async def test_many_at_once(kernel_name: str) -> None:
     """D3. Sixty operations at once, ten times over: each gets its own answer."""
     async with Bridge.launch(kernel_name) as bridge:
         for number in range(10):
-            async with told_within(1):
+            async with reported_within(1):
                 pulled = await asyncio.gather(
                     *(bridge.push({f"x{i}": [number, i]}) for i in range(30)),
                     *(bridge.pull(f"{number} * 1000 + {i}") for i in range(30)),
@@ -61,7 +61,7 @@ async def test_deadlines_of_several_readers_are_their_own(kernel: Bridge) -> Non
     cell = asyncio.create_task(kernel.run("import time; time.sleep(1.5); done = True"))
     await until(lambda: at_work(kernel))
     patient = asyncio.create_task(kernel.pull("done"))
-    async with told_within(0.3):
+    async with reported_within(0.3):
         outcomes = await all_of(*(kernel.pull(f"{i}, done", timeout=0.3) for i in range(3)))
     assert [type(outcome) for outcome in outcomes] == [TimeoutError] * 3
     assert not cell.done()
@@ -74,10 +74,10 @@ async def test_deadlines_of_several_readers_are_their_own(kernel: Bridge) -> Non
 async def test_late_reply_is_not_taken_for_the_next(kernel: Bridge) -> None:
     """D7. The reply of a request that was given up comes when another one waits."""
     for i in range(5):
-        async with told_within(0.1):
+        async with reported_within(0.1):
             with pytest.raises(TimeoutError):
                 await kernel.pull("__import__('time').sleep(0.3) or 'late'", timeout=0.1)
-        async with told_within(0.5):
+        async with reported_within(0.5):
             assert await kernel.pull(f"'next', {i}") == ("next", i)
     assert await look(file_of(kernel)) == {}
     await goes_on(kernel)
@@ -106,7 +106,7 @@ async def test_a_reply_that_comes_twice_is_counted_once(tmp_path: Path) -> None:
         assert (await somebody.execute(TWICE))["status"] == "ok"
         wire.seen.clear()
         for i in range(10):
-            async with told_within(0.5):
+            async with reported_within(0.5):
                 await bridge.push(x=[i])
                 assert await bridge.pull("x", f"x + [{i}]") == ([i], [i, i])
         await asyncio.gather(*(bridge.push({f"y{i}": i}) for i in range(40)))
@@ -133,7 +133,7 @@ async def test_shared_session_id_steals_replies(kernel: Bridge) -> None:
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(1):
                     await first.answer(lost)
-            async with told_within(0.5):
+            async with reported_within(0.5):
                 await bridge.push(x=1)
                 assert await another.pull("x", "stolen") == (1, 1)
             assert await look(file_of(kernel)) == {"x": "1", "stolen": "1"}
@@ -150,7 +150,7 @@ async def test_iopub_overflow_changes_no_outcome() -> None:
                 "import sys\nfor i in range(20_000): print(i); sys.stdout.flush()"
             )
             await until(lambda: reader.state == "busy")
-            async with told_within(10):
+            async with reported_within(10):
                 await asyncio.gather(*(reader.push({f"x{i}": i}) for i in range(20)))
                 assert await reader.pull("x0 + x19") == 19
             assert (await somebody.answer(flood))["status"] == "ok"
@@ -167,12 +167,12 @@ async def test_outcomes_do_not_depend_on_iopub(kernel: Bridge, tmp_path: Path) -
     """D11. Nothing on iopub arrives at all any more: operations end as soon as before."""
     async with wired(kernel, tmp_path) as (bridge, wire):
         wire.deaf = True
-        async with told_within(0.5):
+        async with reported_within(0.5):
             await bridge.push(x=1)
             assert await bridge.pull("x") == 1
             with pytest.raises(RemoteError, match="ZeroDivisionError"):
                 await bridge.pull("1/0")
-        async with told_within(3):  # a cell waits a moment for its outputs, which are lost
+        async with reported_within(3):  # a cell waits a moment for its outputs, which are lost
             assert (await bridge.run("y = 2\nprint(y)")).execution_count
         assert await look(file_of(kernel)) == {"x": "1", "y": "2"}
         await goes_on(bridge)
@@ -188,7 +188,7 @@ async def test_other_clients_see_no_more_than_busy_and_idle(kernel: Bridge) -> N
         await operations(kernel)
         await kernel.run("done = True")
         seen = []
-        async with told_within(1):
+        async with reported_within(1):
             while not seen or seen[-1]["msg_type"] != "execute_input":
                 seen.append(await somebody.client.get_iopub_msg(timeout=20))
     assert {message["msg_type"] for message in seen[:-1]} == {"status"}
@@ -204,7 +204,7 @@ async def test_a_wrong_key_is_told(kernel: Bridge, tmp_path: Path) -> None:
     """D14. Another key than the kernel's: it never answers, and the message says why."""
     info = json.loads(Path(file_of(kernel)).read_text())
     (tmp_path / "wrong.json").write_text(json.dumps({**info, "key": "0" * 32}))
-    async with told_within(1):
+    async with reported_within(1):
         with pytest.raises(KernelNotFound, match="did not answer within 1 s: another key"):
             await Bridge.attach(tmp_path / "wrong.json", timeout=1)
     assert await look(file_of(kernel)) == {}
@@ -215,7 +215,7 @@ async def test_no_reply_waits_for_a_reader_that_was_not_woken(kernel: Bridge) ->
     """D16. Sending while replies come in, 150 rounds: no reply is left lying on the socket."""
     await kernel.push(x=1)
     for number in range(150):
-        async with told_within(0.5):
+        async with reported_within(0.5):
             pulls = []
             for i in range(6):
                 pulls.append(asyncio.create_task(kernel.pull(f"x + {i}")))
@@ -234,11 +234,11 @@ async def test_one_missed_heartbeat_is_not_death() -> None:
             await asyncio.sleep(2)
         finally:
             os.kill(owner.info.pid, signal.SIGCONT)
-        async with told_within(0.5):
+        async with reported_within(0.5):
             await pending
         launches = [asyncio.create_task(hello_and_goodbye()) for _ in range(4)]
         while not all(task.done() for task in launches):
-            async with told_within(1):
+            async with reported_within(1):
                 assert await bridge.pull("x") == 1
                 async with Bridge.attach(file_of(owner)) as another:
                     assert await another.pull("x + 1") == 2

@@ -33,7 +33,7 @@ from bridgehead import (
 )
 from support import memory
 from support.elsewhere import NEWEST, OLDEST
-from support.kit import LANES, all_of, file_of, goes_on, stopped, told_within, until
+from support.kit import LANES, all_of, file_of, goes_on, reported_within, stopped, until
 
 MIB = 1 << 20
 LARGE = 100_000  # doubles: they go through shared memory
@@ -79,8 +79,8 @@ async def nothing_is_lent(*bridges: Bridge) -> None:
     for bridge in bridges:
         async with asyncio.timeout(30):
             while True:
-                remote = await memory.there(bridge)
-                near = memory.here(bridge)["leases"] if bridge.info.lane == "direct" else 0
+                remote = await memory.kernel_counts(bridge)
+                near = memory.client_counts(bridge)["leases"] if bridge.info.lane == "direct" else 0
                 if not (remote["leases"] or remote["kept"] or near):
                     break
                 await asyncio.sleep(0.1)
@@ -135,18 +135,18 @@ async def test_of_a_hundred_megabytes_nothing_is_here(pair: tuple[Bridge, Bridge
     """Not a segment of this process's own, not a page of the source's, and no copy."""
     source, target = pair
     await source.run("import numpy; x = numpy.arange(12_500_000.0)")
-    before, kept = own_memory(), [memory.here(bridge)["bytes"] for bridge in pair]
+    before, kept = own_memory(), [memory.client_counts(bridge)["bytes"] for bridge in pair]
     for n in range(4):
         await source.run(f"x[0] = {n}")
         transfer = await source.handoff("x", to=target)
         assert (transfer.lane, transfer.bytes > 100_000_000) == ("direct", True)
         assert own_memory() - before < 10 * MIB
         for bridge, before_it in zip(pair, kept, strict=True):  # of other tests, at most
-            assert memory.here(bridge)["bytes"] <= before_it
+            assert memory.client_counts(bridge)["bytes"] <= before_it
         assert await target.pull("float(x[0])", "float(x[-1])") == (n, 12_499_999)
     # Segments are used again: the one that the target has, and the one it had before.
-    assert (await memory.there(source))["bytes"] < 300_000_000
-    assert (await memory.there(target))["mapped"] <= 3
+    assert (await memory.kernel_counts(source))["bytes"] < 300_000_000
+    assert (await memory.kernel_counts(target))["mapped"] <= 3
 
 
 async def test_the_source_has_it_back_when_the_last_array_died(
@@ -163,17 +163,17 @@ async def test_the_source_has_it_back_when_the_last_array_died(
             list(range(50, 60)),
             n * LARGE,
         )
-    assert (await memory.there(source))["leases"] >= 2
+    assert (await memory.kernel_counts(source))["leases"] >= 2
     await target.run("held[:] = -1; x[:] = -1")
     assert await source.pull("float(x[0])") == 9
     await target.delete("held", "x")
-    await memory.given_back(source)
+    await memory.kernel_leases_nothing(source)
     await target.push(y=1)
     # Asked for alone, too: nobody calls anything, and the kernels tell.
     await source.handoff("x", to=target)
     await target.delete("x")
     async with Bridge.attach(source.info.connection_file, lane="buffers") as aside:
-        await memory.given_back(aside)
+        await memory.kernel_leases_nothing(aside)
 
 
 async def test_it_is_given_back_to_the_system_when_it_is_idle() -> None:
@@ -191,7 +191,7 @@ async def test_it_is_given_back_to_the_system_when_it_is_idle() -> None:
         await source.handoff("x", to=target)
         await target.delete("x")
         async with asyncio.timeout(30):
-            while memory.here(source)["mapped"] or Path(
+            while memory.client_counts(source)["mapped"] or Path(
                 f"/proc/{target.info.pid}/maps"
             ).read_text().count("memfd:bridgehead"):
                 await asyncio.sleep(0.1)
@@ -207,15 +207,15 @@ async def test_who_is_not_trusted_gets_no_memory_of_the_sources(
     await source.run(f"import numpy; x = numpy.arange({LARGE}.0)")
     async with Bridge.attach(other.info.connection_file, lane="direct", trust="data") as stranger:
         assert (await source.handoff("x", to=stranger)).lane == "direct"
-        assert memory.here(stranger)["leases"] == 1  # this process's own
-        await memory.given_back(source)
+        assert memory.client_counts(stranger)["leases"] == 1  # this process's own
+        await memory.kernel_leases_nothing(source)
         assert await stranger.pull("float(x.sum())") == LARGE * (LARGE - 1) / 2
         await nothing_is_lent(source, stranger)
     # Nor is what comes from one that is not trusted opened while it can still write there.
     async with Bridge.attach(source.info.connection_file, lane="direct", trust="data") as stranger:
         await stranger.run(f"import numpy; x = numpy.arange({LARGE}.0)")
         assert (await stranger.handoff("x", to=other)).lane == "direct"
-        await memory.given_back(stranger)
+        await memory.kernel_leases_nothing(stranger)
         assert await other.pull("float(x.sum())") == LARGE * (LARGE - 1) / 2
 
 
@@ -241,7 +241,7 @@ async def test_it_outlives_the_bridges(pair: tuple[Bridge, Bridge]) -> None:
         await other.run("x += 1")
         assert await other.pull("float(x.sum())") == total + LARGE
         if left is source:  # that nobody tells of it any more is no lease for ever
-            await memory.given_back(one)
+            await memory.kernel_leases_nothing(one)
         await left.aclose()
         await other.delete("x")
     await nothing_is_lent(*pair)
@@ -358,7 +358,7 @@ async def test_the_program_in_between_is_killed(pair: tuple[Bridge, Bridge]) -> 
         await process.communicate()
         for bridge in pair:
             async with asyncio.timeout(30):
-                while await memory.servers(bridge) > 1:
+                while await memory.socket_threads(bridge) > 1:
                     await asyncio.sleep(0.05)
         first = await other.pull("float(x[0])")
         await one.run("x[:] = -1")
@@ -390,7 +390,7 @@ kept, loader.Mapped = loader.Mapped, refuse
             assert await target.pull("float(x.sum())") == LARGE * (LARGE - 1) / 2
         finally:
             await other.run("loader.Mapped = kept")
-        await memory.given_back(source)
+        await memory.kernel_leases_nothing(source)
         assert (await source.handoff("x", to=target)).lane.endswith("direct")
 
 
@@ -468,7 +468,7 @@ async def test_a_kernel_that_is_killed_in_the_middle(lane: Any, which: str) -> N
             task = asyncio.ensure_future(source.handoff("x", to=target))
             await asyncio.sleep(0.03 * n)
             os.kill(dying.info.pid, signal.SIGKILL)
-            async with told_within(0.5):
+            async with reported_within(0.5):
                 (outcome,) = await all_of(task)
             if isinstance(outcome, BaseException):
                 assert isinstance(outcome, KernelDied), outcome
@@ -494,7 +494,7 @@ async def test_a_kernel_that_dies_while_the_source_runs_a_cell(which: str) -> No
         await asyncio.sleep(0.1)
         dying = source if which == "source" else target
         os.kill(dying.info.pid, signal.SIGKILL)
-        async with told_within(0.5):
+        async with reported_within(0.5):
             with pytest.raises(KernelDied) as caught:
                 await task
         assert f"the {which} of a handoff" in caught.value.__notes__[0]
@@ -509,7 +509,7 @@ async def test_a_target_that_is_stopped_and_a_source_that_dies_meanwhile() -> No
         await source.push(x=1)
         await until(lambda: target._transport.has_pulse)
         with stopped(target):
-            async with told_within(5):
+            async with reported_within(5):
                 with pytest.raises(KernelUnresponsive) as silent:
                     await source.handoff("x", to=target)
             assert f"the target of a handoff, pid {target.info.pid}" in silent.value.__notes__[0]
@@ -517,7 +517,7 @@ async def test_a_target_that_is_stopped_and_a_source_that_dies_meanwhile() -> No
             task = asyncio.ensure_future(source.handoff("x", to=target))
             await asyncio.sleep(0.2)
             os.kill(source.info.pid, signal.SIGKILL)
-            async with told_within(0.5):
+            async with reported_within(0.5):
                 with pytest.raises(KernelDied) as died:
                     await task
             assert f"the source of a handoff, pid {source.info.pid}" in died.value.__notes__[0]
@@ -616,7 +616,7 @@ slow = Slow()
     task = asyncio.ensure_future(source.handoff("slow", to=target))
     await asyncio.sleep(0.3)
     await source.interrupt()
-    async with told_within(1):
+    async with reported_within(1):
         with pytest.raises(BridgeError, match="KeyboardInterrupt"):
             await task
     assert not await target.exists("slow")

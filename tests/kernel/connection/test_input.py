@@ -14,7 +14,7 @@ import cloudpickle
 import pytest
 
 from bridgehead import Bridge
-from support.kit import file_of, goes_on, other, told_within
+from support.kit import file_of, goes_on, other, reported_within
 from support.look import look
 
 # Test modules aren't importable in a kernel; what they define is shipped like a script's own.
@@ -25,13 +25,13 @@ async def test_input_in_another_clients_cell(kernel: Bridge) -> None:
     """B8. A cell of somebody's waits for a line: the deadline holds until it has one."""
     async with other(kernel) as somebody:
         cell = somebody.submit("line = input()", allow_stdin=True)
-        async with told_within(1):
+        async with reported_within(1):
             asks = await somebody.client.get_stdin_msg(timeout=10)
         assert asks["msg_type"] == "input_request"
-        async with told_within(0.3):
+        async with reported_within(0.3):
             with pytest.raises(TimeoutError, match="the kernel is busy"):
                 await kernel.push(x=1, timeout=0.3)
-        async with told_within(0.5):
+        async with reported_within(0.5):
             await kernel.push(y=1, now=True)
         somebody.client.input("a line")
         assert (await somebody.answer(cell))["status"] == "ok"

@@ -22,7 +22,7 @@ import pytest
 
 from bridgehead import Bridge, RemoteError, ReplyLost
 from support.elsewhere import MAJORS
-from support.faults import BIG, RaisesThere
+from support.faults import BIG, RaisesInKernel
 from support.kit import (
     MESSAGES,
     all_of,
@@ -30,8 +30,8 @@ from support.kit import (
     file_of,
     goes_on,
     other,
+    reported_within,
     sigint,
-    told_within,
     until,
 )
 from support.look import look
@@ -67,7 +67,7 @@ async def struck_at_random(
         task = await sent(number)
         await asyncio.sleep(random.uniform(0, 1.2 * usual))
         sigint(bridge)
-        async with told_within(1):
+        async with reported_within(1):
             (outcome,) = await all_of(task)
         struck += told_of_interrupt(outcome)
         yield number, outcome
@@ -124,8 +124,8 @@ async def test_failed_push_leaves_the_namespace_as_it_was(kernel: Bridge, at: in
     await kernel.push(a="before", b="before", c="before")
     before = await look(file_of(kernel))
     values: dict[str, Any] = {"a": 1, "b": 2, "c": 3, "new": 4}
-    values[list(values)[at]] = RaisesThere()
-    async with told_within(0.5):
+    values[list(values)[at]] = RaisesInKernel()
+    async with reported_within(0.5):
         with pytest.raises(RemoteError, match="RuntimeError: not in this kernel") as caught:
             await kernel.push(values)
     assert any("__setstate__" in line for line in caught.value.traceback)
@@ -158,7 +158,7 @@ async def test_interrupt_right_before_a_push_does_not_reach_it(kernel: Bridge) -
             # Once its reply and its idle are here, the kernel has left the handler of the last.
             await somebody.client.execute_interactive("", silent=True, timeout=30)
             sigint(kernel)
-            async with told_within(0.1):
+            async with reported_within(0.1):
                 await kernel.push(x=number)
     assert await look(file_of(kernel)) == {"x": "39"}
     await goes_on(kernel)
@@ -172,7 +172,7 @@ async def test_interrupt_of_the_main_thread_does_not_reach_a_push_beside_it() ->
         push = asyncio.create_task(bridge.push(x=SlowThere(), now=True))
         await asyncio.sleep(0.4)
         sigint(bridge)
-        async with told_within(1):
+        async with reported_within(1):
             cell_outcome, push_outcome = await all_of(cell, push)
         assert isinstance(cell_outcome, RemoteError)
         assert cell_outcome.ename == "KeyboardInterrupt"
@@ -201,7 +201,7 @@ async def test_a_replaced_value_that_raises_when_it_goes_stops_no_push(kernel: B
         "    def __del__(self): raise RuntimeError\n"
         "x = Evil(); ref = weakref.ref(x, lambda ref: 1 / 0)"
     )
-    async with told_within(0.5):
+    async with reported_within(0.5):
         await kernel.push(x=1, y=2)
     there = await look(file_of(kernel))
     assert (there["x"], there["y"]) == ("1", "2")

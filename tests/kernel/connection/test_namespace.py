@@ -21,7 +21,7 @@ import bridgehead
 from bridgehead import Bridge, MissingInKernel, RemoteError
 from support.elsewhere import MAJORS
 from support.faults import operations
-from support.kit import LANES, all_of, file_of, goes_on, other, told_within
+from support.kit import LANES, all_of, file_of, goes_on, other, reported_within
 from support.look import look
 
 # Test modules aren't importable in a kernel; what they define is shipped like a script's own.
@@ -84,7 +84,7 @@ async def test_push_survives_what_users_do() -> None:
         for number, cell in enumerate(resets):
             await bridge.push(x=number)
             await bridge.run(cell)
-            async with told_within(0.5):
+            async with reported_within(0.5):
                 await bridge.push(y=[number])
                 assert await bridge.pull("y") == [number]
             assert (await look(file_of(bridge)))["y"] == f"[{number}]"
@@ -115,7 +115,7 @@ async def test_a_push_is_enough_after_a_reset_of_everything() -> None:
     async with Bridge.launch() as bridge:
         await bridge.push(x=1)
         await bridge.run("%reset -f")
-        async with told_within(0.5):
+        async with reported_within(0.5):
             assert not await bridge.exists("x")
             await bridge.push(y=2)
         assert await look(file_of(bridge)) == {"y": "2"}
@@ -135,7 +135,7 @@ async def test_pull_is_not_reached_by_what_users_do_to_their_displays() -> None:
             "del ip, formatter, kind\n"
         )
         assert (await bridge.run("'a cell is shown'")).data["text/plain"] == "HACKED"
-        async with told_within(0.5):
+        async with reported_within(0.5):
             await bridge.push(text="plain", number=1 / 3)
             assert await bridge.pull("text", "number", "len(text)") == ("plain", 1 / 3, 5)
             with pytest.raises(RemoteError, match="ZeroDivisionError: division by zero"):
@@ -162,7 +162,7 @@ async def test_shadowed_names_do_not_reach_the_loader(shadows: str) -> None:
     async with Bridge.launch() as bridge:
         await bridge.push(x=1)
         await bridge.run(SHADOWS[shadows])
-        async with told_within(0.5):
+        async with reported_within(0.5):
             await bridge.push(y=[2])
             assert await bridge.pull("x", "y") == (1, [2])
             assert await bridge.call(lambda v: v + 1, bridge.ref("x")) == 2
@@ -182,7 +182,7 @@ async def test_shadowed_names_do_not_keep_the_loader_out(shadows: str) -> None:
         async with other(manager.connection_file) as somebody:
             assert (await somebody.execute(SHADOWS[shadows]))["status"] == "ok"
         async with Bridge.over(manager) as bridge:
-            async with told_within(0.5):
+            async with reported_within(0.5):
                 await bridge.push(y=[2])
                 assert await bridge.pull("y") == [2]
             assert (await look(manager.connection_file))["y"] == "[2]"
@@ -205,7 +205,7 @@ async def test_replaced_functions_do_not_reach_the_loader(what: str, lane: Any) 
     """F5. What pickles, encodes and digests is replaced in its own module, after we came."""
     async with Bridge.launch(lane=lane) as bridge:
         await bridge.run(REPLACED[what])
-        async with told_within(0.5):
+        async with reported_within(0.5):
             await bridge.push(x=1, y=[2])
             assert await bridge.pull("x", "y") == (1, [2])
             assert await bridge.call(lambda v: v + 1, bridge.ref("x")) == 2
@@ -222,7 +222,7 @@ async def test_an_import_that_raises_ends_at_the_deadline() -> None:
             "def refuse(*args, **kwargs): raise ImportError('refused')\n"
             "builtins.__import__ = refuse"
         )
-        async with told_within(1):
+        async with reported_within(1):
             # Whether the kernel itself survives this depends on its version.
             (outcome,) = await all_of(bridge.push(y=2, timeout=1))
             assert isinstance(outcome, (TimeoutError, bridgehead.Transfer)), outcome
@@ -255,7 +255,7 @@ async def test_a_broken_transformer_does_not_stop_operations(where: str) -> None
         await bridge.run(BROKEN_INPUT.format(*TRANSFORMERS[where]))
         with pytest.raises(RemoteError, match="broken"):
             await bridge.run("refused = 1")
-        async with told_within(0.5):
+        async with reported_within(0.5):
             await bridge.push(x=[1])
             assert await bridge.pull("x") == [1]
         assert (await look(file_of(bridge)))["x"] == "[1]"
@@ -274,7 +274,7 @@ async def test_hooks_cannot_fail_a_push() -> None:
             "for _event in ('pre_execute', 'post_execute', 'pre_run_cell', 'post_run_cell'):\n"
             "    get_ipython().events.register(_event, broken)\n"
         )
-        async with told_within(0.5):
+        async with reported_within(0.5):
             await bridge.push(x=[1])
             assert await bridge.pull("x") == [1]
         there = await look(file_of(bridge))
@@ -292,7 +292,7 @@ async def test_a_module_that_the_kernel_lacks_is_named(
     monkeypatch.syspath_prepend(tmp_path)
     import only_near  # type: ignore[import-not-found]
 
-    async with told_within(0.5):
+    async with reported_within(0.5):
         with pytest.raises(MissingInKernel, match=r"'only_near'.*by_value=\[only_near\]") as caught:
             await kernel.push(box=only_near.Box(), fine=1)
     assert caught.value.module == "only_near"
@@ -305,7 +305,7 @@ async def test_a_module_that_the_kernel_lacks_is_named(
 async def test_autoreload_leaves_the_loader_alone(kernel: Bridge) -> None:
     """F12. ``%autoreload 2`` looks at every module before each cell; the loader has no file."""
     await kernel.run("%load_ext autoreload\n%autoreload 2")
-    async with told_within(0.5):
+    async with reported_within(0.5):
         await kernel.push(x=[1])
     assert (await kernel.run("x")).data["text/plain"] == "[1]"
     assert (await look(file_of(kernel)))["x"] == "[1]"

@@ -22,7 +22,7 @@ import cloudpickle
 import pytest
 
 from bridgehead import Bridge, EncodeError, RemoteError
-from support.kit import LANES, file_of, goes_on, told_within, wired
+from support.kit import LANES, file_of, goes_on, reported_within, wired
 from support.look import look
 
 # Test modules aren't importable in a kernel; what they define is shipped like a script's own.
@@ -59,7 +59,7 @@ async def test_unpicklable_fails_before_anything_is_sent(
     find_unpicklable = UNPICKLABLE[what]()
     async with wired(kernel, tmp_path) as (bridge, wire):
         wire.seen.clear()
-        async with told_within(0.5):
+        async with reported_within(0.5):
             with pytest.raises(EncodeError) as caught:
                 await bridge.push(fine=1, config={"bad": find_unpicklable})
         assert caught.value.path == ("config" if what == "recursion" else "config['bad']")
@@ -81,10 +81,10 @@ class HangsThere:
 async def test_unpickling_that_hangs_ends_at_the_deadline(kernel: Bridge, lane: Any) -> None:
     """G3. Unpickling sleeps for ten minutes: TimeoutError; an interrupt frees the kernel."""
     async with Bridge.attach(file_of(kernel), lane=lane) as bridge:
-        async with told_within(0.5):
+        async with reported_within(0.5):
             with pytest.raises(TimeoutError, match="may still run there"):
                 await bridge.push(x=HangsThere(), y=1, timeout=0.5)
-        async with told_within(0.5):
+        async with reported_within(0.5):
             await bridge.interrupt()
         assert await look(file_of(kernel)) == {}
         await goes_on(bridge)
@@ -100,7 +100,7 @@ async def test_unpickling_that_exits_does_not_end_the_kernel(kernel: Bridge, lan
     """G4. ``sys.exit`` while unpickling is an error like any other; the kernel lives."""
     async with Bridge.attach(file_of(kernel), lane=lane) as bridge:
         pid = bridge.info.pid
-        async with told_within(0.5):
+        async with reported_within(0.5):
             with pytest.raises(RemoteError, match="SystemExit: 3"):
                 await bridge.push(fine=1, bad=ExitsThere())
         assert await look(file_of(kernel)) == {}
@@ -113,7 +113,7 @@ async def test_what_arrives_as_another_type(kernel: Bridge, tmp_path: Path) -> N
     assert "StringIO" in (Bridge.push.__doc__ or "")
     (tmp_path / "notes.txt").write_text("line\n")
     with open(tmp_path / "notes.txt") as notes:
-        async with told_within(0.5):
+        async with reported_within(0.5):
             await kernel.push(notes=notes, view=memoryview(b"abc"))
     assert isinstance(await kernel.pull("notes"), io.StringIO)
     assert await kernel.pull("notes.read(), view") == ("line\n", b"abc")
@@ -136,7 +136,7 @@ bad = Bad()
 async def test_pull_computes_no_display(kernel: Bridge) -> None:
     """G6. ``__repr__``, ``__len__`` and every display hook raise: the object comes all the same."""
     await kernel.run(BAD_REPR)
-    async with told_within(0.5):
+    async with reported_within(0.5):
         assert (await kernel.pull("bad")).x == 5
         assert await kernel.pull("bad.x", "[bad][0].x") == (5, 5)
         assert [name.name for name in await kernel.names()] == ["Bad", "bad"]
@@ -167,7 +167,7 @@ async def test_what_an_object_prints_and_starts_while_it_is_unpickled_harms_no_r
                 thread.join()
             self.__dict__.update(state)
 
-    async with told_within(3):
+    async with reported_within(3):
         await kernel.push(loud=Loud(), y=1)
     assert await kernel.pull("loud.x", "y") == (1, 1)
     await goes_on(kernel)

@@ -1,4 +1,4 @@
-"""What is no data is refused by name, and classes that the caller allows arrive."""
+"""Values that are not data are refused by name, and instances of allowed classes arrive."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from bridgehead._shipped.data import decode_data, encode_data, standard
 from bridgehead._shipped.wire.errors import WireError
 from support.data import flagged, objects, sent
 
-# ---------------------------------------------------------------- what is no data
+# ---------------------------------------------------------------- values that are not data
 
 
 class Text(str):
@@ -48,7 +48,7 @@ NOT_DATA = {
     "NotImplemented": (NotImplemented, "builtins.NotImplementedType"),
     "a path": (Path("a"), f"{type(Path()).__module__}.{type(Path()).__name__}"),
     "a buffer": (pickle.PickleBuffer(b"x" * 5000), "pickle.PickleBuffer"),
-    "a constructor of ours": (standard.make_deque, "builtins.function"),
+    "a constructor of the codec": (standard.make_deque, "builtins.function"),
     "a default of another kind": (
         collections.defaultdict(Mine),
         f"a collections.defaultdict of {Mine!r}",
@@ -59,16 +59,16 @@ NOT_DATA = {
         np.zeros(1, "O,i4"),
         "a structured numpy.dtype with Python objects in it",
     ),
-    "an offset that is no text": (pd.DateOffset(months=1), "the pandas offset"),
+    "an offset without a name": (pd.DateOffset(months=1), "the pandas offset"),
     "a memory map": (np.zeros(3).view(np.memmap), "numpy.memmap"),
-    "an extension type": (pa.uuid(), "an extension type of pyarrow's"),
+    "an extension type": (pa.uuid(), "a pyarrow extension type"),
 }
 
 
 @pytest.mark.parametrize(("value", "name"), NOT_DATA.values(), ids=NOT_DATA)
-def test_what_is_no_data_is_refused_by_name(value: Any, name: str) -> None:
+def test_a_value_that_is_not_data_is_refused_by_name(value: Any, name: str) -> None:
     if type(value) is types.FunctionType and value.__name__ == "make_deque":
-        with pytest.raises(WireError, match="instead of a value"):  # the sender cannot tell
+        with pytest.raises(WireError, match="instead of a value"):  # the writer accepts it
             sent([value])
         return
     with pytest.raises(WireError, match="is not data") as caught:
@@ -80,7 +80,7 @@ def test_what_is_no_data_is_refused_by_name(value: Any, name: str) -> None:
         assert str(caught.value).endswith("(at ['jobs'][1])")
 
 
-# ---------------------------------------------------------------- classes the caller allows
+# ---------------------------------------------------------------- allowed classes
 
 
 @dataclasses.dataclass
@@ -135,7 +135,7 @@ class Weighed:
         self.kept = -state["kept"]
 
 
-def test_instances_of_allowed_classes() -> None:
+def test_instances_of_allowed_classes_arrive_as_they_were_sent() -> None:
     slotted, listed = Slotted(), Listed([1, 2])
     slotted.a, listed.note = 1, "x"  # type: ignore[attr-defined]
     values = [Mine([1]), Frozen(1, (2,)), Pair(1, [2]), Color.BLUE, Permission.READ]
@@ -149,7 +149,7 @@ def test_instances_of_allowed_classes() -> None:
     assert vars(got[2]) == {"kept": -1}
 
 
-def test_an_allowed_instance_may_contain_itself() -> None:
+def test_an_instance_of_an_allowed_class_may_contain_itself() -> None:
     root = Node("root")
     root.children += [Node("a", root), Node("b", root)]
     got = sent(root, (Node,))
@@ -164,7 +164,7 @@ def test_an_allowed_exception_keeps_its_arguments_and_attributes() -> None:
     assert (got.args, got.code, got.extra) == (("no", 5), 5, [1])
 
 
-def test_what_an_allowed_instance_holds_must_be_data_too() -> None:
+def test_the_contents_of_an_allowed_instance_must_be_data() -> None:
     with pytest.raises(WireError, match="builtins.function is not data"):
         encode_data(Mine(lambda: 0), {f"{__name__}.Mine"})
 
@@ -176,14 +176,14 @@ def test_a_class_must_be_allowed_at_both_ends() -> None:
     assert (caught.value.kind, caught.value.details["type"]) == ("untrusted", f"{__name__}.Mine")
 
 
-def test_an_error_of_an_allowed_class_is_told() -> None:
+def test_an_error_in_an_allowed_class_is_reported() -> None:
     frames = encode_data(Failure("no", 5), {f"{__name__}.Failure"})
     with pytest.raises(WireError, match="AttributeError") as caught:
         decode_data(frames, {f"{__name__}.Failure": Pair})
     assert caught.value.kind == "protocol"
 
 
-def test_an_interrupt_passes() -> None:
+def test_an_interrupt_is_raised_again() -> None:
     class Interrupting:
         def __setstate__(self, state: Any) -> None:
             raise KeyboardInterrupt

@@ -20,13 +20,13 @@ def readonly(array: Any) -> Any:
 
 @pytest.mark.parametrize("value", NUMPY.values(), ids=[f"numpy: {name}" for name in NUMPY])
 @pytest.mark.parametrize("in_band", [0, 1 << 30], ids=["out of band", "in band"])
-def test_what_is_data_arrives_as_it_was_sent(
+def test_numpy_data_arrives_as_it_was_sent(
     value: Any, in_band: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arrives_as_it_was_sent(value, in_band, monkeypatch)
 
 
-def test_an_array_that_could_be_written_can_be_written_there() -> None:
+def test_an_array_arrives_as_writable_as_it_was_sent() -> None:
     for size in (3, 3 * IN_BAND):
         array = sent({"a": np.zeros(size)})["a"]
         array[0] = 1
@@ -34,14 +34,14 @@ def test_an_array_that_could_be_written_can_be_written_there() -> None:
         assert not sent(readonly(np.zeros(size))).flags.writeable
 
 
-def test_large_buffers_are_views_of_the_live_object() -> None:
+def test_large_frames_are_views_of_the_sent_array() -> None:
     array = np.zeros(IN_BAND)
     frames = encode_data([array, pd.DataFrame({"a": array}, copy=False)])
     assert [frame.nbytes for frame in frames[1:]] == [array.nbytes] * 2
     assert all(np.shares_memory(np.frombuffer(frame, "u1"), array) for frame in frames[1:])
 
 
-def test_an_array_that_arrives_is_a_view_of_its_frame() -> None:
+def test_a_large_array_that_arrives_is_a_view_of_its_frame() -> None:
     frames = encode_data(np.arange(float(IN_BAND)))
     memory = bytearray(frames[1])
     assert np.shares_memory(decode_data([frames[0], memory]), np.frombuffer(memory, "u1"))

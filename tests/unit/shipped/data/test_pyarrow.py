@@ -1,4 +1,4 @@
-"""Tables of Arrow's arrive as they were sent, and its hostile streams are refused."""
+"""Data of pyarrow arrives as it was sent, and hostile Arrow streams are refused."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from bridgehead._shipped.data import decode_data
 from support.data import BERLIN, arrives_as_it_was_sent, data, named, pickled, refused
 
-# ---------------------------------------------------------------- what is data
+# ---------------------------------------------------------------- data
 
 TABLE = pa.table(
     {"a": [1, None, 3], "s": ["x", "y", None], "l": [[1], [], None]}
@@ -55,13 +55,13 @@ ARROW: dict[str, Any] = {
 
 @pytest.mark.parametrize("value", ARROW.values(), ids=[f"arrow: {name}" for name in ARROW])
 @pytest.mark.parametrize("in_band", [0, 1 << 30], ids=["out of band", "in band"])
-def test_what_is_data_arrives_as_it_was_sent(
+def test_pyarrow_data_arrives_as_it_was_sent(
     value: Any, in_band: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arrives_as_it_was_sent(value, in_band, monkeypatch)
 
 
-# ---------------------------------------------------------------- hostile streams of Arrow's
+# ---------------------------------------------------------------- hostile streams
 
 
 def stream_of(table: Any, **options: Any) -> bytes:
@@ -89,10 +89,10 @@ def test_compressed_batches_are_refused() -> None:
 
 def test_extension_types_are_refused() -> None:
     raw = stream_of(pa.table({"x": pa.array([b"x" * 16], pa.uuid())}))
-    assert refused(arrow_frames("table", raw)) == ("untrusted", "an extension type of pyarrow's")
+    assert refused(arrow_frames("table", raw)) == ("untrusted", "a pyarrow extension type")
 
 
-def test_offsets_that_lead_elsewhere_are_refused() -> None:
+def test_offsets_beyond_the_buffer_are_refused() -> None:
     raw = stream_of(pa.table({"x": ["abcdefgh", "i"]}))
     place = raw.index(struct.pack("<3i", 0, 8, 9))
     forged = raw[:place] + struct.pack("<3i", 0, 1 << 30, 9) + raw[place + 12 :]
@@ -100,6 +100,6 @@ def test_offsets_that_lead_elsewhere_are_refused() -> None:
 
 
 @pytest.mark.parametrize("kind", ["chunks", "array", "scalar", "type"])
-def test_a_stream_of_something_else_is_refused(kind: str) -> None:
+def test_a_stream_of_another_shape_than_announced_is_refused(kind: str) -> None:
     raw = stream_of(pa.table({"x": [1, 2], "y": [1, 2]}).select([] if kind == "type" else [0, 1]))
     assert refused(arrow_frames(kind, raw))[0] == "protocol"

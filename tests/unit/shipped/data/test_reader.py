@@ -1,8 +1,8 @@
-"""Hostile pickles: each is refused, and none of it runs.
+"""Hostile pickles are refused, and none of their code runs.
 
-Rule: hostile pickles are bytes, written opcode by opcode or by another pickler, and each comes
-with traces that would be left if any of it had run: a file, a module, an event of the
-interpreter's audit. ``tracemalloc`` sees Python's and numpy's memory, not Arrow's.
+Rule: a hostile pickle is bytes, written opcode by opcode or by another pickler. If any of its code
+ran, it would leave a trace: a file, a module or an audit event of the interpreter.
+``tracemalloc`` sees the memory of Python and numpy, not Arrow's.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from typing import Any
 
 import pytest
 
-from bridgehead._protocol import bootstrap as _shipping
+from bridgehead._protocol import bootstrap as _bootstrap
 from bridgehead._shipped.data import decode_data
 from bridgehead._shipped.wire import errors as _errors
-from bridgehead._shipped.wire import frames as _wire
-from bridgehead._shipped.wire import pickling as _codec
+from bridgehead._shipped.wire import frames as _frames
+from bridgehead._shipped.wire import pickling as _pickling
 from support.data import (
     TRACE,
     data,
@@ -43,17 +43,17 @@ from support.elsewhere import Python, pythons
 
 
 def called(module: str, name: str, *args: Any) -> bytes:
-    """Call a global by STACK_GLOBAL and REDUCE; bytes among the arguments are opcodes."""
+    """Return a call of a global by STACK_GLOBAL and REDUCE; arguments of bytes are opcodes."""
     pushed = b"".join(arg if type(arg) is bytes else data(arg) for arg in args)
     return text(module) + text(name) + b"\x93(" + pushed + b"tR"
 
 
-def ours(name: str, *args: Any) -> bytes:
+def codec_call(name: str, *args: Any) -> bytes:
     return called("bridgehead._shipped.data", name, *args)
 
 
 class Reduced:
-    """Pickles as a call of anything."""
+    """An object whose pickle is a call of any function."""
 
     def __init__(self, *reduced: Any) -> None:
         self.reduced = reduced
@@ -65,7 +65,7 @@ class Reduced:
 TOUCH = f"touch {TRACE}"
 CODE = f"open({str(TRACE)!r}, 'w')"
 
-# Each names what must never be looked up.
+# Each pickle with the name that must never be looked up.
 GADGETS: dict[str, tuple[bytes, str]] = {
     f"os.system, protocol {n}": (pickle.dumps(Reduced(os.system, (TOUCH,)), n), "posix.system")
     for n in range(6)
@@ -187,11 +187,11 @@ GADGETS |= {
         "os.system",
     ),
     "as an argument of a constructor": (
-        pickled(ours("make_slice", named("os", "system"), None, None)),
+        pickled(codec_call("make_slice", named("os", "system"), None, None)),
         "os.system",
     ),
     "a class that is not allowed": (
-        pickled(ours("make_instance", "subprocess.Popen", "call", (["touch"],), {})),
+        pickled(codec_call("make_instance", "subprocess.Popen", "call", (["touch"],), {})),
         "subprocess.Popen",
     ),
     "a very long name": (pickled(named("m" * 5000, "n" * 5000)), "m" * 100 + "." + "n" * 100),
@@ -212,7 +212,7 @@ def long(value: int) -> bytes:
 
 
 def tower(height: int) -> bytes:
-    """A tuple of a tuple twice of a tuple twice …: a hash or a repr visits 2**height parts."""
+    """Return opcodes for nested pairs of one tuple: a hash or a repr visits 2**height parts."""
     return b")\x94" + b"".join(b"h%ch%c\x86\x94" % (n, n) for n in range(height))
 
 
@@ -222,8 +222,10 @@ for _ in range(40):
 FORGED = b"(K\x01\x8c\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x3ftb"
 
 
-def array_of(told: Any, shape: Any, raw: bytes = b"", order: str = "C") -> bytes:
-    return pickled(ours("make_array", told, shape, order, b"C" + bytes([len(raw)]) + raw))
+def array_of(description: Any, shape: Any, raw: bytes = b"", order: str = "C") -> bytes:
+    return pickled(
+        codec_call("make_array", description, shape, order, b"C" + bytes([len(raw)]) + raw)
+    )
 
 
 def struct_of(*fields: Any, size: int = 16, aligned: Any = False) -> Any:
@@ -258,7 +260,7 @@ MALFORMED: dict[str, Any] = {
     "a pop of no mark": pickled(b"1N"),
     "a memo of nothing": pickled(b"\x94N"),
     "a memo that is not there": pickled(b"h\x00"),
-    "a memo far away": pickled(b"j\xff\xff\xff\xff"),
+    "a memo entry beyond the end": pickled(b"j\xff\xff\xff\xff"),
     "BINPUT": pickled(b"Nq\x00"),
     "LONG_BINPUT, huge": pickled(b"Nr\xff\xff\xff\x7f"),
     "PUT, huge": b"Np99999999999\n.",
@@ -272,8 +274,8 @@ MALFORMED: dict[str, Any] = {
     "BUILD of a constructor": pickled(
         named("bridgehead._shipped.data", "make_deque"), b"}", text("__kwdefaults__"), b"}sb"
     ),
-    "BUILD of an array's state": pickled(ours("make_array", "<f8", (0,), "C", b"C\0"), b"}b"),
-    "forged flags of a dtype": pickled(ours("make_dtype", "<f8"), FORGED),
+    "BUILD of an array's state": pickled(codec_call("make_array", "<f8", (0,), "C", b"C\0"), b"}b"),
+    "forged flags of a dtype": pickled(codec_call("make_dtype", "<f8"), FORGED),
     "PERSID": b"Pos.system\n.",
     "BINPERSID": pickled(text("x"), b"Q"),
     **{
@@ -309,7 +311,7 @@ MALFORMED: dict[str, Any] = {
     "a constructor as a key": pickled(b"}", named("bridgehead._shipped.data", "make_deque"), b"Ns"),
     "a constructor thrown away": pickled(named("bridgehead._shipped.data", "make_deque"), b"0N"),
     "a constructor as an argument": pickled(
-        ours("make_slice", named("bridgehead._shipped.data", "make_deque"), None, None)
+        codec_call("make_slice", named("bridgehead._shipped.data", "make_deque"), None, None)
     ),
     "a constructor of the memo": pickled(
         named("bridgehead._shipped.data", "make_deque"), b"\x94N\x85Rh\x00\x86"
@@ -327,7 +329,7 @@ MALFORMED: dict[str, Any] = {
     "a list as a key": pickled(b"}]Ns"),
     "a dict in a set": pickled(b"\x8f(}\x90"),
     "a list in a key": pickled(b"}", b"]\x85Ns"),
-    "an array as a key": pickled(b"}", ours("make_array", "<f8", (0,), "C", b"C\0"), b"Ns"),
+    "an array as a key": pickled(b"}", codec_call("make_array", "<f8", (0,), "C", b"C\0"), b"Ns"),
     # bombs
     "LONG4, huge": pickled(b"\x8b\xff\xff\xff\x7f"),
     "LONG4, negative": pickled(b"\x8b\xff\xff\xff\xff"),
@@ -342,7 +344,7 @@ MALFORMED: dict[str, Any] = {
     "a tower of tuples in a set": pickled(b"\x8f(", tower(60), b"\x90"),
     "a tower of tuples, frozen": pickled(b"(", tower(60), b"\x91"),
     "a tower in a tuple in a key": pickled(b"}", tower(60), b"K\x01\x86Ns"),
-    "a tower as a name": pickled(ours("make_range_index", 0, 1, 1, b"(" + tower(60) + b"t")),
+    "a tower as a name": pickled(codec_call("make_range_index", 0, 1, 1, b"(" + tower(60) + b"t")),
     "a deep tuple as a key": pickled(b"})" + b"\x85" * 5000 + b"Ns"),
     "keys of one hash": pickled(
         b"}(", *(long(n * ((1 << 61) - 1)) + b"N" for n in range(1, 1500)), b"u"
@@ -354,33 +356,37 @@ MALFORMED: dict[str, Any] = {
         b"(", *(long(n * ((1 << 61) - 1)) for n in range(1, 1500)), b"\x91"
     ),
     "the same long list again and again": pickled(
-        b"](", b"N" * 20000, b"e\x940", *[ours("make_objects", (20000,), "C", b"h\0")] * 200
+        b"](", b"N" * 20000, b"e\x940", *[codec_call("make_objects", (20000,), "C", b"h\0")] * 200
     ),
     # constructors
-    "a constructor of too few": pickled(ours("make_range", 1)),
-    "a constructor of too many": pickled(ours("make_range", 1, 2, 3, 4)),
-    "a range of no step": pickled(ours("make_range", 1, 2, 0)),
-    "a range of floats": pickled(ours("make_range", 1.0, 2.0, 1.0)),
-    "a slice of a list": pickled(ours("make_slice", [], None, None)),
+    "a constructor of too few": pickled(codec_call("make_range", 1)),
+    "a constructor of too many": pickled(codec_call("make_range", 1, 2, 3, 4)),
+    "a range of no step": pickled(codec_call("make_range", 1, 2, 0)),
+    "a range of floats": pickled(codec_call("make_range", 1.0, 2.0, 1.0)),
+    "a slice of a list": pickled(codec_call("make_slice", [], None, None)),
     "a slice of a slice": pickled(
-        ours("make_slice", ours("make_slice", None, None, None), None, None)
+        codec_call("make_slice", codec_call("make_slice", None, None, None), None, None)
     ),
-    "a deque of less than nothing": pickled(ours("make_deque", -1)),
-    "a deque of truth": pickled(ours("make_deque", True)),
-    "a default of any name": pickled(ours("make_default", "eval")),
-    "a date that is none": pickled(ours("make_date", 2020, 13, 1)),
-    "a date beyond": pickled(ours("make_date", 10**100, 1, 1)),
-    "a time in no zone": pickled(ours("make_time", 1, 1, 1, 1, "UTC", 0)),
-    "a timedelta beyond": pickled(ours("make_timedelta", 10**12, 0, 0)),
-    "a time zone beyond": pickled(ours("make_timezone", ours("make_timedelta", 5, 0, 0), None)),
-    "a time zone of a path": pickled(ours("make_zone", "../../../etc/passwd")),
-    "a time zone of a root": pickled(ours("make_zone", "/etc/passwd")),
-    "a decimal that is none": pickled(ours("make_decimal", "five")),
-    "a fraction of nothing": pickled(ours("make_fraction", 1, 0)),
-    "a fraction of long numbers": pickled(ours("make_fraction", long(1 << 20000), 3)),
-    "a short uuid": pickled(ours("make_uuid", b"C\1a")),
-    "an instance made in another way": pickled(ours("make_instance", "x", "new", (), [])),
-    "items of what is no instance": pickled(ours("make_date", 2020, 1, 1), text("state"), b"}s"),
+    "a deque of less than nothing": pickled(codec_call("make_deque", -1)),
+    "a deque of truth": pickled(codec_call("make_deque", True)),
+    "a default of any name": pickled(codec_call("make_default", "eval")),
+    "a date that is none": pickled(codec_call("make_date", 2020, 13, 1)),
+    "a date beyond": pickled(codec_call("make_date", 10**100, 1, 1)),
+    "a time in no zone": pickled(codec_call("make_time", 1, 1, 1, 1, "UTC", 0)),
+    "a timedelta beyond": pickled(codec_call("make_timedelta", 10**12, 0, 0)),
+    "a time zone beyond": pickled(
+        codec_call("make_timezone", codec_call("make_timedelta", 5, 0, 0), None)
+    ),
+    "a time zone of a path": pickled(codec_call("make_zone", "../../../etc/passwd")),
+    "a time zone of a root": pickled(codec_call("make_zone", "/etc/passwd")),
+    "a decimal that is none": pickled(codec_call("make_decimal", "five")),
+    "a fraction of nothing": pickled(codec_call("make_fraction", 1, 0)),
+    "a fraction of long numbers": pickled(codec_call("make_fraction", long(1 << 20000), 3)),
+    "a short uuid": pickled(codec_call("make_uuid", b"C\1a")),
+    "an instance made in another way": pickled(codec_call("make_instance", "x", "new", (), [])),
+    "items of what is no instance": pickled(
+        codec_call("make_date", 2020, 1, 1), text("state"), b"}s"
+    ),
     "a dtype of objects": array_of("|O", (1,), bytes(8)),
     "a dtype of objects by name": array_of("O", (1,), bytes(8)),
     "a dtype of strings of Python's": array_of("|T16", (1,), bytes(16)),
@@ -390,7 +396,7 @@ MALFORMED: dict[str, Any] = {
     "a dtype in dots": array_of("numpy.object_", (1,), bytes(8)),
     "a dtype that is a dict": array_of({"names": ["a"]}, (1,), bytes(8)),
     "a dtype of deep parts": array_of(DEEP, (1,)),
-    "a dtype of a tower": pickled(b"]\x940", ours("make_dtype", tower(30))),
+    "a dtype of a tower": pickled(b"]\x940", codec_call("make_dtype", tower(30))),
     "a huge dtype": array_of(("array", "<f8", (1 << 40,)), (0,)),
     "fields that overlap": array_of(struct_of(("a", "<f8", 0), ("b", "<f8", 4)), (1,), bytes(16)),
     "a field that sticks out": array_of(struct_of(("a", "<f8", 9)), (1,), bytes(16)),
@@ -410,62 +416,73 @@ MALFORMED: dict[str, Any] = {
     "a short buffer": array_of("<f8", (2,), bytes(8)),
     "a long buffer": array_of("<f8", (1,), bytes(16)),
     "another order": array_of("<f8", (1,), bytes(8), "K"),
-    "truth that is neither": array_of("|b1", (2,), b"\1\2"),
-    "a field of truth that is neither": array_of(struct_of(("a", "|b1", 3)), (1,), b"\5" * 16),
+    "a bool that is neither 0 nor 1": array_of("|b1", (2,), b"\1\2"),
+    "a field of a bool that is neither 0 nor 1": array_of(
+        struct_of(("a", "|b1", 3)), (1,), b"\5" * 16
+    ),
     "a character beyond Unicode": array_of("<U1", (1,), b"\xff" * 4),
-    "objects of another shape": pickled(ours("make_objects", (2, 2), "C", [1, 2, 3])),
-    "a scalar of objects": pickled(ours("make_scalar", "|O", b"C\x08" + bytes(8))),
-    "a scalar too short": pickled(ours("make_scalar", "<f8", b"C\x01a")),
-    "records of text": pickled(ours("make_records", "x")),
-    "masked text": pickled(ours("make_masked", "x", None, (), False)),
-    "texts of numbers": pickled(ours("make_texts", (1,), [1], (), True)),
-    "an index of text": pickled(ours("make_index", "x", None, None)),
-    "a series of text": pickled(ours("make_series", "x", "y", None, {}, True)),
-    "a frame of text": pickled(ours("make_frame", "x", "y", [], {}, True)),
+    "objects of another shape": pickled(codec_call("make_objects", (2, 2), "C", [1, 2, 3])),
+    "a scalar of objects": pickled(codec_call("make_scalar", "|O", b"C\x08" + bytes(8))),
+    "a scalar too short": pickled(codec_call("make_scalar", "<f8", b"C\x01a")),
+    "records of text": pickled(codec_call("make_records", "x")),
+    "masked text": pickled(codec_call("make_masked", "x", None, (), False)),
+    "texts of numbers": pickled(codec_call("make_texts", (1,), [1], (), True)),
+    "an index of text": pickled(codec_call("make_index", "x", None, None)),
+    "a series of text": pickled(codec_call("make_series", "x", "y", None, {}, True)),
+    "a frame of text": pickled(codec_call("make_frame", "x", "y", [], {}, True)),
     "a frame without columns": pickled(
-        ours("make_frame", INDEX := ours("make_range_index", 0, 1, 1, None), INDEX, [], {}, True)
+        codec_call(
+            "make_frame",
+            INDEX := codec_call("make_range_index", 0, 1, 1, None),
+            INDEX,
+            [],
+            {},
+            True,
+        )
     ),
     "a frame of the wrong height": pickled(
-        ours(
+        codec_call(
             "make_frame",
-            *(ours("make_range_index", 0, 1 << 40, 1, None), INDEX),
-            b"](](K\0e" + ours("make_array", "<f8", (1, 1), "C", b"C\x08" + bytes(8)) + b"ta",
+            *(codec_call("make_range_index", 0, 1 << 40, 1, None), INDEX),
+            b"](](K\0e" + codec_call("make_array", "<f8", (1, 1), "C", b"C\x08" + bytes(8)) + b"ta",
             *({}, True),
         )
     ),
     "codes beyond the levels": pickled(
-        ours(
+        codec_call(
             "make_multi_index",
             b"]" + INDEX + b"a",
-            b"]" + ours("make_array", "|i1", (1,), "C", b"C\x01\x09") + b"a",
+            b"]" + codec_call("make_array", "|i1", (1,), "C", b"C\x01\x09") + b"a",
             [None],
             None,
         )
     ),
     "codes beyond the categories": pickled(
-        ours(
+        codec_call(
             "make_categorical",
-            ours("make_array", "|i1", (1,), "C", b"C\x01\x09"),
-            ours("make_index", ours("make_array", "|i1", (1,), "C", b"C\x01\x09"), None, None),
+            codec_call("make_array", "|i1", (1,), "C", b"C\x01\x09"),
+            codec_call(
+                "make_index", codec_call("make_array", "|i1", (1,), "C", b"C\x01\x09"), None, None
+            ),
             False,
         )
     ),
     "places beyond the length": pickled(
-        ours(
+        codec_call(
             "make_sparse",
-            ours("make_array", "|i1", (1,), "C", b"C\x01\x09"),
-            ours("make_array", "<i4", (1,), "C", b"C\x04\x09\0\0\0"),
+            codec_call("make_array", "|i1", (1,), "C", b"C\x01\x09"),
+            codec_call("make_array", "<i4", (1,), "C", b"C\x04\x09\0\0\0"),
             5,
             0,
             False,
         )
     ),
-    "a period of any frequency": pickled(ours("make_period", 1, "__import__('os')")),
-    "an offset of nothing": pickled(ours("make_offset", "NEVER")),
-    "a timestamp of years": pickled(ours("make_timestamp", 1, "Y", None, 0)),
-    "an interval of lists": pickled(ours("make_interval", [1], [2], "both")),
-    "NaT of any name": pickled(ours("make_missing", "eval")),
-    "Arrow's noise": pickled(ours("make_arrow", "table", b"C\x10" + b"\xff" * 16)),
+    "a period of any frequency": pickled(codec_call("make_period", 1, "__import__('os')")),
+    "an offset of nothing": pickled(codec_call("make_offset", "NEVER")),
+    "a timestamp of years": pickled(codec_call("make_timestamp", 1, "Y", None, 0)),
+    "an interval of lists": pickled(codec_call("make_interval", [1], [2], "both")),
+    "NaT of any name": pickled(codec_call("make_missing", "eval")),
+    "Arrow's noise": pickled(codec_call("make_arrow", "table", b"C\x10" + b"\xff" * 16)),
 }
 
 
@@ -474,7 +491,7 @@ def test_a_malformed_pickle_is_refused(raw: Any) -> None:
     assert refused(raw)[0] == "protocol"
 
 
-def test_there_are_enough_of_them() -> None:
+def test_there_are_more_than_200_hostile_pickles() -> None:
     assert len(GADGETS) + len(MALFORMED) > 200
 
 
@@ -483,7 +500,7 @@ def test_there_are_enough_of_them() -> None:
     [b"]" * 10**6 + b"a" * (10**6 - 1), b")" + b"\x85" * 10**6],
     ids=["lists", "tuples"],
 )
-def test_deep_nesting_comes_out_and_is_freed(raw: bytes) -> None:
+def test_deep_nesting_is_decoded_and_freed(raw: bytes) -> None:
     value, depth = decode_data([pickled(raw)]), 0
     while value:
         value, depth = value[0], depth + 1
@@ -499,15 +516,15 @@ CHAINS = {
 @pytest.mark.parametrize("links", [100, 20_000])
 @pytest.mark.parametrize("order", ["inwards", "outwards"])
 @pytest.mark.parametrize("name", CHAINS)
-def test_a_long_chain_is_refused_before_one_is_long_enough_to_crash(
+def test_a_chain_of_containers_that_is_too_long_to_free_is_refused(
     name: str, order: str, links: int
 ) -> None:
     put = b"a" if name == "deques" else b"s"
     key = b"" if name == "deques" else b"N"
     make = b"h\0N\x85R"
-    if order == "inwards":  # each is made inside the one before
+    if order == "inwards":  # each is made inside the previous one
         body = make + (key + make) * links + put * links
-    else:  # each is put into the next one that is made
+    else:  # each is put into the next one
         body = make + b"\x94"
         for place in range(links):
             body += b"0" + make + b"\x94" + key + b"j" + struct.pack("<I", place + 1) + put
@@ -532,13 +549,13 @@ def test_a_chain_of_object_arrays_is_refused() -> None:
     assert "chain" in refusal(raw, 2000 * 3000)
 
 
-def test_a_circle_of_many_is_refused_and_freed() -> None:
+def test_a_cycle_of_many_deques_is_refused_and_freed() -> None:
     make = b"h\0N\x85R"
     raw = CHAINS["deques"] + make + b"\x94" + make * 10_000 + b"h\1" + b"a" * 10_001
     assert "chain" in refusal(pickled(raw), 500 * len(raw))
 
 
-def test_many_of_them_side_by_side_are_fine() -> None:
+def test_many_containers_side_by_side_arrive() -> None:
     value = [collections.deque([collections.deque()]) for _ in range(2000)]
     value.append(lap(collections.deque([1])))
     value += [objects(objects(1), 2) for _ in range(2000)]
@@ -547,13 +564,13 @@ def test_many_of_them_side_by_side_are_fine() -> None:
 
 # ---------------------------------------------------------------- the Pythons of this machine
 
-FAR = """
+BARE_CODEC = """
 import collections, datetime, decimal, fractions, json, os, sys, types, uuid
 name, sources, hostile, traces = json.loads(sys.stdin.read())
 module = types.ModuleType(name)
 sys.modules[name] = module
 for source in sources:
-    exec(compile(source, "<loader>", "exec"), module.__dict__)
+    exec(compile(source, "<remote>", "exec"), module.__dict__)
 loop = collections.deque([1], 5)
 loop.append(loop)
 values = [
@@ -576,7 +593,7 @@ for raw in hostile:
     except module.WireError as error:
         kinds.append(error.kind)
     else:
-        kinds.append("came through")
+        kinds.append("decoded")
     assert set(sys.modules) == before
     assert not os.path.exists(traces)
 try:
@@ -589,15 +606,15 @@ BARE_HOSTILE = {name: raw for name, raw in MALFORMED.items() if isinstance(raw, 
 
 
 @pytest.mark.parametrize("python", pythons(), ids=str)
-def test_the_codec_in_a_bare_python(python: Python) -> None:
-    shared = [Path(module.__file__).read_text("utf-8") for module in (_errors, _wire, _codec)]
-    sources = [*shared, *(str(frame, "utf-8") for frame in _shipping.codec_sources())]
+def test_the_codec_works_in_a_bare_python(python: Python) -> None:
+    shared = [Path(module.__file__).read_text("utf-8") for module in (_errors, _frames, _pickling)]
+    sources = [*shared, *(str(frame, "utf-8") for frame in _bootstrap.codec_sources())]
     hostile = [raw for raw, _ in GADGETS.values()] + list(BARE_HOSTILE.values())
     name = "_bridgehead_0123456789ab"
-    asked = json.dumps([name, sources, [raw.decode("latin-1") for raw in hostile], str(TRACE)])
+    request = json.dumps([name, sources, [raw.decode("latin-1") for raw in hostile], str(TRACE)])
     ran = subprocess.run(
-        [python.path, "-I", "-S", "-c", FAR],
-        input=asked,
+        [python.path, "-I", "-S", "-c", BARE_CODEC],
+        input=request,
         capture_output=True,
         text=True,
         timeout=300,
@@ -607,7 +624,7 @@ def test_the_codec_in_a_bare_python(python: Python) -> None:
     assert kinds[: len(GADGETS)] == ["untrusted"] * len(GADGETS)
     assert set(kinds[len(GADGETS) : -1]) <= {"protocol", "missing"}
     assert kinds[-1] == "builtins.builtin_function_or_method is not data (at [0])"
-    # What it wrote under the name it has there is understood here.
+    # A frame that another Python wrote, under the name of the module there, is decoded here.
     got = decode_data([frame.encode("latin-1")])
     assert got[2] == 2**70
     assert got[20] == decimal.Decimal("1.50")

@@ -1,4 +1,4 @@
-"""Anything at all is returned or refused, and any data arrives as it was sent."""
+"""Fuzz of the reader: any bytes are decoded or refused, and any data arrives as it was sent."""
 
 from __future__ import annotations
 
@@ -11,13 +11,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from bridgehead._shipped.data import decode_data, encode_data
-from bridgehead._shipped.data import registry as table
+from bridgehead._shipped.data import registry as _registry
 from bridgehead._shipped.wire.errors import WireError
 from support.data import NUMPY, PANDAS, PLAIN, named, objects, pickled, same, sent, text
 
-SEEDS = [encode_data(value) for value in [*PLAIN.values(), *NUMPY.values()] if value is not ...]
-SEEDS += [encode_data(PANDAS["frame of all columns"]), encode_data(PANDAS["levels on both sides"])]
-SEEDS = [frames for frames in SEEDS if sum(frame.nbytes for frame in frames) < 30_000]
+ENCODED = [encode_data(value) for value in [*PLAIN.values(), *NUMPY.values()] if value is not ...]
+ENCODED += [
+    encode_data(PANDAS["frame of all columns"]),
+    encode_data(PANDAS["levels on both sides"]),
+]
+ENCODED = [frames for frames in ENCODED if sum(frame.nbytes for frame in frames) < 30_000]
 QUICK = settings(
     max_examples=30 * settings.default.max_examples // 10,
     deadline=None,
@@ -25,9 +28,9 @@ QUICK = settings(
 )
 
 
-def returns_or_refuses(frames: Sequence[Any]) -> None:
+def check_decoded_or_refused(frames: Sequence[Any]) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of a library's, about odd but harmless values
+        warnings.simplefilter("ignore")  # numpy and pandas warn about odd but harmless values
         try:
             decode_data(frames)
         except WireError as error:
@@ -42,8 +45,8 @@ OPCODES = b"().0]1}NKMJGX\x88\x89\x8c\x8f\x90\x91\x93\x94\x95\x96\x97\x98aehjtsu
 
 @QUICK
 @given(st.binary(), st.lists(st.binary(), max_size=2))
-def test_any_bytes_return_or_are_refused(raw: bytes, others: list[bytes]) -> None:
-    returns_or_refuses([raw, *others])
+def test_any_bytes_are_decoded_or_refused(raw: bytes, others: list[bytes]) -> None:
+    check_decoded_or_refused([raw, *others])
 
 
 @QUICK
@@ -51,7 +54,7 @@ def test_any_bytes_return_or_are_refused(raw: bytes, others: list[bytes]) -> Non
     st.lists(
         st.one_of(
             st.sampled_from([bytes([code]) for code in OPCODES]),
-            st.sampled_from(sorted(table.CONSTRUCTORS)).map(
+            st.sampled_from(sorted(_registry.CONSTRUCTORS)).map(
                 lambda name: named("bridgehead._shipped.data", name)
             ),
             st.sampled_from([b"K\x01", b"h\0", b"h\1", text("C"), text("<f8"), b"C\x01a"]),
@@ -59,14 +62,14 @@ def test_any_bytes_return_or_are_refused(raw: bytes, others: list[bytes]) -> Non
     ),
     st.lists(st.binary(), max_size=2),
 )
-def test_any_opcodes_return_or_are_refused(opcodes: list[bytes], others: list[bytes]) -> None:
-    returns_or_refuses([pickled(*opcodes), *others])
+def test_any_opcodes_are_decoded_or_refused(opcodes: list[bytes], others: list[bytes]) -> None:
+    check_decoded_or_refused([pickled(*opcodes), *others])
 
 
 @QUICK
 @given(st.data())
-def test_altered_frames_return_or_are_refused(source: Any) -> None:
-    frames = [bytearray(frame) for frame in source.draw(st.sampled_from(SEEDS))]
+def test_altered_frames_are_decoded_or_refused(source: Any) -> None:
+    frames = [bytearray(frame) for frame in source.draw(st.sampled_from(ENCODED))]
     for _ in range(source.draw(st.integers(1, 4))):
         frame = source.draw(st.sampled_from(frames))
         at = source.draw(st.integers(0, len(frame)))
@@ -81,7 +84,7 @@ def test_altered_frames_return_or_are_refused(source: Any) -> None:
             del frame[at:]
     if source.draw(st.booleans()):
         frames.append(bytearray(source.draw(st.binary(max_size=9))))
-    returns_or_refuses(frames)
+    check_decoded_or_refused(frames)
 
 
 SCALARS = st.one_of(

@@ -11,7 +11,7 @@ from support.data import PLAIN, arrives_as_it_was_sent
 
 @pytest.mark.parametrize("value", PLAIN.values(), ids=[f"plain: {name}" for name in PLAIN])
 @pytest.mark.parametrize("in_band", [0, 1 << 30], ids=["out of band", "in band"])
-def test_what_is_data_arrives_as_it_was_sent(
+def test_standard_library_data_arrives_as_it_was_sent(
     value: Any, in_band: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     arrives_as_it_was_sent(value, in_band, monkeypatch)
