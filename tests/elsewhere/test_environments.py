@@ -173,7 +173,10 @@ DEFINED_NAMES = {"function", "Class", "instance", "nested", "Boom", "boom"}
 async def test_code_that_is_defined_in_the_kernel_is_refused_by_pull(live: Bridge) -> None:
     await live.run(DEFINED)
     kernel_version = ".".join(map(str, live.info.python[:2]))
-    message = rf"the value carries code objects of Python {kernel_version}, and this is Python .*only data"
+    message = (
+        rf"the value carries code objects of Python {kernel_version}, "
+        r"and this is Python .*only data"
+    )
     for name in sorted(DEFINED_NAMES):
         async with refused(live, IncompatiblePython, message):
             await live.pull(name)
