@@ -43,7 +43,7 @@ from bridgehead import (
     UntrustedPayload,
 )
 from support import docstrings
-from support.kit import KEPT, told_within, until
+from support.kit import KEPT, reported_within, until
 
 pytestmark = pytest.mark.servers
 
@@ -306,7 +306,7 @@ async def test_an_interrupt_reaches_the_engine(engine: Bridge) -> None:
         await until(lambda: engine.state == "busy")
         await asyncio.sleep(0.2)
         await engine.interrupt()
-        async with told_within(1):
+        async with reported_within(1):
             with pytest.raises(RemoteError, match="KeyboardInterrupt"):
                 await task
         assert await engine.pull("1") == 1
@@ -619,7 +619,7 @@ async def test_engines_that_die_are_told_by_name(tmp_path: Path) -> None:
         await until(lambda: all(bridge.state == "busy" for bridge in fleet))
         uuid = client._engines[1]
         os.kill(fleet[1].info.pid, signal.SIGKILL)
-        async with told_within(3):
+        async with reported_within(3):
             with pytest.raises(ExceptionGroup, match="1 of 3") as caught:
                 await calling
         (error,) = caught.value.exceptions
@@ -661,7 +661,7 @@ async def test_a_hub_that_ends_hangs_nobody(tmp_path: Path) -> None:
         family = [controller, *controller.children(recursive=True)]
         for process in family:
             process.kill()
-        async with told_within(8):
+        async with reported_within(8):
             with pytest.raises(TransportError, match="hub shows no sign of life"):
                 await calling
         assert engine.state == "unresponsive"
@@ -676,7 +676,7 @@ async def test_a_client_that_its_owner_closes_hangs_nobody(clean: Any) -> None:
     calling = asyncio.ensure_future(engine.call(time.sleep, 2))
     await until(lambda: engine.state == "busy")
     lent.close(linger=0)
-    async with told_within(2):
+    async with reported_within(2):
         with pytest.raises(TransportError, match="closed by its owner"):
             await calling
     with pytest.raises(TransportError, match="closed by its owner"):

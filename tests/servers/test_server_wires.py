@@ -12,7 +12,7 @@ import pytest
 
 from bridgehead import Bridge, BridgeClosed, PayloadTooLarge
 from bridgehead._transports import websocket
-from support.kit import goes_on, told_within, until
+from support.kit import goes_on, reported_within, until
 from support.servers import Other, Wire, on
 
 pytestmark = pytest.mark.servers
@@ -40,7 +40,7 @@ async def test_a_connection_that_is_stuck_is_made_anew(
         wire.cut()  # the next one is looked at so often
         await goes_on(bridge)
         pushing = await stuck(wire, bridge)
-        async with told_within(5):
+        async with reported_within(5):
             await pushing
         assert await bridge.pull("int(array.sum())") == 100 * MIB
 
@@ -49,7 +49,7 @@ async def test_a_bridge_closes_while_its_connection_is_stuck(wire: Wire, server:
     async with on(server) as first, Other(server) as other:
         bridge = await on(wire.url, kernel_id=first.info.kernel_id)
         pushing = await stuck(wire, bridge)
-        async with told_within(2):
+        async with reported_within(2):
             await bridge.aclose()
         with pytest.raises(BridgeClosed):
             await pushing

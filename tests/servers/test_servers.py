@@ -38,7 +38,7 @@ from bridgehead import (
     UntrustedPayload,
 )
 from bridgehead._transports import websocket
-from support.kit import KEPT, goes_on, told_within, until
+from support.kit import KEPT, goes_on, reported_within, until
 from support.servers import GATEWAY, SERVER, TOKEN, Other, Wire, free_port, on, serving
 
 pytestmark = pytest.mark.servers
@@ -431,7 +431,7 @@ async def test_what_is_watched_is_told_after_a_cut(wire: Wire) -> None:
             wire.cut()
             await goes_on(bridge)
             await bridge.run("x = 2")
-            async with told_within(1):
+            async with reported_within(1):
                 assert await anext(watch) == 2
 
 
@@ -445,7 +445,7 @@ async def test_what_a_cell_changed_while_nobody_was_connected(wire: Wire, server
             async with on(server, kernel_id=bridge.info.kernel_id) as second:
                 await second.run("x = 2")
             wire.is_down = False
-            async with told_within(5):
+            async with reported_within(5):
                 assert await anext(watch) == 2
 
 
@@ -457,7 +457,7 @@ async def test_a_server_that_is_away_is_told_and_comes_back(
         await bridge.push(x=1)
         wire.is_down = True
         wire.cut()
-        async with told_within(5):
+        async with reported_within(5):
             with pytest.raises(TransportError, match="none again for 1 s.*goes on when there is"):
                 await bridge.pull("x")
         with pytest.raises(TransportError):
@@ -474,7 +474,7 @@ async def test_a_bridge_closes_while_it_is_not_connected(wire: Wire, server: str
     wire.cut()
     pulling = asyncio.create_task(bridge.pull("x"))
     await asyncio.sleep(0.1)
-    async with told_within(5):
+    async with reported_within(5):
         await bridge.aclose()
     with pytest.raises(BridgeClosed):
         await pulling
@@ -511,7 +511,7 @@ async def test_a_kernel_that_dies_is_told(anyone: str) -> None:
     """The server starts another, which is new: told once, and the next call goes there."""
     async with on(anyone) as bridge:
         await bridge.push(x=1)
-        async with told_within(5):
+        async with reported_within(5):
             with pytest.raises(KernelRestarted):
                 await bridge.run("import os; os._exit(1)")
         await comes_back(bridge)
@@ -524,7 +524,7 @@ async def test_a_restart_by_somebody_else_is_told(server: str) -> None:
         running = asyncio.create_task(bridge.run("import time; time.sleep(600)"))
         await until(lambda: bridge.state == "busy")
         await other.restart(str(bridge.info.kernel_id))
-        async with told_within(5):
+        async with reported_within(5):
             with pytest.raises(KernelRestarted):
                 await running
         await comes_back(bridge)
@@ -540,7 +540,7 @@ async def test_a_kernel_that_somebody_ends_is_told(server: str) -> None:
         running = asyncio.create_task(bridge.run("import time; time.sleep(600)"))
         await until(lambda: bridge.state == "busy")
         await other.delete(str(bridge.info.kernel_id))
-        async with told_within(5):
+        async with reported_within(5):
             with pytest.raises(KernelDied):
                 await running
         with pytest.raises(KernelDied):
@@ -567,7 +567,7 @@ async def test_a_restart_in_the_middle_of_a_transfer(server: str) -> None:
         )
         await begun.wait()
         await other.restart(str(bridge.info.kernel_id))
-        async with told_within(5):
+        async with reported_within(5):
             with pytest.raises((KernelRestarted, RemoteError)) as caught:
                 await pushing
             # The server interrupts what it is to end.

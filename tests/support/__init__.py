@@ -1,6 +1,6 @@
-"""What tests of several folders share.
+"""Helpers that tests of several folders share.
 
-Rule: no test and no fixture; a helper that one file alone uses stays in that file.
+Rule: no test and no fixture. A helper that only one file uses stays in that file.
 """
 
 from __future__ import annotations
@@ -9,6 +9,6 @@ import pkgutil
 
 import pytest
 
-# A helper that asserts tells of both sides, as a test does.
+# A failed assert in a helper shows both operands, as in a test.
 parts = [f"{__name__}.{part.name}" for part in pkgutil.iter_modules(__path__)]
 pytest.register_assert_rewrite(*parts)

@@ -1,6 +1,6 @@
-"""Answers of a kernel, made without one, and what becomes of them here.
+"""Replies of a kernel, made without a kernel, and their results in the client.
 
-Rule: a content of an ``execute_reply`` goes in; frames or a ``BridgeError`` come out.
+Rule: the content of an ``execute_reply`` goes in; frames or a ``BridgeError`` come out.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bridgehead import (
     RemoteError,
 )
 from bridgehead._protocol import request as _request
-from bridgehead._protocol import response as _protocol
+from bridgehead._protocol import response as _response
 from bridgehead._protocol.raising import raise_error
 from bridgehead._protocol.request import KEY
 from bridgehead._shipped.wire.header import MIME
@@ -33,9 +33,9 @@ def header(**fields: Any) -> dict[str, Any]:
     return _request.header("fetch", [], epoch="e", algorithm="crc32", **fields)
 
 
-def content_of(told: Any) -> dict[str, Any]:
-    """The content of an execute_reply that carries an answer."""
-    return entry({"status": "ok", "data": {MIME: json.dumps(told), "text/plain": ""}})
+def content_of(response: Any) -> dict[str, Any]:
+    """Return the content of an execute_reply that carries this response header."""
+    return entry({"status": "ok", "data": {MIME: json.dumps(response), "text/plain": ""}})
 
 
 def entry(value: Any) -> dict[str, Any]:
@@ -43,12 +43,12 @@ def entry(value: Any) -> dict[str, Any]:
 
 
 def consume(content: Any, parts: list[bytes]) -> list[memoryview]:
-    """What a lane does with a reply."""
-    told = _protocol.answer(content)
-    inbox = _protocol.open_response(told)
-    _protocol.add_chunk(told, inbox, 0, parts)
-    frames = _protocol.close_response(inbox)
-    raise_error(told, frames)
+    """Open a reply as a lane does; return its frames or raise its error."""
+    header = _response.answer(content)
+    inbox = _response.open_response(header)
+    _response.add_chunk(header, inbox, 0, parts)
+    frames = _response.close_response(inbox)
+    raise_error(header, frames)
     return frames
 
 
@@ -79,7 +79,7 @@ KINDS: dict[str, tuple[dict[str, Any], type[BridgeError], str]] = {
         ProtocolError,
         "unknown operation",
     ),
-    "unheard of": (
+    "unknown kind": (
         {"kind": "quantum", "message": "entangled"},
         ProtocolError,
         "entangled",
@@ -104,8 +104,8 @@ def named(value: Any) -> str:
 odd = pytest.mark.parametrize("value", ODD, ids=named)
 
 
-def is_told(content: Any, parts: list[bytes]) -> None:
-    """The content leads to a BridgeError whose text can be shown and which pickles."""
+def is_reported(content: Any, parts: list[bytes]) -> None:
+    """Check that the content raises a BridgeError that can be printed and pickled."""
     with pytest.raises(BridgeError) as caught:
         consume(content, parts)
     assert isinstance(str(caught.value), str)

@@ -128,10 +128,10 @@ class Space:
         told = self.bare.ask(namespace=self.id, code=code)
         assert told["status"] == "ok", told
 
-    def uproot(self) -> None:
+    def remove_remote(self) -> None:
         """Remove the loader, as nobody would by accident."""
         self.bare.installed = False
-        self.cell(f"__import__('sys').modules.pop({LOADER!r})")
+        self.cell(f"__import__('sys').modules.pop({REMOTE_MODULE!r})")
 
     def snapshot(self) -> list[Any]:
         """Every name in order, with its value's identity and repr."""
@@ -244,7 +244,7 @@ class Space:
 
     def kept(self) -> tuple[int, int]:
         """How many unfinished requests and unfetched answers the loader keeps for us."""
-        served = f"__import__('sys').modules[{LOADER!r}]._served[id(globals())]"
+        served = f"__import__('sys').modules[{REMOTE_MODULE!r}]._served[id(globals())]"
         return self.fetch(f"len({served}.transfers.inboxes)", f"len({served}.transfers.outboxes)")
 
 
@@ -253,7 +253,7 @@ def part(header: Header, data: bytes, **fields: Any) -> tuple[Header, bytes]:
     return {**header, "digest": _wire.digest("sha256", [data]), **fields}, data
 
 
-LOADER = _shipping.loader_source()[0]
+REMOTE_MODULE = _shipping.loader_source()[0]
 CLOUDPICKLE = str(Path(cloudpickle.__file__).parents[1])
 
 
@@ -305,13 +305,13 @@ def to_bind(space: Space, **values: Any) -> tuple[Header, _payload.Payload]:
     return space.header("bind", payload.frames, names=list(values)), payload
 
 
-FAR = f"__import__('sys').modules[{LOADER!r}]._served[id(globals())]"
+REMOTE = f"__import__('sys').modules[{REMOTE_MODULE!r}]._served[id(globals())]"
 
 
 @contextlib.contextmanager
 def later(space: Space, seconds: float) -> Iterator[None]:
     """The loader's clock is ahead for as long as the block lasts."""
-    clock = f"__import__('sys').modules[{LOADER!r}]"
+    clock = f"__import__('sys').modules[{REMOTE_MODULE!r}]"
     clocks = Space(space.bare)
     clocks.cell(f"loader = {clock}\nkept = loader.monotonic")
     clocks.cell(f"loader.monotonic = lambda: kept() + {seconds}")

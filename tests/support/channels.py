@@ -1,4 +1,4 @@
-"""Both ends of a socket, for tests of messages and of memory that crosses it.
+"""Both ends of a socket, for tests of messages and of the segments sent with them.
 
 Rule: a real socket pair; no kernel.
 """
@@ -18,36 +18,36 @@ from support.shared import filled
 
 
 class Ends:
-    """Both ends of a socket; ``near`` is what a test sends with, ``remote`` what it looks at."""
+    """Both ends of a socket; ``client`` sends, ``kernel`` receives."""
 
     def __init__(self) -> None:
         one, two = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         one.setblocking(False)
         two.setblocking(False)
-        self.near, self.remote = FrameSocket(one, Pool(0.5)), FrameSocket(two, Pool(0.5))
+        self.client, self.kernel = FrameSocket(one, Pool(0.5)), FrameSocket(two, Pool(0.5))
 
     def send(self, serial: int, header: Any, *what: Any) -> None:
-        """A message with sizes, frames and segment, as ``pack`` takes them."""
-        parts, files = self.near.pack(serial, header, *what)
-        send_all(self.near.socket, parts, files)
+        """Send a message with sizes, frames and segment, as ``pack`` takes them."""
+        parts, files = self.client.pack(serial, header, *what)
+        send_all(self.client.socket, parts, files)
 
     def answer(self, serial: int) -> None:
-        parts, files = self.remote.pack(serial, {})
-        send_all(self.remote.socket, parts, files)
+        parts, files = self.kernel.pack(serial, {})
+        send_all(self.kernel.socket, parts, files)
 
     def raw(self, data: bytes, files: list[int] | None = None) -> None:
         extra = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", files))] if files else ()
-        assert self.near.socket.sendmsg([data], extra) == len(data)
+        assert self.client.socket.sendmsg([data], extra) == len(data)
 
-    def lent(self, *arrays: np.ndarray[Any, Any]) -> tuple[Segment, list[int]]:
-        """Arrays in a segment that is lent to the other end."""
-        segment, sizes = filled(self.near.pool, *arrays)
-        self.near.lend(segment)
+    def leased(self, *arrays: np.ndarray[Any, Any]) -> tuple[Segment, list[int]]:
+        """Return a segment that contains arrays and is leased to the kernel's end, and sizes."""
+        segment, sizes = filled(self.client.pool, *arrays)
+        self.client.lend(segment)
         return segment, sizes
 
     def arrived(self, channel: FrameSocket | None = None) -> list[Any]:
-        """Every message that is there."""
-        channel, found = channel or self.remote, []
+        """Return every message that has arrived at the kernel's end, or at ``channel``."""
+        channel, found = channel or self.kernel, []
         try:
             while channel.receive():
                 while (message := channel.next()) is not None:
@@ -57,6 +57,6 @@ class Ends:
         return found
 
     def close(self) -> None:
-        for channel in (self.near, self.remote):
+        for channel in (self.client, self.kernel):
             channel.close()
             channel.pool.close()

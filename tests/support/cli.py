@@ -1,7 +1,7 @@
-"""The installed ``bridgehead`` in processes of its own, in a pipe and in a terminal.
+"""The installed ``bridgehead`` command, in a pipe and in a terminal.
 
-Rule: what a person or a script would run; what counts is what it prints, how it exits, and what
-it leaves behind.
+Rule: each helper runs a command as a person or a script does. Tests look at its output, its exit
+code and what it leaves behind.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import pexpect
 import pyte
 
 SCRIPT = Path(sysconfig.get_path("scripts")) / "bridgehead"
-PATIENCE = 120.0  # s; nothing here measures speed
+PATIENCE = 120.0  # s; no test here measures speed
 
 
 @dataclass(frozen=True)
 class Ran:
-    """What a command did."""
+    """The result of a command."""
 
     code: int
     raw: bytes
@@ -42,14 +42,14 @@ class Ran:
         return json.loads(self.raw)
 
     def refused(self, code: int) -> str:
-        """The one sentence of a command that failed."""
+        """Return the error message of a command that failed with this exit code."""
         assert self.code == code, (self.code, self.out, self.err)
         assert "Traceback" not in self.err
         return " ".join(self.err.split())
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Colour and width are a terminal's own, whoever runs the tests."""
+    """Return the environment of a command, without the variables that set colour and width."""
     unwanted = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "TTY_COMPATIBLE")
     kept = {name: value for name, value in os.environ.items() if name not in unwanted}
     return {**kept, "PYTHONUTF8": "1", "TERM": "xterm-256color", **more}
@@ -68,18 +68,18 @@ def bridgehead(*arguments: object, stdin: bytes = b"", cwd: Path | None = None, 
     return Ran(done.returncode, done.stdout, done.stderr.decode())
 
 
-def begun(*arguments: object, **how: Any) -> subprocess.Popen[bytes]:
-    """A command that goes on; whoever starts it ends it."""
-    # What is run in the background of a script is deaf to Ctrl-C, and so are its children.
-    hearing = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+def start_command(*arguments: object, **how: Any) -> subprocess.Popen[bytes]:
+    """Start a command that runs until the caller ends it."""
+    # A shell lets its background jobs ignore Ctrl-C, and their children inherit that.
+    signals = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
     if sys.platform == "win32":
-        hearing = {}
+        signals = {}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **how}
-    return subprocess.Popen([SCRIPT, *map(str, arguments)], env=environment(), **pipes, **hearing)
+    return subprocess.Popen([SCRIPT, *map(str, arguments)], env=environment(), **pipes, **signals)
 
 
 class Terminal:
-    """A command in a terminal of its own, and its screen."""
+    """A command in its own terminal, and the screen of that terminal."""
 
     def __init__(self, *arguments: object, rows: int = 24, columns: int = 80, **env: str) -> None:
         self.screen = pyte.Terminal(columns, rows)
@@ -106,7 +106,7 @@ class Terminal:
         self._process.send(keys)
 
     def until(self, text: str) -> str:
-        """The screen, once it shows that."""
+        """Wait until the screen shows a text; return the screen."""
         until = time.monotonic() + PATIENCE
         while text not in self.text:
             assert time.monotonic() < until, self.text
@@ -115,12 +115,12 @@ class Terminal:
         return self.text
 
     def end(self) -> int:
-        """The exit code, once it has ended by itself; then the screen is whole."""
+        """Wait until the command ends by itself, with a complete screen; return its exit code."""
         until = time.monotonic() + PATIENCE
         while self._read():
             if time.monotonic() > until:
                 self._process.close(force=True)
-                raise AssertionError(f"it did not end:\n{self.text}")
+                raise AssertionError(f"the command did not end:\n{self.text}")
         self._process.close()
         code = self._process.exitstatus
         assert code is not None, self._process.signalstatus

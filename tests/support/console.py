@@ -1,6 +1,6 @@
 """A real ``jupyter console``, its keyboard and its screen.
 
-Rule: what the screen shows is waited for, never slept for.
+Rule: a test waits for a text on the screen and never sleeps instead.
 """
 
 from __future__ import annotations
@@ -14,12 +14,15 @@ import pexpect
 import pyte
 import pytest
 
-PATIENCE = 120.0  # s; two slow cores start a console in 4, and nothing here measures speed
-ROWS, COLUMNS = 50, 100  # more rows than any test fills: a screen that scrolls can't be compared
+PATIENCE = 120.0  # s; two slow cores start a console in 4 s, and no test here measures speed
+ROWS, COLUMNS = (
+    50,
+    100,
+)  # more rows than any test fills, because a screen that scrolls cannot be compared
 
 
 class Terminal(pyte.Screen):
-    """A screen that answers the questions a program asks of it, as a real terminal does."""
+    """A screen that answers a program's queries, as a real terminal does."""
 
     def __init__(self, answer: Callable[[bytes], object]) -> None:
         super().__init__(COLUMNS, ROWS)
@@ -34,8 +37,8 @@ class Console:
 
     def __init__(self, connection_file: str, *options: str) -> None:
         command = ["-m", "jupyter_console", "--existing", connection_file, "--no-confirm-exit"]
-        # Whether a line is complete is asked of the kernel; without an answer in time, which is
-        # 1 s by default, Enter would only begin another line.
+        # The console asks the kernel whether a line is complete. Without a reply within 1 s, the
+        # default, Enter only begins another line.
         command.append(f"--ZMQTerminalInteractiveShell.kernel_is_complete_timeout={PATIENCE}")
         self._start([*command, *options])
 
@@ -57,7 +60,7 @@ class Console:
         try:
             data = os.read(self._keyboard, 1 << 16)
         except OSError:
-            data = b""  # Linux says EIO when nobody has the other end any more
+            data = b""  # Linux raises EIO when no process has the other end open
         if data:
             self._stream.feed(data)
         else:
@@ -67,7 +70,7 @@ class Console:
 
     @property
     def screen(self) -> str:
-        """What a person sees, without the blanks at the ends of lines."""
+        """The text on the screen, without the blanks at the ends of lines."""
         return "\n".join(line.rstrip() for line in self._terminal.display).rstrip()
 
     @property
@@ -78,21 +81,21 @@ class Console:
         os.write(self._keyboard, keys.encode())
 
     async def wait(self, condition: Callable[[], object]) -> None:
-        """Until the screen makes it true; fails with what the screen shows instead."""
+        """Wait until the condition holds; if it never does, fail with the text on the screen."""
         try:
             async with asyncio.timeout(PATIENCE):
                 while not condition():
-                    assert not self.ended, f"the console ended, and left:\n{self.screen}"
+                    assert not self.ended, f"the console ended with this screen:\n{self.screen}"
                     self._changed.clear()
                     await self._changed.wait()
         except TimeoutError:
-            pytest.fail(f"this is all the console shows:\n{self.screen}")
+            pytest.fail(f"the console shows only this:\n{self.screen}")
 
     async def shows(self, text: str) -> None:
         await self.wait(lambda: text in self.screen)
 
     async def prompts(self, number: int) -> None:
-        """Until it waits for cell ``number``: the prompt is the last line, the cursor behind it."""
+        """Wait for the prompt of cell ``number`` on the last line, with the cursor behind it."""
         prompt = f"In [{number}]:"
         await self.wait(
             lambda: (
@@ -102,7 +105,7 @@ class Console:
         )
 
     async def close(self) -> None:
-        """Close the terminal window, as it were; whoever doesn't hang up is killed."""
+        """Close the terminal; kill the console if it does not end."""
         asyncio.get_running_loop().remove_reader(self._keyboard)
         await asyncio.to_thread(self._process.close, force=True)
         assert not self._process.isalive()

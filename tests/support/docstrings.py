@@ -1,7 +1,7 @@
-"""The examples in docstrings, run as an asyncio prompt would run them.
+"""The examples in docstrings, run as an asyncio prompt runs them.
 
-Rule: what stands after ``>>>`` may await; what it gives is compared as doctest compares, with
-``...`` for what differs from run to run.
+Rule: the code after ``>>>`` may await. Its output is compared as doctest compares, with ``...``
+for text that differs from run to run.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import bridgehead
 
 CHECKER = doctest.OutputChecker()
 
-# Their examples need a kernel, a server or a cluster: not one that a loopback stands for.
+# These examples need a real kernel, server or cluster; a loopback cannot replace it.
 NEED_MORE = {
     *(
         f"{kind}.{way}"
@@ -31,13 +31,13 @@ NEED_MORE = {
     "Fleet.launch",
     "Fleet.over",
 }
-SERVERS = ("Bridge.connect", "SyncBridge.connect")  # a server is behind these
+SERVERS = ("Bridge.connect", "SyncBridge.connect")  # these need a server
 
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
 def public() -> Iterator[tuple[str, Any]]:
-    """Every public class, and every public method and property that is its own, by name."""
+    """Yield every public class and all its own public methods and properties, with their names."""
     for name in bridgehead.__all__:
         kind = getattr(bridgehead, name)
         yield name, kind
@@ -50,7 +50,7 @@ def public() -> Iterator[tuple[str, Any]]:
 
 
 def _inherited(kind: type) -> set[str]:
-    """What a class has of private ones of ours, which nobody reads about."""
+    """Return the names that a class inherits from private classes of bridgehead."""
     bases = [base for base in kind.__mro__[1:] if base.__module__.startswith("bridgehead.")]
     return {
         name for base in bases if base.__name__ not in bridgehead.__all__ for name in vars(base)
@@ -62,17 +62,17 @@ def examples(thing: Any) -> list[doctest.Example]:
 
 
 async def run(thing: Any, names: dict[str, Any]) -> None:
-    """Run the examples of one docstring, one after the other, with these names.
+    """Run the examples of one docstring in order, with these names.
 
     Raises:
-        AssertionError: one gave something else than what stands there.
+        AssertionError: an example gave another output than the docstring shows.
     """
     names = {**vars(bridgehead), **names, "__name__": "__main__"}
     for example in examples(thing):
         got = await _output(example.source, names)
         wanted = example.want
         if example.exc_msg is not None:
-            # Of a traceback from a kernel, which may follow, the headline.
+            # Only the first line: a traceback from a kernel may follow.
             got = got.rpartition("\x00bridgehead.")[2].partition("\n")[0] + "\n"
             wanted = example.exc_msg
         assert CHECKER.check_output(wanted, got, FLAGS), (

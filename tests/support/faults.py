@@ -1,6 +1,7 @@
-"""What several files of the catalogue of faults share.
+"""Faults that several files of the catalogue inject.
 
-Rule: the injection itself, never a promise; what only one file needs stays there.
+Rule: this file injects faults and checks no promise. A helper that only one file uses stays in
+that file.
 """
 
 from __future__ import annotations
@@ -16,18 +17,18 @@ import pytest
 
 from bridgehead import Bridge, BridgeError
 
-# Test modules aren't importable in a kernel; what they define is shipped like a script's own.
+# A kernel cannot import test modules, so their classes and functions are pickled by value.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 BIG = {
     "direct": 48 << 20,
     "buffers": 48 << 20,
     "inline": 12 << 20,
-}  # bytes; a push of some tenths of a second
+}  # bytes; such a push takes some tenths of a second
 
 
-class There:
-    """Unpickled over there, it calls a function of the standard library's."""
+class CallsInKernel:
+    """An object that calls a function of the standard library when the kernel unpickles it."""
 
     def __init__(self, function: Callable[..., Any], *args: Any) -> None:
         self.call = function, args
@@ -36,7 +37,7 @@ class There:
         return self.call
 
 
-class RaisesThere:
+class RaisesInKernel:
     def __getstate__(self) -> dict[str, int]:
         return {"x": 1}
 
@@ -45,7 +46,7 @@ class RaisesThere:
 
 
 async def operations(bridge: Bridge) -> None:
-    """Every operation but run, the good and the bad."""
+    """Use every operation except run, with success and with failure."""
     await bridge.push(x=1, f=lambda v: v + 1, a=list(range(1000)))
     await bridge.push(large=pickle.PickleBuffer(bytes(40 << 20)))
     await bridge.pull("x", "a", "f(x)", "bytes(large)")
@@ -58,7 +59,7 @@ async def operations(bridge: Bridge) -> None:
         bridge.pull("1/0"),
         bridge.pull("no_such"),
         bridge.pull("x y"),
-        bridge.push(z=RaisesThere()),
+        bridge.push(z=RaisesInKernel()),
         bridge.call(lambda: 1 / 0),
         bridge.delete("no_such"),
     ):

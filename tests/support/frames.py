@@ -1,6 +1,6 @@
 """Frames and their parts, for tests of the wire format.
 
-Rule: bytes alone; nothing is pickled here.
+Rule: bytes alone; no pickles.
 """
 
 from __future__ import annotations
@@ -15,6 +15,6 @@ def joined(parts: Any) -> bytes:
 
 
 def frames_of(sizes: Sequence[int], seed: int = 0) -> list[memoryview]:
-    """Frames of these sizes that hold no zero byte, so that what was not written shows."""
+    """Return frames of these sizes without zero bytes, so that unwritten bytes are visible."""
     source = random.Random(seed)
     return [memoryview(bytes(source.choices(range(1, 256), k=size))) for size in sizes]

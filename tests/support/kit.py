@@ -1,7 +1,8 @@
-"""What tests of faults share: a second person, a wire that can be meddled with, and patience.
+"""Helpers for tests of faults: a second client, a proxy for messages, time limits.
 
-Rule: real things only. ``Other`` is a jupyter_client client without a bridge in it, ``Wire``
-two ZeroMQ sockets between a bridge and its kernel; nothing but ``KEPT`` looks inside bridgehead.
+Rule: real objects only. ``Other`` is a plain jupyter_client client. ``Wire`` is a proxy of ZeroMQ
+sockets between a bridge and its kernel. Only ``KEPT``, ``at_work`` and ``on_its_way`` look inside
+bridgehead.
 """
 
 from __future__ import annotations
@@ -30,27 +31,26 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 from bridgehead import Bridge, KernelRestarted, RemoteError
 
 LANES: list[Any] = ["direct", "buffers", "inline"]
-MESSAGES: list[Any] = ["buffers", "inline"]  # those whose frames are in messages
+MESSAGES: list[Any] = ["buffers", "inline"]  # the lanes that send frames in messages
 Parts = list[bytes]
 DELIMITER, SIGNATURE, HEADER, PARENT, METADATA, CONTENT, BUFFERS = range(7)
 
 
-# A cell that defines _kept(): how many transfers the loader keeps, sent and to be fetched.
+# A cell that defines _kept(): how many inboxes and outboxes the remote part keeps.
 KEPT = """
 def _kept():
     import sys
-    loader = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
-    transfers = [far.transfers for far in loader._served.values()]
+    module = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
+    transfers = [remote.transfers for remote in module._served.values()]
     return [len(box) for each in transfers for box in (each.inboxes, each.outboxes)]
 """
 
 
 @asynccontextmanager
-async def told_within(promise: float) -> AsyncIterator[None]:
-    """Fail if the body took ten times the promise in seconds, or 5 s, whichever is longer.
+async def reported_within(promise: float) -> AsyncIterator[None]:
+    """Fail if the body takes longer than ten times ``promise`` seconds, and longer than 5 s.
 
-    It tells "told" from "hung" on a machine that others load; the true figures are a
-    benchmark's business.
+    This limit finds hangs, also on a loaded machine. The benchmarks measure the true figures.
     """
     limit = max(10 * promise, 5.0)
     try:
@@ -59,21 +59,21 @@ async def told_within(promise: float) -> AsyncIterator[None]:
     except TimeoutError:
         if not scope.expired():
             raise
-        pytest.fail(f"nothing was told within {limit:g} s; {promise:g} s are promised")
+        pytest.fail(f"nothing was reported within {limit:g} s; the promise is {promise:g} s")
 
 
 async def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
     """Wait until a condition holds."""
     end = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end, "what the test waits for did not happen"
+        assert time.monotonic() < end, f"the condition did not hold within {seconds:g} s"
         await asyncio.sleep(0.005)
 
 
 async def goes_on(bridge: Bridge) -> None:
-    """The next operations on the same bridge are right, and leave nothing."""
+    """Check that the next operations on this bridge work; leave no name behind."""
     token = uuid.uuid4().hex
-    async with told_within(1):
+    async with reported_within(1):
         await bridge.push(goes_on=token)
         assert await bridge.pull("goes_on") == token
         await bridge.delete("goes_on")
@@ -81,7 +81,7 @@ async def goes_on(bridge: Bridge) -> None:
 
 @asynccontextmanager
 async def endless_cell(bridge: Bridge) -> AsyncIterator[None]:
-    """A cell that runs until the block interrupts it, and tells of that."""
+    """Run a cell that ends, with KeyboardInterrupt, when the block interrupts it."""
     going = asyncio.Event()
     cell = asyncio.ensure_future(
         bridge.run("print('going')\nwhile True: pass", on_output=lambda message: going.set())
@@ -93,7 +93,7 @@ async def endless_cell(bridge: Bridge) -> AsyncIterator[None]:
 
 
 async def restart_beside_a_cell(bridge: Bridge) -> None:
-    """Restart a kernel that runs a cell, which is told of it."""
+    """Restart a kernel that runs a cell; the cell raises ``KernelRestarted``."""
     pending = asyncio.ensure_future(bridge.run("import time; time.sleep(60)"))
     await until(lambda: bridge.state == "busy", 60)
     await bridge.restart()
@@ -103,7 +103,7 @@ async def restart_beside_a_cell(bridge: Bridge) -> None:
 
 @asynccontextmanager
 async def over(manager: Any) -> AsyncIterator[Bridge]:
-    """A bridge over a manager whose kernel outlives it."""
+    """Open a bridge over a manager; check that the kernel outlives the bridge."""
     await manager.start_kernel()
     try:
         async with Bridge.over(manager) as bridge:
@@ -118,13 +118,13 @@ def file_of(bridge: Bridge) -> str:
 
 
 def sigint(bridge: Bridge) -> None:
-    """A real SIGINT, as from a terminal."""
+    """Send the kernel a real SIGINT, as a terminal does."""
     os.kill(bridge.info.pid, signal.SIGINT)
 
 
 @contextmanager
 def stopped(bridge: Bridge) -> Iterator[None]:
-    """The kernel's process is stopped for as long as the block lasts."""
+    """Stop the kernel's process until the block ends."""
     pid = bridge.info.pid
     os.kill(pid, signal.SIGSTOP)
     while psutil.Process(pid).status() != psutil.STATUS_STOPPED:
@@ -137,35 +137,36 @@ def stopped(bridge: Bridge) -> Iterator[None]:
 
 
 class Other:
-    """Somebody else at the same kernel."""
+    """Another client of the same kernel."""
 
     def __init__(self, client: AsyncKernelClient) -> None:
         self.client = client
         self._replies: dict[str, dict[str, Any]] = {}
 
     def submit(self, code: str, **options: Any) -> str:
-        """Send a cell, stop_on_error and all, as a notebook does; the request's id."""
+        """Send a cell with stop_on_error, as a notebook does; return the request's id."""
         return self.client.execute(code, **{"allow_stdin": False, **options})
 
     async def answer(self, request: str) -> dict[str, Any]:
-        """The content of the reply to what was submitted."""
+        """Return the content of the reply to a submitted cell."""
         while request not in self._replies:
-            # In slices: a send may eat the wake-up of a reply that came at the same moment.
+            # With a short timeout, because a send may consume the wake-up of a reply that arrives
+            # at the same moment.
             with contextlib.suppress(queue.Empty):
                 message = await self.client.get_shell_msg(timeout=0.5)
                 self._replies[message["parent_header"].get("msg_id")] = message["content"]
         return self._replies.pop(request)
 
     async def execute(self, code: str, **options: Any) -> dict[str, Any]:
-        """Run a cell; the content of its reply, whatever its status is."""
+        """Run a cell; return the content of its reply, whatever its status is."""
         return await self.answer(self.submit(code, **options))
 
 
 @asynccontextmanager
 async def other(at: Bridge | str, session: Any = None) -> AsyncIterator[Other]:
-    """A fresh raw client of a bridge's kernel, or of the one with this connection file.
+    """Open a new plain client of a bridge's kernel, or of the kernel with this connection file.
 
-    ``session`` is one to share with another client.
+    ``session`` is a session that this client shares with another one.
     """
     options = {} if session is None else {"session": session}
     client = AsyncKernelClient(**options)
@@ -180,7 +181,7 @@ async def other(at: Bridge | str, session: Any = None) -> AsyncIterator[Other]:
 
 
 async def ready(client: AsyncKernelClient, seconds: float = 60.0) -> None:
-    """Wait for a kernel; one missed heartbeat, which jupyter_client takes for death, is none."""
+    """Wait for a kernel; ignore a missed heartbeat, which jupyter_client takes for its death."""
     end = time.monotonic() + seconds
     while True:
         try:
@@ -192,25 +193,25 @@ async def ready(client: AsyncKernelClient, seconds: float = 60.0) -> None:
             await asyncio.sleep(0.05)
 
 
-# ---------------------------------------------------------------- the wire
+# ---------------------------------------------------------------- the proxy
 
 
 def kind(parts: Parts) -> str:
-    """The type of a message as it is on the wire."""
+    """Return the type of a message, given its parts."""
     return str(json.loads(parts[HEADER])["msg_type"])
 
 
 def whole(parts: Parts) -> Iterable[Parts]:
-    """Pass a message on as it is."""
+    """Pass a message on without change."""
     return [parts]
 
 
 class Wire:
-    """Shell and iopub of one kernel through sockets of the test's own.
+    """A proxy for the shell and iopub channels of one kernel.
 
-    ``outgoing`` and ``incoming`` take the parts of a shell message and give the messages to
-    pass on in its place; ``deaf`` drops everything on iopub. ``seen`` has what the bridge
-    sent, and what came back to it.
+    ``outgoing`` and ``incoming`` take the parts of a shell message and return the messages to
+    pass on in its place. ``deaf`` drops every message on iopub. ``seen`` lists the messages that
+    the bridge sent ("out") and the messages from the kernel ("in").
     """
 
     def __init__(self, connection_file: str, folder: Path) -> None:
@@ -250,7 +251,7 @@ class Wire:
         outcomes = await asyncio.gather(*self._tasks, return_exceptions=True)
         self._context.destroy(linger=0)
         self.connection_file.unlink()
-        for port in self._ports.values():  # ZeroMQ leaves the files of its Unix sockets
+        for port in self._ports.values():  # ZeroMQ does not remove its Unix sockets
             Path(f"{self._info['ip']}-{port}").unlink(missing_ok=True)
         broken = [one for one in outcomes if not isinstance(one, asyncio.CancelledError)]
         assert not broken, broken
@@ -263,7 +264,7 @@ class Wire:
         if self._info["transport"] == "tcp":
             return socket.bind_to_random_port(f"tcp://{self._info['ip']}")
         free = (port for port in range(10, 100) if not Path(f"{self._info['ip']}-{port}").exists())
-        port = next(free)  # two digits: a Unix socket's path has little room
+        port = next(free)  # two digits, because the path of a Unix socket must be short
         socket.bind(self._address(port))
         return port
 
@@ -296,11 +297,11 @@ class Wire:
                 await self._listeners.send_multipart(parts)
 
     async def _hear_subscribers(self) -> None:
-        while True:  # or the queue of their subscriptions would fill
+        while True:  # otherwise the queue of their subscriptions fills
             await self._listeners.recv_multipart()
 
     def signed(self, parts: Parts) -> Parts:
-        """The message with the signature that belongs to it now."""
+        """Return the message with a valid signature for its parts."""
         mac = hmac.new(self._key, digestmod=hashlib.sha256)
         for part in parts[HEADER:BUFFERS]:
             mac.update(part)
@@ -309,7 +310,7 @@ class Wire:
 
 @asynccontextmanager
 async def wired(kernel: Bridge, folder: Path, **options: Any) -> AsyncIterator[tuple[Bridge, Wire]]:
-    """A bridge to the same kernel whose messages go through a ``Wire``."""
+    """Open a bridge to the same kernel whose messages pass through a ``Wire``."""
     async with (
         Wire(str(kernel.info.connection_file), folder) as wire,
         Bridge.attach(wire.connection_file, **options) as bridge,
@@ -318,17 +319,19 @@ async def wired(kernel: Bridge, folder: Path, **options: Any) -> AsyncIterator[t
 
 
 async def all_of(*work: Awaitable[Any]) -> list[Any]:
-    """What came of each: its value, or what it raised."""
+    """Return the outcome of each: its value, or the exception that it raised."""
     return await asyncio.gather(*work, return_exceptions=True)
 
 
 def at_work(bridge: Bridge) -> bool:
-    """Whether its kernel does something for it, in the main thread or in the loader's own."""
-    beside = bridge._transport.life.beside
-    return bridge.state == "busy" or (beside is not None and beside.at_work)
+    """Return whether the kernel works for this bridge, in its main thread or its socket thread."""
+    side_channel = bridge._transport.life.side_channel
+    return bridge.state == "busy" or (side_channel is not None and side_channel.at_work)
 
 
 def on_its_way(bridge: Bridge) -> bool:
-    """Whether a request of this bridge's was sent and is not answered."""
-    beside = bridge._transport.life.beside
-    return bool(bridge._transport.dispatcher.in_flight) or (beside is not None and beside.at_work)
+    """Return whether a request of this bridge was sent and has no response yet."""
+    if bridge._transport.dispatcher.in_flight:
+        return True
+    side_channel = bridge._transport.life.side_channel
+    return side_channel is not None and side_channel.at_work

@@ -1,6 +1,6 @@
-"""What ``ls`` and ``doctor`` tell, for those who look at it.
+"""The output of ``ls``, ``doctor`` and shell completion.
 
-Rule: the installed console script, run once for each question.
+Rule: each helper runs the installed console script once.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from support.cli import PATIENCE, Ran, bridgehead, environment
 
 
 def listed(runtime: Path, *arguments: object) -> dict[str, Any]:
-    told = bridgehead("ls", "--json", *arguments, JUPYTER_RUNTIME_DIR=str(runtime)).json
-    return {Path(one["where"]).stem: one for one in told}
+    kernels = bridgehead("ls", "--json", *arguments, JUPYTER_RUNTIME_DIR=str(runtime)).json
+    return {Path(kernel["where"]).stem: kernel for kernel in kernels}
 
 
 def completed(shell: str, *words: str) -> list[str]:
-    """What a shell is offered for the last word, however long the kernel takes."""
+    """Return the completions that a shell gets for the last word, also from a slow kernel."""
     code = (
         f"from bridgehead._tools.cli import complete, main; complete.PATIENCE = {PATIENCE}; main()"
     )

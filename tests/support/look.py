@@ -1,8 +1,8 @@
-"""A look at a kernel from outside, as somebody else's client sees it.
+"""A look into a kernel's namespace by an independent client.
 
-Rule: nothing of bridgehead's is in it. A client of its own for each look, the shell channel
-alone, and one silent request; so it cannot share a bridge's mistake, and no missed heartbeat is
-taken for a death. What a user shadowed or replaced in the namespace doesn't reach it.
+Rule: no code of bridgehead, so that a look cannot share a bridge's mistake. Each look has its own
+client, the shell channel alone and one silent request, so that no missed heartbeat counts as a
+death. Names that a user shadows or replaces in the namespace do not affect it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 from jupyter_client.asynchronous.client import AsyncKernelClient
 
 MIME = "application/vnd.bridgehead.look+json"
-LONGEST = 2000  # characters of a repr; of a longer one its beginning, length and crc32 are told
+LONGEST = 2000  # characters of a repr; a longer one is cut, with its length and crc32
 
-# Runs in the kernel, on Python 3.8 and later, in a namespace of its own.
+# Runs in the kernel, on Python 3.8 and later, in its own namespace.
 SOURCE = f"""
-def told(value):
+def short_repr(value):
     try:
         text = repr(value).encode("utf-8", "backslashreplace").decode("utf-8")
     except Exception as error:
@@ -37,11 +37,11 @@ class Look:
         found = {{}}
         for name, value in list(scope.items()):
             if name[:1] != "_" and name not in hidden and not isinstance(value, type(sys)):
-                found[name] = told(value)
+                found[name] = short_repr(value)
         return {{"{MIME}": found}}
 """
 
-# No name of the user's namespace is on the way to sys: os._wrap_close is in every CPython.
+# This finds sys without a name of the user's namespace: every CPython has os._wrap_close.
 SYS = """(c for c in ().__class__.__base__.__subclasses__() if c.__name__ == "_wrap_close")
 .__next__().__init__.__globals__["sys"]"""
 EXPRESSION = f"""(lambda own: (
@@ -52,9 +52,12 @@ EXPRESSION = f"""(lambda own: (
 async def look(
     connection_file: str | os.PathLike[str] | None, timeout: float = 60
 ) -> dict[str, str]:
-    """What the user's namespace holds: each name with its repr, modules and the shell's own not.
+    """Return each name of the user's namespace with its repr, without modules and IPython's names.
 
-    Waits its turn behind the cell that is running. Raises ``TimeoutError`` when no answer came.
+    The request waits behind a running cell.
+
+    Raises:
+        TimeoutError: the kernel sent no reply.
     """
     assert connection_file is not None, "a loopback has no kernel to look at"
     client = AsyncKernelClient()
@@ -64,7 +67,9 @@ async def look(
     try:
         while True:
             content = await _reply(client, deadline)
-            if content["status"] != "aborted":  # by another client's failing cell: not executed
+            if (
+                content["status"] != "aborted"
+            ):  # another client's cell failed, and the request did not run
                 break
             await asyncio.sleep(0.05)
         entry = content["user_expressions"]["look"]
@@ -77,7 +82,7 @@ async def look(
 
 
 async def _reply(client: AsyncKernelClient, deadline: float) -> dict[str, Any]:
-    asked = client.execute(
+    request = client.execute(
         "",
         silent=True,
         store_history=False,
@@ -86,12 +91,13 @@ async def _reply(client: AsyncKernelClient, deadline: float) -> dict[str, Any]:
         stop_on_error=False,
     )
     while time.monotonic() < deadline:
-        # In slices: a send may eat the wake-up of a reply that came at the same moment.
+        # With a short timeout, because a send may consume the wake-up of a reply that arrives at
+        # the same moment.
         try:
             message = await client.get_shell_msg(timeout=0.5)
         except queue.Empty:
             continue
-        if message["parent_header"].get("msg_id") == asked:
+        if message["parent_header"].get("msg_id") == request:
             content: dict[str, Any] = message["content"]
             return content
-    raise TimeoutError(f"the kernel of {client.connection_file} did not answer a look")
+    raise TimeoutError(f"the kernel of {client.connection_file} did not reply")

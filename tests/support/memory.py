@@ -1,7 +1,7 @@
-"""What the direct lane keeps, on either side: for tests that count it.
+"""The leases and segments of the direct lane at both ends, for tests that count them.
 
-Rule: it looks inside bridgehead, so that the tests need not. Over there it looks by ``call``,
-which leaves no name; nothing here starts or ends anything.
+Rule: this file looks inside bridgehead, so that the tests need not. It looks into the kernel with
+``call``, which leaves no name there. It starts nothing and ends nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bridgehead import Bridge
 from bridgehead._lanes.direct import DirectLane
 from bridgehead._lanes.socket import SocketClient
 
-OWN = [sys.modules[__name__]]  # the kernel does not have it
+OWN = [sys.modules[__name__]]  # the kernel cannot import this module
 
 
 def client(bridge: Bridge) -> SocketClient:
@@ -25,8 +25,8 @@ def client(bridge: Bridge) -> SocketClient:
     return lane.client
 
 
-def here(bridge: Bridge) -> dict[str, int]:
-    """Leases given, bytes of segments, segments mapped of the other side's."""
+def client_counts(bridge: Bridge) -> dict[str, int]:
+    """Count the client's leases, the bytes of its segments and the kernel's segments it maps."""
     gc.collect()
     segments = list(client(bridge).pool.segments.values())
     return {
@@ -36,14 +36,14 @@ def here(bridge: Bridge) -> dict[str, int]:
     }
 
 
-def _there() -> dict[str, Any]:
+def _count_in_kernel() -> dict[str, Any]:
     import gc
     import sys
 
     gc.collect()
-    loader: Any = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
+    module: Any = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
     found = {"leases": 0, "bytes": 0, "mapped": 0, "kept": 0}
-    for remote in loader._served.values():
+    for remote in module._served.values():
         found["kept"] += len(remote.transfers.inboxes) + len(remote.transfers.outboxes)
         for server in list(remote.servers.values()):
             segments = list(server.channel.pool.segments.values())
@@ -53,33 +53,33 @@ def _there() -> dict[str, Any]:
     return found
 
 
-async def there(bridge: Bridge) -> dict[str, int]:
-    """The same over there, and how many unfinished transfers are kept."""
-    found: dict[str, int] = await bridge.call(_there, by_value=OWN)
+async def kernel_counts(bridge: Bridge) -> dict[str, int]:
+    """Count the same in the kernel, and the unfinished transfers that it keeps."""
+    found: dict[str, int] = await bridge.call(_count_in_kernel, by_value=OWN)
     return found
 
 
-async def given_back(bridge: Bridge, seconds: float = 30) -> None:
-    """Wait until the kernel has lent nothing: a thread may hold what it opened a moment longer."""
+async def kernel_leases_nothing(bridge: Bridge, seconds: float = 30) -> None:
+    """Wait until no segment of the kernel is leased: a thread may hold a value a moment longer."""
     async with asyncio.timeout(seconds):
-        while (await there(bridge))["leases"]:
+        while (await kernel_counts(bridge))["leases"]:
             await asyncio.sleep(0.05)
 
 
-async def nothing_is_lent(bridge: Bridge, seconds: float = 30) -> None:
-    """Wait until neither side uses a segment of the other's, nor keeps half of anything.
+async def nothing_is_leased(bridge: Bridge, seconds: float = 30) -> None:
+    """Wait until neither end leases a segment, and the kernel keeps no unfinished transfer.
 
-    Every name over there is deleted; the values over here are the caller's to delete.
+    All names in the kernel are deleted. The caller deletes the values in the client.
     """
-    names = [told.name for told in await bridge.names()]
+    names = [name.name for name in await bridge.names()]
     if names:
         await bridge.delete(*names)
     end = time.monotonic() + seconds
     while True:
-        near, remote = here(bridge), await there(bridge)
-        if not (near["leases"] or remote["leases"] or remote["kept"]):
+        in_client, in_kernel = client_counts(bridge), await kernel_counts(bridge)
+        if not (in_client["leases"] or in_kernel["leases"] or in_kernel["kept"]):
             return
-        assert time.monotonic() < end, (near, remote)
+        assert time.monotonic() < end, (in_client, in_kernel)
         await asyncio.sleep(0.1)
 
 
@@ -89,6 +89,6 @@ def _threads() -> list[str]:
     return [thread.name for thread in threading.enumerate()]
 
 
-async def servers(bridge: Bridge) -> int:
-    """Threads over there that serve a direct lane."""
+async def socket_threads(bridge: Bridge) -> int:
+    """Count the threads in the kernel that serve a direct lane."""
     return (await bridge.call(_threads, by_value=OWN)).count("bridgehead-direct")

@@ -1,6 +1,6 @@
-"""A cell of a notebook's kernel, and what it shows.
+"""The outputs of a cell in a notebook's kernel.
 
-Rule: outputs as a front end gets them.
+Rule: the outputs are those that a front end gets.
 """
 
 from __future__ import annotations
@@ -8,10 +8,11 @@ from __future__ import annotations
 from bridgehead import Bridge
 
 
-async def seen(near: Bridge, cell: str) -> list[tuple[str, str]]:
-    """A cell's outputs in order: of which type, and their text."""
-    told = []
-    for output in (await near.run(cell)).outputs:
+async def seen(bridge: Bridge, cell: str) -> list[tuple[str, str]]:
+    """Run a cell; return the type and the text of each of its outputs, in order."""
+    found = []
+    for output in (await bridge.run(cell)).outputs:
         kind = output["output_type"]
-        told.append((output.get("name", kind), output.get("text") or output["data"]["text/plain"]))
-    return told
+        text = output.get("text") or output["data"]["text/plain"]
+        found.append((output.get("name", kind), text))
+    return found

@@ -1,6 +1,6 @@
-"""What the tests of promises that are no single fault share.
+"""Helpers for tests of promises that belong to no single fault.
 
-Rule: helpers alone; what only one file needs stays there.
+Rule: no promise is checked here. A helper that only one file uses stays in that file.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import cloudpickle
 from bridgehead import Bridge
 from support.kit import other, until
 
-# Test modules aren't importable in a kernel; what they define is shipped like a script's own.
+# A kernel cannot import test modules, so their classes and functions are pickled by value.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 @contextlib.contextmanager
 def seeded() -> Iterator[random.Random]:
-    """Chance, with its seed told if the block fails."""
+    """Give a random generator; if the block fails, add its seed to the error."""
     seed = random.randrange(2**32)
     try:
         yield random.Random(seed)
@@ -31,7 +31,7 @@ def seeded() -> Iterator[random.Random]:
 
 
 class Sent:
-    """What left any bridge: execute requests, bytes of buffers and the most in flight."""
+    """Counts of what all bridges sent: requests, bytes of buffers, the most in flight."""
 
     def __init__(self) -> None:
         self.requests = self.nbytes = self.most = 0
@@ -39,13 +39,13 @@ class Sent:
 
 @contextlib.asynccontextmanager
 async def occupied(bridge: Bridge) -> AsyncIterator[None]:
-    """Somebody else's cell runs for as long as the block lasts."""
+    """Run a cell of another client until the block ends."""
     await bridge.push(_go_on=False)
-    async with other(bridge) as somebody:
-        cell = somebody.submit("import time\nwhile not _go_on: time.sleep(0.01)")
+    async with other(bridge) as client:
+        cell = client.submit("import time\nwhile not _go_on: time.sleep(0.01)")
         await until(lambda: bridge.state == "busy")
         try:
             yield
         finally:
             await bridge.push(_go_on=True, now=True)
-            await somebody.answer(cell)
+            await client.answer(cell)

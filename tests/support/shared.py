@@ -1,7 +1,7 @@
-"""Shared memory between two ends of one test, and a process of its own for what would end it.
+"""Shared memory between two ends of one test, and processes for dangerous tests.
 
-Rule: nothing of a socket or a kernel is here. What a limit or a fork would do to the test run
-happens in a process, whose code is a program in a string and which says what it found in JSON.
+Rule: no socket and no kernel. A test that sets a limit or forks runs in its own process. The code
+of that process is a program in a string, and it prints its result as JSON.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from support.shared import MIB, descriptors, handed, in_child, say, sent
 
 
 def filled(pool: Pool, *arrays: np.ndarray[Any, Any]) -> tuple[Segment, list[int]]:
-    """A segment with arrays in it, and the sizes of its frames."""
+    """Return a segment that contains arrays, and the sizes of its frames."""
     frames = [memoryview(array).cast("B") for array in arrays]
     sizes = [frame.nbytes for frame in frames]
     segment = pool.take(sizes)
@@ -45,14 +45,14 @@ def filled(pool: Pool, *arrays: np.ndarray[Any, Any]) -> tuple[Segment, list[int
 
 
 def handed(maps: SegmentCache, segment: Segment) -> None:
-    """Map a segment as if its file had come through a socket."""
+    """Map a segment as if its descriptor had arrived through a socket."""
     maps.add(segment.number, os.dup(segment.file), segment.capacity, segment.pool.private)
 
 
 def sent(
     pool: Pool, maps: SegmentCache, *arrays: np.ndarray[Any, Any]
 ) -> tuple[Segment, list[Any]]:
-    """Arrays through a segment and back, as views of it."""
+    """Send arrays through a segment; return the segment and the receiver's views of it."""
     segment, sizes = filled(pool, *arrays)
     if segment.number not in maps.known:
         handed(maps, segment)
@@ -61,7 +61,7 @@ def sent(
 
 
 def released(pool: Pool, maps: SegmentCache) -> list[int]:
-    """What the receiver would tell, taken in by the pool."""
+    """Pass the receiver's released segments to the pool; return their numbers."""
     gc.collect()
     numbers = [maps.released.popleft() for _ in range(len(maps.released))]
     for number in numbers:
@@ -72,13 +72,13 @@ def released(pool: Pool, maps: SegmentCache) -> list[int]:
 
 
 def descriptors() -> int:
-    """How many files this process has open."""
+    """Count the descriptors that this process has open."""
     gc.collect()
     return len(os.listdir("/proc/self/fd"))
 
 
 def resident() -> int:
-    """KiB of shared memory whose pages this process has mapped."""
+    """Return the KiB of shared memory whose pages this process has mapped."""
     with open("/proc/self/status") as lines:
         return next(int(line.split()[1]) for line in lines if line.startswith("RssShmem:"))
 
@@ -87,7 +87,7 @@ def resident() -> int:
 
 
 def in_a_process(program: str, *, seconds: float = 60) -> Any:
-    """What a program says it found; it is run with this interpreter and path."""
+    """Run a program with this interpreter and path; return the result that it prints."""
     ran = subprocess.run(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", PRELUDE + program],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
@@ -100,25 +100,25 @@ def in_a_process(program: str, *, seconds: float = 60) -> Any:
 
 
 def say(found: Any) -> None:
-    """The last thing that a program does."""
+    """Print a program's result; the last step of every program."""
     print(json.dumps(found), flush=True)
 
 
 def in_child(work: Callable[[], Any]) -> Any:
-    """What a forked child says, and that it ended well."""
-    back, forth = os.pipe()
+    """Call ``work`` in a forked child; return its result and check the child's exit code."""
+    result_end, child_end = os.pipe()
     child = os.fork()
     if not child:
         try:
-            os.write(forth, json.dumps(work()).encode())
+            os.write(child_end, json.dumps(work()).encode())
             os._exit(0)
         finally:
             os._exit(1)
-    os.close(forth)
-    said = b""
-    while part := os.read(back, 65536):
-        said += part
-    os.close(back)
+    os.close(child_end)
+    result = b""
+    while part := os.read(result_end, 65536):
+        result += part
+    os.close(result_end)
     _, status = os.waitpid(child, 0)
-    assert status == 0, (status, said)
-    return json.loads(said)
+    assert status == 0, (status, result)
+    return json.loads(result)

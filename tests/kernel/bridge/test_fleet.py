@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from bridgehead import Bridge, Fleet, KernelDied, RemoteError
-from support.kit import told_within, until
+from support.kit import reported_within, until
 
 LARGE = np.arange(1_000_000.0)
 
@@ -136,7 +136,7 @@ async def test_whose_failure_it_is_is_told_and_the_others_are_served(fleet: Flee
 async def test_a_kernel_that_dies_keeps_no_other_from_being_served() -> None:
     async with Fleet.launch(2) as fleet:
         os.kill(fleet[0].info.pid, signal.SIGKILL)
-        async with told_within(1):
+        async with reported_within(1):
             with pytest.raises(ExceptionGroup) as caught:
                 await fleet.push(a=LARGE, x=1)
         (error,) = caught.value.exceptions

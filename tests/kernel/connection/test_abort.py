@@ -17,8 +17,8 @@ import pytest
 
 from bridgehead import Bridge, RemoteError, RequestAborted
 from support.elsewhere import MAJORS
-from support.faults import RaisesThere
-from support.kit import all_of, at_work, file_of, goes_on, other, told_within, until
+from support.faults import RaisesInKernel
+from support.kit import all_of, at_work, file_of, goes_on, other, reported_within, until
 from support.look import look
 
 # A kernel can't import test modules, so what they define is pickled by value, as in a script.
@@ -33,7 +33,7 @@ async def test_requests_behind_another_clients_failing_cell_take_effect(kernel_n
             failing = other_client.submit("import time; time.sleep(0.5); 1/0")
             behind = other_client.submit("1")
             await until(lambda: at_work(bridge))
-            async with told_within(2):
+            async with reported_within(2):
                 *_, pulled = await asyncio.gather(
                     *(bridge.push({f"x{i}": number}) for i in range(20)),
                     bridge.run(f"ran = {number}"),

@@ -28,7 +28,7 @@ from bridgehead import (
 )
 from bridgehead._transports.dispatch import WINDOW
 from support.elsewhere import MAJORS
-from support.faults import There
+from support.faults import CallsInKernel
 from support.kit import (
     LANES,
     Other,
@@ -38,8 +38,8 @@ from support.kit import (
     goes_on,
     on_its_way,
     other,
+    reported_within,
     stopped,
-    told_within,
     until,
 )
 from support.look import look
@@ -76,7 +76,7 @@ async def test_a_deadline_holds_behind_a_running_cell(
             # soon as the first one times out. So the second one starts later and ends earlier.
             sent = asyncio.ensure_future(bridge.push(x=1, timeout=0.6))
             await until(lambda: on_its_way(bridge))
-            first, second = await all_of(sent, bridge.push(y=There(list), timeout=0.3))
+            first, second = await all_of(sent, bridge.push(y=CallsInKernel(list), timeout=0.3))
         assert isinstance(first, TimeoutError)
         assert "the kernel is busy. What was sent to it may still run there" in str(first)
         assert isinstance(second, TimeoutError)
@@ -94,7 +94,7 @@ async def test_six_thousand_pushes_behind_a_busy_cell_are_all_answered(live: Bri
     cell = asyncio.ensure_future(live.run("import time; time.sleep(3)"))
     await until(lambda: at_work(live))
     pushes = [asyncio.ensure_future(live.push({f"x{i}": i})) for i in range(6000)]
-    async with told_within(10):
+    async with reported_within(10):
         await cell
         transfers = await asyncio.gather(*pushes)
     assert [transfer.names for transfer in transfers] == [(f"x{i}",) for i in range(6000)]
@@ -134,7 +134,7 @@ async def test_thousands_of_pushes_to_a_stopped_kernel_do_not_block_the_event_lo
         await until(lambda: live._transport.has_pulse and inline._transport.has_pulse)
         with stopped(live):
             pushes = []
-            async with Ticker() as ticker, told_within(5):
+            async with Ticker() as ticker, reported_within(5):
                 for i in range(2500):
                     pushes.append(asyncio.ensure_future(live.push({f"x{i}": i})))
                     pushes.append(asyncio.ensure_future(inline.push({f"y{i}": i})))
@@ -144,7 +144,7 @@ async def test_thousands_of_pushes_to_a_stopped_kernel_do_not_block_the_event_lo
             assert {type(outcome) for outcome in outcomes} == {KernelUnresponsive}
             assert ticker.longest < 2.5  # s; 0.25 on an idle machine
         for bridge in (live, inline):
-            async with told_within(1):
+            async with reported_within(1):
                 assert await bridge.pull("1") == 1
             await goes_on(bridge)
         # Requests that had reached the kernel ran completely; the others never ran.
@@ -214,7 +214,7 @@ async def test_a_deadline_holds_beside_a_c_call_that_holds_the_gil(kernel: Bridg
     running = asyncio.ensure_future(kernel.run(CELLS["C-call"]))
     await until(lambda: at_work(kernel))
     await asyncio.sleep(0.4)
-    async with told_within(0.3):
+    async with reported_within(0.3):
         (outcome,) = await all_of(kernel.pull("1", now=True, timeout=0.3))
     assert outcome == 1 or isinstance(outcome, TimeoutError)  # a slow machine
     await running
@@ -233,7 +233,7 @@ async def refuses_now(bridge: Bridge) -> None:
 
     bridge._transport.send = recording  # type: ignore[method-assign]
     for operation in (bridge.push(x=1, now=True), bridge.pull("1", now=True)):
-        async with told_within(0.1):
+        async with reported_within(0.1):
             with pytest.raises(NotSupported, match="ipykernel 7 or later"):
                 await operation
     assert sent == []
@@ -261,7 +261,7 @@ async def control_reply(other_client: Other, message_type: str, **content: Any) 
     client = other_client.client
     message = client.session.msg(message_type, content)
     client.control_channel.send(message)
-    async with told_within(1):
+    async with reported_within(1):
         while True:
             with contextlib.suppress(queue.Empty):
                 reply = await client.get_control_msg(timeout=0.5)
@@ -327,7 +327,7 @@ async def test_a_subshell_that_hangs_does_not_block_ordinary_calls(live: Bridge)
     assert all(isinstance(outcome, TimeoutError) for outcome in outcomes)
     await goes_on(live)
     await live.run("go_on.set()")
-    async with told_within(1):
+    async with reported_within(1):
         assert await live.pull("1", now=True) == 1
 
 
@@ -397,7 +397,7 @@ async def test_a_busy_orphan_is_left_alone_until_it_is_idle(live: Bridge) -> Non
             assert await bridge.pull("x", now=True) == 1
         (orphan,) = await subshells(other_client)
         assert not await live.exists("ended")
-        async with told_within(4):
+        async with reported_within(4):
             while not await live.exists("ended"):
                 await asyncio.sleep(0.05)
         async with Bridge.attach(file_of(live)) as bridge:

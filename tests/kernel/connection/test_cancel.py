@@ -19,7 +19,7 @@ import cloudpickle
 import pytest
 
 from bridgehead import Bridge
-from support.kit import LANES, all_of, file_of, goes_on, told_within
+from support.kit import LANES, all_of, file_of, goes_on, reported_within
 from support.look import look
 
 # A kernel can't import test modules, so what they define is pickled by value, as in a script.
@@ -33,28 +33,28 @@ async def cancelled_task(operation: Any, seconds: float) -> None:
     task = asyncio.create_task(operation)
     await asyncio.sleep(seconds)
     task.cancel()
-    async with told_within(0.1):
+    async with reported_within(0.1):
         await asyncio.wait([task])
     if not task.cancelled():
         task.result()
 
 
 async def asyncio_timeout(operation: Any, seconds: float) -> None:
-    async with told_within(seconds + 0.1):
+    async with reported_within(seconds + 0.1):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await operation
 
 
 async def anyio_fail_after(operation: Any, seconds: float) -> None:
-    async with told_within(seconds + 0.1):
+    async with reported_within(seconds + 0.1):
         with contextlib.suppress(TimeoutError):
             with anyio.fail_after(seconds):
                 await operation
 
 
 async def anyio_move_on_after(operation: Any, seconds: float) -> None:
-    async with told_within(seconds + 0.1):
+    async with reported_within(seconds + 0.1):
         with anyio.move_on_after(seconds):
             await operation
 
@@ -63,7 +63,7 @@ async def task_group(operation: Any, seconds: float) -> None:
     async def run() -> None:
         await operation
 
-    async with told_within(seconds + 0.1), anyio.create_task_group() as group:
+    async with reported_within(seconds + 0.1), anyio.create_task_group() as group:
         group.start_soon(run)
         await asyncio.sleep(seconds)
         group.cancel_scope.cancel()
@@ -91,7 +91,7 @@ async def test_a_cancel_at_any_instant_disturbs_no_other_call(
             for operation in (bridge.pull("big"), bridge.push(pair=(number, bytes(2_000_000)))):
                 await cancel(operation, random.choice((0.004, 0.04)) * random.random())
         stop.set()
-        async with told_within(1):
+        async with reported_within(1):
             await asyncio.gather(*crowd)
             assert [await bridge.pull(f"precious + [{i}]") for i in range(10)] == [
                 [1, 2, 3, i] for i in range(10)
@@ -112,7 +112,7 @@ async def test_cancelling_many_calls_loses_no_reply_of_the_others(kernel: Bridge
         await asyncio.sleep(random.uniform(0, 0.05))
         for task in tasks[::2]:
             task.cancel()
-        async with told_within(1):
+        async with reported_within(1):
             outcomes = await all_of(*tasks)
         for i, outcome in enumerate(outcomes):
             assert outcome == i * 2 or (i % 2 == 0 and isinstance(outcome, asyncio.CancelledError))

@@ -20,7 +20,7 @@ import cloudpickle
 import pytest
 
 from bridgehead import Bridge
-from support.kit import KEPT, LANES, all_of, file_of, goes_on, told_within, until
+from support.kit import KEPT, LANES, all_of, file_of, goes_on, reported_within, until
 from support.look import look
 from support.promises import occupied, seeded
 
@@ -143,7 +143,7 @@ async def test_a_cancel_at_a_random_instant_disturbs_no_other_call(
                 assert spare in ([True] * 2, [False] * 2), (i, name, cancel.__name__)
                 held = left
             stop = True
-            async with told_within(1):
+            async with reported_within(1):
                 assert min(await asyncio.gather(*users)) > 0
             for i in range(10):
                 await bridge.push(left=i)

@@ -30,8 +30,8 @@ from support.kit import (
     file_of,
     goes_on,
     other,
+    reported_within,
     sigint,
-    told_within,
 )
 from support.look import look
 from support.promises import Sent, occupied, seeded
@@ -205,7 +205,7 @@ async def test_an_interrupt_ends_one_request_of_a_batch(kernel: Bridge, sent: Se
             await asyncio.sleep(0.3)
         await asyncio.sleep(0.3)
         sigint(kernel)
-        async with told_within(2):
+        async with reported_within(2):
             outcomes = await all_of(*tasks)
         assert sent.requests <= 10  # otherwise the test proves nothing
         namespace = await look(file_of(kernel))

@@ -43,7 +43,7 @@ from support.kit import (
     goes_on,
     kind,
     other,
-    told_within,
+    reported_within,
     whole,
     wired,
 )
@@ -95,7 +95,7 @@ async def test_a_damaged_reply_fails_its_own_request_only(kernel_name: str, how:
             with pytest.raises(ReplyLost):
                 await bridge.push(x=1)
         assert await look(file_of(bridge)) in ({}, {"x": "1"})
-        async with told_within(0.5):
+        async with reported_within(0.5):
             assert await asyncio.gather(*(bridge.pull(f"{i}") for i in range(40))) == list(
                 range(40)
             )
@@ -119,7 +119,7 @@ async def test_a_reply_that_the_kernel_cannot_serialize_is_reported(
             "get_ipython().payload_manager.write_payload("
             f"{{'source': 'test', 'value': {UNSENDABLE[value]}}})\nran = 1"
         )
-        async with told_within(1):
+        async with reported_within(1):
             (outcome,) = await all_of(bridge.run(cell))
         # Some versions of Session replace what they can't encode, and the reply arrives.
         assert isinstance(outcome, ReplyLost) or value == "lone-surrogate"
@@ -174,7 +174,7 @@ async def test_tampered_payload_is_refused(
         if digest != "sums":  # only for large payloads that stay on this machine
             bridge._transport.digest = digest  # as for a kernel on another machine, or on this one
         wire.outgoing = tampering(how)
-        async with told_within(0.5):
+        async with reported_within(0.5):
             with pytest.raises(IntegrityError, match="the kernel refused the request"):
                 await bridge.push(x=array, y=2)
         assert digest.encode() in wire.seen[-2][1][CONTENT]
@@ -182,7 +182,7 @@ async def test_tampered_payload_is_refused(
         await goes_on_again(wire, bridge)
 
         wire.incoming = tampering(how)
-        async with told_within(0.5):
+        async with reported_within(0.5):
             with pytest.raises(ReplyLost, match="the kernel's answer is damaged"):
                 await bridge.pull("array")
         assert await look(file_of(kernel)) == before
@@ -222,7 +222,7 @@ async def test_truncated_base64_is_refused(kernel: Bridge, tmp_path: Path, how: 
             return [wire.signed([*parts[:CONTENT], content, *parts[BUFFERS:]])]
 
         wire.outgoing = damage
-        async with told_within(0.5):
+        async with reported_within(0.5):
             with pytest.raises(IntegrityError, match="the kernel refused the request"):
                 await bridge.push(x=values, y=2)
         assert sum(counts) == 1
@@ -230,7 +230,7 @@ async def test_truncated_base64_is_refused(kernel: Bridge, tmp_path: Path, how: 
         await goes_on_again(wire, bridge)
 
         wire.incoming = damage
-        async with told_within(0.5):
+        async with reported_within(0.5):
             with pytest.raises(ReplyLost, match="the kernel's answer is damaged"):
                 await bridge.pull("values")
         assert sum(counts) == 2
@@ -280,7 +280,7 @@ async def test_a_large_push_is_not_sent_as_source_text(
     """E5. 60 MiB take a few seconds at most, not 38; no message carries them as source text."""
     array = np.random.default_rng(1).integers(0, 255, 60 << 20, np.uint8)
     async with wired(kernel, tmp_path, lane=lane) as (bridge, wire):
-        async with told_within(2):
+        async with reported_within(2):
             await bridge.push(array=array)
         sent = [parts for way, parts in wire.seen if way == "out"]
         assert all(not json.loads(parts[CONTENT]).get("code") for parts in sent)
@@ -300,11 +300,11 @@ async def test_three_gigabytes_cross_both_ways() -> None:
     array = np.arange(375_000_000)  # 8 bytes each, and no two alike
     size, expected = array.nbytes, zlib.crc32(memoryview(array))
     async with Bridge.launch() as bridge:
-        async with told_within(10):
+        async with reported_within(10):
             assert (await bridge.push(array=array)).bytes > size
         del array
         assert await bridge.pull("__import__('zlib').crc32(memoryview(array))") == expected
-        async with told_within(10):
+        async with reported_within(10):
             back = await bridge.pull("array")
         assert (back.nbytes, back.dtype) == (size, np.int64)
         assert zlib.crc32(memoryview(back)) == expected
@@ -319,7 +319,7 @@ async def test_a_push_beyond_max_bytes_is_refused_before_it_is_sent(
     """E6. More than ``max_bytes``: PayloadTooLarge names the size, and nothing is sent."""
     async with wired(kernel, tmp_path, lane=lane) as (bridge, wire):
         wire.seen.clear()
-        async with told_within(0.5):
+        async with reported_within(0.5):
             with pytest.raises(bridgehead.PayloadTooLarge, match=r"5[ ,_]?000[ ,_]?\d{3}|5\.0 MB"):
                 await bridge.push(x=bytes(5_000_000), y=1, max_bytes=1_000_000)
         assert wire.seen == []
@@ -337,7 +337,7 @@ async def test_a_pull_beyond_max_bytes_is_refused_in_the_kernel(
     before = await look(file_of(kernel))
     async with wired(kernel, tmp_path, lane=lane) as (bridge, wire):
         wire.seen.clear()
-        async with told_within(0.5):
+        async with reported_within(0.5):
             with pytest.raises(
                 bridgehead.PayloadTooLarge, match=r"30[ ,_]?000[ ,_]?\d{3}|30\.0 MB"
             ):
@@ -355,7 +355,7 @@ async def test_a_large_pull_arrives_in_messages_of_bounded_size(
     """E7. 60 MB never cross in one message of text or buffers, and the kernel makes no repr."""
     await kernel.run("big = 'x' * 60_000_000")
     async with wired(kernel, tmp_path, lane=lane) as (bridge, wire):
-        async with told_within(2):
+        async with reported_within(2):
             assert await bridge.pull("big") == "x" * 60_000_000
         answers = [parts for way, parts in wire.seen if way == "in"]
         assert max(len(parts[CONTENT]) for parts in answers) < (6 << 20)
@@ -367,7 +367,7 @@ async def test_a_large_pull_arrives_in_messages_of_bounded_size(
 async def test_a_strided_buffer_is_refused_and_a_strided_array_crosses(kernel: Bridge) -> None:
     """E10. A strided PickleBuffer has no raw buffer; numpy copies a strided array."""
     steps = np.arange(100_000.0)[::2]
-    async with told_within(0.5):
+    async with reported_within(0.5):
         with pytest.raises(EncodeError, match="x cannot be pickled"):
             await kernel.push(x=pickle.PickleBuffer(steps))
         await kernel.push(y=steps, z=np.arange(40_000.0).reshape(200, 200)[:, ::3])
@@ -410,7 +410,7 @@ async def test_replayed_messages_have_no_effect(kernel: Bridge, tmp_path: Path, 
                 assert await look(file_of(live)) == {"count": "[1]", "x": "2"}
             await goes_on(bridge)
         await live.restart()
-        async with told_within(2):
+        async with reported_within(2):
             await replay(live, recorded)
         namespace = await look(file_of(live))
         assert namespace == {}
@@ -482,7 +482,7 @@ async def test_a_malformed_reply_fails_one_call_at_most(
             return [replaced(wire, parts, CONTENT, HOSTILE[shape](json.loads(parts[CONTENT])))]
 
         wire.incoming = once
-        async with told_within(1):
+        async with reported_within(1):
             with pytest.raises(BridgeError):
                 await bridge.pull("x")
         assert await look(file_of(kernel)) == {"x": "1"}
@@ -505,7 +505,7 @@ async def test_a_reply_of_another_type_fails_one_call_at_most(
             return [replaced(wire, parts, HEADER, header)]
 
         wire.incoming = once
-        async with told_within(1):
+        async with reported_within(1):
             with pytest.raises(BridgeError):
                 await bridge.pull("x")
         assert await look(file_of(kernel)) == {"x": "1"}
@@ -532,7 +532,7 @@ async def test_objects_do_not_appear_on_iopub(kernel: Bridge) -> None:
         await watch.aclose()
         await kernel.run("heard_to_the_end = 1")
         heard = b""
-        async with told_within(1):
+        async with reported_within(1):
             while b"heard_to_the_end" not in heard:
                 heard += b"".join(await socket.recv_multipart())
     assert b"idle" in heard

@@ -30,8 +30,18 @@ from traitlets.config import Config
 
 from bridgehead import Bridge, KernelDied, KernelNotFound, KernelRestarted, KernelUnresponsive
 from support.elsewhere import MAJORS
-from support.faults import There
-from support.kit import all_of, at_work, file_of, goes_on, other, stopped, told_within, until, wired
+from support.faults import CallsInKernel
+from support.kit import (
+    all_of,
+    at_work,
+    file_of,
+    goes_on,
+    other,
+    reported_within,
+    stopped,
+    until,
+    wired,
+)
 from support.look import look
 
 # A kernel can't import test modules, so what they define is pickled by value, as in a script.
@@ -54,7 +64,7 @@ async def manager() -> AsyncIterator[AsyncKernelManager]:
 def everything(bridge: Bridge) -> list[asyncio.Task[Any]]:
     """Start every kind of operation; the first one keeps the kernel busy for a minute."""
     operations = [
-        bridge.push(slow=There(time.sleep, 60), x=1),
+        bridge.push(slow=CallsInKernel(time.sleep, 60), x=1),
         bridge.push(y=2),
         bridge.pull("z"),
         bridge.pull("z + 1"),
@@ -84,7 +94,7 @@ async def test_a_dead_kernel_is_reported_quickly(live: Bridge, attached: bool) -
         pending = everything(bridge)
         await until(lambda: at_work(bridge))
         os.kill(live.info.pid, signal.SIGKILL)
-        async with told_within(ATTACHED if attached else LAUNCHED):
+        async with reported_within(ATTACHED if attached else LAUNCHED):
             outcomes = await all_of(*pending)
             assert {type(outcome) for outcome in outcomes} == {KernelDied}
             assert {message.type async for message in stream} <= {"status"}  # and the stream ends
@@ -92,10 +102,10 @@ async def test_a_dead_kernel_is_reported_quickly(live: Bridge, attached: bool) -
         if not attached:
             assert {outcome.exit_code for outcome in outcomes} == {-signal.SIGKILL}
             assert "was killed by SIGKILL" in str(outcomes[0])
-        async with told_within(0.1):
+        async with reported_within(0.1):
             assert {type(one) for one in await all_of(*everything(bridge))} == {KernelDied}
         if not attached:
-            async with told_within(ATTACHED):
+            async with reported_within(ATTACHED):
                 with pytest.raises(KernelNotFound):
                     await Bridge.attach(file_of(live))
         await live.restart()
@@ -133,7 +143,7 @@ ENDS = {
 async def test_a_kernel_that_dies_while_unpickling_is_reported(live: Bridge, end: str) -> None:
     """A2. The object that is unpickled ends the process: KernelDied says how it ended."""
     killer, code, words = ENDS[end]
-    async with told_within(LAUNCHED):
+    async with reported_within(LAUNCHED):
         with pytest.raises(KernelDied, match=words) as caught:
             await live.push(x=1, killer=killer)
     assert caught.value.exit_code == code
@@ -149,20 +159,20 @@ async def test_a_stopped_kernel_is_reported_and_recovers(live: Bridge) -> None:
         await live.push(x="before")
         await until(lambda: all(bridge._transport.has_pulse for bridge in bridges))
         with stopped(live):
-            async with told_within(0.5):
+            async with reported_within(0.5):
                 outcomes = await all_of(*(bridge.pull("x", timeout=0.5) for bridge in bridges))
             assert {type(outcome) for outcome in outcomes} == {TimeoutError}
             late = [bridge._transport.dispatcher.late for bridge in bridges]
-            async with told_within(5):
+            async with reported_within(5):
                 pushes = [bridge.push(x="after") for bridge in bridges]
                 pulls = [bridge.pull("x") for bridge in bridges]
                 outcomes = await all_of(*pushes, *pulls, *(b.run("z = 1") for b in bridges))
             assert {type(outcome) for outcome in outcomes} == {KernelUnresponsive}
             assert [bridge.state for bridge in bridges] == ["unresponsive"] * 2
-            async with told_within(5):
+            async with reported_within(5):
                 outcomes = await all_of(*(bridge.push(y=2) for bridge in bridges))
             assert {type(outcome) for outcome in outcomes} == {KernelUnresponsive}
-        async with told_within(1):
+        async with reported_within(1):
             assert [await bridge.pull("x") for bridge in bridges] == ["before"] * 2
         # The replies to the first pulls came late. The calls behind them were never sent.
         now = [bridge._transport.dispatcher.late for bridge in bridges]
@@ -178,7 +188,7 @@ async def test_a_kernel_that_is_stopped_briefly_loses_no_call(live: Bridge) -> N
     with stopped(live):
         pending = [asyncio.ensure_future(live.pull("x")) for _ in range(20)]
         await asyncio.sleep(3)
-    async with told_within(1):
+    async with reported_within(1):
         assert await asyncio.gather(*pending) == [1] * 20
     assert await look(file_of(live)) == {"x": "1"}
     await goes_on(live)
@@ -191,7 +201,7 @@ async def test_a_restart_fails_pending_calls_at_once(manager: AsyncKernelManager
         pending = everything(bridge)
         await until(lambda: at_work(bridge))
         await manager.restart_kernel(now=True)
-        async with told_within(2):
+        async with reported_within(2):
             outcomes = await all_of(*pending)
         assert {type(outcome) for outcome in outcomes} == {KernelRestarted}
         assert await look(manager.connection_file) == {}
@@ -213,7 +223,7 @@ async def test_calls_to_a_dead_kernel_never_run_in_the_next_one(
             pending = everything(bridge)
             await asyncio.sleep(0)
             await manager.restart_kernel(now=True)
-            async with told_within(ATTACHED):
+            async with reported_within(ATTACHED):
                 outcomes = await all_of(*pending)
             assert {type(outcome) for outcome in outcomes} <= {KernelDied, KernelRestarted}
             assert await look(manager.connection_file) == {}
@@ -232,7 +242,7 @@ async def test_an_unnoticed_restart_is_reported_by_the_next_call(
         await bridge.push(x=1)
         await manager.restart_kernel(now=True)
         await asyncio.sleep(pause)
-        async with told_within(2):
+        async with reported_within(2):
             with pytest.raises(KernelRestarted):
                 await (bridge.push(x=2) if operation == "push" else bridge.run("x = 2"))
         assert await look(manager.connection_file) == {}
@@ -253,7 +263,7 @@ async def test_a_kernel_that_exits_at_once_is_reported_each_time(
     kernelspec("exits", [sys.executable, "-c", words])
     before = None
     for _ in range(5):
-        async with told_within(1):
+        async with reported_within(1):
             with pytest.raises(KernelDied, match="exit code 1; it last wrote:\nno kernel today"):
                 await Bridge.launch("exits")
         before = before or resources()
@@ -263,12 +273,12 @@ async def test_a_kernel_that_exits_at_once_is_reported_each_time(
 async def test_a_hundred_calls_of_a_dead_kernel_leave_nothing(live: Bridge) -> None:
     """A7. A kernel stays dead: every call fails, without a new descriptor or a busy loop."""
     os.kill(live.info.pid, signal.SIGKILL)
-    async with told_within(LAUNCHED):
+    async with reported_within(LAUNCHED):
         with pytest.raises(KernelDied):
             await live.pull("1")
     before = resources()
     for _ in range(10):
-        async with told_within(0.1):
+        async with reported_within(0.1):
             outcomes = await all_of(*everything(live))
         assert {type(outcome) for outcome in outcomes} == {KernelDied}
     assert resources() <= before
@@ -295,17 +305,17 @@ async def test_a_kernel_whose_autorestarter_gives_up_is_reported_on_every_call(
         async with Bridge.attach(manager.connection_file) as bridge:
             gave_up = asyncio.Event()
             manager.add_restart_callback(gave_up.set, "dead")
-            pending = asyncio.ensure_future(bridge.push(slow=There(time.sleep, 60)))
+            pending = asyncio.ensure_future(bridge.push(slow=CallsInKernel(time.sleep, 60)))
             await until(lambda: at_work(bridge))
             crash.touch()
             os.kill(bridge.info.pid, signal.SIGKILL)
-            async with told_within(ATTACHED):
+            async with reported_within(ATTACHED):
                 (outcome,) = await all_of(pending)
             assert isinstance(outcome, KernelDied)
-            async with told_within(5):
+            async with reported_within(5):
                 await gave_up.wait()
             for _ in range(10):
-                async with told_within(0.1):
+                async with reported_within(0.1):
                     with pytest.raises(KernelDied):
                         await bridge.push(x=1)
             crash.unlink()
@@ -415,7 +425,7 @@ async def test_a_restart_behind_a_proxy_that_keeps_the_connection_is_reported(
             await bridge.push(x=1)
             await kernel.restart()
             assert kernel.info.pid == 1
-            async with told_within(2):
+            async with reported_within(2):
                 with pytest.raises(KernelRestarted):
                     await bridge.push(x=2)
             assert await look(file_of(kernel)) == {}

@@ -30,7 +30,7 @@ from support.kit import (
     goes_on,
     kind,
     other,
-    told_within,
+    reported_within,
     until,
     wired,
 )
@@ -45,7 +45,7 @@ async def test_sixty_operations_at_once_get_their_own_replies(kernel_name: str) 
     """D3. Sixty operations at once, ten times: each gets its own reply."""
     async with Bridge.launch(kernel_name) as bridge:
         for number in range(10):
-            async with told_within(1):
+            async with reported_within(1):
                 pulled = await asyncio.gather(
                     *(bridge.push({f"x{i}": [number, i]}) for i in range(30)),
                     *(bridge.pull(f"{number} * 1000 + {i}") for i in range(30)),
@@ -60,7 +60,7 @@ async def test_each_of_several_waiting_calls_has_its_own_deadline(kernel: Bridge
     cell = asyncio.create_task(kernel.run("import time; time.sleep(1.5); done = True"))
     await until(lambda: at_work(kernel))
     patient = asyncio.create_task(kernel.pull("done"))
-    async with told_within(0.3):
+    async with reported_within(0.3):
         outcomes = await all_of(*(kernel.pull(f"{i}, done", timeout=0.3) for i in range(3)))
     assert [type(outcome) for outcome in outcomes] == [TimeoutError] * 3
     assert not cell.done()
@@ -73,10 +73,10 @@ async def test_each_of_several_waiting_calls_has_its_own_deadline(kernel: Bridge
 async def test_a_late_reply_is_not_given_to_the_next_call(kernel: Bridge) -> None:
     """D7. The reply to a timed-out request comes while another request waits."""
     for i in range(5):
-        async with told_within(0.1):
+        async with reported_within(0.1):
             with pytest.raises(TimeoutError):
                 await kernel.pull("__import__('time').sleep(0.3) or 'late'", timeout=0.1)
-        async with told_within(0.5):
+        async with reported_within(0.5):
             assert await kernel.pull(f"'next', {i}") == ("next", i)
     assert await look(file_of(kernel)) == {}
     await goes_on(kernel)
@@ -105,7 +105,7 @@ async def test_a_duplicate_reply_is_ignored(tmp_path: Path) -> None:
         assert (await other_client.execute(TWICE))["status"] == "ok"
         wire.seen.clear()
         for i in range(10):
-            async with told_within(0.5):
+            async with reported_within(0.5):
                 await bridge.push(x=[i])
                 assert await bridge.pull("x", f"x + [{i}]") == ([i], [i, i])
         await asyncio.gather(*(bridge.push({f"y{i}": i}) for i in range(40)))
@@ -132,7 +132,7 @@ async def test_a_bridge_is_safe_from_a_client_that_shares_a_session_id(kernel: B
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(1):
                     await first.answer(lost)
-            async with told_within(0.5):
+            async with reported_within(0.5):
                 await bridge.push(x=1)
                 assert await another.pull("x", "stolen") == (1, 1)
             assert await look(file_of(kernel)) == {"x": "1", "stolen": "1"}
@@ -149,7 +149,7 @@ async def test_an_iopub_overflow_changes_no_result() -> None:
                 "import sys\nfor i in range(20_000): print(i); sys.stdout.flush()"
             )
             await until(lambda: reader.state == "busy")
-            async with told_within(10):
+            async with reported_within(10):
                 await asyncio.gather(*(reader.push({f"x{i}": i}) for i in range(20)))
                 assert await reader.pull("x0 + x19") == 19
             assert (await other_client.answer(flood))["status"] == "ok"
@@ -166,7 +166,7 @@ async def test_results_do_not_depend_on_iopub(kernel: Bridge, tmp_path: Path) ->
     """D11. No message arrives on iopub any more: operations end as soon as before."""
     async with wired(kernel, tmp_path) as (bridge, wire):
         wire.deaf = True
-        async with told_within(0.5):
+        async with reported_within(0.5):
             await bridge.push(x=1)
             assert await bridge.pull("x") == 1
             with pytest.raises(RemoteError, match="ZeroDivisionError"):
@@ -187,7 +187,7 @@ async def test_other_clients_see_no_more_than_busy_and_idle(kernel: Bridge) -> N
         await operations(kernel)
         await kernel.run("done = True")
         seen = []
-        async with told_within(1):
+        async with reported_within(1):
             while not seen or seen[-1]["msg_type"] != "execute_input":
                 seen.append(await other_client.client.get_iopub_msg(timeout=20))
     assert {message["msg_type"] for message in seen[:-1]} == {"status"}
@@ -203,7 +203,7 @@ async def test_a_wrong_key_is_reported(kernel: Bridge, tmp_path: Path) -> None:
     """D14. The key is not the kernel's: the kernel never answers, and the error says why."""
     info = json.loads(Path(file_of(kernel)).read_text())
     (tmp_path / "wrong.json").write_text(json.dumps({**info, "key": "0" * 32}))
-    async with told_within(1):
+    async with reported_within(1):
         with pytest.raises(KernelNotFound, match="did not answer within 1 s: another key"):
             await Bridge.attach(tmp_path / "wrong.json", timeout=1)
     assert await look(file_of(kernel)) == {}
@@ -214,7 +214,7 @@ async def test_no_reply_stays_unread_on_the_socket(kernel: Bridge) -> None:
     """D16. Send while replies arrive, 150 times: every reply is read from the socket."""
     await kernel.push(x=1)
     for number in range(150):
-        async with told_within(0.5):
+        async with reported_within(0.5):
             pulls = []
             for i in range(6):
                 pulls.append(asyncio.create_task(kernel.pull(f"x + {i}")))
@@ -233,11 +233,11 @@ async def test_a_missed_heartbeat_is_not_reported_as_death() -> None:
             await asyncio.sleep(2)
         finally:
             os.kill(owner.info.pid, signal.SIGCONT)
-        async with told_within(0.5):
+        async with reported_within(0.5):
             await pending
         launches = [asyncio.create_task(launch_and_close()) for _ in range(4)]
         while not all(task.done() for task in launches):
-            async with told_within(1):
+            async with reported_within(1):
                 assert await bridge.pull("x") == 1
                 async with Bridge.attach(file_of(owner)) as another:
                     assert await another.pull("x + 1") == 2

@@ -33,7 +33,7 @@ from bridgehead import (
 )
 from support import memory
 from support.elsewhere import NEWEST, OLDEST
-from support.kit import LANES, all_of, file_of, goes_on, stopped, told_within, until
+from support.kit import LANES, all_of, file_of, goes_on, reported_within, stopped, until
 
 MIB = 1 << 20
 LARGE = 100_000  # doubles: they go through shared memory
@@ -141,7 +141,7 @@ async def test_a_handoff_of_a_hundred_megabytes_takes_no_memory_of_the_client(
     """The client has no segment, no mapped page of the source, and no copy."""
     source, target = pair
     await source.run("import numpy; x = numpy.arange(12_500_000.0)")
-    before, kept = own_memory(), [memory.here(bridge)["bytes"] for bridge in pair]
+    before, kept = own_memory(), [memory.client_counts(bridge)["bytes"] for bridge in pair]
     for n in range(4):
         await source.run(f"x[0] = {n}")
         transfer = await source.handoff("x", to=target)
@@ -169,17 +169,17 @@ async def test_the_source_gets_the_segment_back_after_the_last_array_is_deleted(
             list(range(50, 60)),
             n * LARGE,
         )
-    assert (await memory.there(source))["leases"] >= 2
+    assert (await memory.kernel_counts(source))["leases"] >= 2
     await target.run("held[:] = -1; x[:] = -1")
     assert await source.pull("float(x[0])") == 9
     await target.delete("held", "x")
-    await memory.given_back(source)
+    await memory.kernel_leases_nothing(source)
     await target.push(y=1)
     # No call is needed: the kernels return the segment on their own.
     await source.handoff("x", to=target)
     await target.delete("x")
     async with Bridge.attach(source.info.connection_file, lane="buffers") as aside:
-        await memory.given_back(aside)
+        await memory.kernel_leases_nothing(aside)
 
 
 async def test_idle_segments_are_returned_to_the_system() -> None:
@@ -197,7 +197,7 @@ async def test_idle_segments_are_returned_to_the_system() -> None:
         await source.handoff("x", to=target)
         await target.delete("x")
         async with asyncio.timeout(30):
-            while memory.here(source)["mapped"] or Path(
+            while memory.client_counts(source)["mapped"] or Path(
                 f"/proc/{target.info.pid}/maps"
             ).read_text().count("memfd:bridgehead"):
                 await asyncio.sleep(0.1)
@@ -368,7 +368,7 @@ async def test_a_killed_client_leaves_no_leases_and_no_partial_object(
         await process.communicate()
         for bridge in pair:
             async with asyncio.timeout(30):
-                while await memory.servers(bridge) > 1:
+                while await memory.socket_threads(bridge) > 1:
                     await asyncio.sleep(0.05)
         first = await other.pull("float(x[0])")
         await one.run("x[:] = -1")
@@ -482,7 +482,7 @@ async def test_a_kernel_that_is_killed_during_a_handoff_is_reported(lane: Any, w
             task = asyncio.ensure_future(source.handoff("x", to=target))
             await asyncio.sleep(0.03 * n)
             os.kill(dying.info.pid, signal.SIGKILL)
-            async with told_within(0.5):
+            async with reported_within(0.5):
                 (outcome,) = await all_of(task)
             if isinstance(outcome, BaseException):
                 assert isinstance(outcome, KernelDied), outcome
@@ -508,7 +508,7 @@ async def test_a_kernel_that_dies_before_a_handoff_starts_is_reported(which: str
         await asyncio.sleep(0.1)
         dying = source if which == "source" else target
         os.kill(dying.info.pid, signal.SIGKILL)
-        async with told_within(0.5):
+        async with reported_within(0.5):
             with pytest.raises(KernelDied) as caught:
                 await task
         assert f"the {which} of a handoff" in caught.value.__notes__[0]
@@ -533,7 +533,7 @@ async def test_a_stopped_target_and_then_a_dead_source_are_reported() -> None:
             task = asyncio.ensure_future(source.handoff("x", to=target))
             await asyncio.sleep(0.2)
             os.kill(source.info.pid, signal.SIGKILL)
-            async with told_within(0.5):
+            async with reported_within(0.5):
                 with pytest.raises(KernelDied) as died:
                     await task
             assert f"the source of a handoff, pid {source.info.pid}" in died.value.__notes__[0]
@@ -636,7 +636,7 @@ slow = Slow()
     task = asyncio.ensure_future(source.handoff("slow", to=target))
     await asyncio.sleep(0.3)
     await source.interrupt()
-    async with told_within(1):
+    async with reported_within(1):
         with pytest.raises(BridgeError, match="KeyboardInterrupt"):
             await task
     assert not await target.exists("slow")

@@ -13,7 +13,7 @@ import cloudpickle
 import pytest
 
 from bridgehead import Bridge
-from support.kit import file_of, goes_on, other, told_within
+from support.kit import file_of, goes_on, other, reported_within
 from support.look import look
 
 # A kernel can't import test modules, so what they define is pickled by value, as in a script.
@@ -30,7 +30,7 @@ async def test_calls_behind_a_cell_that_waits_for_input_time_out(kernel: Bridge)
         async with told_within(0.3):
             with pytest.raises(TimeoutError, match="the kernel is busy"):
                 await kernel.push(x=1, timeout=0.3)
-        async with told_within(0.5):
+        async with reported_within(0.5):
             await kernel.push(y=1, now=True)
         other_client.client.input("a line")
         assert (await other_client.answer(cell))["status"] == "ok"

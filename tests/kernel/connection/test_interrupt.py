@@ -21,7 +21,7 @@ import pytest
 
 from bridgehead import Bridge, RemoteError, ReplyLost
 from support.elsewhere import MAJORS
-from support.faults import BIG, RaisesThere
+from support.faults import BIG, RaisesInKernel
 from support.kit import (
     MESSAGES,
     all_of,
@@ -29,8 +29,8 @@ from support.kit import (
     file_of,
     goes_on,
     other,
+    reported_within,
     sigint,
-    told_within,
     until,
 )
 from support.look import look
@@ -66,7 +66,7 @@ async def interrupted_at_random(
         task = await sent(number)
         await asyncio.sleep(random.uniform(0, 1.2 * usual))
         sigint(bridge)
-        async with told_within(1):
+        async with reported_within(1):
             (outcome,) = await all_of(task)
         interrupted += was_interrupted(outcome)
         yield number, outcome
@@ -123,8 +123,8 @@ async def test_a_failed_push_leaves_the_namespace_unchanged(kernel: Bridge, at: 
     await kernel.push(a="before", b="before", c="before")
     before = await look(file_of(kernel))
     values: dict[str, Any] = {"a": 1, "b": 2, "c": 3, "new": 4}
-    values[list(values)[at]] = RaisesThere()
-    async with told_within(0.5):
+    values[list(values)[at]] = RaisesInKernel()
+    async with reported_within(0.5):
         with pytest.raises(RemoteError, match="RuntimeError: not in this kernel") as caught:
             await kernel.push(values)
     assert any("__setstate__" in line for line in caught.value.traceback)
@@ -157,7 +157,7 @@ async def test_an_interrupt_before_a_push_does_not_affect_it(kernel: Bridge) -> 
             # After this reply and "idle", the kernel has left its handler of the last SIGINT.
             await other_client.client.execute_interactive("", silent=True, timeout=30)
             sigint(kernel)
-            async with told_within(0.1):
+            async with reported_within(0.1):
                 await kernel.push(x=number)
     assert await look(file_of(kernel)) == {"x": "39"}
     await goes_on(kernel)
@@ -171,7 +171,7 @@ async def test_an_interrupt_ends_the_cell_and_not_the_push_beside_it() -> None:
         push = asyncio.create_task(bridge.push(x=SlowInKernel(), now=True))
         await asyncio.sleep(0.4)
         sigint(bridge)
-        async with told_within(1):
+        async with reported_within(1):
             cell_outcome, push_outcome = await all_of(cell, push)
         assert isinstance(cell_outcome, RemoteError)
         assert cell_outcome.ename == "KeyboardInterrupt"
@@ -200,7 +200,7 @@ async def test_a_replaced_value_whose_finalizer_raises_stops_no_push(kernel: Bri
         "    def __del__(self): raise RuntimeError\n"
         "x = Evil(); ref = weakref.ref(x, lambda ref: 1 / 0)"
     )
-    async with told_within(0.5):
+    async with reported_within(0.5):
         await kernel.push(x=1, y=2)
     namespace = await look(file_of(kernel))
     assert (namespace["x"], namespace["y"]) == ("1", "2")

@@ -20,7 +20,7 @@ import bridgehead
 from bridgehead import Bridge, MissingInKernel, RemoteError
 from support.elsewhere import MAJORS
 from support.faults import operations
-from support.kit import LANES, all_of, file_of, goes_on, other, told_within
+from support.kit import LANES, all_of, file_of, goes_on, other, reported_within
 from support.look import look
 
 # A kernel can't import test modules, so what they define is pickled by value, as in a script.
@@ -83,7 +83,7 @@ async def test_a_push_works_after_every_kind_of_reset() -> None:
         for number, cell in enumerate(resets):
             await bridge.push(x=number)
             await bridge.run(cell)
-            async with told_within(0.5):
+            async with reported_within(0.5):
                 await bridge.push(y=[number])
                 assert await bridge.pull("y") == [number]
             assert (await look(file_of(bridge)))["y"] == f"[{number}]"
@@ -114,7 +114,7 @@ async def test_a_push_after_a_full_reset_binds_its_names_only() -> None:
     async with Bridge.launch() as bridge:
         await bridge.push(x=1)
         await bridge.run("%reset -f")
-        async with told_within(0.5):
+        async with reported_within(0.5):
             assert not await bridge.exists("x")
             await bridge.push(y=2)
         assert await look(file_of(bridge)) == {"y": "2"}
@@ -134,7 +134,7 @@ async def test_display_settings_do_not_affect_a_pull() -> None:
             "del ip, formatter, kind\n"
         )
         assert (await bridge.run("'a cell is shown'")).data["text/plain"] == "HACKED"
-        async with told_within(0.5):
+        async with reported_within(0.5):
             await bridge.push(text="plain", number=1 / 3)
             assert await bridge.pull("text", "number", "len(text)") == ("plain", 1 / 3, 5)
             with pytest.raises(RemoteError, match="ZeroDivisionError: division by zero"):
@@ -161,7 +161,7 @@ async def test_shadowed_builtins_do_not_affect_the_remote_part(shadows: str) -> 
     async with Bridge.launch() as bridge:
         await bridge.push(x=1)
         await bridge.run(SHADOWS[shadows])
-        async with told_within(0.5):
+        async with reported_within(0.5):
             await bridge.push(y=[2])
             assert await bridge.pull("x", "y") == (1, [2])
             assert await bridge.call(lambda v: v + 1, bridge.ref("x")) == 2
@@ -183,7 +183,7 @@ async def test_the_remote_part_is_installed_despite_shadowed_builtins(shadows: s
         async with other(manager.connection_file) as other_client:
             assert (await other_client.execute(SHADOWS[shadows]))["status"] == "ok"
         async with Bridge.over(manager) as bridge:
-            async with told_within(0.5):
+            async with reported_within(0.5):
                 await bridge.push(y=[2])
                 assert await bridge.pull("y") == [2]
             assert (await look(manager.connection_file))["y"] == "[2]"
@@ -206,7 +206,7 @@ async def test_replaced_functions_do_not_affect_the_remote_part(what: str, lane:
     """F5. The user replaces functions of pickle, base64 and digests after the installation."""
     async with Bridge.launch(lane=lane) as bridge:
         await bridge.run(REPLACED[what])
-        async with told_within(0.5):
+        async with reported_within(0.5):
             await bridge.push(x=1, y=[2])
             assert await bridge.pull("x", "y") == (1, [2])
             assert await bridge.call(lambda v: v + 1, bridge.ref("x")) == 2
@@ -256,7 +256,7 @@ async def test_a_broken_transformer_does_not_stop_operations(where: str) -> None
         await bridge.run(BROKEN_INPUT.format(*TRANSFORMERS[where]))
         with pytest.raises(RemoteError, match="broken"):
             await bridge.run("refused = 1")
-        async with told_within(0.5):
+        async with reported_within(0.5):
             await bridge.push(x=[1])
             assert await bridge.pull("x") == [1]
         assert (await look(file_of(bridge)))["x"] == "[1]"
@@ -275,7 +275,7 @@ async def test_hooks_that_raise_do_not_fail_a_push() -> None:
             "for _event in ('pre_execute', 'post_execute', 'pre_run_cell', 'post_run_cell'):\n"
             "    get_ipython().events.register(_event, broken)\n"
         )
-        async with told_within(0.5):
+        async with reported_within(0.5):
             await bridge.push(x=[1])
             assert await bridge.pull("x") == [1]
         namespace = await look(file_of(bridge))
@@ -308,7 +308,7 @@ async def test_a_module_that_the_kernel_lacks_is_named(
 async def test_autoreload_does_not_affect_the_remote_part(kernel: Bridge) -> None:
     """F12. ``%autoreload 2`` checks every module before each cell; our module has no file."""
     await kernel.run("%load_ext autoreload\n%autoreload 2")
-    async with told_within(0.5):
+    async with reported_within(0.5):
         await kernel.push(x=[1])
     assert (await kernel.run("x")).data["text/plain"] == "[1]"
     assert (await look(file_of(kernel)))["x"] == "[1]"

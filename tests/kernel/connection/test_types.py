@@ -21,7 +21,7 @@ import cloudpickle
 import pytest
 
 from bridgehead import Bridge, EncodeError, RemoteError
-from support.kit import LANES, file_of, goes_on, told_within, wired
+from support.kit import LANES, file_of, goes_on, reported_within, wired
 from support.look import look
 
 # A kernel can't import test modules, so what they define is pickled by value, as in a script.
@@ -58,7 +58,7 @@ async def test_an_unpicklable_object_is_refused_before_anything_is_sent(
     unpicklable = UNPICKLABLE[what]()
     async with wired(kernel, tmp_path) as (bridge, wire):
         wire.seen.clear()
-        async with told_within(0.5):
+        async with reported_within(0.5):
             with pytest.raises(EncodeError) as caught:
                 await bridge.push(fine=1, config={"bad": unpicklable})
         assert caught.value.path == ("config" if what == "recursion" else "config['bad']")
@@ -80,7 +80,7 @@ class HangsInKernel:
 async def test_unpickling_that_hangs_ends_at_the_deadline(kernel: Bridge, lane: Any) -> None:
     """G3. Unpickling sleeps for ten minutes: TimeoutError; an interrupt frees the kernel."""
     async with Bridge.attach(file_of(kernel), lane=lane) as bridge:
-        async with told_within(0.5):
+        async with reported_within(0.5):
             with pytest.raises(TimeoutError, match="may still run there"):
                 await bridge.push(x=HangsInKernel(), y=1, timeout=0.5)
         async with told_within(0.5):
@@ -99,7 +99,7 @@ async def test_unpickling_that_exits_does_not_end_the_kernel(kernel: Bridge, lan
     """G4. ``sys.exit`` while unpickling is an error like any other; the kernel lives."""
     async with Bridge.attach(file_of(kernel), lane=lane) as bridge:
         pid = bridge.info.pid
-        async with told_within(0.5):
+        async with reported_within(0.5):
             with pytest.raises(RemoteError, match="SystemExit: 3"):
                 await bridge.push(fine=1, bad=ExitsInKernel())
         assert await look(file_of(kernel)) == {}
@@ -112,7 +112,7 @@ async def test_files_and_memoryviews_arrive_as_another_type(kernel: Bridge, tmp_
     assert "StringIO" in (Bridge.push.__doc__ or "")
     (tmp_path / "notes.txt").write_text("line\n")
     with open(tmp_path / "notes.txt") as notes:
-        async with told_within(0.5):
+        async with reported_within(0.5):
             await kernel.push(notes=notes, view=memoryview(b"abc"))
     assert isinstance(await kernel.pull("notes"), io.StringIO)
     assert await kernel.pull("notes.read(), view") == ("line\n", b"abc")
@@ -135,7 +135,7 @@ bad = Bad()
 async def test_a_pull_computes_no_display(kernel: Bridge) -> None:
     """G6. ``__repr__``, ``__len__`` and all display hooks raise: the object still arrives."""
     await kernel.run(BAD_REPR)
-    async with told_within(0.5):
+    async with reported_within(0.5):
         assert (await kernel.pull("bad")).x == 5
         assert await kernel.pull("bad.x", "[bad][0].x") == (5, 5)
         assert [name.name for name in await kernel.names()] == ["Bad", "bad"]
@@ -166,7 +166,7 @@ async def test_output_and_threads_while_unpickling_do_not_damage_the_reply(
                 thread.join()
             self.__dict__.update(state)
 
-    async with told_within(3):
+    async with reported_within(3):
         await kernel.push(loud=Loud(), y=1)
     assert await kernel.pull("loud.x", "y") == (1, 1)
     await goes_on(kernel)

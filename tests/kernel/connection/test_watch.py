@@ -22,7 +22,18 @@ import pytest
 
 from bridgehead import Bridge, KernelRestarted, NameNotFound, RemoteError, ReplyLost
 from support.elsewhere import MAJORS
-from support.kit import KEPT, LANES, file_of, goes_on, kind, other, told_within, until, whole, wired
+from support.kit import (
+    KEPT,
+    LANES,
+    file_of,
+    goes_on,
+    kind,
+    other,
+    reported_within,
+    until,
+    whole,
+    wired,
+)
 from support.look import look
 from support.promises import occupied, seeded
 
@@ -42,7 +53,7 @@ HOOKS = "[f.__qualname__ for f in get_ipython().events.callbacks['post_run_cell'
 
 
 async def until_no_hook(bridge: Bridge) -> None:
-    async with told_within(1):
+    async with reported_within(1):
         while "Watches.cell_done" in await bridge.pull(HOOKS):
             await asyncio.sleep(0.02)
 
@@ -96,13 +107,13 @@ async def test_a_slow_reader_gets_the_latest_value(kernel: Bridge) -> None:
         assert await anext(watch) == 0
         for i in range(1, 21):
             await kernel.run(f"x = {i}")
-        async with told_within(1):
+        async with reported_within(1):
             while (value := await anext(watch)) != 20:
                 assert value == 19  # the last values may come after the replies of their cells
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(anext(watch), 0.2)
         await kernel.run("x = 21")
-        async with told_within(1):
+        async with reported_within(1):
             assert await anext(watch) == 21
     await until_no_hook(kernel)
 
@@ -115,11 +126,11 @@ async def test_a_large_value_is_watched(kernel: Bridge, lane: Any) -> None:
         async with bridge.watch("x") as watch:
             assert (await anext(watch) == 0).all()
             await kernel.run("x = np.full(5_000_000, 1.0)")
-            async with told_within(2):
+            async with reported_within(2):
                 assert (await anext(watch) == 1).all()
             for i in range(2, 7):
                 await kernel.run(f"x = np.full(5_000_000, {i}.0)")
-            async with told_within(2):
+            async with reported_within(2):
                 while not (value := await anext(watch)).any() or value[0] != 6:
                     assert (value == value[0]).all()
                 assert (value == 6).all()
@@ -148,7 +159,7 @@ async def test_an_update_that_is_outdated_while_it_is_fetched_is_skipped(
 
             monkeypatch.setattr(used, "rest", fetch_too_late)
             await kernel.run("x = x + 1")
-            async with told_within(2):
+            async with reported_within(2):
                 while not (value := await anext(watch))[0] == 2:
                     assert (value == 1).all()  # the whole value came with the update
             assert (value == 2).all()
@@ -176,7 +187,7 @@ async def test_a_watch_ends(live: Bridge, end: str) -> None:
             await live.restart()
         else:
             await (watch if end == "aclose" else bridge).aclose()
-        async with told_within(3):
+        async with reported_within(3):
             await following
         assert values == [1]
         assert "ended" in repr(watch)
@@ -206,22 +217,22 @@ async def test_a_missing_name_is_reported_and_the_watch_continues(kernel: Bridge
     ratio = kernel.watch("100 / len(x)")
     assert await anext(ratio) == 100
     await kernel.run("x = []")
-    async with told_within(1):
+    async with reported_within(1):
         assert await anext(watch) == []
         with pytest.raises(RemoteError, match="ZeroDivisionError"):
             await anext(ratio)
     await kernel.run("x = [1, 2]")
-    async with told_within(1):
+    async with reported_within(1):
         assert await anext(ratio) == 50
         assert await anext(watch) == [1, 2]
     await kernel.run("del x")
-    async with told_within(1):
+    async with reported_within(1):
         with pytest.raises(NameNotFound):
             await anext(watch)
         with pytest.raises(RemoteError, match="NameError"):
             await anext(ratio)
     await kernel.run("x = [1, 2, 3, 4]")
-    async with told_within(1):
+    async with reported_within(1):
         assert await anext(ratio) == 25
         assert await anext(watch) == [1, 2, 3, 4]
     await ratio.aclose()
@@ -255,7 +266,7 @@ async def test_a_watch_that_is_closed_while_it_starts_leaves_no_hook(kernel: Bri
         first = asyncio.ensure_future(anext(watch, None))
         await asyncio.sleep(0.1)
         await watch.aclose()
-    async with told_within(1):
+    async with reported_within(1):
         assert await first in (1, None)
     await until_no_hook(kernel)
     assert not kernel._transport.life.listeners
@@ -266,7 +277,7 @@ async def test_two_tasks_may_wait_for_the_first_value(kernel: Bridge) -> None:
     await kernel.push(x=1)
     async with kernel.watch("x") as watch:
         waiting = {asyncio.ensure_future(anext(watch)) for _ in range(2)}
-        async with told_within(1):
+        async with reported_within(1):
             done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
             assert [task.result() for task in done] == [1]
             await kernel.run("x = 2")
@@ -284,10 +295,10 @@ async def test_a_lost_first_value_arrives_with_the_next_wait(
         with pytest.raises(ReplyLost):
             await anext(watch)
         wire.incoming = whole
-        async with told_within(1):
+        async with reported_within(1):
             assert await anext(watch) == 1
         await kernel.run("x = 2")
-        async with told_within(1):
+        async with reported_within(1):
             assert await anext(watch) == 2
         await watch.aclose()
         await until_no_hook(kernel)
@@ -300,14 +311,14 @@ async def test_each_watch_has_its_own_values(kernel: Bridge) -> None:
         one, two, three = kernel.watch("x"), kernel.watch("y"), second.watch("x")
         assert [await anext(each) for each in (one, two, three)] == [1, "a", 1]
         await kernel.run("x = 2")
-        async with told_within(1):
+        async with reported_within(1):
             assert [await anext(each) for each in (one, three)] == [2, 2]
         await one.aclose()
         await kernel.run("x = 3; y = 'b'")
-        async with told_within(1):
+        async with reported_within(1):
             assert [await anext(each) for each in (two, three)] == ["b", 3]
     await kernel.run("x = 4; y = 'c'")
-    async with told_within(1):
+    async with reported_within(1):
         assert await anext(two) == "c"
     await two.aclose()
     await until_no_hook(kernel)
@@ -338,7 +349,7 @@ async def test_the_first_wait_may_be_cancelled(kernel: Bridge) -> None:
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(anext(watch), 0.2)
     await kernel.run("x = 2")
-    async with told_within(1):
+    async with reported_within(1):
         assert await anext(watch) == 2
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(anext(watch), 0.2)
@@ -354,7 +365,7 @@ async def test_cancelling_a_wait_for_a_large_value_loses_nothing(kernel: Bridge)
             assert (await anext(watch))[0] == 0
             for i in range(1, 6):
                 await kernel.run(f"x = np.full(10_000_000, {i}.0)")
-                async with told_within(2):
+                async with reported_within(2):
                     while True:
                         with contextlib.suppress(TimeoutError):
                             async with asyncio.timeout(chance.uniform(0, 0.1)):
@@ -372,7 +383,7 @@ async def test_cancelling_a_wait_loses_no_value(kernel: Bridge) -> None:
             assert (await anext(watch))[0] == 0
             for i in range(1, 31):
                 await kernel.run(f"x = [{i}] * 300_000")
-                async with told_within(1):
+                async with reported_within(1):
                     while True:
                         with contextlib.suppress(TimeoutError):
                             async with asyncio.timeout(chance.uniform(0, 0.03)):

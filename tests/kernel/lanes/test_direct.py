@@ -172,13 +172,13 @@ async def test_on_either_side_of_the_size_that_shared_memory_begins_at(
 
 
 async def test_calls_and_expressions_take_the_lane_too(direct: Bridge) -> None:
-    before = memory.here(direct)["mapped"]
+    before = memory.client_counts(direct)["mapped"]
     mine = np.arange(LARGE)
     back = await direct.call(lambda array: array * 2, mine)
     assert back.sum() == mine.sum() * 2
     await direct.push(x=mine)
     assert (await direct.pull("x + 1", "x[:10]"))[0].sum() == mine.sum() + LARGE
-    assert memory.here(direct)["mapped"] > before or before
+    assert memory.client_counts(direct)["mapped"] > before or before
     back += 1
     kept = await direct.call(lambda array: array + 1, mine, keep="y")
     assert (await kept.pull()).sum() == mine.sum() + LARGE
@@ -201,7 +201,7 @@ async def test_limits_and_progress(direct: Bridge) -> None:
         with pytest.raises(PayloadTooLarge):
             await direct.pull(expression, max_bytes=MIB)
     assert not await direct.exists("y")
-    await memory.nothing_is_lent(direct)
+    await memory.nothing_is_leased(direct)
 
 
 async def test_progress_that_raises_ends_a_push(direct: Bridge) -> None:
@@ -212,7 +212,7 @@ async def test_progress_that_raises_ends_a_push(direct: Bridge) -> None:
         await direct.push(x=np.ones(80 * MIB // 8), progress=stop)
     await direct.push(y=1)
     assert await direct.pull("y") == 1
-    await memory.nothing_is_lent(direct)
+    await memory.nothing_is_leased(direct)
 
 
 async def test_watching_a_large_array(direct: Bridge) -> None:
@@ -229,7 +229,7 @@ async def test_watching_a_large_array(direct: Bridge) -> None:
     await watch.aclose()
     del value
     seen.clear()
-    await memory.nothing_is_lent(direct)
+    await memory.nothing_is_leased(direct)
 
 
 async def test_errors_with_large_exceptions(direct: Bridge) -> None:
@@ -243,7 +243,7 @@ async def test_errors_with_large_exceptions(direct: Bridge) -> None:
     assert cause.args[1].sum() == 2 * LARGE
     del cause, caught
     await direct.push(y=1)
-    await memory.nothing_is_lent(direct)
+    await memory.nothing_is_leased(direct)
 
 
 # ---------------------------------------------------------------- order
@@ -356,7 +356,7 @@ async def test_each_takes_its_turn_behind_anothers_cell(direct: Bridge) -> None:
     assert seen == [[]] * 40
     assert not begun
     assert (await direct.pull("large")).sum() == (await direct.pull("kept")).sum() == large.sum()
-    await memory.nothing_is_lent(direct)
+    await memory.nothing_is_leased(direct)
 
 
 async def test_a_pull_waits_for_anothers_cell(direct: Bridge) -> None:
@@ -379,7 +379,7 @@ async def test_what_gives_up_behind_anothers_cell_leaves_nothing(direct: Bridge)
         await somebody.answer(submitted)
     seen = await direct.pull("seen")
     assert seen == [[]] * 40
-    await memory.nothing_is_lent(direct)
+    await memory.nothing_is_leased(direct)
 
 
 async def test_a_pull_is_of_one_moment(direct: Bridge) -> None:
@@ -429,7 +429,7 @@ async def test_names_in_the_middle_of_a_cell(live: Bridge) -> None:
         await cell
         assert await live.pull("saw") == LARGE
         del found
-    await memory.nothing_is_lent(live)
+    await memory.nothing_is_leased(live)
 
 
 async def test_expressions_in_the_middle_of_a_cell_are_a_subshells(direct: Bridge) -> None:
@@ -507,12 +507,12 @@ async def test_many_at_once(direct: Bridge) -> None:
         await direct.delete(f"v{n}")
 
     await asyncio.gather(*(one(n) for n in range(150)))
-    await memory.nothing_is_lent(direct)
+    await memory.nothing_is_leased(direct)
 
 
 async def test_two_bridges_on_one_kernel_at_once(direct: Bridge) -> None:
     async with Bridge.attach(direct.info.connection_file, lane="direct") as second:
-        assert await memory.servers(direct) == 2
+        assert await memory.socket_threads(direct) == 2
 
         async def work(bridge: Bridge, value: int) -> None:
             for n in range(10):
@@ -531,7 +531,7 @@ async def test_two_bridges_on_one_kernel_at_once(direct: Bridge) -> None:
     end = time.monotonic() + 30
     while count != 1:
         assert time.monotonic() < end
-        count = await memory.servers(direct)
+        count = await memory.socket_threads(direct)
 
 
 async def test_from_other_threads(live: Bridge) -> None:

@@ -71,7 +71,7 @@ def here(program: str, *args: str, **variables: str) -> subprocess.Popen[str]:
 
 async def no_server_more_than(bridge: Bridge, count: int) -> None:
     end = time.monotonic() + 30
-    while await memory.servers(bridge) > count:
+    while await memory.socket_threads(bridge) > count:
         assert time.monotonic() < end
         await asyncio.sleep(0.05)
 
@@ -90,7 +90,7 @@ async def test_no_memory_in_the_kernel(live: Bridge, caplog: pytest.LogCaptureFi
     assert said(caplog, "large objects cross as messages") <= 1
     await live.run("resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))")
     await everything_arrives(live)
-    await memory.nothing_is_lent(live)
+    await memory.nothing_is_leased(live)
 
 
 LIMITED = """
@@ -147,7 +147,7 @@ async def test_no_memory_here(direct: Bridge, limit: str) -> None:
     assert lanes == ["buffers", "buffers"]
     assert len([one for one in records if "large objects cross as messages" in one]) == 1
     await direct.delete("x", "y", "warm")
-    await memory.nothing_is_lent(direct)
+    await memory.nothing_is_leased(direct)
 
 
 # ---------------------------------------------------------------- H3: a side is killed
@@ -177,7 +177,7 @@ async def test_this_side_is_killed(direct: Bridge, tmp_path: Path) -> None:
     """H3: no thread, no memory, no file of it is left, and what it bound stays."""
     shared = sorted(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else []
     await direct.push(theirs=np.zeros(4_000_000))
-    before = await memory.servers(direct)
+    before = await memory.socket_threads(direct)
     process = here(VICTIM, file_of(direct), TMPDIR=str(tmp_path))
     try:
         assert process.stdout is not None
@@ -194,7 +194,7 @@ async def test_this_side_is_killed(direct: Bridge, tmp_path: Path) -> None:
     await direct.run("x = None")
     end = time.monotonic() + 30
     # An answer that the main thread made after the lane was gone is kept, by age, as ever.
-    while (await memory.there(direct))["leases"]:
+    while (await memory.kernel_counts(direct))["leases"]:
         assert time.monotonic() < end
         await asyncio.sleep(0.05)
     if os.path.isdir("/dev/shm"):
@@ -381,7 +381,7 @@ async def test_a_wrong_secret_is_refused(
     direct: Bridge, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "bridgehead")
-    before = await memory.servers(direct)
+    before = await memory.socket_threads(direct)
     monkeypatch.setattr(_handshake, "Listener", Impostor)
     with pytest.raises(NotSupported, match="connection did not arrive"):
         await Bridge.attach(direct.info.connection_file, lane="direct")
@@ -541,7 +541,7 @@ async def test_interrupts_at_any_instant(live: Bridge) -> None:
         del outcome, task
         await goes_on(live)
     assert (await live.pull("x")).size == mine.size
-    await memory.nothing_is_lent(live)
+    await memory.nothing_is_leased(live)
 
 
 async def test_an_idle_kernel_ignores_interrupts(direct: Bridge) -> None:
@@ -549,7 +549,7 @@ async def test_an_idle_kernel_ignores_interrupts(direct: Bridge) -> None:
         await direct.interrupt()
         await direct.push(x=1)
         assert await direct.pull("x") == 1
-    assert await memory.servers(direct) >= 1
+    assert await memory.socket_threads(direct) >= 1
 
 
 async def test_an_unpickling_that_raises_or_exits_keeps_the_lane(direct: Bridge) -> None:
@@ -563,15 +563,15 @@ async def test_an_unpickling_that_raises_or_exits_keeps_the_lane(direct: Bridge)
     def raised(what: Any) -> None:
         raise what("over there")
 
-    before = await memory.servers(direct)
+    before = await memory.socket_threads(direct)
     for what in (ValueError, SystemExit, KeyboardInterrupt, MemoryError, GeneratorExit):
         for extra in (0, LARGE):
             with pytest.raises(RemoteError, match="over there"):
                 await direct.push({"x": Raises(what), "y": np.ones(extra)}, by_value=OWN)
             await goes_on(direct)
     assert not await direct.exists("x")
-    assert await memory.servers(direct) == before
-    await memory.nothing_is_lent(direct)
+    assert await memory.socket_threads(direct) == before
+    await memory.nothing_is_leased(direct)
 
 
 async def test_a_server_thread_that_went_is_told_and_made_anew(direct: Bridge) -> None:
@@ -594,7 +594,7 @@ async def test_a_server_thread_that_went_is_told_and_made_anew(direct: Bridge) -
         await goes_on(direct)
         assert (await direct.pull("x")).sum() == LARGE
         assert direct.info.lane == "direct"
-    await memory.nothing_is_lent(direct)
+    await memory.nothing_is_leased(direct)
 
 
 async def test_a_stopped_kernel_and_what_nobody_waits_for(live: Bridge) -> None:

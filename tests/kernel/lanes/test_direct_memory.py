@@ -39,13 +39,13 @@ async def test_three_thousand_arrays_share_one_segment(live: Bridge) -> None:
     assert len(memory.client(live).pool.segments) == 1
     back = await live.pull("many")
     assert all(int(array[7]) == n for n, array in enumerate(back))
-    assert memory.here(live)["mapped"] == 1
+    assert memory.client_counts(live)["mapped"] == 1
     await live.run("del many[1:]")
-    assert memory.here(live)["leases"] == 1
+    assert memory.client_counts(live)["leases"] == 1
     del back[:-1]
-    assert (await memory.there(live))["leases"] == 1
+    assert (await memory.kernel_counts(live))["leases"] == 1
     back.clear()
-    await memory.nothing_is_lent(live)
+    await memory.nothing_is_leased(live)
 
 
 async def test_a_slice_over_there_keeps_what_it_is_of(direct: Bridge) -> None:
@@ -59,7 +59,7 @@ async def test_a_slice_over_there_keeps_what_it_is_of(direct: Bridge) -> None:
     await direct.run("held[:] = 5")
     assert (await direct.pull("x") == 19).all()
     assert len(memory.client(direct).pool.segments) < 8
-    await memory.nothing_is_lent(direct)
+    await memory.nothing_is_leased(direct)
 
 
 async def test_a_slice_here_keeps_what_it_is_of(direct: Bridge) -> None:
@@ -75,15 +75,15 @@ async def test_a_slice_here_keeps_what_it_is_of(direct: Bridge) -> None:
     held[:] = 5
     assert (await direct.pull("x") == 19).all()
     del held
-    await memory.nothing_is_lent(direct)
+    await memory.nothing_is_leased(direct)
 
 
 async def test_memory_is_used_again(live: Bridge) -> None:
     for n in range(30):
         await live.push(x=np.full(LARGE, n))
         await live.pull("x")
-    assert memory.here(live)["bytes"] < 6 * LARGE * 8
-    assert (await memory.there(live))["bytes"] < 6 * LARGE * 8
+    assert memory.client_counts(live)["bytes"] < 6 * LARGE * 8
+    assert (await memory.kernel_counts(live))["bytes"] < 6 * LARGE * 8
 
 
 async def test_random_values_kept_and_dropped_on_both_sides(direct: Bridge) -> None:
@@ -109,7 +109,7 @@ async def test_random_values_kept_and_dropped_on_both_sides(direct: Bridge) -> N
     assert {key: set(map(int, array)) for key, array in kept.items()} == {n: {n} for n in there}
     here.clear()
     del kept, array
-    await memory.nothing_is_lent(direct)
+    await memory.nothing_is_leased(direct)
 
 
 async def test_memory_is_given_back_when_it_is_idle(
@@ -127,7 +127,7 @@ async def test_memory_is_given_back_when_it_is_idle(
     await live.call(become_hasty, by_value=OWN)
     # What is used is kept ...
     await asyncio.sleep(2.5)
-    assert (await memory.there(live))["leases"] == memory.here(live)["leases"] == 1
+    assert (await memory.kernel_counts(live))["leases"] == memory.client_counts(live)["leases"] == 1
     array += 1
     assert array.sum() == 2 * LARGE
     assert (await live.pull("float(x.sum())")) == LARGE
@@ -135,11 +135,11 @@ async def test_memory_is_given_back_when_it_is_idle(
     await live.delete("x")
     nothing = {"leases": 0, "bytes": 0, "mapped": 0}
     end = time.monotonic() + 30  # ... and nobody need ask for anything
-    while memory.here(live) != nothing:
-        assert time.monotonic() < end, memory.here(live)
+    while memory.client_counts(live) != nothing:
+        assert time.monotonic() < end, memory.client_counts(live)
         await asyncio.sleep(0.2)
-    while await memory.there(live) != {**nothing, "kept": 0}:
-        assert time.monotonic() < end, await memory.there(live)
+    while await memory.kernel_counts(live) != {**nothing, "kept": 0}:
+        assert time.monotonic() < end, await memory.kernel_counts(live)
         await asyncio.sleep(0.2)
     await live.push(x=np.ones(LARGE))
     assert (await live.pull("x")).sum() == LARGE
@@ -169,9 +169,9 @@ async def test_a_cancel_at_any_instant_gives_the_memory_back(live: Bridge, way: 
         assert await live.pull("y") == n
     del task
     assert (await live.pull("float(x.sum())")) == mine.size
-    await memory.nothing_is_lent(live)
-    assert memory.here(live)["bytes"] < 8 * mine.nbytes
-    assert (await memory.there(live))["bytes"] < 8 * mine.nbytes
+    await memory.nothing_is_leased(live)
+    assert memory.client_counts(live)["bytes"] < 8 * mine.nbytes
+    assert (await memory.kernel_counts(live))["bytes"] < 8 * mine.nbytes
 
 
 async def test_what_is_here_outlives_the_bridge() -> None:
@@ -221,7 +221,7 @@ async def test_a_restart_in_the_middle_of_a_transfer(live: Bridge) -> None:
         del outcome, tasks
         await goes_on(live)
         assert live.info.lane == "direct"
-        await memory.nothing_is_lent(live)
+        await memory.nothing_is_leased(live)
 
 
 @pytest.mark.parametrize("when", [0.0, 0.02, 0.06, 0.1])
@@ -237,7 +237,7 @@ async def test_a_bridge_that_is_closed_in_the_middle_of_a_push(direct: Bridge, w
     (outcome,) = await all_of(task)
     assert not isinstance(outcome, Exception) or isinstance(outcome, BridgeError), outcome
     await goes_on(direct)
-    await memory.nothing_is_lent(direct)
+    await memory.nothing_is_leased(direct)
 
 
 @pytest.mark.parametrize("way", ["push", "pull"])
@@ -255,7 +255,7 @@ async def test_a_kernel_that_is_killed_in_the_middle(live: Bridge, way: str) -> 
     await live.restart()
     await live.push(x=mine)
     assert (await live.pull("x")).sum() == mine.size
-    await memory.nothing_is_lent(live)
+    await memory.nothing_is_leased(live)
 
 
 # ---------------------------------------------------------------- forks
@@ -290,7 +290,7 @@ async def test_a_pool_of_forks_in_the_kernel(direct: Bridge) -> None:
         await direct.push(x=np.full(LARGE, n))
         await direct.run("x += 1")
         assert (await direct.pull("x") == n + 1).all()
-    await memory.nothing_is_lent(direct)
+    await memory.nothing_is_leased(direct)
 
 
 async def test_the_kernel_writes_and_a_fork_of_it_sees_nothing(direct: Bridge) -> None:
@@ -332,7 +332,7 @@ if not child:
         assert (await second.pull("x")).sum() == LARGE
         await second.aclose()
         end = time.monotonic() + 30
-        while await memory.servers(live) > 1:
+        while await memory.socket_threads(live) > 1:
             assert time.monotonic() < end
             await asyncio.sleep(0.05)
         await live.push(x=np.ones(LARGE))
@@ -473,10 +473,10 @@ async def test_a_share_of_nothing_goes_by_messages(
         assert (await bridge.push(x=1)).lane == "direct"
         many = await asyncio.gather(*(bridge.pull("x") for _ in range(50)))
         assert many == [1] * 50
-        assert memory.here(bridge) == {"leases": 0, "bytes": 0, "mapped": 0}
+        assert memory.client_counts(bridge) == {"leases": 0, "bytes": 0, "mapped": 0}
     said = [record for record in caplog.records if record.name == "bridgehead"]
     assert len([record for record in said if "no memory to share" in record.message]) == 1
-    await memory.nothing_is_lent(direct)
+    await memory.nothing_is_leased(direct)
 
 
 async def test_what_is_let_go_of_here_is_told_to_an_idle_kernel(direct: Bridge) -> None:
@@ -484,9 +484,9 @@ async def test_what_is_let_go_of_here_is_told_to_an_idle_kernel(direct: Bridge) 
     await direct.run("import numpy; big = numpy.ones(1_000_000)")
     held = await direct.pull("big")
     async with Bridge.attach(direct.info.connection_file, lane="buffers") as other:
-        assert (await memory.there(other))["leases"] == 1
+        assert (await memory.kernel_counts(other))["leases"] == 1
         del held
-        await memory.given_back(other)
+        await memory.kernel_leases_nothing(other)
     await direct.delete("big")
 
 
@@ -494,9 +494,9 @@ async def test_one_call_that_trusts_data_alone_gets_memory_of_its_own(direct: Br
     """On a bridge that trusts the kernel; whatever its size, and whoever made it."""
     await direct.run("import numpy; big, little = numpy.ones(1_000_000), numpy.ones(3)")
     for name in ("big", "little", "big + 0"):
-        before = memory.here(direct)
+        before = memory.client_counts(direct)
         value = await direct.pull(name, trust="data")
         assert value.sum() == value.size
-        await memory.given_back(direct)  # with the value still here
-        assert memory.here(direct)["leases"] == before["leases"]
+        await memory.kernel_leases_nothing(direct)  # with the value still here
+        assert memory.client_counts(direct)["leases"] == before["leases"]
     await direct.delete("big", "little")

@@ -20,7 +20,7 @@ import pytest
 
 from bridgehead import Bridge
 from bridgehead._lanes.handshake import LANES
-from support.cli import PATIENCE, Ran, begun, bridgehead
+from support.cli import PATIENCE, Ran, bridgehead, start_command
 
 SMALL = ("--payloads", "int,dict1k,np1m", "--seconds", "0")
 TITLES = {"int": "int", "dict1k": "dict, 1 kB", "np1m": "numpy 1 MB"}
@@ -173,7 +173,7 @@ def test_without_numpy_the_rest_is_measured() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to one process there")
 def test_control_c_ends_everything() -> None:
     # It measures for an hour, so it is in the middle of it whenever it is interrupted.
-    with begun("bench", "--payloads", "list1m", "--seconds", "3600") as running:
+    with start_command("bench", "--payloads", "list1m", "--seconds", "3600") as running:
         process = psutil.Process(running.pid)
         # One kernel for each lane that works, and the server of raw zmq.
         while not any("zmq_server.py" in " ".join(p.cmdline()) for p in process.children()):

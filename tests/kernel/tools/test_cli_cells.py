@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from bridgehead import Bridge
-from support.cli import Terminal, begun, bridgehead
+from support.cli import Terminal, bridgehead, start_command
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to one process there")
 
@@ -33,7 +33,7 @@ def there(kernel: Bridge) -> list[str]:
 @contextmanager
 def going(*arguments: object, **how: Any) -> Iterator[subprocess.Popen[bytes]]:
     """A command that is ended, if it hasn't by then."""
-    with begun(*arguments, **how) as process:
+    with start_command(*arguments, **how) as process:
         try:
             yield process
         finally:

@@ -21,7 +21,7 @@ import pytest
 from jupyter_client.manager import AsyncKernelManager
 
 from bridgehead import Bridge, RemoteError
-from support.cli import PATIENCE, Terminal, begun, bridgehead
+from support.cli import PATIENCE, Terminal, bridgehead, start_command
 from support.listing import completed, doctor, listed
 
 
@@ -149,7 +149,7 @@ def test_what_else_the_system_refuses_is_told_as_it_is(
 def test_help_that_nobody_reads_ends_quietly(arguments: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
-    running = begun(*arguments, stdout=writing)
+    running = start_command(*arguments, stdout=writing)
     os.close(writing)
     _, told = running.communicate(timeout=PATIENCE)
     assert (running.returncode, told) == (141, b"")

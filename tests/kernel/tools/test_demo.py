@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from support.cli import Ran, begun, bridgehead
+from support.cli import Ran, bridgehead, start_command
 
 OBJECTS = ("table", "summarise", "passport", "summary")
 
@@ -171,7 +171,7 @@ def test_control_c_ends_the_kernel_too(jupyter_folders: Path) -> None:
     files = jupyter_folders / "run"
     for _ in range(10):
         before = set(files.iterdir())
-        with begun("demo") as demo:
+        with start_command("demo") as demo:
             while set(files.iterdir()) <= before:
                 assert demo.poll() is None
                 time.sleep(0.01)

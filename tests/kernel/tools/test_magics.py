@@ -18,7 +18,7 @@ import pytest
 
 from bridgehead import Bridge, RemoteError
 from support.console import Console
-from support.kit import Other, other, told_within, until
+from support.kit import Other, other, reported_within, until
 from support.notebook import seen
 
 
@@ -87,7 +87,7 @@ async def test_outputs_are_seen_while_the_cell_runs(near: Bridge) -> None:
     arrived = asyncio.Event()
     cell = "%%bridge\nimport time\nprint('waits', end='')\nwhile True: time.sleep(0.01)"
     running = asyncio.ensure_future(near.run(cell, on_output=lambda _: arrived.set()))
-    async with told_within(1):
+    async with reported_within(1):
         await arrived.wait()
     assert not running.done()
     await near.interrupt()  # which is the far kernel's then
@@ -115,7 +115,7 @@ while goes_on:
 """
     async with Bridge.attach(await far_of(near)) as remote:
         running = asyncio.ensure_future(near.run(cell, on_output=arrived.put_nowait))
-        async with told_within(2):
+        async with reported_within(2):
             await arrived.get()
             await near.interrupt()
             assert "not yet" in (await arrived.get()).text
@@ -194,14 +194,14 @@ async def test_tab_is_answered_beside_a_busy_kernel(near: Bridge) -> None:
     await near.run("%%bridge\nthere_1 = there_2 = 1")
     remote = await far_of(near)
     async with other(near) as person, Bridge.attach(remote) as busy:
-        async with told_within(20):  # on a machine so slow, an idle kernel may be late, too
+        async with reported_within(20):  # on a machine so slow, an idle kernel may be late, too
             while await complete(person, "%bridge pull there") != ["there_1", "there_2"]:
                 pass
         assert await complete(person, "%%bridge --push her") == ["here_1"]
         assert await complete(person, "%bridge launch pyth") == ["python3"]
         cell = asyncio.ensure_future(busy.run("import time\nwhile True: time.sleep(0.01)"))
         await until(lambda: busy.state == "busy")
-        async with told_within(1):
+        async with reported_within(1):
             assert await complete(person, "%bridge pull there") == ["there_1", "there_2"]
         assert not cell.done()
         await busy.interrupt()

@@ -21,14 +21,14 @@ pytestmark = needs_segments
 
 
 class Three:
-    """The source is ``one.near``, the target ``two.remote``; the other two ends are in between."""
+    """The source is ``one.client``, the target ``two.kernel``; the other two are in between."""
 
     def __init__(self) -> None:
         self.one, self.two = Ends(), Ends()
 
     def come(self, *arrays: np.ndarray[Any, Any]) -> tuple[Segment, list[memoryview], list[int]]:
         """The source's segment, and the views in between."""
-        segment, sizes = self.one.lent(*arrays)
+        segment, sizes = self.one.leased(*arrays)
         self.one.send(1, {}, sizes, (), segment)
         ((_, _, frames),) = self.one.arrived()
         return segment, frames, sizes
@@ -36,7 +36,7 @@ class Three:
     def go(self, relayed: RelayedSegment, sizes: list[int]) -> list[memoryview]:
         """What arrives at the target."""
         RELAY_POOL.lease(relayed)
-        self.two.near.lend(relayed)
+        self.two.client.lend(relayed)
         self.two.send(1, {}, sizes, (), relayed)
         ((_, _, frames),) = self.two.arrived()
         RELAY_POOL.give_back(relayed)
@@ -47,7 +47,7 @@ class Three:
         gc.collect()
         for ends in (self.two, self.one):
             ends.answer(0)
-            ends.arrived(ends.near)
+            ends.arrived(ends.client)
         for ends in (self.one, self.two):
             ends.send(0, {})
             ends.arrived()
@@ -76,7 +76,7 @@ def test_it_is_the_same_memory_and_none_of_it_is_mapped_in_between(three: Three)
     back = three.go(passed(frames), sizes)
     del frames
     assert resident() == pages
-    assert not three.two.near.pool.segments
+    assert not three.two.client.pool.segments
     whole, ones = np.frombuffer(back[0], "u8"), np.frombuffer(back[1])
     assert (int(whole[-1]), ones.tolist()) == (MIB - 1, [1, 1, 1])
     whole[0] = 7
@@ -108,23 +108,23 @@ def test_a_segment_that_comes_again_brings_no_file_again(three: Three) -> None:
         assert np.frombuffer(back[0], "i8")[-1] == n
         del frames, back
         three.told()
-    assert relayed is RELAY_POOL._known[three.one.remote.maps.known[source.number]]
-    assert len(three.two.remote.maps.known) == 1
-    assert relayed.holders == [three.two.near]
+    assert relayed is RELAY_POOL._known[three.one.kernel.maps.known[source.number]]
+    assert len(three.two.kernel.maps.known) == 1
+    assert relayed.holders == [three.two.client]
 
 
 def test_what_the_source_drops_is_dropped_everywhere(three: Three) -> None:
     before = descriptors()
     _, frames, sizes = three.come(np.zeros(MIB))
     back = three.go(passed(frames), sizes)
-    three.one.near.pool.trim(0)  # it is lent: nothing happens
+    three.one.client.pool.trim(0)  # it is lent: nothing happens
     assert np.frombuffer(back[0]).sum() == 0
     del frames, back
     three.told()
-    three.one.near.pool.trim(0)
+    three.one.client.pool.trim(0)
     three.told()
-    assert not three.two.remote.maps.known
-    assert not three.two.near.has_handed
+    assert not three.two.kernel.maps.known
+    assert not three.two.client.has_handed
     assert not len(RELAY_POOL._known)
     assert descriptors() == before
 
@@ -135,17 +135,17 @@ def test_memory_of_which_nobody_will_tell_is_not_used_again(three: Three, way: s
     back = three.go(passed(frames), sizes)
     del frames
     if way == "a fork in the target":
-        for mapping in three.two.remote.maps.known.values():
+        for mapping in three.two.kernel.maps.known.values():
             mapping.tainted = True
         del back
     else:
-        three.two.near.close()
+        three.two.client.close()
     gc.collect()
     three.one.answer(0)
     if way == "a fork in the target":
         three.told()
-    three.one.arrived(three.one.near)
-    assert not three.one.near.pool.segments
+    three.one.arrived(three.one.client)
+    assert not three.one.client.pool.segments
     if way == "the link to the target closes":
         three.come(np.full(MIB, 4))
         assert (np.frombuffer(back[0], "i8") == 3).all()
@@ -164,13 +164,13 @@ def test_a_channel_that_is_closed_takes_no_lease(three: Three) -> None:
     source, frames, _ = three.come(np.zeros(MIB))
     relayed = passed(frames)
     del frames
-    three.two.near.close()
+    three.two.client.close()
     RELAY_POOL.lease(relayed)
-    three.two.near.lend(relayed)
+    three.two.client.lend(relayed)
     RELAY_POOL.give_back(relayed)
     gc.collect()
     three.one.answer(0)
-    three.one.arrived(three.one.near)
+    three.one.arrived(three.one.client)
     assert (source.leases, source.tainted) == (0, False)
 
 
@@ -178,6 +178,6 @@ def test_what_is_no_leased_memory_is_not_passed_on(three: Three) -> None:
     assert RELAY_POOL.pass_on([]) is None
     assert RELAY_POOL.pass_on([memoryview(bytes(100 * KIB))]) is None
     _, frames, _ = three.come(np.zeros(MIB))
-    for mapping in three.one.remote.maps.known.values():
-        mapping.make_private()  # as before a fork: what is written in between does not show in the file
+    for mapping in three.one.kernel.maps.known.values():
+        mapping.make_private()  # as before a fork: the file does not show later writes
     assert RELAY_POOL.pass_on(frames) is None

@@ -20,7 +20,7 @@ from bridgehead import (
 )
 from bridgehead._protocol import bootstrap as _shipping
 from bridgehead._shipped.wire import frames as _wire
-from support.answers import KINDS, consume, content_of, entry, is_told, odd
+from support.answers import KINDS, consume, content_of, entry, is_reported, odd
 
 LOADER = _shipping.loader_source()[0]
 
@@ -109,21 +109,21 @@ def test_any_error_but_none_is_told(value: Any) -> None:
     if value is None:
         assert consume(error_of(value), []) == []
     else:
-        is_told(error_of(value), [])
+        is_reported(error_of(value), [])
 
 
 @odd
 @pytest.mark.parametrize("field", ["kind", "message", "names", "close", "module", "where"])
 @pytest.mark.parametrize("kind", ["name", "missing", "incompatible", "integrity", "epoch"])
 def test_any_field_of_an_error_is_told(value: Any, field: str, kind: str) -> None:
-    is_told(error_of({**KINDS[kind][0], field: value}), [])
+    is_reported(error_of({**KINDS[kind][0], field: value}), [])
 
 
 @odd
 @pytest.mark.parametrize("field", ["ename", "evalue", "traceback", "code_of"])
 def test_any_field_of_a_remote_error_is_told(value: Any, field: str) -> None:
     frames = [pickle.dumps(LookupError("bad"))]
-    is_told(error_of({**REMOTE, "code_of": None, field: value}, frames=frames), frames)
+    is_reported(error_of({**REMOTE, "code_of": None, field: value}, frames=frames), frames)
 
 
 @pytest.mark.parametrize("kind", KINDS)

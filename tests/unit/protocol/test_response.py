@@ -25,7 +25,7 @@ from bridgehead._shipped.wire import frames as _wire
 from bridgehead._shipped.wire import pickling as _codec
 from bridgehead._shipped.wire.header import MIME
 from bridgehead._transports.base import MAX_SEND
-from support.answers import KINDS, ODD, consume, content_of, entry, header, is_told, named, odd
+from support.answers import KINDS, ODD, consume, content_of, entry, header, is_reported, named, odd
 
 EMPTY_DIGEST = "crc32:00000000"
 
@@ -88,53 +88,55 @@ def holds(content: Any, parts: list[bytes]) -> None:
     try:
         frames = consume(content, parts)
     except BridgeError:
-        is_told(content, parts)
+        is_reported(content, parts)
     else:
         assert all(isinstance(frame, memoryview) for frame in frames)
 
 
 @odd
 def test_any_content_is_told(value: Any) -> None:
-    is_told(value, [])
+    is_reported(value, [])
 
 
 @odd
 @pytest.mark.parametrize("status", ["ok", "error"])
 def test_any_user_expressions_are_told(value: Any, status: str) -> None:
-    is_told({"status": status, "user_expressions": value}, [])
+    is_reported({"status": status, "user_expressions": value}, [])
 
 
 @odd
 def test_any_entry_is_told(value: Any) -> None:
-    is_told(entry(value), [])
+    is_reported(entry(value), [])
 
 
 @odd
 @pytest.mark.parametrize("field", ["status", "ename", "evalue", "traceback"])
 def test_any_field_of_a_failed_entry_is_told(value: Any, field: str) -> None:
     fields = {"status": "error", "ename": "E", "evalue": "v", "traceback": ["t"], field: value}
-    is_told(entry(fields), [])
+    is_reported(entry(fields), [])
 
 
 @odd
 @pytest.mark.parametrize("field", ["ename", "evalue", "traceback"])
 def test_any_field_of_a_failed_reply_is_told(value: Any, field: str) -> None:
-    is_told({"status": "error", "ename": "E", "evalue": "v", "traceback": ["t"], field: value}, [])
+    is_reported(
+        {"status": "error", "ename": "E", "evalue": "v", "traceback": ["t"], field: value}, []
+    )
 
 
 @odd
 def test_any_data_is_told(value: Any) -> None:
-    is_told(entry({"status": "ok", "data": value}), [])
+    is_reported(entry({"status": "ok", "data": value}), [])
 
 
 @odd
 def test_any_value_of_our_mime_type_is_told(value: Any) -> None:
-    is_told(entry({"status": "ok", "data": {MIME: value}}), [])
+    is_reported(entry({"status": "ok", "data": {MIME: value}}), [])
 
 
 @odd
 def test_any_json_instead_of_an_answer_is_told(value: Any) -> None:
-    is_told(content_of(value), [])
+    is_reported(content_of(value), [])
 
 
 @pytest.mark.parametrize(
@@ -178,7 +180,7 @@ def test_missing_sizes_are_a_protocol_error() -> None:
 
 @pytest.mark.parametrize("size", [2**60, 2**62, 2**63, 2**64, 10**30], ids=lambda n: f"{n:.0e}")
 def test_sizes_beyond_any_memory_are_told(size: int) -> None:
-    is_told(content_of({"sizes": [3, size], "digest": EMPTY_DIGEST}), [b"abc"])
+    is_reported(content_of({"sizes": [3, size], "digest": EMPTY_DIGEST}), [b"abc"])
 
 
 @odd

@@ -1,11 +1,11 @@
-"""The data-only codec: values that are data, and a receiver that runs nobody's code.
+"""The data-only codec: it carries values and never runs code.
 
-Rule: standard library only, Python 3.8 and later; shipped to a kernel into the loader's module
-when it is first needed. numpy, pandas and pyarrow are imported by a constructor that needs
-them, never by the names in a stream.
+Rule: standard library only, Python 3.8 and later. A kernel gets these files in the remote module
+when it first needs them. A constructor imports numpy, pandas or pyarrow when it needs one of them;
+a name in a stream never causes an import.
 """
 
-# Imported for what they enter into the registry's tables, too.
+# The imports of numpy, pandas, pyarrow and standard also fill the registry's tables.
 from bridgehead._shipped.data import numpy, pandas, pyarrow, standard
 from bridgehead._shipped.data.reader import decode_data
 from bridgehead._shipped.data.writer import encode_data

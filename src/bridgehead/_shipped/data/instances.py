@@ -1,6 +1,6 @@
 """Instances of the classes that ``allow=`` names.
 
-Rule: the receiver has the classes; a stream only says which one, and what goes into it.
+Rule: the receiver has the classes. A stream names a class and gives its contents, no more.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ if __package__:  # in the kernel, all shipped files are one module
 
 
 @constructor(str, str, tuple, dict)
-def make_instance(machine: DataReader, name: str, form: str, args: Any, kwargs: Any) -> Any:
-    """A bare instance of an allowed class; what it holds follows as items, see ``dress``."""
-    if name not in machine.allow:
+def make_instance(reader: DataReader, name: str, form: str, args: Any, kwargs: Any) -> Any:
+    """Make an empty instance of an allowed class; ``fill_instance`` then sets its contents."""
+    if name not in reader.allow:
         raise untrusted(name[:200])
-    kind = machine.allow[name]
-    need(form in ("new", "call"), "no way to make an instance")
+    kind = reader.allow[name]
+    need(form in ("new", "call"), "invalid way to make an instance")
     made = kind(*args, **kwargs) if form == "call" else kind.__new__(kind, *args, **kwargs)
-    machine.instances[id(made)] = made
+    reader.instances[id(made)] = made
     return made
 
 
-def dress(instance: Any, what: Any, part: Any) -> None:
-    """Give an instance what it holds, as pickle would."""
-    if what == "items":
+def fill_instance(instance: Any, kind: Any, part: Any) -> None:
+    """Set the contents of an instance in the way that pickle does."""
+    if kind == "items":
         for item in part:
             instance.append(item)
-    elif what == "pairs":
+    elif kind == "pairs":
         for key, value in part:
             instance[key] = value
     elif hasattr(instance, "__setstate__"):
@@ -40,12 +40,12 @@ def dress(instance: Any, what: Any, part: Any) -> None:
         if type(part) is tuple and len(part) == 2:
             part, slots = part
         for state in (part, slots):
-            need(state is None or type(state) is dict, "no state of an instance")
-            need(all(type(name) is str for name in state or ()), "no state of an instance")
+            need(state is None or type(state) is dict, "invalid state of an instance")
+            need(all(type(name) is str for name in state or ()), "invalid state of an instance")
         if part:
             instance.__dict__.update(part)
         for name, value in (slots or {}).items():
-            need(name[:2] != "__", "no slot of an instance")
+            need(name[:2] != "__", "invalid slot of an instance")
             setattr(instance, name, value)
 
 
@@ -69,7 +69,7 @@ def reduce_instance(value: Any, name: str) -> Any:
             made = function
         if made is not kind:
             raise untrusted(name)
-    told: Any = [("state", state)] if state is not None else []
-    told += [("items", list(items))] if items is not None else []
-    told += [("pairs", list(pairs))] if pairs is not None else []
-    return make_instance, (name, form, tuple(args), dict(kwargs)), None, None, iter(told)
+    contents: Any = [("state", state)] if state is not None else []
+    contents += [("items", list(items))] if items is not None else []
+    contents += [("pairs", list(pairs))] if pairs is not None else []
+    return make_instance, (name, form, tuple(args), dict(kwargs)), None, None, iter(contents)

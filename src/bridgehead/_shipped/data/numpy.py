@@ -1,7 +1,7 @@
-"""numpy's data: dtypes, arrays of every dtype, scalars, masked and record arrays.
+"""Data of numpy: dtypes, arrays, scalars, masked and record arrays.
 
-Rule: dtypes are built from checked descriptions and arrays over buffers whose size is checked,
-never through ``__setstate__``: forged flags of a dtype are somebody else's memory.
+Rule: dtypes are built from checked descriptions, and arrays over buffers whose size is checked;
+never through ``__setstate__``, because a dtype with forged flags gives access to other memory.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ if __package__:  # in the kernel, all shipped files are one module
         untrusted,
     )
 
-# Not by numpy's own parser: it evaluates shapes, repeats and Python objects. "O" is none of
-# these: a buffer that is read as object pointers is somebody else's memory.
+# numpy's own parser is not used: it evaluates shapes, repeats and Python objects. "O" is left out:
+# bytes of a buffer that are read as pointers to objects give access to other memory.
 _PLAIN_DTYPE = re.compile(
     r"[<>|=](b1|[iu][1248]|f(2|4|8|12|16)|c(8|16|24|32)|[USV]\d{1,9}"
     r"|[mM]8(\[\d{0,9}(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?)",
@@ -36,7 +36,7 @@ _LARGEST_ITEM = (1 << 31) - 1  # bytes; numpy's own limit
 
 
 def _describe_dtype(dtype: Any) -> Any:
-    """A dtype in plain words; see ``_dtype`` for the way back."""
+    """Return the description of a dtype as plain data; ``_dtype`` is the reverse."""
     if dtype.subdtype is not None:
         base, shape = dtype.subdtype
         return ("array", _describe_dtype(base), shape)
@@ -56,48 +56,57 @@ def _describe_dtype(dtype: Any) -> Any:
     return dtype.str
 
 
-def _dtype(machine: DataReader, told: Any, depth: int = 0) -> Any:
-    """The dtype of a description, each part of it checked before numpy sees it."""
+def _dtype(reader: DataReader, description: Any, depth: int = 0) -> Any:
+    """Return the dtype of a description, after a check of each of its parts."""
     numpy = library("numpy")
-    machine.charge(16)  # a description may be shared, like all that is in the memo
-    need(depth < 16, "a dtype nested too deeply")
-    if type(told) is str:
-        need(_PLAIN_DTYPE.fullmatch(told), "no dtype that could be data")
-        made = numpy.dtype(told)
+    reader.charge(16)  # the memo lets a stream use one description many times
+    need(depth < 16, "dtype nested too deeply")
+    if type(description) is str:
+        need(_PLAIN_DTYPE.fullmatch(description), "invalid dtype")
+        made = numpy.dtype(description)
     else:
-        need(type(told) is tuple and told and type(told[0]) is str, "no description of a dtype")
-        if told[0] == "array":
-            need(len(told) == 3, "no description of a dtype")
-            base, shape = _dtype(machine, told[1], depth + 1), told[2]
+        need(
+            type(description) is tuple and description and type(description[0]) is str,
+            "invalid description of a dtype",
+        )
+        if description[0] == "array":
+            need(len(description) == 3, "invalid description of a dtype")
+            base, shape = _dtype(reader, description[1], depth + 1), description[2]
             _check_shape(shape)
-            need(base.itemsize * math.prod(shape) <= _LARGEST_ITEM, "a dtype too large")
+            need(
+                base.itemsize * math.prod(shape) <= _LARGEST_ITEM,
+                "dtype larger than %d bytes" % _LARGEST_ITEM,
+            )
             made = numpy.dtype((base, shape))
         else:
-            need(told[0] == "struct" and len(told) == 5, "no description of a dtype")
-            made = _struct(machine, told, depth)
-    need(not made.hasobject, "a dtype with Python objects")
+            need(
+                description[0] == "struct" and len(description) == 5,
+                "invalid description of a dtype",
+            )
+            made = _struct(reader, description, depth)
+    need(not made.hasobject, "dtype with Python objects")
     return made
 
 
-def _struct(machine: DataReader, told: Any, depth: int) -> Any:
+def _struct(reader: DataReader, description: Any, depth: int) -> Any:
     numpy = library("numpy")
-    _, fields, itemsize, aligned, record = told
+    _, fields, itemsize, aligned, record = description
     sized = type(itemsize) is int and 0 <= itemsize <= _LARGEST_ITEM
-    need(sized and type(aligned) is type(record) is bool, "no description of a dtype")
-    need(type(fields) is list, "no description of fields")
+    need(sized and type(aligned) is type(record) is bool, "invalid description of a dtype")
+    need(type(fields) is list, "invalid description of fields")
     names, formats, offsets, spans = [], [], [], []
     for field in fields:
-        need(type(field) is tuple and len(field) == 3, "no description of a field")
+        need(type(field) is tuple and len(field) == 3, "invalid description of a field")
         name, kind, offset = field
-        need(type(name) is str and type(offset) is int and offset >= 0, "no field")
-        made = _dtype(machine, kind, depth + 1)
+        need(type(name) is str and type(offset) is int and offset >= 0, "invalid field")
+        made = _dtype(reader, kind, depth + 1)
         names.append(name)
         formats.append(made)
         offsets.append(offset)
         spans.append((offset, offset + made.itemsize))
     end = 0
     for first, last in sorted(spans):
-        need(end <= first and last <= itemsize, "fields that overlap or stick out")
+        need(end <= first and last <= itemsize, "fields overlap or exceed the item")
         end = last
     layout = {"names": names, "formats": formats, "offsets": offsets, "itemsize": itemsize}
     made = numpy.dtype(layout, align=aligned)
@@ -106,26 +115,28 @@ def _struct(machine: DataReader, told: Any, depth: int) -> Any:
 
 def _check_shape(shape: Any) -> None:
     fine = type(shape) is tuple and len(shape) <= 32
-    need(fine and all(type(part) is int and part >= 0 for part in shape), "no shape")
+    need(fine and all(type(part) is int and part >= 0 for part in shape), "invalid shape")
 
 
 @constructor(None)
-def make_dtype(machine: DataReader, told: Any) -> Any:
-    return library("numpy").dtype("O") if told == "O" else _dtype(machine, told)
+def make_dtype(reader: DataReader, description: Any) -> Any:
+    return library("numpy").dtype("O") if description == "O" else _dtype(reader, description)
 
 
 @constructor(None, tuple, str, (bytes, bytearray, memoryview))
-def make_array(machine: DataReader, told: Any, shape: Any, order: str, raw: Any) -> Any:
-    """An array over the buffer itself, writable when that is."""
+def make_array(reader: DataReader, description: Any, shape: Any, order: str, raw: Any) -> Any:
+    """Make an array over the buffer itself; it is writable if the buffer is."""
     numpy = library("numpy")
-    dtype = _dtype(machine, told)
+    dtype = _dtype(reader, description)
     _check_shape(shape)
-    need(order in ("C", "F"), "no order")
+    need(order in ("C", "F"), "invalid memory order")
     count = math.prod(shape)
     size = memoryview(raw).nbytes
-    need(size == count * dtype.itemsize, "%d bytes for %d items of %s" % (size, count, dtype))
+    need(
+        size == count * dtype.itemsize, "%d bytes do not hold %d items of %s" % (size, count, dtype)
+    )
     if size == 0:
-        machine.charge(count)
+        reader.charge(count)
         return numpy.zeros(shape, dtype, order)
     array = numpy.ndarray(shape, dtype, buffer=raw, order=order)
     _check_items(numpy, array)
@@ -133,48 +144,48 @@ def make_array(machine: DataReader, told: Any, shape: Any, order: str, raw: Any)
 
 
 def _check_items(numpy: Any, array: Any) -> None:
-    """Refuse bytes that numpy's own loops take for granted not to be there."""
+    """Refuse items whose bytes are invalid: numpy's loops do not check them."""
     dtype = array.dtype
     if dtype.names is not None:
         for name in dtype.names:
             _check_items(numpy, array[name])
     elif dtype.kind == "b" and array.size:
-        need(array.view("u1").max() <= 1, "a bool that is neither")
+        need(array.view("u1").max() <= 1, "bool that is neither 0 nor 1")
     elif dtype.kind == "U" and array.size and dtype.itemsize:
         points = numpy.ascontiguousarray(array).view(dtype.str[0] + "u4")
-        need(points.max() <= sys.maxunicode, "a character beyond Unicode")
+        need(points.max() <= sys.maxunicode, "character beyond Unicode")
 
 
 @constructor(None, bytes)
-def make_scalar(machine: DataReader, told: Any, raw: bytes) -> Any:
-    return make_array(machine, told, (), "C", bytearray(raw))[()]
+def make_scalar(reader: DataReader, description: Any, raw: bytes) -> Any:
+    return make_array(reader, description, (), "C", bytearray(raw))[()]
 
 
 @constructor((str, bytes))
-def make_numpy_string(machine: DataReader, value: Any) -> Any:
+def make_numpy_string(reader: DataReader, value: Any) -> Any:
     numpy = library("numpy")
     return numpy.str_(value) if type(value) is str else numpy.bytes_(value)
 
 
 @constructor(tuple, str, list)
-def make_objects(machine: DataReader, shape: Any, order: str, items: Any) -> Any:
+def make_objects(reader: DataReader, shape: Any, order: str, items: Any) -> Any:
     numpy = library("numpy")
     _check_shape(shape)
-    need(order in ("C", "F"), "no order")
-    need(math.prod(shape) == len(items), "%d items for another shape" % len(items))
-    flat = numpy.fromiter(items, object, len(items))  # looks into none of the items
-    return machine.linked(flat.reshape(shape, order=order))
+    need(order in ("C", "F"), "invalid memory order")
+    need(math.prod(shape) == len(items), "%d items do not fill the shape" % len(items))
+    flat = numpy.fromiter(items, object, len(items))  # array() would look into the items
+    return reader.linked(flat.reshape(shape, order=order))
 
 
 @constructor(tuple, list, tuple, bool)
-def make_texts(machine: DataReader, shape: Any, items: Any, missing: Any, coerce: bool) -> Any:
-    """An array of numpy's StringDType; ``missing`` holds the missing value, if there is one."""
+def make_texts(reader: DataReader, shape: Any, items: Any, missing: Any, coerce: bool) -> Any:
+    """Make an array of numpy's StringDType; ``missing`` is empty or holds the missing value."""
     numpy = library("numpy")
-    need(hasattr(numpy.dtypes, "StringDType"), "numpy's StringDType, which this numpy lacks")
+    need(hasattr(numpy.dtypes, "StringDType"), "this numpy has no StringDType")
     _check_shape(shape)
-    need(math.prod(shape) == len(items), "%d items for another shape" % len(items))
-    need(len(missing) <= 1 and all(map(is_scalar, missing)), "no missing value")
-    need({str, NONE if missing else str}.issuperset(map(type, items)), "no strings")
+    need(math.prod(shape) == len(items), "%d items do not fill the shape" % len(items))
+    need(len(missing) <= 1 and all(map(is_scalar, missing)), "invalid missing value")
+    need({str, NONE if missing else str}.issuperset(map(type, items)), "items that are not strings")
     options = {"na_object": missing[0]} if missing else {}
     array = numpy.empty(len(items), numpy.dtypes.StringDType(coerce=coerce, **options))
     for index, item in enumerate(items):
@@ -183,15 +194,18 @@ def make_texts(machine: DataReader, shape: Any, items: Any, missing: Any, coerce
 
 
 @constructor(None, None, tuple, bool)
-def make_masked(machine: DataReader, data: Any, mask: Any, fill: Any, hard: bool) -> Any:
-    """A masked array; ``fill`` holds its fill value as an array of no dimension, or nothing."""
+def make_masked(reader: DataReader, data: Any, mask: Any, fill: Any, hard: bool) -> Any:
+    """Make a masked array; ``fill`` is empty or holds the fill value as a 0-dimensional array."""
     numpy = library("numpy")
     arrays = [data, *([] if mask is None else [mask]), *fill]
-    need(len(fill) <= 1 and all(type(part) is numpy.ndarray for part in arrays), "no arrays")
-    need(mask is None or mask.shape == data.shape, "a mask of another shape")
+    need(
+        len(fill) <= 1 and all(type(part) is numpy.ndarray for part in arrays),
+        "parts that are not arrays",
+    )
+    need(mask is None or mask.shape == data.shape, "mask of another shape")
     wanted = numpy.ma.make_mask_descr(data.dtype)
-    need(mask is None or mask.dtype == wanted, "a mask of another dtype")
-    need(all(part.shape == () and part.dtype == data.dtype for part in fill), "no fill value")
+    need(mask is None or mask.dtype == wanted, "mask of another dtype")
+    need(all(part.shape == () and part.dtype == data.dtype for part in fill), "invalid fill value")
     mask = numpy.ma.nomask if mask is None else mask
     made = numpy.ma.MaskedArray(data, mask, copy=False, hard_mask=hard)
     if fill:
@@ -200,37 +214,37 @@ def make_masked(machine: DataReader, data: Any, mask: Any, fill: Any, hard: bool
 
 
 @constructor()
-def make_masked_constant(machine: DataReader) -> Any:
+def make_masked_constant(reader: DataReader) -> Any:
     return library("numpy.ma").masked
 
 
 @constructor(None)
-def make_records(machine: DataReader, array: Any) -> Any:
+def make_records(reader: DataReader, array: Any) -> Any:
     numpy = library("numpy")
-    need(type(array) is numpy.ndarray, "no array")
+    need(type(array) is numpy.ndarray, "not an array")
     return array.view(numpy.recarray)
 
 
-def _reduce_array(pickler: DataWriter, array: Any) -> Any:
+def _reduce_array(writer: DataWriter, array: Any) -> Any:
     dtype = array.dtype
     if dtype.kind == "T":
-        return _reduce_texts(pickler, array)
+        return _reduce_texts(writer, array)
     order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
     if dtype.kind == "O":
         return make_objects, (array.shape, order, array.ravel(order).tolist())
-    told = _describe_dtype(dtype)
+    description = _describe_dtype(dtype)
     flat = array.ravel(order)  # copies what is not contiguous
-    return make_array, (told, array.shape, order, pickler.buffer(flat))
+    return make_array, (description, array.shape, order, writer.buffer(flat))
 
 
-def _reduce_texts(pickler: DataWriter, array: Any) -> Any:
+def _reduce_texts(writer: DataWriter, array: Any) -> Any:
     dtype = array.dtype
     missing = (dtype.na_object,) if hasattr(dtype, "na_object") else ()
     items = [item if type(item) is str else None for item in array.ravel().tolist()]
     return make_texts, (array.shape, items, missing, dtype.coerce)
 
 
-def _reduce_masked(pickler: DataWriter, array: Any) -> Any:
+def _reduce_masked(writer: DataWriter, array: Any) -> Any:
     numpy = sys.modules["numpy"]
     if array is numpy.ma.masked:
         return make_masked_constant, ()
@@ -239,16 +253,16 @@ def _reduce_masked(pickler: DataWriter, array: Any) -> Any:
     return make_masked, (array.view(numpy.ndarray), mask, fill, bool(array.hardmask))
 
 
-def _reduce_records(pickler: DataWriter, array: Any) -> Any:
+def _reduce_records(writer: DataWriter, array: Any) -> Any:
     numpy = sys.modules["numpy"]
     return make_records, (array.view(numpy.dtype((numpy.void, array.dtype)), numpy.ndarray),)
 
 
-def _reduce_dtype(pickler: DataWriter, dtype: Any) -> Any:
+def _reduce_dtype(writer: DataWriter, dtype: Any) -> Any:
     return make_dtype, ("O" if dtype.kind == "O" else _describe_dtype(dtype),)
 
 
-def _reduce_scalar(pickler: DataWriter, scalar: Any) -> Any:
+def _reduce_scalar(writer: DataWriter, scalar: Any) -> Any:
     return make_scalar, (_describe_dtype(scalar.dtype), scalar.tobytes())
 
 

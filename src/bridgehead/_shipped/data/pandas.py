@@ -1,7 +1,7 @@
-"""pandas' data: scalars, arrays, indexes, series and frames of every dtype.
+"""Data of pandas: scalars, arrays, indexes, series and frames.
 
-Rule: a table crosses as its columns, and is put together by pandas' public constructors; none
-of its pickling is used.
+Rule: a table crosses as its columns, and the public constructors of pandas put it together. The
+pickling of pandas is not used.
 """
 
 from __future__ import annotations
@@ -27,151 +27,159 @@ if __package__:  # in the kernel, all shipped files are one module
 
 _FREQUENCY = re.compile(r"[-+0-9A-Za-z. ]{1,40}")
 _UNITS = ("s", "ms", "us", "ns")
-_MOMENTS = {"%s8[%s]" % (kind, unit) for kind in "Mm" for unit in _UNITS}
+_TIME_DTYPES = {"%s8[%s]" % (kind, unit) for kind in "Mm" for unit in _UNITS}
 
 
 def _frequency(text: str) -> str:
-    need(_FREQUENCY.fullmatch(text), "no frequency")
+    need(_FREQUENCY.fullmatch(text), "invalid frequency")
     return text
 
 
-def _localized(moments: Any, zone: Any) -> Any:
-    """Moments in UTC, shown in a time zone."""
+def _localized(times: Any, zone: Any) -> Any:
+    """Return times in UTC, converted to a time zone."""
     if zone is None:
-        return moments
+        return times
     if type(zone) is str:
-        need(ZONE_KEY.fullmatch(zone), "no name of a time zone")
+        need(ZONE_KEY.fullmatch(zone), "invalid name of a time zone")
     else:
         check_zone(zone)
-    return moments.tz_localize("UTC").tz_convert(zone)
+    return times.tz_localize("UTC").tz_convert(zone)
 
 
 def _column(pandas: Any, values: Any) -> Any:
-    """What a column may be made of: an array of numpy's, or one of pandas's own."""
+    """Check that a column is an array of numpy or of pandas."""
     if type(values) is library("numpy").ndarray:
         kind = values.dtype.kind
-        need(kind in "biufcO" or values.dtype.str[1:] in _MOMENTS, "no column of numpy's")
+        need(kind in "biufcO" or values.dtype.str[1:] in _TIME_DTYPES, "invalid column of numpy")
     else:
-        need(isinstance(values, pandas.api.extensions.ExtensionArray), "no column")
+        need(isinstance(values, pandas.api.extensions.ExtensionArray), "not a column")
     return values
 
 
 def _labels(pandas: Any, index: Any) -> Any:
-    need(isinstance(index, pandas.Index), "no index")
+    need(isinstance(index, pandas.Index), "not an index")
     return index
 
 
 @constructor(str)
-def make_missing(machine: DataReader, name: str) -> Any:
-    need(name in ("NaT", "NA"), "no missing value")
+def make_missing(reader: DataReader, name: str) -> Any:
+    need(name in ("NaT", "NA"), "invalid missing value")
     return getattr(library("pandas"), name)
 
 
 @constructor(int, str, None, int)
-def make_timestamp(machine: DataReader, value: int, unit: str, zone: Any, fold: int) -> Any:
+def make_timestamp(reader: DataReader, value: int, unit: str, zone: Any, fold: int) -> Any:
     numpy, pandas = library("numpy"), library("pandas")
-    need(unit in _UNITS, "no unit")
+    need(unit in _UNITS, "invalid unit")
     made = pandas.Timestamp(numpy.datetime64(value, unit))
-    need(made is pandas.NaT or made.asm8.view("i8") == value, "no moment")
+    need(made is pandas.NaT or made.asm8.view("i8") == value, "time out of range")
     made = _localized(made, zone)
     return made.replace(fold=fold) if made.fold != fold else made
 
 
 @constructor(int, str)
-def make_pandas_timedelta(machine: DataReader, value: int, unit: str) -> Any:
+def make_pandas_timedelta(reader: DataReader, value: int, unit: str) -> Any:
     numpy, pandas = library("numpy"), library("pandas")
-    need(unit in _UNITS, "no unit")
+    need(unit in _UNITS, "invalid unit")
     return pandas.Timedelta(numpy.timedelta64(value, unit))
 
 
 @constructor(int, str)
-def make_period(machine: DataReader, ordinal: int, freq: str) -> Any:
+def make_period(reader: DataReader, ordinal: int, freq: str) -> Any:
     return library("pandas").Period(ordinal=ordinal, freq=_frequency(freq))
 
 
 @constructor(str)
-def make_offset(machine: DataReader, freq: str) -> Any:
+def make_offset(reader: DataReader, freq: str) -> Any:
     library("pandas")
     return library("pandas.tseries.frequencies").to_offset(_frequency(freq))
 
 
 @constructor(None, None, str)
-def make_interval(machine: DataReader, left: Any, right: Any, closed: str) -> Any:
-    need(is_scalar(left) and is_scalar(right), "no bounds")
+def make_interval(reader: DataReader, left: Any, right: Any, closed: str) -> Any:
+    need(is_scalar(left) and is_scalar(right), "invalid bounds")
     return library("pandas").Interval(left, right, closed)
 
 
 @constructor(None, None, cost=PANDAS)
-def make_datetimes(machine: DataReader, values: Any, zone: Any) -> Any:
-    _check_moments(machine, values, "M")
+def make_datetimes(reader: DataReader, values: Any, zone: Any) -> Any:
+    _check_times(reader, values, "M")
     index = library("pandas").DatetimeIndex(values, copy=False)
     return _localized(index, zone)._values  # not .array, which is read-only from pandas 3 on
 
 
 @constructor(None, cost=PANDAS)
-def make_timedeltas(machine: DataReader, values: Any) -> Any:
-    _check_moments(machine, values, "m")
+def make_timedeltas(reader: DataReader, values: Any) -> Any:
+    _check_times(reader, values, "m")
     return library("pandas").TimedeltaIndex(values, copy=False)._values
 
 
-def _check_moments(machine: DataReader, values: Any, kind: str) -> None:
+def _check_times(reader: DataReader, values: Any, kind: str) -> None:
     fine = type(values) is library("numpy").ndarray and values.ndim == 1
-    need(fine and values.dtype.str[1:] in _MOMENTS and values.dtype.kind == kind, "no moments")
-    machine.charge(values.nbytes)
+    need(
+        fine and values.dtype.str[1:] in _TIME_DTYPES and values.dtype.kind == kind,
+        "not an array of times",
+    )
+    reader.charge(values.nbytes)
 
 
 @constructor(None, str, cost=PANDAS)
-def make_periods(machine: DataReader, ordinals: Any, freq: str) -> Any:
+def make_periods(reader: DataReader, ordinals: Any, freq: str) -> Any:
     numpy, pandas = library("numpy"), library("pandas")
     fine = type(ordinals) is numpy.ndarray and ordinals.ndim == 1
-    need(fine and ordinals.dtype == "i8", "no ordinals")
+    need(fine and ordinals.dtype == "i8", "invalid ordinals")
     return pandas.arrays.PeriodArray(ordinals, dtype=pandas.PeriodDtype(_frequency(freq)))
 
 
 @constructor(None, None, str, cost=PANDAS)
-def make_intervals(machine: DataReader, left: Any, right: Any, closed: str) -> Any:
+def make_intervals(reader: DataReader, left: Any, right: Any, closed: str) -> Any:
     numpy, pandas = library("numpy"), library("pandas")
-    moments = (type(None), pandas.arrays.DatetimeArray, pandas.arrays.TimedeltaArray)
+    times = (type(None), pandas.arrays.DatetimeArray, pandas.arrays.TimedeltaArray)
     for side in (left, right):
         plain = type(side) is numpy.ndarray and side.dtype.kind in "iuf" and side.ndim == 1
-        need(plain or type(side) in moments, "no bounds")
-        machine.charge(side.nbytes)
+        need(plain or type(side) in times, "invalid bounds")
+        reader.charge(side.nbytes)
     left, right = pandas.Index(left), pandas.Index(right)
     return pandas.arrays.IntervalArray.from_arrays(left, right, closed)
 
 
 @constructor(None, None, bool, cost=PANDAS)
-def make_categorical(machine: DataReader, codes: Any, categories: Any, ordered: bool) -> Any:
+def make_categorical(reader: DataReader, codes: Any, categories: Any, ordered: bool) -> Any:
     numpy, pandas = library("numpy"), library("pandas")
     fine = type(codes) is numpy.ndarray and codes.dtype.kind == "i" and codes.ndim == 1
-    need(fine, "no codes")
-    machine.charge(codes.nbytes + len(_labels(pandas, categories)))
+    need(fine, "invalid codes")
+    reader.charge(codes.nbytes + len(_labels(pandas, categories)))
     return pandas.Categorical.from_codes(codes, categories, ordered)
 
 
 @constructor(str, None, None, cost=PANDAS)
-def make_nullable(machine: DataReader, name: str, values: Any, mask: Any) -> Any:
-    """One of pandas's arrays of numbers or truth with a mask beside them."""
+def make_nullable(reader: DataReader, name: str, values: Any, mask: Any) -> Any:
+    """Make a pandas array of numbers or booleans that has a mask."""
     numpy, pandas = library("numpy"), library("pandas")
-    need(name in ("BooleanArray", "IntegerArray", "FloatingArray"), "no array of pandas's")
+    need(
+        name in ("BooleanArray", "IntegerArray", "FloatingArray"), "not a nullable array of pandas"
+    )
     for part in (values, mask):
-        need(type(part) is numpy.ndarray and part.shape == values.shape, "no arrays")
-    need(values.ndim == 1, "no column")
+        need(
+            type(part) is numpy.ndarray and part.shape == values.shape,
+            "parts that are not arrays of one shape",
+        )
+    need(values.ndim == 1, "not a column")
     return getattr(pandas.arrays, name)(values, mask)
 
 
 @constructor(None, None, int, None, bool, cost=PANDAS)
 def make_sparse(
-    machine: DataReader, values: Any, places: Any, length: int, fill: Any, blocks: bool
+    reader: DataReader, values: Any, places: Any, length: int, fill: Any, blocks: bool
 ) -> Any:
     numpy, pandas = library("numpy"), library("pandas")
     fine = type(places) is numpy.ndarray and places.dtype == "i4" and places.ndim == 1
-    need(fine and 0 <= length < 1 << 31, "no sparse index")
-    need(type(_column(pandas, values)) is numpy.ndarray and values.ndim == 1, "no values")
-    need(is_scalar(fill), "no fill value")
-    machine.charge(places.nbytes)
+    need(fine and 0 <= length < 1 << 31, "invalid sparse index")
+    need(type(_column(pandas, values)) is numpy.ndarray and values.ndim == 1, "invalid values")
+    need(is_scalar(fill), "invalid fill value")
+    reader.charge(places.nbytes)
     ascending = len(places) == 0 or (places[0] >= 0 and places[-1] < length)
-    need(ascending and (places[1:] > places[:-1]).all(), "no sparse index")
+    need(ascending and (places[1:] > places[:-1]).all(), "invalid sparse index")
     kind = "block" if blocks else "integer"
     make = pandas.arrays.SparseArray
     if hasattr(make, "from_indices"):
@@ -182,23 +190,23 @@ def make_sparse(
 
 
 @constructor(str, bool, list, cost=PANDAS)
-def make_strings(machine: DataReader, storage: str, nan: bool, items: Any) -> Any:
-    need({str, NONE}.issuperset(map(type, items)), "no strings")
+def make_strings(reader: DataReader, storage: str, nan: bool, items: Any) -> Any:
+    need({str, NONE}.issuperset(map(type, items)), "items that are not strings")
     return library("pandas").array(items, dtype=_string_dtype(storage, nan))
 
 
 @constructor(bool, None, cost=PANDAS)
-def make_arrow_strings(machine: DataReader, nan: bool, column: Any) -> Any:
+def make_arrow_strings(reader: DataReader, nan: bool, column: Any) -> Any:
     pyarrow = library("pyarrow")
-    need(type(column) is pyarrow.ChunkedArray, "no column of pyarrow's")
-    need(column.type in (pyarrow.string(), pyarrow.large_string()), "no strings")
-    machine.charge(column.nbytes)
+    need(type(column) is pyarrow.ChunkedArray, "not a column of pyarrow")
+    need(column.type in (pyarrow.string(), pyarrow.large_string()), "not a column of strings")
+    reader.charge(column.nbytes)
     return _string_dtype("pyarrow", nan).__from_arrow__(column)
 
 
 def _string_dtype(storage: str, nan: bool) -> Any:
     pandas = library("pandas")
-    need(storage in ("python", "pyarrow"), "no storage of strings")
+    need(storage in ("python", "pyarrow"), "invalid storage of strings")
     if storage == "pyarrow":
         library("pyarrow")
     if not nan:
@@ -207,105 +215,105 @@ def _string_dtype(storage: str, nan: bool) -> Any:
 
 
 @constructor(None, cost=PANDAS)
-def make_arrow_column(machine: DataReader, column: Any) -> Any:
-    need(type(column) is library("pyarrow").ChunkedArray, "no column of pyarrow's")
+def make_arrow_column(reader: DataReader, column: Any) -> Any:
+    need(type(column) is library("pyarrow").ChunkedArray, "not a column of pyarrow")
     return library("pandas").arrays.ArrowExtensionArray(column)
 
 
 @constructor(None, cost=PANDAS)
-def make_numpy_column(machine: DataReader, values: Any) -> Any:
+def make_numpy_column(reader: DataReader, values: Any) -> Any:
     pandas = library("pandas")
-    need(type(_column(pandas, values)) is library("numpy").ndarray, "no array of numpy's")
+    need(type(_column(pandas, values)) is library("numpy").ndarray, "not an array of numpy")
     return pandas.arrays.NumpyExtensionArray(values)
 
 
 @constructor(None, cost=PANDAS)
-def make_pandas_dtype(machine: DataReader, values: Any) -> Any:
-    """The dtype of an empty array of it."""
+def make_pandas_dtype(reader: DataReader, values: Any) -> Any:
+    """Return a dtype; it crosses as an empty array of that dtype."""
     pandas = library("pandas")
-    need(isinstance(values, pandas.api.extensions.ExtensionArray), "no array of pandas's")
+    need(isinstance(values, pandas.api.extensions.ExtensionArray), "not an array of pandas")
     return values.dtype
 
 
 @constructor(None, None, None, cost=PANDAS)
-def make_index(machine: DataReader, values: Any, name: Any, freq: Any) -> Any:
+def make_index(reader: DataReader, values: Any, name: Any, freq: Any) -> Any:
     pandas = library("pandas")
-    need(_column(pandas, values).ndim == 1, "no index")
+    need(_column(pandas, values).ndim == 1, "not a one-dimensional index")
     if type(values) is library("numpy").ndarray and values.dtype.kind == "O":
-        machine.charge(values.nbytes)
-        machine.weigh(values.tolist())
-    machine.weigh((name,))
+        reader.charge(values.nbytes)
+        reader.weigh(values.tolist())
+    reader.weigh((name,))
     options = {"name": name, "copy": False, "tupleize_cols": False}
     index = pandas.Index(values, dtype=values.dtype, **options)
     if freq is not None:
-        moments = (pandas.DatetimeIndex, pandas.TimedeltaIndex)
-        need(type(freq) is str and type(index) in moments, "no frequency")
-        machine.charge(values.nbytes)
+        kinds = (pandas.DatetimeIndex, pandas.TimedeltaIndex)
+        need(type(freq) is str and type(index) in kinds, "invalid frequency")
+        reader.charge(values.nbytes)
         index = type(index)(index, freq=_frequency(freq))
     return index
 
 
 @constructor(int, int, int, None, cost=PANDAS)
-def make_range_index(machine: DataReader, start: int, stop: int, step: int, name: Any) -> Any:
-    machine.weigh((name,))
+def make_range_index(reader: DataReader, start: int, stop: int, step: int, name: Any) -> Any:
+    reader.weigh((name,))
     return library("pandas").RangeIndex(start, stop, step, name=name)
 
 
 @constructor(list, list, list, (int, NONE), cost=PANDAS)
-def make_multi_index(machine: DataReader, levels: Any, codes: Any, names: Any, order: Any) -> Any:
+def make_multi_index(reader: DataReader, levels: Any, codes: Any, names: Any, order: Any) -> Any:
     numpy, pandas = library("numpy"), library("pandas")
-    machine.weigh(names)
+    reader.weigh(names)
     for level in levels:
-        need(type(_labels(pandas, level)) is not pandas.MultiIndex, "levels in levels")
-        machine.charge(len(level))
+        need(type(_labels(pandas, level)) is not pandas.MultiIndex, "level that is a MultiIndex")
+        reader.charge(len(level))
     for code in codes:
         fine = type(code) is numpy.ndarray and code.dtype.kind == "i" and code.ndim == 1
-        need(fine, "no codes")
-        machine.charge(code.nbytes)
+        need(fine, "invalid codes")
+        reader.charge(code.nbytes)
     return pandas.MultiIndex(levels=levels, codes=codes, names=names, sortorder=order)
 
 
 @constructor(None, None, None, dict, bool, cost=PANDAS)
 def make_series(
-    machine: DataReader, values: Any, index: Any, name: Any, attrs: Any, duplicates: bool
+    reader: DataReader, values: Any, index: Any, name: Any, attrs: Any, duplicates: bool
 ) -> Any:
     pandas = library("pandas")
-    need(_column(pandas, values).ndim == 1, "no series")
-    need(len(values) == len(_labels(pandas, index)), "an index of another length")
-    machine.weigh((name,))
+    need(_column(pandas, values).ndim == 1, "not a one-dimensional series")
+    need(len(values) == len(_labels(pandas, index)), "index of another length")
+    reader.weigh((name,))
     series = pandas.Series(values, index=index, name=name, dtype=values.dtype, copy=False)
     return _flagged(series, attrs, duplicates)
 
 
 @constructor(None, None, list, dict, bool, cost=PANDAS)
 def make_frame(
-    machine: DataReader, index: Any, columns: Any, blocks: Any, attrs: Any, duplicates: bool
+    reader: DataReader, index: Any, columns: Any, blocks: Any, attrs: Any, duplicates: bool
 ) -> Any:
-    """A frame of its blocks, each a list of places and the columns that go there."""
+    """Make a frame from its blocks; each is a list of column numbers and the columns' values."""
     numpy, pandas = library("numpy"), library("pandas")
     rows, width = len(_labels(pandas, index)), len(_labels(pandas, columns))
-    machine.charge(width)
+    reader.charge(width)
     taken: Any = []
     made = []
     for block in blocks:
-        need(type(block) is tuple and len(block) == 2 and type(block[0]) is list, "no block")
+        need(type(block) is tuple and len(block) == 2 and type(block[0]) is list, "invalid block")
         places, values = block
-        machine.charge(len(places))
-        need(all(type(place) is int for place in places), "no places")
+        reader.charge(len(places))
+        need(all(type(place) is int for place in places), "invalid column numbers")
         shape = _column(pandas, values).shape
         flat = type(values) is not numpy.ndarray
         fits = shape == ((rows,) if flat else (len(places), rows))
-        need(fits and (len(places) == 1 or not flat), "a block of another shape")
+        need(fits and (len(places) == 1 or not flat), "block of another shape")
         taken += places
         made.append((values, numpy.array(places, "i8")))
-    need(sorted(taken) == list(range(width)), "blocks that overlap or leave gaps")
+    need(sorted(taken) == list(range(width)), "blocks overlap or leave gaps")
     return _flagged(_join_blocks(pandas, made, index, columns), attrs, duplicates)
 
 
 def _join_blocks(pandas: Any, blocks: Any, index: Any, columns: Any) -> Any:
     try:
         from pandas.api.internals import create_dataframe_from_blocks
-    except ImportError:  # before pandas 3: what it and pyarrow do themselves
+    except ImportError:  # before pandas 3; pandas and pyarrow use the same functions
         from pandas.core.internals import BlockManager
         from pandas.core.internals.api import make_block
 
@@ -344,52 +352,52 @@ def _period_name(freq: Any) -> str:
 
 
 def _zone_name(zone: Any) -> Any:
-    """A time zone as data; those of pytz, which pandas 2 makes, by name."""
+    """Return a time zone as data; one of pytz, which pandas 2 makes, by name."""
     if type(zone).__module__.partition(".")[0] == "pytz" and zone.zone:
         return zone.zone
     return zone
 
 
-def _reduce_timestamp(pickler: DataWriter, value: Any) -> Any:
-    moment = value.asm8
-    unit = sys.modules["numpy"].datetime_data(moment.dtype)[0]
-    return make_timestamp, (int(moment.view("i8")), unit, _zone_name(value.tz), value.fold)
+def _reduce_timestamp(writer: DataWriter, value: Any) -> Any:
+    stamp = value.asm8
+    unit = sys.modules["numpy"].datetime_data(stamp.dtype)[0]
+    return make_timestamp, (int(stamp.view("i8")), unit, _zone_name(value.tz), value.fold)
 
 
-def _reduce_pandas_timedelta(pickler: DataWriter, value: Any) -> Any:
+def _reduce_pandas_timedelta(writer: DataWriter, value: Any) -> Any:
     span = value.asm8
     unit = sys.modules["numpy"].datetime_data(span.dtype)[0]
     return make_pandas_timedelta, (int(span.view("i8")), unit)
 
 
-def _reduce_datetimes(pickler: DataWriter, values: Any) -> Any:
+def _reduce_datetimes(writer: DataWriter, values: Any) -> Any:
     return make_datetimes, (values._ndarray, _zone_name(values.tz))
 
 
-def _reduce_periods(pickler: DataWriter, values: Any) -> Any:
+def _reduce_periods(writer: DataWriter, values: Any) -> Any:
     return make_periods, (values.asi8, _period_name(values.freq))
 
 
-def _reduce_intervals(pickler: DataWriter, values: Any) -> Any:
+def _reduce_intervals(writer: DataWriter, values: Any) -> Any:
     return make_intervals, (values.left._values, values.right._values, values.closed)
 
 
-def _reduce_categorical(pickler: DataWriter, values: Any) -> Any:
+def _reduce_categorical(writer: DataWriter, values: Any) -> Any:
     return make_categorical, (values._codes, values.categories, bool(values.ordered))
 
 
-def _reduce_nullable(pickler: DataWriter, values: Any) -> Any:
+def _reduce_nullable(writer: DataWriter, values: Any) -> Any:
     return make_nullable, (type(values).__name__, values._data, values._mask)
 
 
-def _reduce_sparse(pickler: DataWriter, values: Any) -> Any:
+def _reduce_sparse(writer: DataWriter, values: Any) -> Any:
     index = values.sp_index
     blocks = type(index).__name__ == "BlockIndex"
     places = index.to_int_index().indices
     return make_sparse, (values.sp_values, places, index.length, values.fill_value, blocks)
 
 
-def _reduce_strings(pickler: DataWriter, values: Any) -> Any:
+def _reduce_strings(writer: DataWriter, values: Any) -> Any:
     dtype = values.dtype
     pandas = sys.modules["pandas"]
     nan = getattr(dtype, "na_value", pandas.NA) is not pandas.NA
@@ -398,39 +406,39 @@ def _reduce_strings(pickler: DataWriter, values: Any) -> Any:
     return make_arrow_strings, (nan, values._pa_array)
 
 
-def _reduce_arrow_column(pickler: DataWriter, values: Any) -> Any:
+def _reduce_arrow_column(writer: DataWriter, values: Any) -> Any:
     return make_arrow_column, (values._pa_array,)
 
 
-def _reduce_pandas_dtype(pickler: DataWriter, dtype: Any) -> Any:
+def _reduce_pandas_dtype(writer: DataWriter, dtype: Any) -> Any:
     values = sys.modules["pandas"].array([], dtype=dtype)
     if values.dtype != dtype:
         raise untrusted("the pandas dtype %s" % dtype)
     return make_pandas_dtype, (values,)
 
 
-def _reduce_index(pickler: DataWriter, index: Any) -> Any:
-    moments = type(index).__name__ in ("DatetimeIndex", "TimedeltaIndex")
-    freq = _frequency_name(index.freq) if moments else None
+def _reduce_index(writer: DataWriter, index: Any) -> Any:
+    has_freq = type(index).__name__ in ("DatetimeIndex", "TimedeltaIndex")
+    freq = _frequency_name(index.freq) if has_freq else None
     return make_index, (index._values, index.name, freq)
 
 
-def _reduce_range_index(pickler: DataWriter, index: Any) -> Any:
+def _reduce_range_index(writer: DataWriter, index: Any) -> Any:
     return make_range_index, (index.start, index.stop, index.step, index.name)
 
 
-def _reduce_multi_index(pickler: DataWriter, index: Any) -> Any:
+def _reduce_multi_index(writer: DataWriter, index: Any) -> Any:
     codes = [sys.modules["numpy"].asarray(code) for code in index.codes]
     return make_multi_index, (list(index.levels), codes, list(index.names), index.sortorder)
 
 
-def _reduce_series(pickler: DataWriter, series: Any) -> Any:
+def _reduce_series(writer: DataWriter, series: Any) -> Any:
     duplicates = series.flags.allows_duplicate_labels
     parts = (series._values, series.index, series.name, dict(series.attrs), duplicates)
     return make_series, parts
 
 
-def _reduce_frame(pickler: DataWriter, frame: Any) -> Any:
+def _reduce_frame(writer: DataWriter, frame: Any) -> Any:
     blocks: Any = []
     for block in frame._mgr.blocks:
         places, values = block.mgr_locs.as_array.tolist(), block.values
@@ -440,7 +448,7 @@ def _reduce_frame(pickler: DataWriter, frame: Any) -> Any:
             blocks.append((places, getattr(values, "_ndarray", values)))
         elif type(values).__module__ == "numpy":
             blocks.append((places, values))
-        else:  # a block of moments in a time zone, or of periods, becomes one of each column
+        else:  # times with a zone, or periods: one block for each column
             blocks += [([place], values[row]) for row, place in enumerate(places)]
     duplicates = frame.flags.allows_duplicate_labels
     return make_frame, (frame.index, frame.columns, blocks, dict(frame.attrs), duplicates)
@@ -476,7 +484,7 @@ def pandas_reducers(pandas: Any) -> Any:
     for spec in ("string[python]", "string[pyarrow]", "str"):
         try:
             values = pandas.array([], dtype=spec)
-        except ImportError:  # there is no pyarrow
+        except ImportError:  # pyarrow is not installed
             continue
         if type(values.dtype) is pandas.StringDtype:
             found[type(values)] = _reduce_strings

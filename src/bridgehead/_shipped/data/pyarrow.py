@@ -1,7 +1,7 @@
-"""pyarrow's data, through Arrow's own stream format.
+"""Data of pyarrow, in Arrow's own stream format.
 
-Rule: a stream's metadata is read here before pyarrow reads it: no extension types, whose
-classes run code, and no compression, which hides bombs.
+Rule: this file reads the metadata of a stream before pyarrow does. It refuses extension types,
+whose classes run code, and compression, which hides decompression bombs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if __package__:  # in the kernel, all shipped files are one module
     )
     from bridgehead._shipped.wire.errors import WireError
 
-ARROW = 15  # the first pyarrow that does not unpickle what a schema tells it to
+ARROW = 15  # the first pyarrow that does not unpickle what a schema names
 
 
 _EXTENSION = b"ARROW:extension:name"
@@ -32,31 +32,31 @@ _ARROW_KINDS = ("table", "batch", "chunks", "array", "scalar", "schema", "type")
 
 
 @constructor(str, (bytes, bytearray, memoryview), cost=PANDAS)
-def make_arrow(machine: DataReader, kind: str, raw: Any) -> Any:
-    """Whatever pyarrow has, as a stream of its IPC format."""
+def make_arrow(reader: DataReader, kind: str, raw: Any) -> Any:
+    """Make an object of pyarrow from a stream in Arrow's IPC format."""
     pyarrow = _arrow()
-    need(kind in _ARROW_KINDS, "nothing of pyarrow's")
+    need(kind in _ARROW_KINDS, "not a kind of pyarrow object")
     stream = pyarrow.py_buffer(raw)
     _check_stream(pyarrow, stream)
-    reader = pyarrow.ipc.open_stream(stream)
+    batches = pyarrow.ipc.open_stream(stream)
     if kind in ("schema", "type"):
-        return reader.schema if kind == "schema" else reader.schema.field(0).type
+        return batches.schema if kind == "schema" else batches.schema.field(0).type
     if kind == "batch":
-        made = reader.read_next_batch()
+        made = batches.read_next_batch()
         made.validate(full=True)
         return made
-    table = reader.read_all()
+    table = batches.read_all()
     table.validate(full=True)
     if kind == "table":
         return table
-    need(table.num_columns == 1, "not one column")
+    need(table.num_columns == 1, "stream without exactly one column")
     column = table.column(0)
     if kind == "chunks":
         return column
-    need(column.num_chunks == 1, "not one chunk")
+    need(column.num_chunks == 1, "column without exactly one chunk")
     if kind == "array":
         return column.chunk(0)
-    need(len(column) == 1, "not one value")
+    need(len(column) == 1, "column without exactly one value")
     return column[0]
 
 
@@ -64,76 +64,76 @@ def _arrow() -> Any:
     pyarrow = library("pyarrow")
     library("pyarrow.ipc")
     if int(pyarrow.__version__.partition(".")[0]) < ARROW:
-        message = "pyarrow %d or later is needed" % ARROW
+        message = "pyarrow %s is too old, %d or later is needed" % (pyarrow.__version__, ARROW)
         raise WireError("missing", message, module="pyarrow")
     return pyarrow
 
 
 def _check_stream(pyarrow: Any, stream: Any) -> None:
-    """Refuse extension types, whose classes run code, and compression, which hides bombs."""
+    """Refuse extension types and compressed batches."""
     for message in pyarrow.ipc.MessageReader.open_stream(stream):
         metadata = message.metadata.to_pybytes()
         if _EXTENSION in metadata:
-            raise untrusted("an extension type of pyarrow's")
+            raise untrusted("a pyarrow extension type")
         table = _Table(metadata, Struct("<I").unpack_from(metadata)[0])
         header, kind = table.follow(2), metadata[table.field(1)]
         if kind == _DICTIONARY:
             header = header.follow(1)
-        need(kind in (_SCHEMA, _DICTIONARY, _BATCH), "no message of a stream")
-        need(kind == _SCHEMA or not header.field(3), "a compressed batch")
+        need(kind in (_SCHEMA, _DICTIONARY, _BATCH), "invalid message of a stream")
+        need(kind == _SCHEMA or not header.field(3), "compressed batch")
 
 
 class _Table:
-    """A table of a flatbuffer: where its fields are."""
+    """A table of a flatbuffer, which finds its fields."""
 
     def __init__(self, data: bytes, at: int) -> None:
         self.data, self.at = data, at
 
     def field(self, number: int) -> int:
-        """Where a field is; 0 if it is not there."""
+        """Return the offset of a field, or 0 if the table does not have it."""
         directory = self.at - Struct("<i").unpack_from(self.data, self.at)[0]
         slot = 4 + 2 * number
-        need(directory >= 0, "a damaged flatbuffer")
+        need(directory >= 0, "damaged flatbuffer")
         if slot >= Struct("<H").unpack_from(self.data, directory)[0]:
             return 0
         offset: int = Struct("<H").unpack_from(self.data, directory + slot)[0]
         return offset and self.at + offset
 
     def follow(self, number: int) -> _Table:
-        """The table that a field refers to."""
+        """Return the table that a field refers to."""
         at = self.field(number)
-        need(at, "a damaged flatbuffer")
+        need(at, "damaged flatbuffer")
         return _Table(self.data, at + Struct("<I").unpack_from(self.data, at)[0])
 
 
-def _write_arrow(pickler: DataWriter, kind: str, schema: Any, value: Any) -> Any:
+def _write_arrow(writer: DataWriter, kind: str, schema: Any, value: Any) -> Any:
     pyarrow = _arrow()
     sink = pyarrow.BufferOutputStream()
-    with pyarrow.ipc.new_stream(sink, schema) as writer:
+    with pyarrow.ipc.new_stream(sink, schema) as out:
         if value is not None:
-            writer.write(value)
+            out.write(value)
     stream = sink.getvalue()
     _check_stream(pyarrow, stream)
-    return make_arrow, (kind, pickler.buffer(stream))
+    return make_arrow, (kind, writer.buffer(stream))
 
 
-def _reduce_column(pickler: DataWriter, kind: str, values: Any) -> Any:
+def _reduce_column(writer: DataWriter, kind: str, values: Any) -> Any:
     table = sys.modules["pyarrow"].table({"": values})
-    return _write_arrow(pickler, kind, table.schema, table)
+    return _write_arrow(writer, kind, table.schema, table)
 
 
-def _reduce_arrow_array(pickler: DataWriter, values: Any) -> Any:
+def _reduce_arrow_array(writer: DataWriter, values: Any) -> Any:
     batch = sys.modules["pyarrow"].record_batch({"": values})
-    return _write_arrow(pickler, "array", batch.schema, batch)
+    return _write_arrow(writer, "array", batch.schema, batch)
 
 
-def _reduce_arrow_scalar(pickler: DataWriter, scalar: Any) -> Any:
+def _reduce_arrow_scalar(writer: DataWriter, scalar: Any) -> Any:
     values = sys.modules["pyarrow"].array([scalar], type=scalar.type)
-    return _reduce_column(pickler, "scalar", values)
+    return _reduce_column(writer, "scalar", values)
 
 
-def _reduce_arrow_type(pickler: DataWriter, kind: Any) -> Any:
-    return _write_arrow(pickler, "type", sys.modules["pyarrow"].schema([("", kind)]), None)
+def _reduce_arrow_type(writer: DataWriter, kind: Any) -> Any:
+    return _write_arrow(writer, "type", sys.modules["pyarrow"].schema([("", kind)]), None)
 
 
 @library_reducers("pyarrow")

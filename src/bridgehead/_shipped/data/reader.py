@@ -1,12 +1,12 @@
-"""The receiver: reads a stream of data, and runs nobody's code.
+"""The receiver: it reads a stream of data without running any of its code.
 
-Rule: ``Machine`` does not unpickle; it interprets the few opcodes that such a stream is made of,
-and the only thing it can call is a constructor of the table.
+Rule: ``Machine`` does not unpickle. It interprets the few opcodes that such a stream consists of,
+and it can call nothing but the constructors of the table.
 
-What a stream may cost is bounded by its length: every constructor is charged for what it is
-given (the memo lets a few bytes give the same megabyte a thousand times), every key for what
-its hash has to visit, and chains of objects whose deallocation would overflow the C stack are
-refused.
+The length of a stream limits its cost. Each call of a constructor is charged for its arguments,
+because the memo lets a few bytes pass the same megabyte a thousand times. Each key is charged for
+the values that its hash visits. Chains of objects whose deallocation would overflow the C stack
+are refused.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from struct import Struct
 from typing import Any, Dict, Iterable, Iterator, Mapping, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
-    from bridgehead._shipped.data.instances import dress
+    from bridgehead._shipped.data.instances import fill_instance
     from bridgehead._shipped.data.registry import (
         CONSTRUCTORS,
         FUNCTION,
@@ -31,28 +31,29 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import WireError
 
-_unpickle = pickle.loads  # captured: a user may replace it
+_unpickle = pickle.loads  # kept here, because a user may replace pickle.loads
 CHAIN = 500  # deques, defaultdicts and object arrays, each directly inside the next
-KEY_DEPTH = 100  # tuples within tuples in one key; their hash is recursive C
-KEY_WEIGHT = 10_000  # values that the hash of one key visits; a tower of shared tuples has 2**n
-NESTING = 10_000  # marks on the stack; a pickler that recurses gets nowhere near
-SAME_HASH = 1000  # keys of one hash in one container; n of them cost n² comparisons
+KEY_DEPTH = 100  # tuples within tuples in one key; C computes their hash recursively
+KEY_WEIGHT = 10_000  # values that the hash of one key visits; n shared tuples can make it 2**n
+NESTING = 10_000  # marks on the stack; a pickler, which recurses, writes far fewer
+SAME_HASH = 1000  # keys with one hash in one container; n of them cost n² comparisons
 
 
 def _run_pattern() -> Any:
-    """A run of opcodes that push numbers, None, truth and memoized short strings.
+    """Compile a pattern for runs of opcodes that push numbers, None, booleans and short strings.
 
-    These say nothing of the stack below, so a run of them may be left to C's own unpickler.
+    These opcodes do not touch the stack below, so the C unpickler may read a whole run of them.
+    The strings of a run are memoized.
     """
 
     def sized(code: bytes, longest: int, tail: bytes) -> bytes:
-        """An opcode with one byte of length, then that many bytes."""
+        """Return a pattern for an opcode, one byte of length and that many bytes."""
         each = (re.escape(bytes([n])) + b".{%d}" % n for n in range(longest + 1))
         return re.escape(code) + b"(?:" + b"|".join(each) + b")" + tail
 
     scalars = [b"K.", b"M.{2}", b"J.{4}", b"G.{8}", b"N", b"\x88", b"\x89"]
     scalars += [sized(pickle.LONG1, 16, b""), sized(pickle.SHORT_BINUNICODE, 255, b"\x94")]
-    # Not without an end: the expression remembers where each part began.
+    # At most 1024, because the expression remembers where each part began.
     return re.compile(b"(?:" + b"|".join(scalars) + b"){1,1024}", re.DOTALL)
 
 
@@ -60,12 +61,12 @@ _run = _run_pattern().match
 _WIDTHS = dict(zip(b"KMJGN\x88\x89", (1, 2, 4, 8, 0, 0, 0)))
 _RUN_STARTS = frozenset((*_WIDTHS, *pickle.LONG1, *pickle.SHORT_BINUNICODE))
 _CHEAP_KEYS = frozenset((str, bytes, bool, float, NONE))
-_SMALL = (1 << 61) - 1  # the modulus of hashes of numbers; smaller ones are their own hash
+_SMALL = (1 << 61) - 1  # the modulus of the hash of numbers; smaller integers are their own hash
 _MAPS = (dict, collections.OrderedDict, collections.Counter, collections.defaultdict)
 
 
 class Machine:
-    """Interprets one pickle; nothing in it can name or call anything but a constructor."""
+    """A stack machine for one pickle, which can name and call nothing but a constructor."""
 
     def __init__(self, frames: Sequence[Buffer], allow: Any) -> None:
         self.data = bytes(frames[0])
@@ -73,14 +74,14 @@ class Machine:
         self.allow = dict(allow)
         self.at, self.done = 0, False
         self.stack: list[Any] = []
-        self.below: list[list[Any]] = []  # the stacks under the marks
+        self.below: list[list[Any]] = []  # the stacks below the marks
         self.memo: list[Any] = []
-        self.open = 0  # constructors and buffers pushed that no call has taken yet
+        self.open = 0  # constructors and buffers on the stack that no call has used yet
         self.linked_objects: list[Any] = []
         self.instances: dict[int, Any] = {}
         self.hashes: dict[int, dict[int, int]] = {}
         total = len(self.data) + sum(memoryview(frame).nbytes for frame in frames[1:])
-        self.budget = 50_000 + 16 * total  # bytes that calls may be given, over and over
+        self.budget = 50_000 + 16 * total  # bytes that all calls together may be given
         self.key_budget = 1_000_000 + 64 * len(self.data)  # values that hashes may visit
 
     def run(self) -> Any:
@@ -88,10 +89,10 @@ class Machine:
         while not self.done:
             at = self.at
             code = data[at]
-            # The three most frequent ones are done here; a call costs as much as they do.
+            # The three most frequent cases are handled inline: a call would double their cost.
             if code == 0x94:  # MEMOIZE
                 value = self.stack[-1]
-                need(type(value) is not memoryview, "a buffer is used once")
+                need(type(value) is not memoryview, "a buffer is used more than once")
                 memo.append(value)
                 self.at = at + 1
             elif code == 0x68:  # BINGET
@@ -103,11 +104,11 @@ class Machine:
                 self.at = at + 1
                 handlers[code](self)
             else:
-                raise WireError("protocol", "the opcode %#04x is not allowed" % code)
+                raise WireError("protocol", "opcode %#04x is not allowed" % code)
         return self.stack[0]
 
     def runs_on(self, at: int, code: int) -> bool:
-        """Whether what follows an opcode belongs to the same run; else C takes longer."""
+        """Return whether the run has a second opcode; for one alone, C takes longer."""
         width = _WIDTHS.get(code)
         if width is None:  # a length, and for a string an opcode after it
             width = 1 + self.data[at + 1] + (code == 0x8C)
@@ -130,15 +131,15 @@ class Machine:
     def charge(self, size: int) -> None:
         self.budget -= size
         if self.budget < 0:
-            raise WireError("protocol", "a pickle that makes too much of too little")
+            raise WireError("protocol", "the stream costs more than its length allows")
 
     def linked(self, made: Any) -> Any:
-        """Note an object that is freed recursively together with its like directly in it."""
+        """Record an object whose deallocation recurses into objects of its kind inside it."""
         self.linked_objects.append(made)
         return made
 
     def weigh(self, keys: Iterable[Any]) -> None:
-        """Refuse keys whose hash visits too much, or which have none."""
+        """Refuse keys that have no hash, or whose hash visits too many values."""
         for key in keys:
             level, weight = [key], 0
             for _ in range(KEY_DEPTH):
@@ -147,35 +148,38 @@ class Machine:
                 below: list[Any] = []
                 for part in level:
                     weight += 1 + _visits(part, below)
-                    need(weight + len(below) <= KEY_WEIGHT, "a key too heavy to hash")
+                    need(
+                        weight + len(below) <= KEY_WEIGHT,
+                        "the hash of a key visits too many values",
+                    )
                 level = below
-            need(not level, "a key nested too deeply")
+            need(not level, "key nested too deeply")
             self.key_budget -= weight
-            need(self.key_budget >= 0, "keys too heavy to hash")
+            need(self.key_budget >= 0, "the hashes of all keys together visit too many values")
 
     def check_keys(self, keys: Any, counts: Any) -> None:
-        """Refuse keys that take too long to insert; the usual ones at C speed.
+        """Refuse keys that take too long to insert; check the usual keys at C speed.
 
-        ``counts`` gives, when it is called, how many keys of each hash are there already.
+        ``counts()`` returns the number of keys that the container already has of each hash.
         """
         if _CHEAP_KEYS.issuperset(map(type, keys)):
             return
-        there: Any = None
+        known: Any = None
         for key in keys:
             kind = type(key)
             if kind in _CHEAP_KEYS or (kind is int and -_SMALL < key < _SMALL):
                 continue
             self.weigh((key,))
-            there = counts() if there is None else there
+            known = counts() if known is None else known
             value = hash(key)
-            there[value] = there.get(value, 0) + 1
-            need(there[value] <= SAME_HASH, "too many keys of one hash")
+            known[value] = known.get(value, 0) + 1
+            need(known[value] <= SAME_HASH, "too many keys with one hash")
 
     def hashes_of(self, target: Any) -> Any:
         return lambda: self.hashes.setdefault(id(target), {})
 
     def check_chains(self) -> None:
-        """Refuse long chains of linked objects: freeing one overflows the C stack."""
+        """Refuse long chains of linked objects: their deallocation overflows the C stack."""
         if len(self.linked_objects) <= CHAIN:
             return
         above: dict[int, list[int]] = {id(each): [] for each in self.linked_objects}
@@ -185,18 +189,18 @@ class Machine:
                 above[child].append(id(each))
                 waiting[id(each)] += 1
         ready = [key for key, count in waiting.items() if not count]
-        for key in ready:  # it grows: from those without any in them upwards
+        for key in ready:  # grows in the loop, from objects with no linked object in them upwards
             for parent in above[key]:
                 height[parent] = max(height[parent], height[key] + 1)
                 waiting[parent] -= 1
                 if not waiting[parent]:
                     ready.append(parent)
-        in_circles = len(above) - len(ready)
+        in_cycles = len(above) - len(ready)
         longest = max([height[key] for key in ready], default=0)
-        need(in_circles + longest <= CHAIN, "too long a chain of containers")
+        need(in_cycles + longest <= CHAIN, "chain of more than %d containers" % CHAIN)
 
     def tear_down(self) -> None:
-        """Take linked objects apart while all of them are held, so that none frees another."""
+        """Empty all linked objects while this machine holds them, so that none frees another."""
         for each in self.linked_objects:
             if hasattr(each, "clear"):
                 each.clear()
@@ -208,7 +212,7 @@ class Machine:
     def take(self, count: int) -> bytes:
         start = self.at
         if count > len(self.data) - start:
-            raise WireError("protocol", "%d bytes are announced, and not there" % count)
+            raise WireError("protocol", "%d bytes announced, but fewer are left" % count)
         self.at = start + count
         return self.data[start : self.at]
 
@@ -217,7 +221,7 @@ class Machine:
 
     def line(self) -> str:
         end = self.data.find(b"\n", self.at)
-        need(end >= 0, "a line without an end")
+        need(end >= 0, "line without an end")
         text = self.take(end - self.at).decode("utf-8")
         self.at = end + 1
         return text
@@ -229,10 +233,10 @@ class Machine:
     # -- opcodes
 
     def proto(self) -> None:
-        need(self.at == 1 and self.number(1) <= 5, "a pickle of another protocol")
+        need(self.at == 1 and self.number(1) <= 5, "pickle of another protocol")
 
     def frame(self) -> None:
-        need(self.number(8) <= len(self.data) - self.at, "a frame longer than the pickle")
+        need(self.number(8) <= len(self.data) - self.at, "frame longer than the pickle")
 
     def push_unsigned(self, width: int) -> None:
         self.stack.append(self.number(width))
@@ -283,7 +287,7 @@ class Machine:
         self.extend(self.stack[-1], items)
 
     def extend(self, target: Any, items: list[Any]) -> None:
-        need(type(target) in (list, collections.deque), "no list to append to")
+        need(type(target) in (list, collections.deque), "append to an object that is not a list")
         target.extend(items)
 
     def setitem(self) -> None:
@@ -292,7 +296,7 @@ class Machine:
 
     def setitems(self) -> None:
         items = self.pop_mark()
-        need(len(items) % 2 == 0, "a key without a value")
+        need(len(items) % 2 == 0, "key without a value")
         self.update(self.stack[-1], items[::2], items[1::2])
 
     def update(self, target: Any, keys: list[Any], values: list[Any]) -> None:
@@ -301,14 +305,14 @@ class Machine:
             for key, value in zip(keys, values):
                 target[key] = value
             return
-        need(self.instances.get(id(target)) is target, "nothing to set items of")
-        for what, part in zip(keys, values):
-            dress(target, what, part)
+        need(self.instances.get(id(target)) is target, "set items of an object that has none")
+        for kind, part in zip(keys, values):
+            fill_instance(target, kind, part)
 
     def additems(self) -> None:
         items = self.pop_mark()
         target = self.stack[-1]
-        need(type(target) is set, "no set to add to")
+        need(type(target) is set, "add to an object that is not a set")
         self.check_keys(items, self.hashes_of(target))
         target.update(items)
 
@@ -320,10 +324,10 @@ class Machine:
     def get(self) -> None:
         self.push_from_memo(self.number(4))
 
-    def push_from_memo(self, place: int) -> None:
-        if place >= len(self.memo):
-            raise WireError("protocol", "nothing is in the memo at %d" % place)
-        value = self.memo[place]
+    def push_from_memo(self, index: int) -> None:
+        if index >= len(self.memo):
+            raise WireError("protocol", "the memo has no entry %d" % index)
+        value = self.memo[index]
         self.open += type(value) is FUNCTION
         self.stack.append(value)
 
@@ -336,7 +340,7 @@ class Machine:
         self.push_constructor(module, name)
 
     def push_constructor(self, module: Any, name: Any) -> None:
-        need(type(module) is str and type(name) is str, "a name that is no string")
+        need(type(module) is str and type(name) is str, "a global's name is not a string")
         if not HOME.fullmatch(module) or name not in CONSTRUCTORS:
             raise untrusted(("%s.%s" % (module[:100], name[:100])))
         self.open += 1
@@ -344,15 +348,18 @@ class Machine:
 
     def reduce(self) -> None:
         args, function = self.stack.pop(), self.stack.pop()
-        need(type(function) is FUNCTION and type(args) is tuple, "no constructor is called")
+        need(type(function) is FUNCTION and type(args) is tuple, "REDUCE calls no constructor")
         make, kinds, cost = CONSTRUCTORS[function.__name__]
-        need(make is function, "no constructor is called")
-        need(len(args) == len(kinds), "%s of %d arguments" % (function.__name__, len(args)))
+        need(make is function, "REDUCE calls no constructor")
+        need(
+            len(args) == len(kinds),
+            "%s takes %d arguments, not %d" % (function.__name__, len(kinds), len(args)),
+        )
         self.open -= 1
         for arg, allowed in zip(args, kinds):
             kind = type(arg)
             if allowed is not None and kind not in allowed:
-                message = "%s of a %s" % (function.__name__, kind.__name__)
+                message = "%s does not take %s" % (function.__name__, kind.__name__)
                 raise WireError("protocol", message)
             if kind is int:
                 cost += arg.bit_length() >> 3
@@ -370,34 +377,34 @@ class Machine:
         self.stack.append(memoryview(buffer).cast("B"))  # type: ignore[arg-type]
 
     def readonly_buffer(self) -> None:
-        need(type(self.stack[-1]) is memoryview, "no buffer to protect")
+        need(type(self.stack[-1]) is memoryview, "READONLY_BUFFER without a buffer")
         self.stack[-1] = self.stack[-1].toreadonly()
 
     def stop(self) -> None:
         need(len(self.stack) == 1 and not self.below, "the stack is not empty at the end")
-        need(self.at == len(self.data), "bytes after the end")
-        need(next(self.buffers, None) is None, "a buffer that nothing refers to")
+        need(self.at == len(self.data), "bytes after the end of the pickle")
+        need(next(self.buffers, None) is None, "a buffer is not used")
         need(self.open == 0, "a constructor or a buffer instead of a value")
         self.check_chains()
         self.done = True
 
 
-# Bytes that each part of an argument stands for.
+# The charge in bytes for each part of an argument.
 _SIZED: Dict[Any, int] = {str: 1, bytes: 1, bytearray: 1, list: 8, tuple: 8, dict: 8}
 
 
 def _visits(part: Any, below: list[Any]) -> int:
-    """What a hash costs besides the parts it goes on to, which are added to ``below``."""
+    """Return the extra cost of a value's hash; add the parts that it visits to ``below``."""
     kind = type(part)
     if isinstance(part, (tuple, frozenset)):
-        need(len(part) <= KEY_WEIGHT, "a key too heavy to hash")
+        need(len(part) <= KEY_WEIGHT, "the hash of a key visits too many values")
         below.extend(part)
     elif kind in (range, slice):
         below.extend((part.start, part.stop, part.step))
     elif kind is int or kind is decimal.Decimal:
         return int(part.__sizeof__() >> 3)
     elif kind in (list, dict, set, bytearray):
-        raise WireError("protocol", "a %s has no hash" % kind.__name__)
+        raise WireError("protocol", "%s has no hash" % kind.__name__)
     return 0
 
 
@@ -408,7 +415,7 @@ def _parts(linked: Any) -> Iterator[Any]:
 
 
 def _handlers() -> dict[int, Any]:
-    """What each opcode does. Those that are not here are not done."""
+    """Return the handler of each opcode; an opcode without one is refused."""
 
     def with_number(method: Any, number: int) -> Any:
         return lambda machine: method(machine, number)
@@ -470,9 +477,12 @@ _HANDLERS = _handlers()
 
 
 def decode_data(frames: Sequence[Buffer], allow: Mapping[str, Any] | None = None) -> Any:
-    """The value of frames that anybody may have written; else ``WireError``, whatever is in them.
+    """Return the value of frames from an untrusted sender.
 
     ``allow`` maps the names of further classes, as ``encode_data`` takes them, to the classes.
+
+    Raises:
+        WireError: the frames are anything but a stream of data, whatever they contain.
     """
     machine = None
     try:
@@ -481,15 +491,15 @@ def decode_data(frames: Sequence[Buffer], allow: Mapping[str, Any] | None = None
     except WireError as error:
         refused = WireError(error.kind, str(error), **error.details)
     except Exception as error:
-        # A message of another's may be as long as what it is about.
+        # The messages of other exceptions may be very long, so they are left out or cut.
         plain = isinstance(error, (ValueError, TypeError, OverflowError))
         text = ": %s" % str(error)[:200] if plain else ""
-        refused = WireError("protocol", "a damaged pickle: %s%s" % (type(error).__name__, text))
-    except BaseException:  # an interrupt passes, and frees nothing recursively either
+        refused = WireError("protocol", "damaged pickle: %s%s" % (type(error).__name__, text))
+    except BaseException:  # an interrupt: it is raised again, after the same teardown
         if machine is not None:
             machine.tear_down()
         raise
     if machine is not None:
         machine.tear_down()
-    # Outside of the handlers, so that the machine and what it made are not kept as a context.
+    # Raised outside the handlers, so that the error does not keep the machine as its context.
     raise refused

@@ -1,8 +1,9 @@
-"""The tables of constructors and of reducers: all that a stream of data can have called.
+"""The tables of constructors and reducers of the data-only codec.
 
-Rule: a constructor is told by its name in this table, and trusts none of its arguments. A
-name that is not in the table is never looked up, let alone imported. ``standard``, ``numpy``,
-``pandas`` and ``pyarrow`` enter theirs; writer and reader look them up, and know none of these.
+Rule: a stream can call only the constructors in this table. It names a constructor, and the
+constructor trusts none of its arguments. A name that is not in the table is never looked up and
+never imported. ``standard``, ``numpy``, ``pandas`` and ``pyarrow`` fill the tables; the writer and
+the reader look names up and know none of these modules.
 """
 
 from __future__ import annotations
@@ -20,36 +21,36 @@ if __package__:  # in the kernel, all shipped files are one module
 
 FUNCTION = type(lambda: None)
 NONE = type(None)
-# The modules of the constructors here, and the one they make up over there with the loader.
+# The modules of the constructors: in the client these files, in the kernel the remote module.
 HOME = re.compile(r"bridgehead\._shipped\.data(\.\w+)?|_bridgehead_[0-9a-f]{12}")
 
-PANDAS = 500  # what making one pandas container costs at least, next to an ordinary object
+PANDAS = 500  # the least that one pandas container is charged; an ordinary object: 16
 
 
 class DataWriter(Protocol):
-    """What a reducer may ask of the writer."""
+    """The part of the writer that reducers use."""
 
     def buffer(self, view: Any) -> Any:
-        """A buffer to put in the arguments of a constructor."""
+        """Return a buffer for the arguments of a constructor."""
 
 
 class DataReader(Protocol):
-    """What a constructor may ask of the reader."""
+    """The part of the reader that constructors use."""
 
-    allow: Dict[str, Any]  # further classes, by name
-    instances: Dict[int, Any]  # of these, by id
+    allow: Dict[str, Any]  # the allowed classes, by name
+    instances: Dict[int, Any]  # instances of allowed classes, by id
 
     def charge(self, size: int) -> None:
-        """Refuse what costs more bytes than the stream's length allows."""
+        """Refuse the stream if it costs more bytes than its length allows."""
 
     def linked(self, made: Any) -> Any:
-        """Note an object that is freed recursively together with its like directly in it."""
+        """Record an object whose deallocation recurses into objects of its kind inside it."""
 
     def weigh(self, keys: Iterable[Any]) -> None:
-        """Refuse keys whose hash visits too much, or which have none."""
+        """Refuse keys that have no hash, or whose hash visits too many values."""
 
 
-ReduceFunction = Callable[[DataWriter, Any], Any]  # gives what __reduce__ does
+ReduceFunction = Callable[[DataWriter, Any], Any]  # returns what __reduce__ returns
 CONSTRUCTORS: Dict[str, Tuple[Callable[..., Any], Tuple[Any, ...], int]] = {}
 REDUCERS: Dict[type, ReduceFunction] = {}
 _libraries: Dict[str, Callable[[Any], Dict[type, ReduceFunction]]] = {}
@@ -61,10 +62,10 @@ def need(condition: Any, message: str) -> None:
 
 
 def constructor(*kinds: Any, cost: int = 16) -> Callable[[Any], Any]:
-    """Enter a function into the table, with the exact type or types of each argument.
+    """Add a function to the table, with the exact type or types of each argument.
 
-    ``kinds`` are types, tuples of types, or None for an argument the function checks itself.
-    ``cost`` is what a call is charged besides the lengths of its arguments.
+    ``kinds`` are types, tuples of types, or None for an argument that the function checks itself.
+    ``cost`` is the charge for a call, in addition to the lengths of its arguments.
     """
 
     def enter_into_table(function: Any) -> Any:
@@ -76,7 +77,10 @@ def constructor(*kinds: Any, cost: int = 16) -> Callable[[Any], Any]:
 
 
 def library_reducers(root: str) -> Callable[[Any], Any]:
-    """Enter a function that gives the reducers of a library's types, once that is imported."""
+    """Register a function that returns the reducers of a library's types.
+
+    It is called when the library is imported and the writer meets one of its types.
+    """
 
     def enter_into_table(function: Any) -> Any:
         _libraries[root] = function
@@ -86,7 +90,7 @@ def library_reducers(root: str) -> Callable[[Any], Any]:
 
 
 def find_reducer(kind: type) -> Any:
-    """How a type is reduced, or None. A library's are entered when one of its types is met."""
+    """Return the reducer of a type, or None; add a library's reducers at its first type."""
     found = REDUCERS.get(kind)
     if found is None:
         root = str(kind.__module__).partition(".")[0]
@@ -102,11 +106,16 @@ def untrusted(name: str, **details: Any) -> WireError:
 
 
 def library(name: str) -> Any:
-    """A library a constructor needs; the names are this module's own, never a stream's."""
+    """Import a library for a constructor.
+
+    The constructors give the names; a stream never does.
+    """
     try:
         module = __import__(name)
     except ImportError as error:
-        raise WireError("missing", "%s is needed: %s" % (name, error), module=name) from None
+        raise WireError(
+            "missing", "%s cannot be imported: %s" % (name, error), module=name
+        ) from None
     for part in name.split(".")[1:]:
         module = getattr(module, part)
     return module
@@ -126,7 +135,7 @@ _STANDARD_SCALARS = {
 
 
 def is_scalar(value: Any) -> bool:
-    """Whether it is one of the values that hold no others."""
+    """Return whether a value contains no other values."""
     kind = type(value)
     if kind in _ATOMS or kind in _STANDARD_SCALARS:
         return True

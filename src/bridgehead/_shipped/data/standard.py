@@ -1,6 +1,7 @@
-"""The standard library's data: dates, decimals, UUIDs, the containers of collections.
+"""Data of the standard library: dates, decimals, UUIDs, containers.
 
-Rule: each type has a constructor, which checks what it is given, and a reducer to a call of it.
+Rule: each type has a constructor, which checks its arguments, and a reducer to a call of that
+constructor.
 """
 
 from __future__ import annotations
@@ -29,77 +30,77 @@ if __package__:  # in the kernel, all shipped files are one module
     )
     from bridgehead._shipped.wire.errors import WireError
 
-FRACTION_BITS = 1 << 14  # the greatest common divisor of longer numbers takes its time
+FRACTION_BITS = 1 << 14  # the greatest common divisor of longer numbers takes long
 
 
 @constructor()
-def make_ellipsis(machine: DataReader) -> Any:
+def make_ellipsis(reader: DataReader) -> Any:
     return ...
 
 
 @constructor(float, float)
-def make_complex(machine: DataReader, real: float, imag: float) -> Any:
+def make_complex(reader: DataReader, real: float, imag: float) -> Any:
     return complex(real, imag)
 
 
 @constructor(int, int, int)
-def make_range(machine: DataReader, start: int, stop: int, step: int) -> Any:
+def make_range(reader: DataReader, start: int, stop: int, step: int) -> Any:
     return range(start, stop, step)
 
 
 @constructor(None, None, None)
-def make_slice(machine: DataReader, start: Any, stop: Any, step: Any) -> Any:
-    # Nothing that holds other objects: slices in slices are freed recursively.
+def make_slice(reader: DataReader, start: Any, stop: Any, step: Any) -> Any:
+    # No part may contain other objects: the deallocation of slices in slices is recursive.
     for part in (start, stop, step):
-        need(is_scalar(part), "a slice of %s" % type(part).__name__)
+        need(is_scalar(part), "invalid slice of %s" % type(part).__name__)
     return slice(start, stop, step)
 
 
 @constructor()
-def make_ordered(machine: DataReader) -> Any:
+def make_ordered(reader: DataReader) -> Any:
     return collections.OrderedDict()
 
 
 @constructor()
-def make_counter(machine: DataReader) -> Any:
+def make_counter(reader: DataReader) -> Any:
     return collections.Counter()
 
 
 @constructor((int, NONE))
-def make_deque(machine: DataReader, maxlen: Any) -> Any:
-    return machine.linked(collections.deque(maxlen=maxlen))
+def make_deque(reader: DataReader, maxlen: Any) -> Any:
+    return reader.linked(collections.deque(maxlen=maxlen))
 
 
 _FACTORIES = {kind.__name__: kind for kind in (list, dict, set, int, float, str, tuple)}
 
 
 @constructor((str, NONE))
-def make_default(machine: DataReader, factory: Any) -> Any:
-    need(factory is None or factory in _FACTORIES, "no such default factory")
-    return machine.linked(collections.defaultdict(factory and _FACTORIES[factory]))
+def make_default(reader: DataReader, factory: Any) -> Any:
+    need(factory is None or factory in _FACTORIES, "invalid default factory")
+    return reader.linked(collections.defaultdict(factory and _FACTORIES[factory]))
 
 
 @constructor(int, int, int)
-def make_date(machine: DataReader, year: int, month: int, day: int) -> Any:
+def make_date(reader: DataReader, year: int, month: int, day: int) -> Any:
     return datetime.date(year, month, day)
 
 
 @constructor(int, int, int, int, None, int)
-def make_time(machine: DataReader, *fields: Any) -> Any:
+def make_time(reader: DataReader, *fields: Any) -> Any:
     check_zone(fields[4])
     return datetime.time(*fields[:5], fold=fields[5])
 
 
 @constructor(int, int, int, int, int, int, int, None, int)
-def make_datetime(machine: DataReader, *fields: Any) -> Any:
+def make_datetime(reader: DataReader, *fields: Any) -> Any:
     check_zone(fields[7])
     return datetime.datetime(*fields[:8], fold=fields[8])
 
 
 def check_zone(zone: Any) -> None:
-    """A time zone's class may be anybody's; ours are the two of the standard library."""
+    """Refuse time zones of other classes than the two of the standard library."""
     known = zone is None or type(zone) in (datetime.timezone, _zone_info())
-    need(known, "%s is no time zone" % type(zone).__name__)
+    need(known, "%s is not a time zone" % type(zone).__name__)
 
 
 def _zone_info() -> Any:
@@ -107,12 +108,12 @@ def _zone_info() -> Any:
 
 
 @constructor(int, int, int)
-def make_timedelta(machine: DataReader, days: int, seconds: int, microseconds: int) -> Any:
+def make_timedelta(reader: DataReader, days: int, seconds: int, microseconds: int) -> Any:
     return datetime.timedelta(days, seconds, microseconds)
 
 
 @constructor(datetime.timedelta, (str, NONE))
-def make_timezone(machine: DataReader, offset: Any, name: Any) -> Any:
+def make_timezone(reader: DataReader, offset: Any, name: Any) -> Any:
     return datetime.timezone(offset) if name is None else datetime.timezone(offset, name)
 
 
@@ -120,33 +121,34 @@ ZONE_KEY = re.compile(r"[A-Za-z0-9_+-]{1,40}(/[A-Za-z0-9_+-]{1,40}){0,3}")
 
 
 @constructor(str)
-def make_zone(machine: DataReader, key: str) -> Any:
-    need(ZONE_KEY.fullmatch(key), "no name of a time zone")
+def make_zone(reader: DataReader, key: str) -> Any:
+    need(ZONE_KEY.fullmatch(key), "invalid name of a time zone")
     zone = library("zoneinfo").ZoneInfo
     try:
         return zone(key)
-    except (KeyError, OSError):  # a folder of zones may be an IsADirectoryError
-        raise WireError("missing", "there is no time zone %s here" % key, module="tzdata") from None
+    except (KeyError, OSError):  # the name of a folder of zones raises IsADirectoryError
+        message = "time zone %s is not available here" % key
+        raise WireError("missing", message, module="tzdata") from None
 
 
 @constructor(str)
-def make_decimal(machine: DataReader, text: str) -> Any:
+def make_decimal(reader: DataReader, text: str) -> Any:
     return decimal.Decimal(text)
 
 
 @constructor(int, int)
-def make_fraction(machine: DataReader, numerator: int, denominator: int) -> Any:
+def make_fraction(reader: DataReader, numerator: int, denominator: int) -> Any:
     for part in (numerator, denominator):
-        need(part.bit_length() <= FRACTION_BITS, "a fraction of too long numbers")
+        need(part.bit_length() <= FRACTION_BITS, "a fraction of more than %d bits" % FRACTION_BITS)
     return fractions.Fraction(numerator, denominator)
 
 
 @constructor(bytes)
-def make_uuid(machine: DataReader, raw: bytes) -> Any:
+def make_uuid(reader: DataReader, raw: bytes) -> Any:
     return uuid.UUID(bytes=raw)
 
 
-def reduce_zone(pickler: DataWriter, zone: Any) -> Any:
+def reduce_zone(writer: DataWriter, zone: Any) -> Any:
     if zone.key is None:
         raise untrusted("a zoneinfo.ZoneInfo without a key")
     return make_zone, (zone.key,)
@@ -157,7 +159,7 @@ def zone_reducers(zoneinfo: Any) -> Any:
     return {zoneinfo.ZoneInfo: reduce_zone}
 
 
-def _reduce_default(pickler: DataWriter, value: Any) -> Any:
+def _reduce_default(writer: DataWriter, value: Any) -> Any:
     factory = value.default_factory
     name = None if factory is None else str(getattr(factory, "__name__", ""))
     if name is not None and _FACTORIES.get(name) is not factory:
@@ -165,7 +167,7 @@ def _reduce_default(pickler: DataWriter, value: Any) -> Any:
     return make_default, (name,), None, None, iter(value.items())
 
 
-def _reduce_fraction(pickler: DataWriter, value: Any) -> Any:
+def _reduce_fraction(writer: DataWriter, value: Any) -> Any:
     parts = (value.numerator, value.denominator)
     if max(part.bit_length() for part in parts) > FRACTION_BITS:
         raise untrusted("a fractions.Fraction of more than %d bits" % FRACTION_BITS)

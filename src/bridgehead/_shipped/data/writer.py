@@ -1,7 +1,7 @@
-"""The honest sender: pickles what is data, and refuses the rest by name.
+"""The sender: it pickles data and refuses everything else by name.
 
-Rule: what is no plain builtin is reduced to a call of a constructor of the table, with
-arguments that are data themselves. REDUCE is the only opcode that calls.
+Rule: a plain builtin is pickled as it is. Any other data is reduced to a call of a constructor of
+the table, with arguments that are data themselves. REDUCE is the only opcode that calls.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if __package__:  # in the kernel, all shipped files are one module
 
 
 class DataPickler(pickle.Pickler):
-    """A pickler that writes only what ``Machine`` reads."""
+    """A pickler that writes only what ``Machine`` can read."""
 
     def __init__(self, file: Any, allow: Iterable[str], frames: list[memoryview]) -> None:
         super().__init__(file, protocol=5, buffer_callback=self.keep)
@@ -46,7 +46,7 @@ class DataPickler(pickle.Pickler):
     def reducer_override(self, value: Any) -> Any:
         kind = type(value)
         if kind is FUNCTION and CONSTRUCTORS.get(value.__name__, (None,))[0] is value:
-            return NotImplemented  # pickled by its name
+            return NotImplemented  # pickle it by its name
         self.refused = value
         reduce = find_reducer(kind)
         if reduce is not None:
@@ -58,14 +58,14 @@ class DataPickler(pickle.Pickler):
 
 
 def _bytes_of(view: Any) -> Any:
-    """What has a contiguous buffer, or an array of one dimension, as plain bytes."""
-    if hasattr(view, "dtype"):  # numpy gives no buffer of moments
+    """Return a contiguous buffer, or a one-dimensional array, as plain bytes."""
+    if hasattr(view, "dtype"):  # numpy exports no buffer of datetime64 and timedelta64
         return view.view("u1") if view.nbytes else b""
     return view
 
 
 def _where(value: Any, wanted: Any) -> str:
-    """The way to an object inside plain containers, e.g. ``['jobs'][0]``; else nothing."""
+    """Return the path to an object inside plain containers, e.g. ``['jobs'][0]``, or ""."""
     found, seen = [("", value)], set()
     for path, part in found:
         if part is wanted:
@@ -80,10 +80,13 @@ _WALKED = {dict, list, tuple, set, frozenset, collections.deque, collections.Ord
 
 
 def encode_data(value: Any, allow: Collection[str] = ()) -> list[memoryview]:
-    """The frames of a value that is data all through; else ``WireError("untrusted")``.
+    """Return the frames of a value that consists of data alone.
 
     ``allow`` names further classes, as ``"module.qualname"``, whose instances may be in it.
-    The frames after the first are views of the live objects, as ``encode``'s are.
+    As with ``encode``, the frames after the first are views of the live objects.
+
+    Raises:
+        WireError: "untrusted": a part of the value is not data.
     """
     frames = [memoryview(b"")]
     file = BytesIO()

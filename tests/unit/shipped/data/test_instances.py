@@ -61,7 +61,7 @@ NOT_DATA = {
     ),
     "an offset that is no text": (pd.DateOffset(months=1), "the pandas offset"),
     "a memory map": (np.zeros(3).view(np.memmap), "numpy.memmap"),
-    "an extension type": (pa.uuid(), "an extension type of pyarrow's"),
+    "an extension type": (pa.uuid(), "a pyarrow extension type"),
 }
 
 

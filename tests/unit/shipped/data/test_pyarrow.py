@@ -89,7 +89,7 @@ def test_compressed_batches_are_refused() -> None:
 
 def test_extension_types_are_refused() -> None:
     raw = stream_of(pa.table({"x": pa.array([b"x" * 16], pa.uuid())}))
-    assert refused(arrow_frames("table", raw)) == ("untrusted", "an extension type of pyarrow's")
+    assert refused(arrow_frames("table", raw)) == ("untrusted", "a pyarrow extension type")
 
 
 def test_offsets_that_lead_elsewhere_are_refused() -> None:

@@ -17,7 +17,7 @@ import pytest
 from bridgehead import KernelRestarted
 from bridgehead._protocol import bootstrap as _shipping
 from bridgehead._shipped.wire.header import MIME, PROBE
-from support.bare import LOADER, Bare, Space
+from support.bare import REMOTE_MODULE, Bare, Space
 from support.elsewhere import Python
 
 BESIDE = """
@@ -44,7 +44,7 @@ class SideChannel:
     def __init__(self, bare: Bare) -> None:
         self.space = Space(bare)
         self.before = f"before_{uuid.uuid4().hex}"
-        self.space.cell(f"import sys; sys.{self.before} = sys.modules.pop({LOADER!r}, None)")
+        self.space.cell(f"import sys; sys.{self.before} = sys.modules.pop({REMOTE_MODULE!r}, None)")
         self.frames = list(_shipping.loader_frames())
         self.how = _shipping._how(True)
 
@@ -56,13 +56,13 @@ class SideChannel:
         header = self.space.header("hello", epoch="", chunk=0)
         text = _shipping.expression("inline", header, install=True, beside=True)
         self.space.evaluate(text)
-        self.space.cell(f"loader = __import__('sys').modules[{LOADER!r}]")
+        self.space.cell(f"loader = __import__('sys').modules[{REMOTE_MODULE!r}]")
         return self.space.evaluate("Told()")["told"]
 
     def close(self) -> None:
         self.space.cell(
-            f"import sys; sys.modules.pop({LOADER!r}, None)\n"
-            f"if sys.{self.before}: sys.modules[{LOADER!r}] = sys.{self.before}"
+            f"import sys; sys.modules.pop({REMOTE_MODULE!r}, None)\n"
+            f"if sys.{self.before}: sys.modules[{REMOTE_MODULE!r}] = sys.{self.before}"
         )
 
 

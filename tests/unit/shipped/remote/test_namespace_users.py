@@ -19,7 +19,7 @@ from support.elsewhere import Python
 @pytest.mark.parametrize("installed", ["before", "after"])
 def test_every_builtin_may_be_shadowed(space: Space, installed: str) -> None:
     if installed == "after":
-        space.uproot()
+        space.remove_remote()
     names = "dict.fromkeys([*dir(__import__('builtins')), 'sys', 'pickle', 'json'])"
     space.cell(f"globals().update({{**{names}, '__builtins__': __import__('builtins')}})")
     shadowed = space.names()
@@ -40,7 +40,7 @@ def test_every_builtin_may_be_shadowed(space: Space, installed: str) -> None:
 
 @pytest.mark.parametrize("builtins", ["None", "{}", "{'eval': None}"])
 def test_the_builtins_themselves_may_be_replaced(space: Space, builtins: str) -> None:
-    space.uproot()
+    space.remove_remote()
     space.cell(f"__builtins__ = {builtins}")
     try:
         space.hello()
@@ -82,7 +82,7 @@ def test_an_emptied_namespace_keeps_its_loader(space: Space) -> None:
 def test_a_removed_loader_is_told_and_the_next_one_is_another(space: Space) -> None:
     space.bind(x=1)
     before, epoch = space.names(), space.epoch
-    space.uproot()
+    space.remove_remote()
     with pytest.raises(KernelRestarted):
         space.bind(x=2)
     assert space.names() == before

@@ -15,7 +15,7 @@ import pytest
 
 from bridgehead import RemoteError
 from bridgehead._protocol import payload as _payload
-from support.bare import FAR, Space, later
+from support.bare import REMOTE, Space, later
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_a_subshell_whose_process_is_gone_is_told_once(space: Space, gone: int) 
 
 
 def test_a_busy_subshell_is_never_told(space: Space, gone: int) -> None:
-    look = f"({FAR}.subshells.orphans(), [*{FAR}.subshells.known])"
+    look = f"({REMOTE}.subshells.orphans(), [*{REMOTE}.subshells.known])"
     _, frames = space.ask("fetch", expressions=[look], subshell=note("busy", gone))
     assert _payload.decode(frames) == (([], ["busy"]),)
     with pytest.raises(RemoteError):

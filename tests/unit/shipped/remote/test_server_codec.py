@@ -18,7 +18,7 @@ from support.bare import Bomb, Space
 @pytest.fixture
 def untaught(space: Space) -> Space:
     """A namespace whose loader, new in its process, has no data-only codec yet."""
-    space.uproot()
+    space.remove_remote()
     return space.prepare()
 
 

@@ -24,7 +24,7 @@ from bridgehead._protocol import payload as _payload
 from bridgehead._protocol import response as _protocol
 from bridgehead._shipped.wire import frames as _wire
 from bridgehead._shipped.wire.header import UPDATE_MESSAGE
-from support.bare import FAR, Bare, Header, Space, later
+from support.bare import REMOTE, Bare, Header, Space, later
 from support.elsewhere import Python
 
 # What the loader asks of IPython and of ipykernel 6, for a namespace of its own.
@@ -82,7 +82,7 @@ class Watched(Space):
         return self.ask("watch", expressions=[expression], watch=identity, **fields)
 
     def watches(self) -> int:
-        return self.fetch(f"len({FAR}.watches.known)")
+        return self.fetch(f"len({REMOTE}.watches.known)")
 
     def open(self, news: Any) -> tuple[Header, list[memoryview]]:
         """What one of the messages tells, its rest fetched."""

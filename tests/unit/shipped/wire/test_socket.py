@@ -108,10 +108,10 @@ def test_however_the_stream_is_split(data: Any) -> None:
                 frames = [bytes([serial]) * size for size in sizes]
             elif kind != "header":
                 if kind == "segment" or segment is None:
-                    segment, _ = ends.lent(np.full(70_000, serial, "u1"))
+                    segment, _ = ends.leased(np.full(70_000, serial, "u1"))
                 lent = segment
             held = [70_000] if lent is not None else [len(frame) for frame in frames]
-            parts, files = ends.near.pack(serial, {"n": serial}, held, frames, lent)
+            parts, files = ends.client.pack(serial, {"n": serial}, held, frames, lent)
             expected.append((serial, {"n": serial, "sizes": held}))
             whole = b"".join(parts)
             cuts = sorted(data.draw(st.sets(st.integers(1, len(whole) - 1), max_size=5)))
@@ -132,8 +132,8 @@ def test_however_the_stream_is_split(data: Any) -> None:
 
 
 def test_one_byte_at_a_time(ends: Ends) -> None:
-    segment, sizes = ends.lent(np.arange(100_000))
-    parts, files = ends.near.pack(5, {}, sizes, (), segment)
+    segment, sizes = ends.leased(np.arange(100_000))
+    parts, files = ends.client.pack(5, {}, sizes, (), segment)
     data, found = b"".join(parts), []
     for at in range(len(data)):
         ends.raw(data[at : at + 1], files if not at else None)
@@ -143,90 +143,90 @@ def test_one_byte_at_a_time(ends: Ends) -> None:
 
 
 def test_half_a_message_is_none(ends: Ends) -> None:
-    parts, _ = ends.near.pack(1, {}, [10], [bytes(10)])
+    parts, _ = ends.client.pack(1, {}, [10], [bytes(10)])
     ends.raw(b"".join(parts)[:-1])
     assert ends.arrived() == []
-    ends.near.socket.close()
-    assert not ends.remote.receive()
-    assert ends.remote.next() is None
+    ends.client.socket.close()
+    assert not ends.kernel.receive()
+    assert ends.kernel.next() is None
 
 
 def test_a_closed_end_is_told_after_what_it_sent(ends: Ends) -> None:
     ends.send(1, {"op": "x"})
-    ends.near.close()
-    assert ends.remote.receive()
-    assert ends.remote.next() == (1, {"op": "x", "sizes": []}, [])
-    assert not ends.remote.receive()
+    ends.client.close()
+    assert ends.kernel.receive()
+    assert ends.kernel.next() == (1, {"op": "x", "sizes": []}, [])
+    assert not ends.kernel.receive()
 
 
 # ---------------------------------------------------------------- segments
 
 
 def test_a_segments_file_goes_along_once(ends: Ends) -> None:
-    segment, sizes = ends.lent(np.full(100_000, 1))
-    parts, files = ends.near.pack(1, {}, sizes, (), segment)
+    segment, sizes = ends.leased(np.full(100_000, 1))
+    parts, files = ends.client.pack(1, {}, sizes, (), segment)
     assert files == [segment.file]
-    send_all(ends.near.socket, parts, files)
+    send_all(ends.client.socket, parts, files)
     ((_, _, frames),) = ends.arrived()
     view = np.frombuffer(frames[0], int)
     assert (view == 1).all()
     del frames, view
     ends.answer(0)
-    ends.arrived(ends.near)
+    ends.arrived(ends.client)
     assert segment.leases == 0
-    again, _ = ends.lent(np.full(100_000, 2))
+    again, _ = ends.leased(np.full(100_000, 2))
     assert again is segment
-    parts, files = ends.near.pack(2, {}, sizes, (), segment)
+    parts, files = ends.client.pack(2, {}, sizes, (), segment)
     assert files == []
-    send_all(ends.near.socket, parts, files)
+    send_all(ends.client.socket, parts, files)
     ((_, _, frames),) = ends.arrived()
     assert (np.frombuffer(frames[0], int) == 2).all()
 
 
 def test_a_lease_ends_when_it_is_told(ends: Ends) -> None:
-    segment, sizes = ends.lent(np.arange(100_000))
+    segment, sizes = ends.leased(np.arange(100_000))
     ends.send(1, {}, sizes, (), segment)
     (message,) = ends.arrived()
-    assert not ends.remote.has_updates
+    assert not ends.kernel.has_updates
     assert segment.leases == 1
     del message
-    assert ends.remote.has_updates
+    assert ends.kernel.has_updates
     assert segment.leases == 1
     ends.answer(0)
-    assert ends.arrived(ends.near) == [(0, {"sizes": []}, [])]
+    assert ends.arrived(ends.client) == [(0, {"sizes": []}, [])]
     assert segment.leases == 0
-    assert not ends.remote.has_updates
+    assert not ends.kernel.has_updates
 
 
 def test_what_was_given_back_is_forgotten_there(ends: Ends) -> None:
-    segment, sizes = ends.lent(np.arange(100_000))
+    segment, sizes = ends.leased(np.arange(100_000))
     ends.send(1, {}, sizes, (), segment)
     ends.arrived()
     gc.collect()
     ends.answer(0)
-    ends.arrived(ends.near)
+    ends.arrived(ends.client)
     before = descriptors()
-    ends.near.pool.trim(0)
-    assert ends.near.has_updates
+    ends.client.pool.trim(0)
+    assert ends.client.has_updates
     ends.send(0, {})
     ends.arrived()
-    assert not ends.remote.maps.known
+    assert not ends.kernel.maps.known
     assert descriptors() < before
 
 
 def test_a_spoilt_segment_is_given_back(ends: Ends) -> None:
-    segment, sizes = ends.lent(np.arange(100_000))
+    segment, sizes = ends.leased(np.arange(100_000))
     ends.send(1, {}, sizes, (), segment)
     (message,) = ends.arrived()
     _segments._before_fork()
     del message
     ends.answer(0)
-    ends.arrived(ends.near)
-    assert not ends.near.pool.segments
+    ends.arrived(ends.client)
+    assert not ends.client.pool.segments
 
 
 def test_closing_ends_the_leases_given_and_none_of_those_taken(ends: Ends) -> None:
-    segment, sizes = ends.lent(np.arange(100_000))
+    segment, sizes = ends.leased(np.arange(100_000))
     ends.send(1, {}, sizes, (), segment)
     ((_, _, frames),) = ends.arrived()
     view = np.frombuffer(frames[0], int)
@@ -238,8 +238,8 @@ def test_closing_ends_the_leases_given_and_none_of_those_taken(ends: Ends) -> No
 
 def test_closing_closes_what_arrived_and_was_not_mapped(ends: Ends) -> None:
     before = descriptors()
-    segment, sizes = ends.lent(np.arange(100_000))
-    parts, files = ends.near.pack(1, {}, sizes, (), segment)
+    segment, sizes = ends.leased(np.arange(100_000))
+    parts, files = ends.client.pack(1, {}, sizes, (), segment)
     ends.raw(b"".join(parts)[:20], files)
     assert ends.arrived() == []
     assert descriptors() == before + 2  # the segment's, and what arrived
@@ -249,7 +249,7 @@ def test_closing_closes_what_arrived_and_was_not_mapped(ends: Ends) -> None:
 
 def test_no_descriptor_left_to_receive_one_with(ends: Ends) -> None:
     """EMFILE: that message has no frames, and the next one is right."""
-    first, sizes = ends.lent(np.full(100_000, 1))
+    first, sizes = ends.leased(np.full(100_000, 1))
     ends.send(1, {}, sizes, (), first)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     filler = os.open("/dev/null", os.O_RDONLY)
@@ -266,11 +266,11 @@ def test_no_descriptor_left_to_receive_one_with(ends: Ends) -> None:
         for file in many:
             os.close(file)
     assert found == [(1, {"sizes": sizes}, None)]
-    ends.near.take_back(first, unmapped=True)
+    ends.client.take_back(first, unmapped=True)
     assert first.leases == 0
-    again, _ = ends.lent(np.full(100_000, 2))
+    again, _ = ends.leased(np.full(100_000, 2))
     assert again is first  # and its file goes along once more
-    other, _ = ends.lent(np.full(100_000, 3))
+    other, _ = ends.leased(np.full(100_000, 3))
     ends.send(2, {}, sizes, (), again)
     ends.send(3, {}, sizes, (), other)
     values = [int(np.frombuffer(frames[0], int)[0]) for _, _, frames in ends.arrived()]
@@ -281,7 +281,7 @@ def test_two_channels_tell_their_segments_apart(ends: Ends) -> None:
     others = Ends()
     try:
         for both, value in ((ends, 1), (others, 2)):
-            segment, sizes = both.lent(np.full(100_000, value))
+            segment, sizes = both.leased(np.full(100_000, value))
             both.send(value, {}, sizes, (), segment)
         for both, value in ((ends, 1), (others, 2)):
             ((serial, _, frames),) = both.arrived()
@@ -357,7 +357,7 @@ def test_any_sizes_for_a_segment(sizes: list[int], otherwise: Any) -> None:
     """Whatever a message says of a segment, header included: frames in it, or ``WireError``."""
     ends = Ends()
     try:
-        segment, _ = ends.lent(np.arange(100_000))
+        segment, _ = ends.leased(np.arange(100_000))
         ends.send(1, {"sizes": otherwise}, sizes, (), segment)
         ((_, header, frames),) = ends.arrived()
         assert header == {"sizes": sizes}
@@ -380,14 +380,14 @@ def test_sizes_of_frames_that_are_not_there(ends: Ends, sizes: list[int]) -> Non
 
 @pytest.mark.parametrize("sizes", [[-64, 64], [-1], [100_000, -50_000]])
 def test_negative_sizes_of_a_segment_are_broken(ends: Ends, sizes: list[int]) -> None:
-    segment, _ = ends.lent(np.arange(100_000))
+    segment, _ = ends.leased(np.arange(100_000))
     ends.send(1, {}, sizes, (), segment)
     with pytest.raises(WireError):
         ends.arrived()
 
 
 def test_sizes_beyond_the_segment_are_broken(ends: Ends) -> None:
-    segment, _ = ends.lent(np.arange(100_000))
+    segment, _ = ends.leased(np.arange(100_000))
     ends.send(1, {}, [segment.capacity + 1], (), segment)
     with pytest.raises(WireError):
         ends.arrived()
@@ -411,17 +411,17 @@ def test_a_file_that_is_no_segment_has_no_frames(ends: Ends) -> None:
 
 
 def test_released_numbers_that_nobody_lent_change_nothing(ends: Ends) -> None:
-    segment, _ = ends.lent(np.arange(100_000))
+    segment, _ = ends.leased(np.arange(100_000))
     numbers = [segment.number + 1, -segment.number - 1, 0, 1 << 62, -(1 << 63)]
-    ends.remote.socket.sendall(prefixed(released=numbers, gone=numbers))
-    assert len(ends.arrived(ends.near)) == 1
+    ends.kernel.socket.sendall(prefixed(released=numbers, gone=numbers))
+    assert len(ends.arrived(ends.client)) == 1
     assert segment.leases == 1
 
 
 def test_a_lease_told_over_twice_is_over_once(ends: Ends) -> None:
-    segment, _ = ends.lent(np.arange(100_000))
-    ends.remote.socket.sendall(prefixed(released=[segment.number] * 3))
-    ends.arrived(ends.near)
+    segment, _ = ends.leased(np.arange(100_000))
+    ends.kernel.socket.sendall(prefixed(released=[segment.number] * 3))
+    ends.arrived(ends.client)
     assert segment.leases == 0
 
 
@@ -443,14 +443,14 @@ def test_a_message_may_not_be_longer_than_most(ends: Ends, monkeypatch: pytest.M
 
 
 def test_the_peer_is_this_process(ends: Ends) -> None:
-    assert peer(ends.near.socket) == (os.getpid(), os.geteuid())
+    assert peer(ends.client.socket) == (os.getpid(), os.geteuid())
 
 
 def test_headers_are_json_and_empty_ones_nothing(ends: Ends) -> None:
     header = {"x": [1, 2.5, None, "ä"]}
     ends.send(1, header)
     assert ends.arrived() == [(1, {**header, "sizes": []}, [])]
-    parts, _ = ends.near.pack(2, {"a": 1})
+    parts, _ = ends.client.pack(2, {"a": 1})
     assert json.loads(bytes(parts[0])[PREFIX.size :]) == {"a": 1}
-    parts, _ = ends.near.pack(3, {}, [5])
+    parts, _ = ends.client.pack(3, {}, [5])
     assert bytes(parts[0])[PREFIX.size :] == array("q", [5]).tobytes()
