@@ -53,7 +53,7 @@ async def test_a_request_that_is_always_aborted_raises_request_aborted() -> None
     async with Bridge.launch(lane="buffers") as bridge, other(bridge) as other_client:
         kernel = "get_ipython().kernel"
         assert (await other_client.execute(f"{kernel}._aborting = True"))["status"] == "ok"
-        async with told_within(1.5):
+        async with reported_within(1.5):
             with pytest.raises(RequestAborted, match="it was not executed"):
                 await bridge.push(x=1)
         # Only a failing cell sends the message that ends the aborting. None failed, so restart.
@@ -67,7 +67,7 @@ async def test_our_failing_request_aborts_no_other_request(kernel_name: str) -> 
     """D2. Our push, pull, call and cell fail; the cells of another client behind them run."""
     async with Bridge.launch(kernel_name) as bridge, other(bridge) as other_client:
         failing_operations: list[Callable[[], Any]] = [
-            lambda: bridge.push(x=RaisesThere()),
+            lambda: bridge.push(x=RaisesInKernel()),
             lambda: bridge.pull("1/0"),
             lambda: bridge.call(lambda: 1 / 0),
             lambda: bridge.run("1/0"),
@@ -78,7 +78,7 @@ async def test_our_failing_request_aborts_no_other_request(kernel_name: str) -> 
             failing = asyncio.create_task(operation())
             await asyncio.sleep(0.1)
             behind = [other_client.submit(f"y{number} = {i}") for i in range(3)]
-            async with told_within(1):
+            async with reported_within(1):
                 (outcome,) = await all_of(failing)
                 assert isinstance(outcome, RemoteError)
                 for request in (busy, *behind):

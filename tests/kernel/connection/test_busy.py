@@ -71,7 +71,7 @@ async def test_a_deadline_holds_behind_a_running_cell(
         await until(lambda: not on_its_way(bridge))
         running = asyncio.ensure_future(kernel.run(cell_until(gate, cell)))
         await until(lambda: at_work(bridge))
-        async with told_within(0.6):
+        async with reported_within(0.6):
             # Calls that wait together may cross in one message, and the second call is sent as
             # soon as the first one times out. So the second one starts later and ends earlier.
             sent = asyncio.ensure_future(bridge.push(x=1, timeout=0.6))
@@ -169,7 +169,7 @@ async def test_a_subshell_answers_while_the_main_shell_runs(
         waits = asyncio.ensure_future(bridge.push(waited=x_of(0)))
         # Beside a busy loop, every step of ipykernel's threads waits for the GIL. On some machines
         # a subshell answers after 37 ms, on some after 15 s (measured).
-        async with told_within(0.5 if cell == "sleep" else 6):
+        async with reported_within(0.5 if cell == "sleep" else 6):
             await bridge.push(x=1, now=True)
             assert await bridge.pull("x", "x + 1", now=True) == (1, 2)
             with pytest.raises(RemoteError, match="ZeroDivisionError"):
@@ -277,7 +277,7 @@ async def subshells(other_client: Other) -> list[str]:
 
 
 async def until_subshells(other_client: Other, expected: list[str]) -> None:
-    async with told_within(1):
+    async with reported_within(1):
         while await subshells(other_client) != expected:
             await asyncio.sleep(0.02)
 
@@ -354,7 +354,7 @@ async def client_with_subshell(kernel: Bridge, expression: str = "") -> asyncio.
     assert process.stdout is not None
     assert await process.stdout.readline() == b"1\n"
     if expression:
-        async with told_within(1):
+        async with reported_within(1):
             while not await kernel.exists("begun"):
                 await asyncio.sleep(0.02)
     return process
@@ -392,7 +392,7 @@ async def test_a_busy_orphan_is_left_alone_until_it_is_idle(live: Bridge) -> Non
     )
     async with other(live) as other_client:
         await kill(await client_with_subshell(live, "busy()"))
-        async with told_within(0.5), Bridge.attach(file_of(live)) as bridge:
+        async with reported_within(0.5), Bridge.attach(file_of(live)) as bridge:
             await bridge.push(x=1)
             assert await bridge.pull("x", now=True) == 1
         (orphan,) = await subshells(other_client)
@@ -418,7 +418,7 @@ async def test_a_subshell_that_another_client_deleted_is_created_again(kernel: B
         for number in range(1, 4):
             (own,) = set(await subshells(other_client)) - set(before)
             await control_reply(other_client, "delete_subshell_request", subshell_id=own)
-            async with told_within(0.5):
+            async with reported_within(0.5):
                 if number == 1:
                     await bridge.push(x=number, now=True)
                 else:

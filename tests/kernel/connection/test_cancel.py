@@ -136,7 +136,7 @@ async def test_replies_of_timed_out_calls_are_still_read(kernel: Bridge) -> None
         except TimeoutError:
             timed_out += 1
     assert timed_out > 0
-    async with told_within(2):
+    async with reported_within(2):
         pulled = await asyncio.gather(*(kernel.pull(f"{i}") for i in range(100)))
     assert pulled == list(range(100))
     assert list(await look(file_of(kernel))) == ["x"]

@@ -91,7 +91,7 @@ async def test_a_damaged_reply_fails_its_own_request_only(kernel_name: str, how:
     launched = Bridge.launch(kernel_name, lane="buffers")
     async with launched as bridge, other(bridge) as other_client:
         assert (await other_client.execute(DAMAGED[how]))["status"] == "ok"
-        async with told_within(1):
+        async with reported_within(1):
             with pytest.raises(ReplyLost):
                 await bridge.push(x=1)
         assert await look(file_of(bridge)) in ({}, {"x": "1"})
@@ -258,7 +258,7 @@ async def test_an_array_that_changes_during_a_push_arrives_whole_or_not_at_all(
 
             before = await look(file_of(kernel))
             wire.outgoing = change_array
-            async with told_within(2):
+            async with reported_within(2):
                 (outcome,) = await all_of(bridge.push(array=array, note=number))
             wire.outgoing = whole
             assert not array.any()
@@ -543,7 +543,7 @@ async def test_objects_do_not_appear_on_iopub(kernel: Bridge) -> None:
 
 async def until_heard(kernel: Bridge, socket: zmq.asyncio.Socket) -> None:
     """Wait until the subscription works, and discard the messages until then."""
-    async with told_within(1):
+    async with reported_within(1):
         while not await socket.poll(50):
             await kernel.pull("0")  # no name, so the request is a message
     while await socket.poll(100):

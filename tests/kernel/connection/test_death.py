@@ -110,7 +110,7 @@ async def test_a_dead_kernel_is_reported_quickly(live: Bridge, attached: bool) -
                     await Bridge.attach(file_of(live))
         await live.restart()
         if attached:  # the bridge still expects the old kernel
-            async with told_within(ATTACHED):
+            async with reported_within(ATTACHED):
                 with pytest.raises((KernelDied, KernelRestarted)):
                     await bridge.push(x=2)
                 await until_back(bridge)
@@ -130,11 +130,15 @@ async def until_back(bridge: Bridge) -> None:
 
 
 ENDS = {
-    "os._exit": (There(os._exit, 7), 7, "exit code 7"),
-    "segfault": (There(ctypes.string_at, 0), -signal.SIGSEGV, "was killed by SIGSEGV"),
-    "abort": (There(os.abort), -signal.SIGABRT, "was killed by SIGABRT"),
+    "os._exit": (CallsInKernel(os._exit, 7), 7, "exit code 7"),
+    "segfault": (CallsInKernel(ctypes.string_at, 0), -signal.SIGSEGV, "was killed by SIGSEGV"),
+    "abort": (CallsInKernel(os.abort), -signal.SIGABRT, "was killed by SIGABRT"),
     # Linux kills a process that needs too much memory like this.
-    "oom-kill": (There(signal.raise_signal, signal.SIGKILL), -signal.SIGKILL, "killed by SIGKILL"),
+    "oom-kill": (
+        CallsInKernel(signal.raise_signal, signal.SIGKILL),
+        -signal.SIGKILL,
+        "killed by SIGKILL",
+    ),
 }
 
 
@@ -348,7 +352,7 @@ HOOK = "get_ipython().events.register('post_execute', lambda: __import__('os')._
 EXITS_AFTER_EFFECT: dict[str, Callable[[Bridge, str], Any]] = {
     "run": lambda bridge, file: bridge.run(f"print('once', file=open({file!r}, 'a'))\n{HOOK}"),
     "call": lambda bridge, file: bridge.call(write_once, file),
-    "push": lambda bridge, file: bridge.push(x=There(write_once, file)),
+    "push": lambda bridge, file: bridge.push(x=CallsInKernel(write_once, file)),
 }
 
 
@@ -370,7 +374,7 @@ async def test_a_kernel_that_dies_between_execution_and_reply_is_reported(
             bridge = await stack.enter_async_context(Bridge.attach(file_of(live)))
         if operation == "push":
             await live.call(ExitsWhenReplaced, keep="x")
-        async with told_within(ATTACHED if attached else LAUNCHED):
+        async with reported_within(ATTACHED if attached else LAUNCHED):
             with pytest.raises(KernelDied) as caught:
                 await EXITS_AFTER_EFFECT[operation](bridge, str(ran))
         assert attached or caught.value.exit_code == 3
@@ -395,7 +399,7 @@ async def test_a_shutdown_by_another_client_is_reported(live: Bridge, attached: 
         assert await anext(watch) == 1
         async with other(live) as other_client:
             other_client.client.shutdown()
-            async with told_within(ATTACHED if attached else LAUNCHED):
+            async with reported_within(ATTACHED if attached else LAUNCHED):
                 assert "shutdown_reply" in [message.type async for message in stream]
                 assert [value async for value in watch] == []
             with pytest.raises(KernelDied, match="another client had asked it to shut down"):

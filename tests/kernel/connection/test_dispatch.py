@@ -171,7 +171,7 @@ async def test_results_do_not_depend_on_iopub(kernel: Bridge, tmp_path: Path) ->
             assert await bridge.pull("x") == 1
             with pytest.raises(RemoteError, match="ZeroDivisionError"):
                 await bridge.pull("1/0")
-        async with told_within(3):  # a cell waits a moment for its lost outputs
+        async with reported_within(3):  # a cell waits a moment for its lost outputs
             assert (await bridge.run("y = 2\nprint(y)")).execution_count
         assert await look(file_of(kernel)) == {"x": "1", "y": "2"}
         await goes_on(bridge)

@@ -79,8 +79,10 @@ async def wait_until_nothing_is_leased(*bridges: Bridge) -> None:
     for bridge in bridges:
         async with asyncio.timeout(30):
             while True:
-                remote = await memory.there(bridge)
-                client_leases = memory.here(bridge)["leases"] if bridge.info.lane == "direct" else 0
+                remote = await memory.kernel_counts(bridge)
+                client_leases = (
+                    memory.client_counts(bridge)["leases"] if bridge.info.lane == "direct" else 0
+                )
                 if not (remote["leases"] or remote["kept"] or client_leases):
                     break
                 await asyncio.sleep(0.1)
@@ -148,11 +150,11 @@ async def test_a_handoff_of_a_hundred_megabytes_takes_no_memory_of_the_client(
         assert (transfer.lane, transfer.bytes > 100_000_000) == ("direct", True)
         assert own_memory() - before < 10 * MIB
         for bridge, before_it in zip(pair, kept, strict=True):  # segments of other tests, at most
-            assert memory.here(bridge)["bytes"] <= before_it
+            assert memory.client_counts(bridge)["bytes"] <= before_it
         assert await target.pull("float(x[0])", "float(x[-1])") == (n, 12_499_999)
     # The source reuses two segments: the one in use by the target, and the one before.
-    assert (await memory.there(source))["bytes"] < 300_000_000
-    assert (await memory.there(target))["mapped"] <= 3
+    assert (await memory.kernel_counts(source))["bytes"] < 300_000_000
+    assert (await memory.kernel_counts(target))["mapped"] <= 3
 
 
 async def test_the_source_gets_the_segment_back_after_the_last_array_is_deleted(
@@ -213,15 +215,15 @@ async def test_an_untrusted_kernel_shares_no_memory_with_a_trusted_one(
     await source.run(f"import numpy; x = numpy.arange({LARGE}.0)")
     async with Bridge.attach(other.info.connection_file, lane="direct", trust="data") as untrusted:
         assert (await source.handoff("x", to=untrusted)).lane == "direct"
-        assert memory.here(untrusted)["leases"] == 1  # a segment of this process
-        await memory.given_back(source)
+        assert memory.client_counts(untrusted)["leases"] == 1  # a segment of this process
+        await memory.kernel_leases_nothing(source)
         assert await untrusted.pull("float(x.sum())") == LARGE * (LARGE - 1) / 2
         await wait_until_nothing_is_leased(source, untrusted)
     # A payload from an untrusted kernel is copied before it is opened, so it can't change.
     async with Bridge.attach(source.info.connection_file, lane="direct", trust="data") as untrusted:
         await untrusted.run(f"import numpy; x = numpy.arange({LARGE}.0)")
         assert (await untrusted.handoff("x", to=other)).lane == "direct"
-        await memory.given_back(untrusted)
+        await memory.kernel_leases_nothing(untrusted)
         assert await other.pull("float(x.sum())") == LARGE * (LARGE - 1) / 2
 
 
@@ -247,7 +249,7 @@ async def test_an_object_outlives_the_bridges_of_its_handoff(pair: tuple[Bridge,
         await other.run("x += 1")
         assert await other.pull("float(x.sum())") == total + LARGE
         if left is source:  # a lease ends even if its bridge can't end it
-            await memory.given_back(one)
+            await memory.kernel_leases_nothing(one)
         await left.aclose()
         await other.delete("x")
     await wait_until_nothing_is_leased(*pair)
@@ -402,7 +404,7 @@ kept, remote.Mapped = remote.Mapped, refuse
             assert await target.pull("float(x.sum())") == LARGE * (LARGE - 1) / 2
         finally:
             await other.run("remote.Mapped = kept")
-        await memory.given_back(source)
+        await memory.kernel_leases_nothing(source)
         assert (await source.handoff("x", to=target)).lane.endswith("direct")
 
 
@@ -523,7 +525,7 @@ async def test_a_stopped_target_and_then_a_dead_source_are_reported() -> None:
         await source.push(x=1)
         await until(lambda: target._transport.has_pulse)
         with stopped(target):
-            async with told_within(5):
+            async with reported_within(5):
                 with pytest.raises(KernelUnresponsive) as unresponsive:
                     await source.handoff("x", to=target)
             assert (
@@ -657,7 +659,7 @@ def test_a_handoff_of_sync_bridges_shares_the_segment() -> None:
         assert target.pull("float(x.sum())", "model.twice()") == (LARGE * (LARGE - 1) / 2, 42)
         del target["x"]
         end = time.monotonic() + 30
-        while source.call(memory._there, by_value=[memory])["leases"]:
+        while source.call(memory._count_in_kernel, by_value=[memory])["leases"]:
             assert time.monotonic() < end
             time.sleep(0.05)
 

@@ -24,10 +24,10 @@ async def test_calls_behind_a_cell_that_waits_for_input_time_out(kernel: Bridge)
     """B8. Another client's cell waits for input: a call behind it times out at its deadline."""
     async with other(kernel) as other_client:
         cell = other_client.submit("line = input()", allow_stdin=True)
-        async with told_within(1):
+        async with reported_within(1):
             request = await other_client.client.get_stdin_msg(timeout=10)
         assert request["msg_type"] == "input_request"
-        async with told_within(0.3):
+        async with reported_within(0.3):
             with pytest.raises(TimeoutError, match="the kernel is busy"):
                 await kernel.push(x=1, timeout=0.3)
         async with reported_within(0.5):

@@ -223,7 +223,7 @@ async def test_a_call_ends_at_its_deadline_if_imports_raise() -> None:
             "def refuse(*args, **kwargs): raise ImportError('refused')\n"
             "builtins.__import__ = refuse"
         )
-        async with told_within(1):
+        async with reported_within(1):
             # It depends on the version of the kernel whether it still replies.
             (outcome,) = await all_of(bridge.push(y=2, timeout=1))
             assert isinstance(outcome, (TimeoutError, bridgehead.Transfer)), outcome
@@ -293,7 +293,7 @@ async def test_a_module_that_the_kernel_lacks_is_named(
     monkeypatch.syspath_prepend(tmp_path)
     import only_in_client  # type: ignore[import-not-found]
 
-    async with told_within(0.5):
+    async with reported_within(0.5):
         with pytest.raises(
             MissingInKernel, match=r"'only_in_client'.*by_value=\[only_in_client\]"
         ) as caught:

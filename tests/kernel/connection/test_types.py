@@ -83,7 +83,7 @@ async def test_unpickling_that_hangs_ends_at_the_deadline(kernel: Bridge, lane: 
         async with reported_within(0.5):
             with pytest.raises(TimeoutError, match="may still run there"):
                 await bridge.push(x=HangsInKernel(), y=1, timeout=0.5)
-        async with told_within(0.5):
+        async with reported_within(0.5):
             await bridge.interrupt()
         assert await look(file_of(kernel)) == {}
         await goes_on(bridge)

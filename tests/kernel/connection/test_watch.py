@@ -86,7 +86,7 @@ async def test_each_cell_that_changes_the_value_sends_it_once(
                     )
                 )
                 cells.append(other_client.submit("x = x"))
-            async with told_within(2):
+            async with reported_within(2):
                 while values[-1] != 10:
                     values.append(await anext(watch))
                     (tmp_path / str(values[-1])).touch()
