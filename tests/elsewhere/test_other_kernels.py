@@ -206,9 +206,8 @@ async def test_an_unsupported_kernel_is_reported_and_still_works(
             with pytest.raises(UnsupportedKernel, match=message):
                 await opening
         client = manager.client()
-        client.session = type(client.session)(
-            key=manager.session.key
-        )  # not the session of the manager
+        # The client shares the session of the manager, so give it another one.
+        client.session = type(client.session)(key=manager.session.key)
         client.start_channels()
         try:
             reply = await client.execute("echo=1", reply=True, timeout=60)

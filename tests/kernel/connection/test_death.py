@@ -133,7 +133,7 @@ ENDS = {
     "os._exit": (CallsInKernel(os._exit, 7), 7, "exit code 7"),
     "segfault": (CallsInKernel(ctypes.string_at, 0), -signal.SIGSEGV, "was killed by SIGSEGV"),
     "abort": (CallsInKernel(os.abort), -signal.SIGABRT, "was killed by SIGABRT"),
-    # Linux kills a process that needs too much memory like this.
+    # This is how Linux kills a process that needs too much memory.
     "oom-kill": (
         CallsInKernel(signal.raise_signal, signal.SIGKILL),
         -signal.SIGKILL,

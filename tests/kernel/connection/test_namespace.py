@@ -165,9 +165,8 @@ async def test_shadowed_builtins_do_not_affect_the_remote_part(shadows: str) -> 
             await bridge.push(y=[2])
             assert await bridge.pull("x", "y") == (1, [2])
             assert await bridge.call(lambda v: v + 1, bridge.ref("x")) == 2
-        async with Bridge.attach(
-            file_of(bridge)
-        ) as late:  # installs nothing, finds the remote part
+        # This bridge installs nothing; it finds the remote part.
+        async with Bridge.attach(file_of(bridge)) as late:
             assert await late.pull("y") == [2]
         namespace = await look(file_of(bridge))
         assert (namespace["x"], namespace["y"]) == ("1", "[2]")

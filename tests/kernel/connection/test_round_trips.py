@@ -274,9 +274,8 @@ async def test_transfers_that_were_cancelled_are_not_kept_in_the_kernel(live: Br
             await asyncio.sleep(delay)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-    assert await live.exists(
-        "big"
-    )  # requests that wait may run before the message that drops transfers
+    # Requests that wait may run before the message that drops the transfers.
+    assert await live.exists("big")
     assert await live.pull("_kept()") == [0, 0]
     assert live._transport.dispatcher.in_flight == 0
 
