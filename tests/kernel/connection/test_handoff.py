@@ -391,7 +391,7 @@ import sys
 remote = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
 def refuse(*args):
     raise OSError("no")
-kept, remote.Mapped = remote.Mapped, refuse
+kept, remote.MappedSegment = remote.MappedSegment, refuse
 """)
     async with (
         Bridge.attach(one.info.connection_file, lane=lane) as source,
@@ -403,7 +403,7 @@ kept, remote.Mapped = remote.Mapped, refuse
             assert transfer.lane.endswith("buffers")
             assert await target.pull("float(x.sum())") == LARGE * (LARGE - 1) / 2
         finally:
-            await other.run("remote.Mapped = kept")
+            await other.run("remote.MappedSegment = kept")
         await memory.kernel_leases_nothing(source)
         assert (await source.handoff("x", to=target)).lane.endswith("direct")
 

@@ -405,10 +405,13 @@ async def test_a_large_object_is_pickled_beside_the_event_loop(
     await goes_on(kernel)
 
 
-# A module of the same name in the kernel, with an empty class of the same name.
+# A module of the same name in the kernel, with its packages and an empty class of the same name.
 SAME = """
 import sys, types
-_module = sys.modules["{name}"] = types.ModuleType("{name}")
+_parts = "{name}".split(".")
+for _end in range(1, len(_parts) + 1):
+    _name = ".".join(_parts[:_end])
+    _module = sys.modules[_name] = types.ModuleType(_name)
 exec("class Large: pass", _module.__dict__)
 """
 
