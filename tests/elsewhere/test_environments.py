@@ -1,6 +1,6 @@
 """Kernels of other Pythons, of ipykernel 6, and with nothing but ipykernel.
 
-Rule: every test tells what the kernel's namespace holds afterwards, as a fresh client sees it.
+Rule: every test checks what the kernel's namespace contains afterwards, as seen by a new client.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ pytestmark = pytest.mark.elsewhere
 
 
 def on(*names: str) -> pytest.MarkDecorator:
-    """Has ``live`` be a kernel of each of these environments."""
+    """Run the test with ``live`` as a kernel of each of these environments."""
     return pytest.mark.parametrize("kernel_name", names, indirect=True)
 
 
@@ -59,7 +59,7 @@ async def seen(bridge: Bridge) -> dict[str, str]:
 
 @contextlib.asynccontextmanager
 async def refused(bridge: Bridge, kind: type[Exception], match: str) -> AsyncIterator[Any]:
-    """It raises, the namespace is as before, and the next operation works."""
+    """Expect the error, an unchanged namespace, and that the next operation works."""
     before = await seen(bridge)
     with pytest.raises(kind, match=match) as caught:
         yield caught
@@ -67,7 +67,7 @@ async def refused(bridge: Bridge, kind: type[Exception], match: str) -> AsyncIte
 
 
 async def unchanged(bridge: Bridge, before: dict[str, str]) -> None:
-    """The namespace is as it was before, and the next operation works."""
+    """Check that the namespace is unchanged and that the next operation works."""
     assert await seen(bridge) == before
     await bridge.push(next=[1, 2])
     assert await bridge.pull("next") == [1, 2]
@@ -77,7 +77,7 @@ async def unchanged(bridge: Bridge, before: dict[str, str]) -> None:
 
 @contextlib.asynccontextmanager
 async def nothing_sent(bridge: Bridge) -> AsyncIterator[None]:
-    """The kernel was not asked for anything: between two cells it was never busy."""
+    """Check that the block sends no request: the kernel is never busy between two cells."""
     await bridge.run("pass")
     stream = bridge.messages()
     yield
@@ -91,11 +91,11 @@ async def nothing_sent(bridge: Bridge) -> AsyncIterator[None]:
 
 
 @pytest.fixture
-def only_here(
+def client_module(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> ModuleType:
-    """A module that can be imported in this process and in no kernel."""
-    name = f"only_here_{uuid.uuid4().hex[:8]}"
+    """A module that only this process can import, no kernel."""
+    name = f"client_module_{uuid.uuid4().hex[:8]}"
     (tmp_path / f"{name}.py").write_text(
         "class Point:\n"
         "    def __init__(self, x):\n"
@@ -110,7 +110,7 @@ def only_here(
 
 
 def code() -> dict[str, Any]:
-    """Values that carry code objects, each in another way."""
+    """Return values that contain code objects, each in another way."""
     offset = 3
 
     class Main:
@@ -128,29 +128,29 @@ def code() -> dict[str, Any]:
     }
 
 
-# ------------------------------------------------------------ code between two Pythons
+# ------------------------------------------------------------ code between Python versions
 
 
 @on(NEWEST, TENTH, OLDEST, "bare", "spyder")
 async def test_code_is_refused_across_python_minors_before_anything_is_sent(
-    live: Bridge, only_here: ModuleType
+    live: Bridge, client_module: ModuleType
 ) -> None:
     await live.push(kept=[1])
-    there = ".".join(map(str, live.info.python[:2]))
-    told = rf"are code of Python .*the kernel runs Python {there}; nothing was sent\. Send data"
-    point = only_here.Point(3)
+    kernel_version = ".".join(map(str, live.info.python[:2]))
+    message = rf"are code of Python .*the kernel runs {kernel_version}; send data"
+    point = client_module.Point(3)
     async with nothing_sent(live):
         for value in code().values():
-            with pytest.raises(IncompatiblePython, match=told):
+            with pytest.raises(IncompatiblePython, match=message):
                 await live.push({"kept": 2, "x": value})
-            with pytest.raises(IncompatiblePython, match=told):
+            with pytest.raises(IncompatiblePython, match=message):
                 await live.call(operator.is_, value, None, keep="x")
-        with pytest.raises(IncompatiblePython, match=told):
+        with pytest.raises(IncompatiblePython, match=message):
             await live.call(lambda: 1, keep="x")
-        with pytest.raises(IncompatiblePython, match=told):
-            await live.push(kept=2, x=point, by_value=[only_here])
-        with pytest.raises(IncompatiblePython, match=told):
-            await live.call(only_here.Point, 3, keep="x", by_value=[only_here])
+        with pytest.raises(IncompatiblePython, match=message):
+            await live.push(kept=2, x=point, by_value=[client_module])
+        with pytest.raises(IncompatiblePython, match=message):
+            await live.call(client_module.Point, 3, keep="x", by_value=[client_module])
     await unchanged(live, {"kept": "[1]"})
 
 
@@ -166,37 +166,39 @@ class Boom(Exception):
     def __init__(self, *args): super().__init__("it went wrong")
 def boom(): raise Boom
 """
-OVER_THERE = {"function", "Class", "instance", "nested", "Boom", "boom"}
+DEFINED_NAMES = {"function", "Class", "instance", "nested", "Boom", "boom"}
 
 
 @on(NEWEST, OLDEST)
-async def test_code_defined_over_there_is_refused_on_its_way_here(live: Bridge) -> None:
+async def test_code_that_is_defined_in_the_kernel_is_refused_by_pull(live: Bridge) -> None:
     await live.run(DEFINED)
-    there = ".".join(map(str, live.info.python[:2]))
-    told = (
-        rf"the value carries code objects of Python {there}, "
-        r"but this program runs Python .*only data"
+    kernel_version = ".".join(map(str, live.info.python[:2]))
+    message = (
+        rf"the value carries code objects of Python {kernel_version}, "
+        r"and this is Python .*only data"
     )
-    for name in sorted(OVER_THERE):
-        async with refused(live, IncompatiblePython, told):
+    for name in sorted(DEFINED_NAMES):
+        async with refused(live, IncompatiblePython, message):
             await live.pull(name)
-    async with refused(live, IncompatiblePython, told):
+    async with refused(live, IncompatiblePython, message):
         await live.pull("nested", "instance")
-    # Code of the user's ran to make these, so the error is not one of a request that did nothing.
+    # User code ran to create these values, so the error is a RemoteError.
     async with refused(live, RemoteError, "the value stays in the kernel: .* code objects"):
         await live.pull("lambda: 1")
     async with refused(live, RemoteError, "the value stays in the kernel: .* code objects"):
         await live.call(operator.getitem, live.ref("instance"), 0)
-    # What stays over there can be used from here.
+    # Objects that stay in the kernel can still be used.
     assert await live.pull("function()", "instance.method()") == (1, 2)
     assert await live.call(operator.methodcaller("method"), live.ref("instance")) == 2
     ref = await live.call(operator.itemgetter("deep"), live.ref("nested"), keep="kept")
     assert await ref[0]().pull() == 1
-    assert set(await seen(live)) == OVER_THERE | {"kept"}
+    assert set(await seen(live)) == DEFINED_NAMES | {"kept"}
 
 
 @on(NEWEST, OLDEST)
-async def test_an_exception_defined_over_there_is_told_without_its_class(live: Bridge) -> None:
+async def test_an_exception_defined_in_the_kernel_is_reported_without_its_class(
+    live: Bridge,
+) -> None:
     await live.run(DEFINED)
     async with refused(live, RemoteError, "Boom: it went wrong") as caught:
         await live.pull("boom()")
@@ -206,7 +208,7 @@ async def test_an_exception_defined_over_there_is_told_without_its_class(live: B
     async with refused(live, RemoteError, "KeyError: 'a'") as caught:
         await live.pull("{}['a']")
     assert isinstance(caught.value.__cause__, KeyError)
-    assert set(await seen(live)) == OVER_THERE
+    assert set(await seen(live)) == DEFINED_NAMES
 
 
 @on(NEWEST, OLDEST)
@@ -223,7 +225,7 @@ async def test_a_class_without_code_of_its_own_crosses(live: Bridge) -> None:
 
 
 @on(NEWEST, OLDEST, "bare", "bare-here")
-async def test_what_can_be_imported_there_crosses_by_reference(live: Bridge) -> None:
+async def test_importable_objects_cross_by_reference(live: Bridge) -> None:
     await live.push(root=math.sqrt, dumps=json.dumps, kind=collections.OrderedDict)
     await live.push({"get": operator.itemgetter(1), "hex": functools.partial(int, base=16)})
     assert await live.pull("root(16)", "dumps([1])", "get('abc')", "hex('ff')") == (
@@ -243,19 +245,19 @@ async def test_what_can_be_imported_there_crosses_by_reference(live: Bridge) -> 
 
 
 @on(NEWEST, OLDEST)
-async def test_a_value_whose_module_exists_only_over_there_is_told(live: Bridge) -> None:
+async def test_a_value_whose_module_exists_only_in_the_kernel_is_reported(live: Bridge) -> None:
     await live.run(
         "import sys, types\n"
-        "module = sys.modules['only_there'] = types.ModuleType('only_there')\n"
+        "module = sys.modules['kernel_module'] = types.ModuleType('kernel_module')\n"
         "exec('class Thing: pass', module.__dict__)\n"
         "thing = module.Thing()"
     )
-    async with refused(live, DecodeError, "'only_there' exists in the kernel but not here"):
+    async with refused(live, DecodeError, "'kernel_module' exists in the kernel but not here"):
         await live.pull("thing")
     assert set(await seen(live)) == {"thing"}
 
 
-# ------------------------------------------------------------ data between two Pythons
+# ------------------------------------------------------------ data between Python versions
 
 DATA: dict[str, Any] = {
     "none": None,
@@ -285,7 +287,7 @@ DATA: dict[str, Any] = {
 
 
 def by_lanes(*names: str) -> list[tuple[str, str]]:
-    """Each of these environments with every lane that carries frames in messages, and xpython."""
+    """Each of these environments with each lane that sends frames in messages, and xpython."""
     both = [(name, lane) for name in names for lane in ("buffers", "inline")]
     return [*both, ("xpython", "inline"), ("xpython", "direct")]
 
@@ -294,24 +296,25 @@ def by_lanes(*names: str) -> list[tuple[str, str]]:
 async def test_plain_data_crosses_both_ways(elsewhere: Elsewhere, name: str, lane: Any) -> None:
     async with Bridge.launch(elsewhere(name), lane=lane) as bridge:
         await bridge.push(DATA)
-        there = await seen(bridge)
+        namespace = await seen(bridge)
         back = dict(zip(DATA, await bridge.pull(*DATA), strict=True))
         await bridge.push({f"again_{name}": value for name, value in back.items()})
         again = await seen(bridge)
-    assert set(there) == set(DATA)
-    assert again == {**there, **{f"again_{name}": text for name, text in there.items()}}
+    assert set(namespace) == set(DATA)
+    assert again == {**namespace, **{f"again_{name}": text for name, text in namespace.items()}}
     for name, value in DATA.items():
         assert type(back[name]) is type(value), name
         assert repr(back[name]) == repr(value), name
-        if name not in ("ordered", "surrogate", "large"):  # Python 3.12 changed the first one's
-            assert there[name] == repr(value), name
+        # Python 3.12 changed the repr of an OrderedDict.
+        if name not in ("ordered", "surrogate", "large"):
+            assert namespace[name] == repr(value), name
     assert back["surrogate"] == "\ud800"
     shared = back["containers"]["list"]
     assert shared == [1, [2, (3,)]]
 
 
 @on(NEWEST, OLDEST)
-async def test_what_is_shared_stays_shared_and_a_cycle_stays_one(live: Bridge) -> None:
+async def test_shared_objects_stay_shared_and_cycles_stay_cycles(live: Bridge) -> None:
     shared: list[Any] = [1]
     shared.append(shared)
     await live.push(one=shared, two={"same": shared})
@@ -323,7 +326,7 @@ async def test_what_is_shared_stays_shared_and_a_cycle_stays_one(live: Bridge) -
 
 
 def arrays() -> dict[str, Any]:
-    """Arrays of every kind of dtype and layout; an odd length, so that nothing lines up."""
+    """Return arrays of every kind of dtype and layout, with odd lengths."""
     kinds = ["?", "i1", "<i2", ">i4", "<i8", "u1", "<u8", "<f2", "<f4", ">f8", "<c8", "<c16"]
     found: dict[str, Any] = {f"a{i}": np.arange(7).astype(kind) for i, kind in enumerate(kinds)}
     found.update(
@@ -348,7 +351,7 @@ async def test_arrays_cross_both_ways(elsewhere: Elsewhere, name: str, lane: Any
     sent = arrays()
     async with Bridge.launch(elsewhere(name), lane=lane) as bridge:
         await bridge.push(sent)
-        there = await seen(bridge)
+        namespace = await seen(bridge)
         back = dict(zip(sent, await bridge.pull(*sent), strict=True))
         await bridge.push({f"again_{name}": value for name, value in back.items()})
         same = " and ".join(
@@ -359,49 +362,49 @@ async def test_arrays_cross_both_ways(elsewhere: Elsewhere, name: str, lane: Any
         assert await bridge.pull(same) is True
         made = await bridge.pull("__import__('numpy').linspace(0, 1, 5)")
         again = await seen(bridge)
-    assert set(there) == set(sent)
-    assert again == {**there, **{f"again_{name}": text for name, text in there.items()}}
+    assert set(namespace) == set(sent)
+    assert again == {**namespace, **{f"again_{name}": text for name, text in namespace.items()}}
     assert made.tolist() == [0, 0.25, 0.5, 0.75, 1]
     for name, value in sent.items():
-        assert name == "large" or there[name] == repr(value), name  # numpy 2.2 changed it
+        assert name == "large" or namespace[name] == repr(value), name  # numpy 2.2 changed its repr
         assert type(back[name]) is type(value), name
         assert (back[name].dtype, back[name].shape) == (value.dtype, value.shape), name
         if name == "objects":
             assert back[name].tolist() == value.tolist()
         else:
             assert back[name].tobytes() == value.tobytes(), name
-    back["large"][0] = 7  # what arrives is writable
+    back["large"][0] = 7  # arrays arrive writable
 
 
 # ------------------------------------------------------------ a kernel that lacks packages
 
 
 @on("bare", "bare-here")
-async def test_kernel_without_numpy_or_cloudpickle(live: Bridge) -> None:
+async def test_a_kernel_without_numpy_and_cloudpickle_takes_plain_data(live: Bridge) -> None:
     assert set(live.info.versions) == {"ipykernel"}
     await live.push(kept=[1])
     path = live.info.executable
     assert "bare" in path
-    told = rf"the kernel \({path}\) cannot import 'numpy': .*Install it in the kernel's environment"
-    async with refused(live, MissingInKernel, told) as caught:
+    message = rf"the kernel \({path}\) cannot import 'numpy': .*Install it there"
+    async with refused(live, MissingInKernel, message) as caught:
         await live.push(kept=2, a=np.arange(3))
     assert caught.value.module == "numpy"
-    async with refused(live, MissingInKernel, told):
+    async with refused(live, MissingInKernel, message):
         await live.push(large=np.zeros(3_000_000))
-    async with refused(live, MissingInKernel, told):
+    async with refused(live, MissingInKernel, message):
         await live.call(len, np.arange(3), keep="kept")
 
     class Label:
         pass
 
-    # Without code, so it was sent; but a class goes by cloudpickle.
+    # It contains no code, so it is sent; but a class needs cloudpickle.
     async with refused(live, MissingInKernel, rf"\({path}\) cannot import 'cloudpickle'"):
         await live.push(kept=2, label=Label())
     assert await seen(live) == {"kept": "[1]"}
 
 
 @on("bare-here")
-async def test_code_for_a_kernel_without_cloudpickle(live: Bridge) -> None:
+async def test_code_is_refused_for_a_kernel_without_cloudpickle(live: Bridge) -> None:
     await live.push(kept=[1])
     async with nothing_sent(live):
         for value in code().values():
@@ -414,7 +417,7 @@ async def test_code_for_a_kernel_without_cloudpickle(live: Bridge) -> None:
 
 
 @on("bare", "bare-here")
-async def test_what_is_defined_in_a_kernel_without_cloudpickle_stays_there(live: Bridge) -> None:
+async def test_definitions_stay_in_a_kernel_without_cloudpickle(live: Bridge) -> None:
     await live.run(DEFINED)
     for name in ("function", "Class", "instance", "nested"):
         async with refused(live, MissingInKernel, "cannot import 'cloudpickle'"):
@@ -424,52 +427,54 @@ async def test_what_is_defined_in_a_kernel_without_cloudpickle_stays_there(live:
     async with refused(live, RemoteError, "Boom: it went wrong"):
         await live.pull("boom()")
     assert await live.pull("function()", "instance.method()") == (1, 2)
-    assert set(await seen(live)) == OVER_THERE
+    assert set(await seen(live)) == DEFINED_NAMES
 
 
 @on("ipykernel6")
-async def test_a_class_of_a_module_that_exists_only_here(
-    live: Bridge, only_here: ModuleType
+async def test_a_module_that_only_the_client_has_crosses_by_value(
+    live: Bridge, client_module: ModuleType
 ) -> None:
-    name, point = only_here.__name__, only_here.Point(3)
+    name, point = client_module.__name__, client_module.Point(3)
     await live.push(kept=[1])
-    told = rf"cannot import '{name}'.*or ship your own module with by_value=\[{name}\]"
+    message = rf"cannot import '{name}'.*or ship your own module with by_value=\[{name}\]"
     for attempt in (
         lambda: live.push(kept=2, p=point),
         lambda: live.push(kept=2, p={"deep": [point]}),
-        lambda: live.call(only_here.Point, 3, keep="p"),
+        lambda: live.call(client_module.Point, 3, keep="p"),
     ):
-        async with refused(live, MissingInKernel, told) as caught:
+        async with refused(live, MissingInKernel, message) as caught:
             await attempt()
         assert caught.value.module == name
-    await live.push(p=point, by_value=[only_here])
+    await live.push(p=point, by_value=[client_module])
     assert await live.pull("p.x", "type(p).__module__") == (3, name)
-    assert await live.pull("p") == point  # of this side's class again
-    assert await live.call(only_here.Point, 4, by_value=[only_here]) == only_here.Point(4)
+    assert await live.pull("p") == point  # an instance of the client's class again
+    assert await live.call(client_module.Point, 4, by_value=[client_module]) == client_module.Point(
+        4
+    )
     assert await seen(live) == {"kept": "[1]", "p": "Point(3)"}
 
 
-# ------------------------------------------------------------ the whole surface on ipykernel 6
+# ------------------------------------------------------------ all operations on ipykernel 6
 
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """The header of every message that leaves any bridge."""
+    """The headers of all messages that bridges send."""
     headers: list[dict[str, Any]] = []
     put = Dispatcher.put
 
-    async def noted(
+    async def recorded(
         self: Dispatcher, channel: str, message: dict[str, Any], *a: Any, **k: Any
     ) -> Any:
         headers.append(message["header"])
         return await put(self, channel, message, *a, **k)
 
-    monkeypatch.setattr(Dispatcher, "put", noted)
+    monkeypatch.setattr(Dispatcher, "put", recorded)
     return headers
 
 
 @on("ipykernel6")
-async def test_every_operation_and_no_subshell_is_asked_for(
+async def test_all_operations_work_without_a_subshell(
     live: Bridge, sent: list[dict[str, Any]]
 ) -> None:
     assert live.info.versions["ipykernel"].startswith("6.31.")
@@ -485,8 +490,8 @@ async def test_every_operation_and_no_subshell_is_asked_for(
     assert await live.call(lambda a, b: a * b, live.ref("x"), b=3) == 18
     kept = await live.call(lambda: {"deep": [7]}, keep="kept")
     assert await kept["deep"][0].pull() == 7
-    told = {name.name: (name.type, name.len) for name in await live.names()}
-    assert told["values"] == ("list", 2)
+    names = {name.name: (name.type, name.len) for name in await live.names()}
+    assert names["values"] == ("list", 2)
     assert await live.exists("kept")
     await live.delete("kept", "f")
     assert not await live.exists("kept")
@@ -500,7 +505,7 @@ offset = 100  # a global of the function that crosses
 
 
 @pytest.mark.parametrize("lane", ["buffers", "inline"])
-async def test_forty_megabytes_cross_in_pieces(elsewhere: Elsewhere, lane: Any) -> None:
+async def test_forty_megabytes_cross_in_chunks(elsewhere: Elsewhere, lane: Any) -> None:
     async with Bridge.launch(elsewhere("ipykernel6"), lane=lane) as bridge:
         large = np.arange(5_000_000.0)
         transfer = await bridge.push(large=large, beside=b"x" * 10)
@@ -512,7 +517,7 @@ async def test_forty_megabytes_cross_in_pieces(elsewhere: Elsewhere, lane: Any) 
 
 
 @on("ipykernel6")
-async def test_two_hundred_at_once(live: Bridge) -> None:
+async def test_two_hundred_calls_at_once_get_their_own_replies(live: Bridge) -> None:
     await asyncio.gather(*(live.push({f"x{i}": i}) for i in range(200)))
     values = await asyncio.gather(*(live.pull(f"x{i} * 2") for i in range(200)))
     assert values == [2 * i for i in range(200)]
@@ -520,7 +525,7 @@ async def test_two_hundred_at_once(live: Bridge) -> None:
 
 
 @on("ipykernel6")
-async def test_cancelling_some_disturbs_no_other(live: Bridge) -> None:
+async def test_cancelling_some_calls_disturbs_no_other_call(live: Bridge) -> None:
     await live.push(done=[])
     cell = asyncio.ensure_future(live.run("import time; time.sleep(0.5)"))
     tasks = [asyncio.ensure_future(live.push({f"x{i}": i})) for i in range(60)]
@@ -533,13 +538,13 @@ async def test_cancelling_some_disturbs_no_other(live: Bridge) -> None:
     assert not any(isinstance(result, BaseException) for result in results[1::2])
     assert await live.pull("x1 + x59") == 60
     found = await seen(live)
-    # A cancelled push happened as a whole or not at all; the others did.
+    # A cancelled push ran completely or not at all; the other pushes ran.
     assert {f"x{i}": str(i) for i in range(1, 60, 2)}.items() <= found.items()
     assert found.items() <= {"done": "[]", **{f"x{i}": str(i) for i in range(60)}}.items()
 
 
 @on("ipykernel6")
-async def test_a_late_answer_is_not_taken_for_the_next(live: Bridge) -> None:
+async def test_a_late_reply_is_not_given_to_the_next_call(live: Bridge) -> None:
     with pytest.raises(TimeoutError):
         await live.call(time.sleep, 3, keep="late", timeout=1)
     assert await live.pull("'next'") == "next"
@@ -547,11 +552,11 @@ async def test_a_late_answer_is_not_taken_for_the_next(live: Bridge) -> None:
 
 
 @on("ipykernel6")
-async def test_an_interrupt_reaches_a_cell_and_loses_nothing(live: Bridge) -> None:
+async def test_an_interrupt_ends_the_cell_and_no_other_call(live: Bridge) -> None:
     await live.push(x=1)
     async with endless_cell(live):
         behind = asyncio.ensure_future(live.push(y=2))
-        await asyncio.sleep(0)  # it has its place
+        await asyncio.sleep(0)  # now it has its turn
         await live.interrupt()
     await behind
     await live.interrupt()  # an idle kernel ignores it
@@ -560,7 +565,7 @@ async def test_an_interrupt_reaches_a_cell_and_loses_nothing(live: Bridge) -> No
 
 
 class Calls:
-    """Unpickled, it calls a function that the kernel can import."""
+    """An object that calls a function of the kernel when it is unpickled."""
 
     def __init__(self, function: Callable[..., Any], *args: Any) -> None:
         self.call = function, args
@@ -586,7 +591,7 @@ async def test_an_interrupt_while_unpickling_binds_nothing(
 
 
 @on("ipykernel6")
-async def test_failed_push_leaves_the_namespace_as_it_was(live: Bridge) -> None:
+async def test_a_failed_push_leaves_the_namespace_unchanged(live: Bridge) -> None:
     class Raises:
         def __getstate__(self) -> Any:
             return {"some": "state"}
@@ -601,7 +606,7 @@ async def test_failed_push_leaves_the_namespace_as_it_was(live: Bridge) -> None:
 
 
 @on("ipykernel6")
-async def test_restart_gives_an_empty_namespace_and_is_told_to_others_once(live: Bridge) -> None:
+async def test_a_restart_empties_the_namespace_and_is_reported_to_others_once(live: Bridge) -> None:
     async with Bridge.attach(live.info.connection_file) as other:
         await live.push(x=1)
         epoch, pid = live.info.epoch, live.info.pid
@@ -620,7 +625,7 @@ async def test_restart_gives_an_empty_namespace_and_is_told_to_others_once(live:
 
 @on("ipykernel6")
 @pytest.mark.parametrize("how", ["killed", "exits while unpickling"])
-async def test_kernel_death_is_told_and_a_restart_brings_it_back(live: Bridge, how: str) -> None:
+async def test_a_dead_kernel_is_reported_and_can_be_restarted(live: Bridge, how: str) -> None:
     await live.push(x=1)
     if how == "killed":
         push = asyncio.ensure_future(live.push(x=2, slow=Calls(time.sleep, 60)))
@@ -644,7 +649,7 @@ async def test_kernel_death_is_told_and_a_restart_brings_it_back(live: Bridge, h
 
 
 @on("ipykernel6")
-async def test_one_flipped_byte_is_refused_both_ways(live: Bridge) -> None:
+async def test_one_flipped_byte_is_refused_in_both_directions(live: Bridge) -> None:
     async with Bridge.attach(live.info.connection_file, lane="buffers") as bridge:
         await refuses_a_flipped_byte(bridge)
 
@@ -682,7 +687,7 @@ async def refuses_a_flipped_byte(live: Bridge) -> None:
 
 
 @on("ipykernel6")
-async def test_what_anothers_failing_cell_aborts_is_tried_again(live: Bridge) -> None:
+async def test_requests_that_another_clients_cell_aborts_are_retried(live: Bridge) -> None:
     client = AsyncKernelClient()
     client.load_connection_file(str(live.info.connection_file))
     client.start_channels(shell=True, iopub=False, stdin=False, hb=False, control=False)
@@ -703,8 +708,10 @@ async def test_what_anothers_failing_cell_aborts_is_tried_again(live: Bridge) ->
 
 
 @on(*ENVIRONMENTS)
-async def test_an_environment_is_what_it_is_called(live: Bridge, kernel_name: str) -> None:
-    # Were something of this one's to leak into it, the tests above would prove nothing.
+async def test_an_environment_has_the_python_and_packages_of_its_name(
+    live: Bridge, kernel_name: str
+) -> None:
+    # If packages of this environment leaked into it, the tests above would prove nothing.
     wanted = ENVIRONMENTS[kernel_name]
     assert live.info.python[:2] == wanted.minor
     assert kernel_name in live.info.executable
@@ -716,16 +723,16 @@ async def test_an_environment_is_what_it_is_called(live: Bridge, kernel_name: st
     assert await seen(live) == {}
 
 
-def test_a_pip_that_fails_shows_what_it_said(
+def test_a_pip_that_fails_fails_the_test_with_its_output(
     elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(ENVIRONMENTS, "broken", Environment(HERE, ("./no/such/folder",)))
-    for _ in range(2):  # told again to the next test, and not tried again
+    for _ in range(2):  # the next test fails with the same output; pip does not run again
         with pytest.raises(pytest.fail.Exception, match=r"exit code 1:\n(.*\n)*.*no/such/folder"):
             elsewhere("broken")
 
 
-def test_a_missing_interpreter_is_a_skip_that_says_so(
+def test_a_missing_interpreter_skips_the_test_with_a_reason(
     elsewhere: Elsewhere, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(ENVIRONMENTS, "ancient", Environment((3, 1), ()))

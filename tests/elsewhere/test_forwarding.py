@@ -1,7 +1,7 @@
-"""A kernel behind ports that SSH forwards, by the README's own command.
+"""A kernel behind ports that SSH forwards with the README's own command.
 
-Rule: a real sshd on loopback with keys, host key and configuration in a temporary folder; nothing
-of the user's is read or written. The kernel listens at 127.0.0.2, so that the same ports are free
+Rule: a real sshd listens on loopback; its keys and configuration are in a temporary folder. No test
+reads or writes files of the user. The kernel listens at 127.0.0.2, so that the same ports are free
 at 127.0.0.1, as on two machines.
 """
 
@@ -31,7 +31,7 @@ from support.kit import endless_cell
 
 README = Path(__file__).parents[2] / "README.md"
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
-SEPARATION = Path("/run/sshd")  # which an sshd of root's insists on
+SEPARATION = Path("/run/sshd")  # an sshd that runs as root needs this folder
 
 pytestmark = [
     pytest.mark.elsewhere,
@@ -60,7 +60,7 @@ def listens(port: int, ip: str = "127.0.0.1") -> bool:
 
 @contextmanager
 def running(command: list[str], **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """A process, and whatever it started, for as long as the block lasts."""
+    """Run a process, and end it and its children after the block."""
     pipe = subprocess.PIPE
     process = subprocess.Popen(
         command, stdout=pipe, stderr=pipe, text=True, start_new_session=True, **options
@@ -75,8 +75,8 @@ def running(command: list[str], **options: Any) -> Iterator[subprocess.Popen[str
 
 @pytest.fixture(scope="module")
 def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Another machine, as far as ssh knows; gives a folder whose ``ssh`` knows the way to it."""
-    folder = tmp_path_factory.mktemp("far")
+    """Start an sshd as another machine, and return a folder whose ``ssh`` connects to it."""
+    folder = tmp_path_factory.mktemp("remote")
     for name in ("host", "user"):
         keygen = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
         subprocess.run(keygen, check=True)
@@ -88,9 +88,10 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         f"AuthorizedKeysFile {folder}/user.pub\nAuthenticationMethods publickey\n"
         "PermitRootLogin prohibit-password\nUsePAM no\n"
     )
-    (folder / "known_hosts").write_text(f"far {(folder / 'host.pub').read_text()}")
+    (folder / "known_hosts").write_text(f"remote {(folder / 'host.pub').read_text()}")
     (folder / "ssh_config").write_text(
-        f"Host far\nHostName 127.0.0.1\nPort {port}\nUser {getpass.getuser()}\nHostKeyAlias far\n"
+        f"Host remote\nHostName 127.0.0.1\nPort {port}\nUser {getpass.getuser()}\n"
+        "HostKeyAlias remote\n"
         f"IdentityFile {folder}/user\nIdentitiesOnly yes\nBatchMode yes\n"
         f"UserKnownHostsFile {folder}/known_hosts\nExitOnForwardFailure yes\n"
     )
@@ -98,21 +99,21 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     ssh.parent.mkdir()
     ssh.write_text(f'#!/bin/sh\nexec {shutil.which("ssh")} -F {folder}/ssh_config "$@"\n')
     ssh.chmod(0o755)
-    made = os.getuid() == 0 and not SEPARATION.exists()
-    if made:
+    created = os.getuid() == 0 and not SEPARATION.exists()
+    if created:
         SEPARATION.mkdir(0o755)
     try:
         with running([str(SSHD), "-D", "-e", "-f", str(folder / "sshd_config")]) as sshd:
             waited(lambda: listens(port), sshd)
             yield ssh.parent
     finally:
-        if made:
+        if created:
             SEPARATION.rmdir()
 
 
 @pytest.fixture
 def kernel(tmp_path: Path) -> Iterator[Path]:
-    """A kernel over there; its connection file, copied to here under the README's name."""
+    """Start a kernel, and return its connection file, with the name that the README uses."""
     file = tmp_path / "kernel-1234.json"
     start = ["-m", "ipykernel_launcher", "-f", str(file), "--ip=127.0.0.2"]
     with running([sys.executable, *start]) as process:
@@ -122,26 +123,26 @@ def kernel(tmp_path: Path) -> Iterator[Path]:
 
 @contextmanager
 def forwarded(remote: Path, kernel: Path) -> Iterator[Path]:
-    """The README's command at work; the connection file that leads through it."""
-    found = re.search(r"^ *(ssh -N .* far)$", README.read_text(), re.MULTILINE)
+    """Forward the ports by the README's command, and return a connection file for them."""
+    found = re.search(r"^ *(ssh -N .* remote)$", README.read_text(), re.MULTILINE)
     assert found, "README.md has lost its ssh command"
     environment = {**os.environ, "PATH": f"{remote}:{os.environ['PATH']}"}
     info = json.loads(kernel.read_text())
-    near = kernel.with_name("near.json")
-    near.write_text(json.dumps({**info, "ip": "127.0.0.1"}))  # as it is on two machines
-    near.chmod(0o600)
+    forwarded_file = kernel.with_name("forwarded.json")
+    forwarded_file.write_text(json.dumps({**info, "ip": "127.0.0.1"}))  # as it is on two machines
+    forwarded_file.chmod(0o600)
     command = ["bash", "-c", found[1]]
     with running(command, cwd=kernel.parent, env=environment) as ssh:
         ports = [port for name, port in info.items() if name.endswith("_port")]
         assert len(ports) == 5
         waited(lambda: all(map(listens, ports)), ssh)
-        yield near
+        yield forwarded_file
 
 
-async def test_the_readmes_command_leads_to_the_kernel(remote: Path, kernel: Path) -> None:
-    with forwarded(remote, kernel) as near:
-        # Not the direct lane, which would notice that it is the same machine after all.
-        async with Bridge.attach(near, lane="buffers") as bridge:
+async def test_the_command_of_the_readme_forwards_the_kernel(remote: Path, kernel: Path) -> None:
+    with forwarded(remote, kernel) as file:
+        # Not the direct lane, which would detect that the kernel is on the same machine.
+        async with Bridge.attach(file, lane="buffers") as bridge:
             large = np.arange(2_000_000.0)
             await bridge.push(large=large, f=lambda v: v + 1)
             assert await bridge.pull("f(large[1])") == 2
@@ -151,9 +152,11 @@ async def test_the_readmes_command_leads_to_the_kernel(remote: Path, kernel: Pat
             assert bridge._transport.has_pulse  # type: ignore[attr-defined]
 
 
-async def test_a_way_that_breaks_is_told_and_may_come_back(remote: Path, kernel: Path) -> None:
-    with forwarded(remote, kernel) as near:
-        bridge = await Bridge.attach(near, lane="buffers")
+async def test_a_broken_forwarding_is_reported_and_works_again_later(
+    remote: Path, kernel: Path
+) -> None:
+    with forwarded(remote, kernel) as file:
+        bridge = await Bridge.attach(file, lane="buffers")
         await bridge.push(x=[1])
         cell = asyncio.ensure_future(bridge.run("import time; time.sleep(4); x.append(2)"))
         while bridge.state != "busy":
@@ -162,9 +165,9 @@ async def test_a_way_that_breaks_is_told_and_may_come_back(remote: Path, kernel:
         async with asyncio.timeout(20):
             with pytest.raises(OutcomeUnknown):
                 await cell
-        with forwarded(remote, kernel) as near:
-            async with Bridge.attach(near, lane="buffers") as other:
-                assert await other.pull("x") == [1, 2]  # the cell ran on over there
+        with forwarded(remote, kernel) as file:
+            async with Bridge.attach(file, lane="buffers") as other:
+                assert await other.pull("x") == [1, 2]  # the cell continued in the kernel
             async with asyncio.timeout(20):
                 while True:
                     try:

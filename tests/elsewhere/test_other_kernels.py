@@ -1,7 +1,7 @@
-"""Kernels that are not plain ipykernel: xeus-python, Spyder's, and those that are none for us.
+"""Kernels other than plain ipykernel: xeus-python, Spyder's, and unsupported ones.
 
-Rule: what such a kernel can't do is told by name, and what it can is tried on it, not on a
-kernel that behaves as it does. Data and code between Pythons: ``test_environments.py``.
+Rule: each test runs the kernel itself, not a substitute, and names what the kernel can't do.
+``test_environments.py`` tests data and code between Python versions.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ SPYDER = pytest.mark.parametrize("kernel_name", ["spyder"], indirect=True)
 
 
 @XEUS
-async def test_the_direct_lane_serves_xeus_as_any_other(live: Bridge) -> None:
+async def test_the_direct_lane_works_with_xeus(live: Bridge) -> None:
     assert live.info.kernel.startswith("xeus-python 0.19")
     assert (live.info.transport, live.info.lane) == ("tcp", "direct")
     await live.push(x=1, f=lambda v: v + offset, large=np.arange(1_000_000.0))
     assert await live.pull("f(x)", "large.sum()") == (101, 499_999_500_000.0)
     assert (await live.pull("large")).nbytes == 8_000_000
     assert await live.call(lambda a: a.nbytes, live.ref("large")) == 8_000_000
-    assert {told.name for told in await live.names()} == {"x", "f", "large"}
+    assert {name.name for name in await live.names()} == {"x", "f", "large"}
     await live.delete("f")
     assert set(await look(live.info.connection_file)) == {"x", "large"}
 
@@ -54,7 +54,7 @@ offset = 100  # a global of the function that crosses
 
 
 @XEUS
-async def test_cells_of_xeus(live: Bridge) -> None:
+async def test_xeus_runs_cells(live: Bridge) -> None:
     result = await live.run("print('out')\nx = 6\nx * 7")
     assert (result.stdout, result.data["text/plain"]) == ("out\n", "42")
     await live.run("class Boom(Exception): pass")
@@ -67,7 +67,7 @@ async def test_cells_of_xeus(live: Bridge) -> None:
 
 
 @XEUS
-async def test_names_take_their_turn_behind_a_cell_of_xeus(live: Bridge) -> None:
+async def test_names_wait_behind_a_running_cell_of_xeus(live: Bridge) -> None:
     await live.push(x="before")
     cell = asyncio.ensure_future(
         live.run("import time\nwhile 'go' not in globals(): time.sleep(0.01)\nx = 'after'")
@@ -83,10 +83,10 @@ async def test_names_take_their_turn_behind_a_cell_of_xeus(live: Bridge) -> None
 
 
 @pytest.mark.parametrize("lane", ["inline", "direct"])
-async def test_one_request_at_a_time_is_on_its_way_to_xeus(
+async def test_only_one_request_at_a_time_is_in_flight_to_xeus(
     elsewhere: Elsewhere, lane: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Two of some MiB that come together hang it for good.
+    # Two requests of some MiB at the same time make xeus-python hang for ever.
     most, put = 0, Dispatcher.put
 
     async def counted(self: Dispatcher, *args: Any, **options: Any) -> Any:
@@ -114,7 +114,7 @@ async def test_one_request_at_a_time_is_on_its_way_to_xeus(
 
 
 @XEUS
-async def test_what_xeus_can_not_do_is_told_and_harms_nothing(live: Bridge) -> None:
+async def test_operations_that_xeus_lacks_raise_not_supported(live: Bridge) -> None:
     await live.push(x=1)
     with pytest.raises(NotSupported, match=r"xeus-python 0\.19.* can't be interrupted: a signal"):
         await live.interrupt()
@@ -134,7 +134,7 @@ async def test_what_xeus_can_not_do_is_told_and_harms_nothing(live: Bridge) -> N
 
 
 @XEUS
-async def test_xeus_dies_and_comes_back(live: Bridge) -> None:
+async def test_a_dead_xeus_is_reported_and_can_be_restarted(live: Bridge) -> None:
     await live.push(x=1)
     with pytest.raises(KernelDied, match="killed by SIGKILL") as caught:
         await live.run("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
@@ -150,7 +150,7 @@ async def test_xeus_dies_and_comes_back(live: Bridge) -> None:
 
 
 @SPYDER
-async def test_the_whole_surface_on_spyders_kernel(live: Bridge) -> None:
+async def test_all_operations_work_on_the_kernel_of_spyder(live: Bridge) -> None:
     assert live.info.lane == "direct"
     assert (
         await live.pull("type(get_ipython().kernel).__module__") == "spyder_kernels.console.kernel"
@@ -162,7 +162,7 @@ async def test_the_whole_surface_on_spyders_kernel(live: Bridge) -> None:
         async with Bridge.attach(live.info.connection_file, lane=lane) as other:
             assert (await other.pull("large")).tobytes() == large.tobytes()
     await live.call(len, live.ref("x"), keep="length")
-    assert {told.name for told in await live.names()} == {"x", "large", "length"}
+    assert {name.name for name in await live.names()} == {"x", "large", "length"}
     assert set(await look(live.info.connection_file)) == {"x", "large", "length"}
     result = await live.run("print('out'); x['a']")
     assert (result.stdout, result.data["text/plain"]) == ("out\n", "1")
@@ -174,7 +174,7 @@ async def test_the_whole_surface_on_spyders_kernel(live: Bridge) -> None:
 
 
 @SPYDER
-async def test_spyders_kernel_is_interrupted_and_restarted(live: Bridge) -> None:
+async def test_the_kernel_of_spyder_is_interrupted_and_restarted(live: Bridge) -> None:
     async with endless_cell(live):
         await live.interrupt()
     await live.push(x=1)
@@ -182,31 +182,32 @@ async def test_spyders_kernel_is_interrupted_and_restarted(live: Bridge) -> None
     assert not await live.exists("x")
 
 
-# ------------------------------------------------------------ no kernels for us
+# ------------------------------------------------------------ unsupported kernels
 
 
 @pytest.mark.parametrize(
-    ("name", "told"),
+    ("name", "message"),
     [
         ("bash", "bash_kernel 0.10.* is a kernel for bash; bridgehead needs a Python kernel"),
         ("xpython-raw", "xeus-python 0.19.*: the kernel fails at a request without code"),
     ],
 )
-async def test_an_unsupported_kernel_is_told_and_goes_on(
-    elsewhere: Elsewhere, name: str, told: str
+async def test_an_unsupported_kernel_is_reported_and_still_works(
+    elsewhere: Elsewhere, name: str, message: str
 ) -> None:
     before = os.listdir(os.environ["JUPYTER_RUNTIME_DIR"])
-    with pytest.raises(UnsupportedKernel, match=told):
+    with pytest.raises(UnsupportedKernel, match=message):
         await Bridge.launch(elsewhere(name))
     assert os.listdir(os.environ["JUPYTER_RUNTIME_DIR"]) == before
     manager = AsyncKernelManager(kernel_name=name)
     await manager.start_kernel()
     try:
         for opening in (Bridge.over(manager), Bridge.attach(Path(manager.connection_file))):
-            with pytest.raises(UnsupportedKernel, match=told):
+            with pytest.raises(UnsupportedKernel, match=message):
                 await opening
         client = manager.client()
-        client.session = type(client.session)(key=manager.session.key)  # not the manager's own
+        # The client shares the session of the manager, so give it another one.
+        client.session = type(client.session)(key=manager.session.key)
         client.start_channels()
         try:
             reply = await client.execute("echo=1", reply=True, timeout=60)

@@ -1,7 +1,7 @@
-"""The README's table of kernels is what is seen here, row by row.
+"""The README's table of kernels, row by row.
 
-Rule: nobody writes a row by hand. ``pytest -m elsewhere -k table --write`` writes what it saw on
-Python 3.11; without ``--write`` what it sees must stand there.
+Rule: no row is written by hand. ``pytest -m elsewhere -k table --write`` on Python 3.11 writes the
+results of the survey to the README; without ``--write``, the README must contain them.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import pytest
 from support.elsewhere import NEWEST, OLDEST, TENTH, Elsewhere
 from support.survey import survey, version, write, written
 
-CLIENT = (3, 11)  # what crosses depends on it
+CLIENT = (3, 11)  # it decides which objects can cross
 
-# The kernels of the table: what each is called, and how much of its version makes a difference.
+# The kernels of the table: the distribution of each, and how many digits of its version count.
 ROWS = {
     "python3": ("ipykernel", 1),
     "ipykernel6": ("ipykernel", 2),
@@ -35,7 +35,7 @@ seen: dict[str, tuple[str, ...]] = {}
 @pytest.mark.elsewhere
 @pytest.mark.skipif(sys.version_info[:2] != CLIENT, reason="the table is what Python 3.11 sees")
 @pytest.mark.parametrize("name", ROWS)
-async def test_the_table_has_what_is_seen(
+async def test_the_table_has_the_result_of_the_survey(
     elsewhere: Elsewhere, name: str, request: pytest.FixtureRequest
 ) -> None:
     kernel = name if name == "python3" else elsewhere(name)
@@ -50,7 +50,7 @@ async def test_the_table_has_what_is_seen(
 def test_the_table_has_a_row_for_each_kernel(request: pytest.FixtureRequest) -> None:
     if request.config.getoption("--write"):
         missing = set(ROWS) - set(seen)
-        assert not missing, "the table is written as a whole"
+        assert not missing, "--write needs the results of all kernels"
         write([seen[name] for name in ROWS])
     kernels = [row[:2] for row in written()]
     assert len(kernels) == len(set(kernels)) == len(ROWS)

@@ -1,6 +1,6 @@
-"""What the public docstrings show is what happens: those that need a kernel.
+"""Examples in public docstrings that need a kernel.
 
-Rule: as ``unit/test_public_docstrings.py``, with the real thing behind each name.
+Rule: as in ``unit/test_public_docstrings.py``, with a real object for each name.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ KERNELS = sorted(NEED_MORE.difference(SERVERS, [CLUSTER]))
 
 
 @pytest.mark.parametrize("name", KERNELS)
-async def test_its_example_gives_what_it_shows(name: str) -> None:
+async def test_an_example_prints_what_it_shows(name: str) -> None:
     source = "".join(example.source for example in examples(PUBLIC[name]))
     names: dict[str, Any] = {"asyncio": asyncio}
-    async with AsyncExitStack() as opened:  # what the example takes for granted
+    async with AsyncExitStack() as opened:  # objects that the example expects
         if "manager" in source:
             names["manager"] = manager = AsyncKernelManager()
             await manager.start_kernel()

@@ -1,6 +1,6 @@
-"""A forked kernel is what a started one is.
+"""Forked kernels behave like started ones.
 
-Rule: the suite's own tool, ``support/forked_kernels.py``, and what the other tests rely on.
+Rule: tests of the suite's own tool, ``support/forked_kernels.py``, on which other tests rely.
 """
 
 from __future__ import annotations
@@ -63,8 +63,10 @@ async def launched(tmp_path: Path) -> AsyncIterator[Bridge]:
         yield bridge
 
 
-async def test_it_finds_what_a_started_one_finds(forker: KernelForker, tmp_path: Path) -> None:
-    """Parent, session, folder, environment, descriptors, signal handlers, threads."""
+async def test_a_forked_kernel_has_the_same_environment_as_a_started_one(
+    forker: KernelForker, tmp_path: Path
+) -> None:
+    """Compare parent, session, folder, environment, descriptors, signal handlers and threads."""
     found, modules = [], []
     for forker.enabled in (True, False):
         async with launched(tmp_path) as bridge:
@@ -79,8 +81,8 @@ async def test_it_finds_what_a_started_one_finds(forker: KernelForker, tmp_path:
     assert len(modules[0] ^ modules[1]) <= 3, modules[0] ^ modules[1]
 
 
-async def test_its_end_is_seen_as_that_of_a_child(tmp_path: Path) -> None:
-    """Its exit code, its signal, and no zombie."""
+async def test_the_exit_of_a_forked_kernel_is_reported_like_that_of_a_child(tmp_path: Path) -> None:
+    """The exit code or signal is known, and no zombie is left."""
     for code, ending in ((7, "import os; os._exit(7)"), (-signal.SIGKILL, None)):
         async with launched(tmp_path) as bridge:
             pid = bridge.info.pid

@@ -1,6 +1,6 @@
-"""The fixtures that pytest gets from bridgehead, in the tests of a user's project.
+"""The pytest fixtures of bridgehead, in the tests of a user's project.
 
-Rule: pytest itself, in a process and a folder of its own, as a user would start it.
+Rule: each test starts pytest in another process and folder, as a user does.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def test_what_was_imported():
 
 
 def pytest_ran(folder: Path, text: str, *options: str) -> str:
-    """What pytest told of a test file with this text."""
+    """Run pytest on a test file with this text and return its output."""
     (folder / "test_it.py").write_text(text)
     ran = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options],
@@ -56,28 +56,28 @@ def pytest_ran(folder: Path, text: str, *options: str) -> str:
 
 
 @pytest.mark.parametrize("mode", ["strict", "auto"])
-def test_pytest_asyncio_serves_them(tmp_path: Path, mode: str) -> None:
-    told = pytest_ran(tmp_path, ASYNCIO, f"--asyncio-mode={mode}")
-    assert "3 passed" in told, told
+def test_the_fixtures_work_with_pytest_asyncio(tmp_path: Path, mode: str) -> None:
+    output = pytest_ran(tmp_path, ASYNCIO, f"--asyncio-mode={mode}")
+    assert "3 passed" in output, output
 
 
-def test_the_readmes_example_passes(tmp_path: Path) -> None:
+def test_the_example_of_the_readme_passes(tmp_path: Path) -> None:
     section = README.split("\n## In your tests\n")[1]
-    told = pytest_ran(tmp_path, section.split("```python\n")[1].split("```")[0])
-    assert "1 passed" in told, told
+    output = pytest_ran(tmp_path, section.split("```python\n")[1].split("```")[0])
+    assert "1 passed" in output, output
 
 
-def test_anyio_serves_them(tmp_path: Path) -> None:
-    told = pytest_ran(tmp_path, ANYIO, "-p", "no:asyncio")
-    assert "3 passed" in told, told
+def test_the_fixtures_work_with_anyio(tmp_path: Path) -> None:
+    output = pytest_ran(tmp_path, ANYIO, "-p", "no:asyncio")
+    assert "3 passed" in output, output
 
 
-def test_they_are_listed_with_what_they_are(tmp_path: Path) -> None:
-    told = pytest_ran(tmp_path, PLAIN, "--fixtures")
-    assert "A ``Bridge`` to a kernel of the test's own" in told
-    assert "A ``Bridge`` without a kernel" in told
+def test_the_fixtures_are_listed_with_descriptions(tmp_path: Path) -> None:
+    output = pytest_ran(tmp_path, PLAIN, "--fixtures")
+    assert "A ``Bridge`` to a kernel of the test's own" in output
+    assert "A ``Bridge`` without a kernel" in output
 
 
-def test_nothing_is_imported_for_tests_that_use_none(tmp_path: Path) -> None:
-    told = pytest_ran(tmp_path, PLAIN)
-    assert "1 passed" in told, told
+def test_bridgehead_is_not_imported_for_tests_without_its_fixtures(tmp_path: Path) -> None:
+    output = pytest_ran(tmp_path, PLAIN)
+    assert "1 passed" in output, output

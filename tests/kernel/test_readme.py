@@ -1,4 +1,7 @@
-"""What the README shows first works as it stands there, and its links lead somewhere."""
+"""The first program and the links of the README.
+
+Rule: tests read the README itself; they copy nothing from it.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ README = Path(__file__).parents[2] / "README.md"
 TEXT = README.read_text()
 
 
-def test_the_first_program_gives_a_table(tmp_path: Path) -> None:
+def test_the_first_program_prints_a_table(tmp_path: Path) -> None:
     program = re.findall(r"^```python\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL)[0]
     (tmp_path / "first.py").write_text(program)
     ran = subprocess.run(
@@ -21,13 +24,13 @@ def test_the_first_program_gives_a_table(tmp_path: Path) -> None:
     assert ran.stdout.split() == ["mass", "species", "Adelie", "3700.0", "Gentoo", "5100.0"]
 
 
-def test_every_link_leads_somewhere() -> None:
+def test_every_link_has_a_target() -> None:
     headings = re.findall(r"^#+ (.*)$", TEXT, re.MULTILINE)
     anchors = {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
-    links = [client for client in re.findall(r"\]\(([^)]+)\)", TEXT) if "://" not in client]
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", TEXT) if "://" not in link]
     assert links
-    for client in links:
-        if client.startswith("#"):
-            assert client[1:] in anchors, client
+    for link in links:
+        if link.startswith("#"):
+            assert link[1:] in anchors, link
         else:
-            assert (README.parent / client).exists(), client
+            assert (README.parent / link).exists(), link

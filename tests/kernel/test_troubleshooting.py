@@ -1,6 +1,6 @@
-"""The README's table of what goes wrong: each message in it is provoked here.
+"""The messages in the README's troubleshooting table; a test provokes each of them.
 
-Rule: the row is known by its message; an ellipsis there stands for what differs from case to case.
+Rule: the message identifies the row; an ellipsis in it stands for text that varies.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ README = Path(__file__).parents[2] / "README.md"
 Provoke = Callable[[Bridge, Path], Awaitable[object]]
 
 
-async def nobody_is_there(bridge: Bridge, folder: Path) -> None:
+async def no_kernel_runs(bridge: Bridge, folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JUPYTER_RUNTIME_DIR", str(folder))
         await Bridge.attach()
@@ -35,7 +35,7 @@ async def no_such_kernelspec(bridge: Bridge, folder: Path) -> None:
     await Bridge.launch("pyhton3")
 
 
-async def a_file_is_left_of_a_dead_kernel(bridge: Bridge, folder: Path) -> None:
+async def a_dead_kernel_left_its_file(bridge: Bridge, folder: Path) -> None:
     file = folder / "kernel-1.json"
     async with Bridge.launch(connection_file=file):
         text = file.read_text()
@@ -43,35 +43,35 @@ async def a_file_is_left_of_a_dead_kernel(bridge: Bridge, folder: Path) -> None:
     await Bridge.attach(file)
 
 
-async def nothing_is_signed(bridge: Bridge, folder: Path) -> None:
+async def an_empty_key(bridge: Bridge, folder: Path) -> None:
     info = json.loads(Path(file_of(bridge)).read_text())
     (folder / "kernel-1.json").write_text(json.dumps({**info, "key": ""}))
     await Bridge.attach(folder / "kernel-1.json")
 
 
-async def plain_tcp_elsewhere(bridge: Bridge, folder: Path) -> None:
+async def plain_tcp_to_another_machine(bridge: Bridge, folder: Path) -> None:
     info = json.loads(Path(file_of(bridge)).read_text())
     info |= {"transport": "tcp", "ip": "192.0.2.1"}
     (folder / "kernel-1.json").write_text(json.dumps(info))
     await Bridge.attach(folder / "kernel-1.json")
 
 
-async def not_opened(bridge: Bridge, folder: Path) -> None:
+async def a_bridge_that_is_not_open(bridge: Bridge, folder: Path) -> None:
     await Bridge.loopback().push(x=1)  # type: ignore[attr-defined]
 
 
-async def another_loop(bridge: Bridge, folder: Path) -> None:
-    def elsewhere() -> None:
+async def another_event_loop(bridge: Bridge, folder: Path) -> None:
+    def in_another_loop() -> None:
         asyncio.run(bridge.pull("1"))
 
-    await asyncio.to_thread(elsewhere)
+    await asyncio.to_thread(in_another_loop)
 
 
 async def a_lock(bridge: Bridge, folder: Path) -> None:
     await bridge.push(config={"lock": threading.Lock()})
 
 
-async def a_module_of_mine(bridge: Bridge, folder: Path) -> None:
+async def a_module_that_the_kernel_lacks(bridge: Bridge, folder: Path) -> None:
     (folder / "mymodule.py").write_text("class Model: ...")
     import mymodule  # type: ignore[import-not-found]
 
@@ -82,7 +82,7 @@ async def no_such_name(bridge: Bridge, folder: Path) -> None:
     await bridge.pull("df")
 
 
-async def raised_there(bridge: Bridge, folder: Path) -> None:
+async def an_error_in_the_kernel(bridge: Bridge, folder: Path) -> None:
     await bridge.pull("1 / 0")
 
 
@@ -94,28 +94,28 @@ async def too_large(bridge: Bridge, folder: Path) -> None:
     await bridge.pull("bytes(10**7)", max_bytes=10**6)
 
 
-async def it_is_busy(bridge: Bridge, folder: Path) -> None:
+async def a_busy_kernel(bridge: Bridge, folder: Path) -> None:
     async with endless_cell(bridge):
         try:
             await bridge.pull("df", timeout=0.5)
         except TimeoutError as error:
-            told = error
+            timeout = error
         await bridge.interrupt()
-    raise told
+    raise timeout
 
 
-async def no_direct_way(bridge: Bridge, folder: Path) -> None:
+async def no_direct_lane(bridge: Bridge, folder: Path) -> None:
     async with Bridge.loopback(lane="direct"):
         pass
 
 
-async def it_was_killed(bridge: Bridge, folder: Path) -> None:
+async def a_killed_kernel(bridge: Bridge, folder: Path) -> None:
     async with Bridge.launch() as mine:
         os.kill(mine.info.pid, signal.SIGKILL)
         await mine.run("import time; time.sleep(60)")
 
 
-async def it_was_restarted(bridge: Bridge, folder: Path) -> None:
+async def a_restarted_kernel(bridge: Bridge, folder: Path) -> None:
     async with Bridge.launch() as mine:
         cell = asyncio.ensure_future(mine.run("import time; time.sleep(60)"))
         await until(lambda: mine.state == "busy", 60)
@@ -124,28 +124,28 @@ async def it_was_restarted(bridge: Bridge, folder: Path) -> None:
 
 
 CASES: list[Provoke] = [
-    nobody_is_there,
+    no_kernel_runs,
     no_such_kernelspec,
-    a_file_is_left_of_a_dead_kernel,
-    nothing_is_signed,
-    plain_tcp_elsewhere,
-    not_opened,
-    another_loop,
+    a_dead_kernel_left_its_file,
+    an_empty_key,
+    plain_tcp_to_another_machine,
+    a_bridge_that_is_not_open,
+    another_event_loop,
     a_lock,
-    a_module_of_mine,
+    a_module_that_the_kernel_lacks,
     no_such_name,
-    raised_there,
+    an_error_in_the_kernel,
     more_than_data,
     too_large,
-    it_is_busy,
-    no_direct_way,
-    it_was_killed,
-    it_was_restarted,
+    a_busy_kernel,
+    no_direct_lane,
+    a_killed_kernel,
+    a_restarted_kernel,
 ]
 
 
 def rows() -> list[str]:
-    """The messages in the README's table, as they stand there."""
+    """Return the messages of the README's table."""
     section = README.read_text().split("\n### Troubleshooting\n")[1].split("\n#")[0]
     return re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
 
@@ -156,13 +156,13 @@ async def test_the_message_is_in_the_table(
 ) -> None:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mymodule", raising=False)
-    with pytest.raises(Exception) as caught:  # which one, the table says
+    with pytest.raises(Exception) as caught:  # the table names the class
         await provoke(kernel, tmp_path)
-    told = f"{type(caught.value).__name__}: {caught.value}".partition("\n")[0]
+    message = f"{type(caught.value).__name__}: {caught.value}".partition("\n")[0]
     matching = [
-        row for row in rows() if re.fullmatch(".*".join(map(re.escape, row.split("…"))), told)
+        row for row in rows() if re.fullmatch(".*".join(map(re.escape, row.split("…"))), message)
     ]
-    assert len(matching) == 1, told
+    assert len(matching) == 1, message
 
 
 def test_every_row_has_a_case() -> None:

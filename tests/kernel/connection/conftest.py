@@ -1,6 +1,6 @@
-"""What tests of a connection to a real kernel share: a count of what was sent.
+"""Fixtures for tests of a connection to a real kernel: a count of what was sent.
 
-Rule: what one file alone needs stays there; kernels come from the fixtures of all tests.
+Rule: a fixture that only one file needs is in that file; ``tests/conftest.py`` provides kernels.
 """
 
 from __future__ import annotations

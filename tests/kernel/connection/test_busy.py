@@ -1,9 +1,8 @@
-"""Rows B of the catalogue of faults: a kernel that is busy, blocked or wedged, and subshells.
+"""Rows B of the catalogue of faults: a busy, blocked or stopped kernel, and subshells.
 
-Rule: one test a row of the catalogue, its docstring opening with the row's number. A test asserts
-how soon the caller is told, what the namespace holds afterwards (looked at by a client that knows
-nothing of bridges), and that the next operation on the same bridge is right. The injection is the
-real fault.
+Rule: each test covers a row of the catalogue; its docstring starts with the row's number. A test
+asserts how soon the call ends, what the namespace contains afterwards (as seen by a client without
+bridgehead), and that the next operation on the same bridge works. Each test injects the real fault.
 """
 
 from __future__ import annotations
@@ -45,19 +44,20 @@ from support.kit import (
 )
 from support.look import look
 
-# Test modules aren't importable in a kernel; what they define is shipped like a script's own.
+# A kernel can't import test modules, so what they define is pickled by value, as in a script.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-CELLS = {  # what runs until a file is there, so that no test has to be quicker than its cell
+CELLS = {  # cells that end when a file exists, so that no test has to be faster than its cell
     "sleep": "import os, time\nwhile not os.path.exists({0!r}): time.sleep(0.01)",
     "busy-loop": "import os\nwhile not os.path.exists({0!r}):\n    for _ in range(100_000): pass",
-    # A C call that holds the GIL, for some seconds; what says "busy" needs the GIL, too.
+    # A C call that holds the GIL for some seconds. The kernel needs the GIL to say "busy", so the
+    # cell sleeps first.
     "C-call": "import time; time.sleep(0.3); _ = sum(range(100_000_000))",
 }
 
 
 def cell_until(gate: Path, cell: str) -> str:
-    """A cell that keeps the kernel busy until ``gate.touch()``."""
+    """Return a cell that keeps the kernel busy until ``gate.touch()``."""
     return CELLS[cell].format(str(gate))
 
 
@@ -65,15 +65,15 @@ def cell_until(gate: Path, cell: str) -> str:
 async def test_a_deadline_holds_behind_a_running_cell(
     kernel: Bridge, cell: str, tmp_path: Path
 ) -> None:
-    """B1. A long cell: TimeoutError at the caller's deadline, and what is known of the call."""
+    """B1. Behind a long cell, TimeoutError comes at the deadline and says if the call was sent."""
     gate = tmp_path / "gate"
     async with Bridge.attach(file_of(kernel)) as bridge:
         await until(lambda: not on_its_way(bridge))
         running = asyncio.ensure_future(kernel.run(cell_until(gate, cell)))
         await until(lambda: at_work(bridge))
         async with reported_within(0.6):
-            # Two that wait together may cross in one message, and the second one is sent as soon
-            # as the first one is given up: so it is called later, and given up earlier.
+            # Calls that wait together may cross in one message, and the second call is sent as
+            # soon as the first one times out. So the second one starts later and ends earlier.
             sent = asyncio.ensure_future(bridge.push(x=1, timeout=0.6))
             await until(lambda: on_its_way(bridge))
             first, second = await all_of(sent, bridge.push(y=CallsInKernel(list), timeout=0.3))
@@ -89,8 +89,8 @@ async def test_a_deadline_holds_behind_a_running_cell(
 
 
 @pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
-async def test_flood_behind_a_busy_cell_does_not_wedge_the_kernel(live: Bridge) -> None:
-    """B2. 6,000 pushes behind a cell that sleeps: each is answered, and the kernel lives."""
+async def test_six_thousand_pushes_behind_a_busy_cell_are_all_answered(live: Bridge) -> None:
+    """B2. 6,000 pushes wait behind a cell that sleeps: each gets its response; the kernel lives."""
     cell = asyncio.ensure_future(live.run("import time; time.sleep(3)"))
     await until(lambda: at_work(live))
     pushes = [asyncio.ensure_future(live.push({f"x{i}": i})) for i in range(6000)]
@@ -103,7 +103,7 @@ async def test_flood_behind_a_busy_cell_does_not_wedge_the_kernel(live: Bridge) 
 
 
 class Ticker:
-    """The longest that the event loop kept anybody waiting."""
+    """The longest time for which the event loop was blocked."""
 
     def __init__(self) -> None:
         self.longest = 0.0
@@ -124,8 +124,10 @@ class Ticker:
             self.longest, last = max(self.longest, now - last), now
 
 
-async def test_flood_of_a_stopped_kernel_never_blocks_the_event_loop(live: Bridge) -> None:
-    """B3. 5,000 pushes to a stopped kernel: all are told, and the loop goes on all the while."""
+async def test_thousands_of_pushes_to_a_stopped_kernel_do_not_block_the_event_loop(
+    live: Bridge,
+) -> None:
+    """B3. 5,000 pushes to a stopped kernel: all raise an error, and the event loop never blocks."""
     async with Bridge.attach(file_of(live), lane="inline") as inline:
         await live.push(x=0)
         await inline.push(y=0)
@@ -140,23 +142,23 @@ async def test_flood_of_a_stopped_kernel_never_blocks_the_event_loop(live: Bridg
                         await asyncio.sleep(0)
                 outcomes = await all_of(*pushes)
             assert {type(outcome) for outcome in outcomes} == {KernelUnresponsive}
-            assert ticker.longest < 2.5  # s; 0.25 without anybody else on the machine
+            assert ticker.longest < 2.5  # s; 0.25 on an idle machine
         for bridge in (live, inline):
             async with reported_within(1):
                 assert await bridge.pull("1") == 1
             await goes_on(bridge)
-        # What was at the kernel's door was done as a whole, and all the others never.
-        there = await look(file_of(live))
-        assert len(there) <= 2 + 2
-        assert all(there[name] == name[1:] or name in ("x", "y") for name in there)
+        # Requests that had reached the kernel ran completely; the others never ran.
+        namespace = await look(file_of(live))
+        assert len(namespace) <= 2 + 2
+        assert all(namespace[name] == name[1:] or name in ("x", "y") for name in namespace)
 
 
 @pytest.mark.parametrize("lane", LANES)
 @pytest.mark.parametrize("cell", ["sleep", "busy-loop"])
-async def test_subshell_answers_while_the_main_shell_runs(
+async def test_a_subshell_answers_while_the_main_shell_runs(
     kernel: Bridge, cell: str, lane: Any, tmp_path: Path
 ) -> None:
-    """B4. ``now=True`` in the middle of a cell: pushed, pulled, seen by the cell itself."""
+    """B4. ``now=True`` during a cell: push and pull work, and the cell itself sees the names."""
     gate = tmp_path / "gate"
     async with Bridge.attach(file_of(kernel), lane=lane) as bridge:
         array = np.arange(3_000_000)
@@ -165,8 +167,8 @@ async def test_subshell_answers_while_the_main_shell_runs(
         running = asyncio.ensure_future(kernel.run(code))
         await until(lambda: at_work(bridge))
         waits = asyncio.ensure_future(bridge.push(waited=x_of(0)))
-        # Beside a busy loop every step of ipykernel's threads waits for the interpreter; on some
-        # machines a subshell answers after 37 ms, on some after 15 s (measured).
+        # Beside a busy loop, every step of ipykernel's threads waits for the GIL. On some machines
+        # a subshell answers after 37 ms, on some after 15 s (measured).
         async with reported_within(0.5 if cell == "sleep" else 6):
             await bridge.push(x=1, now=True)
             assert await bridge.pull("x", "x + 1", now=True) == (1, 2)
@@ -179,17 +181,17 @@ async def test_subshell_answers_while_the_main_shell_runs(
         gate.touch()
         await running
         await waits
-        there = await look(file_of(kernel))
-        assert there["seen"] == "(1, 3000000)"
-        assert set(there) - {"_"} == {"x", "array", "seen", "waited"}
+        namespace = await look(file_of(kernel))
+        assert namespace["seen"] == "(1, 3000000)"
+        assert set(namespace) - {"_"} == {"x", "array", "seen", "waited"}
         await goes_on(bridge)
-        assert await bridge.pull("x", now=True) == 1  # an idle kernel serves it as well
+        assert await bridge.pull("x", now=True) == 1  # it works on an idle kernel, too
 
 
-async def test_data_alone_crosses_in_the_middle_of_a_cell_too(
+async def test_the_data_codec_reaches_the_kernel_during_a_cell(
     kernel: Bridge, tmp_path: Path
 ) -> None:
-    """B4. The codec that ``trust="data"`` needs there is not shipped behind the cell either."""
+    """B4. The codec that ``trust="data"`` needs in the kernel does not wait behind the cell."""
     gate = tmp_path / "gate"
     async with Bridge.attach(file_of(kernel), trust="data") as bridge:
         running = asyncio.ensure_future(kernel.run(cell_until(gate, "sleep")))
@@ -206,8 +208,8 @@ def x_of(value: int) -> dict[str, int]:
     return {"x": value}
 
 
-async def test_a_c_call_that_holds_the_gil_answers_nobody(kernel: Bridge) -> None:
-    """B4. Not even a subshell is served beside it: the deadline holds, and then it goes on."""
+async def test_a_deadline_holds_beside_a_c_call_that_holds_the_gil(kernel: Bridge) -> None:
+    """B4. Not even a subshell runs beside it: the call ends at its deadline, and the next works."""
     assert await kernel.pull("1", now=True) == 1
     running = asyncio.ensure_future(kernel.run(CELLS["C-call"]))
     await until(lambda: at_work(kernel))
@@ -222,41 +224,41 @@ async def test_a_c_call_that_holds_the_gil_answers_nobody(kernel: Bridge) -> Non
 
 
 async def refuses_now(bridge: Bridge) -> None:
-    asked = []
+    sent = []
     send = bridge._transport.send
 
-    async def noting(channel: str, message: Any, buffers: Any) -> None:
-        asked.append(message["header"]["msg_type"])
+    async def recording(channel: str, message: Any, buffers: Any) -> None:
+        sent.append(message["header"]["msg_type"])
         await send(channel, message, buffers)
 
-    bridge._transport.send = noting  # type: ignore[method-assign]
+    bridge._transport.send = recording  # type: ignore[method-assign]
     for operation in (bridge.push(x=1, now=True), bridge.pull("1", now=True)):
         async with reported_within(0.1):
             with pytest.raises(NotSupported, match="ipykernel 7 or later"):
                 await operation
-    assert asked == []
+    assert sent == []
     del bridge._transport.send
 
 
 @pytest.mark.parametrize("kernel_name", MAJORS[1:], indirect=True)
-async def test_ipykernel6_has_no_subshells(live: Bridge) -> None:
-    """B5. ipykernel 6 would never answer: it is not asked, and NotSupported is raised."""
+async def test_now_is_not_supported_by_ipykernel_6(live: Bridge) -> None:
+    """B5. ipykernel 6 would never reply: nothing is sent, and NotSupported is raised."""
     async with Bridge.attach(file_of(live), lane="buffers") as bridge:
-        await refuses_now(bridge)  # the direct lane needs none for names
+        await refuses_now(bridge)  # the direct lane needs no subshell for names
     assert await look(file_of(live)) == {}
     await goes_on(live)
 
 
-async def test_a_loopback_has_no_subshells(loopback: Bridge) -> None:
-    """B5. Neither has a bridge to nowhere."""
+async def test_now_is_not_supported_by_a_loopback(loopback: Bridge) -> None:
+    """B5. A bridge without a kernel has no subshells either."""
     await refuses_now(loopback)
     assert await loopback.names() == []
     await goes_on(loopback)
 
 
-async def asked(somebody: Other, message_type: str, **content: Any) -> dict[str, Any]:
-    """The content of a raw client's reply on the control channel."""
-    client = somebody.client
+async def control_reply(other_client: Other, message_type: str, **content: Any) -> dict[str, Any]:
+    """Send a request on the control channel and return the content of its reply."""
+    client = other_client.client
     message = client.session.msg(message_type, content)
     client.control_channel.send(message)
     async with reported_within(1):
@@ -264,40 +266,40 @@ async def asked(somebody: Other, message_type: str, **content: Any) -> dict[str,
             with contextlib.suppress(queue.Empty):
                 reply = await client.get_control_msg(timeout=0.5)
                 if reply["parent_header"].get("msg_id") == message["header"]["msg_id"]:
-                    told: dict[str, Any] = reply["content"]
-                    assert told["status"] == "ok", told
-                    return told
+                    reply_content: dict[str, Any] = reply["content"]
+                    assert reply_content["status"] == "ok", reply_content
+                    return reply_content
 
 
-async def subshells(somebody: Other) -> list[str]:
-    found: list[str] = (await asked(somebody, "list_subshell_request"))["subshell_id"]
+async def subshells(other_client: Other) -> list[str]:
+    found: list[str] = (await control_reply(other_client, "list_subshell_request"))["subshell_id"]
     return found
 
 
-async def until_subshells(somebody: Other, expected: list[str]) -> None:
+async def until_subshells(other_client: Other, expected: list[str]) -> None:
     async with reported_within(1):
-        while await subshells(somebody) != expected:
+        while await subshells(other_client) != expected:
             await asyncio.sleep(0.02)
 
 
 async def test_a_closed_bridge_leaves_no_subshell(kernel: Bridge) -> None:
-    """B6. One is made for a bridge, however much is asked of it at once, and deleted after it."""
-    async with other(kernel) as somebody:
-        before = await subshells(somebody)  # the shared bridge may have one
+    """B6. A bridge creates one subshell for all its calls, and deletes it when it closes."""
+    async with other(kernel) as other_client:
+        before = await subshells(other_client)  # the shared bridge may have one
         async with Bridge.attach(file_of(kernel)) as bridge:
             assert await asyncio.gather(
                 *(bridge.pull(str(i), now=True) for i in range(20))
             ) == list(range(20))
-            assert len(await subshells(somebody)) == len(before) + 1
-        await until_subshells(somebody, before)
+            assert len(await subshells(other_client)) == len(before) + 1
+        await until_subshells(other_client, before)
         assert await look(file_of(kernel)) == {}
         await goes_on(kernel)
 
 
 async def test_a_cancelled_call_leaves_no_subshell(kernel: Bridge) -> None:
-    """B6. Given up while the kernel makes it, at every moment of that."""
-    async with other(kernel) as somebody:
-        before = await subshells(somebody)
+    """B6. A call is cancelled at each step of the creation of its subshell."""
+    async with other(kernel) as other_client:
+        before = await subshells(other_client)
         for steps in range(1, 12, 2):
             async with Bridge.attach(file_of(kernel)) as bridge:
                 call = asyncio.ensure_future(bridge.pull("1", now=True))
@@ -306,22 +308,22 @@ async def test_a_cancelled_call_leaves_no_subshell(kernel: Bridge) -> None:
                 call.cancel()
                 with contextlib.suppress(asyncio.CancelledError):
                     await call
-            await until_subshells(somebody, before)
+            await until_subshells(other_client, before)
             async with Bridge.attach(file_of(kernel)) as bridge:
                 call = asyncio.ensure_future(bridge.pull("1", now=True))
                 for _ in range(steps):
                     await asyncio.sleep(0)
                 call.cancel()
                 assert await bridge.pull("2", now=True) == 2
-                assert len(await subshells(somebody)) == len(before) + 1
-            await until_subshells(somebody, before)
+                assert len(await subshells(other_client)) == len(before) + 1
+            await until_subshells(other_client, before)
 
 
-async def test_a_subshell_that_hangs_does_not_keep_the_main_thread_waiting(live: Bridge) -> None:
-    """B6. As many calls as may be in flight are given up in it; the next in turn is served."""
+async def test_a_subshell_that_hangs_does_not_block_ordinary_calls(live: Bridge) -> None:
+    """B6. As many calls as may be in flight time out in it; the next ordinary call works."""
     await live.run("import threading\ngo_on = threading.Event()")
-    stuck = (live.pull("go_on.wait(60)", now=True, timeout=0.5) for _ in range(WINDOW))
-    outcomes = await asyncio.gather(*stuck, return_exceptions=True)
+    hanging = (live.pull("go_on.wait(60)", now=True, timeout=0.5) for _ in range(WINDOW))
+    outcomes = await asyncio.gather(*hanging, return_exceptions=True)
     assert all(isinstance(outcome, TimeoutError) for outcome in outcomes)
     await goes_on(live)
     await live.run("go_on.set()")
@@ -329,8 +331,8 @@ async def test_a_subshell_that_hangs_does_not_keep_the_main_thread_waiting(live:
         assert await live.pull("1", now=True) == 1
 
 
-# A program that has a subshell, and is killed.
-VANISHES = """
+# A program that has a subshell. The test kills it.
+CLIENT_WITH_SUBSHELL = """
 import asyncio, sys
 from bridgehead import Bridge
 
@@ -345,41 +347,41 @@ asyncio.run(main(*sys.argv[1:]))
 """
 
 
-async def vanishing(kernel: Bridge, expression: str = "") -> asyncio.subprocess.Process:
-    """A client that has a subshell, and is in the middle of the expression; to be killed."""
-    command = [sys.executable, "-c", VANISHES, file_of(kernel), expression]
+async def client_with_subshell(kernel: Bridge, expression: str = "") -> asyncio.subprocess.Process:
+    """Start a client that has a subshell and evaluates the expression; the caller kills it."""
+    command = [sys.executable, "-c", CLIENT_WITH_SUBSHELL, file_of(kernel), expression]
     process = await asyncio.create_subprocess_exec(*command, stdout=subprocess.PIPE)
     assert process.stdout is not None
     assert await process.stdout.readline() == b"1\n"
     if expression:
         async with reported_within(1):
-            while not await kernel.exists("cells_begun"):
+            while not await kernel.exists("begun"):
                 await asyncio.sleep(0.02)
     return process
 
 
-async def killed(process: asyncio.subprocess.Process) -> None:
+async def kill(process: asyncio.subprocess.Process) -> None:
     process.kill()
     await process.wait()
 
 
 async def test_an_orphaned_subshell_is_deleted_by_the_next_bridge(live: Bridge) -> None:
-    """B6. Three clients are killed with a subshell each; the next to attach deletes them all."""
-    async with other(live) as somebody:
+    """B6. Three clients with a subshell each are killed; the next bridge deletes all three."""
+    async with other(live) as other_client:
         assert await live.pull("1", now=True) == 1
-        (own,) = await subshells(somebody)
-        clients = await asyncio.gather(*(vanishing(live) for _ in range(3)))
-        await asyncio.gather(*map(killed, clients))
-        assert len(await subshells(somebody)) == 4
+        (own,) = await subshells(other_client)
+        clients = await asyncio.gather(*(client_with_subshell(live) for _ in range(3)))
+        await asyncio.gather(*map(kill, clients))
+        assert len(await subshells(other_client)) == 4
         async with Bridge.attach(file_of(live)) as bridge:
-            await until_subshells(somebody, [own])  # a living bridge's stays
+            await until_subshells(other_client, [own])  # the subshell of an open bridge stays
             assert await live.pull("2", now=True) == 2
             assert await look(file_of(live)) == {}
             await goes_on(bridge)
 
 
 async def test_a_busy_orphan_is_left_alone_until_it_is_idle(live: Bridge) -> None:
-    """B6. A kernel asked to delete a busy subshell would answer nobody meanwhile."""
+    """B6. A kernel that deletes a busy subshell would answer no requests until it has ended."""
     await live.run(
         "import time\n"
         "def busy():\n"
@@ -388,40 +390,40 @@ async def test_a_busy_orphan_is_left_alone_until_it_is_idle(live: Bridge) -> Non
         "    while time.monotonic() < end: time.sleep(0.01)\n"
         "    globals()['ended'] = True"
     )
-    async with other(live) as somebody:
-        await killed(await vanishing(live, "busy()"))
+    async with other(live) as other_client:
+        await kill(await client_with_subshell(live, "busy()"))
         async with reported_within(0.5), Bridge.attach(file_of(live)) as bridge:
             await bridge.push(x=1)
             assert await bridge.pull("x", now=True) == 1
-        (orphan,) = await subshells(somebody)
+        (orphan,) = await subshells(other_client)
         assert not await live.exists("ended")
         async with reported_within(4):
             while not await live.exists("ended"):
                 await asyncio.sleep(0.05)
         async with Bridge.attach(file_of(live)) as bridge:
-            await until_subshells(somebody, [])
+            await until_subshells(other_client, [])
             await goes_on(bridge)
         assert orphan
-        there = await look(file_of(live))
-        assert there.pop("busy").startswith("<function busy")
-        assert there == {"cells_begun": "True", "ended": "True", "x": "1"}
+        namespace = await look(file_of(live))
+        assert namespace.pop("busy").startswith("<function busy")
+        assert namespace == {"begun": "True", "ended": "True", "x": "1"}
 
 
-async def test_a_subshell_that_somebody_deleted_is_made_again(kernel: Bridge) -> None:
-    """B7. Its subshell is deleted between two calls, and before many at once: none fails."""
+async def test_a_subshell_that_another_client_deleted_is_created_again(kernel: Bridge) -> None:
+    """B7. The subshell is deleted before one call and before many at once: no call fails."""
     opening = Bridge.attach(file_of(kernel), lane="buffers")
-    async with opening as bridge, other(kernel) as somebody:
-        before = await subshells(somebody)
+    async with opening as bridge, other(kernel) as other_client:
+        before = await subshells(other_client)
         await bridge.push(x=0, now=True)
         for number in range(1, 4):
-            (own,) = set(await subshells(somebody)) - set(before)
-            await asked(somebody, "delete_subshell_request", subshell_id=own)
+            (own,) = set(await subshells(other_client)) - set(before)
+            await control_reply(other_client, "delete_subshell_request", subshell_id=own)
             async with reported_within(0.5):
                 if number == 1:
                     await bridge.push(x=number, now=True)
                 else:
                     pulls = (bridge.pull(f"x + {i}", now=True) for i in range(10))
                     assert await asyncio.gather(*pulls) == list(range(1, 11))
-        assert len(await subshells(somebody)) == len(before) + 1
+        assert len(await subshells(other_client)) == len(before) + 1
         assert await look(file_of(kernel)) == {"x": "1"}
         await goes_on(bridge)

@@ -1,9 +1,8 @@
-"""Rows C6, D4 and D5 of the catalogue of faults: what was given up disturbs nobody.
+"""Rows C6, D4 and D5 of the catalogue of faults: a cancelled call disturbs no other call.
 
-Rule: one test a row of the catalogue, its docstring opening with the row's number. A test asserts
-how soon the caller is told, what the namespace holds afterwards (looked at by a client that knows
-nothing of bridges), and that the next operation on the same bridge is right. The injection is the
-real fault.
+Rule: each test covers a row of the catalogue; its docstring starts with the row's number. A test
+asserts how soon the call ends, what the namespace contains afterwards (as seen by a client without
+bridgehead), and that the next operation on the same bridge works. Each test injects the real fault.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from bridgehead import Bridge
 from support.kit import LANES, all_of, file_of, goes_on, reported_within
 from support.look import look
 
-# Test modules aren't importable in a kernel; what they define is shipped like a script's own.
+# A kernel can't import test modules, so what they define is pickled by value, as in a script.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
@@ -75,10 +74,10 @@ CANCELS = [cancelled_task, asyncio_timeout, anyio_fail_after, anyio_move_on_afte
 
 @pytest.mark.parametrize("lane", LANES)
 @pytest.mark.parametrize("cancel", CANCELS)
-async def test_a_cancel_at_any_instant_disturbs_nobody(
+async def test_a_cancel_at_any_instant_disturbs_no_other_call(
     kernel: Bridge, cancel: Any, lane: Any
 ) -> None:
-    """C6. 100 random instants under load, by every kind of cancel; ten operations are right."""
+    """C6. 100 random instants under load, each kind of cancel; the next ten operations work."""
     async with Bridge.attach(file_of(kernel), lane=lane) as bridge:
         await bridge.push(big=bytes(2_000_000), precious=[1, 2, 3])
         stop = asyncio.Event()
@@ -97,17 +96,17 @@ async def test_a_cancel_at_any_instant_disturbs_nobody(
             assert [await bridge.pull(f"precious + [{i}]") for i in range(10)] == [
                 [1, 2, 3, i] for i in range(10)
             ]
-        there = await look(file_of(bridge))
-        assert there["precious"] == "[1, 2, 3]"
-        assert set(there) <= {"big", "pair", "precious"}
+        namespace = await look(file_of(bridge))
+        assert namespace["precious"] == "[1, 2, 3]"
+        assert set(namespace) <= {"big", "pair", "precious"}
         await goes_on(bridge)
 
 
 # ============================================ D. Dispatch, concurrency, other clients
 
 
-async def test_cancelling_many_loses_no_one_elses_reply(kernel: Bridge) -> None:
-    """D4. Every second of forty is cancelled: the others get their answers."""
+async def test_cancelling_many_calls_loses_no_reply_of_the_others(kernel: Bridge) -> None:
+    """D4. Every second of forty calls is cancelled: the others get their replies."""
     for _ in range(5):
         tasks = [asyncio.create_task(kernel.pull(f"{i} * 2")) for i in range(40)]
         await asyncio.sleep(random.uniform(0, 0.05))
@@ -121,22 +120,22 @@ async def test_cancelling_many_loses_no_one_elses_reply(kernel: Bridge) -> None:
     assert await look(file_of(kernel)) == {}
 
 
-async def test_short_timeouts_lose_no_messages(kernel: Bridge) -> None:
-    """D5. 120 operations given up about when their replies come: every reply is still read.
+async def test_replies_of_timed_out_calls_are_still_read(kernel: Bridge) -> None:
+    """D5. 120 operations time out about when their replies come: every reply is still read.
 
-    A reply that was lost would hold one of the 32 places of the window for good.
+    A lost reply would occupy one of the 32 places of the window for ever.
     """
     started = time.perf_counter()
     for i in range(20):
         await kernel.push(x=i)
     usual = (time.perf_counter() - started) / 20
-    given_up = 0
+    timed_out = 0
     for i in range(120):
         try:
             await kernel.push(x=i, timeout=random.uniform(0.2, 1.5) * usual)
         except TimeoutError:
-            given_up += 1
-    assert given_up > 0
+            timed_out += 1
+    assert timed_out > 0
     async with reported_within(2):
         pulled = await asyncio.gather(*(kernel.pull(f"{i}") for i in range(100)))
     assert pulled == list(range(100))

@@ -1,8 +1,8 @@
-"""Cancelling at a random instant, and in the queue.
+"""Calls cancelled at a random instant, and in the queue.
 
-Rule: on real kernels, through the public surface; what is looked inside for is only what must
-not be left there. What is random says its seed when it fails. Nothing is timed: what must go
-on meanwhile is counted, and what must come is waited for.
+Rule: tests use real kernels and the public API. They read private state only to check that nothing
+is left behind. A random test reports its seed when it fails. No test measures speed: it counts the
+work that must continue, and waits for the results that must come.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ from support.kit import KEPT, LANES, all_of, file_of, goes_on, reported_within, 
 from support.look import look
 from support.promises import occupied, seeded
 
-# Test modules aren't importable in a kernel; what they define is shipped like a script's own.
+# A kernel can't import test modules, so what they define is pickled by value, as in a script.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 @pytest.fixture(scope="module")
 async def harmless() -> AsyncIterator[Bridge]:
-    """One kernel for all that leaves it as it was; it can tell what its loader keeps."""
+    """One kernel for all tests that restore its state; ``_kept()`` counts its open transfers."""
     async with Bridge.launch() as bridge:
         await bridge.run(KEPT)
         yield bridge
 
 
 class Failed(Exception):
-    """What a sibling raises."""
+    """The error that the sibling task raises."""
 
 
 async def cancelled_task(operation: Awaitable[Any], seconds: float) -> None:
@@ -104,24 +104,26 @@ INSTANTS = {"direct": 100, "buffers": 100, "inline": 40}  # inline takes three t
 
 
 @pytest.mark.parametrize("lane", LANES)
-async def test_a_cancel_at_a_random_instant_disturbs_nobody(kernel: Bridge, lane: Any) -> None:
-    """At many instants of any operation, by every kind of cancel, while others use the bridge."""
+async def test_a_cancel_at_a_random_instant_disturbs_no_other_call(
+    kernel: Bridge, lane: Any
+) -> None:
+    """Cancel any operation in any way, at many instants, while other tasks use the bridge."""
     async with Bridge.attach(file_of(kernel), lane=lane) as bridge:
         with seeded() as chance:
             await bridge.push(constant=[1, 2, 3], big=bytes(BIG), left=-1, right=-1, blob=b"")
             stop = False
 
-            async def uses(mine: str) -> int:
+            async def use_bridge(name: str) -> int:
                 for count in itertools.count():
                     if stop:
                         return count
-                    await bridge.push({mine: count})
-                    assert await bridge.pull(mine) == count
-                    assert await bridge.pull(f"[{mine}] * 2") == [count] * 2
+                    await bridge.push({name: count})
+                    assert await bridge.pull(name) == count
+                    assert await bridge.pull(f"[{name}] * 2") == [count] * 2
                     assert await bridge.call(lambda x: -x, count) == -count
                 raise AssertionError
 
-            users = [asyncio.create_task(uses(f"user{i}")) for i in range(3)]
+            users = [asyncio.create_task(use_bridge(f"user{i}")) for i in range(3)]
             usual = {}
             for name, operation in OPERATIONS.items():
                 await bridge.push(spare=1, spare2=1)
@@ -149,16 +151,16 @@ async def test_a_cancel_at_a_random_instant_disturbs_nobody(kernel: Bridge, lane
             await until(lambda: not bridge._transport.dispatcher.in_flight)
             assert not bridge._connection.queue._turns
             assert await bridge.pull("_kept()") == [0, 0]
-    there = await look(file_of(kernel))
-    assert set(there) - {"spare", "spare2"} == {
+    namespace = await look(file_of(kernel))
+    assert set(namespace) - {"spare", "spare2"} == {
         *("constant", "big", "left", "right", "blob", "user0", "user1", "user2")
     }
-    assert there["constant"] == "[1, 2, 3]"
+    assert namespace["constant"] == "[1, 2, 3]"
     await goes_on(kernel)
 
 
-async def test_what_was_cancelled_in_the_queue_never_runs(kernel: Bridge) -> None:
-    """Behind a running cell, every second of many is cancelled: these never run, the others do."""
+async def test_a_call_cancelled_in_the_queue_never_runs(kernel: Bridge) -> None:
+    """Behind a running cell, every second call is cancelled: only the other calls run."""
     await kernel.push(ran=[])
     async with occupied(kernel):
         sent = asyncio.ensure_future(kernel.push(first=1))
@@ -181,7 +183,7 @@ async def test_what_was_cancelled_in_the_queue_never_runs(kernel: Bridge) -> Non
     assert [isinstance(one, asyncio.CancelledError) for one in outcomes] == [
         bool(i // 3 % 2) for i in range(120)
     ]
-    there = await look(file_of(kernel))
-    assert {name for name in there if name[0] == "x"} == {f"x{i}" for i in range(0, 40, 2)}
-    assert there["ran"] == repr([n for i in range(0, 40, 2) for n in (i, -i)])
+    namespace = await look(file_of(kernel))
+    assert {name for name in namespace if name[0] == "x"} == {f"x{i}" for i in range(0, 40, 2)}
+    assert namespace["ran"] == repr([n for i in range(0, 40, 2) for n in (i, -i)])
     await goes_on(kernel)

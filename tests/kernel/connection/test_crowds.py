@@ -1,8 +1,8 @@
-"""Thousands of requests at once, and what they have in common.
+"""Thousands of requests at once: order, batches and separate errors.
 
-Rule: on real kernels, through the public surface; what is looked inside for is only what must
-not be left there. What is random says its seed when it fails. Nothing is timed: what must go
-on meanwhile is counted, and what must come is waited for.
+Rule: tests use real kernels and the public API. They read private state only to check that nothing
+is left behind. A random test reports its seed when it fails. No test measures speed: it counts the
+work that must continue, and waits for the results that must come.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from support.kit import (
 from support.look import look
 from support.promises import Sent, occupied, seeded
 
-# Test modules aren't importable in a kernel; what they define is shipped like a script's own.
+# A kernel can't import test modules, so what they define is pickled by value, as in a script.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 @pytest.fixture(scope="module")
 async def harmless() -> AsyncIterator[Bridge]:
-    """One kernel for all that leaves it as it was; it can tell what its loader keeps."""
+    """One kernel for all tests that restore its state; ``_kept()`` counts its open transfers."""
     async with Bridge.launch() as bridge:
         await bridge.run(KEPT)
         yield bridge
@@ -51,7 +51,7 @@ async def harmless() -> AsyncIterator[Bridge]:
 async def test_thousands_at_once_on_three_bridges_beside_a_console(
     kernel: Bridge, sent: Sent
 ) -> None:
-    """2,000 calls through each of three bridges and cells of a raw client: each its own answer."""
+    """2,000 calls through each of three bridges, and raw cells: each gets its own reply."""
     await kernel.push({f"p{i}": [i] for i in range(1000)})
     async with (
         Bridge.attach(file_of(kernel)) as second,
@@ -63,25 +63,27 @@ async def test_thousands_at_once_on_three_bridges_beside_a_console(
         async def pull(bridge: Bridge, i: int) -> None:
             assert await bridge.pull(f"p{i}") == [i]
 
-        async def push(bridge: Bridge, mine: str, i: int) -> None:
-            assert (await bridge.push({f"{mine}{i}": i})).names == (f"{mine}{i}",)
+        async def push(bridge: Bridge, prefix: str, i: int) -> None:
+            assert (await bridge.push({f"{prefix}{i}": i})).names == (f"{prefix}{i}",)
 
         with seeded() as chance:
             work = [pull(bridge, i) for bridge in bridges.values() for i in range(1000)]
-            work += [push(bridge, mine, i) for mine, bridge in bridges.items() for i in range(1000)]
+            work += [
+                push(bridge, prefix, i) for prefix, bridge in bridges.items() for i in range(1000)
+            ]
             chance.shuffle(work)
             cells = [console.submit(f"d{i} = {i}\nd{i} / {i % 2}") for i in range(20)]
             await asyncio.gather(*work)
             for i, cell in enumerate(cells):
-                # Aborted by the one before it, which fails, it did not run.
+                # The cell before it fails and may abort it; then it did not run.
                 status = (await console.answer(cell))["status"]
                 assert status in (("ok", "aborted") if i % 2 else ("error", "aborted"))
         assert 0 < sent.most <= WINDOW
-        there = await look(file_of(kernel))
+        namespace = await look(file_of(kernel))
         assert {
-            mine + str(i): str(i) for mine in "abc" for i in range(1000)
-        }.items() <= there.items()
-        assert len([name for name in there if name[0] == "p"]) == 1000
+            prefix + str(i): str(i) for prefix in "abc" for i in range(1000)
+        }.items() <= namespace.items()
+        assert len([name for name in namespace if name[0] == "p"]) == 1000
     await goes_on(kernel)
 
 
@@ -101,7 +103,7 @@ async def test_a_thousand_small_pushes_need_few_messages(
 async def test_operations_take_effect_in_the_order_of_their_calls(
     kernel: Bridge, lane: Any
 ) -> None:
-    """Of many pushes of one name the last one wins; what is called between them sees its own."""
+    """The last of many pushes of one name wins; a call between them sees the value before it."""
     async with Bridge.attach(file_of(kernel), lane=lane) as bridge:
         for _ in range(10):
             await asyncio.gather(*(bridge.push(x=i) for i in range(100)))
@@ -139,8 +141,8 @@ class RaisesInKernel:
         raise RuntimeError("not in this kernel")
 
 
-async def test_what_fails_in_a_message_of_many_fails_alone(kernel: Bridge, sent: Sent) -> None:
-    await kernel.push(there=[5])
+async def test_a_request_that_fails_in_a_batch_fails_alone(kernel: Bridge, sent: Sent) -> None:
+    await kernel.push(present=[5])
     await kernel.run("import threading; unpicklable = threading.Lock()")
     async with occupied(kernel):
         sent.requests = 0
@@ -150,34 +152,34 @@ async def test_what_fails_in_a_message_of_many_fails_alone(kernel: Bridge, sent:
                 kernel.push({f"x{i}": i}),
                 kernel.push(bad=RaisesInKernel(), **{f"y{i}": i}),
                 kernel.pull("missing"),
-                kernel.pull("there"),
-                kernel.pull("there", max_bytes=1),
+                kernel.pull("present"),
+                kernel.pull("present", max_bytes=1),
                 kernel.pull("unpicklable", max_bytes=1),
-                kernel.delete("there", "missing"),
+                kernel.delete("present", "missing"),
                 kernel.exists("missing"),
             ]
         tasks = [asyncio.ensure_future(one) for one in work]
         await asyncio.sleep(0.3)
     _, *outcomes = await all_of(*tasks)
-    assert sent.requests <= 20  # or it would prove nothing
+    assert sent.requests <= 20  # otherwise the test proves nothing
     for i in range(20):
-        push, bad, missing, there, large, dumb, delete, exists = outcomes[8 * i : 8 * i + 8]
+        push, bad, missing, present, large, dumb, delete, exists = outcomes[8 * i : 8 * i + 8]
         assert push.names == (f"x{i}",)
         assert isinstance(bad, RemoteError)
         assert "not in this kernel" in str(bad)
         assert isinstance(missing, NameNotFound)
         assert missing.names == ("missing",)
-        assert there == [5]
+        assert present == [5]
         assert isinstance(large, PayloadTooLarge)
         assert isinstance(dumb, RemoteError)
         assert isinstance(delete, NameNotFound)
         assert exists is False
     found = await look(file_of(kernel))
-    assert set(found) == {"there", "unpicklable", "first", *(f"x{i}" for i in range(20))}
+    assert set(found) == {"present", "unpicklable", "first", *(f"x{i}" for i in range(20))}
     await goes_on(kernel)
 
 
-class SlowThere:
+class SlowInKernel:
     def __init__(self, value: int) -> None:
         self.value = value
 
@@ -190,16 +192,14 @@ def slowly(value: int) -> int:
     return value
 
 
-async def test_an_interrupt_strikes_one_of_those_that_cross_together(
-    kernel: Bridge, sent: Sent
-) -> None:
-    """SIGINT while a message of many is served: who is not told of it has all it asked for."""
-    struck = 0
+async def test_an_interrupt_ends_one_request_of_a_batch(kernel: Bridge, sent: Sent) -> None:
+    """SIGINT while a batch runs: each push that reports no interrupt has bound all its names."""
+    interrupted = 0
     for _ in range(3):
         async with occupied(kernel):
             sent.requests = 0
             tasks = [
-                asyncio.ensure_future(kernel.push({f"l{i}": SlowThere(i), f"r{i}": i}))
+                asyncio.ensure_future(kernel.push({f"l{i}": SlowInKernel(i), f"r{i}": i}))
                 for i in range(40)
             ]
             await asyncio.sleep(0.3)
@@ -207,17 +207,17 @@ async def test_an_interrupt_strikes_one_of_those_that_cross_together(
         sigint(kernel)
         async with reported_within(2):
             outcomes = await all_of(*tasks)
-        assert sent.requests <= 10  # or it would prove nothing
-        there = await look(file_of(kernel))
+        assert sent.requests <= 10  # otherwise the test proves nothing
+        namespace = await look(file_of(kernel))
         for i, outcome in enumerate(outcomes):
-            pair = there.get(f"l{i}"), there.get(f"r{i}")
+            pair = namespace.get(f"l{i}"), namespace.get(f"r{i}")
             if isinstance(outcome, BaseException):
                 assert isinstance(outcome, RemoteError)
                 assert outcome.ename == "KeyboardInterrupt"
                 assert pair in ((None, None), (str(i), str(i)))
-                struck += 1
+                interrupted += 1
             else:
                 assert pair == (str(i), str(i))
-        await kernel.delete(*(name for name in there if name[0] in "lr"))
+        await kernel.delete(*(name for name in namespace if name[0] in "lr"))
         await goes_on(kernel)
-    assert struck
+    assert interrupted

@@ -1,9 +1,8 @@
-"""Rows D10, D13, E and I of the catalogue of faults: what is damaged, too large, or hostile.
+"""Rows D10, D13, E and I of the catalogue of faults: damaged, oversized and hostile messages.
 
-Rule: one test a row of the catalogue, its docstring opening with the row's number. A test asserts
-how soon the caller is told, what the namespace holds afterwards (looked at by a client that knows
-nothing of bridges), and that the next operation on the same bridge is right. The injection is the
-real fault.
+Rule: each test covers a row of the catalogue; its docstring starts with the row's number. A test
+asserts how soon the call ends, what the namespace contains afterwards (as seen by a client without
+bridgehead), and that the next operation on the same bridge works. Each test injects the real fault.
 """
 
 from __future__ import annotations
@@ -50,35 +49,35 @@ from support.kit import (
 )
 from support.look import look
 
-# Test modules aren't importable in a kernel; what they define is shipped like a script's own.
+# A kernel can't import test modules, so what they define is pickled by value, as in a script.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 # ============================================ D. Dispatch, concurrency, other clients
 
-# The first reply is the one to the cell itself; the second one is damaged, and no other.
+# The first reply belongs to this cell. Only the second reply is damaged.
 DAMAGED = {
     "badly-signed": """
 session, count = get_ipython().kernel.session, iter((1, 2))
 def sign(parts, sign=session.sign, count=count):
-    struck = b'"execute_reply"' in parts[0] and next(count, None) == 2
-    return b"0" * 64 if struck else sign(parts)
+    damaged = b'"execute_reply"' in parts[0] and next(count, None) == 2
+    return b"0" * 64 if damaged else sign(parts)
 session.sign = sign
 del session, count, sign
 """,
     "not-json": """
 session, count = get_ipython().kernel.session, iter((1, 2))
 def pack(part, pack=session.pack, count=count):
-    struck = "user_expressions" in part and next(count, None) == 2
-    return b"{" if struck else pack(part)
+    damaged = "user_expressions" in part and next(count, None) == 2
+    return b"{" if damaged else pack(part)
 session.pack = pack
 del session, count, pack
 """,
     "not-a-message": """
 session, count = get_ipython().kernel.session, iter((1, 2))
 def serialize(message, ident=None, serialize=session.serialize, count=count):
-    struck = message["header"]["msg_type"] == "execute_reply" and next(count, None) == 2
-    return serialize(message, ident)[: 2 if struck else None]
+    damaged = message["header"]["msg_type"] == "execute_reply" and next(count, None) == 2
+    return serialize(message, ident)[: 2 if damaged else None]
 session.serialize = serialize
 del session, count, serialize
 """,
@@ -87,11 +86,11 @@ del session, count, serialize
 
 @pytest.mark.parametrize("how", DAMAGED)
 @pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
-async def test_bad_frame_hurts_one_request_at_most(kernel_name: str, how: str) -> None:
-    """D10. One reply that cannot be verified or read: that request is told, no other one hurt."""
+async def test_a_damaged_reply_fails_its_own_request_only(kernel_name: str, how: str) -> None:
+    """D10. One reply can't be verified or read: its request raises ReplyLost, all others work."""
     launched = Bridge.launch(kernel_name, lane="buffers")
-    async with launched as bridge, other(bridge) as somebody:
-        assert (await somebody.execute(DAMAGED[how]))["status"] == "ok"
+    async with launched as bridge, other(bridge) as other_client:
+        assert (await other_client.execute(DAMAGED[how]))["status"] == "ok"
         async with reported_within(1):
             with pytest.raises(ReplyLost):
                 await bridge.push(x=1)
@@ -111,8 +110,10 @@ UNSENDABLE = {
 
 @pytest.mark.parametrize("value", UNSENDABLE)
 @pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
-async def test_reply_that_cannot_be_serialized_is_told(kernel_name: str, value: str) -> None:
-    """D13. The kernel cannot encode its reply, goes idle and never answers: the caller is told."""
+async def test_a_reply_that_the_kernel_cannot_serialize_is_reported(
+    kernel_name: str, value: str
+) -> None:
+    """D13. The kernel can't encode its reply and goes idle without it: run raises ReplyLost."""
     async with Bridge.launch(kernel_name) as bridge:
         cell = (
             "get_ipython().payload_manager.write_payload("
@@ -120,11 +121,11 @@ async def test_reply_that_cannot_be_serialized_is_told(kernel_name: str, value: 
         )
         async with reported_within(1):
             (outcome,) = await all_of(bridge.run(cell))
-        # A Session that replaces what it cannot encode has sent the reply after all.
+        # Some versions of Session replace what they can't encode, and the reply arrives.
         assert isinstance(outcome, ReplyLost) or value == "lone-surrogate"
         assert not isinstance(outcome, BaseException) or isinstance(outcome, ReplyLost)
         assert await look(file_of(bridge)) == {"ran": "1"}
-        await bridge.push(text="\ud800")  # our own answers carry it: they are ASCII
+        await bridge.push(text="\ud800")  # our own replies carry it, because they are ASCII
         assert await bridge.pull("text") == "\ud800"
         with pytest.raises(RemoteError, match="KeyError"):
             await bridge.pull("{}[text]")
@@ -145,13 +146,13 @@ TAMPERED: dict[str, Callable[[Parts], Parts]] = {
     "a-frame-missing": lambda frames: frames[:-1],
     "frames-reordered": lambda frames: frames[::-1],
     "a-frame-cut": lambda frames: [*frames[:-1], frames[-1][:-1]],
-    "nothing-at-all": lambda frames: [],
-    "a-frame-added": lambda frames: [*frames, b"next_chunk"],
+    "no-frames": lambda frames: [],
+    "a-frame-added": lambda frames: [*frames, b"more"],
 }
 
 
 def tampering(how: str) -> Callable[[Parts], Iterable[Parts]]:
-    """Changes the buffers of every message that has some; they aren't signed."""
+    """Return a function that changes the buffers of every message; buffers aren't signed."""
 
     def tamper(parts: Parts) -> list[Parts]:
         frames = parts[BUFFERS:]
@@ -165,13 +166,13 @@ def tampering(how: str) -> Callable[[Parts], Iterable[Parts]]:
 async def test_tampered_payload_is_refused(
     kernel: Bridge, tmp_path: Path, how: str, digest: str
 ) -> None:
-    """E1, E3, E4. A bit flipped, frames missing, cut, reordered, added: refused, both ways."""
+    """E1, E3, E4. Frames changed, missing, cut, reordered, added: refused in both directions."""
     array = np.arange(700_000.0 if digest == "sums" else 10_000.0)
     await kernel.push(x=1, array=array)
     before = await look(file_of(kernel))
     async with wired(kernel, tmp_path, lane="buffers") as (bridge, wire):
-        if digest != "sums":  # which are for much, and a wire that never leaves the machine
-            bridge._transport.digest = digest  # as over a wire that leaves it, or not
+        if digest != "sums":  # only for large payloads that stay on this machine
+            bridge._transport.digest = digest  # as for a kernel on another machine, or on this one
         wire.outgoing = tampering(how)
         async with reported_within(0.5):
             with pytest.raises(IntegrityError, match="the kernel refused the request"):
@@ -190,7 +191,7 @@ async def test_tampered_payload_is_refused(
 
 
 async def goes_on_again(wire: Any, bridge: Bridge) -> None:
-    """With nobody meddling any more, the next operation is right."""
+    """Pass all messages unchanged again: the next operation works."""
     wire.outgoing = wire.incoming = whole
     await goes_on(bridge)
 
@@ -208,23 +209,23 @@ CUTS: dict[str, Callable[[bytes], bytes]] = {
 
 @pytest.mark.parametrize("how", CUTS)
 async def test_truncated_base64_is_refused(kernel: Bridge, tmp_path: Path, how: str) -> None:
-    """E3. base64 that was damaged before it was signed: refused, both ways."""
+    """E3. base64 that was damaged before it was signed: refused in both directions."""
     values = random.Random(1).randbytes(30_000)
     await kernel.push(x=1, values=values)
     before = await look(file_of(kernel))
     async with wired(kernel, tmp_path, lane="inline") as (bridge, wire):
-        struck = []
+        counts = []
 
         def damage(parts: Parts) -> list[Parts]:
             content, count = BASE64.subn(lambda found: CUTS[how](found[0]), parts[CONTENT])
-            struck.append(count)
+            counts.append(count)
             return [wire.signed([*parts[:CONTENT], content, *parts[BUFFERS:]])]
 
         wire.outgoing = damage
         async with reported_within(0.5):
             with pytest.raises(IntegrityError, match="the kernel refused the request"):
                 await bridge.push(x=values, y=2)
-        assert sum(struck) == 1
+        assert sum(counts) == 1
         assert await look(file_of(kernel)) == before
         await goes_on_again(wire, bridge)
 
@@ -232,36 +233,36 @@ async def test_truncated_base64_is_refused(kernel: Bridge, tmp_path: Path, how: 
         async with reported_within(0.5):
             with pytest.raises(ReplyLost, match="the kernel's answer is damaged"):
                 await bridge.pull("values")
-        assert sum(struck) == 2
+        assert sum(counts) == 2
         assert await look(file_of(kernel)) == before
         await goes_on_again(wire, bridge)
         assert await bridge.pull("values") == values
 
 
 @pytest.mark.parametrize("lane", MESSAGES)
-async def test_what_changes_during_a_push_is_never_torn(
+async def test_an_array_that_changes_during_a_push_arrives_whole_or_not_at_all(
     kernel: Bridge, tmp_path: Path, lane: Any
 ) -> None:
-    """E2. The array is written to while its pieces are on the wire, and once more afterwards."""
+    """E2. The array changes while its chunks cross, and again after the push."""
     size = 2 * BIG[lane]
     async with wired(kernel, tmp_path, lane=lane) as (bridge, wire):
         await bridge.push(array=np.full(size, 3, np.uint8), note=3)
         for number in (5, 7, 9):
             array = np.full(size, number, np.uint8)
-            to_pass = iter(range(number % 4))
+            passed = iter(range(number % 4))
 
-            def meddle(parts: Parts, array: Any = array, to_pass: Any = to_pass) -> list[Parts]:
-                if next(to_pass, None) is None:
+            def change_array(parts: Parts, array: Any = array, passed: Any = passed) -> list[Parts]:
+                if next(passed, None) is None:
                     array[:] = 0
                 return [parts]
 
             before = await look(file_of(kernel))
-            wire.outgoing = meddle
+            wire.outgoing = change_array
             async with reported_within(2):
                 (outcome,) = await all_of(bridge.push(array=array, note=number))
             wire.outgoing = whole
             assert not array.any()
-            # Refused, or as it was when push was called.
+            # The push is refused, or the kernel has the array as it was at the call.
             if isinstance(outcome, BaseException):
                 assert isinstance(outcome, IntegrityError), outcome
                 assert await look(file_of(kernel)) == before
@@ -273,24 +274,26 @@ async def test_what_changes_during_a_push_is_never_torn(
 
 
 @pytest.mark.parametrize("lane", LANES)
-async def test_a_large_push_is_no_literal(kernel: Bridge, tmp_path: Path, lane: Any) -> None:
-    """E5. 60 MiB take seconds at most, not 38, and no message carries them as source text."""
+async def test_a_large_push_is_not_sent_as_source_text(
+    kernel: Bridge, tmp_path: Path, lane: Any
+) -> None:
+    """E5. 60 MiB take a few seconds at most, not 38; no message carries them as source text."""
     array = np.random.default_rng(1).integers(0, 255, 60 << 20, np.uint8)
     async with wired(kernel, tmp_path, lane=lane) as (bridge, wire):
         async with reported_within(2):
             await bridge.push(array=array)
         sent = [parts for way, parts in wire.seen if way == "out"]
         assert all(not json.loads(parts[CONTENT]).get("code") for parts in sent)
-        # The limit that survives every Jupyter Server; of buffers, only the header is text.
+        # Every Jupyter Server passes 6 MiB of text. With buffers, only the header is text.
         assert max((len(parts[CONTENT]) for parts in sent[1:]), default=0) < (6 << 20)
-        there = await look(file_of(kernel))
-        assert there == {"array": repr(array)}
+        namespace = await look(file_of(kernel))
+        assert namespace == {"array": repr(array)}
         assert await bridge.pull("int(array.sum())") == int(array.sum())
         await goes_on(bridge)
 
 
 async def test_three_gigabytes_cross_both_ways() -> None:
-    """E6. A frame longer than any signed 32-bit length arrives whole, there and back."""
+    """E6. A frame longer than any signed 32-bit length arrives whole, in both directions."""
     free = psutil.virtual_memory().available
     if free < 12 << 30:
         pytest.skip(f"only {free >> 30} GB of memory are free, and this takes 12")
@@ -313,7 +316,7 @@ async def test_three_gigabytes_cross_both_ways() -> None:
 async def test_a_push_beyond_max_bytes_is_refused_before_it_is_sent(
     kernel: Bridge, tmp_path: Path, lane: Any
 ) -> None:
-    """E6. More than ``max_bytes``: PayloadTooLarge names the size, and nothing crosses."""
+    """E6. More than ``max_bytes``: PayloadTooLarge names the size, and nothing is sent."""
     async with wired(kernel, tmp_path, lane=lane) as (bridge, wire):
         wire.seen.clear()
         async with reported_within(0.5):
@@ -329,7 +332,7 @@ async def test_a_push_beyond_max_bytes_is_refused_before_it_is_sent(
 async def test_a_pull_beyond_max_bytes_is_refused_in_the_kernel(
     kernel: Bridge, tmp_path: Path, lane: Any
 ) -> None:
-    """E7. 30 MB where ``max_bytes`` are less: the size is told, and no part of it crosses."""
+    """E7. 30 MB, more than ``max_bytes``: the error names the size, and no part of it is sent."""
     await kernel.run("big = bytes(30_000_000)")
     before = await look(file_of(kernel))
     async with wired(kernel, tmp_path, lane=lane) as (bridge, wire):
@@ -346,10 +349,10 @@ async def test_a_pull_beyond_max_bytes_is_refused_in_the_kernel(
 
 
 @pytest.mark.parametrize("lane", LANES)
-async def test_a_huge_pull_comes_in_messages_of_bounded_size(
+async def test_a_large_pull_arrives_in_messages_of_bounded_size(
     kernel: Bridge, tmp_path: Path, lane: Any
 ) -> None:
-    """E7. 60 MB are never one message, neither of text nor of buffers, and no repr is made."""
+    """E7. 60 MB never cross in one message of text or buffers, and the kernel makes no repr."""
     await kernel.run("big = 'x' * 60_000_000")
     async with wired(kernel, tmp_path, lane=lane) as (bridge, wire):
         async with reported_within(2):
@@ -361,8 +364,8 @@ async def test_a_huge_pull_comes_in_messages_of_bounded_size(
         await goes_on(bridge)
 
 
-async def test_a_buffer_in_steps_is_refused_and_an_array_in_steps_crosses(kernel: Bridge) -> None:
-    """E10. What is not contiguous has no raw buffer; numpy knows how to send it all the same."""
+async def test_a_strided_buffer_is_refused_and_a_strided_array_crosses(kernel: Bridge) -> None:
+    """E10. A strided PickleBuffer has no raw buffer; numpy copies a strided array."""
     steps = np.arange(100_000.0)[::2]
     async with reported_within(0.5):
         with pytest.raises(EncodeError, match="x cannot be pickled"):
@@ -377,7 +380,7 @@ async def test_a_buffer_in_steps_is_refused_and_an_array_in_steps_crosses(kernel
 
 
 async def replay(bridge: Bridge, frames: list[Parts]) -> None:
-    """Send recorded messages to the kernel once more, from a socket of their own."""
+    """Send recorded messages to the kernel again, from another socket."""
     info = json.loads(Path(file_of(bridge)).read_text())
     separator = "-" if info["transport"] == "ipc" else ":"
     with zmq.asyncio.Context() as context, context.socket(zmq.DEALER) as socket:
@@ -385,15 +388,13 @@ async def replay(bridge: Bridge, frames: list[Parts]) -> None:
         socket.connect(f"{info['transport']}://{info['ip']}{separator}{info['shell_port']}")
         for parts in frames:
             await socket.send_multipart(parts)
-        while await socket.poll(500):  # until the kernel has no more to say
+        while await socket.poll(500):  # until the kernel sends no more
             await socket.recv_multipart()
 
 
 @pytest.mark.parametrize("lane", MESSAGES)
-async def test_recorded_messages_do_nothing_when_they_come_again(
-    kernel: Bridge, tmp_path: Path, lane: Any
-) -> None:
-    """I2. All that crossed is sent again, within the kernel's life and after its restart."""
+async def test_replayed_messages_have_no_effect(kernel: Bridge, tmp_path: Path, lane: Any) -> None:
+    """I2. All recorded messages are sent again, to the same kernel and after its restart."""
     async with Bridge.launch() as live:
         async with wired(live, tmp_path, lane=lane) as (bridge, wire):
             await bridge.push(count=[0])
@@ -411,8 +412,8 @@ async def test_recorded_messages_do_nothing_when_they_come_again(
         await live.restart()
         async with reported_within(2):
             await replay(live, recorded)
-        there = await look(file_of(live))
-        assert there == {}
+        namespace = await look(file_of(live))
+        assert namespace == {}
         await goes_on(live)
 
 
@@ -420,7 +421,7 @@ def adds_one(count: list[int]) -> None:
     count[0] += 1
 
 
-# What a kernel may say instead of an answer; each is well signed.
+# Replies that a hostile kernel may send; each has a valid signature.
 HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "empty": lambda content: {},
     "a-list": lambda content: [1, 2],
@@ -428,7 +429,7 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "no-expressions": lambda content: {**content, "user_expressions": None},
     "expressions-a-list": lambda content: {**content, "user_expressions": [1]},
     "entry-a-number": lambda content: {**content, "user_expressions": {"bridgehead": 5}},
-    "data-a-string": lambda content: entry(content, {"status": "ok", "data": "x"}),
+    "data-a-string": lambda content: with_entry(content, {"status": "ok", "data": "x"}),
     "error-of-numbers": lambda content: {"status": "error", "ename": 5, "traceback": 7},
     "many-keys": lambda content: {
         **content,
@@ -451,26 +452,26 @@ HOSTILE: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
-def entry(content: dict[str, Any], told: Any) -> dict[str, Any]:
-    return {**content, "user_expressions": {"bridgehead": told}}
+def with_entry(content: dict[str, Any], entry: Any) -> dict[str, Any]:
+    return {**content, "user_expressions": {"bridgehead": entry}}
 
 
 def answers(content: dict[str, Any], text: str) -> dict[str, Any]:
-    told = dict(content["user_expressions"]["bridgehead"])
-    (mime,) = (key for key in told["data"] if key != "text/plain")
-    return entry(content, {**told, "data": {mime: text}})
+    entry = dict(content["user_expressions"]["bridgehead"])
+    (mime,) = (key for key in entry["data"] if key != "text/plain")
+    return with_entry(content, {**entry, "data": {mime: text}})
 
 
-def replaced(wire: Wire, parts: Parts, which: int, told: Any) -> Parts:
-    """The message with another part in it, well signed."""
-    return wire.signed([*parts[:which], json.dumps(told).encode(), *parts[which + 1 :]])
+def replaced(wire: Wire, parts: Parts, which: int, part: Any) -> Parts:
+    """Return the message with one part replaced and a valid signature."""
+    return wire.signed([*parts[:which], json.dumps(part).encode(), *parts[which + 1 :]])
 
 
 @pytest.mark.parametrize("shape", HOSTILE)
-async def test_a_reply_of_any_shape_hurts_one_call_at_most(
+async def test_a_malformed_reply_fails_one_call_at_most(
     kernel: Bridge, tmp_path: Path, shape: str
 ) -> None:
-    """I7. The kernel answers with something else: a BridgeError, and the bridge goes on."""
+    """I7. The kernel sends a malformed reply: a BridgeError, and the bridge still works."""
     async with wired(kernel, tmp_path, lane="buffers") as (bridge, wire):
         await bridge.push(x=1)
 
@@ -489,8 +490,10 @@ async def test_a_reply_of_any_shape_hurts_one_call_at_most(
 
 
 @pytest.mark.parametrize("spoof", ["bridgehead_data", "bridgehead_update", "stream", ""])
-async def test_a_reply_of_another_type(kernel: Bridge, tmp_path: Path, spoof: str) -> None:
-    """I7. The reply says that it is something else: the call is told, and the bridge goes on."""
+async def test_a_reply_of_another_type_fails_one_call_at_most(
+    kernel: Bridge, tmp_path: Path, spoof: str
+) -> None:
+    """I7. The reply has another message type: a BridgeError, and the bridge still works."""
     async with wired(kernel, tmp_path, lane="buffers") as (bridge, wire):
         await bridge.push(x=1)
 
@@ -509,8 +512,8 @@ async def test_a_reply_of_another_type(kernel: Bridge, tmp_path: Path, spoof: st
         await goes_on(bridge)
 
 
-async def test_what_crosses_is_not_on_iopub(kernel: Bridge) -> None:
-    """I8. A raw subscriber sees no byte of what is pushed, pulled, called or watched."""
+async def test_objects_do_not_appear_on_iopub(kernel: Bridge) -> None:
+    """I8. A raw subscriber sees no byte of objects that are pushed, pulled, called or watched."""
     info = json.loads(Path(file_of(kernel)).read_text())
     separator = "-" if info["transport"] == "ipc" else ":"
     secret = uuid.uuid4().hex
@@ -539,9 +542,9 @@ async def test_what_crosses_is_not_on_iopub(kernel: Bridge) -> None:
 
 
 async def until_heard(kernel: Bridge, socket: zmq.asyncio.Socket) -> None:
-    """Until the subscription has arrived, and what came by then is read."""
+    """Wait until the subscription works, and discard the messages until then."""
     async with reported_within(1):
         while not await socket.poll(50):
-            await kernel.pull("0")  # no name: it is asked in a message
+            await kernel.pull("0")  # no name, so the request is a message
     while await socket.poll(100):
         await socket.recv_multipart()

@@ -1,9 +1,9 @@
 """Rows A of the catalogue of faults: death, stop and restart.
 
-Rule: one test a row of the catalogue, its docstring opening with the row's number. A test asserts
-how soon the caller is told, what the namespace holds afterwards (looked at by a client that knows
-nothing of bridges), and that the next operation on the same bridge is right. The injection is the
-real fault. A kernel that is stopped goes on before it is ended.
+Rule: each test covers a row of the catalogue; its docstring starts with the row's number. A test
+asserts how soon the call ends, what the namespace contains afterwards (as seen by a client without
+bridgehead), and that the next operation on the same bridge works. Each test injects the real fault.
+A test that stops a kernel lets it continue before it ends the kernel.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ from support.kit import (
 )
 from support.look import look
 
-# Test modules aren't importable in a kernel; what they define is shipped like a script's own.
+# A kernel can't import test modules, so what they define is pickled by value, as in a script.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
-ATTACHED, LAUNCHED = 3.0, 0.5  # s until a death is told
+ATTACHED, LAUNCHED = 3.0, 0.5  # s until a death is reported
 
 
 @pytest.fixture
 async def manager() -> AsyncIterator[AsyncKernelManager]:
-    """A kernel that somebody else holds."""
+    """A manager, outside the bridge, that owns a kernel."""
     manager = AsyncKernelManager()
     await manager.start_kernel()
     try:
@@ -62,7 +62,7 @@ async def manager() -> AsyncIterator[AsyncKernelManager]:
 
 
 def everything(bridge: Bridge) -> list[asyncio.Task[Any]]:
-    """Every kind of operation at once; the first one keeps the kernel busy for a minute."""
+    """Start every kind of operation; the first one keeps the kernel busy for a minute."""
     operations = [
         bridge.push(slow=CallsInKernel(time.sleep, 60), x=1),
         bridge.push(y=2),
@@ -83,8 +83,8 @@ def everything(bridge: Bridge) -> list[asyncio.Task[Any]]:
 
 @pytest.mark.parametrize("attached", [False, True], ids=["launched", "attached"])
 @pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
-async def test_kernel_death_is_told_quickly(live: Bridge, attached: bool) -> None:
-    """A1. SIGKILL with every kind of operation pending: all are told at once, and the next too."""
+async def test_a_dead_kernel_is_reported_quickly(live: Bridge, attached: bool) -> None:
+    """A1. SIGKILL with every kind of operation pending: all fail at once, and so do new calls."""
     async with contextlib.AsyncExitStack() as stack:
         bridge = live
         if attached:
@@ -97,7 +97,7 @@ async def test_kernel_death_is_told_quickly(live: Bridge, attached: bool) -> Non
         async with reported_within(ATTACHED if attached else LAUNCHED):
             outcomes = await all_of(*pending)
             assert {type(outcome) for outcome in outcomes} == {KernelDied}
-            assert {message.type async for message in stream} <= {"status"}  # and it ends
+            assert {message.type async for message in stream} <= {"status"}  # and the stream ends
         assert bridge.state == "dead"
         if not attached:
             assert {outcome.exit_code for outcome in outcomes} == {-signal.SIGKILL}
@@ -109,7 +109,7 @@ async def test_kernel_death_is_told_quickly(live: Bridge, attached: bool) -> Non
                 with pytest.raises(KernelNotFound):
                     await Bridge.attach(file_of(live))
         await live.restart()
-        if attached:  # the next kernel is not the one that this bridge believes in
+        if attached:  # the bridge still expects the old kernel
             async with reported_within(ATTACHED):
                 with pytest.raises((KernelDied, KernelRestarted)):
                     await bridge.push(x=2)
@@ -119,7 +119,7 @@ async def test_kernel_death_is_told_quickly(live: Bridge, attached: bool) -> Non
 
 
 async def until_back(bridge: Bridge) -> None:
-    """Wait until the bridge found the kernel that came after the one that died."""
+    """Wait until the bridge works with the kernel that replaced the dead one."""
     while True:
         try:
             await bridge.exists("x")
@@ -133,7 +133,7 @@ ENDS = {
     "os._exit": (CallsInKernel(os._exit, 7), 7, "exit code 7"),
     "segfault": (CallsInKernel(ctypes.string_at, 0), -signal.SIGSEGV, "was killed by SIGSEGV"),
     "abort": (CallsInKernel(os.abort), -signal.SIGABRT, "was killed by SIGABRT"),
-    # What the kernel of Linux does to a process that needs too much memory.
+    # This is how Linux kills a process that needs too much memory.
     "oom-kill": (
         CallsInKernel(signal.raise_signal, signal.SIGKILL),
         -signal.SIGKILL,
@@ -144,8 +144,8 @@ ENDS = {
 
 @pytest.mark.parametrize("end", ENDS)
 @pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
-async def test_a_kernel_that_ends_while_unpickling_is_told(live: Bridge, end: str) -> None:
-    """A2. The object that is unpickled ends the process: how it ended is told."""
+async def test_a_kernel_that_dies_while_unpickling_is_reported(live: Bridge, end: str) -> None:
+    """A2. The object that is unpickled ends the process: KernelDied says how it ended."""
     killer, code, words = ENDS[end]
     async with reported_within(LAUNCHED):
         with pytest.raises(KernelDied, match=words) as caught:
@@ -156,8 +156,8 @@ async def test_a_kernel_that_ends_while_unpickling_is_told(live: Bridge, end: st
     await goes_on(live)
 
 
-async def test_sigstop_is_told_and_recovers(live: Bridge) -> None:
-    """A3. A stopped kernel: told after five seconds; the bridges go on when the kernel does."""
+async def test_a_stopped_kernel_is_reported_and_recovers(live: Bridge) -> None:
+    """A3. A stopped kernel is reported after five seconds; when it continues, bridges work."""
     async with Bridge.attach(file_of(live)) as attached:
         bridges = live, attached
         await live.push(x="before")
@@ -178,7 +178,7 @@ async def test_sigstop_is_told_and_recovers(live: Bridge) -> None:
             assert {type(outcome) for outcome in outcomes} == {KernelUnresponsive}
         async with reported_within(1):
             assert [await bridge.pull("x") for bridge in bridges] == ["before"] * 2
-        # The answers of the first pulls came, to nobody; what waited behind them was never sent.
+        # The replies to the first pulls came late. The calls behind them were never sent.
         now = [bridge._transport.dispatcher.late for bridge in bridges]
         assert all(more > before for more, before in zip(now, late, strict=True))
         assert await look(file_of(live)) == {"x": "'before'"}
@@ -186,8 +186,8 @@ async def test_sigstop_is_told_and_recovers(live: Bridge) -> None:
             await goes_on(bridge)
 
 
-async def test_a_kernel_that_goes_on_in_time_loses_nothing(live: Bridge) -> None:
-    """A3. Stopped for three seconds only: every call that waited gets its answer."""
+async def test_a_kernel_that_is_stopped_briefly_loses_no_call(live: Bridge) -> None:
+    """A3. A kernel is stopped for only three seconds: every waiting call gets its reply."""
     await live.push(x=1)
     with stopped(live):
         pending = [asyncio.ensure_future(live.pull("x")) for _ in range(20)]
@@ -198,8 +198,8 @@ async def test_a_kernel_that_goes_on_in_time_loses_nothing(live: Bridge) -> None
     await goes_on(live)
 
 
-async def test_restart_fails_what_was_pending_at_once(manager: AsyncKernelManager) -> None:
-    """A4. The manager restarts its kernel while everything is pending; nothing of it lands."""
+async def test_a_restart_fails_pending_calls_at_once(manager: AsyncKernelManager) -> None:
+    """A4. The manager restarts its kernel; pending calls fail and do not run in the new one."""
     async with Bridge.attach(manager.connection_file) as bridge:
         await bridge.push(z=0)
         pending = everything(bridge)
@@ -214,10 +214,10 @@ async def test_restart_fails_what_was_pending_at_once(manager: AsyncKernelManage
 
 
 @pytest.mark.parametrize("noticed", [False, True], ids=["at-once", "noticed"])
-async def test_push_sent_while_dead_never_lands_in_the_next_kernel(
+async def test_calls_to_a_dead_kernel_never_run_in_the_next_one(
     manager: AsyncKernelManager, noticed: bool
 ) -> None:
-    """A5. Calls to a kernel that is dead, and a restart: none of them runs in the next one."""
+    """A5. Calls to a dead kernel, then a restart: none of the calls runs in the next kernel."""
     async with Bridge.attach(manager.connection_file) as bridge:
         for _ in range(1 if noticed else 3):
             await bridge.push(before=1)
@@ -238,10 +238,10 @@ async def test_push_sent_while_dead_never_lands_in_the_next_kernel(
 @pytest.mark.parametrize(
     ("operation", "pause"), [("push", 0), ("run", 0), ("push", 3)], ids=["push", "run", "later"]
 )
-async def test_silent_restart_is_noticed_by_the_next_push(
+async def test_an_unnoticed_restart_is_reported_by_the_next_call(
     manager: AsyncKernelManager, operation: str, pause: float
 ) -> None:
-    """A6. A restart between two calls, with nothing pending: the next call tells of it."""
+    """A6. A restart between two calls, with no call pending: the next call reports it."""
     async with Bridge.attach(manager.connection_file) as bridge:
         await bridge.push(x=1)
         await manager.restart_kernel(now=True)
@@ -254,15 +254,15 @@ async def test_silent_restart_is_noticed_by_the_next_push(
         await goes_on(bridge)
 
 
-def held() -> tuple[int, int]:
-    """What this process holds: file descriptors and threads."""
+def resources() -> tuple[int, int]:
+    """Count the file descriptors and threads of this process."""
     return len(os.listdir("/proc/self/fd")), threading.active_count()
 
 
-async def test_a_kernel_that_exits_at_once_is_told_each_time(
+async def test_a_kernel_that_exits_at_once_is_reported_each_time(
     kernelspec: Callable[..., str],
 ) -> None:
-    """A7. A kernelspec whose argv exits: KernelDied with its last words, and nothing is left."""
+    """A7. A kernelspec whose program exits: KernelDied quotes its output; nothing is left."""
     words = "import sys; sys.exit('no kernel today')"
     kernelspec("exits", [sys.executable, "-c", words])
     before = None
@@ -270,34 +270,34 @@ async def test_a_kernel_that_exits_at_once_is_told_each_time(
         async with reported_within(1):
             with pytest.raises(KernelDied, match="exit code 1; it last wrote:\nno kernel today"):
                 await Bridge.launch("exits")
-        before = before or held()
-    assert held() <= before
+        before = before or resources()
+    assert resources() <= before
 
 
 async def test_a_hundred_calls_of_a_dead_kernel_leave_nothing(live: Bridge) -> None:
-    """A7. A kernel that stays dead: told on every call, without a descriptor or a busy loop."""
+    """A7. A kernel stays dead: every call fails, without a new descriptor or a busy loop."""
     os.kill(live.info.pid, signal.SIGKILL)
     async with reported_within(LAUNCHED):
         with pytest.raises(KernelDied):
             await live.pull("1")
-    before = held()
+    before = resources()
     for _ in range(10):
         async with reported_within(0.1):
             outcomes = await all_of(*everything(live))
         assert {type(outcome) for outcome in outcomes} == {KernelDied}
-    assert held() <= before
+    assert resources() <= before
     busy = time.process_time()
     await asyncio.sleep(1)
-    assert time.process_time() - busy < 0.5  # s of this process's own
+    assert time.process_time() - busy < 0.5  # s of CPU time of this process
     await live.restart()
     assert await look(file_of(live)) == {}
     await goes_on(live)
 
 
-async def test_an_autorestarter_that_gives_up(
+async def test_a_kernel_whose_autorestarter_gives_up_is_reported_on_every_call(
     kernelspec: Callable[..., str], tmp_path: Path
 ) -> None:
-    """A7. A kernel that only ever started once is restarted in vain: KernelDied on every call."""
+    """A7. A kernel starts only once, so restarts fail: every call raises KernelDied."""
     crash = tmp_path / "crash"
     argv = ["sh", "-c", f"test -e {crash} && exit 3; exec {sys.executable} -m ipykernel_launcher"]
     argv[-1] += ' -f "$0"'
@@ -331,41 +331,41 @@ async def test_an_autorestarter_that_gives_up(
         await manager.shutdown_kernel(now=True)
 
 
-class DiesWhenReplaced:
+class ExitsWhenReplaced:
     def __del__(self) -> None:
         os._exit(3)
 
 
-class DiesWhenPickled:
+class ExitsWhenPickled:
     def __reduce__(self) -> Any:
         os._exit(3)
 
 
-def notes(file: str) -> Any:
-    """Takes effect, and gives what ends the process on its way back."""
+def write_once(file: str) -> Any:
+    """Write to the file; the result ends the process when it is pickled."""
     with open(file, "a") as text:
         text.write("once\n")
-    return DiesWhenPickled()
+    return ExitsWhenPickled()
 
 
 HOOK = "get_ipython().events.register('post_execute', lambda: __import__('os')._exit(3))"
-BETWEEN: dict[str, Callable[[Bridge, str], Any]] = {
+EXITS_AFTER_EFFECT: dict[str, Callable[[Bridge, str], Any]] = {
     "run": lambda bridge, file: bridge.run(f"print('once', file=open({file!r}, 'a'))\n{HOOK}"),
-    "call": lambda bridge, file: bridge.call(notes, file),
-    "push": lambda bridge, file: bridge.push(x=CallsInKernel(notes, file)),
+    "call": lambda bridge, file: bridge.call(write_once, file),
+    "push": lambda bridge, file: bridge.push(x=CallsInKernel(write_once, file)),
 }
 
 
 @pytest.mark.parametrize(
     ("operation", "attached"), [("run", False), ("call", False), ("push", False), ("push", True)]
 )
-async def test_a_kernel_that_dies_between_execution_and_reply(
+async def test_a_kernel_that_dies_between_execution_and_reply_is_reported(
     live: Bridge, tmp_path: Path, operation: str, attached: bool
 ) -> None:
-    """A8. What was asked for is done, and the process ends: KernelDied, and it ran exactly once.
+    """A8. The operation runs, then the process ends: KernelDied, and it ran exactly once.
 
-    A cell with a post_execute hook, a call whose result ends the process when it is pickled, a
-    push over a value whose ``__del__`` does.
+    The process ends in the post_execute hook of a cell, when the result of a call is pickled, or
+    in the ``__del__`` of a value that a push replaces.
     """
     ran = tmp_path / "ran"
     async with contextlib.AsyncExitStack() as stack:
@@ -373,10 +373,10 @@ async def test_a_kernel_that_dies_between_execution_and_reply(
         if attached:
             bridge = await stack.enter_async_context(Bridge.attach(file_of(live)))
         if operation == "push":
-            await live.call(DiesWhenReplaced, keep="x")
+            await live.call(ExitsWhenReplaced, keep="x")
         async with reported_within(ATTACHED if attached else LAUNCHED):
             with pytest.raises(KernelDied) as caught:
-                await BETWEEN[operation](bridge, str(ran))
+                await EXITS_AFTER_EFFECT[operation](bridge, str(ran))
         assert attached or caught.value.exit_code == 3
         await live.restart()
         if attached:
@@ -388,8 +388,8 @@ async def test_a_kernel_that_dies_between_execution_and_reply(
 
 @pytest.mark.parametrize("attached", [False, True], ids=["launched", "attached"])
 @pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
-async def test_a_shutdown_by_somebody_else_is_told(live: Bridge, attached: bool) -> None:
-    """A9. Another client shuts the kernel down: KernelDied says so; the bridge closes once."""
+async def test_a_shutdown_by_another_client_is_reported(live: Bridge, attached: bool) -> None:
+    """A9. Another client shuts the kernel down: KernelDied says so; closing twice is fine."""
     async with contextlib.AsyncExitStack() as stack:
         bridge = live
         if attached:
@@ -397,8 +397,8 @@ async def test_a_shutdown_by_somebody_else_is_told(live: Bridge, attached: bool)
         await bridge.push(x=1)
         stream, watch = bridge.messages(), bridge.watch("x")
         assert await anext(watch) == 1
-        async with other(live) as somebody:
-            somebody.client.shutdown()
+        async with other(live) as other_client:
+            other_client.client.shutdown()
             async with reported_within(ATTACHED if attached else LAUNCHED):
                 assert "shutdown_reply" in [message.type async for message in stream]
                 assert [value async for value in watch] == []
@@ -413,16 +413,16 @@ async def test_a_shutdown_by_somebody_else_is_told(live: Bridge, attached: bool)
     assert bridge.state == "closed"
 
 
-async def test_a_restart_behind_a_connection_that_never_broke(
+async def test_a_restart_behind_a_proxy_that_keeps_the_connection_is_reported(
     kernelspec: Callable[..., str], tmp_path: Path
 ) -> None:
-    """A10. As in a container: the next kernel has the same pid, and a proxy hides the restart."""
-    in_its_own = ["unshare", "--pid", "--fork", "--kill-child"]
+    """A10. As in a container: the new kernel has the same pid, a proxy hides the restart."""
+    unshared = ["unshare", "--pid", "--fork", "--kill-child"]
     try:
-        subprocess.run([*in_its_own, "true"], check=True, capture_output=True)
+        subprocess.run([*unshared, "true"], check=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError) as error:
         pytest.skip(f"this user can't make a pid namespace: {error}")
-    argv = [*in_its_own, sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+    argv = [*unshared, sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     async with Bridge.launch(kernelspec("contained", argv)) as kernel:
         assert kernel.info.pid == 1
         async with wired(kernel, tmp_path) as (bridge, _):

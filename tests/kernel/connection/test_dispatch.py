@@ -1,9 +1,8 @@
 """Rows D of the catalogue of faults: dispatch, concurrency, other clients.
 
-Rule: one test a row of the catalogue, its docstring opening with the row's number. A test asserts
-how soon the caller is told, what the namespace holds afterwards (looked at by a client that knows
-nothing of bridges), and that the next operation on the same bridge is right. The injection is the
-real fault.
+Rule: each test covers a row of the catalogue; its docstring starts with the row's number. A test
+asserts how soon the call ends, what the namespace contains afterwards (as seen by a client without
+bridgehead), and that the next operation on the same bridge works. Each test injects the real fault.
 """
 
 from __future__ import annotations
@@ -37,13 +36,13 @@ from support.kit import (
 )
 from support.look import look
 
-# Test modules aren't importable in a kernel; what they define is shipped like a script's own.
+# A kernel can't import test modules, so what they define is pickled by value, as in a script.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 @pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
-async def test_many_at_once(kernel_name: str) -> None:
-    """D3. Sixty operations at once, ten times over: each gets its own answer."""
+async def test_sixty_operations_at_once_get_their_own_replies(kernel_name: str) -> None:
+    """D3. Sixty operations at once, ten times: each gets its own reply."""
     async with Bridge.launch(kernel_name) as bridge:
         for number in range(10):
             async with reported_within(1):
@@ -56,8 +55,8 @@ async def test_many_at_once(kernel_name: str) -> None:
         await goes_on(bridge)
 
 
-async def test_deadlines_of_several_readers_are_their_own(kernel: Bridge) -> None:
-    """D6. Three wait for a kernel that answers none of them: each is told at its deadline."""
+async def test_each_of_several_waiting_calls_has_its_own_deadline(kernel: Bridge) -> None:
+    """D6. Three calls wait for a busy kernel: each raises TimeoutError at its deadline."""
     cell = asyncio.create_task(kernel.run("import time; time.sleep(1.5); done = True"))
     await until(lambda: at_work(kernel))
     patient = asyncio.create_task(kernel.pull("done"))
@@ -71,8 +70,8 @@ async def test_deadlines_of_several_readers_are_their_own(kernel: Bridge) -> Non
     await goes_on(kernel)
 
 
-async def test_late_reply_is_not_taken_for_the_next(kernel: Bridge) -> None:
-    """D7. The reply of a request that was given up comes when another one waits."""
+async def test_a_late_reply_is_not_given_to_the_next_call(kernel: Bridge) -> None:
+    """D7. The reply to a timed-out request comes while another request waits."""
     for i in range(5):
         async with reported_within(0.1):
             with pytest.raises(TimeoutError):
@@ -96,14 +95,14 @@ del session, send_twice
 """
 
 
-async def test_a_reply_that_comes_twice_is_counted_once(tmp_path: Path) -> None:
-    """D8. The kernel sends every reply twice, each with an id of its own: the first one wins."""
+async def test_a_duplicate_reply_is_ignored(tmp_path: Path) -> None:
+    """D8. The kernel sends every reply twice, with different ids: the first one counts."""
     async with (
         Bridge.launch() as owner,
-        other(owner) as somebody,
+        other(owner) as other_client,
         wired(owner, tmp_path) as (bridge, wire),
     ):
-        assert (await somebody.execute(TWICE))["status"] == "ok"
+        assert (await other_client.execute(TWICE))["status"] == "ok"
         wire.seen.clear()
         for i in range(10):
             async with reported_within(0.5):
@@ -114,21 +113,21 @@ async def test_a_reply_that_comes_twice_is_counted_once(tmp_path: Path) -> None:
         replies = [parts for way, parts in wire.seen if way == "in" and "reply" in kind(parts)]
         parents = collections.Counter(parts[PARENT] for parts in replies)
         assert 2 in parents.values()
-        there = await look(file_of(bridge))
-        assert there.pop("x") == "[9]"
-        assert there == {f"y{i}": str(i) for i in range(40)}
+        namespace = await look(file_of(bridge))
+        assert namespace.pop("x") == "[9]"
+        assert namespace == {f"y{i}": str(i) for i in range(40)}
         await goes_on(bridge)
 
 
-async def test_shared_session_id_steals_replies(kernel: Bridge) -> None:
-    """D9. A second client takes over the session id of a first; a bridge's own is never shared."""
+async def test_a_bridge_is_safe_from_a_client_that_shares_a_session_id(kernel: Bridge) -> None:
+    """D9. A second client uses the first one's session id; a bridge always has its own."""
     async with other(kernel) as first, Bridge.over(first.client) as bridge:
         async with (
             Bridge.over(first.client) as another,
             other(kernel, first.client.session) as twin,
         ):
             assert (await twin.execute("stolen = 1"))["status"] == "ok"
-            # The fault is there: the first one's replies now go to its twin.
+            # Prove the fault: the replies of the first client now go to the second.
             lost = first.submit("1")
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(1):
@@ -141,30 +140,30 @@ async def test_shared_session_id_steals_replies(kernel: Bridge) -> None:
         await goes_on(bridge)
 
 
-async def test_iopub_overflow_changes_no_outcome() -> None:
-    """D11. 20,000 messages on iopub, and a subscriber that never reads them."""
-    async with Bridge.launch() as bridge, other(bridge) as somebody:
+async def test_an_iopub_overflow_changes_no_result() -> None:
+    """D11. 20,000 messages on iopub that the subscriber never reads."""
+    async with Bridge.launch() as bridge, other(bridge) as other_client:
         async with Bridge.attach(file_of(bridge)) as reader:
             never_read = reader.messages()
-            flood = somebody.submit(
+            flood = other_client.submit(
                 "import sys\nfor i in range(20_000): print(i); sys.stdout.flush()"
             )
             await until(lambda: reader.state == "busy")
             async with reported_within(10):
                 await asyncio.gather(*(reader.push({f"x{i}": i}) for i in range(20)))
                 assert await reader.pull("x0 + x19") == 19
-            assert (await somebody.answer(flood))["status"] == "ok"
+            assert (await other_client.answer(flood))["status"] == "ok"
             assert len(never_read) > 0
-            there = await look(file_of(bridge))
-            assert {name: there[name] for name in there if name[0] == "x"} == {
+            namespace = await look(file_of(bridge))
+            assert {name: namespace[name] for name in namespace if name[0] == "x"} == {
                 f"x{i}": str(i) for i in range(20)
             }
             await goes_on(reader)
         await goes_on(bridge)
 
 
-async def test_outcomes_do_not_depend_on_iopub(kernel: Bridge, tmp_path: Path) -> None:
-    """D11. Nothing on iopub arrives at all any more: operations end as soon as before."""
+async def test_results_do_not_depend_on_iopub(kernel: Bridge, tmp_path: Path) -> None:
+    """D11. No message arrives on iopub any more: operations end as soon as before."""
     async with wired(kernel, tmp_path) as (bridge, wire):
         wire.deaf = True
         async with reported_within(0.5):
@@ -172,7 +171,7 @@ async def test_outcomes_do_not_depend_on_iopub(kernel: Bridge, tmp_path: Path) -
             assert await bridge.pull("x") == 1
             with pytest.raises(RemoteError, match="ZeroDivisionError"):
                 await bridge.pull("1/0")
-        async with reported_within(3):  # a cell waits a moment for its outputs, which are lost
+        async with reported_within(3):  # a cell waits a moment for its lost outputs
             assert (await bridge.run("y = 2\nprint(y)")).execution_count
         assert await look(file_of(kernel)) == {"x": "1", "y": "2"}
         await goes_on(bridge)
@@ -180,9 +179,9 @@ async def test_outcomes_do_not_depend_on_iopub(kernel: Bridge, tmp_path: Path) -
 
 
 async def test_other_clients_see_no_more_than_busy_and_idle(kernel: Bridge) -> None:
-    """D12. Somebody listens on iopub while we do everything: no code, no value, no error."""
-    secret = "a secret that nobody else may see"
-    async with other(kernel) as somebody:
+    """D12. A client reads iopub during all operations: it sees no code, value or error."""
+    secret = "a secret that no other client may see"
+    async with other(kernel) as other_client:
         await kernel.push(secret=secret)
         assert await kernel.pull("secret") == secret
         await operations(kernel)
@@ -190,18 +189,18 @@ async def test_other_clients_see_no_more_than_busy_and_idle(kernel: Bridge) -> N
         seen = []
         async with reported_within(1):
             while not seen or seen[-1]["msg_type"] != "execute_input":
-                seen.append(await somebody.client.get_iopub_msg(timeout=20))
+                seen.append(await other_client.client.get_iopub_msg(timeout=20))
     assert {message["msg_type"] for message in seen[:-1]} == {"status"}
     assert seen[-1]["content"]["code"] == "done = True"
     assert secret not in repr([message["content"] for message in seen])
     assert not any(message["buffers"] for message in seen)
-    there = await look(file_of(kernel))
-    assert there == {"x": "49", "y": "2", "done": "True", "secret": repr(secret)}
+    namespace = await look(file_of(kernel))
+    assert namespace == {"x": "49", "y": "2", "done": "True", "secret": repr(secret)}
     await goes_on(kernel)
 
 
-async def test_a_wrong_key_is_told(kernel: Bridge, tmp_path: Path) -> None:
-    """D14. Another key than the kernel's: it never answers, and the message says why."""
+async def test_a_wrong_key_is_reported(kernel: Bridge, tmp_path: Path) -> None:
+    """D14. The key is not the kernel's: the kernel never answers, and the error says why."""
     info = json.loads(Path(file_of(kernel)).read_text())
     (tmp_path / "wrong.json").write_text(json.dumps({**info, "key": "0" * 32}))
     async with reported_within(1):
@@ -211,8 +210,8 @@ async def test_a_wrong_key_is_told(kernel: Bridge, tmp_path: Path) -> None:
     await goes_on(kernel)
 
 
-async def test_no_reply_waits_for_a_reader_that_was_not_woken(kernel: Bridge) -> None:
-    """D16. Sending while replies come in, 150 rounds: no reply is left lying on the socket."""
+async def test_no_reply_stays_unread_on_the_socket(kernel: Bridge) -> None:
+    """D16. Send while replies arrive, 150 times: every reply is read from the socket."""
     await kernel.push(x=1)
     for number in range(150):
         async with reported_within(0.5):
@@ -225,8 +224,8 @@ async def test_no_reply_waits_for_a_reader_that_was_not_woken(kernel: Bridge) ->
     await goes_on(kernel)
 
 
-async def test_one_missed_heartbeat_is_not_death() -> None:
-    """D17. A kernel that is stopped for 2 s, and one on a machine that is overloaded, is alive."""
+async def test_a_missed_heartbeat_is_not_reported_as_death() -> None:
+    """D17. A kernel that is stopped for 2 s, or on an overloaded machine, is alive."""
     async with Bridge.launch() as owner, Bridge.attach(file_of(owner)) as bridge:
         os.kill(owner.info.pid, signal.SIGSTOP)
         try:
@@ -236,7 +235,7 @@ async def test_one_missed_heartbeat_is_not_death() -> None:
             os.kill(owner.info.pid, signal.SIGCONT)
         async with reported_within(0.5):
             await pending
-        launches = [asyncio.create_task(hello_and_goodbye()) for _ in range(4)]
+        launches = [asyncio.create_task(launch_and_close()) for _ in range(4)]
         while not all(task.done() for task in launches):
             async with reported_within(1):
                 assert await bridge.pull("x") == 1
@@ -248,6 +247,6 @@ async def test_one_missed_heartbeat_is_not_death() -> None:
         await goes_on(owner)
 
 
-async def hello_and_goodbye() -> None:
+async def launch_and_close() -> None:
     async with Bridge.launch() as bridge:
         assert await bridge.pull("1") == 1

@@ -1,6 +1,6 @@
-"""From kernel to kernel, with real ones: by every pair of lanes, through whose memory, until when.
+"""Handoff between real kernels: every pair of lanes, whose memory is used, and for how long.
 
-Rule: what this process holds is counted by segments and by its own memory, never by time.
+Rule: tests count the segments and the memory of this process; they never measure time.
 """
 
 from __future__ import annotations
@@ -63,47 +63,53 @@ async def both() -> AsyncIterator[tuple[Bridge, Bridge]]:
 @pytest.fixture
 async def pair(both: tuple[Bridge, Bridge]) -> tuple[Bridge, Bridge]:
     """Two kernels with nothing in their namespaces."""
-    await nothing_is_lent(*both)
+    await wait_until_nothing_is_leased(*both)
     return both
 
 
-async def nothing_is_lent(*bridges: Bridge) -> None:
-    """Wait until none of these kernels, nor this process, lends or keeps anything.
+async def wait_until_nothing_is_leased(*bridges: Bridge) -> None:
+    """Wait until these kernels and this process have no leases and no open transfers.
 
-    Every name over there is deleted, everywhere first: what one has may be another's memory.
+    First delete all names in all kernels: a value in one may use the memory of another.
     """
     for bridge in bridges:
-        names = [told.name for told in await bridge.names()]
+        names = [name.name for name in await bridge.names()]
         if names:
             await bridge.delete(*names)
     for bridge in bridges:
         async with asyncio.timeout(30):
             while True:
                 remote = await memory.kernel_counts(bridge)
-                near = memory.client_counts(bridge)["leases"] if bridge.info.lane == "direct" else 0
-                if not (remote["leases"] or remote["kept"] or near):
+                client_leases = (
+                    memory.client_counts(bridge)["leases"] if bridge.info.lane == "direct" else 0
+                )
+                if not (remote["leases"] or remote["kept"] or client_leases):
                     break
                 await asyncio.sleep(0.1)
 
 
 def own_memory() -> int:
-    """Bytes of this process: its own, and pages of others' that it has mapped (VmRSS)."""
+    """Return the resident bytes of this process, mapped segments included (VmRSS)."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmRSS:")[2].split()[0]) * 1024
 
 
-@pytest.mark.parametrize("there", LANES)
-@pytest.mark.parametrize("here", LANES)
-async def test_every_pair_of_lanes(pair: tuple[Bridge, Bridge], here: Any, there: Any) -> None:
-    """This process has no such class, and would refuse to open anything."""
+@pytest.mark.parametrize("target_lane", LANES)
+@pytest.mark.parametrize("source_lane", LANES)
+async def test_a_handoff_works_with_every_pair_of_lanes(
+    pair: tuple[Bridge, Bridge], source_lane: Any, target_lane: Any
+) -> None:
+    """This process does not have the class, so it can't have opened the payload."""
     one, other = pair
     async with (
-        Bridge.attach(one.info.connection_file, lane=here) as source,
-        Bridge.attach(other.info.connection_file, lane=there) as target,
+        Bridge.attach(one.info.connection_file, lane=source_lane) as source,
+        Bridge.attach(other.info.connection_file, lane=target_lane) as target,
     ):
         await source.run(MODEL + f"import numpy; x = numpy.arange({LARGE}.0); y = x[:5]")
         transfer = await source.handoff("models", "model", "x", "y", to=target)
-        assert transfer.lane == (here if here == there else f"{here}, {there}")
+        assert transfer.lane == (
+            source_lane if source_lane == target_lane else f"{source_lane}, {target_lane}"
+        )
         assert await target.pull("models[0] is models[1] is model", "model.twice()") == (True, 42)
         assert await target.pull("model.opened_by") == other.info.pid
         assert await target.pull("float(x.sum())", "y.tolist()") == (
@@ -118,21 +124,23 @@ async def test_every_pair_of_lanes(pair: tuple[Bridge, Bridge], here: Any, there
         await source.handoff("big", to=target)
         assert np.array_equal(await target.pull("big"), big)
         del big
-    await nothing_is_lent(*pair)
+    await wait_until_nothing_is_leased(*pair)
 
 
-async def test_from_and_to_a_loopback(pair: tuple[Bridge, Bridge]) -> None:
+async def test_a_handoff_from_and_to_a_loopback(pair: tuple[Bridge, Bridge]) -> None:
     kernel, _ = pair
-    async with Bridge.loopback() as nowhere:
-        await nowhere.push(x=np.arange(LARGE))
-        await nowhere.handoff("x", to=kernel)
+    async with Bridge.loopback() as loopback:
+        await loopback.push(x=np.arange(LARGE))
+        await loopback.handoff("x", to=kernel)
         await kernel.run("x += 1")
-        await kernel.handoff("x", to=nowhere)
-        assert np.array_equal(await nowhere.pull("x"), np.arange(LARGE) + 1)
+        await kernel.handoff("x", to=loopback)
+        assert np.array_equal(await loopback.pull("x"), np.arange(LARGE) + 1)
 
 
-async def test_of_a_hundred_megabytes_nothing_is_here(pair: tuple[Bridge, Bridge]) -> None:
-    """Not a segment of this process's own, not a page of the source's, and no copy."""
+async def test_a_handoff_of_a_hundred_megabytes_takes_no_memory_of_the_client(
+    pair: tuple[Bridge, Bridge],
+) -> None:
+    """The client has no segment, no mapped page of the source, and no copy."""
     source, target = pair
     await source.run("import numpy; x = numpy.arange(12_500_000.0)")
     before, kept = own_memory(), [memory.client_counts(bridge)["bytes"] for bridge in pair]
@@ -141,22 +149,22 @@ async def test_of_a_hundred_megabytes_nothing_is_here(pair: tuple[Bridge, Bridge
         transfer = await source.handoff("x", to=target)
         assert (transfer.lane, transfer.bytes > 100_000_000) == ("direct", True)
         assert own_memory() - before < 10 * MIB
-        for bridge, before_it in zip(pair, kept, strict=True):  # of other tests, at most
+        for bridge, before_it in zip(pair, kept, strict=True):  # segments of other tests, at most
             assert memory.client_counts(bridge)["bytes"] <= before_it
         assert await target.pull("float(x[0])", "float(x[-1])") == (n, 12_499_999)
-    # Segments are used again: the one that the target has, and the one it had before.
+    # The source reuses two segments: the one in use by the target, and the one before.
     assert (await memory.kernel_counts(source))["bytes"] < 300_000_000
     assert (await memory.kernel_counts(target))["mapped"] <= 3
 
 
-async def test_the_source_has_it_back_when_the_last_array_died(
+async def test_the_source_gets_the_segment_back_after_the_last_array_is_deleted(
     pair: tuple[Bridge, Bridge],
 ) -> None:
     source, target = pair
     await source.run(f"import numpy; x = numpy.arange({LARGE}.0)")
     await source.handoff("x", to=target)
     await target.run("held = x[50:60]; del x")
-    for n in range(10):  # nothing lands in what is held
+    for n in range(10):  # no transfer overwrites memory that is in use
         await source.run(f"x[:] = {n}")
         await source.handoff("x", to=target)
         assert await target.pull("held.tolist()", "float(x.sum())") == (
@@ -169,24 +177,24 @@ async def test_the_source_has_it_back_when_the_last_array_died(
     await target.delete("held", "x")
     await memory.kernel_leases_nothing(source)
     await target.push(y=1)
-    # Asked for alone, too: nobody calls anything, and the kernels tell.
+    # No call is needed: the kernels return the segment on their own.
     await source.handoff("x", to=target)
     await target.delete("x")
     async with Bridge.attach(source.info.connection_file, lane="buffers") as aside:
         await memory.kernel_leases_nothing(aside)
 
 
-async def test_it_is_given_back_to_the_system_when_it_is_idle() -> None:
-    """By all three, and nobody has to ask for anything."""
+async def test_idle_segments_are_returned_to_the_system() -> None:
+    """Both kernels and the client return them without any call."""
 
-    def become_hasty() -> None:
+    def shorten_idle_time() -> None:
         import sys
 
-        loader: Any = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
-        loader.IDLE = 0.2
+        remote: Any = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
+        remote.IDLE = 0.2
 
     async with Bridge.launch() as source, Bridge.launch() as target:
-        await source.call(become_hasty, by_value=[memory])
+        await source.call(shorten_idle_time, by_value=[memory])
         await source.run(f"import numpy; x = numpy.arange({LARGE}.0)")
         await source.handoff("x", to=target)
         await target.delete("x")
@@ -199,28 +207,28 @@ async def test_it_is_given_back_to_the_system_when_it_is_idle() -> None:
         assert await target.pull("float(x.sum())") == LARGE * (LARGE - 1) / 2
 
 
-async def test_who_is_not_trusted_gets_no_memory_of_the_sources(
+async def test_an_untrusted_kernel_shares_no_memory_with_a_trusted_one(
     pair: tuple[Bridge, Bridge],
 ) -> None:
-    """It could write there for ever, and what comes next from the source is read there here."""
+    """It could keep writing to a segment from which this process later reads other objects."""
     source, other = pair
     await source.run(f"import numpy; x = numpy.arange({LARGE}.0)")
-    async with Bridge.attach(other.info.connection_file, lane="direct", trust="data") as stranger:
-        assert (await source.handoff("x", to=stranger)).lane == "direct"
-        assert memory.client_counts(stranger)["leases"] == 1  # this process's own
+    async with Bridge.attach(other.info.connection_file, lane="direct", trust="data") as untrusted:
+        assert (await source.handoff("x", to=untrusted)).lane == "direct"
+        assert memory.client_counts(untrusted)["leases"] == 1  # a segment of this process
         await memory.kernel_leases_nothing(source)
-        assert await stranger.pull("float(x.sum())") == LARGE * (LARGE - 1) / 2
-        await nothing_is_lent(source, stranger)
-    # Nor is what comes from one that is not trusted opened while it can still write there.
-    async with Bridge.attach(source.info.connection_file, lane="direct", trust="data") as stranger:
-        await stranger.run(f"import numpy; x = numpy.arange({LARGE}.0)")
-        assert (await stranger.handoff("x", to=other)).lane == "direct"
-        await memory.kernel_leases_nothing(stranger)
+        assert await untrusted.pull("float(x.sum())") == LARGE * (LARGE - 1) / 2
+        await wait_until_nothing_is_leased(source, untrusted)
+    # A payload from an untrusted kernel is copied before it is opened, so it can't change.
+    async with Bridge.attach(source.info.connection_file, lane="direct", trust="data") as untrusted:
+        await untrusted.run(f"import numpy; x = numpy.arange({LARGE}.0)")
+        assert (await untrusted.handoff("x", to=other)).lane == "direct"
+        await memory.kernel_leases_nothing(untrusted)
         assert await other.pull("float(x.sum())") == LARGE * (LARGE - 1) / 2
 
 
-async def test_it_outlives_the_bridges(pair: tuple[Bridge, Bridge]) -> None:
-    """Closed in either order; the memory of what lives on is used for nothing else."""
+async def test_an_object_outlives_the_bridges_of_its_handoff(pair: tuple[Bridge, Bridge]) -> None:
+    """Close the bridges in either order; the segment of a living object is never reused."""
     one, other = pair
     for first in ("source", "target"):
         source = await Bridge.attach(one.info.connection_file, lane="direct")
@@ -240,24 +248,24 @@ async def test_it_outlives_the_bridges(pair: tuple[Bridge, Bridge]) -> None:
         assert await other.pull("float(x.sum())") == total
         await other.run("x += 1")
         assert await other.pull("float(x.sum())") == total + LARGE
-        if left is source:  # that nobody tells of it any more is no lease for ever
+        if left is source:  # a lease ends even if its bridge can't end it
             await memory.kernel_leases_nothing(one)
         await left.aclose()
         await other.delete("x")
-    await nothing_is_lent(*pair)
+    await wait_until_nothing_is_leased(*pair)
 
 
-async def test_it_outlives_the_source(pair: tuple[Bridge, Bridge]) -> None:
+async def test_an_object_outlives_the_source_of_its_handoff(pair: tuple[Bridge, Bridge]) -> None:
     _, target = pair
     async with Bridge.launch() as source:
         await source.run(f"import numpy; x = numpy.arange({LARGE}.0)")
         await source.handoff("x", to=target)
     assert await target.pull("float(x.sum())") == LARGE * (LARGE - 1) / 2
     await target.run("x += 1")
-    await nothing_is_lent(target)
+    await wait_until_nothing_is_leased(target)
 
 
-async def test_on_and_on_to_a_third(pair: tuple[Bridge, Bridge]) -> None:
+async def test_handoffs_around_a_ring_of_three_kernels(pair: tuple[Bridge, Bridge]) -> None:
     one, other = pair
     async with Bridge.launch() as third:
         await one.run(f"import numpy; x = numpy.zeros({LARGE})")
@@ -267,19 +275,21 @@ async def test_on_and_on_to_a_third(pair: tuple[Bridge, Bridge]) -> None:
             await source.run("x += 1")
             await source.handoff("x", to=target)
         assert await one.pull("float(x[0])", "float(x[-1])") == (9, 9)
-        await nothing_is_lent(*ring)
+        await wait_until_nothing_is_leased(*ring)
 
 
-async def test_two_bridges_of_one_kernel(pair: tuple[Bridge, Bridge]) -> None:
+async def test_a_handoff_between_two_bridges_of_one_kernel(pair: tuple[Bridge, Bridge]) -> None:
     kernel, _ = pair
     await kernel.run(f"import numpy; x = numpy.arange({LARGE}.0); held = x")
     async with Bridge.attach(kernel.info.connection_file, lane="direct") as same:
         await kernel.handoff("x", to=same)
         assert await same.pull("x is held", "bool((x == held).all())") == (False, True)
-        await nothing_is_lent(kernel, same)
+        await wait_until_nothing_is_leased(kernel, same)
 
 
-async def test_a_fork_in_the_target(pair: tuple[Bridge, Bridge]) -> None:
+async def test_a_fork_of_the_target_does_not_change_its_objects(
+    pair: tuple[Bridge, Bridge],
+) -> None:
     source, target = pair
     await source.run(f"import numpy; x = numpy.zeros({LARGE})")
     await source.handoff("x", to=target)
@@ -298,7 +308,7 @@ os.waitpid(child, 0)
         assert await target.pull("float(x.sum())") == n * LARGE
 
 
-BETWEEN = """
+HANDOFFS = """
 import asyncio, os, sys
 from bridgehead import Bridge
 
@@ -308,7 +318,7 @@ async def main():
         Bridge.attach(sys.argv[2], lane="direct") as target,
     ):
         n = 0
-        while sys.argv[3] == "for ever" or n < 6:
+        while sys.argv[3] == "endless" or n < 6:
             await source.run(f"x[:] = {n}")
             await source.handoff("x", to=target)
             if sys.argv[3] == "forking":
@@ -324,33 +334,35 @@ asyncio.run(main())
 """
 
 
-async def between(one: Bridge, other: Bridge, how: str) -> asyncio.subprocess.Process:
-    """A program of its own that hands arrays over from one to the other."""
+async def program_in_between(one: Bridge, other: Bridge, how: str) -> asyncio.subprocess.Process:
+    """Start a program that hands arrays over from one kernel to the other."""
     await one.run(f"import numpy; x = numpy.zeros({LARGE})")
     await other.run("held = []")
     return await asyncio.create_subprocess_exec(
-        *(sys.executable, "-W", "ignore::DeprecationWarning", "-c", BETWEEN),
+        *(sys.executable, "-W", "ignore::DeprecationWarning", "-c", HANDOFFS),
         *(file_of(one), file_of(other), how),
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         stdout=asyncio.subprocess.PIPE,
     )
 
 
-async def test_a_fork_of_the_program_in_between(pair: tuple[Bridge, Bridge]) -> None:
-    process = await between(*pair, "forking")
+async def test_a_fork_of_the_client_does_not_disturb_handoffs(pair: tuple[Bridge, Bridge]) -> None:
+    process = await program_in_between(*pair, "forking")
     await process.communicate()
     assert process.returncode == 0
     expected = [[n + 1.0] * 2 for n in range(6)]
     assert await pair[1].pull("[[float(x[0]), float(x[-1])] for x in held]") == expected
-    await nothing_is_lent(*pair)
+    await wait_until_nothing_is_leased(*pair)
 
 
-async def test_the_program_in_between_is_killed(pair: tuple[Bridge, Bridge]) -> None:
-    """Neither kernel keeps anything of it, and what arrived is whole, and stays as it is."""
+async def test_a_killed_client_leaves_no_leases_and_no_partial_object(
+    pair: tuple[Bridge, Bridge],
+) -> None:
+    """The kernels free all its resources; an object that arrived is whole and never changes."""
     one, other = pair
     dice = random.Random(4)
     for _ in range(4):
-        process = await between(one, other, "for ever")
+        process = await program_in_between(one, other, "endless")
         assert process.stdout is not None
         await process.stdout.readline()
         await asyncio.sleep(0.1 * dice.random())
@@ -365,19 +377,21 @@ async def test_the_program_in_between_is_killed(pair: tuple[Bridge, Bridge]) -> 
         for _ in range(3):
             assert (await one.pull("x") == -1).all()
         assert await other.pull("set(x.tolist())") == {first}
-        await nothing_is_lent(*pair)
+        await wait_until_nothing_is_leased(*pair)
 
 
 @pytest.mark.parametrize("lane", LANES)
-async def test_a_target_that_cannot_map(pair: tuple[Bridge, Bridge], lane: Any) -> None:
-    """It goes in messages instead, read from the segment of the source's."""
+async def test_a_target_that_cannot_map_segments_gets_messages(
+    pair: tuple[Bridge, Bridge], lane: Any
+) -> None:
+    """The client reads the segment of the source and sends it in messages."""
     one, other = pair
     await other.run("""
 import sys
-loader = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
+remote = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
 def refuse(*args):
     raise OSError("no")
-kept, loader.Mapped = loader.Mapped, refuse
+kept, remote.MappedSegment = remote.MappedSegment, refuse
 """)
     async with (
         Bridge.attach(one.info.connection_file, lane=lane) as source,
@@ -389,12 +403,12 @@ kept, loader.Mapped = loader.Mapped, refuse
             assert transfer.lane.endswith("buffers")
             assert await target.pull("float(x.sum())") == LARGE * (LARGE - 1) / 2
         finally:
-            await other.run("loader.Mapped = kept")
+            await other.run("remote.MappedSegment = kept")
         await memory.kernel_leases_nothing(source)
         assert (await source.handoff("x", to=target)).lane.endswith("direct")
 
 
-async def test_no_memory_to_share(pair: tuple[Bridge, Bridge]) -> None:
+async def test_a_handoff_without_shared_memory(pair: tuple[Bridge, Bridge]) -> None:
     one, target = pair
     async with Bridge.attach(one.info.connection_file, lane="direct", pool=0) as source:
         await source.run(f"import numpy; x = numpy.arange({LARGE}.0)")
@@ -402,7 +416,7 @@ async def test_no_memory_to_share(pair: tuple[Bridge, Bridge]) -> None:
         assert await target.pull("float(x.sum())") == LARGE * (LARGE - 1) / 2
 
 
-async def test_a_loader_that_was_removed_is_planted_again(pair: tuple[Bridge, Bridge]) -> None:
+async def test_a_removed_remote_part_is_installed_again(pair: tuple[Bridge, Bridge]) -> None:
     source, target = pair
     await source.run(f"import numpy; x = numpy.arange({LARGE}.0)")
     for bridge in pair:
@@ -416,7 +430,9 @@ for name in [n for n in sys.modules if n.startswith("_bridgehead")]:
         assert await target.pull("float(x.sum())") == LARGE * (LARGE - 1) / 2
 
 
-async def test_behind_a_cell_on_either_side(pair: tuple[Bridge, Bridge]) -> None:
+async def test_a_handoff_waits_for_the_running_cells_of_both_kernels(
+    pair: tuple[Bridge, Bridge],
+) -> None:
     source, target = pair
     await source.run(f"import time, numpy; x = numpy.zeros({LARGE}); n = 0")
     await target.run("import time; seen = []")
@@ -433,11 +449,11 @@ async def test_behind_a_cell_on_either_side(pair: tuple[Bridge, Bridge]) -> None
     assert await target.pull("seen", "n") == ([False, (LARGE, 1), (2 * LARGE, 2)], None)
 
 
-# ---------------------------------------------------------------- what goes wrong
+# ---------------------------------------------------------------- faults
 
 
 @pytest.mark.parametrize("lane", LANES)
-async def test_a_cancel_at_any_instant_leaves_nothing(lane: Any) -> None:
+async def test_a_handoff_cancelled_at_any_instant_leaves_nothing(lane: Any) -> None:
     dice = random.Random(3)
     async with Bridge.launch(lane=lane) as source, Bridge.launch() as target:
         await source.run("import numpy; x = numpy.arange(4_000_000.0)")
@@ -454,12 +470,12 @@ async def test_a_cancel_at_any_instant_leaves_nothing(lane: Any) -> None:
             await asyncio.gather(source.push(y=n), target.push(y=n))
             assert await target.pull("x is None or float(x.sum())") in (True, 7999998000000.0)
         del task
-        await nothing_is_lent(source, target)
+        await wait_until_nothing_is_leased(source, target)
 
 
 @pytest.mark.parametrize("which", ["source", "target"])
 @pytest.mark.parametrize("lane", ["direct", "buffers"])
-async def test_a_kernel_that_is_killed_in_the_middle(lane: Any, which: str) -> None:
+async def test_a_kernel_that_is_killed_during_a_handoff_is_reported(lane: Any, which: str) -> None:
     async with Bridge.launch(lane=lane) as source, Bridge.launch(lane=lane) as target:
         dying, living = (source, target) if which == "source" else (target, source)
         for n in range(4):
@@ -480,12 +496,12 @@ async def test_a_kernel_that_is_killed_in_the_middle(lane: Any, which: str) -> N
             await dying.restart()
             await goes_on(source)
             await goes_on(target)
-            await nothing_is_lent(source, target)
+            await wait_until_nothing_is_leased(source, target)
 
 
 @pytest.mark.parametrize("which", ["source", "target"])
-async def test_a_kernel_that_dies_while_the_source_runs_a_cell(which: str) -> None:
-    """Of the target nothing was asked yet, and its death is told all the same."""
+async def test_a_kernel_that_dies_before_a_handoff_starts_is_reported(which: str) -> None:
+    """The source runs a cell, so nothing was sent to the target yet; its death is reported."""
     async with Bridge.launch() as source, Bridge.launch() as target:
         await source.push(x=1)
         cell = asyncio.ensure_future(source.run("import time; time.sleep(30)"))
@@ -504,16 +520,18 @@ async def test_a_kernel_that_dies_while_the_source_runs_a_cell(which: str) -> No
             await cell
 
 
-async def test_a_target_that_is_stopped_and_a_source_that_dies_meanwhile() -> None:
+async def test_a_stopped_target_and_then_a_dead_source_are_reported() -> None:
     async with Bridge.launch() as source, Bridge.launch() as target:
         await source.push(x=1)
         await until(lambda: target._transport.has_pulse)
         with stopped(target):
             async with reported_within(5):
-                with pytest.raises(KernelUnresponsive) as silent:
+                with pytest.raises(KernelUnresponsive) as unresponsive:
                     await source.handoff("x", to=target)
-            assert f"the target of a handoff, pid {target.info.pid}" in silent.value.__notes__[0]
-            assert await source.pull("x") == 1  # nobody stands before it
+            assert (
+                f"the target of a handoff, pid {target.info.pid}" in unresponsive.value.__notes__[0]
+            )
+            assert await source.pull("x") == 1  # the failed handoff does not block it
             task = asyncio.ensure_future(source.handoff("x", to=target))
             await asyncio.sleep(0.2)
             os.kill(source.info.pid, signal.SIGKILL)
@@ -528,7 +546,7 @@ async def test_a_target_that_is_stopped_and_a_source_that_dies_meanwhile() -> No
 
 
 @pytest.mark.parametrize("which", ["source", "target"])
-async def test_a_restart_in_the_middle(which: str) -> None:
+async def test_a_restart_during_a_handoff_is_reported(which: str) -> None:
     dice = random.Random(1)
     async with Bridge.launch() as source, Bridge.launch() as target:
         for _ in range(4):
@@ -542,10 +560,10 @@ async def test_a_restart_in_the_middle(which: str) -> None:
             del outcome, tasks
             await goes_on(source)
             await goes_on(target)
-        await nothing_is_lent(source, target)
+        await wait_until_nothing_is_leased(source, target)
 
 
-async def test_an_unnoticed_restart_of_the_target_is_told_before_anything_is_read(
+async def test_an_unnoticed_restart_of_the_target_is_reported_before_the_source_is_read(
     pair: tuple[Bridge, Bridge],
 ) -> None:
     source, _ = pair
@@ -569,7 +587,7 @@ x = Counted()
             assert await owner.pull("x") == 0
 
 
-async def test_many_across_three_kernels_some_of_them_given_up() -> None:
+async def test_many_handoffs_among_three_kernels_while_some_are_cancelled() -> None:
     dice = random.Random(9)
     async with Fleet.launch(3) as ring:
         await ring.run(f"import numpy; x = numpy.ones({LARGE})")
@@ -586,22 +604,26 @@ async def test_many_across_three_kernels_some_of_them_given_up() -> None:
                     assert not isinstance(outcome, Exception), outcome
             del tasks, task
         assert await ring.pull("float(x.sum())") == [LARGE] * 3
-        await nothing_is_lent(*ring)
+        await wait_until_nothing_is_leased(*ring)
 
 
-async def test_a_module_that_the_target_lacks(pair: tuple[Bridge, Bridge], tmp_path: Path) -> None:
+async def test_a_module_that_the_target_lacks_is_named(
+    pair: tuple[Bridge, Bridge], tmp_path: Path
+) -> None:
     source, target = pair
-    (tmp_path / "only_there.py").write_text("class Thing:\n    pass\n")
+    (tmp_path / "only_in_source.py").write_text("class Thing:\n    pass\n")
     await source.run(f"import sys; sys.path.insert(0, {str(tmp_path)!r})")
-    await source.run("import only_there; thing, good = only_there.Thing(), 1")
-    with pytest.raises(MissingInKernel, match="only_there") as caught:
+    await source.run("import only_in_source; thing, good = only_in_source.Thing(), 1")
+    with pytest.raises(MissingInKernel, match="only_in_source") as caught:
         await source.handoff("good", "thing", to=target)
-    assert caught.value.module == "only_there"
+    assert caught.value.module == "only_in_source"
     assert target.info.executable in str(caught.value)
     assert not await target.exists("good")
 
 
-async def test_interrupted_while_the_source_pickles(pair: tuple[Bridge, Bridge]) -> None:
+async def test_an_interrupt_while_the_source_pickles_is_reported(
+    pair: tuple[Bridge, Bridge],
+) -> None:
     source, target = pair
     await source.run("""
 class Slow:
@@ -624,10 +646,10 @@ slow = Slow()
     await goes_on(target)
 
 
-# ---------------------------------------------------------------- blocking, and other Pythons
+# ---------------------------------------------------------------- SyncBridge, and other Pythons
 
 
-def test_the_blocking_face_hands_the_segment_on() -> None:
+def test_a_handoff_of_sync_bridges_shares_the_segment() -> None:
     with SyncBridge.launch() as source, SyncBridge.launch() as target:
         source.run(MODEL + f"import numpy; x = numpy.arange({LARGE}.0)")
         before = own_memory()
@@ -637,19 +659,19 @@ def test_the_blocking_face_hands_the_segment_on() -> None:
         assert target.pull("float(x.sum())", "model.twice()") == (LARGE * (LARGE - 1) / 2, 42)
         del target["x"]
         end = time.monotonic() + 30
-        while source.call(memory._there, by_value=[memory])["leases"]:
+        while source.call(memory._count_in_kernel, by_value=[memory])["leases"]:
             assert time.monotonic() < end
             time.sleep(0.05)
 
 
 @pytest.mark.elsewhere
 @pytest.mark.parametrize("name", [NEWEST, OLDEST])
-async def test_between_other_pythons(
+async def test_a_handoff_between_python_versions(
     pair: tuple[Bridge, Bridge], elsewhere: Callable[..., str], name: str
 ) -> None:
-    """Data crosses, code is refused before anything is bound, with both versions named.
+    """Data crosses. Code is refused before any name is bound, and the error names both versions.
 
-    Between two kernels of one version code crosses, whatever this program runs.
+    Code crosses between two kernels of the same version, whatever version the client runs.
     """
     one, _ = pair
     async with Bridge.launch(elsewhere(name)) as other, Bridge.launch(elsewhere(name)) as same:
@@ -660,8 +682,10 @@ async def test_between_other_pythons(
             await target.push(model=None)
             await source.handoff("data", to=target)
             assert await target.pull("data") == {"a": [1]}
-            told = rf"carries code of Python {versions[0]}, and the other kernel runs {versions[1]}"
-            with pytest.raises(IncompatiblePython, match=told):
+            message = (
+                rf"carries code of Python {versions[0]}, and the other kernel runs {versions[1]}"
+            )
+            with pytest.raises(IncompatiblePython, match=message):
                 await source.handoff("data", "model", to=target)
             assert await target.pull("model") is None
         await other.run(MODEL + f"import numpy; x = numpy.arange({LARGE}.0)")

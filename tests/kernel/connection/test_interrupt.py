@@ -1,9 +1,8 @@
 """Rows C of the catalogue of faults: interrupts and atomicity.
 
-Rule: one test a row of the catalogue, its docstring opening with the row's number. A test asserts
-how soon the caller is told, what the namespace holds afterwards (looked at by a client that knows
-nothing of bridges), and that the next operation on the same bridge is right. The injection is the
-real fault.
+Rule: each test covers a row of the catalogue; its docstring starts with the row's number. A test
+asserts how soon the call ends, what the namespace contains afterwards (as seen by a client without
+bridgehead), and that the next operation on the same bridge works. Each test injects the real fault.
 """
 
 from __future__ import annotations
@@ -36,17 +35,17 @@ from support.kit import (
 )
 from support.look import look
 
-# Test modules aren't importable in a kernel; what they define is shipped like a script's own.
+# A kernel can't import test modules, so what they define is pickled by value, as in a script.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
-async def struck_at_random(
+async def interrupted_at_random(
     bridge: Bridge, operation: Callable[[int], Any]
 ) -> AsyncIterator[tuple[int, Any]]:
-    """Start an operation and send SIGINT at a random moment of it; gives what came of it.
+    """Start an operation, send SIGINT at a random moment, and yield the outcome.
 
-    Ten times, and on until three were struck: not every moment is one that an interrupt reaches.
-    The moments are of the time after something was sent: before, there is nothing to strike.
+    Repeat ten times, and until three operations were interrupted: some moments have no effect.
+    Each SIGINT comes after the request was sent, because before that nothing runs in the kernel.
     """
 
     async def sent(number: int) -> asyncio.Task[Any]:
@@ -56,26 +55,26 @@ async def struck_at_random(
         return task
 
     usual = math.inf
-    for _ in range(2):  # the first one is slow
+    for _ in range(2):  # the first call is slow
         task, started = await sent(0), time.perf_counter()
         await task
         usual = min(usual, time.perf_counter() - started)
-    struck = number = 0
-    while number < 10 or struck < 3:
+    interrupted = number = 0
+    while number < 10 or interrupted < 3:
         number += 1
-        assert number < 100, "no interrupt reached the kernel; nothing is proven"
+        assert number < 100, "no interrupt reached the kernel, so the test proves nothing"
         task = await sent(number)
         await asyncio.sleep(random.uniform(0, 1.2 * usual))
         sigint(bridge)
         async with reported_within(1):
             (outcome,) = await all_of(task)
-        struck += told_of_interrupt(outcome)
+        interrupted += was_interrupted(outcome)
         yield number, outcome
         await goes_on(bridge)
 
 
-def told_of_interrupt(outcome: Any) -> bool:
-    """Whether an operation says that a SIGINT struck; nothing else may have gone wrong."""
+def was_interrupted(outcome: Any) -> bool:
+    """Whether an operation reports an interrupt; any other error fails the test."""
     if not isinstance(outcome, BaseException):
         return False
     assert isinstance(outcome, (RemoteError, ReplyLost)), outcome
@@ -85,42 +84,42 @@ def told_of_interrupt(outcome: Any) -> bool:
 
 @pytest.mark.parametrize("lane", MESSAGES)
 @pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
-async def test_interrupt_during_a_big_push_is_told(kernel_name: str, lane: Any) -> None:
-    """C1. SIGINT at random moments of a big push: told at once, and all or none is there."""
+async def test_an_interrupt_during_a_large_push_is_reported(kernel_name: str, lane: Any) -> None:
+    """C1. SIGINT at random moments of a large push: reported at once; all names or none."""
     async with Bridge.launch(kernel_name, lane=lane) as bridge:
 
         async def push(number: int) -> None:
-            # Out of band without numpy, which a kernel need not have; arrives as a memoryview.
+            # An out-of-band buffer without numpy, which a kernel may lack. Arrives as a memoryview.
             blob = pickle.PickleBuffer(bytes([number]) * BIG[lane])
             await bridge.push(blob=blob, number=number, note={"of": number})
 
         held = 0
-        async for number, outcome in struck_at_random(bridge, push):
-            there = await look(file_of(bridge))
-            assert sorted(there) == ["blob", "note", "number"]
-            assert there["number"] in (str(held), str(number))
-            assert isinstance(outcome, BaseException) or there["number"] == str(number)
-            held = int(there["number"])
-            assert there["note"] == repr({"of": held})
+        async for number, outcome in interrupted_at_random(bridge, push):
+            namespace = await look(file_of(bridge))
+            assert sorted(namespace) == ["blob", "note", "number"]
+            assert namespace["number"] in (str(held), str(number))
+            assert isinstance(outcome, BaseException) or namespace["number"] == str(number)
+            held = int(namespace["number"])
+            assert namespace["note"] == repr({"of": held})
             assert await bridge.pull("blob.nbytes, set(blob[::512])") == (BIG[lane], {held})
 
 
 @pytest.mark.parametrize("lane", MESSAGES)
 @pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
-async def test_interrupt_during_a_big_pull_is_told(kernel_name: str, lane: Any) -> None:
-    """C2. SIGINT at random moments while 40 MB are pickled and sent: told, nothing changed."""
+async def test_an_interrupt_during_a_large_pull_is_reported(kernel_name: str, lane: Any) -> None:
+    """C2. SIGINT at random moments of a pull of 40 MB: reported, and nothing changed."""
     async with Bridge.launch(kernel_name, lane=lane) as bridge:
         await bridge.run("big = [list(range(300_000)), bytes(20_000_000), bytes(20_000_000)]")
         before = await look(file_of(bridge))
         right = await bridge.pull("big")
-        async for _, outcome in struck_at_random(bridge, lambda number: bridge.pull("big")):
+        async for _, outcome in interrupted_at_random(bridge, lambda number: bridge.pull("big")):
             assert isinstance(outcome, BaseException) or outcome == right
         assert await look(file_of(bridge)) == before
 
 
 @pytest.mark.parametrize("at", [0, 1, 2])
-async def test_failed_push_leaves_the_namespace_as_it_was(kernel: Bridge, at: int) -> None:
-    """C3, G2. One object of several raises in its ``__setstate__``: not one name is set."""
+async def test_a_failed_push_leaves_the_namespace_unchanged(kernel: Bridge, at: int) -> None:
+    """C3, G2. One object of several raises in its ``__setstate__``: no name is bound."""
     await kernel.push(a="before", b="before", c="before")
     before = await look(file_of(kernel))
     values: dict[str, Any] = {"a": 1, "b": 2, "c": 3, "new": 4}
@@ -133,8 +132,8 @@ async def test_failed_push_leaves_the_namespace_as_it_was(kernel: Bridge, at: in
     await goes_on(kernel)
 
 
-async def test_interrupt_while_many_names_are_set_sets_all_or_none() -> None:
-    """C3. SIGINT at random moments of a push of 5,000 names: all of one push, never part."""
+async def test_an_interrupt_of_a_push_of_many_names_binds_all_or_none() -> None:
+    """C3. SIGINT at random moments of a push of 5,000 names: all are bound or none."""
     async with Bridge.launch(lane="buffers") as bridge:
         names = [f"x{i}" for i in range(5000)]
 
@@ -142,21 +141,21 @@ async def test_interrupt_while_many_names_are_set_sets_all_or_none() -> None:
             await bridge.push(dict.fromkeys(names, number))
 
         held = "0"
-        async for number, outcome in struck_at_random(bridge, push):
-            there = await look(file_of(bridge))
-            assert sorted(there) == sorted(names)
-            assert len(set(there.values())) == 1
-            assert there["x0"] in (held, str(number))
-            assert isinstance(outcome, BaseException) or there["x0"] == str(number)
-            held = there["x0"]
+        async for number, outcome in interrupted_at_random(bridge, push):
+            namespace = await look(file_of(bridge))
+            assert sorted(namespace) == sorted(names)
+            assert len(set(namespace.values())) == 1
+            assert namespace["x0"] in (held, str(number))
+            assert isinstance(outcome, BaseException) or namespace["x0"] == str(number)
+            held = namespace["x0"]
 
 
-async def test_interrupt_right_before_a_push_does_not_reach_it(kernel: Bridge) -> None:
-    """C4. SIGINT strikes an idle kernel, 40 times: the push that follows is not affected."""
-    async with other(kernel) as somebody:
+async def test_an_interrupt_before_a_push_does_not_affect_it(kernel: Bridge) -> None:
+    """C4. SIGINT reaches an idle kernel, 40 times: the push after it works."""
+    async with other(kernel) as other_client:
         for number in range(40):
-            # Once its reply and its idle are here, the kernel has left the handler of the last.
-            await somebody.client.execute_interactive("", silent=True, timeout=30)
+            # After this reply and "idle", the kernel has left its handler of the last SIGINT.
+            await other_client.client.execute_interactive("", silent=True, timeout=30)
             sigint(kernel)
             async with reported_within(0.1):
                 await kernel.push(x=number)
@@ -164,12 +163,12 @@ async def test_interrupt_right_before_a_push_does_not_reach_it(kernel: Bridge) -
     await goes_on(kernel)
 
 
-async def test_interrupt_of_the_main_thread_does_not_reach_a_push_beside_it() -> None:
-    """C5. A push in the middle of a running cell, and a SIGINT: the cell has it, the push not."""
+async def test_an_interrupt_ends_the_cell_and_not_the_push_beside_it() -> None:
+    """C5. SIGINT while a cell and a push with ``now=True`` run: only the cell ends."""
     async with Bridge.launch() as bridge:
         cell = asyncio.create_task(bridge.run("import time; time.sleep(60)"))
         await until(lambda: at_work(bridge))
-        push = asyncio.create_task(bridge.push(x=SlowThere(), now=True))
+        push = asyncio.create_task(bridge.push(x=SlowInKernel(), now=True))
         await asyncio.sleep(0.4)
         sigint(bridge)
         async with reported_within(1):
@@ -181,7 +180,7 @@ async def test_interrupt_of_the_main_thread_does_not_reach_a_push_beside_it() ->
         await goes_on(bridge)
 
 
-class SlowThere:
+class SlowInKernel:
     def __reduce__(self) -> Any:
         return slowly, ()
 
@@ -193,8 +192,8 @@ def slowly() -> str:
     return "unpickled to its end"
 
 
-async def test_a_replaced_value_that_raises_when_it_goes_stops_no_push(kernel: Bridge) -> None:
-    """C7. ``__del__`` and a weakref's callback of the old value raise; the new one is bound."""
+async def test_a_replaced_value_whose_finalizer_raises_stops_no_push(kernel: Bridge) -> None:
+    """C7. ``__del__`` and a weakref callback of the old value raise; the new value is bound."""
     await kernel.run(
         "import weakref\n"
         "class Evil:\n"
@@ -203,6 +202,6 @@ async def test_a_replaced_value_that_raises_when_it_goes_stops_no_push(kernel: B
     )
     async with reported_within(0.5):
         await kernel.push(x=1, y=2)
-    there = await look(file_of(kernel))
-    assert (there["x"], there["y"]) == ("1", "2")
+    namespace = await look(file_of(kernel))
+    assert (namespace["x"], namespace["y"]) == ("1", "2")
     await goes_on(kernel)

@@ -1,8 +1,8 @@
-"""Large objects: memory, progress, limits, and an event loop that goes on.
+"""Large objects: memory, progress, limits, and a responsive event loop.
 
-Rule: on real kernels, through the public surface; what is looked inside for is only what must
-not be left there. What is random says its seed when it fails. Nothing is timed: what must go
-on meanwhile is counted, and what must come is waited for.
+Rule: tests use real kernels and the public API. They read private state only to check that nothing
+is left behind. A random test reports its seed when it fails. No test measures speed: it counts the
+work that must continue, and waits for the results that must come.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from support.kit import KEPT, LANES, all_of, file_of, goes_on, until
 from support.look import look
 from support.promises import Sent
 
-# Test modules aren't importable in a kernel; what they define is shipped like a script's own.
+# A kernel can't import test modules, so what they define is pickled by value, as in a script.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 @pytest.fixture(scope="module")
 async def harmless() -> AsyncIterator[Bridge]:
-    """One kernel for all that leaves it as it was; it can tell what its loader keeps."""
+    """One kernel for all tests that restore its state; ``_kept()`` counts its open transfers."""
     async with Bridge.launch() as bridge:
         await bridge.run(KEPT)
         yield bridge
@@ -42,7 +42,7 @@ MB = 1 << 20
 
 
 def patterned(nbytes: int) -> np.ndarray[Any, Any]:
-    """An array without two equal blocks, written cheaply."""
+    """Return an array without two equal blocks."""
     array = np.empty(nbytes, np.uint8)
     block = np.random.default_rng(5).integers(0, 256, MB, np.uint8)
     for number, start in enumerate(range(0, nbytes, MB)):
@@ -56,7 +56,7 @@ def check_sum(array: Any) -> int:
 
 
 def status(pid: int, field: str) -> int:
-    """A figure of ``/proc/<pid>/status`` in bytes."""
+    """Return a field of ``/proc/<pid>/status`` in bytes."""
     for line in Path(f"/proc/{pid}/status").read_text().splitlines():
         if line.startswith(field + ":"):
             return int(line.split()[1]) << 10
@@ -64,10 +64,10 @@ def status(pid: int, field: str) -> int:
 
 
 class Peaks:
-    """The most memory that both processes had since the last look, beyond what they had then."""
+    """Peak memory of both processes since ``reset``, minus what they had then."""
 
     def __init__(self, bridge: Bridge) -> None:
-        self.pids = {"near": os.getpid(), "far": bridge.info.pid}
+        self.pids = {"client": os.getpid(), "kernel": bridge.info.pid}
 
     def reset(self) -> None:
         gc.collect()
@@ -81,12 +81,12 @@ class Peaks:
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no /proc of Linux")
 async def test_a_transfer_takes_its_own_size_of_memory() -> None:
-    """1 GB there and back: each side takes as much, and 100 MB more at most."""
+    """Push and pull 1 GB: each process takes that much memory, and at most 100 MB more."""
     size = 1 << 30
     async with Bridge.launch() as bridge:
         array = patterned(size)
         expected = check_sum(array)
-        # Whatever is imported, mapped or grown on first use.
+        # Includes all that is imported, mapped or allocated on first use.
         await bridge.push(warm=np.zeros(64 * MB, np.uint8))
         await bridge.pull("warm")
         await bridge.delete("warm")
@@ -94,14 +94,14 @@ async def test_a_transfer_takes_its_own_size_of_memory() -> None:
         peaks.reset()
         await bridge.push(array=array)
         pushed = peaks.beyond()
-        assert pushed["near"] <= 100 * MB  # the array itself was there before
-        assert pushed["far"] <= size + 100 * MB
+        assert pushed["client"] <= 100 * MB  # the array itself existed before
+        assert pushed["kernel"] <= size + 100 * MB
         del array
         peaks.reset()
         back = await bridge.pull("array")
         pulled = peaks.beyond()
-        assert pulled["near"] <= size + 100 * MB
-        assert pulled["far"] <= size + 100 * MB
+        assert pulled["client"] <= size + 100 * MB
+        assert pulled["kernel"] <= size + 100 * MB
         assert check_sum(back) == expected
         del back
         assert await bridge.call(check_sum, bridge.ref("array")) == expected
@@ -112,20 +112,20 @@ SIZES: dict[str, int] = {"direct": 100 * MB, "buffers": 100 * MB, "inline": 20 *
 
 @pytest.mark.parametrize("lane", LANES)
 async def test_progress_grows_to_the_end(kernel: Bridge, lane: Any) -> None:
-    """Bytes done and in all, both ways; small transfers tell their end as well."""
+    """Progress reports bytes done and in total, in both directions, to the end."""
     async with Bridge.attach(file_of(kernel), lane=lane) as bridge:
         for size in (1, SIZES[lane]):
             for way in ("push", "pull"):
                 seen: list[tuple[int, int]] = []
 
-                def tell(done: int, total: int, seen: Any = seen) -> None:
+                def record(done: int, total: int, seen: Any = seen) -> None:
                     seen.append((done, total))
 
                 if way == "push":
-                    told = await bridge.push(array=np.ones(size, np.uint8), progress=tell)
-                    assert seen[-1] == (told.bytes, told.bytes)
+                    transfer = await bridge.push(array=np.ones(size, np.uint8), progress=record)
+                    assert seen[-1] == (transfer.bytes, transfer.bytes)
                 else:
-                    assert (await bridge.pull("array", progress=tell)).nbytes == size
+                    assert (await bridge.pull("array", progress=record)).nbytes == size
                 total = seen[-1][1]
                 assert seen[-1] == (total, total)
                 assert size < total < size + 1000
@@ -134,16 +134,16 @@ async def test_progress_grows_to_the_end(kernel: Bridge, lane: Any) -> None:
                 assert done == sorted(done)
                 assert done[0] > 0
                 at_once = size == 1 or (lane == "direct" and way == "pull")
-                assert len(set(done)) >= (1 if at_once else 2)  # pieces may arrive together
+                assert len(set(done)) >= (1 if at_once else 2)  # chunks may arrive together
 
 
 class Enough(Exception):
-    """What a progress callable raises."""
+    """The error that a progress callable raises."""
 
 
 @pytest.mark.parametrize("lane", LANES)
-async def test_what_progress_raises_ends_the_transfer(kernel: Bridge, lane: Any) -> None:
-    """It is raised from the call itself, nothing is bound, and nothing is kept."""
+async def test_an_error_in_a_progress_callable_ends_the_transfer(kernel: Bridge, lane: Any) -> None:
+    """The call raises the error, binds no name, and leaves nothing in the kernel."""
     async with Bridge.attach(file_of(kernel), lane=lane) as bridge:
 
         def enough(done: int, total: int) -> None:
@@ -164,8 +164,10 @@ async def test_what_progress_raises_ends_the_transfer(kernel: Bridge, lane: Any)
 
 
 @pytest.mark.parametrize("lane", LANES)
-async def test_a_progress_that_cancels_ends_its_own_call_alone(kernel: Bridge, lane: Any) -> None:
-    """A CancelledError out of the callable is a cancelled call; whoever waits behind it goes on."""
+async def test_a_progress_callable_that_cancels_ends_its_own_call_only(
+    kernel: Bridge, lane: Any
+) -> None:
+    """A CancelledError in the callable cancels its call; the call behind it still works."""
     async with Bridge.attach(file_of(kernel), lane=lane) as bridge:
 
         def cancelled(done: int, total: int) -> None:
@@ -179,8 +181,8 @@ async def test_a_progress_that_cancels_ends_its_own_call_alone(kernel: Bridge, l
         await goes_on(bridge)
 
 
-# In a process of its own: one that has run other tests takes and gives back memory as it likes.
-GIVEN_UP = """
+# In another process, because one that ran other tests allocates and frees memory at any time.
+TIMED_OUT = """
 import asyncio
 import gc
 import sys
@@ -218,10 +220,10 @@ asyncio.run(main())
 """
 
 
-async def test_what_was_given_up_behind_a_busy_kernel_takes_no_memory(live: Bridge) -> None:
-    """Pushes that time out while a cell runs: their bytes are not kept until it is done."""
+async def test_pushes_that_time_out_behind_a_cell_keep_no_memory(live: Bridge) -> None:
+    """The bytes of a push that times out are freed while the cell still runs."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", GIVEN_UP, file_of(live)), stdout=asyncio.subprocess.PIPE
+        *(sys.executable, "-c", TIMED_OUT, file_of(live)), stdout=asyncio.subprocess.PIPE
     )
     printed, _ = await process.communicate()
     assert process.returncode == 0
@@ -231,13 +233,15 @@ async def test_what_was_given_up_behind_a_busy_kernel_takes_no_memory(live: Brid
 
 @pytest.fixture
 async def messages(kernel: Bridge) -> AsyncIterator[Bridge]:
-    """A bridge whose frames are in messages, where they can be counted."""
+    """A bridge that sends frames in messages, where the test can count them."""
     async with Bridge.attach(file_of(kernel), lane="buffers") as bridge:
         yield bridge
 
 
-async def test_max_bytes_names_the_size_and_nothing_crosses(messages: Bridge, sent: Sent) -> None:
-    """Both ways; exactly as much is allowed."""
+async def test_more_than_max_bytes_is_refused_with_its_size_and_not_sent(
+    messages: Bridge, sent: Sent
+) -> None:
+    """In both directions; exactly ``max_bytes`` is allowed."""
     kernel = messages
     array = np.ones(10 * MB, np.uint8)
     sent.nbytes = sent.requests = 0
@@ -278,13 +282,13 @@ async def test_max_bytes_names_the_size_and_nothing_crosses(messages: Bridge, se
 
 
 @pytest.mark.parametrize("way", ["push", "pull"])
-async def test_cancelling_half_way_frees_both_sides(way: str) -> None:
-    """400 MB, cancelled when half has crossed: neither side keeps any of it."""
-    # Through shared memory a pull arrives at once: there is no half of it.
+async def test_cancelling_half_way_frees_memory_in_both_processes(way: str) -> None:
+    """Cancel 400 MB when half has crossed: neither process keeps any of it."""
+    # A pull through shared memory arrives at once, so it can't be cancelled half-way.
     async with Bridge.launch(lane="auto" if way == "push" else "buffers") as bridge:
         await bridge.run(KEPT)
         array = np.ones(400 * MB, np.uint8)
-        await bridge.push(array=array[: 64 * MB])  # what grows on first use
+        await bridge.push(array=array[: 64 * MB])  # memory that grows on first use
         await bridge.pull("array")
         if way == "pull":
             await bridge.push(array=array)
@@ -322,7 +326,7 @@ async def test_cancelling_half_way_frees_both_sides(way: str) -> None:
 
 
 class Ticks:
-    """An event loop that is counted while it goes on, and can be waited for from a thread."""
+    """A counter of steps of the event loop; a thread can wait for 20 of them."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -344,16 +348,16 @@ class Ticks:
                 self._many.set()
 
     def wait(self) -> bool:
-        """Block this thread until the loop went on 20 times; it never does for its own."""
+        """Block this thread until the loop made 20 steps. In the loop's thread, return False."""
         return self._many.wait(20)
 
 
-seen_in: list[tuple[int, bool]] = []  # thread, and whether the loop went on
+seen_in: list[tuple[int, bool]] = []  # thread, and whether the loop continued
 waiting: list[Ticks] = []
 
 
 class Large:
-    """An object of a megabyte, whose pickling and unpickling here wait for the event loop."""
+    """A 1 MB object that waits for the event loop while this process pickles or unpickles it."""
 
     def __init__(self) -> None:
         self.words = [str(i) for i in range(100_000)]
@@ -368,7 +372,7 @@ class Large:
 
 
 def note() -> None:
-    if waiting:  # not over there
+    if waiting:  # in this process, not in the kernel
         seen_in.append((threading.get_ident(), waiting[0].wait()))
 
 
@@ -376,10 +380,10 @@ def note() -> None:
 async def test_a_large_object_is_pickled_beside_the_event_loop(
     kernel: Bridge, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Its own code runs in another thread than the loop's, and the loop goes on meanwhile."""
+    """The object's own code runs in another thread, and the event loop continues."""
     module = sys.modules[__name__]
     monkeypatch.setattr(module, "seen_in", [])
-    cloudpickle.unregister_pickle_by_value(module)  # it is to be the class of this process
+    cloudpickle.unregister_pickle_by_value(module)  # use the class of this process
     try:
         await kernel.run(SAME.format(name=__name__))
         if way == "pull":
@@ -395,25 +399,28 @@ async def test_a_large_object_is_pickled_beside_the_event_loop(
     finally:
         cloudpickle.register_pickle_by_value(module)
     assert seen_in
-    for thread, went_on in seen_in:
+    for thread, continued in seen_in:
         assert thread != threading.get_ident()
-        assert went_on
+        assert continued
     await goes_on(kernel)
 
 
-# A module of the same name in the kernel, with a class that only has the same attributes.
+# A module of the same name in the kernel, with its packages and an empty class of the same name.
 SAME = """
 import sys, types
-_module = sys.modules["{name}"] = types.ModuleType("{name}")
+_parts = "{name}".split(".")
+for _end in range(1, len(_parts) + 1):
+    _name = ".".join(_parts[:_end])
+    _module = sys.modules[_name] = types.ModuleType(_name)
 exec("class Large: pass", _module.__dict__)
 """
 
 
 @pytest.mark.parametrize("what", ["words", "array"])
-async def test_the_event_loop_goes_on_while_a_large_object_crosses(
+async def test_the_event_loop_continues_while_a_large_object_crosses(
     kernel: Bridge, what: str
 ) -> None:
-    """What C code pickles and unpickles, copies and checks, leaves the loop its turns, too."""
+    """C code that pickles, unpickles, copies and checks does not block the event loop."""
     value = [str(i) for i in range(1_000_000)] if what == "words" else np.ones(200 * MB, np.uint8)
     for operation in (kernel.push(value=value), kernel.pull("value")):
         async with Ticks() as ticks:

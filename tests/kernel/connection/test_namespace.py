@@ -1,9 +1,8 @@
 """Rows F of the catalogue of faults: the user's namespace and interpreter.
 
-Rule: one test a row of the catalogue, its docstring opening with the row's number. A test asserts
-how soon the caller is told, what the namespace holds afterwards (looked at by a client that knows
-nothing of bridges), and that the next operation on the same bridge is right. The injection is the
-real fault.
+Rule: each test covers a row of the catalogue; its docstring starts with the row's number. A test
+asserts how soon the call ends, what the namespace contains afterwards (as seen by a client without
+bridgehead), and that the next operation on the same bridge works. Each test injects the real fault.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from support.faults import operations
 from support.kit import LANES, all_of, file_of, goes_on, other, reported_within
 from support.look import look
 
-# Test modules aren't importable in a kernel; what they define is shipped like a script's own.
+# A kernel can't import test modules, so what they define is pickled by value, as in a script.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 STATE = """
@@ -48,8 +47,8 @@ def _snapshot():
 
 
 @pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
-async def test_hygiene(kernel_name: str) -> None:
-    """F1. Globals, In, Out, _, the counter, hooks and history: only the names pushed are new."""
+async def test_only_pushed_names_are_new_in_the_kernel(kernel_name: str) -> None:
+    """F1. Globals, In, Out, _, the counter, hooks, history: only the pushed names are new."""
     async with Bridge.launch(kernel_name) as bridge:
         await bridge.run(STATE)
         await bridge.run("'something for the underscore'")
@@ -70,8 +69,8 @@ async def test_hygiene(kernel_name: str) -> None:
         await goes_on(bridge)
 
 
-async def test_push_survives_what_users_do() -> None:
-    """F2. Every kind of reset, everything deleted, the loader itself removed."""
+async def test_a_push_works_after_every_kind_of_reset() -> None:
+    """F2. Every kind of reset, all names deleted, the remote part itself removed."""
     resets = [
         "%reset -f",
         "%reset -f in out",
@@ -92,8 +91,8 @@ async def test_push_survives_what_users_do() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 3])
-async def test_what_comes_again_keeps_its_place(count: int) -> None:
-    """F2. The loader was removed, by somebody who may have planted it anew: the order holds."""
+async def test_requests_that_are_repeated_keep_their_order(count: int) -> None:
+    """F2. The remote part was removed and perhaps installed again: calls keep their order."""
     removal = (
         "import sys\nfor n in [*sys.modules]:\n    if n[:11] == '_bridgehead': del sys.modules[n]"
     )
@@ -110,8 +109,8 @@ async def test_what_comes_again_keeps_its_place(count: int) -> None:
         await goes_on(bridge)
 
 
-async def test_a_push_is_enough_after_a_reset_of_everything() -> None:
-    """F2. What was there before the reset is gone, and what is pushed after it is all there is."""
+async def test_a_push_after_a_full_reset_binds_its_names_only() -> None:
+    """F2. The reset deletes all names; afterwards only the names of the new push exist."""
     async with Bridge.launch() as bridge:
         await bridge.push(x=1)
         await bridge.run("%reset -f")
@@ -122,7 +121,7 @@ async def test_a_push_is_enough_after_a_reset_of_everything() -> None:
         await goes_on(bridge)
 
 
-async def test_pull_is_not_reached_by_what_users_do_to_their_displays() -> None:
+async def test_display_settings_do_not_affect_a_pull() -> None:
     """F3. Formatters for str, int and object, ``%precision``, and no active type but text/plain."""
     async with Bridge.launch() as bridge:
         await bridge.run(
@@ -141,7 +140,7 @@ async def test_pull_is_not_reached_by_what_users_do_to_their_displays() -> None:
             with pytest.raises(RemoteError, match="ZeroDivisionError: division by zero"):
                 await bridge.pull("1/0")
         await goes_on(bridge)
-        # The one who looks reads a display, so the displays are put right for it.
+        # look() needs the display formatter, so restore its settings.
         await bridge.run(
             "get_ipython().display_formatter.active_types = "
             "get_ipython().display_formatter.format_types"
@@ -157,8 +156,8 @@ SHADOWS = {
 
 
 @pytest.mark.parametrize("shadows", SHADOWS)
-async def test_shadowed_names_do_not_reach_the_loader(shadows: str) -> None:
-    """F4. The user's names hide the builtins: nothing of ours looks there."""
+async def test_shadowed_builtins_do_not_affect_the_remote_part(shadows: str) -> None:
+    """F4. The user's names hide the builtins: the remote part does not use them."""
     async with Bridge.launch() as bridge:
         await bridge.push(x=1)
         await bridge.run(SHADOWS[shadows])
@@ -166,21 +165,22 @@ async def test_shadowed_names_do_not_reach_the_loader(shadows: str) -> None:
             await bridge.push(y=[2])
             assert await bridge.pull("x", "y") == (1, [2])
             assert await bridge.call(lambda v: v + 1, bridge.ref("x")) == 2
-        async with Bridge.attach(file_of(bridge)) as late:  # installs nothing, finds the loader
+        # This bridge installs nothing; it finds the remote part.
+        async with Bridge.attach(file_of(bridge)) as late:
             assert await late.pull("y") == [2]
-        there = await look(file_of(bridge))
-        assert (there["x"], there["y"]) == ("1", "[2]")
+        namespace = await look(file_of(bridge))
+        assert (namespace["x"], namespace["y"]) == ("1", "[2]")
         await goes_on(bridge)
 
 
 @pytest.mark.parametrize("shadows", SHADOWS)
-async def test_shadowed_names_do_not_keep_the_loader_out(shadows: str) -> None:
-    """F4. The names were shadowed before any bridge came."""
+async def test_the_remote_part_is_installed_despite_shadowed_builtins(shadows: str) -> None:
+    """F4. The names were shadowed before the first bridge."""
     manager = AsyncKernelManager(kernel_name="python3")
     await manager.start_kernel()
     try:
-        async with other(manager.connection_file) as somebody:
-            assert (await somebody.execute(SHADOWS[shadows]))["status"] == "ok"
+        async with other(manager.connection_file) as other_client:
+            assert (await other_client.execute(SHADOWS[shadows]))["status"] == "ok"
         async with Bridge.over(manager) as bridge:
             async with reported_within(0.5):
                 await bridge.push(y=[2])
@@ -201,8 +201,8 @@ REPLACED = {
 
 @pytest.mark.parametrize("lane", LANES)
 @pytest.mark.parametrize("what", REPLACED)
-async def test_replaced_functions_do_not_reach_the_loader(what: str, lane: Any) -> None:
-    """F5. What pickles, encodes and digests is replaced in its own module, after we came."""
+async def test_replaced_functions_do_not_affect_the_remote_part(what: str, lane: Any) -> None:
+    """F5. The user replaces functions of pickle, base64 and digests after the installation."""
     async with Bridge.launch(lane=lane) as bridge:
         await bridge.run(REPLACED[what])
         async with reported_within(0.5):
@@ -213,17 +213,17 @@ async def test_replaced_functions_do_not_reach_the_loader(what: str, lane: Any) 
         await goes_on(bridge)
 
 
-async def test_an_import_that_raises_ends_at_the_deadline() -> None:
-    """F5. ``builtins.__import__`` raises: the kernel answers nobody, and the deadline holds."""
-    async with Bridge.launch() as bridge, other(bridge) as somebody:
+async def test_a_call_ends_at_its_deadline_if_imports_raise() -> None:
+    """F5. ``builtins.__import__`` raises, so the kernel may not reply: the deadline holds."""
+    async with Bridge.launch() as bridge, other(bridge) as other_client:
         await bridge.push(x=1)
-        somebody.submit(
+        other_client.submit(
             "import builtins\n"
             "def refuse(*args, **kwargs): raise ImportError('refused')\n"
             "builtins.__import__ = refuse"
         )
         async with reported_within(1):
-            # Whether the kernel itself survives this depends on its version.
+            # It depends on the version of the kernel whether it still replies.
             (outcome,) = await all_of(bridge.push(y=2, timeout=1))
             assert isinstance(outcome, (TimeoutError, bridgehead.Transfer)), outcome
         await bridge.restart()
@@ -250,7 +250,7 @@ TRANSFORMERS = {
 
 @pytest.mark.parametrize("where", TRANSFORMERS)
 async def test_a_broken_transformer_does_not_stop_operations(where: str) -> None:
-    """F6. A transformer of the user's raises for every cell; nothing of ours is a cell."""
+    """F6. A transformer of the user raises for every cell; our operations are not cells."""
     async with Bridge.launch() as bridge:
         await bridge.run(BROKEN_INPUT.format(*TRANSFORMERS[where]))
         with pytest.raises(RemoteError, match="broken"):
@@ -262,8 +262,8 @@ async def test_a_broken_transformer_does_not_stop_operations(where: str) -> None
         await goes_on(bridge)
 
 
-async def test_hooks_cannot_fail_a_push() -> None:
-    """F7. All four events have a hook that raises; what it prints is its own business."""
+async def test_hooks_that_raise_do_not_fail_a_push() -> None:
+    """F7. All four events have a hook that raises; its output does not matter."""
     async with Bridge.launch() as bridge:
         await bridge.run(
             "fired = 0\n"
@@ -277,33 +277,35 @@ async def test_hooks_cannot_fail_a_push() -> None:
         async with reported_within(0.5):
             await bridge.push(x=[1])
             assert await bridge.pull("x") == [1]
-        there = await look(file_of(bridge))
-        assert there.pop("broken").startswith("<function broken")
-        assert int(there.pop("fired")) > 0
-        assert there == {"x": "[1]"}
+        namespace = await look(file_of(bridge))
+        assert namespace.pop("broken").startswith("<function broken")
+        assert int(namespace.pop("fired")) > 0
+        assert namespace == {"x": "[1]"}
         await goes_on(bridge)
 
 
 async def test_a_module_that_the_kernel_lacks_is_named(
     kernel: Bridge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """F11. An instance of a class in a local file: the module is named, and what to do."""
-    (tmp_path / "only_near.py").write_text("class Box:\n    x = 6")
+    """F11. The class is in a local file: the error names the module and what to do."""
+    (tmp_path / "only_in_client.py").write_text("class Box:\n    x = 6")
     monkeypatch.syspath_prepend(tmp_path)
-    import only_near  # type: ignore[import-not-found]
+    import only_in_client  # type: ignore[import-not-found]
 
     async with reported_within(0.5):
-        with pytest.raises(MissingInKernel, match=r"'only_near'.*by_value=\[only_near\]") as caught:
-            await kernel.push(box=only_near.Box(), fine=1)
-    assert caught.value.module == "only_near"
+        with pytest.raises(
+            MissingInKernel, match=r"'only_in_client'.*by_value=\[only_in_client\]"
+        ) as caught:
+            await kernel.push(box=only_in_client.Box(), fine=1)
+    assert caught.value.module == "only_in_client"
     assert await look(file_of(kernel)) == {}
-    await kernel.push(box=only_near.Box(), by_value=[only_near])
+    await kernel.push(box=only_in_client.Box(), by_value=[only_in_client])
     assert await kernel.pull("box.x") == 6
     await goes_on(kernel)
 
 
-async def test_autoreload_leaves_the_loader_alone(kernel: Bridge) -> None:
-    """F12. ``%autoreload 2`` looks at every module before each cell; the loader has no file."""
+async def test_autoreload_does_not_affect_the_remote_part(kernel: Bridge) -> None:
+    """F12. ``%autoreload 2`` checks every module before each cell; our module has no file."""
     await kernel.run("%load_ext autoreload\n%autoreload 2")
     async with reported_within(0.5):
         await kernel.push(x=[1])

@@ -1,6 +1,6 @@
-"""One operation is one round trip, and a kernel's life is told.
+"""One round trip for each operation, and reports of the state of a kernel.
 
-On real kernels of the test's own.
+Rule: each test starts its own real kernel.
 """
 
 from __future__ import annotations
@@ -53,12 +53,12 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
 
 
 @pytest.mark.parametrize("lane", ["buffers", "inline"])
-async def test_one_operation_is_one_message_the_first_included(
+async def test_each_operation_is_one_message_even_the_first(
     sent: list[tuple[str, str, int]], lane: Any
 ) -> None:
     async with Bridge.launch(lane=lane) as bridge:
         requests = [m for m in sent if m[1] == "execute_request"]
-        assert len(requests) == 1  # the handshake: it carries the loader and the probe
+        assert len(requests) == 1  # the handshake, with the remote part and the probe of buffers
         other = await Bridge.attach(bridge.info.connection_file, lane=lane)
         async with other:
             sent.clear()
@@ -93,7 +93,9 @@ async def test_at_most_32_requests_are_in_flight_and_all_are_answered(live: Brid
     assert pulls == list(range(200))
 
 
-async def test_restart_gives_an_empty_namespace_and_the_loader_is_back(live: Bridge) -> None:
+async def test_a_restart_gives_an_empty_namespace_and_installs_the_remote_part(
+    live: Bridge,
+) -> None:
     await live.push(x=1)
     epoch, pid = live.info.epoch, live.info.pid
     pending = asyncio.ensure_future(live.run("import time; time.sleep(30)"))
@@ -108,7 +110,9 @@ async def test_restart_gives_an_empty_namespace_and_the_loader_is_back(live: Bri
     assert await live.pull("x") == 2
 
 
-async def test_a_restart_by_somebody_else_is_told_once_and_nothing_lands(live: Bridge) -> None:
+async def test_a_restart_by_another_client_is_reported_once_and_nothing_is_bound(
+    live: Bridge,
+) -> None:
     async with Bridge.attach(live.info.connection_file) as other:
         await other.push(x=1)
         await live.restart()
@@ -121,7 +125,7 @@ async def test_a_restart_by_somebody_else_is_told_once_and_nothing_lands(live: B
         assert await live.pull("x") == 3
 
 
-async def test_a_dead_kernel_fails_everything_and_a_restart_brings_it_back(live: Bridge) -> None:
+async def test_a_dead_kernel_fails_all_calls_until_it_is_restarted(live: Bridge) -> None:
     pending = asyncio.ensure_future(live.pull("__import__('time').sleep(30)"))
     await asyncio.sleep(0.2)
     os.kill(live.info.pid, signal.SIGKILL)
@@ -138,7 +142,7 @@ async def test_a_dead_kernel_fails_everything_and_a_restart_brings_it_back(live:
     assert await live.pull("x") == 5
 
 
-async def test_an_attached_bridge_is_told_of_a_death_too(live: Bridge) -> None:
+async def test_an_attached_bridge_reports_a_dead_kernel(live: Bridge) -> None:
     async with Bridge.attach(live.info.connection_file) as other:
         pending = asyncio.ensure_future(other.pull("__import__('time').sleep(30)"))
         stream = other.messages()
@@ -152,7 +156,7 @@ async def test_an_attached_bridge_is_told_of_a_death_too(live: Bridge) -> None:
             assert [m async for m in stream][-1].type in ("status", "shutdown_reply")
 
 
-async def test_a_kernel_that_exits_while_unpickling(live: Bridge) -> None:
+async def test_a_kernel_that_exits_while_unpickling_is_reported(live: Bridge) -> None:
     class Exit:
         def __reduce__(self) -> Any:
             return os._exit, (7,)
@@ -161,7 +165,7 @@ async def test_a_kernel_that_exits_while_unpickling(live: Bridge) -> None:
         await live.push(x=Exit())
 
 
-async def test_an_interrupt_reaches_the_cell_and_loses_nothing(live: Bridge) -> None:
+async def test_an_interrupt_ends_the_cell_and_no_other_call(live: Bridge) -> None:
     await live.push(x=1)
     cell = asyncio.ensure_future(live.run("while True: pass"))
     behind = asyncio.ensure_future(live.pull("x"))
@@ -181,15 +185,15 @@ async def test_an_interrupt_reaches_the_cell_and_loses_nothing(live: Bridge) -> 
     assert await live.pull("x") == 1
 
 
-async def test_cells_that_waited_for_their_turn_do_not_run_in_the_next_kernel(live: Bridge) -> None:
+async def test_waiting_cells_do_not_run_in_the_next_kernel(live: Bridge) -> None:
     async with Bridge.attach(live.info.connection_file) as other:
         first = asyncio.ensure_future(other.run("import time; time.sleep(30)"))
-        cells = [asyncio.ensure_future(other.run(f"landed = {i}")) for i in range(60)]
+        cells = [asyncio.ensure_future(other.run(f"ran = {i}")) for i in range(60)]
         await asyncio.sleep(0.5)
         await live.restart()
         results = await asyncio.gather(first, *cells, return_exceptions=True)
         assert {type(result) for result in results} == {KernelRestarted}
-        assert not await live.exists("landed")
+        assert not await live.exists("ran")
 
 
 async def test_a_blocked_event_loop_sends_nothing_to_the_next_kernel() -> None:
@@ -202,10 +206,10 @@ async def test_a_blocked_event_loop_sends_nothing_to_the_next_kernel() -> None:
             thread.start()
             thread.join()
             with pytest.raises(KernelRestarted):
-                await bridge.run("landed = True")
+                await bridge.run("ran = True")
             with pytest.raises(KernelRestarted):
                 await bridge.push(x=1)
-            assert not await bridge.exists("landed")
+            assert not await bridge.exists("ran")
             assert not await bridge.exists("x")
     finally:
         await manager.shutdown_kernel(now=True)
@@ -221,7 +225,7 @@ async def _restart(manager: AsyncKernelManager) -> None:
         client.stop_channels()
 
 
-async def test_what_was_aborted_is_not_overtaken(live: Bridge) -> None:
+async def test_an_aborted_request_keeps_its_place_in_the_order(live: Bridge) -> None:
     await live.push(seen=[])
     aborted = []
     received = live._transport.dispatcher.received
@@ -229,7 +233,7 @@ async def test_what_was_aborted_is_not_overtaken(live: Bridge) -> None:
     def abort_the_first(channel: str, message: Any) -> None:
         if channel == "shell" and message["header"]["msg_type"] == "execute_reply" and not aborted:
             aborted.append(message)
-            # Its effect is undone, as if the kernel had refused it.
+            # Report the reply as aborted, although the request ran.
             message = {**message, "content": {"status": "aborted"}}
         received(channel, message)
 
@@ -243,10 +247,10 @@ async def test_what_was_aborted_is_not_overtaken(live: Bridge) -> None:
 
 
 async def test_a_call_never_runs_twice(live: Bridge) -> None:
-    """The rest of its answer is asked of a loader that is gone, in messages."""
+    """The remote part disappears before the client fetches the rest of the result."""
     await live.push(ran=[])
 
-    def breaks_the_loader(ran: list[int]) -> bytes:
+    def remove_the_remote_part(ran: list[int]) -> bytes:
         import sys
 
         ran.append(1)
@@ -256,11 +260,11 @@ async def test_a_call_never_runs_twice(live: Bridge) -> None:
 
     async with Bridge.attach(live.info.connection_file, lane="buffers") as bridge:
         with pytest.raises(ReplyLost, match="lost the rest of its answer"):
-            await bridge.call(breaks_the_loader, bridge.ref("ran"))
+            await bridge.call(remove_the_remote_part, bridge.ref("ran"))
     assert await live.pull("ran") == [1]
 
 
-async def test_what_was_abandoned_is_not_kept_in_the_kernel(live: Bridge) -> None:
+async def test_transfers_that_were_cancelled_are_not_kept_in_the_kernel(live: Bridge) -> None:
     await live.run(KEPT + "import time\nbig = bytes(60_000_000)")
     with pytest.raises(TimeoutError):
         await live.pull("(time.sleep(0.5), big)", timeout=0.2)
@@ -270,12 +274,13 @@ async def test_what_was_abandoned_is_not_kept_in_the_kernel(live: Bridge) -> Non
             await asyncio.sleep(delay)
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
-    assert await live.exists("big")  # what already waited its turn may go ahead of the word
+    # Requests that wait may run before the message that drops the transfers.
+    assert await live.exists("big")
     assert await live.pull("_kept()") == [0, 0]
     assert live._transport.dispatcher.in_flight == 0
 
 
-async def test_what_was_under_way_when_a_bridge_closed_is_not_kept(live: Bridge) -> None:
+async def test_transfers_of_a_closed_bridge_are_not_kept_in_the_kernel(live: Bridge) -> None:
     await live.run(KEPT + "big = bytes(60_000_000)")
     for operation in ("push", "pull"):
         for delay in (0.02, 0.08, 0.15):
@@ -303,7 +308,7 @@ async def test_closing_during_a_restart_leaves_nothing(delay: float) -> None:
     await asyncio.sleep(delay)
     await bridge.aclose()
     (outcome,) = await asyncio.gather(restart, return_exceptions=True)
-    assert outcome is None or isinstance(outcome, BridgeClosed)  # it may be over by then
+    assert outcome is None or isinstance(outcome, BridgeClosed)  # the restart may have ended before
     assert os.listdir(os.environ["JUPYTER_RUNTIME_DIR"]) == []
 
 
@@ -321,7 +326,7 @@ async def main():
         def slowly(linger):
             close(linger=linger)
             os.kill(bridge.info.pid, signal.SIGKILL)
-            time.sleep(0.5)  # an event comes that nobody takes
+            time.sleep(0.5)  # an event arrives that is never read
 
         owner.close = slowly
         await other.aclose()
@@ -331,14 +336,14 @@ asyncio.run(main())
 """
 
 
-def test_a_kernel_that_dies_while_a_bridge_closes_hangs_nobody() -> None:
-    """In a process of its own: what hangs there holds the interpreter's lock."""
+def test_closing_does_not_hang_when_the_kernel_dies_meanwhile() -> None:
+    """Runs in another process, because a hang would hold the GIL."""
     how: Any = {"capture_output": True, "text": True, "timeout": 120}
     done = subprocess.run([sys.executable, "-c", KILLED_WHILE_CLOSING], **how)
     assert done.stdout == "closed\n", done.stderr
 
 
-async def test_a_kernel_that_dies_while_it_restarts_is_told(jupyter_folders: Any) -> None:
+async def test_a_kernel_that_dies_while_it_restarts_is_reported(jupyter_folders: Any) -> None:
     startup = jupyter_folders / "ipython" / "profile_default" / "startup"
     startup.mkdir(parents=True, exist_ok=True)
     async with Bridge.launch() as bridge:
@@ -352,7 +357,7 @@ async def test_a_kernel_that_dies_while_it_restarts_is_told(jupyter_folders: Any
         await bridge.push(x=1)
 
 
-async def test_an_interrupt_of_a_kernel_that_is_gone_is_told(live: Bridge) -> None:
+async def test_an_interrupt_of_a_dead_kernel_is_reported(live: Bridge) -> None:
     async with Bridge.attach(live.info.connection_file) as other:
         os.kill(live.info.pid, signal.SIGKILL)
         with pytest.raises(BridgeError):

@@ -1,9 +1,8 @@
 """Rows G of the catalogue of faults: objects that do not pickle, unpickle or print as they should.
 
-Rule: one test a row of the catalogue, its docstring opening with the row's number. A test asserts
-how soon the caller is told, what the namespace holds afterwards (looked at by a client that knows
-nothing of bridges), and that the next operation on the same bridge is right. The injection is the
-real fault.
+Rule: each test covers a row of the catalogue; its docstring starts with the row's number. A test
+asserts how soon the call ends, what the namespace contains afterwards (as seen by a client without
+bridgehead), and that the next operation on the same bridge works. Each test injects the real fault.
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ from bridgehead import Bridge, EncodeError, RemoteError
 from support.kit import LANES, file_of, goes_on, reported_within, wired
 from support.look import look
 
-# Test modules aren't importable in a kernel; what they define is shipped like a script's own.
+# A kernel can't import test modules, so what they define is pickled by value, as in a script.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
@@ -52,27 +51,27 @@ UNPICKLABLE: dict[str, Callable[[], Any]] = {
 
 
 @pytest.mark.parametrize("what", UNPICKLABLE)
-async def test_unpicklable_fails_before_anything_is_sent(
+async def test_an_unpicklable_object_is_refused_before_anything_is_sent(
     kernel: Bridge, tmp_path: Path, what: str
 ) -> None:
-    """G1. What cannot be pickled: its place is told, and no message leaves."""
-    find_unpicklable = UNPICKLABLE[what]()
+    """G1. An object can't be pickled: the error names its place, and no message is sent."""
+    unpicklable = UNPICKLABLE[what]()
     async with wired(kernel, tmp_path) as (bridge, wire):
         wire.seen.clear()
         async with reported_within(0.5):
             with pytest.raises(EncodeError) as caught:
-                await bridge.push(fine=1, config={"bad": find_unpicklable})
+                await bridge.push(fine=1, config={"bad": unpicklable})
         assert caught.value.path == ("config" if what == "recursion" else "config['bad']")
         assert wire.seen == []
         assert await look(file_of(kernel)) == {}
         await goes_on(bridge)
     if what == "socket":
-        find_unpicklable.close()
-    while what == "recursion" and find_unpicklable:  # or its own deallocation recurses
-        find_unpicklable = find_unpicklable.pop()
+        unpicklable.close()
+    while what == "recursion" and unpicklable:  # otherwise its deallocation recurses
+        unpicklable = unpicklable.pop()
 
 
-class HangsThere:
+class HangsInKernel:
     def __reduce__(self) -> Any:
         return time.sleep, (600,)
 
@@ -83,14 +82,14 @@ async def test_unpickling_that_hangs_ends_at_the_deadline(kernel: Bridge, lane: 
     async with Bridge.attach(file_of(kernel), lane=lane) as bridge:
         async with reported_within(0.5):
             with pytest.raises(TimeoutError, match="may still run there"):
-                await bridge.push(x=HangsThere(), y=1, timeout=0.5)
+                await bridge.push(x=HangsInKernel(), y=1, timeout=0.5)
         async with reported_within(0.5):
             await bridge.interrupt()
         assert await look(file_of(kernel)) == {}
         await goes_on(bridge)
 
 
-class ExitsThere:
+class ExitsInKernel:
     def __reduce__(self) -> Any:
         return sys.exit, (3,)
 
@@ -102,14 +101,14 @@ async def test_unpickling_that_exits_does_not_end_the_kernel(kernel: Bridge, lan
         pid = bridge.info.pid
         async with reported_within(0.5):
             with pytest.raises(RemoteError, match="SystemExit: 3"):
-                await bridge.push(fine=1, bad=ExitsThere())
+                await bridge.push(fine=1, bad=ExitsInKernel())
         assert await look(file_of(kernel)) == {}
         await goes_on(bridge)
         assert await bridge.pull("__import__('os').getpid()") == pid
 
 
-async def test_what_arrives_as_another_type(kernel: Bridge, tmp_path: Path) -> None:
-    """G5. An open text file arrives as a StringIO and a memoryview as bytes: push says so."""
+async def test_files_and_memoryviews_arrive_as_another_type(kernel: Bridge, tmp_path: Path) -> None:
+    """G5. An open text file arrives as a StringIO, a memoryview as bytes; push documents it."""
     assert "StringIO" in (Bridge.push.__doc__ or "")
     (tmp_path / "notes.txt").write_text("line\n")
     with open(tmp_path / "notes.txt") as notes:
@@ -117,9 +116,9 @@ async def test_what_arrives_as_another_type(kernel: Bridge, tmp_path: Path) -> N
             await kernel.push(notes=notes, view=memoryview(b"abc"))
     assert isinstance(await kernel.pull("notes"), io.StringIO)
     assert await kernel.pull("notes.read(), view") == ("line\n", b"abc")
-    there = await look(file_of(kernel))
-    assert sorted(there) == ["notes", "view"]
-    assert there["view"] == "b'abc'"
+    namespace = await look(file_of(kernel))
+    assert sorted(namespace) == ["notes", "view"]
+    assert namespace["view"] == "b'abc'"
     await goes_on(kernel)
 
 
@@ -133,23 +132,23 @@ bad = Bad()
 """
 
 
-async def test_pull_computes_no_display(kernel: Bridge) -> None:
-    """G6. ``__repr__``, ``__len__`` and every display hook raise: the object comes all the same."""
+async def test_a_pull_computes_no_display(kernel: Bridge) -> None:
+    """G6. ``__repr__``, ``__len__`` and all display hooks raise: the object still arrives."""
     await kernel.run(BAD_REPR)
     async with reported_within(0.5):
         assert (await kernel.pull("bad")).x == 5
         assert await kernel.pull("bad.x", "[bad][0].x") == (5, 5)
         assert [name.name for name in await kernel.names()] == ["Bad", "bad"]
-    with contextlib.suppress(RemoteError):  # ipykernel 6 only prints it
+    with contextlib.suppress(RemoteError):  # ipykernel 6 only prints the error
         await kernel.run("bad")
     assert "raised" in (await look(file_of(kernel)))["bad"]
     await goes_on(kernel)
 
 
-async def test_what_an_object_prints_and_starts_while_it_is_unpickled_harms_no_reply(
+async def test_output_and_threads_while_unpickling_do_not_damage_the_reply(
     kernel: Bridge,
 ) -> None:
-    """G7. A hundred thousand lines, and threads, from a ``__setstate__``."""
+    """G7. A ``__setstate__`` prints a hundred thousand lines and starts threads."""
 
     class Loud:
         def __getstate__(self) -> Any:

@@ -1,8 +1,8 @@
-"""Watching values of a real kernel.
+"""Watches of values in a real kernel.
 
-Rule: on real kernels, through the public surface; what is looked inside for is only what must
-not be left there. What is random says its seed when it fails. Nothing is timed: what must go
-on meanwhile is counted, and what must come is waited for.
+Rule: tests use real kernels and the public API. They read private state only to check that nothing
+is left behind. A random test reports its seed when it fails. No test measures speed: it counts the
+work that must continue, and waits for the results that must come.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from support.kit import (
 from support.look import look
 from support.promises import occupied, seeded
 
-# Test modules aren't importable in a kernel; what they define is shipped like a script's own.
+# A kernel can't import test modules, so what they define is pickled by value, as in a script.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 @pytest.fixture(scope="module")
 async def harmless() -> AsyncIterator[Bridge]:
-    """One kernel for all that leaves it as it was; it can tell what its loader keeps."""
+    """One kernel for all tests that restore its state; ``_kept()`` counts its open transfers."""
     async with Bridge.launch() as bridge:
         await bridge.run(KEPT)
         yield bridge
@@ -54,45 +54,45 @@ HOOKS = "[f.__qualname__ for f in get_ipython().events.callbacks['post_run_cell'
 
 async def until_no_hook(bridge: Bridge) -> None:
     async with reported_within(1):
-        while "Watches.cell_done" in await bridge.pull(HOOKS):
+        while "SubscriptionTable.cell_done" in await bridge.pull(HOOKS):
             await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize("lane", LANES)
 @pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
-async def test_one_value_for_each_cell_that_changed_it(
+async def test_each_cell_that_changes_the_value_sends_it_once(
     live: Bridge, tmp_path: Path, lane: Any
 ) -> None:
-    """Cells of somebody else, queued back to back; each value comes while the next cell runs.
+    """Another client queues the cells; each value arrives while the next cell runs.
 
-    Each cell waits until the value of the one before it has arrived here.
+    Each cell waits until the value of the cell before it has arrived in this process.
     """
-    async with Bridge.attach(file_of(live), lane=lane) as bridge, other(bridge) as somebody:
+    async with Bridge.attach(file_of(live), lane=lane) as bridge, other(bridge) as other_client:
         await bridge.push(x=0)
         values = []
         async with bridge.watch("x") as watch:
             assert "x" in repr(watch)
             values.append(await anext(watch))
-            assert "Watches.cell_done" in await bridge.pull(HOOKS)
+            assert "SubscriptionTable.cell_done" in await bridge.pull(HOOKS)
             (tmp_path / "0").touch()
             cells = []
             for i in range(1, 11):
-                cells.append(somebody.submit(f"y = {i}"))
+                cells.append(other_client.submit(f"y = {i}"))
                 cells.append(
-                    somebody.submit(
+                    other_client.submit(
                         "import os, time\n"
                         f"while not os.path.exists('{tmp_path}/{i - 1}'): time.sleep(0.005)\n"
                         f"x = {i}"
                     )
                 )
-                cells.append(somebody.submit("x = x"))
+                cells.append(other_client.submit("x = x"))
             async with reported_within(2):
                 while values[-1] != 10:
                     values.append(await anext(watch))
                     (tmp_path / str(values[-1])).touch()
             for cell in cells:
-                assert (await somebody.answer(cell))["status"] == "ok"
-            with pytest.raises(TimeoutError):  # none of the cells that changed nothing tells any
+                assert (await other_client.answer(cell))["status"] == "ok"
+            with pytest.raises(TimeoutError):  # a cell that changes no value sends none
                 await asyncio.wait_for(anext(watch), 0.2)
         assert values == list(range(11))
         await until_no_hook(bridge)
@@ -101,7 +101,7 @@ async def test_one_value_for_each_cell_that_changed_it(
     await goes_on(live)
 
 
-async def test_whoever_is_slow_gets_the_latest(kernel: Bridge) -> None:
+async def test_a_slow_reader_gets_the_latest_value(kernel: Bridge) -> None:
     await kernel.push(x=0)
     async with kernel.watch("x") as watch:
         assert await anext(watch) == 0
@@ -109,7 +109,7 @@ async def test_whoever_is_slow_gets_the_latest(kernel: Bridge) -> None:
             await kernel.run(f"x = {i}")
         async with reported_within(1):
             while (value := await anext(watch)) != 20:
-                assert value == 19  # the last ones may come after the replies of their cells
+                assert value == 19  # the last values may come after the replies of their cells
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(anext(watch), 0.2)
         await kernel.run("x = 21")
@@ -120,7 +120,7 @@ async def test_whoever_is_slow_gets_the_latest(kernel: Bridge) -> None:
 
 @pytest.mark.parametrize("lane", LANES)
 async def test_a_large_value_is_watched(kernel: Bridge, lane: Any) -> None:
-    """40 MB cross in pieces; if it changes meanwhile the newer one comes."""
+    """40 MB cross in chunks; if the value changes meanwhile, the newer one arrives."""
     async with Bridge.attach(file_of(kernel), lane=lane) as bridge:
         await kernel.run("import numpy as np\nx = np.zeros(5_000_000)")
         async with bridge.watch("x") as watch:
@@ -140,10 +140,10 @@ async def test_a_large_value_is_watched(kernel: Bridge, lane: Any) -> None:
 
 @pytest.mark.parametrize("lane", LANES)
 @pytest.mark.parametrize("size", [1, 5_000_000])
-async def test_news_that_are_outdated_while_they_are_fetched_are_passed_over(
+async def test_an_update_that_is_outdated_while_it_is_fetched_is_skipped(
     kernel: Bridge, lane: Any, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever is slow gets the latest, and is told of no error about what came too late."""
+    """A slow reader gets the latest value, and no error about the outdated one."""
     async with Bridge.attach(file_of(kernel), lane=lane) as bridge:
         await kernel.run(f"import numpy as np\nx = np.zeros({size})")
         async with bridge.watch("x") as watch:
@@ -161,7 +161,7 @@ async def test_news_that_are_outdated_while_they_are_fetched_are_passed_over(
             await kernel.run("x = x + 1")
             async with reported_within(2):
                 while not (value := await anext(watch))[0] == 2:
-                    assert (value == 1).all()  # it came as a whole, with the news
+                    assert (value == 1).all()  # the whole value came with the update
             assert (value == 2).all()
             assert late
         await until_no_hook(kernel)
@@ -169,7 +169,7 @@ async def test_news_that_are_outdated_while_they_are_fetched_are_passed_over(
 
 @pytest.mark.parametrize("end", ["death", "restart", "aclose", "bridge"])
 async def test_a_watch_ends(live: Bridge, end: str) -> None:
-    """With the kernel's death or restart, and with its own or its bridge's end, while awaited."""
+    """It ends when the kernel dies or restarts, or the watch or its bridge is closed."""
     async with Bridge.attach(file_of(live)) as bridge:
         await bridge.push(x=1)
         watch = bridge.watch("x")
@@ -205,13 +205,13 @@ async def test_a_watch_ends(live: Bridge, end: str) -> None:
                 assert await anext(again) == 2
 
 
-async def test_what_is_not_there_yet_is_told_and_waited_for(kernel: Bridge) -> None:
-    """NameNotFound at first, and no hook; the next wait goes on, as after any error later."""
+async def test_a_missing_name_is_reported_and_the_watch_continues(kernel: Bridge) -> None:
+    """The first wait raises NameNotFound and adds no hook; after any error, the next wait works."""
     watch = kernel.watch("x")
     for _ in range(2):
         with pytest.raises(NameNotFound):
             await anext(watch)
-    assert "Watches.cell_done" not in await kernel.pull(HOOKS)
+    assert "SubscriptionTable.cell_done" not in await kernel.pull(HOOKS)
     await kernel.push(x=[1])
     assert await anext(watch) == [1]
     ratio = kernel.watch("100 / len(x)")
@@ -236,13 +236,13 @@ async def test_what_is_not_there_yet_is_told_and_waited_for(kernel: Bridge) -> N
         assert await anext(ratio) == 25
         assert await anext(watch) == [1, 2, 3, 4]
     await ratio.aclose()
-    assert "Watches.cell_done" in await kernel.pull(HOOKS)
+    assert "SubscriptionTable.cell_done" in await kernel.pull(HOOKS)
     await watch.aclose()
     await until_no_hook(kernel)
 
 
-async def test_a_restart_is_told_to_the_next_call_though_a_watch_ended_before(live: Bridge) -> None:
-    """Ending the watch is nothing that the user asked of the new kernel."""
+async def test_closing_a_watch_does_not_hide_a_restart_from_the_next_call(live: Bridge) -> None:
+    """Closing the watch is not a call to the new kernel."""
     async with Bridge.attach(file_of(live)) as bridge:
         watch = bridge.watch("1 + 1")
         assert await anext(watch) == 2
@@ -251,15 +251,15 @@ async def test_a_restart_is_told_to_the_next_call_though_a_watch_ended_before(li
             await anext(watch)
         await until(lambda: bridge.state != "restarting")
         await watch.aclose()
-        await asyncio.sleep(0.5)  # in which nothing may happen
+        await asyncio.sleep(0.5)  # nothing may be reported meanwhile
         with pytest.raises(KernelRestarted):
             await bridge.push(y=1)
         assert not await live.exists("y")
         await goes_on(bridge)
 
 
-async def test_a_watch_that_is_ended_while_it_begins_leaves_no_hook(kernel: Bridge) -> None:
-    """Behind a running cell: its first value may come, and nothing after it."""
+async def test_a_watch_that_is_closed_while_it_starts_leaves_no_hook(kernel: Bridge) -> None:
+    """It starts behind a running cell: the first value may arrive, and no other one."""
     await kernel.push(x=1)
     watch = kernel.watch("x")
     async with occupied(kernel):
@@ -272,8 +272,8 @@ async def test_a_watch_that_is_ended_while_it_begins_leaves_no_hook(kernel: Brid
     assert not kernel._transport.life.listeners
 
 
-async def test_two_may_wait_for_the_first_value(kernel: Bridge) -> None:
-    """One gets it, and the other the next one."""
+async def test_two_tasks_may_wait_for_the_first_value(kernel: Bridge) -> None:
+    """One task gets the first value, the other one the next."""
     await kernel.push(x=1)
     async with kernel.watch("x") as watch:
         waiting = {asyncio.ensure_future(anext(watch)) for _ in range(2)}
@@ -285,7 +285,7 @@ async def test_two_may_wait_for_the_first_value(kernel: Bridge) -> None:
     await until_no_hook(kernel)
 
 
-async def test_a_first_value_that_was_lost_comes_with_the_next_wait(
+async def test_a_lost_first_value_arrives_with_the_next_wait(
     kernel: Bridge, tmp_path: Path
 ) -> None:
     async with wired(kernel, tmp_path) as (bridge, wire):
@@ -304,8 +304,8 @@ async def test_a_first_value_that_was_lost_comes_with_the_next_wait(
         await until_no_hook(kernel)
 
 
-async def test_each_watcher_has_its_own_values(kernel: Bridge) -> None:
-    """Two of one bridge and one of another; who leaves takes nobody along."""
+async def test_each_watch_has_its_own_values(kernel: Bridge) -> None:
+    """Two watches of one bridge and one of another; closing one does not end the others."""
     async with Bridge.attach(file_of(kernel), lane="inline") as second:
         await kernel.push(x=1, y="a")
         one, two, three = kernel.watch("x"), kernel.watch("y"), second.watch("x")
@@ -324,11 +324,11 @@ async def test_each_watcher_has_its_own_values(kernel: Bridge) -> None:
     await until_no_hook(kernel)
 
 
-async def test_an_iterator_that_is_forgotten_leaves_no_hook(kernel: Bridge) -> None:
+async def test_a_watch_that_is_garbage_collected_leaves_no_hook(kernel: Bridge) -> None:
     await kernel.push(x=1)
     watch = kernel.watch("x")
     assert await anext(watch) == 1
-    assert "Watches.cell_done" in await kernel.pull(HOOKS)
+    assert "SubscriptionTable.cell_done" in await kernel.pull(HOOKS)
     del watch
     gc.collect()
     await until_no_hook(kernel)
@@ -341,7 +341,7 @@ async def test_an_iterator_that_is_forgotten_leaves_no_hook(kernel: Bridge) -> N
 
 
 async def test_the_first_wait_may_be_cancelled(kernel: Bridge) -> None:
-    """Given up behind a running cell, when it was sent already: the next wait has the value."""
+    """It is cancelled behind a running cell, after it was sent: the next wait gets the value."""
     await kernel.push(x=1)
     watch = kernel.watch("x")
     async with occupied(kernel):
@@ -358,7 +358,7 @@ async def test_the_first_wait_may_be_cancelled(kernel: Bridge) -> None:
 
 
 async def test_cancelling_a_wait_for_a_large_value_loses_nothing(kernel: Bridge) -> None:
-    """Given up while its pieces cross: the next wait goes on where they are."""
+    """Waits are cancelled while chunks cross: the next wait continues the transfer."""
     with seeded() as chance:
         await kernel.run("import numpy as np\nx = np.zeros(10_000_000)")
         async with kernel.watch("x") as watch:
@@ -376,7 +376,7 @@ async def test_cancelling_a_wait_for_a_large_value_loses_nothing(kernel: Bridge)
 
 
 async def test_cancelling_a_wait_loses_no_value(kernel: Bridge) -> None:
-    """Given up again and again, also while a value is unpickled in a thread: each one comes."""
+    """Waits are cancelled repeatedly, also while a thread unpickles: each value arrives."""
     with seeded() as chance:
         await kernel.run("x = [0] * 300_000")
         async with kernel.watch("x") as watch:
