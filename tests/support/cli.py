@@ -82,7 +82,7 @@ class Terminal:
     """A command in a terminal of its own, and its screen."""
 
     def __init__(self, *arguments: object, rows: int = 24, columns: int = 80, **env: str) -> None:
-        self.screen = pyte.Terminal(columns, rows)
+        self.screen = pyte.Screen(columns, rows)
         self._stream = pyte.ByteStream(self.screen)
         self.raw = b""
         self._process = pexpect.spawn(

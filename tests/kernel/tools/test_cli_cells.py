@@ -126,7 +126,7 @@ async def test_control_c_interrupts_the_cell_and_the_kernel_lives(
 ) -> None:
     (tmp_path / "cell.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(600)")
     with Terminal("run", tmp_path / "cell.py", *there) as terminal:
-        terminal.until("cells_begun")
+        terminal.until("begun")
         terminal.press("\x03")
         terminal.until("KeyboardInterrupt")
         assert terminal.end() == 130
@@ -146,7 +146,7 @@ async def test_a_second_control_c_leaves_a_cell_that_does_not_hear(
     await kernel.push(heard=False, struck=0)
     (tmp_path / "cell.py").write_text(deaf)
     with Terminal("run", tmp_path / "cell.py", *there) as terminal:
-        terminal.until("cells_begun")
+        terminal.until("begun")
         terminal.press("\x03")
         terminal.until("no")
         terminal.press("\x03")

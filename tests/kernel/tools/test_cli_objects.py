@@ -131,7 +131,7 @@ async def test_pipes_carry_values_from_kernel_to_file_and_back(
     pulled = bridgehead("pull", "table", "-o", "-", "--format", "parquet", *there)
     pd.testing.assert_frame_equal(pd.read_parquet(io.BytesIO(pulled.raw)), TABLE)
     assert bridgehead("push", "again=-", "-f", "parquet", *there, stdin=pulled.raw).code == 0
-    pd.testing.assert_frame_equal(await kernel.pull("retry"), TABLE)
+    pd.testing.assert_frame_equal(await kernel.pull("again"), TABLE)
 
 
 @pytest.mark.parametrize(
