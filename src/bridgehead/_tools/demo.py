@@ -198,7 +198,7 @@ async def cross(table: Any) -> DemoReport:
         same_kernel=_identity(first.info) == _identity(second.info),
         same_objects=same_objects,
         change_seen=returned_passport.stamps[-1] == (SECOND_STAMP, second.info.pid),
-        tidy=_gone(first.info),
+        tidy=_removed(first.info),
     )
 
 
@@ -229,7 +229,7 @@ def _identity(info: Info) -> tuple[int, str]:
     return info.pid, info.epoch
 
 
-def _gone(info: Info) -> bool:
+def _removed(info: Info) -> bool:
     return info.connection_file is not None and not Path(info.connection_file).exists()
 
 

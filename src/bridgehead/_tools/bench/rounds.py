@@ -20,7 +20,7 @@ from bridgehead._tools.bench.payloads import Sample, nbytes
 from bridgehead._tools.bench.peers import Peer
 
 NAME = "bridgehead_bench"  # of the pushed object, which is removed at the end
-LEAST = 3  # rounds at least, except after a warm-up longer than PATIENCE
+MIN_ROUNDS = 3  # rounds at least, except after a warm-up longer than PATIENCE
 PATIENCE = 20.0  # s; after a longer warm-up there are no rounds, and the warm-up is the figure
 SETTLE = 0.001  # s between two peers, so that late messages do not slow the next one
 LARGE = 5 * 10**8  # bytes from which the pushed object is freed before the next peer's turn
@@ -71,7 +71,7 @@ async def side_by_side(peers: Sequence[Peer], payload: Sample, seconds: float) -
         timing.left_out = timing.peer.refuses(payload) or ""
     running = [timing for timing in timings if not timing.left_out]
     for number in range(payload.rounds + 1):
-        running = [timing for timing in running if number <= LEAST or timing.total < seconds]
+        running = [timing for timing in running if number <= MIN_ROUNDS or timing.total < seconds]
         shuffled.shuffle(running)
         for timing in list(running):
             await asyncio.sleep(SETTLE)

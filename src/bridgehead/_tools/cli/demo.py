@@ -76,7 +76,7 @@ def _draw_report(console: Console, report: DemoReport, cell: str) -> None:
         "bytes: the size of the pickle and its buffers; for a pull, of the value pickled again "
         "in this process. ms: the time of this one call.",
     )
-    say(console, _seen(report))
+    say(console, _conclusion(report))
 
 
 def _draw_summary(console: Console, report: DemoReport) -> None:
@@ -116,7 +116,7 @@ def _draw_crossings(console: Console, report: DemoReport) -> None:
     print_table(console, f"what crossed: {pushed} pushed, {pulled} pulled", table)
 
 
-def _seen(report: DemoReport) -> str:
+def _conclusion(report: DemoReport) -> str:
     """Return the closing sentences: only what was really found."""
     first, second = report.first, report.second
     kernel = "the same kernel" if report.same_kernel else f"another kernel than pid {first.pid}"

@@ -58,7 +58,7 @@ def doctor(target: Target, as_json: bool) -> None:
     findings = _of_the_file(target.existing)
     info, code = None, 0
     try:
-        info, more = _quietly(_greet(target))
+        info, more = _run_quietly(_connect(target))
         findings += more
     except (BridgeError, TimeoutError) as error:
         code = code_of(error)
@@ -76,7 +76,7 @@ def doctor(target: Target, as_json: bool) -> None:
     raise SystemExit(code)
 
 
-def _quietly(work: Any) -> Any:
+def _run_quietly(work: Any) -> Any:
     """Run a coroutine without warnings; the caller turns its errors into findings."""
     import asyncio
     import warnings
@@ -86,7 +86,7 @@ def _quietly(work: Any) -> Any:
         return asyncio.run(work)
 
 
-async def _greet(target: Target) -> tuple[Info, list[Finding]]:
+async def _connect(target: Target) -> tuple[Info, list[Finding]]:
     async with target.open() as bridge:
         return bridge.info, _of_the_kernel(bridge)
 

@@ -55,7 +55,7 @@ def finish(work: Coroutine[Any, Any, T]) -> T:
         fail(str(error), UNUSABLE)
 
 
-async def patiently(work: Coroutine[Any, Any, T]) -> T:
+async def with_wait_notice(work: Coroutine[Any, Any, T]) -> T:
     """Return the result of ``work``; a terminal shows a notice if it takes longer than a second.
 
     A cell may run for hours, and a command that hangs without a notice looks broken.

@@ -29,7 +29,7 @@ SUFFIXES = {
 FORMATS = tuple(dict.fromkeys(SUFFIXES.values()))
 # Python writes integers below this size (bits) in any case. Its limit on digits is 4,300 by
 # default, and can be set to 640.
-DIGITLESS = 2_000
+SAFE_BITS = 2_000
 PIP = {"pandas": "all", "numpy": "all", "pyarrow": "pyarrow"}  # what to install for a module
 
 CONTAINERS = (list, tuple, dict, set, frozenset, bytes, bytearray)  # csv would hold their repr
@@ -74,7 +74,9 @@ def dumped(value: Any, kind: str) -> bytes:
             f"{kind} can't hold a value that contains itself or is nested too deep; use pickle"
         ) from None
     except UnicodeEncodeError:
-        raise Unusable(f"{kind} can't hold half a surrogate pair; use pickle") from None
+        raise Unusable(
+            f"{kind} can't hold a lone surrogate (half a character); use pickle"
+        ) from None
     except Unusable:
         raise
     except ValueError as error:  # a number of thousands of digits
@@ -130,7 +132,7 @@ def _check_csv(table: Any) -> None:
     """Refuse a table that would have other columns, or texts instead of values, when read."""
     if table.columns.nlevels > 1:
         raise Unusable("csv holds one name for each column, not several; use pickle")
-    twice = _twice(_names_of(table))
+    twice = _duplicate(_names_of(table))
     if twice is not None:
         raise Unusable(f"csv can't hold two columns of one name: {twice!r} appears twice")
     parts = [column for _, column in table.items()]
@@ -151,7 +153,7 @@ def _names_of(table: Any) -> list[Any]:
     return [name for name in index if name is not None] + list(table.columns)
 
 
-def _twice(names: Iterable[Any]) -> str | None:
+def _duplicate(names: Iterable[Any]) -> str | None:
     """Return the first name whose text equals that of an earlier one; None if there is none."""
     seen: set[str] = set()
     for name in map(text_of, names):
@@ -177,7 +179,7 @@ def _write_npy(value: Any) -> bytes:
     import numpy as np
 
     if not isinstance(value, (np.ndarray, np.generic)):
-        raise Unusable(f"npy holds arrays, not {described(value)}; {_better(value)}")
+        raise Unusable(f"npy holds arrays, not {described(value)}; {_alternatives(value)}")
     if value.dtype.hasobject:
         raise Unusable("npy holds an array of objects only as a pickle; use pickle")
     file = io.BytesIO()
@@ -188,7 +190,7 @@ def _write_npy(value: Any) -> bytes:
 def _write_json(value: Any) -> bytes:
     _check_json(value, "")
     text = json.dumps(value, ensure_ascii=False, indent=1)
-    with contextlib.suppress(UnicodeEncodeError):  # half a surrogate pair, which JSON escapes
+    with contextlib.suppress(UnicodeEncodeError):  # a lone surrogate, which JSON escapes
         return f"{text}\n".encode()
     return f"{json.dumps(value, indent=1)}\n".encode()
 
@@ -221,7 +223,7 @@ def _table(value: Any, kind: str) -> Any:
     if isinstance(value, pandas.Series):
         return value.to_frame()
     if not isinstance(value, pandas.DataFrame):
-        raise Unusable(f"{kind} holds tables, not {described(value)}; {_better(value)}")
+        raise Unusable(f"{kind} holds tables, not {described(value)}; {_alternatives(value)}")
     return value
 
 
@@ -253,7 +255,7 @@ def _check_json(value: Any, where: str) -> None:
                 raise Unusable(f"json holds only strings as keys, not {key!r}{place}; use pickle")
             _check_json(item, f"{where}[{key!r}]")
         return
-    raise Unusable(f"json can't hold {described(value)}{place}; {_better(value)}")
+    raise Unusable(f"json can't hold {described(value)}{place}; {_alternatives(value)}")
 
 
 def described(value: Any) -> str:
@@ -281,7 +283,7 @@ def text_of(value: Any) -> str:
         return f"<{described(value)}>"
 
 
-def _better(value: Any) -> str:
+def _alternatives(value: Any) -> str:
     name = type(value).__name__
     if name in ("DataFrame", "Series"):
         return "use csv, parquet or pickle"
@@ -308,11 +310,11 @@ def _jsonable(value: Any) -> Any:
         return value
     if isinstance(value, int):
         number = int(value)
-        return number if number.bit_length() < DIGITLESS or _has_digits(number) else repr_of(number)
+        return number if number.bit_length() < SAFE_BITS or _has_digits(number) else repr_of(number)
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, dict):
-        if _twice(value) is not None:
+        if _duplicate(value) is not None:
             return repr_of(value)
         return {text_of(key): _jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -329,7 +331,7 @@ def _jsonable(value: Any) -> Any:
 def _nearest(value: Any) -> Any:
     """Return a value as a list, a number or a text; the value itself if it has none."""
     if type(value).__name__ == "DataFrame" and hasattr(value, "to_dict"):
-        if _twice(_names_of(value)) is not None:
+        if _duplicate(_names_of(value)) is not None:
             return value.to_string()
         table = value if _is_numbered(value.index) else value.reset_index()
         return table.to_dict("records")

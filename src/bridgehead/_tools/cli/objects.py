@@ -17,7 +17,14 @@ import click
 
 from bridgehead._tools.cli.complete import files
 from bridgehead._tools.cli.complete import names as complete_names
-from bridgehead._tools.cli.exit import FAILED, UNUSABLE, fail, finish, not_installed, patiently
+from bridgehead._tools.cli.exit import (
+    FAILED,
+    UNUSABLE,
+    fail,
+    finish,
+    not_installed,
+    with_wait_notice,
+)
 from bridgehead._tools.cli.formats import (
     FORMATS,
     PIP,
@@ -75,7 +82,7 @@ def names(target: Target, pattern: str, as_json: bool) -> None:
 
 async def _names(target: Target, pattern: str) -> Any:
     async with target.open() as bridge:
-        return await patiently(bridge.names(pattern))
+        return await with_wait_notice(bridge.names(pattern))
 
 
 # ---------------------------------------------------------------- push
@@ -121,7 +128,7 @@ def push(target: Target, bindings: tuple[str, ...], kind: str | None, as_json: b
 async def _push(target: Target, values: dict[str, Any]) -> Any:
     async with target.open() as bridge:
         trust: Any = target.trust or "pickle"
-        return await patiently(bridge.push(values, trust=trust))
+        return await with_wait_notice(bridge.push(values, trust=trust))
 
 
 def _binding(text: str) -> tuple[str, str]:
@@ -151,10 +158,10 @@ def _read(file: str, kind: str) -> Any:
     except Unusable as error:
         fail(str(error), UNUSABLE)
     except ModuleNotFoundError as error:
-        _lacks(error, kind)
+        _fail_without(error, kind)
 
 
-def _lacks(error: ModuleNotFoundError, kind: str) -> Any:
+def _fail_without(error: ModuleNotFoundError, kind: str) -> Any:
     module = str(error.name)
     not_installed(module, kind, PIP.get(module, module))
 
@@ -192,7 +199,7 @@ def pull(
         _check_place(Path(str(output)))
     value = finish(_pull(target, expression, wanted))
     if output is not None:
-        _put(value, str(output), str(wanted))
+        _save(value, str(output), str(wanted))
     elif as_json:
         from bridgehead._tools.cli.terminal import write
 
@@ -209,7 +216,7 @@ async def _pull(target: Target, expression: str, kind: str | None) -> Any:
             # cloudpickle includes the classes of a notebook, which only that kernel knows.
             way = "cloudpickle" if bridge.info.versions.get("cloudpickle") else "pickle"
             expression = f"__import__({way!r}).dumps((\n{expression}\n))"
-        return await patiently(bridge.pull(expression))
+        return await with_wait_notice(bridge.pull(expression))
 
 
 def _check_place(file: Path) -> None:
@@ -220,7 +227,7 @@ def _check_place(file: Path) -> None:
         fail(f"{file} can't be written: there is no folder {file.absolute().parent}", UNUSABLE)
 
 
-def _put(value: Any, output: str, kind: str) -> None:
+def _save(value: Any, output: str, kind: str) -> None:
     from bridgehead._tools.cli.terminal import plain, write
 
     try:
@@ -236,6 +243,6 @@ def _put(value: Any, output: str, kind: str) -> None:
     except Unusable as error:
         fail(str(error), FAILED)
     except ModuleNotFoundError as error:
-        _lacks(error, kind)
+        _fail_without(error, kind)
     if Path(output).is_file():  # a pipe may be standard output by another name
         click.echo(f"{plain(output)}: {len(data):,} bytes of {kind}")

@@ -40,12 +40,12 @@ class Target:
         Raises:
             TimeoutError: opening or the body took longer.
         """
-        from bridgehead._tools.cli.exit import patiently
+        from bridgehead._tools.cli.exit import with_wait_notice
 
         known = "the kernel did not answer, and nothing was sent"
         try:
             async with asyncio.timeout(self.timeout) as limit:
-                bridge = await patiently(self._open())
+                bridge = await with_wait_notice(self._open())
                 async with bridge:
                     try:
                         yield bridge
