@@ -1,6 +1,6 @@
-"""What ``ls`` and ``doctor`` tell, for those who look at it.
+"""The output of ``ls`` and ``doctor``, and the completions of a shell.
 
-Rule: the installed console script, run once for each question.
+Rule: one run of a command for each question.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from support.cli import PATIENCE, Ran, bridgehead, environment
 
 
 def listed(runtime: Path, *arguments: object) -> dict[str, Any]:
-    told = bridgehead("ls", "--json", *arguments, JUPYTER_RUNTIME_DIR=str(runtime)).json
-    return {Path(one["where"]).stem: one for one in told}
+    """Return the kernels that ``ls`` lists, by the stem of their connection file."""
+    found = bridgehead("ls", "--json", *arguments, JUPYTER_RUNTIME_DIR=str(runtime)).json
+    return {Path(one["where"]).stem: one for one in found}
 
 
 def completed(shell: str, *words: str) -> list[str]:
-    """What a shell is offered for the last word, however long the kernel takes."""
+    """Return the completions of the last word, however long the kernel takes."""
     code = (
         f"from bridgehead._tools.cli import complete, main; complete.PATIENCE = {PATIENCE}; main()"
     )
@@ -36,5 +37,6 @@ def completed(shell: str, *words: str) -> list[str]:
 
 
 def doctor(*arguments: object) -> tuple[Ran, dict[str, Any]]:
+    """Run ``doctor --json``; return the run and the JSON."""
     ran = bridgehead("doctor", "--json", *arguments)
     return ran, json.loads(ran.out)
