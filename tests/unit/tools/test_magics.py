@@ -265,32 +265,32 @@ def test_unloading_closes_the_bridges(shell: Shell) -> None:
 @pytest.mark.parametrize("jedi", [True, False])
 def test_tab_offers_commands_options_and_names(shell: Shell, jedi: bool) -> None:
     shell.ip.Completer.use_jedi = jedi
-    shell.bridges["main"].push(remote_1=1, remote_2=2)
+    shell.bridges["main"].push(kernel_1=1, kernel_2=2)
     shell.names.update(local_1=1, local_2=2)
     assert shell.tab("%bridge pu") == ["pull", "push"]
-    assert shell.tab("%bridge pull re") == ["remote_1", "remote_2"]
-    assert shell.tab("%bridge pull remote_1, remote_") == ["remote_1", "remote_2"]
-    assert shell.tab("%bridge names ") == ["remote_1", "remote_2"]
+    assert shell.tab("%bridge pull ke") == ["kernel_1", "kernel_2"]
+    assert shell.tab("%bridge pull kernel_1, kernel_") == ["kernel_1", "kernel_2"]
+    assert shell.tab("%bridge names ") == ["kernel_1", "kernel_2"]
     assert shell.tab("%bridge push lo") == ["local_1", "local_2"]
     assert shell.tab("%%bridge --push local_1,local") == ["local_1", "local_2"]
-    assert shell.tab("%%bridge --push=local_1 --pull ") == ["remote_1", "remote_2"]
+    assert shell.tab("%%bridge --push=local_1 --pull ") == ["kernel_1", "kernel_2"]
     assert shell.tab("%%bridge -") == ["--on", "--pull", "--push"]
     assert shell.tab("%bridge launch pyth") == ["python3"]
     assert shell.tab("%bridge launch --trust ") == ["data", "pickle"]
     shell.bridges["gpu"] = SyncBridge.loopback()
-    shell.bridges["gpu"].push(remote_3=1)
+    shell.bridges["gpu"].push(kernel_3=1)
     assert shell.tab("%bridge pull --on ") == ["gpu", "main"]
-    assert shell.tab("%bridge pull --on gpu re") == ["remote_3"]
-    assert shell.tab("%bridge pull --on nope re") == []
+    assert shell.tab("%bridge pull --on gpu ke") == ["kernel_3"]
+    assert shell.tab("%bridge pull --on nope ke") == []
     assert shell.tab("%bridge close ") == ["gpu", "main"]
 
 
 def test_tab_offers_the_names_of_the_cells_kernel(shell: Shell) -> None:
     shell.bridges["gpu"] = SyncBridge.loopback()
-    shell.bridges["gpu"].push(remote_1=1, remote_2=2)
-    assert {"remote_1", "remote_2"} <= set(shell.tab("%%bridge --on gpu\nx = 1\nprint(remo"))
-    assert "remote_1" not in shell.tab("%%bridge --on gpu\nx.remo")
-    assert "remote_1" not in shell.tab("%%bridge --on main\nremo")
+    shell.bridges["gpu"].push(kernel_1=1, kernel_2=2)
+    assert {"kernel_1", "kernel_2"} <= set(shell.tab("%%bridge --on gpu\nx = 1\nprint(kern"))
+    assert "kernel_1" not in shell.tab("%%bridge --on gpu\nx.kern")
+    assert "kernel_1" not in shell.tab("%%bridge --on main\nkern")
     assert "print" in shell.tab("%%bridge --on gpu\nprin")
 
 

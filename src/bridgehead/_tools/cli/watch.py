@@ -48,7 +48,7 @@ until = click.option(
     "-n",
     metavar="N",
     type=click.IntRange(min=1),
-    help="Stop after N of them.",
+    help="Stop after N values or messages.",
 )
 
 
