@@ -1,1 +1,1 @@
-"""Side by side with the peers; ``python -m tests.bench --help`` from the checkout's root."""
+"""The benchmark against other libraries; run ``python -m tests.bench --help`` in the checkout."""

@@ -1,21 +1,22 @@
-"""bridgehead beside its peers, measured in one run; from the checkout's root:
+"""Measure bridgehead and its peers in one run. From the checkout's root:
 
-    python -m tests.bench transfers                 # push and pull, every peer, every payload
+    python -m tests.bench transfers                 # push and pull: every peer, every payload
     python -m tests.bench transfers --peers memcpy,zmq,ray,bridgehead:auto --payloads int,np100m
-    python -m tests.bench first                     # the first transfer in a bridge's life
-    python -m tests.bench fan-out                   # one object to four kernels, and its memory
-    python -m tests.bench handoff                   # kernel to kernel, over pull and push
-    python -m tests.bench sync                      # SyncBridge over Bridge
-    python -m tests.bench busy                      # now=True while the kernel spins
+    python -m tests.bench first                     # the first transfer of a bridge
+    python -m tests.bench fan-out                   # one object to four kernels: time, memory
+    python -m tests.bench handoff                   # kernel to kernel / pull and push
+    python -m tests.bench engines                   # four ipyparallel engines / their views
+    python -m tests.bench sync                      # SyncBridge / Bridge
+    python -m tests.bench busy                      # now=True while the kernel is busy
     python -m tests.bench memory                    # peaks of both processes, 1 GB
-    python -m tests.bench import                    # over jupyter_client's
-    python -m tests.bench opening                   # in round trips of an empty cell
+    python -m tests.bench import                    # import bridgehead / jupyter_client
+    python -m tests.bench opening                   # opening a bridge / an empty cell
     python -m tests.bench server                    # through a Jupyter server
     python -m tests.bench all --json figures.json
 
-Rule: no test. Each scenario is a file that gives figures; what they are held against is in
-``targets``, how they look in ``table``. ``pip install '.[bench,peers]'`` brings the peers; one
-that isn't there is told and left out. Quote ratios, never single times.
+Rule: no tests. Each scenario is a file that returns figures. ``targets`` holds what the figures
+should reach, ``table`` prints them. ``pip install '.[bench,peers]'`` installs the peers. A missing
+peer is reported and left out. Quote ratios, never single times.
 """
 
 from __future__ import annotations
@@ -69,32 +70,32 @@ def arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("scenario", choices=[*SCENARIOS, "all"])
-    parser.add_argument("--lane", default="auto", help="of the scenarios other than transfers")
-    parser.add_argument("--peers", default=transfers.PEERS, help="of transfers: %(default)s")
-    parser.add_argument("--payloads", default=",".join(PAYLOADS), help="of transfers: %(default)s")
+    parser.add_argument("--lane", default="auto", help="the lane, for all scenarios but transfers")
+    parser.add_argument("--peers", default=transfers.PEERS, help="for transfers: %(default)s")
+    parser.add_argument("--payloads", default=",".join(PAYLOADS), help="for transfers: %(default)s")
     parser.add_argument(
         "--seconds", type=float, default=10.0, help="for each peer and payload of transfers"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     return parser.parse_args()
 
 
 def main() -> None:
     wanted = arguments()
-    told: dict[str, Any] = {
+    report: dict[str, Any] = {
         "date": datetime.now().astimezone().isoformat(timespec="seconds"),
         "machine": machine(),
         "versions": versions(),
     }
-    print(f"{told['date']}, {told['machine']}", flush=True)
+    print(f"{report['date']}, {report['machine']}", flush=True)
     for name, scenario in SCENARIOS.items():
         if wanted.scenario in (name, "all"):
             print(f"\n== {name}", flush=True)
             figures = asyncio.run(scenario(wanted))
             table.show(figures)
-            told[name] = [figure.as_dict() for figure in figures]
+            report[name] = [figure.as_dict() for figure in figures]
     if wanted.json:
-        wanted.json.write_text(json.dumps(told, indent=1))
+        wanted.json.write_text(json.dumps(report, indent=1))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """``now=True`` while the kernel's main thread spins in Python.
 
-Rule: ten pushes and pulls of an int in a row, in each of several cells that spin until they
-are interrupted; one in whose middle nothing was measured would tell nothing.
+Rule: ten pushes and pulls of an int in a row, in each of several cells. A cell spins until it is
+interrupted, so every operation is measured while it runs.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ async def measure(wanted: argparse.Namespace) -> list[Reached]:
     try:
         async with Bridge.launch(lane=wanted.lane) as bridge:
             await bridge.push(x=0)
-            await bridge.pull("x", now=True)  # what is made once is made now
+            await bridge.pull("x", now=True)  # the first operation with now=True also sets up
             for _ in range(CELLS):
                 await _one_cell(bridge, push, pull)
             lane = bridge.info.lane
     except (ValueError, BridgeError) as error:
         print(f"left out: {type(error).__name__}: {error}")
         return []
-    pairs = [there + back for there, back in zip(push, pull, strict=True)]
+    pairs = [pushed + pulled for pushed, pulled in zip(push, pull, strict=True)]
     return [
         _figure("now=True while busy, one operation", [*push, *pull], lane),
         _figure("now=True while busy, push", push, lane),
@@ -54,7 +54,7 @@ async def _one_cell(bridge: Bridge, push: list[float], pull: list[float]) -> Non
         pull.append(time.perf_counter() - pushed)
     assert not spinning.done()
     await bridge.interrupt()
-    with contextlib.suppress(RemoteError):  # the interrupt
+    with contextlib.suppress(RemoteError):  # KeyboardInterrupt
         await spinning
 
 

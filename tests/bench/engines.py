@@ -1,8 +1,8 @@
-"""One object to the four engines of a local ipyparallel cluster, beside ipyparallel's own pushes.
+"""One object to four engines of a local ipyparallel cluster, by a fleet and by ipyparallel.
 
-Rule: the same engines for all, in turns; ratios of medians. What one engine and one message cost
-this process is its CPU time, which grows with their number on any machine; the cluster's own is
-the controller's memory.
+Rule: all ways use the same engines and take turns; the figures are ratios of medians. The cost of
+an engine and a message for this process is its CPU time, which grows with their number on any
+machine. The cost for the cluster is the controller's memory.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ async def measure(wanted: argparse.Namespace) -> list[Reached]:
         stack.push_async_callback(cluster.stop_cluster)
         client = await cluster.start_and_connect(n=ENGINES, activate=False)
         stack.callback(client.close)
-        async with Bridge.over(client[0]):  # what is read and compiled once is, by now
+        async with Bridge.over(client[0]):  # the first bridge reads and compiles the remote part
             pass
         started = time.process_time()
         fleet = await stack.enter_async_context(Fleet.over(client))
@@ -66,7 +66,7 @@ async def measure(wanted: argparse.Namespace) -> list[Reached]:
         controller = psutil.Process(cluster.controller.pid)
         pids = [controller.pid, *(child.pid for child in controller.children(recursive=True))]
         memory = await _memory(pids, lambda: fleet.push(x=value), value.nbytes)
-        found = [Reached(f"opening one of {ENGINES} engines, near CPU", opening, "ms")]
+        found = [Reached(f"opening one of {ENGINES} engines, client CPU", opening, "ms")]
         for name, what, rounds in (("np100m", value, ROUNDS), ("int", 7, SMALL_ROUNDS)):
             pushed = await _in_turns(pushes, what, rounds)
             found += _ratios(f"{name} to {ENGINES} engines", pushed)
@@ -78,7 +78,7 @@ async def measure(wanted: argparse.Namespace) -> list[Reached]:
 
 
 async def _in_turns(ways: dict[str, Way], value: Any, rounds: int) -> dict[str, float]:
-    """The median of each, in seconds."""
+    """Return the median of each way, in seconds."""
     taken: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(rounds):
         for name, way in ways.items():
@@ -97,7 +97,7 @@ def _ratios(what: str, medians: dict[str, float]) -> list[Reached]:
 
 
 async def _cpu(fleet: Fleet, pids: list[int], value: Any) -> list[Reached]:
-    """CPU for each engine: of a small push, and of what is in two messages, and of much."""
+    """Measure the CPU time for each engine: of a small, a medium and a large push."""
     found = []
     for name, what, rounds in (
         ("int", 7, SMALL_ROUNDS),
@@ -105,23 +105,24 @@ async def _cpu(fleet: Fleet, pids: list[int], value: Any) -> list[Reached]:
         ("np100m", value, ROUNDS),
     ):
         await fleet.push(x=what)
-        near, there = time.process_time(), _spent(pids)
+        client, controller = time.process_time(), _spent(pids)
         for _ in range(rounds):
             await fleet.push(x=what)
         each = 1e3 / rounds / ENGINES
-        near, there = (time.process_time() - near) * each, (_spent(pids) - there) * each
-        detail = f"controller {there:.3g} ms"
-        found.append(Reached(f"{name} to one of {ENGINES} engines, near CPU", near, "ms", detail))
+        client = (time.process_time() - client) * each
+        controller = (_spent(pids) - controller) * each
+        title = f"{name} to one of {ENGINES} engines, client CPU"
+        found.append(Reached(title, client, "ms", f"controller {controller:.3g} ms"))
     return found
 
 
 def _spent(pids: list[int]) -> float:
-    """Seconds of CPU that processes have used by now."""
+    """Return the seconds of CPU that processes have used so far."""
     return sum(sum(psutil.Process(pid).cpu_times()[:2]) for pid in pids)
 
 
 async def _memory(pids: list[int], push: Callable[[], Awaitable[Any]], size: int) -> Reached:
-    """What the controller's processes had at most, beyond what they had before."""
+    """Return by how much the memory of the controller's processes grew at most in a push."""
     await push()
     before = {one: proc.resident(one) for one in pids}
     for one in pids:

@@ -1,7 +1,7 @@
-"""One array of 100 MB to four kernels, over the time to one; and how often it is in memory.
+"""One array of 100 MB to four kernels: the time over that for one kernel, and the memory.
 
-Rule: by ``Fleet`` where there is one, else by four pushes at once. Memory is the sum of what
-all five processes have in proportion (Pss) after the first push, less what they had before.
+Rule: a ``Fleet`` pushes, or four bridges at once in a checkout without ``Fleet``. Memory is the
+growth of the proportional memory (Pss) of all five processes by the first push.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ async def _memory(push: Callable[[], Awaitable[Any]], bridges: list[Bridge], siz
     await push()
     grown = [proc.proportional(pid) - old for pid, old in zip(pids, before, strict=True)]
     detail = (
-        f"near {grown[0] / 1e6:.0f} MB, kernels {', '.join(f'{g / 1e6:.0f}' for g in grown[1:])}; "
+        f"client {grown[0] / 1e6:.0f} MB, "
+        f"kernels {', '.join(f'{g / 1e6:.0f}' for g in grown[1:])}; "
         f"shared memory of the machine {(proc.shared() - shared) / 1e6:+.0f} MB"
     )
     return Reached("np100m in 4 kernels, memory / payload", sum(grown) / size, detail=detail)

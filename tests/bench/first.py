@@ -1,7 +1,7 @@
-"""The very first transfer: 100 MB by a bridge, and by raw ZeroMQ, that carried nothing before.
+"""The first transfer of a new bridge and of new ZeroMQ sockets: 100 MB.
 
-Rule: a near process, a kernel and a server of its own for each repetition, because memory that
-an earlier one left mapped would be no first time. Both sides have imported numpy.
+Rule: each repetition has a client process, a kernel and a server of its own, because an earlier
+repetition leaves mapped memory behind. All processes have imported numpy.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ async def measure(wanted: argparse.Namespace) -> list[Reached]:
 
 
 async def once(names: list[str]) -> Times:
-    """In this process, which has carried nothing yet: each peer in this order."""
+    """Measure each peer in this order, in this process, which has not transferred anything yet."""
     payload = PAYLOADS["np100m"]
     value, times = payload.make(), {}
     for name in names:
@@ -56,7 +56,7 @@ async def once(names: list[str]) -> Times:
         peer: Peer = RawZmq() if zmq else LanePeer(lane, Bridge.launch(lane=lane))
         try:
             await peer.start(payload.needs)
-            await asyncio.sleep(0.5)  # what a kernel still does after its start is over
+            await asyncio.sleep(0.5)  # a kernel is busy for a while after its start
             gc.collect()
             gc.disable()
             started = time.perf_counter()

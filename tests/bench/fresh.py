@@ -1,6 +1,6 @@
-"""A Python of its own for what happens once in a process's life.
+"""Measurements in a new Python process, for what a process does only once.
 
-Rule: runs a module of this package with arguments, and takes one line of JSON from it.
+Rule: runs a module of this package with arguments, and reads one line of JSON from it.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 
 async def run(module: str, *arguments: str) -> Any:
-    """What the module printed, as JSON.
+    """Run a module and return the JSON that it printed.
 
     Raises:
-        RuntimeError: it failed; what it said last.
+        RuntimeError: the process failed; the message is its last line of output.
     """
     command = [sys.executable, "-m", f"tests.bench.{module}", *arguments]
     pipe = asyncio.subprocess.PIPE

@@ -1,7 +1,7 @@
-"""From one kernel to another, over a pull and a push of the same by the same two bridges.
+"""A handoff from one kernel to another, over a pull and a push by the same two bridges.
 
-Rule: both ways take turns in one run, and what arrived is compared at the end. What this
-process grows by at most is told too.
+Rule: both ways take turns in one run, and the object is compared at the end. One figure is by how
+much the memory of this process grows at most.
 """
 
 from __future__ import annotations
@@ -63,5 +63,5 @@ async def _one(name: str, source: Bridge, to: Bridge) -> list[Reached]:
     detail = f"{mine * 1000:.3g} / {theirs * 1000:.3g} ms, {lane}"
     return [
         Reached(f"{name} handoff / pull and push", mine / theirs, detail=detail),
-        Reached(f"{name} handoff, near peak", grown / 1e6, "MB", lane),
+        Reached(f"{name} handoff, client peak", grown / 1e6, "MB", lane),
     ]

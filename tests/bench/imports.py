@@ -1,6 +1,6 @@
-"""How long ``import bridgehead`` takes, over ``import jupyter_client``, which it stands on.
+"""The time of ``import bridgehead``, over that of ``import jupyter_client``, which it imports.
 
-Rule: a bare Python for each, one after the other; the clock starts when Python has.
+Rule: a new Python for each, in turns. The clock starts after the start of Python.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ async def measure(wanted: argparse.Namespace) -> list[Reached]:
             pipe = asyncio.subprocess.PIPE
             process = await asyncio.create_subprocess_exec(*command, stdout=pipe)
             out, _ = await process.communicate()
-            if number:  # the first one reads from the disk, and may compile
+            if number:  # the first import reads from the disk, and may compile
                 taken.append(float(out))
     ours, theirs = (statistics.median(taken) * 1000 for taken in times.values())
     detail = f"{ours:.0f} / {theirs:.0f} ms, {ROUNDS} each"

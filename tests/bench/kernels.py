@@ -1,4 +1,4 @@
-"""A plain ipykernel over TCP, as jupyter_client starts it, without a bridge in it."""
+"""A plain ipykernel over TCP, started by jupyter_client, without bridgehead's remote part."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from jupyter_client.manager import AsyncKernelManager
 
 @asynccontextmanager
 async def plain_kernel() -> AsyncIterator[AsyncKernelManager]:
-    """It runs and answers; ended at the end."""
+    """Start a kernel that answers; shut it down at the end of the block."""
     manager = AsyncKernelManager()
-    await manager.start_kernel(stderr=subprocess.DEVNULL)  # its word about plain TCP
+    await manager.start_kernel(stderr=subprocess.DEVNULL)  # it warns of plain TCP
     try:
         client = manager.client()
         client.start_channels()

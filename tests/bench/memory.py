@@ -1,7 +1,7 @@
-"""The most memory that both processes had while 1 GB crossed, beyond what they had before.
+"""The peak memory of both processes while 1 GB crosses, beyond what they had before.
 
-Rule: a near process of its own, whose peak is set back when the object is there; so the near
-figure of a push and the far one of a pull are beyond the object, the other two include it.
+Rule: a new client process, whose peak is reset when the object exists. So the client's figure for
+a push and the kernel's figure for a pull do not include the object; the other two do.
 """
 
 from __future__ import annotations
@@ -40,29 +40,29 @@ async def measure(wanted: argparse.Namespace) -> list[Reached]:
 
 
 async def once(lane: Any) -> dict[str, int]:
-    """Bytes by which each process grew at most, in push and in pull."""
+    """Return by how many bytes each process grew at most, in push and in pull."""
     payload = PAYLOADS["np1g"]
     async with Bridge.launch(lane=lane) as bridge:
         await bridge.pull("__import__('numpy').__name__")
         await bridge.push(small=1)
         value = payload.make()
-        pids = {"near": os.getpid(), "far": bridge.info.pid}
+        pids = {"client": os.getpid(), "kernel": bridge.info.pid}
         push, _ = await _peaks(bridge.push(x=value), pids)
         pull, back = await _peaks(bridge.pull("x"), pids)
         assert payload.same(value, back)
     return {
-        f"{way} 1 GB, {side} peak": grown[side]
+        f"{way} 1 GB, {process} peak": grown[process]
         for way, grown in (("push", push), ("pull", pull))
-        for side in pids
+        for process in pids
     }
 
 
 async def _peaks(work: Awaitable[Any], pids: dict[str, int]) -> tuple[dict[str, int], Any]:
-    before = {side: proc.resident(pid) for side, pid in pids.items()}
+    before = {process: proc.resident(pid) for process, pid in pids.items()}
     for pid in pids.values():
         proc.reset_peak(pid)
     result = await work
-    return {side: proc.peak(pid) - before[side] for side, pid in pids.items()}, result
+    return {process: proc.peak(pid) - before[process] for process, pid in pids.items()}, result
 
 
 if __name__ == "__main__":

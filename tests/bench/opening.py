@@ -1,7 +1,7 @@
 """Opening a bridge on a running kernel, in round trips of an empty cell on the same kernel.
 
-Rule: round trips by a plain client before and after every opening. The first one on a kernel
-brings the loader and is told apart from later ones; closing is not counted.
+Rule: a plain client makes round trips before and after every opening. The first opening on a
+kernel installs the remote part and has its own figure. Closing is not measured.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ async def measure(wanted: argparse.Namespace) -> list[Reached]:
     trips: list[float] = []
     try:
         for number in range(KERNELS + 1):
-            openings, beside = await _one_kernel(wanted)
-            if number:  # what this process imports with its first bridge is not counted
+            openings, round_trips = await _one_kernel(wanted)
+            if number:  # with its first bridge this process imports modules: not counted
                 first.append(openings[0])
                 later += openings[1:]
-                trips += beside
+                trips += round_trips
     except (ValueError, BridgeError) as error:
         print(f"left out: {error}")
         return []
@@ -50,25 +50,25 @@ async def _one_kernel(wanted: argparse.Namespace) -> tuple[list[float], list[flo
     openings: list[float] = []
     trips: list[float] = []
     async with plain_kernel() as manager:
-        beside = Execute(manager.connection_file)
+        client = Execute(manager.connection_file)
         try:
-            await beside.start()
-            await beside.round_trip()
+            await client.start()
+            await client.round_trip()
             for _ in range(1 + LATER):
-                await _round_trips(beside, trips)
+                await _round_trips(client, trips)
                 started = time.perf_counter()
                 bridge = await Bridge.attach(manager.connection_file, lane=wanted.lane)
                 openings.append(time.perf_counter() - started)
                 await bridge.aclose()
                 await asyncio.sleep(0.05)
-            await _round_trips(beside, trips)
+            await _round_trips(client, trips)
         finally:
-            await beside.stop()
+            await client.stop()
     return openings, trips
 
 
-async def _round_trips(beside: Execute, trips: list[float]) -> None:
+async def _round_trips(client: Execute, trips: list[float]) -> None:
     for _ in range(TRIPS):
         started = time.perf_counter()
-        await beside.round_trip()
+        await client.round_trip()
         trips.append(time.perf_counter() - started)

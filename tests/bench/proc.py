@@ -1,6 +1,6 @@
-"""What Linux tells of a process's memory, in bytes.
+"""The memory of processes on Linux, in bytes.
 
-Rule: it reads ``/proc``, and writes there only to set a peak back.
+Rule: reads ``/proc``, and writes to it only to reset a peak.
 """
 
 from __future__ import annotations
@@ -9,27 +9,27 @@ from pathlib import Path
 
 
 def proportional(pid: int) -> int:
-    """Its memory, where a page that n processes share counts for one n-th (Pss)."""
+    """Return a process's memory; a page that n processes share counts for one n-th (Pss)."""
     return _kilobytes(Path(f"/proc/{pid}/smaps_rollup").read_text(), "Pss")
 
 
 def resident(pid: int) -> int:
-    """Its memory now (VmRSS)."""
+    """Return a process's memory now (VmRSS)."""
     return _kilobytes(Path(f"/proc/{pid}/status").read_text(), "VmRSS")
 
 
 def peak(pid: int) -> int:
-    """The most it had since ``reset_peak`` (VmHWM)."""
+    """Return the most memory that a process had since ``reset_peak`` (VmHWM)."""
     return _kilobytes(Path(f"/proc/{pid}/status").read_text(), "VmHWM")
 
 
 def reset_peak(pid: int) -> None:
-    """The peak is what it has now."""
+    """Set the peak to what the process has now."""
     Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 def shared() -> int:
-    """Shared memory of the whole machine, whoever holds it."""
+    """Return the shared memory of the whole machine."""
     return _kilobytes(Path("/proc/meminfo").read_text(), "Shmem")
 
 

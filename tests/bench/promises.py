@@ -1,7 +1,8 @@
-"""How soon, how much, how smooth: the figures behind the promises, measured on this machine.
+"""The figures behind the promises: delays, memory, lag of the event loop.
 
-Rule: no test. Ratios are taken side by side in one run; times are those of this machine now.
-``python tests/bench/promises.py`` (about a minute); with names, only those.
+Rule: no tests. Ratios are measured side by side in one run; times are those of this machine now.
+``python tests/bench/promises.py`` measures all figures in about a minute; names as arguments
+choose some of them.
 """
 
 from __future__ import annotations
@@ -29,19 +30,19 @@ async def together() -> str:
     """1,000 concurrent pushes of an int against 1,000 in a row; pulls likewise."""
     async with Bridge.launch() as bridge:
         await bridge.push(x=0)
-        told = []
+        lines = []
         for name, one in (("push", lambda: bridge.push(x=1)), ("pull", lambda: bridge.pull("x"))):
             sequential = await timed(lambda one=one: in_a_row(one, 1000))
             concurrent = await timed(lambda one=one: asyncio.gather(*(one() for _ in range(1000))))
-            told.append(f"{name} {concurrent / sequential:.3f} x ({sequential:.2f} s in a row)")
-        return ", ".join(told)
+            lines.append(f"{name} {concurrent / sequential:.3f} x ({sequential:.2f} s in a row)")
+        return ", ".join(lines)
 
 
 async def while_busy() -> str:
-    """A pull with now=True in the middle of a cell that sleeps, and of one that spins."""
+    """A pull with now=True during a cell that sleeps, and during one that spins."""
     async with Bridge.launch() as bridge:
         await bridge.push(x=1)
-        told = []
+        medians = []
         for cell in ("import time; time.sleep(2)", "for i in range(30_000_000): pass"):
             running = asyncio.ensure_future(bridge.run(cell))
             await asyncio.sleep(0.2)
@@ -49,13 +50,13 @@ async def while_busy() -> str:
             while not running.done() and len(times) < 100:
                 times.append(await timed(lambda: bridge.pull("x", now=True)))
             await running
-            told.append(f"{statistics.median(times) * 1000:.1f} ms")
-        return f"median {told[0]} while it sleeps, {told[1]} while it spins"
+            medians.append(f"{statistics.median(times) * 1000:.1f} ms")
+        return f"median {medians[0]} while it sleeps, {medians[1]} while it spins"
 
 
 async def death() -> str:
-    """From SIGKILL to KernelDied, of a pending call: launched here, and attached."""
-    told = []
+    """From SIGKILL to KernelDied of a pending call: bridges that launched, and that attached."""
+    delays = []
     for attached in (False, True):
         times = []
         for _ in range(5):
@@ -66,8 +67,8 @@ async def death() -> str:
                 os.kill(bridge.info.pid, signal.SIGKILL)
                 times.append(await timed(lambda pending=pending: failing(pending)))
                 await bridge.aclose()
-        told.append(f"{statistics.median(times):.2f} s (at most {max(times):.2f})")
-    return f"launched {told[0]}, attached {told[1]}"
+        delays.append(f"{statistics.median(times):.2f} s (at most {max(times):.2f})")
+    return f"launched {delays[0]}, attached {delays[1]}"
 
 
 async def silence() -> str:
@@ -77,35 +78,38 @@ async def silence() -> str:
         os.kill(bridge.info.pid, signal.SIGSTOP)
         try:
             async with lag() as worst:
-                told = await timed(lambda: failing(bridge.pull("x")))
+                reported = await timed(lambda: failing(bridge.pull("x")))
         finally:
             os.kill(bridge.info.pid, signal.SIGCONT)
-        back = await timed(lambda: bridge.pull("x"))
-        return f"{told:.1f} s, back after {back * 1000:.0f} ms; loop lag {worst() * 1000:.1f} ms"
+        answered = await timed(lambda: bridge.pull("x"))
+        return (
+            f"{reported:.1f} s, answers after {answered * 1000:.0f} ms; "
+            f"loop lag {worst() * 1000:.1f} ms"
+        )
 
 
 async def large() -> str:
-    """1 GB there and back: loop lag, and peak memory beyond what was there."""
+    """Push and pull of 1 GB: lag of the event loop, and growth of memory."""
     async with Bridge.launch() as bridge:
         await bridge.push(x=1)
-        array, told, here = np.ones(GIGABYTE), [], os.getpid()
+        array, lines, own = np.ones(GIGABYTE), [], os.getpid()
         for name in ("push", "pull"):
-            before = [resident(here), resident(bridge.info.pid)]
-            async with lag() as worst, peaks(here, bridge.info.pid) as most:
+            before = [resident(own), resident(bridge.info.pid)]
+            async with lag() as worst, peaks(own, bridge.info.pid) as most:
                 if name == "push":
                     seconds = await timed(lambda: bridge.push(array=array))
                 else:
                     seconds = await timed(lambda: bridge.pull("array"))
-            near, remote = (peak - start for peak, start in zip(most(), before, strict=True))
-            told.append(
+            client, kernel = (peak - start for peak, start in zip(most(), before, strict=True))
+            lines.append(
                 f"{name} {seconds:.1f} s, lag {worst() * 1000:.0f} ms, "
-                f"near +{near >> 20} MiB, far +{remote >> 20} MiB"
+                f"client +{client >> 20} MiB, kernel +{kernel >> 20} MiB"
             )
-        return "; ".join(told)
+        return "; ".join(lines)
 
 
 async def pickled() -> str:
-    """100 MB of small objects, which only pickle knows: loop lag while they cross."""
+    """100 MB of small objects, which pickle must traverse: loop lag while they cross."""
     async with Bridge.launch() as bridge:
         many = [{"number": i, "name": str(i)} for i in range(3_000_000)]
         async with lag() as push:
@@ -117,7 +121,7 @@ async def pickled() -> str:
 
 
 async def watching() -> str:
-    """From the end of a cell's reply to the value here, 50 cells; a 1 MB array is watched."""
+    """From a cell's reply to the arrival of a watched 1 MB array, 50 cells."""
     async with Bridge.launch() as bridge:
         await bridge.run("import numpy as np; a = np.zeros(125_000)")
         late = []
@@ -129,7 +133,7 @@ async def watching() -> str:
         return f"median {statistics.median(late) * 1000:.2f} ms after the reply"
 
 
-# ---------------------------------------------------------------- the means
+# ---------------------------------------------------------------- helpers
 
 
 async def timed(work: Callable[[], Any]) -> float:
@@ -153,7 +157,7 @@ async def failing(work: Any) -> None:
 
 @asynccontextmanager
 async def lag() -> AsyncIterator[Callable[[], float]]:
-    """The longest that the event loop was not to be had, in seconds."""
+    """Measure the longest time for which the event loop was blocked, in seconds."""
     worst = 0.0
 
     async def tick() -> None:
@@ -172,7 +176,7 @@ async def lag() -> AsyncIterator[Callable[[], float]]:
 
 @asynccontextmanager
 async def peaks(*pids: int) -> AsyncIterator[Callable[[], list[int]]]:
-    """The most memory that each process had, in bytes, looked at every 5 ms."""
+    """Measure the peak memory of each process in bytes, every 5 ms."""
     most = [0] * len(pids)
 
     async def look() -> None:

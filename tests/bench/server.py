@@ -1,8 +1,8 @@
-"""256 MB through a Jupyter server with its default limits, beside a bare websocket.
+"""256 MB through a Jupyter server with its default limits, over the time of a bare websocket.
 
-Rule: the same machine, the same websocket library, pieces of the same size, in turn in one run.
-What a bare websocket moves is what comes back from an echo server; an empty cell crosses the
-same server on a connection of its own.
+Rule: the same machine, the same websocket library and chunks of the same size, in turns in one
+run. The bare websocket talks to an echo server. The empty cell crosses the same Jupyter server on
+a connection of its own.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ async def measure(wanted: argparse.Namespace) -> list[Reached]:
     async with _echo() as echo, serving() as url, on(url, trust="pickle") as bridge:
         await bridge.push(x=array)
         for _ in range(ROUNDS):
-            bare.append(await _timed(_there_and_back(echo, CHUNK)))
-            bare_back.append(await _timed(_there_and_back(echo, BACK)))
+            bare.append(await _timed(_echoed(echo, CHUNK)))
+            bare_back.append(await _timed(_echoed(echo, BACK)))
             push.append(await _timed(bridge.push(x=array)))
             pull.append(await _timed(bridge.pull("x")))
         async with _websocket(bridge) as socket:
@@ -60,7 +60,7 @@ async def measure(wanted: argparse.Namespace) -> list[Reached]:
     return [
         _figure("256 MB push, server / bare websocket", push, bare),
         _figure("256 MB pull, server / bare websocket", pull, bare_back),
-        _figure("256 MB pull, server / bare websocket, 8 MiB pieces", pull, bare),
+        _figure("256 MB pull, server / bare websocket, 8 MiB chunks", pull, bare),
         _figure("int push, server / empty cell over its websocket", small, cell),
     ]
 
@@ -94,7 +94,7 @@ async def _echo() -> AsyncIterator[ClientConnection]:
         await process.wait()
 
 
-async def _there_and_back(socket: ClientConnection, nbytes: int) -> None:
+async def _echoed(socket: ClientConnection, nbytes: int) -> None:
     chunk = bytes(nbytes)
 
     async def send() -> None:
@@ -109,7 +109,7 @@ async def _there_and_back(socket: ClientConnection, nbytes: int) -> None:
 
 @asynccontextmanager
 async def _websocket(bridge: Bridge) -> AsyncIterator[ClientConnection]:
-    """A connection to the same kernel, without a bridge."""
+    """Open a connection to the same kernel, without a bridge."""
     where = f"{bridge.info.url}api/kernels/{bridge.info.kernel_id}/channels".replace(
         "http", "ws", 1
     )

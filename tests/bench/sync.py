@@ -1,6 +1,6 @@
-"""A blocking bridge over an asynchronous one to the same kernel: push and pull of an int.
+"""A ``SyncBridge`` over a ``Bridge`` to the same kernel: push and pull of an int.
 
-Rule: both take turns in one run. What is measured is the way into the event-loop thread and back.
+Rule: both take turns in one run. The figure shows the cost of the event-loop thread.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bridgehead import Bridge, BridgeError, SyncBridge
 from tests.bench.targets import Reached
 
 ROUNDS = 40
-EACH = 50  # operations in a row; a program makes some, too, before the other side has its turn
+EACH = 50  # operations in a row of one bridge, as in a program, before the other one's turn
 
 
 async def measure(wanted: argparse.Namespace) -> list[Reached]:
@@ -47,7 +47,7 @@ async def _both(bridge: Bridge, blocking: SyncBridge, lane: str) -> list[Reached
                 started = time.perf_counter()
                 await asynchronous()
                 theirs.append(time.perf_counter() - started)
-            # This thread is as idle as a script's; the loop that it has runs nothing meanwhile.
+            # This thread is as idle as that of a script: its event loop runs nothing meanwhile.
             for _ in range(EACH):
                 started = time.perf_counter()
                 synchronous()

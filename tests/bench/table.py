@@ -1,6 +1,6 @@
 """The table of figures: reached, target, met or missed.
 
-Rule: it prints, and knows nothing of what was measured.
+Rule: it prints figures, and does not know what they measure.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.bench.targets import Reached
 
 def show(figures: Sequence[Reached]) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False)
-    for column in ("", "reached", "target", "goal", "", "made of"):
+    for column in ("", "reached", "target", "goal", "", "computed from"):
         table.add_column(column, justify="right" if column in ("reached", "target") else "left")
     for figure in figures:
         target = figure.target

@@ -1,7 +1,7 @@
-"""What is to be reached, in one place.
+"""The targets of all figures.
 
-Rule: a figure is named once, here or where it is measured, by the same words; one without a
-target is shown without one. The ratios are of medians taken side by side in one run.
+Rule: a figure has the same name here and where it is measured. A figure without a target is shown
+without one. Ratios are of medians that were measured side by side in one run.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Target:
-    """At most so much; the goal is beyond what is asked for."""
+    """The greatest value that a figure may have; the goal is stricter than required."""
 
     most: float
     goal: float | None = None
 
 
 def _both(what: str, most: float, goal: float | None = None) -> dict[str, Target]:
-    """Of push and pull alike; ``what`` is ``payload, lane / reference``."""
+    """Return the same target for push and pull; ``what`` is ``payload, lane / reference``."""
     payload, _, rest = what.partition(", ")
     return {f"{payload} {way}, {rest}": Target(most, goal) for way in ("push", "pull")}
 
@@ -42,12 +42,12 @@ TARGETS: dict[str, Target] = {
     **_both("df, auto / ray", 1.2),
     **_both("np100m first, auto / zmq tcp", 0.6),
     "np100m to 4 kernels / to one": Target(2.0),
-    "np100m in 4 kernels, memory / payload": Target(1.5),  # once, and what a pool keeps
+    "np100m in 4 kernels, memory / payload": Target(1.5),  # one copy, and what a pool keeps
     "int push, SyncBridge / Bridge": Target(1.5),
     "int pull, SyncBridge / Bridge": Target(1.5),
     "now=True while busy, one operation": Target(25),
-    "push 1 GB, near peak": Target(1100),  # the payload and 100 MB beyond the object itself
-    "push 1 GB, far peak": Target(1100),
+    "push 1 GB, client peak": Target(1100),  # the payload and 100 MB, besides the object itself
+    "push 1 GB, kernel peak": Target(1100),
     "import bridgehead / jupyter_client": Target(1.3),
     "first opening / empty cell": Target(3),
     "later opening / empty cell": Target(3),
@@ -62,10 +62,10 @@ class Reached:
     """One figure.
 
     Attributes:
-        what: its name, as in ``TARGETS``.
-        value: in ``unit``; a ratio has none.
-        unit: ``"ms"``, ``"MB"`` or none.
-        detail: what it was made of, for people.
+        what: the figure's name, as in ``TARGETS``.
+        value: the figure in ``unit``.
+        unit: ``"ms"`` or ``"MB"``; empty for a ratio.
+        detail: what the figure was computed from, for readers.
     """
 
     what: str
@@ -82,7 +82,7 @@ class Reached:
         return None if self.target is None else self.value <= self.target.most
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the figure as values for JSON."""
         target = self.target
         return {
             "what": self.what,

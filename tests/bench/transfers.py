@@ -1,7 +1,7 @@
 """Push and pull of every payload by every peer, in rounds, as ratios to each of the others.
 
-Rule: a peer that can't be imported or started, and one that fails with a payload, is told and
-left out; the rest goes on.
+Rule: a peer that can't be imported or started, or that fails with a payload, is reported and left
+out. The others are measured.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ PEERS = (
     "memcpy,pickle,zmq,ipyparallel,execute,ray,dask:direct,"
     "bridgehead:auto,bridgehead:direct,bridgehead:buffers"
 )
-WITHIN = ("memcpy", "pickle")  # one process, so there and back are the same
-TELLING = 10**5  # bytes; of less, pickling is nothing beside a round trip
+WITHIN = ("memcpy", "pickle")  # peers in one process, for which push and pull are the same
+TELLING = 10**5  # bytes; for smaller objects, pickling takes much less than a round trip
 
 
 async def measure(wanted: argparse.Namespace) -> list[Reached]:
@@ -41,7 +41,7 @@ async def measure(wanted: argparse.Namespace) -> list[Reached]:
 
 
 async def started(specs: Sequence[str]) -> list[Peer]:
-    """The peers of these names that are there and work."""
+    """Start the peers of these names, and return those that work."""
     running: list[Peer] = []
     for spec in specs:
         peer: Peer | None = None
@@ -68,7 +68,7 @@ async def _stopped(peer: Peer) -> None:
 
 
 def ratios(timings: Sequence[Timing]) -> list[Reached]:
-    """bridgehead over each of the others: all of them for its first lane."""
+    """Return the ratios of bridgehead to the other peers; to all of them for its first lane."""
     found = []
     lanes = [timing for timing in timings if timing.peer.lane]
     for ours in lanes:
@@ -89,7 +89,7 @@ def ratios(timings: Sequence[Timing]) -> list[Reached]:
 
 
 def _tells(other: Timing, *, first: bool) -> bool:
-    """Whether a ratio without a target says anything."""
+    """Return whether a ratio without a target is worth showing."""
     if other.peer.name in WITHIN:
         return other.payload.about >= TELLING
     return not other.peer.lane and (first or other.peer.name == "zmq tcp")

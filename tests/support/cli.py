@@ -6,19 +6,28 @@ code and what it leaves behind.
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import io
 import json
+import logging
 import os
 import signal
 import subprocess
 import sys
 import sysconfig
 import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pexpect
 import pyte
+
+from bridgehead._tools.cli import main
 
 SCRIPT = Path(sysconfig.get_path("scripts")) / "bridgehead"
 PATIENCE = 120.0  # s; no test here measures speed
@@ -56,6 +65,58 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def bridgehead(*arguments: object, stdin: bytes = b"", cwd: Path | None = None, **env: str) -> Ran:
+    """Run a command in this process, with streams, environment and folder of its own."""
+    out, err = io.BytesIO(), io.BytesIO()
+    streams = {"stdin": io.BytesIO(stdin), "stdout": out, "stderr": err}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.dict(os.environ, environment(**env), clear=True))
+        stack.enter_context(mock.patch.object(sys, "argv", ["bridgehead", *map(str, arguments)]))
+        for name, stream in streams.items():
+            text = io.TextIOWrapper(stream, "utf-8")
+            stack.enter_context(mock.patch.object(sys, name, text))
+        if cwd is not None:
+            stack.enter_context(contextlib.chdir(cwd))
+        stack.callback(logging.disable, logging.root.manager.disable)
+        stack.enter_context(warnings.catch_warnings())
+        _use_the_filters_of_a_program()
+        code = _run_main()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        return Ran(code, out.getvalue(), err.getvalue().decode())
+
+
+def _run_main() -> int:
+    """Run ``main`` in this thread, or in another one if an event loop is running in this one."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return _exit_code()
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(_exit_code).result()
+
+
+def _exit_code() -> int:
+    try:
+        main()
+    except SystemExit as ended:
+        code = ended.code
+    else:
+        raise AssertionError("main() returned, but should raise SystemExit")
+    assert isinstance(code, int)
+    return code
+
+
+def _use_the_filters_of_a_program() -> None:
+    """Show warnings as Python does by default; pytest turns them into errors."""
+    warnings.resetwarnings()
+    for hidden in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+        warnings.simplefilter("ignore", hidden)
+
+
+def bridgehead_process(
+    *arguments: object, stdin: bytes = b"", cwd: Path | None = None, **env: str
+) -> Ran:
+    """Run the installed script in a process of its own."""
     done = subprocess.run(
         [SCRIPT, *map(str, arguments)],
         env=environment(**env),

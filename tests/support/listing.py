@@ -36,5 +36,6 @@ def completed(shell: str, *words: str) -> list[str]:
 
 
 def doctor(*arguments: object) -> tuple[Ran, dict[str, Any]]:
+    """Run ``doctor --json``; return the run and the JSON."""
     ran = bridgehead("doctor", "--json", *arguments)
     return ran, json.loads(ran.out)

@@ -1,11 +1,12 @@
 """Programs on top of the public names.
 
 Rule: what a user starts or loads, and nothing that another floor needs. A program uses the names
-that ``bridgehead`` exports, and private ones where no public name will do, as to find kernels and
-to format values. Only the benchmark opens sockets and makes pickles of its own: it compares.
+that ``bridgehead`` exports. It uses private names only where there is no public one: to find
+kernels and to format values. Only the benchmark opens sockets and makes pickles itself, because
+it compares bridges with them.
 
-- ``cli``: the command line. ``options`` and ``target`` say which kernel; one file a command.
+- ``cli``: the command line. ``options`` and ``target`` choose the kernel; each command has a file.
 - ``magics``: ``%bridge`` and ``%%bridge``, for IPython and notebooks.
 - ``bench``: the benchmark, which ``cli.bench`` runs.
-- ``demo``: the demonstration, which ``cli.demo`` shows, with its table in ``data/``.
+- ``demo``: the demonstration, which ``cli.demo`` shows. Its table is in ``data/``.
 """

@@ -1,7 +1,7 @@
 """The demonstration: a table, a closure and an object cross to a kernel and come back.
 
-Rule: the crossing itself, and what was found out on the way, as plain values. It prints nothing;
-how a report looks is the command line's business.
+Rule: the transfers, and what was observed, as plain values. This file prints nothing; the command
+line formats the report.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from bridgehead._bridge.bridge import Bridge
-from bridgehead._protocol import payload as _payload
+from bridgehead._protocol.payload import encode
 from bridgehead._protocol.results import Info
 
 SHIPPED = Path(__file__).with_name("data") / "penguins.csv"
@@ -30,28 +30,28 @@ CELL = "summary = summarise(table); passport.stamp('the first cell')"
 SECOND_STAMP = "the second cell"
 SECOND_CELL = f"passport.stamp({SECOND_STAMP!r})"
 IDS = "[id(table), id(summarise), id(passport), id(summary)]"
-MOST_GROUPS = 12  # a column of more different values says little about groups
+MOST_GROUPS = 12  # a column with more different values makes no useful groups
 
 Summarise = Callable[[Any], Any]
 
 
 class UnusableTable(ValueError):
-    """The file can't be read as a table with at least one row; the message says why."""
+    """The file can't be read as a table of at least one row; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Crossing:
-    """One object that went over, or came back.
+    """One object that was pushed or pulled.
 
     Attributes:
         direction: ``"push"`` or ``"pull"``.
-        bridge: ``"first"``, which launched the kernel, or ``"second"``, attached to it.
-        name: in the kernel.
+        bridge: ``"first"``, which launched the kernel, or ``"second"``, which attached to it.
+        name: the object's name in the kernel.
         type: the object's type, without its module.
-        bytes: pickle and buffers. Of a push, as it was sent; of a pull, of the same pickling
-            done again here with what arrived.
+        bytes: the size of the pickle and its buffers. For a pull, the pulled value is pickled
+            again in this process to find it.
         lane: how the bytes travelled.
-        seconds: of a push, until the kernel said that it has it; of a pull, until it was here.
+        seconds: for a push, until the kernel confirmed it; for a pull, until the value arrived.
     """
 
     direction: Literal["push", "pull"]
@@ -65,24 +65,25 @@ class Crossing:
 
 @dataclass(frozen=True, slots=True)
 class DemoReport:
-    """What the demonstration did and saw.
+    """What the demonstration did and observed.
 
     Attributes:
-        crossings: in the order in which they happened.
+        crossings: the transfers, in order.
         first: the bridge that launched the kernel.
-        second: the bridge attached by connection file.
+        second: the bridge that attached by connection file.
         launch_seconds: until the launched kernel answered.
-        import_seconds: pandas' import in the kernel, which would else count as the first push.
+        import_seconds: the import of pandas in the kernel, which would otherwise slow the first
+            push.
         attach_seconds: until the second bridge was open.
         about: what ``summary`` holds, e.g. ``"mean by species"``.
         summary: the DataFrame computed in the kernel.
-        stamps: the passport's: who stamped it, and in which process.
-        intact: the table came back, over the second bridge, equal to what was sent; the passport
-            came back as an instance of the class it was made of here.
-        same_kernel: both bridges tell the same pid and epoch.
-        same_objects: both tell the same ``id`` for each of the objects.
-        change_seen: what the second bridge did to an object, the first one pulled.
-        tidy: the connection file is gone with the kernel.
+        stamps: the stamps of the passport: who stamped it, and in which process.
+        intact: the second bridge pulled a table equal to the one that was pushed, and the first
+            bridge pulled a passport of the class that this process defined.
+        same_kernel: both bridges report the same pid and epoch.
+        same_objects: both bridges report the same ``id`` for each object.
+        change_seen: the first bridge pulled an object with the second bridge's change.
+        tidy: the connection file was removed with the kernel.
     """
 
     crossings: tuple[Crossing, ...]
@@ -102,7 +103,7 @@ class DemoReport:
 
     @property
     def kept(self) -> bool:
-        """Everything was seen as promised."""
+        """Return whether everything was as promised."""
         found = (self.intact, self.same_kernel, self.same_objects, self.change_seen, self.tidy)
         return all(found)
 
@@ -111,8 +112,8 @@ def read_table(path: Path) -> Any:
     """Read a CSV file, separated by comma, semicolon, tab or bar, as a DataFrame.
 
     Raises:
-        UnusableTable: there is no such file, it is empty, it isn't text, its lines don't make a
-            table, or it has a header and nothing below.
+        UnusableTable: there is no such file; or it is empty, is not text, does not form a table,
+            or has a header and no row.
     """
     try:
         data = path.read_bytes()
@@ -121,24 +122,27 @@ def read_table(path: Path) -> Any:
     except OSError as error:
         raise UnusableTable(f"{path} can't be read: {error.strerror or error}") from None
     if not data.strip():
-        raise UnusableTable(f"{path} is empty; a CSV file has a header and at least one row")
+        raise UnusableTable(f"{path} is empty; a CSV file needs a header and at least one row")
     try:
         text = data.decode("utf-8-sig")
         if "\0" in text:
-            raise UnusableTable(f"{path} is no CSV file: it holds binary data")
+            raise UnusableTable(f"{path} is not a CSV file: it holds binary data")
         table = pd.read_csv(io.BytesIO(data), **_dialect(text), low_memory=False)
     except UnicodeDecodeError:
-        raise UnusableTable(f"{path} is no CSV file: it isn't text in UTF-8") from None
+        raise UnusableTable(f"{path} is not a CSV file: it is not UTF-8 text") from None
     except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         why = " ".join(str(error).split())
-        raise UnusableTable(f"{path} is no CSV file: {why}") from None
+        raise UnusableTable(f"{path} is not a CSV file: {why}") from None
     if table.empty:
-        raise UnusableTable(f"{path} has a header and no row below it")
+        raise UnusableTable(f"{path} has a header but no row below it; it needs at least one")
     return table
 
 
 def _dialect(text: str) -> dict[str, str]:
-    """The separator is the header's most frequent; beside semicolons, commas are decimal."""
+    """Return the separator, the header's most frequent one, and the decimal sign.
+
+    Where semicolons separate, commas are decimal signs.
+    """
     header = re.sub('"[^"]*"', "", text.lstrip("\r\n").partition("\n")[0])
     separator = max(",;\t|", key=header.count)
     decimal = "," if separator == ";" and re.search(r"\d,\d", text) else "."
@@ -146,10 +150,10 @@ def _dialect(text: str) -> dict[str, str]:
 
 
 async def cross(table: Any) -> DemoReport:
-    """Launch a kernel, push a table, a closure and an object, use them there, pull them back.
+    """Launch a kernel, push a table, a closure and an object, use them in cells, pull them.
 
-    A second bridge, attached by connection file, looks at the same objects and changes one. The
-    kernel has ended when this returns.
+    A second bridge, attached by connection file, reads the same objects and changes one. The
+    kernel has exited when this returns.
 
     Args:
         table: a DataFrame of at least one row.
@@ -164,7 +168,7 @@ async def cross(table: Any) -> DemoReport:
     started = time.perf_counter()
     async with Bridge.launch() as first:
         launched = time.perf_counter()
-        if "pandas" in first.info.versions:  # if it isn't, the push says so better than a cell
+        if "pandas" in first.info.versions:  # without pandas, the push reports it best
             await first.run("import pandas")
         imported = time.perf_counter()
         await ledger.push(first, "table", table)
@@ -194,12 +198,12 @@ async def cross(table: Any) -> DemoReport:
         same_kernel=_identity(first.info) == _identity(second.info),
         same_objects=same_objects,
         change_seen=returned_passport.stamps[-1] == (SECOND_STAMP, second.info.pid),
-        tidy=_gone(first.info),
+        tidy=_removed(first.info),
     )
 
 
 class _Ledger:
-    """Sends and fetches one object at a time, and writes each down."""
+    """Pushes and pulls one object at a time, and records each transfer."""
 
     def __init__(self) -> None:
         self.crossings: list[Crossing] = []
@@ -214,8 +218,8 @@ class _Ledger:
         started = time.perf_counter()
         value = await bridge.pull(name)
         seconds = time.perf_counter() - started
-        # A pull doesn't tell its bytes; the same pickling of what arrived gives the same number.
-        nbytes = _payload.encode((value,), {name: value}).nbytes
+        # A pull doesn't report its bytes; pickling the value again gives the same number.
+        nbytes = encode((value,), {name: value}).nbytes
         kind, lane = type(value).__name__, bridge.info.lane
         self.crossings.append(Crossing("pull", which, name, kind, nbytes, lane, seconds))
         return value
@@ -225,15 +229,15 @@ def _identity(info: Info) -> tuple[int, str]:
     return info.pid, info.epoch
 
 
-def _gone(info: Info) -> bool:
+def _removed(info: Info) -> bool:
     return info.connection_file is not None and not Path(info.connection_file).exists()
 
 
 def summary_of(table: Any) -> tuple[Summarise, str]:
-    """A closure that summarises such a table, and what it computes, in words.
+    """Return a closure that summarises such a table, and what it computes, in words.
 
-    Which column to group by, and what to compute of which others, is decided here from the
-    table's columns; the closure carries the decision.
+    This process chooses the column to group by, and what to compute of the others. The closure
+    carries the choice to the kernel.
     """
     by = _grouping(table)
     others = [column for column in table.columns if column != by]
@@ -254,7 +258,7 @@ def summary_of(table: Any) -> tuple[Summarise, str]:
 
 
 def _grouping(table: Any) -> Any:
-    """The first column of few different values, text before numbers; None if there is none."""
+    """Return the first column of few different values, text before numbers, or None."""
     texts = list(table.select_dtypes(exclude="number"))
     numbers = list(table.select_dtypes("number"))
     for column in texts + numbers:
@@ -265,7 +269,7 @@ def _grouping(table: Any) -> Any:
 
 
 def _passport() -> Any:
-    """An object of a class that exists nowhere but in this call: no kernel could import it."""
+    """Return an object of a class that exists only in this call: no kernel could import it."""
 
     class Passport:
         def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""bridgehead, a kernel of its own. Argument: the lane, else ``auto``."""
+"""bridgehead with a kernel of its own. Argument: the lane; default: ``auto``."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""jupyter_client alone: buffers on an execute_request; back on iopub, since a reply has none.
+"""jupyter_client alone: buffers on an execute_request, and on iopub back, as replies have none.
 
-What one writes by hand who needs no library: no digest, no errors told, no reader beside it.
+This is the code of a user without a library: no digest, no errors, no concurrent reader.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from bridgehead._tools.bench.payloads import frames
 from bridgehead._tools.bench.peers import Peer
 from tests.bench.kernels import plain_kernel
 
-FAR = """
+SETUP = """
 import pickle as _pickle
 def _bench_push(name):
     head, *buffers = get_ipython().kernel.get_parent("shell")["buffers"]
@@ -47,7 +47,7 @@ class ExecuteBuffers(Peer):
         self._stack.callback(client.stop_channels)
         self._shell: Any = zmq.Socket.shadow(client.shell_channel.socket.underlying)
         self._iopub: Any = zmq.Socket.shadow(client.iopub_channel.socket.underlying)
-        self._ask(FAR + "".join(f"import {module}\n" for module in modules), "1")
+        self._ask(SETUP + "".join(f"import {module}\n" for module in modules), "1")
 
     async def stop(self) -> None:
         await self._stack.aclose()

@@ -1,4 +1,4 @@
-"""multiprocessing: a pipe to one process, everything pickled in one piece."""
+"""multiprocessing: a pipe to one process, every object as one pickle."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from rpyc.core import SlaveService
 from rpyc.utils.server import OneShotServer
 options = {"allow_pickle": True, "sync_request_timeout": None}
 server = OneShotServer(SlaveService, hostname="127.0.0.1", port=0, protocol_config=options)
-server._listen()  # else whoever hears the port may be refused
+server._listen()  # before the port is printed, or a client may be refused
 print(server.port, flush=True)
 server.start()
 """
@@ -31,8 +31,8 @@ class Rpyc(Peer):
 
     async def start(self, modules: Sequence[str] = ()) -> None:
         assert self._process.stdout is not None
-        self._there = classic.connect("127.0.0.1", int(self._process.stdout.readline()))
-        self._there._config["sync_request_timeout"] = None
+        self._connection = classic.connect("127.0.0.1", int(self._process.stdout.readline()))
+        self._connection._config["sync_request_timeout"] = None
 
     async def stop(self) -> None:
         self._process.kill()
@@ -40,10 +40,10 @@ class Rpyc(Peer):
             pass
 
     async def push(self, name: str, value: Any) -> None:
-        self._there.namespace[name] = classic.deliver(self._there, value)
+        self._connection.namespace[name] = classic.deliver(self._connection, value)
 
     async def pull(self, name: str) -> Any:
-        return classic.obtain(self._there.namespace[name])
+        return classic.obtain(self._connection.namespace[name])
 
 
 make = Rpyc

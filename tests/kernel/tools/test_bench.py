@@ -1,7 +1,6 @@
-"""``bridgehead bench``, as somebody runs it on a machine of their own.
+"""Test ``bridgehead bench``.
 
-Rule: the installed console script in a process of its own, on small objects; what it prints is
-looked at, never how fast it was.
+Rule: small objects. Tests check what the command prints, never how fast it was.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ import pytest
 
 from bridgehead import Bridge
 from bridgehead._lanes.handshake import LANES
-from support.cli import PATIENCE, Ran, bridgehead, start_command
+from support.cli import PATIENCE, Ran, begun, bridgehead, bridgehead_process
 
 SMALL = ("--payloads", "int,dict1k,np1m", "--seconds", "0")
 TITLES = {"int": "int", "dict1k": "dict, 1 kB", "np1m": "numpy 1 MB"}
@@ -28,13 +27,13 @@ OTHERS = {"memcpy", "pickle", "zmq tcp", "empty cell"}
 
 
 def worked(*arguments: object) -> Ran:
-    ran = bridgehead("bench", *arguments)
+    ran = bridgehead_process("bench", *arguments)
     assert ran.code == 0, ran.err
     return ran
 
 
 def failed(*arguments: object, code: int = 1) -> str:
-    """The one sentence that a command which can't be done says."""
+    """Return the only sentence of a failed command."""
     ran = bridgehead("bench", *arguments)
     assert (ran.code, ran.out) == (code, "")
     assert ran.err.startswith("bridgehead: ")
@@ -43,19 +42,19 @@ def failed(*arguments: object, code: int = 1) -> str:
 
 
 def works(lane: str, left_out: dict[str, str]) -> bool:
-    """A lane that is not measured says why."""
+    """Return whether a lane was measured; the command says why it left a lane out."""
     return f"lane {lane}" not in left_out
 
 
 @pytest.fixture(autouse=True, scope="module")
 def nothing_left(jupyter_folders: Path) -> Iterator[None]:
-    """No kernel's connection file, and no process of these commands."""
+    """Check that the commands leave no connection file behind."""
     before = set((jupyter_folders / "run").iterdir())
     yield
     assert set((jupyter_folders / "run").iterdir()) == before
 
 
-def test_a_table_with_every_row() -> None:
+def test_the_table_has_a_row_for_each_object_and_peer() -> None:
     ran = worked(*SMALL)
     assert ran.err == ""
     assert not re.search(r" $", ran.out, re.MULTILINE)
@@ -77,13 +76,13 @@ def test_a_table_with_every_row() -> None:
     assert found == expected - within
 
 
-def test_json_and_a_picture(tmp_path: Path) -> None:
+def test_the_figures_are_written_as_json_and_as_a_picture(tmp_path: Path) -> None:
     picture = tmp_path / "figures.png"
-    told = worked(*SMALL, "--json", "--plot", picture).json
-    lanes = {lane for lane in LANES if works(lane, told["left_out"])}
-    assert set(told["peers"]) == lanes | OTHERS
-    rows = {(row["payload"], row["peer"]): row for row in told["figures"]}
-    assert set(rows) == {(payload, peer) for payload in TITLES for peer in told["peers"]}
+    report = bridgehead("bench", *SMALL, "--json", "--plot", picture).json
+    lanes = {lane for lane in LANES if works(lane, report["left_out"])}
+    assert set(report["peers"]) == lanes | OTHERS
+    rows = {(row["payload"], row["peer"]): row for row in report["figures"]}
+    assert set(rows) == {(payload, peer) for payload in TITLES for peer in report["peers"]}
     for (payload, peer), row in rows.items():
         assert row["title"] == TITLES[payload]
         assert row["lane"] == (peer in lanes)
@@ -97,28 +96,27 @@ def test_json_and_a_picture(tmp_path: Path) -> None:
     assert rows["int", "buffers"]["bytes"] < 10
     assert 900 < rows["dict1k", "buffers"]["bytes"] < 1100
     assert 1_000_000 < rows["np1m", "buffers"]["bytes"] < 1_001_000
-    assert told["machine"]
-    assert told["versions"]["python"]
+    assert report["machine"]
+    assert report["versions"]["python"]
     data = picture.read_bytes()
     assert data[:8] == b"\x89PNG\r\n\x1a\n"
     width, height = (int.from_bytes(data[start : start + 4]) for start in (16, 20))
     assert 800 <= width <= 3000
     assert 500 <= height <= 2000
-    assert len(data) > 20_000  # there is something on it
+    assert len(data) > 20_000  # the picture is not empty
 
 
-async def test_a_running_kernel_is_measured_and_left_as_it_was() -> None:
+async def test_a_running_kernel_is_measured_and_left_unchanged() -> None:
     async with Bridge.launch() as bridge:
         await bridge.push(mine=1)
         file = bridge.info.connection_file
         ran = await asyncio.to_thread(worked, *SMALL, "--existing", file, "--json")
-        told = ran.json
-        assert any(row["lane"] and row["push_ms"] for row in told["figures"])
+        assert any(row["lane"] and row["push_ms"] for row in ran.json["figures"])
         assert [name.name for name in await bridge.names("*")] == ["mine"]
         assert (await bridge.run("1")).execution_count == 1
 
 
-def test_a_kernel_that_is_not_there_is_one_sentence() -> None:
+def test_a_missing_kernel_is_reported_in_one_sentence() -> None:
     assert "nowhere.json" in failed("--existing", "nowhere.json", code=3)
 
 
@@ -126,16 +124,16 @@ def test_a_kernel_that_is_not_there_is_one_sentence() -> None:
     ("file", "why"),
     [
         pytest.param("nowhere/figures.png", "there is no folder", id="no-folder"),
-        pytest.param("figures.doc", "its name ends in none of", id="no-format"),
+        pytest.param("figures.doc", "its name must end in one of", id="no-format"),
     ],
 )
-def test_a_picture_that_cannot_be_drawn_is_told_at_once(
+def test_a_picture_that_cannot_be_drawn_is_refused_at_once(
     tmp_path: Path, file: str, why: str
 ) -> None:
     assert why in failed("--plot", tmp_path / file)
 
 
-def test_an_object_that_does_not_exist_is_told_with_those_that_do() -> None:
+def test_an_unknown_object_is_refused_with_a_list_of_the_known_ones() -> None:
     ran = bridgehead("bench", "--payloads", "int,elephant")
     assert ran.code == 2
     assert "'elephant'" in ran.err
@@ -143,7 +141,7 @@ def test_an_object_that_does_not_exist_is_told_with_those_that_do() -> None:
 
 
 def without(module: str, *arguments: str) -> Ran:
-    """Where a module isn't installed."""
+    """Run the benchmark in a Python that lacks a module."""
     code = (
         "import importlib.machinery as m, sys; name = sys.argv.pop(1); sys.modules[name] = None; "
         "find = m.PathFinder.find_spec; m.PathFinder.find_spec = staticmethod(lambda n, *a: "
@@ -155,7 +153,7 @@ def without(module: str, *arguments: str) -> Ran:
     return Ran(done.returncode, done.stdout, done.stderr.decode())
 
 
-def test_without_matplotlib_it_says_what_to_install(tmp_path: Path) -> None:
+def test_without_matplotlib_the_command_says_what_to_install(tmp_path: Path) -> None:
     ran = without("matplotlib", "--plot", str(tmp_path / "figures.png"))
     assert ran.code == 2
     assert ran.err.count("\n") == 1
@@ -163,19 +161,19 @@ def test_without_matplotlib_it_says_what_to_install(tmp_path: Path) -> None:
     assert "pip install 'bridgehead[bench]'" in ran.err
 
 
-def test_without_numpy_the_rest_is_measured() -> None:
+def test_without_numpy_the_other_objects_are_measured() -> None:
     ran = without("numpy", *SMALL)
     assert ran.code == 0, ran.err
     assert re.search(r"^int .*buffers", ran.out, re.MULTILINE)
     assert "Left out: numpy 1 MB: numpy is not installed" in ran.out
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to one process there")
-def test_control_c_ends_everything() -> None:
-    # It measures for an hour, so it is in the middle of it whenever it is interrupted.
-    with start_command("bench", "--payloads", "list1m", "--seconds", "3600") as running:
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to one process")
+def test_control_c_ends_all_processes() -> None:
+    # The command measures for an hour, so the interrupt always comes during a measurement.
+    with begun("bench", "--payloads", "list1m", "--seconds", "3600") as running:
         process = psutil.Process(running.pid)
-        # One kernel for each lane that works, and the server of raw zmq.
+        # The children are one kernel for each lane that works, and the server of raw zmq.
         while not any("zmq_server.py" in " ".join(p.cmdline()) for p in process.children()):
             assert running.poll() is None
             time.sleep(0.05)

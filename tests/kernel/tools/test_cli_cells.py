@@ -1,7 +1,6 @@
-"""``run``, ``watch`` and ``messages``: what goes on in a kernel, seen from a shell.
+"""Test ``run``, ``watch`` and ``messages``.
 
-Rule: the installed console script against one kernel of this file's own; what is shown is waited
-for, never slept for.
+Rule: commands against one kernel of this file. Tests wait for output; they never sleep for it.
 """
 
 from __future__ import annotations
@@ -19,21 +18,21 @@ from typing import Any
 import pytest
 
 from bridgehead import Bridge
-from support.cli import Terminal, bridgehead, start_command
+from support.cli import Terminal, begun, bridgehead, bridgehead_process
 
-posix = pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to one process there")
+posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to one process")
 
 
 @pytest.fixture
-def there(kernel: Bridge) -> list[str]:
-    """The options that name this kernel."""
+def options(kernel: Bridge) -> list[str]:
+    """Return the options that choose this kernel."""
     return ["--existing", str(kernel.info.connection_file)]
 
 
 @contextmanager
 def going(*arguments: object, **how: Any) -> Iterator[subprocess.Popen[bytes]]:
-    """A command that is ended, if it hasn't by then."""
-    with start_command(*arguments, **how) as process:
+    """Start a command; kill it at the end of the block if it still runs."""
+    with begun(*arguments, **how) as process:
         try:
             yield process
         finally:
@@ -44,22 +43,22 @@ def going(*arguments: object, **how: Any) -> Iterator[subprocess.Popen[bytes]]:
 # ---------------------------------------------------------------- run
 
 
-def test_a_file_runs_and_each_stream_goes_to_its_own(there: list[str], tmp_path: Path) -> None:
+def test_a_file_runs_and_its_streams_stay_separate(options: list[str], tmp_path: Path) -> None:
     file = tmp_path / "cell.py"
     file.write_text("import sys\nprint('out')\nprint('err', file=sys.stderr)\n6 * 7\n")
-    ran = bridgehead("run", file, *there)
+    ran = bridgehead_process("run", file, *options)
     assert (ran.code, ran.out, ran.err) == (0, "out\n42\n", "err\n")
 
 
-async def test_standard_input_runs_and_names_stay(kernel: Bridge, there: list[str]) -> None:
-    assert bridgehead("run", "-", *there, stdin=b"x = 5").code == 0
+async def test_standard_input_runs_and_its_names_stay(kernel: Bridge, options: list[str]) -> None:
+    assert bridgehead_process("run", "-", *options, stdin=b"x = 5").code == 0
     assert await kernel.pull("x") == 5
 
 
 @posix
-def test_output_comes_while_the_cell_runs(there: list[str]) -> None:
+def test_output_comes_while_the_cell_runs(options: list[str]) -> None:
     code = b"import os, time\nprint('begun', flush=True)\nwhile 'go' not in dir(): time.sleep(.05)"
-    with going("run", "-", *there, stdin=subprocess.PIPE) as running:
+    with going("run", "-", *options, stdin=subprocess.PIPE) as running:
         assert running.stdin is not None
         assert running.stdout is not None
         running.stdin.write(code)
@@ -72,61 +71,61 @@ def test_output_comes_while_the_cell_runs(there: list[str]) -> None:
         assert running.wait(60) == 130
 
 
-def test_an_error_is_code_1_with_the_kernels_traceback(there: list[str]) -> None:
-    ran = bridgehead("run", "-", *there, stdin=b"print('before')\n1/0")
+def test_an_error_is_code_1_with_the_kernels_traceback(options: list[str]) -> None:
+    ran = bridgehead("run", "-", *options, stdin=b"print('before')\n1/0")
     assert (ran.code, ran.out) == (1, "before\n")
     assert "1/0" in ran.err
     assert ran.err.count("ZeroDivisionError: division by zero") == 1
     assert "\x1b" not in ran.err
 
 
-def test_a_terminal_gets_the_traceback_in_colour(there: list[str], tmp_path: Path) -> None:
+def test_a_terminal_gets_the_traceback_in_colour(options: list[str], tmp_path: Path) -> None:
     (tmp_path / "cell.py").write_text("1/0")
-    with Terminal("run", tmp_path / "cell.py", *there) as terminal:
+    with Terminal("run", tmp_path / "cell.py", *options) as terminal:
         assert terminal.end() == 1
     assert "ZeroDivisionError" in terminal.text
     assert b"\x1b[3" in terminal.raw or b"\x1b[38" in terminal.raw or b"\x1b[0;31" in terminal.raw
-    with Terminal("run", tmp_path / "cell.py", *there, NO_COLOR="1") as terminal:
+    with Terminal("run", tmp_path / "cell.py", *options, NO_COLOR="1") as terminal:
         assert terminal.end() == 1
     assert b"\x1b[" not in terminal.raw
 
 
-def test_output_cannot_steer_a_terminal_and_is_whole_in_a_pipe(
-    there: list[str], tmp_path: Path
+def test_output_cannot_control_a_terminal_and_is_whole_in_a_pipe(
+    options: list[str], tmp_path: Path
 ) -> None:
     text = "\x1b]0;title\x07\x1b[2J\x1b[31mred\x1b[0m\rback"
     (tmp_path / "cell.py").write_text(f"print({text!r})")
-    assert bridgehead("run", tmp_path / "cell.py", *there).out == text + "\n"
-    with Terminal("run", tmp_path / "cell.py", *there) as terminal:
+    assert bridgehead("run", tmp_path / "cell.py", *options).out == text + "\n"
+    with Terminal("run", tmp_path / "cell.py", *options) as terminal:
         assert terminal.end() == 0
     assert b"\x1b]0" not in terminal.raw
     assert b"\x1b[2J" not in terminal.raw
     assert b"\x1b[31mred\x1b[0m\rback" in terminal.raw
 
 
-def test_a_colour_ends_with_the_cell(there: list[str], tmp_path: Path) -> None:
+def test_colours_are_reset_at_the_end_of_the_cell(options: list[str], tmp_path: Path) -> None:
     (tmp_path / "cell.py").write_text("print('\\x1b[31mred')")
-    with Terminal("run", tmp_path / "cell.py", *there) as terminal:
+    with Terminal("run", tmp_path / "cell.py", *options) as terminal:
         assert terminal.end() == 0
     assert terminal.raw.endswith(b"\x1b[31mred\r\n\x1b[0m")
 
 
-def test_json_has_all_of_a_cell(there: list[str]) -> None:
-    ran = bridgehead("run", "-", "--json", *there, stdin=b"print('a')\n1/0")
-    told = json.loads(ran.out)
+def test_json_has_everything_of_a_cell(options: list[str]) -> None:
+    ran = bridgehead("run", "-", "--json", *options, stdin=b"print('a')\n1/0")
+    result = json.loads(ran.out)
     assert ran.code == 1
-    assert (told["stdout"], told["error"]["ename"]) == ("a\n", "ZeroDivisionError")
-    ran = bridgehead("run", "-", "--json", *there, stdin=b"'b'")
+    assert (result["stdout"], result["error"]["ename"]) == ("a\n", "ZeroDivisionError")
+    ran = bridgehead("run", "-", "--json", *options, stdin=b"'b'")
     assert (ran.json["data"]["text/plain"], ran.json["error"]) == ("'b'", None)
 
 
 @posix
-async def test_control_c_interrupts_the_cell_and_the_kernel_lives(
-    kernel: Bridge, there: list[str], tmp_path: Path
+async def test_control_c_interrupts_the_cell_and_the_kernel_goes_on(
+    kernel: Bridge, options: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "cell.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(600)")
-    with Terminal("run", tmp_path / "cell.py", *there) as terminal:
-        terminal.until("cells_begun")
+    with Terminal("run", tmp_path / "cell.py", *options) as terminal:
+        terminal.until("begun")
         terminal.press("\x03")
         terminal.until("KeyboardInterrupt")
         assert terminal.end() == 130
@@ -134,56 +133,59 @@ async def test_control_c_interrupts_the_cell_and_the_kernel_lives(
 
 
 @posix
-async def test_a_second_control_c_leaves_a_cell_that_does_not_hear(
-    kernel: Bridge, there: list[str], tmp_path: Path
+async def test_a_second_control_c_abandons_a_cell_that_ignores_interrupts(
+    kernel: Bridge, options: list[str], tmp_path: Path
 ) -> None:
-    deaf = (
+    cell = (
         "import time\nprint('begun', flush=True)\nstop = False\nwhile not stop:\n"
         "  try: time.sleep(600)\n"
-        "  except KeyboardInterrupt: struck += 1; print('no', flush=True)\n"
-        "  if heard: stop = True"
+        "  except KeyboardInterrupt: interrupts += 1; print('no', flush=True)\n"
+        "  if may_stop: stop = True"
     )
-    await kernel.push(heard=False, struck=0)
-    (tmp_path / "cell.py").write_text(deaf)
-    with Terminal("run", tmp_path / "cell.py", *there) as terminal:
-        terminal.until("cells_begun")
+    await kernel.push(may_stop=False, interrupts=0)
+    (tmp_path / "cell.py").write_text(cell)
+    with Terminal("run", tmp_path / "cell.py", *options) as terminal:
+        terminal.until("begun")
         terminal.press("\x03")
         terminal.until("no")
         terminal.press("\x03")
-        terminal.until("left; the cell may still run")
+        terminal.until("stopped waiting; the cell may still run")
         assert terminal.end() == 130
-    await kernel.push(heard=True, now=True)
+    await kernel.push(may_stop=True, now=True)
     await kernel.interrupt()
-    assert await kernel.pull("stop, struck", timeout=60) == (True, 2)  # one of them from here
+    # One interrupt came from the command, and one from this test.
+    assert await kernel.pull("stop, interrupts", timeout=60) == (True, 2)
 
 
 @posix
-async def test_control_c_spares_the_cell_that_is_before_ours(
-    kernel: Bridge, there: list[str], tmp_path: Path
+async def test_control_c_does_not_interrupt_a_cell_of_another_client(
+    kernel: Bridge, options: list[str], tmp_path: Path
 ) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     wait = "import os, time\nwhile not os.path.exists({!r}): time.sleep(.05)\n{!r}"
     async with Bridge.attach(kernel.info.connection_file) as other:
-        before = asyncio.ensure_future(kernel.run(wait.format(str(first), "first")))
+        earlier = asyncio.ensure_future(kernel.run(wait.format(str(first), "first")))
         while kernel.state != "busy":
             await asyncio.sleep(0.01)
         (tmp_path / "cell.py").write_text("mine = True")
-        with Terminal("run", tmp_path / "cell.py", *there) as terminal:
+        with Terminal("run", tmp_path / "cell.py", *options) as terminal:
             await asyncio.to_thread(terminal.until, "waiting for the kernel")
             between = asyncio.ensure_future(other.run(wait.format(str(second), "second")))
-            await asyncio.sleep(0.5)  # it is in the kernel's queue by then, or not: ours waits
+            await asyncio.sleep(0.5)  # the second cell may be queued by then; the command waits
             first.touch()
-            await before
-            await asyncio.sleep(1)  # its own cell is, too
+            await earlier
+            await asyncio.sleep(1)  # the command's own cell is queued by then
             terminal.press("\x03")
             assert await asyncio.to_thread(terminal.end) == 130
         second.touch()
         assert (await between).data["text/plain"] == "'second'"
 
 
-def test_a_cell_whose_reader_went_away_is_left(there: list[str]) -> None:
+async def test_a_cell_is_abandoned_when_the_reader_closes_the_pipe(
+    kernel: Bridge, options: list[str]
+) -> None:
     code = b"import time\nfor i in range(600):\n  print(i, flush=True); time.sleep(.05)"
-    with going("run", "-", *there, stdin=subprocess.PIPE) as running:
+    with going("run", "-", *options, stdin=subprocess.PIPE) as running:
         assert running.stdin is not None
         assert running.stdout is not None
         assert running.stderr is not None
@@ -193,9 +195,10 @@ def test_a_cell_whose_reader_went_away_is_left(there: list[str]) -> None:
         running.stdout.close()
         assert running.stderr.read() == b""
         assert running.wait(20) == 141
+    await kernel.interrupt()  # the cell would run for 30 s
 
 
-@pytest.mark.parametrize(("name", "data"), [("gone.py", None), ("bad.py", b"\xff\xfe\x00")])
+@pytest.mark.parametrize(("name", "data"), [("missing.py", None), ("bad.py", b"\xff\xfe\x00")])
 def test_a_file_that_cannot_be_read_is_code_2(
     tmp_path: Path, name: str, data: bytes | None
 ) -> None:
@@ -209,9 +212,9 @@ def test_a_file_that_cannot_be_read_is_code_2(
 # ---------------------------------------------------------------- watch
 
 
-async def test_a_pipe_gets_a_line_for_each_value(kernel: Bridge, there: list[str]) -> None:
+async def test_a_pipe_gets_a_line_for_each_value(kernel: Bridge, options: list[str]) -> None:
     await kernel.push(n=0, text="a\nb\x1b[2J")
-    with going("watch", "n", "--count", "4", *there) as watching:
+    with going("watch", "n", "--count", "4", *options) as watching:
         assert watching.stdout is not None
         read = watching.stdout.readline
         assert await asyncio.to_thread(read) == b"0\n"
@@ -219,19 +222,19 @@ async def test_a_pipe_gets_a_line_for_each_value(kernel: Bridge, there: list[str
             await kernel.run("n += 1")
             assert await asyncio.to_thread(read) == f"{n}\n".encode()
         assert await asyncio.to_thread(watching.wait, 60) == 0
-    assert bridgehead("watch", "text", "-n", "1", *there).out == "'a\\nb\\x1b[2J'\n"
+    assert bridgehead("watch", "text", "-n", "1", *options).out == "'a\\nb\\x1b[2J'\n"
 
 
-async def test_json_lines_of_a_watch(kernel: Bridge, there: list[str]) -> None:
+async def test_watch_prints_json_lines(kernel: Bridge, options: list[str]) -> None:
     await kernel.push(value={"loss": [0.5]})
-    told = json.loads(bridgehead("watch", "value", "-n", "1", "--json", *there).out)
-    assert told["value"] == {"loss": [0.5]}
-    assert "at" in told
+    line = json.loads(bridgehead("watch", "value", "-n", "1", "--json", *options).out)
+    assert line["value"] == {"loss": [0.5]}
+    assert "at" in line
 
 
-async def test_a_terminal_gets_a_sparkline_in_place(kernel: Bridge, there: list[str]) -> None:
+async def test_a_terminal_updates_a_sparkline_in_place(kernel: Bridge, options: list[str]) -> None:
     await kernel.push(n=1.0)
-    with Terminal("watch", "n", *there) as terminal:
+    with Terminal("watch", "n", *options) as terminal:
         await asyncio.to_thread(terminal.until, "1 so far")
         for n in range(2, 9):
             await kernel.run(f"n = {n}.0")
@@ -245,12 +248,12 @@ async def test_a_terminal_gets_a_sparkline_in_place(kernel: Bridge, there: list[
         await asyncio.to_thread(terminal.until, "9 so far")
         terminal.press("\x03")
         assert await asyncio.to_thread(terminal.end) == 130
-    assert b"\x1b[?25h" in terminal.raw  # the cursor is back
+    assert b"\x1b[?25h" in terminal.raw  # the cursor is visible again
     assert "Traceback" not in terminal.text
 
 
-def test_a_watch_of_what_is_not_there_is_code_4(there: list[str]) -> None:
-    assert "'gone'" in bridgehead("watch", "gone", *there).refused(4)
+def test_watching_an_undefined_name_is_code_4(options: list[str]) -> None:
+    assert "'missing'" in bridgehead("watch", "missing", *options).refused(4)
 
 
 async def test_a_watch_ends_with_the_kernel() -> None:
@@ -262,7 +265,7 @@ async def test_a_watch_ends_with_the_kernel() -> None:
             assert await asyncio.to_thread(watching.stdout.readline) == b"1\n"
             await bridge.restart()
             _, err = await asyncio.to_thread(watching.communicate, timeout=60)
-    assert b"the kernel has ended, or was restarted" in err
+    assert b"the kernel has exited or was restarted" in err
     assert watching.returncode == 0
 
 
@@ -271,9 +274,9 @@ async def test_a_watch_ends_with_the_kernel() -> None:
 
 @posix
 async def test_messages_are_indented_under_their_request(
-    kernel: Bridge, there: list[str], tmp_path: Path
+    kernel: Bridge, options: list[str], tmp_path: Path
 ) -> None:
-    with going("messages", *there) as listening:
+    with going("messages", *options) as listening:
         assert listening.stdout is not None
         assert listening.stderr is not None
         assert b"listening" in await asyncio.to_thread(listening.stderr.readline)
@@ -297,8 +300,8 @@ async def test_messages_are_indented_under_their_request(
     assert all(line.startswith("  ") for line in lines[begin + 1 :])
 
 
-async def test_json_lines_of_messages(kernel: Bridge, there: list[str]) -> None:
-    with going("messages", "--json", *there) as listening:
+async def test_messages_prints_json_lines(kernel: Bridge, options: list[str]) -> None:
+    with going("messages", "--json", *options) as listening:
         assert listening.stdout is not None
         assert listening.stderr is not None
         assert b"listening" in await asyncio.to_thread(listening.stderr.readline)

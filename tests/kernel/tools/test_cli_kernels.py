@@ -1,7 +1,7 @@
-"""``ls`` and ``doctor``: which kernels there are, and what is the matter with one.
+"""Test ``ls`` and ``doctor``.
 
-Rule: kernels in a runtime folder of this file's own, and what is left of dead ones; nobody's
-kernel is disturbed, which its own counters and its messages show.
+Rule: kernels in a runtime folder of this file, and the files of dead ones. A kernel's counter and
+messages show that the commands do not disturb it.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ import pytest
 from jupyter_client.manager import AsyncKernelManager
 
 from bridgehead import Bridge, RemoteError
-from support.cli import PATIENCE, Terminal, bridgehead, start_command
+from support.cli import PATIENCE, Terminal, begun, bridgehead, bridgehead_process
 from support.listing import completed, doctor, listed
 
 
 @pytest.fixture
 def runtime() -> Iterator[Path]:
-    """A runtime folder that has only what the test puts into it."""
+    """Make an empty runtime folder."""
     with tempfile.TemporaryDirectory(prefix="bh-ls-") as folder:
         yield Path(folder)
 
 
 @pytest.fixture
 async def alone(runtime: Path) -> AsyncIterator[Bridge]:
-    """A kernel with its connection file there."""
+    """Launch a kernel with its connection file in that folder."""
     async with Bridge.launch(connection_file=runtime / "kernel-alone.json") as bridge:
         yield bridge
 
 
-async def test_kernels_are_told_idle_and_busy(runtime: Path, alone: Bridge) -> None:
+async def test_ls_shows_idle_and_busy_kernels(runtime: Path, alone: Bridge) -> None:
     found = (await asyncio.to_thread(listed, runtime))["kernel-alone"]
     assert (found["state"], found["pid"]) == ("idle", alone.info.pid)
     assert found["kernel"].startswith("ipython ")
@@ -52,7 +52,7 @@ async def test_kernels_are_told_idle_and_busy(runtime: Path, alone: Bridge) -> N
         await cell
 
 
-async def test_a_look_executes_nothing(runtime: Path, alone: Bridge) -> None:
+async def test_ls_executes_nothing_in_a_kernel(runtime: Path, alone: Bridge) -> None:
     count = (await alone.run("1")).execution_count
     names = "sorted(globals())"
     before = await alone.pull(names)
@@ -64,17 +64,19 @@ async def test_a_look_executes_nothing(runtime: Path, alone: Bridge) -> None:
     assert kinds <= {"kernel_info_request", "usage_request", "execute_request"}
 
 
-async def test_what_is_dead_silent_or_no_file_holds_up_nobody(runtime: Path, alone: Bridge) -> None:
+async def test_dead_and_silent_kernels_and_broken_files_do_not_delay_ls(
+    runtime: Path, alone: Bridge
+) -> None:
     info = json.loads(Path(str(alone.info.connection_file)).read_text())
     names = ("shell_port", "control_port", "iopub_port", "stdin_port", "hb_port")
-    with socket.socket() as deaf:  # something listens, and never says a word
-        deaf.bind(("127.0.0.1", 0))
-        deaf.listen()
-        for name, port in (("mute", deaf.getsockname()[1]), ("dead", 1)):
+    with socket.socket() as silent:  # listens, and never answers
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        for name, port in (("silent", silent.getsockname()[1]), ("dead", 1)):
             tcp = {**info, "transport": "tcp", "ip": "127.0.0.1", **dict.fromkeys(names, port)}
             (runtime / f"kernel-{name}.json").write_text(json.dumps(tcp))
-        gone = {**info, "ip": str(runtime / "nowhere")}
-        (runtime / "kernel-gone.json").write_text(json.dumps(gone))
+        ended = {**info, "ip": str(runtime / "nowhere")}
+        (runtime / "kernel-ended.json").write_text(json.dumps(ended))
         (runtime / "kernel-empty.json").write_text("")
         (runtime / "kernel-odd.json").write_text("[1]")
         (runtime / "kernel-port.json").write_text(json.dumps({**tcp, "control_port": 70000}))
@@ -86,9 +88,9 @@ async def test_what_is_dead_silent_or_no_file_holds_up_nobody(runtime: Path, alo
     states = {name.partition("-")[2]: one["state"] for name, one in found.items()}
     assert states == {
         "alone": "idle",
-        "mute": "silent",
+        "silent": "silent",
         "dead": "dead",
-        "gone": "dead",
+        "ended": "dead",
         **dict.fromkeys(("empty", "odd", "port", "deep", "scheme", "folder", "pipe"), "unknown"),
     }
     why = {name.partition("-")[2]: one["why"] for name, one in found.items()}
@@ -108,7 +110,7 @@ async def test_a_stopped_kernel_is_silent(runtime: Path, alone: Bridge) -> None:
 
 
 def test_no_kernels_is_no_error(runtime: Path) -> None:
-    ran = bridgehead("ls", JUPYTER_RUNTIME_DIR=str(runtime))
+    ran = bridgehead_process("ls", JUPYTER_RUNTIME_DIR=str(runtime))
     assert (ran.code, ran.out, ran.err) == (0, "", "no kernels\n")
 
 
@@ -119,40 +121,40 @@ async def test_ls_on_a_small_terminal(runtime: Path, alone: Bridge) -> None:
     assert "kernel-alone.json" in terminal.text
 
 
-def test_a_server_that_is_not_there_is_told() -> None:
+def test_a_server_that_does_not_run_is_reported() -> None:
     assert "nothing answers" in bridgehead("ls", "--url", "http://127.0.0.1:1").refused(5)
 
 
 def test_each_server_that_does_not_answer_has_a_line(runtime: Path) -> None:
     with socket.socket() as first, socket.socket() as second:
         for one in (first, second):
-            one.bind(("127.0.0.1", 0))  # and nobody listens
+            one.bind(("127.0.0.1", 0))  # bound, but not listening
             url = f"http://127.0.0.1:{one.getsockname()[1]}/"
-            told = {"pid": os.getpid(), "url": url, "token": "t"}
-            (runtime / f"jpserver-{one.fileno()}.json").write_text(json.dumps(told))
+            info = {"pid": os.getpid(), "url": url, "token": "t"}
+            (runtime / f"jpserver-{one.fileno()}.json").write_text(json.dumps(info))
         ran = bridgehead("ls", "--json", JUPYTER_RUNTIME_DIR=str(runtime))
         wanted = {f"http://127.0.0.1:{one.getsockname()[1]}/" for one in (first, second)}
     assert {one["where"] for one in ran.json} == wanted
     assert {one["state"] for one in ran.json} == {"unknown"}
 
 
-def test_what_else_the_system_refuses_is_told_as_it_is(
+def test_other_system_errors_are_reported_unchanged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("JUPYTER_TOKEN", raising=False)
-    file = str(tmp_path / "none")
+    file = str(tmp_path / "missing")
     ran = bridgehead("ls", "--url", "http://127.0.0.1:1", JUPYTER_TOKEN_FILE=file)
     assert ran.refused(1) == f"bridgehead: {file}: No such file or directory"
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["ls", "--help"]])
-def test_help_that_nobody_reads_ends_quietly(arguments: list[str]) -> None:
+def test_help_without_a_reader_ends_quietly(arguments: list[str]) -> None:
     reading, writing = os.pipe()
     os.close(reading)
     running = start_command(*arguments, stdout=writing)
     os.close(writing)
-    _, told = running.communicate(timeout=PATIENCE)
-    assert (running.returncode, told) == (141, b"")
+    _, err = running.communicate(timeout=PATIENCE)
+    assert (running.returncode, err) == (141, b"")
 
 
 def test_an_interrupt_while_the_command_line_is_imported_is_quiet() -> None:
@@ -167,72 +169,74 @@ def test_an_interrupt_while_the_command_line_is_imported_is_quiet() -> None:
     assert (done.returncode, done.stdout, done.stderr) == (130, b"", b"")
 
 
-# ---------------------------------------------------------------- names, for a shell
+# ---------------------------------------------------------------- completion
 
 
-async def test_a_shell_is_offered_nothing_but_names(alone: Bridge) -> None:
+async def test_completion_offers_only_valid_names(alone: Bridge) -> None:
     await alone.run(
         "odd = type('\x1b[2J\\nplain', (), {})\n"
         "globals().update({'alpha': odd(), 'alpha;ls': 1, 'alpha\\nplain,ls': 2, 'alpha $(ls)': 3})"
     )
     file = str(alone.info.connection_file)
-    told = await asyncio.to_thread(completed, "zsh", "pull", "-e", file, "alph")
-    assert told == ["plain", "alpha", "�[2J plain"]
-    told = await asyncio.to_thread(completed, "fish", "pull", "-e", file, "alph")
-    assert told == ["plain,alpha\t�[2J plain"]
+    lines = await asyncio.to_thread(completed, "zsh", "pull", "-e", file, "alph")
+    assert lines == ["plain", "alpha", "�[2J plain"]
+    lines = await asyncio.to_thread(completed, "fish", "pull", "-e", file, "alph")
+    assert lines == ["plain,alpha\t�[2J plain"]
 
 
 # ---------------------------------------------------------------- doctor
 
 
-async def test_a_healthy_kernel(alone: Bridge) -> None:
-    ran, told = await asyncio.to_thread(doctor, "-e", alone.info.connection_file)
+async def test_doctor_finds_no_problem_in_a_healthy_kernel(alone: Bridge) -> None:
+    file = alone.info.connection_file
+    ran, report = await asyncio.to_thread(doctor, "-e", file)
     assert (ran.code, ran.err) == (0, "")
-    assert told["info"]["pid"] == alone.info.pid
-    assert [one for one in told["findings"] if one["kind"] != "note"] == []
-    shown = await asyncio.to_thread(bridgehead, "doctor", "-e", alone.info.connection_file)
+    assert report["info"]["pid"] == alone.info.pid
+    assert [one for one in report["findings"] if one["kind"] != "note"] == []
+    shown = await asyncio.to_thread(bridgehead_process, "doctor", "-e", file)
     assert f"pid {alone.info.pid}" in shown.out
 
 
-async def test_a_connection_file_that_others_can_read(alone: Bridge) -> None:
+async def test_a_connection_file_that_others_can_read_is_reported(alone: Bridge) -> None:
     file = Path(str(alone.info.connection_file))
     file.chmod(0o644)
     file.parent.chmod(0o755)
-    ran, told = await asyncio.to_thread(doctor, "-e", file)
-    (found,) = [one for one in told["findings"] if one["kind"] == "insecure"]
+    ran, report = await asyncio.to_thread(doctor, "-e", file)
+    (found,) = [one for one in report["findings"] if one["kind"] == "insecure"]
     assert ran.code == 1
     assert "mode 0644" in found["what"]
     assert f"chmod 600 {file}" in found["todo"]
     shown = await asyncio.to_thread(bridgehead, "doctor", "-e", file)
     assert (shown.code, shown.err) == (1, "")
     assert "chmod 600" in shown.out
-    pulled = await asyncio.to_thread(bridgehead, "pull", "1", "-e", file)
+    # In another process: the library warns of a file once in each process.
+    pulled = await asyncio.to_thread(bridgehead_process, "pull", "1", "-e", file)
     assert (pulled.code, pulled.out) == (0, "1\n")
     assert pulled.err.startswith("bridgehead: others on this machine can read")
     assert pulled.err.count("\n") == 1
 
 
-async def test_an_empty_key_is_not_connected_to_unless_it_is_said(runtime: Path) -> None:
+async def test_a_kernel_with_an_empty_key_needs_the_option_insecure(runtime: Path) -> None:
     manager = AsyncKernelManager(connection_file=str(runtime / "kernel-open.json"))
     manager.session.key = b""
     await manager.start_kernel()
     try:
         file = manager.connection_file
-        ran, told = await asyncio.to_thread(doctor, "-e", file)
-        assert (ran.code, told["info"]) == (3, None)
-        (found,) = told["findings"]
+        ran, report = await asyncio.to_thread(doctor, "-e", file)
+        assert (ran.code, report["info"]) == (3, None)
+        (found,) = report["findings"]
         assert found["kind"] == "insecure"
         assert "empty key" in found["what"]
         assert "--insecure empty-key" in found["todo"]
         refused = await asyncio.to_thread(bridgehead, "names", "-e", file)
         assert "--insecure empty-key would allow it" in refused.refused(3)
-        ran, told = await asyncio.to_thread(doctor, "-e", file, "--insecure", "empty-key")
-        assert (ran.code, told["info"]["transport"]) == (1, "tcp")
+        ran, report = await asyncio.to_thread(doctor, "-e", file, "--insecure", "empty-key")
+        assert (ran.code, report["info"]["transport"]) == (1, "tcp")
     finally:
         await manager.shutdown_kernel(now=True)
 
 
-def test_no_kernel_at_all(runtime: Path) -> None:
+def test_doctor_without_a_kernel_is_code_3(runtime: Path) -> None:
     ran = bridgehead("doctor", "--json", JUPYTER_RUNTIME_DIR=str(runtime))
     assert ran.code == 3
     assert "no kernel is running" in json.loads(ran.out)["findings"][0]["what"]

@@ -1,7 +1,6 @@
-"""``names``, ``push`` and ``pull``, as a shell's user has them: real files, real pipes.
+"""Test ``names``, ``push`` and ``pull`` with files and pipes.
 
-Rule: the installed console script against one kernel of this file's own; a second bridge looks
-at what the kernel has.
+Rule: commands against one kernel of this file. A second bridge checks the kernel's namespace.
 """
 
 from __future__ import annotations
@@ -14,6 +13,7 @@ import pickle
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,15 @@ import pandas as pd
 import pytest
 
 from bridgehead import Bridge, RemoteError
-from support.cli import SCRIPT, Ran, Terminal, bridgehead, environment
+from support.cli import SCRIPT, Ran, Terminal, bridgehead, bridgehead_process, environment
 
-posix = pytest.mark.skipif(sys.platform == "win32", reason="no /dev there")
+posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no /dev")
 TABLE = pd.DataFrame({"n": [1, 2, 3], "x": [0.5, 1.25, -3.0], "t": ["ä", "b,c", 'd"e']})
 
 
 @pytest.fixture
-def there(kernel: Bridge) -> list[str]:
-    """The options that name this kernel."""
+def options(kernel: Bridge) -> list[str]:
+    """Return the options that choose this kernel."""
     return ["--existing", str(kernel.info.connection_file)]
 
 
@@ -38,135 +38,136 @@ def there(kernel: Bridge) -> list[str]:
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet", "pq", "pickle", "pkl"])
-async def test_a_table_goes_there_and_back(
-    kernel: Bridge, there: list[str], tmp_path: Path, suffix: str
+async def test_a_table_is_pushed_and_pulled(
+    kernel: Bridge, options: list[str], tmp_path: Path, suffix: str
 ) -> None:
     first, second = tmp_path / f"first.{suffix}", tmp_path / f"second.{suffix}"
     write = {"csv": lambda file: TABLE.to_csv(file, index=False), "parquet": TABLE.to_parquet}
     write["pq"] = TABLE.to_parquet
     write["pickle"] = write["pkl"] = TABLE.to_pickle
     write[suffix](first)
-    assert bridgehead("push", f"table={first}", *there).code == 0
+    command = bridgehead_process if suffix == "csv" else bridgehead
+    assert command("push", f"table={first}", *options).code == 0
     pd.testing.assert_frame_equal(await kernel.pull("table"), TABLE)
-    assert bridgehead("pull", "table", "-o", second, *there).code == 0
+    assert command("pull", "table", "-o", second, *options).code == 0
     read = {"csv": pd.read_csv, "parquet": pd.read_parquet, "pq": pd.read_parquet}
     back = read.get(suffix, pd.read_pickle)(second)
     pd.testing.assert_frame_equal(back, TABLE)
 
 
-async def test_an_array_goes_there_and_back(
-    kernel: Bridge, there: list[str], tmp_path: Path
+async def test_an_array_is_pushed_and_pulled(
+    kernel: Bridge, options: list[str], tmp_path: Path
 ) -> None:
     array = np.arange(24.0).reshape(2, 3, 4)
     np.save(tmp_path / "a.npy", array)
-    assert bridgehead("push", f"a={tmp_path / 'a.npy'}", *there).code == 0
-    assert bridgehead("pull", "a * 2", "-o", tmp_path / "b.npy", *there).code == 0
+    assert bridgehead("push", f"a={tmp_path / 'a.npy'}", *options).code == 0
+    assert bridgehead("pull", "a * 2", "-o", tmp_path / "b.npy", *options).code == 0
     np.testing.assert_array_equal(np.load(tmp_path / "b.npy"), array * 2)
 
 
-async def test_json_goes_there_and_back(kernel: Bridge, there: list[str], tmp_path: Path) -> None:
+async def test_json_is_pushed_and_pulled(
+    kernel: Bridge, options: list[str], tmp_path: Path
+) -> None:
     value = {"a": [1, 2.5, None, True], "ü": {"deep": ["\u2028"]}}
     (tmp_path / "a.json").write_text(json.dumps(value))
-    assert bridgehead("push", f"value={tmp_path / 'a.json'}", *there).code == 0
+    assert bridgehead("push", f"value={tmp_path / 'a.json'}", *options).code == 0
     assert await kernel.pull("value") == value
-    assert bridgehead("pull", "value", "-o", tmp_path / "b.json", *there).code == 0
+    assert bridgehead("pull", "value", "-o", tmp_path / "b.json", *options).code == 0
     assert json.loads((tmp_path / "b.json").read_text()) == value
 
 
-async def test_a_pickle_is_opened_in_the_kernel_and_not_here(
-    kernel: Bridge, there: list[str], tmp_path: Path
+async def test_a_pickle_is_opened_only_in_the_kernel(
+    kernel: Bridge, options: list[str], tmp_path: Path
 ) -> None:
     class Who:
         def __reduce__(self) -> tuple[Any, ...]:
             return os.getpid, ()
 
     (tmp_path / "who.pickle").write_bytes(pickle.dumps(Who()))
-    assert bridgehead("push", f"who={tmp_path / 'who.pickle'}", *there).code == 0
+    assert bridgehead("push", f"who={tmp_path / 'who.pickle'}", *options).code == 0
     assert await kernel.pull("who") == kernel.info.pid
-    refused = bridgehead("push", f"x={tmp_path / 'who.pickle'}", "--trust", "data", *there)
+    refused = bridgehead("push", f"x={tmp_path / 'who.pickle'}", "--trust", "data", *options)
     assert "x" in refused.refused(1)
     assert not await kernel.exists("x")
 
 
-async def test_a_pickle_of_a_class_of_the_notebook_is_whole(
-    kernel: Bridge, there: list[str], tmp_path: Path
+async def test_a_pickle_includes_a_class_of_the_notebook(
+    kernel: Bridge, options: list[str], tmp_path: Path
 ) -> None:
     await kernel.run("class Point:\n    x = 7\npoint = Point()")
     file = tmp_path / "point.pickle"
-    # Made over there: neither pull opens it, so that data is all it takes.
-    assert bridgehead("pull", "point", "-o", file, "--trust", "data", *there).code == 0
+    # The kernel makes the pickle and pull does not open it, so --trust data suffices.
+    assert bridgehead("pull", "point", "-o", file, "--trust", "data", *options).code == 0
     await kernel.run("del Point, point")
-    assert bridgehead("push", f"again={file}", *there).code == 0
+    assert bridgehead("push", f"again={file}", *options).code == 0
     assert await kernel.pull("again.x") == 7
 
 
 async def test_several_files_are_all_bound_or_none(
-    kernel: Bridge, there: list[str], tmp_path: Path
+    kernel: Bridge, options: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "good.json").write_text("1")
     (tmp_path / "bad.pickle").write_bytes(b"no pickle")
     both = [f"a={tmp_path / 'good.json'}", f"b={tmp_path / 'bad.pickle'}"]
-    assert "UnpicklingError" in bridgehead("push", *both, *there).refused(1)
+    assert "UnpicklingError" in bridgehead("push", *both, *options).refused(1)
     assert await kernel.names() == []
 
 
-def test_what_is_nested_too_deep_is_told(there: list[str]) -> None:
-    for depth in (900, 100_000):  # read, and not sent; not even read
+def test_json_that_is_nested_too_deep_is_refused(options: list[str]) -> None:
+    for depth in (900, 100_000):  # JSON can be read, but not pickled; JSON can't be read
         data = b"[" * depth + b"]" * depth
-        bridgehead("push", "deep=-", "-f", "json", *there, stdin=data).refused(2)
+        bridgehead("push", "deep=-", "-f", "json", *options, stdin=data).refused(2)
 
 
 @posix
-async def test_a_pipe_by_a_files_name_gets_the_value_alone(
-    kernel: Bridge, there: list[str]
+async def test_an_output_file_that_is_a_pipe_gets_only_the_value(
+    kernel: Bridge, options: list[str]
 ) -> None:
-    pulled = bridgehead("pull", "[1]", "-o", "/dev/stdout", "-f", "json", *there)
+    pulled = bridgehead_process("pull", "[1]", "-o", "/dev/stdout", "-f", "json", *options)
     assert pulled.json == [1]
 
 
-async def test_pipes_carry_values_from_kernel_to_file_and_back(
-    kernel: Bridge, there: list[str]
-) -> None:
+async def test_standard_streams_carry_values(kernel: Bridge, options: list[str]) -> None:
     await kernel.push(table=TABLE)
-    pulled = bridgehead("pull", "table", "-o", "-", "--format", "parquet", *there)
+    pulled = bridgehead("pull", "table", "-o", "-", "--format", "parquet", *options)
     pd.testing.assert_frame_equal(pd.read_parquet(io.BytesIO(pulled.raw)), TABLE)
-    assert bridgehead("push", "again=-", "-f", "parquet", *there, stdin=pulled.raw).code == 0
-    pd.testing.assert_frame_equal(await kernel.pull("retry"), TABLE)
+    assert bridgehead("push", "again=-", "-f", "parquet", *options, stdin=pulled.raw).code == 0
+    pd.testing.assert_frame_equal(await kernel.pull("again"), TABLE)
 
 
 @pytest.mark.parametrize(
     ("value", "suffix", "why"),
     [
-        pytest.param(3, "csv", "csv holds a table, and this is an int", id="no-table"),
-        pytest.param(TABLE, "npy", "csv, parquet and pickle can", id="no-array"),
-        pytest.param(TABLE, "json", "csv, parquet and pickle can", id="table-as-json"),
-        pytest.param(np.arange(3), "json", "npy and pickle can", id="array-as-json"),
-        pytest.param({"a": [float("nan")]}, "json", "json has no nan at ['a'][0]", id="nan"),
-        pytest.param({1: 2}, "json", "only texts as keys", id="keys"),
+        pytest.param(3, "csv", "csv holds tables, not an int; use pickle", id="no-table"),
+        pytest.param(TABLE, "npy", "use csv, parquet or pickle", id="no-array"),
+        pytest.param(TABLE, "json", "use csv, parquet or pickle", id="table-as-json"),
+        pytest.param(np.arange(3), "json", "use npy or pickle", id="array-as-json"),
+        pytest.param({"a": [float("nan")]}, "json", "can't hold nan at ['a'][0]", id="nan"),
+        pytest.param({1: 2}, "json", "only strings as keys, not 1", id="keys"),
         pytest.param(np.array([{}]), "npy", "only as a pickle", id="objects"),
-        pytest.param(pd.DataFrame({"a": [{}, 1]}), "parquet", "pickle can", id="mixed"),
+        pytest.param(pd.DataFrame({"a": [{}, 1]}), "parquet", "use pickle", id="mixed"),
     ],
 )
-async def test_what_a_format_cannot_hold_is_refused_and_the_file_is_as_it_was(
-    kernel: Bridge, there: list[str], tmp_path: Path, value: Any, suffix: str, why: str
+async def test_a_value_that_the_format_cannot_hold_is_refused_and_the_file_stays_unchanged(
+    kernel: Bridge, options: list[str], tmp_path: Path, value: Any, suffix: str, why: str
 ) -> None:
     await kernel.push(value=value)
     file = tmp_path / f"out.{suffix}"
     file.write_text("before")
-    assert why in bridgehead("pull", "value", "-o", file, *there).refused(1)
+    assert why in bridgehead("pull", "value", "-o", file, *options).refused(1)
     assert file.read_text() == "before"
     assert list(tmp_path.iterdir()) == [file]
 
 
 async def test_a_file_keeps_its_mode_and_a_link_its_target(
-    kernel: Bridge, there: list[str], tmp_path: Path
+    kernel: Bridge, options: list[str], tmp_path: Path
 ) -> None:
     await kernel.push(n=1)
-    file, client = tmp_path / "a.json", tmp_path / "link.json"
+    file, link = tmp_path / "a.json", tmp_path / "link.json"
     file.touch(0o600)
-    client.symlink_to(file)
-    assert bridgehead("pull", "n", "-o", client, *there).code == 0
-    assert client.is_symlink()
+    link.symlink_to(file)
+    assert bridgehead("pull", "n", "-o", link, *options).code == 0
+    assert link.is_symlink()
     assert (file.read_text(), stat.S_IMODE(file.stat().st_mode)) == ("1\n", 0o600)
 
 
@@ -176,8 +177,8 @@ async def test_a_file_keeps_its_mode_and_a_link_its_target(
         pytest.param(["push", "x=a.txt"], "--format", id="suffix"),
         pytest.param(["push", "x=-"], "--format", id="stdin"),
         pytest.param(["push", "x"], "NAME=FILE", id="no-file"),
-        pytest.param(["push", "a b=c.csv"], "no name that", id="name"),
-        pytest.param(["push", "x=gone.csv"], "No such file", id="gone"),
+        pytest.param(["push", "a b=c.csv"], "not a valid Python name", id="name"),
+        pytest.param(["push", "x=missing.csv"], "No such file", id="missing"),
         pytest.param(["push", "x=broken.json"], "can't be read as json", id="broken"),
         pytest.param(["push", "x=broken.npy"], "can't be read as npy", id="broken-npy"),
         pytest.param(["pull", "x", "-o", "no/where.csv"], "there is no folder", id="folder"),
@@ -186,7 +187,9 @@ async def test_a_file_keeps_its_mode_and_a_link_its_target(
         pytest.param(["pul", "x"], "Did you mean pull?", id="typo"),
     ],
 )
-def test_what_cannot_be_tried_is_code_2(tmp_path: Path, arguments: list[str], why: str) -> None:
+def test_a_command_that_cannot_start_is_code_2(
+    tmp_path: Path, arguments: list[str], why: str
+) -> None:
     for broken in ("broken.json", "broken.npy"):
         (tmp_path / broken).write_text("{")
     assert why in bridgehead(*arguments, cwd=tmp_path).refused(2)
@@ -195,32 +198,38 @@ def test_what_cannot_be_tried_is_code_2(tmp_path: Path, arguments: list[str], wh
 # ---------------------------------------------------------------- exit codes
 
 
-async def test_exit_codes_tell_what_is_known(kernel: Bridge, there: list[str]) -> None:
-    assert "ZeroDivisionError" in bridgehead("pull", "1/0", *there).refused(1)
-    assert "nothing-like-it" in bridgehead("names", "-e", "nothing-like-it").refused(3)
-    assert "'gone'" in bridgehead("pull", "gone", *there).refused(4)
+async def test_exit_codes_say_what_is_known_of_the_request(
+    kernel: Bridge, options: list[str]
+) -> None:
+    command = bridgehead_process
+    assert "ZeroDivisionError" in command("pull", "1/0", *options).refused(1)
+    assert "no-such-kernel" in command("names", "-e", "no-such-kernel").refused(3)
+    assert "'missing'" in command("pull", "missing", *options).refused(4)
     sleep = "__import__('time').sleep(600)"
-    slow = bridgehead("pull", sleep, "--timeout", "1", *there)  # which opening may take, too
+    slow = command("pull", sleep, "--timeout", "1", *options)  # opening may take this long too
     assert "longer than 1 s" in slow.refused(124)
     await kernel.interrupt()
 
 
-async def test_a_timeout_is_of_opening_too(kernel: Bridge, there: list[str]) -> None:
+async def test_a_timeout_includes_opening_the_bridge(kernel: Bridge, options: list[str]) -> None:
     cell = asyncio.ensure_future(kernel.run("while True: __import__('time').sleep(0.01)"))
     while kernel.state != "busy":
         await asyncio.sleep(0.01)
-    for command in (["pull", "1"], ["names"], ["watch", "1"], ["run", "-"]):
-        ran = await asyncio.to_thread(bridgehead, *command, "--timeout", "1", *there)
+    for words in (["pull", "1"], ["names"], ["watch", "1"], ["run", "-"]):
+        command = bridgehead_process if words[0] == "run" else bridgehead  # it handles signals
+        ran = await asyncio.to_thread(command, *words, "--timeout", "1", *options)
         assert "longer than 1 s" in ran.refused(124)
     await kernel.interrupt()
     with pytest.raises(RemoteError, match="KeyboardInterrupt"):
         await cell
 
 
-async def test_a_reader_that_goes_away_is_no_error(kernel: Bridge, there: list[str]) -> None:
+async def test_a_reader_that_closes_the_pipe_is_no_error(
+    kernel: Bridge, options: list[str]
+) -> None:
     await kernel.push(text="line\n" * 1_000_000)
     with subprocess.Popen(
-        [SCRIPT, "pull", "text", *there],
+        [SCRIPT, "pull", "text", *options],
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -233,27 +242,27 @@ async def test_a_reader_that_goes_away_is_no_error(kernel: Bridge, there: list[s
     assert pulling.returncode == 141
 
 
-# ---------------------------------------------------------------- what is shown
+# ---------------------------------------------------------------- output
 
 
-async def test_names_in_a_pipe_and_as_json(kernel: Bridge, there: list[str]) -> None:
+async def test_names_in_a_pipe_and_as_json(kernel: Bridge, options: list[str]) -> None:
     await kernel.push(table=TABLE, n=3, other=[1, 2])
-    lines = bridgehead("names", *there).out.splitlines()
+    lines = bridgehead_process("names", *options).out.splitlines()
     assert [line.split()[0] for line in lines[2:]] == ["n", "other", "table"]
     assert all(line == line.rstrip() for line in lines)
-    (told,) = bridgehead("names", "t*", "--json", *there).json
-    assert (told["name"], told["type"], told["shape"]) == ("table", "pandas.DataFrame", [3, 3])
+    (found,) = bridgehead("names", "t*", "--json", *options).json
+    assert (found["name"], found["type"], found["shape"]) == ("table", "pandas.DataFrame", [3, 3])
 
 
-async def test_a_pipe_gets_all_of_a_value(kernel: Bridge, there: list[str]) -> None:
+async def test_a_pipe_gets_the_whole_value(kernel: Bridge, options: list[str]) -> None:
     await kernel.push(table=pd.DataFrame({f"column{i}": range(100) for i in range(40)}))
-    out = bridgehead("pull", "table", *there).out.splitlines()
+    out = bridgehead("pull", "table", *options).out.splitlines()
     assert len(out) == 101
     assert "column39" in out[0]
 
 
 @pytest.mark.parametrize(
-    ("expression", "told"),
+    ("expression", "expected"),
     [
         ("3", 3),
         ("float('nan')", None),
@@ -263,17 +272,17 @@ async def test_a_pipe_gets_all_of_a_value(kernel: Bridge, there: list[str]) -> N
         ("__import__('datetime').date(2020, 1, 2)", "2020-01-02"),
     ],
 )
-def test_json_has_the_nearest_there_is(there: list[str], expression: str, told: Any) -> None:
-    assert bridgehead("pull", expression, "--json", *there).json == told
+def test_json_is_the_nearest_json_value(options: list[str], expression: str, expected: Any) -> None:
+    assert bridgehead("pull", expression, "--json", *options).json == expected
 
 
 @pytest.mark.parametrize(("rows", "columns"), [(24, 80), (40, 120)])
 async def test_a_terminal_shows_the_head_of_a_table(
-    kernel: Bridge, there: list[str], rows: int, columns: int
+    kernel: Bridge, options: list[str], rows: int, columns: int
 ) -> None:
     wide = pd.DataFrame({f"c{i}": np.arange(1000) / 7 for i in range(50)})
     await kernel.push(wide=wide)
-    with Terminal("pull", "wide", *there, rows=rows, columns=columns) as terminal:
+    with Terminal("pull", "wide", *options, rows=rows, columns=columns) as terminal:
         assert terminal.end() == 0
     lines = terminal.text.splitlines()
     assert lines[0] == "DataFrame 1,000 × 50"
@@ -282,22 +291,24 @@ async def test_a_terminal_shows_the_head_of_a_table(
     assert len(lines) < rows
 
 
-async def test_a_value_never_steers_the_terminal(kernel: Bridge, there: list[str]) -> None:
+async def test_a_value_never_controls_the_terminal(kernel: Bridge, options: list[str]) -> None:
     evil = "\x1b]0;title\x07\x1b[2J\x1b[1;1Hgone"
     await kernel.push(text=evil, table=pd.DataFrame({evil: [evil]}), several={evil: evil})
     for name in ("text", "table", "several"):
-        with Terminal("pull", name, *there) as terminal:
+        with Terminal("pull", name, *options) as terminal:
             assert terminal.end() == 0
         assert b"\x1b]0" not in terminal.raw
         assert b"\x1b[2J" not in terminal.raw
         assert b"\x1b[1;1H" not in terminal.raw
 
 
-async def test_a_terminal_is_told_who_is_waited_for(kernel: Bridge, there: list[str]) -> None:
+async def test_a_terminal_shows_that_the_command_waits_for_the_kernel(
+    kernel: Bridge, options: list[str]
+) -> None:
     cell = asyncio.ensure_future(kernel.run("while True: __import__('time').sleep(0.01)"))
     while kernel.state != "busy":
         await asyncio.sleep(0.01)
-    with Terminal("pull", "1", *there) as terminal:
+    with Terminal("pull", "1", *options) as terminal:
         await asyncio.to_thread(terminal.until, "waiting for the kernel")
         terminal.press("\x03")
         assert await asyncio.to_thread(terminal.end) == 130
@@ -308,15 +319,16 @@ async def test_a_terminal_is_told_who_is_waited_for(kernel: Bridge, there: list[
         await cell
 
 
-async def test_no_color_is_respected(kernel: Bridge, there: list[str]) -> None:
+async def test_no_color_switches_colours_off(kernel: Bridge, options: list[str]) -> None:
     await kernel.push(n=1)
-    with Terminal("names", *there, NO_COLOR="1") as terminal:
+    with Terminal("names", *options, NO_COLOR="1") as terminal:
         assert terminal.end() == 0
     assert b"\x1b[3" not in terminal.raw
 
 
-def completed(*words: str, typed: str = "") -> list[str]:
-    ran: Ran = bridgehead(
+def completed(*words: str, typed: str = "", command: Callable[..., Ran] = bridgehead) -> list[str]:
+    """Return what bash is offered for the typed word after these words."""
+    ran = command(
         _BRIDGEHEAD_COMPLETE="bash_complete",
         COMP_WORDS=" ".join(["bridgehead", *words, typed]),
         COMP_CWORD=str(len(words) + 1),
@@ -325,24 +337,26 @@ def completed(*words: str, typed: str = "") -> list[str]:
     return [line.partition(",")[2] for line in ran.out.splitlines() if line]
 
 
-async def test_completion_knows_commands_kernels_and_names(
-    kernel: Bridge, there: list[str]
+async def test_completion_offers_commands_kernels_and_names(
+    kernel: Bridge, options: list[str]
 ) -> None:
     await kernel.push(alpha=1, alphabet=2, beta=3)
     file = Path(str(kernel.info.connection_file)).name
-    assert completed(typed="pu") == ["push", "pull"]
-    assert completed("pull", *there, typed="alp") == ["alpha", "alphabet"]
+    assert completed(typed="pu", command=bridgehead_process) == ["push", "pull"]
+    assert completed("pull", *options, typed="alp") == ["alpha", "alphabet"]
     assert file in completed("names", "--existing", typed="kernel-")
-    assert completed("pull", "--existing", "none-like-it", typed="a") == []
+    assert completed("pull", "--existing", "no-such-kernel", typed="a") == []
 
 
-async def test_completion_gives_up_on_a_busy_kernel(kernel: Bridge, there: list[str]) -> None:
+async def test_completion_does_not_wait_for_a_busy_kernel(
+    kernel: Bridge, options: list[str]
+) -> None:
     await kernel.push(alpha=1)
     cell = asyncio.ensure_future(kernel.run("while True: __import__('time').sleep(0.01)"))
     try:
         while kernel.state != "busy":
             await asyncio.sleep(0.01)
-        found = await asyncio.to_thread(completed, "pull", *there, typed="alp")
+        found = await asyncio.to_thread(completed, "pull", *options, typed="alp")
         assert found in ([], ["alpha"])
     finally:
         await kernel.interrupt()
@@ -352,4 +366,5 @@ async def test_completion_gives_up_on_a_busy_kernel(kernel: Bridge, there: list[
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_completion_prints_a_script(shell: str) -> None:
-    assert "_BRIDGEHEAD_COMPLETE" in bridgehead("completion", shell).out
+    command = bridgehead_process if shell == "bash" else bridgehead
+    assert "_BRIDGEHEAD_COMPLETE" in command("completion", shell).out

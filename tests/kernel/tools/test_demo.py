@@ -1,12 +1,12 @@
-"""``bridgehead demo``, as somebody runs it who has just installed it.
+"""Test ``bridgehead demo``.
 
-Rule: the installed console script in a process of its own; what counts is what it prints, how it
-exits, and what it leaves behind.
+Rule: tests check what the command prints, how it exits, and what it leaves behind.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -18,31 +18,31 @@ from pathlib import Path
 import psutil
 import pytest
 
-from support.cli import Ran, bridgehead, start_command
+from support.cli import Ran, begun, bridgehead, bridgehead_process
 
 OBJECTS = ("table", "summarise", "passport", "summary")
 
 
 def pid_of(ran: Ran) -> int:
-    """The kernel's, as the command told it."""
+    """Return the kernel's pid, as the command printed it."""
     found = re.search(r"pid (\d+), over", ran.out)
     assert found, ran.out
     return int(found[1])
 
 
 def words_of(ran: Ran) -> str:
-    """Its sentences, unwrapped."""
+    """Return the output without line breaks."""
     return " ".join(ran.out.split())
 
 
 def crossings_of(ran: Ran) -> list[list[str]]:
-    """The cells of the table's rows: arrow, bridge, name, type, bytes, lane, ms."""
+    """Return the cells of each row of the table: arrow, bridge, name, type, bytes, lane, ms."""
     return [line.split() for line in ran.out.splitlines() if line[:1] in ("→", "←")]
 
 
 @pytest.fixture(autouse=True, scope="module")
 def nothing_left(jupyter_folders: Path) -> Iterator[None]:
-    """After all of these commands Jupyter's runtime folder is as it was."""
+    """Check that Jupyter's runtime folder is unchanged after all of these commands."""
     folder = jupyter_folders / "run"
     before = set(folder.iterdir())
     yield
@@ -51,12 +51,12 @@ def nothing_left(jupyter_folders: Path) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def shipped(nothing_left: None) -> Ran:
-    """The demonstration on the data that ships, run once."""
-    return bridgehead("demo")
+    """Run the demonstration once, on the data that ships with bridgehead."""
+    return bridgehead_process("demo")
 
 
 def failed(ran: Ran, code: int = 1) -> str:
-    """The sentence that a failing command says, and nothing else."""
+    """Return the only sentence of a failed command."""
     assert ran.code == code
     assert "Traceback" not in ran.out + ran.err
     assert ran.err.startswith("bridgehead: ")
@@ -111,7 +111,7 @@ def test_nothing_is_left_behind(shipped: Ran) -> None:
             "rows,rows,[red]k\n1,2,a\n3,4,a\n5,6,b\n5,6,\n",
             "4 rows, 3 columns.",
             r"a +2 +2 +3$",
-            id="names-of-our-own",
+            id="names-of-the-demo",
         ),
         pytest.param(
             "k,n\n\x1b[31ma,1\n\x1b[31ma,2\nb,3\nb,4\n",
@@ -138,12 +138,12 @@ def test_any_table_crosses(tmp_path: Path, text: str, shape: str, summary: str) 
         pytest.param(b"", "is empty", id="empty"),
         pytest.param(b"\n \n", "is empty", id="blank"),
         pytest.param(b"a,b\n", "no row below", id="header-only"),
-        pytest.param(b"\x89PNG\r\n\x1a\n", "is no CSV file", id="picture"),
+        pytest.param(b"\x89PNG\r\n\x1a\n", "is not a CSV file", id="picture"),
         pytest.param(b"a\0b,c\n1,2\n", "binary", id="binary"),
-        pytest.param(b"a,b\n1,2\n1,2,3,4\n", "is no CSV file", id="ragged"),
+        pytest.param(b"a,b\n1,2\n1,2,3,4\n", "is not a CSV file", id="ragged"),
     ],
 )
-def test_a_file_that_is_no_table_is_one_sentence(
+def test_a_file_that_is_no_table_is_refused_in_one_sentence(
     tmp_path: Path, data: bytes | None, why: str
 ) -> None:
     file = tmp_path / "own.csv"
@@ -154,11 +154,11 @@ def test_a_file_that_is_no_table_is_one_sentence(
     assert str(file) in sentence
 
 
-def test_a_folder_is_one_sentence(tmp_path: Path) -> None:
+def test_a_folder_is_refused_in_one_sentence(tmp_path: Path) -> None:
     assert "can't be read" in failed(bridgehead("demo", tmp_path))
 
 
-def test_a_kernel_that_does_not_start_is_one_sentence(tmp_path: Path) -> None:
+def test_a_kernel_that_does_not_start_is_reported_in_one_sentence(tmp_path: Path) -> None:
     spec = tmp_path / "kernels" / "python3" / "kernel.json"
     spec.parent.mkdir(parents=True)
     argv = [sys.executable, "-c", "raise SystemExit(3)", "{connection_file}"]
@@ -166,9 +166,9 @@ def test_a_kernel_that_does_not_start_is_one_sentence(tmp_path: Path) -> None:
     assert "exit code 3" in failed(bridgehead("demo", JUPYTER_PATH=str(tmp_path)), 5)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to one process there")
-def test_control_c_ends_the_kernel_too(jupyter_folders: Path) -> None:
-    files = jupyter_folders / "run"
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to one process")
+def test_control_c_ends_the_kernel_too() -> None:
+    files = Path(os.environ["JUPYTER_RUNTIME_DIR"])  # another folder after a failed test
     for _ in range(10):
         before = set(files.iterdir())
         with start_command("demo") as demo:
@@ -178,7 +178,7 @@ def test_control_c_ends_the_kernel_too(jupyter_folders: Path) -> None:
             demo.send_signal(signal.SIGINT)
             _, err = demo.communicate(timeout=60)
         if demo.returncode:
-            break  # else the machine was so slow that the demo was over
+            break  # otherwise the demo ended before the signal came
     assert demo.returncode == 130
     assert b"Traceback" not in err
 
@@ -191,14 +191,14 @@ def test_a_pipe_gets_plain_text() -> None:
 
 
 def test_a_terminal_without_unicode_gets_ascii() -> None:
-    ran = bridgehead("demo", PYTHONUTF8="0", PYTHONIOENCODING="ascii")
+    ran = bridgehead_process("demo", PYTHONUTF8="0", PYTHONIOENCODING="ascii")
     assert (ran.code, ran.err) == (0, "")
     assert ran.out.isascii()
     assert re.search(r"^-> .*table", ran.out, re.MULTILINE)
 
 
 @pytest.mark.parametrize("module", ["click", "rich", "pandas"])
-def test_without_the_extra_it_says_what_to_install(module: str) -> None:
+def test_without_the_extra_the_command_says_what_to_install(module: str) -> None:
     without = f"import sys; sys.modules[{module!r}] = None; sys.argv = ['bridgehead', 'demo']; "
     done = subprocess.run(
         [sys.executable, "-c", without + "from bridgehead._tools.cli import main; main()"],
@@ -217,4 +217,4 @@ def test_help_and_version() -> None:
     assert "demo" in bridgehead("--help").out
     assert "FILE.csv" in bridgehead("demo", "--help").out
     assert re.fullmatch(r"bridgehead \d+\.\d+\S*\n", bridgehead("--version").out)
-    assert bridgehead("nonsense").code == 2
+    assert bridgehead_process("nonsense").code == 2

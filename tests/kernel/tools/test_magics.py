@@ -1,7 +1,8 @@
-"""``%%bridge`` in a real notebook kernel and in a real terminal, with a real kernel behind it.
+"""Test ``%%bridge`` in a real notebook kernel and in a real terminal, with a second real kernel.
 
-Rule: the near side is driven as a front end drives it, by cells, completion requests and
-interrupts, or by keys; what is checked is what its outputs and its screen show.
+Rule: the test drives the notebook kernel as a front end does, by cells, completion requests and
+interrupts, and the terminal by keys. It checks outputs and the screen. ``notebook`` is the bridge
+to the notebook kernel, ``second`` the bridge to the kernel that ``%bridge`` opened.
 """
 
 from __future__ import annotations
@@ -24,29 +25,29 @@ from support.notebook import seen
 
 @pytest.fixture(scope="module")
 async def opened() -> AsyncIterator[Bridge]:
-    """A notebook's kernel, which has launched another one."""
-    async with Bridge.launch() as near:
-        await near.run("%load_ext bridgehead\n%bridge launch")
-        yield near
+    """Start a notebook kernel that has launched a second kernel."""
+    async with Bridge.launch() as notebook:
+        await notebook.run("%load_ext bridgehead\n%bridge launch")
+        yield notebook
 
 
 @pytest.fixture
-async def near(opened: Bridge) -> Bridge:
-    """The same one, with nothing in either namespace."""
+async def notebook(opened: Bridge) -> Bridge:
+    """Empty the namespaces of both kernels."""
     await opened.run("%reset -f\n%load_ext bridgehead")
     await opened.run("%%bridge\n%reset -f")
     return opened
 
 
-async def far_of(near: Bridge) -> str:
-    """The connection file of the kernel behind a notebook's."""
+async def second_kernel(notebook: Bridge) -> str:
+    """Return the connection file of the second kernel."""
     magics = "get_ipython().magics_manager.registry['BridgeMagics']"
-    file: str = await near.pull(f"{magics}.bridges['main'].info.connection_file")
+    file: str = await notebook.pull(f"{magics}.bridges['main'].info.connection_file")
     return file
 
 
 async def complete(person: Other, line: str) -> list[str]:
-    """What a front end would offer at the end of a line."""
+    """Return what a front end would offer at the end of a line."""
     request = person.client.complete(line, len(line))
     return list((await person.answer(request))["matches"])
 
@@ -58,7 +59,7 @@ def plain(error: RemoteError) -> str:
 # ---------------------------------------------------------------- in a notebook
 
 
-async def test_outputs_come_in_their_order(near: Bridge) -> None:
+async def test_outputs_come_in_order(notebook: Bridge) -> None:
     cell = """
         %%bridge
         import sys
@@ -70,38 +71,38 @@ async def test_outputs_come_in_their_order(near: Bridge) -> None:
         "fifth"
     """
     lines = [line[8:] for line in cell.strip("\n").splitlines()]
-    assert await seen(near, "\n".join(lines)) == [
+    assert await seen(notebook, "\n".join(lines)) == [
         ("stdout", "first\n"),
         ("stderr", "second\n"),
         ("display_data", "<IPython.core.display.HTML object>"),
         ("stdout", "fourth\n"),
         ("execute_result", "'fifth'"),
     ]
-    result = await near.run("%%bridge\nfrom IPython.display import HTML\nHTML('<b>rich</b>')")
+    result = await notebook.run("%%bridge\nfrom IPython.display import HTML\nHTML('<b>rich</b>')")
     assert result.data["text/html"] == "<b>rich</b>"
-    assert (await near.run("_")).data == result.data
-    assert await seen(near, "%%bridge\n1;") == []
+    assert (await notebook.run("_")).data == result.data
+    assert await seen(notebook, "%%bridge\n1;") == []
 
 
-async def test_outputs_are_seen_while_the_cell_runs(near: Bridge) -> None:
+async def test_outputs_are_shown_while_the_cell_runs(notebook: Bridge) -> None:
     arrived = asyncio.Event()
     cell = "%%bridge\nimport time\nprint('waits', end='')\nwhile True: time.sleep(0.01)"
-    running = asyncio.ensure_future(near.run(cell, on_output=lambda _: arrived.set()))
-    async with reported_within(1):
+    running = asyncio.ensure_future(notebook.run(cell, on_output=lambda _: arrived.set()))
+    async with told_within(1):
         await arrived.wait()
     assert not running.done()
-    await near.interrupt()  # which is the far kernel's then
+    await notebook.interrupt()  # the magic interrupts the second kernel
     with pytest.raises(RemoteError) as caught:
         await running
-    told = plain(caught.value)
-    assert told.count("Traceback (most recent call last)") == 1
-    assert "while True: time.sleep(0.01)" in told
-    assert told.rstrip().endswith("KeyboardInterrupt:")
-    assert "_magics/cell.py" not in told
-    assert await seen(near, "%%bridge\nprint('goes on')") == [("stdout", "goes on\n")]
+    traceback = plain(caught.value)
+    assert traceback.count("Traceback (most recent call last)") == 1
+    assert "while True: time.sleep(0.01)" in traceback
+    assert traceback.rstrip().endswith("KeyboardInterrupt:")
+    assert "magics/cell.py" not in traceback
+    assert await seen(notebook, "%%bridge\nprint('goes on')") == [("stdout", "goes on\n")]
 
 
-async def test_a_second_interrupt_gives_up_waiting(near: Bridge) -> None:
+async def test_a_second_interrupt_stops_waiting(notebook: Bridge) -> None:
     arrived: asyncio.Queue[Any] = asyncio.Queue()
     cell = """%%bridge
 import time
@@ -113,30 +114,30 @@ while goes_on:
     except KeyboardInterrupt:
         print('not yet', flush=True)
 """
-    async with Bridge.attach(await far_of(near)) as remote:
-        running = asyncio.ensure_future(near.run(cell, on_output=arrived.put_nowait))
-        async with reported_within(2):
+    async with Bridge.attach(await second_kernel(notebook)) as second:
+        running = asyncio.ensure_future(notebook.run(cell, on_output=arrived.put_nowait))
+        async with told_within(2):
             await arrived.get()
-            await near.interrupt()
+            await notebook.interrupt()
             assert "not yet" in (await arrived.get()).text
-            await near.interrupt()
+            await notebook.interrupt()
             with pytest.raises(RemoteError) as caught:
                 await running
-        assert plain(caught.value).startswith("KeyboardInterrupt: nobody waits for the cell")
-        await remote.push(goes_on=False, now=True)
-    assert await seen(near, "%%bridge\nprint(goes_on)") == [("stdout", "False\n")]
+        assert plain(caught.value).startswith("KeyboardInterrupt: stopped waiting; the cell may")
+        await second.push(goes_on=False, now=True)
+    assert await seen(notebook, "%%bridge\nprint(goes_on)") == [("stdout", "False\n")]
 
 
-async def test_a_figure_is_shown_behind_the_value(near: Bridge) -> None:
+async def test_a_figure_is_shown_after_the_value(notebook: Bridge) -> None:
     pytest.importorskip("matplotlib")
     cell = "%%bridge\n%matplotlib inline\nimport matplotlib.pyplot as plt\nplt.plot([1, 2])"
-    result = await near.run(cell)
+    result = await notebook.run(cell)
     kinds = [output["output_type"] for output in result.outputs]
     assert kinds == ["execute_result", "display_data"]
     assert result.outputs[1]["data"]["image/png"].startswith("iVBORw0KGgo")
 
 
-async def test_displays_are_updated_and_cleared(near: Bridge) -> None:
+async def test_displays_are_updated_and_cleared(notebook: Bridge) -> None:
     cell = """%%bridge
 from IPython.display import HTML, clear_output, display
 print('gone')
@@ -144,107 +145,109 @@ clear_output(wait=True)
 handle = display(HTML('<b>1</b>'), display_id=True)
 handle.update(HTML('<b>2</b>'))
 """
-    result = await near.run(cell)
+    result = await notebook.run(cell)
     assert [output["data"]["text/html"] for output in result.outputs] == ["<b>2</b>"]
     later = []
-    await near.run("%%bridge\nhandle.update(HTML('<b>3</b>'))", on_output=later.append)
+    await notebook.run("%%bridge\nhandle.update(HTML('<b>3</b>'))", on_output=later.append)
     assert [message.type for message in later] == ["update_display_data"]
-    assert await seen(near, "%%bridge\nprint(1)\nclear_output()\nprint(2)") == [("stdout", "2\n")]
+    assert await seen(notebook, "%%bridge\nprint(1)\nclear_output()\nprint(2)") == [
+        ("stdout", "2\n")
+    ]
 
 
-async def test_an_error_is_the_kernels_own_and_told_once(near: Bridge) -> None:
+async def test_an_error_is_the_kernels_own_and_is_shown_once(notebook: Bridge) -> None:
     cell = "%%bridge --pull c\nc = 1\nprint('before')\ndef f():\n    return 1/0\nf()"
     with pytest.raises(RemoteError) as caught:
-        await near.run(cell)
-    told = plain(caught.value)
-    assert told.count("ZeroDivisionError: division by zero") == 1
-    assert "----> 4     return 1/0" in told
-    assert "bridgehead" not in told
+        await notebook.run(cell)
+    traceback = plain(caught.value)
+    assert traceback.count("ZeroDivisionError: division by zero") == 1
+    assert "----> 4     return 1/0" in traceback
+    assert "bridgehead" not in traceback
     assert "\x1b[" in "".join(caught.value.traceback)
     kinds = [output["output_type"] for output in caught.value.result.outputs]
     assert kinds == ["stream", "error"]
-    assert not await near.exists("c")
+    assert not await notebook.exists("c")
 
 
-async def test_a_traceback_that_is_only_shown_is_shown(near: Bridge) -> None:
+async def test_a_traceback_that_is_only_shown_is_shown(notebook: Bridge) -> None:
     cell = "%%bridge\ntry:\n    1/0\nexcept ZeroDivisionError:\n    get_ipython().showtraceback()"
-    (told,) = await seen(near, cell)
-    assert told[0] == "stderr"
-    assert "division by zero" in told[1]
+    (output,) = await seen(notebook, cell)
+    assert output[0] == "stderr"
+    assert "division by zero" in output[1]
 
 
-async def test_objects_go_there_and_back(near: Bridge) -> None:
-    await near.run("import numpy as np\nsent = np.arange(5.)\nword = '$sent'")
-    await near.run("%%bridge --push sent,word --pull total\ntotal = sent.sum()")
-    await near.run("%bridge pull (sent * 2) as double, word + '{sent}' as text")
-    total, double, text = await near.pull("total", "double", "text")
+async def test_objects_are_pushed_and_pulled(notebook: Bridge) -> None:
+    await notebook.run("import numpy as np\nsent = np.arange(5.)\nword = '$sent'")
+    await notebook.run("%%bridge --push sent,word --pull total\ntotal = sent.sum()")
+    await notebook.run("%bridge pull (sent * 2) as double, word + '{sent}' as text")
+    total, double, text = await notebook.pull("total", "double", "text")
     assert (total, list(double), text) == (10.0, [0, 2, 4, 6, 8], "$sent{sent}")
     with pytest.raises(RemoteError):
-        await near.run("%bridge pull nope")
-    assert not await near.exists("nope")
+        await notebook.run("%bridge pull nope")
+    assert not await notebook.exists("nope")
 
 
-async def test_output_is_captured_like_any_other(near: Bridge) -> None:
-    assert await seen(near, "%%capture kept\n%%bridge\nprint('captured')") == []
-    assert await near.pull("kept.stdout") == "captured\n"
+async def test_output_can_be_captured(notebook: Bridge) -> None:
+    assert await seen(notebook, "%%capture kept\n%%bridge\nprint('captured')") == []
+    assert await notebook.pull("kept.stdout") == "captured\n"
 
 
-async def test_tab_is_answered_beside_a_busy_kernel(near: Bridge) -> None:
-    await near.run("here_1 = 1")
-    await near.run("%%bridge\nthere_1 = there_2 = 1")
-    remote = await far_of(near)
-    async with other(near) as person, Bridge.attach(remote) as busy:
-        async with reported_within(20):  # on a machine so slow, an idle kernel may be late, too
-            while await complete(person, "%bridge pull there") != ["there_1", "there_2"]:
+async def test_tab_is_answered_while_the_kernel_is_busy(notebook: Bridge) -> None:
+    await notebook.run("local_1 = 1")
+    await notebook.run("%%bridge\nremote_1 = remote_2 = 1")
+    file = await second_kernel(notebook)
+    async with other(notebook) as person, Bridge.attach(file) as busy:
+        async with told_within(20):  # on a slow machine, an idle kernel may answer late too
+            while await complete(person, "%bridge pull remo") != ["remote_1", "remote_2"]:
                 pass
-        assert await complete(person, "%%bridge --push her") == ["here_1"]
+        assert await complete(person, "%%bridge --push loc") == ["local_1"]
         assert await complete(person, "%bridge launch pyth") == ["python3"]
         cell = asyncio.ensure_future(busy.run("import time\nwhile True: time.sleep(0.01)"))
         await until(lambda: busy.state == "busy")
-        async with reported_within(1):
-            assert await complete(person, "%bridge pull there") == ["there_1", "there_2"]
+        async with told_within(1):
+            assert await complete(person, "%bridge pull remo") == ["remote_1", "remote_2"]
         assert not cell.done()
         await busy.interrupt()
         with pytest.raises(RemoteError, match="KeyboardInterrupt"):
             await cell
 
 
-async def test_a_kernel_that_died_is_told_and_replaced() -> None:
-    async with Bridge.launch() as near:
-        await near.run("%load_ext bridgehead\n%bridge launch")
+async def test_a_dead_kernel_is_reported_and_replaced() -> None:
+    async with Bridge.launch() as notebook:
+        await notebook.run("%load_ext bridgehead\n%bridge launch")
         printed: list[Any] = []
         with pytest.raises(RemoteError):
-            await near.run("%%bridge\nimport os; os._exit(3)", on_output=printed.append)
-        (told,) = printed
-        assert told.text.startswith("UsageError: the kernel's process ended with exit code 3")
-        assert "%bridge launch opens another one" in told.text
-        await near.run("%bridge launch")
-        assert await seen(near, "%%bridge\nprint('anew')") == [("stdout", "anew\n")]
+            await notebook.run("%%bridge\nimport os; os._exit(3)", on_output=printed.append)
+        (message,) = printed
+        assert message.text.startswith("UsageError: the kernel's process ended with exit code 3")
+        assert "%bridge launch starts a new kernel" in message.text
+        await notebook.run("%bridge launch")
+        assert await seen(notebook, "%%bridge\nprint('anew')") == [("stdout", "anew\n")]
 
 
-async def test_the_kernel_ends_with_the_notebooks(tmp_path: Path) -> None:
-    async with Bridge.launch() as near:
-        await near.run("%load_ext bridgehead\n%bridge launch")
+async def test_the_second_kernel_exits_with_the_notebook_kernel(tmp_path: Path) -> None:
+    async with Bridge.launch() as notebook:
+        await notebook.run("%load_ext bridgehead\n%bridge launch")
         cell = "%%bridge --pull pid\nimport os; pid = os.getpid()"
-        await near.run(cell)
-        remote = psutil.Process(await near.pull("pid"))
-    await until(lambda: not remote.is_running() or remote.status() == psutil.STATUS_ZOMBIE)
+        await notebook.run(cell)
+        second = psutil.Process(await notebook.pull("pid"))
+    await until(lambda: not second.is_running() or second.status() == psutil.STATUS_ZOMBIE)
 
 
-async def test_a_notebook_does_not_wait_for_itself() -> None:
-    async with Bridge.launch() as near, Bridge.launch() as remote:
-        await near.run("%load_ext bridgehead")
+async def test_a_notebook_kernel_does_not_attach_to_itself() -> None:
+    async with Bridge.launch() as notebook, Bridge.launch() as second:
+        await notebook.run("%load_ext bridgehead")
         printed: list[Any] = []
-        mine, others = Path(str(near.info.connection_file)), str(remote.info.connection_file)
+        own, others = Path(str(notebook.info.connection_file)), str(second.info.connection_file)
         with pytest.raises(RemoteError):
-            await near.run(f"%bridge attach {mine.name}", on_output=printed.append)
+            await notebook.run(f"%bridge attach {own.name}", on_output=printed.append)
         assert "is this kernel itself" in printed[0].text
-        os.utime(others)  # used last
-        await near.run("%bridge attach")
-        await near.run("%%bridge\nhere = 1")
-        assert await remote.pull("here") == 1
-        await near.run("%bridge close")
-        assert await remote.pull("here") == 1
+        os.utime(others)  # this file was used last
+        await notebook.run("%bridge attach")
+        await notebook.run("%%bridge\nbound = 1")
+        assert await second.pull("bound") == 1
+        await notebook.run("%bridge close")
+        assert await second.pull("bound") == 1
 
 
 # ---------------------------------------------------------------- in a terminal
@@ -257,11 +260,11 @@ class IPython(Console):
         self._start(["-m", "IPython", "--no-banner", "--no-confirm-exit"])
 
 
-RUN = "\x1b\r"  # Alt-Enter runs a cell, wherever in it the cursor is
-LINE = "\x0f\x0e"  # Ctrl-O and Ctrl-N: a new line, and go there
+RUN = "\x1b\r"  # Alt-Enter runs a cell, wherever the cursor is in it
+LINE = "\x0f\x0e"  # Ctrl-O and Ctrl-N: insert a line and move to it
 
 
-async def test_a_terminal() -> None:
+async def test_cells_completion_and_interrupts_in_a_terminal() -> None:
     terminal = IPython()
     try:
         await terminal.prompts(1)
@@ -270,7 +273,7 @@ async def test_a_terminal() -> None:
         terminal.type("%bridge launch\r")
         await terminal.shows("main: ipython")
         await terminal.prompts(3)
-        remote = psutil.Process(int(re.search(r"pid (\d+)", terminal.screen)[1]))
+        second = psutil.Process(int(re.search(r"pid (\d+)", terminal.screen)[1]))
 
         terminal.type(f"%%bridge{LINE}begun = 'begun'; print(begun){LINE}6 * 7{RUN}")
         await terminal.shows("Out[3]: 42")
@@ -293,10 +296,10 @@ async def test_a_terminal() -> None:
         await terminal.shows("KeyboardInterrupt:")
         await terminal.prompts(7)
         assert terminal.screen.count("Traceback (most recent call last)") == 1
-        assert remote.is_running()
+        assert second.is_running()
 
         terminal.type("exit\r")
         await terminal.wait(lambda: terminal.ended)
-        await until(lambda: not remote.is_running())
+        await until(lambda: not second.is_running())
     finally:
         await terminal.close()

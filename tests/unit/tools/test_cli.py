@@ -1,6 +1,6 @@
-"""What of the command line needs no kernel: help, formats, and what a terminal is spared.
+"""Test the parts of the command line that need no kernel: help, formats, terminal output.
 
-Rule: functions, and the console script where it is about starting; no kernel.
+Rule: functions, and a process only where the test is about starting it; no kernel.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import json
 import os
 import subprocess
 import sys
-import sysconfig
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +24,8 @@ from bridgehead._tools.cli.group import COMMANDS
 from bridgehead._tools.cli.preview import one_line, show
 from bridgehead._tools.cli.terminal import output, plain
 from bridgehead._tools.cli.watch import as_number, sparkline
+from support.cli import bridgehead, bridgehead_process
 
-SCRIPTS = Path(sysconfig.get_path("scripts"))
 JSON = st.recursive(
     st.none()
     | st.booleans()
@@ -38,27 +37,23 @@ JSON = st.recursive(
 )
 
 
-def asked(*arguments: str) -> str:
-    code = "import sys; sys.argv[0] = 'bridgehead'; from bridgehead._tools.cli import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True
-    ).stdout
-
-
 def test_help_names_every_command_and_every_exit_code() -> None:
-    told = asked("--help")
+    ran = bridgehead_process("--help")
+    assert ran.code == 0
     for name in COMMANDS:
-        assert f"\n  {name} " in told
+        assert f"\n  {name} " in ran.out
     for code in ("0", "1", "2", "3", "4", "5", "124", "130", "141"):
-        assert f"\n    {code} " in told
+        assert f"\n    {code} " in ran.out
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_has_help(command: str) -> None:
-    assert asked(command, "--help").startswith(f"Usage: bridgehead {command}")
+    ran = bridgehead(command, "--help")
+    assert ran.code == 0
+    assert ran.out.startswith(f"Usage: bridgehead {command}")
 
 
-def test_help_imports_nothing_heavy() -> None:
+def test_help_imports_no_heavy_modules() -> None:
     code = (
         "import sys; sys.argv = ['bridgehead', '--help']; from bridgehead._tools.cli import main\n"
         "try: main()\nexcept SystemExit: pass\n"
@@ -69,24 +64,24 @@ def test_help_imports_nothing_heavy() -> None:
 
 
 @given(JSON)
-def test_json_comes_back_as_it_was(value: object) -> None:
+def test_json_is_read_back_unchanged(value: object) -> None:
     assert formats.loaded(formats.dumped(value, "json"), "json", "it") == value
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])
-def test_an_index_that_says_something_stays(kind: str) -> None:
+def test_an_index_that_does_more_than_number_the_rows_is_kept(kind: str) -> None:
     table = pd.DataFrame({"x": [1, 2]}, index=pd.Index(["a", "b"], name="key"))
     back = formats.loaded(formats.dumped(table, kind), kind, "it")
     pd.testing.assert_frame_equal(back.set_index("key") if kind == "csv" else back, table)
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet", "npy", "json"])
-def test_what_is_none_of_its_format_is_refused(kind: str) -> None:
+def test_a_file_of_another_format_is_refused(kind: str) -> None:
     for data in (b"", b"\x89PNG\r\n\x1a\n\0\0\0", b'"\n"x'):
         with pytest.raises(formats.Unusable, match=f"it can't be read as {kind}"):
             formats.loaded(data, kind, "it")
         if kind == "csv":
-            break  # which holds nearly anything
+            break  # csv accepts nearly any text
 
 
 def test_an_array_with_a_pickle_in_it_is_not_opened() -> None:
@@ -96,7 +91,7 @@ def test_an_array_with_a_pickle_in_it_is_not_opened() -> None:
         formats.loaded(file.getvalue(), "npy", "it")
 
 
-def test_a_file_that_cannot_be_written_whole_is_as_it_was(tmp_path: Path) -> None:
+def test_a_file_that_cannot_be_written_whole_stays_unchanged(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     formats.write_whole(file, b"1")
     assert file.stat().st_mode & 0o777 == 0o666 & ~_umask()
@@ -113,7 +108,7 @@ def _umask() -> int:
 
 
 @given(st.text(), st.booleans())
-def test_no_output_steers_a_terminal(text: str, colour: bool) -> None:
+def test_no_output_controls_a_terminal(text: str, colour: bool) -> None:
     shown = output(text, terminal=True, colour=colour)
     for sequence in (part for part in shown.split("\x1b")[1:]):
         assert colour
@@ -133,7 +128,7 @@ def test_no_output_steers_a_terminal(text: str, colour: bool) -> None:
         ("a\x9b2Jb", "a\ufffd2Jb"),
     ],
 )
-def test_colours_and_progress_bars_pass(text: str, shown: str) -> None:
+def test_colours_and_progress_bars_reach_the_terminal(text: str, shown: str) -> None:
     assert output(text, terminal=True, colour=True) == shown
 
 
@@ -146,14 +141,14 @@ def test_a_sparkline_has_a_bar_for_each_number(numbers: list[float]) -> None:
         assert bars[numbers.index(min(numbers))] == "▁"
 
 
-def test_what_is_a_number() -> None:
+def test_only_finite_numbers_are_numbers() -> None:
     assert as_number(np.float32(2)) == 2
     assert [as_number(value) for value in (True, "1", None, [], float("nan"), 10**400)] == [
         None
     ] * 6
 
 
-def test_what_contains_itself_is_told() -> None:
+def test_a_value_that_contains_itself_is_refused() -> None:
     value: list[object] = []
     value.append(value)
     with pytest.raises(formats.Unusable, match="contains itself"):
@@ -161,7 +156,7 @@ def test_what_contains_itself_is_told() -> None:
     assert formats.jsonable(value) == "[[...]]"
 
 
-def test_half_a_character_is_escaped_or_refused() -> None:
+def test_a_lone_surrogate_is_escaped_or_refused() -> None:
     data = formats.dumped("\ud800", "json")
     assert data.isascii()
     assert formats.loaded(data, "json", "it") == "\ud800"
@@ -170,13 +165,13 @@ def test_half_a_character_is_escaped_or_refused() -> None:
             formats.dumped(pd.DataFrame({"a": ["\ud800"]}, dtype=object), kind)
 
 
-def test_json_for_scripts_has_something_of_everything() -> None:
+def test_every_value_has_a_json_form_for_scripts() -> None:
     values = [object(), {1}, np.float64("nan"), pd.Timestamp("2020"), pd.DataFrame(), int, 1j, b"x"]
     json.dumps([formats.jsonable(value) for value in values], allow_nan=False)
 
 
 class Broken:
-    __module__ = "test_cli"  # the first part of a module's name is shown
+    __module__ = "test_cli"  # messages show the first part of a module's name
 
     def __repr__(self) -> str:
         raise RuntimeError("no")
@@ -191,7 +186,7 @@ class Broken:
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_a_value_that_cannot_be_shown_is_named(
+def test_a_value_whose_repr_fails_is_shown_by_its_type(
     terminal: bool, monkeypatch: pytest.MonkeyPatch, capfdbinary: pytest.CaptureFixture[bytes]
 ) -> None:
     if terminal:
@@ -211,12 +206,12 @@ def test_a_value_that_cannot_be_shown_is_named(
         formats.dumped(10**5000, "json")
 
 
-def test_a_file_nested_too_deep_is_told() -> None:
+def test_a_file_that_is_nested_too_deep_is_refused() -> None:
     with pytest.raises(formats.Unusable, match="recursion"):
         formats.loaded(b"[" * 200_000, "json", "it")
 
 
-def test_nothing_is_lost_where_names_collide() -> None:
+def test_no_column_or_key_is_lost_when_names_collide() -> None:
     kept = pd.DataFrame({"a": [1, 2], "b": [3, 4]}).set_index("a", drop=False)
     same = pd.DataFrame([[1, 2]], columns=["a", "a"])
     for table in (kept, same, pd.DataFrame([[1, 2]], columns=[1, "1"])):
@@ -227,33 +222,33 @@ def test_nothing_is_lost_where_names_collide() -> None:
 
 
 @pytest.mark.parametrize("cell", [[1], {"a": 1}, (1,), {1}, b"x", np.arange(2)])
-def test_csv_refuses_what_it_has_only_as_a_text(cell: object) -> None:
+def test_csv_refuses_cells_that_it_would_write_as_text(cell: object) -> None:
     with pytest.raises(formats.Unusable, match="csv holds numbers and texts"):
         formats.dumped(pd.DataFrame({"a": [cell, "x"]}), "csv")
 
 
-def test_csv_refuses_columns_of_several_names() -> None:
+def test_csv_refuses_columns_with_several_names() -> None:
     with pytest.raises(formats.Unusable, match="several"):
         formats.dumped(pd.DataFrame({("a", "b"): [1]}), "csv")
     several = pd.DataFrame({"x": [1]}, index=pd.MultiIndex.from_tuples([("a", 1)]))
     assert formats.dumped(several, "csv") == b",,x\na,1,1\n"
 
 
-def test_an_archive_of_arrays_is_none() -> None:
+def test_an_archive_of_arrays_is_refused() -> None:
     file = io.BytesIO()
     np.savez(file, np.arange(3))
     with pytest.raises(formats.Unusable, match="npz"):
         formats.loaded(file.getvalue(), "npy", "it")
 
 
-def test_a_name_may_be_as_long_as_the_disk_lets_it(tmp_path: Path) -> None:
+def test_a_file_name_may_be_as_long_as_the_system_allows(tmp_path: Path) -> None:
     file = tmp_path / ("a" * 250 + ".json")
     formats.write_whole(file, b"1")
     assert file.read_bytes() == b"1"
 
 
-@pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="a POSIX system's")
-def test_a_pipe_by_the_name_of_a_file_is_written() -> None:
+@pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="the system has no /dev/stdout")
+def test_a_file_that_is_a_pipe_is_written() -> None:
     code = (
         "from pathlib import Path; from bridgehead._tools.cli import formats; "
         "formats.write_whole(Path('/dev/stdout'), b'1')"
@@ -262,7 +257,7 @@ def test_a_pipe_by_the_name_of_a_file_is_written() -> None:
     assert done.stdout == b"1"
 
 
-async def test_info_says_why_there_is_no_better_lane() -> None:
+async def test_info_says_why_the_lane_is_no_better() -> None:
     async with Bridge.loopback() as bridge:
         assert bridge.info.lane == "buffers"
         assert list(bridge.info.why_not) == ["direct"]
@@ -271,7 +266,7 @@ async def test_info_says_why_there_is_no_better_lane() -> None:
 
 
 @pytest.mark.parametrize(("module", "suffix"), [("pyarrow", "parquet"), ("numpy", "npy")])
-def test_a_missing_module_is_told_with_the_line_that_brings_it(
+def test_a_missing_module_is_reported_with_the_command_that_installs_it(
     tmp_path: Path, module: str, suffix: str
 ) -> None:
     (tmp_path / f"x.{suffix}").write_bytes(b"x")
@@ -297,14 +292,8 @@ def test_a_missing_module_is_told_with_the_line_that_brings_it(
         (["names", "--url", "http://127.0.0.1:1", "--token", "a\nb"], "token"),
     ],
 )
-def test_what_the_library_refuses_is_one_sentence(
+def test_a_refusal_of_the_library_is_one_sentence(
     tmp_path: Path, arguments: list[str], why: str
 ) -> None:
     (tmp_path / "x.json").write_text("1")
-    code = "import sys; sys.argv[0] = 'bridgehead'; from bridgehead._tools.cli import main; main()"
-    done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, cwd=tmp_path
-    )
-    assert done.returncode == 2, done.stderr
-    assert why in done.stderr
-    assert "Traceback" not in done.stderr
+    assert why in bridgehead(*arguments, cwd=tmp_path).refused(2)

@@ -1,6 +1,6 @@
-"""``%bridge`` in an IPython of this process, over a loopback: what lines mean, and what Tab offers.
+"""Test ``%bridge`` in an IPython of this process, over a loopback: lines, cells and completion.
 
-Rule: no kernel here; what a kernel's outputs look like is in ``kernel/tools/test_magics.py``.
+Rule: no kernel. ``kernel/tools/test_magics.py`` tests the output of real kernels.
 """
 
 from __future__ import annotations
@@ -16,13 +16,12 @@ from IPython.core.interactiveshell import InteractiveShell
 from traitlets.config import Config
 
 from bridgehead import SyncBridge
-from bridgehead._tools.magics import cell
-from bridgehead._tools.magics import complete as tab
+from bridgehead._tools.magics import cell, complete
 from bridgehead._tools.magics.parsing import names_in, wanted, words_of
 
 
 class Shell:
-    """An IPython, what it prints, and the bridges of its magics."""
+    """An IPython, its output, and the bridges of its magics."""
 
     def __init__(self, ip: InteractiveShell, capsys: pytest.CaptureFixture[str]) -> None:
         self.ip, self._capsys = ip, capsys
@@ -33,22 +32,22 @@ class Shell:
         return self.ip.magics_manager.registry["BridgeMagics"].bridges
 
     def __call__(self, cell: str) -> str:
-        """Run a cell; gives what is seen of it."""
+        """Run a cell and return its output."""
         self._capsys.readouterr()
         self.ip.run_cell(cell, store_history=True)
         out, err = self._capsys.readouterr()
         return out + err
 
     def tab(self, line: str) -> list[str]:
-        """What Tab offers at the end of a line, as terminals and kernels ask for it."""
+        """Return what Tab offers at the end of a line, as terminals and kernels ask for it."""
         with provisionalcompleter():
             return [one.text for one in self.ip.Completer.completions(line, len(line))]
 
 
 @pytest.fixture
 def empty(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
-    """An IPython with the magics, and no bridge."""
-    monkeypatch.setattr(tab, "PATIENCE", 60.0)  # nothing here is about being fast
+    """Start an IPython with the magics and no bridge."""
+    monkeypatch.setattr(complete, "PATIENCE", 60.0)  # these tests do not measure speed
     config = Config()
     config.HistoryManager.enabled = False
     config.InteractiveShell.colors = "nocolor"
@@ -64,16 +63,16 @@ def empty(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.fixture
 def shell(empty: Shell) -> Shell:
-    """One with a bridge."""
+    """Open a bridge in the IPython."""
     empty.bridges["main"] = SyncBridge.loopback()
     return empty
 
 
-# ---------------------------------------------------------------- what is typed
+# ---------------------------------------------------------------- parsing
 
 
 @pytest.mark.parametrize(
-    ("text", "meant"),
+    ("text", "expected"),
     [
         ("x", {"x": "x"}),
         ("x y", {"x": "x", "y": "y"}),
@@ -88,30 +87,30 @@ def shell(empty: Shell) -> Shell:
         ("{'$a': '{b}'} as s", {"s": "{'$a': '{b}'}"}),
     ],
 )
-def test_what_is_pulled_under_which_name(text: str, meant: dict[str, str]) -> None:
-    assert wanted(text) == meant
+def test_a_pull_gives_each_expression_a_name(text: str, expected: dict[str, str]) -> None:
+    assert wanted(text) == expected
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
-        ("", "nothing to pull"),
-        ("x + 1", "under which name.*x \\+ 1 as NAME"),
-        ("x as 1", "under which name"),
-        ("x as class", "under which name"),
+        ("", "%bridge pull needs a NAME"),
+        ("x + 1", "needs a name.*x \\+ 1 as NAME"),
+        ("x as 1", "needs a name"),
+        ("x as class", "needs a name"),
         ("x as y, z as y", "bound twice"),
-        ("x as y z as w", "commas separate several"),
-        ("f( as y", "no expression"),
-        ("'x as y", "no expression"),
-        ("x y + 1", "no expression"),
+        ("x as y z as w", "separate several with commas"),
+        ("f( as y", "not an expression"),
+        ("'x as y", "not an expression"),
+        ("x y + 1", "not an expression"),
     ],
 )
-def test_what_cannot_be_pulled_is_told(text: str, told: str) -> None:
-    with pytest.raises(UsageError, match=told):
+def test_a_pull_that_cannot_be_parsed_is_refused(text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
         wanted(text)
 
 
-def test_words_and_names() -> None:
+def test_a_line_is_split_into_words_and_names() -> None:
     assert words_of("a  b --on gpu") == ["a", "b", "--on", "gpu"]
     assert words_of("a['x  y'] as b --on gpu", whole=True) == [
         *("--on", "gpu", "--", "a['x  y'] as b")
@@ -126,32 +125,35 @@ def test_words_and_names() -> None:
 # ---------------------------------------------------------------- lines
 
 
-def test_without_a_bridge_a_line_says_how_to_get_one(empty: Shell) -> None:
+def test_without_a_bridge_a_line_says_how_to_open_one(empty: Shell) -> None:
     assert (
-        empty("%bridge") == "no bridge is open; %bridge launch opens one, or attach, or connect\n"
+        empty("%bridge") == "no bridge is open; use %bridge launch, attach or connect to open one\n"
     )
     for line in ("push x", "pull x", "names", "info", "close"):
         assert empty(f"%bridge {line}").startswith("UsageError: no bridge is open")
     assert "did you mean launch?" in empty("%bridge lanch")
-    assert "there are launch, attach" in empty("%bridge 17")
+    assert "commands: launch, attach" in empty("%bridge 17")
     assert empty("%bridge close --all") == ""
 
 
-def test_objects_go_there_and_back(shell: Shell) -> None:
+def test_objects_are_pushed_and_pulled(shell: Shell) -> None:
     shell.names.update(a=[1], b="$a {a}")
     assert shell("%bridge push a b") == ""
     assert shell.bridges["main"].pull("a", "b") == ([1], "$a {a}")
     assert shell("%bridge pull a + [len(b)] as c, b as d") == ""
     assert (shell.names["c"], shell.names["d"]) == ([1, 6], "$a {a}")
-    assert shell("%bridge pull {'$a': '{b}'} as s") == ""  # nothing here is put in its place
+    assert shell("%bridge pull {'$a': '{b}'} as s") == ""  # IPython must not expand variables
     assert shell.names["s"] == {"$a": "{b}"}
     assert shell("%bridge pull a b") == ""
     assert shell.names["a"] == [1]
 
 
-def test_all_or_none(shell: Shell) -> None:
+def test_all_names_are_pushed_or_none(shell: Shell) -> None:
     shell.names.update(a=1)
-    assert shell("%bridge push a nope") == "UsageError: no nope here; nothing was pushed\n"
+    assert (
+        shell("%bridge push a nope")
+        == "UsageError: 'nope' is not defined here; nothing was pushed\n"
+    )
     assert "a" not in shell.bridges["main"]
     shell("%bridge push a")
     shell.names["a"] = 2
@@ -159,24 +161,24 @@ def test_all_or_none(shell: Shell) -> None:
     assert shell.names["a"] == 2
     assert "UsageError" in shell("%bridge push a a.b")
     shell.names["lock"] = __import__("threading").Lock()
-    told = shell("%bridge push a lock")
-    assert told.startswith("UsageError: ")
-    assert told.count("\n") == 1
+    error = shell("%bridge push a lock")
+    assert error.startswith("UsageError: ")
+    assert error.count("\n") == 1
     assert shell.bridges["main"].pull("a") == 1
 
 
-def test_what_is_no_data_is_not_opened_where_only_data_is_trusted(empty: Shell) -> None:
+def test_a_bridge_that_trusts_only_data_refuses_other_objects(empty: Shell) -> None:
     empty.bridges["main"] = SyncBridge.loopback(trust="data")
     empty("%%bridge\nimport os; many, call = [1], os.getcwd")
     assert empty("%bridge pull many") == ""
-    told = empty("%bridge pull call")
-    assert told.startswith("UsageError: ")
-    assert "only data is trusted" in told
-    assert "--trust pickle" in told
+    error = empty("%bridge pull call")
+    assert error.startswith("UsageError: ")
+    assert "only data is trusted" in error
+    assert "--trust pickle" in error
     assert "call" not in empty.names
 
 
-def test_what_is_there_is_listed(shell: Shell) -> None:
+def test_names_and_bridges_are_listed(shell: Shell) -> None:
     assert shell("%bridge names") == "main has no names\n"
     shell.bridges["main"].push(text="four", number=1)
     head, *rows = shell("%bridge names").splitlines()
@@ -188,7 +190,7 @@ def test_what_is_there_is_listed(shell: Shell) -> None:
     assert "<Info " in shell("%bridge info")
 
 
-def test_several_bridges_by_name(shell: Shell) -> None:
+def test_several_bridges_are_used_by_name(shell: Shell) -> None:
     shell.bridges["gpu"] = SyncBridge.loopback()
     shell.names["a"] = 1
     shell("%bridge push a --on gpu")
@@ -196,25 +198,27 @@ def test_several_bridges_by_name(shell: Shell) -> None:
     assert shell("%%bridge --on gpu\nprint(a)") == "1\n"
     assert shell("%bridge pull --on gpu a + 1 as b") == ""
     assert shell.names["b"] == 2
-    assert "no bridge 'cpu' is open; there is main, gpu" in shell("%bridge names --on cpu")
-    told = shell("%bridge launch")
-    assert told.startswith("UsageError: main is open")
-    assert "--on NAME" in told
+    assert "no bridge 'cpu' is open; open: main, gpu" in shell("%bridge names --on cpu")
+    error = shell("%bridge launch")
+    assert error.startswith("UsageError: main is open")
+    assert "--on NAME" in error
     assert shell("%bridge close") == ""
-    assert shell("%bridge names").splitlines()[1].startswith("a ")  # the only one is meant
+    assert shell("%bridge names").splitlines()[1].startswith("a ")  # from the only open bridge
     shell.bridges["two"] = SyncBridge.loopback()
-    assert shell("%bridge names") == "UsageError: which one? --on gpu or --on two\n"
+    assert (
+        shell("%bridge names") == "UsageError: several bridges are open; use --on gpu or --on two\n"
+    )
     assert "no bridge 'three'" in shell("%bridge close gpu three")
     assert set(shell.bridges) == {"gpu", "two"}
     shell("%bridge close gpu two")
     assert not shell.bridges
 
 
-def test_help(shell: Shell) -> None:
+def test_every_command_has_help(shell: Shell) -> None:
     for command in ("launch", "attach", "connect", "push", "pull", "names", "info", "close"):
-        told = shell(f"%bridge {command} --help")
-        assert told.startswith(f"%bridge {command} ")
-        assert "--on NAME" in told
+        text = shell(f"%bridge {command} --help")
+        assert text.startswith(f"%bridge {command} ")
+        assert "--on NAME" in text
     assert "%bridge pull df.mean() as m" in shell("%bridge --help")
     shell("%%bridge\na, h = 3, 1")
     assert shell("%bridge pull a -h as two") == ""
@@ -225,7 +229,7 @@ def test_help(shell: Shell) -> None:
 # ---------------------------------------------------------------- cells
 
 
-def test_a_cell_runs_there(shell: Shell) -> None:
+def test_a_cell_runs_in_the_kernel(shell: Shell) -> None:
     shell.names.update(a=2, b=3)
     seen = shell("%%bridge --push a,b --pull c,d\nc, d = a * b, '{a} $b'\nprint('printed')\nc + 1")
     assert seen.startswith("printed\nOut[")
@@ -238,9 +242,12 @@ def test_a_cell_runs_there(shell: Shell) -> None:
 def test_a_failing_cell_pulls_nothing(shell: Shell) -> None:
     seen = shell("%%bridge --pull c\nc = 1\n1/0")
     assert seen.count("ZeroDivisionError: division by zero") == 1
-    assert "_magics/cell.py" not in seen
+    assert "magics/cell.py" not in seen
     assert "c" not in shell.names
-    assert shell("%%bridge --push nope\nd = 1") == "UsageError: no nope here; nothing was pushed\n"
+    assert (
+        shell("%%bridge --push nope\nd = 1")
+        == "UsageError: 'nope' is not defined here; nothing was pushed\n"
+    )
     assert "d" not in shell.bridges["main"]
 
 
@@ -256,54 +263,54 @@ def test_unloading_closes_the_bridges(shell: Shell) -> None:
 
 
 @pytest.mark.parametrize("jedi", [True, False])
-def test_what_tab_offers(shell: Shell, jedi: bool) -> None:
+def test_tab_offers_commands_options_and_names(shell: Shell, jedi: bool) -> None:
     shell.ip.Completer.use_jedi = jedi
-    shell.bridges["main"].push(there_1=1, there_2=2)
-    shell.names.update(here_1=1, here_2=2)
+    shell.bridges["main"].push(kernel_1=1, kernel_2=2)
+    shell.names.update(local_1=1, local_2=2)
     assert shell.tab("%bridge pu") == ["pull", "push"]
-    assert shell.tab("%bridge pull th") == ["there_1", "there_2"]
-    assert shell.tab("%bridge pull there_1, there_") == ["there_1", "there_2"]
-    assert shell.tab("%bridge names ") == ["there_1", "there_2"]
-    assert shell.tab("%bridge push he") == ["here_1", "here_2"]
-    assert shell.tab("%%bridge --push here_1,here") == ["here_1", "here_2"]
-    assert shell.tab("%%bridge --push=here_1 --pull ") == ["there_1", "there_2"]
+    assert shell.tab("%bridge pull ke") == ["kernel_1", "kernel_2"]
+    assert shell.tab("%bridge pull kernel_1, kernel_") == ["kernel_1", "kernel_2"]
+    assert shell.tab("%bridge names ") == ["kernel_1", "kernel_2"]
+    assert shell.tab("%bridge push lo") == ["local_1", "local_2"]
+    assert shell.tab("%%bridge --push local_1,local") == ["local_1", "local_2"]
+    assert shell.tab("%%bridge --push=local_1 --pull ") == ["kernel_1", "kernel_2"]
     assert shell.tab("%%bridge -") == ["--on", "--pull", "--push"]
     assert shell.tab("%bridge launch pyth") == ["python3"]
     assert shell.tab("%bridge launch --trust ") == ["data", "pickle"]
     shell.bridges["gpu"] = SyncBridge.loopback()
-    shell.bridges["gpu"].push(there_3=1)
+    shell.bridges["gpu"].push(kernel_3=1)
     assert shell.tab("%bridge pull --on ") == ["gpu", "main"]
-    assert shell.tab("%bridge pull --on gpu th") == ["there_3"]
-    assert shell.tab("%bridge pull --on nope th") == []
+    assert shell.tab("%bridge pull --on gpu ke") == ["kernel_3"]
+    assert shell.tab("%bridge pull --on nope ke") == []
     assert shell.tab("%bridge close ") == ["gpu", "main"]
 
 
-def test_tab_knows_the_names_of_the_cells_kernel(shell: Shell) -> None:
+def test_tab_offers_the_names_of_the_cells_kernel(shell: Shell) -> None:
     shell.bridges["gpu"] = SyncBridge.loopback()
-    shell.bridges["gpu"].push(there_1=1, there_2=2)
-    assert {"there_1", "there_2"} <= set(shell.tab("%%bridge --on gpu\nx = 1\nprint(ther"))
-    assert "there_1" not in shell.tab("%%bridge --on gpu\nx.ther")
-    assert "there_1" not in shell.tab("%%bridge --on main\nther")
+    shell.bridges["gpu"].push(kernel_1=1, kernel_2=2)
+    assert {"kernel_1", "kernel_2"} <= set(shell.tab("%%bridge --on gpu\nx = 1\nprint(kern"))
+    assert "kernel_1" not in shell.tab("%%bridge --on gpu\nx.kern")
+    assert "kernel_1" not in shell.tab("%%bridge --on main\nkern")
     assert "print" in shell.tab("%%bridge --on gpu\nprin")
 
 
-def test_a_closed_bridge_or_none_offers_nothing(empty: Shell) -> None:
+def test_tab_offers_nothing_without_an_open_bridge(empty: Shell) -> None:
     assert empty.tab("%bridge pull zzz") == []
     empty.bridges["main"] = SyncBridge.loopback()
     empty.bridges["main"].close()
     assert empty.tab("%bridge pull zzz") == []
-    told: Any = empty("%bridge push In")
-    assert "closed" in told
+    error: Any = empty("%bridge push In")
+    assert "closed" in error
 
 
 def test_an_interrupt_at_the_very_end_of_a_cell_loses_nothing(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Python may raise it right after the last message was taken from the queue."""
+    """Python may raise the interrupt right after the last message was taken from the queue."""
     show, interrupts = cell._CellDisplay.show_next, []
 
-    def show_and_be_interrupted(self: Any, arrived: Any) -> bool:
-        more = show(self, arrived)
+    def show_and_be_interrupted(self: Any, messages: Any) -> bool:
+        more = show(self, messages)
         if not more and not interrupts:
             interrupts.append(1)
             raise KeyboardInterrupt

@@ -1,6 +1,6 @@
-"""The benchmark: bridges beside what they are compared with, on the machine it runs on.
+"""The benchmark: bridges side by side with their peers on one machine.
 
-Rule: it measures, it doesn't print. Everything that is compared is a ``Peer``; all of them take
-turns, repetition by repetition, so that the machine's noise falls on all alike. What the rule
-of no pickle above the protocol is for does not hold here: raw pickle is what is compared with.
+Rule: it measures and does not print. Everything that is compared is a ``Peer``. All peers take
+turns in every round, so the machine's noise affects all of them alike. Only the protocol may use
+pickle elsewhere; the benchmark may too, because raw pickle is one of the peers.
 """

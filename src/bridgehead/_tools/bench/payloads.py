@@ -1,7 +1,7 @@
-"""What is sent: objects of known kinds and sizes, by name.
+"""The payloads: objects of known kinds and sizes, by name.
 
-Rule: the same objects on every machine (seeds are fixed); no library is imported before a
-payload that needs it is made.
+Rule: the same objects on every machine: the random numbers have fixed seeds. A library is
+imported only when a payload that needs it is made.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ class Sample:
     """One object to send.
 
     Attributes:
-        name: what a command line calls it.
-        title: what a table calls it.
+        name: its name on the command line.
+        title: its name in tables.
         make: makes the object.
-        rounds: repetitions that are worth it, however much time there is.
-        needs: modules that both sides must have.
-        about: bytes, roughly; the true number is ``nbytes`` of the object.
+        rounds: the useful number of repetitions, however much time there is.
+        needs: modules that this process and the kernel must have.
+        about: the approximate size in bytes; ``nbytes`` of the object gives the exact one.
     """
 
     name: str
@@ -40,11 +40,11 @@ class Sample:
         return self.needs == ("numpy",)
 
     def missing(self) -> list[str]:
-        """The modules that are not installed here."""
+        """Return the modules that this Python lacks."""
         return [module for module in self.needs if find_spec(module) is None]
 
     def same(self, sent: Any, arrived: Any) -> bool:
-        """Whether what arrived is equal to what was sent, to the last element."""
+        """Return whether what arrived is equal to what was sent, to the last element."""
         if type(sent) is not type(arrived):
             return False
         if self.is_array:
@@ -55,13 +55,13 @@ class Sample:
 
 
 def nbytes(value: Any) -> int:
-    """The bytes of an object's pickle and of the buffers beside it."""
+    """Return the number of bytes of an object's pickle and its out-of-band buffers."""
     head, *buffers = frames(value)
     return len(head) + sum(map(len, buffers))
 
 
 def frames(value: Any) -> list[bytes | memoryview]:
-    """An object's pickle, and the buffers beside it as they lie in memory."""
+    """Return an object's pickle and its out-of-band buffers, which are not copied."""
     buffers: list[pickle.PickleBuffer] = []
     head = pickle.dumps(value, protocol=5, buffer_callback=buffers.append)
     return [head, *(buffer.raw() for buffer in buffers)]
@@ -77,7 +77,7 @@ def _array(megabytes: int) -> Callable[[], Any]:
 
 
 def _table() -> Any:
-    """Floats, integers, text, categories and dates, as pandas stores them by default."""
+    """Make a table of floats, integers, text, categories and dates with pandas' defaults."""
     import numpy
     import pandas
 
@@ -93,7 +93,7 @@ def _table() -> Any:
 
 
 def _words() -> Any:
-    return {f"key{i:02d}": f"{i:020d}" for i in range(32)}  # no two alike: pickle would send one
+    return {f"key{i:02d}": f"{i:020d}" for i in range(32)}  # all different: pickle memoizes equals
 
 
 def _records() -> Any:

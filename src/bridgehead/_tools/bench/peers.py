@@ -1,8 +1,8 @@
-"""What is measured side by side: the lanes of a bridge, and what they are compared with.
+"""The peers of the benchmark: a bridge's lanes, and what they are compared with.
 
-Rule: a peer keeps an object in another process under a name and gives it back. ``push`` returns
-when the object is usable over there, ``pull`` when it is usable here. Each is written as its
-own documentation would have it; what is measured is the thing, not a wrapper of ours.
+Rule: a peer keeps an object in another process under a name, and gives it back. ``push`` returns
+when that process can use the object, ``pull`` when this process can. Each peer is written as its
+own documentation recommends, so the benchmark measures the peer and not a wrapper.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from bridgehead._bridge.bridge import Bridge
 from bridgehead._bridge.opening import Opening
 from bridgehead._tools.bench.payloads import Sample, frames
 
-SLICE = 200  # ms; a wait for an answer looks after this long whether anybody still waits
+SLICE = 200  # ms; a peer that waits for an answer looks for Ctrl-C after this time
 INLINE_MOST = 200 * 10**6  # bytes; 1 GB as base64 takes minutes
 
 
@@ -32,12 +32,12 @@ class PeerDied(RuntimeError):
 
 
 class Peer:
-    """One way for an object to another process and back.
+    """One way to bring an object to another process and back.
 
     Attributes:
-        name: what a table calls it.
-        carries: whether an object goes to another process and comes back; a reference may not.
-        lane: whether it is bridgehead.
+        name: its name in tables.
+        carries: whether objects go to another process and back; those of a reference may not.
+        lane: whether it is a lane of bridgehead.
     """
 
     name: str
@@ -45,13 +45,13 @@ class Peer:
     lane: ClassVar[bool] = False
 
     async def start(self, modules: Sequence[str] = ()) -> None:
-        """Be ready to be measured, with these modules imported over there."""
+        """Get ready, and import these modules in the other process."""
 
     async def stop(self) -> None:
-        """Leave nothing behind, also where ``start`` failed half-way."""
+        """Release all resources, also after a ``start`` that failed half-way."""
 
     def refuses(self, payload: Sample) -> str | None:
-        """Why it is not measured with this payload."""
+        """Return why it is not measured with this payload; None if it is."""
 
     async def push(self, name: str, value: Any) -> None:
         raise NotImplementedError
@@ -60,12 +60,12 @@ class Peer:
         raise NotImplementedError
 
     async def free(self, name: str) -> None:
-        """Forget the object over there, before the next peer needs the memory."""
+        """Drop the object in the other process, before the next peer needs the memory."""
         await self.push(name, 0)
 
 
 class LanePeer(Peer):
-    """bridgehead, by one lane: one await an operation."""
+    """bridgehead on one lane; each operation is one await."""
 
     lane = True
 
@@ -101,49 +101,49 @@ class LanePeer(Peer):
 
 
 class Memcpy(Peer):
-    """The limit: a copy into memory of this process that is already there."""
+    """The lower limit: a copy into memory that this process has already allocated."""
 
     name = "memcpy"
     carries = False
 
     def refuses(self, payload: Sample) -> str | None:
-        return None if payload.is_array else "only arrays are memory"
+        return None if payload.is_array else "only arrays are contiguous memory"
 
     async def push(self, name: str, value: Any) -> None:
         import numpy
 
-        if self._there is None or self._there.nbytes != value.nbytes:
-            self._there, self._here = numpy.ones_like(value), numpy.ones_like(value)
-        numpy.copyto(self._there, value)
+        if self._pushed is None or self._pushed.nbytes != value.nbytes:
+            self._pushed, self._pulled = numpy.ones_like(value), numpy.ones_like(value)
+        numpy.copyto(self._pushed, value)
 
     async def pull(self, name: str) -> Any:
         import numpy
 
-        numpy.copyto(self._here, self._there)
-        return self._here
+        numpy.copyto(self._pulled, self._pushed)
+        return self._pulled
 
     async def free(self, name: str) -> None:
-        self._there = self._here = None
+        self._pushed = self._pulled = None
 
-    _there: Any = None
-    _here: Any = None
+    _pushed: Any = None
+    _pulled: Any = None
 
 
 class Pickle(Peer):
-    """What any way must do at least: dumps and loads of the object, in this process."""
+    """The least that any way must do: dumps and loads of the object, in this process."""
 
     name = "pickle"
     carries = False
 
     def refuses(self, payload: Sample) -> str | None:
-        return "arrays travel beside their pickle" if payload.is_array else None
+        return "arrays are not copied into their pickle" if payload.is_array else None
 
     async def push(self, name: str, value: Any) -> None:
         self._value = value
         self._copy = pickle.loads(pickle.dumps(value, protocol=5))
 
     async def pull(self, name: str) -> Any:
-        # With the copy that push made: freeing a million objects is not for anybody's clock.
+        # Also return the copy that push made: freeing a million objects must not be measured.
         copy, self._copy = self._copy, None
         return copy, pickle.loads(pickle.dumps(self._value, protocol=5))
 
@@ -152,7 +152,7 @@ class Pickle(Peer):
 
 
 class RawZmq(Peer):
-    """Two ZeroMQ sockets, pickle 5 with its buffers beside it, and nothing else."""
+    """Two ZeroMQ sockets, pickle 5 with out-of-band buffers, and nothing else."""
 
     def __init__(self, kind: Literal["tcp", "ipc"] = "tcp") -> None:
         self.name = f"zmq {kind}"
@@ -163,7 +163,7 @@ class RawZmq(Peer):
 
     async def start(self, modules: Sequence[str] = ()) -> None:
         server = str(Path(__file__).with_name("zmq_server.py"))
-        # -P: the folder of that script is not to be where it finds its modules.
+        # -P: Python must not look for modules in the folder of that script.
         command = [sys.executable, "-P", server, self._address, *modules]
         pipe = subprocess.PIPE
         self._process = process = subprocess.Popen(command, stdin=pipe, stdout=pipe)
@@ -199,7 +199,7 @@ class RawZmq(Peer):
                 parts: list[zmq.Frame] = self._socket.recv_multipart(copy=False)
                 return parts
             except zmq.Again:
-                await asyncio.sleep(0)  # so that Ctrl-C is heard
+                await asyncio.sleep(0)  # lets the event loop handle Ctrl-C
             assert self._process is not None
             if self._process.poll() is not None:
                 raise PeerDied(
@@ -208,7 +208,7 @@ class RawZmq(Peer):
 
 
 class Execute(Peer):
-    """One bare round trip of an empty cell, by jupyter_client: carries nothing."""
+    """The round trip of an empty cell by jupyter_client; it carries no object."""
 
     name = "empty cell"
     carries = False
@@ -221,7 +221,7 @@ class Execute(Peer):
     async def start(self, modules: Sequence[str] = ()) -> None:
         self._client.load_connection_file(self._file)
         self._client.start_channels(iopub=False, stdin=False, hb=False, control=False)
-        # The plain socket, since the channel's own methods start a thread inside a running loop.
+        # The plain socket: inside a running loop, the channel's own methods start a thread.
         self._socket: zmq.Socket[bytes] = zmq.Socket.shadow(
             self._client.shell_channel.socket.underlying
         )
@@ -238,7 +238,7 @@ class Execute(Peer):
         await self.round_trip()
 
     async def free(self, name: str) -> None:
-        """Nothing was kept."""
+        """Do nothing, because nothing was kept."""
 
     async def round_trip(self) -> None:
         """Send an empty cell and take its reply."""
@@ -257,7 +257,7 @@ class Execute(Peer):
             try:
                 parts = self._socket.recv_multipart()
             except zmq.Again:
-                await asyncio.sleep(0)  # so that Ctrl-C is heard
+                await asyncio.sleep(0)  # lets the event loop handle Ctrl-C
                 if not self._alive():
                     raise PeerDied("the kernel died") from None
                 continue

@@ -1,6 +1,6 @@
-"""The figures of a benchmark as a picture: bytes across, milliseconds up, both logarithmic.
+"""The plot of a benchmark: milliseconds over bytes, both logarithmic.
 
-Rule: matplotlib is imported here alone, and draws into the file without any window.
+Rule: only this file imports matplotlib, and draws into a file without a window.
 """
 
 from __future__ import annotations
@@ -19,26 +19,26 @@ from bridgehead._tools.bench.session import BenchReport
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Colours that can be told apart by the colour-blind (Okabe and Ito).
+# Colours that colour-blind readers can distinguish (Okabe and Ito).
 LANES = {"direct": "#0072b2", "buffers": "#d55e00", "inline": "#009e73"}
 OTHERS = {"memcpy": "#000000", "pickle": "#cc79a7", "zmq tcp": "#7f7f7f"}
 WITHIN = {"memcpy": "memcpy", "pickle": "pickle, dumps + loads"}
 DPI = 130
 TABLE = "df"
-NEAR = 20  # times as large, and the next name fits beside this one
+APART = 20  # two names fit side by side if the second size is so many times the first
 UNITS = ((10**9, "GB"), (10**6, "MB"), (10**3, "kB"))
 
 
 def formats() -> list[str]:
-    """The endings of file names that can be drawn into."""
+    """Return the suffixes of the file formats that can be drawn."""
     return sorted(Canvas().canvas.get_supported_filetypes())
 
 
 def draw(report: BenchReport, file: Path) -> None:
-    """Draw a report into a file, of the kind that its name ends with.
+    """Draw a report into a file; the suffix chooses the format.
 
     Raises:
-        OSError: it can't be written.
+        OSError: the file can't be written.
     """
     canvas = Canvas(figsize=(10.5, 6.5), dpi=DPI, layout="constrained")
     axes = canvas.subplots()
@@ -47,8 +47,8 @@ def draw(report: BenchReport, file: Path) -> None:
     _draw_round_trip(axes, report)
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xlabel("size of the object: its pickle and the buffers beside it")
-    axes.set_ylabel("time until it is usable on the other side (median)")
+    axes.set_xlabel("size of the object: its pickle and out-of-band buffers")
+    axes.set_ylabel("time until the receiver can use the object (median)")
     axes.xaxis.set_major_formatter(FuncFormatter(_bytes))
     axes.yaxis.set_major_formatter(FuncFormatter(_milliseconds))
     axes.xaxis.set_major_locator(LogLocator(numticks=20))
@@ -57,7 +57,7 @@ def draw(report: BenchReport, file: Path) -> None:
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
     _name_payloads(axes, report)
-    # Beside the lines and not among them: where they leave room differs from machine to machine.
+    # The legend stands outside: where the lines leave room differs from machine to machine.
     canvas.legend(loc="outside right upper", frameon=False)
     canvas.suptitle(
         f"bridgehead: push and pull, {report.date[:10]}\n{report.machine}; {report.kernel}",
@@ -75,7 +75,7 @@ def _draw_peer(axes: Axes, report: BenchReport, peer: str) -> None:
     if not push or color is None:
         return
     style: dict[str, Any] = {"color": color, "linewidth": 2 if peer in LANES else 1.3}
-    if peer in WITHIN:  # there is no other side: both ways are the same
+    if peer in WITHIN:  # these peers stay in one process, so push and pull are the same
         _draw_line(axes, push, WITHIN[peer], style | {"marker": "x"})
         return
     style |= {"marker": "o", "markersize": 5}
@@ -86,19 +86,22 @@ def _draw_peer(axes: Axes, report: BenchReport, peer: str) -> None:
 def _draw_line(
     axes: Axes, points: Sequence[tuple[str, int, float]], label: str, style: dict[str, Any]
 ) -> None:
-    """A DataFrame is points of its own: on the line, it would be a step beside an array's."""
+    """Draw a line, and the DataFrame as separate points.
+
+    On the line, the DataFrame would be a step next to an array of its size.
+    """
     line = [(size, ms) for payload, size, ms in points if payload != TABLE]
-    beside = [(size, ms) for payload, size, ms in points if payload == TABLE]
+    separate = [(size, ms) for payload, size, ms in points if payload == TABLE]
     shared = {"label": label, **style}
     if line:
         axes.plot(*zip(*line, strict=True), **shared)
         shared.pop("label")
-    if beside:
-        axes.plot(*zip(*beside, strict=True), **shared | {"linestyle": ""})
+    if separate:
+        axes.plot(*zip(*separate, strict=True), **shared | {"linestyle": ""})
 
 
 def _draw_round_trip(axes: Axes, report: BenchReport) -> None:
-    """What carries nothing is one line across."""
+    """Draw the round trip of an empty cell as one horizontal line."""
     trips = [row.push_ms for row in report.figures if row.peer == Execute.name and row.push_ms]
     if trips:
         label = f"{Execute.name}, round trip"
@@ -106,11 +109,11 @@ def _draw_round_trip(axes: Axes, report: BenchReport) -> None:
 
 
 def _name_payloads(axes: Axes, report: BenchReport) -> None:
-    """Above, what each column of points is; names that would touch are put one over the other."""
+    """Write the name of each payload above its points; stack the names that would overlap."""
     places = sorted({row.bytes: row.title for row in report.figures}.items())
     above, before = 0, 0.0
     for size, title in places:
-        above = above + 1 if size < before * NEAR else 0
+        above = above + 1 if size < before * APART else 0
         before = size
         axes.annotate(
             title,

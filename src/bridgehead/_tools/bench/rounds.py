@@ -1,8 +1,8 @@
-"""Side by side: every peer in turn, repetition by repetition, in one process.
+"""Rounds: all peers take turns, side by side in one process.
 
-Rule: what is compared is measured in the same seconds. A warm-up round is verified and not
-counted; the order within a round is shuffled, so that nobody always follows the same one; the
-collector is off while the clock runs. Quote ratios, never single times.
+Rule: peers that are compared are measured in the same seconds. A warm-up round is verified and
+not counted. The order within a round is shuffled, so that no peer always follows the same one.
+The garbage collector is off while the clock runs. Quote ratios, never single times.
 """
 
 from __future__ import annotations
@@ -19,25 +19,26 @@ from typing import Any
 from bridgehead._tools.bench.payloads import Sample, nbytes
 from bridgehead._tools.bench.peers import Peer
 
-NAME = "bridgehead_bench"  # of what is pushed, and removed again
-LEAST = 3  # rounds, in any case but this:
-PATIENCE = 20.0  # s; what took longer to warm up is not repeated, and the warm-up is its figure
-SETTLE = 0.001  # s between two peers: what still arrives is not for the next one's clock
-LARGE = 5 * 10**8  # bytes from which what was pushed is freed before the next peer's turn
-TOUCHED = 10**7  # bytes from which reading what was pulled tells whether it is there
+NAME = "bridgehead_bench"  # of the pushed object, which is removed at the end
+MIN_ROUNDS = 3  # rounds at least, except after a warm-up longer than PATIENCE
+PATIENCE = 20.0  # s; after a longer warm-up there are no rounds, and the warm-up is the figure
+SETTLE = 0.001  # s between two peers, so that late messages do not slow the next one
+LARGE = 5 * 10**8  # bytes from which the pushed object is freed before the next peer's turn
+TOUCHED = 10**7  # bytes from which reading the pulled array shows whether its pages are mapped
 
 
 @dataclass(slots=True)
 class Timing:
-    """What one peer took for one payload.
+    """The times of one peer with one payload.
 
     Attributes:
-        payload, peer: which.
-        size: bytes of the pickle and the buffers beside it.
-        push, pull: seconds of each round.
-        touch: seconds that reading all of the array took right after it was pulled, and again
-            then: what is mapped but not yet there shows in the difference. Only of arrays.
-        left_out: why it was not measured, or not to the end; empty if it was.
+        payload, peer: the payload and the peer.
+        size: the bytes of the pickle and its out-of-band buffers.
+        push, pull: the seconds of each round.
+        touch: the seconds of reading the whole array right after the pull, and of reading it
+            once more. The difference shows pages that were mapped but not yet loaded. Only for
+            arrays.
+        left_out: why the peer was not measured, or not to the end; empty if it was.
     """
 
     payload: Sample
@@ -53,7 +54,7 @@ class Timing:
         return sum(self.push) + sum(self.pull)
 
     def median(self, operation: str) -> float:
-        """Of ``"push"`` or ``"pull"``, in seconds."""
+        """Return the median of ``"push"`` or ``"pull"``, in seconds."""
         return statistics.median(self.push if operation == "push" else self.pull)
 
 
@@ -61,7 +62,7 @@ async def side_by_side(peers: Sequence[Peer], payload: Sample, seconds: float) -
     """Push and pull one payload by every peer, in rounds.
 
     Args:
-        seconds: that each peer is measured for at most, but for three rounds in any case.
+        seconds: how long each peer is measured at most; it gets at least three rounds.
     """
     value, shuffled = payload.make(), random.Random(0)  # noqa: S311 - an order, no secret
     size = nbytes(value)
@@ -70,14 +71,14 @@ async def side_by_side(peers: Sequence[Peer], payload: Sample, seconds: float) -
         timing.left_out = timing.peer.refuses(payload) or ""
     running = [timing for timing in timings if not timing.left_out]
     for number in range(payload.rounds + 1):
-        running = [timing for timing in running if number <= LEAST or timing.total < seconds]
+        running = [timing for timing in running if number <= MIN_ROUNDS or timing.total < seconds]
         shuffled.shuffle(running)
         for timing in list(running):
             await asyncio.sleep(SETTLE)
             try:
                 await _round(timing, value, warm_up=number == 0)
-            except Exception as error:  # noqa: BLE001 - of any library: it is left out
-                timing.left_out = _told(error)
+            except Exception as error:  # noqa: BLE001 - a peer that fails in any way is left out
+                timing.left_out = _text(error)
             if timing.left_out or (number == 0 and timing.push):
                 running.remove(timing)
     for timing in timings:
@@ -104,7 +105,7 @@ async def _round(timing: Timing, value: Any, *, warm_up: bool) -> None:
         timing.push.append(pushed - started)
         timing.pull.append(pulled - pushed)
     if warm_up and peer.carries and not payload.same(value, back):
-        timing.left_out = "what came back is not what was sent"
+        timing.left_out = "the pulled object is not equal to the pushed one"
     if counts and peer.carries and payload.is_array and payload.about >= TOUCHED:
         timing.touch.append((_read(back), _read(back)))
     del back
@@ -118,6 +119,6 @@ def _read(array: Any) -> float:
     return time.perf_counter() - started
 
 
-def _told(error: Exception) -> str:
+def _text(error: Exception) -> str:
     line = str(error).partition("\n")[0]
     return f"{type(error).__name__}: {line}"[:200]

@@ -1,7 +1,7 @@
-"""One run of ``bridgehead bench``: what works on this machine, measured, as plain values.
+"""One run of ``bridgehead bench``: the figures as plain values.
 
-Rule: a kernel of the run's own for each lane, or somebody's, by every lane; nothing is left in
-either. It prints nothing; how a report looks is the command line's business.
+Rule: each lane gets a kernel of its own, or all lanes use one running kernel; nothing is left in
+either. This file prints nothing; the command line formats the report.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ LIBRARIES = ("numpy", "pandas", "pyarrow", "pyzmq", "jupyter_client", "ipykernel
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """What one peer took for one payload.
+    """The medians of one peer with one payload.
 
     Attributes:
-        payload: its name, as ``--payloads`` takes it.
-        title: its name in words.
-        bytes: of the pickle and its buffers.
-        peer: the lane, or what it is compared with.
-        lane: whether it is one of bridgehead's lanes.
-        push_ms, pull_ms: medians, in milliseconds; None if it was left out.
-        rounds: how many there were.
-        left_out: why, if it was.
+        payload: the payload's name, as ``--payloads`` takes it.
+        title: the payload's name in tables.
+        bytes: the size of the pickle and its buffers.
+        peer: the name of the lane or of the other peer.
+        lane: whether the peer is a lane of bridgehead.
+        push_ms, pull_ms: medians in milliseconds; None if the peer was left out.
+        rounds: the number of rounds.
+        left_out: why the peer was left out; empty if it was not.
     """
 
     payload: str
@@ -58,16 +58,16 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class BenchReport:
-    """What was measured, where and when.
+    """The figures of one run, with place and time.
 
     Attributes:
         date: local time, ISO 8601 to the second.
         machine: processor, cores and system, in words.
-        versions: of Python and the libraries that carry.
-        kernel: what was measured with, as its ``Info`` says it.
-        peers: names of what was measured, lanes first.
-        figures: by payload, then peer.
-        left_out: what could not be measured at all, and why: lanes and payloads.
+        versions: of Python and of the libraries that take part.
+        kernel: the kernel's implementation, Python and transport, from its ``Info``.
+        peers: the names of the peers, lanes first.
+        figures: ordered by payload, then by peer.
+        left_out: the lanes and payloads that could not be measured at all, and why.
     """
 
     date: str
@@ -79,15 +79,15 @@ class BenchReport:
     left_out: dict[str, str]
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Return the report as values for JSON."""
         return asdict(self)
 
 
 def chosen(names: Sequence[str]) -> tuple[list[Sample], dict[str, str]]:
-    """The payloads of these names that can be made here, and why others can't.
+    """Return the payloads of these names that this Python can make, and why it can't make others.
 
     Raises:
-        ValueError: there is no such payload.
+        ValueError: there is no payload of such a name.
     """
     for name in names:
         if name not in PAYLOADS:
@@ -107,22 +107,25 @@ async def measure(
     *,
     existing: str | os.PathLike[str] | None = None,
     seconds: float,
-    told: Callable[[str], object] = lambda doing: None,
+    on_progress: Callable[[str], object] = lambda step: None,
 ) -> BenchReport:
-    """Measure push and pull of each payload by every lane that works, and beside them.
+    """Measure push and pull of each payload, on every lane that works and by the other peers.
 
     Args:
-        payloads: what to send; ``left_out`` is why others aren't, for the report.
-        existing: a running kernel, as ``Bridge.attach`` takes it; None launches some.
-        seconds: that each peer is measured for at most with each payload; see ``side_by_side``.
-        told: called with what is being done.
+        payloads: the payloads to send.
+        left_out: why other payloads are not sent, for the report.
+        existing: a running kernel, as ``Bridge.attach`` takes it; None launches kernels.
+        seconds: how long each peer is measured at most with each payload; see ``side_by_side``.
+        on_progress: called with a description of each step.
 
     Raises:
-        BridgeError: no kernel can be launched, or there is no such one, or it dies.
+        BridgeError: no kernel can be launched, the running kernel isn't found, or a kernel dies.
     """
     modules = sorted({module for payload in payloads for module in payload.needs})
     async with contextlib.AsyncExitStack() as stack:
-        told("a kernel is starting for each lane" if existing is None else "opening the bridges")
+        on_progress(
+            "starting a kernel for each lane" if existing is None else "opening the bridges"
+        )
         lanes, missing = await _lanes(stack, existing, modules)
         info = lanes[0].bridge.info
         peers: list[Peer] = list(lanes)
@@ -134,7 +137,7 @@ async def measure(
             stack.push_async_callback(_remove, lanes[0].bridge)
         figures: list[Figure] = []
         for payload in payloads:
-            told(f"{payload.title}, there and back")
+            on_progress(f"measuring: {payload.title}")
             timings = await side_by_side(peers, payload, seconds)
             figures += map(_figure, timings)
     return BenchReport(
@@ -153,10 +156,10 @@ async def _lanes(
     existing: str | os.PathLike[str] | None,
     modules: Sequence[str],
 ) -> tuple[list[LanePeer], dict[str, str]]:
-    """A bridge by each lane that works here.
+    """Return a peer for each lane that works on this machine, and why other lanes do not.
 
-    Each has a kernel of its own, unless it is somebody's: what a kernel publishes while it
-    serves one bridge would else wake up the others while they are measured.
+    Without a running kernel, each lane gets a kernel of its own. Otherwise the messages that a
+    kernel publishes for one bridge would wake up the other bridges while they are measured.
     """
     works: list[LanePeer] = []
     left_out: dict[str, str] = {}
@@ -184,8 +187,8 @@ async def _started(stack: contextlib.AsyncExitStack, peer: Peer, modules: Sequen
 
 
 async def _remove(bridge: Bridge) -> None:
-    """What was pushed, from a kernel that goes on."""
-    with contextlib.suppress(BridgeError):  # it isn't there, or the kernel isn't
+    """Remove the pushed object from a kernel that goes on running."""
+    with contextlib.suppress(BridgeError):  # the name or the kernel no longer exists
         await bridge.delete(NAME)
 
 
@@ -205,7 +208,7 @@ def _figure(timing: Timing) -> Figure:
 
 
 def machine() -> str:
-    """The processor, how many of it this process may use, and the system."""
+    """Return the processor, the number of cores for this process, and the system."""
     processor = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
@@ -217,7 +220,7 @@ def machine() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of Python, and of the libraries that are there."""
+    """Return the versions of Python and of the installed libraries."""
     found = {"python": platform.python_version()}
     for name in LIBRARIES:
         with contextlib.suppress(PackageNotFoundError):

@@ -1,11 +1,11 @@
-"""The command line, ``bridgehead``, which is ``jupyter bridgehead`` as well.
+"""The command line: ``bridgehead``, or ``jupyter bridgehead``.
 
-Rule: a face. Arguments in, tables and sentences out; what a command does with a kernel is the
-``Bridge``'s. click and rich are an extra: without them there is one sentence and exit code 2.
-One noun a file, and only ``group`` knows which commands there are.
+Rule: a thin layer. It turns arguments into calls of a ``Bridge``, and results into tables and
+sentences. click and rich are an optional extra: without them it prints one sentence and exits
+with code 2. Each file has one subject, and only ``group`` lists the commands.
 
-Python imports the package, and with it zmq and jupyter_client, before anything here is run: that
-is some tenths of a second, in which Ctrl-C is not yet ours to catch.
+Python imports the package, and with it zmq and jupyter_client, before any code of this folder
+runs. That takes some tenths of a second, in which this code cannot catch Ctrl-C.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from importlib.util import find_spec
 
 from bridgehead._tools.cli.exit import FAILED, INTERRUPTED, NO_READER, NoReader, not_installed, warn
 
-# What writing to a full or broken device says; ``EDQUOT`` is not everywhere.
+# The errors of writing to a full or broken device; some systems have no ``EDQUOT``.
 NO_ROOM = {errno.ENOSPC, errno.EFBIG, errno.EIO, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
 def main() -> None:
-    """The console script; raises ``SystemExit`` with a code of ``ending``'s."""
+    """Run the console script; raises ``SystemExit`` with one of the exit codes of ``exit``."""
     try:
         _main()
-    except KeyboardInterrupt:  # before click is there, or after it; in between it is an Abort
+    except KeyboardInterrupt:  # before or after click runs; click itself turns it into an Abort
         raise SystemExit(INTERRUPTED) from None
 
 
@@ -39,11 +39,11 @@ def _main() -> None:
     from bridgehead._tools.cli.group import bridgehead
 
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # a file name or a cell may hold what ASCII hasn't
+        if hasattr(stream, "reconfigure"):  # a file name or a cell may have non-ASCII characters
             stream.reconfigure(errors="replace")
     warnings.showwarning = lambda message, *_, **__: warn(str(message))
-    asked_by = os.path.basename(sys.argv[0]).partition(".")[0]  # noqa: PTH119 - a word of argv
-    name = "jupyter bridgehead" if asked_by == "jupyter-bridgehead" else "bridgehead"
+    script = os.path.basename(sys.argv[0]).partition(".")[0]  # noqa: PTH119 - a word of argv
+    name = "jupyter bridgehead" if script == "jupyter-bridgehead" else "bridgehead"
     try:
         code = bridgehead.main(
             prog_name=name, complete_var="_BRIDGEHEAD_COMPLETE", standalone_mode=False
@@ -55,20 +55,20 @@ def _main() -> None:
     except click.Abort:
         code = INTERRUPTED
     except (NoReader, BrokenPipeError):
-        _to_nobody()
+        _discard_output()
         code = NO_READER
-    except OSError as error:  # files that a command writes are told where they are
+    except OSError as error:  # a command reports the errors of its own files itself
         why, code = error.strerror or str(error) or type(error).__name__, FAILED
-        if error.errno in NO_ROOM and error.filename is None:  # behind standard output
+        if error.errno in NO_ROOM and error.filename is None:  # standard output is a full device
             warn(f"the output can't be written: {why}", "red")
-            _to_nobody()
+            _discard_output()
         else:
             warn(why if error.filename is None else f"{error.filename}: {why}", "red")
     raise SystemExit(code if isinstance(code, int) else 0)
 
 
-def _to_nobody() -> None:
-    """What is written while Python ends must not find the closed pipe again."""
-    nobody = os.open(os.devnull, os.O_WRONLY)
+def _discard_output() -> None:
+    """Send both streams to the null device: at exit Python flushes them once more."""
+    null = os.open(os.devnull, os.O_WRONLY)
     for stream in (sys.stdout, sys.stderr):
-        os.dup2(nobody, stream.fileno())
+        os.dup2(null, stream.fileno())

@@ -1,6 +1,6 @@
-"""``bridgehead bench``: its options, and how the figures are shown.
+"""``bridgehead bench``: its options, and the display of its figures.
 
-Rule: what is measured, and how, is ``_bench``'s; here it becomes a table, JSON or a drawing.
+Rule: ``_tools.bench`` measures. This file turns the figures into a table, JSON or a drawing.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option("--existing", metavar="FILE", help="Measure this running kernel.")
-@click.option("--payloads", metavar="NAMES", help="Only these, e.g. int,np1m.")
-@click.option("--large", is_flag=True, help="An array of 1 GB, too.")
+@click.option("--payloads", metavar="NAMES", help="Send only these objects, e.g. int,np1m.")
+@click.option("--large", is_flag=True, help="Also send an array of 1 GB.")
 @click.option(
     "--seconds",
     type=click.FloatRange(min=0),
     default=1.0,
     show_default=True,
-    help="Measure each way with each object for so long; three rounds at least.",
+    help="How long to measure each way with each object; at least three rounds.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 @click.option(
     "--plot",
     metavar="FILE.png",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Draw the figures into a file (needs matplotlib).",
+    help="Also draw the figures into this file (needs matplotlib).",
 )
 def bench(
     existing: str | None,
@@ -49,10 +49,11 @@ def bench(
 ) -> None:
     """Measure push and pull on this machine.
 
-    Launches a kernel for each lane (or takes a running one), and sends objects there and
-    back: an int, dicts, arrays, a DataFrame. Beside them, in the same rounds, it measures
-    a copy in memory, pickling, raw ZeroMQ, and the round trip of an empty cell. Shows
-    medians. The kernels are ended; of a running one, nothing is left in it.
+    The command launches a kernel for each lane, or uses a running one. It pushes objects to
+    the kernel and pulls them: an int, dicts, arrays, a DataFrame. In the same rounds it
+    measures a copy in memory, pickling, raw ZeroMQ, and the round trip of an empty cell. It
+    shows medians. At the end it shuts down the kernels that it launched. It leaves nothing
+    in a running kernel.
 
     Objects for --payloads: int, dict1k, dict10k, list1m, np1m, df, np100m, np1g.
     """
@@ -67,9 +68,9 @@ def bench(
         fail("; ".join(f"{title}: {why}" for title, why in left_out.items()))
     if plot is not None:
         _check_plot(plot)
-    with console_for(stderr=True).status("a benchmark begins") as status:
+    with console_for(stderr=True).status("starting the benchmark") as status:
         work = session.measure(
-            chosen, left_out, existing=existing, seconds=seconds, told=status.update
+            chosen, left_out, existing=existing, seconds=seconds, on_progress=status.update
         )
         report = finish(work)
     if as_json:
@@ -84,17 +85,17 @@ def bench(
         except OSError as error:
             fail(f"{plot} can't be written: {error.strerror or error}")
     if not any(row.lane and row.rounds for row in report.figures):
-        fail("nothing crossed")
+        fail("no lane carried any object")
 
 
 def _check_plot(file: Path) -> None:
-    """Told before anything is measured: it takes a while."""
+    """Check the file before anything is measured, because measuring takes a while."""
     try:
         from bridgehead._tools.bench import plot
     except ModuleNotFoundError as error:
         not_installed(str(error.name), "--plot", "bench")
     if file.suffix.lstrip(".").lower() not in plot.formats():
-        fail(f"{file} can't be drawn: its name ends in none of {', '.join(plot.formats())}")
+        fail(f"{file} can't be drawn: its name must end in one of {', '.join(plot.formats())}")
     if not file.absolute().parent.is_dir():
         fail(f"{file} can't be written: there is no folder {file.absolute().parent}")
 
@@ -122,20 +123,20 @@ def _draw_bench(console: Console, report: Measured) -> None:
                 style="bold" if row.lane else "",
                 end_section=console.is_terminal and row is rows[-1],
             )
-    print_table(console, "medians, and how many times those of raw ZeroMQ they are", table)
+    print_table(console, "medians, and their ratios to raw ZeroMQ", table)
     say(
         console,
-        "Each way took its turn in every round, so the ratios are worth more than the times. "
-        "buffers, inline, direct: bridgehead's lanes. memcpy: a copy into memory that is there. "
-        "pickle: dumps and loads in one process. zmq tcp: two ZeroMQ sockets, pickle 5 with "
-        "buffers, and nothing else. empty cell: one execute_request that carries nothing.",
+        "All ways took turns in every round, so the ratios mean more than the times. "
+        "buffers, inline, direct: bridgehead's lanes. memcpy: a copy into memory that is already "
+        "allocated. pickle: dumps and loads in one process. zmq tcp: two ZeroMQ sockets, pickle 5 "
+        "with buffers, and nothing else. empty cell: one execute_request that carries nothing.",
     )
     for what, why in {**report.left_out, **_left_out(report.figures)}.items():
         print_wrapped(console, f"Left out: {what}: {why}")
 
 
 def _left_out(figures: Sequence[Figure]) -> dict[str, str]:
-    """What a user would look for in vain: a lane, and what they are compared with."""
+    """Return why lanes and the peers that carry objects were left out, by object and peer."""
     return {
         f"{row.title} by {row.peer}": row.left_out
         for row in figures

@@ -1,8 +1,8 @@
-"""What a shell is offered for what was typed so far.
+"""Shell completion: kernels, files and names for the words typed so far.
 
-Rule: never slow, never loud. A kernel that doesn't answer at once completes nothing, and nothing
-that goes wrong is shown in the middle of somebody's command line. What a kernel tells is put into
-that line by the shell: only names that Python would take as such, which no shell takes for more.
+Rule: never slow, never loud. A kernel that doesn't answer at once completes nothing. No error is
+shown in the middle of a command line. The shell inserts what the kernel sends into that line, so
+only valid Python names are offered: no shell gives them another meaning.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-PATIENCE = 1.5  # s for a kernel to tell its names; longer feels like a hanging shell
+PATIENCE = 1.5  # s to wait for a kernel's names; a longer wait feels like a hanging shell
 
 
 def kernels(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
-    """The connection files in Jupyter's runtime folder, or a path."""
+    """Complete connection files in Jupyter's runtime folder, or else a path."""
     found: list[Any] = []
     with contextlib.suppress(Exception):
         from bridgehead._kernels.local import connection_files
@@ -31,10 +31,10 @@ def kernels(ctx: click.Context, param: click.Parameter, incomplete: str) -> list
 
 
 def files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
-    """Of NAME=FILE, the file; the shell itself knows files only where the word begins."""
+    """Complete the file of NAME=FILE; the shell completes files only at the start of a word."""
     name, equals, start = incomplete.partition("=")
     before = f"{name}=" if name else ""
-    if not equals:  # bash takes NAME=FILE for three words, and replaces the last one
+    if not equals:  # bash splits NAME=FILE into three words, and replaces the last one
         last = (tuple(ctx.params.get("bindings") or ()) or ("",))[-1]
         if not last or ("=" in last and last != "="):
             return []
@@ -51,12 +51,12 @@ def files(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[A
 
 
 def names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
-    """The names of the kernel that the options typed so far mean."""
+    """Complete names in the kernel that the options typed so far choose."""
     if incomplete and not incomplete.isidentifier():
         return []
     try:
         found = asyncio.run(_names(ctx.params, incomplete))
-    except (Exception, KeyboardInterrupt):  # noqa: BLE001 - a shell is not to hear of it
+    except (Exception, KeyboardInterrupt):  # noqa: BLE001 - a command line shows no errors
         return []
     return [CompletionItem(name, help=kind) for name, kind in found]
 
@@ -76,7 +76,7 @@ async def _names(options: dict[str, Any], begin: str) -> list[tuple[str, str]]:
         opening = Bridge.attach(existing, insecure=options.get("insecure") or (), timeout=PATIENCE)
         async with opening as bridge:
             listed = await bridge.names(f"{begin}*", timeout=PATIENCE)
-            # A kernel's namespace may have any text as a key, and its types any name.
+            # Any text may be a key of a kernel's namespace, and a type may have any name.
             return [(one.name, line(one.type)) for one in listed if one.name.isidentifier()]
 
 

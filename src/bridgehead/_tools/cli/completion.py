@@ -1,6 +1,6 @@
-"""``bridgehead completion``: the script that a shell takes in.
+"""``bridgehead completion``: the script that adds completion to a shell.
 
-Rule: click writes the script; here is said where it goes.
+Rule: click generates the script. The help text says where to put it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def completion(shell: str) -> None:
     bash:  eval "$(bridgehead completion bash)"   in ~/.bashrc
     zsh:   eval "$(bridgehead completion zsh)"    in ~/.zshrc
     fish:  bridgehead completion fish > ~/.config/fish/completions/bridgehead.fish
-    """  # noqa: D301 - click's own mark: these lines are not wrapped
+    """  # noqa: D301 - \b tells click not to wrap these lines
     from bridgehead._tools.cli.group import bridgehead
 
     kind = get_completion_class(shell)

@@ -1,7 +1,8 @@
-"""``doctor``: what is known of a kernel and of the way to it, and what to do about it.
+"""``doctor``: check a kernel and the connection to it.
 
-Rule: facts that the handshake or the connection file told; each finding says what is the
-matter and what to do. What a command would refuse to connect to isn't connected to here either.
+Rule: only facts from the handshake or from the connection file. Each finding says what the
+problem is and what to do. Where the other commands refuse to connect, ``doctor`` does not connect
+either.
 """
 
 from __future__ import annotations
@@ -24,16 +25,16 @@ if TYPE_CHECKING:
 
 INSECURE, LACKING, NOTE = "insecure", "lacking", "note"
 STYLES = {INSECURE: "bold red", LACKING: "bold yellow", NOTE: "bold"}
-WANTED = {"cloudpickle": "functions and classes come back as pickles", "numpy": "arrays"}
+WANTED = {"cloudpickle": "functions and classes that it defines", "numpy": "arrays"}
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Something to know, and to do.
+    """One fact about a kernel, and what to do about it.
 
     Attributes:
         kind: ``"insecure"``, ``"lacking"`` or ``"note"``.
-        what: the matter.
+        what: the fact.
         todo: what to do about it.
     """
 
@@ -46,46 +47,46 @@ class Finding:
 @target()
 @as_json
 def doctor(target: Target, as_json: bool) -> None:
-    """Say what is known of a kernel and the way to it, and what to do.
+    """Check a kernel and the connection to it, and say what to do.
 
-    Who it is, which lane objects take and why not a better one, what would let a stranger in,
-    and what is missing over there. Exit code 1 if anything is insecure, or the code of what
-    kept it from connecting.
+    Shows which kernel it is, which lane objects take and why they take no better one, what is
+    insecure, and which packages the kernel lacks. The exit code is 1 if anything is insecure.
+    If the command can't connect, the exit code says why.
     """
     from bridgehead import BridgeError, InsecureConnection
 
     findings = _of_the_file(target.existing)
     info, code = None, 0
     try:
-        info, more = _quietly(_greet(target))
+        info, more = _run_quietly(_connect(target))
         findings += more
     except (BridgeError, TimeoutError) as error:
         code = code_of(error)
-        if not (findings and isinstance(error, InsecureConnection)):  # which they say already
-            findings.append(Finding(LACKING, str(error), "bridgehead ls shows what there is"))
+        if not (findings and isinstance(error, InsecureConnection)):  # a finding says so already
+            findings.append(Finding(LACKING, str(error), "bridgehead ls lists the kernels"))
     except (ImportError, ValueError) as error:
         fail(str(error), UNUSABLE)
     if any(finding.kind == INSECURE for finding in findings):
         code = code or FAILED
     if as_json:
-        told = asdict(info) if info is not None else None
-        click.echo(json.dumps({"info": told, "findings": [asdict(one) for one in findings]}))
+        fields = asdict(info) if info is not None else None
+        click.echo(json.dumps({"info": fields, "findings": [asdict(one) for one in findings]}))
     else:
         _draw(info, findings)
     raise SystemExit(code)
 
 
-def _quietly(work: Any) -> Any:
-    """Its errors are findings here."""
+def _run_quietly(work: Any) -> Any:
+    """Run a coroutine without warnings; the caller turns its errors into findings."""
     import asyncio
     import warnings
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an open connection file is a finding already
+        warnings.simplefilter("ignore")  # a readable connection file is a finding already
         return asyncio.run(work)
 
 
-async def _greet(target: Target) -> tuple[Info, list[Finding]]:
+async def _connect(target: Target) -> tuple[Info, list[Finding]]:
     async with target.open() as bridge:
         return bridge.info, _of_the_kernel(bridge)
 
@@ -105,16 +106,16 @@ def _of_the_file(existing: str | None) -> list[Finding]:
             for name, why in insecurities(info, file).items()
         ]
     except (KernelNotFound, OSError, ValueError, AttributeError):
-        return []  # connecting says it better
+        return []  # connecting reports it better
     mode = mode_for_others(file)
     if mode is not None:
         found.append(
             Finding(
                 INSECURE,
-                f"others on this machine can read {file} (mode {mode:04o}), and with the key in "
-                "it run code in the kernel as you",
-                f"chmod 600 {shlex.quote(file)}, and start the kernel anew if somebody may have "
-                "read it",
+                f"other users of this machine can read {file} (mode {mode:04o}); with its key "
+                "they can run code in the kernel as you",
+                f"chmod 600 {shlex.quote(file)}; if another user may have read it, start a new "
+                "kernel",
             )
         )
     return found
@@ -122,7 +123,7 @@ def _of_the_file(existing: str | None) -> list[Finding]:
 
 def _todo(why: str, name: str) -> str:
     advice = why.partition(" (")[2].rstrip(")")
-    return f"{advice}; --insecure {name} connects all the same"
+    return f"{advice}; --insecure {name} connects anyway"
 
 
 def _of_the_kernel(bridge: Bridge) -> list[Finding]:
@@ -145,28 +146,28 @@ def _of_the_kernel(bridge: Bridge) -> list[Finding]:
         found.append(
             Finding(
                 NOTE,
-                "the kernel has no subshells: in the middle of a cell, now=True brings names on "
-                "the direct lane, and nothing else",
+                "the kernel has no subshells: while a cell runs, now=True transfers only names, "
+                "and only on the direct lane",
                 f"{pip} 'ipykernel>=7'",
             )
         )
-    here = sys.version_info[:2]
-    if tuple(info.python[:2]) != here:
-        there = ".".join(map(str, info.python[:2]))
+    own = sys.version_info[:2]
+    if tuple(info.python[:2]) != own:
+        kernels = ".".join(map(str, info.python[:2]))
         found.append(
             Finding(
                 NOTE,
-                f"the kernel has Python {there}, and this is {here[0]}.{here[1]}: functions and "
-                "classes of __main__ can't cross, data and what both can import does",
-                f"run this with Python {there}, or keep to data",
+                f"the kernel has Python {kernels}, this program {own[0]}.{own[1]}: functions and "
+                "classes of __main__ can't cross; data can, and objects that both can import",
+                f"run this program with Python {kernels}, or send only data",
             )
         )
     return found
 
 
 _LANES = {
-    "direct": "nothing needs to be done: they cross in messages, large ones more slowly",
-    "buffers": "nothing needs to be done: they cross as text, which is a third longer",
+    "direct": "you need to do nothing: objects cross in messages, large ones more slowly",
+    "buffers": "you need to do nothing: objects cross as text, which is a third longer",
 }
 
 
@@ -197,7 +198,7 @@ def _draw(info: Any, findings: list[Finding]) -> None:
         print_wrapped(console, f"-> {finding.todo}")
         console.print()
     if not findings:
-        print_wrapped(console, "Nothing is insecure, nothing is lacking.")
+        print_wrapped(console, "No problems found.")
 
 
 def _facts(info: Info) -> list[tuple[str, str]]:

@@ -1,17 +1,18 @@
-"""How a command ends: its exit code, and the one sentence that says why.
+"""How a command ends: its exit code, and one sentence that says why.
 
-Rule: what the library raises becomes a line on standard error and a code by what is known of the
-request: whether it was sent, whether it ran. Nothing is shown as a traceback of this program.
+Rule: an exception of the library becomes a line on standard error and an exit code. The code says
+what is known of the request: whether it was sent, whether it ran. A command never shows a
+traceback of this program.
 
     0    done
-    1    it ran over there and raised, or what came back is of no use
-    2    it can't be tried: a wrong argument, a missing package, a file that can't be read
-    3    not sent: no such kernel, or refused before it crossed
-    4    not executed: the kernel refused it, and is as it was
-    5    unknown: the kernel went away meanwhile; it may have run
-    124  it took longer than --timeout
+    1    the code raised in the kernel, or the result can't be used
+    2    the command can't start: a wrong argument, a missing package, or an unreadable file
+    3    not sent: no such kernel, or the request was refused before it was sent
+    4    not executed: the kernel refused the request and changed nothing
+    5    unknown: the connection to the kernel was lost; the request may have run
+    124  the command took longer than --timeout
     130  interrupted
-    141  whoever read the output went away
+    141  the reader of the output closed the pipe
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from bridgehead._errors import BridgeError, NotExecuted, NotSent, OutcomeUnknown
 
 T = TypeVar("T")
 
-NOTICE = 1.0  # s of waiting in silence
+NOTICE = 1.0  # s to wait before a terminal shows a notice
 
 FAILED, UNUSABLE, NOT_SENT, NOT_EXECUTED, UNKNOWN = 1, 2, 3, 4, 5
 TIMED_OUT, INTERRUPTED, NO_READER = 124, 130, 141
@@ -39,26 +40,25 @@ CODES: tuple[tuple[type[Exception], int], ...] = (
 
 
 class NoReader(Exception):
-    """Whoever read standard output went away; click would take ``BrokenPipeError`` for its own."""
+    """The reader of standard output closed the pipe; click handles ``BrokenPipeError`` itself."""
 
 
 def finish(work: Coroutine[Any, Any, T]) -> T:
-    """Run a command's work; what the library raises becomes one line and the exit code."""
+    """Run a command's work; an exception of the library becomes one line and the exit code."""
     try:
         return asyncio.run(work)
     except RemoteError as error:
         fail(f"in the kernel: {error.ename}: {error.evalue}".rstrip(": "))
     except (BridgeError, TimeoutError) as error:
         fail(str(error), code_of(error))
-    except (ImportError, ValueError, SyntaxError) as error:  # as the library refuses arguments
+    except (ImportError, ValueError, SyntaxError) as error:  # the library refused an argument
         fail(str(error), UNUSABLE)
 
 
-async def patiently(work: Coroutine[Any, Any, T]) -> T:
-    """The same work; on a terminal it says after a while that the kernel is waited for.
+async def with_wait_notice(work: Coroutine[Any, Any, T]) -> T:
+    """Return the result of ``work``; a terminal shows a notice if it takes longer than a second.
 
-    It may be in the middle of a cell for hours, and a command that hangs without a word is taken
-    for a broken one.
+    A cell may run for hours, and a command that hangs without a notice looks broken.
     """
     task = asyncio.ensure_future(work)
     try:
@@ -67,27 +67,27 @@ async def patiently(work: Coroutine[Any, Any, T]) -> T:
             return await task
         from bridgehead._tools.cli.terminal import console_for
 
-        with console_for(stderr=True).status("waiting for the kernel; Ctrl-C gives up"):
+        with console_for(stderr=True).status("waiting for the kernel; Ctrl-C stops waiting"):
             return await task
     finally:
-        if not task.done():  # cancelled while it waited: the bridge is closed all the same
+        if not task.done():  # cancelled while waiting: still wait until the bridge is closed
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
 
 def code_of(error: Exception) -> int:
-    """The exit code that tells what is known of the request."""
+    """Return the exit code that says what is known of the request."""
     return next((code for kind, code in CODES if isinstance(error, kind)), FAILED)
 
 
 def fail(message: str, code: int = FAILED) -> NoReturn:
-    """The first line in red; what a kernel last wrote, if the message has it, below."""
+    """Print an error and exit: the first line in red, the kernel's last output below it."""
     warn(message, "red")
     raise SystemExit(code)
 
 
 def warn(message: str, style: str = "yellow") -> None:
-    """A sentence on standard error that ends nothing."""
+    """Print a sentence on standard error; the command goes on."""
     from rich.text import Text
 
     from bridgehead._tools.cli.terminal import console_for, plain, print_wrapped
@@ -95,7 +95,7 @@ def warn(message: str, style: str = "yellow") -> None:
     console = console_for(stderr=True)
     line, _, rest = message.partition("\n")
     line = f"bridgehead: {plain(_as_options(line))}"
-    if console.is_terminal:  # a pipe has one line for it, to be searched
+    if console.is_terminal:  # a pipe gets it as one line, which is easier to search
         print_wrapped(console, line, style)
     else:
         console.print(Text(line), soft_wrap=True)
@@ -104,7 +104,7 @@ def warn(message: str, style: str = "yellow") -> None:
 
 
 def _as_options(message: str) -> str:
-    """What the library says of its arguments, as the command line has them."""
+    """Replace the library's argument names in a message with the command line's options."""
     named = re.search(r"insecure=\[([^\]]*)\]", message)
     if named:
         options = " ".join(f"--insecure {name}" for name in re.findall(r"'([^']*)'", named[1]))
@@ -113,7 +113,7 @@ def _as_options(message: str) -> str:
 
 
 def not_installed(module: str, what: str = "the command line", extra: str = "all") -> NoReturn:
-    """What is missing, and the pip line that brings it."""
+    """Print which module is missing and the pip command that installs it, and exit."""
     needed = f"bridgehead[{extra}]" if extra in ("all", "bench", "cli", "server") else extra
     sys.stderr.write(
         f"bridgehead: {what} needs {module}, which is not installed; pip install '{needed}'\n"

@@ -1,8 +1,8 @@
 """Files that hold an object: csv, parquet, npy, json, pickle.
 
-Rule: bytes in, an object out, and back; no kernel and no terminal is known here. What a format
-can't hold is refused, never bent until it fits. A pickle is not opened here: opening one runs
-code, and that is for the kernel it goes to.
+Rule: bytes become an object, and back. This file knows no kernel and no terminal. It refuses an
+object that a format can't hold, and never converts it to make it fit. It does not open pickles:
+that runs code, so only the kernel that receives a pickle opens it.
 """
 
 from __future__ import annotations
@@ -27,26 +27,28 @@ SUFFIXES = {
     ".pkl": "pickle",
 }
 FORMATS = tuple(dict.fromkeys(SUFFIXES.values()))
-DIGITLESS = 2_000  # bits; Python may refuse to write more than 640 digits, by default 4,300
-PIP = {"pandas": "all", "numpy": "all", "pyarrow": "pyarrow"}  # what brings a module
+# Python writes integers below this size (bits) in any case. Its limit on digits is 4,300 by
+# default, and can be set to 640.
+SAFE_BITS = 2_000
+PIP = {"pandas": "all", "numpy": "all", "pyarrow": "pyarrow"}  # what to install for a module
 
-CONTAINERS = (list, tuple, dict, set, frozenset, bytes, bytearray)  # what csv has only as a repr
+CONTAINERS = (list, tuple, dict, set, frozenset, bytes, bytearray)  # csv would hold their repr
 
 
 class Unusable(ValueError):
-    """A file that is none of its format, or an object that the format can't hold."""
+    """The file is not of its format, or the format can't hold the object."""
 
 
 def format_of(name: str) -> str | None:
-    """The format that a file's name tells by its suffix; None for another one."""
+    """Return the format for the suffix of a file's name; None for an unknown suffix."""
     return SUFFIXES.get(Path(name).suffix.lower())
 
 
 def loaded(data: bytes, kind: str, name: str) -> Any:
-    """The object that a file holds; of a pickle one that is opened where it arrives.
+    """Return the object in a file's bytes; a pickle stays closed until it is in the kernel.
 
     Raises:
-        Unusable: it is none of this format.
+        Unusable: the bytes are not of this format.
         ModuleNotFoundError: the module for this format is not installed.
     """
     try:
@@ -54,28 +56,32 @@ def loaded(data: bytes, kind: str, name: str) -> Any:
     except ImportError:
         raise
     except (ValueError, OSError, EOFError, LookupError, ArithmeticError, RecursionError) as error:
-        said = str(error).partition("\n")[0] or type(error).__name__
-        raise Unusable(f"{name} can't be read as {kind}: {said}") from error
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise Unusable(f"{name} can't be read as {kind}: {reason}") from error
 
 
 def dumped(value: Any, kind: str) -> bytes:
-    """The bytes of a file that holds the object; a pickle comes from the kernel as it is.
+    """Return the bytes of a file with this object; a pickle arrives from the kernel as bytes.
 
     Raises:
-        Unusable: this format can't hold it; says what could.
+        Unusable: the format can't hold the object; the message names formats that can.
         ModuleNotFoundError: the module for this format is not installed.
     """
     try:
         return _DUMP[kind](value)
     except RecursionError:
-        raise Unusable(f"{kind} can't hold what contains itself; pickle can") from None
+        raise Unusable(
+            f"{kind} can't hold a value that contains itself or is nested too deep; use pickle"
+        ) from None
     except UnicodeEncodeError:
-        raise Unusable(f"{kind} can't hold half a character; pickle can") from None
+        raise Unusable(
+            f"{kind} can't hold a lone surrogate (half a character); use pickle"
+        ) from None
     except Unusable:
         raise
     except ValueError as error:  # a number of thousands of digits
-        said = str(error).partition(";")[0]
-        raise Unusable(f"{kind} can't hold this ({said}); pickle can") from error
+        reason = str(error).partition(";")[0]
+        raise Unusable(f"{kind} can't hold this value ({reason}); use pickle") from error
 
 
 def _read_csv(data: bytes) -> Any:
@@ -86,7 +92,7 @@ def _read_csv(data: bytes) -> Any:
 
 def _read_parquet(data: bytes) -> Any:
     import pandas
-    import pyarrow  # noqa: F401 - pandas says less of it where it is missing
+    import pyarrow  # noqa: F401 - where pyarrow is missing, pandas' error says less
 
     return pandas.read_parquet(io.BytesIO(data), engine="pyarrow")
 
@@ -96,7 +102,7 @@ def _read_npy(data: bytes) -> Any:
 
     array = np.load(io.BytesIO(data), allow_pickle=False)
     if not isinstance(array, np.ndarray):
-        raise ValueError("it is an archive of several, an npz")  # noqa: TRY004 - of what it holds
+        raise ValueError("it is an npz archive of several arrays")  # noqa: TRY004 - of a file
     return array
 
 
@@ -118,17 +124,17 @@ def _write_csv(value: Any) -> bytes:
     except (ValueError, RecursionError):
         raise
     except Exception as error:  # whatever the class of a cell raises
-        raise Unusable(f"csv can't hold this table ({text_of(error)}); pickle can") from error
+        raise Unusable(f"csv can't hold this table ({text_of(error)}); use pickle") from error
     return text.encode()
 
 
 def _check_csv(table: Any) -> None:
-    """Refuse what would be another column or a text when it is read."""
+    """Refuse a table that would have other columns, or texts instead of values, when read."""
     if table.columns.nlevels > 1:
-        raise Unusable("csv holds one name for a column, and these have several; pickle can")
-    twice = _twice(_names_of(table))
+        raise Unusable("csv holds one name for each column, not several; use pickle")
+    twice = _duplicate(_names_of(table))
     if twice is not None:
-        raise Unusable(f"csv holds one column of each name, and {twice!r} is there twice")
+        raise Unusable(f"csv can't hold two columns of one name: {twice!r} appears twice")
     parts = [column for _, column in table.items()]
     for part in parts if table.index.nlevels > 1 else [*parts, table.index]:
         if part.dtype != object:
@@ -136,19 +142,19 @@ def _check_csv(table: Any) -> None:
         for cell in part:
             if isinstance(cell, CONTAINERS) or getattr(cell, "ndim", 0) != 0:
                 raise Unusable(
-                    f"csv holds numbers and texts, and {part.name!r} has {described(cell)}; "
-                    "pickle can"
+                    f"csv holds numbers and texts, but {part.name!r} has {described(cell)}; "
+                    "use pickle"
                 )
 
 
 def _names_of(table: Any) -> list[Any]:
-    """Of its columns, and of its index if that is more than the rows' order."""
+    """Return the names of the columns, and of the index unless it only numbers the rows."""
     index = [] if _is_numbered(table.index) else list(table.index.names)
     return [name for name in index if name is not None] + list(table.columns)
 
 
-def _twice(names: Iterable[Any]) -> str | None:
-    """A name that another one can't be told from, once both are texts."""
+def _duplicate(names: Iterable[Any]) -> str | None:
+    """Return the first name whose text equals that of an earlier one; None if there is none."""
     seen: set[str] = set()
     for name in map(text_of, names):
         if name in seen:
@@ -164,8 +170,8 @@ def _write_parquet(value: Any) -> bytes:
     try:
         data: bytes = table.to_parquet(None, engine="pyarrow")
     except (pyarrow.ArrowException, ValueError, TypeError) as error:
-        said = str(error).partition("\n")[0]
-        raise Unusable(f"parquet can't hold this table ({said}); pickle can") from error
+        reason = str(error).partition("\n")[0]
+        raise Unusable(f"parquet can't hold this table ({reason}); use pickle") from error
     return data
 
 
@@ -173,9 +179,9 @@ def _write_npy(value: Any) -> bytes:
     import numpy as np
 
     if not isinstance(value, (np.ndarray, np.generic)):
-        raise Unusable(f"npy holds an array, and this is {described(value)}; {_better(value)}")
+        raise Unusable(f"npy holds arrays, not {described(value)}; {_alternatives(value)}")
     if value.dtype.hasobject:
-        raise Unusable("npy holds an array of objects only as a pickle; take pickle itself")
+        raise Unusable("npy holds an array of objects only as a pickle; use pickle")
     file = io.BytesIO()
     np.save(file, value, allow_pickle=False)
     return file.getvalue()
@@ -184,14 +190,14 @@ def _write_npy(value: Any) -> bytes:
 def _write_json(value: Any) -> bytes:
     _check_json(value, "")
     text = json.dumps(value, ensure_ascii=False, indent=1)
-    with contextlib.suppress(UnicodeEncodeError):  # half a character, which JSON escapes
+    with contextlib.suppress(UnicodeEncodeError):  # a lone surrogate, which JSON escapes
         return f"{text}\n".encode()
     return f"{json.dumps(value, indent=1)}\n".encode()
 
 
 def _write_pickle(value: Any) -> bytes:
     if not isinstance(value, bytes):
-        raise TypeError("a pickle is made in the kernel")
+        raise TypeError("pickles are made in the kernel")
     return value
 
 
@@ -217,12 +223,12 @@ def _table(value: Any, kind: str) -> Any:
     if isinstance(value, pandas.Series):
         return value.to_frame()
     if not isinstance(value, pandas.DataFrame):
-        raise Unusable(f"{kind} holds a table, and this is {described(value)}; {_better(value)}")
+        raise Unusable(f"{kind} holds tables, not {described(value)}; {_alternatives(value)}")
     return value
 
 
 def _is_numbered(index: Any) -> bool:
-    """Whether an index says no more than the rows' order does."""
+    """Return whether an index only numbers the rows."""
     import pandas
 
     if list(index.names) != [None]:
@@ -231,13 +237,13 @@ def _is_numbered(index: Any) -> bool:
 
 
 def _check_json(value: Any, where: str) -> None:
-    """Refuse what would come back as something else: a tuple as a list may pass, NaN may not."""
+    """Refuse values that JSON can't hold, such as NaN; a tuple may become a list."""
     if value is None or type(value) in (bool, int, str):
         return
     place = f" at {where}" if where else ""
     if type(value) is float:
         if not math.isfinite(value):
-            raise Unusable(f"json has no {value}{place}; pickle can hold it")
+            raise Unusable(f"json can't hold {value}{place}; use pickle")
         return
     if type(value) in (list, tuple):
         for at, item in enumerate(value):
@@ -246,14 +252,14 @@ def _check_json(value: Any, where: str) -> None:
     if type(value) is dict:
         for key, item in value.items():
             if type(key) is not str:
-                raise Unusable(f"json has only texts as keys, and one{place} is {key!r}")
+                raise Unusable(f"json holds only strings as keys, not {key!r}{place}; use pickle")
             _check_json(item, f"{where}[{key!r}]")
         return
-    raise Unusable(f"json can't hold {described(value)}{place}; {_better(value)}")
+    raise Unusable(f"json can't hold {described(value)}{place}; {_alternatives(value)}")
 
 
 def described(value: Any) -> str:
-    """What an object is, with its article."""
+    """Return an object's type with its article, e.g. ``"a pandas.DataFrame"``."""
     kind = type(value)
     name = kind.__name__
     if kind.__module__ not in ("builtins", "__main__"):
@@ -262,35 +268,36 @@ def described(value: Any) -> str:
 
 
 def repr_of(value: Any) -> str:
-    """Its repr, or what it is where it has none: a class of somebody's, or too many digits."""
+    """Return the repr of a value, or its type where the repr fails."""
     try:
         return repr(value)
-    except Exception:  # noqa: BLE001 - whatever a class's own code raises
+    except Exception:  # noqa: BLE001 - a class's own repr may raise anything
         return f"<{described(value)}>"
 
 
 def text_of(value: Any) -> str:
-    """Its text, in the same way."""
+    """Return the text of a value, or its type where ``str`` fails."""
     try:
         return str(value)
-    except Exception:  # noqa: BLE001 - the same
+    except Exception:  # noqa: BLE001 - a class's own code may raise anything
         return f"<{described(value)}>"
 
 
-def _better(value: Any) -> str:
+def _alternatives(value: Any) -> str:
     name = type(value).__name__
     if name in ("DataFrame", "Series"):
-        return "csv, parquet and pickle can"
+        return "use csv, parquet or pickle"
     if name == "ndarray":
-        return "npy and pickle can"
-    return "pickle can"
+        return "use npy or pickle"
+    return "use pickle"
 
 
 def jsonable(value: Any) -> Any:
-    """The nearest that JSON has, for scripts: a table's rows, an array's numbers, a repr.
+    """Return the nearest JSON value, for scripts: a table's rows, an array's numbers, a repr.
 
-    Of what is nested deeper than Python can go, its repr, which knows what contains itself; and
-    of what would lose something, such as a table with two columns of one name, its text.
+    A value that is nested too deep becomes its repr, which can show a value that contains itself.
+    A value that JSON would shorten, such as a table with two columns of one name, becomes its
+    text.
     """
     try:
         return _jsonable(value)
@@ -303,11 +310,11 @@ def _jsonable(value: Any) -> Any:
         return value
     if isinstance(value, int):
         number = int(value)
-        return number if number.bit_length() < DIGITLESS or _has_digits(number) else repr_of(number)
+        return number if number.bit_length() < SAFE_BITS or _has_digits(number) else repr_of(number)
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, dict):
-        if _twice(value) is not None:
+        if _duplicate(value) is not None:
             return repr_of(value)
         return {text_of(key): _jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
@@ -316,15 +323,15 @@ def _jsonable(value: Any) -> Any:
         nearest = _nearest(value)
     except RecursionError:
         raise
-    except Exception:  # noqa: BLE001 - whatever a class's own code raises
+    except Exception:  # noqa: BLE001 - a class's own code may raise anything
         return repr_of(value)
     return repr_of(value) if nearest is value else _jsonable(nearest)
 
 
 def _nearest(value: Any) -> Any:
-    """The same as a list, a number or a text; the value itself if there is none."""
+    """Return a value as a list, a number or a text; the value itself if it has none."""
     if type(value).__name__ == "DataFrame" and hasattr(value, "to_dict"):
-        if _twice(_names_of(value)) is not None:
+        if _duplicate(_names_of(value)) is not None:
             return value.to_string()
         table = value if _is_numbered(value.index) else value.reset_index()
         return table.to_dict("records")
@@ -342,12 +349,13 @@ def _has_digits(number: int) -> bool:
 
 
 def write_whole(file: Path, data: bytes) -> None:
-    """The file, whole or as it was before; a device or a pipe is written as it is.
+    """Write a file, or leave it unchanged on failure; write directly to a device or a pipe.
 
     Raises:
-        OSError: it can't be written.
+        OSError: the file can't be written.
     """
-    if file.exists() and not file.is_file():  # before its links are followed: a pipe's has no end
+    # Before links are resolved: the link of a pipe in /dev leads to no file.
+    if file.exists() and not file.is_file():
         with file.open("wb") as out:
             out.write(data)
         return
@@ -355,7 +363,8 @@ def write_whole(file: Path, data: bytes) -> None:
     umask = os.umask(0)
     os.umask(umask)
     mode = target.stat().st_mode & 0o7777 if target.exists() else 0o666 & ~umask
-    number, name = tempfile.mkstemp(dir=target.parent, prefix=".new-")  # its own may be too long
+    # The new file gets a short name: with a prefix, a long name might exceed the system's limit.
+    number, name = tempfile.mkstemp(dir=target.parent, prefix=".new-")
     try:
         with os.fdopen(number, "wb") as out:
             out.write(data)

@@ -1,7 +1,8 @@
-"""Which commands there are.
+"""The group of all commands.
 
-Rule: names and one line each; the file of a command is imported when it is asked for. Help and
-completion wait for the package itself, but not for rich, numpy, pandas or a server's packages.
+Rule: the name and one line of help of each command. The file of a command is imported when it is
+used. Help and completion import the package itself, but not rich, numpy, pandas or a server's
+packages.
 """
 
 from __future__ import annotations
@@ -15,22 +16,22 @@ from bridgehead._tools.cli.exit import NoReader
 
 # command: its file, and its line in the list
 COMMANDS = {
-    "ls": ("ls", "The kernels that can be reached, and which are busy."),
-    "names": ("objects", "What a kernel's namespace has."),
-    "push": ("objects", "Bind what files hold to names in a kernel."),
-    "pull": ("objects", "Bring a value here: into a file, or to look at."),
-    "run": ("run", "Run a file as a cell; its output is shown as it comes."),
-    "watch": ("watch", "Follow a value as cells change it."),
-    "messages": ("watch", "What a kernel tells its clients, as it happens."),
-    "doctor": ("doctor", "What is known of a kernel and the way to it; what to do."),
-    "demo": ("demo", "Send a table to a kernel, use it there, fetch the result."),
+    "ls": ("ls", "List the kernels, and which are busy."),
+    "names": ("objects", "List the names in a kernel."),
+    "push": ("objects", "Bind the contents of files to names in a kernel."),
+    "pull": ("objects", "Show a value of a kernel, or write it to a file."),
+    "run": ("run", "Run a file as a cell, and show its output as it comes."),
+    "watch": ("watch", "Follow a value while cells change it."),
+    "messages": ("watch", "Show the messages that a kernel publishes."),
+    "doctor": ("doctor", "Check a kernel and the connection to it."),
+    "demo": ("demo", "Send a table to a kernel, use it in a cell, pull the result."),
     "bench": ("bench", "Measure push and pull on this machine."),
-    "completion": ("completion", "A script that completes commands and names in a shell."),
+    "completion": ("completion", "Print a script that adds completion to a shell."),
 }
 
 
 class Commands(click.Group):
-    """A group whose commands are imported when they are wanted."""
+    """A group that imports a command when it is used."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -43,14 +44,14 @@ class Commands(click.Group):
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """From the lines above, without importing any of them."""
+        """List the commands from ``COMMANDS``, without importing any of them."""
         with formatter.section("Commands"):
             formatter.write_dl([(name, line) for name, (_, line) in COMMANDS.items()])
 
     def make_context(self, *args: Any, **more: Any) -> click.Context:
         try:
             return super().make_context(*args, **more)
-        except BrokenPipeError:  # this is where --help is printed
+        except BrokenPipeError:  # click prints --help in this call
             raise NoReader from None
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -74,18 +75,18 @@ class Commands(click.Group):
 def bridgehead() -> None:
     """Live Python objects, between an asyncio program and a running Jupyter kernel.
 
-    Commands that talk to a kernel take the one used last; --existing FILE or --url ADDRESS
-    name another one. --json is for scripts.
+    Commands use the kernel that was used last. --existing FILE or --url ADDRESS choose
+    another one. --json prints JSON, for scripts.
 
     \b
     Exit codes:
       0    done
-      1    it ran in the kernel and raised, or what came back is of no use
-      2    it can't be tried: a wrong argument, a missing package or file
-      3    not sent: no such kernel, or refused before it crossed
-      4    not executed: the kernel refused it, and is as it was
-      5    unknown: the kernel went away meanwhile, and it may have run
-      124  it took longer than --timeout
+      1    the code raised in the kernel, or the result can't be used
+      2    the command can't start: a wrong argument, a missing package or file
+      3    not sent: no such kernel, or the request was refused before it was sent
+      4    not executed: the kernel refused the request and changed nothing
+      5    unknown: the connection to the kernel was lost; the request may have run
+      124  the command took longer than --timeout
       130  interrupted
-      141  whoever read the output went away
-    """  # noqa: D301 - click's own mark: these lines are not wrapped
+      141  the reader of the output closed the pipe
+    """  # noqa: D301 - \b tells click not to wrap these lines

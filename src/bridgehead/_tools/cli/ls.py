@@ -1,6 +1,6 @@
-"""``ls``: the kernels that can be reached.
+"""``ls``: a list of the kernels that can be reached.
 
-Rule: ``_nearby`` looks, this draws.
+Rule: ``_kernels.discovery`` finds the kernels. This file draws the list.
 """
 
 from __future__ import annotations
@@ -17,25 +17,27 @@ from bridgehead._tools.cli.options import as_json
 
 
 @click.command()
-@click.option("--url", metavar="ADDRESS", help="The kernels of this server.")
-@click.option("--token", metavar="TEXT", help="Of that server.")
+@click.option("--url", metavar="ADDRESS", help="List only the kernels of this Jupyter server.")
+@click.option("--token", metavar="TEXT", help="The token of that server.")
 @as_json
 def ls(url: str | None, token: str | None, as_json: bool) -> None:
     """List the kernels that can be reached, and which are busy.
 
-    Those with a connection file in Jupyter's runtime folder, and those of the Jupyter servers
-    that run here as you. They are asked who they are, and nothing is executed in them.
+    The list has the kernels with a connection file in Jupyter's runtime folder, and the
+    kernels of your Jupyter servers on this machine. The command asks each kernel for its
+    state. It executes nothing in a kernel.
 
-    A busy kernel keeps one question of each look until its cell is done, and ipykernel 7 stops
-    for good at some four thousand of them: during a long cell, don't look every second for an
-    hour. watch and messages are for following one.
+    Each run of this command leaves one request in the queue of a busy kernel until its cell
+    ends. ipykernel 7 stops for good at about four thousand queued requests. So do not run
+    this command every second during a cell of an hour: use watch or messages instead.
 
     \b
-    idle, busy, starting
-    silent   its process is there, and says nothing: stopped, or in a C call
-    dead     nobody listens any more; its connection file was left behind
-    unknown  it can't be asked
-    """  # noqa: D301 - click's own mark: these lines are not wrapped
+    States:
+      idle, busy, starting
+      silent   the process exists but does not answer: it is stopped, or in a C call
+      dead     no process listens; the kernel left its connection file behind
+      unknown  the kernel can't be asked
+    """  # noqa: D301 - \b tells click not to wrap these lines
     found = finish(_look(url, token))
     if as_json:
         click.echo(json.dumps([asdict(one) for one in found], indent=1))
@@ -46,16 +48,15 @@ def ls(url: str | None, token: str | None, as_json: bool) -> None:
 
 
 async def _look(url: str | None, token: str | None) -> Any:
-    from bridgehead._kernels import discovery as _nearby
-    from bridgehead._kernels import jupyter_servers as _servers
+    from bridgehead._kernels import discovery, jupyter_servers
 
     if url is None and token is None:
-        return await _nearby.look_around()
+        return await discovery.look_around()
     try:
-        server = _servers.find(url, token)
+        server = jupyter_servers.find(url, token)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    return await _nearby.on_server(server)
+    return await discovery.on_server(server)
 
 
 def _draw(found: list[Any]) -> None:

@@ -1,7 +1,7 @@
-"""``names``, ``push`` and ``pull``: objects of a kernel's, and the files they come from and go to.
+"""``names``, ``push`` and ``pull``: a kernel's objects, and files.
 
-Rule: what is wrong with a file is told before a kernel is asked, and a file is written when the
-whole value is here.
+Rule: a problem with a file is reported before a kernel is asked. A file is written when the whole
+value has arrived.
 """
 
 from __future__ import annotations
@@ -17,7 +17,14 @@ import click
 
 from bridgehead._tools.cli.complete import files
 from bridgehead._tools.cli.complete import names as complete_names
-from bridgehead._tools.cli.exit import FAILED, UNUSABLE, fail, finish, not_installed, patiently
+from bridgehead._tools.cli.exit import (
+    FAILED,
+    UNUSABLE,
+    fail,
+    finish,
+    not_installed,
+    with_wait_notice,
+)
 from bridgehead._tools.cli.formats import (
     FORMATS,
     PIP,
@@ -37,7 +44,7 @@ as_format = click.option(
     "-f",
     "kind",
     type=click.Choice(FORMATS),
-    help="Of the files, whatever their names; needed for -.",
+    help="The format of the files, whatever their suffix; needed for -.",
 )
 
 
@@ -48,7 +55,8 @@ as_format = click.option(
 def names(target: Target, pattern: str, as_json: bool) -> None:
     """List the names in a kernel, with types and sizes.
 
-    PATTERN is a shell's, as in 'train_*'; quote it. Nothing is computed over there.
+    PATTERN is a shell pattern, such as 'train_*'; put it in quotes. The command computes
+    nothing in the kernel.
     """
     found = finish(_names(target, pattern))
     if as_json:
@@ -74,7 +82,7 @@ def names(target: Target, pattern: str, as_json: bool) -> None:
 
 async def _names(target: Target, pattern: str) -> Any:
     async with target.open() as bridge:
-        return await patiently(bridge.names(pattern))
+        return await with_wait_notice(bridge.names(pattern))
 
 
 # ---------------------------------------------------------------- push
@@ -86,27 +94,28 @@ async def _names(target: Target, pattern: str) -> Any:
 @target()
 @as_json
 def push(target: Target, bindings: tuple[str, ...], kind: str | None, as_json: bool) -> None:
-    """Bind what files hold to names in a kernel: all of them, or none.
+    """Bind the contents of files to names in a kernel: all of them, or none.
 
-    The suffix says how a file is read: .csv and .parquet become DataFrames, .npy an array,
-    .json what it says. NAME=- reads standard input, and needs --format.
+    The suffix says how to read a file: .csv and .parquet become DataFrames, .npy an array,
+    .json the value it holds. NAME=- reads standard input and needs --format.
 
-    A .pickle is opened in the kernel and not here. Opening one runs code that is in it: push
-    none whose origin you don't know, or say --trust data, which has the kernel refuse it.
+    The kernel opens a .pickle; this program does not. Opening a pickle runs the code in it.
+    Push only pickles whose origin you know, or use --trust data: then the kernel refuses
+    them.
     """
     values = {}
     for binding in bindings:
         name, file = _binding(binding)
         if name in values:
-            raise click.UsageError(f"{name} is there twice")
+            raise click.UsageError(f"{name} is given twice")
         values[name] = _read(file, _kind(file, kind))
     try:
         moved = finish(_push(target, values))
-    except RecursionError:  # what JSON may still be nested, a pickle may not
-        fail("nothing was sent: what is in there is nested too deep", UNUSABLE)
+    except RecursionError:  # JSON may be nested deeper than pickle
+        fail("the value is nested too deep to pickle; nothing was sent", UNUSABLE)
     if as_json:
-        told = {"names": moved.names, "bytes": moved.bytes}
-        click.echo(json.dumps({**told, "seconds": moved.seconds, "lane": moved.lane}))
+        sent = {"names": moved.names, "bytes": moved.bytes}
+        click.echo(json.dumps({**sent, "seconds": moved.seconds, "lane": moved.lane}))
         return
     from bridgehead._tools.cli.terminal import plain
 
@@ -119,15 +128,15 @@ def push(target: Target, bindings: tuple[str, ...], kind: str | None, as_json: b
 async def _push(target: Target, values: dict[str, Any]) -> Any:
     async with target.open() as bridge:
         trust: Any = target.trust or "pickle"
-        return await patiently(bridge.push(values, trust=trust))
+        return await with_wait_notice(bridge.push(values, trust=trust))
 
 
 def _binding(text: str) -> tuple[str, str]:
     name, equals, file = text.partition("=")
     if not equals or not file:
-        raise click.UsageError(f"{text!r} is no NAME=FILE, as in data=table.csv")
+        raise click.UsageError(f"{text!r} is not NAME=FILE; an example is data=table.csv")
     if not name.isidentifier() or keyword.iskeyword(name):
-        raise click.UsageError(f"{name!r} is a keyword, or no name that Python knows")
+        raise click.UsageError(f"{name!r} is a keyword, or not a valid Python name")
     return name, file
 
 
@@ -135,8 +144,8 @@ def _kind(file: str, kind: str | None) -> str:
     found = kind or (None if file == "-" else format_of(file))
     if found is None:
         known = ", ".join(SUFFIXES)
-        why = "- has no suffix" if file == "-" else f"{file!r} ends in none of {known}"
-        raise click.UsageError(f"{why}; say --format")
+        why = "- has no suffix" if file == "-" else f"{file!r} does not end in one of {known}"
+        raise click.UsageError(f"{why}; use --format")
     return found
 
 
@@ -149,10 +158,10 @@ def _read(file: str, kind: str) -> Any:
     except Unusable as error:
         fail(str(error), UNUSABLE)
     except ModuleNotFoundError as error:
-        _lacks(error, kind)
+        _fail_without(error, kind)
 
 
-def _lacks(error: ModuleNotFoundError, kind: str) -> Any:
+def _fail_without(error: ModuleNotFoundError, kind: str) -> Any:
     module = str(error.name)
     not_installed(module, kind, PIP.get(module, module))
 
@@ -162,33 +171,35 @@ def _lacks(error: ModuleNotFoundError, kind: str) -> Any:
 
 @click.command()
 @click.argument("expression", metavar="EXPR", shell_complete=complete_names)
-@click.option("--output", "-o", metavar="FILE", help="Write it there; - is standard output.")
+@click.option(
+    "--output", "-o", metavar="FILE", help="Write the value to FILE; - is standard output."
+)
 @as_format
 @target()
 @as_json
 def pull(
     target: Target, expression: str, output: str | None, kind: str | None, as_json: bool
 ) -> None:
-    """Bring the value of EXPR here: into a file, or to look at.
+    """Show the value of EXPR in a kernel, or write it to a file.
 
-    The suffix of FILE says what is written: .csv or .parquet of a table, .npy of an array,
-    .json, or .pickle of anything. The file is written whole or not at all, and what its format
-    can't hold is refused. A .pickle is made in the kernel and not opened here; whoever opens
-    it runs code that is in it.
+    The suffix of FILE chooses the format: .csv or .parquet for a table, .npy for an array,
+    .json, or .pickle for any object. The file is written whole or not at all. The command
+    refuses a value that the format can't hold. The kernel makes a .pickle, and this program
+    does not open it. A program that opens it runs the code in it.
 
-    Without -o the beginning of it is shown. --json prints the nearest that JSON has: rows of a
-    table, numbers of an array, the repr of anything else.
+    Without -o the command shows the beginning of the value. --json prints the nearest JSON:
+    the rows of a table, the numbers of an array, the repr of any other object.
     """
     if output is None and kind is not None:
         output = "-"
     wanted = _kind(output, kind) if output is not None else None
     if wanted is not None and as_json:
-        raise click.UsageError("--json is instead of -o; for a file of that format, -f json")
+        raise click.UsageError("--json and -o exclude each other; for a JSON file, use -f json")
     if output not in (None, "-"):
         _check_place(Path(str(output)))
     value = finish(_pull(target, expression, wanted))
     if output is not None:
-        _put(value, str(output), str(wanted))
+        _save(value, str(output), str(wanted))
     elif as_json:
         from bridgehead._tools.cli.terminal import write
 
@@ -202,21 +213,21 @@ def pull(
 async def _pull(target: Target, expression: str, kind: str | None) -> Any:
     async with target.open() as bridge:
         if kind == "pickle":
-            # cloudpickle has the classes of a notebook in it, which only that kernel knows.
+            # cloudpickle includes the classes of a notebook, which only that kernel knows.
             way = "cloudpickle" if bridge.info.versions.get("cloudpickle") else "pickle"
             expression = f"__import__({way!r}).dumps((\n{expression}\n))"
-        return await patiently(bridge.pull(expression))
+        return await with_wait_notice(bridge.pull(expression))
 
 
 def _check_place(file: Path) -> None:
-    """Told before anything crosses: it may take a while."""
+    """Check the file before the value is pulled, because pulling may take a while."""
     if file.is_dir():
         fail(f"{file} is a folder", UNUSABLE)
     if not file.absolute().parent.is_dir():
         fail(f"{file} can't be written: there is no folder {file.absolute().parent}", UNUSABLE)
 
 
-def _put(value: Any, output: str, kind: str) -> None:
+def _save(value: Any, output: str, kind: str) -> None:
     from bridgehead._tools.cli.terminal import plain, write
 
     try:
@@ -232,6 +243,6 @@ def _put(value: Any, output: str, kind: str) -> None:
     except Unusable as error:
         fail(str(error), FAILED)
     except ModuleNotFoundError as error:
-        _lacks(error, kind)
-    if Path(output).is_file():  # a pipe may be this standard output by another name
+        _fail_without(error, kind)
+    if Path(output).is_file():  # a pipe may be standard output by another name
         click.echo(f"{plain(output)}: {len(data):,} bytes of {kind}")

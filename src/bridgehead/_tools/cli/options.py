@@ -1,7 +1,7 @@
-"""The options that say which kernel a command means.
+"""The options that choose a command's kernel.
 
-Rule: the options that all commands share, each said once; what they mean is ``target``'s.
-Nothing that runs before the arguments are read imports more than click and the package itself.
+Rule: the options that commands share, each defined once. ``target`` defines what they mean.
+Code that runs before the arguments are parsed imports only click and the package itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for 
 
 
 def target(*, trust: bool = True) -> Callable[[F], F]:
-    """The options that say which kernel, given to the command as a ``Target``."""
+    """Add the options that choose a kernel; the command receives them as a ``Target``."""
 
     def decorate(command: F) -> F:
         @functools.wraps(command)
@@ -52,30 +52,32 @@ def _options(trust: bool) -> list[Callable[[Any], Any]]:
             "-e",
             metavar="FILE",
             shell_complete=kernels,
-            help="The kernel's connection file, or a part of its name. [default: used last]",
+            help="The kernel's connection file, or a part of its name. "
+            "[default: the kernel used last]",
         ),
         click.option(
             "--url",
             metavar="ADDRESS",
-            help="Of a Jupyter server, for the kernel used last there; or of one of its "
-            "kernels, …/api/kernels/ID, as ls tells it.",
+            help="The address of a Jupyter server: the command uses the server's kernel used "
+            "last. Or the address of one of its kernels, …/api/kernels/ID, as ls shows it.",
         ),
         click.option(
             "--token",
             metavar="TEXT",
-            help="Of the server. Others on this machine can see it; JUPYTER_TOKEN keeps it.",
+            help="The token of the server. Other users of this machine can see options; the "
+            "environment variable JUPYTER_TOKEN is not visible to them.",
         ),
         click.option(
             "--timeout",
             metavar="SECONDS",
             type=click.FloatRange(min=0, min_open=True),
-            help="Give up after so long.",
+            help="Stop after this time.",
         ),
         click.option(
             "--insecure",
             multiple=True,
             type=click.Choice(["empty-key", "plain-tcp"]),
-            help="Put up with a connection that doctor warns of.",
+            help="Allow a connection that doctor reports as insecure.",
         ),
     ]
     if trust:
@@ -83,8 +85,8 @@ def _options(trust: bool) -> list[Callable[[Any], Any]]:
             click.option(
                 "--trust",
                 type=click.Choice(["data", "pickle"]),
-                help="data opens nothing that could run code here; pickle opens anything. "
-                "[default: pickle for a kernel of yours on this machine, else data]",
+                help="data accepts only plain data, which can't run code; pickle accepts any "
+                "object. [default: pickle for your kernels on this machine, else data]",
             )
         )
     return found

@@ -1,6 +1,6 @@
-"""The beginning of a value, to look at.
+"""Previews of values on a terminal.
 
-Rule: short on a terminal, whole lines in a pipe; a value's own text never steers the terminal.
+Rule: short on a terminal, whole lines in a pipe. A value's own text never controls the terminal.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from bridgehead._tools.cli.terminal import (
 )
 
 ROWS = 10  # of a table, on a terminal
-LINES = 20  # of a text
-CELL = 12  # columns that one of a table takes at least
+LINES = 20  # of a text, on a terminal
+CELL = 12  # characters that a column of a table needs at least
 
 
 def show(value: Any) -> None:
-    """On a terminal a part of it, else its text as it is."""
+    """Print the beginning of a value on a terminal, and its whole text elsewhere."""
     console = console_for()
     if not console.is_terminal:
         write(_whole(value) + "\n")
@@ -49,7 +49,7 @@ def show(value: Any) -> None:
 
 
 def one_line(value: Any, width: int) -> str:
-    """Of any value what fits a line."""
+    """Return the beginning of a value, as much as fits into one line."""
     table = _as_table(value)
     if table is not None:
         return shortened(_head(value), width)
@@ -65,13 +65,13 @@ def _whole(value: Any) -> str:
     table = _as_table(value)
     try:
         return str(table.to_string()) if table is not None else _text(value)
-    except Exception:  # noqa: BLE001 - whatever the class of a cell raises
+    except Exception:  # noqa: BLE001 - the class of a cell may raise anything
         return f"<{described(value)}>"
 
 
 def _as_table(value: Any) -> Any:
-    """The value as a DataFrame, if it is a table; pandas is here then."""
-    pandas = sys.modules.get("pandas")
+    """Return a table as a DataFrame, and None for any other value."""
+    pandas = sys.modules.get("pandas")  # a table has arrived only if pandas is imported
     if pandas is None:
         return None
     if isinstance(value, pandas.Series):
@@ -107,10 +107,10 @@ def _cell(value: Any) -> Text:
 
 
 def _head(value: Any) -> str:
-    """What it is and how large, where its text doesn't say so."""
+    """Return a value's type and size; empty where its text shows them."""
     try:
         shape = getattr(value, "shape", None)
-    except Exception:  # noqa: BLE001 - whatever a class's own code raises
+    except Exception:  # noqa: BLE001 - a class's own code may raise anything
         return described(value)
     if isinstance(shape, tuple) and not isinstance(value, type):
         sides = " × ".join(f"{side:,}" for side in shape)
@@ -128,5 +128,5 @@ def _text(value: Any) -> str:
 
             return pformat(value, width=78, compact=True, sort_dicts=False)
         return str(value) if type(value).__name__ in ("ndarray", "DataFrame") else repr(value)
-    except Exception:  # noqa: BLE001 - whatever a class's own code raises
+    except Exception:  # noqa: BLE001 - a class's own code may raise anything
         return f"<{described(value)}>"

@@ -1,7 +1,8 @@
-"""``run``: a file becomes a cell, and its output comes as it is made.
+"""``run``: run a file as a cell, and show its output as it comes.
 
-Rule: the cell is the user's own, and so is what it prints: a pipe gets it untouched, a terminal
-without what would steer it. Ctrl-C goes to the cell; a second one leaves it to itself.
+Rule: the cell's output is the user's own. A pipe gets it unchanged, a terminal gets it without
+sequences that would control the terminal. Ctrl-C interrupts the cell; a second Ctrl-C ends the
+command and leaves the cell running.
 """
 
 from __future__ import annotations
@@ -34,17 +35,17 @@ if TYPE_CHECKING:
 def run(target: Target, file: str, as_json: bool) -> None:
     """Run FILE as a cell of a kernel; - reads standard input.
 
-    As a cell of a notebook: magics and top-level await work, it has a number, and others see
-    its output. What it prints is printed here as it comes, its errors on standard error;
-    where it raises, the exit code is 1. Ctrl-C interrupts it over there; a second Ctrl-C
-    leaves, and the cell goes on.
+    The file runs like a cell of a notebook: magics and top-level await work, the cell has a
+    number, and other clients see its output. The command prints the output as it comes, and
+    errors on standard error. If the cell raises, the exit code is 1. Ctrl-C interrupts the
+    cell in the kernel. A second Ctrl-C ends the command, and the cell goes on.
 
-    --json prints one object when it is done: stdout, stderr, outputs as in a notebook's file,
-    data, execution_count and error.
+    --json prints one object when the cell ends: stdout, stderr, outputs as in a notebook
+    file, data, execution_count and error.
     """
     name = "standard input" if file == "-" else file
     try:
-        # Its bytes: as this process's text, what is no UTF-8 would come through as something.
+        # Read bytes: this process's text streams would accept bytes that are not UTF-8.
         data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
         code = io.TextIOWrapper(io.BytesIO(data), "utf-8").read()
     except (OSError, UnicodeError) as error:
@@ -56,85 +57,86 @@ async def _run(target: Target, code: str, as_json: bool) -> int:
     from bridgehead import RemoteError
     from bridgehead._connection.cell import CellObserver
 
-    show = _OutputPrinter(quiet=as_json)
-    heard = CellObserver(show.take)
+    printer = _OutputPrinter(quiet=as_json)
+    observer = CellObserver(printer.take)
     async with target.open() as bridge:
-        cell = asyncio.ensure_future(bridge.run(code, on_output=heard))
-        show.cell = cell
-        with _interrupting(bridge, cell, heard) as struck:
+        cell = asyncio.ensure_future(bridge.run(code, on_output=observer))
+        printer.cell = cell
+        with _interrupting(bridge, cell, observer) as interrupts:
             try:
                 result, error = await cell, None
             except RemoteError as raised:
                 result, error = raised.result, raised
                 if not as_json:
-                    show.error(raised)
+                    printer.error(raised)
             except asyncio.CancelledError:
-                if show.reader_left:
+                if printer.reader_left:
                     raise BrokenPipeError from None
-                if not struck.left:
+                if not interrupts.abandoned:
                     raise
                 warn(
-                    "left; the cell may still run"
-                    + ("" if heard.begun else ", once it has its turn")
+                    "stopped waiting; the cell may still run"
+                    + ("" if observer.begun else " when its turn comes")
                 )
                 return INTERRUPTED
             finally:
-                show.end()
+                printer.end()
     if as_json:
         _print_json(result, error)
     if error is None:
         return 0
-    return INTERRUPTED if struck.asked and error.ename == "KeyboardInterrupt" else FAILED
+    return INTERRUPTED if interrupts.request and error.ename == "KeyboardInterrupt" else FAILED
 
 
 def _print_json(result: Any, error: Any) -> None:
-    told = None
+    description = None
     if error is not None:
-        told = {"ename": error.ename, "evalue": error.evalue, "traceback": error.traceback}
+        description = {"ename": error.ename, "evalue": error.evalue, "traceback": error.traceback}
     fields = ("stdout", "stderr", "outputs", "data", "execution_count")
-    shown = {name: getattr(result, name, None) for name in fields}
+    values = {name: getattr(result, name, None) for name in fields}
     from bridgehead._tools.cli.terminal import write
 
-    write(json.dumps({**shown, "error": told}, default=repr) + "\n")
+    write(json.dumps({**values, "error": description}, default=repr) + "\n")
 
 
 class _Interrupts:
-    """What Ctrl-C has done so far."""
+    """The effects of Ctrl-C so far."""
 
     def __init__(self) -> None:
-        self.asked: asyncio.Task[None] | None = None  # the interrupt
-        self.left = False
+        self.request: asyncio.Task[None] | None = None  # interrupts the kernel
+        self.abandoned = False  # the command no longer waits for the cell
 
 
 @contextlib.contextmanager
 def _interrupting(
-    bridge: Bridge, cell: asyncio.Future[Any], heard: CellObserver
+    bridge: Bridge, cell: asyncio.Future[Any], observer: CellObserver
 ) -> Iterator[_Interrupts]:
-    """Ctrl-C interrupts the cell, and the next one leaves it.
+    """Interrupt the cell on the first Ctrl-C, and stop waiting for it on the second.
 
-    A cell that waits for its turn is left at once: an interrupt would hit another one's.
+    While the cell waits for its turn, the first Ctrl-C stops waiting: an interrupt would stop
+    another client's cell.
     """
     loop = asyncio.get_running_loop()
-    struck = _Interrupts()
+    interrupts = _Interrupts()
 
-    def strike() -> None:
-        if struck.asked is None and heard.begun:
-            struck.asked = asyncio.ensure_future(_interrupt(bridge))
+    def on_sigint() -> None:
+        if interrupts.request is None and observer.begun:
+            interrupts.request = asyncio.ensure_future(_interrupt(bridge))
         else:
-            struck.left = True
+            interrupts.abandoned = True
             cell.cancel()
 
     try:
-        loop.add_signal_handler(signal.SIGINT, strike)
-    except NotImplementedError:  # Windows: it ends this program, and the cell goes on
-        yield struck
+        loop.add_signal_handler(signal.SIGINT, on_sigint)
+    except NotImplementedError:  # Windows: Ctrl-C ends this program, and the cell goes on
+        yield interrupts
         return
     try:
-        yield struck
+        yield interrupts
     finally:
         loop.remove_signal_handler(signal.SIGINT)
-        if struck.asked is not None:
-            struck.asked.cancel()
+        if interrupts.request is not None:
+            interrupts.request.cancel()
 
 
 async def _interrupt(bridge: Bridge) -> None:
@@ -143,11 +145,11 @@ async def _interrupt(bridge: Bridge) -> None:
     try:
         await bridge.interrupt()
     except (BridgeError, TimeoutError) as error:
-        warn(f"{error}; Ctrl-C again leaves the cell to itself")
+        warn(f"{error}; press Ctrl-C again to stop waiting for the cell")
 
 
 class _OutputPrinter:
-    """What the cell says, on this program's own streams."""
+    """Prints a cell's output on this program's own streams."""
 
     def __init__(self, *, quiet: bool) -> None:
         from bridgehead._tools.cli.terminal import console_for
@@ -161,7 +163,7 @@ class _OutputPrinter:
         self.reader_left = False
 
     def take(self, message: Message) -> None:
-        """One of its messages; an error comes once more with the reply, and waits for that."""
+        """Print one message of the cell; an error comes again with the reply, and is shown then."""
         if self._quiet or message.type == "error":
             return
         try:
@@ -176,12 +178,12 @@ class _OutputPrinter:
                 self.cell.cancel()
 
     def error(self, error: Any) -> None:
-        """The traceback as the kernel made it."""
+        """Print the traceback as the kernel formatted it."""
         lines = error.traceback or [f"{error.ename}: {error.evalue}"]
         self._write("\n".join(lines) + "\n", "stderr")
 
     def end(self) -> None:
-        """The colours end with the cell."""
+        """Reset the terminal's colours at the end of the cell."""
         from bridgehead._tools.cli.terminal import write
 
         while self._coloured and not self.reader_left:

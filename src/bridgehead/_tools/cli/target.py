@@ -1,7 +1,7 @@
-"""The kernel that a command's options mean, and a bridge to it.
+"""The kernel that a command's options choose, and a bridge to it.
 
-Rule: what the options say, as one value, and how it is opened; the options themselves are
-``options``'. It imports neither ``options`` nor ``complete``: both use it.
+Rule: the values of the options as one object, and how to open it. ``options`` defines the options
+themselves. This file imports neither ``options`` nor ``complete``, because both import it.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import click
 if TYPE_CHECKING:
     from bridgehead import Bridge
 
-OPENING = 60.0  # s until a kernel must answer at all, in the middle of a cell or not
+OPENING = 60.0  # s until a kernel must answer at all, whether it runs a cell or not
 FOREVER = 1e8  # s
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """The kernel that the options mean; ``timeout`` is of the whole command."""
+    """The kernel that the options choose; ``timeout`` limits the whole command."""
 
     existing: str | None
     timeout: float | None
@@ -33,30 +33,33 @@ class Target:
 
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator[Bridge]:
-        """A bridge to it; what is done with it takes no longer than ``timeout``, all in all.
+        """Open a bridge to the kernel; opening and the body together may take ``timeout`` seconds.
 
-        A kernel that is there may be in the middle of a cell for hours, and is waited for.
+        A kernel may run a cell for hours: without a timeout, the bridge waits for it.
 
         Raises:
-            TimeoutError: it took longer.
+            TimeoutError: opening or the body took longer.
         """
-        from bridgehead._tools.cli.exit import patiently
+        from bridgehead._tools.cli.exit import with_wait_notice
 
-        known = "the kernel had no time for it, and nothing was sent"
+        known = "the kernel did not answer, and nothing was sent"
         try:
             async with asyncio.timeout(self.timeout) as limit:
-                bridge = await patiently(self._open())
+                bridge = await with_wait_notice(self._open())
                 async with bridge:
                     try:
                         yield bridge
                     finally:
                         known = (
-                            f"the kernel is {bridge.state}. What was sent to it may still run there"
+                            f"the kernel is {bridge.state}, and the request may still run if it "
+                            "was sent"
                         )
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise TimeoutError(f"it took longer than {self.timeout:g} s; {known}") from None
+            raise TimeoutError(
+                f"the command took longer than {self.timeout:g} s; {known}"
+            ) from None
 
     async def _open(self) -> Bridge:
         from bridgehead import Bridge
@@ -67,21 +70,21 @@ class Target:
             OpenOptions(trust=self.trust),
             max(OPENING, self.timeout or 0),
             attaching(self.existing, self.insecure),
-            handshake_timeout=FOREVER,  # its turn may come after a cell of hours
+            handshake_timeout=FOREVER,  # a cell of hours may run before the handshake
         )
 
 
 def address_of(existing: str | None, url: str | None, token: str | None) -> str | None:
-    """What ``attach`` takes for these options; a token goes into the server's address."""
+    """Return the argument of ``attach`` for these options, with the token in the address."""
     if existing is not None and url is not None:
-        raise click.UsageError("--existing and --url name a kernel each; say one of them")
+        raise click.UsageError("--existing and --url both choose a kernel; use one of them")
     if token is not None and url is None:
-        raise click.UsageError("--token is for a server; say --url as well")
+        raise click.UsageError("--token is for a Jupyter server; use it with --url")
     if url is None:
         return existing
     address = url if "://" in url else f"http://{url}"
     if not address.startswith(("http://", "https://")):
-        raise click.UsageError("--url begins with http:// or https://")
+        raise click.UsageError("--url must begin with http:// or https://")
     if token is None:
         return address
     return f"{address}{'&' if '?' in address else '?'}token={quote(token, safe='')}"

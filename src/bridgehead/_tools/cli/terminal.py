@@ -1,8 +1,8 @@
-"""What is shown on a terminal, and what a pipe gets instead.
+"""Output to a terminal or to a pipe.
 
-Rule: texts as they are, with neither markup nor anything that would steer the terminal. A pipe
-has no width, no colour and no box; colours are the terminal's own, so that they can be read on a
-light and on a dark ground.
+Rule: texts are printed as they are, without markup and without sequences that would control the
+terminal. A pipe gets no colour, no box and no line breaks for width. Colours are the terminal's
+own, so they can be read on a light and on a dark background.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-PROSE = 80  # columns that a sentence takes at most
-PIPED = 10_000  # columns when nobody's terminal would wrap: tables are as wide as they are
-LABEL = 32  # characters of a name or a cell from the file
+PROSE = 80  # columns of a sentence at most
+PIPED = 10_000  # columns of a pipe: no table is cut or wrapped
+LABEL = 32  # characters of a name or of a table's cell at most
 
-# A colour or a weight; any other sequence could move the cursor, or worse.
+# Group 1 is a colour or a weight. Any other sequence could move the cursor, or do worse.
 _SEQUENCE = re.compile(
     r"(\x1b\[[0-9;]*m)|\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b."
 )
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # all but tab and line breaks
-_STEERING = re.compile(r"[\x00-\x07\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # but backspace, too
+_STEERING = re.compile(r"[\x00-\x07\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # the same without backspace
 
 
 class Terminal(Console):
-    """A console whose reader may go away: that ends the command, quietly."""
+    """A console that raises ``BrokenPipeError`` when its reader closes the pipe."""
 
     def on_broken_pipe(self) -> NoReturn:
         raise BrokenPipeError
 
 
 def console_for(*, stderr: bool = False) -> Console:
-    """Takes texts as they are: no markup, no highlighting, no emoji codes."""
+    """Return a console that prints texts as they are: no markup, highlighting or emoji codes."""
     console = Terminal(stderr=stderr, markup=False, highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = PIPED
@@ -46,25 +46,25 @@ def console_for(*, stderr: bool = False) -> Console:
 
 
 def say(console: Console, text: str) -> None:
-    """A paragraph."""
+    """Print a paragraph and an empty line."""
     print_wrapped(console, text)
     console.print()
 
 
 def print_wrapped(console: Console, text: str, style: str = "") -> None:
-    """Wrapped here and not by rich, which would leave a space at the end of each line."""
+    """Print wrapped text; rich's own wrapping leaves a space at the end of each line."""
     width = min(console.width, PROSE)
     lines = textwrap.fill(plain(text), width, break_long_words=False, break_on_hyphens=False)
     console.print(Text(lines, style=style), soft_wrap=True)
 
 
 def print_table(console: Console, title: str, table: Table) -> None:
-    """A table below its title, which may be none."""
+    """Print a table below its title; without a title if it is empty."""
     if title:
         print_wrapped(console, title, "bold")
     if console.is_terminal:
         console.print(table)
-    else:  # rich fills each line up
+    else:  # rich pads each line with spaces
         with console.capture() as drawn:
             console.print(table)
         lines = (line.rstrip() for line in drawn.get().splitlines())
@@ -74,61 +74,61 @@ def print_table(console: Console, title: str, table: Table) -> None:
 
 
 def new_table() -> Table:
-    """An empty table as all commands have it."""
+    """Return an empty table in the style of all commands."""
     return Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, collapse_padding=True)
 
 
 def count(number: int, noun: str) -> str:
-    """The noun in its number."""
+    """Return a number and its noun, in the plural where needed."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def label(value: Any) -> Text:
-    """A column's name or a cell's text, short enough to leave room for the others."""
+    """Return the name of a column or the text of a cell, cut to ``LABEL`` characters."""
     return Text(shortened(plain(value), LABEL))
 
 
 def shortened(text: str, length: int) -> str:
-    """So many characters of it at most."""
+    """Return a text cut to a number of characters."""
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def plain(value: Any) -> str:
-    """One line of text from a file or a kernel, without what would steer the terminal."""
+    """Return one line of text without characters that would control the terminal."""
     return "".join(
         sign if sign.isprintable() else "\N{REPLACEMENT CHARACTER}" for sign in str(value)
     )
 
 
 def plain_lines(value: Any) -> str:
-    """Several lines of it; tabs and line breaks stay."""
+    """Return lines of text in the same way; tabs and line breaks stay."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", str(value).replace("\r\n", "\n"))
 
 
 def output(text: str, *, terminal: bool, colour: bool) -> str:
-    """What a cell wrote, for a terminal that it must not steer, or as it is.
+    """Return a cell's output: unchanged for a pipe, harmless for a terminal.
 
-    Colours, backspace and carriage return stay, which a progress bar needs; titles, clipboards
-    and cursors are nothing that a kernel's text is to have.
+    Colours, backspace and carriage return stay, because progress bars need them. Sequences for
+    titles, the clipboard and the cursor are removed.
     """
     if not terminal:
         return text
     kept = _SEQUENCE.sub(lambda match: (match[1] or "") if colour else "", text)
     parts = re.split(r"(\x1b\[[0-9;]*m)", kept)
-    for at in range(0, len(parts), 2):  # the others are colours
+    for at in range(0, len(parts), 2):  # the parts between are colours
         parts[at] = _STEERING.sub("\N{REPLACEMENT CHARACTER}", parts[at])
     return "".join(parts)
 
 
 def uncoloured(text: str) -> str:
-    """Without its colours."""
+    """Return a text without its colours."""
     return _COLOUR.sub("", text)
 
 
 def write(data: str | bytes, name: str = "stdout") -> None:
-    """All of it, at once, to standard output or error.
+    """Write all of the data at once to standard output or standard error.
 
-    Where Python is unbuffered, its streams write a part of what is long, and say nothing.
+    Unbuffered streams of Python may write only a part of long data, without an error.
     """
     stream = getattr(sys, name)
     stream.flush()

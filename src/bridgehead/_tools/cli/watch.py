@@ -1,7 +1,7 @@
-"""``watch`` and ``messages``: what goes on in a kernel, as it happens.
+"""``watch`` and ``messages``: follow a kernel as it works.
 
-Rule: live on a terminal, a line each in a pipe, JSON lines for scripts; Ctrl-C ends it, or the
-kernel does.
+Rule: a live display on a terminal, one line for each value in a pipe, JSON lines for scripts.
+Ctrl-C ends the command, and so does the end of the kernel.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from bridgehead import Message
 
 BARS = "▁▂▃▄▅▆▇█"
-KEPT = 200  # numbers of a sparkline; wider terminals are rare
-TEXT = 400  # characters of a message's text
+KEPT = 200  # numbers of a sparkline at most; wider terminals are rare
+TEXT = 400  # characters of a message's text at most
 COLOURS = {
     "status": "dim",
     "execute_input": "cyan",
@@ -48,7 +48,7 @@ until = click.option(
     "-n",
     metavar="N",
     type=click.IntRange(min=1),
-    help="End after so many.",
+    help="Stop after N values or messages.",
 )
 
 
@@ -63,9 +63,10 @@ until = click.option(
 def watch(target: Target, expression: str, count: int | None, as_json: bool) -> None:
     """Show the value of EXPR, and show it again when a cell has changed it.
 
-    It is evaluated after each cell, whoever runs it, and comes when it changed; numbers are
-    drawn as a line of bars. In a pipe each value is a line; --json prints {"at", "value"} in
-    each. Ends with the kernel, or with Ctrl-C.
+    The kernel evaluates EXPR after each cell of any client, and sends the value if it has
+    changed. Numbers are drawn as a line of bars. In a pipe, each value is a line. With
+    --json, each line is an object with "at" and "value". Ctrl-C ends the command, and so
+    does the end of the kernel.
     """
     finish(_watch(target, expression, count, as_json))
 
@@ -99,7 +100,7 @@ async def _watch(target: Target, expression: str, count: int | None, as_json: bo
                 view.take(value)
             else:
                 return
-    warn("the kernel has ended, or was restarted")
+    warn("the kernel has exited or was restarted")
 
 
 def _view(console: Console, expression: str, as_json: bool) -> Any:
@@ -122,7 +123,7 @@ def _now() -> str:
 
 
 class _Lines:
-    """A line for each value."""
+    """Prints one line for each value."""
 
     def __init__(self, shown: Callable[[Any], str]) -> None:
         self._shown = shown
@@ -143,7 +144,7 @@ class _Lines:
 
 
 class _Live:
-    """The latest value, and how it went, in the same place."""
+    """Shows the latest value and its history, always in the same place."""
 
     def __init__(self, console: Console, expression: str) -> None:
         from rich.live import Live
@@ -185,7 +186,7 @@ class _Live:
         width = self._console.width
         lines = [Text(shortened(plain(self._expression), width), style="bold")]
         if not self._seen:
-            return Text("\n").join([*lines, Text("waiting for its value", style="dim")])
+            return Text("\n").join([*lines, Text("waiting for the first value", style="dim")])
         lines.append(Text(shortened(self._value, width)))
         if len(self._numbers) > 1:
             bars = sparkline(list(self._numbers)[-width:], self._console.encoding)
@@ -198,18 +199,18 @@ class _Live:
 
 
 def as_number(value: Any) -> float | None:
-    """The value if it is one finite number."""
+    """Return a value as a float if it is one finite number, else None."""
     if isinstance(value, (bool, str, bytes)):
         return None
     try:
         number = float(value)
-    except Exception:  # noqa: BLE001 - whatever a class's own code raises
+    except Exception:  # noqa: BLE001 - a class's own code may raise anything
         return None
     return number if math.isfinite(number) else None
 
 
 def sparkline(numbers: list[float], encoding: str = "utf-8") -> str:
-    """A bar for each number, between the least and the greatest of them."""
+    """Return a bar for each number; the least number has the lowest bar."""
     bars = BARS if encoding.startswith("utf") else "_.-~=+*#"
     low, high = min(numbers), max(numbers)
     if low == high:
@@ -228,10 +229,11 @@ def sparkline(numbers: list[float], encoding: str = "utf-8") -> str:
 @target(trust=False)
 @as_json
 def messages(target: Target, count: int | None, as_json: bool) -> None:
-    """Show the messages of a kernel's iopub channel, whoever caused them, as they come.
+    """Show the messages of a kernel's iopub channel as they come.
 
-    They are indented under the request that caused them. --json prints one in each line. Ends
-    with the kernel, or with Ctrl-C.
+    The command shows the messages for all clients, indented under the request that caused
+    them. --json prints one message in each line. Ctrl-C ends the command, and so does the
+    end of the kernel.
     """
     finish(_messages(target, count, as_json))
 
@@ -241,10 +243,10 @@ async def _messages(target: Target, count: int | None, as_json: bool) -> None:
 
     console, parent = console_for(), None
     async with target.open() as bridge:
-        told = bridge.messages()
-        warn("listening; Ctrl-C ends it", "dim")
+        stream = bridge.messages()
+        warn("listening; press Ctrl-C to stop", "dim")
         seen = 0
-        async for message in told:
+        async for message in stream:
             if as_json:
                 write(json.dumps(_as_json(message), default=repr) + "\n")
             else:
@@ -255,7 +257,7 @@ async def _messages(target: Target, count: int | None, as_json: bool) -> None:
             seen += 1
             if seen == count:
                 return
-    warn("the kernel has ended")
+    warn("the kernel has exited")
 
 
 def _as_json(message: Message) -> dict[str, Any]:
@@ -284,7 +286,7 @@ def _draw_parent(console: Console, message: Message) -> None:
 
 
 def _short(request: str) -> str:
-    """What tells a request from the others: of jupyter_client's ids, client and number."""
+    """Return the distinctive part of a request id: in jupyter_client's ids, client and number."""
     session, _, number = request.rpartition("_")
     return f"{session[:8]}_{number}" if session else request[:8]
 

@@ -1,8 +1,8 @@
-"""A cell that runs over there, shown here as if it had run here.
+"""A cell that runs in another kernel and is shown in this IPython.
 
-Rule: messages in, IPython's own ways of showing out, in the order in which they came and while
-the cell is running. Everything is shown in the thread that called, where IPython shows things;
-the bridge's thread only puts messages into a queue.
+Rule: the kernel's messages are shown by IPython's own means, in their order and while the cell is
+running. Everything is shown in the calling thread, as IPython does. The bridge's thread only puts
+messages into a queue.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from bridgehead._transports.messages import Message
 
 
 class RemoteValue:
-    """What a cell's value looks like over there; ``Out[n]`` and ``_`` are this.
+    """The representations of a cell's value; ``Out[n]`` and ``_`` hold this object.
 
-    The value itself stays in its kernel, where it may be large, or of classes that don't exist
-    here: ``%bridge pull`` brings it.
+    The value itself stays in its kernel: it may be large, or of a class that this process does
+    not have. ``%bridge pull`` brings it.
 
     Attributes:
-        data: its looks by MIME type, as the kernel told them.
-        metadata: of these, by MIME type.
+        data: the kernel's representations, by MIME type.
+        metadata: their metadata, by MIME type.
     """
 
     def __init__(self, data: Mapping[str, Any], metadata: Mapping[str, Any]) -> None:
@@ -42,51 +42,50 @@ class RemoteValue:
 
 
 class CellAbandoned(KeyboardInterrupt):
-    """Nobody waits for the cell any more; it may go on over there."""
+    """The user stopped waiting for the cell; it may still run in the kernel."""
 
     def _render_traceback_(self) -> list[str]:
         return [f"KeyboardInterrupt: {self}"]
 
 
 def run_shown(shell: InteractiveShell, bridge: SyncBridge, code: str) -> Result:
-    """Run a cell in the bridge's kernel and show here what it gives, as it comes.
+    """Run a cell in the bridge's kernel and show its output as it comes.
 
-    The first ``KeyboardInterrupt`` here interrupts the kernel, whatever it is at, and the cell's
-    own end is waited for; the second one gives up waiting.
+    The first ``KeyboardInterrupt`` interrupts the kernel, even if it runs another cell, and then
+    waits for the end of the cell. The second one stops waiting.
 
     Raises:
-        RemoteError: the cell raised; IPython shows the kernel's traceback of it.
-        CellAbandoned: a second interrupt; the cell may go on over there.
+        RemoteError: the cell raised; IPython shows the kernel's traceback.
+        CellAbandoned: a second interrupt came; the cell may still run in the kernel.
     """
-    arrived: SimpleQueue[Message | None] = SimpleQueue()
+    messages: SimpleQueue[Message | None] = SimpleQueue()
     running = bridge._start(
-        lambda: bridge._bridge.run(code, on_output=arrived.put),
-        lambda: arrived.put(None),  # behind all that it gave
+        lambda: bridge._bridge.run(code, on_output=messages.put),
+        lambda: messages.put(None),  # after all of the cell's messages
     )
-    screen, interrupted, more = _CellDisplay(shell), False, True
+    display, interrupted, more = _CellDisplay(shell), False, True
     while more:
         try:
             try:
-                more = screen.show_next(arrived)
+                more = display.show_next(messages)
             except KeyboardInterrupt:
                 if interrupted:
                     raise
                 interrupted = True
-                if running.is_done:  # its end may have been taken from the queue already
-                    arrived.put(None)
+                # The interrupt may have come right after the last item was taken from the queue.
+                if running.is_done:
+                    messages.put(None)
                 else:
                     _interrupt(bridge)
         except KeyboardInterrupt:
             bridge._thread.cancel(running)
-            raise CellAbandoned(
-                "nobody waits for the cell any more; it may go on over there"
-            ) from None
+            raise CellAbandoned("stopped waiting; the cell may still run in the kernel") from None
     try:
         result = running.result()
     except RemoteError as error:
-        screen.show_errors(but=error)
+        display.show_errors(but=error)
         raise
-    screen.show_errors()
+    display.show_errors()
     return result
 
 
@@ -94,22 +93,22 @@ def _interrupt(bridge: SyncBridge) -> None:
     try:
         bridge.interrupt()
     except (BridgeError, TimeoutError) as error:
-        print(f"not interrupted: {error}", file=sys.stderr)  # noqa: T201 - IPython's own way
+        print(f"not interrupted: {error}", file=sys.stderr)  # noqa: T201 - as IPython does
 
 
 class _CellDisplay:
-    """Where one cell's outputs go."""
+    """Shows the outputs of one cell."""
 
     def __init__(self, shell: InteractiveShell) -> None:
         self._shell = shell
         self._errors: list[Mapping[str, Any]] = []
 
-    def show_next(self, arrived: SimpleQueue[Message | None]) -> bool:
-        """Wait for a message and show it; false if there will be none any more."""
-        if arrived.empty():  # text without an end of line must be seen too
+    def show_next(self, messages: SimpleQueue[Message | None]) -> bool:
+        """Wait for a message and show it; return False after the last one."""
+        if messages.empty():  # text without an end of line must be visible too
             sys.stdout.flush()
             sys.stderr.flush()
-        message = arrived.get()
+        message = messages.get()
         if message is not None:
             self._show(message)
         return message is not None
@@ -124,7 +123,7 @@ class _CellDisplay:
         elif message.type == "error":
             self._errors.append(content)
         elif message.type == "execute_result":
-            # At once, not when the magic returns: a figure of the same cell comes behind it.
+            # At once, not when the magic returns: a figure of the same cell comes after it.
             self._shell.displayhook(
                 RemoteValue(_mapping(content, "data"), _mapping(content, "metadata"))
             )
@@ -137,13 +136,13 @@ class _CellDisplay:
             )
 
     def show_errors(self, but: RemoteError | None = None) -> None:
-        """The tracebacks that the cell showed, except the one that it ended with.
+        """Show the tracebacks that the cell showed, except that of its own exception.
 
-        Which one that is is known at the end only; what is raised here, IPython shows.
+        Only at the end is it known which one that is. IPython shows the exception itself.
         """
-        for told in self._errors:
-            if but is None or told.get("traceback") != but.traceback:
-                sys.stderr.write("\n".join([*map(str, told.get("traceback") or ()), ""]))
+        for content in self._errors:
+            if but is None or content.get("traceback") != but.traceback:
+                sys.stderr.write("\n".join([*map(str, content.get("traceback") or ()), ""]))
         sys.stderr.flush()
 
 

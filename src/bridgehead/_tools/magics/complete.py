@@ -1,7 +1,7 @@
-"""What Tab offers behind ``%bridge``.
+"""Completion of ``%bridge`` lines and ``%%bridge`` cells.
 
-Rule: never slow. Names over there are asked for with a deadline of a fraction of a second; of a
-kernel that is busy, those are offered that were there when it was last asked.
+Rule: never slow. The kernel gets a fraction of a second to list its names. For a busy kernel, Tab
+offers the names of its last answer.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from bridgehead._errors import BridgeError
 from bridgehead._kernels.local import connection_files
 
 PATIENCE = 0.25  # s that Tab waits for a kernel's names
-PAUSE = 2.0  # s in which a busy kernel that didn't answer is not asked again
+PAUSE = 2.0  # s until a busy kernel that didn't answer is asked again
 _TYPED = re.compile(r"\s*(%%?)bridge\s+(.*)", re.DOTALL)
 _LAST = re.compile(r"[^\s,=]*$")  # the word before the cursor
-_NAME = re.compile(r"(?<![\w.])[^\W\d]\w*$")  # one that has begun, and is no attribute
+_NAME = re.compile(r"(?<![\w.])[^\W\d]\w*$")  # the beginning of a name that is no attribute
 _IDENTITY = "bridgehead"
 
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """What may follow a command: its options, and what kind its words are."""
+    """What may follow a command: its options, and the kind of its words."""
 
     options: tuple[str, ...]
     kind: str = ""
 
 
 class Completer:
-    """Knows the bridges that are open, and the names that their kernels had last."""
+    """Completes lines; remembers the names that each kernel listed last."""
 
     def __init__(
         self,
@@ -69,10 +69,10 @@ class Completer:
         return {"completions": matches, "suppress": True, "matched_fragment": word[0]}
 
     def _in_cell(self, context: CompletionContext) -> SimpleMatcherResult:
-        """Names over there, beside what else IPython finds: it looks at this side alone."""
+        """Offer the kernel's names, in addition to IPython's, which knows only this process."""
         name = _NAME.search(context.text_until_cursor)
         head = context.full_text.lstrip().partition("\n")[0].replace("=", " ").split()
-        names = self._there(head) if name is not None else []
+        names = self._kernels_names(head) if name is not None else []
         start = "" if name is None else name[0]
         matches = [SimpleCompletion(text) for text in names if text.startswith(start)]
         return {"completions": matches, "suppress": False, "matched_fragment": start}
@@ -91,11 +91,11 @@ class Completer:
         if option == "--on":
             return self._of("bridges", before)
         if cell:
-            # Of a list the last word is a name too: --push a,b
+            # The last word of a list is a name too: --push a,b
             option = next((one for one in reversed(before) if one.startswith("-")), "")
-            kinds = {"--push": "here", "--pull": "there"}
+            kinds = {"--push": "own names", "--pull": "kernel's names"}
             return self._of(kinds[option], before) if option in kinds else offer.options
-        if option == "as":  # a name of one's own
+        if option == "as":  # the user invents a name
             return ()
         return self._of(offer.kind, before)
 
@@ -108,30 +108,30 @@ class Completer:
             return sorted(KernelSpecManager().find_kernel_specs())
         if kind == "connection files":
             return [file.name for file in connection_files()]
-        if kind == "here":
+        if kind == "own names":
             hidden = self._shell.user_ns_hidden
             return [
                 name
                 for name, value in self._shell.user_ns.items()
                 if not name.startswith("_") and hidden.get(name, hidden) is not value
             ]
-        return self._there(before) if kind == "there" else ()
+        return self._kernels_names(before) if kind == "kernel's names" else ()
 
-    def _there(self, before: list[str]) -> list[str]:
-        """The names over there, or those that were there, if the kernel doesn't answer now."""
+    def _kernels_names(self, before: list[str]) -> list[str]:
+        """Return the kernel's names, or those of its last answer if it doesn't answer now."""
         on = before[before.index("--on") + 1] if "--on" in before[:-1] else None
         try:
             name = self._chosen(on)
-        except Exception:  # noqa: BLE001 - which bridge is meant can't be told: nothing to offer
+        except Exception:  # noqa: BLE001 - no bridge is chosen: there is nothing to offer
             return []
         bridge = self._bridges[name]
         known, names = self._known.get(name, (None, []))
         if known is not bridge:
             names = []
-        # A state may be a moment old, so a busy kernel is asked too, but not with every key.
+        # The state may be out of date, so a busy kernel is asked too, but not for every key.
         if bridge.state == "idle" or time.monotonic() > self._again.get(name, 0.0):
             try:
-                names = [told.name for told in bridge.names(timeout=PATIENCE)]
+                names = [one.name for one in bridge.names(timeout=PATIENCE)]
             except (BridgeError, TimeoutError):
                 self._again[name] = time.monotonic() + PAUSE
                 return names
@@ -145,7 +145,7 @@ def install(
     offers: Mapping[str, Offer],
     chosen: Callable[[str | None], str],
 ) -> None:
-    """Offer these behind ``%bridge`` from now on."""
+    """Add the completion of ``%bridge`` to the shell."""
     completer = Completer(shell, bridges, offers, chosen)
     remove(shell)
 
@@ -157,6 +157,6 @@ def install(
 
 
 def remove(shell: InteractiveShell) -> None:
-    """Offer nothing any more."""
+    """Remove the completion of ``%bridge`` from the shell."""
     matchers: list[Any] = shell.Completer.custom_matchers
     matchers[:] = [one for one in matchers if getattr(one, "matcher_identifier", "") != _IDENTITY]

@@ -1,6 +1,6 @@
-"""What is typed behind ``%bridge``.
+"""Parsing of ``%bridge`` lines.
 
-Rule: text in, words, names and expressions out; no bridge and no shell is known here.
+Rule: text becomes words, names and expressions. This file knows no bridge and no shell.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ _BEHIND = re.compile(r"(?:^|\s+)(--on)[=\s]\s*(\S+)\s*$")
 
 
 def words_of(text: str, *, whole: bool = False) -> list[str]:
-    """Words for a parser; ``whole`` keeps what is no option as the one word that was typed."""
+    """Split text into words for argparse; ``whole`` keeps all but the options as one word."""
     if not whole:
         try:
             return [_unquoted(word) for word in arg_split(text)]
-        except ValueError as error:  # a quote without its other half
+        except ValueError as error:  # a quote that is not closed
             raise UsageError(f"{error}: {text.strip()}") from None
     words: list[str] = []
     for option in (_BEFORE, _BEHIND):
@@ -37,56 +37,56 @@ def words_of(text: str, *, whole: bool = False) -> list[str]:
 
 
 def names_in(*texts: str) -> list[str]:
-    """Names, separated by commas or spaces; each once."""
+    """Return the names in texts, separated by commas or spaces; each name once."""
     return list(dict.fromkeys(re.findall(r"[^\s,]+", " ".join(texts))))
 
 
 def wanted(text: str) -> dict[str, str]:
-    """What a pull asks for: expressions, by the names that they get here.
+    """Return the expressions of a pull, by the names that they are bound to.
 
-    ``x``, ``x y``, ``x as y``, ``df.describe() as d``, ``x as a, f(y) as b``.
+    Examples: ``x``, ``x y``, ``x as y``, ``df.describe() as d``, ``x as a, f(y) as b``.
 
     Raises:
-        UsageError: it is something else.
+        UsageError: the text has another form, or binds a name twice.
     """
     found: dict[str, str] = {}
-    for item in _parted(text):
-        for expression, name in _named(item):
+    for item in _split_items(text):
+        for expression, name in _expressions_of(item):
             if name in found:
                 raise UsageError(f"{name} would be bound twice")
             found[name] = expression
     if not found:
-        raise UsageError("there is nothing to pull; say %bridge pull NAME, or EXPRESSION as NAME")
+        raise UsageError("%bridge pull needs a NAME, or EXPRESSION as NAME")
     return found
 
 
-def _named(item: str) -> list[tuple[str, str]]:
-    """The expressions of an item without comma, each with its name."""
+def _expressions_of(item: str) -> list[tuple[str, str]]:
+    """Return the expressions of one item, each with its name."""
     words = item.split()
     if all(map(_is_name, words)):
         return [(word, word) for word in words]
     found = _AS.fullmatch(item)
     expression, name = found.groups() if found else (item, "")
     if not _is_expression(expression):
-        raise UsageError(f"{expression} is no expression; commas separate several")
+        raise UsageError(f"{expression} is not an expression; separate several with commas")
     if not _is_name(name):
-        raise UsageError(f"under which name? say %bridge pull {expression} as NAME")
+        raise UsageError(f"the value needs a name; use %bridge pull {expression} as NAME")
     return [(expression, name)]
 
 
-def _parted(text: str) -> list[str]:
-    """The text's items: commas within brackets and strings don't part them."""
+def _split_items(text: str) -> list[str]:
+    """Split text at commas, except inside brackets and strings."""
     depth, start, parts = 0, 0, []
     try:
         for token in tokenize.generate_tokens(io.StringIO(text.strip()).readline):
-            if token.type != tokenize.OP:  # of an f-string, Python 3.12 tells the text, too
+            if token.type != tokenize.OP:  # Python 3.12 also gives tokens inside f-strings
                 continue
             depth += (token.string in "([{") - (token.string in ")]}")
             if token.string == "," and depth == 0:
                 parts.append(text.strip()[start : token.start[1]])
                 start = token.end[1]
     except (tokenize.TokenError, SyntaxError):
-        pass  # what it lacks is told by whoever parses the items
+        pass  # the parser of the items reports the error
     parts.append(text.strip()[start:])
     return [part.strip() for part in parts if part.strip()]
 
