@@ -1,7 +1,8 @@
-"""The installed ``bridgehead`` command, in a pipe and in a terminal.
+"""The command line: in this process, in a process of its own, and in a terminal.
 
-Rule: each helper runs a command as a person or a script does. Tests look at its output, its exit
-code and what it leaves behind.
+Rule: what a person or a script would run. Tests look at what a command prints, how it exits, and
+what it leaves behind. ``bridgehead`` saves the start of a Python; each command also has a test
+with ``bridgehead_process``, which runs the installed script.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ import pyte
 from bridgehead._tools.cli import main
 
 SCRIPT = Path(sysconfig.get_path("scripts")) / "bridgehead"
-PATIENCE = 120.0  # s; no test here measures speed
+PATIENCE = 120.0  # s; nothing here measures speed
 
 
 @dataclass(frozen=True)
 class Ran:
-    """The result of a command."""
+    """The exit code and the output of a command."""
 
     code: int
     raw: bytes
@@ -51,14 +52,14 @@ class Ran:
         return json.loads(self.raw)
 
     def refused(self, code: int) -> str:
-        """Return the error message of a command that failed with this exit code."""
+        """Return the one sentence of a command that failed with this code."""
         assert self.code == code, (self.code, self.out, self.err)
         assert "Traceback" not in self.err
         return " ".join(self.err.split())
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Return the environment of a command, without the variables that set colour and width."""
+    """Return an environment without settings for colour and width: the terminal decides."""
     unwanted = ("NO_COLOR", "FORCE_COLOR", "COLUMNS", "LINES", "TTY_COMPATIBLE")
     kept = {name: value for name, value in os.environ.items() if name not in unwanted}
     return {**kept, "PYTHONUTF8": "1", "TERM": "xterm-256color", **more}
@@ -130,17 +131,17 @@ def bridgehead_process(
 
 
 def start_command(*arguments: object, **how: Any) -> subprocess.Popen[bytes]:
-    """Start a command that runs until the caller ends it."""
-    # A shell lets its background jobs ignore Ctrl-C, and their children inherit that.
-    signals = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
+    """Start a command that goes on; the caller ends it."""
+    # A script's background jobs ignore Ctrl-C, and so do their children: restore the default.
+    hearing = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)}
     if sys.platform == "win32":
-        signals = {}
+        hearing = {}
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **how}
-    return subprocess.Popen([SCRIPT, *map(str, arguments)], env=environment(), **pipes, **signals)
+    return subprocess.Popen([SCRIPT, *map(str, arguments)], env=environment(), **pipes, **hearing)
 
 
 class Terminal:
-    """A command in its own terminal, and the screen of that terminal."""
+    """A command in a terminal of its own, and its screen."""
 
     def __init__(self, *arguments: object, rows: int = 24, columns: int = 80, **env: str) -> None:
         self.screen = pyte.Screen(columns, rows)
@@ -167,7 +168,7 @@ class Terminal:
         self._process.send(keys)
 
     def until(self, text: str) -> str:
-        """Wait until the screen shows a text; return the screen."""
+        """Wait until the screen shows a text, and return the screen."""
         until = time.monotonic() + PATIENCE
         while text not in self.text:
             assert time.monotonic() < until, self.text
@@ -176,12 +177,12 @@ class Terminal:
         return self.text
 
     def end(self) -> int:
-        """Wait until the command ends by itself, with a complete screen; return its exit code."""
+        """Wait until the command exits by itself, and return its exit code."""
         until = time.monotonic() + PATIENCE
         while self._read():
             if time.monotonic() > until:
                 self._process.close(force=True)
-                raise AssertionError(f"the command did not end:\n{self.text}")
+                raise AssertionError(f"the command did not exit:\n{self.text}")
         self._process.close()
         code = self._process.exitstatus
         assert code is not None, self._process.signalstatus

@@ -1,6 +1,6 @@
-"""The output of ``ls``, ``doctor`` and shell completion.
+"""The output of ``ls`` and ``doctor``, and the completions of a shell.
 
-Rule: each helper runs the installed console script once.
+Rule: one run of a command for each question.
 """
 
 from __future__ import annotations
@@ -15,12 +15,13 @@ from support.cli import PATIENCE, Ran, bridgehead, environment
 
 
 def listed(runtime: Path, *arguments: object) -> dict[str, Any]:
-    kernels = bridgehead("ls", "--json", *arguments, JUPYTER_RUNTIME_DIR=str(runtime)).json
-    return {Path(kernel["where"]).stem: kernel for kernel in kernels}
+    """Return the kernels that ``ls`` lists, by the stem of their connection file."""
+    found = bridgehead("ls", "--json", *arguments, JUPYTER_RUNTIME_DIR=str(runtime)).json
+    return {Path(one["where"]).stem: one for one in found}
 
 
 def completed(shell: str, *words: str) -> list[str]:
-    """Return the completions that a shell gets for the last word, also from a slow kernel."""
+    """Return the completions of the last word, however long the kernel takes."""
     code = (
         f"from bridgehead._tools.cli import complete, main; complete.PATIENCE = {PATIENCE}; main()"
     )

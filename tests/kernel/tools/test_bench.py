@@ -19,7 +19,7 @@ import pytest
 
 from bridgehead import Bridge
 from bridgehead._lanes.handshake import LANES
-from support.cli import PATIENCE, Ran, begun, bridgehead, bridgehead_process
+from support.cli import PATIENCE, Ran, bridgehead, bridgehead_process, start_command
 
 SMALL = ("--payloads", "int,dict1k,np1m", "--seconds", "0")
 TITLES = {"int": "int", "dict1k": "dict, 1 kB", "np1m": "numpy 1 MB"}
@@ -171,7 +171,7 @@ def test_without_numpy_the_other_objects_are_measured() -> None:
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to one process")
 def test_control_c_ends_all_processes() -> None:
     # The command measures for an hour, so the interrupt always comes during a measurement.
-    with begun("bench", "--payloads", "list1m", "--seconds", "3600") as running:
+    with start_command("bench", "--payloads", "list1m", "--seconds", "3600") as running:
         process = psutil.Process(running.pid)
         # The children are one kernel for each lane that works, and the server of raw zmq.
         while not any("zmq_server.py" in " ".join(p.cmdline()) for p in process.children()):

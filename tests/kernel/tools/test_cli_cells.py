@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from bridgehead import Bridge
-from support.cli import Terminal, begun, bridgehead, bridgehead_process
+from support.cli import Terminal, bridgehead, bridgehead_process, start_command
 
 posix = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to one process")
 
@@ -32,7 +32,7 @@ def options(kernel: Bridge) -> list[str]:
 @contextmanager
 def going(*arguments: object, **how: Any) -> Iterator[subprocess.Popen[bytes]]:
     """Start a command; kill it at the end of the block if it still runs."""
-    with begun(*arguments, **how) as process:
+    with start_command(*arguments, **how) as process:
         try:
             yield process
         finally:
@@ -57,13 +57,13 @@ async def test_standard_input_runs_and_its_names_stay(kernel: Bridge, options: l
 
 @posix
 def test_output_comes_while_the_cell_runs(options: list[str]) -> None:
-    code = b"import os, time\nprint('begun', flush=True)\nwhile 'go' not in dir(): time.sleep(.05)"
+    code = b"import os, time\nprint('start_command', flush=True)\nwhile 'go' not in dir(): time.sleep(.05)"
     with going("run", "-", *options, stdin=subprocess.PIPE) as running:
         assert running.stdin is not None
         assert running.stdout is not None
         running.stdin.write(code)
         running.stdin.close()
-        assert running.stdout.readline() == b"begun\n"
+        assert running.stdout.readline() == b"start_command\n"
         assert running.poll() is None
         running.send_signal(signal.SIGINT)
         assert running.stderr is not None
@@ -123,9 +123,11 @@ def test_json_has_everything_of_a_cell(options: list[str]) -> None:
 async def test_control_c_interrupts_the_cell_and_the_kernel_goes_on(
     kernel: Bridge, options: list[str], tmp_path: Path
 ) -> None:
-    (tmp_path / "cell.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(600)")
+    (tmp_path / "cell.py").write_text(
+        "import time\nprint('start_command', flush=True)\ntime.sleep(600)"
+    )
     with Terminal("run", tmp_path / "cell.py", *options) as terminal:
-        terminal.until("begun")
+        terminal.until("start_command")
         terminal.press("\x03")
         terminal.until("KeyboardInterrupt")
         assert terminal.end() == 130
@@ -137,7 +139,7 @@ async def test_a_second_control_c_abandons_a_cell_that_ignores_interrupts(
     kernel: Bridge, options: list[str], tmp_path: Path
 ) -> None:
     cell = (
-        "import time\nprint('begun', flush=True)\nstop = False\nwhile not stop:\n"
+        "import time\nprint('start_command', flush=True)\nstop = False\nwhile not stop:\n"
         "  try: time.sleep(600)\n"
         "  except KeyboardInterrupt: interrupts += 1; print('no', flush=True)\n"
         "  if may_stop: stop = True"
@@ -145,7 +147,7 @@ async def test_a_second_control_c_abandons_a_cell_that_ignores_interrupts(
     await kernel.push(may_stop=False, interrupts=0)
     (tmp_path / "cell.py").write_text(cell)
     with Terminal("run", tmp_path / "cell.py", *options) as terminal:
-        terminal.until("begun")
+        terminal.until("start_command")
         terminal.press("\x03")
         terminal.until("no")
         terminal.press("\x03")

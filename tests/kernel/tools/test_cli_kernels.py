@@ -21,7 +21,7 @@ import pytest
 from jupyter_client.manager import AsyncKernelManager
 
 from bridgehead import Bridge, RemoteError
-from support.cli import PATIENCE, Terminal, begun, bridgehead, bridgehead_process
+from support.cli import PATIENCE, Terminal, bridgehead, bridgehead_process, start_command
 from support.listing import completed, doctor, listed
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from support.cli import Ran, begun, bridgehead, bridgehead_process
+from support.cli import Ran, bridgehead, bridgehead_process, start_command
 
 OBJECTS = ("table", "summarise", "passport", "summary")
 

@@ -88,7 +88,7 @@ async def test_outputs_are_shown_while_the_cell_runs(notebook: Bridge) -> None:
     arrived = asyncio.Event()
     cell = "%%bridge\nimport time\nprint('waits', end='')\nwhile True: time.sleep(0.01)"
     running = asyncio.ensure_future(notebook.run(cell, on_output=lambda _: arrived.set()))
-    async with told_within(1):
+    async with reported_within(1):
         await arrived.wait()
     assert not running.done()
     await notebook.interrupt()  # the magic interrupts the second kernel
@@ -106,7 +106,7 @@ async def test_a_second_interrupt_stops_waiting(notebook: Bridge) -> None:
     arrived: asyncio.Queue[Any] = asyncio.Queue()
     cell = """%%bridge
 import time
-print('begun', flush=True)
+print('start_command', flush=True)
 goes_on = True
 while goes_on:
     try:
@@ -116,7 +116,7 @@ while goes_on:
 """
     async with Bridge.attach(await second_kernel(notebook)) as second:
         running = asyncio.ensure_future(notebook.run(cell, on_output=arrived.put_nowait))
-        async with told_within(2):
+        async with reported_within(2):
             await arrived.get()
             await notebook.interrupt()
             assert "not yet" in (await arrived.get()).text
@@ -197,14 +197,14 @@ async def test_tab_is_answered_while_the_kernel_is_busy(notebook: Bridge) -> Non
     await notebook.run("%%bridge\nremote_1 = remote_2 = 1")
     file = await second_kernel(notebook)
     async with other(notebook) as person, Bridge.attach(file) as busy:
-        async with told_within(20):  # on a slow machine, an idle kernel may answer late too
+        async with reported_within(20):  # on a slow machine, an idle kernel may answer late too
             while await complete(person, "%bridge pull remo") != ["remote_1", "remote_2"]:
                 pass
         assert await complete(person, "%%bridge --push loc") == ["local_1"]
         assert await complete(person, "%bridge launch pyth") == ["python3"]
         cell = asyncio.ensure_future(busy.run("import time\nwhile True: time.sleep(0.01)"))
         await until(lambda: busy.state == "busy")
-        async with told_within(1):
+        async with reported_within(1):
             assert await complete(person, "%bridge pull remo") == ["remote_1", "remote_2"]
         assert not cell.done()
         await busy.interrupt()
@@ -275,23 +275,25 @@ async def test_cells_completion_and_interrupts_in_a_terminal() -> None:
         await terminal.prompts(3)
         second = psutil.Process(int(re.search(r"pid (\d+)", terminal.screen)[1]))
 
-        terminal.type(f"%%bridge{LINE}begun = 'begun'; print(begun){LINE}6 * 7{RUN}")
+        terminal.type(
+            f"%%bridge{LINE}start_command = 'start_command'; print(start_command){LINE}6 * 7{RUN}"
+        )
         await terminal.shows("Out[3]: 42")
-        assert "begun\nOut[3]: 42" in terminal.screen
+        assert "start_command\nOut[3]: 42" in terminal.screen
         await terminal.prompts(4)
 
         terminal.type("%bridge pull beg\t")
-        await terminal.shows("%bridge pull begun")
+        await terminal.shows("%bridge pull start_command")
         terminal.type("\r")
         await terminal.prompts(5)
-        terminal.type("begun\r")
-        await terminal.shows("Out[5]: 'begun'")
+        terminal.type("start_command\r")
+        await terminal.shows("Out[5]: 'start_command'")
         await terminal.prompts(6)
 
         terminal.type(
-            f"%%bridge{LINE}print(begun, 'waiting'){LINE}import time; time.sleep(600){RUN}"
+            f"%%bridge{LINE}print(start_command, 'waiting'){LINE}import time; time.sleep(600){RUN}"
         )
-        await terminal.shows("begun waiting")
+        await terminal.shows("start_command waiting")
         terminal.type("\x03")
         await terminal.shows("KeyboardInterrupt:")
         await terminal.prompts(7)
