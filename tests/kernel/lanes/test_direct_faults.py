@@ -289,7 +289,7 @@ async def test_another_mount_and_process_namespace(
         assert bridge.info.lane == "buffers"
         await everything_arrives(bridge)
         assert said(caplog, "no direct lane, objects cross as messages") == 1
-        with pytest.raises(NotSupported, match="no direct way to this kernel"):
+        with pytest.raises(NotSupported, match="lane=.direct. does not work with this kernel"):
             await Bridge.attach(file_of(bridge), lane="direct")
         await goes_on(bridge)
 
@@ -331,7 +331,7 @@ async def test_another_user(
         assert bridge.info.lane == "buffers"
         await everything_arrives(bridge)
         assert said(caplog, "no direct lane, objects cross as messages") == 1
-        with pytest.raises(NotSupported, match="no direct way to this kernel"):
+        with pytest.raises(NotSupported, match="lane=.direct. does not work with this kernel"):
             await Bridge.attach(file_of(bridge), lane="direct")
 
 

@@ -27,7 +27,7 @@ async def test_the_fastest_by_default_and_any_other_by_its_name(live: Bridge) ->
 async def test_buffers_without_a_process_to_connect_to() -> None:
     async with Bridge.loopback() as bridge:
         assert bridge.info.lane == "buffers"
-    with pytest.raises(NotSupported, match="there is no direct way to this kernel: .* process"):
+    with pytest.raises(NotSupported, match="lane=.direct. does not work with this kernel: .* process"):
         await Bridge.loopback(lane="direct")
 
 
