@@ -2,8 +2,8 @@
 
 Rule: which of two ways a request takes. The kernel's socket thread binds and fetches names at
 once, if the kernel runs no cell and this bridge has no message in the kernel's queue. What runs a
-user's code goes to the main thread in a message; its frames are sent ahead over the socket, and the
-frames of its response are fetched over it. Where no memory can be shared, messages carry everything.
+user's code goes to the main thread in a message; its frames are sent ahead over the socket, and
+the frames of its response are fetched over it. Where no memory can be shared, messages carry all.
 """
 
 from __future__ import annotations
