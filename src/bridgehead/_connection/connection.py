@@ -195,7 +195,6 @@ class Connection:
         """
         lane = await self.remote.ready()
         if call.content is not None:
-            # Always in a thread: a cell runs, so the time for a task does not matter here.
             call.packed = await self._pack_in_thread(call.content, lane)
         # The direct lane's thread in the kernel binds and fetches names beside a running cell, so
         # this needs no subshell. It runs no code: any other operation goes on below.
@@ -245,7 +244,7 @@ class Connection:
     async def _delivered(self, call: Call, turn: Turn) -> Delivery | None:
         """Return the broadcast that brought the call's frames to this kernel, if all arrived."""
         delivery = call.packed.delivery if call.packed is not None else None
-        if delivery is None or not await turn.prepare(delivery.whole()):
+        if delivery is None or not await turn.prepare(delivery.is_complete()):
             return None
         return delivery
 

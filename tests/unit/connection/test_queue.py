@@ -235,9 +235,9 @@ async def test_one_that_leaves_before_it_was_sent_never_runs(gated: Gated, code:
 
 async def test_one_whose_time_is_up_before_it_was_sent_is_told_so(gated: Gated) -> None:
     await gated.hold()
-    with pytest.raises(TimeoutError, match="It was not sent"):
+    with pytest.raises(TimeoutError, match="the request was not sent"):
         await gated.bridge.push(left=1, timeout=0.01)
-    with pytest.raises(TimeoutError, match="It was not sent"):
+    with pytest.raises(TimeoutError, match="the request was not sent"):
         await gated.bridge.run("left = 1", timeout=0.01)
     assert await gated.outcomes() == []
     assert not await gated.bridge.exists("left")
