@@ -167,6 +167,6 @@ def _incompatible(source: Connection, target: Connection) -> IncompatiblePython:
     versions = (".".join(map(str, end.remote.info.python[:2])) for end in (source, target))
     source_python, target_python = versions
     return IncompatiblePython(
-        f"the payload carries code of Python {source_python}, and the target runs Python {target_python}; between "
-        "different Python versions only data can cross"
+        f"the payload carries code of Python {source_python}, and the target runs Python "
+        f"{target_python}; between different Python versions only data can cross"
     )
