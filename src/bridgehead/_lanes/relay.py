@@ -21,7 +21,7 @@ class RelayedSegment(Segment):
         super().__init__(RELAY_POOL, mapping.capacity, mapping.file)  # the mapping closes it
         self.lease: tuple[MappedSegment, list[memoryview]] | None = None  # while it is leased on
 
-    def gone(self) -> None:
+    def drop_everywhere(self) -> None:
         """Have every holder drop it: the process that made it freed it, or ended."""
         for holder in self.holders:
             holder.gone(self.number)
@@ -47,7 +47,7 @@ class RelayPool(Pool):
             segment = self._known.get(mapping)
             if segment is None:
                 segment = self._known[mapping] = RelayedSegment(mapping)
-                finalize(mapping, segment.gone).atexit = False
+                finalize(mapping, segment.drop_everywhere).atexit = False
             segment.leases += 1
             segment.lease = mapping, list(frames)
             return segment

@@ -353,7 +353,7 @@ async def test_operations_wait_for_the_cell_of_another_client(direct: Bridge) ->
             direct.call(lambda array: array, large, keep="kept"),
         )
         assert (await other_client.answer(submitted))["status"] == "ok"
-    seen, begun = await direct.pull("seen", "cells_begun")
+    seen, begun = await direct.pull("seen", "begun")
     assert seen == [[]] * 40
     assert not begun
     assert (await direct.pull("large")).sum() == (await direct.pull("kept")).sum() == large.sum()

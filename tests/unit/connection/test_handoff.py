@@ -282,16 +282,16 @@ import pickle, sys
 class Gadget:
     def __reduce__(self):
         return exec, ("import builtins; builtins.gadget_ran = True",)
-loader = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
+remote_module = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
 def lie(value, allow=()):
     return [memoryview(pickle.dumps({"x": Gadget()}))]
-kept, loader.encode_data = loader.encode_data, lie
+kept, remote_module.encode_data = remote_module.encode_data, lie
 """)
         try:
             with pytest.raises(UntrustedPayload) as caught:
                 await stranger.handoff("x", to=other)
         finally:
-            await stranger.run("loader.encode_data = kept")
+            await stranger.run("remote_module.encode_data = kept")
         assert "the target of a handoff" in caught.value.__notes__[0]
         assert await other.pull("x") == 1
         assert not await other.pull("hasattr(__import__('builtins'), 'gadget_ran')")
@@ -415,8 +415,8 @@ async def nothing_is_kept(bridge: Bridge) -> None:
     """Wait until no unfinished transfer is kept; all loopbacks share one remote module."""
     code = """
 import sys
-loader = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
-transfers = [remote.transfers for remote in loader._served.values()]
+remote_module = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
+transfers = [remote.transfers for remote in remote_module._served.values()]
 kept = [len(boxes) for each in transfers for boxes in (each.inboxes, each.outboxes)]
 """
     async with asyncio.timeout(20):
