@@ -1,7 +1,7 @@
-"""What a caller asked for, until when, and what came back.
+"""One call: what it asks for, its deadline and its response.
 
-Rule: values that an operation carries through the connection, and its deadline. No policy: who
-goes next is ``queue``'s, what a restart means is ``connection``'s.
+Rule: values that an operation carries through the connection, and its deadline. No policy: the
+order belongs to ``queue``, what a restart means belongs to ``connection``.
 """
 
 from __future__ import annotations
@@ -20,20 +20,21 @@ from bridgehead._shipped.wire.header import Header
 from bridgehead._shipped.wire.segments import Segment
 from bridgehead._transports.base import Transport
 
-# What a user called the operation.
+# The public method for each operation, for messages to the user.
 PUBLIC_NAMES = {"bind": "push", "fetch": "pull", "drop": "delete", "has": "exists"}
 
 
 def check_seconds(seconds: object) -> None:
-    """Raise ``TypeError`` unless it is a number of seconds, or None."""
+    """Raise ``TypeError`` unless ``seconds`` is a number or None."""
     if seconds is not None and not isinstance(seconds, (int, float)):
-        raise TypeError(f"timeout is a number of seconds or None, not {seconds!r}")
+        raise TypeError(f"timeout= takes a number of seconds or None, not {seconds!r}")
 
 
 class Deadline:
-    """The builtin ``TimeoutError`` for an operation that took longer, with what is known.
+    """The deadline of one operation; raises a ``TimeoutError`` that says whether it was sent.
 
-    A class and no ``asynccontextmanager``: every operation enters one, and this costs a third.
+    A class and not an ``asynccontextmanager``: every operation enters one, and a class costs a
+    third of the time.
     """
 
     __slots__ = ("_asked", "_call", "_operation", "_scope", "_transport")
@@ -46,8 +47,9 @@ class Deadline:
         call: Call | None = None,
         asked: float | None = None,
     ) -> None:
-        """``call`` knows whether it was sent; ``asked`` is what the caller had given it, where
-        some of it was used up before.
+        """Set the deadline; ``call`` shows whether the request was sent.
+
+        ``asked`` is the caller's timeout, where ``seconds`` is only what is left of it.
         """
         check_seconds(seconds)
         self._operation, self._transport, self._call = operation, transport, call
@@ -69,27 +71,27 @@ class Deadline:
         try:
             await self._scope.__aexit__(kind, error, trace)
         except TimeoutError:
-            pass  # the scope's own says nothing; it is raised with what is known below
+            pass  # the scope's own error has no text; the one below has
         else:
-            # A TimeoutError of the block's own passes, unless it came of this deadline.
+            # A TimeoutError that the block raised itself passes, unless this deadline caused it.
             if not (isinstance(error, TimeoutError) and self._scope.expired()):
                 return
         call = self._call
-        waited = call is not None and call.turn is not None and not call.turn.sent
-        end = "It was not sent" if waited else "What was sent to it may still run there"
+        unsent = call is not None and call.turn is not None and not call.turn.sent
+        outcome = "the request was not sent" if unsent else "the request may still run"
         raise TimeoutError(
-            f"{self._operation} got no answer within {self._asked:g} s; the kernel is "
-            f"{self._transport.life.state}. {end}"
+            f"{self._operation} timed out after {self._asked:g} s: the kernel is "
+            f"{self._transport.life.state}, and {outcome}"
         ) from None
 
 
 @dataclass(frozen=True, slots=True)
 class SignedPayload:
-    """What a request brings, and its digest.
+    """A payload and its digest.
 
     Attributes:
-        segment: the memory that it is in already, if it is.
-        landing: how it reaches this kernel by a message to many, if it does.
+        segment: the segment that holds the frames already, if any.
+        delivery: the broadcast that brings the frames to this kernel, if any.
     """
 
     payload: _payload.Payload
@@ -107,7 +109,7 @@ NOTHING = SignedPayload(_payload.EMPTY, "")
 
 @dataclass(slots=True)
 class Call:
-    """One call of a user's, on its way through the foothold; ``fields`` go into the header."""
+    """One call of a user, on its way through the connection; ``fields`` go into the header."""
 
     operation: str
     content: _payload.PayloadSource | None
@@ -115,7 +117,7 @@ class Call:
     fields: dict[str, Any]
     packed: SignedPayload | None = None
     turn: Turn | None = None
-    unread: bool = False  # here: see Request
+    unread: bool = False  # see ``Request``
 
     @property
     def needs_codec(self) -> bool:
@@ -124,12 +126,12 @@ class Call:
 
 @dataclass(slots=True)
 class Response:
-    """What came of an operation.
+    """The response to one operation.
 
     Attributes:
-        header: of the response.
-        frames: the answer's frames.
-        request: what was asked.
+        header: the response's header.
+        frames: the response's frames.
+        request: the request that it belongs to.
     """
 
     header: Header

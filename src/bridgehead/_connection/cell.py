@@ -1,7 +1,7 @@
-"""The outputs of one cell, gathered while it runs.
+"""The outputs of one cell, collected while it runs.
 
-Rule: iopub messages in, a ``Result`` out. iopub can lose messages, so whether the cell is
-done is never decided here.
+Rule: iopub messages in, a ``Result`` out. iopub can lose messages, so this file never decides
+whether the cell is done.
 """
 
 from __future__ import annotations
@@ -14,25 +14,25 @@ from bridgehead._protocol.raising import as_text
 from bridgehead._protocol.results import Result
 from bridgehead._transports.messages import Message
 
-STRAGGLERS = 2.0  # s after the reply in which the cell's idle must be seen, or is given up
+STRAGGLERS = 2.0  # s to wait after the reply for the cell's "idle", which may be lost
 
 _OUTPUTS = {"stream", "display_data", "execute_result", "error"}
 
 
 class CellObserver:
-    """An ``on_output`` that knows, too, whether the cell has begun; until then others' may run."""
+    """An ``on_output`` that also knows whether the cell has begun; other cells may run before."""
 
     def __init__(self, take: Callable[[Message], object]) -> None:
         self._take = take
         self.begun = False
 
     def __call__(self, message: Message) -> None:
-        self.begun = True  # iopub may have lost what says so
+        self.begun = True  # the message that says so may be lost
         self._take(message)
 
 
 class CellOutputs:
-    """Collects the messages that belong to one cell."""
+    """The messages of one cell, collected."""
 
     def __init__(self, on_output: Callable[[Message], object] | None) -> None:
         self._on_output = on_output
@@ -67,7 +67,7 @@ class CellOutputs:
         if self._on_output is not None:
             try:
                 self._on_output(message)
-            except BaseException as error:  # noqa: BLE001 - told to whoever awaits run, not to the reader
+            except BaseException as error:  # noqa: BLE001 - ``complete`` raises it, for the reader must go on
                 self._failure, self._on_output = error, None
 
     def _cleared(self) -> None:
@@ -82,14 +82,15 @@ class CellOutputs:
                 output.update(data=_mapping(content.get("data")), metadata=content.get("metadata"))
 
     def leave(self) -> None:
-        """Nobody waits for the cell any more: call nobody back."""
+        """Stop calling ``on_output``: no caller waits for the cell any more."""
         self._on_output = None
 
     async def complete(self, request: str) -> None:
         """Wait for the last outputs, which come on another channel than the reply.
 
-        The reply may be here before them, and they may have been lost: then what there is must
-        do. ``request`` is the one that was replied to; an aborted try of it was idle too.
+        The reply may arrive before them. If they were lost, the outputs that did arrive must do.
+        ``request`` is the id of the request that the reply belongs to; an earlier, aborted
+        attempt had an "idle" too.
         """
         try:
             async with asyncio.timeout(STRAGGLERS):
@@ -102,19 +103,19 @@ class CellOutputs:
             raise self._failure
 
     def result(self, execution_count: Any) -> Result:
-        """What there is by now; neighbouring pieces of one stream become one output."""
+        """Return what was collected; neighbouring parts of one stream become one output."""
         texts: dict[str, list[str]] = {"stdout": [], "stderr": []}
         merged: list[dict[str, Any]] = []
         data: dict[str, Any] = {}
-        pieces: list[str] = []  # of the stream output that is last in merged
-        last: str | None = None  # its name
+        parts: list[str] = []  # of the stream output that is last in ``merged``
+        last: str | None = None  # the name of that stream
         for output in self._outputs:
             if output["output_type"] == "stream":
                 texts.setdefault(output["name"], []).append(output["text"])
                 if last != output["name"]:
-                    last, pieces = output["name"], []
-                    merged.append({**output, "text": pieces})
-                pieces.append(output["text"])
+                    last, parts = output["name"], []
+                    merged.append({**output, "text": parts})
+                parts.append(output["text"])
                 continue
             last = None
             if output["output_type"] == "execute_result":
@@ -129,7 +130,7 @@ class CellOutputs:
 
 
 def _output(message: Message) -> dict[str, Any]:
-    """One output as a notebook file has it, whatever the kernel calls one."""
+    """Return an output in the format of notebook files, whatever the kernel sent."""
     output = {**message.content, "output_type": message.type}
     if message.type == "stream":
         name, text = as_text(output.get("name")), as_text(output.get("text"))

@@ -1,7 +1,8 @@
-"""One kernel's connection: the policy between an operation and its messages.
+"""One kernel's connection: the way of a call from the bridge to its response.
 
-Rule: who may call, in which order, until when, and what is tried again. The remote part and the
-lane that leads to it are ``remote``'s, turns ``queue``'s, messages the lanes' and transports'.
+Rule: which callers may use it, how a call is prepared and sent, and when it is sent again. The
+remote part and the lane to it belong to ``remote``, turns to ``queue``, messages to the lanes and
+the transports.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from bridgehead._errors import (
 )
 from bridgehead._lanes.base import Lane, Request
 from bridgehead._lanes.broadcast import Delivery
-from bridgehead._lanes.direct import DirectLane, served_there
+from bridgehead._lanes.direct import DirectLane, is_for_thread
 from bridgehead._lanes.handshake import LaneName
 from bridgehead._lanes.socket import SocketLost
 from bridgehead._protocol import payload as _payload
@@ -44,7 +45,7 @@ from bridgehead._transports.messages import Message
 
 
 class Connection:
-    """The loader in the kernel behind one transport, from the event loop that opened it."""
+    """The connection to one kernel, used from the event loop that opened it."""
 
     def __init__(
         self, transport: Transport, wanted: LaneName, trust: Trust, pool: float = 0.5
@@ -58,6 +59,7 @@ class Connection:
         self.remote: Installation = Installation(transport, wanted, trust, self.subshell, pool)
 
     def check_caller(self) -> None:
+        """Raise ``RuntimeError`` in another process or another event loop."""
         if os.getpid() != self._process:
             raise RuntimeError("this bridge was opened before a fork; open another one here")
         if asyncio.get_running_loop() is not self.loop:
@@ -67,7 +69,7 @@ class Connection:
             )
 
     def check(self) -> None:
-        """Raise unless this caller may ask this kernel for something now."""
+        """Raise unless this caller may use the connection, and a kernel is there."""
         self.check_caller()
         self.transport.life.check()
 
@@ -83,11 +85,11 @@ class Connection:
         packed: SignedPayload | None = None,
         **fields: Any,
     ) -> Response:
-        """One operation: its place in the queue, the lane, the deadline, the answer.
+        """Do one operation within its deadline, and return the response.
 
-        ``content`` is what is pickled for it, ``packed`` what was already; ``now`` has it served
-        in the middle of a running cell; ``limit`` bytes of an answer are taken at most;
-        ``report`` is told of bytes done and in all; ``fields`` go into the header.
+        ``content`` is pickled for it; ``packed`` was pickled before. ``now`` has it served while a
+        cell runs. ``limit`` is the most bytes that the response may have. ``report`` is called
+        with bytes done and bytes in all. ``fields`` go into the header.
         """
         fields["max_bytes"] = limit
         call = Call(operation, content, report, fields, packed)
@@ -95,74 +97,81 @@ class Connection:
             return await (self._at_once(call) if now else self.in_turn(call))
 
     async def in_turn(self, call: Call) -> Response:
-        """One operation when it is its turn, with the place that it has already, if it has one."""
-        # The process in which the remote part was found missing; the request is sent a second
-        # time to that process alone.
-        first: str | None = None
-        number: int | None = None  # its place, kept for a second attempt so that the order holds
+        """Do one operation when its turn comes; a call may bring the turn that it has already."""
+        # The kernel process in which the remote part was missing at the first attempt. The second
+        # and last attempt is for that process alone.
+        process_of_first: str | None = None
+        number: int | None = None  # of its turn: a second attempt keeps it, so the order holds
         held = call.turn
-        # The fast path: no queue, no task, no thread, for a small request on an idle bridge.
+        # The fast path: a small request on an idle bridge needs no queue, no task and no thread.
         request, generation = (
             self._fast_path(call) if held is None else None,
             self.remote.generation,
         )
         if request is not None:
-            kernel, info = self.remote.process, self.remote.info
+            process, info = self.remote.process, self.remote.info
             try:
                 with self.queue.fast_path() as number:
-                    opened = await self.remote.lane.carry(request)
-                told, frames = await self.remote.lane.rest(request, opened)
-                return Response(told, frames, request)
+                    response = await self.remote.lane.carry(request)
+                reply_header, frames = await self.remote.lane.rest(request, response)
+                return Response(reply_header, frames, request)
             except KernelRestarted:
-                # The transport noticed the restart itself: that is for the caller to hear of.
+                # If the transport noticed a restart itself, the caller must get it. Otherwise the
+                # remote part was removed, or its thread ended, and nothing was done: go on below.
                 if generation != self.transport.life.generation:
                     raise
-                first = kernel
+                process_of_first = process
                 self.remote.mark_lost(info)
         while True:
-            again = call.turn.number if call.turn else number
-            # A place that the caller brought is the caller's to give up, so this block does not.
-            with contextlib.nullcontext(held) if held else self.queue.turn(again) as turn:
+            turn_number = call.turn.number if call.turn else number
+            # A turn that the caller brought is the caller's to give up, so this block does not.
+            with contextlib.nullcontext(held) if held else self.queue.turn(turn_number) as turn:
                 held, call.turn = None, turn
-                # prepare() ends the wait when the kernel goes, and costs a task: it is for what
+                # prepare() ends the wait when the kernel is lost, and costs a task: it is for what
                 # may take long. With the remote part in place, ready() returns at once.
                 if not self.remote.is_current or self.transport.life.is_unresponsive:
                     await turn.prepare(self.remote.ready())
                 lane = await self.remote.ready()
-                # The same connection may lead to another process by now. The request was meant
-                # for the old one.
-                if first not in (None, self.remote.process):
+                # The handshake of a second attempt may find another process behind the same
+                # connection. The request was meant for the old one.
+                if process_of_first not in (None, self.remote.process):
                     raise KernelRestarted("the kernel was restarted; this call was not executed")
                 if call.needs_codec:
                     await turn.prepare(self.remote.load_codec())
+                # The turn was taken above, at the call. So a slow pickle delays the operations
+                # behind it, and none of them overtakes it.
                 await self._pack(call, turn, lane)
-                # What a broadcast brought went with the remote part that received it.
-                delivery = None if first is not None else await self._delivered(call, turn)
+                # The frames of a broadcast were lost with the remote part that received them.
+                delivery = (
+                    None if process_of_first is not None else await self._delivered(call, turn)
+                )
                 # No await from here to the send: the request, and what is compared after a
                 # failure, are of the same installation.
                 request, generation = self._request(call), self.remote.generation
-                kernel, info = self.remote.process, self.remote.info
+                process, info = self.remote.process, self.remote.info
                 if delivery is not None and delivery.epoch == info.epoch:
                     # By this id the kernel finds the frames that the broadcast brought.
                     request.header["id"], request.delivered = delivery.header["id"], True
                 try:
-                    opened = await self.queue.carry(turn, lane, request)
-                    told, frames = await lane.rest(request, opened)
+                    response = await self.queue.carry(turn, lane, request)
+                    # Outside the queue: the next operation is sent while this one fetches the
+                    # rest of its response.
+                    reply_header, frames = await lane.rest(request, response)
                 except KernelRestarted:
-                    # On an unbroken connection somebody removed the remote part: nothing was
+                    # On an unbroken connection, a user removed the remote part: nothing was
                     # done. Install it again, and if it is the same process send the request
                     # again, once.
-                    if first is not None or generation != self.transport.life.generation:
+                    if process_of_first is not None or generation != self.transport.life.generation:
                         raise
-                    first = kernel
+                    process_of_first = process
                     self.remote.mark_lost(info)
                     continue
-                return Response(told, frames, request)
+                return Response(reply_header, frames, request)
 
     def _fast_path(self, call: Call) -> Request | None:
-        """The request, if it needs no queue and no thread: a small one, of which there is no other.
+        """Return the request if it is small and no other is before it, so it needs no queue.
 
-        Half of what a small operation takes would otherwise be the queue's (measured).
+        The queue would otherwise take half of the time of a small operation (measured).
         """
         lane = self.remote.lane
         if not isinstance(lane, DirectLane) or lane.lost or not self.remote.is_current:
@@ -176,49 +185,51 @@ class Connection:
         elif call.packed is not None:
             return None
         request = self._request(call)
-        return request if lane.is_free(request.header) else None
+        return request if lane.can_send_now(request.header) else None
 
     async def _at_once(self, call: Call) -> Response:
-        """One operation while a cell runs: it takes no place in the queue and waits for none.
+        """Do one operation while a cell runs: it takes no turn and waits for none.
 
-        A restart is reported and nothing is sent again: without a place, a second attempt could
+        A restart is reported and nothing is sent again: without a turn, a second attempt could
         take effect after what the caller asked for later.
         """
         lane = await self.remote.ready()
         if call.content is not None:
-            call.packed = await self._thread(call.content, lane)
+            call.packed = await self._pack_in_thread(call.content, lane)
         # The direct lane's thread in the kernel binds and fetches names beside a running cell, so
         # this needs no subshell. It runs no code: any other operation goes on below.
         if isinstance(lane, DirectLane):
             request = self._request(call)
-            if served_there(request.header):
+            if is_for_thread(request.header):
                 if call.needs_codec:
                     await self.remote.load_codec(now=True)
                 request.header["now"] = True
-                told, frames = await lane.rest(request, await lane.carry(request))
-                return Response(told, frames, request)
-        # Anybody may have deleted our subshell, and then nothing was done: try once with a new one.
-        for last in (False, True):
+                reply_header, frames = await lane.rest(request, await lane.carry(request))
+                return Response(reply_header, frames, request)
+        # Any client may have deleted this bridge's subshell. The kernel then refuses the request
+        # and nothing was done, so it is sent once more, to a new subshell.
+        for is_last in (False, True):
             shell, info = await self.subshell.ready(), self.remote.info
             try:
                 if call.needs_codec:  # in the subshell, too: the main shell waits for the cell
                     await self.remote.load_codec(shell)
                 request = self._request(call, shell)
-                opened = await lane.carry(request)
+                response = await lane.carry(request)
             except KernelRestarted:
                 self.remote.mark_lost(info)
                 raise
             except RemoteError as error:
-                if last or error.ename != UNKNOWN:
+                if is_last or error.ename != UNKNOWN:
                     raise
                 self.subshell.forget(shell["id"])
                 continue
-            told, frames = await lane.rest(request, opened)
-            return Response(told, frames, request)
+            reply_header, frames = await lane.rest(request, response)
+            return Response(reply_header, frames, request)
         raise AssertionError
 
     async def _pack(self, call: Call, turn: Turn, lane: Lane) -> None:
-        """Pickle what the call sends, if it takes long in a thread; once, whatever happens."""
+        """Pickle what the call sends, once for all attempts; in a thread if that takes long."""
+        # What was packed before may have a digest that this lane does not use, or lack one.
         if call.packed is not None and call.packed.is_signed == (lane.digest == "none"):
             payload, algorithm, sums = call.packed.payload, lane.digest, lane.sums
             work = asyncio.to_thread(_payload.signed, payload, algorithm, sums)
@@ -228,16 +239,16 @@ class Connection:
         if call.content.is_small():
             call.packed = self._packed(call.content, lane)
         else:
-            call.packed = await turn.prepare(self._thread(call.content, lane))
+            call.packed = await turn.prepare(self._pack_in_thread(call.content, lane))
 
     async def _delivered(self, call: Call, turn: Turn) -> Delivery | None:
-        """What reached this kernel of a message to many, if it is all of what the call sends."""
+        """Return the broadcast that brought the call's frames to this kernel, if all arrived."""
         delivery = call.packed.delivery if call.packed is not None else None
-        if delivery is None or not await turn.prepare(delivery.whole()):
+        if delivery is None or not await turn.prepare(delivery.is_complete()):
             return None
         return delivery
 
-    async def _thread(self, content: _payload.PayloadSource, lane: Lane) -> SignedPayload:
+    async def _pack_in_thread(self, content: _payload.PayloadSource, lane: Lane) -> SignedPayload:
         return await asyncio.to_thread(self._packed, content, lane)
 
     def _packed(self, content: _payload.PayloadSource, lane: Lane) -> SignedPayload:
@@ -273,7 +284,7 @@ class Connection:
         on_message: Callable[[Message], None],
         complete: Callable[[str], Awaitable[None]],
     ) -> Reply:
-        """A cell, in its turn; ``complete`` waits for what comes beside its reply."""
+        """Run a cell in its turn; ``complete`` waits for the outputs after its reply."""
         call = Call("run", None, None, {})
         async with Deadline(timeout, "run", self.transport, call):
             with self.queue.turn() as turn:
@@ -282,7 +293,7 @@ class Connection:
 
                 async def cell() -> Reply:
                     lane = self.remote.lane
-                    if isinstance(lane, DirectLane):  # what nobody waits for any more goes first
+                    if isinstance(lane, DirectLane):  # what was cancelled takes effect before it
                         with contextlib.suppress(SocketLost):
                             await lane.client.drained()
                     return await self.transport.dispatcher.request(content, on_message=on_message)
@@ -292,7 +303,7 @@ class Connection:
             return reply
 
     async def aclose(self) -> None:
-        """Leave, and nothing half-way in the kernel."""
+        """Close the connection, and have the kernel drop what is unfinished."""
         for watch in list(self.transport.life.listeners):
             self.transport.spawn(self.unwatch(watch))
         await self.remote.lane.leave()
@@ -300,17 +311,17 @@ class Connection:
         await self.transport.aclose()
 
     async def interrupt(self) -> None:
-        """Interrupt the kernel, and what the direct lane's thread is at: no signal reaches that.
+        """Interrupt the kernel, and its socket thread, which no signal reaches.
 
-        A thread that won't hear, as in a C call, is left to itself, and the lane is made anew.
+        A thread that does not stop, as in a call into C, is left alone, and the lane is made anew.
 
         Raises:
             NotSupported: the kernel would end instead, or go on.
         """
         if not self.transport.quirks.interruptible:
             raise NotSupported(
-                f"{self.remote.info.kernel} can't be interrupted: a signal would end it; "
-                "restart() does so and starts another one"
+                f"{self.remote.info.kernel} can't be interrupted: a signal would end it. "
+                "Use restart(), which ends it and starts a new one"
             )
         await self.transport.interrupt()
         lane = self.remote.lane
@@ -318,6 +329,7 @@ class Connection:
             await lane.interrupt(self.remote.info.epoch)
 
     async def unwatch(self, watch: str) -> None:
-        """Have the loader forget a watch."""
-        with contextlib.suppress(BridgeError):  # then it goes by age, or with the kernel
+        """Have the remote part drop a watch."""
+        # If this fails, the remote part drops it by age, or the kernel has ended.
+        with contextlib.suppress(BridgeError):
             await self.remote.request_unordered("unwatch", watch=watch)

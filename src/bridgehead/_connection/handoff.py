@@ -1,10 +1,11 @@
-"""A handoff: one kernel gives what another one takes.
+"""A handoff: objects of one kernel, bound in another kernel.
 
 Rule: two requests, a fetch from the source and a bind in the target, that are one operation for
-the caller. It is pickled once, so what the names share stays shared, and it is not unpickled here.
+the caller. The source pickles all names at once, so what they share stays shared. This process
+does not unpickle the payload.
 
 Laws:
-- A handoff takes its place in both queues when it is called, in the source's queue first. In the
+- A handoff takes its turn in both queues when it is called, in the source's queue first. In the
   target's queue it stays in front of later requests until the source has replied.
 - Handoffs in a ring do not wait for each other for ever: a fetch that waits behind another
   handoff's bind was called after that handoff's fetch.
@@ -42,7 +43,7 @@ class Handoff:
         data: bool,
         report: Callable[[int, int], object],
     ) -> None:
-        """With ``data`` the source sends and the target opens nothing but data.
+        """Prepare it; with ``data``, the source sends and the target opens nothing but data.
 
         ``report`` is called with bytes done and bytes in all; half count when they come from the
         source, and half when they go to the target.
@@ -56,28 +57,28 @@ class Handoff:
         """Fetch from the source, bind in the target."""
         with _naming("target", self.target):
             self.target.check()
-        with self.source.queue.turn() as giving, self.target.queue.turn() as taking:
+        with self.source.queue.turn() as source_turn, self.target.queue.turn() as target_turn:
             if not self.target.remote.is_ready:
-                # Before the fetch: without a target nothing has to be read. The source may be
-                # restarted meanwhile, which its place notices.
+                # Before the fetch: without a target, nothing has to be read. If the source is
+                # restarted meanwhile, its turn fails.
                 with _naming("source", self.source):
-                    await giving.prepare(self._prepare(taking, self._reach()))
-            fetched = await self._prepare(taking, self._fetch(giving))
-            return await self._bind(taking, fetched)
+                    await source_turn.prepare(self._prepare(target_turn, self._reach()))
+            fetched = await self._prepare(target_turn, self._fetch(source_turn))
+            return await self._bind(target_turn, fetched)
 
-    async def _prepare(self, taking: Turn, work: Coroutine[Any, Any, T]) -> T:
+    async def _prepare(self, target_turn: Turn, work: Coroutine[Any, Any, T]) -> T:
         """Await what comes before the bind; fail at once if the target is lost meanwhile."""
         with _naming("target", self.target):
-            return await taking.prepare(work)
+            return await target_turn.prepare(work)
 
     async def _reach(self) -> None:
-        """Check that the target answers."""
+        """Check that the target replies; install its remote part if it is missing."""
         with _naming("target", self.target):
             async with self._deadline(self.target):
                 await self.target.remote.ready()
 
     async def _fetch(self, turn: Turn) -> Response:
-        """Have the source pickle what it has under the names."""
+        """Have the source pickle the values of the names."""
         info = self.target.remote.info
         fields = {
             "expressions": self.names,
@@ -99,7 +100,7 @@ class Handoff:
                 raise _incompatible(self.source, self.target) from None
 
     async def _bind(self, turn: Turn, fetched: Response) -> Transfer:
-        """Have the target bind what the source gave: all names, or none."""
+        """Have the target bind what the source sent: all names, or none."""
         python, code = self.source.remote.info.python[:2], fetched.header.get("code") is True
         payload = Payload(fetched.frames, carries_code=code, refs=False, python=python)
         source_lane = fetched.request.lane
@@ -134,8 +135,8 @@ class Handoff:
     def _passes_segment(self) -> bool:
         """Whether the target may map the source's own segment, if it is on the direct lane.
 
-        It can write to that memory for ever after, and this process reads there what the source
-        sends next. So a kernel that is not trusted gets a copy.
+        The target can write to that memory from then on, and this process will read from it what
+        the source sends next. So a kernel that is not trusted gets a copy.
         """
         return self.target.remote.info.lane == "direct" and not (
             self.data or self.target.trust.data
@@ -163,8 +164,9 @@ def _naming(which: str, connection: Connection) -> Iterator[None]:
 
 
 def _incompatible(source: Connection, target: Connection) -> IncompatiblePython:
-    ours, theirs = (".".join(map(str, one.remote.info.python[:2])) for one in (source, target))
+    versions = (".".join(map(str, end.remote.info.python[:2])) for end in (source, target))
+    source_python, target_python = versions
     return IncompatiblePython(
-        f"the payload carries code of Python {ours}, and the target runs Python {theirs}; between "
-        "different Python versions only data can cross"
+        f"the payload carries code of Python {source_python}, and the target runs Python "
+        f"{target_python}; between different Python versions only data can cross"
     )

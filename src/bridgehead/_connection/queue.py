@@ -1,12 +1,12 @@
-"""The queue before one kernel: operations cross in the order of their calls.
+"""The queue of one kernel: operations are sent in the order of their calls.
 
-Rule: who goes next, and who goes along. One request is on its way at a time, so nothing can
-overtake what has to be sent again, and a busy or stopped kernel finds one request at its
-door instead of a flood. Small ones that pile up behind it cross together in one message.
+Rule: which operation is sent next, and which ones are sent with it. One message is in flight at a
+time, so no operation can overtake one that has to be sent again, and a busy or stopped kernel has
+one message to serve instead of a flood. Small requests that collect meanwhile go in one batch.
 
-A place is taken when an operation is called, before its object is pickled; whoever leaves
-before it was sent takes it out of the queue, and it never runs. What was refused and is to be
-sent again has the place that it had.
+An operation takes its turn when it is called, before its object is pickled. An operation that is
+cancelled before it is sent leaves the queue and never runs. An operation that has to be sent
+again keeps the turn that it had.
 """
 
 from __future__ import annotations
@@ -28,26 +28,27 @@ from bridgehead._transports.dispatch import Reply
 
 T = TypeVar("T")
 
-MAX_BATCH = 512  # requests in a message; a kernel that serves others gets to them in between
+MAX_BATCH = 512  # requests in a message; the kernel serves other clients between two messages
 
 
 class Turn:
-    """One operation in the queue. Its outcome fails at once when the kernel goes."""
+    """One operation's place in the queue; its outcome fails at once if the kernel is lost."""
 
     def __init__(self, outcome: asyncio.Future[Any], number: int) -> None:
         self.outcome = outcome
         self.number = number
-        self.sent = False  # what was sent may run, whoever gives up waiting
+        self.sent = False  # if so, the request may run even if the caller gives up
         self.lane: Lane | None = None
         self.request: Request | None = None
         self.cell: Callable[[], Awaitable[Reply]] | None = None
 
     @property
     def prepared(self) -> bool:
+        """Whether it can be sent."""
         return self.request is not None or self.cell is not None
 
     async def prepare(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await what has to be done first, unless the kernel goes meanwhile."""
+        """Await what has to be done before the request is sent; fail if the kernel is lost."""
         task = asyncio.ensure_future(work)
         try:
             await asyncio.wait([task, self.outcome], return_when=asyncio.FIRST_COMPLETED)
@@ -59,19 +60,19 @@ class Turn:
 
 
 class Queue:
-    """The places before one transport's kernel, and who serves them."""
+    """The turns of one kernel's operations, and the task that sends them."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._turns: deque[Turn] = deque()  # by their numbers
+        self._turns: deque[Turn] = deque()  # sorted by number
         self._numbers = itertools.count()
         self._changed = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
-        self._fast_path = False  # somebody serves itself
+        self._fast_path = False  # an operation sends itself, without the task
 
     @contextlib.contextmanager
     def turn(self, number: int | None = None) -> Iterator[Turn]:
-        """Take the last place, or again the one of this number; leaving the block gives it up."""
+        """Take the last turn, or the one with this number again; the block's end gives it up."""
         if number is None:
             turn, ahead = (
                 Turn(self._transport.life.waiter(), next(self._numbers)),
@@ -85,21 +86,21 @@ class Queue:
             yield turn
         finally:
             turn.outcome.cancel()
-            if not turn.sent:  # nor does what it would have sent stay here till its turn
+            if not turn.sent:  # frees what it would have sent, at once
                 with contextlib.suppress(ValueError):
                     self._turns.remove(turn)
             self._changed.set()
 
     @property
     def is_empty(self) -> bool:
-        """Whether nobody is before the next one to come."""
+        """Whether the next operation would be the first."""
         return not self._turns and self._serving is None and not self._fast_path
 
     @contextlib.contextmanager
     def fast_path(self) -> Iterator[int]:
-        """For one who found the queue empty and serves itself: the others wait till it is done.
+        """Let an operation that found the queue empty send itself, without a task.
 
-        Gives the number of the place that it would have had.
+        Others wait until the block ends. Yields the number of the turn that it would have had.
         """
         self._fast_path = True
         try:
@@ -110,32 +111,32 @@ class Queue:
                 self._serving = self._transport.spawn(self._serve())
 
     async def carry(self, turn: Turn, lane: Lane, request: Request) -> PartialResponse:
-        """Have the request cross when it is its turn; gives the beginning of the answer."""
+        """Have the request sent when its turn comes; return the beginning of its response."""
         report = request.report
 
-        def wanted(done: int, total: int) -> None:
+        def report_to_caller(done: int, total: int) -> None:
             if turn.outcome.done():
-                raise _CallerGone
+                raise _CallerLeft
             try:
                 report(done, total)
-            except asyncio.CancelledError:  # raised here it would end whoever serves the queue
+            except asyncio.CancelledError:  # it would end the task that serves the queue
                 turn.outcome.cancel()
-                raise _CallerGone from None
+                raise _CallerLeft from None
 
-        request.report = wanted
+        request.report = report_to_caller
         turn.lane, turn.request = lane, request
         try:
-            opened: PartialResponse = await self._outcome(turn)
+            response: PartialResponse = await self._outcome(turn)
         except asyncio.CancelledError:
             outcome = turn.outcome
             if outcome.done() and not outcome.cancelled() and outcome.exception() is None:
-                self._unwanted(turn, outcome.result())  # it was on its way to who gives up now
+                self._discard(turn, outcome.result())  # it arrived as the caller gave up
             raise
         request.report = report
-        return opened
+        return response
 
     async def run(self, turn: Turn, cell: Callable[[], Awaitable[Reply]]) -> Reply:
-        """Have a cell run when it is its turn."""
+        """Have a cell run when its turn comes."""
         turn.cell = cell
         reply: Reply = await self._outcome(turn)
         return reply
@@ -157,7 +158,9 @@ class Queue:
                     self._turns.popleft()
                 elif first.prepared:
                     await self._send(self._next())
-                    await asyncio.sleep(0)  # whoever has to come again is back before the next goes
+                    # An operation that has to be sent again takes its turn back before the next
+                    # one is sent.
+                    await asyncio.sleep(0)
                 else:
                     self._changed.clear()
                     await self._changed.wait()
@@ -169,7 +172,7 @@ class Queue:
             self._serving = None
 
     def _next(self) -> list[Turn]:
-        """The first place, and those behind it that may go along."""
+        """Take the first turn out of the queue, with those behind it that fit in one batch."""
         first = self._turns.popleft()
         batch, lane = [first], first.lane
         if first.request is None or not _may_batch(first.request) or lane is None:
@@ -191,23 +194,23 @@ class Queue:
         for turn in turns:
             turn.sent = True
         try:
-            outcomes = await self._cross(turns)
+            outcomes = await self._carry_all(turns)
         except asyncio.CancelledError:
             for turn in turns:
                 _settle(turn, BridgeClosed("this bridge was closed"))
             raise
-        except Exception as error:  # noqa: BLE001 - each caller is told, whatever it is
+        except Exception as error:  # noqa: BLE001 - each caller gets it, whatever it is
             outcomes = [copy.copy(error) if len(turns) > 1 else error for _ in turns]
-        again = []
+        unserved = []
         for turn, outcome in zip(turns, outcomes, strict=True):
             if outcome is None:
                 turn.sent = False
-                again.append(turn)
+                unserved.append(turn)
             elif not _settle(turn, outcome):
-                self._unwanted(turn, outcome)
-        self._turns.extendleft(reversed(again))
+                self._discard(turn, outcome)
+        self._turns.extendleft(reversed(unserved))
 
-    async def _cross(self, turns: list[Turn]) -> list[Any]:
+    async def _carry_all(self, turns: list[Turn]) -> list[Any]:
         first = turns[0]
         if first.cell is not None:
             return [await first.cell()]
@@ -218,10 +221,10 @@ class Queue:
         requests = [turn.request for turn in turns if turn.request is not None]
         return list(await first.lane.carry_batch(requests))
 
-    def _unwanted(self, turn: Turn, outcome: Any) -> None:
-        """Whoever asked has left: have the loader drop the rest of the answer, if any."""
+    def _discard(self, turn: Turn, outcome: Any) -> None:
+        """Have the remote part drop the rest of a response that no caller waits for."""
         if isinstance(outcome, BaseException):
-            return  # nothing came
+            return
         self._transport.dispatcher.late += 1
         if turn.lane is None or turn.request is None or not isinstance(outcome, PartialResponse):
             return
@@ -229,8 +232,8 @@ class Queue:
             turn.lane.forget(turn.request.header)
 
 
-class _CallerGone(BridgeError):
-    """Whoever asked has left; what has crossed so far is dropped."""
+class _CallerLeft(BridgeError):
+    """The caller has left; what was sent so far is dropped."""
 
 
 def _may_batch(request: Request) -> bool:
@@ -238,7 +241,7 @@ def _may_batch(request: Request) -> bool:
 
 
 def _settle(turn: Turn, outcome: Any) -> bool:
-    """Tell whoever waits; false if nobody does."""
+    """Give the caller its outcome; return whether the caller still waits for it."""
     if turn.outcome.done():
         return False
     if isinstance(outcome, BaseException):

@@ -1,8 +1,8 @@
 """The remote part in one kernel: installed by the first operation, and kept installed.
 
-Rule: whether the remote part is there, which lane leads to it, and what is asked of it without a
-turn of the caller's. A restart is noticed here, and reported once, so that nothing meant for the
-old kernel reaches the new one. Turns and the caller's operations are ``connection``'s.
+Rule: whether the remote part is installed, which lane leads to it, and the requests to it that take
+no turn. This file notices a restart and reports it once, so that nothing meant for the old kernel
+reaches the new one. Turns and the caller's operations belong to ``connection``.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from bridgehead._errors import KernelRestarted, ProtocolError
 from bridgehead._lanes.base import Lane, Request
 from bridgehead._lanes.direct import DirectLane
 from bridgehead._lanes.handshake import Handshake, LaneName
-from bridgehead._protocol import bootstrap as _shipping
 from bridgehead._protocol import request as _request
+from bridgehead._protocol.bootstrap import codec_sources
 from bridgehead._protocol.results import Info
 from bridgehead._transports.base import Transport
 
-LOST = -1  # the generation of a remote part that is not there (any more)
+LOST = -1  # the generation of a remote part that is not installed (any more)
 
 
 class Installation:
     """The remote part behind one transport, as the last handshake found it.
 
     Attributes:
-        generation: the transport's, when the remote part was installed; or ``LOST``.
-        process: the kernel process that it was installed in; a pid may be used again.
+        generation: the transport's at the time of the handshake, or ``LOST``.
+        process: names the kernel process of the handshake; a pid may be used again.
     """
 
     def __init__(
@@ -47,15 +47,15 @@ class Installation:
         self._handshake = Handshake(transport, wanted, pool, trust.name)
         self._lane: Lane | None = None
         self._info: Info | None = None
-        self._epoch: str | None = None  # what the caller's names are believed to live in
+        self._epoch: str | None = None  # of the kernel that has the caller's names
         self._installing = asyncio.Lock()
-        self._codec_epoch = ""  # epoch of the loader that has the data-only codec
+        self._codec_epoch = ""  # of the remote part that has the data-only codec
 
     @property
     def info(self) -> Info:
-        """What the last handshake learnt."""
+        """What the last handshake reported."""
         if self._info is None:
-            raise ProtocolError("the handshake did not happen yet")
+            raise ProtocolError("the kernel is not known yet: no handshake has succeeded")
         return self._info
 
     @property
@@ -66,26 +66,33 @@ class Installation:
 
     @property
     def is_current(self) -> bool:
-        """Whether the connection is still the one over which it was installed."""
+        """Whether the connection is still the one of the last handshake."""
         return self.generation == self._transport.life.generation
 
     @property
     def is_ready(self) -> bool:
-        """Whether the loader is there and the kernel answers, as far as is known."""
+        """Whether the remote part is installed and the kernel replies, as far as is known."""
         return self.is_current and not self._transport.life.is_unresponsive and not self.lane.lost
 
     async def ready(self) -> Lane:
-        """The lane, with the loader in place; plants it again after a restart."""
+        """Return the lane; install the remote part first if it is missing.
+
+        Raises:
+            KernelRestarted: the kernel was restarted since the last call; raised once.
+        """
         await self._transport.life.answering()
         if self._lane is not None and self._lane.lost:
             self.generation = LOST
         if not self.is_current:
-            epoch, kernel, lost = self._epoch, self.process, self.generation == LOST
+            epoch, process, lost = self._epoch, self.process, self.generation == LOST
             await self.install()
-            same = kernel == self.process if lost else epoch == self._epoch
+            # A new epoch in the same process is a remote part that was removed and installed
+            # again: the names are still there. Over a new connection only the epoch counts.
+            same = process == self.process if lost else epoch == self._epoch
             if epoch is not None and not same:
+                # Where no connection broke, the transport has not ended the subscriptions.
                 for listener in self._transport.life.listeners.values() if lost else ():
-                    listener.end()  # where no connection broke, nobody told them
+                    listener.end()
                 raise KernelRestarted(
                     "the kernel was restarted since the last call, and its namespace is new; "
                     "this call was not sent"
@@ -93,37 +100,35 @@ class Installation:
         return self.lane
 
     async def install(self) -> None:
-        """The handshake, unless the loader is known to be there."""
+        """Do the handshake, unless the remote part is known to be installed."""
         async with self._installing:
             if self.is_current:
                 return
             generation = self._transport.life.generation
-            greeted = await self._handshake.greet()
+            greeting = await self._handshake.greet()
             if isinstance(self._lane, DirectLane):
                 self._lane.client.close()
-            self._lane, self._info, self.process = greeted.lane, greeted.info, greeted.process
-            lane = greeted.lane
+            self._lane, self._info, self.process = greeting.lane, greeting.info, greeting.process
+            lane = greeting.lane
             self._transport.life.side_channel = (
                 lane.client if isinstance(lane, DirectLane) else None
             )
-            self.generation, self._epoch = generation, greeted.info.epoch
-            for orphan in greeted.orphans:
+            self.generation, self._epoch = generation, greeting.info.epoch
+            for orphan in greeting.orphans:
                 self._transport.spawn(self._subshell.delete(orphan))
 
     def mark_lost(self, info: Info) -> None:
-        """The loader of that handshake is not there any more."""
+        """Note that the remote part of that handshake is not installed any more."""
         if self.info is info:
             self.generation = LOST
 
     async def load_codec(
         self, shell: dict[str, Any] | None = None, now: bool | None = None
     ) -> None:
-        """Ship the data-only codec to a loader that does not have it yet."""
+        """Ship the data-only codec to a remote part that does not have it yet."""
         epoch = self.info.epoch
         if self._codec_epoch != epoch:
-            await self.request_unordered(
-                "load_codec", _shipping.codec_sources(), shell=shell, now=now
-            )
+            await self.request_unordered("load_codec", codec_sources(), shell=shell, now=now)
             self._codec_epoch = epoch
 
     async def request_unordered(
@@ -135,9 +140,10 @@ class Installation:
         limit: int | None = None,
         **fields: Any,
     ) -> list[memoryview]:
-        """What no user waits for: out of turn, and only to the loader that is known.
+        """Send a request without a turn, to the remote part of the last handshake alone.
 
-        A restart is left to be told to the user's next call, and nothing is planted.
+        It is for what no caller waits for. It installs nothing, and it leaves a restart to be
+        reported by the caller's next operation.
         """
         lane = self.lane
         header = _request.header(
@@ -151,5 +157,5 @@ class Installation:
         )
         request = Request(header, frames, limit, trusted=not self._trust.data)
         request.subshell = shell["id"] if shell is not None else None
-        _, back = await lane.rest(request, await lane.carry(request))
-        return back
+        _, reply_frames = await lane.rest(request, await lane.carry(request))
+        return reply_frames

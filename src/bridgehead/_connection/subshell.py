@@ -1,9 +1,9 @@
-"""A subshell of the kernel, for what is asked in the middle of a running cell.
+"""A subshell of the kernel, for requests while a cell runs.
 
-Rule: one at most for each bridge, made when it is first needed and deleted when the bridge
-closes. ipykernel 7 serves it in a thread of its own; 6 never answers such a request, so it
-is only asked where the kernel says that it knows subshells. A kernel is never asked to delete
-one that is busy: it would wait for it, and answer nobody meanwhile.
+Rule: at most one for each bridge, made when it is first needed and deleted when the bridge
+closes. ipykernel 7 serves it in a thread of its own. ipykernel 6 never replies to a request for
+one, so the bridge asks only a kernel that reports subshells. It never asks a kernel to delete a
+busy subshell: the kernel would wait for it, and serve no other request meanwhile.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from bridgehead._errors import BridgeError, NotSupported, ProtocolError
 from bridgehead._protocol.raising import as_strings
 from bridgehead._transports.base import Transport
 
-UNKNOWN = "UnknownSubshellError"  # what the kernel answers when somebody deleted it
+UNKNOWN = "UnknownSubshellError"  # the kernel's error if another client deleted the subshell
 SUBSHELL_WAIT = 2.0  # s for the kernel's control thread to make or delete one
-LAST_LOOKS = 50  # 10 ms apart: whether it answered what was given up just before the close
+CLOSE_CHECKS = 50  # 10 ms apart, until it has served what was cancelled just before the close
 
 
 class Subshell:
@@ -33,7 +33,7 @@ class Subshell:
         self._making: asyncio.Task[None] | None = None
 
     async def ready(self) -> dict[str, Any]:
-        """Its id and whose it is, as the loader notes it.
+        """Make the subshell if there is none; return its id and its owner, for the header.
 
         Raises:
             NotSupported: this kernel has no subshells.
@@ -42,14 +42,14 @@ class Subshell:
         features = as_strings(transport.kernel_info.get("supported_features"))
         if "kernel subshells" not in features:
             raise NotSupported(
-                "now=True needs a kernel with subshells, ipykernel 7 or later; without it the "
-                "call waits for the cell that runs"
+                "now=True needs a kernel with subshells (ipykernel 7 or later); without now=True, "
+                "the call waits for the running cell"
             )
         while self._id is None or self._generation != transport.life.generation:
             if self._making is None or self._making.done():
                 self._making = transport.spawn(self._make())
             try:
-                # Whoever gives up waiting must not leave one over there that nobody knows of.
+                # A caller that gives up must not leave a subshell whose id nothing here knows.
                 await asyncio.shield(self._making)
             except asyncio.CancelledError:
                 transport.life.check()  # closed meanwhile
@@ -58,31 +58,33 @@ class Subshell:
 
     async def _make(self) -> None:
         generation = self._transport.life.generation
-        told = await self._transport.dispatcher.control("create_subshell_request", {})
-        if not isinstance(told.get("subshell_id"), str):
-            raise ProtocolError("the kernel made no subshell")
-        self._id, self._generation = told["subshell_id"], generation
+        content = await self._transport.dispatcher.control("create_subshell_request", {})
+        if not isinstance(content.get("subshell_id"), str):
+            raise ProtocolError(
+                "the kernel replied to create_subshell_request without a subshell_id"
+            )
+        self._id, self._generation = content["subshell_id"], generation
 
     def forget(self, identity: str) -> None:
-        """Somebody deleted it: it is made again when it is needed next, by now it may have been."""
+        """Note that another client deleted this subshell; ``ready`` then makes a new one."""
         if self._id == identity:
             self._id = None
 
     async def delete(self, identity: str) -> None:
-        """Have the kernel delete a subshell that is idle, ours or one that was left behind."""
+        """Have the kernel delete an idle subshell: this bridge's, or an orphan."""
         with contextlib.suppress(BridgeError, TimeoutError):
             await self._transport.dispatcher.control(
                 "delete_subshell_request", {"subshell_id": identity}, SUBSHELL_WAIT
             )
 
     async def aclose(self) -> None:
-        """Leave none behind; a busy one is left to the next bridge, which is told of it."""
+        """Delete the subshell; a busy one becomes an orphan, which the next bridge deletes."""
         if self._making is not None:
             await asyncio.wait([self._making], timeout=SUBSHELL_WAIT)
         identity, self._id = self._id, None
         if identity is None or self._generation != self._transport.life.generation:
             return
-        for _ in range(LAST_LOOKS):
+        for _ in range(CLOSE_CHECKS):
             if not self._transport.dispatcher.serves(identity):
                 await self.delete(identity)
                 return

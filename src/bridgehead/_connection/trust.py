@@ -1,7 +1,7 @@
-"""What is opened of what a kernel sends.
+"""Whether a kernel's values are opened as pickles or as data.
 
-Rule: the one place where it is decided how a value's frames become an object here: as a
-pickle, which may run code of the kernel's, or as data, which can't.
+Rule: the one place that decides how the frames of a value become an object in this process: as a
+pickle, which may run the kernel's code, or as data, which cannot.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bridgehead._protocol import payload as _payload
 from bridgehead._shipped.wire.pickling import LARGE
 
 TrustName = Literal["pickle", "data"]
-SLOW = 1 << 15  # bytes; the data-only codec is Python, and goes into a thread from here on
+SLOW = 1 << 15  # bytes; the data-only codec is Python code, and more than this runs in a thread
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,8 @@ class Trust:
     """How values are opened.
 
     Attributes:
-        data: whether nothing but data is.
-        allow: classes beyond data that are, by ``module.qualname``.
+        data: whether only data is accepted.
+        allow: further classes that are accepted then, by ``module.qualname``.
     """
 
     data: bool
@@ -36,11 +36,11 @@ class Trust:
         return "data" if self.data else "pickle"
 
     def fields(self) -> dict[str, Any]:
-        """What a request's header says of it, so that the kernel sends what can be opened."""
+        """Return the header fields by which the kernel sends only what can be opened."""
         return {"trust": "data", "allow": sorted(self.allow)} if self.data else {}
 
     async def open(self, frames: list[memoryview]) -> Any:
-        """The object, made in a thread if that takes long.
+        """Return the object that the frames hold; a long one is opened in a thread.
 
         Raises what ``_payload.decode`` and ``decode_data`` do.
         """
@@ -54,7 +54,7 @@ class Trust:
         return await asyncio.to_thread(_payload.decode_data, frames, self.allow)
 
     def but(self, name: TrustName | None) -> Trust:
-        """The same for one call that says otherwise; None says nothing."""
+        """Return the trust for one call with another ``trust=``; None changes nothing."""
         if name is None:
             return self
         check_trust(name)
@@ -62,17 +62,17 @@ class Trust:
 
 
 def check_trust(trust: object) -> None:
-    """Raise ``ValueError`` unless it is a kind of trust."""
+    """Raise ``ValueError`` unless ``trust`` is ``"pickle"`` or ``"data"``."""
     if trust not in ("pickle", "data"):
-        raise ValueError(f"trust is 'pickle' or 'data', not {trust!r}")
+        raise ValueError(f"trust= is 'pickle' or 'data', not {trust!r}")
 
 
 def allowed(allow: Collection[type | str]) -> dict[str, type]:
-    """The classes that ``allow=`` names, by ``module.qualname``.
+    """Return the classes that ``allow=`` names, by ``module.qualname``.
 
     Raises:
-        TypeError: something that is neither a class nor a name of one.
-        ValueError: a name under which there is no class.
+        TypeError: an item is neither a class nor the name of one.
+        ValueError: no class has this name.
     """
     if isinstance(allow, (str, type)):
         raise TypeError(f"allow= takes a list of classes, as in allow=[{allow!r}]")
@@ -90,4 +90,4 @@ def _imported(name: str) -> Any:
     try:
         return getattr(import_module(module), last)
     except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f"allow= names {name!r}, and there is no such class: {error}") from None
+        raise ValueError(f"allow= names {name!r}, but there is no such class: {error}") from None

@@ -1,7 +1,8 @@
-"""A value in the kernel, followed from here.
+"""A value in the kernel, followed by the client.
 
-Rule: the loader looks at it when a cell is done, and sends it by itself if the cell changed
-it; this is the near end, which keeps the latest news and nothing older.
+Rule: the remote part evaluates the expression when a cell is done, and sends an update by itself if
+the cell changed the value. This file is the client's end; it keeps the latest update and nothing
+older.
 """
 
 from __future__ import annotations
@@ -19,25 +20,24 @@ from bridgehead._connection.connection import Connection
 from bridgehead._errors import BridgeError, OutcomeUnknown, ProtocolError, ReplyLost
 from bridgehead._lanes.base import Request
 from bridgehead._protocol import request as _request
-from bridgehead._protocol import response as _protocol
 from bridgehead._protocol.formatting import line
 from bridgehead._protocol.raising import as_text
-from bridgehead._protocol.response import PartialResponse
+from bridgehead._protocol.response import PartialResponse, add_chunk, open_response, parse
 from bridgehead._transports.tasks import waited
 
-ASK_EVERY = 120.0  # s; the loader drops a watch that nobody asked for in ten minutes
+RENEW_EVERY = 120.0  # s; the remote part drops a watch that was not renewed for ten minutes
 
 Frames = list[memoryview]
-Latest = PartialResponse | asyncio.Task[Frames] | Frames  # begun, being fetched, or whole
+Latest = PartialResponse | asyncio.Task[Frames] | Frames  # partial, being fetched, or whole
 
 
 class Watch:
-    """An async iterator over an expression's values: now, then as cells change it.
+    """An async iterator over an expression's values: first the present one, then each change.
 
-    Ends when the kernel ends or is restarted, and when the bridge is closed. Whoever is slow
-    gets the latest value, not all that were missed. What evaluating it raises is raised here;
-    the next wait goes on. Cancelling a wait loses nothing. ``aclose``, or forgetting the
-    iterator, ends the watch over there too.
+    Ends when the kernel ends or is restarted, and when the bridge is closed. A slow reader gets
+    the latest value, not those that it missed. What evaluating the expression raises, the
+    iterator raises too; the next wait goes on. Cancelling a wait loses nothing. ``aclose``, or
+    dropping the iterator, ends the watch in the kernel too.
 
         >>> async with bridge.watch("6 * 7") as watch:
         ...     async for value in watch:
@@ -57,10 +57,10 @@ class Watch:
         self._limit = options.get("limit")
         self._updates = updates = UpdateBuffer(self._limit)
         self._options = {"expressions": [expression], **options}
-        self._beginning = asyncio.Lock()
+        self._starting = asyncio.Lock()
         connection.transport.life.listeners[updates.id] = updates
         self._finalizer = weakref.finalize(self, _leave, connection, updates)
-        self._finalizer.atexit = False  # closing the bridge ends it, or its age
+        self._finalizer.atexit = False  # at exit, closing the bridge ends it, or its age
 
     def __repr__(self) -> str:
         return f"<Watch {line(self._expression)}{', ended' if self._updates.ended else ''}>"
@@ -76,26 +76,26 @@ class Watch:
 
     async def __anext__(self) -> Any:
         updates = self._updates
-        async with self._beginning:
-            if updates.asking is None and not updates.ended:
+        async with self._starting:
+            if updates.renewing is None and not updates.ended:
                 updates.give_back(await self._first())
         while True:
             latest = await updates.next()
-            if isinstance(latest, PartialResponse):  # fetched to its end, whoever gives up waiting
+            if isinstance(latest, PartialResponse):  # a task fetches it, even if this wait ends
                 latest = self._connection.transport.spawn(self._whole(latest))
             try:
                 whole = latest if isinstance(latest, list) else await asyncio.shield(latest)
                 return await self._decode(whole)
             except asyncio.CancelledError:
                 if isinstance(latest, asyncio.Task) and latest.cancelled():
-                    raise StopAsyncIteration from None  # with the bridge
+                    raise StopAsyncIteration from None  # the bridge was closed
                 updates.give_back(latest)
                 raise
             except ReplyLost:
-                continue  # there are newer ones on their way, which made the rest of these go
+                continue  # a newer value replaced it in the kernel, and is on its way
 
     async def aclose(self) -> None:
-        """End the watch; the loader forgets it, and whoever waits for a value gets none.
+        """End the watch; the remote part drops it, and a waiting reader gets no more values.
 
         >>> watch = bridge.watch("6 * 7")
         >>> await watch.aclose()
@@ -115,7 +115,8 @@ class Watch:
         try:
             first = await connection.ask("watch", None, **options)
         except (asyncio.CancelledError, OutcomeUnknown):
-            # It may be watched by now, and its first value on its way to nobody: begin anew.
+            # The watch may exist in the kernel, with its first value lost. End that one, and use
+            # a new id for the next attempt.
             connection.transport.life.listeners.pop(updates.id, None)
             connection.transport.spawn(connection.unwatch(updates.id))
             updates.id = uuid.uuid4().hex
@@ -124,8 +125,8 @@ class Watch:
         if updates.ended:
             connection.transport.spawn(connection.unwatch(updates.id))
         else:
-            ask = functools.partial(connection.remote.request_unordered, "watch", **options)
-            updates.asking = connection.transport.spawn(_ask_again(ask, updates))
+            renew = functools.partial(connection.remote.request_unordered, "watch", **options)
+            updates.renewing = connection.transport.spawn(_keep_alive(renew, updates))
         return first.frames
 
     async def _whole(self, latest: PartialResponse) -> Frames:
@@ -140,60 +141,62 @@ class Watch:
 
 
 class UpdateBuffer:
-    """What the loader sent by itself: the latest of it."""
+    """The latest update that the remote part sent."""
 
     def __init__(self, limit: int | None) -> None:
         self.id = uuid.uuid4().hex
         self.ended = False
-        self.asking: asyncio.Task[None] | None = None
-        self.renewed = asyncio.Event()
-        self.seen = 0  # the number of the latest
+        self.renewing: asyncio.Task[None] | None = None
+        self.reconnected = asyncio.Event()
+        self.seen = 0  # the number of the latest update
         self._limit = limit
         self._latest: Latest | None = None
         self._failure: BridgeError | None = None
         self._changed = asyncio.Event()
 
     def feed(self, content: dict[str, Any], buffers: list[Any]) -> None:
-        """Take one message of the loader's."""
+        """Take one message of the remote part."""
         try:
-            told = _protocol.parse(content["answer"])
-            parts = buffers or [base64.b64decode(told.pop("data", ""), validate=True)]
-            told["news"] = as_text(content["news"])
-            self.seen = int(told["news"].rpartition(":")[2])
-            inbox = _protocol.open_response(told, self._limit)
-            _protocol.add_chunk(told, inbox, 0, parts)
+            header = parse(content["answer"])
+            parts = buffers or [base64.b64decode(header.pop("data", ""), validate=True)]
+            header["news"] = as_text(content["news"])
+            self.seen = int(header["news"].rpartition(":")[2])
+            inbox = open_response(header, self._limit)
+            add_chunk(header, inbox, 0, parts)
         except BridgeError as error:
             self._latest, self._failure = None, error
         except (KeyError, TypeError, ValueError) as error:
             self._latest = None
-            self._failure = ProtocolError(f"the loader sent no news: {error!r}")
+            self._failure = ProtocolError(
+                f"the kernel sent an update that cannot be read: {error!r}"
+            )
         else:
-            self._latest, self._failure = PartialResponse(told, inbox), None
+            self._latest, self._failure = PartialResponse(header, inbox), None
         self._changed.set()
 
     def put(self, frames: Frames) -> None:
-        """A value that was asked for."""
+        """Keep a value that was fetched, as the latest."""
         self._latest = frames
         self._changed.set()
 
     def give_back(self, latest: Latest) -> None:
-        """It was not delivered: unless there is a newer one, it still is the latest."""
+        """Put back a value that no reader got, unless there is a newer one."""
         if self._latest is None:
             self._latest = latest
 
     def renew(self) -> None:
-        """Messages come by another connection now, and some were lost with the one before."""
-        self.renewed.set()
+        """Note that the connection is a new one; updates were lost with the old one."""
+        self.reconnected.set()
 
     def end(self) -> None:
-        """The kernel is gone, or the bridge, or nobody wants to know any more."""
+        """End the watch: the kernel is lost, or the bridge or the watch was closed."""
         self.ended = True
-        if self.asking is not None:
-            self.asking.cancel()
+        if self.renewing is not None:
+            self.renewing.cancel()
         self._changed.set()
 
     async def next(self) -> Latest:
-        """The latest, once there is any."""
+        """Wait for the latest value and take it."""
         while True:
             failure, self._failure = self._failure, None
             if failure is not None:
@@ -207,31 +210,31 @@ class UpdateBuffer:
             await self._changed.wait()
 
 
-async def _ask_again(ask: Callable[..., Awaitable[Frames]], updates: UpdateBuffer) -> None:
-    """Keep the watch alive over there, and begin it again if it was dropped."""
+async def _keep_alive(renew: Callable[..., Awaitable[Frames]], updates: UpdateBuffer) -> None:
+    """Renew the watch in the kernel, and start it again if it was dropped."""
     while True:
-        async with waited(ASK_EVERY):
-            await updates.renewed.wait()
-        seen = updates.seen if updates.renewed.is_set() else None
-        updates.renewed.clear()
+        async with waited(RENEW_EVERY):
+            await updates.reconnected.wait()
+        seen = updates.seen if updates.reconnected.is_set() else None
+        updates.reconnected.clear()
         with contextlib.suppress(BridgeError):
-            frames = await ask(seen=seen)
+            frames = await renew(seen=seen)
             if frames:
                 updates.put(frames)
 
 
 def _leave(connection: Connection, updates: UpdateBuffer) -> None:
-    """Nobody follows it any more; called by whoever closes it, or by the garbage collector."""
+    """End a watch in the kernel; ``aclose`` calls this, or the garbage collector in any thread."""
 
-    async def tell() -> None:
+    async def unwatch() -> None:
         connection.transport.life.listeners.pop(updates.id, None)
-        if updates.asking is not None:
-            updates.asking.cancel()
+        if updates.renewing is not None:
+            updates.renewing.cancel()
             await connection.unwatch(updates.id)
 
     def leave() -> None:
         if connection.transport.life.state != "closed":
-            connection.transport.spawn(tell())
+            connection.transport.spawn(unwatch())
 
     with contextlib.suppress(RuntimeError):  # the loop is closed, and the bridge with it
         connection.loop.call_soon_threadsafe(leave)

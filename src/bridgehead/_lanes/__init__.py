@@ -1,15 +1,15 @@
 """Frames over a transport.
 
 Rule: how the frames of a request reach the remote part, and how those of its response come back:
-in chunks, in messages or beside them. A lane carries what it is given and decides nothing. Whose
-turn it is, and what is tried again, is ``_connection``'s.
+in chunks, in messages or beside them. A lane carries what it is given and decides nothing. Turns
+and retries belong to ``_connection``.
 
-- ``handshake``: asks the kernel who it is, and chooses the lane. It runs first.
+- ``handshake``: asks what the kernel is, and chooses the lane. It runs first.
 - ``base``: ``Lane``, and the ``Request`` that it carries.
 - ``inline``: frames as base64 in the expression and in the response's text.
 - ``buffers``: frames as binary buffers of the Jupyter messages.
 - ``direct``: frames by a Unix socket and shared memory, on one machine.
 - ``socket``: the client's end of that socket.
-- ``relay``: one kernel's segments, passed on to another kernel.
+- ``relay``: segments of one kernel, leased on to another kernel.
 - ``broadcast``: frames to many kernels at once.
 """

@@ -1,9 +1,8 @@
-"""Lanes carry a request's header and frames to the loader and its answer back.
+"""How a request's frames travel over one transport.
 
 Rule: a lane knows how bytes travel inside messages, and nothing of what they mean. What all
-lanes share is here: a request longer than ``chunk`` bytes crosses in several messages, of
-which only the last one has the loader do anything; a lane of its own says how one message
-carries its part.
+lanes share is here: a request longer than ``chunk`` bytes crosses in several messages, and the
+remote part acts only on the last of them. Each subclass says how one message carries its chunk.
 """
 
 from __future__ import annotations
@@ -19,10 +18,10 @@ from typing import Any, ClassVar
 
 from bridgehead._errors import BridgeClosed, BridgeError, IntegrityError, KernelRestarted, ReplyLost
 from bridgehead._protocol import request as _request
-from bridgehead._protocol import response as _protocol
+from bridgehead._protocol import response as _response
 from bridgehead._protocol.raising import raise_error
 from bridgehead._protocol.response import PartialResponse
-from bridgehead._shipped.wire import frames as _wire
+from bridgehead._shipped.wire import frames as _frames
 from bridgehead._shipped.wire.digest import Buffer, digest_of
 from bridgehead._shipped.wire.frames import cut
 from bridgehead._shipped.wire.header import Header
@@ -30,25 +29,25 @@ from bridgehead._shipped.wire.segments import Segment
 from bridgehead._shipped.wire.transfer import Inbox
 from bridgehead._transports.base import Transport
 
-OFF_LOOP = 1 << 20  # bytes; more is copied and checked in a thread, the event loop goes on
-AT_ONCE = 3  # pieces in flight: enough to hide the round trip; a fourth only took memory (measured)
+OFF_LOOP = 1 << 20  # bytes; more is copied and checked in a thread, so the event loop goes on
+CHUNKS_IN_FLIGHT = 3  # enough to hide the round trip; a fourth only took memory (measured)
 
 
 @dataclass(slots=True)
 class Request:
-    """One operation as it crosses.
+    """One operation on its way to the kernel.
 
     Attributes:
         header, frames: see ``_protocol.request.header``.
-        limit: bytes of an answer that are taken at most; None for any.
-        report: called with bytes done and bytes in all, as pieces arrive; what it raises ends
-            the transfer.
-        subshell: of the kernel, that is to serve it; None for the main thread.
-        trusted: whether an exception in the answer may be unpickled; not unless it is said.
-        lane: which one carried it; the lane says so.
-        segment: where its frames are already, for all the kernels that get the same.
-        unread: whether the answer goes on to another kernel, and nobody looks at it here.
-        landed: whether the loader has the frames already, from a message to many kernels.
+        limit: the most bytes that the response may have; None for any number.
+        report: called with bytes done and bytes in all, as chunks arrive; an exception from it
+            ends the transfer.
+        subshell: the subshell of the kernel that serves the request; None for the main thread.
+        trusted: whether an exception in the response may be unpickled; not by default.
+        lane: the name of the lane that carried the request; the lane sets it.
+        segment: the segment that holds the frames already, when several kernels get the same.
+        unread: whether the response goes on to another kernel and is not read in this process.
+        delivered: whether the remote part has the frames already, from a broadcast.
     """
 
     header: Header
@@ -71,23 +70,23 @@ class Lane(ABC):
     """One way to carry frames over one transport.
 
     Attributes:
-        piece: bytes that one request carries at most, a multiple of the digest's leaf.
-        back: bytes that its answer brings along at most, a multiple of it too.
+        chunk: the most bytes that one request carries, a multiple of the digest's leaf.
+        reply_chunk: the most bytes that its reply brings, a multiple of the leaf too.
     """
 
     name: ClassVar[str]
     chunk: int
-    back: int
+    reply_chunk: int
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
         self.chunk = min(self.chunk, transport.max_send)
-        self.back = min(self.back, transport.max_receive)
-        self._arrived: list[str] = []  # requests whose answers the loader need not keep any more
-        self._last: Header | None = None
-        self.sums: bool = False  # whether the kernel has numpy loaded, as it told last
-        self._under_way: dict[str, Header] = {}
-        self._left = False
+        self.reply_chunk = min(self.reply_chunk, transport.max_receive)
+        self._to_ack: list[str] = []  # requests whose responses the kernel need not keep any more
+        self._last_header: Header | None = None
+        self.sums: bool = False  # whether the kernel has numpy loaded, by its last reply
+        self._unfinished: dict[str, Header] = {}
+        self._closing = False
 
     @property
     def digest(self) -> str:
@@ -96,209 +95,236 @@ class Lane(ABC):
 
     @property
     def lost(self) -> bool:
-        """Whether the loader must be asked for another one of its kind."""
+        """Whether the handshake must make another lane of this kind."""
         return False
 
     @property
     def message_lane(self) -> str:
-        """The lane of what crosses in messages."""
+        """The name of the lane for what crosses in messages."""
         return self.name
 
     @abstractmethod
     async def cross(
         self, header: Header, parts: Sequence[memoryview], subshell: str | None
     ) -> tuple[Header, list[Buffer]]:
-        """One message there and back."""
+        """Send one message and return its reply."""
 
     async def carry(self, request: Request) -> PartialResponse:
-        """One request there, and the beginning of its answer back.
+        """Send one request and return the beginning of its response.
 
-        Nothing happens in the kernel before the last piece. Cancelling frees what was sent.
+        Nothing takes effect in the kernel before the last chunk. Cancelling has the remote part
+        drop what was sent.
 
         Raises:
-            IntegrityError: what arrived there is not what was signed here; nothing was done.
-            PayloadTooLarge: the answer is longer than the request's limit.
+            IntegrityError: the frames that arrived are not those that were signed; nothing was
+                done.
+            PayloadTooLarge: the response is longer than the request's limit.
             BridgeError: see ``Dispatcher.request``.
         """
         header, frames, total = request.header, request.frames, request.nbytes
-        header["chunk"], header["sums"] = self.back, "numpy" in sys.modules
+        # What the kernel has to know for its reply: how many bytes one message may bring, whether
+        # this process can check the fast digest (it needs numpy), and whether the connection
+        # may break and be made anew, for then the kernel keeps the response until the ack.
+        header["chunk"], header["sums"] = self.reply_chunk, "numpy" in sys.modules
         header["resumable"] = self.transport.resumable
         request.lane = self.name
+        # The remote part only stores the chunks before ``last``. The message at ``last`` has it
+        # act, so an operation is done wholly or not at all, however many messages it takes.
         last = max(0, (total - 1) // self.chunk * self.chunk)
-        ends: Header = {}
+        last_fields: Header = {}
         if request.delivered:
-            last, ends = total, {"digest": _wire.digest(header["digest"].partition(":")[0], ())}
+            # All frames are in the kernel: only the header crosses, with the digest of no bytes.
+            algorithm = header["digest"].partition(":")[0]
+            last, last_fields = total, {"digest": _frames.digest(algorithm, ())}
         done = 0
 
-        async def chunk(at: int) -> None:
+        async def send_chunk(at: int) -> None:
             nonlocal done
-            if self._left:  # or it would come after what told the loader to forget it
+            # A chunk sent after ``leave`` would reach the kernel after the request to forget it,
+            # and would stay in the kernel's memory.
+            if self._closing:
                 raise BridgeClosed("this bridge was closed")
-            told, _ = await self.cross(
-                self.part(header, at, op="chunk"),
+            reply, _ = await self.cross(
+                self.message_header(header, at, op="chunk"),
                 list(cut(frames, at, at + self.chunk)),
                 request.subshell,
             )
-            raise_error(told, ())
+            raise_error(reply, ())
             done += self.chunk
             request.report(done, total)
 
-        with self.kept(request):
+        with self.forgetting_on_error(request):
+            # The last message goes when every chunk before it is acknowledged: a failed chunk
+            # ends the request before anything takes effect.
             if not request.delivered:
-                await _in_flight(chunk(at) for at in range(0, last, self.chunk))
+                await _in_flight(send_chunk(at) for at in range(0, last, self.chunk))
             parts = list(cut(frames, last, total))
-            told, back = await self.cross(self.part(header, last, **ends), parts, request.subshell)
-            self.sums = told.get("sums") is True
-            inbox = _protocol.open_response(told, request.limit)
-            opened = PartialResponse(told, inbox, list(back))
-            if inbox.total <= self.back:
-                await _take_in(told, inbox, 0, back)
-                opened = PartialResponse(told, inbox)
-            if opened.arrived != min(inbox.total, self.back):
+            reply, reply_parts = await self.cross(
+                self.message_header(header, last, **last_fields), parts, request.subshell
+            )
+            self.sums = reply.get("sums") is True
+            inbox = _response.open_response(reply, request.limit)
+            response = PartialResponse(reply, inbox, list(reply_parts))
+            # A response of one message is copied and checked now. The first chunk of a longer one
+            # waits for ``rest``, which copies it while the next chunks are on their way.
+            if inbox.total <= self.reply_chunk:
+                await _add_chunk(reply, inbox, 0, reply_parts)
+                response = PartialResponse(reply, inbox)
+            # The signed header says how many bytes belong to it; Jupyter does not sign buffers,
+            # and a proxy may have dropped them. ``rest`` fetches from where these end.
+            if response.arrived != min(inbox.total, self.reply_chunk):
                 raise ReplyLost(
-                    f"the kernel's answer is damaged: {opened.arrived} of its first "
-                    f"{min(inbox.total, self.back)} bytes arrived"
+                    f"the kernel's answer is damaged: {response.arrived} of its first "
+                    f"{min(inbox.total, self.reply_chunk)} bytes arrived"
                 )
-        return self._begun(request, opened)
+        return self._track(request, response)
 
     async def carry_batch(
         self, requests: Sequence[Request]
     ) -> list[PartialResponse | BridgeError | None]:
-        """Several small requests in one message; None for one that was not done and may be again.
+        """Send several small requests in one message.
+
+        The result is None for a request that the kernel did not do; it may be sent again.
 
         Raises what ``carry`` does, for all of them.
         """
         frames = [frame for request in requests for frame in request.frames]
         header = _request.batch_header([request.header for request in requests], frames)
-        batch = Request(header, frames, limit=self.back)
-        opened = await self.carry(batch)
-        _, parts = await self.rest(Request(header, ()), opened)
+        batch = Request(header, frames, limit=self.reply_chunk)
+        response = await self.carry(batch)
+        _, parts = await self.rest(Request(header, ()), response)
         limits = [request.limit for request in requests]
-        answers = _protocol.part_batch(opened.header, parts, limits)
-        for request, answer in zip(requests, answers, strict=True):
+        outcomes = _response.part_batch(response.header, parts, limits)
+        for request, outcome in zip(requests, outcomes, strict=True):
             request.lane = batch.lane
-            if isinstance(answer, PartialResponse):
-                self._begun(request, answer)
-        return answers
+            if isinstance(outcome, PartialResponse):
+                self._track(request, outcome)
+        return outcomes
 
     async def rest(
-        self, request: Request, opened: PartialResponse
+        self, request: Request, response: PartialResponse
     ) -> tuple[Header, list[memoryview]]:
-        """The answer as a whole, every piece of it checked; raises the error that it tells of.
+        """Return the whole response: fetch what is missing, and check every chunk of it.
 
         Raises:
-            ReplyLost: what came back is not what was signed there.
+            ReplyLost: what arrived is not what the kernel signed.
+            BridgeError: the error that the response reports.
         """
-        told, inbox, header = opened.header, opened.inbox, request.header
+        reply, inbox, header = response.header, response.inbox, request.header
         assert isinstance(inbox, Inbox)
         done = inbox.received
 
-        async def first() -> None:
+        async def add_first() -> None:
             nonlocal done
-            await _take_in(told, inbox, 0, opened.parts)
-            opened.parts.clear()  # its memory is free for the next ones
+            await _add_chunk(reply, inbox, 0, response.parts)
+            response.parts.clear()  # frees their memory for the next chunks
             done = inbox.received
             request.report(done, inbox.total)
 
-        async def more(at: int) -> None:
+        async def fetch_chunk(at: int) -> None:
             nonlocal done
-            asked = self.part(header, at, op="next_chunk", sizes=[], chunk=self.back)
-            got, parts = await self.cross(asked, (), request.subshell)
-            raise_error(got, ())
-            if sum(memoryview(part).nbytes for part in parts) != min(self.back, inbox.total - at):
-                raise ReplyLost(f"the kernel's answer is damaged: its piece at {at} is not whole")
-            await _take_in(got, inbox, at, parts)
+            fields = {"op": "next_chunk", "sizes": [], "chunk": self.reply_chunk}
+            chunk_header = self.message_header(header, at, **fields)
+            chunk_reply, parts = await self.cross(chunk_header, (), request.subshell)
+            raise_error(chunk_reply, ())
+            nbytes = sum(memoryview(part).nbytes for part in parts)
+            if nbytes != min(self.reply_chunk, inbox.total - at):
+                raise ReplyLost(f"the kernel's answer is damaged: its chunk at {at} is not whole")
+            await _add_chunk(chunk_reply, inbox, at, parts)
             done = inbox.received
             request.report(done, inbox.total)
 
         if done < inbox.total:
-            with self.kept(request):
+            with self.forgetting_on_error(request):
                 try:
-                    # What came along is taken in while more is on its way.
-                    jobs = [first()] if opened.parts else []
-                    rest = (more(at) for at in range(opened.arrived, inbox.total, self.back))
-                    await _in_flight(itertools.chain(jobs, rest))
+                    # The first chunk is copied and checked while the next ones are on their way.
+                    first = [add_first()] if response.parts else []
+                    starts = range(response.arrived, inbox.total, self.reply_chunk)
+                    await _in_flight(itertools.chain(first, map(fetch_chunk, starts)))
                 except (KernelRestarted, IntegrityError) as error:
-                    # It ran: not to be taken for a request that may be made again.
+                    # The request ran. These two errors say that it may be sent again: replace them.
                     raise ReplyLost("the kernel lost the rest of its answer") from error
             self.forget(header)
-        frames = _protocol.close_response(inbox)
-        raise_error(told, frames, request.limit, trusted=request.trusted)
-        return told, frames
+        frames = _response.close_response(inbox)
+        raise_error(reply, frames, request.limit, trusted=request.trusted)
+        return reply, frames
 
     def forget(self, header: Header) -> None:
-        """Have the loader drop what it keeps of a request; nobody waits for it."""
-        self._under_way.pop(header["id"], None)
+        """Have the remote part drop what it keeps of a request, without waiting for that."""
+        self._unfinished.pop(header["id"], None)
 
-        async def tell() -> None:
-            with contextlib.suppress(BridgeError):  # then it goes by age, or with the kernel
-                await self.cross(self.part(header, 0, op="forget", sizes=[]), (), None)
+        async def send_forget() -> None:
+            # If this fails, the remote part drops it by age, or the kernel has ended.
+            with contextlib.suppress(BridgeError):
+                await self.cross(self.message_header(header, 0, op="forget", sizes=[]), (), None)
 
-        self.transport.spawn(tell())
+        self.transport.spawn(send_forget())
 
     async def leave(self) -> None:
-        """Have the loader drop what is under way; returns when that is sent."""
-        self._left = True
-        for header in list(self._under_way.values()):
+        """Have the remote part drop what is unfinished; return when these requests are sent."""
+        self._closing = True
+        for header in list(self._unfinished.values()):
             self.forget(header)
-        if self._arrived and self._last is not None:
-            self.forget(self._last)
+        if self._to_ack and self._last_header is not None:
+            self.forget(self._last_header)  # this message brings the acks
         await asyncio.sleep(0)
 
-    def part(self, header: Header, at: int, **fields: Any) -> Header:
-        """The header of one message of a request: of the digest, what is that message's."""
+    def message_header(self, header: Header, at: int, **fields: Any) -> Header:
+        """Return the header of one message of a request, with that message's part of the digest."""
         digest = digest_of(header["digest"], at, at + self.chunk)
-        if self._arrived:
-            fields["acks"], self._arrived = self._arrived, []
+        if self._to_ack:
+            fields["acks"], self._to_ack = self._to_ack, []
         return {**header, "digest": digest, "at": at, **fields}
 
-    def _begun(self, request: Request, opened: PartialResponse) -> PartialResponse:
-        """The loader keeps the rest of an answer until ``rest`` has it, or it is forgotten; and
-        where the connection may break, all of it until it is told that it arrived.
+    def _track(self, request: Request, response: PartialResponse) -> PartialResponse:
+        """Note what the remote part keeps of a response, to have it dropped later.
+
+        It keeps an incomplete response until ``rest`` has fetched it or ``forget`` drops it. Where
+        the connection may break, it keeps every response until the client acknowledges it.
         """
-        if opened.inbox.received < opened.inbox.total:
-            self._under_way[request.header["id"]] = request.header
+        if response.inbox.received < response.inbox.total:
+            self._unfinished[request.header["id"]] = request.header
         elif request.header.get("resumable"):
-            self._arrived.append(request.header["id"])
-            self._last = request.header
-        return opened
+            self._to_ack.append(request.header["id"])
+            self._last_header = request.header
+        return response
 
     @contextlib.contextmanager
-    def kept(self, request: Request) -> Iterator[None]:
-        """While the loader may keep something of a request: dropped there if this fails."""
+    def forgetting_on_error(self, request: Request) -> Iterator[None]:
+        """Have the remote part drop what it keeps of a request if the block fails."""
         header = request.header
-        self._under_way[header["id"]] = header
+        self._unfinished[header["id"]] = header
         try:
             yield
         except BaseException:
-            self.forget(header)  # what was sent, and an answer that nobody will fetch
+            self.forget(header)  # the chunks that were sent, and a response that nothing fetches
             raise
         finally:
-            self._under_way.pop(header["id"], None)
+            self._unfinished.pop(header["id"], None)
 
 
-async def _take_in(told: Header, inbox: Inbox, at: int, parts: Sequence[Buffer]) -> None:
-    """Copy a piece into its place and check it, while the event loop goes on."""
+async def _add_chunk(reply: Header, inbox: Inbox, at: int, parts: Sequence[Buffer]) -> None:
+    """Copy a chunk to its place in the inbox and check it; in a thread if it is long."""
     if sum(memoryview(part).nbytes for part in parts) > OFF_LOOP:
-        await asyncio.to_thread(_protocol.add_chunk, told, inbox, at, parts)
+        await asyncio.to_thread(_response.add_chunk, reply, inbox, at, parts)
     else:
-        _protocol.add_chunk(told, inbox, at, parts)
+        _response.add_chunk(reply, inbox, at, parts)
 
 
 def _raise_first(done: set[asyncio.Task[None]]) -> None:
-    """The first failure of several; the others are taken note of."""
+    """Raise the first failure of several tasks, with the exceptions of all of them retrieved."""
     errors = [error for task in done if (error := task.exception()) is not None]
     if errors:
         raise errors[0]
 
 
 async def _in_flight(jobs: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Run the jobs, ``AT_ONCE`` at a time; the first failure or a cancel ends them all."""
+    """Run the jobs, ``CHUNKS_IN_FLIGHT`` at a time; the first failure or a cancel ends them all."""
     running: set[asyncio.Task[None]] = set()
     try:
         for job in jobs:
             running.add(asyncio.create_task(job))
-            if len(running) >= AT_ONCE:
+            if len(running) >= CHUNKS_IN_FLIGHT:
                 done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 _raise_first(done)
         while running:

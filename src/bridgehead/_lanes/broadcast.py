@@ -1,8 +1,9 @@
-"""Frames to many kernels at once: one copy leaves, each kernel has them before it is asked.
+"""Frames to many kernels at once, with one message for all.
 
-Rule: it carries what a push brings, and nothing takes effect by it. Each kernel then gets a
-request of its own, in its own turn, which brings nothing more; so the order of its operations,
-its errors and its death are its own. One that did not get all of it gets it as it always would.
+Rule: a broadcast carries the frames of a push, and nothing takes effect by it. Each kernel then
+gets a request of its own, in its turn, without frames; so the order of its operations, its
+errors and its death concern no other kernel. A kernel that did not receive all frames gets them
+with its own request.
 """
 
 from __future__ import annotations
@@ -11,24 +12,24 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 from bridgehead._errors import BridgeError
-from bridgehead._lanes.base import AT_ONCE, Lane
+from bridgehead._lanes.base import CHUNKS_IN_FLIGHT, Lane
 from bridgehead._lanes.buffers import BuffersLane
-from bridgehead._protocol import bootstrap as _shipping
 from bridgehead._protocol import request as _request
+from bridgehead._protocol.bootstrap import expression
 from bridgehead._protocol.raising import raise_error
 from bridgehead._shipped.wire.frames import cut
 from bridgehead._shipped.wire.header import Header
 
-WORTH = 1 << 18  # bytes; of less, a second round trip costs more than the copies
+WORTH = 1 << 18  # bytes; for fewer, the second round trip costs more than the copies
 
 
 class Delivery:
-    """What one kernel has of it.
+    """The part of a broadcast that goes to one kernel.
 
     Attributes:
-        header: its id is that under which the loader keeps it.
-        epoch: the loader's.
-        used: whether a request took it.
+        header: the broadcast's; the remote part keeps the frames under its id.
+        epoch: the remote part's.
+        used: whether a request takes the frames.
     """
 
     def __init__(self, lane: Lane, header: Header, epoch: str) -> None:
@@ -39,40 +40,42 @@ class Delivery:
         self.chunks: list[asyncio.Future[Header]] = []
         self._sent: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
-    async def whole(self) -> bool:
-        """Whether all of it is there, once that is known."""
+    async def is_complete(self) -> bool:
+        """Wait until it is known whether all frames are in the kernel, and return that."""
         if not await asyncio.shield(self._sent):
             return False
-        for told in self.chunks:
+        for reply in self.chunks:
             try:
-                raise_error(await asyncio.shield(told), ())
+                raise_error(await asyncio.shield(reply), ())
             except BridgeError:
                 return False
         self.used = True
         return True
 
-    def sent(self, whole: bool) -> None:
+    def set_sent(self, complete: bool) -> None:
+        """Note that no more chunks will be sent, and whether all of them were."""
         if not self._sent.done():
-            self._sent.set_result(whole)
+            self._sent.set_result(complete)
 
-    def give_up(self) -> None:
-        """Have the loader drop what nobody took."""
-        self.sent(False)
+    def discard_unused(self) -> None:
+        """Have the remote part drop the frames if no request took them."""
+        self.set_sent(False)
         if self.chunks and not self.used:
-            self.lane.transport.spawn(self._dropped())
+            self.lane.transport.spawn(self._discard())
 
-    async def _dropped(self) -> None:
-        await asyncio.wait(self.chunks)  # they go another way, and must not come after this
+    async def _discard(self) -> None:
+        # The chunks go by another connection than this message, and must arrive before it.
+        await asyncio.wait(self.chunks)
         self.lane.forget({**self.header, "epoch": self.epoch})
 
 
 class Broadcast:
-    """One parcel on its way to the kernels behind ``lanes``, by what reaches them together."""
+    """One payload on its way to several kernels, over a broadcaster that reaches them all."""
 
     def __init__(
         self, lanes: Mapping[Lane, str], frames: Sequence[memoryview], digest: str
     ) -> None:
-        """``lanes``: each with the epoch of the loader behind it."""
+        """Prepare it for the kernels of ``lanes``, each with the epoch of its remote part."""
         self._frames, self._lanes = frames, list(lanes)
         self._header = _request.header(
             "chunk",
@@ -84,35 +87,35 @@ class Broadcast:
         self.landings = {lane: Delivery(lane, self._header, lanes[lane]) for lane in lanes}
 
     async def send(self) -> None:
-        """Send all of it. A piece goes out when the quickest kernel has one of those before.
+        """Send all chunks. Each is sent when the fastest kernel has replied to an earlier one.
 
-        What a busy one has not taken waits in the schedulers: its memory is theirs.
+        The schedulers buffer data for busy engines, in their own memory.
         """
         broadcaster = self._lanes[0].transport.broadcaster
         assert broadcaster is not None
         engines = [lane.transport for lane in self._lanes]
         total, chunk = sum(self._header["sizes"]), BuffersLane.chunk
-        under_way: list[list[asyncio.Future[Header]]] = []
-        whole = False
+        in_flight: list[list[asyncio.Future[Header]]] = []
+        complete = False
         try:
             for at in range(0, total, chunk):
-                if len(under_way) >= AT_ONCE:
-                    await asyncio.wait(under_way.pop(0), return_when=asyncio.FIRST_COMPLETED)
-                header = self._lanes[0].part(self._header, at)
-                expression = _shipping.expression(BuffersLane.name, header)
+                if len(in_flight) >= CHUNKS_IN_FLIGHT:
+                    await asyncio.wait(in_flight.pop(0), return_when=asyncio.FIRST_COMPLETED)
+                header = self._lanes[0].message_header(self._header, at)
+                text = expression(BuffersLane.name, header)
                 parts = list(cut(self._frames, at, at + chunk))
-                told = broadcaster.broadcast(engines, expression, parts)
-                for lane, future in zip(self._lanes, told, strict=True):
-                    self.landings[lane].chunks.append(future)
-                under_way.append(told)
-            whole = True
+                replies = broadcaster.broadcast(engines, text, parts)
+                for lane, reply in zip(self._lanes, replies, strict=True):
+                    self.landings[lane].chunks.append(reply)
+                in_flight.append(replies)
+            complete = True
         except BridgeError:
-            pass  # an engine has just gone, or the client: each is told on its own way
+            pass  # an engine or the client was lost; each kernel's own request reports it
         finally:
             for delivery in self.landings.values():
-                delivery.sent(whole)
+                delivery.set_sent(complete)
 
     def close(self) -> None:
-        """What was not used is not wanted any more."""
+        """Have each kernel drop the frames that no request took."""
         for delivery in self.landings.values():
-            delivery.give_up()
+            delivery.discard_unused()

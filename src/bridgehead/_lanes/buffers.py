@@ -1,9 +1,9 @@
-"""Frames as binary buffers of the Jupyter messages themselves.
+"""Frames as binary buffers of the Jupyter messages.
 
-Rule: out as the buffers of the ``execute_request``, back as those of a message of our own
-that the loader sends to the requester alone, on the socket of the reply and ahead of it.
-Never on iopub. Jupyter doesn't sign buffers; the header that it does sign carries their
-sizes and digest.
+Rule: a request's frames are the buffers of its ``execute_request``. A response's frames are the
+buffers of a message that the remote part sends to the requester alone, on the reply's socket and
+before the reply; never on iopub. Jupyter does not sign buffers; it signs the header, which
+carries their sizes and digest.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from bridgehead._transports.base import Transport
 
 
 class BuffersLane(Lane):
-    """Binary both ways."""
+    """Carry frames as buffers in both directions."""
 
     name = "buffers"
     chunk = 16 << 20  # bytes
-    back = 32 << 20  # bytes, in two messages
+    reply_chunk = 32 << 20  # bytes, in two messages
 
     async def cross(
         self, header: Header, parts: Sequence[memoryview], subshell: str | None
@@ -40,25 +40,35 @@ class BuffersLane(Lane):
 
 
 async def hello(transport: Transport, header: Header) -> tuple[Header, bool]:
-    """The handshake: plants the loader, and sees whether buffers arrive on both sides."""
-    # Whoever listens from here on hears nothing of the handshake, whose idle is still to come.
-    alone: dict[str, Any] = {"on_message": lambda message: True, "repeatable": True}
+    """Send the handshake, and install the remote part where it is missing.
+
+    Returns the reply's header, and whether buffers arrive in both directions.
+
+    Raises:
+        UnsupportedKernel: the kernel fails at a request without code.
+    """
+    # The handshake takes its own iopub messages. Its "idle" may come after this returns, and
+    # would otherwise reach a later ``Bridge.messages``.
+    options: dict[str, Any] = {"on_message": lambda message: True, "repeatable": True}
     if not transport.binary:
         content = execute_content(expression("inline", header, install=True))
-        return answer((await transport.dispatcher.request(content, **alone)).content), False
+        return answer((await transport.dispatcher.request(content, **options)).content), False
     content = execute_content(expression("probe", header, install=True, beside=True))
-    reply = await transport.dispatcher.request(content, [PROBE, *loader_frames()], **alone)
+    reply = await transport.dispatcher.request(content, [PROBE, *loader_frames()], **options)
     if reply.content.get("status") == "error":
-        # xpython-raw takes a request without code for a mistake; in IPython only an interrupt is.
-        failed = remote_error(reply.content)
-        if failed.ename != "KeyboardInterrupt":
-            why = f"{failed.ename}: {failed.evalue}"
+        # xpython-raw treats a request without code as an error. IPython replies with an error only
+        # after an interrupt, which says nothing against the kernel.
+        remote = remote_error(reply.content)
+        if remote.ename != "KeyboardInterrupt":
+            why = f"{remote.ename}: {remote.evalue}"
             raise UnsupportedKernel(f"the kernel fails at a request without code: {why}")
     try:
-        told = answer(reply.content)
-    except KernelRestarted:  # the loader is not there: what was beside the expression didn't arrive
+        reply_header = answer(reply.content)
+    except KernelRestarted:
+        # The remote part was not installed: its code was in the buffers, which did not arrive
+        # intact. Send the code once more, in the expression.
         content = execute_content(expression("probe", header, install=True))
-        reply = await transport.dispatcher.request(content, [PROBE], **alone)
-        told = answer(reply.content)
+        reply = await transport.dispatcher.request(content, [PROBE], **options)
+        reply_header = answer(reply.content)
     came_back = [bytes(buffer) for buffer in reply.buffers] == [PROBE]
-    return told, bool(told.get("buffers")) and came_back
+    return reply_header, bool(reply_header.get("buffers")) and came_back

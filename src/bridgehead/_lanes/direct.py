@@ -1,9 +1,9 @@
-"""Frames beside the messages: a socket to a thread of the loader's, and shared memory.
+"""Frames beside the messages: a socket to a thread in the kernel, and shared memory.
 
-Rule: which way a request goes, of the two there are. Names are bound and fetched by the thread,
-at once, if the kernel runs no cell and nothing of this bridge's is in its queue; everything
-that runs a user's code goes to the main thread in a message, with its frames sent ahead and
-those of its answer fetched. Where there is no memory to share, the whole goes by messages.
+Rule: which of two ways a request takes. The kernel's socket thread binds and fetches names at
+once, if the kernel runs no cell and this bridge has no message in the kernel's queue. What runs a
+user's code goes to the main thread in a message; its frames are sent ahead over the socket, and
+the frames of its response are fetched over it. Where no memory can be shared, messages carry all.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ from bridgehead._errors import (
 from bridgehead._lanes.base import Lane, Request
 from bridgehead._lanes.socket import CHUNK, SocketClient, SocketLost, SocketReply
 from bridgehead._protocol import request as _request
-from bridgehead._protocol import response as _protocol
 from bridgehead._protocol.raising import raise_error
-from bridgehead._protocol.response import PartialResponse
-from bridgehead._shipped.wire import frames as _wire
+from bridgehead._protocol.response import PartialResponse, open_response
+from bridgehead._shipped.wire import frames as _frames
 from bridgehead._shipped.wire.digest import Buffer
 from bridgehead._shipped.wire.frames import SHARED
 from bridgehead._shipped.wire.header import Header
@@ -35,25 +34,29 @@ from bridgehead._shipped.wire.segments import Pool, Segment
 from bridgehead._shipped.wire.transfer import CompleteTransfer
 from bridgehead._transports.base import Transport
 
-INTERRUPT_WAIT = 2.0  # s for an interrupted thread to answer
-BRIEF = 2 << 20  # bytes; more is copied in a thread, the event loop goes on
+INTERRUPT_WAIT = 2.0  # s for an interrupted socket thread to reply
+OFF_LOOP = 2 << 20  # bytes; more is copied in a thread, so the event loop goes on
 T = TypeVar("T")
 log = logging.getLogger("bridgehead")
 
 
 class DirectLane(Lane):
-    """The kernel's process and ours on one machine, of one user."""
+    """The lane between two processes of one user on one machine."""
 
     name = "direct"
-    chunk = back = CHUNK
+    chunk = reply_chunk = CHUNK
 
     def __init__(
         self, transport: Transport, client: SocketClient, messages: Lane, name: str
     ) -> None:
-        """``messages`` is the lane for the rest; ``name`` is what the server knows the link by."""
+        """Make the lane over a connected socket.
+
+        ``messages`` is the lane for everything else. ``name`` is the name by which the remote part
+        knows the socket's thread.
+        """
         super().__init__(transport)
-        self.client, self.messages, self.server = client, messages, name
-        self._complained = False
+        self.client, self.messages, self.thread_name = client, messages, name
+        self._warned = False
 
     @property
     def digest(self) -> str:
@@ -70,118 +73,138 @@ class DirectLane(Lane):
     async def cross(
         self, header: Header, parts: Sequence[memoryview], subshell: str | None
     ) -> tuple[Header, list[Buffer]]:
-        told, frames = await self.client.ask(header, parts)
-        return told, list(frames or ())
+        reply, frames = await self.client.ask(header, parts)
+        return reply, list(frames or ())
 
-    def is_free(self, header: Header) -> bool:
-        """Whether a request may cross at once, out of any queue, since nothing is before it."""
-        return served_there(header) and not (
+    def can_send_now(self, header: Header) -> bool:
+        """Return whether a request may skip every queue, because no other one is before it."""
+        return is_for_thread(header) and not (
             self.transport.dispatcher.queued or self.client.at_work
         )
 
     async def carry(self, request: Request) -> PartialResponse:
-        """One request there, and its answer, or the beginning of it, back.
+        """Send one request; return its response, or the beginning of it.
 
         Raises:
-            KernelRestarted: the thread is not there any more; nothing was done.
-            ReplyLost: it went while it was at the request.
+            KernelRestarted: the socket thread had ended before; nothing was done.
+            ReplyLost: the socket thread ended while it served the request.
             BridgeError: see ``Lane.carry``.
         """
         header = request.header
         if self.lost:
-            raise KernelRestarted("the loader's thread is gone; nothing was sent")
+            raise KernelRestarted("the kernel's socket thread has ended; nothing was sent")
+        # No digest: shared memory and a Unix socket neither lose nor alter bytes.
         header["chunk"], header["digest"], request.lane = self.chunk, "none:", self.name
         frames = request.frames
-        if served_there(header) and (header.get("now") or not self.transport.dispatcher.queued):
-            if not header.get("now"):  # a stopped kernel finds one request at its door
-                await self._turn()
+        # A message that is still queued was sent first and has to take effect first. The socket
+        # thread would overtake it, so this request then goes behind it, to the main thread.
+        if is_for_thread(header) and (header.get("now") or not self.transport.dispatcher.queued):
+            if not header.get("now"):
+                # One request at a time: a stopped kernel has one to do when it continues, and
+                # whatever the caller gave up takes effect before this one.
+                await self._drain()
             try:
-                answer = await self._explained(self._sent(request, header))
+                reply = await self._or_reason(self._send(request, header))
             except BaseException:
-                self.forget(header)  # it may be kept there, if a cell runs
+                self.forget(header)  # the remote part may have stored it, if a cell runs
                 raise
-            if answer is None:
+            if reply is None:
                 return await self._by_messages(request)
-            if "busy" not in answer[0]:
-                return self._begun(request, await self._opened(request, answer))
-            return await self._behind_cell(request, ())  # the frames are there
-        with self.kept(request):
+            if "busy" not in reply[0]:
+                return self._track(request, await self._open(request, reply))
+            # A cell runs. The thread has stored the frames and done nothing; the main thread
+            # binds or fetches the names when the cell is done.
+            return await self._in_main_thread(request, ())
+        with self.forgetting_on_error(request):
+            # The request runs a user's code, or has to wait behind a message. Large frames go ahead
+            # in shared memory; small ones go in the message, which costs no second round trip.
             if request.nbytes >= SHARED:
                 try:
-                    answer = await self._sent(request, {**header, "op": "chunk"})
+                    reply = await self._send(request, {**header, "op": "chunk"})
                 except SocketLost:
-                    raise KernelRestarted("the loader's thread went; nothing was done") from None
-                if answer is None:
+                    # A chunk is only stored, so nothing ran and the request may be sent again.
+                    raise KernelRestarted(
+                        "the kernel's socket thread ended; nothing was done"
+                    ) from None
+                if reply is None:
                     return await self._by_messages(request)
-                raise_error(answer[0], ())
+                raise_error(reply[0], ())
                 frames = ()
             elif frames:
-                header["digest"] = _wire.digest(self.transport.digest, frames)
-        return await self._behind_cell(request, frames)
+                # In a message the frames need the digest of the wire that carries it.
+                header["digest"] = _frames.digest(self.transport.digest, frames)
+        return await self._in_main_thread(request, frames)
 
-    async def _behind_cell(self, request: Request, frames: Sequence[memoryview]) -> PartialResponse:
-        """Have the main thread do it; frames that are not sent with it are there.
+    async def _in_main_thread(
+        self, request: Request, frames: Sequence[memoryview]
+    ) -> PartialResponse:
+        """Have the main thread serve a request; without ``frames``, the remote part has them.
 
-        Given up, they are forgotten in a message too: after this one, which may have run by then.
+        If the caller gives up, the request to forget them is a message too: it arrives behind
+        this one, which may have run by then.
         """
-        with self.messages.kept(request):
-            await self._turn()
+        with self.messages.forgetting_on_error(request):
+            await self._drain()
             header = request.header
-            # None of the answer's bytes in the message; a batch has room for its answers' all
-            # the same, or none of it would be done.
-            room = self.chunk if header["op"] == "batch" else 0
-            asked = {**header, "via": self.server, "chunk": room}
-            asked["at"] = 0 if frames else request.nbytes
-            told, _ = await self.messages.cross(asked, frames, request.subshell)
-            opened = PartialResponse(told, _protocol.open_response(told, request.limit))
-        return self._begun(request, opened)
+            # The message's reply brings no bytes: the socket fetches them. A batch is done only
+            # as far as its responses fit into the reply, so it needs the full size.
+            reply_chunk = self.chunk if header["op"] == "batch" else 0
+            message_header = {**header, "via": self.thread_name, "chunk": reply_chunk}
+            message_header["at"] = 0 if frames else request.nbytes
+            reply, _ = await self.messages.cross(message_header, frames, request.subshell)
+            response = PartialResponse(reply, open_response(reply, request.limit))
+        return self._track(request, response)
 
     async def rest(
-        self, request: Request, opened: PartialResponse
+        self, request: Request, response: PartialResponse
     ) -> tuple[Header, list[memoryview]]:
-        """The answer as a whole; raises the error that it tells of.
+        """Return the whole response: fetch what is missing over the socket.
 
         Raises:
-            ReplyLost: the kernel's thread went before it was fetched, or what it kept of it.
+            ReplyLost: the socket thread ended before all was fetched, or the remote part does not
+                have the rest any more.
+            BridgeError: the error that the response reports.
         """
-        if opened.header.get("digest") == "none:" and opened.inbox.total > opened.arrived:
-            asked = {**request.header, "op": "next_chunk", "sizes": [], "at": 0, "digest": "none:"}
-            with self.kept(request):
-                told, parts = await self._explained(self.client.ask(asked))
+        if response.header.get("digest") == "none:" and response.inbox.total > response.arrived:
+            fetch = {**request.header, "op": "next_chunk", "sizes": [], "at": 0, "digest": "none:"}
+            with self.forgetting_on_error(request):
+                reply, parts = await self._or_reason(self.client.ask(fetch))
                 try:
-                    raise_error(told, ())
+                    raise_error(reply, ())
                 except (KernelRestarted, IntegrityError) as error:
-                    # It ran, as in ``Lane.rest``; of what is watched, there is a newer value.
+                    # The request ran, as in ``Lane.rest``. Of a watched value, a newer one exists.
                     raise ReplyLost("the kernel lost the rest of its answer") from error
-                if told.get("sizes") != opened.header.get("sizes"):
-                    raise ProtocolError("the kernel sent another answer")
-                opened = await self._opened(request, (opened.header, parts))
-        if not isinstance(opened.inbox, CompleteTransfer):
-            return await self.messages.rest(request, opened)
-        frames = opened.inbox.frames
-        raise_error(opened.header, frames, request.limit, trusted=request.trusted)
-        return opened.header, frames
+                if reply.get("sizes") != response.header.get("sizes"):
+                    raise ProtocolError("the kernel sent the frames of another request")
+                response = await self._open(request, (response.header, parts))
+        if not isinstance(response.inbox, CompleteTransfer):
+            return await self.messages.rest(request, response)
+        frames = response.inbox.frames
+        raise_error(response.header, frames, request.limit, trusted=request.trusted)
+        return response.header, frames
 
-    async def _turn(self) -> None:
-        """Wait until the thread has done what nobody waits for any more: it goes first.
+    async def _drain(self) -> None:
+        """Wait until the socket thread has done what no caller waits for any more.
 
         Raises:
-            KernelRestarted: the thread is gone; nothing was sent.
+            KernelRestarted: the socket thread has ended; nothing was sent.
         """
         try:
             await self.client.drained()
         except SocketLost:
-            raise KernelRestarted("the loader's thread is gone; nothing was sent") from None
+            raise KernelRestarted(
+                "the kernel's socket thread has ended; nothing was sent"
+            ) from None
 
     async def interrupt(self, epoch: str) -> None:
-        """Interrupt what the thread is at.
+        """Interrupt what the socket thread does.
 
-        A call into C does not hear it before it returns. It is left to itself, and to the
-        interrupt that waits for it: nothing that it was asked takes effect any more.
+        A call into C does not notice an interrupt before it returns. Such a thread is left
+        alone, with the interrupt pending: nothing that it was asked takes effect any more.
         """
         algorithm = self.transport.digest
         header = _request.header(
-            "interrupt", (), epoch=epoch, algorithm=algorithm, server=self.server
+            "interrupt", (), epoch=epoch, algorithm=algorithm, server=self.thread_name
         )
         request, drained = Request(header, ()), asyncio.ensure_future(self.client.drained())
         interrupted = False
@@ -203,10 +226,13 @@ class DirectLane(Lane):
         await self.messages.leave()
         self.client.close()
 
-    # ------------------------------------------------------------ there
+    # ------------------------------------------------------------ to the kernel
 
-    async def _sent(self, request: Request, header: Header) -> SocketReply | None:
-        """Have the thread answer; None if there is no memory to share, or it can't be mapped."""
+    async def _send(self, request: Request, header: Header) -> SocketReply | None:
+        """Send a request to the socket thread and return its reply.
+
+        The result is None if there is no memory to share, or if the kernel cannot map it.
+        """
         if request.nbytes < SHARED:
             return await self.client.ask(header, request.frames)
         segment = request.segment
@@ -215,70 +241,78 @@ class DirectLane(Lane):
         else:
             segment = await copy_to_segment(self.client.pool, request.frames, request.report)
         if segment is None:
-            self._complain("there is no memory to share; large objects cross as messages")
+            self._warn_once("there is no memory to share; large objects cross as messages")
             return None
         self.client.channel.lend(segment)
-        answer = await self.client.ask(header, (), segment)
-        if answer[0].get("unmapped"):
+        reply = await self.client.ask(header, (), segment)
+        if reply[0].get("unmapped"):
             self.client.channel.take_back(segment, unmapped=True)
-            self._complain("the kernel cannot map shared memory; large objects cross as messages")
+            self._warn_once("the kernel cannot map shared memory; large objects cross as messages")
             return None
-        return answer
+        return reply
 
     async def _by_messages(self, request: Request) -> PartialResponse:
-        """The whole request, and its answer, without shared memory."""
+        """Carry the whole request and its response without shared memory."""
         header, algorithm = request.header, self.transport.digest
-        header["digest"] = await asyncio.to_thread(_wire.digest, algorithm, request.frames)
-        await self._turn()
+        header["digest"] = await asyncio.to_thread(_frames.digest, algorithm, request.frames)
+        await self._drain()
         return await self.messages.carry(request)
 
-    # ------------------------------------------------------------ and back
+    # ------------------------------------------------------------ from the kernel
 
-    async def _opened(self, request: Request, answer: SocketReply) -> PartialResponse:
-        told, frames = answer
-        told.setdefault("digest", "none:")
+    async def _open(self, request: Request, reply: SocketReply) -> PartialResponse:
+        header, frames = reply
+        header.setdefault("digest", "none:")
         if frames is None:
-            self._complain("shared memory cannot be mapped; large objects cross as messages")
-            asked = {**request.header, "op": "unmapped", "sizes": told["sizes"]}
-            kept, _ = await self._explained(self.client.ask(asked))
+            self._warn_once("shared memory cannot be mapped; large objects cross as messages")
+            # The remote part keeps the frames, and the message lane fetches them.
+            unmapped = {**request.header, "op": "unmapped", "sizes": header["sizes"]}
+            kept, _ = await self._or_reason(self.client.ask(unmapped))
             raise_error(kept, ())
-            told, frames = {**told, **kept}, []
-        inbox = _protocol.open_response(told, request.limit)
+            header, frames = {**header, **kept}, []
+        inbox = open_response(header, request.limit)
         if not frames:
-            return PartialResponse(told, inbox)
+            return PartialResponse(header, inbox)
         maps = self.client.channel.maps
         if request.unread:
             maps.cold.clear()
-        elif maps.cold:  # nobody has to wait for it
+        elif maps.cold:  # a thread maps the pages; the caller need not wait for it
             asyncio.get_running_loop().run_in_executor(None, maps.populate)
-        if not request.trusted:  # nor is who could write to it yet, while it is read
-            frames = await asyncio.to_thread(_wire.private_copy, frames)
-        return PartialResponse(told, CompleteTransfer(inbox.sizes, frames))
+        if not request.trusted:
+            # The kernel can still write to this memory. Data is read from a copy, so that it
+            # does not change between its check and its use.
+            frames = await asyncio.to_thread(_frames.private_copy, frames)
+        return PartialResponse(header, CompleteTransfer(inbox.sizes, frames))
 
-    async def _explained(self, answer: Awaitable[T]) -> T:
-        """What was asked, or why there is no answer: the kernel went, or only the thread."""
+    async def _or_reason(self, reply: Awaitable[T]) -> T:
+        """Await a reply of the socket thread, or raise why there is none.
+
+        Raises:
+            BridgeError: the kernel ended, was restarted or was lost, as the transport reports it.
+            ReplyLost: the socket thread ended, and the kernel did not.
+        """
         try:
-            return await answer
+            return await reply
         except SocketLost:
             await self.transport.life.explained()
             raise ReplyLost(
-                "the loader's thread in the kernel went before it answered; whether the "
-                "request took effect is not known"
+                "the kernel's socket thread ended before it replied; the request may or may not "
+                "have run"
             ) from None
 
-    def _complain(self, what: str) -> None:
-        if not self._complained:
-            self._complained = True
-            log.warning("%s", what)
+    def _warn_once(self, warning: str) -> None:
+        if not self._warned:
+            self._warned = True
+            log.warning("%s", warning)
 
 
 async def copy_to_segment(
     pool: Pool, frames: Sequence[memoryview], report: Callable[[int, int], object]
 ) -> Segment | None:
-    """The frames, copied into a segment with one lease; None where there is no memory for it.
+    """Copy frames into a segment with one lease; return None where there is no memory for it.
 
-    In a thread if it takes long. Cancelling gives the segment back, and so does what ``report``
-    raises, which is told of bytes done and in all.
+    A long copy runs in a thread, and ``report`` is called with bytes done and bytes in all. The
+    segment is given back when the copy is cancelled, and when ``report`` raises.
     """
     sizes = [frame.nbytes for frame in frames]
     segment, total = pool.take(sizes), sum(sizes)
@@ -287,7 +321,7 @@ async def copy_to_segment(
     steps = segment.fill(frames)
     step: asyncio.Future[int | None] | None = None
     try:
-        if total <= BRIEF:
+        if total <= OFF_LOOP:
             for _ in steps:
                 pass
             return segment
@@ -304,11 +338,11 @@ async def copy_to_segment(
     except BaseException:
         if step is None or step.done():
             pool.give_back(segment)
-        else:  # a thread is still writing into it
+        else:  # a thread still writes into the segment
             step.add_done_callback(lambda _: pool.give_back(segment))
         raise
 
 
-def served_there(header: Header) -> bool:
-    """Whether the loader's thread may do it: it runs no code of the user's but unpickling."""
+def is_for_thread(header: Header) -> bool:
+    """Return whether the socket thread may serve it: of a user's code, only unpickling runs."""
     return header["op"] in ("batch", "load_codec") or _request.may_batch(header)

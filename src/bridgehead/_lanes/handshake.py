@@ -1,7 +1,7 @@
-"""The handshake: who a kernel is, and the best lane that leads there.
+"""The handshake: what a kernel is, and the best lane to it.
 
-Rule: one round trip, which plants the loader where it isn't yet, and what is learnt from it. When
-one is due, and what it means for the caller, is the foothold's.
+Rule: one round trip, which installs the remote part where it is missing, and what its reply says.
+When a handshake is due, and what it means for the caller, belongs to ``_connection.remote``.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from bridgehead._lanes.direct import DirectLane
 from bridgehead._lanes.inline import InlineLane
 from bridgehead._lanes.socket import SocketClient, SocketListener
 from bridgehead._protocol import request as _request
-from bridgehead._protocol import response as _protocol
 from bridgehead._protocol.raising import as_object, as_strings, as_text, raise_error
+from bridgehead._protocol.response import greeting
 from bridgehead._protocol.results import Info
 from bridgehead._transports.base import Transport
 
@@ -31,20 +31,20 @@ log = logging.getLogger("bridgehead")
 
 
 def check_lane(lane: object) -> None:
-    """Raise ``ValueError`` unless there is such a lane."""
+    """Raise ``ValueError`` unless ``lane`` names a lane or is ``"auto"``."""
     if lane not in ("auto", *LANES):
-        raise ValueError(f"lane is 'auto', {', '.join(map(repr, LANES))}, not {lane!r}")
+        raise ValueError(f"lane= is one of 'auto', {', '.join(map(repr, LANES))}, not {lane!r}")
 
 
 @dataclass(frozen=True, slots=True)
 class Greeting:
-    """What came of a handshake.
+    """The result of a handshake.
 
     Attributes:
-        lane: the best that leads to the loader, or the one that was asked for.
-        info: what a user may know of the kernel.
-        process: what tells its process from the next one, which may have the same pid.
-        orphans: subshells that nobody uses any more.
+        lane: the best lane to the remote part, or the one that the caller asked for.
+        info: what a user sees of the kernel.
+        process: names the kernel process; a later process may have the same pid.
+        orphans: subshells whose bridge has ended.
     """
 
     lane: Lane
@@ -54,21 +54,21 @@ class Greeting:
 
 
 class Handshake:
-    """How this bridge greets the kernel behind a transport; ``wanted`` is the lane it asks for.
+    """The handshakes of one bridge with the kernel behind a transport.
 
-    ``pool`` is the share of the free memory that a direct lane may take, ``trust`` the name of
-    what is opened of what the kernel sends.
+    ``wanted`` is the lane that the caller asked for, ``pool`` the share of the free memory that a
+    direct lane may take, ``trust`` the name of the trust, for ``Info``.
     """
 
     def __init__(self, transport: Transport, wanted: LaneName, pool: float, trust: str) -> None:
         self._transport, self._wanted, self._pool, self._trust = transport, wanted, pool, trust
 
     async def greet(self) -> Greeting:
-        """Plant the loader, or find it there.
+        """Install the remote part or find it installed, and choose the lane.
 
         Raises:
-            UnsupportedKernel: it is no Python kernel, or evaluates no expressions.
-            NotSupported: the lane that was asked for leads nowhere.
+            UnsupportedKernel: it is no Python kernel, or it evaluates no expressions.
+            NotSupported: the lane that the caller asked for does not work with this kernel.
         """
         transport = self._transport
         kernel = _kernel_name(transport.kernel_info)
@@ -84,28 +84,28 @@ class Handshake:
                 "hello", [], epoch="", algorithm=transport.digest, direct=offer
             )
             try:
-                told, buffers = await hello(transport, header)
+                reply, buffers = await hello(transport, header)
             except UnsupportedKernel as error:
                 raise UnsupportedKernel(f"{kernel}: {error}") from None
-            raise_error(told, ())
-            told = _protocol.greeting(told)
+            raise_error(reply, ())
+            reply = greeting(reply)
             if self._wanted == "buffers" and not buffers:
                 raise NotSupported(f"{kernel} does not pass message buffers; use lane='inline'")
             why_not = {}
             if not buffers and self._wanted != InlineLane.name:
                 why_not[BuffersLane.name] = f"{kernel} does not pass message buffers"
-            lane = self._messages(buffers)
-            lane.sums = told.get("sums") is True
+            lane = self._message_lane(buffers)
+            lane.sums = reply.get("sums") is True
             if self._wanted not in MESSAGES:
-                lane = self._direct(lane, listener, told["direct"], why_not)
+                lane = self._direct_or(lane, listener, reply["direct"], why_not)
         info = Info(
             kernel=kernel,
-            python=tuple(told["python"]),
-            executable=told["executable"],
-            versions=told["versions"],
-            pid=told["pid"],
-            cwd=told["cwd"],
-            epoch=told["epoch"],
+            python=tuple(reply["python"]),
+            executable=reply["executable"],
+            versions=reply["versions"],
+            pid=reply["pid"],
+            cwd=reply["cwd"],
+            epoch=reply["epoch"],
             transport=transport.name,
             lane=lane.name,
             trust=self._trust,
@@ -115,24 +115,24 @@ class Handshake:
             why_not=why_not,
             features=tuple(as_strings(transport.kernel_info.get("supported_features"))),
         )
-        orphans = [str(orphan) for orphan in told.get("orphans") or ()]
-        return Greeting(lane, info, str(told.get("process")), orphans)
+        orphans = [str(orphan) for orphan in reply.get("orphans") or ()]
+        return Greeting(lane, info, str(reply.get("process")), orphans)
 
-    def _messages(self, buffers: bool) -> Lane:
-        """The lane of what crosses in messages; ``buffers`` says that they arrive."""
+    def _message_lane(self, buffers: bool) -> Lane:
+        """Return the lane for what crosses in messages; ``buffers`` is whether they arrive."""
         if self._wanted in MESSAGES:
             return MESSAGES[self._wanted](self._transport)
         return (BuffersLane if buffers else InlineLane)(self._transport)
 
     @contextlib.contextmanager
     def _listening(self) -> Iterator[SocketListener | str]:
-        """Where the loader may connect for a direct lane, while the block lasts; or why not."""
+        """Listen for a direct lane while the block lasts; yield why not where that fails."""
         if self._wanted in MESSAGES:
-            yield "another lane was asked for"
+            yield "lane= asks for another lane"
         elif not self._transport.direct:
-            yield f"over {self._transport.name} no process can be connected to"
+            yield f"the {self._transport.name} transport cannot reach the kernel's process directly"
         elif not self._transport.ours:
-            yield "the kernel is not a process of this user's on this machine"
+            yield "the kernel is not this user's process on this machine"
         else:
             try:
                 listener = SocketListener(self._pool)
@@ -144,19 +144,19 @@ class Handshake:
             finally:
                 listener.close()
 
-    def _direct(
+    def _direct_or(
         self,
         messages: Lane,
         listener: SocketListener | str,
         refused: str | None,
         why_not: dict[str, str],
     ) -> Lane:
-        """The direct lane beside ``messages`` if the loader connected; else these alone.
+        """Return a direct lane if the remote part connected to the listener, else ``messages``.
 
-        Why it did not goes into ``why_not``.
+        ``why_not`` gets the reason where there is no direct lane; ``refused`` is the remote part's.
 
         Raises:
-            NotSupported: it did not, and no other lane was asked for.
+            NotSupported: the remote part did not connect, and the caller asked for this lane.
         """
         why = listener if isinstance(listener, str) else refused
         if not why and isinstance(listener, SocketListener):
@@ -166,9 +166,9 @@ class Handshake:
                     sock, self._pool, self._transport.dispatcher, self._transport.life
                 )
                 return DirectLane(self._transport, client, messages, listener.name)
-            why = "the loader's connection did not arrive"
+            why = "the kernel's connection did not arrive"
         if self._wanted == DirectLane.name:
-            raise NotSupported(f"there is no direct way to this kernel: {why}")
+            raise NotSupported(f"lane='direct' does not work with this kernel: {why}")
         why_not[DirectLane.name] = why or "no reason was given"
         log.info("no direct lane, objects cross as messages: %s", why)
         return messages

@@ -1,6 +1,6 @@
-"""Frames as base64 in the expression, and in the answer's text.
+"""Frames as base64 in the expression and in the response's text.
 
-Rule: works wherever ``user_expressions`` do, over anything that carries text. A string in an
+Rule: works wherever ``user_expressions`` work, over any wire that carries text. A string in an
 expression is evaluated 6-10 times faster than a literal in ``code`` is executed.
 """
 
@@ -20,11 +20,11 @@ from bridgehead._shipped.wire.header import Header
 
 
 class InlineLane(Lane):
-    """base64 both ways."""
+    """Carry frames as base64 in both directions."""
 
     name = "inline"
     chunk = 4 << 20  # bytes; 5.6 MB of base64, below the 6 MiB that survive every server
-    back = chunk
+    reply_chunk = chunk
 
     async def cross(
         self, header: Header, parts: Sequence[memoryview], subshell: str | None
@@ -32,10 +32,10 @@ class InlineLane(Lane):
         data = base64.b64encode(b"".join(parts)).decode("ascii")
         content = execute_content(expression(self.name, header, data))
         reply = await self.transport.dispatcher.request(content, subshell=subshell, repeatable=True)
-        told = answer(reply.content)
+        reply_header = answer(reply.content)
         try:
-            return told, [base64.b64decode(told.pop("data", ""), validate=True)]
+            return reply_header, [base64.b64decode(reply_header.pop("data", ""), validate=True)]
         except binascii.Error as error:
             raise ReplyLost(f"the kernel's answer is damaged: {error}") from None
         except (TypeError, ValueError) as error:
-            raise ProtocolError(f"the answer's data is no base64: {error}") from error
+            raise ProtocolError(f"the data of the kernel's answer is no base64: {error}") from error

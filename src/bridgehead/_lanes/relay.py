@@ -1,8 +1,9 @@
-"""Segments of one kernel that are lent to another: neither mapped in between, nor copied.
+"""Segments of one kernel, leased on to another kernel.
 
-Rule: a kernel lends this process a segment, and this process lends the same file to another
-kernel, with a number of its own. Its lease of the one lasts until the other gives back; it is
-then given back in turn, spoilt if the other one was, or if nobody will ever tell.
+Rule: a kernel leases a segment to this process, and this process leases the same file to another
+kernel, under a number of its own; it neither maps nor copies the memory. Its lease from the first
+kernel lasts until the second kernel gives the segment back. Then this process gives it back too:
+as tainted if the second kernel did so, or if the second kernel is lost before.
 """
 
 from __future__ import annotations
@@ -14,29 +15,30 @@ from bridgehead._shipped.wire.segments import MappedSegment, Pool, Segment, mapp
 
 
 class RelayedSegment(Segment):
-    """A segment of another process's, on its way to a third one."""
+    """A segment of one process, leased on to a third process."""
 
     def __init__(self, mapping: MappedSegment) -> None:
-        super().__init__(RELAY_POOL, mapping.capacity, mapping.file)  # which the mapping closes
-        self.lease: tuple[MappedSegment, list[memoryview]] | None = None  # while any is out
+        super().__init__(RELAY_POOL, mapping.capacity, mapping.file)  # the mapping closes it
+        self.lease: tuple[MappedSegment, list[memoryview]] | None = None  # while it is leased on
 
-    def gone(self) -> None:
-        """Who made it gave it back to the system, or went."""
+    def drop_everywhere(self) -> None:
+        """Have every holder drop it: the process that made it freed it, or ended."""
         for holder in self.holders:
             holder.gone(self.number)
 
 
 class RelayPool(Pool):
-    """What is lent on; nothing of it is this process's memory."""
+    """The segments that are leased on; none of them is memory of this process."""
 
     def __init__(self) -> None:
         super().__init__(0)
         self._known: WeakKeyDictionary[MappedSegment, RelayedSegment] = WeakKeyDictionary()
 
     def pass_on(self, frames: Sequence[memoryview]) -> RelayedSegment | None:
-        """The segment that these frames are, with one lease; None if they are no whole segment's.
+        """Return the segment that holds these frames, with one lease; None if there is none.
 
-        Frames that were leased together are where the next one looks for them.
+        The frames must be all that were leased together: the next process finds them by their
+        sizes alone.
         """
         mapping = mapped(frames[0]) if frames else None
         if mapping is None or mapping.private:
@@ -45,7 +47,7 @@ class RelayPool(Pool):
             segment = self._known.get(mapping)
             if segment is None:
                 segment = self._known[mapping] = RelayedSegment(mapping)
-                finalize(mapping, segment.gone).atexit = False
+                finalize(mapping, segment.drop_everywhere).atexit = False
             segment.leases += 1
             segment.lease = mapping, list(frames)
             return segment

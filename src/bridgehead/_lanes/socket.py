@@ -1,8 +1,8 @@
-"""The near end of the direct lane's socket, in the event loop.
+"""The client's end of the direct lane's socket, in the event loop.
 
 Rule: connections and bytes; what a request means is the lane's. One reader for as long as the
-link lives, answers matched by their number. Sending never waits: what the socket does not take
-at once is sent when it does.
+socket is open; replies are matched by their serial number. Sending never waits: bytes that do not
+fit into the socket's buffer are sent when there is room again.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from bridgehead._transports.dispatch import Dispatcher
 from bridgehead._transports.state import KernelState
 
 CHUNK = 16 << 20  # bytes of small requests that cross together
-TICK = 1.0  # s between two looks at what can be given back, while there is anything
-# The same in the header of every request, or told otherwise: the server adds it.
+TICK = 1.0  # s between two checks for memory to give back, while there is any
+# Fields that are the same in every request: the socket thread adds them, and they are not sent.
 COMMON: Header = {
     "protocol": PROTOCOL,
     "python": PYTHON,
@@ -41,43 +41,47 @@ COMMON: Header = {
     "epoch": "",
     "sizes": [],
 }
-BACKLOG = 128  # who else knocks meanwhile must not keep the kernel out
+BACKLOG = 128  # other processes that connect meanwhile must not keep the kernel out
 
-SocketReply = tuple[Header, list[memoryview] | None]  # None: frames that could not be mapped here
+SocketReply = tuple[Header, list[memoryview] | None]  # None: this process could not map the frames
 
 
 class SocketLost(BridgeError):
-    """The other end is gone, or sent what is no message; whoever knows more tells the user."""
+    """The socket was closed, or what it sent is no message; the lane finds out why."""
 
 
 class SocketListener:
-    """Where the kernel's loader is to connect, for as long as one handshake takes.
+    """The socket that the remote part connects to during one handshake.
 
-    The socket has no name any more when the loader is told of it: it connects through this
-    process's file descriptor, which only this user may. So nothing is left, however this
-    process ends, and nobody else finds it. Who connects shows the secret that the handshake
-    carried, which Jupyter signed, and is shown another.
+    The socket's name is removed before the handshake is sent: the remote part connects through
+    this process's file descriptor, which only processes of this user can open. So no file is left,
+    however this process ends, and no other user finds the socket. The process that connects shows
+    the secret that the handshake carried, which Jupyter signed, and is then shown a second one.
     """
 
     def __init__(self, share: float) -> None:
-        """``OSError`` where this system knows no such way."""
+        """Listen; ``share`` is the share of the free memory that a segment pool may take.
+
+        Raises:
+            OSError: this system lacks what the direct lane needs.
+        """
         if not possible():
             raise OSError("this system or this Python has no memfd with seals")
         self._secret = secrets.token_bytes(2 * SECRET)
         self._share = share
         self.name = secrets.token_hex(8)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._inode = folder = -1
+        self._inode = descriptor = -1
         try:
-            place = tempfile.mkdtemp(prefix="bridgehead-")  # 0700
+            directory = tempfile.mkdtemp(prefix="bridgehead-")  # 0700
         except BaseException:
             self._socket.close()
             raise
-        path = os.path.join(place, "s")
+        path = os.path.join(directory, "s")
         try:
-            # Through the folder's descriptor: its own path may be too long for a socket.
-            folder = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
-            self._socket.bind(f"/proc/self/fd/{folder}/s")
+            # By the directory's descriptor: its path may be too long for the address of a socket.
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+            self._socket.bind(f"/proc/self/fd/{descriptor}/s")
             os.chmod(path, 0o600)
             self._socket.listen(BACKLOG)
             self._socket.setblocking(False)
@@ -88,13 +92,13 @@ class SocketListener:
         finally:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
-            os.rmdir(place)
-            if folder >= 0:
-                os.close(folder)
+            os.rmdir(directory)
+            if descriptor >= 0:
+                os.close(descriptor)
 
     @property
     def offer(self) -> dict[str, Any]:
-        """What the handshake tells the loader."""
+        """The fields of the handshake that say where to connect, and with which secret."""
         return {
             "path": f"/proc/{os.getpid()}/fd/{self._inode}",
             "secret": self._secret.hex(),
@@ -104,22 +108,26 @@ class SocketListener:
         }
 
     def accept(self) -> socket.socket | None:
-        """The loader's connection, which is there once it said so; strangers are sent away."""
+        """Return the remote part's connection, or None; close those of other processes.
+
+        The remote part connects before it replies to the handshake.
+        """
         while True:
             try:
                 sock, _ = self._socket.accept()
             except BlockingIOError:
                 return None
             sock.setblocking(False)
-            if self._is_loader(sock):
+            if self._is_remote_part(sock):
                 return sock
             sock.close()
 
-    def _is_loader(self, sock: socket.socket) -> bool:
+    def _is_remote_part(self, sock: socket.socket) -> bool:
         try:
             if peer(sock)[1] != os.geteuid():
                 return False
-            # What it shows was sent before its answer: what is not there is not coming.
+            # The remote part sends the secret before its reply to the handshake. So what has
+            # not arrived by now will not come.
             if not compare_digest(sock.recv(SECRET), self._secret[:SECRET]):
                 return False
             return sock.send(self._secret[SECRET:]) == SECRET
@@ -134,12 +142,12 @@ class SocketListener:
 
 
 class SocketClient:
-    """The connection to one kernel's server thread."""
+    """The connection to one kernel's socket thread."""
 
     def __init__(
         self, sock: socket.socket, share: float, dispatcher: Dispatcher, life: KernelState
     ) -> None:
-        self._dispatcher = dispatcher  # counts what comes late
+        self._dispatcher = dispatcher  # counts late replies
         self._life = life
         self.pool = Pool(share)
         self.channel = FrameSocket(sock, self.pool)
@@ -148,22 +156,23 @@ class SocketClient:
         self._serials = count(1)
         self._waiting: dict[int, asyncio.Future[SocketReply]] = {}
         self._unsent: deque[tuple[memoryview, list[int]]] = deque()
-        self._drainers: dict[asyncio.Future[None], int] = {}  # the last that each waits for
+        self._drainers: dict[asyncio.Future[None], int] = {}  # with the serial that each waits for
         self._ticking: asyncio.TimerHandle | None = None
         self._file = sock.fileno()
         self._loop.add_reader(self._file, self._readable)
 
     @property
     def at_work(self) -> bool:
-        """Whether something was asked that is not answered, be it that nobody waits for it."""
+        """Whether a request has no reply yet, even one that no caller waits for any more."""
         return bool(self._waiting)
 
     def ask(
         self, header: Header, frames: Sequence[Any] = (), segment: Segment | None = None
     ) -> asyncio.Future[SocketReply]:
-        """Send a request; its answer, or ``SocketLost``. Cancelling disturbs nobody.
+        """Send a request; return a future of its reply, or of ``SocketLost``.
 
-        Frames are copied before this returns; those in a segment have been lent.
+        Cancelling the future disturbs no other request. Frames are copied before this returns;
+        a segment must have been leased to the kernel before.
         """
         future: asyncio.Future[SocketReply] = self._loop.create_future()
         if self.lost:
@@ -176,17 +185,20 @@ class SocketClient:
         return future
 
     def tell(self, why: Callable[[], BridgeError]) -> None:
-        """The kernel is gone, or silent: whoever waits is told. It may answer yet."""
+        """Fail every waiter, because the kernel is lost or silent; replies may still come."""
         waiting: list[asyncio.Future[Any]] = [*self._waiting.values(), *self._drainers]
         for future in waiting:
             if not future.done():
                 future.set_exception(why())
-                future.exception()  # nobody has to look
+                future.exception()  # or asyncio would log that it was never retrieved
 
     async def drained(self) -> None:
-        """Wait until all that was asked before is answered; raises what ``tell`` tells.
+        """Wait until every earlier request has its reply.
 
-        The thread answers in order, so it is when the last of it is.
+        The thread replies in order, so this waits for the reply to the last one.
+
+        Raises:
+            BridgeError: what ``tell`` was called with.
         """
         if not self._waiting:
             return
@@ -197,13 +209,13 @@ class SocketClient:
         finally:
             self._drainers.pop(drained, None)
 
-    def _answered(self, serial: int) -> None:
+    def _wake_drainers(self, serial: int) -> None:
         for future, last in self._drainers.items():
             if last <= serial and not future.done():
                 future.set_result(None)
 
     def close(self) -> None:
-        """Leave; whoever waits is told ``SocketLost``."""
+        """Close the socket; every waiter gets ``SocketLost``."""
         if self.lost:
             return
         self.lost = True
@@ -232,15 +244,15 @@ class SocketClient:
         parts, files = self.channel.pack(serial, header, sizes, frames, segment)
         data = memoryview(parts[0] if len(parts) == 1 else b"".join(parts))
         if not self._unsent:
-            data, files = self._sent(data, files)
+            data, files = self._send_now(data, files)
             if data:
                 self._loop.add_writer(self._file, self._writable)
-        if data:  # files of its own, for a segment may be closed meanwhile
+        if data:  # with duplicates of the files: a segment may be closed before they are sent
             self._unsent.append((data, [os.dup(file) for file in files]))
         self._tick_later()
 
-    def _sent(self, data: memoryview, files: list[int]) -> tuple[memoryview, list[int]]:
-        """Send what the socket takes; gives what is left."""
+    def _send_now(self, data: memoryview, files: list[int]) -> tuple[memoryview, list[int]]:
+        """Send what fits into the socket's buffer; return what is left."""
         extra = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", files))] if files else ()
         try:
             return data[self.channel.socket.sendmsg([data], extra) :], []
@@ -252,7 +264,7 @@ class SocketClient:
 
     def _writable(self) -> None:
         while self._unsent:
-            data, files = self._sent(*self._unsent[0])
+            data, files = self._send_now(*self._unsent[0])
             if self.lost:
                 return
             if len(files) < len(self._unsent[0][1]):
@@ -269,10 +281,10 @@ class SocketClient:
             alive = channel.receive()
             while (message := channel.next()) is not None:
                 serial, header, frames = message
-                self._life.responsive()  # any message is a sign of life, as a beat is
+                self._life.responsive()  # any message is a sign of life, as a heartbeat is
                 future = self._waiting.pop(serial, None)
                 if serial and self._drainers:
-                    self._answered(serial)
+                    self._wake_drainers(serial)
                 if serial and (future is None or future.done()):
                     self._dispatcher.late += 1
                 elif future is not None:
@@ -290,12 +302,13 @@ class SocketClient:
 
     @property
     def _has_memory(self) -> bool:
-        # What was handed over need not be of this pool: whoever drops it doesn't wake this link.
+        # A relayed segment is not of this pool, and its end wakes no code of this client. So
+        # the ticks go on while the kernel has any file of a segment.
         channel = self.channel
         return bool(self.pool.segments or channel.maps.known or channel.has_handed)
 
     def _tick(self) -> None:
-        """Give back what was not used for a while, and tell the other end of what it may."""
+        """Free segments that were idle for a while; tell the kernel which of its own are free."""
         self._ticking = None
         self.pool.trim()
         if self.channel.has_updates:

@@ -163,7 +163,7 @@ async def test_classes_may_be_allowed_by_name() -> None:
 @pytest.mark.parametrize(
     ("trust", "allow", "error", "message"),
     [
-        ("everything", (), ValueError, "trust is 'pickle' or 'data'"),
+        ("everything", (), ValueError, "trust= is 'pickle' or 'data'"),
         ("data", "Point", TypeError, "allow= takes a list"),
         ("data", Point, TypeError, "allow= takes a list"),
         ("data", [5], TypeError, "allow= takes classes or their names, not 5"),

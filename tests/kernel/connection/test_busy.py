@@ -78,9 +78,9 @@ async def test_a_deadline_holds_behind_a_running_cell(
             await until(lambda: on_its_way(bridge))
             first, second = await all_of(sent, bridge.push(y=CallsInKernel(list), timeout=0.3))
         assert isinstance(first, TimeoutError)
-        assert "the kernel is busy. What was sent to it may still run there" in str(first)
+        assert "the kernel is busy, and the request may still run" in str(first)
         assert isinstance(second, TimeoutError)
-        assert "the kernel is busy. It was not sent" in str(second)
+        assert "the kernel is busy, and the request was not sent" in str(second)
         assert not running.done()
         gate.touch()
         await running

@@ -204,7 +204,7 @@ async def main():
             try:
                 await bridge.push(blob=np.full(20_000_000, number, np.uint8).tobytes(), timeout=0.2)
             except TimeoutError as error:
-                assert "It was not sent" in str(error), error
+                assert "the request was not sent" in str(error), error
             else:
                 raise AssertionError("the kernel is not busy")
         gc.collect()

@@ -1,7 +1,7 @@
-"""The direct lane: objects arrive as they were, in order, and code runs in the main thread.
+"""The direct lane: objects arrive unchanged and in order, and code runs in the main thread.
 
-Rule: one kernel for all tests that leave it as it was, reached over the direct lane; what the
-memory does is ``test_direct_memory``'s, what goes wrong ``test_direct_faults``'s.
+Rule: tests that leave the kernel as it was share one. Shared memory is tested in
+``test_direct_memory``, faults in ``test_direct_faults``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def direct(kernel: Bridge) -> Bridge:
 
 
 def flags(array: np.ndarray[Any, Any]) -> list[Any]:
-    """What of an array has to arrive."""
+    """Return the properties of an array that must arrive."""
     names = ("C_CONTIGUOUS", "F_CONTIGUOUS", "WRITEABLE")
     return [*(bool(array.flags[name]) for name in names), array.dtype, array.shape]
 
@@ -87,21 +87,21 @@ def look_at(found: dict[str, Any]) -> dict[str, list[Any]]:
 
 
 @pytest.mark.parametrize("count", [1000, LARGE])
-async def test_arrays_arrive_as_they_went_in(direct: Bridge, count: int) -> None:
-    """Flags as a pickle keeps them: an array in steps becomes one that is whole."""
+async def test_arrays_arrive_unchanged(direct: Bridge, count: int) -> None:
+    """Flags arrive as a pickle keeps them: a strided array becomes a contiguous one."""
     sent = arrays(count)
     await direct.push(found=sent)
-    there = await direct.call(look_at, direct.ref("found"), by_value=OWN)
-    back = await direct.pull("found")
+    in_kernel = await direct.call(look_at, direct.ref("found"), by_value=OWN)
+    pulled = await direct.pull("found")
     for name, array in sent.items():
         expected = flags(array)
-        if not (expected[0] or expected[1]):  # in steps: a copy is whole, and writable
+        if not (expected[0] or expected[1]):  # strided: a copy is contiguous and writable
             expected[:3] = flags(array.copy())[:3] if name != "transposed" else expected[:3]
-        assert flags(back[name])[3:] == expected[3:], name
-        assert np.array_equal(back[name], array), name
+        assert flags(pulled[name])[3:] == expected[3:], name
+        assert np.array_equal(pulled[name], array), name
         if expected[0] or expected[1]:
-            assert flags(back[name])[:3] == expected[:3], name
-            assert there[name] == expected, name
+            assert flags(pulled[name])[:3] == expected[:3], name
+            assert in_kernel[name] == expected, name
 
 
 def addresses(found: Any) -> list[int]:
@@ -113,9 +113,9 @@ async def test_arrays_are_writable_and_aligned(direct: Bridge) -> None:
     large = [array for array in sent if array.nbytes >= 2048]
     await direct.push(found=large)
     assert await direct.call(addresses, direct.ref("found"), by_value=OWN) == [0] * len(large)
-    back = await direct.pull("found")
-    assert addresses(back) == [0] * len(large)
-    for array, copy in zip(large, back, strict=True):
+    pulled = await direct.pull("found")
+    assert addresses(pulled) == [0] * len(large)
+    for array, copy in zip(large, pulled, strict=True):
         copy += 1
         assert np.array_equal(copy, array + 1)
     await direct.run("for one in found: one -= 1")
@@ -130,17 +130,17 @@ async def test_arrays_are_independent_of_the_sender(direct: Bridge, count: int) 
     assert (await direct.pull("x")).sum() == 0
     await direct.run("x[:] = 2")
     assert (mine == 1).all()
-    back = await direct.pull("x")
+    pulled = await direct.pull("x")
     again = await direct.pull("x")
-    back[:] = 3
+    pulled[:] = 3
     assert (again == 2).all()
     assert (await direct.pull("x") == 2).all()
     await direct.run("x[:] = 4")
-    assert (back == 3).all()
+    assert (pulled == 3).all()
     assert (again == 2).all()
 
 
-async def test_what_is_shared_in_an_object_stays_shared(direct: Bridge) -> None:
+async def test_shared_parts_of_an_object_stay_shared(direct: Bridge) -> None:
     one = np.zeros(LARGE)
     await direct.push(pair=(one, one), again=one)
     await direct.run("pair[0][:] = 5; same = pair[1] is again")
@@ -150,51 +150,53 @@ async def test_what_is_shared_in_an_object_stays_shared(direct: Bridge) -> None:
     assert same
 
 
-async def test_other_large_objects(direct: Bridge) -> None:
+async def test_other_large_objects_arrive_unchanged(direct: Bridge) -> None:
     frame = pd.DataFrame({"a": np.arange(LARGE), "b": np.random.rand(LARGE)})
     values = [b"x" * MIB, bytearray(b"y" * MIB), "ä" * MIB, list(range(LARGE)), {"f": frame}]
     await direct.push(values=values)
-    back = await direct.pull("values")
-    assert back[:4] == values[:4]
-    assert type(back[1]) is bytearray
-    pd.testing.assert_frame_equal(back[4]["f"], frame)
+    pulled = await direct.pull("values")
+    assert pulled[:4] == values[:4]
+    assert type(pulled[1]) is bytearray
+    pd.testing.assert_frame_equal(pulled[4]["f"], frame)
 
 
 @pytest.mark.parametrize("nbytes", [(1 << 16) - 200, (1 << 16) - 1, 1 << 16, (1 << 16) + 1])
-async def test_on_either_side_of_the_size_that_shared_memory_begins_at(
+async def test_sizes_around_the_shared_memory_limit_arrive_unchanged(
     direct: Bridge, nbytes: int
 ) -> None:
     for value in (b"\x07" * nbytes, np.full(nbytes, 7, "u1"), "\x07" * nbytes):
         await direct.push(x=value)
-        back = await direct.pull("x")
-        assert bytes(back, "ascii") if isinstance(back, str) else bytes(back) == b"\7" * nbytes
-        assert len(back) == nbytes
+        pulled = await direct.pull("x")
+        assert (
+            bytes(pulled, "ascii") if isinstance(pulled, str) else bytes(pulled) == b"\7" * nbytes
+        )
+        assert len(pulled) == nbytes
 
 
-async def test_calls_and_expressions_take_the_lane_too(direct: Bridge) -> None:
-    before = memory.client_counts(direct)["mapped"]
+async def test_calls_and_expressions_use_the_direct_lane(direct: Bridge) -> None:
+    before = memory.here(direct)["mapped"]
     mine = np.arange(LARGE)
-    back = await direct.call(lambda array: array * 2, mine)
-    assert back.sum() == mine.sum() * 2
+    pulled = await direct.call(lambda array: array * 2, mine)
+    assert pulled.sum() == mine.sum() * 2
     await direct.push(x=mine)
     assert (await direct.pull("x + 1", "x[:10]"))[0].sum() == mine.sum() + LARGE
-    assert memory.client_counts(direct)["mapped"] > before or before
-    back += 1
+    assert memory.here(direct)["mapped"] > before or before
+    pulled += 1
     kept = await direct.call(lambda array: array + 1, mine, keep="y")
     assert (await kept.pull()).sum() == mine.sum() + LARGE
 
 
-async def test_limits_and_progress(direct: Bridge) -> None:
+async def test_limits_and_progress_hold_on_the_direct_lane(direct: Bridge) -> None:
     mine = np.ones(40 * MIB // 8)
-    told: list[tuple[int, int]] = []
-    transfer = await direct.push(x=mine, progress=lambda done, total: told.append((done, total)))
+    reports: list[tuple[int, int]] = []
+    transfer = await direct.push(x=mine, progress=lambda done, total: reports.append((done, total)))
     assert transfer.lane == "direct"
-    assert told[-1] == (transfer.bytes, transfer.bytes)
-    assert len(told) > 1
-    assert sorted(told) == told
-    told.clear()
-    await direct.pull("x", progress=lambda done, total: told.append((done, total)))
-    assert told[-1][0] == told[-1][1] > 40 * MIB
+    assert reports[-1] == (transfer.bytes, transfer.bytes)
+    assert len(reports) > 1
+    assert sorted(reports) == reports
+    reports.clear()
+    await direct.pull("x", progress=lambda done, total: reports.append((done, total)))
+    assert reports[-1][0] == reports[-1][1] > 40 * MIB
     with pytest.raises(PayloadTooLarge):
         await direct.push(y=mine, max_bytes=MIB)
     for expression in ("x", "x + 1"):
@@ -204,7 +206,7 @@ async def test_limits_and_progress(direct: Bridge) -> None:
     await memory.nothing_is_leased(direct)
 
 
-async def test_progress_that_raises_ends_a_push(direct: Bridge) -> None:
+async def test_an_exception_from_progress_ends_a_push(direct: Bridge) -> None:
     def stop(done: int, total: int) -> None:
         raise ZeroDivisionError
 
@@ -215,13 +217,13 @@ async def test_progress_that_raises_ends_a_push(direct: Bridge) -> None:
     await memory.nothing_is_leased(direct)
 
 
-async def test_watching_a_large_array(direct: Bridge) -> None:
+async def test_a_watch_of_a_large_array_yields_each_value(direct: Bridge) -> None:
     await direct.push(x=np.zeros(LARGE))
     seen = []
     watch = direct.watch("x")
     async for value in watch:
         seen.append(value)
-        value += 100  # it is ours
+        value += 100  # the client's own memory
         if len(seen) == 4:
             break
         await direct.run(f"x[:] = {len(seen)}")
@@ -232,7 +234,7 @@ async def test_watching_a_large_array(direct: Bridge) -> None:
     await memory.nothing_is_leased(direct)
 
 
-async def test_errors_with_large_exceptions(direct: Bridge) -> None:
+async def test_large_exceptions_arrive_whole(direct: Bridge) -> None:
     def fail(array: Any) -> None:
         raise ValueError("here", array * 2)
 
@@ -249,10 +251,10 @@ async def test_errors_with_large_exceptions(direct: Bridge) -> None:
 # ---------------------------------------------------------------- order
 
 
-async def test_everything_takes_effect_in_the_order_of_its_call(direct: Bridge) -> None:
-    """Every mixture of pushes, pulls, calls, cells, expressions, and cells nobody waits for."""
-    seed = random.randrange(1 << 30)
-    dice = random.Random(seed)
+async def test_operations_take_effect_in_the_order_of_their_calls(direct: Bridge) -> None:
+    """A random mixture of pushes, pulls, calls, cells, expressions and cancelled cells."""
+    random_seed = random.randrange(1 << 30)
+    dice = random.Random(random_seed)
     await direct.push(log=[], x=np.zeros(10))
     expected: list[Any] = []
     tasks: list[tuple[asyncio.Task[Any], Any]] = []
@@ -282,24 +284,24 @@ async def test_everything_takes_effect_in_the_order_of_its_call(direct: Bridge) 
         elif kind == "expression":
             start(direct.pull("x * 1"), current)
         elif kind == "cancelled":
-            gone = asyncio.ensure_future(direct.run("import time; time.sleep(0.02); x = None"))
+            cancelled = asyncio.ensure_future(direct.run("import time; time.sleep(0.02); x = None"))
             await asyncio.sleep(dice.choice([0, 0, 0.005]))
-            gone.cancel()
+            cancelled.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await gone
+                await cancelled
             current = n
             start(direct.push(x=np.full(size, n)))
         elif dice.random() < 0.5:
             await asyncio.gather(*(task for task, _ in tasks))
     for task, value in tasks:
-        got = await task
+        pulled = await task
         if value is not None:
-            assert int(got[0]) == value, f"seed {seed}"
-    assert await direct.pull("log") == expected, f"seed {seed}"
+            assert int(pulled[0]) == value, f"seed {random_seed}"
+    assert await direct.pull("log") == expected, f"seed {random_seed}"
 
 
 @pytest.mark.parametrize("size", [10, LARGE])
-async def test_a_push_comes_after_a_cell_that_nobody_waits_for(direct: Bridge, size: int) -> None:
+async def test_a_push_takes_effect_after_a_cancelled_cell(direct: Bridge, size: int) -> None:
     for n in range(5):
         cell = asyncio.ensure_future(direct.run(f"import time; time.sleep(0.05); x = y = {-n}"))
         while not direct._transport.dispatcher.in_flight:
@@ -311,20 +313,19 @@ async def test_a_push_comes_after_a_cell_that_nobody_waits_for(direct: Bridge, s
         assert y == -n
 
 
-async def test_a_push_that_nobody_waits_for_comes_before_the_next_cell(direct: Bridge) -> None:
-    """Or not at all; never after it."""
+async def test_a_cancelled_push_takes_effect_before_the_next_cell_or_never(direct: Bridge) -> None:
     for n in range(1, 40):
-        gone = asyncio.ensure_future(direct.push(x=[n] * (n % 3)))
+        cancelled = asyncio.ensure_future(direct.push(x=[n] * (n % 3)))
         for _ in range(n % 5):
             await asyncio.sleep(0)
-        gone.cancel()
+        cancelled.cancel()
         await direct.run("x = 0")
         assert await direct.pull("x") == 0
 
 
-async def running(direct: Bridge, somebody: Other, code: str) -> str:
-    """Somebody else's cell, once it runs; it begins with ``begun = 1``."""
-    submitted = somebody.submit(code)
+async def running(direct: Bridge, other_client: Other, code: str) -> str:
+    """Submit a cell of another client, which begins with ``begun = 1``; return when it runs."""
+    submitted = other_client.submit(code)
     while not await direct.pull("globals().get('begun')", now=True):
         await asyncio.sleep(0.02)
     return submitted
@@ -341,66 +342,66 @@ begun = 0
 """
 
 
-async def test_each_takes_its_turn_behind_anothers_cell(direct: Bridge) -> None:
-    """Nothing takes effect in the middle of a cell; the memory isn't given up while it waits."""
-    async with other(direct) as somebody:
-        submitted = await running(direct, somebody, SEEN)
+async def test_operations_wait_for_the_cell_of_another_client(direct: Bridge) -> None:
+    """No operation takes effect while the cell runs, and its memory stays leased meanwhile."""
+    async with other(direct) as other_client:
+        submitted = await running(direct, other_client, SEEN)
         large = np.arange(LARGE)
         await asyncio.gather(
             direct.push(small=1),
             direct.push(large=large),
             direct.call(lambda array: array, large, keep="kept"),
         )
-        assert (await somebody.answer(submitted))["status"] == "ok"
-    seen, begun = await direct.pull("seen", "cells_begun")
+        assert (await other_client.answer(submitted))["status"] == "ok"
+    seen, begun = await direct.pull("seen", "begun")
     assert seen == [[]] * 40
     assert not begun
     assert (await direct.pull("large")).sum() == (await direct.pull("kept")).sum() == large.sum()
     await memory.nothing_is_leased(direct)
 
 
-async def test_a_pull_waits_for_anothers_cell(direct: Bridge) -> None:
+async def test_a_pull_waits_for_the_cell_of_another_client(direct: Bridge) -> None:
     await direct.push(x=np.zeros(LARGE))
-    async with other(direct) as somebody:
+    async with other(direct) as other_client:
         code = "begun = 1\nimport time\nfor n in range(30):\n time.sleep(0.02)\n x[:] = n"
-        submitted = await running(direct, somebody, code)
+        submitted = await running(direct, other_client, code)
         assert (await direct.pull("x") == 29).all()
-        await somebody.answer(submitted)
+        await other_client.answer(submitted)
 
 
-async def test_what_gives_up_behind_anothers_cell_leaves_nothing(direct: Bridge) -> None:
-    async with other(direct) as somebody:
-        submitted = await running(direct, somebody, SEEN)
+async def test_operations_that_time_out_behind_a_cell_leave_nothing(direct: Bridge) -> None:
+    async with other(direct) as other_client:
+        submitted = await running(direct, other_client, SEEN)
         for name, value in (("small", 1), ("large", np.zeros(LARGE))):
             with pytest.raises(TimeoutError):
                 await direct.push({name: value}, timeout=0.1)
         with pytest.raises(TimeoutError):
             await direct.pull("x", timeout=0.1)
-        await somebody.answer(submitted)
+        await other_client.answer(submitted)
     seen = await direct.pull("seen")
     assert seen == [[]] * 40
     await memory.nothing_is_leased(direct)
 
 
-async def test_a_pull_is_of_one_moment(direct: Bridge) -> None:
-    """Somebody else's cell that begins while an array is copied does not show in it by half."""
+async def test_a_pull_returns_one_state_of_an_array(direct: Bridge) -> None:
+    """A cell of another client that begins during the copy changes all of it or nothing."""
     await direct.push(x=np.zeros(4 * MIB))
-    async with other(direct) as somebody:
+    async with other(direct) as other_client:
         done = 0
 
         async def cells() -> None:
             nonlocal done
             for n in range(25):
-                await somebody.execute(f"x[:] = {n}")
+                await other_client.execute(f"x[:] = {n}")
                 done = n
 
         work = asyncio.ensure_future(cells())
-        torn = 0
+        mixed = 0
         while not work.done():
             found = await direct.pull("x")
-            torn += found.min() != found.max()
+            mixed += found.min() != found.max()
         await work
-        assert not torn
+        assert not mixed
 
 
 # ---------------------------------------------------------------- now
@@ -413,8 +414,8 @@ LOOPS = {
 
 
 @pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
-async def test_names_in_the_middle_of_a_cell(live: Bridge) -> None:
-    """Of every ipykernel: the lane's thread needs no subshell."""
+async def test_now_binds_and_fetches_names_while_a_cell_runs(live: Bridge) -> None:
+    """It works with every ipykernel: the socket thread needs no subshell."""
     for loop in LOOPS.values():
         await live.push(stop=False, turns=0, x=np.zeros(LARGE))
         cell = asyncio.ensure_future(live.run(loop + "\nsaw = float(x.sum())"))
@@ -432,7 +433,7 @@ async def test_names_in_the_middle_of_a_cell(live: Bridge) -> None:
     await memory.nothing_is_leased(live)
 
 
-async def test_expressions_in_the_middle_of_a_cell_are_a_subshells(direct: Bridge) -> None:
+async def test_now_evaluates_expressions_in_a_subshell(direct: Bridge) -> None:
     await direct.push(stop=False, x=np.zeros(LARGE))
     cell = asyncio.ensure_future(direct.run("import threading\nwhile not stop: pass"))
     try:
@@ -445,11 +446,11 @@ async def test_expressions_in_the_middle_of_a_cell_are_a_subshells(direct: Bridg
     assert thread not in ("bridgehead-direct", "MainThread")
 
 
-# ---------------------------------------------------------------- whose thread
+# ---------------------------------------------------------------- threads
 
 
-class Tells:
-    """Its state is set in a thread, and it remembers which."""
+class ThreadRecorder:
+    """An object that records the thread in which its state is set."""
 
     def __init__(self, *parts: Any) -> None:
         self.parts, self.thread = parts, ""
@@ -479,17 +480,17 @@ async def test_code_always_runs_in_the_main_thread(direct: Bridge, size: int) ->
     assert await direct.pull("thread") == "MainThread"
     thread, _ = await direct.pull("threading.current_thread().name", "x * 2")
     assert thread == "MainThread"
-    # What refers to an expression runs it, and so what is built of it.
-    await direct.push(told=Tells(direct.ref("x"), array), by_value=OWN)
-    assert await direct.pull("told.thread") == "MainThread"
+    # A reference to an expression runs it when the object is unpickled: in the main thread too.
+    await direct.push(recorder=ThreadRecorder(direct.ref("x"), array), by_value=OWN)
+    assert await direct.pull("recorder.thread") == "MainThread"
     assert (
-        await direct.call(lambda tells: tells.thread, Tells(array), by_value=OWN)
+        await direct.call(lambda recorder: recorder.thread, ThreadRecorder(array), by_value=OWN)
     ) == "MainThread"
-    assert await direct.pull("told.parts[0] is x")
+    assert await direct.pull("recorder.parts[0] is x")
 
 
-async def test_a_busy_event_loop_here_keeps_no_kernel_waiting(direct: Bridge) -> None:
-    """What arrived while the loop was held up is right all the same."""
+async def test_a_pull_survives_a_blocked_event_loop(direct: Bridge) -> None:
+    """What arrives while the client's event loop is blocked is complete."""
     await direct.push(x=np.arange(LARGE))
     task = asyncio.ensure_future(direct.pull("x"))
     await asyncio.sleep(0)
@@ -497,29 +498,29 @@ async def test_a_busy_event_loop_here_keeps_no_kernel_waiting(direct: Bridge) ->
     assert (await task).sum() == np.arange(LARGE).sum()
 
 
-async def test_many_at_once(direct: Bridge) -> None:
+async def test_many_operations_at_once_return_the_right_values(direct: Bridge) -> None:
     async def one(n: int) -> None:
         size = (10, 1000, LARGE)[n % 3]
         await direct.push({f"v{n}": np.full(size, n)})
-        back = await direct.pull(f"v{n}")
-        assert back.size == size
-        assert (back == n).all()
+        pulled = await direct.pull(f"v{n}")
+        assert pulled.size == size
+        assert (pulled == n).all()
         await direct.delete(f"v{n}")
 
     await asyncio.gather(*(one(n) for n in range(150)))
     await memory.nothing_is_leased(direct)
 
 
-async def test_two_bridges_on_one_kernel_at_once(direct: Bridge) -> None:
+async def test_two_bridges_on_one_kernel_do_not_disturb_each_other(direct: Bridge) -> None:
     async with Bridge.attach(direct.info.connection_file, lane="direct") as second:
         assert await memory.socket_threads(direct) == 2
 
         async def work(bridge: Bridge, value: int) -> None:
             for n in range(10):
                 await bridge.push({f"n{value}": np.full(LARGE, value + n)})
-                back = await bridge.pull(f"n{value}")
-                assert (back == value + n).all()
-                back[:] = -1
+                pulled = await bridge.pull(f"n{value}")
+                assert (pulled == value + n).all()
+                pulled[:] = -1
 
         await asyncio.gather(work(direct, 100), work(second, 200), work(direct, 300))
         assert (await direct.pull("n200") == 209).all()
@@ -534,8 +535,8 @@ async def test_two_bridges_on_one_kernel_at_once(direct: Bridge) -> None:
         count = await memory.socket_threads(direct)
 
 
-async def test_from_other_threads(live: Bridge) -> None:
-    """A SyncBridge beside the bridge, from several threads at once."""
+async def test_a_sync_bridge_works_from_several_threads(live: Bridge) -> None:
+    """A SyncBridge is used beside the bridge, from several threads at once."""
     from bridgehead import SyncBridge
 
     failures: list[BaseException] = []
@@ -560,8 +561,8 @@ async def test_from_other_threads(live: Bridge) -> None:
     assert not failures
 
 
-async def test_those_who_ask_now_keep_nobody_from_his_turn(direct: Bridge) -> None:
-    """There is always one of theirs on its way; a cell, and an interrupt, come all the same."""
+async def test_constant_now_requests_do_not_delay_other_operations(direct: Bridge) -> None:
+    """Such a request is always in flight; cells, calls and interrupts get their turns."""
     await direct.push(a=np.arange(1000.0))
     stop = False
 
@@ -595,8 +596,8 @@ threading.Thread.run = lambda self: None
 """
 
 
-async def test_what_a_user_replaces_does_not_reach_the_lane() -> None:
-    """What it stands on is replaced after the loader came, and before the next bridge does."""
+async def test_the_lane_works_after_a_user_replaces_what_it_needs() -> None:
+    """The functions are replaced after the install, and before another bridge attaches."""
     array = np.arange(LARGE, dtype=float)
     async with Bridge.launch() as bridge:
         assert await bridge.pull("1") == 1

@@ -1,7 +1,7 @@
-"""What goes wrong with the direct lane: each fault is the real one, and the bridge goes on.
+"""Faults of the direct lane: each fault is the real one, and the bridge goes on.
 
-Rule: as ``connection/test_death.py`` and its like; rows H1 to H8 are those of memory that is
-shared. Where it can't be, the objects arrive by messages, and that is said once.
+Rule: as in ``connection/test_death.py``; rows H1 to H8 are the faults of shared memory. Where
+memory cannot be shared, objects arrive in messages, and one log record says so.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def direct(kernel: Bridge) -> Bridge:
 
 
 async def everything_arrives(bridge: Bridge, count: int = LARGE) -> None:
-    """Large objects by every way there is, whichever lane takes them."""
+    """Check that large objects arrive by every operation, whichever lane carries them."""
     mine = np.arange(count)
     for n in range(2):
         await bridge.push(x=mine + n)
@@ -53,12 +53,13 @@ async def everything_arrives(bridge: Bridge, count: int = LARGE) -> None:
     await bridge.delete("x")
 
 
-def said(caplog: pytest.LogCaptureFixture, what: str) -> int:
-    return sum(what in r.getMessage() for r in caplog.records if r.name == "bridgehead")
+def logged(caplog: pytest.LogCaptureFixture, text: str) -> int:
+    """Return how many log records of bridgehead have the text."""
+    return sum(text in r.getMessage() for r in caplog.records if r.name == "bridgehead")
 
 
-def here(program: str, *args: str, **variables: str) -> subprocess.Popen[str]:
-    """A program in a process of its own, with this interpreter and path."""
+def start(program: str, *args: str, **variables: str) -> subprocess.Popen[str]:
+    """Start a program in a process of its own, with this interpreter and path."""
     path = os.pathsep.join(path for path in sys.path if path)
     return subprocess.Popen(
         [sys.executable, "-W", "ignore::DeprecationWarning", "-c", program, *args],
@@ -69,7 +70,8 @@ def here(program: str, *args: str, **variables: str) -> subprocess.Popen[str]:
     )
 
 
-async def no_server_more_than(bridge: Bridge, count: int) -> None:
+async def wait_for_socket_threads(bridge: Bridge, count: int) -> None:
+    """Wait until the kernel has at most ``count`` socket threads."""
     end = time.monotonic() + 30
     while await memory.socket_threads(bridge) > count:
         assert time.monotonic() < end
@@ -79,15 +81,17 @@ async def no_server_more_than(bridge: Bridge, count: int) -> None:
 # ---------------------------------------------------------------- H1: no memory
 
 
-async def test_no_memory_in_the_kernel(live: Bridge, caplog: pytest.LogCaptureFixture) -> None:
-    """H1: what it can't place or map comes and goes by messages."""
+async def test_a_kernel_without_memory_to_share_uses_messages(
+    live: Bridge, caplog: pytest.LogCaptureFixture
+) -> None:
+    """H1: what the kernel cannot copy to a segment or map crosses in messages."""
     caplog.set_level(logging.INFO, "bridgehead")
     limit = "resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 19, resource.RLIM_INFINITY))"
     await live.run(f"import resource\n{limit}")
     for _ in range(2):
         await everything_arrives(live)
     assert live.info.lane == "direct"
-    assert said(caplog, "large objects cross as messages") <= 1
+    assert logged(caplog, "large objects cross as messages") <= 1
     await live.run("resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))")
     await everything_arrives(live)
     await memory.nothing_is_leased(live)
@@ -95,23 +99,23 @@ async def test_no_memory_in_the_kernel(live: Bridge, caplog: pytest.LogCaptureFi
 
 LIMITED = """
 import asyncio, json, logging, os, resource, sys
-import anyio._backends._asyncio  # or it would be imported when no file can be opened
+import anyio._backends._asyncio  # or the import would come when no file can be opened
 import numpy as np
 from bridgehead import Bridge
 
-class Said(logging.Handler):
+class Recorder(logging.Handler):
     def emit(self, record):
         records.append(record.getMessage())
 
 records = []
-logging.getLogger("bridgehead").addHandler(Said())
+logging.getLogger("bridgehead").addHandler(Recorder())
 
 async def main():
     lanes, right = [], True
     async with Bridge.attach(sys.argv[1], lane="direct") as bridge:
         await bridge.run("import numpy; y = numpy.arange(1_000_000)")
         await bridge.push(warm=1)
-        await asyncio.to_thread(int)  # threads and their stacks are there
+        await asyncio.to_thread(int)  # starts the thread pool
         exec(sys.argv[2])
         mine = np.arange(1_000_000)
         for n in range(2):
@@ -137,9 +141,9 @@ asyncio.run(main())
     ],
     ids=["a limit on sizes", "no descriptors"],
 )
-async def test_no_memory_here(direct: Bridge, limit: str) -> None:
-    """H1, of this side."""
-    process = here(LIMITED, file_of(direct), limit.replace("MIB", str(MIB)))
+async def test_a_client_without_memory_to_share_uses_messages(direct: Bridge, limit: str) -> None:
+    """H1, for the client."""
+    process = start(LIMITED, file_of(direct), limit.replace("MIB", str(MIB)))
     out, errors = await asyncio.to_thread(process.communicate, timeout=60)
     assert process.returncode == 0, errors
     lanes, right, records = json.loads(out.splitlines()[-1])
@@ -150,7 +154,7 @@ async def test_no_memory_here(direct: Bridge, limit: str) -> None:
     await memory.nothing_is_leased(direct)
 
 
-# ---------------------------------------------------------------- H3: a side is killed
+# ---------------------------------------------------------------- H3: a process is killed
 
 
 VICTIM = """
@@ -163,7 +167,7 @@ async def main():
         await bridge.push(mine=np.ones(100_000))
         held = await bridge.pull("theirs")
         assert bridge.info.lane == "direct"
-        print("there", flush=True)
+        print("ready", flush=True)
         large = np.ones(4_000_000)
         while True:
             pulls = bridge.pull("theirs"), bridge.pull("theirs + 1")
@@ -173,34 +177,34 @@ asyncio.run(main())
 """
 
 
-async def test_this_side_is_killed(direct: Bridge, tmp_path: Path) -> None:
-    """H3: no thread, no memory, no file of it is left, and what it bound stays."""
+async def test_a_killed_client_leaves_nothing_in_the_kernel(direct: Bridge, tmp_path: Path) -> None:
+    """H3: no thread, no memory and no file of it is left, and what it bound stays."""
     shared = sorted(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else []
     await direct.push(theirs=np.zeros(4_000_000))
-    before = await memory.socket_threads(direct)
-    process = here(VICTIM, file_of(direct), TMPDIR=str(tmp_path))
+    before = await memory.servers(direct)
+    process = start(VICTIM, file_of(direct), TMPDIR=str(tmp_path))
     try:
         assert process.stdout is not None
         line = await asyncio.to_thread(process.stdout.readline)
-        assert line == "there\n", line
+        assert line == "ready\n", line
         await asyncio.sleep(random.random() * 0.3)
     finally:
         process.kill()
         await asyncio.to_thread(process.communicate)
-    await no_server_more_than(direct, before)
+    await wait_for_socket_threads(direct, before)
     assert list(tmp_path.glob("bridgehead*")) == []
     assert (await direct.pull("mine")).sum() == LARGE
     await goes_on(direct)
     await direct.run("x = None")
     end = time.monotonic() + 30
-    # An answer that the main thread made after the lane was gone is kept, by age, as ever.
-    while (await memory.kernel_counts(direct))["leases"]:
+    # A response that the main thread made after the lane was lost is kept until its age ends it.
+    while (await memory.there(direct))["leases"]:
         assert time.monotonic() < end
         await asyncio.sleep(0.05)
     if os.path.isdir("/dev/shm"):
         ours = [name for name in os.listdir("/dev/shm") if "bridgehead" in name]
         assert ours == [name for name in shared if "bridgehead" in name]
-    await direct.restart()  # for the tests that count what is kept
+    await direct.restart()  # for the tests that count what the kernel keeps
 
 
 GROUP = """
@@ -221,7 +225,7 @@ asyncio.run(main())
 
 
 def memfds() -> set[tuple[str, str]]:
-    """Segments that any process of ours has mapped or open."""
+    """Return the segments that any process of this user has mapped or open."""
     found = set()
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
@@ -234,10 +238,10 @@ def memfds() -> set[tuple[str, str]]:
     return found
 
 
-async def test_both_sides_are_killed(tmp_path: Path) -> None:
-    """H3: SIGKILL of everybody: memory without a name goes with the last of them."""
-    # Its connection file stays, as any kernel's that is killed with whoever launched it.
-    process = here(GROUP, TMPDIR=str(tmp_path), JUPYTER_RUNTIME_DIR=str(tmp_path))
+async def test_killing_both_processes_frees_the_memory(tmp_path: Path) -> None:
+    """H3: SIGKILL of both: the system frees memory without a name with the last process."""
+    # Its connection file stays, as for any kernel that is killed together with its launcher.
+    process = start(GROUP, TMPDIR=str(tmp_path), JUPYTER_RUNTIME_DIR=str(tmp_path))
     assert process.stdout is not None
     pids = [process.pid, int(await asyncio.to_thread(process.stdout.readline))]
     assert {int(pid) for pid, _ in memfds()} >= set(pids)
@@ -260,11 +264,11 @@ async def test_no_file_is_left_in_the_temporary_folder(direct: Bridge) -> None:
     assert set(Path(tempfile.gettempdir()).glob("bridgehead-*")) <= before
 
 
-# ---------------------------------------------------------------- H5, H6: it can't be reached
+# ---------------------------------------------------------------- H5, H6: unreachable kernels
 
 
-def launches(*argv: str) -> str:
-    """Why this machine does not run a program so; empty if it does."""
+def reason_against(*argv: str) -> str:
+    """Return why this machine cannot run a program with ``argv``; empty if it can."""
     try:
         ran = subprocess.run([*argv, "true"], capture_output=True, text=True, timeout=30)
     except OSError as error:
@@ -276,11 +280,11 @@ KERNEL = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
 APART = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
 
-async def test_another_mount_and_process_namespace(
+async def test_a_kernel_in_other_namespaces_uses_messages(
     kernelspec: Callable[..., str], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """H5: a container that has our host's name: the path leads nowhere, or elsewhere."""
-    why = launches(*APART)
+    """H5: a container with this host's name: the path leads nowhere, or to another socket."""
+    why = reason_against(*APART)
     if why:
         pytest.skip(f"this user cannot make namespaces here: {why}")
     caplog.set_level(logging.INFO, "bridgehead")
@@ -288,13 +292,13 @@ async def test_another_mount_and_process_namespace(
     async with Bridge.launch(name) as bridge:
         assert bridge.info.lane == "buffers"
         await everything_arrives(bridge)
-        assert said(caplog, "no direct lane, objects cross as messages") == 1
-        with pytest.raises(NotSupported, match="no direct way to this kernel"):
+        assert logged(caplog, "no direct lane, objects cross as messages") == 1
+        with pytest.raises(NotSupported, match="lane=.direct. does not work with this kernel"):
             await Bridge.attach(file_of(bridge), lane="direct")
         await goes_on(bridge)
 
 
-SOMEBODY = """
+OTHER_USER = """
 import os, sys
 from ipykernel.kernelapp import IPKernelApp
 import cloudpickle, ctypes, hmac, mmap, numpy, platform, uuid
@@ -313,54 +317,58 @@ def others_can_read(path: str) -> bool:
     return all(os.stat(folder).st_mode & 0o001 for folder in [path, *map(str, Path(path).parents)])
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-@pytest.mark.skipif(not others_can_read(sys.prefix), reason="nobody else can read this environment")
-async def test_another_user(
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.skipif(
+    not others_can_read(sys.prefix), reason="other users cannot read this environment"
+)
+async def test_a_kernel_of_another_user_uses_messages(
     kernelspec: Callable[..., str], caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    """H6: the kernel is somebody else's, and may not open what is ours."""
+    """H6: the kernel is another user's process, and may not open this user's socket."""
     caplog.set_level(logging.INFO, "bridgehead")
-    program = tmp_path / "somebody.py"
-    program.write_text(SOMEBODY)
+    program = tmp_path / "other_user.py"
+    program.write_text(OTHER_USER)
     name = kernelspec(
-        "somebody",
+        "other-user",
         [sys.executable, str(program), "-f", "{connection_file}", "--HistoryManager.enabled=False"],
     )
     async with Bridge.launch(name) as bridge:
         assert await bridge.pull("__import__('os').geteuid()") == 65534
         assert bridge.info.lane == "buffers"
         await everything_arrives(bridge)
-        assert said(caplog, "no direct lane, objects cross as messages") == 1
-        with pytest.raises(NotSupported, match="no direct way to this kernel"):
+        assert logged(caplog, "no direct lane, objects cross as messages") == 1
+        with pytest.raises(NotSupported, match="lane=.direct. does not work with this kernel"):
             await Bridge.attach(file_of(bridge), lane="direct")
 
 
-# ---------------------------------------------------------------- H8: strangers
+# ---------------------------------------------------------------- H8: other processes
 
 
 class Crowded(SocketListener):
-    """A listener that strangers of the same user found first."""
+    """A listener that other processes of the same user connect to first."""
 
-    seen: list[socket.socket]
+    strangers: list[socket.socket]
 
     def __init__(self, share: float) -> None:
         super().__init__(share)
-        type(self).seen = []
-        for says in (b"", b"\0" * 32, b"GET / HTTP/1.1\r\n\r\n", b"", os.urandom(200)):
+        type(self).strangers = []
+        for sent in (b"", b"\0" * 32, b"GET / HTTP/1.1\r\n\r\n", b"", os.urandom(200)):
             stranger = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
             stranger.connect(self.offer["path"])
-            if says:
-                stranger.sendall(says)
-            type(self).seen.append(stranger)
+            if sent:
+                stranger.sendall(sent)
+            type(self).strangers.append(stranger)
 
 
-async def test_strangers_are_first(direct: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
-    """They get nothing, and keep nobody out."""
-    monkeypatch.setattr(_handshake, "Listener", Crowded)
+async def test_processes_that_connect_first_do_not_keep_the_kernel_out(
+    direct: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They get no bytes, and the kernel connects all the same."""
+    monkeypatch.setattr(_handshake, "SocketListener", Crowded)
     async with Bridge.attach(direct.info.connection_file, lane="direct") as bridge:
         assert bridge.info.lane == "direct"
         await everything_arrives(bridge)
-        for stranger in Crowded.seen:
+        for stranger in Crowded.strangers:
             stranger.settimeout(5)
             try:
                 assert stranger.recv(100) == b""
@@ -370,7 +378,7 @@ async def test_strangers_are_first(direct: Bridge, monkeypatch: pytest.MonkeyPat
 
 
 class Impostor(SocketListener):
-    """One whose secret is not the one that the handshake carried."""
+    """A listener whose secret is not the one of the handshake."""
 
     @property
     def offer(self) -> dict[str, Any]:
@@ -381,21 +389,21 @@ async def test_a_wrong_secret_is_refused(
     direct: Bridge, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "bridgehead")
-    before = await memory.socket_threads(direct)
-    monkeypatch.setattr(_handshake, "Listener", Impostor)
+    before = await memory.servers(direct)
+    monkeypatch.setattr(_handshake, "SocketListener", Impostor)
     with pytest.raises(NotSupported, match="connection did not arrive"):
         await Bridge.attach(direct.info.connection_file, lane="direct")
     async with Bridge.attach(direct.info.connection_file) as bridge:
         assert bridge.info.lane == "buffers"
         await everything_arrives(bridge)
-    assert said(caplog, "no direct lane") == 1
-    await no_server_more_than(direct, before)
+    assert logged(caplog, "no direct lane") == 1
+    await wait_for_socket_threads(direct, before)
 
 
-# ---------------------------------------------------------------- what users do
+# ---------------------------------------------------------------- users' code
 
 
-async def test_a_reset_and_a_removed_loader(live: Bridge) -> None:
+async def test_the_lane_works_after_a_reset_and_a_removed_remote_part(live: Bridge) -> None:
     for what in (
         "%reset -f",
         "import sys\nfor name in [n for n in sys.modules if n.startswith('_bridgehead')]:"
@@ -415,8 +423,8 @@ async def test_a_reset_and_a_removed_loader(live: Bridge) -> None:
     assert live.info.lane == "direct"
 
 
-async def test_callbacks_that_a_user_cleared_in_the_middle_of_a_cell(live: Bridge) -> None:
-    """The lane believes that the cell never ended: the main thread tells it better."""
+async def test_callbacks_cleared_during_a_cell_do_not_block_the_lane(live: Bridge) -> None:
+    """The remote part does not see the cell end; the main thread corrects that."""
     await live.run("for kind in get_ipython().events.callbacks.values(): kind.clear()")
     for n in range(5):
         await live.push(x=np.full(LARGE, n), y=n)
@@ -425,25 +433,25 @@ async def test_callbacks_that_a_user_cleared_in_the_middle_of_a_cell(live: Bridg
         assert y == n
 
 
-async def test_a_push_waits_where_callbacks_were_cleared(live: Bridge) -> None:
-    """Nobody tells the lane of cells any more, and still nothing lands in the middle of one."""
+async def test_a_push_waits_for_a_cell_after_callbacks_were_cleared(live: Bridge) -> None:
+    """The remote part sees no cell begin any more, and still binds nothing while one runs."""
     await live.run("for kind in get_ipython().events.callbacks.values(): kind.clear()")
     await live.push(y=0)
-    async with other(live) as somebody:
+    async with other(live) as other_client:
         code = (
             "begun = 1\nimport time\nseen = []\n"
             "for _ in range(50): time.sleep(0.02); seen.append('late' in globals())"
         )
-        submitted = somebody.submit(code)
+        submitted = other_client.submit(code)
         while not await live.pull("globals().get('begun')", now=True):
             await asyncio.sleep(0.02)
         await live.push(late=1)
-        await somebody.answer(submitted)
+        await other_client.answer(submitted)
     assert await live.pull("any(seen)") is False
 
 
-async def test_a_loader_that_has_learnt_takes_new_segments(live: Bridge) -> None:
-    """The data-only codec is of the same module over there; its names take nobody's place."""
+async def test_a_remote_part_with_the_data_codec_maps_new_segments(live: Bridge) -> None:
+    """The data-only codec runs in the remote module; its names replace no other names."""
     for size in (LARGE, 2 * LARGE, 20 * LARGE):
         await live.push(x=np.full(size, size), trust="data")
         assert (await live.push(y=np.full(size, size))).lane == "direct"
@@ -456,19 +464,19 @@ async def test_a_loader_that_has_learnt_takes_new_segments(live: Bridge) -> None
 
 
 class Hangs:
-    """Never done being unpickled, in Python or in C; it says that it began."""
+    """An object whose unpickling never ends, in Python or in C; a file shows that it began."""
 
-    def __init__(self, how: str, told: str) -> None:
-        self.how, self.header = how, told
+    def __init__(self, how: str, path: str) -> None:
+        self.how, self.path = how, path
 
     def __getstate__(self) -> Any:
-        return self.how, self.header
+        return self.how, self.path
 
     def __setstate__(self, state: Any) -> None:
         import time
 
-        how, told = state
-        with open(told, "w") as file:
+        how, path = state
+        with open(path, "w") as file:
             file.write("x")
         if how == "Python":
             while True:
@@ -477,6 +485,7 @@ class Hangs:
 
 
 async def begun(path: Path, task: asyncio.Task[Any]) -> None:
+    """Wait until the unpickling has begun."""
     end = time.monotonic() + 30
     while not (path.exists() and path.read_text()):
         assert time.monotonic() < end
@@ -486,15 +495,15 @@ async def begun(path: Path, task: asyncio.Task[Any]) -> None:
 
 @pytest.mark.parametrize("size", [10, LARGE])
 @pytest.mark.parametrize("how", ["Python", "C"])
-async def test_interrupt_of_an_unpickling_that_hangs(
+async def test_an_interrupt_ends_an_unpickling_that_hangs(
     live: Bridge, tmp_path: Path, how: str, size: int
 ) -> None:
-    """Told within seconds, and the bridge goes on."""
+    """The push fails within seconds, and the bridge goes on."""
     await live.push(before=1)
-    told = tmp_path / "told"
-    pushed = {"x": Hangs(how, str(told)), "y": np.ones(size)}
+    file = tmp_path / "begun"
+    pushed = {"x": Hangs(how, str(file)), "y": np.ones(size)}
     task = asyncio.ensure_future(live.push(pushed, by_value=OWN))
-    await begun(told, task)
+    await begun(file, task)
     async with asyncio.timeout(20):
         await live.interrupt()
         (outcome,) = await all_of(task)
@@ -507,13 +516,13 @@ async def test_interrupt_of_an_unpickling_that_hangs(
     assert live.info.lane == "direct"
 
 
-async def test_a_deadline_during_an_unpickling_that_hangs(live: Bridge, tmp_path: Path) -> None:
-    told = tmp_path / "told"
+async def test_a_timeout_during_an_unpickling_that_hangs(live: Bridge, tmp_path: Path) -> None:
+    file = tmp_path / "begun"
     async with asyncio.timeout(60):
         with pytest.raises(TimeoutError):
-            await live.push({"x": Hangs("Python", str(told))}, by_value=OWN, timeout=1.5)
-        assert told.exists()
-        # What is sent now waits behind it, until it is interrupted.
+            await live.push({"x": Hangs("Python", str(file))}, by_value=OWN, timeout=1.5)
+        assert file.exists()
+        # A later request waits behind it, until it is interrupted.
         with pytest.raises(TimeoutError):
             await live.push(y=1, timeout=0.3)
         await live.interrupt()
@@ -521,8 +530,8 @@ async def test_a_deadline_during_an_unpickling_that_hangs(live: Bridge, tmp_path
     assert not await live.exists("x")
 
 
-async def test_interrupts_at_any_instant(live: Bridge) -> None:
-    """Each outcome is one of two, and the bridge goes on after every one of them."""
+async def test_an_interrupt_at_any_instant_ends_or_spares_an_operation(live: Bridge) -> None:
+    """Each operation succeeds or raises a BridgeError, and the bridge goes on."""
     mine = np.ones(20 * MIB // 8)
     await live.push(x=mine, deep=[[n] * 20 for n in range(20_000)])
     for n in range(30):
@@ -561,12 +570,12 @@ async def test_an_unpickling_that_raises_or_exits_keeps_the_lane(direct: Bridge)
             return raised, (self.what,)
 
     def raised(what: Any) -> None:
-        raise what("over there")
+        raise what("in the kernel")
 
     before = await memory.socket_threads(direct)
     for what in (ValueError, SystemExit, KeyboardInterrupt, MemoryError, GeneratorExit):
         for extra in (0, LARGE):
-            with pytest.raises(RemoteError, match="over there"):
+            with pytest.raises(RemoteError, match="in the kernel"):
                 await direct.push({"x": Raises(what), "y": np.ones(extra)}, by_value=OWN)
             await goes_on(direct)
     assert not await direct.exists("x")
@@ -574,15 +583,15 @@ async def test_an_unpickling_that_raises_or_exits_keeps_the_lane(direct: Bridge)
     await memory.nothing_is_leased(direct)
 
 
-async def test_a_server_thread_that_went_is_told_and_made_anew(direct: Bridge) -> None:
-    """Somebody closes the socket over there: one operation may be told of it, the next is right."""
+async def test_a_lost_socket_thread_is_reported_and_replaced(direct: Bridge) -> None:
+    """The socket is closed in the kernel: one operation may fail, and the next one works."""
 
     def shut() -> None:
         import socket
         import sys
 
-        loader: Any = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
-        for remote in loader._served.values():
+        remote_module: Any = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
+        for remote in remote_module._served.values():
             for server in list(remote.servers.values()):
                 server.channel.socket.shutdown(socket.SHUT_RDWR)
 
@@ -597,8 +606,8 @@ async def test_a_server_thread_that_went_is_told_and_made_anew(direct: Bridge) -
     await memory.nothing_is_leased(direct)
 
 
-async def test_a_stopped_kernel_and_what_nobody_waits_for(live: Bridge) -> None:
-    """What was sent to it first takes effect first, when it goes on."""
+async def test_a_stopped_kernel_does_cancelled_operations_before_later_ones(live: Bridge) -> None:
+    """When it continues, what was sent first takes effect first."""
     for n in range(5):
         os.kill(live.info.pid, signal.SIGSTOP)
         try:

@@ -1,7 +1,7 @@
-"""The direct lane's memory in a real kernel: who has it, until when, and what a fork changes.
+"""The direct lane's memory in a real kernel: leases, their end, and forks.
 
-Rule: values are looked at, and what is kept is counted by ``memory``. What would fork the test
-run itself happens in a process of its own.
+Rule: a test checks the values, and ``memory`` counts what both processes keep. A test that would
+fork the test run itself runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ async def test_three_thousand_arrays_share_one_segment(live: Bridge) -> None:
     await memory.nothing_is_leased(live)
 
 
-async def test_a_slice_over_there_keeps_what_it_is_of(direct: Bridge) -> None:
-    """Twenty more values of the same size come, and none lands in it."""
+async def test_a_slice_in_the_kernel_keeps_its_segment(direct: Bridge) -> None:
+    """Twenty more values of the same size arrive, and none is written into it."""
     await direct.push(x=np.full(LARGE, -1.0))
     await direct.run("held = x[50:60]; del x")
     for n in range(20):
@@ -62,7 +62,7 @@ async def test_a_slice_over_there_keeps_what_it_is_of(direct: Bridge) -> None:
     await memory.nothing_is_leased(direct)
 
 
-async def test_a_slice_here_keeps_what_it_is_of(direct: Bridge) -> None:
+async def test_a_slice_in_the_client_keeps_its_segment(direct: Bridge) -> None:
     await direct.run(f"import numpy; x = numpy.full({LARGE}, -1.0)")
     held = (await direct.pull("x"))[50:60]
     for n in range(20):
@@ -78,7 +78,7 @@ async def test_a_slice_here_keeps_what_it_is_of(direct: Bridge) -> None:
     await memory.nothing_is_leased(direct)
 
 
-async def test_memory_is_used_again(live: Bridge) -> None:
+async def test_segments_are_reused(live: Bridge) -> None:
     for n in range(30):
         await live.push(x=np.full(LARGE, n))
         await live.pull("x")
@@ -86,46 +86,46 @@ async def test_memory_is_used_again(live: Bridge) -> None:
     assert (await memory.kernel_counts(live))["bytes"] < 6 * LARGE * 8
 
 
-async def test_random_values_kept_and_dropped_on_both_sides(direct: Bridge) -> None:
+async def test_values_kept_and_dropped_at_random_in_both_processes_stay_right(
+    direct: Bridge,
+) -> None:
     dice = random.Random(7)
-    here: dict[int, Any] = {}
-    there: dict[int, int] = {}
+    in_client: dict[int, Any] = {}
+    in_kernel: dict[int, int] = {}
     await direct.push(kept={})
     for n in range(100):
         size = dice.choice([9_000, 20_000, LARGE])
         await direct.push(x=np.full(size, n))
         if dice.random() < 0.5:
             await direct.run(f"kept[{n}] = x[{dice.randrange(100)}:][:50]")
-            there[n] = n
-        if there and dice.random() < 0.4:
-            gone = there.pop(dice.choice(list(there)))
-            await direct.run(f"del kept[{gone}]")
-        here[n] = await direct.pull("x")
+            in_kernel[n] = n
+        if in_kernel and dice.random() < 0.4:
+            dropped = in_kernel.pop(dice.choice(list(in_kernel)))
+            await direct.run(f"del kept[{dropped}]")
+        in_client[n] = await direct.pull("x")
         if dice.random() < 0.7:
-            here.pop(dice.choice(list(here)))
-        for value, array in here.items():
+            in_client.pop(dice.choice(list(in_client)))
+        for value, array in in_client.items():
             assert (array == value).all()
     kept = await direct.pull("kept")
-    assert {key: set(map(int, array)) for key, array in kept.items()} == {n: {n} for n in there}
-    here.clear()
+    assert {key: set(map(int, array)) for key, array in kept.items()} == {n: {n} for n in in_kernel}
+    in_client.clear()
     del kept, array
     await memory.nothing_is_leased(direct)
 
 
-async def test_memory_is_given_back_when_it_is_idle(
-    live: Bridge, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def become_hasty() -> None:
+async def test_idle_memory_is_given_back(live: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
+    def shorten_idle() -> None:
         import sys
 
-        loader: Any = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
-        loader.IDLE = 0.2
+        remote_module: Any = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
+        remote_module.IDLE = 0.2
 
     await live.push(x=np.ones(LARGE))
     array = await live.pull("x")
     monkeypatch.setattr(_segments, "IDLE", 0.2)
-    await live.call(become_hasty, by_value=OWN)
-    # What is used is kept ...
+    await live.call(shorten_idle, by_value=OWN)
+    # Leased segments are kept ...
     await asyncio.sleep(2.5)
     assert (await memory.kernel_counts(live))["leases"] == memory.client_counts(live)["leases"] == 1
     array += 1
@@ -134,9 +134,9 @@ async def test_memory_is_given_back_when_it_is_idle(
     del array
     await live.delete("x")
     nothing = {"leases": 0, "bytes": 0, "mapped": 0}
-    end = time.monotonic() + 30  # ... and nobody need ask for anything
-    while memory.client_counts(live) != nothing:
-        assert time.monotonic() < end, memory.client_counts(live)
+    end = time.monotonic() + 30  # ... and idle ones are freed without any request
+    while memory.here(live) != nothing:
+        assert time.monotonic() < end, memory.here(live)
         await asyncio.sleep(0.2)
     while await memory.kernel_counts(live) != {**nothing, "kept": 0}:
         assert time.monotonic() < end, await memory.kernel_counts(live)
@@ -174,7 +174,7 @@ async def test_a_cancel_at_any_instant_gives_the_memory_back(live: Bridge, way: 
     assert (await memory.kernel_counts(live))["bytes"] < 8 * mine.nbytes
 
 
-async def test_what_is_here_outlives_the_bridge() -> None:
+async def test_values_in_the_client_outlive_the_bridge() -> None:
     async with Bridge.launch(lane="direct") as bridge:
         await bridge.run(f"import numpy; x = numpy.arange({LARGE}.0)")
         one, two = await bridge.pull("x"), await bridge.pull("x + 1")
@@ -184,7 +184,7 @@ async def test_what_is_here_outlives_the_bridge() -> None:
         assert array.sum() == total + LARGE
 
 
-async def test_what_is_there_outlives_the_bridge(direct: Bridge) -> None:
+async def test_values_in_the_kernel_outlive_the_bridge(direct: Bridge) -> None:
     second = await Bridge.attach(direct.info.connection_file, lane="direct")
     await second.push(x=np.arange(LARGE))
     await second.aclose()
@@ -194,8 +194,8 @@ async def test_what_is_there_outlives_the_bridge(direct: Bridge) -> None:
     assert np.array_equal(await direct.pull("x"), np.arange(LARGE) + 1)
 
 
-async def test_what_is_here_outlives_a_kernel_that_is_killed(live: Bridge) -> None:
-    """H7, for what arrived before."""
+async def test_values_in_the_client_outlive_a_killed_kernel(live: Bridge) -> None:
+    """H7, for values that arrived before."""
     await live.run(f"import numpy; x = numpy.arange({LARGE})")
     array = await live.pull("x")
     os.kill(live.info.pid, 9)
@@ -209,7 +209,7 @@ async def test_what_is_here_outlives_a_kernel_that_is_killed(live: Bridge) -> No
     assert (await live.pull("x")).sum() == LARGE * (LARGE + 1) // 2
 
 
-async def test_a_restart_in_the_middle_of_a_transfer(live: Bridge) -> None:
+async def test_a_restart_during_a_transfer(live: Bridge) -> None:
     mine = np.ones(160 * MIB // 8)
     for work in (lambda: live.push(x=mine), lambda: live.pull("x"), lambda: live.pull("x * 1")):
         await live.push(x=mine)
@@ -225,8 +225,10 @@ async def test_a_restart_in_the_middle_of_a_transfer(live: Bridge) -> None:
 
 
 @pytest.mark.parametrize("when", [0.0, 0.02, 0.06, 0.1])
-async def test_a_bridge_that_is_closed_in_the_middle_of_a_push(direct: Bridge, when: float) -> None:
-    """Into memory that is new, and into memory that is used again."""
+async def test_closing_a_bridge_during_a_push_gives_the_memory_back(
+    direct: Bridge, when: float
+) -> None:
+    """The push copies into new memory, and into memory that is reused."""
     mine = np.ones(160 * MIB // 8)
     second = await Bridge.attach(direct.info.connection_file, lane="direct")
     await second.push(x=mine)
@@ -241,7 +243,7 @@ async def test_a_bridge_that_is_closed_in_the_middle_of_a_push(direct: Bridge, w
 
 
 @pytest.mark.parametrize("way", ["push", "pull"])
-async def test_a_kernel_that_is_killed_in_the_middle(live: Bridge, way: str) -> None:
+async def test_a_kernel_killed_during_a_transfer(live: Bridge, way: str) -> None:
     """H7: killed between attach and reply."""
     mine = np.ones(160 * MIB // 8)
     await live.push(x=mine)
@@ -275,8 +277,8 @@ after = int(x[0]), int(x[-1])
 """
 
 
-async def test_a_pool_of_forks_in_the_kernel(direct: Bridge) -> None:
-    """Each writes into its own, and none of it shows in the kernel's, or here."""
+async def test_a_pool_of_forks_in_the_kernel_writes_into_private_memory(direct: Bridge) -> None:
+    """Neither the kernel nor the client sees what a forked worker writes."""
     mine = np.zeros(LARGE)
     await direct.push(x=mine)
     await direct.run(POOL)
@@ -285,7 +287,7 @@ async def test_a_pool_of_forks_in_the_kernel(direct: Bridge) -> None:
     assert [now for _, now in results] == [n + 1000 for n in range(9)]
     assert not mine.any()
     assert not (await direct.pull("x")).any()
-    # Afterwards everything goes on as before.
+    # The lane works as before.
     for n in range(5):
         await direct.push(x=np.full(LARGE, n))
         await direct.run("x += 1")
@@ -293,7 +295,7 @@ async def test_a_pool_of_forks_in_the_kernel(direct: Bridge) -> None:
     await memory.nothing_is_leased(direct)
 
 
-async def test_the_kernel_writes_and_a_fork_of_it_sees_nothing(direct: Bridge) -> None:
+async def test_a_fork_does_not_see_what_the_kernel_writes_later(direct: Bridge) -> None:
     await direct.push(x=np.zeros(LARGE))
     await direct.run("""
 import os
@@ -314,8 +316,8 @@ for file in (a, b, c, d):
     assert await direct.pull("seen", "int(x[0])") == (b"0", 1)
 
 
-async def test_a_fork_that_lives_on_keeps_no_link(live: Bridge) -> None:
-    """A child has none of the lane: the kernel's end is seen to close at once."""
+async def test_a_fork_that_lives_on_keeps_no_socket_open(live: Bridge) -> None:
+    """A child has no descriptor of the lane, so closing the bridge ends the socket thread."""
     second = await Bridge.attach(live.info.connection_file, lane="direct")
     await second.push(x=np.zeros(LARGE))
     await second.run("""
@@ -342,26 +344,26 @@ if not child:
     await live.run("os.waitpid(child, 0)")
 
 
-HERE = """
+FORKING_CLIENT = """
 import asyncio, json, os, sys
 import numpy as np
 from bridgehead import Bridge
 
 def in_child(work):
-    back, forth = os.pipe()
+    reader, writer = os.pipe()
     child = os.fork()
     if not child:
         try:
-            os.write(forth, json.dumps(work()).encode())
+            os.write(writer, json.dumps(work()).encode())
             os._exit(0)
         finally:
             os._exit(1)
-    os.close(forth)
-    said = b""
-    while part := os.read(back, 65536):
-        said += part
-    assert os.waitpid(child, 0)[1] == 0, said
-    return json.loads(said)
+    os.close(writer)
+    output = b""
+    while part := os.read(reader, 65536):
+        output += part
+    assert os.waitpid(child, 0)[1] == 0, output
+    return json.loads(output)
 
 async def main():
     found = []
@@ -389,10 +391,10 @@ asyncio.run(main())
 """
 
 
-async def test_a_fork_of_this_process(direct: Bridge) -> None:
+async def test_a_fork_of_the_client_writes_into_private_memory(direct: Bridge) -> None:
     process = await asyncio.to_thread(
         subprocess.run,
-        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", HERE, file_of(direct)],
+        [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKING_CLIENT, file_of(direct)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
         capture_output=True,
         text=True,
@@ -406,15 +408,15 @@ async def test_a_fork_of_this_process(direct: Bridge) -> None:
     await goes_on(direct)
 
 
-async def test_data_alone_is_copied_out_of_shared_memory(direct: Bridge) -> None:
-    """``trust="data"``: what the kernel scribbles into a segment afterwards does not show."""
+async def test_trust_data_copies_values_out_of_shared_memory(direct: Bridge) -> None:
+    """``trust="data"``: what the kernel writes into a segment later does not change a value."""
 
-    def scribble() -> int:
+    def overwrite() -> int:
         import sys
 
-        loader: Any = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
+        remote_module: Any = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
         count = 0
-        for remote in loader._served.values():
+        for remote in remote_module._served.values():
             for server in remote.servers.values():
                 for segment in server.channel.pool.segments.values():
                     import os
@@ -426,15 +428,15 @@ async def test_data_alone_is_copied_out_of_shared_memory(direct: Bridge) -> None
     async with Bridge.attach(direct.info.connection_file, lane="direct", trust="data") as careful:
         await careful.push(x=np.arange(LARGE), text="ä" * MIB)
         array, text = await careful.pull("x", "text")
-        assert await direct.call(scribble, by_value=OWN)
+        assert await direct.call(overwrite, by_value=OWN)
         assert np.array_equal(array, np.arange(LARGE))
         assert text == "ä" * MIB
         array += 1
         assert (await careful.pull("x")).sum() == np.arange(LARGE).sum()
 
 
-async def test_a_peer_that_scribbles_hurts_one_value(direct: Bridge) -> None:
-    """H2: the kernel writes into memory that it lent; nobody crashes, the bridge goes on."""
+async def test_a_kernel_that_overwrites_leased_memory_damages_one_value(direct: Bridge) -> None:
+    """H2: the kernel writes into memory that it leased; nothing crashes, and the bridge goes on."""
     await direct.push(x=np.zeros(LARGE))
     array = await direct.pull("x")
     await direct.call(
@@ -456,10 +458,10 @@ async def test_a_peer_that_scribbles_hurts_one_value(direct: Bridge) -> None:
     assert (await direct.pull("x") == 1).all()
 
 
-async def test_a_share_of_nothing_goes_by_messages(
+async def test_pool_zero_uses_messages_for_large_objects(
     direct: Bridge, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """H1: no memory to share, on both sides: everything arrives, and it is said once."""
+    """H1: neither process may share memory: all arrives, and one log record says so."""
     caplog.set_level("INFO", "bridgehead")
     async with Bridge.attach(direct.info.connection_file, lane="direct", pool=0) as bridge:
         assert bridge.info.lane == "direct"
@@ -473,14 +475,14 @@ async def test_a_share_of_nothing_goes_by_messages(
         assert (await bridge.push(x=1)).lane == "direct"
         many = await asyncio.gather(*(bridge.pull("x") for _ in range(50)))
         assert many == [1] * 50
-        assert memory.client_counts(bridge) == {"leases": 0, "bytes": 0, "mapped": 0}
-    said = [record for record in caplog.records if record.name == "bridgehead"]
-    assert len([record for record in said if "no memory to share" in record.message]) == 1
-    await memory.nothing_is_leased(direct)
+        assert memory.here(bridge) == {"leases": 0, "bytes": 0, "mapped": 0}
+    records = [record for record in caplog.records if record.name == "bridgehead"]
+    assert len([record for record in records if "no memory to share" in record.message]) == 1
+    await memory.nothing_is_lent(direct)
 
 
-async def test_what_is_let_go_of_here_is_told_to_an_idle_kernel(direct: Bridge) -> None:
-    """Nobody asks for anything any more; the kernel hears all the same that it is free."""
+async def test_an_idle_kernel_gets_its_memory_back(direct: Bridge) -> None:
+    """The client sends no request any more, and still tells the kernel what is free."""
     await direct.run("import numpy; big = numpy.ones(1_000_000)")
     held = await direct.pull("big")
     async with Bridge.attach(direct.info.connection_file, lane="buffers") as other:
@@ -490,13 +492,13 @@ async def test_what_is_let_go_of_here_is_told_to_an_idle_kernel(direct: Bridge) 
     await direct.delete("big")
 
 
-async def test_one_call_that_trusts_data_alone_gets_memory_of_its_own(direct: Bridge) -> None:
-    """On a bridge that trusts the kernel; whatever its size, and whoever made it."""
+async def test_one_pull_with_trust_data_returns_private_memory(direct: Bridge) -> None:
+    """The bridge trusts the kernel; the values are large, small, bound, and computed."""
     await direct.run("import numpy; big, little = numpy.ones(1_000_000), numpy.ones(3)")
     for name in ("big", "little", "big + 0"):
         before = memory.client_counts(direct)
         value = await direct.pull(name, trust="data")
         assert value.sum() == value.size
-        await memory.kernel_leases_nothing(direct)  # with the value still here
-        assert memory.client_counts(direct)["leases"] == before["leases"]
+        await memory.given_back(direct)  # while the value is still used
+        assert memory.here(direct)["leases"] == before["leases"]
     await direct.delete("big", "little")

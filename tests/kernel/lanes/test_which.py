@@ -1,4 +1,7 @@
-"""Which lane is taken."""
+"""Which lane a bridge takes.
+
+Rule: the lane is looked at in ``info`` and in what a push reports.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +13,11 @@ import numpy as np
 import pytest
 
 from bridgehead import Bridge, NotSupported
-from bridgehead._protocol import bootstrap as _shipping
+from bridgehead._protocol.bootstrap import loader_source
 from bridgehead._transports.loopback import LoopbackTransport
 
 
-async def test_the_fastest_by_default_and_any_other_by_its_name(live: Bridge) -> None:
+async def test_auto_takes_the_fastest_lane_and_lane_takes_the_named_one(live: Bridge) -> None:
     assert live.info.lane == "direct"
     assert (await live.push(x=1)).lane == "direct"
     for lane in ("auto", "direct", "buffers", "inline"):
@@ -24,10 +27,12 @@ async def test_the_fastest_by_default_and_any_other_by_its_name(live: Bridge) ->
             assert (await other.push(x=2)).lane == taken
 
 
-async def test_buffers_without_a_process_to_connect_to() -> None:
+async def test_buffers_are_taken_where_no_process_can_be_reached() -> None:
     async with Bridge.loopback() as bridge:
         assert bridge.info.lane == "buffers"
-    with pytest.raises(NotSupported, match="there is no direct way to this kernel: .* process"):
+    with pytest.raises(
+        NotSupported, match="lane=.direct. does not work with this kernel: .* process"
+    ):
         await Bridge.loopback(lane="direct")
 
 
@@ -42,7 +47,7 @@ def no_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(LoopbackTransport, "send", dropping)
 
 
-async def test_inline_where_buffers_do_not_arrive(no_buffers: None) -> None:
+async def test_inline_is_taken_where_buffers_do_not_arrive(no_buffers: None) -> None:
     async with Bridge.loopback() as bridge:
         assert bridge.info.lane == "inline"
         await bridge.push(x=np.arange(1000.0))
@@ -75,13 +80,13 @@ def swapped(buffers: list[bytes]) -> list[bytes]:
         (swapped, 2, "buffers"),
     ],
 )
-async def test_the_loader_crosses_beside_the_expression_or_else_in_it(
+async def test_the_remote_part_is_sent_in_buffers_or_else_in_the_expression(
     wire: Callable[[list[bytes]], list[bytes]],
     messages: int,
     lane: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Jupyter doesn't sign buffers: of what is not as it was sent, nothing ever runs."""
+    """Jupyter does not sign buffers: code that was altered on the way never runs."""
     send, count = LoopbackTransport.send, 0
     kept = dropped if wire is dropped else list
 
@@ -91,7 +96,7 @@ async def test_the_loader_crosses_beside_the_expression_or_else_in_it(
         await send(self, channel, message, wire(buffers) if count == 1 else kept(buffers))
 
     with monkeypatch.context() as patched:
-        patched.delitem(sys.modules, _shipping.loader_source()[0], raising=False)
+        patched.delitem(sys.modules, loader_source()[0], raising=False)
         patched.setattr(LoopbackTransport, "send", sending)
         async with Bridge.loopback() as bridge:
             assert count == messages

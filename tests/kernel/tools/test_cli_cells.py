@@ -57,7 +57,7 @@ async def test_standard_input_runs_and_its_names_stay(kernel: Bridge, options: l
 
 @posix
 def test_output_comes_while_the_cell_runs(options: list[str]) -> None:
-    code = b"import os, time\nprint('start_command', flush=True)\nwhile 'go' not in dir(): time.sleep(.05)"
+    code = b"import os, time\nprint('begun', flush=True)\nwhile 'go' not in dir(): time.sleep(.05)"
     with going("run", "-", *options, stdin=subprocess.PIPE) as running:
         assert running.stdin is not None
         assert running.stdout is not None
@@ -124,10 +124,10 @@ async def test_control_c_interrupts_the_cell_and_the_kernel_goes_on(
     kernel: Bridge, options: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "cell.py").write_text(
-        "import time\nprint('start_command', flush=True)\ntime.sleep(600)"
+        "import time\nprint('begun', flush=True)\ntime.sleep(600)"
     )
     with Terminal("run", tmp_path / "cell.py", *options) as terminal:
-        terminal.until("start_command")
+        terminal.until("begun")
         terminal.press("\x03")
         terminal.until("KeyboardInterrupt")
         assert terminal.end() == 130
@@ -139,7 +139,7 @@ async def test_a_second_control_c_abandons_a_cell_that_ignores_interrupts(
     kernel: Bridge, options: list[str], tmp_path: Path
 ) -> None:
     cell = (
-        "import time\nprint('start_command', flush=True)\nstop = False\nwhile not stop:\n"
+        "import time\nprint('begun', flush=True)\nstop = False\nwhile not stop:\n"
         "  try: time.sleep(600)\n"
         "  except KeyboardInterrupt: interrupts += 1; print('no', flush=True)\n"
         "  if may_stop: stop = True"
@@ -147,7 +147,7 @@ async def test_a_second_control_c_abandons_a_cell_that_ignores_interrupts(
     await kernel.push(may_stop=False, interrupts=0)
     (tmp_path / "cell.py").write_text(cell)
     with Terminal("run", tmp_path / "cell.py", *options) as terminal:
-        terminal.until("start_command")
+        terminal.until("begun")
         terminal.press("\x03")
         terminal.until("no")
         terminal.press("\x03")

@@ -106,7 +106,7 @@ async def test_a_second_interrupt_stops_waiting(notebook: Bridge) -> None:
     arrived: asyncio.Queue[Any] = asyncio.Queue()
     cell = """%%bridge
 import time
-print('start_command', flush=True)
+print('begun', flush=True)
 goes_on = True
 while goes_on:
     try:
@@ -276,10 +276,10 @@ async def test_cells_completion_and_interrupts_in_a_terminal() -> None:
         second = psutil.Process(int(re.search(r"pid (\d+)", terminal.screen)[1]))
 
         terminal.type(
-            f"%%bridge{LINE}start_command = 'start_command'; print(start_command){LINE}6 * 7{RUN}"
+            f"%%bridge{LINE}begun = 'begun'; print(begun){LINE}6 * 7{RUN}"
         )
         await terminal.shows("Out[3]: 42")
-        assert "start_command\nOut[3]: 42" in terminal.screen
+        assert "begun\nOut[3]: 42" in terminal.screen
         await terminal.prompts(4)
 
         terminal.type("%bridge pull beg\t")

@@ -1,6 +1,6 @@
-"""From kernel to kernel, without a kernel: what crosses, in which order, and what is refused.
+"""Handoffs between loopbacks: what crosses, in which order, and what is refused.
 
-Rule: loopbacks, by every pair of the lanes that they have. Real kernels, their deaths and the
+Rule: loopbacks, with every pair of the lanes that they have. Real kernels, their deaths and the
 memory that they share are in ``kernel/connection/test_handoff.py``.
 """
 
@@ -45,7 +45,7 @@ models = [model, model]
 
 
 async def running(bridge: Bridge, seconds: float) -> asyncio.Future[Any]:
-    """A cell that has begun, and takes so long."""
+    """Start a cell that takes ``seconds``, and return its task when it has begun."""
     cell = asyncio.ensure_future(bridge.run(f"import time; time.sleep({seconds})"))
     await asyncio.sleep(0.05)
     return cell
@@ -75,7 +75,7 @@ async def other() -> AsyncIterator[Bridge]:
         yield bridge
 
 
-async def test_names_arrive_under_their_names(source: Bridge, target: Bridge) -> None:
+async def test_objects_arrive_under_their_names(source: Bridge, target: Bridge) -> None:
     await source.push(x=[1, 2], text="ä", keep="mine")
     await target.push(keep="yours", x=None)
     transfer = await source.handoff("x", "text", "x", to=target)
@@ -88,38 +88,38 @@ async def test_names_arrive_under_their_names(source: Bridge, target: Bridge) ->
     assert transfer.lane == (lanes[0] if lanes[0] == lanes[1] else ", ".join(lanes))
 
 
-async def test_large_ones_in_pieces(source: Bridge, target: Bridge) -> None:
-    """The digest of the one way has other leaves, or is of another kind, than that of the other."""
+async def test_large_objects_cross_in_chunks(source: Bridge, target: Bridge) -> None:
+    """The digests of the two requests have different leaves, or different algorithms."""
     array = np.frombuffer(random.Random(1).randbytes(40 * MIB), "u1")
     await source.push(array=array, lines=["line"] * 1000)
-    told: list[tuple[int, int]] = []
+    reports: list[tuple[int, int]] = []
     transfer = await source.handoff(
-        "array", "lines", to=target, progress=lambda done, total: told.append((done, total))
+        "array", "lines", to=target, progress=lambda done, total: reports.append((done, total))
     )
     assert np.array_equal(await target.pull("array"), array)
-    assert {total for _, total in told} == {transfer.bytes}
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
-    assert told[-1] == (transfer.bytes, transfer.bytes)
-    assert any(done <= transfer.bytes // 2 for done, _ in told)
+    assert {total for _, total in reports} == {transfer.bytes}
+    assert [done for done, _ in reports] == sorted(done for done, _ in reports)
+    assert reports[-1] == (transfer.bytes, transfer.bytes)
+    assert any(done <= transfer.bytes // 2 for done, _ in reports)
 
 
-@pytest.mark.parametrize("ways", [("sha256", "crc32"), ("crc32", "sha256")])
-async def test_each_way_is_signed_as_it_must_be(
-    source: Bridge, target: Bridge, ways: tuple[str, str]
+@pytest.mark.parametrize("algorithms", [("sha256", "crc32"), ("crc32", "sha256")])
+async def test_each_request_is_signed_with_its_own_wire_digest(
+    source: Bridge, target: Bridge, algorithms: tuple[str, str]
 ) -> None:
-    """SHA-256 where a wire leaves the machine; what was signed for the one is not enough there."""
-    source._transport.digest, target._transport.digest = ways
+    """SHA-256 where a wire leaves the machine; a CRC-32 of the other wire is not enough."""
+    source._transport.digest, target._transport.digest = algorithms
     signed = [signatures(source), signatures(target)]
     array = np.frombuffer(random.Random(1).randbytes(6 * MIB), "u1")
     await source.push(array=array)
     await source.handoff("array", to=target)
     assert np.array_equal(await target.pull("array"), array)
-    for algorithm, found in zip(ways, signed, strict=True):
+    for algorithm, found in zip(algorithms, signed, strict=True):
         assert {one.partition(":")[0] for one in found} - {"sums"} == {algorithm}
 
 
 def signatures(bridge: Bridge) -> list[str]:
-    """The digests that a bridge's requests carry from now on."""
+    """Return a list that gets the digests of a bridge's requests from now on."""
     found: list[str] = []
     send = bridge._transport.send
 
@@ -133,7 +133,7 @@ def signatures(bridge: Bridge) -> list[str]:
 
 
 @pytest.mark.parametrize("which", ["source", "target"])
-async def test_what_is_altered_on_either_way_is_bound_nowhere(which: str) -> None:
+async def test_frames_altered_on_either_wire_are_bound_in_no_kernel(which: str) -> None:
     async with (
         Bridge.loopback(lane="buffers") as source,
         Bridge.loopback(lane="buffers") as target,
@@ -168,18 +168,18 @@ async def test_what_is_altered_on_either_way_is_bound_nowhere(which: str) -> Non
         assert await target.pull("x") == "as it was"
 
 
-async def test_what_names_share_stays_shared_and_a_class_goes_along(
+async def test_shared_objects_stay_shared_and_a_class_travels_by_value(
     source: Bridge, target: Bridge
 ) -> None:
-    """The class is in neither ``__main__`` but the source's."""
+    """The class is in the ``__main__`` of the source alone."""
     await source.run(MODEL)
     await source.handoff("models", "model", to=target)
     assert await target.pull("models[0] is models[1] is model", "model.twice()") == (True, 42)
     assert await target.exists("Model") is False
 
 
-async def test_small_ones_cross_together(source: Bridge, target: Bridge) -> None:
-    """With data, code, and one that fails among them."""
+async def test_small_handoffs_share_messages(source: Bridge, target: Bridge) -> None:
+    """The batch has data, code, and one handoff that fails."""
     await source.run(MODEL + "numbers = list(range(40))")
     await source.run("\n".join(f"n{n} = {n}" for n in range(40)))
     work = [source.handoff(f"n{n}", "model", to=target) for n in range(40)]
@@ -201,7 +201,9 @@ async def test_nothing_is_bound_if_a_name_is_missing(one: Bridge, other: Bridge)
     assert await other.names() == []
 
 
-async def test_what_cannot_be_pickled_is_told_with_its_path(one: Bridge, other: Bridge) -> None:
+async def test_an_object_that_cannot_be_pickled_is_reported_with_its_path(
+    one: Bridge, other: Bridge
+) -> None:
     await one.run("import threading; good = 1; config = {'lock': threading.Lock()}")
     with pytest.raises(RemoteError, match=r"config\['lock'\] cannot be pickled") as caught:
         await one.handoff("good", "config", to=other)
@@ -209,7 +211,7 @@ async def test_what_cannot_be_pickled_is_told_with_its_path(one: Bridge, other: 
     assert await other.names() == []
 
 
-async def test_what_cannot_be_unpickled_binds_nothing(one: Bridge, other: Bridge) -> None:
+async def test_an_object_that_cannot_be_unpickled_binds_nothing(one: Bridge, other: Bridge) -> None:
     await one.run("""
 class Evil:
     def __reduce__(self):
@@ -221,7 +223,7 @@ good, evil = 1, Evil()
     with pytest.raises(RemoteError, match="invalid literal") as caught:
         await one.handoff("good", "evil", to=other)
     assert "the target of a handoff" in caught.value.__notes__[0]
-    assert [told.name for told in await other.names()] == ["good"]
+    assert [info.name for info in await other.names()] == ["good"]
     assert await other.pull("good") == 0
 
 
@@ -235,7 +237,7 @@ async def test_more_than_max_bytes_does_not_cross(one: Bridge, other: Bridge) ->
     assert (await one.handoff("x", to=other, max_bytes=2 * MIB)).bytes > MIB
 
 
-async def test_what_progress_raises_ends_it(one: Bridge, other: Bridge) -> None:
+async def test_an_exception_from_progress_ends_a_handoff(one: Bridge, other: Bridge) -> None:
     await one.push(x=b"x" * 80 * MIB)
 
     for half in (0, 1):
@@ -254,7 +256,7 @@ async def test_what_progress_raises_ends_it(one: Bridge, other: Bridge) -> None:
 # ---------------------------------------------------------------- trust
 
 
-async def test_a_source_that_is_not_trusted_hands_over_data_alone(other: Bridge) -> None:
+async def test_a_source_that_is_not_trusted_hands_over_only_data(other: Bridge) -> None:
     async with Bridge.loopback(trust="data") as stranger:
         await stranger.push(x=[1], table=np.arange(5))
         await stranger.run(MODEL)
@@ -267,35 +269,35 @@ async def test_a_source_that_is_not_trusted_hands_over_data_alone(other: Bridge)
         assert await other.pull("models[0].twice()") == 42
 
 
-async def test_a_source_that_lies_is_not_opened_by_the_target(
+async def test_the_target_refuses_a_pickle_sent_as_data(
     other: Bridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It sends a gadget where data was asked for; the target's own check refuses it."""
+    """The source sends a gadget where data was asked for; the target's own check refuses it."""
     async with Bridge.loopback(trust="data") as stranger:
         await stranger.run(MODEL + "ran = []")
         await stranger.push(x=1)
-        await stranger.handoff("x", to=other)  # the codec is there by now
+        await stranger.handoff("x", to=other)  # the data-only codec is loaded now
         await stranger.run("""
 import pickle, sys
 class Gadget:
     def __reduce__(self):
         return exec, ("import builtins; builtins.gadget_ran = True",)
-loader = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
+remote_module = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
 def lie(value, allow=()):
     return [memoryview(pickle.dumps({"x": Gadget()}))]
-kept, loader.encode_data = loader.encode_data, lie
+kept, remote_module.encode_data = remote_module.encode_data, lie
 """)
         try:
             with pytest.raises(UntrustedPayload) as caught:
                 await stranger.handoff("x", to=other)
         finally:
-            await stranger.run("loader.encode_data = kept")
+            await stranger.run("remote_module.encode_data = kept")
         assert "the target of a handoff" in caught.value.__notes__[0]
         assert await other.pull("x") == 1
         assert not await other.pull("hasattr(__import__('builtins'), 'gadget_ran')")
 
 
-async def test_data_can_be_asked_for_alone(one: Bridge, other: Bridge) -> None:
+async def test_trust_data_hands_over_only_data(one: Bridge, other: Bridge) -> None:
     await one.run(MODEL)
     with pytest.raises(UntrustedPayload, match="model is .*Model"):
         await one.handoff("model", to=other, trust="data")
@@ -305,7 +307,7 @@ async def test_data_can_be_asked_for_alone(one: Bridge, other: Bridge) -> None:
 # ---------------------------------------------------------------- arguments
 
 
-async def test_to_whom_nothing_can_be_handed_over(one: Bridge, other: Bridge) -> None:
+async def test_targets_that_are_refused(one: Bridge, other: Bridge) -> None:
     await one.push(x=1)
     with pytest.raises(ValueError, match="to= must be another bridge"):
         await one.handoff("x", to=one)
@@ -322,7 +324,7 @@ async def test_to_whom_nothing_can_be_handed_over(one: Bridge, other: Bridge) ->
         await closed.handoff("x", to=one)
 
 
-async def test_to_a_bridge_of_another_loop(one: Bridge) -> None:
+async def test_a_target_of_another_event_loop_is_refused(one: Bridge) -> None:
     await one.push(x=1)
     with SyncBridge.loopback() as blocking:
         with pytest.raises(TypeError, match="an open Bridge, not SyncBridge"):
@@ -331,8 +333,8 @@ async def test_to_a_bridge_of_another_loop(one: Bridge) -> None:
             await one.handoff("x", to=blocking._bridge)
 
 
-async def test_what_is_no_name(one: Bridge, other: Bridge) -> None:
-    with pytest.raises(ValueError, match=r"needs at least one name, e\.g\. handoff\('x', to=…\)"):
+async def test_wrong_arguments_are_refused(one: Bridge, other: Bridge) -> None:
+    with pytest.raises(ValueError, match=r"nothing to hand over; say handoff\('x', to=…\)"):
         await one.handoff(to=other)
     with pytest.raises(ValueError, match="'x.y' is not a Python identifier"):
         await one.handoff("x.y", to=other)
@@ -340,9 +342,9 @@ async def test_what_is_no_name(one: Bridge, other: Bridge) -> None:
         await one.handoff("None", to=other)
     with pytest.raises(ValueError, match="max_bytes"):
         await one.handoff("x", to=other, max_bytes=-1)
-    with pytest.raises(ValueError, match="trust is"):
+    with pytest.raises(ValueError, match="trust= is"):
         await one.handoff("x", to=other, trust="none")  # type: ignore[arg-type]
-    with pytest.raises(TypeError, match="timeout is a number"):
+    with pytest.raises(TypeError, match="timeout= takes a number"):
         await one.handoff("x", to=other, timeout="1")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="progress must be"):
         await one.handoff("x", to=other, progress=1)  # type: ignore[arg-type]
@@ -351,8 +353,8 @@ async def test_what_is_no_name(one: Bridge, other: Bridge) -> None:
 # ---------------------------------------------------------------- order
 
 
-async def test_it_takes_its_turn_in_both_queues(source: Bridge, target: Bridge) -> None:
-    """What is called before is before it, and what is called after comes after: on both sides."""
+async def test_a_handoff_takes_its_turn_in_both_queues(source: Bridge, target: Bridge) -> None:
+    """In both kernels, earlier calls take effect before it, and later calls after it."""
     await source.push(x="old")
     slow = asyncio.ensure_future(source.run("import time; time.sleep(0.3)"))
     await asyncio.sleep(0)
@@ -370,18 +372,18 @@ async def test_it_takes_its_turn_in_both_queues(source: Bridge, target: Bridge) 
     assert await source.pull("x") == "later"
 
 
-async def test_two_that_cross(one: Bridge, other: Bridge) -> None:
+async def test_two_opposite_handoffs_take_effect_in_order(one: Bridge, other: Bridge) -> None:
     await one.push(x="one's")
     await other.push(x="other's", y="other's")
     for _ in range(20):
         await asyncio.gather(one.handoff("x", to=other), other.handoff("x", "y", to=one))
-    # The first was called first: what went back is what had come.
+    # The first handoff was called first, so the second one returns what it brought.
     assert await one.pull("x", "y") == ("one's", "other's")
     assert await other.pull("x") == "one's"
 
 
-async def test_rings_that_are_cut_short_at_random(one: Bridge, other: Bridge) -> None:
-    """Each gives to each; some are cancelled, some have no time. Nobody waits for ever."""
+async def test_rings_of_handoffs_cancelled_at_random_never_hang(one: Bridge, other: Bridge) -> None:
+    """Every bridge hands over to every other; some handoffs are cancelled, some time out."""
     dice = random.Random(5)
     async with Bridge.loopback(lane="inline") as third:
         ring = [one, other, third]
@@ -410,12 +412,12 @@ async def test_rings_that_are_cut_short_at_random(one: Bridge, other: Bridge) ->
 
 
 async def nothing_is_kept(bridge: Bridge) -> None:
-    """The loader has no half of anything: all loopbacks' loaders are one module."""
+    """Wait until no unfinished transfer is kept; all loopbacks share one remote module."""
     code = """
 import sys
-loader = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
-transfers = [far.transfers for far in loader._served.values()]
-kept = [len(box) for each in transfers for box in (each.inboxes, each.outboxes)]
+remote_module = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
+transfers = [remote.transfers for remote in remote_module._served.values()]
+kept = [len(boxes) for each in transfers for boxes in (each.inboxes, each.outboxes)]
 """
     async with asyncio.timeout(20):
         while True:
@@ -425,16 +427,16 @@ kept = [len(box) for each in transfers for box in (each.inboxes, each.outboxes)]
             await asyncio.sleep(0.05)
 
 
-async def test_a_deadline_that_passes_says_for_whom(one: Bridge, other: Bridge) -> None:
+async def test_a_timeout_says_which_kernel_was_busy(one: Bridge, other: Bridge) -> None:
     await one.push(x=1)
     busy = await running(one, 0.5)
-    with pytest.raises(TimeoutError, match="handoff got no answer within 0.1 s") as caught:
+    with pytest.raises(TimeoutError, match="handoff timed out after 0.1 s") as caught:
         await one.handoff("x", to=other, timeout=0.1)
     assert "the source of a handoff" in caught.value.__notes__[0]
     await busy
     assert not await other.exists("x")
     busy = await running(other, 0.5)
-    with pytest.raises(TimeoutError, match="within 0.1 s") as caught:
+    with pytest.raises(TimeoutError, match="after 0.1 s") as caught:
         await one.handoff("x", to=other, timeout=0.1)
     assert "the target of a handoff" in caught.value.__notes__[0]
     await busy
@@ -444,10 +446,10 @@ async def test_a_deadline_that_passes_says_for_whom(one: Bridge, other: Bridge) 
 
 @pytest.mark.parametrize("which", ["source", "target"])
 @pytest.mark.parametrize("end", ["restart", "close"])
-async def test_one_goes_while_the_source_is_waited_for(
+async def test_losing_either_kernel_ends_a_handoff_that_waits_for_the_source(
     one: Bridge, other: Bridge, which: str, end: str
 ) -> None:
-    """The target is waited for by nobody at that time, and told of all the same."""
+    """No request waits for the target at that time, and its loss is reported all the same."""
     await one.push(x=1)
     busy = await running(one, 0.5)
     task = asyncio.ensure_future(one.handoff("x", to=other))
@@ -466,7 +468,7 @@ async def test_one_goes_while_the_source_is_waited_for(
         assert await other.pull("x") == 2
 
 
-async def test_one_that_is_cancelled_before_its_turn_binds_nothing(
+async def test_a_handoff_cancelled_before_its_turn_binds_nothing(
     one: Bridge, other: Bridge
 ) -> None:
     await one.push(x=1)
@@ -476,7 +478,7 @@ async def test_one_that_is_cancelled_before_its_turn_binds_nothing(
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    await other.push(y=1)  # nobody stands before it any more
+    await other.push(y=1)  # the queue is empty again
     await busy
     assert not await other.exists("x")
 
@@ -484,13 +486,13 @@ async def test_one_that_is_cancelled_before_its_turn_binds_nothing(
 # ---------------------------------------------------------------- blocking
 
 
-def test_the_blocking_face() -> None:
+def test_handoff_of_a_sync_bridge() -> None:
     with SyncBridge.loopback() as one, SyncBridge.loopback() as other:
         one["x"] = [1]
-        told: list[int] = []
-        transfer = one.handoff("x", to=other, progress=lambda done, total: told.append(done))
+        reports: list[int] = []
+        transfer = one.handoff("x", to=other, progress=lambda done, total: reports.append(done))
         assert transfer.names == ("x",)
-        assert told[-1] == transfer.bytes
+        assert reports[-1] == transfer.bytes
         assert other["x"] == [1]
         with pytest.raises(NameNotFound):
             one.handoff("y", to=other)

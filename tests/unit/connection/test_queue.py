@@ -1,8 +1,8 @@
-"""The queue before a kernel: who goes next, who goes along, and who never goes.
+"""The queue of a kernel: which operations are sent next, together, or never.
 
-Rule: the kernel is a loopback that waits in a cell until the test opens its gate, so what
-piles up behind it is known, and nothing depends on how fast the machine is. What crossed is
-read off the messages as they are sent.
+Rule: the kernel is a loopback that waits in a cell until the test opens its gate. So the test
+knows what is queued behind the cell, and does not depend on the speed of the machine. The
+messages show what was sent.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ import pytest
 from bridgehead import Bridge, BridgeClosed, EncodeError, KernelRestarted, NameNotFound, RemoteError
 from bridgehead._connection.queue import MAX_BATCH
 from bridgehead._lanes.inline import InlineLane
-from bridgehead._protocol import bootstrap as _shipping
 from bridgehead._protocol import request as _request
+from bridgehead._protocol.bootstrap import loader_source
 
-PATIENCE = 60  # s; what takes so long hangs
+PATIENCE = 60  # s; an operation that takes longer hangs
 OPERATION = re.compile(r'"op": "(\w+)"')
 
 
 class Gated:
-    """A loopback bridge whose kernel can be held up, and what was sent to it."""
+    """A loopback bridge whose kernel a test can hold, and the operations sent to it."""
 
     def __init__(self, bridge: Bridge) -> None:
         self.bridge = bridge
@@ -47,7 +47,7 @@ class Gated:
         await self._send(channel, message, buffers)
 
     async def hold(self) -> None:
-        """Have the kernel wait in a cell; returns when it does."""
+        """Have the kernel wait in a cell; return when it does."""
         self.gate = threading.Event()
         self.gates.append(self.gate)
         waits = threading.Event()
@@ -62,17 +62,17 @@ class Gated:
         return task
 
     async def queued(self, count: int) -> None:
-        """Return when so many wait for their turn, prepared or not."""
+        """Wait until ``count`` operations wait for their turn, prepared or not."""
         async with asyncio.timeout(PATIENCE):
-            while sum(not place.outcome.done() for place in self.places) < count:
+            while sum(not turn.outcome.done() for turn in self.turns) < count:
                 await asyncio.sleep(0.001)
 
     @property
-    def places(self) -> Any:
+    def turns(self) -> Any:
         return self.bridge._connection.queue._turns
 
     async def outcomes(self) -> list[Any]:
-        """Open the gate; what came of everything that was asked since ``hold``."""
+        """Open the gate, and return the outcome of every operation since ``hold``."""
         self.gate.set()
         async with asyncio.timeout(PATIENCE):
             done = await asyncio.gather(*self.tasks, return_exceptions=True)
@@ -83,11 +83,11 @@ class Gated:
 @pytest.fixture(params=["buffers", "inline"])
 async def gated(request: pytest.FixtureRequest) -> AsyncIterator[Gated]:
     async with Bridge.loopback(lane=request.param) as bridge:
-        opened = Gated(bridge)
-        yield opened
-        for gate in opened.gates:
+        gated = Gated(bridge)
+        yield gated
+        for gate in gated.gates:
             gate.set()
-        await asyncio.gather(*opened.tasks, return_exceptions=True)
+        await asyncio.gather(*gated.tasks, return_exceptions=True)
 
 
 # ---------------------------------------------------------------- order
@@ -115,7 +115,7 @@ async def test_operations_take_effect_in_the_order_of_their_calls(gated: Gated) 
     assert [outcomes[index] for index in (1, 3, 5, 7, 9, 11)] == [1, 12, 3, 5, False, True]
 
 
-async def test_small_ones_that_pile_up_cross_in_one_message(gated: Gated) -> None:
+async def test_small_operations_that_queue_up_are_sent_in_one_message(gated: Gated) -> None:
     bridge = gated.bridge
     await gated.hold()
     for number in range(20):
@@ -128,11 +128,11 @@ async def test_small_ones_that_pile_up_cross_in_one_message(gated: Gated) -> Non
     outcomes = await gated.outcomes()
     assert gated.sent == [["batch", *["bind", "fetch"] * 20, "names", "drop", "has"]]
     assert outcomes[1:40:2] == list(range(20))
-    assert [told.name for told in outcomes[40]] == ["x"]
+    assert [info.name for info in outcomes[40]] == ["x"]
     assert outcomes[42] is False
 
 
-async def test_what_runs_code_never_shares_a_message(gated: Gated) -> None:
+async def test_an_operation_that_runs_code_never_shares_a_message(gated: Gated) -> None:
     bridge = gated.bridge
     await gated.hold()
     for work in (
@@ -158,7 +158,7 @@ async def test_what_runs_code_never_shares_a_message(gated: Gated) -> None:
     assert outcomes[5:7] == [3, (1, 2)]
 
 
-async def test_a_message_takes_no_more_than_so_many(gated: Gated) -> None:
+async def test_a_batch_has_at_most_max_batch_requests(gated: Gated) -> None:
     await gated.hold()
     for _ in range(MAX_BATCH + 5):
         gated.ask(gated.bridge.exists("x"))
@@ -167,7 +167,7 @@ async def test_a_message_takes_no_more_than_so_many(gated: Gated) -> None:
     assert [len(sent) - 1 for sent in gated.sent] == [MAX_BATCH, 5]
 
 
-async def test_a_message_takes_no_more_bytes_than_a_piece() -> None:
+async def test_a_batch_has_at_most_the_bytes_of_a_chunk() -> None:
     async with Bridge.loopback(lane="inline") as bridge:
         gated = Gated(bridge)
         await gated.hold()
@@ -181,7 +181,7 @@ async def test_a_message_takes_no_more_bytes_than_a_piece() -> None:
         assert outcomes[3] is True
 
 
-async def test_what_is_too_long_for_the_message_comes_again_in_its_turn() -> None:
+async def test_a_response_too_long_for_the_batch_is_requested_again_in_its_turn() -> None:
     async with Bridge.loopback(lane="inline") as bridge:
         gated = Gated(bridge)
         await bridge.push(long=b"x" * (InlineLane.chunk + 5), x=1)
@@ -203,7 +203,7 @@ async def test_what_is_too_long_for_the_message_comes_again_in_its_turn() -> Non
         assert ["batch", *ops[3:]] in gated.sent[1:]
 
 
-async def test_one_that_fails_among_others_fails_alone(gated: Gated) -> None:
+async def test_an_operation_that_fails_in_a_batch_fails_alone(gated: Gated) -> None:
     bridge = gated.bridge
     await gated.hold()
     for work in (bridge.push(x=1), bridge.pull("nowhere"), bridge.delete("no"), bridge.pull("x")):
@@ -216,11 +216,13 @@ async def test_one_that_fails_among_others_fails_alone(gated: Gated) -> None:
     assert outcomes[3] == 1
 
 
-# ---------------------------------------------------------------- who leaves
+# ---------------------------------------------------------------- cancelled operations
 
 
 @pytest.mark.parametrize("code", [False, True])
-async def test_one_that_leaves_before_it_was_sent_never_runs(gated: Gated, code: bool) -> None:
+async def test_an_operation_cancelled_before_it_is_sent_never_runs(
+    gated: Gated, code: bool
+) -> None:
     bridge = gated.bridge
     await gated.hold()
     left = gated.ask(bridge.run("left = 1") if code else bridge.push(left=1))
@@ -230,28 +232,26 @@ async def test_one_that_leaves_before_it_was_sent_never_runs(gated: Gated, code:
     outcomes = await gated.outcomes()
     assert isinstance(outcomes[0], asyncio.CancelledError)
     assert gated.sent == [["bind"]]
-    assert [told.name for told in await bridge.names()] == ["stays"]
+    assert [info.name for info in await bridge.names()] == ["stays"]
 
 
-async def test_one_whose_time_is_up_before_it_was_sent_is_told_so(gated: Gated) -> None:
+async def test_a_timeout_before_the_request_is_sent_says_so(gated: Gated) -> None:
     await gated.hold()
-    with pytest.raises(TimeoutError, match="It was not sent"):
+    with pytest.raises(TimeoutError, match="the request was not sent"):
         await gated.bridge.push(left=1, timeout=0.01)
-    with pytest.raises(TimeoutError, match="It was not sent"):
+    with pytest.raises(TimeoutError, match="the request was not sent"):
         await gated.bridge.run("left = 1", timeout=0.01)
     assert await gated.outcomes() == []
     assert not await gated.bridge.exists("left")
 
 
-async def test_one_that_leaves_after_it_was_sent_takes_effect_and_leaves_nothing() -> None:
+async def test_an_operation_cancelled_after_it_is_sent_runs_and_leaves_nothing() -> None:
     async with Bridge.loopback(lane="inline") as bridge:
         gated = Gated(bridge)
         await bridge.push(long=b"x" * (2 * InlineLane.chunk))
         await gated.hold()
-        # Sent at once, to wait in the kernel for the cell: nothing of the queue is before it.
-        remote = sys.modules[_shipping.loader_source()[0]]._served[
-            id(gated.transport._cell.user_ns)
-        ]
+        # Sent at once: the queue is empty, so the pull waits in the kernel.
+        remote = sys.modules[loader_source()[0]]._served[id(gated.transport._cell.user_ns)]
         await gated.outcomes()
         entered, leave = threading.Event(), threading.Event()
         gated.transport._cell.user_ns.update(entered=entered, leave=leave)
@@ -267,14 +267,14 @@ async def test_one_that_leaves_after_it_was_sent_takes_effect_and_leaves_nothing
                 await asyncio.sleep(0.001)
 
 
-# ---------------------------------------------------------------- what has to be prepared
+# ---------------------------------------------------------------- preparation
 
 
 slow_ones: list[Slow] = []
 
 
 @pytest.fixture(autouse=True)
-def nothing_waits_for_ever() -> Iterator[None]:
+def every_slow_object_ends() -> Iterator[None]:
     yield
     for slow in slow_ones:
         slow.end.set()
@@ -282,7 +282,7 @@ def nothing_waits_for_ever() -> Iterator[None]:
 
 
 class Slow:
-    """Arrives as a text, and takes as long to be pickled as the test wants."""
+    """An object that arrives as a text, and that is pickled for as long as the test wants."""
 
     def __init__(self, text: str, *, fails: bool = False) -> None:
         self.text, self.fails = text, fails
@@ -297,7 +297,7 @@ class Slow:
         return str, (self.text,)
 
 
-async def test_a_preparation_that_takes_long_keeps_its_place(gated: Gated) -> None:
+async def test_a_slow_preparation_keeps_its_turn(gated: Gated) -> None:
     bridge, slow = gated.bridge, Slow("slow")
     first = asyncio.ensure_future(bridge.push(x=slow))
     await asyncio.to_thread(slow.begun.wait, PATIENCE)
@@ -316,7 +316,7 @@ async def test_a_preparation_that_takes_long_keeps_its_place(gated: Gated) -> No
     assert crossed == ["bind", "bind", "fetch"]
 
 
-async def test_a_preparation_goes_on_while_the_kernel_serves_others(gated: Gated) -> None:
+async def test_a_preparation_continues_while_the_kernel_is_busy(gated: Gated) -> None:
     slow = Slow("slow")
     await gated.hold()
     slow_push = gated.ask(gated.bridge.push(x=slow))
@@ -324,14 +324,14 @@ async def test_a_preparation_goes_on_while_the_kernel_serves_others(gated: Gated
     slow.end.set()
     await gated.queued(1)
     async with asyncio.timeout(PATIENCE):
-        while not gated.places[0].prepared:
+        while not gated.turns[0].prepared:
             await asyncio.sleep(0.001)
     assert not slow_push.done()
     await gated.outcomes()
     assert await gated.bridge.pull("x") == "slow"
 
 
-async def test_a_preparation_that_fails_frees_its_place(gated: Gated) -> None:
+async def test_a_failed_preparation_gives_up_its_turn(gated: Gated) -> None:
     bridge, slow = gated.bridge, Slow("slow", fails=True)
     first = asyncio.ensure_future(bridge.push(x=slow))
     await asyncio.to_thread(slow.begun.wait, PATIENCE)
@@ -345,7 +345,7 @@ async def test_a_preparation_that_fails_frees_its_place(gated: Gated) -> None:
     assert await bridge.pull("x") == "quick"
 
 
-async def test_a_preparation_that_is_cancelled_frees_its_place(gated: Gated) -> None:
+async def test_a_cancelled_preparation_gives_up_its_turn(gated: Gated) -> None:
     bridge, slow = gated.bridge, Slow("slow")
     first = asyncio.ensure_future(bridge.push(x=slow))
     await asyncio.to_thread(slow.begun.wait, PATIENCE)
@@ -360,11 +360,11 @@ async def test_a_preparation_that_is_cancelled_frees_its_place(gated: Gated) -> 
         await first
 
 
-# ---------------------------------------------------------------- when the kernel goes
+# ---------------------------------------------------------------- a lost kernel
 
 
-async def piled_up(gated: Gated) -> Slow:
-    """A cell that runs, small and large ones behind it, and one that is still prepared."""
+async def queued_up(gated: Gated) -> Slow:
+    """Queue small and large operations behind a cell, and one that is still being prepared."""
     bridge, slow = gated.bridge, Slow("slow")
     await gated.hold()
     for work in (
@@ -381,11 +381,11 @@ async def piled_up(gated: Gated) -> Slow:
     return slow
 
 
-async def test_all_fail_when_the_kernel_goes_and_none_of_them_runs(gated: Gated) -> None:
-    slow = await piled_up(gated)
+async def test_a_restart_fails_all_queued_operations_and_none_of_them_runs(gated: Gated) -> None:
+    slow = await queued_up(gated)
     tasks = [*gated.tasks]
     restart = asyncio.ensure_future(gated.bridge.restart())
-    async with asyncio.timeout(PATIENCE):  # told at once, whatever the kernel is doing
+    async with asyncio.timeout(PATIENCE):  # they fail at once, whatever the kernel does
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
     assert not restart.done()
     assert {type(outcome) for outcome in outcomes} == {KernelRestarted}
@@ -395,11 +395,11 @@ async def test_all_fail_when_the_kernel_goes_and_none_of_them_runs(gated: Gated)
     assert await gated.bridge.names() == []
     await gated.bridge.push(a=2)
     assert await gated.bridge.pull("a") == 2
-    assert len(gated.places) == 0
+    assert len(gated.turns) == 0
 
 
-async def test_all_fail_when_the_bridge_is_closed(gated: Gated) -> None:
-    slow = await piled_up(gated)
+async def test_closing_the_bridge_fails_all_queued_operations(gated: Gated) -> None:
+    slow = await queued_up(gated)
     async with asyncio.timeout(PATIENCE):
         await gated.bridge.aclose()
         outcomes = await asyncio.gather(*gated.tasks, return_exceptions=True)
@@ -409,7 +409,9 @@ async def test_all_fail_when_the_bridge_is_closed(gated: Gated) -> None:
         await gated.bridge.push(a=1)
 
 
-async def test_an_error_of_the_message_itself_is_told_to_each_as_its_own(gated: Gated) -> None:
+async def test_an_error_of_a_whole_batch_is_raised_as_one_copy_for_each_operation(
+    gated: Gated,
+) -> None:
     await gated.hold()
     for _ in range(3):
         gated.ask(gated.bridge.exists("x"))

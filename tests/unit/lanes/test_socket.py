@@ -1,6 +1,6 @@
-"""Where the loader connects, without a kernel: who is let in, and what is left afterwards.
+"""The direct lane's socket, without a kernel: who may connect, and what is left afterwards.
 
-Rule: real sockets, and the loader's own ``join`` at the other end.
+Rule: real sockets, and the remote part's own ``join`` at the other end.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import numpy as np
 import pytest
 
 from bridgehead._lanes.socket import COMMON, SocketClient, SocketListener, SocketLost
-from bridgehead._shipped.remote import socket_thread as _server
+from bridgehead._shipped.remote import socket_thread as _socket_thread
 from bridgehead._shipped.remote.socket_thread import SocketThread, join, send_all
 from bridgehead._shipped.wire.segments import Pool
 from bridgehead._shipped.wire.socket import SECRET, FrameSocket
@@ -35,7 +35,7 @@ pytestmark = needs_segments
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only place for temporary files, empty."""
+    """The only folder for temporary files, empty."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
 
@@ -48,7 +48,7 @@ def listener(folder: Path) -> Iterator[SocketListener]:
 
 
 class Remote:
-    """As much of the loader's as a server asks for: it answers with what it was asked."""
+    """What a socket thread needs of the remote part; it replies with what it received."""
 
     epoch = "of this one"
 
@@ -64,11 +64,11 @@ class Remote:
         self.parted.set()
 
 
-def knock(listener: SocketListener, *said: bytes) -> socket.socket:
-    """Somebody who knows where it is."""
+def connect(listener: SocketListener, *sent: bytes) -> socket.socket:
+    """Connect as a process that knows the path, and send ``sent``."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     sock.connect(listener.offer["path"])
-    for part in said:
+    for part in sent:
         sock.sendall(part)
     return sock
 
@@ -77,33 +77,35 @@ def secret(listener: SocketListener) -> bytes:
     return bytes.fromhex(listener.offer["secret"])
 
 
-def test_it_has_no_name_that_anybody_could_find(listener: SocketListener, folder: Path) -> None:
-    """H8: nothing to be created before, nor to be found; and nothing is left."""
+def test_the_socket_has_no_name_that_another_process_could_find(
+    listener: SocketListener, folder: Path
+) -> None:
+    """H8: no process can create the file first or find it, and no file is left."""
     assert list(folder.iterdir()) == []
     path = listener.offer["path"]
     assert path.startswith(f"/proc/{os.getpid()}/fd/")
-    told = os.stat(path)
-    assert stat.S_ISSOCK(told.st_mode)
-    assert stat.S_IMODE(told.st_mode) == 0o600
-    assert told.st_nlink == 0
-    assert told.st_uid == os.geteuid()
+    status = os.stat(path)
+    assert stat.S_ISSOCK(status.st_mode)
+    assert stat.S_IMODE(status.st_mode) == 0o600
+    assert status.st_nlink == 0
+    assert status.st_uid == os.geteuid()
 
 
-def test_a_folder_that_is_deep_or_cannot_be_written(
+def test_a_deep_folder_works_and_a_missing_one_raises(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     deep = tmp_path / ("a" * 100) / ("b" * 100)
     deep.mkdir(parents=True)
     monkeypatch.setattr(tempfile, "tempdir", str(deep))
     listener = SocketListener(0.5)
-    knock(listener).close()
+    connect(listener).close()
     listener.close()
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "nowhere"))
     with pytest.raises(OSError):
         SocketListener(0.5)
 
 
-def test_nothing_stays_open_or_behind(folder: Path) -> None:
+def test_closing_a_listener_leaves_no_descriptor_and_no_file(folder: Path) -> None:
     before = descriptors()
     for _ in range(5):
         listener = SocketListener(0.5)
@@ -113,26 +115,30 @@ def test_nothing_stays_open_or_behind(folder: Path) -> None:
     assert list(folder.iterdir()) == []
 
 
-def test_who_shows_the_secret_is_let_in_and_shown_the_other(listener: SocketListener) -> None:
-    with knock(listener, secret(listener)[:SECRET]) as loader:
+def test_a_process_with_the_secret_is_accepted_and_gets_the_second_secret(
+    listener: SocketListener,
+) -> None:
+    with connect(listener, secret(listener)[:SECRET]) as kernel:
         accepted = listener.accept()
         assert accepted is not None
         with accepted:
-            assert loader.recv(100) == secret(listener)[SECRET:]
+            assert kernel.recv(100) == secret(listener)[SECRET:]
     assert listener.accept() is None
 
 
-@pytest.mark.parametrize("said", ["nothing", "garbage", "half", "the other half", "one bit off"])
-def test_who_does_not_is_sent_away_and_told_nothing(listener: SocketListener, said: str) -> None:
+@pytest.mark.parametrize("shown", ["nothing", "garbage", "half", "the other half", "one bit off"])
+def test_a_process_without_the_secret_is_refused_and_gets_no_bytes(
+    listener: SocketListener, shown: str
+) -> None:
     whole = secret(listener)
-    says = {
+    sent = {
         "nothing": b"",
         "garbage": b"GET / HTTP/1.1\r\n\r\n" * 10,
         "half": whole[: SECRET // 2],
         "the other half": whole[SECRET:],
         "one bit off": bytes([whole[0] ^ 1]) + whole[1:SECRET],
-    }[said]
-    with knock(listener, says) as stranger:
+    }[shown]
+    with connect(listener, sent) as stranger:
         assert listener.accept() is None
         stranger.settimeout(5)
         try:
@@ -141,16 +147,16 @@ def test_who_does_not_is_sent_away_and_told_nothing(listener: SocketListener, sa
             pass
 
 
-def test_nobody_there(listener: SocketListener) -> None:
+def test_accept_returns_none_when_no_process_connects(listener: SocketListener) -> None:
     assert listener.accept() is None
 
 
-def test_strangers_keep_nobody_out(listener: SocketListener) -> None:
-    strangers = [knock(listener, bytes([n]) * n) for n in range(40)]
+def test_other_processes_cannot_keep_the_kernel_out(listener: SocketListener) -> None:
+    strangers = [connect(listener, bytes([n]) * n) for n in range(40)]
     strangers[3].close()
     remote = Remote()
     assert join(remote, listener.offer) == ""
-    strangers += [knock(listener) for _ in range(20)]
+    strangers += [connect(listener) for _ in range(20)]
     accepted = listener.accept()
     assert accepted is not None
     with accepted:
@@ -168,8 +174,10 @@ def test_strangers_keep_nobody_out(listener: SocketListener) -> None:
         stranger.close()
 
 
-def test_the_loader_believes_only_who_knows_the_other_secret(listener: SocketListener) -> None:
-    """Whoever took the near end's place reads nothing and is answered nothing."""
+def test_the_remote_part_serves_only_a_client_with_the_second_secret(
+    listener: SocketListener,
+) -> None:
+    """A process that listens in place of the client reads nothing and gets no reply."""
     remote, offer = Remote(), dict(listener.offer)
     offer["secret"] = offer["secret"][: 2 * SECRET] + "00" * SECRET
     assert join(remote, offer) == ""
@@ -205,10 +213,10 @@ def test_the_loader_believes_only_who_knows_the_other_secret(listener: SocketLis
         *((field, ...) for field in ("path", "secret", "name", "share", "common")),
     ],
 )
-def test_an_offer_with_one_thing_wrong_is_told(
+def test_an_offer_with_one_wrong_field_is_reported(
     listener: SocketListener, field: str, value: Any
 ) -> None:
-    """``...`` is for what is not there. Nothing of it stays open."""
+    """``...`` stands for a missing field. No descriptor stays open."""
     remote, offer = Remote(), {**listener.offer, field: value}
     if value is ...:
         del offer[field]
@@ -218,22 +226,22 @@ def test_an_offer_with_one_thing_wrong_is_told(
     assert descriptors() == before
 
 
-def test_no_offer_is_told() -> None:
+def test_an_empty_offer_is_reported() -> None:
     remote = Remote()
     assert join(remote, {})
     assert not remote.servers
 
 
-def test_a_listener_that_is_closed_is_told(folder: Path) -> None:
+def test_a_closed_listener_is_reported(folder: Path) -> None:
     listener = SocketListener(0.5)
     offer = listener.offer
     listener.close()
     assert "cannot connect" in join(Remote(), offer)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_the_loader_refuses_the_socket_of_another_user(tmp_path: Path) -> None:
-    """H6, H8: somebody else's process at that path."""
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_the_remote_part_refuses_the_socket_of_another_user(tmp_path: Path) -> None:
+    """H6, H8: a process of another user listens at that path."""
     path = Path(tempfile.mkdtemp(dir="/tmp")) / "s"
     path.parent.chmod(0o777)
     program = (
@@ -250,7 +258,7 @@ def test_the_loader_refuses_the_socket_of_another_user(tmp_path: Path) -> None:
         offer = {"path": str(path), "secret": "00" * 64, "name": "a", "share": 0.5}
         offer["common"] = COMMON
         assert "another user's" in join(Remote(), offer)
-        assert process.stdout.readline() == "b''\n"  # nor was it shown the secret
+        assert process.stdout.readline() == "b''\n"  # it did not get the secret either
     finally:
         process.kill()
         process.communicate()
@@ -258,11 +266,11 @@ def test_the_loader_refuses_the_socket_of_another_user(tmp_path: Path) -> None:
         path.parent.rmdir()
 
 
-# ---------------------------------------------------------------- the link
+# ---------------------------------------------------------------- the client
 
 
 @pytest.fixture
-async def linked(listener: SocketListener) -> Any:
+async def connected(listener: SocketListener) -> Any:
     remote = Remote()
     assert join(remote, listener.offer) == ""
     sock = listener.accept()
@@ -273,23 +281,25 @@ async def linked(listener: SocketListener) -> Any:
     assert await asyncio.to_thread(remote.parted.wait, 30)
 
 
-async def test_more_than_the_socket_takes_at_once(linked: SocketClient) -> None:
-    """Thousands of requests, sent without waiting: each has its own answer."""
+async def test_requests_that_exceed_the_socket_buffer_all_get_their_replies(
+    connected: SocketClient,
+) -> None:
+    """Hundreds of requests of 50 KB, sent without waiting: each gets its own reply."""
     data = bytes(range(256)) * 200
-    asked = [linked.ask({"n": n, "sizes": [len(data)]}, [data]) for n in range(500)]
-    for n, (told, frames) in enumerate(await asyncio.gather(*asked)):
-        assert told["was"]["n"] == n
+    asked = [connected.ask({"n": n, "sizes": [len(data)]}, [data]) for n in range(500)]
+    for n, (reply, frames) in enumerate(await asyncio.gather(*asked)):
+        assert reply["was"]["n"] == n
         assert frames is not None
         assert bytes(frames[0]) == data
-    assert not linked.at_work
+    assert not connected.at_work
 
 
-async def test_what_all_requests_have_is_not_sent_and_is_there() -> None:
-    near, remote = socket.socketpair()
-    near.setblocking(False)
+async def test_fields_that_all_requests_share_are_not_sent() -> None:
+    client_end, kernel_end = socket.socketpair()
+    client_end.setblocking(False)
     client, other = (
-        SocketClient(near, 0.5, SimpleNamespace(late=0), KernelState()),
-        FrameSocket(remote, Pool(0.5)),
+        SocketClient(client_end, 0.5, SimpleNamespace(late=0), KernelState()),
+        FrameSocket(kernel_end, Pool(0.5)),
     )
     asked = client.ask({**COMMON, "op": "x", "id": "1", "sizes": [3]}, [b"abc"])
     while (message := other.next()) is None:
@@ -303,98 +313,102 @@ async def test_what_all_requests_have_is_not_sent_and_is_there() -> None:
     other.close()
 
 
-async def test_the_loader_has_what_all_requests_have(linked: SocketClient) -> None:
-    """Its own epoch among it; the sizes are those of this one."""
-    told, frames = await linked.ask({**COMMON, "op": "x", "id": "1", "sizes": [3]}, [b"abc"])
-    assert told["was"] == {**COMMON, "epoch": Remote.epoch, "op": "x", "id": "1", "sizes": [3]}
+async def test_the_socket_thread_adds_the_fields_that_all_requests_share(
+    connected: SocketClient,
+) -> None:
+    """The epoch is the remote part's own; the sizes are this request's."""
+    reply, frames = await connected.ask({**COMMON, "op": "x", "id": "1", "sizes": [3]}, [b"abc"])
+    assert reply["was"] == {**COMMON, "epoch": Remote.epoch, "op": "x", "id": "1", "sizes": [3]}
     assert [bytes(frame) for frame in frames or ()] == [b"abc"]
 
 
-async def test_segments_among_what_waits_to_be_sent(linked: SocketClient) -> None:
-    """Files go with their own message, even if the socket was full when it was asked."""
+async def test_segments_in_queued_messages_keep_their_files(connected: SocketClient) -> None:
+    """Each file goes with its own message, even if the socket was full when it was sent."""
     size, asked = 100_000, []
     filler = bytes(60_000)
     for n in range(60):
-        asked.append(linked.ask({"n": n, "sizes": [len(filler)]}, [filler]))
-        segment, _ = filled(linked.pool, np.full(size, n, "u1"))
-        linked.channel.lend(segment)
-        asked.append(linked.ask({"n": n, "sizes": [size]}, (), segment))
-    for at, (told, frames) in enumerate(await asyncio.gather(*asked)):
-        assert told["was"]["n"] == at // 2
+        asked.append(connected.ask({"n": n, "sizes": [len(filler)]}, [filler]))
+        segment, _ = filled(connected.pool, np.full(size, n, "u1"))
+        connected.channel.lend(segment)
+        asked.append(connected.ask({"n": n, "sizes": [size]}, (), segment))
+    for at, (reply, frames) in enumerate(await asyncio.gather(*asked)):
+        assert reply["was"]["n"] == at // 2
         assert frames is not None
         if at % 2:
             assert (np.frombuffer(frames[0], "u1") == at // 2).all()
 
 
-async def test_a_cancelled_question_disturbs_nobody(linked: SocketClient) -> None:
-    asked = [linked.ask({"n": n, "sizes": []}) for n in range(50)]
+async def test_a_cancelled_request_disturbs_no_other(connected: SocketClient) -> None:
+    asked = [connected.ask({"n": n, "sizes": []}) for n in range(50)]
     for future in asked[::2]:
         future.cancel()
-    await linked.drained()
+    await connected.drained()
     assert [(await future)[0]["was"]["n"] for future in asked[1::2]] == list(range(1, 50, 2))
 
 
-async def test_whoever_waits_is_told_when_it_is_lost(linked: SocketClient) -> None:
-    linked.channel.socket.shutdown(socket.SHUT_RDWR)
-    asked = [linked.ask({"n": n, "sizes": []}) for n in range(3)]
+async def test_every_waiter_gets_socket_lost_when_the_socket_closes(
+    connected: SocketClient,
+) -> None:
+    connected.channel.socket.shutdown(socket.SHUT_RDWR)
+    asked = [connected.ask({"n": n, "sizes": []}) for n in range(3)]
     for future in asked:
         with pytest.raises(SocketLost):
             await asyncio.wait_for(future, 30)
-    assert linked.lost
+    assert connected.lost
     with pytest.raises(SocketLost):
-        await linked.ask({"n": 1, "sizes": []})
-    await linked.drained()
+        await connected.ask({"n": 1, "sizes": []})
+    await connected.drained()
 
 
-async def test_garbage_ends_the_link(folder: Path) -> None:
-    near, remote = socket.socketpair()
-    near.setblocking(False)
-    client = SocketClient(near, 0.5, SimpleNamespace(late=0), KernelState())
+async def test_garbage_closes_the_client(folder: Path) -> None:
+    client_end, kernel_end = socket.socketpair()
+    client_end.setblocking(False)
+    client = SocketClient(client_end, 0.5, SimpleNamespace(late=0), KernelState())
     asked = client.ask({"op": "x", "sizes": []})
-    remote.sendall(b"\xff" * 200)
+    kernel_end.sendall(b"\xff" * 200)
     with pytest.raises(SocketLost):
         await asyncio.wait_for(asked, 30)
     assert client.lost
-    remote.close()
+    kernel_end.close()
 
 
-async def test_an_answer_that_is_no_object_ends_the_link() -> None:
-    near, remote = socket.socketpair()
-    near.setblocking(False)
+async def test_a_reply_that_is_no_object_closes_the_client() -> None:
+    client_end, kernel_end = socket.socketpair()
+    client_end.setblocking(False)
     client, other = (
-        SocketClient(near, 0.5, SimpleNamespace(late=0), KernelState()),
-        FrameSocket(remote, Pool(0.5)),
+        SocketClient(client_end, 0.5, SimpleNamespace(late=0), KernelState()),
+        FrameSocket(kernel_end, Pool(0.5)),
     )
     asked = client.ask({"op": "x", "sizes": []})
     parts, files = other.pack(1, [1, 2])  # type: ignore[arg-type]
-    send_all(remote, parts, files)
+    send_all(kernel_end, parts, files)
     with pytest.raises(SocketLost):
         await asyncio.wait_for(asked, 30)
     other.close()
 
 
-async def test_an_answer_that_nobody_asked_for_is_let_go() -> None:
-    near, remote = socket.socketpair()
-    near.setblocking(False)
+async def test_a_reply_without_a_request_is_ignored() -> None:
+    client_end, kernel_end = socket.socketpair()
+    client_end.setblocking(False)
     client, other = (
-        SocketClient(near, 0.5, SimpleNamespace(late=0), KernelState()),
-        FrameSocket(remote, Pool(0.5)),
+        SocketClient(client_end, 0.5, SimpleNamespace(late=0), KernelState()),
+        FrameSocket(kernel_end, Pool(0.5)),
     )
     parts, files = other.pack(77, {})
-    send_all(remote, parts, files)
+    send_all(kernel_end, parts, files)
     asked = client.ask({"op": "x", "sizes": []})
     parts, files = other.pack(1, {"right": True})
-    send_all(remote, parts, files)
+    send_all(kernel_end, parts, files)
     assert (await asyncio.wait_for(asked, 30))[0]["right"]
     client.close()
     other.close()
 
 
-async def test_the_thread_ends_when_the_near_end_does_not_show_the_secret(
+async def test_the_socket_thread_ends_when_the_client_does_not_send_the_secret(
     listener: SocketListener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It does not wait for ever for one that was stopped there."""
-    monkeypatch.setattr(_server, "KNOCK", 0.05)  # or it would be a minute
+    """It does not wait for ever for a client that was stopped at this point."""
+    monkeypatch.setattr(_socket_thread, "KNOCK", 0.05)  # or it would be a minute
     remote = Remote()
     assert join(remote, listener.offer) == ""
     started = time.monotonic()

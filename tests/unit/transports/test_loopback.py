@@ -116,7 +116,7 @@ async def test_a_piece_that_brings_nothing_is_told_at_once() -> None:
             received(channel, message)
 
         bridge._transport.dispatcher.received = empty  # type: ignore[method-assign]
-        with pytest.raises(ReplyLost, match="its piece at .* is not whole"):
+        with pytest.raises(ReplyLost, match="its chunk at .* is not whole"):
             await bridge.pull("large")
         del bridge._transport.dispatcher.received
         assert len(await bridge.pull("large")) == 40 << 20
