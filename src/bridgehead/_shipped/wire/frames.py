@@ -111,7 +111,7 @@ def private_copy(frames: Sequence[Buffer]) -> list[memoryview]:
 
 
 def snapshot(frames: list[memoryview]) -> list[memoryview]:
-    """Copy the frames that are views of live objects; frame 0, the pickle, is none.
+    """Copy the frames that are views of live objects; the pickle, frame 0, needs no copy.
 
     Each frame is copied in one step, in which no other thread can run. Memory from ``allocate``
     takes 14 ms for 100 MB; ``bytes`` take 50.

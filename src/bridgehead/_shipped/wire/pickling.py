@@ -194,8 +194,6 @@ def encode_small(value: Any) -> list[memoryview]:
 
 
 LARGE = 1 << 18  # bytes; larger pickles are read in steps, so that other threads can run
-    1 << 18
-)  # bytes; a pickle of this size and more is read in steps, between which threads may run
 
 
 def decode(frames: Sequence[Buffer], unpickler: Any = pickle.Unpickler) -> Any:

@@ -43,8 +43,6 @@ UCRED = Struct("iII")  # pid, uid, gid of SO_PEERCRED
 _decode = JSONDecoder().raw_decode
 # Serial, header and frames; frames are None if their segment could not be mapped.
 SocketMessage = Tuple[int, Any, Any]
-    int, Any, Any
-]  # serial, header, frames (None if the segment could not be mapped)
 
 
 class FrameSocket:
