@@ -178,11 +178,7 @@ def populate(block: mmap.mmap, start: int, stop: int) -> Iterator[int]:
     for at in range(start // mmap.PAGESIZE * mmap.PAGESIZE, stop, PORTION):
         try:
             block.madvise(POPULATE, at, min(PORTION, stop - at))
-        except (
-            OSError,
-            ValueError,
-            AttributeError,
-        ):  # older Linux: pages are mapped on access
+        except (OSError, ValueError, AttributeError):  # older Linux: it maps a page on first access
             return
         yield 0
 
@@ -355,9 +351,8 @@ class SegmentCache:
     def __init__(self) -> None:
         self.known: dict[int, MappedSegment] = {}
         self.released: Deque[int] = deque()  # numbers to report to the sender; negative if tainted
-        self.cold: Deque[Tuple[int, int]] = (
-            deque()
-        )  # leases whose pages are not all mapped, and up to where
+        # Leases whose pages are not all mapped yet, and the end of the bytes to map.
+        self.cold: Deque[Tuple[int, int]] = deque()
 
     def add(self, number: int, file: int, capacity: int, private: bool) -> None:
         """Map a segment and take over its file; raise ``OSError`` if it cannot be mapped."""

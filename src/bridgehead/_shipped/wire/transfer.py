@@ -38,9 +38,7 @@ class Inbox:
         if self.total > ADDRESSES:
             raise WireError("protocol", "no memory for %d bytes" % self.total)
         self.begun: dict[int, memoryview] = {}  # by the frame's index
-        self.chunks: dict[
-            int, int
-        ] = {}  # lengths of the chunks that arrived and were checked, by offset
+        self.chunks: dict[int, int] = {}  # lengths of the checked chunks, by offset
         self.touched: float = monotonic()
         self.lock: Any = Lock()
 
@@ -152,7 +150,7 @@ class Outbox:
     ) -> None:
         self.frames, self.sizes, self.total = frames, sizes, sum(sizes)
         self.owner, self.segment, self.touched = owner, segment, monotonic()
-        self.answer: Any = None  # the header of a response that the client may ask for again
+        self.response: Any = None  # the header of a response that the client may ask for again
 
     def drop(self) -> None:
         """Give the segment back, if there is one."""
