@@ -83,7 +83,7 @@ def digests(frames: list[bytes]) -> list[str]:
     return [hashlib.sha256(frame).hexdigest() for frame in frames]
 
 
-def test_code_objects_run_where_the_bytecode_is_the_same_and_the_sources_elsewhere(
+def test_code_objects_run_if_the_bytecode_is_the_same_and_sources_otherwise(
     beside: SideChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     beside.frames = grown(beside.frames)
@@ -105,7 +105,7 @@ def test_code_objects_of_another_compiler_never_run(
 
 
 @pytest.mark.parametrize("frame", range(len(_shipping.SHIPPED)))
-def test_nothing_runs_of_what_was_altered_on_the_way(
+def test_altered_code_does_not_run(
     beside: SideChannel, frame: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     last = beside.frames[frame][-1]

@@ -39,7 +39,7 @@ code = pytest.mark.parametrize(("code", "use"), CODE.values(), ids=CODE.keys())
 
 
 @code
-def test_code_needs_cloudpickle_there_and_its_absence_is_told(
+def test_code_needs_cloudpickle_in_the_kernel_and_its_absence_is_reported(
     space: Space, code: str, use: Callable[[Any], Any]
 ) -> None:
     space.cell(code)
@@ -64,7 +64,7 @@ def test_code_comes_back_from_the_same_minor_version_only(
     assert equipped.snapshot() == before
 
 
-def test_code_for_another_kernel_is_judged_by_that_ones_python(equipped: Space) -> None:
+def test_code_for_another_kernel_is_judged_by_the_python_of_that_kernel(equipped: Space) -> None:
     """Whatever this one's is; and it is told that it is code."""
     equipped.cell("made, data = (lambda: 1), 1")
     asked: dict[str, Any] = {"expressions": ["made"], "names": ["made"]}
@@ -77,7 +77,7 @@ def test_code_for_another_kernel_is_judged_by_that_ones_python(equipped: Space) 
     equipped.ask("fetch", expressions=["data"], names=["data"], reader=[3, 99])
 
 
-def test_data_crosses_between_all_versions_where_cloudpickle_is(equipped: Space) -> None:
+def test_data_crosses_between_all_versions_with_cloudpickle(equipped: Space) -> None:
     value = {"a": [1, 2.5, "é"], "b": datetime.date(2024, 1, 2)}
     equipped.bind(value=value)
     assert equipped.fetch("value") == value
@@ -99,7 +99,7 @@ def test_an_error_that_carries_code_is_never_unpickled_by_another_version(
         assert caught.value.__cause__ is None
 
 
-def test_code_shipped_there_runs_where_the_version_is_the_same(equipped: Space) -> None:
+def test_code_sent_to_the_kernel_runs_if_the_version_is_the_same(equipped: Space) -> None:
     payload = _payload.encode((lambda x: x * 2, (21,), {}), {})
     assert payload.carries_code
     versions = equipped.hello()["versions"] | {"cloudpickle": cloudpickle.__version__}

@@ -20,7 +20,7 @@ LONG = {
 
 
 @pytest.mark.parametrize("code", LONG.values(), ids=LONG.keys())
-def test_more_than_max_bytes_is_told_with_its_size_and_not_copied(space: Space, code: str) -> None:
+def test_a_value_beyond_max_bytes_is_reported_with_its_size_and_not_copied(space: Space, code: str) -> None:
     space.cell(code)
     size = sum(frame.nbytes for frame in space.ask("fetch", expressions=["long"])[1])
     for limit in (0, 1000, size - 1):
@@ -47,7 +47,7 @@ def test_the_limit_itself_is_allowed(space: Space, limit: int) -> None:
         space.ask("fetch", expressions=["x"], max_bytes=min(limit, size - 1))
 
 
-def test_a_call_whose_value_is_too_large_ran_and_tells_its_size(space: Space) -> None:
+def test_a_call_whose_result_is_too_large_runs_and_reports_the_size(space: Space) -> None:
     code = "__import__('os').environ.update(RAN='1') or b'x' * 5000"
     payload = _payload.encode((eval, (code, {}), {}), {})
     with pytest.raises(PayloadTooLarge) as caught:

@@ -58,7 +58,7 @@ REPLACED = [
 
 
 @pytest.mark.parametrize("function", REPLACED)
-def test_a_replaced_function_of_the_standard_library_does_not_reach_the_loader(
+def test_a_replaced_function_of_the_standard_library_does_not_affect_the_remote_part(
     space: Space, function: str
 ) -> None:
     module = function.partition(".")[0]
@@ -71,7 +71,7 @@ def test_a_replaced_function_of_the_standard_library_does_not_reach_the_loader(
         space.cell(f"{function} = kept")
 
 
-def test_an_emptied_namespace_keeps_its_loader(space: Space) -> None:
+def test_an_emptied_namespace_keeps_its_remote_part(space: Space) -> None:
     space.bind(x=1)
     space.cell("globals().clear()")
     space.bind(y=2)
@@ -79,7 +79,7 @@ def test_an_emptied_namespace_keeps_its_loader(space: Space) -> None:
     assert "x" not in space.names()
 
 
-def test_a_removed_loader_is_told_and_the_next_one_is_another(space: Space) -> None:
+def test_a_removed_remote_part_is_reported_and_the_next_one_has_another_epoch(space: Space) -> None:
     space.bind(x=1)
     before, epoch = space.names(), space.epoch
     space.uproot()

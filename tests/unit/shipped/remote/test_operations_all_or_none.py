@@ -28,7 +28,7 @@ def test_a_push_that_cannot_be_unpickled_changes_nothing(space: Space, place: st
     assert space.snapshot() == before
 
 
-def test_a_push_of_what_is_no_pickle_changes_nothing(space: Space) -> None:
+def test_a_push_that_is_not_a_pickle_changes_nothing(space: Space) -> None:
     before = space.snapshot()
     frames = [memoryview(b"this is no pickle")]
     with pytest.raises(RemoteError) as caught:
@@ -37,7 +37,7 @@ def test_a_push_of_what_is_no_pickle_changes_nothing(space: Space) -> None:
     assert space.snapshot() == before
 
 
-def test_a_push_that_exits_changes_nothing(space: Space) -> None:
+def test_a_push_that_raises_systemexit_changes_nothing(space: Space) -> None:
     before = space.snapshot()
     with pytest.raises(RemoteError, match="leaving") as caught:
         space.bind(a=1, b=Bomb(sys.exit, "leaving"))

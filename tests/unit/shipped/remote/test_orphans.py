@@ -34,7 +34,7 @@ def orphans(space: Space) -> list[str]:
     return space.hello()["orphans"]
 
 
-def test_a_subshell_whose_process_is_gone_is_told_once(space: Space, gone: int) -> None:
+def test_a_subshell_whose_process_has_ended_is_reported_once(space: Space, gone: int) -> None:
     space.bind(x=1)
     space.ask("fetch", expressions=["x"], subshell=note("left", gone))
     space.ask("fetch", expressions=["x"], subshell=note("used", os.getpid()))
@@ -42,7 +42,7 @@ def test_a_subshell_whose_process_is_gone_is_told_once(space: Space, gone: int) 
     assert orphans(space) == []
 
 
-def test_a_busy_subshell_is_never_told(space: Space, gone: int) -> None:
+def test_a_busy_subshell_is_never_reported(space: Space, gone: int) -> None:
     look = f"({FAR}.subshells.orphans(), [*{FAR}.subshells.known])"
     _, frames = space.ask("fetch", expressions=[look], subshell=note("busy", gone))
     assert _payload.decode(frames) == (([], ["busy"]),)
@@ -51,7 +51,7 @@ def test_a_busy_subshell_is_never_told(space: Space, gone: int) -> None:
     assert sorted(orphans(space)) == ["busy", "failed"]
 
 
-def test_one_of_a_process_that_lives_or_of_another_host_is_told_by_its_age(
+def test_a_subshell_of_a_running_process_or_another_host_is_reported_by_its_age(
     space: Space, gone: int
 ) -> None:
     space.bind(x=1)
@@ -70,7 +70,7 @@ def test_one_of_a_process_that_lives_or_of_another_host_is_told_by_its_age(
 
 
 @pytest.mark.parametrize("odd", [None, 5, "s", [], {}, {"id": 5}, {"id": None}], ids=repr)
-def test_a_note_that_is_none_is_ignored(space: Space, odd: Any) -> None:
+def test_a_malformed_owner_is_ignored(space: Space, odd: Any) -> None:
     space.bind(x=1)
     header = space.header("fetch", expressions=["x"])
     space.finish({**header, "subshell": odd})

@@ -47,7 +47,7 @@ def test_megabytes_cross_out_of_band(space: Space) -> None:
     assert other_back == other
 
 
-def test_a_long_answer_comes_in_pieces_which_are_freed(space: Space) -> None:
+def test_a_long_response_comes_in_chunks_which_are_freed(space: Space) -> None:
     space.bind(data=megabytes(0.5))
     header = space.header("fetch", expressions=["data"])
     told, parts = space.cross(header)
@@ -66,7 +66,7 @@ def test_a_long_answer_comes_in_pieces_which_are_freed(space: Space) -> None:
         raise_error(gone, ())
 
 
-def test_a_long_answer_that_lacks_a_piece_is_told(space: Space) -> None:
+def test_a_long_response_that_lacks_a_chunk_is_reported(space: Space) -> None:
     space.bind(data=megabytes(0.25))
     header = space.header("fetch", expressions=["data"])
     told, parts = space.cross(header)
@@ -77,7 +77,7 @@ def test_a_long_answer_that_lacks_a_piece_is_told(space: Space) -> None:
     space.forget(header)
 
 
-def test_nothing_happens_before_the_last_piece(space: Space) -> None:
+def test_nothing_happens_before_the_last_chunk(space: Space) -> None:
     values = {"data": megabytes(0.25)}
     payload = _payload.encode(values, values)
     before = space.snapshot()
@@ -94,7 +94,7 @@ def test_nothing_happens_before_the_last_piece(space: Space) -> None:
     assert space.snapshot() == before
 
 
-def test_a_piece_sent_twice_is_harmless(space: Space) -> None:
+def test_a_chunk_sent_twice_is_harmless(space: Space) -> None:
     values = {"data": megabytes(0.25)}
     payload = _payload.encode(values, values)
     header = space.header("bind", payload.frames, names=["data"])
@@ -106,7 +106,7 @@ def test_a_piece_sent_twice_is_harmless(space: Space) -> None:
     assert space.kept() == (0, 0)
 
 
-def test_a_piece_that_is_damaged_is_refused_when_it_arrives(space: Space) -> None:
+def test_a_damaged_chunk_is_refused_when_it_arrives(space: Space) -> None:
     values = {"data": megabytes(0.25)}
     payload = _payload.encode(values, values)
     before = space.snapshot()
@@ -125,7 +125,7 @@ def test_a_piece_that_is_damaged_is_refused_when_it_arrives(space: Space) -> Non
     assert space.kept() == (0, 0)
 
 
-def test_pieces_of_other_sizes_are_not_of_the_same_request(space: Space) -> None:
+def test_chunks_with_other_sizes_are_not_of_the_same_request(space: Space) -> None:
     values = {"data": megabytes(0.25)}
     payload = _payload.encode(values, values)
     before = space.snapshot()
@@ -138,7 +138,7 @@ def test_pieces_of_other_sizes_are_not_of_the_same_request(space: Space) -> None
     assert space.kept() == (0, 0)
 
 
-def test_the_pieces_of_two_requests_may_be_mixed(space: Space) -> None:
+def test_the_chunks_of_two_requests_may_be_mixed(space: Space) -> None:
     parcels = {
         name: _payload.encode({name: megabytes(n)}, {}) for n, name in [(0.25, "a"), (0.5, "b")]
     }
@@ -162,7 +162,7 @@ def test_the_pieces_of_two_requests_may_be_mixed(space: Space) -> None:
 # ---------------------------------------------------------------- the same message twice
 
 
-def test_a_request_that_was_made_before_is_not_done_again(space: Space) -> None:
+def test_a_repeated_request_does_not_run_again(space: Space) -> None:
     header, payload = to_bind(space, a=1)
     data = stream(payload.frames)
     space.finish(header, data)
@@ -174,7 +174,7 @@ def test_a_request_that_was_made_before_is_not_done_again(space: Space) -> None:
     assert space.snapshot() == before
 
 
-def test_one_that_failed_is_not_done_again_either(space: Space) -> None:
+def test_a_failed_request_does_not_run_again(space: Space) -> None:
     header, payload = to_bind(space, a=Bomb(int, "no number"))
     with pytest.raises(RemoteError):
         space.finish(header, stream(payload.frames))
@@ -182,7 +182,7 @@ def test_one_that_failed_is_not_done_again_either(space: Space) -> None:
         space.finish(header, stream(payload.frames))
 
 
-def test_a_batch_that_was_made_before_is_not_done_again(space: Space) -> None:
+def test_a_repeated_batch_does_not_run_again(space: Space) -> None:
     asked = to_bind(space, a=1)
     space.batch(asked, id="twice")
     space.bind(a=2)
@@ -191,7 +191,7 @@ def test_a_batch_that_was_made_before_is_not_done_again(space: Space) -> None:
     assert space.fetch("a") == 2
 
 
-def test_one_that_arrived_damaged_may_be_made_again(space: Space) -> None:
+def test_a_request_that_arrived_damaged_may_be_sent_again(space: Space) -> None:
     header, payload = to_bind(space, a=1)
     data = stream(payload.frames)
     with pytest.raises(IntegrityError):
@@ -203,7 +203,7 @@ def test_one_that_arrived_damaged_may_be_made_again(space: Space) -> None:
 # ---------------------------------------------------------------- code objects
 
 
-def test_threads_that_remember_their_requests_at_once_disturb_nobody() -> None:
+def test_threads_can_record_requests_at_the_same_time() -> None:
     """A subshell and the main thread, each with more requests than are remembered."""
     remote, failures = Remote(Kernel({})), []
 

@@ -26,7 +26,7 @@ def value(outcome: Outcome) -> Any:
     return _payload.decode(outcome[1])
 
 
-def test_requests_that_cross_together_are_done_in_order(space: Space) -> None:
+def test_the_requests_of_a_batch_run_in_order(space: Space) -> None:
     outcomes = space.batch(
         to_bind(space, x=1),
         to_ask(space, "fetch", expressions=["x"]),
@@ -42,7 +42,7 @@ def test_requests_that_cross_together_are_done_in_order(space: Space) -> None:
     assert [told["name"] for told in outcomes[6][0]["names"]] == ["y"]
 
 
-def test_one_that_fails_fails_alone(space: Space) -> None:
+def test_a_failing_request_of_a_batch_fails_alone(space: Space) -> None:
     outcomes = space.batch(
         to_bind(space, a=1, b=2),
         to_bind(space, a="no", c=Bomb(int, "no number")),
@@ -62,7 +62,7 @@ def test_one_that_fails_fails_alone(space: Space) -> None:
 @pytest.mark.parametrize(
     "operation", ["call", "hello", "load_codec", "batch", "watch", "next_chunk", "chunk"]
 )
-def test_a_batch_with_one_that_crosses_alone_is_refused_and_changes_nothing(
+def test_a_batch_with_an_operation_that_crosses_alone_is_refused_and_changes_nothing(
     space: Space, operation: str
 ) -> None:
     before = space.snapshot()
@@ -73,7 +73,7 @@ def test_a_batch_with_one_that_crosses_alone_is_refused_and_changes_nothing(
 
 
 @pytest.mark.parametrize("damaged", [{}, None, [], {"op": "bind"}, 7], ids=repr)
-def test_a_batch_with_what_is_no_request_is_refused_and_changes_nothing(
+def test_a_batch_with_a_malformed_request_is_refused_and_changes_nothing(
     space: Space, damaged: Any
 ) -> None:
     before = space.snapshot()
@@ -85,7 +85,7 @@ def test_a_batch_with_what_is_no_request_is_refused_and_changes_nothing(
     assert space.snapshot() == before
 
 
-def test_a_batch_whose_frames_are_fewer_than_its_requests_need_is_told(space: Space) -> None:
+def test_a_batch_with_fewer_frames_than_its_requests_need_is_reported(space: Space) -> None:
     first, second = to_bind(space, a=1), to_bind(space, b=1)
     batch = {**batch_header([first[0], second[0]], first[1].frames), "chunk": CHUNK}
     told, parts = space.finish(batch, stream(first[1].frames))
@@ -95,7 +95,7 @@ def test_a_batch_whose_frames_are_fewer_than_its_requests_need_is_told(space: Sp
     assert "b" not in space.names()
 
 
-def test_what_comes_after_the_message_is_full_was_not_done_and_is_told_to_come_again(
+def test_requests_behind_a_full_message_do_not_run_and_must_be_sent_again(
     space: Space,
 ) -> None:
     space.bind(long=megabytes(0.2), other=1)
@@ -117,7 +117,7 @@ def test_what_comes_after_the_message_is_full_was_not_done_and_is_told_to_come_a
     assert "long" not in space.names()
 
 
-def test_an_interrupt_at_any_instruction_leaves_each_of_a_batch_whole(space: Space) -> None:
+def test_an_interrupt_at_any_instruction_leaves_each_request_of_a_batch_whole(space: Space) -> None:
     tracer = Space(space.bare)
     tracer.cell(INTERRUPT)
     interrupted = alone = 0

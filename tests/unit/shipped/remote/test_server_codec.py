@@ -26,7 +26,7 @@ def codec_sources() -> _payload.Payload:
     return _payload.Payload(_shipping.codec_sources(), carries_code=False, refs=False)
 
 
-def test_what_needs_the_data_only_codec_is_refused_before_it_is_there(untaught: Space) -> None:
+def test_a_request_that_needs_the_data_only_codec_is_refused_before_it_is_loaded(untaught: Space) -> None:
     untaught.bind(x=1)
     with pytest.raises(ProtocolError, match="is not here"):
         untaught.ask("fetch", expressions=["x"], trust="data")
@@ -36,7 +36,7 @@ def test_what_needs_the_data_only_codec_is_refused_before_it_is_there(untaught: 
     assert "y" not in untaught.names()
 
 
-def test_a_loader_that_learned_it_sends_and_opens_nothing_but_data(untaught: Space) -> None:
+def test_with_the_codec_loaded_only_data_is_sent_and_decoded(untaught: Space) -> None:
     names = untaught.names()
     for _ in range(2):
         untaught.ask("load_codec", codec_sources())
@@ -57,7 +57,7 @@ def test_a_loader_that_learned_it_sends_and_opens_nothing_but_data(untaught: Spa
 
 
 @pytest.mark.parametrize("source", [b"\xff", b"1 +", b"raise LookupError", b"import nowhere"])
-def test_a_lesson_that_cannot_be_learned_is_told(untaught: Space, source: bytes) -> None:
+def test_a_codec_that_cannot_be_loaded_is_reported(untaught: Space, source: bytes) -> None:
     payload = _payload.Payload([memoryview(source)], carries_code=False, refs=False)
     with pytest.raises(RemoteError):
         untaught.ask("load_codec", payload)

@@ -93,7 +93,7 @@ def test_nothing_is_bound_in_the_middle_of_a_cell_that_has_just_begun(server: So
     assert server.remote.kernel.namespace == {"x": "cells_begun"}
 
 
-def test_of_a_batch_what_comes_after_the_beginning_of_a_cell_comes_again(
+def test_the_requests_of_a_batch_behind_a_new_cell_must_be_sent_again(
     server: SocketThread,
 ) -> None:
     first, second, third = bind(server, x=1), bind(server, y=Begins()), bind(server, z=3)
@@ -105,12 +105,12 @@ def test_of_a_batch_what_comes_after_the_beginning_of_a_cell_comes_again(
     assert server.remote.kernel.namespace == {"x": 1, "y": 2, "z": 3}
 
 
-def test_a_batch_whose_first_is_overtaken_waits_as_a_whole(server: SocketThread) -> None:
+def test_a_batch_whose_first_request_is_overtaken_by_a_cell_waits_as_a_whole(server: SocketThread) -> None:
     assert together(server, bind(server, x=Begins()), bind(server, y=1)) == {"busy": True}
     assert server.remote.kernel.namespace == {}
 
 
-def test_an_interrupt_while_an_answer_is_copied_keeps_no_memory(
+def test_an_interrupt_while_a_response_is_copied_keeps_no_memory(
     server: SocketThread, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def interrupted(*args: Any) -> Any:

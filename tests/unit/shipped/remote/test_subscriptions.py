@@ -112,7 +112,7 @@ def watched(python: Python, kernels: Callable[..., Bare]) -> Watched:
     return opened
 
 
-def test_a_watched_value_is_told_now_and_when_a_cell_changed_it(watched: Watched) -> None:
+def test_a_watched_value_is_sent_at_once_and_after_each_cell_that_changes_it(watched: Watched) -> None:
     watched.run("x = 1")
     assert _payload.decode(watched.watch("x")[1]) == (1,)
     (news,) = watched.run("x = 2")
@@ -127,7 +127,7 @@ def test_a_watched_value_is_told_now_and_when_a_cell_changed_it(watched: Watched
     assert watched.value(watched.run("x.append(4)")[0]) == [3, 4]
 
 
-def test_news_come_as_buffers_where_these_arrive(watched: Watched) -> None:
+def test_updates_come_as_buffers_on_the_buffers_lane(watched: Watched) -> None:
     watched.run("x = 1")
     watched.watch("x", lane="buffers")
     (news,) = watched.run("x = b'long' * 1000")
@@ -135,7 +135,7 @@ def test_news_come_as_buffers_where_these_arrive(watched: Watched) -> None:
     assert watched.value(news) == b"long" * 1000
 
 
-def test_what_a_watched_expression_raises_is_news_too_and_hurts_no_cell(watched: Watched) -> None:
+def test_an_error_of_a_watched_expression_is_an_update_and_harms_no_cell(watched: Watched) -> None:
     watched.run("d = {'a': 1}")
     watched.watch("d['a']")
     (news,) = watched.run("d.clear()")
@@ -148,7 +148,7 @@ def test_what_a_watched_expression_raises_is_news_too_and_hurts_no_cell(watched:
         watched.open(news)
 
 
-def test_a_value_that_ends_a_program_when_it_is_looked_at_is_told(watched: Watched) -> None:
+def test_a_watched_expression_that_raises_systemexit_is_reported(watched: Watched) -> None:
     watched.run("def look(): return 1")
     watched.watch("look()")
     (news,) = watched.run("def look(): raise SystemExit('bye')")
@@ -156,7 +156,7 @@ def test_a_value_that_ends_a_program_when_it_is_looked_at_is_told(watched: Watch
         watched.open(news)
 
 
-def test_news_beyond_max_bytes_tell_the_size_alone(watched: Watched) -> None:
+def test_an_update_beyond_max_bytes_reports_its_size_alone(watched: Watched) -> None:
     watched.run("x = 1")
     watched.watch("x", max_bytes=1000)
     (news,) = watched.run("x = b'x' * 5000")
@@ -165,7 +165,7 @@ def test_news_beyond_max_bytes_tell_the_size_alone(watched: Watched) -> None:
     assert caught.value.bytes > 5000
 
 
-def test_what_cannot_be_evaluated_is_not_watched(watched: Watched) -> None:
+def test_an_expression_that_fails_is_not_watched(watched: Watched) -> None:
     with pytest.raises(NameNotFound):
         watched.watch("nowhere")
     with pytest.raises(RemoteError):
@@ -174,7 +174,7 @@ def test_what_cannot_be_evaluated_is_not_watched(watched: Watched) -> None:
     assert watched.fetch("get_ipython().events.functions") == []
 
 
-def test_a_watch_that_ended_tells_nothing_and_leaves_nothing(watched: Watched) -> None:
+def test_an_ended_watch_sends_nothing_and_leaves_nothing(watched: Watched) -> None:
     watched.run("x = 1")
     for identity in ("v", "w"):
         watched.watch("x", identity)
@@ -189,7 +189,7 @@ def test_a_watch_that_ended_tells_nothing_and_leaves_nothing(watched: Watched) -
     assert watched.watches() == 0
 
 
-def test_long_news_are_fetched_in_pieces_and_go_when_there_are_newer_ones(
+def test_a_long_update_is_fetched_in_chunks_and_dropped_by_a_newer_one(
     watched: Watched,
 ) -> None:
     watched.run("x = 1")
@@ -206,7 +206,7 @@ def test_long_news_are_fetched_in_pieces_and_go_when_there_are_newer_ones(
     assert watched.kept() == (0, 0)
 
 
-def test_a_watch_asked_for_again_goes_on_and_one_forgotten_is_dropped(watched: Watched) -> None:
+def test_a_renewed_watch_goes_on_and_a_forgotten_one_is_dropped(watched: Watched) -> None:
     watched.run("x = 0")
     for identity in ("kept", "left"):
         watched.watch("x", identity)
@@ -218,7 +218,7 @@ def test_a_watch_asked_for_again_goes_on_and_one_forgotten_is_dropped(watched: W
     assert watched.watches() == 1
 
 
-def test_a_kernel_that_tells_nobody_when_a_cell_is_done_cannot_watch(space: Space) -> None:
+def test_a_kernel_without_cell_events_cannot_watch(space: Space) -> None:
     space.bind(x=1)
     with pytest.raises(NotSupported, match="tells nobody"):
         space.ask("watch", expressions=["x"], watch="w")

@@ -45,7 +45,7 @@ def travel(value: Any) -> Any:
     ],
     ids=["none", "containers", "scalars", "range", "timestamp"],
 )
-def test_an_object_comes_out_as_it_went_in(value: Any) -> None:
+def test_an_object_arrives_equal_to_what_was_sent(value: Any) -> None:
     back = travel(value)
     assert type(back) is type(value)
     assert back == value
@@ -64,7 +64,7 @@ def test_frames_are_views_of_the_live_object() -> None:
     assert np.shares_memory(np.frombuffer(frames[1], "f8"), array)
 
 
-def test_what_is_one_object_stays_one() -> None:
+def test_an_object_referenced_twice_arrives_as_one_object() -> None:
     array = np.arange(10_000)
     left, right = travel([array, array])
     assert left is right
@@ -132,7 +132,7 @@ def test_arrays_of_every_layout_cross(array: np.ndarray[Any, Any]) -> None:
 
 @pytest.mark.parametrize("count", [3, 3000], ids=["in-band", "out-of-band"])
 @pytest.mark.parametrize("writeable", [True, False], ids=["writable", "read-only"])
-def test_whether_an_array_can_be_written_to_crosses_too(count: int, writeable: bool) -> None:
+def test_the_writeable_flag_of_an_array_is_kept(count: int, writeable: bool) -> None:
     array = np.arange(count)
     array.flags.writeable = writeable
     assert travel(array).flags.writeable is writeable
@@ -162,7 +162,7 @@ def test_a_table_crosses_with_its_attributes() -> None:
     assert back.attrs == table.attrs
 
 
-def test_what_was_received_in_read_only_memory_is_read_only() -> None:
+def test_an_array_in_read_only_memory_is_read_only() -> None:
     frames, _ = _codec.encode(np.arange(3000))
     assert not _codec.decode([bytes(frame) for frame in frames]).flags.writeable
 
@@ -195,11 +195,11 @@ def a_class_made_here() -> type:
         pytest.param(local_function.__code__, True, id="a code object"),
     ],
 )
-def test_encode_tells_whether_code_objects_are_carried(value: Any, carries: bool) -> None:
+def test_encode_reports_whether_code_objects_are_carried(value: Any, carries: bool) -> None:
     assert _codec.encode(value)[1] is carries
 
 
-def test_references_are_reduced_by_whoever_knows_them() -> None:
+def test_references_are_reduced_by_the_given_function() -> None:
     class Handle:
         pass
 
@@ -309,24 +309,24 @@ BLAME: dict[str, tuple[Any, str]] = {
 
 
 @pytest.mark.parametrize(("value", "path"), BLAME.values(), ids=BLAME.keys())
-def test_blame_names_the_path_to_what_cannot_be_pickled(value: Any, path: str) -> None:
+def test_find_unpicklable_returns_the_path_to_the_part(value: Any, path: str) -> None:
     found, error = find_unpicklable(value, "x")
     assert found == path
     assert "cannot pickle" in str(error)
 
 
-def test_blame_starts_with_the_name_that_was_given() -> None:
+def test_the_path_starts_with_the_given_name() -> None:
     assert find_unpicklable({"lock": LOCK}, "config")[0] == "config['lock']"
     assert find_unpicklable(table(), "df")[0] == "df.attrs['lock']"
 
 
-def test_blame_spares_what_is_not_pickled() -> None:
+def test_the_search_skips_attributes_that_are_not_pickled() -> None:
     path, error = find_unpicklable(ReducesWithoutTheLock(), "x")
     assert "lock" not in path
     assert "generator" in str(error)
 
 
-def test_blame_tells_the_error_of_the_part_itself() -> None:
+def test_the_error_is_that_of_the_part_itself() -> None:
     class Refuses:
         def __reduce__(self) -> Any:
             raise ValueError("I would rather not")
@@ -335,7 +335,7 @@ def test_blame_tells_the_error_of_the_part_itself() -> None:
     assert (path, type(error), str(error)) == ("x['a'][0]", ValueError, "I would rather not")
 
 
-def test_blame_survives_a_state_that_raises() -> None:
+def test_the_search_survives_a_getstate_that_raises() -> None:
     class WireError:
         def __getstate__(self) -> Any:
             raise ValueError("no state")
@@ -344,7 +344,7 @@ def test_blame_survives_a_state_that_raises() -> None:
     assert (path, str(error)) == ("x[0]", "no state")
 
 
-def test_nobody_is_blamed_for_what_can_be_pickled() -> None:
+def test_a_value_that_can_be_pickled_gives_its_own_path() -> None:
     path, error = find_unpicklable([1, 2], "x")
     assert path == "x"
     assert isinstance(error, pickle.PicklingError)
@@ -372,7 +372,7 @@ DEEP = [deep_list, deep_dict, deep_object]
 
 
 @pytest.mark.parametrize("make", DEEP)
-def test_what_is_nested_100_000_deep_is_told_and_does_not_crash(make: Callable[..., Any]) -> None:
+def test_a_value_nested_100_000_deep_raises_and_does_not_crash(make: Callable[..., Any]) -> None:
     value = make(100_000, 1)
     with pytest.raises((RecursionError, pickle.PicklingError), match="recursion"):
         _codec.encode(value)
@@ -381,5 +381,5 @@ def test_what_is_nested_100_000_deep_is_told_and_does_not_crash(make: Callable[.
     assert len(path) < 200
 
 
-def test_blame_finds_its_way_50_levels_down() -> None:
+def test_the_search_goes_50_levels_deep() -> None:
     assert find_unpicklable(deep_list(50, LOCK), "x")[0] == "x" + "[0]" * 50

@@ -35,7 +35,7 @@ from support.shared import (
 pytestmark = needs_segments
 
 
-def test_views_are_aligned_writable_and_what_was_written(pool: Pool) -> None:
+def test_views_are_aligned_and_writable_and_hold_what_was_written(pool: Pool) -> None:
     maps = SegmentCache()
     arrays = [np.arange(n, dtype=kind) for n in (1, 7, 1000, 99_999) for kind in "bhdD"]
     segment, back = sent(pool, maps, *arrays)
@@ -48,13 +48,13 @@ def test_views_are_aligned_writable_and_what_was_written(pool: Pool) -> None:
     assert segment.leases == 1
 
 
-def test_an_empty_frame_among_others(pool: Pool) -> None:
+def test_empty_frames_among_others_arrive(pool: Pool) -> None:
     _, (none, one, last) = sent(pool, SegmentCache(), np.zeros(0), np.arange(10_000.0), np.zeros(0))
     assert none.size == last.size == 0
     assert one.sum() == 49_995_000
 
 
-def test_the_address_is_that_of_the_mapping(pool: Pool) -> None:
+def test_an_array_lies_at_the_address_of_the_mapping(pool: Pool) -> None:
     maps = SegmentCache()
     segment, (array,) = sent(pool, maps, np.ones(MIB, "u1"))
     mapping = maps.known[segment.number]
@@ -80,7 +80,7 @@ def test_a_lease_ends_with_the_last_array_and_not_before(pool: Pool) -> None:
     assert segment.leases == 0
 
 
-def test_a_lease_ends_in_whatever_thread_the_last_array_dies(pool: Pool) -> None:
+def test_a_lease_ends_in_any_thread_in_which_the_last_array_dies(pool: Pool) -> None:
     maps = SegmentCache()
     segment, arrays = sent(pool, maps, np.arange(100_000))
     holder = [arrays.pop()]
@@ -104,7 +104,7 @@ def test_a_cycle_keeps_a_lease_until_it_is_collected(pool: Pool) -> None:
     assert released(pool, maps) == [segment.number]
 
 
-def test_a_segment_that_is_used_is_not_reused(pool: Pool) -> None:
+def test_a_leased_segment_is_not_reused(pool: Pool) -> None:
     maps = SegmentCache()
     first, (old,) = sent(pool, maps, np.full(MIB, 1, "u1"))
     part = old[1000:1010]
@@ -122,7 +122,7 @@ def test_a_segment_that_is_used_is_not_reused(pool: Pool) -> None:
     assert {segment.leases for segment in pool.segments.values()} == {0}
 
 
-def test_what_was_there_before_shows_in_no_later_view(pool: Pool) -> None:
+def test_earlier_content_shows_in_no_later_view(pool: Pool) -> None:
     maps = SegmentCache()
     first, (large,) = sent(pool, maps, np.full(MIB, 255, "u1"))
     del large
@@ -158,7 +158,7 @@ def test_each_of_several_receivers_has_its_own_lease() -> None:
     pool.close()
 
 
-def test_a_lease_outlives_its_maps(pool: Pool) -> None:
+def test_a_lease_outlives_its_segment_cache(pool: Pool) -> None:
     maps = SegmentCache()
     segment, (array,) = sent(pool, maps, np.arange(100_000))
     maps.forget(segment.number)
@@ -185,7 +185,7 @@ def test_a_view_beyond_the_segment_is_refused(pool: Pool) -> None:
 # ---------------------------------------------------------------- pages
 
 
-def test_pages_are_mapped_once_and_before_they_are_touched(pool: Pool) -> None:
+def test_pages_are_mapped_once_and_before_they_are_accessed(pool: Pool) -> None:
     """As far as anything was leased; what is in them stays."""
     maps, before = SegmentCache(), resident()
     pool.give_back(filled(pool, np.ones(8 * MIB, "u1"))[0])
@@ -205,7 +205,7 @@ def test_pages_are_mapped_once_and_before_they_are_touched(pool: Pool) -> None:
     assert len(pool.segments) == 1
 
 
-def test_nobodys_pages_are_mapped(pool: Pool) -> None:
+def test_pages_without_a_lease_are_not_mapped(pool: Pool) -> None:
     """What arrived for somebody who was cancelled: it keeps nothing, and costs nothing later."""
     maps, before, files = SegmentCache(), resident(), descriptors()
     segment, arrays = sent(pool, maps, np.ones(8 * MIB, "u1"))
@@ -226,7 +226,7 @@ def test_nobodys_pages_are_mapped(pool: Pool) -> None:
     assert (array == 3).all()
 
 
-def test_several_threads_map_pages(pool: Pool) -> None:
+def test_several_threads_can_map_pages(pool: Pool) -> None:
     """What was leased can be read, and no thread is told that another was quicker."""
     segment, (total,) = filled(pool, np.full(32 * MIB, 5, "u1"))
     current, failures, ended = [SegmentCache()], [], threading.Event()
@@ -262,7 +262,7 @@ def test_several_threads_map_pages(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("seals", [0, fcntl.F_SEAL_GROW, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL])
-def test_what_could_be_truncated_is_refused(seals: int) -> None:
+def test_a_file_that_could_be_truncated_is_refused(seals: int) -> None:
     """H2: a segment without the seal would be SIGBUS one day."""
     file = os.memfd_create("loose", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(file, MIB)
@@ -278,7 +278,7 @@ def test_what_could_be_truncated_is_refused(seals: int) -> None:
         raise OSError
 
 
-def test_a_segment_smaller_than_is_said_is_refused(pool: Pool) -> None:
+def test_a_segment_smaller_than_announced_is_refused(pool: Pool) -> None:
     segment, _ = filled(pool, np.ones(MIB, "u1"))
     with pytest.raises(OSError, match="could be truncated"):
         SegmentCache().add(segment.number, os.dup(segment.file), segment.capacity + 1, False)
@@ -300,7 +300,7 @@ def test_another_kind_of_file_is_refused(what: str, tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("capacity", [-1, 1 << 62, (1 << 64) - 1])
-def test_a_capacity_that_no_machine_has_is_refused(pool: Pool, capacity: int) -> None:
+def test_a_capacity_beyond_any_machine_is_refused(pool: Pool, capacity: int) -> None:
     maps, (segment, _) = SegmentCache(), filled(pool, np.ones(MIB, "u1"))
     with pytest.raises((OSError, ValueError, OverflowError)):
         maps.add(segment.number, os.dup(segment.file), capacity, False)
@@ -311,7 +311,7 @@ def test_a_capacity_that_no_machine_has_is_refused(pool: Pool, capacity: int) ->
 
 
 @pytest.mark.parametrize("warm", [False, True])
-def test_a_child_writes_into_its_own(warm: bool) -> None:
+def test_a_forked_child_writes_into_its_own_copy(warm: bool) -> None:
     found = in_a_process(f"""
 pool, maps = Pool(0.5), SegmentCache()
 segment, (array,) = sent(pool, maps, np.zeros(MIB, "u1"))
@@ -337,7 +337,7 @@ say([*seen, here, int(array.sum()), array.ctypes.data % 64])
     assert found == [MIB, 9 * MIB, MIB, 3 * MIB, 0]
 
 
-def test_the_parent_writes_and_the_child_sees_nothing_of_it() -> None:
+def test_a_forked_child_does_not_see_what_the_parent_writes() -> None:
     found = in_a_process("""
 pool, maps = Pool(0.5), SegmentCache()
 segment, (array,) = sent(pool, maps, np.ones(MIB, "u1"))
@@ -359,7 +359,7 @@ say([in_child(child), int(array.sum())])
     assert found == [MIB, 7 * MIB]
 
 
-def test_what_a_fork_made_private_is_not_used_again() -> None:
+def test_a_segment_made_private_by_a_fork_is_not_used_again() -> None:
     """Its sender writes into the file, and the receiver would see nothing of it."""
     found = in_a_process("""
 pool, maps = Pool(0.5), SegmentCache()
@@ -377,7 +377,7 @@ say([quiet, [number + segment.number for number in told], list(maps.known)])
     assert found == [[], [0], []]
 
 
-def test_pages_that_are_mapped_after_a_fork() -> None:
+def test_pages_mapped_after_a_fork_keep_their_content_and_are_private() -> None:
     """Those of what became this process's own are the same as before, and are its own."""
     found = in_a_process("""
 pool, maps = Pool(0.5), SegmentCache()
@@ -397,7 +397,7 @@ say([*seen, int(array[:10].sum()), int(array[11]), bytes(segment.read([MIB])[0])
     assert found == [50, 9, 25, 1, "05" * 10 + "01" * 2]
 
 
-def test_what_arrives_after_a_fork_is_shared_again_and_right() -> None:
+def test_frames_that_arrive_after_a_fork_are_shared_and_right() -> None:
     found = in_a_process("""
 pool, maps = Pool(0.5), SegmentCache()
 sums = []
@@ -416,7 +416,7 @@ say([sums, len(pool.segments)])
     assert found[1] <= 2
 
 
-def test_an_idle_mapping_is_not_spoilt_by_a_fork() -> None:
+def test_a_fork_does_not_taint_an_idle_mapping() -> None:
     """No array of anybody's is in it: there is nothing to keep apart."""
     found = in_a_process("""
 pool, maps = Pool(0.5), SegmentCache()
@@ -431,7 +431,7 @@ say([again is segment, int(array.sum())])
     assert found == [True, 2 * MIB]
 
 
-def test_a_child_that_ends_gives_nothing_back() -> None:
+def test_a_child_that_ends_releases_no_lease() -> None:
     """Its copies of leases are no leases: the segment stays the parent's."""
     found = in_a_process("""
 pool, maps = Pool(0.5), SegmentCache()
@@ -452,7 +452,7 @@ say([segment.leases, list(maps.released), int(array.sum())])
     assert found == [1, [], 2 * MIB]
 
 
-def test_a_grandchild_and_a_second_child() -> None:
+def test_a_grandchild_and_a_second_child_have_their_own_copies() -> None:
     found = in_a_process("""
 pool, maps = Pool(0.5), SegmentCache()
 segment, (array,) = sent(pool, maps, np.ones(MIB, "u1"))

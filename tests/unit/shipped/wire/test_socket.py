@@ -80,7 +80,7 @@ def test_messages_arrive_in_order_with_their_frames(ends: Ends) -> None:
     assert [bytes(frame) for frame in frames] == [b"abc", b"", bytes(1000)]
 
 
-def test_small_frames_are_the_receivers_own_writable_and_aligned(ends: Ends) -> None:
+def test_small_frames_are_copied_and_are_writable_and_aligned(ends: Ends) -> None:
     mine = np.arange(1000.0)
     for serial in (1, 2):
         ends.send(serial, {}, [100, 8000], [bytes(100), memoryview(mine).cast("B")])
@@ -94,7 +94,7 @@ def test_small_frames_are_the_receivers_own_writable_and_aligned(ends: Ends) -> 
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.data())
-def test_however_the_stream_is_split(data: Any) -> None:
+def test_messages_arrive_however_the_stream_is_split(data: Any) -> None:
     """Messages with and without frames, segments, and news of them, cut anywhere."""
     ends, back, expected = Ends(), [], []
     try:
@@ -131,7 +131,7 @@ def test_however_the_stream_is_split(data: Any) -> None:
         ends.close()
 
 
-def test_one_byte_at_a_time(ends: Ends) -> None:
+def test_a_message_may_arrive_one_byte_at_a_time(ends: Ends) -> None:
     segment, sizes = ends.lent(np.arange(100_000))
     parts, files = ends.near.pack(5, {}, sizes, (), segment)
     data, found = b"".join(parts), []
@@ -142,7 +142,7 @@ def test_one_byte_at_a_time(ends: Ends) -> None:
     assert np.frombuffer(found[0][2][0], int).sum() == 4_999_950_000
 
 
-def test_half_a_message_is_none(ends: Ends) -> None:
+def test_half_a_message_is_not_returned(ends: Ends) -> None:
     parts, _ = ends.near.pack(1, {}, [10], [bytes(10)])
     ends.raw(b"".join(parts)[:-1])
     assert ends.arrived() == []
@@ -151,7 +151,7 @@ def test_half_a_message_is_none(ends: Ends) -> None:
     assert ends.remote.next() is None
 
 
-def test_a_closed_end_is_told_after_what_it_sent(ends: Ends) -> None:
+def test_a_closed_socket_is_reported_after_its_last_message(ends: Ends) -> None:
     ends.send(1, {"op": "x"})
     ends.near.close()
     assert ends.remote.receive()
@@ -162,7 +162,7 @@ def test_a_closed_end_is_told_after_what_it_sent(ends: Ends) -> None:
 # ---------------------------------------------------------------- segments
 
 
-def test_a_segments_file_goes_along_once(ends: Ends) -> None:
+def test_the_file_of_a_segment_is_sent_once(ends: Ends) -> None:
     segment, sizes = ends.lent(np.full(100_000, 1))
     parts, files = ends.near.pack(1, {}, sizes, (), segment)
     assert files == [segment.file]
@@ -183,7 +183,7 @@ def test_a_segments_file_goes_along_once(ends: Ends) -> None:
     assert (np.frombuffer(frames[0], int) == 2).all()
 
 
-def test_a_lease_ends_when_it_is_told(ends: Ends) -> None:
+def test_a_lease_ends_when_its_release_is_reported(ends: Ends) -> None:
     segment, sizes = ends.lent(np.arange(100_000))
     ends.send(1, {}, sizes, (), segment)
     (message,) = ends.arrived()
@@ -198,7 +198,7 @@ def test_a_lease_ends_when_it_is_told(ends: Ends) -> None:
     assert not ends.remote.has_updates
 
 
-def test_what_was_given_back_is_forgotten_there(ends: Ends) -> None:
+def test_the_peer_forgets_a_closed_segment(ends: Ends) -> None:
     segment, sizes = ends.lent(np.arange(100_000))
     ends.send(1, {}, sizes, (), segment)
     ends.arrived()
@@ -214,7 +214,7 @@ def test_what_was_given_back_is_forgotten_there(ends: Ends) -> None:
     assert descriptors() < before
 
 
-def test_a_spoilt_segment_is_given_back(ends: Ends) -> None:
+def test_a_tainted_segment_is_closed(ends: Ends) -> None:
     segment, sizes = ends.lent(np.arange(100_000))
     ends.send(1, {}, sizes, (), segment)
     (message,) = ends.arrived()
@@ -225,7 +225,7 @@ def test_a_spoilt_segment_is_given_back(ends: Ends) -> None:
     assert not ends.near.pool.segments
 
 
-def test_closing_ends_the_leases_given_and_none_of_those_taken(ends: Ends) -> None:
+def test_closing_ends_the_leases_and_keeps_the_received_arrays(ends: Ends) -> None:
     segment, sizes = ends.lent(np.arange(100_000))
     ends.send(1, {}, sizes, (), segment)
     ((_, _, frames),) = ends.arrived()
@@ -236,7 +236,7 @@ def test_closing_ends_the_leases_given_and_none_of_those_taken(ends: Ends) -> No
     assert view.sum() == 5_000_050_000
 
 
-def test_closing_closes_what_arrived_and_was_not_mapped(ends: Ends) -> None:
+def test_closing_closes_files_that_arrived_and_were_not_mapped(ends: Ends) -> None:
     before = descriptors()
     segment, sizes = ends.lent(np.arange(100_000))
     parts, files = ends.near.pack(1, {}, sizes, (), segment)
@@ -247,7 +247,7 @@ def test_closing_closes_what_arrived_and_was_not_mapped(ends: Ends) -> None:
     assert descriptors() == before - 2
 
 
-def test_no_descriptor_left_to_receive_one_with(ends: Ends) -> None:
+def test_without_a_free_descriptor_one_message_has_no_frames(ends: Ends) -> None:
     """EMFILE: that message has no frames, and the next one is right."""
     first, sizes = ends.lent(np.full(100_000, 1))
     ends.send(1, {}, sizes, (), first)
@@ -277,7 +277,7 @@ def test_no_descriptor_left_to_receive_one_with(ends: Ends) -> None:
     assert values == [2, 3]
 
 
-def test_two_channels_tell_their_segments_apart(ends: Ends) -> None:
+def test_two_sockets_do_not_mix_up_their_segments(ends: Ends) -> None:
     others = Ends()
     try:
         for both, value in ((ends, 1), (others, 2)):
@@ -323,7 +323,7 @@ WRAPPED = [(1 << 63) - 1, (1 << 63) - 1, 6]  # 4, if nobody looks beyond 64 bits
         pytest.param(b"GET / HTTP/1.1\r\nHost: localhost:8888\r\nAccept: */*\r\n\r\n", id="HTTP"),
     ],
 )
-def test_what_is_no_message_is_broken(ends: Ends, data: bytes) -> None:
+def test_a_malformed_message_raises_wire_error(ends: Ends, data: bytes) -> None:
     assert len(data) >= PREFIX.size  # or it would be waited for
     ends.raw(data)
     with pytest.raises(WireError):
@@ -335,7 +335,7 @@ def test_what_is_no_message_is_broken(ends: Ends, data: bytes) -> None:
 @example(b"")
 @example(prefixed(b"{}") * 3)
 @example(prefixed(b"{}", sizes=[1], segment=1, capacity=1 << 63, flags=3))
-def test_garbage_is_broken_or_waited_for(data: bytes) -> None:
+def test_garbage_raises_wire_error_or_counts_as_incomplete(data: bytes) -> None:
     ends = Ends()
     try:
         if data:
@@ -353,7 +353,7 @@ ANYTHING = st.recursive(st.none() | st.integers() | st.text(), lambda item: st.l
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.lists(NUMBERS, max_size=4) | st.lists(st.integers(0, 300_000), max_size=9), ANYTHING)
-def test_any_sizes_for_a_segment(sizes: list[int], otherwise: Any) -> None:
+def test_any_sizes_of_a_segment_give_frames_or_wire_error(sizes: list[int], otherwise: Any) -> None:
     """Whatever a message says of a segment, header included: frames in it, or ``WireError``."""
     ends = Ends()
     try:
@@ -370,7 +370,7 @@ def test_any_sizes_for_a_segment(sizes: list[int], otherwise: Any) -> None:
 
 
 @pytest.mark.parametrize("sizes", [[], [0], [0, 0], [7], [1 << 40]])
-def test_sizes_of_frames_that_are_not_there(ends: Ends, sizes: list[int]) -> None:
+def test_sizes_of_frames_that_are_not_sent_arrive(ends: Ends, sizes: list[int]) -> None:
     """They are told all the same: such frames come otherwise. Only empty ones need no bytes."""
     ends.send(1, {}, sizes)
     ((_, header, frames),) = ends.arrived()
@@ -379,27 +379,27 @@ def test_sizes_of_frames_that_are_not_there(ends: Ends, sizes: list[int]) -> Non
 
 
 @pytest.mark.parametrize("sizes", [[-64, 64], [-1], [100_000, -50_000]])
-def test_negative_sizes_of_a_segment_are_broken(ends: Ends, sizes: list[int]) -> None:
+def test_negative_sizes_of_a_segment_raise_wire_error(ends: Ends, sizes: list[int]) -> None:
     segment, _ = ends.lent(np.arange(100_000))
     ends.send(1, {}, sizes, (), segment)
     with pytest.raises(WireError):
         ends.arrived()
 
 
-def test_sizes_beyond_the_segment_are_broken(ends: Ends) -> None:
+def test_sizes_beyond_the_segment_raise_wire_error(ends: Ends) -> None:
     segment, _ = ends.lent(np.arange(100_000))
     ends.send(1, {}, [segment.capacity + 1], (), segment)
     with pytest.raises(WireError):
         ends.arrived()
 
 
-def test_a_segment_that_nobody_sent_has_no_frames(ends: Ends) -> None:
+def test_an_unknown_segment_has_no_frames(ends: Ends) -> None:
     ends.raw(prefixed(sizes=[100], segment=77, capacity=MIB))
     ends.raw(prefixed(sizes=[100], segment=78, capacity=MIB, flags=1))
     assert [frames for _, _, frames in ends.arrived()] == [None, None]
 
 
-def test_a_file_that_is_no_segment_has_no_frames(ends: Ends) -> None:
+def test_a_file_that_is_not_a_segment_has_no_frames(ends: Ends) -> None:
     before = descriptors()
     ends.raw(prefixed(sizes=[100], segment=5, capacity=MIB, flags=1), [0])
     loose = os.memfd_create("loose", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -410,7 +410,7 @@ def test_a_file_that_is_no_segment_has_no_frames(ends: Ends) -> None:
     assert descriptors() == before
 
 
-def test_released_numbers_that_nobody_lent_change_nothing(ends: Ends) -> None:
+def test_released_numbers_without_a_lease_change_nothing(ends: Ends) -> None:
     segment, _ = ends.lent(np.arange(100_000))
     numbers = [segment.number + 1, -segment.number - 1, 0, 1 << 62, -(1 << 63)]
     ends.remote.socket.sendall(prefixed(released=numbers, gone=numbers))
@@ -418,14 +418,14 @@ def test_released_numbers_that_nobody_lent_change_nothing(ends: Ends) -> None:
     assert segment.leases == 1
 
 
-def test_a_lease_told_over_twice_is_over_once(ends: Ends) -> None:
+def test_a_lease_released_three_times_ends_once(ends: Ends) -> None:
     segment, _ = ends.lent(np.arange(100_000))
     ends.remote.socket.sendall(prefixed(released=[segment.number] * 3))
     ends.arrived(ends.near)
     assert segment.leases == 0
 
 
-def test_more_files_than_were_told_of_are_closed_in_the_end(ends: Ends) -> None:
+def test_surplus_files_are_closed_with_the_socket(ends: Ends) -> None:
     before = descriptors()
     ends.raw(prefixed(b"{}"), [0, 1, 2])
     assert len(ends.arrived()) == 1
@@ -433,7 +433,7 @@ def test_more_files_than_were_told_of_are_closed_in_the_end(ends: Ends) -> None:
     assert descriptors() == before - 2
 
 
-def test_a_message_may_not_be_longer_than_most(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_message_longer_than_the_limit_is_refused(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_channel, "MOST", 2000)
     ends.send(1, {}, [1000], [bytes(1000)])
     assert len(ends.arrived()) == 1
@@ -446,7 +446,7 @@ def test_the_peer_is_this_process(ends: Ends) -> None:
     assert peer(ends.near.socket) == (os.getpid(), os.geteuid())
 
 
-def test_headers_are_json_and_empty_ones_nothing(ends: Ends) -> None:
+def test_headers_are_json_and_an_empty_one_takes_no_bytes(ends: Ends) -> None:
     header = {"x": [1, 2.5, None, "ä"]}
     ends.send(1, header)
     assert ends.arrived() == [(1, {**header, "sizes": []}, [])]
