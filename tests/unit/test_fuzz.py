@@ -152,7 +152,7 @@ OTHERS = st.sampled_from(
 # ---------------------------------------------------------------- the far side
 
 KINDS = {
-    "remote", "name", "missing", "incompatible", "large", "unsupported", "untrusted", "unlearned",
+    "remote", "name", "missing", "incompatible", "large", "unsupported", "untrusted", "not_loaded",
     "integrity", "epoch", "protocol",
 }  # fmt: skip
 

@@ -377,7 +377,7 @@ import sys
 loader = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
 def refuse(*args):
     raise OSError("no")
-kept, loader.Mapped = loader.Mapped, refuse
+kept, loader.MappedSegment = loader.MappedSegment, refuse
 """)
     async with (
         Bridge.attach(one.info.connection_file, lane=lane) as source,
@@ -389,7 +389,7 @@ kept, loader.Mapped = loader.Mapped, refuse
             assert transfer.lane.endswith("buffers")
             assert await target.pull("float(x.sum())") == LARGE * (LARGE - 1) / 2
         finally:
-            await other.run("loader.Mapped = kept")
+            await other.run("loader.MappedSegment = kept")
         await memory.given_back(source)
         assert (await source.handoff("x", to=target)).lane.endswith("direct")
 

@@ -1,6 +1,6 @@
-"""How errors in the kernel are told, under every Python found here.
+"""Reports of errors in the kernel, under every Python found here.
 
-Rule: the near side's own text is evaluated by a foreign interpreter, as ``support/bare.py`` says.
+Rule: another interpreter evaluates the client's expressions; see ``support/bare.py``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ RAISES = {
 
 
 @pytest.mark.parametrize("code", RAISES.values(), ids=RAISES.keys())
-def test_an_error_is_reported_without_the_frames_of_the_remote_part(space: Space, code: str) -> None:
+def test_an_error_is_reported_without_the_frames_of_the_remote_part(
+    space: Space, code: str
+) -> None:
     space.cell(code)
     before = space.snapshot()
     with pytest.raises(RemoteError, match="bad été") as caught:

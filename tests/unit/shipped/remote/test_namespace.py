@@ -1,6 +1,6 @@
-"""Data, there and back, under every Python found here.
+"""Data in both directions, under every Python found here.
 
-Rule: the near side's own text is evaluated by a foreign interpreter, as ``support/bare.py`` says.
+Rule: another interpreter evaluates the client's expressions; see ``support/bare.py``.
 """
 
 from __future__ import annotations
@@ -96,10 +96,10 @@ def test_several_expressions_are_evaluated_before_any_is_pickled(space: Space) -
 
 
 def test_a_fetch_for_another_kernel_returns_what_that_kernel_can_bind(space: Space) -> None:
-    """As it comes; a tuple it would refuse."""
+    """The response is a dict; another kernel would refuse to bind a tuple."""
     space.bind(x=[1], y="é")
-    told, frames = space.ask("fetch", expressions=["y", "x"], names=["b", "a"])
-    assert "code" not in told
+    response, frames = space.ask("fetch", expressions=["y", "x"], names=["b", "a"])
+    assert "code" not in response
     assert list(_payload.decode(frames).items()) == [("b", "é"), ("a", [1])]
     payload = _payload.Payload(frames, carries_code=False, refs=False)
     space.ask("bind", payload, names=["b", "a"])

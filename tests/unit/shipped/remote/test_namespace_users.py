@@ -1,6 +1,6 @@
-"""What users do to a namespace, under every Python found here.
+"""Changes of a namespace by its user, under every Python found here.
 
-Rule: the near side's own text is evaluated by a foreign interpreter, as ``support/bare.py`` says.
+Rule: another interpreter evaluates the client's expressions; see ``support/bare.py``.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def test_a_replaced_function_of_the_standard_library_does_not_affect_the_remote_
     try:
         space.bind(x=[1, 2])
         assert space.fetch("x", "x[1]") == ([1, 2], 2)
-        assert [told["name"] for told in space.ask("names", pattern="x")[0]["names"]] == ["x"]
+        assert [entry["name"] for entry in space.ask("names", pattern="x")[0]["names"]] == ["x"]
     finally:
         space.cell(f"{function} = kept")
 

@@ -1,6 +1,6 @@
 """The other operations: names, has, drop and call, under every Python found here.
 
-Rule: the near side's own text is evaluated by a foreign interpreter, as ``support/bare.py`` says.
+Rule: another interpreter evaluates the client's expressions; see ``support/bare.py``.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from support.bare import Space
 def test_names_reports_name_type_and_size(space: Space) -> None:
     space.bind(numbers=[1, 2, 3], text="abc", _hidden=1)
     space.cell("class Mine:\n    def __repr__(self): 1 / 0\nmine = Mine()")
-    told, _ = space.ask("names", pattern="*")
-    found = {entry["name"]: entry for entry in told["names"]}
+    response, _ = space.ask("names", pattern="*")
+    found = {entry["name"]: entry for entry in response["names"]}
     assert list(found) == ["Mine", "mine", "numbers", "text"]
     assert found["mine"] == {
         "name": "mine", "type": "Mine", "shape": None, "len": None, "bytes": None,

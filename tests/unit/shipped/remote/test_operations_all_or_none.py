@@ -1,6 +1,6 @@
-"""All names of a push or none, whatever happens in the middle, under every Python found here.
+"""A push or delete of all names or none, under every Python found here.
 
-Rule: the near side's own text is evaluated by a foreign interpreter, as ``support/bare.py`` says.
+Rule: another interpreter evaluates the client's expressions; see ``support/bare.py``.
 """
 
 from __future__ import annotations
@@ -72,19 +72,19 @@ def test_an_interrupt_at_any_instruction_leaves_all_names_or_none(
             f"interrupt = Interrupt({interrupted + 1}, ('bind', 'drop', '<listcomp>'))\n"
             "sys.settrace(interrupt)"
         )
-        told = None
+        failure = None
         try:
             if operation == "bind":
                 space.bind(a="after", b="after", c="after")
             else:
                 space.ask("drop", names=["a", "b", "c"])
         except RemoteError as error:
-            told = error
+            failure = error
         finally:
             tracer.cell("sys.settrace(None)")
-        if told is None:
+        if failure is None:
             break
-        assert told.ename == "KeyboardInterrupt"
+        assert failure.ename == "KeyboardInterrupt"
         after = space.snapshot()
         values = {text for name, _, text in after if name in ("'a'", "'b'", "'c'")}
         assert after == before or values == ({"'after'"} if operation == "bind" else set())

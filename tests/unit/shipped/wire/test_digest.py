@@ -1,4 +1,4 @@
-"""Digests: the standard ones, of pieces, and sums."""
+"""Digests: of whole streams, of chunks, and sums."""
 
 from __future__ import annotations
 
@@ -65,10 +65,10 @@ def test_the_digest_of_a_chunk_is_a_part_of_the_streams_digest(
 
 def test_sums_are_the_same_without_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     source = [*frames_of([700, 3 * 8192, 8191, 8192, 50_001]), memoryview(b"\xff" * 20_000)]
-    odd = memoryview(joined(source))[3:]  # no word of it is aligned
+    odd = memoryview(joined(source))[3:]  # unaligned: no word starts at a multiple of 8
     expected = digest("sums", [*source, odd])
-    for gone in (None, object()):
-        monkeypatch.setitem(sys.modules, "numpy", gone)
+    for replacement in (None, object()):
+        monkeypatch.setitem(sys.modules, "numpy", replacement)
         assert digest("sums", [*source, odd]) == expected
 
 

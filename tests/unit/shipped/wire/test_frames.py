@@ -1,4 +1,4 @@
-"""Frames by themselves: memory, and cutting a stream of them."""
+"""Frames: their memory, and cutting a stream of them."""
 
 from __future__ import annotations
 

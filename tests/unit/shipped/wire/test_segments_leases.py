@@ -1,6 +1,6 @@
-"""The receiver's leases of segments, without a kernel: how long they last, and what a fork changes.
+"""The receiver's leases of segments: how long they last, and what a fork changes.
 
-Rule: real memory and real forks, each in a process of its own.
+Rule: real memory and real forks, each in a process of its own, without a kernel.
 """
 
 from __future__ import annotations
@@ -134,25 +134,25 @@ def test_earlier_content_shows_in_no_later_view(pool: Pool) -> None:
 
 
 def test_each_of_several_receivers_has_its_own_lease() -> None:
-    """Of what is lent to several, a private mapping is each one's own."""
-    pool, near, remote = Pool(0.5, private=True), SegmentCache(), SegmentCache()
+    """Several receivers lease one segment; each has a private mapping of it."""
+    pool, first, second = Pool(0.5, private=True), SegmentCache(), SegmentCache()
     segment, _ = filled(pool, np.full(MIB, 7, "u1"))
     pool.lease(segment)
-    handed(near, segment)
-    handed(remote, segment)
-    one = np.frombuffer(near.lease(segment.number, [MIB])[0], "u1")
-    two = np.frombuffer(remote.lease(segment.number, [MIB])[0], "u1")
-    assert not near.cold  # or each would have a copy of every page
+    handed(first, segment)
+    handed(second, segment)
+    one = np.frombuffer(first.lease(segment.number, [MIB])[0], "u1")
+    two = np.frombuffer(second.lease(segment.number, [MIB])[0], "u1")
+    assert not first.cold  # mapping pages in advance would copy every page for each receiver
     one[:] = 1
     assert (two == 7).all()
     two[:] = 2
     assert (one == 1).all()
     assert bytes(segment.read([MIB])[0]) == b"\7" * MIB
     del one
-    released(pool, near)
+    released(pool, first)
     assert segment.leases == 1
-    # What the next one gets is what is in the segment, and not what the last one wrote.
-    again = np.frombuffer(near.lease(segment.number, [MIB])[0], "u1")
+    # The next lease shows what is in the segment, and not what the last lease wrote.
+    again = np.frombuffer(first.lease(segment.number, [MIB])[0], "u1")
     assert (again == 7).all()
     assert (two == 2).all()
     pool.close()
@@ -186,7 +186,7 @@ def test_a_view_beyond_the_segment_is_refused(pool: Pool) -> None:
 
 
 def test_pages_are_mapped_once_and_before_they_are_accessed(pool: Pool) -> None:
-    """As far as anything was leased; what is in them stays."""
+    """Pages are mapped up to the end of the lease, and keep their content."""
     maps, before = SegmentCache(), resident()
     pool.give_back(filled(pool, np.ones(8 * MIB, "u1"))[0])
     for mib, cold in ((4, True), (8, True), (8, False), (6, False)):
@@ -206,7 +206,7 @@ def test_pages_are_mapped_once_and_before_they_are_accessed(pool: Pool) -> None:
 
 
 def test_pages_without_a_lease_are_not_mapped(pool: Pool) -> None:
-    """What arrived for somebody who was cancelled: it keeps nothing, and costs nothing later."""
+    """Frames for a cancelled call keep no memory, and cost nothing later."""
     maps, before, files = SegmentCache(), resident(), descriptors()
     segment, arrays = sent(pool, maps, np.ones(8 * MIB, "u1"))
     del arrays
@@ -218,7 +218,7 @@ def test_pages_without_a_lease_are_not_mapped(pool: Pool) -> None:
     released(pool, maps)
     pool.trim(0)
     maps.forget(segment.number)
-    assert descriptors() == files  # it is gone, whoever is still to map pages
+    assert descriptors() == files  # it is closed, though its pages were still to be mapped
     maps.populate()
     _, (array,) = sent(pool, maps, np.full(8 * MIB, 3, "u1"))
     assert maps.cold
@@ -227,7 +227,7 @@ def test_pages_without_a_lease_are_not_mapped(pool: Pool) -> None:
 
 
 def test_several_threads_can_map_pages(pool: Pool) -> None:
-    """What was leased can be read, and no thread is told that another was quicker."""
+    """Leased memory can be read, and no thread fails because another was quicker."""
     segment, (total,) = filled(pool, np.full(32 * MIB, 5, "u1"))
     current, failures, ended = [SegmentCache()], [], threading.Event()
 
@@ -258,12 +258,12 @@ def test_several_threads_can_map_pages(pool: Pool) -> None:
     assert not failures, failures
 
 
-# ---------------------------------------------------------------- what is no segment
+# ---------------------------------------------------------------- files that are not segments
 
 
 @pytest.mark.parametrize("seals", [0, fcntl.F_SEAL_GROW, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL])
 def test_a_file_that_could_be_truncated_is_refused(seals: int) -> None:
-    """H2: a segment without the seal would be SIGBUS one day."""
+    """H2: a segment without the seal could lead to SIGBUS."""
     file = os.memfd_create("loose", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(file, MIB)
     if seals:
@@ -360,7 +360,7 @@ say([in_child(child), int(array.sum())])
 
 
 def test_a_segment_made_private_by_a_fork_is_not_used_again() -> None:
-    """Its sender writes into the file, and the receiver would see nothing of it."""
+    """The receiver would not see what the sender writes into the file."""
     found = in_a_process("""
 pool, maps = Pool(0.5), SegmentCache()
 segment, (array,) = sent(pool, maps, np.ones(MIB, "u1"))
@@ -371,14 +371,14 @@ gc.collect()
 quiet = list(maps.released)
 del part
 gc.collect()
-told = list(maps.released)
-say([quiet, [number + segment.number for number in told], list(maps.known)])
+numbers = list(maps.released)
+say([quiet, [number + segment.number for number in numbers], list(maps.known)])
 """)
     assert found == [[], [0], []]
 
 
 def test_pages_mapped_after_a_fork_keep_their_content_and_are_private() -> None:
-    """Those of what became this process's own are the same as before, and are its own."""
+    """Pages of a segment that became private keep their content, and stay private."""
     found = in_a_process("""
 pool, maps = Pool(0.5), SegmentCache()
 segment, (array,) = sent(pool, maps, np.ones(MIB, "u1"))
@@ -417,7 +417,7 @@ say([sums, len(pool.segments)])
 
 
 def test_a_fork_does_not_taint_an_idle_mapping() -> None:
-    """No array of anybody's is in it: there is nothing to keep apart."""
+    """No array is in it, so parent and child have nothing to share."""
     found = in_a_process("""
 pool, maps = Pool(0.5), SegmentCache()
 segment, (array,) = sent(pool, maps, np.ones(MIB, "u1"))
@@ -432,7 +432,7 @@ say([again is segment, int(array.sum())])
 
 
 def test_a_child_that_ends_releases_no_lease() -> None:
-    """Its copies of leases are no leases: the segment stays the parent's."""
+    """Its copies of leases do not count: the segment stays leased to the parent."""
     found = in_a_process("""
 pool, maps = Pool(0.5), SegmentCache()
 segment, (array,) = sent(pool, maps, np.ones(MIB, "u1"))

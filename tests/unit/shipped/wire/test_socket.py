@@ -1,7 +1,7 @@
-"""The direct lane's socket, without a kernel: two channels, and whatever may come between them.
+"""The direct lane's socket: messages, segments, and malformed input.
 
-Rule: a real socket pair and real descriptors. What is no message ends the channel with
-``WireError``; what is one and can't be had here, as memory that can't be mapped, ends nothing.
+Rule: a real socket pair and real descriptors, without a kernel. A malformed message ends the socket
+with ``WireError``. A message whose segment cannot be mapped does not.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from bridgehead._shipped.remote.socket_thread import send_all
 from bridgehead._shipped.wire import segments as _segments
-from bridgehead._shipped.wire import socket as _channel
+from bridgehead._shipped.wire import socket as _socket
 from bridgehead._shipped.wire.errors import WireError
 from bridgehead._shipped.wire.segments import Segment, layout
 from bridgehead._shipped.wire.socket import peer
@@ -51,18 +51,18 @@ def prefixed(
     segment: int = 0,
     capacity: int = 0,
     released: Sequence[int] = (),
-    gone: Sequence[int] = (),
+    closed: Sequence[int] = (),
     sizes: Sequence[int] = (),
     counts: tuple[int, int, int] | None = None,
     flags: int = 0,
     length: int | None = None,
 ) -> bytes:
-    """A message as a stranger might write it."""
+    """Return a message as a foreign program might write it."""
     length = len(text) if length is None else length
     nbytes = len(body) if nbytes is None else nbytes
-    counts = counts or (len(released), len(gone), len(sizes))
+    counts = counts or (len(released), len(closed), len(sizes))
     prefix = PREFIX.pack(serial, length, nbytes, segment, capacity, *counts, flags)
-    return prefix + array("q", [*released, *gone, *sizes]).tobytes() + text + body
+    return prefix + array("q", [*released, *closed, *sizes]).tobytes() + text + body
 
 
 # ---------------------------------------------------------------- messages
@@ -95,23 +95,23 @@ def test_small_frames_are_copied_and_are_writable_and_aligned(ends: Ends) -> Non
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.data())
 def test_messages_arrive_however_the_stream_is_split(data: Any) -> None:
-    """Messages with and without frames, segments, and news of them, cut anywhere."""
+    """Messages with and without frames, segments and updates of them, cut anywhere."""
     ends, back, expected = Ends(), [], []
     try:
         kinds = st.lists(st.sampled_from(["header", "frames", "segment", "retry"]), max_size=6)
         segment: Segment | None = None
         for serial, kind in enumerate(data.draw(kinds), 1):
             frames: list[bytes] = []
-            lent = None
+            leased = None
             if kind == "frames":
                 sizes = data.draw(st.lists(st.integers(0, 400), min_size=1, max_size=4))
                 frames = [bytes([serial]) * size for size in sizes]
             elif kind != "header":
                 if kind == "segment" or segment is None:
                     segment, _ = ends.lent(np.full(70_000, serial, "u1"))
-                lent = segment
-            held = [70_000] if lent is not None else [len(frame) for frame in frames]
-            parts, files = ends.near.pack(serial, {"n": serial}, held, frames, lent)
+                leased = segment
+            held = [70_000] if leased is not None else [len(frame) for frame in frames]
+            parts, files = ends.near.pack(serial, {"n": serial}, held, frames, leased)
             expected.append((serial, {"n": serial, "sizes": held}))
             whole = b"".join(parts)
             cuts = sorted(data.draw(st.sets(st.integers(1, len(whole) - 1), max_size=5)))
@@ -242,13 +242,13 @@ def test_closing_closes_files_that_arrived_and_were_not_mapped(ends: Ends) -> No
     parts, files = ends.near.pack(1, {}, sizes, (), segment)
     ends.raw(b"".join(parts)[:20], files)
     assert ends.arrived() == []
-    assert descriptors() == before + 2  # the segment's, and what arrived
+    assert descriptors() == before + 2  # the segment's own, and the one that arrived
     ends.close()
     assert descriptors() == before - 2
 
 
 def test_without_a_free_descriptor_one_message_has_no_frames(ends: Ends) -> None:
-    """EMFILE: that message has no frames, and the next one is right."""
+    """EMFILE: that message has no frames; the next one has."""
     first, sizes = ends.lent(np.full(100_000, 1))
     ends.send(1, {}, sizes, (), first)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -269,7 +269,7 @@ def test_without_a_free_descriptor_one_message_has_no_frames(ends: Ends) -> None
     ends.near.take_back(first, unmapped=True)
     assert first.leases == 0
     again, _ = ends.lent(np.full(100_000, 2))
-    assert again is first  # and its file goes along once more
+    assert again is first  # and its file is sent once more
     other, _ = ends.lent(np.full(100_000, 3))
     ends.send(2, {}, sizes, (), again)
     ends.send(3, {}, sizes, (), other)
@@ -291,18 +291,18 @@ def test_two_sockets_do_not_mix_up_their_segments(ends: Ends) -> None:
         others.close()
 
 
-# ---------------------------------------------------------------- what is no message
+# ---------------------------------------------------------------- malformed messages
 
 MANY = (1 << 32) - 1
-WRAPPED = [(1 << 63) - 1, (1 << 63) - 1, 6]  # 4, if nobody looks beyond 64 bits
+WRAPPED = [(1 << 63) - 1, (1 << 63) - 1, 6]  # their sum is 4 in 64 bits
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        pytest.param(prefixed(b"{"), id="no JSON"),
+        pytest.param(prefixed(b"{"), id="not JSON"),
         pytest.param(prefixed(b"{}{}"), id="more than JSON"),
-        pytest.param(prefixed(b"\xff\xfe{}"), id="no text"),
+        pytest.param(prefixed(b"\xff\xfe{}"), id="not text"),
         pytest.param(prefixed(b"[" * 100_000), id="nested"),
         pytest.param(prefixed(b"{}", b"abcd"), id="no sizes"),
         pytest.param(prefixed(b'{"sizes": [4]}', b"abcd"), id="sizes in the header"),
@@ -312,19 +312,19 @@ WRAPPED = [(1 << 63) - 1, (1 << 63) - 1, 6]  # 4, if nobody looks beyond 64 bits
         pytest.param(prefixed(b"{}", b"abcd", sizes=WRAPPED), id="a sum of 64 bits is right"),
         pytest.param(prefixed(b"7"), id="a number"),
         pytest.param(prefixed(b"null"), id="nothing"),
-        pytest.param(prefixed(b"[]", b"abcd", sizes=[4]), id="no object"),
+        pytest.param(prefixed(b"[]", b"abcd", sizes=[4]), id="not an object"),
         pytest.param(prefixed(b"", b"abcd"), id="no header"),
         pytest.param(prefixed(length=1 << 31), id="a header of 2 GiB"),
         pytest.param(prefixed(nbytes=1 << 63), id="frames of 8 EiB"),
         pytest.param(prefixed(counts=(MANY, 0, 0)), id="a lot is released"),
-        pytest.param(prefixed(counts=(0, MANY, 0)), id="a lot is gone"),
+        pytest.param(prefixed(counts=(0, MANY, 0)), id="a lot is closed"),
         pytest.param(prefixed(counts=(0, 0, MANY)), id="a lot of frames"),
         pytest.param(bytes([255]) * 64, id="all ones"),
         pytest.param(b"GET / HTTP/1.1\r\nHost: localhost:8888\r\nAccept: */*\r\n\r\n", id="HTTP"),
     ],
 )
 def test_a_malformed_message_raises_wire_error(ends: Ends, data: bytes) -> None:
-    assert len(data) >= PREFIX.size  # or it would be waited for
+    assert len(data) >= PREFIX.size  # a shorter one counts as incomplete
     ends.raw(data)
     with pytest.raises(WireError):
         ends.arrived()
@@ -354,7 +354,7 @@ ANYTHING = st.recursive(st.none() | st.integers() | st.text(), lambda item: st.l
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.lists(NUMBERS, max_size=4) | st.lists(st.integers(0, 300_000), max_size=9), ANYTHING)
 def test_any_sizes_of_a_segment_give_frames_or_wire_error(sizes: list[int], otherwise: Any) -> None:
-    """Whatever a message says of a segment, header included: frames in it, or ``WireError``."""
+    """Whatever a message says about a segment, it gives frames in it or ``WireError``."""
     ends = Ends()
     try:
         segment, _ = ends.lent(np.arange(100_000))
@@ -371,7 +371,7 @@ def test_any_sizes_of_a_segment_give_frames_or_wire_error(sizes: list[int], othe
 
 @pytest.mark.parametrize("sizes", [[], [0], [0, 0], [7], [1 << 40]])
 def test_sizes_of_frames_that_are_not_sent_arrive(ends: Ends, sizes: list[int]) -> None:
-    """They are told all the same: such frames come otherwise. Only empty ones need no bytes."""
+    """The sizes arrive; such frames travel another way. Only empty frames need no bytes."""
     ends.send(1, {}, sizes)
     ((_, header, frames),) = ends.arrived()
     assert header == {"sizes": sizes}
@@ -413,7 +413,7 @@ def test_a_file_that_is_not_a_segment_has_no_frames(ends: Ends) -> None:
 def test_released_numbers_without_a_lease_change_nothing(ends: Ends) -> None:
     segment, _ = ends.lent(np.arange(100_000))
     numbers = [segment.number + 1, -segment.number - 1, 0, 1 << 62, -(1 << 63)]
-    ends.remote.socket.sendall(prefixed(released=numbers, gone=numbers))
+    ends.remote.socket.sendall(prefixed(released=numbers, closed=numbers))
     assert len(ends.arrived(ends.near)) == 1
     assert segment.leases == 1
 
@@ -433,8 +433,10 @@ def test_surplus_files_are_closed_with_the_socket(ends: Ends) -> None:
     assert descriptors() == before - 2
 
 
-def test_a_message_longer_than_the_limit_is_refused(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_channel, "MOST", 2000)
+def test_a_message_longer_than_the_limit_is_refused(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_socket, "MOST", 2000)
     ends.send(1, {}, [1000], [bytes(1000)])
     assert len(ends.arrived()) == 1
     ends.send(2, {}, [2000], [bytes(2000)])

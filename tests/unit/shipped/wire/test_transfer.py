@@ -1,4 +1,4 @@
-"""Receiving a stream in pieces, in any order, and what is refused."""
+"""Transfers: a stream in chunks, in any order, and what is refused."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from bridgehead._shipped.wire.transfer import Inbox
 from support.frames import frames_of, joined
 
 
-def pieces_of(
+def random_chunks(
     frames: Sequence[memoryview], source: random.Random
 ) -> list[tuple[int, list[memoryview]]]:
-    """The stream cut at random, each piece in parts as frames or otherwise."""
+    """Cut the stream at random, each chunk in parts along its frames or in one."""
     total = sum(frame.nbytes for frame in frames)
     edges = sorted({0, total, *(source.randrange(total + 1) for _ in range(source.randrange(9)))})
     chunks = []
     for start, stop in itertools.pairwise(edges):
         parts = list(cut(frames, start, stop))
-        if source.random() < 0.5:  # a lane may carry them in other parts than they came in
+        if source.random() < 0.5:  # a lane may join or split the parts on the way
             parts = [memoryview(joined(parts))]
         chunks.append((start, parts))
     return chunks
@@ -37,7 +37,7 @@ def test_chunks_may_arrive_in_any_order_and_more_than_once(seed: int) -> None:
     choices = [0, 0, 1, 2, 63, 1000, OWN_MAPPING + 5] if seed % 10 == 0 else [0, 0, 1, 2, 63, 1000]
     sizes = [source.choice(choices) for _ in range(source.randrange(1, 7))]
     frames = frames_of(sizes, seed)
-    chunks = pieces_of(frames, source)
+    chunks = random_chunks(frames, source)
     chunks += source.sample(chunks, min(2, len(chunks)))
     source.shuffle(chunks)
     inbox = Inbox(sizes)
@@ -53,7 +53,7 @@ def test_chunks_may_arrive_in_any_order_and_more_than_once(seed: int) -> None:
 def test_a_missing_chunk_is_reported(seed: int) -> None:
     source = random.Random(seed)
     frames = frames_of([100, 0, 30, 999], seed)
-    chunks = pieces_of(frames, source)
+    chunks = random_chunks(frames, source)
     chunks.remove(source.choice(chunks))
     inbox = Inbox([100, 0, 30, 999])
     for at, parts in chunks:
@@ -66,8 +66,8 @@ def test_a_missing_chunk_is_reported(seed: int) -> None:
 @pytest.mark.parametrize(
     "spans",
     [
-        pytest.param([(0, 6), (4, 10)], id="all there, twice in part"),
-        pytest.param([(0, 4), (2, 8)], id="as many bytes as there should be, but not all"),
+        pytest.param([(0, 6), (4, 10)], id="every byte, some twice"),
+        pytest.param([(0, 4), (2, 8)], id="the right count of bytes, but not all"),
         pytest.param([(0, 10), (3, 5)], id="one inside another"),
     ],
 )
