@@ -43,7 +43,7 @@ HOOKS = "[f.__qualname__ for f in get_ipython().events.callbacks['post_run_cell'
 
 async def until_no_hook(bridge: Bridge) -> None:
     async with told_within(1):
-        while "Watches.cell_done" in await bridge.pull(HOOKS):
+        while "SubscriptionTable.cell_done" in await bridge.pull(HOOKS):
             await asyncio.sleep(0.02)
 
 
@@ -62,7 +62,7 @@ async def test_one_value_for_each_cell_that_changed_it(
         async with bridge.watch("x") as watch:
             assert "x" in repr(watch)
             values.append(await anext(watch))
-            assert "Watches.cell_done" in await bridge.pull(HOOKS)
+            assert "SubscriptionTable.cell_done" in await bridge.pull(HOOKS)
             (tmp_path / "0").touch()
             cells = []
             for i in range(1, 11):
@@ -200,7 +200,7 @@ async def test_what_is_not_there_yet_is_told_and_waited_for(kernel: Bridge) -> N
     for _ in range(2):
         with pytest.raises(NameNotFound):
             await anext(watch)
-    assert "Watches.cell_done" not in await kernel.pull(HOOKS)
+    assert "SubscriptionTable.cell_done" not in await kernel.pull(HOOKS)
     await kernel.push(x=[1])
     assert await anext(watch) == [1]
     ratio = kernel.watch("100 / len(x)")
@@ -225,7 +225,7 @@ async def test_what_is_not_there_yet_is_told_and_waited_for(kernel: Bridge) -> N
         assert await anext(ratio) == 25
         assert await anext(watch) == [1, 2, 3, 4]
     await ratio.aclose()
-    assert "Watches.cell_done" in await kernel.pull(HOOKS)
+    assert "SubscriptionTable.cell_done" in await kernel.pull(HOOKS)
     await watch.aclose()
     await until_no_hook(kernel)
 
@@ -317,7 +317,7 @@ async def test_an_iterator_that_is_forgotten_leaves_no_hook(kernel: Bridge) -> N
     await kernel.push(x=1)
     watch = kernel.watch("x")
     assert await anext(watch) == 1
-    assert "Watches.cell_done" in await kernel.pull(HOOKS)
+    assert "SubscriptionTable.cell_done" in await kernel.pull(HOOKS)
     del watch
     gc.collect()
     await until_no_hook(kernel)

@@ -356,7 +356,7 @@ class Crowded(SocketListener):
 
 async def test_strangers_are_first(direct: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
     """They get nothing, and keep nobody out."""
-    monkeypatch.setattr(_handshake, "Listener", Crowded)
+    monkeypatch.setattr(_handshake, "SocketListener", Crowded)
     async with Bridge.attach(direct.info.connection_file, lane="direct") as bridge:
         assert bridge.info.lane == "direct"
         await everything_arrives(bridge)
@@ -382,7 +382,7 @@ async def test_a_wrong_secret_is_refused(
 ) -> None:
     caplog.set_level(logging.INFO, "bridgehead")
     before = await memory.servers(direct)
-    monkeypatch.setattr(_handshake, "Listener", Impostor)
+    monkeypatch.setattr(_handshake, "SocketListener", Impostor)
     with pytest.raises(NotSupported, match="connection did not arrive"):
         await Bridge.attach(direct.info.connection_file, lane="direct")
     async with Bridge.attach(direct.info.connection_file) as bridge:
