@@ -52,7 +52,7 @@ class FrameSocket:
         self.socket, self.pool, self.maps = sock, pool, SegmentCache()
         self._leased: dict[int, Segment] = {}  # segments that the peer leases, by number
         self._handed: dict[int, Segment] = {}  # segments whose file the peer has, by number
-        self._closed: Deque[int] = deque()  # closed segments that no message has listed yet
+        self._closed_numbers: Deque[int] = deque()  # closed segments that no message has listed yet
         self._read = bytearray()
         self._room = memoryview(bytearray(_ROOM))
         self._files: Deque[int] = deque()
@@ -77,7 +77,7 @@ class FrameSocket:
     def gone(self, number: int) -> None:
         """Note that the pool has closed a segment; the next message lists it."""
         if self._handed.pop(number, None) is not None:
-            self._closed.append(number)
+            self._closed_numbers.append(number)
 
     def pack(
         self,
@@ -92,7 +92,7 @@ class FrameSocket:
         The caller has leased the segment to the peer before. ``sizes`` are the sizes of the
         frames, also if the frames are in a segment, or are not sent.
         """
-        released, closed = _drain(self.maps.released), _drain(self._closed)
+        released, closed = _drain(self.maps.released), _drain(self._closed_numbers)
         text = dumps(header).encode() if header else b""
         number = capacity = flags = 0
         files: list[int] = []
@@ -120,7 +120,7 @@ class FrameSocket:
     @property
     def has_updates(self) -> bool:
         """Whether segments were released or closed that no message has listed yet."""
-        return bool(self.maps.released or self._closed)
+        return bool(self.maps.released or self._closed_numbers)
 
     # ------------------------------------------------------------ receiving
 
