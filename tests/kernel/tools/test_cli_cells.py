@@ -63,7 +63,7 @@ def test_output_comes_while_the_cell_runs(options: list[str]) -> None:
         assert running.stdout is not None
         running.stdin.write(code)
         running.stdin.close()
-        assert running.stdout.readline() == b"start_command\n"
+        assert running.stdout.readline() == b"begun\n"
         assert running.poll() is None
         running.send_signal(signal.SIGINT)
         assert running.stderr is not None
@@ -123,9 +123,7 @@ def test_json_has_everything_of_a_cell(options: list[str]) -> None:
 async def test_control_c_interrupts_the_cell_and_the_kernel_goes_on(
     kernel: Bridge, options: list[str], tmp_path: Path
 ) -> None:
-    (tmp_path / "cell.py").write_text(
-        "import time\nprint('begun', flush=True)\ntime.sleep(600)"
-    )
+    (tmp_path / "cell.py").write_text("import time\nprint('begun', flush=True)\ntime.sleep(600)")
     with Terminal("run", tmp_path / "cell.py", *options) as terminal:
         terminal.until("begun")
         terminal.press("\x03")

@@ -275,9 +275,7 @@ async def test_cells_completion_and_interrupts_in_a_terminal() -> None:
         await terminal.prompts(3)
         second = psutil.Process(int(re.search(r"pid (\d+)", terminal.screen)[1]))
 
-        terminal.type(
-            f"%%bridge{LINE}begun = 'begun'; print(begun){LINE}6 * 7{RUN}"
-        )
+        terminal.type(f"%%bridge{LINE}begun = 'begun'; print(begun){LINE}6 * 7{RUN}")
         await terminal.shows("Out[3]: 42")
         assert "begun\nOut[3]: 42" in terminal.screen
         await terminal.prompts(4)
@@ -286,14 +284,14 @@ async def test_cells_completion_and_interrupts_in_a_terminal() -> None:
         await terminal.shows("%bridge pull start_command")
         terminal.type("\r")
         await terminal.prompts(5)
-        terminal.type("start_command\r")
-        await terminal.shows("Out[5]: 'start_command'")
+        terminal.type("begun\r")
+        await terminal.shows("Out[5]: 'begun'")
         await terminal.prompts(6)
 
         terminal.type(
-            f"%%bridge{LINE}print(start_command, 'waiting'){LINE}import time; time.sleep(600){RUN}"
+            f"%%bridge{LINE}print(begun, 'waiting'){LINE}import time; time.sleep(600){RUN}"
         )
-        await terminal.shows("start_command waiting")
+        await terminal.shows("begun waiting")
         terminal.type("\x03")
         await terminal.shows("KeyboardInterrupt:")
         await terminal.prompts(7)

@@ -1,7 +1,8 @@
-"""The first lines of the loader over there, which find the rest of it.
+"""The first lines of the remote part, which install the rest.
 
-Rule: standard library only, Python 3.8 and later. The one file that always travels inside the
-expression, in every handshake: as short as can be. It becomes one module with the others.
+Rule: use the standard library only, and run on Python 3.8 and later. This is the one file that is
+part of the expression in every handshake: keep it as short as possible. In the kernel it becomes
+one module with the other files.
 """
 
 from __future__ import annotations
@@ -9,17 +10,17 @@ from __future__ import annotations
 import sys
 from hashlib import sha256
 from importlib.util import MAGIC_NUMBER
-from marshal import loads as unmarshalled
+from marshal import loads as unmarshal
 from typing import Any, Sequence
 
 
 def compiler() -> str:
-    """Whose code objects run here: those of another bytecode, or another Python, may crash it."""
+    """Return which code objects run in this Python; those of another one may crash it."""
     return sys.implementation.name + " " + MAGIC_NUMBER.hex()
 
 
-def shell_of(scope: Any) -> Any:
-    """The IPython shell whose namespace this is, if it is one's."""
+def find_shell(scope: Any) -> Any:
+    """Return the IPython shell whose namespace ``scope`` is, or None."""
     ipython: Any = sys.modules.get("IPython")
     for find in (getattr(ipython, "get_ipython", None), scope.get("get_ipython")):
         try:
@@ -32,44 +33,46 @@ def shell_of(scope: Any) -> Any:
 
 
 def is_ipykernel(kernel: Any) -> bool:
-    """Whether what a message brings and where it came from is to be found there.
+    """Return whether the kernel gives access to a message's buffers and its sender.
 
-    It is not where the interface is another's: xeus-python has ``get_parent``, too.
+    ``get_parent`` is no proof: xeus-python has it, too, with another interface.
     """
     return hasattr(kernel, "_parent_ident")
 
 
-def buffers_of(shell: Any) -> Sequence[Any]:
-    """The buffers of the message that is being answered; none where they don't arrive."""
+def message_buffers(shell: Any) -> Sequence[Any]:
+    """Return the buffers of the current request; none if the kernel does not pass them on."""
     kernel: Any = getattr(shell, "kernel", None)
     if not is_ipykernel(kernel):
         return ()
     return kernel.get_parent("shell").get("buffers") or ()
 
 
-def rest(scope: Any, sources: Sequence[str], digests: Sequence[str], made_by: str) -> Sequence[Any]:
-    """What is to run in this module next, as code objects; none if it did not arrive as it was.
+def remaining_code(
+    scope: Any, sources: Sequence[str], digests: Sequence[str], made_by: str
+) -> Sequence[Any]:
+    """Return the code objects of the other files; none if they did not arrive intact.
 
-    It is ``sources``, or what came beside the expression: Jupyter does not sign that, but the
-    expression with the digests.
+    They come from ``sources``, or from the buffers of the message. Jupyter does not sign buffers,
+    but it signs the expression, which contains their digests.
     """
     if not sources:
-        parts = list(buffers_of(shell_of(scope)))[1:]
+        parts = list(message_buffers(find_shell(scope)))[1:]
         if [sha256(part).hexdigest() for part in parts] != digests:
             return ()
         if made_by == compiler():
-            code: Sequence[Any] = unmarshalled(parts[0])
+            code: Sequence[Any] = unmarshal(parts[0])
             return code
         sources = [str(part, "utf-8") for part in parts[1:]]
-    filename = rest.__code__.co_filename
+    filename = remaining_code.__code__.co_filename
     return [compile(source, filename, "exec") for source in sources]
 
 
 def install(module: Any, scope: Any, how: Any) -> Any:
     """Fill the module, then register it: an interrupt in between leaves nothing."""
-    code = rest(scope, *how)
+    code = remaining_code(scope, *how)
     if not code:
-        raise KeyError(module.__name__)  # as from sys.modules: it is not there
+        raise KeyError(module.__name__)  # as sys.modules does for a module that is not installed
     for part in code:
         exec(part, module.__dict__)
     return sys.modules.setdefault(module.__name__, module)

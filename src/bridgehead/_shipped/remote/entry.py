@@ -1,11 +1,13 @@
-"""The way into a kernel: what an expression of the near side's calls over there.
+"""The entry into the remote part: what the expression of a request calls.
 
-Rule: standard library only, Python 3.8 and later, and never a name in the user's namespace.
-Together with the other files of this floor (``_shipping.SHIPPED``) it becomes one module in
-``sys.modules``, under a name of its own, and captures what it needs when it is installed, so that
-``%reset -f``, a shadowed ``len`` or a replaced ``pickle.loads`` don't reach it.
+Rule: use the standard library only, run on Python 3.8 and later, and leave no name in the user's
+namespace. Together with the other files of ``_protocol.bootstrap.SHIPPED``, this file becomes one
+module in ``sys.modules``, under a name of its own. The module captures what it needs when it is
+installed, so that ``%reset -f``, a shadowed ``len`` or a replaced ``pickle.loads`` do not affect
+it.
 
-``enter`` is the far end of the lanes and only carries; ``Remote.handle`` does every operation.
+``enter`` is the kernel's end of the lanes ``inline`` and ``buffers``: it only carries messages.
+``Remote.handle`` performs every operation.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ if __package__:  # in the kernel, all shipped files are one module
 
 
 class MimeReply:
-    """Goes back as a private MIME type, which no formatter of the user's touches."""
+    """A response as a private MIME type, which no formatter of the user's handles."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -32,50 +34,51 @@ class MimeReply:
         return {"text/plain": "", MIME: self.text}
 
 
-_served: dict[int, Remote] = {}  # by id of the namespace's dict, which its Far keeps alive
+_served: dict[int, Remote] = {}  # by id of the namespace's dict, which its Remote keeps alive
 
 
 def enter(scope: Header, lane: str, header_text: str, data: str = "") -> MimeReply:
-    """What the expression of a request calls; ``scope`` is the dict it is evaluated in."""
+    """Serve one message of a request; ``scope`` is the dict that the expression runs in."""
     remote = _served.get(id(scope))
     if remote is None:
         remote = _served[id(scope)] = Remote(Kernel(scope))
     remote.kernel.between_cells()
     try:
-        return cross(remote, lane, header_text, data)
+        return carry_message(remote, lane, header_text, data)
     finally:
         remote.kernel.ignore_interrupts()
 
 
-def cross(remote: Remote, lane: str, header_text: str, data: str) -> MimeReply:
-    """One message of a request there and back, as its lane carries it."""
+def carry_message(remote: Remote, lane: str, header_text: str, data: str) -> MimeReply:
+    """Pass one message to the remote part, and return its response the way its lane does."""
     parts: list[Any]
     try:
         header = loads(header_text)
         parts = [b64decode(data, validate=True)] if lane == "inline" else []
     except (ValueError, RecursionError) as error:
-        refused = remote.refused(WireError("integrity", "the request is damaged: %s" % error))
-        return MimeReply(dumps(refused))
+        damaged = WireError("integrity", "the request is damaged: %s" % error)
+        return MimeReply(dumps(remote.refused(damaged)))
     if lane != "inline":
         parts = remote.kernel.buffers()
     if lane == "probe":
-        # Judged by what happened: did the buffer arrive, and does one find the way back?
-        answer, _ = remote.receive(header, ())
-        answer["buffers"] = [bytes(part) for part in parts[:1]] == [PROBE]
+        # Buffers are judged by what happens, not by versions: this one must have arrived, and
+        # sending one back must work.
+        response, _ = remote.receive(header, ())
+        response["buffers"] = [bytes(part) for part in parts[:1]] == [PROBE]
         try:
             remote.kernel.send([memoryview(PROBE)])
         except Exception:
-            answer["buffers"] = False
-        return MimeReply(dumps(answer))
-    answer, frames = remote.receive(header, parts)
+            response["buffers"] = False
+        return MimeReply(dumps(response))
+    response, frames = remote.receive(header, parts)
     if lane == "inline":
-        answer["data"] = b64encode(b"".join(frames)).decode("ascii")
+        response["data"] = b64encode(b"".join(frames)).decode("ascii")
     elif frames:
         for message in messages(frames):
             remote.kernel.send(message)
-    return MimeReply(dumps(answer))
+    return MimeReply(dumps(response))
 
 
 def leave(scope: Header) -> None:
-    """Forget a namespace (loopback's, whose process lives on)."""
+    """Forget a namespace; loopback needs this, because its process lives on."""
     _served.pop(id(scope), None)

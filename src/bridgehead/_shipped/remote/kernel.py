@@ -1,8 +1,7 @@
-"""The far side's view of its host: the kernel whose guest the loader is.
+"""The kernel as the remote part sees it.
 
-Rule: standard library only, Python 3.8 and later; shipped together with ``_loader.py``. What
-is asked of IPython, ipykernel and the interpreter is asked here, and nothing is imported
-into the user's kernel to find it out.
+Rule: use the standard library only, and run on Python 3.8 and later. Every question to IPython and
+ipykernel is asked here, and nothing is imported into the user's kernel for it.
 """
 
 from __future__ import annotations
@@ -13,34 +12,34 @@ import threading
 from typing import Any
 
 if __package__:  # in the kernel, all shipped files are one module
-    from bridgehead._shipped.remote.bootstrap import buffers_of, is_ipykernel, shell_of
+    from bridgehead._shipped.remote.bootstrap import find_shell, is_ipykernel, message_buffers
     from bridgehead._shipped.wire.frames import coalesce
     from bridgehead._shipped.wire.header import DATA_MESSAGE, Header
 
 
 class Kernel:
-    """The kernel as the loader sees it: a namespace, the request at hand, the way back."""
+    """A namespace, the cells that run in it, the current request, and the way to its sender."""
 
     def __init__(self, scope: Header) -> None:
         self.globals = scope
-        self.shell = shell_of(scope)
-        self._cells = 0  # that the main thread is in: one runs in another
-        self.begun = 0  # cells that ever began
-        self._follows = False
+        self.shell = find_shell(scope)
+        self._cells = 0  # cells that the main thread is in; one cell can run inside another
+        self.begun = 0  # number of cells that have begun so far
+        self._following = False
 
     def follow_cells(self, on: bool) -> bool:
-        """Be told by IPython when a cell begins and ends; false where nobody tells."""
-        if on == self._follows:
+        """Have IPython report when cells begin and end; return false if it cannot."""
+        if on == self._following:
             return True
         if hasattr(getattr(self.shell, "kernel", None), "engine_id"):
-            return False  # ipyparallel's: of the tasks that it runs nobody is told
+            return False  # an ipyparallel engine does not report the tasks that it runs
         events: Any = getattr(self.shell, "events", None)
         if "pre_execute" not in getattr(events, "callbacks", ()):
             return False
-        self._follows, self._cells = on, 0
-        for event, told in ("pre_execute", self._cell_begins), ("post_execute", self._cell_ends):
-            if on != (told in events.callbacks[event]):
-                (events.register if on else events.unregister)(event, told)
+        self._following, self._cells = on, 0
+        for event, hook in ("pre_execute", self._cell_begins), ("post_execute", self._cell_ends):
+            if on != (hook in events.callbacks[event]):
+                (events.register if on else events.unregister)(event, hook)
         return True
 
     def _cell_begins(self) -> None:
@@ -54,58 +53,62 @@ class Kernel:
 
     @property
     def may_run_cell(self) -> bool:
-        """Whether a cell runs, or nobody tells any more because a user removed all callbacks."""
+        """Whether a cell runs, or may run unnoticed because a user removed all callbacks."""
         return (
             self._cells > 0 or self._cell_begins not in self.shell.events.callbacks["pre_execute"]
         )
 
     def between_cells(self) -> None:
-        """A message is answered in the main thread: no cell runs, whatever was told, or not."""
+        """Reset the count of running cells: the main thread serves a message, so no cell runs."""
         if threading.current_thread() is threading.main_thread():
             self._cells = 0
-            if self._follows and self.may_run_cell:
-                self._follows = False
+            if self._following and self.may_run_cell:
+                # A user has removed the callbacks: add them again.
+                self._following = False
                 self.follow_cells(True)
 
     @property
     def namespace(self) -> Any:
+        """The user's namespace."""
         return self.globals if self.shell is None else self.shell.user_ns
 
     @property
     def hidden(self) -> Any:
+        """The names that the shell itself put into the namespace, with their values."""
         return getattr(self.shell, "user_ns_hidden", {})
 
     def process(self) -> str:
-        """What tells this process from the next one, which may have the same pid."""
+        """Return an identity of this process; a later one may have the same pid."""
         session = getattr(getattr(self.shell, "kernel", None), "session", None)
         return "%d %s" % (os.getpid(), getattr(session, "session", ""))
 
     def buffers(self) -> list[Any]:
-        """The buffers of the message that is being answered; none where they don't arrive."""
-        return list(buffers_of(self.shell))
+        """Return the buffers of the current request; none if the kernel does not pass them on."""
+        return list(message_buffers(self.shell))
 
     @property
     def can_send(self) -> bool:
-        """Whether a message of the loader's own finds its way to a requester: in ipykernel."""
+        """Whether the remote part can send messages of its own to a client: in ipykernel it can."""
         return is_ipykernel(getattr(self.shell, "kernel", None))
 
     def address(self) -> tuple[Any, Any]:
-        """Who made the request at hand, and its header."""
+        """Return the identity of the current request's client, and the request itself."""
         kernel: Any = getattr(self.shell, "kernel", None)
         if not self.can_send:
             return None, {}
         return kernel._parent_ident["shell"], kernel.get_parent("shell")
 
     def ignore_interrupts(self) -> None:
-        """From here to the end of the request an interrupt strikes nobody.
+        """Ignore SIGINT until the request ends.
 
-        What it could interrupt is done. Raised while ipykernel sends the reply, it would lose
-        the reply; raised in the hook after it, it ends the kernel (1 in 50 random interrupts
-        of large inline answers). That hook puts back the handler that ipykernel had before.
+        The work that an interrupt could stop is done. An interrupt while ipykernel sends the reply
+        would lose the reply; one in the hook after it would end the kernel (1 in 50 random
+        interrupts of large inline responses). That hook restores the handler that ipykernel had
+        before.
         """
         kernel: Any = getattr(self.shell, "kernel", None)
-        here = threading.current_thread() is threading.main_thread()
-        if here and hasattr(kernel, "saved_sigint_handler"):
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        if in_main_thread and hasattr(kernel, "saved_sigint_handler"):
             signal.signal(signal.SIGINT, signal.SIG_IGN)
 
     def send(
@@ -115,21 +118,21 @@ class Kernel:
         content: Any = None,
         address: Any = None,
     ) -> None:
-        """Frames to a requester alone, on the shell channel; by default ahead of the reply.
+        """Send frames to one client, on the shell channel, by default ahead of the reply.
 
-        The same socket as the reply's, so that whoever has the reply has the frames; never
-        iopub, which everybody sees and which loses messages.
+        They take the same socket as the reply, so a client that has the reply has the frames.
+        iopub is never used: every client sees it, and it loses messages.
         """
         kernel: Any = self.shell.kernel
         identity, parent = address or self.address()
         beside = parent.get("beside")
-        if beside is not None:  # an engine's apply, whose result takes them along
+        if beside is not None:  # an ipyparallel task: its result carries the frames
             beside += coalesce(parts)
             return
         thread = getattr(kernel, "shell_channel_thread", None)
         if thread is not None:  # ipykernel 7: the shell socket belongs to another thread
-            here = kernel.get_parent("shell").get("header") or {}
-            subshell = here.get("subshell_id")
+            current = kernel.get_parent("shell").get("header") or {}
+            subshell = current.get("subshell_id")
             stream = thread.manager.get_subshell_to_shell_channel_socket(subshell)
         else:
             stream = kernel.shell_stream

@@ -1,7 +1,8 @@
-"""Values of one namespace, as frames and back, and what an error is told as.
+"""The user's namespace: its values as frames and back, and errors as responses.
 
-Rule: standard library only, Python 3.8 and later; shipped together with ``_loader.py``. What is
-evaluated, pickled and unpickled of the user's is so here; requests and their pieces are ``_far``'s.
+Rule: use the standard library only, and run on Python 3.8 and later. The user's expressions are
+evaluated here, and the user's values are pickled and unpickled here. Requests and their chunks are
+in ``server`` and ``replay``.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ if __package__:  # in the kernel, all shipped files are one module
 
 
 class _RefUnpickler(pickle.Unpickler):
-    """Unpickles a request in which references stand for objects over here."""
+    """An unpickler that replaces each ref by the object in the kernel that it stands for."""
 
     resolve: Any = None
 
@@ -43,19 +44,21 @@ class _RefUnpickler(pickle.Unpickler):
 
 
 class UserNamespace:
-    """What a namespace has, and how it crosses."""
+    """The values of a namespace, to and from frames."""
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
 
     def decode(self, header: Header, frames: Sequence[Buffer]) -> Any:
+        """Unpickle the payload of a request."""
         if not frames:
-            raise WireError("protocol", "the request brought no object")
+            raise WireError("protocol", "the request has no payload")
         try:
             if header.get("code"):
-                pickler_type()  # imports cloudpickle, whatever of pickle a user has replaced
+                # Imports cloudpickle with the captured pickler: a user may have replaced pickle's.
+                pickler_type()
             if header.get("opens") == "data":
-                return codec("decode_data")(frames)
+                return codec_function("decode_data")(frames)
             if not header.get("refs"):
                 return decode(frames)
 
@@ -75,10 +78,10 @@ class UserNamespace:
     def encode(
         self, header: Header, value: Any, paths: Sequence[str], ran: bool
     ) -> tuple[list[memoryview], bool]:
-        """Frames of results, still views of the live objects, and whether they carry code.
+        """Return the frames of results, still views of live objects, and whether they carry code.
 
-        They are a tuple, or a dict by their names. ``ran`` says that code of the user's ran to
-        make them: then a refusal is no longer one of a request that did nothing.
+        ``value`` is a tuple of the results, or a dict of them by name. ``ran`` says that code of
+        the user's ran to make them. Then an error must not say that the request did not run.
         """
         limit = header.get("max_bytes")
         if header.get("trust") == "data":
@@ -101,6 +104,7 @@ class UserNamespace:
                 raise
             raise pickle.PicklingError("the value stays in the kernel: %s" % error) from None
         except BaseException:
+            # Find the part that cannot be pickled, so that the error names the path to it.
             for part, path in zip(value.values() if type(value) is dict else value, paths):
                 try:
                     encode(part)
@@ -114,9 +118,9 @@ class UserNamespace:
     def encode_data(
         self, value: Any, allow: Sequence[str], paths: Sequence[str]
     ) -> list[memoryview]:
-        """Frames that hold nothing but data; says what is none, and where it is."""
+        """Return frames that hold only data; the error names the path to what is not data."""
         try:
-            frames: list[memoryview] = codec("encode_data")(value, allow)
+            frames: list[memoryview] = codec_function("encode_data")(value, allow)
         except WireError as error:
             path, kind = str(error.details.get("path", "")), error.details.get("type")
             index = path[1:].partition("]")[0]
@@ -129,7 +133,7 @@ class UserNamespace:
         return frames
 
     def evaluate(self, expression: str) -> Any:
-        """The value of an expression, as a cell would see it."""
+        """Return the value of an expression, as a cell would see it."""
         expression = expression.strip()
         try:
             return self.kernel.namespace[expression]
@@ -138,12 +142,13 @@ class UserNamespace:
         code = compile(expression, "<bridgehead>", "eval")
         return eval(code, self.kernel.globals, self.kernel.namespace)
 
-    def known(self, name: str) -> bool:
+    def is_defined(self, name: str) -> bool:
+        """Return whether a cell could use a name."""
         scopes = self.kernel.namespace, self.kernel.globals, vars(builtins)
         return iskeyword(name) or any(name in scope for scope in scopes)
 
     def visible(self) -> list[tuple[str, Any]]:
-        """What a user put into the namespace, and not the shell."""
+        """Return the names and values that the user, and not the shell, put into the namespace."""
         hidden, items = self.kernel.hidden, list(self.kernel.namespace.items())
         return [
             (name, value)
@@ -151,23 +156,25 @@ class UserNamespace:
             if isinstance(name, str) and not (name in hidden and hidden[name] is value)
         ]
 
-    def unknown(self, names: Sequence[str]) -> None:
+    def raise_unknown(self, names: Sequence[str]) -> None:
+        """Raise the error for missing names, with similar names that exist."""
         from difflib import get_close_matches
 
         public = [name for name, _ in self.visible() if name[:1] != "_"]
-        near = [match for name in names for match in get_close_matches(name, public, 3)]
-        raise WireError("name", ", ".join(names), names=list(names), close=near)
+        similar = [match for name in names for match in get_close_matches(name, public, 3)]
+        raise WireError("name", ", ".join(names), names=list(names), close=similar)
 
-    def valued(self, header: Header) -> tuple[list[memoryview], bool]:
-        """The values of expressions, all read before any is pickled, in one pickle.
+    def evaluate_all(self, header: Header) -> tuple[list[memoryview], bool]:
+        """Return the values of expressions in one pickle, all evaluated before any is pickled.
 
-        A tuple of them; a dict, as a bind wants it, where the request has names for them.
+        The pickle is of a tuple; or, if the request has names for the values, of a dict, which
+        another kernel can bind.
         """
         expressions = header["expressions"]
-        # Before anything runs, so that a missing name means that nothing did.
-        missing = [e for e in expressions if e.isidentifier() and not self.known(e)]
+        # Check before anything runs: a missing name then means that nothing ran.
+        missing = [e for e in expressions if e.isidentifier() and not self.is_defined(e)]
         if missing:
-            self.unknown(missing)
+            self.raise_unknown(missing)
         plain = all(expression.strip() in self.kernel.namespace for expression in expressions)
         values: Any = tuple(self.evaluate(expression) for expression in expressions)
         if header.get("names") is not None:
@@ -175,31 +182,31 @@ class UserNamespace:
         return self.encode(header, values, expressions, not plain)
 
 
-def codec(name: str) -> Any:
-    """A function of the data-only codec, which is shipped when it is first needed."""
-    found = globals().get(name)
-    if found is None:
-        raise WireError("unlearned", "the data-only codec is not here")
-    return found
+def codec_function(name: str) -> Any:
+    """Return a function of the data-only codec, which is shipped when it is first needed."""
+    function = globals().get(name)
+    if function is None:
+        raise WireError("not_loaded", "the data-only codec is not loaded in the kernel")
+    return function
 
 
-def failed(error: BaseException) -> tuple[Header, list[memoryview]]:
-    """The answer that tells of an error; its frames are the exception, if it pickles."""
+def error_response(error: BaseException) -> tuple[Header, list[memoryview]]:
+    """Return the response that reports an error; its frames are the exception, if it pickles."""
     if isinstance(error, WireError):
         return {"error": dict(error.details, kind=error.kind, message=str(error))}, []
     if isinstance(error, CloudpickleMissing):
         message = "it is needed to pickle %s" % error
         where = sys.executable
-        return failed(WireError("missing", message, module="cloudpickle", where=where))
+        return error_response(WireError("missing", message, module="cloudpickle", where=where))
     if isinstance(error, CodeRefused):
-        return failed(WireError("incompatible", str(error)))
+        return error_response(WireError("incompatible", str(error)))
     if isinstance(error, TooLarge):
-        return failed(WireError("large", str(error), bytes=error.nbytes))
-    # What the user should see starts below the loader's own frames, and the pickler's.
+        return error_response(WireError("large", str(error), bytes=error.nbytes))
+    # Cut the remote part's and the pickler's frames off: the user's traceback starts below them.
     chain = [error]
     for part in chain:
         trace = part.__traceback__
-        while trace is not None and _ours(trace.tb_frame):
+        while trace is not None and _is_own(trace.tb_frame):
             trace = trace.tb_next
         part.__traceback__ = trace
         cause = part.__cause__ or part.__context__
@@ -213,7 +220,7 @@ def failed(error: BaseException) -> tuple[Header, list[memoryview]]:
         lines = traceback.format_exception(type(error), error, error.__traceback__)
     except Exception:
         lines = ["%s\n" % type(error).__name__]
-    told: Header = {
+    description: Header = {
         "kind": "remote",
         "ename": type(error).__name__,
         "evalue": message,
@@ -221,12 +228,12 @@ def failed(error: BaseException) -> tuple[Header, list[memoryview]]:
     }
     try:
         frames, carries_code = encode(error)
-        told["code_of"] = list(sys.version_info[:2]) if carries_code else None
-        return {"error": told}, frames
+        description["code_of"] = list(sys.version_info[:2]) if carries_code else None
+        return {"error": description}, frames
     except Exception:
-        return {"error": told}, []
+        return {"error": description}, []
 
 
-def _ours(frame: Any) -> bool:
+def _is_own(frame: Any) -> bool:
     module = str(frame.f_globals.get("__name__"))
     return module == __name__ or module.partition(".")[0] == "cloudpickle"

@@ -1,7 +1,8 @@
-"""The operations on one namespace: what a request does once all of it is here.
+"""The operations on one namespace: what each request does.
 
-Rule: standard library only, Python 3.8 and later, and never a name in the user's namespace. An
-operation is given a header and whole frames, and knows of no lane, no piece and no other request.
+Rule: use the standard library only, run on Python 3.8 and later, and leave no name in the user's
+namespace. An operation gets a header and whole frames. It knows no lane, no chunk and no other
+request.
 """
 
 from __future__ import annotations
@@ -18,42 +19,46 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.header import Header
 
 
-class _CellRunning(Exception):
-    """A cell runs; what was asked comes after it, in the main thread's queue."""
+class CellRunning(Exception):
+    """A cell is running; the request must wait for it, in the main thread's queue."""
 
 
 class Operations:
-    """The operations on a namespace; the server's table names them."""
+    """The operations on a namespace; the server's table maps their names to these methods."""
 
     def __init__(self, kernel: Kernel, values: UserNamespace) -> None:
         self.kernel, self.values = kernel, values
 
-    def behind_cells(self, header: Header, runs: bool = False) -> None:
-        """Nothing takes effect in the middle of a cell that did not run when it was asked for."""
-        if runs or header.get("cells_begun") not in (None, self.kernel.begun):
-            raise _CellRunning
+    def require_no_cell(self, header: Header, running: bool = False) -> None:
+        """Raise ``CellRunning`` if a cell runs, or one began since the request was received.
+
+        No operation may take effect in the middle of a cell.
+        """
+        if running or header.get("cells_begun") not in (None, self.kernel.begun):
+            raise CellRunning
 
     def bind(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
-        """All names or none: everything that can fail comes before the one ``update``."""
+        """Bind all names or none: everything that can fail comes before the one ``update``."""
         names = header["names"]
         values = self.values.decode(header, frames)
         if type(values) is not dict or list(values) != names:
-            raise WireError("protocol", "the names that arrived are not the ones announced")
-        self.behind_cells(header)
-        # One C call on a dict with str keys: no bytecode boundary inside for a signal.
+            raise WireError("protocol", "the names in the payload are not those in the header")
+        self.require_no_cell(header)
+        # One C call on a dict with str keys: a signal finds no bytecode boundary inside it.
         self.kernel.namespace.update(values)
         return {}, []
 
     def fetch(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
-        out, carries_code = self.values.valued(header)
+        """Return the values of expressions."""
+        out, carries_code = self.values.evaluate_all(header)
         return ({"code": True} if carries_code else {}), out
 
     def call(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
-        """Run a shipped function; give its value back, or keep it here under a name."""
-        asked = self.values.decode(header, frames)
-        if type(asked) is not tuple or len(asked) != 3:
-            raise WireError("protocol", "what arrived is no call")
-        function, args, kwargs = asked
+        """Run a shipped function; return its value, or keep it in the kernel under a name."""
+        payload = self.values.decode(header, frames)
+        if type(payload) is not tuple or len(payload) != 3:
+            raise WireError("protocol", "the payload is not a call")
+        function, args, kwargs = payload
         value = function(*args, **kwargs)
         if header.get("keep"):
             self.kernel.namespace.update({header["keep"]: value})
@@ -61,26 +66,28 @@ class Operations:
         return {}, self.values.encode(header, (value,), ("the result",), True)[0]
 
     def drop(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+        """Delete all names or none."""
         namespace = self.kernel.namespace
         names = list(dict.fromkeys(header["names"]))
         missing = [name for name in names if name not in namespace]
         if missing:
-            self.values.unknown(missing)
-        self.behind_cells(header)
-        # One C call as in bind; the values outlive it, so no __del__ runs in between.
+            self.values.raise_unknown(missing)
+        self.require_no_cell(header)
+        # One C call, as in bind. The list keeps the values alive, so no __del__ runs in between.
         values = list(map(namespace.pop, names))
         values.clear()
         return {}, []
 
     def names(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
-        """What ``%who`` would show, of the names that match; no user repr is computed."""
+        """Describe what ``%who`` shows, of the names that match; run no user's repr."""
         pattern = header["pattern"]
         found = [
             describe(name, value)
             for name, value in self.values.visible()
             if fnmatchcase(name, pattern) and (pattern[:1] == "_" or name[:1] != "_")
         ]
-        return {"names": sorted(found, key=lambda told: told["name"])}, []
+        return {"names": sorted(found, key=lambda description: description["name"])}, []
 
     def has(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+        """Return whether a name is bound."""
         return {"has": header["name"] in self.kernel.namespace}, []

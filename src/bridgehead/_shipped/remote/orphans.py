@@ -1,7 +1,8 @@
-"""The subshells that serve requests, and those that a vanished bridge left behind.
+"""Subshells that a bridge left behind.
 
-Rule: standard library only, Python 3.8 and later. They are noted here and reported in the
-handshake; the client that asks deletes them, as only a client can.
+Rule: use the standard library only, and run on Python 3.8 and later. This file records the
+subshells that serve requests. The handshake reports the orphans among them to the client, which
+deletes them: only a client can do that.
 """
 
 from __future__ import annotations
@@ -13,35 +14,40 @@ from typing import Any, Iterator
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.inspection import runs
-    from bridgehead._shipped.remote.replay import IDLE_TRANSFER
+
+IDLE_SUBSHELL = 600.0  # seconds after which an unused subshell counts as an orphan
 
 
 class SubshellTable:
-    """The subshells that requests came through: whose each is, and when it was last used."""
+    """The subshells that requests came through: the owner of each, and when it was last used."""
 
     def __init__(self) -> None:
-        self.known: dict[str, tuple[Any, Any, Any]] = {}  # host, pid; when used, None: it is
+        # By subshell id: host and pid of the owner, and the time of last use (None while busy).
+        self.known: dict[str, tuple[Any, Any, Any]] = {}
 
     @contextmanager
-    def noted(self, told: Any) -> Iterator[None]:
-        """Note whose subshell serves a request, and that it is busy with it."""
-        if type(told) is not dict or type(told.get("id")) is not str:
+    def in_use(self, owner: Any) -> Iterator[None]:
+        """Record a subshell and its owner, and that it is busy inside the ``with`` block."""
+        if type(owner) is not dict or type(owner.get("id")) is not str:
             yield
             return
-        self.known[told["id"]] = (told.get("host"), told.get("pid"), None)
+        self.known[owner["id"]] = (owner.get("host"), owner.get("pid"), None)
         try:
             yield
         finally:
-            self.known[told["id"]] = (told.get("host"), told.get("pid"), monotonic())
+            self.known[owner["id"]] = (owner.get("host"), owner.get("pid"), monotonic())
 
     def orphans(self) -> list[str]:
-        """Idle subshells whose bridge went without a word; who asks is to delete them."""
+        """Return the idle subshells whose bridge has vanished, each once.
+
+        The client that receives the list is to delete them.
+        """
         found = []
         for identity, (host, pid, used) in [*self.known.items()]:
             if used is None:
-                continue  # busy: the kernel would wait for it, and answer nobody
-            gone = host == node() and not runs(pid)
-            if gone or monotonic() - used > IDLE_TRANSFER:
+                continue  # busy: the kernel would wait for it, and could not answer meanwhile
+            ended = host == node() and not runs(pid)
+            if ended or monotonic() - used > IDLE_SUBSHELL:
                 self.known.pop(identity, None)
                 found.append(identity)
         return found

@@ -1,8 +1,8 @@
-"""What is kept of requests and responses while they are on their way.
+"""Unfinished transfers, and the replay window.
 
-Rule: standard library only, Python 3.8 and later; one class owns the three tables: what arrived
-of requests, what is left of responses, and which requests were done (the replay window). What a
-request asks for is ``operations``'; when it may run is ``server``'s.
+Rule: use the standard library only, and run on Python 3.8 and later. One class owns three tables:
+the inboxes of requests, the outboxes of responses, and the ids of finished requests (the replay
+window). What a request does is in ``operations``; when it may run is decided in ``server``.
 """
 
 from __future__ import annotations
@@ -20,144 +20,157 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.header import Header
     from bridgehead._shipped.wire.transfer import CompleteTransfer, Inbox, Outbox
 
-UNFINISHED = 4 << 30  # bytes of unfinished transfers, beyond which the oldest are dropped
-IDLE_TRANSFER = 600.0  # seconds after which an unfinished transfer nobody touches is dropped
-REPLAY_WINDOW = 4096  # ids of requests that were done: none of them is done again
+UNFINISHED = 4 << 30  # bytes of unfinished transfers; beyond it the oldest are dropped
+IDLE_TRANSFER = 600.0  # seconds after which an unused unfinished transfer is dropped
+REPLAY_WINDOW = 4096  # number of ids of finished requests: none of these runs again
 
 
 class Transfers:
-    """The unfinished transfers of one namespace, and the ids of the requests that were done."""
+    """The unfinished transfers of one namespace, and the ids of its finished requests."""
 
     def __init__(self, servers: Dict[str, SocketThread]) -> None:
-        self.inboxes: dict[str, Any] = {}  # an Inbox each, or what was Held
+        self.inboxes: dict[str, Any] = {}  # an Inbox or a CompleteTransfer each
         self.outboxes: dict[str, Outbox] = {}
         self.done: OrderedDict[str, None] = OrderedDict()
-        self.servers = servers  # of the direct lanes: a response may go into their memory
+        self.servers = servers  # of the direct lanes; a response may go into their segments
 
-    # -- requests
+    # ------------------------------------------------------------ requests
 
-    def assemble(self, header: Header, parts: Sequence[Buffer], server: SocketThread | None) -> Any:
-        """Add one message to its request's inbox, and take that out of the table."""
+    def assemble(self, header: Header, parts: Sequence[Buffer], thread: SocketThread | None) -> Any:
+        """Add one message to its request's inbox, and take the inbox out of the table.
+
+        ``thread`` is the socket thread that received the message, if it came over a direct lane.
+        """
         inbox = self.inboxes.pop(header["id"], None)
-        if server is not None:
-            return CompleteTransfer(header["sizes"], [memoryview(part) for part in parts], server)
+        if thread is not None:
+            return CompleteTransfer(header["sizes"], [memoryview(part) for part in parts], thread)
         inbox = inbox or Inbox(header["sizes"])
         if inbox.sizes != header["sizes"]:
-            raise WireError("integrity", "the pieces are not of one request")
+            raise WireError("integrity", "the chunks are not of one request")
         inbox.write(header["at"], parts, header["digest"])
         return inbox
 
     def defer(self, header: Header, inbox: Any) -> tuple[Header, Any]:
-        """Put a request back as if it was not done; the client asks again, with a message."""
+        """Put a request back as if it had not run; the client sends it again, as a message."""
         self.done.pop(header["id"], None)
         self.inboxes[header["id"]] = inbox
         return {"busy": True}, []
 
-    def once(self, identity: str) -> None:
-        """A message that somebody recorded and sends again is not done again."""
+    def record(self, identity: str) -> None:
+        """Enter a request in the replay window; raise ``WireError`` if it is there already.
+
+        A message that an attacker recorded and sends again does not run again.
+        """
         if identity in self.done:
-            raise WireError("protocol", "this request was made before")
+            raise WireError("protocol", "this request was made before; it did not run again")
         self.done[identity] = None
         while len(self.done) > REPLAY_WINDOW:
-            self.done.popitem(last=False)  # in one step: subshells come here too
+            self.done.popitem(last=False)  # one step, because subshells call this in other threads
 
-    def again(self, header: Header) -> tuple[Header, list[memoryview]]:
-        """A message that came before, and comes again because the connection broke meanwhile."""
+    def repeat_response(self, header: Header) -> tuple[Header, list[memoryview]]:
+        """Respond to a message that comes again because the connection broke meanwhile."""
         if header["op"] == "chunk":
             return {}, []
         outbox = self.outboxes.get(header["id"])
-        if outbox is None or outbox.answer is None:
-            raise WireError("lost", "it was done, and its answer is not here any more")
+        if outbox is None or outbox.response is None:
+            raise WireError("lost", "the request has run, and its response is no longer kept")
         outbox.touched = monotonic()
-        return dict(outbox.answer), list(cut(outbox.frames, 0, header["chunk"]))
+        return dict(outbox.response), list(cut(outbox.frames, 0, header["chunk"]))
 
-    # -- responses
+    # ------------------------------------------------------------ responses
 
-    def answer(
+    def respond(
         self,
         header: Header,
-        answer: Header,
+        response: Header,
         frames: list[memoryview],
-        server: SocketThread | None = None,
+        thread: SocketThread | None = None,
     ) -> tuple[Header, Any]:
-        """The answer as it crosses, with a snapshot of the frames, which may be live objects.
+        """Complete a response, with a snapshot of its frames, which may be live objects.
 
-        Signed, and cut off where the message is full; or in shared memory, for a server: at
-        once, or fetched by its near end where the request came as a message.
+        Without a direct lane, the frames get a digest, and the message takes as many of them as
+        it can carry. With one, ``SHARED`` bytes and more are copied into a segment. The socket
+        thread sends the response at once; or, if the request came as a message, the frames are
+        kept until the client fetches them over the lane.
         """
         sizes = [frame.nbytes for frame in frames]
-        way = server or self.servers.get(header.get("via") or "")
+        way = thread or self.servers.get(header.get("via") or "")
         if way is None:
-            return self.keep(header, answer, frames, header["chunk"])
-        answer.update(sizes=sizes, digest=digest("none", frames))
+            return self.cut_response(header, response, frames, header["chunk"])
+        response.update(sizes=sizes, digest=digest("none", frames))
         if not frames:
-            return answer, []
+            return response, []
         segment = None
         if sum(sizes) >= SHARED:
             segment = way.copy_to_segment(frames)
             if segment is None:
-                return self.keep(header, answer, frames, 0)
-        if server is not None:
-            return answer, segment or frames
+                # No memory for a segment: the client fetches all frames in messages.
+                return self.cut_response(header, response, frames, 0)
+        if thread is not None:
+            return response, segment or frames
         kept = [] if segment is not None else snapshot(frames)
         self.outboxes[header["id"]] = Outbox(kept, sizes, way, segment)
-        return answer, []
+        return response, []
 
-    def keep(
-        self, header: Header, answer: Header, frames: list[memoryview], limit: int
+    def cut_response(
+        self, header: Header, response: Header, frames: list[memoryview], limit: int
     ) -> tuple[Header, list[memoryview]]:
-        """Cut off what fits into one message, sign it, and keep the rest for later ones."""
+        """Return as many bytes as one message takes, with a digest; keep the rest for later ones.
+
+        A resumable response is kept whole: the client may ask for all of it again.
+        """
         sizes, frames = [frame.nbytes for frame in frames], snapshot(frames)
         total, parts = sum(sizes), frames
         if total > limit:
             parts = list(cut(frames, 0, limit))
-        answer.update(sizes=sizes, digest=self.signed(header, total, parts))
+        response.update(sizes=sizes, digest=self.digest_for(header, total, parts))
         if "numpy" in sys.modules:
-            answer["sums"] = True
+            response["sums"] = True
         if total > limit or header.get("resumable"):
             outbox = self.outboxes[header["id"]] = Outbox(frames, sizes)
-            outbox.answer = dict(answer) if header.get("resumable") else None
-        return answer, parts
+            outbox.response = dict(response) if header.get("resumable") else None
+        return response, parts
 
-    def signed(self, header: Header, total: int, parts: Sequence[Buffer]) -> str:
+    def digest_for(self, header: Header, total: int, parts: Sequence[Buffer]) -> str:
+        """Return the digest of parts of a response, by the algorithm of the request."""
         algorithm = header["digest"].partition(":")[0]
         if algorithm == "none":
             algorithm = "crc32"
         return digest(summed(algorithm, total, header.get("sums")), parts)
 
-    def more(self, header: Header, server: SocketThread | None) -> tuple[Header, Any]:
-        """Another piece of an answer that was too long for one message; all of it to a server."""
+    def next_chunk(self, header: Header, thread: SocketThread | None) -> tuple[Header, Any]:
+        """Return another chunk of a long response; all frames of it over a direct lane."""
         outbox = self.outboxes.get(header["id"])
-        if outbox is None or outbox.owner is not server:
-            raise WireError("integrity", "the rest of this answer is gone")
-        if server is not None:
+        if outbox is None or outbox.owner is not thread:
+            raise WireError("integrity", "the rest of this response is no longer kept")
+        if thread is not None:
             del self.outboxes[header["id"]]
             return {"sizes": outbox.sizes}, outbox.segment or outbox.frames
         outbox.touched = monotonic()
         parts = list(cut(outbox.frames, header["at"], header["at"] + header["chunk"]))
-        return {"digest": self.signed(header, outbox.total, parts)}, parts
+        return {"digest": self.digest_for(header, outbox.total, parts)}, parts
 
-    # -- what is dropped
+    # ------------------------------------------------------------ dropping
 
     def discard(self, identity: str) -> None:
-        """Forget what is here of a request, or of its answer."""
+        """Drop what is kept of a request or of its response."""
         self.inboxes.pop(identity, None)
         outbox = self.outboxes.pop(identity, None)
         if outbox is not None:
             outbox.drop()
 
-    def drop_those_of(self, server: SocketThread) -> None:
-        """Drop what only the client of this server could have asked for."""
+    def drop_owned_by(self, thread: SocketThread) -> None:
+        """Drop the transfers that only the client of this socket thread could finish."""
         for store in (self.inboxes, self.outboxes):
             for identity, box in [*store.items()]:
-                if box.owner is server:
+                if box.owner is thread:
                     store.pop(identity, None)
 
     def sweep(self) -> None:
-        """Drop what a bridge that vanished left half-way: by age, and beyond a total."""
+        """Drop the unfinished transfers of vanished bridges, by age and beyond a total size."""
         kept = 0
         boxes: list[tuple[float, str, int]] = []
-        # Subshells come here too, in threads of their own: look at copies.
+        # Iterate over copies, because subshells change the tables in threads of their own.
         for key, inbox in [*self.inboxes.items()]:
             boxes.append((inbox.touched, key, inbox.received))
         for key, outbox in [*self.outboxes.items()]:

@@ -1,9 +1,9 @@
-"""The server of one namespace: it receives requests, dispatches them, and responds.
+"""The server of one namespace: it receives requests, decides when they run, and responds.
 
-Rule: standard library only, Python 3.8 and later, and never a name in the user's namespace. It
-decides when a request may run, and calls downwards: what a request does is ``operations``', what
-is kept of it meanwhile is ``replay``'s. ``Remote.handle(header, frames) -> (header, frames)`` does
-every operation, the same whichever lane brought it.
+Rule: use the standard library only, run on Python 3.8 and later, and leave no name in the user's
+namespace. This file decides when a request may run. What a request does is in ``operations``; what
+is kept of unfinished requests is in ``replay``. ``Remote.handle(header, frames)`` performs every
+operation, the same for every lane.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from typing import Any, Sequence
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.inspection import current_folder, versions
     from bridgehead._shipped.remote.kernel import Kernel
-    from bridgehead._shipped.remote.namespace import UserNamespace, failed
-    from bridgehead._shipped.remote.operations import Operations, _CellRunning
+    from bridgehead._shipped.remote.namespace import UserNamespace, error_response
+    from bridgehead._shipped.remote.operations import CellRunning, Operations
     from bridgehead._shipped.remote.orphans import SubshellTable
     from bridgehead._shipped.remote.replay import Transfers
     from bridgehead._shipped.remote.socket_thread import SocketThread, join
@@ -28,22 +28,25 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.frames import digest, snapshot
     from bridgehead._shipped.wire.header import BATCHABLE, Header, check
 
-_loading = Lock()  # a subshell learns in a thread of its own
+_codec_lock = Lock()  # subshells serve requests in threads of their own
 
 
 class Remote:
-    """What serves one namespace; its parts each own some of the state."""
+    """The server of one namespace; each of its parts owns some of the state."""
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.epoch = os.urandom(8).hex()
-        self.servers: dict[str, SocketThread] = {}  # of the direct lanes, by the name of each
-        self.door = Lock()  # they come in the main thread, and leave in their own
+        self.servers: dict[
+            str, SocketThread
+        ] = {}  # the socket threads of the direct lanes, by name
+        # The main thread adds to ``servers``; a socket thread removes itself.
+        self.servers_lock = Lock()
         self.subshells = SubshellTable()
         self.transfers = Transfers(self.servers)
         values = UserNamespace(kernel)
         self.operations = Operations(kernel, values)
-        self.watches = SubscriptionTable(kernel, values, self.transfers)
+        self.subscriptions = SubscriptionTable(kernel, values, self.transfers)
         self.table = {
             "hello": self.hello,
             "load_codec": self.load_codec,
@@ -55,106 +58,112 @@ class Remote:
             "drop": self.operations.drop,
             "names": self.operations.names,
             "has": self.operations.has,
-            "watch": self.watches.watch,
-            "unwatch": self.watches.unwatch,
+            "watch": self.subscriptions.watch,
+            "unwatch": self.subscriptions.unwatch,
         }
 
-    # -- one request, whole or in pieces
+    # ------------------------------------------------------------ one request
 
     def receive(
-        self, header: Header, parts: Sequence[Buffer], server: SocketThread | None = None
+        self, header: Header, parts: Sequence[Buffer], thread: SocketThread | None = None
     ) -> tuple[Header, Any]:
-        """One message of a request: assemble, and with the last one do it and answer.
+        """Receive one message of a request; run the request when it is whole, and respond.
 
-        What came by a direct lane is its ``server``'s; the answer then may be a segment.
+        ``thread`` is the socket thread that received the message, if it came over a direct lane.
+        The frames of the response may then be a segment.
         """
         try:
             check(header)
         except WireError as error:
             return self.refused(error), []
         if header.get("subshell") is None:
-            return self.served(header, parts, server)
-        with self.subshells.noted(header["subshell"]):
-            return self.served(header, parts, server)
+            return self.serve(header, parts, thread)
+        with self.subshells.in_use(header["subshell"]):
+            return self.serve(header, parts, thread)
 
-    def served(
-        self, header: Header, parts: Sequence[Buffer], server: SocketThread | None
+    def serve(
+        self, header: Header, parts: Sequence[Buffer], thread: SocketThread | None
     ) -> tuple[Header, Any]:
-        """Take one message of a checked request; with the last one do it and answer."""
+        """Serve one message whose header was checked; see ``receive``."""
         transfers, operation, inbox = self.transfers, header["op"], None
         try:
-            # With each message, as there is no timer: what vanished bridges left goes.
+            # There is no timer in the kernel: each message drops what vanished bridges left.
             transfers.sweep()
-            # Before anything is stored: what was meant for another kernel does nothing here.
+            # Check the epoch before anything is stored: a message for another kernel must change
+            # nothing in this one.
             if operation != "hello" and self.epoch not in str(header.get("epoch")).split():
-                raise WireError("epoch", "this kernel is not the one that was prepared")
+                raise WireError("epoch", "the request is for another kernel")
             for identity in header.get("acks") or ():
                 transfers.discard(identity)
             if operation == "next_chunk":
-                return transfers.more(header, server)
+                return transfers.next_chunk(header, thread)
             if operation == "forget":
                 transfers.discard(header["id"])
                 return {}, []
-            # Before the inbox is looked at: the first of the two messages took it away.
+            # Check for a repeated message before the inbox is looked up: the first message, which
+            # ran the request, has taken the inbox out of its table.
             if header.get("resumable") and header["id"] in transfers.done:
-                return transfers.again(header)
-            inbox = transfers.assemble(header, parts, server)
+                return transfers.repeat_response(header)
+            inbox = transfers.assemble(header, parts, thread)
             if operation == "chunk":
                 transfers.inboxes[header["id"]] = inbox
                 return {}, []
-            # A message is answered between two cells. A direct lane's thread is at work at any
-            # time: it notes which cell began last, and what takes effect looks once more.
-            if server is not None and not header.get("now"):
+            # The main thread serves a message between two cells. A socket thread serves at any
+            # time: it notes which cell began last, and an operation checks again before it takes
+            # effect.
+            if thread is not None and not header.get("now"):
                 header["cells_begun"] = self.kernel.begun
-                self.operations.behind_cells(header, self.kernel.may_run_cell)
-            # Only what is whole is entered as done: a damaged request may be sent again.
+                self.operations.require_no_cell(header, self.kernel.may_run_cell)
+            # Take the frames before the id is recorded: the client may send a request again that
+            # arrived damaged.
             frames = inbox.take()
-            if operation != "hello":  # which may come again, where a connection broke
-                transfers.once(header["id"])
-            answer, out = self.handle(header, frames)
-        except _CellRunning:
+            if operation != "hello":  # a client repeats this after its connection broke
+                transfers.record(header["id"])
+            response, out = self.handle(header, frames)
+        except CellRunning:
             return transfers.defer(header, inbox)
-        except BaseException as error:  # an interrupt, too, is what the request led to
-            answer, out = failed(error)
+        except BaseException as error:  # an interrupt, too, is an outcome of the request
+            response, out = error_response(error)
         try:
-            answer, out = transfers.answer(header, answer, out, server)
-        except BaseException as error:  # interrupted while it was copied
-            answer, out = transfers.answer(header, *failed(error), server)
+            response, out = transfers.respond(header, response, out, thread)
+        except BaseException as error:  # interrupted while the frames were copied
+            response, out = transfers.respond(header, *error_response(error), thread)
         begun = header.get("cells_begun")
         if operation == "fetch" and inbox is not None and begun not in (None, self.kernel.begun):
-            # A cell began before all of it was copied: not what it was at one moment. A fetch
-            # changed nothing and may be done again; other operations look before they take effect.
-            if out and server is not None and not isinstance(out, list):
-                server.channel.take_back(out)  # a segment that no message has named
+            # A cell began before everything was copied, so the copy may mix values of two moments.
+            # A fetch changes nothing and may run again. Other operations check before they take
+            # effect.
+            if out and thread is not None and not isinstance(out, list):
+                thread.channel.take_back(out)  # a segment that no message has named
             transfers.discard(header["id"])
             return transfers.defer(header, inbox)
-        return answer, out
+        return response, out
 
-    def part_from(self, server: SocketThread) -> None:
-        """Forget a direct lane whose client is gone, and what only that could have asked for."""
-        with self.door:
-            self.servers.pop(server.name, None)
+    def part_from(self, thread: SocketThread) -> None:
+        """Forget a direct lane whose client has closed it, and the transfers that it owned."""
+        with self.servers_lock:
+            self.servers.pop(thread.name, None)
             if not self.servers:
                 self.kernel.follow_cells(False)
-        self.transfers.drop_those_of(server)
+        self.transfers.drop_owned_by(thread)
 
     def handle(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
-        """Every operation, the same whichever lane brought it."""
+        """Perform an operation, the same for every lane."""
         operation: Any = self.table.get(header["op"])
         if operation is None:
             raise WireError("protocol", "unknown operation %r" % (header["op"],))
-        answer, out = operation(header, frames)
-        return answer, out
+        response, out = operation(header, frames)
+        return response, out
 
     def refused(self, error: WireError) -> Header:
-        """The answer to what is no request: an error, and no frames."""
-        answer, _ = failed(error)
-        return dict(answer, sizes=[], digest=digest("crc32", ()))
+        """Return the response to a malformed request: an error, and no frames."""
+        response, _ = error_response(error)
+        return dict(response, sizes=[], digest=digest("crc32", ()))
 
-    # -- the operations
+    # ------------------------------------------------------------ the operations of the server
 
     def hello(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
-        """Who and what this kernel is."""
+        """Describe this kernel, and connect a direct lane if the client offers one."""
         return {
             "epoch": self.epoch,
             "python": list(sys.version_info[:3]),
@@ -170,12 +179,15 @@ class Remote:
         }, []
 
     def join(self, offer: Any) -> str | None:
-        """Connect to the near end's socket, if it offers one; why not, if it can't be."""
+        """Connect to the socket that a client offers; return the reason if that is impossible.
+
+        Return None without an offer, and an empty string on success.
+        """
         if type(offer) is not dict:
             return None
-        with self.door:
+        with self.servers_lock:
             if not self.kernel.follow_cells(True):
-                return "this kernel does not tell when it runs a cell"
+                return "this kernel does not report when it runs a cell"
             why = join(self, offer)
             if not self.servers:
                 self.kernel.follow_cells(False)
@@ -184,59 +196,61 @@ class Remote:
     def load_codec(
         self, header: Header, frames: Sequence[Buffer]
     ) -> tuple[Header, list[memoryview]]:
-        """More source of the loader's own, as frames; the greeting carries what all need."""
-        with _loading:
+        """Load the data-only codec: its sources are the frames, and run in this module."""
+        with _codec_lock:
             if "decode_data" not in globals():
                 for frame in frames:
                     exec(compile(str(frame, "utf-8"), FILENAME, "exec"), globals())
         return {}, []
 
     def batch(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
-        """Small requests that crossed together, done in order, each all or nothing by itself.
+        """Run small requests that crossed together, in order, each all or nothing by itself.
 
-        Once the answers fill a message, the rest is told to come again: it was not done.
+        Once the responses fill a message, the remaining requests do not run: their responses
+        ask the client to send them again.
         """
-        for asked in header["requests"]:
-            check(asked)
-            if asked["op"] not in BATCHABLE:
-                raise WireError("protocol", "%s crosses alone" % asked["op"])
-        answers: list[Header] = []
+        for request in header["requests"]:
+            check(request)
+            if request["op"] not in BATCHABLE:
+                raise WireError("protocol", "%s cannot be in a batch" % request["op"])
+        responses: list[Header] = []
         out: list[memoryview] = []
         at, room = 0, header["chunk"]
-        for asked in header["requests"]:
+        for request in header["requests"]:
             if room <= 0:
-                answers.append({"retry": True})
+                responses.append({"retry": True})
                 continue
-            count = len(asked["sizes"])
-            asked["cells_begun"] = header.get("cells_begun")
+            count = len(request["sizes"])
+            request["cells_begun"] = header.get("cells_begun")
             try:
-                answer, parts = self.handle(asked, frames[at : at + count])
-                if asked["op"] == "fetch":
+                response, parts = self.handle(request, frames[at : at + count])
+                if request["op"] == "fetch":
                     parts = snapshot(parts)
-                    self.operations.behind_cells(asked)  # or it is not what it was at one moment
-            except _CellRunning:
-                if not answers:
-                    raise
-                answers.append({"retry": True})
+                    # A cell that began meanwhile may have changed a value during the copy.
+                    self.operations.require_no_cell(request)
+            except CellRunning:
+                if not responses:
+                    raise  # nothing ran: the whole batch waits
+                responses.append({"retry": True})
                 room = 0
                 continue
             except BaseException as error:
-                answer, parts = failed(error)
+                response, parts = error_response(error)
             at += count
-            answer, parts = self.transfers.answer(dict(asked, chunk=room), answer, parts)
-            answer["parts"] = len(parts)
-            answers.append(answer)
+            response, parts = self.transfers.respond(dict(request, chunk=room), response, parts)
+            response["parts"] = len(parts)
+            responses.append(response)
             out += parts
             room -= sum(part.nbytes for part in parts)
-        return {"answers": answers}, out
+        return {"answers": responses}, out
 
     def interrupt(
         self, header: Header, frames: Sequence[Buffer]
     ) -> tuple[Header, list[memoryview]]:
-        """Interrupt what a direct lane's thread is at, which SIGINT does not reach."""
-        server = self.servers.get(str(header.get("server")))
-        if server is not None:
-            server.interrupt()
+        """Interrupt the request that a socket thread serves; SIGINT does not reach it."""
+        thread = self.servers.get(str(header.get("server")))
+        if thread is not None:
+            thread.interrupt()
         return {}, []
 
 

@@ -1,9 +1,10 @@
-"""The far end of the direct lane: a thread that serves one bridge's socket.
+"""The kernel's end of the direct lane: a thread that serves one bridge's socket.
 
-Rule: standard library only, Python 3.8 and later; shipped together with ``_loader.py``. It only
-carries: what a request means is ``Remote``'s, which does here what needs no code of the user's to
-run in the main thread. The near end listens and the loader connects, while it answers the
-handshake: so nothing has to be left where somebody else could connect, or find it later.
+Rule: use the standard library only, and run on Python 3.8 and later. The thread only carries
+messages. ``Remote`` performs the requests; in this thread, only those that need not run in the
+kernel's main thread. The client listens, and the remote part connects while it serves the
+handshake: the kernel never listens, so no other process can connect to it, or find a socket of it
+later.
 """
 
 from __future__ import annotations
@@ -21,44 +22,46 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.segments import Pool, Segment, possible
     from bridgehead._shipped.wire.socket import SECRET, FrameSocket, peer
 
-KNOCK = 1.0  # s for the near end to be there
-TICK = 1.0  # s between two looks at what can be given back, while there is anything
-# Captured: a user may replace them.
+KNOCK = 1.0  # seconds to wait until the client's socket accepts
+TICK = 1.0  # seconds between checks for idle segments, while there are any
+# Captured, because a user may replace them.
 _start, _socket = Thread.start, socket.socket
 _geteuid: Any = getattr(os, "geteuid", None)
 
 
-class _UntouchedThread(Thread):
-    """A thread whose ``run`` is our own: a user may replace the library's."""
+class _OwnThread(Thread):
+    """A thread with its own ``run``, because a user may replace that of the library."""
 
-    def __init__(self, server: Any) -> None:
+    def __init__(self, owner: Any) -> None:
         super().__init__(name="bridgehead-direct", daemon=True)
-        self.server = server
+        self.owner = owner
 
     def run(self) -> None:
-        self.server.run()
+        self.owner.run()
 
 
 class SocketThread:
-    """One bridge's: the channel, and the thread that reads it."""
+    """The socket of one bridge, and the thread that reads it."""
 
     def __init__(self, remote: Any, channel: FrameSocket, name: str, welcome: bytes) -> None:
         self.remote, self.channel, self.name, self.welcome = remote, channel, name, welcome
-        self.last: tuple[str, Segment] | None = None  # answered in shared memory
+        self.last: tuple[str, Segment] | None = None  # id and segment of the last shared response
         self.at_work = False
-        self.common: Header = {}  # what is the same in all headers, and not sent
-        self.thread = _UntouchedThread(self)
+        self.common: Header = {}  # the fields that are the same in all headers, and not sent
+        self.thread = _OwnThread(self)
 
     # ------------------------------------------------------------ the thread
 
     def run(self) -> None:
+        """Serve the socket until the client closes it or breaks the protocol."""
         channel = self.channel
         try:
             if compare_digest(channel.socket.recv(SECRET, socket.MSG_WAITALL), self.welcome):
                 self.wait_at_most(0)
                 while self._round():
                     pass
-        except BaseException:  # the near end goes on without it, and says so
+        except BaseException:
+            # The socket closes. The client then works without the direct lane, and reports that.
             pass
         finally:
             self.remote.part_from(self)
@@ -66,7 +69,10 @@ class SocketThread:
             channel.pool.close()
 
     def _round(self) -> bool:
-        """Read, and answer what there is; false at the end. No request outlives it here."""
+        """Read once, and respond to all whole messages; return false when the client has closed.
+
+        When it returns, the thread keeps no reference to a request.
+        """
         channel = self.channel
         try:
             if not channel.receive():
@@ -81,61 +87,63 @@ class SocketThread:
                 break
             serial, header, frames = message
             if serial:
-                self._answer(serial, header, frames)
+                self._respond(serial, header, frames)
             del message, header, frames
-        channel.maps.populate()  # whoever waits for the answer has it by now
+        channel.maps.populate()  # after responding, so that no client waits for this
         self.wait_at_most(TICK if channel.pool.segments or channel.maps.known else 0)
         return True
 
     def wait_at_most(self, seconds: float) -> None:
-        # Not settimeout: it asks the system twice a message, and each time another thread may
-        # take the interpreter, 5 ms beside a busy one.
+        """Set how long a read waits; 0 is for ever."""
+        # Not settimeout: it makes two system calls a message, and at each of them another thread
+        # may take the interpreter's lock, for 5 ms if that thread is busy.
         if seconds != getattr(self, "_waits", None):
             self._waits = seconds
             wait = pack("ll", int(seconds), int(seconds % 1 * 1e6))
             self.channel.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, wait)
 
-    def _answer(self, serial: int, asked: Header, frames: Any) -> None:
-        header = {**self.common, **asked}
-        if frames is None:
+    def _respond(self, serial: int, fields: Header, frames: Any) -> None:
+        header = {**self.common, **fields}
+        if frames is None:  # their segment could not be mapped
             self._send(serial, {"unmapped": True})
         elif header.get("op") == "unmapped":
-            self._send(serial, self._otherwise(header))
+            self._send(serial, self._without_segment(header))
         else:
             self.at_work = True
             try:
-                answer, out = self.remote.receive(header, frames, self)
+                response, out = self.remote.receive(header, frames, self)
             finally:
                 self.at_work = False
             if isinstance(out, Segment):
                 self.last = header["id"], out
-                self._send(serial, answer, (), out)
+                self._send(serial, response, (), out)
             else:
-                self._send(serial, answer, out)
+                self._send(serial, response, out)
 
     def interrupt(self) -> None:
-        """Raise ``KeyboardInterrupt`` in what the thread is at; an idle one is left alone."""
-        import ctypes  # which may take a while
+        """Raise ``KeyboardInterrupt`` in the request that the thread serves, if there is one."""
+        import ctypes  # before the check: importing may take a while
 
         if self.at_work:
             raising = ctypes.pythonapi.PyThreadState_SetAsyncExc
             raising(ctypes.c_ulong(self.thread.ident or 0), ctypes.py_object(KeyboardInterrupt))
 
     def _send(
-        self, serial: int, answer: Header, frames: Sequence[Any] = (), segment: Any = None
+        self, serial: int, response: Header, frames: Sequence[Any] = (), segment: Any = None
     ) -> None:
-        sizes = answer.pop("sizes", ())
-        if answer.get("digest") == "none:":  # which goes without saying
-            del answer["digest"]
-        parts, files = self.channel.pack(serial, answer, sizes, frames, segment)
+        sizes = response.pop("sizes", ())
+        if response.get("digest") == "none:":  # the default on this lane
+            del response["digest"]
+        parts, files = self.channel.pack(serial, response, sizes, frames, segment)
         send_all(self.channel.socket, parts, files)
 
-    # ------------------------------------------------------------ answers in shared memory
+    # ------------------------------------------------------------ responses in shared memory
 
     def copy_to_segment(self, frames: Sequence[memoryview]) -> Segment | None:
-        """Copy frames into a segment that is lent to the near end; None where there is none.
+        """Copy frames into a segment that the client leases; return None if there is no memory.
 
-        Called in whatever thread made the answer, so that it is what was there then.
+        The thread that made the response calls this, so that the copy shows the values at that
+        moment.
         """
         segment = self.channel.pool.take([frame.nbytes for frame in frames])
         if segment is None:
@@ -152,20 +160,21 @@ class SocketThread:
         self.channel.lend(segment)
         return segment
 
-    def _otherwise(self, header: Header) -> Header:
-        """The near end could not map the answer's segment: it comes in messages instead."""
+    def _without_segment(self, header: Header) -> Header:
+        """Keep a response for another lane's messages: the client could not map its segment."""
         last = self.last
         if last is None or last[0] != header.get("id"):
-            refused: Header = self.remote.refused(WireError("integrity", "that answer is gone"))
+            error = WireError("integrity", "this response is no longer kept")
+            refused: Header = self.remote.refused(error)
             return refused
         self.last, frames = None, last[1].read(header["sizes"])
         self.channel.take_back(last[1], unmapped=True)
-        told: Header = self.remote.transfers.keep(header, {}, frames, 0)[0]
-        return told
+        response: Header = self.remote.transfers.cut_response(header, {}, frames, 0)[0]
+        return response
 
 
 def send_all(sock: socket.socket, parts: Sequence[Any], files: Sequence[int]) -> None:
-    """All parts on a blocking socket, and the files with the first byte."""
+    """Send all parts on a blocking socket, and the files with the first byte."""
     extra: Any = []
     if files:
         extra = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, pack("%di" % len(files), *files))]
@@ -180,10 +189,10 @@ def send_all(sock: socket.socket, parts: Sequence[Any], files: Sequence[int]) ->
 
 
 def join(remote: Any, offer: Header) -> str:
-    """Connect to the near end, where it says that it listens; gives why not, if not."""
+    """Connect to the client's socket and start a thread; return the reason if that fails, or ""."""
     if not possible():
         return "this kernel's system or Python has no memfd with seals"
-    sock = server = None
+    sock = socket_thread = None
     try:
         sock = _socket(socket.AF_UNIX, socket.SOCK_STREAM)
         secret = bytes.fromhex(offer["secret"])
@@ -194,14 +203,14 @@ def join(remote: Any, offer: Header) -> str:
         sock.sendall(secret[:SECRET])
         sock.setblocking(True)
         channel = FrameSocket(sock, Pool(float(offer["share"])))
-        server = SocketThread(remote, channel, offer["name"], secret[SECRET:])
-        server.common = {**offer["common"], "epoch": remote.epoch}
-        server.wait_at_most(60 * KNOCK)
-        remote.servers[server.name] = server
-        _start(server.thread)
+        socket_thread = SocketThread(remote, channel, offer["name"], secret[SECRET:])
+        socket_thread.common = {**offer["common"], "epoch": remote.epoch}
+        socket_thread.wait_at_most(60 * KNOCK)
+        remote.servers[socket_thread.name] = socket_thread
+        _start(socket_thread.thread)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        if server is not None:
-            remote.servers.pop(server.name, None)
+        if socket_thread is not None:
+            remote.servers.pop(socket_thread.name, None)
         if sock is not None:
             sock.close()
         return "the kernel cannot connect to this process: %s" % error

@@ -1,8 +1,8 @@
-"""Values that somebody watches from the near side.
+"""Subscriptions: values that a client watches.
 
-Rule: standard library only, Python 3.8 and later; shipped together with ``_loader.py``. After
-each cell the watched expressions are looked at, and what the cell changed is sent to whoever
-asked, alone and at once. Nothing of ours shows in the cell, whatever an expression raises.
+Rule: use the standard library only, and run on Python 3.8 and later. After each cell, the watched
+expressions are evaluated. What the cell changed is sent at once to the client that watches, and to
+no other. Whatever an expression raises, nothing of it shows in the cell.
 """
 
 from __future__ import annotations
@@ -14,30 +14,33 @@ from typing import Any, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.kernel import Kernel
-    from bridgehead._shipped.remote.namespace import UserNamespace, failed
+    from bridgehead._shipped.remote.namespace import UserNamespace, error_response
     from bridgehead._shipped.remote.replay import Transfers
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.frames import MESSAGE, digest
     from bridgehead._shipped.wire.header import UPDATE_MESSAGE, Header
 
-UNASKED = 600.0  # seconds after which a watch is dropped that nobody asked for again,
-UNASKED_CELLS = 10  # and cells: one may run for hours, in which nobody could ask
+# A watch that its client does not renew is dropped after this many seconds and this many cells:
+# one cell may run for hours, in which no client can renew.
+IDLE_WATCH = 600.0
+IDLE_WATCH_CELLS = 10
 
 
 class Subscription:
-    """A value that somebody watches: what was told of it last, and where news of it go."""
+    """A watched value: the state sent last, and the client that gets its updates."""
 
     def __init__(self, header: Header, address: Any) -> None:
         self.header, self.address = header, address
         self.state: Any = None
-        self.told = self.cells = 0
-        self.caught_up: Any = None  # what the requester had seen when it was told the rest
+        self.sent = 0  # number of updates sent
+        self.cells = 0  # number of cells since the client renewed
+        self.repeated_for: Any = None  # the update the client had seen when it last got the value
         self.touched = monotonic()
 
-    def updates(self) -> str:
-        """The id of the news that was told last."""
-        return "%s:%d" % (self.header["watch"], self.told)
+    def latest(self) -> str:
+        """Return the id of the update that was sent last."""
+        return "%s:%d" % (self.header["watch"], self.sent)
 
 
 class SubscriptionTable:
@@ -48,79 +51,82 @@ class SubscriptionTable:
         self.known: dict[str, Subscription] = {}
 
     def watch(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
-        """The value now; and after each cell that changed it, sent to the requester by itself.
+        """Return the value, and send it to the client after each cell that changes it.
 
-        Asked for once more, it only lives on; told is what the requester has not ``seen``.
+        If the watch exists already, renew it. Return the value then only if the client has not
+        ``seen`` the last update.
         """
         known = self.known.get(header["watch"])
         if known is not None:
             known.touched, known.cells, known.address = monotonic(), 0, self.kernel.address()
-            if header.get("seen") in (None, known.told, known.caught_up):
+            if header.get("seen") in (None, known.sent, known.repeated_for):
                 return {}, []
-            known.caught_up = header["seen"]
-            known.state = None  # what was told went with a connection that broke
-            return self.look(known)
+            known.repeated_for = header["seen"]
+            known.state = None  # the last update was lost with a connection: send the value again
+            return self.evaluate(known)
         events = getattr(self.kernel.shell, "events", None)
         if events is None:
-            raise WireError("unsupported", "this kernel tells nobody when a cell is done")
+            raise WireError("unsupported", "this kernel does not report when a cell is done")
         if not self.kernel.can_send:
-            raise WireError("unsupported", "this kernel sends nothing but answers")
+            raise WireError("unsupported", "this kernel cannot send updates")
         watch = Subscription(header, self.kernel.address())
-        answer, out = self.look(watch)
-        if "error" not in answer:
+        response, out = self.evaluate(watch)
+        if "error" not in response:
             if not self.known:
                 events.register("post_run_cell", self.cell_done)
             self.known[header["watch"]] = watch
-        return answer, out
+        return response, out
 
     def unwatch(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+        """End a watch."""
         self.forget(header["watch"])
         return {}, []
 
     def forget(self, identity: str) -> None:
+        """Drop a subscription, and the hook after cells with the last one."""
         watch = self.known.pop(identity, None)
         if watch is not None:
-            self.transfers.discard(watch.updates())
+            self.transfers.discard(watch.latest())
             if not self.known:
                 self.kernel.shell.events.unregister("post_run_cell", self.cell_done)
 
-    def look(self, watch: Subscription) -> tuple[Header, list[memoryview]]:
-        """What there is to tell of a watched value; nothing if that is what was told last."""
-        answer: Header = {}
+    def evaluate(self, watch: Subscription) -> tuple[Header, list[memoryview]]:
+        """Return a watched value or its error; nothing if it is what was sent last."""
+        response: Header = {}
         try:
-            frames, _ = self.values.valued(watch.header)
+            frames, _ = self.values.evaluate_all(watch.header)
         except BaseException as error:
-            answer, frames = failed(error)
-        error_told = answer.get("error", {})
-        state = (error_told.get("ename"), error_told.get("message"), digest("crc32", frames))
+            response, frames = error_response(error)
+        description = response.get("error", {})
+        state = (description.get("ename"), description.get("message"), digest("crc32", frames))
         changed, watch.state = state != watch.state, state
-        return (answer, frames) if changed else ({}, [])
+        return (response, frames) if changed else ({}, [])
 
     def cell_done(self, result: Any = None) -> None:
-        """IPython calls this when a cell is done."""
+        """Send updates; IPython calls this after each cell."""
         for identity, watch in [*self.known.items()]:
             try:
                 watch.cells += 1
-                if monotonic() - watch.touched > UNASKED and watch.cells > UNASKED_CELLS:
+                if monotonic() - watch.touched > IDLE_WATCH and watch.cells > IDLE_WATCH_CELLS:
                     self.forget(identity)
                     continue
-                answer, frames = self.look(watch)
-                if answer or frames:
-                    self.tell(watch, answer, frames)
-            except BaseException:
+                response, frames = self.evaluate(watch)
+                if response or frames:
+                    self.send_update(watch, response, frames)
+            except BaseException:  # also an interrupt: nothing may show in the user's cell
                 continue
 
-    def tell(self, watch: Subscription, answer: Header, frames: list[memoryview]) -> None:
-        """Send news of a watched value; the rest of the last news, if any, is outdated."""
-        self.transfers.discard(watch.updates())
-        watch.told += 1
-        watch.caught_up = None
+    def send_update(self, watch: Subscription, response: Header, frames: list[memoryview]) -> None:
+        """Send an update, and drop the unfetched rest of the one before."""
+        self.transfers.discard(watch.latest())
+        watch.sent += 1
+        watch.repeated_for = None
         chunk = min(watch.header["chunk"], MESSAGE)
-        header = dict(watch.header, id=watch.updates(), chunk=chunk, resumable=False)
-        answer, parts = self.transfers.answer(header, answer, frames)
-        content = {"watch": watch.header["watch"], "news": watch.updates()}
+        header = dict(watch.header, id=watch.latest(), chunk=chunk, resumable=False)
+        response, parts = self.transfers.respond(header, response, frames)
+        content = {"watch": watch.header["watch"], "news": watch.latest()}
         if watch.header.get("lane") == "inline":
-            answer["data"] = b64encode(b"".join(parts)).decode("ascii")
+            response["data"] = b64encode(b"".join(parts)).decode("ascii")
             parts = []
-        content["answer"] = dumps(answer)
+        content["answer"] = dumps(response)
         self.kernel.send(parts, UPDATE_MESSAGE, content, watch.address)

@@ -1,15 +1,15 @@
-"""What both ends of the wire share.
+"""The wire format that both ends share.
 
-Rule: standard library only, Python 3.8 and later. One file serves both ends, so the two cannot
-drift. Here is how bytes are laid out, checked and kept; what a request does is ``remote``'s, and
-what a user sees of it the client's.
+Rule: use the standard library only, and run on Python 3.8 and later. One file serves both ends,
+so the two cannot drift. These files say how bytes are laid out, checked and stored. What a
+request does is in ``remote``; what a user sees of it is in the client.
 
-- ``pickling``: an object becomes frames.
+- ``pickling``: turns an object into frames and back.
 - ``frames``: frames, cut into chunks and joined again.
-- ``digest``: the digests by which both ends know that bytes arrived as they were sent.
-- ``header``: the fields of a request's header, checked.
+- ``digest``: the digests by which each end checks that bytes arrived as they were sent.
+- ``header``: the fields of a request's header, and their check.
 - ``transfer``: what has arrived of a stream, and what is left to send of one.
 - ``segments``: shared memory, leased and reused.
 - ``socket``: messages over the direct lane's socket.
-- ``errors``: what is wrong with bytes that arrived.
+- ``errors``: the errors of bytes that arrived.
 """

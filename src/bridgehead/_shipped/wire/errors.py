@@ -1,7 +1,8 @@
-"""The errors of what arrives: damaged, refused, or too large.
+"""The errors of what arrives: damaged, refused or too large.
 
-Rule: standard library only, Python 3.8 and later; the same on both sides. Exceptions alone: who
-raises them says why, and the client turns them into the errors that a user sees.
+Rule: use the standard library only, run on Python 3.8 and later, the same file at both ends. Only
+exceptions are defined here. The code that raises them gives the reason; the client turns them into
+the errors that a user sees.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 
 
 class WireError(Exception):
-    """Something on the wire is not as it must be; ``kind`` names the near side's error."""
+    """A fault in what arrived; ``kind`` selects the error that the client raises."""
 
     def __init__(self, kind: str, message: str, **details: Any) -> None:
         super().__init__(message)
@@ -18,7 +19,7 @@ class WireError(Exception):
 
 
 class TooLarge(Exception):
-    """It has more bytes than the caller allows; ``nbytes`` of them."""
+    """A payload with more bytes than the caller allows; ``nbytes`` is its size."""
 
     def __init__(self, nbytes: int) -> None:
         super().__init__("%d bytes" % nbytes)

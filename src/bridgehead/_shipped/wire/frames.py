@@ -1,13 +1,13 @@
-"""Frames: the bytes of an object in memory, cut, copied and signed.
+"""Frames: the bytes of an object, cut, copied and digested.
 
-Rule: standard library only, Python 3.8 and later; the same on both sides, so that the two cannot
-drift. No request is known here: what arrives of one is kept in ``transfer``, and what one says of
-itself is in ``header``.
+Rule: use the standard library only, run on Python 3.8 and later, the same file at both ends, so
+that the two cannot drift. This file knows no request: ``transfer`` stores what arrives of one, and
+``header`` has its fields.
 
-Words: a *frame* is a run of bytes; frame 0 of an object is its pickle, the others are its
-out-of-band buffers (PEP 574). The frames of one request, laid end to end, are its *stream*;
-a stream too long for one message crosses in *pieces*, each with its offset, and each checked
-when it arrives (see ``digest``).
+Words: a *frame* is a run of bytes. Frame 0 of an object is its pickle; the others are its
+out-of-band buffers (PEP 574). The frames of one request, laid end to end, are its *stream*.
+A stream that is too long for one message crosses in *chunks*. Each chunk has its offset, and the
+receiver checks each chunk when it arrives (see ``digest``).
 """
 
 from __future__ import annotations
@@ -19,25 +19,25 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.digest import DIGESTS, Buffer, leaves
     from bridgehead._shipped.wire.errors import TooLarge, WireError
 
-ALIGN = 64  # bytes; an array that is not makes sums 3 times slower for its whole life
-SHARED = 1 << 16  # bytes of frames from which on the direct lane uses shared memory
-IN_BAND = 2048  # bytes; a smaller out-of-band buffer costs more as a frame than inside the pickle
-OWN_MAPPING = 1 << 20  # bytes; from here on a frame gets huge pages of its own
-MESSAGE = 16 << 20  # bytes of buffers in one message that goes back
-MAX_BUFFERS = (
-    16  # buffers that ipyparallel is given: each costs a pickle and a frame of its own as an
-)
-# argument, and a result of 64 parts and more is pickled as a whole
+ALIGN = 64  # bytes; numpy sums an unaligned array 3 times slower, for the array's whole life
+SHARED = 1 << 16  # bytes; frames of this size and more use shared memory on the direct lane
+IN_BAND = 2048  # bytes; a smaller buffer costs more as a frame of its own than in the pickle
+OWN_MAPPING = 1 << 20  # bytes; a frame of this size and more gets huge pages of its own
+MESSAGE = 16 << 20  # bytes of buffers in one message of a response
+# The most buffers that ipyparallel is given. As an argument, each costs a pickle and a frame of its
+# own; a result of 64 parts and more is pickled as a whole.
+MAX_BUFFERS = 16
 
 _threshold_raised = False
 
 
 def raise_mmap_threshold() -> None:
-    """Have messages of some MiB come in memory that was used before.
+    """Make malloc reuse memory for messages of some MiB.
 
-    glibc maps anew, and gives back, every block above a threshold, which grows with the
-    largest block (up to 32 MiB) that was ever freed; nobody touches this one. Of a message of
-    16 MiB the page faults alone took 8 ms, of the 11 until it was received.
+    glibc maps every block above a threshold anew, and unmaps it when it is freed. The threshold
+    grows with the largest block (up to 32 MiB) that was ever freed. The block freed here is never
+    written to. Without this, page faults alone took 8 of the 11 ms that receiving a message of
+    16 MiB took.
     """
     global _threshold_raised
     if not _threshold_raised:
@@ -46,10 +46,10 @@ def raise_mmap_threshold() -> None:
 
 
 def allocate(size: int) -> memoryview:
-    """Writable memory for one received frame, aligned to ``ALIGN``.
+    """Return writable memory for one received frame, aligned to ``ALIGN``.
 
-    Large frames get an anonymous mapping: page-aligned, on huge pages where the system has
-    them (100 MB touched in 16-19 ms instead of 62), given back when the last array dies.
+    Large frames get an anonymous mapping. It is page-aligned, on huge pages where the system has
+    them (touching 100 MB takes 16-19 ms instead of 62), and unmapped when the last array dies.
     """
     if size < ALIGN:
         return memoryview(bytearray(size))
@@ -59,7 +59,7 @@ def allocate(size: int) -> memoryview:
         room = bytearray(size + ALIGN)
         at = -ctypes.addressof(ctypes.c_char.from_buffer(room)) % ALIGN
         return memoryview(room)[at : at + size]
-    if hasattr(mmap, "MAP_PRIVATE"):  # the default is shared: a forked child would write into it
+    if hasattr(mmap, "MAP_PRIVATE"):  # with the default, shared, a forked child would write into it
         block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     else:
         block = mmap.mmap(-1, size)
@@ -67,16 +67,16 @@ def allocate(size: int) -> memoryview:
     if advice is not None:
         try:
             block.madvise(advice)
-        except OSError:  # a kernel without transparent huge pages
+        except OSError:  # this Linux has no transparent huge pages
             pass
     return memoryview(block)
 
 
 def digest(algorithm: str, frames: Iterable[Buffer], each: Any = map) -> str:
-    """``"crc32:…"``, ``"sums:…"`` or ``"sha256:…"`` over all frames in order, by leaves.
+    """Return ``"crc32:…"``, ``"sums:…"`` or ``"sha256:…"`` over all frames in order, by leaves.
 
-    ``"none:"`` for what never was in a message: memory needs no digest. ``each`` may be the
-    ``map`` of an executor.
+    ``"none:"`` is for frames that never were in a message: shared memory needs no digest.
+    ``each`` may be the ``map`` of an executor.
     """
     if algorithm == "none":
         return "none:"
@@ -87,7 +87,7 @@ def digest(algorithm: str, frames: Iterable[Buffer], each: Any = map) -> str:
 
 
 def cut(frames: Sequence[memoryview], start: int, stop: int) -> Iterator[memoryview]:
-    """The parts of the stream between two offsets, as views: nothing is copied."""
+    """Yield the parts of the stream between two offsets, as views, without copying."""
     at = 0
     for frame in frames:
         end = at + frame.nbytes
@@ -97,7 +97,10 @@ def cut(frames: Sequence[memoryview], start: int, stop: int) -> Iterator[memoryv
 
 
 def private_copy(frames: Sequence[Buffer]) -> list[memoryview]:
-    """Copies that nobody else can write to, in steps between which others get their turn."""
+    """Copy frames into memory that only this process can write to.
+
+    The copy is made in steps, so that other threads can run in between.
+    """
     copies = []
     for frame in frames:
         source, copy = memoryview(frame), allocate(memoryview(frame).nbytes)
@@ -108,24 +111,24 @@ def private_copy(frames: Sequence[Buffer]) -> list[memoryview]:
 
 
 def snapshot(frames: list[memoryview]) -> list[memoryview]:
-    """A snapshot: the pickle is ours, the other frames are views of live objects.
+    """Copy the frames that are views of live objects; the pickle, frame 0, needs no copy.
 
-    Each frame in one step that no other thread comes between, and into memory as for one that
-    is received: 100 MB in 14 ms, as ``bytes`` in 50.
+    Each frame is copied in one step, in which no other thread can run. Memory from ``allocate``
+    takes 14 ms for 100 MB; ``bytes`` take 50.
     """
     copies = frames[:1]
     for frame in frames[1:]:
         try:
             copy = allocate(frame.nbytes)
-        except OSError:  # which is how a mapping says it
-            raise MemoryError("no memory for a copy of %d bytes" % frame.nbytes) from None
+        except OSError:  # a mapping raises this when there is no memory
+            raise MemoryError("no memory to copy a frame of %d bytes" % frame.nbytes) from None
         copy[:] = frame
         copies.append(copy)
     return copies
 
 
 def check_size(frames: list[memoryview], limit: int | None) -> list[memoryview]:
-    """The frames; ``TooLarge`` if they have more bytes than the caller allows."""
+    """Return the frames; raise ``TooLarge`` if they have more bytes than the caller allows."""
     total = sum(frame.nbytes for frame in frames)
     if limit is not None and total > limit:
         raise TooLarge(total)
@@ -133,14 +136,17 @@ def check_size(frames: list[memoryview], limit: int | None) -> list[memoryview]:
 
 
 def messages(frames: Sequence[memoryview]) -> Iterator[list[memoryview]]:
-    """What goes back with one answer, in messages of a bounded size."""
+    """Yield the frames of one response, in messages of at most ``MESSAGE`` bytes."""
     total = sum(frame.nbytes for frame in frames)
     for start in range(0, total or 1, MESSAGE):
         yield list(cut(frames, start, start + MESSAGE)) if total > MESSAGE else list(frames)
 
 
 def coalesce(parts: Sequence[Any]) -> list[memoryview]:
-    """Buffers as ipyparallel is to carry them; where they end in the stream is told elsewhere."""
+    """Join buffers if there are too many of them for ipyparallel.
+
+    The frames' sizes, with which the receiver splits the stream, are in the header.
+    """
     return [
         memoryview(part) for part in (parts if len(parts) <= MAX_BUFFERS else [b"".join(parts)])
     ]

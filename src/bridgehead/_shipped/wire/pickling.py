@@ -1,8 +1,7 @@
-"""Objects as frames: the pickler, and what is to blame where it fails.
+"""Objects as frames: the pickler, the unpickler, and error paths.
 
-Rule: standard library only, Python 3.8 and later, cloudpickle where it is needed and there. The
-same on both sides: shipped to the kernel together with ``_loader.py`` and imported by the near
-side too. No message and no header is known here.
+Rule: use the standard library only, and cloudpickle where it is needed and installed. Run on
+Python 3.8 and later, the same file at both ends. This file knows no message and no header.
 """
 
 from __future__ import annotations
@@ -18,11 +17,11 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.errors import TooLarge
     from bridgehead._shipped.wire.frames import ALIGN, IN_BAND
 
-_Pickler, _dumps = pickle.Pickler, pickle.dumps  # captured: a user may replace them
+_Pickler, _dumps = pickle.Pickler, pickle.dumps  # captured, because a user may replace them
 
 
 class CodeRefused(Exception):
-    """The value carries code objects and the other Python could not run them."""
+    """The value carries code objects that the receiver's Python could not run."""
 
 
 class CloudpickleMissing(Exception):
@@ -30,10 +29,10 @@ class CloudpickleMissing(Exception):
 
 
 class _PickleOutput(BytesIO):
-    """What a pickle is written on, up to a limit; beyond it, it is only counted.
+    """The file that a pickle is written to; bytes beyond a limit are only counted.
 
-    ``write`` is Python's on purpose: the C pickler calls it every 64 KiB, and there another
-    thread gets its turn, an event loop's for one.
+    ``write`` is a Python function on purpose. The C pickler calls it every 64 KiB, and then another
+    thread can run, such as that of an event loop.
     """
 
     def __init__(self, limit: int | None) -> None:
@@ -48,7 +47,7 @@ class _PickleOutput(BytesIO):
 
 
 class _FrameReader:
-    """A frame as a file: the C unpickler reads it frame by frame, and others get their turn."""
+    """A frame as a file, which the C unpickler reads in steps; other threads run in between."""
 
     def __init__(self, frame: Buffer) -> None:
         self.frame, self.at = memoryview(frame), 0
@@ -74,7 +73,10 @@ _pickler_type: Any = None
 
 
 def pickler_type() -> Any:
-    """cloudpickle's pickler that also notes what is pickled by value; made on first use."""
+    """Return the pickler class, made on first use; cloudpickle's, if that is installed.
+
+    It also notes whether code objects are pickled.
+    """
     global _pickler_type
     if _pickler_type is not None:
         return _pickler_type
@@ -91,7 +93,7 @@ def pickler_type() -> Any:
         pickle.Pickler = replaced  # type: ignore[misc]
 
     class Pickler(base or _Pickler):  # type: ignore[misc]
-        """``carries_code`` tells whether a code object was pickled; see ``encode``."""
+        """The pickler; ``carries_code`` says whether it pickled a code object (see ``encode``)."""
 
         def __init__(self, file: Any, refs: Any = None, **options: Any) -> None:
             super().__init__(file, protocol=5, **options)
@@ -119,10 +121,10 @@ def pickler_type() -> Any:
 
 
 def encode(value: Any, refs: Any = None, limit: int | None = None) -> tuple[list[memoryview], bool]:
-    """Pickle ``value`` into frames; also tells whether they carry code objects.
+    """Pickle ``value`` into frames; return them, and whether they carry code objects.
 
-    The out-of-band frames are views of the live objects: copy them before anything else may
-    run if they must be a snapshot. ``TooLarge`` beyond ``limit`` bytes in all.
+    The out-of-band frames are views of the live objects. If they must be a snapshot, copy them
+    before any other code may run. Raise ``TooLarge`` if there are more than ``limit`` bytes in all.
     """
     frames = [memoryview(b"")]
 
@@ -133,16 +135,16 @@ def encode(value: Any, refs: Any = None, limit: int | None = None) -> tuple[list
         frames.append(raw)
         return False
 
-    paper = _PickleOutput(limit)
-    pickler = pickler_type()(paper, refs, buffer_callback=keep)
+    output = _PickleOutput(limit)
+    pickler = pickler_type()(output, refs, buffer_callback=keep)
     pickler.dump(value)
-    if len(frames) > 1:  # nobody reads on after a pickle's end
-        paper.write(bytes(-paper.total % ALIGN))
-    total = paper.total + sum(frame.nbytes for frame in frames)
+    if len(frames) > 1:  # unpicklers ignore bytes after the end of a pickle
+        output.write(bytes(-output.total % ALIGN))
+    total = output.total + sum(frame.nbytes for frame in frames)
     if limit is not None and total > limit:
         raise TooLarge(total)
-    # Not getbuffer(): from Python 3.13 on a collected BytesIO that is exported complains aloud.
-    frames[0] = memoryview(paper.getvalue())
+    # Not getbuffer(): from Python 3.13 on, a BytesIO that is collected while exported warns.
+    frames[0] = memoryview(output.getvalue())
     return frames, pickler.carries_code
 
 
@@ -152,8 +154,9 @@ _CONTAINERS = frozenset([list, tuple, dict, set, frozenset])
 
 
 def is_small(value: Any) -> bool:
-    """Whether it is few plain objects or a small array: no code of a user's runs to pickle it,
-    and no time passes that would be worth a thread.
+    """Return whether a value is a few plain objects or a small array.
+
+    Pickling it runs no code of the user's, and is too quick to be worth a thread.
     """
     left, budget = [value], 2000
     while left:
@@ -176,7 +179,7 @@ def is_small(value: Any) -> bool:
 
 
 def encode_small(value: Any) -> list[memoryview]:
-    """What ``encode`` gives, for what ``is_small``: it needs no pickler of ours."""
+    """Return the frames of a value that ``is_small``, without our own pickler."""
     frames = [memoryview(b"")]
 
     def keep(buffer: Any) -> bool:
@@ -190,14 +193,14 @@ def encode_small(value: Any) -> list[memoryview]:
     return frames
 
 
-LARGE = 1 << 18  # bytes; a pickle from here on is read in steps between which others may run
+LARGE = 1 << 18  # bytes; larger pickles are read in steps, so that other threads can run
 
 
 def decode(frames: Sequence[Buffer], unpickler: Any = pickle.Unpickler) -> Any:
-    """The object again. Only ever call it on frames whose digest was checked.
+    """Unpickle an object. Call this only on frames whose digest was checked.
 
-    Without the garbage collector meanwhile: nothing that is being built is garbage yet, and
-    10,000 small lists take 2.3 ms instead of 3.3.
+    The garbage collector is off meanwhile: nothing that is being built is garbage yet, and 10,000
+    small lists take 2.3 ms instead of 3.3.
     """
     nbytes, paused = memoryview(frames[0]).nbytes, False
     leaf = BytesIO(frames[0]) if nbytes < LARGE else _FrameReader(frames[0])
@@ -212,10 +215,11 @@ def decode(frames: Sequence[Buffer], unpickler: Any = pickle.Unpickler) -> Any:
 
 
 def find_unpicklable(value: Any, path: str) -> tuple[str, BaseException]:
-    """Where in ``value`` the part sits that cannot be pickled, e.g. ``config['lock']``.
+    """Return the path to the part of ``value`` that cannot be pickled, and its error.
 
-    Walks into containers, attributes and closures along the first child that fails by
-    itself; a child that pickles is not looked into.
+    The path is an expression such as ``config['lock']``. The search goes into containers,
+    attributes and closures, each time into the first child that fails by itself. It does not look
+    into a child that can be pickled.
     """
 
     def fails(part: Any) -> BaseException | None:
@@ -225,9 +229,9 @@ def find_unpicklable(value: Any, path: str) -> tuple[str, BaseException]:
             return error
         return None
 
-    error = fails(value) or pickle.PicklingError("it can be pickled alone, but not together")
-    above = [value]  # held, so that no id is used again
-    # Nested too deeply, it is to blame as a whole (cloudpickle wraps the RecursionError).
+    error = fails(value) or pickle.PicklingError("its parts can be pickled, but not together")
+    above = [value]  # kept alive, so that no id is used again
+    # A value nested too deeply is reported as a whole (cloudpickle wraps the RecursionError).
     while not isinstance(error.__cause__ or error, RecursionError):
         for suffix, child in children(above[-1]):
             if any(child is part for part in above):
@@ -246,6 +250,7 @@ _REDUCERS = ("__reduce__", "__reduce_ex__")
 
 
 def children(value: Any) -> Iterator[tuple[str, Any]]:
+    """Yield the parts of a value that pickling reaches, each with its suffix to the path."""
     if isinstance(value, dict):
         for key, item in value.items():
             yield "[%s]" % (repr(key) if type(key) in (str, int, float, bool) else "…"), item
@@ -257,20 +262,20 @@ def children(value: Any) -> Iterator[tuple[str, Any]]:
     for name, cell in zip(names, getattr(value, "__closure__", None) or ()):
         try:
             yield " (closure: %s)" % name, cell.cell_contents
-        except ValueError:  # a cell that is not filled yet
+        except ValueError:  # the closure's cell is still empty
             pass
     wanted = getattr(getattr(value, "__code__", None), "co_names", ())
     scope = getattr(value, "__globals__", {})
     for name in wanted:
         if name in scope:
             yield " (global: %s)" % name, scope[name]
-    # Only what would be pickled, so that an attribute that is left out is not blamed (and
-    # pandas's _attrs is told as the df.attrs people write).
+    # Only what would be pickled: an attribute that is left out is not at fault, and pandas's _attrs
+    # is reported as the df.attrs that users write.
     kind = type(value)
     try:
         if any(getattr(kind, name) is not getattr(object, name) for name in _REDUCERS):
             state = (*value.__reduce_ex__(5), None, None)[2]
-        elif hasattr(value, "__getstate__"):  # from Python 3.11 on, every object
+        elif hasattr(value, "__getstate__"):  # every object has it from Python 3.11 on
             state = value.__getstate__()
         else:
             state = getattr(value, "__dict__", None)

@@ -1,15 +1,17 @@
-"""Shared memory that the two ends of the direct lane pass each other: segments, leased and reused.
+"""Segments: shared memory of the direct lane, leased and reused.
 
-Rule: standard library only, Python 3.8 and later; the same on both sides, shipped together with
-``_loader.py``. No socket is known here. Whoever sends has a ``Pool`` of segments and writes into
-them; whoever receives maps each once (``SegmentCache``) and hands out views. A segment is the
-receiver's until the last array in it died there.
+Rule: use the standard library only, run on Python 3.8 and later, the same file at both ends. This
+file knows no socket. The sender has a ``Pool`` of segments and writes into them. The receiver maps
+each segment once (``SegmentCache``) and hands out views. The receiver's lease of a segment lasts
+until the last array in it has died there.
 
-Facts this file rests on, measured for 100 MB (a warm copy takes 7 ms): pages that are new cost
-more than the copy, 35 ms with ``pwrite``, 60-150 ms written through a mapping. A segment is
-therefore filled with ``pwrite`` the first time, which needs no mapping and gives ENOSPC instead
-of SIGBUS, and mapped when it is used again. Pages are mapped in advance (MADV_POPULATE, 9 ms):
-one by one, as they are touched, takes 27 ms.
+Facts this file rests on, measured for 100 MB (a warm copy takes 7 ms):
+
+- New pages cost more than the copy: 35 ms with ``pwrite``, 60-150 ms written through a mapping.
+  A segment is therefore filled with ``pwrite`` the first time, which needs no mapping and gives
+  ENOSPC instead of SIGBUS. It is mapped when it is used again.
+- Pages are mapped in advance (MADV_POPULATE), which takes 9 ms. Mapping them one by one, as they
+  are first accessed, takes 27 ms.
 """
 
 from __future__ import annotations
@@ -28,10 +30,10 @@ if __package__:  # in the kernel, all shipped files are one module
 
 try:
     import fcntl
-except ImportError:  # not POSIX: no segments there
+except ImportError:  # not POSIX: no segments
     fcntl = None  # type: ignore[assignment]
 
-# Captured: a user may replace them. What a system lacks, ``possible`` says.
+# Captured, because a user may replace them. ``possible`` says whether the system has them all.
 _close, _dup, _fstat, _mmap = os.close, os.dup, os.fstat, mmap.mmap
 _pwrite: Any = getattr(os, "pwrite", None)
 _preadv: Any = getattr(os, "preadv", None)
@@ -39,21 +41,21 @@ _ftruncate: Any = getattr(os, "ftruncate", None)
 _memfd_create: Any = getattr(os, "memfd_create", None)
 _fcntl: Any = getattr(fcntl, "fcntl", None)
 _FUTURE_WRITE = 0x10  # F_SEAL_FUTURE_WRITE, Linux 5.1
-IDLE = 30.0  # s after which a segment that nobody uses is given back
-PORTION = 1 << 25  # bytes after which whoever fills a segment may be asked to stop
-BRIEF = 1 << 20  # bytes copied at once: the interpreter's lock is held so long, 0.1 ms
-WASTE = 8  # times the size that is needed, beyond which a free segment is too large
+IDLE = 30.0  # seconds after which an unused segment is closed
+PORTION = 1 << 25  # bytes between the points at which filling a segment can be stopped
+BRIEF = 1 << 20  # bytes copied at once; the copy holds the interpreter's lock for 0.1 ms
+WASTE = 8  # a free segment larger than this many times the needed size is not used
 POPULATE, DONT_NEED = 22, 4  # madvise(2): MADV_POPULATE_READ (Linux 5.14), MADV_DONTNEED
-_numbers = count(1)  # of segments and leases; unique in this process, whatever the pool
+_numbers = count(1)  # of segments and leases; unique in this process, across all pools
 
 
 def possible() -> bool:
-    """Whether this machine and this Python have what segments need."""
+    """Return whether this system and this Python have what segments need."""
     return fcntl is not None and hasattr(os, "memfd_create") and hasattr(fcntl, "F_ADD_SEALS")
 
 
 def layout(sizes: Sequence[int]) -> tuple[list[int], int]:
-    """Where in a segment frames of these sizes go, and how many bytes they take."""
+    """Return the offsets in a segment of frames of these sizes, and how many bytes they take."""
     offsets, at = [], 0
     for size in sizes:
         offsets.append(at)
@@ -61,31 +63,31 @@ def layout(sizes: Sequence[int]) -> tuple[list[int], int]:
     return offsets, at
 
 
-# ---------------------------------------------------------------- the sender's
+# ---------------------------------------------------------------- the sender
 
 
 class Segment:
-    """Anonymous memory of a fixed size, which any process that was handed its file can map."""
+    """Anonymous memory of a fixed size; a process that receives its file can map it."""
 
     def __init__(self, pool: Pool, capacity: int, file: int = -1) -> None:
-        """``file`` is that of one which was made in another process."""
+        """Make a segment, or wrap the ``file`` of one that another process made."""
         self.pool = pool
         self.number: int = next(_numbers)
         self.capacity = capacity
-        self.leases = 0  # receivers that may still use what is in it
+        self.leases = 0  # number of receivers that may still use it
         self.touched: float = monotonic()
         self.filled: bool = False
-        self.tainted = False  # somebody may still see what is in it: not to be used again
-        self.holders: list[Any] = []  # channels that are to be told when it is gone
+        self.tainted = False  # a process may still see what is in it: never use it again
+        self.holders: list[Any] = []  # frame sockets to notify when it is closed
         self._map: mmap.mmap | None = None
-        self._threshold_raised = 0  # bytes of it whose pages are mapped
+        self._populated = 0  # bytes whose pages are mapped
         self.file: int = file
         if file >= 0:
             return
         self.file = _memfd_create("bridgehead", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
             _ftruncate(self.file, capacity)
-            # Nobody can truncate it any more: no SIGBUS for whoever has it mapped.
+            # Once no process can truncate it, no process that has it mapped can get SIGBUS.
             seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
             _fcntl(self.file, fcntl.F_ADD_SEALS, seals)
         except BaseException:
@@ -93,21 +95,22 @@ class Segment:
             raise
 
     def fill(self, frames: Sequence[memoryview]) -> Iterator[int]:
-        """Write frames where ``layout`` puts them; yields the bytes done, every ``PORTION``.
+        """Write frames where ``layout`` puts them; yield the bytes done, every ``PORTION``.
 
-        ``OSError`` where there is no memory (any more).
+        Raise ``OSError`` if there is not enough memory, or if the segment has been closed.
         """
         offsets, total = layout([frame.nbytes for frame in frames])
         if self.filled:
             if self._map is None:
                 self._map = _mmap(self.file, self.capacity)
-            if total > self._threshold_raised:
-                yield from populate(self._map, self._threshold_raised, total)
-                self._threshold_raised = total
-        # Its own, for the segment may be closed by another thread, and the number used again.
+            if total > self._populated:
+                yield from populate(self._map, self._populated, total)
+                self._populated = total
+        # Another thread may close the segment, and its descriptor's number may be used again: a
+        # duplicate stays valid.
         block, file = self._map, _dup(self.file)
         try:
-            done = told = 0
+            done = reported = 0
             for frame, offset in zip(frames, offsets):
                 for start in range(0, frame.nbytes, PORTION):
                     part = frame[start : start + PORTION]
@@ -116,8 +119,8 @@ class Segment:
                     else:
                         copy(block, offset + start, part)
                     done += part.nbytes
-                    if done - told >= PORTION:
-                        told = done
+                    if done - reported >= PORTION:
+                        reported = done
                         yield done
             if not self.filled:
                 self._seal(file)
@@ -127,8 +130,10 @@ class Segment:
         yield done
 
     def _seal(self, file: int) -> None:
-        """Nobody takes the seals off; and of what several are to get, none of them can write into
-        what the others see: it is mapped here before, which stays writable.
+        """Make the seals final.
+
+        A segment of a private pool goes to several receivers. It is sealed so that none of them
+        can write what the others see. This process maps it first: that mapping stays writable.
         """
         seals = fcntl.F_SEAL_SEAL
         if self.pool.private:
@@ -137,7 +142,7 @@ class Segment:
         _fcntl(file, fcntl.F_ADD_SEALS, seals)
 
     def read(self, sizes: Sequence[int]) -> list[memoryview]:
-        """Copies of the frames that were written into it."""
+        """Return copies of the frames that were written into it."""
         frames = [allocate(size) for size in sizes]
         for frame, offset in zip(frames, layout(sizes)[0]):
             at = 0
@@ -146,19 +151,22 @@ class Segment:
         return frames
 
     def close(self) -> None:
-        self._map = None  # unmapped when its last view is gone
+        """Close its file; the memory is freed when no process maps it any more."""
+        self._map = None  # unmapped when its last view has died
         file, self.file = self.file, -1
         if file >= 0:
             _close(file)
 
 
 def write(file: int, at: int, part: memoryview) -> None:
+    """Write all of a part to a file at an offset."""
     while part.nbytes:
         written = _pwrite(file, part, at)
         at, part = at + written, part[written:]
 
 
 def copy(block: mmap.mmap, at: int, part: memoryview) -> None:
+    """Copy a part into a mapping in steps, between which other threads can run."""
     with memoryview(block) as target:
         for start in range(0, part.nbytes, BRIEF):
             chunk = part[start : start + BRIEF]
@@ -166,20 +174,20 @@ def copy(block: mmap.mmap, at: int, part: memoryview) -> None:
 
 
 def populate(block: mmap.mmap, start: int, stop: int) -> Iterator[int]:
-    """Map pages in advance; yields between steps, for madvise holds the interpreter's lock."""
+    """Map pages in advance; yield between steps, because madvise holds the interpreter's lock."""
     for at in range(start // mmap.PAGESIZE * mmap.PAGESIZE, stop, PORTION):
         try:
             block.madvise(POPULATE, at, min(PORTION, stop - at))
-        except (OSError, ValueError, AttributeError):  # an older kernel: they come as touched
+        except (OSError, ValueError, AttributeError):  # older Linux: it maps a page on first access
             return
         yield 0
 
 
 class Pool:
-    """The segments that one sender fills; ``share`` of what memory is free is its most.
+    """The segments that one sender fills, in at most a ``share`` of the free memory.
 
-    From a ``private`` pool several receivers get the same segment at once, and none of them
-    sees what another writes.
+    Several receivers can lease the same segment of a ``private`` pool at once; none of them sees
+    what another writes.
     """
 
     def __init__(self, share: float, *, private: bool = False) -> None:
@@ -187,16 +195,17 @@ class Pool:
         self.private: bool = private
         self.segments: dict[int, Segment] = {}
         self._closed = False
-        self._lock = RLock()  # trimmed while one is made, too
+        self._lock = RLock()  # reentrant: making a segment may trim the pool
 
     @property
     def nbytes(self) -> int:
+        """The capacity of all segments together."""
         return sum(segment.capacity for segment in list(self.segments.values()))
 
     def take(self, sizes: Sequence[int]) -> Segment | None:
-        """A segment for frames of these sizes, with one lease, which is to be given back.
+        """Return a segment for frames of these sizes, with one lease, which the caller gives back.
 
-        None where there is no memory for it, no file descriptor, or no such thing at all.
+        Return None if memory or file descriptors are lacking, or the system has no segments.
         """
         _, nbytes = layout(sizes)
         with self._lock:
@@ -210,15 +219,15 @@ class Pool:
             if fits:
                 segment = min(fits, key=lambda one: one.capacity)
             else:
-                made = self._make(nbytes)
-                if made is None:
+                created = self._create(nbytes)
+                if created is None:
                     return None
-                segment = made
+                segment = created
             segment.leases = 1
             return segment
 
-    def _make(self, nbytes: int) -> Segment | None:
-        # Few different sizes, so that they fit again: eighths of a power of two.
+    def _create(self, nbytes: int) -> Segment | None:
+        # Round up to eighths of a power of two: with few different sizes, segments fit again.
         quantum = max(mmap.PAGESIZE, 1 << max(0, nbytes.bit_length() - 4))
         capacity = -(-nbytes // quantum) * quantum
         for last in (False, True):
@@ -235,12 +244,12 @@ class Pool:
         return segment
 
     def lease(self, segment: Segment) -> None:
-        """One more uses it."""
+        """Add a lease, for one more receiver."""
         with self._lock:
             segment.leases += 1
 
     def give_back(self, segment: Segment, tainted: bool = False) -> None:
-        """One receiver less uses it; ``tainted`` memory is not used again."""
+        """End one receiver's lease; ``tainted`` memory is never used again."""
         with self._lock:
             segment.leases -= 1
             segment.touched = monotonic()
@@ -249,9 +258,9 @@ class Pool:
                 self._drop(segment)
 
     def trim(self, idle: float | None = None) -> None:
-        """Give back what nobody has used for ``idle`` seconds, by default ``IDLE``."""
+        """Close the segments that were not used for ``idle`` seconds, by default ``IDLE``."""
         idle = IDLE if idle is None else idle
-        with self._lock:  # or one that another thread takes just now would be closed below it
+        with self._lock:  # so that no segment is closed while another thread takes it
             for segment in list(self.segments.values()):
                 if not segment.leases and monotonic() - segment.touched >= idle:
                     self._drop(segment)
@@ -263,6 +272,7 @@ class Pool:
                 holder.gone(segment.number)
 
     def close(self) -> None:
+        """Close all segments; hand out no more."""
         with self._lock:
             self._closed = True
             for segment in list(self.segments.values()):
@@ -271,7 +281,7 @@ class Pool:
 
 
 def free_memory() -> int:
-    """Bytes that this process could still have: of the machine, and of its control group."""
+    """Return how many bytes this process can still allocate, by machine and control group."""
     found = []
     try:
         with open("/proc/meminfo", "rb") as lines:
@@ -283,38 +293,39 @@ def free_memory() -> int:
         with open("/sys/fs/cgroup/memory.current", "rb") as current:
             if limit != b"max":
                 found.append(int(limit) - int(current.read()))
-    except (OSError, ValueError):  # another system, or no such group
+    except (OSError, ValueError):  # another system, or a machine without control groups
         pass
     return min(found) if found else 0
 
 
-# ---------------------------------------------------------------- the receiver's
+# ---------------------------------------------------------------- the receiver
 
 
 class MappedSegment:
-    """A sender's segment, mapped here."""
+    """A sender's segment, mapped in the receiver's process."""
 
     def __init__(self, file: int, capacity: int, private: bool) -> None:
         self.file, self.capacity, self.private = file, capacity, private
         import ctypes
 
-        self.tainted = False  # a child has it too: nobody may write into it again
+        self.tainted = False  # a forked child has it too: the sender must not write into it again
         seals = _fcntl(file, fcntl.F_GET_SEALS)
         if not seals & fcntl.F_SEAL_SHRINK or _fstat(file).st_size < capacity:
-            raise OSError("the segment could be truncated")
-        # Shared: a view is the memory itself, and writable. Of what several have got at once,
-        # each sees its own: a page that is written to becomes a copy.
+            raise OSError("the segment is not sealed and could be truncated")
+        # In a shared mapping, a view is the memory itself, and writable. If several receivers have
+        # the segment, each maps it privately: a page that it writes to becomes its own copy.
         how = mmap.MAP_PRIVATE if private else mmap.MAP_SHARED
         self.map = _mmap(file, capacity, flags=how, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-        self.warm = capacity if private else 0  # bytes of it whose pages are mapped, or needn't be
+        self.warm = capacity if private else 0  # bytes whose pages are mapped or need not be
         self.exporter = ctypes.c_ubyte * capacity
 
     def __del__(self) -> None:
         _close(self.file)
 
     def make_private(self) -> None:
-        """Make it this process's own, at the same address: what is written from now on is not
-        seen in the file, nor by whoever else has it mapped.
+        """Make the mapping private to this process, at the same address.
+
+        What is written from now on shows neither in the file nor in other processes' mappings.
         """
         import ctypes
 
@@ -330,69 +341,72 @@ class MappedSegment:
         self.private = True
 
 
-# Of this process, by their numbers: what tells that a lease is over, and what it is of.
+# The leases of this process, by number: a weak reference that ends the lease, and the mapping.
 _leases: Dict[int, Tuple[Any, MappedSegment]] = {}
 
 
 class SegmentCache:
-    """The segments of one sender that are mapped here, by their numbers."""
+    """The segments of one sender that this process has mapped, by number."""
 
     def __init__(self) -> None:
         self.known: dict[int, MappedSegment] = {}
-        self.released: Deque[int] = deque()  # to be told; negative where it is spoilt
-        self.cold: Deque[Tuple[int, int]] = deque()  # leases whose pages are to be mapped, to where
+        self.released: Deque[int] = deque()  # numbers to report to the sender; negative if tainted
+        # Leases whose pages are not all mapped yet, and the end of the bytes to map.
+        self.cold: Deque[Tuple[int, int]] = deque()
 
     def add(self, number: int, file: int, capacity: int, private: bool) -> None:
-        """Map a segment; its file is this object's from now on. ``OSError`` where it can't be."""
+        """Map a segment and take over its file; raise ``OSError`` if it cannot be mapped."""
         self.known[number] = MappedSegment(file, capacity, private)
 
     def lease(self, number: int, sizes: Sequence[int]) -> list[memoryview]:
-        """Writable views of what is in a segment, each of which keeps it; ``KeyError``,
-        ``ValueError`` where there is no such segment, or it has no room for that.
+        """Return writable views of the frames in a segment; each view keeps the lease.
+
+        Raise ``KeyError`` for an unknown segment, ``ValueError`` if the frames do not fit in it.
         """
         mapping = self.known[number]
         offsets, total = layout(sizes)
         if total > mapping.capacity:
-            raise ValueError("%d bytes in a segment of %d" % (total, mapping.capacity))
+            raise ValueError("%d bytes cannot be in a segment of %d" % (total, mapping.capacity))
         if mapping.private:
-            mapping.map.madvise(DONT_NEED)  # copies of what was in it before
-        # mmap objects know no weak references, and a new mapping would have to be populated.
+            mapping.map.madvise(DONT_NEED)  # drop this process's copies of earlier pages
+        # The lease ends with this object: an mmap takes no weak reference, and a new mapping for
+        # each lease would have to be populated again.
         root: Any = mapping.exporter.from_buffer(mapping.map)
 
         lease = next(_numbers)
 
-        def died(gone: Any) -> None:
+        def release(reference: Any) -> None:
             _leases.pop(lease, None)
             if mapping.tainted:
                 self.known.pop(number, None)
             self.released.append(-number if mapping.tainted else number)
 
-        _leases[lease] = ref(root, died), mapping
+        _leases[lease] = ref(root, release), mapping
         if total > mapping.warm:
             self.cold.append((lease, total))
         whole = memoryview(root).cast("B")
         return [whole[at : at + size] for at, size in zip(offsets, sizes)]
 
     def populate(self) -> None:
-        """Map the pages of what is leased, best before anybody touches them; in any thread."""
+        """Map the pages of leased segments, at best before they are used; in any thread."""
         while True:
             try:
                 lease, stop = self.cold.popleft()
-            except IndexError:  # not asked before: another thread may take the last one
+            except IndexError:  # no check before popleft: another thread may take the last one
                 return
             _, mapping = _leases.get(lease, (None, None))
-            if mapping is not None:  # or nobody waits for it any more
+            if mapping is not None:  # otherwise the lease has ended
                 for _ in populate(mapping.map, mapping.warm, stop):
                     pass
                 mapping.warm = max(mapping.warm, stop)
 
     def forget(self, number: int) -> None:
-        """The sender has given it back; what still uses it keeps it."""
+        """Forget a segment that the sender has closed; existing views keep its memory."""
         self.known.pop(number, None)
 
 
 def mapped(view: memoryview) -> MappedSegment | None:
-    """The segment that a leased view is of; None if it is of none."""
+    """Return the segment that a leased view belongs to, or None."""
     for root, mapping in list(_leases.values()):
         if root() is view.obj:
             return mapping
@@ -400,10 +414,10 @@ def mapped(view: memoryview) -> MappedSegment | None:
 
 
 def _before_fork() -> None:
-    """A child that writes into its copy of an array must not write into ours, nor the other way.
+    """Make leased segments private before a fork, so that parent and child don't share arrays.
 
-    What is leased becomes private here and so in the child, page by page as it is written to;
-    its sender is told not to use it again.
+    Each of the two then copies a page when it writes to it. The segments are tainted: their sender
+    does not use them again.
     """
     for _, mapping in list(_leases.values()):
         if not mapping.private:

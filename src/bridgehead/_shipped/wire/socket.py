@@ -1,12 +1,13 @@
-"""One end of the direct lane's socket: messages, each a header with frames, both ways.
+"""One end of the direct lane's socket: messages of a header and frames.
 
-Rule: standard library only, Python 3.8 and later; the same on both sides, shipped together with
-``_loader.py``. It knows bytes, file descriptors and leases of segments, and nothing of what a
-message means; whether the socket blocks is for those above to say.
+Rule: use the standard library only, run on Python 3.8 and later, the same file at both ends. This
+file knows bytes, file descriptors and leases of segments. It does not know what a message means;
+the code that makes the socket decides whether it blocks.
 
 A message is a prefix, some numbers, the header as JSON, and either its frames or the number of
-the segment that they are in. The first that names a segment brings its file. Which segments the
-receiver does not use any more, and which the sender has given back, goes along.
+the segment that holds them. The first message that names a segment brings the segment's file.
+Each message also lists the segments that its sender has released, and those of its own that it
+has closed.
 """
 
 from __future__ import annotations
@@ -26,56 +27,57 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.header import Header
     from bridgehead._shipped.wire.segments import Pool, Segment, SegmentCache
 
-# serial, bytes of header, bytes of frames, segment, its capacity, and how many numbers follow:
-# of segments released, of segments given back, of sizes of frames; flags
+# serial, bytes of header, bytes of frames, segment, capacity of the segment; the counts of the
+# numbers that follow (released segments, closed segments, sizes of frames); flags
 _PREFIX = Struct("<QIQQQIIIB")
 _HAS_FILE, _PRIVATE = 1, 2
 _SPACE = socket.CMSG_SPACE(16) if hasattr(socket, "CMSG_SPACE") else 0
-# As plain numbers: an enum's & is Python code.
+# Plain integers, because & on an enum runs Python code.
 _CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
 _TRUNCATED = int(getattr(socket, "MSG_CTRUNC", 0))
 _ROOM = 1 << 16  # bytes read at once
-MOST = 1 << 28  # bytes of a message; frames of more than 64 KiB go elsewhere
-SECRET = 32  # bytes that either end shows the other
+MOST = 1 << 28  # bytes of a message; frames of more than 64 KiB travel in segments
+SECRET = 32  # bytes of the secret that each end sends to the other
 UCRED = Struct("iII")  # pid, uid, gid of SO_PEERCRED
 
 _decode = JSONDecoder().raw_decode
-SocketMessage = Tuple[int, Any, Any]  # serial, header, frames; None instead of frames not to be had
+# Serial, header and frames; frames are None if their segment could not be mapped.
+SocketMessage = Tuple[int, Any, Any]
 
 
 class FrameSocket:
-    """One end. The sender's pool and the leases are its own; so is the socket."""
+    """One end of the socket, with the pool it sends from and the segments it has mapped."""
 
     def __init__(self, sock: socket.socket, pool: Pool) -> None:
         self.socket, self.pool, self.maps = sock, pool, SegmentCache()
-        self._lent: dict[int, Segment] = {}  # to the other end, by number
-        self._told: dict[int, Segment] = {}  # that the other end was handed, by number
-        self._gone: Deque[int] = deque()
+        self._leased: dict[int, Segment] = {}  # segments that the peer leases, by number
+        self._handed: dict[int, Segment] = {}  # segments whose file the peer has, by number
+        self._closed_numbers: Deque[int] = deque()  # closed segments that no message has listed yet
         self._read = bytearray()
         self._room = memoryview(bytearray(_ROOM))
         self._files: Deque[int] = deque()
-        _channels.add(self)
+        _open_sockets.add(self)
 
-    # ------------------------------------------------------------ out
+    # ------------------------------------------------------------ sending
 
     def lend(self, segment: Segment) -> None:
-        """The lease of a segment is the other end's, from the message on that names it."""
-        if self.socket.fileno() < 0:  # no message will
+        """Lease a segment to the peer; the next message that names it hands it over."""
+        if self.socket.fileno() < 0:  # closed: no message will name it
             segment.pool.give_back(segment)
         else:
-            self._lent[segment.number] = segment
+            self._leased[segment.number] = segment
 
     def take_back(self, segment: Segment, *, unmapped: bool = False) -> None:
-        """No message has named it, or it could not be mapped there."""
-        if self._lent.pop(segment.number, None) is not None:
-            if unmapped and self._told.pop(segment.number, None) is not None:
+        """End the lease of a segment that no message has named, or that the peer could not map."""
+        if self._leased.pop(segment.number, None) is not None:
+            if unmapped and self._handed.pop(segment.number, None) is not None:
                 segment.holders.remove(self)
             segment.pool.give_back(segment)
 
     def gone(self, number: int) -> None:
-        """A segment was given back to the system; its pool says so."""
-        if self._told.pop(number, None) is not None:
-            self._gone.append(number)
+        """Note that the pool has closed a segment; the next message lists it."""
+        if self._handed.pop(number, None) is not None:
+            self._closed_numbers.append(number)
 
     def pack(
         self,
@@ -85,93 +87,94 @@ class FrameSocket:
         frames: Sequence[Any] = (),
         segment: Segment | None = None,
     ) -> tuple[list[Any], list[int]]:
-        """The parts of a message, and the files to go with it; a segment has been lent.
+        """Return the parts of a message, and the files to send with it.
 
-        ``sizes`` are those of the frames, also where these go in a segment, or not at all.
+        The caller has leased the segment to the peer before. ``sizes`` are the sizes of the
+        frames, also if the frames are in a segment, or are not sent.
         """
-        released, gone = _emptied(self.maps.released), _emptied(self._gone)
+        released, closed = _drain(self.maps.released), _drain(self._closed_numbers)
         text = dumps(header).encode() if header else b""
         number = capacity = flags = 0
         files: list[int] = []
         if segment is not None:
             number, capacity = segment.number, segment.capacity
             flags = _PRIVATE * segment.pool.private
-            if number not in self._told:
-                self._told[number] = segment
+            if number not in self._handed:
+                self._handed[number] = segment
                 segment.holders.append(self)
                 files.append(segment.file)
                 flags |= _HAS_FILE
         body = sum(sizes) if frames else 0
         prefix = _PREFIX.pack(
-            serial, len(text), body, number, capacity, len(released), len(gone), len(sizes), flags
+            serial, len(text), body, number, capacity, len(released), len(closed), len(sizes), flags
         )
-        if released or gone or sizes:
-            prefix += array("q", [*released, *gone, *sizes]).tobytes()
+        if released or closed or sizes:
+            prefix += array("q", [*released, *closed, *sizes]).tobytes()
         return [prefix + text, *frames], files
 
     @property
     def has_handed(self) -> bool:
-        """Whether the other end has files of segments of this one's."""
-        return bool(self._told)
+        """Whether the peer has files of segments of this end's pool."""
+        return bool(self._handed)
 
     @property
     def has_updates(self) -> bool:
-        """Whether there is something to tell of segments, that no message has told yet."""
-        return bool(self.maps.released or self._gone)
+        """Whether segments were released or closed that no message has listed yet."""
+        return bool(self.maps.released or self._closed_numbers)
 
-    # ------------------------------------------------------------ in
+    # ------------------------------------------------------------ receiving
 
     def receive(self) -> bool:
-        """Read once; false where the other end is gone. What ``recvmsg`` raises."""
+        """Read once; return false if the peer has closed. Raise what ``recvmsg`` raises."""
         count, extra, flags, _ = self.socket.recvmsg_into([self._room], _SPACE, _CLOEXEC)
         for level, kind, data in extra:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 self._files.extend(array("i", data[: len(data) // 4 * 4]))
         if len(self._files) > 64:
-            raise WireError("protocol", "files that no message has told of")
+            raise WireError("protocol", "the peer sent files that belong to no message")
         if flags & _TRUNCATED:
-            self._files.append(-1)  # there was no file descriptor left to receive it with
+            self._files.append(-1)  # this process had no file descriptor left to receive the file
         self._read += self._room[:count]
         return count > 0
 
     def next(self) -> SocketMessage | None:
-        """The next message that has arrived as a whole; ``WireError`` for what is none."""
+        """Return the next whole message, or None; raise ``WireError`` if it is malformed."""
         read = self._read
         if len(read) < _PREFIX.size:
             return None
         prefix = _PREFIX.unpack_from(read)
-        serial, text, body, number, capacity, released, gone, framed, flags = prefix
+        serial, text, body, number, capacity, released, closed, framed, flags = prefix
         begin = at = _PREFIX.size
-        at += 8 * (released + gone + framed)
+        at += 8 * (released + closed + framed)
         end = at + text + body
         if end > MOST:
-            raise WireError("protocol", "a message of %d bytes" % end)
+            raise WireError("protocol", "a message of %d bytes is too long" % end)
         if len(read) < end:
             return None
         sizes: list[int] = []
         if at > begin:
             numbers = array("q", bytes(read[begin:at])).tolist()
-            sizes = numbers[released + gone :]
-            if released or gone:
-                self._noted(numbers[:released], numbers[released : released + gone])
-        header = _object(read[at : at + text]) if text else {}
+            sizes = numbers[released + closed :]
+            if released or closed:
+                self._update_segments(numbers[:released], numbers[released : released + closed])
+        header = _parse_header(read[at : at + text]) if text else {}
         if flags & _HAS_FILE:
             self._map(number, capacity, bool(flags & _PRIVATE))
         frames: Any = []
         if number:
-            frames = self._leased(number, sizes)
+            frames = self._lease(number, sizes)
         elif body or (sizes and not any(sizes)):
             frames = _split(read, at + text, body, sizes)
         del read[:end]
         header["sizes"] = sizes
         return serial, header, frames
 
-    def _noted(self, released: Sequence[int], gone: Sequence[int]) -> None:
+    def _update_segments(self, released: Sequence[int], closed: Sequence[int]) -> None:
         for number in released:
-            segment = self._lent.pop(abs(number), None)
+            segment = self._leased.pop(abs(number), None)
             if segment is not None:
                 segment.pool.give_back(segment, tainted=number < 0)
-        for number in gone:
+        for number in closed:
             self.maps.forget(number)
 
     def _map(self, number: int, capacity: int, private: bool) -> None:
@@ -180,61 +183,59 @@ class FrameSocket:
             return
         try:
             self.maps.add(number, file, capacity, private)
-        except (OSError, ValueError, OverflowError):  # whoever waits for it is told
+        except (OSError, ValueError, OverflowError):  # reported with the message's frames, as None
             pass
 
-    def _leased(self, number: int, sizes: list[int]) -> list[memoryview] | None:
+    def _lease(self, number: int, sizes: list[int]) -> list[memoryview] | None:
         if number not in self.maps.known:
             return None
         if min(sizes, default=0) < 0:
-            raise WireError("protocol", "frames of less than nothing")
+            raise WireError("protocol", "a frame has a negative size")
         try:
             return self.maps.lease(number, sizes)
         except ValueError as error:
-            raise WireError(
-                "protocol", "frames that are not in their segment: %s" % error
-            ) from None
+            raise WireError("protocol", "the frames do not fit their segment: %s" % error) from None
 
-    # ------------------------------------------------------------ the end
+    # ------------------------------------------------------------ closing
 
     def close(self) -> None:
-        """Close the socket; what is leased lives on, at either end.
+        """Close the socket; leased memory stays valid at both ends.
 
-        Nobody tells any more when what was lent is free, so that is never used again.
+        The peer can no longer report when its leases end, so those segments are never used again.
         """
         self.socket.close()
         while self._files:
             file = self._files.popleft()
             if file >= 0:
                 os.close(file)
-        lent, self._lent = list(self._lent.values()), {}
-        told, self._told = list(self._told.values()), {}
-        for segment in told:
+        leased, self._leased = list(self._leased.values()), {}
+        handed, self._handed = list(self._handed.values()), {}
+        for segment in handed:
             segment.holders.remove(self)
-        for segment in lent:
+        for segment in leased:
             segment.pool.give_back(segment, tainted=True)
         self.maps.known.clear()
 
 
-def _emptied(numbers: Deque[int]) -> list[int]:
-    return [numbers.popleft() for _ in range(len(numbers))]  # others may add to it meanwhile
+def _drain(numbers: Deque[int]) -> list[int]:
+    return [numbers.popleft() for _ in range(len(numbers))]  # other threads may append meanwhile
 
 
-def _object(text: bytearray) -> Header:
+def _parse_header(text: bytearray) -> Header:
     try:
-        told = text.decode()
-        header, end = _decode(told)
+        decoded = text.decode()
+        header, end = _decode(decoded)
     except (ValueError, RecursionError) as error:
-        raise WireError("protocol", "a header that is no JSON: %s" % error) from None
-    if type(header) is not dict or end < len(told):
-        raise WireError("protocol", "a header that is no object, or more than one")
+        raise WireError("protocol", "the header is not JSON: %s" % error) from None
+    if type(header) is not dict or end < len(decoded):
+        raise WireError("protocol", "the header is not one JSON object")
     return header
 
 
 def _split(read: bytearray, at: int, nbytes: int, sizes: list[int]) -> list[memoryview]:
-    """Frames out of a message, in memory of their own, writable and aligned."""
+    """Copy frames out of a message into memory of their own, writable and aligned."""
     if min(sizes, default=0) < 0 or sum(sizes) != nbytes:
-        raise WireError("protocol", "%d bytes of frames do not fit their sizes" % nbytes)
+        raise WireError("protocol", "%d bytes of frames do not match their sizes" % nbytes)
     frames = []
     for size in sizes:
         frame = allocate(size)
@@ -245,17 +246,17 @@ def _split(read: bytearray, at: int, nbytes: int, sizes: list[int]) -> list[memo
 
 
 def peer(sock: socket.socket) -> tuple[int, int]:
-    """The process and the user at the other end, as the system has it."""
+    """Return the pid and the uid of the peer, as the operating system reports them."""
     pid, uid, _ = UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
     return pid, uid
 
 
-_channels: Any = WeakSet()
+_open_sockets: Any = WeakSet()
 
 
 def _close_in_child() -> None:
-    """A forked child's copy of a socket would keep its other end from seeing ours close."""
-    for channel in list(_channels):
+    """Close the sockets in a forked child: its copies would hide from the peer that ours closed."""
+    for channel in list(_open_sockets):
         try:
             channel.socket.close()
         except OSError:

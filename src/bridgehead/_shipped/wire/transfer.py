@@ -1,7 +1,7 @@
-"""Streams on their way: what arrives in pieces, and what waits to be fetched.
+"""Transfers: streams that arrive in chunks, or wait to be fetched.
 
-Rule: standard library only, Python 3.8 and later; the same on both sides. Each object here is
-one request's or one answer's; who keeps it, and for how long, is decided above.
+Rule: use the standard library only, run on Python 3.8 and later, the same file at both ends. Each
+object here belongs to one request or one response. The floors above decide how long they keep it.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.errors import TooLarge, WireError
     from bridgehead._shipped.wire.frames import OWN_MAPPING, allocate, digest, raise_mmap_threshold
 
-ADDRESSES = 1 << 47  # bytes; no process has room for more
-STEP = 1 << 18  # bytes copied at once: where memory is touched first, a MiB may take 8 ms
+ADDRESSES = 1 << 47  # bytes; no process has a larger address space
+STEP = 1 << 18  # bytes copied at once: a MiB of new memory may take 8 ms
 
 
 class Inbox:
-    """One stream being received into frames of known sizes, piece by piece, in any order.
+    """A stream that is received into frames of known sizes, in chunks, in any order.
 
-    A frame gets its memory when the first of its bytes arrives: what was only announced
-    costs nothing. Pieces may be written in several threads at once.
+    A frame gets its memory when the first of its bytes arrives: a frame that is only announced
+    costs nothing. Several threads may write chunks at once.
     """
 
-    owner: Any = None  # nobody's in particular; see Held
+    owner: Any = None  # no socket thread; see CompleteTransfer
 
     def __init__(self, sizes: Sequence[int], limit: int | None = None) -> None:
         if type(sizes) is not list or not all(type(n) is int and n >= 0 for n in sizes):
-            raise WireError("protocol", "frame sizes must be whole numbers of bytes")
+            raise WireError("protocol", "frame sizes must be non-negative integers")
         self.sizes: list[int] = sizes
         self.total: int = sum(sizes)
         if limit is not None and self.total > limit:
@@ -38,20 +38,21 @@ class Inbox:
         if self.total > ADDRESSES:
             raise WireError("protocol", "no memory for %d bytes" % self.total)
         self.begun: dict[int, memoryview] = {}  # by the frame's index
-        self.chunks: dict[int, int] = {}  # what is here and checked: offset and length
+        self.chunks: dict[int, int] = {}  # lengths of the checked chunks, by offset
         self.touched: float = monotonic()
         self.lock: Any = Lock()
 
     def write(self, at: int, parts: Iterable[Buffer], signed: str) -> None:
-        """Copy a piece into its place, and check there that it is what was signed."""
+        """Copy a chunk into its place, and check the copy against its digest."""
         views = [memoryview(part).cast("B") for part in parts]
         length = sum(view.nbytes for view in views)
         if type(at) is not int or at < 0 or at + length > self.total:
             raise WireError(
-                "integrity", "%d bytes at offset %r do not fit %d" % (length, at, self.total)
+                "integrity",
+                "%d bytes at offset %r do not fit a stream of %d" % (length, at, self.total),
             )
         if length and signed == "none:":
-            raise WireError("integrity", "frames in a message need a digest")
+            raise WireError("integrity", "a message with frames has no digest")
         if length >= OWN_MAPPING:
             raise_mmap_threshold()
         targets = self.space(at, at + length)
@@ -63,14 +64,14 @@ class Inbox:
                 view, target = view[count:], target[count:]
                 if not target.nbytes:
                     target = next(targets, None)
-        # Checked is the copy: what was copied from may change (loopback's is the sender's own).
+        # Check the copy, because the source may change (with loopback it is the sender's memory).
         if digest(str(signed).partition(":")[0], self.space(at, at + length)) != signed:
-            raise WireError("integrity", "the digest of the frames is not the one that was signed")
+            raise WireError("integrity", "the digest of the frames does not match the header")
         self.chunks[at] = length
         self.touched = monotonic()
 
     def space(self, start: int, stop: int) -> Iterator[memoryview]:
-        """The memory between two offsets of the stream, as ``cut`` gives it."""
+        """Yield the memory between two offsets of the stream, as ``cut`` does."""
         at = 0
         for index, size in enumerate(self.sizes):
             if at + size > start and at < stop:
@@ -78,6 +79,7 @@ class Inbox:
             at += size
 
     def frame(self, index: int) -> memoryview:
+        """Return the memory of a frame; allocate it on first use."""
         with self.lock:
             if index not in self.begun:
                 try:
@@ -88,15 +90,16 @@ class Inbox:
 
     @property
     def frames(self) -> list[memoryview]:
-        """All frames, zeros where nothing has arrived."""
+        """All frames, with zeros where nothing has arrived."""
         return [self.frame(index) for index in range(len(self.sizes))]
 
     @property
     def received(self) -> int:
+        """The number of bytes that arrived and were checked."""
         return sum(self.chunks.values())
 
     def take(self) -> list[memoryview]:
-        """The frames, once every byte of them is there, and came once; else ``WireError``."""
+        """Return the frames; raise ``WireError`` unless every byte arrived exactly once."""
         end = 0
         for at in sorted(self.chunks):
             if at != end:
@@ -108,7 +111,7 @@ class Inbox:
 
 
 class CompleteTransfer:
-    """Frames that arrived as a whole, beside the messages, until the request that needs them."""
+    """Frames that arrived whole, over the direct lane, for the request that needs them."""
 
     def __init__(
         self, sizes: Sequence[int], frames: Sequence[memoryview], owner: Any = None
@@ -121,19 +124,21 @@ class CompleteTransfer:
         self.touched: float = monotonic()
 
     def write(self, at: int, parts: Sequence[Buffer], expected: str) -> None:
+        """Raise ``WireError`` if there are bytes to write: nothing is missing."""
         if parts:
-            raise WireError("integrity", "more bytes than the request has")
+            raise WireError("integrity", "the message brings more bytes than the request announced")
 
     def take(self) -> list[memoryview]:
-        """The frames; nothing can have altered them on the way."""
+        """Return the frames, unchecked: the direct lane does not damage them."""
         return self.frames
 
 
 class Outbox:
-    """An answer too long for one message, until the last piece of it was fetched; or one that
-    may be lost with its connection, until the near end says that it has it.
+    """The frames of a response that the remote part keeps until the client has them.
 
-    Of the direct lane's, ``owner`` is the server; ``segment`` has the frames, if there is one.
+    It is kept if it is too long for one message, until the last chunk was fetched; or if it may be
+    lost with its connection, until the client acknowledges it. ``owner`` is the socket thread of
+    a response on the direct lane; ``segment`` holds its frames, if there is one.
     """
 
     def __init__(
@@ -145,8 +150,9 @@ class Outbox:
     ) -> None:
         self.frames, self.sizes, self.total = frames, sizes, sum(sizes)
         self.owner, self.segment, self.touched = owner, segment, monotonic()
-        self.answer: Any = None  # the header, of one that may be asked for again
+        self.response: Any = None  # the header of a response that the client may ask for again
 
     def drop(self) -> None:
+        """Give the segment back, if there is one."""
         if self.segment is not None:
             self.owner.channel.take_back(self.segment)

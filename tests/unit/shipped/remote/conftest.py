@@ -1,4 +1,4 @@
-"""What tests of the kernel's end share: a process for each Python, and namespaces in it.
+"""Fixtures of the remote part's tests: a process for each Python, and namespaces in it.
 
 Rule: one process serves one Python for the whole session; see ``support/bare.py``.
 """
@@ -18,7 +18,7 @@ from support.elsewhere import Python
 
 @pytest.fixture(scope="session")
 def kernels() -> Iterator[Callable[..., Bare]]:
-    """One process for each Python, with and without packages, started when first asked for."""
+    """Start one process for each Python, with and without packages, on first use."""
     started: list[Bare] = []
 
     @functools.cache
@@ -31,8 +31,8 @@ def kernels() -> Iterator[Callable[..., Bare]]:
         bare.close()
 
 
-# Those between the oldest, this one and the newest differ in the handshake, in data and in code.
-FEW = {PYTHONS[0], Python(sys.executable, sys.version_info[:3]), PYTHONS[-1]}
+# The Pythons in between run only the tests of the handshake, of data and of code.
+MAIN_PYTHONS = {PYTHONS[0], Python(sys.executable, sys.version_info[:3]), PYTHONS[-1]}
 IN_ALL = ("test_hello_", "test_data_crosses_", "test_code_")
 
 
@@ -40,7 +40,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "python" in metafunc.fixturenames:
         in_all = metafunc.function.__name__.startswith(IN_ALL)
         pythons = [
-            python if in_all or python in FEW else pytest.param(python, marks=pytest.mark.elsewhere)
+            python
+            if in_all or python in MAIN_PYTHONS
+            else pytest.param(python, marks=pytest.mark.elsewhere)
             for python in PYTHONS
         ]
         metafunc.parametrize("python", pythons, ids=str)
@@ -48,8 +50,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def space(python: Python, kernels: Callable[..., Bare]) -> Iterator[Space]:
-    """A namespace in a Python without a package, with the loader planted and still at work
-    afterwards."""
+    """A namespace in a Python without packages; the remote part is installed and must still work
+    after the test."""
     opened = Space(kernels(python, None)).prepare()
     yield opened
     opened.bind(still_here=[1, "é"])
@@ -60,7 +62,7 @@ def space(python: Python, kernels: Callable[..., Bare]) -> Iterator[Space]:
 def equipped(
     python: Python, kernels: Callable[..., Bare], tmp_path_factory: pytest.TempPathFactory
 ) -> Space:
-    """A namespace in a Python that has cloudpickle (it is pure Python) and nothing else."""
+    """A namespace in a Python that has only cloudpickle, which is pure Python."""
     folder = tmp_path_factory.getbasetemp() / "packages"
     if not folder.exists():
         folder.mkdir()

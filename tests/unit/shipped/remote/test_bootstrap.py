@@ -1,6 +1,6 @@
-"""What crosses beside the expression: code objects, and sources where they don't fit.
+"""The remote part in message buffers: code objects, and sources for other Pythons.
 
-Rule: the near side's own text is evaluated by a foreign interpreter, as ``support/bare.py`` says.
+Rule: another interpreter evaluates the client's expressions; see ``support/bare.py``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from bridgehead import KernelRestarted
-from bridgehead._protocol import bootstrap as _shipping
+from bridgehead._protocol import bootstrap as _bootstrap
 from bridgehead._shipped.wire.header import MIME, PROBE
 from support.bare import REMOTE_MODULE, Bare, Space
 from support.elsewhere import Python
@@ -26,38 +26,38 @@ class Shell:
     user_global_ns = user_ns = globals()
     user_ns_hidden = {}
     class kernel:
-        _parent_ident = {"shell": b"whoever asked"}
+        _parent_ident = {"shell": b"the client"}
         parent = {"buffers": [base64.b64decode(part) for part in PARTS]}
         def get_parent(channel):
             return Shell.kernel.parent
 get_ipython = Shell
-class Told:
+class Report:
     def _repr_mimebundle_(self):
-        told = loader.enter.__code__.co_filename, loader.__dict__.get("grown")
-        return {MIME: '{"told": "%s %s"}' % told}
+        report = remote.enter.__code__.co_filename, remote.__dict__.get("marked")
+        return {MIME: '{"report": "%s %s"}' % report}
 """
 
 
 class SideChannel:
-    """A namespace whose shell has the buffers of a message; of those, the loader is to be made."""
+    """A namespace whose shell has message buffers, from which the remote part is installed."""
 
     def __init__(self, bare: Bare) -> None:
         self.space = Space(bare)
         self.before = f"before_{uuid.uuid4().hex}"
         self.space.cell(f"import sys; sys.{self.before} = sys.modules.pop({REMOTE_MODULE!r}, None)")
-        self.frames = list(_shipping.loader_frames())
-        self.how = _shipping._how(True)
+        self.frames = list(_bootstrap.loader_frames())
+        self.how = _bootstrap._how(True)
 
-    def plant(self, monkeypatch: pytest.MonkeyPatch) -> str:
-        """Have it planted; tells what its ``enter`` is, and the file that its code names."""
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> str:
+        """Install the remote part; return its file name and mark."""
         parts = [base64.b64encode(part).decode() for part in (PROBE, *self.frames)]
         self.space.cell(f"MIME, PARTS = {MIME!r}, {parts!r}" + BESIDE)
-        monkeypatch.setattr(_shipping, "_how", lambda beside: self.how)
+        monkeypatch.setattr(_bootstrap, "_how", lambda beside: self.how)
         header = self.space.header("hello", epoch="", chunk=0)
-        text = _shipping.expression("inline", header, install=True, beside=True)
+        text = _bootstrap.expression("inline", header, install=True, beside=True)
         self.space.evaluate(text)
-        self.space.cell(f"loader = __import__('sys').modules[{REMOTE_MODULE!r}]")
-        return self.space.evaluate("Told()")["told"]
+        self.space.cell(f"remote = __import__('sys').modules[{REMOTE_MODULE!r}]")
+        return self.space.evaluate("Report()")["report"]
 
     def close(self) -> None:
         self.space.cell(
@@ -73,9 +73,9 @@ def beside(python: Python, kernels: Callable[..., Bare]) -> Iterator[SideChannel
     opened.close()
 
 
-def grown(frames: list[bytes]) -> list[bytes]:
-    """The frames, whose code objects say that it was they that ran."""
-    more = compile("grown = 'from code'", _shipping.FILENAME, "exec")
+def marked(frames: list[bytes]) -> list[bytes]:
+    """Return the frames with a mark in the code objects, which shows that they ran."""
+    more = compile("marked = 'from code'", _bootstrap.FILENAME, "exec")
     return [marshal.dumps((*marshal.loads(frames[0]), more)), *frames[1:]]
 
 
@@ -83,14 +83,14 @@ def digests(frames: list[bytes]) -> list[str]:
     return [hashlib.sha256(frame).hexdigest() for frame in frames]
 
 
-def test_code_objects_run_where_the_bytecode_is_the_same_and_the_sources_elsewhere(
+def test_code_objects_run_if_the_bytecode_is_the_same_and_sources_otherwise(
     beside: SideChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    beside.frames = grown(beside.frames)
+    beside.frames = marked(beside.frames)
     beside.how = ([], digests(beside.frames), beside.how[2])
     same = beside.space.python.version[:2] == sys.version_info[:2]
-    told = beside.plant(monkeypatch)
-    assert told == f"<bridgehead loader> {'from code' if same else None}"
+    report = beside.install(monkeypatch)
+    assert report == f"<bridgehead loader> {'from code' if same else None}"
 
 
 @pytest.mark.parametrize("made_by", ["pypy", "bytecode"])
@@ -101,18 +101,18 @@ def test_code_objects_of_another_compiler_never_run(
     other = f"pypy {magic}" if made_by == "pypy" else f"{name} {'0' * len(magic)}"
     beside.frames = [b"no code at all", *beside.frames[1:]]
     beside.how = ([], digests(beside.frames), other)
-    assert beside.plant(monkeypatch) == "<bridgehead loader> None"
+    assert beside.install(monkeypatch) == "<bridgehead loader> None"
 
 
-@pytest.mark.parametrize("frame", range(len(_shipping.SHIPPED)))
-def test_nothing_runs_of_what_was_altered_on_the_way(
+@pytest.mark.parametrize("frame", range(len(_bootstrap.SHIPPED)))
+def test_altered_code_does_not_run(
     beside: SideChannel, frame: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     last = beside.frames[frame][-1]
     beside.frames[frame] = beside.frames[frame][:-1] + bytes([last ^ 1])
     with pytest.raises(KernelRestarted):
-        beside.plant(monkeypatch)
+        beside.install(monkeypatch)
     beside.frames = []
     with pytest.raises(KernelRestarted):
-        beside.plant(monkeypatch)
+        beside.install(monkeypatch)
     assert not [name for name in beside.space.names() if "bridgehead" in name]

@@ -1,6 +1,6 @@
 """The handshake, under every Python found here, from 3.8 on.
 
-Rule: the near side's own text is evaluated by a foreign interpreter, as ``support/bare.py`` says.
+Rule: another interpreter evaluates the client's expressions; see ``support/bare.py``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 import cloudpickle
 import pytest
 
-from bridgehead._protocol import bootstrap as _shipping
+from bridgehead._protocol import bootstrap as _bootstrap
 from support.bare import PYTHONS, Space
 from support.elsewhere import Python, find_pythons
 
@@ -24,7 +24,7 @@ def test_the_running_python_is_always_among_those_found() -> None:
     assert Python(sys.executable, sys.version_info[:3]) in PYTHONS
 
 
-def test_a_shim_that_does_not_run_is_no_python(tmp_path: Path) -> None:
+def test_a_shim_that_does_not_run_is_not_a_python(tmp_path: Path) -> None:
     shim = tmp_path / "python3.9"
     shim.write_text("#!/bin/sh\necho 'pyenv: python3.9: command not found' >&2\nexit 127\n")
     shim.chmod(0o755)
@@ -38,7 +38,7 @@ def test_no_version_is_tested_twice_and_none_is_too_old() -> None:
     assert min(versions) >= (3, 8)
 
 
-@pytest.mark.parametrize("source", _shipping.loader_source()[1], ids=_shipping.SHIPPED)
+@pytest.mark.parametrize("source", _bootstrap.loader_source()[1], ids=_bootstrap.SHIPPED)
 def test_the_source_is_syntax_of_python_3_8(source: str) -> None:
     tree = ast.parse(source, feature_version=(3, 8))
     assert any(isinstance(node, (ast.ClassDef, ast.FunctionDef)) for node in tree.body)
@@ -48,26 +48,26 @@ def test_the_source_is_syntax_of_python_3_8(source: str) -> None:
 # ---------------------------------------------------------------- the handshake
 
 
-def test_hello_tells_who_answers(space: Space) -> None:
-    told = space.hello()
-    assert tuple(told["python"]) == space.python.version
-    assert told["pid"] == space.bare.process.pid
-    assert told["cwd"] == os.getcwd()
-    assert told["pickle"] >= 5
-    assert told["versions"] == {}
-    assert Path(told["executable"]).exists()
+def test_hello_describes_the_kernel(space: Space) -> None:
+    greeting = space.hello()
+    assert tuple(greeting["python"]) == space.python.version
+    assert greeting["pid"] == space.bare.process.pid
+    assert greeting["cwd"] == os.getcwd()
+    assert greeting["pickle"] >= 5
+    assert greeting["versions"] == {}
+    assert Path(greeting["executable"]).exists()
 
 
-def test_hello_tells_the_packages_that_are_there(equipped: Space) -> None:
+def test_hello_reports_the_installed_packages(equipped: Space) -> None:
     equipped.cell("import cloudpickle")
     assert equipped.hello()["versions"] == {"cloudpickle": cloudpickle.__version__}
 
 
-def test_hello_again_finds_the_same_loader(space: Space) -> None:
+def test_hello_again_finds_the_same_remote_part(space: Space) -> None:
     assert space.hello()["epoch"] == space.hello()["epoch"]
 
 
-def test_two_namespaces_of_one_process_are_served_apart(space: Space) -> None:
+def test_two_namespaces_of_one_process_are_served_separately(space: Space) -> None:
     other = Space(space.bare)
     other.hello()
     space.bind(x=1)
@@ -76,11 +76,11 @@ def test_two_namespaces_of_one_process_are_served_apart(space: Space) -> None:
     assert (space.fetch("x"), other.fetch("x")) == (1, 2)
 
 
-def test_hello_is_answered_from_a_folder_that_was_deleted(space: Space, tmp_path: Path) -> None:
-    gone = tmp_path / "gone"
-    gone.mkdir()
-    space.cell(f"import os; home = os.getcwd(); os.chdir({str(gone)!r})")
-    gone.rmdir()
+def test_hello_works_in_a_deleted_folder(space: Space, tmp_path: Path) -> None:
+    deleted = tmp_path / "deleted"
+    deleted.mkdir()
+    space.cell(f"import os; home = os.getcwd(); os.chdir({str(deleted)!r})")
+    deleted.rmdir()
     try:
         assert tuple(space.hello()["python"]) == space.python.version
     finally:

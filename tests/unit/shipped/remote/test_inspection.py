@@ -1,6 +1,6 @@
-"""How errors in the kernel are told, under every Python found here.
+"""Reports of errors in the kernel, under every Python found here.
 
-Rule: the near side's own text is evaluated by a foreign interpreter, as ``support/bare.py`` says.
+Rule: another interpreter evaluates the client's expressions; see ``support/bare.py``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ RAISES = {
 
 
 @pytest.mark.parametrize("code", RAISES.values(), ids=RAISES.keys())
-def test_an_error_is_told_without_the_loaders_frames(space: Space, code: str) -> None:
+def test_an_error_is_reported_without_the_frames_of_the_remote_part(
+    space: Space, code: str
+) -> None:
     space.cell(code)
     before = space.snapshot()
     with pytest.raises(RemoteError, match="bad été") as caught:
@@ -32,7 +34,7 @@ def test_an_error_is_told_without_the_loaders_frames(space: Space, code: str) ->
     assert space.snapshot() == before
 
 
-def test_an_error_names_the_users_line_and_brings_the_exception_itself(space: Space) -> None:
+def test_an_error_names_the_users_line_and_carries_the_exception(space: Space) -> None:
     space.cell("def boom():\n    raise LookupError('bad', 7)\n")
     with pytest.raises(RemoteError) as caught:
         space.fetch("boom()")
@@ -42,7 +44,7 @@ def test_an_error_names_the_users_line_and_brings_the_exception_itself(space: Sp
     assert caught.value.__cause__.args == ("bad", 7)
 
 
-def test_an_error_that_cannot_be_told_is_told_all_the_same(space: Space) -> None:
+def test_an_error_with_a_failing_str_and_reduce_is_reported(space: Space) -> None:
     space.cell(
         "class Silent(Exception):\n"
         "    def __str__(self): raise SystemExit(3)\n"
@@ -56,20 +58,20 @@ def test_an_error_that_cannot_be_told_is_told_all_the_same(space: Space) -> None
 
 
 @pytest.mark.parametrize("kind", ["SystemExit", "KeyboardInterrupt", "GeneratorExit"])
-def test_what_ends_a_program_does_not_end_the_kernel(space: Space, kind: str) -> None:
+def test_an_exception_that_ends_a_program_does_not_end_the_kernel(space: Space, kind: str) -> None:
     space.cell(f"def leave(): raise {kind}('bye')")
     with pytest.raises(RemoteError, match="bye") as caught:
         space.fetch("leave()")
     assert caught.value.ename == kind
 
 
-def test_a_syntax_error_is_told(space: Space) -> None:
+def test_a_syntax_error_is_reported(space: Space) -> None:
     with pytest.raises(RemoteError) as caught:
         space.fetch("1 +")
     assert caught.value.ename == "SyntaxError"
 
 
-def test_a_value_that_cannot_be_pickled_is_told_with_the_path_to_it(space: Space) -> None:
+def test_a_value_that_cannot_be_pickled_is_reported_with_the_path_to_it(space: Space) -> None:
     space.cell("import threading\nconfig = {'a': 1, 'lock': threading.Lock()}")
     with pytest.raises(RemoteError, match=r"config\['lock'\] cannot be pickled") as caught:
         space.fetch("config")
@@ -79,14 +81,14 @@ def test_a_value_that_cannot_be_pickled_is_told_with_the_path_to_it(space: Space
 DEEP = "deep = []\nfor _ in range(100000): deep = [deep]\n"
 
 
-def test_what_is_nested_too_deeply_is_told(space: Space) -> None:
+def test_a_value_nested_too_deeply_is_reported(space: Space) -> None:
     space.cell(DEEP)
     with pytest.raises(RemoteError, match="recursion"):
         space.fetch("deep")
     space.cell("while deep: deep = deep[0]")
 
 
-def test_what_is_nested_too_deeply_for_cloudpickle_is_told(equipped: Space) -> None:
+def test_a_value_nested_too_deeply_for_cloudpickle_is_reported(equipped: Space) -> None:
     equipped.cell(DEEP)
     with pytest.raises(RemoteError, match="recursion"):
         equipped.fetch("deep")

@@ -1,6 +1,6 @@
-"""Data, there and back, under every Python found here.
+"""Data in both directions, under every Python found here.
 
-Rule: the near side's own text is evaluated by a foreign interpreter, as ``support/bare.py`` says.
+Rule: another interpreter evaluates the client's expressions; see ``support/bare.py``.
 """
 
 from __future__ import annotations
@@ -48,14 +48,14 @@ VALUES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("value", VALUES.values(), ids=VALUES.keys())
-def test_data_crosses_there_and_back(space: Space, value: Any) -> None:
+def test_data_crosses_in_both_directions(space: Space, value: Any) -> None:
     space.bind(value=value)
     back = space.fetch("value")
     assert type(back) is type(value)
     assert back == value
 
 
-def test_what_arrives_there_is_the_value_itself(space: Space) -> None:
+def test_the_kernel_receives_the_value_itself(space: Space) -> None:
     space.bind(numbers=[1, 2, 3], text="é☃")
     assert space.fetch("sum(numbers)", "len(text)", "type(numbers).__name__") == (6, 2, "list")
 
@@ -67,7 +67,7 @@ def test_names_may_be_unicode(space: Space, name: str) -> None:
     assert name in space.names()
 
 
-def test_what_is_one_object_stays_one(space: Space) -> None:
+def test_an_object_under_two_names_stays_one_object(space: Space) -> None:
     shared: list[Any] = [1]
     space.bind(left=shared, right=[shared, shared])
     left, right = space.fetch("left", "right")
@@ -83,7 +83,7 @@ def test_an_object_that_contains_itself_crosses(space: Space) -> None:
     assert back[0] is back
 
 
-def test_several_expressions_are_read_before_any_is_pickled(space: Space) -> None:
+def test_several_expressions_are_evaluated_before_any_is_pickled(space: Space) -> None:
     space.cell(
         "class Late:\n"
         "    def __reduce__(self):\n"
@@ -95,11 +95,11 @@ def test_several_expressions_are_read_before_any_is_pickled(space: Space) -> Non
     assert space.fetch("late", "number") == ("late", 1)
 
 
-def test_what_is_for_another_kernel_is_what_that_one_can_bind(space: Space) -> None:
-    """As it comes; a tuple it would refuse."""
+def test_a_fetch_for_another_kernel_returns_what_that_kernel_can_bind(space: Space) -> None:
+    """The response is a dict; another kernel would refuse to bind a tuple."""
     space.bind(x=[1], y="é")
-    told, frames = space.ask("fetch", expressions=["y", "x"], names=["b", "a"])
-    assert "code" not in told
+    response, frames = space.ask("fetch", expressions=["y", "x"], names=["b", "a"])
+    assert "code" not in response
     assert list(_payload.decode(frames).items()) == [("b", "é"), ("a", [1])]
     payload = _payload.Payload(frames, carries_code=False, refs=False)
     space.ask("bind", payload, names=["b", "a"])

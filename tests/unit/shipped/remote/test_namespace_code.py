@@ -1,6 +1,6 @@
 """Code objects, between equal and different versions of Python.
 
-Rule: the near side's own text is evaluated by a foreign interpreter, as ``support/bare.py`` says.
+Rule: another interpreter evaluates the client's expressions; see ``support/bare.py``.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import pytest
 
 from bridgehead import IncompatiblePython, MissingInKernel, RemoteError
 from bridgehead._protocol import payload as _payload
-from bridgehead._shipped.wire import pickling as _codec
+from bridgehead._shipped.wire import pickling as _pickling
 from support.bare import Space
 
-# Each is made over there as ``made``; brought back, it gives 7 here.
+# The kernel makes each of them as ``made``; pulled, it gives 7 in the client.
 CODE: dict[str, tuple[str, Callable[[Any], Any]]] = {
     "a function": ("def made(x): return x + 1", lambda made: made(6)),
     "a lambda": ("made = lambda x: x + 1", lambda made: made(6)),
@@ -39,7 +39,7 @@ code = pytest.mark.parametrize(("code", "use"), CODE.values(), ids=CODE.keys())
 
 
 @code
-def test_code_needs_cloudpickle_there_and_its_absence_is_told(
+def test_code_needs_cloudpickle_in_the_kernel_and_its_absence_is_reported(
     space: Space, code: str, use: Callable[[Any], Any]
 ) -> None:
     space.cell(code)
@@ -64,20 +64,20 @@ def test_code_comes_back_from_the_same_minor_version_only(
     assert equipped.snapshot() == before
 
 
-def test_code_for_another_kernel_is_judged_by_that_ones_python(equipped: Space) -> None:
-    """Whatever this one's is; and it is told that it is code."""
+def test_code_for_another_kernel_is_judged_by_the_python_of_that_kernel(equipped: Space) -> None:
+    """The Python of the sending kernel does not matter; the response says that it carries code."""
     equipped.cell("made, data = (lambda: 1), 1")
     asked: dict[str, Any] = {"expressions": ["made"], "names": ["made"]}
     theirs = list(equipped.python.version[:2])
-    told, frames = equipped.ask("fetch", **asked, reader=theirs)
-    assert told["code"] is True
+    response, frames = equipped.ask("fetch", **asked, reader=theirs)
+    assert response["code"] is True
     assert frames
     with pytest.raises(IncompatiblePython):
         equipped.ask("fetch", **asked, reader=[theirs[0], theirs[1] + 1])
     equipped.ask("fetch", expressions=["data"], names=["data"], reader=[3, 99])
 
 
-def test_data_crosses_between_all_versions_where_cloudpickle_is(equipped: Space) -> None:
+def test_data_crosses_between_all_versions_with_cloudpickle(equipped: Space) -> None:
     value = {"a": [1, 2.5, "é"], "b": datetime.date(2024, 1, 2)}
     equipped.bind(value=value)
     assert equipped.fetch("value") == value
@@ -88,25 +88,25 @@ def test_an_error_that_carries_code_is_never_unpickled_by_another_version(
 ) -> None:
     equipped.cell(
         "class Odd(Exception):\n"
-        "    def told(self): return 'told by ' + self.args[0]\n"
+        "    def text(self): return 'raised by ' + self.args[0]\n"
         "def boom(): raise Odd('me')\n"
     )
     with pytest.raises(RemoteError, match="Odd: me") as caught:
         equipped.fetch("boom()")
     if equipped.python.version[:2] == sys.version_info[:2]:
-        assert caught.value.__cause__.told() == "told by me"
+        assert caught.value.__cause__.text() == "raised by me"
     else:
         assert caught.value.__cause__ is None
 
 
-def test_code_shipped_there_runs_where_the_version_is_the_same(equipped: Space) -> None:
+def test_code_sent_to_the_kernel_runs_if_the_version_is_the_same(equipped: Space) -> None:
     payload = _payload.encode((lambda x: x * 2, (21,), {}), {})
     assert payload.carries_code
     versions = equipped.hello()["versions"] | {"cloudpickle": cloudpickle.__version__}
     if equipped.python.version[:2] == sys.version_info[:2]:
         _payload.check_payload(payload, equipped.python.version, versions)
         _, frames = equipped.ask("call", payload)
-        assert _codec.decode(frames) == (42,)
+        assert _pickling.decode(frames) == (42,)
     else:
         with pytest.raises(IncompatiblePython):
             _payload.check_payload(payload, equipped.python.version, versions)

@@ -1,6 +1,6 @@
-"""At most so many bytes of a value, under every Python found here.
+"""The limit ``max_bytes``, under every Python found here.
 
-Rule: the near side's own text is evaluated by a foreign interpreter, as ``support/bare.py`` says.
+Rule: another interpreter evaluates the client's expressions; see ``support/bare.py``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from bridgehead import PayloadTooLarge
 from bridgehead._protocol import payload as _payload
 from support.bare import Space
 
-# A value of eight megabytes: inside its pickle, and out of it.
+# Large values: inside the pickle, and out of band.
 LONG = {
     "in-band": "long = b'x' * (8 << 20)",
     "out-of-band": "import pickle\nlong = pickle.PickleBuffer(bytearray(8 << 20))",
@@ -20,7 +20,9 @@ LONG = {
 
 
 @pytest.mark.parametrize("code", LONG.values(), ids=LONG.keys())
-def test_more_than_max_bytes_is_told_with_its_size_and_not_copied(space: Space, code: str) -> None:
+def test_a_value_beyond_max_bytes_is_reported_with_its_size_and_not_copied(
+    space: Space, code: str
+) -> None:
     space.cell(code)
     size = sum(frame.nbytes for frame in space.ask("fetch", expressions=["long"])[1])
     for limit in (0, 1000, size - 1):
@@ -47,7 +49,7 @@ def test_the_limit_itself_is_allowed(space: Space, limit: int) -> None:
         space.ask("fetch", expressions=["x"], max_bytes=min(limit, size - 1))
 
 
-def test_a_call_whose_value_is_too_large_ran_and_tells_its_size(space: Space) -> None:
+def test_a_call_whose_result_is_too_large_runs_and_reports_the_size(space: Space) -> None:
     code = "__import__('os').environ.update(RAN='1') or b'x' * 5000"
     payload = _payload.encode((eval, (code, {}), {}), {})
     with pytest.raises(PayloadTooLarge) as caught:
@@ -56,5 +58,5 @@ def test_a_call_whose_value_is_too_large_ran_and_tells_its_size(space: Space) ->
     assert space.fetch("__import__('os').environ.pop('RAN')") == "1"
     _, frames = space.ask("call", payload, max_bytes=6000)
     assert _payload.decode(frames) == (b"x" * 5000,)
-    space.ask("call", payload, max_bytes=1, keep="kept")  # which brings nothing
+    space.ask("call", payload, max_bytes=1, keep="kept")  # the response has no frames
     assert space.fetch("len(kept)") == 5000

@@ -1,6 +1,6 @@
-"""What users do to a namespace, under every Python found here.
+"""Changes of a namespace by its user, under every Python found here.
 
-Rule: the near side's own text is evaluated by a foreign interpreter, as ``support/bare.py`` says.
+Rule: another interpreter evaluates the client's expressions; see ``support/bare.py``.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ REPLACED = [
 
 
 @pytest.mark.parametrize("function", REPLACED)
-def test_a_replaced_function_of_the_standard_library_does_not_reach_the_loader(
+def test_a_replaced_function_of_the_standard_library_does_not_affect_the_remote_part(
     space: Space, function: str
 ) -> None:
     module = function.partition(".")[0]
@@ -66,12 +66,12 @@ def test_a_replaced_function_of_the_standard_library_does_not_reach_the_loader(
     try:
         space.bind(x=[1, 2])
         assert space.fetch("x", "x[1]") == ([1, 2], 2)
-        assert [told["name"] for told in space.ask("names", pattern="x")[0]["names"]] == ["x"]
+        assert [entry["name"] for entry in space.ask("names", pattern="x")[0]["names"]] == ["x"]
     finally:
         space.cell(f"{function} = kept")
 
 
-def test_an_emptied_namespace_keeps_its_loader(space: Space) -> None:
+def test_an_emptied_namespace_keeps_its_remote_part(space: Space) -> None:
     space.bind(x=1)
     space.cell("globals().clear()")
     space.bind(y=2)
@@ -79,7 +79,7 @@ def test_an_emptied_namespace_keeps_its_loader(space: Space) -> None:
     assert "x" not in space.names()
 
 
-def test_a_removed_loader_is_told_and_the_next_one_is_another(space: Space) -> None:
+def test_a_removed_remote_part_is_reported_and_the_next_one_has_another_epoch(space: Space) -> None:
     space.bind(x=1)
     before, epoch = space.names(), space.epoch
     space.remove_remote()

@@ -1,6 +1,6 @@
-"""All names of a push or none, whatever happens in the middle, under every Python found here.
+"""A push or delete of all names or none, under every Python found here.
 
-Rule: the near side's own text is evaluated by a foreign interpreter, as ``support/bare.py`` says.
+Rule: another interpreter evaluates the client's expressions; see ``support/bare.py``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def test_a_push_that_cannot_be_unpickled_changes_nothing(space: Space, place: st
     assert space.snapshot() == before
 
 
-def test_a_push_of_what_is_no_pickle_changes_nothing(space: Space) -> None:
+def test_a_push_that_is_not_a_pickle_changes_nothing(space: Space) -> None:
     before = space.snapshot()
     frames = [memoryview(b"this is no pickle")]
     with pytest.raises(RemoteError) as caught:
@@ -37,7 +37,7 @@ def test_a_push_of_what_is_no_pickle_changes_nothing(space: Space) -> None:
     assert space.snapshot() == before
 
 
-def test_a_push_that_exits_changes_nothing(space: Space) -> None:
+def test_a_push_that_raises_systemexit_changes_nothing(space: Space) -> None:
     before = space.snapshot()
     with pytest.raises(RemoteError, match="leaving") as caught:
         space.bind(a=1, b=Bomb(sys.exit, "leaving"))
@@ -72,19 +72,19 @@ def test_an_interrupt_at_any_instruction_leaves_all_names_or_none(
             f"interrupt = Interrupt({interrupted + 1}, ('bind', 'drop', '<listcomp>'))\n"
             "sys.settrace(interrupt)"
         )
-        told = None
+        failure = None
         try:
             if operation == "bind":
                 space.bind(a="after", b="after", c="after")
             else:
                 space.ask("drop", names=["a", "b", "c"])
         except RemoteError as error:
-            told = error
+            failure = error
         finally:
             tracer.cell("sys.settrace(None)")
-        if told is None:
+        if failure is None:
             break
-        assert told.ename == "KeyboardInterrupt"
+        assert failure.ename == "KeyboardInterrupt"
         after = space.snapshot()
         values = {text for name, _, text in after if name in ("'a'", "'b'", "'c'")}
         assert after == before or values == ({"'after'"} if operation == "bind" else set())

@@ -1,6 +1,6 @@
-"""Pieces, long answers, and the same message twice, under every Python found here.
+"""Chunks, long responses, and repeated messages, under every Python found here.
 
-Rule: the near side's own text is evaluated by a foreign interpreter, as ``support/bare.py`` says.
+Rule: another interpreter evaluates the client's expressions; see ``support/bare.py``.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import pytest
 
 from bridgehead import IntegrityError, ProtocolError, RemoteError, ReplyLost
 from bridgehead._protocol import payload as _payload
-from bridgehead._protocol import response as _protocol
+from bridgehead._protocol import response as _response
 from bridgehead._protocol.raising import raise_error
 from bridgehead._shipped.remote.kernel import Kernel
 from bridgehead._shipped.remote.replay import REPLAY_WINDOW
 from bridgehead._shipped.remote.server import Remote
 from support.bare import CHUNK, Bomb, Space, flipped, megabytes, part, stream, to_bind
 
-# ---------------------------------------------------------------- megabytes, and pieces
+# ---------------------------------------------------------------- megabytes and chunks
 
 
 @pytest.mark.parametrize("size", [0, 1, 2047, 2048, CHUNK - 1, CHUNK, CHUNK + 1, 5 * CHUNK + 3])
@@ -39,45 +39,45 @@ def test_megabytes_cross_out_of_band(space: Space) -> None:
     space.ask("bind", payload, names=list(values))
     space.cell("data[0] = data[0] ^ 255\nimport pickle")  # it arrives writable
     header = space.header("fetch", expressions=["pickle.PickleBuffer(data)", "bytes(other)"])
-    told, frames = space.finish(header)
-    assert len(data) in told["sizes"]
+    response, frames = space.finish(header)
+    assert len(data) in response["sizes"]
     back, other_back = _payload.decode(frames)
     data[0] ^= 255
     assert bytes(back) == data
     assert other_back == other
 
 
-def test_a_long_answer_comes_in_pieces_which_are_freed(space: Space) -> None:
+def test_a_long_response_comes_in_chunks_which_are_freed(space: Space) -> None:
     space.bind(data=megabytes(0.5))
     header = space.header("fetch", expressions=["data"])
-    told, parts = space.cross(header)
-    inbox = _protocol.open_response(told)
-    _protocol.add_chunk(told, inbox, 0, parts)
+    response, parts = space.cross(header)
+    inbox = _response.open_response(response)
+    _response.add_chunk(response, inbox, 0, parts)
     assert sum(map(len, parts)) == CHUNK < inbox.total
     assert space.kept() == (0, 1)
     for at in range(CHUNK, inbox.total, CHUNK):
         more, parts = space.cross({**header, "op": "next_chunk", "sizes": [], "at": at})
-        _protocol.add_chunk(more, inbox, at, parts)
-    assert _payload.decode(_protocol.close_response(inbox)) == (megabytes(0.5),)
+        _response.add_chunk(more, inbox, at, parts)
+    assert _payload.decode(_response.close_response(inbox)) == (megabytes(0.5),)
     space.forget(header)
     assert space.kept() == (0, 0)
-    gone, _ = space.cross({**header, "op": "next_chunk", "sizes": [], "at": CHUNK})
-    with pytest.raises(IntegrityError, match="gone"):
-        raise_error(gone, ())
+    failure, _ = space.cross({**header, "op": "next_chunk", "sizes": [], "at": CHUNK})
+    with pytest.raises(IntegrityError, match="no longer kept"):
+        raise_error(failure, ())
 
 
-def test_a_long_answer_that_lacks_a_piece_is_told(space: Space) -> None:
+def test_a_long_response_that_lacks_a_chunk_is_reported(space: Space) -> None:
     space.bind(data=megabytes(0.25))
     header = space.header("fetch", expressions=["data"])
-    told, parts = space.cross(header)
-    inbox = _protocol.open_response(told)
-    _protocol.add_chunk(told, inbox, 0, parts)
+    response, parts = space.cross(header)
+    inbox = _response.open_response(response)
+    _response.add_chunk(response, inbox, 0, parts)
     with pytest.raises(ReplyLost, match="arrived"):
-        _protocol.close_response(inbox)
+        _response.close_response(inbox)
     space.forget(header)
 
 
-def test_nothing_happens_before_the_last_piece(space: Space) -> None:
+def test_nothing_happens_before_the_last_chunk(space: Space) -> None:
     values = {"data": megabytes(0.25)}
     payload = _payload.encode(values, values)
     before = space.snapshot()
@@ -94,7 +94,7 @@ def test_nothing_happens_before_the_last_piece(space: Space) -> None:
     assert space.snapshot() == before
 
 
-def test_a_piece_sent_twice_is_harmless(space: Space) -> None:
+def test_a_chunk_sent_twice_is_harmless(space: Space) -> None:
     values = {"data": megabytes(0.25)}
     payload = _payload.encode(values, values)
     header = space.header("bind", payload.frames, names=["data"])
@@ -106,7 +106,7 @@ def test_a_piece_sent_twice_is_harmless(space: Space) -> None:
     assert space.kept() == (0, 0)
 
 
-def test_a_piece_that_is_damaged_is_refused_when_it_arrives(space: Space) -> None:
+def test_a_damaged_chunk_is_refused_when_it_arrives(space: Space) -> None:
     values = {"data": megabytes(0.25)}
     payload = _payload.encode(values, values)
     before = space.snapshot()
@@ -116,16 +116,16 @@ def test_a_piece_that_is_damaged_is_refused_when_it_arrives(space: Space) -> Non
         space.chunk(header, payload.frames, at)
     sent, data = part(header, stream(payload.frames)[last - CHUNK : last], op="chunk", at=last)
     for damaged in (flipped(data, CHUNK // 2), data[1:] + data[:1], data[:-1], b""):
-        told, _ = space.cross({**sent, "at": last - CHUNK}, damaged)
+        response, _ = space.cross({**sent, "at": last - CHUNK}, damaged)
         with pytest.raises(IntegrityError, match="digest"):
-            raise_error(told, ())
+            raise_error(response, ())
     with pytest.raises(IntegrityError, match="arrived"):
         space.finish(*part(header, stream(payload.frames)[last:], at=last))
     assert space.snapshot() == before
     assert space.kept() == (0, 0)
 
 
-def test_pieces_of_other_sizes_are_not_of_the_same_request(space: Space) -> None:
+def test_chunks_with_other_sizes_are_not_of_the_same_request(space: Space) -> None:
     values = {"data": megabytes(0.25)}
     payload = _payload.encode(values, values)
     before = space.snapshot()
@@ -138,31 +138,31 @@ def test_pieces_of_other_sizes_are_not_of_the_same_request(space: Space) -> None
     assert space.kept() == (0, 0)
 
 
-def test_the_pieces_of_two_requests_may_be_mixed(space: Space) -> None:
-    parcels = {
+def test_the_chunks_of_two_requests_may_be_mixed(space: Space) -> None:
+    payloads = {
         name: _payload.encode({name: megabytes(n)}, {}) for n, name in [(0.25, "a"), (0.5, "b")]
     }
     headers = {
         name: space.header("bind", payload.frames, names=[name])
-        for name, payload in parcels.items()
+        for name, payload in payloads.items()
     }
     order = [
-        (name, at) for name, payload in parcels.items() for at in range(0, payload.nbytes, CHUNK)
+        (name, at) for name, payload in payloads.items() for at in range(0, payload.nbytes, CHUNK)
     ]
-    lasts = {name: max(at for other, at in order if other == name) for name in parcels}
+    lasts = {name: max(at for other, at in order if other == name) for name in payloads}
     random.Random(7).shuffle(order)
     for name, at in order:
         if at != lasts[name]:
-            space.chunk(headers[name], parcels[name].frames, at)
+            space.chunk(headers[name], payloads[name].frames, at)
     for name, at in lasts.items():
-        space.finish(*part(headers[name], stream(parcels[name].frames)[at:], at=at))
+        space.finish(*part(headers[name], stream(payloads[name].frames)[at:], at=at))
     assert space.fetch("a", "b") == (megabytes(0.25), megabytes(0.5))
 
 
-# ---------------------------------------------------------------- the same message twice
+# ---------------------------------------------------------------- repeated messages
 
 
-def test_a_request_that_was_made_before_is_not_done_again(space: Space) -> None:
+def test_a_repeated_request_does_not_run_again(space: Space) -> None:
     header, payload = to_bind(space, a=1)
     data = stream(payload.frames)
     space.finish(header, data)
@@ -174,7 +174,7 @@ def test_a_request_that_was_made_before_is_not_done_again(space: Space) -> None:
     assert space.snapshot() == before
 
 
-def test_one_that_failed_is_not_done_again_either(space: Space) -> None:
+def test_a_failed_request_does_not_run_again(space: Space) -> None:
     header, payload = to_bind(space, a=Bomb(int, "no number"))
     with pytest.raises(RemoteError):
         space.finish(header, stream(payload.frames))
@@ -182,7 +182,7 @@ def test_one_that_failed_is_not_done_again_either(space: Space) -> None:
         space.finish(header, stream(payload.frames))
 
 
-def test_a_batch_that_was_made_before_is_not_done_again(space: Space) -> None:
+def test_a_repeated_batch_does_not_run_again(space: Space) -> None:
     asked = to_bind(space, a=1)
     space.batch(asked, id="twice")
     space.bind(a=2)
@@ -191,7 +191,7 @@ def test_a_batch_that_was_made_before_is_not_done_again(space: Space) -> None:
     assert space.fetch("a") == 2
 
 
-def test_one_that_arrived_damaged_may_be_made_again(space: Space) -> None:
+def test_a_request_that_arrived_damaged_may_be_sent_again(space: Space) -> None:
     header, payload = to_bind(space, a=1)
     data = stream(payload.frames)
     with pytest.raises(IntegrityError):
@@ -200,17 +200,14 @@ def test_one_that_arrived_damaged_may_be_made_again(space: Space) -> None:
     assert space.fetch("a") == 1
 
 
-# ---------------------------------------------------------------- code objects
-
-
-def test_threads_that_remember_their_requests_at_once_disturb_nobody() -> None:
-    """A subshell and the main thread, each with more requests than are remembered."""
+def test_threads_can_record_requests_at_the_same_time() -> None:
+    """A subshell and the main thread each make more requests than the window holds."""
     remote, failures = Remote(Kernel({})), []
 
     def ask(thread: int) -> None:
         for number in range(20 * REPLAY_WINDOW):
             try:
-                remote.transfers.once(f"{thread} {number}")
+                remote.transfers.record(f"{thread} {number}")
             except Exception as error:
                 failures.append(error)
 

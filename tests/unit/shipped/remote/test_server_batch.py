@@ -1,6 +1,6 @@
-"""Requests that cross together, under every Python found here.
+"""Batches of requests that cross together, under every Python found here.
 
-Rule: the near side's own text is evaluated by a foreign interpreter, as ``support/bare.py`` says.
+Rule: another interpreter evaluates the client's expressions; see ``support/bare.py``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pytest
 
 from bridgehead import NameNotFound, ProtocolError, RemoteError
 from bridgehead._protocol import payload as _payload
-from bridgehead._protocol import response as _protocol
+from bridgehead._protocol import response as _response
 from bridgehead._protocol.request import batch_header
 from support.bare import CHUNK, INTERRUPT, Bomb, Header, Outcome, Space, megabytes, stream, to_bind
 
@@ -26,7 +26,7 @@ def value(outcome: Outcome) -> Any:
     return _payload.decode(outcome[1])
 
 
-def test_requests_that_cross_together_are_done_in_order(space: Space) -> None:
+def test_the_requests_of_a_batch_run_in_order(space: Space) -> None:
     outcomes = space.batch(
         to_bind(space, x=1),
         to_ask(space, "fetch", expressions=["x"]),
@@ -39,10 +39,10 @@ def test_requests_that_cross_together_are_done_in_order(space: Space) -> None:
     assert value(outcomes[1]) == (1,)
     assert value(outcomes[3]) == (2, bytearray(5000))
     assert outcomes[5][0]["has"] is False
-    assert [told["name"] for told in outcomes[6][0]["names"]] == ["y"]
+    assert [entry["name"] for entry in outcomes[6][0]["names"]] == ["y"]
 
 
-def test_one_that_fails_fails_alone(space: Space) -> None:
+def test_a_failing_request_of_a_batch_fails_alone(space: Space) -> None:
     outcomes = space.batch(
         to_bind(space, a=1, b=2),
         to_bind(space, a="no", c=Bomb(int, "no number")),
@@ -62,18 +62,18 @@ def test_one_that_fails_fails_alone(space: Space) -> None:
 @pytest.mark.parametrize(
     "operation", ["call", "hello", "load_codec", "batch", "watch", "next_chunk", "chunk"]
 )
-def test_a_batch_with_one_that_crosses_alone_is_refused_and_changes_nothing(
+def test_a_batch_with_an_operation_that_crosses_alone_is_refused_and_changes_nothing(
     space: Space, operation: str
 ) -> None:
     before = space.snapshot()
     alone = to_ask(space, operation, expressions=["1"], watch="w", requests=[])
-    with pytest.raises(ProtocolError, match="crosses alone"):
+    with pytest.raises(ProtocolError, match="cannot be in a batch"):
         space.batch(to_bind(space, a=1), alone, to_bind(space, b=1))
     assert space.snapshot() == before
 
 
 @pytest.mark.parametrize("damaged", [{}, None, [], {"op": "bind"}, 7], ids=repr)
-def test_a_batch_with_what_is_no_request_is_refused_and_changes_nothing(
+def test_a_batch_with_a_malformed_request_is_refused_and_changes_nothing(
     space: Space, damaged: Any
 ) -> None:
     before = space.snapshot()
@@ -85,17 +85,17 @@ def test_a_batch_with_what_is_no_request_is_refused_and_changes_nothing(
     assert space.snapshot() == before
 
 
-def test_a_batch_whose_frames_are_fewer_than_its_requests_need_is_told(space: Space) -> None:
+def test_a_batch_with_fewer_frames_than_its_requests_need_is_reported(space: Space) -> None:
     first, second = to_bind(space, a=1), to_bind(space, b=1)
     batch = {**batch_header([first[0], second[0]], first[1].frames), "chunk": CHUNK}
-    told, parts = space.finish(batch, stream(first[1].frames))
-    answers = [opened.header for opened in _protocol.part_batch(told, parts, [None, None])]
+    response, parts = space.finish(batch, stream(first[1].frames))
+    answers = [opened.header for opened in _response.part_batch(response, parts, [None, None])]
     assert "error" not in answers[0]
     assert answers[1]["error"]["kind"] == "protocol"
     assert "b" not in space.names()
 
 
-def test_what_comes_after_the_message_is_full_was_not_done_and_is_told_to_come_again(
+def test_requests_behind_a_full_message_do_not_run_and_must_be_sent_again(
     space: Space,
 ) -> None:
     space.bind(long=megabytes(0.2), other=1)
@@ -107,7 +107,7 @@ def test_what_comes_after_the_message_is_full_was_not_done_and_is_told_to_come_a
     ]
     outcomes = space.batch(*asked)
     assert value(outcomes[0]) == (1,)
-    assert value(outcomes[1]) == (megabytes(0.2),)  # the rest of it was fetched by itself
+    assert value(outcomes[1]) == (megabytes(0.2),)  # the rest of it was fetched later
     assert outcomes[2:] == [None, None]
     assert space.fetch("other") == 1
     assert space.kept() == (0, 1)
@@ -117,7 +117,7 @@ def test_what_comes_after_the_message_is_full_was_not_done_and_is_told_to_come_a
     assert "long" not in space.names()
 
 
-def test_an_interrupt_at_any_instruction_leaves_each_of_a_batch_whole(space: Space) -> None:
+def test_an_interrupt_at_any_instruction_leaves_each_request_of_a_batch_whole(space: Space) -> None:
     tracer = Space(space.bare)
     tracer.cell(INTERRUPT)
     interrupted = alone = 0

@@ -1,6 +1,6 @@
 """A push that was damaged on the way is refused and changes nothing.
 
-Rule: the near side's own text is evaluated by a foreign interpreter, as ``support/bare.py`` says.
+Rule: another interpreter evaluates the client's expressions; see ``support/bare.py``.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from bridgehead import BridgeError, IntegrityError, KernelRestarted, ProtocolError
-from bridgehead._protocol import bootstrap as _shipping
+from bridgehead._protocol import bootstrap as _bootstrap
 from bridgehead._protocol import payload as _payload
-from bridgehead._protocol import response as _protocol
+from bridgehead._protocol import response as _response
 from bridgehead._protocol.raising import raise_error
 from support.bare import Header, Space, flipped, megabytes, stream
 
@@ -31,7 +31,7 @@ class Request:
 
     def expression(self) -> str:
         text = base64.b64encode(self.data).decode("ascii")
-        return self.text or _shipping.expression("inline", self.header, text)
+        return self.text or _bootstrap.expression("inline", self.header, text)
 
 
 def damaged_base64(request: Request) -> None:
@@ -110,8 +110,8 @@ DAMAGE: dict[str, tuple[type[BridgeError], Callable[[Request], None]]] = {
     "the operation is missing": (ProtocolError, without_header("op")),
     "the id is missing": (ProtocolError, without_header("id")),
     "the sizes are missing": (ProtocolError, without_header("sizes")),
-    "the piece is missing": (ProtocolError, without_header("chunk")),
-    "the piece is text": (ProtocolError, with_header(chunk="many")),
+    "the chunk size is missing": (ProtocolError, without_header("chunk")),
+    "the chunk size is text": (ProtocolError, with_header(chunk="many")),
     "a size is negative": (ProtocolError, with_header(sizes=[-1, 1])),
     "a size is text": (ProtocolError, with_header(sizes=["1"])),
     "a size is a fraction": (ProtocolError, with_header(sizes=[1.5])),
@@ -138,13 +138,13 @@ def test_a_damaged_push_is_refused_and_changes_nothing(
         space.header("bind", payload.frames, names=["a", "b"]), stream(payload.frames)
     )
     damage(request)
-    told = space.evaluate(request.expression())
-    parts = [base64.b64decode(told.pop("data", ""))]
+    response = space.evaluate(request.expression())
+    parts = [base64.b64decode(response.pop("data", ""))]
     with pytest.raises(BridgeError) as caught:
-        inbox = _protocol.open_response(told)
-        _protocol.add_chunk(told, inbox, 0, parts)
-        frames = _protocol.close_response(inbox)
-        raise_error(told, frames)
+        inbox = _response.open_response(response)
+        _response.add_chunk(response, inbox, 0, parts)
+        frames = _response.close_response(inbox)
+        raise_error(response, frames)
     assert type(caught.value) is error
     assert space.snapshot() == before
     assert space.kept() == (0, 0)

@@ -1,6 +1,6 @@
-"""Values that are watched, under every Python found here.
+"""Subscriptions: watched values, under every Python found here.
 
-Rule: the near side's own text is evaluated by a foreign interpreter, as ``support/bare.py`` says.
+Rule: another interpreter evaluates the client's expressions; see ``support/bare.py``.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from bridgehead import (
     RemoteError,
 )
 from bridgehead._protocol import payload as _payload
-from bridgehead._protocol import response as _protocol
-from bridgehead._shipped.wire import frames as _wire
+from bridgehead._protocol import response as _response
+from bridgehead._shipped.wire import frames as _frames
 from bridgehead._shipped.wire.header import UPDATE_MESSAGE
-from support.bare import REMOTE, Bare, Header, Space, later
+from support.bare import Bare, Header, Space, later
 from support.elsewhere import Python
 
-# What the loader asks of IPython and of ipykernel 6, for a namespace of its own.
+# The parts of IPython and ipykernel 6 that the remote part uses, for one namespace.
 SHELL = """
 class Events:
     def __init__(self):
@@ -46,7 +46,7 @@ class Session:
         self.sent.append((stream, kind, content, parent, ident, buffers))
 class Kernel:
     shell_stream = "the shell channel"
-    _parent_ident = {"shell": b"whoever asked"}
+    _parent_ident = {"shell": b"the client"}
     def __init__(self):
         self.session = Session()
     def get_parent(self, channel):
@@ -63,14 +63,14 @@ CELL_DONE = "[function(None) for function in [*get_ipython().events.functions]]"
 
 
 class Watched(Space):
-    """A namespace that IPython serves."""
+    """A namespace with an IPython shell."""
 
     def __init__(self, bare: Bare) -> None:
         super().__init__(bare)
         self.cell(SHELL)
 
     def run(self, code: str) -> list[Any]:
-        """A cell of the user's; gives what the loader sent after it by itself."""
+        """Run a cell of the user's; return the updates that the remote part sent after it."""
         self.cell(code)
         self.cell(CELL_DONE)
         sent = self.fetch("get_ipython().kernel.session.sent")
@@ -82,25 +82,25 @@ class Watched(Space):
         return self.ask("watch", expressions=[expression], watch=identity, **fields)
 
     def watches(self) -> int:
-        return self.fetch(f"len({REMOTE}.watches.known)")
+        return self.fetch(f"len({REMOTE}.subscriptions.known)")
 
-    def open(self, news: Any) -> tuple[Header, list[memoryview]]:
-        """What one of the messages tells, its rest fetched."""
-        _, kind, content, _, _, buffers = news
+    def open(self, update: Any) -> tuple[Header, list[memoryview]]:
+        """Return the response in an update, its rest fetched."""
+        _, kind, content, _, _, buffers = update
         assert kind == UPDATE_MESSAGE
-        told = json.loads(content["answer"])
-        parts = buffers or [base64.b64decode(told.pop("data"), validate=True)]
-        inbox = _protocol.open_response(told)
-        _protocol.add_chunk(told, inbox, 0, parts)
+        response = json.loads(content["answer"])
+        parts = buffers or [base64.b64decode(response.pop("data"), validate=True)]
+        inbox = _response.open_response(response)
+        _response.add_chunk(response, inbox, 0, parts)
         asked = {**self.header("watch"), "id": content["news"]}, _payload.EMPTY
-        outcome = self.outcome(asked, _protocol.PartialResponse(told, inbox))
+        outcome = self.outcome(asked, _response.PartialResponse(response, inbox))
         if isinstance(outcome, BridgeError):
             raise outcome
         assert outcome is not None
         return outcome
 
-    def value(self, news: Any) -> Any:
-        return _payload.decode(self.open(news)[1])[0]
+    def value(self, update: Any) -> Any:
+        return _payload.decode(self.open(update)[1])[0]
 
 
 @pytest.fixture
@@ -112,60 +112,62 @@ def watched(python: Python, kernels: Callable[..., Bare]) -> Watched:
     return opened
 
 
-def test_a_watched_value_is_told_now_and_when_a_cell_changed_it(watched: Watched) -> None:
+def test_a_watched_value_is_sent_at_once_and_after_each_cell_that_changes_it(
+    watched: Watched,
+) -> None:
     watched.run("x = 1")
     assert _payload.decode(watched.watch("x")[1]) == (1,)
-    (news,) = watched.run("x = 2")
-    stream_, kind, content, parent, identity, buffers = news
+    (update,) = watched.run("x = 2")
+    stream_, kind, content, parent, identity, buffers = update
     assert (stream_, kind) == ("the shell channel", "bridgehead_update")
-    assert (parent, identity) == ({"header": {"msg_id": "the request"}}, b"whoever asked")
+    assert (parent, identity) == ({"header": {"msg_id": "the request"}}, b"the client")
     assert (content["watch"], buffers) == ("w", [])
-    assert watched.value(news) == 2
+    assert watched.value(update) == 2
     assert watched.run("y = 1") == []
     assert watched.run("x = 2") == []
     assert watched.value(watched.run("x = [3]")[0]) == [3]
     assert watched.value(watched.run("x.append(4)")[0]) == [3, 4]
 
 
-def test_news_come_as_buffers_where_these_arrive(watched: Watched) -> None:
+def test_updates_come_as_buffers_on_the_buffers_lane(watched: Watched) -> None:
     watched.run("x = 1")
     watched.watch("x", lane="buffers")
-    (news,) = watched.run("x = b'long' * 1000")
-    assert "data" not in json.loads(news[2]["answer"])
-    assert watched.value(news) == b"long" * 1000
+    (update,) = watched.run("x = b'long' * 1000")
+    assert "data" not in json.loads(update[2]["answer"])
+    assert watched.value(update) == b"long" * 1000
 
 
-def test_what_a_watched_expression_raises_is_news_too_and_hurts_no_cell(watched: Watched) -> None:
+def test_an_error_of_a_watched_expression_is_an_update_and_harms_no_cell(watched: Watched) -> None:
     watched.run("d = {'a': 1}")
     watched.watch("d['a']")
-    (news,) = watched.run("d.clear()")
+    (update,) = watched.run("d.clear()")
     with pytest.raises(RemoteError, match="KeyError: 'a'"):
-        watched.open(news)
+        watched.open(update)
     assert watched.run("other = 1") == []
     assert watched.value(watched.run("d['a'] = 5")[0]) == 5
-    (news,) = watched.run("del d")
+    (update,) = watched.run("del d")
     with pytest.raises(RemoteError, match="NameError"):
-        watched.open(news)
+        watched.open(update)
 
 
-def test_a_value_that_ends_a_program_when_it_is_looked_at_is_told(watched: Watched) -> None:
+def test_a_watched_expression_that_raises_systemexit_is_reported(watched: Watched) -> None:
     watched.run("def look(): return 1")
     watched.watch("look()")
-    (news,) = watched.run("def look(): raise SystemExit('bye')")
+    (update,) = watched.run("def look(): raise SystemExit('bye')")
     with pytest.raises(RemoteError, match="SystemExit: bye"):
-        watched.open(news)
+        watched.open(update)
 
 
-def test_news_beyond_max_bytes_tell_the_size_alone(watched: Watched) -> None:
+def test_an_update_beyond_max_bytes_reports_its_size_alone(watched: Watched) -> None:
     watched.run("x = 1")
     watched.watch("x", max_bytes=1000)
-    (news,) = watched.run("x = b'x' * 5000")
+    (update,) = watched.run("x = b'x' * 5000")
     with pytest.raises(PayloadTooLarge) as caught:
-        watched.open(news)
+        watched.open(update)
     assert caught.value.bytes > 5000
 
 
-def test_what_cannot_be_evaluated_is_not_watched(watched: Watched) -> None:
+def test_an_expression_that_fails_is_not_watched(watched: Watched) -> None:
     with pytest.raises(NameNotFound):
         watched.watch("nowhere")
     with pytest.raises(RemoteError):
@@ -174,22 +176,22 @@ def test_what_cannot_be_evaluated_is_not_watched(watched: Watched) -> None:
     assert watched.fetch("get_ipython().events.functions") == []
 
 
-def test_a_watch_that_ended_tells_nothing_and_leaves_nothing(watched: Watched) -> None:
+def test_an_ended_watch_sends_nothing_and_leaves_nothing(watched: Watched) -> None:
     watched.run("x = 1")
     for identity in ("v", "w"):
         watched.watch("x", identity)
     assert len(watched.run("x = 2")) == 2
     watched.ask("unwatch", watch="v")
-    (news,) = watched.run("x = 3")
-    assert news[2]["watch"] == "w"
+    (update,) = watched.run("x = 3")
+    assert update[2]["watch"] == "w"
     watched.ask("unwatch", watch="w")
-    watched.ask("unwatch", watch="w")  # whoever asks twice is not told off
+    watched.ask("unwatch", watch="w")  # a second time does no harm
     assert watched.run("x = 4") == []
     assert watched.fetch("get_ipython().events.functions") == []
     assert watched.watches() == 0
 
 
-def test_long_news_are_fetched_in_pieces_and_go_when_there_are_newer_ones(
+def test_a_long_update_is_fetched_in_chunks_and_dropped_by_a_newer_one(
     watched: Watched,
 ) -> None:
     watched.run("x = 1")
@@ -199,30 +201,31 @@ def test_long_news_are_fetched_in_pieces_and_go_when_there_are_newer_ones(
     assert watched.value(old) == bytes(range(256)) * 1000
     (newer,) = watched.run("x = x[::-1]")
     assert watched.kept() == (0, 1)
-    with pytest.raises(IntegrityError, match="gone"):
+    with pytest.raises(IntegrityError, match="no longer kept"):
         watched.open(old)
     assert watched.value(newer) == (bytes(range(256)) * 1000)[::-1]
     watched.ask("unwatch", watch="w")
     assert watched.kept() == (0, 0)
 
 
-def test_a_watch_asked_for_again_goes_on_and_one_forgotten_is_dropped(watched: Watched) -> None:
+def test_a_renewed_watch_goes_on_and_a_forgotten_one_is_dropped(watched: Watched) -> None:
     watched.run("x = 0")
     for identity in ("kept", "left"):
         watched.watch("x", identity)
     with later(watched, 601):
         assert watched.watch("x", "kept") == ({"sizes": [], "digest": EMPTY_DIGEST}, [])
-        # One cell may last for hours, in which nobody can ask: it takes several cells too.
-        told = [[news[2]["watch"] for news in watched.run(f"x = {n}")] for n in range(1, 13)]
-    assert told == [["kept", "left"]] * 10 + [["kept"]] * 2
+        # A watch is dropped only after several cells: one cell may run for hours, in which the
+        # client cannot renew.
+        sent = [[update[2]["watch"] for update in watched.run(f"x = {n}")] for n in range(1, 13)]
+    assert sent == [["kept", "left"]] * 10 + [["kept"]] * 2
     assert watched.watches() == 1
 
 
-def test_a_kernel_that_tells_nobody_when_a_cell_is_done_cannot_watch(space: Space) -> None:
+def test_a_kernel_without_cell_events_cannot_watch(space: Space) -> None:
     space.bind(x=1)
-    with pytest.raises(NotSupported, match="tells nobody"):
+    with pytest.raises(NotSupported, match="does not report"):
         space.ask("watch", expressions=["x"], watch="w")
     space.ask("unwatch", watch="w")
 
 
-EMPTY_DIGEST = _wire.digest("sha256", [])
+EMPTY_DIGEST = _frames.digest("sha256", [])

@@ -1,4 +1,4 @@
-"""Digests: the standard ones, of pieces, and sums."""
+"""Digests: of whole streams, of chunks, and sums."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bridgehead._shipped.wire.transfer import Inbox
 from support.frames import frames_of, joined
 
 
-def test_digests_are_the_standard_ones() -> None:
+def test_digests_are_those_of_zlib_and_hashlib() -> None:
     assert digest("crc32", [b"123456789"]) == "crc32:cbf43926"
     assert digest("crc32", []) == "crc32:00000000"
     assert digest("sha256", [b"abc"]) == (
@@ -24,7 +24,7 @@ def test_digests_are_the_standard_ones() -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["crc32", "sums", "sha256"])
-def test_a_digest_sees_every_byte_and_their_order(algorithm: str) -> None:
+def test_a_digest_depends_on_every_byte_and_on_their_order(algorithm: str) -> None:
     frames = [b"abc", b"", b"defg"]
     same = digest(algorithm, frames)
     assert digest(algorithm, [b"abcdefg"]) == same
@@ -49,7 +49,7 @@ LONG = [700, 2 * SMALL_LEAF + 12_345, 40_000]
 
 @pytest.mark.parametrize("algorithm", ["crc32", "sums", "sha256"])
 @pytest.mark.parametrize("chunk", [SMALL_LEAF, 2 * SMALL_LEAF, 4 * SMALL_LEAF])
-def test_the_digest_of_a_piece_is_a_part_of_the_wholes(
+def test_the_digest_of_a_chunk_is_a_part_of_the_streams_digest(
     algorithm: str, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bridgehead._shipped.wire.digest.LEAF", SMALL_LEAF)
@@ -65,10 +65,10 @@ def test_the_digest_of_a_piece_is_a_part_of_the_wholes(
 
 def test_sums_are_the_same_without_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     source = [*frames_of([700, 3 * 8192, 8191, 8192, 50_001]), memoryview(b"\xff" * 20_000)]
-    odd = memoryview(joined(source))[3:]  # no word of it is aligned
+    odd = memoryview(joined(source))[3:]  # unaligned: no word starts at a multiple of 8
     expected = digest("sums", [*source, odd])
-    for gone in (None, object()):
-        monkeypatch.setitem(sys.modules, "numpy", gone)
+    for replacement in (None, object()):
+        monkeypatch.setitem(sys.modules, "numpy", replacement)
         assert digest("sums", [*source, odd]) == expected
 
 
@@ -82,13 +82,13 @@ def test_sums_are_the_same_without_numpy(monkeypatch: pytest.MonkeyPatch) -> Non
         pytest.param(lambda data: data[:-1] + bytes([data[-1] ^ 128]), id="the last bit"),
     ],
 )
-def test_sums_see_what_goes_wrong(change: Callable[[bytes], bytes]) -> None:
+def test_sums_detect_damage(change: Callable[[bytes], bytes]) -> None:
     data = joined(frames_of([100_001]))
     assert change(data) != data
     assert digest("sums", [change(data)]) != digest("sums", [data])
 
 
-def test_sums_stand_in_for_crc32_alone_and_only_where_both_have_numpy(
+def test_sums_replace_only_crc32_and_only_if_both_ends_have_numpy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     much = LEAF + 1
@@ -102,7 +102,7 @@ def test_sums_stand_in_for_crc32_alone_and_only_where_both_have_numpy(
 
 @pytest.mark.parametrize("algorithm", ["crc32", "sums", "sha256"])
 @pytest.mark.parametrize("at", [0, 499, 500, 2_999])
-def test_one_flipped_bit_is_told(algorithm: str, at: int) -> None:
+def test_a_flipped_bit_is_reported(algorithm: str, at: int) -> None:
     frames = frames_of([500, 2500])
     signed = digest(algorithm, frames)
     inbox = Inbox([500, 2500])

@@ -1,4 +1,4 @@
-"""Frames by themselves: memory, and cutting a stream of them."""
+"""Frames: their memory, and cutting a stream of them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SIZES = [0, 1, 7, OWN_MAPPING - 1, OWN_MAPPING, OWN_MAPPING + 1, 3 * OWN_MAPPING
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_allocated_memory_is_as_long_as_asked_zeroed_and_writable(size: int) -> None:
+def test_allocated_memory_has_the_size_asked_for_and_is_zeroed_and_writable(size: int) -> None:
     view = allocate(size)
     assert (view.nbytes, view.format, view.ndim) == (size, "B", 1)
     assert not view.readonly
@@ -38,7 +38,7 @@ def test_large_memory_is_aligned_to_64_bytes(size: int) -> None:
 
 
 @pytest.mark.parametrize("size", [100, OWN_MAPPING])
-def test_allocated_memory_lives_as_long_as_what_uses_it(size: int) -> None:
+def test_allocated_memory_lives_as_long_as_the_array_that_uses_it(size: int) -> None:
     array = np.frombuffer(allocate(size), "u1")
     array[:] = 7
     others = [allocate(size) for _ in range(3)]
@@ -76,7 +76,7 @@ def test_cut_copies_nothing() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_pieces_cut_anywhere_are_the_whole(seed: int) -> None:
+def test_chunks_cut_anywhere_join_to_the_whole_stream(seed: int) -> None:
     source = random.Random(seed)
     frames = frames_of([source.choice([0, 1, 5, 100]) for _ in range(source.randrange(1, 8))], seed)
     total = sum(frame.nbytes for frame in frames)

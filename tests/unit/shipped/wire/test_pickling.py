@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bridgehead._shipped.wire import pickling as _codec
+from bridgehead._shipped.wire import pickling as _pickling
 from bridgehead._shipped.wire.frames import IN_BAND, OWN_MAPPING, digest
 from bridgehead._shipped.wire.pickling import find_unpicklable
 from bridgehead._shipped.wire.transfer import Inbox
@@ -27,11 +27,11 @@ LOCK = threading.Lock()
 
 
 def travel(value: Any) -> Any:
-    """``value`` as it comes out at the other end of a wire."""
-    frames, _ = _codec.encode(value)
+    """Return ``value`` as the receiver gets it."""
+    frames, _ = _pickling.encode(value)
     inbox = Inbox([frame.nbytes for frame in frames])
     inbox.write(0, frames, digest("crc32", frames))
-    return _codec.decode(inbox.take())
+    return _pickling.decode(inbox.take())
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def travel(value: Any) -> Any:
     ],
     ids=["none", "containers", "scalars", "range", "timestamp"],
 )
-def test_an_object_comes_out_as_it_went_in(value: Any) -> None:
+def test_an_object_arrives_equal_to_what_was_sent(value: Any) -> None:
     back = travel(value)
     assert type(back) is type(value)
     assert back == value
@@ -53,22 +53,22 @@ def test_an_object_comes_out_as_it_went_in(value: Any) -> None:
 
 def test_large_buffers_are_frames_of_their_own_and_small_ones_are_not() -> None:
     arrays = [np.zeros(IN_BAND - 1, "u1"), np.ones(IN_BAND, "u1"), np.full(10_000, 2, "u1")]
-    frames, _ = _codec.encode(arrays)
+    frames, _ = _pickling.encode(arrays)
     assert [frame.nbytes for frame in frames[1:]] == [IN_BAND, 10_000]
     assert frames[0].nbytes < 2 * IN_BAND
 
 
 def test_frames_are_views_of_the_live_object() -> None:
     array = np.zeros(100_000)
-    frames, _ = _codec.encode(array)
+    frames, _ = _pickling.encode(array)
     assert np.shares_memory(np.frombuffer(frames[1], "f8"), array)
 
 
-def test_what_is_one_object_stays_one() -> None:
+def test_an_object_referenced_twice_arrives_as_one_object() -> None:
     array = np.arange(10_000)
     left, right = travel([array, array])
     assert left is right
-    assert len(_codec.encode([array, array])[0]) == 2
+    assert len(_pickling.encode([array, array])[0]) == 2
 
 
 @pytest.mark.parametrize("code", np.typecodes["All"])
@@ -132,7 +132,7 @@ def test_arrays_of_every_layout_cross(array: np.ndarray[Any, Any]) -> None:
 
 @pytest.mark.parametrize("count", [3, 3000], ids=["in-band", "out-of-band"])
 @pytest.mark.parametrize("writeable", [True, False], ids=["writable", "read-only"])
-def test_whether_an_array_can_be_written_to_crosses_too(count: int, writeable: bool) -> None:
+def test_the_writeable_flag_of_an_array_is_kept(count: int, writeable: bool) -> None:
     array = np.arange(count)
     array.flags.writeable = writeable
     assert travel(array).flags.writeable is writeable
@@ -162,9 +162,9 @@ def test_a_table_crosses_with_its_attributes() -> None:
     assert back.attrs == table.attrs
 
 
-def test_what_was_received_in_read_only_memory_is_read_only() -> None:
-    frames, _ = _codec.encode(np.arange(3000))
-    assert not _codec.decode([bytes(frame) for frame in frames]).flags.writeable
+def test_an_array_in_read_only_memory_is_read_only() -> None:
+    frames, _ = _pickling.encode(np.arange(3000))
+    assert not _pickling.decode([bytes(frame) for frame in frames]).flags.writeable
 
 
 def local_function(x: int) -> int:
@@ -195,22 +195,22 @@ def a_class_made_here() -> type:
         pytest.param(local_function.__code__, True, id="a code object"),
     ],
 )
-def test_encode_tells_whether_code_objects_are_carried(value: Any, carries: bool) -> None:
-    assert _codec.encode(value)[1] is carries
+def test_encode_reports_whether_code_objects_are_carried(value: Any, carries: bool) -> None:
+    assert _pickling.encode(value)[1] is carries
 
 
-def test_references_are_reduced_by_whoever_knows_them() -> None:
+def test_references_are_reduced_by_the_given_function() -> None:
     class Handle:
         pass
 
     def refs(value: Any) -> Any:
         return (operator.add, (20, 22)) if type(value) is Handle else None
 
-    frames, _ = _codec.encode([1, Handle()], refs)
-    assert _codec.decode(frames) == [1, 42]
+    frames, _ = _pickling.encode([1, Handle()], refs)
+    assert _pickling.decode(frames) == [1, 42]
 
 
-# ---------------------------------------------------------------- who is to blame
+# ---------------------------------------------------------------- find_unpicklable
 
 
 class Holder:
@@ -225,8 +225,8 @@ class Slotted:
         self.fine, self.lock = 1, LOCK
 
 
-class LeavesTheLockOut:
-    """Its lock is never pickled; its generator is, and fails."""
+class StateWithoutTheLock:
+    """A class whose lock is not pickled; its generator is, and fails."""
 
     def __init__(self) -> None:
         self.lock = LOCK
@@ -237,7 +237,7 @@ class LeavesTheLockOut:
 
 
 class ReducesWithoutTheLock:
-    """The same, told by ``__reduce__``."""
+    """The same, by ``__reduce__``."""
 
     def __init__(self) -> None:
         self.lock = LOCK
@@ -247,8 +247,8 @@ class ReducesWithoutTheLock:
         return ReducesWithoutTheLock, (self.stream,)
 
 
-class MakesItsState:
-    """Each call makes new containers, which are gone when the next one is made."""
+class NewStateAtEachCall:
+    """A class whose state is made of new containers at each call."""
 
     def __getstate__(self) -> dict[str, Any]:
         return {"fine": [[1]], "made": [[0], [[0, LOCK]]]}
@@ -278,13 +278,13 @@ def one_another() -> dict[str, Any]:
     return left
 
 
-def an_object_that_knows_itself() -> Holder:
+def an_object_that_refers_to_itself() -> Holder:
     holder = Holder(fine=1)
     holder.me, holder.lock = holder, LOCK
     return holder
 
 
-BLAME: dict[str, tuple[Any, str]] = {
+PATHS: dict[str, tuple[Any, str]] = {
     "the value itself": (LOCK, "x"),
     "a dict's value": ({"fine": 1, "lock": LOCK}, "x['lock']"),
     "a dict's key": ({1: 1, LOCK: 2}, "x.keys()"),
@@ -298,53 +298,53 @@ BLAME: dict[str, tuple[Any, str]] = {
     "an attribute of an attribute": (Holder(inner=Holder(items=[LOCK])), "x.inner.items[0]"),
     "a slot": (Slotted(), "x.lock"),
     "a table's attrs": (table(), "x.attrs['lock']"),
-    "what a function captured": (closure(), "x (closure: captured)['lock']"),
-    "what a function uses": (lambda: LOCK, "x (global: LOCK)"),
-    "a state without the lock": (LeavesTheLockOut(), "x.stream"),
-    "a state that is made anew": (MakesItsState(), "x.made[1][0][1]"),
+    "a value that a function captured": (closure(), "x (closure: captured)['lock']"),
+    "a global that a function uses": (lambda: LOCK, "x (global: LOCK)"),
+    "a state without the lock": (StateWithoutTheLock(), "x.stream"),
+    "a state that is made anew": (NewStateAtEachCall(), "x.made[1][0][1]"),
     "a list that contains itself": (itself(), "x[2]"),
     "dicts that contain one another": (one_another(), "x['right']['lock']"),
-    "an object that knows itself": (an_object_that_knows_itself(), "x.lock"),
+    "an object that refers to itself": (an_object_that_refers_to_itself(), "x.lock"),
 }
 
 
-@pytest.mark.parametrize(("value", "path"), BLAME.values(), ids=BLAME.keys())
-def test_blame_names_the_path_to_what_cannot_be_pickled(value: Any, path: str) -> None:
+@pytest.mark.parametrize(("value", "path"), PATHS.values(), ids=PATHS.keys())
+def test_find_unpicklable_returns_the_path_to_the_part(value: Any, path: str) -> None:
     found, error = find_unpicklable(value, "x")
     assert found == path
     assert "cannot pickle" in str(error)
 
 
-def test_blame_starts_with_the_name_that_was_given() -> None:
+def test_the_path_starts_with_the_given_name() -> None:
     assert find_unpicklable({"lock": LOCK}, "config")[0] == "config['lock']"
     assert find_unpicklable(table(), "df")[0] == "df.attrs['lock']"
 
 
-def test_blame_spares_what_is_not_pickled() -> None:
+def test_the_search_skips_attributes_that_are_not_pickled() -> None:
     path, error = find_unpicklable(ReducesWithoutTheLock(), "x")
     assert "lock" not in path
     assert "generator" in str(error)
 
 
-def test_blame_tells_the_error_of_the_part_itself() -> None:
+def test_the_error_is_that_of_the_part_itself() -> None:
     class Refuses:
         def __reduce__(self) -> Any:
-            raise ValueError("I would rather not")
+            raise ValueError("refused on purpose")
 
     path, error = find_unpicklable({"a": [Refuses()]}, "x")
-    assert (path, type(error), str(error)) == ("x['a'][0]", ValueError, "I would rather not")
+    assert (path, type(error), str(error)) == ("x['a'][0]", ValueError, "refused on purpose")
 
 
-def test_blame_survives_a_state_that_raises() -> None:
-    class WireError:
+def test_the_search_survives_a_getstate_that_raises() -> None:
+    class NoState:
         def __getstate__(self) -> Any:
             raise ValueError("no state")
 
-    path, error = find_unpicklable([WireError()], "x")
+    path, error = find_unpicklable([NoState()], "x")
     assert (path, str(error)) == ("x[0]", "no state")
 
 
-def test_nobody_is_blamed_for_what_can_be_pickled() -> None:
+def test_a_value_that_can_be_pickled_gives_its_own_path() -> None:
     path, error = find_unpicklable([1, 2], "x")
     assert path == "x"
     assert isinstance(error, pickle.PicklingError)
@@ -372,14 +372,14 @@ DEEP = [deep_list, deep_dict, deep_object]
 
 
 @pytest.mark.parametrize("make", DEEP)
-def test_what_is_nested_100_000_deep_is_told_and_does_not_crash(make: Callable[..., Any]) -> None:
+def test_a_value_nested_100_000_deep_raises_and_does_not_crash(make: Callable[..., Any]) -> None:
     value = make(100_000, 1)
     with pytest.raises((RecursionError, pickle.PicklingError), match="recursion"):
-        _codec.encode(value)
+        _pickling.encode(value)
     path, error = find_unpicklable(value, "x")
     assert "recursion" in str(error)
     assert len(path) < 200
 
 
-def test_blame_finds_its_way_50_levels_down() -> None:
+def test_the_search_goes_50_levels_deep() -> None:
     assert find_unpicklable(deep_list(50, LOCK), "x")[0] == "x" + "[0]" * 50

@@ -1,6 +1,6 @@
-"""The sender's segments and their pool, without a kernel: sizes, shares, seals, and no memory.
+"""The sender's segments and their pool: sizes, shares, seals, and lack of memory.
 
-Rule: real memory and real faults. What a limit would do to the test run happens in a process of
+Rule: real memory and real faults, without a kernel. A test that sets a limit runs in a process of
 its own.
 """
 
@@ -39,7 +39,7 @@ pytestmark = needs_segments
 
 
 @given(st.lists(st.integers(0, 1 << 40), max_size=40))
-def test_frames_are_apart_and_aligned(sizes: list[int]) -> None:
+def test_frames_do_not_overlap_and_are_aligned(sizes: list[int]) -> None:
     offsets, total = layout(sizes)
     end = 0
     for offset, size in zip(offsets, sizes, strict=True):
@@ -69,7 +69,7 @@ def test_the_best_fit_is_reused(pool: Pool) -> None:
     assert len(pool.segments) == 3
 
 
-def test_a_little_object_takes_no_large_segment(pool: Pool) -> None:
+def test_a_small_object_does_not_take_a_large_segment(pool: Pool) -> None:
     large = taken(pool, 64 * MIB)
     pool.give_back(large[0])
     small = taken(pool, 64 * KIB)
@@ -77,26 +77,26 @@ def test_a_little_object_takes_no_large_segment(pool: Pool) -> None:
     assert small != large
 
 
-def test_nearly_the_same_size_fits_again(pool: Pool) -> None:
+def test_a_segment_is_reused_for_nearly_the_same_size(pool: Pool) -> None:
     for nbytes in (10_000_001, 10_000_000, 10_000_002, 10_000_064):
         pool.give_back(taken(pool, nbytes)[0])
     assert len(pool.segments) == 1
 
 
 @given(st.integers(1, 1 << 34))
-def test_little_is_wasted(nbytes: int) -> None:
+def test_a_segment_wastes_little_memory(nbytes: int) -> None:
     pool = Pool(1.0)
     try:
-        segment = pool.take([nbytes])  # what is not written to takes no memory
+        segment = pool.take([nbytes])  # memory is taken when it is written to
         if segment is None:
-            assert 2 * nbytes > _segments.free_memory()  # others come and go
+            assert 2 * nbytes > _segments.free_memory()  # other processes change the free memory
         else:
             assert nbytes <= segment.capacity <= max(nbytes * 9 // 8, nbytes + mmap.PAGESIZE)
     finally:
         pool.close()
 
 
-def test_no_more_than_its_share_of_the_free_memory() -> None:
+def test_a_pool_takes_no_more_than_its_share_of_the_free_memory() -> None:
     free = _segments.free_memory()
     pool = Pool(64 * MIB / free)
     try:
@@ -104,7 +104,7 @@ def test_no_more_than_its_share_of_the_free_memory() -> None:
         first = taken(pool, 20 * MIB)[0]
         assert pool.take([60 * MIB]) is None
         pool.give_back(first)
-        # What nobody uses makes room.
+        # An unused segment makes room.
         second = taken(pool, 50 * MIB)[0]
         assert list(pool.segments.values()) == [second]
         assert first.file == -1
@@ -112,11 +112,11 @@ def test_no_more_than_its_share_of_the_free_memory() -> None:
         pool.close()
 
 
-def test_a_share_of_nothing_is_none() -> None:
+def test_a_pool_with_a_share_of_zero_has_no_segment() -> None:
     assert Pool(0).take([1]) is None
 
 
-def test_what_is_idle_is_given_back(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_idle_segments_are_closed(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
     used, idle = taken(pool, MIB, MIB)
     pool.give_back(idle)
     pool.trim()
@@ -126,7 +126,7 @@ def test_what_is_idle_is_given_back(pool: Pool, monkeypatch: pytest.MonkeyPatch)
     pool.trim()
     assert list(pool.segments.values()) == [used]
     assert idle.file == -1
-    pool.give_back(used)  # it was touched just now
+    pool.give_back(used)  # it was used just now
     assert list(pool.segments.values()) == [used]
     time.sleep(0.1)
     pool.trim()
@@ -135,31 +135,31 @@ def test_what_is_idle_is_given_back(pool: Pool, monkeypatch: pytest.MonkeyPatch)
 
 class Holder:
     def __init__(self) -> None:
-        self.told: list[int] = []
+        self.numbers: list[int] = []
 
     def gone(self, number: int) -> None:
-        self.told.append(number)
+        self.numbers.append(number)
 
 
-def test_whoever_has_it_mapped_is_told_that_it_is_gone(pool: Pool) -> None:
+def test_the_holders_of_a_segment_are_notified_when_it_is_closed(pool: Pool) -> None:
     segment, holder = taken(pool, MIB)[0], Holder()
     segment.holders.append(holder)
     pool.give_back(segment)
     pool.trim(0)
-    assert holder.told == [segment.number]
+    assert holder.numbers == [segment.number]
 
 
-def test_spoilt_memory_is_not_used_again(pool: Pool) -> None:
+def test_tainted_memory_is_not_used_again(pool: Pool) -> None:
     segment = taken(pool, MIB)[0]
     pool.lease(segment)
     pool.give_back(segment, tainted=True)
-    assert pool.segments  # somebody else still reads it
-    pool.give_back(segment)  # once spoilt it stays so
+    assert pool.segments  # another receiver still reads it
+    pool.give_back(segment)  # once tainted it stays tainted
     assert not pool.segments
     assert taken(pool, MIB) != [segment]
 
 
-def test_memory_goes_back_to_the_system(pool: Pool) -> None:
+def test_memory_is_returned_to_the_system(pool: Pool) -> None:
     maps = SegmentCache()
 
     before = resident()
@@ -185,8 +185,8 @@ def test_no_file_stays_open(pool: Pool) -> None:
     assert descriptors() == before
 
 
-def test_threads_take_and_others_trim(pool: Pool) -> None:
-    """What is being filled or lent is never given back below whoever uses it."""
+def test_threads_can_take_segments_while_another_trims(pool: Pool) -> None:
+    """A segment that is being filled or leased is never closed."""
     failures: list[BaseException] = []
     end = time.monotonic() + 3
 
@@ -196,7 +196,7 @@ def test_threads_take_and_others_trim(pool: Pool) -> None:
             while time.monotonic() < end and not failures:
                 segment = pool.take([data.nbytes])
                 assert segment is not None
-                assert segment.file >= 0, "a segment that was given back was lent"
+                assert segment.file >= 0, "a closed segment was leased"
                 for _ in segment.fill([memoryview(data)]):
                     pass
                 assert bytes(segment.read([data.nbytes])[0]) == data.tobytes()
@@ -223,10 +223,10 @@ def test_threads_take_and_others_trim(pool: Pool) -> None:
 
 
 @pytest.mark.parametrize("warm", [False, True])
-def test_a_pool_that_is_closed_while_somebody_fills(pool: Pool, warm: bool) -> None:
-    """The kernel goes while a thread copies: an OSError, which is understood, or nothing.
+def test_a_pool_closed_while_a_segment_is_filled_ends_the_filling(pool: Pool, warm: bool) -> None:
+    """The kernel ends while a thread copies: the copy raises OSError, or nothing.
 
-    The file that gets the segment's number then is not written to.
+    Another file that then gets the segment's descriptor number is not written to.
     """
     data = [memoryview(np.ones(_segments.PORTION + 1, "u1"))] * 4
     segment = pool.take([frame.nbytes for frame in data])
@@ -235,12 +235,12 @@ def test_a_pool_that_is_closed_while_somebody_fills(pool: Pool, warm: bool) -> N
         for _ in segment.fill(data):
             pass
     steps, number = segment.fill(data), segment.file
-    while not next(steps):  # pages are mapped first
+    while not next(steps):  # first the pages are mapped
         pass
     pool.close()
     others = [os.memfd_create("another", os.MFD_CLOEXEC)]
     try:
-        if others[0] != number:  # which is free: it was closed, and nobody else is here
+        if others[0] != number:  # the number is free: it was closed, and no other thread runs
             others.append(os.dup2(others[0], number, inheritable=False))
         with contextlib.suppress(OSError):
             for _ in steps:
@@ -252,8 +252,8 @@ def test_a_pool_that_is_closed_while_somebody_fills(pool: Pool, warm: bool) -> N
 
 
 @pytest.mark.parametrize("warm", [False, True])
-def test_a_pool_that_is_closed_before_it_is_filled(pool: Pool, warm: bool) -> None:
-    """Nothing is written, be it into memory that is no segment's any more."""
+def test_a_pool_closed_before_a_segment_is_filled_raises_oserror(pool: Pool, warm: bool) -> None:
+    """Nothing is written, neither to the file nor to the memory of the former segment."""
     data = [memoryview(np.ones(MIB, "u1"))]
     segment = pool.take([MIB])
     assert segment is not None
@@ -270,8 +270,8 @@ def test_a_pool_that_is_closed_before_it_is_filled(pool: Pool, warm: bool) -> No
 # ---------------------------------------------------------------- seals
 
 
-def test_nobody_can_truncate_a_segment(pool: Pool) -> None:
-    """H2: the peer truncates."""
+def test_no_process_can_truncate_a_segment(pool: Pool) -> None:
+    """H2: the peer tries to truncate."""
     maps = SegmentCache()
     segment, (array,) = sent(pool, maps, np.arange(100_000))
     for file in (segment.file, maps.known[segment.number].file):
@@ -280,7 +280,7 @@ def test_nobody_can_truncate_a_segment(pool: Pool) -> None:
                 os.ftruncate(file, size)
         with pytest.raises(PermissionError):
             fcntl.fcntl(file, fcntl.F_ADD_SEALS, fcntl.F_SEAL_WRITE)
-        with pytest.raises(PermissionError):  # nor through another description of it
+        with pytest.raises(PermissionError):  # nor through another open file description
             os.truncate(f"/proc/self/fd/{file}", 0)
     assert array.sum() == 4_999_950_000
 
@@ -288,8 +288,8 @@ def test_nobody_can_truncate_a_segment(pool: Pool) -> None:
 # ---------------------------------------------------------------- no memory
 
 
-def test_a_limit_on_the_size_of_files() -> None:
-    """H1: the system refuses the pages; nothing is left, and smaller ones go on."""
+def test_a_file_size_limit_gives_no_segment_and_leaves_nothing() -> None:
+    """H1: the system refuses the pages; nothing is left behind, and smaller segments work."""
     found = in_a_process("""
 resource.setrlimit(resource.RLIMIT_FSIZE, (MIB, MIB))
 pool = Pool(0.5)
@@ -304,8 +304,8 @@ say([large, again, small is not None, leaked, len(pool.segments)])
     assert found == [None, [None] * 5, True, 1, 1]
 
 
-def test_no_file_descriptor_left() -> None:
-    """H1: EMFILE is no memory, and no error of anybody's."""
+def test_without_a_free_descriptor_there_is_no_segment() -> None:
+    """H1: EMFILE counts as lack of memory, and raises no error."""
     found = in_a_process("""
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 pool, many = Pool(0.5), []
@@ -322,8 +322,8 @@ say([none, pool.take([MIB]) is not None, len(pool.segments)])
     assert found == [None, True, 1]
 
 
-def test_no_address_space_left() -> None:
-    """H1: ENOMEM while a segment that is used again is mapped, and where one is received."""
+def test_without_address_space_mapping_raises_oserror() -> None:
+    """H1: ENOMEM while a reused segment is mapped, and while a received one is mapped."""
     found = in_a_process("""
 pool, maps = Pool(0.9), SegmentCache()
 segment = pool.take([64 * MIB])
@@ -353,8 +353,8 @@ say(found)
     assert found == ["refused", "OSError"]
 
 
-def test_a_full_file_system_for_shared_memory() -> None:
-    """H1: memfds live in the kernel's own mount: what /dev/shm is, or how full, is no matter."""
+def test_segments_do_not_use_dev_shm() -> None:
+    """H1: memfds live in a mount of the Linux kernel: a full /dev/shm does not matter."""
     found = in_a_process("""
 pool, maps = Pool(0.5), SegmentCache()
 before = sorted(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else []
@@ -365,12 +365,12 @@ say([before == after, int(array.sum())])
     assert found == [True, 8 * MIB]
 
 
-# ---------------------------------------------------------------- what was sent
+# ---------------------------------------------------------------- sending
 
 
 @settings(max_examples=3 * settings.default.max_examples // 10)
 @given(st.lists(st.integers(0, 3 * KIB), min_size=1, max_size=8).filter(any), st.integers(0, 3))
-def test_any_frames_there_and_back(sizes: list[int], times: int) -> None:
+def test_any_frames_come_back_unchanged(sizes: list[int], times: int) -> None:
     pool, maps = Pool(0.5), SegmentCache()
     try:
         for n in range(times + 1):
@@ -390,7 +390,7 @@ def test_any_frames_there_and_back(sizes: list[int], times: int) -> None:
         pool.close()
 
 
-def test_a_segment_of_many_frames(pool: Pool) -> None:
+def test_a_segment_can_hold_3000_frames(pool: Pool) -> None:
     arrays = [np.full(513 + n % 7, n) for n in range(3000)]
     maps = SegmentCache()
     segment, back = sent(pool, maps, *arrays)
@@ -400,8 +400,8 @@ def test_a_segment_of_many_frames(pool: Pool) -> None:
     assert released(pool, maps) == [segment.number]
 
 
-def test_the_sender_sees_nothing_of_what_it_lent(pool: Pool) -> None:
-    """What was sent is a copy: neither side's arrays show in the other's."""
+def test_sender_and_receiver_do_not_share_an_array(pool: Pool) -> None:
+    """The receiver has a copy: a change at one end does not show at the other."""
     mine = np.zeros(MIB, "u1")
     _, (theirs,) = sent(pool, SegmentCache(), mine)
     theirs[:] = 1

@@ -1,6 +1,6 @@
-"""The receiver's leases of segments, without a kernel: how long they last, and what a fork changes.
+"""The receiver's leases of segments: how long they last, and what a fork changes.
 
-Rule: real memory and real forks, each in a process of its own.
+Rule: real memory and real forks, each in a process of its own, without a kernel.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from support.shared import (
 pytestmark = needs_segments
 
 
-def test_views_are_aligned_writable_and_what_was_written(pool: Pool) -> None:
+def test_views_are_aligned_and_writable_and_hold_what_was_written(pool: Pool) -> None:
     maps = SegmentCache()
     arrays = [np.arange(n, dtype=kind) for n in (1, 7, 1000, 99_999) for kind in "bhdD"]
     segment, back = sent(pool, maps, *arrays)
@@ -48,13 +48,13 @@ def test_views_are_aligned_writable_and_what_was_written(pool: Pool) -> None:
     assert segment.leases == 1
 
 
-def test_an_empty_frame_among_others(pool: Pool) -> None:
+def test_empty_frames_among_others_arrive(pool: Pool) -> None:
     _, (none, one, last) = sent(pool, SegmentCache(), np.zeros(0), np.arange(10_000.0), np.zeros(0))
     assert none.size == last.size == 0
     assert one.sum() == 49_995_000
 
 
-def test_the_address_is_that_of_the_mapping(pool: Pool) -> None:
+def test_an_array_lies_at_the_address_of_the_mapping(pool: Pool) -> None:
     maps = SegmentCache()
     segment, (array,) = sent(pool, maps, np.ones(MIB, "u1"))
     mapping = maps.known[segment.number]
@@ -80,7 +80,7 @@ def test_a_lease_ends_with_the_last_array_and_not_before(pool: Pool) -> None:
     assert segment.leases == 0
 
 
-def test_a_lease_ends_in_whatever_thread_the_last_array_dies(pool: Pool) -> None:
+def test_a_lease_ends_in_any_thread_in_which_the_last_array_dies(pool: Pool) -> None:
     maps = SegmentCache()
     segment, arrays = sent(pool, maps, np.arange(100_000))
     holder = [arrays.pop()]
@@ -104,7 +104,7 @@ def test_a_cycle_keeps_a_lease_until_it_is_collected(pool: Pool) -> None:
     assert released(pool, maps) == [segment.number]
 
 
-def test_a_segment_that_is_used_is_not_reused(pool: Pool) -> None:
+def test_a_leased_segment_is_not_reused(pool: Pool) -> None:
     maps = SegmentCache()
     first, (old,) = sent(pool, maps, np.full(MIB, 1, "u1"))
     part = old[1000:1010]
@@ -122,7 +122,7 @@ def test_a_segment_that_is_used_is_not_reused(pool: Pool) -> None:
     assert {segment.leases for segment in pool.segments.values()} == {0}
 
 
-def test_what_was_there_before_shows_in_no_later_view(pool: Pool) -> None:
+def test_earlier_content_shows_in_no_later_view(pool: Pool) -> None:
     maps = SegmentCache()
     first, (large,) = sent(pool, maps, np.full(MIB, 255, "u1"))
     del large
@@ -134,31 +134,31 @@ def test_what_was_there_before_shows_in_no_later_view(pool: Pool) -> None:
 
 
 def test_each_of_several_receivers_has_its_own_lease() -> None:
-    """Of what is lent to several, a private mapping is each one's own."""
-    pool, near, remote = Pool(0.5, private=True), SegmentCache(), SegmentCache()
+    """Several receivers lease one segment; each has a private mapping of it."""
+    pool, first, second = Pool(0.5, private=True), SegmentCache(), SegmentCache()
     segment, _ = filled(pool, np.full(MIB, 7, "u1"))
     pool.lease(segment)
-    handed(near, segment)
-    handed(remote, segment)
-    one = np.frombuffer(near.lease(segment.number, [MIB])[0], "u1")
-    two = np.frombuffer(remote.lease(segment.number, [MIB])[0], "u1")
-    assert not near.cold  # or each would have a copy of every page
+    handed(first, segment)
+    handed(second, segment)
+    one = np.frombuffer(first.lease(segment.number, [MIB])[0], "u1")
+    two = np.frombuffer(second.lease(segment.number, [MIB])[0], "u1")
+    assert not first.cold  # mapping pages in advance would copy every page for each receiver
     one[:] = 1
     assert (two == 7).all()
     two[:] = 2
     assert (one == 1).all()
     assert bytes(segment.read([MIB])[0]) == b"\7" * MIB
     del one
-    released(pool, near)
+    released(pool, first)
     assert segment.leases == 1
-    # What the next one gets is what is in the segment, and not what the last one wrote.
-    again = np.frombuffer(near.lease(segment.number, [MIB])[0], "u1")
+    # The next lease shows what is in the segment, and not what the last lease wrote.
+    again = np.frombuffer(first.lease(segment.number, [MIB])[0], "u1")
     assert (again == 7).all()
     assert (two == 2).all()
     pool.close()
 
 
-def test_a_lease_outlives_its_maps(pool: Pool) -> None:
+def test_a_lease_outlives_its_segment_cache(pool: Pool) -> None:
     maps = SegmentCache()
     segment, (array,) = sent(pool, maps, np.arange(100_000))
     maps.forget(segment.number)
@@ -185,8 +185,8 @@ def test_a_view_beyond_the_segment_is_refused(pool: Pool) -> None:
 # ---------------------------------------------------------------- pages
 
 
-def test_pages_are_mapped_once_and_before_they_are_touched(pool: Pool) -> None:
-    """As far as anything was leased; what is in them stays."""
+def test_pages_are_mapped_once_and_before_they_are_accessed(pool: Pool) -> None:
+    """Pages are mapped up to the end of the lease, and keep their content."""
     maps, before = SegmentCache(), resident()
     pool.give_back(filled(pool, np.ones(8 * MIB, "u1"))[0])
     for mib, cold in ((4, True), (8, True), (8, False), (6, False)):
@@ -205,8 +205,8 @@ def test_pages_are_mapped_once_and_before_they_are_touched(pool: Pool) -> None:
     assert len(pool.segments) == 1
 
 
-def test_nobodys_pages_are_mapped(pool: Pool) -> None:
-    """What arrived for somebody who was cancelled: it keeps nothing, and costs nothing later."""
+def test_pages_without_a_lease_are_not_mapped(pool: Pool) -> None:
+    """Frames for a cancelled call keep no memory, and cost nothing later."""
     maps, before, files = SegmentCache(), resident(), descriptors()
     segment, arrays = sent(pool, maps, np.ones(8 * MIB, "u1"))
     del arrays
@@ -218,7 +218,7 @@ def test_nobodys_pages_are_mapped(pool: Pool) -> None:
     released(pool, maps)
     pool.trim(0)
     maps.forget(segment.number)
-    assert descriptors() == files  # it is gone, whoever is still to map pages
+    assert descriptors() == files  # it is closed, though its pages were still to be mapped
     maps.populate()
     _, (array,) = sent(pool, maps, np.full(8 * MIB, 3, "u1"))
     assert maps.cold
@@ -226,8 +226,8 @@ def test_nobodys_pages_are_mapped(pool: Pool) -> None:
     assert (array == 3).all()
 
 
-def test_several_threads_map_pages(pool: Pool) -> None:
-    """What was leased can be read, and no thread is told that another was quicker."""
+def test_several_threads_can_map_pages(pool: Pool) -> None:
+    """Leased memory can be read, and no thread fails because another was quicker."""
     segment, (total,) = filled(pool, np.full(32 * MIB, 5, "u1"))
     current, failures, ended = [SegmentCache()], [], threading.Event()
 
@@ -258,12 +258,12 @@ def test_several_threads_map_pages(pool: Pool) -> None:
     assert not failures, failures
 
 
-# ---------------------------------------------------------------- what is no segment
+# ---------------------------------------------------------------- files that are not segments
 
 
 @pytest.mark.parametrize("seals", [0, fcntl.F_SEAL_GROW, fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL])
-def test_what_could_be_truncated_is_refused(seals: int) -> None:
-    """H2: a segment without the seal would be SIGBUS one day."""
+def test_a_file_that_could_be_truncated_is_refused(seals: int) -> None:
+    """H2: a segment without the seal could lead to SIGBUS."""
     file = os.memfd_create("loose", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.ftruncate(file, MIB)
     if seals:
@@ -278,7 +278,7 @@ def test_what_could_be_truncated_is_refused(seals: int) -> None:
         raise OSError
 
 
-def test_a_segment_smaller_than_is_said_is_refused(pool: Pool) -> None:
+def test_a_segment_smaller_than_announced_is_refused(pool: Pool) -> None:
     segment, _ = filled(pool, np.ones(MIB, "u1"))
     with pytest.raises(OSError, match="could be truncated"):
         SegmentCache().add(segment.number, os.dup(segment.file), segment.capacity + 1, False)
@@ -300,7 +300,7 @@ def test_another_kind_of_file_is_refused(what: str, tmp_path: Any) -> None:
 
 
 @pytest.mark.parametrize("capacity", [-1, 1 << 62, (1 << 64) - 1])
-def test_a_capacity_that_no_machine_has_is_refused(pool: Pool, capacity: int) -> None:
+def test_a_capacity_beyond_any_machine_is_refused(pool: Pool, capacity: int) -> None:
     maps, (segment, _) = SegmentCache(), filled(pool, np.ones(MIB, "u1"))
     with pytest.raises((OSError, ValueError, OverflowError)):
         maps.add(segment.number, os.dup(segment.file), capacity, False)
@@ -311,7 +311,7 @@ def test_a_capacity_that_no_machine_has_is_refused(pool: Pool, capacity: int) ->
 
 
 @pytest.mark.parametrize("warm", [False, True])
-def test_a_child_writes_into_its_own(warm: bool) -> None:
+def test_a_forked_child_writes_into_its_own_copy(warm: bool) -> None:
     found = in_a_process(f"""
 pool, maps = Pool(0.5), SegmentCache()
 segment, (array,) = sent(pool, maps, np.zeros(MIB, "u1"))
@@ -337,7 +337,7 @@ say([*seen, here, int(array.sum()), array.ctypes.data % 64])
     assert found == [MIB, 9 * MIB, MIB, 3 * MIB, 0]
 
 
-def test_the_parent_writes_and_the_child_sees_nothing_of_it() -> None:
+def test_a_forked_child_does_not_see_what_the_parent_writes() -> None:
     found = in_a_process("""
 pool, maps = Pool(0.5), SegmentCache()
 segment, (array,) = sent(pool, maps, np.ones(MIB, "u1"))
@@ -359,8 +359,8 @@ say([in_child(child), int(array.sum())])
     assert found == [MIB, 7 * MIB]
 
 
-def test_what_a_fork_made_private_is_not_used_again() -> None:
-    """Its sender writes into the file, and the receiver would see nothing of it."""
+def test_a_segment_made_private_by_a_fork_is_not_used_again() -> None:
+    """The receiver would not see what the sender writes into the file."""
     found = in_a_process("""
 pool, maps = Pool(0.5), SegmentCache()
 segment, (array,) = sent(pool, maps, np.ones(MIB, "u1"))
@@ -371,14 +371,14 @@ gc.collect()
 quiet = list(maps.released)
 del part
 gc.collect()
-told = list(maps.released)
-say([quiet, [number + segment.number for number in told], list(maps.known)])
+numbers = list(maps.released)
+say([quiet, [number + segment.number for number in numbers], list(maps.known)])
 """)
     assert found == [[], [0], []]
 
 
-def test_pages_that_are_mapped_after_a_fork() -> None:
-    """Those of what became this process's own are the same as before, and are its own."""
+def test_pages_mapped_after_a_fork_keep_their_content_and_are_private() -> None:
+    """Pages of a segment that became private keep their content, and stay private."""
     found = in_a_process("""
 pool, maps = Pool(0.5), SegmentCache()
 segment, (array,) = sent(pool, maps, np.ones(MIB, "u1"))
@@ -397,7 +397,7 @@ say([*seen, int(array[:10].sum()), int(array[11]), bytes(segment.read([MIB])[0])
     assert found == [50, 9, 25, 1, "05" * 10 + "01" * 2]
 
 
-def test_what_arrives_after_a_fork_is_shared_again_and_right() -> None:
+def test_frames_that_arrive_after_a_fork_are_shared_and_right() -> None:
     found = in_a_process("""
 pool, maps = Pool(0.5), SegmentCache()
 sums = []
@@ -416,8 +416,8 @@ say([sums, len(pool.segments)])
     assert found[1] <= 2
 
 
-def test_an_idle_mapping_is_not_spoilt_by_a_fork() -> None:
-    """No array of anybody's is in it: there is nothing to keep apart."""
+def test_a_fork_does_not_taint_an_idle_mapping() -> None:
+    """No array is in it, so parent and child have nothing to share."""
     found = in_a_process("""
 pool, maps = Pool(0.5), SegmentCache()
 segment, (array,) = sent(pool, maps, np.ones(MIB, "u1"))
@@ -431,8 +431,8 @@ say([again is segment, int(array.sum())])
     assert found == [True, 2 * MIB]
 
 
-def test_a_child_that_ends_gives_nothing_back() -> None:
-    """Its copies of leases are no leases: the segment stays the parent's."""
+def test_a_child_that_ends_releases_no_lease() -> None:
+    """Its copies of leases do not count: the segment stays leased to the parent."""
     found = in_a_process("""
 pool, maps = Pool(0.5), SegmentCache()
 segment, (array,) = sent(pool, maps, np.ones(MIB, "u1"))
@@ -452,7 +452,7 @@ say([segment.leases, list(maps.released), int(array.sum())])
     assert found == [1, [], 2 * MIB]
 
 
-def test_a_grandchild_and_a_second_child() -> None:
+def test_a_grandchild_and_a_second_child_have_their_own_copies() -> None:
     found = in_a_process("""
 pool, maps = Pool(0.5), SegmentCache()
 segment, (array,) = sent(pool, maps, np.ones(MIB, "u1"))

@@ -1,7 +1,7 @@
-"""The direct lane's socket, without a kernel: two channels, and whatever may come between them.
+"""The direct lane's socket: messages, segments, and malformed input.
 
-Rule: a real socket pair and real descriptors. What is no message ends the channel with
-``WireError``; what is one and can't be had here, as memory that can't be mapped, ends nothing.
+Rule: a real socket pair and real descriptors, without a kernel. A malformed message ends the socket
+with ``WireError``. A message whose segment cannot be mapped does not.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 
 from bridgehead._shipped.remote.socket_thread import send_all
 from bridgehead._shipped.wire import segments as _segments
-from bridgehead._shipped.wire import socket as _channel
+from bridgehead._shipped.wire import socket as _socket
 from bridgehead._shipped.wire.errors import WireError
 from bridgehead._shipped.wire.segments import Segment, layout
 from bridgehead._shipped.wire.socket import peer
@@ -51,18 +51,18 @@ def prefixed(
     segment: int = 0,
     capacity: int = 0,
     released: Sequence[int] = (),
-    gone: Sequence[int] = (),
+    closed: Sequence[int] = (),
     sizes: Sequence[int] = (),
     counts: tuple[int, int, int] | None = None,
     flags: int = 0,
     length: int | None = None,
 ) -> bytes:
-    """A message as a stranger might write it."""
+    """Return a message as a foreign program might write it."""
     length = len(text) if length is None else length
     nbytes = len(body) if nbytes is None else nbytes
-    counts = counts or (len(released), len(gone), len(sizes))
+    counts = counts or (len(released), len(closed), len(sizes))
     prefix = PREFIX.pack(serial, length, nbytes, segment, capacity, *counts, flags)
-    return prefix + array("q", [*released, *gone, *sizes]).tobytes() + text + body
+    return prefix + array("q", [*released, *closed, *sizes]).tobytes() + text + body
 
 
 # ---------------------------------------------------------------- messages
@@ -80,7 +80,7 @@ def test_messages_arrive_in_order_with_their_frames(ends: Ends) -> None:
     assert [bytes(frame) for frame in frames] == [b"abc", b"", bytes(1000)]
 
 
-def test_small_frames_are_the_receivers_own_writable_and_aligned(ends: Ends) -> None:
+def test_small_frames_are_copied_and_are_writable_and_aligned(ends: Ends) -> None:
     mine = np.arange(1000.0)
     for serial in (1, 2):
         ends.send(serial, {}, [100, 8000], [bytes(100), memoryview(mine).cast("B")])
@@ -94,24 +94,24 @@ def test_small_frames_are_the_receivers_own_writable_and_aligned(ends: Ends) -> 
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.data())
-def test_however_the_stream_is_split(data: Any) -> None:
-    """Messages with and without frames, segments, and news of them, cut anywhere."""
+def test_messages_arrive_however_the_stream_is_split(data: Any) -> None:
+    """Messages with and without frames, segments and updates of them, cut anywhere."""
     ends, back, expected = Ends(), [], []
     try:
         kinds = st.lists(st.sampled_from(["header", "frames", "segment", "retry"]), max_size=6)
         segment: Segment | None = None
         for serial, kind in enumerate(data.draw(kinds), 1):
             frames: list[bytes] = []
-            lent = None
+            leased = None
             if kind == "frames":
                 sizes = data.draw(st.lists(st.integers(0, 400), min_size=1, max_size=4))
                 frames = [bytes([serial]) * size for size in sizes]
             elif kind != "header":
                 if kind == "segment" or segment is None:
-                    segment, _ = ends.leased(np.full(70_000, serial, "u1"))
-                lent = segment
-            held = [70_000] if lent is not None else [len(frame) for frame in frames]
-            parts, files = ends.client.pack(serial, {"n": serial}, held, frames, lent)
+                    segment, _ = ends.lent(np.full(70_000, serial, "u1"))
+                leased = segment
+            held = [70_000] if leased is not None else [len(frame) for frame in frames]
+            parts, files = ends.near.pack(serial, {"n": serial}, held, frames, leased)
             expected.append((serial, {"n": serial, "sizes": held}))
             whole = b"".join(parts)
             cuts = sorted(data.draw(st.sets(st.integers(1, len(whole) - 1), max_size=5)))
@@ -131,9 +131,9 @@ def test_however_the_stream_is_split(data: Any) -> None:
         ends.close()
 
 
-def test_one_byte_at_a_time(ends: Ends) -> None:
-    segment, sizes = ends.leased(np.arange(100_000))
-    parts, files = ends.client.pack(5, {}, sizes, (), segment)
+def test_a_message_may_arrive_one_byte_at_a_time(ends: Ends) -> None:
+    segment, sizes = ends.lent(np.arange(100_000))
+    parts, files = ends.near.pack(5, {}, sizes, (), segment)
     data, found = b"".join(parts), []
     for at in range(len(data)):
         ends.raw(data[at : at + 1], files if not at else None)
@@ -142,8 +142,8 @@ def test_one_byte_at_a_time(ends: Ends) -> None:
     assert np.frombuffer(found[0][2][0], int).sum() == 4_999_950_000
 
 
-def test_half_a_message_is_none(ends: Ends) -> None:
-    parts, _ = ends.client.pack(1, {}, [10], [bytes(10)])
+def test_half_a_message_is_not_returned(ends: Ends) -> None:
+    parts, _ = ends.near.pack(1, {}, [10], [bytes(10)])
     ends.raw(b"".join(parts)[:-1])
     assert ends.arrived() == []
     ends.client.socket.close()
@@ -151,7 +151,7 @@ def test_half_a_message_is_none(ends: Ends) -> None:
     assert ends.kernel.next() is None
 
 
-def test_a_closed_end_is_told_after_what_it_sent(ends: Ends) -> None:
+def test_a_closed_socket_is_reported_after_its_last_message(ends: Ends) -> None:
     ends.send(1, {"op": "x"})
     ends.client.close()
     assert ends.kernel.receive()
@@ -162,9 +162,9 @@ def test_a_closed_end_is_told_after_what_it_sent(ends: Ends) -> None:
 # ---------------------------------------------------------------- segments
 
 
-def test_a_segments_file_goes_along_once(ends: Ends) -> None:
-    segment, sizes = ends.leased(np.full(100_000, 1))
-    parts, files = ends.client.pack(1, {}, sizes, (), segment)
+def test_the_file_of_a_segment_is_sent_once(ends: Ends) -> None:
+    segment, sizes = ends.lent(np.full(100_000, 1))
+    parts, files = ends.near.pack(1, {}, sizes, (), segment)
     assert files == [segment.file]
     send_all(ends.client.socket, parts, files)
     ((_, _, frames),) = ends.arrived()
@@ -183,8 +183,8 @@ def test_a_segments_file_goes_along_once(ends: Ends) -> None:
     assert (np.frombuffer(frames[0], int) == 2).all()
 
 
-def test_a_lease_ends_when_it_is_told(ends: Ends) -> None:
-    segment, sizes = ends.leased(np.arange(100_000))
+def test_a_lease_ends_when_its_release_is_reported(ends: Ends) -> None:
+    segment, sizes = ends.lent(np.arange(100_000))
     ends.send(1, {}, sizes, (), segment)
     (message,) = ends.arrived()
     assert not ends.kernel.has_updates
@@ -198,8 +198,8 @@ def test_a_lease_ends_when_it_is_told(ends: Ends) -> None:
     assert not ends.kernel.has_updates
 
 
-def test_what_was_given_back_is_forgotten_there(ends: Ends) -> None:
-    segment, sizes = ends.leased(np.arange(100_000))
+def test_the_peer_forgets_a_closed_segment(ends: Ends) -> None:
+    segment, sizes = ends.lent(np.arange(100_000))
     ends.send(1, {}, sizes, (), segment)
     ends.arrived()
     gc.collect()
@@ -214,8 +214,8 @@ def test_what_was_given_back_is_forgotten_there(ends: Ends) -> None:
     assert descriptors() < before
 
 
-def test_a_spoilt_segment_is_given_back(ends: Ends) -> None:
-    segment, sizes = ends.leased(np.arange(100_000))
+def test_a_tainted_segment_is_closed(ends: Ends) -> None:
+    segment, sizes = ends.lent(np.arange(100_000))
     ends.send(1, {}, sizes, (), segment)
     (message,) = ends.arrived()
     _segments._before_fork()
@@ -225,8 +225,8 @@ def test_a_spoilt_segment_is_given_back(ends: Ends) -> None:
     assert not ends.client.pool.segments
 
 
-def test_closing_ends_the_leases_given_and_none_of_those_taken(ends: Ends) -> None:
-    segment, sizes = ends.leased(np.arange(100_000))
+def test_closing_ends_the_leases_and_keeps_the_received_arrays(ends: Ends) -> None:
+    segment, sizes = ends.lent(np.arange(100_000))
     ends.send(1, {}, sizes, (), segment)
     ((_, _, frames),) = ends.arrived()
     view = np.frombuffer(frames[0], int)
@@ -236,20 +236,20 @@ def test_closing_ends_the_leases_given_and_none_of_those_taken(ends: Ends) -> No
     assert view.sum() == 5_000_050_000
 
 
-def test_closing_closes_what_arrived_and_was_not_mapped(ends: Ends) -> None:
+def test_closing_closes_files_that_arrived_and_were_not_mapped(ends: Ends) -> None:
     before = descriptors()
     segment, sizes = ends.leased(np.arange(100_000))
     parts, files = ends.client.pack(1, {}, sizes, (), segment)
     ends.raw(b"".join(parts)[:20], files)
     assert ends.arrived() == []
-    assert descriptors() == before + 2  # the segment's, and what arrived
+    assert descriptors() == before + 2  # the segment's own, and the one that arrived
     ends.close()
     assert descriptors() == before - 2
 
 
-def test_no_descriptor_left_to_receive_one_with(ends: Ends) -> None:
-    """EMFILE: that message has no frames, and the next one is right."""
-    first, sizes = ends.leased(np.full(100_000, 1))
+def test_without_a_free_descriptor_one_message_has_no_frames(ends: Ends) -> None:
+    """EMFILE: that message has no frames; the next one has."""
+    first, sizes = ends.lent(np.full(100_000, 1))
     ends.send(1, {}, sizes, (), first)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     filler = os.open("/dev/null", os.O_RDONLY)
@@ -268,16 +268,16 @@ def test_no_descriptor_left_to_receive_one_with(ends: Ends) -> None:
     assert found == [(1, {"sizes": sizes}, None)]
     ends.client.take_back(first, unmapped=True)
     assert first.leases == 0
-    again, _ = ends.leased(np.full(100_000, 2))
-    assert again is first  # and its file goes along once more
-    other, _ = ends.leased(np.full(100_000, 3))
+    again, _ = ends.lent(np.full(100_000, 2))
+    assert again is first  # and its file is sent once more
+    other, _ = ends.lent(np.full(100_000, 3))
     ends.send(2, {}, sizes, (), again)
     ends.send(3, {}, sizes, (), other)
     values = [int(np.frombuffer(frames[0], int)[0]) for _, _, frames in ends.arrived()]
     assert values == [2, 3]
 
 
-def test_two_channels_tell_their_segments_apart(ends: Ends) -> None:
+def test_two_sockets_do_not_mix_up_their_segments(ends: Ends) -> None:
     others = Ends()
     try:
         for both, value in ((ends, 1), (others, 2)):
@@ -291,18 +291,18 @@ def test_two_channels_tell_their_segments_apart(ends: Ends) -> None:
         others.close()
 
 
-# ---------------------------------------------------------------- what is no message
+# ---------------------------------------------------------------- malformed messages
 
 MANY = (1 << 32) - 1
-WRAPPED = [(1 << 63) - 1, (1 << 63) - 1, 6]  # 4, if nobody looks beyond 64 bits
+WRAPPED = [(1 << 63) - 1, (1 << 63) - 1, 6]  # their sum is 4 in 64 bits
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        pytest.param(prefixed(b"{"), id="no JSON"),
+        pytest.param(prefixed(b"{"), id="not JSON"),
         pytest.param(prefixed(b"{}{}"), id="more than JSON"),
-        pytest.param(prefixed(b"\xff\xfe{}"), id="no text"),
+        pytest.param(prefixed(b"\xff\xfe{}"), id="not text"),
         pytest.param(prefixed(b"[" * 100_000), id="nested"),
         pytest.param(prefixed(b"{}", b"abcd"), id="no sizes"),
         pytest.param(prefixed(b'{"sizes": [4]}', b"abcd"), id="sizes in the header"),
@@ -312,19 +312,19 @@ WRAPPED = [(1 << 63) - 1, (1 << 63) - 1, 6]  # 4, if nobody looks beyond 64 bits
         pytest.param(prefixed(b"{}", b"abcd", sizes=WRAPPED), id="a sum of 64 bits is right"),
         pytest.param(prefixed(b"7"), id="a number"),
         pytest.param(prefixed(b"null"), id="nothing"),
-        pytest.param(prefixed(b"[]", b"abcd", sizes=[4]), id="no object"),
+        pytest.param(prefixed(b"[]", b"abcd", sizes=[4]), id="not an object"),
         pytest.param(prefixed(b"", b"abcd"), id="no header"),
         pytest.param(prefixed(length=1 << 31), id="a header of 2 GiB"),
         pytest.param(prefixed(nbytes=1 << 63), id="frames of 8 EiB"),
         pytest.param(prefixed(counts=(MANY, 0, 0)), id="a lot is released"),
-        pytest.param(prefixed(counts=(0, MANY, 0)), id="a lot is gone"),
+        pytest.param(prefixed(counts=(0, MANY, 0)), id="a lot is closed"),
         pytest.param(prefixed(counts=(0, 0, MANY)), id="a lot of frames"),
         pytest.param(bytes([255]) * 64, id="all ones"),
         pytest.param(b"GET / HTTP/1.1\r\nHost: localhost:8888\r\nAccept: */*\r\n\r\n", id="HTTP"),
     ],
 )
-def test_what_is_no_message_is_broken(ends: Ends, data: bytes) -> None:
-    assert len(data) >= PREFIX.size  # or it would be waited for
+def test_a_malformed_message_raises_wire_error(ends: Ends, data: bytes) -> None:
+    assert len(data) >= PREFIX.size  # a shorter one counts as incomplete
     ends.raw(data)
     with pytest.raises(WireError):
         ends.arrived()
@@ -335,7 +335,7 @@ def test_what_is_no_message_is_broken(ends: Ends, data: bytes) -> None:
 @example(b"")
 @example(prefixed(b"{}") * 3)
 @example(prefixed(b"{}", sizes=[1], segment=1, capacity=1 << 63, flags=3))
-def test_garbage_is_broken_or_waited_for(data: bytes) -> None:
+def test_garbage_raises_wire_error_or_counts_as_incomplete(data: bytes) -> None:
     ends = Ends()
     try:
         if data:
@@ -353,8 +353,8 @@ ANYTHING = st.recursive(st.none() | st.integers() | st.text(), lambda item: st.l
 
 @settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(st.lists(NUMBERS, max_size=4) | st.lists(st.integers(0, 300_000), max_size=9), ANYTHING)
-def test_any_sizes_for_a_segment(sizes: list[int], otherwise: Any) -> None:
-    """Whatever a message says of a segment, header included: frames in it, or ``WireError``."""
+def test_any_sizes_of_a_segment_give_frames_or_wire_error(sizes: list[int], otherwise: Any) -> None:
+    """Whatever a message says about a segment, it gives frames in it or ``WireError``."""
     ends = Ends()
     try:
         segment, _ = ends.leased(np.arange(100_000))
@@ -370,8 +370,8 @@ def test_any_sizes_for_a_segment(sizes: list[int], otherwise: Any) -> None:
 
 
 @pytest.mark.parametrize("sizes", [[], [0], [0, 0], [7], [1 << 40]])
-def test_sizes_of_frames_that_are_not_there(ends: Ends, sizes: list[int]) -> None:
-    """They are told all the same: such frames come otherwise. Only empty ones need no bytes."""
+def test_sizes_of_frames_that_are_not_sent_arrive(ends: Ends, sizes: list[int]) -> None:
+    """The sizes arrive; such frames travel another way. Only empty frames need no bytes."""
     ends.send(1, {}, sizes)
     ((_, header, frames),) = ends.arrived()
     assert header == {"sizes": sizes}
@@ -379,27 +379,27 @@ def test_sizes_of_frames_that_are_not_there(ends: Ends, sizes: list[int]) -> Non
 
 
 @pytest.mark.parametrize("sizes", [[-64, 64], [-1], [100_000, -50_000]])
-def test_negative_sizes_of_a_segment_are_broken(ends: Ends, sizes: list[int]) -> None:
-    segment, _ = ends.leased(np.arange(100_000))
+def test_negative_sizes_of_a_segment_raise_wire_error(ends: Ends, sizes: list[int]) -> None:
+    segment, _ = ends.lent(np.arange(100_000))
     ends.send(1, {}, sizes, (), segment)
     with pytest.raises(WireError):
         ends.arrived()
 
 
-def test_sizes_beyond_the_segment_are_broken(ends: Ends) -> None:
-    segment, _ = ends.leased(np.arange(100_000))
+def test_sizes_beyond_the_segment_raise_wire_error(ends: Ends) -> None:
+    segment, _ = ends.lent(np.arange(100_000))
     ends.send(1, {}, [segment.capacity + 1], (), segment)
     with pytest.raises(WireError):
         ends.arrived()
 
 
-def test_a_segment_that_nobody_sent_has_no_frames(ends: Ends) -> None:
+def test_an_unknown_segment_has_no_frames(ends: Ends) -> None:
     ends.raw(prefixed(sizes=[100], segment=77, capacity=MIB))
     ends.raw(prefixed(sizes=[100], segment=78, capacity=MIB, flags=1))
     assert [frames for _, _, frames in ends.arrived()] == [None, None]
 
 
-def test_a_file_that_is_no_segment_has_no_frames(ends: Ends) -> None:
+def test_a_file_that_is_not_a_segment_has_no_frames(ends: Ends) -> None:
     before = descriptors()
     ends.raw(prefixed(sizes=[100], segment=5, capacity=MIB, flags=1), [0])
     loose = os.memfd_create("loose", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -410,22 +410,22 @@ def test_a_file_that_is_no_segment_has_no_frames(ends: Ends) -> None:
     assert descriptors() == before
 
 
-def test_released_numbers_that_nobody_lent_change_nothing(ends: Ends) -> None:
-    segment, _ = ends.leased(np.arange(100_000))
+def test_released_numbers_without_a_lease_change_nothing(ends: Ends) -> None:
+    segment, _ = ends.lent(np.arange(100_000))
     numbers = [segment.number + 1, -segment.number - 1, 0, 1 << 62, -(1 << 63)]
-    ends.kernel.socket.sendall(prefixed(released=numbers, gone=numbers))
-    assert len(ends.arrived(ends.client)) == 1
+    ends.remote.socket.sendall(prefixed(released=numbers, closed=numbers))
+    assert len(ends.arrived(ends.near)) == 1
     assert segment.leases == 1
 
 
-def test_a_lease_told_over_twice_is_over_once(ends: Ends) -> None:
-    segment, _ = ends.leased(np.arange(100_000))
-    ends.kernel.socket.sendall(prefixed(released=[segment.number] * 3))
-    ends.arrived(ends.client)
+def test_a_lease_released_three_times_ends_once(ends: Ends) -> None:
+    segment, _ = ends.lent(np.arange(100_000))
+    ends.remote.socket.sendall(prefixed(released=[segment.number] * 3))
+    ends.arrived(ends.near)
     assert segment.leases == 0
 
 
-def test_more_files_than_were_told_of_are_closed_in_the_end(ends: Ends) -> None:
+def test_surplus_files_are_closed_with_the_socket(ends: Ends) -> None:
     before = descriptors()
     ends.raw(prefixed(b"{}"), [0, 1, 2])
     assert len(ends.arrived()) == 1
@@ -433,8 +433,10 @@ def test_more_files_than_were_told_of_are_closed_in_the_end(ends: Ends) -> None:
     assert descriptors() == before - 2
 
 
-def test_a_message_may_not_be_longer_than_most(ends: Ends, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_channel, "MOST", 2000)
+def test_a_message_longer_than_the_limit_is_refused(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_socket, "MOST", 2000)
     ends.send(1, {}, [1000], [bytes(1000)])
     assert len(ends.arrived()) == 1
     ends.send(2, {}, [2000], [bytes(2000)])
@@ -446,7 +448,7 @@ def test_the_peer_is_this_process(ends: Ends) -> None:
     assert peer(ends.client.socket) == (os.getpid(), os.geteuid())
 
 
-def test_headers_are_json_and_empty_ones_nothing(ends: Ends) -> None:
+def test_headers_are_json_and_an_empty_one_takes_no_bytes(ends: Ends) -> None:
     header = {"x": [1, 2.5, None, "ä"]}
     ends.send(1, header)
     assert ends.arrived() == [(1, {**header, "sizes": []}, [])]

@@ -1,4 +1,4 @@
-"""Receiving a stream in pieces, in any order, and what is refused."""
+"""Transfers: a stream in chunks, in any order, and what is refused."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from bridgehead._shipped.wire.transfer import Inbox
 from support.frames import frames_of, joined
 
 
-def pieces_of(
+def random_chunks(
     frames: Sequence[memoryview], source: random.Random
 ) -> list[tuple[int, list[memoryview]]]:
-    """The stream cut at random, each piece in parts as frames or otherwise."""
+    """Cut the stream at random, each chunk in parts along its frames or in one."""
     total = sum(frame.nbytes for frame in frames)
     edges = sorted({0, total, *(source.randrange(total + 1) for _ in range(source.randrange(9)))})
     chunks = []
     for start, stop in itertools.pairwise(edges):
         parts = list(cut(frames, start, stop))
-        if source.random() < 0.5:  # a lane may carry them in other parts than they came in
+        if source.random() < 0.5:  # a lane may join or split the parts on the way
             parts = [memoryview(joined(parts))]
         chunks.append((start, parts))
     return chunks
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_pieces_may_come_in_any_order_and_more_than_once(seed: int) -> None:
+def test_chunks_may_arrive_in_any_order_and_more_than_once(seed: int) -> None:
     source = random.Random(seed)
     choices = [0, 0, 1, 2, 63, 1000, OWN_MAPPING + 5] if seed % 10 == 0 else [0, 0, 1, 2, 63, 1000]
     sizes = [source.choice(choices) for _ in range(source.randrange(1, 7))]
     frames = frames_of(sizes, seed)
-    chunks = pieces_of(frames, source)
+    chunks = random_chunks(frames, source)
     chunks += source.sample(chunks, min(2, len(chunks)))
     source.shuffle(chunks)
     inbox = Inbox(sizes)
@@ -50,10 +50,10 @@ def test_pieces_may_come_in_any_order_and_more_than_once(seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_a_piece_that_is_missing_is_told(seed: int) -> None:
+def test_a_missing_chunk_is_reported(seed: int) -> None:
     source = random.Random(seed)
     frames = frames_of([100, 0, 30, 999], seed)
-    chunks = pieces_of(frames, source)
+    chunks = random_chunks(frames, source)
     chunks.remove(source.choice(chunks))
     inbox = Inbox([100, 0, 30, 999])
     for at, parts in chunks:
@@ -66,12 +66,12 @@ def test_a_piece_that_is_missing_is_told(seed: int) -> None:
 @pytest.mark.parametrize(
     "spans",
     [
-        pytest.param([(0, 6), (4, 10)], id="all there, twice in part"),
-        pytest.param([(0, 4), (2, 8)], id="as many bytes as there should be, but not all"),
+        pytest.param([(0, 6), (4, 10)], id="every byte, some twice"),
+        pytest.param([(0, 4), (2, 8)], id="the right count of bytes, but not all"),
         pytest.param([(0, 10), (3, 5)], id="one inside another"),
     ],
 )
-def test_pieces_that_overlap_are_refused(spans: list[tuple[int, int]]) -> None:
+def test_overlapping_chunks_are_refused(spans: list[tuple[int, int]]) -> None:
     frames = frames_of([3, 7])
     inbox = Inbox([3, 7])
     for start, stop in spans:
@@ -98,7 +98,7 @@ def test_pieces_that_overlap_are_refused(spans: list[tuple[int, int]]) -> None:
         (None, b"x"),
     ],
 )
-def test_a_piece_that_does_not_fit_is_refused_and_writes_nothing(at: Any, data: bytes) -> None:
+def test_a_chunk_that_does_not_fit_is_refused_and_writes_nothing(at: Any, data: bytes) -> None:
     inbox = Inbox([4, 6])
     with pytest.raises(WireError, match="do not fit") as caught:
         inbox.write(at, [data], digest("crc32", [data]))
@@ -109,19 +109,19 @@ def test_a_piece_that_does_not_fit_is_refused_and_writes_nothing(at: Any, data: 
 
 
 @pytest.mark.parametrize("sizes", [[-1], [1, -1], [1.0], ["1"], [None], [True], [[1]], "12"])
-def test_sizes_that_are_no_numbers_of_bytes_are_refused(sizes: Any) -> None:
+def test_sizes_that_are_not_numbers_of_bytes_are_refused(sizes: Any) -> None:
     with pytest.raises(WireError) as caught:
         Inbox(sizes)
     assert caught.value.kind == "protocol"
 
 
 @pytest.mark.parametrize("size", [2**60, 2**63, 2**64, 10**30])
-def test_a_size_that_no_memory_has_is_refused(size: int) -> None:
+def test_a_size_beyond_any_memory_is_refused(size: int) -> None:
     with pytest.raises(WireError, match=str(size + 1)):
         Inbox([1, size])
 
 
-def test_a_stream_of_no_frames_is_complete_at_once() -> None:
+def test_a_stream_without_frames_is_complete_at_once() -> None:
     assert Inbox([]).take() == []
 
 
