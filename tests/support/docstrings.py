@@ -7,6 +7,7 @@ for text that differs from run to run.
 from __future__ import annotations
 
 import ast
+import builtins
 import contextlib
 import doctest
 import inspect
@@ -90,4 +91,6 @@ async def _output(source: str, names: dict[str, Any]) -> str:
                 await value
         except Exception as error:
             print("\x00" + "".join(traceback.format_exception_only(error)), end="")
+        finally:
+            vars(builtins).pop("_", None)  # the display hook of "single" sets it, for all tests
     return printed.getvalue()

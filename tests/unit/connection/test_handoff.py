@@ -334,7 +334,7 @@ async def test_a_target_of_another_event_loop_is_refused(one: Bridge) -> None:
 
 
 async def test_wrong_arguments_are_refused(one: Bridge, other: Bridge) -> None:
-    with pytest.raises(ValueError, match=r"nothing to hand over; say handoff\('x', to=…\)"):
+    with pytest.raises(ValueError, match=r"needs at least one name, e.g. handoff\('x', to=…\)"):
         await one.handoff(to=other)
     with pytest.raises(ValueError, match="'x.y' is not a Python identifier"):
         await one.handoff("x.y", to=other)

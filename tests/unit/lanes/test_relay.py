@@ -21,7 +21,7 @@ pytestmark = needs_segments
 
 
 class Three:
-    """The source is ``one.near``, the target ``two.remote``; the relay has the two other ends."""
+    """The source is ``one.client``, the target ``two.kernel``; the relay has the two other ends."""
 
     def __init__(self) -> None:
         self.one, self.two = Ends(), Ends()
@@ -30,7 +30,7 @@ class Three:
         self, *arrays: np.ndarray[Any, Any]
     ) -> tuple[Segment, list[memoryview], list[int]]:
         """Return the source's segment, and the relay's views of it."""
-        segment, sizes = self.one.lent(*arrays)
+        segment, sizes = self.one.leased(*arrays)
         self.one.send(1, {}, sizes, (), segment)
         ((_, _, frames),) = self.one.arrived()
         return segment, frames, sizes
@@ -78,7 +78,7 @@ def test_the_target_has_the_source_memory_and_the_relay_maps_none(three: Three) 
     received = three.send_to_target(passed(frames), sizes)
     del frames
     assert resident() == pages
-    assert not three.two.near.pool.segments
+    assert not three.two.client.pool.segments
     whole, ones = np.frombuffer(received[0], "u8"), np.frombuffer(received[1])
     assert (int(whole[-1]), ones.tolist()) == (MIB - 1, [1, 1, 1])
     whole[0] = 7
@@ -110,23 +110,23 @@ def test_a_segment_that_is_used_again_sends_no_file_again(three: Three) -> None:
         assert np.frombuffer(received[0], "i8")[-1] == n
         del frames, received
         three.exchange_updates()
-    assert relayed is RELAY_POOL._known[three.one.remote.maps.known[source.number]]
-    assert len(three.two.remote.maps.known) == 1
-    assert relayed.holders == [three.two.near]
+    assert relayed is RELAY_POOL._known[three.one.kernel.maps.known[source.number]]
+    assert len(three.two.kernel.maps.known) == 1
+    assert relayed.holders == [three.two.client]
 
 
 def test_a_segment_that_the_source_frees_is_closed_everywhere(three: Three) -> None:
     before = descriptors()
     _, frames, sizes = three.receive_from_source(np.zeros(MIB))
     received = three.send_to_target(passed(frames), sizes)
-    three.one.near.pool.trim(0)  # it is leased: nothing happens
+    three.one.client.pool.trim(0)  # it is leased: nothing happens
     assert np.frombuffer(received[0]).sum() == 0
     del frames, received
     three.exchange_updates()
-    three.one.near.pool.trim(0)
+    three.one.client.pool.trim(0)
     three.exchange_updates()
-    assert not three.two.remote.maps.known
-    assert not three.two.near.has_handed
+    assert not three.two.kernel.maps.known
+    assert not three.two.client.has_handed
     assert not len(RELAY_POOL._known)
     assert descriptors() == before
 
@@ -146,8 +146,8 @@ def test_memory_that_is_never_given_back_is_not_used_again(three: Three, way: st
     three.one.answer(0)
     if way == "a fork in the target":
         three.exchange_updates()
-    three.one.arrived(three.one.near)
-    assert not three.one.near.pool.segments
+    three.one.arrived(three.one.client)
+    assert not three.one.client.pool.segments
     if way == "the socket to the target closes":
         three.receive_from_source(np.full(MIB, 4))
         assert (np.frombuffer(received[0], "i8") == 3).all()
@@ -180,6 +180,6 @@ def test_memory_that_is_not_leased_is_not_passed_on(three: Three) -> None:
     assert RELAY_POOL.pass_on([]) is None
     assert RELAY_POOL.pass_on([memoryview(bytes(100 * KIB))]) is None
     _, frames, _ = three.receive_from_source(np.zeros(MIB))
-    for mapping in three.one.remote.maps.known.values():
+    for mapping in three.one.kernel.maps.known.values():
         mapping.make_private()  # as before a fork: what is written now is not in the file
     assert RELAY_POOL.pass_on(frames) is None

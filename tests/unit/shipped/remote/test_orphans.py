@@ -15,7 +15,7 @@ import pytest
 
 from bridgehead import RemoteError
 from bridgehead._protocol import payload as _payload
-from support.bare import Space, later
+from support.bare import REMOTE, Space, later
 
 
 @pytest.fixture(scope="module")

@@ -24,7 +24,7 @@ from bridgehead._protocol import payload as _payload
 from bridgehead._protocol import response as _response
 from bridgehead._shipped.wire import frames as _frames
 from bridgehead._shipped.wire.header import UPDATE_MESSAGE
-from support.bare import Bare, Header, Space, later
+from support.bare import REMOTE, Bare, Header, Space, later
 from support.elsewhere import Python
 
 # The parts of IPython and ipykernel 6 that the remote part uses, for one namespace.
