@@ -31,7 +31,7 @@ _loader = next(m for n, m in list(sys.modules.items()) if n.startswith("_bridgeh
 _loader.encode = lambda value, refs=None, limit=None: (
     [memoryview(pickle.dumps((Evil(),)))], False
 )
-_loader.encode_light = lambda value: [memoryview(pickle.dumps((Evil(),)))]
+_loader.encode_small = lambda value: [memoryview(pickle.dumps((Evil(),)))]
 _loader.encode_data = lambda value, allow=(): [memoryview(pickle.dumps((Evil(),)))]
 """
 
