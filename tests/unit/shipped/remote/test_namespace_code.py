@@ -59,7 +59,9 @@ def test_code_comes_back_from_the_same_minor_version_only(
     if equipped.python.version[:2] == sys.version_info[:2]:
         assert use(equipped.fetch("made")) == 7
     else:
-        with pytest.raises(IncompatiblePython, match=r"Python 3\.\d+, but this program runs Python 3\.\d+"):
+        with pytest.raises(
+            IncompatiblePython, match=r"Python 3\.\d+, but this program runs Python 3\.\d+"
+        ):
             equipped.fetch("made")
     assert equipped.snapshot() == before
 
