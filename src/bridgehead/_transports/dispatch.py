@@ -201,7 +201,7 @@ class Dispatcher:
             self._slots = asyncio.Semaphore(window)
 
     def serves(self, subshell: str) -> bool:
-        """Whether a subshell has not answered yet, be it that nobody waits for it any more."""
+        """Return whether a request to this subshell is unanswered, even without a waiter."""
         return any(pending.subshell == subshell for pending in self.pending.values())
 
     @property

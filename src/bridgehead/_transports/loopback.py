@@ -98,7 +98,7 @@ class LoopbackTransport(Transport):
             "content": content,
             "buffers": [memoryview(bytes(buffer)) for buffer in buffers],
         }
-        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody listens any more
+        with contextlib.suppress(RuntimeError):  # the loop was closed, and the bridge with it
             self._loop.call_soon_threadsafe(self.dispatcher.received, channel, message)
 
 

@@ -93,9 +93,9 @@ async def test_what_is_dead_silent_or_no_file_holds_up_nobody(runtime: Path, alo
     }
     why = {name.partition("-")[2]: one["why"] for name, one in found.items()}
     for name in ("empty", "odd", "port", "deep", "pipe"):
-        assert why[name].startswith("no connection file: ")
-    assert why["folder"].startswith("it can't be read: ")
-    assert why["scheme"].startswith("it can't be asked: ")
+        assert why[name].startswith("not a connection file: ")
+    assert why["folder"].startswith("the file cannot be read: ")
+    assert why["scheme"].startswith("asking it failed: ")
     assert next(iter(found)) == "kernel-alone"
 
 
@@ -208,7 +208,7 @@ async def test_a_connection_file_that_others_can_read(alone: Bridge) -> None:
     assert "chmod 600" in shown.out
     pulled = await asyncio.to_thread(bridgehead, "pull", "1", "-e", file)
     assert (pulled.code, pulled.out) == (0, "1\n")
-    assert pulled.err.startswith("bridgehead: others on this machine can read")
+    assert pulled.err.startswith("bridgehead: other users of this machine can read")
     assert pulled.err.count("\n") == 1
 
 
