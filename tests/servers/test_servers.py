@@ -1,6 +1,6 @@
 """Kernels behind Jupyter Server and Kernel Gateway, with the default limits of both.
 
-Rule: real servers on loopback. ``Wire`` breaks connections; ``Other`` is another client of a server.
+Rule: real servers on loopback. ``Wire`` breaks connections; ``Other`` is another client.
 """
 
 from __future__ import annotations
