@@ -22,7 +22,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from bridgehead import Bridge
 from bridgehead._transports.subprotocols import BINARY, V1
-from bridgehead._transports.websocket import BACK, CHUNK
+from bridgehead._transports.websocket import CHUNK
 from tests.bench.targets import Reached
 from tests.support.servers import TOKEN, free_port, on, serving
 

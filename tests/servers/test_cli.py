@@ -17,25 +17,27 @@ from support.servers import TOKEN, on, serving
 
 
 @pytest.mark.servers
-async def test_kernels_of_servers_are_listed_and_taken() -> None:
+async def test_kernels_of_servers_are_listed_and_used() -> None:
     with tempfile.TemporaryDirectory(prefix="bh-ls-") as folder:
         async with serving(runtime=folder) as url, on(url) as bridge:
             await bridge.push(n=7)
             found = await asyncio.to_thread(listed, Path(folder))
             (one,) = found.values()
             assert one["state"] == "idle"
-            assert one["server"].endswith(url.rpartition(":")[2])  # it may call itself localhost
-            told = await asyncio.to_thread(
+            assert one["server"].endswith(
+                url.rpartition(":")[2]
+            )  # the server may name itself localhost
+            rows = await asyncio.to_thread(
                 lambda: bridgehead("ls", "--url", url, "--token", TOKEN, "--json").json
             )
-            (where,) = (each["where"] for each in told)
+            (where,) = (each["where"] for each in rows)
             assert where == f"{url}api/kernels/{bridge.info.kernel_id}"
             for address in (where, url):
                 pulled = await asyncio.to_thread(
                     bridgehead, "pull", "n", "--url", address, "--token", TOKEN
                 )
                 assert (pulled.code, pulled.out) == (0, "7\n"), pulled.err
-            # Leaving has not ended it, and no other was started.
+            # The commands have not ended this kernel, and have started no other.
             assert await bridge.pull("n") == 7
             wrong = await asyncio.to_thread(bridgehead, "ls", "--url", url, "--token", "wrong")
             assert "refuses the token" in wrong.refused(3)
@@ -57,11 +59,11 @@ async def test_names_behind_a_server_are_completed_with_the_options_of_the_comma
 
 
 @pytest.mark.servers
-async def test_why_a_server_s_kernel_has_no_better_lane() -> None:
+async def test_doctor_says_why_a_kernel_of_a_server_has_no_direct_lane() -> None:
     async with serving() as url, on(url) as bridge:
         address = f"{url}api/kernels/{bridge.info.kernel_id}"
-        ran, told = await asyncio.to_thread(doctor, "--url", address, "--token", TOKEN)
-        assert (ran.code, told["info"]["lane"]) == (0, "buffers")
-        (found,) = told["findings"]
+        ran, report = await asyncio.to_thread(doctor, "--url", address, "--token", TOKEN)
+        assert (ran.code, report["info"]["lane"]) == (0, "buffers")
+        (found,) = report["findings"]
         assert "'direct'" in found["what"]
         assert "websocket" in found["what"]

@@ -1,8 +1,8 @@
-"""Engines of an ipyparallel cluster, through the client that its owner has.
+"""Engines of an ipyparallel cluster, through their owner's client.
 
-Rule: a real local cluster of four engines, started here in folders of its own and ended by its own
-handle. What every kernel keeps its promises by is tested elsewhere; here is what ipyparallel is
-asked, and what becomes of the engines.
+Rule: a real local cluster of four engines, in folders of its own, started by this file and ended by
+its own handle. Promises that every kernel keeps are tested elsewhere. This file tests the use of
+ipyparallel and the lives of engines.
 """
 
 from __future__ import annotations
@@ -49,12 +49,12 @@ pytestmark = pytest.mark.servers
 
 ENGINES = 4
 LARGE = np.arange(1_000_000.0)
-HUGE = 200_000_000  # bytes, more than a dozen pieces
+HUGE = 200_000_000  # bytes, more than a dozen chunks
 
 
 @asynccontextmanager
 async def cluster(folder: Path, engines: int, *controller: str) -> AsyncIterator[Any]:
-    """A client of a cluster of one's own; both are ended, and so is every process."""
+    """Start a cluster and connect a client; both end, with every process of theirs."""
     started = ipyparallel.Cluster(
         n=engines,
         engines="local",
@@ -82,14 +82,14 @@ async def cluster(folder: Path, engines: int, *controller: str) -> AsyncIterator
 
 @pytest.fixture(scope="module")
 async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Any]:
-    """Four engines for all tests that leave them as they were."""
+    """A client of four engines, for all tests that leave the engines unchanged."""
     async with cluster(tmp_path_factory.mktemp("cluster"), ENGINES) as opened:
         yield opened
 
 
 @pytest.fixture
 async def clean(client: Any) -> Any:
-    """The same, with nothing in its engines."""
+    """The same client, with empty namespaces in its engines."""
     client[:].execute("%reset -f", block=True, silent=True)
     return client
 
@@ -107,15 +107,17 @@ async def fleet(clean: Any) -> AsyncIterator[Fleet]:
 
 
 def kept(client: Any) -> dict[str, int]:
-    """What the client keeps of requests, and would for ever."""
+    """Return how many entries the client keeps of requests; it would keep them for ever."""
     tables = ("results", "metadata", "history", "outstanding", "_futures", "_output_futures")
     found = {table: len(getattr(client, table)) for table in tables}
-    found["metadata"] -= "submitted" in client.metadata  # one for all of them, ipyparallel's own
+    found["metadata"] -= (
+        "submitted" in client.metadata
+    )  # one entry of ipyparallel itself, for all requests
     return found
 
 
 class Counted:
-    """How often it was pickled here."""
+    """Counts how often it was pickled in this process."""
 
     times = 0
 
@@ -138,7 +140,7 @@ async def test_objects_cross_both_ways(engine: Bridge) -> None:
     assert x == 1
     assert np.array_equal(back["a"], LARGE)
     assert back["a"].flags.writeable
-    assert [told.name for told in await engine.names()] == ["frame", "x"]
+    assert [variable.name for variable in await engine.names()] == ["frame", "x"]
     assert await engine.exists("x")
     await engine.delete("x", "frame")
     assert await engine.names() == []
@@ -146,7 +148,7 @@ async def test_objects_cross_both_ways(engine: Bridge) -> None:
         await engine.pull("x")
 
 
-async def test_what_the_handshake_tells(engine: Bridge, clean: Any) -> None:
+async def test_info_describes_the_engine(engine: Bridge, clean: Any) -> None:
     info = engine.info
     assert info.pid == clean[0].apply_sync(os.getpid)
     assert (info.transport, info.lane, info.trust) == ("ipyparallel", "buffers", "pickle")
@@ -157,13 +159,13 @@ async def test_what_the_handshake_tells(engine: Bridge, clean: Any) -> None:
 async def test_code_runs_in_the_users_namespace(engine: Bridge, clean: Any) -> None:
     clean[0].push({"owner": 3}, block=True)
     assert await engine.call(lambda a, b: a * b, engine.ref("owner"), 2) == 6
-    kept_there = await engine.call(sorted, [3, 1], keep="ordered")
-    assert await kept_there.pull() == [1, 3]
+    ordered = await engine.call(sorted, [3, 1], keep="ordered")
+    assert await ordered.pull() == [1, 3]
     assert clean[0].pull("ordered", block=True) == [1, 3]
 
 
-async def test_many_small_frames(engine: Bridge) -> None:
-    """More buffers than ipyparallel takes apart one by one."""
+async def test_many_small_frames_cross(engine: Bridge) -> None:
+    """The frames are more buffers than ipyparallel handles one by one."""
     arrays = {f"a{n}": np.full(3000, float(n)) for n in range(200)}
     await engine.push(arrays=arrays)
     back = await engine.pull("arrays")
@@ -171,7 +173,7 @@ async def test_many_small_frames(engine: Bridge) -> None:
 
 
 @pytest.mark.parametrize("lane", ["buffers", "inline"])
-async def test_large_ones_cross_in_pieces(clean: Any, lane: Any) -> None:
+async def test_large_objects_cross_in_chunks(clean: Any, lane: Any) -> None:
     size = HUGE if lane == "buffers" else HUGE // 10
     value = np.random.default_rng(1).integers(0, 256, size, "u1")
     async with Bridge.over(clean[1], lane=lane) as engine:
@@ -182,8 +184,8 @@ async def test_large_ones_cross_in_pieces(clean: Any, lane: Any) -> None:
         assert await engine.pull("_kept()") == [0, 0]
 
 
-async def test_the_digest_is_checked_over_there(engine: Bridge) -> None:
-    """The client signs no buffers either."""
+async def test_the_engine_checks_the_digest(engine: Bridge) -> None:
+    """The client does not sign buffers either."""
     await engine.push(x=1)
     send = engine._transport.send
 
@@ -198,7 +200,7 @@ async def test_the_digest_is_checked_over_there(engine: Bridge) -> None:
     assert await engine.pull("x") == 1
 
 
-async def test_all_or_nothing(engine: Bridge) -> None:
+async def test_a_push_binds_all_names_or_none(engine: Bridge) -> None:
     await engine.push(x=1)
 
     class Refuses:
@@ -213,7 +215,7 @@ async def test_all_or_nothing(engine: Bridge) -> None:
     assert not await engine.exists("y")
 
 
-async def test_a_cell_gives_what_it_printed_and_its_value(engine: Bridge) -> None:
+async def test_a_cell_returns_its_output_and_value(engine: Bridge) -> None:
     seen = []
     result = await engine.run(
         "import sys\nprint('out')\nprint('err', file=sys.stderr)\n"
@@ -230,7 +232,7 @@ async def test_a_cell_gives_what_it_printed_and_its_value(engine: Bridge) -> Non
     assert await engine.pull("In[-1]") == "pass"
 
 
-async def test_a_cell_that_fails_tells_where(engine: Bridge) -> None:
+async def test_a_failing_cell_is_reported_with_its_traceback(engine: Bridge) -> None:
     with pytest.raises(RemoteError, match="ZeroDivisionError") as caught:
         await engine.run("print('before')\n1 / 0")
     assert "----> 2 1 / 0" in str(caught.value)
@@ -241,7 +243,9 @@ async def test_a_cell_that_fails_tells_where(engine: Bridge) -> None:
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
 
 
-async def test_a_failing_cell_aborts_nobody_elses(engine: Bridge, clean: Any) -> None:
+async def test_a_failing_cell_does_not_abort_requests_of_other_clients(
+    engine: Bridge, clean: Any
+) -> None:
     failing = asyncio.ensure_future(engine.run("import time; time.sleep(0.5); 1 / 0"))
     await until(lambda: engine.state == "busy")
     others = [clean[0].execute(f"after_{n} = {n}", block=False) for n in range(3)]
@@ -252,8 +256,8 @@ async def test_a_failing_cell_aborts_nobody_elses(engine: Bridge, clean: Any) ->
     assert await engine.pull("after_2") == 2
 
 
-async def test_anothers_failing_cell_is_no_loss(engine: Bridge, clean: Any) -> None:
-    """ipyparallel's own execute aborts what is queued behind it; of ours, cells are tried again."""
+async def test_a_cell_aborted_by_another_client_is_retried(engine: Bridge, clean: Any) -> None:
+    """ipyparallel's own execute aborts the requests queued behind it; the bridge retries cells."""
     failing = clean[0].execute("import time; time.sleep(0.3); 1 / 0", silent=False, block=False)
     result = await engine.run("2 + 2")
     assert result.data["text/plain"] == "4"
@@ -271,7 +275,7 @@ async def test_operations_take_effect_in_order(engine: Bridge) -> None:
     assert await engine.pull("done")
 
 
-async def test_cancelling_disturbs_nobody(engine: Bridge) -> None:
+async def test_cancelling_does_not_disturb_other_requests(engine: Bridge) -> None:
     cell = asyncio.ensure_future(engine.run("import time; time.sleep(0.5); x = 'cell'"))
     await until(lambda: engine.state == "busy")
     dropped = [asyncio.ensure_future(engine.push(never=n, large=LARGE)) for n in range(3)]
@@ -284,15 +288,15 @@ async def test_cancelling_disturbs_nobody(engine: Bridge) -> None:
     await asyncio.gather(cell, wanted)
     assert await engine.pull("x", "y") == ("cell", 1)
     assert not await engine.exists("never")
-    # One that is on its way ends as a whole or not at all.
+    # A push that is cancelled in transfer takes effect as a whole or not at all.
     value = np.zeros(HUGE // 4, "u1")
     for pause in (0.01, 0.05, 0.1):
         task = asyncio.ensure_future(engine.push(value=value, whole=pause))
         await asyncio.sleep(pause)
         task.cancel()
-        await asyncio.wait([task])  # cancelled, or whole before
-        there = await engine.exists("whole")
-        assert there == await engine.exists("value")
+        await asyncio.wait([task])  # cancelled, or complete before the cancel
+        complete = await engine.exists("whole")
+        assert complete == await engine.exists("value")
     await engine.run(KEPT)
     assert await engine.pull("_kept()") == [0, 0]
 
@@ -310,11 +314,11 @@ async def test_an_interrupt_reaches_the_engine(engine: Bridge) -> None:
             with pytest.raises(RemoteError, match="KeyboardInterrupt"):
                 await task
         assert await engine.pull("1") == 1
-    await engine.interrupt()  # of an idle one nobody takes note
+    await engine.interrupt()  # an idle engine ignores it
     assert await engine.pull("1") == 1
 
 
-async def test_what_is_not_to_be_had_says_what_to_do(engine: Bridge) -> None:
+async def test_unsupported_operations_say_what_to_do(engine: Bridge) -> None:
     with pytest.raises(NotSupported, match="restart_engines"):
         await engine.restart()
     with pytest.raises(NotSupported, match="bind_kernel"):
@@ -328,8 +332,8 @@ async def test_what_is_not_to_be_had_says_what_to_do(engine: Bridge) -> None:
     assert await engine.pull("1") == 1
 
 
-async def test_a_bound_kernel_is_attached_to(clean: Any) -> None:
-    """What ``messages`` says to do; the tasks of its owner are then waited for, too."""
+async def test_attach_works_with_a_bound_engine(clean: Any) -> None:
+    """The error of ``messages`` says to do so; requests then also wait for the owner's tasks."""
     clean[3].apply_sync(ipyparallel.bind_kernel)
     file = clean[3].apply_sync(ipykernel.get_connection_file)
     async with Bridge.attach(file) as attached, Bridge.over(clean[3]) as engine:
@@ -350,7 +354,7 @@ async def first(messages: Messages, count: int) -> AsyncIterator[Message]:
             return
 
 
-async def test_what_its_owner_aborts_is_sent_again(engine: Bridge, clean: Any) -> None:
+async def test_a_request_aborted_by_the_owner_is_sent_again(engine: Bridge, clean: Any) -> None:
     busy = clean[0].apply_async(time.sleep, 0.5)
     pushing = [asyncio.ensure_future(engine.push(x=n)) for n in range(3)]
     await until(lambda: len(clean.outstanding) > 1)
@@ -361,7 +365,7 @@ async def test_what_its_owner_aborts_is_sent_again(engine: Bridge, clean: Any) -
     await asyncio.to_thread(busy.get, 10)
 
 
-async def test_data_only(clean: Any) -> None:
+async def test_only_data_is_loaded_with_trust_data(clean: Any) -> None:
     async with Bridge.over(clean[0], trust="data") as engine:
         await engine.push(x=[1, LARGE])
         assert (await engine.pull("x"))[0] == 1
@@ -369,11 +373,11 @@ async def test_data_only(clean: Any) -> None:
             await engine.pull("__import__('pathlib').Path('x')")
 
 
-async def test_nothing_of_it_stays_in_the_client(clean: Any) -> None:
+async def test_no_request_stays_in_the_client(clean: Any) -> None:
     """ipyparallel's ``history`` grows with every request, and its own broadcasts stay for ever."""
     async with Fleet.over(clean) as fleet:
         await fleet.push(a=LARGE)
-        await until(lambda: not clean._futures)  # the last idle of each is here
+        await until(lambda: not clean._futures)  # the last idle of each engine has arrived
         before = kept(clean)
         for n in range(1000):
             await fleet[n % ENGINES].push(x=n)
@@ -384,7 +388,7 @@ async def test_nothing_of_it_stays_in_the_client(clean: Any) -> None:
     await until(lambda: not clean._registration_callbacks)
 
 
-async def test_its_owner_uses_the_client_meanwhile(engine: Bridge, clean: Any) -> None:
+async def test_the_owner_can_use_the_client_meanwhile(engine: Bridge, clean: Any) -> None:
     view = clean[:]
 
     def owner() -> list[Any]:
@@ -406,7 +410,9 @@ async def test_its_owner_uses_the_client_meanwhile(engine: Bridge, clean: Any) -
         await engine.pull("1")
 
 
-async def test_two_bridges_and_a_blocking_one(engine: Bridge, clean: Any) -> None:
+async def test_two_bridges_and_a_blocking_bridge_share_an_engine(
+    engine: Bridge, clean: Any
+) -> None:
     async with Bridge.over(clean[[0]]) as second:
         await engine.push(x=1)
         assert await second.pull("x") == 1
@@ -420,7 +426,7 @@ async def test_two_bridges_and_a_blocking_one(engine: Bridge, clean: Any) -> Non
     assert await asyncio.to_thread(blocking) == (1, "2\n")
 
 
-async def test_the_namespace_is_reset_under_it(engine: Bridge, clean: Any) -> None:
+async def test_a_bridge_works_after_the_namespace_is_reset(engine: Bridge, clean: Any) -> None:
     await engine.push(x=1)
     clean.clear(targets=0, block=True)
     with pytest.raises(NameNotFound):
@@ -429,7 +435,7 @@ async def test_the_namespace_is_reset_under_it(engine: Bridge, clean: Any) -> No
     assert await engine.pull("x") == 2
 
 
-async def test_what_is_no_engine(clean: Any) -> None:
+async def test_over_rejects_what_is_not_one_engine(clean: Any) -> None:
     with pytest.raises(TypeError, match=r"Bridge\.over\(client\[0\]\)"):
         await Bridge.over(clean[:])
     with pytest.raises(TypeError, match=r"Bridge\.over\(client\[0\]\)"):
@@ -438,7 +444,7 @@ async def test_what_is_no_engine(clean: Any) -> None:
         await Bridge.over(clean)
     view = clean[0]
     view.targets = 99
-    with pytest.raises(KernelNotFound, match="no engine 99; there is: 0, 1, 2, 3"):
+    with pytest.raises(KernelNotFound, match="no engine 99; it has: 0, 1, 2, 3"):
         await Bridge.over(view)
     for nothing in (1, clean.load_balanced_view()):
         with pytest.raises(TypeError, match="ipyparallel client"):
@@ -446,8 +452,8 @@ async def test_what_is_no_engine(clean: Any) -> None:
 
 
 async def test_plain_tcp_beyond_this_machine_is_refused(clean: Any) -> None:
-    """By what the client says of its connection; it is one on loopback that says otherwise."""
-    said = clean._config["interface"]
+    """The client's own description of its connection decides; the real one is loopback here."""
+    interface = clean._config["interface"]
     clean._config["interface"] = "tcp://192.0.2.1"
     try:
         with pytest.raises(InsecureConnection, match="enable_curve"):
@@ -458,13 +464,15 @@ async def test_plain_tcp_beyond_this_machine_is_refused(clean: Any) -> None:
             await engine.push(x=LARGE)
             assert np.array_equal(await engine.pull("x"), LARGE)
     finally:
-        clean._config["interface"] = said
+        clean._config["interface"] = interface
 
 
-# ---------------------------------------------------------------- many
+# ---------------------------------------------------------------- fleets of engines
 
 
-async def test_all_get_the_same_and_answer_in_order(fleet: Fleet, clean: Any) -> None:
+async def test_a_fleet_reaches_all_engines_and_returns_results_in_order(
+    fleet: Fleet, clean: Any
+) -> None:
     transfers = await fleet.push(x=[1, 2], name="all")
     assert [transfer.names for transfer in transfers] == [("x", "name")] * ENGINES
     assert await fleet.pull("x", "name") == [([1, 2], "all")] * ENGINES
@@ -491,19 +499,19 @@ async def test_a_push_is_pickled_once(fleet: Fleet, clean: Any, size: int) -> No
     assert await fleet.pull("int(value['data'].sum(dtype='u8'))", "x") == [(whole, size)] * ENGINES
     await fleet.run(KEPT)
     assert await fleet.pull("_kept()") == [[0, 0]] * ENGINES
-    # Each has its own, in memory of its own.
+    # Each engine has its own copy, in its own memory.
     await fleet[0].run("value['data'][:] = 0")
     assert await fleet.pull("int(value['data'].sum(dtype='u8'))") == [0, *[whole] * (ENGINES - 1)]
 
 
-async def test_one_copy_leaves_for_all(fleet: Fleet, clean: Any) -> None:
+async def test_one_copy_is_sent_for_all_engines(fleet: Fleet, clean: Any) -> None:
     """Counted at the client's own sockets."""
     sent: dict[str, int] = {"mux": 0, "broadcast": 0}
     send = clean.session.send
 
     def counted(stream: Any, *args: Any, buffers: Any = None, **options: Any) -> Any:
-        way = "broadcast" if stream is clean._broadcast_stream else "mux"
-        sent[way] += sum(memoryview(buffer).nbytes for buffer in buffers or ())
+        name = "broadcast" if stream is clean._broadcast_stream else "mux"
+        sent[name] += sum(memoryview(buffer).nbytes for buffer in buffers or ())
         return send(stream, *args, buffers=buffers, **options)
 
     clean.session.send = counted
@@ -516,7 +524,7 @@ async def test_one_copy_leaves_for_all(fleet: Fleet, clean: Any) -> None:
     assert await fleet.pull("float(a.sum())") == [LARGE.sum()] * ENGINES
 
 
-async def test_a_busy_engine_keeps_no_other_waiting(fleet: Fleet) -> None:
+async def test_a_busy_engine_does_not_delay_the_others(fleet: Fleet) -> None:
     value = np.ones(HUGE // 2, "u1")
     cell = asyncio.ensure_future(
         fleet[2].run("import time\nwhile 'go' not in vars(time): time.sleep(0.01)")
@@ -535,7 +543,7 @@ async def test_a_busy_engine_keeps_no_other_waiting(fleet: Fleet) -> None:
     assert await fleet.pull("int(value.sum())") == [value.size] * ENGINES
 
 
-async def test_whose_failure_it_is_is_told_and_the_others_are_served(fleet: Fleet) -> None:
+async def test_a_failing_engine_is_reported_by_name_and_the_others_are_served(fleet: Fleet) -> None:
     await fleet.push(n=0)
     await fleet[1].run("n = None")
     with pytest.raises(ExceptionGroup, match="1 of 4 kernels failed") as caught:
@@ -544,7 +552,7 @@ async def test_whose_failure_it_is_is_told_and_the_others_are_served(fleet: Flee
     assert isinstance(error, RemoteError)
     assert error.__notes__ == [f"kernel 1 of 4, pid {fleet[1].info.pid}, engine 1"]
 
-    # What only one of them can't open is bound in the others.
+    # An object that one engine cannot unpickle is bound in the others.
     await fleet[3].run("import sys; sys.modules['numpy.random'] = None")
 
     class Picky:
@@ -557,7 +565,7 @@ async def test_whose_failure_it_is_is_told_and_the_others_are_served(fleet: Flee
     assert await fleet.pull("'a' in globals()") == [True, True, True, False]
 
 
-async def test_giving_up_a_push_leaves_nothing(fleet: Fleet) -> None:
+async def test_a_cancelled_push_leaves_nothing(fleet: Fleet) -> None:
     value = np.ones(HUGE // 2, "u1")
     for pause in (0.02, 0.1, 0.3):
         pushing = asyncio.ensure_future(fleet.push(value=value))
@@ -580,13 +588,15 @@ async def test_giving_up_a_push_leaves_nothing(fleet: Fleet) -> None:
 
 
 async def test_engines_and_kernels_in_one_fleet(fleet: Fleet) -> None:
-    async with Bridge.launch() as here:
-        mixed = Fleet([fleet[3], here, fleet[0]])
+    async with Bridge.launch() as local:
+        mixed = Fleet([fleet[3], local, fleet[0]])
         transfers = await mixed.push(a=LARGE)
-        assert [transfer.lane for transfer in transfers] == ["buffers", here.info.lane, "buffers"]
+        assert [transfer.lane for transfer in transfers] == ["buffers", local.info.lane, "buffers"]
         assert await mixed.pull("float(a.sum())") == [LARGE.sum()] * 3
         await mixed.aclose()
-        assert await fleet[3].pull("1") == 1  # handed in, and left open
+        assert (
+            await fleet[3].pull("1") == 1
+        )  # the fleet did not open this bridge, so it does not close it
 
 
 async def test_two_bridges_to_one_engine_in_one_fleet(fleet: Fleet, clean: Any) -> None:
@@ -596,11 +606,11 @@ async def test_two_bridges_to_one_engine_in_one_fleet(fleet: Fleet, clean: Any) 
         assert await mixed.pull("float(a.sum())") == [LARGE.sum()] * (ENGINES + 1)
 
 
-# ---------------------------------------------------------------- their end
+# ---------------------------------------------------------------- engines, hub and client that end
 
 
 class Fatal:
-    """Ends one process as it is unpickled there."""
+    """Ends one process when it is unpickled in it."""
 
     def __init__(self, pid: int) -> None:
         self.pid = pid
@@ -609,8 +619,8 @@ class Fatal:
         return eval, (f"(lambda os: os.getpid() == {self.pid} and os._exit(1))(__import__('os'))",)
 
 
-async def test_engines_that_die_are_told_by_name(tmp_path: Path) -> None:
-    """With CURVE, which is the cluster's and its client's alone to know of."""
+async def test_dead_engines_are_reported_by_name(tmp_path: Path) -> None:
+    """The cluster uses CURVE, which only the cluster and its client need to know."""
     encrypted = cluster(tmp_path, 3, "--IPController.enable_curve=True")
     async with encrypted as client, Fleet.over(client) as fleet:
         assert client.curve_serverkey
@@ -624,11 +634,11 @@ async def test_engines_that_die_are_told_by_name(tmp_path: Path) -> None:
                 await calling
         (error,) = caught.value.exceptions
         assert isinstance(error, KernelDied)
-        assert f"engine 1 ({uuid}) is gone" in str(error)
+        assert f"engine 1 ({uuid}) is lost" in str(error)
         assert error.__notes__ == [f"kernel 1 of 3, pid {fleet[1].info.pid}, engine 1"]
         assert fleet[1].state == "dead"
 
-        # It is told at once from then on, and the others are served.
+        # From then on it is reported at once, and the other engines are served.
         with pytest.raises(ExceptionGroup) as caught:
             await fleet.push(a=LARGE)
         assert [type(error) for error in caught.value.exceptions] == [KernelDied]
@@ -642,18 +652,18 @@ async def test_engines_that_die_are_told_by_name(tmp_path: Path) -> None:
         assert {type(error) for error in caught.value.exceptions} == {KernelDied}
         assert await fleet[0].pull("int(value.sum())", "whole") == (HUGE, 1)
 
-        # New engines are others, with other ids.
+        # New engines have other ids.
         with pytest.raises(NotSupported, match="restart_engines"):
             await fleet[0].restart()
         await client.cluster.restart_engines()
         await until(lambda: len(client.ids) == 3 and not {0, 1, 2} & set(client.ids), 120)
         with pytest.raises(ExceptionGroup, match="3 of 3"):
             await fleet.push(x=1)
-        async with Fleet.over(client) as anew:
-            assert await anew.pull("'whole' in globals()") == [False] * 3
+        async with Fleet.over(client) as new:
+            assert await new.pull("'whole' in globals()") == [False] * 3
 
 
-async def test_a_hub_that_ends_hangs_nobody(tmp_path: Path) -> None:
+async def test_a_call_fails_when_the_hub_ends(tmp_path: Path) -> None:
     async with cluster(tmp_path, 1) as client, Bridge.over(client[0]) as engine:
         calling = asyncio.ensure_future(engine.call(time.sleep, 300))
         await until(lambda: engine.state == "busy")
@@ -667,16 +677,16 @@ async def test_a_hub_that_ends_hangs_nobody(tmp_path: Path) -> None:
         assert engine.state == "unresponsive"
         with pytest.raises(TransportError):
             await engine.pull("1")
-        os.kill(engine.info.pid, signal.SIGKILL)  # it would look for its hub a while
+        os.kill(engine.info.pid, signal.SIGKILL)  # otherwise it looks for its hub for a while
 
 
-async def test_a_client_that_its_owner_closes_hangs_nobody(clean: Any) -> None:
-    lent = await clean.cluster.connect_client()
-    engine = await Bridge.over(lent[0])
+async def test_a_call_fails_when_the_owner_closes_the_client(clean: Any) -> None:
+    client = await clean.cluster.connect_client()
+    engine = await Bridge.over(client[0])
     calling = asyncio.ensure_future(engine.call(time.sleep, 2))
     await until(lambda: engine.state == "busy")
-    lent.close(linger=0)
-    async with reported_within(2):
+    client.close(linger=0)
+    async with told_within(2):
         with pytest.raises(TransportError, match="closed by its owner"):
             await calling
     with pytest.raises(TransportError, match="closed by its owner"):

@@ -1,4 +1,4 @@
-"""What the public docstrings show is what happens: those that need a server.
+"""The examples of public docstrings give what they show: those that need a server.
 
 Rule: as ``kernel/test_examples.py``, with a server behind each name.
 """
@@ -15,5 +15,7 @@ PUBLIC = dict(public())
 
 @pytest.mark.servers
 @pytest.mark.parametrize("name", SERVERS)
-async def test_its_example_gives_what_it_shows_of_a_server(name: str, server: str) -> None:
+async def test_a_docstring_example_with_a_server_gives_what_it_shows(
+    name: str, server: str
+) -> None:
     await run(PUBLIC[name], {"url": server, "token": TOKEN})

@@ -1,7 +1,8 @@
-"""A notebook in a real JupyterLab, in a real browser, beside a kernel that somebody else started.
+"""A notebook in a real JupyterLab and a real browser, with a second kernel of another program.
 
-Rule: what a person sees is asserted on, in the light theme and the dark one. Nothing is asked of
-the network. ``pytest -m servers -k lab --write`` writes the README's picture, ``lab.png``.
+Rule: assertions are about what a person sees, in the light theme and the dark one. The page makes
+no request to the network. ``pytest -m servers -k lab --write`` writes the README's picture,
+``lab.png``.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ kernel""",
 steps = np.random.default_rng(7).standard_normal((4_000_000, 4))
 walks = pd.DataFrame(steps.cumsum(axis=0), columns=list("abcd"))
 
-kernel.push(walks=walks, progress=True)  # behind a cell that runs over there""",
+kernel.push(walks=walks, progress=True)  # waits for a running cell""",
     """\
 def draw(walks):
     from matplotlib.figure import Figure
@@ -60,7 +61,7 @@ kernel.call(draw, kernel.ref("walks"), keep="figure")""",
     'kernel["figure"]',
 ]
 
-# Keeps a kernel at work until the test has seen what is shown meanwhile.
+# Keeps a kernel busy until the test has checked what the notebook shows meanwhile.
 BUSY = """
 while not __import__("os").path.exists("go"):
     __import__("time").sleep(0.02)
@@ -90,8 +91,8 @@ async () => {
 }
 """
 
-# Of each element that has text of its own: the text, and how its colour stands out from what is
-# behind it, as WCAG 2 has it: from 1 for the same colour to 21 for black on white.
+# For each element with text of its own: the text, and its contrast to the background, by WCAG 2:
+# from 1 for the same colour to 21 for black on white.
 CONTRASTS = """
 (outputs) => {
     const parts = (colour) => {
@@ -128,7 +129,7 @@ CONTRASTS = """
 """
 
 
-# Which cell is selected is nothing that a picture should show.
+# The picture must not show which cell is selected.
 PLAIN = """
 .jp-cell-toolbar, .jp-Collapser { display: none !important; }
 .jp-Cell, .jp-Cell::before, .jp-Cell::after {
@@ -142,19 +143,19 @@ PLAIN = """
 
 @dataclass
 class Lab:
-    """A notebook in a browser, and the kernel beside it."""
+    """A notebook in a browser, and the second kernel."""
 
     page: Page
     beside: Bridge
-    folder: Path  # of the kernel beside it
-    asked: list[str]  # what the page asked for that is not the server's
+    folder: Path  # of the second kernel
+    asked: list[str]  # the page's requests to other addresses than the server's
 
     def output(self, number: int) -> Locator:
-        """What a cell shows, by its number from 1."""
+        """Return the output of a cell, by its number from 1."""
         return self.page.locator(".jp-CodeCell").nth(number - 1).locator(".jp-OutputArea-output")
 
     async def command(self, name: str, **options: Any) -> None:
-        """Begin it; one that runs cells would be done when they are."""
+        """Start a command without waiting: a command that runs cells ends when they end."""
         await self.page.evaluate(
             "([name, options]) => { window.jupyterapp.commands.execute(name, options); }",
             [name, options],
@@ -164,11 +165,11 @@ class Lab:
         await self.command("apputils:change-theme", theme=f"JupyterLab {name}")
         is_small = str(name == "Light").lower()
         await expect(self.page.locator("body")).to_have_attribute("data-jp-theme-light", is_small)
-        # A splash covers the page until its style sheet is there.
+        # A splash screen covers the page until its style sheet is loaded.
         await expect(self.page.locator("#jupyterlab-splash")).to_have_count(0)
 
     async def picture(self, path: Path) -> None:
-        """Of the cells, from the first to the last, and nothing around them."""
+        """Write a picture of the cells, from the first to the last, and nothing around them."""
         await self.page.mouse.move(1, 1)
         cells = self.page.locator(".jp-CodeCell")
         first, last = await cells.first.bounding_box(), await cells.last.bounding_box()
@@ -223,7 +224,7 @@ async def lab(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Lab]:
                 page.on("request", note)
                 await page.goto(f"{url}doc/tree/shown.ipynb?token={TOKEN}")
                 await page.locator(".jp-CodeCell").nth(len(CELLS) - 1).wait_for()
-                # Whoever runs a cell before there is a kernel is asked for one.
+                # If a cell runs before there is a kernel, JupyterLab asks the user for one.
                 await page.evaluate(READY)
                 yield Lab(page, beside, root / "beside", asked)
             finally:
@@ -238,7 +239,7 @@ async def test_a_notebook_reaches_a_second_kernel_and_shows_it(
     await lab.page.keyboard.press("Shift+Enter")
     await lab.output(1).locator("table").wait_for()
 
-    # The push waits for the cell that runs over there, and its bar is seen meanwhile.
+    # The push waits for the running cell of the second kernel; its bar is visible meanwhile.
     busy = asyncio.create_task(lab.beside.run(BUSY))
     await lab.command("notebook:run-all-below")
     bar = lab.output(2).locator(".widget-hprogress .progress-bar")
@@ -265,8 +266,8 @@ async def test_a_notebook_reaches_a_second_kernel_and_shows_it(
     width = await lab.output(5).locator("img").evaluate("image => image.naturalWidth")
     assert width > 300
     for number in range(1, len(CELLS) + 1):
-        told = await lab.output(number).all_inner_texts()
-        assert not any("Error" in text or "Warning" in text for text in told), told
+        texts = await lab.output(number).all_inner_texts()
+        assert not any("Error" in text or "Warning" in text for text in texts), texts
     bad = ".jp-OutputArea-output[data-mime-type$='error'], [data-mime-type$='stderr']"
     assert await lab.page.locator(bad).count() == 0
 

@@ -1,7 +1,7 @@
-"""The notebooks run, and what is committed is what they give.
+"""The notebooks run and give their committed outputs.
 
-Rule: each is executed in a fresh kernel, in an empty folder, and compared with its committed
-outputs; no process it started outlives it.
+Rule: each notebook runs in a fresh kernel, in an empty folder, and is compared with its committed
+outputs. No process that it started outlives it.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from nbclient import NotebookClient
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 PATIENCE = 300  # s for one cell; nothing here measures speed
 
-# What differs from run to run, and nothing else: a notebook shows what is stable.
+# Everything that may differ from run to run: all other text of a notebook must be stable.
 VARIES = (
     (r"<Transfer (.*): .*>", r"<Transfer \1>"),  # bytes, lane and seconds
     (r"\b0x[0-9a-f]{6,}\b", "0x…"),  # addresses
 )
 
-# A path of two parts or more, or a folder that is a machine's by its name; no tag, no URL.
+# A path of two parts or more, or a folder with the name of a system folder; no tag, no URL.
 ABSOLUTE_PATH = re.compile(
     r"(?<![\w/:.<])/(?:[\w.-]+/[\w.-]+|(?:home|root|tmp|Users)\b)|\b[A-Za-z]:\\\w"
 )
@@ -43,7 +43,7 @@ def code_cells(notebook: Any) -> list[Any]:
 
 
 def text_outputs(cell: Any) -> list[tuple[str, str]]:
-    """What a cell shows as text, in order, with the pieces of one stream in one."""
+    """Return the text outputs of a cell, in order; the parts of one stream are joined."""
     shown: list[tuple[str, str]] = []
     for output in cell.outputs:
         if output.output_type == "stream":
@@ -65,7 +65,7 @@ def stable(text: str) -> str:
 
 
 def strings(value: Any) -> Iterator[str]:
-    """Every string in an output, in whatever form it has; a picture in base64 is none."""
+    """Yield every string in an output, except pictures in base64."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
@@ -80,16 +80,16 @@ def strings(value: Any) -> Iterator[str]:
 
 @pytest.fixture
 def marked(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every process started from here on inherits a mark; none that has it may stay.
+    """Mark every process that the test starts, and check that all of them have ended.
 
-    What a failing notebook did leave is killed, so that it disturbs no other test.
+    Processes that a failing notebook left are killed, so that they disturb no other test.
     """
     mark = uuid.uuid4().hex
     monkeypatch.setenv("BRIDGEHEAD_TESTED_BY", mark)
     yield
     ours = [process for process in psutil.process_iter() if _mark(process) == mark]
-    # What was told to end needs a moment: a kernel that lost its parent looks once a second, an
-    # engine's nanny stays for three.
+    # Processes need a moment to end: a kernel checks once a second whether its parent lives, and
+    # an engine's nanny ends after three seconds.
     _, left = psutil.wait_procs(ours, timeout=30)
     names = [str(process) for process in left]
     for process in left:
@@ -104,7 +104,7 @@ def _mark(process: psutil.Process) -> str | None:
     try:
         return process.environ().get("BRIDGEHEAD_TESTED_BY")
     except (psutil.Error, OSError):
-        return None  # it has ended, or is none of ours
+        return None  # the process has ended, or belongs to another user
 
 
 def test_there_are_notebooks() -> None:
@@ -120,7 +120,7 @@ def test_there_are_notebooks() -> None:
 
 @pytest.mark.servers  # one starts a cluster, and all of them together take a minute
 @notebooks
-async def test_it_runs_and_gives_what_is_committed(
+async def test_a_notebook_gives_its_committed_outputs(
     path: Path, tmp_path: Path, marked: None
 ) -> None:
     committed = nbformat.read(path, as_version=4)
@@ -141,20 +141,20 @@ async def test_it_runs_and_gives_what_is_committed(
 
 
 @notebooks
-def test_it_is_committed_as_it_was_executed(path: Path) -> None:
+def test_a_notebook_is_committed_as_executed(path: Path) -> None:
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
     assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
     assert notebook.metadata.kernelspec.name == "python3"
     cells = code_cells(notebook)
-    # From top to bottom in one go, and every cell.
+    # All cells were executed from top to bottom, in one run.
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     for cell in cells:
-        assert cell.metadata == {}, "when a cell ran is nobody's business"
+        assert cell.metadata == {}, "the notebook must not contain execution times"
 
 
 @notebooks
-def test_its_outputs_tell_nothing_of_the_machine(path: Path) -> None:
+def test_outputs_contain_no_paths_and_no_secrets(path: Path) -> None:
     for cell in code_cells(nbformat.read(path, as_version=4)):
         for text in strings(cell.outputs):
             assert not ABSOLUTE_PATH.search(text), text
@@ -162,8 +162,8 @@ def test_its_outputs_tell_nothing_of_the_machine(path: Path) -> None:
 
 
 @notebooks
-def test_its_outputs_are_clean(path: Path) -> None:
-    """No warning, no debugger's word, no colour codes, nothing on standard error, no error."""
+def test_outputs_contain_no_warnings_and_no_errors(path: Path) -> None:
+    """No warning, no message of the debugger, no colour codes, no standard error, no error."""
     for cell in code_cells(nbformat.read(path, as_version=4)):
         for output in cell.outputs:
             assert output.output_type != "error"
@@ -183,12 +183,12 @@ def test_its_outputs_are_clean(path: Path) -> None:
         'File "/a/b.py"',
     ],
 )
-def test_an_absolute_path_would_be_found(text: str) -> None:
+def test_the_check_finds_absolute_paths(text: str) -> None:
     assert ABSOLUTE_PATH.search(text)
 
 
 @pytest.mark.parametrize(
     "text", ["</th></tr>", "https://example.org/a/b", "text/html", "1/2/3", "a / b", "./x/y"]
 )
-def test_what_is_no_absolute_path_is_let_through(text: str) -> None:
+def test_the_check_ignores_text_that_is_no_absolute_path(text: str) -> None:
     assert not ABSOLUTE_PATH.search(text)

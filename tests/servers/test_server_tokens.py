@@ -1,4 +1,4 @@
-"""Tokens and addresses of servers: what is found, and what nobody else gets to see.
+"""Tokens and addresses of servers: how they are found, and that tokens stay secret.
 
 Rule: as in ``test_servers``.
 """
@@ -22,18 +22,18 @@ from support.servers import SERVER, TOKEN, free_port, on, serving
 pytestmark = pytest.mark.servers
 
 
-async def test_a_token_with_a_line_break_is_taken_without_it(server: str) -> None:
+async def test_a_line_break_after_the_token_is_removed(server: str) -> None:
     async with Bridge.connect(server, f"{TOKEN}\n") as bridge:
         await goes_on(bridge)
 
 
 @pytest.mark.parametrize("token", ["sécret", "se\ncret", "se\x00cret"])
 async def test_no_error_shows_the_token(token: str) -> None:
-    with pytest.raises(ValueError, match="characters that no server would take") as caught:
+    with pytest.raises(ValueError, match="characters that no server accepts") as caught:
         await Bridge.connect("http://127.0.0.1:1", token)
     assert "cret" not in str(caught.value)
     for address in ("htp://host/?token=secret", "http:///?token=secret", "ftp://me:secret@host"):
-        with pytest.raises(ValueError, match="is no address") as caught:
+        with pytest.raises(ValueError, match="is not the address") as caught:
             await Bridge.connect(address)
         assert "secret" not in str(caught.value)
 
@@ -46,10 +46,10 @@ async def test_no_log_shows_the_token(server: str, caplog: pytest.LogCaptureFixt
     assert TOKEN not in caplog.text
 
 
-async def test_no_proxy_is_asked_for_a_server_on_this_machine(
+async def test_no_proxy_is_used_for_a_server_on_this_machine(
     server: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would take token and data elsewhere, in the clear."""
+    """A proxy would send token and data to another machine, unencrypted."""
     for name in ("http_proxy", "https_proxy", "all_proxy"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
         monkeypatch.setenv(name.upper(), f"http://127.0.0.1:{free_port()}")
@@ -57,39 +57,39 @@ async def test_no_proxy_is_asked_for_a_server_on_this_machine(
         await goes_on(bridge)
 
 
-async def test_a_websocket_is_led_nowhere_else() -> None:
-    strangers = 0
+async def test_a_websocket_follows_no_redirect() -> None:
+    visits = 0
 
-    async def lead(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def redirect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        there = f"ws://127.0.0.1:{stranger.sockets[0].getsockname()[1]}/"
-        writer.write(f"HTTP/1.1 302 Found\r\nlocation: {there}\r\n\r\n".encode())
+        location = f"ws://127.0.0.1:{stranger.sockets[0].getsockname()[1]}/"
+        writer.write(f"HTTP/1.1 302 Found\r\nlocation: {location}\r\n\r\n".encode())
         await writer.drain()
         writer.close()
 
-    async def meet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal strangers
-        strangers += 1
+    async def count(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal visits
+        visits += 1
         writer.close()
 
     async with (
-        await asyncio.start_server(meet, "127.0.0.1", 0) as stranger,
-        await asyncio.start_server(lead, "127.0.0.1", 0) as leader,
+        await asyncio.start_server(count, "127.0.0.1", 0) as stranger,
+        await asyncio.start_server(redirect, "127.0.0.1", 0) as redirecting,
     ):
-        port = leader.sockets[0].getsockname()[1]
+        port = redirecting.sockets[0].getsockname()[1]
         transport = WebsocketTransport(
             Rest(f"http://127.0.0.1:{port}/", TOKEN, None), "kernel", owned=False
         )
-        with pytest.raises(TransportError, match="answers 302 to a websocket"):
+        with pytest.raises(TransportError, match="refuses a websocket with status 302"):
             await transport.open(20)
         await transport.aclose()
-    assert not strangers
+    assert not visits
 
 
-async def test_a_server_that_listens_everywhere_is_reached_on_this_machine(
+async def test_a_server_on_all_interfaces_is_reached_over_loopback(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Its file tells of the machine's name, to which plain http would be refused."""
+    """The server's file contains the machine's name, to which plain http would be refused."""
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path))
     async with serving(SERVER, "--ServerApp.ip=0.0.0.0", runtime=str(tmp_path)) as url:
         for address in (None, url):

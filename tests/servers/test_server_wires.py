@@ -1,6 +1,6 @@
-"""Ways to a server that are slow or stuck, and messages that a server does not take.
+"""Connections to a server that are slow or stuck, and messages that a server refuses.
 
-Rule: as in ``test_servers``; ``Wire`` is slow, or holds what it has.
+Rule: as in ``test_servers``; ``Wire`` is slow, or stops passing data on.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MIB = 1 << 20
 
 
 async def stuck(wire: Wire, bridge: Bridge) -> asyncio.Task[object]:
-    """A push whose bytes pile up before a wire that takes none, where no ping has its turn."""
+    """Begin a push over a wire that stops passing data on: pings wait behind the unsent data."""
     wire.passed = 0
     pushing: asyncio.Task[object] = asyncio.create_task(
         bridge.push(array=np.ones(100 * MIB, np.uint8))
@@ -31,13 +31,11 @@ async def stuck(wire: Wire, bridge: Bridge) -> asyncio.Task[object]:
     return pushing
 
 
-async def test_a_connection_that_is_stuck_is_made_anew(
-    wire: Wire, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_stuck_connection_is_replaced(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     async with on(wire.url) as bridge:
         monkeypatch.setattr(websocket, "STILL", 3)
         await bridge.push(x=1)
-        wire.cut()  # the next one is looked at so often
+        wire.cut()  # the next connection uses the new limit
         await goes_on(bridge)
         pushing = await stuck(wire, bridge)
         async with reported_within(5):
@@ -57,10 +55,10 @@ async def test_a_bridge_closes_while_its_connection_is_stuck(wire: Wire, server:
         await goes_on(first)
 
 
-async def test_a_slow_connection_is_none_that_is_stuck(
+async def test_a_slow_connection_is_not_replaced(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One message takes longer than the patience with a connection on which nothing moves."""
+    """One message takes longer than the limit for a connection on which nothing moves."""
     monkeypatch.setattr(websocket, "STILL", 3)
     async with on(wire.url) as bridge:
         await bridge.run("data = bytes(2 << 20)")
@@ -73,7 +71,7 @@ async def test_a_slow_connection_is_none_that_is_stuck(
 
 
 async def test_a_message_beyond_the_limit_is_the_only_one_that_fails(server: str) -> None:
-    """Others were on their way, and nobody knows the server's limit: they cross once more."""
+    """The server does not say its limit, so the other messages in transfer are sent again."""
     async with on(server) as bridge:
         await bridge.push(x=1, now=True)
         begun = asyncio.Event()
@@ -88,7 +86,7 @@ async def test_a_message_beyond_the_limit_is_the_only_one_that_fails(server: str
         assert await bridge.pull("int(array.sum())") == 60 * MIB
 
 
-async def test_what_is_watched_is_told_once_however_often_it_is_cut(
+async def test_an_update_is_reported_once_despite_broken_connections(
     wire: Wire, server: str
 ) -> None:
     async with on(wire.url) as bridge:
@@ -104,6 +102,6 @@ async def test_what_is_watched_is_told_once_however_often_it_is_cut(
             asked = wire.opened
             wire.cut()
             await until(lambda: wire.opened > asked)
-            await asyncio.sleep(1)  # a second 2 would be told about now, ahead of the 3
+            await asyncio.sleep(1)  # a repeated update of the 2 would arrive now, ahead of the 3
             await bridge.run("x = 3")
             assert await anext(watch) == 3

@@ -1,6 +1,6 @@
-"""Kernels behind Jupyter Server and Kernel Gateway: both as they are, with their default limits.
+"""Kernels behind Jupyter Server and Kernel Gateway, with the default limits of both.
 
-Rule: real servers on loopback. ``Wire`` breaks connections; who else is at a server is ``Other``.
+Rule: real servers on loopback. ``Wire`` breaks connections; ``Other`` is another client.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from support.servers import GATEWAY, SERVER, TOKEN, Other, Wire, free_port, on, 
 
 pytestmark = pytest.mark.servers
 
-NOBODY = "01234567-89ab-cdef-0123-456789abcdef"
+UNUSED_ID = "01234567-89ab-cdef-0123-456789abcdef"
 MIB = 1 << 20
 
 
@@ -54,7 +54,7 @@ async def anyone(request: pytest.FixtureRequest) -> AsyncIterator[str]:
         yield url
 
 
-# ---------------------------------------------------------------- what crosses
+# ---------------------------------------------------------------- transfers, calls and cells
 
 
 @pytest.mark.parametrize("lane", ["buffers", "inline"])
@@ -65,8 +65,8 @@ async def test_objects_cross_both_ways(anyone: str, lane: Any) -> None:
     async with on(anyone, lane=lane) as bridge:
         assert bridge.info.lane == lane
         assert (bridge.info.transport, bridge.info.url) == ("websocket", anyone)
-        told = await bridge.push(table=table, when=when, large=large)
-        assert told.lane == lane
+        transfer = await bridge.push(table=table, when=when, large=large)
+        assert transfer.lane == lane
         back, moment, array = await bridge.pull("table", "when", "large")
         pd.testing.assert_frame_equal(back, table)
         assert moment == when
@@ -94,7 +94,7 @@ async def test_a_cell_runs_as_in_a_notebook(anyone: str) -> None:
         await goes_on(bridge)
 
 
-async def test_in_the_middle_of_a_cell(anyone: str) -> None:
+async def test_now_works_while_a_cell_runs(anyone: str) -> None:
     async with on(anyone) as bridge:
         running = asyncio.create_task(
             bridge.run("import time\nx = 1\nwhile x: time.sleep(0.01)", timeout=120)
@@ -108,16 +108,17 @@ async def test_in_the_middle_of_a_cell(anyone: str) -> None:
 async def test_a_gigabyte_crosses_a_default_server_both_ways(server: str) -> None:
     array = np.arange(1 << 27, dtype=np.int64)
     async with on(server) as bridge:
-        told = await bridge.push(array=array)
-        assert told.bytes > 1 << 30
+        transfer = await bridge.push(array=array)
+        assert transfer.bytes > 1 << 30
         assert await bridge.pull("int(array.sum())") == int(array.sum())
         back = await bridge.pull("array")
         assert np.array_equal(back, array)
 
 
 async def test_nothing_depends_on_iopub() -> None:
-    """The server drops what comes too fast (a limit that any machine exceeds); replies and data
-    come all the same.
+    """The server drops iopub messages above a rate that any machine exceeds.
+
+    Replies and data arrive all the same.
     """
     limit = "--ZMQChannelsWebsocketConnection.iopub_msg_rate_limit=5"
     async with serving(SERVER, limit) as server, on(server) as bridge:
@@ -129,7 +130,7 @@ async def test_nothing_depends_on_iopub() -> None:
         assert (await bridge.run("2 + 2")).execution_count == 2
 
 
-async def test_only_data_is_trusted_there(server: str) -> None:
+async def test_only_data_of_a_server_is_trusted(server: str) -> None:
     async with on(server) as bridge:
         assert bridge.info.trust == "data"
         await bridge.run("class Mine: pass\nmine = Mine()")
@@ -150,31 +151,32 @@ async def test_watching_and_messages(server: str) -> None:
         assert seen == ["status", "execute_input", "status"]
 
 
-async def test_a_handoff_goes_through_servers(anyone: str, server: str) -> None:
-    """From a kernel here to one behind a server, on to one behind another, and back."""
-    async with Bridge.launch() as here, on(anyone) as there, on(server) as beyond:
-        await here.run("import numpy; x = numpy.arange(3_000_000); y = {'x': x}")
-        assert (await here.handoff("x", "y", to=there)).lane == "direct, buffers"
-        assert (await there.handoff("x", "y", to=beyond)).lane == "buffers"
-        assert await beyond.pull("y['x'] is x") is True
-        await beyond.run("x += 1")
-        await beyond.handoff("x", to=here)
-        assert await here.pull("int(x[0]), int(x[-1])") == (1, 3_000_000)
-        await beyond.run("class Mine: pass\nmine = Mine()")
-        with pytest.raises(UntrustedPayload):  # what is not trusted here is not to be there
-            await beyond.handoff("mine", to=here)
-        assert not await here.exists("mine")
+async def test_a_handoff_works_between_servers(anyone: str, server: str) -> None:
+    """From a local kernel to one behind a server, to one behind another server, and back."""
+    async with Bridge.launch() as local, on(anyone) as first, on(server) as second:
+        await local.run("import numpy; x = numpy.arange(3_000_000); y = {'x': x}")
+        assert (await local.handoff("x", "y", to=first)).lane == "direct, buffers"
+        assert (await first.handoff("x", "y", to=second)).lane == "buffers"
+        assert await second.pull("y['x'] is x") is True
+        await second.run("x += 1")
+        await second.handoff("x", to=local)
+        assert await local.pull("int(x[0]), int(x[-1])") == (1, 3_000_000)
+        await second.run("class Mine: pass\nmine = Mine()")
+        with pytest.raises(UntrustedPayload):  # the target must not get what the client distrusts
+            await second.handoff("mine", to=local)
+        assert not await local.exists("mine")
 
 
-async def test_a_fleet_of_kernels_here_and_there(server: str) -> None:
-    async with Bridge.launch() as here, on(server) as there, Fleet([here, there]) as fleet:
+async def test_a_fleet_of_local_and_remote_kernels(server: str) -> None:
+    async with Bridge.launch() as local, on(server) as remote, Fleet([local, remote]) as fleet:
         array = np.arange(1_000_000)
-        assert [told.lane for told in await fleet.push(array=array)] == ["direct", "buffers"]
+        transfers = await fleet.push(array=array)
+        assert [transfer.lane for transfer in transfers] == ["direct", "buffers"]
         assert await fleet.pull("int(array.sum())") == [int(array.sum())] * 2
 
 
-def test_a_blocking_bridge(tmp_path: Path) -> None:
-    async def told(url: str) -> list[Any]:
+def test_a_blocking_bridge_connects_to_a_server(tmp_path: Path) -> None:
+    async def in_a_thread(url: str) -> list[Any]:
         def work() -> list[Any]:
             with SyncBridge.connect(url, TOKEN) as bridge:
                 bridge["x"] = [1, 2]
@@ -184,27 +186,27 @@ def test_a_blocking_bridge(tmp_path: Path) -> None:
 
     async def main() -> list[Any]:
         async with serving() as url:
-            return await told(url)
+            return await in_a_thread(url)
 
     assert asyncio.run(main()) == [[1, 2], 1]
 
 
-async def test_the_loader_keeps_nothing(server: str) -> None:
-    """Answers are kept until the near end has them: the next request says so."""
+async def test_the_remote_part_keeps_no_acknowledged_response(server: str) -> None:
+    """The kernel keeps a response until the client's next request acknowledges it."""
     async with on(server) as bridge:
         await bridge.run(KEPT)
         await bridge.push(x=np.arange(5 * MIB))
         for _ in range(20):
             await bridge.pull("x[:100]")
             await bridge.pull("x")
-        # The answer of the call itself is kept, and nothing else.
+        # Only the response of this call itself is kept.
         assert await bridge.pull("_kept()") == [0, 0]
 
 
 # ---------------------------------------------------------------- which server, which kernel
 
 
-async def test_a_kernel_that_it_started_ends_with_the_bridge_and_no_other(server: str) -> None:
+async def test_closing_ends_only_a_kernel_that_the_bridge_started(server: str) -> None:
     async with Other(server) as other:
         before = await other.kernels()
         bridge = await on(server)
@@ -223,7 +225,7 @@ async def test_a_kernel_that_it_started_ends_with_the_bridge_and_no_other(server
         assert await other.kernels() == before
 
 
-async def test_an_opening_that_is_cancelled_leaves_no_kernel(server: str) -> None:
+async def test_a_cancelled_opening_leaves_no_kernel(server: str) -> None:
     async with Other(server) as other:
         before = await other.kernels()
         for pause in (0, 0.01, 0.05, 0.2, 0.5):
@@ -232,7 +234,7 @@ async def test_an_opening_that_is_cancelled_leaves_no_kernel(server: str) -> Non
             opening.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await (await opening).aclose()
-                raise asyncio.CancelledError  # it was quicker
+                raise asyncio.CancelledError  # the opening was quicker than the cancel
         assert await other.kernels() == before
 
 
@@ -243,33 +245,33 @@ async def _open(server: str) -> Bridge:
 async def test_a_kernelspec_by_name(server: str) -> None:
     async with on(server, kernel_name="python3") as bridge:
         assert await bridge.pull("1 + 1") == 2
-    with pytest.raises(KernelNotFound, match=r"named 'nobody'.*it has: .*python3"):
-        await on(server, kernel_name="nobody")
+    with pytest.raises(KernelNotFound, match=r"named 'kobol'.*it has: .*python3"):
+        await on(server, kernel_name="kobol")
     with pytest.raises(ValueError, match="say one"):
-        Bridge.connect(server, TOKEN, kernel_name="python3", kernel_id=NOBODY)
+        Bridge.connect(server, TOKEN, kernel_name="python3", kernel_id=UNUSED_ID)
 
 
-async def test_the_server_that_runs_here(
+async def test_connect_without_an_address_finds_the_server_on_this_machine(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: str
 ) -> None:
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path))
-    with pytest.raises(KernelNotFound, match="tells of: none"):
+    with pytest.raises(KernelNotFound, match="lists: none"):
         await Bridge.connect()
     (tmp_path / "jpserver-1.json").write_text("no JSON")
-    gone = {"url": "http://127.0.0.1:1/", "token": "x", "pid": 2**22 + 1}
-    (tmp_path / "jpserver-2.json").write_text(json.dumps(gone))
+    ended = {"url": "http://127.0.0.1:1/", "token": "x", "pid": 2**22 + 1}
+    (tmp_path / "jpserver-2.json").write_text(json.dumps(ended))
     async with serving(runtime=str(tmp_path)) as url:
         async with Bridge.connect() as bridge:
             assert bridge.info.url == url.replace("127.0.0.1", "localhost")
-        async with Bridge.connect(url) as bridge:  # its token is found there as well
+        async with Bridge.connect(url) as bridge:  # the token is found in the server's file, too
             assert bridge.info.url == url
-        here = {"url": server, "token": TOKEN, "pid": os.getpid()}
-        (tmp_path / "jpserver-3.json").write_text(json.dumps(here))
-        with pytest.raises(KernelNotFound, match="tells of: http.*, http"):
+        second = {"url": server, "token": TOKEN, "pid": os.getpid()}
+        (tmp_path / "jpserver-3.json").write_text(json.dumps(second))
+        with pytest.raises(KernelNotFound, match="lists: http.*, http"):
             await Bridge.connect()
 
 
-async def test_a_token_of_the_environment(
+async def test_the_token_is_read_from_the_environment(
     server: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("JUPYTER_TOKEN", TOKEN)
@@ -291,27 +293,29 @@ async def test_the_token_is_in_no_address(wire: Wire) -> None:
     assert b"authorization: token " + TOKEN.encode() in wire.asked.lower()
 
 
-# ---------------------------------------------------------------- what is refused
+# ---------------------------------------------------------------- errors of servers and addresses
 
 
 @pytest.mark.parametrize(
     ("how", "match"),
     [
         ({"token": "wrong"}, "refuses the token"),
-        ({"token": "wrong", "kernel_id": NOBODY}, "refuses the token"),
+        ({"token": "wrong", "kernel_id": UNUSED_ID}, "refuses the token"),
         ({"token": ""}, "wants a token"),
-        ({"kernel_id": NOBODY}, f"has no kernel {NOBODY}"),
-        ({"path": "nowhere/"}, "is no Jupyter server's: .*below a path"),
+        ({"kernel_id": UNUSED_ID}, f"has no kernel {UNUSED_ID}"),
+        ({"path": "nowhere/"}, "belongs to no Jupyter server: .*below a path"),
     ],
 )
-async def test_what_is_wrong_is_told(anyone: str, how: dict[str, str], match: str) -> None:
+async def test_a_wrong_token_kernel_or_path_is_reported(
+    anyone: str, how: dict[str, str], match: str
+) -> None:
     how = {"token": TOKEN, **how}
     with pytest.raises(KernelNotFound, match=match):
         await Bridge.connect(anyone + how.pop("path", ""), **how)  # type: ignore[arg-type]
 
 
-async def test_no_server_at_all() -> None:
-    with pytest.raises(TransportError, match="nothing answers at"):
+async def test_an_unreachable_or_invalid_address_is_reported() -> None:
+    with pytest.raises(TransportError, match="no server answers at"):
         await Bridge.connect(f"http://127.0.0.1:{free_port()}")
     for address in ("ftp://host", "http://", "http://me:secret@host"):
         with pytest.raises(ValueError, match=r"address"):
@@ -320,8 +324,8 @@ async def test_no_server_at_all() -> None:
         await Bridge.connect("http://192.0.2.1:8888")
 
 
-async def test_a_server_that_is_none(server: str) -> None:
-    """Something that speaks HTTP, and knows nothing of kernels."""
+async def test_an_http_server_that_is_not_jupyter_is_reported(server: str) -> None:
+    """A program that speaks HTTP and knows nothing of kernels."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read(1 << 16)
@@ -331,11 +335,11 @@ async def test_a_server_that_is_none(server: str) -> None:
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as listener:
         port = listener.sockets[0].getsockname()[1]
-        with pytest.raises(KernelNotFound, match="is no Jupyter server's"):
+        with pytest.raises(KernelNotFound, match="belongs to no Jupyter server"):
             await Bridge.connect(f"http://127.0.0.1:{port}")
 
 
-async def test_https_with_an_authority_of_ones_own_below_a_path(tmp_path: Path) -> None:
+async def test_https_with_a_private_authority_and_a_base_path(tmp_path: Path) -> None:
     authority, file = trustme.CA(), tmp_path / "authority.pem"
     authority.cert_pem.write_to_path(str(file))
     authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(
@@ -344,23 +348,23 @@ async def test_https_with_an_authority_of_ones_own_below_a_path(tmp_path: Path) 
     trusting = ssl.create_default_context(cafile=str(file))
     options = (f"--ServerApp.certfile={tmp_path}/server.pem", "--ServerApp.base_url=/user/me/")
     async with serving(SERVER, *options, path="/user/me/", ssl=trusting) as url:
-        with pytest.raises(InsecureConnection, match="ssl= takes the file of the authority"):
+        with pytest.raises(InsecureConnection, match="pass ssl= with the file of the authority"):
             await Bridge.connect(url, TOKEN)
-        with pytest.raises(TransportError, match="is it https"):
+        with pytest.raises(TransportError, match="try https"):
             await Bridge.connect(url.replace("https", "http"), TOKEN)
-        with pytest.raises(ValueError, match="names no file of certificates"):
+        with pytest.raises(ValueError, match="is not a file of certificates"):
             await Bridge.connect(url, TOKEN, ssl=tmp_path / "nowhere.pem")
         for trusted in (file, str(file), trusting):
             async with Bridge.connect(f"{url}lab", TOKEN, ssl=trusted) as bridge:
                 await goes_on(bridge)
-    with pytest.raises(ValueError, match="ssl= is for https"):
+    with pytest.raises(ValueError, match="ssl= needs an https"):
         await Bridge.connect("http://127.0.0.1", ssl=trusting)
 
 
-async def test_a_message_beyond_the_limit(anyone: str) -> None:
+async def test_a_message_beyond_the_servers_limit_is_reported(anyone: str) -> None:
     async with on(anyone) as bridge:
         await bridge.push(x=1)
-        with pytest.raises(PayloadTooLarge, match="takes no message of 11,.*push data") as caught:
+        with pytest.raises(PayloadTooLarge, match="refused a message of 11,.*push data") as caught:
             await bridge.run(f"x = {'a' * 11 * MIB!r}")
         assert caught.value.bytes > 11 * MIB
         assert await bridge.pull("x") == 1
@@ -370,8 +374,8 @@ async def test_a_message_beyond_the_limit(anyone: str) -> None:
 
 
 @pytest.mark.parametrize("lane", ["buffers", "inline"])
-async def test_a_transfer_goes_on_after_a_cut(wire: Wire, lane: Any) -> None:
-    """At random points of it, both ways; what arrived is not sent again as a whole."""
+async def test_a_transfer_continues_after_a_broken_connection(wire: Wire, lane: Any) -> None:
+    """The cuts are at random points, both ways. A response is not sent again as a whole."""
     source = random.Random(3)
     array = np.random.default_rng(2).integers(0, 255, 24 * MIB, dtype=np.uint8)
     async with on(wire.url, lane=lane) as bridge:
@@ -393,8 +397,8 @@ async def test_a_transfer_goes_on_after_a_cut(wire: Wire, lane: Any) -> None:
         assert await bridge.pull("_kept()") == [0, 0]
 
 
-async def test_nothing_is_done_twice(wire: Wire) -> None:
-    """Cut somewhere on the way there, over there, or on the way back."""
+async def test_no_request_runs_twice_after_a_broken_connection(wire: Wire) -> None:
+    """The connection is cut before a request runs, while it runs, or before its reply arrives."""
     source = random.Random(4)
     async with on(wire.url) as bridge:
         await bridge.run("import itertools; done = itertools.count(1)")
@@ -408,22 +412,22 @@ async def test_a_cell_is_never_run_twice(wire: Wire) -> None:
     source = random.Random(5)
     async with on(wire.url) as bridge:
         await bridge.run("import time; n = 0")
-        told = []
+        outcomes: list[Any] = []
         for _ in range(12):
             cutting = asyncio.get_running_loop().call_later(source.random() / 5, wire.cut)
             before = await bridge.pull("n")
             try:
                 result = await bridge.run("time.sleep(0.1); n += 1; print(n)")
-                told.append(result)
+                outcomes.append(result)
                 assert await bridge.pull("n") == before + 1
             except ReplyLost as error:
-                told.append(error)
+                outcomes.append(error)
                 assert await bridge.pull("n") in (before, before + 1)
             cutting.cancel()
-        assert any(not isinstance(one, ReplyLost) for one in told)
+        assert any(not isinstance(one, ReplyLost) for one in outcomes)
 
 
-async def test_what_is_watched_is_told_after_a_cut(wire: Wire) -> None:
+async def test_a_watch_continues_after_a_broken_connection(wire: Wire) -> None:
     async with on(wire.url) as bridge:
         await bridge.run("x = 1")
         async with bridge.watch("x") as watch:
@@ -435,7 +439,9 @@ async def test_what_is_watched_is_told_after_a_cut(wire: Wire) -> None:
                 assert await anext(watch) == 2
 
 
-async def test_what_a_cell_changed_while_nobody_was_connected(wire: Wire, server: str) -> None:
+async def test_a_watch_reports_a_change_made_while_it_was_disconnected(
+    wire: Wire, server: str
+) -> None:
     async with on(wire.url) as bridge:
         await bridge.run("x = 1")
         async with bridge.watch("x") as watch:
@@ -449,7 +455,7 @@ async def test_what_a_cell_changed_while_nobody_was_connected(wire: Wire, server
                 assert await anext(watch) == 2
 
 
-async def test_a_server_that_is_away_is_told_and_comes_back(
+async def test_an_unreachable_server_is_reported_and_used_again_later(
     wire: Wire, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(websocket, "RECONNECT_WITHIN", 1.0)
@@ -457,8 +463,10 @@ async def test_a_server_that_is_away_is_told_and_comes_back(
         await bridge.push(x=1)
         wire.is_down = True
         wire.cut()
-        async with reported_within(5):
-            with pytest.raises(TransportError, match="none again for 1 s.*goes on when there is"):
+        async with told_within(5):
+            with pytest.raises(
+                TransportError, match="failed for 1 s.*goes on when the server answers"
+            ):
                 await bridge.pull("x")
         with pytest.raises(TransportError):
             await bridge.pull("x")
@@ -478,11 +486,11 @@ async def test_a_bridge_closes_while_it_is_not_connected(wire: Wire, server: str
         await bridge.aclose()
     with pytest.raises(BridgeClosed):
         await pulling
-    async with Other(server) as other:  # nobody could tell the server
+    async with Other(server) as other:  # the bridge could not reach the server
         await other.delete(str(bridge.info.kernel_id))
 
 
-async def test_a_cancelled_transfer_is_dropped_after_a_cut(wire: Wire) -> None:
+async def test_a_cancelled_transfer_is_dropped_after_a_broken_connection(wire: Wire) -> None:
     async with on(wire.url) as bridge:
         await bridge.run(KEPT)
         wire.cut_after(12 * MIB)
@@ -500,15 +508,15 @@ async def test_a_cancelled_transfer_is_dropped_after_a_cut(wire: Wire) -> None:
 
 
 async def comes_back(bridge: Bridge) -> None:
-    """Who waits is told of the restart, and the next call; then all is well."""
+    """At most two calls report the restart; then every call works."""
     for _ in range(2):
         with contextlib.suppress(KernelRestarted):
             await goes_on(bridge)
     await goes_on(bridge)
 
 
-async def test_a_kernel_that_dies_is_told(anyone: str) -> None:
-    """The server starts another, which is new: told once, and the next call goes there."""
+async def test_a_kernel_that_dies_is_reported_as_restarted(anyone: str) -> None:
+    """The server starts another kernel: the restart is reported once, the next call goes there."""
     async with on(anyone) as bridge:
         await bridge.push(x=1)
         async with reported_within(5):
@@ -518,7 +526,7 @@ async def test_a_kernel_that_dies_is_told(anyone: str) -> None:
         assert not await bridge.exists("x")
 
 
-async def test_a_restart_by_somebody_else_is_told(server: str) -> None:
+async def test_a_restart_by_another_client_is_reported(server: str) -> None:
     async with on(server) as bridge, Other(server) as other:
         await bridge.push(x=1)
         running = asyncio.create_task(bridge.run("import time; time.sleep(600)"))
@@ -528,14 +536,14 @@ async def test_a_restart_by_somebody_else_is_told(server: str) -> None:
             with pytest.raises(KernelRestarted):
                 await running
         await comes_back(bridge)
-        # Of this one nobody hears: the next call finds another process.
+        # No request waits during this restart: the next call finds another process.
         await other.restart(str(bridge.info.kernel_id))
         await comes_back(bridge)
         running = asyncio.create_task(bridge.run("import time; time.sleep(3)"))
-        await running  # nobody takes it for another restart
+        await running  # the same restart is not reported again
 
 
-async def test_a_kernel_that_somebody_ends_is_told(server: str) -> None:
+async def test_a_kernel_ended_by_another_client_is_reported(server: str) -> None:
     async with on(server) as bridge, Other(server) as other:
         running = asyncio.create_task(bridge.run("import time; time.sleep(600)"))
         await until(lambda: bridge.state == "busy")
@@ -548,7 +556,7 @@ async def test_a_kernel_that_somebody_ends_is_told(server: str) -> None:
         assert bridge.state == "dead"
 
 
-async def test_a_restart_of_ones_own(anyone: str) -> None:
+async def test_restart_starts_a_new_process(anyone: str) -> None:
     async with on(anyone) as bridge:
         await bridge.push(x=1)
         pid = bridge.info.pid
@@ -570,7 +578,7 @@ async def test_a_restart_in_the_middle_of_a_transfer(server: str) -> None:
         async with reported_within(5):
             with pytest.raises((KernelRestarted, RemoteError)) as caught:
                 await pushing
-            # The server interrupts what it is to end.
+            # The server interrupts a kernel before it ends it.
             assert getattr(caught.value, "ename", "") in ("", "KeyboardInterrupt")
         await comes_back(bridge)
         assert not await bridge.exists("array")
@@ -579,11 +587,11 @@ async def test_a_restart_in_the_middle_of_a_transfer(server: str) -> None:
 # ---------------------------------------------------------------- servers behind servers
 
 
-async def test_a_server_that_passes_on_to_a_gateway() -> None:
-    """Its upstream connection dies of binary messages; text carries everything."""
-    async with serving(GATEWAY) as behind:
+async def test_a_server_in_front_of_a_gateway_uses_the_inline_lane() -> None:
+    """Binary messages end the server's connection to the gateway; text carries everything."""
+    async with serving(GATEWAY) as gateway:
         options = (
-            f"--gateway-url={behind.rstrip('/')}",
+            f"--gateway-url={gateway.rstrip('/')}",
             f"--GatewayClient.auth_token={TOKEN}",
         )
         async with serving(SERVER, *options) as url, on(url) as bridge:
@@ -591,6 +599,6 @@ async def test_a_server_that_passes_on_to_a_gateway() -> None:
             array = np.random.default_rng(3).integers(0, 255, 20 * MIB, dtype=np.uint8)
             await bridge.push(array=array)
             assert np.array_equal(await bridge.pull("array"), array)
-            assert (await bridge.run("print('there')")).stdout == "there\n"
+            assert (await bridge.run("print('out')")).stdout == "out\n"
             await bridge.restart()
             await goes_on(bridge)

@@ -1,14 +1,15 @@
-"""Which kernels can be reached from here, and which of them are busy.
+"""List the kernels that this process can reach, and their states.
 
-Rule: a look, and nobody notices. Nothing is executed and nothing planted: a kernel is asked who
-it is, on the channel that answers beside a cell, and on the one that answers behind it. All are
-asked at once, with one deadline for each, so that a stopped one holds up nobody. Whatever is odd
-about one of them is told on its line, and the others are listed all the same.
+Rule: asking leaves a kernel unchanged. Nothing is executed and nothing installed: a kernel is asked
+for its ``kernel_info``, first on the control channel, which answers during a cell, then on the
+shell channel, which answers after it. All kernels are asked at once, each with its own deadline, so
+a stopped one delays no other. An error of one kernel is shown on its line, and the others are
+listed all the same.
 
-The limit: a busy kernel keeps the second question until its cell is done. Nothing else tells a
-busy one from an idle one, and nobody remembers between two looks what was asked. Some four
-thousand looks into one cell deadlock ipykernel 7.4 for good, as that many requests of any client
-do; three thousand do not.
+The limit: a busy kernel keeps the second question until its cell ends. Nothing else distinguishes
+a busy kernel from an idle one, and no state is kept between two calls. Some four thousand calls
+during one cell deadlock ipykernel 7.4 for good, as that many requests of any client do; three
+thousand do not.
 """
 
 from __future__ import annotations
@@ -29,29 +30,29 @@ import zmq.asyncio
 from jupyter_client.asynchronous.client import AsyncKernelClient
 
 from bridgehead._errors import BridgeError
-from bridgehead._kernels import jupyter_servers as _servers
-from bridgehead._kernels.jupyter_servers import JupyterServer
+from bridgehead._kernels.jupyter_servers import JupyterServer, list_kernels, running, seconds
 from bridgehead._kernels.local import connection_files
 
 ANSWER_WAIT = 2.0  # s for a kernel or a server to answer at all
-BEHIND = 0.4  # s that an idle kernel's shell may answer later than its control; else it is busy
+SHELL_WAIT = 0.4  # s that shell may answer later than control; if it takes longer, it is busy
 ALIVE = ("idle", "busy", "starting")
 
 
 @dataclass(frozen=True, slots=True)
 class DiscoveredKernel:
-    """A kernel, or what is left of one.
+    """A kernel, or the connection file of a dead one.
 
     Attributes:
-        where: what leads there: a connection file's path, or a server's address.
-        state: ``"idle"``, ``"busy"``, ``"starting"``; ``"silent"`` if its process is there and
-            answers nothing; ``"dead"`` if nobody listens; ``"unknown"`` if it can't be asked.
-        kernel: its implementation and version, or its kernelspec's name; empty if not known.
-        pid: its process, where it says so.
-        purpose: the notebook or console that it was started for, as far as is known.
+        where: the path of its connection file, or its address on a server.
+        state: ``"idle"``, ``"busy"``, ``"starting"``; ``"silent"`` if a process listens but does
+            not answer; ``"dead"`` if no process listens; ``"unknown"`` if asking failed.
+        kernel: its implementation and version, or its kernelspec's name; empty if unknown.
+        pid: the id of its process, if the kernel reports it.
+        purpose: the notebook or console that it was started for, if known.
         server: the address of the server that runs it, else None.
-        used: when it was last used, in seconds since 1970: a connection file when it was read.
-        why: what kept it from being asked; mostly empty.
+        used: when it was last used, in seconds since 1970. For a connection file: when it was last
+            read.
+        why: why asking failed; mostly empty.
     """
 
     where: str
@@ -69,17 +70,20 @@ class DiscoveredKernel:
 
 
 async def look_around(patience: float = ANSWER_WAIT) -> list[DiscoveredKernel]:
-    """The kernels of Jupyter's runtime folder and of this user's servers; last used, first."""
+    """Return the kernels of Jupyter's runtime folder and of this user's servers.
+
+    The kernel that was used last comes first.
+    """
     async with _context() as context:
         local, served = await asyncio.gather(
             asyncio.gather(
                 *(_look_at_file(file, context, patience) for file in connection_files())
             ),
-            asyncio.gather(*(_look_at_server(server, patience) for server in _servers.running())),
+            asyncio.gather(*(_look_at_server(server, patience) for server in running())),
         )
     found = {Path(one.where).stem: one for one in local}
     for one in (one for server in served for one in server):
-        # A server writes its kernels' files, too.
+        # A server also writes connection files for its kernels: list each kernel once.
         name = f"kernel-{one.where.partition('/api/kernels/')[2]}"
         if name in found and found[name].is_alive:
             found[name] = replace(found[name], purpose=one.purpose, server=one.server)
@@ -90,7 +94,7 @@ async def look_around(patience: float = ANSWER_WAIT) -> list[DiscoveredKernel]:
 
 
 async def _look_at_server(server: JupyterServer, patience: float) -> list[DiscoveredKernel]:
-    """The kernels that a server tells of, or one line that says why it doesn't."""
+    """Return the kernels that a server lists, or one entry that says why it lists none."""
     try:
         async with asyncio.timeout(patience):
             return await on_server(server)
@@ -98,17 +102,18 @@ async def _look_at_server(server: JupyterServer, patience: float) -> list[Discov
         why = str(error) or "it does not answer"
     except (BridgeError, ImportError, ValueError) as error:
         why = str(error)
-    except Exception as error:  # noqa: BLE001 - it says what nobody has thought of
-        why = f"what it says can't be read: {_named(error)}"
+    except Exception as error:  # noqa: BLE001 - the server may send anything
+        why = f"its response cannot be read: {_named(error)}"
     return [DiscoveredKernel(server.url, "unknown", server=server.url, why=why)]
 
 
 async def on_server(server: JupyterServer) -> list[DiscoveredKernel]:
-    """The kernels that a server tells of.
+    """Return the kernels that a server lists.
 
-    Raises what reaching it raises, and ``ImportError`` where httpx or websockets are missing.
+    Raises the errors of the connection to the server, and ``ImportError`` if httpx or websockets
+    are not installed.
     """
-    kernels, purposes = await _servers.told(server)
+    kernels, purposes = await list_kernels(server)
     return [
         DiscoveredKernel(
             f"{server.url}api/kernels/{kernel.get('id')}",
@@ -117,7 +122,7 @@ async def on_server(server: JupyterServer) -> list[DiscoveredKernel]:
             None,
             purposes.get(str(kernel.get("id")), ""),
             server.url,
-            _servers.seconds(kernel.get("last_activity")),
+            seconds(kernel.get("last_activity")),
         )
         for kernel in kernels
     ]
@@ -136,49 +141,49 @@ async def _context() -> Any:
 async def _look_at_file(
     file: Path, context: zmq.asyncio.Context, patience: float
 ) -> DiscoveredKernel:
-    seen = DiscoveredKernel(str(file), "unknown")
+    found = DiscoveredKernel(str(file), "unknown")
     try:
-        info, written = _read(file)
+        info, used = _read(file)
     except OSError as error:
-        return replace(seen, why=f"it can't be read: {error.strerror or error}")
-    except Exception as error:  # noqa: BLE001 - anything can be in a file
-        return replace(seen, why=f"no connection file: {_named(error)}")
-    seen = replace(
-        seen,
-        used=written,
+        return replace(found, why=f"the file cannot be read: {error.strerror or error}")
+    except Exception as error:  # noqa: BLE001 - a file may contain anything
+        return replace(found, why=f"not a connection file: {_named(error)}")
+    found = replace(
+        found,
+        used=used,
         kernel=str(info.get("kernel_name") or ""),
         purpose=str(info.get("jupyter_session") or ""),
     )
     try:
         if not await _listens(info, patience):
-            return replace(seen, state="dead")
-        return await _asked(seen, info, context, patience)
+            return replace(found, state="dead")
+        return await _ask_kernel(found, info, context, patience)
     except TimeoutError:
-        return replace(seen, state="silent")
+        return replace(found, state="silent")
     except zmq.ZMQError as error:
-        return replace(seen, why=str(error))
+        return replace(found, why=str(error))
     except OSError as error:
-        return replace(seen, why=f"{info['ip']} can't be reached: {error.strerror or error}")
-    except Exception as error:  # noqa: BLE001 - what answers there can say anything
-        return replace(seen, why=f"it can't be asked: {_named(error)}")
+        return replace(found, why=f"{info['ip']} cannot be reached: {error.strerror or error}")
+    except Exception as error:  # noqa: BLE001 - the program at that address may send anything
+        return replace(found, why=f"asking it failed: {_named(error)}")
 
 
 def _named(error: Exception) -> str:
-    """What was the matter; the text of some says nothing without their names."""
+    """Return an error's class and text, because some texts mean nothing without the class."""
     return f"{type(error).__name__}: {error}"
 
 
 def _read(file: Path) -> tuple[dict[str, Any], float]:
-    """What a connection file says, and when it was last read.
+    """Return the content of a connection file, and when it was last read.
 
-    By that time Jupyter knows the kernel used last, so a look leaves it as it was.
+    This leaves that time unchanged, because Jupyter finds the kernel used last by it.
     """
     used = file.stat().st_atime
-    how = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)  # nobody may write to what is a pipe
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)  # opening a pipe must not block
     try:
-        number = os.open(file, how | getattr(os, "O_NOATIME", 0))
-    except PermissionError:  # it is somebody else's
-        number = os.open(file, how)
+        number = os.open(file, flags | getattr(os, "O_NOATIME", 0))
+    except PermissionError:  # only the owner of a file may use O_NOATIME
+        number = os.open(file, flags)
     with os.fdopen(number, encoding="utf-8") as text:
         info = dict(json.load(text))
     for name in ("shell_port", "control_port"):
@@ -188,7 +193,7 @@ def _read(file: Path) -> tuple[dict[str, Any], float]:
 
 
 async def _listens(info: Mapping[str, Any], patience: float) -> bool:
-    """Whether anybody is at the kernel's control port; ZeroMQ would try for ever."""
+    """Return whether a program listens at the kernel's control port; ZeroMQ would try for ever."""
     port = int(info["control_port"])
     async with asyncio.timeout(patience):
         try:
@@ -205,49 +210,54 @@ async def _listens(info: Mapping[str, Any], patience: float) -> bool:
 
 
 def _reachable(ip: str) -> str:
-    return "127.0.0.1" if ip in ("0.0.0.0", "*", "") else ip  # noqa: S104 - where it listens
+    return "127.0.0.1" if ip in ("0.0.0.0", "*", "") else ip  # noqa: S104 - compared, not bound
 
 
-async def _asked(
-    seen: DiscoveredKernel, info: dict[str, Any], context: zmq.asyncio.Context, patience: float
+async def _ask_kernel(
+    found: DiscoveredKernel, info: dict[str, Any], context: zmq.asyncio.Context, patience: float
 ) -> DiscoveredKernel:
     client = AsyncKernelClient(context=context)
-    known: Any = {**info, "key": info.get("key") or ""}
-    client.load_connection_info(known)
+    info_with_key: Any = {**info, "key": info.get("key") or ""}
+    client.load_connection_info(info_with_key)
     control = client.connect_control()
     shell = client.connect_shell()
     try:
-        await _ask(client, control, "kernel_info_request")
+        await _send(client, control, "kernel_info_request")
         started = time.monotonic()
-        told = await _answer(client, control, "kernel_info_reply", patience)
-        if told is None:  # before ipykernel 6 the control channel answered behind a cell, too
-            return replace(seen, state="silent")
-        await _ask(client, shell, "kernel_info_request")  # not to one that would only keep it
-        left = max(BEHIND, 2 * (time.monotonic() - started))
-        behind = await _answer(client, shell, "kernel_info_reply", left)
-        state = "busy" if behind is None else "idle"
-        name = f"{told.get('implementation', '')} {told.get('implementation_version', '')}"
-        seen = replace(seen, state=state, kernel=name.strip() or seen.kernel)
-        if told.get("implementation") != "ipython":
-            return seen
-        await _ask(client, control, "usage_request")
-        usage = await _answer(client, control, "usage_reply", left)
+        kernel_info = await _reply(client, control, "kernel_info_reply", patience)
+        if kernel_info is None:  # before ipykernel 6, control also waited for the running cell
+            return replace(found, state="silent")
+        # Only now: a kernel that does not answer would keep the request in its queue.
+        await _send(client, shell, "kernel_info_request")
+        left = max(SHELL_WAIT, 2 * (time.monotonic() - started))
+        shell_reply = await _reply(client, shell, "kernel_info_reply", left)
+        state = "busy" if shell_reply is None else "idle"
+        implementation = str(kernel_info.get("implementation", ""))
+        name = f"{implementation} {kernel_info.get('implementation_version', '')}"
+        found = replace(found, state=state, kernel=name.strip() or found.kernel)
+        if implementation != "ipython":
+            return found
+        await _send(client, control, "usage_request")
+        usage = await _reply(client, control, "usage_reply", left)
         pid = (usage or {}).get("pid")
-        return replace(seen, pid=pid if isinstance(pid, int) else None)
+        return replace(found, pid=pid if isinstance(pid, int) else None)
     finally:
         control.close(linger=0)
         shell.close(linger=0)
 
 
-async def _ask(client: AsyncKernelClient, channel: Any, kind: str) -> None:
-    session = client.session  # its own send() would eat the asyncio socket's wake-up
+async def _send(client: AsyncKernelClient, channel: Any, kind: str) -> None:
+    session = client.session  # Session.send() would consume the asyncio socket's wake-up
     await channel.send_multipart(session.serialize(session.msg(kind, {})))
 
 
-async def _answer(
+async def _reply(
     client: AsyncKernelClient, channel: Any, kind: str, patience: float
 ) -> dict[str, Any] | None:
-    """What it says to that, or None; polled, because a cancelled receive loses messages."""
+    """Return the content of the next reply of this kind, or None after ``patience`` seconds.
+
+    The channel is polled, because a cancelled receive loses messages.
+    """
     until = time.monotonic() + patience
     while (left := until - time.monotonic()) > 0:
         if not await channel.poll(left * 1000):
@@ -261,7 +271,7 @@ async def _answer(
 
 
 def age(used: float) -> str:
-    """How long ago, in the largest unit that fits."""
+    """Say how long ago this was, in the largest unit that fits."""
     seconds = max(0.0, time.time() - used)
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60)):
         if seconds >= length:

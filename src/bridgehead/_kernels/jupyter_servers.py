@@ -1,8 +1,8 @@
-"""Kernels behind Jupyter servers: which server, with which token, and which kernel of it.
+"""Connect to kernels behind Jupyter servers.
 
-Rule: everything up to a transport that is ready to be talked to, as ``_kernels`` has it for
-kernels that are reached directly. What would show the token to strangers is refused here,
-before anything is sent.
+Rule: which server, which token, and which kernel of the server, up to an open transport; ``local``
+does the same for kernels without a server. A connection that would show the token to strangers is
+refused before anything is sent.
 """
 
 from __future__ import annotations
@@ -29,21 +29,21 @@ if TYPE_CHECKING:
     from bridgehead._transports.rest import Rest
     from bridgehead._transports.websocket import WebsocketTransport
 
-Trusted = ssl.SSLContext | str | os.PathLike[str] | None  # a context, a file of authorities
+Trusted = ssl.SSLContext | str | os.PathLike[str] | None  # a context, or a file of authorities
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "[::1]"}  # noqa: S104
-GIVE_UP_WITHIN = 20.0  # s for a server to say which kernel it started, if nobody waits for it
+GIVE_UP_WITHIN = 20.0  # s until a server must say which kernel it started, after a cancel
 PAGES = ("lab", "tree", "notebooks", "doc", "edit", "console", "api")  # of a server, in addresses
-NOBODY = "00000000-0000-0000-0000-000000000000"  # an id as kernels have them, and none has
+UNUSED_ID = "00000000-0000-0000-0000-000000000000"  # has the form of a kernel id; no kernel has it
 log = logging.getLogger("bridgehead")
 
 
 @dataclass(frozen=True, slots=True)
 class JupyterServer:
-    """Where a server is, and what lets one in."""
+    """The address of a server, and its token."""
 
     url: str  # ends with a slash
     token: str = field(repr=False)
-    kernel_id: str | None = None  # where the address leads to one
+    kernel_id: str | None = None  # if the address names a kernel
 
 
 async def connect(
@@ -56,7 +56,10 @@ async def connect(
     insecure: frozenset[str],
     timeout: float,
 ) -> WebsocketTransport:
-    """Connect to a kernel of a server, or start one there; failing or cancelling ends it again."""
+    """Connect to a kernel of a server, or start one.
+
+    A failure or a cancel ends a kernel that was started.
+    """
     server = find(url, token)
     rest = _rest(server, trusted, insecure)
     wanted = kernel_id or server.kernel_id
@@ -66,7 +69,7 @@ async def connect(
 
 
 async def attach(url: str, *, insecure: frozenset[str], timeout: float) -> WebsocketTransport:
-    """Connect to a kernel that a server has: the one in the address, or the one used last."""
+    """Connect to a running kernel of a server: the one in the address, or the one used last."""
     server = find(url, None)
     rest = _rest(server, None, insecure)
     wanted = server.kernel_id
@@ -81,7 +84,7 @@ def _rest(
     insecure: frozenset[str],
 ) -> Rest:
     try:
-        import websockets  # noqa: F401 - looked for before anything is opened
+        import websockets  # noqa: F401 - fails before anything is opened
 
         from bridgehead._transports.rest import Rest
     except ImportError as error:
@@ -95,15 +98,16 @@ def _rest(
 
 
 def _sendable(token: str) -> str:
-    """The token as a header may carry it; files that have one like to end with a line break."""
+    """Return the token as a header may carry it; token files often end with a line break."""
     token = token.strip()
     if not (token.isascii() and token.isprintable()):
-        raise ValueError("the token has characters that no server would take")  # which, stays here
+        # Do not quote them: the token is secret.
+        raise ValueError("the token has characters that no server accepts")
     return token
 
 
 async def _known(rest: Rest, identity: str) -> str:
-    """The id of a kernel that the server has."""
+    """Return the kernel's id, if the server has this kernel."""
     if await rest.kernel(identity) is None:
         ids = [str(item.get("id")) for item in await rest.kernels()]
         listed = f"it has: {', '.join(ids)}" if ids else "it has none, or lists none"
@@ -128,14 +132,14 @@ async def _opened(
     try:
         async with asyncio.timeout(timeout):
             await rest.reach()
-            # To its end: cancelled half-way, nobody would know of a kernel that was started.
+            # If this were cancelled half-way, a started kernel would stay unknown and never end.
             found = asyncio.ensure_future(find_kernel())
             identity = await asyncio.shield(found)
         transport = WebsocketTransport(rest, identity, owned=owned)
         await transport.open(timeout)
     except TimeoutError:
         await finish(_give_up(rest, found, owned))
-        raise KernelNotFound(f"{rest.url} gave no kernel within {timeout:g} s") from None
+        raise KernelNotFound(f"{rest.url} provided no kernel within {timeout:g} s") from None
     except BaseException:
         if transport is not None:
             await transport.aclose()
@@ -153,46 +157,48 @@ async def _give_up(rest: Rest, found: asyncio.Future[str] | None, owned: bool) -
         elif found is not None:
             found.cancel()
     except TimeoutError:
-        log.warning("%s may have started a kernel that nobody wants any more", rest.url)
-    except BridgeError:  # what went wrong is being told already
+        log.warning("%s may have started a kernel that is no longer needed", rest.url)
+    except BridgeError:  # the caller raises the first error
         pass
     finally:
         await rest.aclose()
 
 
 def find(url: str | None, token: str | None) -> JupyterServer:
-    """The server that an address means, as a browser shows it, or that runs here if it is None.
+    """Return the server at an address, as a browser shows it; without one, the one running here.
 
-    Its token is the one that is given, or stands in the address; else that of a server which runs
-    here and has this address, else ``JUPYTER_TOKEN`` or what the file ``JUPYTER_TOKEN_FILE`` has.
+    The token is the argument, or the one in the address; else that of a server with this address
+    that runs on this machine, else ``JUPYTER_TOKEN`` or the content of the file
+    ``JUPYTER_TOKEN_FILE``.
 
     Raises:
-        KernelNotFound: none, or more than one, runs here.
-        ValueError: it is no http address.
+        KernelNotFound: no server runs on this machine, or more than one.
+        ValueError: this is not an http address.
     """
-    here = list(running())
+    running_here = list(running())
     if url is None:
-        if len(here) != 1:
-            listed = ", ".join(server.url for server in here) or "none"
+        if len(running_here) != 1:
+            listed = ", ".join(server.url for server in running_here) or "none"
             raise KernelNotFound(
-                f"connect() without an address takes the one server that runs here; "
-                f"{jupyter_runtime_dir()} tells of: {listed}"
+                "connect() without an address needs exactly one server that runs on this machine; "
+                f"{jupyter_runtime_dir()} lists: {listed}"
             )
-        return JupyterServer(here[0].url, here[0].token if token is None else token)
+        server = running_here[0]
+        return JupyterServer(server.url, server.token if token is None else token)
     found = _parsed(url)
     if token is not None:
         return replace(found, token=token)
     if found.token:
         return found
-    for server in here:
+    for server in running_here:
         if _same(server.url, found.url):
             return replace(found, token=server.token)
     return replace(found, token=_token_of_environment())
 
 
 def runs(pid: object) -> bool:
-    """Whether a process with this number exists; always true where asking would end it."""
-    if os.name != "posix" or type(pid) is not int:  # on Windows, a signal 0 is a real one
+    """Return whether a process with this id exists; always true on Windows."""
+    if os.name != "posix" or type(pid) is not int:  # on Windows, signal 0 would end the process
         return True
     try:
         os.kill(pid, 0)
@@ -204,12 +210,12 @@ def runs(pid: object) -> bool:
 
 
 def running() -> Iterator[JupyterServer]:
-    """The servers of this user's on this machine, as ``jupyter server list`` finds them."""
+    """Yield this user's servers on this machine, as ``jupyter server list`` finds them."""
     for file in sorted(Path(jupyter_runtime_dir()).glob("jpserver-*.json")):
         try:
-            told = json.loads(file.read_text("utf-8"))
-            if runs(told["pid"]) and not told.get("sock"):
-                yield JupyterServer(_parsed(_own(told)).url, str(told.get("token") or ""))
+            info = json.loads(file.read_text("utf-8"))
+            if runs(info["pid"]) and not info.get("sock"):
+                yield JupyterServer(_parsed(_own(info)).url, str(info.get("token") or ""))
         except (
             OSError,
             ArithmeticError,
@@ -219,19 +225,22 @@ def running() -> Iterator[JupyterServer]:
             ValueError,
             AttributeError,
         ):
-            continue  # it has just ended, or the file is none of a server's
+            continue  # the server has just ended, or this is not the file of a server
 
 
-async def told(server: JupyterServer) -> tuple[list[Mapping[str, Any]], dict[str, str]]:
-    """A server's kernels, as it lists them, and by their ids what each was started for.
+async def list_kernels(
+    server: JupyterServer,
+) -> tuple[list[Mapping[str, Any]], dict[str, str]]:
+    """Return the kernels that a server lists, and what each was started for, by kernel id.
 
-    Raises what reaching it raises, and ``ImportError`` where httpx or websockets are missing.
+    Raises the errors of the connection to the server, and ``ImportError`` if httpx or websockets
+    are not installed.
     """
     async with _rest(server, None, frozenset()) as rest:
         await rest.reach()
         kernels, sessions = await asyncio.gather(rest.kernels(), rest.sessions())
-        if not kernels:  # a server that refuses the token lists none, and says so only here
-            await rest.kernel(NOBODY)
+        if not kernels:  # a server that refuses the token lists none; this request raises then
+            await rest.kernel(UNUSED_ID)
     purposes = {}
     for session in sessions:
         kernel = session.get("kernel")
@@ -241,32 +250,32 @@ async def told(server: JupyterServer) -> tuple[list[Mapping[str, Any]], dict[str
 
 
 def seconds(moment: object) -> float:
-    """Since 1970, of a moment as a server writes it; 0 for what is none."""
+    """Return the seconds since 1970 of a time as servers write it; 0 if it is not a time."""
     try:
         return datetime.fromisoformat(str(moment)).timestamp()
     except ValueError:
         return 0.0
 
 
-def _own(told: dict[str, Any]) -> str:
-    """The address of a server that runs here.
+def _own(info: dict[str, Any]) -> str:
+    """Return the address of a server that runs on this machine.
 
-    One that listens everywhere tells of its machine's name, as others would reach it.
+    A server that listens on all interfaces reports the machine's name, which may not be loopback.
     """
-    host = EVERYWHERE.get(str(told.get("hostname")))
-    if host is None or told.get("secure"):  # a certificate is for a name
-        return str(told["url"])
-    return f"http://{host}:{told['port']}{told['base_url']}"
+    host = EVERYWHERE.get(str(info.get("hostname")))
+    if host is None or info.get("secure"):  # a certificate is for a name
+        return str(info["url"])
+    return f"http://{host}:{info['port']}{info['base_url']}"
 
 
 def _parsed(url: str) -> JupyterServer:
-    """An address and its token, without the page that a browser was at."""
+    """Split an address into server, token and kernel id; the page in a browser is dropped."""
     parts = urlsplit(url if "://" in url else f"http://{url}")
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        begin = f"{parts.scheme}://{parts.hostname or ''}"  # behind it, a token may stand
-        raise ValueError(f"{begin} is no address of a server; it begins with http:// or https://")
+        begin = f"{parts.scheme}://{parts.hostname or ''}"  # no more: a token may follow
+        raise ValueError(f"{begin} is not the address of a server; use http:// or https://")
     if parts.username or parts.password:
-        raise ValueError("a server's address has no user and password in it; pass token=")
+        raise ValueError("the address of the server contains a user or password; pass token=")
     path = parts.path.split("/")
     at = next((at for at, step in enumerate(path) if step in PAGES), len(path))
     base, page = "/".join(path[:at]).rstrip("/") + "/", path[at:]
@@ -278,7 +287,7 @@ def _parsed(url: str) -> JupyterServer:
 
 
 def _same(one: str, other: str) -> bool:
-    """Whether two addresses lead to the same server: this machine has more than one name."""
+    """Return whether two addresses are the same server: this machine has more than one name."""
     first, second = urlsplit(one), urlsplit(other)
     hosts = is_loopback(first.hostname) and is_loopback(second.hostname)
     same = hosts or first.hostname == second.hostname
@@ -295,23 +304,23 @@ def _token_of_environment() -> str:
 def _context(url: str, trusted: Trusted) -> ssl.SSLContext | None:
     if not url.startswith("https"):
         if trusted is not None:
-            raise ValueError(f"ssl= is for https://, and the address is {url}")
+            raise ValueError(f"ssl= needs an https:// address, and this one is {url}")
         return None
     if isinstance(trusted, ssl.SSLContext):
         return trusted
     try:
         return ssl.create_default_context(cafile=None if trusted is None else os.fspath(trusted))
     except (OSError, ssl.SSLError) as error:
-        raise ValueError(f"ssl= names no file of certificates: {trusted}: {error}") from error
+        raise ValueError(f"ssl={trusted} is not a file of certificates: {error}") from error
 
 
 def _check_secure(url: str, insecure: frozenset[str]) -> None:
-    """Raises ``InsecureConnection`` where token and data would cross a network in the clear."""
+    """Raise ``InsecureConnection`` if token and data would cross a network unencrypted."""
     parts = urlsplit(url)
     if parts.scheme == "https" or is_loopback(parts.hostname) or "plain-tcp" in insecure:
         return
     raise InsecureConnection(
-        f"{url} leads over plain http to another machine, where token and data can be read on "
-        "the way (take https://, or forward the port with SSH to 127.0.0.1); "
+        f"{url} is on another machine and uses plain http, so others on the network can read "
+        "token and data (use https://, or forward the port with SSH to 127.0.0.1); "
         "insecure=['plain-tcp'] would allow it"
     )

@@ -1,8 +1,8 @@
 """Start a kernel, and wait until it answers.
 
 Rule: what ``Bridge.launch`` needs up to an open transport: the kernelspec, its provisioner, the
-connection file and its encryption. The process itself is ``_transports.process``'s; what is
-insecure is ``security``'s.
+connection file and its encryption. ``_transports.process`` watches and ends the process,
+``security`` checks the connection.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from bridgehead._transports.process import KernelProcess
 from bridgehead._transports.tasks import finish
 from bridgehead._transports.zmq import ZmqTransport
 
-SOCKET_PATH = 103  # bytes of a Unix socket's path on every POSIX, less the "-5" ZeroMQ's ports add
+SOCKET_PATH = 103  # bytes that every POSIX allows for a socket's path, less the "-5" of the port
 
 
 async def launch(
@@ -42,7 +42,7 @@ async def launch(
     insecure: frozenset[str],
     timeout: float,
 ) -> ZmqTransport:
-    """Start a kernel and wait until it answers; cancelling or failing ends it again."""
+    """Start a kernel and wait until it answers; a failure or a cancel ends the kernel again."""
     manager = AsyncKernelManager(kernel_name=kernel_name)
     spec = _spec(manager)
     file = _connection_path(connection_file)
@@ -53,20 +53,20 @@ async def launch(
         manager.transport = "ipc"
     manager.connection_file = str(file)
     environment = {**os.environ, **(env or {})}
-    # The debugger's word about frozen modules is noise to whoever didn't ask for a debugger.
+    # Without this, the debugger warns about frozen modules, even if no debugger is used.
     environment.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     options: dict[str, Any] = {"env": environment}
     log = None
-    if issubclass(provisioner, LocalProvisioner):  # they are Popen's, and mean nothing to others
-        log = tempfile.TemporaryFile("ab+")  # noqa: SIM115 - the keeper closes it
+    if issubclass(provisioner, LocalProvisioner):  # other provisioners may not call Popen
+        log = tempfile.TemporaryFile("ab+")  # noqa: SIM115 - KernelProcess closes it
         options |= {"stdout": log, "stderr": log}
     if cwd is not None:
         options["cwd"] = os.fspath(cwd)
     kernel_process, transport = KernelProcess(manager, log), None
     try:
-        # To its end: cancelled half-way, the manager would not know of the process it started.
+        # If this were cancelled half-way, the manager would not know the process that it started.
         await finish(manager.start_kernel(**options))
-        # Only now: where the kernel is, is the provisioner's to tell.
+        # The provisioner decides where the kernel runs, so the connection is known only now.
         info = checked(manager.get_connection_info(), f"the kernel {kernel_name!r}", insecure)
         if encryption and not info.get("curve_publickey"):
             raise NotSupported(f"{provisioner.__name__} started {kernel_name!r} without CURVE keys")
@@ -84,7 +84,7 @@ async def launch(
 
 
 def _spec(manager: AsyncKernelManager) -> KernelSpec:
-    """The kernelspec that is to be started.
+    """Return the kernelspec to start.
 
     Raises:
         KernelNotFound: there is none, or its provisioner is not installed.
@@ -96,17 +96,19 @@ def _spec(manager: AsyncKernelManager) -> KernelSpec:
         if name in found:
             wanted = _provisioner_name(KernelSpec.from_resource_dir(found[name]))
             raise KernelNotFound(
-                f"the kernel {name!r} is to be started by the provisioner {wanted!r}, which is not "
-                "installed here; pip install the package that brings it"
+                f"the kernel {name!r} needs the provisioner {wanted!r}, which is not installed; "
+                "pip install the package that contains it"
             ) from None
         known = ", ".join(sorted(found)) or "none"
-        raise KernelNotFound(f"no kernel named {name!r} is installed; there is: {known}") from None
+        raise KernelNotFound(
+            f"no kernel named {name!r} is installed; installed are: {known}"
+        ) from None
     assert spec is not None
     return spec
 
 
 def _provisioner(spec: KernelSpec) -> type[KernelProvisionerBase]:
-    """What will start this kernel: jupyter_client's own, or one that an entry point names."""
+    """Return the class that starts this kernel: jupyter_client's own, or an entry point's."""
     known = KernelProvisionerFactory.instance().provisioners
     found: type[KernelProvisionerBase] = known[_provisioner_name(spec)].load()
     return found
@@ -118,9 +120,10 @@ def _provisioner_name(spec: KernelSpec) -> str:
 
 
 def _takes_ipc(spec: KernelSpec, provisioner: type[KernelProvisionerBase]) -> bool:
-    """Whether Unix sockets are sure to work: they are not every kernel's, as TCP is.
+    """Return whether Unix sockets are sure to work, as not every kernel supports them.
 
-    xeus-python ends at once, and a provisioner may put the kernel where this folder is not.
+    xeus-python ends at once with them. A provisioner may start the kernel on a machine that does
+    not have the folder of the sockets.
     """
     ipykernel = any("ipykernel" in word for word in spec.argv)
     return sys.platform != "win32" and ipykernel and provisioner is LocalProvisioner
@@ -130,11 +133,12 @@ def _encrypt(manager: AsyncKernelManager) -> None:
     """Have the manager make CURVE keys, which it writes into the connection file and keeps.
 
     Raises:
-        NotSupported: jupyter_client, pyzmq or the kernelspec knows no CURVE.
+        NotSupported: jupyter_client, pyzmq or the kernelspec does not support CURVE.
     """
     if not manager.has_trait("transport_encryption"):
         raise NotSupported(
-            "this jupyter_client cannot encrypt; pip install 'jupyter_client>=8.9' here"
+            "this jupyter_client cannot encrypt; pip install 'jupyter_client>=8.9' in the "
+            "environment of this program"
         )
     try:
         manager.transport_encryption = "required"
@@ -144,13 +148,13 @@ def _encrypt(manager: AsyncKernelManager) -> None:
     if spec is None or "curve" not in str(spec.metadata.get("supported_encryption", "")).lower():
         raise NotSupported(
             f"the kernelspec {manager.kernel_name!r} does not say that its kernel can encrypt; "
-            "pip install 'ipykernel>=7.3' in the kernel's environment, then python -m ipykernel "
-            "install there, if the kernelspec was made that way"
+            "pip install 'ipykernel>=7.3' in the kernel's environment, and run python -m ipykernel "
+            "install in it again if that command made the kernelspec"
         )
 
 
 def _connection_path(wanted: str | os.PathLike[str] | None) -> Path:
-    """Absolute, so that ipc sockets don't land in whatever folder is current."""
+    """Return an absolute path: with a relative one, ipc sockets would be in the current folder."""
     if wanted is not None:
         return Path(os.path.abspath(wanted))
     folder = jupyter_runtime_dir()

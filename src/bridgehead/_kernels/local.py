@@ -1,8 +1,7 @@
-"""Connect to a kernel that runs: by its connection file, or by the client its owner lends.
+"""Connect to a running kernel by its connection file or a client.
 
-Rule: everything up to a transport that is ready to be talked to, and nothing after that. Kernels
-that we start are ``launch``'s, those behind a server ``jupyter_servers``'; what is insecure is
-``security``'s.
+Rule: everything up to an open transport, and nothing after that. ``launch`` starts kernels,
+``jupyter_servers`` connects to those behind a server, and ``security`` checks connections.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from traitlets import TraitError
 
 from bridgehead._errors import KernelNotFound
 from bridgehead._kernels.security import checked, is_own_file, warn_if_others_can_read
-from bridgehead._transports import ipyparallel_engine as engines
 from bridgehead._transports.base import Transport
+from bridgehead._transports.ipyparallel_engine import EngineTransport, engine_of, is_view
 from bridgehead._transports.process import KernelProcess
 from bridgehead._transports.zmq import ZmqTransport
 
-LISTEN_TIMEOUT = 3.0  # s until something must listen at an existing kernel's address
+LISTEN_TIMEOUT = 3.0  # s until a kernel must listen at the address of a connection file
 
 
 async def attach(
@@ -41,35 +40,34 @@ async def attach(
         transport = ZmqTransport(info, connection_file=file)
         transport.ours = transport.ours and is_own_file(file)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, TraitError) as error:
-        raise KernelNotFound(f"{file} is no connection file: {error}") from error
+        raise KernelNotFound(f"{file} is not a connection file: {error}") from error
     return await _opened(transport, timeout, LISTEN_TIMEOUT)
 
 
-async def over(lender: Any, *, insecure: frozenset[str], timeout: float) -> Transport:
-    """Connect to the kernel of an AsyncKernelClient or AsyncKernelManager the caller owns.
+async def over(client: Any, *, insecure: frozenset[str], timeout: float) -> Transport:
+    """Connect to the kernel of the caller's AsyncKernelClient or AsyncKernelManager.
 
-    Sockets and session are our own, so the lender's stay usable and undisturbed. An engine of an
-    ipyparallel client's is reached by that client's own.
+    The bridge makes its own sockets and session, so the client stays usable and undisturbed. Only
+    an engine of an ipyparallel client is reached through that client.
     """
-    if engines.is_view(lender):
-        engine = engines.engine_of(lender)
-        return await engines.EngineTransport.open(
-            lender.client, engine, insecure=insecure, timeout=timeout
+    if is_view(client):
+        return await EngineTransport.open(
+            client.client, engine_of(client), insecure=insecure, timeout=timeout
         )
     kernel_process = None
-    if hasattr(lender, "start_kernel"):
-        kernel_process = KernelProcess(lender)
-        if not await ensure_async(lender.is_alive()):
+    if hasattr(client, "start_kernel"):
+        kernel_process = KernelProcess(client)
+        if not await ensure_async(client.is_alive()):
             raise KernelNotFound(
                 "this manager's kernel is not running; await manager.start_kernel() first"
             )
-    elif not hasattr(lender, "get_connection_info"):
+    elif not hasattr(client, "get_connection_info"):
         raise TypeError(
             "over() takes an AsyncKernelClient, an AsyncKernelManager or an ipyparallel view of "
-            f"one engine, client[0], not {type(lender).__name__}"
+            f"one engine, client[0], not {type(client).__name__}"
         )
-    file = lender.connection_file or None
-    info = checked(lender.get_connection_info(), file or "the client", insecure)
+    file = client.connection_file or None
+    info = checked(client.get_connection_info(), file or "the client", insecure)
     if file is not None:
         warn_if_others_can_read(file)
     transport = ZmqTransport(info, connection_file=file, kernel_process=kernel_process)
@@ -86,10 +84,10 @@ async def _opened(transport: ZmqTransport, timeout: float, connect: float) -> Zm
 
 
 def find(existing: str | os.PathLike[str] | None) -> str:
-    """The connection file that ``existing`` means: a path, a fragment, a glob, or the latest.
+    """Return the connection file for ``existing``: a path, a fragment, a glob, or the latest.
 
     Raises:
-        KernelNotFound: none, or more than one, with what was found.
+        KernelNotFound: no file matches, or more than one; the message lists them.
     """
     folder = jupyter_runtime_dir()
     if existing is None:
@@ -111,7 +109,7 @@ def find(existing: str | os.PathLike[str] | None) -> str:
         return matches.pop()
     if matches:
         raise KernelNotFound(
-            f"{name!r} means {len(matches)} kernels; say which: {_listed(sorted(matches))}"
+            f"{name!r} matches {len(matches)} kernels; pass one of: {_listed(sorted(matches))}"
         )
     here = [str(file) for file in connection_files()]
     raise KernelNotFound(
@@ -120,7 +118,7 @@ def find(existing: str | os.PathLike[str] | None) -> str:
 
 
 def connection_files() -> list[Path]:
-    """Those in Jupyter's runtime folder, whether their kernels live or not."""
+    """Return the connection files in Jupyter's runtime folder, even those of dead kernels."""
     return sorted(Path(jupyter_runtime_dir()).glob("kernel-*.json"))
 
 

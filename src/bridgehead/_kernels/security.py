@@ -1,8 +1,8 @@
-"""What makes a connection insecure, and what is refused for it.
+"""Checks that refuse insecure connections to a kernel.
 
 Rule: every check that keeps strangers away from a kernel: its key, plain TCP, CURVE keys, and the
-permissions of its connection file. All of it is checked before a socket is opened. Checks open
-no connection and change no file.
+permissions of its connection file. All checks run before a socket is opened. A check opens no
+connection and changes no file.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from bridgehead._transports.addresses import stays_here
 
 Insecurity = Literal["empty-key", "plain-tcp"]
 INSECURITIES = get_args(Insecurity)
-_warned: set[Path] = set()  # connection files that were told to be readable by others
+_warned: set[Path] = set()  # connection files with a warning that others can read them
 
 
 def allowances(insecure: Insecurity | Collection[Insecurity]) -> frozenset[str]:
-    """The names in an ``insecure`` argument, checked; one name may stand alone.
+    """Check an ``insecure`` argument and return its names; a single name may be a plain string.
 
     Raises:
-        ValueError: a name that isn't known.
-        TypeError: no names at all.
+        ValueError: a name is unknown.
+        TypeError: the argument is not a collection of names.
     """
     known = " and ".join(map(repr, INSECURITIES))
     if not isinstance(insecure, Collection):
@@ -45,7 +45,7 @@ def allowances(insecure: Insecurity | Collection[Insecurity]) -> frozenset[str]:
     names = [insecure] if isinstance(insecure, str) else list(insecure)
     for name in names:
         if name not in INSECURITIES:
-            raise ValueError(f"insecure= knows no {name!r}; it takes {known}, or both")
+            raise ValueError(f"insecure={name!r} is unknown; use {known}, or both")
     return frozenset(names)
 
 
@@ -54,8 +54,8 @@ def checked(info: Mapping[str, Any], where: str, insecure: frozenset[str]) -> di
 
     Raises:
         InsecureConnection: no key, or plain TCP beyond this machine, and not allowed by name.
-        KernelNotFound: CURVE keys that are none.
-        NotSupported: this jupyter_client would leave the CURVE keys unused.
+        KernelNotFound: the CURVE keys are not valid.
+        NotSupported: this jupyter_client would not use the CURVE keys.
     """
     found = insecurities(info, where)
     refused = [why for name, why in found.items() if name not in insecure]
@@ -68,50 +68,54 @@ def checked(info: Mapping[str, Any], where: str, insecure: frozenset[str]) -> di
 
 
 def insecurities(info: Mapping[str, Any], where: str) -> dict[str, str]:
-    """What lets a stranger in, by the names that ``insecure=`` takes, and what to do about it."""
+    """Return what is insecure and what to do about it, by the names that ``insecure=`` takes."""
     found = {}
     if not info.get("key"):
         found["empty-key"] = (
-            "has an empty key, so whoever reaches the kernel can run code in it "
+            "has an empty key, so everyone who reaches the kernel can run code in it "
             "(start the kernel with a key)"
         )
     ip = info.get("ip", "127.0.0.1")
     if not _curve(info, where) and not stays_here(info.get("transport", "tcp"), ip):
         found["plain-tcp"] = (
-            f"leads to {ip} over plain TCP, readable on the way "
+            f"leads to {ip} over plain TCP, which others on the network can read "
             "(forward the ports with SSH to 127.0.0.1, or start the kernel with CURVE)"
         )
     return found
 
 
 def _curve(info: Mapping[str, Any], where: str) -> bool:
-    """Whether the connection is encrypted: half a pair of keys would be left unused, silently."""
+    """Return whether the connection is encrypted.
+
+    An incomplete pair of keys is an error, because jupyter_client would silently not use it.
+    """
     public, secret = info.get("curve_publickey"), info.get("curve_secretkey")
     if public is None and secret is None:
         return False
     if "curve_publickey" not in AsyncKernelClient.class_trait_names():
         raise NotSupported(
-            f"{where} has CURVE keys, and this jupyter_client knows none; "
-            "pip install 'jupyter_client>=8.9' here"
+            f"{where} has CURVE keys, and this jupyter_client does not support them; "
+            "pip install 'jupyter_client>=8.9' in the environment of this program"
         )
     try:
         fits = zmq.curve_public(str(secret).encode()) == str(public).encode()
     except (ValueError, zmq.ZMQError):
         fits = False
     if not fits:
-        raise KernelNotFound(f"the CURVE keys in {where} are damaged: they are no pair")
+        raise KernelNotFound(f"the CURVE keys in {where} are damaged: they do not belong together")
     return True
 
 
 def is_own_file(file: str) -> bool:
-    """Whether the kernel that wrote this connection file is this user's."""
+    """Return whether this user owns the connection file, and so the kernel."""
     return not hasattr(os, "getuid") or os.stat(file).st_uid == os.getuid()
 
 
 def mode_for_others(file: str) -> int | None:
-    """The mode of a file that others on this machine can read, folders considered; else None.
+    """Return the mode of a file if other users of this machine can read it, else None.
 
-    None on Windows, whose permissions are of another kind.
+    The permissions of its folders count, too. The result is None on Windows, which has other
+    permissions.
     """
     path = Path(file).resolve()
     if sys.platform == "win32" or not path.exists():
@@ -123,17 +127,17 @@ def mode_for_others(file: str) -> int | None:
 
 
 def warn_if_others_can_read(file: str) -> None:
-    """Once for each file."""
+    """Warn once for each file."""
     path = Path(file).resolve()
     if path in _warned:
         return
     mode = mode_for_others(file)
     if mode is not None:
         warnings.warn(
-            f"others on this machine can read {file} (mode {mode:04o}), and with the key in it run "
-            f"code in the kernel as you; say chmod 600 {shlex.quote(file)}, and start the kernel "
-            "anew if somebody may have read it",
+            f"other users of this machine can read {file} (mode {mode:04o}), and the key in it "
+            f"lets them run code in the kernel as you; run chmod 600 {shlex.quote(file)}, and "
+            "start a new kernel if another user may have read it",
             InsecureConnectionWarning,
             stacklevel=1,
         )
-        _warned.add(path)  # not before: where warnings are errors, every attempt is one
+        _warned.add(path)  # after the warning: if warnings are errors, every attempt must fail

@@ -1,6 +1,6 @@
-"""What of an address decides who can listen in.
+"""Addresses, and whether they stay on this machine.
 
-Rule: addresses as text; nobody is asked.
+Rule: addresses as text. No name is resolved, no connection is opened.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import ipaddress
 
 
 def is_loopback(host: str | None) -> bool:
-    """Whether what crosses to this host never leaves this machine."""
+    """Return whether data for this host never leaves this machine."""
     if host is None or host == "localhost":
         return host is not None
     try:
@@ -19,5 +19,5 @@ def is_loopback(host: str | None) -> bool:
 
 
 def stays_here(transport: str, ip: str) -> bool:
-    """Whether what crosses never leaves this machine: a Unix socket, or a loopback address."""
+    """Return whether data never leaves this machine: a Unix socket, or a loopback address."""
     return transport == "ipc" or is_loopback(ip)

@@ -1,10 +1,10 @@
-"""Transports carry Jupyter messages to one kernel and back.
+"""The base class of all transports, which carry Jupyter messages.
 
-Rule: a transport knows messages and connections, and nothing of objects or lanes. What all
-transports share they hold as parts: the dispatcher, the kernel's state (``life``), their tasks.
+Rule: a transport knows messages and connections, and nothing of objects or lanes. All transports
+are composed of the same parts: the dispatcher, the kernel's state (``life``) and their tasks.
 Each transport adds how a message is sent. It calls ``dispatcher.received`` for each message that
-arrives, ``connection_lost`` when the kernel is lost, and ``life.connection_made`` when one answers
-again.
+arrives, ``connection_lost`` when the kernel is lost, and ``life.connection_made`` when a kernel
+answers again.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from bridgehead._transports.tasks import Tasks, finish
 
 T = TypeVar("T")
 
-MAX_SEND = 32 << 20  # bytes of frames in a message, where the wire sets no limit of its own
+MAX_SEND = 32 << 20  # bytes of frames in a message, if the connection sets no limit of its own
 
 
 class Broadcaster(Protocol):
-    """What reaches several kernels with one message."""
+    """Sends one message to several kernels."""
 
     def broadcast(
         self, engines: Sequence[Any], expression: str, parts: Sequence[Any]
@@ -37,24 +37,23 @@ class Broadcaster(Protocol):
 
 
 class Transport(ABC):
-    """One kernel's messages. Lives in the event loop that opened it."""
+    """The messages of one kernel. It belongs to the event loop that opened it."""
 
     name: str
-    digest: str = "sha256"  # where the wire leaves the machine
-    ours: bool = True  # the kernel is this user's, on this machine
+    digest: str = "sha256"  # the safe choice: a connection may leave this machine
+    ours: bool = True  # the kernel belongs to this user and runs on this machine
     connection_file: str | None = None
-    url: str | None = None  # of the server, and the kernel's id there
-    kernel_id: str | None = None
-    direct: bool = True  # a socket may lead to the kernel's process, where it is ours
+    url: str | None = None  # of the server
+    kernel_id: str | None = None  # on that server
+    direct: bool = True  # a socket to the kernel's process is possible, if the kernel is ours
     binary: bool = True  # messages may carry buffers
-    resumable: bool = False  # a connection that broke is made anew, to the same kernel
+    resumable: bool = False  # a broken connection is made again, to the same kernel
     max_send: int = MAX_SEND  # bytes of frames that one message may carry to the kernel
-    max_receive: int = MAX_SEND  # and those of one request's answer
-    called: str = ""  # what its owner knows the kernel by, where it has a name of its own
-    pushes: bool = True  # the loader may send what nobody asked for
-    broadcaster: Broadcaster | None = (
-        None  # the same one for all kernels that a message of it can reach
-    )
+    max_receive: int = MAX_SEND  # bytes of frames in the response to one request
+    called: str = ""  # the name that the kernel's owner uses, if there is one
+    pushes: bool = True  # the remote part may send messages without a request
+    # One object, shared by all kernels that one of its messages can reach.
+    broadcaster: Broadcaster | None = None
 
     def __init__(self) -> None:
         self.kernel_info: dict[str, Any] = {}
@@ -63,7 +62,7 @@ class Transport(ABC):
         self.tasks: Tasks = Tasks()
         self.dispatcher: Dispatcher = Dispatcher(
             self.life,
-            # Looked up for each message, because a test may replace ``send`` meanwhile.
+            # A lambda looks up ``send`` for each message: tests replace it.
             send=lambda *message: self.send(*message),
             message=self.message,
             spawn=self.spawn,
@@ -71,50 +70,50 @@ class Transport(ABC):
         self._closing: asyncio.Future[None] | None = None
         self._restart: asyncio.Task[None] | None = None
 
-    # ------------------------------------------------------------ for those above
+    # ------------------------------------------------------------ for the floors above
 
     @property
     def quirks(self) -> Quirks:
-        """How this kernel differs from ipykernel."""
+        """Return how this kernel differs from ipykernel."""
         return quirks_of(self.kernel_info)
 
     @property
-    def waited_for(self) -> bool:
+    def has_waiters(self) -> bool:
         """Whether a caller waits for this kernel, or a request to it is in flight."""
-        return self.life.waited_for or bool(self.dispatcher.pending)
+        return self.life.has_waiters or bool(self.dispatcher.pending)
 
     def messages(self) -> Messages:
-        """Everything on iopub from now on."""
+        """Return a stream of all messages on iopub from now on."""
         return self.dispatcher.messages()
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run a coroutine, at most for as long as the transport lives."""
+        """Run a coroutine. Closing the transport cancels it."""
         return self.tasks.spawn(work)
 
     async def restart(self, timeout: float) -> None:
-        """Have the kernel's process replaced; two at once are one."""
+        """Have the kernel's process replaced. Concurrent calls share one restart."""
         if self._restart is None or self._restart.done():
             self._restart = self.spawn(self.replace(timeout))
         try:
-            # It is the transport's own: whoever gives up waiting leaves no half a restart.
+            # The restart is a task of the transport: a cancelled caller does not stop it half-way.
             await asyncio.shield(self._restart)
         except asyncio.CancelledError:
-            self.life.check()  # closed meanwhile
+            self.life.check()  # the transport may have been closed, which cancels the restart
             raise
 
     async def aclose(self) -> None:
-        """Close to the end, whoever cancels whom meanwhile; may be called again."""
+        """Close completely, even if the caller is cancelled; may be called again."""
         self._closing = self._closing or asyncio.ensure_future(self.close())
         await finish(self._closing)
 
-    # ------------------------------------------------------------ for the transport of its own
+    # ------------------------------------------------------------ for each transport to define
 
     @abstractmethod
     async def send(self, channel: str, message: dict[str, Any], buffers: Sequence[Any]) -> None:
-        """Hand one message to the wire, without waiting for the kernel."""
+        """Send one message, without waiting for the kernel."""
 
     def message(self, message_type: str, content: dict[str, Any]) -> dict[str, Any]:
-        """A new message, with an id that is ours alone; a wire of Jupyter's adds a session."""
+        """Make a new message with a unique id. Transports that need a session add it."""
         header = {"msg_id": uuid.uuid4().hex, "msg_type": message_type}
         return {"header": header, "content": content}
 
@@ -123,7 +122,7 @@ class Transport(ABC):
 
     @abstractmethod
     async def replace(self, timeout: float) -> None:
-        """Replace the process, and wait until the next one answers; for ``restart``."""
+        """Replace the process and wait until the new one answers; for ``restart``."""
 
     async def close(self) -> None:
         """End everything this transport started; for ``aclose``."""
@@ -131,7 +130,7 @@ class Transport(ABC):
         await self.tasks.cancel()
 
     def connection_lost(self, why: Callable[[], BridgeError], state: str) -> None:
-        """The kernel, or the way to it, is no more: tell everybody who waits."""
+        """Report to all waiters that the kernel, or the connection to it, is lost."""
         if self.life.state != "closed":
             self.life.connection_lost(why, state)
             self.dispatcher.clear()

@@ -1,20 +1,22 @@
-"""The dispatcher: requests on their way to one kernel, and what arrives from it.
+"""The dispatcher: requests in flight to one kernel, and its messages.
 
-Rule: the table of requests in flight, their window, the inquiry, and who gets what arrives. The
-dispatcher is given a way to send and the kernel's state when it is made; it knows no connection.
+Rule: the table of requests in flight, their window, the inquiry, and the routing of the messages
+that arrive. The dispatcher gets a function that sends and the kernel's state when it is made; it
+knows no connection.
 
 Laws of the dispatcher, each of which was broken once and cost messages:
 
-1. One reader per channel, for as long as the bridge lives; its receive is never cancelled per
-   request. Replies find their request by the parent's id; what nobody waits for is counted.
-2. At most ``WINDOW`` requests are in flight, and as many to a subshell: one that hangs must not
-   keep the main thread's from being sent. A slot is free again when the reply is here, not
-   when the caller gave up: about 4,000 queued requests wedge ipykernel 7.4 for good, and two
-   large ones a xeus kernel.
-3. A request is never sent to another kernel than the one that was there when it was made.
-4. ``aborted`` means not executed: tried again, then told.
+1. There is one reader per channel, for as long as the bridge lives; its receive is never cancelled
+   for a single request. A reply finds its request by the parent's id. Replies without a waiting
+   request are counted.
+2. At most ``WINDOW`` requests are in flight, and as many to a subshell: a subshell that hangs must
+   not block the requests to the main thread. A slot is free again when the reply has arrived, not
+   when the caller is cancelled: about 4,000 queued requests block ipykernel 7.4 for good, and two
+   large ones block a xeus kernel.
+3. A request is only sent to the kernel that was connected when the request was made.
+4. ``aborted`` means not executed: the request is tried again, and reported if all tries fail.
 5. Completion never depends on iopub alone, which loses messages. An ``idle`` without a reply
-   starts an inquiry; only a reply to a later request proves that ours is lost.
+   starts an inquiry; only a reply to a later request proves that the reply to ours is lost.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ from bridgehead._transports.messages import Message, Messages
 from bridgehead._transports.state import STATES, KernelState
 
 WINDOW = 32
-ABORT_PAUSES = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64)  # s; 24 ms after an abort 1 of 30 is aborted
+ABORT_PAUSES = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64)  # s; 24 ms after an abort, 1 of 30 is aborted
 CONTROL = {
     "kernel_info_request",
     "interrupt_request",
@@ -49,12 +51,12 @@ CONTROL = {
     "delete_subshell_request",
     "list_subshell_request",
 }
-INQUIRY_AFTER = 0.5  # s between an idle and the question where its reply is
+INQUIRY_AFTER = 0.5  # s between an idle without a reply and the inquiry
 
 
 @dataclass(slots=True)
 class Reply:
-    """A reply: the request's id, its content, and what was sent to us alone ahead of it."""
+    """A reply: the request's id, its content, and the buffers sent to this client before it."""
 
     id: str
     content: dict[str, Any]
@@ -63,28 +65,28 @@ class Reply:
 
 @dataclass(slots=True)
 class Pending:
-    """A request that was sent and is not answered yet."""
+    """A request that was sent and not answered yet."""
 
     id: str
     future: asyncio.Future[Reply]
-    slot: bool  # of the window; inquiries and control requests take none
+    slot: bool  # whether it holds a slot of the window; inquiries and control requests do not
     subshell: str | None = None
     repeatable: bool = False  # it may be sent again if the connection breaks
-    nbytes: int = 0  # as it was sent, where that matters
-    cut: bool = False  # its connection broke: what arrives of it may not be all
+    nbytes: int = 0  # size of the message that was sent, on transports with a size limit
+    cut: bool = False  # its connection broke, so its response may arrive incomplete
     buffers: list[Any] = field(default_factory=list)
     inquired: bool = False
 
 
 class Reconnected(TransportError):
-    """The connection broke and was made anew, to the same kernel: what may be asked again, is."""
+    """The connection broke and was made again, to the same kernel. Repeatable requests repeat."""
 
 
 class Dispatcher:
-    """The requests to one kernel that are in flight, and the messages that it sends.
+    """The requests in flight to one kernel, and the messages that it sends.
 
-    ``send`` hands a message to the wire, ``message`` makes a new one, and ``spawn`` runs a task
-    for as long as the transport lives.
+    ``send`` sends a message, ``message`` makes a new one, and ``spawn`` runs a task for as long as
+    the transport lives.
     """
 
     def __init__(
@@ -96,12 +98,13 @@ class Dispatcher:
         spawn: Callable[[Coroutine[Any, Any, None]], object],
     ) -> None:
         self._life, self._send, self._message, self._spawn = life, send, message, spawn
-        self.late: int = 0  # replies nobody waited for
+        self.late: int = 0  # replies without a waiting request
         self.window: int = WINDOW
         self._slots = asyncio.Semaphore(self.window)
-        self._slots_aside = asyncio.Semaphore(WINDOW)  # a subshell's
+        self._subshell_slots = asyncio.Semaphore(WINDOW)
         self.pending: dict[str, Pending] = {}
-        self._tails: dict[str, Callable[[Message], object]] = {}  # outlive the reply, until idle
+        # By request. They outlive the reply: outputs may arrive after it, until the idle status.
+        self._on_message: dict[str, Callable[[Message], object]] = {}
         self._streams: weakref.WeakSet[Messages] = weakref.WeakSet()
         self._busy_with = ""
         self._answered: deque[str] = deque(maxlen=2 * WINDOW)
@@ -119,24 +122,27 @@ class Dispatcher:
     ) -> Reply:
         """Send one ``execute_request`` and wait for its reply.
 
-        ``on_message`` is given what iopub tells of it; no stream hears of what it returns true for.
-        ``repeatable`` says that the loader does it once, however often it comes: where the
-        connection broke meanwhile, it is sent again. Cancelling abandons the reply and disturbs
-        nobody; if the request was sent, it may still run.
+        ``on_message`` gets the iopub messages of this request. A message for which it returns true
+        goes to no stream. ``repeatable`` says that the remote part runs the request once, however
+        often it arrives; such a request is sent again if the connection breaks meanwhile.
+        Cancelling abandons the reply and does not disturb other requests. If the request was sent,
+        it may still run.
 
         Raises:
             RequestAborted: it was aborted each time it was tried; it did not run.
-            BridgeError: whatever ended the kernel or the connection meanwhile.
+            BridgeError: the kernel or the connection ended meanwhile.
         """
         generation = self._life.generation
-        slots = self._slots if subshell is None else self._slots_aside
+        slots = self._slots if subshell is None else self._subshell_slots
         pauses = iter(ABORT_PAUSES)
         while True:
             await slots.acquire()
             try:
                 self._life.check()
                 if generation != self._life.generation:
-                    raise KernelRestarted("the kernel was restarted meanwhile; this was not sent")
+                    raise KernelRestarted(
+                        "the kernel was restarted meanwhile; the request was not sent"
+                    )
             except BaseException:
                 slots.release()
                 raise
@@ -163,26 +169,27 @@ class Dispatcher:
                 break
             await asyncio.sleep(pause)
         raise RequestAborted(
-            f"another client's failing cell aborted the request {len(ABORT_PAUSES) + 1} times; "
+            f"failing cells of other clients aborted the request {len(ABORT_PAUSES) + 1} times; "
             "it was not executed"
         )
 
     async def control(
         self, message_type: str, content: dict[str, Any], patience: float | None = None
     ) -> dict[str, Any]:
-        """Ask on the control channel, which answers even while a cell runs; gives the content.
+        """Ask on the control channel and return the reply's content.
 
-        ``TimeoutError`` after ``patience`` seconds.
+        The control channel answers even while a cell runs. Raises ``TimeoutError`` after
+        ``patience`` seconds.
         """
-        asked = await self.put("control", self._message(message_type, content))
+        pending = await self.put("control", self._message(message_type, content))
         try:
             async with asyncio.timeout(patience):
-                return (await asked.future).content
+                return (await pending.future).content
         finally:
-            self.forget(asked.id)
+            self.forget(pending.id)
 
     def messages(self) -> Messages:
-        """Everything on iopub from now on."""
+        """Return a stream of all messages on iopub from now on."""
         stream = Messages()
         self._streams.add(stream)
         return stream
@@ -194,17 +201,17 @@ class Dispatcher:
             self._slots = asyncio.Semaphore(window)
 
     def serves(self, subshell: str) -> bool:
-        """Whether a subshell has not answered yet, be it that nobody waits for it any more."""
+        """Return whether a request to this subshell is unanswered, even without a waiter."""
         return any(pending.subshell == subshell for pending in self.pending.values())
 
     @property
     def queued(self) -> bool:
-        """Whether a request of ours may still stand in the queue of the kernel's main thread."""
+        """Whether a request of ours may still wait in the queue of the kernel's main thread."""
         return any(pending.slot and not pending.subshell for pending in self.pending.values())
 
     @property
     def in_flight(self) -> int:
-        """Requests that hold a place in the window."""
+        """The number of requests that hold a slot of the window."""
         return sum(pending.slot for pending in self.pending.values())
 
     # ------------------------------------------------------------ the table
@@ -219,19 +226,22 @@ class Dispatcher:
         slot: bool = False,
         repeatable: bool = False,
     ) -> Pending:
-        """Send a message and enter it into the table; ``slot`` gives back the one it brought."""
+        """Send a message and enter it into the table.
+
+        With ``slot``, the caller has acquired a slot, and the table releases it with the request.
+        """
         future = self._life.waiter()
         header = message["header"]
         pending = Pending(header["msg_id"], future, slot, header.get("subshell_id"), repeatable)
         if on_message is not None:
-            self._tails[pending.id] = on_message
+            self._on_message[pending.id] = on_message
         self.pending[pending.id] = pending
         try:
             await self._send(channel, message, buffers)
         except BaseException:
-            self._tails.pop(pending.id, None)
+            self._on_message.pop(pending.id, None)
             self.forget(pending.id)
-            future.cancel()  # else it would look as if somebody waited for the kernel
+            future.cancel()  # otherwise the kernel would still count it as a waiter
             raise
         return pending
 
@@ -239,11 +249,11 @@ class Dispatcher:
         """Remove a request from the table; its reply will count as late."""
         pending = self.pending.pop(identity, None)
         if pending is not None and pending.slot:
-            (self._slots if pending.subshell is None else self._slots_aside).release()
+            (self._slots if pending.subshell is None else self._subshell_slots).release()
         return pending
 
     def settle(self, identity: str, outcome: Reply | BridgeError) -> None:
-        """Remove a request from the table and end its caller's wait."""
+        """Remove a request from the table and give its caller the reply or the error."""
         pending = self.forget(identity)
         if pending is None or pending.future.done():
             return
@@ -253,21 +263,20 @@ class Dispatcher:
             pending.future.set_exception(outcome)
 
     def clear(self) -> None:
-        """Forget everything of a kernel that is gone; its state has failed all waits by now."""
+        """Forget all requests to a lost kernel; ``KernelState`` has failed their futures before."""
         for identity in list(self.pending):
             self.forget(identity)
-        self._tails.clear()
+        self._on_message.clear()
         for stream in list(self._streams):
             stream.end()
 
-    # ------------------------------------------------------------ what arrives
+    # ------------------------------------------------------------ messages that arrive
 
     def received(self, channel: str, message: dict[str, Any]) -> None:
-        """Take one message off the wire; called by the reader of its channel."""
+        """Handle one message; the reader of its channel calls this."""
         if channel == "iopub":
-            # What runs in a subshell says nothing of whether the main thread is busy.
-            aside = bool(message["parent_header"].get("subshell_id"))
-            self._on_iopub(Message.parse(message), aside)
+            in_subshell = bool(message["parent_header"].get("subshell_id"))
+            self._on_iopub(Message.parse(message), in_subshell)
             return
         if message["header"]["msg_type"] == UPDATE_MESSAGE:
             listener = self._life.listeners.get(message["content"]["watch"])
@@ -275,7 +284,7 @@ class Dispatcher:
                 listener.feed(message["content"], message.get("buffers") or [])
             return
         if not isinstance(message["content"], dict):
-            raise ProtocolError("a message's content is no object")
+            raise ProtocolError("the content of a message is not a JSON object")
         parent = message["parent_header"].get("msg_id")
         pending = self.pending.get(parent)
         if pending is None or pending.cut:
@@ -287,20 +296,20 @@ class Dispatcher:
                 self.late += 1
             self._answered.append(parent)
             if self._busy_with in (parent, "") and self._life.state == "busy":
-                self._life.state = "idle"  # the message that says so is still on its way
+                self._life.state = "idle"  # the iopub message that says so may arrive later
             self.settle(parent, Reply(parent, message["content"], pending.buffers))
 
-    def _on_iopub(self, message: Message, aside: bool) -> None:
+    def _on_iopub(self, message: Message, in_subshell: bool) -> None:
         pending = self.pending.get(message.parent)
         idle = message.type == "status" and message.content.get("execution_state") == "idle"
-        # Neither does what is asked on the control channel, nor what is told late of a request
-        # whose reply is here.
-        aside = aside or message.parent_type in CONTROL
+        # Three kinds of status do not tell whether the main thread is busy: that of a request in a
+        # subshell, that of a control request, and one that arrives after the reply of its request.
+        off_main_thread = in_subshell or message.parent_type in CONTROL
         stale = message.parent in self._answered and not idle
         if message.type == "shutdown_reply":
             self._life.shut_down = not message.content.get("restart")
         if message.type == "status" and not stale:
-            if not aside and not (self._life.is_lost or self._life.is_unresponsive):
+            if not off_main_thread and not (self._life.is_lost or self._life.is_unresponsive):
                 state = message.content.get("execution_state")
                 if state in STATES:
                     self._life.state = state
@@ -308,8 +317,11 @@ class Dispatcher:
             if idle and pending is not None and pending.slot:
                 loop = asyncio.get_running_loop()
                 loop.call_later(INQUIRY_AFTER, self.inquire, message.parent)
-        tail = self._tails.pop(message.parent, None) if idle else self._tails.get(message.parent)
-        if tail is not None and tail(message):
+        if idle:
+            on_message = self._on_message.pop(message.parent, None)
+        else:
+            on_message = self._on_message.get(message.parent)
+        if on_message is not None and on_message(message):
             return
         for stream in list(self._streams):
             stream.feed(message)
@@ -317,7 +329,11 @@ class Dispatcher:
     # ------------------------------------------------------------ the inquiry
 
     def inquire(self, identity: str) -> None:
-        """The kernel went idle, the reply isn't here: ask something whose reply comes after."""
+        """Find out whether the reply to a request is lost.
+
+        The kernel went idle, and the reply has not arrived. Replies arrive in order, so the reply
+        to one more request proves that the missing one will not arrive.
+        """
         pending = self.pending.get(identity)
         if pending is not None and not pending.inquired and not self._life.is_lost:
             pending.inquired = True
@@ -325,8 +341,8 @@ class Dispatcher:
 
     async def _inquiry(self, identity: str) -> None:
         try:
-            fence = await self.put("shell", self._message("kernel_info_request", {}))
-            await fence.future
+            later = await self.put("shell", self._message("kernel_info_request", {}))
+            await later.future
         except BridgeError:
             return
-        self.settle(identity, ReplyLost("the kernel is done, but its reply never came"))
+        self.settle(identity, ReplyLost("the kernel ran the request, but its reply was lost"))

@@ -1,14 +1,17 @@
-"""What the bridges over one ipyparallel client share: its news, its hub, and its broadcast.
+"""What all bridges over one ipyparallel client share.
 
-Rule: it knows the client as a whole and no request of one engine's. The client works in a thread
-of its own; everything here that is called by it goes into the event loop first.
+Rule: engine registrations, the hub's sign of life, and broadcasts. This module knows the client as
+a whole, and no request of a single engine. The client works in its own thread; every callback that
+it calls here enters the event loop first.
 
-- Engines are told of by the client's list of callbacks, which its ``wait_for_engines`` uses too.
-- A hub that is killed is told by nobody: what is pending would wait for ever. So it is asked for
-  a sign of life, while somebody waits.
-- Requests are sent below the views, by what these send with: every request of a view stays in
-  ``history``. A broadcast of ipyparallel 9.2 is never forgotten at all, and ``client.wait()`` waits
-  for its first future, which nobody fulfils; ours are taken out of the tables.
+- The client's list of registration callbacks reports engines that register and leave. The client's
+  ``wait_for_engines`` uses the same list.
+- Nothing reports that the hub was killed: pending requests would wait for ever. So the hub is
+  asked for a sign of life while a caller waits.
+- Requests are sent with the methods that the views use, not with the views: every request of a
+  view stays in ``history``. ipyparallel 9.2 never forgets a broadcast at all, and
+  ``client.wait()`` waits for the broadcast's first future, which is never set. So broadcasts are
+  removed from the client's tables here.
 """
 
 from __future__ import annotations
@@ -28,12 +31,12 @@ from bridgehead._shipped.wire.header import Header
 from bridgehead._transports.state import SILENCE, KernelState
 from bridgehead._transports.tasks import retrieve_exception
 
-BEAT_EVERY = 1.0  # s between two questions to the hub, while somebody waits
+BEAT_EVERY = 1.0  # s between two questions to the hub, while a caller waits
 KERNEL = f"{SYS}.modules['IPython'].get_ipython().kernel"
 
 
 class EngineSubscriber(Protocol):
-    """What is told of one engine."""
+    """Gets the events of one engine."""
 
     @property
     def engine(self) -> int: ...
@@ -45,20 +48,20 @@ class EngineSubscriber(Protocol):
     def life(self) -> KernelState: ...
 
     @property
-    def waited_for(self) -> bool: ...
+    def has_waiters(self) -> bool: ...
 
-    def came(self, identity: str) -> None: ...
+    def engine_registered(self, identity: str) -> None: ...
 
-    def left(self) -> None: ...
+    def engine_lost(self) -> None: ...
 
     def closed_by_owner(self) -> None: ...
 
 
-def applied(expression: str) -> str:
-    """What has an engine evaluate a request's expression, as text of a function.
+def function_text(expression: str) -> str:
+    """Return the source of a function that evaluates a request's expression in an engine.
 
-    The parts that it is given stand where the buffers of an ``execute_request`` would be; the
-    result is the answer's text, and its frames behind it.
+    The function's arguments take the place of the buffers of an ``execute_request``. It returns
+    the text of the response, followed by the frames of the response.
     """
     return (
         "lambda *parts: (lambda parent: [parent.__setitem__('buffers', parts), "
@@ -68,9 +71,9 @@ def applied(expression: str) -> str:
 
 
 class IpyparallelClient:
-    """What the bridges over one client share: the news of engines, and a look at the hub.
+    """What the bridges over one client share. It watches the engines and the hub.
 
-    Lives for as long as one of them is open, in their event loop.
+    It lives in the event loop of these bridges, for as long as one of them is open.
     """
 
     _live: ClassVar[list[IpyparallelClient]] = []
@@ -80,11 +83,11 @@ class IpyparallelClient:
         self.loop = asyncio.get_running_loop()
         self._engines: dict[int, list[EngineSubscriber]] = {}
         self._pulse: asyncio.Task[None] | None = None
-        self._heard_at = time.monotonic()  # when anything came, from whichever scheduler
+        self._heard_at = time.monotonic()  # when the last message of any scheduler arrived
 
     @classmethod
     def of(cls, client: Any) -> IpyparallelClient:
-        """The one that is there for this client and this loop, or a new one."""
+        """Return the existing object for this client and this loop, or a new one."""
         loop = asyncio.get_running_loop()
         cls._live[:] = [known for known in cls._live if not known.loop.is_closed()]
         for known in cls._live:
@@ -95,10 +98,10 @@ class IpyparallelClient:
     def join(self, engine: EngineSubscriber) -> None:
         if not self._engines:
             self._live.append(self)
-            # In the client's own thread, which goes through that list.
+            # Append in the client's own thread, because that thread iterates over the list.
             callbacks = self.client._registration_callbacks
-            self.client._io_loop.add_callback(callbacks.append, self._told)
-            self._pulse = self.loop.create_task(self._look())
+            self.client._io_loop.add_callback(callbacks.append, self._registration_event)
+            self._pulse = self.loop.create_task(self._watch_hub())
         self._engines.setdefault(engine.engine, []).append(engine)
 
     def leave(self, engine: EngineSubscriber) -> None:
@@ -115,53 +118,55 @@ class IpyparallelClient:
             self._pulse.cancel()
         client = self.client
         with contextlib.suppress(Exception):  # the client was closed, and its loop with it
-            client._io_loop.add_callback(client._registration_callbacks.remove, self._told)
+            callbacks = client._registration_callbacks
+            client._io_loop.add_callback(callbacks.remove, self._registration_event)
 
     @property
     def engines(self) -> list[EngineSubscriber]:
-        """What is to be told, of every bridge."""
+        """The subscribers of all bridges."""
         return [engine for bridges in self._engines.values() for engine in bridges]
 
     def call(self, function: Callable[..., object], *args: Any) -> None:
-        """From the client's thread into the event loop."""
+        """Call a function in the event loop; the client's thread calls this."""
         self._heard_at = time.monotonic()
-        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody listens any more
+        with contextlib.suppress(RuntimeError):  # the loop was closed, and its bridges with it
             self.loop.call_soon_threadsafe(function, *args)
 
-    def _told(self, event: dict[str, Any]) -> None:
-        """An engine came or went; in the client's thread."""
+    def _registration_event(self, event: dict[str, Any]) -> None:
+        """Pass on that an engine registered or left; the client's thread calls this."""
         self.call(self._registered, event["event"], int(event["id"]), str(event["uuid"]))
 
     def _registered(self, event: str, number: int, identity: str) -> None:
         for engine in list(self._engines.get(number, ())):
             if event == "register":
-                engine.came(identity)
+                engine.engine_registered(identity)
             elif identity == engine.identity:
-                engine.left()
+                engine.engine_lost()
 
-    async def _look(self) -> None:
-        """Ask the hub for a sign of life, while somebody waits: nothing else tells of its end."""
+    async def _watch_hub(self) -> None:
+        """Ask the hub for a sign of life while a caller waits: nothing else reports its end."""
         client = self.client
         while True:
             await asyncio.sleep(BEAT_EVERY)
-            if not any(engine.waited_for for engine in self.engines):
+            if not any(engine.has_waiters for engine in self.engines):
                 continue
-            heard = asyncio.Event()
+            answered = asyncio.Event()
             try:
                 question = client._send(
                     client._query_stream, "queue_request", content={"targets": []}
                 )
-            except Exception:  # noqa: BLE001 - whatever a closed client raises
+            except Exception:  # noqa: BLE001 - a closed client raises errors of many kinds
                 for engine in self.engines:
                     engine.closed_by_owner()
                 continue
-            question.add_done_callback(lambda _, heard=heard: self.call(heard.set))
+            question.add_done_callback(lambda _, answered=answered: self.call(answered.set))
             try:
                 async with asyncio.timeout(SILENCE):
-                    await heard.wait()
+                    await answered.wait()
             except TimeoutError:
-                _forgotten(client, question.msg_id)
-                # A hub under load answers late: it sees all that crosses.
+                _forget(client, question.msg_id)
+                # All traffic passes the hub, and under load it answers late. Any other message of
+                # a scheduler is a sign of life as well.
                 if time.monotonic() - self._heard_at >= SILENCE:
                     for engine in self.engines:
                         engine.life.unresponsive(_no_hub)
@@ -178,7 +183,9 @@ class IpyparallelClient:
         hook: Callable[[Any], object] | None = None,
         **message: Any,
     ) -> Any:
-        """Send a request to one engine; the client's future of it, which ``hook`` has before.
+        """Send a request to one engine and return the client's future for it.
+
+        ``hook`` gets the future before the request is sent.
 
         Raises:
             OSError: the client was closed.
@@ -186,7 +193,7 @@ class IpyparallelClient:
         client = self.client
 
         def hooked(future: Any) -> None:
-            self._outstanding(identity, future.msg_id)
+            self._add_outstanding(identity, future.msg_id)
             if hook is not None:
                 hook(future)
 
@@ -205,31 +212,32 @@ class IpyparallelClient:
         args: Sequence[Any] = (),
         hook: Callable[[Any], object] | None = None,
     ) -> Any:
-        """``ask`` one engine to call the function that this text is."""
-        return self.ask(identity, "apply_request", hook, buffers=self._packed(text, args))
+        """Call a function in one engine, as ``ask`` does; ``text`` is the function's source."""
+        return self.ask(identity, "apply_request", hook, buffers=self._pack(text, args))
 
     def broadcast(
         self, engines: Sequence[EngineSubscriber], expression: str, parts: Sequence[Any]
     ) -> list[asyncio.Future[Header]]:
-        """Have several engines evaluate the same; the header of each one's answer, in order.
+        """Have several engines evaluate one expression; return the header of each response.
 
-        One copy leaves this process: ipyparallel's broadcast schedulers make the others. Each
-        engine's answer is to a request of its own, whose id they make up.
+        The returned futures are in the order of the engines. One copy leaves this process;
+        ipyparallel's broadcast schedulers make the others. Each engine replies to a request of its
+        own, whose id the schedulers make from the id of the broadcast.
 
         Raises:
             TransportError: the client was closed.
         """
         client = self.client
-        found: list[asyncio.Future[Header]] = []
+        headers: list[asyncio.Future[Header]] = []
 
-        def each(whole: Any) -> None:
+        def add_requests(whole: Any) -> None:
             for engine in engines:
                 request = f"{whole.msg_id}_{engine.identity}"
                 child, _ = client.create_message_futures(request, whole.header, async_result=True)
-                self._outstanding(engine.identity, request)
+                self._add_outstanding(engine.identity, request)
                 future: asyncio.Future[Header] = self.loop.create_future()
                 future.add_done_callback(retrieve_exception)
-                found.append(future)
+                headers.append(future)
                 child.add_done_callback(
                     lambda done, future=future: self.call(self._arrived, done, future)
                 )
@@ -239,17 +247,17 @@ class IpyparallelClient:
             whole = client._send(
                 client._broadcast_stream,
                 "apply_request",
-                buffers=self._packed(applied(expression), coalesce(parts)),
+                buffers=self._pack(function_text(expression), coalesce(parts)),
                 metadata={"targets": targets, "is_broadcast": True, "is_coalescing": False},
-                message_future_hook=each,
+                message_future_hook=add_requests,
             )
         except OSError as error:
             raise TransportError(f"the client was closed: {error}") from None
-        _forgotten(client, whole.msg_id)  # nobody answers this one
-        return found
+        _forget(client, whole.msg_id)  # the broadcast itself gets no reply, only its children do
+        return headers
 
-    def _packed(self, text: str, args: Sequence[Any]) -> list[Any]:
-        """A function that is text, and its arguments, as ipyparallel's ``apply`` has them."""
+    def _pack(self, text: str, args: Sequence[Any]) -> list[Any]:
+        """Return the buffers of an ``apply_request`` for a function's source and its arguments."""
         ipyparallel, session = sys.modules["ipyparallel"], self.client.session
         buffers: list[Any] = ipyparallel.serialize.pack_apply_message(
             ipyparallel.Reference(text),
@@ -260,25 +268,25 @@ class IpyparallelClient:
         )
         return buffers
 
-    def _outstanding(self, identity: str, request: str) -> None:
-        """The client waits for it: for its reply, or to hear that the engine is gone."""
+    def _add_outstanding(self, identity: str, request: str) -> None:
+        """Enter a request into the client's tables, so that it ends if the engine is lost."""
         self.client.outstanding.add(request)
         self.client._outstanding_dict[identity].add(request)
 
     def _arrived(self, done: Any, future: asyncio.Future[Header]) -> None:
-        _forgotten(self.client, done.msg_id)
+        _forget(self.client, done.msg_id)
         if future.done():
             return
         value = done.result()
         try:
             if not isinstance(value, list) or not value or not isinstance(value[0], str):
-                raise TransportError(f"an engine did not take its part of a broadcast: {value!r}")
+                raise TransportError(f"an engine did not handle a broadcast: {value!r}")
             future.set_result(parse(value[0]))
         except BridgeError as error:
             future.set_exception(error)
 
 
-def _forgotten(client: Any, request: str) -> None:
+def _forget(client: Any, request: str) -> None:
     for table in (client._futures, client._output_futures, client.metadata, client.results):
         table.pop(request, None)
     client.outstanding.discard(request)
@@ -286,6 +294,6 @@ def _forgotten(client: Any, request: str) -> None:
 
 def _no_hub() -> TransportError:
     return TransportError(
-        f"the cluster's hub shows no sign of life for {SILENCE:g} s: it ended, or the way to it "
-        "is down; the bridge goes on when it answers again"
+        f"the cluster's hub shows no sign of life for {SILENCE:g} s: it ended, or the connection "
+        "to it is down; the bridge goes on when the hub answers again"
     )

@@ -1,19 +1,20 @@
-"""Messages to one engine of an ipyparallel cluster, over the client that its owner has.
+"""Messages to one engine of an ipyparallel cluster.
 
-Rule: ipyparallel carries, this translates. An engine is an ipykernel behind ipyparallel's
-schedulers; what the loader is asked crosses by their own ``apply``, with its buffers, and so over
-whatever launcher, tunnel and CURVE the cluster has. ipyparallel is not imported here: whoever
-hands in a client has done that.
+Rule: ipyparallel carries the messages, this module translates them. An engine is an ipykernel
+behind ipyparallel's schedulers. A request to the remote part travels as ipyparallel's own
+``apply``, with its buffers. So it uses the launcher, the tunnel and the CURVE keys that the cluster
+has. This module does not import ipyparallel: a caller who passes a client has imported it.
 
-- What is applied is a ``Reference``: text that the engine evaluates in the user's namespace. So no
-  code object crosses, whatever Python is there, and the loader's expression serves as it is.
-- The answer's frames are the result's own buffers. (What the loader would send on the shell
-  socket reaches the client, which knows no such message and logs an error.)
-- Cells are ``execute_request``, as ipyparallel's ``execute`` sends them, but for one thing: with
-  its ``stop_on_error`` a failing cell would abort what others have in the queue.
-- No direct lane, even on this machine: an engine's main thread also runs its owner's ``apply``, of
-  which IPython tells nobody (``pre_execute`` is for cells), so a thread beside it would answer in
-  the middle of a task.
+- The applied function is a ``Reference``: text that the engine evaluates in the user's namespace.
+  So no code object is sent, the engine may run any Python, and the expression of the request needs
+  no change.
+- The frames of the response are buffers of the result. (A message that the remote part sends on
+  the shell socket reaches the client, which does not know it and logs an error.)
+- Cells are ``execute_request``, as ipyparallel's ``execute`` sends them, but without its
+  ``stop_on_error``: with that, a failing cell would abort the queued requests of other clients.
+- There is no direct lane, even on this machine. An engine's main thread also runs its owner's
+  ``apply``, which IPython does not report (``pre_execute`` is for cells only). So the kernel's
+  socket thread would answer in the middle of a task.
 """
 
 from __future__ import annotations
@@ -43,10 +44,10 @@ from bridgehead._shipped.wire.frames import coalesce
 from bridgehead._shipped.wire.header import DATA_MESSAGE, MIME
 from bridgehead._transports.addresses import stays_here
 from bridgehead._transports.base import Transport
-from bridgehead._transports.ipyparallel_client import KERNEL, IpyparallelClient, applied
+from bridgehead._transports.ipyparallel_client import KERNEL, IpyparallelClient, function_text
 from bridgehead._transports.messages import Messages
 
-# What tells an engine on this machine from one elsewhere: it can read a file of ours.
+# An engine is on this machine if it can read a file of ours.
 _PROBE = (
     "lambda path: (lambda os, kernel, open: ["
     "kernel.implementation, kernel.implementation_version, kernel.language_info['name'], "
@@ -56,42 +57,42 @@ _PROBE = (
 )
 
 
-def is_client(lender: Any) -> bool:
-    """Whether it is an ipyparallel client."""
+def is_client(client: Any) -> bool:
+    """Return whether this is an ipyparallel client."""
     ipyparallel = sys.modules.get("ipyparallel")
-    return ipyparallel is not None and isinstance(lender, ipyparallel.Client)
+    return ipyparallel is not None and isinstance(client, ipyparallel.Client)
 
 
-def is_view(lender: Any) -> bool:
-    """Whether it is one of ipyparallel's views."""
+def is_view(client: Any) -> bool:
+    """Return whether this is one of ipyparallel's views."""
     ipyparallel = sys.modules.get("ipyparallel")
-    return ipyparallel is not None and isinstance(lender, ipyparallel.client.view.View)
+    return ipyparallel is not None and isinstance(client, ipyparallel.client.view.View)
 
 
-def is_direct(lender: Any) -> bool:
-    """Whether it is a view that says itself which engines it goes to."""
-    return is_view(lender) and hasattr(lender, "push")
+def is_direct(client: Any) -> bool:
+    """Return whether this is a view whose engines are fixed, and not chosen by a scheduler."""
+    return is_view(client) and hasattr(client, "push")
 
 
 def engine_of(view: Any) -> int:
-    """The one engine of a view.
+    """Return the number of the one engine of a view.
 
     Raises:
-        TypeError: it has none of its own, or several.
+        TypeError: the view has no fixed engine, or several.
     """
     targets = view.targets
     if isinstance(targets, (list, tuple)) and len(targets) == 1:
         targets = targets[0]
     if type(targets) is not int or not is_direct(view):
         raise TypeError(
-            "a bridge goes to one engine: Bridge.over(client[0]); "
-            "Fleet.over(client) or Fleet.over(client[:]) goes to all of them"
+            "a bridge connects to one engine: use Bridge.over(client[0]), "
+            "or Fleet.over(client) or Fleet.over(client[:]) for all of them"
         )
     return targets
 
 
 class EngineTransport(Transport):
-    """One engine of a client's, by its id."""
+    """One engine of an ipyparallel client, by its number."""
 
     name = "ipyparallel"
     direct = False
@@ -101,35 +102,35 @@ class EngineTransport(Transport):
         super().__init__()
         self.client, self.engine = client, engine
         self.called = f"engine {engine}"
-        self.identity = ""  # the uuid under which the schedulers know it
-        self.controller = IpyparallelClient.of(client)
-        self.broadcaster = self.controller
+        self.identity = ""  # the uuid by which the schedulers know the engine
+        self.shared = IpyparallelClient.of(client)
+        self.broadcaster = self.shared
         self._cells: dict[str, Any] = {}  # execution counts, by request
 
     @classmethod
     async def open(
         cls, client: Any, engine: int, *, insecure: Collection[str], timeout: float
     ) -> EngineTransport:
-        """Find the engine, and where it is.
+        """Find the engine, and whether it runs on this machine.
 
         Raises:
             KernelNotFound: the client has no such engine, or it did not answer in time.
             InsecureConnection: plain TCP beyond this machine.
         """
-        near = _on_loopback(client)
-        if not near and not _is_private(client) and "plain-tcp" not in insecure:
+        on_loopback = _on_loopback(client)
+        if not on_loopback and not _is_private(client) and "plain-tcp" not in insecure:
             raise InsecureConnection(
-                "the ipyparallel client talks plain TCP beyond this machine, readable on the "
-                "way (start the cluster with IPController.enable_curve=True, or give the client "
+                "the ipyparallel client uses plain TCP beyond this machine, where others can read "
+                "it (start the cluster with IPController.enable_curve=True, or give the client "
                 "an sshserver); insecure='plain-tcp' would allow it"
             )
         if engine not in client.ids:
             known = ", ".join(map(str, client.ids)) or "none"
-            raise KernelNotFound(f"the client has no engine {engine}; there is: {known}")
+            raise KernelNotFound(f"the client has no engine {engine}; it has: {known}")
         self = cls(client, engine)
         try:
             async with asyncio.timeout(timeout):
-                await self._find(near)
+                await self._find(on_loopback)
         except TimeoutError:
             await self.aclose()
             raise KernelNotFound(
@@ -140,29 +141,29 @@ class EngineTransport(Transport):
             raise
         return self
 
-    async def _find(self, near: bool) -> None:
-        self.controller.join(self)
+    async def _find(self, on_loopback: bool) -> None:
+        self.shared.join(self)
         identity = self.client._engines.get(self.engine)
         if identity is None:
-            raise KernelNotFound(f"engine {self.engine} has just left")
+            raise KernelNotFound(f"engine {self.engine} has just left the cluster")
         self.identity = str(identity)
         nonce, waiter = os.urandom(16), self.life.waiter()
         with tempfile.TemporaryDirectory(prefix="bridgehead-") as folder:
             file = Path(folder, "nonce")
             file.write_bytes(nonce)  # noqa: ASYNC240 - sixteen bytes
-            future = self.controller.apply(self.identity, _PROBE, [str(file)])
-            future.add_done_callback(lambda done: self.controller.call(_hand_over, done, waiter))
-            told = await waiter
-        if isinstance(told, BaseException) or not isinstance(told, list) or len(told) != 5:
-            raise ProtocolError(f"engine {self.engine} is no IPython kernel: {told!r}")
-        implementation, version, language, uid, read = told
+            future = self.shared.apply(self.identity, _PROBE, [str(file)])
+            future.add_done_callback(lambda done: self.shared.call(_copy_result, done, waiter))
+            facts = await waiter
+        if isinstance(facts, BaseException) or not isinstance(facts, list) or len(facts) != 5:
+            raise ProtocolError(f"engine {self.engine} is not an IPython kernel: {facts!r}")
+        implementation, version, language, uid, read = facts
         self.kernel_info = {
             "implementation": implementation,
             "implementation_version": version,
             "language_info": {"name": language},
         }
         mine = os.getuid() if hasattr(os, "getuid") else None
-        self.ours = near and read == nonce and uid == mine
+        self.ours = on_loopback and read == nonce and uid == mine
         self.digest = "crc32" if self.ours else "sha256"
         self.life.connection_made()
 
@@ -171,32 +172,32 @@ class EngineTransport(Transport):
     async def send(self, channel: str, message: dict[str, Any], buffers: Sequence[Any]) -> None:
         request, content = message["header"]["msg_id"], message["content"]
         if channel != "shell":
-            raise NotSupported(f"an engine takes no {message['header']['msg_type']}")
-        ask, hook = self.controller, partial(self._follow, request)
+            raise NotSupported(f"an engine accepts no {message['header']['msg_type']}")
+        shared, hook = self.shared, partial(self._follow, request)
         try:
             if message["header"]["msg_type"] != "execute_request":
-                future = ask.apply(self.identity, "lambda: None")
+                future = shared.apply(self.identity, "lambda: None")
             elif content["code"]:
-                future = ask.ask(self.identity, "execute_request", hook, content=content)
+                future = shared.ask(self.identity, "execute_request", hook, content=content)
             else:
-                text = applied(content["user_expressions"][KEY])
-                future = ask.apply(self.identity, text, coalesce(buffers), hook)
+                text = function_text(content["user_expressions"][KEY])
+                future = shared.apply(self.identity, text, coalesce(buffers), hook)
         except OSError as error:
             self.closed_by_owner()
             raise TransportError(f"the ipyparallel client was closed: {error}") from None
         future.add_done_callback(
-            lambda done: self.controller.call(self._resulted, request, done.result())
+            lambda done: self.shared.call(self._on_result, request, done.result())
         )
 
     def _follow(self, identity: str, future: Any) -> None:
-        """Hear what iopub tells of a request, which the client gives to nobody else's."""
+        """Subscribe to the iopub messages of a request; the client passes on no others."""
 
-        def heard(message: dict[str, Any]) -> None:
+        def on_message(message: dict[str, Any]) -> None:
+            # The client made a request id of its own; the dispatcher knows ours.
             parent = {**message["parent_header"], "msg_id": identity}
-            told = {**message, "parent_header": parent}
-            self.controller.call(self._published, identity, told)
+            self.shared.call(self._published, identity, {**message, "parent_header": parent})
 
-        future.iopub_callbacks.append(heard)
+        future.iopub_callbacks.append(on_message)
 
     def _published(self, identity: str, message: dict[str, Any]) -> None:
         if message["header"]["msg_type"] == "execute_input" and identity in self.dispatcher.pending:
@@ -206,11 +207,11 @@ class EngineTransport(Transport):
         except ProtocolError:
             self.bad += 1
 
-    def _resulted(self, identity: str, value: Any) -> None:
-        """What ipyparallel has for a request, as the messages of a kernel."""
+    def _on_result(self, identity: str, value: Any) -> None:
+        """Turn ipyparallel's result of a request into the messages of a kernel."""
         count = self._cells.pop(identity, None)
         if _is_death(value):
-            self.left()
+            self.engine_lost()
             return
         content: dict[str, Any] = {"status": "ok", "execution_count": count}
         if isinstance(value, list):
@@ -245,22 +246,22 @@ class EngineTransport(Transport):
 
     # ------------------------------------------------------------ the engine's life
 
-    def left(self) -> None:
-        """The hub says that the engine is gone."""
+    def engine_lost(self) -> None:
+        """Handle the hub's report that it lost the engine."""
         if not self.life.is_lost:
-            words = (
-                f"engine {self.engine} ({self.identity}) is gone: its process ended, or the hub "
-                "hears no heartbeat of it"
+            text = (
+                f"engine {self.engine} ({self.identity}) is lost: its process ended, or the hub "
+                "receives no heartbeat from it"
             )
-            self.connection_lost(lambda: KernelDied(words), "dead")
+            self.connection_lost(lambda: KernelDied(text), "dead")
 
-    def came(self, identity: str) -> None:
-        """An engine registered under this id."""
+    def engine_registered(self, identity: str) -> None:
+        """Handle the hub's report that an engine registered under this number."""
         if self.life.state == "closed" or identity == self.identity:
             return
         self.identity = identity
-        words = f"engine {self.engine} is another process now ({identity})"
-        self.connection_lost(lambda: KernelRestarted(words), "restarting")
+        text = f"engine {self.engine} is another process now ({identity})"
+        self.connection_lost(lambda: KernelRestarted(text), "restarting")
         self.life.connection_made()
 
     def closed_by_owner(self) -> None:
@@ -269,35 +270,35 @@ class EngineTransport(Transport):
 
     def messages(self) -> Messages:
         raise NotSupported(
-            "an ipyparallel client hears of its own requests alone; in the engine, "
-            "ipyparallel.bind_kernel() makes a connection file for Bridge.attach"
+            "an ipyparallel client only receives the messages of its own requests; call "
+            "ipyparallel.bind_kernel() in the engine to get a connection file for Bridge.attach"
         )
 
     async def interrupt(self) -> None:
-        """SIGINT by ipyparallel's nanny, which stands beside the engine."""
+        """Send SIGINT through ipyparallel's nanny, a process beside the engine."""
         self.life.check()
         waiter = self.life.waiter()
         try:
             sent = self.client.send_signal(signal.SIGINT, self.engine, block=False)
         except (OSError, IndexError) as error:
             raise TransportError(f"the signal could not be sent: {error}") from None
-        sent.add_done_callback(lambda done: self.controller.call(_hand_over, done, waiter))
-        told = (await waiter)[0]["content"]
-        if told.get("status") != "ok":
-            raise TransportError(f"the signal did not arrive: {told.get('evalue')}")
+        sent.add_done_callback(lambda done: self.shared.call(_copy_result, done, waiter))
+        reply = (await waiter)[0]["content"]
+        if reply.get("status") != "ok":
+            raise TransportError(f"the signal did not arrive: {reply.get('evalue')}")
 
     async def replace(self, timeout: float) -> None:
         raise NotSupported(
-            "ipyparallel restarts engines together, as new ones: "
-            "await cluster.restart_engines(), then open bridges to those"
+            "a single engine cannot be restarted: ipyparallel replaces all engines at once; "
+            "await cluster.restart_engines(), then open new bridges"
         )
 
     async def close(self) -> None:
         await super().close()
-        self.controller.leave(self)
+        self.shared.leave(self)
 
 
-def _hand_over(done: Any, waiter: asyncio.Future[Any]) -> None:
+def _copy_result(done: Any, waiter: asyncio.Future[Any]) -> None:
     if waiter.done():
         return
     if done.exception() is not None:
@@ -307,7 +308,10 @@ def _hand_over(done: Any, waiter: asyncio.Future[Any]) -> None:
 
 
 def _is_death(value: Any) -> bool:
-    """Whether it is what the client makes up where an engine died; a task's own has an engine."""
+    """Return whether this is the error that the client makes for a dead engine.
+
+    An error that a task raised names its engine.
+    """
     return getattr(value, "ename", None) == "EngineError" and not value.engine_info
 
 

@@ -1,8 +1,8 @@
-"""No kernel: the real loader, served by a thread of this process.
+"""A kernel simulated by a thread of this process.
 
-Rule: the smallest thing that answers Jupyter messages as ipykernel does, so that lanes,
-bridge and loader run unchanged. Public through ``Bridge.loopback()``, for tests in
-milliseconds. What it does not have: magics, top-level ``await``, interrupts, another process.
+Rule: the smallest thing that answers Jupyter messages as ipykernel does, so that lanes, bridge
+and the real remote part run unchanged. It is public as ``Bridge.loopback()``, for tests that take
+milliseconds. It has no magics, no top-level ``await``, no interrupts, and no process of its own.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class LoopbackTransport(Transport):
         self.life.connection_made()
 
     async def send(self, channel: str, message: dict[str, Any], buffers: Sequence[Any]) -> None:
-        # A wire would carry a copy; so does this.
+        # A real transport sends a copy, so this one copies, too.
         copies = [memoryview(bytes(buffer)) for buffer in buffers]
         self._requests.put({**message, "buffers": copies})
 
@@ -56,7 +56,7 @@ class LoopbackTransport(Transport):
         raise NotSupported("a loopback has no process to interrupt")
 
     async def replace(self, timeout: float) -> None:
-        """An empty namespace and a new epoch, as after a real restart."""
+        """Make an empty namespace and a new epoch, as a real restart does."""
         self.connection_lost(lambda: KernelRestarted("the loopback was restarted"), "restarting")
         self._requests.put(None)
         await asyncio.to_thread(self._thread.join)
@@ -98,12 +98,12 @@ class LoopbackTransport(Transport):
             "content": content,
             "buffers": [memoryview(bytes(buffer)) for buffer in buffers],
         }
-        with contextlib.suppress(RuntimeError):  # the loop was closed: nobody listens any more
+        with contextlib.suppress(RuntimeError):  # the loop was closed, and the bridge with it
             self._loop.call_soon_threadsafe(self.dispatcher.received, channel, message)
 
 
 class LoopbackKernel:
-    """A namespace, and what IPython and ipykernel would be to it."""
+    """A namespace, with the parts of IPython and ipykernel that the remote part uses."""
 
     def __init__(self, emit: Callable[..., None]) -> None:
         self.emit = emit
@@ -113,11 +113,11 @@ class LoopbackKernel:
         self.user_ns["get_ipython"] = lambda: self
         self.user_global_ns = self.user_ns
         self.user_ns_hidden = dict(self.user_ns)
-        from IPython.core.events import EventManager  # 25 ms, which only a loopback needs
+        from IPython.core.events import EventManager  # takes 25 ms, and only a loopback needs it
 
         shell: Any = self
         self.events = EventManager(shell, {"post_run_cell": lambda result: None})
-        # The part of ipykernel's Kernel that the loader's way back uses.
+        # The part of ipykernel's Kernel that the remote part uses to send.
         self.kernel = SimpleNamespace(
             get_parent=lambda channel: self.request,
             session=SimpleNamespace(send=self._send, session=uuid.uuid4().hex),
@@ -126,9 +126,9 @@ class LoopbackKernel:
         )
 
     def leave(self) -> None:
-        loader = sys.modules.get(loader_source()[0])
-        if loader is not None:
-            loader.leave(self.user_global_ns)
+        remote_module = sys.modules.get(loader_source()[0])
+        if remote_module is not None:
+            remote_module.leave(self.user_global_ns)
 
     def _send(
         self, stream: str, message_type: str, content: Any, parent: Any, ident: Any, buffers: Any
@@ -151,7 +151,7 @@ class LoopbackKernel:
             value = eval(text, self.user_global_ns, self.user_ns)
             return {"status": "ok", "data": bundle(value), "metadata": {}}
         except BaseException as error:
-            return {"status": "error", **_told(error)}
+            return {"status": "error", **_error_fields(error)}
 
     def _run(self, code: str, request: dict[str, Any]) -> dict[str, Any] | None:
         self.count += 1
@@ -168,12 +168,12 @@ class LoopbackKernel:
                 if isinstance(last, ast.Expr):
                     value = eval(compile(ast.Expression(last.value), name, "eval"), self.user_ns)
                     if value is not None:
-                        shown = {"data": bundle(value), "metadata": {}, **counted}
-                        self.emit("iopub", "execute_result", shown, request)
+                        result = {"data": bundle(value), "metadata": {}, **counted}
+                        self.emit("iopub", "execute_result", result, request)
         except BaseException as error:
-            told = _told(error)
-            self.emit("iopub", "error", told, request)
-            return told
+            fields = _error_fields(error)
+            self.emit("iopub", "error", fields, request)
+            return fields
         return None
 
     def _printed(self, stream: str, text: str) -> None:
@@ -183,51 +183,52 @@ class LoopbackKernel:
 class _Stream(io.TextIOBase):
     """``sys.stdout`` or ``sys.stderr`` for a cell and the threads that it starts.
 
-    What threads write that were there before goes on its way, as whoever shows what the cell
-    prints. Cells of several loopbacks may overlap, so whoever ends puts back what is behind all
-    that ended.
+    Threads that ran before the cell keep writing to the stream that this one replaced; the
+    program's own output, which shows the cell's text, is among them. Cells of several loopbacks
+    may overlap. So a cell that ends restores the stream below all streams that have ended.
     """
 
     def __init__(self, name: str, write: Callable[[str], None]) -> None:
         self._name, self._write = name, write
-        self._others = {thread.ident for thread in threading.enumerate()}
-        self._others.discard(threading.get_ident())
+        self._earlier_threads = {thread.ident for thread in threading.enumerate()}
+        self._earlier_threads.discard(threading.get_ident())
         self.ended = False
 
     def __enter__(self) -> _Stream:
-        self._behind = getattr(sys, self._name)
+        self._replaced = getattr(sys, self._name)
         setattr(sys, self._name, self)
         return self
 
     def __exit__(self, *exc_info: object) -> None:
         self.ended = True
         if getattr(sys, self._name) is self:
-            setattr(sys, self._name, self.behind)
+            setattr(sys, self._name, self.original)
 
     @property
-    def behind(self) -> Any:
-        stream = self._behind
-        return stream.behind if isinstance(stream, _Stream) and stream.ended else stream
+    def original(self) -> Any:
+        """The stream that this one replaced, without those that have ended."""
+        stream = self._replaced
+        return stream.original if isinstance(stream, _Stream) and stream.ended else stream
 
     def write(self, text: str) -> int:
-        if threading.get_ident() in self._others:
-            return int(self.behind.write(text))
+        if threading.get_ident() in self._earlier_threads:
+            return int(self.original.write(text))
         if text:
             self._write(text)
         return len(text)
 
     def flush(self) -> None:
-        if threading.get_ident() in self._others:
-            self.behind.flush()
+        if threading.get_ident() in self._earlier_threads:
+            self.original.flush()
 
 
 def bundle(value: Any) -> dict[str, Any]:
-    """A value's MIME bundle, as far as a loopback needs one."""
+    """Return a value's MIME bundle, as far as a loopback needs one."""
     make = getattr(type(value), "_repr_mimebundle_", None)
     return dict(make(value)) if make is not None else {"text/plain": repr(value)}
 
 
-def _told(error: BaseException) -> dict[str, Any]:
+def _error_fields(error: BaseException) -> dict[str, Any]:
     trace = error.__traceback__.tb_next if error.__traceback__ else None
     lines = "".join(traceback.format_exception(type(error), error, trace)).splitlines()
     return {"ename": type(error).__name__, "evalue": str(error), "traceback": lines}

@@ -1,6 +1,6 @@
-"""One iopub message, parsed, and the stream of them.
+"""Parsed iopub messages, and a stream of them.
 
-Rule: messages as values; no connection is known here.
+Rule: messages as values. This module knows no connection.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ class Message:
 
     Attributes:
         type: ``"status"``, ``"execute_input"``, ``"stream"``, ``"execute_result"``, …
-        content: its content, as the Jupyter messaging protocol has it.
-        parent: id of the request that caused it; empty for none.
-        parent_type: that request's type, e.g. ``"execute_request"``.
-        id: its own id.
+        content: the content, as the Jupyter messaging protocol defines it.
+        parent: the id of the request that caused this message; empty if there is none.
+        parent_type: the type of that request, e.g. ``"execute_request"``.
+        id: the id of this message.
         metadata: mostly empty.
-        buffers: binary buffers, mostly none.
+        buffers: the binary buffers, mostly none.
 
         >>> Message("stream", {"name": "stdout", "text": "at work"})
         <stream at work>
@@ -42,10 +42,10 @@ class Message:
 
     @classmethod
     def parse(cls, message: Mapping[str, Any]) -> Message:
-        """From a message as jupyter_client's ``Session`` gives it.
+        """Make a message from the dict that jupyter_client's ``Session`` returns.
 
         Raises:
-            ProtocolError: it is no Jupyter message.
+            ProtocolError: it is not a Jupyter message.
 
         Example::
 
@@ -65,11 +65,11 @@ class Message:
                 tuple(message.get("buffers") or ()),
             )
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-            raise ProtocolError(f"no Jupyter message: {error!r}") from error
+            raise ProtocolError(f"this is not a Jupyter message: {error!r}") from error
 
     @property
     def text(self) -> str:
-        """What a person would want to see of it, in one string.
+        """The content as one string, for people to read.
 
         >>> Message("error", {"ename": "ValueError", "evalue": "no"}).text
         'ValueError: no'
@@ -90,10 +90,10 @@ class Message:
 
 
 class Messages:
-    """An async iterator over a kernel's messages, from the call that made it on.
+    """An async iterator over the messages of a kernel, from the time of the call on.
 
-    Ends when the bridge is closed or the kernel is gone. What is not read is kept; an
-    iterator that nobody holds any more is forgotten. Cancelling a wait loses nothing.
+    It ends when the bridge is closed or the kernel is lost. Unread messages are kept until the
+    iterator is deleted. Cancelling a wait loses no message.
 
         >>> messages = bridge.messages()
         >>> await bridge.run("x = 1")
@@ -112,17 +112,17 @@ class Messages:
         self._ended = False
 
     def feed(self, message: Message) -> None:
-        """The transport's: one that arrived."""
+        """Add a message that arrived; the transport calls this."""
         self._waiting.append(message)
         self._arrived.set()
 
     def end(self) -> None:
-        """The transport's: there will be no more."""
+        """End the stream; the transport calls this."""
         self._ended = True
         self._arrived.set()
 
     def __len__(self) -> int:
-        """Messages that arrived and were not read."""
+        """Return the number of messages that arrived and were not read."""
         return len(self._waiting)
 
     def __bool__(self) -> bool:
@@ -143,7 +143,7 @@ class Messages:
         return self._waiting.popleft()
 
     async def aclose(self) -> None:
-        """Stop listening; what was not read is dropped.
+        """Stop listening and drop the unread messages.
 
         >>> messages = bridge.messages()
         >>> await messages.aclose()

@@ -1,9 +1,9 @@
-"""The kernel's process, as the manager that started it knows it.
+"""The kernel's process, as its manager sees it.
 
-Rule: the manager and its provisioner are asked, and nothing else. Where the kernel runs and how
-it is started and ended is the provisioner's: a child of this process's, or whatever another one
-that is installed makes of it. Only a child is looked at ten times a second, and only its exit
-code is believed to be more than a sign that it has ended.
+Rule: this module asks the manager and its provisioner, and nothing else. The provisioner decides
+where the kernel runs, and how it is started and ended: as a child of this process, or in another
+way that an installed provisioner brings. Only a child is checked ten times a second. Only a
+child's exit code is trusted; from other provisioners it only says that the kernel has ended.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from jupyter_core.utils import ensure_async
 
 from bridgehead._transports.tasks import waited
 
-LOOK_EVERY = 0.1  # s between two looks at a child
-ASK_EVERY = 1.0  # s between two questions to a provisioner, each of which may be a call elsewhere
-LOG = 1 << 20  # bytes; only the end of it is ever wanted
-LAST_WORDS = 2000  # bytes of it that are told
+LOOK_EVERY = 0.1  # s between two checks of a child
+ASK_EVERY = 1.0  # s between two questions to a provisioner, which may call another machine
+LOG = 1 << 20  # bytes; only the end of the log is ever read
+LAST_WORDS = 2000  # bytes of the log that an error message quotes
 
 
 class KernelProcess:
-    """A kernel's manager. ``log`` is a file with what the kernel wrote to its standard error."""
+    """The manager of one kernel. ``log`` is the file of the kernel's standard error."""
 
     def __init__(self, manager: Any, log: Any = None) -> None:
         self.manager, self._log = manager, log
@@ -35,7 +35,7 @@ class KernelProcess:
         return getattr(self.manager.provisioner, "process", None)
 
     async def pause(self, sooner: asyncio.Event) -> None:
-        """Until it is time for the next look; ``sooner`` says that the kernel may be gone."""
+        """Wait until the next check is due; ``sooner`` says that the kernel may have ended."""
         await asyncio.sleep(LOOK_EVERY)
         self._trim()
         if self._process is None:
@@ -43,24 +43,24 @@ class KernelProcess:
                 await sooner.wait()
 
     async def has_ended(self) -> bool:
-        """Whether the kernel has ended; sets ``exit_code`` where it is known."""
+        """Return whether the kernel has ended, and set ``exit_code`` if it is known."""
         try:
             if await ensure_async(self.manager.is_alive()):
                 return False
-        except Exception:  # noqa: BLE001 - what a provisioner can't tell now, it may tell later
+        except Exception:  # noqa: BLE001 - a provisioner that fails now may answer later
             return False
         code = None
         if self._process is not None:
             code = self._process.returncode
         elif self.manager.provisioner is not None:
             with contextlib.suppress(Exception):
-                # To many provisioners 0 means that there is no kernel, however it ended.
+                # For many provisioners 0 only means that there is no kernel, however it ended.
                 code = await self.manager.provisioner.poll() or None
         self.exit_code = code if type(code) is int else None
         return True
 
     def how(self) -> str:
-        """How it ended, in words."""
+        """Say how the kernel ended."""
         if self.exit_code is None:
             return "ended"
         with contextlib.suppress(ValueError):
@@ -77,25 +77,25 @@ class KernelProcess:
         return f"; it last wrote:\n{text}" if text else ""
 
     def _trim(self) -> None:
-        """Append-only: keep it from filling the disk."""
+        """Empty the log when it grows too long; the file is opened for appending."""
         if self._log is not None and self._log.seek(0, 2) > LOG:
             self._log.truncate(0)
 
     async def end(self, *, polite: bool) -> None:
-        """End the kernel, if it is there, and have everything cleaned up.
+        """End the kernel, if it runs, and clean up.
 
-        Politely only where it can hear: to a kernel that speaks otherwise (CURVE with one that
-        knows none) the manager's send blocks the whole event loop, for ever.
+        ``polite`` sends a shutdown request first. It needs a kernel that can receive it: if only
+        one end encrypts with CURVE, the manager's send blocks the whole event loop for ever.
         """
         manager = self.manager
         try:
             if manager.has_kernel:
                 polite = polite and await ensure_async(manager.is_alive())
                 await ensure_async(manager.shutdown_kernel(now=not polite))
-            elif manager.provisioner is not None:  # it has ended, or is between two processes
+            elif manager.provisioner is not None:  # the kernel has ended, or is being restarted
                 await ensure_async(manager.cleanup_resources())
         except BaseException:
-            # Cancelled while it was asked politely, or it would not listen.
+            # This was cancelled during the polite shutdown, or the shutdown failed.
             if self._process is not None:
                 self._process.kill()
             elif manager.has_kernel:

@@ -1,7 +1,7 @@
-"""How kernels differ from ipykernel, by their implementation.
+"""How other Python kernels differ from ipykernel.
 
-Rule: measured facts in one table, found by ``kernel_info``. What follows from a quirk is decided
-where it matters.
+Rule: measured facts in one table, looked up by ``kernel_info``. The code that a quirk affects
+decides what follows from it.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ from bridgehead._transports.dispatch import WINDOW
 
 @dataclass(frozen=True, slots=True)
 class Quirks:
-    """How a kernel must be treated."""
+    """The differences of one implementation."""
 
-    window: int = WINDOW  # requests that it may be sent before it has replied
+    window: int = WINDOW  # requests that may be in flight
     interruptible: bool = True
 
 
 ORDINARY = Quirks()
 UNUSUAL = {
-    # Of kernels built on xeus (0.19, measured): of two messages of some MiB that come together it
-    # reads one; SIGINT ends it, and an interrupt_request does nothing.
+    # Kernels built on xeus (0.19, measured): of two messages of some MiB that arrive together the
+    # kernel reads one. SIGINT ends the kernel, and an interrupt_request does nothing.
     "xeus": Quirks(window=1, interruptible=False),
 }
 
 
 def quirks_of(kernel_info: Mapping[str, Any]) -> Quirks:
-    """Return the quirks of the kernel that gave this ``kernel_info``."""
+    """Return the quirks of the kernel with this ``kernel_info``."""
     implementation = str(kernel_info.get("implementation"))
     return next((UNUSUAL[part] for part in UNUSUAL if part in implementation), ORDINARY)

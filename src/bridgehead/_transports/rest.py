@@ -1,8 +1,8 @@
-"""The kernels of a Jupyter server, by its REST interface.
+"""The REST interface of a Jupyter server.
 
-Rule: requests and their errors; messages to a kernel are the websocket's. The token is in a
-header, never in an address, which servers and proxies write into their logs. Whatever the server
-refuses is told as what to do about it.
+Rule: requests and their errors; ``websocket`` carries the messages to a kernel. The token is in a
+header, never in an address, because servers and proxies write addresses into their logs. Each
+error for a refused request says what to do about it.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ import httpx
 from bridgehead._errors import BridgeError, InsecureConnection, KernelNotFound, TransportError
 from bridgehead._transports.addresses import is_loopback
 
-CONNECT_WAIT = 10.0  # s; TLS to a port that speaks none is never answered
-ANSWER_WAIT = 20.0  # s for an answer; starting a kernel may take longer
+CONNECT_WAIT = 10.0  # s; a port without TLS never answers a TLS handshake
+ANSWER_WAIT = 20.0  # s for a response; starting a kernel may take longer
 STARTING = 120.0  # s
-LISTS = ("api/kernels", "api/sessions")  # which a server may keep to itself
+LISTS = ("api/kernels", "api/sessions")  # a server may refuse these with a valid token
 
 
 class ServerUnreachable(TransportError):
-    """The server cannot be reached now; it may come back."""
+    """The server cannot be reached now; a later attempt may succeed."""
 
 
 class Rest:
-    """One server, from the event loop that made it.
+    """The REST interface of one server. It belongs to the event loop that made it.
 
-    ``url`` ends with a slash; ``trusted`` is what its certificate is checked by.
+    ``url`` ends with a slash; ``trusted`` checks the server's certificate.
     """
 
     def __init__(self, url: str, token: str, trusted: ssl.SSLContext | None) -> None:
@@ -42,7 +42,7 @@ class Rest:
             headers=self.headers,
             timeout=httpx.Timeout(ANSWER_WAIT, connect=CONNECT_WAIT),
             verify=trusted if trusted is not None else True,
-            trust_env=not self.stays_here,  # a proxy would be elsewhere, and take the token along
+            trust_env=not self.stays_here,  # no proxy for this machine: it would get the token
         )
 
     async def __aenter__(self) -> Rest:
@@ -60,141 +60,145 @@ class Rest:
         await self._client.aclose()
 
     async def reach(self) -> None:
-        """Whether there is a Jupyter server at all.
+        """Check that a Jupyter server answers.
 
         Raises:
-            KernelNotFound: something else answers there.
+            KernelNotFound: something else answers at this address.
         """
         if "version" not in _object(await self._ask("GET", "api")):
-            raise KernelNotFound(f"what answers at {self.url} is no Jupyter server")
+            raise KernelNotFound(f"the server at {self.url} is not a Jupyter server")
 
     async def kernel(self, identity: str) -> Mapping[str, Any] | None:
-        """What the server says of a kernel; None if it has none of that id."""
-        answer = await self._ask("GET", f"api/kernels/{quote(identity, safe='')}")
-        if answer.status_code != 404:
-            return _object(answer)
-        if "message" not in _json(answer):  # a proxy's, whose server is away
-            raise ServerUnreachable(f"what answers at {self.url} knows no kernels: 404")
+        """Return the server's description of a kernel; None if the server has no such kernel."""
+        response = await self._ask("GET", f"api/kernels/{quote(identity, safe='')}")
+        if response.status_code != 404:
+            return _object(response)
+        if "message" not in _json(response):  # from a proxy that cannot reach its server
+            raise ServerUnreachable(f"the server at {self.url} knows no kernels: 404")
         return None
 
     async def kernels(self) -> list[Mapping[str, Any]]:
-        """All kernels; none where the server does not list them."""
-        answer = await self._ask("GET", "api/kernels")
-        found = _json(answer) if answer.status_code == 200 else []
+        """Return all kernels; none if the server does not list them."""
+        response = await self._ask("GET", "api/kernels")
+        found = _json(response) if response.status_code == 200 else []
         return [item for item in found if isinstance(item, dict)]
 
     async def sessions(self) -> list[Mapping[str, Any]]:
-        """What its kernels are for; none where it keeps no sessions, as a gateway may."""
-        answer = await self._ask("GET", "api/sessions")
-        found = _json(answer) if answer.status_code == 200 else []
+        """Return the server's sessions, which say what its kernels are for.
+
+        There are none if the server keeps no sessions, as some gateways do.
+        """
+        response = await self._ask("GET", "api/sessions")
+        found = _json(response) if response.status_code == 200 else []
         return [item for item in found if isinstance(item, dict)]
 
     async def start(self, name: str | None) -> str:
-        """Start a kernel, of the server's default kernelspec if None; gives its id.
+        """Start a kernel and return its id; without a name, of the server's default kernelspec.
 
         Raises:
             KernelNotFound: the server has no such kernelspec, or could not start it.
         """
-        asked = {} if name is None else {"name": name}
-        patience = httpx.Timeout(STARTING, connect=CONNECT_WAIT)
-        answer = await self._ask("POST", "api/kernels", json=asked, timeout=patience)
-        if answer.status_code not in (200, 201):
-            known = await self._ask("GET", "api/kernelspecs")
-            names = sorted(_object(known).get("kernelspecs", {})) if known.is_success else []
+        body = {} if name is None else {"name": name}
+        timeout = httpx.Timeout(STARTING, connect=CONNECT_WAIT)
+        response = await self._ask("POST", "api/kernels", json=body, timeout=timeout)
+        if response.status_code not in (200, 201):
+            specs = await self._ask("GET", "api/kernelspecs")
+            names = sorted(_object(specs).get("kernelspecs", {})) if specs.is_success else []
             listed = f"; it has: {', '.join(names)}" if names else ""
             raise KernelNotFound(
                 f"{self.url} could not start a kernel{f' named {name!r}' if name else ''}: "
-                f"{_said(answer)}{listed}"
+                f"{_reason(response)}{listed}"
             )
-        return str(_object(answer)["id"])
+        return str(_object(response)["id"])
 
     async def ask_kernel(self, identity: str, action: str, timeout: float = ANSWER_WAIT) -> None:
         """Have a kernel interrupted or restarted."""
         path = f"api/kernels/{quote(identity, safe='')}/{action}"
-        answer = await self._ask("POST", path, timeout=timeout)
-        if not answer.is_success:
-            raise TransportError(f"{self.url} did not {action} the kernel: {_said(answer)}")
+        response = await self._ask("POST", path, timeout=timeout)
+        if not response.is_success:
+            raise TransportError(f"{self.url} did not {action} the kernel: {_reason(response)}")
 
     async def end(self, identity: str) -> None:
-        """End a kernel; one that is gone already is no error."""
-        answer = await self._ask("DELETE", f"api/kernels/{quote(identity, safe='')}")
-        if not answer.is_success and answer.status_code != 404:
-            raise TransportError(f"{self.url} did not end the kernel: {_said(answer)}")
+        """End a kernel; a kernel that has ended already is no error."""
+        response = await self._ask("DELETE", f"api/kernels/{quote(identity, safe='')}")
+        if not response.is_success and response.status_code != 404:
+            raise TransportError(f"{self.url} did not end the kernel: {_reason(response)}")
 
     async def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Raises what has nothing to do with a kernel: no server, a wrong token, a wrong address.
+        """Send a request and raise errors that concern no kernel.
 
-        A page that is not the API's is a wrong address, or a login page that is in the way.
+        These are: no server, a wrong token, a wrong address. A page that is not part of the API
+        means a wrong address, or a login page.
         """
         try:
-            answer = await self._client.request(method, self.url + path, **options)
+            response = await self._client.request(method, self.url + path, **options)
         except httpx.TransportError as error:
             raise unreachable(self.url, error) from error
         except (httpx.InvalidURL, httpx.HTTPError, ValueError) as error:
-            raise KernelNotFound(f"{self.url} is no address of a server: {error}") from error
-        if answer.status_code in (401, 403) and path not in LISTS:
-            raise self.refused(_said(answer))
-        if answer.status_code in (401, 403) and method == "POST":
-            # Where the token is wrong, a server complains of a missing _xsrf argument instead.
-            raise self.refused(_said(answer))
-        if answer.is_redirect:
+            raise KernelNotFound(f"{self.url} is not the address of a server: {error}") from error
+        if response.status_code in (401, 403) and path not in LISTS:
+            raise self.refused(_reason(response))
+        if response.status_code in (401, 403) and method == "POST":
+            # With a wrong token, a server reports a missing _xsrf argument instead.
+            raise self.refused(_reason(response))
+        if response.is_redirect:
             raise KernelNotFound(
-                f"{self.url} leads to {answer.headers.get('location', 'another page')}: a login "
-                "page, or the server has another address; a token of yours would be let through"
+                f"{self.url} redirects to {response.headers.get('location', 'another page')}: a "
+                "login page, or the server has another address; pass token= to avoid the login"
             )
-        return answer
+        return response
 
-    def refused(self, said: str) -> KernelNotFound:
-        """The error for a token that is missing or wrong."""
+    def refused(self, reason: str) -> KernelNotFound:
+        """Make the error for a token that is missing or wrong."""
         if self.token:
             return KernelNotFound(
-                f"{self.url} refuses the token ({said}); `jupyter server list` shows the right "
-                "one where it runs, or it is in the address that the server printed"
+                f"{self.url} refuses the token ({reason}); run `jupyter server list` on the "
+                "server's machine, or copy the address that the server printed"
             )
         return KernelNotFound(
-            f"{self.url} wants a token ({said}): pass token=, or set JUPYTER_TOKEN; "
-            "`jupyter server list` shows it where the server runs"
+            f"{self.url} wants a token ({reason}); pass token=, or set JUPYTER_TOKEN: "
+            "`jupyter server list` shows it on the server's machine"
         )
 
 
 def unreachable(url: str, error: Exception) -> BridgeError:
-    """Why there is no connection, and what to do about it."""
+    """Make the error that says why there is no connection, and what to do about it."""
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
         chain.append(cause)
     for one in chain:
         if isinstance(one, ssl.SSLCertVerificationError):
             return InsecureConnection(
-                f"the certificate of {url} is none that this machine trusts "
-                f"({one.verify_message}); ssl= takes the file of the authority that signed it"
+                f"this machine does not trust the certificate of {url} ({one.verify_message}); "
+                "pass ssl= with the file of the authority that signed it"
             )
         if isinstance(one, ssl.SSLError):
-            return KernelNotFound(f"{url} does not speak TLS; is it http://?")
+            return KernelNotFound(f"{url} does not use TLS; try http://")
     if isinstance(error, (httpx.RemoteProtocolError, httpx.ReadError)) and url[:5] == "http:":
-        return ServerUnreachable(f"{url} hung up; is it https://?")
-    return ServerUnreachable(f"nothing answers at {url}: {str(error) or type(error).__name__}")
+        return ServerUnreachable(f"{url} closed the connection; try https://")
+    return ServerUnreachable(f"no server answers at {url}: {str(error) or type(error).__name__}")
 
 
-def _json(answer: httpx.Response) -> Any:
-    """What is in an answer; nothing where it is no JSON of Jupyter's."""
+def _json(response: httpx.Response) -> Any:
+    """Return the JSON object or list of a response; an empty list if there is none."""
     try:
-        found = answer.json()
+        found = response.json()
     except ValueError:
         return []
     return found if isinstance(found, (dict, list)) else []
 
 
-def _object(answer: httpx.Response) -> Mapping[str, Any]:
-    found = _json(answer)
-    if not isinstance(found, dict) or not answer.is_success:
+def _object(response: httpx.Response) -> Mapping[str, Any]:
+    found = _json(response)
+    if not isinstance(found, dict) or not response.is_success:
         raise KernelNotFound(
-            f"{answer.url} is no Jupyter server's: it answers {_said(answer)}. A server below a "
-            "path needs it in its address, as in http://host/user/me"
+            f"{response.url} belongs to no Jupyter server: it answers {_reason(response)}. If the "
+            "server is below a path, pass that path, too, as in http://host/user/me"
         )
     return found
 
 
-def _said(answer: httpx.Response) -> str:
-    told = _json(answer)
-    words = told.get("message") if isinstance(told, dict) else None
-    return f"{answer.status_code} {words or answer.reason_phrase}"
+def _reason(response: httpx.Response) -> str:
+    body = _json(response)
+    text = body.get("message") if isinstance(body, dict) else None
+    return f"{response.status_code} {text or response.reason_phrase}"

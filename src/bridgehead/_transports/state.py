@@ -1,7 +1,7 @@
-"""The kernel's life, and who waits for it.
+"""The state of one kernel, and the futures waiting for it.
 
-Rule: in which state a kernel is, why it is gone or silent, and who hears of that. How a transport
-notices that a kernel is gone does not belong here.
+Rule: which state a kernel is in, why it is lost or unresponsive, and which waiters hear of it. How
+a transport notices that a kernel is lost does not belong here.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from typing import Any, Protocol
 from bridgehead._errors import BridgeError
 from bridgehead._transports.tasks import retrieve_exception, waited
 
-STATES = ("starting", "busy", "idle")  # of those that a bridge is in, what a kernel may say
-SILENCE = 5.0  # s without a heartbeat; one missed beat of 1 s is no more than a loaded machine
-EXPLAINED_IN = 3.0  # s after which it is known whether a kernel that hung up died or restarted
+STATES = ("starting", "busy", "idle")  # states that a kernel may report of itself
+SILENCE = 5.0  # s without a heartbeat; a loaded machine alone can miss one beat of 1 s
+EXPLAINED_IN = 3.0  # s until it is known whether a disconnected kernel died or restarted
 
 
 class Subscriber(Protocol):
-    """Who is told what the loader sends by itself."""
+    """Receives the updates that the remote part sends without a request."""
 
     def feed(self, content: dict[str, Any], buffers: list[Any]) -> None: ...
 
@@ -38,29 +38,29 @@ class SideChannel(Protocol):
 
 
 class KernelState:
-    """The state of one kernel, as far as its messages show it."""
+    """The state of one kernel, as far as its messages and connections show it."""
 
     def __init__(self) -> None:
-        self.generation: int = 0  # grows whenever another kernel may be there
+        self.generation: int = 0  # grows whenever the kernel's process may be another one
         self.state: str = "starting"
-        self.shut_down: bool = False  # somebody asked the kernel to end
-        self.listeners: dict[str, Subscriber] = {}  # for what comes without being asked, by id
+        self.shut_down: bool = False  # a client asked the kernel to shut down
+        self.listeners: dict[str, Subscriber] = {}  # for messages without a request, by id
         self.side_channel: SideChannel | None = None
         self._waiters: set[asyncio.Future[Any]] = set()
         self._lost_error: Callable[[], BridgeError] | None = None
         self._unresponsive_error: Callable[[], BridgeError] | None = None
-        self._heard = asyncio.Event()
+        self._no_longer_unresponsive = asyncio.Event()
 
-    # ------------------------------------------------------------ for those who wait
+    # ------------------------------------------------------------ for waiters
 
     def waiter(self) -> asyncio.Future[Any]:
-        """A future that fails when the kernel goes, or the way to it."""
+        """Return a future that fails when the kernel or the connection to it is lost."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        future.add_done_callback(self._kept)
+        future.add_done_callback(self._forget)
         self._waiters.add(future)
         return future
 
-    def _kept(self, waiter: asyncio.Future[Any]) -> None:
+    def _forget(self, waiter: asyncio.Future[Any]) -> None:
         self._waiters.discard(waiter)
         retrieve_exception(waiter)
 
@@ -70,16 +70,16 @@ class KernelState:
             raise self._lost_error()
 
     async def explained(self) -> None:
-        """The connection is down: why is known in a moment, and raised here."""
+        """Wait until the transport knows why the connection is down, and raise that error."""
         async with waited(EXPLAINED_IN):
             await self.waiter()
 
     async def answering(self) -> None:
-        """Wait a while for a kernel that is silent; raise if it stays so, or is gone."""
+        """Wait a while for an unresponsive kernel; raise if it stays unresponsive, or is lost."""
         self.check()
         if self._unresponsive_error is not None:
             async with waited(SILENCE):
-                await self._heard.wait()
+                await self._no_longer_unresponsive.wait()
         self.check()
         if self._unresponsive_error is not None:
             raise self._unresponsive_error()
@@ -95,45 +95,46 @@ class KernelState:
         return self._unresponsive_error is not None
 
     @property
-    def waited_for(self) -> bool:
-        """Whether anybody waits for this kernel."""
+    def has_waiters(self) -> bool:
+        """Whether a caller waits for this kernel."""
         side_channel = self.side_channel is not None and self.side_channel.at_work
         return bool(self._waiters) or side_channel
 
     # ------------------------------------------------------------ for the transport
 
     def connection_lost(self, why: Callable[[], BridgeError], state: str) -> None:
-        """The kernel, or the way to it, is no more: tell everybody who waits."""
+        """Record that the kernel or the connection to it is lost, and fail every waiter."""
         self.generation += 1
         self._lost_error, self._unresponsive_error, self.state = why, None, state
-        self._heard.set()
-        self._tell(why)
+        self._no_longer_unresponsive.set()
+        self._fail_waiters(why)
         for listener in list(self.listeners.values()):
             listener.end()
 
     def connection_made(self) -> None:
-        """A kernel answers again."""
+        """Record that a kernel answers again."""
         if self.state != "closed":
             self._lost_error, self._unresponsive_error, self.state = None, None, "idle"
             self.shut_down = False
 
     def unresponsive(self, why: Callable[[], BridgeError]) -> None:
-        """The kernel shows no sign of life: fail every waiter; ``responsive`` may follow.
+        """Record that the kernel shows no sign of life, and fail every waiter.
 
-        What is in flight stays in the dispatcher's table: it may run yet, and its reply come late.
+        Requests in flight stay in the dispatcher's table: they may still run, and their replies
+        may arrive late. ``responsive`` may follow.
         """
         if self._lost_error is None and self._unresponsive_error is None:
             self._unresponsive_error, self.state = why, "unresponsive"
-            self._heard.clear()
-            self._tell(why)
+            self._no_longer_unresponsive.clear()
+            self._fail_waiters(why)
 
     def responsive(self) -> None:
-        """The kernel, silent for a while, shows a sign of life."""
+        """Record a sign of life from the kernel, which may have been unresponsive."""
         if self._unresponsive_error is not None:
-            self._unresponsive_error, self.state = None, "busy"  # iopub tells when it is idle
-            self._heard.set()
+            self._unresponsive_error, self.state = None, "busy"  # iopub reports when it is idle
+            self._no_longer_unresponsive.set()
 
-    def _tell(self, why: Callable[[], BridgeError]) -> None:
+    def _fail_waiters(self, why: Callable[[], BridgeError]) -> None:
         for waiter in list(self._waiters):
             if not waiter.done():
                 waiter.set_exception(why())

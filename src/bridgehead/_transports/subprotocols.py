@@ -1,9 +1,9 @@
-"""A Jupyter message as one websocket message, in either of the two ways that servers know.
+"""The two ways to pack a Jupyter message into a websocket message.
 
-Rule: sans-IO, bytes in and out. ``v1`` is what Jupyter Server negotiates where both sides can:
-offsets and parts as they are. In ``legacy``, what servers that proxy to others are left with,
-a message without buffers is JSON text, and one with buffers a JSON part and the buffers behind
-a table of offsets.
+Rule: sans-I/O, bytes in and out. Jupyter Server negotiates ``v1`` if both ends know it: a table of
+offsets, then the parts as they are. Servers that proxy to others only know ``legacy``: a message
+without buffers is JSON text; a message with buffers is a table of offsets, then a JSON part and
+the buffers.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class Subprotocol:
     """How messages are packed.
 
     Attributes:
-        pack: of a channel, a message and its buffers.
-        unpack: gives the channel, and the message with ``buffers`` as memoryviews; raises
-            ``ProtocolError`` for what is none.
+        pack: takes a channel, a message and its buffers, and returns the websocket message.
+        unpack: returns the channel, and the message with ``buffers`` as memoryviews; raises
+            ``ProtocolError`` for data that is not a message.
     """
 
     pack: Callable[[str, Message, Sequence[Any]], bytes | str]
@@ -46,18 +46,18 @@ def _pack_v1(channel: str, message: Message, buffers: Sequence[Any]) -> bytes:
 
 def _unpack_v1(data: bytes | str) -> tuple[str, Message]:
     if isinstance(data, str):
-        raise ProtocolError("a text message, where the server had agreed on binary ones")
+        raise ProtocolError("the message is text, although the server agreed to binary messages")
     try:
         (count,) = struct.unpack_from("<Q", data)
         if not len(PARTS) + 2 <= count <= len(data) // 8:
-            raise ProtocolError(f"a message of {count} parts")
+            raise ProtocolError(f"the message claims to have {count} parts")
         offsets = struct.unpack_from(f"<{count}Q", data, 8)
         channel, *views = _cut(memoryview(data), offsets)
         texts = (bytes(view) for view in views[: len(PARTS)])
         message = dict(zip(PARTS, map(_object, texts), strict=True))
         return str(channel, "utf-8"), {**message, "buffers": views[len(PARTS) :]}
     except (struct.error, ValueError, RecursionError) as error:
-        raise ProtocolError(f"no Jupyter message: {error}") from error
+        raise ProtocolError(f"this is not a Jupyter message: {error}") from error
 
 
 def _pack_legacy(channel: str, message: Message, buffers: Sequence[Any]) -> bytes | str:
@@ -76,14 +76,14 @@ def _unpack_legacy(data: bytes | str) -> tuple[str, Message]:
         else:
             (count,) = struct.unpack_from("!I", data)
             if not 1 <= count <= len(data) // 4:
-                raise ProtocolError(f"a message of {count} parts")
+                raise ProtocolError(f"the message claims to have {count} parts")
             offsets = struct.unpack_from(f"!{count}I", data, 4)
             text, *views = _cut(memoryview(data), (*offsets, len(data)))
             message = _object(bytes(text))
     except (struct.error, ValueError, RecursionError) as error:
-        raise ProtocolError(f"no Jupyter message: {error}") from error
+        raise ProtocolError(f"this is not a Jupyter message: {error}") from error
     if not all(isinstance(message.get(part), dict) for part in PARTS):
-        raise ProtocolError("a message that lacks one of its parts")
+        raise ProtocolError("the message lacks one of its parts")
     return str(message.get("channel")), {**message, "buffers": views}
 
 
@@ -92,20 +92,20 @@ def _views(buffers: Sequence[Any]) -> list[memoryview]:
 
 
 def _offsets(views: Sequence[memoryview], at: int) -> Iterator[int]:
-    """Where each begins, the first of them at ``at``, and where the last ends."""
+    """Yield where each view begins, the first one at ``at``, and where the last one ends."""
     return itertools.accumulate((view.nbytes for view in views), initial=at)
 
 
 def _cut(data: memoryview, offsets: Sequence[int]) -> list[memoryview]:
     if list(offsets) != sorted(offsets) or offsets[-1] > data.nbytes:
-        raise ProtocolError("a message whose parts are not in it")
+        raise ProtocolError("the message's offsets lead outside the message")
     return [data[start:stop] for start, stop in itertools.pairwise(offsets)]
 
 
 def _object(text: str | bytes) -> Message:
     found = json.loads(text)
     if not isinstance(found, dict):
-        raise ProtocolError("a part of a message that is no JSON object")
+        raise ProtocolError("a part of the message is not a JSON object")
     return found
 
 

@@ -1,6 +1,6 @@
-"""Tasks, and waiting for them.
+"""Helpers for asyncio tasks and for waiting.
 
-Rule: futures and tasks of asyncio; nothing of kernels is known here.
+Rule: futures and tasks of asyncio. This module knows nothing of kernels.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Tasks:
         self._running: set[asyncio.Task[Any]] = set()
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        """Run a coroutine, until it ends or ``cancel`` is called."""
+        """Run a coroutine until it ends or ``cancel`` is called."""
         task = asyncio.get_running_loop().create_task(work)
         self._running.add(task)
         task.add_done_callback(self._running.discard)
@@ -38,18 +38,19 @@ class Tasks:
 
 @contextlib.asynccontextmanager
 async def waited(seconds: float) -> AsyncIterator[None]:
-    """Leave the block after so many seconds, without an error."""
+    """Leave the block after this many seconds, without an error."""
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             yield
 
 
 async def finish(work: Awaitable[None]) -> None:
-    """Run what must not be left half done, whoever cancels whom meanwhile."""
+    """Run a coroutine to its end, even if the caller is cancelled; raise the cancel afterwards."""
     running = asyncio.ensure_future(work)
     cancelled = False
     shield: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
-    if "anyio" in sys.modules:  # else no scope of its is around this, and importing it takes 8 ms
+    # Without anyio loaded, no scope of anyio can cancel this; importing it takes 8 ms.
+    if "anyio" in sys.modules:
         import anyio
 
         shield = anyio.CancelScope(shield=True)
@@ -65,6 +66,9 @@ async def finish(work: Awaitable[None]) -> None:
 
 
 def retrieve_exception(done: asyncio.Future[Any]) -> None:
-    """Whoever waits for it is told; nobody has to, or may have given up: not "never retrieved"."""
+    """Keep asyncio from logging "exception was never retrieved".
+
+    The waiter gets the exception, if there is one. There may be no waiter, or it was cancelled.
+    """
     if not done.cancelled():
         done.exception()

@@ -1,19 +1,21 @@
-"""Messages to a kernel behind a Jupyter server, over one websocket.
+"""Messages to a kernel behind a Jupyter server.
 
-Rule: the connection, made again for as long as there is a kernel at its other end; what the
-server itself is asked is ``rest``'s, and how a message is packed ``subprotocols``'.
+Rule: one websocket, connected again for as long as the server has the kernel. Requests to the
+server itself belong to ``rest``, the packing of messages to ``subprotocols``.
 
 Facts this file rests on, measured with Jupyter Server 2.21 and Kernel Gateway 3.0:
 
-- The server takes messages of 10 MiB at most, and closes the connection with 1009 beyond;
-  pieces of 8 MiB pass.
-- What a kernel answers while nobody is connected is kept and sent later only for the session
-  that was there last, alone; else it is lost. So whatever the loader does once, however
-  often it comes, is sent again; of a cell only a later reply proves that its own is lost.
+- The server accepts messages of 10 MiB at most, and closes the connection with 1009 beyond that;
+  chunks of 8 MiB pass.
+- A kernel may reply while no client is connected. The server keeps these replies for the session
+  that was connected last, if that was the only one; otherwise they are lost. So a request that the
+  remote part runs once, however often it arrives, is sent again. For a cell, only a later reply
+  proves that the cell's own reply is lost.
 - A server that passes messages on to another one negotiates no subprotocol, and a binary message
-  silently ends its own connection there: whether one passes is tried on another connection.
-- No heartbeat reaches the near side, and nothing pending fails when the kernel dies. The control
-  channel answers beside a running cell, and each process of a kernel has a session of its own.
+  silently ends its connection to that other server. So another connection tries whether a binary
+  message passes.
+- No heartbeat reaches the client, and no pending request fails when the kernel dies. The control
+  channel answers while a cell runs, and each process of a kernel has a session of its own.
 """
 
 from __future__ import annotations
@@ -45,27 +47,27 @@ from bridgehead._transports.rest import Rest, ServerUnreachable, unreachable
 from bridgehead._transports.subprotocols import BINARY, LEGACY, V1, Subprotocol
 from bridgehead._transports.tasks import waited
 
-CHUNK = 8 << 20  # bytes of frames in a message to the kernel; a server takes 10 MiB
-BACK = 4 << 20  # and back: 256 MB took 0.75 s in pieces of 4 MiB, 1.1 s in pieces of 8
-PULSE_EVERY = 1.0  # s between two questions to the control channel, while somebody waits
-PAUSES = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)  # s before another connection is tried; then the last
-RECONNECT_WITHIN = 30.0  # s after which whoever waits is told; tried it is for ever
+CHUNK = 8 << 20  # bytes of frames in a message to the kernel; a server accepts 10 MiB
+CHUNK_BACK = 4 << 20  # from the kernel: 256 MB took 0.75 s in chunks of 4 MiB, 1.1 s in 8 MiB
+PULSE_EVERY = 1.0  # s between two questions to the control channel, while a caller waits
+PAUSES = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)  # s before each attempt to connect again; then the last
+RECONNECT_WITHIN = 30.0  # s until waiters get an error; the attempts go on for ever
 ANSWER_EVERY = 0.5  # s between two questions to a kernel that is starting
-PROBE_WAIT = 3.0  # s for a binary message to be answered, on a connection of its own
+PROBE_WAIT = 3.0  # s for the reply to a binary message, on a separate connection
 OPEN_WAIT = 60.0  # s; the server waits for a kernel that is starting
 CLOSE_WAIT = 2.0  # s for the server to close the connection, too
-STILL = 40  # looks, one each second, after which a connection on which no byte moves is broken
-YIELD_EVERY = 16  # messages after which the reader lets others run
-QUICK: int | None = getattr(sockets, "TCP_QUICKACK", None)
-TOO_BIG = 1009  # the code with which a server closes the connection on a message it won't take
+STILL = 40  # checks, one each second, until a connection on which no byte moves is aborted
+YIELD_EVERY = 16  # messages after which the reader lets other tasks run
+QUICK_ACK: int | None = getattr(sockets, "TCP_QUICKACK", None)
+TOO_BIG = 1009  # the close code of a server that refuses a message because of its size
 
 
 log = logging.getLogger("bridgehead.websocket")
-log.setLevel(logging.INFO)  # below, websockets writes the token into it
+log.setLevel(logging.INFO)  # at DEBUG, websockets logs the token
 
 
 class _CountingConnection(ClientConnection):
-    """Counts what arrives: a message that takes a minute is a sign of life all along."""
+    """Counts arrivals of data: a message that takes a minute is a sign of life all the time."""
 
     arrivals = 0
 
@@ -75,20 +77,20 @@ class _CountingConnection(ClientConnection):
 
 
 class _ConnectWithoutRedirects(connect):
-    """As ``rest`` does, it goes nowhere else than it was told to."""
+    """Follows no redirects, as ``rest`` does not: they would take the token elsewhere."""
 
     def process_redirect(self, exc: Exception) -> Exception | str:
         return exc
 
 
 class WebsocketTransport(Transport):
-    """A kernel of a server; ``owned`` says that closing ends it."""
+    """A kernel of a server. With ``owned``, closing ends the kernel."""
 
     name = "websocket"
-    ours = False  # the server's machine may be another one, and what is behind it as well
+    ours = False  # the server, or the kernel behind it, may run on another machine
     direct = False
     resumable = True
-    max_send, max_receive = CHUNK, BACK
+    max_send, max_receive = CHUNK, CHUNK_BACK
 
     def __init__(self, rest: Rest, kernel_id: str, *, owned: bool) -> None:
         super().__init__()
@@ -98,12 +100,12 @@ class WebsocketTransport(Transport):
         if rest.stays_here:
             self.digest = "crc32"
         self._session = uuid.uuid4().hex
-        self._way = BINARY
+        self._subprotocol = BINARY
         self._socket: _CountingConnection | None = None
-        self._absent = False  # the process is gone, and another one on its way
-        self._changed = asyncio.Event()  # whether a message can be sent; made anew each time
-        self._parked: set[str] = set()  # messages that wait for a connection
-        self._process: str | None = None  # the session of the kernel's process
+        self._absent = False  # the process has ended, and the server starts another one
+        self._changed = asyncio.Event()  # set, and replaced, when sending may be possible again
+        self._parked: set[str] = set()  # ids of messages that wait for a connection
+        self._process: str | None = None  # the session id of the kernel's process
         self._asking: asyncio.Task[None] | None = None
         self._restarting = False
 
@@ -114,17 +116,18 @@ class WebsocketTransport(Transport):
 
         Raises:
             KernelNotFound: the server has no such kernel, or it does not answer.
-            BridgeError: what is wrong with the server, or the way to it.
+            BridgeError: the server, or the connection to it, has a fault.
         """
         try:
             async with asyncio.timeout(timeout):
                 self._socket = await self._connect(self._session)
-                self._way = _way_of(self._socket)
-                self.spawn(self._live(self._socket))
+                self._subprotocol = _subprotocol_of(self._socket)
+                self.spawn(self._run(self._socket))
                 await self._until_it_answers()
-                if self._way is LEGACY:  # only now is it known that silence means no
+                if self._subprotocol is LEGACY:
+                    # The kernel answers by now, so no reply means that the message did not pass.
                     self.binary = await self._passes_binary()
-                self.life.state = "busy"  # until it answers on shell, where cells take their turn
+                self.life.state = "busy"  # until it answers on shell, behind any running cell
                 self.spawn(self._pulse())
         except TimeoutError:
             raise KernelNotFound(
@@ -133,11 +136,11 @@ class WebsocketTransport(Transport):
             ) from None
 
     async def _connect(self, session: str) -> _CountingConnection:
-        """One connection; raises ``ServerUnreachable`` where a later attempt may succeed."""
-        where = self.url.replace("http", "ws", 1)
-        address = f"{where}api/kernels/{quote(self.kernel_id, safe='')}/channels"
+        """Connect once; raise ``ServerUnreachable`` if a later attempt may succeed."""
+        server = self.url.replace("http", "ws", 1)
+        address = f"{server}api/kernels/{quote(self.kernel_id, safe='')}/channels"
         try:
-            made = await _ConnectWithoutRedirects(
+            connection = await _ConnectWithoutRedirects(
                 f"{address}?session_id={session}",
                 additional_headers=self.rest.headers,
                 subprotocols=[V1],  # type: ignore[list-item]
@@ -145,23 +148,25 @@ class WebsocketTransport(Transport):
                 proxy=None if self.rest.stays_here else True,
                 logger=log,
                 create_connection=_CountingConnection,
-                ping_timeout=None,  # see _break_if_still
-                compression=None,  # it takes longer than sending, measured
+                ping_timeout=None,  # see _abort_if_still
+                compression=None,  # takes longer than sending uncompressed (measured)
                 max_size=None,
                 open_timeout=OPEN_WAIT,
                 close_timeout=CLOSE_WAIT,
             )
-            assert isinstance(made, _CountingConnection)
-            return made
+            assert isinstance(connection, _CountingConnection)
+            return connection
         except InvalidStatus as error:
             status = error.response.status_code
             if status in (401, 403):
                 raise self.rest.refused(str(status)) from None
             if status == 404:
                 raise self._unknown() from None
-            raise ServerUnreachable(f"{address} answers {status} to a websocket") from None
+            raise ServerUnreachable(
+                f"{address} refuses a websocket with status {status}; try again later"
+            ) from None
         except InvalidURI as error:
-            raise KernelNotFound(f"{address} is no address: {error}") from error
+            raise KernelNotFound(f"{address} is not a valid address: {error}") from error
         except (OSError, EOFError, TimeoutError, WebSocketException) as error:
             raise unreachable(self.url, error) from error
 
@@ -169,28 +174,28 @@ class WebsocketTransport(Transport):
         return KernelNotFound(f"{self.url} has no kernel {self.kernel_id} (any more)")
 
     async def _passes_binary(self) -> bool:
-        """Whether a binary message is answered, on a connection that nobody else needs."""
+        """Return whether a binary message gets a reply; a separate connection tries it."""
         probe = await self._connect(uuid.uuid4().hex)
         try:
-            asked = self.message("kernel_info_request", {})
+            request = self.message("kernel_info_request", {})
             async with asyncio.timeout(PROBE_WAIT):
-                await probe.send(self._way.pack("control", asked, [b"\0"]))
+                await probe.send(self._subprotocol.pack("control", request, [b"\0"]))
                 while True:
-                    _, message = self._way.unpack(await probe.recv())
-                    if message["parent_header"].get("msg_id") == asked["header"]["msg_id"]:
+                    _, message = self._subprotocol.unpack(await probe.recv())
+                    if message["parent_header"].get("msg_id") == request["header"]["msg_id"]:
                         return True
         except (TimeoutError, ConnectionClosed, BridgeError):
             return False
         finally:
-            await _closed(probe)
+            await _close(probe)
 
     async def close(self) -> None:
         await super().close()
         try:
             if self._socket is not None:
-                await _closed(self._socket)
+                await _close(self._socket)
             if self.owned:
-                # Whoever closes can do nothing about a server that went before.
+                # The caller can do nothing about a server that has ended before.
                 with contextlib.suppress(ServerUnreachable):
                     await self.rest.end(self.kernel_id)
         finally:
@@ -219,30 +224,30 @@ class WebsocketTransport(Transport):
             if generation != self.life.generation:
                 self.life.check()
                 raise KernelRestarted("the kernel's process was replaced; nothing was sent")
-        data = self._way.pack(channel, message, buffers)
+        data = self._subprotocol.pack(channel, message, buffers)
         if identity in self.dispatcher.pending:
             self.dispatcher.pending[identity].nbytes = len(data)
-        # What a broken connection took along is told, or sent again, when there is another.
+        # If the connection breaks, ``_resume`` repeats or inquires on the next connection.
         with contextlib.suppress(ConnectionClosed):
             await socket.send(data)
 
-    async def _live(self, socket: _CountingConnection) -> None:
-        """Read for as long as the transport lives, from one connection after the other."""
+    async def _run(self, socket: _CountingConnection) -> None:
+        """Read from one connection after another, for as long as the transport lives."""
         while True:
-            guard = self.spawn(_break_if_still(socket))
+            guard = self.spawn(_abort_if_still(socket))
             await self._read(socket)
             guard.cancel()
-            lost = self._cut(socket.close_code)
+            lost = self._disconnected(socket.close_code)
             another = await self._reconnect(_why(socket))
             if another is None:
                 return
             self._socket = socket = another
-            self._way = _way_of(socket)
-            self._tell_change()
+            self._subprotocol = _subprotocol_of(socket)
+            self._wake_senders()
             self.spawn(self._resume(lost))
 
     async def _read(self, socket: _CountingConnection) -> None:
-        """Take what arrives, until the connection is closed."""
+        """Handle the messages that arrive, until the connection is closed."""
         count = 0
         while True:
             try:
@@ -251,90 +256,88 @@ class WebsocketTransport(Transport):
             except ConnectionClosed:
                 return
             try:
-                self._take(*self._way.unpack(data))
+                self._handle(*self._subprotocol.unpack(data))
             except Exception:  # noqa: BLE001
-                # A damaged or unknown message hurts nobody but its own request.
+                # A damaged or unknown message must only harm its own request.
                 self.bad += 1
             count += 1
             if count % YIELD_EVERY == 0:
                 await asyncio.sleep(0)
 
-    def _take(self, channel: str, message: dict[str, Any]) -> None:
+    def _handle(self, channel: str, message: dict[str, Any]) -> None:
         header, content = message["header"], message["content"]
         if channel == "control" and header["msg_type"] == "kernel_info_reply":
-            self._answers(str(header.get("session")))
+            self._kernel_answered(str(header.get("session")))
         elif channel == "shell" and header["msg_type"].endswith("_reply"):
-            self._served(str(header.get("session")), message["parent_header"].get("msg_id"))
+            self._reply_arrived(str(header.get("session")), message["parent_header"].get("msg_id"))
         elif header["msg_type"] == "status" and not self._restarting:
             if content.get("execution_state") == "restarting":
-                words = "the kernel's process died, and the server started another"
-                self._replaced(words)
+                self._replaced("the kernel's process died, and the server started another")
             elif content.get("execution_state") == "dead":
-                self._lost(self._death("it died, and was not to be restarted"), "dead")
+                self._lost(self._death("it died, and the server does not restart it"), "dead")
         self.dispatcher.received(channel, message)
 
     # ------------------------------------------------------------ a connection that breaks
 
-    def _cut(self, code: int | None) -> list[Pending]:
-        """The connection is down; gives the requests that went with it."""
+    def _disconnected(self, code: int | None) -> list[Pending]:
+        """Record that the connection is down, and return the requests that were sent over it."""
         self._socket = None
         lost = [one for one in self.dispatcher.pending.values() if one.id not in self._parked]
         for pending in lost:
             pending.cut = pending.repeatable
         if code == TOO_BIG and lost:
-            # The limit is the server's secret: only of the largest it is sure that it was beyond,
-            # and that it did not run.
-            max_send = max(lost, key=lambda pending: pending.nbytes)
-            self.dispatcher.settle(max_send.id, self._too_big(max_send.nbytes))
+            # The server does not say its limit. Only the largest message is certain to be over
+            # it, and certain not to have run.
+            largest = max(lost, key=lambda pending: pending.nbytes)
+            self.dispatcher.settle(largest.id, self._too_big(largest.nbytes))
         return lost
 
     def _too_big(self, nbytes: int) -> PayloadTooLarge:
         return PayloadTooLarge(
-            f"{self.url} takes no message of {nbytes:,} bytes, and closed the connection; "
-            "push data instead of writing it into a cell, take lane='inline', whose messages are "
+            f"{self.url} refused a message of {nbytes:,} bytes and closed the connection; "
+            "push data instead of writing it into a cell, use lane='inline', whose messages are "
             "smaller, or have the server started with a larger websocket_max_message_size in its "
             "ServerApp.tornado_settings",
             bytes=nbytes,
         )
 
     async def _reconnect(self, why: str) -> _CountingConnection | None:
-        """The next connection, however long it takes; whoever waits is told after a while.
+        """Connect again, however long it takes; report to waiters after a while.
 
-        None when there is no kernel any more.
+        Returns None if the server has no such kernel any more.
         """
         started = asyncio.get_running_loop().time()
         pauses = iter(PAUSES)
         while True:
             await asyncio.sleep(next(pauses, PAUSES[-1]))
-            words = ""
             try:
                 if await self.rest.kernel(self.kernel_id) is not None:
                     return await self._connect(self._session)
-                self.connection_lost(self._death("the server has it no more"), "dead")
+                self.connection_lost(self._death("the server no longer has it"), "dead")
                 return None
-            except Exception as error:  # noqa: BLE001 - whatever it is: nobody else would read on
-                words = str(error) or type(error).__name__
+            except Exception as error:  # noqa: BLE001 - any error: this task must go on reading
+                reason = str(error) or type(error).__name__
             elapsed = asyncio.get_running_loop().time() - started
             if elapsed > RECONNECT_WITHIN and not self.life.is_lost:
-                self.connection_lost(self._unreachable(why, words), "dead")
+                self.connection_lost(self._unreachable(why, reason), "dead")
 
-    def _unreachable(self, why: str, words: str) -> Callable[[], BridgeError]:
+    def _unreachable(self, why: str, reason: str) -> Callable[[], BridgeError]:
         return lambda: TransportError(
-            f"the connection to {self.url} {why}, and there is none again for "
-            f"{RECONNECT_WITHIN:g} s: {words}. The bridge goes on when there is"
+            f"the connection to {self.url} {why}, and a new one has failed for "
+            f"{RECONNECT_WITHIN:g} s: {reason}. The bridge goes on when the server answers again"
         )
 
     async def _resume(self, lost: Sequence[Pending]) -> None:
-        """Which process answers? Then what the old connection took along is asked again."""
+        """Wait until a process answers, then handle the requests of the broken connection."""
         await self._until_it_answers()
         for pending in lost:
             if pending.slot and not pending.repeatable:
                 pending.inquired = False
-                # Its reply may come yet, ahead of a later one's.
+                # The reply may still arrive, before the reply to the inquiry.
                 self.dispatcher.inquire(pending.id)
             else:
                 self.dispatcher.settle(
-                    pending.id, Reconnected("the connection broke, and was made anew")
+                    pending.id, Reconnected("the connection broke and was made again")
                 )
         for listener in list(self.life.listeners.values()):
             listener.renew()
@@ -342,7 +345,7 @@ class WebsocketTransport(Transport):
     # ------------------------------------------------------------ signs of life
 
     async def _until_it_answers(self) -> None:
-        """Ask the control channel until the kernel answers, be it for hours."""
+        """Ask on the control channel until the kernel answers, even for hours."""
         patience = ANSWER_EVERY
         while True:
             with contextlib.suppress(BridgeError, TimeoutError):
@@ -353,22 +356,23 @@ class WebsocketTransport(Transport):
             await asyncio.sleep(0.02)
             patience = min(2 * patience, 8)
 
-    def _answers(self, process: str) -> None:
-        """The kernel answers, out of the process that has this session."""
+    def _kernel_answered(self, process: str) -> None:
+        """Record that the kernel answers, from the process with this session id."""
         if self._process not in (None, process) and not self._restarting:
             self._replaced("the kernel's process was replaced")
         self._process = process
         if self.life.is_lost and not self._restarting:
             self.life.connection_made()
         if self._absent and self.life.state in ("starting", "restarting"):
-            self.life.state = "idle"  # else it would be told by the next request's status
+            self.life.state = "idle"  # otherwise only the next request's status would say so
         self._absent = False
-        self._tell_change()
+        self._wake_senders()
 
-    def _served(self, process: str, request: Any) -> None:
-        """A request is answered; whoever waits for another process than the one that did is told.
+    def _reply_arrived(self, process: str, request: Any) -> None:
+        """Compare the process that replied with the known one; fail requests to another process.
 
-        What the answer itself means, whoever asked knows: the loader is not there, or it is.
+        The request that got this reply is left alone: its caller sees from the reply whether the
+        remote part is installed in that process.
         """
         known, self._process = self._process, process
         if known in (None, process):
@@ -379,14 +383,14 @@ class WebsocketTransport(Transport):
                     identity, KernelRestarted("the kernel's process was replaced")
                 )
 
-    def _replaced(self, words: str) -> None:
-        """Another process is there, or will be in a moment: what is asked now waits for it."""
-        self._lost(lambda: KernelRestarted(words), "restarting")
+    def _replaced(self, reason: str) -> None:
+        """Record that another process runs, or will soon; new requests wait for it."""
+        self._lost(lambda: KernelRestarted(reason), "restarting")
         self.life.connection_made()
         self._absent, self.life.state = True, "restarting"
 
     def _lost(self, why: Callable[[], BridgeError], state: str) -> None:
-        """The kernel's process is gone; another one may answer at some time."""
+        """Record that the kernel's process has ended, and ask until another one answers."""
         self.connection_lost(why, state)
         self._process = None
         if self._asking is None or self._asking.done():
@@ -394,38 +398,39 @@ class WebsocketTransport(Transport):
 
     def connection_lost(self, why: Callable[[], BridgeError], state: str) -> None:
         super().connection_lost(why, state)
-        self._tell_change()
+        self._wake_senders()
 
-    def _tell_change(self) -> None:
-        """Whoever waits to send looks again."""
+    def _wake_senders(self) -> None:
+        """Let the tasks that wait to send check again whether they can."""
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def _death(self, words: str) -> Callable[[], BridgeError]:
-        by_whom = "; another client had asked it to shut down" if self.life.shut_down else ""
-        return lambda: KernelDied(f"the kernel is gone: {words}{by_whom}")
+    def _death(self, reason: str) -> Callable[[], BridgeError]:
+        by_client = "; another client had asked it to shut down" if self.life.shut_down else ""
+        return lambda: KernelDied(f"the kernel is lost: {reason}{by_client}")
 
     async def _pulse(self) -> None:
-        """Look after the kernel while somebody waits for it: nothing else would tell.
+        """Ask for a sign of life while a caller waits: nothing else reports a dead kernel.
 
-        A process that answers has its session compared; of one that does not, the server knows.
+        If the kernel answers, the session of its process is compared. If not, the server is asked.
         """
         while True:
             await asyncio.sleep(PULSE_EVERY)
-            if not self.waited_for or self._socket is None or self.life.is_lost:
+            if not self.has_waiters or self._socket is None or self.life.is_lost:
                 continue
             with contextlib.suppress(TimeoutError, BridgeError):
                 await self.dispatcher.control("kernel_info_request", {}, PULSE_EVERY)
                 continue
             with contextlib.suppress(BridgeError):
-                told = await self.rest.kernel(self.kernel_id)
-                if told is None or told.get("execution_state") == "dead":
-                    self._lost(self._death("the server has it no more, or as dead"), "dead")
+                kernel = await self.rest.kernel(self.kernel_id)
+                if kernel is None or kernel.get("execution_state") == "dead":
+                    reason = "the server no longer has it, or reports it as dead"
+                    self._lost(self._death(reason), "dead")
 
-    # ------------------------------------------------------------ the kernel's life
+    # ------------------------------------------------------------ interrupt and restart
 
     async def interrupt(self) -> None:
-        """Through the server, which has the kernel's process."""
+        """Interrupt through the server, which owns the kernel's process."""
         self.life.check()
         await self.rest.ask_kernel(self.kernel_id, "interrupt")
 
@@ -445,12 +450,12 @@ class WebsocketTransport(Transport):
             self._restarting = False
 
 
-async def _break_if_still(socket: _CountingConnection) -> None:
-    """Break a connection on which nothing moves, be it that a proxy holds it: nobody else would.
+async def _abort_if_still(socket: _CountingConnection) -> None:
+    """Abort a connection on which nothing moves, for instance because a proxy keeps it open.
 
-    Each ping brings a pong, unless so much is to be sent before it that it has no turn; whoever
-    waits for its turn to send waits as long. Looks are counted, not seconds, in which the event
-    loop may have been busy with something else.
+    Nothing else would end it. Each ping brings a pong, unless the ping waits behind a lot of data
+    that is still to be sent; then the size of the send buffer shows that data moves. Checks are
+    counted, not seconds: the event loop may have been blocked for seconds.
     """
     still, seen, left = 0, 0, 0
     while still < STILL:
@@ -461,26 +466,27 @@ async def _break_if_still(socket: _CountingConnection) -> None:
     socket.transport.abort()
 
 
-async def _closed(socket: _CountingConnection) -> None:
-    """Close a connection, even one that takes nothing any more."""
+async def _close(socket: _CountingConnection) -> None:
+    """Close a connection, even one that accepts no more data."""
     async with waited(CLOSE_WAIT + 1):
         await socket.close()
     socket.transport.abort()
 
 
 def _acknowledge(socket: _CountingConnection) -> None:
-    """Acknowledge at once what was received, where the system can (Linux); it forgets soon.
+    """Acknowledge received data at once, if the system can (Linux).
 
-    A server sends a reply only when the message before it is acknowledged, and systems take 40 ms
-    over that: a small push took 48 ms instead of 8.
+    The system soon resets this option, so it is set for each message. A server sends a reply only
+    when the message before it is acknowledged, and systems delay that by 40 ms: a small push took
+    48 ms instead of 8.
     """
-    wire = socket.transport.get_extra_info("socket")
-    if QUICK is not None and wire is not None:
+    tcp_socket = socket.transport.get_extra_info("socket")
+    if QUICK_ACK is not None and tcp_socket is not None:
         with contextlib.suppress(OSError):
-            wire.setsockopt(sockets.IPPROTO_TCP, QUICK, 1)
+            tcp_socket.setsockopt(sockets.IPPROTO_TCP, QUICK_ACK, 1)
 
 
-def _way_of(socket: ClientConnection) -> Subprotocol:
+def _subprotocol_of(socket: ClientConnection) -> Subprotocol:
     return BINARY if socket.subprotocol == V1 else LEGACY
 
 

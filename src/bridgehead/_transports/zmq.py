@@ -6,18 +6,19 @@ session id would take over the first one's replies for good.
 
 Facts this file rests on, all measured:
 
-- ``Session.send`` on an asyncio socket sends on its shadow and eats the reader's edge-triggered
-  wake-up (replies stuck in 11 of 40 rounds), and blocks the loop when the queue is full. A
-  serialized message sent through the asyncio socket itself: 0 of 723.
-- ``ZMQ_IMMEDIATE`` and a socket monitor: what was queued for a kernel that died is dropped with
-  its connection and cannot run in the next one, and a lost connection is an event, not a guess.
-- The ``connect_*`` methods give every socket the connection file's CURVE keys. Wrong keys are a
-  connection that the kernel closes, tried again for ever. Where one side encrypts and the other
-  does not, it is that, or an error in the protocol that is not tried again: whoever is quicker.
+- ``Session.send`` on an asyncio socket sends on its shadow and consumes the reader's edge-triggered
+  wake-up (replies were stuck in 11 of 40 rounds), and it blocks the loop when the queue is full. A
+  serialized message that is sent through the asyncio socket itself: 0 of 723.
+- With ``ZMQ_IMMEDIATE`` and a socket monitor, messages queued for a kernel that died are dropped
+  with its connection and cannot run in the next one, and a lost connection is an event, not a
+  guess.
+- The ``connect_*`` methods give every socket the connection file's CURVE keys. With wrong keys the
+  kernel closes the connection, and ZeroMQ tries again for ever. If only one end encrypts, either
+  the same happens, or a protocol error ends the attempts: it depends on which end is quicker.
 - A REQ socket with ``REQ_RELAXED`` and ``REQ_CORRELATE`` is readable when the answer to an
   earlier request arrives, and ``recv`` then raises ``Again``, in pyzmq's asyncio even without
   ``NOBLOCK``.
-- iopub with an unlimited receive queue: with ZeroMQ's default of 1,000 a slow reader got 7,500
+- iopub has an unlimited receive queue: with ZeroMQ's default of 1,000, a slow reader got 7,500
   of 20,000 messages.
 """
 
@@ -49,34 +50,34 @@ from bridgehead._transports.process import KernelProcess
 from bridgehead._transports.state import SILENCE
 from bridgehead._transports.tasks import waited
 
-RECONNECT_GRACE = 2.5  # s a kernel that others own has to come back after its connection broke
-BEAT_EVERY = 1.0  # s between two heartbeats, while somebody waits
+RECONNECT_GRACE = 2.5  # s within which another owner may restart a kernel that disconnected
+BEAT_EVERY = 1.0  # s between two heartbeats, while a caller waits
 ANSWER_EVERY = 0.25  # s between two questions to a kernel that is starting
-LOOK_EVERY = 10  # ms between two looks at why there is no connection yet
-LAST_WORDS = 1000  # ms that closing waits at most for what was sent last
-YIELD_EVERY = 16  # messages after which a reader lets others run
+LOOK_EVERY = 10  # ms between two checks why there is no connection yet
+CLOSING_LINGER = 1000  # ms that closing waits at most until the last messages are sent
+YIELD_EVERY = 16  # messages after which a reader lets other tasks run
 CHANNELS = {
     "shell": "shell_port",
     "control": "control_port",
     "iopub": "iopub_port",
     "heartbeat": "hb_port",
 }
-# The other side speaks otherwise, or closes the connection half-way.
+# The kernel uses another protocol, or closes the connection during the handshake.
 REFUSED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-REFUSALS = 10  # handshakes in a row, some 90 ms apart, that must fail before it is final
+REFUSALS = 10  # failed handshakes in a row, some 90 ms apart, that count as a final refusal
 
 
-def _kind(info: dict[str, Any]) -> tuple[bool, ...]:
-    """What of a connection decides who can listen in, and who is trusted."""
+def _security_of(info: dict[str, Any]) -> tuple[bool, ...]:
+    """Return the properties of a connection that decide who can read it and who is trusted."""
     here = stays_here(info["transport"], info["ip"])
     return here, info["transport"] == "ipc", bool(info.get("curve_publickey")), bool(info["key"])
 
 
 class MonitoredContext(zmq.asyncio.Context):
-    """Has the connection of its first DEALER, the shell, watched from before it begins.
+    """A context that monitors its first DEALER, the shell socket, before the socket connects.
 
-    Between unlike sides (CURVE and none) a handshake may fail once and for good, some
-    microseconds after ``connect``: a monitor that comes later never hears of it.
+    If only one end uses CURVE, a handshake may fail once and for good, some microseconds after
+    ``connect``: a monitor that starts later never sees that event.
     """
 
     monitor: Any = None
@@ -93,7 +94,7 @@ class MonitoredContext(zmq.asyncio.Context):
 class ZmqTransport(Transport):
     """A kernel on ZeroMQ sockets, ``tcp`` or ``ipc``, plain or with CURVE.
 
-    ``kernel_process`` has the kernel's AsyncKernelManager, where there is one. With ``owned``,
+    ``kernel_process`` holds the kernel's AsyncKernelManager, if there is one. With ``owned``,
     closing ends the kernel.
     """
 
@@ -127,38 +128,40 @@ class ZmqTransport(Transport):
         if self.ours:
             self.digest = "crc32"
         self._sockets: dict[str, Any] = {}
-        self.has_pulse = False  # a heart that was heard once can be missed
-        self._down = asyncio.Event()  # the shell connection broke and is not back
-        self._refused = 0  # handshakes in a row that failed
+        self.has_pulse = False  # a heartbeat has been answered, so a missing one means something
+        self._down = asyncio.Event()  # the shell connection broke and has not been made again
+        self._refused = 0  # failed handshakes in a row
         self._iopub_seen = asyncio.Event()
         self._restarting = False  # until the new process answers
-        self._replacing = False  # until the new process is there to be watched
+        self._replacing = False  # until the manager has started the new process
         self._monitor: Any = None
         self._monitor_owner: Any = None
 
     # ------------------------------------------------------------ opening and closing
 
     async def open(self, timeout: float, connect_timeout: float) -> None:
-        """Connect and wait until the kernel answers and its iopub is heard.
+        """Connect and wait until the kernel answers and its iopub messages arrive.
 
         Args:
             timeout: seconds for everything.
-            connect_timeout: seconds until something must listen at the kernel's address.
+            connect_timeout: seconds until a kernel must listen at the address.
 
         Raises:
-            KernelNotFound: nothing listens there, or it refuses the keys, or never answers.
-            KernelDied: the process that was launched ended.
-            NotSupported: the kernel that was launched does not encrypt.
+            KernelNotFound: no kernel listens at the address, it refuses the keys, or it never
+                answers.
+            KernelDied: the launched process ended.
+            NotSupported: the launched kernel does not encrypt.
         """
         try:
             monitor = self._connect()
         except zmq.ZMQError as error:
-            self._context.destroy(linger=0)  # the socket that failed too, which nobody holds
+            # This also closes the socket that failed, which is in no variable.
+            self._context.destroy(linger=0)
             self._sockets.clear()
             where = self.connection_file or "the client"
-            raise KernelNotFound(f"{where} has an address that is none: {error}") from error
-        # Read through a plain shadow, in one place and until it is empty: its file descriptor
-        # is edge-triggered, and ``send`` looks as well.
+            raise KernelNotFound(f"the address in {where} is not valid: {error}") from error
+        # The monitor is read through a plain shadow socket, in one method only and until it is
+        # empty: its file descriptor is edge-triggered, and ``send`` reads it as well.
         self._monitor, self._monitor_owner = zmq.Socket.shadow(monitor.underlying), monitor
         asyncio.get_running_loop().add_reader(self._monitor.FD, self._connection_events)
         self._connection_events()
@@ -172,13 +175,13 @@ class ZmqTransport(Transport):
         await self._ready(timeout, connect_timeout)
 
     def _connect(self) -> Any:
-        """Have all sockets connect; gives the shell's monitor."""
+        """Connect all sockets and return the monitor of the shell socket."""
         connect = self._client
         self._sockets["shell"] = connect.connect_shell()
         self._sockets["control"] = connect.connect_control()
         self._sockets["iopub"] = connect.connect_iopub()
         heart = self._sockets["heartbeat"] = connect.connect_hb()
-        heart.setsockopt(zmq.REQ_RELAXED, 1)  # the next beat doesn't wait for one that was lost
+        heart.setsockopt(zmq.REQ_RELAXED, 1)  # a lost answer does not block the next beat
         heart.setsockopt(zmq.REQ_CORRELATE, 1)
         return self._context.monitor
 
@@ -188,16 +191,16 @@ class ZmqTransport(Transport):
             async with asyncio.timeout(timeout):
                 await self._reached(where, connect_timeout)
                 self.kernel_info = await self._kernel_info()
-                await self._hear_iopub()
-                self.life.state = "busy"  # until it answers on shell, where cells take their turn
+                await self._wait_for_iopub()
+                self.life.state = "busy"  # until it answers on shell, behind any running cell
         except TimeoutError:
             raise KernelNotFound(
-                f"the kernel of {where} did not answer within {timeout:g} s: another key, "
+                f"the kernel of {where} did not answer within {timeout:g} s: it has another key, "
                 "or it is stuck"
             ) from None
 
     async def _reached(self, where: str, connect_timeout: float) -> None:
-        """Wait until shell and control are connected: only then do they accept a message."""
+        """Wait until shell and control are connected: before that they accept no message."""
         try:
             async with asyncio.timeout(connect_timeout):
                 for channel in ("shell", "control"):
@@ -209,31 +212,30 @@ class ZmqTransport(Transport):
             if self._refused:
                 raise self._refusal(where) from None
             raise KernelNotFound(
-                f"nothing listens at the address in {where}: that kernel has ended, or the file "
-                "is not its own"
+                f"no kernel listens at the address in {where}; it has exited, or "
+                f"{where} belongs to another kernel"
             ) from None
 
     def _refusal(self, where: str) -> BridgeError:
-        """Something listens there, and closes the connection; why, is often not told."""
+        """Make the error for a connection that is closed at once, often without a reason."""
         if getattr(self._client, "curve_publickey", None) is None:
-            why = "closes every connection: it encrypts, and the file lacks its CURVE keys,"
-        elif self.owned:
+            return KernelNotFound(
+                f"the program at the address in {where} closes every connection: it encrypts and "
+                "the file lacks its CURVE keys, or it is a forwarded port without a kernel"
+            )
+        if self.owned:
             return NotSupported(
                 "the kernel does not encrypt, although its kernelspec says that it can; its "
                 "environment needs ipykernel 7.3 or later"
             )
-        else:
-            why = (
-                "refuses the CURVE keys in the file: they are another kernel's, or it does not "
-                "encrypt,"
-            )
         return KernelNotFound(
-            f"what listens at the address in {where} {why} or it is a forwarded port that ends "
-            "nowhere"
+            f"the program at the address in {where} refuses the CURVE keys in the file: they "
+            "belong to another kernel, or it does not encrypt, or it is a forwarded port without "
+            "a kernel"
         )
 
     async def _kernel_info(self) -> dict[str, Any]:
-        patience = 0.5  # s; a starting ipykernel 6 loses what control brings it too early
+        patience = 0.5  # s; a starting ipykernel 6 loses messages that arrive on control too early
         while True:
             self.life.check()
             with contextlib.suppress(TransportError, TimeoutError):
@@ -241,8 +243,11 @@ class ZmqTransport(Transport):
             patience = min(2 * patience, 8)
             await asyncio.sleep(0.02)
 
-    async def _hear_iopub(self) -> None:
-        """A subscription takes a moment to arrive; cells run before that would seem silent."""
+    async def _wait_for_iopub(self) -> None:
+        """Wait until the iopub subscription works: until then the outputs of cells would be lost.
+
+        The subscription takes a moment to arrive, and nothing confirms it but a message.
+        """
         for _ in range(20):
             if self._iopub_seen.is_set():
                 return
@@ -257,17 +262,18 @@ class ZmqTransport(Transport):
             asyncio.get_running_loop().remove_reader(self._monitor.FD)
             self._monitor = None
         for socket in self._sockets.values():
-            # Before its other end closes: of an event that nobody takes, such as the end of a
-            # kernel just now, libzmq tells for ever, and disabling waits for it with the GIL.
+            # Do this before the monitor closes. With the monitor closed, libzmq would try for ever
+            # to deliver an event (such as the end of a kernel just now), and ``disable_monitor``
+            # would wait for that while it holds the GIL.
             socket.disable_monitor()
         if self._monitor_owner is not None:
             self._monitor_owner.close(linger=0)
         for socket in self._sockets.values():
-            socket.close(linger=LAST_WORDS)
+            socket.close(linger=CLOSING_LINGER)
         self._sockets.clear()
         try:
-            await asyncio.to_thread(self._context.term)  # it waits for the last words
-        except RuntimeError:  # the interpreter is ending, and no thread can be had any more
+            await asyncio.to_thread(self._context.term)  # waits until the last messages are sent
+        except RuntimeError:  # the interpreter shuts down and starts no more threads
             self._context.term()
         if self._kernel_process is not None and self.owned:
             await self._kernel_process.end(polite=bool(self.kernel_info))
@@ -280,7 +286,7 @@ class ZmqTransport(Transport):
 
     async def send(self, channel: str, message: dict[str, Any], buffers: Sequence[Any]) -> None:
         if channel == "shell":
-            # A loop that was blocked may not have been told that another kernel listens now.
+            # If the event loop was blocked, the event of a new connection may be unread.
             generation = self.life.generation
             self._connection_events()
             if generation != self.life.generation:
@@ -303,7 +309,7 @@ class ZmqTransport(Transport):
                 self.life.responsive()  # any message is a sign of life, as a beat is
                 self.dispatcher.received(channel, message)
             except Exception:  # noqa: BLE001
-                # A forged, damaged or unknown message hurts nobody but its own request.
+                # A forged, damaged or unknown message must only harm its own request.
                 self.bad += 1
             count += 1
             if count % YIELD_EVERY == 0:
@@ -312,7 +318,7 @@ class ZmqTransport(Transport):
     # ------------------------------------------------------------ signs of life
 
     def _connection_events(self) -> None:
-        """Take note of everything that has happened to the shell connection by now."""
+        """Handle all events of the shell connection that have happened by now."""
         while self._monitor is not None:
             try:
                 event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
@@ -323,9 +329,10 @@ class ZmqTransport(Transport):
                 self._refused += REFUSALS if final else 1
             elif event["event"] == zmq.EVENT_DISCONNECTED:
                 if self._refused:
-                    continue  # it never was a connection
+                    continue  # the handshake failed, so there was no connection
                 self._down.set()
-                # Our own process is looked at; of another's we know only the silence.
+                # A launched process is also watched. Of another kernel, only the lost connection
+                # is known.
                 asyncio.get_running_loop().call_later(RECONNECT_GRACE, self._no_reconnect)
             else:
                 self._refused = 0
@@ -340,36 +347,37 @@ class ZmqTransport(Transport):
 
     def _no_reconnect(self) -> None:
         if self._down.is_set() and not self.life.is_lost and not self._restarting:
-            words = f"the kernel's process is gone{self._by_whom()}"
-            self.connection_lost(lambda: KernelDied(words), "dead")
+            text = f"the kernel's process has ended{self._by_client()}"
+            self.connection_lost(lambda: KernelDied(text), "dead")
 
-    def _by_whom(self) -> str:
+    def _by_client(self) -> str:
         return "; another client had asked it to shut down" if self.life.shut_down else ""
 
     async def _listen_to(self, heart: Any) -> None:
-        """Tell a kernel that is stopped from one that is busy.
+        """Distinguish a stopped kernel from a busy one by its heartbeat.
 
-        The heartbeat is served by a thread without Python: it beats through sleep, busy loops
-        and C calls that hold the GIL. Missed beats are counted, not seconds: after a pause of
-        our own loop, or of the whole machine, there is one. A heart that was never heard, as
-        where its port isn't forwarded, tells nothing. Nobody who waits, no beat.
+        A thread without Python answers the heartbeat: it answers during sleep, busy loops and C
+        calls that hold the GIL. Missed beats are counted, not seconds: a pause of our own loop, or
+        of the whole machine, counts as one. A heartbeat that was never answered means nothing: its
+        port may not be forwarded. No beat is sent while no caller waits.
         """
         missed, known = 0, False
         while True:
             if known and not missed:
                 await asyncio.sleep(BEAT_EVERY)
-            if known and not self.waited_for and not self.life.is_unresponsive:
+            if known and not self.has_waiters and not self.life.is_unresponsive:
                 missed = 0
                 continue
             try:
                 await heart.send(b"beat", flags=zmq.NOBLOCK)
-            except zmq.Again:  # not connected yet, or down: the monitor tells
+            except zmq.Again:  # not connected yet, or down, which the monitor reports
                 if not known:
                     await asyncio.sleep(0.01)
                     continue
             if await heart.poll(1000 * BEAT_EVERY):
-                # libzmq drops the answers to earlier beats, and reports EAGAIN if there is no
-                # other. They too are signs of life: of a kernel that was stopped they come first.
+                # libzmq drops the answers to earlier beats, and reports EAGAIN if there is no other
+                # answer. Those are signs of life, too: after a stopped kernel continues, they
+                # arrive first.
                 with contextlib.suppress(zmq.Again):
                     await heart.recv(flags=zmq.NOBLOCK)
                 missed, known = 0, True
@@ -392,20 +400,20 @@ class ZmqTransport(Transport):
             if self._replacing or self.life.is_lost:
                 continue
             if await kernel_process.has_ended() and not self._replacing and not self.life.is_lost:
-                words = f"the kernel's process {kernel_process.how()}{self._by_whom()}"
+                text = f"the kernel's process {kernel_process.how()}{self._by_client()}"
                 self.connection_lost(
-                    self._death(words + kernel_process.last_words(), kernel_process.exit_code),
+                    self._death(text + kernel_process.last_words(), kernel_process.exit_code),
                     "dead",
                 )
 
     @staticmethod
-    def _death(words: str, code: int | None) -> Callable[[], KernelDied]:
-        return lambda: KernelDied(words, exit_code=code)
+    def _death(text: str, code: int | None) -> Callable[[], KernelDied]:
+        return lambda: KernelDied(text, exit_code=code)
 
-    # ------------------------------------------------------------ the kernel's life
+    # ------------------------------------------------------------ interrupt and restart
 
     async def interrupt(self) -> None:
-        """SIGINT through the manager, or an ``interrupt_request`` on the control channel."""
+        """Interrupt through the manager, or by an ``interrupt_request`` on the control channel."""
         self.life.check()
         if self.manager is not None:
             await ensure_async(self.manager.interrupt_kernel())
@@ -413,14 +421,14 @@ class ZmqTransport(Transport):
         await self.dispatcher.control("interrupt_request", {})
 
     async def restart(self, timeout: float) -> None:
-        """Replace the process, through the manager that has it.
+        """Replace the process through its manager.
 
         Raises:
-            NotSupported: this bridge attached to a kernel that somebody else holds.
+            NotSupported: this bridge attached to a kernel that another program started.
         """
         if self.manager is None:
             raise NotSupported(
-                "only whoever launched a kernel can restart it, and this bridge attached to it"
+                "cannot restart: this bridge attached to a kernel that another program started"
             )
         await super().restart(timeout)
 
@@ -431,7 +439,7 @@ class ZmqTransport(Transport):
             down = self._down.is_set()
             await ensure_async(self.manager.restart_kernel(now=True))
             self._follow()
-            if not down:  # what is sent before the old connection is seen to break goes with it
+            if not down:  # messages sent before the old connection breaks would be lost with it
                 async with waited(1):
                     await self._down.wait()
             self.life.connection_made()
@@ -442,22 +450,23 @@ class ZmqTransport(Transport):
             self._restarting = self._replacing = False
 
     def _follow(self) -> None:
-        """Lead the sockets to where a provisioner started the kernel anew, if that is elsewhere.
+        """Connect the sockets to the new address, if the provisioner started the kernel elsewhere.
 
         Raises:
-            NotSupported: what was agreed to when the bridge was opened does not hold there.
+            NotSupported: the new connection is less or more secure than the one that was checked
+                when the bridge was opened.
         """
         info = dict(self.manager.get_connection_info())
         if info == self._info:
             return
-        if _kind(info) != _kind(self._info):
+        if _security_of(info) != _security_of(self._info):
             raise NotSupported(
-                f"the kernel was started anew at {info['ip']}, over another kind of connection; "
-                "close this bridge and open another one"
+                f"the kernel was restarted at {info['ip']}, over another kind of connection; "
+                "close this bridge and open a new one"
             )
         self._info = info
         for name in CHANNELS.values():
-            setattr(self._client, name, 0)  # or the old one would stay
+            setattr(self._client, name, 0)  # otherwise the client keeps the old port
         self._client.load_connection_info(info)  # type: ignore[arg-type]
         for channel, port in CHANNELS.items():
             socket = self._sockets[channel]

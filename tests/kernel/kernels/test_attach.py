@@ -1,4 +1,4 @@
-"""Kernels that somebody else has: attached to, lent, and those that are none for us."""
+"""Kernels of other owners: by connection file, by client or manager, and unsupported ones."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ RUNTIME = "JUPYTER_RUNTIME_DIR"
 # ------------------------------------------------------------ attach
 
 
-async def test_attach_takes_what_existing_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_attach_accepts_what_jupyter_console_existing_accepts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with Bridge.launch() as bridge:
         await bridge.push(x=[1])
         file = Path(bridge.info.connection_file or "")
@@ -35,10 +37,10 @@ async def test_attach_takes_what_existing_takes(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.chdir(file.parent)
         other = await Bridge.attach(file.name)
         await other.aclose()
-        assert await bridge.pull("x") == [1]  # whoever attached never ends the kernel
+        assert await bridge.pull("x") == [1]  # closing an attached bridge does not end the kernel
 
 
-async def test_a_missing_or_ambiguous_name_says_what_was_found() -> None:
+async def test_a_missing_or_ambiguous_name_lists_the_files_found() -> None:
     with pytest.raises(KernelNotFound, match="no kernel is running"):
         await Bridge.attach()
     async with Bridge.launch() as one, Bridge.launch() as two:
@@ -46,32 +48,30 @@ async def test_a_missing_or_ambiguous_name_says_what_was_found() -> None:
         with pytest.raises(KernelNotFound, match="no connection file matches 'nowhere'") as caught:
             await Bridge.attach("nowhere")
         assert all(name in str(caught.value) for name in names)
-        with pytest.raises(KernelNotFound, match="'kernel-' means 2 kernels; say which") as caught:
+        with pytest.raises(KernelNotFound, match="'kernel-' matches 2 kernels; pass one") as caught:
             await Bridge.attach("kernel-")
         assert all(name in str(caught.value) for name in names)
-        with pytest.raises(KernelNotFound, match="means 2 kernels"):
+        with pytest.raises(KernelNotFound, match="matches 2 kernels"):
             await Bridge.attach("kernel-*.json")
 
 
-async def test_a_stale_connection_file_is_told_soon(tmp_path: Path) -> None:
+async def test_a_stale_connection_file_is_reported_soon(tmp_path: Path) -> None:
     async with Bridge.launch(connection_file=tmp_path / "k.json") as bridge:
         info = Path(bridge.info.connection_file or "").read_text()
     (tmp_path / "k.json").write_text(info)
-    with pytest.raises(KernelNotFound, match="nothing listens.*that kernel has ended"):
+    with pytest.raises(KernelNotFound, match="no kernel listens.*it has exited"):
         await asyncio.wait_for(Bridge.attach(tmp_path / "k.json").__aenter__(), 15)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"ip": 5}', '{"key": "k", "ip": "127.0.0.1"}'])
-async def test_a_file_that_is_no_connection_file(tmp_path: Path, text: str) -> None:
+async def test_a_file_that_is_not_a_connection_file_is_reported(tmp_path: Path, text: str) -> None:
     (tmp_path / "broken.json").write_text(text)
     with pytest.raises((KernelNotFound, InsecureConnection)):
         await Bridge.attach(tmp_path / "broken.json")
 
 
 @pytest.mark.parametrize("field", ["shell_port", "control_port", "iopub_port", "hb_port"])
-async def test_an_address_that_is_none_is_told_and_not_waited_for(
-    tmp_path: Path, field: str
-) -> None:
+async def test_an_invalid_address_is_reported_at_once(tmp_path: Path, field: str) -> None:
     ports = ("shell_port", "control_port", "iopub_port", "hb_port", "stdin_port")
     info: dict[str, object] = {"transport": "tcp", "ip": "127.0.0.1", "key": "k"}
     info |= dict.fromkeys(ports, 9) | {field: -1}
@@ -80,11 +80,11 @@ async def test_an_address_that_is_none_is_told_and_not_waited_for(
     opening = asyncio.ensure_future(Bridge.attach(tmp_path / "damaged.json").__aenter__())
     done, _ = await asyncio.wait([opening], timeout=15)
     assert done
-    with pytest.raises(KernelNotFound, match="damaged.json has an address that is none"):
+    with pytest.raises(KernelNotFound, match="the address in .*damaged.json is not valid"):
         await opening
 
 
-async def test_attaching_to_a_busy_kernel_waits_its_turn() -> None:
+async def test_attaching_to_a_busy_kernel_waits_for_the_cell() -> None:
     async with Bridge.launch() as bridge:
         cell = asyncio.ensure_future(bridge.run("import time; time.sleep(1.5); done = True"))
         await asyncio.sleep(0.3)
@@ -97,7 +97,7 @@ async def test_attaching_to_a_busy_kernel_waits_its_turn() -> None:
 
 async def test_an_attached_bridge_cannot_restart_but_can_interrupt() -> None:
     async with Bridge.launch() as owner, Bridge.attach(owner.info.connection_file) as other:
-        with pytest.raises(NotSupported, match="only whoever launched a kernel can restart it"):
+        with pytest.raises(NotSupported, match="cannot restart: this bridge attached to a kernel"):
             await other.restart()
         cell = asyncio.ensure_future(owner.run("import time\nwhile True: time.sleep(0.01)"))
         await asyncio.sleep(0.3)
@@ -121,7 +121,7 @@ async def test_over_a_manager_the_caller_owns() -> None:
         assert not await bridge.exists("x")
 
 
-async def test_over_a_client_that_stays_usable_beside_it() -> None:
+async def test_over_a_client_that_stays_usable() -> None:
     manager = AsyncKernelManager()
     await manager.start_kernel()
     client: AsyncKernelClient = manager.client()
@@ -145,7 +145,7 @@ async def test_over_a_client_that_stays_usable_beside_it() -> None:
         await manager.shutdown_kernel(now=True)
 
 
-async def test_over_something_else() -> None:
+async def test_over_rejects_other_objects() -> None:
     with pytest.raises(TypeError, match=r"AsyncKernelManager or an ipyparallel view .* not int"):
         await Bridge.over(5)
 
@@ -170,19 +170,19 @@ IPKernelApp.launch_instance(kernel_class=Echo)
 
 
 @pytest.mark.parametrize(
-    ("language", "told"),
+    ("language", "message"),
     [
         ("echolalia", "echo 1.2 is a kernel for echolalia"),
         ("python", "echo 1.2: the kernel does not evaluate user_expressions"),
     ],
 )
-async def test_an_unsupported_kernel_is_told_by_name(
-    kernelspec: Callable[..., str], tmp_path: Path, language: str, told: str
+async def test_an_unsupported_kernel_is_reported_by_name(
+    kernelspec: Callable[..., str], tmp_path: Path, language: str, message: str
 ) -> None:
     (tmp_path / "echo.py").write_text(KERNEL.format(language=language))
     argv = [sys.executable, str(tmp_path / "echo.py"), "-f", "{connection_file}"]
     name = kernelspec(f"echo-{language}", argv, language)
     async with asyncio.timeout(10):
-        with pytest.raises(UnsupportedKernel, match=told):
+        with pytest.raises(UnsupportedKernel, match=message):
             await Bridge.launch(name)
     assert os.listdir(os.environ[RUNTIME]) == []

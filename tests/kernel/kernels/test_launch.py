@@ -1,4 +1,4 @@
-"""Kernels that are launched, and where they go."""
+"""Launching kernels: sockets, files, environment, failures and cancelled launches."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ RUNTIME = "JUPYTER_RUNTIME_DIR"
 
 
 def alive(pid: int) -> bool:
-    """Whether the process runs; a zombie that nobody waited for does not."""
+    """Return whether the process runs; a zombie does not."""
     try:
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except OSError:
@@ -43,7 +43,7 @@ async def test_launch_is_awaitable_and_a_context_manager() -> None:
     assert os.listdir(os.environ[RUNTIME]) == []
 
 
-async def test_a_launched_kernel_talks_over_unix_sockets_in_a_private_folder() -> None:
+async def test_a_launched_kernel_uses_unix_sockets_in_a_private_folder() -> None:
     async with Bridge.launch() as bridge:
         assert bridge.info.transport == "ipc"
         assert bridge.info.connection_file is not None
@@ -54,7 +54,7 @@ async def test_a_launched_kernel_talks_over_unix_sockets_in_a_private_folder() -
         assert not list(Path().glob("kernel-ipc*"))
 
 
-async def test_a_connection_file_of_ones_own_name(
+async def test_launch_with_a_chosen_connection_file(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -74,26 +74,26 @@ async def test_a_path_too_long_for_a_socket_falls_back_to_tcp(tmp_path: Path) ->
         assert await bridge.pull("2 * 3") == 6
 
 
-async def test_environment_and_folder(tmp_path: Path) -> None:
+async def test_launch_with_environment_and_folder(tmp_path: Path) -> None:
     async with Bridge.launch(env={"BRIDGE_TEST": "yes"}, cwd=tmp_path) as bridge:
-        told = "__import__('os').environ['BRIDGE_TEST'], __import__('os').getcwd()"
-        assert await bridge.pull(told) == ("yes", str(tmp_path))
+        expression = "__import__('os').environ['BRIDGE_TEST'], __import__('os').getcwd()"
+        assert await bridge.pull(expression) == ("yes", str(tmp_path))
         assert bridge.info.cwd == str(tmp_path)
         assert "PATH" in await bridge.pull("dict(__import__('os').environ)")
 
 
-async def test_another_kernelspec(kernelspec: Callable[..., str]) -> None:
+async def test_launch_with_another_kernelspec(kernelspec: Callable[..., str]) -> None:
     argv = [sys.executable, "-Xutf8", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
     async with Bridge.launch(kernelspec("other", argv)) as bridge:
         assert await bridge.pull("__import__('sys').flags.utf8_mode") == 1
 
 
-async def test_a_kernelspec_that_does_not_exist() -> None:
-    with pytest.raises(KernelNotFound, match=r"no kernel named 'kobol'.*there is: .*python3"):
+async def test_an_unknown_kernelspec_is_reported_with_the_known_ones() -> None:
+    with pytest.raises(KernelNotFound, match=r"no kernel named 'kobol'.*installed are: .*python3"):
         await Bridge.launch("kobol")
 
 
-async def test_a_kernel_that_ends_at_once_tells_its_last_words(
+async def test_the_error_of_a_kernel_that_exits_at_once_quotes_its_log(
     kernelspec: Callable[..., str],
 ) -> None:
     code = "import sys; sys.exit('the licence has expired')"
@@ -119,8 +119,8 @@ async def test_cancelling_a_launch_leaves_nothing(kernelspec: Callable[..., str]
         await Bridge.launch(name, timeout=0.5)
 
 
-async def test_a_launch_given_up_by_an_anyio_scope_leaves_nothing() -> None:
-    # Such a scope cancels again at every await, also inside the cleaning up.
+async def test_a_launch_cancelled_by_an_anyio_scope_leaves_nothing() -> None:
+    # An anyio scope cancels again at every await, also during the cleanup.
     for seconds in (0.05, 0.3, 0.5):
         with anyio.move_on_after(seconds):
             async with Bridge.launch() as bridge:

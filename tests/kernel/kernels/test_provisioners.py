@@ -1,8 +1,9 @@
-"""Kernels that somebody else's provisioner starts: nothing of bridgehead's knows of it.
+"""Kernels that an installed provisioner starts, of which bridgehead knows nothing.
 
 Rule: the provisioner is a distribution of its own, a wheel that pip installs and whose entry
-point jupyter_client finds. Its kernels are not children of this process: a node, reached by its
-standard streams, starts them, at ports and with a key that are the node's own, and anew each time.
+point jupyter_client finds. Its kernels are not children of this process: a node starts them, and
+the provisioner talks to the node over its standard streams. The node chooses ports and key, new
+ones for each start.
 """
 
 from __future__ import annotations
@@ -36,9 +37,9 @@ from bridgehead import (
 )
 from support.kit import endless_cell, over, restart_beside_a_cell
 
-# Somebody else's machine, as far as the provisioner knows.
 pytestmark = pytest.mark.real_start
 
+# Stands for another machine, as far as the provisioner knows.
 NODE = """
 import json, os, secrets, socket, subprocess, sys, tempfile
 ip = sys.argv[1]
@@ -105,7 +106,7 @@ class Node(KernelProvisionerBase):
         return {"cmd": self.kernel_spec.argv, **await super().pre_launch(**options)}
 
     async def launch_kernel(self, cmd, **options):
-        # What only a child can use: another machine has no file of ours open.
+        # Fails for options that only a child can use: another machine has no open file of ours.
         json.dumps({name: value for name, value in options.items() if name != "kernel_id"})
         self.note("launch", *sorted(set(options) - {"env", "kernel_id"}))
         if self.fails:
@@ -163,7 +164,7 @@ class Node(KernelProvisionerBase):
 
 
 class Nice(LocalProvisioner):
-    """A child of this process after all, started in another way."""
+    """Starts a child of this process, but in another way."""
 
     async def launch_kernel(self, cmd, **options):
         return await super().launch_kernel(["nice", "-n", "1", *cmd], **options)
@@ -172,7 +173,7 @@ class Nice(LocalProvisioner):
 
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The provisioners' distribution, installed where this process finds it."""
+    """Installs the distribution with the provisioners where this process finds it."""
     folder = tmp_path_factory.mktemp("provisioners")
     about = "provisioner_of_tests-1.0.dist-info"
     files = {
@@ -215,7 +216,7 @@ def journal(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def spec(installed: None, kernelspec: Callable[..., str], journal: Path) -> Spec:
-    """A kernelspec whose kernels are on a node; ``config`` is the provisioner's."""
+    """Makes kernelspecs whose kernels run on a node; ``config`` configures the provisioner."""
 
     def make(name: str = "node", **config: Any) -> str:
         wanted = {"provisioner_name": "node-of-tests"}
@@ -236,13 +237,13 @@ def nothing_is_left() -> Iterator[None]:
 
 
 def _there() -> tuple[set[str], set[psutil.Process]]:
-    """Connection files and processes, some of which other tests of this session may share."""
+    """Return connection files and processes; other tests of this session may share some."""
     children = psutil.Process().children(recursive=True)
     return set(os.listdir(os.environ["JUPYTER_RUNTIME_DIR"])), {c for c in children if _runs(c)}
 
 
 def _runs(child: psutil.Process) -> bool:
-    try:  # multiprocessing's own helper is everybody's
+    try:  # multiprocessing's helper process is shared by all tests
         return child.status() != psutil.STATUS_ZOMBIE and "_tracker" not in str(child.cmdline())
     except psutil.NoSuchProcess:
         return False
@@ -263,7 +264,7 @@ def address(bridge: Bridge) -> dict[str, Any]:
     return info
 
 
-async def test_what_crosses(on_node: Bridge) -> None:
+async def test_objects_calls_and_cells_work(on_node: Bridge) -> None:
     assert on_node.info.transport == "tcp"
     assert on_node.info.trust == "pickle"  # the node is this machine
 
@@ -276,7 +277,7 @@ async def test_what_crosses(on_node: Bridge) -> None:
     assert await on_node.pull("x['a']", "double(4)") == ([1], 8)
     assert (await on_node.pull("array")).tobytes() == array.tobytes()
     assert (await on_node.pull("point")).x == 5
-    assert (await on_node.run("print('there'); x")).stdout == "there\n"
+    assert (await on_node.run("print('from the node'); x")).stdout == "from the node\n"
     assert await on_node.call(lambda p: p.x, on_node.ref("point")) == 5
     assert await on_node.pull("x", now=True) == {"a": [1]}
     async with Bridge.attach(on_node.info.connection_file) as other:
@@ -285,20 +286,22 @@ async def test_what_crosses(on_node: Bridge) -> None:
 
 
 @pytest.mark.parametrize("lane", ["direct", "buffers", "inline"])
-async def test_every_lane(spec: Spec, lane: Any) -> None:
+async def test_every_lane_works(spec: Spec, lane: Any) -> None:
     async with Bridge.launch(spec(), lane=lane) as bridge:
         transfer = await bridge.push(raw=b"x" * 300_000)
         assert (transfer.lane, await bridge.pull("len(raw)")) == (lane, 300_000)
 
 
-async def test_it_is_interrupted_by_its_provisioner(on_node: Bridge, journal: Path) -> None:
+async def test_an_interrupt_goes_through_the_provisioner(on_node: Bridge, journal: Path) -> None:
     async with endless_cell(on_node):
         await on_node.interrupt()
     assert noted(journal) == ["launch", f"signal {signal.SIGINT:d}"]
     assert await on_node.pull("1 + 1") == 2
 
 
-async def test_it_is_restarted_elsewhere(on_node: Bridge, journal: Path) -> None:
+async def test_a_restart_follows_the_kernel_to_its_new_address(
+    on_node: Bridge, journal: Path
+) -> None:
     for _ in range(2):
         await on_node.push(x=1)
         before, pid = address(on_node), on_node.info.pid
@@ -323,7 +326,7 @@ async def test_it_is_restarted_elsewhere(on_node: Bridge, journal: Path) -> None
         (False, "import os; os._exit(7)", None),
     ],
 )
-async def test_its_death_is_told(
+async def test_a_dead_kernel_is_reported_with_its_exit_code(
     spec: Spec, journal: Path, tells_codes: bool, how: str, code: int | None
 ) -> None:
     async with Bridge.launch(spec(tells_codes=tells_codes)) as bridge:
@@ -346,7 +349,7 @@ async def test_its_death_is_told(
     assert noted(journal)[-1] == "cleanup"
 
 
-async def test_it_is_asked_to_end_and_cleaned_up_after(spec: Spec, journal: Path) -> None:
+async def test_closing_shuts_the_kernel_down_and_cleans_up(spec: Spec, journal: Path) -> None:
     async with Bridge.launch(spec()) as bridge:
         file, pid = Path(bridge.info.connection_file or ""), bridge.info.pid
         assert file.stat().st_mode & 0o777 == 0o600
@@ -355,7 +358,9 @@ async def test_it_is_asked_to_end_and_cleaned_up_after(spec: Spec, journal: Path
     assert not psutil.pid_exists(pid)
 
 
-async def test_a_node_that_can_not_be_asked_is_no_death(on_node: Bridge, journal: Path) -> None:
+async def test_an_unreachable_node_is_not_reported_as_a_dead_kernel(
+    on_node: Bridge, journal: Path
+) -> None:
     unreachable = journal.with_name("journal.unreachable")
     unreachable.touch()
     result = await on_node.run("import time; time.sleep(3); 1 + 1")
@@ -365,7 +370,9 @@ async def test_a_node_that_can_not_be_asked_is_no_death(on_node: Bridge, journal
         await on_node.run("import os; os._exit(1)")
 
 
-async def test_a_provisioner_that_fails_is_heard_and_cleaned_up(spec: Spec, journal: Path) -> None:
+async def test_the_error_of_a_failing_provisioner_is_raised_and_it_is_cleaned_up(
+    spec: Spec, journal: Path
+) -> None:
     with pytest.raises(RuntimeError, match="no node is free"):
         await Bridge.launch(spec(fails="no node is free"))
     assert noted(journal) == ["launch", "cleanup"]
@@ -387,8 +394,8 @@ async def test_a_provisioner_that_is_not_installed_is_named(
 ) -> None:
     metadata = {"kernel_provisioner": {"provisioner_name": "slurm-of-tests"}}
     name = kernelspec("orphan", ARGV, metadata=metadata)
-    told = "'orphan' is to be started by the provisioner 'slurm-of-tests', which is not installed"
-    with pytest.raises(KernelNotFound, match=told):
+    message = "'orphan' needs the provisioner 'slurm-of-tests', which is not installed"
+    with pytest.raises(KernelNotFound, match=message):
         await Bridge.launch(name)
 
 
@@ -404,13 +411,13 @@ async def test_a_default_provisioner_that_is_not_installed_is_named(
         KernelProvisionerFactory.clear_instance()
 
 
-async def test_a_kernel_elsewhere_is_checked_as_any_other(spec: Spec, journal: Path) -> None:
+async def test_the_connection_of_a_provisioned_kernel_is_checked(spec: Spec, journal: Path) -> None:
     name = spec(addresses=["0.0.0.0"])  # not loopback, and of this machine
-    told = r"the kernel 'on-a-node' leads to 0.0.0.0 over plain TCP.*insecure=\['plain-tcp'\]"
-    with pytest.raises(InsecureConnection, match=told):
+    message = r"the kernel 'on-a-node' leads to 0.0.0.0 over plain TCP.*insecure=\['plain-tcp'\]"
+    with pytest.raises(InsecureConnection, match=message):
         await Bridge.launch(name)
     assert noted(journal)[-2:] == ["kill", "cleanup"]
-    with pytest.raises(ValueError, match="insecure= knows no 'everything'"):
+    with pytest.raises(ValueError, match="insecure='everything' is unknown"):
         Bridge.launch(name, insecure="everything")
     async with Bridge.launch(name, insecure="plain-tcp") as bridge:
         assert (bridge.info.trust, bridge.info.lane) == ("data", "buffers")
@@ -422,9 +429,9 @@ async def test_a_kernel_elsewhere_is_checked_as_any_other(spec: Spec, journal: P
         assert await bridge.pull("1 + 1") == 2
 
 
-async def test_a_restart_never_lowers_what_was_agreed_to(spec: Spec) -> None:
+async def test_a_restart_with_a_less_secure_connection_is_refused(spec: Spec) -> None:
     async with Bridge.launch(spec(addresses=["127.0.0.1", "0.0.0.0"])) as bridge:
-        with pytest.raises(NotSupported, match=r"anew at 0\.0\.0\.0, over another kind"):
+        with pytest.raises(NotSupported, match=r"restarted at 0\.0\.0\.0, over another kind"):
             await bridge.restart()
         with pytest.raises(KernelRestarted):
             await bridge.push(x=1)
@@ -451,7 +458,7 @@ async def test_over_a_manager_with_a_provisioner(spec: Spec, journal: Path) -> N
     assert noted(journal)[-1] == "cleanup"
 
 
-async def test_a_blocking_bridge(spec: Spec, journal: Path) -> None:
+async def test_a_blocking_bridge_launches_and_restarts_on_a_node(spec: Spec, journal: Path) -> None:
     def use(name: str) -> None:
         with SyncBridge.launch(name) as kernel:
             kernel["x"] = 5
@@ -462,13 +469,15 @@ async def test_a_blocking_bridge(spec: Spec, journal: Path) -> None:
     assert noted(journal)[-1] == "cleanup"
 
 
-async def test_a_child_that_is_started_in_another_way(
+async def test_a_subclass_of_the_local_provisioner_works(
     installed: None, kernelspec: Callable[..., str]
 ) -> None:
     wanted = {"provisioner_name": "nice-of-tests"}
     name = kernelspec("nice", ARGV, metadata={"kernel_provisioner": wanted})
     async with Bridge.launch(name) as bridge:
-        assert bridge.info.transport == "tcp"  # Unix sockets are not what it was made for
+        assert (
+            bridge.info.transport == "tcp"
+        )  # Unix sockets are only used with LocalProvisioner itself
         assert await bridge.pull("__import__('os').nice(0)") == os.nice(0) + 1
         with pytest.raises(KernelDied, match="exit code 3; it last wrote:\n(.*\n)*farewell"):
             await bridge.run("import os; os.write(2, b'farewell'); os._exit(3)")

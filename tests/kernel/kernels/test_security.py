@@ -1,7 +1,7 @@
-"""Who can listen in and who can take part: keys, files, ports, CURVE.
+"""Security of connections: keys, connection files, ports and CURVE.
 
-Rule: real kernels and real sockets. A stranger is a plain ZeroMQ socket, and what a wire carries
-is recorded by a proxy between the bridge and the kernel.
+Rule: real kernels and real sockets. A stranger is a plain ZeroMQ socket. A proxy between the bridge
+and the kernel records the bytes on the wire.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ from bridgehead import (
 
 PORTS = ("shell_port", "iopub_port", "control_port", "stdin_port", "hb_port")
 CURVE = ("curve_publickey", "curve_secretkey")
-MARKER = b"the marker that nobody on the way should see. " * 4000
+MARKER = b"the marker that no listener should see. " * 4000
 
 
 def connection(bridge: Bridge) -> dict[str, Any]:
-    """What the kernel's connection file says."""
+    """Return the content of the kernel's connection file."""
     info: dict[str, Any] = json.loads(Path(bridge.info.connection_file or "").read_text())
     return info
 
 
 def written(file: Path, info: dict[str, Any]) -> Path:
-    """The same for whoever attaches by ``file``."""
+    """Write a connection file that only this user can read."""
     file.write_text(json.dumps(info))
     file.chmod(0o600)
     return file
@@ -60,7 +60,7 @@ def other_keys() -> dict[str, str]:
 
 @pytest.fixture
 def long(tmp_path: Path) -> Path:
-    """A connection file whose path is too long for Unix sockets: launched kernels take TCP."""
+    """A connection file whose path is too long for Unix sockets: launched kernels use TCP."""
     folder = tmp_path / ("long" * 25)
     folder.mkdir()
     return folder / "kernel.json"
@@ -68,7 +68,7 @@ def long(tmp_path: Path) -> Path:
 
 @asynccontextmanager
 async def kernel(**options: Any) -> AsyncIterator[AsyncKernelManager]:
-    """A kernel that somebody else started."""
+    """A kernel that another program started."""
     manager = AsyncKernelManager()
     for name, value in options.items():
         setattr(manager, name, value)
@@ -84,27 +84,29 @@ async def kernel(**options: Any) -> AsyncIterator[AsyncKernelManager]:
 # ------------------------------------------------------------ insecure=
 
 
-async def test_a_name_that_is_no_insecurity_is_told_before_anything_is_opened() -> None:
-    told = "insecure= knows no 'everything'; it takes 'empty-key' and 'plain-tcp', or both"
+async def test_an_unknown_name_for_insecure_is_reported_before_a_connection_is_opened() -> None:
+    message = "insecure='everything' is unknown; use 'empty-key' and 'plain-tcp', or both"
     for wrong in ("everything", ["empty-key", "everything"]):
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             Bridge.attach("nowhere", insecure=wrong)  # not awaited: it is refused before
-        with pytest.raises(ValueError, match=told):
+        with pytest.raises(ValueError, match=message):
             Bridge.over(None, insecure=wrong)
     for wrong in (True, None):
         with pytest.raises(TypeError, match=r"insecure= takes 'empty-key'.*, not (bool|NoneType)"):
             Bridge.attach("nowhere", insecure=wrong)
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         await asyncio.to_thread(SyncBridge.attach, "nowhere", insecure="everything")
 
 
-async def test_what_is_insecure_is_told_with_the_argument_that_allows_it(tmp_path: Path) -> None:
-    # Nothing listens at these ports, and nobody asks: it is refused before.
+async def test_an_insecure_connection_is_reported_with_the_argument_that_allows_it(
+    tmp_path: Path,
+) -> None:
+    # No kernel listens at these ports, and none is needed: the check comes before a connection.
     info = {"transport": "tcp", "key": "k", **dict.fromkeys(PORTS, 9)}
     for ip in ("203.0.113.1", "0.0.0.0", "*", "somewhere.example", "2001:db8::1", ""):
-        file = written(tmp_path / "far.json", {**info, "ip": ip})
-        told = rf"leads to {ip.replace('*', '[*]')} over plain TCP.*insecure=\['plain-tcp'\]"
-        with pytest.raises(InsecureConnection, match=told):
+        file = written(tmp_path / "elsewhere.json", {**info, "ip": ip})
+        message = rf"leads to {ip.replace('*', '[*]')} over plain TCP.*insecure=\['plain-tcp'\]"
+        with pytest.raises(InsecureConnection, match=message):
             await Bridge.attach(file)
     for key in ({"key": ""}, {"key": None}):
         file = written(tmp_path / "open.json", {**info, "ip": "127.0.0.1", **key})
@@ -135,7 +137,7 @@ def _without_ip(info: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in info.items() if name != "ip"}
 
 
-async def test_an_empty_key_works_when_it_is_allowed() -> None:
+async def test_an_empty_key_works_if_allowed() -> None:
     async with kernel(key=b"") as manager:
         file = manager.connection_file
         assert json.loads(Path(file).read_text())["key"] == ""
@@ -154,8 +156,8 @@ async def test_an_empty_key_works_when_it_is_allowed() -> None:
                 assert (await bridge.run("print('heard')")).stdout == "heard\n"
 
 
-def far_address() -> str:
-    """An address of this machine that others could reach."""
+def outer_address() -> str:
+    """Return an address of this machine that other machines could reach."""
     for addresses in psutil.net_if_addrs().values():
         for address in addresses:
             if address.family == socket.AF_INET and not address.address.startswith("127."):
@@ -163,15 +165,15 @@ def far_address() -> str:
     pytest.skip("this machine has no address beyond loopback")
 
 
-async def test_plain_tcp_beyond_loopback_works_when_it_is_allowed() -> None:
-    async with kernel(ip=far_address()) as manager:
+async def test_plain_tcp_beyond_loopback_works_if_allowed() -> None:
+    async with kernel(ip=outer_address()) as manager:
         file = manager.connection_file
-        told = f"leads to {manager.ip} over plain TCP"
-        with pytest.raises(InsecureConnection, match=told):
+        message = f"leads to {manager.ip} over plain TCP"
+        with pytest.raises(InsecureConnection, match=message):
             await Bridge.attach(file)
-        with pytest.raises(InsecureConnection, match=told):
+        with pytest.raises(InsecureConnection, match=message):
             await Bridge.over(manager)
-        with pytest.raises(InsecureConnection, match=told):
+        with pytest.raises(InsecureConnection, match=message):
             await asyncio.to_thread(SyncBridge.attach, file)
         async with Bridge.attach(file, insecure="plain-tcp") as bridge:
             await bridge.push(x=bytearray(100_000))
@@ -182,7 +184,7 @@ async def test_plain_tcp_beyond_loopback_works_when_it_is_allowed() -> None:
 
 
 async def test_curve_beyond_loopback_needs_no_allowance() -> None:
-    options = {"ip": far_address(), "transport_encryption": "required"}
+    options = {"ip": outer_address(), "transport_encryption": "required"}
     async with kernel(**options) as manager, Bridge.attach(manager.connection_file) as bridge:
         assert await bridge.pull("1 + 1") == 2
         assert bridge._transport.digest == "sha256"
@@ -208,22 +210,22 @@ async def test_a_connection_file_that_others_can_read_warns_once(
 ) -> None:
     file = written(open_folder / "kernel.json", connection(live))
     file.chmod(mode)
-    told = (
-        rf"others on this machine can read {file} \(mode 0{mode:o}\), and with the key in it run "
-        rf"code in the kernel as you; say chmod 600 {file}"
+    message = (
+        rf"other users of this machine can read {file} \(mode 0{mode:o}\), and the key in it lets "
+        rf"them run code in the kernel as you; run chmod 600 {file}"
     )
-    for _ in range(2):  # who makes an error of it has it each time
-        with pytest.raises(InsecureConnectionWarning, match=told):
+    for _ in range(2):  # if warnings are errors, every attempt raises
+        with pytest.raises(InsecureConnectionWarning, match=message):
             await Bridge.attach(file)
-    with pytest.warns(InsecureConnectionWarning, match=told) as caught:
+    with pytest.warns(InsecureConnectionWarning, match=message) as caught:
         async with Bridge.attach(file) as bridge:
             assert await bridge.pull("1 + 1") == 2
     assert len(caught) == 1
-    client = open_folder / "link.json"
-    client.symlink_to(file)
+    symlink = open_folder / "symlink.json"
+    symlink.symlink_to(file)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        for again in (file, client):
+        for again in (file, symlink):
             async with Bridge.attach(again) as bridge:
                 assert await bridge.pull("1 + 1") == 2
 
@@ -246,7 +248,7 @@ async def test_a_connection_file_that_others_cannot_reach_is_fine(
     inner.mkdir(parents=True)
     path = written(inner / "kernel.json", connection(live))
     path.chmod(file)
-    inner.parent.chmod(folder)  # one closed door on the way is enough
+    inner.parent.chmod(folder)  # one folder that others cannot enter is enough
     async with Bridge.attach(path) as bridge:  # warnings are errors here
         assert await bridge.pull("1 + 1") == 2
 
@@ -254,7 +256,7 @@ async def test_a_connection_file_that_others_cannot_reach_is_fine(
 # ------------------------------------------------------------ encryption=True
 
 
-async def test_an_encrypted_kernel_and_who_has_its_file(tmp_path: Path) -> None:
+async def test_clients_with_the_file_can_use_an_encrypted_kernel(tmp_path: Path) -> None:
     async with Bridge.launch(encryption=True) as bridge:
         info = connection(bridge)
         file = Path(bridge.info.connection_file or "")
@@ -271,7 +273,7 @@ async def test_an_encrypted_kernel_and_who_has_its_file(tmp_path: Path) -> None:
         async with Bridge.over(bridge._transport.manager) as other:
             assert await other.pull("x") == MARKER
         written(tmp_path / "copy.json", {**info, "key": "0" * 32})
-        with pytest.raises(KernelNotFound, match="did not answer within 1 s: another key"):
+        with pytest.raises(KernelNotFound, match="did not answer within 1 s: it has another key"):
             await Bridge.attach(tmp_path / "copy.json", timeout=1)
     assert not file.exists()
 
@@ -283,26 +285,29 @@ async def test_a_blocking_bridge_launches_encrypted() -> None:
         assert set(CURVE) < set(json.loads(Path(kernel.info.connection_file or "").read_text()))
 
 
-async def test_an_encrypted_kernel_refuses_other_keys_and_none(tmp_path: Path) -> None:
+async def test_an_encrypted_kernel_refuses_wrong_and_missing_keys(tmp_path: Path) -> None:
     async with Bridge.launch(encryption=True) as bridge:
         info = connection(bridge)
         keyless = {name: value for name, value in info.items() if name not in CURVE}
         half = {name: value for name, value in info.items() if name != "curve_secretkey"}
-        for wrong, told in (
+        for wrong, message in (
             ({**info, **other_keys()}, "refuses the CURVE keys in the file"),
-            (keyless, "it encrypts, and the file lacks its CURVE keys"),
-            (half, "the CURVE keys in .* are damaged: they are no pair"),
-            ({**info, "curve_publickey": other_keys()["curve_publickey"]}, "are no pair"),
-            ({**info, "curve_secretkey": "short"}, "are no pair"),
+            (keyless, "it encrypts and the file lacks its CURVE keys"),
+            (half, "the CURVE keys in .* are damaged: they do not belong together"),
+            (
+                {**info, "curve_publickey": other_keys()["curve_publickey"]},
+                "do not belong together",
+            ),
+            ({**info, "curve_secretkey": "short"}, "do not belong together"),
         ):
             file = written(tmp_path / "wrong.json", wrong)
-            async with asyncio.timeout(20):  # not the minute that a silent kernel has
-                with pytest.raises(KernelNotFound, match=told):
+            async with asyncio.timeout(20):  # less than the minute that an opening may take
+                with pytest.raises(KernelNotFound, match=message):
                     await Bridge.attach(file)
         assert await bridge.pull("1 + 1") == 2
 
 
-async def test_a_file_with_keys_does_not_lead_to_a_plain_connection(
+async def test_a_file_with_keys_never_opens_an_unencrypted_connection(
     tmp_path: Path, long: Path
 ) -> None:
     for options in ({}, {"connection_file": long}):  # Unix sockets, and TCP
@@ -315,10 +320,10 @@ async def test_a_file_with_keys_does_not_lead_to_a_plain_connection(
                     await Bridge.attach(file)
 
 
-async def test_a_handshake_that_fails_while_we_are_busy_is_noticed(
+async def test_a_handshake_that_fails_while_this_process_is_busy_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # It may fail once, microseconds after the connect; this process may not run just then.
+    # The handshake may fail once, microseconds after ``connect``, while this process does not run.
     connect = AsyncKernelClient.connect_shell
 
     def connect_slowly(client: AsyncKernelClient, *args: Any, **kwargs: Any) -> Any:
@@ -330,12 +335,12 @@ async def test_a_handshake_that_fails_while_we_are_busy_is_noticed(
         info = connection(encrypted)
         keyless = {name: value for name, value in info.items() if name not in CURVE}
         monkeypatch.setattr(AsyncKernelClient, "connect_shell", connect_slowly)
-        for wrong, told in (
+        for wrong, message in (
             ({**connection(plain), **other_keys()}, "or it does not encrypt"),
             (keyless, "the file lacks its CURVE keys"),
         ):
             async with asyncio.timeout(20):
-                with pytest.raises(KernelNotFound, match=told):
+                with pytest.raises(KernelNotFound, match=message):
                     await Bridge.attach(written(tmp_path / "wrong.json", wrong))
 
 
@@ -348,11 +353,11 @@ async def test_a_restart_keeps_the_encryption() -> None:
             assert await bridge.pull("1 + 1") == 2
             with pytest.raises(Exception, match="since the last call"):
                 await other.pull("1 + 1")
-        assert await strangers_earful(bridge, "still secret") == b""
+        assert await published_to_a_stranger(bridge, "still secret") == b""
 
 
-async def strangers_earful(bridge: Bridge, words: str) -> bytes:
-    """What somebody hears on iopub who has the port and nothing else."""
+async def published_to_a_stranger(bridge: Bridge, text: str) -> bytes:
+    """Return what a stranger receives on iopub who knows the port and nothing else."""
     context = zmq.asyncio.Context()
     stranger = context.socket(zmq.SUB)
     stranger.linger = 0
@@ -362,7 +367,7 @@ async def strangers_earful(bridge: Bridge, words: str) -> bytes:
     try:
         heard = b""
         for _ in range(5):  # a subscription takes a moment
-            await bridge.run(f"print({words!r})")
+            await bridge.run(f"print({text!r})")
             while await stranger.poll(200):
                 heard += b"".join(await stranger.recv_multipart())
         return heard
@@ -372,17 +377,17 @@ async def strangers_earful(bridge: Bridge, words: str) -> bytes:
 
 
 @pytest.mark.parametrize("encryption", [True, False])
-async def test_a_stranger_at_the_port_hears_a_plain_kernel_and_no_encrypted_one(
+async def test_a_stranger_at_the_port_reads_outputs_only_without_encryption(
     long: Path, encryption: bool
 ) -> None:
     async with Bridge.launch(connection_file=long, encryption=encryption) as bridge:
         assert bridge.info.transport == "tcp"
-        heard = await strangers_earful(bridge, "words for the user alone")
-    assert (b"words for the user alone" in heard) is not encryption
+        heard = await published_to_a_stranger(bridge, "text for the user alone")
+    assert (b"text for the user alone" in heard) is not encryption
 
 
 class Proxy:
-    """Listens at a port of its own for each of the kernel's and records what passes."""
+    """Listens at one port for each port of the kernel, and records the data that passes."""
 
     def __init__(self, ip: str = "127.0.0.1") -> None:
         self._ip = ip
@@ -391,20 +396,20 @@ class Proxy:
         self._pumps: set[asyncio.Task[None]] = set()
 
     async def between(self, info: dict[str, Any]) -> dict[str, Any]:
-        """The connection info that leads through the proxy."""
+        """Return the connection info that leads through the proxy."""
         through = {**info, "ip": self._ip}
         for name in PORTS:
-            server = await asyncio.start_server(self._link(info["ip"], info[name]), self._ip)
+            server = await asyncio.start_server(self._forward(info["ip"], info[name]), self._ip)
             self._servers.append(server)
             through[name] = server.sockets[0].getsockname()[1]
         return through
 
-    def _link(self, ip: str, port: int) -> Any:
+    def _forward(self, ip: str, port: int) -> Any:
         async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            there = await asyncio.open_connection(ip, port)
+            kernel_reader, kernel_writer = await asyncio.open_connection(ip, port)
             for source, target, record in (
-                (reader, there[1], self.sent),
-                (there[0], writer, self.answered),
+                (reader, kernel_writer, self.sent),
+                (kernel_reader, writer, self.answered),
             ):
                 pump = asyncio.create_task(self._pump(source, target, record))
                 self._pumps.add(pump)
@@ -439,7 +444,7 @@ class Proxy:
 
 @pytest.mark.parametrize("lane", ["buffers", "inline"])
 @pytest.mark.parametrize("encryption", [True, False])
-async def test_nothing_readable_is_on_an_encrypted_wire(
+async def test_an_encrypted_connection_carries_nothing_readable(
     tmp_path: Path, long: Path, encryption: bool, lane: Any
 ) -> None:
     async with (
@@ -451,23 +456,23 @@ async def test_nothing_readable_is_on_an_encrypted_wire(
             assert other.info.lane == lane
             await other.push(x=MARKER)
             assert await other.pull("x") == MARKER
-            result = await other.run("print('words for the user alone')")
-            assert result.stdout == "words for the user alone\n"
+            result = await other.run("print('text for the user alone')")
+            assert result.stdout == "text for the user alone\n"
         sent, answered = bytes(proxy.sent), bytes(proxy.answered)
-    assert len(sent) > len(MARKER) < len(answered)  # all of it went this way
+    assert len(sent) > len(MARKER) < len(answered)  # everything passed through the proxy
     mechanism = b"CURVE" if encryption else b"NULL"
     for wire in (sent, answered):
         assert mechanism.ljust(20, b"\0") in wire  # ZMTP's greeting says it
     plain = MARKER if lane == "buffers" else b"kernel_info_request"
     assert (plain in sent) is not encryption
-    for words in (MARKER[:40], b"words for the user alone", b"execute_request", b"msg_id"):
+    for text in (MARKER[:40], b"text for the user alone", b"execute_request", b"msg_id"):
         if encryption:
-            assert words not in sent
-            assert words not in answered
-    assert (b"words for the user alone" in answered) is not encryption
+            assert text not in sent
+            assert text not in answered
+    assert (b"text for the user alone" in answered) is not encryption
 
 
-# A kernel that knows nothing of CURVE keys, as ipykernel 6, though its kernelspec says otherwise.
+# A kernel that ignores CURVE keys, as ipykernel 6 does, although its kernelspec says otherwise.
 UNKNOWING = """
 import json, os, sys
 file = sys.argv[-1]
@@ -483,7 +488,7 @@ launch_new_instance()
 """
 
 
-async def test_a_kernel_that_does_not_encrypt_is_told(
+async def test_a_kernel_that_does_not_encrypt_is_reported(
     jupyter_folders: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "unknowing.py").write_text(UNKNOWING)
@@ -493,37 +498,37 @@ async def test_a_kernel_that_does_not_encrypt_is_told(
     folder.mkdir(parents=True)
     silent = r"'unknowing' does not say that its kernel can encrypt; pip install 'ipykernel>=7.3'"
     boasting = "the kernel does not encrypt, although its kernelspec says"
-    # Several times: whether such a socket is closed for good, and any send blocks, is chance.
-    for metadata, told in (
+    # Several times: it is chance whether such a socket is closed for good, so that any send blocks.
+    for metadata, message in (
         ({}, silent),
         *4 * (({"supported_encryption": ["curve"]}, boasting),),
     ):
         (folder / "kernel.json").write_text(json.dumps({**spec, "metadata": metadata}))
         file = tmp_path / "kernel.json"
         async with asyncio.timeout(50):  # launch alone would wait a minute
-            with pytest.raises(NotSupported, match=told):
+            with pytest.raises(NotSupported, match=message):
                 await Bridge.launch("unknowing", connection_file=file, encryption=True)
         assert not file.exists()
     async with Bridge.launch("unknowing", connection_file=tmp_path / "k.json") as bridge:
         assert await bridge.pull("1 + 1") == 2  # without encryption nothing is wrong with it
 
 
-# ------------------------------------------------------------ wrong keys, closed doors
+# ------------------------------------------------------------ wrong keys, forwarded ports
 
 
-async def test_a_wrong_key_is_told(tmp_path: Path) -> None:
+async def test_a_wrong_key_is_reported(tmp_path: Path) -> None:
     async with Bridge.launch() as bridge:
         file = written(tmp_path / "wrong.json", {**connection(bridge), "key": "0" * 32})
-        with pytest.raises(KernelNotFound, match="did not answer within 1 s: another key"):
+        with pytest.raises(KernelNotFound, match="did not answer within 1 s: it has another key"):
             await Bridge.attach(file, timeout=1)
         assert await bridge.pull("1") == 1
 
 
-async def test_a_port_that_ends_nowhere_is_told(tmp_path: Path) -> None:
+async def test_a_forwarded_port_without_a_kernel_is_reported(tmp_path: Path) -> None:
     async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
 
-    # As SSH does with a forwarded port behind which nothing listens.
+    # SSH does this with a forwarded port if no program listens behind it.
     server = await asyncio.start_server(hang_up, "127.0.0.1")
     port = server.sockets[0].getsockname()[1]
     info = {"transport": "tcp", "ip": "127.0.0.1", "key": "k", **dict.fromkeys(PORTS, port)}

@@ -95,9 +95,9 @@ async def test_dead_and_silent_kernels_and_broken_files_do_not_delay_ls(
     }
     why = {name.partition("-")[2]: one["why"] for name, one in found.items()}
     for name in ("empty", "odd", "port", "deep", "pipe"):
-        assert why[name].startswith("no connection file: ")
-    assert why["folder"].startswith("it can't be read: ")
-    assert why["scheme"].startswith("it can't be asked: ")
+        assert why[name].startswith("not a connection file: ")
+    assert why["folder"].startswith("the file cannot be read: ")
+    assert why["scheme"].startswith("asking it failed: ")
     assert next(iter(found)) == "kernel-alone"
 
 
@@ -212,7 +212,7 @@ async def test_a_connection_file_that_others_can_read_is_reported(alone: Bridge)
     # In another process: the library warns of a file once in each process.
     pulled = await asyncio.to_thread(bridgehead_process, "pull", "1", "-e", file)
     assert (pulled.code, pulled.out) == (0, "1\n")
-    assert pulled.err.startswith("bridgehead: others on this machine can read")
+    assert pulled.err.startswith("bridgehead: other users of this machine can read")
     assert pulled.err.count("\n") == 1
 
 

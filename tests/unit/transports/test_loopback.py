@@ -1,4 +1,4 @@
-"""The loopback is the real loader without a kernel, for users' own tests."""
+"""The loopback: the real remote part without a kernel, for users' own tests."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ async def test_two_loopbacks_share_nothing() -> None:
         assert not await two.exists("x")
 
 
-async def test_it_leaves_no_thread() -> None:
+async def test_a_closed_loopback_leaves_no_thread() -> None:
     before = threading.active_count()
     for _ in range(5):
         async with Bridge.loopback() as bridge:
@@ -36,7 +36,7 @@ async def test_it_leaves_no_thread() -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_a_restart_fails_what_was_pending(loopback: Bridge) -> None:
+async def test_a_restart_fails_pending_requests(loopback: Bridge) -> None:
     pending = asyncio.ensure_future(loopback.run("import time; time.sleep(0.2)"))
     await asyncio.sleep(0.05)
     epoch = loopback.info.epoch
@@ -71,7 +71,7 @@ async def test_a_long_cell_does_not_block_the_event_loop(loopback: Bridge) -> No
     assert ticks > 5
 
 
-def test_a_bridge_used_after_a_fork_says_so() -> None:
+def test_a_bridge_used_after_a_fork_raises_an_error() -> None:
     script = """
         import asyncio, os, warnings
         warnings.simplefilter("ignore")
@@ -101,8 +101,8 @@ def test_a_bridge_used_after_a_fork_says_so() -> None:
     assert second == "1"
 
 
-async def test_a_piece_that_brings_nothing_is_told_at_once() -> None:
-    """Else a kernel that announces much and sends nothing would be asked for ever."""
+async def test_an_empty_chunk_is_reported_at_once() -> None:
+    """Otherwise a kernel that announces data and sends none would be asked for ever."""
     async with Bridge.loopback(lane="buffers") as bridge:
         await bridge.push(large=bytes(40 << 20))
         received, asked = bridge._transport.dispatcher.received, 0
@@ -111,7 +111,7 @@ async def test_a_piece_that_brings_nothing_is_told_at_once() -> None:
             nonlocal asked
             if message["header"]["msg_type"] == DATA_MESSAGE:
                 asked += 1
-                if asked > 2:  # the answer itself comes in two
+                if asked > 2:  # the response itself arrives in two messages
                     message = {**message, "buffers": []}
             received(channel, message)
 
@@ -122,31 +122,31 @@ async def test_a_piece_that_brings_nothing_is_told_at_once() -> None:
         assert len(await bridge.pull("large")) == 40 << 20
 
 
-async def test_what_another_thread_prints_is_none_of_the_cells(
+async def test_output_of_another_thread_is_not_output_of_the_cell(
     loopback: Bridge, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A test, or a screen that shows the cell's output, prints while the cell is running."""
+    """A test, or a program that shows the cell's output, prints while the cell is running."""
     code = """
         import sys, threading, time
-        print("there")
+        print("by the cell")
         while not hasattr(sys, "go_on"): time.sleep(0.01)
-        thread = threading.Thread(target=print, args=["by a thread of the cell's"])
+        thread = threading.Thread(target=print, args=["by a thread of the cell"])
         thread.start(); thread.join()
     """
 
     def show(message: object) -> None:
-        print("here")
+        print("by-the-test")
         sys.go_on = True  # type: ignore[attr-defined]
 
     try:
         result = await loopback.run(textwrap.dedent(code), on_output=show)
     finally:
         del sys.go_on  # type: ignore[attr-defined]
-    assert result.stdout == "there\nby a thread of the cell's\n"
-    assert set(capsys.readouterr().out.split()) == {"here"}
+    assert result.stdout == "by the cell\nby a thread of the cell\n"
+    assert set(capsys.readouterr().out.split()) == {"by-the-test"}
 
 
-async def test_cells_of_two_loopbacks_at_once_print_each_their_own(
+async def test_concurrent_cells_of_two_loopbacks_keep_their_outputs_apart(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     code = "import time\nfor n in range(20): print(n); time.sleep(0.001)"
@@ -154,5 +154,5 @@ async def test_cells_of_two_loopbacks_at_once_print_each_their_own(
     async with Bridge.loopback() as one, Bridge.loopback() as other:
         for result in await asyncio.gather(*(bridge.run(code) for bridge in (one, other) * 5)):
             assert result.stdout == wanted
-    print("back")
-    assert capsys.readouterr().out == "back\n"
+    print("after the cells")
+    assert capsys.readouterr().out == "after the cells\n"

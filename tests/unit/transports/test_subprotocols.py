@@ -1,6 +1,6 @@
-"""A message as a websocket message: what the server's own code makes of ours, and we of its.
+"""Packed websocket messages: the server's own code reads ours, and our code reads its messages.
 
-Rule: the other side is jupyter_server's, never a copy of ours.
+Rule: the counterpart is jupyter_server's code, never a copy of ours.
 """
 
 from __future__ import annotations
@@ -51,16 +51,16 @@ def test_we_read_what_the_server_writes(buffers: list[Any]) -> None:
     channel, message = BINARY.unpack(data)
     assert (channel, plain(message)) == ("iopub", (MESSAGE, copies))
 
-    told = {**MESSAGE, "channel": "iopub", "buffers": copies}
-    data = base.serialize_binary_message(told) if copies else json.dumps(told)
+    fields = {**MESSAGE, "channel": "iopub", "buffers": copies}
+    data = base.serialize_binary_message(fields) if copies else json.dumps(fields)
     channel, message = LEGACY.unpack(data)
     assert (channel, plain(message)) == ("iopub", (MESSAGE, copies))
 
 
-@pytest.mark.parametrize("way", [BINARY, LEGACY], ids=["v1", "legacy"])
-def test_what_is_no_message_is_told(way: Subprotocol) -> None:
+@pytest.mark.parametrize("subprotocol", [BINARY, LEGACY], ids=["v1", "legacy"])
+def test_invalid_data_raises_a_protocol_error(subprotocol: Subprotocol) -> None:
     source = random.Random(7)
-    good = way.pack("shell", MESSAGE, [b"abc", b"defg"])
+    good = subprotocol.pack("shell", MESSAGE, [b"abc", b"defg"])
     assert isinstance(good, bytes)
     odd: list[bytes | str] = [b"", b"\0", b"\xff" * 64, "", "[]", "{}", "nul", good[:7], good[:40]]
     for _ in range(3000):
@@ -70,9 +70,9 @@ def test_what_is_no_message_is_told(way: Subprotocol) -> None:
         odd.append(bytes(data))
     for data in odd:
         try:
-            _, message = way.unpack(data)
+            _, message = subprotocol.unpack(data)
         except ProtocolError:
             continue
         assert all(isinstance(message[part], dict) for part in PARTS)
     with pytest.raises(ProtocolError):
-        way.unpack(b"\x06" + bytes(63))
+        subprotocol.unpack(b"\x06" + bytes(63))

@@ -1,6 +1,6 @@
 """Signs of life on the kernel's own ZeroMQ sockets.
 
-Rule: the transport's readers, with the test at the other end of their sockets; no kernel.
+Rule: the readers of the transport. The test itself plays the kernel on their sockets.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ PORTS = dict.fromkeys(("shell_port", "control_port", "iopub_port", "hb_port", "s
 async def test_the_answer_to_an_earlier_beat_is_a_sign_of_life(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A kernel that was stopped answers the beats that it missed one after the other.
+    """A kernel that was stopped answers the beats that it missed, one after the other.
 
-    The socket is readable then, and has nothing to give: the bridge goes on listening.
+    The socket is readable then, but holds no message: the bridge goes on listening.
     """
     monkeypatch.setattr("bridgehead._transports.zmq.BEAT_EVERY", 0.05)
     monkeypatch.setattr("bridgehead._transports.zmq.SILENCE", 0.2)
