@@ -22,7 +22,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from bridgehead import Bridge
 from bridgehead._transports.subprotocols import BINARY, V1
-from bridgehead._transports.websocket import CHUNK
+from bridgehead._transports.websocket import CHUNK, CHUNK_BACK
 from tests.bench.targets import Reached
 from tests.support.servers import TOKEN, free_port, on, serving
 
@@ -50,7 +50,7 @@ async def measure(wanted: argparse.Namespace) -> list[Reached]:
         await bridge.push(x=array)
         for _ in range(ROUNDS):
             bare.append(await _timed(_echoed(echo, CHUNK)))
-            bare_back.append(await _timed(_echoed(echo, BACK)))
+            bare_back.append(await _timed(_echoed(echo, CHUNK_BACK)))
             push.append(await _timed(bridge.push(x=array)))
             pull.append(await _timed(bridge.pull("x")))
         async with _websocket(bridge) as socket:

@@ -679,7 +679,7 @@ async def refuses_a_flipped_byte(live: Bridge) -> None:
     assert await seen(live) == {"x": "1"}
     await live.push(a=array)
     live._transport.dispatcher.received = damaging_received  # type: ignore[method-assign]
-    with pytest.raises(ReplyLost, match="the kernel's answer is damaged"):
+    with pytest.raises(ReplyLost, match="the kernel's response is damaged"):
         await live.pull("a")
     del live._transport.dispatcher.received
     assert (await live.pull("a")).tobytes() == array.tobytes()

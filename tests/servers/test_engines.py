@@ -686,7 +686,7 @@ async def test_a_call_fails_when_the_owner_closes_the_client(clean: Any) -> None
     calling = asyncio.ensure_future(engine.call(time.sleep, 2))
     await until(lambda: engine.state == "busy")
     client.close(linger=0)
-    async with told_within(2):
+    async with reported_within(2):
         with pytest.raises(TransportError, match="closed by its owner"):
             await calling
     with pytest.raises(TransportError, match="closed by its owner"):

@@ -463,7 +463,7 @@ async def test_an_unreachable_server_is_reported_and_used_again_later(
         await bridge.push(x=1)
         wire.is_down = True
         wire.cut()
-        async with told_within(5):
+        async with reported_within(5):
             with pytest.raises(
                 TransportError, match="failed for 1 s.*goes on when the server answers"
             ):

@@ -44,7 +44,7 @@ def entry(value: Any) -> dict[str, Any]:
 
 def consume(content: Any, parts: list[bytes]) -> list[memoryview]:
     """Open a reply as a lane does; return its frames or raise its error."""
-    response = _response.answer(content)
+    response = _response.response_header(content)
     inbox = _response.open_response(response)
     _response.add_chunk(response, inbox, 0, parts)
     frames = _response.close_response(inbox)

@@ -144,7 +144,7 @@ class Space:
 
     def evaluate(self, expression: str) -> Header:
         reply = self.bare.ask(namespace=self.id, expression=expression)
-        return _response.answer({"status": "ok", "user_expressions": {KEY: reply}})
+        return _response.response_header({"status": "ok", "user_expressions": {KEY: reply}})
 
     def cross(self, header: Header, data: bytes = b"", **how: Any) -> tuple[Header, list[bytes]]:
         text = base64.b64encode(data).decode("ascii")
@@ -222,7 +222,7 @@ class Space:
         frames = [frame for _, payload in requests for frame in payload.frames]
         header = batch_header([header for header, _ in requests], frames)
         response, parts = self.finish({**header, "chunk": CHUNK, **fields}, stream(frames))
-        responses = _response.part_batch(response, parts, [None] * len(requests))
+        responses = _response.split_batch(response, parts, [None] * len(requests))
         return [self.outcome(*pair) for pair in zip(requests, responses, strict=True)]
 
     def outcome(
@@ -254,7 +254,7 @@ def part(header: Header, data: bytes, **fields: Any) -> tuple[Header, bytes]:
     return {**header, "digest": _frames.digest("sha256", [data]), **fields}, data
 
 
-REMOTE_MODULE = _bootstrap.loader_source()[0]
+REMOTE_MODULE = _bootstrap.remote_source()[0]
 CLOUDPICKLE = str(Path(cloudpickle.__file__).parents[1])
 
 
@@ -289,7 +289,7 @@ class Interrupt:
     def __init__(self, left, where):
         self.left, self.where = left, where
     def __call__(self, frame, event, arg):
-        if frame.f_code.co_filename != "<bridgehead loader>":
+        if frame.f_code.co_filename != "<bridgehead remote>":
             return None
         frame.f_trace_opcodes = True
         if event == "opcode" and frame.f_code.co_name in self.where:

@@ -42,7 +42,7 @@ class Ends:
     def leased(self, *arrays: np.ndarray[Any, Any]) -> tuple[Segment, list[int]]:
         """Return a segment that contains arrays and is leased to the kernel's end, and sizes."""
         segment, sizes = filled(self.client.pool, *arrays)
-        self.client.lend(segment)
+        self.client.lease_out(segment)
         return segment, sizes
 
     def arrived(self, channel: FrameSocket | None = None) -> list[Any]:

@@ -43,9 +43,9 @@ def _count_in_kernel() -> dict[str, Any]:
     gc.collect()
     module: Any = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
     found = {"leases": 0, "bytes": 0, "mapped": 0, "kept": 0}
-    for remote in module._served.values():
+    for remote in module._remotes.values():
         found["kept"] += len(remote.transfers.inboxes) + len(remote.transfers.outboxes)
-        for server in list(remote.servers.values()):
+        for server in list(remote.socket_threads.values()):
             segments = list(server.channel.pool.segments.values())
             found["leases"] += sum(segment.leases for segment in segments)
             found["bytes"] += sum(segment.capacity for segment in segments)

@@ -21,7 +21,7 @@ from bridgehead._shipped.wire import segments as _segments
 from bridgehead._shipped.wire.segments import Pool, Segment, SegmentCache
 
 needs_segments = pytest.mark.skipif(
-    not _segments.possible(), reason="this system or this Python has no memfd with seals"
+    not _segments.segments_supported(), reason="this system or this Python has no memfd with seals"
 )
 KIB, MIB = 1 << 10, 1 << 20
 PRELUDE = """

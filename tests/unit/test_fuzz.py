@@ -168,7 +168,7 @@ class RemotePart:
         text = _bootstrap.expression("inline", header, install=True)
         response = json.loads(eval(text, self.scope)._repr_mimebundle_()[MIME])
         self.epoch: str = response["epoch"]
-        self.module = sys.modules[_bootstrap.loader_source()[0]]
+        self.module = sys.modules[_bootstrap.remote_source()[0]]
         self.scope.update(a="before", b=[1], long=bytes(range(256)) * 16)
 
     def sent(
@@ -423,7 +423,7 @@ def value_or_error(work: Callable[[], Any]) -> Any:
 def test_any_content_of_a_reply_is_a_response_or_an_error(data: st.DataObject) -> None:
     content = content_of(data.draw(st.sampled_from(RESPONSES)))
     content = data.draw(st.one_of(ODD, mutated(content), ODD.map(content_of)))
-    outcome = value_or_error(lambda: _response.answer(content))
+    outcome = value_or_error(lambda: _response.response_header(content))
     assert isinstance(outcome, (dict, BridgeError))
 
 
@@ -432,7 +432,7 @@ def test_any_content_of_a_reply_is_a_response_or_an_error(data: st.DataObject) -
 @example("[" * 100_000)
 @example('{"sizes": ' + "[" * 900 + "]" * 900 + "}")
 def test_any_text_of_a_response_is_parsed_or_reported(text: str) -> None:
-    assert isinstance(value_or_error(lambda: _response.parse(text)), (dict, ProtocolError))
+    assert isinstance(value_or_error(lambda: _response.parse_header(text)), (dict, ProtocolError))
 
 
 @FUZZ
@@ -450,7 +450,7 @@ def test_any_response_is_opened_and_closed_or_reported(data: st.DataObject) -> N
         _response.add_chunk(response, inbox, 0, parts)
         whole = _response.close_response(inbox)
         raise_error(response, whole, limits[0], trusted=data.draw(st.booleans()))
-        return _response.part_batch(response, whole, limits)
+        return _response.split_batch(response, whole, limits)
 
     tracemalloc.start()
     try:
@@ -474,7 +474,9 @@ def test_any_error_header_raises_a_bridge_error(data: st.DataObject) -> None:
 def test_an_error_nested_too_deeply_to_print_is_reported(depth: int) -> None:
     deep = nested(depth)
     fields = ("ename", "evalue", "traceback", "message", "names", "module", "where", "type", "kind")
-    value_or_error(lambda: _response.answer({"status": "error", "ename": deep, "traceback": deep}))
+    value_or_error(
+        lambda: _response.response_header({"status": "error", "ename": deep, "traceback": deep})
+    )
     for kind in KINDS:
         error = {**dict.fromkeys(fields, deep), "kind": kind}
         assert isinstance(value_or_error(lambda: raise_error({"error": error}, ())), BridgeError)
@@ -495,7 +497,7 @@ def test_any_batch_response_is_split_or_reported_and_makes_progress(data: st.Dat
     response = data.draw(mutated({"answers": answers}))
     if not isinstance(response, dict):
         return
-    found = value_or_error(lambda: _response.part_batch(response, frames, [None, 5, 0]))
+    found = value_or_error(lambda: _response.split_batch(response, frames, [None, 5, 0]))
     if isinstance(found, list):
         assert len(found) == 3
         assert found[0] is not None
@@ -503,9 +505,9 @@ def test_any_batch_response_is_split_or_reported_and_makes_progress(data: st.Dat
 
 def test_a_batch_response_without_any_outcome_is_an_error() -> None:
     with pytest.raises(BridgeError):
-        _response.part_batch({"answers": [{"retry": True}]}, [], [None])
+        _response.split_batch({"answers": [{"retry": True}]}, [], [None])
     with pytest.raises(ProtocolError):
-        _response.part_batch({"answers": [{**SIGNED, "parts": 0}, 5]}, [], [None, None])
+        _response.split_batch({"answers": [{**SIGNED, "parts": 0}, 5]}, [], [None, None])
 
 
 @FUZZ
@@ -585,7 +587,7 @@ async def test_any_update_is_opened_or_reported(data: st.DataObject) -> None:
     frames = frames_of((1,))
     header = {**signed({}, frames), "data": base64.b64encode(b"".join(frames)).decode()}
     response = data.draw(st.one_of(st.just(header), mutated(header), ODD))
-    content: Any = {"watch": "w", "news": "w:1", "answer": json.dumps(response)}
+    content: Any = {"watch": "w", "update": "w:1", "answer": json.dumps(response)}
     if data.draw(st.booleans()):
         content = data.draw(st.one_of(mutated(content), ODD))
     updates = UpdateBuffer(data.draw(st.sampled_from([None, 0, 100])))
@@ -857,7 +859,7 @@ async def test_changed_updates_are_reported_and_the_next_ones_arrive(
         if kind == "frames":
             message["buffers"] = frames
         elif kind == "content":
-            content[("watch", "news", "answer")[index % 3]] = other
+            content[("watch", "update", "answer")[index % 3]] = other
         else:
             response = json.loads(content["answer"])
             node, key = places(response)[index % len(places(response))]

@@ -30,7 +30,7 @@ from bridgehead._protocol import payload as _payload
 from bridgehead._protocol import response as _response
 from bridgehead._protocol.raising import remote_error
 from bridgehead._protocol.ref import Ref, primary
-from bridgehead._protocol.results import Info, Name, Names, Result, Transfer, of_bridge
+from bridgehead._protocol.results import Info, Name, Names, Result, Transfer, bridge_html
 from bridgehead._transports.messages import Message, Messages
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ class Bridge(BridgeBase):
         return f"<Bridge {self.state}, {self.info}>"
 
     def _repr_html_(self) -> str:
-        return of_bridge("Bridge", self.state, self.info)
+        return bridge_html("Bridge", self.state, self.info)
 
     # ------------------------------------------------------------ objects
 
@@ -234,7 +234,7 @@ class Bridge(BridgeBase):
         if not expressions:
             raise ValueError("pull() needs at least one expression, e.g. pull('x')")
         texts = [expression_text(expression) for expression in expressions]
-        limit, trusted = checked_size(max_bytes), self._connection.trust.but(trust)
+        limit, trusted = checked_size(max_bytes), self._connection.trust.overridden(trust)
         with reporting(progress, "pull") as report:
             response = await self._connection.ask(
                 "fetch",
@@ -247,7 +247,7 @@ class Bridge(BridgeBase):
             )
             total = sum(frame.nbytes for frame in response.frames)
             report(total, total)
-        values = _payload.values(await trusted.open(response.frames), len(texts))
+        values = _payload.check_values(await trusted.open(response.frames), len(texts))
         return values[0] if len(texts) == 1 else values
 
     def ref(self, expression: str) -> Ref:
@@ -292,7 +292,7 @@ class Bridge(BridgeBase):
                 item["len"],
                 item["bytes"],
             )
-            for item in _response.understood(header.get("names"), [_response.NAME], "names")
+            for item in _response.check_fields(header.get("names"), [_response.NAME], "names")
         )
 
     async def delete(self, *names: str, timeout: float | None = None) -> None:
@@ -330,7 +330,7 @@ class Bridge(BridgeBase):
         """
         self._connection.check()
         response = await self._connection.ask("has", timeout, name=checked_name(name))
-        has: bool = _response.understood(response.header.get("has"), bool, "exists")
+        has: bool = _response.check_fields(response.header.get("has"), bool, "exists")
         return has
 
     async def handoff(
@@ -411,7 +411,7 @@ class Bridge(BridgeBase):
                 list(dict.fromkeys(map(checked_name, names))),
                 timeout=timeout,
                 limit=checked_size(max_bytes),
-                data=self._connection.trust.but(trust).data,
+                data=self._connection.trust.overridden(trust).data,
                 report=report,
             )
             return await handoff.run()
@@ -458,7 +458,7 @@ class Bridge(BridgeBase):
         text, limit = expression_text(expression), checked_size(max_bytes)
 
         async def open_value(frames: list[memoryview]) -> Any:
-            return _payload.values(await self._connection.trust.open(frames), 1)[0]
+            return _payload.check_values(await self._connection.trust.open(frames), 1)[0]
 
         return Watch(
             self._connection, text, open_value, limit=limit, **self._connection.trust.fields()
@@ -532,7 +532,7 @@ class Bridge(BridgeBase):
         response = await self._connection.ask("call", timeout, content, keep=keep, **trust.fields())
         if keep is not None:
             return Ref(self, keep)
-        return _payload.values(await trust.open(response.frames), 1)[0]
+        return _payload.check_values(await trust.open(response.frames), 1)[0]
 
     def _reduce(self, value: Any) -> Any:
         """Return how to pickle a ref: as a call that gives the kernel's object."""

@@ -23,9 +23,9 @@ from bridgehead._lanes.buffers import BuffersLane
 from bridgehead._lanes.direct import copy_to_segment
 from bridgehead._protocol import payload as _payload
 from bridgehead._protocol.ref import Ref
-from bridgehead._protocol.results import Result, Transfer, of_fleet
+from bridgehead._protocol.results import Result, Transfer, fleet_html
 from bridgehead._shipped.wire import frames as _frames
-from bridgehead._shipped.wire.digest import summed
+from bridgehead._shipped.wire.digest import choose_digest
 from bridgehead._shipped.wire.frames import SHARED
 from bridgehead._shipped.wire.segments import IDLE, Pool, Segment
 from bridgehead._transports import ipyparallel_engine
@@ -158,7 +158,7 @@ class Fleet(Sequence[Bridge]):
         return f"<Fleet of {len(self)}: {', '.join(f'{n} {state}' for state, n in states.items())}>"
 
     def _repr_html_(self) -> str:
-        return of_fleet([(bridge.state, bridge.info) for bridge in self._bridges])
+        return fleet_html([(bridge.state, bridge.info) for bridge in self._bridges])
 
     # ------------------------------------------------------------ operations
 
@@ -188,7 +188,7 @@ class Fleet(Sequence[Bridge]):
         sending: list[asyncio.Task[None]] = []
         try:
             broadcasts += await self._broadcasts(payload)
-            deliveries = {lane: one for cast in broadcasts for lane, one in cast.landings.items()}
+            deliveries = {lane: one for cast in broadcasts for lane, one in cast.deliveries.items()}
 
             def packed(bridge: Bridge) -> SignedPayload:
                 delivery = deliveries.get(bridge._connection.remote.lane)
@@ -296,7 +296,7 @@ class Fleet(Sequence[Bridge]):
             # Two bridges may lead to one engine, which needs the frames once.
             lane_of = {bridge.info.epoch: bridge._connection.remote.lane for bridge in bridges}
             sums = all(lane.sums for lane in lane_of.values())
-            algorithm = summed(strictest, payload.nbytes, sums)
+            algorithm = choose_digest(strictest, payload.nbytes, sums)
             digest = await asyncio.to_thread(_frames.digest, algorithm, payload.frames)
             lanes = {lane: epoch for epoch, lane in lane_of.items()}
             found.append(Broadcast(lanes, payload.frames, digest))

@@ -31,7 +31,7 @@ from bridgehead._bridge.progress import EVERY, Report, drawing
 from bridgehead._connection.trust import TrustName
 from bridgehead._errors import BridgeClosed
 from bridgehead._protocol.ref import Ref
-from bridgehead._protocol.results import Info, Transfer, of_bridge
+from bridgehead._protocol.results import Info, Transfer, bridge_html
 from bridgehead._transports.messages import Message
 
 P = ParamSpec("P")
@@ -314,7 +314,7 @@ class SyncBridge(MutableMapping[str, Any]):
         return f"<Sync{repr(self._bridge)[1:]}"
 
     def _repr_html_(self) -> str:
-        return of_bridge("SyncBridge", self.state, self.info)
+        return bridge_html("SyncBridge", self.state, self.info)
 
     # ------------------------------------------------------------ a mapping of names
 

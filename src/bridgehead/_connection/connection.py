@@ -232,7 +232,7 @@ class Connection:
         # What was packed before may have a digest that this lane does not use, or lack one.
         if call.packed is not None and call.packed.is_signed == (lane.digest == "none"):
             payload, algorithm, sums = call.packed.payload, lane.digest, lane.sums
-            work = asyncio.to_thread(_payload.signed, payload, algorithm, sums)
+            work = asyncio.to_thread(_payload.digest_payload, payload, algorithm, sums)
             call.packed = replace(call.packed, digest=await turn.prepare(work))
         if call.content is None or call.packed is not None:
             return

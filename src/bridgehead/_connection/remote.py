@@ -80,7 +80,7 @@ class Installation:
         Raises:
             KernelRestarted: the kernel was restarted since the last call; raised once.
         """
-        await self._transport.life.answering()
+        await self._transport.life.wait_until_responsive()
         if self._lane is not None and self._lane.lost:
             self.generation = LOST
         if not self.is_current:

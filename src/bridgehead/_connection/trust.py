@@ -53,7 +53,7 @@ class Trust:
             return _payload.decode_data(frames, self.allow)
         return await asyncio.to_thread(_payload.decode_data, frames, self.allow)
 
-    def but(self, name: TrustName | None) -> Trust:
+    def overridden(self, name: TrustName | None) -> Trust:
         """Return the trust for one call with another ``trust=``; None changes nothing."""
         if name is None:
             return self

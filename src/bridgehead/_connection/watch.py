@@ -22,7 +22,7 @@ from bridgehead._lanes.base import Request
 from bridgehead._protocol import request as _request
 from bridgehead._protocol.formatting import line
 from bridgehead._protocol.raising import as_text
-from bridgehead._protocol.response import PartialResponse, add_chunk, open_response, parse
+from bridgehead._protocol.response import PartialResponse, add_chunk, open_response, parse_header
 from bridgehead._transports.tasks import waited
 
 RENEW_EVERY = 120.0  # s; the remote part drops a watch that was not renewed for ten minutes
@@ -134,7 +134,7 @@ class Watch:
         header = _request.header(
             "watch", (), epoch=self._connection.remote.info.epoch, algorithm=lane.digest
         )
-        header["id"] = latest.header["news"]
+        header["id"] = latest.header["update"]
         request = Request(header, (), self._limit, trusted=not self._connection.trust.data)
         _, frames = await lane.rest(request, latest)
         return frames
@@ -157,10 +157,10 @@ class UpdateBuffer:
     def feed(self, content: dict[str, Any], buffers: list[Any]) -> None:
         """Take one message of the remote part."""
         try:
-            header = parse(content["answer"])
+            header = parse_header(content["answer"])
             parts = buffers or [base64.b64decode(header.pop("data", ""), validate=True)]
-            header["news"] = as_text(content["news"])
-            self.seen = int(header["news"].rpartition(":")[2])
+            header["update"] = as_text(content["update"])
+            self.seen = int(header["update"].rpartition(":")[2])
             inbox = open_response(header, self._limit)
             add_chunk(header, inbox, 0, parts)
         except BridgeError as error:

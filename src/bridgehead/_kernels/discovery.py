@@ -69,7 +69,7 @@ class DiscoveredKernel:
         return self.state in ALIVE
 
 
-async def look_around(patience: float = ANSWER_WAIT) -> list[DiscoveredKernel]:
+async def discover(patience: float = ANSWER_WAIT) -> list[DiscoveredKernel]:
     """Return the kernels of Jupyter's runtime folder and of this user's servers.
 
     The kernel that was used last comes first.

@@ -174,7 +174,7 @@ class Lane(ABC):
             # and a proxy may have dropped them. ``rest`` fetches from where these end.
             if response.arrived != min(inbox.total, self.reply_chunk):
                 raise ReplyLost(
-                    f"the kernel's answer is damaged: {response.arrived} of its first "
+                    f"the kernel's response is damaged: {response.arrived} of its first "
                     f"{min(inbox.total, self.reply_chunk)} bytes arrived"
                 )
         return self._track(request, response)
@@ -194,7 +194,7 @@ class Lane(ABC):
         response = await self.carry(batch)
         _, parts = await self.rest(Request(header, ()), response)
         limits = [request.limit for request in requests]
-        outcomes = _response.part_batch(response.header, parts, limits)
+        outcomes = _response.split_batch(response.header, parts, limits)
         for request, outcome in zip(requests, outcomes, strict=True):
             request.lane = batch.lane
             if isinstance(outcome, PartialResponse):
@@ -229,7 +229,7 @@ class Lane(ABC):
             raise_error(chunk_reply, ())
             nbytes = sum(memoryview(part).nbytes for part in parts)
             if nbytes != min(self.reply_chunk, inbox.total - at):
-                raise ReplyLost(f"the kernel's answer is damaged: its chunk at {at} is not whole")
+                raise ReplyLost(f"the kernel's response is damaged: its chunk at {at} is not whole")
             await _add_chunk(chunk_reply, inbox, at, parts)
             done = inbox.received
             request.report(done, inbox.total)

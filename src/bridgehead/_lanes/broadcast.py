@@ -84,7 +84,7 @@ class Broadcast:
             algorithm="",
             digest=digest,
         )
-        self.landings = {lane: Delivery(lane, self._header, lanes[lane]) for lane in lanes}
+        self.deliveries = {lane: Delivery(lane, self._header, lanes[lane]) for lane in lanes}
 
     async def send(self) -> None:
         """Send all chunks. Each is sent when the fastest kernel has replied to an earlier one.
@@ -106,16 +106,16 @@ class Broadcast:
                 parts = list(cut(self._frames, at, at + chunk))
                 replies = broadcaster.broadcast(engines, text, parts)
                 for lane, reply in zip(self._lanes, replies, strict=True):
-                    self.landings[lane].chunks.append(reply)
+                    self.deliveries[lane].chunks.append(reply)
                 in_flight.append(replies)
             complete = True
         except BridgeError:
             pass  # an engine or the client was lost; each kernel's own request reports it
         finally:
-            for delivery in self.landings.values():
+            for delivery in self.deliveries.values():
                 delivery.set_sent(complete)
 
     def close(self) -> None:
         """Have each kernel drop the frames that no request took."""
-        for delivery in self.landings.values():
+        for delivery in self.deliveries.values():
             delivery.discard_unused()

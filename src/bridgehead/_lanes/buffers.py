@@ -13,10 +13,10 @@ from typing import Any
 
 from bridgehead._errors import KernelRestarted, UnsupportedKernel
 from bridgehead._lanes.base import Lane
-from bridgehead._protocol.bootstrap import expression, loader_frames
+from bridgehead._protocol.bootstrap import expression, remote_frames
 from bridgehead._protocol.raising import remote_error
 from bridgehead._protocol.request import execute_content
-from bridgehead._protocol.response import answer
+from bridgehead._protocol.response import response_header
 from bridgehead._shipped.wire.digest import Buffer
 from bridgehead._shipped.wire.header import PROBE, Header
 from bridgehead._transports.base import Transport
@@ -36,7 +36,7 @@ class BuffersLane(Lane):
         reply = await self.transport.dispatcher.request(
             content, parts, subshell=subshell, repeatable=True
         )
-        return answer(reply.content), reply.buffers
+        return response_header(reply.content), reply.buffers
 
 
 async def hello(transport: Transport, header: Header) -> tuple[Header, bool]:
@@ -52,9 +52,11 @@ async def hello(transport: Transport, header: Header) -> tuple[Header, bool]:
     options: dict[str, Any] = {"on_message": lambda message: True, "repeatable": True}
     if not transport.binary:
         content = execute_content(expression("inline", header, install=True))
-        return answer((await transport.dispatcher.request(content, **options)).content), False
-    content = execute_content(expression("probe", header, install=True, beside=True))
-    reply = await transport.dispatcher.request(content, [PROBE, *loader_frames()], **options)
+        return response_header(
+            (await transport.dispatcher.request(content, **options)).content
+        ), False
+    content = execute_content(expression("probe", header, install=True, in_buffers=True))
+    reply = await transport.dispatcher.request(content, [PROBE, *remote_frames()], **options)
     if reply.content.get("status") == "error":
         # xpython-raw treats a request without code as an error. IPython replies with an error only
         # after an interrupt, which says nothing against the kernel.
@@ -63,12 +65,12 @@ async def hello(transport: Transport, header: Header) -> tuple[Header, bool]:
             why = f"{remote.ename}: {remote.evalue}"
             raise UnsupportedKernel(f"the kernel fails at a request without code: {why}")
     try:
-        reply_header = answer(reply.content)
+        reply_header = response_header(reply.content)
     except KernelRestarted:
         # The remote part was not installed: its code was in the buffers, which did not arrive
         # intact. Send the code once more, in the expression.
         content = execute_content(expression("probe", header, install=True))
         reply = await transport.dispatcher.request(content, [PROBE], **options)
-        reply_header = answer(reply.content)
+        reply_header = response_header(reply.content)
     came_back = [bytes(buffer) for buffer in reply.buffers] == [PROBE]
     return reply_header, bool(reply_header.get("buffers")) and came_back

@@ -216,7 +216,9 @@ class DirectLane(Lane):
         except (BridgeError, TimeoutError):
             if not drained.done() or drained.cancelled():
                 if interrupted:
-                    self.client.tell(lambda: RemoteError("KeyboardInterrupt", "in a call into C"))
+                    self.client.fail_waiters(
+                        lambda: RemoteError("KeyboardInterrupt", "in a call into C")
+                    )
                 self.client.close()
         finally:
             drained.cancel()
@@ -243,7 +245,7 @@ class DirectLane(Lane):
         if segment is None:
             self._warn_once("there is no memory to share; large objects cross as messages")
             return None
-        self.client.channel.lend(segment)
+        self.client.channel.lease_out(segment)
         reply = await self.client.ask(header, (), segment)
         if reply[0].get("unmapped"):
             self.client.channel.take_back(segment, unmapped=True)
@@ -294,7 +296,7 @@ class DirectLane(Lane):
         try:
             return await reply
         except SocketLost:
-            await self.transport.life.explained()
+            await self.transport.life.wait_for_cause()
             raise ReplyLost(
                 "the kernel's socket thread ended before it replied; the request may or may not "
                 "have run"

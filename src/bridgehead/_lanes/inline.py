@@ -14,7 +14,7 @@ from bridgehead._errors import ProtocolError, ReplyLost
 from bridgehead._lanes.base import Lane
 from bridgehead._protocol.bootstrap import expression
 from bridgehead._protocol.request import execute_content
-from bridgehead._protocol.response import answer
+from bridgehead._protocol.response import response_header
 from bridgehead._shipped.wire.digest import Buffer
 from bridgehead._shipped.wire.header import Header
 
@@ -32,10 +32,10 @@ class InlineLane(Lane):
         data = base64.b64encode(b"".join(parts)).decode("ascii")
         content = execute_content(expression(self.name, header, data))
         reply = await self.transport.dispatcher.request(content, subshell=subshell, repeatable=True)
-        reply_header = answer(reply.content)
+        reply_header = response_header(reply.content)
         try:
             return reply_header, [base64.b64decode(reply_header.pop("data", ""), validate=True)]
         except binascii.Error as error:
-            raise ReplyLost(f"the kernel's answer is damaged: {error}") from None
+            raise ReplyLost(f"the kernel's response is damaged: {error}") from None
         except (TypeError, ValueError) as error:
             raise ProtocolError(f"the data of the kernel's answer is no base64: {error}") from error

@@ -24,7 +24,7 @@ from bridgehead._errors import BridgeError
 from bridgehead._protocol.request import PYTHON
 from bridgehead._shipped.wire.errors import WireError
 from bridgehead._shipped.wire.header import PROTOCOL, Header
-from bridgehead._shipped.wire.segments import Pool, Segment, possible
+from bridgehead._shipped.wire.segments import Pool, Segment, segments_supported
 from bridgehead._shipped.wire.socket import SECRET, FrameSocket, peer
 from bridgehead._transports.dispatch import Dispatcher
 from bridgehead._transports.state import KernelState
@@ -65,7 +65,7 @@ class SocketListener:
         Raises:
             OSError: this system lacks what the direct lane needs.
         """
-        if not possible():
+        if not segments_supported():
             raise OSError("this system or this Python has no memfd with seals")
         self._secret = secrets.token_bytes(2 * SECRET)
         self._share = share
@@ -184,7 +184,7 @@ class SocketClient:
         self._send(serial, short, header["sizes"], frames, segment)
         return future
 
-    def tell(self, why: Callable[[], BridgeError]) -> None:
+    def fail_waiters(self, why: Callable[[], BridgeError]) -> None:
         """Fail every waiter, because the kernel is lost or silent; replies may still come."""
         waiting: list[asyncio.Future[Any]] = [*self._waiting.values(), *self._drainers]
         for future in waiting:
@@ -198,7 +198,7 @@ class SocketClient:
         The thread replies in order, so this waits for the reply to the last one.
 
         Raises:
-            BridgeError: what ``tell`` was called with.
+            BridgeError: what ``fail_waiters`` was called with.
         """
         if not self._waiting:
             return
@@ -226,7 +226,7 @@ class SocketClient:
             self._ticking.cancel()
         for _, files in self._unsent:
             _close(files)
-        self.tell(_lost)
+        self.fail_waiters(_lost)
         self._waiting.clear()
         self.channel.close()
         self.pool.close()

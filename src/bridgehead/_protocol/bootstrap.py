@@ -39,11 +39,11 @@ SHIPPED = (  # in this order, they become one module in the kernel
     "remote/server.py",
     "remote/entry.py",
 )
-FILENAME = "<bridgehead loader>"  # the file name in the remote module's tracebacks
+FILENAME = "<bridgehead remote>"  # the file name in the remote module's tracebacks
 
 
 @cache
-def loader_source() -> tuple[str, list[str]]:
+def remote_source() -> tuple[str, list[str]]:
     """Return the name of the remote module, and the sources that make it up.
 
     The name carries a hash of the source, so that bridges of two versions never share one remote
@@ -58,14 +58,14 @@ def _source(name: str) -> str:
 
 
 @cache
-def loader_frames() -> list[bytes]:
+def remote_frames() -> list[bytes]:
     """Return the buffers of the first request: the remote module without its bootstrap.
 
     The first buffer has code objects, for a kernel with the same bytecode: compiling took 10 ms
     of the first handshake. The other buffers are the sources.
     """
     code = tuple(_code(name) for name in SHIPPED[1:])
-    return [marshal.dumps(code), *(source.encode() for source in loader_source()[1][1:])]
+    return [marshal.dumps(code), *(source.encode() for source in remote_source()[1][1:])]
 
 
 def _code(name: str) -> CodeType:
@@ -82,14 +82,14 @@ def _with_filename(code: CodeType) -> CodeType:
 
 
 @cache
-def _how(in_buffers: bool) -> tuple[list[str], list[str], str]:
+def _rest_of_source(in_buffers: bool) -> tuple[list[str], list[str], str]:
     """Return the arguments with which the bootstrap finds the rest of the remote module.
 
     They are the sources themselves, or the digests of the buffers that have them.
     """
     if not in_buffers:
-        return loader_source()[1][1:], [], ""
-    digests = [hashlib.sha256(frame).hexdigest() for frame in loader_frames()]
+        return remote_source()[1][1:], [], ""
+    digests = [hashlib.sha256(frame).hexdigest() for frame in remote_frames()]
     return [], digests, compiler()
 
 
@@ -119,20 +119,20 @@ _INSTALL = (
 
 
 def expression(
-    lane: str, header: Header, data: str = "", *, install: bool = False, beside: bool = False
+    lane: str, header: Header, data: str = "", *, install: bool = False, in_buffers: bool = False
 ) -> str:
     """Return the Python expression with which the remote part serves one message of a request.
 
     With ``install`` the expression first installs the remote module where it is missing. The
-    expression carries all of its source. With ``beside`` the buffers of ``loader_frames`` carry
+    expression carries all of its source. With ``in_buffers`` the buffers of ``remote_frames`` carry
     it; if they do not arrive, the response reports that the remote module is missing.
     """
-    name, sources = loader_source()
+    name, sources = remote_source()
     remote = f"{SYS}.modules[{name!r}]"
     if install:
         remote = (
             f"{_INSTALL}({SYS}, {SYS}.modules['builtins'], {name!r}, {sources[0]!r}, "
-            f"(lambda: 0).__globals__, {_how(beside)!r})"
+            f"(lambda: 0).__globals__, {_rest_of_source(in_buffers)!r})"
         )
     text = json.dumps(header)
     return f"{remote}.enter((lambda: 0).__globals__, {lane!r}, {text!r}, {data!r})"

@@ -29,7 +29,7 @@ from bridgehead._errors import (
 from bridgehead._protocol.raising import too_large
 from bridgehead._protocol.request import PYTHON
 from bridgehead._shipped.wire import pickling
-from bridgehead._shipped.wire.digest import LEAF, Buffer, summed
+from bridgehead._shipped.wire.digest import LEAF, Buffer, choose_digest
 from bridgehead._shipped.wire.errors import TooLarge, WireError
 from bridgehead._shipped.wire.frames import digest
 
@@ -106,16 +106,16 @@ class PayloadSource:
             )
         if self.limit is not None and payload.nbytes > self.limit:
             raise too_large(payload.nbytes, self.limit)
-        return payload, signed(payload, algorithm, sums)
+        return payload, digest_payload(payload, algorithm, sums)
 
 
-def signed(payload: Payload, algorithm: str, sums: bool = False) -> str:
+def digest_payload(payload: Payload, algorithm: str, sums: bool = False) -> str:
     """Return the digest of a payload, by sums instead of crc32 if both ends can compute them.
 
     Two threads compute that of a large payload: until it is known nothing can be sent, and the
     kernel is idle. Sums are no faster in two threads.
     """
-    algorithm = summed(algorithm, payload.nbytes, sums)
+    algorithm = choose_digest(algorithm, payload.nbytes, sums)
     if payload.nbytes < TWO_THREADS or algorithm == "sums":
         return digest(algorithm, payload.frames)
     with ThreadPoolExecutor(2) as pool:
@@ -267,7 +267,7 @@ def check_payload(
         )
 
 
-def values(unpickled: Any, count: int) -> tuple[Any, ...]:
+def check_values(unpickled: Any, count: int) -> tuple[Any, ...]:
     """Return the values of a response, checked to be ``count`` values.
 
     Raises:

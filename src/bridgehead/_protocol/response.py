@@ -21,7 +21,7 @@ from bridgehead._errors import (
     ReplyLost,
     UnsupportedKernel,
 )
-from bridgehead._protocol.bootstrap import loader_source
+from bridgehead._protocol.bootstrap import remote_source
 from bridgehead._protocol.raising import as_object, as_text, remote_error, too_large
 from bridgehead._protocol.request import KEY
 from bridgehead._shipped.wire.digest import Buffer, digest_of
@@ -52,7 +52,7 @@ class PartialResponse:
         return self.inbox.received + sum(memoryview(part).nbytes for part in self.parts)
 
 
-def answer(content: Mapping[str, Any]) -> Header:
+def response_header(content: Mapping[str, Any]) -> Header:
     """Return the response header from the content of an ``execute_reply``.
 
     Raises:
@@ -69,16 +69,16 @@ def answer(content: Mapping[str, Any]) -> Header:
         raise UnsupportedKernel("the kernel does not evaluate user_expressions")
     if entry.get("status") == "error":
         error = remote_error(entry)
-        if error.ename == "KeyError" and loader_source()[0] in error.evalue:
+        if error.ename == "KeyError" and remote_source()[0] in error.evalue:
             raise KernelRestarted("the kernel was restarted, or the remote part was removed")
         raise error
     text = as_object(entry.get("data")).get(MIME)
     if not isinstance(text, str):
         raise UnsupportedKernel("the kernel does not return the value of a user_expression")
-    return parse(text)
+    return parse_header(text)
 
 
-def parse(text: str) -> Header:
+def parse_header(text: str) -> Header:
     """Return the response header from its text.
 
     Raises:
@@ -108,7 +108,7 @@ GREETING = {
 NAME = {"name": str, "type": str, "shape": ([int], None), "len": (int, None), "bytes": (int, None)}
 
 
-def understood(value: Any, kind: Any, operation: str) -> Any:
+def check_fields(value: Any, kind: Any, operation: str) -> Any:
     """Return ``value``, which comes from a response, if it is of the given kind.
 
     A kind is a type, or None, or a tuple of kinds of which one must fit. ``[kind]`` stands for a
@@ -143,7 +143,7 @@ def greeting(header: Header) -> Header:
     Raises:
         ProtocolError: a field is missing or of the wrong kind.
     """
-    understood(header, GREETING, "the handshake")
+    check_fields(header, GREETING, "the handshake")
     if len(header["python"]) != len(sys.version_info[:3]):
         raise ProtocolError("the Python version in the handshake does not have three numbers")
     return header
@@ -177,7 +177,7 @@ def add_chunk(header: Header, inbox: Inbox, at: int, parts: Iterable[Buffer]) ->
     try:
         inbox.write(at, parts, as_text(header.get("digest")))
     except WireError as error:
-        raise ReplyLost(f"the kernel's answer is damaged: {error}") from None
+        raise ReplyLost(f"the kernel's response is damaged: {error}") from None
 
 
 def close_response(inbox: Inbox) -> list[memoryview]:
@@ -189,10 +189,10 @@ def close_response(inbox: Inbox) -> list[memoryview]:
     try:
         return inbox.take()
     except WireError as error:
-        raise ReplyLost(f"the kernel's answer is damaged: {error}") from None
+        raise ReplyLost(f"the kernel's response is damaged: {error}") from None
 
 
-def part_batch(
+def split_batch(
     header: Header, frames: Sequence[memoryview], limits: Sequence[int | None]
 ) -> list[PartialResponse | BridgeError | None]:
     """Return the responses of a batch, each with those of its frames that came in this message.

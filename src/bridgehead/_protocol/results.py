@@ -208,7 +208,7 @@ class Info:
         return heading("Info") + facts((name, _text(value)) for name, value in values)
 
 
-def of_bridge(kind: str, state: str, info: Info) -> str:
+def bridge_html(kind: str, state: str, info: Info) -> str:
     """Return the HTML with which a notebook shows a bridge."""
     file = info.connection_file
     return heading(kind, state) + facts(
@@ -221,7 +221,7 @@ def of_bridge(kind: str, state: str, info: Info) -> str:
     )
 
 
-def of_fleet(bridges: Sequence[tuple[str, Info]]) -> str:
+def fleet_html(bridges: Sequence[tuple[str, Info]]) -> str:
     """Return the HTML with which a notebook shows a fleet: state and info of each bridge."""
     heads = ("", "State", "Kernel", "Python", "Process", "Lane")
     return heading("Fleet", f"of {len(bridges)}") + columns(

@@ -154,7 +154,7 @@ class Dispatcher:
                     "shell", message, buffers, on_message, slot=True, repeatable=repeatable
                 )
             except TransportError:
-                await self._life.explained()
+                await self._life.wait_for_cause()
                 raise
             try:
                 reply = await pending.future

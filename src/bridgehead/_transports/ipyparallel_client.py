@@ -25,7 +25,7 @@ from typing import Any, ClassVar, Protocol
 
 from bridgehead._errors import BridgeError, TransportError
 from bridgehead._protocol.bootstrap import SYS
-from bridgehead._protocol.response import parse
+from bridgehead._protocol.response import parse_header
 from bridgehead._shipped.wire.frames import coalesce
 from bridgehead._shipped.wire.header import Header
 from bridgehead._transports.state import SILENCE, KernelState
@@ -281,7 +281,7 @@ class IpyparallelClient:
         try:
             if not isinstance(value, list) or not value or not isinstance(value[0], str):
                 raise TransportError(f"an engine did not handle a broadcast: {value!r}")
-            future.set_result(parse(value[0]))
+            future.set_result(parse_header(value[0]))
         except BridgeError as error:
             future.set_exception(error)
 

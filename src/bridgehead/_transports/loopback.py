@@ -21,7 +21,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from bridgehead._errors import KernelRestarted, NotSupported
-from bridgehead._protocol.bootstrap import loader_source
+from bridgehead._protocol.bootstrap import remote_source
 from bridgehead._transports.base import Transport
 
 
@@ -126,7 +126,7 @@ class LoopbackKernel:
         )
 
     def leave(self) -> None:
-        remote_module = sys.modules.get(loader_source()[0])
+        remote_module = sys.modules.get(remote_source()[0])
         if remote_module is not None:
             remote_module.leave(self.user_global_ns)
 

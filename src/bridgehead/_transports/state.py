@@ -34,7 +34,7 @@ class SideChannel(Protocol):
     @property
     def at_work(self) -> bool: ...
 
-    def tell(self, why: Callable[[], BridgeError]) -> None: ...
+    def fail_waiters(self, why: Callable[[], BridgeError]) -> None: ...
 
 
 class KernelState:
@@ -69,12 +69,12 @@ class KernelState:
         if self._lost_error is not None:
             raise self._lost_error()
 
-    async def explained(self) -> None:
+    async def wait_for_cause(self) -> None:
         """Wait until the transport knows why the connection is down, and raise that error."""
         async with waited(EXPLAINED_IN):
             await self.waiter()
 
-    async def answering(self) -> None:
+    async def wait_until_responsive(self) -> None:
         """Wait a while for an unresponsive kernel; raise if it stays unresponsive, or is lost."""
         self.check()
         if self._unresponsive_error is not None:
@@ -139,4 +139,4 @@ class KernelState:
             if not waiter.done():
                 waiter.set_exception(why())
         if self.side_channel is not None:
-            self.side_channel.tell(why)
+            self.side_channel.fail_waiters(why)

@@ -183,7 +183,7 @@ async def test_tampered_payload_is_refused(
 
         wire.incoming = tampering(how)
         async with reported_within(0.5):
-            with pytest.raises(ReplyLost, match="the kernel's answer is damaged"):
+            with pytest.raises(ReplyLost, match="the kernel's response is damaged"):
                 await bridge.pull("array")
         assert await look(file_of(kernel)) == before
         await goes_on_again(wire, bridge)
@@ -231,7 +231,7 @@ async def test_truncated_base64_is_refused(kernel: Bridge, tmp_path: Path, how: 
 
         wire.incoming = damage
         async with reported_within(0.5):
-            with pytest.raises(ReplyLost, match="the kernel's answer is damaged"):
+            with pytest.raises(ReplyLost, match="the kernel's response is damaged"):
                 await bridge.pull("values")
         assert sum(counts) == 2
         assert await look(file_of(kernel)) == before

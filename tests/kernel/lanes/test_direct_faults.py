@@ -181,7 +181,7 @@ async def test_a_killed_client_leaves_nothing_in_the_kernel(direct: Bridge, tmp_
     """H3: no thread, no memory and no file of it is left, and what it bound stays."""
     shared = sorted(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else []
     await direct.push(theirs=np.zeros(4_000_000))
-    before = await memory.servers(direct)
+    before = await memory.socket_threads(direct)
     process = start(VICTIM, file_of(direct), TMPDIR=str(tmp_path))
     try:
         assert process.stdout is not None
@@ -389,7 +389,7 @@ async def test_a_wrong_secret_is_refused(
     direct: Bridge, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "bridgehead")
-    before = await memory.servers(direct)
+    before = await memory.socket_threads(direct)
     monkeypatch.setattr(_handshake, "SocketListener", Impostor)
     with pytest.raises(NotSupported, match="connection did not arrive"):
         await Bridge.attach(direct.info.connection_file, lane="direct")
@@ -591,8 +591,8 @@ async def test_a_lost_socket_thread_is_reported_and_replaced(direct: Bridge) -> 
         import sys
 
         remote_module: Any = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
-        for remote in remote_module._served.values():
-            for server in list(remote.servers.values()):
+        for remote in remote_module._remotes.values():
+            for server in list(remote.socket_threads.values()):
                 server.channel.socket.shutdown(socket.SHUT_RDWR)
 
     await direct.push(x=np.ones(LARGE))

@@ -416,8 +416,8 @@ async def test_trust_data_copies_values_out_of_shared_memory(direct: Bridge) -> 
 
         remote_module: Any = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
         count = 0
-        for remote in remote_module._served.values():
-            for server in remote.servers.values():
+        for remote in remote_module._remotes.values():
+            for server in remote.socket_threads.values():
                 for segment in server.channel.pool.segments.values():
                     import os
 
@@ -445,8 +445,8 @@ async def test_a_kernel_that_overwrites_leased_memory_damages_one_value(direct: 
                 __import__("os").pwrite(segment.file, b"\x01" * 4096, 0)
                 for name, module in __import__("sys").modules.items()
                 if name.startswith("_bridgehead")
-                for remote in module._served.values()
-                for server in remote.servers.values()
+                for remote in module._remotes.values()
+                for server in remote.socket_threads.values()
                 for segment in server.channel.pool.segments.values()
             ]
             and None

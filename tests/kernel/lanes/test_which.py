@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from bridgehead import Bridge, NotSupported
-from bridgehead._protocol.bootstrap import loader_source
+from bridgehead._protocol.bootstrap import remote_source
 from bridgehead._transports.loopback import LoopbackTransport
 
 
@@ -96,7 +96,7 @@ async def test_the_remote_part_is_sent_in_buffers_or_else_in_the_expression(
         await send(self, channel, message, wire(buffers) if count == 1 else kept(buffers))
 
     with monkeypatch.context() as patched:
-        patched.delitem(sys.modules, loader_source()[0], raising=False)
+        patched.delitem(sys.modules, remote_source()[0], raising=False)
         patched.setattr(LoopbackTransport, "send", sending)
         async with Bridge.loopback() as bridge:
             assert count == messages

@@ -21,7 +21,7 @@ from bridgehead import Bridge, BridgeClosed, EncodeError, KernelRestarted, NameN
 from bridgehead._connection.queue import MAX_BATCH
 from bridgehead._lanes.inline import InlineLane
 from bridgehead._protocol import request as _request
-from bridgehead._protocol.bootstrap import loader_source
+from bridgehead._protocol.bootstrap import remote_source
 
 PATIENCE = 60  # s; an operation that takes longer hangs
 OPERATION = re.compile(r'"op": "(\w+)"')
@@ -251,7 +251,7 @@ async def test_an_operation_cancelled_after_it_is_sent_runs_and_leaves_nothing()
         await bridge.push(long=b"x" * (2 * InlineLane.chunk))
         await gated.hold()
         # Sent at once: the queue is empty, so the pull waits in the kernel.
-        remote = sys.modules[loader_source()[0]]._served[id(gated.transport._cell.user_ns)]
+        remote = sys.modules[remote_source()[0]]._remotes[id(gated.transport._cell.user_ns)]
         await gated.outcomes()
         entered, leave = threading.Event(), threading.Event()
         gated.transport._cell.user_ns.update(entered=entered, leave=leave)

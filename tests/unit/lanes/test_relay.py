@@ -38,7 +38,7 @@ class Three:
     def send_to_target(self, relayed: RelayedSegment, sizes: list[int]) -> list[memoryview]:
         """Lease the segment on, and return what arrives at the target."""
         RELAY_POOL.lease(relayed)
-        self.two.client.lend(relayed)
+        self.two.client.lease_out(relayed)
         self.two.send(1, {}, sizes, (), relayed)
         ((_, _, frames),) = self.two.arrived()
         RELAY_POOL.give_back(relayed)
@@ -168,7 +168,7 @@ def test_a_closed_socket_takes_no_lease(three: Three) -> None:
     del frames
     three.two.client.close()
     RELAY_POOL.lease(relayed)
-    three.two.client.lend(relayed)
+    three.two.client.lease_out(relayed)
     RELAY_POOL.give_back(relayed)
     gc.collect()
     three.one.answer(0)

@@ -53,14 +53,14 @@ class Remote:
     epoch = "of this one"
 
     def __init__(self) -> None:
-        self.servers: dict[str, SocketThread] = {}
+        self.socket_threads: dict[str, SocketThread] = {}
         self.parted = threading.Event()
 
     def receive(self, header: Any, parts: Any, server: Any) -> Any:
         return {"was": header, "sizes": [len(part) for part in parts]}, list(parts)
 
-    def part_from(self, server: SocketThread) -> None:
-        self.servers.pop(server.name, None)
+    def forget_thread(self, server: SocketThread) -> None:
+        self.socket_threads.pop(server.name, None)
         self.parted.set()
 
 
@@ -169,7 +169,7 @@ def test_other_processes_cannot_keep_the_kernel_out(listener: SocketListener) ->
         assert message[1]["was"] == {**COMMON, "epoch": remote.epoch, "op": "x"}
         channel.close()
     assert remote.parted.wait(30)
-    assert remote.servers == {}
+    assert remote.socket_threads == {}
     for stranger in strangers:
         stranger.close()
 
@@ -222,14 +222,14 @@ def test_an_offer_with_one_wrong_field_is_reported(
         del offer[field]
     before = descriptors()
     assert join(remote, offer).startswith("the kernel cannot connect to this process: ")
-    assert not remote.servers
+    assert not remote.socket_threads
     assert descriptors() == before
 
 
 def test_an_empty_offer_is_reported() -> None:
     remote = Remote()
     assert join(remote, {})
-    assert not remote.servers
+    assert not remote.socket_threads
 
 
 def test_a_closed_listener_is_reported(folder: Path) -> None:
@@ -329,7 +329,7 @@ async def test_segments_in_queued_messages_keep_their_files(connected: SocketCli
     for n in range(60):
         asked.append(connected.ask({"n": n, "sizes": [len(filler)]}, [filler]))
         segment, _ = filled(connected.pool, np.full(size, n, "u1"))
-        connected.channel.lend(segment)
+        connected.channel.lease_out(segment)
         asked.append(connected.ask({"n": n, "sizes": [size]}, (), segment))
     for at, (reply, frames) in enumerate(await asyncio.gather(*asked)):
         assert reply["was"]["n"] == at // 2

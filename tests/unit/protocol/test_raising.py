@@ -18,11 +18,11 @@ from bridgehead import (
     ProtocolError,
     RemoteError,
 )
-from bridgehead._protocol.bootstrap import loader_source
+from bridgehead._protocol.bootstrap import remote_source
 from bridgehead._shipped.wire.frames import digest
 from support.answers import KINDS, consume, content_of, entry, is_reported, odd
 
-REMOTE_MODULE = loader_source()[0]
+REMOTE_MODULE = remote_source()[0]
 
 
 # ---------------------------------------------------------------- well-formed errors

@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from bridgehead._protocol import request
-from bridgehead._protocol.bootstrap import SHIPPED, expression, loader_source
+from bridgehead._protocol.bootstrap import SHIPPED, expression, remote_source
 from bridgehead._protocol.request import KEY, execute_content
 from support.answers import header
 
@@ -30,7 +30,7 @@ def test_every_request_has_its_own_id() -> None:
 
 
 def test_the_remote_modules_name_has_a_hash_and_is_no_users_name() -> None:
-    name, sources = loader_source()
+    name, sources = remote_source()
     assert re.fullmatch("_bridgehead_[0-9a-f]{12}", name)
     assert len(sources) == len(SHIPPED)
     assert {source[:3] for source in sources} == {'"""'}
@@ -63,7 +63,7 @@ def test_an_expression_carries_header_and_data_unchanged() -> None:
 
 
 def test_only_the_first_expression_carries_the_remote_part() -> None:
-    sources = loader_source()[1]
+    sources = remote_source()[1]
     first = expression("inline", header(), install=True)
     assert len(first) > sum(map(len, sources))
     assert len(expression("inline", header())) < 1000

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from bridgehead import Bridge, Fleet, Info, Message, Name, Names, Ref, Result, SyncBridge, Transfer
 from bridgehead._protocol.formatting import line, short_list, size
-from bridgehead._protocol.results import MAX_ROWS, of_bridge, of_fleet
+from bridgehead._protocol.results import MAX_ROWS, bridge_html, fleet_html
 
 EVIL = "<script>alert('&')</script>"
 TAGS = {"div", "b", "table", "thead", "tbody", "tr", "th", "td"}
@@ -93,13 +93,13 @@ def test_any_text_is_one_line_and_escaped(text: str) -> None:
         assert shown.isprintable()
         if hasattr(type(value), "_repr_html_"):
             Parsed(value._repr_html_())
-    for markup in (of_bridge("Bridge", text, info(text)), of_fleet([(text, info(text))] * 2)):
+    for markup in (bridge_html("Bridge", text, info(text)), fleet_html([(text, info(text))] * 2)):
         Parsed(markup)
 
 
 def test_names_types_values_and_paths_are_escaped() -> None:
     shown = [value._repr_html_() for value in values(EVIL) if hasattr(type(value), "_repr_html_")]
-    shown += [of_bridge("Bridge", "idle", info(EVIL)), of_fleet([("idle", info(EVIL))])]
+    shown += [bridge_html("Bridge", "idle", info(EVIL)), fleet_html([("idle", info(EVIL))])]
     assert len(shown) == 8
     for text in shown:
         assert "<script" not in text
@@ -187,10 +187,10 @@ async def test_a_bridge_that_is_not_open_yet_says_so() -> None:
 
 
 def test_a_notebook_shows_only_the_name_of_a_connection_file() -> None:
-    shown = of_bridge("Bridge", "idle", info(connection_file="/home/me/run/kernel-7.json"))
+    shown = bridge_html("Bridge", "idle", info(connection_file="/home/me/run/kernel-7.json"))
     assert "kernel-7.json" in Parsed(shown).texts
     assert "/home" not in shown
-    assert "Connection" not in of_bridge("Bridge", "idle", info(connection_file=None))
+    assert "Connection" not in bridge_html("Bridge", "idle", info(connection_file=None))
 
 
 @pytest.mark.parametrize(

@@ -34,14 +34,14 @@ class MimeReply:
         return {"text/plain": "", MIME: self.text}
 
 
-_served: dict[int, Remote] = {}  # by id of the namespace's dict, which its Remote keeps alive
+_remotes: dict[int, Remote] = {}  # by id of the namespace's dict, which its Remote keeps alive
 
 
 def enter(scope: Header, lane: str, header_text: str, data: str = "") -> MimeReply:
     """Serve one message of a request; ``scope`` is the dict that the expression runs in."""
-    remote = _served.get(id(scope))
+    remote = _remotes.get(id(scope))
     if remote is None:
-        remote = _served[id(scope)] = Remote(Kernel(scope))
+        remote = _remotes[id(scope)] = Remote(Kernel(scope))
     remote.kernel.between_cells()
     try:
         return carry_message(remote, lane, header_text, data)
@@ -81,4 +81,4 @@ def carry_message(remote: Remote, lane: str, header_text: str, data: str) -> Mim
 
 def leave(scope: Header) -> None:
     """Forget a namespace; loopback needs this, because its process lives on."""
-    _served.pop(id(scope), None)
+    _remotes.pop(id(scope), None)

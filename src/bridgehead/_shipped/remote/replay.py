@@ -14,7 +14,7 @@ from typing import Any, Dict, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.socket_thread import SocketThread
-    from bridgehead._shipped.wire.digest import Buffer, summed
+    from bridgehead._shipped.wire.digest import Buffer, choose_digest
     from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.frames import SHARED, cut, digest, snapshot
     from bridgehead._shipped.wire.header import Header
@@ -32,7 +32,7 @@ class Transfers:
         self.inboxes: dict[str, Any] = {}  # an Inbox or a CompleteTransfer each
         self.outboxes: dict[str, Outbox] = {}
         self.done: OrderedDict[str, None] = OrderedDict()
-        self.servers = servers  # of the direct lanes; a response may go into their segments
+        self.socket_threads = servers  # of the direct lanes; a response may go into their segments
 
     # ------------------------------------------------------------ requests
 
@@ -94,7 +94,7 @@ class Transfers:
         kept until the client fetches them over the lane.
         """
         sizes = [frame.nbytes for frame in frames]
-        way = thread or self.servers.get(header.get("via") or "")
+        way = thread or self.socket_threads.get(header.get("via") or "")
         if way is None:
             return self.cut_response(header, response, frames, header["chunk"])
         response.update(sizes=sizes, digest=digest("none", frames))
@@ -136,7 +136,7 @@ class Transfers:
         algorithm = header["digest"].partition(":")[0]
         if algorithm == "none":
             algorithm = "crc32"
-        return digest(summed(algorithm, total, header.get("sums")), parts)
+        return digest(choose_digest(algorithm, total, header.get("sums")), parts)
 
     def next_chunk(self, header: Header, thread: SocketThread | None) -> tuple[Header, Any]:
         """Return another chunk of a long response; all frames of it over a direct lane."""

@@ -37,13 +37,13 @@ class Remote:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
         self.epoch = os.urandom(8).hex()
-        self.servers: dict[
+        self.socket_threads: dict[
             str, SocketThread
         ] = {}  # the socket threads of the direct lanes, by name
-        # The main thread adds to ``servers``; a socket thread removes itself.
-        self.servers_lock = Lock()
+        # The main thread adds to ``socket_threads``; a socket thread removes itself.
+        self.socket_threads_lock = Lock()
         self.subshells = SubshellTable()
-        self.transfers = Transfers(self.servers)
+        self.transfers = Transfers(self.socket_threads)
         values = UserNamespace(kernel)
         self.operations = Operations(kernel, values)
         self.subscriptions = SubscriptionTable(kernel, values, self.transfers)
@@ -139,11 +139,11 @@ class Remote:
             return transfers.defer(header, inbox)
         return response, out
 
-    def part_from(self, thread: SocketThread) -> None:
+    def forget_thread(self, thread: SocketThread) -> None:
         """Forget a direct lane whose client has closed it, and the transfers that it owned."""
-        with self.servers_lock:
-            self.servers.pop(thread.name, None)
-            if not self.servers:
+        with self.socket_threads_lock:
+            self.socket_threads.pop(thread.name, None)
+            if not self.socket_threads:
                 self.kernel.follow_cells(False)
         self.transfers.drop_owned_by(thread)
 
@@ -185,11 +185,11 @@ class Remote:
         """
         if type(offer) is not dict:
             return None
-        with self.servers_lock:
+        with self.socket_threads_lock:
             if not self.kernel.follow_cells(True):
                 return "this kernel does not report when it runs a cell"
             why = join(self, offer)
-            if not self.servers:
+            if not self.socket_threads:
                 self.kernel.follow_cells(False)
         return why
 
@@ -248,7 +248,7 @@ class Remote:
         self, header: Header, frames: Sequence[Buffer]
     ) -> tuple[Header, list[memoryview]]:
         """Interrupt the request that a socket thread serves; SIGINT does not reach it."""
-        thread = self.servers.get(str(header.get("server")))
+        thread = self.socket_threads.get(str(header.get("server")))
         if thread is not None:
             thread.interrupt()
         return {}, []

@@ -19,10 +19,10 @@ from typing import Any, Sequence
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.header import Header
-    from bridgehead._shipped.wire.segments import Pool, Segment, possible
+    from bridgehead._shipped.wire.segments import Pool, Segment, segments_supported
     from bridgehead._shipped.wire.socket import SECRET, FrameSocket, peer
 
-KNOCK = 1.0  # seconds to wait until the client's socket accepts
+CONNECT_TIMEOUT = 1.0  # seconds to wait until the client's socket accepts
 TICK = 1.0  # seconds between checks for idle segments, while there are any
 # Captured, because a user may replace them.
 _start, _socket = Thread.start, socket.socket
@@ -64,7 +64,7 @@ class SocketThread:
             # The socket closes. The client then works without the direct lane, and reports that.
             pass
         finally:
-            self.remote.part_from(self)
+            self.remote.forget_thread(self)
             channel.close()
             channel.pool.close()
 
@@ -157,7 +157,7 @@ class SocketThread:
         except BaseException:  # interrupted
             self.channel.pool.give_back(segment)
             raise
-        self.channel.lend(segment)
+        self.channel.lease_out(segment)
         return segment
 
     def _without_segment(self, header: Header) -> Header:
@@ -190,13 +190,13 @@ def send_all(sock: socket.socket, parts: Sequence[Any], files: Sequence[int]) ->
 
 def join(remote: Any, offer: Header) -> str:
     """Connect to the client's socket and start a thread; return the reason if that fails, or ""."""
-    if not possible():
+    if not segments_supported():
         return "this kernel's system or Python has no memfd with seals"
     sock = socket_thread = None
     try:
         sock = _socket(socket.AF_UNIX, socket.SOCK_STREAM)
         secret = bytes.fromhex(offer["secret"])
-        sock.settimeout(KNOCK)
+        sock.settimeout(CONNECT_TIMEOUT)
         sock.connect(offer["path"])
         if peer(sock)[1] != _geteuid():
             raise OSError("it is another user's")
@@ -205,12 +205,12 @@ def join(remote: Any, offer: Header) -> str:
         channel = FrameSocket(sock, Pool(float(offer["share"])))
         socket_thread = SocketThread(remote, channel, offer["name"], secret[SECRET:])
         socket_thread.common = {**offer["common"], "epoch": remote.epoch}
-        socket_thread.wait_at_most(60 * KNOCK)
-        remote.servers[socket_thread.name] = socket_thread
+        socket_thread.wait_at_most(60 * CONNECT_TIMEOUT)
+        remote.socket_threads[socket_thread.name] = socket_thread
         _start(socket_thread.thread)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
         if socket_thread is not None:
-            remote.servers.pop(socket_thread.name, None)
+            remote.socket_threads.pop(socket_thread.name, None)
         if sock is not None:
             sock.close()
         return "the kernel cannot connect to this process: %s" % error

@@ -124,7 +124,7 @@ class SubscriptionTable:
         chunk = min(watch.header["chunk"], MESSAGE)
         header = dict(watch.header, id=watch.latest(), chunk=chunk, resumable=False)
         response, parts = self.transfers.respond(header, response, frames)
-        content = {"watch": watch.header["watch"], "news": watch.latest()}
+        content = {"watch": watch.header["watch"], "update": watch.latest()}
         if watch.header.get("lane") == "inline":
             response["data"] = b64encode(b"".join(parts)).decode("ascii")
             parts = []

@@ -21,7 +21,7 @@ ROW = 1024  # words of 8 bytes in each row that ``_sums`` adds up
 WORD = (1 << 64) - 1
 
 
-def summed(algorithm: str, total: int, peer_sums: Any) -> str:
+def choose_digest(algorithm: str, total: int, peer_sums: Any) -> str:
     """Return the algorithm to use: "sums", quicker than crc32, if both ends have numpy loaded.
 
     ``peer_sums`` is true if the peer has reported that it has numpy loaded.

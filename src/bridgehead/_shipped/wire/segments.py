@@ -33,7 +33,8 @@ try:
 except ImportError:  # not POSIX: no segments
     fcntl = None  # type: ignore[assignment]
 
-# Captured, because a user may replace them. ``possible`` says whether the system has them all.
+# Captured, because a user may replace them. ``segments_supported`` says whether
+# this system has them all.
 _close, _dup, _fstat, _mmap = os.close, os.dup, os.fstat, mmap.mmap
 _pwrite: Any = getattr(os, "pwrite", None)
 _preadv: Any = getattr(os, "preadv", None)
@@ -49,7 +50,7 @@ POPULATE, DONT_NEED = 22, 4  # madvise(2): MADV_POPULATE_READ (Linux 5.14), MADV
 _numbers = count(1)  # of segments and leases; unique in this process, across all pools
 
 
-def possible() -> bool:
+def segments_supported() -> bool:
     """Return whether this system and this Python have what segments need."""
     return fcntl is not None and hasattr(os, "memfd_create") and hasattr(fcntl, "F_ADD_SEALS")
 

@@ -60,7 +60,7 @@ class FrameSocket:
 
     # ------------------------------------------------------------ sending
 
-    def lend(self, segment: Segment) -> None:
+    def lease_out(self, segment: Segment) -> None:
         """Lease a segment to the peer; the next message that names it hands it over."""
         if self.socket.fileno() < 0:  # closed: no message will name it
             segment.pool.give_back(segment)

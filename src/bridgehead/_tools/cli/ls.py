@@ -51,7 +51,7 @@ async def _look(url: str | None, token: str | None) -> Any:
     from bridgehead._kernels import discovery, jupyter_servers
 
     if url is None and token is None:
-        return await discovery.look_around()
+        return await discovery.discover()
     try:
         server = jupyter_servers.find(url, token)
     except ValueError as error:

@@ -45,16 +45,16 @@ class SideChannel:
         self.space = Space(bare)
         self.before = f"before_{uuid.uuid4().hex}"
         self.space.cell(f"import sys; sys.{self.before} = sys.modules.pop({REMOTE_MODULE!r}, None)")
-        self.frames = list(_bootstrap.loader_frames())
-        self.how = _bootstrap._how(True)
+        self.frames = list(_bootstrap.remote_frames())
+        self.how = _bootstrap._rest_of_source(True)
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> str:
         """Install the remote part; return its file name and mark."""
         parts = [base64.b64encode(part).decode() for part in (PROBE, *self.frames)]
         self.space.cell(f"MIME, PARTS = {MIME!r}, {parts!r}" + BESIDE)
-        monkeypatch.setattr(_bootstrap, "_how", lambda beside: self.how)
+        monkeypatch.setattr(_bootstrap, "_how", lambda in_buffers: self.how)
         header = self.space.header("hello", epoch="", chunk=0)
-        text = _bootstrap.expression("inline", header, install=True, beside=True)
+        text = _bootstrap.expression("inline", header, install=True, in_buffers=True)
         self.space.evaluate(text)
         self.space.cell(f"remote = __import__('sys').modules[{REMOTE_MODULE!r}]")
         return self.space.evaluate("Report()")["report"]
@@ -67,7 +67,7 @@ class SideChannel:
 
 
 @pytest.fixture
-def beside(python: Python, kernels: Callable[..., Bare]) -> Iterator[SideChannel]:
+def in_buffers(python: Python, kernels: Callable[..., Bare]) -> Iterator[SideChannel]:
     opened = SideChannel(kernels(python, None))
     yield opened
     opened.close()
@@ -84,35 +84,35 @@ def digests(frames: list[bytes]) -> list[str]:
 
 
 def test_code_objects_run_if_the_bytecode_is_the_same_and_sources_otherwise(
-    beside: SideChannel, monkeypatch: pytest.MonkeyPatch
+    in_buffers: SideChannel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    beside.frames = marked(beside.frames)
-    beside.how = ([], digests(beside.frames), beside.how[2])
-    same = beside.space.python.version[:2] == sys.version_info[:2]
-    report = beside.install(monkeypatch)
-    assert report == f"<bridgehead loader> {'from code' if same else None}"
+    in_buffers.frames = marked(in_buffers.frames)
+    in_buffers.how = ([], digests(in_buffers.frames), in_buffers.how[2])
+    same = in_buffers.space.python.version[:2] == sys.version_info[:2]
+    report = in_buffers.install(monkeypatch)
+    assert report == f"<bridgehead remote> {'from code' if same else None}"
 
 
 @pytest.mark.parametrize("made_by", ["pypy", "bytecode"])
 def test_code_objects_of_another_compiler_never_run(
-    beside: SideChannel, made_by: str, monkeypatch: pytest.MonkeyPatch
+    in_buffers: SideChannel, made_by: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name, magic = beside.how[2].split()
+    name, magic = in_buffers.how[2].split()
     other = f"pypy {magic}" if made_by == "pypy" else f"{name} {'0' * len(magic)}"
-    beside.frames = [b"no code at all", *beside.frames[1:]]
-    beside.how = ([], digests(beside.frames), other)
-    assert beside.install(monkeypatch) == "<bridgehead loader> None"
+    in_buffers.frames = [b"no code at all", *in_buffers.frames[1:]]
+    in_buffers.how = ([], digests(in_buffers.frames), other)
+    assert in_buffers.install(monkeypatch) == "<bridgehead remote> None"
 
 
 @pytest.mark.parametrize("frame", range(len(_bootstrap.SHIPPED)))
 def test_altered_code_does_not_run(
-    beside: SideChannel, frame: int, monkeypatch: pytest.MonkeyPatch
+    in_buffers: SideChannel, frame: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    last = beside.frames[frame][-1]
-    beside.frames[frame] = beside.frames[frame][:-1] + bytes([last ^ 1])
+    last = in_buffers.frames[frame][-1]
+    in_buffers.frames[frame] = in_buffers.frames[frame][:-1] + bytes([last ^ 1])
     with pytest.raises(KernelRestarted):
-        beside.install(monkeypatch)
-    beside.frames = []
+        in_buffers.install(monkeypatch)
+    in_buffers.frames = []
     with pytest.raises(KernelRestarted):
-        beside.install(monkeypatch)
-    assert not [name for name in beside.space.names() if "bridgehead" in name]
+        in_buffers.install(monkeypatch)
+    assert not [name for name in in_buffers.space.names() if "bridgehead" in name]

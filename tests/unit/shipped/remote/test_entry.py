@@ -38,7 +38,7 @@ def test_no_version_is_tested_twice_and_none_is_too_old() -> None:
     assert min(versions) >= (3, 8)
 
 
-@pytest.mark.parametrize("source", _bootstrap.loader_source()[1], ids=_bootstrap.SHIPPED)
+@pytest.mark.parametrize("source", _bootstrap.remote_source()[1], ids=_bootstrap.SHIPPED)
 def test_the_source_is_syntax_of_python_3_8(source: str) -> None:
     tree = ast.parse(source, feature_version=(3, 8))
     assert any(isinstance(node, (ast.ClassDef, ast.FunctionDef)) for node in tree.body)

@@ -30,7 +30,7 @@ def test_an_error_is_reported_without_the_frames_of_the_remote_part(
     text = "\n".join(caught.value.traceback)
     assert "bad été" in text
     assert "ValueError" in text
-    assert "bridgehead loader" not in text
+    assert "bridgehead remote" not in text
     assert space.snapshot() == before
 
 
@@ -75,7 +75,7 @@ def test_a_value_that_cannot_be_pickled_is_reported_with_the_path_to_it(space: S
     space.cell("import threading\nconfig = {'a': 1, 'lock': threading.Lock()}")
     with pytest.raises(RemoteError, match=r"config\['lock'\] cannot be pickled") as caught:
         space.fetch("config")
-    assert "bridgehead loader" not in "\n".join(caught.value.traceback)
+    assert "bridgehead remote" not in "\n".join(caught.value.traceback)
 
 
 DEEP = "deep = []\nfor _ in range(100000): deep = [deep]\n"

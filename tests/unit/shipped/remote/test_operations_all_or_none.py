@@ -24,7 +24,7 @@ def test_a_push_that_cannot_be_unpickled_changes_nothing(space: Space, place: st
     with pytest.raises(RemoteError, match="invalid literal for int") as caught:
         space.bind(**values)
     assert type(caught.value.__cause__) is ValueError
-    assert "bridgehead loader" not in "\n".join(caught.value.traceback)
+    assert "bridgehead remote" not in "\n".join(caught.value.traceback)
     assert space.snapshot() == before
 
 

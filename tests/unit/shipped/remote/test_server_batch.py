@@ -89,7 +89,7 @@ def test_a_batch_with_fewer_frames_than_its_requests_need_is_reported(space: Spa
     first, second = to_bind(space, a=1), to_bind(space, b=1)
     batch = {**batch_header([first[0], second[0]], first[1].frames), "chunk": CHUNK}
     response, parts = space.finish(batch, stream(first[1].frames))
-    answers = [opened.header for opened in _response.part_batch(response, parts, [None, None])]
+    answers = [opened.header for opened in _response.split_batch(response, parts, [None, None])]
     assert "error" not in answers[0]
     assert answers[1]["error"]["kind"] == "protocol"
     assert "b" not in space.names()

@@ -92,7 +92,7 @@ class Watched(Space):
         parts = buffers or [base64.b64decode(response.pop("data"), validate=True)]
         inbox = _response.open_response(response)
         _response.add_chunk(response, inbox, 0, parts)
-        asked = {**self.header("watch"), "id": content["news"]}, _payload.EMPTY
+        asked = {**self.header("watch"), "id": content["update"]}, _payload.EMPTY
         outcome = self.outcome(asked, _response.PartialResponse(response, inbox))
         if isinstance(outcome, BridgeError):
             raise outcome
