@@ -245,7 +245,7 @@ class Space:
 
     def kept(self) -> tuple[int, int]:
         """Count the unfinished requests and unfetched responses that the remote part keeps."""
-        served = f"__import__('sys').modules[{REMOTE_MODULE!r}]._served[id(globals())]"
+        served = f"__import__('sys').modules[{REMOTE_MODULE!r}]._remotes[id(globals())]"
         return self.fetch(f"len({served}.transfers.inboxes)", f"len({served}.transfers.outboxes)")
 
 
@@ -306,7 +306,7 @@ def to_bind(space: Space, **values: Any) -> tuple[Header, _payload.Payload]:
     return space.header("bind", payload.frames, names=list(values)), payload
 
 
-REMOTE = f"__import__('sys').modules[{REMOTE_MODULE!r}]._served[id(globals())]"
+REMOTE = f"__import__('sys').modules[{REMOTE_MODULE!r}]._remotes[id(globals())]"
 
 
 @contextlib.contextmanager

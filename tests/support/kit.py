@@ -41,7 +41,7 @@ KEPT = """
 def _kept():
     import sys
     module = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
-    transfers = [remote.transfers for remote in module._served.values()]
+    transfers = [remote.transfers for remote in module._remotes.values()]
     return [len(box) for each in transfers for box in (each.inboxes, each.outboxes)]
 """
 

@@ -416,7 +416,7 @@ async def nothing_is_kept(bridge: Bridge) -> None:
     code = """
 import sys
 remote_module = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
-transfers = [remote.transfers for remote in remote_module._served.values()]
+transfers = [remote.transfers for remote in remote_module._remotes.values()]
 kept = [len(boxes) for each in transfers for boxes in (each.inboxes, each.outboxes)]
 """
     async with asyncio.timeout(20):

@@ -52,7 +52,7 @@ class SideChannel:
         """Install the remote part; return its file name and mark."""
         parts = [base64.b64encode(part).decode() for part in (PROBE, *self.frames)]
         self.space.cell(f"MIME, PARTS = {MIME!r}, {parts!r}" + BESIDE)
-        monkeypatch.setattr(_bootstrap, "_how", lambda in_buffers: self.how)
+        monkeypatch.setattr(_bootstrap, "_rest_of_source", lambda in_buffers: self.how)
         header = self.space.header("hello", epoch="", chunk=0)
         text = _bootstrap.expression("inline", header, install=True, in_buffers=True)
         self.space.evaluate(text)

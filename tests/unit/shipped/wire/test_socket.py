@@ -108,10 +108,10 @@ def test_messages_arrive_however_the_stream_is_split(data: Any) -> None:
                 frames = [bytes([serial]) * size for size in sizes]
             elif kind != "header":
                 if kind == "segment" or segment is None:
-                    segment, _ = ends.lent(np.full(70_000, serial, "u1"))
+                    segment, _ = ends.leased(np.full(70_000, serial, "u1"))
                 leased = segment
             held = [70_000] if leased is not None else [len(frame) for frame in frames]
-            parts, files = ends.near.pack(serial, {"n": serial}, held, frames, leased)
+            parts, files = ends.client.pack(serial, {"n": serial}, held, frames, leased)
             expected.append((serial, {"n": serial, "sizes": held}))
             whole = b"".join(parts)
             cuts = sorted(data.draw(st.sets(st.integers(1, len(whole) - 1), max_size=5)))
@@ -132,8 +132,8 @@ def test_messages_arrive_however_the_stream_is_split(data: Any) -> None:
 
 
 def test_a_message_may_arrive_one_byte_at_a_time(ends: Ends) -> None:
-    segment, sizes = ends.lent(np.arange(100_000))
-    parts, files = ends.near.pack(5, {}, sizes, (), segment)
+    segment, sizes = ends.leased(np.arange(100_000))
+    parts, files = ends.client.pack(5, {}, sizes, (), segment)
     data, found = b"".join(parts), []
     for at in range(len(data)):
         ends.raw(data[at : at + 1], files if not at else None)
@@ -143,7 +143,7 @@ def test_a_message_may_arrive_one_byte_at_a_time(ends: Ends) -> None:
 
 
 def test_half_a_message_is_not_returned(ends: Ends) -> None:
-    parts, _ = ends.near.pack(1, {}, [10], [bytes(10)])
+    parts, _ = ends.client.pack(1, {}, [10], [bytes(10)])
     ends.raw(b"".join(parts)[:-1])
     assert ends.arrived() == []
     ends.client.socket.close()
@@ -163,8 +163,8 @@ def test_a_closed_socket_is_reported_after_its_last_message(ends: Ends) -> None:
 
 
 def test_the_file_of_a_segment_is_sent_once(ends: Ends) -> None:
-    segment, sizes = ends.lent(np.full(100_000, 1))
-    parts, files = ends.near.pack(1, {}, sizes, (), segment)
+    segment, sizes = ends.leased(np.full(100_000, 1))
+    parts, files = ends.client.pack(1, {}, sizes, (), segment)
     assert files == [segment.file]
     send_all(ends.client.socket, parts, files)
     ((_, _, frames),) = ends.arrived()
@@ -184,7 +184,7 @@ def test_the_file_of_a_segment_is_sent_once(ends: Ends) -> None:
 
 
 def test_a_lease_ends_when_its_release_is_reported(ends: Ends) -> None:
-    segment, sizes = ends.lent(np.arange(100_000))
+    segment, sizes = ends.leased(np.arange(100_000))
     ends.send(1, {}, sizes, (), segment)
     (message,) = ends.arrived()
     assert not ends.kernel.has_updates
@@ -199,7 +199,7 @@ def test_a_lease_ends_when_its_release_is_reported(ends: Ends) -> None:
 
 
 def test_the_peer_forgets_a_closed_segment(ends: Ends) -> None:
-    segment, sizes = ends.lent(np.arange(100_000))
+    segment, sizes = ends.leased(np.arange(100_000))
     ends.send(1, {}, sizes, (), segment)
     ends.arrived()
     gc.collect()
@@ -215,7 +215,7 @@ def test_the_peer_forgets_a_closed_segment(ends: Ends) -> None:
 
 
 def test_a_tainted_segment_is_closed(ends: Ends) -> None:
-    segment, sizes = ends.lent(np.arange(100_000))
+    segment, sizes = ends.leased(np.arange(100_000))
     ends.send(1, {}, sizes, (), segment)
     (message,) = ends.arrived()
     _segments._before_fork()
@@ -226,7 +226,7 @@ def test_a_tainted_segment_is_closed(ends: Ends) -> None:
 
 
 def test_closing_ends_the_leases_and_keeps_the_received_arrays(ends: Ends) -> None:
-    segment, sizes = ends.lent(np.arange(100_000))
+    segment, sizes = ends.leased(np.arange(100_000))
     ends.send(1, {}, sizes, (), segment)
     ((_, _, frames),) = ends.arrived()
     view = np.frombuffer(frames[0], int)
@@ -249,7 +249,7 @@ def test_closing_closes_files_that_arrived_and_were_not_mapped(ends: Ends) -> No
 
 def test_without_a_free_descriptor_one_message_has_no_frames(ends: Ends) -> None:
     """EMFILE: that message has no frames; the next one has."""
-    first, sizes = ends.lent(np.full(100_000, 1))
+    first, sizes = ends.leased(np.full(100_000, 1))
     ends.send(1, {}, sizes, (), first)
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     filler = os.open("/dev/null", os.O_RDONLY)
@@ -268,9 +268,9 @@ def test_without_a_free_descriptor_one_message_has_no_frames(ends: Ends) -> None
     assert found == [(1, {"sizes": sizes}, None)]
     ends.client.take_back(first, unmapped=True)
     assert first.leases == 0
-    again, _ = ends.lent(np.full(100_000, 2))
+    again, _ = ends.leased(np.full(100_000, 2))
     assert again is first  # and its file is sent once more
-    other, _ = ends.lent(np.full(100_000, 3))
+    other, _ = ends.leased(np.full(100_000, 3))
     ends.send(2, {}, sizes, (), again)
     ends.send(3, {}, sizes, (), other)
     values = [int(np.frombuffer(frames[0], int)[0]) for _, _, frames in ends.arrived()]
@@ -380,14 +380,14 @@ def test_sizes_of_frames_that_are_not_sent_arrive(ends: Ends, sizes: list[int]) 
 
 @pytest.mark.parametrize("sizes", [[-64, 64], [-1], [100_000, -50_000]])
 def test_negative_sizes_of_a_segment_raise_wire_error(ends: Ends, sizes: list[int]) -> None:
-    segment, _ = ends.lent(np.arange(100_000))
+    segment, _ = ends.leased(np.arange(100_000))
     ends.send(1, {}, sizes, (), segment)
     with pytest.raises(WireError):
         ends.arrived()
 
 
 def test_sizes_beyond_the_segment_raise_wire_error(ends: Ends) -> None:
-    segment, _ = ends.lent(np.arange(100_000))
+    segment, _ = ends.leased(np.arange(100_000))
     ends.send(1, {}, [segment.capacity + 1], (), segment)
     with pytest.raises(WireError):
         ends.arrived()
@@ -411,17 +411,17 @@ def test_a_file_that_is_not_a_segment_has_no_frames(ends: Ends) -> None:
 
 
 def test_released_numbers_without_a_lease_change_nothing(ends: Ends) -> None:
-    segment, _ = ends.lent(np.arange(100_000))
+    segment, _ = ends.leased(np.arange(100_000))
     numbers = [segment.number + 1, -segment.number - 1, 0, 1 << 62, -(1 << 63)]
-    ends.remote.socket.sendall(prefixed(released=numbers, closed=numbers))
-    assert len(ends.arrived(ends.near)) == 1
+    ends.kernel.socket.sendall(prefixed(released=numbers, closed=numbers))
+    assert len(ends.arrived(ends.client)) == 1
     assert segment.leases == 1
 
 
 def test_a_lease_released_three_times_ends_once(ends: Ends) -> None:
-    segment, _ = ends.lent(np.arange(100_000))
-    ends.remote.socket.sendall(prefixed(released=[segment.number] * 3))
-    ends.arrived(ends.near)
+    segment, _ = ends.leased(np.arange(100_000))
+    ends.kernel.socket.sendall(prefixed(released=[segment.number] * 3))
+    ends.arrived(ends.client)
     assert segment.leases == 0
 
 
