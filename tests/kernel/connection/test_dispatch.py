@@ -204,7 +204,7 @@ async def test_a_wrong_key_is_reported(kernel: Bridge, tmp_path: Path) -> None:
     info = json.loads(Path(file_of(kernel)).read_text())
     (tmp_path / "wrong.json").write_text(json.dumps({**info, "key": "0" * 32}))
     async with reported_within(1):
-        with pytest.raises(KernelNotFound, match="did not answer within 1 s: another key"):
+        with pytest.raises(KernelNotFound, match="did not answer within 1 s: it has another key"):
             await Bridge.attach(tmp_path / "wrong.json", timeout=1)
     assert await look(file_of(kernel)) == {}
     await goes_on(kernel)

@@ -122,7 +122,7 @@ async def test_ls_on_a_small_terminal(runtime: Path, alone: Bridge) -> None:
 
 
 def test_a_server_that_does_not_run_is_reported() -> None:
-    assert "nothing answers" in bridgehead("ls", "--url", "http://127.0.0.1:1").refused(5)
+    assert "no server answers" in bridgehead("ls", "--url", "http://127.0.0.1:1").refused(5)
 
 
 def test_each_server_that_does_not_answer_has_a_line(runtime: Path) -> None:

@@ -281,7 +281,7 @@ async def test_cells_completion_and_interrupts_in_a_terminal() -> None:
         await terminal.prompts(4)
 
         terminal.type("%bridge pull beg\t")
-        await terminal.shows("%bridge pull start_command")
+        await terminal.shows("%bridge pull begun")
         terminal.type("\r")
         await terminal.prompts(5)
         terminal.type("begun\r")
