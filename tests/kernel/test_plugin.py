@@ -74,7 +74,7 @@ def test_the_fixtures_work_with_anyio(tmp_path: Path) -> None:
 
 def test_the_fixtures_are_listed_with_descriptions(tmp_path: Path) -> None:
     output = pytest_ran(tmp_path, PLAIN, "--fixtures")
-    assert "A ``Bridge`` to a kernel of the test's own" in output
+    assert "a ``Bridge`` to a kernel of the test's own" in output
     assert "A ``Bridge`` without a kernel" in output
 
 

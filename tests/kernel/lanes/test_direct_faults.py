@@ -198,7 +198,7 @@ async def test_a_killed_client_leaves_nothing_in_the_kernel(direct: Bridge, tmp_
     await direct.run("x = None")
     end = time.monotonic() + 30
     # A response that the main thread made after the lane was lost is kept until its age ends it.
-    while (await memory.there(direct))["leases"]:
+    while (await memory.kernel_counts(direct))["leases"]:
         assert time.monotonic() < end
         await asyncio.sleep(0.05)
     if os.path.isdir("/dev/shm"):

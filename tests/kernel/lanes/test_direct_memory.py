@@ -135,8 +135,8 @@ async def test_idle_memory_is_given_back(live: Bridge, monkeypatch: pytest.Monke
     await live.delete("x")
     nothing = {"leases": 0, "bytes": 0, "mapped": 0}
     end = time.monotonic() + 30  # ... and idle ones are freed without any request
-    while memory.here(live) != nothing:
-        assert time.monotonic() < end, memory.here(live)
+    while memory.client_counts(live) != nothing:
+        assert time.monotonic() < end, memory.client_counts(live)
         await asyncio.sleep(0.2)
     while await memory.kernel_counts(live) != {**nothing, "kept": 0}:
         assert time.monotonic() < end, await memory.kernel_counts(live)
@@ -475,10 +475,10 @@ async def test_pool_zero_uses_messages_for_large_objects(
         assert (await bridge.push(x=1)).lane == "direct"
         many = await asyncio.gather(*(bridge.pull("x") for _ in range(50)))
         assert many == [1] * 50
-        assert memory.here(bridge) == {"leases": 0, "bytes": 0, "mapped": 0}
+        assert memory.client_counts(bridge) == {"leases": 0, "bytes": 0, "mapped": 0}
     records = [record for record in caplog.records if record.name == "bridgehead"]
     assert len([record for record in records if "no memory to share" in record.message]) == 1
-    await memory.nothing_is_lent(direct)
+    await memory.nothing_is_leased(direct)
 
 
 async def test_an_idle_kernel_gets_its_memory_back(direct: Bridge) -> None:
@@ -499,6 +499,6 @@ async def test_one_pull_with_trust_data_returns_private_memory(direct: Bridge) -
         before = memory.client_counts(direct)
         value = await direct.pull(name, trust="data")
         assert value.sum() == value.size
-        await memory.given_back(direct)  # while the value is still used
-        assert memory.here(direct)["leases"] == before["leases"]
+        await memory.kernel_leases_nothing(direct)  # while the value is still used
+        assert memory.client_counts(direct)["leases"] == before["leases"]
     await direct.delete("big", "little")
