@@ -75,7 +75,7 @@ def test_the_fixtures_work_with_anyio(tmp_path: Path) -> None:
 def test_the_fixtures_are_listed_with_descriptions(tmp_path: Path) -> None:
     output = pytest_ran(tmp_path, PLAIN, "--fixtures")
     assert "a ``Bridge`` to a kernel of the test's own" in output
-    assert "A ``Bridge`` without a kernel" in output
+    assert "a ``Bridge`` without a kernel" in output
 
 
 def test_bridgehead_is_not_imported_for_tests_without_its_fixtures(tmp_path: Path) -> None:
