@@ -72,7 +72,7 @@ class KernelProcess:
         if self._log is None or self._log.closed:
             return ""
         self._log.seek(0, 2)
-        self._log.seek(max(0, self._log.fail_waiters() - LAST_WORDS))
+        self._log.seek(max(0, self._log.tell() - LAST_WORDS))
         text = self._log.read().decode(errors="replace").strip()
         return f"; it last wrote:\n{text}" if text else ""
 
