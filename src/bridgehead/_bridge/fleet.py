@@ -25,7 +25,6 @@ from bridgehead._protocol import payload as _payload
 from bridgehead._protocol.ref import Ref
 from bridgehead._protocol.results import Result, Transfer, fleet_html
 from bridgehead._shipped.wire import frames as _frames
-from bridgehead._shipped.wire.digest import choose_digest
 from bridgehead._shipped.wire.frames import SHARED
 from bridgehead._shipped.wire.segments import IDLE, Pool, Segment
 from bridgehead._transports import ipyparallel_engine
@@ -291,12 +290,10 @@ class Fleet(Sequence[Bridge]):
         for bridges in groups.values():
             if len(bridges) < 2 or payload.nbytes < WORTH:
                 continue
-            algorithms = {bridge._transport.digest for bridge in bridges}
-            strictest = algorithms.pop() if len(algorithms) == 1 else "sha256"
             # Two bridges may lead to one engine, which needs the frames once.
             lane_of = {bridge.info.epoch: bridge._connection.remote.lane for bridge in bridges}
-            sums = all(lane.sums for lane in lane_of.values())
-            algorithm = choose_digest(strictest, payload.nbytes, sums)
+            used = {lane.digest for lane in lane_of.values()}
+            algorithm = next(one for one in ("sha256", "crc32", "sums") if one in used)
             digest = await asyncio.to_thread(_frames.digest, algorithm, payload.frames)
             lanes = {lane: epoch for epoch, lane in lane_of.items()}
             found.append(Broadcast(lanes, payload.frames, digest))

@@ -231,8 +231,8 @@ class Connection:
         """Pickle what the call sends, once for all attempts; in a thread if that takes long."""
         # What was packed before may have a digest that this lane does not use, or lack one.
         if call.packed is not None and call.packed.is_signed == (lane.digest == "none"):
-            payload, algorithm, sums = call.packed.payload, lane.digest, lane.sums
-            work = asyncio.to_thread(_payload.digest_payload, payload, algorithm, sums)
+            payload, algorithm = call.packed.payload, lane.digest
+            work = asyncio.to_thread(_payload.digest_payload, payload, algorithm)
             call.packed = replace(call.packed, digest=await turn.prepare(work))
         if call.content is None or call.packed is not None:
             return
@@ -252,7 +252,7 @@ class Connection:
         return await asyncio.to_thread(self._packed, content, lane)
 
     def _packed(self, content: _payload.PayloadSource, lane: Lane) -> SignedPayload:
-        return SignedPayload(*content.pack(lane.digest, lane.sums))
+        return SignedPayload(*content.pack(lane.digest))
 
     def _request(self, call: Call, shell: dict[str, Any] | None = None) -> Request:
         packed, info, lane = call.packed or NOTHING, self.remote.info, self.remote.lane

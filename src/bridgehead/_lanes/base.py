@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -84,13 +83,15 @@ class Lane(ABC):
         self.reply_chunk = min(self.reply_chunk, transport.max_receive)
         self._to_ack: list[str] = []  # requests whose responses the kernel need not keep any more
         self._last_header: Header | None = None
-        self.sums: bool = False  # whether the kernel has numpy loaded, by its last reply
+        self.sums: bool = False  # whether both ends have numpy; the handshake sets it
         self._unfinished: dict[str, Header] = {}
         self._closing = False
 
     @property
     def digest(self) -> str:
         """The algorithm with which frames are signed on this lane."""
+        if self.sums and self.transport.digest == "crc32":
+            return "sums"
         return self.transport.digest
 
     @property
@@ -122,10 +123,10 @@ class Lane(ABC):
             BridgeError: see ``Dispatcher.request``.
         """
         header, frames, total = request.header, request.frames, request.nbytes
-        # What the kernel has to know for its reply: how many bytes one message may bring, whether
-        # this process can check the fast digest (it needs numpy), and whether the connection
-        # may break and be made anew, for then the kernel keeps the response until the ack.
-        header["chunk"], header["sums"] = self.reply_chunk, "numpy" in sys.modules
+        # What the kernel has to know for its reply: how many bytes one message may bring, and
+        # whether the connection may break and be made anew, for then the kernel keeps the response
+        # until the ack.
+        header["chunk"] = self.reply_chunk
         header["resumable"] = self.transport.resumable
         request.lane = self.name
         # The remote part only stores the chunks before ``last``. The message at ``last`` has it
@@ -162,7 +163,6 @@ class Lane(ABC):
             reply, reply_parts = await self.cross(
                 self.message_header(header, last, **last_fields), parts, request.subshell
             )
-            self.sums = reply.get("sums") is True
             inbox = _response.open_response(reply, request.limit)
             response = PartialResponse(reply, inbox, list(reply_parts))
             # A response of one message is copied and checked now. The first chunk of a longer one

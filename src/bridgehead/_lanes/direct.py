@@ -132,7 +132,7 @@ class DirectLane(Lane):
                 frames = ()
             elif frames:
                 # In a message the frames need the digest of the wire that carries it.
-                header["digest"] = _frames.digest(self.transport.digest, frames)
+                header["digest"] = _frames.digest(self.messages.digest, frames)
         return await self._in_main_thread(request, frames)
 
     async def _in_main_thread(
@@ -202,7 +202,7 @@ class DirectLane(Lane):
         A call into C does not notice an interrupt before it returns. Such a thread is left
         alone, with the interrupt pending: nothing that it was asked takes effect any more.
         """
-        algorithm = self.transport.digest
+        algorithm = self.messages.digest
         header = _request.header(
             "interrupt", (), epoch=epoch, algorithm=algorithm, server=self.thread_name
         )
@@ -255,7 +255,7 @@ class DirectLane(Lane):
 
     async def _by_messages(self, request: Request) -> PartialResponse:
         """Carry the whole request and its response without shared memory."""
-        header, algorithm = request.header, self.transport.digest
+        header, algorithm = request.header, self.messages.digest
         header["digest"] = await asyncio.to_thread(_frames.digest, algorithm, request.frames)
         await self._drain()
         return await self.messages.carry(request)

@@ -10,6 +10,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from bridgehead._errors import NotSupported, UnsupportedKernel
@@ -95,7 +96,7 @@ class Handshake:
             if not buffers and self._wanted != InlineLane.name:
                 why_not[BuffersLane.name] = f"{kernel} does not pass message buffers"
             lane = self._message_lane(buffers)
-            lane.sums = reply.get("sums") is True
+            lane.sums = "numpy" in reply["versions"] and find_spec("numpy") is not None
             if self._wanted not in MESSAGES:
                 lane = self._direct_or(lane, listener, reply["direct"], why_not)
         info = Info(

@@ -29,7 +29,7 @@ from bridgehead._errors import (
 from bridgehead._protocol.raising import too_large
 from bridgehead._protocol.request import PYTHON
 from bridgehead._shipped.wire import pickling
-from bridgehead._shipped.wire.digest import LEAF, Buffer, choose_digest
+from bridgehead._shipped.wire.digest import LEAF, Buffer
 from bridgehead._shipped.wire.errors import TooLarge, WireError
 from bridgehead._shipped.wire.frames import digest
 
@@ -90,11 +90,10 @@ class PayloadSource:
         """
         return not self.by_value and pickling.is_small(self.values)
 
-    def pack(self, algorithm: str, sums: bool = False) -> tuple[Payload, str]:
+    def pack(self, algorithm: str) -> tuple[Payload, str]:
         """Return the payload and its digest.
 
         Any thread may call this; an event loop in another thread keeps running meanwhile.
-        ``sums`` says that the kernel has numpy loaded.
         """
         if self.data:
             payload = encode_data(self.values, self.parts)
@@ -106,16 +105,15 @@ class PayloadSource:
             )
         if self.limit is not None and payload.nbytes > self.limit:
             raise too_large(payload.nbytes, self.limit)
-        return payload, digest_payload(payload, algorithm, sums)
+        return payload, digest_payload(payload, algorithm)
 
 
-def digest_payload(payload: Payload, algorithm: str, sums: bool = False) -> str:
-    """Return the digest of a payload, by sums instead of crc32 if both ends can compute them.
+def digest_payload(payload: Payload, algorithm: str) -> str:
+    """Return the digest of a payload.
 
     Two threads compute that of a large payload: until it is known nothing can be sent, and the
     kernel is idle. Sums are no faster in two threads.
     """
-    algorithm = choose_digest(algorithm, payload.nbytes, sums)
     if payload.nbytes < TWO_THREADS or algorithm == "sums":
         return digest(algorithm, payload.frames)
     with ThreadPoolExecutor(2) as pool:

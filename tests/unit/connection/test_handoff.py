@@ -115,7 +115,8 @@ async def test_each_request_is_signed_with_its_own_wire_digest(
     await source.handoff("array", to=target)
     assert np.array_equal(await target.pull("array"), array)
     for algorithm, found in zip(algorithms, signed, strict=True):
-        assert {one.partition(":")[0] for one in found} - {"sums"} == {algorithm}
+        # Between two ends with numpy, sums take the place of CRC-32.
+        assert {one.partition(":")[0].replace("sums", "crc32") for one in found} == {algorithm}
 
 
 def signatures(bridge: Bridge) -> list[str]:

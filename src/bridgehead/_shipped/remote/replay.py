@@ -7,14 +7,13 @@ window). What a request does is in ``operations``; when it may run is decided in
 
 from __future__ import annotations
 
-import sys
 from collections import OrderedDict
 from time import monotonic
 from typing import Any, Dict, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.socket_thread import SocketThread
-    from bridgehead._shipped.wire.digest import Buffer, choose_digest
+    from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.frames import SHARED, cut, digest, snapshot
     from bridgehead._shipped.wire.header import Header
@@ -123,20 +122,16 @@ class Transfers:
         total, parts = sum(sizes), frames
         if total > limit:
             parts = list(cut(frames, 0, limit))
-        response.update(sizes=sizes, digest=self.digest_for(header, total, parts))
-        if "numpy" in sys.modules:
-            response["sums"] = True
+        response.update(sizes=sizes, digest=self.digest_for(header, parts))
         if total > limit or header.get("resumable"):
             outbox = self.outboxes[header["id"]] = Outbox(frames, sizes)
             outbox.response = dict(response) if header.get("resumable") else None
         return response, parts
 
-    def digest_for(self, header: Header, total: int, parts: Sequence[Buffer]) -> str:
+    def digest_for(self, header: Header, parts: Sequence[Buffer]) -> str:
         """Return the digest of parts of a response, by the algorithm of the request."""
         algorithm = header["digest"].partition(":")[0]
-        if algorithm == "none":
-            algorithm = "crc32"
-        return digest(choose_digest(algorithm, total, header.get("sums")), parts)
+        return digest("crc32" if algorithm == "none" else algorithm, parts)
 
     def next_chunk(self, header: Header, thread: SocketThread | None) -> tuple[Header, Any]:
         """Return another chunk of a long response; all frames of it over a direct lane."""
@@ -148,7 +143,7 @@ class Transfers:
             return {"sizes": outbox.sizes}, outbox.segment or outbox.frames
         outbox.touched = monotonic()
         parts = list(cut(outbox.frames, header["at"], header["at"] + header["chunk"]))
-        return {"digest": self.digest_for(header, outbox.total, parts)}, parts
+        return {"digest": self.digest_for(header, parts)}, parts
 
     # ------------------------------------------------------------ dropping
 

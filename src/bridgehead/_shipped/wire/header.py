@@ -33,7 +33,6 @@ OPTIONAL_FIELDS: Dict[str, type] = {  # may be missing or null
     "max_bytes": int,
     "keep": str,
     "allow": list,
-    "sums": bool,
     "resumable": bool,
     "acks": list,
     "reader": list,  # Python version of the receiver, if another kernel than the client unpickles
