@@ -39,7 +39,7 @@ async def bridge() -> AsyncIterator[Bridge]:
 
 @fixture
 async def loopback_bridge() -> AsyncIterator[Bridge]:
-    """Yield the ``Bridge`` without a kernel that ``Bridge.loopback`` makes."""
+    """Yield a ``Bridge`` without a kernel, as ``Bridge.loopback`` makes it."""
     from bridgehead import Bridge
 
     async with Bridge.loopback() as bridge:

@@ -5,9 +5,12 @@ Rule: the content of an ``execute_reply`` goes in; frames or a ``BridgeError`` c
 
 from __future__ import annotations
 
+import functools
+import inspect
 import json
 import pickle
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -101,7 +104,32 @@ def named(value: Any) -> str:
     return repr(value)[:40].encode("ascii", "replace").decode()
 
 
-odd = pytest.mark.parametrize("value", ODD, ids=named)
+def odd(test: Callable[..., Any]) -> Callable[..., Any]:
+    """Run a test once for each odd ``value``, as one item: a thousand items cost seconds."""
+
+    @functools.wraps(test)
+    def each(**arguments: Any) -> None:
+        for value in ODD:
+            try:
+                test(value=value, **arguments)
+            except BaseException as error:
+                error.add_note(f"value: {named(value)}")
+                raise
+
+    @functools.wraps(test)
+    async def each_async(**arguments: Any) -> None:
+        for value in ODD:
+            try:
+                await test(value=value, **arguments)
+            except BaseException as error:
+                error.add_note(f"value: {named(value)}")
+                raise
+
+    looped = each_async if inspect.iscoroutinefunction(test) else each
+    signature = inspect.signature(test)
+    others = [one for one in signature.parameters.values() if one.name != "value"]
+    looped.__signature__ = signature.replace(parameters=others)  # type: ignore[attr-defined]
+    return looped
 
 
 def is_reported(content: Any, parts: list[bytes]) -> None:

@@ -161,6 +161,7 @@ def widgets(notebook: Any, cell: Any) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 async def test_a_notebook_shows_a_widget_in_the_cell_that_called() -> None:
     notebook = await run(
         FIRST,
@@ -205,6 +206,7 @@ async def test_the_bar_of_a_task_is_shown_in_the_cell_that_made_the_task(live: B
     assert len(shown) == 1
 
 
+@pytest.mark.slow
 async def test_a_notebook_without_ipywidgets_shows_the_bar_as_text() -> None:
     notebook = await run(
         "import sys; sys.modules['ipywidgets'] = None", FIRST, BLOCKING, AWAITED, LAST

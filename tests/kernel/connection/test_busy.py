@@ -89,6 +89,7 @@ async def test_a_deadline_holds_behind_a_running_cell(
 
 
 @pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
+@pytest.mark.slow
 async def test_six_thousand_pushes_behind_a_busy_cell_are_all_answered(live: Bridge) -> None:
     """B2. 6,000 pushes wait behind a cell that sleeps: each gets its response; the kernel lives."""
     cell = asyncio.ensure_future(live.run("import time; time.sleep(3)"))
@@ -124,6 +125,7 @@ class Ticker:
             self.longest, last = max(self.longest, now - last), now
 
 
+@pytest.mark.slow
 async def test_thousands_of_pushes_to_a_stopped_kernel_do_not_block_the_event_loop(
     live: Bridge,
 ) -> None:

@@ -24,6 +24,8 @@ from support.kit import KEPT, LANES, all_of, file_of, goes_on, reported_within, 
 from support.look import look
 from support.promises import occupied, seeded
 
+pytestmark = pytest.mark.slow
+
 # A kernel can't import test modules, so what they define is pickled by value, as in a script.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 

@@ -293,6 +293,7 @@ async def test_a_large_push_is_not_sent_as_source_text(
         await goes_on(bridge)
 
 
+@pytest.mark.slow
 async def test_three_gigabytes_cross_both_ways() -> None:
     """E6. A frame longer than any signed 32-bit length arrives whole, in both directions."""
     free = psutil.virtual_memory().available

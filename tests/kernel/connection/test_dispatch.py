@@ -140,6 +140,7 @@ async def test_a_bridge_is_safe_from_a_client_that_shares_a_session_id(kernel: B
         await goes_on(bridge)
 
 
+@pytest.mark.slow
 async def test_an_iopub_overflow_changes_no_result() -> None:
     """D11. 20,000 messages on iopub that the subscriber never reads."""
     async with Bridge.launch() as bridge, other(bridge) as other_client:
@@ -210,6 +211,7 @@ async def test_a_wrong_key_is_reported(kernel: Bridge, tmp_path: Path) -> None:
     await goes_on(kernel)
 
 
+@pytest.mark.slow
 async def test_no_reply_stays_unread_on_the_socket(kernel: Bridge) -> None:
     """D16. Send while replies arrive, 150 times: every reply is read from the socket."""
     await kernel.push(x=1)

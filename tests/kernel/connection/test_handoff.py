@@ -96,6 +96,7 @@ def own_memory() -> int:
 
 @pytest.mark.parametrize("target_lane", LANES)
 @pytest.mark.parametrize("source_lane", LANES)
+@pytest.mark.slow
 async def test_a_handoff_works_with_every_pair_of_lanes(
     pair: tuple[Bridge, Bridge], source_lane: Any, target_lane: Any
 ) -> None:
@@ -184,6 +185,7 @@ async def test_the_source_gets_the_segment_back_after_the_last_array_is_deleted(
         await memory.kernel_leases_nothing(aside)
 
 
+@pytest.mark.slow
 async def test_idle_segments_are_returned_to_the_system() -> None:
     """Both kernels and the client return them without any call."""
 
@@ -453,6 +455,7 @@ async def test_a_handoff_waits_for_the_running_cells_of_both_kernels(
 
 
 @pytest.mark.parametrize("lane", LANES)
+@pytest.mark.slow
 async def test_a_handoff_cancelled_at_any_instant_leaves_nothing(lane: Any) -> None:
     dice = random.Random(3)
     async with Bridge.launch(lane=lane) as source, Bridge.launch() as target:

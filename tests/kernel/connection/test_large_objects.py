@@ -80,6 +80,7 @@ class Peaks:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no /proc of Linux")
+@pytest.mark.slow
 async def test_a_transfer_takes_its_own_size_of_memory() -> None:
     """Push and pull 1 GB: each process takes that much memory, and at most 100 MB more."""
     size = 1 << 30
@@ -220,6 +221,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 async def test_pushes_that_time_out_behind_a_cell_keep_no_memory(live: Bridge) -> None:
     """The bytes of a push that times out are freed while the cell still runs."""
     process = await asyncio.create_subprocess_exec(
@@ -282,6 +284,7 @@ async def test_more_than_max_bytes_is_refused_with_its_size_and_not_sent(
 
 
 @pytest.mark.parametrize("way", ["push", "pull"])
+@pytest.mark.slow
 async def test_cancelling_half_way_frees_memory_in_both_processes(way: str) -> None:
     """Cancel 400 MB when half has crossed: neither process keeps any of it."""
     # A pull through shared memory arrives at once, so it can't be cancelled half-way.

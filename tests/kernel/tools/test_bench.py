@@ -54,6 +54,7 @@ def nothing_left(jupyter_folders: Path) -> Iterator[None]:
     assert set((jupyter_folders / "run").iterdir()) == before
 
 
+@pytest.mark.slow
 def test_the_table_has_a_row_for_each_object_and_peer() -> None:
     ran = worked(*SMALL)
     assert ran.err == ""
@@ -76,6 +77,7 @@ def test_the_table_has_a_row_for_each_object_and_peer() -> None:
     assert found == expected - within
 
 
+@pytest.mark.slow
 def test_the_figures_are_written_as_json_and_as_a_picture(tmp_path: Path) -> None:
     picture = tmp_path / "figures.png"
     report = bridgehead("bench", *SMALL, "--json", "--plot", picture).json
@@ -169,6 +171,7 @@ def test_without_numpy_the_other_objects_are_measured() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to one process")
+@pytest.mark.slow
 def test_control_c_ends_all_processes() -> None:
     # The command measures for an hour, so the interrupt always comes during a measurement.
     with start_command("bench", "--payloads", "list1m", "--seconds", "3600") as running:
