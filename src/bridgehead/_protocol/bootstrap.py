@@ -59,13 +59,13 @@ def _source(name: str) -> str:
 
 @cache
 def remote_frames() -> list[bytes]:
-    """Return the buffers of the first request: the remote module without its bootstrap.
+    """Return the two buffers of the first request: the remote module without its bootstrap.
 
-    The first buffer has code objects, for a kernel with the same bytecode: compiling took 10 ms
-    of the first handshake. The other buffers are the sources.
+    One has code objects, for a kernel with the same bytecode: compiling took 10 ms of the first
+    handshake. The other one has the sources, with a null character between two of them.
     """
     code = tuple(_code(name) for name in SHIPPED[1:])
-    return [marshal.dumps(code), *(source.encode() for source in remote_source()[1][1:])]
+    return [marshal.dumps(code), "\0".join(remote_source()[1][1:]).encode()]
 
 
 def _code(name: str) -> CodeType:

@@ -63,7 +63,7 @@ def remaining_code(
         if made_by == compiler():
             code: Sequence[Any] = unmarshal(parts[0])
             return code
-        sources = [str(part, "utf-8") for part in parts[1:]]
+        sources = str(parts[1], "utf-8").split("\0")
     filename = remaining_code.__code__.co_filename
     return [compile(source, filename, "exec") for source in sources]
 

@@ -104,7 +104,7 @@ def test_code_objects_of_another_compiler_never_run(
     assert in_buffers.install(monkeypatch) == "<bridgehead remote> None"
 
 
-@pytest.mark.parametrize("frame", range(len(_bootstrap.SHIPPED)))
+@pytest.mark.parametrize("frame", range(len(_bootstrap.remote_frames())))
 def test_altered_code_does_not_run(
     in_buffers: SideChannel, frame: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
