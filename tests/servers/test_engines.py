@@ -327,7 +327,9 @@ async def test_unsupported_operations_say_what_to_do(engine: Bridge) -> None:
         engine.watch("x")
     with pytest.raises(NotSupported, match="now=True"):
         await engine.push(x=1, now=True)
-    with pytest.raises(NotSupported, match="over ipyparallel no process"):
+    with pytest.raises(
+        NotSupported, match="the ipyparallel transport cannot reach the kernel's process"
+    ):
         await Bridge.over(engine._transport.client[0], lane="direct")
     assert await engine.pull("1") == 1
 
