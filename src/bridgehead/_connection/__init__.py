@@ -1,14 +1,15 @@
 """One kernel's policies: order, deadlines, restarts, retries, trust.
 
 Rule: every decision between an operation and its messages. This folder gives an operation its turn
-and its deadline, reports a restart, and decides whether a request is sent again. There is one
-exception: a request that another client's failing cell aborted is tried again in
-``_transports.dispatch`` (``ABORT_PAUSES``). How frames travel belongs to ``_lanes``, how messages
-travel to ``_transports``.
+and its deadline, reports a restart, and decides whether a request is sent again. Two cases are
+decided in ``_transports.dispatch`` instead: it tries again what another client's failing cell
+aborted (``ABORT_PAUSES``), and what a broken and remade connection may have lost
+(``Reconnected``). How frames travel belongs to ``_lanes``, how messages travel to ``_transports``.
 
 - ``calls``: an operation, its payload, its deadline and its result.
 - ``connection``: takes a call through all that follows. Start here.
-- ``queue``: operations take their turns in the order of their calls, and its task sends them.
+- ``queue``: operations take their turns in the order of their calls. Its task also sends them,
+  except a small request on an idle bridge, which its caller sends.
 - ``remote``: the remote part in the kernel, installed and kept installed.
 - ``subshell``: runs operations while a cell runs.
 - ``trust``: whether a result is opened as a pickle or as data.

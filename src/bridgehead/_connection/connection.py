@@ -97,7 +97,7 @@ class Connection:
             return await (self._at_once(call) if now else self.in_turn(call))
 
     async def in_turn(self, call: Call) -> Response:
-        """Do one operation when its turn comes. If ``call.turn`` is set, it has its turn already."""
+        """Do one operation when its turn comes. If ``call.turn`` is set, the call has one."""
         # Set after a first attempt that found no remote part: the kernel process of that attempt.
         # The second attempt goes to the same process only. There is no third.
         process_of_first: str | None = None
