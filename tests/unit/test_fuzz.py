@@ -124,7 +124,8 @@ def mutated(draw: Any, value: Any) -> Any:
 FIELDS = (
     "protocol", "op", "id", "epoch", "python", "sizes", "digest", "at", "chunk", "names", "name",
     "expressions", "pattern", "keep", "refs", "max_bytes", "trust", "allow", "opens", "subshell",
-    "watch", "lane", "requests", "error", "answers", "retry", "parts", "data", "buffers", "orphans",
+    "watch", "lane", "requests", "error", "responses", "retry", "parts", "data", "buffers",
+    "orphans",
 )  # fmt: skip
 
 
@@ -220,7 +221,7 @@ def check_response(response: Any) -> None:
     if error is not None:
         assert error["kind"] in KINDS
         assert type(error.get("message", "")) is str
-    for part in response.get("answers", ()):
+    for part in response.get("responses", ()):
         check_response(part)
 
 
@@ -383,7 +384,7 @@ RESPONSES: list[Header] = [
     GREETING,
     {**SIGNED, "has": True},
     {**SIGNED, "names": [{"name": "a", "type": "x", "shape": [1], "len": 2, "bytes": None}]},
-    {**SIGNED, "answers": [{**SIGNED, "parts": 0, "has": True}, {"retry": True}]},
+    {**SIGNED, "responses": [{**SIGNED, "parts": 0, "has": True}, {"retry": True}]},
     *({**SIGNED, "error": {"kind": kind, "message": "m"}} for kind in sorted(KINDS)),
     {**SIGNED, "error": {"kind": "name", "names": ["a"], "close": ["b"]}},
     {**SIGNED, "error": {"kind": "missing", "message": "m", "module": "x", "where": "/"}},
@@ -494,7 +495,7 @@ def test_any_batch_response_is_split_or_reported_and_makes_progress(data: st.Dat
         {**signed({}, frames[1:]), "parts": 1},
         {"retry": True},
     ]
-    response = data.draw(mutated({"answers": answers}))
+    response = data.draw(mutated({"responses": answers}))
     if not isinstance(response, dict):
         return
     found = value_or_error(lambda: _response.split_batch(response, frames, [None, 5, 0]))
@@ -505,9 +506,9 @@ def test_any_batch_response_is_split_or_reported_and_makes_progress(data: st.Dat
 
 def test_a_batch_response_without_any_outcome_is_an_error() -> None:
     with pytest.raises(BridgeError):
-        _response.split_batch({"answers": [{"retry": True}]}, [], [None])
+        _response.split_batch({"responses": [{"retry": True}]}, [], [None])
     with pytest.raises(ProtocolError):
-        _response.split_batch({"answers": [{**SIGNED, "parts": 0}, 5]}, [], [None, None])
+        _response.split_batch({"responses": [{**SIGNED, "parts": 0}, 5]}, [], [None, None])
 
 
 @FUZZ
@@ -617,7 +618,7 @@ class Liar:
         try:  # as in the reader of a real kernel's channel
             self._received(channel, message)
         except Exception:
-            self.transport.bad += 1
+            self.transport.unreadable += 1
 
     async def recovers(self) -> None:
         """Stop the changes; check that the bridge works and keeps nothing of earlier calls."""

@@ -25,7 +25,7 @@ from bridgehead._protocol import payload as _payload
 from bridgehead._protocol.ref import Ref
 from bridgehead._protocol.results import Result, Transfer, fleet_html
 from bridgehead._shipped.wire import frames as _frames
-from bridgehead._shipped.wire.frames import SHARED
+from bridgehead._shipped.wire.frames import SHARE_FROM
 from bridgehead._shipped.wire.segments import IDLE, Pool, Segment
 from bridgehead._transports import ipyparallel_engine
 from bridgehead._transports.base import Broadcaster
@@ -265,7 +265,7 @@ class Fleet(Sequence[Bridge]):
         failures = []
         for number, (bridge, outcome) in enumerate(zip(self._bridges, outcomes, strict=True)):
             if isinstance(outcome, Exception):
-                name = f", {bridge._transport.called}" if bridge._transport.called else ""
+                name = f", {bridge._transport.label}" if bridge._transport.label else ""
                 outcome.add_note(f"kernel {number} of {len(self)}, pid {bridge.info.pid}{name}")
                 failures.append(outcome)
             elif isinstance(outcome, BaseException):
@@ -307,7 +307,7 @@ class Fleet(Sequence[Bridge]):
         Return None if the payload is small, no kernel is on that lane, or there is no memory.
         """
         lanes = [bridge.info.lane for bridge in self._bridges]
-        if payload.nbytes < SHARED or "direct" not in lanes:
+        if payload.nbytes < SHARE_FROM or "direct" not in lanes:
             return None
         return await copy_to_segment(self._pool, payload.frames, lambda done, total: None)
 

@@ -100,7 +100,8 @@ class SignedPayload:
     delivery: Delivery | None = None
 
     @property
-    def is_signed(self) -> bool:
+    def has_digest(self) -> bool:
+        """Whether ``digest`` is a sum over the frames; ``"none:"``, of the direct lane, is not."""
         return self.digest != "none:"
 
 

@@ -97,21 +97,21 @@ class Connection:
             return await (self._at_once(call) if now else self.in_turn(call))
 
     async def in_turn(self, call: Call) -> Response:
-        """Do one operation when its turn comes; a call may bring the turn that it has already."""
-        # The kernel process in which the remote part was missing at the first attempt. The second
-        # and last attempt is for that process alone.
+        """Do one operation when its turn comes. If ``call.turn`` is set, the call has one."""
+        # Set after a first attempt that found no remote part: the kernel process of that attempt.
+        # The second attempt goes to the same process only. There is no third.
         process_of_first: str | None = None
-        number: int | None = None  # of its turn: a second attempt keeps it, so the order holds
+        number: int | None = None  # of the turn; a second attempt takes the same place again
         held = call.turn
         # The fast path: a small request on an idle bridge needs no queue, no task and no thread.
         request, generation = (
-            self._fast_path(call) if held is None else None,
+            self._small_request(call) if held is None else None,
             self.remote.generation,
         )
         if request is not None:
             process, info = self.remote.process, self.remote.info
             try:
-                with self.queue.fast_path() as number:
+                with self.queue.without_task() as number:
                     response = await self.remote.lane.carry(request)
                 reply_header, frames = await self.remote.lane.rest(request, response)
                 return Response(reply_header, frames, request)
@@ -124,11 +124,11 @@ class Connection:
                 self.remote.mark_lost(info)
         while True:
             turn_number = call.turn.number if call.turn else number
-            # A turn that the caller brought is the caller's to give up, so this block does not.
+            # A turn that came with the call is given up by its owner, not by this block.
             with contextlib.nullcontext(held) if held else self.queue.turn(turn_number) as turn:
                 held, call.turn = None, turn
-                # prepare() ends the wait when the kernel is lost, and costs a task: it is for what
-                # may take long. With the remote part in place, ready() returns at once.
+                # prepare() stops waiting when the kernel is lost, but it costs a task. Use it only
+                # when ready() may take long; with the remote part in place it returns at once.
                 if not self.remote.is_current or self.transport.life.is_unresponsive:
                     await turn.prepare(self.remote.ready())
                 lane = await self.remote.ready()
@@ -145,8 +145,8 @@ class Connection:
                 delivery = (
                     None if process_of_first is not None else await self._delivered(call, turn)
                 )
-                # No await from here to the send: the request, and what is compared after a
-                # failure, are of the same installation.
+                # No await between the next statements: the request, the generation, the process
+                # and the info must all belong to the same installation.
                 request, generation = self._request(call), self.remote.generation
                 process, info = self.remote.process, self.remote.info
                 if delivery is not None and delivery.epoch == info.epoch:
@@ -168,7 +168,7 @@ class Connection:
                     continue
                 return Response(reply_header, frames, request)
 
-    def _fast_path(self, call: Call) -> Request | None:
+    def _small_request(self, call: Call) -> Request | None:
         """Return the request if it is small and no other is before it, so it needs no queue.
 
         The queue would otherwise take half of the time of a small operation (measured).
@@ -229,8 +229,9 @@ class Connection:
 
     async def _pack(self, call: Call, turn: Turn, lane: Lane) -> None:
         """Pickle what the call sends, once for all attempts; in a thread if that takes long."""
-        # What was packed before may have a digest that this lane does not use, or lack one.
-        if call.packed is not None and call.packed.is_signed == (lane.digest == "none"):
+        # A payload that was packed before may have a digest although the direct lane uses none, or
+        # have none although this lane needs one.
+        if call.packed is not None and call.packed.has_digest == (lane.digest == "none"):
             payload, algorithm = call.packed.payload, lane.digest
             work = asyncio.to_thread(_payload.digest_payload, payload, algorithm)
             call.packed = replace(call.packed, digest=await turn.prepare(work))

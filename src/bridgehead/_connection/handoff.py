@@ -7,8 +7,8 @@ does not unpickle the payload.
 Laws:
 - A handoff takes its turn in both queues when it is called, in the source's queue first. In the
   target's queue it stays in front of later requests until the source has replied.
-- Handoffs in a ring do not wait for each other for ever: a fetch that waits behind another
-  handoff's bind was called after that handoff's fetch.
+- Handoffs in a ring (a to b, b to c, c to a) cannot deadlock: a handoff takes both turns in one
+  step, so it waits only for operations that were called before it.
 """
 
 from __future__ import annotations

@@ -68,11 +68,14 @@ class Queue:
         self._numbers = itertools.count()
         self._changed = asyncio.Event()
         self._serving: asyncio.Task[None] | None = None
-        self._fast_path = False  # an operation sends itself, without the task
+        self._caller_sends = False  # an operation is sent by its caller, without the task
 
     @contextlib.contextmanager
     def turn(self, number: int | None = None) -> Iterator[Turn]:
-        """Take the last turn, or the one with this number again; the block's end gives it up."""
+        """Take a turn at the end of the queue, or, for a second attempt, turn ``number`` again.
+
+        Leaving the block gives the turn up.
+        """
         if number is None:
             turn, ahead = (
                 Turn(self._transport.life.waiter(), next(self._numbers)),
@@ -94,19 +97,19 @@ class Queue:
     @property
     def is_empty(self) -> bool:
         """Whether the next operation would be the first."""
-        return not self._turns and self._serving is None and not self._fast_path
+        return not self._turns and self._serving is None and not self._caller_sends
 
     @contextlib.contextmanager
-    def fast_path(self) -> Iterator[int]:
-        """Let an operation that found the queue empty send itself, without a task.
+    def without_task(self) -> Iterator[int]:
+        """Let the caller send an operation that found the queue empty, without a task.
 
         Others wait until the block ends. Yields the number of the turn that it would have had.
         """
-        self._fast_path = True
+        self._caller_sends = True
         try:
             yield next(self._numbers)
         finally:
-            self._fast_path = False
+            self._caller_sends = False
             if self._turns and self._serving is None:
                 self._serving = self._transport.spawn(self._serve())
 
@@ -144,7 +147,7 @@ class Queue:
     async def _outcome(self, turn: Turn) -> Any:
         self._transport.life.check()
         self._changed.set()
-        if self._serving is None and not self._fast_path:
+        if self._serving is None and not self._caller_sends:
             self._serving = self._transport.spawn(self._serve())
         return await turn.outcome
 

@@ -1,8 +1,10 @@
 """The remote part in one kernel: installed by the first operation, and kept installed.
 
 Rule: whether the remote part is installed, which lane leads to it, and the requests to it that take
-no turn. This file notices a restart and reports it once, so that nothing meant for the old kernel
-reaches the new one. Turns and the caller's operations belong to ``connection``.
+no turn. At the first call after a restart, this file installs the remote part again and reports
+the restart once, so that nothing meant for the old kernel reaches the new one. The other places
+that notice a restart are listed in ``_connection/__init__.py``. Turns belong to ``queue``, the
+caller's operations to ``connection``.
 """
 
 from __future__ import annotations
@@ -86,11 +88,13 @@ class Installation:
         if not self.is_current:
             epoch, process, lost = self._epoch, self.process, self.generation == LOST
             await self.install()
-            # A new epoch in the same process is a remote part that was removed and installed
-            # again: the names are still there. Over a new connection only the epoch counts.
+            # ``lost``: the remote part was missing, but the connection did not break. If the
+            # process is the same, only the remote part was removed, and the user's names are
+            # still there. Over a new connection, an equal epoch shows that the kernel is the same.
             same = process == self.process if lost else epoch == self._epoch
             if epoch is not None and not same:
-                # Where no connection broke, the transport has not ended the subscriptions.
+                # The transport ends all watches when a connection breaks. If none broke (``lost``),
+                # end them here.
                 for listener in self._transport.life.listeners.values() if lost else ():
                     listener.end()
                 raise KernelRestarted(

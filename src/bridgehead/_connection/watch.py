@@ -25,7 +25,7 @@ from bridgehead._protocol.raising import as_text
 from bridgehead._protocol.response import PartialResponse, add_chunk, open_response, parse_header
 from bridgehead._transports.tasks import waited
 
-RENEW_EVERY = 120.0  # s; the remote part drops a watch that was not renewed for ten minutes
+RENEW_EVERY = 120.0  # s; without it, a watch is dropped after ten minutes and 10 cells
 
 Frames = list[memoryview]
 Latest = PartialResponse | asyncio.Task[Frames] | Frames  # partial, being fetched, or whole

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from bridgehead._transports.rest import Rest
     from bridgehead._transports.websocket import WebsocketTransport
 
-Trusted = ssl.SSLContext | str | os.PathLike[str] | None  # a context, or a file of authorities
+TlsTrust = ssl.SSLContext | str | os.PathLike[str] | None  # a context, or a file of authorities
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "[::1]"}  # noqa: S104
 GIVE_UP_WITHIN = 20.0  # s until a server must say which kernel it started, after a cancel
 PAGES = ("lab", "tree", "notebooks", "doc", "edit", "console", "api")  # of a server, in addresses
@@ -52,7 +52,7 @@ async def connect(
     *,
     kernel_id: str | None,
     kernel_name: str | None,
-    trusted: Trusted,
+    trusted: TlsTrust,
     insecure: frozenset[str],
     timeout: float,
 ) -> WebsocketTransport:
@@ -80,7 +80,7 @@ async def attach(url: str, *, insecure: frozenset[str], timeout: float) -> Webso
 
 def _rest(
     server: JupyterServer,
-    trusted: Trusted,
+    trusted: TlsTrust,
     insecure: frozenset[str],
 ) -> Rest:
     try:
@@ -301,7 +301,7 @@ def _token_of_environment() -> str:
     return os.environ.get("JUPYTER_TOKEN", "")
 
 
-def _context(url: str, trusted: Trusted) -> ssl.SSLContext | None:
+def _context(url: str, trusted: TlsTrust) -> ssl.SSLContext | None:
     if not url.startswith("https"):
         if trusted is not None:
             raise ValueError(f"ssl= needs an https:// address, and this one is {url}")

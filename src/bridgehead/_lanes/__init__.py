@@ -1,8 +1,8 @@
 """Frames over a transport.
 
-Rule: how the frames of a request reach the remote part, and how those of its response come back:
-in chunks, in messages or beside them. A lane carries what it is given and decides nothing. Turns
-and retries belong to ``_connection``.
+Rule: how the frames of a request reach the remote part, and how the frames of its response come
+back: in chunks, inside Jupyter messages or over a socket beside them. A lane does not decide when
+a request is sent, or whether it is sent again: that belongs to ``_connection``.
 
 - ``handshake``: asks what the kernel is, and chooses the lane. It runs first.
 - ``base``: ``Lane``, and the ``Request`` that it carries.

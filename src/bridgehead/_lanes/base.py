@@ -69,8 +69,10 @@ class Lane(ABC):
     """One way to carry frames over one transport.
 
     Attributes:
-        chunk: the most bytes that one request carries, a multiple of the digest's leaf.
-        reply_chunk: the most bytes that its reply brings, a multiple of the leaf too.
+        chunk: the most bytes of frames that one message carries to the kernel, a multiple of the
+            digest's leaf.
+        reply_chunk: the most bytes of frames in the reply to one message, a multiple of the leaf
+            too.
     """
 
     name: ClassVar[str]
@@ -243,7 +245,7 @@ class Lane(ABC):
                     await _in_flight(itertools.chain(first, map(fetch_chunk, starts)))
                 except (KernelRestarted, IntegrityError) as error:
                     # The request ran. These two errors say that it may be sent again: replace them.
-                    raise ReplyLost("the kernel lost the rest of its answer") from error
+                    raise ReplyLost("the kernel lost the rest of its response") from error
             self.forget(header)
         frames = _response.close_response(inbox)
         raise_error(reply, frames, request.limit, trusted=request.trusted)

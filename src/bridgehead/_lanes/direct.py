@@ -1,8 +1,8 @@
 """Frames beside the messages: a socket to a thread in the kernel, and shared memory.
 
 Rule: which of two ways a request takes. The kernel's socket thread binds and fetches names at
-once, if the kernel runs no cell and this bridge has no message in the kernel's queue. What runs a
-user's code goes to the main thread in a message; its frames are sent ahead over the socket, and
+once, if the kernel runs no cell and this bridge has no message in the kernel's queue. Any other
+request goes to the main thread in a message; its large frames are sent ahead over the socket, and
 the frames of its response are fetched over it. Where no memory can be shared, messages carry all.
 """
 
@@ -28,14 +28,14 @@ from bridgehead._protocol.raising import raise_error
 from bridgehead._protocol.response import PartialResponse, open_response
 from bridgehead._shipped.wire import frames as _frames
 from bridgehead._shipped.wire.digest import Buffer
-from bridgehead._shipped.wire.frames import SHARED
+from bridgehead._shipped.wire.frames import SHARE_FROM
 from bridgehead._shipped.wire.header import Header
 from bridgehead._shipped.wire.segments import Pool, Segment
 from bridgehead._shipped.wire.transfer import CompleteTransfer
 from bridgehead._transports.base import Transport
 
 INTERRUPT_WAIT = 2.0  # s for an interrupted socket thread to reply
-OFF_LOOP = 2 << 20  # bytes; more is copied in a thread, so the event loop goes on
+COPY_OFF_LOOP = 2 << 20  # bytes; more is copied in a thread, so the event loop goes on
 T = TypeVar("T")
 log = logging.getLogger("bridgehead")
 
@@ -118,7 +118,7 @@ class DirectLane(Lane):
         with self.forgetting_on_error(request):
             # The request runs a user's code, or has to wait behind a message. Large frames go ahead
             # in shared memory; small ones go in the message, which costs no second round trip.
-            if request.nbytes >= SHARED:
+            if request.nbytes >= SHARE_FROM:
                 try:
                     reply = await self._send(request, {**header, "op": "chunk"})
                 except SocketLost:
@@ -138,16 +138,18 @@ class DirectLane(Lane):
     async def _in_main_thread(
         self, request: Request, frames: Sequence[memoryview]
     ) -> PartialResponse:
-        """Have the main thread serve a request; without ``frames``, the remote part has them.
+        """Have the main thread serve a request in a message.
 
-        If the caller gives up, the request to forget them is a message too: it arrives behind
-        this one, which may have run by then.
+        Pass no ``frames`` if the remote part has received them already. If the caller gives up,
+        another message has the remote part drop the frames. It arrives after the first message,
+        so the request may have run by then.
         """
         with self.messages.forgetting_on_error(request):
             await self._drain()
             header = request.header
-            # The message's reply brings no bytes: the socket fetches them. A batch is done only
-            # as far as its responses fit into the reply, so it needs the full size.
+            # The reply to the message brings no frames (0 bytes): ``rest`` fetches them over the
+            # socket. In a batch, the remote part stops when the responses have filled this size,
+            # so a batch gets the full size.
             reply_chunk = self.chunk if header["op"] == "batch" else 0
             message_header = {**header, "via": self.thread_name, "chunk": reply_chunk}
             message_header["at"] = 0 if frames else request.nbytes
@@ -172,8 +174,10 @@ class DirectLane(Lane):
                 try:
                     raise_error(reply, ())
                 except (KernelRestarted, IntegrityError) as error:
-                    # The request ran, as in ``Lane.rest``. Of a watched value, a newer one exists.
-                    raise ReplyLost("the kernel lost the rest of its answer") from error
+                    # The request ran, but these two errors say that it may be sent again: replace
+                    # them, as in ``Lane.rest``. If this was an update of a watch, the remote part
+                    # dropped it for a newer one.
+                    raise ReplyLost("the kernel lost the rest of its response") from error
                 if reply.get("sizes") != response.header.get("sizes"):
                     raise ProtocolError("the kernel sent the frames of another request")
                 response = await self._open(request, (response.header, parts))
@@ -235,7 +239,7 @@ class DirectLane(Lane):
 
         The result is None if there is no memory to share, or if the kernel cannot map it.
         """
-        if request.nbytes < SHARED:
+        if request.nbytes < SHARE_FROM:
             return await self.client.ask(header, request.frames)
         segment = request.segment
         if segment is not None:
@@ -323,7 +327,7 @@ async def copy_to_segment(
     steps = segment.fill(frames)
     step: asyncio.Future[int | None] | None = None
     try:
-        if total <= OFF_LOOP:
+        if total <= COPY_OFF_LOOP:
             for _ in steps:
                 pass
             return segment
@@ -346,5 +350,5 @@ async def copy_to_segment(
 
 
 def is_for_thread(header: Header) -> bool:
-    """Return whether the socket thread may serve it: of a user's code, only unpickling runs."""
+    """Return whether the socket thread may serve it: it evaluates no expression of the user."""
     return header["op"] in ("batch", "load_codec") or _request.may_batch(header)

@@ -26,8 +26,8 @@ from bridgehead._protocol.results import Info
 from bridgehead._transports.base import Transport
 
 LaneName = Literal["auto", "direct", "buffers", "inline"]
-MESSAGES: dict[str, type[Lane]] = {lane.name: lane for lane in (BuffersLane, InlineLane)}
-LANES = (DirectLane.name, *MESSAGES)
+MESSAGE_LANES: dict[str, type[Lane]] = {lane.name: lane for lane in (BuffersLane, InlineLane)}
+LANES = (DirectLane.name, *MESSAGE_LANES)
 log = logging.getLogger("bridgehead")
 
 
@@ -45,7 +45,7 @@ class Greeting:
         lane: the best lane to the remote part, or the one that the caller asked for.
         info: what a user sees of the kernel.
         process: names the kernel process; a later process may have the same pid.
-        orphans: subshells whose bridge has ended.
+        orphans: idle subshells whose bridge has ended, or has not used them for ten minutes.
     """
 
     lane: Lane
@@ -97,7 +97,7 @@ class Handshake:
                 why_not[BuffersLane.name] = f"{kernel} does not pass message buffers"
             lane = self._message_lane(buffers)
             lane.sums = "numpy" in reply["versions"] and find_spec("numpy") is not None
-            if self._wanted not in MESSAGES:
+            if self._wanted not in MESSAGE_LANES:
                 lane = self._direct_or(lane, listener, reply["direct"], why_not)
         info = Info(
             kernel=kernel,
@@ -121,14 +121,14 @@ class Handshake:
 
     def _message_lane(self, buffers: bool) -> Lane:
         """Return the lane for what crosses in messages; ``buffers`` is whether they arrive."""
-        if self._wanted in MESSAGES:
-            return MESSAGES[self._wanted](self._transport)
+        if self._wanted in MESSAGE_LANES:
+            return MESSAGE_LANES[self._wanted](self._transport)
         return (BuffersLane if buffers else InlineLane)(self._transport)
 
     @contextlib.contextmanager
     def _listening(self) -> Iterator[SocketListener | str]:
         """Listen for a direct lane while the block lasts; yield why not where that fails."""
-        if self._wanted in MESSAGES:
+        if self._wanted in MESSAGE_LANES:
             yield "lane= asks for another lane"
         elif not self._transport.direct:
             yield f"the {self._transport.name} transport cannot reach the kernel's process directly"

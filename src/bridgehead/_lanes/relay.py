@@ -1,9 +1,9 @@
 """Segments of one kernel, leased on to another kernel.
 
-Rule: a kernel leases a segment to this process, and this process leases the same file to another
-kernel, under a number of its own; it neither maps nor copies the memory. Its lease from the first
-kernel lasts until the second kernel gives the segment back. Then this process gives it back too:
-as tainted if the second kernel did so, or if the second kernel is lost before.
+Rule: a source kernel leases a segment to this process. This process leases the same file to a
+target kernel, under another number; it neither reads nor copies the memory. When the target gives
+the segment back, this process gives it back to the source. It reports the segment as tainted if
+the target did, or if the target was lost before.
 """
 
 from __future__ import annotations

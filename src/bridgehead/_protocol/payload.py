@@ -272,7 +272,7 @@ def check_values(unpickled: Any, count: int) -> tuple[Any, ...]:
         ProtocolError: the response has something else, or another number of values.
     """
     if type(unpickled) is not tuple or len(unpickled) != count:
-        raise ProtocolError("the answer does not match the request")
+        raise ProtocolError("the response does not match the request")
     return unpickled
 
 

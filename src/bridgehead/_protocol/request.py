@@ -1,7 +1,8 @@
 """The header of a request, and the message that carries it.
 
-Rule: this file makes all text of a request before it is sent. Sans-I/O: it uses no socket, no
-event loop and no bridge. ``response`` reads what comes back; ``payload`` makes the frames.
+Rule: this file makes the header of a request and the content of its message. A lane adds a few
+fields for each message. Sans-I/O: this file uses no socket, no event loop and no bridge.
+``payload`` makes the frames, and ``response`` reads the response.
 """
 
 from __future__ import annotations
@@ -64,9 +65,10 @@ def header(
 
 
 def may_batch(header: Header) -> bool:
-    """Return whether a request may cross in a batch: it runs no code of the user's.
+    """Return whether a request may cross in a batch: it evaluates no expression of the user.
 
-    Such code may take long, and would delay the responses to the other requests.
+    An expression may take long, and would delay the responses to the other requests. Pickling and
+    unpickling may still run code of the user's classes.
     """
     if header["op"] == "fetch":
         return all(expression.isidentifier() for expression in header["expressions"])

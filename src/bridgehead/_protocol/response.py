@@ -94,7 +94,7 @@ def parse_header(text: str) -> Header:
     return header
 
 
-# The fields that a response must have, with their types; see ``understood``.
+# The fields that a response must have, with their types; see ``check_fields``.
 GREETING = {
     "epoch": str,
     "python": [int],
@@ -203,7 +203,7 @@ def split_batch(
     Raises:
         ProtocolError: the header is no response to a batch of so many requests.
     """
-    responses = header.get("answers")
+    responses = header.get("responses")
     if not isinstance(responses, list) or len(responses) != len(limits):
         raise ProtocolError(f"the response to a batch does not have {len(limits)} responses")
     found: list[PartialResponse | BridgeError | None] = []

@@ -3,4 +3,21 @@
 Rule: this floor knows messages, connections and the state of the kernel. It knows nothing of
 objects or lanes. Each way to a kernel is a ``Transport`` in a file of its own, with its helpers
 beside it. ``base`` composes what all of them share; its parts do not import ``base``.
+
+What all transports share, in the order in which a request meets it:
+
+- ``base``: ``Transport``, composed of the parts below. Start here.
+- ``dispatch``: the requests in flight, and the messages that arrive. It sends a request again
+  that another client's failing cell aborted (``ABORT_PAUSES``).
+- ``state``: the state of one kernel, and the futures waiting for it.
+- ``messages``: parsed iopub messages, and a stream of them.
+- ``quirks``: how other Python kernels differ from ipykernel.
+- ``tasks``: helpers for asyncio tasks and for waiting.
+
+The transports, each with its helpers:
+
+- ``zmq``: the kernel's own ZeroMQ sockets; ``process`` and ``addresses``.
+- ``websocket``: a kernel behind a Jupyter server; ``rest`` and ``subprotocols``.
+- ``ipyparallel_engine``: one engine of a cluster; ``ipyparallel_client``.
+- ``loopback``: a kernel simulated by a thread of this process.
 """

@@ -50,14 +50,14 @@ class Transport(ABC):
     resumable: bool = False  # a broken connection is made again, to the same kernel
     max_send: int = MAX_SEND  # bytes of frames that one message may carry to the kernel
     max_receive: int = MAX_SEND  # bytes of frames in the response to one request
-    called: str = ""  # the name that the kernel's owner uses, if there is one
+    label: str = ""  # the name that the kernel's owner uses, if there is one
     pushes: bool = True  # the remote part may send messages without a request
     # One object, shared by all kernels that one of its messages can reach.
     broadcaster: Broadcaster | None = None
 
     def __init__(self) -> None:
         self.kernel_info: dict[str, Any] = {}
-        self.bad = 0  # messages that could not be read
+        self.unreadable = 0  # messages that could not be read
         self.life: KernelState = KernelState()
         self.tasks: Tasks = Tasks()
         self.dispatcher: Dispatcher = Dispatcher(

@@ -41,7 +41,9 @@ from bridgehead._transports.messages import Message, Messages
 from bridgehead._transports.state import STATES, KernelState
 
 WINDOW = 32
-ABORT_PAUSES = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64)  # s; 24 ms after an abort, 1 of 30 is aborted
+# s before each new try of an aborted request. Measured: of 30 requests that were sent again 24 ms
+# after an abort, 1 was aborted again.
+ABORT_PAUSES = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
 CONTROL = {
     "kernel_info_request",
     "interrupt_request",

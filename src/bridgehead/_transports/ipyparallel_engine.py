@@ -101,7 +101,7 @@ class EngineTransport(Transport):
     def __init__(self, client: Any, engine: int) -> None:
         super().__init__()
         self.client, self.engine = client, engine
-        self.called = f"engine {engine}"
+        self.label = f"engine {engine}"
         self.identity = ""  # the uuid by which the schedulers know the engine
         self.shared = IpyparallelClient.of(client)
         self.broadcaster = self.shared
@@ -205,7 +205,7 @@ class EngineTransport(Transport):
         try:
             self.dispatcher.received("iopub", message)
         except ProtocolError:
-            self.bad += 1
+            self.unreadable += 1
 
     def _on_result(self, identity: str, value: Any) -> None:
         """Turn ipyparallel's result of a request into the messages of a kernel."""

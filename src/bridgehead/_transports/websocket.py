@@ -259,7 +259,7 @@ class WebsocketTransport(Transport):
                 self._handle(*self._subprotocol.unpack(data))
             except Exception:  # noqa: BLE001
                 # A damaged or unknown message must only harm its own request.
-                self.bad += 1
+                self.unreadable += 1
             count += 1
             if count % YIELD_EVERY == 0:
                 await asyncio.sleep(0)

@@ -310,7 +310,7 @@ class ZmqTransport(Transport):
                 self.dispatcher.received(channel, message)
             except Exception:  # noqa: BLE001
                 # A forged, damaged or unknown message must only harm its own request.
-                self.bad += 1
+                self.unreadable += 1
             count += 1
             if count % YIELD_EVERY == 0:
                 await asyncio.sleep(0)

@@ -3,6 +3,12 @@
 Rule: standard library only, Python 3.8 and later. A kernel gets these files in the remote module
 when it first needs them. A constructor imports numpy, pandas or pyarrow when it needs one of them;
 a name in a stream never causes an import.
+
+- ``writer``: the sender, which pickles data and refuses everything else by name.
+- ``reader``: the receiver, which reads a stream of data and runs none of its code.
+- ``registry``: the tables of constructors and reducers, which the next four files fill.
+- ``standard``, ``numpy``, ``pandas``, ``pyarrow``: the data of each library.
+- ``instances``: instances of the classes that ``allow=`` names.
 """
 
 # The imports of numpy, pandas, pyarrow and standard also fill the registry's tables.

@@ -108,7 +108,7 @@ class Machine:
         return self.stack[0]
 
     def runs_on(self, at: int, code: int) -> bool:
-        """Return whether the run has a second opcode; for one alone, C takes longer."""
+        """Return whether another opcode of a run follows; for one alone, C takes longer."""
         width = _WIDTHS.get(code)
         if width is None:  # a length, and for a string an opcode after it
             width = 1 + self.data[at + 1] + (code == 0x8C)

@@ -38,9 +38,10 @@ class SubshellTable:
             self.known[owner["id"]] = (owner.get("host"), owner.get("pid"), monotonic())
 
     def orphans(self) -> list[str]:
-        """Return the idle subshells whose bridge has vanished, each once.
+        """Return the idle subshells whose bridge has ended or is idle for long, each once.
 
-        The client that receives the list is to delete them.
+        The client that receives the list deletes them. A bridge that still lives, but was idle for
+        ``IDLE_SUBSHELL`` seconds, makes a new subshell when it needs one.
         """
         found = []
         for identity, (host, pid, used) in [*self.known.items()]:

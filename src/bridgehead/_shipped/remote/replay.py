@@ -15,7 +15,7 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.socket_thread import SocketThread
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import WireError
-    from bridgehead._shipped.wire.frames import SHARED, cut, digest, snapshot
+    from bridgehead._shipped.wire.frames import SHARE_FROM, cut, digest, snapshot
     from bridgehead._shipped.wire.header import Header
     from bridgehead._shipped.wire.transfer import CompleteTransfer, Inbox, Outbox
 
@@ -27,11 +27,12 @@ REPLAY_WINDOW = 4096  # number of ids of finished requests: none of these runs a
 class Transfers:
     """The unfinished transfers of one namespace, and the ids of its finished requests."""
 
-    def __init__(self, servers: Dict[str, SocketThread]) -> None:
+    def __init__(self, socket_threads: Dict[str, SocketThread]) -> None:
         self.inboxes: dict[str, Any] = {}  # an Inbox or a CompleteTransfer each
         self.outboxes: dict[str, Outbox] = {}
         self.done: OrderedDict[str, None] = OrderedDict()
-        self.socket_threads = servers  # of the direct lanes; a response may go into their segments
+        # By name; a large response on a direct lane goes into a segment of its socket thread.
+        self.socket_threads = socket_threads
 
     # ------------------------------------------------------------ requests
 
@@ -88,7 +89,7 @@ class Transfers:
         """Complete a response, with a snapshot of its frames, which may be live objects.
 
         Without a direct lane, the frames get a digest, and the message takes as many of them as
-        it can carry. With one, ``SHARED`` bytes and more are copied into a segment. The socket
+        it can carry. With one, ``SHARE_FROM`` bytes and more are copied into a segment. The socket
         thread sends the response at once; or, if the request came as a message, the frames are
         kept until the client fetches them over the lane.
         """
@@ -100,7 +101,7 @@ class Transfers:
         if not frames:
             return response, []
         segment = None
-        if sum(sizes) >= SHARED:
+        if sum(sizes) >= SHARE_FROM:
             segment = way.copy_to_segment(frames)
             if segment is None:
                 # No memory for a segment: the client fetches all frames in messages.

@@ -1,9 +1,9 @@
 """The server of one namespace: it receives requests, decides when they run, and responds.
 
 Rule: use the standard library only, run on Python 3.8 and later, and leave no name in the user's
-namespace. This file decides when a request may run. What a request does is in ``operations``; what
-is kept of unfinished requests is in ``replay``. ``Remote.handle(header, frames)`` performs every
-operation, the same for every lane.
+namespace. This file decides when a request may run. ``operations`` does what a request asks for;
+``replay`` keeps the requests and responses of which a part is missing. Every lane calls
+``Remote.receive`` for each message; when a request is whole, ``Remote.handle`` performs it.
 """
 
 from __future__ import annotations
@@ -242,7 +242,7 @@ class Remote:
             responses.append(response)
             out += parts
             room -= sum(part.nbytes for part in parts)
-        return {"answers": responses}, out
+        return {"responses": responses}, out
 
     def interrupt(
         self, header: Header, frames: Sequence[Buffer]

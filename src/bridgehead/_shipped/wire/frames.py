@@ -20,7 +20,9 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.errors import TooLarge, WireError
 
 ALIGN = 64  # bytes; numpy sums an unaligned array 3 times slower, for the array's whole life
-SHARED = 1 << 16  # bytes; frames of this size and more use shared memory on the direct lane
+# Bytes of all frames together. From this sum on, they go through shared memory: requests in
+# ``_lanes.direct`` and ``_bridge.fleet``, responses in ``remote.replay``.
+SHARE_FROM = 1 << 16
 IN_BAND = 2048  # bytes; a smaller buffer costs more as a frame of its own than in the pickle
 OWN_MAPPING = 1 << 20  # bytes; a frame of this size and more gets huge pages of its own
 MESSAGE = 16 << 20  # bytes of buffers in one message of a response

@@ -36,7 +36,9 @@ _SPACE = socket.CMSG_SPACE(16) if hasattr(socket, "CMSG_SPACE") else 0
 _CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
 _TRUNCATED = int(getattr(socket, "MSG_CTRUNC", 0))
 _ROOM = 1 << 16  # bytes read at once
-MOST = 1 << 28  # bytes of a message; frames of more than 64 KiB travel in segments
+# Bytes of a message on the socket. Frames of ``SHARE_FROM`` bytes and more in all are not in the
+# message, but in a segment.
+MOST = 1 << 28
 SECRET = 32  # bytes of the secret that each end sends to the other
 UCRED = Struct("iII")  # pid, uid, gid of SO_PEERCRED
 

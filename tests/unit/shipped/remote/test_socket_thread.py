@@ -98,10 +98,10 @@ def test_the_requests_of_a_batch_behind_a_new_cell_must_be_sent_again(
 ) -> None:
     first, second, third = bind(thread, x=1), bind(thread, y=Begins()), bind(thread, z=3)
     answer = batch(thread, first, second, third)
-    assert [one.get("retry", False) for one in answer["answers"]] == [False, True, True]
+    assert [one.get("retry", False) for one in answer["responses"]] == [False, True, True]
     assert thread.remote.kernel.namespace == {"x": 1}
     end_cell(thread)
-    assert batch(thread, bind(thread, y=2), bind(thread, z=3))["answers"][1].get("retry") is None
+    assert batch(thread, bind(thread, y=2), bind(thread, z=3))["responses"][1].get("retry") is None
     assert thread.remote.kernel.namespace == {"x": 1, "y": 2, "z": 3}
 
 
