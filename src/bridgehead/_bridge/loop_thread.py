@@ -121,8 +121,16 @@ class LoopCall(Generic[T]):
 
     # Only the loop's thread calls the methods below.
 
-    def begin(self) -> None:
+    def begin(self, calls: set[LoopCall[Any]]) -> None:
+        """Start the call; it leaves ``calls`` when it has ended."""
+
+        def ended(task: asyncio.Task[None]) -> None:
+            calls.discard(self)
+            if not self.is_done:  # cancelled before its first step
+                self.end(asyncio.CancelledError())
+
         self._task = asyncio.get_running_loop().create_task(self._run())
+        self._task.add_done_callback(ended)
 
     def cancel(self) -> None:
         if self._task is not None:
@@ -188,7 +196,7 @@ class LoopThread:
             raise RuntimeError("this bridge was opened before a fork; open another one here")
         self._calls.add(call)
         try:
-            self._loop.call_soon_threadsafe(call.begin)
+            self._loop.call_soon_threadsafe(call.begin, self._calls)
         except RuntimeError:  # the loop is closed
             self._calls.discard(call)
             raise LoopEnded from None
@@ -197,12 +205,16 @@ class LoopThread:
         return call
 
     def wait(
-        self, function: Callable[[], Awaitable[T]], callbacks: CallbackRunner | None = None
+        self,
+        function: Callable[[], Awaitable[T]],
+        callbacks: CallbackRunner | None = None,
+        *,
+        finish: bool = False,
     ) -> T:
         """Run a call on the loop, wait for it, and return its result.
 
         An exception that ends the wait in this thread, such as ``KeyboardInterrupt``, cancels only
-        this call; the loop goes on.
+        this call; the loop goes on. With ``finish`` it is raised when the cancelled call has ended.
 
         Raises what ``start`` does.
         """
@@ -215,15 +227,14 @@ class LoopThread:
         except BaseException as error:
             if not call.is_done:
                 self.cancel(call)
+                if finish:
+                    call.wait()
             elif self._ending and isinstance(error, asyncio.CancelledError):
                 raise LoopEnded from None
             raise
-        finally:
-            self._calls.discard(call)
 
     def cancel(self, call: LoopCall[Any]) -> None:
-        """Cancel a call that no thread waits for any more."""
-        self._calls.discard(call)
+        """Cancel a call; it ends soon after."""
         with contextlib.suppress(RuntimeError):  # the loop is closed, so the call has ended
             self._loop.call_soon_threadsafe(call.cancel)
 
@@ -345,12 +356,13 @@ def shared_thread() -> LoopThread:
 def open_on_shared_loop(make: Callable[[], Awaitable[C]]) -> tuple[LoopThread, C]:
     """Open a bridge on the shared loop; return the loop's thread and the bridge.
 
-    An exception that ends the wait cancels the opening.
+    An exception that ends the wait cancels the opening, and is raised when nothing is left of it:
+    a kernel that was being started has ended.
     """
     while True:
         thread = shared_thread()
         try:
-            return thread, thread.wait(functools.partial(thread.open, make))
+            return thread, thread.wait(functools.partial(thread.open, make), finish=True)
         except LoopEnded:  # its last bridge was closed meanwhile
             continue
         except BaseException:

@@ -85,7 +85,7 @@ class Lane(ABC):
         self.reply_chunk = min(self.reply_chunk, transport.max_receive)
         self._to_ack: list[str] = []  # requests whose responses the kernel need not keep any more
         self._last_header: Header | None = None
-        self.sums: bool = False  # whether both ends have numpy; the handshake sets it
+        self.sums: bool = False  # whether both ends had numpy loaded at the handshake
         self._unfinished: dict[str, Header] = {}
         self._closing = False
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any, Literal
 
 from bridgehead._errors import NotSupported, UnsupportedKernel
@@ -96,7 +96,7 @@ class Handshake:
             if not buffers and self._wanted != InlineLane.name:
                 why_not[BuffersLane.name] = f"{kernel} does not pass message buffers"
             lane = self._message_lane(buffers)
-            lane.sums = "numpy" in reply["versions"] and find_spec("numpy") is not None
+            lane.sums = "sums" in reply["checksums"] and "numpy" in sys.modules
             if self._wanted not in MESSAGE_LANES:
                 lane = self._direct_or(lane, listener, reply["direct"], why_not)
         info = Info(

@@ -100,6 +100,7 @@ GREETING = {
     "python": [int],
     "executable": str,
     "versions": {str: str},
+    "checksums": [str],
     "pid": int,
     "cwd": str,
     "orphans": [str],

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import signal
 import subprocess
 import sys
 import textwrap
@@ -322,3 +323,70 @@ def test_a_handoff_takes_its_turn_in_the_target_when_it_is_called() -> None:
         handing.join(PATIENCE)
         busy.join(PATIENCE)
         assert target["x"] == "pushed later"
+
+
+class Slow:
+    """A bridge that takes a while to open, and a while to undo that when it is cancelled."""
+
+    def __init__(self) -> None:
+        self.opening, self.undone = threading.Event(), False
+
+    async def make(self) -> Slow:
+        self.opening.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.2)
+            self.undone = True
+        return self
+
+    async def aclose(self) -> None: ...
+
+
+def test_an_interrupted_opening_leaves_nothing_when_the_interrupt_is_raised() -> None:
+    slow = Slow()
+
+    def interrupt() -> None:
+        slow.opening.wait()
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        loop_thread.open_on_shared_loop(slow.make)
+    assert slow.undone
+
+
+def test_a_call_cancelled_before_its_first_step_ends() -> None:
+    thread = loop_thread.shared_thread()
+    keeper = Slow()
+    keeping = loop_thread.LoopCall(lambda: thread.open(keeper.make))
+    thread.start(keeping)
+    assert keeper.opening.wait(20)
+    blocked = threading.Event()
+
+    async def block() -> None:
+        blocked.wait(20)
+
+    first = thread.start(loop_thread.LoopCall(block))
+    never_begun = loop_thread.LoopCall(lambda: asyncio.sleep(60))
+    thread.start(never_begun)
+    thread.cancel(never_begun)
+    blocked.set()
+    with pytest.raises(asyncio.CancelledError):
+        never_begun.result()
+    first.result()
+    thread.cancel(keeping)
+    keeping.wait()
+    thread.join()
+
+
+def test_a_finished_call_is_not_kept() -> None:
+    with SyncBridge.loopback() as kept:
+        with SyncBridge.loopback() as closed:
+            closed["x"] = 1
+        calls = kept._thread._calls
+        for _ in range(100):  # the last call leaves in the iteration after its end
+            if not calls:
+                break
+            time.sleep(0.05)
+        assert calls == set()

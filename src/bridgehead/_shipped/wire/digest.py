@@ -8,6 +8,7 @@ on their way.
 
 from __future__ import annotations
 
+import sys
 from hashlib import sha256
 from struct import pack
 from typing import Any, Dict, Iterable, Iterator, Union
@@ -18,7 +19,6 @@ Buffer = Union[bytes, bytearray, memoryview]
 LEAF = 4 << 20  # bytes of the stream for each value of a digest; a chunk is a multiple of it
 ROW = 1024  # words of 8 bytes in each row that ``_sums`` adds up
 WORD = (1 << 64) - 1
-SUMS_FROM = 1 << 20  # bytes; importing numpy for less takes longer than its crc32
 
 
 def _crc32(parts: Iterable[Buffer]) -> str:
@@ -32,12 +32,12 @@ def _sums(parts: Iterable[Buffer]) -> str:
     """Return the crc32 of sums: each frame's words as a table, its row sums and column sums.
 
     numpy adds up 100 MB in 6 ms; crc32 takes 24 ms. Like crc32, it detects accidents and no
-    attacks. The handshake chooses it if numpy is installed at both ends.
+    attacks. The handshake chooses it if both ends have numpy loaded; nothing here imports it.
     """
     value = 0
     for part in parts:
         view = memoryview(part)
-        rows = view.nbytes // (8 * ROW) if view.nbytes >= SUMS_FROM else 0
+        rows = view.nbytes // (8 * ROW)
         if rows:
             for sums in _table_sums(view[: 8 * ROW * rows], rows):
                 value = crc32(sums, value)
@@ -48,8 +48,7 @@ def _sums(parts: Iterable[Buffer]) -> str:
 def _table_sums(view: memoryview, rows: int) -> tuple[bytes, bytes]:
     """Return the sums of each row and of each column, without numpy if need be."""
     try:
-        import numpy
-
+        numpy: Any = sys.modules["numpy"]
         table = numpy.frombuffer(view, "u8").reshape(rows, ROW)
         return table.sum(axis=1).tobytes(), table.sum(axis=0).tobytes()
     except Exception:  # numpy is broken, removed or replaced: compute the same values slowly
