@@ -37,7 +37,7 @@ class LoopEnded(Exception):
 
 
 class Closable(Protocol):
-    """A bridge that is opened and closed on the loop."""
+    """A bridge or a fleet, which can be closed."""
 
     async def aclose(self) -> None: ...
 

@@ -10,8 +10,9 @@ import os
 import ssl as tls
 import time
 from collections.abc import Awaitable, Callable, Collection, Generator, Mapping
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from bridgehead._bridge.loop_thread import Closable
 from bridgehead._connection.calls import Deadline, check_seconds
 from bridgehead._connection.connection import Connection
 from bridgehead._connection.trust import Trust, TrustName, allowed, check_trust
@@ -22,13 +23,7 @@ from bridgehead._transports.base import Transport
 from bridgehead._transports.tasks import finish
 
 B = TypeVar("B", bound="BridgeBase")
-C = TypeVar("C", bound="Closable")
-
-
-class Closable(Protocol):
-    """A bridge or a fleet, which can be closed."""
-
-    async def aclose(self) -> None: ...
+C = TypeVar("C", bound=Closable)
 
 
 class BridgeBase:

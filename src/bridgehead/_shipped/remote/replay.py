@@ -24,7 +24,7 @@ IDLE_TRANSFER = 600.0  # seconds after which an unused unfinished transfer is dr
 REPLAY_WINDOW = 4096  # number of ids of finished requests: none of these runs again
 
 
-class Transfers:
+class TransferTable:
     """The unfinished transfers of one namespace, and the ids of its finished requests."""
 
     def __init__(self, socket_threads: Dict[str, SocketThread]) -> None:

@@ -20,7 +20,7 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.namespace import UserNamespace, error_response
     from bridgehead._shipped.remote.operations import CellRunning, Operations
     from bridgehead._shipped.remote.orphans import SubshellTable
-    from bridgehead._shipped.remote.replay import Transfers
+    from bridgehead._shipped.remote.replay import TransferTable
     from bridgehead._shipped.remote.socket_thread import SocketThread, join
     from bridgehead._shipped.remote.subscriptions import SubscriptionTable
     from bridgehead._shipped.wire.digest import Buffer
@@ -43,7 +43,7 @@ class Remote:
         # The main thread adds to ``socket_threads``; a socket thread removes itself.
         self.socket_threads_lock = Lock()
         self.subshells = SubshellTable()
-        self.transfers = Transfers(self.socket_threads)
+        self.transfers = TransferTable(self.socket_threads)
         values = UserNamespace(kernel)
         self.operations = Operations(kernel, values)
         self.subscriptions = SubscriptionTable(kernel, values, self.transfers)

@@ -15,7 +15,7 @@ from typing import Any, Sequence
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.kernel import Kernel
     from bridgehead._shipped.remote.namespace import UserNamespace, error_response
-    from bridgehead._shipped.remote.replay import Transfers
+    from bridgehead._shipped.remote.replay import TransferTable
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.frames import MESSAGE, digest
@@ -46,7 +46,7 @@ class Subscription:
 class SubscriptionTable:
     """All watches of one namespace."""
 
-    def __init__(self, kernel: Kernel, values: UserNamespace, transfers: Transfers) -> None:
+    def __init__(self, kernel: Kernel, values: UserNamespace, transfers: TransferTable) -> None:
         self.kernel, self.values, self.transfers = kernel, values, transfers
         self.known: dict[str, Subscription] = {}
 
