@@ -67,8 +67,8 @@ def altered(buffers: list[bytes]) -> list[bytes]:
 
 
 def swapped(buffers: list[bytes]) -> list[bytes]:
-    probe, code, first, second, *rest = map(bytes, buffers)
-    return [probe, code, second, first, *rest]
+    probe, code, sources = map(bytes, buffers)
+    return [probe, sources, code]
 
 
 @pytest.mark.parametrize(
