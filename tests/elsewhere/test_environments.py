@@ -137,7 +137,7 @@ async def test_code_is_refused_across_python_minors_before_anything_is_sent(
 ) -> None:
     await live.push(kept=[1])
     kernel_version = ".".join(map(str, live.info.python[:2]))
-    message = rf"are code of Python .*the kernel runs {kernel_version}; send data"
+    message = rf"are code of Python .*the kernel runs Python {kernel_version}; .*Send data"
     point = client_module.Point(3)
     async with nothing_sent(live):
         for value in code().values():
@@ -175,7 +175,7 @@ async def test_code_that_is_defined_in_the_kernel_is_refused_by_pull(live: Bridg
     kernel_version = ".".join(map(str, live.info.python[:2]))
     message = (
         rf"the value carries code objects of Python {kernel_version}, "
-        r"and this is Python .*only data"
+        r"but this program runs Python .*only data"
     )
     for name in sorted(DEFINED_NAMES):
         async with refused(live, IncompatiblePython, message):
@@ -385,7 +385,9 @@ async def test_a_kernel_without_numpy_and_cloudpickle_takes_plain_data(live: Bri
     await live.push(kept=[1])
     path = live.info.executable
     assert "bare" in path
-    message = rf"the kernel \({path}\) cannot import 'numpy': .*Install it there"
+    message = (
+        rf"the kernel \({path}\) cannot import 'numpy': .*Install it in the kernel's environment"
+    )
     async with refused(live, MissingInKernel, message) as caught:
         await live.push(kept=2, a=np.arange(3))
     assert caught.value.module == "numpy"

@@ -65,15 +65,15 @@ async def cluster(folder: Path, engines: int, *controller: str) -> AsyncIterator
     )
     before = {child.pid for child in psutil.Process().children(recursive=True)}
     await started.start_cluster()
-    client = None
+    client, children = None, psutil.Process().children(recursive=True)
     try:
         client = await started.connect_client()
         await asyncio.to_thread(client.wait_for_engines, engines, timeout=120, interactive=False)
+        children = psutil.Process().children(recursive=True)
         yield client
     finally:
-        processes = [
-            child for child in psutil.Process().children(recursive=True) if child.pid not in before
-        ]
+        # Not those that were started later: the process that forks kernels lives on.
+        processes = [child for child in children if child.pid not in before]
         if client is not None:
             client.close(linger=0)
         await started.stop_cluster()

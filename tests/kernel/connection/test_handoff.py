@@ -686,7 +686,7 @@ async def test_a_handoff_between_python_versions(
             await source.handoff("data", to=target)
             assert await target.pull("data") == {"a": [1]}
             message = (
-                rf"carries code of Python {versions[0]}, and the other kernel runs {versions[1]}"
+                rf"carries code of Python {versions[0]}, and the target runs Python {versions[1]}"
             )
             with pytest.raises(IncompatiblePython, match=message):
                 await source.handoff("data", "model", to=target)
