@@ -252,7 +252,9 @@ async def test_a_value_whose_module_exists_only_in_the_kernel_is_reported(live: 
         "exec('class Thing: pass', module.__dict__)\n"
         "thing = module.Thing()"
     )
-    async with refused(live, DecodeError, "'kernel_module' exists in the kernel but not in this program"):
+    async with refused(
+        live, DecodeError, "'kernel_module' exists in the kernel but not in this program"
+    ):
         await live.pull("thing")
     assert set(await seen(live)) == {"thing"}
 

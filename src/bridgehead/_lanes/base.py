@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ class Lane(ABC):
         self.reply_chunk = min(self.reply_chunk, transport.max_receive)
         self._to_ack: list[str] = []  # requests whose responses the kernel need not keep any more
         self._last_header: Header | None = None
-        self.sums: bool = False  # whether both ends had numpy loaded at the handshake
+        self.sums: bool = False  # whether both ends have numpy loaded
         self._unfinished: dict[str, Header] = {}
         self._closing = False
 
@@ -95,6 +96,10 @@ class Lane(ABC):
         if self.sums and self.transport.digest == "crc32":
             return "sums"
         return self.transport.digest
+
+    def note_sums(self, reply: Header) -> None:
+        """Note whether both ends have numpy loaded; a kernel often loads it after the handshake."""
+        self.sums = reply.get("sums") is True and "numpy" in sys.modules
 
     @property
     def lost(self) -> bool:
@@ -165,6 +170,7 @@ class Lane(ABC):
             reply, reply_parts = await self.cross(
                 self.message_header(header, last, **last_fields), parts, request.subshell
             )
+            self.note_sums(reply)
             inbox = _response.open_response(reply, request.limit)
             response = PartialResponse(reply, inbox, list(reply_parts))
             # A response of one message is copied and checked now. The first chunk of a longer one

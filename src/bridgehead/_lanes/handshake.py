@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -96,7 +95,7 @@ class Handshake:
             if not buffers and self._wanted != InlineLane.name:
                 why_not[BuffersLane.name] = f"{kernel} does not pass message buffers"
             lane = self._message_lane(buffers)
-            lane.sums = "sums" in reply["checksums"] and "numpy" in sys.modules
+            lane.note_sums(reply)
             if self._wanted not in MESSAGE_LANES:
                 lane = self._direct_or(lane, listener, reply["direct"], why_not)
         info = Info(

@@ -100,7 +100,6 @@ GREETING = {
     "python": [int],
     "executable": str,
     "versions": {str: str},
-    "checksums": [str],
     "pid": int,
     "cwd": str,
     "orphans": [str],

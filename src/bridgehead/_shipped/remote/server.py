@@ -170,7 +170,6 @@ class Remote:
             "executable": sys.executable or "",
             "pickle": pickle.HIGHEST_PROTOCOL,
             "versions": versions(("cloudpickle", "ipykernel", "numpy", "pandas")),
-            "checksums": ["sums", "crc32"] if "numpy" in sys.modules else ["crc32"],
             "pid": os.getpid(),
             "process": self.kernel.process(),
             "uid": os.getuid() if hasattr(os, "getuid") else None,

@@ -32,7 +32,7 @@ def _sums(parts: Iterable[Buffer]) -> str:
     """Return the crc32 of sums: each frame's words as a table, its row sums and column sums.
 
     numpy adds up 100 MB in 6 ms; crc32 takes 24 ms. Like crc32, it detects accidents and no
-    attacks. The handshake chooses it if both ends have numpy loaded; nothing here imports it.
+    attacks. The lane chooses it while both ends have numpy loaded; nothing here imports it.
     """
     value = 0
     for part in parts:
