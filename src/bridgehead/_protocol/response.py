@@ -24,13 +24,10 @@ from bridgehead._errors import (
 from bridgehead._protocol.bootstrap import remote_source
 from bridgehead._protocol.raising import as_object, as_text, remote_error, too_large
 from bridgehead._protocol.request import KEY
-from bridgehead._shipped.wire.digest import Buffer, digest_of
+from bridgehead._shipped.wire.digest import Buffer
 from bridgehead._shipped.wire.errors import TooLarge, WireError
-from bridgehead._shipped.wire.frames import cut
-from bridgehead._shipped.wire.header import MIME, PROBE, Header
+from bridgehead._shipped.wire.header import MIME, Header
 from bridgehead._shipped.wire.transfer import CompleteTransfer, Inbox
-
-__all__ = ["PROBE", "Buffer", "Header", "Inbox", "cut", "digest_of"]
 
 ERROR_LIMIT = 1 << 20  # bytes that an error may have; the caller's max_bytes is for values
 
