@@ -94,7 +94,11 @@ class Connection:
         fields["max_bytes"] = limit
         call = Call(operation, content, report, fields, packed)
         async with Deadline(timeout, PUBLIC_NAMES.get(operation, operation), self.transport, call):
-            return await (self._at_once(call) if now else self.in_turn(call))
+            try:
+                return await (self._at_once(call) if now else self.in_turn(call))
+            except KernelRestarted:
+                self.remote.restart_reported()
+                raise
 
     async def in_turn(self, call: Call) -> Response:
         """Do one operation when its turn comes. If ``call.turn`` is set, the call has one."""
@@ -290,7 +294,6 @@ class Connection:
         async with Deadline(timeout, "run", self.transport, call):
             with self.queue.turn() as turn:
                 call.turn = turn
-                await self.remote.ready()
 
                 async def cell() -> Reply:
                     lane = self.remote.lane
@@ -299,7 +302,12 @@ class Connection:
                             await lane.client.drained()
                     return await self.transport.dispatcher.request(content, on_message=on_message)
 
-                reply = await self.queue.run(turn, cell)
+                try:
+                    await self.remote.ready()
+                    reply = await self.queue.run(turn, cell)
+                except KernelRestarted:
+                    self.remote.restart_reported()
+                    raise
             await complete(reply.id)
             return reply
 

@@ -21,7 +21,12 @@ from typing import Any, TypeVar
 from bridgehead._connection.calls import Call, Deadline, Response, SignedPayload, check_seconds
 from bridgehead._connection.connection import Connection
 from bridgehead._connection.queue import Turn
-from bridgehead._errors import BridgeError, IncompatiblePython, MissingInKernel
+from bridgehead._errors import (
+    BridgeError,
+    IncompatiblePython,
+    KernelRestarted,
+    MissingInKernel,
+)
 from bridgehead._lanes.relay import RELAY_POOL
 from bridgehead._protocol.payload import Payload
 from bridgehead._protocol.results import Transfer
@@ -157,6 +162,8 @@ def _naming(which: str, connection: Connection) -> Iterator[None]:
     try:
         yield
     except (BridgeError, TimeoutError) as error:
+        if isinstance(error, KernelRestarted):
+            connection.remote.restart_reported()
         if not getattr(error, "__notes__", None):
             unchanged = "; nothing was bound in the target" if which == "source" else ""
             error.add_note(f"the {which} of a handoff, pid {connection.remote.info.pid}{unchanged}")

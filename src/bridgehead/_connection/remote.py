@@ -50,6 +50,7 @@ class Installation:
         self._lane: Lane | None = None
         self._info: Info | None = None
         self._epoch: str | None = None  # of the kernel that has the caller's names
+        self._restart_reported = False  # a caller knows that this kernel is gone
         self._installing = asyncio.Lock()
         self._codec_epoch = ""  # of the remote part that has the data-only codec
 
@@ -80,13 +81,15 @@ class Installation:
         """Return the lane; install the remote part first if it is missing.
 
         Raises:
-            KernelRestarted: the kernel was restarted since the last call; raised once.
+            KernelRestarted: the kernel was restarted since the last call, and no call has
+                reported it yet.
         """
         await self._transport.life.wait_until_responsive()
         if self._lane is not None and self._lane.lost:
             self.generation = LOST
         if not self.is_current:
             epoch, process, lost = self._epoch, self.process, self.generation == LOST
+            reported = self._restart_reported
             await self.install()
             # ``lost``: the remote part was missing, but the connection did not break. If the
             # process is the same, only the remote part was removed, and the user's names are
@@ -97,10 +100,11 @@ class Installation:
                 # end them here.
                 for listener in self._transport.life.listeners.values() if lost else ():
                     listener.end()
-                raise KernelRestarted(
-                    "the kernel was restarted since the last call, and its namespace is new; "
-                    "this call was not sent"
-                )
+                if not reported:
+                    raise KernelRestarted(
+                        "the kernel was restarted since the last call, and its namespace is new; "
+                        "this call was not sent"
+                    )
         return self.lane
 
     async def install(self) -> None:
@@ -118,8 +122,17 @@ class Installation:
                 lane.client if isinstance(lane, DirectLane) else None
             )
             self.generation, self._epoch = generation, greeting.info.epoch
+            self._restart_reported = False
             for orphan in greeting.orphans:
                 self._transport.spawn(self._subshell.delete(orphan))
+
+    def restart_reported(self) -> None:
+        """Note that a caller gets ``KernelRestarted``: the next call goes to the new kernel.
+
+        If the remote part is installed in the new kernel already, ``ready`` has reported it.
+        """
+        if not self.is_current:
+            self._restart_reported = True
 
     def mark_lost(self, info: Info) -> None:
         """Note that the remote part of that handshake is not installed any more."""
