@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 from typing import Any
 
@@ -15,6 +16,31 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.bootstrap import find_shell, is_ipykernel, message_buffers
     from bridgehead._shipped.wire.frames import coalesce
     from bridgehead._shipped.wire.header import DATA_MESSAGE, Header
+
+
+MISSING: Any = object()
+
+
+class Stream:
+    """Stands for a user's stream that cannot be flushed, while ipykernel flushes it twice.
+
+    ipykernel flushes ``sys.stdout`` and ``sys.stderr`` before a reply and at the end of a request.
+    If that fails, because a stream has no ``flush`` or is closed, it sends no reply and no status.
+    """
+
+    def __init__(self, name: str, stream: Any) -> None:
+        self.__name, self.__stream, self.__flushes = name, stream, 2
+
+    def flush(self) -> None:
+        self.__flushes -= 1
+        if self.__flushes == 0 and getattr(sys, self.__name, None) is self:
+            if self.__stream is MISSING:
+                delattr(sys, self.__name)
+            else:
+                setattr(sys, self.__name, self.__stream)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__stream, name)
 
 
 class Kernel:
@@ -110,6 +136,15 @@ class Kernel:
         in_main_thread = threading.current_thread() is threading.main_thread()
         if in_main_thread and hasattr(kernel, "saved_sigint_handler"):
             signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def let_reply_pass(self) -> None:
+        """Replace, for this request, each standard stream that ipykernel would fail to flush."""
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name, MISSING)
+            try:
+                stream.flush()
+            except Exception:
+                setattr(sys, name, Stream(name, stream))
 
     def send(
         self,
