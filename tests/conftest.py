@@ -12,6 +12,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from jupyter_client.provisioning import local_provisioner
 
 from bridgehead import Bridge
 from bridgehead._shipped.wire.segments import Pool
+from bridgehead._transports.base import Transport
 from support.elsewhere import Elsewhere
 from support.forked_kernels import KernelForker
 from support.servers import Wire, serving
@@ -97,6 +99,22 @@ def jupyter_folders() -> Iterator[Path]:
             (root / name).mkdir(mode=0o700)
         yield root
         patch.undo()
+
+
+@pytest.fixture(autouse=True)
+def shorten(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Replace the client's waits that the mark ``timings`` names; give a function that does so.
+
+    Replace only a wait whose end the test waits for. A shorter one that must not end would end on
+    a loaded machine.
+    """
+
+    def replace_timings(**waits: float) -> None:
+        monkeypatch.setattr(Transport, "timings", replace(Transport.timings, **waits))
+
+    for mark in request.node.iter_markers("timings"):
+        replace_timings(**mark.kwargs)
+    return replace_timings
 
 
 @pytest.fixture(scope="session")

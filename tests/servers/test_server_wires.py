@@ -6,12 +6,12 @@ Rule: as in ``test_servers``; ``Wire`` is slow, or stops passing data on.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from bridgehead import Bridge, BridgeClosed, PayloadTooLarge
-from bridgehead._transports import websocket
 from support.kit import goes_on, reported_within, until
 from support.servers import Other, Wire, on
 
@@ -31,9 +31,9 @@ async def stuck(wire: Wire, bridge: Bridge) -> asyncio.Task[object]:
     return pushing
 
 
-async def test_a_stuck_connection_is_replaced(wire: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_stuck_connection_is_replaced(wire: Wire, shorten: Callable[..., None]) -> None:
     async with on(wire.url) as bridge:
-        monkeypatch.setattr(websocket, "STILL", 3)
+        shorten(moving_within=3.0)
         await bridge.push(x=1)
         wire.cut()  # the next connection uses the new limit
         await goes_on(bridge)
@@ -55,11 +55,9 @@ async def test_a_bridge_closes_while_its_connection_is_stuck(wire: Wire, server:
         await goes_on(first)
 
 
-async def test_a_slow_connection_is_not_replaced(
-    wire: Wire, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.timings(moving_within=3.0)
+async def test_a_slow_connection_is_not_replaced(wire: Wire) -> None:
     """One message takes longer than the limit for a connection on which nothing moves."""
-    monkeypatch.setattr(websocket, "STILL", 3)
     async with on(wire.url) as bridge:
         await bridge.run("data = bytes(2 << 20)")
         await bridge.push(x=1)

@@ -37,7 +37,6 @@ from bridgehead import (
     TransportError,
     UntrustedPayload,
 )
-from bridgehead._transports import websocket
 from support.kit import KEPT, goes_on, reported_within, until
 from support.servers import GATEWAY, SERVER, TOKEN, Other, Wire, free_port, on, serving
 
@@ -455,10 +454,8 @@ async def test_a_watch_reports_a_change_made_while_it_was_disconnected(
                 assert await anext(watch) == 2
 
 
-async def test_an_unreachable_server_is_reported_and_used_again_later(
-    wire: Wire, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(websocket, "RECONNECT_WITHIN", 1.0)
+@pytest.mark.timings(reconnect_within=1.0)
+async def test_an_unreachable_server_is_reported_and_used_again_later(wire: Wire) -> None:
     async with on(wire.url) as bridge:
         await bridge.push(x=1)
         wire.is_down = True

@@ -28,7 +28,7 @@ from bridgehead._shipped.wire import frames as _frames
 from bridgehead._shipped.wire.frames import SHARE_FROM
 from bridgehead._shipped.wire.segments import IDLE, Pool, Segment
 from bridgehead._transports import ipyparallel_engine
-from bridgehead._transports.base import Broadcaster
+from bridgehead._transports.base import Broadcaster, Transport
 from bridgehead._transports.tasks import finish
 
 T = TypeVar("T")
@@ -315,7 +315,7 @@ class Fleet(Sequence[Bridge]):
         if self._trimming is not None:
             self._trimming.cancel()
         loop = asyncio.get_running_loop()
-        self._trimming = loop.call_later(IDLE + 1, self._trim)
+        self._trimming = loop.call_later(IDLE + Transport.timings.memory_every, self._trim)
 
     def _trim(self) -> None:
         self._trimming = None

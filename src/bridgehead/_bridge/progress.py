@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from bridgehead._transports.base import Transport
+
 Report = Callable[[int, int], object]
-SHOWN_AFTER = 0.5  # s; the bar of a shorter transfer would only flicker
-EVERY = 0.1  # s between two drawings, as in tqdm
 
 
 @contextmanager
@@ -38,10 +38,10 @@ def reporting(progress: bool | Report, operation: str) -> Iterator[Report]:
         def tick() -> None:
             nonlocal timer
             draw()
-            timer = loop.call_later(EVERY, tick)
+            timer = loop.call_later(Transport.timings.bar_every, tick)
 
         # A timer runs in the context that made it, here the context of the calling cell.
-        timer = loop.call_later(SHOWN_AFTER, tick)
+        timer = loop.call_later(Transport.timings.bar_after, tick)
         try:
             yield report
         finally:
@@ -99,7 +99,7 @@ class Bar:
     def draw(self) -> None:
         """Draw the bar, if it is time to show it."""
         if self._bar is None:
-            if time.time() - self._began < SHOWN_AFTER:
+            if time.time() - self._began < Transport.timings.bar_after:
                 return
             self._bar = self._make(desc=self._operation, total=self._total or None)
         elif self._total and self._bar.total != self._total:

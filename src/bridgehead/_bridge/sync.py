@@ -27,11 +27,12 @@ from bridgehead._bridge import loop_thread
 from bridgehead._bridge.bridge import Bridge
 from bridgehead._bridge.loop_thread import CallbackRunner, LoopCall, LoopEnded, LoopThread
 from bridgehead._bridge.opening import Opening
-from bridgehead._bridge.progress import EVERY, Report, drawing
+from bridgehead._bridge.progress import Report, drawing
 from bridgehead._connection.trust import TrustName
 from bridgehead._errors import BridgeClosed
 from bridgehead._protocol.ref import Ref
 from bridgehead._protocol.results import Info, Transfer, bridge_html
+from bridgehead._transports.base import Transport
 from bridgehead._transports.messages import Message
 
 P = ParamSpec("P")
@@ -192,7 +193,7 @@ def _runner(
         yield runner.wrap(callback), runner
         return
     with drawing(callback, name) as (report, draw):
-        runner = CallbackRunner(draw, EVERY)
+        runner = CallbackRunner(draw, Transport.timings.bar_every)
         yield (runner.wrap(report) if draw is None else report), runner
 
 

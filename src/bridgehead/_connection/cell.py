@@ -12,9 +12,8 @@ from typing import Any
 
 from bridgehead._protocol.raising import as_text
 from bridgehead._protocol.results import Result
+from bridgehead._transports.base import Transport
 from bridgehead._transports.messages import Message
-
-STRAGGLERS = 2.0  # s to wait after the reply for the cell's "idle", which may be lost
 
 _OUTPUTS = {"stream", "display_data", "execute_result", "error"}
 
@@ -93,7 +92,7 @@ class CellOutputs:
         attempt had an "idle" too.
         """
         try:
-            async with asyncio.timeout(STRAGGLERS):
+            async with asyncio.timeout(Transport.timings.last_outputs):
                 while request not in self._idle:
                     self._changed.clear()
                     await self._changed.wait()

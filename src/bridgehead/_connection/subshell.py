@@ -19,8 +19,6 @@ from bridgehead._protocol.raising import as_strings
 from bridgehead._transports.base import Transport
 
 UNKNOWN = "UnknownSubshellError"  # the kernel's error if another client deleted the subshell
-SUBSHELL_WAIT = 2.0  # s for the kernel's control thread to make or delete one
-CLOSE_CHECKS = 50  # 10 ms apart, until it has served what was cancelled just before the close
 
 
 class Subshell:
@@ -74,18 +72,21 @@ class Subshell:
         """Have the kernel delete an idle subshell: this bridge's, or an orphan."""
         with contextlib.suppress(BridgeError, TimeoutError):
             await self._transport.dispatcher.control(
-                "delete_subshell_request", {"subshell_id": identity}, SUBSHELL_WAIT
+                "delete_subshell_request",
+                {"subshell_id": identity},
+                self._transport.timings.subshell_wait,
             )
 
     async def aclose(self) -> None:
         """Delete the subshell; a busy one becomes an orphan, which the next bridge deletes."""
+        timings = self._transport.timings
         if self._making is not None:
-            await asyncio.wait([self._making], timeout=SUBSHELL_WAIT)
+            await asyncio.wait([self._making], timeout=timings.subshell_wait)
         identity, self._id = self._id, None
         if identity is None or self._generation != self._transport.life.generation:
             return
-        for _ in range(CLOSE_CHECKS):
+        for _ in range(round(timings.subshell_served / timings.poll_every)):
             if not self._transport.dispatcher.serves(identity):
                 await self.delete(identity)
                 return
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(timings.poll_every)

@@ -23,9 +23,8 @@ from bridgehead._protocol import request as _request
 from bridgehead._protocol.formatting import line
 from bridgehead._protocol.raising import as_text
 from bridgehead._protocol.response import PartialResponse, add_chunk, open_response, parse_header
+from bridgehead._transports.base import Transport
 from bridgehead._transports.tasks import waited
-
-RENEW_EVERY = 120.0  # s; without it, a watch is dropped after ten minutes and 10 cells
 
 Frames = list[memoryview]
 Latest = PartialResponse | asyncio.Task[Frames] | Frames  # partial, being fetched, or whole
@@ -213,7 +212,7 @@ class UpdateBuffer:
 async def _keep_alive(renew: Callable[..., Awaitable[Frames]], updates: UpdateBuffer) -> None:
     """Renew the watch in the kernel, and start it again if it was dropped."""
     while True:
-        async with waited(RENEW_EVERY):
+        async with waited(Transport.timings.renew_every):
             await updates.reconnected.wait()
         seen = updates.seen if updates.reconnected.is_set() else None
         updates.reconnected.clear()

@@ -32,9 +32,8 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 from bridgehead._errors import BridgeError
 from bridgehead._kernels.jupyter_servers import JupyterServer, list_kernels, running, seconds
 from bridgehead._kernels.local import connection_files
+from bridgehead._transports.base import Transport
 
-ANSWER_WAIT = 2.0  # s for a kernel or a server to answer at all
-SHELL_WAIT = 0.4  # s that shell may answer later than control; if it takes longer, it is busy
 ALIVE = ("idle", "busy", "starting")
 
 
@@ -69,11 +68,12 @@ class DiscoveredKernel:
         return self.state in ALIVE
 
 
-async def discover(patience: float = ANSWER_WAIT) -> list[DiscoveredKernel]:
+async def discover() -> list[DiscoveredKernel]:
     """Return the kernels of Jupyter's runtime folder and of this user's servers.
 
     The kernel that was used last comes first.
     """
+    patience = Transport.timings.listed_answer
     async with _context() as context:
         local, served = await asyncio.gather(
             asyncio.gather(
@@ -229,7 +229,7 @@ async def _ask_kernel(
             return replace(found, state="silent")
         # Only now: a kernel that does not answer would keep the request in its queue.
         await _send(client, shell, "kernel_info_request")
-        left = max(SHELL_WAIT, 2 * (time.monotonic() - started))
+        left = max(Transport.timings.shell_after_control, 2 * (time.monotonic() - started))
         shell_reply = await _reply(client, shell, "kernel_info_reply", left)
         state = "busy" if shell_reply is None else "idle"
         implementation = str(kernel_info.get("implementation", ""))

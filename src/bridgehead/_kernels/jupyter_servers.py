@@ -23,6 +23,7 @@ from jupyter_core.paths import jupyter_runtime_dir
 
 from bridgehead._errors import BridgeError, InsecureConnection, KernelNotFound
 from bridgehead._transports.addresses import is_loopback
+from bridgehead._transports.base import Transport
 from bridgehead._transports.tasks import finish
 
 if TYPE_CHECKING:
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 TlsTrust = ssl.SSLContext | str | os.PathLike[str] | None  # a context, or a file of authorities
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "[::1]"}  # noqa: S104
-GIVE_UP_WITHIN = 20.0  # s until a server must say which kernel it started, after a cancel
 PAGES = ("lab", "tree", "notebooks", "doc", "edit", "console", "api")  # of a server, in addresses
 UNUSED_ID = "00000000-0000-0000-0000-000000000000"  # has the form of a kernel id; no kernel has it
 log = logging.getLogger("bridgehead")
@@ -152,7 +152,7 @@ async def _opened(
 async def _give_up(rest: Rest, found: asyncio.Future[str] | None, owned: bool) -> None:
     try:
         if found is not None and owned:
-            async with asyncio.timeout(GIVE_UP_WITHIN):
+            async with asyncio.timeout(Transport.timings.start_cancelled):
                 await rest.end(await found)
         elif found is not None:
             found.cancel()

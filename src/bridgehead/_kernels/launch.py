@@ -62,7 +62,7 @@ async def launch(
         options |= {"stdout": log, "stderr": log}
     if cwd is not None:
         options["cwd"] = os.fspath(cwd)
-    kernel_process, transport = KernelProcess(manager, log), None
+    kernel_process, transport = KernelProcess(manager, ZmqTransport.timings, log), None
     try:
         # If this were cancelled half-way, the manager would not know the process that it started.
         await finish(manager.start_kernel(**options))

@@ -24,8 +24,6 @@ from bridgehead._transports.ipyparallel_engine import EngineTransport, engine_of
 from bridgehead._transports.process import KernelProcess
 from bridgehead._transports.zmq import ZmqTransport
 
-LISTEN_TIMEOUT = 3.0  # s until a kernel must listen at the address of a connection file
-
 
 async def attach(
     existing: str | os.PathLike[str] | None, *, insecure: frozenset[str], timeout: float
@@ -41,7 +39,7 @@ async def attach(
         transport.ours = transport.ours and is_own_file(file)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, TraitError) as error:
         raise KernelNotFound(f"{file} is not a connection file: {error}") from error
-    return await _opened(transport, timeout, LISTEN_TIMEOUT)
+    return await _opened(transport, timeout, transport.timings.listen_within)
 
 
 async def over(client: Any, *, insecure: frozenset[str], timeout: float) -> Transport:
@@ -56,7 +54,7 @@ async def over(client: Any, *, insecure: frozenset[str], timeout: float) -> Tran
         )
     kernel_process = None
     if hasattr(client, "start_kernel"):
-        kernel_process = KernelProcess(client)
+        kernel_process = KernelProcess(client, ZmqTransport.timings)
         if not await ensure_async(client.is_alive()):
             raise KernelNotFound(
                 "this manager's kernel is not running; await manager.start_kernel() first"
@@ -71,7 +69,9 @@ async def over(client: Any, *, insecure: frozenset[str], timeout: float) -> Tran
     if file is not None:
         warn_if_others_can_read(file)
     transport = ZmqTransport(info, connection_file=file, kernel_process=kernel_process)
-    return await _opened(transport, timeout, LISTEN_TIMEOUT if kernel_process is None else timeout)
+    if kernel_process is not None:
+        return await _opened(transport, timeout, timeout)
+    return await _opened(transport, timeout, transport.timings.listen_within)
 
 
 async def _opened(transport: ZmqTransport, timeout: float, connect: float) -> ZmqTransport:

@@ -34,7 +34,6 @@ from bridgehead._shipped.wire.segments import Pool, Segment
 from bridgehead._shipped.wire.transfer import CompleteTransfer
 from bridgehead._transports.base import Transport
 
-INTERRUPT_WAIT = 2.0  # s for an interrupted socket thread to reply
 COPY_OFF_LOOP = 2 << 20  # bytes; more is copied in a thread, so the event loop goes on
 T = TypeVar("T")
 log = logging.getLogger("bridgehead")
@@ -213,7 +212,7 @@ class DirectLane(Lane):
         request, drained = Request(header, ()), asyncio.ensure_future(self.client.drained())
         interrupted = False
         try:
-            async with asyncio.timeout(INTERRUPT_WAIT):
+            async with asyncio.timeout(self.transport.timings.interrupt_wait):
                 await self.messages.rest(request, await self.messages.carry(request))
                 interrupted = True
                 await drained

@@ -30,7 +30,6 @@ from bridgehead._transports.dispatch import Dispatcher
 from bridgehead._transports.state import KernelState
 
 CHUNK = 16 << 20  # bytes of small requests that cross together
-TICK = 1.0  # s between two checks for memory to give back, while there is any
 # Fields that are the same in every request: the socket thread adds them, and they are not sent.
 COMMON: Header = {
     "protocol": PROTOCOL,
@@ -318,7 +317,7 @@ class SocketClient:
 
     def _tick_later(self) -> None:
         if self._ticking is None and self._has_memory and not self.lost:
-            self._ticking = self._loop.call_later(TICK, self._tick)
+            self._ticking = self._loop.call_later(self._life.timings.memory_every, self._tick)
 
 
 def _close(files: list[int]) -> None:

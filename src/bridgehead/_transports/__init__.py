@@ -8,11 +8,12 @@ What all transports share, in the order in which a request meets it:
 
 - ``base``: ``Transport``, composed of the parts below. Start here.
 - ``dispatch``: the requests in flight, and the messages that arrive. It sends a request again
-  that another client's failing cell aborted (``ABORT_PAUSES``).
+  that another client's failing cell aborted (``timings.abort_pauses``).
 - ``state``: the state of one kernel, and the futures waiting for it.
 - ``messages``: parsed iopub messages, and a stream of them.
 - ``quirks``: how other Python kernels differ from ipykernel.
 - ``tasks``: helpers for asyncio tasks and for waiting.
+- ``timings``: all waits and periods of the client, with their reasons.
 
 The transports, each with its helpers:
 

@@ -22,6 +22,7 @@ from bridgehead._transports.messages import Messages
 from bridgehead._transports.quirks import Quirks, quirks_of
 from bridgehead._transports.state import KernelState
 from bridgehead._transports.tasks import Tasks, finish
+from bridgehead._transports.timings import Timings
 
 T = TypeVar("T")
 
@@ -39,6 +40,7 @@ class Broadcaster(Protocol):
 class Transport(ABC):
     """The messages of one kernel. It belongs to the event loop that opened it."""
 
+    timings: Timings = Timings()  # of all transports; tests replace it
     name: str
     digest: str = "sha256"  # the safe choice: a connection may leave this machine
     ours: bool = True  # the kernel belongs to this user and runs on this machine
@@ -59,7 +61,7 @@ class Transport(ABC):
     def __init__(self) -> None:
         self.kernel_info: dict[str, Any] = {}
         self.unreadable = 0  # messages that could not be read
-        self.life: KernelState = KernelState()
+        self.life: KernelState = KernelState(self.timings)
         self.tasks: Tasks = Tasks()
         self.dispatcher: Dispatcher = Dispatcher(
             self.life,
@@ -68,6 +70,7 @@ class Transport(ABC):
             message=self.message,
             spawn=self.spawn,
             control=self.has_control,
+            timings=self.timings,
         )
         self._closing: asyncio.Future[None] | None = None
         self._restart: asyncio.Task[None] | None = None

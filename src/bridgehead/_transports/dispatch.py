@@ -42,11 +42,9 @@ from bridgehead._errors import (
 from bridgehead._shipped.wire.header import DATA_MESSAGE, UPDATE_MESSAGE
 from bridgehead._transports.messages import Message, Messages
 from bridgehead._transports.state import STATES, KernelState
+from bridgehead._transports.timings import Timings
 
 WINDOW = 32
-# s before each new try of an aborted request. Measured: of 30 requests that were sent again 24 ms
-# after an abort, 1 was aborted again.
-ABORT_PAUSES = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
 CONTROL = {
     "kernel_info_request",
     "interrupt_request",
@@ -56,12 +54,6 @@ CONTROL = {
     "delete_subshell_request",
     "list_subshell_request",
 }
-INQUIRY_AFTER = 1.0  # s that a reply is missing until the kernel is asked about it
-INQUIRY_PAUSE = 60.0  # s at most between two questions about the same requests
-IDLE_SILENCE = 5.0  # s for a kernel that says it is idle to answer the question
-# s until the control channel must answer, where the kernel may be busy. A call into C that holds
-# the GIL stops it, too, and is waited for so long.
-CONTROL_SILENCE = 60.0
 
 
 @dataclass(slots=True)
@@ -90,14 +82,6 @@ class Pending:
 
 
 REPLY_LOST = ReplyLost("the kernel is done with the request, but its reply was lost")
-NO_ANSWER = ReplyLost(
-    f"the kernel says that it is idle, but for {IDLE_SILENCE:g} s it has answered neither the "
-    "request nor a question about it; it may have run"
-)
-SILENT = KernelUnresponsive(
-    f"the kernel's process lives, but for {CONTROL_SILENCE:g} s it has answered nothing, not even "
-    "on its control channel; the request may still run"
-)
 
 
 class Reconnected(TransportError):
@@ -119,10 +103,12 @@ class Dispatcher:
         send: Callable[[str, dict[str, Any], Sequence[Any]], Awaitable[None]],
         message: Callable[[str, dict[str, Any]], dict[str, Any]],
         spawn: Callable[[Coroutine[Any, Any, None]], object],
+        timings: Timings,
         control: bool = True,
     ) -> None:
         self._has_control = control
         self._life, self._send, self._message, self._spawn = life, send, message, spawn
+        self._timings = timings
         self.late: int = 0  # replies without a waiting request
         self.window: int = WINDOW
         self._slots = asyncio.Semaphore(self.window)
@@ -163,7 +149,7 @@ class Dispatcher:
         """
         generation = self._life.generation
         slots = self._slots if subshell is None else self._subshell_slots
-        pauses = iter(ABORT_PAUSES)
+        pauses = iter(self._timings.abort_pauses)
         while True:
             await slots.acquire()
             try:
@@ -198,8 +184,8 @@ class Dispatcher:
                 break
             await asyncio.sleep(pause)
         raise RequestAborted(
-            f"failing cells of other clients aborted the request {len(ABORT_PAUSES) + 1} times; "
-            "it was not executed"
+            "failing cells of other clients aborted the request "
+            f"{len(self._timings.abort_pauses) + 1} times; it was not executed"
         )
 
     async def control(
@@ -266,7 +252,7 @@ class Dispatcher:
             self._on_message[pending.id] = on_message
         self.pending[pending.id] = pending
         if slot:
-            pending.due = asyncio.get_running_loop().time() + INQUIRY_AFTER
+            pending.due = asyncio.get_running_loop().time() + self._timings.inquiry_after
             self._look_at(pending.due)
         try:
             await self._send(channel, message, buffers)
@@ -378,7 +364,7 @@ class Dispatcher:
             if pending.due <= now and (self.window > 1 or pending.idle):
                 self.inquire(pending.subshell)
         oldest = unanswered[0].due
-        self._look_at(oldest if oldest > now else now + INQUIRY_AFTER)
+        self._look_at(oldest if oldest > now else now + self._timings.inquiry_after)
 
     def inquire(self, subshell: str | None = None) -> None:
         """Ask the kernel what became of the requests to one of its shells."""
@@ -396,17 +382,19 @@ class Dispatcher:
         """
         questions: list[tuple[Pending, list[Pending]]] = []  # with the requests before each
         control: Pending | None = None
-        pause, said_idle, silent = INQUIRY_AFTER, 0.0, 0.0
+        timings = self._timings
+        every = pause = timings.inquiry_after
+        said_idle = silent = 0.0
         try:
             while before := self._unanswered(subshell):
                 questions.append((await self._ask("shell", subshell), before))
                 if self._has_control and (control is None or control.future.done()):
                     control, silent = await self._ask("control"), 0.0
-                for _ in range(round(pause / INQUIRY_AFTER)):
+                for _ in range(round(pause / every)):
                     # Seconds are counted by waits: if this program or the machine was stopped, the
                     # kernel still has its time to answer.
                     answers = [question.future for question, _ in questions]
-                    await asyncio.wait(answers, timeout=INQUIRY_AFTER, return_when=FIRST)
+                    await asyncio.wait(answers, timeout=every, return_when=FIRST)
                     for question, requests in questions:
                         if question.future.done():
                             question.future.result()
@@ -414,15 +402,15 @@ class Dispatcher:
                             return
                     if not self.pending.keys() & {pending.id for pending in before}:
                         return
-                    said_idle = said_idle + INQUIRY_AFTER if self._is_idle(before) else 0.0
-                    silent += INQUIRY_AFTER
-                    if said_idle >= IDLE_SILENCE:
-                        self._fail(before, NO_ANSWER)
+                    said_idle = said_idle + every if self._is_idle(before) else 0.0
+                    silent += every
+                    if said_idle >= timings.idle_silence:
+                        self._fail(before, _no_answer(said_idle))
                         return
-                    if silent >= CONTROL_SILENCE and control and not control.future.done():
-                        self._fail(before, SILENT)
+                    if silent >= timings.control_silence and control and not control.future.done():
+                        self._fail(before, _silent(silent))
                         return
-                pause = min(2 * pause, INQUIRY_PAUSE)
+                pause = min(2 * pause, timings.inquiry_pause)
         except BridgeError:
             pass  # the kernel or the connection is lost or unresponsive, and all waiters know
         finally:
@@ -456,3 +444,17 @@ class Dispatcher:
             if why is REPLY_LOST and self._busy_with == pending.id and self._life.state == "busy":
                 self._life.state = "idle"  # the message that says so was lost, too
             self.settle(pending.id, copy.copy(why))
+
+
+def _no_answer(seconds: float) -> ReplyLost:
+    return ReplyLost(
+        f"the kernel says that it is idle, but for {seconds:g} s it has answered neither the "
+        "request nor a question about it; the request may have run"
+    )
+
+
+def _silent(seconds: float) -> KernelUnresponsive:
+    return KernelUnresponsive(
+        f"the kernel's process lives, but for {seconds:g} s it has answered nothing, not even on "
+        "its control channel; the request may still run"
+    )

@@ -28,10 +28,10 @@ from bridgehead._protocol.bootstrap import SYS
 from bridgehead._protocol.response import parse_header
 from bridgehead._shipped.wire.frames import coalesce
 from bridgehead._shipped.wire.header import Header
-from bridgehead._transports.state import SILENCE, KernelState
+from bridgehead._transports.base import Transport
+from bridgehead._transports.state import KernelState
 from bridgehead._transports.tasks import retrieve_exception
 
-BEAT_EVERY = 1.0  # s between two questions to the hub, while a caller waits
 KERNEL = f"{SYS}.modules['IPython'].get_ipython().kernel"
 
 
@@ -147,7 +147,7 @@ class IpyparallelClient:
         """Ask the hub for a sign of life while a caller waits: nothing else reports its end."""
         client = self.client
         while True:
-            await asyncio.sleep(BEAT_EVERY)
+            await asyncio.sleep(Transport.timings.beat_every)
             if not any(engine.has_waiters for engine in self.engines):
                 continue
             answered = asyncio.Event()
@@ -161,13 +161,13 @@ class IpyparallelClient:
                 continue
             question.add_done_callback(lambda _, answered=answered: self.call(answered.set))
             try:
-                async with asyncio.timeout(SILENCE):
+                async with asyncio.timeout(Transport.timings.silence):
                     await answered.wait()
             except TimeoutError:
                 _forget(client, question.msg_id)
                 # All traffic passes the hub, and under load it answers late. Any other message of
                 # a scheduler is a sign of life as well.
-                if time.monotonic() - self._heard_at >= SILENCE:
+                if time.monotonic() - self._heard_at >= Transport.timings.silence:
                     for engine in self.engines:
                         engine.life.unresponsive(_no_hub)
                 continue
@@ -294,6 +294,6 @@ def _forget(client: Any, request: str) -> None:
 
 def _no_hub() -> TransportError:
     return TransportError(
-        f"the cluster's hub shows no sign of life for {SILENCE:g} s: it ended, or the connection "
-        "to it is down; the bridge goes on when the hub answers again"
+        f"the cluster's hub shows no sign of life for {Transport.timings.silence:g} s: it ended, "
+        "or the connection to it is down; the bridge goes on when the hub answers again"
     )

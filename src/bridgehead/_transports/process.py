@@ -16,9 +16,8 @@ from typing import Any
 from jupyter_core.utils import ensure_async
 
 from bridgehead._transports.tasks import waited
+from bridgehead._transports.timings import Timings
 
-LOOK_EVERY = 0.1  # s between two checks of a child
-ASK_EVERY = 1.0  # s between two questions to a provisioner, which may call another machine
 LOG = 1 << 20  # bytes; only the end of the log is ever read
 LAST_WORDS = 2000  # bytes of the log that an error message quotes
 
@@ -26,8 +25,8 @@ LAST_WORDS = 2000  # bytes of the log that an error message quotes
 class KernelProcess:
     """The manager of one kernel. ``log`` is the file of the kernel's standard error."""
 
-    def __init__(self, manager: Any, log: Any = None) -> None:
-        self.manager, self._log = manager, log
+    def __init__(self, manager: Any, timings: Timings, log: Any = None) -> None:
+        self.manager, self._timings, self._log = manager, timings, log
         self.exit_code: int | None = None
 
     @property
@@ -36,10 +35,10 @@ class KernelProcess:
 
     async def pause(self, sooner: asyncio.Event) -> None:
         """Wait until the next check is due; ``sooner`` says that the kernel may have ended."""
-        await asyncio.sleep(LOOK_EVERY)
+        await asyncio.sleep(self._timings.child_every)
         self._trim()
         if self._process is None:
-            async with waited(ASK_EVERY):
+            async with waited(self._timings.provisioner_every):
                 await sooner.wait()
 
     async def has_ended(self) -> bool:

@@ -17,10 +17,8 @@ import httpx
 
 from bridgehead._errors import BridgeError, InsecureConnection, KernelNotFound, TransportError
 from bridgehead._transports.addresses import is_loopback
+from bridgehead._transports.base import Transport
 
-CONNECT_WAIT = 10.0  # s; a port without TLS never answers a TLS handshake
-ANSWER_WAIT = 20.0  # s for a response; starting a kernel may take longer
-STARTING = 120.0  # s
 LISTS = ("api/kernels", "api/sessions")  # a server may refuse these with a valid token
 
 
@@ -40,7 +38,7 @@ class Rest:
         self.headers = {"Authorization": f"token {token}"} if token else {}
         self._client = httpx.AsyncClient(
             headers=self.headers,
-            timeout=httpx.Timeout(ANSWER_WAIT, connect=CONNECT_WAIT),
+            timeout=_within(Transport.timings.server_response),
             verify=trusted if trusted is not None else True,
             trust_env=not self.stays_here,  # no proxy for this machine: it would get the token
         )
@@ -99,7 +97,7 @@ class Rest:
             KernelNotFound: the server has no such kernelspec, or could not start it.
         """
         body = {} if name is None else {"name": name}
-        timeout = httpx.Timeout(STARTING, connect=CONNECT_WAIT)
+        timeout = _within(Transport.timings.server_start)
         response = await self._ask("POST", "api/kernels", json=body, timeout=timeout)
         if response.status_code not in (200, 201):
             specs = await self._ask("GET", "api/kernelspecs")
@@ -111,9 +109,11 @@ class Rest:
             )
         return str(_object(response)["id"])
 
-    async def ask_kernel(self, identity: str, action: str, timeout: float = ANSWER_WAIT) -> None:
+    async def ask_kernel(self, identity: str, action: str, timeout: float | None = None) -> None:
         """Have a kernel interrupted or restarted."""
         path = f"api/kernels/{quote(identity, safe='')}/{action}"
+        if timeout is None:
+            timeout = Transport.timings.server_response
         response = await self._ask("POST", path, timeout=timeout)
         if not response.is_success:
             raise TransportError(f"{self.url} did not {action} the kernel: {_reason(response)}")
@@ -159,6 +159,10 @@ class Rest:
             f"{self.url} wants a token ({reason}); pass token=, or set JUPYTER_TOKEN: "
             "`jupyter server list` shows it on the server's machine"
         )
+
+
+def _within(seconds: float) -> httpx.Timeout:
+    return httpx.Timeout(seconds, connect=Transport.timings.server_connect)
 
 
 def unreachable(url: str, error: Exception) -> BridgeError:

@@ -12,10 +12,9 @@ from typing import Any, Protocol
 
 from bridgehead._errors import BridgeError
 from bridgehead._transports.tasks import retrieve_exception, waited
+from bridgehead._transports.timings import Timings
 
 STATES = ("starting", "busy", "idle")  # states that a kernel may report of itself
-SILENCE = 5.0  # s without a heartbeat; a loaded machine alone can miss one beat of 1 s
-EXPLAINED_IN = 3.0  # s until it is known whether a disconnected kernel died or restarted
 
 
 class Subscriber(Protocol):
@@ -40,7 +39,8 @@ class SideChannel(Protocol):
 class KernelState:
     """The state of one kernel, as far as its messages and connections show it."""
 
-    def __init__(self) -> None:
+    def __init__(self, timings: Timings) -> None:
+        self.timings: Timings = timings
         self.generation: int = 0  # grows whenever the kernel's process may be another one
         self.state: str = "starting"
         self.shut_down: bool = False  # a client asked the kernel to shut down
@@ -71,14 +71,14 @@ class KernelState:
 
     async def wait_for_cause(self) -> None:
         """Wait until the transport knows why the connection is down, and raise that error."""
-        async with waited(EXPLAINED_IN):
+        async with waited(self.timings.cause_known):
             await self.waiter()
 
     async def wait_until_responsive(self) -> None:
         """Wait a while for an unresponsive kernel; raise if it stays unresponsive, or is lost."""
         self.check()
         if self._unresponsive_error is not None:
-            async with waited(SILENCE):
+            async with waited(self.timings.silence):
                 await self._no_longer_unresponsive.wait()
         self.check()
         if self._unresponsive_error is not None:

@@ -46,17 +46,10 @@ from bridgehead._transports.dispatch import Pending, Reconnected
 from bridgehead._transports.rest import Rest, ServerUnreachable, unreachable
 from bridgehead._transports.subprotocols import BINARY, LEGACY, V1, Subprotocol
 from bridgehead._transports.tasks import waited
+from bridgehead._transports.timings import Timings
 
 CHUNK = 8 << 20  # bytes of frames in a message to the kernel; a server accepts 10 MiB
 CHUNK_BACK = 4 << 20  # from the kernel: 256 MB took 0.75 s in chunks of 4 MiB, 1.1 s in 8 MiB
-PULSE_EVERY = 1.0  # s between two questions to the control channel, while a caller waits
-PAUSES = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)  # s before each attempt to connect again; then the last
-RECONNECT_WITHIN = 30.0  # s until waiters get an error; the attempts go on for ever
-ANSWER_EVERY = 0.5  # s between two questions to a kernel that is starting
-PROBE_WAIT = 3.0  # s for the reply to a binary message, on a separate connection
-OPEN_WAIT = 60.0  # s; the server waits for a kernel that is starting
-CLOSE_WAIT = 2.0  # s for the server to close the connection, too
-STILL = 40  # checks, one each second, until a connection on which no byte moves is aborted
 YIELD_EVERY = 16  # messages after which the reader lets other tasks run
 QUICK_ACK: int | None = getattr(sockets, "TCP_QUICKACK", None)
 TOO_BIG = 1009  # the close code of a server that refuses a message because of its size
@@ -151,8 +144,8 @@ class WebsocketTransport(Transport):
                 ping_timeout=None,  # see _abort_if_still
                 compression=None,  # takes longer than sending uncompressed (measured)
                 max_size=None,
-                open_timeout=OPEN_WAIT,
-                close_timeout=CLOSE_WAIT,
+                open_timeout=self.timings.websocket_open,
+                close_timeout=self.timings.websocket_close,
             )
             assert isinstance(connection, _CountingConnection)
             return connection
@@ -178,7 +171,7 @@ class WebsocketTransport(Transport):
         probe = await self._connect(uuid.uuid4().hex)
         try:
             request = self.message("kernel_info_request", {})
-            async with asyncio.timeout(PROBE_WAIT):
+            async with asyncio.timeout(self.timings.binary_reply):
                 await probe.send(self._subprotocol.pack("control", request, [b"\0"]))
                 while True:
                     _, message = self._subprotocol.unpack(await probe.recv())
@@ -187,13 +180,13 @@ class WebsocketTransport(Transport):
         except (TimeoutError, ConnectionClosed, BridgeError):
             return False
         finally:
-            await _close(probe)
+            await _close(probe, self.timings)
 
     async def close(self) -> None:
         await super().close()
         try:
             if self._socket is not None:
-                await _close(self._socket)
+                await _close(self._socket, self.timings)
             if self.owned:
                 # The caller can do nothing about a server that has ended before.
                 with contextlib.suppress(ServerUnreachable):
@@ -234,7 +227,7 @@ class WebsocketTransport(Transport):
     async def _run(self, socket: _CountingConnection) -> None:
         """Read from one connection after another, for as long as the transport lives."""
         while True:
-            guard = self.spawn(_abort_if_still(socket))
+            guard = self.spawn(_abort_if_still(socket, self.timings))
             await self._read(socket)
             guard.cancel()
             lost = self._disconnected(socket.close_code)
@@ -307,9 +300,9 @@ class WebsocketTransport(Transport):
         Returns None if the server has no such kernel any more.
         """
         started = asyncio.get_running_loop().time()
-        pauses = iter(PAUSES)
+        pauses = iter(self.timings.reconnect_pauses)
         while True:
-            await asyncio.sleep(next(pauses, PAUSES[-1]))
+            await asyncio.sleep(next(pauses, self.timings.reconnect_pauses[-1]))
             try:
                 if await self.rest.kernel(self.kernel_id) is not None:
                     return await self._connect(self._session)
@@ -318,13 +311,14 @@ class WebsocketTransport(Transport):
             except Exception as error:  # noqa: BLE001 - any error: this task must go on reading
                 reason = str(error) or type(error).__name__
             elapsed = asyncio.get_running_loop().time() - started
-            if elapsed > RECONNECT_WITHIN and not self.life.is_lost:
+            if elapsed > self.timings.reconnect_within and not self.life.is_lost:
                 self.connection_lost(self._unreachable(why, reason), "dead")
 
     def _unreachable(self, why: str, reason: str) -> Callable[[], BridgeError]:
         return lambda: TransportError(
             f"the connection to {self.url} {why}, and a new one has failed for "
-            f"{RECONNECT_WITHIN:g} s: {reason}. The bridge goes on when the server answers again"
+            f"{self.timings.reconnect_within:g} s: {reason}. The bridge goes on when the server "
+            "answers again"
         )
 
     async def _resume(self, lost: Sequence[Pending]) -> None:
@@ -345,15 +339,15 @@ class WebsocketTransport(Transport):
 
     async def _until_it_answers(self) -> None:
         """Ask on the control channel until the kernel answers, even for hours."""
-        patience = ANSWER_EVERY
+        patience = self.timings.first_reply
         while True:
             with contextlib.suppress(BridgeError, TimeoutError):
                 self.kernel_info = await self.dispatcher.control(
                     "kernel_info_request", {}, patience
                 )
                 return
-            await asyncio.sleep(0.02)
-            patience = min(2 * patience, 8)
+            await asyncio.sleep(self.timings.ask_again_after)
+            patience = min(2 * patience, self.timings.longest_reply)
 
     def _kernel_answered(self, process: str) -> None:
         """Record that the kernel answers, from the process with this session id."""
@@ -414,11 +408,11 @@ class WebsocketTransport(Transport):
         If the kernel answers, the session of its process is compared. If not, the server is asked.
         """
         while True:
-            await asyncio.sleep(PULSE_EVERY)
+            await asyncio.sleep(self.timings.beat_every)
             if not self.has_waiters or self._socket is None or self.life.is_lost:
                 continue
             with contextlib.suppress(TimeoutError, BridgeError):
-                await self.dispatcher.control("kernel_info_request", {}, PULSE_EVERY)
+                await self.dispatcher.control("kernel_info_request", {}, self.timings.beat_every)
                 continue
             with contextlib.suppress(BridgeError):
                 kernel = await self.rest.kernel(self.kernel_id)
@@ -449,7 +443,7 @@ class WebsocketTransport(Transport):
             self._restarting = False
 
 
-async def _abort_if_still(socket: _CountingConnection) -> None:
+async def _abort_if_still(socket: _CountingConnection, timings: Timings) -> None:
     """Abort a connection on which nothing moves, for instance because a proxy keeps it open.
 
     Nothing else would end it. Each ping brings a pong, unless the ping waits behind a lot of data
@@ -457,17 +451,17 @@ async def _abort_if_still(socket: _CountingConnection) -> None:
     counted, not seconds: the event loop may have been blocked for seconds.
     """
     still, seen, left = 0, 0, 0
-    while still < STILL:
-        await asyncio.sleep(1)
+    while still * timings.moving_every < timings.moving_within:
+        await asyncio.sleep(timings.moving_every)
         before = seen, left
         seen, left = socket.arrivals, socket.transport.get_write_buffer_size()
         still = still + 1 if seen == before[0] and left >= before[1] else 0
     socket.transport.abort()
 
 
-async def _close(socket: _CountingConnection) -> None:
+async def _close(socket: _CountingConnection, timings: Timings) -> None:
     """Close a connection, even one that accepts no more data."""
-    async with waited(CLOSE_WAIT + 1):
+    async with waited(timings.websocket_close + timings.websocket_abort):
         await socket.close()
     socket.transport.abort()
 

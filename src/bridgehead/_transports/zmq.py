@@ -47,14 +47,8 @@ from bridgehead._errors import (
 from bridgehead._transports.addresses import stays_here
 from bridgehead._transports.base import Transport
 from bridgehead._transports.process import KernelProcess
-from bridgehead._transports.state import SILENCE
 from bridgehead._transports.tasks import waited
 
-RECONNECT_GRACE = 2.5  # s within which another owner may restart a kernel that disconnected
-BEAT_EVERY = 1.0  # s between two heartbeats, while a caller waits
-ANSWER_EVERY = 0.25  # s between two questions to a kernel that is starting
-LOOK_EVERY = 10  # ms between two checks why there is no connection yet
-CLOSING_LINGER = 1000  # ms that closing waits at most until the last messages are sent
 YIELD_EVERY = 16  # messages after which a reader lets other tasks run
 CHANNELS = {
     "shell": "shell_port",
@@ -71,6 +65,11 @@ def _security_of(info: dict[str, Any]) -> tuple[bool, ...]:
     """Return the properties of a connection that decide who can read it and who is trusted."""
     here = stays_here(info["transport"], info["ip"])
     return here, info["transport"] == "ipc", bool(info.get("curve_publickey")), bool(info["key"])
+
+
+def _milliseconds(seconds: float) -> int:
+    """Return a time in the unit that ZeroMQ takes."""
+    return round(1000 * seconds)
 
 
 class MonitoredContext(zmq.asyncio.Context):
@@ -116,7 +115,7 @@ class ZmqTransport(Transport):
             (zmq.SNDHWM, 0),
             (zmq.LINGER, 0),
             (zmq.IMMEDIATE, 1),
-            (zmq.RECONNECT_IVL, 50),
+            (zmq.RECONNECT_IVL, _milliseconds(self.timings.zmq_reconnect_every)),
         ):
             context.setsockopt(option, value)
         self._client = AsyncKernelClient(context=context)
@@ -203,8 +202,9 @@ class ZmqTransport(Transport):
         """Wait until shell and control are connected: before that they accept no message."""
         try:
             async with asyncio.timeout(connect_timeout):
+                look_every = _milliseconds(self.timings.poll_every)
                 for channel in ("shell", "control"):
-                    while not await self._sockets[channel].poll(LOOK_EVERY, zmq.POLLOUT):
+                    while not await self._sockets[channel].poll(look_every, zmq.POLLOUT):
                         self.life.check()
                         if self._refused >= REFUSALS:
                             raise self._refusal(where)
@@ -235,25 +235,26 @@ class ZmqTransport(Transport):
         )
 
     async def _kernel_info(self) -> dict[str, Any]:
-        patience = 0.5  # s; a starting ipykernel 6 loses messages that arrive on control too early
+        patience = self.timings.first_reply
         while True:
             self.life.check()
             with contextlib.suppress(TransportError, TimeoutError):
                 return await self.dispatcher.control("kernel_info_request", {}, patience)
-            patience = min(2 * patience, 8)
-            await asyncio.sleep(0.02)
+            patience = min(2 * patience, self.timings.longest_reply)
+            await asyncio.sleep(self.timings.ask_again_after)
 
     async def _wait_for_iopub(self) -> None:
         """Wait until the iopub subscription works: until then the outputs of cells would be lost.
 
         The subscription takes a moment to arrive, and nothing confirms it but a message.
         """
+        patience = self.timings.iopub_message
         for _ in range(20):
             if self._iopub_seen.is_set():
                 return
             with contextlib.suppress(TransportError, TimeoutError):
-                await self.dispatcher.control("kernel_info_request", {}, ANSWER_EVERY)
-            async with waited(ANSWER_EVERY):
+                await self.dispatcher.control("kernel_info_request", {}, patience)
+            async with waited(patience):
                 await self._iopub_seen.wait()
 
     async def close(self) -> None:
@@ -269,7 +270,7 @@ class ZmqTransport(Transport):
         if self._monitor_owner is not None:
             self._monitor_owner.close(linger=0)
         for socket in self._sockets.values():
-            socket.close(linger=CLOSING_LINGER)
+            socket.close(linger=_milliseconds(self.timings.last_messages))
         self._sockets.clear()
         try:
             await asyncio.to_thread(self._context.term)  # waits until the last messages are sent
@@ -333,7 +334,8 @@ class ZmqTransport(Transport):
                 self._down.set()
                 # A launched process is also watched. Of another kernel, only the lost connection
                 # is known.
-                asyncio.get_running_loop().call_later(RECONNECT_GRACE, self._no_reconnect)
+                loop = asyncio.get_running_loop()
+                loop.call_later(self.timings.reconnect_grace, self._no_reconnect)
             else:
                 self._refused = 0
                 if not self._down.is_set():
@@ -364,7 +366,7 @@ class ZmqTransport(Transport):
         missed, known = 0, False
         while True:
             if known and not missed:
-                await asyncio.sleep(BEAT_EVERY)
+                await asyncio.sleep(self.timings.beat_every)
             if known and not self.has_waiters and not self.life.is_unresponsive:
                 missed = 0
                 continue
@@ -372,9 +374,9 @@ class ZmqTransport(Transport):
                 await heart.send(b"beat", flags=zmq.NOBLOCK)
             except zmq.Again:  # not connected yet, or down, which the monitor reports
                 if not known:
-                    await asyncio.sleep(0.01)
+                    await asyncio.sleep(self.timings.poll_every)
                     continue
-            if await heart.poll(1000 * BEAT_EVERY):
+            if await heart.poll(_milliseconds(self.timings.beat_every)):
                 # libzmq drops the answers to earlier beats, and reports EAGAIN if there is no other
                 # answer. Those are signs of life, too: after a stopped kernel continues, they
                 # arrive first.
@@ -385,13 +387,13 @@ class ZmqTransport(Transport):
                 self.life.responsive()
                 continue
             missed += 1
-            if known and missed * BEAT_EVERY >= SILENCE:
+            if known and missed * self.timings.beat_every >= self.timings.silence:
                 self.life.unresponsive(self._silence())
 
     def _silence(self) -> Callable[[], KernelUnresponsive]:
         return lambda: KernelUnresponsive(
-            f"the kernel's process shows no sign of life for {SILENCE:g} s: it is stopped, or "
-            "the machine is overloaded; the bridge goes on when it answers again"
+            f"the kernel's process shows no sign of life for {self.timings.silence:g} s: it is "
+            "stopped, or the machine is overloaded; the bridge goes on when it answers again"
         )
 
     async def _watch_process(self, kernel_process: KernelProcess) -> None:
@@ -440,7 +442,7 @@ class ZmqTransport(Transport):
             await ensure_async(self.manager.restart_kernel(now=True))
             self._follow()
             if not down:  # messages sent before the old connection breaks would be lost with it
-                async with waited(1):
+                async with waited(self.timings.old_connection):
                     await self._down.wait()
             self.life.connection_made()
             self.life.state = "starting"

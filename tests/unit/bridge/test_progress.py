@@ -26,6 +26,7 @@ from bridgehead._bridge import progress as _progress
 from bridgehead._bridge.progress import drawing, reporting
 from bridgehead._lanes.inline import InlineLane
 from bridgehead._protocol import payload as _payload
+from bridgehead._transports.base import Transport
 
 INIT = tqdm.auto.tqdm.__init__
 
@@ -103,13 +104,10 @@ def last_line(text: str) -> str:
     return text.strip().rpartition("\r")[2]
 
 
-@pytest.fixture
-def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Show the bar at once, even for a short transfer."""
-    monkeypatch.setattr(_progress, "SHOWN_AFTER", 0)
+at_once = pytest.mark.timings(bar_after=0)  # shows the bar at once, even for a short transfer
 
 
-@pytest.mark.usefixtures("at_once")
+@at_once
 def test_true_draws_a_bar_of_bytes_and_speed(capsys: Drawn) -> None:
     with drawing(True, "push") as (report, draw):
         assert draw is not None
@@ -126,7 +124,7 @@ def test_true_draws_a_bar_of_bytes_and_speed(capsys: Drawn) -> None:
     assert "B/s" in last
 
 
-@pytest.mark.usefixtures("at_once")
+@at_once
 def test_the_bar_of_a_failed_transfer_stays_where_it_failed(capsys: Drawn) -> None:
     with pytest.raises(LookupError), drawing(True, "pull") as (report, _):
         report(1_000_000, 4_000_000)
@@ -136,8 +134,8 @@ def test_the_bar_of_a_failed_transfer_stays_where_it_failed(capsys: Drawn) -> No
     assert drawn.endswith("\n")
 
 
-def test_a_short_transfer_draws_nothing(capsys: Drawn, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_progress, "SHOWN_AFTER", 3600)
+@pytest.mark.timings(bar_after=3600)
+def test_a_short_transfer_draws_nothing(capsys: Drawn) -> None:
     with drawing(True, "push") as (report, draw):
         assert draw is not None
         report(5, 10)
@@ -146,7 +144,7 @@ def test_a_short_transfer_draws_nothing(capsys: Drawn, monkeypatch: pytest.Monke
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.usefixtures("at_once")
+@at_once
 async def test_disabled_tqdm_draws_nothing(
     loopback: Bridge, capsys: Drawn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,7 +153,7 @@ async def test_disabled_tqdm_draws_nothing(
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.usefixtures("at_once")
+@at_once
 async def test_a_push_and_a_pull_draw_their_bytes(loopback: Bridge, capsys: Drawn) -> None:
     await loopback.push(x=b"x" * 1_000_000, progress=True)
     assert last_line(capsys.readouterr().err).startswith("push: 100%")
@@ -165,7 +163,7 @@ async def test_a_push_and_a_pull_draw_their_bytes(loopback: Bridge, capsys: Draw
     assert "1.00M/1.00M" in last
 
 
-@pytest.mark.usefixtures("at_once")
+@at_once
 async def test_a_bar_is_drawn_while_nothing_arrives(
     loopback: Bridge, capsys: Drawn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,7 +185,7 @@ async def test_a_bar_is_drawn_while_nothing_arrives(
     assert last_line(capsys.readouterr().err).startswith("push: 100%")
 
 
-@pytest.mark.usefixtures("at_once")
+@at_once
 async def test_the_bar_of_a_cancelled_pull_says_cancelled_and_is_not_drawn_again(
     loopback: Bridge, capsys: Drawn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -206,11 +204,11 @@ async def test_the_bar_of_a_cancelled_pull_says_cancelled_and_is_not_drawn_again
     drawn = capsys.readouterr().err
     assert last_line(drawn).startswith("pull cancelled")
     assert drawn.endswith("\n")
-    await asyncio.sleep(3 * _progress.EVERY)
+    await asyncio.sleep(3 * Transport.timings.bar_every)
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.usefixtures("at_once")
+@at_once
 def test_several_bars_leave_one_line_each(capsys: Drawn) -> None:
     bars = [_progress.Bar(operation) for operation in ("push", "pull", "handoff")]
     for bar in bars:
@@ -232,7 +230,7 @@ def test_several_bars_leave_one_line_each(capsys: Drawn) -> None:
     assert lines[3:] == ["after", *[""] * 6]
 
 
-@pytest.mark.usefixtures("at_once")
+@at_once
 def test_a_blocking_call_draws_in_the_calling_thread_and_leaves_no_thread(
     capsys: Drawn, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -28,6 +28,7 @@ from bridgehead._shipped.remote.socket_thread import SocketThread, join, send_al
 from bridgehead._shipped.wire.segments import Pool
 from bridgehead._shipped.wire.socket import SECRET, FrameSocket
 from bridgehead._transports.state import KernelState
+from bridgehead._transports.timings import Timings
 from support.shared import descriptors, filled, needs_segments
 
 pytestmark = needs_segments
@@ -275,7 +276,7 @@ async def connected(listener: SocketListener) -> Any:
     assert join(remote, listener.offer) == ""
     sock = listener.accept()
     assert sock is not None
-    client = SocketClient(sock, 0.5, SimpleNamespace(late=0), KernelState())
+    client = SocketClient(sock, 0.5, SimpleNamespace(late=0), KernelState(Timings()))
     yield client
     client.close()
     assert await asyncio.to_thread(remote.parted.wait, 30)
@@ -298,7 +299,7 @@ async def test_fields_that_all_requests_share_are_not_sent() -> None:
     client_end, kernel_end = socket.socketpair()
     client_end.setblocking(False)
     client, other = (
-        SocketClient(client_end, 0.5, SimpleNamespace(late=0), KernelState()),
+        SocketClient(client_end, 0.5, SimpleNamespace(late=0), KernelState(Timings())),
         FrameSocket(kernel_end, Pool(0.5)),
     )
     asked = client.ask({**COMMON, "op": "x", "id": "1", "sizes": [3]}, [b"abc"])
@@ -363,7 +364,7 @@ async def test_every_waiter_gets_socket_lost_when_the_socket_closes(
 async def test_garbage_closes_the_client(folder: Path) -> None:
     client_end, kernel_end = socket.socketpair()
     client_end.setblocking(False)
-    client = SocketClient(client_end, 0.5, SimpleNamespace(late=0), KernelState())
+    client = SocketClient(client_end, 0.5, SimpleNamespace(late=0), KernelState(Timings()))
     asked = client.ask({"op": "x", "sizes": []})
     kernel_end.sendall(b"\xff" * 200)
     with pytest.raises(SocketLost):
@@ -376,7 +377,7 @@ async def test_a_reply_that_is_no_object_closes_the_client() -> None:
     client_end, kernel_end = socket.socketpair()
     client_end.setblocking(False)
     client, other = (
-        SocketClient(client_end, 0.5, SimpleNamespace(late=0), KernelState()),
+        SocketClient(client_end, 0.5, SimpleNamespace(late=0), KernelState(Timings())),
         FrameSocket(kernel_end, Pool(0.5)),
     )
     asked = client.ask({"op": "x", "sizes": []})
@@ -391,7 +392,7 @@ async def test_a_reply_without_a_request_is_ignored() -> None:
     client_end, kernel_end = socket.socketpair()
     client_end.setblocking(False)
     client, other = (
-        SocketClient(client_end, 0.5, SimpleNamespace(late=0), KernelState()),
+        SocketClient(client_end, 0.5, SimpleNamespace(late=0), KernelState(Timings())),
         FrameSocket(kernel_end, Pool(0.5)),
     )
     parts, files = other.pack(77, {})

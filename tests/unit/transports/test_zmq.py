@@ -17,15 +17,12 @@ from bridgehead._transports.zmq import ZmqTransport
 PORTS = dict.fromkeys(("shell_port", "control_port", "iopub_port", "hb_port", "stdin_port"), 1)
 
 
-async def test_the_answer_to_an_earlier_beat_is_a_sign_of_life(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.timings(beat_every=0.05, silence=0.2)
+async def test_the_answer_to_an_earlier_beat_is_a_sign_of_life() -> None:
     """A kernel that was stopped answers the beats that it missed, one after the other.
 
     The socket is readable then, but holds no message: the bridge goes on listening.
     """
-    monkeypatch.setattr("bridgehead._transports.zmq.BEAT_EVERY", 0.05)
-    monkeypatch.setattr("bridgehead._transports.zmq.SILENCE", 0.2)
     transport = ZmqTransport({"transport": "tcp", "ip": "127.0.0.1", "key": "k", **PORTS})
     context = zmq.asyncio.Context()
     kernel, heart = context.socket(zmq.ROUTER), context.socket(zmq.REQ)

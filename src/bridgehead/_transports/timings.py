@@ -1,0 +1,129 @@
+"""The waits and periods of the client.
+
+Rule: every wait and every period of the client stands here, in seconds, with its reason. The
+exceptions are the waits that users choose (``timeout=``), and those of the programs in ``_tools``.
+The remote part has its own, because it imports nothing from here.
+
+``Transport.timings`` holds the one object that is used. Read it when you need a value, and keep no
+copy: tests replace the object, and shorten only a wait whose end they wait for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """The waits and periods of the client, in seconds."""
+
+    # ------------------------------------------------------------ requests
+
+    # Pauses before each new try of an aborted request. Measured: of 30 requests that were sent
+    # again 24 ms after an abort, 1 was aborted again.
+    abort_pauses: tuple[float, ...] = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
+    # That a reply is missing, until the kernel is asked about it.
+    inquiry_after: float = 1.0
+    # At most between two questions about the same requests; it doubles with each.
+    inquiry_pause: float = 60.0
+    # For a kernel that says it is idle to answer the question.
+    idle_silence: float = 5.0
+    # For the control channel of a kernel that may be busy to answer. A call into C that holds the
+    # GIL stops it, too, and is waited for so long.
+    control_silence: float = 60.0
+    # After a cell's reply, until its last outputs must have arrived; their "idle" may be lost.
+    last_outputs: float = 2.0
+
+    # ------------------------------------------------------------ signs of life
+
+    # Between two questions for a sign of life, while a caller waits: a heartbeat, a question to
+    # the hub of a cluster, or one on the control channel behind a server.
+    beat_every: float = 1.0
+    # Without a sign of life, until a kernel counts as unresponsive; a loaded machine alone can
+    # miss one beat.
+    silence: float = 5.0
+    # Until another owner must have restarted a kernel whose connection is down.
+    reconnect_grace: float = 2.5
+    # Until it is known why a connection is down: more than ``reconnect_grace``.
+    cause_known: float = 3.0
+    # Between two checks whether a child of this process has ended.
+    child_every: float = 0.1
+    # Between two questions to a provisioner, which may call another machine.
+    provisioner_every: float = 1.0
+
+    # ------------------------------------------------------------ opening
+
+    # Until a kernel must listen at the address of a connection file.
+    listen_within: float = 3.0
+    # Between two looks at something in this process that has no event to wait for.
+    poll_every: float = 0.01
+    # Between two attempts of ZeroMQ to connect.
+    zmq_reconnect_every: float = 0.05
+    # For the reply of a kernel that may be starting, before it is asked again: a starting
+    # ipykernel 6 loses messages that arrive on control too early. Each time, the wait doubles.
+    first_reply: float = 0.5
+    longest_reply: float = 8.0
+    # Before a kernel that did not reply is asked again.
+    ask_again_after: float = 0.02
+    # For a message on iopub, whose subscription nothing else confirms, before another question.
+    iopub_message: float = 0.25
+    # For the reply to a binary message behind a server, on a connection that only tries this.
+    binary_reply: float = 3.0
+    # For a server to open a websocket; it first waits for a kernel that is starting.
+    websocket_open: float = 60.0
+
+    # ------------------------------------------------------------ closing and restarting
+
+    # For ZeroMQ to send the last messages.
+    last_messages: float = 1.0
+    # For a server to close a websocket, too.
+    websocket_close: float = 2.0
+    # Beyond ``websocket_close``, for a connection that accepts no more data.
+    websocket_abort: float = 1.0
+    # For the kernel's control thread to make or delete a subshell.
+    subshell_wait: float = 2.0
+    # For a subshell to serve what was cancelled just before the bridge was closed.
+    subshell_served: float = 0.5
+    # After a restart, for the connection to the old process to break: messages that are sent
+    # before would be lost with it.
+    old_connection: float = 1.0
+    # For an interrupted socket thread to reply.
+    interrupt_wait: float = 2.0
+
+    # ------------------------------------------------------------ servers
+
+    # Pauses before each attempt to make a broken websocket again; the last one repeats.
+    reconnect_pauses: tuple[float, ...] = (0.0, 0.1, 0.2, 0.5, 1.0, 2.0)
+    # Until waiting callers get an error; the attempts go on for ever.
+    reconnect_within: float = 30.0
+    # Between two checks whether any byte of a websocket moves.
+    moving_every: float = 1.0
+    # Until a websocket on which no byte moves is aborted.
+    moving_within: float = 40.0
+    # For a connection to a server: a port without TLS never answers a TLS handshake.
+    server_connect: float = 10.0
+    # For the response of a server.
+    server_response: float = 20.0
+    # For the response of a server that starts a kernel.
+    server_start: float = 120.0
+    # After a cancel, until a server must say which kernel it started.
+    start_cancelled: float = 20.0
+
+    # ------------------------------------------------------------ listing kernels
+
+    # For a kernel or a server to answer at all.
+    listed_answer: float = 2.0
+    # That shell may answer later than control; a kernel that takes longer is busy.
+    shell_after_control: float = 0.4
+
+    # ------------------------------------------------------------ regular work
+
+    # Between two checks for shared memory to give back, while there is any.
+    memory_every: float = 1.0
+    # Between two renewals of a watch; without one, the kernel drops it after ten minutes and 10
+    # cells.
+    renew_every: float = 120.0
+    # Until a progress bar appears; the bar of a shorter transfer would only flicker.
+    bar_after: float = 0.5
+    # Between two drawings of a progress bar, as in tqdm.
+    bar_every: float = 0.1
