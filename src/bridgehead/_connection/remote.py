@@ -16,11 +16,13 @@ from typing import Any
 from bridgehead._connection.subshell import Subshell
 from bridgehead._connection.trust import Trust
 from bridgehead._errors import KernelRestarted, ProtocolError
-from bridgehead._lanes.base import Lane, Request
+from bridgehead._lanes.base import Lane
 from bridgehead._lanes.direct import DirectLane
 from bridgehead._lanes.handshake import Handshake, LaneName
 from bridgehead._protocol import request as _request
 from bridgehead._protocol.bootstrap import codec_sources
+from bridgehead._protocol.payload import Payload
+from bridgehead._protocol.request import Request
 from bridgehead._protocol.results import Info
 from bridgehead._transports.base import Transport
 
@@ -142,11 +144,15 @@ class Installation:
     async def load_codec(
         self, shell: dict[str, Any] | None = None, now: bool | None = None
     ) -> None:
-        """Ship the data-only codec to a remote part that does not have it yet."""
+        """Ship the data-only codec to the remote part."""
         epoch = self.info.epoch
-        if self._codec_epoch != epoch:
-            await self.request_unordered("load_codec", codec_sources(), shell=shell, now=now)
-            self._codec_epoch = epoch
+        await self.request_unordered("load_codec", codec_sources(), shell=shell, now=now)
+        self._codec_epoch = epoch
+
+    @property
+    def has_codec(self) -> bool:
+        """Whether the remote part has the data-only codec."""
+        return self._codec_epoch == self.info.epoch
 
     async def request_unordered(
         self,
@@ -163,16 +169,8 @@ class Installation:
         reported by the caller's next operation.
         """
         lane = self.lane
-        header = _request.header(
-            operation,
-            frames,
-            epoch=self.info.epoch,
-            algorithm=lane.digest,
-            subshell=shell,
-            max_bytes=limit,
-            **fields,
-        )
-        request = Request(header, frames, limit, trusted=not self._trust.data)
-        request.subshell = shell["id"] if shell is not None else None
-        _, reply_frames = await lane.rest(request, await lane.carry(request))
-        return reply_frames
+        payload = Payload(frames).signed(lane.digest)
+        fields = {**lane.fields(), "subshell": shell, "max_bytes": limit, **fields}
+        header = _request.header(operation, payload, epoch=self.info.epoch, **fields)
+        request = Request(header, payload, limit, trusted=not self._trust.data)
+        return (await lane.complete(await lane.carry(request))).frames

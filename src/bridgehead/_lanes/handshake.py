@@ -19,6 +19,7 @@ from bridgehead._lanes.direct import DirectLane
 from bridgehead._lanes.inline import InlineLane
 from bridgehead._lanes.socket import SocketClient, SocketListener
 from bridgehead._protocol import request as _request
+from bridgehead._protocol.payload import EMPTY
 from bridgehead._protocol.raising import as_object, as_strings, as_text, raise_error
 from bridgehead._protocol.response import greeting
 from bridgehead._protocol.results import Info
@@ -80,9 +81,8 @@ class Handshake:
         transport.dispatcher.narrow(transport.quirks.window)
         with self._listening() as listener:
             offer = listener.offer if isinstance(listener, SocketListener) else None
-            header = _request.header(
-                "hello", [], epoch="", algorithm=transport.digest, direct=offer
-            )
+            signed = EMPTY.signed(transport.digest)
+            header = _request.header("hello", signed, epoch="", direct=offer)
             try:
                 reply, buffers = await hello(transport, header)
             except UnsupportedKernel as error:

@@ -408,7 +408,7 @@ async def test_rings_of_handoffs_cancelled_at_random_never_hang(one: Bridge, oth
         for bridge in ring:
             assert await bridge.pull("x") in (0, 1, 2)
             assert await bridge.pull("len(big)") == MIB
-            assert not bridge._connection.queue._turns
+            assert not bridge._connection.queue.turns
             await nothing_is_kept(bridge)
 
 
