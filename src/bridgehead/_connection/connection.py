@@ -78,35 +78,26 @@ class Connection:
         """Do one operation within its deadline, and return the response; see ``Call``."""
         call = Call(operation, source, payload, delivery, fields, now, limit, report)
         async with Deadline(timeout, PUBLIC_NAMES.get(operation, operation), self.transport, call):
-            return await self.do(call)
+            with AtOnce() if now else self.queue.turn() as turn:
+                return await self.do(call, turn)
 
-    async def do(self, call: Call, held: Turn | None = None) -> Response:
-        """Do one operation in its turn; its owner gives up a turn that is ``held`` already."""
-        turn: Any = held or (AtOnce() if call.now else self.queue.turn())
-        with contextlib.nullcontext(turn) if held else turn as call.turn:
-            try:
-                return await self._until_done(call, turn)
-            except KernelRestarted:
-                self.remote.restart_reported()
-                raise
-
-    async def _until_done(self, call: Call, turn: Turn | AtOnce) -> Response:
+    async def do(self, call: Call, turn: Turn | AtOnce) -> Response:
         """Send a call until it is done. This loop alone decides whether it is sent again.
 
         The floors below say by an exception's class what is known. What was not done, and is
         meant for the same kernel process, is sent again; everything else is raised.
         """
-        remote, life = self.remote, self.transport.life
+        call.turn, remote, life = turn, self.remote, self.transport.life
         process: str | None = None  # of the kernel that the first attempt was meant for
         deleted = False  # a subshell
         while True:
-            request = await self._prepare(call, turn)
-            # The handshake of a second attempt may find another process behind the same
-            # connection.
-            if process not in (None, remote.process):
-                raise KernelRestarted("the kernel was restarted; this call was not executed")
-            lane, info, generation = remote.lane, remote.info, remote.generation
             try:
+                request = await self._prepare(call, turn)
+                # The handshake of a second attempt may find another process behind the same
+                # connection.
+                if process not in (None, remote.process):
+                    raise KernelRestarted("the kernel was restarted; this call was not executed")
+                lane, info, generation = remote.lane, remote.info, remote.generation
                 response = await turn.carry(lane, request)
                 if response.is_partial:
                     turn.leave()  # the next operation is sent while this one fetches the rest
@@ -122,8 +113,11 @@ class Connection:
                 # On an unbroken connection, a user removed the remote part, or its socket thread
                 # ended: nothing was done. Install it again, and send the request again, once. An
                 # operation without a turn could take effect after what was asked for later.
-                remote.mark_lost(info)
-                if call.now or process is not None or generation != life.generation:
+                removed = turn.sent and generation == life.generation
+                if removed:
+                    remote.mark_lost(info)
+                if not removed or call.now or process is not None:
+                    remote.restart_reported()
                     raise
                 process = remote.process
             turn.sent = False
