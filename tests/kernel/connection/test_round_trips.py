@@ -29,6 +29,9 @@ from bridgehead import (
 from bridgehead._transports.dispatch import WINDOW, Dispatcher
 from support.kit import KEPT
 
+# An attached bridge waits until another owner must have restarted the kernel, and here none does.
+no_restart = pytest.mark.timings(reconnect_grace=0.3)
+
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
@@ -142,6 +145,7 @@ async def test_a_dead_kernel_fails_all_calls_until_it_is_restarted(live: Bridge)
     assert await live.pull("x") == 5
 
 
+@no_restart
 async def test_an_attached_bridge_reports_a_dead_kernel(live: Bridge) -> None:
     async with Bridge.attach(live.info.connection_file) as other:
         pending = asyncio.ensure_future(other.pull("__import__('time').sleep(30)"))
@@ -357,6 +361,7 @@ async def test_a_kernel_that_dies_while_it_restarts_is_reported(jupyter_folders:
         await bridge.push(x=1)
 
 
+@no_restart
 async def test_an_interrupt_of_a_dead_kernel_is_reported(live: Bridge) -> None:
     async with Bridge.attach(live.info.connection_file) as other:
         os.kill(live.info.pid, signal.SIGKILL)
