@@ -52,6 +52,7 @@ class Transport(ABC):
     max_receive: int = MAX_SEND  # bytes of frames in the response to one request
     label: str = ""  # the name that the kernel's owner uses, if there is one
     pushes: bool = True  # the remote part may send messages without a request
+    signals: bool = True  # ``interrupt`` sends a signal to the kernel's process
     # One object, shared by all kernels that one of its messages can reach.
     broadcaster: Broadcaster | None = None
 
