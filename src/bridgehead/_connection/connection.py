@@ -231,17 +231,29 @@ class Connection:
         A thread that does not stop, as in a call into C, is left alone, and the lane is made anew.
 
         Raises:
-            NotSupported: the kernel would end instead, or go on.
+            NotSupported: the signal would end the kernel, or hit the program that contains it.
         """
-        if not self.transport.quirks.interruptible:
-            raise NotSupported(
-                f"{self.remote.info.kernel} can't be interrupted: a signal would end it. "
-                "Use restart(), which ends it and starts a new one"
-            )
+        self._check_interruptible()
         await self.transport.interrupt()
         lane = self.remote.lane
         if isinstance(lane, DirectLane) and lane.client.at_work:
             await lane.interrupt(self.remote.info.epoch)
+
+    def _check_interruptible(self) -> None:
+        info = self.remote.info
+        if not self.transport.quirks.interruptible:
+            raise NotSupported(
+                f"{info.kernel} can't be interrupted: a signal would end it. "
+                "Use restart(), which ends it and starts a new one"
+            )
+        # Python runs signal handlers in the main thread only. In a program that serves a kernel in
+        # another thread, the signal ends that program, and the cell goes on (measured).
+        if self.transport.signals and not self.remote.in_main_thread:
+            raise NotSupported(
+                f"{info.kernel} can't be interrupted: its cells run in a thread of process "
+                f"{info.pid}, and a signal would hit that program's main thread; nothing was sent. "
+                "Let the cell check a variable, and set it with push(…, now=True)"
+            )
 
     async def unwatch(self, watch: str) -> None:
         """Have the remote part drop a watch."""

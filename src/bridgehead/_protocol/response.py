@@ -119,6 +119,7 @@ GREETING = {
     "cwd": str,
     "orphans": [str],
     "direct": (str, None),
+    "in_main_thread": (bool, None),
 }
 NAME = {"name": str, "type": str, "shape": ([int], None), "len": (int, None), "bytes": (int, None)}
 
