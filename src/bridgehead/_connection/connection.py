@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from bridgehead._connection.calls import PUBLIC_NAMES, Call, Deadline
-from bridgehead._connection.queue import AtOnce, Queue, SubshellDeleted, Turn
+from bridgehead._connection.queue import AtOnce, Queue, Turn
 from bridgehead._connection.remote import Installation
 from bridgehead._connection.subshell import Subshell
 from bridgehead._connection.trust import Trust
@@ -27,7 +27,7 @@ from bridgehead._lanes.socket import SocketLost
 from bridgehead._protocol import request as _request
 from bridgehead._protocol.payload import Payload, PayloadSource, check_payload, empty
 from bridgehead._protocol.request import Request
-from bridgehead._protocol.response import NotServed, Response
+from bridgehead._protocol.response import NotServed, Response, SubshellDeleted
 from bridgehead._transports.base import Transport
 from bridgehead._transports.dispatch import Reply
 from bridgehead._transports.messages import Message
@@ -78,10 +78,10 @@ class Connection:
         """Do one operation within its deadline, and return the response; see ``Call``."""
         call = Call(operation, source, payload, delivery, fields, now, limit, report)
         async with Deadline(timeout, PUBLIC_NAMES.get(operation, operation), self.transport, call):
-            with AtOnce() if now else self.queue.turn() as turn:
+            with (AtOnce if now else Turn)(self.queue) as turn:
                 return await self.do(call, turn)
 
-    async def do(self, call: Call, turn: Turn | AtOnce) -> Response:
+    async def do(self, call: Call, turn: Turn) -> Response:
         """Send a call until it is done. This loop alone decides whether it is sent again.
 
         The floors below say by an exception's class what is known. What was not done, and is
@@ -108,7 +108,7 @@ class Connection:
                 if deleted:
                     raise NotSupported(f"the kernel deletes each subshell: {error}") from None
                 deleted = True
-                self.subshell.forget(request.subshell)
+                self.subshell.forget(call.shell)
             except KernelRestarted:
                 # On an unbroken connection, a user removed the remote part, or its socket thread
                 # ended: nothing was done. Install it again, and send the request again, once. An
@@ -122,7 +122,7 @@ class Connection:
                 process = remote.process
             turn.sent = False
 
-    async def _prepare(self, call: Call, turn: Turn | AtOnce) -> Request:
+    async def _prepare(self, call: Call, turn: Turn) -> Request:
         """Return the request for a call, made for the kernel and the lane as they are now.
 
         There is no await after the request is made: it belongs to one installation.
@@ -133,20 +133,20 @@ class Connection:
         if not remote.is_ready:
             await turn.prepare(remote.ready())
         await self._pack(call, turn, remote.lane)
-        shell = None
-        if call.now and not remote.lane.serves_beside_cells(call.outline()):
-            shell = await self.subshell.ready()
+        call.shell = None
+        if call.now and not remote.lane.serves_beside_cells(self._request(call).header):
+            call.shell = await self.subshell.ready()
         if call.needs_codec and not remote.has_codec:
-            await turn.prepare(remote.load_codec(shell, call.now or None))
+            await turn.prepare(remote.load_codec(call.shell, call.now or None))
         # The frames of a broadcast were lost with the remote part that received them.
         delivery = call.delivery
         if delivery is not None and not (
             delivery.epoch == remote.info.epoch and await turn.prepare(delivery.is_complete())
         ):
             call.delivery = None
-        return self._request(call, shell)
+        return self._request(call)
 
-    async def _pack(self, call: Call, turn: Turn | AtOnce, lane: Lane) -> None:
+    async def _pack(self, call: Call, turn: Turn, lane: Lane) -> None:
         """Pickle and sign what the call sends, once for all attempts; in a thread if it is long.
 
         The turn was taken at the call. So a slow pickle delays the operations behind it, and none
@@ -163,7 +163,7 @@ class Connection:
                 work = asyncio.to_thread(call.source.pack, lane.digest)
                 call.payload = await turn.prepare(work)
 
-    def _request(self, call: Call, shell: dict[str, Any] | None) -> Request:
+    def _request(self, call: Call) -> Request:
         info, lane = self.remote.info, self.remote.lane
         payload = call.payload or empty(lane.digest)
         check_payload(payload, info.python, info.versions, info.executable)
@@ -175,7 +175,7 @@ class Connection:
             code=payload.carries_code or None,
             max_bytes=call.limit,
             now=call.now or None,
-            subshell=shell,
+            subshell=call.shell,
             # By this id the kernel finds the frames that a broadcast brought.
             id=call.delivery.header["id"] if call.delivery is not None else None,
             **lane.fields(),
@@ -198,7 +198,7 @@ class Connection:
         """Run a cell in its turn; ``complete`` waits for the outputs after its reply."""
         call = Call("run")
         async with Deadline(timeout, "run", self.transport, call):
-            with self.queue.turn() as turn:
+            with Turn(self.queue) as turn:
                 call.turn = turn
 
                 async def cell() -> Reply:
