@@ -88,63 +88,67 @@ class Connection:
         meant for the same kernel process, is sent again; everything else is raised.
         """
         call.turn, remote, life = turn, self.remote, self.transport.life
-        process: str | None = None  # of the kernel that the first attempt was meant for
-        deleted = False  # a subshell
+        # The call is meant for the kernel process that is known when it begins, if one is.
+        process = remote.process if remote.is_current else None
+        installed = deleted = False  # for this call: the remote part again; its first subshell
         while True:
             try:
                 request = await self._prepare(call, turn)
-                # The handshake of a second attempt may find another process behind the same
-                # connection.
-                if process not in (None, remote.process):
+                # A handshake may find another process behind the same connection.
+                if process not in (None, remote.process) or turn.generation != life.generation:
                     raise KernelRestarted("the kernel was restarted; this call was not executed")
-                lane, info, generation = remote.lane, remote.info, remote.generation
+                process = remote.process
+                lane, info, turn.sent = remote.lane, remote.info, False
                 response = await turn.carry(lane, request)
-                if response.is_partial:
-                    turn.leave()  # the next operation is sent while this one fetches the rest
-                return await lane.complete(response)
+                if not response.is_partial:
+                    return await lane.complete(response)
             except NotServed:
-                pass
+                continue
             except SubshellDeleted as error:
                 if deleted:
                     raise NotSupported(f"the kernel deletes each subshell: {error}") from None
                 deleted = True
                 self.subshell.forget(call.shell)
+                continue
             except KernelRestarted:
                 # On an unbroken connection, a user removed the remote part, or its socket thread
                 # ended: nothing was done. Install it again, and send the request again, once. An
                 # operation without a turn could take effect after what was asked for later.
-                removed = turn.sent and generation == life.generation
+                removed = turn.sent and turn.generation == life.generation
                 if removed:
                     remote.mark_lost(info)
-                if not removed or call.now or process is not None:
+                if not removed or call.now or installed:
                     remote.restart_reported()
                     raise
-                process = remote.process
-            turn.sent = False
+                installed = True
+                continue
+            turn.leave()  # the next operation is sent while this one fetches the rest
+            return await lane.complete(response)
 
     async def _prepare(self, call: Call, turn: Turn) -> Request:
-        """Return the request for a call, made for the kernel and the lane as they are now.
-
-        There is no await after the request is made: it belongs to one installation.
-        """
+        """Return the request for a call, made for one installation: as it is on return."""
         remote = self.remote
-        # ``Turn.prepare`` stops waiting when the kernel is lost, but it costs a task. Use it only
-        # for what may take long.
-        if not remote.is_ready:
-            await turn.prepare(remote.ready())
-        await self._pack(call, turn, remote.lane)
-        call.shell = None
-        if call.now and not remote.lane.serves_beside_cells(self._request(call).header):
-            call.shell = await self.subshell.ready()
-        if call.needs_codec and not remote.has_codec:
-            await turn.prepare(remote.load_codec(call.shell, call.now or None))
-        # The frames of a broadcast were lost with the remote part that received them.
-        delivery = call.delivery
-        if delivery is not None and not (
-            delivery.epoch == remote.info.epoch and await turn.prepare(delivery.is_complete())
-        ):
-            call.delivery = None
-        return self._request(call)
+        while True:
+            # ``Turn.prepare`` stops waiting when the kernel is lost, but it costs a task. Use it
+            # only for what may take long.
+            if not remote.is_ready:
+                await turn.prepare(remote.ready())
+            lane, call.shell = remote.lane, None
+            await self._pack(call, turn, lane)
+            refs = call.payload is not None and call.payload.refs
+            outline = {"op": call.operation, "refs": refs, **call.fields}
+            if call.now and not lane.serves_beside_cells(outline):
+                call.shell = await self.subshell.ready()
+            if call.needs_codec and not remote.has_codec:
+                await turn.prepare(remote.load_codec(call.shell, call.now or None))
+            # The frames of a broadcast were lost with the remote part that received them.
+            delivery = call.delivery
+            if delivery is not None and not (
+                delivery.epoch == remote.info.epoch and await turn.prepare(delivery.is_complete())
+            ):
+                call.delivery = None
+            if remote.is_ready and remote.lane is lane:
+                return self._request(call)
 
     async def _pack(self, call: Call, turn: Turn, lane: Lane) -> None:
         """Pickle and sign what the call sends, once for all attempts; in a thread if it is long.
@@ -158,7 +162,7 @@ class Connection:
                 call.payload = await turn.prepare(work)
         elif call.source is not None:
             if call.source.is_small():
-                call.payload = call.source.pack(lane.digest)
+                call.payload = call.source.pack(lane.digest, small=True)
             else:
                 work = asyncio.to_thread(call.source.pack, lane.digest)
                 call.payload = await turn.prepare(work)
@@ -201,8 +205,12 @@ class Connection:
             with Turn(self.queue) as turn:
                 call.turn = turn
 
+                process = self.remote.process if self.remote.is_current else None
+
                 async def cell() -> Reply:
                     lane = self.remote.lane
+                    if process not in (None, self.remote.process):
+                        raise KernelRestarted("the kernel was restarted; the cell was not sent")
                     if isinstance(lane, DirectLane):  # what was cancelled takes effect before it
                         with contextlib.suppress(SocketLost):
                             await lane.client.drained()

@@ -163,9 +163,9 @@ def _naming(which: str, connection: Connection) -> Iterator[None]:
     try:
         yield
     except (BridgeError, TimeoutError) as error:
-        if isinstance(error, KernelRestarted):
-            connection.remote.restart_reported()
-        if not getattr(error, "__notes__", None):
+        if not getattr(error, "__notes__", None):  # else it is about the other kernel
+            if isinstance(error, KernelRestarted):
+                connection.remote.restart_reported()
             unchanged = "; nothing was bound in the target" if which == "source" else ""
             error.add_note(f"the {which} of a handoff, pid {connection.remote.info.pid}{unchanged}")
         raise

@@ -8,7 +8,8 @@ One message is in flight at a time: no operation can overtake another, and a bus
 has one message to serve instead of a flood. Whose turn comes takes along what is ready behind it:
 small requests cross in one batch. A task of the queue carries them, which no caller's cancel ends.
 Only a request that finds the queue empty, on a lane that needs no message for it, is sent by its
-caller: the task would take half of the time of a small operation (measured).
+caller: the task would take half of the time of a small operation (measured). If that caller gives
+up while a cell runs, the kernel has its message and the next one.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import asyncio
 import copy
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from bridgehead._errors import BridgeError
@@ -40,13 +42,18 @@ class Turn:
     """One operation's place in the queue: its end, when the block begins, until the block ends.
 
     Attributes:
+        generation: the connection's, when the turn was taken.
         sent: whether the request may run even if the caller gives up.
     """
 
-    __slots__ = ("_prepared", "_queue", "cell", "lane", "outcome", "request", "sent")
+    __slots__ = (
+        *("_prepared", "_queue", "cell", "generation"),
+        *("lane", "outcome", "request", "sent"),
+    )
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
+        self.generation: int = queue.transport.life.generation
         self.outcome: asyncio.Future[Any] | None = None
         self.sent: bool = False
         self._prepared = False
@@ -94,7 +101,7 @@ class Turn:
         task, lost = asyncio.ensure_future(work), self._waiter()
         try:
             await asyncio.wait([task, lost], return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
+            if lost.done():
                 lost.result()
             return await task
         finally:
@@ -121,7 +128,7 @@ class Turn:
                 self._waiter().cancel()
                 raise _CallerLeft from None
 
-        self.lane, self.request, request.report = lane, request, report_to_caller
+        self.lane, self.request = lane, replace(request, report=report_to_caller)
         try:
             response: Response = await self._outcome()
         except asyncio.CancelledError:
@@ -129,7 +136,7 @@ class Turn:
             if outcome and outcome.done() and not outcome.cancelled() and not outcome.exception():
                 self.discard(outcome.result())  # it arrived as the caller gave up
             raise
-        request.report = report
+        response.request.report = report
         return response
 
     async def run(self, cell: Callable[[], Awaitable[Reply]]) -> Reply:
@@ -189,12 +196,17 @@ class Queue:
     @property
     def has_one(self) -> bool:
         """Whether there is one turn, and no message is in flight."""
-        return self._carrying is None and len(self.turns) == 1
+        return not self.in_flight and len(self.turns) == 1
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a message is in flight."""
+        return self._carrying is not None and not self._carrying.done()
 
     def advance(self) -> None:
         """Send the first operation, if it is ready, with those behind it that fit."""
         first = next(iter(self.turns), None)
-        if first is not None and first.is_ready and self._carrying is None:
+        if first is not None and first.is_ready and not self.in_flight:
             self._carrying = self.transport.spawn(self._carry())
 
     def _batch(self) -> list[Turn]:
@@ -220,16 +232,21 @@ class Queue:
     async def _carry(self) -> None:
         """Carry one message to the kernel; give each caller its outcome."""
         turns = self._batch()  # what became ready while this task was about to begin joins
+        outcomes: list[Any] = []
         for turn in turns:
             turn.send()
         try:
             outcomes = await self._send(turns) if turns else []
-        except Exception as error:  # noqa: BLE001 - each caller gets it, whatever it is
+        except asyncio.CancelledError:  # the transport closes, which every caller knows
+            raise
+        except BaseException as error:
             outcomes = [copy.copy(error) if len(turns) > 1 else error for _ in turns]
+            if not isinstance(error, Exception):  # from ``report``, which runs here
+                raise
         finally:
             self._carrying = None
-        for turn, outcome in zip(turns, outcomes, strict=True):
-            turn.settle(outcome)
+            for turn, outcome in zip(turns, outcomes, strict=False):
+                turn.settle(outcome)
         self.advance()  # the first operation may have left meanwhile
 
     async def _send(self, turns: list[Turn]) -> list[Any]:

@@ -122,14 +122,14 @@ class PayloadSource:
         """
         return not self.by_value and pickling.is_small(self.values)
 
-    def pack(self, algorithm: str) -> Payload:
-        """Return the payload, signed.
+    def pack(self, algorithm: str, *, small: bool = False) -> Payload:
+        """Return the payload, signed; ``small`` is what ``is_small`` returned.
 
         Any thread may call this; an event loop in another thread keeps running meanwhile.
         """
         if self.data:
             payload = encode_data(self.values, self.parts)
-        elif self.is_small():
+        elif small:
             frames = pickling.encode_small(self.values)
             payload = Payload(frames, digest=digest(algorithm, frames))
         else:

@@ -18,9 +18,6 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.header import DATA_MESSAGE, Header
 
 
-MISSING: Any = object()
-
-
 class Stream:
     """Stands for a user's stream that cannot be flushed, while ipykernel flushes it twice.
 
@@ -29,18 +26,15 @@ class Stream:
     """
 
     def __init__(self, name: str, stream: Any) -> None:
-        self.__name, self.__stream, self.__flushes = name, stream, 2
+        self._name, self._stream, self.flushes = name, stream, 2
 
     def flush(self) -> None:
-        self.__flushes -= 1
-        if self.__flushes == 0 and getattr(sys, self.__name, None) is self:
-            if self.__stream is MISSING:
-                delattr(sys, self.__name)
-            else:
-                setattr(sys, self.__name, self.__stream)
+        self.flushes -= 1
+        if self.flushes == 0 and getattr(sys, self._name, None) is self:
+            setattr(sys, self._name, self._stream)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__stream, name)
+        return getattr(self._stream, name)
 
 
 # Captured, because a user may replace it.
@@ -161,12 +155,17 @@ class Kernel:
 
     def let_reply_pass(self) -> None:
         """Replace, for this request, each standard stream that ipykernel would fail to flush."""
+        if not hasattr(getattr(self.shell, "kernel", None), "saved_sigint_handler"):
+            return  # this kernel flushes nothing
         for name in ("stdout", "stderr"):
-            stream = getattr(sys, name, MISSING)
-            try:
-                stream.flush()
-            except Exception:
-                setattr(sys, name, Stream(name, stream))
+            stream = getattr(sys, name, None)
+            if isinstance(stream, Stream):  # of a request that is served beside this one
+                stream.flushes += 2
+            elif stream is not None and type(stream).__module__ != "ipykernel.iostream":
+                try:
+                    stream.flush()
+                except Exception:
+                    setattr(sys, name, Stream(name, stream))
 
     def send(
         self,
