@@ -18,7 +18,18 @@ import pytest
 from bridgehead import Bridge, KernelDied, KernelUnresponsive, RemoteError, ReplyLost
 from bridgehead._lanes import direct
 from support.elsewhere import MAJORS
-from support.kit import LANES, Parts, all_of, file_of, goes_on, kind, reported_within, whole, wired
+from support.kit import (
+    LANES,
+    Parts,
+    all_of,
+    file_of,
+    goes_on,
+    kind,
+    reported_within,
+    until,
+    whole,
+    wired,
+)
 
 # A kernel can't import test modules, so what they define is pickled by value, as in a script.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
