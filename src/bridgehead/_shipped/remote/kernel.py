@@ -15,7 +15,7 @@ from typing import Any
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.bootstrap import find_shell, is_ipykernel, message_buffers
     from bridgehead._shipped.wire.frames import coalesce
-    from bridgehead._shipped.wire.header import DATA_MESSAGE, Header
+    from bridgehead._shipped.wire.header import DATA_MESSAGE
 
 
 MISSING: Any = object()
@@ -46,7 +46,7 @@ class Stream:
 class Kernel:
     """A namespace, the cells that run in it, the current request, and the way to its sender."""
 
-    def __init__(self, scope: Header) -> None:
+    def __init__(self, scope: dict[str, Any]) -> None:
         self.globals = scope
         self.shell = find_shell(scope)
         self._cells = 0  # cells that the main thread is in; one cell can run inside another
