@@ -13,7 +13,7 @@ import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 from bridgehead._protocol.payload import EMPTY, Payload
 from bridgehead._shipped.wire.header import BATCHABLE, PROTOCOL, PYTHON, RequestHeader
@@ -77,7 +77,7 @@ def header(operation: str, payload: Payload = EMPTY, *, epoch: str, **fields: An
     A field that is None is left out. For each message a lane makes a header of its own, with
     ``at`` and the part of the digest that covers the message.
     """
-    whole = {
+    whole: Any = {
         "protocol": PROTOCOL,
         "op": operation,
         "id": f"{_ID_PREFIX}{os.getpid():x}-{next(_numbers):x}",  # the pid: of a forked child
@@ -89,7 +89,8 @@ def header(operation: str, payload: Payload = EMPTY, *, epoch: str, **fields: An
         "chunk": 0,
         **{name: value for name, value in fields.items() if value is not None},
     }
-    return cast(RequestHeader, whole)
+    made: RequestHeader = whole
+    return made
 
 
 def may_batch(header: Mapping[str, Any]) -> bool:

@@ -12,7 +12,7 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from bridgehead._errors import (
     BridgeError,
@@ -101,13 +101,13 @@ def parse_header(text: str) -> ResponseHeader:
         ProtocolError: the text is no header.
     """
     try:
-        header = json.loads(text)
+        header: ResponseHeader = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
         raise ProtocolError(f"the response header is not valid JSON: {error}") from error
     if not isinstance(header, dict):
         found = type(header).__name__
         raise ProtocolError(f"the response header is of type {found}, not a JSON object")
-    return cast(ResponseHeader, header)
+    return header
 
 
 def check_fields(header: ResponseHeader, operation: str, *fields: str) -> None:

@@ -131,8 +131,8 @@ class SocketThread:
     def _send(
         self, serial: int, response: ResponseHeader, frames: Sequence[Any] = (), segment: Any = None
     ) -> None:
-        sizes = response.get("sizes", ())  # the prefix of the message has them
-        fields = {field: value for field, value in response.items() if field != "sizes"}
+        fields = {**response}
+        sizes: Any = fields.pop("sizes", ())  # the prefix of the message has them
         if fields.get("digest") == "none:":  # the default on this lane
             del fields["digest"]
         parts, files = self.channel.pack(serial, fields, sizes, frames, segment)

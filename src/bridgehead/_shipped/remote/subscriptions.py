@@ -128,15 +128,10 @@ class SubscriptionTable:
         self.transfers.discard(watch.latest())
         watch.sent += 1
         watch.repeated_for = None
-        chunk = min(watch.header["chunk"], MESSAGE)
-        header: RequestHeader = {
-            **watch.header,
-            "id": watch.latest(),
-            "chunk": chunk,
-            "resumable": False,
-        }
+        chunk, update = min(watch.header["chunk"], MESSAGE), watch.latest()
+        header: RequestHeader = {**watch.header, "id": update, "chunk": chunk, "resumable": False}
         response, parts = self.transfers.respond(header, response, frames)
-        content = {"watch": watch.header["watch"], "update": watch.latest()}
+        content = {"watch": watch.header["watch"], "update": update}
         if watch.header.get("lane") == "inline":
             response = {**response, "data": b64encode(b"".join(parts)).decode("ascii")}
             parts = []

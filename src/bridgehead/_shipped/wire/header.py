@@ -10,7 +10,7 @@ The annotations are the table that ``fits`` checks a header against. So this fil
 """
 
 import sys
-from typing import Any, Dict, ForwardRef, List, Optional, Tuple, TypedDict, Union, cast
+from typing import Any, Dict, ForwardRef, List, Optional, Tuple, TypedDict, Union
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.errors import WireError
@@ -214,6 +214,7 @@ _REQUEST = kinds(RequestHeader)
 
 def check(header: Any) -> RequestHeader:
     """Return the header of a request; raise ``WireError`` if the remote part could misread it."""
+    checked: RequestHeader = header
     if type(header) is not dict:
         raise WireError("protocol", "the header is not a JSON object")
     if header.get("protocol") != PROTOCOL:
@@ -231,4 +232,4 @@ def check(header: Any) -> RequestHeader:
     if header["chunk"] < 0:
         raise WireError("protocol", "the header's chunk size is %d bytes" % header["chunk"])
     digest(header["digest"].partition(":")[0], ())  # raises for an unknown algorithm
-    return cast(RequestHeader, header)
+    return checked
