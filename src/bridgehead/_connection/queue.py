@@ -19,7 +19,7 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-from bridgehead._errors import BridgeError, RemoteError
+from bridgehead._errors import BridgeError
 from bridgehead._lanes.base import Lane
 from bridgehead._protocol import request as _request
 from bridgehead._protocol.request import Request
@@ -30,53 +30,14 @@ from bridgehead._transports.dispatch import Reply
 T = TypeVar("T")
 
 MAX_BATCH = 512  # requests in a message; the kernel serves other clients between two messages
-NO_SUBSHELL = "UnknownSubshellError"  # the kernel's error if another client deleted the subshell
-
-
-class SubshellDeleted(BridgeError):
-    """The kernel refused a request because its subshell does not exist; nothing was done."""
 
 
 class _CallerLeft(BridgeError):
     """The caller has left; what was sent so far is dropped."""
 
 
-class AtOnce:
-    """In place of a turn, for an operation that takes none: its caller sends it."""
-
-    def __init__(self) -> None:
-        self.sent: bool = False
-
-    def __enter__(self) -> AtOnce:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        pass
-
-    async def prepare(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await what has to be done before the request is sent."""
-        return await work
-
-    async def carry(self, lane: Lane, request: Request) -> Response:
-        """Send the request; return the beginning of its response.
-
-        Raises:
-            SubshellDeleted: the request's subshell does not exist.
-        """
-        self.sent = True
-        try:
-            return await lane.carry(request)
-        except RemoteError as error:
-            if error.ename == NO_SUBSHELL:
-                raise SubshellDeleted(str(error)) from None
-            raise
-
-    def leave(self) -> None:
-        """Do nothing: no other operation waits for this one."""
-
-
 class Turn:
-    """One operation's place in the queue, until the block ends.
+    """One operation's place in the queue: its end, when the block begins, until the block ends.
 
     Attributes:
         sent: whether the request may run even if the caller gives up.
@@ -206,6 +167,17 @@ class Turn:
             self.lane.forget(outcome.request.header)
 
 
+class AtOnce(Turn):
+    """In place of a turn, for an operation that waits for none: its caller sends it."""
+
+    def __enter__(self) -> AtOnce:
+        return self
+
+    async def carry(self, lane: Lane, request: Request) -> Response:
+        self.sent = True
+        return await lane.carry(request)
+
+
 class Queue:
     """The turns of one kernel's operations, in order, and the message that is in flight."""
 
@@ -213,10 +185,6 @@ class Queue:
         self.transport = transport
         self.turns: OrderedDict[Turn, None] = OrderedDict()
         self._carrying: asyncio.Task[None] | None = None
-
-    def turn(self) -> Turn:
-        """Return a turn, which takes its place at the end of the queue when it is entered."""
-        return Turn(self)
 
     @property
     def has_one(self) -> bool:

@@ -130,14 +130,15 @@ class PayloadSource:
         if self.data:
             payload = encode_data(self.values, self.parts)
         elif self.is_small():
-            payload = Payload(pickling.encode_small(self.values))
+            frames = pickling.encode_small(self.values)
+            payload = Payload(frames, digest=digest(algorithm, frames))
         else:
             payload = encode(
                 self.values, self.parts, by_value=self.by_value, refs=self.refs, limit=self.limit
             )
         if self.limit is not None and payload.nbytes > self.limit:
             raise too_large(payload.nbytes, self.limit)
-        return payload.signed(algorithm)
+        return payload if payload.digest else payload.signed(algorithm)
 
 
 class _PicklingLock:

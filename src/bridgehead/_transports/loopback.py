@@ -30,7 +30,7 @@ class LoopbackTransport(Transport):
 
     name = "loopback"
     digest = "crc32"
-    direct = False  # there is no other process
+    direct = signals = False  # there is no other process
 
     def __init__(self) -> None:
         super().__init__()

@@ -43,15 +43,32 @@ class Stream:
         return getattr(self.__stream, name)
 
 
+# Captured, because a user may replace it.
+_get_ident = threading.get_ident
+
+
 class Kernel:
-    """A namespace, the cells that run in it, the current request, and the way to its sender."""
+    """A namespace, the cells that run in it, the current request, and the way to its sender.
+
+    Its cells run in one thread, which also serves the messages between two cells. That is the main
+    thread, or a thread of an application. The cells of a subshell run in a thread of their own and
+    do not count.
+    """
 
     def __init__(self, scope: dict[str, Any]) -> None:
         self.globals = scope
         self.shell = find_shell(scope)
-        self._cells = 0  # cells that the main thread is in; one cell can run inside another
+        self._thread = _get_ident()  # of the cells; see ``note_thread``
+        self._cells = 0  # cells that this thread is in; one cell can run inside another
         self.begun = 0  # number of cells that have begun so far
         self._following = False
+
+    def note_thread(self) -> None:
+        """Note the thread of the cells: it serves each handshake, which never takes a subshell.
+
+        ``embed_kernel`` may run the same kernel in another thread than before.
+        """
+        self._thread = _get_ident()
 
     def follow_cells(self, on: bool) -> bool:
         """Have IPython report when cells begin and end; return false if it cannot."""
@@ -69,13 +86,18 @@ class Kernel:
         return True
 
     def _cell_begins(self) -> None:
-        if threading.current_thread() is threading.main_thread():
+        if _get_ident() == self._thread:
             self._cells += 1
             self.begun += 1
 
     def _cell_ends(self) -> None:
-        if threading.current_thread() is threading.main_thread():
+        if _get_ident() == self._thread:
             self._cells = max(0, self._cells - 1)
+
+    @property
+    def in_main_thread(self) -> bool:
+        """Whether cells run in the main thread, the only one that a signal interrupts."""
+        return self._thread == threading.main_thread().ident
 
     @property
     def may_run_cell(self) -> bool:
@@ -85,8 +107,8 @@ class Kernel:
         )
 
     def between_cells(self) -> None:
-        """Reset the count of running cells: the main thread serves a message, so no cell runs."""
-        if threading.current_thread() is threading.main_thread():
+        """Reset the count of running cells if their thread serves a message: no cell runs then."""
+        if _get_ident() == self._thread:
             self._cells = 0
             if self._following and self.may_run_cell:
                 # A user has removed the callbacks: add them again.

@@ -144,6 +144,7 @@ class ResponseHeader(TypedDict, total=False):
     cwd: str
     orphans: List[str]  # ids of idle subshells whose client has ended
     direct: Optional[str]  # why there is no direct lane; "" if there is one, null without an offer
+    in_main_thread: Optional[bool]  # whether cells run in the main thread, which a signal reaches
     buffers: bool  # the message's buffers arrived, and buffers can be sent
     # _connection.watch adds this one to an update.
     update: str  # its id, by which the rest of its frames is fetched
