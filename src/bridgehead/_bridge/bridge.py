@@ -291,6 +291,7 @@ class Bridge(BridgeBase):
         if not isinstance(pattern, str):
             raise TypeError(f"pattern must be a string, not {type(pattern).__name__}")
         header = (await self._connection.ask("names", timeout, pattern=pattern)).header
+        _response.check_fields(header, "names", "names")
         return Names(
             Name(
                 item["name"],
@@ -299,7 +300,7 @@ class Bridge(BridgeBase):
                 item["len"],
                 item["bytes"],
             )
-            for item in _response.check_fields(header.get("names"), [_response.NAME], "names")
+            for item in header["names"]
         )
 
     async def delete(self, *names: str, timeout: float | None = None) -> None:
@@ -336,9 +337,9 @@ class Bridge(BridgeBase):
             False
         """
         self._connection.check()
-        response = await self._connection.ask("has", timeout, name=checked_name(name))
-        has: bool = _response.check_fields(response.header.get("has"), bool, "exists")
-        return has
+        header = (await self._connection.ask("has", timeout, name=checked_name(name))).header
+        _response.check_fields(header, "exists", "has")
+        return header["has"]
 
     async def handoff(
         self,

@@ -24,6 +24,7 @@ from bridgehead._protocol.payload import empty
 from bridgehead._protocol.raising import as_text
 from bridgehead._protocol.request import Request
 from bridgehead._protocol.response import Response, add_chunk, open_response, parse_header
+from bridgehead._shipped.wire.header import ResponseHeader
 from bridgehead._transports.base import Transport
 from bridgehead._transports.tasks import waited
 
@@ -158,10 +159,10 @@ class UpdateBuffer:
     def feed(self, content: dict[str, Any], buffers: list[Any]) -> None:
         """Take one message of the remote part."""
         try:
-            header = parse_header(content["answer"])
-            parts = buffers or [base64.b64decode(header.pop("data", ""), validate=True)]
-            header["update"] = as_text(content["update"])
-            self.seen = int(header["update"].rpartition(":")[2])
+            sent, update = parse_header(content["answer"]), as_text(content["update"])
+            parts = buffers or [base64.b64decode(sent.get("data", ""), validate=True)]
+            header: ResponseHeader = {**sent, "data": "", "update": update}
+            self.seen = int(update.rpartition(":")[2])
             inbox = open_response(header, self._limit)
             add_chunk(header, inbox, 0, parts)
         except BridgeError as error:

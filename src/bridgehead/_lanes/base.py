@@ -12,8 +12,8 @@ import contextlib
 import itertools
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Iterable, Iterator, Sequence
-from typing import Any, ClassVar
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Unpack
 
 from bridgehead._errors import BridgeClosed, BridgeError, IntegrityError, KernelRestarted, ReplyLost
 from bridgehead._protocol import request as _request
@@ -24,7 +24,7 @@ from bridgehead._protocol.response import Response, SubshellDeleted
 from bridgehead._shipped.wire import frames as _frames
 from bridgehead._shipped.wire.digest import Buffer, digest_of
 from bridgehead._shipped.wire.frames import cut
-from bridgehead._shipped.wire.header import Header
+from bridgehead._shipped.wire.header import RequestHeader, ResponseHeader
 from bridgehead._shipped.wire.transfer import Inbox
 from bridgehead._transports.base import Transport
 
@@ -51,9 +51,9 @@ class Lane(ABC):
         self.chunk = min(self.chunk, transport.max_send)
         self.reply_chunk = min(self.reply_chunk, transport.max_receive)
         self._to_ack: list[str] = []  # requests whose responses the kernel need not keep any more
-        self._last_header: Header | None = None
+        self._last_header: RequestHeader | None = None
         self.sums: bool = False  # whether both ends have numpy loaded
-        self._unfinished: dict[str, Header] = {}
+        self._unfinished: dict[str, RequestHeader] = {}
         self._closing = False
 
     @property
@@ -63,7 +63,7 @@ class Lane(ABC):
             return "sums"
         return self.transport.digest
 
-    def note_sums(self, reply: Header) -> None:
+    def note_sums(self, reply: ResponseHeader) -> None:
         """Note whether both ends have numpy loaded; a kernel often loads it after the handshake."""
         self.sums = reply.get("sums") is True and "numpy" in sys.modules
 
@@ -77,7 +77,7 @@ class Lane(ABC):
         """The name of the lane for what crosses in messages."""
         return self.name
 
-    def fields(self) -> Header:
+    def fields(self) -> dict[str, Any]:
         """Return what the kernel has to know for its reply, for the header of a request.
 
         That is how many bytes one message may bring, and whether the connection may break and be
@@ -85,18 +85,18 @@ class Lane(ABC):
         """
         return {"chunk": self.reply_chunk, "resumable": self.transport.resumable or None}
 
-    def serves_beside_cells(self, header: Header) -> bool:
+    def serves_beside_cells(self, header: Mapping[str, Any]) -> bool:
         """Return whether it serves such a request while the kernel's main thread runs a cell."""
         return False
 
-    def can_send_now(self, header: Header) -> bool:
+    def can_send_now(self, header: Mapping[str, Any]) -> bool:
         """Return whether a request may be sent by its caller, because no other one is before it."""
         return False
 
     @abstractmethod
     async def cross(
-        self, header: Header, parts: Sequence[memoryview], subshell: str | None
-    ) -> tuple[Header, list[Buffer]]:
+        self, header: RequestHeader, parts: Sequence[memoryview], subshell: str | None
+    ) -> tuple[ResponseHeader, list[Buffer]]:
         """Send one message and return its reply."""
 
     async def carry(self, request: Request) -> Response:
@@ -115,7 +115,7 @@ class Lane(ABC):
         # The remote part only stores the chunks before ``last``. The message at ``last`` has it
         # act, so an operation is done wholly or not at all, however many messages it takes.
         last = max(0, (total - 1) // self.chunk * self.chunk)
-        last_fields: Header = {}
+        last_fields: RequestHeader = {}
         if request.delivered:
             # All frames are in the kernel: only the header crosses, with the digest of no bytes.
             algorithm = header["digest"].partition(":")[0]
@@ -199,8 +199,9 @@ class Lane(ABC):
             request.report(inbox.received, inbox.total)
 
         async def fetch_chunk(at: int) -> None:
-            fields = {"op": "next_chunk", "sizes": [], "chunk": self.reply_chunk}
-            header = self.message_header(request.header, at, **fields)
+            header = self.message_header(
+                request.header, at, op="next_chunk", sizes=[], chunk=self.reply_chunk
+            )
             reply, parts = await self.cross(header, (), request.subshell)
             raise_error(reply, ())
             nbytes = sum(memoryview(part).nbytes for part in parts)
@@ -224,7 +225,7 @@ class Lane(ABC):
         raise_error(response.header, response.frames, request.limit, trusted=request.trusted)
         return response
 
-    def forget(self, header: Header) -> None:
+    def forget(self, header: RequestHeader) -> None:
         """Have the remote part drop what it keeps of a request, without waiting for that."""
         self._unfinished.pop(header["id"], None)
 
@@ -244,12 +245,14 @@ class Lane(ABC):
             self.forget(self._last_header)  # this message brings the acks
         await asyncio.sleep(0)
 
-    def message_header(self, header: Header, at: int, **fields: Any) -> Header:
+    def message_header(
+        self, header: RequestHeader, at: int, /, **fields: Unpack[RequestHeader]
+    ) -> RequestHeader:
         """Return the header of one message of a request, with that message's part of the digest."""
         digest = digest_of(header["digest"], at, at + self.chunk)
-        if self._to_ack:
-            fields["acks"], self._to_ack = self._to_ack, []
-        return {**header, "digest": digest, "at": at, **fields}
+        acks: RequestHeader = {"acks": self._to_ack} if self._to_ack else {}
+        self._to_ack = []
+        return {**header, "digest": digest, "at": at, **fields, **acks}
 
     def _track(self, response: Response) -> Response:
         """Note what the remote part keeps of a response, to have it dropped later.
@@ -279,7 +282,7 @@ class Lane(ABC):
             self._unfinished.pop(header["id"], None)
 
 
-async def _add_chunk(reply: Header, inbox: Inbox, at: int, parts: Sequence[Buffer]) -> None:
+async def _add_chunk(reply: ResponseHeader, inbox: Inbox, at: int, parts: Sequence[Buffer]) -> None:
     """Copy a chunk to its place in the inbox and check it; in a thread if it is long."""
     if sum(memoryview(part).nbytes for part in parts) > OFF_LOOP:
         await asyncio.to_thread(_response.add_chunk, reply, inbox, at, parts)

@@ -19,7 +19,7 @@ from bridgehead._protocol.bootstrap import expression
 from bridgehead._protocol.payload import Payload
 from bridgehead._protocol.raising import raise_error
 from bridgehead._shipped.wire.frames import cut
-from bridgehead._shipped.wire.header import Header
+from bridgehead._shipped.wire.header import RequestHeader, ResponseHeader
 
 WORTH = 1 << 18  # bytes; for fewer, the second round trip costs more than the copies
 
@@ -33,12 +33,12 @@ class Delivery:
         used: whether a request takes the frames.
     """
 
-    def __init__(self, lane: Lane, header: Header, epoch: str) -> None:
+    def __init__(self, lane: Lane, header: RequestHeader, epoch: str) -> None:
         self.lane: Lane = lane
-        self.header: Header = header
+        self.header: RequestHeader = header
         self.epoch: str = epoch
         self.used: bool = False
-        self.chunks: list[asyncio.Future[Header]] = []
+        self.chunks: list[asyncio.Future[ResponseHeader]] = []
         self._sent: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
     async def is_complete(self) -> bool:
@@ -91,7 +91,7 @@ class Broadcast:
         assert broadcaster is not None
         engines = [lane.transport for lane in self._lanes]
         total, chunk = sum(self._header["sizes"]), BuffersLane.chunk
-        in_flight: list[list[asyncio.Future[Header]]] = []
+        in_flight: list[list[asyncio.Future[ResponseHeader]]] = []
         complete = False
         try:
             for at in range(0, total, chunk):

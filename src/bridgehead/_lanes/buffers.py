@@ -18,7 +18,7 @@ from bridgehead._protocol.raising import remote_error
 from bridgehead._protocol.request import execute_content
 from bridgehead._protocol.response import response_header
 from bridgehead._shipped.wire.digest import Buffer
-from bridgehead._shipped.wire.header import PROBE, Header
+from bridgehead._shipped.wire.header import PROBE, RequestHeader, ResponseHeader
 from bridgehead._transports.base import Transport
 
 
@@ -30,8 +30,8 @@ class BuffersLane(Lane):
     reply_chunk = 32 << 20  # bytes, in two messages
 
     async def cross(
-        self, header: Header, parts: Sequence[memoryview], subshell: str | None
-    ) -> tuple[Header, list[Buffer]]:
+        self, header: RequestHeader, parts: Sequence[memoryview], subshell: str | None
+    ) -> tuple[ResponseHeader, list[Buffer]]:
         content = execute_content(expression(self.name, header))
         reply = await self.transport.dispatcher.request(
             content, parts, subshell=subshell, repeatable=True
@@ -39,7 +39,7 @@ class BuffersLane(Lane):
         return response_header(reply.content), reply.buffers
 
 
-async def hello(transport: Transport, header: Header) -> tuple[Header, bool]:
+async def hello(transport: Transport, header: RequestHeader) -> tuple[ResponseHeader, bool]:
     """Send the handshake, and install the remote part where it is missing.
 
     Returns the reply's header, and whether buffers arrive in both directions.

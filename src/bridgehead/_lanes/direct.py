@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from bridgehead._errors import (
     BridgeError,
@@ -32,7 +32,7 @@ from bridgehead._protocol.response import Response, open_response
 from bridgehead._shipped.wire import frames as _frames
 from bridgehead._shipped.wire.digest import Buffer
 from bridgehead._shipped.wire.frames import SHARE_FROM
-from bridgehead._shipped.wire.header import Header
+from bridgehead._shipped.wire.header import RequestHeader, ResponseHeader
 from bridgehead._shipped.wire.segments import Pool, Segment
 from bridgehead._shipped.wire.transfer import CompleteTransfer
 from bridgehead._transports.base import Transport
@@ -73,19 +73,19 @@ class DirectLane(Lane):
         return self.messages.name
 
     async def cross(
-        self, header: Header, parts: Sequence[memoryview], subshell: str | None
-    ) -> tuple[Header, list[Buffer]]:
+        self, header: RequestHeader, parts: Sequence[memoryview], subshell: str | None
+    ) -> tuple[ResponseHeader, list[Buffer]]:
         reply, frames = await self.client.ask(header, parts)
         return reply, list(frames or ())
 
-    def fields(self) -> Header:
+    def fields(self) -> dict[str, Any]:
         return {"chunk": self.chunk}
 
-    def serves_beside_cells(self, header: Header) -> bool:
+    def serves_beside_cells(self, header: Mapping[str, Any]) -> bool:
         """Return whether the socket thread may serve it: it evaluates no expression of the user."""
         return header["op"] in ("batch", "load_codec") or _request.may_batch(header)
 
-    def can_send_now(self, header: Header) -> bool:
+    def can_send_now(self, header: Mapping[str, Any]) -> bool:
         return self.serves_beside_cells(header) and not (
             self.transport.dispatcher.queued or self.client.at_work
         )
@@ -149,14 +149,14 @@ class DirectLane(Lane):
             # The reply to the message brings no frames (0 bytes): ``complete`` fetches them over
             # the socket. In a batch, the remote part stops when the responses have filled this
             # size, so a batch gets the full size.
-            header: Header = {
+            header: RequestHeader = {
                 **request.header,
                 "via": self.thread_name,
                 "chunk": self.chunk if request.header["op"] == "batch" else 0,
                 "at": 0 if frames else request.nbytes,
             }
             if frames:  # in a message they need the digest of the wire that carries it
-                header["digest"] = _frames.digest(self.messages.digest, frames)
+                header = {**header, "digest": _frames.digest(self.messages.digest, frames)}
             reply, _ = await self.messages.cross(header, frames, request.subshell)
             inbox = open_response(reply, request.limit)
         return self._track(Response(reply, request, inbox, lane=self.name))
@@ -171,7 +171,7 @@ class DirectLane(Lane):
         """
         request = response.request
         if response.header.get("digest") == "none:" and response.is_partial:
-            fetch = {**request.header, "op": "next_chunk", "sizes": []}
+            fetch: RequestHeader = {**request.header, "op": "next_chunk", "sizes": []}
             with self.forgetting_on_error(request):
                 reply, parts = await self._or_reason(self.client.ask(fetch))
                 try:
@@ -237,7 +237,7 @@ class DirectLane(Lane):
 
     # ------------------------------------------------------------ to the kernel
 
-    async def _send(self, request: Request, header: Header) -> SocketReply | None:
+    async def _send(self, request: Request, header: RequestHeader) -> SocketReply | None:
         """Send a request to the socket thread and return its reply.
 
         The result is None if there is no memory to share, or if the kernel cannot map it.
@@ -263,19 +263,21 @@ class DirectLane(Lane):
     async def _by_messages(self, request: Request) -> Response:
         """Carry the whole request and its response without shared memory."""
         payload = await asyncio.to_thread(request.payload.signed, self.messages.digest)
-        header = {**request.header, **self.messages.fields(), "digest": payload.digest}
+        fields: Any = self.messages.fields()
+        header: RequestHeader = {**request.header, **fields, "digest": payload.digest}
         await self._drain()
         return await self.messages.carry(replace(request, header=header, payload=payload))
 
     # ------------------------------------------------------------ from the kernel
 
     async def _open(self, request: Request, reply: SocketReply) -> Response:
-        header, frames = reply
-        header.setdefault("digest", "none:")
+        header: ResponseHeader = {"digest": "none:", **reply[0]}  # the default is not sent
+        frames = reply[1]
         if frames is None:
             self._warn_once("shared memory cannot be mapped; large objects cross as messages")
             # The remote part keeps the frames, and the message lane fetches them.
-            unmapped = {**request.header, "op": "unmapped", "sizes": header["sizes"]}
+            sizes = header["sizes"]
+            unmapped: RequestHeader = {**request.header, "op": "unmapped", "sizes": sizes}
             kept, _ = await self._or_reason(self.client.ask(unmapped))
             raise_error(kept, ())
             header, frames = {**header, **kept}, []

@@ -16,7 +16,7 @@ from bridgehead._protocol.bootstrap import expression
 from bridgehead._protocol.request import execute_content
 from bridgehead._protocol.response import response_header
 from bridgehead._shipped.wire.digest import Buffer
-from bridgehead._shipped.wire.header import Header
+from bridgehead._shipped.wire.header import RequestHeader, ResponseHeader
 
 
 class InlineLane(Lane):
@@ -27,15 +27,16 @@ class InlineLane(Lane):
     reply_chunk = chunk
 
     async def cross(
-        self, header: Header, parts: Sequence[memoryview], subshell: str | None
-    ) -> tuple[Header, list[Buffer]]:
+        self, header: RequestHeader, parts: Sequence[memoryview], subshell: str | None
+    ) -> tuple[ResponseHeader, list[Buffer]]:
         data = base64.b64encode(b"".join(parts)).decode("ascii")
         content = execute_content(expression(self.name, header, data))
         reply = await self.transport.dispatcher.request(content, subshell=subshell, repeatable=True)
         reply_header = response_header(reply.content)
         try:
-            return reply_header, [base64.b64decode(reply_header.pop("data", ""), validate=True)]
+            part = base64.b64decode(reply_header.get("data", ""), validate=True)
         except binascii.Error as error:
             raise ReplyLost(f"the kernel's response is damaged: {error}") from None
         except (TypeError, ValueError) as error:
             raise ProtocolError(f"the data of the kernel's answer is no base64: {error}") from error
+        return {**reply_header, "data": ""}, [part]  # the text would double the memory

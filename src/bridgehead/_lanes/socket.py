@@ -15,14 +15,20 @@ import socket
 import tempfile
 from array import array
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hmac import compare_digest
 from itertools import count
 from typing import Any
 
 from bridgehead._errors import BridgeError
 from bridgehead._shipped.wire.errors import WireError
-from bridgehead._shipped.wire.header import PROTOCOL, PYTHON, Header
+from bridgehead._shipped.wire.header import (
+    PROTOCOL,
+    PYTHON,
+    DirectOffer,
+    RequestHeader,
+    ResponseHeader,
+)
 from bridgehead._shipped.wire.segments import Pool, Segment, segments_supported
 from bridgehead._shipped.wire.socket import SECRET, FrameSocket, peer
 from bridgehead._transports.dispatch import Dispatcher
@@ -30,7 +36,7 @@ from bridgehead._transports.state import KernelState
 
 CHUNK = 16 << 20  # bytes of small requests that cross together
 # Fields that are the same in every request: the socket thread adds them, and they are not sent.
-COMMON: Header = {
+COMMON: RequestHeader = {
     "protocol": PROTOCOL,
     "python": PYTHON,
     "digest": "none:",
@@ -41,7 +47,8 @@ COMMON: Header = {
 }
 BACKLOG = 128  # other processes that connect meanwhile must not keep the kernel out
 
-SocketReply = tuple[Header, list[memoryview] | None]  # None: this process could not map the frames
+# None: this process could not map the frames
+SocketReply = tuple[ResponseHeader, list[memoryview] | None]
 
 
 class SocketLost(BridgeError):
@@ -95,14 +102,14 @@ class SocketListener:
                 os.close(descriptor)
 
     @property
-    def offer(self) -> dict[str, Any]:
+    def offer(self) -> DirectOffer:
         """The fields of the handshake that say where to connect, and with which secret."""
         return {
             "path": f"/proc/{os.getpid()}/fd/{self._inode}",
             "secret": self._secret.hex(),
             "name": self.name,
-            "share": self._share,
-            "common": COMMON,
+            "share": float(self._share),
+            "common": {**COMMON},
         }
 
     def accept(self) -> socket.socket | None:
@@ -165,7 +172,7 @@ class SocketClient:
         return bool(self._waiting)
 
     def ask(
-        self, header: Header, frames: Sequence[Any] = (), segment: Segment | None = None
+        self, header: RequestHeader, frames: Sequence[Any] = (), segment: Segment | None = None
     ) -> asyncio.Future[SocketReply]:
         """Send a request; return a future of its reply, or of ``SocketLost``.
 
@@ -234,7 +241,7 @@ class SocketClient:
     def _send(
         self,
         serial: int,
-        header: Header,
+        header: Mapping[str, Any],
         sizes: Sequence[int] = (),
         frames: Sequence[Any] = (),
         segment: Segment | None = None,

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from types import CodeType
 
 from bridgehead._shipped.remote.bootstrap import compiler
-from bridgehead._shipped.wire.header import Header
+from bridgehead._shipped.wire.header import RequestHeader
 
 SHIPPED = (  # in this order, they become one module in the kernel
     "remote/bootstrap.py",
@@ -119,7 +119,12 @@ _INSTALL = (
 
 
 def expression(
-    lane: str, header: Header, data: str = "", *, install: bool = False, in_buffers: bool = False
+    lane: str,
+    header: RequestHeader,
+    data: str = "",
+    *,
+    install: bool = False,
+    in_buffers: bool = False,
 ) -> str:
     """Return the Python expression with which the remote part serves one message of a request.
 

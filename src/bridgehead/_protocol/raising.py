@@ -23,7 +23,7 @@ from bridgehead._errors import (
     ReplyLost,
     UntrustedPayload,
 )
-from bridgehead._shipped.wire.header import PYTHON, Header
+from bridgehead._shipped.wire.header import PYTHON
 from bridgehead._shipped.wire.pickling import decode
 
 
@@ -60,7 +60,7 @@ def too_large(nbytes: object, limit: int | None) -> PayloadTooLarge:
 
 
 def raise_error(
-    header: Header,
+    header: Mapping[str, Any],
     frames: Sequence[memoryview],
     limit: int | None = None,
     *,
@@ -122,7 +122,7 @@ def raise_error(
     raise ProtocolError(message)
 
 
-def _raise_remote(error: Header, frames: Sequence[memoryview]) -> NoReturn:
+def _raise_remote(error: Mapping[str, Any], frames: Sequence[memoryview]) -> NoReturn:
     remote = remote_error(error)
     cause = None
     if frames and error.get("code_of") in (None, PYTHON):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bridgehead._protocol.payload import EMPTY, Payload
-from bridgehead._shipped.wire.header import BATCHABLE, PROTOCOL, PYTHON, Header
+from bridgehead._shipped.wire.header import BATCHABLE, PROTOCOL, PYTHON, RequestHeader
 
 _ID_PREFIX = f"{uuid.uuid4().hex}-"  # makes the ids of requests unique across processes
 _numbers = itertools.count()
@@ -36,7 +36,7 @@ class Request:
         delivered: whether the remote part has the frames already, from a broadcast.
     """
 
-    header: Header
+    header: RequestHeader
     payload: Payload = EMPTY
     limit: int | None = None
     report: Callable[[int, int], object] = lambda done, total: None
@@ -71,13 +71,13 @@ def execute_content(expression: str) -> dict[str, Any]:
     }
 
 
-def header(operation: str, payload: Payload = EMPTY, *, epoch: str, **fields: Any) -> Header:
+def header(operation: str, payload: Payload = EMPTY, *, epoch: str, **fields: Any) -> RequestHeader:
     """Return the header of a whole request, whose payload is signed.
 
     A field that is None is left out. For each message a lane makes a header of its own, with
     ``at`` and the part of the digest that covers the message.
     """
-    return {
+    whole: Any = {
         "protocol": PROTOCOL,
         "op": operation,
         "id": f"{_ID_PREFIX}{os.getpid():x}-{next(_numbers):x}",  # the pid: of a forked child
@@ -89,6 +89,8 @@ def header(operation: str, payload: Payload = EMPTY, *, epoch: str, **fields: An
         "chunk": 0,
         **{name: value for name, value in fields.items() if value is not None},
     }
+    made: RequestHeader = whole
+    return made
 
 
 def may_batch(header: Mapping[str, Any]) -> bool:

@@ -26,11 +26,12 @@ from bridgehead._protocol.raising import as_object, as_text, remote_error, too_l
 from bridgehead._protocol.request import KEY, Request
 from bridgehead._shipped.wire.digest import Buffer
 from bridgehead._shipped.wire.errors import TooLarge, WireError
-from bridgehead._shipped.wire.header import MIME, Header
+from bridgehead._shipped.wire.header import MIME, ResponseHeader, fits, kinds
 from bridgehead._shipped.wire.transfer import CompleteTransfer, Inbox
 
 ERROR_LIMIT = 1 << 20  # bytes that an error may have; the caller's max_bytes is for values
 NO_SUBSHELL = "UnknownSubshellError"  # the name of ipykernel's error
+_RESPONSE = kinds(ResponseHeader)
 
 
 class NotServed(BridgeError):
@@ -53,7 +54,7 @@ class Response:
         lane: the name of the lane that carried the request.
     """
 
-    header: Header
+    header: ResponseHeader
     request: Request
     inbox: Inbox | CompleteTransfer
     parts: list[Buffer] = field(default_factory=list)
@@ -71,7 +72,7 @@ class Response:
         return self.inbox.received < self.inbox.total
 
 
-def response_header(content: Mapping[str, Any]) -> Header:
+def response_header(content: Mapping[str, Any]) -> ResponseHeader:
     """Return the response header from the content of an ``execute_reply``.
 
     Raises:
@@ -99,14 +100,14 @@ def response_header(content: Mapping[str, Any]) -> Header:
     return parse_header(text)
 
 
-def parse_header(text: str) -> Header:
+def parse_header(text: str) -> ResponseHeader:
     """Return the response header from its text.
 
     Raises:
         ProtocolError: the text is no header.
     """
     try:
-        header = json.loads(text)
+        header: ResponseHeader = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
         raise ProtocolError(f"the response header is not valid JSON: {error}") from error
     if not isinstance(header, dict):
@@ -115,63 +116,30 @@ def parse_header(text: str) -> Header:
     return header
 
 
-# The fields that a response must have, with their types; see ``check_fields``.
-GREETING = {
-    "epoch": str,
-    "python": [int],
-    "executable": str,
-    "versions": {str: str},
-    "pid": int,
-    "cwd": str,
-    "orphans": [str],
-    "direct": (str, None),
-    "in_main_thread": (bool, None),
-}
-NAME = {"name": str, "type": str, "shape": ([int], None), "len": (int, None), "bytes": (int, None)}
-
-
-def check_fields(value: Any, kind: Any, operation: str) -> Any:
-    """Return ``value``, which comes from a response, if it is of the given kind.
-
-    A kind is a type, or None, or a tuple of kinds of which one must fit. ``[kind]`` stands for a
-    list whose items are of that kind, ``{str: kind}`` for an object whose values are. Any other
-    dict stands for an object with these fields, each of its kind.
+def check_fields(header: ResponseHeader, operation: str, *fields: str) -> None:
+    """Check that a response has these fields, and that each is of its kind.
 
     Raises:
-        ProtocolError: the value is of another kind.
+        ProtocolError: a field is missing or of another kind.
     """
-    if not _fits(value, kind):
+    if not fits(header, {field: _RESPONSE[field] for field in fields}):
         raise ProtocolError(f"the response to {operation} does not have the expected fields")
-    return value
 
 
-def _fits(value: Any, kind: Any) -> bool:
-    if isinstance(kind, tuple):
-        return any(_fits(value, one) for one in kind)
-    if isinstance(kind, list):
-        return type(value) is list and all(_fits(item, kind[0]) for item in value)
-    if not isinstance(kind, dict):
-        return value is None if kind is None else type(value) is kind
-    if type(value) is not dict:
-        return False
-    if str in kind:
-        return all(_fits(item, kind[str]) for item in value.values())
-    return all(_fits(value.get(field), one) for field, one in kind.items())
-
-
-def greeting(header: Header) -> Header:
+def greeting(header: ResponseHeader) -> ResponseHeader:
     """Return the response to the handshake, checked.
 
     Raises:
         ProtocolError: a field is missing or of the wrong kind.
     """
-    check_fields(header, GREETING, "the handshake")
+    fields = "epoch", "python", "executable", "versions", "pid", "cwd", "orphans"
+    check_fields(header, "the handshake", *fields, "direct", "in_main_thread")
     if len(header["python"]) != len(sys.version_info[:3]):
         raise ProtocolError("the Python version in the handshake does not have three numbers")
     return header
 
 
-def open_response(header: Header, limit: int | None = None) -> Inbox:
+def open_response(header: ResponseHeader, limit: int | None = None) -> Inbox:
     """Return an inbox for the frames of a response.
 
     Raises:
@@ -188,7 +156,7 @@ def open_response(header: Header, limit: int | None = None) -> Inbox:
         raise ProtocolError(f"the response header has no valid frame sizes: {error!r}") from error
 
 
-def add_chunk(header: Header, inbox: Inbox, at: int, parts: Iterable[Buffer]) -> None:
+def add_chunk(header: ResponseHeader, inbox: Inbox, at: int, parts: Iterable[Buffer]) -> None:
     """Add a chunk of a response to its inbox, and check it against the digest in ``header``.
 
     Any thread may call this; an event loop in another thread keeps running meanwhile.
@@ -215,7 +183,7 @@ def close_response(inbox: Inbox) -> list[memoryview]:
 
 
 def split_batch(
-    header: Header, frames: Sequence[memoryview], requests: Sequence[Request]
+    header: ResponseHeader, frames: Sequence[memoryview], requests: Sequence[Request]
 ) -> list[Response | BridgeError]:
     """Return the responses of a batch, each with those of its frames that came in this message.
 

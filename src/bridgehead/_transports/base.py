@@ -16,7 +16,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
 from bridgehead._errors import BridgeClosed, BridgeError
-from bridgehead._shipped.wire.header import Header
+from bridgehead._shipped.wire.header import ResponseHeader
 from bridgehead._transports.dispatch import Dispatcher
 from bridgehead._transports.messages import Messages
 from bridgehead._transports.quirks import Quirks, quirks_of
@@ -34,7 +34,7 @@ class Broadcaster(Protocol):
 
     def broadcast(
         self, engines: Sequence[Any], expression: str, parts: Sequence[Any]
-    ) -> list[asyncio.Future[Header]]: ...
+    ) -> list[asyncio.Future[ResponseHeader]]: ...
 
 
 class Transport(ABC):

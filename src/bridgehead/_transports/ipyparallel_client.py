@@ -27,7 +27,7 @@ from bridgehead._errors import BridgeError, TransportError
 from bridgehead._protocol.bootstrap import SYS
 from bridgehead._protocol.response import parse_header
 from bridgehead._shipped.wire.frames import coalesce
-from bridgehead._shipped.wire.header import Header
+from bridgehead._shipped.wire.header import ResponseHeader
 from bridgehead._transports.base import Transport
 from bridgehead._transports.state import KernelState
 from bridgehead._transports.tasks import retrieve_exception
@@ -217,7 +217,7 @@ class IpyparallelClient:
 
     def broadcast(
         self, engines: Sequence[EngineSubscriber], expression: str, parts: Sequence[Any]
-    ) -> list[asyncio.Future[Header]]:
+    ) -> list[asyncio.Future[ResponseHeader]]:
         """Have several engines evaluate one expression; return the header of each response.
 
         The returned futures are in the order of the engines. One copy leaves this process;
@@ -228,14 +228,14 @@ class IpyparallelClient:
             TransportError: the client was closed.
         """
         client = self.client
-        headers: list[asyncio.Future[Header]] = []
+        headers: list[asyncio.Future[ResponseHeader]] = []
 
         def add_requests(whole: Any) -> None:
             for engine in engines:
                 request = f"{whole.msg_id}_{engine.identity}"
                 child, _ = client.create_message_futures(request, whole.header, async_result=True)
                 self._add_outstanding(engine.identity, request)
-                future: asyncio.Future[Header] = self.loop.create_future()
+                future: asyncio.Future[ResponseHeader] = self.loop.create_future()
                 future.add_done_callback(retrieve_exception)
                 headers.append(future)
                 child.add_done_callback(
@@ -273,7 +273,7 @@ class IpyparallelClient:
         self.client.outstanding.add(request)
         self.client._outstanding_dict[identity].add(request)
 
-    def _arrived(self, done: Any, future: asyncio.Future[Header]) -> None:
+    def _arrived(self, done: Any, future: asyncio.Future[ResponseHeader]) -> None:
         _forget(self.client, done.msg_id)
         if future.done():
             return

@@ -65,7 +65,7 @@ def remaining_code(
             return code
         sources = str(parts[1], "utf-8").split("\0")
     filename = remaining_code.__code__.co_filename
-    return [compile(source, filename, "exec") for source in sources]
+    return [compile(source, filename, "exec", dont_inherit=True) for source in sources]
 
 
 def install(module: Any, scope: Any, how: Any) -> Any:

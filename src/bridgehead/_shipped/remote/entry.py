@@ -21,7 +21,7 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.server import Remote
     from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.frames import messages
-    from bridgehead._shipped.wire.header import MIME, PROBE, Header
+    from bridgehead._shipped.wire.header import MIME, PROBE
 
 
 class MimeReply:
@@ -30,14 +30,14 @@ class MimeReply:
     def __init__(self, text: str) -> None:
         self.text = text
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Header:
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         return {"text/plain": "", MIME: self.text}
 
 
 _remotes: dict[int, Remote] = {}  # by id of the namespace's dict, which its Remote keeps alive
 
 
-def enter(scope: Header, lane: str, header_text: str, data: str = "") -> MimeReply:
+def enter(scope: dict[str, Any], lane: str, header_text: str, data: str = "") -> MimeReply:
     """Serve one message of a request; ``scope`` is the dict that the expression runs in."""
     remote = _remotes.get(id(scope))
     if remote is None:
@@ -65,21 +65,21 @@ def carry_message(remote: Remote, lane: str, header_text: str, data: str) -> Mim
         # Buffers are judged by what happens, not by versions: this one must have arrived, and
         # sending one back must work.
         response, _ = remote.receive(header, ())
-        response["buffers"] = [bytes(part) for part in parts[:1]] == [PROBE]
+        arrived = [bytes(part) for part in parts[:1]] == [PROBE]
         try:
             remote.kernel.send([memoryview(PROBE)])
         except Exception:
-            response["buffers"] = False
-        return MimeReply(dumps(response))
+            arrived = False
+        return MimeReply(dumps({**response, "buffers": arrived}))
     response, frames = remote.receive(header, parts)
     if lane == "inline":
-        response["data"] = b64encode(b"".join(frames)).decode("ascii")
+        response = {**response, "data": b64encode(b"".join(frames)).decode("ascii")}
     elif frames:
         for message in messages(frames):
             remote.kernel.send(message)
     return MimeReply(dumps(response))
 
 
-def leave(scope: Header) -> None:
+def leave(scope: dict[str, Any]) -> None:
     """Forget a namespace; loopback needs this, because its process lives on."""
     _remotes.pop(id(scope), None)

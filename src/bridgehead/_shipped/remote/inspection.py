@@ -12,23 +12,27 @@ import sys
 from typing import Any, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
-    from bridgehead._shipped.wire.header import Header
+    from bridgehead._shipped.wire.header import NameDescription
 
 # Modules whose types give their shape, len and size without running a user's code.
 _KNOWN = {"builtins", "collections", "array", "numpy", "pandas", "torch", "polars", "pyarrow"}
 
 
-def describe(name: str, value: Any) -> Header:
+def describe(name: str, value: Any) -> NameDescription:
     """Return name, type, shape or length, and bytes of a value.
 
     The bytes of a plain container are its own, without its items.
     """
     kind = type(value)
     module = str(kind.__module__).partition(".")[0]
-    description: Header = {"name": name, "type": kind.__qualname__, "shape": None, "len": None}
-    description["bytes"] = None
-    if module not in ("builtins", "__main__"):
-        description["type"] = module + "." + kind.__qualname__
+    prefix = "" if module in ("builtins", "__main__") else module + "."
+    description: NameDescription = {
+        "name": name,
+        "type": prefix + kind.__qualname__,
+        "shape": None,
+        "len": None,
+        "bytes": None,
+    }
     if module not in _KNOWN or kind in (type(describe), type):
         return description
     try:
@@ -79,11 +83,11 @@ def installed_version(distribution: Any) -> str:
     return str(distribution.version)
 
 
-def versions(packages: Sequence[str]) -> Header:
+def versions(packages: Sequence[str]) -> dict[str, str]:
     """Return installed versions, without importing anything into the user's kernel."""
     from importlib import metadata
 
-    found: Header = {}
+    found: dict[str, str] = {}
     for package in packages:
         module = sys.modules.get(package)
         version = getattr(module, "__version__", None)

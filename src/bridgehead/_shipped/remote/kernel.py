@@ -15,7 +15,7 @@ from typing import Any
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.bootstrap import find_shell, is_ipykernel, message_buffers
     from bridgehead._shipped.wire.frames import coalesce
-    from bridgehead._shipped.wire.header import DATA_MESSAGE, Header
+    from bridgehead._shipped.wire.header import DATA_MESSAGE
 
 
 class Stream:
@@ -49,7 +49,7 @@ class Kernel:
     do not count.
     """
 
-    def __init__(self, scope: Header) -> None:
+    def __init__(self, scope: dict[str, Any]) -> None:
         self.globals = scope
         self.shell = find_shell(scope)
         self._thread = _get_ident()  # of the cells; see ``note_thread``

@@ -19,7 +19,12 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import TooLarge, WireError
     from bridgehead._shipped.wire.frames import check_size
-    from bridgehead._shipped.wire.header import PYTHON, Header
+    from bridgehead._shipped.wire.header import (
+        PYTHON,
+        ErrorDescription,
+        HeaderAndFrames,
+        RequestHeader,
+    )
     from bridgehead._shipped.wire.pickling import (
         CloudpickleMissing,
         CodeRefused,
@@ -49,7 +54,7 @@ class UserNamespace:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
 
-    def decode(self, header: Header, frames: Sequence[Buffer]) -> Any:
+    def decode(self, header: RequestHeader, frames: Sequence[Buffer]) -> Any:
         """Unpickle the payload of a request."""
         if not frames:
             raise WireError("protocol", "the request has no payload")
@@ -76,7 +81,7 @@ class UserNamespace:
             ) from error
 
     def encode(
-        self, header: Header, value: Any, paths: Sequence[str], ran: bool
+        self, header: RequestHeader, value: Any, paths: Sequence[str], ran: bool
     ) -> tuple[list[memoryview], bool]:
         """Return the frames of results, still views of live objects, and whether they carry code.
 
@@ -164,7 +169,7 @@ class UserNamespace:
         similar = [match for name in names for match in get_close_matches(name, public, 3)]
         raise WireError("name", ", ".join(names), names=list(names), close=similar)
 
-    def evaluate_all(self, header: Header) -> tuple[list[memoryview], bool]:
+    def evaluate_all(self, header: RequestHeader) -> tuple[list[memoryview], bool]:
         """Return the values of expressions in one pickle, all evaluated before any is pickled.
 
         The pickle is of a tuple; or, if the request has names for the values, of a dict, which
@@ -190,10 +195,12 @@ def codec_function(name: str) -> Any:
     return function
 
 
-def error_response(error: BaseException) -> tuple[Header, list[memoryview]]:
+def error_response(error: BaseException) -> HeaderAndFrames:
     """Return the response that reports an error; its frames are the exception, if it pickles."""
     if isinstance(error, WireError):
-        return {"error": dict(error.details, kind=error.kind, message=str(error))}, []
+        details: Any = error.details
+        description: ErrorDescription = {"kind": error.kind, "message": str(error)}
+        return {"error": {**details, **description}}, []
     if isinstance(error, CloudpickleMissing):
         message = "it is needed to pickle %s" % error
         where = sys.executable
@@ -220,7 +227,7 @@ def error_response(error: BaseException) -> tuple[Header, list[memoryview]]:
         lines = traceback.format_exception(type(error), error, error.__traceback__)
     except Exception:
         lines = ["%s\n" % type(error).__name__]
-    description: Header = {
+    description = {
         "kind": "remote",
         "ename": type(error).__name__,
         "evalue": message,
@@ -228,8 +235,7 @@ def error_response(error: BaseException) -> tuple[Header, list[memoryview]]:
     }
     try:
         frames, carries_code = encode(error)
-        description["code_of"] = PYTHON if carries_code else None
-        return {"error": description}, frames
+        return {"error": {**description, "code_of": PYTHON if carries_code else None}}, frames
     except Exception:
         return {"error": description}, []
 

@@ -16,7 +16,7 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.namespace import UserNamespace
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import WireError
-    from bridgehead._shipped.wire.header import Header
+    from bridgehead._shipped.wire.header import HeaderAndFrames, RequestHeader
 
 
 class CellRunning(Exception):
@@ -29,7 +29,7 @@ class Operations:
     def __init__(self, kernel: Kernel, values: UserNamespace) -> None:
         self.kernel, self.values = kernel, values
 
-    def require_no_cell(self, header: Header, running: bool = False) -> None:
+    def require_no_cell(self, header: RequestHeader, running: bool = False) -> None:
         """Raise ``CellRunning`` if a cell runs, or one began since the request was received.
 
         No operation may take effect in the middle of a cell.
@@ -37,7 +37,7 @@ class Operations:
         if running or header.get("cells_begun") not in (None, self.kernel.begun):
             raise CellRunning
 
-    def bind(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+    def bind(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
         """Bind all names or none: everything that can fail comes before the one ``update``."""
         names = header["names"]
         values = self.values.decode(header, frames)
@@ -48,12 +48,12 @@ class Operations:
         self.kernel.namespace.update(values)
         return {}, []
 
-    def fetch(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+    def fetch(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
         """Return the values of expressions."""
         out, carries_code = self.values.evaluate_all(header)
         return ({"code": True} if carries_code else {}), out
 
-    def call(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+    def call(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
         """Run a shipped function; return its value, or keep it in the kernel under a name."""
         payload = self.values.decode(header, frames)
         if type(payload) is not tuple or len(payload) != 3:
@@ -65,7 +65,7 @@ class Operations:
             return {}, []
         return {}, self.values.encode(header, (value,), ("the result",), True)[0]
 
-    def drop(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+    def drop(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
         """Delete all names or none."""
         namespace = self.kernel.namespace
         names = list(dict.fromkeys(header["names"]))
@@ -78,7 +78,7 @@ class Operations:
         values.clear()
         return {}, []
 
-    def names(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+    def names(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
         """Describe what ``%who`` shows, of the names that match; run no user's repr."""
         pattern = header["pattern"]
         found = [
@@ -88,6 +88,6 @@ class Operations:
         ]
         return {"names": sorted(found, key=lambda description: description["name"])}, []
 
-    def has(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+    def has(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
         """Return whether a name is bound."""
         return {"has": header["name"] in self.kernel.namespace}, []

@@ -14,6 +14,7 @@ from typing import Any, Iterator
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.inspection import runs
+    from bridgehead._shipped.wire.header import Subshell
 
 IDLE_SUBSHELL = 600.0  # seconds after which an unused subshell counts as an orphan
 
@@ -26,16 +27,13 @@ class SubshellTable:
         self.known: dict[str, tuple[Any, Any, Any]] = {}
 
     @contextmanager
-    def in_use(self, owner: Any) -> Iterator[None]:
+    def in_use(self, owner: Subshell) -> Iterator[None]:
         """Record a subshell and its owner, and that it is busy inside the ``with`` block."""
-        if type(owner) is not dict or type(owner.get("id")) is not str:
-            yield
-            return
-        self.known[owner["id"]] = (owner.get("host"), owner.get("pid"), None)
+        self.known[owner["id"]] = (owner["host"], owner["pid"], None)
         try:
             yield
         finally:
-            self.known[owner["id"]] = (owner.get("host"), owner.get("pid"), monotonic())
+            self.known[owner["id"]] = (owner["host"], owner["pid"], monotonic())
 
     def orphans(self) -> list[str]:
         """Return the idle subshells whose bridge has ended or is idle for long, each once.

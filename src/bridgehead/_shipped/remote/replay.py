@@ -17,7 +17,7 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.frames import SHARE_FROM, cut, digest, snapshot
-    from bridgehead._shipped.wire.header import Header
+    from bridgehead._shipped.wire.header import HeaderAndFrames, RequestHeader, ResponseHeader
     from bridgehead._shipped.wire.transfer import CompleteTransfer, Inbox, Outbox
 
 UNFINISHED = 4 << 30  # bytes of unfinished transfers; beyond it the oldest are dropped
@@ -37,7 +37,9 @@ class TransferTable:
 
     # ------------------------------------------------------------ requests
 
-    def assemble(self, header: Header, parts: Sequence[Buffer], thread: SocketThread | None) -> Any:
+    def assemble(
+        self, header: RequestHeader, parts: Sequence[Buffer], thread: SocketThread | None
+    ) -> Any:
         """Add one message to its request's inbox, and take the inbox out of the table.
 
         ``thread`` is the socket thread that received the message, if it came over a direct lane.
@@ -51,7 +53,7 @@ class TransferTable:
         inbox.write(header["at"], parts, header["digest"])
         return inbox
 
-    def defer(self, header: Header, inbox: Any) -> tuple[Header, Any]:
+    def defer(self, header: RequestHeader, inbox: Any) -> tuple[ResponseHeader, Any]:
         """Put a request back as if it had not run; the client sends it again, as a message."""
         self.done.pop(header["id"], None)
         self.inboxes[header["id"]] = inbox
@@ -68,7 +70,7 @@ class TransferTable:
         while len(self.done) > REPLAY_WINDOW:
             self.done.popitem(last=False)  # one step, because subshells call this in other threads
 
-    def repeat_response(self, header: Header) -> tuple[Header, list[memoryview]]:
+    def repeat_response(self, header: RequestHeader) -> HeaderAndFrames:
         """Respond to a message that comes again because the connection broke meanwhile."""
         if header["op"] == "chunk":
             return {}, []
@@ -76,17 +78,17 @@ class TransferTable:
         if outbox is None or outbox.response is None:
             raise WireError("lost", "the request has run, and its response is no longer kept")
         outbox.touched = monotonic()
-        return dict(outbox.response), list(cut(outbox.frames, 0, header["chunk"]))
+        return outbox.response, list(cut(outbox.frames, 0, header["chunk"]))
 
     # ------------------------------------------------------------ responses
 
     def respond(
         self,
-        header: Header,
-        response: Header,
+        header: RequestHeader,
+        response: ResponseHeader,
         frames: list[memoryview],
         thread: SocketThread | None = None,
-    ) -> tuple[Header, Any]:
+    ) -> tuple[ResponseHeader, Any]:
         """Complete a response, with a snapshot of its frames, which may be live objects.
 
         Without a direct lane, the frames get a digest, and the message takes as many of them as
@@ -98,7 +100,7 @@ class TransferTable:
         way = thread or self.socket_threads.get(header.get("via") or "")
         if way is None:
             return self.cut_response(header, response, frames, header["chunk"])
-        response.update(sizes=sizes, digest=digest("none", frames))
+        response = {**response, "sizes": sizes, "digest": digest("none", frames)}
         if not frames:
             return response, []
         segment = None
@@ -114,8 +116,8 @@ class TransferTable:
         return response, []
 
     def cut_response(
-        self, header: Header, response: Header, frames: list[memoryview], limit: int
-    ) -> tuple[Header, list[memoryview]]:
+        self, header: RequestHeader, response: ResponseHeader, frames: list[memoryview], limit: int
+    ) -> HeaderAndFrames:
         """Return as many bytes as one message takes, with a digest; keep the rest for later ones.
 
         A resumable response is kept whole: the client may ask for all of it again.
@@ -124,20 +126,22 @@ class TransferTable:
         total, parts = sum(sizes), frames
         if total > limit:
             parts = list(cut(frames, 0, limit))
-        response.update(sizes=sizes, digest=self.digest_for(header, parts))
+        response = {**response, "sizes": sizes, "digest": self.digest_for(header, parts)}
         if "numpy" in sys.modules:
-            response["sums"] = True
+            response = {**response, "sums": True}
         if total > limit or header.get("resumable"):
             outbox = self.outboxes[header["id"]] = Outbox(frames, sizes)
-            outbox.response = dict(response) if header.get("resumable") else None
+            outbox.response = response if header.get("resumable") else None
         return response, parts
 
-    def digest_for(self, header: Header, parts: Sequence[Buffer]) -> str:
+    def digest_for(self, header: RequestHeader, parts: Sequence[Buffer]) -> str:
         """Return the digest of parts of a response, by the algorithm of the request."""
         algorithm = header["digest"].partition(":")[0]
         return digest("crc32" if algorithm == "none" else algorithm, parts)
 
-    def next_chunk(self, header: Header, thread: SocketThread | None) -> tuple[Header, Any]:
+    def next_chunk(
+        self, header: RequestHeader, thread: SocketThread | None
+    ) -> tuple[ResponseHeader, Any]:
         """Return another chunk of a long response; all frames of it over a direct lane."""
         outbox = self.outboxes.get(header["id"])
         if outbox is None or outbox.owner is not thread:

@@ -26,7 +26,14 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.frames import digest, snapshot
-    from bridgehead._shipped.wire.header import BATCHABLE, Header, check
+    from bridgehead._shipped.wire.header import (
+        BATCHABLE,
+        DirectOffer,
+        HeaderAndFrames,
+        RequestHeader,
+        ResponseHeader,
+        check,
+    )
 
 _codec_lock = Lock()  # subshells serve requests in threads of their own
 
@@ -65,15 +72,16 @@ class Remote:
     # ------------------------------------------------------------ one request
 
     def receive(
-        self, header: Header, parts: Sequence[Buffer], thread: SocketThread | None = None
-    ) -> tuple[Header, Any]:
+        self, fields: Any, parts: Sequence[Buffer], thread: SocketThread | None = None
+    ) -> tuple[ResponseHeader, Any]:
         """Receive one message of a request; run the request when it is whole, and respond.
 
-        ``thread`` is the socket thread that received the message, if it came over a direct lane.
-        The frames of the response may then be a segment.
+        ``fields`` is its header, not checked yet. ``thread`` is the socket thread that received
+        the message, if it came over a direct lane. The frames of the response may then be a
+        segment.
         """
         try:
-            check(header)
+            header = check(fields)
         except WireError as error:
             return self.refused(error), []
         if header.get("subshell") is None:
@@ -82,8 +90,8 @@ class Remote:
             return self.serve(header, parts, thread)
 
     def serve(
-        self, header: Header, parts: Sequence[Buffer], thread: SocketThread | None
-    ) -> tuple[Header, Any]:
+        self, header: RequestHeader, parts: Sequence[Buffer], thread: SocketThread | None
+    ) -> tuple[ResponseHeader, Any]:
         """Serve one message whose header was checked; see ``receive``."""
         transfers, operation, inbox = self.transfers, header["op"], None
         try:
@@ -112,7 +120,7 @@ class Remote:
             # time: it notes which cell began last, and an operation checks again before it takes
             # effect.
             if thread is not None and not header.get("now"):
-                header["cells_begun"] = self.kernel.begun
+                header = {**header, "cells_begun": self.kernel.begun}
                 self.operations.require_no_cell(header, self.kernel.may_run_cell)
             # Take the frames before the id is recorded: the client may send a request again that
             # arrived damaged.
@@ -147,7 +155,7 @@ class Remote:
                 self.kernel.follow_cells(False)
         self.transfers.drop_owned_by(thread)
 
-    def handle(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+    def handle(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
         """Perform an operation, the same for every lane."""
         operation: Any = self.table.get(header["op"])
         if operation is None:
@@ -155,14 +163,14 @@ class Remote:
         response, out = operation(header, frames)
         return response, out
 
-    def refused(self, error: WireError) -> Header:
+    def refused(self, error: WireError) -> ResponseHeader:
         """Return the response to a malformed request: an error, and no frames."""
         response, _ = error_response(error)
-        return dict(response, sizes=[], digest=digest("crc32", ()))
+        return {**response, "sizes": [], "digest": digest("crc32", ())}
 
     # ------------------------------------------------------------ the operations of the server
 
-    def hello(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+    def hello(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
         """Describe this kernel, and connect a direct lane if the client offers one."""
         self.kernel.note_thread()
         return {
@@ -180,12 +188,12 @@ class Remote:
             "direct": self.join(header.get("direct")),
         }, []
 
-    def join(self, offer: Any) -> str | None:
+    def join(self, offer: DirectOffer | None) -> str | None:
         """Connect to the socket that a client offers; return the reason if that is impossible.
 
         Return None without an offer, and an empty string on success.
         """
-        if type(offer) is not dict:
+        if offer is None:
             return None
         with self.socket_threads_lock:
             if not self.kernel.follow_cells(True):
@@ -195,9 +203,7 @@ class Remote:
                 self.kernel.follow_cells(False)
         return why
 
-    def load_codec(
-        self, header: Header, frames: Sequence[Buffer]
-    ) -> tuple[Header, list[memoryview]]:
+    def load_codec(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
         """Load the data-only codec: its sources are the frames, and run in this module."""
         with _codec_lock:
             if "decode_data" not in globals():
@@ -205,25 +211,26 @@ class Remote:
                     exec(compile(str(frame, "utf-8"), FILENAME, "exec"), globals())
         return {}, []
 
-    def batch(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+    def batch(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
         """Run small requests that crossed together, in order, each all or nothing by itself.
 
         Once the responses fill a message, the remaining requests do not run: their responses
         ask the client to send them again.
         """
-        for request in header["requests"]:
-            check(request)
-            if request["op"] not in BATCHABLE:
-                raise WireError("protocol", "%s cannot be in a batch" % request["op"])
-        responses: list[Header] = []
+        for one in header["requests"]:
+            check(one)
+            if one["op"] not in BATCHABLE:
+                raise WireError("protocol", "%s cannot be in a batch" % one["op"])
+        responses: list[ResponseHeader] = []
         out: list[memoryview] = []
         at, room = 0, header["chunk"]
-        for request in header["requests"]:
+        for one in header["requests"]:
             if room <= 0:
                 responses.append({"retry": True})
                 continue
-            count = len(request["sizes"])
-            request["cells_begun"] = header.get("cells_begun")
+            count = len(one["sizes"])
+            begun = header.get("cells_begun")
+            request: RequestHeader = {**one, "chunk": room, "cells_begun": begun}
             try:
                 response, parts = self.handle(request, frames[at : at + count])
                 if request["op"] == "fetch":
@@ -239,16 +246,13 @@ class Remote:
             except BaseException as error:
                 response, parts = error_response(error)
             at += count
-            response, parts = self.transfers.respond(dict(request, chunk=room), response, parts)
-            response["parts"] = len(parts)
-            responses.append(response)
+            response, parts = self.transfers.respond(request, response, parts)
+            responses.append({**response, "parts": len(parts)})
             out += parts
             room -= sum(part.nbytes for part in parts)
         return {"responses": responses}, out
 
-    def interrupt(
-        self, header: Header, frames: Sequence[Buffer]
-    ) -> tuple[Header, list[memoryview]]:
+    def interrupt(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
         """Interrupt the request that a socket thread serves; SIGINT does not reach it."""
         thread = self.socket_threads.get(str(header.get("server")))
         if thread is not None:

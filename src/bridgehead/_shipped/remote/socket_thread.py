@@ -18,7 +18,7 @@ from typing import Any, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.errors import WireError
-    from bridgehead._shipped.wire.header import Header
+    from bridgehead._shipped.wire.header import DirectOffer, ResponseHeader
     from bridgehead._shipped.wire.segments import Pool, Segment, segments_supported
     from bridgehead._shipped.wire.socket import SECRET, FrameSocket, peer
 
@@ -54,7 +54,7 @@ class SocketThread:
         self.remote, self.channel, self.name, self.welcome = remote, channel, name, welcome
         self.last: tuple[str, Segment] | None = None  # id and segment of the last shared response
         self.at_work = False
-        self.common: Header = {}  # the fields that are the same in all headers, and not sent
+        self.common: Any = {}  # the fields that are the same in all headers, and not sent
         self.thread = OwnThread(self)
 
     # ------------------------------------------------------------ the thread
@@ -109,7 +109,7 @@ class SocketThread:
             wait = pack("ll", int(seconds), int(seconds % 1 * 1e6))
             self.channel.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, wait)
 
-    def _respond(self, serial: int, fields: Header, frames: Any) -> None:
+    def _respond(self, serial: int, fields: Any, frames: Any) -> None:
         header = {**self.common, **fields}
         if frames is None:  # their segment could not be mapped
             self._send(serial, {"unmapped": True})
@@ -136,12 +136,13 @@ class SocketThread:
             raising(ctypes.c_ulong(self.thread.ident or 0), ctypes.py_object(KeyboardInterrupt))
 
     def _send(
-        self, serial: int, response: Header, frames: Sequence[Any] = (), segment: Any = None
+        self, serial: int, response: ResponseHeader, frames: Sequence[Any] = (), segment: Any = None
     ) -> None:
-        sizes = response.pop("sizes", ())
-        if response.get("digest") == "none:":  # the default on this lane
-            del response["digest"]
-        parts, files = self.channel.pack(serial, response, sizes, frames, segment)
+        fields = {**response}
+        sizes: Any = fields.pop("sizes", ())  # the prefix of the message has them
+        if fields.get("digest") == "none:":  # the default on this lane
+            del fields["digest"]
+        parts, files = self.channel.pack(serial, fields, sizes, frames, segment)
         send_all(self.channel.socket, parts, files)
 
     # ------------------------------------------------------------ responses in shared memory
@@ -167,16 +168,16 @@ class SocketThread:
         self.channel.lease_out(segment)
         return segment
 
-    def _without_segment(self, header: Header) -> Header:
+    def _without_segment(self, header: Any) -> ResponseHeader:
         """Keep a response for another lane's messages: the client could not map its segment."""
         last = self.last
         if last is None or last[0] != header.get("id"):
             error = WireError("integrity", "this response is no longer kept")
-            refused: Header = self.remote.refused(error)
+            refused: ResponseHeader = self.remote.refused(error)
             return refused
         self.last, frames = None, last[1].read(header["sizes"])
         self.channel.take_back(last[1], unmapped=True)
-        response: Header = self.remote.transfers.cut_response(header, {}, frames, 0)[0]
+        response: ResponseHeader = self.remote.transfers.cut_response(header, {}, frames, 0)[0]
         return response
 
 
@@ -195,7 +196,7 @@ def send_all(sock: socket.socket, parts: Sequence[Any], files: Sequence[int]) ->
             left[0] = left[0][sent:]
 
 
-def join(remote: Any, offer: Header) -> str:
+def join(remote: Any, offer: DirectOffer) -> str:
     """Connect to the client's socket and start a thread; return the reason if that fails, or ""."""
     if not segments_supported():
         return "this kernel's system or Python has no memfd with seals"

@@ -19,7 +19,12 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.frames import MESSAGE, digest
-    from bridgehead._shipped.wire.header import UPDATE_MESSAGE, Header
+    from bridgehead._shipped.wire.header import (
+        UPDATE_MESSAGE,
+        HeaderAndFrames,
+        RequestHeader,
+        ResponseHeader,
+    )
 
 # A watch that its client does not renew is dropped after this many seconds and this many cells:
 # one cell may run for hours, in which no client can renew.
@@ -30,7 +35,7 @@ IDLE_WATCH_CELLS = 10
 class Subscription:
     """A watched value: the state sent last, and the client that gets its updates."""
 
-    def __init__(self, header: Header, address: Any) -> None:
+    def __init__(self, header: RequestHeader, address: Any) -> None:
         self.header, self.address = header, address
         self.state: Any = None
         self.sent = 0  # number of updates sent
@@ -50,7 +55,7 @@ class SubscriptionTable:
         self.kernel, self.values, self.transfers = kernel, values, transfers
         self.known: dict[str, Subscription] = {}
 
-    def watch(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+    def watch(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
         """Return the value, and send it to the client after each cell that changes it.
 
         If the watch exists already, renew it. Return the value then only if the client has not
@@ -77,7 +82,7 @@ class SubscriptionTable:
             self.known[header["watch"]] = watch
         return response, out
 
-    def unwatch(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
+    def unwatch(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
         """End a watch."""
         self.forget(header["watch"])
         return {}, []
@@ -90,9 +95,9 @@ class SubscriptionTable:
             if not self.known:
                 self.kernel.shell.events.unregister("post_run_cell", self.cell_done)
 
-    def evaluate(self, watch: Subscription) -> tuple[Header, list[memoryview]]:
+    def evaluate(self, watch: Subscription) -> HeaderAndFrames:
         """Return a watched value or its error; nothing if it is what was sent last."""
-        response: Header = {}
+        response: ResponseHeader = {}
         try:
             frames, _ = self.values.evaluate_all(watch.header)
         except BaseException as error:
@@ -116,17 +121,19 @@ class SubscriptionTable:
             except BaseException:  # also an interrupt: nothing may show in the user's cell
                 continue
 
-    def send_update(self, watch: Subscription, response: Header, frames: list[memoryview]) -> None:
+    def send_update(
+        self, watch: Subscription, response: ResponseHeader, frames: list[memoryview]
+    ) -> None:
         """Send an update, and drop the unfetched rest of the one before."""
         self.transfers.discard(watch.latest())
         watch.sent += 1
         watch.repeated_for = None
-        chunk = min(watch.header["chunk"], MESSAGE)
-        header = dict(watch.header, id=watch.latest(), chunk=chunk, resumable=False)
+        chunk, update = min(watch.header["chunk"], MESSAGE), watch.latest()
+        header: RequestHeader = {**watch.header, "id": update, "chunk": chunk, "resumable": False}
         response, parts = self.transfers.respond(header, response, frames)
-        content = {"watch": watch.header["watch"], "update": watch.latest()}
+        content = {"watch": watch.header["watch"], "update": update}
         if watch.header.get("lane") == "inline":
-            response["data"] = b64encode(b"".join(parts)).decode("ascii")
+            response = {**response, "data": b64encode(b"".join(parts)).decode("ascii")}
             parts = []
         content["answer"] = dumps(response)
         self.kernel.send(parts, UPDATE_MESSAGE, content, watch.address)

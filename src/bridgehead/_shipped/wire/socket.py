@@ -18,13 +18,12 @@ from array import array
 from collections import deque
 from json import JSONDecoder, dumps
 from struct import Struct
-from typing import Any, Deque, Sequence, Tuple
+from typing import Any, Deque, Dict, Mapping, Sequence, Tuple
 from weakref import WeakSet
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.frames import allocate
-    from bridgehead._shipped.wire.header import Header
     from bridgehead._shipped.wire.segments import Pool, Segment, SegmentCache
 
 # serial, bytes of header, bytes of frames, segment, capacity of the segment; the counts of the
@@ -84,7 +83,7 @@ class FrameSocket:
     def pack(
         self,
         serial: int,
-        header: Header,
+        header: Mapping[str, Any],
         sizes: Sequence[int] = (),
         frames: Sequence[Any] = (),
         segment: Segment | None = None,
@@ -223,7 +222,7 @@ def _drain(numbers: Deque[int]) -> list[int]:
     return [numbers.popleft() for _ in range(len(numbers))]  # other threads may append meanwhile
 
 
-def _parse_header(text: bytearray) -> Header:
+def _parse_header(text: bytearray) -> Dict[str, Any]:
     try:
         decoded = text.decode()
         header, end = _decode(decoded)

@@ -144,7 +144,7 @@ class Outbox:
     def __init__(
         self,
         frames: list[memoryview],
-        sizes: Sequence[int],
+        sizes: list[int],
         owner: Any = None,
         segment: Any = None,
     ) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from bridgehead import RemoteError
+from bridgehead import ProtocolError, RemoteError
 from bridgehead._protocol import payload as _payload
 from support.bare import REMOTE, Space, later
 
@@ -58,21 +58,22 @@ def test_a_subshell_of_a_running_process_or_another_host_is_reported_by_its_age(
     for identity, pid, host in [
         ("alive", os.getpid(), None),
         ("elsewhere", ended, "another host"),
-        ("odd", "no pid", None),
     ]:
         space.ask("fetch", expressions=["x"], subshell=owner(identity, pid, host))
     assert orphans(space) == []
     with later(space, 601):
         space.ask("fetch", expressions=["x"], subshell=owner("alive", os.getpid()))
-        assert sorted(orphans(space)) == ["elsewhere", "odd"]
+        assert orphans(space) == ["elsewhere"]
     with later(space, 1203):
         assert orphans(space) == ["alive"]
 
 
-@pytest.mark.parametrize("odd", [None, 5, "s", [], {}, {"id": 5}, {"id": None}], ids=repr)
-def test_a_malformed_owner_is_ignored(space: Space, odd: Any) -> None:
+@pytest.mark.parametrize("odd", [5, "s", [], {}, {"id": 5}, owner("s", "no pid")], ids=repr)
+def test_a_request_with_a_malformed_owner_is_refused(space: Space, odd: Any) -> None:
     space.bind(x=1)
     header = space.header("fetch", expressions=["x"])
-    space.finish({**header, "subshell": odd})
+    with pytest.raises(ProtocolError, match="'subshell'"):
+        space.finish({**header, "subshell": odd})
+    space.finish({**header, "subshell": None})
     with later(space, 601):
         assert orphans(space) == []
