@@ -27,13 +27,14 @@ from bridgehead import (
 )
 from bridgehead._protocol import request as _request
 from bridgehead._protocol import response as _response
+from bridgehead._protocol.payload import empty
 from bridgehead._protocol.raising import raise_error
 from bridgehead._protocol.request import KEY
 from bridgehead._shipped.wire.header import MIME
 
 
 def header(**fields: Any) -> dict[str, Any]:
-    return _request.header("fetch", [], epoch="e", algorithm="crc32", **fields)
+    return _request.header("fetch", empty("crc32"), epoch="e", **fields)
 
 
 def content_of(response: Any) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from bridgehead._protocol import bootstrap as _bootstrap
 from bridgehead._protocol import payload as _payload
 from bridgehead._protocol import response as _response
 from bridgehead._protocol.raising import raise_error
-from bridgehead._protocol.request import KEY, batch_header, header
+from bridgehead._protocol.request import KEY, Request, batch, header
 from bridgehead._shipped.wire import frames as _frames
 from bridgehead._shipped.wire.frames import cut
 from support.elsewhere import Python, pythons
@@ -158,8 +158,9 @@ class Space:
     # -- one request
 
     def header(self, operation: str, frames: Sequence[memoryview] = (), **fields: Any) -> Header:
-        wanted = {"epoch": self.epoch, "algorithm": "sha256", "chunk": CHUNK, **fields}
-        return header(operation, frames, **wanted)
+        algorithm = fields.pop("algorithm", "sha256")
+        wanted = {"epoch": self.epoch, "chunk": CHUNK, **fields}
+        return header(operation, _payload.Payload(frames).signed(algorithm), **wanted)
 
     def finish(self, header: Header, data: bytes = b"", **how: Any) -> tuple[Header, list[Any]]:
         """Send the last message of a request; return its whole response or raise its error."""
@@ -223,17 +224,17 @@ class Space:
 
     def batch(self, *requests: tuple[Header, _payload.Payload], **fields: Any) -> list[Outcome]:
         """Send requests in one message; return their outcomes, None for one that did not run."""
-        frames = [frame for _, payload in requests for frame in payload.frames]
-        header = batch_header([header for header, _ in requests], frames)
-        response, parts = self.finish({**header, "chunk": CHUNK, **fields}, stream(frames))
-        responses = _response.split_batch(response, parts, [None] * len(requests))
+        each = [Request(header, payload) for header, payload in requests]
+        whole = batch(each, "sha256", chunk=CHUNK, **fields)
+        response, parts = self.finish(whole.header, stream(whole.frames))
+        responses = _response.split_batch(response, parts, each)
         return [self.outcome(*pair) for pair in zip(requests, responses, strict=True)]
 
     def outcome(
-        self, request: tuple[Header, _payload.Payload], opened: _response.PartialResponse | None
+        self, request: tuple[Header, _payload.Payload], opened: _response.Response | BridgeError
     ) -> Outcome:
-        if opened is None:
-            return None
+        if isinstance(opened, BridgeError):
+            return None if isinstance(opened, _response.NotServed) else opened
         response, inbox = opened.header, opened.inbox
         try:
             for at in range(inbox.received, inbox.total, CHUNK):

@@ -86,7 +86,11 @@ async def endless_cell(bridge: Bridge) -> AsyncIterator[None]:
     """Run a cell that ends, with KeyboardInterrupt, when the block interrupts it."""
     going = asyncio.Event()
     cell = asyncio.ensure_future(
-        bridge.run("print('going')\nwhile True: pass", on_output=lambda message: going.set())
+        # One statement: Spyder's kernel ignores an interrupt between two statements of a cell.
+        bridge.run(
+            "if print('going') is None:\n    while True: pass",
+            on_output=lambda message: going.set(),
+        )
     )
     await going.wait()
     yield

@@ -33,6 +33,8 @@ COLUMNS = (
 )
 FINDINGS = (IncompatiblePython, MissingInKernel, NotSupported)
 YES, NO = "yes", "–"
+# One statement: Spyder's kernel ignores an interrupt between two statements of a cell.
+ENDLESS = "if print('going', flush=True) is None:\n    while not go: time.sleep(0.01)"
 README = Path(__file__).parents[2] / "README.md"
 BEGIN = (
     "<!-- what tests/elsewhere/test_table.py saw; "
@@ -138,12 +140,7 @@ async def _watch(bridge: Bridge) -> str:
 async def _interrupt(bridge: Bridge) -> str:
     await bridge.push(go=False)
     going = asyncio.Event()
-    cell = asyncio.ensure_future(
-        bridge.run(
-            "print('going', flush=True)\nwhile not go: time.sleep(0.01)",
-            on_output=lambda message: going.set(),
-        )
-    )
+    cell = asyncio.ensure_future(bridge.run(ENDLESS, on_output=lambda message: going.set()))
     await going.wait()
     try:
         await bridge.interrupt()

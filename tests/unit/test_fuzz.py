@@ -32,8 +32,9 @@ from bridgehead._protocol import bootstrap as _bootstrap
 from bridgehead._protocol import payload as _payload
 from bridgehead._protocol import request as _request
 from bridgehead._protocol import response as _response
+from bridgehead._protocol.payload import Payload, empty
 from bridgehead._protocol.raising import raise_error
-from bridgehead._protocol.request import KEY
+from bridgehead._protocol.request import KEY, Request
 from bridgehead._shipped.wire import frames as _frames
 from bridgehead._shipped.wire import pickling as _pickling
 from bridgehead._shipped.wire.header import DATA_MESSAGE, MIME, UPDATE_MESSAGE
@@ -165,7 +166,7 @@ class RemotePart:
         self.cell = LoopbackKernel(self.sent)
         self.parts: list[bytes] = []
         self.scope = self.cell.user_ns
-        header = _request.header("hello", [], epoch="", algorithm="crc32")
+        header = _request.header("hello", empty("crc32"), epoch="")
         text = _bootstrap.expression("inline", header, install=True)
         response = json.loads(eval(text, self.scope)._repr_mimebundle_()[MIME])
         self.epoch: str = response["epoch"]
@@ -194,8 +195,9 @@ class RemotePart:
         return response
 
     def header(self, operation: str, frames: Sequence[memoryview] = (), **fields: Any) -> Header:
-        wanted = {"epoch": self.epoch, "algorithm": "crc32", "chunk": 1 << 16, **fields}
-        return _request.header(operation, frames, **wanted)
+        payload = Payload(frames).signed(fields.pop("algorithm", "crc32"))
+        wanted = {"epoch": self.epoch, "chunk": 1 << 16, **fields}
+        return _request.header(operation, payload, **wanted)
 
     def names(self) -> dict[str, int]:
         return {name: id(value) for name, value in self.scope.items()}
@@ -276,8 +278,9 @@ def valid_request(remote: RemotePart, operation: str) -> tuple[Header, list[memo
         return remote.header(operation, expressions=["a", "b"], watch="w", lane="inline"), []
     if operation == "batch":
         inner = [valid_request(remote, name) for name in ("bind", "fetch", "has", "names", "drop")]
-        frames = [frame for _, some in inner for frame in some]
-        return {**_request.batch_header([h for h, _ in inner], frames), "chunk": 1 << 16}, frames
+        requests = [Request(header, Payload(frames)) for header, frames in inner]
+        whole = _request.batch(requests, "crc32", chunk=1 << 16)
+        return whole.header, list(whole.frames)
     if operation in ("chunk", "next_chunk", "forget"):
         header, frames = valid_request(remote, "bind" if operation == "chunk" else "fetch")
         return {**header, "op": operation}, frames
@@ -451,7 +454,7 @@ def test_any_response_is_opened_and_closed_or_reported(data: st.DataObject) -> N
         _response.add_chunk(response, inbox, 0, parts)
         whole = _response.close_response(inbox)
         raise_error(response, whole, limits[0], trusted=data.draw(st.booleans()))
-        return _response.split_batch(response, whole, limits)
+        return _response.split_batch(response, whole, limited(*limits))
 
     tracemalloc.start()
     try:
@@ -498,17 +501,22 @@ def test_any_batch_response_is_split_or_reported_and_makes_progress(data: st.Dat
     response = data.draw(mutated({"responses": answers}))
     if not isinstance(response, dict):
         return
-    found = value_or_error(lambda: _response.split_batch(response, frames, [None, 5, 0]))
+    found = value_or_error(lambda: _response.split_batch(response, frames, limited(None, 5, 0)))
     if isinstance(found, list):
         assert len(found) == 3
-        assert found[0] is not None
+        assert not isinstance(found[0], _response.NotServed)
+
+
+def limited(*limits: int | None) -> list[Request]:
+    """Return a request for each limit."""
+    return [Request({}, limit=limit) for limit in limits]
 
 
 def test_a_batch_response_without_any_outcome_is_an_error() -> None:
     with pytest.raises(BridgeError):
-        _response.split_batch({"responses": [{"retry": True}]}, [], [None])
+        _response.split_batch({"responses": [{"retry": True}]}, [], limited(None))
     with pytest.raises(ProtocolError):
-        _response.split_batch({"responses": [{**SIGNED, "parts": 0}, 5]}, [], [None, None])
+        _response.split_batch({"responses": [{**SIGNED, "parts": 0}, 5]}, [], limited(None, None))
 
 
 @FUZZ
@@ -596,7 +604,7 @@ async def test_any_update_is_opened_or_reported(data: st.DataObject) -> None:
     opened: Any = None
     with contextlib.suppress(BridgeError):
         opened = await asyncio.wait_for(updates.next(), PATIENCE)
-    assert opened is None or isinstance(opened, _response.PartialResponse)
+    assert opened is None or isinstance(opened, _response.Response)
 
 
 # ---------------------------------------------------------------- a bridge
@@ -630,7 +638,7 @@ class Liar:
             assert await self.bridge.pull("valid") == [1, "é"]
             while self.transport.dispatcher.pending or self.transport.life._waiters:
                 await asyncio.sleep(0.001)
-        assert not self.bridge._connection.queue._turns
+        assert not self.bridge._connection.queue.turns
         assert self.transport.dispatcher._slots._value == 32
 
 

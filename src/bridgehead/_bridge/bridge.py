@@ -20,12 +20,13 @@ from bridgehead._bridge.arguments import (
 )
 from bridgehead._bridge.opening import BridgeBase
 from bridgehead._bridge.progress import Report, reporting
-from bridgehead._connection.calls import Deadline, SignedPayload
+from bridgehead._connection.calls import Deadline
 from bridgehead._connection.cell import CellOutputs
 from bridgehead._connection.handoff import Handoff
 from bridgehead._connection.trust import TrustName, check_trust
 from bridgehead._connection.watch import Watch
 from bridgehead._errors import NotSupported
+from bridgehead._lanes.broadcast import Delivery
 from bridgehead._protocol import payload as _payload
 from bridgehead._protocol import response as _response
 from bridgehead._protocol.raising import remote_error
@@ -174,17 +175,23 @@ class Bridge(BridgeBase):
             sent = response.request.nbytes
             report(sent, sent)
         seconds = time.perf_counter() - started
-        return Transfer(tuple(objects), sent, seconds, response.request.lane)
+        return Transfer(tuple(objects), sent, seconds, response.lane)
 
-    async def _push_packed(
-        self, names: list[str], packed: SignedPayload, timeout: float | None
+    async def _push_payload(
+        self,
+        names: list[str],
+        payload: _payload.Payload,
+        delivery: Delivery | None,
+        timeout: float | None,
     ) -> Transfer:
         """Bind objects that a fleet has already pickled to these names."""
         self._connection.check()
         started = time.perf_counter()
-        response = await self._connection.ask("bind", timeout, packed=packed, names=names)
-        seconds, request = time.perf_counter() - started, response.request
-        return Transfer(tuple(names), request.nbytes, seconds, request.lane)
+        response = await self._connection.ask(
+            "bind", timeout, payload=payload, delivery=delivery, names=names
+        )
+        seconds = time.perf_counter() - started
+        return Transfer(tuple(names), response.request.nbytes, seconds, response.lane)
 
     async def pull(
         self,
@@ -628,7 +635,8 @@ class Bridge(BridgeBase):
                 or may not be interrupted.
 
         Raises:
-            NotSupported: the kernel is a loopback, or xeus-python, which a signal would end.
+            NotSupported: the kernel is a loopback, or xeus-python, which a signal would end, or
+                runs in a thread of an application, whose main thread a signal would hit.
 
         Example::
 

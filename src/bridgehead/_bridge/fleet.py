@@ -10,13 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import ModuleType
 from typing import Any, TypeVar, overload
 
 from bridgehead._bridge.arguments import checked_objects
 from bridgehead._bridge.bridge import Bridge
 from bridgehead._bridge.opening import Opening
-from bridgehead._connection.calls import SignedPayload
 from bridgehead._errors import KernelNotFound
 from bridgehead._lanes.broadcast import WORTH, Broadcast
 from bridgehead._lanes.buffers import BuffersLane
@@ -181,7 +181,7 @@ class Fleet(Sequence[Bridge]):
         """
         objects = checked_objects(mapping, values)
         content = _payload.PayloadSource(objects, objects, by_value)
-        payload, digest = await asyncio.to_thread(content.pack, "none")
+        payload = await asyncio.to_thread(content.pack, "none")
         segment = await self._copied_to_segment(payload)
         broadcasts: list[Broadcast] = []
         sending: list[asyncio.Task[None]] = []
@@ -189,16 +189,15 @@ class Fleet(Sequence[Bridge]):
             broadcasts += await self._broadcasts(payload)
             deliveries = {lane: one for cast in broadcasts for lane, one in cast.deliveries.items()}
 
-            def packed(bridge: Bridge) -> SignedPayload:
+            async def push(bridge: Bridge) -> Transfer:
                 delivery = deliveries.get(bridge._connection.remote.lane)
-                if delivery is None:
-                    return SignedPayload(payload, digest, segment)
-                return SignedPayload(payload, delivery.header["digest"], delivery=delivery)
+                one = replace(payload, segment=segment)
+                if delivery is not None:
+                    one = replace(payload, digest=delivery.header["digest"])
+                return await bridge._push_payload(list(objects), one, delivery, timeout)
 
             sending += [asyncio.create_task(cast.send()) for cast in broadcasts]
-            return await self._all(
-                lambda bridge: bridge._push_packed(list(objects), packed(bridge), timeout)
-            )
+            return await self._all(push)
         finally:
             for task in sending:
                 task.cancel()

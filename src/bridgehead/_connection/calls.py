@@ -1,23 +1,20 @@
-"""One call: what it asks for, its deadline and its response.
+"""One call: what it asks for, and its deadline.
 
-Rule: values that an operation carries through the connection, and its deadline. No policy: the
-order belongs to ``queue``, what a restart means belongs to ``connection``.
+Rule: what a user asked for, on its way through the connection. No policy: the order belongs to
+``queue``, what a restart means belongs to ``connection``.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
 from bridgehead._connection.queue import Turn
-from bridgehead._lanes.base import Request
 from bridgehead._lanes.broadcast import Delivery
-from bridgehead._protocol import payload as _payload
-from bridgehead._shipped.wire.header import Header
-from bridgehead._shipped.wire.segments import Segment
+from bridgehead._protocol.payload import Payload, PayloadSource
 from bridgehead._transports.base import Transport
 
 # The public method for each operation, for messages to the user.
@@ -85,56 +82,36 @@ class Deadline:
         ) from None
 
 
-@dataclass(frozen=True, slots=True)
-class SignedPayload:
-    """A payload and its digest.
-
-    Attributes:
-        segment: the segment that holds the frames already, if any.
-        delivery: the broadcast that brings the frames to this kernel, if any.
-    """
-
-    payload: _payload.Payload
-    digest: str
-    segment: Segment | None = None
-    delivery: Delivery | None = None
-
-    @property
-    def has_digest(self) -> bool:
-        """Whether ``digest`` is a sum over the frames; ``"none:"``, of the direct lane, is not."""
-        return self.digest != "none:"
-
-
-NOTHING = SignedPayload(_payload.EMPTY, "")
-
-
 @dataclass(slots=True)
 class Call:
-    """One call of a user, on its way through the connection; ``fields`` go into the header."""
+    """What a user asked for.
+
+    Attributes:
+        source: the object to pickle, if any.
+        payload: the object as it is sent, once it is pickled; a fleet and a handoff set it.
+        delivery: the broadcast that brings the payload's frames to this kernel, if any.
+        fields: of the header.
+        now: whether it takes no turn, and is served while a cell runs.
+        limit: the most bytes that the response may have; None for any number.
+        report: called with bytes done and bytes in all.
+        unread: see ``Request``.
+        turn: its place in the queue.
+        shell: the kernel's subshell that serves it, if any.
+    """
 
     operation: str
-    content: _payload.PayloadSource | None
-    report: Callable[[int, int], object] | None
-    fields: dict[str, Any]
-    packed: SignedPayload | None = None
+    source: PayloadSource | None = None
+    payload: Payload | None = None
+    delivery: Delivery | None = None
+    fields: dict[str, Any] = field(default_factory=dict)
+    now: bool = False
+    limit: int | None = None
+    report: Callable[[int, int], object] | None = None
+    unread: bool = False
     turn: Turn | None = None
-    unread: bool = False  # see ``Request``
+    shell: dict[str, Any] | None = None
 
     @property
     def needs_codec(self) -> bool:
+        """Whether the remote part must have the data-only codec."""
         return "data" in (self.fields.get("trust"), self.fields.get("opens"))
-
-
-@dataclass(slots=True)
-class Response:
-    """The response to one operation.
-
-    Attributes:
-        header: the response's header.
-        frames: the response's frames.
-        request: the request that it belongs to.
-    """
-
-    header: Header
-    frames: list[memoryview]
-    request: Request

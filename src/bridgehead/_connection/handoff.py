@@ -18,12 +18,18 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Any, TypeVar
 
-from bridgehead._connection.calls import Call, Deadline, Response, SignedPayload, check_seconds
+from bridgehead._connection.calls import Call, Deadline, check_seconds
 from bridgehead._connection.connection import Connection
 from bridgehead._connection.queue import Turn
-from bridgehead._errors import BridgeError, IncompatiblePython, MissingInKernel
+from bridgehead._errors import (
+    BridgeError,
+    IncompatiblePython,
+    KernelRestarted,
+    MissingInKernel,
+)
 from bridgehead._lanes.relay import RELAY_POOL
 from bridgehead._protocol.payload import Payload
+from bridgehead._protocol.response import Response
 from bridgehead._protocol.results import Transfer
 
 T = TypeVar("T")
@@ -57,7 +63,7 @@ class Handoff:
         """Fetch from the source, bind in the target."""
         with _naming("target", self.target):
             self.target.check()
-        with self.source.queue.turn() as source_turn, self.target.queue.turn() as target_turn:
+        with Turn(self.source.queue) as source_turn, Turn(self.target.queue) as target_turn:
             if not self.target.remote.is_ready:
                 # Before the fetch: without a target, nothing has to be read. If the source is
                 # restarted meanwhile, its turn fails.
@@ -84,37 +90,36 @@ class Handoff:
             "expressions": self.names,
             "names": self.names,
             "reader": list(info.python[:2]),
-            "max_bytes": self.limit,
             "trust": "data" if self.data else None,
         }
 
         def report(done: int, total: int) -> None:
             self.report(done // 2, total)
 
-        call = Call("fetch", None, report, fields, turn=turn, unread=self._passes_segment)
+        unread = self._passes_segment
+        call = Call("fetch", fields=fields, limit=self.limit, report=report, unread=unread)
         with _naming("source", self.source):
             try:
                 async with self._deadline(self.source, call):
-                    return await self.source.in_turn(call)
+                    return await self.source.do(call, turn)
             except IncompatiblePython:
                 raise _incompatible(self.source, self.target) from None
 
     async def _bind(self, turn: Turn, fetched: Response) -> Transfer:
         """Have the target bind what the source sent: all names, or none."""
         python, code = self.source.remote.info.python[:2], fetched.header.get("code") is True
-        payload = Payload(fetched.frames, carries_code=code, refs=False, python=python)
-        source_lane = fetched.request.lane
-        segment = RELAY_POOL.pass_on(payload.frames) if self._passes_segment else None
+        segment = RELAY_POOL.pass_on(fetched.frames) if self._passes_segment else None
+        payload = Payload(fetched.frames, code, python=python, digest="none:", segment=segment)
 
         def report(done: int, total: int) -> None:
             self.report((total + done) // 2, total)
 
-        fields = {"names": self.names, "opens": "data" if self.data else None, "max_bytes": None}
-        call = Call("bind", None, report, fields, SignedPayload(payload, "none:", segment), turn)
+        fields = {"names": self.names, "opens": "data" if self.data else None}
+        call = Call("bind", payload=payload, fields=fields, report=report)
         with _naming("target", self.target):
             try:
                 async with self._deadline(self.target, call):
-                    request = (await self.target.in_turn(call)).request
+                    response = await self.target.do(call, turn)
             except IncompatiblePython:
                 raise _incompatible(self.source, self.target) from None
             except MissingInKernel as error:
@@ -126,10 +131,11 @@ class Handoff:
             finally:
                 if segment is not None:
                     RELAY_POOL.give_back(segment)
-        self.report(request.nbytes, request.nbytes)
+        sent = response.request.nbytes
+        self.report(sent, sent)
         seconds = time.perf_counter() - self.started
-        lanes = ", ".join(dict.fromkeys((source_lane, request.lane)))
-        return Transfer(tuple(self.names), request.nbytes, seconds, lanes)
+        lanes = ", ".join(dict.fromkeys((fetched.lane, response.lane)))
+        return Transfer(tuple(self.names), sent, seconds, lanes)
 
     @property
     def _passes_segment(self) -> bool:
@@ -157,7 +163,9 @@ def _naming(which: str, connection: Connection) -> Iterator[None]:
     try:
         yield
     except (BridgeError, TimeoutError) as error:
-        if not getattr(error, "__notes__", None):
+        if not getattr(error, "__notes__", None):  # else it is about the other kernel
+            if isinstance(error, KernelRestarted):
+                connection.remote.restart_reported()
             unchanged = "; nothing was bound in the target" if which == "source" else ""
             error.add_note(f"the {which} of a handoff, pid {connection.remote.info.pid}{unchanged}")
         raise

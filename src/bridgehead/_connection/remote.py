@@ -16,11 +16,13 @@ from typing import Any
 from bridgehead._connection.subshell import Subshell
 from bridgehead._connection.trust import Trust
 from bridgehead._errors import KernelRestarted, ProtocolError
-from bridgehead._lanes.base import Lane, Request
+from bridgehead._lanes.base import Lane
 from bridgehead._lanes.direct import DirectLane
 from bridgehead._lanes.handshake import Handshake, LaneName
 from bridgehead._protocol import request as _request
 from bridgehead._protocol.bootstrap import codec_sources
+from bridgehead._protocol.payload import Payload
+from bridgehead._protocol.request import Request
 from bridgehead._protocol.results import Info
 from bridgehead._transports.base import Transport
 
@@ -33,6 +35,7 @@ class Installation:
     Attributes:
         generation: the transport's at the time of the handshake, or ``LOST``.
         process: names the kernel process of the handshake; a pid may be used again.
+        in_main_thread: whether cells run in that process's main thread, which a signal reaches.
     """
 
     def __init__(
@@ -45,11 +48,13 @@ class Installation:
     ) -> None:
         self.generation: int = LOST
         self.process: str = ""
+        self.in_main_thread: bool = True
         self._transport, self._trust, self._subshell = transport, trust, subshell
         self._handshake = Handshake(transport, wanted, pool, trust.name)
         self._lane: Lane | None = None
         self._info: Info | None = None
         self._epoch: str | None = None  # of the kernel that has the caller's names
+        self._restart_reported = False  # a caller knows that this kernel is gone
         self._installing = asyncio.Lock()
         self._codec_epoch = ""  # of the remote part that has the data-only codec
 
@@ -80,13 +85,15 @@ class Installation:
         """Return the lane; install the remote part first if it is missing.
 
         Raises:
-            KernelRestarted: the kernel was restarted since the last call; raised once.
+            KernelRestarted: the kernel was restarted since the last call, and no call has
+                reported it yet.
         """
         await self._transport.life.wait_until_responsive()
         if self._lane is not None and self._lane.lost:
             self.generation = LOST
         if not self.is_current:
             epoch, process, lost = self._epoch, self.process, self.generation == LOST
+            reported = self._restart_reported
             await self.install()
             # ``lost``: the remote part was missing, but the connection did not break. If the
             # process is the same, only the remote part was removed, and the user's names are
@@ -97,10 +104,11 @@ class Installation:
                 # end them here.
                 for listener in self._transport.life.listeners.values() if lost else ():
                     listener.end()
-                raise KernelRestarted(
-                    "the kernel was restarted since the last call, and its namespace is new; "
-                    "this call was not sent"
-                )
+                if not reported:
+                    raise KernelRestarted(
+                        "the kernel was restarted since the last call, and its namespace is new; "
+                        "this call was not sent"
+                    )
         return self.lane
 
     async def install(self) -> None:
@@ -113,13 +121,23 @@ class Installation:
             if isinstance(self._lane, DirectLane):
                 self._lane.client.close()
             self._lane, self._info, self.process = greeting.lane, greeting.info, greeting.process
+            self.in_main_thread = greeting.in_main_thread
             lane = greeting.lane
             self._transport.life.side_channel = (
                 lane.client if isinstance(lane, DirectLane) else None
             )
             self.generation, self._epoch = generation, greeting.info.epoch
+            self._restart_reported = False
             for orphan in greeting.orphans:
                 self._transport.spawn(self._subshell.delete(orphan))
+
+    def restart_reported(self) -> None:
+        """Note that a caller gets ``KernelRestarted``: the next call goes to the new kernel.
+
+        If the remote part is installed in the new kernel already, ``ready`` has reported it.
+        """
+        if not self.is_current:
+            self._restart_reported = True
 
     def mark_lost(self, info: Info) -> None:
         """Note that the remote part of that handshake is not installed any more."""
@@ -129,11 +147,15 @@ class Installation:
     async def load_codec(
         self, shell: dict[str, Any] | None = None, now: bool | None = None
     ) -> None:
-        """Ship the data-only codec to a remote part that does not have it yet."""
+        """Ship the data-only codec to the remote part."""
         epoch = self.info.epoch
-        if self._codec_epoch != epoch:
-            await self.request_unordered("load_codec", codec_sources(), shell=shell, now=now)
-            self._codec_epoch = epoch
+        await self.request_unordered("load_codec", codec_sources(), shell=shell, now=now)
+        self._codec_epoch = epoch
+
+    @property
+    def has_codec(self) -> bool:
+        """Whether the remote part has the data-only codec."""
+        return self._codec_epoch == self.info.epoch
 
     async def request_unordered(
         self,
@@ -150,16 +172,8 @@ class Installation:
         reported by the caller's next operation.
         """
         lane = self.lane
-        header = _request.header(
-            operation,
-            frames,
-            epoch=self.info.epoch,
-            algorithm=lane.digest,
-            subshell=shell,
-            max_bytes=limit,
-            **fields,
-        )
-        request = Request(header, frames, limit, trusted=not self._trust.data)
-        request.subshell = shell["id"] if shell is not None else None
-        _, reply_frames = await lane.rest(request, await lane.carry(request))
-        return reply_frames
+        payload = Payload(frames).signed(lane.digest)
+        fields = {**lane.fields(), "subshell": shell, "max_bytes": limit, **fields}
+        header = _request.header(operation, payload, epoch=self.info.epoch, **fields)
+        request = Request(header, payload, limit, trusted=not self._trust.data)
+        return (await lane.complete(await lane.carry(request))).frames

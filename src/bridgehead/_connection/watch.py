@@ -18,16 +18,18 @@ from typing import Any
 
 from bridgehead._connection.connection import Connection
 from bridgehead._errors import BridgeError, OutcomeUnknown, ProtocolError, ReplyLost
-from bridgehead._lanes.base import Request
 from bridgehead._protocol import request as _request
 from bridgehead._protocol.formatting import line
+from bridgehead._protocol.payload import empty
 from bridgehead._protocol.raising import as_text
-from bridgehead._protocol.response import PartialResponse, add_chunk, open_response, parse_header
+from bridgehead._protocol.request import Request
+from bridgehead._protocol.response import Response, add_chunk, open_response, parse_header
 from bridgehead._transports.base import Transport
 from bridgehead._transports.tasks import waited
 
 Frames = list[memoryview]
-Latest = PartialResponse | asyncio.Task[Frames] | Frames  # partial, being fetched, or whole
+UPDATE = Request({})  # in place of the request that an update has not
+Latest = Response | asyncio.Task[Frames] | Frames  # partial, being fetched, or whole
 
 
 class Watch:
@@ -80,7 +82,7 @@ class Watch:
                 updates.give_back(await self._first())
         while True:
             latest = await updates.next()
-            if isinstance(latest, PartialResponse):  # a task fetches it, even if this wait ends
+            if isinstance(latest, Response):  # a task fetches it, even if this wait ends
                 latest = self._connection.transport.spawn(self._whole(latest))
             try:
                 whole = latest if isinstance(latest, list) else await asyncio.shield(latest)
@@ -128,15 +130,15 @@ class Watch:
             updates.renewing = connection.transport.spawn(_keep_alive(renew, updates))
         return first.frames
 
-    async def _whole(self, latest: PartialResponse) -> Frames:
+    async def _whole(self, latest: Response) -> Frames:
         lane = await self._connection.remote.ready()
-        header = _request.header(
-            "watch", (), epoch=self._connection.remote.info.epoch, algorithm=lane.digest
-        )
-        header["id"] = latest.header["update"]
-        request = Request(header, (), self._limit, trusted=not self._connection.trust.data)
-        _, frames = await lane.rest(request, latest)
-        return frames
+        # The kernel keeps the frames of an update under the id of the update.
+        fields = {**lane.fields(), "id": latest.header["update"]}
+        epoch = self._connection.remote.info.epoch
+        header = _request.header("watch", empty(lane.digest), epoch=epoch, **fields)
+        trusted = not self._connection.trust.data
+        latest.request = Request(header, limit=self._limit, trusted=trusted)
+        return (await lane.complete(latest)).frames
 
 
 class UpdateBuffer:
@@ -170,7 +172,7 @@ class UpdateBuffer:
                 f"the kernel sent an update that cannot be read: {error!r}"
             )
         else:
-            self._latest, self._failure = PartialResponse(header, inbox), None
+            self._latest, self._failure = Response(header, UPDATE, inbox), None
         self._changed.set()
 
     def put(self, frames: Frames) -> None:

@@ -12,58 +12,24 @@ import contextlib
 import itertools
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 from bridgehead._errors import BridgeClosed, BridgeError, IntegrityError, KernelRestarted, ReplyLost
 from bridgehead._protocol import request as _request
 from bridgehead._protocol import response as _response
 from bridgehead._protocol.raising import raise_error
-from bridgehead._protocol.response import PartialResponse
+from bridgehead._protocol.request import Request
+from bridgehead._protocol.response import Response, SubshellDeleted
 from bridgehead._shipped.wire import frames as _frames
 from bridgehead._shipped.wire.digest import Buffer, digest_of
 from bridgehead._shipped.wire.frames import cut
 from bridgehead._shipped.wire.header import Header
-from bridgehead._shipped.wire.segments import Segment
 from bridgehead._shipped.wire.transfer import Inbox
 from bridgehead._transports.base import Transport
 
 OFF_LOOP = 1 << 20  # bytes; more is copied and checked in a thread, so the event loop goes on
 CHUNKS_IN_FLIGHT = 3  # enough to hide the round trip; a fourth only took memory (measured)
-
-
-@dataclass(slots=True)
-class Request:
-    """One operation on its way to the kernel.
-
-    Attributes:
-        header, frames: see ``_protocol.request.header``.
-        limit: the most bytes that the response may have; None for any number.
-        report: called with bytes done and bytes in all, as chunks arrive; an exception from it
-            ends the transfer.
-        subshell: the subshell of the kernel that serves the request; None for the main thread.
-        trusted: whether an exception in the response may be unpickled; not by default.
-        lane: the name of the lane that carried the request; the lane sets it.
-        segment: the segment that holds the frames already, when several kernels get the same.
-        unread: whether the response goes on to another kernel and is not read in this process.
-        delivered: whether the remote part has the frames already, from a broadcast.
-    """
-
-    header: Header
-    frames: Sequence[memoryview]
-    limit: int | None = None
-    report: Callable[[int, int], object] = lambda done, total: None
-    subshell: str | None = None
-    trusted: bool = False
-    lane: str = ""
-    segment: Segment | None = None
-    unread: bool = False
-    delivered: bool = False
-
-    @property
-    def nbytes(self) -> int:
-        return sum(self.header["sizes"])
 
 
 class Lane(ABC):
@@ -111,13 +77,29 @@ class Lane(ABC):
         """The name of the lane for what crosses in messages."""
         return self.name
 
+    def fields(self) -> Header:
+        """Return what the kernel has to know for its reply, for the header of a request.
+
+        That is how many bytes one message may bring, and whether the connection may break and be
+        made anew: then the kernel keeps the response until the ack.
+        """
+        return {"chunk": self.reply_chunk, "resumable": self.transport.resumable or None}
+
+    def serves_beside_cells(self, header: Header) -> bool:
+        """Return whether it serves such a request while the kernel's main thread runs a cell."""
+        return False
+
+    def can_send_now(self, header: Header) -> bool:
+        """Return whether a request may be sent by its caller, because no other one is before it."""
+        return False
+
     @abstractmethod
     async def cross(
         self, header: Header, parts: Sequence[memoryview], subshell: str | None
     ) -> tuple[Header, list[Buffer]]:
         """Send one message and return its reply."""
 
-    async def carry(self, request: Request) -> PartialResponse:
+    async def carry(self, request: Request) -> Response:
         """Send one request and return the beginning of its response.
 
         Nothing takes effect in the kernel before the last chunk. Cancelling has the remote part
@@ -130,12 +112,6 @@ class Lane(ABC):
             BridgeError: see ``Dispatcher.request``.
         """
         header, frames, total = request.header, request.frames, request.nbytes
-        # What the kernel has to know for its reply: how many bytes one message may bring, and
-        # whether the connection may break and be made anew, for then the kernel keeps the response
-        # until the ack.
-        header["chunk"] = self.reply_chunk
-        header["resumable"] = self.transport.resumable
-        request.lane = self.name
         # The remote part only stores the chunks before ``last``. The message at ``last`` has it
         # act, so an operation is done wholly or not at all, however many messages it takes.
         last = max(0, (total - 1) // self.chunk * self.chunk)
@@ -171,91 +147,82 @@ class Lane(ABC):
                 self.message_header(header, last, **last_fields), parts, request.subshell
             )
             self.note_sums(reply)
-            inbox = _response.open_response(reply, request.limit)
-            response = PartialResponse(reply, inbox, list(reply_parts))
+            response = Response(
+                reply, request, _response.open_response(reply, request.limit), lane=self.name
+            )
             # A response of one message is copied and checked now. The first chunk of a longer one
-            # waits for ``rest``, which copies it while the next chunks are on their way.
+            # waits for ``complete``, which copies it while the next chunks are on their way.
+            inbox = response.inbox
+            assert isinstance(inbox, Inbox)
             if inbox.total <= self.reply_chunk:
                 await _add_chunk(reply, inbox, 0, reply_parts)
-                response = PartialResponse(reply, inbox)
+            else:
+                response.parts += reply_parts
             # The signed header says how many bytes belong to it; Jupyter does not sign buffers,
-            # and a proxy may have dropped them. ``rest`` fetches from where these end.
-            if response.arrived != min(inbox.total, self.reply_chunk):
+            # and a proxy may have dropped them. ``complete`` fetches from where these end.
+            expected = min(inbox.total, self.reply_chunk)
+            if response.arrived != expected:
                 raise ReplyLost(
                     f"the kernel's response is damaged: {response.arrived} of its first "
-                    f"{min(inbox.total, self.reply_chunk)} bytes arrived"
+                    f"{expected} bytes arrived"
                 )
-        return self._track(request, response)
+        return self._track(response)
 
-    async def carry_batch(
-        self, requests: Sequence[Request]
-    ) -> list[PartialResponse | BridgeError | None]:
-        """Send several small requests in one message.
-
-        The result is None for a request that the kernel did not do; it may be sent again.
+    async def carry_batch(self, requests: Sequence[Request]) -> list[Response | BridgeError]:
+        """Send several small requests in one message; see ``split_batch`` for what is returned.
 
         Raises what ``carry`` does, for all of them.
         """
-        frames = [frame for request in requests for frame in request.frames]
-        header = _request.batch_header([request.header for request in requests], frames)
-        batch = Request(header, frames, limit=self.reply_chunk)
-        response = await self.carry(batch)
-        _, parts = await self.rest(Request(header, ()), response)
-        limits = [request.limit for request in requests]
-        outcomes = _response.split_batch(response.header, parts, limits)
-        for request, outcome in zip(requests, outcomes, strict=True):
-            request.lane = batch.lane
-            if isinstance(outcome, PartialResponse):
-                self._track(request, outcome)
+        batch = _request.batch(requests, self.digest, **self.fields())
+        batch.limit = self.reply_chunk
+        response = await self.complete(await self.carry(batch))
+        outcomes = _response.split_batch(response.header, response.frames, requests)
+        for outcome in outcomes:
+            if isinstance(outcome, Response):
+                outcome.lane = response.lane
+                self._track(outcome)
         return outcomes
 
-    async def rest(
-        self, request: Request, response: PartialResponse
-    ) -> tuple[Header, list[memoryview]]:
-        """Return the whole response: fetch what is missing, and check every chunk of it.
+    async def complete(self, response: Response) -> Response:
+        """Fetch what is missing of a response, and check every chunk of it.
 
         Raises:
             ReplyLost: what arrived is not what the kernel signed.
             BridgeError: the error that the response reports.
         """
-        reply, inbox, header = response.header, response.inbox, request.header
+        request, inbox = response.request, response.inbox
         assert isinstance(inbox, Inbox)
-        done = inbox.received
 
         async def add_first() -> None:
-            nonlocal done
-            await _add_chunk(reply, inbox, 0, response.parts)
+            await _add_chunk(response.header, inbox, 0, response.parts)
             response.parts.clear()  # frees their memory for the next chunks
-            done = inbox.received
-            request.report(done, inbox.total)
+            request.report(inbox.received, inbox.total)
 
         async def fetch_chunk(at: int) -> None:
-            nonlocal done
             fields = {"op": "next_chunk", "sizes": [], "chunk": self.reply_chunk}
-            chunk_header = self.message_header(header, at, **fields)
-            chunk_reply, parts = await self.cross(chunk_header, (), request.subshell)
-            raise_error(chunk_reply, ())
+            header = self.message_header(request.header, at, **fields)
+            reply, parts = await self.cross(header, (), request.subshell)
+            raise_error(reply, ())
             nbytes = sum(memoryview(part).nbytes for part in parts)
             if nbytes != min(self.reply_chunk, inbox.total - at):
                 raise ReplyLost(f"the kernel's response is damaged: its chunk at {at} is not whole")
-            await _add_chunk(chunk_reply, inbox, at, parts)
-            done = inbox.received
-            request.report(done, inbox.total)
+            await _add_chunk(reply, inbox, at, parts)
+            request.report(inbox.received, inbox.total)
 
-        if done < inbox.total:
+        if response.is_partial:
             with self.forgetting_on_error(request):
                 try:
                     # The first chunk is copied and checked while the next ones are on their way.
                     first = [add_first()] if response.parts else []
                     starts = range(response.arrived, inbox.total, self.reply_chunk)
                     await _in_flight(itertools.chain(first, map(fetch_chunk, starts)))
-                except (KernelRestarted, IntegrityError) as error:
-                    # The request ran. These two errors say that it may be sent again: replace them.
+                except (KernelRestarted, IntegrityError, SubshellDeleted) as error:
+                    # The request ran. These errors say that it may be sent again: replace them.
                     raise ReplyLost("the kernel lost the rest of its response") from error
-            self.forget(header)
-        frames = _response.close_response(inbox)
-        raise_error(reply, frames, request.limit, trusted=request.trusted)
-        return reply, frames
+            self.forget(request.header)
+        response.frames = _response.close_response(inbox)
+        raise_error(response.header, response.frames, request.limit, trusted=request.trusted)
+        return response
 
     def forget(self, header: Header) -> None:
         """Have the remote part drop what it keeps of a request, without waiting for that."""
@@ -284,17 +251,18 @@ class Lane(ABC):
             fields["acks"], self._to_ack = self._to_ack, []
         return {**header, "digest": digest, "at": at, **fields}
 
-    def _track(self, request: Request, response: PartialResponse) -> PartialResponse:
+    def _track(self, response: Response) -> Response:
         """Note what the remote part keeps of a response, to have it dropped later.
 
-        It keeps an incomplete response until ``rest`` has fetched it or ``forget`` drops it. Where
-        the connection may break, it keeps every response until the client acknowledges it.
+        It keeps an incomplete response until ``complete`` has fetched it or ``forget`` drops it.
+        Where the connection may break, it keeps every response until the client acknowledges it.
         """
-        if response.inbox.received < response.inbox.total:
-            self._unfinished[request.header["id"]] = request.header
-        elif request.header.get("resumable"):
-            self._to_ack.append(request.header["id"])
-            self._last_header = request.header
+        header = response.request.header
+        if response.is_partial:
+            self._unfinished[header["id"]] = header
+        elif header.get("resumable"):
+            self._to_ack.append(header["id"])
+            self._last_header = header
         return response
 
     @contextlib.contextmanager

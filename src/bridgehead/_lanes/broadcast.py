@@ -16,6 +16,7 @@ from bridgehead._lanes.base import CHUNKS_IN_FLIGHT, Lane
 from bridgehead._lanes.buffers import BuffersLane
 from bridgehead._protocol import request as _request
 from bridgehead._protocol.bootstrap import expression
+from bridgehead._protocol.payload import Payload
 from bridgehead._protocol.raising import raise_error
 from bridgehead._shipped.wire.frames import cut
 from bridgehead._shipped.wire.header import Header
@@ -77,13 +78,8 @@ class Broadcast:
     ) -> None:
         """Prepare it for the kernels of ``lanes``, each with the epoch of its remote part."""
         self._frames, self._lanes = frames, list(lanes)
-        self._header = _request.header(
-            "chunk",
-            frames,
-            epoch=" ".join(lanes.values()),
-            algorithm="",
-            digest=digest,
-        )
+        payload = Payload(frames, digest=digest)
+        self._header = _request.header("chunk", payload, epoch=" ".join(lanes.values()))
         self.deliveries = {lane: Delivery(lane, self._header, lanes[lane]) for lane in lanes}
 
     async def send(self) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 from bridgehead._errors import (
@@ -21,11 +22,13 @@ from bridgehead._errors import (
     RemoteError,
     ReplyLost,
 )
-from bridgehead._lanes.base import Lane, Request
+from bridgehead._lanes.base import Lane
 from bridgehead._lanes.socket import CHUNK, SocketClient, SocketLost, SocketReply
 from bridgehead._protocol import request as _request
+from bridgehead._protocol.payload import EMPTY
 from bridgehead._protocol.raising import raise_error
-from bridgehead._protocol.response import PartialResponse, open_response
+from bridgehead._protocol.request import Request
+from bridgehead._protocol.response import Response, open_response
 from bridgehead._shipped.wire import frames as _frames
 from bridgehead._shipped.wire.digest import Buffer
 from bridgehead._shipped.wire.frames import SHARE_FROM
@@ -75,13 +78,19 @@ class DirectLane(Lane):
         reply, frames = await self.client.ask(header, parts)
         return reply, list(frames or ())
 
+    def fields(self) -> Header:
+        return {"chunk": self.chunk}
+
+    def serves_beside_cells(self, header: Header) -> bool:
+        """Return whether the socket thread may serve it: it evaluates no expression of the user."""
+        return header["op"] in ("batch", "load_codec") or _request.may_batch(header)
+
     def can_send_now(self, header: Header) -> bool:
-        """Return whether a request may skip every queue, because no other one is before it."""
-        return is_for_thread(header) and not (
+        return self.serves_beside_cells(header) and not (
             self.transport.dispatcher.queued or self.client.at_work
         )
 
-    async def carry(self, request: Request) -> PartialResponse:
+    async def carry(self, request: Request) -> Response:
         """Send one request; return its response, or the beginning of it.
 
         Raises:
@@ -89,16 +98,13 @@ class DirectLane(Lane):
             ReplyLost: the socket thread ended while it served the request.
             BridgeError: see ``Lane.carry``.
         """
-        header = request.header
+        header, now = request.header, request.header.get("now")
         if self.lost:
             raise KernelRestarted("the kernel's socket thread has ended; nothing was sent")
-        # No digest: shared memory and a Unix socket neither lose nor alter bytes.
-        header["chunk"], header["digest"], request.lane = self.chunk, "none:", self.name
-        frames = request.frames
         # A message that is still queued was sent first and has to take effect first. The socket
         # thread would overtake it, so this request then goes behind it, to the main thread.
-        if is_for_thread(header) and (header.get("now") or not self.transport.dispatcher.queued):
-            if not header.get("now"):
+        if self.serves_beside_cells(header) and (now or not self.transport.dispatcher.queued):
+            if not now:
                 # One request at a time: a stopped kernel has one to do when it continues, and
                 # whatever the caller gave up takes effect before this one.
                 await self._drain()
@@ -110,33 +116,28 @@ class DirectLane(Lane):
             if reply is None:
                 return await self._by_messages(request)
             if "busy" not in reply[0]:
-                return self._track(request, await self._open(request, reply))
+                return self._track(await self._open(request, reply))
             # A cell runs. The thread has stored the frames and done nothing; the main thread
             # binds or fetches the names when the cell is done.
             return await self._in_main_thread(request, ())
+        # The request runs a user's code, or has to wait behind a message. Large frames go ahead in
+        # shared memory; small ones go in the message, which costs no second round trip.
+        if request.nbytes < SHARE_FROM:
+            return await self._in_main_thread(request, request.frames)
         with self.forgetting_on_error(request):
-            # The request runs a user's code, or has to wait behind a message. Large frames go ahead
-            # in shared memory; small ones go in the message, which costs no second round trip.
-            if request.nbytes >= SHARE_FROM:
-                try:
-                    reply = await self._send(request, {**header, "op": "chunk"})
-                except SocketLost:
-                    # A chunk is only stored, so nothing ran and the request may be sent again.
-                    raise KernelRestarted(
-                        "the kernel's socket thread ended; nothing was done"
-                    ) from None
-                if reply is None:
-                    return await self._by_messages(request)
-                raise_error(reply[0], ())
-                frames = ()
-            elif frames:
-                # In a message the frames need the digest of the wire that carries it.
-                header["digest"] = _frames.digest(self.messages.digest, frames)
-        return await self._in_main_thread(request, frames)
+            try:
+                reply = await self._send(request, {**header, "op": "chunk"})
+            except SocketLost:
+                # A chunk is only stored, so nothing ran and the request may be sent again.
+                raise KernelRestarted(
+                    "the kernel's socket thread ended; nothing was done"
+                ) from None
+            if reply is None:
+                return await self._by_messages(request)
+            raise_error(reply[0], ())
+            return await self._in_main_thread(request, ())
 
-    async def _in_main_thread(
-        self, request: Request, frames: Sequence[memoryview]
-    ) -> PartialResponse:
+    async def _in_main_thread(self, request: Request, frames: Sequence[memoryview]) -> Response:
         """Have the main thread serve a request in a message.
 
         Pass no ``frames`` if the remote part has received them already. If the caller gives up,
@@ -145,20 +146,22 @@ class DirectLane(Lane):
         """
         with self.messages.forgetting_on_error(request):
             await self._drain()
-            header = request.header
-            # The reply to the message brings no frames (0 bytes): ``rest`` fetches them over the
-            # socket. In a batch, the remote part stops when the responses have filled this size,
-            # so a batch gets the full size.
-            reply_chunk = self.chunk if header["op"] == "batch" else 0
-            message_header = {**header, "via": self.thread_name, "chunk": reply_chunk}
-            message_header["at"] = 0 if frames else request.nbytes
-            reply, _ = await self.messages.cross(message_header, frames, request.subshell)
-            response = PartialResponse(reply, open_response(reply, request.limit))
-        return self._track(request, response)
+            # The reply to the message brings no frames (0 bytes): ``complete`` fetches them over
+            # the socket. In a batch, the remote part stops when the responses have filled this
+            # size, so a batch gets the full size.
+            header: Header = {
+                **request.header,
+                "via": self.thread_name,
+                "chunk": self.chunk if request.header["op"] == "batch" else 0,
+                "at": 0 if frames else request.nbytes,
+            }
+            if frames:  # in a message they need the digest of the wire that carries it
+                header["digest"] = _frames.digest(self.messages.digest, frames)
+            reply, _ = await self.messages.cross(header, frames, request.subshell)
+            inbox = open_response(reply, request.limit)
+        return self._track(Response(reply, request, inbox, lane=self.name))
 
-    async def rest(
-        self, request: Request, response: PartialResponse
-    ) -> tuple[Header, list[memoryview]]:
+    async def complete(self, response: Response) -> Response:
         """Return the whole response: fetch what is missing over the socket.
 
         Raises:
@@ -166,25 +169,27 @@ class DirectLane(Lane):
                 have the rest any more.
             BridgeError: the error that the response reports.
         """
-        if response.header.get("digest") == "none:" and response.inbox.total > response.arrived:
-            fetch = {**request.header, "op": "next_chunk", "sizes": [], "at": 0, "digest": "none:"}
+        request = response.request
+        if response.header.get("digest") == "none:" and response.is_partial:
+            fetch = {**request.header, "op": "next_chunk", "sizes": []}
             with self.forgetting_on_error(request):
                 reply, parts = await self._or_reason(self.client.ask(fetch))
                 try:
                     raise_error(reply, ())
                 except (KernelRestarted, IntegrityError) as error:
                     # The request ran, but these two errors say that it may be sent again: replace
-                    # them, as in ``Lane.rest``. If this was an update of a watch, the remote part
-                    # dropped it for a newer one.
+                    # them, as in ``Lane.complete``. If this was an update of a watch, the remote
+                    # part dropped it for a newer one.
                     raise ReplyLost("the kernel lost the rest of its response") from error
                 if reply.get("sizes") != response.header.get("sizes"):
                     raise ProtocolError("the kernel sent the frames of another request")
                 response = await self._open(request, (response.header, parts))
         if not isinstance(response.inbox, CompleteTransfer):
-            return await self.messages.rest(request, response)
-        frames = response.inbox.frames
-        raise_error(response.header, frames, request.limit, trusted=request.trusted)
-        return response.header, frames
+            self._unfinished.pop(request.header["id"], None)
+            return await self.messages.complete(response)
+        response.frames = response.inbox.frames
+        raise_error(response.header, response.frames, request.limit, trusted=request.trusted)
+        return response
 
     async def _drain(self) -> None:
         """Wait until the socket thread has done what no caller waits for any more.
@@ -205,15 +210,14 @@ class DirectLane(Lane):
         A call into C does not notice an interrupt before it returns. Such a thread is left
         alone, with the interrupt pending: nothing that it was asked takes effect any more.
         """
-        algorithm = self.messages.digest
-        header = _request.header(
-            "interrupt", (), epoch=epoch, algorithm=algorithm, server=self.thread_name
-        )
-        request, drained = Request(header, ()), asyncio.ensure_future(self.client.drained())
+        payload = EMPTY.signed(self.messages.digest)
+        fields = {**self.messages.fields(), "server": self.thread_name}
+        header = _request.header("interrupt", payload, epoch=epoch, **fields)
+        drained = asyncio.ensure_future(self.client.drained())
         interrupted = False
         try:
             async with asyncio.timeout(self.transport.timings.interrupt_wait):
-                await self.messages.rest(request, await self.messages.carry(request))
+                await self.messages.complete(await self.messages.carry(Request(header)))
                 interrupted = True
                 await drained
         except (BridgeError, TimeoutError):
@@ -240,7 +244,7 @@ class DirectLane(Lane):
         """
         if request.nbytes < SHARE_FROM:
             return await self.client.ask(header, request.frames)
-        segment = request.segment
+        segment = request.payload.segment
         if segment is not None:
             segment.pool.lease(segment)
         else:
@@ -256,16 +260,16 @@ class DirectLane(Lane):
             return None
         return reply
 
-    async def _by_messages(self, request: Request) -> PartialResponse:
+    async def _by_messages(self, request: Request) -> Response:
         """Carry the whole request and its response without shared memory."""
-        header, algorithm = request.header, self.messages.digest
-        header["digest"] = await asyncio.to_thread(_frames.digest, algorithm, request.frames)
+        payload = await asyncio.to_thread(request.payload.signed, self.messages.digest)
+        header = {**request.header, **self.messages.fields(), "digest": payload.digest}
         await self._drain()
-        return await self.messages.carry(request)
+        return await self.messages.carry(replace(request, header=header, payload=payload))
 
     # ------------------------------------------------------------ from the kernel
 
-    async def _open(self, request: Request, reply: SocketReply) -> PartialResponse:
+    async def _open(self, request: Request, reply: SocketReply) -> Response:
         header, frames = reply
         header.setdefault("digest", "none:")
         if frames is None:
@@ -275,9 +279,9 @@ class DirectLane(Lane):
             kept, _ = await self._or_reason(self.client.ask(unmapped))
             raise_error(kept, ())
             header, frames = {**header, **kept}, []
-        inbox = open_response(header, request.limit)
+        response = Response(header, request, open_response(header, request.limit), lane=self.name)
         if not frames:
-            return PartialResponse(header, inbox)
+            return response
         maps = self.client.channel.maps
         if request.unread:
             maps.cold.clear()
@@ -287,7 +291,8 @@ class DirectLane(Lane):
             # The kernel can still write to this memory. Data is read from a copy, so that it
             # does not change between its check and its use.
             frames = await asyncio.to_thread(_frames.private_copy, frames)
-        return PartialResponse(header, CompleteTransfer(inbox.sizes, frames))
+        response.inbox = CompleteTransfer(response.inbox.sizes, frames)
+        return response
 
     async def _or_reason(self, reply: Awaitable[T]) -> T:
         """Await a reply of the socket thread, or raise why there is none.
@@ -346,8 +351,3 @@ async def copy_to_segment(
         else:  # a thread still writes into the segment
             step.add_done_callback(lambda _: pool.give_back(segment))
         raise
-
-
-def is_for_thread(header: Header) -> bool:
-    """Return whether the socket thread may serve it: it evaluates no expression of the user."""
-    return header["op"] in ("batch", "load_codec") or _request.may_batch(header)

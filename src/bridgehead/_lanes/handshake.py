@@ -19,6 +19,7 @@ from bridgehead._lanes.direct import DirectLane
 from bridgehead._lanes.inline import InlineLane
 from bridgehead._lanes.socket import SocketClient, SocketListener
 from bridgehead._protocol import request as _request
+from bridgehead._protocol.payload import EMPTY
 from bridgehead._protocol.raising import as_object, as_strings, as_text, raise_error
 from bridgehead._protocol.response import greeting
 from bridgehead._protocol.results import Info
@@ -45,12 +46,14 @@ class Greeting:
         info: what a user sees of the kernel.
         process: names the kernel process; a later process may have the same pid.
         orphans: idle subshells whose bridge has ended, or has not used them for ten minutes.
+        in_main_thread: whether cells run in the main thread of the process, which a signal reaches.
     """
 
     lane: Lane
     info: Info
     process: str
     orphans: list[str]
+    in_main_thread: bool
 
 
 class Handshake:
@@ -80,9 +83,8 @@ class Handshake:
         transport.dispatcher.narrow(transport.quirks.window)
         with self._listening() as listener:
             offer = listener.offer if isinstance(listener, SocketListener) else None
-            header = _request.header(
-                "hello", [], epoch="", algorithm=transport.digest, direct=offer
-            )
+            signed = EMPTY.signed(transport.digest)
+            header = _request.header("hello", signed, epoch="", direct=offer)
             try:
                 reply, buffers = await hello(transport, header)
             except UnsupportedKernel as error:
@@ -116,7 +118,8 @@ class Handshake:
             features=tuple(as_strings(transport.kernel_info.get("supported_features"))),
         )
         orphans = [str(orphan) for orphan in reply.get("orphans") or ()]
-        return Greeting(lane, info, str(reply.get("process")), orphans)
+        in_main_thread = reply.get("in_main_thread") is not False
+        return Greeting(lane, info, str(reply.get("process")), orphans, in_main_thread)
 
     def _message_lane(self, buffers: bool) -> Lane:
         """Return the lane for what crosses in messages; ``buffers`` is whether they arrive."""

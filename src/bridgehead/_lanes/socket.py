@@ -21,9 +21,8 @@ from itertools import count
 from typing import Any
 
 from bridgehead._errors import BridgeError
-from bridgehead._protocol.request import PYTHON
 from bridgehead._shipped.wire.errors import WireError
-from bridgehead._shipped.wire.header import PROTOCOL, Header
+from bridgehead._shipped.wire.header import PROTOCOL, PYTHON, Header
 from bridgehead._shipped.wire.segments import Pool, Segment, segments_supported
 from bridgehead._shipped.wire.socket import SECRET, FrameSocket, peer
 from bridgehead._transports.dispatch import Dispatcher

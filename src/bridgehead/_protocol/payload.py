@@ -6,11 +6,12 @@ this file unpickles values from the kernel; only ``raising.raise_error`` unpickl
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pickle import loads
 from types import ModuleType
 from typing import Any
@@ -27,27 +28,52 @@ from bridgehead._errors import (
     UntrustedPayload,
 )
 from bridgehead._protocol.raising import too_large
-from bridgehead._protocol.request import PYTHON
 from bridgehead._shipped.wire import pickling
 from bridgehead._shipped.wire.digest import LEAF, Buffer
 from bridgehead._shipped.wire.errors import TooLarge, WireError
 from bridgehead._shipped.wire.frames import digest
+from bridgehead._shipped.wire.header import PYTHON
+from bridgehead._shipped.wire.segments import Segment
 
 TWO_THREADS = 4 * LEAF  # bytes from which on two threads compute the digest
 
 
 @dataclass(frozen=True, slots=True)
 class Payload:
-    """The frames of a pickled object, and what they need in the kernel."""
+    """The frames of a pickled object, their digest, and what they need in the kernel.
 
-    frames: list[memoryview]
-    carries_code: bool
-    refs: bool
-    python: Sequence[int] = (*PYTHON,)  # the Python version of the code in it
+    Attributes:
+        python: the Python version of the code in it.
+        digest: see ``_shipped.wire.digest``; empty until it is computed. ``"none:"``, that of the
+            direct lane, is no sum over the frames.
+        segment: the segment that holds the frames already, when several kernels get the same.
+    """
+
+    frames: Sequence[memoryview]
+    carries_code: bool = False
+    refs: bool = False
+    python: Sequence[int] = (*PYTHON,)
+    digest: str = ""
+    segment: Segment | None = None
 
     @property
     def nbytes(self) -> int:
         return sum(frame.nbytes for frame in self.frames)
+
+    def is_signed(self, algorithm: str) -> bool:
+        """Return whether the digest will do on a lane that signs with this algorithm."""
+        return bool(self.digest) and (self.digest == "none:") == (algorithm == "none")
+
+    def signed(self, algorithm: str) -> Payload:
+        """Return the payload with its digest.
+
+        Two threads compute that of a large payload: until it is known nothing can be sent, and
+        the kernel is idle. Sums are no faster in two threads.
+        """
+        if self.nbytes < TWO_THREADS or algorithm == "sums":
+            return replace(self, digest=digest(algorithm, self.frames))
+        with ThreadPoolExecutor(2) as pool:
+            return replace(self, digest=digest(algorithm, self.frames, pool.map))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +86,13 @@ class RawPickle:
         return loads, (self.data,)
 
 
-EMPTY = Payload([], carries_code=False, refs=False)
+EMPTY = Payload(())
+
+
+@functools.cache
+def empty(algorithm: str) -> Payload:
+    """Return a payload without frames, signed."""
+    return EMPTY.signed(algorithm)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,34 +122,23 @@ class PayloadSource:
         """
         return not self.by_value and pickling.is_small(self.values)
 
-    def pack(self, algorithm: str) -> tuple[Payload, str]:
-        """Return the payload and its digest.
+    def pack(self, algorithm: str, *, small: bool = False) -> Payload:
+        """Return the payload, signed; ``small`` is what ``is_small`` returned.
 
         Any thread may call this; an event loop in another thread keeps running meanwhile.
         """
         if self.data:
             payload = encode_data(self.values, self.parts)
-        elif self.is_small():
-            payload = Payload(pickling.encode_small(self.values), carries_code=False, refs=False)
+        elif small:
+            frames = pickling.encode_small(self.values)
+            payload = Payload(frames, digest=digest(algorithm, frames))
         else:
             payload = encode(
                 self.values, self.parts, by_value=self.by_value, refs=self.refs, limit=self.limit
             )
         if self.limit is not None and payload.nbytes > self.limit:
             raise too_large(payload.nbytes, self.limit)
-        return payload, digest_payload(payload, algorithm)
-
-
-def digest_payload(payload: Payload, algorithm: str) -> str:
-    """Return the digest of a payload.
-
-    Two threads compute that of a large payload: until it is known nothing can be sent, and the
-    kernel is idle. Sums are no faster in two threads.
-    """
-    if payload.nbytes < TWO_THREADS or algorithm == "sums":
-        return digest(algorithm, payload.frames)
-    with ThreadPoolExecutor(2) as pool:
-        return digest(algorithm, payload.frames, pool.map)
+        return payload if payload.digest else payload.signed(algorithm)
 
 
 class _PicklingLock:
@@ -216,7 +237,7 @@ def encode_data(values: Any, parts: Mapping[str, Any]) -> Payload:
     from bridgehead._shipped import data as codec
 
     try:
-        return Payload(codec.encode_data(values), carries_code=False, refs=False)
+        return Payload(codec.encode_data(values))
     except WireError as error:
         path, kind = str(error.details.get("path", "")), str(error.details.get("type", ""))
         for name in parts:

@@ -23,8 +23,7 @@ from bridgehead._errors import (
     ReplyLost,
     UntrustedPayload,
 )
-from bridgehead._protocol.request import PYTHON
-from bridgehead._shipped.wire.header import Header
+from bridgehead._shipped.wire.header import PYTHON, Header
 from bridgehead._shipped.wire.pickling import decode
 
 

@@ -1,26 +1,62 @@
-"""The header of a request, and the message that carries it.
+"""A request: its header, its payload, and the message that carries it.
 
-Rule: this file makes the header of a request and the content of its message. A lane adds a few
-fields for each message. Sans-I/O: this file uses no socket, no event loop and no bridge.
-``payload`` makes the frames, and ``response`` reads the response.
+Rule: this file makes the header of a request and the content of its message. A header is written
+once; what differs in a message is in a header of its own, made from it. Sans-I/O: this file uses
+no socket, no event loop and no bridge. ``payload`` makes the frames, ``response`` reads the
+response.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
-import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from bridgehead._shipped.wire.frames import digest as digest_frames
-from bridgehead._shipped.wire.header import BATCHABLE, PROTOCOL, Header
+from bridgehead._protocol.payload import EMPTY, Payload
+from bridgehead._shipped.wire.header import BATCHABLE, PROTOCOL, PYTHON, Header
 
-PYTHON = list(sys.version_info[:2])
 _ID_PREFIX = f"{uuid.uuid4().hex}-"  # makes the ids of requests unique across processes
 _numbers = itertools.count()
 KEY = "bridgehead"  # the name of the one entry in user_expressions
+
+
+@dataclass(slots=True)
+class Request:
+    """One operation on its way to the kernel.
+
+    Attributes:
+        limit: the most bytes that the response may have; None for any number.
+        report: called with bytes done and bytes in all, as chunks arrive; an exception from it
+            ends the transfer.
+        trusted: whether an exception in the response may be unpickled; not by default.
+        unread: whether the response goes on to another kernel and is not read in this process.
+        delivered: whether the remote part has the frames already, from a broadcast.
+    """
+
+    header: Header
+    payload: Payload = EMPTY
+    limit: int | None = None
+    report: Callable[[int, int], object] = lambda done, total: None
+    trusted: bool = False
+    unread: bool = False
+    delivered: bool = False
+
+    @property
+    def frames(self) -> Sequence[memoryview]:
+        return self.payload.frames
+
+    @property
+    def nbytes(self) -> int:
+        return sum(self.header["sizes"])
+
+    @property
+    def subshell(self) -> str | None:
+        """The subshell of the kernel that serves the request; None for the main thread."""
+        shell = self.header.get("subshell")
+        return None if shell is None else shell["id"]
 
 
 def execute_content(expression: str) -> dict[str, Any]:
@@ -35,20 +71,11 @@ def execute_content(expression: str) -> dict[str, Any]:
     }
 
 
-def header(
-    operation: str,
-    frames: Sequence[memoryview],
-    *,
-    epoch: str,
-    algorithm: str,
-    digest: str | None = None,
-    **fields: Any,
-) -> Header:
-    """Return the header of a whole request.
+def header(operation: str, payload: Payload = EMPTY, *, epoch: str, **fields: Any) -> Header:
+    """Return the header of a whole request, whose payload is signed.
 
-    For each message a lane sets ``at`` and ``chunk``, and reduces the digest to the part that
-    covers the message. A field that is None is left out. Pass ``digest`` if it is known, so that
-    it is not computed again.
+    A field that is None is left out. For each message a lane makes a header of its own, with
+    ``at`` and the part of the digest that covers the message.
     """
     return {
         "protocol": PROTOCOL,
@@ -56,15 +83,15 @@ def header(
         "id": f"{_ID_PREFIX}{os.getpid():x}-{next(_numbers):x}",  # the pid: of a forked child
         "epoch": epoch,
         "python": PYTHON,
-        "sizes": [frame.nbytes for frame in frames],
-        "digest": digest or digest_frames(algorithm, frames),
+        "sizes": [frame.nbytes for frame in payload.frames],
+        "digest": payload.digest,
         "at": 0,
         "chunk": 0,
         **{name: value for name, value in fields.items() if value is not None},
     }
 
 
-def may_batch(header: Header) -> bool:
+def may_batch(header: Mapping[str, Any]) -> bool:
     """Return whether a request may cross in a batch: it evaluates no expression of the user.
 
     An expression may take long, and would delay the responses to the other requests. Pickling and
@@ -75,9 +102,10 @@ def may_batch(header: Header) -> bool:
     return header["op"] in BATCHABLE and not header.get("refs")
 
 
-def batch_header(headers: Sequence[Header], frames: Sequence[memoryview]) -> Header:
-    """Return the header of a batch: several small requests in one message."""
-    algorithm = headers[0]["digest"].partition(":")[0]
-    return header(
-        "batch", frames, epoch=headers[0]["epoch"], algorithm=algorithm, requests=list(headers)
-    )
+def batch(requests: Sequence[Request], algorithm: str, **fields: Any) -> Request:
+    """Return one request that stands for several small ones; ``fields`` go into its header."""
+    frames = [frame for request in requests for frame in request.frames]
+    headers = [request.header for request in requests]
+    payload = Payload(frames).signed(algorithm)
+    whole = header("batch", payload, epoch=headers[0]["epoch"], requests=headers, **fields)
+    return Request(whole, payload)

@@ -23,30 +23,52 @@ from bridgehead._errors import (
 )
 from bridgehead._protocol.bootstrap import remote_source
 from bridgehead._protocol.raising import as_object, as_text, remote_error, too_large
-from bridgehead._protocol.request import KEY
+from bridgehead._protocol.request import KEY, Request
 from bridgehead._shipped.wire.digest import Buffer
 from bridgehead._shipped.wire.errors import TooLarge, WireError
 from bridgehead._shipped.wire.header import MIME, Header
 from bridgehead._shipped.wire.transfer import CompleteTransfer, Inbox
 
 ERROR_LIMIT = 1 << 20  # bytes that an error may have; the caller's max_bytes is for values
+NO_SUBSHELL = "UnknownSubshellError"  # the name of ipykernel's error
 
 
-@dataclass(frozen=True, slots=True)
-class PartialResponse:
-    """A response of which the first part has arrived.
+class NotServed(BridgeError):
+    """The kernel did not do a request of a batch; the queue sends it again, with the next one."""
 
-    ``parts`` have arrived too, but are not in the inbox yet.
+
+class SubshellDeleted(BridgeError):
+    """The kernel has no subshell of the request's id any more; nothing was done."""
+
+
+@dataclass(slots=True)
+class Response:
+    """The response to a request, or the beginning of it.
+
+    Attributes:
+        request: the request as its lane sent it.
+        inbox: what has arrived of the frames, and been checked.
+        parts: what has arrived too, but is not in the inbox yet.
+        frames: the frames, when all have arrived.
+        lane: the name of the lane that carried the request.
     """
 
     header: Header
+    request: Request
     inbox: Inbox | CompleteTransfer
     parts: list[Buffer] = field(default_factory=list)
+    frames: list[memoryview] = field(default_factory=list)
+    lane: str = ""
 
     @property
     def arrived(self) -> int:
         """Bytes of the response that have arrived."""
         return self.inbox.received + sum(memoryview(part).nbytes for part in self.parts)
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether a part of it is still in the kernel, or not checked yet."""
+        return self.inbox.received < self.inbox.total
 
 
 def response_header(content: Mapping[str, Any]) -> Header:
@@ -54,13 +76,15 @@ def response_header(content: Mapping[str, Any]) -> Header:
 
     Raises:
         KernelRestarted: the remote module is not in the kernel, or not any more.
+        SubshellDeleted: another client deleted the subshell.
         RemoteError: an interrupt arrived in the kernel outside the remote module.
         UnsupportedKernel: the kernel evaluated nothing.
         ProtocolError: the reply is no response of the remote part.
     """
     content = as_object(content)
     if content.get("status") == "error":
-        raise remote_error(content)
+        error = remote_error(content)
+        raise SubshellDeleted(error.evalue) if error.ename == NO_SUBSHELL else error
     entry = as_object(content.get("user_expressions")).get(KEY)
     if not isinstance(entry, dict):
         raise UnsupportedKernel("the kernel does not evaluate user_expressions")
@@ -101,6 +125,7 @@ GREETING = {
     "cwd": str,
     "orphans": [str],
     "direct": (str, None),
+    "in_main_thread": (bool, None),
 }
 NAME = {"name": str, "type": str, "shape": ([int], None), "len": (int, None), "bytes": (int, None)}
 
@@ -190,36 +215,36 @@ def close_response(inbox: Inbox) -> list[memoryview]:
 
 
 def split_batch(
-    header: Header, frames: Sequence[memoryview], limits: Sequence[int | None]
-) -> list[PartialResponse | BridgeError | None]:
+    header: Header, frames: Sequence[memoryview], requests: Sequence[Request]
+) -> list[Response | BridgeError]:
     """Return the responses of a batch, each with those of its frames that came in this message.
 
-    An item is None for a request that did not run, because the responses before it filled the
-    message. It is an error for a response that is malformed.
+    An item is ``NotServed`` for a request that did not run, because the responses before it filled
+    the message, and another error for a response that is malformed.
 
     Raises:
         ProtocolError: the header is no response to a batch of so many requests.
     """
     responses = header.get("responses")
-    if not isinstance(responses, list) or len(responses) != len(limits):
-        raise ProtocolError(f"the response to a batch does not have {len(limits)} responses")
-    found: list[PartialResponse | BridgeError | None] = []
+    if not isinstance(responses, list) or len(responses) != len(requests):
+        raise ProtocolError(f"the response to a batch does not have {len(requests)} responses")
+    found: list[Response | BridgeError] = []
     at = 0
-    for one, limit in zip(responses, limits, strict=True):
+    for one, request in zip(responses, requests, strict=True):
         if not isinstance(one, dict):
             raise ProtocolError("a response in a batch is not a JSON object")
         # The kernel always runs the first request. A first response that asks for a retry is
         # malformed: believing it, the bridge would send the request for ever.
         if one.get("retry") and found:
-            found.append(None)
+            found.append(NotServed("the responses before it filled the message"))
             continue
         count = one.get("parts")
         if type(count) is not int or not 0 <= count <= len(frames) - at:
             raise ProtocolError("the responses in a batch do not match its frames")
         try:
-            inbox = open_response(one, limit)
+            inbox = open_response(one, request.limit)
             add_chunk(one, inbox, 0, frames[at : at + count])
-            found.append(PartialResponse(one, inbox))
+            found.append(Response(one, request, inbox))
         except BridgeError as error:
             found.append(error)
         at += count

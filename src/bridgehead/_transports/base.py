@@ -53,7 +53,9 @@ class Transport(ABC):
     max_send: int = MAX_SEND  # bytes of frames that one message may carry to the kernel
     max_receive: int = MAX_SEND  # bytes of frames in the response to one request
     label: str = ""  # the name that the kernel's owner uses, if there is one
+    has_control: bool = True  # a channel of its own, which the kernel serves while a cell runs
     pushes: bool = True  # the remote part may send messages without a request
+    signals: bool = True  # ``interrupt`` sends a signal to the kernel's process
     # One object, shared by all kernels that one of its messages can reach.
     broadcaster: Broadcaster | None = None
 
@@ -68,6 +70,7 @@ class Transport(ABC):
             send=lambda *message: self.send(*message),
             message=self.message,
             spawn=self.spawn,
+            control=self.has_control,
             timings=self.timings,
         )
         self._closing: asyncio.Future[None] | None = None

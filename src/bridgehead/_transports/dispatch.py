@@ -15,14 +15,16 @@ Laws of the dispatcher, each of which was broken once and cost messages:
    large ones block a xeus kernel.
 3. A request is only sent to the kernel that was connected when the request was made.
 4. ``aborted`` means not executed: the request is tried again, and reported if all tries fail.
-5. Completion never depends on iopub alone, which loses messages. An ``idle`` without a reply
-   starts an inquiry; only a reply to a later request proves that the reply to ours is lost.
+5. Completion never depends on iopub alone, which loses messages, nor on a reply that can't come
+   any more. When a reply is missing, the kernel is asked: see ``Dispatcher._inquire``.
 """
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import weakref
+from asyncio import FIRST_COMPLETED as FIRST
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +33,7 @@ from typing import Any
 from bridgehead._errors import (
     BridgeError,
     KernelRestarted,
+    KernelUnresponsive,
     ProtocolError,
     ReplyLost,
     RequestAborted,
@@ -74,7 +77,13 @@ class Pending:
     nbytes: int = 0  # size of the message that was sent, on transports with a size limit
     cut: bool = False  # its connection broke, so its response may arrive incomplete
     buffers: list[Any] = field(default_factory=list)
-    inquired: bool = False
+    due: float = 0.0  # the loop's time from which on the reply counts as missing
+    idle: bool = False  # the kernel said that it is idle after this request
+
+
+REPLY_LOST = ReplyLost(
+    "the kernel has answered a later request, so the request or its reply was lost"
+)
 
 
 class Reconnected(TransportError):
@@ -85,7 +94,8 @@ class Dispatcher:
     """The requests in flight to one kernel, and the messages that it sends.
 
     ``send`` sends a message, ``message`` makes a new one, and ``spawn`` runs a task for as long as
-    the transport lives.
+    the transport lives. ``control`` says whether the kernel has a control channel, which answers
+    while a cell runs.
     """
 
     def __init__(
@@ -96,7 +106,9 @@ class Dispatcher:
         message: Callable[[str, dict[str, Any]], dict[str, Any]],
         spawn: Callable[[Coroutine[Any, Any, None]], object],
         timings: Timings,
+        control: bool = True,
     ) -> None:
+        self._has_control = control
         self._life, self._send, self._message, self._spawn = life, send, message, spawn
         self._timings = timings
         self.late: int = 0  # replies without a waiting request
@@ -108,6 +120,11 @@ class Dispatcher:
         self._on_message: dict[str, Callable[[Message], object]] = {}
         self._streams: weakref.WeakSet[Messages] = weakref.WeakSet()
         self._busy_with = ""
+        self._arrived = 0  # messages that arrived on shell
+        self._said_idle = False  # on iopub, of its main thread, and not busy since
+        self._questions: deque[str] = deque(maxlen=2 * WINDOW)  # some have an answer, some not yet
+        self._inquiries: set[str | None] = set()  # the subshells, or None, that are being asked
+        self._next_look: asyncio.TimerHandle | None = None
         self._answered: deque[str] = deque(maxlen=2 * WINDOW)
 
     # ------------------------------------------------------------ requests
@@ -237,6 +254,9 @@ class Dispatcher:
         if on_message is not None:
             self._on_message[pending.id] = on_message
         self.pending[pending.id] = pending
+        if slot:
+            pending.due = asyncio.get_running_loop().time() + self._timings.inquiry_after
+            self._look_at(pending.due)
         try:
             await self._send(channel, message, buffers)
         except BaseException:
@@ -279,6 +299,7 @@ class Dispatcher:
             in_subshell = bool(message["parent_header"].get("subshell_id"))
             self._on_iopub(Message.parse(message), in_subshell)
             return
+        self._arrived += channel == "shell"
         if message["header"]["msg_type"] == UPDATE_MESSAGE:
             listener = self._life.listeners.get(message["content"]["watch"])
             if listener is not None:
@@ -289,7 +310,7 @@ class Dispatcher:
         parent = message["parent_header"].get("msg_id")
         pending = self.pending.get(parent)
         if pending is None or pending.cut:
-            self.late += 1
+            self.late += parent not in self._questions
         elif message["header"]["msg_type"] == DATA_MESSAGE:
             pending.buffers += message.get("buffers") or ()
         elif message["header"]["msg_type"].endswith("_reply"):
@@ -315,9 +336,10 @@ class Dispatcher:
                 if state in STATES:
                     self._life.state = state
                 self._busy_with = message.parent
-            if idle and pending is not None and pending.slot:
-                loop = asyncio.get_running_loop()
-                loop.call_later(self._timings.inquiry_after, self.inquire, message.parent)
+            if not off_main_thread:
+                self._said_idle = idle
+            if idle and pending is not None:
+                pending.idle = True
         if idle:
             on_message = self._on_message.pop(message.parent, None)
         else:
@@ -329,21 +351,127 @@ class Dispatcher:
 
     # ------------------------------------------------------------ the inquiry
 
-    def inquire(self, identity: str) -> None:
-        """Find out whether the reply to a request is lost.
+    def _look_at(self, time: float) -> None:
+        """Look for missing replies at this time of the loop, unless it will be done anyway."""
+        if self._next_look is None:
+            self._next_look = asyncio.get_running_loop().call_at(time, self._look)
 
-        The kernel went idle, and the reply has not arrived. Replies arrive in order, so the reply
-        to one more request proves that the missing one will not arrive.
-        """
-        pending = self.pending.get(identity)
-        if pending is not None and not pending.inquired and not self._life.is_lost:
-            pending.inquired = True
-            self._spawn(self._inquiry(identity))
-
-    async def _inquiry(self, identity: str) -> None:
-        try:
-            later = await self.put("shell", self._message("kernel_info_request", {}))
-            await later.future
-        except BridgeError:
+    def _look(self) -> None:
+        """Start an inquiry about each shell whose reply is missing; look again later."""
+        self._next_look = None
+        unanswered = [pending for pending in self.pending.values() if pending.slot]
+        if not unanswered:
             return
-        self.settle(identity, ReplyLost("the kernel ran the request, but its reply was lost"))
+        now = asyncio.get_running_loop().time()
+        for pending in unanswered:
+            # A kernel that takes one request at a time is not asked while one is on its way.
+            idle = pending.idle or (
+                self._said_idle and now - pending.due > self._timings.lost_after
+            )
+            if pending.due <= now and (self.window > 1 or idle):
+                self.inquire(pending.subshell)
+        oldest = unanswered[0].due
+        self._look_at(oldest if oldest > now else now + self._timings.inquiry_after)
+
+    def inquire(self, subshell: str | None = None) -> None:
+        """Ask the kernel what became of the requests to one of its shells."""
+        if subshell not in self._inquiries and not self._life.is_unresponsive:
+            self._inquiries.add(subshell)
+            self._spawn(self._inquire(subshell))
+
+    async def _inquire(self, subshell: str | None) -> None:
+        """Ask until it is known what became of the requests whose replies are missing.
+
+        Replies arrive in order. So the answer to a ``kernel_info_request`` proves that the replies
+        to the requests before it are lost. It also wakes a kernel that missed an earlier message.
+        While the kernel is busy, the question waits with the requests, as long as it takes. There
+        is a deadline only while nothing arrives from the kernel and it says that it is idle, or
+        does not answer on its control channel either.
+        """
+        questions: list[tuple[Pending, list[Pending]]] = []  # with the requests before each
+        control: list[Pending] = []
+        timings = self._timings
+        every = pause = timings.inquiry_after
+        idle = silent = 0.0
+        try:
+            while before := self._unanswered(subshell):
+                questions.append((await self._ask("shell", subshell), before))
+                if self._has_control:
+                    control.append(await self._ask("control"))
+                for _ in range(round(pause / every)):
+                    # Seconds are counted by waits: if this program or the machine was stopped, the
+                    # kernel still has its time to answer.
+                    arrived = self._arrived
+                    answers = [question.future for question, _ in questions]
+                    await asyncio.wait(answers, timeout=every, return_when=FIRST)
+                    for question, requests in questions:
+                        if question.future.done():
+                            question.future.result()
+                            self._fail(requests, REPLY_LOST)
+                            return
+                    if not self.pending.keys() & {pending.id for pending in before}:
+                        return
+                    if arrived != self._arrived:
+                        idle = silent = 0.0
+                    if any(question.idle for question, _ in questions):
+                        idle += every
+                        if idle >= timings.idle_silence:  # the kernel answered, so that was lost
+                            self._fail(before, _no_answer(idle))
+                            return
+                    answered = not control or any(one.future.done() for one in control)
+                    while answered and control:
+                        self.forget(control.pop().id)
+                    silent = 0.0 if answered and not self._is_idle(before) else silent + every
+                    if silent >= timings.lost_after:
+                        self._fail(before, _no_answer(silent) if answered else _silent(silent))
+                        return
+                pause *= 2
+        except BridgeError:
+            pass  # the kernel or the connection is lost or unresponsive, and all waiters know
+        finally:
+            self._inquiries.discard(subshell)
+            for question in [*(question for question, _ in questions), *control]:
+                if self.forget(question.id) is not None:  # else its idle ends the subscription
+                    self._on_message.pop(question.id, None)
+                question.future.cancel()
+
+    async def _ask(self, channel: str, subshell: str | None = None) -> Pending:
+        message = self._message("kernel_info_request", {})
+        if subshell is not None:
+            message["header"]["subshell_id"] = subshell
+        self._questions.append(message["header"]["msg_id"])
+        return await self.put(channel, message, on_message=lambda message: True)
+
+    def _unanswered(self, subshell: str | None) -> list[Pending]:
+        now = asyncio.get_running_loop().time()
+        requests = [one for one in self.pending.values() if one.slot and one.subshell == subshell]
+        return requests if any(one.due <= now for one in requests) else []
+
+    def _is_idle(self, requests: list[Pending]) -> bool:
+        """Return whether the kernel has said that it does nothing that the requests wait for.
+
+        A kernel without a control channel of ours reports the cells of this bridge only.
+        """
+        if all(pending.idle for pending in requests):
+            return True
+        return self._has_control and self._said_idle and requests[0].subshell is None
+
+    def _fail(self, requests: list[Pending], why: BridgeError) -> None:
+        for pending in requests:
+            if why is REPLY_LOST and self._busy_with == pending.id and self._life.state == "busy":
+                self._life.state = "idle"  # the message that says so was lost, too
+            self.settle(pending.id, copy.copy(why))
+
+
+def _no_answer(seconds: float) -> ReplyLost:
+    return ReplyLost(
+        f"the kernel says that it is idle, and for {seconds:g} s it has replied neither to the "
+        "request nor to a question about it; the request may have run"
+    )
+
+
+def _silent(seconds: float) -> KernelUnresponsive:
+    return KernelUnresponsive(
+        f"the kernel's process lives, but for {seconds:g} s it has answered nothing, not even on "
+        "its control channel; the request may still run"
+    )

@@ -96,6 +96,7 @@ class EngineTransport(Transport):
 
     name = "ipyparallel"
     direct = False
+    has_control = False
     pushes = False
 
     def __init__(self, client: Any, engine: int) -> None:

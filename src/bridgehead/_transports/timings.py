@@ -22,8 +22,14 @@ class Timings:
     # Pauses before each new try of an aborted request. Measured: of 30 requests that were sent
     # again 24 ms after an abort, 1 was aborted again.
     abort_pauses: tuple[float, ...] = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
-    # From an idle without a reply to the inquiry: the reply comes on another channel.
-    inquiry_after: float = 0.5
+    # That a reply is missing, until the kernel is asked about it.
+    inquiry_after: float = 1.0
+    # For the answer to that question to arrive, when the kernel says that it has sent it.
+    idle_silence: float = 5.0
+    # For anything to arrive from a kernel that says it is idle, or that does not answer on its
+    # control channel. A slow connection, a user's callback in the kernel's event loop, and a call
+    # into C that holds the GIL are waited for so long.
+    lost_after: float = 60.0
     # After a cell's reply, until its last outputs must have arrived; their "idle" may be lost.
     last_outputs: float = 2.0
 

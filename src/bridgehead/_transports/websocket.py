@@ -326,9 +326,8 @@ class WebsocketTransport(Transport):
         await self._until_it_answers()
         for pending in lost:
             if pending.slot and not pending.repeatable:
-                pending.inquired = False
-                # The reply may still arrive, before the reply to the inquiry.
-                self.dispatcher.inquire(pending.id)
+                # The reply may still arrive, before the answer to this question.
+                self.dispatcher.inquire()
             else:
                 self.dispatcher.settle(
                     pending.id, Reconnected("the connection broke and was made again")

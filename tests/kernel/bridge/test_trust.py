@@ -136,16 +136,15 @@ async def test_a_kernel_opens_only_data_if_the_push_asks_for_it(data_bridge: Bri
 
 
 async def _bind(bridge: Bridge, frames: list[bytes]) -> None:
-    from bridgehead._lanes.base import Request
     from bridgehead._protocol import request as _request
+    from bridgehead._protocol.payload import Payload
 
     lane = await bridge._connection.remote.ready()
     views = [memoryview(frame) for frame in frames]
-    header = _request.header(
-        "bind", views, epoch=bridge.info.epoch, algorithm="crc32", names=["z"], opens="data"
-    )
-    request = Request(header, views)
-    await lane.rest(request, await lane.carry(request))
+    payload = Payload(views).signed("crc32")
+    fields = {**lane.fields(), "names": ["z"], "opens": "data"}
+    header = _request.header("bind", payload, epoch=bridge.info.epoch, **fields)
+    await lane.complete(await lane.carry(_request.Request(header, payload)))
 
 
 async def test_classes_may_be_allowed_by_name() -> None:

@@ -151,7 +151,7 @@ async def test_a_cancel_at_a_random_instant_disturbs_no_other_call(
                 await bridge.push(left=i)
                 assert await bridge.pull("left", "constant") == (i, [1, 2, 3])
             await until(lambda: not bridge._transport.dispatcher.in_flight)
-            assert not bridge._connection.queue._turns
+            assert not bridge._connection.queue.turns
             assert await bridge.pull("_kept()") == [0, 0]
     namespace = await look(file_of(kernel))
     assert set(namespace) - {"spare", "spare2"} == {

@@ -150,15 +150,15 @@ async def test_an_update_that_is_outdated_while_it_is_fetched_is_skipped(
         async with bridge.watch("x") as watch:
             assert (await anext(watch) == 0).all()
             used, late = bridge._connection.remote.lane, []
-            fetch = used.rest
+            complete = used.complete
 
-            async def fetch_too_late(request: Any, opened: Any) -> Any:
+            async def fetch_too_late(response: Any) -> Any:
                 if not late:
-                    late.append(opened)
+                    late.append(response)
                     await kernel.run("x = x + 1")
-                return await fetch(request, opened)
+                return await complete(response)
 
-            monkeypatch.setattr(used, "rest", fetch_too_late)
+            monkeypatch.setattr(used, "complete", fetch_too_late)
             await kernel.run("x = x + 1")
             async with reported_within(2):
                 while not (value := await anext(watch))[0] == 2:

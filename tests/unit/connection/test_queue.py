@@ -64,12 +64,13 @@ class Gated:
     async def queued(self, count: int) -> None:
         """Wait until ``count`` operations wait for their turn, prepared or not."""
         async with asyncio.timeout(PATIENCE):
-            while sum(not turn.outcome.done() for turn in self.turns) < count:
+            while len(self.waiting) < count:
                 await asyncio.sleep(0.001)
 
     @property
-    def turns(self) -> Any:
-        return self.bridge._connection.queue._turns
+    def waiting(self) -> list[Any]:
+        """The turns of the operations that were not sent yet."""
+        return [turn for turn in self.bridge._connection.queue.turns if not turn.sent]
 
     async def outcomes(self) -> list[Any]:
         """Open the gate, and return the outcome of every operation since ``hold``."""
@@ -324,7 +325,7 @@ async def test_a_preparation_continues_while_the_kernel_is_busy(gated: Gated) ->
     slow.end.set()
     await gated.queued(1)
     async with asyncio.timeout(PATIENCE):
-        while not gated.turns[0].prepared:
+        while not gated.waiting[0].is_ready:
             await asyncio.sleep(0.001)
     assert not slow_push.done()
     await gated.outcomes()
@@ -395,7 +396,7 @@ async def test_a_restart_fails_all_queued_operations_and_none_of_them_runs(gated
     assert await gated.bridge.names() == []
     await gated.bridge.push(a=2)
     assert await gated.bridge.pull("a") == 2
-    assert len(gated.turns) == 0
+    assert not gated.bridge._connection.queue.turns
 
 
 async def test_closing_the_bridge_fails_all_queued_operations(gated: Gated) -> None:

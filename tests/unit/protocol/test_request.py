@@ -11,13 +11,15 @@ import pytest
 
 from bridgehead._protocol import request
 from bridgehead._protocol.bootstrap import SHIPPED, expression, remote_source
+from bridgehead._protocol.payload import Payload
 from bridgehead._protocol.request import KEY, execute_content
 from support.answers import header
 
 
 def test_a_header_has_what_the_kernel_must_check() -> None:
     frames = [memoryview(b"123"), memoryview(b""), memoryview(b"456789")]
-    made = request.header("bind", frames, epoch="abc", algorithm="crc32", names=["x"])
+    payload = Payload(frames).signed("crc32")
+    made = request.header("bind", payload, epoch="abc", names=["x"])
     assert made["sizes"] == [3, 0, 6]
     assert made["digest"] == "crc32:cbf43926"
     assert (made["op"], made["epoch"], made["names"]) == ("bind", "abc", ["x"])

@@ -17,9 +17,9 @@ from typing import Any
 import pytest
 
 from bridgehead import BridgeError, ProtocolError, ReplyLost, UnsupportedKernel
-from bridgehead._lanes.base import Request
 from bridgehead._lanes.inline import InlineLane
 from bridgehead._protocol.payload import decode
+from bridgehead._protocol.request import Request
 from bridgehead._protocol.response import add_chunk, close_response, open_response
 from bridgehead._shipped.wire.frames import digest
 from bridgehead._shipped.wire.header import MIME
@@ -267,8 +267,7 @@ async def test_any_inline_data_is_reported(value: Any) -> None:
 
     lane = InlineLane(transport(request))
     with pytest.raises((ProtocolError, ReplyLost)):
-        sent = Request(header(), [])
-        await lane.rest(sent, await lane.carry(sent))
+        await lane.complete(await lane.carry(Request(header())))
 
 
 async def test_inline_data_is_decoded() -> None:
@@ -279,6 +278,5 @@ async def test_inline_data_is_decoded() -> None:
         return SimpleNamespace(content=content_of({**response, "data": data}), buffers=[])
 
     lane = InlineLane(transport(request))
-    sent = Request(header(), [])
-    _, frames = await lane.rest(sent, await lane.carry(sent))
-    assert decode(frames) == [1, 2, 3]
+    response = await lane.complete(await lane.carry(Request(header())))
+    assert decode(response.frames) == [1, 2, 3]

@@ -47,6 +47,7 @@ def enter(scope: Header, lane: str, header_text: str, data: str = "") -> MimeRep
         return carry_message(remote, lane, header_text, data)
     finally:
         remote.kernel.ignore_interrupts()
+        remote.kernel.let_reply_pass()
 
 
 def carry_message(remote: Remote, lane: str, header_text: str, data: str) -> MimeReply:

@@ -19,7 +19,7 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import TooLarge, WireError
     from bridgehead._shipped.wire.frames import check_size
-    from bridgehead._shipped.wire.header import Header
+    from bridgehead._shipped.wire.header import PYTHON, Header
     from bridgehead._shipped.wire.pickling import (
         CloudpickleMissing,
         CodeRefused,
@@ -93,7 +93,7 @@ class UserNamespace:
                 return check_size(encode_small(value), limit), False
             frames, carries_code = encode(value, limit=limit)
             reader = header.get("reader") or header.get("python")
-            if carries_code and reader != list(sys.version_info[:2]):
+            if carries_code and reader != PYTHON:
                 raise CodeRefused(
                     "the value carries code objects of Python %d.%d" % sys.version_info[:2]
                 )
@@ -228,7 +228,7 @@ def error_response(error: BaseException) -> tuple[Header, list[memoryview]]:
     }
     try:
         frames, carries_code = encode(error)
-        description["code_of"] = list(sys.version_info[:2]) if carries_code else None
+        description["code_of"] = PYTHON if carries_code else None
         return {"error": description}, frames
     except Exception:
         return {"error": description}, []

@@ -7,6 +7,7 @@ in ``remote``.
 
 from __future__ import annotations
 
+import sys
 from typing import Any, Dict
 
 if __package__:  # in the kernel, all shipped files are one module
@@ -16,6 +17,7 @@ if __package__:  # in the kernel, all shipped files are one module
 Header = Dict[str, Any]  # a JSON object
 
 PROTOCOL = 2
+PYTHON = list(sys.version_info[:2])
 MIME = "application/vnd.bridgehead.answer+json"
 DATA_MESSAGE = "bridgehead_data"  # msg_type of a response's frames on the buffers lane
 UPDATE_MESSAGE = "bridgehead_update"  # msg_type of an update, sent to the client that watches

@@ -13,7 +13,7 @@ import pytest
 from bridgehead import NameNotFound, ProtocolError, RemoteError
 from bridgehead._protocol import payload as _payload
 from bridgehead._protocol import response as _response
-from bridgehead._protocol.request import batch_header
+from bridgehead._protocol.request import Request, batch
 from support.bare import CHUNK, INTERRUPT, Bomb, Header, Outcome, Space, megabytes, stream, to_bind
 
 
@@ -78,18 +78,18 @@ def test_a_batch_with_a_malformed_request_is_refused_and_changes_nothing(
 ) -> None:
     before = space.snapshot()
     header, payload = to_bind(space, a=1)
-    batch = batch_header([header], payload.frames)
-    batch = {**batch, "requests": [header, damaged], "chunk": CHUNK}
+    whole = batch([Request(header, payload)], "sha256", chunk=CHUNK)
     with pytest.raises(ProtocolError):
-        space.finish(batch, stream(payload.frames))
+        space.finish({**whole.header, "requests": [header, damaged]}, stream(payload.frames))
     assert space.snapshot() == before
 
 
 def test_a_batch_with_fewer_frames_than_its_requests_need_is_reported(space: Space) -> None:
     first, second = to_bind(space, a=1), to_bind(space, b=1)
-    batch = {**batch_header([first[0], second[0]], first[1].frames), "chunk": CHUNK}
-    response, parts = space.finish(batch, stream(first[1].frames))
-    answers = [opened.header for opened in _response.split_batch(response, parts, [None, None])]
+    requests = [Request(*first), Request(second[0])]
+    whole = batch(requests, "sha256", chunk=CHUNK)
+    response, parts = space.finish(whole.header, stream(first[1].frames))
+    answers = [opened.header for opened in _response.split_batch(response, parts, requests)]
     assert "error" not in answers[0]
     assert answers[1]["error"]["kind"] == "protocol"
     assert "b" not in space.names()

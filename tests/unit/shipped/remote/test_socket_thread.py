@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from bridgehead._protocol import request as _request
+from bridgehead._protocol.payload import Payload
 from bridgehead._shipped.remote.kernel import Kernel
 from bridgehead._shipped.remote.server import Remote
 from bridgehead._shipped.remote.socket_thread import SocketThread
@@ -59,8 +60,9 @@ def thread() -> Iterator[SocketThread]:
 
 
 def header(thread: SocketThread, operation: str, frames: Any = (), **fields: Any) -> dict[str, Any]:
-    made = _request.header(operation, frames, epoch=thread.remote.epoch, algorithm="none", **fields)
-    return {**made, "chunk": 1 << 24}
+    payload = Payload(frames).signed("none")
+    fields = {"chunk": 1 << 24, **fields}
+    return _request.header(operation, payload, epoch=thread.remote.epoch, **fields)
 
 
 def bind(thread: SocketThread, **values: Any) -> tuple[dict[str, Any], list[memoryview]]:

@@ -22,6 +22,7 @@ from bridgehead import (
 )
 from bridgehead._protocol import payload as _payload
 from bridgehead._protocol import response as _response
+from bridgehead._protocol.request import Request
 from bridgehead._shipped.wire import frames as _frames
 from bridgehead._shipped.wire.header import UPDATE_MESSAGE
 from support.bare import REMOTE, Bare, Header, Space, later
@@ -93,7 +94,7 @@ class Watched(Space):
         inbox = _response.open_response(response)
         _response.add_chunk(response, inbox, 0, parts)
         asked = {**self.header("watch"), "id": content["update"]}, _payload.EMPTY
-        outcome = self.outcome(asked, _response.PartialResponse(response, inbox))
+        outcome = self.outcome(asked, _response.Response(response, Request({}), inbox))
         if isinstance(outcome, BridgeError):
             raise outcome
         assert outcome is not None

@@ -1,0 +1,254 @@
+"""Rows J1 to J3 of the catalogue of faults: replies that can't come, and how the bridge asks.
+
+Rule: as in ``test_damage``. Each test makes a kernel that runs on without an answer, and checks
+that the call ends with a true error or goes on, and that the next operations work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import operator
+import sys
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import pytest
+
+from bridgehead import Bridge, KernelDied, KernelUnresponsive, RemoteError, ReplyLost
+from bridgehead._lanes import direct
+from support.elsewhere import MAJORS
+from support.kit import (
+    LANES,
+    Parts,
+    all_of,
+    file_of,
+    goes_on,
+    kind,
+    reported_within,
+    until,
+    whole,
+    wired,
+)
+
+# A kernel can't import test modules, so what they define is pickled by value, as in a script.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+# Each leaves ``sys.stdout`` or ``sys.stderr`` so that ipykernel can't flush it: it sends no reply.
+UNFLUSHABLE = {
+    "tee": "import sys\nclass Tee:\n    def write(self, text): pass\nsys.stdout = Tee()",
+    "closed-log": "import sys\nlog = open('log.txt', 'w')\nsys.stdout = log\nlog.close()",
+    "stderr": "import sys\nclass Tee:\n    def write(self, text): pass\nsys.stderr = Tee()",
+    "raises": """
+import sys
+class Full:
+    def write(self, text): pass
+    def flush(self): raise OSError(28, "No space left on device")
+sys.stdout = Full()
+""",
+}
+REPAIR = "import sys\nsys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__"
+
+
+@pytest.mark.parametrize("how", UNFLUSHABLE)
+@pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
+async def test_a_cell_that_breaks_the_standard_streams_does_not_hang(
+    kernel_name: str, how: str, tmp_path: Path
+) -> None:
+    """J1. A stream that can't be flushed: its cell is ReplyLost, everything else goes on."""
+    async with Bridge.launch(kernel_name, cwd=tmp_path) as bridge:
+        await bridge.push(x=1)
+        async with reported_within(2):
+            with pytest.raises(ReplyLost, match="or its reply was lost"):
+                await bridge.run(UNFLUSHABLE[how])
+        async with reported_within(2):
+            await bridge.push(x=2)
+            assert await bridge.pull("x + 1") == 3
+            assert await bridge.pull("sys.stdout is sys.__stdout__") is False
+        async with reported_within(2), Bridge.attach(file_of(bridge)) as other:
+            assert await other.pull("x") == 2
+        async with reported_within(2):
+            await bridge.run(REPAIR)
+        assert (await bridge.run("print(x)")).stdout in ("2\n", "")
+        assert bridge.state == "idle"
+        await goes_on(bridge)
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_a_stream_that_is_replaced_for_a_reply_is_put_back(lane: str, tmp_path: Path) -> None:
+    """J1. The user's stream is in its place again after each operation."""
+    async with Bridge.launch(lane=lane, cwd=tmp_path) as bridge:
+        with pytest.raises(ReplyLost):
+            await bridge.run(UNFLUSHABLE["tee"] + "\ntee = sys.stdout")
+        for _ in range(3):
+            assert await bridge.pull("sys.stdout is tee") is True
+            await bridge.push(x=1)
+
+
+MISSED = {
+    "push": lambda bridge: bridge.push(x=1),
+    "pull": lambda bridge: bridge.pull("1 + 0"),
+    "run": lambda bridge: bridge.run("x = 1"),
+}
+
+
+@pytest.mark.parametrize("operation", MISSED)
+async def test_a_message_that_the_kernel_does_not_notice_is_followed_by_another(
+    kernel: Bridge, tmp_path: Path, operation: str
+) -> None:
+    """J2. A message lies in the kernel's queue until the next one: the bridge sends one itself."""
+    queue: list[Parts] = []
+
+    def until_the_next(parts: Parts) -> list[Parts]:
+        queue.append(parts)
+        if len(queue) == 1 and kind(parts) == "execute_request":
+            return []
+        wire.outgoing = whole
+        return queue
+
+    async with wired(kernel, tmp_path, lane="buffers") as (bridge, wire):
+        await bridge.push(x=0)
+        wire.outgoing = until_the_next
+        async with reported_within(2):
+            await MISSED[operation](bridge)
+        assert [kind(parts) for parts in queue] == ["execute_request", "kernel_info_request"]
+        await goes_on(bridge)
+
+
+@pytest.mark.parametrize("dropped", [1, 2])
+async def test_a_question_that_is_lost_is_asked_again(
+    kernel: Bridge, tmp_path: Path, dropped: int
+) -> None:
+    """J2. The reply is lost, and so are the first questions about it."""
+    left = [dropped]
+
+    def lossy(parts: Parts) -> list[Parts]:
+        if kind(parts) == "execute_reply":
+            return []
+        left[0] -= 1
+        return [parts] if left[0] < 0 else []
+
+    async with wired(kernel, tmp_path, lane="buffers") as (bridge, wire):
+        await bridge.push(x=0)
+        wire.incoming = lossy
+        async with reported_within(2**dropped):
+            with pytest.raises(ReplyLost):
+                await bridge.push(x=1)
+        wire.incoming = whole
+        assert await bridge.pull("x") == 1
+        await goes_on(bridge)
+
+
+@pytest.mark.timings(lost_after=3.0)
+async def test_a_kernel_that_is_idle_and_answers_nothing_is_reported(
+    kernel: Bridge, tmp_path: Path
+) -> None:
+    """J3. The kernel says that it is idle, and answers neither the request nor the question."""
+    async with wired(kernel, tmp_path, lane="buffers") as (bridge, wire):
+        await bridge.run("x = 0")
+        wire.outgoing = lambda parts: []
+        async with reported_within(6):
+            with pytest.raises(ReplyLost, match="says that it is idle"):
+                await bridge.push(x=1)
+        wire.outgoing = whole
+        assert await bridge.pull("x") == 0
+        await goes_on(bridge)
+
+
+EXHAUSTED = """
+import os, resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+held = []
+try:
+    while True:
+        held.append(os.open(os.devnull, os.O_RDONLY))
+except OSError:
+    pass
+"""
+WITHOUT_FILES = {
+    "run": lambda bridge: bridge.run("import this"),
+    "pull": lambda bridge: bridge.pull("bytes(10**6)"),
+    "push": lambda bridge: bridge.push(x=bytes(10**6)),
+}
+
+
+@pytest.mark.parametrize("operation", WITHOUT_FILES)
+async def test_a_kernel_without_a_free_descriptor_does_not_hang_a_call(operation: str) -> None:
+    """J3. The kernel is at its limit of descriptors: each call ends, with a true error if any."""
+    async with Bridge.launch() as bridge:
+        for work in (lambda bridge: bridge.run(EXHAUSTED), *[WITHOUT_FILES[operation]] * 2):
+            async with reported_within(6):
+                (outcome,) = await all_of(work(bridge))
+            # ZeroMQ ends the process if it can't accept a connection.
+            ends = (ReplyLost, KernelUnresponsive, RemoteError, KernelDied)
+            assert not isinstance(outcome, BaseException) or isinstance(outcome, ends), outcome
+        if bridge.state == "dead":
+            await bridge.restart()
+        await goes_on(bridge)
+
+
+async def test_a_busy_kernel_is_waited_for() -> None:
+    """J3. While a cell runs the question waits with the request, and no deadline runs."""
+    async with Bridge.launch() as bridge:
+        cell = asyncio.ensure_future(bridge.run("import time; time.sleep(3)"))
+        assert await bridge.pull("7") == 7
+        await cell
+        await until(lambda: not bridge._transport.dispatcher.pending)
+
+
+async def test_a_callback_in_the_event_loop_of_an_idle_kernel_is_waited_for() -> None:
+    """J3. A user's callback keeps the main thread, and no status says so."""
+    async with Bridge.launch(lane="buffers") as bridge:
+        begun = "import asyncio, time\nasyncio.get_running_loop().call_later(0.2, time.sleep, 8)"
+        await bridge.run(begun)
+        await asyncio.sleep(0.5)
+        await bridge.push(x=1)
+        assert await bridge.pull("x") == 1
+
+
+async def test_an_expression_runs_once_if_its_subshell_is_deleted_before_all_is_fetched() -> None:
+    async with Bridge.launch(lane="inline") as bridge:
+        await bridge.run("evaluated = []; big = b'x' * (9 << 20)")
+        lane, control = bridge._connection.remote.lane, bridge._transport.dispatcher.control
+        cross, deleted = lane.cross, []
+
+        async def cross_without_subshell(header: Any, parts: Any, subshell: Any) -> Any:
+            if header["op"] == "next_chunk" and not deleted:
+                deleted.append(subshell)
+                await control("delete_subshell_request", {"subshell_id": subshell}, 20)
+            return await cross(header, parts, subshell)
+
+        lane.cross = cross_without_subshell  # type: ignore[method-assign]
+        with pytest.raises(ReplyLost):
+            await bridge.pull("(evaluated.append(1), big)[1]", now=True)
+        assert deleted
+        assert await bridge.pull("len(evaluated)") == 1
+
+
+async def test_a_large_call_without_shared_memory_reports_to_its_caller(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def no_segment(*_: object) -> None:
+        return None
+
+    monkeypatch.setattr(direct, "copy_to_segment", no_segment)
+    seen: list[int] = []
+    async with Bridge.launch() as bridge:
+        await bridge.push(x=b"x" * (20 << 20), progress=lambda done, total: seen.append(done))
+        both = asyncio.gather(
+            bridge.call(operator.mul, b"x" * (20 << 20), 2), bridge.call(len, b"x" * (20 << 20))
+        )
+        assert [len(part) if isinstance(part, bytes) else part for part in await both] == [
+            *(40 << 20, 20 << 20)
+        ]
+        assert seen
+
+
+async def test_long_responses_in_a_batch_leave_nothing_to_forget() -> None:
+    async with Bridge.launch() as bridge:
+        await bridge.push(x=1, big=b"x" * (17 << 20))
+        lane: Any = bridge._connection.remote.lane
+        cell = asyncio.ensure_future(bridge.run("import time; time.sleep(0.5)"))
+        pulls = [bridge.pull(name) for name in ("x", "big", "x", "big")]
+        await asyncio.gather(cell, *pulls)
+        assert (lane._unfinished, lane.messages._unfinished) == ({}, {})
