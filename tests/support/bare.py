@@ -99,10 +99,14 @@ class Bare:
             pytest.fail(f"Python {self.python} died: {self.errors.read().decode(errors='replace')}")
         return json.loads(line)
 
-    def close(self) -> None:
+    def end(self) -> None:
+        """Have the process exit, and do not wait for that; ``close`` does."""
         assert self.process.stdin is not None
-        assert self.process.stdout is not None
         self.process.stdin.close()
+
+    def close(self) -> None:
+        assert self.process.stdout is not None
+        self.end()
         self.process.stdout.close()
         self.process.wait(60)
         self.watchdog.cancel()

@@ -153,6 +153,7 @@ class Terminal:
             dimensions=(rows, columns),
             env=environment(**env),
         )
+        self._process.ptyproc.delayafterclose = 0.01  # s; ``end`` waits for the exit itself
 
     def __enter__(self) -> Terminal:
         return self
@@ -183,7 +184,7 @@ class Terminal:
             if time.monotonic() > until:
                 self._process.close(force=True)
                 raise AssertionError(f"the command did not exit:\n{self.text}")
-        self._process.close()
+        self._process.wait()
         code = self._process.exitstatus
         assert code is not None, self._process.signalstatus
         return code

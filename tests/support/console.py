@@ -49,6 +49,7 @@ class Console:
             dimensions=(ROWS, COLUMNS),
             env={**os.environ, "TERM": "xterm-256color"},
         )
+        self._process.ptyproc.delayafterclose = 0.01  # s
         self._keyboard = self._process.child_fd
         self._terminal = Terminal(lambda answer: os.write(self._keyboard, answer))
         self._stream = pyte.ByteStream(self._terminal)

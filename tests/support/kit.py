@@ -32,6 +32,8 @@ from bridgehead import Bridge, KernelRestarted, RemoteError
 
 LANES: list[Any] = ["direct", "buffers", "inline"]
 MESSAGES: list[Any] = ["buffers", "inline"]  # the lanes that send frames in messages
+# The same for tests of several seconds: the default run has one of them.
+ONE_OF_MESSAGES: list[Any] = ["buffers", pytest.param("inline", marks=pytest.mark.slow)]
 Parts = list[bytes]
 DELIMITER, SIGNATURE, HEADER, PARENT, METADATA, CONTENT, BUFFERS = range(7)
 
@@ -194,11 +196,10 @@ async def ready(client: AsyncKernelClient, seconds: float = 60.0) -> None:
             await _message(client.get_shell_msg, request)
             # The subscription may not have arrived yet; then iopub brings nothing.
             with contextlib.suppress(queue.Empty):
-                status = {}
-                while status != {"execution_state": "idle"}:
-                    status = (await _message(client.get_iopub_msg, request, patient=False))[
-                        "content"
-                    ]
+                idle = False
+                while not idle:
+                    status = await _message(client.get_iopub_msg, request, patient=False)
+                    idle = status["content"].get("execution_state") == "idle"
                 return
 
 

@@ -277,8 +277,11 @@ def test_a_keyboard_interrupt_ends_the_wait_and_the_cell_goes_on(tmp_path: Path)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         CELL = "import os, time; print('begun')\\n" + (
             "while not os.path.exists('interrupted'): time.sleep(0.01)\\nx = 2")
+        begun = []
         def interrupt_soon(message):
-            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+            if not begun:
+                threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+            begun.append(message)
         with SyncBridge.launch() as kernel:
             try:
                 kernel.run(CELL, on_output=interrupt_soon)

@@ -31,6 +31,7 @@ from support.elsewhere import MAJORS
 from support.faults import CallsInKernel
 from support.kit import (
     LANES,
+    MESSAGES,
     Other,
     all_of,
     at_work,
@@ -155,8 +156,15 @@ async def test_thousands_of_pushes_to_a_stopped_kernel_do_not_block_the_event_lo
         assert all(namespace[name] == name[1:] or name in ("x", "y") for name in namespace)
 
 
-@pytest.mark.parametrize("lane", LANES)
-@pytest.mark.parametrize("cell", ["sleep", "busy-loop"])
+# Beside a busy loop, a message takes seconds: the default run has one lane of that.
+@pytest.mark.parametrize(
+    ("cell", "lane"),
+    [
+        *(("sleep", lane) for lane in LANES),
+        ("busy-loop", "direct"),
+        *(pytest.param("busy-loop", lane, marks=pytest.mark.slow) for lane in MESSAGES),
+    ],
+)
 async def test_a_subshell_answers_while_the_main_shell_runs(
     kernel: Bridge, cell: str, lane: Any, tmp_path: Path
 ) -> None:

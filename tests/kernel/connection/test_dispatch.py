@@ -163,7 +163,6 @@ async def test_an_iopub_overflow_changes_no_result() -> None:
         await goes_on(bridge)
 
 
-@pytest.mark.timings(last_outputs=0.3)  # they are lost
 async def test_results_do_not_depend_on_iopub(kernel: Bridge, tmp_path: Path) -> None:
     """D11. No message arrives on iopub any more: operations end as soon as before."""
     async with wired(kernel, tmp_path) as (bridge, wire):

@@ -172,7 +172,10 @@ WITHOUT_FILES = {
 }
 
 
-@pytest.mark.parametrize("operation", WITHOUT_FILES)
+@pytest.mark.parametrize(
+    "operation",
+    [pytest.param("run", marks=pytest.mark.timings(idle_silence=1.0)), "pull", "push"],
+)
 async def test_a_kernel_without_a_free_descriptor_does_not_hang_a_call(operation: str) -> None:
     """J3. The kernel is at its limit of descriptors: each call ends, with a true error if any."""
     async with Bridge.launch() as bridge:
@@ -196,6 +199,7 @@ async def test_a_busy_kernel_is_waited_for() -> None:
         await until(lambda: not bridge._transport.dispatcher.pending)
 
 
+@pytest.mark.slow
 async def test_a_callback_in_the_event_loop_of_an_idle_kernel_is_waited_for() -> None:
     """J3. A user's callback keeps the main thread, and no status says so."""
     async with Bridge.launch(lane="buffers") as bridge:

@@ -333,7 +333,11 @@ async def test_two_restarts_at_once_are_one(live: Bridge) -> None:
 
 
 @pytest.mark.parametrize("delay", [0, 0.05, 0.4])
-async def test_closing_during_a_restart_leaves_nothing(delay: float) -> None:
+async def test_closing_during_a_restart_leaves_nothing(
+    delay: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A kernel that has just started may miss the polite request to exit.
+    monkeypatch.setattr(AsyncKernelManager, "shutdown_wait_time", 1.0)
     bridge = await Bridge.launch()
     restart = asyncio.ensure_future(bridge.restart())
     await asyncio.sleep(delay)

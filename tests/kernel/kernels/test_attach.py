@@ -178,8 +178,14 @@ IPKernelApp.launch_instance(kernel_class=Echo)
     ],
 )
 async def test_an_unsupported_kernel_is_reported_by_name(
-    kernelspec: Callable[..., str], tmp_path: Path, language: str, message: str
+    kernelspec: Callable[..., str],
+    tmp_path: Path,
+    language: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # A kernel that has just started may miss the polite request to exit.
+    monkeypatch.setattr(AsyncKernelManager, "shutdown_wait_time", 1.0)
     (tmp_path / "echo.py").write_text(KERNEL.format(language=language))
     argv = [sys.executable, str(tmp_path / "echo.py"), "-f", "{connection_file}"]
     name = kernelspec(f"echo-{language}", argv, language)

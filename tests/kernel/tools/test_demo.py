@@ -99,13 +99,26 @@ def test_nothing_is_left_behind(shipped: Ran) -> None:
     ("text", "shape", "summary"),
     [
         pytest.param("name\nann\nbob\n", "2 rows, 1 column.", r"all rows +2 +2", id="one-column"),
-        pytest.param("x\n3.5\n", "1 row, 1 column.", r"all rows +1 +3\.5", id="one-cell"),
-        pytest.param("k\na\na\nb\nb\n", "4 rows, 1 column.", r"a +2$", id="only-groups"),
+        pytest.param(
+            "x\n3.5\n",
+            "1 row, 1 column.",
+            r"all rows +1 +3\.5",
+            id="one-cell",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "k\na\na\nb\nb\n",
+            "4 rows, 1 column.",
+            r"a +2$",
+            id="only-groups",
+            marks=pytest.mark.slow,
+        ),
         pytest.param(
             "city;km\nUlm;1,5\nUlm;2,5\nBonn;4\nBonn;4\n",
             "4 rows, 2 columns.",
             r"Ulm +2 +2$",
             id="semicolons",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             "rows,rows,[red]k\n1,2,a\n3,4,a\n5,6,b\n5,6,\n",

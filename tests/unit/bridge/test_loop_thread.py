@@ -259,16 +259,22 @@ def test_a_keyboard_interrupt_ends_only_the_call_of_its_thread(tmp_path: Path) -
         import os, signal, threading
         from bridgehead import SyncBridge
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        interrupted = threading.Event()
+        begun = []
+        def interrupt_soon(message):
+            if not begun:
+                threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
+            begun.append(message)
         with SyncBridge.loopback() as one, SyncBridge.loopback() as other:
+            wait = "__import__('__main__').interrupted.wait()"
             pulled = []
-            code = "__import__('time').sleep(1) or 42"
-            thread = threading.Thread(target=lambda: pulled.append(other.pull(code)))
+            thread = threading.Thread(target=lambda: pulled.append(other.pull(wait + " and 42")))
             thread.start()
-            threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
             try:
-                one.run("import time; time.sleep(1); x = 2")
+                one.run(f"print('begun'); {wait}; x = 2", on_output=interrupt_soon)
             except KeyboardInterrupt:
                 print("interrupted")
+                interrupted.set()
             thread.join()
             print(pulled, one.pull("x"))
         print([thread.name for thread in threading.enumerate() if "bridgehead" in thread.name])

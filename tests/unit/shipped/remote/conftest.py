@@ -28,6 +28,8 @@ def kernels() -> Iterator[Callable[..., Bare]]:
 
     yield start
     for bare in started:
+        bare.end()
+    for bare in started:
         bare.close()
 
 
