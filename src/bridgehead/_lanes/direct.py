@@ -35,6 +35,7 @@ from bridgehead._shipped.wire.transfer import CompleteTransfer
 from bridgehead._transports.base import Transport
 
 INTERRUPT_WAIT = 2.0  # s for an interrupted socket thread to reply
+FOR_THREAD = ("batch", "load_codec", "interrupt_cell")  # operations, besides those of a batch
 COPY_OFF_LOOP = 2 << 20  # bytes; more is copied in a thread, so the event loop goes on
 T = TypeVar("T")
 log = logging.getLogger("bridgehead")
@@ -351,4 +352,4 @@ async def copy_to_segment(
 
 def is_for_thread(header: Header) -> bool:
     """Return whether the socket thread may serve it: it evaluates no expression of the user."""
-    return header["op"] in ("batch", "load_codec") or _request.may_batch(header)
+    return header["op"] in FOR_THREAD or _request.may_batch(header)

@@ -102,6 +102,7 @@ GREETING = {
     "orphans": [str],
     "direct": (str, None),
     "in_main_thread": (bool, None),
+    "guards_cells": (bool, None),
 }
 NAME = {"name": str, "type": str, "shape": ([int], None), "len": (int, None), "bytes": (int, None)}
 

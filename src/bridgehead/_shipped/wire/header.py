@@ -46,6 +46,7 @@ OPERATION_FIELDS: Dict[str, Dict[str, type]] = {  # required by one operation
     "names": {"pattern": str},
     "has": {"name": str},
     "batch": {"requests": list},
+    "interrupt_cell": {"cell": str},
 }
 BATCHABLE = ("bind", "fetch", "drop", "names", "has")  # the operations that may be in a batch
 
