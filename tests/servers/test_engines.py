@@ -42,6 +42,7 @@ from bridgehead import (
     TransportError,
     UntrustedPayload,
 )
+from bridgehead._connection.cell import CellObserver
 from support import docstrings
 from support.kit import KEPT, reported_within, until
 
@@ -315,6 +316,23 @@ async def test_an_interrupt_reaches_the_engine(engine: Bridge) -> None:
                 await task
         assert await engine.pull("1") == 1
     await engine.interrupt()  # an idle engine ignores it
+    assert await engine.pull("1") == 1
+
+
+async def test_an_interrupt_of_one_cell_waits_until_it_has_begun(engine: Bridge) -> None:
+    """Nothing answers beside a cell of an engine: what its messages say decides."""
+    begun = asyncio.Event()
+    observer = CellObserver(lambda message: begun.set())
+    task = asyncio.ensure_future(
+        engine.run("print('begun')\nimport time; time.sleep(60)", on_output=observer)
+    )
+    await begun.wait()
+    assert not await engine._connection.interrupt_cell("another cell")
+    assert await engine._connection.interrupt_cell(observer.request)
+    async with reported_within(1):
+        with pytest.raises(RemoteError, match="KeyboardInterrupt"):
+            await task
+    assert not await engine._connection.interrupt_cell(observer.request)
     assert await engine.pull("1") == 1
 
 

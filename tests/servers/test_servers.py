@@ -37,6 +37,7 @@ from bridgehead import (
     TransportError,
     UntrustedPayload,
 )
+from bridgehead._connection.cell import CellObserver
 from support.kit import KEPT, goes_on, reported_within, until
 from support.servers import GATEWAY, SERVER, TOKEN, Other, Wire, free_port, on, serving
 
@@ -90,6 +91,22 @@ async def test_a_cell_runs_as_in_a_notebook(anyone: str) -> None:
         await bridge.interrupt()
         with pytest.raises(RemoteError, match="KeyboardInterrupt"):
             await running
+        await goes_on(bridge)
+
+
+async def test_one_cell_is_interrupted(anyone: str) -> None:
+    async with on(anyone) as bridge:
+        begun = asyncio.Event()
+        observer = CellObserver(lambda message: begun.set())
+        code = "print('begun')\nimport asyncio\nawait asyncio.sleep(60)"
+        running = asyncio.create_task(bridge.run(code, on_output=observer))
+        await begun.wait()
+        assert not await bridge._connection.interrupt_cell("another cell")
+        async with reported_within(1.5):
+            assert await bridge._connection.interrupt_cell(observer.request)
+            with pytest.raises(RemoteError, match="CancelledError"):
+                await running
+        assert not await bridge._connection.interrupt_cell(observer.request)
         await goes_on(bridge)
 
 

@@ -598,7 +598,9 @@ class Bridge(BridgeBase):
             "stop_on_error": False,
         }
         try:
-            reply = await self._connection.run(content, timeout, outputs.feed, outputs.complete)
+            reply = await self._connection.run(
+                content, timeout, outputs.feed, outputs.sent, outputs.complete
+            )
         finally:
             outputs.leave()
         result = outputs.result(reply.content.get("execution_count"))
@@ -652,6 +654,12 @@ class Bridge(BridgeBase):
         self._connection.check()
         async with Deadline(timeout, "interrupt", self._transport):
             await self._connection.interrupt()
+
+    async def _interrupt_cell(self, request: str, timeout: float | None = 10.0) -> bool:
+        """Interrupt one cell of this bridge, for the tools; see ``Connection.interrupt_cell``."""
+        self._connection.check()
+        async with Deadline(timeout, "interrupt", self._transport):
+            return await self._connection.interrupt_cell(request)
 
     async def restart(self, *, timeout: float = 60.0) -> None:
         """Replace the kernel's process; the namespace is empty afterwards.

@@ -12,6 +12,7 @@ aborted, and what a broken and remade connection may have lost
 - ``remote``: the remote part in the kernel, installed and kept installed.
 - ``subshell``: runs operations while a cell runs.
 - ``trust``: whether a result is opened as a pickle or as data.
+- ``interrupts``: interrupts what the kernel runs, or one cell and no other.
 - ``cell``: collects the outputs of a cell that a user runs.
 - ``watch``: follows a value in the kernel.
 - ``handoff``: moves objects from one kernel to another.

@@ -19,10 +19,17 @@ _OUTPUTS = {"stream", "display_data", "execute_result", "error"}
 
 
 class CellObserver:
-    """An ``on_output`` that also knows whether the cell has begun; other cells may run before."""
+    """An ``on_output`` that also knows its cell.
+
+    Attributes:
+        request: the id of the cell's message, as ``Connection.interrupt_cell`` takes it; empty
+            until the message is sent.
+        begun: whether the cell has begun; cells of other clients may run before.
+    """
 
     def __init__(self, take: Callable[[Message], object]) -> None:
         self._take = take
+        self.request = ""
         self.begun = False
 
     def __call__(self, message: Message) -> None:
@@ -40,6 +47,11 @@ class CellOutputs:
         self._idle: set[str] = set()  # ids of requests whose last message was seen
         self._changed = asyncio.Event()
         self._clear = False
+
+    def sent(self, request: str) -> None:
+        """Note the id of the cell's message; an aborted cell is sent again, with another id."""
+        if isinstance(self._on_output, CellObserver):
+            self._on_output.request = request
 
     def feed(self, message: Message) -> None:
         """Take one of the cell's messages."""

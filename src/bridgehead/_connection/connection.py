@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from bridgehead._connection.calls import PUBLIC_NAMES, Call, Deadline
+from bridgehead._connection.interrupts import Interrupts
 from bridgehead._connection.queue import AtOnce, Queue, Turn
 from bridgehead._connection.remote import Installation
 from bridgehead._connection.subshell import Subshell
@@ -46,6 +47,7 @@ class Connection:
         self.queue: Queue = Queue(transport)
         self.subshell: Subshell = Subshell(transport)
         self.remote: Installation = Installation(transport, wanted, trust, self.subshell, pool)
+        self._interrupts: Interrupts = Interrupts(transport, self.remote, self.subshell)
 
     def check_caller(self) -> None:
         """Raise ``RuntimeError`` in another process or another event loop."""
@@ -197,9 +199,13 @@ class Connection:
         content: dict[str, Any],
         timeout: float | None,
         on_message: Callable[[Message], None],
+        on_sent: Callable[[str], None],
         complete: Callable[[str], Awaitable[None]],
     ) -> Reply:
-        """Run a cell in its turn; ``complete`` waits for the outputs after its reply."""
+        """Run a cell in its turn; ``complete`` waits for the outputs after its reply.
+
+        ``on_sent`` gets the id of the cell's message, as ``interrupt_cell`` takes it.
+        """
         call = Call("run")
         async with Deadline(timeout, "run", self.transport, call):
             with Turn(self.queue) as turn:
@@ -214,7 +220,9 @@ class Connection:
                     if isinstance(lane, DirectLane):  # what was cancelled takes effect before it
                         with contextlib.suppress(SocketLost):
                             await lane.client.drained()
-                    return await self.transport.dispatcher.request(content, on_message=on_message)
+                    return await self.transport.dispatcher.request(
+                        content, on_message=on_message, on_sent=on_sent
+                    )
 
                 try:
                     await self.remote.ready()
@@ -242,10 +250,32 @@ class Connection:
             NotSupported: the signal would end the kernel, or hit the program that contains it.
         """
         self._check_interruptible()
-        await self.transport.interrupt()
+        await self._interrupts.to_kernel()
         lane = self.remote.lane
         if isinstance(lane, DirectLane) and lane.client.at_work:
             await lane.interrupt(self.remote.info.epoch)
+
+    async def interrupt_cell(self, cell: str) -> bool:
+        """Interrupt the cell of one message, and nothing else; return whether it ran.
+
+        It does nothing to a cell that has not begun, or has ended. After True, the cell's reply
+        arrives; it reports the interrupt, unless the cell handled it or was at its very end. A cell
+        that awaits ends with ``CancelledError``. A call into C ends first, and so does a program
+        that the cell waits for with ``os.system``: the kernel's main thread alone gets the signal.
+        After a cancel the cell may or may not be interrupted.
+
+        Another client's cell is never hit where the remote part answers beside a cell: over the
+        direct lane, or by a subshell (ipykernel 7), in a kernel on POSIX. Elsewhere the signal is
+        sent if the cell has begun and its reply has not arrived, as far as this process knows. A
+        signal that arrives before or after the code of the cell then hits IPython, which may ignore
+        it, or the next cell.
+
+        Raises:
+            NotSupported: as ``interrupt`` does.
+            BridgeError: the kernel or the connection is lost.
+        """
+        self._check_interruptible()
+        return await self._interrupts.to_cell(cell)
 
     def _check_interruptible(self) -> None:
         info = self.remote.info

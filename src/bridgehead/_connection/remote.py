@@ -36,6 +36,7 @@ class Installation:
         generation: the transport's at the time of the handshake, or ``LOST``.
         process: names the kernel process of the handshake; a pid may be used again.
         in_main_thread: whether cells run in that process's main thread, which a signal reaches.
+        guards_cells: whether the remote part can interrupt one cell and no other.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Installation:
         self.generation: int = LOST
         self.process: str = ""
         self.in_main_thread: bool = True
+        self.guards_cells: bool = False
         self._transport, self._trust, self._subshell = transport, trust, subshell
         self._handshake = Handshake(transport, wanted, pool, trust.name)
         self._lane: Lane | None = None
@@ -122,6 +124,7 @@ class Installation:
                 self._lane.client.close()
             self._lane, self._info, self.process = greeting.lane, greeting.info, greeting.process
             self.in_main_thread = greeting.in_main_thread
+            self.guards_cells = greeting.guards_cells
             lane = greeting.lane
             self._transport.life.side_channel = (
                 lane.client if isinstance(lane, DirectLane) else None

@@ -37,6 +37,7 @@ from bridgehead._shipped.wire.segments import Pool, Segment
 from bridgehead._shipped.wire.transfer import CompleteTransfer
 from bridgehead._transports.base import Transport
 
+FOR_THREAD = ("batch", "load_codec", "interrupt_cell")  # operations, besides those of a batch
 COPY_OFF_LOOP = 2 << 20  # bytes; more is copied in a thread, so the event loop goes on
 T = TypeVar("T")
 log = logging.getLogger("bridgehead")
@@ -83,7 +84,7 @@ class DirectLane(Lane):
 
     def serves_beside_cells(self, header: Mapping[str, Any]) -> bool:
         """Return whether the socket thread may serve it: it evaluates no expression of the user."""
-        return header["op"] in ("batch", "load_codec") or _request.may_batch(header)
+        return header["op"] in FOR_THREAD or _request.may_batch(header)
 
     def can_send_now(self, header: Mapping[str, Any]) -> bool:
         return self.serves_beside_cells(header) and not (

@@ -47,6 +47,7 @@ class Greeting:
         process: names the kernel process; a later process may have the same pid.
         orphans: idle subshells whose bridge has ended, or has not used them for ten minutes.
         in_main_thread: whether cells run in the main thread of the process, which a signal reaches.
+        guards_cells: whether the remote part can interrupt one cell and no other.
     """
 
     lane: Lane
@@ -54,6 +55,7 @@ class Greeting:
     process: str
     orphans: list[str]
     in_main_thread: bool
+    guards_cells: bool
 
 
 class Handshake:
@@ -118,8 +120,14 @@ class Handshake:
             features=tuple(as_strings(transport.kernel_info.get("supported_features"))),
         )
         orphans = [str(orphan) for orphan in reply.get("orphans") or ()]
-        in_main_thread = reply.get("in_main_thread") is not False
-        return Greeting(lane, info, str(reply.get("process")), orphans, in_main_thread)
+        return Greeting(
+            lane,
+            info,
+            str(reply.get("process")),
+            orphans,
+            in_main_thread=reply.get("in_main_thread") is not False,
+            guards_cells=reply.get("guards_cells") is True,
+        )
 
     def _message_lane(self, buffers: bool) -> Lane:
         """Return the lane for what crosses in messages; ``buffers`` is whether they arrive."""

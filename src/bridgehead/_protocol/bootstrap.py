@@ -29,6 +29,7 @@ SHIPPED = (  # in this order, they become one module in the kernel
     "wire/segments.py",
     "wire/socket.py",
     "remote/socket_thread.py",
+    "remote/cell_guard.py",
     "remote/kernel.py",
     "remote/inspection.py",
     "remote/namespace.py",

@@ -22,6 +22,7 @@ Laws of the dispatcher, each of which was broken once and cost messages:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import copy
 import weakref
 from asyncio import FIRST_COMPLETED as FIRST
@@ -79,6 +80,7 @@ class Pending:
     buffers: list[Any] = field(default_factory=list)
     due: float = 0.0  # the loop's time from which on the reply counts as missing
     idle: bool = False  # the kernel said that it is idle after this request
+    begun: bool = False  # the kernel published that the cell begins; a message that may be lost
 
 
 REPLY_LOST = ReplyLost(
@@ -136,6 +138,7 @@ class Dispatcher:
         *,
         subshell: str | None = None,
         on_message: Callable[[Message], object] | None = None,
+        on_sent: Callable[[str], object] | None = None,
         repeatable: bool = False,
     ) -> Reply:
         """Send one ``execute_request`` and wait for its reply.
@@ -143,8 +146,9 @@ class Dispatcher:
         ``on_message`` gets the iopub messages of this request. A message for which it returns true
         goes to no stream. ``repeatable`` says that the remote part runs the request once, however
         often it arrives; such a request is sent again if the connection breaks meanwhile.
-        Cancelling abandons the reply and does not disturb other requests. If the request was sent,
-        it may still run.
+        ``on_sent`` gets the id of the request's message each time that it is sent. Cancelling
+        abandons the reply and does not disturb other requests. If the request was sent, it may
+        still run.
 
         Raises:
             RequestAborted: it was aborted each time it was tried; it did not run.
@@ -174,6 +178,8 @@ class Dispatcher:
             except TransportError:
                 await self._life.wait_for_cause()
                 raise
+            if on_sent is not None:
+                on_sent(pending.id)
             try:
                 reply = await pending.future
             except Reconnected:
@@ -221,6 +227,20 @@ class Dispatcher:
     def serves(self, subshell: str) -> bool:
         """Return whether a request to this subshell is unanswered, even without a waiter."""
         return any(pending.subshell == subshell for pending in self.pending.values())
+
+    async def wake(self) -> None:
+        """Have the kernel's event loop turn, by a request for whose reply no caller waits.
+
+        An interrupt takes effect at once in a cell that computes or sleeps, but in a cell that
+        awaits only when the loop turns: 5.8 s later in ``await asyncio.sleep(6)`` (measured).
+        """
+        with contextlib.suppress(BridgeError):
+            await self.put("shell", self._message("kernel_info_request", {}))
+
+    def runs(self, identity: str) -> bool:
+        """Return whether the cell of a request has begun, and its reply has not arrived."""
+        pending = self.pending.get(identity)
+        return pending is not None and pending.begun
 
     @property
     def queued(self) -> bool:
@@ -323,6 +343,8 @@ class Dispatcher:
 
     def _on_iopub(self, message: Message, in_subshell: bool) -> None:
         pending = self.pending.get(message.parent)
+        if pending is not None and message.type == "execute_input":
+            pending.begun = True
         idle = message.type == "status" and message.content.get("execution_state") == "idle"
         # Three kinds of status do not tell whether the main thread is busy: that of a request in a
         # subshell, that of a control request, and one that arrives after the reply of its request.

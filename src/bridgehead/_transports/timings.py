@@ -89,6 +89,10 @@ class Timings:
     # For an interrupted socket thread to reply.
     interrupt_wait: float = 2.0
 
+    # Between two tries to interrupt a cell that begins or ends at this moment: the kernel publishes
+    # the beginning before IPython's callbacks, and the code runs after them.
+    interrupt_again: float = 0.01
+
     # ------------------------------------------------------------ servers
 
     # Pauses before each attempt to make a broken websocket again; the last one repeats.

@@ -133,6 +133,20 @@ async def test_control_c_interrupts_the_cell_and_the_kernel_goes_on(
 
 
 @posix
+async def test_control_c_interrupts_a_cell_that_awaits(
+    kernel: Bridge, options: list[str], tmp_path: Path
+) -> None:
+    cell = "import asyncio\nprint('begun', flush=True)\nawait asyncio.sleep(600)"
+    (tmp_path / "cell.py").write_text(cell)
+    with Terminal("run", tmp_path / "cell.py", *options) as terminal:
+        terminal.until("begun")
+        terminal.press("\x03")
+        terminal.until("CancelledError")
+        assert terminal.end() == 130
+    assert await kernel.pull("1 + 1", timeout=60) == 2
+
+
+@posix
 async def test_a_second_control_c_abandons_a_cell_that_ignores_interrupts(
     kernel: Bridge, options: list[str], tmp_path: Path
 ) -> None:

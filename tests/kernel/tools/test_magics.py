@@ -127,6 +127,31 @@ while goes_on:
     assert await seen(notebook, "%%bridge\nprint(goes_on)") == [("stdout", "False\n")]
 
 
+async def test_an_interrupt_before_the_cell_begins_hits_no_other_cell(
+    notebook: Bridge, tmp_path: Path
+) -> None:
+    """The second kernel runs another client's cell: the magic stops waiting, and that cell ends."""
+    gate = tmp_path / "gate"
+    bridge = "get_ipython().magics_manager.registry['BridgeMagics'].bridges['main']._bridge"
+    code = f"import os, time\nwhile not os.path.exists({str(gate)!r}): time.sleep(0.01)\n'ended'"
+    async with Bridge.attach(await second_kernel(notebook)) as second:
+        earlier = asyncio.ensure_future(second.run(code))
+        await until(lambda: second.state == "busy")
+        running = asyncio.ensure_future(notebook.run("%%bridge\nmine = True"))
+        async with reported_within(1):
+            while not await notebook.pull(f"{bridge}._transport.dispatcher.in_flight", now=True):
+                await asyncio.sleep(0.01)
+        await notebook.interrupt()
+        async with reported_within(1):
+            with pytest.raises(RemoteError) as caught:
+                await running
+        assert plain(caught.value).startswith("KeyboardInterrupt: stopped waiting; the cell may")
+        assert not earlier.done()
+        gate.touch()
+        assert (await earlier).data["text/plain"] == "'ended'"
+    assert await seen(notebook, "%%bridge\nprint('goes on')") == [("stdout", "goes on\n")]
+
+
 async def test_a_figure_is_shown_after_the_value(notebook: Bridge) -> None:
     pytest.importorskip("matplotlib")
     cell = "%%bridge\n%matplotlib inline\nimport matplotlib.pyplot as plt\nplt.plot([1, 2])"

@@ -14,5 +14,6 @@ installed.
 - ``namespace``: the user's namespace, and its values as frames.
 - ``subscriptions``: values that a client watches.
 - ``kernel``, ``inspection``: the kernel as the remote part sees it.
+- ``cell_guard``: interrupts that hit one cell and no other.
 - ``orphans``: subshells that a client left behind.
 """

@@ -14,6 +14,7 @@ from typing import Any
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.bootstrap import find_shell, is_ipykernel, message_buffers
+    from bridgehead._shipped.remote.cell_guard import CellGuard, cell_guard, this_thread
     from bridgehead._shipped.wire.frames import coalesce
     from bridgehead._shipped.wire.header import DATA_MESSAGE
 
@@ -37,10 +38,6 @@ class Stream:
         return getattr(self._stream, name)
 
 
-# Captured, because a user may replace it.
-_get_ident = threading.get_ident
-
-
 class Kernel:
     """A namespace, the cells that run in it, the current request, and the way to its sender.
 
@@ -52,7 +49,8 @@ class Kernel:
     def __init__(self, scope: dict[str, Any]) -> None:
         self.globals = scope
         self.shell = find_shell(scope)
-        self._thread = _get_ident()  # of the cells; see ``note_thread``
+        self._thread = this_thread()  # of the cells; see ``note_thread``
+        self.guard: CellGuard | None = None
         self._cells = 0  # cells that this thread is in; one cell can run inside another
         self.begun = 0  # number of cells that have begun so far
         self._following = False
@@ -62,7 +60,9 @@ class Kernel:
 
         ``embed_kernel`` may run the same kernel in another thread than before.
         """
-        self._thread = _get_ident()
+        self._thread = this_thread()
+        # No signal reaches another thread than the main thread.
+        self.guard = cell_guard(self.shell) if self.in_main_thread else None
 
     def follow_cells(self, on: bool) -> bool:
         """Have IPython report when cells begin and end; return false if it cannot."""
@@ -80,12 +80,12 @@ class Kernel:
         return True
 
     def _cell_begins(self) -> None:
-        if _get_ident() == self._thread:
+        if this_thread() == self._thread:
             self._cells += 1
             self.begun += 1
 
     def _cell_ends(self) -> None:
-        if _get_ident() == self._thread:
+        if this_thread() == self._thread:
             self._cells = max(0, self._cells - 1)
 
     @property
@@ -102,7 +102,7 @@ class Kernel:
 
     def between_cells(self) -> None:
         """Reset the count of running cells if their thread serves a message: no cell runs then."""
-        if _get_ident() == self._thread:
+        if this_thread() == self._thread:
             self._cells = 0
             if self._following and self.may_run_cell:
                 # A user has removed the callbacks: add them again.

@@ -59,6 +59,7 @@ class Remote:
             "load_codec": self.load_codec,
             "batch": self.batch,
             "interrupt": self.interrupt,
+            "interrupt_cell": self.interrupt_cell,
             "bind": self.operations.bind,
             "fetch": self.operations.fetch,
             "call": self.operations.call,
@@ -184,6 +185,7 @@ class Remote:
             "uid": os.getuid() if hasattr(os, "getuid") else None,
             "cwd": current_folder(),
             "in_main_thread": self.kernel.in_main_thread,
+            "guards_cells": self.kernel.guard is not None,
             "orphans": self.subshells.orphans(),
             "direct": self.join(header.get("direct")),
         }, []
@@ -258,6 +260,11 @@ class Remote:
         if thread is not None:
             thread.interrupt()
         return {}, []
+
+    def interrupt_cell(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
+        """Interrupt the cell of one message; return whether it runs. Not in the cells' thread."""
+        guard = self.kernel.guard
+        return {"delivered": guard is not None and guard.interrupt(header["cell"])}, []
 
 
 FILENAME = Remote.__init__.__code__.co_filename

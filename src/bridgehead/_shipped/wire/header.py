@@ -63,6 +63,7 @@ class RequestHeader(TypedDict, total=False):
     direct: DirectOffer  # for hello
     requests: List["RequestHeader"]  # for batch: their frames are the frames of the batch, in order
     server: str  # for interrupt: the direct lane whose thread is interrupted
+    cell: str  # for interrupt_cell: the id of the cell's message
     # _connection writes these, for any operation.
     now: bool  # the request does not wait for the running cell
     subshell: Subshell  # which serves it, in place of the main thread
@@ -132,6 +133,7 @@ class ResponseHeader(TypedDict, total=False):
     code: bool  # to fetch: the payload carries code
     names: List[NameDescription]  # to names
     has: bool  # to has
+    delivered: bool  # to interrupt_cell: the cell runs
     # The response to hello.
     epoch: str  # made when the remote part was installed
     python: List[int]  # three numbers
@@ -145,6 +147,7 @@ class ResponseHeader(TypedDict, total=False):
     orphans: List[str]  # ids of idle subshells whose client has ended
     direct: Optional[str]  # why there is no direct lane; "" if there is one, null without an offer
     in_main_thread: Optional[bool]  # whether cells run in the main thread, which a signal reaches
+    guards_cells: Optional[bool]  # whether it can interrupt one cell and no other
     buffers: bool  # the message's buffers arrived, and buffers can be sent
     # _connection.watch adds this one to an update.
     update: str  # its id, by which the rest of its frames is fetched
@@ -162,6 +165,7 @@ OPERATION_FIELDS = {  # required by one operation; not null
     "names": ("pattern",),
     "has": ("name",),
     "batch": ("requests",),
+    "interrupt_cell": ("cell",),
 }
 BATCHABLE = ("bind", "fetch", "drop", "names", "has")  # the operations that may be in a batch
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from bridgehead import Bridge, Message
     from bridgehead._connection.cell import CellObserver
 
+# Errors by which an interrupted cell ends: the second one if it awaits.
+BY_INTERRUPT = ("KeyboardInterrupt", "CancelledError")
+
 
 @click.command()
 @click.argument("file", metavar="FILE", type=click.Path(dir_okay=False, allow_dash=True))
@@ -85,7 +88,7 @@ async def _run(target: Target, code: str, as_json: bool) -> int:
         _print_json(result, error)
     if error is None:
         return 0
-    return INTERRUPTED if interrupts.request and error.ename == "KeyboardInterrupt" else FAILED
+    return INTERRUPTED if interrupts.request and error.ename in BY_INTERRUPT else FAILED
 
 
 def _print_json(result: Any, error: Any) -> None:
@@ -103,7 +106,7 @@ class _Interrupts:
     """The effects of Ctrl-C so far."""
 
     def __init__(self) -> None:
-        self.request: asyncio.Task[None] | None = None  # interrupts the kernel
+        self.request: asyncio.Task[None] | None = None  # interrupts the cell
         self.abandoned = False  # the command no longer waits for the cell
 
 
@@ -113,15 +116,15 @@ def _interrupting(
 ) -> Iterator[_Interrupts]:
     """Interrupt the cell on the first Ctrl-C, and stop waiting for it on the second.
 
-    While the cell waits for its turn, the first Ctrl-C stops waiting: an interrupt would stop
-    another client's cell.
+    While the cell waits for its turn, the first Ctrl-C stops waiting: there is nothing to
+    interrupt, and no other client's cell is.
     """
     loop = asyncio.get_running_loop()
     interrupts = _Interrupts()
 
     def on_sigint() -> None:
         if interrupts.request is None and observer.begun:
-            interrupts.request = asyncio.ensure_future(_interrupt(bridge))
+            interrupts.request = asyncio.ensure_future(_interrupt(bridge, observer))
         else:
             interrupts.abandoned = True
             cell.cancel()
@@ -139,11 +142,11 @@ def _interrupting(
             interrupts.request.cancel()
 
 
-async def _interrupt(bridge: Bridge) -> None:
+async def _interrupt(bridge: Bridge, cell: CellObserver) -> None:
     from bridgehead import BridgeError
 
     try:
-        await bridge.interrupt()
+        await bridge._interrupt_cell(cell.request)
     except (BridgeError, TimeoutError) as error:
         warn(f"{error}; press Ctrl-C again to stop waiting for the cell")
 

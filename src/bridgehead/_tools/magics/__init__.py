@@ -86,8 +86,8 @@ class BridgeMagics(Magics):
         of that name, ``%%bridge --on gpu`` runs the cell in its kernel. Each command has
         ``--help``. The value of a cell is shown here as ``Out[n]``. ``_`` holds only how the
         value looks: the value itself stays in the kernel until you pull it. Ctrl-C in a
-        ``%%bridge`` cell interrupts the kernel, and a second Ctrl-C stops waiting. In a
-        ``%bridge`` line, Ctrl-C stops waiting.
+        ``%%bridge`` cell interrupts that cell in the kernel, and a second Ctrl-C stops waiting.
+        In a ``%bridge`` line, and before the cell begins, Ctrl-C stops waiting.
         """
         if cell is not None:
             self._run(line, cell)

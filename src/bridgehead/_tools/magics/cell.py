@@ -15,6 +15,7 @@ from typing import Any
 from IPython.core.interactiveshell import InteractiveShell
 
 from bridgehead._bridge.sync import SyncBridge
+from bridgehead._connection.cell import CellObserver
 from bridgehead._errors import BridgeError, RemoteError
 from bridgehead._protocol.results import Result
 from bridgehead._transports.messages import Message
@@ -51,16 +52,18 @@ class CellAbandoned(KeyboardInterrupt):
 def run_shown(shell: InteractiveShell, bridge: SyncBridge, code: str) -> Result:
     """Run a cell in the bridge's kernel and show its output as it comes.
 
-    The first ``KeyboardInterrupt`` interrupts the kernel, even if it runs another cell, and then
-    waits for the end of the cell. The second one stops waiting.
+    The first ``KeyboardInterrupt`` interrupts the cell in the kernel, and no other cell, and then
+    waits for the end of the cell. The second one stops waiting. So does the first one if the cell
+    has not begun, because the kernel runs another client's.
 
     Raises:
         RemoteError: the cell raised; IPython shows the kernel's traceback.
-        CellAbandoned: a second interrupt came; the cell may still run in the kernel.
+        CellAbandoned: the user stopped waiting; the cell may still run in the kernel.
     """
     messages: SimpleQueue[Message | None] = SimpleQueue()
+    observer = CellObserver(messages.put)
     running = bridge._start(
-        lambda: bridge._bridge.run(code, on_output=messages.put),
+        lambda: bridge._bridge.run(code, on_output=observer),
         lambda: messages.put(None),  # after all of the cell's messages
     )
     display, interrupted, more = _CellDisplay(shell), False, True
@@ -75,8 +78,10 @@ def run_shown(shell: InteractiveShell, bridge: SyncBridge, code: str) -> Result:
                 # The interrupt may have come right after the last item was taken from the queue.
                 if running.is_done:
                     messages.put(None)
+                elif observer.begun:
+                    _interrupt(bridge, observer)
                 else:
-                    _interrupt(bridge)
+                    raise
         except KeyboardInterrupt:
             bridge._thread.cancel(running)
             raise CellAbandoned("stopped waiting; the cell may still run in the kernel") from None
@@ -89,9 +94,9 @@ def run_shown(shell: InteractiveShell, bridge: SyncBridge, code: str) -> Result:
     return result
 
 
-def _interrupt(bridge: SyncBridge) -> None:
+def _interrupt(bridge: SyncBridge, cell: CellObserver) -> None:
     try:
-        bridge.interrupt()
+        bridge._wait(lambda: bridge._bridge._interrupt_cell(cell.request))
     except (BridgeError, TimeoutError) as error:
         print(f"not interrupted: {error}", file=sys.stderr)  # noqa: T201 - as IPython does
 
