@@ -79,6 +79,7 @@ class Pending:
     buffers: list[Any] = field(default_factory=list)
     due: float = 0.0  # the loop's time from which on the reply counts as missing
     idle: bool = False  # the kernel said that it is idle after this request
+    on_message: Callable[[Message], object] | None = None  # gets its iopub messages
 
 
 REPLY_LOST = ReplyLost("the kernel is done with the request, but its reply was lost")
@@ -115,7 +116,7 @@ class Dispatcher:
         self._subshell_slots = asyncio.Semaphore(WINDOW)
         self.pending: dict[str, Pending] = {}
         # By request. They outlive the reply: outputs may arrive after it, until the idle status.
-        self._on_message: dict[str, Callable[[Message], object]] = {}
+        self._listening: dict[str, Pending] = {}
         self._streams: weakref.WeakSet[Messages] = weakref.WeakSet()
         self._busy_with = ""
         self._said_idle = False  # on iopub, of its main thread, and not busy since
@@ -249,7 +250,8 @@ class Dispatcher:
         header = message["header"]
         pending = Pending(header["msg_id"], future, slot, header.get("subshell_id"), repeatable)
         if on_message is not None:
-            self._on_message[pending.id] = on_message
+            pending.on_message = on_message
+            self._listening[pending.id] = pending
         self.pending[pending.id] = pending
         if slot:
             pending.due = asyncio.get_running_loop().time() + self._timings.inquiry_after
@@ -257,7 +259,7 @@ class Dispatcher:
         try:
             await self._send(channel, message, buffers)
         except BaseException:
-            self._on_message.pop(pending.id, None)
+            self._listening.pop(pending.id, None)
             self.forget(pending.id)
             future.cancel()  # otherwise the kernel would still count it as a waiter
             raise
@@ -284,7 +286,7 @@ class Dispatcher:
         """Forget all requests to a lost kernel; ``KernelState`` has failed their futures before."""
         for identity in list(self.pending):
             self.forget(identity)
-        self._on_message.clear()
+        self._listening.clear()
         for stream in list(self._streams):
             stream.end()
 
@@ -336,14 +338,25 @@ class Dispatcher:
                 self._said_idle = idle
             if idle and pending is not None:
                 pending.idle = True
-        if idle:
-            on_message = self._on_message.pop(message.parent, None)
-        else:
-            on_message = self._on_message.get(message.parent)
-        if on_message is not None and on_message(message):
+        listening = self._listening.get(message.parent)
+        if idle and listening is not None:
+            self._end_outputs(listening)
+        if listening is not None and listening.on_message and listening.on_message(message):
             return
         for stream in list(self._streams):
             stream.feed(message)
+
+    def _end_outputs(self, last: Pending) -> None:
+        """Note the last iopub message of a request, and of those before it on the same shell.
+
+        Their own last message may be lost. They would stay in the table for ever.
+        """
+        for one in list(self._listening.values()):
+            earlier = one.slot and last.slot and one.subshell == last.subshell
+            if one is last or (earlier and one.id not in self.pending):
+                del self._listening[one.id]
+            if one is last:
+                return
 
     # ------------------------------------------------------------ the inquiry
 
@@ -418,7 +431,7 @@ class Dispatcher:
             asked = [question for question, _ in questions]
             for question in [*asked, control] if control else asked:
                 self.forget(question.id)
-                self._on_message.pop(question.id, None)
+                self._listening.pop(question.id, None)
                 question.future.cancel()
 
     async def _ask(self, channel: str, subshell: str | None = None) -> Pending:

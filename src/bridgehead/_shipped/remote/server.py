@@ -98,7 +98,7 @@ class Remote:
             if operation == "next_chunk":
                 return transfers.next_chunk(header, thread)
             if operation == "forget":
-                transfers.discard(header["id"])
+                transfers.forget(header["id"])
                 return {}, []
             # Check for a repeated message before the inbox is looked up: the first message, which
             # ran the request, has taken the inbox out of its table.
