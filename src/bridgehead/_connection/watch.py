@@ -17,7 +17,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from bridgehead._connection.connection import Connection
-from bridgehead._errors import BridgeError, KernelRestarted, OutcomeUnknown, ProtocolError, ReplyLost
+from bridgehead._errors import (
+    BridgeError,
+    KernelRestarted,
+    OutcomeUnknown,
+    ProtocolError,
+    ReplyLost,
+)
 from bridgehead._protocol import request as _request
 from bridgehead._protocol.formatting import line
 from bridgehead._protocol.payload import empty

@@ -31,6 +31,7 @@ class LoopbackTransport(Transport):
     name = "loopback"
     digest = "crc32"
     direct = False  # there is no other process
+    has_control = False  # one thread serves one message after the other
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,16 +1,12 @@
-"""A hostile transport: it harms each message of each operation in turn, and the bridge goes on.
+"""A hostile transport harms each message of each operation in turn, and the bridge goes on.
 
-Rule: the transport between a bridge and a loopback kernel drops, repeats, delays and reorders
-messages, breaks its connection, and replaces the kernel. The first part of this file does one
-harm to one message at a time; the second part, a state machine, does many. Whatever happens:
+Rule: one harm to one message at a time (a few tests do two); ``test_connection_hostile_random``
+does many at once. Whatever happens:
 
 - each call ends, with the right value or with an error whose class is true;
 - a call that was made before a restart has no effect in the new kernel;
 - the next nine operations work;
 - nothing stays in the bridge or in the remote part.
-
-A message is named by what it is (``Label``), not by when it passes: so each harm meets the same
-message in every run. The waits of the client are short here, because most tests wait for their end.
 """
 
 from __future__ import annotations
@@ -18,13 +14,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import operator
-import re
-import selectors
-import sys
-from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import pytest
 
@@ -35,264 +27,45 @@ from bridgehead import (
     NameNotFound,
     NotExecuted,
     NotSent,
+    NotSupported,
+    OutcomeUnknown,
     RemoteError,
     ReplyLost,
     TransportError,
 )
-from bridgehead._bridge.opening import Opening, OpenOptions, open_bridge
 from bridgehead._connection.remote import LOST
-from bridgehead._protocol import request as _request
-from bridgehead._protocol.bootstrap import remote_source
-from bridgehead._shipped.wire import digest
-from bridgehead._transports.base import Transport
-from bridgehead._transports.dispatch import Reconnected
-from bridgehead._transports.loopback import LoopbackKernel, LoopbackTransport
+from support.hostile import (
+    CHUNK,
+    CUTS,
+    HARMS,
+    PATIENCE,
+    RESTARTS,
+    HostileTransport,
+    Label,
+    follow_up,
+    opened,
+    quiet,
+    run,
+    sign_small_chunks,
+)
 
-T = TypeVar("T")
-PATIENCE = 600  # s of the virtual clock; a call that takes longer hangs
-WAYS = ("out", "in")
-CHUNK = 4 << 10  # bytes of frames in a message
+Place = tuple[int, Label]  # the number of a bridge, and one of its messages
 LARGE = bytes(range(256)) * 40  # crosses in three messages
-OPERATION = re.compile(r'"op": "(\w+)"')
+WIDE = LARGE[: CHUNK + 1]  # in two
 ABSENT = object()
+slow = pytest.mark.slow
+WORLDS = [  # the lane, and whether a broken connection is made again
+    pytest.param("buffers", False, id="buffers"),
+    pytest.param("inline", True, id="inline-resumable"),
+    pytest.param("buffers", True, id="buffers-resumable", marks=slow),
+    pytest.param("inline", False, id="inline", marks=slow),
+]
 
 
-class Clock(selectors.DefaultSelector):
-    """A selector that waits for no timer: the clock jumps to it instead."""
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    sign_small_chunks(monkeypatch)
 
-    now = 0.0
-
-    def select(self, timeout: float | None = None) -> list[Any]:
-        events = super().select(0)
-        if not events:
-            self.now += timeout or 0
-        return events
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    """An event loop with a clock of its own and without threads: each run is like the one before.
-
-    A wait of a minute takes no time.
-    """
-
-    def __init__(self) -> None:
-        self._clock = Clock()
-        super().__init__(self._clock)
-
-    def time(self) -> float:
-        return self._clock.now
-
-    def run_in_executor(self, executor: Any, func: Any, *args: Any) -> Any:
-        future = self.create_future()
-        try:
-            future.set_result(func(*args))
-        except BaseException as error:
-            future.set_exception(error)
-        return future
-
-
-class Label(NamedTuple):
-    """What a message is: the n-th of its kind for its operation."""
-
-    way: str  # "out" to the kernel or "in" to the client
-    operation: str  # of the remote part, or "run" or "kernel_info"
-    kind: str
-    number: int
-
-    def __str__(self) -> str:
-        return " ".join(map(str, self))
-
-
-class HostileTransport(LoopbackTransport):
-    """A loopback whose messages pass through ``harm``, and whose kernel can be replaced."""
-
-    def __init__(self, *, resumable: bool) -> None:
-        self.resumable = resumable
-        self.max_send = self.max_receive = CHUNK
-        self.harms: dict[Label, str] = {}
-        self.done: list[Label] = []  # the harms that met their message
-        self.seen: list[Label] = []
-        self.kernels: list[LoopbackKernel] = []  # all processes, the last one is the present one
-        self._counts: Counter[tuple[str, str, str]] = Counter()
-        self._requests_of: dict[str, tuple[str, int]] = {}  # operation and connection, by id
-        self._held: dict[str, Callable[[], None] | None] = dict.fromkeys(WAYS)
-        self._stalled: dict[str, list[Callable[[], None]] | None] = dict.fromkeys(WAYS)
-        self._echoes: list[Callable[[], None]] = []
-        self._connection = 0
-        self._lost_before = 0  # replies to requests of earlier connections are lost
-        self._inbound: deque[Any] = deque()  # requests that the kernel has not served yet
-        super().__init__()
-        self._received = self.dispatcher.received
-        self.dispatcher.received = self.receive  # type: ignore[method-assign]
-
-    async def close(self) -> None:
-        await super().close()
-        self._end()
-
-    # ------------------------------------------------------------ messages pass
-
-    async def send(self, channel: str, message: dict[str, Any], buffers: Sequence[Any]) -> None:
-        identity, kind = message["header"]["msg_id"], message["header"]["msg_type"]
-        expressions = message["content"].get("user_expressions", {})
-        found = OPERATION.findall(expressions.get(_request.KEY, ""))
-        operation = "kernel_info" if kind == "kernel_info_request" else (*found, "run")[0]
-        self._requests_of[identity] = operation, self._connection
-        copies = [memoryview(bytes(buffer)) for buffer in buffers]
-        request = {**message, "buffers": copies}
-
-        def deliver() -> None:
-            self._inbound.append((self._cell, request))
-            self._loop.call_soon(self._serve_next)
-
-        self._pass("out", operation, "request", deliver)
-
-    def receive(self, channel: str, message: dict[str, Any]) -> None:
-        header, parent = message["header"], message["parent_header"].get("msg_id")
-        operation, connection = self._requests_of.get(parent, ("none", 0))
-        if connection < self._lost_before:
-            return
-        state = message["content"].get("execution_state", "")
-        kind = f"{header['msg_type']} {state}".strip()
-
-        def deliver() -> None:
-            try:  # as in the reader of a real kernel's channel
-                self._received(channel, message)
-            except Exception:
-                self.unreadable += 1
-
-        self._pass("in", operation, kind, deliver)
-
-    def _pass(self, way: str, operation: str, kind: str, deliver: Callable[[], None]) -> None:
-        """Deliver one message, or do the harm that was asked for."""
-        number = self._counts[way, operation, kind]
-        self._counts[way, operation, kind] += 1
-        label = Label(way, operation, kind, number)
-        self.seen.append(label)
-        harm = self.harms.pop(label, "")
-        if harm:
-            self.done.append(label)
-            getattr(self, harm)(way, deliver)
-        elif (stalled := self._stalled[way]) is not None:
-            stalled.append(deliver)
-        else:
-            deliver()
-            held, self._held[way] = self._held[way], None
-            if held is not None:
-                held()
-
-    def flush(self) -> None:
-        """Deliver all that was held back."""
-        for way in WAYS:
-            self._flow(way)
-            held, self._held[way] = self._held[way], None
-            if held is not None:
-                held()
-        for echo in self._echoes:
-            echo()
-        self._echoes.clear()
-
-    # ------------------------------------------------------------ harms
-
-    def drop(self, way: str, deliver: Callable[[], None]) -> None:
-        """Lose the message."""
-
-    def duplicate(self, way: str, deliver: Callable[[], None]) -> None:
-        """Deliver the message twice."""
-        deliver()
-        deliver()
-
-    def echo(self, way: str, deliver: Callable[[], None]) -> None:
-        """Deliver the message, and once more when the operation has ended."""
-        deliver()
-        self._echoes.append(deliver)
-
-    def swap(self, way: str, deliver: Callable[[], None]) -> None:
-        """Deliver the message after the next one on its way, or when the operation has ended."""
-        self._held[way] = deliver
-
-    def delay(self, way: str, deliver: Callable[[], None]) -> None:
-        """Delay the message and all behind it, until after the client has asked about it."""
-        self._stalled[way] = [deliver]
-        self._loop.call_later(2 * self.timings.inquiry_after, self._flow, way)
-
-    def _flow(self, way: str) -> None:
-        stalled, self._stalled[way] = self._stalled[way], None
-        for deliver in stalled or ():
-            deliver()
-
-    def cut(self, way: str, deliver: Callable[[], None]) -> None:
-        """Break the connection, with the message and all others that are on their way."""
-        self._connection += 1
-        self._lost_before = self._connection
-        self._break()
-
-    def cut_behind(self, way: str, deliver: Callable[[], None]) -> None:
-        """Break the connection behind the message; nothing is lost."""
-        deliver()
-        self._connection += 1
-        self._break()
-
-    def _break(self) -> None:
-        if not self.resumable:  # as over ZeroMQ: the connection is a new one at once
-            self.connection_lost(lambda: TransportError("the connection broke"), "restarting")
-            self.life.connection_made()
-            return
-        lost = list(self.dispatcher.pending.values())  # from here on as behind a server
-        for pending in lost:
-            pending.cut = pending.repeatable
-        self._loop.call_soon(self._resume, lost)
-
-    def _resume(self, lost: list[Any]) -> None:
-        for pending in lost:
-            if pending.slot and not pending.repeatable:
-                self.dispatcher.inquire()
-            else:
-                self.dispatcher.settle(pending.id, Reconnected("the connection broke"))
-        for listener in list(self.life.listeners.values()):
-            listener.renew()
-
-    def restarted(self, way: str, deliver: Callable[[], None]) -> None:
-        """Replace the kernel, and report it; all messages that are on their way are lost."""
-        self._connection += 1
-        self._lost_before = self._connection
-        self._held, self._stalled = dict.fromkeys(WAYS), dict.fromkeys(WAYS)
-        self._echoes.clear()
-        self.connection_lost(lambda: KernelRestarted("the kernel was replaced"), "restarting")
-        self._end()
-        self._start()
-
-    def restarted_behind(self, way: str, deliver: Callable[[], None]) -> None:
-        """Replace the kernel behind the message, and report it."""
-        deliver()
-        self.restarted(way, deliver)
-
-    def replaced(self, way: str, deliver: Callable[[], None]) -> None:
-        """Replace the kernel, and do not report it; the message passes."""
-        self._end()
-        self._start()
-        deliver()
-
-    # ------------------------------------------------------------ the kernel
-
-    def _start(self) -> None:
-        """Start a kernel, which is served by the event loop and not by a thread."""
-        self._cell = LoopbackKernel(self._emit)
-        self.kernels.append(self._cell)
-        self.life.connection_made()
-
-    def _serve_next(self) -> None:
-        if self._inbound:
-            cell, request = self._inbound.popleft()
-            self._answer(cell, request)
-
-    def _end(self) -> None:
-        """End the kernel's process, with the requests that it has not served."""
-        self._inbound.clear()
-        self._cell.leave()
-
-
-RESTARTS = ("restarted", "restarted_behind", "replaced")
-HARMS = ("drop", "duplicate", "echo", "swap", "delay", "cut", "cut_behind", *RESTARTS)
 
 # ---------------------------------------------------------------- operations
 
@@ -302,10 +75,11 @@ class Call:
     """One call of an operation.
 
     Attributes:
-        ask: makes the call; the value is what ``value`` says.
+        ask: makes the call.
+        value: what it returns.
         effects: the values of names afterwards.
         where: the number of the kernel that has the effects.
-        needs: the earlier call without which the names are missing.
+        needs: the number of the earlier call without which the names are missing.
     """
 
     ask: Callable[..., Awaitable[Any]]
@@ -360,7 +134,7 @@ async def names(bridge: Bridge) -> Any:
 
 
 async def handoff(bridge: Bridge, other: Bridge) -> Any:
-    return (await bridge.handoff("a", "large", to=other)).names
+    return (await bridge.handoff("a", "wide", to=other)).names
 
 
 async def watch(bridge: Bridge, name: str = "a", last: str = "7") -> Any:
@@ -377,7 +151,7 @@ async def watch(bridge: Bridge, name: str = "a", last: str = "7") -> Any:
 
 
 async def watch_large(bridge: Bridge) -> Any:
-    return await watch(bridge, "large", repr(LARGE[:-1]))
+    return await watch(bridge, "wide", repr(WIDE[::-1]))
 
 
 async def install(bridge: Bridge) -> Any:
@@ -395,12 +169,12 @@ OPERATIONS: dict[str, Callable[[], list[Call]]] = {
     "call": lambda: [Call(call, 3)],
     "delete": lambda: [Call(delete, None, {"a": ABSENT, "b": ABSENT})],
     "exists": lambda: [Call(exists, (True, False))],
-    "names": lambda: [Call(names, ["a", "b", "large"])],
+    "names": lambda: [Call(names, ["a", "b", "large", "wide"])],
     "handoff": lambda: [
-        Call(handoff, ("a", "large"), {"a": 1, "large": LARGE}, where=1),
+        Call(handoff, ("a", "wide"), {"a": 1, "wide": WIDE}, where=1),
     ],
     "watch": lambda: [Call(watch, [1, 7])],
-    "watch_large": lambda: [Call(watch_large, [LARGE, LARGE[:-1]])],
+    "watch_large": lambda: [Call(watch_large, [WIDE, WIDE[::-1]])],
     "install": lambda: [Call(install, ("a", "c"), {"a": 2, "c": 3})],
     "batch": lambda: [
         Call(lambda bridge: bridge.pull("a"), 1),
@@ -412,181 +186,163 @@ OPERATIONS: dict[str, Callable[[], list[Call]]] = {
     ],
 }  # fmt: skip
 
-
 # ---------------------------------------------------------------- one trial
 
 
-def opened(lane: Any, resumable: bool, harms: dict[Label, str] | None = None) -> Opening[Bridge]:
-    async def connect(left: float) -> Transport:
-        transport = HostileTransport(resumable=resumable)
-        transport.harms = dict(harms or {})
-        return transport
-
-    return open_bridge(Bridge, OpenOptions(lane, "pickle", pool=0), PATIENCE, connect)
-
-
 class Trial:
-    """One operation with one harm."""
+    """One operation, with harm to some of its messages."""
 
     def __init__(self, lane: str, resumable: bool, operation: str) -> None:
         self.lane, self.resumable, self.operation = lane, resumable, operation
         self.calls = OPERATIONS[operation]()
         self.bridges: list[Bridge] = []
+        self.harms: dict[Place, str] = {}
 
-    async def record(self) -> list[tuple[int, Label]]:
-        """Do the operation without harm; return its messages, each with the number of its wire."""
-        return await self.run({})
+    @property
+    def wires(self) -> list[HostileTransport]:
+        return [bridge._transport for bridge in self.bridges]  # type: ignore[misc]
 
-    async def run(self, harms: dict[tuple[int, Label], str]) -> list[tuple[int, Label]]:
-        """Do the operation with these harms; return its messages."""
+    async def run(self, harms: dict[Place, str]) -> list[Place]:
+        """Do the operation with these harms, and check what comes of it; return its messages."""
+        self.harms = harms
         async with asyncio.timeout(PATIENCE), contextlib.AsyncExitStack() as stack:
             for _ in range(1 + (self.operation == "handoff")):
                 bridge = await stack.enter_async_context(opened(self.lane, self.resumable))
                 self.bridges.append(bridge)
+            self.wires[0].kernels[0].user_ns.update(a=1, b=[1, 2], large=LARGE, wide=WIDE)
             for number, wire in enumerate(self.wires):
-                known = {"a": 1, "b": [1, 2], "large": LARGE}
-                wire.kernels[0].user_ns.update({} if number else known)
-                wire.seen.clear()
-                wire._counts.clear()
-                wire.harms = {label: harm for (at, label), harm in harms.items() if at == number}
+                wire.begin({label: harm for (at, label), harm in harms.items() if at == number})
             outcomes = await asyncio.gather(
                 *(call.ask(*self.bridges) for call in self.calls), return_exceptions=True
             )
-            for call, outcome in zip(self.calls, outcomes, strict=True):
-                call.outcome = outcome
             await asyncio.sleep(1)  # what the operation left to be sent is sent
             seen = [(at, label) for at, wire in enumerate(self.wires) for label in wire.seen]
-            for wire in self.wires:
-                wire.harms.clear()
-                wire.flush()
-            restarted = {*RESTARTS}.intersection(harms.values())
+            for call, outcome in zip(self.calls, outcomes, strict=True):
+                call.outcome = outcome
             reported = any(isinstance(outcome, KernelRestarted) for outcome in outcomes)
-            for bridge in self.bridges:
-                await follow_up(bridge, bool(restarted) and not reported)
-                # The remote part drops what a lost message would have dropped, by age.
-                lost = any(
-                    at.way == "out" and (harm == "drop" or harm == "cut" and not self.resumable)
-                    for (_, at), harm in harms.items()
-                )
-                await quiet(bridge, lost)
-            self.judge(harms)
+            for bridge, wire in zip(self.bridges, self.wires, strict=True):
+                wire.end()
+                await follow_up(bridge, may_restart=self.has(*RESTARTS) and not reported)
+                await quiet(bridge, lost=self.lost_message_to_kernel)
+            for call in self.calls:
+                self.judge(call, self.wires[call.where], call.outcome)
             return seen
 
+    def has(self, *harms: str) -> bool:
+        return not {*harms}.isdisjoint(self.harms.values())
+
     @property
-    def wires(self) -> list[HostileTransport]:
-        return [bridge._transport for bridge in self.bridges]
+    def lost_message_to_kernel(self) -> bool:
+        """Whether the remote part may keep something until it drops it by age."""
+        lossy = {"drop"} if self.resumable else {"drop", "cut"}
+        return any(label.way == "out" and harm in lossy for (_, label), harm in self.harms.items())
 
-    def judge(self, harms: dict[tuple[int, Label], str]) -> None:
-        kinds = set(harms.values())
-        for call in self.calls:
-            wire = self.wires[call.where]
-            outcome = call.outcome
-            old = wire.kernels[0].user_ns
-            matches = [
-                name not in old if value is ABSENT else old.get(name, ABSENT) == value
-                for name, value in call.effects.items()
-            ]
-            assert all(matches) or not any(matches), f"half done: {outcome!r}"
-            for kernel in wire.kernels[1:]:
-                for name in call.effects:
-                    assert name not in kernel.user_ns, f"ran in the new kernel: {outcome!r}"
-            if not isinstance(outcome, BaseException):
-                lossy = self.operation == "run" and any(at.kind != "execute_reply" and at.way == "in" for _, at in harms)
-                assert outcome == call.value or lossy or (self.operation.startswith("watch") and kinds & {*RESTARTS, "cut", "cut_behind"}), outcome
-                assert all(matches), "reported as done, and is not"
+    def judge(self, call: Call, wire: HostileTransport, outcome: Any) -> None:
+        """Check the outcome of a call against the namespaces."""
+        before = wire.kernels[0].user_ns
+        effects = [before.get(name, ABSENT) == value for name, value in call.effects.items()]
+        assert len({*effects}) < 2, f"half done: {outcome!r}"
+        for kernel in wire.kernels[1:]:
+            assert call.effects.keys().isdisjoint(kernel.user_ns), f"in a new kernel: {outcome!r}"
+        if not isinstance(outcome, BaseException):
+            assert outcome == call.value or self.may_miss(outcome, call.value), repr(outcome)
+            assert all(effects), f"reported as done, and is not: {outcome!r}"
+            return
+        assert isinstance(outcome, BridgeError), repr(outcome)
+        if call.needs is not None and isinstance(outcome, NameNotFound):
+            assert isinstance(self.calls[call.needs].outcome, BaseException)
+            return
+        is_cell = self.operation in ("run", "fail", "watch", "watch_large")
+        assert not self.has("delay"), f"a delay alone fails no call: {outcome!r}"
+        assert not (self.has(*CUTS) and self.resumable) or is_cell, f"not repeated: {outcome!r}"
+        if isinstance(outcome, (NotSent, NotExecuted)):
+            assert not any(effects), f"reported as not done, and is: {outcome!r}"
+        elif isinstance(outcome, KernelRestarted):
+            assert self.has(*RESTARTS), repr(outcome)
+        elif isinstance(outcome, TransportError):
+            assert self.has(*CUTS), repr(outcome)
+            assert not self.resumable, repr(outcome)
+        else:
+            assert isinstance(outcome, ReplyLost), repr(outcome)
+
+    def may_miss(self, outcome: Any, value: Any) -> bool:
+        """Return whether a value is right although it lacks something."""
+        if self.operation == "run":  # iopub may lose outputs
+            lost_outputs = any(label.way == "in" for _, label in self.harms)
+            texts = ("", "text", "\n", value[0])  # print writes the line in two parts
+            return lost_outputs and outcome[0] in texts and outcome[1] in (None, value[1])
+        ended = self.has(*RESTARTS, *CUTS)  # a watch ends with its connection
+        return ended and self.operation.startswith("watch") and outcome == value[: len(outcome)]
+
+
+def harms_to(label: Label, everything: bool) -> Iterator[str]:
+    """Yield the harms that a message meets; a status meets fewer of them if time is short."""
+    for harm in HARMS:
+        if label.kind.startswith("status") and not everything:
+            if harm not in ("drop", "swap", "cut", "restarted"):
                 continue
-            assert isinstance(outcome, BridgeError), repr(outcome)
-            if call.needs is not None and isinstance(outcome, NameNotFound):
-                assert isinstance(self.calls[call.needs].outcome, BaseException)
-                continue
-            if isinstance(outcome, (NotSent, NotExecuted)):
-                assert not any(matches) or not matches, f"reported as not done, and is: {outcome!r}"
-            elif isinstance(outcome, KernelRestarted):
-                assert kinds & {*RESTARTS}, repr(outcome)
-            elif isinstance(outcome, TransportError):
-                assert kinds & {"cut", "cut_behind"} and not self.resumable, repr(outcome)
-            else:
-                assert isinstance(outcome, ReplyLost), repr(outcome)
+        # Nothing in the message of a cell says which kernel it is for: only the transport can know.
+        if harm == "replaced" and label.operation == "run":
+            continue
+        yield harm
 
 
-async def follow_up(bridge: Bridge, restart_unreported: bool) -> None:
-    """Do nine operations."""
+def attempt(trial: Trial, harms: dict[Place, str]) -> None:
     try:
-        await bridge.push(m=[1], n=LARGE)
-    except KernelRestarted:
-        assert restart_unreported, "the restart was reported before"
-        await bridge.push(m=[1], n=LARGE)
-    outcomes = await asyncio.gather(
-        bridge.pull("m", "n"),
-        bridge.exists("m"),
-        bridge.run("o = len(n)"),
-        bridge.push(m=2),
-        bridge.call(len, bridge.ref("n")),
-        bridge.pull("m", "o"),
-        bridge.names("[m-o]"),
-        bridge.delete("m", "n", "o"),
-    )
-    size = len(LARGE)
-    assert [*outcomes[:2], *outcomes[4:6]] == [([1], LARGE), True, size, (2, size)]
-    assert [name.name for name in outcomes[6]] == ["m", "n", "o"]
+        run(trial.run(harms))
+    except BaseException as error:
+        harmed = ", ".join(f"{harm} {label} of {at}" for (at, label), harm in harms.items())
+        outcomes = ", ".join(f"{call.outcome!r:.80}" for call in trial.calls)
+        error.add_note(f"harm: {harmed}; outcomes: {outcomes}")
+        raise
 
 
-async def quiet(bridge: Bridge, lost: bool) -> None:
-    """Wait until nothing is under way; check that nothing stays in the bridge and in the kernel."""
-    wire: Any = bridge._transport
-    dispatcher, life = wire.dispatcher, wire.life
-    await asyncio.sleep(1)
-    assert not (dispatcher.pending or life._waiters or wire.tasks._running)
-    assert not bridge._connection.queue.turns
-    assert not dispatcher._inquiries
-    assert not dispatcher._listening
-    assert not life.listeners
-    assert dispatcher._slots._value == dispatcher.window
-    remote = sys.modules[remote_source()[0]]._remotes[id(wire._cell.user_ns)]
-    assert lost or not remote.transfers.inboxes
-    kept = {*remote.transfers.outboxes} - {*bridge._connection.remote.lane._to_ack}
-    assert lost or not kept, (kept, remote.transfers.done)
-    assert lost or not remote.subscriptions.known
-
-
-def run(work: Coroutine[Any, Any, T]) -> T:
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        return runner.run(work)
-
-
-@pytest.fixture
-def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have both ends sign, and send, chunks of few bytes."""
-
-    async def install_remote() -> None:
-        async with opened("inline", False):
-            pass
-
-    run(install_remote())
-    for module in digest, sys.modules[remote_source()[0]]:
-        monkeypatch.setattr(module, "LEAF", CHUNK)
-
-
-@pytest.mark.usefixtures("small_chunks")
-@pytest.mark.parametrize("resumable", [False, True], ids=["plain", "resumable"])
-@pytest.mark.parametrize("lane", ["buffers", "inline"])
+@pytest.mark.parametrize(("lane", "resumable"), WORLDS)
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_one_harm(operation: str, lane: str, resumable: bool) -> None:
-    import time
-    t = time.perf_counter()
-    labels = run(Trial(lane, resumable, operation).run({}))
-    failures, count = [], 0
+def test_one_harm_to_any_message(
+    operation: str, lane: str, resumable: bool, request: pytest.FixtureRequest
+) -> None:
+    everything = request.node.get_closest_marker("slow") is not None
+    for place in run(Trial(lane, resumable, operation).run({})):
+        for harm in harms_to(place[1], everything):
+            attempt(Trial(lane, resumable, operation), {place: harm})
 
-    for at in labels:
-        for harm in HARMS:
-            if harm == "replaced" and at[1].operation == "run": continue
-            count += 1
-            trial = Trial(lane, resumable, operation)
+
+@pytest.mark.parametrize(("lane", "resumable"), WORLDS)
+@pytest.mark.parametrize("operation", ["push", "push_large", "run", "call"])
+def test_harm_to_the_question_about_a_lost_reply(
+    operation: str, lane: str, resumable: bool
+) -> None:
+    seen = run(Trial(lane, resumable, operation).run({}))
+    lost = next(place for place in seen if place[1].kind == "execute_reply")
+    questions = [
+        place
+        for place in run(Trial(lane, resumable, operation).run({lost: "drop"}))
+        if place[1].operation == "kernel_info"
+    ]
+    assert len(questions) == 4  # the question, busy, the answer, idle
+    for place in questions:
+        for harm in harms_to(place[1], True):
+            attempt(Trial(lane, resumable, operation), {lost: "drop", place: harm})
+
+
+@pytest.mark.parametrize(("lane", "resumable"), WORLDS)
+def test_harm_while_a_bridge_is_opened(lane: str, resumable: bool) -> None:
+    async def open_with(harms: dict[Label, str]) -> list[Label]:
+        async with asyncio.timeout(PATIENCE):
             try:
-                run(trial.run({at: harm}))
-            except BaseException as error:
-                tb = error.__traceback__
-                while tb.tb_next: tb = tb.tb_next
-                failures.append(f"{at[0]} {at[1]} {harm}: {type(error).__name__} {str(error)[:90]} @{tb.tb_lineno} outcomes {[str(call.outcome)[:60] for call in trial.calls]!r:.400}")
-    print(count, (time.perf_counter() - t) / count, len(labels))
-    assert not failures, "\n" + "\n".join(failures)
+                bridge = await opened(lane, resumable, harms)
+            except (OutcomeUnknown, NotSupported):  # the latter if its buffers did not come back
+                assert harms
+                return []
+            async with bridge:
+                wire: Any = bridge._transport
+                seen: list[Label] = wire.seen.copy()
+                wire.end()
+                await follow_up(bridge, may_restart=not {*RESTARTS}.isdisjoint(harms.values()))
+                await quiet(bridge, lost=False)
+        return seen
+
+    for label in run(open_with({})):
+        for harm in harms_to(label, True):
+            run(open_with({label: harm}))
