@@ -51,9 +51,9 @@ class Effect:
 
     name: str
     value: Any
-    kernel: int  # the number of the process that it was meant for
-    task: asyncio.Task[Any]
     cell: bool
+    kernel: int = -1  # the number of the process that it was meant for
+    task: asyncio.Task[Any] | None = None
 
 
 class Hostile(RuleBasedStateMachine):
@@ -88,8 +88,14 @@ class Hostile(RuleBasedStateMachine):
         return self.runner.run(begin())
 
     def binds(self, name: str, value: Any, ask: Callable[[], Awaitable[Any]], cell: bool) -> None:
-        kernel = len(self.wire.kernels) - 1
-        self.effects.append(Effect(name, value, kernel, self.start(ask), cell))
+        effect = Effect(name, value, cell)
+
+        async def bind() -> None:
+            effect.kernel = len(self.wire.kernels) - 1
+            await ask()
+
+        effect.task = self.start(bind)
+        self.effects.append(effect)
 
     def asks(self, ask: Callable[[], Awaitable[Any]], check: Callable[[Any], object]) -> None:
         self.calls.append((self.start(ask), check))
@@ -166,7 +172,8 @@ class Hostile(RuleBasedStateMachine):
             self.runner.close()
 
     async def check(self) -> None:
-        tasks = [effect.task for effect in self.effects] + [task for task, _ in self.calls]
+        tasks = [effect.task for effect in self.effects if effect.task is not None]
+        tasks += [task for task, _ in self.calls]
         async with asyncio.timeout(PATIENCE):
             await asyncio.gather(*tasks, return_exceptions=True)
             await asyncio.sleep(1)
@@ -190,6 +197,7 @@ class Hostile(RuleBasedStateMachine):
             for number, kernel in enumerate(self.wire.kernels)
             if kernel.user_ns.get(effect.name) == effect.value
         ]
+        assert effect.task is not None
         error = effect.task.exception()
         # Nothing in the message of a cell says which kernel it is for, see ``replaced``.
         if not (effect.cell and "replaced" in self.harms):
