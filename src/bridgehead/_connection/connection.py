@@ -106,6 +106,7 @@ class Connection:
             if process not in (None, remote.process):
                 raise KernelRestarted("the kernel was restarted; this call was not executed")
             lane, info, generation = remote.lane, remote.info, remote.generation
+            meant_for = remote.process  # another call may install the remote part anew meanwhile
             try:
                 response = await turn.carry(lane, request)
                 if response.is_partial:
@@ -125,7 +126,7 @@ class Connection:
                 remote.mark_lost(info)
                 if call.now or process is not None or generation != life.generation:
                     raise
-                process = remote.process
+                process = meant_for
             turn.sent = False
 
     async def _prepare(self, call: Call, turn: Turn | AtOnce) -> Request:

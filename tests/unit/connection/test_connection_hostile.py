@@ -176,6 +176,11 @@ OPERATIONS: dict[str, Callable[[], list[Call]]] = {
     "watch": lambda: [Call(watch, [1, 7])],
     "watch_large": lambda: [Call(watch_large, [WIDE, WIDE[::-1]])],
     "install": lambda: [Call(install, ("a", "c"), {"a": 2, "c": 3})],
+    "queue": lambda: [  # each in a message of its own: a call crosses in no batch
+        Call(call, 3),
+        Call(call, 3),
+        Call(push, ("a", "c"), {"a": 2, "c": 3}),
+    ],
     "batch": lambda: [
         Call(lambda bridge: bridge.pull("a"), 1),
         Call(push, ("a", "c"), {"a": 2, "c": 3}),
