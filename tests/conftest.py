@@ -6,17 +6,19 @@ shares a kernel within a module gives every test an empty namespace.
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
 import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
-from dataclasses import replace
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+from jupyter_client.manager import KernelManager
 from jupyter_client.provisioning import local_provisioner
 
 from bridgehead import Bridge
@@ -29,11 +31,11 @@ from support.servers import Wire, serving
 HERE = Path(__file__).parent
 WITH_KERNELS = ("kernel", "servers", "elsewhere")  # the folders whose tests start kernels
 
-# A quarter of the examples, except with CI set or with --hypothesis-profile thorough. A test with
-# its own number of examples scales it by the profile's.
+# A quarter of the examples, except with --hypothesis-profile thorough, which .ci/run passes. A test
+# with its own number of examples scales it by the profile's.
 settings.register_profile("thorough", settings.default, max_examples=100)
 settings.register_profile("quick", settings.default, max_examples=25)
-settings.load_profile("thorough" if "CI" in os.environ else "quick")
+settings.load_profile("quick")
 
 FAILED = pytest.StashKey[bool]()  # whether the last test failed, in any of its phases
 FORKER = pytest.StashKey[KernelForker]()
@@ -95,26 +97,46 @@ def jupyter_folders() -> Iterator[Path]:
         patch.setenv("JUPYTER_CONFIG_DIR", str(root / "config"))
         patch.setenv("IPYTHONDIR", str(root / "ipython"))
         patch.setenv("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+        # A manager checks every 0.1 s whether its kernel has exited. Most kernels of the tests exit
+        # within 0.02 s.
+        patch.setattr(KernelManager._async_wait, "__defaults__", (0.01,))
+        patch.setattr(KernelManager._async_finish_shutdown, "__defaults__", (None, 0.01, False))
         for name in ("run", "data", "config", "ipython"):
             (root / name).mkdir(mode=0o700)
         yield root
         patch.undo()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_objects_to_trace() -> None:
+    """Exempt what exists before a file's tests from garbage collection.
+
+    Many tests call ``gc.collect()``, which took up to 0.2 s: the modules and the caches of jedi
+    and Hypothesis contain 500,000 objects.
+    """
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True)
-def shorten(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def shorten(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
     """Replace the client's waits that the mark ``timings`` names; give a function that does so.
 
-    Replace only a wait whose end the test waits for. A shorter one that must not end would end on
-    a loaded machine.
+    Bridges that are open use the new waits, too. Shorten only a wait whose end the test waits for:
+    one that must not end would end on a loaded machine.
     """
+    timings = Transport.timings
+    true = asdict(timings)
 
-    def replace_timings(**waits: float) -> None:
-        monkeypatch.setattr(Transport, "timings", replace(Transport.timings, **waits))
+    def replace(**waits: object) -> None:
+        for name, seconds in waits.items():
+            assert name in true, name
+            object.__setattr__(timings, name, seconds)  # it is frozen for the client
 
-    for mark in request.node.iter_markers("timings"):
-        replace_timings(**mark.kwargs)
-    return replace_timings
+    for mark in reversed(list(request.node.iter_markers("timings"))):  # the test's own come last
+        replace(**mark.kwargs)
+    yield replace
+    replace(**true)
 
 
 @pytest.fixture(scope="session")

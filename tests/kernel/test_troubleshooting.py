@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -123,10 +124,10 @@ async def a_restarted_kernel(bridge: Bridge, folder: Path) -> None:
         await cell
 
 
-CASES: list[Provoke] = [
+CASES: list[Any] = [
     no_kernel_runs,
     no_such_kernelspec,
-    a_dead_kernel_left_its_file,
+    pytest.param(a_dead_kernel_left_its_file, marks=pytest.mark.timings(listen_within=0.3)),
     an_empty_key,
     plain_tcp_to_another_machine,
     a_bridge_that_is_not_open,

@@ -154,9 +154,7 @@ class Other:
     async def answer(self, request: str) -> dict[str, Any]:
         """Return the content of the reply to a submitted cell."""
         while request not in self._replies:
-            # With a short timeout, because a send may consume the wake-up of a reply that arrives
-            # at the same moment.
-            with contextlib.suppress(queue.Empty):
+            with contextlib.suppress(queue.Empty):  # see ``_message``
                 message = await self.client.get_shell_msg(timeout=0.5)
                 self._replies[message["parent_header"].get("msg_id")] = message["content"]
         return self._replies.pop(request)
@@ -185,16 +183,40 @@ async def other(at: Bridge | str, session: Any = None) -> AsyncIterator[Other]:
 
 
 async def ready(client: AsyncKernelClient, seconds: float = 60.0) -> None:
-    """Wait for a kernel; ignore a missed heartbeat, which jupyter_client takes for its death."""
-    end = time.monotonic() + seconds
+    """Wait until the kernel answers this client, and until its iopub messages arrive.
+
+    jupyter_client's ``wait_for_ready`` takes a missed heartbeat for the kernel's death, and at the
+    end it waits until iopub was silent for 0.2 s.
+    """
+    async with asyncio.timeout(seconds):
+        while True:
+            request = client.kernel_info()
+            await _message(client.get_shell_msg, request)
+            # The subscription may not have arrived yet; then iopub brings nothing.
+            with contextlib.suppress(queue.Empty):
+                status = {}
+                while status != {"execution_state": "idle"}:
+                    status = (await _message(client.get_iopub_msg, request, patient=False))[
+                        "content"
+                    ]
+                return
+
+
+async def _message(
+    receive: Callable[..., Awaitable[dict[str, Any]]], request: str, *, patient: bool = True
+) -> dict[str, Any]:
+    """Return the next message that belongs to a request; raise ``Empty`` if not ``patient``."""
     while True:
+        # With a short timeout, because a send may consume the wake-up of a reply that arrives at
+        # the same moment.
         try:
-            await client.wait_for_ready(timeout=max(1.0, end - time.monotonic()))
-            return
-        except RuntimeError:
-            if time.monotonic() > end:
+            message = await receive(timeout=0.5)
+        except queue.Empty:
+            if not patient:
                 raise
-            await asyncio.sleep(0.05)
+        else:
+            if message["parent_header"].get("msg_id") == request:
+                return message
 
 
 # ---------------------------------------------------------------- the proxy

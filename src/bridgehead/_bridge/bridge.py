@@ -635,7 +635,8 @@ class Bridge(BridgeBase):
                 or may not be interrupted.
 
         Raises:
-            NotSupported: the kernel is a loopback, or xeus-python, which a signal would end.
+            NotSupported: the kernel is a loopback, or xeus-python, which a signal would end, or
+                runs in a thread of an application, whose main thread a signal would hit.
 
         Example::
 

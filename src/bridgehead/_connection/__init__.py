@@ -3,19 +3,45 @@
 Rule: every decision between an operation and its messages. This folder gives an operation its turn
 and its deadline, reports a restart, and decides whether a request is sent again. Two cases are
 decided in ``_transports.dispatch`` instead: it tries again what another client's failing cell
-aborted (``ABORT_PAUSES``), and what a broken and remade connection may have lost
+aborted, and what a broken and remade connection may have lost
 (``Reconnected``). How frames travel belongs to ``_lanes``, how messages travel to ``_transports``.
 
-- ``calls``: an operation, its payload, its deadline and its result.
 - ``connection``: takes a call through all that follows. Start here.
-- ``queue``: operations take their turns in the order of their calls. Its task also sends them,
-  except a small request on an idle bridge, which its caller sends.
+- ``calls``: what a user asked for, and its deadline.
+- ``queue``: operations take their turns in the order of their calls.
 - ``remote``: the remote part in the kernel, installed and kept installed.
 - ``subshell``: runs operations while a cell runs.
 - ``trust``: whether a result is opened as a pickle or as data.
 - ``cell``: collects the outputs of a cell that a user runs.
 - ``watch``: follows a value in the kernel.
 - ``handoff``: moves objects from one kernel to another.
+
+The way of one push, in this program and in the kernel. The test ``test_way_of_a_push`` follows it.
+
+1. ``Bridge.push`` checks the names.
+2. ``Connection.ask`` sets the deadline and takes a turn.
+3. ``Connection.do`` is the loop that decides whether the call is sent again.
+4. ``Connection._prepare`` installs the remote part, pickles the objects and makes the request.
+5. ``Turn.carry`` waits until the turn comes.
+6. ``Queue._carry`` is the task that sends one message, with what else is ready.
+7. ``Lane.carry`` cuts a long payload into chunks.
+8. ``BuffersLane.cross`` puts a chunk into a Jupyter message.
+9. ``Dispatcher.request`` sends the message and waits for the reply.
+10. ``Lane.complete`` fetches what is missing of the response, and raises the error that it reports.
+
+In the kernel:
+
+1. ``enter`` is what the expression of the message calls.
+2. ``carry_message`` takes the header and the frames out of the message.
+3. ``Remote.receive`` checks the header.
+4. ``Remote.serve`` recognizes repeated messages and requests for another kernel.
+5. ``TransferTable.assemble`` puts the chunk in its place, and checks it.
+6. ``Remote.handle`` chooses the operation.
+7. ``Operations.bind`` unpickles everything, then binds the names.
+8. ``TransferTable.respond`` makes the response.
+
+On the direct lane, 7 to 9 are ``DirectLane.carry`` and ``SocketClient.ask``, and the caller of a
+small push does without 6. In the kernel, 1 and 2 are ``SocketThread._round`` and ``_respond``.
 
 Where a restart is noticed:
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from bridgehead._connection.queue import AtOnce, Turn
+from bridgehead._connection.queue import Turn
 from bridgehead._lanes.broadcast import Delivery
 from bridgehead._protocol.payload import Payload, PayloadSource
 from bridgehead._transports.base import Transport
@@ -96,6 +96,7 @@ class Call:
         report: called with bytes done and bytes in all.
         unread: see ``Request``.
         turn: its place in the queue.
+        shell: the kernel's subshell that serves it, if any.
     """
 
     operation: str
@@ -107,14 +108,10 @@ class Call:
     limit: int | None = None
     report: Callable[[int, int], object] | None = None
     unread: bool = False
-    turn: Turn | AtOnce | None = None
+    turn: Turn | None = None
+    shell: dict[str, Any] | None = None
 
     @property
     def needs_codec(self) -> bool:
         """Whether the remote part must have the data-only codec."""
         return "data" in (self.fields.get("trust"), self.fields.get("opens"))
-
-    def outline(self) -> dict[str, Any]:
-        """Return what decides which thread of the kernel may serve it, as in a header."""
-        refs = self.payload is not None and self.payload.refs
-        return {"op": self.operation, "refs": refs, **self.fields}

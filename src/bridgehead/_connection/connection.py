@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from bridgehead._connection.calls import PUBLIC_NAMES, Call, Deadline
-from bridgehead._connection.queue import AtOnce, Queue, SubshellDeleted, Turn
+from bridgehead._connection.queue import AtOnce, Queue, Turn
 from bridgehead._connection.remote import Installation
 from bridgehead._connection.subshell import Subshell
 from bridgehead._connection.trust import Trust
@@ -27,7 +27,7 @@ from bridgehead._lanes.socket import SocketLost
 from bridgehead._protocol import request as _request
 from bridgehead._protocol.payload import Payload, PayloadSource, check_payload, empty
 from bridgehead._protocol.request import Request
-from bridgehead._protocol.response import NotServed, Response
+from bridgehead._protocol.response import NotServed, Response, SubshellDeleted
 from bridgehead._transports.base import Transport
 from bridgehead._transports.dispatch import Reply
 from bridgehead._transports.messages import Message
@@ -78,82 +78,79 @@ class Connection:
         """Do one operation within its deadline, and return the response; see ``Call``."""
         call = Call(operation, source, payload, delivery, fields, now, limit, report)
         async with Deadline(timeout, PUBLIC_NAMES.get(operation, operation), self.transport, call):
-            return await self.do(call)
+            with (AtOnce if now else Turn)(self.queue) as turn:
+                return await self.do(call, turn)
 
-    async def do(self, call: Call, held: Turn | None = None) -> Response:
-        """Do one operation in its turn; its owner gives up a turn that is ``held`` already."""
-        turn: Any = held or (AtOnce() if call.now else self.queue.turn())
-        with contextlib.nullcontext(turn) if held else turn as call.turn:
-            try:
-                return await self._until_done(call, turn)
-            except KernelRestarted:
-                self.remote.restart_reported()
-                raise
-
-    async def _until_done(self, call: Call, turn: Turn | AtOnce) -> Response:
+    async def do(self, call: Call, turn: Turn) -> Response:
         """Send a call until it is done. This loop alone decides whether it is sent again.
 
         The floors below say by an exception's class what is known. What was not done, and is
         meant for the same kernel process, is sent again; everything else is raised.
         """
-        remote, life = self.remote, self.transport.life
-        process: str | None = None  # of the kernel that the first attempt was meant for
-        deleted = False  # a subshell
+        call.turn, remote, life = turn, self.remote, self.transport.life
+        # The call is meant for the kernel process that is known when it begins, if one is.
+        process = remote.process if remote.is_current else None
+        installed = deleted = False  # for this call: the remote part again; its first subshell
         while True:
-            request = await self._prepare(call, turn)
-            # The handshake of a second attempt may find another process behind the same
-            # connection.
-            if process not in (None, remote.process):
-                raise KernelRestarted("the kernel was restarted; this call was not executed")
-            lane, info, generation = remote.lane, remote.info, remote.generation
-            meant_for = remote.process  # another call may install the remote part anew meanwhile
             try:
+                request = await self._prepare(call, turn)
+                # A handshake may find another process behind the same connection.
+                if process not in (None, remote.process) or turn.generation != life.generation:
+                    raise KernelRestarted("the kernel was restarted; this call was not executed")
+                process = remote.process
+                lane, info, turn.sent = remote.lane, remote.info, False
                 response = await turn.carry(lane, request)
-                if response.is_partial:
-                    turn.leave()  # the next operation is sent while this one fetches the rest
-                return await lane.complete(response)
+                if not response.is_partial:
+                    return await lane.complete(response)
             except NotServed:
-                pass
+                continue
             except SubshellDeleted as error:
                 if deleted:
                     raise NotSupported(f"the kernel deletes each subshell: {error}") from None
                 deleted = True
-                self.subshell.forget(request.subshell)
+                self.subshell.forget(call.shell)
+                continue
             except KernelRestarted:
                 # On an unbroken connection, a user removed the remote part, or its socket thread
                 # ended: nothing was done. Install it again, and send the request again, once. An
                 # operation without a turn could take effect after what was asked for later.
-                remote.mark_lost(info)
-                if call.now or process is not None or generation != life.generation:
+                removed = turn.sent and turn.generation == life.generation
+                if removed:
+                    remote.mark_lost(info)
+                if not removed or call.now or installed:
+                    remote.restart_reported()
                     raise
-                process = meant_for
-            turn.sent = False
+                installed = True
+                continue
+            turn.leave()  # the next operation is sent while this one fetches the rest
+            return await lane.complete(response)
 
-    async def _prepare(self, call: Call, turn: Turn | AtOnce) -> Request:
-        """Return the request for a call, made for the kernel and the lane as they are now.
-
-        There is no await after the request is made: it belongs to one installation.
-        """
+    async def _prepare(self, call: Call, turn: Turn) -> Request:
+        """Return the request for a call, made for one installation: as it is on return."""
         remote = self.remote
-        # ``Turn.prepare`` stops waiting when the kernel is lost, but it costs a task. Use it only
-        # for what may take long.
-        if not remote.is_ready:
-            await turn.prepare(remote.ready())
-        await self._pack(call, turn, remote.lane)
-        shell = None
-        if call.now and not remote.lane.serves_beside_cells(call.outline()):
-            shell = await self.subshell.ready()
-        if call.needs_codec and not remote.has_codec:
-            await turn.prepare(remote.load_codec(shell, call.now or None))
-        # The frames of a broadcast were lost with the remote part that received them.
-        delivery = call.delivery
-        if delivery is not None and not (
-            delivery.epoch == remote.info.epoch and await turn.prepare(delivery.is_complete())
-        ):
-            call.delivery = None
-        return self._request(call, shell)
+        while True:
+            # ``Turn.prepare`` stops waiting when the kernel is lost, but it costs a task. Use it
+            # only for what may take long.
+            if not remote.is_ready:
+                await turn.prepare(remote.ready())
+            lane, call.shell = remote.lane, None
+            await self._pack(call, turn, lane)
+            refs = call.payload is not None and call.payload.refs
+            outline = {"op": call.operation, "refs": refs, **call.fields}
+            if call.now and not lane.serves_beside_cells(outline):
+                call.shell = await self.subshell.ready()
+            if call.needs_codec and not remote.has_codec:
+                await turn.prepare(remote.load_codec(call.shell, call.now or None))
+            # The frames of a broadcast were lost with the remote part that received them.
+            delivery = call.delivery
+            if delivery is not None and not (
+                delivery.epoch == remote.info.epoch and await turn.prepare(delivery.is_complete())
+            ):
+                call.delivery = None
+            if remote.is_ready and remote.lane is lane:
+                return self._request(call)
 
-    async def _pack(self, call: Call, turn: Turn | AtOnce, lane: Lane) -> None:
+    async def _pack(self, call: Call, turn: Turn, lane: Lane) -> None:
         """Pickle and sign what the call sends, once for all attempts; in a thread if it is long.
 
         The turn was taken at the call. So a slow pickle delays the operations behind it, and none
@@ -165,12 +162,12 @@ class Connection:
                 call.payload = await turn.prepare(work)
         elif call.source is not None:
             if call.source.is_small():
-                call.payload = call.source.pack(lane.digest)
+                call.payload = call.source.pack(lane.digest, small=True)
             else:
                 work = asyncio.to_thread(call.source.pack, lane.digest)
                 call.payload = await turn.prepare(work)
 
-    def _request(self, call: Call, shell: dict[str, Any] | None) -> Request:
+    def _request(self, call: Call) -> Request:
         info, lane = self.remote.info, self.remote.lane
         payload = call.payload or empty(lane.digest)
         check_payload(payload, info.python, info.versions, info.executable)
@@ -182,7 +179,7 @@ class Connection:
             code=payload.carries_code or None,
             max_bytes=call.limit,
             now=call.now or None,
-            subshell=shell,
+            subshell=call.shell,
             # By this id the kernel finds the frames that a broadcast brought.
             id=call.delivery.header["id"] if call.delivery is not None else None,
             **lane.fields(),
@@ -205,11 +202,15 @@ class Connection:
         """Run a cell in its turn; ``complete`` waits for the outputs after its reply."""
         call = Call("run")
         async with Deadline(timeout, "run", self.transport, call):
-            with self.queue.turn() as turn:
+            with Turn(self.queue) as turn:
                 call.turn = turn
+
+                process = self.remote.process if self.remote.is_current else None
 
                 async def cell() -> Reply:
                     lane = self.remote.lane
+                    if process not in (None, self.remote.process):
+                        raise KernelRestarted("the kernel was restarted; the cell was not sent")
                     if isinstance(lane, DirectLane):  # what was cancelled takes effect before it
                         with contextlib.suppress(SocketLost):
                             await lane.client.drained()
@@ -238,17 +239,29 @@ class Connection:
         A thread that does not stop, as in a call into C, is left alone, and the lane is made anew.
 
         Raises:
-            NotSupported: the kernel would end instead, or go on.
+            NotSupported: the signal would end the kernel, or hit the program that contains it.
         """
-        if not self.transport.quirks.interruptible:
-            raise NotSupported(
-                f"{self.remote.info.kernel} can't be interrupted: a signal would end it. "
-                "Use restart(), which ends it and starts a new one"
-            )
+        self._check_interruptible()
         await self.transport.interrupt()
         lane = self.remote.lane
         if isinstance(lane, DirectLane) and lane.client.at_work:
             await lane.interrupt(self.remote.info.epoch)
+
+    def _check_interruptible(self) -> None:
+        info = self.remote.info
+        if not self.transport.quirks.interruptible:
+            raise NotSupported(
+                f"{info.kernel} can't be interrupted: a signal would end it. "
+                "Use restart(), which ends it and starts a new one"
+            )
+        # Python runs signal handlers in the main thread only. In a program that serves a kernel in
+        # another thread, the signal ends that program, and the cell goes on (measured).
+        if self.transport.signals and not self.remote.in_main_thread:
+            raise NotSupported(
+                f"{info.kernel} can't be interrupted: its cells run in a thread of process "
+                f"{info.pid}, and a signal would hit that program's main thread; nothing was sent. "
+                "Let the cell check a variable, and set it with push(…, now=True)"
+            )
 
     async def unwatch(self, watch: str) -> None:
         """Have the remote part drop a watch."""

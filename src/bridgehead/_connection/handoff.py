@@ -63,7 +63,7 @@ class Handoff:
         """Fetch from the source, bind in the target."""
         with _naming("target", self.target):
             self.target.check()
-        with self.source.queue.turn() as source_turn, self.target.queue.turn() as target_turn:
+        with Turn(self.source.queue) as source_turn, Turn(self.target.queue) as target_turn:
             if not self.target.remote.is_ready:
                 # Before the fetch: without a target, nothing has to be read. If the source is
                 # restarted meanwhile, its turn fails.
@@ -163,9 +163,9 @@ def _naming(which: str, connection: Connection) -> Iterator[None]:
     try:
         yield
     except (BridgeError, TimeoutError) as error:
-        if isinstance(error, KernelRestarted):
-            connection.remote.restart_reported()
-        if not getattr(error, "__notes__", None):
+        if not getattr(error, "__notes__", None):  # else it is about the other kernel
+            if isinstance(error, KernelRestarted):
+                connection.remote.restart_reported()
             unchanged = "; nothing was bound in the target" if which == "source" else ""
             error.add_note(f"the {which} of a handoff, pid {connection.remote.info.pid}{unchanged}")
         raise

@@ -8,7 +8,8 @@ One message is in flight at a time: no operation can overtake another, and a bus
 has one message to serve instead of a flood. Whose turn comes takes along what is ready behind it:
 small requests cross in one batch. A task of the queue carries them, which no caller's cancel ends.
 Only a request that finds the queue empty, on a lane that needs no message for it, is sent by its
-caller: the task would take half of the time of a small operation (measured).
+caller: the task would take half of the time of a small operation (measured). If that caller gives
+up while a cell runs, the kernel has its message and the next one.
 """
 
 from __future__ import annotations
@@ -17,9 +18,10 @@ import asyncio
 import copy
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
 from typing import Any, TypeVar
 
-from bridgehead._errors import BridgeError, RemoteError
+from bridgehead._errors import BridgeError
 from bridgehead._lanes.base import Lane
 from bridgehead._protocol import request as _request
 from bridgehead._protocol.request import Request
@@ -30,62 +32,28 @@ from bridgehead._transports.dispatch import Reply
 T = TypeVar("T")
 
 MAX_BATCH = 512  # requests in a message; the kernel serves other clients between two messages
-NO_SUBSHELL = "UnknownSubshellError"  # the kernel's error if another client deleted the subshell
-
-
-class SubshellDeleted(BridgeError):
-    """The kernel refused a request because its subshell does not exist; nothing was done."""
 
 
 class _CallerLeft(BridgeError):
     """The caller has left; what was sent so far is dropped."""
 
 
-class AtOnce:
-    """In place of a turn, for an operation that takes none: its caller sends it."""
-
-    def __init__(self) -> None:
-        self.sent: bool = False
-
-    def __enter__(self) -> AtOnce:
-        return self
-
-    def __exit__(self, *exc_info: object) -> None:
-        pass
-
-    async def prepare(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await what has to be done before the request is sent."""
-        return await work
-
-    async def carry(self, lane: Lane, request: Request) -> Response:
-        """Send the request; return the beginning of its response.
-
-        Raises:
-            SubshellDeleted: the request's subshell does not exist.
-        """
-        self.sent = True
-        try:
-            return await lane.carry(request)
-        except RemoteError as error:
-            if error.ename == NO_SUBSHELL:
-                raise SubshellDeleted(str(error)) from None
-            raise
-
-    def leave(self) -> None:
-        """Do nothing: no other operation waits for this one."""
-
-
 class Turn:
-    """One operation's place in the queue, until the block ends.
+    """One operation's place in the queue: its end, when the block begins, until the block ends.
 
     Attributes:
+        generation: the connection's, when the turn was taken.
         sent: whether the request may run even if the caller gives up.
     """
 
-    __slots__ = ("_prepared", "_queue", "cell", "lane", "outcome", "request", "sent")
+    __slots__ = (
+        *("_prepared", "_queue", "cell", "generation"),
+        *("lane", "outcome", "request", "sent"),
+    )
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
+        self.generation: int = queue.transport.life.generation
         self.outcome: asyncio.Future[Any] | None = None
         self.sent: bool = False
         self._prepared = False
@@ -133,7 +101,7 @@ class Turn:
         task, lost = asyncio.ensure_future(work), self._waiter()
         try:
             await asyncio.wait([task, lost], return_when=asyncio.FIRST_COMPLETED)
-            if not task.done():
+            if lost.done():
                 lost.result()
             return await task
         finally:
@@ -160,7 +128,7 @@ class Turn:
                 self._waiter().cancel()
                 raise _CallerLeft from None
 
-        self.lane, self.request, request.report = lane, request, report_to_caller
+        self.lane, self.request = lane, replace(request, report=report_to_caller)
         try:
             response: Response = await self._outcome()
         except asyncio.CancelledError:
@@ -168,7 +136,7 @@ class Turn:
             if outcome and outcome.done() and not outcome.cancelled() and not outcome.exception():
                 self.discard(outcome.result())  # it arrived as the caller gave up
             raise
-        request.report = report
+        response.request.report = report
         return response
 
     async def run(self, cell: Callable[[], Awaitable[Reply]]) -> Reply:
@@ -206,6 +174,17 @@ class Turn:
             self.lane.forget(outcome.request.header)
 
 
+class AtOnce(Turn):
+    """In place of a turn, for an operation that waits for none: its caller sends it."""
+
+    def __enter__(self) -> AtOnce:
+        return self
+
+    async def carry(self, lane: Lane, request: Request) -> Response:
+        self.sent = True
+        return await lane.carry(request)
+
+
 class Queue:
     """The turns of one kernel's operations, in order, and the message that is in flight."""
 
@@ -214,19 +193,20 @@ class Queue:
         self.turns: OrderedDict[Turn, None] = OrderedDict()
         self._carrying: asyncio.Task[None] | None = None
 
-    def turn(self) -> Turn:
-        """Return a turn, which takes its place at the end of the queue when it is entered."""
-        return Turn(self)
-
     @property
     def has_one(self) -> bool:
         """Whether there is one turn, and no message is in flight."""
-        return self._carrying is None and len(self.turns) == 1
+        return not self.in_flight and len(self.turns) == 1
+
+    @property
+    def in_flight(self) -> bool:
+        """Whether a message is in flight."""
+        return self._carrying is not None and not self._carrying.done()
 
     def advance(self) -> None:
         """Send the first operation, if it is ready, with those behind it that fit."""
         first = next(iter(self.turns), None)
-        if first is not None and first.is_ready and self._carrying is None:
+        if first is not None and first.is_ready and not self.in_flight:
             self._carrying = self.transport.spawn(self._carry())
 
     def _batch(self) -> list[Turn]:
@@ -252,16 +232,21 @@ class Queue:
     async def _carry(self) -> None:
         """Carry one message to the kernel; give each caller its outcome."""
         turns = self._batch()  # what became ready while this task was about to begin joins
+        outcomes: list[Any] = []
         for turn in turns:
             turn.send()
         try:
             outcomes = await self._send(turns) if turns else []
-        except Exception as error:  # noqa: BLE001 - each caller gets it, whatever it is
+        except asyncio.CancelledError:  # the transport closes, which every caller knows
+            raise
+        except BaseException as error:
             outcomes = [copy.copy(error) if len(turns) > 1 else error for _ in turns]
+            if not isinstance(error, Exception):  # from ``report``, which runs here
+                raise
         finally:
             self._carrying = None
-        for turn, outcome in zip(turns, outcomes, strict=True):
-            turn.settle(outcome)
+            for turn, outcome in zip(turns, outcomes, strict=False):
+                turn.settle(outcome)
         self.advance()  # the first operation may have left meanwhile
 
     async def _send(self, turns: list[Turn]) -> list[Any]:

@@ -36,6 +36,7 @@ class Installation:
     Attributes:
         generation: the transport's at the time of the handshake, or ``LOST``.
         process: names the kernel process of the handshake; a pid may be used again.
+        in_main_thread: whether cells run in that process's main thread, which a signal reaches.
     """
 
     def __init__(
@@ -48,6 +49,7 @@ class Installation:
     ) -> None:
         self.generation: int = LOST
         self.process: str = ""
+        self.in_main_thread: bool = True
         self._transport, self._trust, self._subshell = transport, trust, subshell
         self._handshake = Handshake(transport, wanted, pool, trust.name)
         self._lane: Lane | None = None
@@ -120,6 +122,7 @@ class Installation:
             if isinstance(self._lane, DirectLane):
                 self._lane.client.close()
             self._lane, self._info, self.process = greeting.lane, greeting.info, greeting.process
+            self.in_main_thread = greeting.in_main_thread
             lane = greeting.lane
             self._transport.life.side_channel = (
                 lane.client if isinstance(lane, DirectLane) else None

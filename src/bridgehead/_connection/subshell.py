@@ -61,9 +61,9 @@ class Subshell:
             )
         self._id, self._generation = content["subshell_id"], generation
 
-    def forget(self, identity: str | None) -> None:
+    def forget(self, shell: dict[str, Any] | None) -> None:
         """Note that another client deleted this subshell; ``ready`` then makes a new one."""
-        if self._id == identity:
+        if shell is not None and self._id == shell["id"]:
             self._id = None
 
     async def delete(self, identity: str) -> None:

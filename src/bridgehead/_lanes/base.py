@@ -20,7 +20,7 @@ from bridgehead._protocol import request as _request
 from bridgehead._protocol import response as _response
 from bridgehead._protocol.raising import raise_error
 from bridgehead._protocol.request import Request
-from bridgehead._protocol.response import Response
+from bridgehead._protocol.response import Response, SubshellDeleted
 from bridgehead._shipped.wire import frames as _frames
 from bridgehead._shipped.wire.digest import Buffer, digest_of
 from bridgehead._shipped.wire.frames import cut
@@ -221,8 +221,8 @@ class Lane(ABC):
                     first = [add_first()] if response.parts else []
                     starts = range(response.arrived, inbox.total, self.reply_chunk)
                     await _in_flight(itertools.chain(first, map(fetch_chunk, starts)))
-                except (KernelRestarted, IntegrityError) as error:
-                    # The request ran. These two errors say that it may be sent again: replace them.
+                except (KernelRestarted, IntegrityError, SubshellDeleted) as error:
+                    # The request ran. These errors say that it may be sent again: replace them.
                     raise ReplyLost("the kernel lost the rest of its response") from error
             self.forget(request.header)
         response.frames = _response.close_response(inbox)

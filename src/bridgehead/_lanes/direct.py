@@ -185,6 +185,7 @@ class DirectLane(Lane):
                     raise ProtocolError("the kernel sent the frames of another request")
                 response = await self._open(request, (response.header, parts))
         if not isinstance(response.inbox, CompleteTransfer):
+            self._unfinished.pop(request.header["id"], None)
             return await self.messages.complete(response)
         response.frames = response.inbox.frames
         raise_error(response.header, response.frames, request.limit, trusted=request.trusted)

@@ -46,12 +46,14 @@ class Greeting:
         info: what a user sees of the kernel.
         process: names the kernel process; a later process may have the same pid.
         orphans: idle subshells whose bridge has ended, or has not used them for ten minutes.
+        in_main_thread: whether cells run in the main thread of the process, which a signal reaches.
     """
 
     lane: Lane
     info: Info
     process: str
     orphans: list[str]
+    in_main_thread: bool
 
 
 class Handshake:
@@ -116,7 +118,8 @@ class Handshake:
             features=tuple(as_strings(transport.kernel_info.get("supported_features"))),
         )
         orphans = [str(orphan) for orphan in reply.get("orphans") or ()]
-        return Greeting(lane, info, str(reply.get("process")), orphans)
+        in_main_thread = reply.get("in_main_thread") is not False
+        return Greeting(lane, info, str(reply.get("process")), orphans, in_main_thread)
 
     def _message_lane(self, buffers: bool) -> Lane:
         """Return the lane for what crosses in messages; ``buffers`` is whether they arrive."""

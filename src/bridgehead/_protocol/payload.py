@@ -122,22 +122,23 @@ class PayloadSource:
         """
         return not self.by_value and pickling.is_small(self.values)
 
-    def pack(self, algorithm: str) -> Payload:
-        """Return the payload, signed.
+    def pack(self, algorithm: str, *, small: bool = False) -> Payload:
+        """Return the payload, signed; ``small`` is what ``is_small`` returned.
 
         Any thread may call this; an event loop in another thread keeps running meanwhile.
         """
         if self.data:
             payload = encode_data(self.values, self.parts)
-        elif self.is_small():
-            payload = Payload(pickling.encode_small(self.values))
+        elif small:
+            frames = pickling.encode_small(self.values)
+            payload = Payload(frames, digest=digest(algorithm, frames))
         else:
             payload = encode(
                 self.values, self.parts, by_value=self.by_value, refs=self.refs, limit=self.limit
             )
         if self.limit is not None and payload.nbytes > self.limit:
             raise too_large(payload.nbytes, self.limit)
-        return payload.signed(algorithm)
+        return payload if payload.digest else payload.signed(algorithm)
 
 
 class _PicklingLock:

@@ -29,12 +29,16 @@ from bridgehead._shipped.wire.errors import TooLarge, WireError
 from bridgehead._shipped.wire.header import MIME, Header
 from bridgehead._shipped.wire.transfer import CompleteTransfer, Inbox
 
+ERROR_LIMIT = 1 << 20  # bytes that an error may have; the caller's max_bytes is for values
+NO_SUBSHELL = "UnknownSubshellError"  # the name of ipykernel's error
+
 
 class NotServed(BridgeError):
     """The kernel did not do a request of a batch; the queue sends it again, with the next one."""
 
 
-ERROR_LIMIT = 1 << 20  # bytes that an error may have; the caller's max_bytes is for values
+class SubshellDeleted(BridgeError):
+    """The kernel has no subshell of the request's id any more; nothing was done."""
 
 
 @dataclass(slots=True)
@@ -72,13 +76,15 @@ def response_header(content: Mapping[str, Any]) -> Header:
 
     Raises:
         KernelRestarted: the remote module is not in the kernel, or not any more.
+        SubshellDeleted: another client deleted the subshell.
         RemoteError: an interrupt arrived in the kernel outside the remote module.
         UnsupportedKernel: the kernel evaluated nothing.
         ProtocolError: the reply is no response of the remote part.
     """
     content = as_object(content)
     if content.get("status") == "error":
-        raise remote_error(content)
+        error = remote_error(content)
+        raise SubshellDeleted(error.evalue) if error.ename == NO_SUBSHELL else error
     entry = as_object(content.get("user_expressions")).get(KEY)
     if not isinstance(entry, dict):
         raise UnsupportedKernel("the kernel does not evaluate user_expressions")
@@ -119,6 +125,7 @@ GREETING = {
     "cwd": str,
     "orphans": [str],
     "direct": (str, None),
+    "in_main_thread": (bool, None),
 }
 NAME = {"name": str, "type": str, "shape": ([int], None), "len": (int, None), "bytes": (int, None)}
 

@@ -55,6 +55,7 @@ class Transport(ABC):
     label: str = ""  # the name that the kernel's owner uses, if there is one
     has_control: bool = True  # a channel of its own, which the kernel serves while a cell runs
     pushes: bool = True  # the remote part may send messages without a request
+    signals: bool = True  # ``interrupt`` sends a signal to the kernel's process
     # One object, shared by all kernels that one of its messages can reach.
     broadcaster: Broadcaster | None = None
 

@@ -70,6 +70,7 @@ class Pending:
     """A request that was sent and not answered yet."""
 
     id: str
+    channel: str
     future: asyncio.Future[Reply]
     slot: bool  # whether it holds a slot of the window; inquiries and control requests do not
     subshell: str | None = None
@@ -82,7 +83,9 @@ class Pending:
     on_message: Callable[[Message], object] | None = None  # gets its iopub messages
 
 
-REPLY_LOST = ReplyLost("the kernel is done with the request, but its reply was lost")
+REPLY_LOST = ReplyLost(
+    "the kernel has answered a later request, so the request or its reply was lost"
+)
 
 
 class Reconnected(TransportError):
@@ -119,6 +122,7 @@ class Dispatcher:
         self._listening: dict[str, Pending] = {}
         self._streams: weakref.WeakSet[Messages] = weakref.WeakSet()
         self._busy_with = ""
+        self._arrived = 0  # messages that arrived on shell
         self._said_idle = False  # on iopub, of its main thread, and not busy since
         self._questions: deque[str] = deque(maxlen=2 * WINDOW)  # some have an answer, some not yet
         self._inquiries: set[str | None] = set()  # the subshells, or None, that are being asked
@@ -248,7 +252,9 @@ class Dispatcher:
         """
         future = self._life.waiter()
         header = message["header"]
-        pending = Pending(header["msg_id"], future, slot, header.get("subshell_id"), repeatable)
+        pending = Pending(
+            header["msg_id"], channel, future, slot, header.get("subshell_id"), repeatable
+        )
         if on_message is not None:
             pending.on_message = on_message
             self._listening[pending.id] = pending
@@ -298,6 +304,7 @@ class Dispatcher:
             in_subshell = bool(message["parent_header"].get("subshell_id"))
             self._on_iopub(Message.parse(message), in_subshell)
             return
+        self._arrived += channel == "shell"
         if message["header"]["msg_type"] == UPDATE_MESSAGE:
             listener = self._life.listeners.get(message["content"]["watch"])
             if listener is not None:
@@ -347,12 +354,12 @@ class Dispatcher:
             stream.feed(message)
 
     def _end_outputs(self, last: Pending) -> None:
-        """Note the last iopub message of a request, and of those before it on the same shell.
+        """Note the last iopub message of a request, and of those before it on its channel.
 
         Their own last message may be lost. They would stay in the table for ever.
         """
         for one in list(self._listening.values()):
-            earlier = one.slot and last.slot and one.subshell == last.subshell
+            earlier = (one.channel, one.subshell) == (last.channel, last.subshell)
             if one is last or (earlier and one.id not in self.pending):
                 del self._listening[one.id]
             if one is last:
@@ -374,7 +381,10 @@ class Dispatcher:
         now = asyncio.get_running_loop().time()
         for pending in unanswered:
             # A kernel that takes one request at a time is not asked while one is on its way.
-            if pending.due <= now and (self.window > 1 or pending.idle):
+            idle = pending.idle or (
+                self._said_idle and now - pending.due > self._timings.lost_after
+            )
+            if pending.due <= now and (self.window > 1 or idle):
                 self.inquire(pending.subshell)
         oldest = unanswered[0].due
         self._look_at(oldest if oldest > now else now + self._timings.inquiry_after)
@@ -391,21 +401,23 @@ class Dispatcher:
         Replies arrive in order. So the answer to a ``kernel_info_request`` proves that the replies
         to the requests before it are lost. It also wakes a kernel that missed an earlier message.
         While the kernel is busy, the question waits with the requests, as long as it takes. There
-        is a deadline only once the kernel says that it is idle, or control does not answer either.
+        is a deadline only while nothing arrives from the kernel and it says that it is idle, or
+        does not answer on its control channel either.
         """
         questions: list[tuple[Pending, list[Pending]]] = []  # with the requests before each
-        control: Pending | None = None
+        control: list[Pending] = []
         timings = self._timings
         every = pause = timings.inquiry_after
-        said_idle = silent = 0.0
+        idle = silent = 0.0
         try:
             while before := self._unanswered(subshell):
                 questions.append((await self._ask("shell", subshell), before))
-                if self._has_control and (control is None or control.future.done()):
-                    control, silent = await self._ask("control"), 0.0
+                if self._has_control:
+                    control.append(await self._ask("control"))
                 for _ in range(round(pause / every)):
                     # Seconds are counted by waits: if this program or the machine was stopped, the
                     # kernel still has its time to answer.
+                    arrived = self._arrived
                     answers = [question.future for question, _ in questions]
                     await asyncio.wait(answers, timeout=every, return_when=FIRST)
                     for question, requests in questions:
@@ -415,23 +427,28 @@ class Dispatcher:
                             return
                     if not self.pending.keys() & {pending.id for pending in before}:
                         return
-                    said_idle = said_idle + every if self._is_idle(before) else 0.0
-                    silent += every
-                    if said_idle >= timings.idle_silence:
-                        self._fail(before, _no_answer(said_idle))
+                    if arrived != self._arrived:
+                        idle = silent = 0.0
+                    if any(question.idle for question, _ in questions):
+                        idle += every
+                        if idle >= timings.idle_silence:  # the kernel answered, so that was lost
+                            self._fail(before, _no_answer(idle))
+                            return
+                    answered = not control or any(one.future.done() for one in control)
+                    while answered and control:
+                        self.forget(control.pop().id)
+                    silent = 0.0 if answered and not self._is_idle(before) else silent + every
+                    if silent >= timings.lost_after:
+                        self._fail(before, _no_answer(silent) if answered else _silent(silent))
                         return
-                    if silent >= timings.control_silence and control and not control.future.done():
-                        self._fail(before, _silent(silent))
-                        return
-                pause = min(2 * pause, timings.inquiry_pause)
+                pause *= 2
         except BridgeError:
             pass  # the kernel or the connection is lost or unresponsive, and all waiters know
         finally:
             self._inquiries.discard(subshell)
-            asked = [question for question, _ in questions]
-            for question in [*asked, control] if control else asked:
-                self.forget(question.id)
-                self._listening.pop(question.id, None)
+            for question in [*(question for question, _ in questions), *control]:
+                if self.forget(question.id) is not None:  # else its idle ends the subscription
+                    self._listening.pop(question.id, None)
                 question.future.cancel()
 
     async def _ask(self, channel: str, subshell: str | None = None) -> Pending:
@@ -447,10 +464,13 @@ class Dispatcher:
         return requests if any(one.due <= now for one in requests) else []
 
     def _is_idle(self, requests: list[Pending]) -> bool:
-        """Return whether the kernel has said that it does nothing that the requests wait for."""
+        """Return whether the kernel has said that it does nothing that the requests wait for.
+
+        A kernel without a control channel of ours reports the cells of this bridge only.
+        """
         if all(pending.idle for pending in requests):
             return True
-        return self._said_idle and requests[0].subshell is None
+        return self._has_control and self._said_idle and requests[0].subshell is None
 
     def _fail(self, requests: list[Pending], why: BridgeError) -> None:
         for pending in requests:
@@ -461,8 +481,8 @@ class Dispatcher:
 
 def _no_answer(seconds: float) -> ReplyLost:
     return ReplyLost(
-        f"the kernel says that it is idle, but for {seconds:g} s it has answered neither the "
-        "request nor a question about it; the request may have run"
+        f"the kernel says that it is idle, and for {seconds:g} s it has replied neither to the "
+        "request nor to a question about it; the request may have run"
     )
 
 

@@ -30,8 +30,8 @@ class LoopbackTransport(Transport):
 
     name = "loopback"
     digest = "crc32"
-    direct = False  # there is no other process
-    has_control = False  # one thread serves one message after the other
+    direct = signals = False  # there is no other process
+    has_control = False  # one thread serves all messages
 
     def __init__(self) -> None:
         super().__init__()

@@ -24,13 +24,12 @@ class Timings:
     abort_pauses: tuple[float, ...] = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
     # That a reply is missing, until the kernel is asked about it.
     inquiry_after: float = 1.0
-    # At most between two questions about the same requests; it doubles with each.
-    inquiry_pause: float = 60.0
-    # For a kernel that says it is idle to answer the question.
+    # For the answer to that question to arrive, when the kernel says that it has sent it.
     idle_silence: float = 5.0
-    # For the control channel of a kernel that may be busy to answer. A call into C that holds the
-    # GIL stops it, too, and is waited for so long.
-    control_silence: float = 60.0
+    # For anything to arrive from a kernel that says it is idle, or that does not answer on its
+    # control channel. A slow connection, a user's callback in the kernel's event loop, and a call
+    # into C that holds the GIL are waited for so long.
+    lost_after: float = 60.0
     # After a cell's reply, until its last outputs must have arrived; their "idle" may be lost.
     last_outputs: float = 2.0
 

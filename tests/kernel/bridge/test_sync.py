@@ -271,22 +271,30 @@ def test_a_keyboard_interrupt_ends_the_wait_and_the_cell_goes_on(tmp_path: Path)
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent("""
-        import os, signal, threading
+        import os, pathlib, signal, threading
         from bridgehead import SyncBridge
         # A program that a script starts in the background may have SIGINT ignored.
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        CELL = "import os, time; print('begun')\\n" + (
+            "while not os.path.exists('interrupted'): time.sleep(0.01)\\nx = 2")
+        def interrupt_soon(message):
+            threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGINT)).start()
         with SyncBridge.launch() as kernel:
-            kernel["x"] = 1
-            threading.Timer(1, os.kill, (os.getpid(), signal.SIGINT)).start()
             try:
-                kernel.run("import time; time.sleep(3); x = 2")
+                kernel.run(CELL, on_output=interrupt_soon)
             except KeyboardInterrupt:
                 print("interrupted")
+                pathlib.Path("interrupted").touch()
             print(kernel.pull("x"))
         """)
     )
     done = subprocess.run(
-        [sys.executable, str(script)], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        cwd=tmp_path,
     )
     assert (done.stdout, done.stderr) == ("interrupted\n2\n", "")
 

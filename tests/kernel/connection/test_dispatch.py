@@ -130,7 +130,7 @@ async def test_a_bridge_is_safe_from_a_client_that_shares_a_session_id(kernel: B
             # Prove the fault: the replies of the first client now go to the second.
             lost = first.submit("1")
             with pytest.raises(TimeoutError):
-                async with asyncio.timeout(1):
+                async with asyncio.timeout(0.5):
                     await first.answer(lost)
             async with reported_within(0.5):
                 await bridge.push(x=1)
@@ -163,6 +163,7 @@ async def test_an_iopub_overflow_changes_no_result() -> None:
         await goes_on(bridge)
 
 
+@pytest.mark.timings(last_outputs=0.3)  # they are lost
 async def test_results_do_not_depend_on_iopub(kernel: Bridge, tmp_path: Path) -> None:
     """D11. No message arrives on iopub any more: operations end as soon as before."""
     async with wired(kernel, tmp_path) as (bridge, wire):

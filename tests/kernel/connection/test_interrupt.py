@@ -63,12 +63,15 @@ async def interrupted_at_random(
     while number < 10 or interrupted < 3:
         number += 1
         assert number < 100, "no interrupt reached the kernel, so the test proves nothing"
-        task = await sent(number)
+        task, started = await sent(number), time.perf_counter()
         await asyncio.sleep(random.uniform(0, 1.2 * usual))
         sigint(bridge)
         async with reported_within(1):
             (outcome,) = await all_of(task)
-        interrupted += was_interrupted(outcome)
+        if was_interrupted(outcome):
+            interrupted += 1
+        else:  # on a loaded machine, an operation may take far longer than the first ones
+            usual = time.perf_counter() - started
         yield number, outcome
         await goes_on(bridge)
 
@@ -107,9 +110,10 @@ async def test_an_interrupt_during_a_large_push_is_reported(kernel_name: str, la
 @pytest.mark.parametrize("lane", MESSAGES)
 @pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
 async def test_an_interrupt_during_a_large_pull_is_reported(kernel_name: str, lane: Any) -> None:
-    """C2. SIGINT at random moments of a pull of 40 MB: reported, and nothing changed."""
+    """C2. SIGINT at random moments of a large pull: reported, and nothing changed."""
     async with Bridge.launch(kernel_name, lane=lane) as bridge:
-        await bridge.run("big = [list(range(300_000)), bytes(20_000_000), bytes(20_000_000)]")
+        half = BIG[lane] // 2
+        await bridge.run(f"big = [list(range(300_000)), bytes({half}), bytes({half})]")
         before = await look(file_of(bridge))
         right = await bridge.pull("big")
         async for _, outcome in interrupted_at_random(bridge, lambda number: bridge.pull("big")):

@@ -7,15 +7,29 @@ that the call ends with a true error or goes on, and that the next operations wo
 from __future__ import annotations
 
 import asyncio
+import operator
 import sys
 from pathlib import Path
+from typing import Any
 
 import cloudpickle
 import pytest
 
 from bridgehead import Bridge, KernelDied, KernelUnresponsive, RemoteError, ReplyLost
+from bridgehead._lanes import direct
 from support.elsewhere import MAJORS
-from support.kit import LANES, Parts, all_of, file_of, goes_on, kind, reported_within, whole, wired
+from support.kit import (
+    LANES,
+    Parts,
+    all_of,
+    file_of,
+    goes_on,
+    kind,
+    reported_within,
+    until,
+    whole,
+    wired,
+)
 
 # A kernel can't import test modules, so what they define is pickled by value, as in a script.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -45,7 +59,7 @@ async def test_a_cell_that_breaks_the_standard_streams_does_not_hang(
     async with Bridge.launch(kernel_name, cwd=tmp_path) as bridge:
         await bridge.push(x=1)
         async with reported_within(2):
-            with pytest.raises(ReplyLost, match="its reply was lost"):
+            with pytest.raises(ReplyLost, match="or its reply was lost"):
                 await bridge.run(UNFLUSHABLE[how])
         async with reported_within(2):
             await bridge.push(x=2)
@@ -125,6 +139,7 @@ async def test_a_question_that_is_lost_is_asked_again(
         await goes_on(bridge)
 
 
+@pytest.mark.timings(lost_after=3.0)
 async def test_a_kernel_that_is_idle_and_answers_nothing_is_reported(
     kernel: Bridge, tmp_path: Path
 ) -> None:
@@ -178,4 +193,62 @@ async def test_a_busy_kernel_is_waited_for() -> None:
         cell = asyncio.ensure_future(bridge.run("import time; time.sleep(3)"))
         assert await bridge.pull("7") == 7
         await cell
-        assert bridge._transport.dispatcher.pending == {}
+        await until(lambda: not bridge._transport.dispatcher.pending)
+
+
+async def test_a_callback_in_the_event_loop_of_an_idle_kernel_is_waited_for() -> None:
+    """J3. A user's callback keeps the main thread, and no status says so."""
+    async with Bridge.launch(lane="buffers") as bridge:
+        begun = "import asyncio, time\nasyncio.get_running_loop().call_later(0.2, time.sleep, 8)"
+        await bridge.run(begun)
+        await asyncio.sleep(0.5)
+        await bridge.push(x=1)
+        assert await bridge.pull("x") == 1
+
+
+async def test_an_expression_runs_once_if_its_subshell_is_deleted_before_all_is_fetched() -> None:
+    async with Bridge.launch(lane="inline") as bridge:
+        await bridge.run("evaluated = []; big = b'x' * (9 << 20)")
+        lane, control = bridge._connection.remote.lane, bridge._transport.dispatcher.control
+        cross, deleted = lane.cross, []
+
+        async def cross_without_subshell(header: Any, parts: Any, subshell: Any) -> Any:
+            if header["op"] == "next_chunk" and not deleted:
+                deleted.append(subshell)
+                await control("delete_subshell_request", {"subshell_id": subshell}, 20)
+            return await cross(header, parts, subshell)
+
+        lane.cross = cross_without_subshell  # type: ignore[method-assign]
+        with pytest.raises(ReplyLost):
+            await bridge.pull("(evaluated.append(1), big)[1]", now=True)
+        assert deleted
+        assert await bridge.pull("len(evaluated)") == 1
+
+
+async def test_a_large_call_without_shared_memory_reports_to_its_caller(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def no_segment(*_: object) -> None:
+        return None
+
+    monkeypatch.setattr(direct, "copy_to_segment", no_segment)
+    seen: list[int] = []
+    async with Bridge.launch() as bridge:
+        await bridge.push(x=b"x" * (20 << 20), progress=lambda done, total: seen.append(done))
+        both = asyncio.gather(
+            bridge.call(operator.mul, b"x" * (20 << 20), 2), bridge.call(len, b"x" * (20 << 20))
+        )
+        assert [len(part) if isinstance(part, bytes) else part for part in await both] == [
+            *(40 << 20, 20 << 20)
+        ]
+        assert seen
+
+
+async def test_long_responses_in_a_batch_leave_nothing_to_forget() -> None:
+    async with Bridge.launch() as bridge:
+        await bridge.push(x=1, big=b"x" * (17 << 20))
+        lane: Any = bridge._connection.remote.lane
+        cell = asyncio.ensure_future(bridge.run("import time; time.sleep(0.5)"))
+        pulls = [bridge.pull(name) for name in ("x", "big", "x", "big")]
+        await asyncio.gather(cell, *pulls)
+        assert (lane._unfinished, lane.messages._unfinished) == ({}, {})

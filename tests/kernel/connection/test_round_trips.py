@@ -31,6 +31,9 @@ from bridgehead._transports.dispatch import WINDOW, Dispatcher
 from support.faults import CallsInKernel
 from support.kit import KEPT, until
 
+# An attached bridge waits until another owner must have restarted the kernel, and here none does.
+no_restart = pytest.mark.timings(reconnect_grace=0.3)
+
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str, int]]:
@@ -170,6 +173,7 @@ async def test_a_dead_kernel_fails_all_calls_until_it_is_restarted(live: Bridge)
     assert await live.pull("x") == 5
 
 
+@no_restart
 async def test_an_attached_bridge_reports_a_dead_kernel(live: Bridge) -> None:
     async with Bridge.attach(live.info.connection_file) as other:
         pending = asyncio.ensure_future(other.pull("__import__('time').sleep(30)"))
@@ -384,6 +388,7 @@ async def test_a_kernel_that_dies_while_it_restarts_is_reported(jupyter_folders:
         await bridge.push(x=1)
 
 
+@no_restart
 async def test_an_interrupt_of_a_dead_kernel_is_reported(live: Bridge) -> None:
     async with Bridge.attach(live.info.connection_file) as other:
         os.kill(live.info.pid, signal.SIGKILL)

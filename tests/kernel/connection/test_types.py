@@ -76,6 +76,7 @@ class HangsInKernel:
         return time.sleep, (600,)
 
 
+@pytest.mark.timings(interrupt_wait=0.5)  # a call into C does not notice the interrupt
 @pytest.mark.parametrize("lane", LANES)
 async def test_unpickling_that_hangs_ends_at_the_deadline(kernel: Bridge, lane: Any) -> None:
     """G3. Unpickling sleeps for ten minutes: TimeoutError; an interrupt frees the kernel."""

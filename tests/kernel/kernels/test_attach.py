@@ -63,6 +63,7 @@ async def test_a_stale_connection_file_is_reported_soon(tmp_path: Path) -> None:
         await asyncio.wait_for(Bridge.attach(tmp_path / "k.json").__aenter__(), 15)
 
 
+@pytest.mark.timings(listen_within=0.3)
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"ip": 5}', '{"key": "k", "ip": "127.0.0.1"}'])
 async def test_a_file_that_is_not_a_connection_file_is_reported(tmp_path: Path, text: str) -> None:
     (tmp_path / "broken.json").write_text(text)

@@ -358,12 +358,13 @@ async def test_closing_shuts_the_kernel_down_and_cleans_up(spec: Spec, journal: 
     assert not psutil.pid_exists(pid)
 
 
+@pytest.mark.timings(provisioner_every=0.2)
 async def test_an_unreachable_node_is_not_reported_as_a_dead_kernel(
     on_node: Bridge, journal: Path
 ) -> None:
     unreachable = journal.with_name("journal.unreachable")
     unreachable.touch()
-    result = await on_node.run("import time; time.sleep(3); 1 + 1")
+    result = await on_node.run("import time; time.sleep(1); 1 + 1")
     assert result.data["text/plain"] == "2"
     unreachable.unlink()
     with pytest.raises(KernelDied):

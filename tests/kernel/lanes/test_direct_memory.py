@@ -114,19 +114,20 @@ async def test_values_kept_and_dropped_at_random_in_both_processes_stay_right(
     await memory.nothing_is_leased(direct)
 
 
+@pytest.mark.timings(memory_every=0.05)
 async def test_idle_memory_is_given_back(live: Bridge, monkeypatch: pytest.MonkeyPatch) -> None:
     def shorten_idle() -> None:
         import sys
 
         remote_module: Any = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
-        remote_module.IDLE = 0.2
+        remote_module.IDLE, remote_module.TICK = 0.2, 0.05
 
     await live.push(x=np.ones(LARGE))
     array = await live.pull("x")
     monkeypatch.setattr(_segments, "IDLE", 0.2)
     await live.call(shorten_idle, by_value=OWN)
     # Leased segments are kept ...
-    await asyncio.sleep(2.5)
+    await asyncio.sleep(0.6)
     assert (await memory.kernel_counts(live))["leases"] == memory.client_counts(live)["leases"] == 1
     array += 1
     assert array.sum() == 2 * LARGE
@@ -137,10 +138,10 @@ async def test_idle_memory_is_given_back(live: Bridge, monkeypatch: pytest.Monke
     end = time.monotonic() + 30  # ... and idle ones are freed without any request
     while memory.client_counts(live) != nothing:
         assert time.monotonic() < end, memory.client_counts(live)
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.05)
     while await memory.kernel_counts(live) != {**nothing, "kept": 0}:
         assert time.monotonic() < end, await memory.kernel_counts(live)
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.05)
     await live.push(x=np.ones(LARGE))
     assert (await live.pull("x")).sum() == LARGE
 

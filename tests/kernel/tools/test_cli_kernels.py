@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from jupyter_client.manager import AsyncKernelManager
 
 from bridgehead import Bridge, RemoteError
 from support.cli import PATIENCE, Terminal, bridgehead, bridgehead_process, start_command
+from support.kit import stopped
 from support.listing import completed, doctor, listed
 
 
@@ -101,12 +101,10 @@ async def test_dead_and_silent_kernels_and_broken_files_do_not_delay_ls(
     assert next(iter(found)) == "kernel-alone"
 
 
+@pytest.mark.timings(listed_answer=0.5)
 async def test_a_stopped_kernel_is_silent(runtime: Path, alone: Bridge) -> None:
-    os.kill(alone.info.pid, signal.SIGSTOP)
-    try:
+    with stopped(alone):
         assert (await asyncio.to_thread(listed, runtime))["kernel-alone"]["state"] == "silent"
-    finally:
-        os.kill(alone.info.pid, signal.SIGCONT)
 
 
 def test_no_kernels_is_no_error(runtime: Path) -> None:

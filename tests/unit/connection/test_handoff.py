@@ -509,3 +509,18 @@ def test_handoff_of_a_sync_bridge() -> None:
         other.close()
         with pytest.raises(BridgeClosed):
             one.handoff("x", to=other)
+
+
+async def test_a_restart_of_both_kernels_is_reported_by_each() -> None:
+    """The handoff reports the target's restart only; the source's next call reports its own."""
+    async with Bridge.loopback() as source, Bridge.loopback() as target:
+        await source.push(x=1)
+        await target.push(y=1)
+        for bridge in (source, target):
+            await bridge._transport.restart(60)  # as another client would
+        with pytest.raises(KernelRestarted) as caught:
+            await source.handoff("x", to=target)
+        assert "the target of a handoff" in caught.value.__notes__[0]
+        with pytest.raises(KernelRestarted):
+            await source.exists("x")
+        assert not await target.exists("y")

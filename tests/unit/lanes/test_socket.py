@@ -409,7 +409,7 @@ async def test_the_socket_thread_ends_when_the_client_does_not_send_the_secret(
     listener: SocketListener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It does not wait for ever for a client that was stopped at this point."""
-    monkeypatch.setattr(_socket_thread, "CONNECT_TIMEOUT", 0.05)  # or it would be a minute
+    monkeypatch.setattr(_socket_thread, "CONNECT_TIMEOUT", 0.02)  # or it would be a minute
     remote = Remote()
     assert join(remote, listener.offer) == ""
     started = time.monotonic()

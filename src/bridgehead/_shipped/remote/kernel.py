@@ -18,9 +18,6 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.header import DATA_MESSAGE, Header
 
 
-MISSING: Any = object()
-
-
 class Stream:
     """Stands for a user's stream that cannot be flushed, while ipykernel flushes it twice.
 
@@ -29,29 +26,43 @@ class Stream:
     """
 
     def __init__(self, name: str, stream: Any) -> None:
-        self.__name, self.__stream, self.__flushes = name, stream, 2
+        self._name, self._stream, self.flushes = name, stream, 2
 
     def flush(self) -> None:
-        self.__flushes -= 1
-        if self.__flushes == 0 and getattr(sys, self.__name, None) is self:
-            if self.__stream is MISSING:
-                delattr(sys, self.__name)
-            else:
-                setattr(sys, self.__name, self.__stream)
+        self.flushes -= 1
+        if self.flushes == 0 and getattr(sys, self._name, None) is self:
+            setattr(sys, self._name, self._stream)
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__stream, name)
+        return getattr(self._stream, name)
+
+
+# Captured, because a user may replace it.
+_get_ident = threading.get_ident
 
 
 class Kernel:
-    """A namespace, the cells that run in it, the current request, and the way to its sender."""
+    """A namespace, the cells that run in it, the current request, and the way to its sender.
+
+    Its cells run in one thread, which also serves the messages between two cells. That is the main
+    thread, or a thread of an application. The cells of a subshell run in a thread of their own and
+    do not count.
+    """
 
     def __init__(self, scope: Header) -> None:
         self.globals = scope
         self.shell = find_shell(scope)
-        self._cells = 0  # cells that the main thread is in; one cell can run inside another
+        self._thread = _get_ident()  # of the cells; see ``note_thread``
+        self._cells = 0  # cells that this thread is in; one cell can run inside another
         self.begun = 0  # number of cells that have begun so far
         self._following = False
+
+    def note_thread(self) -> None:
+        """Note the thread of the cells: it serves each handshake, which never takes a subshell.
+
+        ``embed_kernel`` may run the same kernel in another thread than before.
+        """
+        self._thread = _get_ident()
 
     def follow_cells(self, on: bool) -> bool:
         """Have IPython report when cells begin and end; return false if it cannot."""
@@ -69,13 +80,18 @@ class Kernel:
         return True
 
     def _cell_begins(self) -> None:
-        if threading.current_thread() is threading.main_thread():
+        if _get_ident() == self._thread:
             self._cells += 1
             self.begun += 1
 
     def _cell_ends(self) -> None:
-        if threading.current_thread() is threading.main_thread():
+        if _get_ident() == self._thread:
             self._cells = max(0, self._cells - 1)
+
+    @property
+    def in_main_thread(self) -> bool:
+        """Whether cells run in the main thread, the only one that a signal interrupts."""
+        return self._thread == threading.main_thread().ident
 
     @property
     def may_run_cell(self) -> bool:
@@ -85,8 +101,8 @@ class Kernel:
         )
 
     def between_cells(self) -> None:
-        """Reset the count of running cells: the main thread serves a message, so no cell runs."""
-        if threading.current_thread() is threading.main_thread():
+        """Reset the count of running cells if their thread serves a message: no cell runs then."""
+        if _get_ident() == self._thread:
             self._cells = 0
             if self._following and self.may_run_cell:
                 # A user has removed the callbacks: add them again.
@@ -139,12 +155,17 @@ class Kernel:
 
     def let_reply_pass(self) -> None:
         """Replace, for this request, each standard stream that ipykernel would fail to flush."""
+        if not hasattr(getattr(self.shell, "kernel", None), "saved_sigint_handler"):
+            return  # this kernel flushes nothing
         for name in ("stdout", "stderr"):
-            stream = getattr(sys, name, MISSING)
-            try:
-                stream.flush()
-            except Exception:
-                setattr(sys, name, Stream(name, stream))
+            stream = getattr(sys, name, None)
+            if isinstance(stream, Stream):  # of a request that is served beside this one
+                stream.flushes += 2
+            elif stream is not None and type(stream).__module__ != "ipykernel.iostream":
+                try:
+                    stream.flush()
+                except Exception:
+                    setattr(sys, name, Stream(name, stream))
 
     def send(
         self,

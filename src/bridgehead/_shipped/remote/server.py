@@ -40,7 +40,7 @@ class Remote:
         self.socket_threads: dict[
             str, SocketThread
         ] = {}  # the socket threads of the direct lanes, by name
-        # The main thread adds to ``socket_threads``; a socket thread removes itself.
+        # The cells' thread adds to ``socket_threads``; a socket thread removes itself.
         self.socket_threads_lock = Lock()
         self.subshells = SubshellTable()
         self.transfers = TransferTable(self.socket_threads)
@@ -108,7 +108,7 @@ class Remote:
             if operation == "chunk":
                 transfers.inboxes[header["id"]] = inbox
                 return {}, []
-            # The main thread serves a message between two cells. A socket thread serves at any
+            # The cells' thread serves a message between two cells. A socket thread serves at any
             # time: it notes which cell began last, and an operation checks again before it takes
             # effect.
             if thread is not None and not header.get("now"):
@@ -167,6 +167,7 @@ class Remote:
 
     def hello(self, header: Header, frames: Sequence[Buffer]) -> tuple[Header, list[memoryview]]:
         """Describe this kernel, and connect a direct lane if the client offers one."""
+        self.kernel.note_thread()
         return {
             "epoch": self.epoch,
             "python": list(sys.version_info[:3]),
@@ -177,6 +178,7 @@ class Remote:
             "process": self.kernel.process(),
             "uid": os.getuid() if hasattr(os, "getuid") else None,
             "cwd": current_folder(),
+            "in_main_thread": self.kernel.in_main_thread,
             "orphans": self.subshells.orphans(),
             "direct": self.join(header.get("direct")),
         }, []

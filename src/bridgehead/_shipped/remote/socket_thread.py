@@ -29,8 +29,15 @@ _start, _socket = Thread.start, socket.socket
 _geteuid: Any = getattr(os, "geteuid", None)
 
 
-class _OwnThread(Thread):
-    """A thread with its own ``run``, because a user may replace that of the library."""
+class OwnThread(Thread):
+    """A thread of the remote part; every thread that it starts is one of these.
+
+    It has its own ``run``, because a user may replace that of the library.
+    """
+
+    # debugpy's marks for threads of a debugger, as ipykernel's threads have them. Without the marks
+    # a cell at a breakpoint suspends the thread, and a breakpoint in a user's class could stop it.
+    pydev_do_not_trace = is_pydev_daemon_thread = True
 
     def __init__(self, owner: Any) -> None:
         super().__init__(name="bridgehead-direct", daemon=True)
@@ -48,7 +55,7 @@ class SocketThread:
         self.last: tuple[str, Segment] | None = None  # id and segment of the last shared response
         self.at_work = False
         self.common: Header = {}  # the fields that are the same in all headers, and not sent
-        self.thread = _OwnThread(self)
+        self.thread = OwnThread(self)
 
     # ------------------------------------------------------------ the thread
 

@@ -1,0 +1,75 @@
+"""The way of one push, which ``_connection/__init__.py`` lists, followed with a profiler.
+
+Rule: the list is the text of that docstring, read here, so that it stays true.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import bridgehead._connection
+from bridgehead import Bridge
+
+STEP = re.compile(r"^\d+\. ``([\w.]+)``", re.MULTILINE)
+HERE, IN_KERNEL = (
+    STEP.findall(part)
+    for part in str(bridgehead._connection.__doc__)
+    .split("The way of one push")[1]
+    .split("In the kernel:")
+)
+DIRECT = ["DirectLane.carry", "SocketClient.ask", "DirectLane.complete"]
+
+
+@contextmanager
+def followed() -> Iterator[list[str]]:
+    """Give the names of all functions that are entered in the block, in any thread."""
+    entered: list[str] = []
+
+    def note(frame: FrameType, event: str, argument: Any) -> None:
+        if event == "call":
+            entered.append(getattr(frame.f_code, "co_qualname", frame.f_code.co_name))
+
+    threading.setprofile(note)
+    sys.setprofile(note)
+    try:
+        yield entered
+    finally:
+        sys.setprofile(None)
+        threading.setprofile(None)  # type: ignore[arg-type]
+
+
+def pass_in_order(steps: list[str], entered: list[str]) -> None:
+    """Assert that these functions were entered in this order, among others."""
+    rest = iter(entered)
+    missing = [step for step in steps if step not in rest]
+    assert not missing, f"{missing[0]} was not entered, or not after the step before it"
+
+
+def test_the_way_is_short() -> None:
+    assert 5 <= len(HERE) <= 10
+    assert 5 <= len(IN_KERNEL) <= 8
+
+
+async def test_a_push_in_a_message_takes_the_steps_of_the_list() -> None:
+    with followed() as entered:
+        async with Bridge.loopback(lane="buffers") as bridge:
+            await bridge.push(first=1)
+            entered.clear()
+            await bridge.push(x=[1, 2])
+            steps = list(entered)
+    pass_in_order(HERE, steps)
+    pass_in_order(IN_KERNEL, steps)
+
+
+async def test_a_push_on_the_direct_lane_takes_the_steps_of_the_list(kernel: Bridge) -> None:
+    await kernel.push(first=1)
+    with followed() as entered:
+        await kernel.push(x=[1, 2])
+    pass_in_order([*HERE[:5], *DIRECT], entered)
+    assert HERE[5] not in entered

@@ -1,0 +1,125 @@
+"""The loop that decides whether a call is sent again, on a loopback kernel.
+
+Rule: each test makes one thing that a floor below may report, at a moment that the test chooses.
+``test_queue`` tests the order, ``test_handoff`` two kernels.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import operator
+import sys
+import threading
+import uuid
+from typing import Any
+
+import pytest
+
+from bridgehead import Bridge, KernelRestarted
+from bridgehead._protocol.request import KEY
+from bridgehead._shipped.wire.header import MIME
+
+PATIENCE = 60  # s; an operation that takes longer hangs
+
+
+def replaced_at_next_operation(bridge: Bridge) -> None:
+    """Have another process serve the next operation, over the same connection."""
+    cell: Any = bridge._transport._cell  # type: ignore[attr-defined]
+    execute = cell.execute
+
+    def execute_in_new(request: Any) -> Any:
+        if request["content"]["user_expressions"] and cell.execute is execute_in_new:
+            cell.execute = execute
+            cell.user_ns = cell.user_global_ns = dict(cell.user_ns_hidden)
+            cell.kernel.session.session = uuid.uuid4().hex
+        return execute(request)
+
+    cell.execute = execute_in_new
+
+
+async def test_no_queued_call_runs_in_a_process_that_replaced_the_kernel_unnoticed() -> None:
+    async with Bridge.loopback(lane="buffers") as bridge:
+        await bridge.push(old=1)
+        gate = threading.Event()
+        cell: Any = bridge._transport._cell  # type: ignore[attr-defined]
+        cell.user_ns["gate"] = gate
+        running = asyncio.ensure_future(bridge.run("gate.wait()"))
+        queued = [
+            asyncio.ensure_future(work)
+            for work in (
+                bridge.call(operator.add, 1, 2),
+                bridge.push(meant_for_old=1),
+                bridge.run("cell_for_old = 1"),
+                bridge.push(pickled_in_a_thread=b"x" * 5_000_000),
+            )
+        ]
+        while len(bridge._connection.queue.turns) < 5:
+            await asyncio.sleep(0)
+        replaced_at_next_operation(bridge)
+        gate.set()
+        async with asyncio.timeout(PATIENCE):
+            await running
+            outcomes = await asyncio.gather(*queued, return_exceptions=True)
+        assert {type(outcome) for outcome in outcomes} == {KernelRestarted}
+        assert await bridge.names() == []
+        await bridge.push(new=1)
+        assert await bridge.pull("new") == 1
+
+
+async def test_a_call_that_is_still_being_pickled_does_not_run_in_the_next_kernel() -> None:
+    class Slow:
+        def __reduce__(self) -> Any:
+            begun.set()
+            end.wait(PATIENCE)
+            return int, (1,)
+
+    begun, end = threading.Event(), threading.Event()
+    async with Bridge.loopback() as bridge:
+        slow = asyncio.ensure_future(bridge.push(x=Slow()))
+        await asyncio.to_thread(begun.wait, PATIENCE)
+        await bridge.restart()
+        assert await bridge.names() == []  # the new kernel is known before the pickle is made
+        end.set()
+        with pytest.raises(KernelRestarted):
+            await slow
+        assert not await bridge.exists("x")
+
+
+async def test_an_error_behind_a_partial_response_is_final() -> None:
+    """A hostile kernel says that it did nothing, in a response that has several chunks."""
+
+    async def pull(bridge: Bridge) -> Any:
+        async with asyncio.timeout(PATIENCE):
+            return await bridge.pull("x")
+
+    async with Bridge.loopback(lane="inline", trust="data") as bridge:
+        await bridge.push(x=b"x" * 9_000_000)
+        dispatcher: Any = bridge._transport.dispatcher
+        received = dispatcher.received
+
+        def lie(channel: str, message: Any) -> None:
+            entry = (message["content"].get("user_expressions") or {}).get(KEY, {})
+            header = json.loads(entry.get("data", {}).get(MIME, "{}"))
+            if sum(header.get("sizes", [])) > 1 << 20:
+                header["error"] = {"kind": "epoch"}
+                entry["data"][MIME] = json.dumps(header)
+            received(channel, message)
+
+        dispatcher.received = lie
+        with pytest.raises(KernelRestarted):
+            await pull(bridge)
+        dispatcher.received = received
+        assert len(await pull(bridge)) == 9_000_000
+
+
+async def test_a_program_without_standard_output_keeps_it_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A loopback's kernel is a thread of this program, whose streams are not replaced."""
+    async with Bridge.loopback() as bridge:
+        monkeypatch.setattr(sys, "stdout", None)
+        await bridge.push(x=1)
+        assert sys.stdout is None
+        monkeypatch.undo()
+        assert await bridge.pull("x") == 1
