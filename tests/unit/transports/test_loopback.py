@@ -71,7 +71,7 @@ async def test_a_long_cell_does_not_block_the_event_loop(loopback: Bridge) -> No
     assert ticks > 5
 
 
-@pytest.mark.timings(inquiry_after=0.02, control_silence=0.06)
+@pytest.mark.timings(inquiry_after=0.02, lost_after=0.06)
 async def test_a_long_cell_is_waited_for(loopback: Bridge) -> None:
     gate = threading.Event()
     loopback._transport._cell.user_ns["gate"] = gate  # type: ignore[attr-defined]
