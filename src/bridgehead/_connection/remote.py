@@ -23,6 +23,7 @@ from bridgehead._protocol import request as _request
 from bridgehead._protocol.bootstrap import codec_sources
 from bridgehead._protocol.payload import Payload
 from bridgehead._protocol.request import Request
+from bridgehead._protocol.response import Response
 from bridgehead._protocol.results import Info
 from bridgehead._transports.base import Transport
 
@@ -168,7 +169,7 @@ class Installation:
         shell: dict[str, Any] | None = None,
         limit: int | None = None,
         **fields: Any,
-    ) -> list[memoryview]:
+    ) -> Response:
         """Send a request without a turn, to the remote part of the last handshake alone.
 
         It is for what no caller waits for. It installs nothing, and it leaves a restart to be
@@ -179,4 +180,4 @@ class Installation:
         fields = {**lane.fields(), "subshell": shell, "max_bytes": limit, **fields}
         header = _request.header(operation, payload, epoch=self.info.epoch, **fields)
         request = Request(header, payload, limit, trusted=not self._trust.data)
-        return (await lane.complete(await lane.carry(request))).frames
+        return await lane.complete(await lane.carry(request))

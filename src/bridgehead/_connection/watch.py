@@ -17,7 +17,13 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from bridgehead._connection.connection import Connection
-from bridgehead._errors import BridgeError, OutcomeUnknown, ProtocolError, ReplyLost
+from bridgehead._errors import (
+    BridgeError,
+    KernelRestarted,
+    OutcomeUnknown,
+    ProtocolError,
+    ReplyLost,
+)
 from bridgehead._protocol import request as _request
 from bridgehead._protocol.formatting import line
 from bridgehead._protocol.payload import empty
@@ -94,7 +100,8 @@ class Watch:
                 updates.give_back(latest)
                 raise
             except ReplyLost:
-                continue  # a newer value replaced it in the kernel, and is on its way
+                # A newer value replaced it in the kernel, and is on its way; or a chunk was lost.
+                updates.lost()
 
     async def aclose(self) -> None:
         """End the watch; the remote part drops it, and a waiting reader gets no more values.
@@ -149,8 +156,8 @@ class UpdateBuffer:
         self.id = uuid.uuid4().hex
         self.ended = False
         self.renewing: asyncio.Task[None] | None = None
-        self.reconnected = asyncio.Event()
-        self.seen = 0  # the number of the latest update
+        self.renewal_due = asyncio.Event()
+        self.seen = 0  # the number of the latest update, or -1 if it was lost
         self._limit = limit
         self._latest: Latest | None = None
         self._failure: BridgeError | None = None
@@ -188,7 +195,12 @@ class UpdateBuffer:
 
     def renew(self) -> None:
         """Note that the connection is a new one; updates were lost with the old one."""
-        self.reconnected.set()
+        self.renewal_due.set()
+
+    def lost(self) -> None:
+        """Note that the rest of the latest update did not arrive."""
+        self.seen = -1
+        self.renewal_due.set()
 
     def end(self) -> None:
         """End the watch: the kernel is lost, or the bridge or the watch was closed."""
@@ -212,17 +224,23 @@ class UpdateBuffer:
             await self._changed.wait()
 
 
-async def _keep_alive(renew: Callable[..., Awaitable[Frames]], updates: UpdateBuffer) -> None:
-    """Renew the watch in the kernel, and start it again if it was dropped."""
+async def _keep_alive(renew: Callable[..., Awaitable[Response]], updates: UpdateBuffer) -> None:
+    """Renew the watch in the kernel; get the value again if the last update was lost."""
     while True:
         async with waited(Transport.timings.renew_every):
-            await updates.reconnected.wait()
-        seen = updates.seen if updates.reconnected.is_set() else None
-        updates.reconnected.clear()
-        with contextlib.suppress(BridgeError):
-            frames = await renew(seen=seen)
-            if frames:
-                updates.put(frames)
+            await updates.renewal_due.wait()
+        updates.renewal_due.clear()
+        seen = updates.seen
+        try:
+            response = await renew(seen=seen)
+        except KernelRestarted:  # no update will come; the caller's next operation reports it
+            updates.end()
+        except BridgeError:
+            continue
+        else:
+            if response.frames and updates.seen == seen:  # else an update has arrived meanwhile
+                updates.put(response.frames)
+                updates.seen = response.header.get("sent", 0)
 
 
 def _leave(connection: Connection, updates: UpdateBuffer) -> None:

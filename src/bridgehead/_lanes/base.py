@@ -175,8 +175,13 @@ class Lane(ABC):
         """
         batch = _request.batch(requests, self.digest, **self.fields())
         batch.limit = self.reply_chunk
-        response = await self.complete(await self.carry(batch))
-        outcomes = _response.split_batch(response.header, response.frames, requests)
+        try:
+            response = await self.complete(await self.carry(batch))
+            outcomes = _response.split_batch(response.header, response.frames, requests)
+        except BaseException:
+            # The batch may have run: the remote part need not keep the responses in it.
+            self._to_ack += [request.header["id"] for request in requests]
+            raise
         for outcome in outcomes:
             if isinstance(outcome, Response):
                 outcome.lane = response.lane

@@ -71,6 +71,7 @@ class Pending:
     """A request that was sent and not answered yet."""
 
     id: str
+    channel: str
     future: asyncio.Future[Reply]
     slot: bool  # whether it holds a slot of the window; inquiries and control requests do not
     subshell: str | None = None
@@ -81,6 +82,7 @@ class Pending:
     due: float = 0.0  # the loop's time from which on the reply counts as missing
     idle: bool = False  # the kernel said that it is idle after this request
     begun: bool = False  # the kernel published that the cell begins; a message that may be lost
+    on_message: Callable[[Message], object] | None = None  # gets its iopub messages
 
 
 REPLY_LOST = ReplyLost(
@@ -119,7 +121,7 @@ class Dispatcher:
         self._subshell_slots = asyncio.Semaphore(WINDOW)
         self.pending: dict[str, Pending] = {}
         # By request. They outlive the reply: outputs may arrive after it, until the idle status.
-        self._on_message: dict[str, Callable[[Message], object]] = {}
+        self._listening: dict[str, Pending] = {}
         self._streams: weakref.WeakSet[Messages] = weakref.WeakSet()
         self._busy_with = ""
         self._arrived = 0  # messages that arrived on shell
@@ -270,9 +272,12 @@ class Dispatcher:
         """
         future = self._life.waiter()
         header = message["header"]
-        pending = Pending(header["msg_id"], future, slot, header.get("subshell_id"), repeatable)
+        pending = Pending(
+            header["msg_id"], channel, future, slot, header.get("subshell_id"), repeatable
+        )
         if on_message is not None:
-            self._on_message[pending.id] = on_message
+            pending.on_message = on_message
+            self._listening[pending.id] = pending
         self.pending[pending.id] = pending
         if slot:
             pending.due = asyncio.get_running_loop().time() + self._timings.inquiry_after
@@ -280,7 +285,7 @@ class Dispatcher:
         try:
             await self._send(channel, message, buffers)
         except BaseException:
-            self._on_message.pop(pending.id, None)
+            self._listening.pop(pending.id, None)
             self.forget(pending.id)
             future.cancel()  # otherwise the kernel would still count it as a waiter
             raise
@@ -307,7 +312,7 @@ class Dispatcher:
         """Forget all requests to a lost kernel; ``KernelState`` has failed their futures before."""
         for identity in list(self.pending):
             self.forget(identity)
-        self._on_message.clear()
+        self._listening.clear()
         for stream in list(self._streams):
             stream.end()
 
@@ -362,14 +367,25 @@ class Dispatcher:
                 self._said_idle = idle
             if idle and pending is not None:
                 pending.idle = True
-        if idle:
-            on_message = self._on_message.pop(message.parent, None)
-        else:
-            on_message = self._on_message.get(message.parent)
-        if on_message is not None and on_message(message):
+        listening = self._listening.get(message.parent)
+        if idle and listening is not None:
+            self._end_outputs(listening)
+        if listening is not None and listening.on_message and listening.on_message(message):
             return
         for stream in list(self._streams):
             stream.feed(message)
+
+    def _end_outputs(self, last: Pending) -> None:
+        """Note the last iopub message of a request, and of those before it on its channel.
+
+        Their own last message may be lost. They would stay in the table for ever.
+        """
+        for one in list(self._listening.values()):
+            earlier = (one.channel, one.subshell) == (last.channel, last.subshell)
+            if one is last or (earlier and one.id not in self.pending):
+                del self._listening[one.id]
+            if one is last:
+                return
 
     # ------------------------------------------------------------ the inquiry
 
@@ -454,7 +470,7 @@ class Dispatcher:
             self._inquiries.discard(subshell)
             for question in [*(question for question, _ in questions), *control]:
                 if self.forget(question.id) is not None:  # else its idle ends the subscription
-                    self._on_message.pop(question.id, None)
+                    self._listening.pop(question.id, None)
                 question.future.cancel()
 
     async def _ask(self, channel: str, subshell: str | None = None) -> Pending:

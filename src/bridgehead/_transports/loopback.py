@@ -37,13 +37,17 @@ class LoopbackTransport(Transport):
         super().__init__()
         self._loop = asyncio.get_running_loop()
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
-        self._cell = LoopbackKernel(self._emit)
         self.kernel_info = {
             "implementation": "loopback",
             "implementation_version": "",
             "language_info": {"name": "python"},
             "status": "ok",
         }
+        self._start()
+
+    def _start(self) -> None:
+        """Start a kernel: an empty namespace, and the thread that serves it."""
+        self._cell = LoopbackKernel(self._emit)
         self._thread = threading.Thread(target=self._serve, name="bridgehead-loopback", daemon=True)
         self._thread.start()
         self.life.connection_made()
@@ -61,10 +65,7 @@ class LoopbackTransport(Transport):
         self.connection_lost(lambda: KernelRestarted("the loopback was restarted"), "restarting")
         self._requests.put(None)
         await asyncio.to_thread(self._thread.join)
-        self._cell = LoopbackKernel(self._emit)
-        self._thread = threading.Thread(target=self._serve, name="bridgehead-loopback", daemon=True)
-        self._thread.start()
-        self.life.connection_made()
+        self._start()
 
     async def close(self) -> None:
         await super().close()
@@ -75,14 +76,17 @@ class LoopbackTransport(Transport):
     def _serve(self) -> None:
         cell = self._cell
         while (request := self._requests.get()) is not None:
-            self._emit("iopub", "status", {"execution_state": "busy"}, request)
-            if request["header"]["msg_type"] == "execute_request":
-                reply = cell.execute(request)
-                self._emit("shell", "execute_reply", reply, request)
-            else:
-                self._emit("shell", "kernel_info_reply", self.kernel_info, request)
-            self._emit("iopub", "status", {"execution_state": "idle"}, request)
+            self._answer(cell, request)
         cell.leave()
+
+    def _answer(self, cell: LoopbackKernel, request: dict[str, Any]) -> None:
+        self._emit("iopub", "status", {"execution_state": "busy"}, request)
+        if request["header"]["msg_type"] == "execute_request":
+            reply = cell.execute(request)
+            self._emit("shell", "execute_reply", reply, request)
+        else:
+            self._emit("shell", "kernel_info_reply", self.kernel_info, request)
+        self._emit("iopub", "status", {"execution_state": "idle"}, request)
 
     def _emit(
         self,

@@ -71,6 +71,16 @@ async def test_a_long_cell_does_not_block_the_event_loop(loopback: Bridge) -> No
     assert ticks > 5
 
 
+@pytest.mark.timings(inquiry_after=0.02, lost_after=0.06)
+async def test_a_long_cell_is_waited_for(loopback: Bridge) -> None:
+    gate = threading.Event()
+    loopback._transport._cell.user_ns["gate"] = gate  # type: ignore[attr-defined]
+    cell = asyncio.ensure_future(loopback.run("gate.wait(); 'done'"))
+    await asyncio.wait([cell], timeout=0.3)
+    gate.set()
+    assert (await cell).data["text/plain"] == "'done'"
+
+
 def test_a_bridge_used_after_a_fork_raises_an_error() -> None:
     script = """
         import asyncio, os, warnings

@@ -66,6 +66,10 @@ class TransferTable:
         """
         if identity in self.done:
             raise WireError("protocol", "this request was made before; it did not run again")
+        self.remember(identity)
+
+    def remember(self, identity: str) -> None:
+        """Enter a request in the replay window, and drop the oldest ones."""
         self.done[identity] = None
         while len(self.done) > REPLAY_WINDOW:
             self.done.popitem(last=False)  # one step, because subshells call this in other threads
@@ -154,6 +158,11 @@ class TransferTable:
         return {"digest": self.digest_for(header, parts)}, parts
 
     # ------------------------------------------------------------ dropping
+
+    def forget(self, identity: str) -> None:
+        """Drop a request that its client has given up; a late message of it has no effect."""
+        self.discard(identity)
+        self.remember(identity)
 
     def discard(self, identity: str) -> None:
         """Drop what is kept of a request or of its response."""

@@ -94,7 +94,7 @@ class Remote:
         self, header: RequestHeader, parts: Sequence[Buffer], thread: SocketThread | None
     ) -> tuple[ResponseHeader, Any]:
         """Serve one message whose header was checked; see ``receive``."""
-        transfers, operation, inbox = self.transfers, header["op"], None
+        transfers, operation, inbox, recorded = self.transfers, header["op"], None, False
         try:
             # There is no timer in the kernel: each message drops what vanished bridges left.
             transfers.sweep()
@@ -107,11 +107,11 @@ class Remote:
             if operation == "next_chunk":
                 return transfers.next_chunk(header, thread)
             if operation == "forget":
-                transfers.discard(header["id"])
+                transfers.forget(header["id"])
                 return {}, []
             # Check for a repeated message before the inbox is looked up: the first message, which
             # ran the request, has taken the inbox out of its table.
-            if header.get("resumable") and header["id"] in transfers.done:
+            if header["id"] in transfers.done and (header.get("resumable") or operation == "chunk"):
                 return transfers.repeat_response(header)
             inbox = transfers.assemble(header, parts, thread)
             if operation == "chunk":
@@ -128,10 +128,13 @@ class Remote:
             frames = inbox.take()
             if operation != "hello":  # a client repeats this after its connection broke
                 transfers.record(header["id"])
+            recorded = True
             response, out = self.handle(header, frames)
         except CellRunning:
             return transfers.defer(header, inbox)
         except BaseException as error:  # an interrupt, too, is an outcome of the request
+            if not recorded:  # nothing ran, and a repeat would be refused again: keep nothing
+                return self.refused(error), []
             response, out = error_response(error)
         try:
             response, out = transfers.respond(header, response, out, thread)
@@ -164,8 +167,8 @@ class Remote:
         response, out = operation(header, frames)
         return response, out
 
-    def refused(self, error: WireError) -> ResponseHeader:
-        """Return the response to a malformed request: an error, and no frames."""
+    def refused(self, error: BaseException) -> ResponseHeader:
+        """Return the response to a request that did not run: an error, and no frames."""
         response, _ = error_response(error)
         return {**response, "sizes": [], "digest": digest("crc32", ())}
 

@@ -40,7 +40,6 @@ class Subscription:
         self.state: Any = None
         self.sent = 0  # number of updates sent
         self.cells = 0  # number of cells since the client renewed
-        self.repeated_for: Any = None  # the update the client had seen when it last got the value
         self.touched = monotonic()
 
     def latest(self) -> str:
@@ -64,11 +63,11 @@ class SubscriptionTable:
         known = self.known.get(header["watch"])
         if known is not None:
             known.touched, known.cells, known.address = monotonic(), 0, self.kernel.address()
-            if header.get("seen") in (None, known.sent, known.repeated_for):
+            if header.get("seen") in (None, known.sent):
                 return {}, []
-            known.repeated_for = header["seen"]
-            known.state = None  # the last update was lost with a connection: send the value again
-            return self.evaluate(known)
+            known.state = None  # the client has not got the last update: send the value again
+            response, out = self.evaluate(known)
+            return {**response, "sent": known.sent}, out
         events = getattr(self.kernel.shell, "events", None)
         if events is None:
             raise WireError("unsupported", "this kernel does not report when a cell is done")
@@ -127,7 +126,6 @@ class SubscriptionTable:
         """Send an update, and drop the unfetched rest of the one before."""
         self.transfers.discard(watch.latest())
         watch.sent += 1
-        watch.repeated_for = None
         chunk, update = min(watch.header["chunk"], MESSAGE), watch.latest()
         header: RequestHeader = {**watch.header, "id": update, "chunk": chunk, "resumable": False}
         response, parts = self.transfers.respond(header, response, frames)

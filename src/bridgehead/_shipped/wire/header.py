@@ -133,6 +133,7 @@ class ResponseHeader(TypedDict, total=False):
     code: bool  # to fetch: the payload carries code
     names: List[NameDescription]  # to names
     has: bool  # to has
+    sent: int  # to watch, when its value is sent again: the number of the latest update
     delivered: bool  # to interrupt_cell: the cell runs
     # The response to hello.
     epoch: str  # made when the remote part was installed

@@ -41,7 +41,7 @@ VALUES: list[tuple[Any, list[Any]]] = [
 
 
 def header(operation: str = "bind") -> dict[str, Any]:
-    texts = dict.fromkeys(("name", "pattern", "watch"), "a")
+    texts = dict.fromkeys(("name", "pattern", "watch", "cell"), "a")
     lists = {"names": ["a"], "expressions": ["a"], "requests": []}
     return {**_request.header(operation, empty("crc32"), epoch="e", **texts, **lists)}
 

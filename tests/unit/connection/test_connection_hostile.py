@@ -1,0 +1,353 @@
+"""A hostile transport harms each message of each operation in turn, and the bridge goes on.
+
+Rule: one harm to one message at a time (a few tests do two); ``test_connection_hostile_random``
+does many at once. Whatever happens:
+
+- each call ends, with the right value or with an error whose class is true;
+- a call that was made before a restart has no effect in the new kernel;
+- the next nine operations work;
+- nothing stays in the bridge or in the remote part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import operator
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from bridgehead import (
+    Bridge,
+    BridgeError,
+    KernelRestarted,
+    NameNotFound,
+    NotExecuted,
+    NotSent,
+    NotSupported,
+    OutcomeUnknown,
+    RemoteError,
+    ReplyLost,
+    TransportError,
+)
+from bridgehead._connection.remote import LOST
+from support.hostile import (
+    CHUNK,
+    CUTS,
+    HARMS,
+    PATIENCE,
+    RESTARTS,
+    HostileTransport,
+    Label,
+    follow_up,
+    opened,
+    quiet,
+    run,
+    sign_small_chunks,
+)
+
+Place = tuple[int, Label]  # the number of a bridge, and one of its messages
+LARGE = bytes(range(256)) * 40  # crosses in three messages
+WIDE = LARGE[: CHUNK + 1]  # in two
+ABSENT = object()
+slow = pytest.mark.slow
+WORLDS = [  # the lane, and whether a broken connection is made again
+    pytest.param("buffers", False, id="buffers"),
+    pytest.param("inline", True, id="inline-resumable"),
+    pytest.param("buffers", True, id="buffers-resumable", marks=slow),
+    pytest.param("inline", False, id="inline", marks=slow),
+]
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    sign_small_chunks(monkeypatch)
+
+
+# ---------------------------------------------------------------- operations
+
+
+@dataclass
+class Call:
+    """One call of an operation.
+
+    Attributes:
+        ask: makes the call.
+        value: what it returns.
+        effects: the values of names afterwards.
+        where: the number of the kernel that has the effects.
+        needs: the number of the earlier call without which the names are missing.
+    """
+
+    ask: Callable[..., Awaitable[Any]]
+    value: Any = None
+    effects: dict[str, Any] = field(default_factory=dict)
+    where: int = 0
+    needs: int | None = None
+    outcome: Any = None
+
+
+async def push(bridge: Bridge) -> Any:
+    return (await bridge.push(a=2, c=3)).names
+
+
+async def push_large(bridge: Bridge) -> Any:
+    return (await bridge.push(c=LARGE)).names
+
+
+async def pull(bridge: Bridge) -> Any:
+    return await bridge.pull("a", "b")
+
+
+async def pull_large(bridge: Bridge) -> Any:
+    return await bridge.pull("large")
+
+
+async def run_cell(bridge: Bridge) -> Any:
+    result = await bridge.run("c = a + 1\nprint('text')\nc")
+    return result.stdout, result.data.get("text/plain")
+
+
+async def fail(bridge: Bridge) -> Any:
+    with pytest.raises(RemoteError) as caught:
+        await bridge.run("c = 2\n1 / 0")
+    return caught.value.ename
+
+
+async def call(bridge: Bridge) -> Any:
+    return await bridge.call(operator.add, 2, bridge.ref("a"))
+
+
+async def delete(bridge: Bridge) -> Any:
+    return await bridge.delete("a", "b")
+
+
+async def exists(bridge: Bridge) -> Any:
+    return await bridge.exists("a"), await bridge.exists("c")
+
+
+async def names(bridge: Bridge) -> Any:
+    return [name.name for name in await bridge.names()]
+
+
+async def handoff(bridge: Bridge, other: Bridge) -> Any:
+    return (await bridge.handoff("a", "wide", to=other)).names
+
+
+async def watch(bridge: Bridge, name: str = "a", last: str = "7") -> Any:
+    """Return the first value and the last one; some values may arrive twice."""
+    values: list[Any] = []
+    async with bridge.watch(name) as watched:
+        async for value in watched:
+            if not values:
+                await bridge.run(f"{name} = {last}")
+            values.append(value)
+            if repr(value) == last:
+                break
+    return list(dict.fromkeys(values))
+
+
+async def watch_large(bridge: Bridge) -> Any:
+    return await watch(bridge, "wide", repr(WIDE[::-1]))
+
+
+async def install(bridge: Bridge) -> Any:
+    bridge._connection.remote.generation = LOST
+    return await push(bridge)
+
+
+OPERATIONS: dict[str, Callable[[], list[Call]]] = {
+    "push": lambda: [Call(push, ("a", "c"), {"a": 2, "c": 3})],
+    "push_large": lambda: [Call(push_large, ("c",), {"c": LARGE})],
+    "pull": lambda: [Call(pull, (1, [1, 2]))],
+    "pull_large": lambda: [Call(pull_large, LARGE)],
+    "run": lambda: [Call(run_cell, ("text\n", "2"), {"c": 2})],
+    "fail": lambda: [Call(fail, "ZeroDivisionError", {"c": 2})],
+    "call": lambda: [Call(call, 3)],
+    "delete": lambda: [Call(delete, None, {"a": ABSENT, "b": ABSENT})],
+    "exists": lambda: [Call(exists, (True, False))],
+    "names": lambda: [Call(names, ["a", "b", "large", "wide"])],
+    "handoff": lambda: [
+        Call(handoff, ("a", "wide"), {"a": 1, "wide": WIDE}, where=1),
+    ],
+    "watch": lambda: [Call(watch, [1, 7])],
+    "watch_large": lambda: [Call(watch_large, [WIDE, WIDE[::-1]])],
+    "install": lambda: [Call(install, ("a", "c"), {"a": 2, "c": 3})],
+    "queue": lambda: [  # each in a message of its own: a call crosses in no batch
+        Call(call, 3),
+        Call(call, 3),
+        Call(push, ("a", "c"), {"a": 2, "c": 3}),
+    ],
+    "batch": lambda: [
+        Call(lambda bridge: bridge.pull("a"), 1),
+        Call(push, ("a", "c"), {"a": 2, "c": 3}),
+        Call(lambda bridge: bridge.pull("c"), 3, needs=1),
+        Call(lambda bridge: bridge.exists("b"), True),
+        Call(lambda bridge: bridge.pull("b", "large"), ([1, 2], LARGE)),
+        Call(lambda bridge: bridge.delete("b"), None, {"b": ABSENT}),
+    ],
+}  # fmt: skip
+
+# ---------------------------------------------------------------- one trial
+
+
+class Trial:
+    """One operation, with harm to some of its messages."""
+
+    def __init__(self, lane: str, resumable: bool, operation: str) -> None:
+        self.lane, self.resumable, self.operation = lane, resumable, operation
+        self.calls = OPERATIONS[operation]()
+        self.bridges: list[Bridge] = []
+        self.harms: dict[Place, str] = {}
+
+    @property
+    def wires(self) -> list[HostileTransport]:
+        return [bridge._transport for bridge in self.bridges]  # type: ignore[misc]
+
+    async def run(self, harms: dict[Place, str]) -> list[Place]:
+        """Do the operation with these harms, and check what comes of it; return its messages."""
+        self.harms = harms
+        async with asyncio.timeout(PATIENCE), contextlib.AsyncExitStack() as stack:
+            for _ in range(1 + (self.operation == "handoff")):
+                bridge = await stack.enter_async_context(opened(self.lane, self.resumable))
+                self.bridges.append(bridge)
+            self.wires[0].kernels[0].user_ns.update(a=1, b=[1, 2], large=LARGE, wide=WIDE)
+            for number, wire in enumerate(self.wires):
+                wire.begin({label: harm for (at, label), harm in harms.items() if at == number})
+            outcomes = await asyncio.gather(
+                *(call.ask(*self.bridges) for call in self.calls), return_exceptions=True
+            )
+            await asyncio.sleep(1)  # what the operation left to be sent is sent
+            seen = [(at, label) for at, wire in enumerate(self.wires) for label in wire.seen]
+            for call, outcome in zip(self.calls, outcomes, strict=True):
+                call.outcome = outcome
+            reported = any(isinstance(outcome, KernelRestarted) for outcome in outcomes)
+            for bridge, wire in zip(self.bridges, self.wires, strict=True):
+                wire.end()
+                await follow_up(bridge, may_restart=self.has(*RESTARTS) and not reported)
+                await quiet(bridge, lost=self.lost_message_to_kernel)
+            for call in self.calls:
+                self.judge(call, self.wires[call.where], call.outcome)
+            return seen
+
+    def has(self, *harms: str) -> bool:
+        return not {*harms}.isdisjoint(self.harms.values())
+
+    @property
+    def lost_message_to_kernel(self) -> bool:
+        """Whether the remote part may keep something until it drops it by age."""
+        lossy = {"drop"} if self.resumable else {"drop", "cut"}
+        return any(label.way == "out" and harm in lossy for (_, label), harm in self.harms.items())
+
+    def judge(self, call: Call, wire: HostileTransport, outcome: Any) -> None:
+        """Check the outcome of a call against the namespaces."""
+        before = wire.kernels[0].user_ns
+        effects = [before.get(name, ABSENT) == value for name, value in call.effects.items()]
+        assert len({*effects}) < 2, f"half done: {outcome!r}"
+        for kernel in wire.kernels[1:]:
+            assert call.effects.keys().isdisjoint(kernel.user_ns), f"in a new kernel: {outcome!r}"
+        if not isinstance(outcome, BaseException):
+            assert outcome == call.value or self.may_miss(outcome, call.value), repr(outcome)
+            assert all(effects), f"reported as done, and is not: {outcome!r}"
+            return
+        assert isinstance(outcome, BridgeError), repr(outcome)
+        if call.needs is not None and isinstance(outcome, NameNotFound):
+            assert isinstance(self.calls[call.needs].outcome, BaseException)
+            return
+        is_cell = self.operation in ("run", "fail", "watch", "watch_large")
+        if len(self.harms) == 1:
+            assert not self.has("delay"), f"late, and not lost: {outcome!r}"
+            assert is_cell or not (self.resumable and self.has(*CUTS)), f"not repeated: {outcome!r}"
+        if isinstance(outcome, (NotSent, NotExecuted)):
+            assert not any(effects), f"reported as not done, and is: {outcome!r}"
+        elif isinstance(outcome, KernelRestarted):
+            assert self.has(*RESTARTS), repr(outcome)
+        elif isinstance(outcome, TransportError):
+            assert self.has(*CUTS), repr(outcome)
+            assert not self.resumable, repr(outcome)
+        else:
+            assert isinstance(outcome, ReplyLost), repr(outcome)
+
+    def may_miss(self, outcome: Any, value: Any) -> bool:
+        """Return whether a value is right although it lacks something."""
+        if self.operation == "run":  # outputs may be lost, or arrive twice
+            harmed = any(label.way == "in" for _, label in self.harms)
+            return harmed and {*outcome[0]} <= {*value[0]} and outcome[1] in (None, value[1])
+        ended = self.has(*RESTARTS, *CUTS)  # a watch ends with its connection
+        return ended and self.operation.startswith("watch") and outcome == value[: len(outcome)]
+
+
+def harms_to(label: Label, everything: bool) -> Iterator[str]:
+    """Yield the harms that a message meets; a status meets fewer of them if time is short."""
+    for harm in HARMS:
+        if label.kind.startswith("status") and not everything:
+            if harm not in ("drop", "swap", "cut", "restarted"):
+                continue
+        # Nothing in the message of a cell says which kernel it is for: only the transport can know.
+        if harm == "replaced" and label.operation == "run":
+            continue
+        yield harm
+
+
+def attempt(trial: Trial, harms: dict[Place, str]) -> None:
+    try:
+        run(trial.run(harms))
+    except BaseException as error:
+        harmed = ", ".join(f"{harm} {label} of {at}" for (at, label), harm in harms.items())
+        outcomes = ", ".join(f"{call.outcome!r:.80}" for call in trial.calls)
+        error.add_note(f"harm: {harmed}; outcomes: {outcomes}")
+        raise
+
+
+@pytest.mark.parametrize(("lane", "resumable"), WORLDS)
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_one_harm_to_any_message(
+    operation: str, lane: str, resumable: bool, request: pytest.FixtureRequest
+) -> None:
+    everything = request.node.get_closest_marker("slow") is not None
+    for place in run(Trial(lane, resumable, operation).run({})):
+        for harm in harms_to(place[1], everything):
+            attempt(Trial(lane, resumable, operation), {place: harm})
+
+
+@pytest.mark.parametrize(("lane", "resumable"), WORLDS)
+@pytest.mark.parametrize("operation", ["push", "push_large", "run", "call"])
+def test_harm_to_the_question_about_a_lost_reply(
+    operation: str, lane: str, resumable: bool
+) -> None:
+    seen = run(Trial(lane, resumable, operation).run({}))
+    lost = next(place for place in seen if place[1].kind == "execute_reply")
+    questions = [
+        place
+        for place in run(Trial(lane, resumable, operation).run({lost: "drop"}))
+        if place[1].operation == "kernel_info"
+    ]
+    assert len(questions) == 4  # the question, busy, the answer, idle
+    for place in questions:
+        for harm in harms_to(place[1], True):
+            attempt(Trial(lane, resumable, operation), {lost: "drop", place: harm})
+
+
+@pytest.mark.parametrize(("lane", "resumable"), WORLDS)
+def test_harm_while_a_bridge_is_opened(lane: str, resumable: bool) -> None:
+    async def open_with(harms: dict[Label, str]) -> list[Label]:
+        async with asyncio.timeout(PATIENCE):
+            try:
+                bridge = await opened(lane, resumable, harms)
+            except (OutcomeUnknown, NotSupported):  # the latter if its buffers did not come back
+                assert harms
+                return []
+            async with bridge:
+                wire: Any = bridge._transport
+                seen: list[Label] = wire.seen.copy()
+                wire.end()
+                await follow_up(bridge, may_restart=not {*RESTARTS}.isdisjoint(harms.values()))
+                await quiet(bridge, lost=False)
+        return seen
+
+    for label in run(open_with({})):
+        for harm in harms_to(label, True):
+            run(open_with({label: harm}))

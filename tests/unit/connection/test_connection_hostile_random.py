@@ -1,0 +1,229 @@
+"""Operations in flight and random harm, in any order: a state machine.
+
+Rule: each value is pushed once, under a name of its own, so the namespaces show at the end which
+calls took effect, in which kernel. See ``test_connection_hostile`` for one harm at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
+
+from bridgehead import (
+    Bridge,
+    BridgeError,
+    KernelRestarted,
+    NameNotFound,
+    NotExecuted,
+    NotSent,
+    OutcomeUnknown,
+    ProtocolError,
+    TransportError,
+)
+from support.hostile import (
+    CUTS,
+    HARMS,
+    PATIENCE,
+    RESTARTS,
+    WAYS,
+    HostileTransport,
+    VirtualLoop,
+    follow_up,
+    opened,
+    quiet,
+    sign_small_chunks,
+)
+
+SIZES = [0, 5000, 10_000]  # bytes: in one message, in two, in three
+REPEATS = ("duplicate", "echo")
+
+
+@dataclass
+class Effect:
+    """A call that binds a name."""
+
+    name: str
+    value: Any
+    cell: bool
+    kernel: int = -1  # the number of the process that it was meant for
+    task: asyncio.Task[Any] | None = None
+
+
+class Hostile(RuleBasedStateMachine):
+    """A bridge over a hostile transport."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.runner = asyncio.Runner(loop_factory=VirtualLoop)
+        self.patch = pytest.MonkeyPatch()
+        self.effects: list[Effect] = []
+        self.calls: list[tuple[asyncio.Task[Any], Callable[[Any], object]]] = []
+        self.harms: set[str] = set()
+        self.count = 0
+
+    @initialize(lane=st.sampled_from(["buffers", "inline"]), resumable=st.booleans())
+    def open(self, lane: str, resumable: bool) -> None:
+        sign_small_chunks(self.patch)
+
+        async def enter() -> Bridge:
+            return await opened(lane, resumable)
+
+        self.bridge = self.runner.run(enter())
+        self.wire: HostileTransport = self.bridge._transport  # type: ignore[assignment]
+        self.resumable = resumable
+
+    def start(self, ask: Callable[[], Awaitable[Any]]) -> asyncio.Task[Any]:
+        async def begin() -> asyncio.Task[Any]:
+            task = asyncio.ensure_future(ask())
+            await asyncio.sleep(0)  # it takes its turn
+            return task
+
+        return self.runner.run(begin())
+
+    def binds(self, name: str, value: Any, ask: Callable[[], Awaitable[Any]], cell: bool) -> None:
+        effect = Effect(name, value, cell)
+
+        async def bind() -> None:
+            effect.kernel = len(self.wire.kernels) - 1
+            await ask()
+
+        effect.task = self.start(bind)
+        self.effects.append(effect)
+
+    def asks(self, ask: Callable[[], Awaitable[Any]], check: Callable[[Any], object]) -> None:
+        self.calls.append((self.start(ask), check))
+
+    # ------------------------------------------------------------ operations
+
+    @rule(size=st.sampled_from(SIZES))
+    def push(self, size: int) -> None:
+        self.count += 1
+        name, value = f"x{self.count}", (self.count, bytes(size))
+        self.binds(name, value, lambda: self.bridge.push({name: value}), cell=False)
+
+    @rule()
+    def run(self) -> None:
+        self.count += 1
+        name, value = f"x{self.count}", self.count
+        self.binds(name, value, lambda: self.bridge.run(f"{name} = {value}"), cell=True)
+
+    @precondition(lambda self: self.effects)
+    @rule(data=st.data())
+    def pull(self, data: st.DataObject) -> None:
+        effect = data.draw(st.sampled_from(self.effects))
+        ask = lambda: self.bridge.pull(effect.name)  # noqa: E731
+        self.asks(ask, lambda value: value == effect.value)
+
+    @rule()
+    def pull_large(self) -> None:
+        self.asks(lambda: self.bridge.pull("bytes(9000)"), lambda value: value == bytes(9000))
+
+    @rule()
+    def call(self) -> None:
+        self.asks(lambda: self.bridge.call(divmod, 7, 2), lambda value: value == (3, 1))
+
+    @rule()
+    def exists(self) -> None:
+        self.asks(lambda: self.bridge.exists("nothing"), lambda value: value is False)
+
+    @rule()
+    def names(self) -> None:
+        self.asks(lambda: self.bridge.names("nothing*"), lambda value: list(value) == [])
+
+    @rule()
+    def delete(self) -> None:
+        self.asks(lambda: self.bridge.delete("nothing"), lambda value: False)  # NameNotFound
+
+    @precondition(lambda self: self.calls)
+    @rule(data=st.data())
+    def cancel(self, data: st.DataObject) -> None:
+        data.draw(st.sampled_from(self.calls))[0].cancel()
+
+    # ------------------------------------------------------------ harm
+
+    @rule(
+        way=st.sampled_from(WAYS),
+        after=st.integers(0, 5),
+        harm=st.sampled_from(HARMS),
+    )
+    def harm(self, way: str, after: int, harm: str) -> None:
+        self.wire.harm_later(way, after, harm)
+        self.harms.add(harm)
+
+    @rule(seconds=st.sampled_from([0, 0.5, 1, 3]))
+    def wait(self, seconds: float) -> None:
+        self.runner.run(asyncio.sleep(seconds))
+
+    # ------------------------------------------------------------ the end
+
+    def teardown(self) -> None:
+        try:
+            if hasattr(self, "bridge"):
+                self.runner.run(self.check())
+        finally:
+            self.patch.undo()
+            self.runner.close()
+
+    async def check(self) -> None:
+        tasks = [effect.task for effect in self.effects if effect.task is not None]
+        tasks += [task for task, _ in self.calls]
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await asyncio.sleep(1)
+            self.wire.end()
+            await asyncio.sleep(1)
+            await follow_up(self.bridge, may_restart=not self.harms.isdisjoint(RESTARTS))
+            lost = not self.harms.isdisjoint({"drop", *CUTS})
+            await quiet(self.bridge, lost=lost)
+            for effect in self.effects:
+                self.check_effect(effect)
+            for task, right in self.calls:
+                if not task.cancelled():
+                    error = task.exception()
+                    assert error is not None or right(task.result())
+                    assert error is None or isinstance(error, NameNotFound) or self.is_true(error)
+            await self.bridge.aclose()
+
+    def check_effect(self, effect: Effect) -> None:
+        where = [
+            number
+            for number, kernel in enumerate(self.wire.kernels)
+            if kernel.user_ns.get(effect.name) == effect.value
+        ]
+        assert effect.task is not None
+        error = effect.task.exception()
+        # Nothing in the message of a cell says which kernel it is for, see ``replaced``.
+        if not (effect.cell and "replaced" in self.harms):
+            assert where in ([], [effect.kernel]), f"in another kernel: {error!r}"
+        if error is None:
+            assert where, "reported as done, and is not"
+        elif isinstance(error, (NotSent, NotExecuted)):
+            assert not where, f"reported as not done, and is: {error!r}"
+        else:
+            assert self.is_true(error), repr(error)
+
+    def is_true(self, error: BaseException) -> bool:
+        if isinstance(error, KernelRestarted):
+            return not self.harms.isdisjoint(RESTARTS)
+        if isinstance(error, TransportError):
+            return not self.resumable and not self.harms.isdisjoint(CUTS)
+        if isinstance(error, ProtocolError):  # the reply to the first of two messages was lost
+            return not self.harms.isdisjoint(REPEATS)
+        return isinstance(error, BridgeError) and isinstance(error, OutcomeUnknown)
+
+
+HOSTILE = settings(
+    max_examples=settings.default.max_examples,
+    stateful_step_count=20,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+TestHostile = Hostile.TestCase
+TestHostile.settings = HOSTILE
