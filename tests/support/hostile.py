@@ -304,19 +304,18 @@ async def follow_up(bridge: Bridge, *, may_restart: bool) -> None:
     except KernelRestarted:
         assert may_restart, "there was no restart, or it was reported before"
         await bridge.push(m=[1], n="text")
-    outcomes = await asyncio.gather(
+    outcomes = await asyncio.gather(  # in three messages
         bridge.pull("m", "n"),
         bridge.exists("m"),
-        bridge.run("o = len(n)"),
         bridge.push(m=2),
-        bridge.call(len, bridge.ref("n")),
-        bridge.pull("m", "o"),
+        bridge.pull("m"),
         bridge.names("[m-o]"),
-        bridge.delete("m", "n", "o"),
+        bridge.delete("n"),
+        bridge.call(divmod, 7, bridge.ref("m")),
+        bridge.run("del m"),
     )
-    size = len("text")
-    assert [*outcomes[:2], *outcomes[4:6]] == [([1], "text"), True, size, (2, size)]
-    assert [name.name for name in outcomes[6]] == ["m", "n", "o"]
+    assert [outcomes[index] for index in (0, 1, 3, 6)] == [([1], "text"), True, 2, (3, 1)]
+    assert [name.name for name in outcomes[4]] == ["m", "n"]
 
 
 async def quiet(bridge: Bridge, *, lost: bool) -> None:
