@@ -269,7 +269,8 @@ class BridgeBase:
             KernelNotFound: the manager's kernel is not running, there is no such engine, or the
                 kernel does not answer.
             InsecureConnection: as in ``attach``.
-            TypeError: ``client`` is none of these, or is a view of several engines.
+            TypeError: ``client`` is none of these, is a view of several engines, or reaches its
+                kernel without sockets, as an ``InProcessKernelManager`` does.
 
         Example, of a manager that runs a kernel already::
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import glob
 import json
 import os
+import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,10 @@ from bridgehead._kernels.security import checked, is_own_file, warn_if_others_ca
 from bridgehead._transports.base import Transport
 from bridgehead._transports.ipyparallel_engine import EngineTransport, engine_of, is_view
 from bridgehead._transports.process import KernelProcess
-from bridgehead._transports.zmq import ZmqTransport
+from bridgehead._transports.zmq import CHANNELS, ZmqTransport
 
 LISTEN_TIMEOUT = 3.0  # s until a kernel must listen at the address of a connection file
+PORTS = tuple(CHANNELS.values())
 
 
 async def attach(
@@ -54,6 +57,9 @@ async def over(client: Any, *, insecure: frozenset[str], timeout: float) -> Tran
         return await EngineTransport.open(
             client.client, engine_of(client), insecure=insecure, timeout=timeout
         )
+    unusable = _unusable(client)
+    if unusable is not None:
+        raise _not_taken(unusable)
     kernel_process = None
     if hasattr(client, "start_kernel"):
         kernel_process = KernelProcess(client)
@@ -61,17 +67,48 @@ async def over(client: Any, *, insecure: frozenset[str], timeout: float) -> Tran
             raise KernelNotFound(
                 "this manager's kernel is not running; await manager.start_kernel() first"
             )
-    elif not hasattr(client, "get_connection_info"):
-        raise TypeError(
-            "over() takes an AsyncKernelClient, an AsyncKernelManager or an ipyparallel view of "
-            f"one engine, client[0], not {type(client).__name__}"
+    connection_info = client.get_connection_info()
+    # A client that reaches its kernel without sockets, as that of a gateway, has no ports. The
+    # bridge would wait for such a kernel until the timeout.
+    if not isinstance(connection_info, Mapping) or not any(map(connection_info.get, PORTS)):
+        raise _not_taken(
+            f"{type(client).__name__} without the ports of a kernel; call load_connection_file() "
+            "first, or use Bridge.connect() if a server runs the kernel"
         )
     file = client.connection_file or None
-    info = checked(client.get_connection_info(), file or "the client", insecure)
+    info = checked(connection_info, file or "the client", insecure)
     if file is not None:
         warn_if_others_can_read(file)
     transport = ZmqTransport(info, connection_file=file, kernel_process=kernel_process)
     return await _opened(transport, timeout, LISTEN_TIMEOUT if kernel_process is None else timeout)
+
+
+def _unusable(client: Any) -> str | None:
+    """Say what the argument of ``over`` is, and what to pass instead; None if it may be used."""
+    kind = type(client).__name__
+    if isinstance(client, type):
+        return f"the class {client.__name__}; pass an instance of it"
+    if isinstance(client, (str, Path)):
+        return f"{kind}; Bridge.attach() takes a connection file or an address"
+    if hasattr(client, "get_kernel"):
+        return f"{kind}, which has many kernels; pass manager.get_kernel(kernel_id)"
+    inprocess = sys.modules.get("ipykernel.inprocess")
+    if inprocess is not None and isinstance(
+        client, (inprocess.InProcessKernelManager, inprocess.InProcessKernelClient)
+    ):
+        return (
+            f"{kind}, whose kernel runs in this process and has no sockets; use its namespace "
+            "kernel.shell.user_ns, or Bridge.launch() for a kernel of its own process"
+        )
+    needed = ("get_connection_info", "connection_file")
+    return None if all(hasattr(client, name) for name in needed) else kind
+
+
+def _not_taken(what: str) -> TypeError:
+    return TypeError(
+        "over() takes an AsyncKernelClient, an AsyncKernelManager or an ipyparallel view of "
+        f"one engine, client[0], not {what}"
+    )
 
 
 async def _opened(transport: ZmqTransport, timeout: float, connect: float) -> ZmqTransport:
