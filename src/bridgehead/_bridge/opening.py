@@ -53,8 +53,8 @@ class BridgeBase:
 
         The kernelspec's provisioner starts, interrupts and ends the kernel, wherever it runs. An
         ipykernel on this machine, under POSIX, gets Unix sockets beside its connection file (TCP
-        on loopback if that path is too long for a socket). Other kernels use the transport that
-        they announce.
+        on loopback if the path is too long for a socket, or its file system supports none). Other
+        kernels use the transport that they announce.
 
         Args:
             kernel_name: an installed kernelspec, as listed by ``jupyter kernelspec list``.
@@ -82,8 +82,8 @@ class BridgeBase:
             timeout: seconds until the kernel must answer.
 
         Raises:
-            KernelNotFound: there is no such kernelspec, its provisioner is not installed, or the
-                kernel does not answer.
+            KernelNotFound: there is no such kernelspec, its provisioner is not installed, no
+                connection file can be written, or the kernel does not answer.
             KernelDied: the kernel ended at once; says what it last wrote.
             InsecureConnection: as in ``attach``.
             UnsupportedKernel: the kernel is not Python, or evaluates no ``user_expressions``.

@@ -6,15 +6,15 @@ Rule: everything up to an open transport, and nothing after that. ``launch`` sta
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jupyter_client.connect import find_connection_file
 from jupyter_core.paths import jupyter_runtime_dir
 from jupyter_core.utils import ensure_async
 from traitlets import TraitError
@@ -128,20 +128,22 @@ def find(existing: str | os.PathLike[str] | None) -> str:
     """
     folder = jupyter_runtime_dir()
     if existing is None:
-        try:
-            return os.path.abspath(find_connection_file())
-        except OSError:
-            raise KernelNotFound(
-                f"no kernel is running: there is no connection file in {folder}"
-            ) from None
+        latest = _used_last([*_matching(".", "kernel-*.json"), *_matching(folder, "kernel-*.json")])
+        if latest is None:
+            raise KernelNotFound(f"no kernel is running: there is no connection file in {folder}")
+        return latest
     name = os.fspath(existing)
     for candidate in (name, os.path.join(folder, name)):
         if os.path.isfile(candidate):
             return os.path.abspath(candidate)
-    pattern = name if "*" in name else f"*{glob.escape(name)}*"
-    places = (".", glob.escape(folder))
-    found = (match for place in places for match in glob.glob(os.path.join(place, pattern)))
-    matches = {os.path.abspath(match) for match in found if match.endswith(".json")}
+    head, tail = os.path.split(name)
+    if tail and os.path.isdir(head):  # only the rest is a fragment or a glob
+        places = [head]
+    else:
+        places, tail = [".", folder], name
+    pattern = tail if "*" in tail else f"*{glob.escape(tail)}*"
+    found = (match for place in places for match in _matching(place, pattern))
+    matches = {match for match in found if match.endswith(".json")}
     if len(matches) == 1:
         return matches.pop()
     if matches:
@@ -152,6 +154,20 @@ def find(existing: str | os.PathLike[str] | None) -> str:
     raise KernelNotFound(
         f"no connection file matches {name!r}; {folder} has: {_listed(here) or 'none'}"
     )
+
+
+def _matching(folder: str, pattern: str) -> list[str]:
+    """Return the absolute paths that match a pattern in a folder, whose name is literal."""
+    return [os.path.abspath(file) for file in glob.glob(os.path.join(glob.escape(folder), pattern))]
+
+
+def _used_last(files: Iterable[str]) -> str | None:
+    """Return the file that was read last, as ``jupyter console --existing`` chooses it."""
+    used = {}
+    for file in files:
+        with contextlib.suppress(OSError):  # its kernel has just ended
+            used[file] = os.stat(file).st_atime
+    return max(used, key=used.__getitem__, default=None)
 
 
 def connection_files() -> list[Path]:
