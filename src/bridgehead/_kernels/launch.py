@@ -29,7 +29,7 @@ from traitlets import TraitError
 from bridgehead._errors import KernelNotFound, NotSupported
 from bridgehead._kernels.security import checked
 from bridgehead._transports.process import KernelProcess
-from bridgehead._transports.tasks import finish
+from bridgehead._transports.tasks import finish, noted_on
 from bridgehead._transports.zmq import ZmqTransport
 
 SOCKET_PATH = 103  # bytes that every POSIX allows for a socket's path, less the "-5" of the port
@@ -79,11 +79,12 @@ async def launch(
             info, connection_file=manager.connection_file, kernel_process=kernel_process, owned=True
         )
         await transport.open(timeout, timeout)
-    except BaseException:
-        if transport is not None:
-            await transport.aclose()
-        else:
-            await finish(kernel_process.end(polite=False))
+    except BaseException as error:
+        with noted_on(error):
+            if transport is not None:
+                await transport.aclose()
+            else:
+                await finish(kernel_process.end(polite=False))
         raise
     return transport
 

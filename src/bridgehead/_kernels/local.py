@@ -24,6 +24,7 @@ from bridgehead._kernels.security import checked, is_own_file, warn_if_others_ca
 from bridgehead._transports.base import Transport
 from bridgehead._transports.ipyparallel_engine import EngineTransport, engine_of, is_view
 from bridgehead._transports.process import KernelProcess
+from bridgehead._transports.tasks import noted_on
 from bridgehead._transports.zmq import CHANNELS, ZmqTransport
 
 LISTEN_TIMEOUT = 3.0  # s until a kernel must listen at the address of a connection file
@@ -114,8 +115,9 @@ def _not_taken(what: str) -> TypeError:
 async def _opened(transport: ZmqTransport, timeout: float, connect: float) -> ZmqTransport:
     try:
         await transport.open(timeout, min(connect, timeout))
-    except BaseException:
-        await transport.aclose()
+    except BaseException as error:
+        with noted_on(error):
+            await transport.aclose()
         raise
     return transport
 

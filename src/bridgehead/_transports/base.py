@@ -102,9 +102,21 @@ class Transport(ABC):
             raise
 
     async def aclose(self) -> None:
-        """Close completely, even if the caller is cancelled; may be called again."""
-        self._closing = self._closing or asyncio.ensure_future(self.close())
+        """Close completely, even if the caller is cancelled.
+
+        Called again, it tries again what failed.
+        """
+        if self._closing is None or (self._closing.done() and not self.is_released):
+            self._closing = asyncio.ensure_future(self.close())
         await finish(self._closing)
+
+    @property
+    def is_released(self) -> bool:
+        """Whether ``aclose`` has released everything that belongs to the transport."""
+        closing = self._closing
+        if closing is None or not closing.done() or closing.cancelled():
+            return False
+        return closing.exception() is None
 
     # ------------------------------------------------------------ for each transport to define
 
@@ -125,7 +137,10 @@ class Transport(ABC):
         """Replace the process and wait until the new one answers; for ``restart``."""
 
     async def close(self) -> None:
-        """End everything this transport started; for ``aclose``."""
+        """End everything this transport started; for ``aclose``.
+
+        Each step runs whatever an earlier one raised, and may run again.
+        """
         self.connection_lost(lambda: BridgeClosed("this bridge was closed"), "closed")
         await self.tasks.cancel()
 

@@ -23,6 +23,10 @@ from typing import Any
 from bridgehead._errors import KernelRestarted, NotSupported
 from bridgehead._protocol.bootstrap import remote_source
 from bridgehead._transports.base import Transport
+from bridgehead._transports.tasks import run_all
+
+IDLE_WAIT = 0.5  # s for an idle thread to end; it needs microseconds
+CELL_WAIT = 0.02  # s for one that serves a request, which may be a cell of hours
 
 
 class LoopbackTransport(Transport):
@@ -36,6 +40,7 @@ class LoopbackTransport(Transport):
         super().__init__()
         self._loop = asyncio.get_running_loop()
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._serving = False  # the thread runs a cell or serves a request
         self._cell = LoopbackKernel(self._emit)
         self.kernel_info = {
             "implementation": "loopback",
@@ -66,14 +71,18 @@ class LoopbackTransport(Transport):
         self.life.connection_made()
 
     async def close(self) -> None:
-        await super().close()
+        await run_all(super().close, self._end_thread)
+
+    def _end_thread(self) -> None:
         self._requests.put(None)
+        self._thread.join(CELL_WAIT if self._serving else IDLE_WAIT)
 
     # ------------------------------------------------------------ the thread
 
     def _serve(self) -> None:
         cell = self._cell
         while (request := self._requests.get()) is not None:
+            self._serving = True
             self._emit("iopub", "status", {"execution_state": "busy"}, request)
             if request["header"]["msg_type"] == "execute_request":
                 reply = cell.execute(request)
@@ -81,6 +90,7 @@ class LoopbackTransport(Transport):
             else:
                 self._emit("shell", "kernel_info_reply", self.kernel_info, request)
             self._emit("iopub", "status", {"execution_state": "idle"}, request)
+            self._serving = False
         cell.leave()
 
     def _emit(

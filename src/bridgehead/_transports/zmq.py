@@ -48,7 +48,7 @@ from bridgehead._transports.addresses import stays_here
 from bridgehead._transports.base import Transport
 from bridgehead._transports.process import KernelProcess
 from bridgehead._transports.state import SILENCE
-from bridgehead._transports.tasks import waited
+from bridgehead._transports.tasks import run_all, waited
 
 RECONNECT_GRACE = 2.5  # s within which another owner may restart a kernel that disconnected
 BEAT_EVERY = 1.0  # s between two heartbeats, while a caller waits
@@ -257,7 +257,9 @@ class ZmqTransport(Transport):
                 await self._iopub_seen.wait()
 
     async def close(self) -> None:
-        await super().close()
+        await run_all(super().close, self._close_sockets, self._end_kernel)
+
+    async def _close_sockets(self) -> None:
         if self._monitor is not None:
             asyncio.get_running_loop().remove_reader(self._monitor.FD)
             self._monitor = None
@@ -265,16 +267,21 @@ class ZmqTransport(Transport):
             # Do this before the monitor closes. With the monitor closed, libzmq would try for ever
             # to deliver an event (such as the end of a kernel just now), and ``disable_monitor``
             # would wait for that while it holds the GIL.
-            socket.disable_monitor()
+            if not socket.closed:
+                socket.disable_monitor()
         if self._monitor_owner is not None:
             self._monitor_owner.close(linger=0)
         for socket in self._sockets.values():
             socket.close(linger=CLOSING_LINGER)
         self._sockets.clear()
+        if self._context.closed:
+            return
         try:
             await asyncio.to_thread(self._context.term)  # waits until the last messages are sent
         except RuntimeError:  # the interpreter shuts down and starts no more threads
             self._context.term()
+
+    async def _end_kernel(self) -> None:
         if self._kernel_process is not None and self.owned:
             await self._kernel_process.end(polite=bool(self.kernel_info))
 
