@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 from bridgehead._errors import (
     BridgeError,
@@ -92,7 +92,7 @@ class DirectLane(Lane):
         """
         header = request.header
         if self.lost:
-            raise KernelRestarted("the kernel's socket thread has ended; nothing was sent")
+            await self._raise_lost("nothing was sent")
         # No digest: shared memory and a Unix socket neither lose nor alter bytes.
         header["chunk"], header["digest"], request.lane = self.chunk, "none:", self.name
         frames = request.frames
@@ -123,9 +123,7 @@ class DirectLane(Lane):
                     reply = await self._send(request, {**header, "op": "chunk"})
                 except SocketLost:
                     # A chunk is only stored, so nothing ran and the request may be sent again.
-                    raise KernelRestarted(
-                        "the kernel's socket thread ended; nothing was done"
-                    ) from None
+                    await self._raise_lost("nothing was done")
                 if reply is None:
                     return await self._by_messages(request)
                 raise_error(reply[0], ())
@@ -192,13 +190,20 @@ class DirectLane(Lane):
 
         Raises:
             KernelRestarted: the socket thread has ended; nothing was sent.
+            BridgeError: the kernel has ended, too, as the transport reports it.
         """
         try:
             await self.client.drained()
         except SocketLost:
-            raise KernelRestarted(
-                "the kernel's socket thread has ended; nothing was sent"
-            ) from None
+            await self._raise_lost("nothing was sent")
+
+    async def _raise_lost(self, outcome: str) -> NoReturn:
+        """Raise why the socket thread has ended: with the kernel, or alone.
+
+        A process that is killed closes this socket before any other sign of its end arrives.
+        """
+        await self.transport.find_cause()
+        raise KernelRestarted(f"the kernel's socket thread has ended; {outcome}") from None
 
     async def interrupt(self, epoch: str) -> None:
         """Interrupt what the socket thread does.
@@ -300,7 +305,7 @@ class DirectLane(Lane):
         try:
             return await reply
         except SocketLost:
-            await self.transport.life.wait_for_cause()
+            await self.transport.find_cause()
             raise ReplyLost(
                 "the kernel's socket thread ended before it replied; the request may or may not "
                 "have run"

@@ -15,9 +15,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
-from bridgehead._errors import BridgeClosed, BridgeError
+from bridgehead._errors import BridgeClosed, BridgeError, KernelRestarted, TransportError
 from bridgehead._shipped.wire.header import Header
 from bridgehead._transports.dispatch import Dispatcher
+from bridgehead._transports.evidence import LocalProcess
 from bridgehead._transports.messages import Messages
 from bridgehead._transports.quirks import Quirks, quirks_of
 from bridgehead._transports.state import KernelState
@@ -25,6 +26,7 @@ from bridgehead._transports.tasks import Tasks, finish
 
 T = TypeVar("T")
 
+CAUSE_WAIT = 3.0  # s for a kernel to answer after a connection to it broke
 MAX_SEND = 32 << 20  # bytes of frames in a message, if the connection sets no limit of its own
 
 
@@ -52,6 +54,8 @@ class Transport(ABC):
     max_receive: int = MAX_SEND  # bytes of frames in the response to one request
     label: str = ""  # the name that the kernel's owner uses, if there is one
     pushes: bool = True  # the remote part may send messages without a request
+    # The kernel's process, if the last handshake found it among those of this machine.
+    local_process: LocalProcess | None = None
     # One object, shared by all kernels that one of its messages can reach.
     broadcaster: Broadcaster | None = None
 
@@ -100,6 +104,23 @@ class Transport(ABC):
         except asyncio.CancelledError:
             self.life.check()  # the transport may have been closed, which cancels the restart
             raise
+
+    async def find_cause(self) -> None:
+        """Return if the kernel answers, or nothing shows that it does not; else raise why.
+
+        For a connection beside the messages that broke: the process may have ended, or only the
+        connection. The control channel answers while a cell runs.
+        """
+        generation = self.life.generation
+        try:
+            await self.dispatcher.control("kernel_info_request", {}, CAUSE_WAIT)
+        except TimeoutError:
+            pass
+        except TransportError:
+            await self.life.wait_for_cause()
+        self.life.check()
+        if generation != self.life.generation:
+            raise KernelRestarted("the kernel's process was replaced")
 
     async def aclose(self) -> None:
         """Close completely, even if the caller is cancelled.
