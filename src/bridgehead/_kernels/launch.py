@@ -93,7 +93,8 @@ def _spec(manager: AsyncKernelManager) -> KernelSpec:
     """Return the kernelspec to start.
 
     Raises:
-        KernelNotFound: there is none, or its provisioner is not installed.
+        KernelNotFound: there is none, its provisioner is not installed, or a folder in which
+            kernelspecs may be cannot be made.
     """
     try:
         spec = manager.kernel_spec
@@ -109,6 +110,11 @@ def _spec(manager: AsyncKernelManager) -> KernelSpec:
         raise KernelNotFound(
             f"no kernel named {name!r} is installed; installed are: {known}"
         ) from None
+    except OSError as error:  # jupyter_client has IPython make its folder, in which it looks, too
+        raise KernelNotFound(
+            f"no kernel was started, because a folder cannot be made: {error}; set IPYTHONDIR and "
+            "JUPYTER_RUNTIME_DIR to folders where this user can write"
+        ) from error
     assert spec is not None
     return spec
 

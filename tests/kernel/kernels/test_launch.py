@@ -164,6 +164,18 @@ async def test_a_folder_without_write_access_is_reported(
     assert os.listdir(tmp_path) == ["file"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+async def test_a_home_without_write_access_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """J14. Not even the folder of IPython can be made, where jupyter_client looks for kernels."""
+    for name in ("IPYTHONDIR", RUNTIME):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", "/proc")
+    with pytest.raises(
+        KernelNotFound, match="no kernel was started, because .*JUPYTER_RUNTIME_DIR"
+    ):
+        await Bridge.launch()
+
+
 MOUNTED = """
 set -e
 mount -t tmpfs -o size=64k tmpfs "$1"
