@@ -247,7 +247,10 @@ class KernelRestarted(OutcomeUnknown):
 
 
 class KernelUnresponsive(OutcomeUnknown):
-    """The kernel's process is stopped or starved; the request may still run if it continues."""
+    """The kernel's process is stopped or starved, or the connection to it is broken.
+
+    The request may still run if the kernel continues. The bridge goes on when it answers again.
+    """
 
 
 class ReplyLost(OutcomeUnknown):

@@ -40,17 +40,17 @@ def free_port() -> int:
         return port
 
 
-def options(kind: str, port: int) -> list[str]:
+def options(kind: str, port: int, token: str) -> list[str]:
     if kind == GATEWAY:
         return [
             f"--KernelGatewayApp.port={port}",
             "--KernelGatewayApp.port_retries=0",
-            f"--KernelGatewayApp.auth_token={TOKEN}",
+            f"--KernelGatewayApp.auth_token={token}",
         ]
     return [
         f"--ServerApp.port={port}",
         "--ServerApp.port_retries=0",
-        f"--IdentityProvider.token={TOKEN}",
+        f"--IdentityProvider.token={token}",
         "--ServerApp.open_browser=False",
         "--allow-root",
     ]
@@ -63,6 +63,7 @@ async def serving(
     path: str = "/",
     ssl: Any = None,
     runtime: str | None = None,
+    token: str = TOKEN,
 ) -> AsyncIterator[str]:
     """Run a server with its default limits; give its address.
 
@@ -76,7 +77,7 @@ async def serving(
             log = Path(folder) / f"log-{attempt}"
             with log.open("wb") as out:
                 process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-c", RUN, kind, *options(kind, port), *more),
+                    *(sys.executable, "-c", RUN, kind, *options(kind, port, token), *more),
                     cwd=folder,
                     env=environment,
                     stdout=out,
@@ -139,6 +140,10 @@ class Other:
         answer = await self._client.post(f"{self._url}api/kernels/{kernel_id}/restart")
         answer.raise_for_status()
 
+    async def has(self, kernel_id: str) -> bool:
+        answer = await self._client.get(f"{self._url}api/kernels/{kernel_id}")
+        return answer.status_code != 404 and bool(answer.raise_for_status())
+
     async def delete(self, kernel_id: str) -> None:
         (await self._client.delete(f"{self._url}api/kernels/{kernel_id}")).raise_for_status()
 
@@ -159,6 +164,8 @@ class Wire:
         self.opened = 0  # connections
         self.rate: int | None = None  # bytes a second, in each direction
         self.asked = b""  # the first bytes that each connection sent to the server
+        self.refusals = 0  # how many DELETE requests to answer with ``refusal``, as a server does
+        self.refusal = "500 Internal Server Error"
 
     async def __aenter__(self) -> Wire:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
@@ -196,7 +203,7 @@ class Wire:
         self._writers |= {writer, to}
         self.opened += 1
         try:
-            await asyncio.gather(self._pass(reader, to, True), self._pass(back, writer, False))
+            await asyncio.gather(self._pass(reader, to, writer), self._pass(back, writer, None))
         finally:
             self._writers -= {writer, to}
             self._sockets -= {writer, to}
@@ -205,11 +212,19 @@ class Wire:
             to.transport.abort()
 
     async def _pass(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asks: bool
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        client: asyncio.StreamWriter | None,
     ) -> None:
+        """Pass bytes on; ``client`` is where to answer what the client sends to the server."""
         with contextlib.suppress(OSError):
-            first = asks
+            first = client is not None
             while data := await reader.read(self.rate // 20 if self.rate else 1 << 16):
+                if client is not None and self.refusals and data.startswith(b"DELETE "):
+                    self.refusals -= 1
+                    client.write(f"HTTP/1.1 {self.refusal}\r\ncontent-length: 0\r\n\r\n".encode())
+                    continue
                 if first:
                     self.asked, first = self.asked + data, False
                     if b"/channels?" in data:

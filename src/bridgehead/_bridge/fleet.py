@@ -11,7 +11,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from types import ModuleType
+from types import ModuleType, TracebackType
 from typing import Any, TypeVar, overload
 
 from bridgehead._bridge.arguments import checked_objects
@@ -29,7 +29,7 @@ from bridgehead._shipped.wire.frames import SHARE_FROM
 from bridgehead._shipped.wire.segments import IDLE, Pool, Segment
 from bridgehead._transports import ipyparallel_engine
 from bridgehead._transports.base import Broadcaster, Transport
-from bridgehead._transports.tasks import finish
+from bridgehead._transports.tasks import finish, noted_on, run_all
 
 T = TypeVar("T")
 
@@ -124,10 +124,11 @@ class Fleet(Sequence[Bridge]):
             tasks = [asyncio.ensure_future(_opened(opening)) for opening in openings]
             try:
                 await asyncio.gather(*tasks)
-            except BaseException:
+            except BaseException as error:
                 for task in tasks:
                     task.cancel()
-                await finish(_all_closed(tasks))
+                with noted_on(error):
+                    await finish(_all_closed(tasks))
                 raise
             fleet = cls([task.result() for task in tasks], pool=pool)
             fleet._owned = True
@@ -236,6 +237,9 @@ class Fleet(Sequence[Bridge]):
     async def aclose(self) -> None:
         """Close the bridges that this fleet opened, and end the kernels that ``launch`` started.
 
+        All bridges are closed, whatever fails in one, as ``Bridge.aclose`` says; the errors are
+        raised as an ``ExceptionGroup``. Called again, it tries again what failed.
+
         >>> await fleet.aclose()
         >>> bridge.state  # the caller passed it in, so it stays open
         'idle'
@@ -244,18 +248,21 @@ class Fleet(Sequence[Bridge]):
             self._trimming.cancel()
         try:
             if self._owned:
-                closing = [bridge.aclose() for bridge in self._bridges]
-                for error in await asyncio.gather(*closing, return_exceptions=True):
-                    if error is not None:
-                        raise error
+                await self._all(lambda bridge: bridge.aclose())
         finally:
             self._pool.close()
 
     async def __aenter__(self) -> Fleet:
         return self
 
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.aclose()
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with noted_on(error):
+            await self.aclose()
 
     async def _all(self, operation: Callable[[Bridge], Awaitable[T]]) -> list[T]:
         """Run an operation on all bridges; return the results, or raise the errors as a group."""
@@ -354,6 +361,5 @@ async def _opened(opening: Opening[Bridge]) -> Bridge:
 
 async def _all_closed(tasks: Sequence[asyncio.Task[Bridge]]) -> None:
     """Close the bridges that the tasks opened, because another task failed."""
-    for outcome in await asyncio.gather(*tasks, return_exceptions=True):
-        if isinstance(outcome, Bridge):
-            await outcome.aclose()
+    outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+    await run_all(*(bridge.aclose for bridge in outcomes if isinstance(bridge, Bridge)))

@@ -10,6 +10,7 @@ import os
 import ssl as tls
 import time
 from collections.abc import Awaitable, Callable, Collection, Generator, Mapping
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from bridgehead._bridge.loop_thread import Closable
@@ -20,7 +21,7 @@ from bridgehead._kernels import jupyter_servers, launch, local
 from bridgehead._kernels.security import Insecurity, allowances
 from bridgehead._lanes.handshake import LaneName, check_lane
 from bridgehead._transports.base import Transport
-from bridgehead._transports.tasks import finish
+from bridgehead._transports.tasks import finish, noted_on
 
 B = TypeVar("B", bound="BridgeBase")
 C = TypeVar("C", bound=Closable)
@@ -53,8 +54,8 @@ class BridgeBase:
 
         The kernelspec's provisioner starts, interrupts and ends the kernel, wherever it runs. An
         ipykernel on this machine, under POSIX, gets Unix sockets beside its connection file (TCP
-        on loopback if that path is too long for a socket). Other kernels use the transport that
-        they announce.
+        on loopback if the path is too long for a socket, or its file system supports none). Other
+        kernels use the transport that they announce.
 
         Args:
             kernel_name: an installed kernelspec, as listed by ``jupyter kernelspec list``.
@@ -82,8 +83,8 @@ class BridgeBase:
             timeout: seconds until the kernel must answer.
 
         Raises:
-            KernelNotFound: there is no such kernelspec, its provisioner is not installed, or the
-                kernel does not answer.
+            KernelNotFound: there is no such kernelspec, its provisioner is not installed, no
+                connection file can be written, or the kernel does not answer.
             KernelDied: the kernel ended at once; says what it last wrote.
             InsecureConnection: as in ``attach``.
             UnsupportedKernel: the kernel is not Python, or evaluates no ``user_expressions``.
@@ -269,7 +270,8 @@ class BridgeBase:
             KernelNotFound: the manager's kernel is not running, there is no such engine, or the
                 kernel does not answer.
             InsecureConnection: as in ``attach``.
-            TypeError: ``client`` is none of these, or is a view of several engines.
+            TypeError: ``client`` is none of these, is a view of several engines, or reaches its
+                kernel without sockets, as an ``InProcessKernelManager`` does.
 
         Example, of a manager that runs a kernel already::
 
@@ -321,21 +323,38 @@ class BridgeBase:
     async def __aenter__(self: B) -> B:
         return self
 
-    async def __aexit__(self, *exc_info: object) -> None:
-        await self.aclose()
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with noted_on(error):
+            await self.aclose()
 
     async def aclose(self) -> None:
         """Close the bridge: end the kernel if this bridge started it, else only the connection.
 
-        Pending operations raise ``BridgeClosed``. It may be called again, and from any task of the
-        loop. If it is cancelled, the cancel takes effect when the bridge is closed completely.
+        Pending operations raise ``BridgeClosed``. Everything is released, whatever fails; called
+        again, ``aclose`` tries again what failed. It may be called from any task of the loop. If it
+        is cancelled, the cancel takes effect when the bridge is closed completely. At the end of
+        ``async with``, an error of the block is raised, and what failed in closing is a note on it.
+
+        Raises:
+            TransportError: the server did not end the kernel that this bridge started. If the
+                server cannot be reached, a warning is logged instead.
 
         >>> await bridge.aclose()
         >>> bridge.state
         'closed'
         """
-        self._connection.check_caller()
+        self._connection.check_closer()
         await finish(self._connection.aclose())
+
+    @property
+    def _is_released(self) -> bool:
+        """Whether ``aclose`` has nothing to try again."""
+        return self._transport.is_released
 
 
 class Opening(Generic[C]):
@@ -366,9 +385,15 @@ class Opening(Generic[C]):
         self._bridge = await self._make()
         return self._bridge
 
-    async def __aexit__(self, *exc_info: object) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self._bridge is not None:
-            await self._bridge.aclose()
+            with noted_on(error):
+                await self._bridge.aclose()
 
 
 class OpenOptions:
@@ -441,8 +466,9 @@ def open_bridge(
             left = max(0.0, limit - (time.monotonic() - started))
             async with Deadline(left, "opening", transport, asked=limit):
                 await connection.remote.install()
-        except BaseException:
-            await transport.aclose()
+        except BaseException as error:
+            with noted_on(error):
+                await transport.aclose()
             raise
         return kind(connection)
 

@@ -21,6 +21,7 @@ from collections.abc import (
     MutableMapping,
 )
 from contextlib import contextmanager
+from types import TracebackType
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
 from bridgehead._bridge import loop_thread
@@ -34,6 +35,7 @@ from bridgehead._protocol.ref import Ref
 from bridgehead._protocol.results import Info, Transfer, bridge_html
 from bridgehead._transports.base import Transport
 from bridgehead._transports.messages import Message
+from bridgehead._transports.tasks import noted_on
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -219,14 +221,15 @@ class SyncBridge(MutableMapping[str, Any]):
     """
 
     # No __dict__, so that kernel.x = 1 raises: it would not push x.
-    __slots__ = ("__weakref__", "_bridge", "_finalizer", "_thread")
+    __slots__ = ("__weakref__", "_bridge", "_finalizer", "_process", "_thread")
 
     def __init__(self, make: Callable[[], Awaitable[Bridge]]) -> None:
         self._finalizer: weakref.finalize[..., SyncBridge] | None = None
         self._thread: LoopThread
         self._bridge: Bridge
+        self._process = os.getpid()
         self._thread, self._bridge = loop_thread.open_on_shared_loop(make)
-        self._finalizer = weakref.finalize(self, _close, self._thread, self._bridge, os.getpid())
+        self._finalizer = weakref.finalize(self, _close, self._thread, self._bridge, self._process)
 
     # ------------------------------------------------------------ opening
 
@@ -240,21 +243,37 @@ class SyncBridge(MutableMapping[str, Any]):
     def close(self) -> None:
         """Close the bridge: end the kernel if this bridge started it, else only the connection.
 
-        Calls that wait in other threads raise ``BridgeClosed``. It may be called again. A bridge is
-        also closed when it is garbage collected, and when Python exits.
+        Calls that wait in other threads raise ``BridgeClosed``. Everything is released, whatever
+        fails; called again, ``close`` tries again what failed. At the end of ``with``, an error of
+        the block is raised, and what failed in closing is a note on it. A bridge is also closed
+        when it is garbage collected, and when Python exits.
+
+        Raises:
+            TransportError: the server did not end the kernel that this bridge started. If the
+                server cannot be reached, a warning is logged instead.
 
         >>> kernel.close()
         >>> kernel.state
         'closed'
         """
-        if self._finalizer is not None:
+        if self._finalizer is None:
+            return
+        if self._finalizer.alive:
             self._finalizer()
+        elif not self._bridge._is_released:
+            _close_again(self._bridge, self._process)
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
-        self.close()
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with noted_on(error):
+            self.close()
 
     # ------------------------------------------------------------ operations
 
@@ -397,4 +416,15 @@ def _closed() -> BridgeClosed:
 
 def _close(thread: LoopThread, bridge: Bridge, process: int) -> None:
     if os.getpid() == process:  # a forked child has neither the thread nor the kernel
+        thread.close(bridge)
+
+
+def _close_again(bridge: Bridge, process: int) -> None:
+    """Close a bridge whose own loop may have ended with the first attempt."""
+
+    async def closing() -> Bridge:
+        return bridge
+
+    if os.getpid() == process:
+        thread, _ = loop_thread.open_on_shared_loop(closing)
         thread.close(bridge)

@@ -32,6 +32,7 @@ from bridgehead._protocol.response import NotServed, Response, SubshellDeleted
 from bridgehead._transports.base import Transport
 from bridgehead._transports.dispatch import Reply
 from bridgehead._transports.messages import Message
+from bridgehead._transports.tasks import run_all
 
 
 class Connection:
@@ -58,6 +59,14 @@ class Connection:
                 "this bridge belongs to another event loop; open one in this loop, or use "
                 "SyncBridge, which may be called from any thread"
             )
+
+    def check_closer(self) -> None:
+        """Raise as ``check_caller``, but allow another event loop if this one has ended.
+
+        What could not be closed in it can be tried again.
+        """
+        if os.getpid() != self._process or not self.loop.is_closed():
+            self.check_caller()
 
     def check(self) -> None:
         """Raise unless this caller may use the connection, and a kernel is there."""
@@ -235,11 +244,13 @@ class Connection:
 
     async def aclose(self) -> None:
         """Close the connection, and have the kernel drop what is unfinished."""
-        for watch in list(self.transport.life.listeners):
-            self.transport.spawn(self.unwatch(watch))
-        await self.remote.lane.leave()
-        await self.subshell.aclose()
-        await self.transport.aclose()
+        await run_all(self._leave, self.subshell.aclose, self.transport.aclose)
+
+    async def _leave(self) -> None:
+        if self.transport.life.state != "closed":
+            for watch in list(self.transport.life.listeners):
+                self.transport.spawn(self.unwatch(watch))
+            await self.remote.lane.leave()
 
     async def interrupt(self) -> None:
         """Interrupt the kernel, and its socket thread, which no signal reaches.

@@ -24,7 +24,7 @@ from jupyter_core.paths import jupyter_runtime_dir
 from bridgehead._errors import BridgeError, InsecureConnection, KernelNotFound
 from bridgehead._transports.addresses import is_loopback
 from bridgehead._transports.base import Transport
-from bridgehead._transports.tasks import finish
+from bridgehead._transports.tasks import finish, noted_on
 
 if TYPE_CHECKING:
     from bridgehead._transports.rest import Rest
@@ -140,11 +140,12 @@ async def _opened(
     except TimeoutError:
         await finish(_give_up(rest, found, owned))
         raise KernelNotFound(f"{rest.url} provided no kernel within {timeout:g} s") from None
-    except BaseException:
-        if transport is not None:
-            await transport.aclose()
-        else:
-            await finish(_give_up(rest, found, owned))
+    except BaseException as error:
+        with noted_on(error):
+            if transport is not None:
+                await transport.aclose()
+            else:
+                await finish(_give_up(rest, found, owned))
         raise
     return transport
 
@@ -156,10 +157,8 @@ async def _give_up(rest: Rest, found: asyncio.Future[str] | None, owned: bool) -
                 await rest.end(await found)
         elif found is not None:
             found.cancel()
-    except TimeoutError:
-        log.warning("%s may have started a kernel that is no longer needed", rest.url)
-    except BridgeError:  # the caller raises the first error
-        pass
+    except (TimeoutError, BridgeError) as error:  # the caller raises the first error
+        log.warning("%s may have started a kernel that is no longer needed: %s", rest.url, error)
     finally:
         await rest.aclose()
 

@@ -7,7 +7,10 @@ connection file and its encryption. ``_transports.process`` watches and ends the
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
+import subprocess
 import sys
 import tempfile
 import uuid
@@ -20,16 +23,17 @@ from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from jupyter_client.provisioning.provisioner_base import KernelProvisionerBase
-from jupyter_core.paths import jupyter_runtime_dir
+from jupyter_core.paths import jupyter_runtime_dir, secure_write
 from traitlets import TraitError
 
 from bridgehead._errors import KernelNotFound, NotSupported
 from bridgehead._kernels.security import checked
 from bridgehead._transports.process import KernelProcess
-from bridgehead._transports.tasks import finish
+from bridgehead._transports.tasks import finish, noted_on
 from bridgehead._transports.zmq import ZmqTransport
 
 SOCKET_PATH = 103  # bytes that every POSIX allows for a socket's path, less the "-5" of the port
+WRITTEN = 1024  # bytes; a connection file has about 300, with CURVE keys 500
 
 
 async def launch(
@@ -49,7 +53,7 @@ async def launch(
     provisioner = _provisioner(spec)
     if encryption:
         _encrypt(manager)
-    elif _takes_ipc(spec, provisioner) and len(os.fsencode(file)) <= SOCKET_PATH:
+    elif _takes_ipc(spec, provisioner) and _takes_sockets(file):
         manager.transport = "ipc"
     manager.connection_file = str(file)
     environment = {**os.environ, **(env or {})}
@@ -58,8 +62,9 @@ async def launch(
     options: dict[str, Any] = {"env": environment}
     log = None
     if issubclass(provisioner, LocalProvisioner):  # other provisioners may not call Popen
-        log = tempfile.TemporaryFile("ab+")  # noqa: SIM115 - KernelProcess closes it
-        options |= {"stdout": log, "stderr": log}
+        log = _log_file()
+        output = subprocess.DEVNULL if log is None else log
+        options |= {"stdout": output, "stderr": output}
     if cwd is not None:
         options["cwd"] = os.fspath(cwd)
     kernel_process, transport = KernelProcess(manager, ZmqTransport.timings, log), None
@@ -74,11 +79,12 @@ async def launch(
             info, connection_file=manager.connection_file, kernel_process=kernel_process, owned=True
         )
         await transport.open(timeout, timeout)
-    except BaseException:
-        if transport is not None:
-            await transport.aclose()
-        else:
-            await finish(kernel_process.end(polite=False))
+    except BaseException as error:
+        with noted_on(error):
+            if transport is not None:
+                await transport.aclose()
+            else:
+                await finish(kernel_process.end(polite=False))
         raise
     return transport
 
@@ -87,7 +93,8 @@ def _spec(manager: AsyncKernelManager) -> KernelSpec:
     """Return the kernelspec to start.
 
     Raises:
-        KernelNotFound: there is none, or its provisioner is not installed.
+        KernelNotFound: there is none, its provisioner is not installed, or a folder in which
+            kernelspecs may be cannot be made.
     """
     try:
         spec = manager.kernel_spec
@@ -103,6 +110,11 @@ def _spec(manager: AsyncKernelManager) -> KernelSpec:
         raise KernelNotFound(
             f"no kernel named {name!r} is installed; installed are: {known}"
         ) from None
+    except OSError as error:  # jupyter_client has IPython make its folder, in which it looks, too
+        raise KernelNotFound(
+            f"no kernel was started, because a folder cannot be made: {error}; set IPYTHONDIR and "
+            "JUPYTER_RUNTIME_DIR to folders where this user can write"
+        ) from error
     assert spec is not None
     return spec
 
@@ -154,9 +166,72 @@ def _encrypt(manager: AsyncKernelManager) -> None:
 
 
 def _connection_path(wanted: str | os.PathLike[str] | None) -> Path:
-    """Return an absolute path: with a relative one, ipc sockets would be in the current folder."""
+    """Return where the connection file goes, after a file could be written there.
+
+    The path is absolute: with a relative one, ipc sockets would be in the current folder.
+
+    Raises:
+        KernelNotFound: no file can be written in that folder.
+    """
     if wanted is not None:
-        return Path(os.path.abspath(wanted))
-    folder = jupyter_runtime_dir()
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    return Path(folder) / f"kernel-{uuid.uuid4().hex[:12]}.json"
+        file = Path(os.path.abspath(wanted))
+        what_to_do = "pass connection_file= in a folder where this user can write"
+    else:
+        file = Path(os.path.abspath(jupyter_runtime_dir())) / f"kernel-{uuid.uuid4().hex[:12]}.json"
+        what_to_do = "set JUPYTER_RUNTIME_DIR to a folder where this user can write"
+    probe = f"{file}.try"
+    try:
+        if wanted is None:
+            os.makedirs(file.parent, mode=0o700, exist_ok=True)
+        # As jupyter_client writes the file itself, whose error would name neither folder nor
+        # variable: on a disk that is full or read-only, or whose files keep no permissions
+        # (RuntimeError).
+        with secure_write(probe) as text:
+            text.write(" " * WRITTEN)
+    except (OSError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise KernelNotFound(
+            f"no kernel was started, because its connection file cannot be written in "
+            f"{file.parent} ({reason}); {what_to_do}"
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(probe)
+    return file
+
+
+def _takes_sockets(file: Path) -> bool:
+    """Return whether the kernel can bind its Unix sockets beside the connection file.
+
+    File systems on which it cannot are common (mounts of Docker Desktop, drvfs of WSL 1, CIFS, some
+    NFS), each with an error of its own. A kernel ends at once there. So a socket is really bound.
+    """
+    if len(os.fsencode(file)) > SOCKET_PATH:
+        return False
+    path = f"{os.path.splitext(file)[0]}-ipc-0"  # the kernel's own sockets have numbers from 1
+    try:
+        with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
+            listener.bind(path)
+            try:
+                listener.listen(1)
+                client.connect(path)
+            finally:
+                os.unlink(path)
+    except OSError:
+        return False
+    return True
+
+
+def _log_file() -> Any:
+    """Return an open file for what the kernel prints, or None; ``KernelProcess`` closes it."""
+    try:
+        return tempfile.TemporaryFile("ab+")
+    except OSError:  # every folder for temporary files is read-only, as in some containers
+        if sys.platform != "linux":
+            return None
+        import fcntl
+
+        log = os.fdopen(os.memfd_create("bridgehead-log"), "ab+")
+        # The kernel writes through a copy of this descriptor, and KernelProcess empties the file.
+        fcntl.fcntl(log, fcntl.F_SETFL, os.O_APPEND)
+        return log

@@ -6,13 +6,15 @@ Rule: everything up to an open transport, and nothing after that. ``launch`` sta
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import json
 import os
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jupyter_client.connect import find_connection_file
 from jupyter_core.paths import jupyter_runtime_dir
 from jupyter_core.utils import ensure_async
 from traitlets import TraitError
@@ -22,7 +24,10 @@ from bridgehead._kernels.security import checked, is_own_file, warn_if_others_ca
 from bridgehead._transports.base import Transport
 from bridgehead._transports.ipyparallel_engine import EngineTransport, engine_of, is_view
 from bridgehead._transports.process import KernelProcess
-from bridgehead._transports.zmq import ZmqTransport
+from bridgehead._transports.tasks import noted_on
+from bridgehead._transports.zmq import CHANNELS, ZmqTransport
+
+PORTS = tuple(CHANNELS.values())
 
 
 async def attach(
@@ -52,6 +57,9 @@ async def over(client: Any, *, insecure: frozenset[str], timeout: float) -> Tran
         return await EngineTransport.open(
             client.client, engine_of(client), insecure=insecure, timeout=timeout
         )
+    unusable = _unusable(client)
+    if unusable is not None:
+        raise _not_taken(unusable)
     kernel_process = None
     if hasattr(client, "start_kernel"):
         kernel_process = KernelProcess(client, ZmqTransport.timings)
@@ -59,13 +67,16 @@ async def over(client: Any, *, insecure: frozenset[str], timeout: float) -> Tran
             raise KernelNotFound(
                 "this manager's kernel is not running; await manager.start_kernel() first"
             )
-    elif not hasattr(client, "get_connection_info"):
-        raise TypeError(
-            "over() takes an AsyncKernelClient, an AsyncKernelManager or an ipyparallel view of "
-            f"one engine, client[0], not {type(client).__name__}"
+    connection_info = client.get_connection_info()
+    # A client that reaches its kernel without sockets, as that of a gateway, has no ports. The
+    # bridge would wait for such a kernel until the timeout.
+    if not isinstance(connection_info, Mapping) or not any(map(connection_info.get, PORTS)):
+        raise _not_taken(
+            f"{type(client).__name__} without the ports of a kernel; call load_connection_file() "
+            "first, or use Bridge.connect() if a server runs the kernel"
         )
     file = client.connection_file or None
-    info = checked(client.get_connection_info(), file or "the client", insecure)
+    info = checked(connection_info, file or "the client", insecure)
     if file is not None:
         warn_if_others_can_read(file)
     transport = ZmqTransport(info, connection_file=file, kernel_process=kernel_process)
@@ -74,11 +85,40 @@ async def over(client: Any, *, insecure: frozenset[str], timeout: float) -> Tran
     return await _opened(transport, timeout, transport.timings.listen_within)
 
 
+def _unusable(client: Any) -> str | None:
+    """Say what the argument of ``over`` is, and what to pass instead; None if it may be used."""
+    kind = type(client).__name__
+    if isinstance(client, type):
+        return f"the class {client.__name__}; pass an instance of it"
+    if isinstance(client, (str, Path)):
+        return f"{kind}; Bridge.attach() takes a connection file or an address"
+    if hasattr(client, "get_kernel"):
+        return f"{kind}, which has many kernels; pass manager.get_kernel(kernel_id)"
+    inprocess = sys.modules.get("ipykernel.inprocess")
+    if inprocess is not None and isinstance(
+        client, (inprocess.InProcessKernelManager, inprocess.InProcessKernelClient)
+    ):
+        return (
+            f"{kind}, whose kernel runs in this process and has no sockets; use its namespace "
+            "kernel.shell.user_ns, or Bridge.launch() for a kernel of its own process"
+        )
+    needed = ("get_connection_info", "connection_file")
+    return None if all(hasattr(client, name) for name in needed) else kind
+
+
+def _not_taken(what: str) -> TypeError:
+    return TypeError(
+        "over() takes an AsyncKernelClient, an AsyncKernelManager or an ipyparallel view of "
+        f"one engine, client[0], not {what}"
+    )
+
+
 async def _opened(transport: ZmqTransport, timeout: float, connect: float) -> ZmqTransport:
     try:
         await transport.open(timeout, min(connect, timeout))
-    except BaseException:
-        await transport.aclose()
+    except BaseException as error:
+        with noted_on(error):
+            await transport.aclose()
         raise
     return transport
 
@@ -91,20 +131,22 @@ def find(existing: str | os.PathLike[str] | None) -> str:
     """
     folder = jupyter_runtime_dir()
     if existing is None:
-        try:
-            return os.path.abspath(find_connection_file())
-        except OSError:
-            raise KernelNotFound(
-                f"no kernel is running: there is no connection file in {folder}"
-            ) from None
+        latest = _used_last([*_matching(".", "kernel-*.json"), *_matching(folder, "kernel-*.json")])
+        if latest is None:
+            raise KernelNotFound(f"no kernel is running: there is no connection file in {folder}")
+        return latest
     name = os.fspath(existing)
     for candidate in (name, os.path.join(folder, name)):
         if os.path.isfile(candidate):
             return os.path.abspath(candidate)
-    pattern = name if "*" in name else f"*{glob.escape(name)}*"
-    places = (".", glob.escape(folder))
-    found = (match for place in places for match in glob.glob(os.path.join(place, pattern)))
-    matches = {os.path.abspath(match) for match in found if match.endswith(".json")}
+    head, tail = os.path.split(name)
+    if tail and os.path.isdir(head):  # only the rest is a fragment or a glob
+        places = [head]
+    else:
+        places, tail = [".", folder], name
+    pattern = tail if "*" in tail else f"*{glob.escape(tail)}*"
+    found = (match for place in places for match in _matching(place, pattern))
+    matches = {match for match in found if match.endswith(".json")}
     if len(matches) == 1:
         return matches.pop()
     if matches:
@@ -115,6 +157,20 @@ def find(existing: str | os.PathLike[str] | None) -> str:
     raise KernelNotFound(
         f"no connection file matches {name!r}; {folder} has: {_listed(here) or 'none'}"
     )
+
+
+def _matching(folder: str, pattern: str) -> list[str]:
+    """Return the absolute paths that match a pattern in a folder, whose name is literal."""
+    return [os.path.abspath(file) for file in glob.glob(os.path.join(glob.escape(folder), pattern))]
+
+
+def _used_last(files: Iterable[str]) -> str | None:
+    """Return the file that was read last, as ``jupyter console --existing`` chooses it."""
+    used = {}
+    for file in files:
+        with contextlib.suppress(OSError):  # its kernel has just ended
+            used[file] = os.stat(file).st_atime
+    return max(used, key=used.__getitem__, default=None)
 
 
 def connection_files() -> list[Path]:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from bridgehead._errors import (
     BridgeError,
@@ -101,7 +101,7 @@ class DirectLane(Lane):
         """
         header, now = request.header, request.header.get("now")
         if self.lost:
-            raise KernelRestarted("the kernel's socket thread has ended; nothing was sent")
+            await self._raise_lost("nothing was sent")
         # A message that is still queued was sent first and has to take effect first. The socket
         # thread would overtake it, so this request then goes behind it, to the main thread.
         if self.serves_beside_cells(header) and (now or not self.transport.dispatcher.queued):
@@ -130,9 +130,7 @@ class DirectLane(Lane):
                 reply = await self._send(request, {**header, "op": "chunk"})
             except SocketLost:
                 # A chunk is only stored, so nothing ran and the request may be sent again.
-                raise KernelRestarted(
-                    "the kernel's socket thread ended; nothing was done"
-                ) from None
+                await self._raise_lost("nothing was done")
             if reply is None:
                 return await self._by_messages(request)
             raise_error(reply[0], ())
@@ -197,13 +195,20 @@ class DirectLane(Lane):
 
         Raises:
             KernelRestarted: the socket thread has ended; nothing was sent.
+            BridgeError: the kernel has ended, too, as the transport reports it.
         """
         try:
             await self.client.drained()
         except SocketLost:
-            raise KernelRestarted(
-                "the kernel's socket thread has ended; nothing was sent"
-            ) from None
+            await self._raise_lost("nothing was sent")
+
+    async def _raise_lost(self, outcome: str) -> NoReturn:
+        """Raise why the socket thread has ended: with the kernel, or alone.
+
+        A process that is killed closes this socket before any other sign of its end arrives.
+        """
+        await self.transport.find_cause()
+        raise KernelRestarted(f"the kernel's socket thread has ended; {outcome}") from None
 
     async def interrupt(self, epoch: str) -> None:
         """Interrupt what the socket thread does.
@@ -307,7 +312,7 @@ class DirectLane(Lane):
         try:
             return await reply
         except SocketLost:
-            await self.transport.life.wait_for_cause()
+            await self.transport.find_cause()
             raise ReplyLost(
                 "the kernel's socket thread ended before it replied; the request may or may not "
                 "have run"

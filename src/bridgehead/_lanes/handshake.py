@@ -24,6 +24,7 @@ from bridgehead._protocol.raising import as_object, as_strings, as_text, raise_e
 from bridgehead._protocol.response import greeting
 from bridgehead._protocol.results import Info
 from bridgehead._transports.base import Transport
+from bridgehead._transports.evidence import LocalProcess
 
 LaneName = Literal["auto", "direct", "buffers", "inline"]
 MESSAGE_LANES: dict[str, type[Lane]] = {lane.name: lane for lane in (BuffersLane, InlineLane)}
@@ -93,6 +94,7 @@ class Handshake:
                 raise UnsupportedKernel(f"{kernel}: {error}") from None
             raise_error(reply, ())
             reply = greeting(reply)
+            transport.local_process = LocalProcess.find(reply.get("on_machine"))
             if self._wanted == "buffers" and not buffers:
                 raise NotSupported(f"{kernel} does not pass message buffers; use lane='inline'")
             why_not = {}

@@ -11,13 +11,15 @@ What all transports share, in the order in which a request meets it:
   that another client's failing cell aborted (``timings.abort_pauses``).
 - ``state``: the state of one kernel, and the futures waiting for it.
 - ``messages``: parsed iopub messages, and a stream of them.
+- ``gate``: which process of the kernel answers; nothing is sent before that is known.
+- ``evidence``: whether a process of this machine, or what listens at an address, has ended.
 - ``quirks``: how other Python kernels differ from ipykernel.
 - ``tasks``: helpers for asyncio tasks and for waiting.
 - ``timings``: all waits and periods of the client, with their reasons.
 
 The transports, each with its helpers:
 
-- ``zmq``: the kernel's own ZeroMQ sockets; ``process`` and ``addresses``.
+- ``zmq``: the kernel's own ZeroMQ sockets; ``zmq_link``, ``process`` and ``addresses``.
 - ``websocket``: a kernel behind a Jupyter server; ``rest`` and ``subprotocols``.
 - ``ipyparallel_engine``: one engine of a cluster; ``ipyparallel_client``.
 - ``loopback``: a kernel simulated by a thread of this process.

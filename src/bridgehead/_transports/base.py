@@ -15,9 +15,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
-from bridgehead._errors import BridgeClosed, BridgeError
+from bridgehead._errors import BridgeClosed, BridgeError, KernelRestarted, TransportError
 from bridgehead._shipped.wire.header import ResponseHeader
 from bridgehead._transports.dispatch import Dispatcher
+from bridgehead._transports.evidence import LocalProcess
 from bridgehead._transports.messages import Messages
 from bridgehead._transports.quirks import Quirks, quirks_of
 from bridgehead._transports.state import KernelState
@@ -56,6 +57,8 @@ class Transport(ABC):
     has_control: bool = True  # a channel of its own, which the kernel serves while a cell runs
     pushes: bool = True  # the remote part may send messages without a request
     signals: bool = True  # ``interrupt`` sends a signal to the kernel's process
+    # The kernel's process, if the last handshake found it among those of this machine.
+    local_process: LocalProcess | None = None
     # One object, shared by all kernels that one of its messages can reach.
     broadcaster: Broadcaster | None = None
 
@@ -107,10 +110,41 @@ class Transport(ABC):
             self.life.check()  # the transport may have been closed, which cancels the restart
             raise
 
+    async def find_cause(self) -> None:
+        """Return if the kernel answers, or nothing shows that it does not; else raise why.
+
+        For a connection beside the messages that broke: the process may have ended, or only the
+        connection. The control channel answers while a cell runs.
+        """
+        generation = self.life.generation
+        try:
+            await self.dispatcher.control(
+                "kernel_info_request", {}, self.timings.answers_after_break
+            )
+        except TimeoutError:
+            pass
+        except TransportError:
+            await self.life.wait_for_cause()
+        self.life.check()
+        if generation != self.life.generation:
+            raise KernelRestarted("the kernel's process was replaced")
+
     async def aclose(self) -> None:
-        """Close completely, even if the caller is cancelled; may be called again."""
-        self._closing = self._closing or asyncio.ensure_future(self.close())
+        """Close completely, even if the caller is cancelled.
+
+        Called again, it tries again what failed.
+        """
+        if self._closing is None or (self._closing.done() and not self.is_released):
+            self._closing = asyncio.ensure_future(self.close())
         await finish(self._closing)
+
+    @property
+    def is_released(self) -> bool:
+        """Whether ``aclose`` has released everything that belongs to the transport."""
+        closing = self._closing
+        if closing is None or not closing.done() or closing.cancelled():
+            return False
+        return closing.exception() is None
 
     # ------------------------------------------------------------ for each transport to define
 
@@ -131,7 +165,10 @@ class Transport(ABC):
         """Replace the process and wait until the new one answers; for ``restart``."""
 
     async def close(self) -> None:
-        """End everything this transport started; for ``aclose``."""
+        """End everything this transport started; for ``aclose``.
+
+        Each step runs whatever an earlier one raised, and may run again.
+        """
         self.connection_lost(lambda: BridgeClosed("this bridge was closed"), "closed")
         await self.tasks.cancel()
 

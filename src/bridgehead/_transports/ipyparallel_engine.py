@@ -46,6 +46,7 @@ from bridgehead._transports.addresses import stays_here
 from bridgehead._transports.base import Transport
 from bridgehead._transports.ipyparallel_client import KERNEL, IpyparallelClient, function_text
 from bridgehead._transports.messages import Messages
+from bridgehead._transports.tasks import noted_on, run_all
 
 # An engine is on this machine if it can read a file of ours.
 _PROBE = (
@@ -132,13 +133,13 @@ class EngineTransport(Transport):
         try:
             async with asyncio.timeout(timeout):
                 await self._find(on_loopback)
-        except TimeoutError:
-            await self.aclose()
-            raise KernelNotFound(
-                f"engine {engine} did not answer within {timeout:g} s: it is busy, or stuck"
-            ) from None
-        except BaseException:
-            await self.aclose()
+        except BaseException as error:
+            with noted_on(error):
+                await self.aclose()
+            if isinstance(error, TimeoutError):
+                raise KernelNotFound(
+                    f"engine {engine} did not answer within {timeout:g} s: it is busy, or stuck"
+                ) from None
             raise
         return self
 
@@ -295,8 +296,7 @@ class EngineTransport(Transport):
         )
 
     async def close(self) -> None:
-        await super().close()
-        self.shared.leave(self)
+        await run_all(super().close, lambda: self.shared.leave(self))
 
 
 def _copy_result(done: Any, waiter: asyncio.Future[Any]) -> None:

@@ -23,6 +23,7 @@ from typing import Any
 from bridgehead._errors import KernelRestarted, NotSupported
 from bridgehead._protocol.bootstrap import remote_source
 from bridgehead._transports.base import Transport
+from bridgehead._transports.tasks import run_all
 
 
 class LoopbackTransport(Transport):
@@ -37,6 +38,7 @@ class LoopbackTransport(Transport):
         super().__init__()
         self._loop = asyncio.get_running_loop()
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._serving = False  # the thread runs a cell or serves a request
         self.kernel_info = {
             "implementation": "loopback",
             "implementation_version": "",
@@ -68,15 +70,21 @@ class LoopbackTransport(Transport):
         self._start()
 
     async def close(self) -> None:
-        await super().close()
+        await run_all(super().close, self._end_thread)
+
+    def _end_thread(self) -> None:
         self._requests.put(None)
+        timings = self.timings
+        self._thread.join(timings.busy_thread if self._serving else timings.idle_thread)
 
     # ------------------------------------------------------------ the thread
 
     def _serve(self) -> None:
         cell = self._cell
         while (request := self._requests.get()) is not None:
+            self._serving = True
             self._answer(cell, request)
+            self._serving = False
         cell.leave()
 
     def _answer(self, cell: LoopbackKernel, request: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from jupyter_core.utils import ensure_async
 
-from bridgehead._transports.tasks import waited
+from bridgehead._transports.tasks import noted_on, run_all, waited
 from bridgehead._transports.timings import Timings
 
 LOG = 1 << 20  # bytes; only the end of the log is ever read
@@ -93,14 +93,20 @@ class KernelProcess:
                 await ensure_async(manager.shutdown_kernel(now=not polite))
             elif manager.provisioner is not None:  # the kernel has ended, or is being restarted
                 await ensure_async(manager.cleanup_resources())
-        except BaseException:
+        except BaseException as error:
             # This was cancelled during the polite shutdown, or the shutdown failed.
-            if self._process is not None:
-                self._process.kill()
-            elif manager.has_kernel:
-                await manager.provisioner.kill()
-            await ensure_async(manager.cleanup_resources())
+            with noted_on(error):
+                await run_all(self._kill, lambda: ensure_async(manager.cleanup_resources()))
             raise
         finally:
             if self._log is not None:
                 self._log.close()
+
+    async def _kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            async with waited(self._timings.killed):
+                while self._process.poll() is None:  # noqa: ASYNC110 - nothing reports its end
+                    await asyncio.sleep(0.01)
+        elif self.manager.has_kernel:
+            await self.manager.provisioner.kill()

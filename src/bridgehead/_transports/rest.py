@@ -7,6 +7,7 @@ error for a refused request says what to do about it.
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from collections.abc import Mapping
 from types import TracebackType
@@ -19,6 +20,7 @@ from bridgehead._errors import BridgeError, InsecureConnection, KernelNotFound, 
 from bridgehead._transports.addresses import is_loopback
 from bridgehead._transports.base import Transport
 
+UNAVAILABLE = (502, 503, 504)  # from a proxy that does not reach its server
 LISTS = ("api/kernels", "api/sessions")  # a server may refuse these with a valid token
 
 
@@ -36,12 +38,7 @@ class Rest:
         self.url, self.token, self.trusted = url, token, trusted
         self.stays_here = is_loopback(urlsplit(url).hostname)
         self.headers = {"Authorization": f"token {token}"} if token else {}
-        self._client = httpx.AsyncClient(
-            headers=self.headers,
-            timeout=_within(Transport.timings.server_response),
-            verify=trusted if trusted is not None else True,
-            trust_env=not self.stays_here,  # no proxy for this machine: it would get the token
-        )
+        self._client: httpx.AsyncClient | None = None
 
     async def __aenter__(self) -> Rest:
         return self
@@ -54,8 +51,22 @@ class Rest:
     ) -> None:
         await self.aclose()
 
+    @property
+    def client(self) -> httpx.AsyncClient:
+        """The connections to the server. After ``aclose``, the next request opens new ones."""
+        if self._client is None:
+            self._client = httpx.AsyncClient(
+                headers=self.headers,
+                timeout=_within(Transport.timings.server_response),
+                verify=self.trusted if self.trusted is not None else True,
+                trust_env=not self.stays_here,  # no proxy for this machine: it would get the token
+            )
+        return self._client
+
     async def aclose(self) -> None:
-        await self._client.aclose()
+        client, self._client = self._client, None
+        if client is not None:
+            await client.aclose()
 
     async def reach(self) -> None:
         """Check that a Jupyter server answers.
@@ -69,11 +80,15 @@ class Rest:
     async def kernel(self, identity: str) -> Mapping[str, Any] | None:
         """Return the server's description of a kernel; None if the server has no such kernel."""
         response = await self._ask("GET", f"api/kernels/{quote(identity, safe='')}")
+        return None if self._lacks_kernel(response) else _object(response)
+
+    def _lacks_kernel(self, response: httpx.Response) -> bool:
+        """Return whether the server, and not a proxy before it, says that it has no such kernel."""
         if response.status_code != 404:
-            return _object(response)
+            return False
         if "message" not in _json(response):  # from a proxy that cannot reach its server
             raise ServerUnreachable(f"the server at {self.url} knows no kernels: 404")
-        return None
+        return True
 
     async def kernels(self) -> list[Mapping[str, Any]]:
         """Return all kernels; none if the server does not list them."""
@@ -111,18 +126,32 @@ class Rest:
 
     async def ask_kernel(self, identity: str, action: str, timeout: float | None = None) -> None:
         """Have a kernel interrupted or restarted."""
-        path = f"api/kernels/{quote(identity, safe='')}/{action}"
         if timeout is None:
             timeout = Transport.timings.server_response
+        path = f"api/kernels/{quote(identity, safe='')}/{action}"
         response = await self._ask("POST", path, timeout=timeout)
         if not response.is_success:
             raise TransportError(f"{self.url} did not {action} the kernel: {_reason(response)}")
 
     async def end(self, identity: str) -> None:
-        """End a kernel; a kernel that has ended already is no error."""
-        response = await self._ask("DELETE", f"api/kernels/{quote(identity, safe='')}")
-        if not response.is_success and response.status_code != 404:
-            raise TransportError(f"{self.url} did not end the kernel: {_reason(response)}")
+        """End a kernel, trying again for a while; a kernel that has ended already is no error.
+
+        Raises:
+            ServerUnreachable: the server cannot be reached, so the kernel may still run.
+            TransportError: the server does not end the kernel.
+        """
+        loop = asyncio.get_running_loop()
+        timings = Transport.timings
+        until, pauses = loop.time() + timings.server_end, iter(timings.server_end_pauses)
+        while True:
+            response = await self._ask("DELETE", f"api/kernels/{quote(identity, safe='')}")
+            if response.is_success or self._lacks_kernel(response):
+                return
+            if response.status_code < 500 or loop.time() >= until:
+                break
+            await asyncio.sleep(next(pauses, timings.server_end_pauses[-1]))
+        kind = ServerUnreachable if response.status_code in UNAVAILABLE else TransportError
+        raise kind(f"{self.url} did not end the kernel {identity}: {_reason(response)}")
 
     async def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:
         """Send a request and raise errors that concern no kernel.
@@ -131,7 +160,7 @@ class Rest:
         means a wrong address, or a login page.
         """
         try:
-            response = await self._client.request(method, self.url + path, **options)
+            response = await self.client.request(method, self.url + path, **options)
         except httpx.TransportError as error:
             raise unreachable(self.url, error) from error
         except (httpx.InvalidURL, httpx.HTTPError, ValueError) as error:

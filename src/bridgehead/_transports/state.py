@@ -44,6 +44,9 @@ class KernelState:
         self.generation: int = 0  # grows whenever the kernel's process may be another one
         self.state: str = "starting"
         self.shut_down: bool = False  # a client asked the kernel to shut down
+        # Whether messages can be sent. A side channel may still work when they cannot.
+        self.connected: bool = True
+        self.signs: int = 0  # signs of life from the kernel, of whatever kind
         self.listeners: dict[str, Subscriber] = {}  # for messages without a request, by id
         self.side_channel: SideChannel | None = None
         self._waiters: set[asyncio.Future[Any]] = set()
@@ -80,6 +83,10 @@ class KernelState:
         if self._unresponsive_error is not None:
             async with waited(self.timings.silence):
                 await self._no_longer_unresponsive.wait()
+        self.check_responsive()
+
+    def check_responsive(self) -> None:
+        """Raise if there is no kernel to send to, or if it shows no sign of life."""
         self.check()
         if self._unresponsive_error is not None:
             raise self._unresponsive_error()
@@ -130,7 +137,8 @@ class KernelState:
 
     def responsive(self) -> None:
         """Record a sign of life from the kernel, which may have been unresponsive."""
-        if self._unresponsive_error is not None:
+        self.signs += 1
+        if self._unresponsive_error is not None and self.connected:
             self._unresponsive_error, self.state = None, "busy"  # iopub reports when it is idle
             self._no_longer_unresponsive.set()
 

@@ -1,4 +1,4 @@
-"""Helpers for asyncio tasks and for waiting.
+"""Helpers for asyncio tasks, for waiting and for closing.
 
 Rule: futures and tasks of asyncio. This module knows nothing of kernels.
 """
@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import inspect
+import logging
 import sys
-from collections.abc import AsyncIterator, Awaitable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+log = logging.getLogger("bridgehead")
 
 
 class Tasks:
@@ -61,8 +64,56 @@ async def finish(work: Awaitable[None]) -> None:
             except asyncio.CancelledError:
                 cancelled = True
     if cancelled:
-        raise asyncio.CancelledError
+        error = None if running.cancelled() else running.exception()
+        if error is not None:
+            log.warning("closing was cancelled, and failed: %s", _described(error))
+        raise asyncio.CancelledError from error
     running.result()
+
+
+async def run_all(*steps: Callable[[], object]) -> None:
+    """Run the steps of closing one after the other, each whatever an earlier one raised.
+
+    A step may return an awaitable. The first error is raised at the end, with the later ones as
+    its notes.
+    """
+    first: BaseException | None = None
+    for step in steps:
+        try:
+            outcome = step()
+            if inspect.isawaitable(outcome):
+                await outcome
+        except BaseException as error:  # noqa: BLE001 - raised when all steps are done
+            if first is None:
+                first = error
+            else:
+                _note(first, error)
+    if first is not None:
+        raise first
+
+
+@contextlib.contextmanager
+def noted_on(error: BaseException | None) -> Iterator[None]:
+    """Turn what closing raises into a note on the error that led to it, and a log record.
+
+    Without such an error, what closing raises is raised. A cancel always is.
+    """
+    try:
+        yield
+    except Exception as failure:
+        if error is None:
+            raise
+        _note(error, failure)
+
+
+def _note(error: BaseException, failure: BaseException) -> None:
+    if failure is not error:
+        log.warning("closing failed: %s", _described(failure))
+        error.add_note(f"closing failed, too: {_described(failure)}")
+
+
+def _described(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".rstrip(": ")
 
 
 def retrieve_exception(done: asyncio.Future[Any]) -> None:

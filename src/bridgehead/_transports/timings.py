@@ -41,10 +41,27 @@ class Timings:
     # Without a sign of life, until a kernel counts as unresponsive; a loaded machine alone can
     # miss one beat.
     silence: float = 5.0
-    # Until another owner must have restarted a kernel whose connection is down.
+    # Until another owner must have restarted a kernel whose connection is down, and until the
+    # process of an attached kernel is looked at.
     reconnect_grace: float = 2.5
     # Until it is known why a connection is down: more than ``reconnect_grace``.
     cause_known: float = 3.0
+    # For a kernel to answer after a connection beside its messages broke.
+    answers_after_break: float = 3.0
+    # Between two looks why there is no connection.
+    cause_every: float = 0.1
+    # After a break, until the socket is connected anew; then twice as long each time, to a maximum.
+    # libzmq itself tries every 50 ms, except after an error that it takes for one of the protocol.
+    connect_anew: float = 0.5
+    connect_anew_most: float = 8.0
+    # For a silent kernel to answer on control, until it is asked again.
+    silent_answer: float = 30.0
+    # Without a message on iopub after a reply, until iopub is connected anew.
+    iopub_silence: float = 3.0
+    # Until a reader goes on that failed because this process lacks memory.
+    reader_pause: float = 0.1
+    # For the greeting of a program that speaks ZeroMQ.
+    zmq_greeting: float = 1.0
     # Between two checks whether a child of this process has ended.
     child_every: float = 0.1
     # Between two questions to a provisioner, which may call another machine.
@@ -75,6 +92,15 @@ class Timings:
 
     # For ZeroMQ to send the last messages.
     last_messages: float = 1.0
+    # For a killed process to end; its manager may not wait for it any more.
+    killed: float = 2.0
+    # For the thread of a loopback to end: idle, or while it serves a request, which may take hours.
+    idle_thread: float = 0.5
+    busy_thread: float = 0.02
+    # Until a kernel of a server must have ended. A server that restarts it refuses meanwhile.
+    server_end: float = 20.0
+    # Before each new try to end it; the last one repeats.
+    server_end_pauses: tuple[float, ...] = (0.05, 0.1, 0.2, 0.5, 1.0)
     # For a server to close a websocket, too.
     websocket_close: float = 2.0
     # Beyond ``websocket_close``, for a connection that accepts no more data.

@@ -45,7 +45,7 @@ from bridgehead._transports.base import Transport
 from bridgehead._transports.dispatch import Pending, Reconnected
 from bridgehead._transports.rest import Rest, ServerUnreachable, unreachable
 from bridgehead._transports.subprotocols import BINARY, LEGACY, V1, Subprotocol
-from bridgehead._transports.tasks import waited
+from bridgehead._transports.tasks import run_all, waited
 from bridgehead._transports.timings import Timings
 
 CHUNK = 8 << 20  # bytes of frames in a message to the kernel; a server accepts 10 MiB
@@ -88,6 +88,7 @@ class WebsocketTransport(Transport):
     def __init__(self, rest: Rest, kernel_id: str, *, owned: bool) -> None:
         super().__init__()
         self.rest, self.owned = rest, owned
+        self._must_end = owned  # until the server has ended the kernel
         self.url: str = rest.url
         self.kernel_id: str = kernel_id
         if rest.stays_here:
@@ -183,16 +184,30 @@ class WebsocketTransport(Transport):
             await _close(probe, self.timings)
 
     async def close(self) -> None:
-        await super().close()
+        await run_all(super().close, self._close_socket, self._end_kernel, self.rest.aclose)
+
+    @property
+    def is_released(self) -> bool:
+        return super().is_released and not self._must_end
+
+    async def _close_socket(self) -> None:
+        if self._socket is not None:
+            await _close(self._socket, self.timings)
+
+    async def _end_kernel(self) -> None:
+        if not self._must_end:
+            return
         try:
-            if self._socket is not None:
-                await _close(self._socket, self.timings)
-            if self.owned:
-                # The caller can do nothing about a server that has ended before.
-                with contextlib.suppress(ServerUnreachable):
-                    await self.rest.end(self.kernel_id)
-        finally:
-            await self.rest.aclose()
+            await self.rest.end(self.kernel_id)
+        except ServerUnreachable as error:
+            # The caller can do nothing about a server that has ended before.
+            logging.getLogger("bridgehead").warning(
+                "the kernel %s may still run: %s; aclose() tries again to end it",
+                self.kernel_id,
+                error,
+            )
+        else:
+            self._must_end = False
 
     # ------------------------------------------------------------ sending and receiving
 

