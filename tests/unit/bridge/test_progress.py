@@ -395,9 +395,9 @@ class PackingThreads:
         self.seen: list[threading.Thread] = []
         pack = _payload.PayloadSource.pack
 
-        def noted(content: Any, *args: Any) -> Any:
+        def noted(content: Any, *args: Any, **options: Any) -> Any:
             self.seen.append(threading.current_thread())
-            return pack(content, *args)
+            return pack(content, *args, **options)
 
         monkeypatch.setattr(_payload.PayloadSource, "pack", noted)
 

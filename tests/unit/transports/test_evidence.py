@@ -107,24 +107,24 @@ async def test_an_address_that_closes_every_connection_is_deserted(
 ) -> None:
     server, port = await _served(answer)
     async with server:
-        assert await is_deserted("tcp", "127.0.0.1", port) is deserted
+        assert await is_deserted("tcp", "127.0.0.1", port, 1.0) is deserted
 
 
 async def test_an_address_where_nothing_listens_is_deserted(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        assert await is_deserted("tcp", "127.0.0.1", free.getsockname()[1])
+        assert await is_deserted("tcp", "127.0.0.1", free.getsockname()[1], 1.0)
     if sys.platform != "win32":
-        assert await is_deserted("ipc", str(tmp_path / "kernel-ipc"), 1)
+        assert await is_deserted("ipc", str(tmp_path / "kernel-ipc"), 1, 1.0)
 
 
 async def test_a_kernels_socket_is_not_deserted() -> None:
     with zmq.Context() as context, context.socket(zmq.ROUTER) as router:
         port = router.bind_to_random_port("tcp://127.0.0.1")
-        assert not await is_deserted("tcp", "127.0.0.1", port)
+        assert not await is_deserted("tcp", "127.0.0.1", port, 1.0)
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)
         resource.setrlimit(resource.RLIMIT_NOFILE, (0, limit[1]))
         try:  # this process can open no socket
-            assert not await is_deserted("tcp", "127.0.0.1", port)
+            assert not await is_deserted("tcp", "127.0.0.1", port, 1.0)
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limit)
