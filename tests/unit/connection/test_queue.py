@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import operator
+import random
 import re
 import sys
 import threading
@@ -92,6 +93,29 @@ async def gated(request: pytest.FixtureRequest) -> AsyncIterator[Gated]:
 
 
 # ---------------------------------------------------------------- order
+
+
+@pytest.mark.parametrize("order", ["first to last", "last to first", "mixed"])
+async def test_thousands_of_queued_operations_are_cancelled_in_any_order(
+    gated: Gated, order: str
+) -> None:
+    """J11. None of them runs, those that remain do, and the loop is free soon."""
+    bridge, count = gated.bridge, 4000
+    await gated.hold()
+    pushes = [gated.ask(bridge.push({f"x{number}": number})) for number in range(count)]
+    await gated.queued(count)
+    leaving = [push for number, push in enumerate(pushes) if number % 1000]
+    if order == "last to first":
+        leaving.reverse()
+    if order == "mixed":
+        random.Random(5).shuffle(leaving)
+    async with asyncio.timeout(PATIENCE):
+        for push in leaving:
+            push.cancel()
+        await asyncio.wait(leaving)
+    assert len(gated.waiting) == count // 1000
+    await gated.outcomes()
+    assert {name.name for name in await bridge.names()} == {"x0", "x1000", "x2000", "x3000"}
 
 
 async def test_operations_take_effect_in_the_order_of_their_calls(gated: Gated) -> None:
