@@ -12,7 +12,6 @@ import logging
 import os
 from collections.abc import AsyncIterator
 
-import psutil
 import pytest
 
 from bridgehead import (
@@ -26,7 +25,7 @@ from bridgehead import (
 )
 from bridgehead._transports import rest
 from support.kit import reported_within, until
-from support.servers import GATEWAY, SERVER, TOKEN, Other, Wire, on, serving
+from support.servers import GATEWAY, SERVER, TOKEN, Other, Wire, on, processes, serving
 
 pytestmark = pytest.mark.servers
 
@@ -36,12 +35,6 @@ async def anyone(request: pytest.FixtureRequest) -> AsyncIterator[str]:
     """The address of either kind of server."""
     async with serving(request.param) as url:
         yield url
-
-
-def processes(kernel_id: str | None) -> list[int]:
-    """Return the processes of a server's kernel, by the name of its connection file."""
-    running = psutil.process_iter(["pid", "cmdline"])
-    return [one.pid for one in running if str(kernel_id) in " ".join(one.info["cmdline"] or ())]
 
 
 @contextlib.asynccontextmanager

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 
 from bridgehead import Bridge
 
@@ -117,6 +118,12 @@ async def _ended(process: asyncio.subprocess.Process) -> None:
 def on(url: str, **how: Any) -> Any:
     """Open a bridge to a new kernel of this server."""
     return Bridge.connect(url, TOKEN, **how)
+
+
+def processes(kernel_id: str | None) -> list[int]:
+    """Return the processes of a server's kernel, by the name of its connection file."""
+    running = psutil.process_iter(["pid", "cmdline"])
+    return [one.pid for one in running if str(kernel_id) in " ".join(one.info["cmdline"] or ())]
 
 
 class Other:

@@ -122,12 +122,17 @@ class Transport(ABC):
                 "kernel_info_request", {}, self.timings.answers_after_break
             )
         except TimeoutError:
-            pass
+            await self.look_at_process()
         except TransportError:
-            await self.life.wait_for_cause()
+            await self.look_at_process()
+            if not self.life.is_lost:
+                await self.life.wait_for_cause()
         self.life.check()
         if generation != self.life.generation:
             raise KernelRestarted("the kernel's process was replaced")
+
+    async def look_at_process(self) -> None:  # noqa: B027 - mostly there is nothing to look at
+        """Report the end of the process now, where this process can see it."""
 
     async def aclose(self) -> None:
         """Close completely, even if the caller is cancelled.

@@ -19,12 +19,14 @@ class Gate:
     Attributes:
         process: the session id of the process that answered last; None before the first one.
         is_open: whether that process answered over the connection as it is now.
+        former: the processes that another one replaced; a message of theirs may come late.
         waiting: ids of messages that were not sent, because the gate is shut.
     """
 
     def __init__(self) -> None:
         self.process: str | None = None
         self.is_open = False
+        self.former: set[str] = set()
         self.waiting: set[str] = set()
         self._questions: set[str] = set()
         self._changed = asyncio.Event()
@@ -36,7 +38,8 @@ class Gate:
         """
         self.is_open = False
         self._questions.clear()
-        if forget:
+        if forget and self.process is not None:
+            self.former.add(self.process)
             self.process = None
 
     def asked(self, question: str) -> None:

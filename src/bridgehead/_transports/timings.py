@@ -85,8 +85,10 @@ class Timings:
     iopub_message: float = 0.25
     # For the reply to a binary message behind a server, on a connection that only tries this.
     binary_reply: float = 3.0
-    # For a server to open a websocket; it first waits for a kernel that is starting.
-    websocket_open: float = 60.0
+    # For one attempt to open a websocket; there may be many. The server first waits until the
+    # kernel answers, but of one that it starts at other ports it waits at the old ones, for a
+    # minute.
+    websocket_open: float = 10.0
 
     # ------------------------------------------------------------ closing and restarting
 

@@ -14,6 +14,9 @@ Facts this file rests on, measured with Jupyter Server 2.21 and Kernel Gateway 3
 - A server that passes messages on to another one negotiates no subprotocol, and a binary message
   silently ends its connection to that other server. So another connection tries whether a binary
   message passes.
+- The kernel may be restarted while no client is connected, and the server says nothing of it: of
+  40 cells that waited for the connection, 40 ran in the new process. So nothing is sent to shell
+  over a new connection before the kernel has answered on control.
 - No heartbeat reaches the client, and no pending request fails when the kernel dies. The control
   channel answers while a cell runs, and each process of a kernel has a session of its own.
 """
@@ -43,6 +46,7 @@ from bridgehead._errors import (
 )
 from bridgehead._transports.base import Transport
 from bridgehead._transports.dispatch import Pending, Reconnected
+from bridgehead._transports.gate import Gate
 from bridgehead._transports.rest import Rest, ServerUnreachable, unreachable
 from bridgehead._transports.subprotocols import BINARY, LEGACY, V1, Subprotocol
 from bridgehead._transports.tasks import run_all, waited
@@ -96,10 +100,7 @@ class WebsocketTransport(Transport):
         self._session = uuid.uuid4().hex
         self._subprotocol = BINARY
         self._socket: _CountingConnection | None = None
-        self._absent = False  # the process has ended, and the server starts another one
-        self._changed = asyncio.Event()  # set, and replaced, when sending may be possible again
-        self._parked: set[str] = set()  # ids of messages that wait for a connection
-        self._process: str | None = None  # the session id of the kernel's process
+        self._gate = Gate()  # also shut while the server starts another process
         self._asking: asyncio.Task[None] | None = None
         self._restarting = False
 
@@ -114,7 +115,7 @@ class WebsocketTransport(Transport):
         """
         try:
             async with asyncio.timeout(timeout):
-                self._socket = await self._connect(self._session)
+                self._socket = await self._connect_slowly()
                 self._subprotocol = _subprotocol_of(self._socket)
                 self.spawn(self._run(self._socket))
                 await self._until_it_answers()
@@ -128,6 +129,15 @@ class WebsocketTransport(Transport):
                 f"the kernel {self.kernel_id} of {self.url} did not answer within "
                 f"{timeout:g} s: it is starting, or stuck"
             ) from None
+
+    async def _connect_slowly(self) -> _CountingConnection:
+        """Connect, however long the server waits for the kernel."""
+        while True:
+            try:
+                return await self._connect(self._session)
+            except ServerUnreachable as error:
+                if not isinstance(error.__cause__, TimeoutError):
+                    raise
 
     async def _connect(self, session: str) -> _CountingConnection:
         """Connect once; raise ``ServerUnreachable`` if a later attempt may succeed."""
@@ -223,15 +233,15 @@ class WebsocketTransport(Transport):
 
     async def send(self, channel: str, message: dict[str, Any], buffers: Sequence[Any]) -> None:
         identity, generation = message["header"]["msg_id"], self.life.generation
-        while (socket := self._socket) is None or (self._absent and channel == "shell"):
-            self._parked.add(identity)
-            try:
-                await self._changed.wait()
-            finally:
-                self._parked.discard(identity)
+        gate = self._gate
+        asks = channel == "control" and message["header"]["msg_type"] == "kernel_info_request"
+        while (socket := self._socket) is None or not (asks or gate.is_open):
+            await gate.wait(identity)
             if generation != self.life.generation:
                 self.life.check()
                 raise KernelRestarted("the kernel's process was replaced; nothing was sent")
+        if asks:
+            gate.asked(identity)
         data = self._subprotocol.pack(channel, message, buffers)
         if identity in self.dispatcher.pending:
             self.dispatcher.pending[identity].nbytes = len(data)
@@ -251,7 +261,7 @@ class WebsocketTransport(Transport):
                 return
             self._socket = socket = another
             self._subprotocol = _subprotocol_of(socket)
-            self._wake_senders()
+            self._gate.wake()
             self.spawn(self._resume(lost))
 
     async def _read(self, socket: _CountingConnection) -> None:
@@ -263,6 +273,10 @@ class WebsocketTransport(Transport):
                 data = await socket.recv()
             except ConnectionClosed:
                 return
+            except MemoryError:
+                self.unreadable += 1
+                await asyncio.sleep(0)
+                continue
             try:
                 self._handle(*self._subprotocol.unpack(data))
             except Exception:  # noqa: BLE001
@@ -275,9 +289,10 @@ class WebsocketTransport(Transport):
     def _handle(self, channel: str, message: dict[str, Any]) -> None:
         header, content = message["header"], message["content"]
         if channel == "control" and header["msg_type"] == "kernel_info_reply":
-            self._kernel_answered(str(header.get("session")))
+            question = message["parent_header"].get("msg_id")
+            self._kernel_answered(question, str(header.get("session")))
         elif channel == "shell" and header["msg_type"].endswith("_reply"):
-            self._reply_arrived(str(header.get("session")), message["parent_header"].get("msg_id"))
+            self._reply_arrived(str(header.get("session")))
         elif header["msg_type"] == "status" and not self._restarting:
             if content.get("execution_state") == "restarting":
                 self._replaced("the kernel's process died, and the server started another")
@@ -290,7 +305,9 @@ class WebsocketTransport(Transport):
     def _disconnected(self, code: int | None) -> list[Pending]:
         """Record that the connection is down, and return the requests that were sent over it."""
         self._socket = None
-        lost = [one for one in self.dispatcher.pending.values() if one.id not in self._parked]
+        self._gate.shut()
+        unsent = self._gate.waiting
+        lost = [one for one in self.dispatcher.pending.values() if one.id not in unsent]
         for pending in lost:
             pending.cut = pending.repeatable
         if code == TOO_BIG and lost:
@@ -327,7 +344,7 @@ class WebsocketTransport(Transport):
                 reason = str(error) or type(error).__name__
             elapsed = asyncio.get_running_loop().time() - started
             if elapsed > self.timings.reconnect_within and not self.life.is_lost:
-                self.connection_lost(self._unreachable(why, reason), "dead")
+                self.connection_lost(self._unreachable(why, reason), "unresponsive")
 
     def _unreachable(self, why: str, reason: str) -> Callable[[], BridgeError]:
         return lambda: TransportError(
@@ -360,58 +377,51 @@ class WebsocketTransport(Transport):
                 self.kernel_info = await self.dispatcher.control(
                     "kernel_info_request", {}, patience
                 )
-                return
+                if self._gate.is_open:  # else this was the answer to an earlier question
+                    return
             await asyncio.sleep(self.timings.ask_again_after)
             patience = min(2 * patience, self.timings.longest_reply)
 
-    def _kernel_answered(self, process: str) -> None:
+    def _kernel_answered(self, question: object, process: str) -> None:
         """Record that the kernel answers, from the process with this session id."""
-        if self._process not in (None, process) and not self._restarting:
+        gate = self._gate
+        if not gate.counts(question):
+            return
+        if gate.process not in (None, process) and not self._restarting:
             self._replaced("the kernel's process was replaced")
-        self._process = process
         if self.life.is_lost and not self._restarting:
             self.life.connection_made()
-        if self._absent and self.life.state in ("starting", "restarting"):
+        if not gate.is_open and self.life.state in ("starting", "restarting"):
             self.life.state = "idle"  # otherwise only the next request's status would say so
-        self._absent = False
-        self._wake_senders()
+        gate.open(process)
 
-    def _reply_arrived(self, process: str, request: Any) -> None:
-        """Compare the process that replied with the known one; fail requests to another process.
+    def _reply_arrived(self, process: str) -> None:
+        """Fail all calls if another process replied than the one that they were meant for.
 
-        The request that got this reply is left alone: its caller sees from the reply whether the
-        remote part is installed in that process.
+        The server keeps messages for a kernel that it is restarting, and gives them to the new
+        process. That is known only now.
         """
-        known, self._process = self._process, process
-        if known in (None, process):
+        gate = self._gate
+        if gate.process in (None, process) or process in gate.former or self._restarting:
             return
-        for identity in list(self.dispatcher.pending):
-            if identity != request:
-                self.dispatcher.settle(
-                    identity, KernelRestarted("the kernel's process was replaced")
-                )
+        self._replaced("the kernel's process was replaced")
 
     def _replaced(self, reason: str) -> None:
         """Record that another process runs, or will soon; new requests wait for it."""
         self._lost(lambda: KernelRestarted(reason), "restarting")
         self.life.connection_made()
-        self._absent, self.life.state = True, "restarting"
+        self.life.state = "restarting"
 
     def _lost(self, why: Callable[[], BridgeError], state: str) -> None:
         """Record that the kernel's process has ended, and ask until another one answers."""
+        self._gate.shut(forget=True)
         self.connection_lost(why, state)
-        self._process = None
         if self._asking is None or self._asking.done():
             self._asking = self.spawn(self._until_it_answers())
 
     def connection_lost(self, why: Callable[[], BridgeError], state: str) -> None:
         super().connection_lost(why, state)
-        self._wake_senders()
-
-    def _wake_senders(self) -> None:
-        """Let the tasks that wait to send check again whether they can."""
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self._gate.wake()
 
     def _death(self, reason: str) -> Callable[[], BridgeError]:
         by_client = "; another client had asked it to shut down" if self.life.shut_down else ""
@@ -445,6 +455,7 @@ class WebsocketTransport(Transport):
     async def replace(self, timeout: float) -> None:
         self._restarting = True
         try:
+            self._gate.shut()
             self.connection_lost(lambda: KernelRestarted("the kernel was restarted"), "restarting")
             try:
                 await self.rest.ask_kernel(self.kernel_id, "restart", timeout)
@@ -453,6 +464,7 @@ class WebsocketTransport(Transport):
                 raise
             self.life.connection_made()
             self.life.state = "starting"
+            self._gate.shut(forget=True)  # an answer of the old process does not count
             await self._until_it_answers()
         finally:
             self._restarting = False

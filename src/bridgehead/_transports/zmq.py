@@ -374,7 +374,8 @@ class ZmqTransport(Transport):
         if self.life.shut_down:
             return True
         if self._kernel_process is not None:
-            return False  # ``_watch_process`` reports it, with the exit code
+            await self.look_at_process()  # which reports it, with the exit code
+            return False
         if self.local_process is not None:
             return self.local_process.has_ended() is True
         # The process cannot be looked at. All that can be known is whether a kernel listens.
@@ -386,9 +387,11 @@ class ZmqTransport(Transport):
     @property
     def process_is(self) -> str:
         """What is known of a process of which there is no evidence that it has ended."""
-        if self.local_process is None and self._kernel_process is None:
-            return "nothing shows that its process has ended"
-        return "its process runs"
+        if self._kernel_process is not None:
+            return "its manager does not report that its process has ended"
+        if self.local_process is not None:
+            return "its process runs"
+        return "nothing shows that its process has ended"
 
     async def _listen_to(self, heart: Any) -> None:
         """Distinguish a stopped kernel from a busy one by its heartbeat.
@@ -456,19 +459,17 @@ class ZmqTransport(Transport):
     async def _watch_process(self, kernel_process: KernelProcess) -> None:
         while True:
             await kernel_process.pause(self.link.down)
-            if self._replacing or self.life.is_lost:
-                continue
-            if await kernel_process.has_ended() and not self._replacing and not self.life.is_lost:
-                by = "; another client had asked it to shut down" if self.life.shut_down else ""
-                text = f"the kernel's process {kernel_process.how()}{by}"
-                self.connection_lost(
-                    self._death(text + kernel_process.last_words(), kernel_process.exit_code),
-                    "dead",
-                )
+            await self.look_at_process()
 
-    @staticmethod
-    def _death(text: str, code: int | None) -> Callable[[], KernelDied]:
-        return lambda: KernelDied(text, exit_code=code)
+    async def look_at_process(self) -> None:
+        process = self._kernel_process
+        if process is None or self._replacing or self.life.is_lost:
+            return
+        if await process.has_ended() and not self._replacing and not self.life.is_lost:
+            by = "; another client had asked it to shut down" if self.life.shut_down else ""
+            text = f"the kernel's process {process.how()}{by}{process.last_words()}"
+            code = process.exit_code
+            self.connection_lost(lambda: KernelDied(text, exit_code=code), "dead")
 
     # ------------------------------------------------------------ interrupt and restart
 

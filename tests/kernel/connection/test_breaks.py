@@ -371,6 +371,23 @@ def _once(reading: asyncio.Event, has_ended: Callable[[], Any]) -> Callable[[], 
     return later
 
 
+async def test_a_death_is_found_although_the_process_is_hardly_watched(
+    live: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """J12. The watch of the process comes too late: a lost socket has the process looked at."""
+    await live.push(x=1)
+    never = asyncio.Event()
+    monkeypatch.setattr(live._transport._kernel_process, "pause", lambda sooner: never.wait())
+    lane = live._connection.remote.lane
+    await asyncio.sleep(0.2)  # the watch waits for good
+    os.kill(live.info.pid, signal.SIGKILL)
+    await until(lambda: lane.lost)
+    async with reported_within(3):
+        outcomes = await all_of(*everything(live))
+    assert {type(outcome) for outcome in outcomes} == {KernelDied}, outcomes
+    assert {outcome.exit_code for outcome in outcomes} == {-signal.SIGKILL}
+
+
 async def test_a_socket_thread_that_ends_alone_is_no_death(live: Bridge) -> None:
     """J12. The other way round: only the socket is lost, and the calls go on over a new one."""
     await live.push(x=1)

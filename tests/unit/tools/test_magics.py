@@ -18,6 +18,7 @@ from traitlets.config import Config
 from bridgehead import SyncBridge
 from bridgehead._tools.magics import cell, complete
 from bridgehead._tools.magics.parsing import names_in, wanted, words_of
+from bridgehead._transports.loopback import LoopbackTransport
 
 
 class Shell:
@@ -66,6 +67,20 @@ def shell(empty: Shell) -> Shell:
     """Open a bridge in the IPython."""
     empty.bridges["main"] = SyncBridge.loopback()
     return empty
+
+
+def test_a_close_that_fails_can_be_repeated(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    """J8. The bridge stays known until it is closed completely."""
+
+    async def fails(self: LoopbackTransport) -> None:
+        raise OSError("not now")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LoopbackTransport, "close", fails)
+        assert "not now" in shell("%bridge close")
+        assert list(shell.bridges) == ["main"]
+    assert shell("%bridge close") == ""
+    assert not shell.bridges
 
 
 # ---------------------------------------------------------------- parsing

@@ -10,7 +10,7 @@ import argparse
 import difflib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -168,12 +168,14 @@ class BridgeMagics(Magics):
             self._known(name)
         for name in names:
             with _plain_errors(name):
-                self.bridges.pop(name).close()
+                self.bridges[name].close()
+                del self.bridges[name]  # not if it failed: the same command tries again
 
     def close_all(self) -> None:
-        """Close every bridge."""
-        while self.bridges:
-            self.bridges.popitem()[1].close()
+        """Close every bridge, whatever fails in closing another one."""
+        with ExitStack() as stack:
+            while self.bridges:
+                stack.callback(self.bridges.popitem()[1].close)
 
     # ------------------------------------------------------------ objects
 
@@ -256,9 +258,9 @@ class BridgeMagics(Magics):
                 f"{name} is open, to pid {previous.info.pid}; close it first "
                 f"(%bridge close {name}), or use another name (--on NAME)"
             )
-        if previous is not None:
-            self.bridges.pop(name).close()
         with _plain_errors(name):
+            if previous is not None:
+                self.bridges.pop(name).close()
             self.bridges[name] = make()
         _say(f"{name}: {self.bridges[name].info}")
 
