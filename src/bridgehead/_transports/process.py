@@ -107,6 +107,6 @@ class KernelProcess:
             self._process.kill()
             async with waited(self._timings.killed):
                 while self._process.poll() is None:  # noqa: ASYNC110 - nothing reports its end
-                    await asyncio.sleep(0.01)
+                    await asyncio.sleep(self._timings.poll_every)
         elif self.manager.has_kernel:
             await self.manager.provisioner.kill()

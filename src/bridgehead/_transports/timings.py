@@ -48,8 +48,10 @@ class Timings:
     cause_known: float = 3.0
     # For a kernel to answer after a connection beside its messages broke.
     answers_after_break: float = 3.0
-    # Between two looks why there is no connection.
+    # Between two looks why there is no connection; when the kernel is lost, between two looks
+    # whether there is one again.
     cause_every: float = 0.1
+    lost_every: float = 1.0
     # After a break, until the socket is connected anew; then twice as long each time, to a maximum.
     # libzmq itself tries every 50 ms, except after an error that it takes for one of the protocol.
     connect_anew: float = 0.5

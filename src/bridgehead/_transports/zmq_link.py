@@ -154,7 +154,7 @@ class Link:
         broken, pause = loop.time(), timings.connect_anew
         anew = broken + pause
         while True:
-            await asyncio.sleep(1 if life.is_lost else timings.cause_every)
+            await asyncio.sleep(timings.lost_every if life.is_lost else timings.cause_every)
             try:
                 self.events()
                 if not self.down.is_set():
