@@ -42,7 +42,7 @@ _pthread_sigmask: Any = getattr(signal, "pthread_sigmask", None)
 _SIGINT = signal.SIGINT
 this_thread = threading.get_ident
 # s between two signals to one cell; an interrupt in between counts as delivered. A second signal
-# must not strike while the first one ends the cell.
+# must not arrive while the first one ends the cell.
 APART = 0.05
 
 

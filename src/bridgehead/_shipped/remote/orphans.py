@@ -14,7 +14,7 @@ from typing import Any, Iterator
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.inspection import runs
-    from bridgehead._shipped.wire.header import Subshell
+    from bridgehead._shipped.wire.header import SubshellOwner
 
 IDLE_SUBSHELL = 600.0  # seconds after which an unused subshell counts as an orphan
 
@@ -27,7 +27,7 @@ class SubshellTable:
         self.known: dict[str, tuple[Any, Any, Any]] = {}
 
     @contextmanager
-    def in_use(self, owner: Subshell) -> Iterator[None]:
+    def in_use(self, owner: SubshellOwner) -> Iterator[None]:
         """Record a subshell and its owner, and that it is busy inside the ``with`` block."""
         self.known[owner["id"]] = (owner["host"], owner["pid"], None)
         try:

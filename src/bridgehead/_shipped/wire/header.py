@@ -2,7 +2,7 @@
 
 Rule: use the standard library only, run on Python 3.8 and later, the same file at both ends. This
 file says what a header may contain, and has the names that both ends know. What a request does is
-in ``remote``. A header is written where it is made, and never changed: whoever needs another one
+in ``remote``. A header is written where it is made, and never changed: code that needs another one
 makes a new one from it.
 
 The annotations are the table that ``fits`` checks a header against. So this file does not import
@@ -24,7 +24,7 @@ UPDATE_MESSAGE = "bridgehead_update"  # msg_type of an update, sent to the clien
 PROBE = b"bridgehead probe"
 
 
-class Subshell(TypedDict):
+class SubshellOwner(TypedDict):
     """The subshell that serves a request. ``_connection.subshell`` writes it."""
 
     id: str
@@ -66,7 +66,7 @@ class RequestHeader(TypedDict, total=False):
     cell: str  # for interrupt_cell: the id of the cell's message
     # _connection writes these, for any operation.
     now: bool  # the request does not wait for the running cell
-    subshell: Subshell  # which serves it, in place of the main thread
+    subshell: SubshellOwner  # which serves it, in place of the main thread
     refs: bool  # the payload has refs, which the kernel replaces by its objects
     code: bool  # the payload carries code, so cloudpickle is needed
     opens: str  # "data": the kernel opens the payload as data
