@@ -42,6 +42,7 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_core.utils import ensure_async
 
 from bridgehead._errors import (
+    BridgeClosed,
     BridgeError,
     KernelDied,
     KernelNotFound,
@@ -311,8 +312,11 @@ class ZmqTransport(Transport):
                 self.link.gate.asked(identity)
             else:
                 await self.link.ready(identity, generation)
+            socket = self._sockets.get(channel)
+            if socket is None:  # closed while this waited, or a task still asks after the close
+                raise BridgeClosed("this bridge was closed")
             try:
-                await self._sockets[channel].send_multipart(parts, flags=zmq.NOBLOCK, copy=False)
+                await socket.send_multipart(parts, flags=zmq.NOBLOCK, copy=False)
                 return
             except zmq.Again:
                 if channel != "shell":

@@ -29,11 +29,13 @@ from bridgehead import (
     ReplyLost,
     TransportError,
 )
+from bridgehead._transports.timings import Timings
 from support.cuts import Cuts, cuttable, managed
-from support.kit import all_of, file_of, goes_on, reported_within, stopped, until
+from support.kit import MESSAGES, all_of, file_of, goes_on, reported_within, stopped, until
 from support.look import look
 
 LANES: list[Any] = ["direct", "buffers"]
+TRUE = Timings()
 
 
 async def calls_go_on(bridge: Bridge) -> None:
@@ -86,12 +88,15 @@ async def test_a_watch_goes_on_over_a_new_connection(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["aborted", "refused", "held"])
-async def test_a_connection_that_stays_down_is_no_death(tmp_path: Path, how: str) -> None:
+async def test_a_connection_that_stays_down_is_no_death(
+    tmp_path: Path, how: str, shorten: Callable[..., None]
+) -> None:
     """J6. No connection for seconds, but the process runs: KernelUnresponsive, then all goes on."""
     async with cuttable(tmp_path, lane="buffers") as (bridge, cuts):
         await bridge.push(x=1)
         cuts.is_down, cuts.holds = how == "aborted", how == "held"
         await (cuts.stop_listening() if how == "refused" else asyncio.sleep(0))
+        shorten(reconnect_grace=0.3, silence=1.0)
         cuts.cut()
         calls = [bridge.pull("x"), bridge.run("y = 2"), bridge.push(z=3)]
         async with reported_within(3):
@@ -102,6 +107,7 @@ async def test_a_connection_that_stays_down_is_no_death(tmp_path: Path, how: str
         async with reported_within(5):
             with pytest.raises(KernelUnresponsive):
                 await bridge.pull("x")
+        shorten(reconnect_grace=TRUE.reconnect_grace, silence=TRUE.silence)
         cuts.is_down = cuts.holds = False
         await (cuts.listen() if how == "refused" else asyncio.sleep(0))
         cuts.cut()
@@ -110,7 +116,10 @@ async def test_a_connection_that_stays_down_is_no_death(tmp_path: Path, how: str
         assert await look(cuts.kernel_file) == {"x": "1"}  # what failed did not run
 
 
-@pytest.mark.parametrize("channel", ["shell", "iopub", "heartbeat", "control"])
+@pytest.mark.parametrize(
+    "channel",
+    ["shell", "iopub", pytest.param("heartbeat", marks=pytest.mark.slow), "control"],
+)
 async def test_a_connection_that_libzmq_gives_up_is_made_again(
     tmp_path: Path, channel: str
 ) -> None:
@@ -225,7 +234,9 @@ asyncio.run(main({"lane": sys.argv[1]}))
 """
 
 
-@pytest.mark.parametrize("lane", ["direct", "buffers", "inline"])
+@pytest.mark.parametrize(
+    "lane", ["direct", *(pytest.param(x, marks=pytest.mark.slow) for x in MESSAGES)]
+)
 async def test_a_client_without_memory_reports_no_death(lane: str) -> None:
     """J6. What the kernel sends does not fit into the memory that this process may use."""
     command = (sys.executable, "-c", OUT_OF_MEMORY, lane)
@@ -243,11 +254,12 @@ async def test_a_client_without_memory_reports_no_death(lane: str) -> None:
 
 @pytest.mark.parametrize("restarted", [False, True])
 async def test_a_death_while_the_connection_is_down_is_reported(
-    tmp_path: Path, restarted: bool
+    tmp_path: Path, restarted: bool, shorten: Callable[..., None]
 ) -> None:
     """J6. There is evidence: the process of an attached kernel is gone from this machine."""
     async with cuttable(tmp_path, lane="buffers") as (bridge, cuts):
         await bridge.push(x=1)
+        shorten(reconnect_grace=0.3)
         cuts.is_down = True
         cuts.cut()
         with pytest.raises(KernelUnresponsive):
@@ -286,7 +298,7 @@ async def test_a_death_behind_a_proxy_that_keeps_the_connection_is_reported(
 
 
 async def test_a_kernel_of_another_pid_namespace_is_not_looked_at(
-    kernelspec: Callable[..., str], tmp_path: Path
+    kernelspec: Callable[..., str], tmp_path: Path, shorten: Callable[..., None]
 ) -> None:
     """J6. Its pid, 1, is that of another process here: only its address says that it is gone."""
     unshared = ["unshare", "--pid", "--fork", "--kill-child"]
@@ -300,9 +312,11 @@ async def test_a_kernel_of_another_pid_namespace_is_not_looked_at(
         assert bridge.info.pid == 1
         await bridge.push(x=1)
         cuts.holds = True
+        shorten(reconnect_grace=0.3)
         cuts.cut()
         with pytest.raises(KernelUnresponsive, match="nothing shows that its process has ended"):
             await bridge.pull("x")
+        shorten(reconnect_grace=TRUE.reconnect_grace)
         cuts.holds = False
         cuts.cut()
         await calls_go_on(bridge)

@@ -164,7 +164,7 @@ async def test_a_cell_that_has_ended_is_not_interrupted(
         await goes_on(bridge)
 
 
-@pytest.mark.parametrize("lane", WITH_GUARD)
+@pytest.mark.parametrize("lane", ["direct", pytest.param("buffers", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("cell", ["import time; time.sleep(0.001)", "await asyncio.sleep(0.001)"])
 async def test_an_interrupt_at_the_end_of_a_cell_never_hits_the_next_one(
     kernel: Bridge, cell: str, lane: Any
@@ -214,7 +214,14 @@ attacker.start()
 
 
 @pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
-@pytest.mark.parametrize("cell", ["time.sleep(0.001)", "await asyncio.sleep(0.001)", "1"])
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "time.sleep(0.001)",
+        pytest.param("await asyncio.sleep(0.001)", marks=pytest.mark.slow),
+        pytest.param("1", marks=pytest.mark.slow),
+    ],
+)
 async def test_an_interrupt_at_any_instant_of_a_cell_loses_no_reply(
     live: Bridge, cell: str
 ) -> None:

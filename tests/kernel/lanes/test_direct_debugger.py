@@ -115,7 +115,13 @@ async def answers_while_stopped(bridge: Bridge, debugger: Debugger, stop: str) -
     await goes_on(bridge)
 
 
-@pytest.mark.parametrize("stop", STOPS)
+@pytest.mark.parametrize(
+    "stop",
+    [
+        pytest.param(stop, marks=() if stop in ("breakpoint", "thread") else pytest.mark.slow)
+        for stop in STOPS
+    ],
+)
 async def test_a_cell_at_a_breakpoint_delays_no_call_with_now(live: Bridge, stop: str) -> None:
     """J9. The debugger comes after the bridge, and suspends the threads that it finds."""
     async with debugging(live) as debugger:
