@@ -101,9 +101,8 @@ class HostileTransport(LoopbackTransport):
         self._received = self.dispatcher.received
         self.dispatcher.received = self.receive  # type: ignore[method-assign]
 
-    async def close(self) -> None:
-        await super().close()
-        self._end()
+    def _end_thread(self) -> None:
+        self._end()  # this kernel has no thread
 
     # ------------------------------------------------------------ messages pass
 

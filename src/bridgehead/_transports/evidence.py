@@ -27,7 +27,8 @@ class LocalProcess:
     """A process of this machine, by its pid and when it started."""
 
     def __init__(self, pid: int, started: int) -> None:
-        self.pid, self._started = pid, started
+        self.pid: int = pid
+        self._started = started
 
     @classmethod
     def find(cls, facts: Any) -> LocalProcess | None:
