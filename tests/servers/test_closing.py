@@ -98,11 +98,9 @@ async def test_a_refused_end_is_tried_again(server: str, wire: Wire, refusal: st
         assert wire.refusals == 0
 
 
-async def test_a_second_close_tries_again(
-    server: str, wire: Wire, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.timings(server_end=0.5)
+async def test_a_second_close_tries_again(server: str, wire: Wire) -> None:
     """J7. The server refuses until the deadline: TransportError, and the next close ends it."""
-    monkeypatch.setattr(rest, "END_WITHIN", 0.5)
     bridge = await on(wire.url)
     async with ending(server, bridge):
         wire.refusals = 1000
@@ -119,11 +117,9 @@ async def test_a_second_close_tries_again(
         await bridge.aclose()  # nothing is left to do
 
 
-async def test_a_sync_bridge_and_a_fleet_try_again(
-    server: str, wire: Wire, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.timings(server_end=0.5)
+async def test_a_sync_bridge_and_a_fleet_try_again(server: str, wire: Wire) -> None:
     """J7. The same of a SyncBridge, and of each bridge of a fleet."""
-    monkeypatch.setattr(rest, "END_WITHIN", 0.5)
     kernel = await asyncio.to_thread(SyncBridge.connect, wire.url, TOKEN)
     fleet = Fleet([await on(wire.url), await on(wire.url)])
     fleet._owned = True  # as one that opened its bridges
@@ -150,11 +146,11 @@ async def test_a_sync_bridge_and_a_fleet_try_again(
 # ---------------------------------------------------------------- J8: the block's own error
 
 
+@pytest.mark.timings(server_end=0.2)
 async def test_a_refusal_to_end_the_kernel_hides_no_error(
-    server: str, wire: Wire, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    server: str, wire: Wire, caplog: pytest.LogCaptureFixture
 ) -> None:
     """J8. The block raises, and the server does not end the kernel: a note and a log record."""
-    monkeypatch.setattr(rest, "END_WITHIN", 0.2)
     bridge = await on(wire.url)
     async with ending(server, bridge):
         wire.refusals = 1000
