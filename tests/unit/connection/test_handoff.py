@@ -391,7 +391,7 @@ async def test_rings_of_handoffs_cancelled_at_random_never_hang(one: Bridge, oth
         ring = [one, other, third]
         for number, bridge in enumerate(ring):
             await bridge.push(x=number, big=b"x" * MIB)
-        for _ in range(30):
+        for _ in range(12):
             tasks = []
             for _ in range(12):
                 source, target = dice.sample(ring, 2)

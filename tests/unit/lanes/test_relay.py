@@ -14,8 +14,8 @@ import pytest
 
 from bridgehead._lanes.relay import RELAY_POOL, RelayedSegment
 from bridgehead._shipped.wire.segments import Segment
-from support.channels import Ends
-from support.shared import KIB, MIB, descriptors, needs_segments, resident
+from support.channels import Ends, needs_segments
+from support.shared import KIB, MIB, descriptors, resident
 
 pytestmark = needs_segments
 

@@ -29,7 +29,8 @@ from bridgehead._shipped.wire.segments import Pool
 from bridgehead._shipped.wire.socket import SECRET, FrameSocket
 from bridgehead._transports.state import KernelState
 from bridgehead._transports.timings import Timings
-from support.shared import descriptors, filled, needs_segments
+from support.channels import needs_segments
+from support.shared import descriptors, filled
 
 pytestmark = needs_segments
 

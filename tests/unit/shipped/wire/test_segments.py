@@ -23,13 +23,13 @@ from hypothesis import strategies as st
 
 from bridgehead._shipped.wire import segments as _segments
 from bridgehead._shipped.wire.segments import Pool, Segment, SegmentCache, layout
+from support.channels import needs_segments
 from support.shared import (
     KIB,
     MIB,
     descriptors,
     handed,
     in_a_process,
-    needs_segments,
     released,
     resident,
     sent,
@@ -188,7 +188,7 @@ def test_no_file_stays_open(pool: Pool) -> None:
 def test_threads_can_take_segments_while_another_trims(pool: Pool) -> None:
     """A segment that is being filled or leased is never closed."""
     failures: list[BaseException] = []
-    end = time.monotonic() + 3
+    end = time.monotonic() + 1
 
     def use(value: int) -> None:
         data = np.full(256 * KIB, value, "u1")

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 from bridgehead._shipped.wire.segments import Pool, SegmentCache
+from support.channels import needs_segments
 from support.shared import (
     KIB,
     MIB,
@@ -26,7 +27,6 @@ from support.shared import (
     filled,
     handed,
     in_a_process,
-    needs_segments,
     released,
     resident,
     sent,
@@ -244,7 +244,7 @@ def test_several_threads_can_map_pages(pool: Pool) -> None:
     try:
         for thread in threads:
             thread.start()
-        for _ in range(20):
+        for _ in range(8):
             current[0] = maps = SegmentCache()
             handed(maps, segment)
             for nbytes in range(mmap.PAGESIZE, total // 8, mmap.PAGESIZE):

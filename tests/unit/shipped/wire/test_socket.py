@@ -26,8 +26,8 @@ from bridgehead._shipped.wire import socket as _socket
 from bridgehead._shipped.wire.errors import WireError
 from bridgehead._shipped.wire.segments import Segment, layout
 from bridgehead._shipped.wire.socket import peer
-from support.channels import Ends
-from support.shared import MIB, descriptors, needs_segments
+from support.channels import Ends, needs_segments
+from support.shared import MIB, descriptors
 
 pytestmark = needs_segments
 
