@@ -122,7 +122,11 @@ class LoopCall(Generic[T]):
     # Only the loop's thread calls the methods below.
 
     def begin(self, calls: set[LoopCall[Any]]) -> None:
-        """Start the call; it leaves ``calls`` when it has ended."""
+        """Start the call, unless it was started; it leaves ``calls`` when it has ended."""
+        if self.is_done:
+            calls.discard(self)
+        if self.is_done or self._task is not None:
+            return
 
         def ended(task: asyncio.Task[None]) -> None:
             calls.discard(self)
@@ -132,9 +136,13 @@ class LoopCall(Generic[T]):
         self._task = asyncio.get_running_loop().create_task(self._run())
         self._task.add_done_callback(ended)
 
-    def cancel(self) -> None:
+    def cancel(self, calls: set[LoopCall[Any]]) -> None:
+        """Cancel the call; one that was not started ends at once and leaves ``calls``."""
         if self._task is not None:
             self._task.cancel()
+        elif not self.is_done:
+            calls.discard(self)
+            self.end(asyncio.CancelledError())
 
     def end(self, error: BaseException | None = None) -> None:
         self._error, self.is_done = error, True
@@ -182,6 +190,9 @@ class LoopThread:
     def start(self, call: LoopCall[T]) -> LoopCall[T]:
         """Begin a call on the loop and return it.
 
+        An interrupt may be raised here before or after the loop has heard of the call. To start
+        the call again does no harm.
+
         Raises:
             RuntimeError: the caller is the loop's own thread, where the call could never end, or
                 is in a forked child, which does not have the loop's thread.
@@ -219,13 +230,15 @@ class LoopThread:
         Raises what ``start`` does.
         """
         call = LoopCall(function) if callbacks is None else LoopCall(function, callbacks.stop)
-        self.start(call)
         try:
+            self.start(call)
             if callbacks is not None:
                 callbacks.run()
             return call.result()
         except BaseException as error:
             if not call.is_done:
+                if call not in self._calls:  # ``start`` refused it
+                    raise
                 self.cancel(call)
                 if finish:
                     call.wait()
@@ -236,7 +249,7 @@ class LoopThread:
     def cancel(self, call: LoopCall[Any]) -> None:
         """Cancel a call; it ends soon after."""
         with contextlib.suppress(RuntimeError):  # the loop is closed, so the call has ended
-            self._loop.call_soon_threadsafe(call.cancel)
+            self._loop.call_soon_threadsafe(call.cancel, self._calls)
 
     # ------------------------------------------------------------ bridges
 
@@ -267,12 +280,14 @@ class LoopThread:
             self._closings.add(closing)  # a loop keeps only weak references to its tasks
             closing.add_done_callback(self._closings.discard)
             return
+        closed = LoopCall(lambda: self._close(bridge))
         try:
-            closed = self.start(LoopCall(lambda: self._close(bridge)))
             try:
-                closed.wait()
-            finally:
-                closed.result()
+                self.start(closed).wait()
+            except BaseException:
+                self.start(closed).result()  # the interrupt may have come before it was started
+                raise
+            closed.result()
         finally:
             self.join()
 

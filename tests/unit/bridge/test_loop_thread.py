@@ -14,7 +14,7 @@ import sys
 import textwrap
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -360,6 +360,54 @@ def test_an_interrupted_opening_leaves_nothing_when_the_interrupt_is_raised() ->
     with pytest.raises(KeyboardInterrupt):
         loop_thread.open_on_shared_loop(slow.make)
     assert slow.undone
+
+
+class InterruptedOnce:
+    """``call_soon_threadsafe`` of a loop, interrupted the first time it is called."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, *, scheduled: bool) -> None:
+        self._schedule, self._scheduled = loop.call_soon_threadsafe, scheduled
+        self.is_interrupted = False
+
+    def __call__(self, callback: Callable[..., object], *args: object) -> object:
+        if self.is_interrupted:
+            return self._schedule(callback, *args)
+        self.is_interrupted = True
+        if self._scheduled:
+            self._schedule(callback, *args)
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_an_interrupt_while_an_opening_is_handed_to_the_loop(
+    scheduled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with SyncBridge.loopback() as kept:
+        slow, loop = Slow(), kept._thread._loop
+        interrupted = InterruptedOnce(loop, scheduled=scheduled)
+        monkeypatch.setattr(loop, "call_soon_threadsafe", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            loop_thread.open_on_shared_loop(slow.make)
+        assert slow.undone == slow.opening.is_set()
+        kept["x"] = 1
+        assert kept["x"] == 1
+        assert kept._thread._open_bridges == 1
+
+
+@pytest.mark.parametrize("scheduled", [False, True])
+def test_an_interrupt_while_a_closing_is_handed_to_the_loop(
+    scheduled: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bridge = SyncBridge.loopback().__enter__()
+    loop = bridge._thread._loop
+    interrupted = InterruptedOnce(loop, scheduled=scheduled)
+    monkeypatch.setattr(loop, "call_soon_threadsafe", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bridge.close()
+    assert interrupted.is_interrupted
+    assert not bridge._thread._thread.is_alive()
+    with pytest.raises(BridgeClosed):
+        bridge["x"] = 1
 
 
 def test_a_call_cancelled_before_its_first_step_ends() -> None:
