@@ -12,6 +12,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 import bridgehead
 
 API = Path(__file__).parents[1] / "typing" / "api.py"
@@ -36,6 +38,7 @@ def pyright(*arguments: str) -> dict[str, Any]:
     return report
 
 
+@pytest.mark.slow
 def test_mypy_infers_the_intended_types() -> None:
     ran = checked("mypy", "--strict", str(API))
     assert ran.returncode == 0, ran.stdout + ran.stderr

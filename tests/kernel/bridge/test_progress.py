@@ -184,6 +184,7 @@ async def test_a_notebook_shows_a_widget_in_the_cell_that_called() -> None:
     assert not any("stderr" in kinds(cell) for cell in cells)
 
 
+@pytest.mark.slow
 async def test_the_bar_of_a_task_is_shown_in_the_cell_that_made_the_task(live: Bridge) -> None:
     await live.run(FIRST)
     messages = live.messages()

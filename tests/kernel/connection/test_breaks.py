@@ -118,7 +118,12 @@ async def test_a_connection_that_stays_down_is_no_death(
 
 @pytest.mark.parametrize(
     "channel",
-    ["shell", "iopub", pytest.param("heartbeat", marks=pytest.mark.slow), "control"],
+    [
+        "shell",
+        pytest.param("iopub", marks=pytest.mark.slow),
+        pytest.param("heartbeat", marks=pytest.mark.slow),
+        "control",
+    ],
 )
 async def test_a_connection_that_libzmq_gives_up_is_made_again(
     tmp_path: Path, channel: str
@@ -185,6 +190,7 @@ asyncio.run(main(sys.argv[1]))
 """
 
 
+@pytest.mark.slow
 async def test_a_client_without_descriptors_reports_no_death(tmp_path: Path) -> None:
     """J6. The connection breaks, and the client has no descriptor to make another one."""
     async with managed() as manager, Cuts(manager, tmp_path) as cuts:
@@ -283,6 +289,7 @@ async def test_a_death_while_the_connection_is_down_is_reported(
             await goes_on(bridge)
 
 
+@pytest.mark.slow
 async def test_a_death_behind_a_proxy_that_keeps_the_connection_is_reported(
     tmp_path: Path,
 ) -> None:
@@ -297,6 +304,7 @@ async def test_a_death_behind_a_proxy_that_keeps_the_connection_is_reported(
                 await bridge.run("1")
 
 
+@pytest.mark.slow
 async def test_a_kernel_of_another_pid_namespace_is_not_looked_at(
     kernelspec: Callable[..., str], tmp_path: Path, shorten: Callable[..., None]
 ) -> None:
@@ -343,6 +351,7 @@ def everything(bridge: Bridge) -> list[Any]:
 
 
 @pytest.mark.parametrize("attached", [False, True], ids=["launched", "attached"])
+@pytest.mark.slow
 async def test_a_socket_that_is_lost_before_the_death_is_noticed(
     live: Bridge, attached: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -385,6 +394,7 @@ def _once(reading: asyncio.Event, has_ended: Callable[[], Any]) -> Callable[[], 
     return later
 
 
+@pytest.mark.slow
 async def test_a_death_is_found_although_the_process_is_hardly_watched(
     live: Bridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -465,6 +475,7 @@ async def test_nothing_that_waits_runs_in_another_process(
             await goes_on(bridge)
 
 
+@pytest.mark.slow
 async def test_nothing_is_sent_to_a_process_that_does_not_answer(tmp_path: Path) -> None:
     """J4. The connection is back, and the kernel is stopped: nothing waits in its queue."""
     async with cuttable(tmp_path, lane="buffers") as (bridge, cuts):

@@ -193,6 +193,7 @@ def slowly(value: int) -> int:
     return value
 
 
+@pytest.mark.slow
 async def test_an_interrupt_ends_one_request_of_a_batch(kernel: Bridge, sent: Sent) -> None:
     """SIGINT while a batch runs: each push that reports no interrupt has bound all its names."""
     interrupted = 0

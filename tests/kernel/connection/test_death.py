@@ -251,6 +251,7 @@ async def test_calls_to_a_dead_kernel_never_run_in_the_next_one(
 @pytest.mark.parametrize(
     ("operation", "pause"), [("push", 0), ("run", 0), ("push", 3)], ids=["push", "run", "later"]
 )
+@pytest.mark.slow
 async def test_an_unnoticed_restart_is_reported_by_the_next_call(
     manager: AsyncKernelManager, operation: str, pause: float
 ) -> None:

@@ -226,6 +226,7 @@ async def test_no_reply_stays_unread_on_the_socket(kernel: Bridge) -> None:
     await goes_on(kernel)
 
 
+@pytest.mark.slow
 async def test_a_missed_heartbeat_is_not_reported_as_death() -> None:
     """D17. A kernel that is stopped for 2 s, or on an overloaded machine, is alive."""
     async with Bridge.launch() as owner, Bridge.attach(file_of(owner)) as bridge:

@@ -523,6 +523,7 @@ async def test_a_kernel_that_dies_before_a_handoff_starts_is_reported(which: str
             await cell
 
 
+@pytest.mark.slow
 async def test_a_stopped_target_and_then_a_dead_source_are_reported() -> None:
     async with Bridge.launch() as source, Bridge.launch() as target:
         await source.push(x=1)
@@ -549,6 +550,7 @@ async def test_a_stopped_target_and_then_a_dead_source_are_reported() -> None:
 
 
 @pytest.mark.parametrize("which", ["source", "target"])
+@pytest.mark.slow
 async def test_a_restart_during_a_handoff_is_reported(which: str) -> None:
     dice = random.Random(1)
     async with Bridge.launch() as source, Bridge.launch() as target:

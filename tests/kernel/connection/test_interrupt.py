@@ -87,6 +87,7 @@ def was_interrupted(outcome: Any) -> bool:
 
 @pytest.mark.parametrize("lane", ONE_OF_MESSAGES)
 @pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
+@pytest.mark.slow
 async def test_an_interrupt_during_a_large_push_is_reported(kernel_name: str, lane: Any) -> None:
     """C1. SIGINT at random moments of a large push: reported at once; all names or none."""
     async with Bridge.launch(kernel_name, lane=lane) as bridge:
@@ -109,6 +110,7 @@ async def test_an_interrupt_during_a_large_push_is_reported(kernel_name: str, la
 
 @pytest.mark.parametrize("lane", ONE_OF_MESSAGES)
 @pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
+@pytest.mark.slow
 async def test_an_interrupt_during_a_large_pull_is_reported(kernel_name: str, lane: Any) -> None:
     """C2. SIGINT at random moments of a large pull: reported, and nothing changed."""
     async with Bridge.launch(kernel_name, lane=lane) as bridge:

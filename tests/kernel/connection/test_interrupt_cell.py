@@ -303,6 +303,7 @@ async def test_a_cell_is_interrupted_after_its_subshell_was_deleted(kernel: Brid
         await goes_on(bridge)
 
 
+@pytest.mark.slow
 async def test_a_cell_that_was_aborted_and_sent_again_is_interrupted(kernel: Bridge) -> None:
     """Each try has an id of its own; the observer has that of the last one."""
     async with other(kernel) as client:

@@ -140,6 +140,7 @@ async def test_a_question_that_is_lost_is_asked_again(
 
 
 @pytest.mark.timings(lost_after=3.0)
+@pytest.mark.slow
 async def test_a_kernel_that_is_idle_and_answers_nothing_is_reported(
     kernel: Bridge, tmp_path: Path
 ) -> None:
@@ -176,6 +177,7 @@ WITHOUT_FILES = {
     "operation",
     [pytest.param("run", marks=pytest.mark.timings(idle_silence=1.0)), "pull", "push"],
 )
+@pytest.mark.slow
 async def test_a_kernel_without_a_free_descriptor_does_not_hang_a_call(operation: str) -> None:
     """J3. The kernel is at its limit of descriptors: each call ends, with a true error if any."""
     async with Bridge.launch() as bridge:
@@ -190,6 +192,7 @@ async def test_a_kernel_without_a_free_descriptor_does_not_hang_a_call(operation
         await goes_on(bridge)
 
 
+@pytest.mark.slow
 async def test_a_busy_kernel_is_waited_for() -> None:
     """J3. While a cell runs the question waits with the request, and no deadline runs."""
     async with Bridge.launch() as bridge:

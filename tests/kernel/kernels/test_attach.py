@@ -62,6 +62,7 @@ async def test_a_missing_or_ambiguous_name_lists_the_files_found() -> None:
             await Bridge.attach("kernel-*.json")
 
 
+@pytest.mark.slow
 async def test_a_stale_connection_file_is_reported_soon(tmp_path: Path) -> None:
     async with Bridge.launch(connection_file=tmp_path / "k.json") as bridge:
         info = Path(bridge.info.connection_file or "").read_text()

@@ -115,6 +115,7 @@ asyncio.run(main(sys.argv[1:]))
 """
 
 
+@pytest.mark.slow
 async def test_where_no_unix_socket_can_be_bound_launch_uses_tcp(tmp_path: Path) -> None:
     """J14. As on mounts of Docker Desktop, WSL 1, CIFS and some NFS: TCP, and nothing is left."""
     compiler = shutil.which("cc")

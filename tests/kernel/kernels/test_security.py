@@ -488,6 +488,7 @@ launch_new_instance()
 """
 
 
+@pytest.mark.slow
 async def test_a_kernel_that_does_not_encrypt_is_reported(
     jupyter_folders: Path, tmp_path: Path
 ) -> None:

@@ -118,7 +118,7 @@ async def answers_while_stopped(bridge: Bridge, debugger: Debugger, stop: str) -
 @pytest.mark.parametrize(
     "stop",
     [
-        pytest.param(stop, marks=() if stop in ("breakpoint", "thread") else pytest.mark.slow)
+        pytest.param(stop, marks=() if stop == "breakpoint" else pytest.mark.slow)
         for stop in STOPS
     ],
 )
@@ -131,6 +131,7 @@ async def test_a_cell_at_a_breakpoint_delays_no_call_with_now(live: Bridge, stop
 @pytest.mark.parametrize(
     "kernel_name", [*MAJORS, pytest.param(NEWEST, marks=pytest.mark.elsewhere)], indirect=True
 )
+@pytest.mark.slow
 async def test_a_bridge_opened_in_a_debugged_kernel_answers_at_a_breakpoint(live: Bridge) -> None:
     """J9. The debugger is there first, and traces each thread from its start."""
     async with debugging(live) as debugger, Bridge.attach(file_of(live)) as bridge:

@@ -163,6 +163,7 @@ def test_without_matplotlib_the_command_says_what_to_install(tmp_path: Path) -> 
     assert "pip install 'bridgehead[bench]'" in ran.err
 
 
+@pytest.mark.slow
 def test_without_numpy_the_other_objects_are_measured() -> None:
     ran = without("numpy", *SMALL)
     assert ran.code == 0, ran.err

@@ -172,6 +172,7 @@ async def test_a_second_control_c_abandons_a_cell_that_ignores_interrupts(
 
 
 @posix
+@pytest.mark.slow
 async def test_control_c_does_not_interrupt_a_cell_of_another_client(
     kernel: Bridge, options: list[str], tmp_path: Path
 ) -> None:

@@ -211,6 +211,7 @@ async def test_exit_codes_say_what_is_known_of_the_request(
     await kernel.interrupt()
 
 
+@pytest.mark.slow
 async def test_a_timeout_includes_opening_the_bridge(kernel: Bridge, options: list[str]) -> None:
     cell = asyncio.ensure_future(kernel.run("while True: __import__('time').sleep(0.01)"))
     while kernel.state != "busy":

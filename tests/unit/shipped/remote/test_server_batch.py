@@ -117,6 +117,7 @@ def test_requests_behind_a_full_message_do_not_run_and_must_be_sent_again(
     assert "long" not in space.names()
 
 
+@pytest.mark.slow
 def test_an_interrupt_at_any_instruction_leaves_each_request_of_a_batch_whole(space: Space) -> None:
     tracer = Space(space.bare)
     tracer.cell(INTERRUPT)
