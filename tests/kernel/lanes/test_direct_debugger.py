@@ -117,10 +117,7 @@ async def answers_while_stopped(bridge: Bridge, debugger: Debugger, stop: str) -
 
 @pytest.mark.parametrize(
     "stop",
-    [
-        pytest.param(stop, marks=() if stop == "breakpoint" else pytest.mark.slow)
-        for stop in STOPS
-    ],
+    [pytest.param(stop, marks=() if stop == "breakpoint" else pytest.mark.slow) for stop in STOPS],
 )
 async def test_a_cell_at_a_breakpoint_delays_no_call_with_now(live: Bridge, stop: str) -> None:
     """J9. The debugger comes after the bridge, and suspends the threads that it finds."""
