@@ -828,6 +828,7 @@ async def test_changed_outputs_still_become_a_result(
     await ask_liar(liar, run, lie)
 
 
+@pytest.mark.timings(inquiry_after=0.1)
 @pytest.mark.parametrize("content", [None, [], "ok", 5, [["status", "ok"]]], ids=repr)
 async def test_a_reply_whose_content_is_not_an_object_is_reported(liar: Liar, content: Any) -> None:
     def lie(channel: str, message: Header) -> None:

@@ -88,6 +88,7 @@ async def test_objects_arrive_under_their_names(source: Bridge, target: Bridge) 
     assert transfer.lane == (lanes[0] if lanes[0] == lanes[1] else ", ".join(lanes))
 
 
+@pytest.mark.slow
 async def test_large_objects_cross_in_chunks(source: Bridge, target: Bridge) -> None:
     """The digests of the two requests have different leaves, or different algorithms."""
     inline = source.info.lane == target.info.lane == "inline"

@@ -513,7 +513,7 @@ CHAINS = {
 }
 
 
-@pytest.mark.parametrize("links", [100, 20_000])
+@pytest.mark.parametrize("links", [100, pytest.param(20_000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("order", ["inwards", "outwards"])
 @pytest.mark.parametrize("name", CHAINS)
 def test_a_chain_of_containers_that_is_too_long_to_free_is_refused(
