@@ -23,6 +23,7 @@ from bridgehead._protocol.payload import EMPTY
 from bridgehead._protocol.raising import as_object, as_strings, as_text, raise_error
 from bridgehead._protocol.response import greeting
 from bridgehead._protocol.results import Info
+from bridgehead._shipped.wire.header import ResponseHeader
 from bridgehead._transports.base import Transport
 from bridgehead._transports.evidence import LocalProcess
 
@@ -103,7 +104,7 @@ class Handshake:
             lane = self._message_lane(buffers)
             lane.note_sums(reply)
             if self._wanted not in MESSAGE_LANES:
-                lane = self._direct_or(lane, listener, reply["direct"], why_not)
+                lane = self._direct_or(lane, listener, reply, why_not)
         info = Info(
             kernel=kernel,
             python=tuple(reply["python"]),
@@ -161,23 +162,22 @@ class Handshake:
         self,
         messages: Lane,
         listener: SocketListener | str,
-        refused: str | None,
+        reply: ResponseHeader,
         why_not: dict[str, str],
     ) -> Lane:
         """Return a direct lane if the remote part connected to the listener, else ``messages``.
 
-        ``why_not`` gets the reason where there is no direct lane; ``refused`` is the remote part's.
+        ``why_not`` gets the reason where there is no direct lane.
 
         Raises:
             NotSupported: the remote part did not connect, and the caller asked for this lane.
         """
-        why = listener if isinstance(listener, str) else refused
+        why = listener if isinstance(listener, str) else reply["direct"]
         if not why and isinstance(listener, SocketListener):
             sock = listener.accept()
             if sock is not None:
-                client = SocketClient(
-                    sock, self._pool, self._transport.dispatcher, self._transport.life
-                )
+                dispatcher, life = self._transport.dispatcher, self._transport.life
+                client = SocketClient(sock, self._pool, reply["files"], dispatcher, life)
                 return DirectLane(self._transport, client, messages, listener.name)
             why = "the kernel's connection did not arrive"
         if self._wanted == DirectLane.name:
