@@ -15,7 +15,7 @@ NOBODY = 65534
 OTHER_USER = """
 import os, sys
 from ipykernel.kernelapp import IPKernelApp
-import cloudpickle, ctypes, datetime, decimal, fractions, hmac, mmap, numpy, platform, uuid
+import cloudpickle, ctypes, hmac, mmap, numpy, platform, uuid
 import difflib, fcntl, fnmatch, hashlib, keyword, socket, zlib
 from importlib import metadata
 app = IPKernelApp.instance()
