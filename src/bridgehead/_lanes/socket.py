@@ -31,7 +31,6 @@ from bridgehead._shipped.wire.header import (
 )
 from bridgehead._shipped.wire.limits import descriptor_limit
 from bridgehead._shipped.wire.segments import Pool, Segment
-from bridgehead._shipped.wire.slabs import segments_supported
 from bridgehead._shipped.wire.socket import SECRET, FrameSocket, peer
 from bridgehead._transports.dispatch import Dispatcher
 from bridgehead._transports.state import KernelState
@@ -63,17 +62,17 @@ class SocketListener:
     The socket's name is removed before the handshake is sent: the remote part connects through
     this process's file descriptor, which only processes of this user can open. So no file is left,
     however this process ends, and no other user finds the socket. The process that connects shows
-    the secret that the handshake carried, which Jupyter signed, and is then shown a second one.
+    the secret that the handshake carried, which Jupyter signed. That proves which user's process
+    the kernel is, and on which machine. For a direct lane it is then shown a second secret.
     """
 
     def __init__(self, share: float) -> None:
         """Listen; ``share`` is the share of the free memory that a segment pool may take.
 
         Raises:
-            OSError: this system lacks what the direct lane needs.
+            OSError: this process can make no such socket.
+            AttributeError: this system knows no such socket.
         """
-        if not segments_supported():
-            raise OSError("this system or this Python has no memfd with seals")
         self._secret = secrets.token_bytes(2 * SECRET)
         self._share = share
         self.name = secrets.token_hex(8)
@@ -103,10 +102,13 @@ class SocketListener:
             if descriptor >= 0:
                 os.close(descriptor)
 
-    @property
-    def offer(self) -> DirectOffer:
-        """The fields of the handshake that say where to connect, and with which secret."""
+    def offer(self, *, lane: bool = True) -> DirectOffer:
+        """Return the fields of the handshake that say where to connect, and with which secret.
+
+        Without ``lane``, the remote part closes the connection when it has shown the secret.
+        """
         return {
+            "lane": lane,
             "path": f"/proc/{os.getpid()}/fd/{self._inode}",
             "secret": self._secret.hex(),
             "name": self.name,
@@ -116,7 +118,7 @@ class SocketListener:
         }
 
     def accept(self) -> socket.socket | None:
-        """Return the remote part's connection, or None; close those of other processes.
+        """Return the connection that showed the secret, or None; close those of other processes.
 
         The remote part connects before it replies to the handshake.
         """
@@ -136,8 +138,13 @@ class SocketListener:
                 return False
             # The remote part sends the secret before its reply to the handshake. So what has
             # not arrived by now will not come.
-            if not compare_digest(sock.recv(SECRET), self._secret[:SECRET]):
-                return False
+            return compare_digest(sock.recv(SECRET), self._secret[:SECRET])
+        except OSError:
+            return False
+
+    def welcome(self, sock: socket.socket) -> bool:
+        """Show the remote part the second secret, so that it serves; return whether that worked."""
+        try:
             return sock.send(self._secret[SECRET:]) == SECRET
         except OSError:
             return False

@@ -172,6 +172,7 @@ class Info:
         url, kernel_id: of a kernel behind a server, for ``Bridge.connect``.
         why_not: for each better lane that cannot be used, the reason.
         features: the kernel's optional features, e.g. ``"kernel subshells"``.
+        why_trust: the reason for ``trust``.
 
     >>> bridge.info
     <Info loopback, Python ..., pid ...: buffers over loopback>
@@ -192,6 +193,7 @@ class Info:
     kernel_id: str | None = None
     why_not: Mapping[str, str] = field(default_factory=dict)
     features: tuple[str, ...] = ()
+    why_trust: str = ""
 
     def __str__(self) -> str:
         python = ".".join(map(str, self.python))
@@ -215,7 +217,7 @@ def bridge_html(kind: str, state: str, info: Info) -> str:
         [
             ("Kernel", f"{info.kernel}, Python {_text(info.python)}"),
             ("Lane", _route(info)),
-            ("Trust", {"data": "data only", "pickle": "pickle"}.get(info.trust, info.trust)),
+            ("Trust", f"{'data only' if info.trust == 'data' else info.trust}: {info.why_trust}"),
             ("Connection", info.url or (file and file.replace("\\", "/").rpartition("/")[2])),
         ]
     )

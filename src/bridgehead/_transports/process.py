@@ -13,6 +13,7 @@ import contextlib
 import signal
 from typing import Any
 
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from jupyter_core.utils import ensure_async
 
 from bridgehead._transports.tasks import noted_on, run_all, waited
@@ -32,6 +33,11 @@ class KernelProcess:
     @property
     def _process(self) -> Any:
         return getattr(self.manager.provisioner, "process", None)
+
+    @property
+    def is_child(self) -> bool:
+        """Whether jupyter_client itself started the process here, and no installed provisioner."""
+        return type(self.manager.provisioner) is LocalProvisioner
 
     async def pause(self, sooner: asyncio.Event) -> None:
         """Wait until the next check is due; ``sooner`` says that the kernel may have ended."""

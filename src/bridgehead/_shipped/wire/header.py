@@ -33,10 +33,11 @@ class SubshellOwner(TypedDict):
 
 
 class DirectOffer(TypedDict):
-    """The client's offer of a direct lane. ``_lanes.socket`` writes it."""
+    """Where the remote part proves whose process it is. ``_lanes.socket`` writes it."""
 
     path: str  # of the socket that the client listens on
     secret: str  # the first half is shown to the client, the second half comes back; in hex
+    lane: bool  # a direct lane begins on this socket; else it is closed after the secret
     name: str  # of the lane; see ``via``
     share: float  # of the free memory, the most that a pool of segments takes
     files: int  # descriptors that the client may have open
