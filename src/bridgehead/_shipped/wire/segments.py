@@ -47,10 +47,13 @@ class Segment:
     def __init__(
         self, pool: Pool, slab: Slab, start: int, capacity: int, pages: int = ABSENT
     ) -> None:
-        self.pool, self.slab, self.start, self.capacity = pool, slab, start, capacity
+        self.pool: Pool = pool
+        self.slab: Slab = slab
+        self.start: int = start
+        self.capacity: int = capacity
         self.number: int = next(_numbers)
-        self.leases = 0  # number of receivers that may still use it
-        self.pages = pages  # the state that all its pages have at least
+        self.leases: int = 0  # number of receivers that may still use it
+        self.pages: int = pages  # the state that all its pages have at least
         self._mapped = capacity if pages == MAPPED else 0  # bytes
 
     def fill(self, frames: Sequence[memoryview]) -> Iterator[int]:

@@ -93,7 +93,7 @@ class Extents:
     def __init__(self, capacity: int) -> None:
         self._free: List[Tuple[int, int, int]] = [(0, capacity, ABSENT)]
         self._most = capacity  # no stretch is longer
-        self.nbytes = capacity
+        self.nbytes: int = capacity
 
     def take(self, nbytes: int) -> tuple[int, int] | None:
         """Take a stretch, at best one with pages; return its start and its state, or None."""
@@ -144,12 +144,13 @@ class Slab:
         Raise ``OSError`` if that takes too many descriptors, or the system refuses.
         """
         self.number: int = next(_numbers)
-        self.capacity, self.private = capacity, private
-        self.extents = Extents(capacity) if shared else None
-        self.nbytes = 0 if shared else capacity  # that were written to, or are about to be
-        self.leased = 0  # number of segments in it that are leased
+        self.capacity: int = capacity
+        self.private: bool = private  # several receivers have it; none sees what another writes
+        self.extents: Extents | None = Extents(capacity) if shared else None
+        self.nbytes: int = 0 if shared else capacity  # that were written to, or are about to be
+        self.leased: int = 0  # number of segments in it that are leased
         self.touched: float = monotonic()
-        self.tainted = False  # a process may still see what is in it: never write to it again
+        self.tainted: bool = False  # a process may still see what is in it: never write to it again
         self.holders: list[Any] = []  # frame sockets to notify when it is closed
         self._map: mmap.mmap | None = None
         self.file: int = file
