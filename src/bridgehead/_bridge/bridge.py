@@ -601,9 +601,9 @@ class Bridge(BridgeBase):
             reply = await self._connection.run(
                 content, timeout, outputs.feed, outputs.sent, outputs.complete
             )
+            result = outputs.result(reply.content.get("execution_count"))
         finally:
             outputs.leave()
-        result = outputs.result(reply.content.get("execution_count"))
         if reply.content.get("status") == "error":
             error = remote_error(reply.content)
             error.result = result
