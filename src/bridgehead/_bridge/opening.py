@@ -53,9 +53,9 @@ class BridgeBase:
         """Start a kernel; closing the bridge ends it.
 
         The kernelspec's provisioner starts, interrupts and ends the kernel, wherever it runs. An
-        ipykernel on this machine, under POSIX, gets Unix sockets beside its connection file (TCP
-        on loopback if the path is too long for a socket, or its file system supports none). Other
-        kernels use the transport that they announce.
+        ipykernel on this machine, under POSIX, gets Unix sockets in a private folder beside its
+        connection file (TCP on loopback if the path is too long for a socket, or its file system
+        supports none). Other kernels use the transport that they announce.
 
         Args:
             kernel_name: an installed kernelspec, as listed by ``jupyter kernelspec list``.
