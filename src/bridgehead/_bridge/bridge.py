@@ -603,7 +603,8 @@ class Bridge(BridgeBase):
             )
         finally:
             outputs.leave()
-        result = outputs.result(reply.content.get("execution_count"))
+        trust = self._connection.trust.name
+        result = outputs.result(reply.content.get("execution_count"), trust)
         if reply.content.get("status") == "error":
             error = remote_error(reply.content)
             error.result = result
