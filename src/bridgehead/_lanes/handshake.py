@@ -27,7 +27,7 @@ from bridgehead._protocol.payload import EMPTY
 from bridgehead._protocol.raising import as_object, as_strings, as_text, raise_error
 from bridgehead._protocol.response import greeting
 from bridgehead._protocol.results import Info
-from bridgehead._shipped.wire.segments import segments_supported
+from bridgehead._shipped.wire.slabs import segments_supported
 from bridgehead._transports.base import Transport
 from bridgehead._transports.evidence import LocalProcess
 
@@ -122,7 +122,7 @@ class Handshake:
                 why = line(reply["direct"] or "", 200)  # the kernel may send anything
                 unproven = "" if proven else why or "the kernel's connection did not arrive"
                 no_lane = no_lane or unproven or why
-                lane = self._direct_or(lane, listener, sock, no_lane)
+                lane = self._direct_or(lane, listener, sock, reply["files"], no_lane)
             if self._wanted not in MESSAGE_LANES and not isinstance(lane, DirectLane):
                 self._report(no_lane or unproven, why_not)
         info = Info(
@@ -188,7 +188,12 @@ class Handshake:
                 listener.close()
 
     def _direct_or(
-        self, messages: Lane, listener: SocketListener, sock: socket.socket | None, why: str
+        self,
+        messages: Lane,
+        listener: SocketListener,
+        sock: socket.socket | None,
+        files: int,
+        why: str,
     ) -> Lane:
         """Return a direct lane over the kernel's connection, or ``messages`` if ``why`` not."""
         if sock is None:
@@ -197,7 +202,7 @@ class Handshake:
             sock.close()
             return messages
         transport = self._transport
-        client = SocketClient(sock, self._pool, transport.dispatcher, transport.life)
+        client = SocketClient(sock, self._pool, files, transport.dispatcher, transport.life)
         return DirectLane(transport, client, messages, listener.name)
 
     def _report(self, why: str, why_not: dict[str, str]) -> None:

@@ -29,6 +29,7 @@ from bridgehead._shipped.wire.header import (
     RequestHeader,
     ResponseHeader,
 )
+from bridgehead._shipped.wire.limits import descriptor_limit
 from bridgehead._shipped.wire.segments import Pool, Segment
 from bridgehead._shipped.wire.socket import SECRET, FrameSocket, peer
 from bridgehead._transports.dispatch import Dispatcher
@@ -112,6 +113,7 @@ class SocketListener:
             "secret": self._secret.hex(),
             "name": self.name,
             "share": float(self._share),
+            "files": descriptor_limit(),
             "common": {**COMMON},
         }
 
@@ -158,11 +160,17 @@ class SocketClient:
     """The connection to one kernel's socket thread."""
 
     def __init__(
-        self, sock: socket.socket, share: float, dispatcher: Dispatcher, life: KernelState
+        self,
+        sock: socket.socket,
+        share: float,
+        files: int,
+        dispatcher: Dispatcher,
+        life: KernelState,
     ) -> None:
+        """``files`` is how many descriptors the kernel may have open."""
         self._dispatcher = dispatcher  # counts late replies
         self._life = life
-        self.pool = Pool(share)
+        self.pool = Pool(share, files=files)
         self.channel = FrameSocket(sock, self.pool)
         self.lost = False
         self._loop = asyncio.get_running_loop()
@@ -318,7 +326,7 @@ class SocketClient:
         # A relayed segment is not of this pool, and its end wakes no code of this client. So
         # the ticks go on while the kernel has any file of a segment.
         channel = self.channel
-        return bool(self.pool.segments or channel.maps.known or channel.has_handed)
+        return bool(self.pool.slabs or channel.maps.known or channel.has_handed)
 
     def _tick(self) -> None:
         """Free segments that were idle for a while; tell the kernel which of its own are free."""

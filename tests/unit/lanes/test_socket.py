@@ -212,10 +212,11 @@ def test_the_remote_part_serves_only_a_client_with_the_second_secret(
         ("secret", "xyz"),
         ("secret", 7),
         ("share", None),
+        ("files", "many"),
         ("share", "much"),
         ("common", None),
         ("common", "ab"),
-        *((field, ...) for field in ("path", "secret", "name", "share", "common")),
+        *((field, ...) for field in ("path", "secret", "name", "share", "files", "common")),
     ],
 )
 def test_an_offer_with_one_wrong_field_is_reported(
@@ -260,7 +261,7 @@ def test_the_remote_part_refuses_the_socket_of_another_user(tmp_path: Path) -> N
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "there\n"
-        offer = {"path": str(path), "secret": "00" * 64, "name": "a", "share": 0.5}
+        offer = {"path": str(path), "secret": "00" * 64, "name": "a", "share": 0.5, "files": 1024}
         offer["common"] = COMMON
         assert "another user's" in join(Remote(), offer)
         assert process.stdout.readline() == "b''\n"  # it did not get the secret either
@@ -281,7 +282,7 @@ async def connected(listener: SocketListener) -> Any:
     sock = listener.accept()
     assert sock is not None
     assert listener.welcome(sock)
-    client = SocketClient(sock, 0.5, SimpleNamespace(late=0), KernelState(Timings()))
+    client = SocketClient(sock, 0.5, 1024, SimpleNamespace(late=0), KernelState(Timings()))
     yield client
     client.close()
     assert await asyncio.to_thread(remote.parted.wait, 30)
@@ -304,7 +305,7 @@ async def test_fields_that_all_requests_share_are_not_sent() -> None:
     client_end, kernel_end = socket.socketpair()
     client_end.setblocking(False)
     client, other = (
-        SocketClient(client_end, 0.5, SimpleNamespace(late=0), KernelState(Timings())),
+        SocketClient(client_end, 0.5, 1024, SimpleNamespace(late=0), KernelState(Timings())),
         FrameSocket(kernel_end, Pool(0.5)),
     )
     asked = client.ask({**COMMON, "op": "x", "id": "1", "sizes": [3]}, [b"abc"])
@@ -369,7 +370,7 @@ async def test_every_waiter_gets_socket_lost_when_the_socket_closes(
 async def test_garbage_closes_the_client(folder: Path) -> None:
     client_end, kernel_end = socket.socketpair()
     client_end.setblocking(False)
-    client = SocketClient(client_end, 0.5, SimpleNamespace(late=0), KernelState(Timings()))
+    client = SocketClient(client_end, 0.5, 1024, SimpleNamespace(late=0), KernelState(Timings()))
     asked = client.ask({"op": "x", "sizes": []})
     kernel_end.sendall(b"\xff" * 200)
     with pytest.raises(SocketLost):
@@ -382,7 +383,7 @@ async def test_a_reply_that_is_no_object_closes_the_client() -> None:
     client_end, kernel_end = socket.socketpair()
     client_end.setblocking(False)
     client, other = (
-        SocketClient(client_end, 0.5, SimpleNamespace(late=0), KernelState(Timings())),
+        SocketClient(client_end, 0.5, 1024, SimpleNamespace(late=0), KernelState(Timings())),
         FrameSocket(kernel_end, Pool(0.5)),
     )
     asked = client.ask({"op": "x", "sizes": []})
@@ -397,7 +398,7 @@ async def test_a_reply_without_a_request_is_ignored() -> None:
     client_end, kernel_end = socket.socketpair()
     client_end.setblocking(False)
     client, other = (
-        SocketClient(client_end, 0.5, SimpleNamespace(late=0), KernelState(Timings())),
+        SocketClient(client_end, 0.5, 1024, SimpleNamespace(late=0), KernelState(Timings())),
         FrameSocket(kernel_end, Pool(0.5)),
     )
     parts, files = other.pack(77, {})

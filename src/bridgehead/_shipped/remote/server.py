@@ -34,6 +34,7 @@ if __package__:  # in the kernel, all shipped files are one module
         ResponseHeader,
         check,
     )
+    from bridgehead._shipped.wire.limits import descriptor_limit
 
 _codec_lock = Lock()  # subshells serve requests in threads of their own
 
@@ -192,6 +193,7 @@ class Remote:
             "guards_cells": self.kernel.guard is not None,
             "orphans": self.subshells.orphans(),
             "direct": self.join(header.get("direct")),
+            "files": descriptor_limit(),
         }, []
 
     def join(self, offer: DirectOffer | None) -> str | None:

@@ -19,7 +19,8 @@ from typing import Any, Sequence
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.header import DirectOffer, ResponseHeader
-    from bridgehead._shipped.wire.segments import Pool, Segment, segments_supported
+    from bridgehead._shipped.wire.segments import Pool, Segment
+    from bridgehead._shipped.wire.slabs import segments_supported
     from bridgehead._shipped.wire.socket import SECRET, FrameSocket, peer
 
 CONNECT_TIMEOUT = 1.0  # seconds to wait until the client's socket accepts
@@ -97,7 +98,7 @@ class SocketThread:
                 self._respond(serial, header, frames)
             del message, header, frames
         channel.maps.populate()  # after responding, so that no client waits for this
-        self.wait_at_most(TICK if channel.pool.segments or channel.maps.known else 0)
+        self.wait_at_most(TICK if channel.pool.slabs or channel.maps.known else 0)
         return True
 
     def wait_at_most(self, seconds: float) -> None:
@@ -217,7 +218,7 @@ def join(remote: Any, offer: DirectOffer, why_not: str = "") -> str:
             sock.close()
             return why_not or "the client asks for no direct lane"
         sock.setblocking(True)
-        channel = FrameSocket(sock, Pool(float(offer["share"])))
+        channel = FrameSocket(sock, Pool(float(offer["share"]), files=offer["files"]))
         socket_thread = SocketThread(remote, channel, offer["name"], secret[SECRET:])
         socket_thread.common = {**offer["common"], "epoch": remote.epoch}
         socket_thread.wait_at_most(60 * CONNECT_TIMEOUT)

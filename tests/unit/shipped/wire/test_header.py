@@ -23,15 +23,8 @@ from bridgehead._shipped.wire.header import (
 )
 
 REQUEST, RESPONSE = kinds(RequestHeader), kinds(ResponseHeader)
+OFFER = {"path": "p", "secret": "s", "name": "n", "share": 0.5, "files": 9, "lane": True}
 SHELL = {"id": "s", "host": "h", "pid": 1}
-OFFER = {
-    "path": "p",
-    "secret": "s",
-    "lane": True,
-    "name": "n",
-    "share": 0.5,
-    "common": {"at": 0},
-}
 # For each kind in the tables: a value that fits, and some that do not.
 VALUES: list[tuple[Any, list[Any]]] = [
     ("s", [1, ["s"], {}, True]),
@@ -41,7 +34,10 @@ VALUES: list[tuple[Any, list[Any]]] = [
     (["s"], ["s", [1], [None], [["s"]], {"s": "s"}]),
     ([{"op": "fetch"}], [{}, [1], ["s"], [[]]]),
     (SHELL, [{}, [], "s", {**SHELL, "pid": "1"}, {**SHELL, "id": None}]),
-    (OFFER, [{}, [], 1, {**OFFER, "common": []}, {**OFFER, "lane": 1}]),
+    (
+        {**OFFER, "common": {"at": 0}},
+        [{}, [], 1, {**OFFER, "common": []}, {**OFFER, "common": {}, "files": None}],
+    ),
 ]
 
 
