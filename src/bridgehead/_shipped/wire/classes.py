@@ -16,16 +16,24 @@ import sys
 import weakref
 from contextlib import contextmanager
 from enum import Enum
-from threading import Lock
+from threading import RLock
 from types import GetSetDescriptorType, MemberDescriptorType
 from typing import Any, Iterator, NamedTuple
 
 # What the metaclass of an enum makes of its members.
 _OF_MEMBERS = frozenset(
-    ["_generate_next_value_", "_member_names_", "_member_map_", "_member_type_"]
-    + ["_value2member_map_", "_hashable_values_", "_unhashable_values_", "_unhashable_values_map_"]
+    [
+        "_generate_next_value_",
+        "_hashable_values_",
+        "_member_map_",
+        "_member_names_",
+        "_member_type_",
+        "_unhashable_values_",
+        "_unhashable_values_map_",
+        "_value2member_map_",
+    ]
 )
-_lock = Lock()
+_lock = RLock()  # a finalizer that runs inside may unpickle, too
 _incomplete: dict[int, int] = {}  # by id of a class: how many arrivals are building it
 _arrived: Any = weakref.WeakSet()  # the classes that another process sent first
 
@@ -139,19 +147,32 @@ class Arrivals:
         return self._make(_make_enum, arguments)
 
     def _make(self, maker: Any, arguments: Any) -> Any:
-        by_id = _cloudpickle()._DYNAMIC_CLASS_TRACKER_BY_ID
         *parts, identity, extra = arguments
-        known = by_id.get(identity)
         # Making a class that exists would run its base's __init_subclass__ again.
-        made = known if known is not None else maker(*parts, None, extra)
-        with _lock:
-            cls = _cloudpickle()._lookup_class_or_track(identity, made)
-            is_new = known is None and cls is made
-            if id(cls) not in self.making and (is_new or id(cls) in _incomplete):
-                # Another thread may be building it: then each thread gives it its whole state.
-                _incomplete[id(cls)] = _incomplete.get(id(cls), 0) + 1
-                self.making[id(cls)] = identity, cls
+        cls = self._known(identity)
+        if cls is None:
+            made = maker(*parts, None, extra)
+            with _lock:
+                cls = self._known(identity)
+                if cls is None:
+                    cls = made
+                    self._build(identity, cls)
+                    _cloudpickle()._lookup_class_or_track(identity, cls)
         return cls
+
+    def _known(self, identity: str) -> Any:
+        """Return the class with this identity, if there is one."""
+        with _lock:
+            cls = _cloudpickle()._DYNAMIC_CLASS_TRACKER_BY_ID.get(identity)
+            # Another thread may be building it: then each thread gives it its whole state.
+            if id(cls) in _incomplete and id(cls) not in self.making:
+                self._build(identity, cls)
+        return cls
+
+    def _build(self, identity: str, cls: Any) -> None:
+        # Before the class is tracked: an interrupt in between must not leave it half built.
+        self.making[id(cls)] = identity, cls
+        _incomplete[id(cls)] = _incomplete.get(id(cls), 0) + 1
 
     def set_state(self, cls: Any, state: Any) -> Any:
         """Give a class that is made here its state; note the state of one that exists."""
@@ -171,17 +192,16 @@ class Arrivals:
 
     def abandon(self) -> None:
         """Forget the new classes, because the object could not be unpickled."""
-        tracker = _cloudpickle() if self.making else None
         for identity, cls in self.making.values():
             with _lock:
-                left = _incomplete.get(id(cls), 0) - 1
+                left = _incomplete.pop(id(cls), 0) - 1
                 if left > 0:
                     _incomplete[id(cls)] = left
                 elif left == 0:
-                    del _incomplete[id(cls)]
-                    if tracker._DYNAMIC_CLASS_TRACKER_BY_ID.get(identity) is cls:
-                        del tracker._DYNAMIC_CLASS_TRACKER_BY_ID[identity]
-                    tracker._DYNAMIC_CLASS_TRACKER_BY_CLASS.pop(cls, None)
+                    by_id = _cloudpickle()._DYNAMIC_CLASS_TRACKER_BY_ID
+                    if by_id.get(identity) is cls:
+                        del by_id[identity]
+                    _cloudpickle()._DYNAMIC_CLASS_TRACKER_BY_CLASS.pop(cls, None)
 
     @contextmanager
     def updated(self, value: Any, own: bool) -> Iterator[None]:
@@ -243,7 +263,8 @@ def _make_enum(
     ``identity`` is None, because the caller tracks the class. The enum's own ``__new__`` and
     ``__init__`` are in the state, which comes later, and must not run again.
     """
-    metaclass, contents = type(bases[-1]), [*members.values()]
+    metaclass: Any = type(bases[-1])
+    contents = [*members.values()]
     namespace = metaclass.__prepare__(name, bases)
 
     def new(cls: Any, index: int) -> Any:
@@ -257,7 +278,7 @@ def _make_enum(
     for index, member in enumerate(members):
         namespace[member] = index
     options = {} if extra["boundary"] is None else {"boundary": extra["boundary"]}
-    made: Any = metaclass.__new__(metaclass, name, bases, namespace, **options)
+    made = metaclass.__new__(metaclass, name, bases, namespace, **options)
     del made.__init__
     for left in ("__new_member__", "__new__"):
         if vars(made).get(left) is new:

@@ -82,7 +82,7 @@ def check_name(value: Any, name: str) -> Any:
     Raises:
         PicklingError: the receiver may have another object of this name.
     """
-    module_name = getattr(value, "__module__", None) or pickle.whichmodule(value, name)
+    module_name = pickle.whichmodule(value, name)  # type: ignore[attr-defined]
     reducer = BY_VALUE.get(type(value))
     if is_by_value(module_name):
         if reducer is None:
@@ -214,7 +214,10 @@ def reduce_type_parameter(value: Any) -> Any:
     if hasattr(value, "__qualname__"):
         names["__qualname__"] = value.__qualname__
     cloudpickle: Any = sys.modules.get("cloudpickle.cloudpickle")
-    identity = cloudpickle._get_or_create_tracker_id(value) if cloudpickle else ""
+    try:
+        identity = cloudpickle._get_or_create_tracker_id(value) if cloudpickle else ""
+    except TypeError:  # a type alias has no weak references
+        identity = ""
     return make_type_parameter, (identity, kind, arguments, options, names)
 
 

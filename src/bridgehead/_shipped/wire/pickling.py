@@ -109,7 +109,6 @@ def pickler_type() -> Any:
     tables: Any = (copyreg.dispatch_table,)
     if base is not None:
         tables = getattr(base.dispatch_table, "maps", (base.dispatch_table,))
-        by_reference = cloudpickle.cloudpickle._should_pickle_by_reference
         # Classes without a name of their own in a module; cloudpickle has one for each.
         special = {*cloudpickle.cloudpickle._BUILTIN_TYPE_NAMES, type(None), type(...)}
         special.add(type(NotImplemented))
@@ -162,7 +161,7 @@ def pickler_type() -> Any:
                     raise CloudpickleMissing(value.__qualname__)
                 return NotImplemented
             if issubclass(type(value), type):
-                if value in special or (module is None and by_reference(value)):
+                if module is None or value in special:
                     return super().reducer_override(value)
                 return reduce_class(value)
             if is_single_dispatch(value):
@@ -263,27 +262,35 @@ class Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if name in _REPLACED:
-            replaced = _REPLACED[name]
-            if type(replaced) is str and module[:12] == "cloudpickle.":
+            if module[:12] == "cloudpickle." and name in _OF_CLOUDPICKLE:
                 super().find_class(module, name)  # imports it, or reports that it is missing
                 if self.arrivals is None:
                     self.arrivals = Arrivals()
-                return getattr(self.arrivals, replaced)
-            if replaced is None and module == "bridgehead" and self.resolve is not None:
+                return getattr(self.arrivals, _OF_CLOUDPICKLE[name])
+            if module == "bridgehead" and name == "Ref" and self.resolve is not None:
                 return self.resolve
-            if module[:11] in ("bridgehead.", "_bridgehead"):
-                return replaced
+            if module[:11] in ("bridgehead.", "_bridgehead"):  # this package, in either process
+                return self.open_pickle if name == open_pickle.__name__ else BUILDERS[name]
         return super().find_class(module, name)
 
+    def open_pickle(self, data: bytes) -> Any:
+        """Return the object in a pickle that is in this pickle."""
+        inner = type(self)(BytesIO(data))
+        inner.arrivals = self.arrivals = self.arrivals or Arrivals()
+        return inner.load()
 
-# By name: a function of this package, a method of ``Arrivals``, or None for a ref.
-_REPLACED: dict[str, Any] = {
-    **BUILDERS,
+
+def open_pickle(data: bytes) -> Any:
+    """Stand, in a pickle, for ``Unpickler.open_pickle``."""
+    return decode([data])
+
+
+_OF_CLOUDPICKLE = {
     "_make_skeleton_class": "make_class",
     "_make_skeleton_enum": "make_enum",
     "_class_setstate": "set_state",
-    "Ref": None,
 }
+_REPLACED = frozenset([*_OF_CLOUDPICKLE, *BUILDERS, "Ref", open_pickle.__name__])
 
 
 def unpickle(frames: Sequence[Buffer], resolve: Any = None) -> tuple[Any, Arrivals | None]:
