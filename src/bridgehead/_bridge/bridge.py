@@ -114,9 +114,9 @@ class Bridge(BridgeBase):
         values are pickled in a thread. The kernel gets the objects as they were when ``push`` was
         called, so do not change them before ``push`` returns: the kernel refuses an array that
         changed meanwhile if it crossed in messages, and through shared memory such an array may
-        arrive half changed. An object whose class exists in the kernel does not change the class; the
-        class itself, pushed under a name, does. An open text file arrives as a ``StringIO``, a memoryview as bytes:
-        this is a limitation of cloudpickle.
+        arrive half changed. An object whose class exists in the kernel does not change the class;
+        the class itself, pushed under a name, does. An open text file arrives as a ``StringIO``, a
+        memoryview as bytes: this is a limitation of cloudpickle.
 
         Args:
             mapping: names to objects; needed for a name that is also a keyword argument here.
@@ -602,7 +602,8 @@ class Bridge(BridgeBase):
             )
         finally:
             outputs.leave()
-        result = outputs.result(reply.content.get("execution_count"))
+        trust = self._connection.trust.name
+        result = outputs.result(reply.content.get("execution_count"), trust)
         if reply.content.get("status") == "error":
             error = remote_error(reply.content)
             error.result = result

@@ -25,8 +25,7 @@ from bridgehead._protocol import payload as _payload
 from bridgehead._protocol.ref import Ref
 from bridgehead._protocol.results import Result, Transfer, fleet_html
 from bridgehead._shipped.wire import frames as _frames
-from bridgehead._shipped.wire.frames import SHARE_FROM
-from bridgehead._shipped.wire.segments import IDLE, Pool, Segment
+from bridgehead._shipped.wire.segments import IDLE, SHARED_BELOW, Pool, Segment
 from bridgehead._transports import ipyparallel_engine
 from bridgehead._transports.base import Broadcaster, Transport
 from bridgehead._transports.tasks import finish, noted_on, run_all
@@ -314,10 +313,11 @@ class Fleet(Sequence[Bridge]):
     async def _copied_to_segment(self, payload: _payload.Payload) -> Segment | None:
         """Copy a payload to a segment for the kernels on the direct lane.
 
-        Return None if the payload is small, no kernel is on that lane, or there is no memory.
+        Return None if no kernel is on that lane, or there is no memory. A small payload is copied
+        for each kernel instead, to a part of that kernel's own slab.
         """
         lanes = [bridge.info.lane for bridge in self._bridges]
-        if payload.nbytes < SHARE_FROM or "direct" not in lanes:
+        if payload.nbytes < SHARED_BELOW or "direct" not in lanes:
             return None
         return await copy_to_segment(self._pool, payload.frames, lambda done, total: None)
 
@@ -330,7 +330,7 @@ class Fleet(Sequence[Bridge]):
     def _trim(self) -> None:
         self._trimming = None
         self._pool.trim()
-        if self._pool.segments:
+        if self._pool.slabs:
             self._trim_later()
 
 

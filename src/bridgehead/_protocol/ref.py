@@ -78,7 +78,8 @@ class Ref:
     def __eq__(self, other: object) -> NoReturn:
         raise TypeError(f"{self!r} stays in the kernel; pull it to compare it")
 
-    __hash__ = object.__hash__
+    def __hash__(self) -> int:
+        return object.__hash__(self)
 
     def __reduce__(self) -> Any:
         raise TypeError(f"{self!r} belongs to its bridge; pass it to that bridge's call or push")

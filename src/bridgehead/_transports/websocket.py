@@ -84,7 +84,7 @@ class WebsocketTransport(Transport):
     """A kernel of a server. With ``owned``, closing ends the kernel."""
 
     name = "websocket"
-    ours = False  # the server, or the kernel behind it, may run on another machine
+    no_proof = "the kernel is behind a server"  # which may run on another machine
     direct = False
     resumable = True
     max_send, max_receive = CHUNK, CHUNK_BACK

@@ -513,22 +513,26 @@ async def test_a_registered_package_crosses_with_its_submodules(
     kernel: Bridge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """L12. The user gave the package to cloudpickle."""
-    package = tmp_path / "only_here"
+    package = tmp_path / "registered_here"
     (package / "inner").mkdir(parents=True)
     (package / "__init__.py").write_text("")
     (package / "inner" / "__init__.py").write_text(SOURCE)
-    (package / "user.py").write_text("from only_here import inner\ndef h(): return inner.f(5)")
+    (package / "user.py").write_text(
+        "from registered_here import inner\ndef h(): return inner.f(5)"
+    )
     monkeypatch.syspath_prepend(tmp_path)
-    inner, user = map(importlib.import_module, ("only_here.inner", "only_here.user"))
-    only_here: Any = sys.modules["only_here"]
-    cloudpickle.register_pickle_by_value(only_here)
+    inner, user = map(importlib.import_module, ("registered_here.inner", "registered_here.user"))
+    registered_here: Any = sys.modules["registered_here"]
+    cloudpickle.register_pickle_by_value(registered_here)
     try:
-        await kernel.push(h=user.h, c=inner.C(), e=inner.E.A, cached=inner.cached, m=only_here)
+        await kernel.push(
+            h=user.h, c=inner.C(), e=inner.E.A, cached=inner.cached, m=registered_here
+        )
         assert await kernel.pull("h(), c.g(), e.value, cached(1)") == (6, 2, 1, 2)
         assert await kernel.pull("m.inner.f(4), m.user.h()") == (5, 6)
         assert await kernel.pull("type(c)") is inner.C
         assert await kernel.call(lambda: user.h() + inner.f(1)) == 8
     finally:
-        cloudpickle.unregister_pickle_by_value(only_here)
-        for name in ("only_here", "only_here.inner", "only_here.user"):
+        cloudpickle.unregister_pickle_by_value(registered_here)
+        for name in ("registered_here", "registered_here.inner", "registered_here.user"):
             del sys.modules[name]

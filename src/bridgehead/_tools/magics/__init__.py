@@ -30,7 +30,7 @@ from bridgehead._errors import (
     RemoteError,
     UntrustedPayload,
 )
-from bridgehead._kernels.local import connection_files, find
+from bridgehead._kernels.connection_file import connection_files, find
 from bridgehead._tools.magics import complete
 from bridgehead._tools.magics.cell import run_shown
 from bridgehead._tools.magics.parsing import names_in, wanted, words_of
