@@ -180,7 +180,7 @@ class Fleet(Sequence[Bridge]):
         ['buffers', 'buffers']
         """
         objects = checked_objects(mapping, values)
-        content = _payload.PayloadSource(objects, objects, by_value)
+        content = _payload.PayloadSource(objects, objects, by_value, _refuse_ref)
         payload = await asyncio.to_thread(content.pack, "none")
         segment = await self._copied_to_segment(payload)
         broadcasts: list[Broadcast] = []
@@ -213,6 +213,8 @@ class Fleet(Sequence[Bridge]):
         >>> await fleet.pull("6 * 7")
         [42, 42]
         """
+        if len(self) > 1:
+            any(map(_refuse_ref, expressions))
         return await self._all(lambda bridge: bridge.pull(*expressions, timeout=timeout))
 
     async def run(self, code: str, *, timeout: float | None = None) -> list[Result]:
@@ -231,6 +233,8 @@ class Fleet(Sequence[Bridge]):
         >>> await fleet.call(len, "abc")
         [3, 3]
         """
+        if len(self) > 1:
+            any(map(_refuse_ref, (function, *args)))
         return await self._all(lambda bridge: bridge.call(function, *args, timeout=timeout))
 
     async def aclose(self) -> None:
@@ -357,6 +361,12 @@ def _views(client_or_view: Any) -> list[Any]:
 
 async def _opened(opening: Opening[Bridge]) -> Bridge:
     return await opening
+
+
+def _refuse_ref(value: Any) -> None:
+    """Refuse a ref, which means an object in one of the kernels; see ``PayloadSource.refs``."""
+    if type(value) is Ref:
+        raise ValueError(f"{value!r} belongs to one kernel, not to a fleet; pull it there")
 
 
 async def _all_closed(tasks: Sequence[asyncio.Task[Bridge]]) -> None:

@@ -126,6 +126,7 @@ class Installation:
                 self._lane.client.close()
             trust = self._trust  # another process may answer than at the last handshake
             trust.decide(greeting.proven, greeting.unproven, self._transport.own)
+            self._transport.life.trust = trust.name
             self._info = replace(greeting.info, trust=trust.name, why_trust=trust.why)
             self._lane, self.process = greeting.lane, greeting.process
             self.in_main_thread = greeting.in_main_thread

@@ -4,7 +4,7 @@ Rule: asking leaves a kernel unchanged. Nothing is executed and nothing installe
 for its ``kernel_info``, first on the control channel, which answers during a cell, then on the
 shell channel, which answers after it. All kernels are asked at once, each with its own deadline, so
 a stopped one delays no other. An error of one kernel is shown on its line, and the others are
-listed all the same.
+listed all the same. Before, ``launch_folder`` removes what killed programs left.
 
 The limit: a busy kernel keeps the second question until its cell ends. Nothing else distinguishes
 a busy kernel from an idle one, and no state is kept between two calls. Some four thousand calls
@@ -26,10 +26,12 @@ from typing import Any
 import zmq
 import zmq.asyncio
 from jupyter_client.asynchronous.client import AsyncKernelClient
+from jupyter_core.paths import jupyter_runtime_dir
 
 from bridgehead._errors import BridgeError
 from bridgehead._kernels.connection_file import connection_files, read
 from bridgehead._kernels.jupyter_servers import JupyterServer, list_kernels, running, seconds
+from bridgehead._kernels.launch_folder import sweep
 from bridgehead._transports.base import Transport
 
 ALIVE = ("idle", "busy", "starting")
@@ -72,6 +74,7 @@ async def discover() -> list[DiscoveredKernel]:
     The kernel that was used last comes first.
     """
     patience = Transport.timings.listed_answer
+    sweep(jupyter_runtime_dir())
     async with _context() as context:
         local, served = await asyncio.gather(
             asyncio.gather(

@@ -25,6 +25,8 @@ SHIPPED = (  # in this order, they become one module in the kernel
     "wire/frames.py",
     "wire/transfer.py",
     "wire/header.py",
+    "wire/names.py",
+    "wire/classes.py",
     "wire/pickling.py",
     "wire/limits.py",
     "wire/slabs.py",

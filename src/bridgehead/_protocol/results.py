@@ -135,6 +135,9 @@ class Result:
             ``"stream"``, ``"display_data"``, ``"execute_result"`` or ``"error"``.
         data: the value of the last expression, by MIME type; empty if there is none.
         execution_count: the cell's number, as in ``In [n]``.
+        trust: the trust of the bridge, ``"pickle"`` or ``"data"``. With ``"data"``, the kernel may
+            have sent anything as text, HTML or JavaScript: the tools of this package show and save
+            only text without control characters, and images.
 
     >>> await bridge.run("print('at work')\n6 * 7")
     <Result [1] 42, 8 characters printed>
@@ -145,6 +148,7 @@ class Result:
     outputs: tuple[Mapping[str, Any], ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
     execution_count: int | None = None
+    trust: str = "data"
 
     def __repr__(self) -> str:
         value = line(self.data.get("text/plain", ""), 41)

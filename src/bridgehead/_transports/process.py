@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+from collections.abc import Callable
 from typing import Any
 
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
@@ -24,10 +25,20 @@ LAST_WORDS = 2000  # bytes of the log that an error message quotes
 
 
 class KernelProcess:
-    """The manager of one kernel. ``log`` is the file of the kernel's standard error."""
+    """The manager of one kernel.
 
-    def __init__(self, manager: Any, timings: Timings, log: Any = None) -> None:
-        self.manager, self._timings, self._log = manager, timings, log
+    ``log`` is the file of the kernel's standard error. ``clean`` removes what the manager does not,
+    after the kernel's end.
+    """
+
+    def __init__(
+        self,
+        manager: Any,
+        timings: Timings,
+        log: Any = None,
+        clean: Callable[[], None] | None = None,
+    ) -> None:
+        self.manager, self._timings, self._log, self._clean = manager, timings, log, clean
         self.exit_code: int | None = None
 
     @property
@@ -107,6 +118,8 @@ class KernelProcess:
         finally:
             if self._log is not None:
                 self._log.close()
+            if self._clean is not None:
+                self._clean()
 
     async def _kill(self) -> None:
         if self._process is not None:
