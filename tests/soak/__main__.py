@@ -40,8 +40,8 @@ from tests.soak.kernels import (
     Launched,
     Managed,
     Served,
-    import_at_the_start,
     install_limited,
+    prepare_kernels,
 )
 from tests.soak.model import Faults, Wrong
 from tests.soak.report import failed, table
@@ -232,12 +232,13 @@ def main() -> int:
             ("JUPYTER_DATA_DIR", "data"),
             ("JUPYTER_CONFIG_DIR", "config"),
             ("IPYTHONDIR", "ipython"),
+            (left.STACKS, "stacks"),
         ):
             (folder / part).mkdir(mode=0o700)
             os.environ[variable] = str(folder / part)
         os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
         install_limited(folder / "data")
-        import_at_the_start(folder / "ipython")
+        prepare_kernels(folder / "ipython")
         soak = Soak(wanted.minutes, seed, folder)
         try:
             asyncio.run(soak.run())

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import queue
 import random
 import signal
 import sys
@@ -19,12 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from jupyter_client.asynchronous.client import AsyncKernelClient
 
 from bridgehead import Bridge
 from support.cuts import Cuts, managed
 from support.kit import other
 from support.servers import TOKEN, Other, Wire, processes, serving
-from tests.soak.left import MARK
+from tests.soak.left import MARK, STACKS
 from tests.soak.model import Faults
 from tests.soak.steps import Steps
 
@@ -34,6 +36,12 @@ LIMIT = f"""
 import resource, runpy
 resource.setrlimit(resource.RLIMIT_NOFILE, ({DESCRIPTORS}, {DESCRIPTORS}))
 runpy.run_module("ipykernel_launcher", run_name="__main__", alter_sys=True)
+"""
+CONFIG = f"""
+import faulthandler, os, signal
+import numpy, pandas
+file = open(os.path.join(os.environ[{STACKS!r}], str(os.getpid())), "w")
+faulthandler.register(signal.SIGUSR1, file, all_threads=True)
 """
 Fault = Callable[[], Awaitable[None]]
 
@@ -47,14 +55,14 @@ def install_limited(data: Path) -> None:
     (folder / "kernel.json").write_text(json.dumps(spec))
 
 
-def import_at_the_start(ipython: Path) -> None:
-    """Have every kernel import numpy and pandas before it answers.
+def prepare_kernels(ipython: Path) -> None:
+    """Have every kernel import numpy and pandas before it answers, and dump stacks on a signal.
 
     An interrupt in the middle of ``import numpy`` leaves a numpy that cannot be imported again.
     """
     folder = ipython / "profile_default"
     folder.mkdir()
-    (folder / "ipython_kernel_config.py").write_text("import numpy, pandas\n")
+    (folder / "ipython_kernel_config.py").write_text(CONFIG)
 
 
 class Kernel:
@@ -82,7 +90,7 @@ class Kernel:
         return [
             (4, self.stop),
             (1, self.long_stop),
-            (5, self.interrupt),
+            (3, self.interrupt),
             (3, self.failing_cell),
             (2, self.flood),
             (2, self.kill),
@@ -127,10 +135,34 @@ class Kernel:
         await self.stop(9)
 
     async def interrupt(self) -> None:
+        """Send SIGINT at any instant.
+
+        It may hit ipykernel outside a cell, and leave a kernel that answers no client any more
+        (measured); such a kernel is killed.
+        """
         with self.faults.making(self.name, "interrupt"):
             for _ in range(self.chance.choice((1, 1, 5))):
                 self.signal(signal.SIGINT)
                 await asyncio.sleep(self.chance.uniform(0, 0.02))
+        if not await self.replies():
+            print(f"{self.name} replies to no client after an interrupt; it is killed", flush=True)
+            await self.kill()
+
+    async def replies(self) -> bool:
+        """Return whether the kernel replies to a plain client within a minute, or has ended."""
+        file = connection_file(self.pid())
+        if not file:
+            return True
+        async with other_client(file) as client:
+            request = client.kernel_info()
+            for _ in range(60):
+                with contextlib.suppress(queue.Empty):
+                    reply = await client.get_shell_msg(timeout=1)
+                    if reply["parent_header"].get("msg_id") == request:
+                        return True
+                if connection_file(self.pid()) != file:
+                    return True
+        return False
 
     async def kill(self) -> None:
         with self.faults.making(self.name, "kill"):
@@ -152,19 +184,26 @@ class Kernel:
             await self._cells("for i in range(20000): print(i)")
 
     async def _cells(self, code: str, **options: Any) -> None:
-        if not self.connection_file:
+        file = connection_file(self.pid())
+        if not file:
             return
         # The kernel may die meanwhile, so no reply is waited for.
-        async with other_client(self.connection_file) as client:
+        async with other_client(file) as client:
             client.execute(code, **options)
             await asyncio.sleep(1)
+
+
+def connection_file(pid: int) -> str:
+    """Return the connection file of a kernel's process; empty if it has ended."""
+    with contextlib.suppress(psutil.Error, StopIteration):
+        words = psutil.Process(pid).cmdline() if pid else []
+        return next(word for word in words if word.endswith(".json"))
+    return ""
 
 
 @asynccontextmanager
 async def other_client(connection_file: str) -> AsyncIterator[Any]:
     """Give a plain client that waits for nothing."""
-    from jupyter_client.asynchronous.client import AsyncKernelClient
-
     client = AsyncKernelClient()
     client.load_connection_file(connection_file)
     client.start_channels(shell=True, iopub=False, stdin=False, hb=False, control=False)

@@ -26,6 +26,7 @@ from tests.bench import proc
 from tests.soak.model import Wrong
 
 MARK = "BRIDGEHEAD_SOAK"  # in the environment of all processes that the soak starts
+STACKS = "BRIDGEHEAD_SOAK_STACKS"  # in the environment: the folder where kernels dump their stacks
 PATIENCE = 30.0  # s until what ends by itself must have ended
 
 
@@ -126,8 +127,15 @@ def end_all() -> None:
 
 
 def dump() -> None:
-    """Print where all tasks and all threads of this process are."""
+    """Print where all tasks and all threads of this process are, and the threads of the kernels."""
     for task in asyncio.all_tasks():
         task.print_stack(file=sys.stdout)
     sys.stdout.flush()
-    faulthandler.dump_traceback(all_threads=True)
+    faulthandler.dump_traceback(file=sys.stdout)
+    for process in marked():
+        file = Path(os.environ[STACKS]) / str(process.pid)
+        if file.exists():
+            with contextlib.suppress(psutil.Error):
+                process.send_signal(signal.SIGUSR1)
+                time.sleep(1)
+                print(f"{describe(process)}\n{file.read_text()}", flush=True)

@@ -165,6 +165,14 @@ class Faults:
             for _, end in self._times.get((kernel, kind), ())
         )
 
+    def last(self, count: int = 30) -> list[str]:
+        """Return the last faults, as lines that begin with their time."""
+        lines = map(json.loads, self._path.read_text().splitlines()[-count:])
+        return [
+            f"{when:.3f} {kernel}: {kind} {'begins' if begins else 'ends'}"
+            for kernel, kind, begins, when in lines
+        ]
+
     def counts(self) -> dict[str, int]:
         self._update()
         found: dict[str, int] = {}

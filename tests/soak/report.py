@@ -11,9 +11,11 @@ from tests.soak.actor import Actor
 
 
 def failed(error: BaseException, actors: Iterable[Actor]) -> None:
-    """Print an error, and the last calls of all actors in the order of their ends."""
+    """Print an error, and the last calls and faults in the order of their ends."""
     actors = list(actors)
-    lines = sorted((line for actor in actors for line in actor.last), key=_when)
+    lines = [line for actor in actors for line in actor.last]
+    lines += actors[0].faults.last() if actors else []
+    lines.sort(key=_when)
     print("\n".join(["the last calls:", *lines]))
     print("".join(traceback.format_exception(error)))
     for one in _leaves(error):
