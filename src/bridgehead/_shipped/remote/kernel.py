@@ -94,6 +94,15 @@ class Kernel:
         return self._thread == threading.main_thread().ident
 
     @property
+    def is_one_thread_at_a_time(self) -> bool:
+        """Whether an interpreter lock keeps two threads from running Python at once.
+
+        Without it, a socket thread that binds or fetches names beside the main thread would need
+        locks that it does not take.
+        """
+        return bool(getattr(sys, "_is_gil_enabled", lambda: True)())
+
+    @property
     def may_run_cell(self) -> bool:
         """Whether a cell runs, or may run unnoticed because a user removed all callbacks."""
         return (
