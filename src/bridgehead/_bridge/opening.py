@@ -20,6 +20,7 @@ from bridgehead._connection.trust import Trust, TrustName, allowed, check_trust
 from bridgehead._kernels import jupyter_servers, launch, local
 from bridgehead._kernels.security import Insecurity, allowances
 from bridgehead._lanes.handshake import LaneName, check_lane
+from bridgehead._transports.addresses import is_of_server
 from bridgehead._transports.base import Transport
 from bridgehead._transports.tasks import finish, noted_on
 
@@ -139,8 +140,8 @@ class BridgeBase:
                 name, a fragment of it, a glob, or None for the file used last; what names no
                 folder is looked up in Jupyter's runtime folder first, then in the current one. A
                 file of another user leads to a kernel that is not trusted. It may also be an
-                address that begins with ``http``: of a kernel on a server, or of a server, for
-                the kernel used last there; see ``connect``.
+                address, with ``http://`` or with a port: of a kernel on a server, or of a server,
+                for the kernel used last there; see ``connect``.
             insecure: the weaknesses to accept: ``"empty-key"`` (everyone who can reach the kernel
                 can run code in it), ``"plain-tcp"`` beyond this machine (everyone on the way can
                 read everything), or both in a list.
@@ -432,7 +433,7 @@ def attaching(
     permitted = allowances(insecure)
 
     async def connect(left: float) -> Transport:
-        if isinstance(existing, str) and existing.startswith(("http://", "https://")):
+        if isinstance(existing, str) and is_of_server(existing):
             return await jupyter_servers.attach(existing, insecure=permitted, timeout=left)
         return await local.attach(existing, insecure=permitted, timeout=left)
 
