@@ -29,7 +29,7 @@ def back(value: Any) -> Any:
         *(NotImplemented, type(None), type(...), types.FunctionType, typing.AnyStr, typing.Any),
         *(json, sys.modules["os.path"], dataclasses.MISSING, dataclasses.KW_ONLY, json.JSONDecoder),
     ],
-    ids=repr,
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
 )
 def test_what_every_process_has_crosses_by_name(value: Any) -> None:
     assert back([value])[0] is value
