@@ -16,6 +16,16 @@ from bridgehead._shipped.data import numpy, pandas, pyarrow, standard
 from bridgehead._shipped.data.reader import decode_data
 from bridgehead._shipped.data.writer import encode_data
 
-FILES = ("registry", "standard", "numpy", "pandas", "pyarrow", "instances", "writer", "reader")
+FILES = (
+    "registry",
+    "budget",
+    "standard",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "instances",
+    "writer",
+    "reader",
+)
 
 __all__ = ["FILES", "decode_data", "encode_data", "numpy", "pandas", "pyarrow", "standard"]

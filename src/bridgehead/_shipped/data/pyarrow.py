@@ -36,6 +36,7 @@ def make_arrow(reader: DataReader, kind: str, raw: Any) -> Any:
     """Make an object of pyarrow from a stream in Arrow's IPC format."""
     pyarrow = _arrow()
     need(kind in _ARROW_KINDS, "not a kind of pyarrow object")
+    reader.own(raw)
     stream = pyarrow.py_buffer(raw)
     _check_stream(pyarrow, stream)
     batches = pyarrow.ipc.open_stream(stream)

@@ -133,7 +133,11 @@ def make_zone(reader: DataReader, key: str) -> Any:
 
 @constructor(str)
 def make_decimal(reader: DataReader, text: str) -> Any:
-    return decimal.Decimal(text)
+    made = decimal.Decimal(text)
+    exponent = made.as_tuple().exponent
+    digits = max(len(text), abs(exponent) if type(exponent) is int else 0)
+    reader.visit(digits * digits >> 10)  # int() of it takes 27 s for a million digits
+    return made
 
 
 @constructor(int, int)
