@@ -39,12 +39,13 @@ VISITS_FOR_EACH = 16
 SECONDS_FOR_EACH = 1e-6  # a key is at least 2 bytes, and its insertion takes 0.05 to 0.3 µs
 BULK = 6  # a visit of long text, bytes or an array costs 1 for each 2**6 bytes
 LONG = 9  # and that of a long integer 1 for each 2**9 bits
+HEAVY = 32  # visits; what costs less and has no parts is a scalar, which costs one
 SAME_HASH = 1000  # keys with one hash in one container; n of them cost n² comparisons
 FEW_KEYS = 256  # colliding keys of so few cannot take long
 
-_SMALL = frozenset((float, bool, NONE))
-_TEXTS = frozenset((str, bytes, bytearray))
-_FLAT = _SMALL | _TEXTS | {int}
+SMALL = frozenset((float, bool, NONE))
+TEXTS = frozenset((str, bytes, bytearray))
+_FLAT = SMALL | TEXTS | {int}
 _ITEMS = (list, tuple, set, frozenset, collections.deque)
 MAPS = (dict, collections.OrderedDict, collections.Counter, collections.defaultdict)
 # Their hash has a secret of the process, or they are few: such keys cannot be made to collide.
@@ -113,14 +114,11 @@ class Budget:
         self._check_walk(0, 0)
         return int(weight)
 
-    def note(self, made: Any, levels: int, args: Tuple[Any, ...], weight: int) -> None:
-        """Note what a constructor made of arguments of such a weight, unless it is a scalar."""
-        entry = self.made.get(id(made))
-        if entry is not None and entry[0] is made:
-            entry[2] += self.extra
-            entry[3].extend(args)
-        elif weight + self.extra > 2 * len(args) or not _FLAT.issuperset(map(type, args)):
-            self.made[id(made)] = [made, levels, self.extra, [*args]]
+    def note(self, made: Any, levels: int, args: Tuple[Any, ...]) -> None:
+        """Note what a constructor made, and of what."""
+        entry = self.made.setdefault(id(made), [made, levels, 0, []])
+        entry[2] += self.extra
+        entry[3].extend(args)
 
     def contain(self, made: Any, levels: int, part: Any) -> None:
         """Note a part that is put into an object after it was made."""
@@ -191,11 +189,11 @@ class Budget:
     def parts_of(self, value: Any) -> Any:
         """Return the visits inside a value without nested parts; else its levels and parts."""
         kind = type(value)
-        if kind in _SMALL:
+        if kind in SMALL:
             return 0
         if kind is int:
             return value.bit_length() >> LONG
-        if kind in _TEXTS:
+        if kind in TEXTS:
             return len(value) >> BULK
         if kind in _ITEMS:
             weight = _weight_of(value)
@@ -271,13 +269,13 @@ class Budget:
 def _weight_of(items: Any) -> Any:
     """Return the visits of items without nested parts, at C speed; None if one has such parts."""
     kinds = set(map(type, items))
-    if kinds <= _SMALL:
+    if kinds <= SMALL:
         return len(items)
     if not kinds <= _FLAT:
         return None
     weight = len(items)
     if int in kinds:
         weight += sum([item.bit_length() for item in items if type(item) is int]) >> LONG
-    if not kinds.isdisjoint(_TEXTS):
-        weight += sum([len(item) for item in items if type(item) in _TEXTS]) >> BULK
+    if not kinds.isdisjoint(TEXTS):
+        weight += sum([len(item) for item in items if type(item) in TEXTS]) >> BULK
     return weight

@@ -119,10 +119,9 @@ def _check_shape(reader: DataReader, shape: Any) -> int:
     """Return the number of items; count the lists that an empty array becomes as a list."""
     fine = type(shape) is tuple and len(shape) <= 32
     need(fine and all(type(part) is int and part >= 0 for part in shape), "invalid shape")
-    count = math.prod(shape)
-    if not count:
+    if 0 in shape:
         reader.claim(8 * math.prod(shape[: shape.index(0)]))
-    return count
+    return int(math.prod(shape))
 
 
 @constructor(None)

@@ -13,10 +13,19 @@ import collections
 import pickle
 import re
 from struct import Struct
-from typing import Any, Dict, Mapping, Sequence
+from typing import Any, Mapping, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
-    from bridgehead._shipped.data.budget import BULK, MAPS, NESTING, TOO_DEEP, Budget
+    from bridgehead._shipped.data.budget import (
+        BULK,
+        HEAVY,
+        MAPS,
+        NESTING,
+        SMALL,
+        TEXTS,
+        TOO_DEEP,
+        Budget,
+    )
     from bridgehead._shipped.data.instances import fill_instance
     from bridgehead._shipped.data.registry import CONSTRUCTORS, FUNCTION, HOME, need, untrusted
     from bridgehead._shipped.wire.digest import Buffer
@@ -255,7 +264,7 @@ class Machine(Budget):
             "%s takes %d arguments, not %d" % (function.__name__, len(kinds), len(args)),
         )
         self.open -= 1
-        self.extra = buffers = 0
+        self.extra, nested, plain = 0, False, args
         for arg, allowed in zip(args, kinds):
             kind = type(arg)
             if allowed is not None and kind not in allowed:
@@ -263,16 +272,22 @@ class Machine(Budget):
                 raise WireError("protocol", message)
             if kind is int:
                 cost += arg.bit_length() >> 3
-            elif kind in _SIZED:
-                cost += len(arg) * _SIZED[kind]
+            elif kind in TEXTS:
+                cost += len(arg)
             elif kind is memoryview and allowed is not None:
-                buffers += 1
                 self.extra += arg.nbytes >> BULK
+                plain = ()
+            elif kind not in SMALL:
+                nested = True
+                cost += 8 * len(arg) if kind in _CONTAINERS else 0
         self.charge(cost)
-        plain = args if not buffers else tuple([a for a in args if type(a) is not memoryview])
-        weight = self.weigh(*plain)
+        weight = len(args) + (cost >> BULK)
+        if nested:
+            plain = plain or tuple([arg for arg in args if type(arg) is not memoryview])
+            weight = self.weigh(*plain)
         made = function(self, *args)
-        self.note(made, levels, plain, weight)
+        if nested or weight > HEAVY or self.extra:
+            self.note(made, levels, plain)
         self.stack.append(made)
 
     def next_buffer(self) -> None:
@@ -294,8 +309,7 @@ class Machine(Budget):
         self.done = True
 
 
-# The charge in bytes for each part of an argument.
-_SIZED: Dict[Any, int] = {str: 1, bytes: 1, bytearray: 1, list: 8, tuple: 8, dict: 8}
+_CONTAINERS = frozenset((list, tuple, dict))
 
 
 def _handlers() -> dict[int, Any]:
