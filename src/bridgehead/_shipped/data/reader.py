@@ -258,7 +258,7 @@ class Machine(Budget):
         make, kinds, cost, levels = CONSTRUCTORS[function.__name__]
         need(make is function, "REDUCE calls no constructor")
         if kinds[-1:] == (...,):  # any number of arguments of the kind before it
-            kinds = kinds[:-1] + kinds[-2:-1] * (len(args) - len(kinds) + 1)
+            kinds = kinds[:-2] + kinds[-2:-1] * (len(args) - len(kinds) + 2)
         need(
             len(args) == len(kinds),
             "%s takes %d arguments, not %d" % (function.__name__, len(kinds), len(args)),

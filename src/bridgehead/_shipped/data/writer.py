@@ -99,5 +99,7 @@ def encode_data(value: Any, allow: Collection[str] = ()) -> list[memoryview]:
         path = _where(value, pickler.refused)
         message = "%s (at %s)" % (error, path) if path else str(error)
         raise WireError("untrusted", message, **dict(error.details, path=path)) from None
+    finally:
+        pickler.buffers.clear()  # the pickler is in a cycle, and would keep them
     frames[0] = memoryview(file.getvalue())
     return frames
