@@ -83,9 +83,10 @@ def constructor(*kinds: Any, cost: int = 16, levels: int = 1) -> Callable[[Any],
     """Add a function to the table, with the exact type or types of each argument.
 
     ``kinds`` are types, tuples of types, or None for an argument that the function checks itself;
-    ``...`` at the end stands for any number of the last, also none. A buffer is only given where its type is named. ``cost`` is
-    the charge for a call, in addition to the lengths of its arguments. What is made counts for so
-    many ``levels`` of nesting, besides the containers in the arguments.
+    ``...`` at the end stands for any number of the last, also none. A buffer is only given where
+    its type is named. ``cost`` is the charge for a call, in addition to the lengths of its
+    arguments. What is made counts for so many ``levels`` of nesting, besides the containers in
+    the arguments.
     """
 
     def enter_into_table(function: Any) -> Any:

@@ -118,7 +118,9 @@ def make_timezone(reader: DataReader, offset: Any, name: Any) -> Any:
 
 
 ZONE_KEY = re.compile(r"[A-Za-z0-9_+-]{1,40}(/[A-Za-z0-9_+-]{1,40}){0,3}")
-ZONE_NAME = re.compile(ZONE_KEY.pattern + r"|[+-]\d\d:\d\d")  # Arrow names offsets, too
+ZONE_NAME = re.compile(
+    ZONE_KEY.pattern + r"|[+-]([01]\d|2[0-3]):[0-5]\d"
+)  # Arrow names offsets, too
 
 
 @constructor(str)
