@@ -40,11 +40,37 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-_ANSI = re.compile(r"\x1b\[[0-9;]*m")
+# Group 1 is a colour or a weight. Any other sequence could move the cursor, or do worse.
+SEQUENCE = re.compile(
+    r"(\x1b\[[0-9;]*m)|\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b."
+)
+# All but tab and line feed, and what reverses the direction of text.
+_CONTROL = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
+)
+
+
+def harmless(text: str) -> str:
+    """Return a text without anything that controls a terminal, colours included.
+
+    Lines stay; a carriage return, which would overwrite the line, begins a new one.
+    """
+    if text.isprintable():
+        return text
+    lines = SEQUENCE.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", lines)
+
+
+def coloured(text: str) -> str:
+    """Return a text as ``harmless`` does, with its colours."""
+    parts = SEQUENCE.split(text)  # a colour, or None for another sequence, is every second part
+    return "".join((part or "") if at % 2 else harmless(part) for at, part in enumerate(parts))
 
 
 class BridgeError(Exception):
     """The base class of all errors that bridgehead defines.
+
+    A message may quote a kernel or a server; as text it has nothing that controls a terminal.
 
     >>> try:
     ...     await bridge.pull("nothing")
@@ -52,6 +78,10 @@ class BridgeError(Exception):
     ...     print(type(error).__name__)
     NameNotFound
     """
+
+    def __str__(self) -> str:
+        # Not super(): KeyError would show the repr of its argument, and a message is a sentence.
+        return harmless(Exception.__str__(self))
 
 
 class NotSent(BridgeError):
@@ -180,10 +210,6 @@ class NameNotFound(NotExecuted, KeyError):
         super().__init__(message)
         self.names: tuple[str, ...] = tuple(names)
 
-    def __str__(self) -> str:
-        # KeyError would show the repr of its argument, and a message is a sentence.
-        return Exception.__str__(self)
-
 
 class RemoteError(BridgeError):
     """The request ran in the kernel and raised an exception.
@@ -213,17 +239,18 @@ class RemoteError(BridgeError):
 
     def __str__(self) -> str:
         head = f"{self.ename}: {self.evalue}" if self.evalue else self.ename
-        if not self.traceback:
-            return head
-        lines = [_ANSI.sub("", line) for line in self.traceback]
-        return "\n".join([head, "", "in the kernel:", *lines])
+        lines = ["", "in the kernel:", *self.traceback] if self.traceback else []
+        return harmless("\n".join([head, *lines]))
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.ename}: {self.evalue}>"
+        return f"<{type(self).__name__} {harmless(f'{self.ename}: {self.evalue}')}>"
 
     def _render_traceback_(self) -> list[str]:
-        """Return the kernel's traceback for IPython, in place of this process's own frames."""
-        return self.traceback or [str(self)]
+        """Return the kernel's traceback for IPython, in place of this process's own frames.
+
+        It keeps its colours, and nothing else that controls a terminal.
+        """
+        return [coloured(line) for line in self.traceback] or [str(self)]
 
 
 class OutcomeUnknown(BridgeError):

@@ -64,6 +64,8 @@ async def test_doctor_says_why_a_kernel_of_a_server_has_no_direct_lane() -> None
         address = f"{url}api/kernels/{bridge.info.kernel_id}"
         ran, report = await asyncio.to_thread(doctor, "--url", address, "--token", TOKEN)
         assert (ran.code, report["info"]["lane"]) == (0, "buffers")
-        (found,) = report["findings"]
+        found, trust = report["findings"]
+        assert (trust["kind"], report["info"]["trust"]) == ("note", "data")
+        assert trust["what"].endswith("machine: the kernel is behind a server")
         assert "'direct'" in found["what"]
         assert "websocket" in found["what"]

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 
 from bridgehead._shipped.remote.socket_thread import send_all
-from bridgehead._shipped.wire import segments as _segments
 from bridgehead._shipped.wire.segments import Pool, Segment
+from bridgehead._shipped.wire.slabs import segments_supported
 from bridgehead._shipped.wire.socket import FrameSocket
 from support.shared import filled
 
 needs_segments = pytest.mark.skipif(
-    not _segments.segments_supported(), reason="this system or this Python has no memfd with seals"
+    not segments_supported(), reason="this system or this Python has no memfd with seals"
 )
 
 

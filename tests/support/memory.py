@@ -28,10 +28,10 @@ def client(bridge: Bridge) -> SocketClient:
 def client_counts(bridge: Bridge) -> dict[str, int]:
     """Count the client's leases, the bytes of its segments and the kernel's segments it maps."""
     gc.collect()
-    segments = list(client(bridge).pool.segments.values())
+    slabs = list(client(bridge).pool.slabs.values())
     return {
-        "leases": sum(segment.leases for segment in segments),
-        "bytes": sum(segment.capacity for segment in segments),
+        "leases": sum(slab.leased for slab in slabs),
+        "bytes": sum(slab.nbytes for slab in slabs),
         "mapped": len(client(bridge).channel.maps.known),
     }
 
@@ -46,9 +46,9 @@ def _count_in_kernel() -> dict[str, Any]:
     for remote in module._remotes.values():
         found["kept"] += len(remote.transfers.inboxes) + len(remote.transfers.outboxes)
         for server in list(remote.socket_threads.values()):
-            segments = list(server.channel.pool.segments.values())
-            found["leases"] += sum(segment.leases for segment in segments)
-            found["bytes"] += sum(segment.capacity for segment in segments)
+            slabs = list(server.channel.pool.slabs.values())
+            found["leases"] += sum(slab.leased for slab in slabs)
+            found["bytes"] += sum(slab.nbytes for slab in slabs)
             found["mapped"] += len(server.channel.maps.known)
     return found
 

@@ -17,9 +17,12 @@ from typing import Any
 import numpy as np
 
 import bridgehead
-from bridgehead._shipped.wire.segments import Pool, Segment, SegmentCache
+from bridgehead._shipped.wire.leases import SlabCache
+from bridgehead._shipped.wire.segments import SHARED_BELOW, Pool, Segment
 
 KIB, MIB = 1 << 10, 1 << 20
+WHOLE = SHARED_BELOW  # bytes of the smallest segment that has a slab of its own
+_filled: dict[int, Segment] = {}  # by number
 # Of bridgehead only what is shipped, and no pytest: importing those takes 0.3 s.
 PRELUDE = f"""
 import errno, gc, os, resource, sys, types
@@ -27,8 +30,11 @@ package = sys.modules["bridgehead"] = types.ModuleType("bridgehead")
 package.__path__ = {list(bridgehead.__path__)}
 import numpy as np
 from bridgehead._shipped.wire import segments as _segments
-from bridgehead._shipped.wire.segments import SegmentCache, Pool
-from support.shared import MIB, descriptors, handed, in_child, say, sent
+from bridgehead._shipped.wire.leases import SlabCache
+from bridgehead._shipped.wire.segments import Pool
+from support.shared import (
+    MIB, WHOLE, descriptors, handed, in_child, leased, released, say, sent,
+)
 """
 
 
@@ -38,35 +44,38 @@ def filled(pool: Pool, *arrays: np.ndarray[Any, Any]) -> tuple[Segment, list[int
     sizes = [frame.nbytes for frame in frames]
     segment = pool.take(sizes)
     assert segment is not None
+    _filled[segment.number] = segment
     for _ in segment.fill(frames):
         pass
     return segment, sizes
 
 
-def handed(maps: SegmentCache, segment: Segment) -> None:
-    """Map a segment as if its descriptor had arrived through a socket."""
-    maps.add(segment.number, os.dup(segment.file), segment.capacity, segment.pool.private)
+def handed(maps: SlabCache, segment: Segment) -> None:
+    """Map the slab of a segment as if its descriptor had arrived through a socket."""
+    slab = segment.slab
+    maps.add(slab.number, os.dup(slab.file), slab.capacity, slab.private, slab.is_shared)
 
 
-def sent(
-    pool: Pool, maps: SegmentCache, *arrays: np.ndarray[Any, Any]
-) -> tuple[Segment, list[Any]]:
+def leased(maps: SlabCache, segment: Segment, sizes: list[int]) -> list[memoryview]:
+    """Lease a segment as if a message had named it."""
+    return maps.lease(segment.slab.number, segment.number, segment.start, sizes)
+
+
+def sent(pool: Pool, maps: SlabCache, *arrays: np.ndarray[Any, Any]) -> tuple[Segment, list[Any]]:
     """Send arrays through a segment; return the segment and the receiver's views of it."""
     segment, sizes = filled(pool, *arrays)
-    if segment.number not in maps.known:
+    if segment.slab.number not in maps.known:
         handed(maps, segment)
-    views = maps.lease(segment.number, sizes)
+    views = leased(maps, segment, sizes)
     return segment, [np.frombuffer(v, a.dtype) for v, a in zip(views, arrays, strict=True)]
 
 
-def released(pool: Pool, maps: SegmentCache) -> list[int]:
+def released(pool: Pool, maps: SlabCache) -> list[int]:
     """Pass the receiver's released segments to the pool; return their numbers."""
     gc.collect()
     numbers = [maps.released.popleft() for _ in range(len(maps.released))]
     for number in numbers:
-        segment = pool.segments.get(abs(number))
-        if segment is not None:
-            pool.give_back(segment, tainted=number < 0)
+        pool.give_back(_filled[abs(number)], tainted=number < 0)
     return numbers
 
 

@@ -271,3 +271,22 @@ def test_ipython_shows_other_exceptions_as_usual(
     shown = capsys.readouterr().out
     assert "frame_to_see" in shown
     assert f"NameNotFound: {SENTENCE}" in shown
+
+
+@pytest.mark.parametrize("kind", [RemoteError, NameNotFound, BridgeError])
+def test_a_message_controls_no_terminal(kind: Any) -> None:
+    evil = "\x1b]0;own\x07\x1b[2J\x1b[31m<b>\x08\x9b1m\u202e"
+    error = (
+        kind(evil, evil, [evil, "\x1b[32mgreen\x1b[0m\x1b[H"])
+        if kind is RemoteError
+        else kind(evil)
+    )
+    for text in (str(error), repr(error)):
+        assert "<b>" in text
+        assert not set(text) & set("\x1b\x07\x08\x9b\u202e")
+    if kind is RemoteError:
+        assert error.evalue == evil  # the attributes are as the kernel sent them
+        shown = error._render_traceback_()
+        assert shown[1] == "\x1b[32mgreen\x1b[0m"
+        assert not set("".join(shown)) & set("\x07\x08\x9b\u202e")
+        assert "\x1b[2J" not in shown[0]

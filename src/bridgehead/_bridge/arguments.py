@@ -10,7 +10,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-from bridgehead._protocol.ref import Ref
+from bridgehead._protocol.ref import Ref, expression_of
 
 
 def checked_objects(mapping: Any, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,15 +59,15 @@ def checked_size(max_bytes: object) -> int | None:
     return max_bytes
 
 
-def expression_text(expression: str | Ref) -> str:
+def expression_text(expression: str | Ref, bridge: object) -> str:
     """Return the text of an expression or a ref; a single name as Python's parser spells it.
 
     Raises:
         TypeError: it is neither a string nor a ref.
-        ValueError: it is empty.
+        ValueError: it is empty, or a ref of another bridge.
     """
     if type(expression) is Ref:
-        return expression._expression
+        return expression_of(expression, bridge)
     if not isinstance(expression, str):
         raise TypeError(f"an expression must be a string or a ref, not {type(expression).__name__}")
     if not expression.strip():

@@ -30,7 +30,7 @@ from bridgehead._lanes.broadcast import Delivery
 from bridgehead._protocol import payload as _payload
 from bridgehead._protocol import response as _response
 from bridgehead._protocol.raising import remote_error
-from bridgehead._protocol.ref import Ref, primary
+from bridgehead._protocol.ref import Ref, expression_of, primary
 from bridgehead._protocol.results import Info, Name, Names, Result, Transfer, bridge_html
 from bridgehead._transports.messages import Message, Messages
 
@@ -114,8 +114,9 @@ class Bridge(BridgeBase):
         values are pickled in a thread. The kernel gets the objects as they were when ``push`` was
         called, so do not change them before ``push`` returns: the kernel refuses an array that
         changed meanwhile if it crossed in messages, and through shared memory such an array may
-        arrive half changed. An open text file arrives as a ``StringIO``, a memoryview as bytes:
-        this is a limitation of cloudpickle.
+        arrive half changed. An object whose class exists in the kernel does not change the class;
+        the class itself, pushed under a name, does. An open text file arrives as a ``StringIO``, a
+        memoryview as bytes: this is a limitation of cloudpickle.
 
         Args:
             mapping: names to objects; needed for a name that is also a keyword argument here.
@@ -240,7 +241,7 @@ class Bridge(BridgeBase):
         self._connection.check()
         if not expressions:
             raise ValueError("pull() needs at least one expression, e.g. pull('x')")
-        texts = [expression_text(expression) for expression in expressions]
+        texts = [expression_text(expression, self) for expression in expressions]
         limit, trusted = checked_size(max_bytes), self._connection.trust.overridden(trust)
         with reporting(progress, "pull") as report:
             response = await self._connection.ask(
@@ -268,7 +269,7 @@ class Bridge(BridgeBase):
             >>> bridge.ref("rows")[0].real
             <Ref rows[0].real>
         """
-        return Ref(self, primary(expression_text(expression)))
+        return Ref(self, primary(expression_text(expression, self)))
 
     async def names(self, pattern: str = "*", *, timeout: float | None = None) -> Names:
         """List the user's names in the kernel, as ``%who`` does, without computing a repr.
@@ -463,7 +464,7 @@ class Bridge(BridgeBase):
                 f"watch() does not work over {self._transport.name}, which only replies to "
                 "requests; pull the value when you need it"
             )
-        text, limit = expression_text(expression), checked_size(max_bytes)
+        text, limit = expression_text(expression, self), checked_size(max_bytes)
 
         async def open_value(frames: list[memoryview]) -> Any:
             return _payload.check_values(await self._connection.trust.open(frames), 1)[0]
@@ -546,9 +547,7 @@ class Bridge(BridgeBase):
         """Return how to pickle a ref: as a call that gives the kernel's object."""
         if type(value) is not Ref:
             return None
-        if getattr(value._bridge, "_bridge", value._bridge) is not self:
-            raise TypeError(f"{value!r} belongs to another bridge; pull it and send its value")
-        return Ref, (value._expression,)
+        return Ref, (expression_of(value, self),)
 
     # ------------------------------------------------------------ cells
 
@@ -603,7 +602,8 @@ class Bridge(BridgeBase):
             )
         finally:
             outputs.leave()
-        result = outputs.result(reply.content.get("execution_count"))
+        trust = self._connection.trust.name
+        result = outputs.result(reply.content.get("execution_count"), trust)
         if reply.content.get("status") == "error":
             error = remote_error(reply.content)
             error.result = result

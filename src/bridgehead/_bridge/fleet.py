@@ -25,8 +25,7 @@ from bridgehead._protocol import payload as _payload
 from bridgehead._protocol.ref import Ref
 from bridgehead._protocol.results import Result, Transfer, fleet_html
 from bridgehead._shipped.wire import frames as _frames
-from bridgehead._shipped.wire.frames import SHARE_FROM
-from bridgehead._shipped.wire.segments import IDLE, Pool, Segment
+from bridgehead._shipped.wire.segments import IDLE, SHARED_BELOW, Pool, Segment
 from bridgehead._transports import ipyparallel_engine
 from bridgehead._transports.base import Broadcaster, Transport
 from bridgehead._transports.tasks import finish, noted_on, run_all
@@ -181,7 +180,7 @@ class Fleet(Sequence[Bridge]):
         ['buffers', 'buffers']
         """
         objects = checked_objects(mapping, values)
-        content = _payload.PayloadSource(objects, objects, by_value)
+        content = _payload.PayloadSource(objects, objects, by_value, _refuse_ref)
         payload = await asyncio.to_thread(content.pack, "none")
         segment = await self._copied_to_segment(payload)
         broadcasts: list[Broadcast] = []
@@ -214,6 +213,8 @@ class Fleet(Sequence[Bridge]):
         >>> await fleet.pull("6 * 7")
         [42, 42]
         """
+        if len(self) > 1:
+            any(map(_refuse_ref, expressions))
         return await self._all(lambda bridge: bridge.pull(*expressions, timeout=timeout))
 
     async def run(self, code: str, *, timeout: float | None = None) -> list[Result]:
@@ -232,6 +233,8 @@ class Fleet(Sequence[Bridge]):
         >>> await fleet.call(len, "abc")
         [3, 3]
         """
+        if len(self) > 1:
+            any(map(_refuse_ref, (function, *args)))
         return await self._all(lambda bridge: bridge.call(function, *args, timeout=timeout))
 
     async def aclose(self) -> None:
@@ -310,10 +313,11 @@ class Fleet(Sequence[Bridge]):
     async def _copied_to_segment(self, payload: _payload.Payload) -> Segment | None:
         """Copy a payload to a segment for the kernels on the direct lane.
 
-        Return None if the payload is small, no kernel is on that lane, or there is no memory.
+        Return None if no kernel is on that lane, or there is no memory. A small payload is copied
+        for each kernel instead, to a part of that kernel's own slab.
         """
         lanes = [bridge.info.lane for bridge in self._bridges]
-        if payload.nbytes < SHARE_FROM or "direct" not in lanes:
+        if payload.nbytes < SHARED_BELOW or "direct" not in lanes:
             return None
         return await copy_to_segment(self._pool, payload.frames, lambda done, total: None)
 
@@ -326,7 +330,7 @@ class Fleet(Sequence[Bridge]):
     def _trim(self) -> None:
         self._trimming = None
         self._pool.trim()
-        if self._pool.segments:
+        if self._pool.slabs:
             self._trim_later()
 
 
@@ -357,6 +361,12 @@ def _views(client_or_view: Any) -> list[Any]:
 
 async def _opened(opening: Opening[Bridge]) -> Bridge:
     return await opening
+
+
+def _refuse_ref(value: Any) -> None:
+    """Refuse a ref, which means an object in one of the kernels; see ``PayloadSource.refs``."""
+    if type(value) is Ref:
+        raise ValueError(f"{value!r} belongs to one kernel, not to a fleet; pull it there")
 
 
 async def _all_closed(tasks: Sequence[asyncio.Task[Bridge]]) -> None:

@@ -20,6 +20,7 @@ from bridgehead._connection.trust import Trust, TrustName, allowed, check_trust
 from bridgehead._kernels import jupyter_servers, launch, local
 from bridgehead._kernels.security import Insecurity, allowances
 from bridgehead._lanes.handshake import LaneName, check_lane
+from bridgehead._transports.addresses import is_of_server
 from bridgehead._transports.base import Transport
 from bridgehead._transports.tasks import finish, noted_on
 
@@ -53,9 +54,9 @@ class BridgeBase:
         """Start a kernel; closing the bridge ends it.
 
         The kernelspec's provisioner starts, interrupts and ends the kernel, wherever it runs. An
-        ipykernel on this machine, under POSIX, gets Unix sockets beside its connection file (TCP
-        on loopback if the path is too long for a socket, or its file system supports none). Other
-        kernels use the transport that they announce.
+        ipykernel on this machine, under POSIX, gets Unix sockets in a private folder beside its
+        connection file (TCP on loopback if the path is too long for a socket, or its file system
+        supports none). Other kernels use the transport that they announce.
 
         Args:
             kernel_name: an installed kernelspec, as listed by ``jupyter kernelspec list``.
@@ -77,8 +78,10 @@ class BridgeBase:
                 was not used for half a minute is freed.
             trust: ``"pickle"`` opens whatever the kernel sends, which can run the kernel's code in
                 this process. ``"data"`` opens scalars, containers, dates, arrays and tables, and
-                raises ``UntrustedPayload`` for anything else. By default a kernel of this user on
-                this machine is trusted, and any other is not.
+                raises ``UntrustedPayload`` for anything else. The default is ``"pickle"`` if the
+                kernel proves in the handshake, over a Unix socket, that it is a process of this
+                user on this machine; where no such proof is possible (not Linux), if this program
+                started it. Else it is ``"data"``. ``info.why_trust`` has the reason.
             allow: your own classes, or their names, that ``"data"`` opens too.
             timeout: seconds until the kernel must answer.
 
@@ -134,9 +137,11 @@ class BridgeBase:
 
         Args:
             existing: what ``jupyter console --existing`` takes: a connection file's path or
-                name, a fragment of it, a glob, or None for the file used last. It may also be an
-                address that begins with ``http``: of a kernel on a server, or of a server, for
-                the kernel used last there; see ``connect``.
+                name, a fragment of it, a glob, or None for the file used last; what names no
+                folder is looked up in Jupyter's runtime folder first, then in the current one. A
+                file of another user leads to a kernel that is not trusted. It may also be an
+                address, with ``http://`` or with a port: of a kernel on a server, or of a server,
+                for the kernel used last there; see ``connect``.
             insecure: the weaknesses to accept: ``"empty-key"`` (everyone who can reach the kernel
                 can run code in it), ``"plain-tcp"`` beyond this machine (everyone on the way can
                 read everything), or both in a list.
@@ -401,7 +406,7 @@ class OpenOptions:
 
     Attributes:
         lane: the lane to use; ``"auto"`` for the fastest one that works.
-        trust: what to open of what the kernel sends; None decides by where the kernel runs.
+        trust: what to open of what the kernel sends; None decides by what the kernel proves.
         allow: classes beyond data that are opened, by ``module.qualname``.
         pool: the largest share of the free memory that objects in transit may take.
     """
@@ -428,7 +433,7 @@ def attaching(
     permitted = allowances(insecure)
 
     async def connect(left: float) -> Transport:
-        if isinstance(existing, str) and existing.startswith(("http://", "https://")):
+        if isinstance(existing, str) and is_of_server(existing):
             return await jupyter_servers.attach(existing, insecure=permitted, timeout=left)
         return await local.attach(existing, insecure=permitted, timeout=left)
 
@@ -459,10 +464,8 @@ def open_bridge(
         transport = await connect(timeout)
         limit = timeout if handshake_timeout is None else handshake_timeout
         try:
-            data = not transport.ours if options.trust is None else options.trust == "data"
-            connection = Connection(
-                transport, options.lane, Trust(data, options.allow), options.pool
-            )
+            trust = Trust(options.trust, options.allow)
+            connection = Connection(transport, options.lane, trust, options.pool)
             left = max(0.0, limit - (time.monotonic() - started))
             async with Deadline(left, "opening", transport, asked=limit):
                 await connection.remote.install()

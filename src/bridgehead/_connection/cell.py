@@ -113,8 +113,11 @@ class CellOutputs:
         if self._failure is not None:
             raise self._failure
 
-    def result(self, execution_count: Any) -> Result:
-        """Return what was collected; neighbouring parts of one stream become one output."""
+    def result(self, execution_count: Any, trust: str) -> Result:
+        """Return what was collected; neighbouring parts of one stream become one output.
+
+        ``trust`` is that of the bridge.
+        """
         texts: dict[str, list[str]] = {"stdout": [], "stderr": []}
         merged: list[dict[str, Any]] = []
         data: dict[str, Any] = {}
@@ -137,7 +140,7 @@ class CellOutputs:
                 output["text"] = "".join(output["text"])
         out, err = ("".join(texts[name]) for name in ("stdout", "stderr"))
         count = execution_count if type(execution_count) is int else None
-        return Result(out, err, tuple(merged), data, count)
+        return Result(out, err, tuple(merged), data, count, trust)
 
 
 def _output(message: Message) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from bridgehead._connection.subshell import Subshell
@@ -53,7 +54,7 @@ class Installation:
         self.in_main_thread: bool = True
         self.guards_cells: bool = False
         self._transport, self._trust, self._subshell = transport, trust, subshell
-        self._handshake = Handshake(transport, wanted, pool, trust.name)
+        self._handshake = Handshake(transport, wanted, pool, proof=trust.needs_proof)
         self._lane: Lane | None = None
         self._info: Info | None = None
         self._epoch: str | None = None  # of the kernel that has the caller's names
@@ -123,14 +124,18 @@ class Installation:
             greeting = await self._handshake.greet()
             if isinstance(self._lane, DirectLane):
                 self._lane.client.close()
-            self._lane, self._info, self.process = greeting.lane, greeting.info, greeting.process
+            trust = self._trust  # another process may answer than at the last handshake
+            trust.decide(greeting.proven, greeting.unproven, self._transport.own)
+            self._transport.life.trust = trust.name
+            self._info = replace(greeting.info, trust=trust.name, why_trust=trust.why)
+            self._lane, self.process = greeting.lane, greeting.process
             self.in_main_thread = greeting.in_main_thread
             self.guards_cells = greeting.guards_cells
             lane = greeting.lane
             self._transport.life.side_channel = (
                 lane.client if isinstance(lane, DirectLane) else None
             )
-            self.generation, self._epoch = generation, greeting.info.epoch
+            self.generation, self._epoch = generation, self._info.epoch
             self._restart_reported = False
             for orphan in greeting.orphans:
                 self._transport.spawn(self._subshell.delete(orphan))

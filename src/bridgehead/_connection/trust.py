@@ -1,14 +1,15 @@
 """Whether a kernel's values are opened as pickles or as data.
 
 Rule: the one place that decides how the frames of a value become an object in this process: as a
-pickle, which may run the kernel's code, or as data, which cannot.
+pickle, which may run the kernel's code, or as data, which cannot. Trust is proven, not assumed: a
+connection file, a loopback address or a forwarded port says nothing about the process behind it.
+Until the first handshake has ended, only data is opened.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Literal
 
@@ -19,21 +20,50 @@ TrustName = Literal["pickle", "data"]
 SLOW = 1 << 15  # bytes; the data-only codec is Python code, and more than this runs in a thread
 
 
-@dataclass(frozen=True, slots=True)
 class Trust:
     """How values are opened.
 
     Attributes:
         data: whether only data is accepted.
+        why: the reason.
         allow: further classes that are accepted then, by ``module.qualname``.
     """
 
-    data: bool
-    allow: Mapping[str, type] = field(default_factory=dict)
+    def __init__(self, asked: TrustName | None, allow: Mapping[str, type] | None = None) -> None:
+        self._asked = asked
+        self.data: bool = asked != "pickle"
+        self.why = "the caller asked for it" if asked is not None else "no handshake has ended yet"
+        self.allow: Mapping[str, type] = allow or {}
+
+    @property
+    def needs_proof(self) -> bool:
+        """Whether the caller left the decision to the handshake."""
+        return self._asked is None
 
     @property
     def name(self) -> TrustName:
         return "data" if self.data else "pickle"
+
+    def decide(self, proven: bool | None, reason: str, own: str) -> None:
+        """Decide by the proof of a handshake, unless the caller has decided.
+
+        Args:
+            proven: whether the kernel proved that it is this user's process on this machine; None
+                if it could not be asked to.
+            reason: why it is not proven.
+            own: why the kernel is this program's own without a proof; empty if it is not.
+        """
+        if self._asked is not None:
+            return
+        # A child that could prove it and did not may have changed its user, or may be a client of
+        # a kernel elsewhere, as sudo, docker and ssh are.
+        self.data = not (proven or (proven is None and own))
+        if self.data:
+            self.why = f"it is not proven to be this user's process on this machine: {reason}"
+        elif proven:
+            self.why = "the kernel proved over a Unix socket that it is this user's process"
+        else:
+            self.why = own
 
     def fields(self) -> dict[str, Any]:
         """Return the header fields by which the kernel sends only what can be opened."""
@@ -58,7 +88,7 @@ class Trust:
         if name is None:
             return self
         check_trust(name)
-        return Trust(name == "data", self.allow)
+        return Trust(name, self.allow)
 
 
 def check_trust(trust: object) -> None:

@@ -4,8 +4,9 @@ Rule: this floor finds or starts a kernel, checks its connection, and opens a tr
 It knows nothing of the remote part and sends no request to it.
 
 - ``discovery``: lists the kernels that this process can reach.
-- ``launch``: starts a kernel.
+- ``launch``: starts a kernel; ``launch_folder`` has its sockets.
 - ``local``: connects by a connection file, or by the client or manager of the caller.
+- ``connection_file``: finds and reads connection files.
 - ``jupyter_servers``: connects to a kernel behind a Jupyter server.
 - ``security``: refuses insecure connections, before a socket is opened.
 """

@@ -4,7 +4,7 @@ Rule: asking leaves a kernel unchanged. Nothing is executed and nothing installe
 for its ``kernel_info``, first on the control channel, which answers during a cell, then on the
 shell channel, which answers after it. All kernels are asked at once, each with its own deadline, so
 a stopped one delays no other. An error of one kernel is shown on its line, and the others are
-listed all the same.
+listed all the same. Before, ``launch_folder`` removes what killed programs left.
 
 The limit: a busy kernel keeps the second question until its cell ends. Nothing else distinguishes
 a busy kernel from an idle one, and no state is kept between two calls. Some four thousand calls
@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-import os
 import socket
 import time
 from collections.abc import Mapping
@@ -28,10 +26,12 @@ from typing import Any
 import zmq
 import zmq.asyncio
 from jupyter_client.asynchronous.client import AsyncKernelClient
+from jupyter_core.paths import jupyter_runtime_dir
 
 from bridgehead._errors import BridgeError
+from bridgehead._kernels.connection_file import connection_files, read
 from bridgehead._kernels.jupyter_servers import JupyterServer, list_kernels, running, seconds
-from bridgehead._kernels.local import connection_files
+from bridgehead._kernels.launch_folder import sweep
 from bridgehead._transports.base import Transport
 
 ALIVE = ("idle", "busy", "starting")
@@ -74,6 +74,7 @@ async def discover() -> list[DiscoveredKernel]:
     The kernel that was used last comes first.
     """
     patience = Transport.timings.listed_answer
+    sweep(jupyter_runtime_dir())
     async with _context() as context:
         local, served = await asyncio.gather(
             asyncio.gather(
@@ -174,22 +175,12 @@ def _named(error: Exception) -> str:
 
 
 def _read(file: Path) -> tuple[dict[str, Any], float]:
-    """Return the content of a connection file, and when it was last read.
-
-    This leaves that time unchanged, because Jupyter finds the kernel used last by it.
-    """
-    used = file.stat().st_atime
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0)  # opening a pipe must not block
-    try:
-        number = os.open(file, flags | getattr(os, "O_NOATIME", 0))
-    except PermissionError:  # only the owner of a file may use O_NOATIME
-        number = os.open(file, flags)
-    with os.fdopen(number, encoding="utf-8") as text:
-        info = dict(json.load(text))
+    """Return the content of a connection file, and when it was last read; leave that time."""
+    content = read(file, unnoticed=True)
     for name in ("shell_port", "control_port"):
-        if not 0 < int(info[name]) < 1 << 16:
-            raise ValueError(f"{name} is {info[name]}")
-    return {"ip": "127.0.0.1", **info}, used
+        if not 0 < int(content.info[name]) < 1 << 16:
+            raise ValueError(f"{name} is {content.info[name]}")
+    return {"ip": "127.0.0.1", **content.info}, content.used
 
 
 async def _listens(info: Mapping[str, Any], patience: float) -> bool:

@@ -8,20 +8,23 @@ refused before anything is sent.
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import os
+import re
 import ssl
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qs, urlsplit, urlunsplit
 
 from jupyter_core.paths import jupyter_runtime_dir
 
 from bridgehead._errors import BridgeError, InsecureConnection, KernelNotFound
+from bridgehead._kernels.connection_file import read
+from bridgehead._kernels.listeners import listens
+from bridgehead._protocol.formatting import line, short_list
 from bridgehead._transports.addresses import is_loopback
 from bridgehead._transports.base import Transport
 from bridgehead._transports.tasks import finish, noted_on
@@ -110,8 +113,8 @@ async def _known(rest: Rest, identity: str) -> str:
     """Return the kernel's id, if the server has this kernel."""
     if await rest.kernel(identity) is None:
         ids = [str(item.get("id")) for item in await rest.kernels()]
-        listed = f"it has: {', '.join(ids)}" if ids else "it has none, or lists none"
-        raise KernelNotFound(f"{rest.url} has no kernel {identity}; {listed}")
+        listed = f"it has: {short_list(ids, 400)}" if ids else "it has none, or lists none"
+        raise KernelNotFound(f"{rest.url} has no kernel {line(identity)}; {listed}")
     return identity
 
 
@@ -119,7 +122,7 @@ async def _latest(rest: Rest) -> str:
     found = await rest.kernels()
     if not found:
         raise KernelNotFound(f"{rest.url} has no kernel, or lists none; connect() starts one")
-    return str(max(found, key=lambda kernel: str(kernel.get("last_activity")))["id"])
+    return str(max(found, key=lambda kernel: str(kernel.get("last_activity"))).get("id"))
 
 
 async def _opened(
@@ -209,12 +212,20 @@ def runs(pid: object) -> bool:
 
 
 def running() -> Iterator[JupyterServer]:
-    """Yield this user's servers on this machine, as ``jupyter server list`` finds them."""
+    """Yield this user's servers on this machine, as ``jupyter server list`` finds them.
+
+    The token of one is empty if the process in its file does not listen on the port in its file.
+    """
     for file in sorted(Path(jupyter_runtime_dir()).glob("jpserver-*.json")):
         try:
-            info = json.loads(file.read_text("utf-8"))
-            if runs(info["pid"]) and not info.get("sock"):
-                yield JupyterServer(_parsed(_own(info)).url, str(info.get("token") or ""))
+            content = read(file)
+            info = content.info
+            if content.is_own and runs(info["pid"]) and not info.get("sock"):
+                url = _parsed(_own(info)).url
+                # A server that was killed leaves its file, and another program, of another user,
+                # may have its port or its pid now.
+                known = listens(info["pid"], _port(url))
+                yield JupyterServer(url, str(info.get("token") or "") if known else "")
         except (
             OSError,
             ArithmeticError,
@@ -268,12 +279,21 @@ def _own(info: dict[str, Any]) -> str:
 
 
 def _parsed(url: str) -> JupyterServer:
-    """Split an address into server, token and kernel id; the page in a browser is dropped."""
-    parts = urlsplit(url if "://" in url else f"http://{url}")
+    """Split an address into server, token and kernel id; the page in a browser is dropped.
+
+    Raises:
+        ValueError: it is no address of a server. The message quotes nothing that may be a token.
+    """
+    parts = _split(url.strip())
+    if parts is None:  # raised here, or the error would have the library's one as its context
+        raise ValueError("this is not the address of a server; use http://host:port/?token=…")
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        begin = f"{parts.scheme}://{parts.hostname or ''}"  # no more: a token may follow
-        raise ValueError(f"{begin} is not the address of a server; use http:// or https://")
-    if parts.username or parts.password:
+        raise ValueError(
+            f"{parts.scheme}:// is not the address of a server; use http:// or https://"
+        )
+    if "token=" in parts.path.lower():
+        raise ValueError("the token in the address follows no '?'; pass token=")
+    if parts.username is not None or parts.password is not None:
         raise ValueError("the address of the server contains a user or password; pass token=")
     path = parts.path.split("/")
     at = next((at for at, step in enumerate(path) if step in PAGES), len(path))
@@ -283,6 +303,22 @@ def _parsed(url: str) -> JupyterServer:
     return JupyterServer(
         urlunsplit((parts.scheme, parts.netloc, base, "", "")), token, kernel_id or None
     )
+
+
+def _split(url: str) -> SplitResult | None:
+    """Return the parts of an address; None if it has none that are valid."""
+    try:
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        parts.port  # noqa: B018 - raises if it is no number
+    except ValueError:
+        return None
+    host = (parts.hostname or "").replace(":", "").replace("%", "")
+    return parts if re.fullmatch(r"[\w.-]*", host) else None
+
+
+def _port(url: str) -> int | None:
+    parts = urlsplit(url)
+    return parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
 def _same(one: str, other: str) -> bool:

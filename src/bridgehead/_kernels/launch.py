@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import tempfile
@@ -27,12 +26,12 @@ from jupyter_core.paths import jupyter_runtime_dir, secure_write
 from traitlets import TraitError
 
 from bridgehead._errors import KernelNotFound, NotSupported
+from bridgehead._kernels.launch_folder import LaunchFolder, sweep
 from bridgehead._kernels.security import checked
 from bridgehead._transports.process import KernelProcess
 from bridgehead._transports.tasks import finish, noted_on
 from bridgehead._transports.zmq import ZmqTransport
 
-SOCKET_PATH = 103  # bytes that every POSIX allows for a socket's path, less the "-5" of the port
 WRITTEN = 1024  # bytes; a connection file has about 300, with CURVE keys 500
 
 
@@ -49,13 +48,13 @@ async def launch(
     """Start a kernel and wait until it answers; a failure or a cancel ends the kernel again."""
     manager = AsyncKernelManager(kernel_name=kernel_name)
     spec = _spec(manager)
-    file = _connection_path(connection_file)
     provisioner = _provisioner(spec)
     if encryption:
         _encrypt(manager)
-    elif _takes_ipc(spec, provisioner) and _takes_sockets(file):
-        manager.transport = "ipc"
+    file, folder = _connection_path(connection_file)
     manager.connection_file = str(file)
+    if not encryption and _takes_ipc(spec, provisioner) and folder.takes_sockets():
+        manager.transport, manager.ip = "ipc", folder.ip
     environment = {**os.environ, **(env or {})}
     # Without this, the debugger warns about frozen modules, even if no debugger is used.
     environment.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
@@ -67,7 +66,8 @@ async def launch(
         options |= {"stdout": output, "stderr": output}
     if cwd is not None:
         options["cwd"] = os.fspath(cwd)
-    kernel_process, transport = KernelProcess(manager, ZmqTransport.timings, log), None
+    kernel_process = KernelProcess(manager, ZmqTransport.timings, log, folder.remove)
+    transport = None
     try:
         # If this were cancelled half-way, the manager would not know the process that it started.
         await finish(manager.start_kernel(**options))
@@ -165,10 +165,10 @@ def _encrypt(manager: AsyncKernelManager) -> None:
         )
 
 
-def _connection_path(wanted: str | os.PathLike[str] | None) -> Path:
-    """Return where the connection file goes, after a file could be written there.
+def _connection_path(wanted: str | os.PathLike[str] | None) -> tuple[Path, LaunchFolder]:
+    """Return where the connection file goes, after a file could be written there, and its folder.
 
-    The path is absolute: with a relative one, ipc sockets would be in the current folder.
+    What killed programs left there is removed.
 
     Raises:
         KernelNotFound: no file can be written in that folder.
@@ -183,11 +183,17 @@ def _connection_path(wanted: str | os.PathLike[str] | None) -> Path:
     try:
         if wanted is None:
             os.makedirs(file.parent, mode=0o700, exist_ok=True)
+        sweep(file.parent)
+        folder = LaunchFolder(file)
         # As jupyter_client writes the file itself, whose error would name neither folder nor
         # variable: on a disk that is full or read-only, or whose files keep no permissions
         # (RuntimeError).
-        with secure_write(probe) as text:
-            text.write(" " * WRITTEN)
+        try:
+            with secure_write(probe) as text:
+                text.write(" " * WRITTEN)
+        except BaseException:
+            folder.remove()
+            raise
     except (OSError, RuntimeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise KernelNotFound(
@@ -197,29 +203,7 @@ def _connection_path(wanted: str | os.PathLike[str] | None) -> Path:
     finally:
         with contextlib.suppress(OSError):
             os.unlink(probe)
-    return file
-
-
-def _takes_sockets(file: Path) -> bool:
-    """Return whether the kernel can bind its Unix sockets beside the connection file.
-
-    File systems on which it cannot are common (mounts of Docker Desktop, drvfs of WSL 1, CIFS, some
-    NFS), each with an error of its own. A kernel ends at once there. So a socket is really bound.
-    """
-    if len(os.fsencode(file)) > SOCKET_PATH:
-        return False
-    path = f"{os.path.splitext(file)[0]}-ipc-0"  # the kernel's own sockets have numbers from 1
-    try:
-        with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
-            listener.bind(path)
-            try:
-                listener.listen(1)
-                client.connect(path)
-            finally:
-                os.unlink(path)
-    except OSError:
-        return False
-    return True
+    return file, folder
 
 
 def _log_file() -> Any:

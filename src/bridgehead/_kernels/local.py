@@ -6,21 +6,18 @@ Rule: everything up to an open transport, and nothing after that. ``launch`` sta
 
 from __future__ import annotations
 
-import contextlib
-import glob
-import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jupyter_core.paths import jupyter_runtime_dir
 from jupyter_core.utils import ensure_async
 from traitlets import TraitError
 
 from bridgehead._errors import KernelNotFound
-from bridgehead._kernels.security import checked, is_own_file, warn_if_others_can_read
+from bridgehead._kernels.connection_file import find, read
+from bridgehead._kernels.security import checked, warn_if_others_can_read
 from bridgehead._transports.base import Transport
 from bridgehead._transports.ipyparallel_engine import EngineTransport, engine_of, is_view
 from bridgehead._transports.process import KernelProcess
@@ -36,12 +33,12 @@ async def attach(
     """Connect to a kernel by its connection file, as ``jupyter console --existing`` finds it."""
     file = find(existing)
     try:
-        with open(file, encoding="utf-8") as text:
-            info = json.load(text)
-        info = checked(info, file, insecure)
+        content = read(file)
+        info = checked(content.info, file, insecure)
         warn_if_others_can_read(file)
         transport = ZmqTransport(info, connection_file=file)
-        transport.ours = transport.ours and is_own_file(file)
+        if not content.is_own:
+            transport.no_proof = transport.no_proof or "the connection file is another user's"
     except (OSError, ValueError, KeyError, TypeError, AttributeError, TraitError) as error:
         raise KernelNotFound(f"{file} is not a connection file: {error}") from error
     return await _opened(transport, timeout, transport.timings.listen_within)
@@ -121,63 +118,3 @@ async def _opened(transport: ZmqTransport, timeout: float, connect: float) -> Zm
             await transport.aclose()
         raise
     return transport
-
-
-def find(existing: str | os.PathLike[str] | None) -> str:
-    """Return the connection file for ``existing``: a path, a fragment, a glob, or the latest.
-
-    Raises:
-        KernelNotFound: no file matches, or more than one; the message lists them.
-    """
-    folder = jupyter_runtime_dir()
-    if existing is None:
-        latest = _used_last([*_matching(".", "kernel-*.json"), *_matching(folder, "kernel-*.json")])
-        if latest is None:
-            raise KernelNotFound(f"no kernel is running: there is no connection file in {folder}")
-        return latest
-    name = os.fspath(existing)
-    for candidate in (name, os.path.join(folder, name)):
-        if os.path.isfile(candidate):
-            return os.path.abspath(candidate)
-    head, tail = os.path.split(name)
-    if tail and os.path.isdir(head):  # only the rest is a fragment or a glob
-        places = [head]
-    else:
-        places, tail = [".", folder], name
-    pattern = tail if "*" in tail else f"*{glob.escape(tail)}*"
-    found = (match for place in places for match in _matching(place, pattern))
-    matches = {match for match in found if match.endswith(".json")}
-    if len(matches) == 1:
-        return matches.pop()
-    if matches:
-        raise KernelNotFound(
-            f"{name!r} matches {len(matches)} kernels; pass one of: {_listed(sorted(matches))}"
-        )
-    here = [str(file) for file in connection_files()]
-    raise KernelNotFound(
-        f"no connection file matches {name!r}; {folder} has: {_listed(here) or 'none'}"
-    )
-
-
-def _matching(folder: str, pattern: str) -> list[str]:
-    """Return the absolute paths that match a pattern in a folder, whose name is literal."""
-    return [os.path.abspath(file) for file in glob.glob(os.path.join(glob.escape(folder), pattern))]
-
-
-def _used_last(files: Iterable[str]) -> str | None:
-    """Return the file that was read last, as ``jupyter console --existing`` chooses it."""
-    used = {}
-    for file in files:
-        with contextlib.suppress(OSError):  # its kernel has just ended
-            used[file] = os.stat(file).st_atime
-    return max(used, key=used.__getitem__, default=None)
-
-
-def connection_files() -> list[Path]:
-    """Return the connection files in Jupyter's runtime folder, even those of dead kernels."""
-    return sorted(Path(jupyter_runtime_dir()).glob("kernel-*.json"))
-
-
-def _listed(files: list[str]) -> str:
-    names = [os.path.basename(file) for file in files]
-    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -7,7 +7,6 @@ connection and changes no file.
 
 from __future__ import annotations
 
-import os
 import shlex
 import stat
 import sys
@@ -104,11 +103,6 @@ def _curve(info: Mapping[str, Any], where: str) -> bool:
     if not fits:
         raise KernelNotFound(f"the CURVE keys in {where} are damaged: they do not belong together")
     return True
-
-
-def is_own_file(file: str) -> bool:
-    """Return whether this user owns the connection file, and so the kernel."""
-    return not hasattr(os, "getuid") or os.stat(file).st_uid == os.getuid()
 
 
 def mode_for_others(file: str) -> int | None:

@@ -1,13 +1,16 @@
 """The handshake: what a kernel is, and the best lane to it.
 
 Rule: one round trip, which installs the remote part where it is missing, and what its reply says.
-When a handshake is due, and what it means for the caller, belongs to ``_connection.remote``.
+In it the kernel also proves that it is a process of this user on this machine: it connects to a
+socket that only such a process can open, whatever lane is used then. When a handshake is due, and
+what it means for the caller, belongs to ``_connection.remote``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,10 +22,12 @@ from bridgehead._lanes.direct import DirectLane
 from bridgehead._lanes.inline import InlineLane
 from bridgehead._lanes.socket import SocketClient, SocketListener
 from bridgehead._protocol import request as _request
+from bridgehead._protocol.formatting import line
 from bridgehead._protocol.payload import EMPTY
 from bridgehead._protocol.raising import as_object, as_strings, as_text, raise_error
 from bridgehead._protocol.response import greeting
 from bridgehead._protocol.results import Info
+from bridgehead._shipped.wire.slabs import segments_supported
 from bridgehead._transports.base import Transport
 from bridgehead._transports.evidence import LocalProcess
 
@@ -44,7 +49,10 @@ class Greeting:
 
     Attributes:
         lane: the best lane to the remote part, or the one that the caller asked for.
-        info: what a user sees of the kernel.
+        info: what a user sees of the kernel; the trust in it is decided later.
+        proven: whether the kernel proved to be a process of this user on this machine; None if it
+            could not be asked to.
+        unproven: why it is not proven; empty if it is.
         process: names the kernel process; a later process may have the same pid.
         orphans: idle subshells whose bridge has ended, or has not used them for ten minutes.
         in_main_thread: whether cells run in the main thread of the process, which a signal reaches.
@@ -53,6 +61,8 @@ class Greeting:
 
     lane: Lane
     info: Info
+    proven: bool | None
+    unproven: str
     process: str
     orphans: list[str]
     in_main_thread: bool
@@ -63,11 +73,12 @@ class Handshake:
     """The handshakes of one bridge with the kernel behind a transport.
 
     ``wanted`` is the lane that the caller asked for, ``pool`` the share of the free memory that a
-    direct lane may take, ``trust`` the name of the trust, for ``Info``.
+    direct lane may take. With ``proof``, the kernel is asked to prove whose process it is even if
+    there is no direct lane.
     """
 
-    def __init__(self, transport: Transport, wanted: LaneName, pool: float, trust: str) -> None:
-        self._transport, self._wanted, self._pool, self._trust = transport, wanted, pool, trust
+    def __init__(self, transport: Transport, wanted: LaneName, pool: float, *, proof: bool) -> None:
+        self._transport, self._wanted, self._pool, self._proof = transport, wanted, pool, proof
 
     async def greet(self) -> Greeting:
         """Install the remote part or find it installed, and choose the lane.
@@ -84,8 +95,9 @@ class Handshake:
                 f"{kernel} is a kernel for {as_text(language)}; bridgehead needs a Python kernel"
             )
         transport.dispatcher.narrow(transport.quirks.window)
-        with self._listening() as listener:
-            offer = listener.offer if isinstance(listener, SocketListener) else None
+        no_lane = self._no_direct_lane()
+        with self._listening(no_lane) as listener:
+            offer = None if isinstance(listener, str) else listener.offer(lane=not no_lane)
             signed = EMPTY.signed(transport.digest)
             header = _request.header("hello", signed, epoch="", direct=offer)
             try:
@@ -102,8 +114,17 @@ class Handshake:
                 why_not[BuffersLane.name] = f"{kernel} does not pass message buffers"
             lane = self._message_lane(buffers)
             lane.note_sums(reply)
-            if self._wanted not in MESSAGE_LANES:
-                lane = self._direct_or(lane, listener, reply["direct"], why_not)
+            if isinstance(listener, str):
+                proven, unproven = None, listener
+            else:
+                sock = listener.accept()
+                proven = sock is not None
+                why = line(reply["direct"] or "", 200)  # the kernel may send anything
+                unproven = "" if proven else why or "the kernel's connection did not arrive"
+                no_lane = no_lane or unproven or why
+                lane = self._direct_or(lane, listener, sock, reply["files"], no_lane)
+            if self._wanted not in MESSAGE_LANES and not isinstance(lane, DirectLane):
+                self._report(no_lane or unproven, why_not)
         info = Info(
             kernel=kernel,
             python=tuple(reply["python"]),
@@ -114,7 +135,7 @@ class Handshake:
             epoch=reply["epoch"],
             transport=transport.name,
             lane=lane.name,
-            trust=self._trust,
+            trust="data",
             connection_file=transport.connection_file,
             url=transport.url,
             kernel_id=transport.kernel_id,
@@ -125,6 +146,8 @@ class Handshake:
         return Greeting(
             lane,
             info,
+            proven,
+            unproven,
             str(reply.get("process")),
             orphans,
             in_main_thread=reply.get("in_main_thread") is not False,
@@ -137,20 +160,27 @@ class Handshake:
             return MESSAGE_LANES[self._wanted](self._transport)
         return (BuffersLane if buffers else InlineLane)(self._transport)
 
-    @contextlib.contextmanager
-    def _listening(self) -> Iterator[SocketListener | str]:
-        """Listen for a direct lane while the block lasts; yield why not where that fails."""
+    def _no_direct_lane(self) -> str:
+        """Return why there will be no direct lane, as far as is known here; else an empty text."""
         if self._wanted in MESSAGE_LANES:
-            yield "lane= asks for another lane"
-        elif not self._transport.direct:
-            yield f"the {self._transport.name} transport cannot reach the kernel's process directly"
-        elif not self._transport.ours:
-            yield "the kernel is not this user's process on this machine"
+            return "lane= asks for another lane"
+        if not self._transport.direct:
+            name = self._transport.name
+            return f"the {name} transport cannot reach the kernel's process directly"
+        return "" if segments_supported() else "this system or this Python has no memfd with seals"
+
+    @contextlib.contextmanager
+    def _listening(self, no_lane: str) -> Iterator[SocketListener | str]:
+        """Listen for the kernel's connection while the block lasts; yield why not otherwise."""
+        if self._transport.no_proof:
+            yield self._transport.no_proof
+        elif no_lane and not self._proof:
+            yield no_lane
         else:
             try:
                 listener = SocketListener(self._pool)
-            except OSError as error:
-                yield str(error)
+            except (OSError, AttributeError) as error:  # a system without these sockets, or /proc
+                yield f"this process cannot listen for it: {error}"
                 return
             try:
                 yield listener
@@ -160,31 +190,32 @@ class Handshake:
     def _direct_or(
         self,
         messages: Lane,
-        listener: SocketListener | str,
-        refused: str | None,
-        why_not: dict[str, str],
+        listener: SocketListener,
+        sock: socket.socket | None,
+        files: int,
+        why: str,
     ) -> Lane:
-        """Return a direct lane if the remote part connected to the listener, else ``messages``.
+        """Return a direct lane over the kernel's connection, or ``messages`` if ``why`` not."""
+        if sock is None:
+            return messages
+        if why or not listener.welcome(sock):
+            sock.close()
+            return messages
+        transport = self._transport
+        client = SocketClient(sock, self._pool, files, transport.dispatcher, transport.life)
+        return DirectLane(transport, client, messages, listener.name)
 
-        ``why_not`` gets the reason where there is no direct lane; ``refused`` is the remote part's.
+    def _report(self, why: str, why_not: dict[str, str]) -> None:
+        """Report that there is no direct lane.
 
         Raises:
-            NotSupported: the remote part did not connect, and the caller asked for this lane.
+            NotSupported: the caller asked for this lane.
         """
-        why = listener if isinstance(listener, str) else refused
-        if not why and isinstance(listener, SocketListener):
-            sock = listener.accept()
-            if sock is not None:
-                client = SocketClient(
-                    sock, self._pool, self._transport.dispatcher, self._transport.life
-                )
-                return DirectLane(self._transport, client, messages, listener.name)
-            why = "the kernel's connection did not arrive"
+        why = why or "the kernel's connection broke"
         if self._wanted == DirectLane.name:
             raise NotSupported(f"lane='direct' does not work with this kernel: {why}")
-        why_not[DirectLane.name] = why or "no reason was given"
+        why_not[DirectLane.name] = why
         log.info("no direct lane, objects cross as messages: %s", why)
-        return messages
 
 
 def _kernel_name(kernel_info: Mapping[str, Any]) -> str:

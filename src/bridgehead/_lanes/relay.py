@@ -3,28 +3,38 @@
 Rule: a source kernel leases a segment to this process. This process leases the same file to a
 target kernel, under another number; it neither reads nor copies the memory. When the target gives
 the segment back, this process gives it back to the source. It reports the segment as tainted if
-the target did, or if the target was lost before.
+the target did, or if the target was lost before. A part of a shared slab is not leased on: the
+target would see the other objects in it.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from weakref import WeakKeyDictionary, finalize
 
-from bridgehead._shipped.wire.segments import MappedSegment, Pool, Segment, mapped
+from bridgehead._shipped.wire.leases import MappedSlab, mapped
+from bridgehead._shipped.wire.segments import Pool, Segment
+from bridgehead._shipped.wire.slabs import Slab
+
+# Segments that are leased on at once. Each takes descriptors of three processes; more of them are
+# copied.
+MOST_RELAYED = 8
 
 
 class RelayedSegment(Segment):
     """A segment of one process, leased on to a third process."""
 
-    def __init__(self, mapping: MappedSegment) -> None:
-        super().__init__(RELAY_POOL, mapping.capacity, mapping.file)  # the mapping closes it
-        self.lease: tuple[MappedSegment, list[memoryview]] | None = None  # while it is leased on
+    def __init__(self, mapping: MappedSlab) -> None:
+        slab = Slab(mapping.capacity, file=os.dup(mapping.find_file()))
+        super().__init__(RELAY_POOL, slab, 0, mapping.capacity)
+        self.lease: tuple[MappedSlab, list[memoryview]] | None = None  # while it is leased on
 
     def drop_everywhere(self) -> None:
         """Have every holder drop it: the process that made it freed it, or ended."""
-        for holder in self.holders:
-            holder.gone(self.number)
+        self.slab.close()
+        for holder in self.slab.holders:
+            holder.gone(self.slab.number)
 
 
 class RelayPool(Pool):
@@ -32,21 +42,28 @@ class RelayPool(Pool):
 
     def __init__(self) -> None:
         super().__init__(0)
-        self._known: WeakKeyDictionary[MappedSegment, RelayedSegment] = WeakKeyDictionary()
+        self._known: WeakKeyDictionary[MappedSlab, RelayedSegment] = WeakKeyDictionary()
 
     def pass_on(self, frames: Sequence[memoryview]) -> RelayedSegment | None:
         """Return the segment that holds these frames, with one lease; None if there is none.
+
+        There is none either if ``MOST_RELAYED`` are leased on, or descriptors are lacking.
 
         The frames must be all that were leased together: the next process finds them by their
         sizes alone.
         """
         mapping = mapped(frames[0]) if frames else None
-        if mapping is None or mapping.private:
+        if mapping is None or mapping.private or mapping.is_shared:
             return None
         with self._lock:
             segment = self._known.get(mapping)
+            if sum(1 for one in self._known.values() if one.leases) >= MOST_RELAYED:
+                return None
             if segment is None:
-                segment = self._known[mapping] = RelayedSegment(mapping)
+                try:
+                    segment = self._known[mapping] = RelayedSegment(mapping)
+                except OSError:
+                    return None
                 finalize(mapping, segment.drop_everywhere).atexit = False
             segment.leases += 1
             segment.lease = mapping, list(frames)

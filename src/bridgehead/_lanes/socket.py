@@ -29,7 +29,8 @@ from bridgehead._shipped.wire.header import (
     RequestHeader,
     ResponseHeader,
 )
-from bridgehead._shipped.wire.segments import Pool, Segment, segments_supported
+from bridgehead._shipped.wire.limits import descriptor_limit
+from bridgehead._shipped.wire.segments import Pool, Segment
 from bridgehead._shipped.wire.socket import SECRET, FrameSocket, peer
 from bridgehead._transports.dispatch import Dispatcher
 from bridgehead._transports.state import KernelState
@@ -61,17 +62,17 @@ class SocketListener:
     The socket's name is removed before the handshake is sent: the remote part connects through
     this process's file descriptor, which only processes of this user can open. So no file is left,
     however this process ends, and no other user finds the socket. The process that connects shows
-    the secret that the handshake carried, which Jupyter signed, and is then shown a second one.
+    the secret that the handshake carried, which Jupyter signed. That proves which user's process
+    the kernel is, and on which machine. For a direct lane it is then shown a second secret.
     """
 
     def __init__(self, share: float) -> None:
         """Listen; ``share`` is the share of the free memory that a segment pool may take.
 
         Raises:
-            OSError: this system lacks what the direct lane needs.
+            OSError: this process can make no such socket.
+            AttributeError: this system knows no such socket.
         """
-        if not segments_supported():
-            raise OSError("this system or this Python has no memfd with seals")
         self._secret = secrets.token_bytes(2 * SECRET)
         self._share = share
         self.name = secrets.token_hex(8)
@@ -101,19 +102,23 @@ class SocketListener:
             if descriptor >= 0:
                 os.close(descriptor)
 
-    @property
-    def offer(self) -> DirectOffer:
-        """The fields of the handshake that say where to connect, and with which secret."""
+    def offer(self, *, lane: bool = True) -> DirectOffer:
+        """Return the fields of the handshake that say where to connect, and with which secret.
+
+        Without ``lane``, the remote part closes the connection when it has shown the secret.
+        """
         return {
+            "lane": lane,
             "path": f"/proc/{os.getpid()}/fd/{self._inode}",
             "secret": self._secret.hex(),
             "name": self.name,
             "share": float(self._share),
+            "files": descriptor_limit(),
             "common": {**COMMON},
         }
 
     def accept(self) -> socket.socket | None:
-        """Return the remote part's connection, or None; close those of other processes.
+        """Return the connection that showed the secret, or None; close those of other processes.
 
         The remote part connects before it replies to the handshake.
         """
@@ -133,8 +138,13 @@ class SocketListener:
                 return False
             # The remote part sends the secret before its reply to the handshake. So what has
             # not arrived by now will not come.
-            if not compare_digest(sock.recv(SECRET), self._secret[:SECRET]):
-                return False
+            return compare_digest(sock.recv(SECRET), self._secret[:SECRET])
+        except OSError:
+            return False
+
+    def welcome(self, sock: socket.socket) -> bool:
+        """Show the remote part the second secret, so that it serves; return whether that worked."""
+        try:
             return sock.send(self._secret[SECRET:]) == SECRET
         except OSError:
             return False
@@ -150,11 +160,17 @@ class SocketClient:
     """The connection to one kernel's socket thread."""
 
     def __init__(
-        self, sock: socket.socket, share: float, dispatcher: Dispatcher, life: KernelState
+        self,
+        sock: socket.socket,
+        share: float,
+        files: int,
+        dispatcher: Dispatcher,
+        life: KernelState,
     ) -> None:
+        """``files`` is how many descriptors the kernel may have open."""
         self._dispatcher = dispatcher  # counts late replies
         self._life = life
-        self.pool = Pool(share)
+        self.pool = Pool(share, files=files)
         self.channel = FrameSocket(sock, self.pool)
         self.lost = False
         self._loop = asyncio.get_running_loop()
@@ -310,7 +326,7 @@ class SocketClient:
         # A relayed segment is not of this pool, and its end wakes no code of this client. So
         # the ticks go on while the kernel has any file of a segment.
         channel = self.channel
-        return bool(self.pool.segments or channel.maps.known or channel.has_handed)
+        return bool(self.pool.slabs or channel.maps.known or channel.has_handed)
 
     def _tick(self) -> None:
         """Free segments that were idle for a while; tell the kernel which of its own are free."""

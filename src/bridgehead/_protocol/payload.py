@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pickle import loads
 from types import ModuleType
 from typing import Any
 
@@ -83,7 +82,7 @@ class RawPickle:
     data: bytes
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[bytes]]:
-        return loads, (self.data,)
+        return pickling.open_pickle, (self.data,)
 
 
 EMPTY = Payload(())
@@ -127,18 +126,23 @@ class PayloadSource:
 
         Any thread may call this; an event loop in another thread keeps running meanwhile.
         """
+        payload = self._encoded_small(algorithm) if small and not self.data else None
         if self.data:
             payload = encode_data(self.values, self.parts)
-        elif small:
-            frames = pickling.encode_small(self.values)
-            payload = Payload(frames, digest=digest(algorithm, frames))
-        else:
+        elif payload is None:
             payload = encode(
                 self.values, self.parts, by_value=self.by_value, refs=self.refs, limit=self.limit
             )
         if self.limit is not None and payload.nbytes > self.limit:
             raise too_large(payload.nbytes, self.limit)
         return payload if payload.digest else payload.signed(algorithm)
+
+    def _encoded_small(self, algorithm: str) -> Payload | None:
+        try:
+            frames = pickling.encode_small(self.values)
+        except RecursionError:  # ``encode`` reports it, with the path
+            return None
+        return Payload(frames, digest=digest(algorithm, frames))
 
 
 class _PicklingLock:
@@ -203,12 +207,17 @@ def encode(
     Raises:
         EncodeError: a part of the object cannot be pickled; ``path`` names it.
         PayloadTooLarge: the payload has more than ``limit`` bytes.
+        ValueError: ``refs`` raised it, for a ref of another bridge.
     """
-    used = False
+    used, wrong = False, None
 
     def reduce(value: Any) -> Any:
-        nonlocal used
-        reduced = refs(value) if refs is not None else None
+        nonlocal used, wrong
+        try:
+            reduced = refs(value) if refs is not None else None
+        except ValueError as error:
+            wrong = error
+            raise
         used = used or reduced is not None
         return reduced
 
@@ -220,6 +229,8 @@ def encode(
         except TooLarge as error:
             raise too_large(error.nbytes, limit) from None
         except Exception as error:
+            if wrong is not None:
+                raise wrong from None
             path, why = _find_unpicklable_part(parts, error)
             raise EncodeError(
                 f"{path} cannot be pickled: {type(why).__name__}: {why}", path=path

@@ -7,7 +7,7 @@ its bridge only to call the bridge's ``pull``.
 from __future__ import annotations
 
 import ast
-from typing import Any
+from typing import Any, NoReturn
 
 from bridgehead._protocol.formatting import heading, line
 
@@ -24,8 +24,9 @@ class Ref:
 
     Arguments may be literals, containers of literals, slices and other refs; for anything
     else ``bridge.call`` ships the object. As an argument of ``call`` and as a value of
-    ``push``, a ref stands for the object in the kernel. Only an attribute named ``pull`` cannot
-    be reached through a ref.
+    ``push``, a ref stands for the object in the kernel. A ref of another bridge is a ValueError
+    everywhere. A ref cannot be compared, tested or iterated over: these would need the object.
+    Only an attribute named ``pull`` cannot be reached through a ref.
 
         >>> await bridge.push(text="penguins")
         <Transfer text: ...>
@@ -59,12 +60,13 @@ class Ref:
         return Ref(self._bridge, f"{self._expression}.{name}")
 
     def __getitem__(self, key: Any) -> Ref:
-        inner = ", ".join(map(render, key)) if type(key) is tuple and key else render(key)
+        keys = key if type(key) is tuple and key else (key,)
+        inner = ", ".join(render(one, self._bridge) for one in keys)
         return Ref(self._bridge, f"{self._expression}[{inner}]")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Ref:
-        arguments = [render(arg) for arg in args]
-        arguments += [f"{name}={render(value)}" for name, value in kwargs.items()]
+        arguments = [render(arg, self._bridge) for arg in args]
+        arguments += [f"{name}={render(value, self._bridge)}" for name, value in kwargs.items()]
         return Ref(self._bridge, f"{self._expression}({', '.join(arguments)})")
 
     def __iter__(self) -> Any:
@@ -72,6 +74,12 @@ class Ref:
 
     def __bool__(self) -> bool:
         raise TypeError(f"{self!r} stays in the kernel; pull it to test it")
+
+    def __eq__(self, other: object) -> NoReturn:
+        raise TypeError(f"{self!r} stays in the kernel; pull it to compare it")
+
+    def __hash__(self) -> int:
+        return object.__hash__(self)
 
     def __reduce__(self) -> Any:
         raise TypeError(f"{self!r} belongs to its bridge; pass it to that bridge's call or push")
@@ -99,28 +107,45 @@ def primary(expression: str) -> str:
     return expression if bare else f"({expression})"
 
 
-def render(value: Any) -> str:
-    """Return source text that gives ``value`` when the kernel evaluates it.
+def expression_of(ref: Ref, bridge: Any) -> str:
+    """Return the expression of a ref, which must be of this bridge.
+
+    Raises:
+        ValueError: the ref is of another bridge; in its kernel the text means another object.
+    """
+    owner = ref._bridge
+    if getattr(owner, "_bridge", owner) is not getattr(bridge, "_bridge", bridge):
+        raise ValueError(f"{ref!r} belongs to another bridge; pull it there and use its value")
+    return ref._expression
+
+
+def render(value: Any, bridge: Any) -> str:
+    """Return source text that gives ``value`` when the kernel of this bridge evaluates it.
 
     Raises:
         TypeError: the value is neither a literal, nor made of literals, nor a ``Ref``.
+        ValueError: it is or has a ``Ref`` of another bridge.
     """
     if type(value) is Ref:
-        return value._expression
+        return expression_of(value, bridge)
     if type(value) is float and (value != value or value in (float("inf"), float("-inf"))):
         return f"float({str(value)!r})"
     if type(value) in _LITERALS:
         return repr(value)
+
+    def part(item: Any) -> str:
+        return render(item, bridge)
+
     if type(value) is slice:
-        return f"slice({render(value.start)}, {render(value.stop)}, {render(value.step)})"
+        return f"slice({part(value.start)}, {part(value.stop)}, {part(value.step)})"
     if type(value) is tuple:
-        return "(" + "".join(render(item) + ", " for item in value) + ")"
+        return "(" + "".join(part(item) + ", " for item in value) + ")"
     if type(value) is list:
-        return "[" + ", ".join(map(render, value)) + "]"
+        return "[" + ", ".join(map(part, value)) + "]"
     if type(value) is dict:
-        return "{" + ", ".join(f"{render(k)}: {render(v)}" for k, v in value.items()) + "}"
+        return "{" + ", ".join(f"{part(k)}: {part(v)}" for k, v in value.items()) + "}"
     if type(value) is set and value:
-        return "{" + ", ".join(map(render, value)) + "}"
+        return "{" + ", ".join(map(part, value)) + "}"
     raise TypeError(
         f"an argument of a ref must be a literal or a ref, not {type(value).__name__}; "
         "use bridge.call(function, …) to ship an object"

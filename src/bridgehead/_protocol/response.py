@@ -132,8 +132,8 @@ def greeting(header: ResponseHeader) -> ResponseHeader:
     Raises:
         ProtocolError: a field is missing or of the wrong kind.
     """
-    fields = "epoch", "python", "executable", "versions", "pid", "cwd", "orphans"
-    check_fields(header, "the handshake", *fields, "direct", "in_main_thread", "guards_cells")
+    fields = "epoch", "python", "executable", "versions", "pid", "cwd", "orphans", "direct"
+    check_fields(header, "the handshake", *fields, "files", "in_main_thread", "guards_cells")
     if len(header["python"]) != len(sys.version_info[:3]):
         raise ProtocolError("the Python version in the handshake does not have three numbers")
     return header

@@ -135,6 +135,9 @@ class Result:
             ``"stream"``, ``"display_data"``, ``"execute_result"`` or ``"error"``.
         data: the value of the last expression, by MIME type; empty if there is none.
         execution_count: the cell's number, as in ``In [n]``.
+        trust: the trust of the bridge, ``"pickle"`` or ``"data"``. With ``"data"``, the kernel may
+            have sent anything as text, HTML or JavaScript: the tools of this package show and save
+            only text without control characters, and images.
 
     >>> await bridge.run("print('at work')\n6 * 7")
     <Result [1] 42, 8 characters printed>
@@ -145,6 +148,7 @@ class Result:
     outputs: tuple[Mapping[str, Any], ...] = ()
     data: Mapping[str, Any] = field(default_factory=dict)
     execution_count: int | None = None
+    trust: str = "data"
 
     def __repr__(self) -> str:
         value = line(self.data.get("text/plain", ""), 41)
@@ -172,6 +176,7 @@ class Info:
         url, kernel_id: of a kernel behind a server, for ``Bridge.connect``.
         why_not: for each better lane that cannot be used, the reason.
         features: the kernel's optional features, e.g. ``"kernel subshells"``.
+        why_trust: the reason for ``trust``.
 
     >>> bridge.info
     <Info loopback, Python ..., pid ...: buffers over loopback>
@@ -192,6 +197,7 @@ class Info:
     kernel_id: str | None = None
     why_not: Mapping[str, str] = field(default_factory=dict)
     features: tuple[str, ...] = ()
+    why_trust: str = ""
 
     def __str__(self) -> str:
         python = ".".join(map(str, self.python))
@@ -215,7 +221,7 @@ def bridge_html(kind: str, state: str, info: Info) -> str:
         [
             ("Kernel", f"{info.kernel}, Python {_text(info.python)}"),
             ("Lane", _route(info)),
-            ("Trust", {"data": "data only", "pickle": "pickle"}.get(info.trust, info.trust)),
+            ("Trust", f"{'data only' if info.trust == 'data' else info.trust}: {info.why_trust}"),
             ("Connection", info.url or (file and file.replace("\\", "/").rpartition("/")[2])),
         ]
     )

@@ -6,6 +6,22 @@ Rule: addresses as text. No name is resolved, no connection is opened.
 from __future__ import annotations
 
 import ipaddress
+import re
+
+# With a scheme, as host and port, or with a token, which no name of a file has.
+_OF_SERVER = re.compile(
+    r"[a-z][a-z0-9+.-]*:/|(\[[0-9a-f:.%]+\]|[\w.-]+):\d{1,5}([/?#].*)?$|.*\btoken=",
+    re.IGNORECASE | re.DOTALL,
+)
+
+
+def is_of_server(text: str) -> bool:
+    """Return whether a text is the address of a server, and no path or name of a file.
+
+    It need not have a scheme. What is no good address is one, too, if it may contain a token: an
+    error about a file would show it.
+    """
+    return _OF_SERVER.match(text.strip()) is not None
 
 
 def is_loopback(host: str | None) -> bool:

@@ -44,11 +44,12 @@ class Transport(ABC):
     timings: Timings = Timings()  # of all transports; tests replace it
     name: str
     digest: str = "sha256"  # the safe choice: a connection may leave this machine
-    ours: bool = True  # the kernel belongs to this user and runs on this machine
+    own: str = ""  # why the kernel is this program's own, even without a proof; mostly empty
+    no_proof: str = ""  # why the kernel is not asked to prove that it is this user's process here
     connection_file: str | None = None
     url: str | None = None  # of the server
     kernel_id: str | None = None  # on that server
-    direct: bool = True  # a socket to the kernel's process is possible, if the kernel is ours
+    direct: bool = True  # a socket to the kernel's process is possible, if that proves to be ours
     binary: bool = True  # messages may carry buffers
     resumable: bool = False  # a broken connection is made again, to the same kernel
     max_send: int = MAX_SEND  # bytes of frames that one message may carry to the kernel

@@ -322,7 +322,7 @@ class Dispatcher:
         """Handle one message; the reader of its channel calls this."""
         if channel == "iopub":
             in_subshell = bool(message["parent_header"].get("subshell_id"))
-            self._on_iopub(Message.parse(message), in_subshell)
+            self._on_iopub(Message.parse(message, self._life.trust), in_subshell)
             return
         self._arrived += channel == "shell"
         if message["header"]["msg_type"] == UPDATE_MESSAGE:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,20 @@ class LocalProcess:
         found = cls(pid, started)
         return found if found.has_ended() is False else None
 
+    @classmethod
+    def has_surely_ended(cls, facts: Mapping[str, Any]) -> bool:
+        """Return whether the process that ``facts_of_this_process`` described has ended.
+
+        Return false if that is not known: it is of another machine or pid namespace.
+        """
+        mine = facts_of_this_process()
+        pid, started = facts.get("pid"), facts.get("started")
+        if type(pid) is not int or type(started) is not int or pid <= 0 or not mine:
+            return False
+        if any(facts.get(name) != mine[name] for name in ("boot", "namespace")):
+            return False
+        return cls(pid, started).has_ended() is True
+
     def has_ended(self) -> bool | None:
         """Return whether the process has ended; None if that cannot be known now."""
         try:
@@ -63,6 +78,20 @@ class LocalProcess:
             return True
         except (OSError, MemoryError, ValueError, IndexError):
             return None
+
+
+def facts_of_this_process() -> dict[str, Any]:
+    """Return what identifies this process to others of its machine; empty if that is not known."""
+    try:
+        stat = Path("/proc/self/stat").read_bytes()
+        return {
+            "boot": _boot(),
+            "namespace": str(Path("/proc/self/ns/pid").readlink()),
+            "pid": os.getpid(),
+            "started": int(stat.rpartition(b")")[2].split()[19]),
+        }
+    except (OSError, ValueError, IndexError):
+        return {}
 
 
 def _boot() -> str:

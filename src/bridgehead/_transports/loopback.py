@@ -31,6 +31,7 @@ class LoopbackTransport(Transport):
 
     name = "loopback"
     digest = "crc32"
+    own = no_proof = "the remote part runs in this process"
     direct = signals = False  # there is no other process
     has_control = False  # one thread serves all messages
 

@@ -27,6 +27,7 @@ class Message:
         id: the id of this message.
         metadata: mostly empty.
         buffers: the binary buffers, mostly none.
+        trust: the trust of the bridge, as in ``Result``.
 
         >>> Message("stream", {"name": "stdout", "text": "at work"})
         <stream at work>
@@ -39,9 +40,10 @@ class Message:
     id: str = ""
     metadata: Mapping[str, Any] = field(default_factory=dict)
     buffers: tuple[Any, ...] = ()
+    trust: str = "data"
 
     @classmethod
-    def parse(cls, message: Mapping[str, Any]) -> Message:
+    def parse(cls, message: Mapping[str, Any], trust: str = "data") -> Message:
         """Make a message from the dict that jupyter_client's ``Session`` returns.
 
         Raises:
@@ -63,6 +65,7 @@ class Message:
                 str(message["header"]["msg_id"]),
                 dict(message.get("metadata") or {}),
                 tuple(message.get("buffers") or ()),
+                trust,
             )
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise ProtocolError(f"this is not a Jupyter message: {error!r}") from error

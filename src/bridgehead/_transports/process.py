@@ -11,8 +11,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
+from collections.abc import Callable
 from typing import Any
 
+from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from jupyter_core.utils import ensure_async
 
 from bridgehead._transports.tasks import noted_on, run_all, waited
@@ -23,15 +25,30 @@ LAST_WORDS = 2000  # bytes of the log that an error message quotes
 
 
 class KernelProcess:
-    """The manager of one kernel. ``log`` is the file of the kernel's standard error."""
+    """The manager of one kernel.
 
-    def __init__(self, manager: Any, timings: Timings, log: Any = None) -> None:
-        self.manager, self._timings, self._log = manager, timings, log
+    ``log`` is the file of the kernel's standard error. ``clean`` removes what the manager does not,
+    after the kernel's end.
+    """
+
+    def __init__(
+        self,
+        manager: Any,
+        timings: Timings,
+        log: Any = None,
+        clean: Callable[[], None] | None = None,
+    ) -> None:
+        self.manager, self._timings, self._log, self._clean = manager, timings, log, clean
         self.exit_code: int | None = None
 
     @property
     def _process(self) -> Any:
         return getattr(self.manager.provisioner, "process", None)
+
+    @property
+    def is_child(self) -> bool:
+        """Whether jupyter_client itself started the process here, and no installed provisioner."""
+        return type(self.manager.provisioner) is LocalProvisioner
 
     async def pause(self, sooner: asyncio.Event) -> None:
         """Wait until the next check is due; ``sooner`` says that the kernel may have ended."""
@@ -101,6 +118,8 @@ class KernelProcess:
         finally:
             if self._log is not None:
                 self._log.close()
+            if self._clean is not None:
+                self._clean()
 
     async def _kill(self) -> None:
         if self._process is not None:

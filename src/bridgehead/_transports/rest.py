@@ -2,7 +2,8 @@
 
 Rule: requests and their errors; ``websocket`` carries the messages to a kernel. The token is in a
 header, never in an address, because servers and proxies write addresses into their logs. Each
-error for a refused request says what to do about it.
+error for a refused request says what to do about it. A response is untrusted: its length and the
+time that it takes are bounded, and an error quotes a line of it at most.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from bridgehead._errors import BridgeError, InsecureConnection, KernelNotFound, TransportError
+from bridgehead._protocol.formatting import line, short_list
 from bridgehead._transports.addresses import is_loopback
 from bridgehead._transports.base import Transport
 
+BODY = 4 << 20  # bytes of a response; a list of a thousand kernels has 0.3 MB
+QUOTED = 200  # characters of a response that an error quotes
 UNAVAILABLE = (502, 503, 504)  # from a proxy that does not reach its server
 LISTS = ("api/kernels", "api/sessions")  # a server may refuse these with a valid token
 
@@ -37,7 +41,10 @@ class Rest:
     def __init__(self, url: str, token: str, trusted: ssl.SSLContext | None) -> None:
         self.url, self.token, self.trusted = url, token, trusted
         self.stays_here = is_loopback(urlsplit(url).hostname)
-        self.headers = {"Authorization": f"token {token}"} if token else {}
+        # Nothing compressed: some kilobytes can become gigabytes.
+        self.headers = {"Accept-Encoding": "identity"}
+        if token:
+            self.headers["Authorization"] = f"token {token}"
         self._client: httpx.AsyncClient | None = None
 
     async def __aenter__(self) -> Rest:
@@ -112,24 +119,24 @@ class Rest:
             KernelNotFound: the server has no such kernelspec, or could not start it.
         """
         body = {} if name is None else {"name": name}
-        timeout = _within(Transport.timings.server_start)
-        response = await self._ask("POST", "api/kernels", json=body, timeout=timeout)
+        seconds = Transport.timings.server_start
+        response = await self._ask("POST", "api/kernels", seconds, json=body)
         if response.status_code not in (200, 201):
             specs = await self._ask("GET", "api/kernelspecs")
             names = sorted(_object(specs).get("kernelspecs", {})) if specs.is_success else []
-            listed = f"; it has: {', '.join(names)}" if names else ""
+            listed = f"; it has: {short_list(names, 400)}" if names else ""
             raise KernelNotFound(
                 f"{self.url} could not start a kernel{f' named {name!r}' if name else ''}: "
                 f"{_reason(response)}{listed}"
             )
-        return str(_object(response)["id"])
+        return str(_object(response).get("id"))
 
     async def ask_kernel(self, identity: str, action: str, timeout: float | None = None) -> None:
         """Have a kernel interrupted or restarted."""
         if timeout is None:
             timeout = Transport.timings.server_response
         path = f"api/kernels/{quote(identity, safe='')}/{action}"
-        response = await self._ask("POST", path, timeout=timeout)
+        response = await self._ask("POST", path, timeout)
         if not response.is_success:
             raise TransportError(f"{self.url} did not {action} the kernel: {_reason(response)}")
 
@@ -151,31 +158,65 @@ class Rest:
                 break
             await asyncio.sleep(next(pauses, timings.server_end_pauses[-1]))
         kind = ServerUnreachable if response.status_code in UNAVAILABLE else TransportError
-        raise kind(f"{self.url} did not end the kernel {identity}: {_reason(response)}")
+        raise kind(f"{self.url} did not end the kernel {line(identity)}: {_reason(response)}")
 
-    async def _ask(self, method: str, path: str, **options: Any) -> httpx.Response:
+    async def _ask(
+        self, method: str, path: str, seconds: float | None = None, **options: Any
+    ) -> httpx.Response:
         """Send a request and raise errors that concern no kernel.
 
         These are: no server, a wrong token, a wrong address. A page that is not part of the API
         means a wrong address, or a login page.
         """
+        if seconds is None:
+            seconds = Transport.timings.server_response
+        options["timeout"] = _within(seconds)
         try:
-            response = await self.client.request(method, self.url + path, **options)
-        except httpx.TransportError as error:
+            async with asyncio.timeout(seconds + Transport.timings.server_connect):
+                response = await self._bounded(method, self.url + path, options)
+        except (httpx.TransportError, TimeoutError) as error:
             raise unreachable(self.url, error) from error
         except (httpx.InvalidURL, httpx.HTTPError, ValueError) as error:
-            raise KernelNotFound(f"{self.url} is not the address of a server: {error}") from error
+            raise KernelNotFound(
+                f"{self.url} is not the address of a server: {line(error, QUOTED)}"
+            ) from error
         if response.status_code in (401, 403) and path not in LISTS:
             raise self.refused(_reason(response))
         if response.status_code in (401, 403) and method == "POST":
             # With a wrong token, a server reports a missing _xsrf argument instead.
             raise self.refused(_reason(response))
         if response.is_redirect:
+            location = line(response.headers.get("location", "another page"), QUOTED)
             raise KernelNotFound(
-                f"{self.url} redirects to {response.headers.get('location', 'another page')}: a "
+                f"{self.url} redirects to {location}: a "
                 "login page, or the server has another address; pass token= to avoid the login"
             )
         return response
+
+    async def _bounded(self, method: str, url: str, options: dict[str, Any]) -> httpx.Response:
+        """Return a response with its body, of which at most ``BODY`` bytes are read."""
+        async with self.client.stream(method, url, **options) as response:
+            body = bytearray()
+            if response.headers.get("content-encoding", "identity") == "identity":
+                async for part in response.aiter_raw():
+                    body += part
+                    if len(body) > BODY:
+                        raise KernelNotFound(
+                            f"{self.url} belongs to no Jupyter server: it answers with more than "
+                            f"{BODY:,} bytes"
+                        )
+            headers = {
+                name: response.headers[name]
+                for name in ("location", "content-type")
+                if name in response.headers
+            }
+            return httpx.Response(
+                response.status_code,
+                headers=headers,
+                content=bytes(body),
+                request=response.request,
+                extensions=response.extensions,
+            )
 
     def refused(self, reason: str) -> KernelNotFound:
         """Make the error for a token that is missing or wrong."""
@@ -209,14 +250,15 @@ def unreachable(url: str, error: Exception) -> BridgeError:
             return KernelNotFound(f"{url} does not use TLS; try http://")
     if isinstance(error, (httpx.RemoteProtocolError, httpx.ReadError)) and url[:5] == "http:":
         return ServerUnreachable(f"{url} closed the connection; try https://")
-    return ServerUnreachable(f"no server answers at {url}: {str(error) or type(error).__name__}")
+    why = line(error, QUOTED) or type(error).__name__
+    return ServerUnreachable(f"no server answers at {url}: {why}")
 
 
 def _json(response: httpx.Response) -> Any:
     """Return the JSON object or list of a response; an empty list if there is none."""
     try:
         found = response.json()
-    except ValueError:
+    except (ValueError, RecursionError):
         return []
     return found if isinstance(found, (dict, list)) else []
 
@@ -234,4 +276,4 @@ def _object(response: httpx.Response) -> Mapping[str, Any]:
 def _reason(response: httpx.Response) -> str:
     body = _json(response)
     text = body.get("message") if isinstance(body, dict) else None
-    return f"{response.status_code} {text or response.reason_phrase}"
+    return f"{response.status_code} {line(text or response.reason_phrase, QUOTED)}"

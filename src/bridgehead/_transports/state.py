@@ -43,6 +43,7 @@ class KernelState:
         self.timings: Timings = timings
         self.generation: int = 0  # grows whenever the kernel's process may be another one
         self.state: str = "starting"
+        self.trust: str = "data"  # of the bridge in the kernel, since the last handshake
         self.shut_down: bool = False  # a client asked the kernel to shut down
         # Whether messages can be sent. A side channel may still work when they cannot.
         self.connected: bool = True

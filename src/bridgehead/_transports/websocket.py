@@ -54,6 +54,9 @@ from bridgehead._transports.timings import Timings
 
 CHUNK = 8 << 20  # bytes of frames in a message to the kernel; a server accepts 10 MiB
 CHUNK_BACK = 4 << 20  # from the kernel: 256 MB took 0.75 s in chunks of 4 MiB, 1.1 s in 8 MiB
+# Bytes of a message from the server, which sends outputs whole. Without a limit, one message of a
+# hostile server would take all memory.
+MESSAGE = 256 << 20
 YIELD_EVERY = 16  # messages after which the reader lets other tasks run
 QUICK_ACK: int | None = getattr(sockets, "TCP_QUICKACK", None)
 TOO_BIG = 1009  # the close code of a server that refuses a message because of its size
@@ -84,7 +87,7 @@ class WebsocketTransport(Transport):
     """A kernel of a server. With ``owned``, closing ends the kernel."""
 
     name = "websocket"
-    ours = False  # the server, or the kernel behind it, may run on another machine
+    no_proof = "the kernel is behind a server"  # which may run on another machine
     direct = False
     resumable = True
     max_send, max_receive = CHUNK, CHUNK_BACK
@@ -154,7 +157,7 @@ class WebsocketTransport(Transport):
                 create_connection=_CountingConnection,
                 ping_timeout=None,  # see _abort_if_still
                 compression=None,  # takes longer than sending uncompressed (measured)
-                max_size=None,
+                max_size=MESSAGE,
                 open_timeout=self.timings.websocket_open,
                 close_timeout=self.timings.websocket_close,
             )
@@ -255,7 +258,8 @@ class WebsocketTransport(Transport):
             guard = self.spawn(_abort_if_still(socket, self.timings))
             await self._read(socket)
             guard.cancel()
-            lost = self._disconnected(socket.close_code)
+            received = socket.protocol.close_rcvd  # None if this end closed, or no end did
+            lost = self._disconnected(None if received is None else int(received.code))
             another = await self._reconnect(_why(socket))
             if another is None:
                 return

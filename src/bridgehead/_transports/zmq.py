@@ -131,9 +131,12 @@ class ZmqTransport(Transport):
         self._info = info
         self.session = self._client.session
         self.name = self._client.transport
-        self.ours = stays_here(self.name, self._client.ip)
-        if self.ours:
+        if stays_here(self.name, self._client.ip):
             self.digest = "crc32"
+        else:
+            self.no_proof = "the connection leads beyond this machine"
+        if kernel_process is not None and kernel_process.is_child:
+            self.own = "this program started the kernel's process"
         self._sockets: dict[str, Any] = {}
         self._missed = 0  # heartbeats without an answer
         self._question: asyncio.Task[None] | None = None  # on control, of a silent kernel

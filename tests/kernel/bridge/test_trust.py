@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import datetime
 import json
-import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -175,23 +174,6 @@ async def test_bad_arguments_raise_before_anything_is_opened(
 ) -> None:
     with pytest.raises(error, match=message):
         Bridge.launch("no such kernel", trust=trust, allow=allow)
-
-
-async def test_a_kernel_of_this_user_is_trusted_and_one_of_another_user_is_not(
-    tmp_path: Path,
-) -> None:
-    if os.getuid() != 0:
-        pytest.skip("only root can give a file away")
-    async with Bridge.launch() as bridge:
-        assert bridge.info.trust == "pickle"
-        file = tmp_path / "kernel-theirs.json"
-        file.write_text(Path(bridge.info.connection_file or "").read_text())
-        file.chmod(0o600)
-        async with Bridge.attach(file) as mine:
-            assert mine.info.trust == "pickle"
-        os.chown(file, 65534, 65534)
-        async with Bridge.attach(file) as theirs:
-            assert theirs.info.trust == "data"
 
 
 async def test_the_data_codec_is_loaded_once_and_again_after_a_restart() -> None:

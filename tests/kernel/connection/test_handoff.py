@@ -36,7 +36,7 @@ from support.elsewhere import NEWEST, OLDEST
 from support.kit import LANES, all_of, file_of, goes_on, reported_within, stopped, until
 
 MIB = 1 << 20
-LARGE = 100_000  # doubles: they go through shared memory
+LARGE = 600_000  # doubles: their segment has a slab of its own, which can be leased on
 MODEL = """
 import os
 
@@ -393,7 +393,7 @@ import sys
 remote = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
 def refuse(*args):
     raise OSError("no")
-kept, remote.MappedSegment = remote.MappedSegment, refuse
+kept, remote.MappedSlab = remote.MappedSlab, refuse
 """)
     async with (
         Bridge.attach(one.info.connection_file, lane=lane) as source,
@@ -405,7 +405,7 @@ kept, remote.MappedSegment = remote.MappedSegment, refuse
             assert transfer.lane.endswith("buffers")
             assert await target.pull("float(x.sum())") == LARGE * (LARGE - 1) / 2
         finally:
-            await other.run("remote.MappedSegment = kept")
+            await other.run("remote.MappedSlab = kept")
         await memory.kernel_leases_nothing(source)
         assert (await source.handoff("x", to=target)).lane.endswith("direct")
 

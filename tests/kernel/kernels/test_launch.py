@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,8 +20,11 @@ import psutil
 import pytest
 
 from bridgehead import Bridge, KernelDied, KernelNotFound
+from bridgehead._kernels.discovery import discover
+from bridgehead._kernels.launch_folder import STARTER, sweep
 from support.kit import reported_within
 from support.listing import listed
+from support.other_user import NOBODY, needs_other_user
 
 RUNTIME = "JUPYTER_RUNTIME_DIR"
 
@@ -317,3 +322,116 @@ async def test_a_launch_cancelled_by_an_anyio_scope_leaves_nothing() -> None:
 async def _entered(opening: object) -> None:
     async with opening:  # type: ignore[attr-defined]
         await asyncio.sleep(60)
+
+
+# ------------------------------------------------------------ M10, K7: sockets and what is left
+
+READER = """
+import json, sys, zmq
+info = json.loads(sys.argv[1])
+socket = zmq.Context().socket(zmq.SUB)
+socket.setsockopt(zmq.SUBSCRIBE, b"")
+socket.connect("ipc://%s-%d" % (info["ip"], info["iopub_port"]))
+print("ready", flush=True)
+sys.stdin.readline()
+print(socket.poll(500), flush=True)
+"""
+
+
+@needs_other_user
+@pytest.mark.parametrize("umask", [0o000, 0o002, 0o022])
+async def test_no_other_user_reads_the_outputs_whatever_the_umask(
+    short_path: Path, umask: int
+) -> None:
+    short_path.chmod(0o755)
+    before = os.umask(umask)
+    try:
+        async with Bridge.launch(connection_file=short_path / "k.json") as bridge:
+            info = json.loads((short_path / "k.json").read_text())
+            (folder,) = (path for path in short_path.iterdir() if path.is_dir())
+            assert (bridge.info.transport, folder.stat().st_mode & 0o777) == ("ipc", 0o700)
+            assert info["ip"] == str(folder / "s")
+            assert len(list(folder.glob("s-*"))) == 5
+            reader = await asyncio.create_subprocess_exec(
+                *("setpriv", "--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"),
+                *(sys.executable, "-c", READER, json.dumps(info)),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+            )
+            assert reader.stdin is not None
+            assert reader.stdout is not None
+            assert await reader.stdout.readline() == b"ready\n"
+            await bridge.run("print('secret')")
+            reader.stdin.write(b"\n")
+            assert await reader.stdout.readline() == b"0\n"
+            await reader.wait()
+            await bridge.restart()
+            assert await bridge.pull("1 + 1") == 2
+    finally:
+        os.umask(before)
+    assert os.listdir(short_path) == []
+
+
+LAUNCH_AND_WAIT = """
+import asyncio, sys
+from bridgehead import Bridge
+async def main():
+    async with Bridge.launch(encryption=sys.argv[1] == "tcp") as bridge:
+        print(bridge.info.pid, flush=True)
+        await asyncio.Event().wait()
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize("transport", ["ipc", "tcp"])
+@pytest.mark.parametrize("how", ["launch", "discover"])
+async def test_what_a_killed_program_left_is_removed(
+    short_path: Path, monkeypatch: pytest.MonkeyPatch, transport: str, how: str
+) -> None:
+    monkeypatch.setenv(RUNTIME, str(short_path))
+    foreign = short_path / "kernel-foreign.json"  # not launched by this package
+    foreign.write_text("{}")
+    program = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", LAUNCH_AND_WAIT, transport, stdout=subprocess.PIPE
+    )
+    assert program.stdout is not None
+    pid = int(await program.stdout.readline())
+    (file,) = set(short_path.glob("*.json")) - {foreign}
+    sweep(short_path)
+    assert file.exists()  # its program runs
+    os.kill(pid, signal.SIGSTOP)
+    program.kill()
+    await program.wait()
+    sweep(short_path)
+    assert file.exists()  # the kernel exists
+    os.kill(pid, signal.SIGKILL)
+    with contextlib.suppress(OSError):  # its main thread may end before the others
+        while alive(pid) or len(os.listdir(f"/proc/{pid}/task")) > 1:
+            await asyncio.sleep(0.01)
+    assert len(os.listdir(short_path)) == 3
+    if how == "launch":
+        async with Bridge.launch():
+            assert not file.exists()
+    else:
+        assert [one.where for one in await discover()] == [str(foreign)]
+    assert os.listdir(short_path) == [foreign.name]
+
+
+async def test_a_folder_of_another_machine_or_a_later_kernel_is_left_alone(
+    short_path: Path,
+) -> None:
+    async with Bridge.launch(connection_file=short_path / "k.json"):
+        (folder,) = (path for path in short_path.iterdir() if path.is_dir())
+        facts = json.loads((folder / STARTER).read_text())
+    gone = {**facts, "pid": 1 << 30}
+    for index, other in enumerate([{**gone, "boot": "other"}, {**gone, "namespace": "pid:[1]"}]):
+        left = short_path / f"k-ipc-abcdefg{index}"
+        left.mkdir(mode=0o700)
+        (left / STARTER).write_text(json.dumps(other))
+    sweep(short_path)
+    assert len(os.listdir(short_path)) == 2
+    (short_path / "k-ipc-abcdefg1" / STARTER).write_text(json.dumps(gone))
+    (short_path / "k.json").write_text(json.dumps({"transport": "ipc", "ip": "elsewhere/s"}))
+    sweep(short_path)
+    assert sorted(os.listdir(short_path)) == ["k-ipc-abcdefg0", "k.json"]

@@ -30,6 +30,7 @@ from bridgehead._lanes import handshake as _handshake
 from bridgehead._lanes.socket import SocketListener
 from support import memory
 from support.kit import all_of, file_of, goes_on, other
+from support.other_user import OTHER_USER, needs_other_user
 
 MIB = 1 << 20
 LARGE = 100_000  # doubles: they go through shared memory
@@ -298,29 +299,7 @@ async def test_a_kernel_in_other_namespaces_uses_messages(
         await goes_on(bridge)
 
 
-OTHER_USER = """
-import os, sys
-from ipykernel.kernelapp import IPKernelApp
-import cloudpickle, ctypes, hmac, mmap, numpy, platform, uuid
-import difflib, fcntl, fnmatch, hashlib, keyword, socket, zlib
-from importlib import metadata
-app = IPKernelApp.instance()
-app.initialize(sys.argv[1:])
-os.setgroups([])
-os.setresgid(65534, 65534, 65534)
-os.setresuid(65534, 65534, 65534)
-app.start()
-"""
-
-
-def others_can_read(path: str) -> bool:
-    return all(os.stat(folder).st_mode & 0o001 for folder in [path, *map(str, Path(path).parents)])
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
-@pytest.mark.skipif(
-    not others_can_read(sys.prefix), reason="other users cannot read this environment"
-)
+@needs_other_user
 async def test_a_kernel_of_another_user_uses_messages(
     kernelspec: Callable[..., str], caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
@@ -334,7 +313,7 @@ async def test_a_kernel_of_another_user_uses_messages(
     )
     async with Bridge.launch(name) as bridge:
         assert await bridge.pull("__import__('os').geteuid()") == 65534
-        assert bridge.info.lane == "buffers"
+        assert (bridge.info.lane, bridge.info.trust) == ("buffers", "data")  # though it is a child
         await everything_arrives(bridge)
         assert logged(caplog, "no direct lane, objects cross as messages") == 1
         with pytest.raises(NotSupported, match="lane=.direct. does not work with this kernel"):
@@ -354,7 +333,7 @@ class Crowded(SocketListener):
         type(self).strangers = []
         for sent in (b"", b"\0" * 32, b"GET / HTTP/1.1\r\n\r\n", b"", os.urandom(200)):
             stranger = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            stranger.connect(self.offer["path"])
+            stranger.connect(self.offer()["path"])
             if sent:
                 stranger.sendall(sent)
             type(self).strangers.append(stranger)
@@ -380,9 +359,8 @@ async def test_processes_that_connect_first_do_not_keep_the_kernel_out(
 class Impostor(SocketListener):
     """A listener whose secret is not the one of the handshake."""
 
-    @property
-    def offer(self) -> dict[str, Any]:
-        return {**super().offer, "secret": "00" * 64}
+    def offer(self, *, lane: bool = True) -> Any:
+        return {**super().offer(lane=lane), "secret": "00" * 64}
 
 
 async def test_a_wrong_secret_is_refused(

@@ -36,7 +36,7 @@ def direct(kernel: Bridge) -> Bridge:
 
 async def test_three_thousand_arrays_share_one_segment(live: Bridge) -> None:
     await live.push(many=[np.full(400, n) for n in range(3000)])
-    assert len(memory.client(live).pool.segments) == 1
+    assert len(memory.client(live).pool.slabs) == 1
     back = await live.pull("many")
     assert all(int(array[7]) == n for n, array in enumerate(back))
     assert memory.client_counts(live)["mapped"] == 1
@@ -46,6 +46,57 @@ async def test_three_thousand_arrays_share_one_segment(live: Bridge) -> None:
     assert (await memory.kernel_counts(live))["leases"] == 1
     back.clear()
     await memory.nothing_is_leased(live)
+
+
+def _descriptors() -> int:
+    import os
+
+    return len(os.listdir("/proc/self/fd"))
+
+
+@pytest.mark.parametrize("count", [1500, pytest.param(10_000, marks=pytest.mark.slow)])
+async def test_live_arrays_cost_memory_and_no_descriptors(live: Bridge, count: int) -> None:
+    """Pushed, pulled and handed off, each alive in the kernel and in this process."""
+    here, there = _descriptors(), await live.call(_descriptors, by_value=OWN)
+    for n in range(count):
+        await live.push({f"a{n}": np.full(12_500, n)})
+    values = [await live.pull(f"a{n}") for n in range(count)]
+    async with Bridge.launch() as other:
+        of_other = await other.call(_descriptors, by_value=OWN)
+        for n in range(0, count, 100):
+            await live.handoff(*[f"a{m}" for m in range(n, n + 100)], to=other)
+        assert await other.call(_descriptors, by_value=OWN) <= of_other + 64
+        assert _descriptors() <= here + 64 + 40  # 40 for the other kernel itself
+        assert await other.pull(
+            f"sum(int(globals()['a%d' % n][5]) for n in range({count}))"
+        ) == sum(range(count))
+    assert _descriptors() <= here + 64
+    assert await live.call(_descriptors, by_value=OWN) <= there + 64
+    assert all(int(value[7]) == n for n, value in enumerate(values))
+    values.clear()
+    await live.delete(*[f"a{n}" for n in range(count)])
+    await memory.nothing_is_leased(live)
+    assert memory.client_counts(live)["bytes"] <= 2 * _segments.WARM
+    assert (await memory.kernel_counts(live))["bytes"] <= 2 * _segments.WARM
+
+
+async def test_a_kernel_with_few_descriptors_gets_messages_in_time(live: Bridge) -> None:
+    await live.run(
+        "import resource\n"
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (128, hard))"
+    )
+    large = np.ones(_segments.SHARED_BELOW // 8 + 1)
+    async with Bridge.attach(file_of(live), lane="direct") as bridge:
+        before = await bridge.call(_descriptors, by_value=OWN)
+        for n in range(24):
+            await bridge.push({f"a{n}": large * n})
+        assert await bridge.call(_descriptors, by_value=OWN) <= before + 128 // 16
+        assert memory.client_counts(bridge)["leases"] == 128 // 16  # the others came in messages
+        assert [float((await bridge.pull(f"a{n}"))[-1]) for n in range(24)] == list(range(24))
+    async with Bridge.attach(file_of(live)) as another:
+        await goes_on(another)
+    await goes_on(live)
 
 
 async def test_a_slice_in_the_kernel_keeps_its_segment(direct: Bridge) -> None:
@@ -58,7 +109,7 @@ async def test_a_slice_in_the_kernel_keeps_its_segment(direct: Bridge) -> None:
         assert (await direct.pull("held") == -1).all()
     await direct.run("held[:] = 5")
     assert (await direct.pull("x") == 19).all()
-    assert len(memory.client(direct).pool.segments) < 8
+    assert len(memory.client(direct).pool.slabs) < 8
     await memory.nothing_is_leased(direct)
 
 
@@ -419,10 +470,10 @@ async def test_trust_data_copies_values_out_of_shared_memory(direct: Bridge) -> 
         count = 0
         for remote in remote_module._remotes.values():
             for server in remote.socket_threads.values():
-                for segment in server.channel.pool.segments.values():
+                for slab in server.channel.pool.slabs.values():
                     import os
 
-                    os.pwrite(segment.file, b"\xff" * segment.capacity, 0)
+                    os.pwrite(slab.file, b"\xff" * slab.capacity, 0)
                     count += 1
         return count
 
@@ -443,12 +494,12 @@ async def test_a_kernel_that_overwrites_leased_memory_damages_one_value(direct: 
     await direct.call(
         lambda: (
             [
-                __import__("os").pwrite(segment.file, b"\x01" * 4096, 0)
+                __import__("os").pwrite(slab.file, b"\x01" * 4096, 0)
                 for name, module in __import__("sys").modules.items()
                 if name.startswith("_bridgehead")
                 for remote in module._remotes.values()
                 for server in remote.socket_threads.values()
-                for segment in server.channel.pool.segments.values()
+                for slab in server.channel.pool.slabs.values()
             ]
             and None
         )

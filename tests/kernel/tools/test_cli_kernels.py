@@ -190,6 +190,7 @@ async def test_doctor_finds_no_problem_in_a_healthy_kernel(alone: Bridge) -> Non
     ran, report = await asyncio.to_thread(doctor, "-e", file)
     assert (ran.code, ran.err) == (0, "")
     assert report["info"]["pid"] == alone.info.pid
+    assert report["info"]["why_trust"] == alone.info.why_trust
     assert [one for one in report["findings"] if one["kind"] != "note"] == []
     shown = await asyncio.to_thread(bridgehead_process, "doctor", "-e", file)
     assert f"pid {alone.info.pid}" in shown.out

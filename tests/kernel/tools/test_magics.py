@@ -327,3 +327,40 @@ async def test_cells_completion_and_interrupts_in_a_terminal() -> None:
         await until(lambda: not second.is_running())
     finally:
         await terminal.close()
+
+
+# ------------------------------------------------------------ M9: an untrusted kernel
+
+SHOW = r"""
+from IPython.display import HTML, Javascript, display
+handle = display(Javascript("alert(1)"), display_id="evil")
+display(HTML("<script>alert(1)</script>"), metadata={"text/html": {"isolated": False}})
+print("\x1b]0;own\x07\x1b[2Jtext")
+handle.update(HTML("<b>more</b>"))
+HTML("<i>value</i>")
+"""
+
+
+async def test_outputs_of_an_untrusted_kernel_are_inert() -> None:
+    async with Bridge.launch() as notebook:
+        await notebook.run("%load_ext bridgehead\n%bridge launch --trust data")
+        result = await notebook.run(f"%%bridge\n{SHOW}")
+        shown = [output["data"] for output in result.outputs if "data" in output]
+        assert len(shown) == 3
+        for data in shown:
+            assert set(data) == {"text/plain"}
+            assert "not shown" in data["text/plain"]
+        assert (
+            "application/javascript"
+            in (await notebook.run(f"%%bridge\n{SHOW[: SHOW.index('display(HTML')]}")).outputs[0][
+                "data"
+            ]["text/plain"]
+        )
+        assert result.stdout == "text\n"
+        assert "html" in result.data["text/plain"]
+        failing = "raise ValueError('\\x1b]0;own\\x07\\x1b[2J')"
+        with pytest.raises(RemoteError) as caught:
+            await notebook.run(f"%%bridge\n{failing}")
+        assert not {"\x1b]", "\x07", "\x1b[2J"} & set(
+            re.findall(r"\x1b\]|\x07|\x1b\[2J", "\n".join(caught.value.traceback))
+        )

@@ -15,7 +15,7 @@ import pytest
 from bridgehead._lanes.relay import RELAY_POOL, RelayedSegment
 from bridgehead._shipped.wire.segments import Segment
 from support.channels import Ends, needs_segments
-from support.shared import KIB, MIB, descriptors, resident
+from support.shared import KIB, MIB, WHOLE, descriptors, resident
 
 pytestmark = needs_segments
 
@@ -78,7 +78,7 @@ def test_the_target_has_the_source_memory_and_the_relay_maps_none(three: Three) 
     received = three.send_to_target(passed(frames), sizes)
     del frames
     assert resident() == pages
-    assert not three.two.client.pool.segments
+    assert not three.two.client.pool.slabs
     whole, ones = np.frombuffer(received[0], "u8"), np.frombuffer(received[1])
     assert (int(whole[-1]), ones.tolist()) == (MIB - 1, [1, 1, 1])
     whole[0] = 7
@@ -86,7 +86,7 @@ def test_the_target_has_the_source_memory_and_the_relay_maps_none(three: Three) 
 
 
 def test_the_source_gets_the_segment_back_when_the_last_view_is_freed(three: Three) -> None:
-    source, frames, sizes = three.receive_from_source(np.arange(MIB))
+    source, frames, sizes = three.receive_from_source(np.arange(WHOLE))
     received = three.send_to_target(passed(frames), sizes)
     del frames
     three.exchange_updates()
@@ -97,27 +97,27 @@ def test_the_source_gets_the_segment_back_when_the_last_view_is_freed(three: Thr
     assert source.leases == 1
     del part
     three.exchange_updates()
-    assert (source.leases, source.tainted) == (0, False)
-    again, _, _ = three.receive_from_source(np.zeros(MIB))
+    assert (source.leases, source.slab.tainted) == (0, False)
+    again, _, _ = three.receive_from_source(np.zeros(WHOLE))
     assert again is source
 
 
 def test_a_segment_that_is_used_again_sends_no_file_again(three: Three) -> None:
     for n in range(4):
-        source, frames, sizes = three.receive_from_source(np.full(MIB, n))
+        source, frames, sizes = three.receive_from_source(np.full(WHOLE, n))
         relayed = passed(frames)
         received = three.send_to_target(relayed, sizes)
         assert np.frombuffer(received[0], "i8")[-1] == n
         del frames, received
         three.exchange_updates()
-    assert relayed is RELAY_POOL._known[three.one.kernel.maps.known[source.number]]
+    assert relayed is RELAY_POOL._known[three.one.kernel.maps.known[source.slab.number]]
     assert len(three.two.kernel.maps.known) == 1
-    assert relayed.holders == [three.two.client]
+    assert relayed.slab.holders == [three.two.client]
 
 
 def test_a_segment_that_the_source_frees_is_closed_everywhere(three: Three) -> None:
     before = descriptors()
-    _, frames, sizes = three.receive_from_source(np.zeros(MIB))
+    _, frames, sizes = three.receive_from_source(np.zeros(WHOLE))
     received = three.send_to_target(passed(frames), sizes)
     three.one.client.pool.trim(0)  # it is leased: nothing happens
     assert np.frombuffer(received[0]).sum() == 0
@@ -133,7 +133,7 @@ def test_a_segment_that_the_source_frees_is_closed_everywhere(three: Three) -> N
 
 @pytest.mark.parametrize("way", ["a fork in the target", "the socket to the target closes"])
 def test_memory_that_is_never_given_back_is_not_used_again(three: Three, way: str) -> None:
-    source, frames, sizes = three.receive_from_source(np.full(MIB, 3))
+    source, frames, sizes = three.receive_from_source(np.full(WHOLE, 3))
     received = three.send_to_target(passed(frames), sizes)
     del frames
     if way == "a fork in the target":
@@ -147,15 +147,15 @@ def test_memory_that_is_never_given_back_is_not_used_again(three: Three, way: st
     if way == "a fork in the target":
         three.exchange_updates()
     three.one.arrived(three.one.client)
-    assert not three.one.client.pool.segments
+    assert not three.one.client.pool.slabs
     if way == "the socket to the target closes":
-        three.receive_from_source(np.full(MIB, 4))
+        three.receive_from_source(np.full(WHOLE, 4))
         assert (np.frombuffer(received[0], "i8") == 3).all()
-    assert source.file == -1
+    assert source.slab.file == -1
 
 
 def test_the_target_keeps_the_segment_when_the_socket_to_the_source_closes(three: Three) -> None:
-    _, frames, sizes = three.receive_from_source(np.full(MIB, 3))
+    _, frames, sizes = three.receive_from_source(np.full(WHOLE, 3))
     received = three.send_to_target(passed(frames), sizes)
     del frames
     three.one.close()
@@ -163,7 +163,7 @@ def test_the_target_keeps_the_segment_when_the_socket_to_the_source_closes(three
 
 
 def test_a_closed_socket_takes_no_lease(three: Three) -> None:
-    source, frames, _ = three.receive_from_source(np.zeros(MIB))
+    source, frames, _ = three.receive_from_source(np.zeros(WHOLE))
     relayed = passed(frames)
     del frames
     three.two.client.close()
@@ -173,13 +173,13 @@ def test_a_closed_socket_takes_no_lease(three: Three) -> None:
     gc.collect()
     three.one.answer(0)
     three.one.arrived(three.one.client)
-    assert (source.leases, source.tainted) == (0, False)
+    assert (source.leases, source.slab.tainted) == (0, False)
 
 
 def test_memory_that_is_not_leased_is_not_passed_on(three: Three) -> None:
     assert RELAY_POOL.pass_on([]) is None
     assert RELAY_POOL.pass_on([memoryview(bytes(100 * KIB))]) is None
-    _, frames, _ = three.receive_from_source(np.zeros(MIB))
+    _, frames, _ = three.receive_from_source(np.zeros(WHOLE))
     for mapping in three.one.kernel.maps.known.values():
         mapping.make_private()  # as before a fork: what is written now is not in the file
     assert RELAY_POOL.pass_on(frames) is None

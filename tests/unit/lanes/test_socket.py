@@ -69,14 +69,14 @@ class Remote:
 def connect(listener: SocketListener, *sent: bytes) -> socket.socket:
     """Connect as a process that knows the path, and send ``sent``."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    sock.connect(listener.offer["path"])
+    sock.connect(listener.offer()["path"])
     for part in sent:
         sock.sendall(part)
     return sock
 
 
 def secret(listener: SocketListener) -> bytes:
-    return bytes.fromhex(listener.offer["secret"])
+    return bytes.fromhex(listener.offer()["secret"])
 
 
 def test_the_socket_has_no_name_that_another_process_could_find(
@@ -84,7 +84,7 @@ def test_the_socket_has_no_name_that_another_process_could_find(
 ) -> None:
     """H8: no process can create the file first or find it, and no file is left."""
     assert list(folder.iterdir()) == []
-    path = listener.offer["path"]
+    path = listener.offer()["path"]
     assert path.startswith(f"/proc/{os.getpid()}/fd/")
     status = os.stat(path)
     assert stat.S_ISSOCK(status.st_mode)
@@ -124,6 +124,7 @@ def test_a_process_with_the_secret_is_accepted_and_gets_the_second_secret(
         accepted = listener.accept()
         assert accepted is not None
         with accepted:
+            assert listener.welcome(accepted)
             assert kernel.recv(100) == secret(listener)[SECRET:]
     assert listener.accept() is None
 
@@ -157,10 +158,11 @@ def test_other_processes_cannot_keep_the_kernel_out(listener: SocketListener) ->
     strangers = [connect(listener, bytes([n]) * n) for n in range(40)]
     strangers[3].close()
     remote = Remote()
-    assert join(remote, listener.offer) == ""
+    assert join(remote, listener.offer()) == ""
     strangers += [connect(listener) for _ in range(20)]
     accepted = listener.accept()
     assert accepted is not None
+    assert listener.welcome(accepted)
     with accepted:
         accepted.settimeout(10)
         channel = FrameSocket(accepted, Pool(0.5))
@@ -180,11 +182,12 @@ def test_the_remote_part_serves_only_a_client_with_the_second_secret(
     listener: SocketListener,
 ) -> None:
     """A process that listens in place of the client reads nothing and gets no reply."""
-    remote, offer = Remote(), dict(listener.offer)
+    remote, offer = Remote(), dict(listener.offer())
     offer["secret"] = offer["secret"][: 2 * SECRET] + "00" * SECRET
     assert join(remote, offer) == ""
     accepted = listener.accept()
     assert accepted is not None
+    assert listener.welcome(accepted)
     with accepted:
         accepted.settimeout(10)
         channel = FrameSocket(accepted, Pool(0.5))
@@ -209,17 +212,18 @@ def test_the_remote_part_serves_only_a_client_with_the_second_secret(
         ("secret", "xyz"),
         ("secret", 7),
         ("share", None),
+        ("files", "many"),
         ("share", "much"),
         ("common", None),
         ("common", "ab"),
-        *((field, ...) for field in ("path", "secret", "name", "share", "common")),
+        *((field, ...) for field in ("path", "secret", "name", "share", "files", "common")),
     ],
 )
 def test_an_offer_with_one_wrong_field_is_reported(
     listener: SocketListener, field: str, value: Any
 ) -> None:
     """``...`` stands for a missing field. No descriptor stays open."""
-    remote, offer = Remote(), {**listener.offer, field: value}
+    remote, offer = Remote(), {**listener.offer(), field: value}
     if value is ...:
         del offer[field]
     before = descriptors()
@@ -236,7 +240,7 @@ def test_an_empty_offer_is_reported() -> None:
 
 def test_a_closed_listener_is_reported(folder: Path) -> None:
     listener = SocketListener(0.5)
-    offer = listener.offer
+    offer = listener.offer()
     listener.close()
     assert "cannot connect" in join(Remote(), offer)
 
@@ -257,7 +261,7 @@ def test_the_remote_part_refuses_the_socket_of_another_user(tmp_path: Path) -> N
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "there\n"
-        offer = {"path": str(path), "secret": "00" * 64, "name": "a", "share": 0.5}
+        offer = {"path": str(path), "secret": "00" * 64, "name": "a", "share": 0.5, "files": 1024}
         offer["common"] = COMMON
         assert "another user's" in join(Remote(), offer)
         assert process.stdout.readline() == "b''\n"  # it did not get the secret either
@@ -274,10 +278,11 @@ def test_the_remote_part_refuses_the_socket_of_another_user(tmp_path: Path) -> N
 @pytest.fixture
 async def connected(listener: SocketListener) -> Any:
     remote = Remote()
-    assert join(remote, listener.offer) == ""
+    assert join(remote, listener.offer()) == ""
     sock = listener.accept()
     assert sock is not None
-    client = SocketClient(sock, 0.5, SimpleNamespace(late=0), KernelState(Timings()))
+    assert listener.welcome(sock)
+    client = SocketClient(sock, 0.5, 1024, SimpleNamespace(late=0), KernelState(Timings()))
     yield client
     client.close()
     assert await asyncio.to_thread(remote.parted.wait, 30)
@@ -300,7 +305,7 @@ async def test_fields_that_all_requests_share_are_not_sent() -> None:
     client_end, kernel_end = socket.socketpair()
     client_end.setblocking(False)
     client, other = (
-        SocketClient(client_end, 0.5, SimpleNamespace(late=0), KernelState(Timings())),
+        SocketClient(client_end, 0.5, 1024, SimpleNamespace(late=0), KernelState(Timings())),
         FrameSocket(kernel_end, Pool(0.5)),
     )
     asked = client.ask({**COMMON, "op": "x", "id": "1", "sizes": [3]}, [b"abc"])
@@ -365,7 +370,7 @@ async def test_every_waiter_gets_socket_lost_when_the_socket_closes(
 async def test_garbage_closes_the_client(folder: Path) -> None:
     client_end, kernel_end = socket.socketpair()
     client_end.setblocking(False)
-    client = SocketClient(client_end, 0.5, SimpleNamespace(late=0), KernelState(Timings()))
+    client = SocketClient(client_end, 0.5, 1024, SimpleNamespace(late=0), KernelState(Timings()))
     asked = client.ask({"op": "x", "sizes": []})
     kernel_end.sendall(b"\xff" * 200)
     with pytest.raises(SocketLost):
@@ -378,7 +383,7 @@ async def test_a_reply_that_is_no_object_closes_the_client() -> None:
     client_end, kernel_end = socket.socketpair()
     client_end.setblocking(False)
     client, other = (
-        SocketClient(client_end, 0.5, SimpleNamespace(late=0), KernelState(Timings())),
+        SocketClient(client_end, 0.5, 1024, SimpleNamespace(late=0), KernelState(Timings())),
         FrameSocket(kernel_end, Pool(0.5)),
     )
     asked = client.ask({"op": "x", "sizes": []})
@@ -393,7 +398,7 @@ async def test_a_reply_without_a_request_is_ignored() -> None:
     client_end, kernel_end = socket.socketpair()
     client_end.setblocking(False)
     client, other = (
-        SocketClient(client_end, 0.5, SimpleNamespace(late=0), KernelState(Timings())),
+        SocketClient(client_end, 0.5, 1024, SimpleNamespace(late=0), KernelState(Timings())),
         FrameSocket(kernel_end, Pool(0.5)),
     )
     parts, files = other.pack(77, {})
@@ -412,7 +417,7 @@ async def test_the_socket_thread_ends_when_the_client_does_not_send_the_secret(
     """It does not wait for ever for a client that was stopped at this point."""
     monkeypatch.setattr(_socket_thread, "CONNECT_TIMEOUT", 0.02)  # or it would be a minute
     remote = Remote()
-    assert join(remote, listener.offer) == ""
+    assert join(remote, listener.offer()) == ""
     started = time.monotonic()
     assert await asyncio.to_thread(remote.parted.wait, 60)
     assert time.monotonic() - started > 1

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import decimal
+import functools
+import importlib
 import pickle
 import sys
 import threading
 import types
+from pathlib import Path
 from typing import Any
 
 import cloudpickle
@@ -31,6 +34,30 @@ def test_an_encode_error_names_the_part_and_the_path_in_it() -> None:
         payload.encode(values, values)
     assert caught.value.path == "config['lock']"
     assert isinstance(caught.value.__cause__, TypeError)
+
+
+@pytest.mark.parametrize("depth", [500, 900, 5000])
+@pytest.mark.parametrize("kind", ["list", "dict", "tuple", "object", "partial"])
+def test_an_object_nested_too_deeply_is_an_encode_error(depth: int, kind: str) -> None:
+    value: Any = None
+    for _ in range(depth):
+        if kind == "partial":
+            value = functools.partial(print, value)
+        else:
+            nest = {"list": [value], "dict": {"a": value}, "tuple": (value,)}
+            value = nest.get(kind) or Nested(value)
+    values = {"deep": value}
+    source = payload.PayloadSource(values, values)
+    if kind == "tuple" and depth < 1000:  # the pickler goes twice as deep into tuples
+        assert source.pack("crc32", small=source.is_small()).nbytes > depth
+        return
+    with pytest.raises(EncodeError, match="^deep.* cannot be pickled: .*recursion"):
+        source.pack("crc32", small=source.is_small())
+
+
+class Nested:
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
 
 
 def test_an_encode_error_names_all_parts_when_each_part_pickles_alone() -> None:
@@ -70,11 +97,11 @@ def test_a_payload_is_marked_only_if_it_has_references() -> None:
 
 
 @pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
-    made = types.ModuleType("users_module")
-    exec("def double(x): return 2 * x\nclass Stuck:\n    pass\n", made.__dict__)
-    monkeypatch.setitem(sys.modules, "users_module", made)
-    return made
+def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> types.ModuleType:
+    (tmp_path / "users_module.py").write_text("def double(x): return 2 * x\nclass Stuck: pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "users_module", raising=False)
+    return importlib.import_module("users_module")
 
 
 def test_a_module_is_shipped_by_value_only_when_asked(module: types.ModuleType) -> None:

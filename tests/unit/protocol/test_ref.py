@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from bridgehead import Bridge, Ref
+from bridgehead import Bridge, Fleet, Ref
 from bridgehead._protocol.ref import primary, render
 
 
@@ -67,14 +68,76 @@ VALUES = [
 
 @pytest.mark.parametrize("value", VALUES, ids=repr)
 def test_literals_are_rendered_as_source_that_gives_them_back(value: Any) -> None:
-    assert eval(render(value)) == value
-    assert math.isnan(eval(render(math.nan)))
+    assert eval(render(value, None)) == value
+    assert math.isnan(eval(render(math.nan, None)))
 
 
 @pytest.mark.parametrize("value", [object(), len, set(), [object()], {"a": object()}])
 def test_an_argument_that_is_no_literal_is_a_type_error(value: Any) -> None:
     with pytest.raises(TypeError, match=r"use bridge\.call"):
-        render(value)
+        render(value, None)
+
+
+def ways_to_give(bridge: Bridge) -> list[tuple[str, Callable[[Ref], Any]]]:
+    """Return all ways to give a ref to a bridge."""
+    own = bridge.ref("x")
+    return [
+        ("pull", lambda ref: bridge.pull(ref)),
+        ("pull of two", lambda ref: bridge.pull("x", ref[0])),
+        ("watch", lambda ref: bridge.watch(ref)),
+        ("ref", lambda ref: bridge.ref(ref)),  # type: ignore[arg-type]
+        ("push", lambda ref: bridge.push(y=ref)),
+        ("push in a container", lambda ref: bridge.push({"y": {"a": [ref.b]}})),
+        ("call", lambda ref: bridge.call(len, ref)),
+        ("call with a keyword", lambda ref: bridge.call(sorted, [1], key=ref)),
+        ("an index", lambda ref: own[ref]),
+        ("a slice", lambda ref: own[ref:2]),
+        ("an argument", lambda ref: own.f(1, [ref])),
+        ("a keyword", lambda ref: own(key={"a": ref})),
+    ]
+
+
+async def test_a_ref_of_another_kernel_is_a_value_error_everywhere(loopback: Bridge) -> None:
+    await loopback.push(x=[1, 2])
+    async with Bridge.loopback() as other:
+        await other.push(x="another")
+        for name, give in ways_to_give(loopback):
+            with pytest.raises(ValueError, match="belongs to another bridge"):
+                outcome = give(other.ref("x"))
+                assert not isinstance(outcome, Ref), name
+                await outcome
+        assert await loopback.names() == await loopback.names("x")
+        fleet = Fleet([loopback, other])
+        for ask in (lambda ref: fleet.pull(ref), lambda ref: fleet.call(len, ref)):
+            with pytest.raises(ValueError, match="belongs to one kernel"):
+                await ask(other.ref("x"))
+        with pytest.raises(ValueError, match="belongs to one kernel"):
+            await fleet.push(y=other.ref("x"))
+
+
+async def test_a_ref_of_the_bridge_itself_is_its_object_everywhere(loopback: Bridge) -> None:
+    await loopback.push(x=[1, 2], key=1)
+    ref, key = loopback.ref("x"), loopback.ref("key")
+    await loopback.push(y={"a": [ref]})
+    assert await loopback.pull("y['a'][0] is x")
+    assert await loopback.pull(ref[key], loopback.ref("sorted")(ref, reverse=key)) == (2, [2, 1])
+    assert await loopback.call(len, ref) == 2
+
+
+async def test_a_ref_cannot_be_compared(loopback: Bridge) -> None:
+    ref: Any = loopback.ref("x")
+    compare = [
+        lambda: ref == 5,
+        lambda: ref != 5,
+        lambda: 5 == ref,
+        lambda: ref in [1, 2],
+        lambda: ref == loopback.ref("x"),
+        lambda: ref < 5,
+    ]
+    for wrong in compare:
+        with pytest.raises(TypeError, match=r"<Ref x> stays in the kernel|not supported between"):
+            wrong()
+    assert ref in {ref}
 
 
 async def test_a_ref_cannot_be_tested_iterated_pickled_or_copied(loopback: Bridge) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import datetime
 import decimal
-import fractions
 import re
 import sys
 import uuid
@@ -150,7 +149,6 @@ _STANDARD_SCALARS = {
     datetime.datetime,
     datetime.timedelta,
     decimal.Decimal,
-    fractions.Fraction,
     uuid.UUID,
 }
 
@@ -160,7 +158,9 @@ def is_scalar(value: Any) -> bool:
     kind = type(value)
     if kind in _ATOMS or kind in _STANDARD_SCALARS:
         return True
-    numpy, pandas = sys.modules.get("numpy"), sys.modules.get("pandas")
+    fractions, numpy, pandas = map(sys.modules.get, ("fractions", "numpy", "pandas"))
+    if fractions is not None and kind is fractions.Fraction:
+        return True
     if numpy is not None and isinstance(value, numpy.generic):
         return True
     return pandas is not None and kind in (

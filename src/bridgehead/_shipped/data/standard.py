@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import datetime
 import decimal
-import fractions
 import re
 import sys
 import uuid
@@ -147,7 +146,7 @@ def make_decimal(reader: DataReader, text: str) -> Any:
 def make_fraction(reader: DataReader, numerator: int, denominator: int) -> Any:
     for part in (numerator, denominator):
         need(part.bit_length() <= FRACTION_BITS, "a fraction of more than %d bits" % FRACTION_BITS)
-    return fractions.Fraction(numerator, denominator)
+    return library("fractions").Fraction(numerator, denominator)
 
 
 @constructor(bytes)
@@ -181,6 +180,12 @@ def _reduce_fraction(writer: DataWriter, value: Any) -> Any:
     return make_fraction, parts
 
 
+# Not imported here: a kernel that has given up its user's rights may be unable to read the module.
+@library_reducers("fractions")
+def fraction_reducers(fractions: Any) -> Any:
+    return {fractions.Fraction: _reduce_fraction}
+
+
 REDUCERS.update(
     {
         type(...): lambda _, v: (make_ellipsis, ()),
@@ -206,7 +211,6 @@ REDUCERS.update(
         datetime.timedelta: lambda _, v: (make_timedelta, (v.days, v.seconds, v.microseconds)),
         datetime.timezone: lambda _, v: (make_timezone, (*v.__getinitargs__(), None)[:2]),
         decimal.Decimal: lambda _, v: (make_decimal, (str(v),)),
-        fractions.Fraction: _reduce_fraction,
         uuid.UUID: lambda _, v: (make_uuid, (v.bytes,)),
     }
 )

@@ -16,6 +16,7 @@ from typing import Any, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.kernel import Kernel
+    from bridgehead._shipped.wire.classes import Arrivals
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import TooLarge, WireError
     from bridgehead._shipped.wire.frames import check_size
@@ -28,24 +29,13 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.pickling import (
         CloudpickleMissing,
         CodeRefused,
-        decode,
         encode,
         encode_small,
         find_unpicklable,
         is_small,
         pickler_type,
+        unpickle,
     )
-
-
-class _RefUnpickler(pickle.Unpickler):
-    """An unpickler that replaces each ref by the object in the kernel that it stands for."""
-
-    resolve: Any = None
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("bridgehead", "Ref"):
-            return self.resolve
-        return super().find_class(module, name)
 
 
 class UserNamespace:
@@ -54,8 +44,10 @@ class UserNamespace:
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
 
-    def decode(self, header: RequestHeader, frames: Sequence[Buffer]) -> Any:
-        """Unpickle the payload of a request."""
+    def decode(
+        self, header: RequestHeader, frames: Sequence[Buffer]
+    ) -> tuple[Any, Arrivals | None]:
+        """Unpickle the payload of a request; return the classes that came with it, too."""
         if not frames:
             raise WireError("protocol", "the request has no payload")
         try:
@@ -63,16 +55,8 @@ class UserNamespace:
                 # Imports cloudpickle with the captured pickler: a user may have replaced pickle's.
                 pickler_type()
             if header.get("opens") == "data":
-                return codec_function("decode_data")(frames)
-            if not header.get("refs"):
-                return decode(frames)
-
-            def resolving(*args: Any, **options: Any) -> Any:
-                unpickler = _RefUnpickler(*args, **options)
-                unpickler.resolve = self.evaluate
-                return unpickler
-
-            return decode(frames, resolving)
+                return codec_function("decode_data")(frames), None
+            return unpickle(frames, self.evaluate if header.get("refs") else None)
         except ImportError as error:
             if not error.name:
                 raise

@@ -40,12 +40,16 @@ class Operations:
     def bind(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
         """Bind all names or none: everything that can fail comes before the one ``update``."""
         names = header["names"]
-        values = self.values.decode(header, frames)
+        values, arrivals = self.values.decode(header, frames)
         if type(values) is not dict or list(values) != names:
             raise WireError("protocol", "the names in the payload are not those in the header")
         self.require_no_cell(header)
         # One C call on a dict with str keys: a signal finds no bytecode boundary inside it.
-        self.kernel.namespace.update(values)
+        if arrivals is None:
+            self.kernel.namespace.update(values)
+        else:
+            with arrivals.updated(values, own=True):
+                self.kernel.namespace.update(values)
         return {}, []
 
     def fetch(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
@@ -55,9 +59,12 @@ class Operations:
 
     def call(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
         """Run a shipped function; return its value, or keep it in the kernel under a name."""
-        payload = self.values.decode(header, frames)
+        payload, arrivals = self.values.decode(header, frames)
         if type(payload) is not tuple or len(payload) != 3:
             raise WireError("protocol", "the payload is not a call")
+        if arrivals is not None:
+            with arrivals.updated(payload, own=False):
+                pass
         function, args, kwargs = payload
         value = function(*args, **kwargs)
         if header.get("keep"):

@@ -34,6 +34,7 @@ if __package__:  # in the kernel, all shipped files are one module
         ResponseHeader,
         check,
     )
+    from bridgehead._shipped.wire.limits import descriptor_limit
 
 _codec_lock = Lock()  # subshells serve requests in threads of their own
 
@@ -175,7 +176,7 @@ class Remote:
     # ------------------------------------------------------------ the operations of the server
 
     def hello(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
-        """Describe this kernel, and connect a direct lane if the client offers one."""
+        """Describe this kernel; prove whose process it is, and begin a direct lane, if asked to."""
         self.kernel.note_thread()
         return {
             "epoch": self.epoch,
@@ -192,19 +193,21 @@ class Remote:
             "guards_cells": self.kernel.guard is not None,
             "orphans": self.subshells.orphans(),
             "direct": self.join(header.get("direct")),
+            "files": descriptor_limit(),
         }, []
 
     def join(self, offer: DirectOffer | None) -> str | None:
-        """Connect to the socket that a client offers; return the reason if that is impossible.
+        """Connect to the socket that a client offers; return why there is no direct lane on it.
 
-        Return None without an offer, and an empty string on success.
+        Return None without an offer, and an empty string if there is one.
         """
         if offer is None:
             return None
         with self.socket_threads_lock:
-            if not self.kernel.follow_cells(True):
-                return "this kernel does not report when it runs a cell"
-            why = join(self, offer)
+            why = ""
+            if offer.get("lane") and not self.kernel.follow_cells(True):
+                why = "this kernel does not report when it runs a cell"
+            why = join(self, offer, why)
             if not self.socket_threads:
                 self.kernel.follow_cells(False)
         return why

@@ -19,7 +19,8 @@ from typing import Any, Sequence
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.header import DirectOffer, ResponseHeader
-    from bridgehead._shipped.wire.segments import Pool, Segment, segments_supported
+    from bridgehead._shipped.wire.segments import Pool, Segment
+    from bridgehead._shipped.wire.slabs import segments_supported
     from bridgehead._shipped.wire.socket import SECRET, FrameSocket, peer
 
 CONNECT_TIMEOUT = 1.0  # seconds to wait until the client's socket accepts
@@ -97,7 +98,7 @@ class SocketThread:
                 self._respond(serial, header, frames)
             del message, header, frames
         channel.maps.populate()  # after responding, so that no client waits for this
-        self.wait_at_most(TICK if channel.pool.segments or channel.maps.known else 0)
+        self.wait_at_most(TICK if channel.pool.slabs or channel.maps.known else 0)
         return True
 
     def wait_at_most(self, seconds: float) -> None:
@@ -196,10 +197,12 @@ def send_all(sock: socket.socket, parts: Sequence[Any], files: Sequence[int]) ->
             left[0] = left[0][sent:]
 
 
-def join(remote: Any, offer: DirectOffer) -> str:
-    """Connect to the client's socket and start a thread; return the reason if that fails, or ""."""
-    if not segments_supported():
-        return "this kernel's system or Python has no memfd with seals"
+def join(remote: Any, offer: DirectOffer, why_not: str = "") -> str:
+    """Connect to the client's socket and show the secret; start a thread that serves the socket.
+
+    Return why there is no such thread: the socket cannot be reached, the client asks for none, or
+    ``why_not``. An empty text stands for success.
+    """
     sock = socket_thread = None
     try:
         sock = _socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -209,14 +212,20 @@ def join(remote: Any, offer: DirectOffer) -> str:
         if peer(sock)[1] != _geteuid():
             raise OSError("it is another user's")
         sock.sendall(secret[:SECRET])
+        if not why_not and not segments_supported():
+            why_not = "this kernel's system or Python has no memfd with seals"
+        if why_not or not offer["lane"]:
+            sock.close()
+            return why_not or "the client asks for no direct lane"
         sock.setblocking(True)
-        channel = FrameSocket(sock, Pool(float(offer["share"])))
+        channel = FrameSocket(sock, Pool(float(offer["share"]), files=offer["files"]))
         socket_thread = SocketThread(remote, channel, offer["name"], secret[SECRET:])
         socket_thread.common = {**offer["common"], "epoch": remote.epoch}
         socket_thread.wait_at_most(60 * CONNECT_TIMEOUT)
         remote.socket_threads[socket_thread.name] = socket_thread
         _start(socket_thread.thread)
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    # AttributeError: this system has no Unix sockets, or does not tell whose they are.
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
         if socket_thread is not None:
             remote.socket_threads.pop(socket_thread.name, None)
         if sock is not None:

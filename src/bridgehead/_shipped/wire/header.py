@@ -33,12 +33,14 @@ class SubshellOwner(TypedDict):
 
 
 class DirectOffer(TypedDict):
-    """The client's offer of a direct lane. ``_lanes.socket`` writes it."""
+    """Where the remote part proves whose process it is. ``_lanes.socket`` writes it."""
 
     path: str  # of the socket that the client listens on
     secret: str  # the first half is shown to the client, the second half comes back; in hex
+    lane: bool  # a direct lane begins on this socket; else it is closed after the secret
     name: str  # of the lane; see ``via``
     share: float  # of the free memory, the most that a pool of segments takes
+    files: int  # descriptors that the client may have open
     common: Dict[str, Any]  # the fields that are the same in all headers, and not sent
 
 
@@ -148,6 +150,7 @@ class ResponseHeader(TypedDict, total=False):
     cwd: str
     orphans: List[str]  # ids of idle subshells whose client has ended
     direct: Optional[str]  # why there is no direct lane; "" if there is one, null without an offer
+    files: int  # descriptors that the process may have open
     in_main_thread: Optional[bool]  # whether cells run in the main thread, which a signal reaches
     guards_cells: Optional[bool]  # whether it can interrupt one cell and no other
     buffers: bool  # the message's buffers arrived, and buffers can be sent

@@ -7,15 +7,29 @@ Python 3.8 and later, the same file at both ends. This file knows no message and
 from __future__ import annotations
 
 import collections
+import copyreg
+import functools
 import gc
 import pickle
+from enum import Enum
 from io import BytesIO
 from typing import Any, Iterator, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
+    from bridgehead._shipped.wire.classes import Arrivals, reduce_class, reduce_member
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import TooLarge
     from bridgehead._shipped.wire.frames import ALIGN, IN_BAND
+    from bridgehead._shipped.wire.names import (
+        BUILDERS,
+        OWN_REDUCERS,
+        check_name,
+        has_own_name,
+        is_by_value,
+        is_single_dispatch,
+        reduce_cached_property,
+        reduce_single_dispatch,
+    )
 
 _Pickler, _dumps = pickle.Pickler, pickle.dumps  # captured, because a user may replace them
 
@@ -92,6 +106,13 @@ def pickler_type() -> Any:
     finally:
         pickle.Pickler = replaced  # type: ignore[misc]
 
+    tables: Any = (copyreg.dispatch_table,)
+    if base is not None:
+        tables = getattr(base.dispatch_table, "maps", (base.dispatch_table,))
+        # Classes without a name of their own in a module; cloudpickle has one for each.
+        special = {*cloudpickle.cloudpickle._BUILTIN_TYPE_NAMES, type(None), type(...)}
+        special.add(type(NotImplemented))
+
     class Pickler(base or _Pickler):  # type: ignore[misc]
         """The pickler; ``carries_code`` says whether it pickled a code object (see ``encode``)."""
 
@@ -99,22 +120,56 @@ def pickler_type() -> Any:
             super().__init__(file, protocol=5, **options)
             self.carries_code = False
             self.refs = refs
+            self.reducers: dict[Any, Any] = {}  # by type, of all types met so far
 
         def reducer_override(self, value: Any) -> Any:
             kind = type(value)
-            if kind is code:
-                self.carries_code = True
             if self.refs is not None:
                 reduced = self.refs(value)
                 if reduced is not None:
                     return reduced
-            if base is not None:
-                if kind is type and value.__module__ == "types":
-                    return NotImplemented  # cloudpickle would need itself to find SimpleNamespace
-                return super().reducer_override(value)
-            if (kind is function or isinstance(value, type)) and value.__module__ == "__main__":
-                raise CloudpickleMissing(value.__qualname__)
-            return NotImplemented
+            if kind is function or issubclass(kind, type):
+                return self.reduce_definition(value)
+            # As the C pickler does it. It would not say that an object asks for its name.
+            try:
+                reducer = self.reducers[kind]
+            except KeyError:
+                reducer = self.reducers[kind] = self.find_reducer(kind)
+            reduced = value.__reduce_ex__(5) if reducer is None else reducer(value)
+            return reduced if type(reduced) is not str else check_name(value, reduced)
+
+        def find_reducer(self, kind: Any) -> Any:
+            """Return the function that reduces objects of a type, if that is not their own."""
+            if kind is code:
+                self.carries_code = True
+            for table in (OWN_REDUCERS, *tables):
+                if kind in table:
+                    return table[kind]
+            if issubclass(kind, functools.cached_property):
+                return reduce_cached_property
+            by_name = issubclass(kind, Enum) and kind.__reduce_ex__ is Enum.__reduce_ex__
+            return reduce_member if by_name and not has_own_name(kind) else None
+
+        def reduce_definition(self, value: Any) -> Any:
+            """Reduce a function or a class, by its name or by value."""
+            if has_own_name(value):
+                return NotImplemented  # the pickler writes the name
+            module = value.__module__
+            by_value = type(module) is str and is_by_value(module)
+            if base is None:
+                if by_value:
+                    raise CloudpickleMissing(value.__qualname__)
+                return NotImplemented
+            if issubclass(type(value), type):
+                if module is None or value in special:
+                    return super().reducer_override(value)
+                return reduce_class(value)
+            if is_single_dispatch(value):
+                return reduce_single_dispatch(value)
+            reduced = super().reducer_override(value)
+            if reduced is NotImplemented and by_value:
+                reduced = self._dynamic_function_reduce(value)
+            return reduced
 
     _pickler_type = Pickler
     return Pickler
@@ -196,22 +251,86 @@ def encode_small(value: Any) -> list[memoryview]:
 LARGE = 1 << 18  # bytes; larger pickles are read in steps, so that other threads can run
 
 
-def decode(frames: Sequence[Buffer], unpickler: Any = pickle.Unpickler) -> Any:
-    """Unpickle an object. Call this only on frames whose digest was checked.
+class Unpickler(pickle.Unpickler):
+    """The unpickler; classes that arrive by value are made by ``arrivals``.
 
-    The garbage collector is off meanwhile: nothing that is being built is garbage yet, and 10,000
-    small lists take 2.3 ms instead of 3.3.
+    ``resolve`` gives the object that a ref stands for.
+    """
+
+    arrivals: Arrivals | None = None
+    resolve: Any = None
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name in _REPLACED:
+            if module[:12] == "cloudpickle." and name in _OF_CLOUDPICKLE:
+                super().find_class(module, name)  # imports it, or reports that it is missing
+                if self.arrivals is None:
+                    self.arrivals = Arrivals()
+                return getattr(self.arrivals, _OF_CLOUDPICKLE[name])
+            if module == "bridgehead" and name == "Ref" and self.resolve is not None:
+                return self.resolve
+            if module[:11] in ("bridgehead.", "_bridgehead"):  # this package, in either process
+                return self.open_pickle if name == open_pickle.__name__ else BUILDERS[name]
+        return super().find_class(module, name)
+
+    def open_pickle(self, data: bytes) -> Any:
+        """Return the object in a pickle that is in this pickle."""
+        inner = type(self)(BytesIO(data))
+        inner.arrivals = self.arrivals = self.arrivals or Arrivals()
+        return inner.load()
+
+
+def open_pickle(data: bytes) -> Any:
+    """Stand, in a pickle, for ``Unpickler.open_pickle``."""
+    return decode([data])
+
+
+_OF_CLOUDPICKLE = {
+    "_make_skeleton_class": "make_class",
+    "_make_skeleton_enum": "make_enum",
+    "_class_setstate": "set_state",
+}
+_REPLACED = frozenset([*_OF_CLOUDPICKLE, *BUILDERS, "Ref", open_pickle.__name__])
+
+
+def unpickle(frames: Sequence[Buffer], resolve: Any = None) -> tuple[Any, Arrivals | None]:
+    """Unpickle an object, and leave the classes alone that exist; see ``Arrivals``.
+
+    Call this only on frames whose digest was checked. The garbage collector is off meanwhile:
+    nothing that is being built is garbage yet, and 10,000 small lists take 2.3 ms instead of 3.3.
     """
     nbytes, paused = memoryview(frames[0]).nbytes, False
     leaf = BytesIO(frames[0]) if nbytes < LARGE else _FrameReader(frames[0])
+    unpickler = Unpickler(leaf, buffers=frames[1:])
+    unpickler.resolve = resolve
     try:
         if nbytes > IN_BAND and gc.isenabled():
             paused = True
             gc.disable()
-        return unpickler(leaf, buffers=frames[1:]).load()
+        value = unpickler.load()
+        if unpickler.arrivals is not None:
+            unpickler.arrivals.finish()
+    except BaseException:
+        if unpickler.arrivals is not None:
+            unpickler.arrivals.abandon()
+        raise
     finally:
         if paused:
             gc.enable()
+    return value, unpickler.arrivals
+
+
+def decode(frames: Sequence[Buffer], resolve: Any = None) -> Any:
+    """Unpickle an object; see ``unpickle``.
+
+    A class that is sent itself updates the one that arrived before. It does not update the one
+    that this process defined.
+    """
+    value, arrivals = unpickle(frames, resolve)
+    if arrivals is not None:
+        with arrivals.updated(value, own=False):
+            pass
+    return value
 
 
 def find_unpicklable(value: Any, path: str) -> tuple[str, BaseException]:

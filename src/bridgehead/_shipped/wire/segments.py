@@ -1,248 +1,221 @@
-"""Segments: shared memory of the direct lane, leased and reused.
+"""Segments: stretches of shared memory that hold one payload each, and the pool that lends them.
 
 Rule: use the standard library only, run on Python 3.8 and later, the same file at both ends. This
-file knows no socket. The sender has a ``Pool`` of segments and writes into them. The receiver maps
-each segment once (``SegmentCache``) and hands out views. The receiver's lease of a segment lasts
-until the last array in it has died there.
-
-Facts this file rests on, measured for 100 MB (a warm copy takes 7 ms):
-
-- New pages cost more than the copy: 35 ms with ``pwrite``, 60-150 ms written through a mapping.
-  A segment is therefore filled with ``pwrite`` the first time, which needs no mapping and gives
-  ENOSPC instead of SIGBUS. It is mapped when it is used again.
-- Pages are mapped in advance (MADV_POPULATE), which takes 9 ms. Mapping them one by one, as they
-  are first accessed, takes 27 ms.
+file knows no socket. A segment below ``SHARED_BELOW`` bytes takes a part of a shared slab, so live
+objects cost memory, and neither descriptors nor mappings. A few larger ones have slabs of their
+own, which can be leased on to another process. The receiver's lease of a segment lasts until the
+last array in it has died there (see ``leases``).
 """
 
 from __future__ import annotations
 
 import mmap
-import os
-from collections import deque
-from itertools import count
 from threading import RLock
 from time import monotonic
-from typing import Any, Deque, Dict, Iterator, Sequence, Tuple
-from weakref import ref
+from typing import Iterator, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
-    from bridgehead._shipped.wire.frames import ALIGN, allocate
+    from bridgehead._shipped.wire.limits import free_memory
+    from bridgehead._shipped.wire.slabs import (
+        ABSENT,
+        MAPPED,
+        PORTION,
+        WRITTEN,
+        Extents,
+        Slab,
+        _close,
+        _dup,
+        _numbers,
+        copy,
+        layout,
+        populate,
+        write,
+    )
 
-try:
-    import fcntl
-except ImportError:  # not POSIX: no segments
-    fcntl = None  # type: ignore[assignment]
-
-# Captured, because a user may replace them. ``segments_supported`` says whether
-# this system has them all.
-_close, _dup, _fstat, _mmap = os.close, os.dup, os.fstat, mmap.mmap
-_pwrite: Any = getattr(os, "pwrite", None)
-_preadv: Any = getattr(os, "preadv", None)
-_ftruncate: Any = getattr(os, "ftruncate", None)
-_memfd_create: Any = getattr(os, "memfd_create", None)
-_fcntl: Any = getattr(fcntl, "fcntl", None)
-_FUTURE_WRITE = 0x10  # F_SEAL_FUTURE_WRITE, Linux 5.1
-IDLE = 30.0  # seconds after which an unused segment is closed
-PORTION = 1 << 25  # bytes between the points at which filling a segment can be stopped
-BRIEF = 1 << 20  # bytes copied at once; the copy holds the interpreter's lock for 0.1 ms
-WASTE = 8  # a free segment larger than this many times the needed size is not used
-POPULATE, DONT_NEED = 22, 4  # madvise(2): MADV_POPULATE_READ (Linux 5.14), MADV_DONTNEED
-_numbers = count(1)  # of segments and leases; unique in this process, across all pools
-
-
-def segments_supported() -> bool:
-    """Return whether this system and this Python have what segments need."""
-    return fcntl is not None and hasattr(os, "memfd_create") and hasattr(fcntl, "F_ADD_SEALS")
-
-
-def layout(sizes: Sequence[int]) -> tuple[list[int], int]:
-    """Return the offsets in a segment of frames of these sizes, and how many bytes they take."""
-    offsets, at = [], 0
-    for size in sizes:
-        offsets.append(at)
-        at += -(-size // ALIGN) * ALIGN
-    return offsets, at
-
-
-# ---------------------------------------------------------------- the sender
+IDLE = 30.0  # seconds after which an unused slab is closed
+WASTE = 8  # a free slab larger than this many times the needed size is not used
+SHARED_BELOW = 4 << 20  # bytes; smaller segments share slabs
+MOST_WHOLE = 8  # slabs of a pool with one segment each; more large segments share slabs
+SHARED_LEAST, SHARED_MOST = 16 << 20, 1 << 30  # bytes of a shared slab; each new one is larger
+GRANT = 4 << 20  # bytes that a pool may grow before it looks at the free memory again
+WARM = 32 << 20  # bytes of unused pages that are kept in a shared slab, to be written again
 
 
 class Segment:
-    """Anonymous memory of a fixed size; a process that receives its file can map it."""
+    """A stretch of a slab that holds one payload."""
 
-    def __init__(self, pool: Pool, capacity: int, file: int = -1) -> None:
-        """Make a segment, or wrap the ``file`` of one that another process made."""
-        self.pool = pool
+    def __init__(
+        self, pool: Pool, slab: Slab, start: int, capacity: int, pages: int = ABSENT
+    ) -> None:
+        self.pool: Pool = pool
+        self.slab: Slab = slab
+        self.start: int = start
+        self.capacity: int = capacity
         self.number: int = next(_numbers)
-        self.capacity = capacity
-        self.leases = 0  # number of receivers that may still use it
-        self.touched: float = monotonic()
-        self.filled: bool = False
-        self.tainted = False  # a process may still see what is in it: never use it again
-        self.holders: list[Any] = []  # frame sockets to notify when it is closed
-        self._map: mmap.mmap | None = None
-        self._populated = 0  # bytes whose pages are mapped
-        self.file: int = file
-        if file >= 0:
-            return
-        self.file = _memfd_create("bridgehead", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        try:
-            _ftruncate(self.file, capacity)
-            # Once no process can truncate it, no process that has it mapped can get SIGBUS.
-            seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW
-            _fcntl(self.file, fcntl.F_ADD_SEALS, seals)
-        except BaseException:
-            _close(self.file)
-            raise
+        self.leases: int = 0  # number of receivers that may still use it
+        self.pages: int = pages  # the state that all its pages have at least
+        self._mapped = capacity if pages == MAPPED else 0  # bytes
 
     def fill(self, frames: Sequence[memoryview]) -> Iterator[int]:
         """Write frames where ``layout`` puts them; yield the bytes done, every ``PORTION``.
 
-        Raise ``OSError`` if there is not enough memory, or if the segment has been closed.
+        Raise ``OSError`` if there is not enough memory, or if the slab has been closed.
         """
+        slab, start = self.slab, self.start
         offsets, total = layout([frame.nbytes for frame in frames])
-        if self.filled:
-            if self._map is None:
-                self._map = _mmap(self.file, self.capacity)
-            if total > self._populated:
-                yield from populate(self._map, self._populated, total)
-                self._populated = total
-        # Another thread may close the segment, and its descriptor's number may be used again: a
+        block: mmap.mmap | None = None
+        if self.pages != ABSENT:
+            block = slab.map()
+            if total > self._mapped:
+                for _ in populate(block, start + self._mapped, start + total):
+                    yield 0
+                self._mapped = total
+                if total > self.capacity - mmap.PAGESIZE:
+                    self.pages = MAPPED
+        # Another thread may close the slab, and its descriptor's number may be used again: a
         # duplicate stays valid.
-        block, file = self._map, _dup(self.file)
+        file = _dup(slab.file)
         try:
             done = reported = 0
             for frame, offset in zip(frames, offsets):
-                for start in range(0, frame.nbytes, PORTION):
-                    part = frame[start : start + PORTION]
+                for at in range(0, frame.nbytes, PORTION):
+                    part = frame[at : at + PORTION]
                     if block is None:
-                        write(file, offset + start, part)
+                        write(file, start + offset + at, part)
                     else:
-                        copy(block, offset + start, part)
+                        copy(block, start + offset + at, part)
                     done += part.nbytes
                     if done - reported >= PORTION:
                         reported = done
                         yield done
-            if not self.filled:
-                self._seal(file)
-            self.filled = True
+            if self.pages == ABSENT:
+                slab.seal()
+                self.pages = WRITTEN
         finally:
             _close(file)
         yield done
 
-    def _seal(self, file: int) -> None:
-        """Make the seals final.
-
-        A segment of a private pool goes to several receivers. It is sealed so that none of them
-        can write what the others see. This process maps it first: that mapping stays writable.
-        """
-        seals = fcntl.F_SEAL_SEAL
-        if self.pool.private:
-            self._map = _mmap(file, self.capacity)
-            seals |= _FUTURE_WRITE
-        _fcntl(file, fcntl.F_ADD_SEALS, seals)
-
     def read(self, sizes: Sequence[int]) -> list[memoryview]:
         """Return copies of the frames that were written into it."""
-        frames = [allocate(size) for size in sizes]
-        for frame, offset in zip(frames, layout(sizes)[0]):
-            at = 0
-            while at < frame.nbytes:
-                at += _preadv(self.file, [frame[at:]], offset + at)
-        return frames
-
-    def close(self) -> None:
-        """Close its file; the memory is freed when no process maps it any more."""
-        self._map = None  # unmapped when its last view has died
-        file, self.file = self.file, -1
-        if file >= 0:
-            _close(file)
-
-
-def write(file: int, at: int, part: memoryview) -> None:
-    """Write all of a part to a file at an offset."""
-    while part.nbytes:
-        written = _pwrite(file, part, at)
-        at, part = at + written, part[written:]
-
-
-def copy(block: mmap.mmap, at: int, part: memoryview) -> None:
-    """Copy a part into a mapping in steps, between which other threads can run."""
-    with memoryview(block) as target:
-        for start in range(0, part.nbytes, BRIEF):
-            chunk = part[start : start + BRIEF]
-            target[at + start : at + start + chunk.nbytes] = chunk
-
-
-def populate(block: mmap.mmap, start: int, stop: int) -> Iterator[int]:
-    """Map pages in advance; yield between steps, because madvise holds the interpreter's lock."""
-    for at in range(start // mmap.PAGESIZE * mmap.PAGESIZE, stop, PORTION):
-        try:
-            block.madvise(POPULATE, at, min(PORTION, stop - at))
-        except (OSError, ValueError, AttributeError):  # older Linux: it maps a page on first access
-            return
-        yield 0
+        return self.slab.read(self.start, sizes)
 
 
 class Pool:
     """The segments that one sender fills, in at most a ``share`` of the free memory.
 
     Several receivers can lease the same segment of a ``private`` pool at once; none of them sees
-    what another writes.
+    what another writes, and each segment has a slab of its own. ``files`` is how many descriptors
+    the receiver may have open: the pool's slabs take at most a sixteenth of them.
     """
 
-    def __init__(self, share: float, *, private: bool = False) -> None:
+    def __init__(self, share: float, *, private: bool = False, files: int = 1024) -> None:
         self.share: float = share
         self.private: bool = private
-        self.segments: dict[int, Segment] = {}
+        self.most: int = files // 16
+        self.slabs: dict[int, Slab] = {}
+        self._whole: dict[int, Segment] = {}  # by the number of the slab that is its own
+        self._granted = 0  # bytes in all that the free memory allowed when it was last looked at
         self._closed = False
-        self._lock = RLock()  # reentrant: making a segment may trim the pool
+        self._lock = RLock()  # reentrant: making a slab may trim the pool
 
     @property
     def nbytes(self) -> int:
-        """The capacity of all segments together."""
-        return sum(segment.capacity for segment in list(self.segments.values()))
+        """The memory of all slabs together, in bytes."""
+        return sum(slab.nbytes for slab in list(self.slabs.values()))
 
     def take(self, sizes: Sequence[int]) -> Segment | None:
         """Return a segment for frames of these sizes, with one lease, which the caller gives back.
 
-        Return None if memory or file descriptors are lacking, or the system has no segments.
+        Return None if memory or file descriptors are lacking, or the system has no shared memory.
         """
-        _, nbytes = layout(sizes)
+        nbytes = max(layout(sizes)[1], 1)
         with self._lock:
             if self._closed:
                 return None
-            fits = [
-                segment
-                for segment in self.segments.values()
-                if not segment.leases and nbytes <= segment.capacity <= nbytes * WASTE
-            ]
-            if fits:
-                segment = min(fits, key=lambda one: one.capacity)
+            if nbytes >= SHARED_BELOW or self.private:
+                segment = self._take_whole(nbytes) or self._take_part(nbytes)
             else:
-                created = self._create(nbytes)
-                if created is None:
-                    return None
-                segment = created
-            segment.leases = 1
+                segment = self._take_part(nbytes) or self._take_whole(nbytes)
+            if segment is not None:
+                segment.leases = 1
+                segment.slab.leased += 1
             return segment
 
-    def _create(self, nbytes: int) -> Segment | None:
+    def _take_part(self, nbytes: int) -> Segment | None:
+        if self.private:
+            return None
+        nbytes = -(-nbytes // mmap.PAGESIZE) * mmap.PAGESIZE
+        shared = [slab for slab in self.slabs.values() if slab.is_shared]
+        for slab in shared:
+            segment = self._cut(slab, nbytes)
+            if segment is not None:
+                return segment
+        capacity = min(max(SHARED_LEAST, sum(slab.capacity for slab in shared)), SHARED_MOST)
+        capacity = max(capacity, nbytes)
+        made = self._make_slab(capacity, shared=True) if self._may_grow(nbytes) else None
+        return None if made is None else self._cut(made, nbytes)
+
+    def _cut(self, slab: Slab, nbytes: int) -> Segment | None:
+        if slab.extents is None or slab.tainted:
+            return None
+        found = slab.extents.take(nbytes)
+        if found is None:
+            return None
+        start, pages = found
+        if pages == ABSENT:
+            if not self._may_grow(nbytes):
+                slab.extents.give(start, start + nbytes, pages)
+                return None
+            slab.nbytes += nbytes
+        return Segment(self, slab, start, nbytes, pages)
+
+    def _take_whole(self, nbytes: int) -> Segment | None:
+        fits = [
+            segment
+            for segment in self._whole.values()
+            if not segment.leases and nbytes <= segment.capacity <= nbytes * WASTE
+        ]
+        if fits:
+            return min(fits, key=lambda one: one.capacity)
+        if len(self._whole) >= MOST_WHOLE and not self.private:
+            idle = [one.slab for one in self._whole.values() if not one.leases]
+            if not idle:
+                return None
+            self._drop(min(idle, key=lambda one: one.touched))
         # Round up to eighths of a power of two: with few different sizes, segments fit again.
         quantum = max(mmap.PAGESIZE, 1 << max(0, nbytes.bit_length() - 4))
         capacity = -(-nbytes // quantum) * quantum
+        slab = self._make_slab(capacity) if self._may_grow(capacity) else None
+        if slab is None:
+            return None
+        segment = self._whole[slab.number] = Segment(self, slab, 0, capacity)
+        return segment
+
+    def _may_grow(self, nbytes: int) -> bool:
+        """Return whether the pool may take more memory; what is unused makes room first."""
         for last in (False, True):
-            if self.nbytes + capacity <= self.share * (free_memory() + self.nbytes):
-                break
-            if last:
-                return None
+            size = self.nbytes + nbytes
+            if size <= self._granted:
+                return True
+            limit = self.share * (free_memory() + size - nbytes)
+            if size <= limit:
+                self._granted = min(int(limit), size + GRANT)
+                return True
+            if not last:
+                self.trim(0)
+        return False
+
+    def _make_slab(self, capacity: int, shared: bool = False) -> Slab | None:
+        if len(self.slabs) >= self.most:
             self.trim(0)
+        if len(self.slabs) >= self.most:
+            return None
         try:
-            segment = Segment(self, capacity)
+            slab = Slab(capacity, private=self.private, shared=shared)
         except (OSError, AttributeError):
             return None
-        self.segments[segment.number] = segment
-        return segment
+        self.slabs[slab.number] = slab
+        return slab
 
     def lease(self, segment: Segment) -> None:
         """Add a lease, for one more receiver."""
@@ -251,180 +224,54 @@ class Pool:
 
     def give_back(self, segment: Segment, tainted: bool = False) -> None:
         """End one receiver's lease; ``tainted`` memory is never used again."""
+        slab = segment.slab
         with self._lock:
             segment.leases -= 1
-            segment.touched = monotonic()
-            segment.tainted = segment.tainted or tainted
-            if segment.tainted and not segment.leases:
-                self._drop(segment)
+            slab.touched = monotonic()
+            slab.tainted = slab.tainted or tainted
+            if segment.leases:
+                return
+            slab.leased -= 1
+            if slab.extents is not None and slab.number in self.slabs and not slab.tainted:
+                self._free_part(slab.extents, segment)
+            if slab.tainted and not slab.leased:
+                self._drop(slab)
+
+    def _free_part(self, extents: Extents, segment: Segment) -> None:
+        """Free a part of a shared slab, and its memory, but for some that is kept warm."""
+        slab, stop, pages = segment.slab, segment.start + segment.capacity, segment.pages
+        enough = slab.unused >= WARM + segment.capacity
+        if pages == ABSENT or (enough and slab.punch(segment.start, stop)):
+            pages = ABSENT
+            slab.nbytes -= segment.capacity
+            self._granted = 0
+        extents.give(segment.start, stop, pages)
+        if not slab.leased:
+            others = (one for one in self.slabs.values() if one.is_shared and one is not slab)
+            if not all(one.leased for one in others):  # one empty slab is kept
+                self._drop(slab)
 
     def trim(self, idle: float | None = None) -> None:
-        """Close the segments that were not used for ``idle`` seconds, by default ``IDLE``."""
+        """Close the slabs that were not used for ``idle`` seconds, by default ``IDLE``."""
         idle = IDLE if idle is None else idle
-        with self._lock:  # so that no segment is closed while another thread takes it
-            for segment in list(self.segments.values()):
-                if not segment.leases and monotonic() - segment.touched >= idle:
-                    self._drop(segment)
+        with self._lock:  # so that no slab is closed while another thread takes it
+            for slab in list(self.slabs.values()):
+                if not slab.leased and monotonic() - slab.touched >= idle:
+                    self._drop(slab)
 
-    def _drop(self, segment: Segment) -> None:
-        if self.segments.pop(segment.number, None) is not None:
-            segment.close()
-            for holder in segment.holders:
-                holder.gone(segment.number)
+    def _drop(self, slab: Slab) -> None:
+        if self.slabs.pop(slab.number, None) is not None:
+            self._whole.pop(slab.number, None)
+            self._granted = 0
+            slab.close()
+            for holder in slab.holders:
+                holder.gone(slab.number)
 
     def close(self) -> None:
-        """Close all segments; hand out no more."""
+        """Close all slabs; hand out no more."""
         with self._lock:
             self._closed = True
-            for segment in list(self.segments.values()):
-                self.segments.pop(segment.number, None)
-                segment.close()
-
-
-def free_memory() -> int:
-    """Return how many bytes this process can still allocate, by machine and control group."""
-    found = []
-    try:
-        with open("/proc/meminfo", "rb") as lines:
-            for line in lines:
-                if line.startswith(b"MemAvailable:"):
-                    found.append(int(line.split()[1]) * 1024)
-        with open("/sys/fs/cgroup/memory.max", "rb") as most:
-            limit = most.read().strip()
-        with open("/sys/fs/cgroup/memory.current", "rb") as current:
-            if limit != b"max":
-                found.append(int(limit) - int(current.read()))
-    except (OSError, ValueError):  # another system, or a machine without control groups
-        pass
-    return min(found) if found else 0
-
-
-# ---------------------------------------------------------------- the receiver
-
-
-class MappedSegment:
-    """A sender's segment, mapped in the receiver's process."""
-
-    def __init__(self, file: int, capacity: int, private: bool) -> None:
-        self.file, self.capacity, self.private = file, capacity, private
-        import ctypes
-
-        self.tainted = False  # a forked child has it too: the sender must not write into it again
-        seals = _fcntl(file, fcntl.F_GET_SEALS)
-        if not seals & fcntl.F_SEAL_SHRINK or _fstat(file).st_size < capacity:
-            raise OSError("the segment is not sealed and could be truncated")
-        # In a shared mapping, a view is the memory itself, and writable. If several receivers have
-        # the segment, each maps it privately: a page that it writes to becomes its own copy.
-        how = mmap.MAP_PRIVATE if private else mmap.MAP_SHARED
-        self.map = _mmap(file, capacity, flags=how, prot=mmap.PROT_READ | mmap.PROT_WRITE)
-        self.warm = capacity if private else 0  # bytes whose pages are mapped or need not be
-        self.exporter = ctypes.c_ubyte * capacity
-
-    def __del__(self) -> None:
-        _close(self.file)
-
-    def make_private(self) -> None:
-        """Make the mapping private to this process, at the same address.
-
-        What is written from now on shows neither in the file nor in other processes' mappings.
-        """
-        import ctypes
-
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.mmap.restype = ctypes.c_void_p
-        libc.mmap.argtypes = (
-            *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int),
-            *(ctypes.c_int, ctypes.c_int, ctypes.c_long),
-        )
-        address = ctypes.addressof(self.exporter.from_buffer(self.map))
-        fixed, access = 0x10, mmap.PROT_READ | mmap.PROT_WRITE
-        libc.mmap(address, self.capacity, access, mmap.MAP_PRIVATE | fixed, self.file, 0)
-        self.private = True
-
-
-# The leases of this process, by number: a weak reference that ends the lease, and the mapping.
-_leases: Dict[int, Tuple[Any, MappedSegment]] = {}
-
-
-class SegmentCache:
-    """The segments of one sender that this process has mapped, by number."""
-
-    def __init__(self) -> None:
-        self.known: dict[int, MappedSegment] = {}
-        self.released: Deque[int] = deque()  # numbers to report to the sender; negative if tainted
-        # Leases whose pages are not all mapped yet, and the end of the bytes to map.
-        self.cold: Deque[Tuple[int, int]] = deque()
-
-    def add(self, number: int, file: int, capacity: int, private: bool) -> None:
-        """Map a segment and take over its file; raise ``OSError`` if it cannot be mapped."""
-        self.known[number] = MappedSegment(file, capacity, private)
-
-    def lease(self, number: int, sizes: Sequence[int]) -> list[memoryview]:
-        """Return writable views of the frames in a segment; each view keeps the lease.
-
-        Raise ``KeyError`` for an unknown segment, ``ValueError`` if the frames do not fit in it.
-        """
-        mapping = self.known[number]
-        offsets, total = layout(sizes)
-        if total > mapping.capacity:
-            raise ValueError("%d bytes cannot be in a segment of %d" % (total, mapping.capacity))
-        if mapping.private:
-            mapping.map.madvise(DONT_NEED)  # drop this process's copies of earlier pages
-        # The lease ends with this object: an mmap takes no weak reference, and a new mapping for
-        # each lease would have to be populated again.
-        root: Any = mapping.exporter.from_buffer(mapping.map)
-
-        lease = next(_numbers)
-
-        def release(reference: Any) -> None:
-            _leases.pop(lease, None)
-            if mapping.tainted:
-                self.known.pop(number, None)
-            self.released.append(-number if mapping.tainted else number)
-
-        _leases[lease] = ref(root, release), mapping
-        if total > mapping.warm:
-            self.cold.append((lease, total))
-        whole = memoryview(root).cast("B")
-        return [whole[at : at + size] for at, size in zip(offsets, sizes)]
-
-    def populate(self) -> None:
-        """Map the pages of leased segments, at best before they are used; in any thread."""
-        while True:
-            try:
-                lease, stop = self.cold.popleft()
-            except IndexError:  # no check before popleft: another thread may take the last one
-                return
-            _, mapping = _leases.get(lease, (None, None))
-            if mapping is not None:  # otherwise the lease has ended
-                for _ in populate(mapping.map, mapping.warm, stop):
-                    pass
-                mapping.warm = max(mapping.warm, stop)
-
-    def forget(self, number: int) -> None:
-        """Forget a segment that the sender has closed; existing views keep its memory."""
-        self.known.pop(number, None)
-
-
-def mapped(view: memoryview) -> MappedSegment | None:
-    """Return the segment that a leased view belongs to, or None."""
-    for root, mapping in list(_leases.values()):
-        if root() is view.obj:
-            return mapping
-    return None
-
-
-def _before_fork() -> None:
-    """Make leased segments private before a fork, so that parent and child don't share arrays.
-
-    Each of the two then copies a page when it writes to it. The segments are tainted: their sender
-    does not use them again.
-    """
-    for _, mapping in list(_leases.values()):
-        if not mapping.private:
-            mapping.make_private()
-        mapping.tainted = True
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork)
+            self._whole.clear()
+            for slab in list(self.slabs.values()):
+                self.slabs.pop(slab.number, None)
+                slab.close()

@@ -5,9 +5,9 @@ file knows bytes, file descriptors and leases of segments. It does not know what
 the code that makes the socket decides whether it blocks.
 
 A message is a prefix, some numbers, the header as JSON, and either its frames or the number of
-the segment that holds them. The first message that names a segment brings the segment's file.
-Each message also lists the segments that its sender has released, and those of its own that it
-has closed.
+the segment that holds them, and where in which slab that is. The first message that names a slab
+brings the slab's file. Each message also lists the segments that its sender has released, and
+those of its own slabs that it has closed.
 """
 
 from __future__ import annotations
@@ -24,12 +24,14 @@ from weakref import WeakSet
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.frames import allocate
-    from bridgehead._shipped.wire.segments import Pool, Segment, SegmentCache
+    from bridgehead._shipped.wire.leases import SlabCache
+    from bridgehead._shipped.wire.segments import Pool, Segment
+    from bridgehead._shipped.wire.slabs import Slab
 
-# serial, bytes of header, bytes of frames, segment, capacity of the segment; the counts of the
-# numbers that follow (released segments, closed segments, sizes of frames); flags
-_PREFIX = Struct("<QIQQQIIIB")
-_HAS_FILE, _PRIVATE = 1, 2
+# serial, bytes of header, bytes of frames; segment, its start, slab, capacity of the slab; the
+# counts of the numbers that follow (released segments, closed slabs, sizes of frames); flags
+_PREFIX = Struct("<QIQQQQQIIIB")
+_HAS_FILE, _PRIVATE, _SHARED = 1, 2, 4
 _SPACE = socket.CMSG_SPACE(16) if hasattr(socket, "CMSG_SPACE") else 0
 # Plain integers, because & on an enum runs Python code.
 _CLOEXEC = int(getattr(socket, "MSG_CMSG_CLOEXEC", 0))
@@ -47,13 +49,13 @@ SocketMessage = Tuple[int, Any, Any]
 
 
 class FrameSocket:
-    """One end of the socket, with the pool it sends from and the segments it has mapped."""
+    """One end of the socket, with the pool it sends from and the slabs it has mapped."""
 
     def __init__(self, sock: socket.socket, pool: Pool) -> None:
-        self.socket, self.pool, self.maps = sock, pool, SegmentCache()
+        self.socket, self.pool, self.maps = sock, pool, SlabCache()
         self._leased: dict[int, Segment] = {}  # segments that the peer leases, by number
-        self._handed: dict[int, Segment] = {}  # segments whose file the peer has, by number
-        self._closed_numbers: Deque[int] = deque()  # closed segments that no message has listed yet
+        self._handed: dict[int, Slab] = {}  # slabs whose file the peer has, by number
+        self._closed_numbers: Deque[int] = deque()  # closed slabs that no message has listed yet
         self._read = bytearray()
         self._room = memoryview(bytearray(_ROOM))
         self._files: Deque[int] = deque()
@@ -71,12 +73,12 @@ class FrameSocket:
     def take_back(self, segment: Segment, *, unmapped: bool = False) -> None:
         """End the lease of a segment that no message has named, or that the peer could not map."""
         if self._leased.pop(segment.number, None) is not None:
-            if unmapped and self._handed.pop(segment.number, None) is not None:
-                segment.holders.remove(self)
+            if unmapped and self._handed.pop(segment.slab.number, None) is not None:
+                segment.slab.holders.remove(self)
             segment.pool.give_back(segment)
 
     def gone(self, number: int) -> None:
-        """Note that the pool has closed a segment; the next message lists it."""
+        """Note that the pool has closed a slab; the next message lists it."""
         if self._handed.pop(number, None) is not None:
             self._closed_numbers.append(number)
 
@@ -95,19 +97,22 @@ class FrameSocket:
         """
         released, closed = _drain(self.maps.released), _drain(self._closed_numbers)
         text = dumps(header).encode() if header else b""
-        number = capacity = flags = 0
+        number = start = within = capacity = flags = 0
         files: list[int] = []
         if segment is not None:
-            number, capacity = segment.number, segment.capacity
-            flags = _PRIVATE * segment.pool.private
-            if number not in self._handed:
-                self._handed[number] = segment
-                segment.holders.append(self)
-                files.append(segment.file)
+            slab = segment.slab
+            number, start = segment.number, segment.start
+            within, capacity = slab.number, slab.capacity
+            flags = _PRIVATE * slab.private + _SHARED * slab.is_shared
+            if within not in self._handed:
+                self._handed[within] = slab
+                slab.holders.append(self)
+                files.append(slab.file)
                 flags |= _HAS_FILE
         body = sum(sizes) if frames else 0
+        counts = len(released), len(closed), len(sizes)
         prefix = _PREFIX.pack(
-            serial, len(text), body, number, capacity, len(released), len(closed), len(sizes), flags
+            serial, len(text), body, number, start, within, capacity, *counts, flags
         )
         if released or closed or sizes:
             prefix += array("q", [*released, *closed, *sizes]).tobytes()
@@ -115,12 +120,12 @@ class FrameSocket:
 
     @property
     def has_handed(self) -> bool:
-        """Whether the peer has files of segments of this end's pool."""
+        """Whether the peer has files of slabs of this end's pool."""
         return bool(self._handed)
 
     @property
     def has_updates(self) -> bool:
-        """Whether segments were released or closed that no message has listed yet."""
+        """Whether segments were released or slabs closed that no message has listed yet."""
         return bool(self.maps.released or self._closed_numbers)
 
     # ------------------------------------------------------------ receiving
@@ -144,7 +149,7 @@ class FrameSocket:
         if len(read) < _PREFIX.size:
             return None
         prefix = _PREFIX.unpack_from(read)
-        serial, text, body, number, capacity, released, closed, framed, flags = prefix
+        serial, text, body, number, start, slab, capacity, released, closed, framed, flags = prefix
         begin = at = _PREFIX.size
         at += 8 * (released + closed + framed)
         end = at + text + body
@@ -160,10 +165,10 @@ class FrameSocket:
                 self._update_segments(numbers[:released], numbers[released : released + closed])
         header = _parse_header(read[at : at + text]) if text else {}
         if flags & _HAS_FILE:
-            self._map(number, capacity, bool(flags & _PRIVATE))
+            self._map(slab, capacity, bool(flags & _PRIVATE), bool(flags & _SHARED))
         frames: Any = []
         if number:
-            frames = self._lease(number, sizes)
+            frames = self._lease(slab, number, start, sizes)
         elif body or (sizes and not any(sizes)):
             frames = _split(read, at + text, body, sizes)
         del read[:end]
@@ -178,24 +183,26 @@ class FrameSocket:
         for number in closed:
             self.maps.forget(number)
 
-    def _map(self, number: int, capacity: int, private: bool) -> None:
+    def _map(self, slab: int, capacity: int, private: bool, shared: bool) -> None:
         file = self._files.popleft() if self._files else -1
         if file < 0:
             return
         try:
-            self.maps.add(number, file, capacity, private)
+            self.maps.add(slab, file, capacity, private, shared)
         except (OSError, ValueError, OverflowError):  # reported with the message's frames, as None
             pass
 
-    def _lease(self, number: int, sizes: list[int]) -> list[memoryview] | None:
-        if number not in self.maps.known:
+    def _lease(
+        self, slab: int, segment: int, start: int, sizes: list[int]
+    ) -> list[memoryview] | None:
+        if slab not in self.maps.known:
             return None
         if min(sizes, default=0) < 0:
             raise WireError("protocol", "a frame has a negative size")
         try:
-            return self.maps.lease(number, sizes)
+            return self.maps.lease(slab, segment, start, sizes)
         except ValueError as error:
-            raise WireError("protocol", "the frames do not fit their segment: %s" % error) from None
+            raise WireError("protocol", "the frames do not fit their slab: %s" % error) from None
 
     # ------------------------------------------------------------ closing
 
@@ -211,8 +218,8 @@ class FrameSocket:
                 os.close(file)
         leased, self._leased = list(self._leased.values()), {}
         handed, self._handed = list(self._handed.values()), {}
-        for segment in handed:
-            segment.holders.remove(self)
+        for slab in handed:
+            slab.holders.remove(self)
         for segment in leased:
             segment.pool.give_back(segment, tainted=True)
         self.maps.known.clear()

@@ -23,7 +23,7 @@ def kernels(ctx: click.Context, param: click.Parameter, incomplete: str) -> list
     """Complete connection files in Jupyter's runtime folder, or else a path."""
     found: list[Any] = []
     with contextlib.suppress(Exception):
-        from bridgehead._kernels.local import connection_files
+        from bridgehead._kernels.connection_file import connection_files
 
         files = sorted(connection_files(), key=_age)
         found = [CompletionItem(file.name) for file in files if file.name.startswith(incomplete)]

@@ -11,7 +11,6 @@ import json
 import shlex
 import sys
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -93,14 +92,15 @@ async def _connect(target: Target) -> tuple[Info, list[Finding]]:
 
 def _of_the_file(existing: str | None) -> list[Finding]:
     from bridgehead import KernelNotFound
-    from bridgehead._kernels.local import find
+    from bridgehead._kernels.connection_file import find, read
     from bridgehead._kernels.security import insecurities, mode_for_others
+    from bridgehead._transports.addresses import is_of_server
 
-    if existing is not None and existing.startswith(("http://", "https://")):
+    if existing is not None and is_of_server(existing):
         return []
     try:
         file = find(existing)
-        info = json.loads(Path(file).read_text("utf-8"))
+        info = read(file).info
         found = [
             Finding(INSECURE, f"the connection {why.partition(' (')[0]}", _todo(why, name))
             for name, why in insecurities(info, file).items()
@@ -133,6 +133,14 @@ def _of_the_kernel(bridge: Bridge) -> list[Finding]:
         Finding(NOTE, f"objects do not take the lane {lane!r}: {why}", _LANES[lane])
         for lane, why in info.why_not.items()
     ]
+    if info.trust == "data":
+        found.append(
+            Finding(
+                NOTE,
+                f"of what the kernel sends, only data is opened: {info.why_trust}",
+                "--trust pickle, or trust='pickle' in a program, if the kernel is yours",
+            )
+        )
     for package, what in WANTED.items():
         if not info.versions.get(package):
             found.append(
@@ -211,6 +219,6 @@ def _facts(info: Info) -> list[tuple[str, str]]:
         ("packages", versions),
         ("transport", info.transport),
         ("lane", info.lane),
-        ("trust", info.trust),
+        ("trust", f"{info.trust}, because {info.why_trust}"),
         ("where", where),
     ]

@@ -167,14 +167,19 @@ class _OutputPrinter:
 
     def take(self, message: Message) -> None:
         """Print one message of the cell; an error comes again with the reply, and is shown then."""
+        from bridgehead._protocol.display import shown, shown_text
+        from bridgehead._protocol.raising import as_object, as_text
+
         if self._quiet or message.type == "error":
             return
         try:
+            trust = message.trust
             if message.type == "stream":
                 name = "stderr" if message.content.get("name") == "stderr" else "stdout"
-                self._write(message.text, name)
+                self._write(shown_text(message.text, trust), name)
             elif message.type in ("execute_result", "display_data"):
-                self._write(message.text + "\n", "stdout")
+                data, _ = shown(as_object(message.content.get("data")), {}, trust)
+                self._write(as_text(data.get("text/plain", "")) + "\n", "stdout")
         except BrokenPipeError:
             self.reader_left = True
             if self.cell is not None:

@@ -83,7 +83,7 @@ def address_of(existing: str | None, url: str | None, token: str | None) -> str 
     if url is None:
         return existing
     address = url if "://" in url else f"http://{url}"
-    if not address.startswith(("http://", "https://")):
+    if not address.lower().startswith(("http://", "https://")):
         raise click.UsageError("--url must begin with http:// or https://")
     if token is None:
         return address

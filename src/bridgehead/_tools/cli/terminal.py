@@ -17,14 +17,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bridgehead._errors import SEQUENCE
+
 PROSE = 80  # columns of a sentence at most
 PIPED = 10_000  # columns of a pipe: no table is cut or wrapped
 LABEL = 32  # characters of a name or of a table's cell at most
 
-# Group 1 is a colour or a weight. Any other sequence could move the cursor, or do worse.
-_SEQUENCE = re.compile(
-    r"(\x1b\[[0-9;]*m)|\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b."
-)
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 _CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # all but tab and line breaks
 _STEERING = re.compile(r"[\x00-\x07\x0b\x0c\x0e-\x1f\x7f-\x9f]")  # the same without backspace
@@ -113,7 +111,7 @@ def output(text: str, *, terminal: bool, colour: bool) -> str:
     """
     if not terminal:
         return text
-    kept = _SEQUENCE.sub(lambda match: (match[1] or "") if colour else "", text)
+    kept = SEQUENCE.sub(lambda match: (match[1] or "") if colour else "", text)
     parts = re.split(r"(\x1b\[[0-9;]*m)", kept)
     for at in range(0, len(parts), 2):  # the parts between are colours
         parts[at] = _STEERING.sub("\N{REPLACEMENT CHARACTER}", parts[at])

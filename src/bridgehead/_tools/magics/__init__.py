@@ -30,10 +30,11 @@ from bridgehead._errors import (
     RemoteError,
     UntrustedPayload,
 )
-from bridgehead._kernels.local import connection_files, find
+from bridgehead._kernels.connection_file import connection_files, find
 from bridgehead._tools.magics import complete
 from bridgehead._tools.magics.cell import run_shown
 from bridgehead._tools.magics.parsing import names_in, wanted, words_of
+from bridgehead._transports.addresses import is_of_server
 
 DEFAULT = "main"  # the name of a bridge without --on
 _ENDED = ("dead", "closed")  # states of a bridge that can't be used any more
@@ -370,7 +371,7 @@ def _other_kernel(existing: str | None) -> str:
     Raises:
         KernelNotFound: no other kernel is running, or ``existing`` is this kernel.
     """
-    if existing is not None and existing.startswith(("http://", "https://")):
+    if existing is not None and is_of_server(existing):
         return existing
     try:
         this = Path(get_connection_file()).resolve()

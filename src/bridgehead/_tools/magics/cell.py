@@ -17,6 +17,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from bridgehead._bridge.sync import SyncBridge
 from bridgehead._connection.cell import CellObserver
 from bridgehead._errors import BridgeError, RemoteError
+from bridgehead._protocol.display import shown, shown_text
 from bridgehead._protocol.results import Result
 from bridgehead._transports.messages import Message
 
@@ -106,7 +107,7 @@ class _CellDisplay:
 
     def __init__(self, shell: InteractiveShell) -> None:
         self._shell = shell
-        self._errors: list[Mapping[str, Any]] = []
+        self._errors: list[Message] = []
 
     def show_next(self, messages: SimpleQueue[Message | None]) -> bool:
         """Wait for a message and show it; return False after the last one."""
@@ -120,23 +121,23 @@ class _CellDisplay:
 
     def _show(self, message: Message) -> None:
         content, publisher = message.content, self._shell.display_pub
+        data, metadata = _mapping(content, "data"), _mapping(content, "metadata")
+        data, metadata = shown(data, metadata, message.trust)
         if message.type == "stream":
             stream = sys.stderr if content.get("name") == "stderr" else sys.stdout
-            stream.write(str(content.get("text", "")))
+            stream.write(shown_text(str(content.get("text", "")), message.trust))
         elif message.type == "clear_output":
             publisher.clear_output(wait=bool(content.get("wait")))
         elif message.type == "error":
-            self._errors.append(content)
+            self._errors.append(message)
         elif message.type == "execute_result":
             # At once, not when the magic returns: a figure of the same cell comes after it.
-            self._shell.displayhook(
-                RemoteValue(_mapping(content, "data"), _mapping(content, "metadata"))
-            )
+            self._shell.displayhook(RemoteValue(data, metadata))
         else:
             publisher.publish(
-                _mapping(content, "data"),
-                _mapping(content, "metadata"),
-                transient=_mapping(content, "transient"),
+                data,
+                metadata,
+                transient=_display_id(content),
                 update=message.type == "update_display_data",
             )
 
@@ -145,10 +146,17 @@ class _CellDisplay:
 
         Only at the end is it known which one that is. IPython shows the exception itself.
         """
-        for content in self._errors:
-            if but is None or content.get("traceback") != but.traceback:
-                sys.stderr.write("\n".join([*map(str, content.get("traceback") or ()), ""]))
+        for message in self._errors:
+            traceback = message.content.get("traceback") or ()
+            if but is None or traceback != but.traceback:
+                text = "\n".join([*map(str, traceback), ""])
+                sys.stderr.write(shown_text(text, message.trust))
         sys.stderr.flush()
+
+
+def _display_id(content: Mapping[str, Any]) -> dict[str, Any]:
+    identity = _mapping(content, "transient").get("display_id")
+    return {"display_id": identity} if isinstance(identity, str) else {}
 
 
 def _mapping(content: Mapping[str, Any], key: str) -> dict[str, Any]:

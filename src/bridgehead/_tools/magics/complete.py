@@ -22,7 +22,7 @@ from IPython.core.interactiveshell import InteractiveShell
 
 from bridgehead._bridge.sync import SyncBridge
 from bridgehead._errors import BridgeError
-from bridgehead._kernels.local import connection_files
+from bridgehead._kernels.connection_file import connection_files
 
 PATIENCE = 0.25  # s that Tab waits for a kernel's names
 PAUSE = 2.0  # s until a busy kernel that didn't answer is asked again

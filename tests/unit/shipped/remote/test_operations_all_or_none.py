@@ -5,8 +5,9 @@ Rule: another interpreter evaluates the client's expressions; see ``support/bare
 
 from __future__ import annotations
 
+import importlib
 import sys
-import types
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,11 +47,12 @@ def test_a_push_that_raises_systemexit_changes_nothing(space: Space) -> None:
 
 
 def test_a_push_that_needs_a_module_the_kernel_lacks_changes_nothing(
-    space: Space, monkeypatch: pytest.MonkeyPatch
+    space: Space, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = types.ModuleType("only_here")
-    exec("class Thing: pass", module.__dict__)
-    monkeypatch.setitem(sys.modules, "only_here", module)
+    (tmp_path / "only_here.py").write_text("class Thing: pass")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "only_here", raising=False)
+    module = importlib.import_module("only_here")
     before = space.snapshot()
     with pytest.raises(MissingInKernel, match="cannot import 'only_here'") as caught:
         space.bind(a=1, b=module.Thing())

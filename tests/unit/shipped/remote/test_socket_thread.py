@@ -124,7 +124,7 @@ def test_an_interrupt_while_a_response_is_copied_keeps_no_memory(
     monkeypatch.setattr(_segments, "write", interrupted)
     answer, out = thread.remote.receive(header(thread, "fetch", expressions=["big"]), [], thread)
     assert answer["error"]["ename"] == "KeyboardInterrupt"
-    assert not any(segment.leases for segment in thread.channel.pool.segments.values())
+    assert not any(slab.leased for slab in thread.channel.pool.slabs.values())
     monkeypatch.undo()
     answer, out = thread.remote.receive(header(thread, "fetch", expressions=["big"]), [], thread)
     assert "error" not in answer

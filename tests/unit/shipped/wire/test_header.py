@@ -23,6 +23,7 @@ from bridgehead._shipped.wire.header import (
 )
 
 REQUEST, RESPONSE = kinds(RequestHeader), kinds(ResponseHeader)
+OFFER = {"path": "p", "secret": "s", "name": "n", "share": 0.5, "files": 9, "lane": True}
 SHELL = {"id": "s", "host": "h", "pid": 1}
 # For each kind in the tables: a value that fits, and some that do not.
 VALUES: list[tuple[Any, list[Any]]] = [
@@ -34,8 +35,8 @@ VALUES: list[tuple[Any, list[Any]]] = [
     ([{"op": "fetch"}], [{}, [1], ["s"], [[]]]),
     (SHELL, [{}, [], "s", {**SHELL, "pid": "1"}, {**SHELL, "id": None}]),
     (
-        {"path": "p", "secret": "s", "name": "n", "share": 0.5, "common": {"at": 0}},
-        [{}, [], 1, {"path": "p", "secret": "s", "name": "n", "share": 0.5, "common": []}],
+        {**OFFER, "common": {"at": 0}},
+        [{}, [], 1, {**OFFER, "common": []}, {**OFFER, "common": {}, "files": None}],
     ),
 ]
 

@@ -22,14 +22,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridgehead._shipped.wire import segments as _segments
-from bridgehead._shipped.wire.segments import Pool, Segment, SegmentCache, layout
+from bridgehead._shipped.wire.leases import SlabCache
+from bridgehead._shipped.wire.limits import free_memory
+from bridgehead._shipped.wire.segments import Pool, Segment
+from bridgehead._shipped.wire.slabs import layout
 from support.channels import needs_segments
 from support.shared import (
     KIB,
     MIB,
+    WHOLE,
     descriptors,
+    filled,
     handed,
     in_a_process,
+    leased,
     released,
     resident,
     sent,
@@ -60,13 +66,13 @@ def taken(pool: Pool, *sizes: int) -> list[Segment]:
 
 
 def test_the_best_fit_is_reused(pool: Pool) -> None:
-    segments = taken(pool, 8 * MIB, 2 * MIB, 4 * MIB)
+    segments = taken(pool, 16 * MIB, 4 * MIB, 8 * MIB)
     for segment in segments:
         pool.give_back(segment)
-    assert taken(pool, 3 * MIB) == [segments[2]]
-    assert taken(pool, 3 * MIB) == [segments[0]]
-    assert taken(pool, 2 * MIB) == [segments[1]]
-    assert len(pool.segments) == 3
+    assert taken(pool, 6 * MIB) == [segments[2]]
+    assert taken(pool, 6 * MIB) == [segments[0]]
+    assert taken(pool, 4 * MIB) == [segments[1]]
+    assert len(pool.slabs) == 3
 
 
 def test_a_small_object_does_not_take_a_large_segment(pool: Pool) -> None:
@@ -80,7 +86,7 @@ def test_a_small_object_does_not_take_a_large_segment(pool: Pool) -> None:
 def test_a_segment_is_reused_for_nearly_the_same_size(pool: Pool) -> None:
     for nbytes in (10_000_001, 10_000_000, 10_000_002, 10_000_064):
         pool.give_back(taken(pool, nbytes)[0])
-    assert len(pool.segments) == 1
+    assert len(pool.slabs) == 1
 
 
 @given(st.integers(1, 1 << 34))
@@ -89,7 +95,7 @@ def test_a_segment_wastes_little_memory(nbytes: int) -> None:
     try:
         segment = pool.take([nbytes])  # memory is taken when it is written to
         if segment is None:
-            assert 2 * nbytes > _segments.free_memory()  # other processes change the free memory
+            assert 2 * nbytes > free_memory()  # other processes change the free memory
         else:
             assert nbytes <= segment.capacity <= max(nbytes * 9 // 8, nbytes + mmap.PAGESIZE)
     finally:
@@ -97,7 +103,7 @@ def test_a_segment_wastes_little_memory(nbytes: int) -> None:
 
 
 def test_a_pool_takes_no_more_than_its_share_of_the_free_memory() -> None:
-    free = _segments.free_memory()
+    free = free_memory()
     pool = Pool(64 * MIB / free)
     try:
         assert pool.take([2 * free]) is None
@@ -106,8 +112,8 @@ def test_a_pool_takes_no_more_than_its_share_of_the_free_memory() -> None:
         pool.give_back(first)
         # An unused segment makes room.
         second = taken(pool, 50 * MIB)[0]
-        assert list(pool.segments.values()) == [second]
-        assert first.file == -1
+        assert list(pool.slabs.values()) == [second.slab]
+        assert first.slab.file == -1
     finally:
         pool.close()
 
@@ -117,17 +123,17 @@ def test_a_pool_with_a_share_of_zero_has_no_segment() -> None:
 
 
 def test_idle_segments_are_closed(pool: Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    used, idle = taken(pool, MIB, MIB)
+    used, idle = taken(pool, WHOLE, WHOLE)
     pool.give_back(idle)
     pool.trim()
-    assert len(pool.segments) == 2
+    assert len(pool.slabs) == 2
     monkeypatch.setattr(_segments, "IDLE", 0.05)
     time.sleep(0.1)
     pool.trim()
-    assert list(pool.segments.values()) == [used]
-    assert idle.file == -1
+    assert list(pool.slabs.values()) == [used.slab]
+    assert idle.slab.file == -1
     pool.give_back(used)  # it was used just now
-    assert list(pool.segments.values()) == [used]
+    assert list(pool.slabs.values()) == [used.slab]
     time.sleep(0.1)
     pool.trim()
     assert pool.nbytes == 0
@@ -143,24 +149,24 @@ class Holder:
 
 def test_the_holders_of_a_segment_are_notified_when_it_is_closed(pool: Pool) -> None:
     segment, holder = taken(pool, MIB)[0], Holder()
-    segment.holders.append(holder)
+    segment.slab.holders.append(holder)
     pool.give_back(segment)
     pool.trim(0)
-    assert holder.numbers == [segment.number]
+    assert holder.numbers == [segment.slab.number]
 
 
 def test_tainted_memory_is_not_used_again(pool: Pool) -> None:
     segment = taken(pool, MIB)[0]
     pool.lease(segment)
     pool.give_back(segment, tainted=True)
-    assert pool.segments  # another receiver still reads it
+    assert pool.slabs  # another receiver still reads it
     pool.give_back(segment)  # once tainted it stays tainted
-    assert not pool.segments
+    assert not pool.slabs
     assert taken(pool, MIB) != [segment]
 
 
 def test_memory_is_returned_to_the_system(pool: Pool) -> None:
-    maps = SegmentCache()
+    maps = SlabCache()
 
     before = resident()
     _, (array,) = sent(pool, maps, np.ones(64 * MIB, "u1"))
@@ -175,13 +181,13 @@ def test_memory_is_returned_to_the_system(pool: Pool) -> None:
 
 
 def test_no_file_stays_open(pool: Pool) -> None:
-    before, maps = descriptors(), SegmentCache()
+    before, maps = descriptors(), SlabCache()
     for n in range(1, 20):
         segment, arrays = sent(pool, maps, np.ones(n * MIB // 4, "u1"))
         del arrays
         released(pool, maps)
         pool.trim(0)
-        maps.forget(segment.number)
+        maps.forget(segment.slab.number)
     assert descriptors() == before
 
 
@@ -196,7 +202,7 @@ def test_threads_can_take_segments_while_another_trims(pool: Pool) -> None:
             while time.monotonic() < end and not failures:
                 segment = pool.take([data.nbytes])
                 assert segment is not None
-                assert segment.file >= 0, "a closed segment was leased"
+                assert segment.slab.file >= 0, "a closed segment was leased"
                 for _ in segment.fill([memoryview(data)]):
                     pass
                 assert bytes(segment.read([data.nbytes])[0]) == data.tobytes()
@@ -234,7 +240,7 @@ def test_a_pool_closed_while_a_segment_is_filled_ends_the_filling(pool: Pool, wa
     if warm:
         for _ in segment.fill(data):
             pass
-    steps, number = segment.fill(data), segment.file
+    steps, number = segment.fill(data), segment.slab.file
     while not next(steps):  # first the pages are mapped
         pass
     pool.close()
@@ -272,10 +278,10 @@ def test_a_pool_closed_before_a_segment_is_filled_raises_oserror(pool: Pool, war
 
 def test_no_process_can_truncate_a_segment(pool: Pool) -> None:
     """H2: the peer tries to truncate."""
-    maps = SegmentCache()
+    maps = SlabCache()
     segment, (array,) = sent(pool, maps, np.arange(100_000))
-    for file in (segment.file, maps.known[segment.number].file):
-        for size in (0, segment.capacity - 1, segment.capacity + 1):
+    for file in (segment.slab.file, maps.known[segment.slab.number].find_file()):
+        for size in (0, segment.slab.capacity - 1, segment.slab.capacity + 1):
             with pytest.raises(PermissionError):
                 os.ftruncate(file, size)
         with pytest.raises(PermissionError):
@@ -299,7 +305,7 @@ small = pool.take([MIB // 2])
 for _ in small.fill([memoryview(bytes(MIB // 2))]):
     pass
 leaked = descriptors() - files
-say([large, again, small is not None, leaked, len(pool.segments)])
+say([large, again, small is not None, leaked, len(pool.slabs)])
 """)
     assert found == [None, [None] * 5, True, 1, 1]
 
@@ -317,7 +323,7 @@ except OSError as error:
 none = pool.take([MIB])
 os.close(many.pop())
 os.close(many.pop())
-say([none, pool.take([MIB]) is not None, len(pool.segments)])
+say([none, pool.take([MIB]) is not None, len(pool.slabs)])
 """)
     assert found == [None, True, 1]
 
@@ -325,7 +331,7 @@ say([none, pool.take([MIB]) is not None, len(pool.segments)])
 def test_without_address_space_mapping_raises_oserror() -> None:
     """H1: ENOMEM while a reused segment is mapped, and while a received one is mapped."""
     found = in_a_process("""
-pool, maps = Pool(0.9), SegmentCache()
+pool, maps = Pool(0.9), SlabCache()
 segment = pool.take([64 * MIB])
 data = [memoryview(bytes(64 * MIB))]
 for _ in segment.fill(data):
@@ -356,7 +362,7 @@ say(found)
 def test_segments_do_not_use_dev_shm() -> None:
     """H1: memfds live in a mount of the Linux kernel: a full /dev/shm does not matter."""
     found = in_a_process("""
-pool, maps = Pool(0.5), SegmentCache()
+pool, maps = Pool(0.5), SlabCache()
 before = sorted(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else []
 segment, (array,) = sent(pool, maps, np.ones(8 * MIB, "u1"))
 after = sorted(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else []
@@ -371,17 +377,14 @@ say([before == after, int(array.sum())])
 @settings(max_examples=3 * settings.default.max_examples // 10)
 @given(st.lists(st.integers(0, 3 * KIB), min_size=1, max_size=8).filter(any), st.integers(0, 3))
 def test_any_frames_come_back_unchanged(sizes: list[int], times: int) -> None:
-    pool, maps = Pool(0.5), SegmentCache()
+    pool, maps = Pool(0.5), SlabCache()
     try:
         for n in range(times + 1):
             frames = [bytes([(n + at) % 256]) * size for at, size in enumerate(sizes)]
-            segment = pool.take(sizes)
-            assert segment is not None
-            for _ in segment.fill([memoryview(frame) for frame in frames]):
-                pass
-            if segment.number not in maps.known:
+            segment, _ = filled(pool, *[np.frombuffer(frame, "u1") for frame in frames])
+            if segment.slab.number not in maps.known:
                 handed(maps, segment)
-            views: Sequence[memoryview] = maps.lease(segment.number, sizes)
+            views: Sequence[memoryview] = leased(maps, segment, sizes)
             assert [bytes(view) for view in views] == frames
             assert [bytes(copy) for copy in segment.read(sizes)] == frames
             del views
@@ -392,10 +395,10 @@ def test_any_frames_come_back_unchanged(sizes: list[int], times: int) -> None:
 
 def test_a_segment_can_hold_3000_frames(pool: Pool) -> None:
     arrays = [np.full(513 + n % 7, n) for n in range(3000)]
-    maps = SegmentCache()
+    maps = SlabCache()
     segment, back = sent(pool, maps, *arrays)
     assert all(int(array[0]) == n for n, array in enumerate(back))
-    assert len(pool.segments) == 1
+    assert len(pool.slabs) == 1
     del back
     assert released(pool, maps) == [segment.number]
 
@@ -403,7 +406,7 @@ def test_a_segment_can_hold_3000_frames(pool: Pool) -> None:
 def test_sender_and_receiver_do_not_share_an_array(pool: Pool) -> None:
     """The receiver has a copy: a change at one end does not show at the other."""
     mine = np.zeros(MIB, "u1")
-    _, (theirs,) = sent(pool, SegmentCache(), mine)
+    _, (theirs,) = sent(pool, SlabCache(), mine)
     theirs[:] = 1
     assert not mine.any()
     mine[:] = 2

@@ -1,0 +1,158 @@
+"""Connection files: which one is meant, and what it says.
+
+Rule: files and names, no connection. A file is opened once: its content, its owner and its times
+come from one descriptor, because another user may replace what a path leads to between two looks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import glob
+import json
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jupyter_core.paths import jupyter_runtime_dir
+
+from bridgehead._errors import KernelNotFound
+
+LONGEST = 1 << 16  # bytes; a connection file has about 300, with CURVE keys 500
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionFile:
+    """The content of a connection file.
+
+    Attributes:
+        info: its fields.
+        is_own: whether it belongs to this user, and so does the symbolic link that led to it.
+        used: when it was last read before, in seconds since 1970.
+    """
+
+    info: dict[str, Any]
+    is_own: bool
+    used: float
+
+
+def read(file: str | os.PathLike[str], *, unnoticed: bool = False) -> ConnectionFile:
+    """Read a connection file.
+
+    With ``unnoticed``, the time at which it was last read stays, where the system allows it:
+    Jupyter finds the kernel used last by that time.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no connection file.
+    """
+    number, is_own_link = _open(os.fspath(file), getattr(os, "O_NOATIME", 0) if unnoticed else 0)
+    with os.fdopen(number, "rb") as opened:
+        status = os.fstat(number)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is not a regular file")
+        text = opened.read(LONGEST + 1)
+    if len(text) > LONGEST:
+        raise ValueError(f"it has more than {LONGEST:,} bytes")
+    try:
+        info = json.loads(text.decode("utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(info, dict):
+        raise ValueError("it is not a JSON object")  # noqa: TRY004 - in the file
+    return ConnectionFile(info, is_own_link and _is_own(status), status.st_atime)
+
+
+def _open(file: str, no_atime: int) -> tuple[int, bool]:
+    """Return a descriptor, and whether this user made the symbolic link, if the path is one."""
+    # Opening a pipe must not block.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+    is_own_link = True
+    try:
+        return os.open(file, flags | getattr(os, "O_NOFOLLOW", 0) | no_atime), True
+    except PermissionError:  # only the owner of a file may use O_NOATIME
+        if not no_atime:
+            raise
+        return _open(file, 0)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EMLINK):
+            raise
+        is_own_link = _is_own(os.lstat(file))
+    try:
+        return os.open(file, flags | no_atime), is_own_link
+    except PermissionError:
+        if not no_atime:
+            raise
+        return os.open(file, flags), is_own_link
+
+
+def _is_own(status: os.stat_result) -> bool:
+    return not hasattr(os, "getuid") or status.st_uid == os.getuid()
+
+
+def find(existing: str | os.PathLike[str] | None) -> str:
+    """Return the connection file for ``existing``: a path, a fragment, a glob, or the latest.
+
+    What names no folder is looked up in the runtime folder, and only then in the current one, into
+    which a file may have come with other people's work.
+
+    Raises:
+        KernelNotFound: no file matches, or more than one; the message lists them.
+    """
+    folder = jupyter_runtime_dir()
+    places = [folder, "."]
+    if existing is None:
+        for place in places:
+            latest = _used_last(_matching(place, "kernel-*.json"))
+            if latest is not None:
+                return latest
+        raise KernelNotFound(f"no kernel is running: there is no connection file in {folder}")
+    name = wanted = os.fspath(existing)
+    head, tail = os.path.split(name)
+    if head and os.path.isfile(name):
+        return os.path.abspath(name)
+    if tail and os.path.isdir(head):  # only the rest is a fragment or a glob
+        places, wanted = [head], tail
+    for place in places:
+        exact = os.path.join(place, wanted)
+        if os.path.isfile(exact):
+            return os.path.abspath(exact)
+        pattern = wanted if "*" in wanted else f"*{glob.escape(wanted)}*"
+        matches = {match for match in _matching(place, pattern) if match.endswith(".json")}
+        if len(matches) == 1:
+            return matches.pop()
+        if matches:
+            raise KernelNotFound(
+                f"{name!r} matches {len(matches)} kernels; pass one of: {_listed(sorted(matches))}"
+            )
+    here = [str(file) for file in connection_files()]
+    raise KernelNotFound(
+        f"no connection file matches {name!r}; {folder} has: {_listed(here) or 'none'}"
+    )
+
+
+def _matching(folder: str, pattern: str) -> list[str]:
+    """Return the absolute paths that match a pattern in a folder, whose name is literal."""
+    return [os.path.abspath(file) for file in glob.glob(os.path.join(glob.escape(folder), pattern))]
+
+
+def _used_last(files: Iterable[str]) -> str | None:
+    """Return the file that was read last, as ``jupyter console --existing`` chooses it."""
+    used = {}
+    for file in files:
+        with contextlib.suppress(OSError):  # its kernel has just ended
+            used[file] = os.stat(file).st_atime
+    return max(used, key=used.__getitem__, default=None)
+
+
+def connection_files() -> list[Path]:
+    """Return the connection files in Jupyter's runtime folder, even those of dead kernels."""
+    return sorted(Path(jupyter_runtime_dir()).glob("kernel-*.json"))
+
+
+def _listed(files: list[str]) -> str:
+    names = [os.path.basename(file) for file in files]
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

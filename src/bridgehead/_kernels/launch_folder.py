@@ -1,0 +1,146 @@
+"""The private folder of a launched kernel: its Unix sockets, and which program started it.
+
+Rule: files of kernels that ``launch`` started, and of no others. ZeroMQ makes a socket with the
+permissions that the umask leaves, so any user could read a kernel's outputs. In a folder that only
+this user can enter, the umask does not matter.
+
+A program that is killed removes nothing. The next one does: if the program that is named in a
+folder has surely ended, and no kernel listens, the folder and its connection file are removed. A
+folder of another machine that has the same home, or of another container, is left alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import json
+import os
+import shutil
+import socket
+import stat
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from jupyter_core.paths import secure_write
+
+from bridgehead._kernels.connection_file import read
+from bridgehead._transports.evidence import LocalProcess, facts_of_this_process
+
+STARTER = "starter.json"  # in the folder
+SUFFIX = "-ipc-"  # between the name of the connection file and eight letters that mkdtemp chooses
+SOCKET_PATH = 103  # bytes that every POSIX allows for a socket's path
+
+
+class LaunchFolder:
+    """The folder beside one connection file."""
+
+    def __init__(self, file: Path) -> None:
+        """Make the folder.
+
+        Raises:
+            OSError: nothing can be written there.
+            RuntimeError: its file system keeps no permissions.
+        """
+        self._file = file
+        self.path: str = tempfile.mkdtemp(prefix=f"{file.stem}{SUFFIX}", dir=file.parent)  # 0700
+        # The kernel appends the number of each socket.
+        self.ip: str = os.path.join(self.path, "s")
+        try:
+            with secure_write(os.path.join(self.path, STARTER)) as text:
+                json.dump(facts_of_this_process(), text)
+        except BaseException:
+            self.remove()
+            raise
+
+    def takes_sockets(self) -> bool:
+        """Return whether the kernel can bind its Unix sockets here.
+
+        File systems on which it cannot are common (mounts of Docker Desktop, drvfs of WSL 1, CIFS,
+        some NFS), each with an error of its own. A kernel ends at once there. So a socket is bound.
+        """
+        path = f"{self.ip}-0"  # the kernel's own sockets have numbers from 1
+        if len(os.fsencode(path)) > SOCKET_PATH:
+            return False
+        try:
+            with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
+                listener.bind(path)
+                try:
+                    listener.listen(1)
+                    client.connect(path)
+                finally:
+                    os.unlink(path)
+        except OSError:
+            return False
+        return True
+
+    def remove(self) -> None:
+        """Remove the folder, and the connection file if a full disk left it empty."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            if not self._file.stat().st_size:
+                self._file.unlink()
+
+
+def sweep(parent: str | os.PathLike[str]) -> None:
+    """Remove what killed programs of this user left in a folder of connection files."""
+    pattern = os.path.join(glob.escape(os.fspath(parent)), f"*{SUFFIX}????????", STARTER)
+    for starter in glob.glob(pattern):
+        with contextlib.suppress(OSError, ValueError):
+            _sweep_one(os.path.dirname(starter), starter)
+
+
+def _sweep_one(folder: str, starter: str) -> None:
+    if not LocalProcess.has_surely_ended(read(starter).info):
+        return
+    status = os.lstat(folder)
+    if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
+        return
+    sockets = [os.path.join(folder, name) for name in os.listdir(folder) if name != STARTER]
+    if any(map(_listens_at, sockets)):
+        return
+    file = f"{folder[: folder.rindex(SUFFIX)]}.json"
+    with contextlib.suppress(OSError, ValueError):
+        content = read(file, unnoticed=True)
+        if content.is_own and _belongs(content.info, folder):
+            if content.info.get("transport") != "ipc" and _answers(content.info):
+                return
+            os.unlink(file)
+    with contextlib.suppress(OSError):
+        if not os.stat(file).st_size:  # the disk was full
+            os.unlink(file)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _belongs(info: dict[str, Any], folder: str) -> bool:
+    """Return whether a connection file is of the kernel of this folder."""
+    if info.get("transport") == "ipc":
+        return os.path.dirname(str(info.get("ip"))) == folder
+    # A later kernel, which has the same connection file, has a folder of its own.
+    beside = glob.glob(f"{glob.escape(folder[: folder.rindex(SUFFIX)])}{SUFFIX}????????")
+    return beside == [folder]
+
+
+def _answers(info: dict[str, Any]) -> bool:
+    """Return whether a program listens at the address in a connection file, or may do so."""
+    port = info.get("control_port")
+    try:
+        ip = str(info.get("ip") or "127.0.0.1")
+        socket.create_connection((ip, port if type(port) is int else 0), timeout=0.2).close()
+    except (ConnectionRefusedError, OverflowError):
+        return False
+    except OSError:  # not known
+        return True
+    return True
+
+
+def _listens_at(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.setblocking(False)
+        try:
+            client.connect(path)
+        except (ConnectionRefusedError, FileNotFoundError):
+            return False
+        except OSError:  # not known, as when the queue of connections is full
+            return True
+    return True

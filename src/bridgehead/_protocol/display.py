@@ -1,0 +1,89 @@
+"""What of a kernel's outputs is shown.
+
+Rule: the one filter between the outputs of a kernel and a screen or a notebook file. The outputs of
+a trusted kernel pass unchanged. Of any other kernel only inert types pass: text that controls no
+terminal, and images without scripts. HTML, JavaScript, SVG, Markdown, LaTeX and the types of
+widgets may run code where they are shown, so their names are shown in their place.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from bridgehead._errors import harmless
+from bridgehead._protocol.formatting import line
+
+PLAIN = "text/plain"
+IMAGES = ("image/png", "image/jpeg", "image/gif", "image/webp")
+SIZES = ("width", "height")  # of an image, in its metadata
+# An image ends up in an attribute of an HTML element, which any other character could leave.
+_BASE64 = re.compile(r"[A-Za-z0-9+/=\s]*")
+
+
+def shown_text(text: str, trust: str) -> str:
+    """Return the text of a stream as it is shown."""
+    return text if trust == "pickle" else harmless(text)
+
+
+def shown(
+    data: Mapping[str, Any], metadata: Mapping[str, Any], trust: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the representations of an output that are shown, and their metadata, by MIME type."""
+    if trust == "pickle":
+        return dict(data), dict(metadata)
+    kept: dict[str, Any] = {}
+    sizes: dict[str, Any] = {}
+    for kind in IMAGES:
+        image = data.get(kind)
+        if isinstance(image, str) and _BASE64.fullmatch(image):
+            kept[kind] = image
+            sizes[kind] = _sizes(metadata.get(kind))
+    text = _joined(data.get(PLAIN))
+    if text is not None:
+        kept[PLAIN] = harmless(text)
+    others = ", ".join(line(kind, 40) for kind in data if kind not in kept)
+    if others:
+        why = f"[not shown, because only data of this kernel is trusted: {others}]"
+        kept[PLAIN] = f"{kept[PLAIN]}\n{why}" if PLAIN in kept else why
+    return kept, {kind: size for kind, size in sizes.items() if size}
+
+
+def shown_output(output: Mapping[str, Any], trust: str) -> dict[str, Any]:
+    """Return an output, in the format of notebook files, as it is shown or written."""
+    if trust == "pickle":
+        return dict(output)
+    kind = str(output.get("output_type"))
+    if kind == "stream":
+        name = "stderr" if output.get("name") == "stderr" else "stdout"
+        text = harmless(_joined(output.get("text")) or "")
+        return {"output_type": kind, "name": name, "text": text}
+    if kind == "error":
+        traceback = output.get("traceback")
+        lines = traceback if isinstance(traceback, (list, tuple)) else ()
+        texts = {name: harmless(str(output.get(name, ""))) for name in ("ename", "evalue")}
+        return {"output_type": kind, **texts, "traceback": [harmless(str(one)) for one in lines]}
+    data, metadata = output.get("data"), output.get("metadata")
+    kept, sizes = shown(
+        data if isinstance(data, Mapping) else {},
+        metadata if isinstance(metadata, Mapping) else {},
+        trust,
+    )
+    made: dict[str, Any] = {"output_type": kind, "data": kept, "metadata": sizes}
+    if kind == "execute_result":
+        count = output.get("execution_count")
+        made["execution_count"] = count if type(count) is int else None
+    return made
+
+
+def _joined(text: Any) -> str | None:
+    """Return a text, which notebook files may split into lines; None if it is none."""
+    if isinstance(text, list) and all(isinstance(part, str) for part in text):
+        return "".join(text)
+    return text if isinstance(text, str) else None
+
+
+def _sizes(metadata: Any) -> dict[str, int]:
+    found = {name: metadata.get(name) for name in SIZES} if isinstance(metadata, Mapping) else {}
+    return {name: size for name, size in found.items() if type(size) is int}

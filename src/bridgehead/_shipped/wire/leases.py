@@ -1,0 +1,186 @@
+"""Leases: the slabs that a receiver has mapped, and its views of the segments in them.
+
+Rule: use the standard library only, run on Python 3.8 and later, the same file at both ends. This
+file knows no socket. A slab is mapped once. A lease of a segment lasts until the last view of it
+has died, in whatever thread; the segment is then reported to its sender.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections import deque
+from typing import Any, Deque, Dict, Iterator, Sequence, Tuple
+from weakref import ref
+
+if __package__:  # in the kernel, all shipped files are one module
+    from bridgehead._shipped.wire.limits import descriptor_limit
+    from bridgehead._shipped.wire.slabs import (
+        DONT_NEED,
+        _close,
+        _fstat,
+        _mmap,
+        _numbers,
+        hold_descriptors,
+        layout,
+        populate,
+        sealed_size,
+    )
+
+
+class MappedSlab:
+    """A sender's slab, mapped in the receiver's process. It holds one descriptor."""
+
+    def __init__(self, file: int, capacity: int, private: bool, shared: bool) -> None:
+        """Map a slab and take over its file; raise ``OSError`` if that is impossible."""
+        import ctypes
+
+        self.capacity, self.private, self.is_shared = capacity, private, shared
+        self.of_several = private  # receivers
+        self.tainted = False  # a forked child has it too: the sender must not write into it again
+        try:
+            if sealed_size(file) < capacity:
+                raise OSError("the memory is not sealed and could be truncated")
+            status = _fstat(file)
+            hold_descriptors(self)
+            self._identity = status.st_dev, status.st_ino
+            # In a shared mapping, a view is the memory itself, and writable. If several receivers
+            # have the slab, each maps it privately: a page that it writes to becomes its own copy.
+            how = mmap.MAP_PRIVATE if private else mmap.MAP_SHARED
+            self.map = _mmap(file, capacity, flags=how, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+        finally:
+            _close(file)  # the mapping has a duplicate
+        self.warm = capacity if private else 0  # bytes whose pages are mapped or need not be
+        self.exporter = ctypes.c_ubyte * capacity
+
+    def find_file(self) -> int:
+        """Return the descriptor that the mapping holds; raise ``OSError`` if it is not found.
+
+        Python does not say which one it is, and another one for each slab would be one too many.
+        """
+        for file in _own_descriptors():
+            try:
+                status = _fstat(file)
+            except OSError:  # another thread has closed it
+                continue
+            if (status.st_dev, status.st_ino) == self._identity:
+                return file
+        raise OSError("the file of a mapping is not open")
+
+    def make_private(self) -> None:
+        """Make the mapping private to this process, at the same address.
+
+        What is written from now on shows neither in the file nor in other processes' mappings.
+        """
+        import ctypes
+
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.mmap.restype = ctypes.c_void_p
+        libc.mmap.argtypes = (
+            *(ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int),
+            *(ctypes.c_int, ctypes.c_int, ctypes.c_long),
+        )
+        address = ctypes.addressof(self.exporter.from_buffer(self.map))
+        fixed, access = 0x10, mmap.PROT_READ | mmap.PROT_WRITE
+        file = self.find_file()
+        libc.mmap(address, self.capacity, access, mmap.MAP_PRIVATE | fixed, file, 0)
+        self.private = True
+
+
+def _own_descriptors() -> Iterator[int]:
+    try:
+        yield from map(int, os.listdir("/proc/self/fd"))
+    except OSError:  # no descriptor is free to list them
+        yield from range(descriptor_limit())
+
+
+# The leases of this process, by number: a weak reference that ends the lease, and the mapping.
+_leases: Dict[int, Tuple[Any, MappedSlab]] = {}
+
+
+class SlabCache:
+    """The slabs of one sender that this process has mapped, by number."""
+
+    def __init__(self) -> None:
+        self.known: dict[int, MappedSlab] = {}
+        # Numbers of segments to report to the sender; negative if tainted.
+        self.released: Deque[int] = deque()
+        # Leases whose pages are not all mapped yet, and the end of the bytes to map.
+        self.cold: Deque[Tuple[int, int]] = deque()
+
+    def add(self, slab: int, file: int, capacity: int, private: bool, shared: bool) -> None:
+        """Map a slab and take over its file; raise ``OSError`` if it cannot be mapped."""
+        self.known[slab] = MappedSlab(file, capacity, private, shared)
+
+    def lease(self, slab: int, segment: int, start: int, sizes: Sequence[int]) -> list[memoryview]:
+        """Return writable views of the frames in a segment; each view keeps the lease.
+
+        ``slab`` and ``segment`` are numbers; ``start`` is where the segment begins in the slab.
+
+        Raise ``KeyError`` for an unknown slab, ``ValueError`` if the frames do not fit in it.
+        """
+        mapping = self.known[slab]
+        offsets, total = layout(sizes)
+        total += start
+        if total > mapping.capacity:
+            raise ValueError("%d bytes cannot be in a slab of %d" % (total, mapping.capacity))
+        if mapping.of_several:
+            mapping.map.madvise(DONT_NEED)  # drop this process's copies of earlier pages
+        # The lease ends with this object: an mmap takes no weak reference, and a new mapping for
+        # each lease would have to be populated again.
+        root: Any = mapping.exporter.from_buffer(mapping.map)
+
+        lease = next(_numbers)
+
+        def release(reference: Any) -> None:
+            _leases.pop(lease, None)
+            if mapping.tainted and not mapping.is_shared:
+                self.known.pop(slab, None)
+            self.released.append(-segment if mapping.tainted else segment)
+
+        _leases[lease] = ref(root, release), mapping
+        if total > mapping.warm:
+            self.cold.append((lease, total))
+        whole = memoryview(root).cast("B")
+        return [whole[start + at : start + at + size] for at, size in zip(offsets, sizes)]
+
+    def populate(self) -> None:
+        """Map the pages of leased segments, at best before they are used; in any thread."""
+        while True:
+            try:
+                lease, stop = self.cold.popleft()
+            except IndexError:  # no check before popleft: another thread may take the last one
+                return
+            _, mapping = _leases.get(lease, (None, None))
+            if mapping is not None:  # otherwise the lease has ended
+                for _ in populate(mapping.map, mapping.warm, stop):
+                    pass
+                mapping.warm = max(mapping.warm, stop)
+
+    def forget(self, slab: int) -> None:
+        """Forget a slab that the sender has closed; existing views keep its memory."""
+        self.known.pop(slab, None)
+
+
+def mapped(view: memoryview) -> MappedSlab | None:
+    """Return the slab that a leased view belongs to, or None."""
+    for root, mapping in list(_leases.values()):
+        if root() is view.obj:
+            return mapping
+    return None
+
+
+def _before_fork() -> None:
+    """Make leased slabs private before a fork, so that parent and child don't share arrays.
+
+    Each of the two then copies a page when it writes to it. The slabs are tainted: their sender
+    does not use them again.
+    """
+    for _, mapping in list(_leases.values()):
+        if not mapping.private:
+            mapping.make_private()
+        mapping.tainted = True
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=_before_fork)

@@ -1,0 +1,84 @@
+"""The private folder of a launched kernel, without a kernel."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bridgehead._kernels.launch_folder import STARTER, LaunchFolder, sweep
+from bridgehead._transports.evidence import facts_of_this_process
+
+
+@pytest.fixture
+def runtime() -> Iterator[Path]:
+    """A folder whose path leaves room for the name of a socket."""
+    with tempfile.TemporaryDirectory(prefix="bh-") as folder:
+        yield Path(folder)
+
+
+def test_the_folder_is_private_and_gone_after_the_launch(runtime: Path) -> None:
+    before = os.umask(0)
+    try:
+        folder = LaunchFolder(runtime / "kernel-1.json")
+        assert folder.takes_sockets()
+        assert os.stat(folder.path).st_mode & 0o777 == 0o700
+        assert os.listdir(folder.path) == [STARTER]
+    finally:
+        os.umask(before)
+    folder.remove()
+    folder.remove()
+    assert os.listdir(runtime) == []
+
+
+def test_a_path_that_is_too_long_takes_no_sockets(tmp_path: Path) -> None:
+    folder = LaunchFolder(tmp_path / f"{'k' * 100}.json")
+    assert not folder.takes_sockets()
+    folder.remove()
+
+
+@pytest.mark.parametrize("content", ["", '{"transport": "ipc"}'])
+def test_a_connection_file_that_a_full_disk_left_empty_is_removed(
+    runtime: Path, content: str
+) -> None:
+    file = runtime / "kernel-1.json"
+    folder = LaunchFolder(file)
+    file.write_text(content)
+    folder.remove()
+    assert file.exists() == bool(content)
+
+
+@pytest.mark.parametrize("content", ["", None, "{}", '{"transport": "ipc", "ip": "FOLDER/s"}'])
+def test_what_a_killed_program_left_is_removed(runtime: Path, content: str | None) -> None:
+    facts = {**facts_of_this_process(), "pid": 1 << 30}
+    if len(facts) < 4:
+        pytest.skip("this system does not say which process this is")
+    file = runtime / "kernel-1.json"
+    folder = LaunchFolder(file)
+    if content is not None:
+        file.write_text(content.replace("FOLDER", folder.path))
+    sweep(runtime)
+    assert Path(folder.path).exists()
+    Path(folder.path, STARTER).write_text(json.dumps(facts))
+    sweep(runtime)
+    assert not Path(folder.path).exists()
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("harm", ["nothing", "text", "[]", "mode", "link"])
+def test_a_folder_that_no_launch_made_is_left_alone(runtime: Path, harm: str) -> None:
+    facts = {**facts_of_this_process(), "pid": 1 << 30}
+    folder = runtime / "kernel-1-ipc-abcdefgh"
+    folder.mkdir(mode=0o755 if harm == "mode" else 0o700)
+    if harm == "link":
+        folder = folder.rename(runtime / "elsewhere")
+        (runtime / "kernel-1-ipc-abcdefgh").symlink_to(folder)
+    if harm != "nothing":
+        text = json.dumps(facts) if harm in ("mode", "link") else harm
+        (folder / STARTER).write_text(text)
+    sweep(runtime)
+    assert folder.exists()

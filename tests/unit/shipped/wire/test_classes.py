@@ -1,0 +1,254 @@
+"""Classes that arrive by value: made whole or not at all, and left alone where they exist."""
+
+from __future__ import annotations
+
+import enum
+import gc
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import cloudpickle.cloudpickle
+import pytest
+
+from bridgehead._shipped.wire import classes, pickling
+
+OTHER: dict[str, Any] = {}  # what the other process knows of classes
+
+
+@contextmanager
+def other_process() -> Iterator[None]:
+    """Unpickle as another process would, which knows none of this one's classes."""
+    tracker = cloudpickle.cloudpickle
+    names = ["_DYNAMIC_CLASS_TRACKER_BY_ID", "_DYNAMIC_CLASS_TRACKER_BY_CLASS"]
+    own = {name: getattr(tracker, name) for name in names}
+    vars(tracker).update(OTHER)
+    try:
+        yield
+    finally:
+        vars(tracker).update(own)
+
+
+@pytest.fixture(autouse=True)
+def other_trackers() -> Iterator[None]:
+    OTHER["_DYNAMIC_CLASS_TRACKER_BY_ID"] = weakref.WeakValueDictionary()
+    OTHER["_DYNAMIC_CLASS_TRACKER_BY_CLASS"] = weakref.WeakKeyDictionary()
+    yield
+    assert not classes._incomplete
+    OTHER.clear()
+
+
+def encoded(value: Any) -> list[memoryview]:
+    return pickling.encode(value)[0]
+
+
+def counter() -> Any:
+    class Counter:
+        made = 0
+        registry: ClassVar[dict[str, int]] = {}
+
+        def hello(self) -> str:
+            return "first"
+
+    return Counter
+
+
+def call_when_unpickled(function: Callable[[], object]) -> Any:
+    """Return an object that calls a function of this process when it is unpickled."""
+    HOOKS.append(function)
+    return Hook(len(HOOKS) - 1)
+
+
+HOOKS: list[Callable[[], object]] = []
+
+
+class Hook:
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+    def __reduce__(self) -> Any:
+        return call_hook, (self.number,)
+
+
+def call_hook(number: int) -> object:
+    return HOOKS[number]()
+
+
+def fail() -> None:
+    raise ValueError("this object cannot be unpickled")
+
+
+def test_an_instance_leaves_the_class_alone_that_exists() -> None:
+    cls = counter()
+    frames = encoded([cls(), {"nested": cls()}, cls().hello])
+    cls.made, cls.hello, cls.added = 7, lambda self: "changed", [1]
+    registry = cls.registry
+    back = pickling.decode(frames)
+    assert type(back[0]) is cls
+    assert (cls.made, cls().hello(), cls.added) == (7, "changed", [1])
+    assert cls.registry is registry
+
+
+def test_an_instance_does_not_subclass_the_base_again() -> None:
+    subclasses = []
+
+    class Base:
+        def __init_subclass__(cls) -> None:
+            subclasses.append(cls.__name__)
+
+    class Plugin(Base):
+        pass
+
+    assert type(pickling.decode(encoded(Plugin()))) is Plugin
+    assert subclasses == ["Plugin"]
+
+
+def test_a_class_that_arrived_is_left_alone_by_the_next_instance() -> None:
+    cls = counter()
+    frames = encoded(cls())
+    with other_process():
+        first = pickling.decode(frames)
+        type(first).made = 100
+    cls.made = 5
+    frames = encoded(cls())
+    with other_process():
+        second = pickling.decode(frames)
+        assert type(second) is type(first) is not cls
+        assert type(second).made == 100
+
+
+def test_a_class_that_is_sent_itself_updates_the_one_that_arrived() -> None:
+    cls = counter()
+    frames = encoded(cls)
+    with other_process():
+        arrived = pickling.decode(frames)
+    cls.made, cls.hello, cls.added = 7, lambda self: "changed", [1]
+    del cls.registry
+    frames = encoded([cls])
+    with other_process():
+        assert pickling.decode(frames) == [arrived]
+    assert (arrived.made, arrived().hello(), arrived.added) == (7, "changed", [1])
+    assert not hasattr(arrived, "registry")
+    cls.made = 8
+    pickling.decode(frames)
+    assert cls.made == 8  # this process defined it
+
+
+def test_an_update_is_undone_if_what_follows_fails() -> None:
+    cls, other = counter(), counter()
+    frames = encoded((cls, other))
+    with other_process():
+        arrived, second = pickling.decode(frames)
+    before = [dict(vars(one)) for one in (arrived, second)]
+    cls.made, cls.added, other.made = 7, 8, 9
+    frames = encoded({"a": cls, "b": other})
+    with other_process():
+        value, arrivals = pickling.unpickle(frames)
+        assert arrivals is not None
+        assert [dict(vars(one)) for one in (arrived, second)] == before
+        with pytest.raises(KeyboardInterrupt), arrivals.updated(value, own=True):
+            assert (arrived.made, arrived.added, second.made) == (7, 8, 9)
+            raise KeyboardInterrupt
+        assert [dict(vars(one)) for one in (arrived, second)] == before
+        with arrivals.updated(value, own=True):
+            pass
+        assert (arrived.made, arrived.added, second.made) == (7, 8, 9)
+
+
+def test_an_arrival_that_fails_leaves_no_class_and_changes_none() -> None:
+    cls, known = counter(), counter()
+    frames = encoded([known, cls(), call_when_unpickled(fail)])
+    first, whole = encoded(known), encoded(cls())
+    with other_process():
+        arrived = pickling.decode(first)
+        arrived.made = 100
+        with pytest.raises(ValueError, match="cannot be unpickled"):
+            pickling.decode(frames)
+        assert arrived.made == 100
+        assert list(OTHER["_DYNAMIC_CLASS_TRACKER_BY_ID"].values()) == [arrived]
+        gc.disable()  # a half-made class would still be there
+        try:
+            assert pickling.decode(whole).hello() == "first"
+        finally:
+            gc.enable()
+
+
+@pytest.mark.parametrize("outcome", ["both", "first fails", "second fails"])
+def test_a_class_that_two_threads_build_is_whole_in_both(outcome: str) -> None:
+    cls = counter()
+    begun, go_on, results = threading.Event(), threading.Event(), {}
+
+    def wait() -> None:
+        begun.set()
+        assert go_on.wait(10)
+        if outcome == "first fails":
+            fail()
+
+    cls.late = call_when_unpickled(wait)
+    first = encoded(cls())
+    cls.late = None
+    second = encoded([cls(), call_when_unpickled(fail if outcome == "second fails" else int)])
+    third = encoded(cls())
+
+    def decode_first() -> None:
+        try:
+            results["first"] = pickling.decode(first)
+        except ValueError as error:
+            results["first"] = error
+
+    with other_process():
+        thread = threading.Thread(target=decode_first)
+        thread.start()
+        assert begun.wait(10)
+        try:
+            results["second"] = pickling.decode(second)[0]
+        except ValueError as error:
+            results["second"] = error
+        go_on.set()
+        thread.join(10)
+        assert not thread.is_alive()
+        whole = [one for one in results.values() if not isinstance(one, ValueError)]
+        assert len(whole) == (2 if outcome == "both" else 1)
+        for one in whole:
+            assert one.hello() == "first"
+        assert type(pickling.decode(third)) is type(whole[0])
+
+
+def test_an_enum_is_itself_again_and_an_instance_leaves_it_alone() -> None:
+    class Colour(enum.StrEnum):
+        RED = "r"
+        CRIMSON = "r"
+
+        def __init__(self, value: str) -> None:
+            self.extra = value * 2
+
+    assert pickling.decode(encoded(Colour.CRIMSON)) is Colour.RED
+    frames = encoded(Colour.RED)
+    with other_process():
+        arrived = type(pickling.decode(frames))
+        assert arrived is not Colour
+        assert list(arrived.__members__) == ["RED", "CRIMSON"]
+        assert arrived("r") is arrived.CRIMSON is arrived.RED
+        assert (arrived.RED.extra, arrived.RED.upper()) == ("rr", "R")
+        arrived.RED.extra = "kept"
+        pickling.decode(frames)
+        assert arrived.RED.extra == "kept"
+
+
+def test_a_cycle_through_a_class_ends() -> None:
+    class Node:
+        kind: Any = None
+
+        def kinds(self) -> Any:
+            return Node.kind, Node
+
+    Node.kind = [Node, Node()]
+    frames = encoded({"a": Node})
+    with other_process():
+        arrived = pickling.decode(frames)["a"]
+        assert arrived.kind[0] is arrived
+        assert type(arrived.kind[1]) is arrived
+        assert arrived().kinds()[1] is arrived
+    assert len(classes.classes_in({"a": [Node, {1: (int,)}], "b": frozenset([str])})) == 3
