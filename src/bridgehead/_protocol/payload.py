@@ -339,6 +339,8 @@ def decode(frames: Sequence[Buffer]) -> Any:
     """
     try:
         return pickling.decode(frames)
+    except MemoryError as error:
+        raise DecodeError("the request ran, but there is no memory here for its value") from error
     except Exception as error:
         hint = ""
         if isinstance(error, ImportError) and error.name:
@@ -362,6 +364,8 @@ def decode_data(frames: Sequence[Buffer], allow: Mapping[str, type]) -> Any:
 
     try:
         return codec.decode_data(frames, allow)
+    except MemoryError as error:
+        raise DecodeError("the request ran, but there is no memory here for its value") from error
     except WireError as error:
         if error.kind == "untrusted":
             raise UntrustedPayload(

@@ -26,6 +26,7 @@ from bridgehead import (
     UntrustedPayload,
 )
 from bridgehead._protocol import payload
+from bridgehead._shipped import data as codec
 
 
 def test_an_encode_error_names_the_part_and_the_path_in_it() -> None:
@@ -230,6 +231,12 @@ def test_a_value_for_which_there_is_no_memory_is_a_decode_error() -> None:
     with pytest.raises(DecodeError, match="the request ran.*memory") as caught:
         payload.decode([memoryview(cloudpickle.dumps(Dear()))])
     assert isinstance(caught.value.__cause__, MemoryError)
-    text = b"\x80\x05X\1\0\0\0a."
+
+    class Full:
+        def __setstate__(self, state: Any) -> None:
+            raise MemoryError
+
+    frames = codec.encode_data(types.SimpleNamespace(a=1), ["types.SimpleNamespace"])
     with pytest.raises(DecodeError, match="the request ran.*memory") as caught:
-        payload.decode_data([text], {})
+        payload.decode_data(frames, {"types.SimpleNamespace": Full})
+    assert isinstance(caught.value.__cause__, MemoryError)

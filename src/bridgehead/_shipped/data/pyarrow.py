@@ -249,13 +249,13 @@ class _ArrowAssembly:
 
     def take(self, size: int, optional: bool = False) -> Any:
         """Return the next buffer, which has exactly this size."""
-        raw = next(self.buffers, self)
+        raw: Any = next(self.buffers, self)
         need(raw is not self, "a buffer is missing")
         if raw is None:
             need(optional, "a buffer is missing")
             return None
         self.reader.own(raw)
-        nbytes: int = memoryview(raw).nbytes
+        nbytes = memoryview(raw).nbytes
         need(size in (nbytes, -1), "a buffer of %d bytes, not %d" % (nbytes, size))
         return self.pyarrow.py_buffer(raw)
 

@@ -279,7 +279,7 @@ class Machine(Budget):
                 plain = ()
             elif kind not in SMALL:
                 nested = True
-                cost += 8 * len(arg) if kind in _CONTAINERS else 0
+                cost += 8 * len(arg) if kind in _MEASURED else 0
         self.charge(cost)
         weight = len(args) + (cost >> BULK)
         if nested:
@@ -309,7 +309,7 @@ class Machine(Budget):
         self.done = True
 
 
-_CONTAINERS = frozenset((list, tuple, dict))
+_MEASURED = frozenset((list, tuple, dict))  # their lengths are charged
 
 
 def _handlers() -> dict[int, Any]:
@@ -381,6 +381,7 @@ def decode_data(frames: Sequence[Buffer], allow: Mapping[str, Any] | None = None
 
     Raises:
         WireError: the frames are anything but a stream of data, whatever they contain.
+        MemoryError: this process has no memory for the value.
     """
     machine = None
     try:
@@ -388,6 +389,10 @@ def decode_data(frames: Sequence[Buffer], allow: Mapping[str, Any] | None = None
         return machine.run()
     except WireError as error:
         refused = WireError(error.kind, str(error), **error.details)
+    except MemoryError:  # this process lacks it, which is no fault of the stream
+        if machine is not None:
+            machine.tear_down()
+        raise
     except Exception as error:
         # The messages of other exceptions may be very long, so they are left out or cut.
         plain = isinstance(error, (ValueError, TypeError, OverflowError))

@@ -15,7 +15,7 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.data.instances import reduce_instance
     from bridgehead._shipped.data.registry import CONSTRUCTORS, FUNCTION, find_reducer, untrusted
     from bridgehead._shipped.wire.errors import WireError
-    from bridgehead._shipped.wire.frames import IN_BAND
+    from bridgehead._shipped.wire.frames import IN_BAND, MAX_FRAMES
     from bridgehead._shipped.wire.pickling import children
 
 
@@ -38,7 +38,7 @@ class DataPickler(pickle.Pickler):
             self.refused = buffer
             raise untrusted("pickle.PickleBuffer")
         raw = buffer.raw()
-        if raw.nbytes < IN_BAND:
+        if raw.nbytes < IN_BAND or len(self.frames) >= MAX_FRAMES:
             return True  # pickle it in-band
         self.frames.append(raw)
         return False
