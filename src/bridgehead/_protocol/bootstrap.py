@@ -27,6 +27,8 @@ SHIPPED = (  # in this order, they become one module in the kernel
     "wire/header.py",
     "wire/names.py",
     "wire/classes.py",
+    "reducers/numpy.py",
+    "reducers/pyarrow.py",
     "wire/pickling.py",
     "wire/limits.py",
     "wire/slabs.py",

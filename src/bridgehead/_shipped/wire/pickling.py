@@ -16,6 +16,8 @@ from io import BytesIO
 from typing import Any, Iterator, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
+    from bridgehead._shipped.reducers.numpy import make_strided, numpy_reducer, set_read_only
+    from bridgehead._shipped.reducers.pyarrow import arrow_reducer
     from bridgehead._shipped.wire.classes import Arrivals, reduce_class, reduce_member
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import TooLarge
@@ -147,6 +149,10 @@ def pickler_type() -> Any:
                     return table[kind]
             if issubclass(kind, functools.cached_property):
                 return reduce_cached_property
+            for find in (numpy_reducer, arrow_reducer):
+                reducer = find(kind)
+                if reducer is not None:
+                    return reducer
             by_name = issubclass(kind, Enum) and kind.__reduce_ex__ is Enum.__reduce_ex__
             return reduce_member if by_name and not has_own_name(kind) else None
 
@@ -225,12 +231,20 @@ def is_small(value: Any) -> bool:
         elif kind in _TEXTS:
             budget -= len(item) >> 10
         elif (kind.__module__, kind.__name__) == ("numpy", "ndarray"):
-            budget -= 2000 if item.dtype.hasobject else item.nbytes >> 10
+            budget -= 2000 if item.dtype.hasobject or _is_special(item) else item.nbytes >> 10
         elif kind not in _SCALARS:
             return False
         if budget < 0:
             return False
     return True
+
+
+def _is_special(array: Any) -> bool:
+    """Return whether numpy's own pickle of an array would lose something; see ``reducers``."""
+    flags = array.flags
+    if flags.writeable:
+        return not flags.forc and 0 in array.strides
+    return not flags.forc or array.dtype.kind in "mM"
 
 
 def encode_small(value: Any) -> list[memoryview]:
@@ -270,7 +284,7 @@ class Unpickler(pickle.Unpickler):
             if module == "bridgehead" and name == "Ref" and self.resolve is not None:
                 return self.resolve
             if module[:11] in ("bridgehead.", "_bridgehead"):  # this package, in either process
-                return self.open_pickle if name == open_pickle.__name__ else BUILDERS[name]
+                return self.open_pickle if name == open_pickle.__name__ else _BUILDERS[name]
         return super().find_class(module, name)
 
     def open_pickle(self, data: bytes) -> Any:
@@ -285,12 +299,18 @@ def open_pickle(data: bytes) -> Any:
     return decode([data])
 
 
+# What a pickle of this package calls, by name.
+_BUILDERS = {
+    **BUILDERS,
+    make_strided.__name__: make_strided,
+    set_read_only.__name__: set_read_only,
+}
 _OF_CLOUDPICKLE = {
     "_make_skeleton_class": "make_class",
     "_make_skeleton_enum": "make_enum",
     "_class_setstate": "set_state",
 }
-_REPLACED = frozenset([*_OF_CLOUDPICKLE, *BUILDERS, "Ref", open_pickle.__name__])
+_REPLACED = frozenset([*_OF_CLOUDPICKLE, *_BUILDERS, "Ref", open_pickle.__name__])
 
 
 def unpickle(frames: Sequence[Buffer], resolve: Any = None) -> tuple[Any, Arrivals | None]:
