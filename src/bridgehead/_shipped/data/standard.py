@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import datetime
 import decimal
+import functools
 import re
 import sys
 import uuid
@@ -116,6 +117,11 @@ def make_timezone(reader: DataReader, offset: Any, name: Any) -> Any:
     return datetime.timezone(offset) if name is None else datetime.timezone(offset, name)
 
 
+@functools.lru_cache(1024)  # more than there are; ZoneInfo itself keeps eight, and reads a file
+def _load_zone(key: str) -> Any:
+    return library("zoneinfo").ZoneInfo(key)
+
+
 ZONE_KEY = re.compile(r"[A-Za-z0-9_+-]{1,40}(/[A-Za-z0-9_+-]{1,40}){0,3}")
 ZONE_NAME = re.compile(
     ZONE_KEY.pattern + r"|[+-]([01]\d|2[0-3]):[0-5]\d"
@@ -125,9 +131,8 @@ ZONE_NAME = re.compile(
 @constructor(str)
 def make_zone(reader: DataReader, key: str) -> Any:
     need(ZONE_KEY.fullmatch(key), "invalid name of a time zone")
-    zone = library("zoneinfo").ZoneInfo
     try:
-        return zone(key)
+        return _load_zone(key)
     except (KeyError, OSError):  # the name of a folder of zones raises IsADirectoryError
         message = "time zone %s is not available here" % key
         raise WireError("missing", message, module="tzdata") from None
