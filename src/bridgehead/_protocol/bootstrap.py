@@ -29,6 +29,7 @@ SHIPPED = (  # in this order, they become one module in the kernel
     "wire/classes.py",
     "reducers/numpy.py",
     "reducers/pyarrow.py",
+    "reducers/torch.py",
     "wire/pickling.py",
     "wire/limits.py",
     "wire/slabs.py",

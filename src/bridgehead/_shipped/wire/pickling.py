@@ -18,6 +18,12 @@ from typing import Any, Iterator, Sequence
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.reducers.numpy import make_strided, numpy_reducer, set_read_only
     from bridgehead._shipped.reducers.pyarrow import arrow_reducer
+    from bridgehead._shipped.reducers.torch import (
+        Tensors,
+        make_tensor,
+        make_tensor_memory,
+        set_tensor_state,
+    )
     from bridgehead._shipped.wire.classes import Arrivals, reduce_class, reduce_member
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import TooLarge
@@ -118,10 +124,13 @@ def pickler_type() -> Any:
     class Pickler(base or _Pickler):  # type: ignore[misc]
         """The pickler; ``carries_code`` says whether it pickled a code object (see ``encode``)."""
 
-        def __init__(self, file: Any, refs: Any = None, **options: Any) -> None:
+        def __init__(
+            self, file: Any, refs: Any = None, segments: Any = None, **options: Any
+        ) -> None:
             super().__init__(file, protocol=5, **options)
             self.carries_code = False
             self.refs = refs
+            self.tensors = Tensors(segments)
             self.reducers: dict[Any, Any] = {}  # by type, of all types met so far
 
         def reducer_override(self, value: Any) -> Any:
@@ -149,7 +158,7 @@ def pickler_type() -> Any:
                     return table[kind]
             if issubclass(kind, functools.cached_property):
                 return reduce_cached_property
-            for find in (numpy_reducer, arrow_reducer):
+            for find in (numpy_reducer, arrow_reducer, self.tensors.reducer):
                 reducer = find(kind)
                 if reducer is not None:
                     return reducer
@@ -187,18 +196,25 @@ def encode(value: Any, refs: Any = None, limit: int | None = None) -> tuple[list
     The out-of-band frames are views of the live objects. If they must be a snapshot, copy them
     before any other code may run. Raise ``TooLarge`` if there are more than ``limit`` bytes in all.
     """
-    frames = [memoryview(b"")]
+    segments: Any = None
+    while True:
+        frames = [memoryview(b"")]
 
-    def keep(buffer: Any) -> bool:
-        raw = buffer.raw()
-        if raw.nbytes < IN_BAND or len(frames) >= MAX_FRAMES:
-            return True  # pickle it in-band
-        frames.append(raw)
-        return False
+        def keep(buffer: Any, frames: list[memoryview] = frames) -> bool:
+            raw = buffer.raw()
+            if raw.nbytes < IN_BAND or len(frames) >= MAX_FRAMES:
+                return True  # pickle it in-band
+            frames.append(raw)
+            return False
 
-    output = _PickleOutput(limit)
-    pickler = pickler_type()(output, refs, buffer_callback=keep)
-    pickler.dump(value)
+        output = _PickleOutput(limit)
+        pickler = pickler_type()(output, refs, segments, buffer_callback=keep)
+        pickler.dump(value)
+        if segments or not pickler.tensors.met:
+            break
+        segments = pickler.tensors.overlapping()
+        if not segments:
+            break
     if len(frames) > 1:  # unpicklers ignore bytes after the end of a pickle
         output.write(bytes(-output.total % ALIGN))
     total = output.total + sum(frame.nbytes for frame in frames)
@@ -304,6 +320,9 @@ _BUILDERS = {
     **BUILDERS,
     make_strided.__name__: make_strided,
     set_read_only.__name__: set_read_only,
+    make_tensor.__name__: make_tensor,
+    make_tensor_memory.__name__: make_tensor_memory,
+    set_tensor_state.__name__: set_tensor_state,
 }
 _OF_CLOUDPICKLE = {
     "_make_skeleton_class": "make_class",
