@@ -170,6 +170,8 @@ class Remote:
 
     def refused(self, error: BaseException) -> ResponseHeader:
         """Return the response to a request that did not run: an error, and no frames."""
+        if isinstance(error, MemoryError):
+            error = MemoryError("%s; the request did not run" % (str(error) or "no memory"))
         response, _ = error_response(error)
         return {**response, "sizes": [], "digest": digest("crc32", ())}
 

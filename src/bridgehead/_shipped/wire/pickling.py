@@ -27,7 +27,7 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.classes import Arrivals, reduce_class, reduce_member
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import TooLarge
-    from bridgehead._shipped.wire.frames import ALIGN, IN_BAND
+    from bridgehead._shipped.wire.frames import ALIGN, IN_BAND, MAX_FRAMES
     from bridgehead._shipped.wire.names import (
         BUILDERS,
         OWN_REDUCERS,
@@ -202,7 +202,7 @@ def encode(value: Any, refs: Any = None, limit: int | None = None) -> tuple[list
 
         def keep(buffer: Any, frames: list[memoryview] = frames) -> bool:
             raw = buffer.raw()
-            if raw.nbytes < IN_BAND:
+            if raw.nbytes < IN_BAND or len(frames) >= MAX_FRAMES:
                 return True  # pickle it in-band
             frames.append(raw)
             return False

@@ -31,6 +31,8 @@ from bridgehead._shipped.wire import names as _names
 from bridgehead._shipped.wire import pickling as _pickling
 from support.data import (
     TRACE,
+    called,
+    codec_call,
     data,
     lap,
     named,
@@ -45,16 +47,6 @@ from support.data import (
 from support.elsewhere import Python, pythons
 
 # ---------------------------------------------------------------- hostile pickles
-
-
-def called(module: str, name: str, *args: Any) -> bytes:
-    """Return a call of a global by STACK_GLOBAL and REDUCE; arguments of bytes are opcodes."""
-    pushed = b"".join(arg if type(arg) is bytes else data(arg) for arg in args)
-    return text(module) + text(name) + b"\x93(" + pushed + b"tR"
-
-
-def codec_call(name: str, *args: Any) -> bytes:
-    return called("bridgehead._shipped.data", name, *args)
 
 
 class Reduced:
@@ -498,18 +490,6 @@ def test_a_malformed_pickle_is_refused(raw: Any) -> None:
 
 def test_there_are_more_than_200_hostile_pickles() -> None:
     assert len(GADGETS) + len(MALFORMED) > 200
-
-
-@pytest.mark.parametrize(
-    "raw",
-    [b"]" * 10**6 + b"a" * (10**6 - 1), b")" + b"\x85" * 10**6],
-    ids=["lists", "tuples"],
-)
-def test_deep_nesting_is_decoded_and_freed(raw: bytes) -> None:
-    value, depth = decode_data([pickled(raw)]), 0
-    while value:
-        value, depth = value[0], depth + 1
-    assert depth in (10**6 - 1, 10**6)
 
 
 CHAINS = {
