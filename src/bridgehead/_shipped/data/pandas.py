@@ -178,6 +178,7 @@ def make_sparse(
     need(type(_column(pandas, values)) is numpy.ndarray and values.ndim == 1, "invalid values")
     need(is_scalar(fill), "invalid fill value")
     reader.charge(places.nbytes)
+    reader.claim(max(1, values.dtype.itemsize) * length)
     ascending = len(places) == 0 or (places[0] >= 0 and places[-1] < length)
     need(ascending and (places[1:] > places[:-1]).all(), "invalid sparse index")
     kind = "block" if blocks else "integer"
@@ -241,8 +242,6 @@ def make_index(reader: DataReader, values: Any, name: Any, freq: Any) -> Any:
     need(_column(pandas, values).ndim == 1, "not a one-dimensional index")
     if type(values) is library("numpy").ndarray and values.dtype.kind == "O":
         reader.charge(values.nbytes)
-        reader.weigh(values.tolist())
-    reader.weigh((name,))
     options = {"name": name, "copy": False, "tupleize_cols": False}
     index = pandas.Index(values, dtype=values.dtype, **options)
     if freq is not None:
@@ -255,14 +254,18 @@ def make_index(reader: DataReader, values: Any, name: Any, freq: Any) -> Any:
 
 @constructor(int, int, int, None, cost=PANDAS)
 def make_range_index(reader: DataReader, start: int, stop: int, step: int, name: Any) -> Any:
-    reader.weigh((name,))
+    reader.claim(8 * _length(range(start, stop, step)))
     return library("pandas").RangeIndex(start, stop, step, name=name)
+
+
+def _length(rows: range) -> int:
+    """Return the length of a range; len() does not return more than sys.maxsize."""
+    return max(0, (rows[-1] - rows[0]) // rows.step + 1) if rows else 0
 
 
 @constructor(list, list, list, (int, NONE), cost=PANDAS)
 def make_multi_index(reader: DataReader, levels: Any, codes: Any, names: Any, order: Any) -> Any:
     numpy, pandas = library("numpy"), library("pandas")
-    reader.weigh(names)
     for level in levels:
         need(type(_labels(pandas, level)) is not pandas.MultiIndex, "level that is a MultiIndex")
         reader.charge(len(level))
@@ -280,7 +283,6 @@ def make_series(
     pandas = library("pandas")
     need(_column(pandas, values).ndim == 1, "not a one-dimensional series")
     need(len(values) == len(_labels(pandas, index)), "index of another length")
-    reader.weigh((name,))
     series = pandas.Series(values, index=index, name=name, dtype=values.dtype, copy=False)
     return _flagged(series, attrs, duplicates)
 
