@@ -240,8 +240,9 @@ class Actor:
             raise Wrong(text) from error
 
     def _is_interrupt(self, error: RemoteError) -> bool:
+        # Jupyter interrupts a kernel before it shuts it down or restarts it.
         return error.ename in ("KeyboardInterrupt", "CancelledError") and self.faults.happened(
-            self.kernel, {"interrupt": 3}, self.good
+            self.kernel, {"interrupt": 3, "restart": 3}, self.good
         )
 
     def lost_elsewhere(self) -> None:
