@@ -122,7 +122,8 @@ def _load_zone(key: str) -> Any:
     return library("zoneinfo").ZoneInfo(key)
 
 
-ZONE_KEY = re.compile(r"[A-Za-z0-9_+-]{1,40}(/[A-Za-z0-9_+-]{1,40}){0,3}")
+# Names that begin so would make pandas use another library, which reads other files.
+ZONE_KEY = re.compile(r"(?!dateutil|tzlocal)[A-Za-z0-9_+-]{1,40}(/[A-Za-z0-9_+-]{1,40}){0,3}")
 ZONE_NAME = re.compile(
     ZONE_KEY.pattern + r"|[+-]([01]\d|2[0-3]):[0-5]\d"
 )  # Arrow names offsets, too

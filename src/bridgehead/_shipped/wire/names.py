@@ -51,7 +51,8 @@ def is_made_here(module_name: str) -> bool:
     A package may make modules, too, and makes them again in another process.
     """
     root = module_name.partition(".")[0]
-    if getattr(sys.modules.get(root), "__spec__", None) is not None or root == __name__:
+    spec: Any = getattr(sys.modules.get(root), "__spec__", None)
+    if root == __name__ or (spec and (spec.origin or spec.submodule_search_locations)):
         return False
     for finder in sys.meta_path:
         find = getattr(finder, "find_spec", None)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import collections
 import ctypes
 import dataclasses
+import importlib.machinery
+import importlib.util
 import json
 import pickle
 import sys
 import types
 import typing
+import xml.etree.ElementTree  # noqa: F401
 from typing import Any
 
 import numpy as np
@@ -46,6 +49,9 @@ def test_what_every_process_has_crosses_by_name(value: Any) -> None:
         ("no_such_module", False),
         ("made_on_the_spot", True),
         ("made_on_the_spot.sub", True),
+        ("made_with_a_spec", True),
+        ("xml.etree", False),
+        ("xml.etree.ElementTree", False),
         ("json.made", False),
     ],
 )
@@ -54,6 +60,9 @@ def test_a_module_that_no_other_process_could_import(
 ) -> None:
     for made in ("made_on_the_spot", "made_on_the_spot.sub", "json.made"):
         monkeypatch.setitem(sys.modules, made, types.ModuleType(made))
+    empty = importlib.machinery.ModuleSpec("made_with_a_spec", None)
+    with_spec = importlib.util.module_from_spec(empty)
+    monkeypatch.setitem(sys.modules, "made_with_a_spec", with_spec)
     assert names.is_by_value(name) is by_value
 
 
