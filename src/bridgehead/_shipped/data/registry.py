@@ -60,8 +60,8 @@ class DataReader(Protocol):
     def contain(self, made: Any, levels: int, part: Any) -> None:
         """Note a part that is put into an object after it was made."""
 
-    def try_out(self, function: Any, part: Any) -> None:
-        """Run a function on a part of values; refuse them if the whole would take too long."""
+    def try_out(self, function: Any) -> None:
+        """Run a function on half of some values; refuse them if the whole would take too long."""
 
     def insert(self, target: Any, keys: Any, values: Any = None) -> None:
         """Insert keys with their values into a dict, or without values into a set."""
