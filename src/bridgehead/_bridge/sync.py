@@ -11,6 +11,7 @@ import functools
 import inspect
 import os
 import re
+import warnings
 import weakref
 from collections.abc import (
     AsyncIterator,
@@ -246,7 +247,7 @@ class SyncBridge(MutableMapping[str, Any]):
         Calls that wait in other threads raise ``BridgeClosed``. Everything is released, whatever
         fails; called again, ``close`` tries again what failed. At the end of ``with``, an error of
         the block is raised, and what failed in closing is a note on it. A bridge is also closed
-        when it is garbage collected, and when Python exits.
+        when it is garbage collected, with a ``ResourceWarning``, and when Python exits.
 
         Raises:
             TransportError: the server did not end the kernel that this bridge started. If the
@@ -262,6 +263,16 @@ class SyncBridge(MutableMapping[str, Any]):
             self._finalizer()
         elif not self._bridge._is_released:
             _close_again(self._bridge, self._process)
+
+    def __del__(self) -> None:
+        finalizer = getattr(self, "_finalizer", None)
+        # The finalizer closes the bridge right after this. In a forked child it does nothing.
+        if finalizer is not None and finalizer.alive and self._process == os.getpid():
+            warnings.warn(
+                f"{self!r} was dropped and not closed; use 'with', or call close()",
+                ResourceWarning,
+                stacklevel=2,
+            )
 
     def __enter__(self) -> Self:
         return self

@@ -113,6 +113,7 @@ class Messages:
         self._waiting: deque[Message] = deque()
         self._arrived = asyncio.Event()
         self._ended = False
+        self.owner: object = None  # kept from being dropped while this is used
 
     def feed(self, message: Message) -> None:
         """Add a message that arrived; the transport calls this."""
