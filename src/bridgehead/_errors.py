@@ -292,7 +292,7 @@ class TransportError(OutcomeUnknown):
 
 
 class DecodeError(BridgeError):
-    """A value arrived, but cannot be unpickled in this process."""
+    """A value arrived, but cannot be unpickled in this process, or has no room in its memory."""
 
 
 class UntrustedPayload(BridgeError):

@@ -18,6 +18,11 @@ def resident(pid: int) -> int:
     return _kilobytes(Path(f"/proc/{pid}/status").read_text(), "VmRSS")
 
 
+def mapped(pid: int) -> int:
+    """Return the size of a process's address space now (VmSize), which RLIMIT_AS limits."""
+    return _kilobytes(Path(f"/proc/{pid}/status").read_text(), "VmSize")
+
+
 def peak(pid: int) -> int:
     """Return the most memory that a process had since ``reset_peak`` (VmHWM)."""
     return _kilobytes(Path(f"/proc/{pid}/status").read_text(), "VmHWM")

@@ -428,6 +428,16 @@ def named(module: str, name: str) -> bytes:
     return text(module) + text(name) + b"\x93"
 
 
+def called(module: str, name: str, *args: Any) -> bytes:
+    """Return a call of a global by STACK_GLOBAL and REDUCE; arguments of bytes are opcodes."""
+    pushed = b"".join(arg if type(arg) is bytes else data(arg) for arg in args)
+    return text(module) + text(name) + b"\x93(" + pushed + b"tR"
+
+
+def codec_call(name: str, *args: Any) -> bytes:
+    return called("bridgehead._shipped.data", name, *args)
+
+
 def pickled(*parts: bytes) -> bytes:
     return b"\x80\x05" + b"".join(parts) + b"."
 

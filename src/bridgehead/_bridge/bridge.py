@@ -600,10 +600,10 @@ class Bridge(BridgeBase):
             reply = await self._connection.run(
                 content, timeout, outputs.feed, outputs.sent, outputs.complete
             )
+            trust = self._connection.trust.name
+            result = outputs.result(reply.content.get("execution_count"), trust)
         finally:
             outputs.leave()
-        trust = self._connection.trust.name
-        result = outputs.result(reply.content.get("execution_count"), trust)
         if reply.content.get("status") == "error":
             error = remote_error(reply.content)
             error.result = result

@@ -47,6 +47,7 @@ class CellOutputs:
         self._idle: set[str] = set()  # ids of requests whose last message was seen
         self._changed = asyncio.Event()
         self._clear = False
+        self._left = False  # no caller waits
 
     def sent(self, request: str) -> None:
         """Note the id of the cell's message; an aborted cell is sent again, with another id."""
@@ -55,6 +56,8 @@ class CellOutputs:
 
     def feed(self, message: Message) -> None:
         """Take one of the cell's messages."""
+        if self._left:
+            return
         if message.type == "status":
             if message.content.get("execution_state") == "idle":
                 self._idle.add(message.parent)
@@ -93,8 +96,9 @@ class CellOutputs:
                 output.update(data=_mapping(content.get("data")), metadata=content.get("metadata"))
 
     def leave(self) -> None:
-        """Stop calling ``on_output``: no caller waits for the cell any more."""
-        self._on_output = None
+        """Drop the outputs and all that follow: no caller waits for the cell any more."""
+        self._on_output, self._left = None, True
+        self._outputs.clear()
 
     async def complete(self, request: str) -> None:
         """Wait for the last outputs, which come on another channel than the reply.

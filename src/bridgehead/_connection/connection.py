@@ -217,30 +217,33 @@ class Connection:
         """
         call = Call("run")
         async with Deadline(timeout, "run", self.transport, call):
-            with Turn(self.queue) as turn:
-                call.turn = turn
+            with self.transport.outputs():
+                with Turn(self.queue) as turn:
+                    call.turn = turn
 
-                process = self.remote.process if self.remote.is_current else None
+                    process = self.remote.process if self.remote.is_current else None
 
-                async def cell() -> Reply:
-                    lane = self.remote.lane
-                    if process not in (None, self.remote.process):
-                        raise KernelRestarted("the kernel was restarted; the cell was not sent")
-                    if isinstance(lane, DirectLane):  # what was cancelled takes effect before it
-                        with contextlib.suppress(SocketLost):
-                            await lane.client.drained()
-                    return await self.transport.dispatcher.request(
-                        content, on_message=on_message, on_sent=on_sent
-                    )
+                    async def cell() -> Reply:
+                        lane = self.remote.lane
+                        if process not in (None, self.remote.process):
+                            raise KernelRestarted("the kernel was restarted; nothing was sent")
+                        if isinstance(
+                            lane, DirectLane
+                        ):  # what was cancelled takes effect before it
+                            with contextlib.suppress(SocketLost):
+                                await lane.client.drained()
+                        return await self.transport.dispatcher.request(
+                            content, on_message=on_message, on_sent=on_sent
+                        )
 
-                try:
-                    await self.remote.ready()
-                    reply = await turn.run(cell)
-                except KernelRestarted:
-                    self.remote.restart_reported()
-                    raise
-            await complete(reply.id)
-            return reply
+                    try:
+                        await self.remote.ready()
+                        reply = await turn.run(cell)
+                    except KernelRestarted:
+                        self.remote.restart_reported()
+                        raise
+                await complete(reply.id)
+                return reply
 
     async def aclose(self) -> None:
         """Close the connection, and have the kernel drop what is unfinished."""

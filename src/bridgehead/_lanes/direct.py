@@ -28,7 +28,7 @@ from bridgehead._protocol import request as _request
 from bridgehead._protocol.payload import EMPTY
 from bridgehead._protocol.raising import raise_error
 from bridgehead._protocol.request import Request
-from bridgehead._protocol.response import Response, open_response
+from bridgehead._protocol.response import Response, no_memory, open_response
 from bridgehead._shipped.wire import frames as _frames
 from bridgehead._shipped.wire.digest import Buffer
 from bridgehead._shipped.wire.frames import SHARE_FROM
@@ -298,7 +298,10 @@ class DirectLane(Lane):
         if not request.trusted:
             # The kernel can still write to this memory. Data is read from a copy, so that it
             # does not change between its check and its use.
-            frames = await asyncio.to_thread(_frames.private_copy, frames)
+            try:
+                frames = await asyncio.to_thread(_frames.private_copy, frames)
+            except MemoryError as error:
+                raise no_memory(error) from error
         response.inbox = CompleteTransfer(response.inbox.sizes, frames)
         return response
 

@@ -241,16 +241,26 @@ def encode(
 def encode_data(values: Any, parts: Mapping[str, Any]) -> Payload:
     """Pickle ``values`` as data only; see ``PayloadSource`` for the arguments.
 
+    The reader has limits of its own, so what was written is read once before it is sent.
+
     Raises:
-        UntrustedPayload: a part of the object is not data; the message names it and its type.
+        UntrustedPayload: a part of the object is not data, or beyond what a reader of data takes;
+            the message names it.
         EncodeError: the object is data, but cannot be pickled.
     """
     from bridgehead._shipped import data as codec
 
     try:
-        return Payload(codec.encode_data(values))
+        frames = codec.encode_data(values)
+        codec.decode_data(frames)
     except WireError as error:
         path, kind = str(error.details.get("path", "")), str(error.details.get("type", ""))
+        if error.kind != "untrusted":
+            name, why = _find_refused_part(parts, error)
+            kind = type(parts.get(name, values)).__qualname__
+            raise UntrustedPayload(
+                f"{name} cannot cross as data: {why}; nothing was sent", type=kind
+            ) from None
         for name in parts:
             path = path.replace(f"[{name!r}]", name, 1) if path.startswith(f"[{name!r}]") else path
         raise UntrustedPayload(
@@ -258,6 +268,19 @@ def encode_data(values: Any, parts: Mapping[str, Any]) -> Payload:
         ) from None
     except Exception as error:
         raise EncodeError(f"{', '.join(parts)} cannot be pickled: {error!r}") from error
+    return Payload(frames)
+
+
+def _find_refused_part(parts: Mapping[str, Any], error: WireError) -> tuple[str, WireError]:
+    """Return the name of the part that a reader of data refuses, and its error."""
+    from bridgehead._shipped import data as codec
+
+    for name, part in parts.items():
+        try:
+            codec.decode_data(codec.encode_data(part))
+        except WireError as refused:
+            return name, refused
+    return ", ".join(parts), error
 
 
 def _find_unpicklable_part(parts: Mapping[str, Any], error: Exception) -> tuple[str, BaseException]:
@@ -316,6 +339,8 @@ def decode(frames: Sequence[Buffer]) -> Any:
     """
     try:
         return pickling.decode(frames)
+    except MemoryError as error:
+        raise DecodeError("the request ran, but there is no memory here for its value") from error
     except Exception as error:
         hint = ""
         if isinstance(error, ImportError) and error.name:
@@ -339,6 +364,8 @@ def decode_data(frames: Sequence[Buffer], allow: Mapping[str, type]) -> Any:
 
     try:
         return codec.decode_data(frames, allow)
+    except MemoryError as error:
+        raise DecodeError("the request ran, but there is no memory here for its value") from error
     except WireError as error:
         if error.kind == "untrusted":
             raise UntrustedPayload(

@@ -26,6 +26,8 @@ from bridgehead._errors import (
 from bridgehead._shipped.wire.header import PYTHON
 from bridgehead._shipped.wire.pickling import decode
 
+MOST_MISSING = 1000  # names in the error for names that are not defined
+
 
 def remote_error(fields: Mapping[str, Any]) -> RemoteError:
     """Return the error that a kernel reports in Jupyter's fields."""
@@ -81,7 +83,8 @@ def raise_error(
     if kind == "remote":
         _raise_remote(error, frames if trusted else ())
     if kind == "name":
-        names, close = as_strings(error.get("names")), as_strings(error.get("close"))
+        names = as_strings(error.get("names"))[:MOST_MISSING]
+        close = as_strings(error.get("close"))[:MOST_MISSING]
         hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
         listed, verb = ", ".join(map(repr, names)), "is" if len(names) == 1 else "are"
         raise NameNotFound(f"{listed} {verb} not defined in the kernel{hint}", names=names)

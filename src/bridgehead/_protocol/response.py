@@ -16,6 +16,7 @@ from typing import Any
 
 from bridgehead._errors import (
     BridgeError,
+    DecodeError,
     KernelRestarted,
     ProtocolError,
     ReplyLost,
@@ -29,6 +30,10 @@ from bridgehead._shipped.wire.errors import TooLarge, WireError
 from bridgehead._shipped.wire.header import MIME, ResponseHeader, fits, kinds
 from bridgehead._shipped.wire.transfer import CompleteTransfer, Inbox
 
+# Characters of a response header. The inline lane puts a chunk in it, 6 MiB in base64; a list of
+# 100,000 names takes 10 MB.
+HEADER_LIMIT = 1 << 25
+MAX_NAMES = 100_000  # in a response; their table takes a second
 ERROR_LIMIT = 1 << 20  # bytes that an error may have; the caller's max_bytes is for values
 NO_SUBSHELL = "UnknownSubshellError"  # the name of ipykernel's error
 _RESPONSE = kinds(ResponseHeader)
@@ -106,6 +111,10 @@ def parse_header(text: str) -> ResponseHeader:
     Raises:
         ProtocolError: the text is no header.
     """
+    if len(text) > HEADER_LIMIT:
+        raise ProtocolError(
+            f"the response header has {len(text):,} characters, more than {HEADER_LIMIT:,}"
+        )
     try:
         header: ResponseHeader = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
@@ -124,6 +133,8 @@ def check_fields(header: ResponseHeader, operation: str, *fields: str) -> None:
     """
     if not fits(header, {field: _RESPONSE[field] for field in fields}):
         raise ProtocolError(f"the response to {operation} does not have the expected fields")
+    if len(header.get("names", ())) > MAX_NAMES:
+        raise ProtocolError(f"the response to {operation} has more than {MAX_NAMES:,} names")
 
 
 def greeting(header: ResponseHeader) -> ResponseHeader:
@@ -163,9 +174,12 @@ def add_chunk(header: ResponseHeader, inbox: Inbox, at: int, parts: Iterable[Buf
 
     Raises:
         ReplyLost: the digest of the chunk is wrong.
+        DecodeError: this process has no memory for the response.
     """
     try:
         inbox.write(at, parts, as_text(header.get("digest")))
+    except MemoryError as error:
+        raise no_memory(error) from error
     except WireError as error:
         raise ReplyLost(f"the kernel's response is damaged: {error}") from None
 
@@ -175,11 +189,19 @@ def close_response(inbox: Inbox) -> list[memoryview]:
 
     Raises:
         ReplyLost: bytes are missing.
+        DecodeError: this process has no memory for the response.
     """
     try:
         return inbox.take()
+    except MemoryError as error:
+        raise no_memory(error) from error
     except WireError as error:
         raise ReplyLost(f"the kernel's response is damaged: {error}") from None
+
+
+def no_memory(error: MemoryError) -> DecodeError:
+    """Return the error for a response for which this process has no memory."""
+    return DecodeError(f"the request ran, but {str(error) or 'there is no memory'} in this process")
 
 
 def split_batch(

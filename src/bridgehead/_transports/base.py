@@ -10,6 +10,7 @@ answers again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Sequence
@@ -95,6 +96,10 @@ class Transport(ABC):
     def messages(self) -> Messages:
         """Return a stream of all messages on iopub from now on."""
         return self.dispatcher.messages()
+
+    def outputs(self) -> contextlib.AbstractContextManager[None]:
+        """Have the outputs of cells arrive while the block lasts; mostly they always do."""
+        return contextlib.nullcontext()
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run a coroutine. Closing the transport cancels it."""

@@ -184,8 +184,9 @@ class Dispatcher:
                 on_sent(pending.id)
             try:
                 reply = await pending.future
-            except Reconnected:
-                if repeatable:
+            except BaseException as error:
+                self._listening.pop(pending.id, None)  # no caller wants its outputs any more
+                if repeatable and isinstance(error, Reconnected):
                     continue
                 raise
             if reply.content.get("status") not in ("aborted", "abort"):
@@ -219,6 +220,11 @@ class Dispatcher:
         stream = Messages()
         self._streams.add(stream)
         return stream
+
+    @property
+    def has_streams(self) -> bool:
+        """Whether a stream of messages is read."""
+        return any(not stream.is_ended for stream in self._streams)
 
     def narrow(self, window: int) -> None:
         """Make the window fit the kernel, before anything is sent to it."""

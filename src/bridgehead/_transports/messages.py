@@ -117,13 +117,19 @@ class Messages:
 
     def feed(self, message: Message) -> None:
         """Add a message that arrived; the transport calls this."""
-        self._waiting.append(message)
-        self._arrived.set()
+        if not self._ended:
+            self._waiting.append(message)
+            self._arrived.set()
 
     def end(self) -> None:
         """End the stream; the transport calls this."""
         self._ended = True
         self._arrived.set()
+
+    @property
+    def is_ended(self) -> bool:
+        """Whether no more messages come."""
+        return self._ended
 
     def __len__(self) -> int:
         """Return the number of messages that arrived and were not read."""

@@ -85,6 +85,9 @@ class Timings:
     ask_again_after: float = 0.02
     # For a message on iopub, whose subscription nothing else confirms, before another question.
     iopub_message: float = 0.25
+    # Without a cell or a reader of messages, until a bridge stops reading outputs: most cells
+    # follow one another, and beginning again costs a round trip.
+    outputs_unwanted: float = 1.0
     # For the reply to a binary message behind a server, on a connection that only tries this.
     binary_reply: float = 3.0
     # For one attempt to open a websocket; there may be many. The server first waits until the

@@ -54,7 +54,9 @@ from bridgehead._errors import (
 from bridgehead._transports.addresses import stays_here
 from bridgehead._transports.base import Transport
 from bridgehead._transports.evidence import is_deserted
+from bridgehead._transports.messages import Messages
 from bridgehead._transports.process import KernelProcess
+from bridgehead._transports.subscription import Subscription
 from bridgehead._transports.tasks import run_all, waited
 from bridgehead._transports.zmq_link import REFUSED, Link
 
@@ -142,6 +144,7 @@ class ZmqTransport(Transport):
         self._question: asyncio.Task[None] | None = None  # on control, of a silent kernel
         self.has_pulse = False  # a heartbeat has been answered, so a missing one means something
         self.link = Link(self)
+        self.subscription = Subscription(self.timings, lambda: self.dispatcher.has_streams)
         self._iopub_seen = asyncio.Event()
         self._silent_since: float | None = None  # when the first reply without iopub arrived
         self._replacing = False  # until the manager has started the new process
@@ -195,7 +198,8 @@ class ZmqTransport(Transport):
         connect = self._client
         self._sockets["shell"] = connect.connect_shell()
         self._sockets["control"] = connect.connect_control()
-        self._sockets["iopub"] = connect.connect_iopub()
+        iopub = self._sockets["iopub"] = connect.connect_iopub()
+        self.subscription.begin(iopub)
         heart = self._sockets["heartbeat"] = connect.connect_hb()
         heart.setsockopt(zmq.REQ_RELAXED, 1)  # a lost answer does not block the next beat
         heart.setsockopt(zmq.REQ_CORRELATE, 1)
@@ -307,8 +311,18 @@ class ZmqTransport(Transport):
         message: dict[str, Any] = self.session.msg(message_type, content)
         return message
 
+    def messages(self) -> Messages:
+        stream = super().messages()
+        self.subscription.widen()
+        return stream
+
+    def outputs(self) -> contextlib.AbstractContextManager[None]:
+        return self.subscription.outputs()
+
     async def send(self, channel: str, message: dict[str, Any], buffers: Sequence[Any]) -> None:
         identity, generation = message["header"]["msg_id"], self.life.generation
+        if self.subscription.is_pending and channel == "shell":
+            await self.subscription.confirmed()
         parts = [*self.session.serialize(message), *buffers]
         while True:
             if channel == "control" and message["header"]["msg_type"] == "kernel_info_request":
@@ -331,11 +345,9 @@ class ZmqTransport(Transport):
         while True:
             parts = await socket.recv_multipart(copy=False)
             try:
-                _, parts = self.session.feed_identities(parts, copy=False)
-                message = self.session.deserialize(parts, copy=False)
-                self._note_arrival(channel, message)
-                self.life.responsive()  # any message is a sign of life, as a beat is
-                self.dispatcher.received(channel, message)
+                topics, parts = self.session.feed_identities(parts, copy=False)
+                if channel != "iopub" or self.subscription.wants(topics[0] if topics else b""):
+                    self._received(channel, self.session.deserialize(parts, copy=False))
             except Exception:  # noqa: BLE001
                 # A forged, damaged or unknown message must only harm its own request.
                 self.unreadable += 1
@@ -343,11 +355,15 @@ class ZmqTransport(Transport):
             if count % YIELD_EVERY == 0:
                 await asyncio.sleep(0)
 
-    def _note_arrival(self, channel: str, message: dict[str, Any]) -> None:
+    def _received(self, channel: str, message: dict[str, Any]) -> None:
         header = message["header"]
+        self.life.responsive()  # any message is a sign of life, as a beat is
         if channel == "iopub":
             self._iopub_seen.set()
             self._silent_since = None
+            if header["msg_type"] == "iopub_welcome":
+                self.subscription.welcomed(message["content"].get("subscription"))
+                return
         elif channel == "control" and header["msg_type"] == "kernel_info_reply":
             self.link.answered(message["parent_header"].get("msg_id"), header.get("session"))
         elif channel == "shell" and header["msg_type"] == "execute_reply":
@@ -358,6 +374,7 @@ class ZmqTransport(Transport):
             if now - self._silent_since > self.timings.iopub_silence:
                 self._silent_since = None
                 self.connect_anew("iopub")
+        self.dispatcher.received(channel, message)
 
     def connect_anew(self, channel: str) -> None:
         """Connect a socket to its address again, in place of a connection that is gone.

@@ -131,6 +131,9 @@ class Slotted:
     a: int
     b: str = "x"
 
+    def missing(self) -> Any:
+        return dataclasses.MISSING
+
 
 @dataclasses.dataclass(slots=True, frozen=True, weakref_slot=True)
 class Frozen:
@@ -201,6 +204,7 @@ exec("class Executed:\n    def five(self): return 5", Executed)  # its module is
 HAS_DICT = "hasattr(v, '__dict__')"
 INSTANCES: list[tuple[Any, str]] = [
     (Slotted(1), f"{HAS_DICT}, v == type(v)(1), v.b, type(v).__slots__"),
+    (Slotted(1), "__import__('dataclasses').fields(v)[0].default is v.missing()"),
     (Frozen(2), f"{HAS_DICT}, hash(v), __import__('weakref').ref(v)() is v"),
     (Private(), f"{HAS_DICT}, v.both()"),
     (filled(Single(), only=3), f"{HAS_DICT}, v.only"),

@@ -7,6 +7,7 @@ that the call ends with a true error or goes on, and that the next operations wo
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import operator
 import sys
 from pathlib import Path
@@ -72,6 +73,22 @@ async def test_a_cell_that_breaks_the_standard_streams_does_not_hang(
         assert (await bridge.run("print(x)")).stdout in ("2\n", "")
         assert bridge.state == "idle"
         await goes_on(bridge)
+
+
+@pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
+async def test_a_cell_that_deletes_a_standard_stream_stops_no_client(live: Bridge) -> None:
+    """J1. ipykernel 7 would serve no request of any client again, and say that it is busy."""
+    await live.push(x=1)
+    for name in ("stdout", "stderr"):
+        async with reported_within(2):
+            with contextlib.suppress(RemoteError):  # IPython may miss the stream in the cell itself
+                await live.run(f"import sys; del sys.{name}")
+            await live.run(f"print(1, file=sys.{name})")
+            assert await live.pull("x") == 1
+        async with reported_within(2), Bridge.attach(file_of(live), lane="buffers") as other:
+            assert await other.pull("x") == 1
+    await live.run(REPAIR)
+    await goes_on(live)
 
 
 @pytest.mark.parametrize("lane", LANES)

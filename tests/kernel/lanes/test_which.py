@@ -103,3 +103,16 @@ async def test_the_remote_part_is_sent_in_buffers_or_else_in_the_expression(
             assert bridge.info.lane == lane
             await bridge.push(x=1)
             assert await bridge.pull("x") == 1
+
+
+async def test_a_kernel_without_an_interpreter_lock_gets_messages_only(live: Bridge) -> None:
+    """As a free-threaded Python answers; the kernel itself is an ordinary one."""
+    await live.run("import sys; sys._is_gil_enabled = lambda: False")
+    async with Bridge.attach(live.info.connection_file) as other:
+        assert other.info.lane == "buffers"
+        assert "no global interpreter lock" in other.info.why_not["direct"]
+        assert other.info.trust == "pickle"  # the proof needs no thread
+        await other.push(x=np.arange(100_000))
+        assert (await other.pull("x")).sum() == 4_999_950_000
+    with pytest.raises(NotSupported, match="no global interpreter lock"):
+        await Bridge.attach(live.info.connection_file, lane="direct")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import decimal
 import functools
 import importlib
 import pickle
@@ -12,11 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import cloudpickle
+import numpy as np
 import pytest
 from cloudpickle.cloudpickle import list_registry_pickle_by_value
 
-from bridgehead import BridgeError, DecodeError, EncodeError, IncompatiblePython, MissingInKernel
+from bridgehead import (
+    BridgeError,
+    DecodeError,
+    EncodeError,
+    IncompatiblePython,
+    MissingInKernel,
+    UntrustedPayload,
+)
 from bridgehead._protocol import payload
+from bridgehead._shipped import data as codec
 
 
 def test_an_encode_error_names_the_part_and_the_path_in_it() -> None:
@@ -166,3 +176,67 @@ def test_a_pickle_that_cannot_be_opened_is_a_decode_error(frames: list[bytes], t
     with pytest.raises(DecodeError, match=text) as caught:
         payload.decode(frames)
     assert isinstance(caught.value.__cause__, Exception)
+
+
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+def tower(height: int) -> Any:
+    value: Any = ()
+    for _ in range(height):
+        value = (value, value)
+    return value
+
+
+BEYOND_DATA = {
+    "a slice of a list": slice([1], None),
+    "lists nested too deeply": nested(300),
+    "a tower of tuples": tower(40),
+    "a dtype with fields in one place": np.dtype(
+        {"names": ["a", "b"], "formats": ["i4", "i2"], "offsets": [0, 0]}
+    ),
+    "a bool that is neither 0 nor 1": np.array([2], "u1").view(bool),
+    "keys of one hash": dict.fromkeys(n * sys.hash_info.modulus for n in range(1, 1500)),
+    "a decimal that takes long to convert": decimal.Decimal("1E+999999"),
+    "a sparse array of many rows": [np.zeros((10**9, 0))],
+}
+
+
+@pytest.mark.parametrize("value", BEYOND_DATA.values(), ids=BEYOND_DATA)
+def test_what_no_reader_of_data_takes_is_refused_before_it_is_sent(value: Any) -> None:
+    values = {"fine": [1], "bad": value}
+    with pytest.raises(UntrustedPayload, match="^bad cannot cross as data: .*nothing was sent"):
+        payload.encode_data(values, values)
+
+
+def test_lists_nested_beyond_the_limit_of_the_pickler_are_refused() -> None:
+    with pytest.raises(EncodeError):
+        payload.encode_data({"x": nested(100_000)}, {"x": 1})
+
+
+def test_a_value_for_which_there_is_no_memory_is_a_decode_error() -> None:
+    """K4. The request ran, and the caller is told what is missing here."""
+
+    def no_memory(*args: Any) -> Any:
+        raise MemoryError
+
+    class Dear:
+        def __reduce__(self) -> Any:
+            return no_memory, ()
+
+    with pytest.raises(DecodeError, match="the request ran.*memory") as caught:
+        payload.decode([memoryview(cloudpickle.dumps(Dear()))])
+    assert isinstance(caught.value.__cause__, MemoryError)
+
+    class Full:
+        def __setstate__(self, state: Any) -> None:
+            raise MemoryError
+
+    frames = codec.encode_data(types.SimpleNamespace(a=1), ["types.SimpleNamespace"])
+    with pytest.raises(DecodeError, match="the request ran.*memory") as caught:
+        payload.decode_data(frames, {"types.SimpleNamespace": Full})
+    assert isinstance(caught.value.__cause__, MemoryError)

@@ -8,19 +8,29 @@ from __future__ import annotations
 
 import base64
 import copy
+import json
 import pickle
 import random
+import subprocess
+import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from bridgehead import BridgeError, ProtocolError, ReplyLost, UnsupportedKernel
+from bridgehead import BridgeError, NameNotFound, ProtocolError, ReplyLost, UnsupportedKernel
 from bridgehead._lanes.inline import InlineLane
 from bridgehead._protocol.payload import decode
+from bridgehead._protocol.raising import raise_error
 from bridgehead._protocol.request import Request
-from bridgehead._protocol.response import add_chunk, close_response, open_response
+from bridgehead._protocol.response import (
+    add_chunk,
+    check_fields,
+    close_response,
+    open_response,
+    parse_header,
+)
 from bridgehead._shipped.wire.frames import digest
 from bridgehead._shipped.wire.header import MIME
 from bridgehead._shipped.wire.pickling import encode
@@ -280,3 +290,52 @@ async def test_inline_data_is_decoded() -> None:
     lane = InlineLane(transport(request))
     response = await lane.complete(await lane.carry(Request(header())))
     assert decode(response.frames) == [1, 2, 3]
+
+
+# ---------------------------------------------------------------- M7: counts
+
+
+def test_a_header_of_any_length_is_refused_before_it_is_read() -> None:
+    with pytest.raises(ProtocolError, match="characters"):
+        parse_header(json.dumps({"names": ["x" * 100] * 400_000}))
+
+
+def test_names_without_end_are_refused() -> None:
+    one = {"name": "x", "type": "int", "shape": None, "len": None, "bytes": None}
+    fine = parse_header(json.dumps({"names": [one] * 1000}))
+    check_fields(fine, "names", "names")
+    with pytest.raises(ProtocolError, match="names"):
+        check_fields(parse_header(json.dumps({"names": [one] * 100_001})), "names", "names")
+
+
+def test_an_error_names_no_more_than_a_thousand_names() -> None:
+    error = {"kind": "name", "names": ["n"] * 100_000, "close": ["m"] * 100_000}
+    with pytest.raises(NameNotFound) as caught:
+        raise_error({"error": error}, ())
+    assert len(caught.value.names) == 1000
+    assert len(str(caught.value)) < 20_000
+
+
+# ---------------------------------------------------------------- K4: no memory
+
+NO_MEMORY = """
+import resource
+from bridgehead import DecodeError
+from bridgehead._protocol.response import add_chunk, open_response
+from bridgehead._shipped.wire.frames import digest
+inbox = open_response({"sizes": [1 << 31]})
+limit = int(open("/proc/self/statm").read().split()[0]) * 4096 + (1 << 30)
+resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+try:
+    add_chunk({"digest": digest("crc32", [b"x"])}, inbox, 0, [b"x"])
+except DecodeError as error:
+    print(type(error.__cause__).__name__, "|", error)
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+def test_a_response_for_which_there_is_no_memory_is_a_decode_error() -> None:
+    """K4. It was not damaged, and the request ran."""
+    ran = subprocess.run([sys.executable, "-c", NO_MEMORY], capture_output=True, text=True)
+    assert ran.stdout.startswith("MemoryError | the request ran, but no memory for a frame of 2147")
+    assert ran.stderr == ""

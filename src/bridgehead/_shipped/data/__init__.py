@@ -4,8 +4,36 @@ Rule: standard library only, Python 3.8 and later. A kernel gets these files in 
 when it first needs them. A constructor imports numpy, pandas or pyarrow when it needs one of them;
 a name in a stream never causes an import.
 
+Threat model: the sender chooses every byte, and it knows this code and the libraries. It wants to
+run code, to crash or hang the receiver, to fill its memory, or to have a value do so later, when
+the caller hashes, compares, prints or converts it. It cannot change the frames while they are read.
+
+- Code: ``reader`` calls constructors and nothing else. A constructor checks its arguments, and
+  builds from plain values and from buffers whose bytes are checked where a library trusts them.
+- Costs: everything is paid from one budget, in proportion to the bytes that crossed (``budget``).
+- Sharing: a buffer has one owner, so no value changes what another one has checked.
+
+What a constructor costs, and what pays for it:
+
+- date, time, datetime, timedelta, complex, UUID, range, slice, scalars of numpy and pandas, empty
+  containers: a fixed time, 16 bytes of the budget. A range is never expanded.
+- time zones: a file for each of a few hundred names, which are cached.
+- Decimal: the digits squared for ``int()``, as visits. Fraction: bounded numbers, for their gcd.
+- arrays of numpy: no copy; checks of bools and text, linear in the bytes. Empty arrays: a claim of
+  the lists that ``tolist`` would make. Dtypes: 16 bytes for each part, 16 parts deep.
+- object arrays, strings: linear in the items, which are charged at each call.
+- columns and indexes of pandas: 500 bytes, and the bytes of what pandas copies or hashes. Its
+  hashes and checks visit the items, which are weighed before. Sparse arrays and ranges of rows: a
+  claim of their dense size.
+- arrays of Arrow: no copy; 500 bytes for each, and Arrow's full check, linear in the bytes. Nulls,
+  items of no size and dictionaries: a claim.
+- instances of allowed classes: what the class does with its arguments, which are weighed before.
+
+The files:
+
 - ``writer``: the sender, which pickles data and refuses everything else by name.
 - ``reader``: the receiver, which reads a stream of data and runs none of its code.
+- ``budget``: what a stream may cost its receiver.
 - ``registry``: the tables of constructors and reducers, which the next four files fill.
 - ``standard``, ``numpy``, ``pandas``, ``pyarrow``: the data of each library.
 - ``instances``: instances of the classes that ``allow=`` names.
@@ -16,6 +44,16 @@ from bridgehead._shipped.data import numpy, pandas, pyarrow, standard
 from bridgehead._shipped.data.reader import decode_data
 from bridgehead._shipped.data.writer import encode_data
 
-FILES = ("registry", "standard", "numpy", "pandas", "pyarrow", "instances", "writer", "reader")
+FILES = (
+    "registry",
+    "budget",
+    "standard",
+    "numpy",
+    "pandas",
+    "pyarrow",
+    "instances",
+    "writer",
+    "reader",
+)
 
 __all__ = ["FILES", "decode_data", "encode_data", "numpy", "pandas", "pyarrow", "standard"]

@@ -13,6 +13,9 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.data.registry import DataReader, constructor, need, untrusted
 
 
+INSTANCE = 2  # levels, besides that of the dict of its attributes: three frames of a repr
+
+
 @constructor(str, str, tuple, dict)
 def make_instance(reader: DataReader, name: str, form: str, args: Any, kwargs: Any) -> Any:
     """Make an empty instance of an allowed class; ``fill_instance`` then sets its contents."""
@@ -22,17 +25,20 @@ def make_instance(reader: DataReader, name: str, form: str, args: Any, kwargs: A
     need(form in ("new", "call"), "invalid way to make an instance")
     made = kind(*args, **kwargs) if form == "call" else kind.__new__(kind, *args, **kwargs)
     reader.instances[id(made)] = made
+    reader.contain(made, INSTANCE, None)
     return made
 
 
-def fill_instance(instance: Any, kind: Any, part: Any) -> None:
+def fill_instance(reader: DataReader, instance: Any, kind: Any, part: Any) -> None:
     """Set the contents of an instance in the way that pickle does."""
+    reader.contain(instance, INSTANCE, part)
+    reader.weigh(part)  # the code of the class may visit it
     if kind == "items":
         for item in part:
             instance.append(item)
     elif kind == "pairs":
-        for key, value in part:
-            instance[key] = value
+        pairs = [(key, value) for key, value in part]
+        reader.insert(instance, [key for key, _ in pairs], [value for _, value in pairs])
     elif hasattr(instance, "__setstate__"):
         instance.__setstate__(part)
     else:

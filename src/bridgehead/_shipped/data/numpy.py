@@ -29,7 +29,7 @@ if __package__:  # in the kernel, all shipped files are one module
 # bytes of a buffer that are read as pointers to objects give access to other memory.
 _PLAIN_DTYPE = re.compile(
     r"[<>|=](b1|[iu][1248]|f(2|4|8|12|16)|c(8|16|24|32)|[USV]\d{1,9}"
-    r"|[mM]8(\[\d{0,9}(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?)",
+    r"|[mM]8(\[([1-9]\d{0,8})?(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?)",
     re.ASCII,
 )
 _LARGEST_ITEM = (1 << 31) - 1  # bytes; numpy's own limit
@@ -72,11 +72,13 @@ def _dtype(reader: DataReader, description: Any, depth: int = 0) -> Any:
         if description[0] == "array":
             need(len(description) == 3, "invalid description of a dtype")
             base, shape = _dtype(reader, description[1], depth + 1), description[2]
-            _check_shape(shape)
+            count = _check_shape(reader, shape)
             need(
-                base.itemsize * math.prod(shape) <= _LARGEST_ITEM,
+                base.itemsize * count <= _LARGEST_ITEM,
                 "dtype larger than %d bytes" % _LARGEST_ITEM,
             )
+            # An array of items of no size would have as many of them as it likes.
+            need((count and base.itemsize) or shape[:1] == (0,), "dtype of parts without a size")
             made = numpy.dtype((base, shape))
         else:
             need(
@@ -113,9 +115,13 @@ def _struct(reader: DataReader, description: Any, depth: int) -> Any:
     return numpy.dtype((numpy.record, made)) if record else made
 
 
-def _check_shape(shape: Any) -> None:
+def _check_shape(reader: DataReader, shape: Any) -> int:
+    """Return the number of items; count the lists that an empty array becomes as a list."""
     fine = type(shape) is tuple and len(shape) <= 32
     need(fine and all(type(part) is int and part >= 0 for part in shape), "invalid shape")
+    if 0 in shape:
+        reader.claim(8 * math.prod(shape[: shape.index(0)]))
+    return int(math.prod(shape))
 
 
 @constructor(None)
@@ -128,16 +134,16 @@ def make_array(reader: DataReader, description: Any, shape: Any, order: str, raw
     """Make an array over the buffer itself; it is writable if the buffer is."""
     numpy = library("numpy")
     dtype = _dtype(reader, description)
-    _check_shape(shape)
+    count = _check_shape(reader, shape)
     need(order in ("C", "F"), "invalid memory order")
-    count = math.prod(shape)
     size = memoryview(raw).nbytes
     need(
         size == count * dtype.itemsize, "%d bytes do not hold %d items of %s" % (size, count, dtype)
     )
+    reader.own(raw)
     if size == 0:
-        reader.charge(count)
-        return numpy.zeros(shape, dtype, order)
+        reader.claim(8 * count)
+        return numpy.ndarray(shape, dtype, order=order)
     array = numpy.ndarray(shape, dtype, buffer=raw, order=order)
     _check_items(numpy, array)
     return array
@@ -167,12 +173,12 @@ def make_numpy_string(reader: DataReader, value: Any) -> Any:
     return numpy.str_(value) if type(value) is str else numpy.bytes_(value)
 
 
-@constructor(tuple, str, list)
+# Four levels and that of the list: numpy's repr of an array in an array takes eleven frames.
+@constructor(tuple, str, list, levels=4)
 def make_objects(reader: DataReader, shape: Any, order: str, items: Any) -> Any:
     numpy = library("numpy")
-    _check_shape(shape)
     need(order in ("C", "F"), "invalid memory order")
-    need(math.prod(shape) == len(items), "%d items do not fill the shape" % len(items))
+    need(_check_shape(reader, shape) == len(items), "%d items do not fill the shape" % len(items))
     flat = numpy.fromiter(items, object, len(items))  # array() would look into the items
     return reader.linked(flat.reshape(shape, order=order))
 
@@ -182,8 +188,7 @@ def make_texts(reader: DataReader, shape: Any, items: Any, missing: Any, coerce:
     """Make an array of numpy's StringDType; ``missing`` is empty or holds the missing value."""
     numpy = library("numpy")
     need(hasattr(numpy.dtypes, "StringDType"), "this numpy has no StringDType")
-    _check_shape(shape)
-    need(math.prod(shape) == len(items), "%d items do not fill the shape" % len(items))
+    need(_check_shape(reader, shape) == len(items), "%d items do not fill the shape" % len(items))
     need(len(missing) <= 1 and all(map(is_scalar, missing)), "invalid missing value")
     need({str, NONE if missing else str}.issuperset(map(type, items)), "items that are not strings")
     options = {"na_object": missing[0]} if missing else {}

@@ -6,6 +6,7 @@ pickling of pandas is not used.
 
 from __future__ import annotations
 
+import functools
 import re
 import sys
 from typing import Any
@@ -26,6 +27,7 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.data.standard import ZONE_KEY, check_zone
 
 _FREQUENCY = re.compile(r"[-+0-9A-Za-z. ]{1,40}")
+_FEW_LABELS = 1000  # of so few, no hash table takes long
 _UNITS = ("s", "ms", "us", "ns")
 _TIME_DTYPES = {"%s8[%s]" % (kind, unit) for kind in "Mm" for unit in _UNITS}
 
@@ -33,6 +35,11 @@ _TIME_DTYPES = {"%s8[%s]" % (kind, unit) for kind in "Mm" for unit in _UNITS}
 def _frequency(text: str) -> str:
     need(_FREQUENCY.fullmatch(text), "invalid frequency")
     return text
+
+
+@functools.lru_cache(1000)  # to read one takes 20 µs, and an offset never changes
+def _offset_of(freq: str) -> Any:
+    return library("pandas.tseries.frequencies").to_offset(_frequency(freq))
 
 
 def _localized(times: Any, zone: Any) -> Any:
@@ -61,13 +68,28 @@ def _labels(pandas: Any, index: Any) -> Any:
     return index
 
 
+def _try_hashes(reader: DataReader, pandas: Any, index: Any) -> None:
+    """Refuse labels that collide in the hash table of pandas, before pandas hashes them all.
+
+    Each part is twice as long as the one before. The parts are taken at random, so a sender cannot
+    have the last half alone collide.
+    """
+    if len(_labels(pandas, index)) <= _FEW_LABELS or type(index) is pandas.RangeIndex:
+        return
+    order = library("numpy").random.default_rng().permutation(len(index))
+    size = _FEW_LABELS
+    while size < len(index):
+        reader.try_out(lambda part=order[:size]: index.take(part).unique())
+        size *= 2
+
+
 @constructor(str)
 def make_missing(reader: DataReader, name: str) -> Any:
     need(name in ("NaT", "NA"), "invalid missing value")
     return getattr(library("pandas"), name)
 
 
-@constructor(int, str, None, int)
+@constructor(int, str, None, int, cost=100)
 def make_timestamp(reader: DataReader, value: int, unit: str, zone: Any, fold: int) -> Any:
     numpy, pandas = library("numpy"), library("pandas")
     need(unit in _UNITS, "invalid unit")
@@ -92,7 +114,7 @@ def make_period(reader: DataReader, ordinal: int, freq: str) -> Any:
 @constructor(str)
 def make_offset(reader: DataReader, freq: str) -> Any:
     library("pandas")
-    return library("pandas.tseries.frequencies").to_offset(_frequency(freq))
+    return _offset_of(freq)
 
 
 @constructor(None, None, str)
@@ -149,6 +171,7 @@ def make_categorical(reader: DataReader, codes: Any, categories: Any, ordered: b
     fine = type(codes) is numpy.ndarray and codes.dtype.kind == "i" and codes.ndim == 1
     need(fine, "invalid codes")
     reader.charge(codes.nbytes + len(_labels(pandas, categories)))
+    _try_hashes(reader, pandas, categories)
     return pandas.Categorical.from_codes(codes, categories, ordered)
 
 
@@ -178,6 +201,7 @@ def make_sparse(
     need(type(_column(pandas, values)) is numpy.ndarray and values.ndim == 1, "invalid values")
     need(is_scalar(fill), "invalid fill value")
     reader.charge(places.nbytes)
+    reader.claim(max(1, values.dtype.itemsize) * length)
     ascending = len(places) == 0 or (places[0] >= 0 and places[-1] < length)
     need(ascending and (places[1:] > places[:-1]).all(), "invalid sparse index")
     kind = "block" if blocks else "integer"
@@ -241,8 +265,6 @@ def make_index(reader: DataReader, values: Any, name: Any, freq: Any) -> Any:
     need(_column(pandas, values).ndim == 1, "not a one-dimensional index")
     if type(values) is library("numpy").ndarray and values.dtype.kind == "O":
         reader.charge(values.nbytes)
-        reader.weigh(values.tolist())
-    reader.weigh((name,))
     options = {"name": name, "copy": False, "tupleize_cols": False}
     index = pandas.Index(values, dtype=values.dtype, **options)
     if freq is not None:
@@ -255,17 +277,23 @@ def make_index(reader: DataReader, values: Any, name: Any, freq: Any) -> Any:
 
 @constructor(int, int, int, None, cost=PANDAS)
 def make_range_index(reader: DataReader, start: int, stop: int, step: int, name: Any) -> Any:
-    reader.weigh((name,))
+    # A byte a row, not eight: nothing here expands it, and the index of a long table is ordinary.
+    reader.claim(_length(range(start, stop, step)))
     return library("pandas").RangeIndex(start, stop, step, name=name)
+
+
+def _length(rows: range) -> int:
+    """Return the length of a range; len() does not return more than sys.maxsize."""
+    return max(0, (rows[-1] - rows[0]) // rows.step + 1) if rows else 0
 
 
 @constructor(list, list, list, (int, NONE), cost=PANDAS)
 def make_multi_index(reader: DataReader, levels: Any, codes: Any, names: Any, order: Any) -> Any:
     numpy, pandas = library("numpy"), library("pandas")
-    reader.weigh(names)
     for level in levels:
         need(type(_labels(pandas, level)) is not pandas.MultiIndex, "level that is a MultiIndex")
         reader.charge(len(level))
+        _try_hashes(reader, pandas, level)
     for code in codes:
         fine = type(code) is numpy.ndarray and code.dtype.kind == "i" and code.ndim == 1
         need(fine, "invalid codes")
@@ -280,9 +308,8 @@ def make_series(
     pandas = library("pandas")
     need(_column(pandas, values).ndim == 1, "not a one-dimensional series")
     need(len(values) == len(_labels(pandas, index)), "index of another length")
-    reader.weigh((name,))
     series = pandas.Series(values, index=index, name=name, dtype=values.dtype, copy=False)
-    return _flagged(series, attrs, duplicates)
+    return _flagged(reader, series, attrs, duplicates)
 
 
 @constructor(None, None, list, dict, bool, cost=PANDAS)
@@ -307,7 +334,7 @@ def make_frame(
         taken += places
         made.append((values, numpy.array(places, "i8")))
     need(sorted(taken) == list(range(width)), "blocks overlap or leave gaps")
-    return _flagged(_join_blocks(pandas, made, index, columns), attrs, duplicates)
+    return _flagged(reader, _join_blocks(pandas, made, index, columns), attrs, duplicates)
 
 
 def _join_blocks(pandas: Any, blocks: Any, index: Any, columns: Any) -> Any:
@@ -325,10 +352,12 @@ def _join_blocks(pandas: Any, blocks: Any, index: Any, columns: Any) -> Any:
     return create_dataframe_from_blocks(blocks, index=index, columns=columns)
 
 
-def _flagged(value: Any, attrs: Any, duplicates: bool) -> Any:
+def _flagged(reader: DataReader, value: Any, attrs: Any, duplicates: bool) -> Any:
     if attrs:
         value.attrs = attrs
     if not duplicates:
+        for axis in value.axes:
+            _try_hashes(reader, library("pandas"), axis)
         value.flags.allows_duplicate_labels = False
     return value
 

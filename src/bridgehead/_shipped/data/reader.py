@@ -3,40 +3,36 @@
 Rule: ``Machine`` does not unpickle. It interprets the few opcodes that such a stream consists of,
 and it can call nothing but the constructors of the table.
 
-The length of a stream limits its cost. Each call of a constructor is charged for its arguments,
-because the memo lets a few bytes pass the same megabyte a thousand times. Each key is charged for
-the values that its hash visits. Chains of objects whose deallocation would overflow the C stack
-are refused.
+The length of a stream limits its cost (see ``budget``). The arguments of a constructor and the keys
+of a dict are weighed before any code visits them, and the value before it is returned.
 """
 
 from __future__ import annotations
 
 import collections
-import decimal
 import pickle
 import re
 from struct import Struct
-from typing import Any, Dict, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Mapping, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
-    from bridgehead._shipped.data.instances import fill_instance
-    from bridgehead._shipped.data.registry import (
-        CONSTRUCTORS,
-        FUNCTION,
-        HOME,
-        NONE,
-        need,
-        untrusted,
+    from bridgehead._shipped.data.budget import (
+        BULK,
+        HEAVY,
+        MAPS,
+        NESTING,
+        SMALL,
+        TEXTS,
+        TOO_DEEP,
+        Budget,
     )
+    from bridgehead._shipped.data.instances import fill_instance
+    from bridgehead._shipped.data.registry import CONSTRUCTORS, FUNCTION, HOME, need, untrusted
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import WireError
 
 _unpickle = pickle.loads  # kept here, because a user may replace pickle.loads
-CHAIN = 500  # deques, defaultdicts and object arrays, each directly inside the next
-KEY_DEPTH = 100  # tuples within tuples in one key; C computes their hash recursively
-KEY_WEIGHT = 10_000  # values that the hash of one key visits; n shared tuples can make it 2**n
-NESTING = 10_000  # marks on the stack; a pickler, which recurses, writes far fewer
-SAME_HASH = 1000  # keys with one hash in one container; n of them cost n² comparisons
+MARKS = 5 * NESTING  # open at once; the pickle of one level opens fewer than five
 
 
 def _run_pattern() -> Any:
@@ -60,29 +56,21 @@ def _run_pattern() -> Any:
 _run = _run_pattern().match
 _WIDTHS = dict(zip(b"KMJGN\x88\x89", (1, 2, 4, 8, 0, 0, 0)))
 _RUN_STARTS = frozenset((*_WIDTHS, *pickle.LONG1, *pickle.SHORT_BINUNICODE))
-_CHEAP_KEYS = frozenset((str, bytes, bool, float, NONE))
-_SMALL = (1 << 61) - 1  # the modulus of the hash of numbers; smaller integers are their own hash
-_MAPS = (dict, collections.OrderedDict, collections.Counter, collections.defaultdict)
 
 
-class Machine:
+class Machine(Budget):
     """A stack machine for one pickle, which can name and call nothing but a constructor."""
 
     def __init__(self, frames: Sequence[Buffer], allow: Any) -> None:
         self.data = bytes(frames[0])
+        super().__init__(len(self.data), sum(memoryview(frame).nbytes for frame in frames[1:]))
         self.buffers = iter(frames[1:])
         self.allow = dict(allow)
         self.at, self.done = 0, False
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []  # the stacks below the marks
         self.memo: list[Any] = []
-        self.open = 0  # constructors and buffers on the stack that no call has used yet
-        self.linked_objects: list[Any] = []
         self.instances: dict[int, Any] = {}
-        self.hashes: dict[int, dict[int, int]] = {}
-        total = len(self.data) + sum(memoryview(frame).nbytes for frame in frames[1:])
-        self.budget = 50_000 + 16 * total  # bytes that all calls together may be given
-        self.key_budget = 1_000_000 + 64 * len(self.data)  # values that hashes may visit
 
     def run(self) -> Any:
         data, memo, handlers = self.data, self.memo, _HANDLERS
@@ -125,87 +113,6 @@ class Machine:
         values = _unpickle(b"\x80\x05(" + found.group() + b"l.")
         self.stack += values
         self.memo += [value for value in values if type(value) is str]
-
-    # -- what a stream may cost
-
-    def charge(self, size: int) -> None:
-        self.budget -= size
-        if self.budget < 0:
-            raise WireError("protocol", "the stream costs more than its length allows")
-
-    def linked(self, made: Any) -> Any:
-        """Record an object whose deallocation recurses into objects of its kind inside it."""
-        self.linked_objects.append(made)
-        return made
-
-    def weigh(self, keys: Iterable[Any]) -> None:
-        """Refuse keys that have no hash, or whose hash visits too many values."""
-        for key in keys:
-            level, weight = [key], 0
-            for _ in range(KEY_DEPTH):
-                if not level:
-                    break
-                below: list[Any] = []
-                for part in level:
-                    weight += 1 + _visits(part, below)
-                    need(
-                        weight + len(below) <= KEY_WEIGHT,
-                        "the hash of a key visits too many values",
-                    )
-                level = below
-            need(not level, "key nested too deeply")
-            self.key_budget -= weight
-            need(self.key_budget >= 0, "the hashes of all keys together visit too many values")
-
-    def check_keys(self, keys: Any, counts: Any) -> None:
-        """Refuse keys that take too long to insert; check the usual keys at C speed.
-
-        ``counts()`` returns the number of keys that the container already has of each hash.
-        """
-        if _CHEAP_KEYS.issuperset(map(type, keys)):
-            return
-        known: Any = None
-        for key in keys:
-            kind = type(key)
-            if kind in _CHEAP_KEYS or (kind is int and -_SMALL < key < _SMALL):
-                continue
-            self.weigh((key,))
-            known = counts() if known is None else known
-            value = hash(key)
-            known[value] = known.get(value, 0) + 1
-            need(known[value] <= SAME_HASH, "too many keys with one hash")
-
-    def hashes_of(self, target: Any) -> Any:
-        return lambda: self.hashes.setdefault(id(target), {})
-
-    def check_chains(self) -> None:
-        """Refuse long chains of linked objects: their deallocation overflows the C stack."""
-        if len(self.linked_objects) <= CHAIN:
-            return
-        above: dict[int, list[int]] = {id(each): [] for each in self.linked_objects}
-        waiting, height = dict.fromkeys(above, 0), dict.fromkeys(above, 0)
-        for each in self.linked_objects:
-            for child in {id(part) for part in _parts(each)} & above.keys():
-                above[child].append(id(each))
-                waiting[id(each)] += 1
-        ready = [key for key, count in waiting.items() if not count]
-        for key in ready:  # grows in the loop, from objects with no linked object in them upwards
-            for parent in above[key]:
-                height[parent] = max(height[parent], height[key] + 1)
-                waiting[parent] -= 1
-                if not waiting[parent]:
-                    ready.append(parent)
-        in_cycles = len(above) - len(ready)
-        longest = max([height[key] for key in ready], default=0)
-        need(in_cycles + longest <= CHAIN, "chain of more than %d containers" % CHAIN)
-
-    def tear_down(self) -> None:
-        """Empty all linked objects while this machine holds them, so that none frees another."""
-        for each in self.linked_objects:
-            if hasattr(each, "clear"):
-                each.clear()
-            else:
-                each.fill(None)
 
     # -- arguments of opcodes
 
@@ -260,7 +167,7 @@ class Machine:
         self.stack.append(bytearray(self.take(self.number(8))))
 
     def mark(self) -> None:
-        need(len(self.below) < NESTING, "nested too deeply")
+        need(len(self.below) < MARKS, TOO_DEEP)
         self.below.append(self.stack)
         self.stack = []
 
@@ -300,26 +207,25 @@ class Machine:
         self.update(self.stack[-1], items[::2], items[1::2])
 
     def update(self, target: Any, keys: list[Any], values: list[Any]) -> None:
-        if type(target) in _MAPS:
-            self.check_keys(keys, self.hashes_of(target))
-            for key, value in zip(keys, values):
-                target[key] = value
+        if type(target) in MAPS:
+            self.insert(target, keys, values)
             return
         need(self.instances.get(id(target)) is target, "set items of an object that has none")
         for kind, part in zip(keys, values):
-            fill_instance(target, kind, part)
+            fill_instance(self, target, kind, part)
 
     def additems(self) -> None:
         items = self.pop_mark()
         target = self.stack[-1]
         need(type(target) is set, "add to an object that is not a set")
-        self.check_keys(items, self.hashes_of(target))
-        target.update(items)
+        self.insert(target, items)
 
     def push_frozenset(self) -> None:
         items = self.pop_mark()
-        self.check_keys(items, dict)
-        self.stack.append(frozenset(items))
+        made: set[Any] = set()
+        self.insert(made, items)
+        self.hashes.pop(id(made), None)  # another set may get its id
+        self.stack.append(frozenset(made))
 
     def get(self) -> None:
         self.push_from_memo(self.number(4))
@@ -349,13 +255,16 @@ class Machine:
     def reduce(self) -> None:
         args, function = self.stack.pop(), self.stack.pop()
         need(type(function) is FUNCTION and type(args) is tuple, "REDUCE calls no constructor")
-        make, kinds, cost = CONSTRUCTORS[function.__name__]
+        make, kinds, cost, levels = CONSTRUCTORS[function.__name__]
         need(make is function, "REDUCE calls no constructor")
+        if kinds[-1:] == (...,):  # any number of arguments of the kind before it
+            kinds = kinds[:-2] + kinds[-2:-1] * (len(args) - len(kinds) + 2)
         need(
             len(args) == len(kinds),
             "%s takes %d arguments, not %d" % (function.__name__, len(kinds), len(args)),
         )
         self.open -= 1
+        self.extra, nested, plain = 0, False, args
         for arg, allowed in zip(args, kinds):
             kind = type(arg)
             if allowed is not None and kind not in allowed:
@@ -363,12 +272,23 @@ class Machine:
                 raise WireError("protocol", message)
             if kind is int:
                 cost += arg.bit_length() >> 3
-            elif kind in _SIZED:
-                cost += len(arg) * _SIZED[kind]
-            elif kind is memoryview:
-                self.open -= 1
+            elif kind in TEXTS:
+                cost += len(arg)
+            elif kind is memoryview and allowed is not None:
+                self.extra += arg.nbytes >> BULK
+                plain = ()
+            elif kind not in SMALL:
+                nested = True
+                cost += 8 * len(arg) if kind in _MEASURED else 0
         self.charge(cost)
-        self.stack.append(function(self, *args))
+        weight = len(args) + (cost >> BULK)
+        if nested:
+            plain = plain or tuple([arg for arg in args if type(arg) is not memoryview])
+            weight = self.weigh(*plain)
+        made = function(self, *args)
+        if nested or weight > HEAVY or self.extra:
+            self.note(made, levels, plain)
+        self.stack.append(made)
 
     def next_buffer(self) -> None:
         buffer = next(self.buffers, None)
@@ -385,33 +305,11 @@ class Machine:
         need(self.at == len(self.data), "bytes after the end of the pickle")
         need(next(self.buffers, None) is None, "a buffer is not used")
         need(self.open == 0, "a constructor or a buffer instead of a value")
-        self.check_chains()
+        self.check_end(self.stack[0])
         self.done = True
 
 
-# The charge in bytes for each part of an argument.
-_SIZED: Dict[Any, int] = {str: 1, bytes: 1, bytearray: 1, list: 8, tuple: 8, dict: 8}
-
-
-def _visits(part: Any, below: list[Any]) -> int:
-    """Return the extra cost of a value's hash; add the parts that it visits to ``below``."""
-    kind = type(part)
-    if isinstance(part, (tuple, frozenset)):
-        need(len(part) <= KEY_WEIGHT, "the hash of a key visits too many values")
-        below.extend(part)
-    elif kind in (range, slice):
-        below.extend((part.start, part.stop, part.step))
-    elif kind is int or kind is decimal.Decimal:
-        return int(part.__sizeof__() >> 3)
-    elif kind in (list, dict, set, bytearray):
-        raise WireError("protocol", "%s has no hash" % kind.__name__)
-    return 0
-
-
-def _parts(linked: Any) -> Iterator[Any]:
-    if isinstance(linked, dict):
-        return iter(linked.values())
-    return iter(linked if isinstance(linked, collections.deque) else linked.ravel().tolist())
+_MEASURED = frozenset((list, tuple, dict))  # their lengths are charged
 
 
 def _handlers() -> dict[int, Any]:
@@ -483,6 +381,7 @@ def decode_data(frames: Sequence[Buffer], allow: Mapping[str, Any] | None = None
 
     Raises:
         WireError: the frames are anything but a stream of data, whatever they contain.
+        MemoryError: this process has no memory for the value.
     """
     machine = None
     try:
@@ -490,6 +389,10 @@ def decode_data(frames: Sequence[Buffer], allow: Mapping[str, Any] | None = None
         return machine.run()
     except WireError as error:
         refused = WireError(error.kind, str(error), **error.details)
+    except MemoryError:  # this process lacks it, which is no fault of the stream
+        if machine is not None:
+            machine.tear_down()
+        raise
     except Exception as error:
         # The messages of other exceptions may be very long, so they are left out or cut.
         plain = isinstance(error, (ValueError, TypeError, OverflowError))

@@ -13,7 +13,7 @@ import decimal
 import re
 import sys
 import uuid
-from typing import Any, Callable, Dict, Iterable, Protocol, Tuple
+from typing import Any, Callable, Dict, Protocol, Tuple
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.errors import WireError
@@ -34,7 +34,7 @@ class DataWriter(Protocol):
 
 
 class DataReader(Protocol):
-    """The part of the reader that constructors use."""
+    """The part of the reader that constructors use; see ``budget`` for what they pay."""
 
     allow: Dict[str, Any]  # the allowed classes, by name
     instances: Dict[int, Any]  # instances of allowed classes, by id
@@ -42,15 +42,36 @@ class DataReader(Protocol):
     def charge(self, size: int) -> None:
         """Refuse the stream if it costs more bytes than its length allows."""
 
+    def claim(self, size: int) -> None:
+        """Count bytes that an object would take if it were made dense."""
+
+    def visit(self, count: int) -> None:
+        """Count what a hash, a repr or a conversion of the object that is made costs."""
+
+    def own(self, raw: Any) -> None:
+        """Take a buffer for one object; a second one could make the values of the first invalid."""
+
     def linked(self, made: Any) -> Any:
         """Record an object whose deallocation recurses into objects of its kind inside it."""
 
-    def weigh(self, keys: Iterable[Any]) -> None:
-        """Refuse keys that have no hash, or whose hash visits too many values."""
+    def weigh(self, *values: Any) -> int:
+        """Charge the visits of values before a function that may visit them; return them."""
 
+    def contain(self, made: Any, levels: int, part: Any) -> None:
+        """Note a part that is put into an object after it was made."""
+
+    def try_out(self, function: Any) -> None:
+        """Run a function on half of some values; refuse them if the whole would take too long."""
+
+    def insert(self, target: Any, keys: Any, values: Any = None) -> None:
+        """Insert keys with their values into a dict, or without values into a set."""
+
+
+_SEVERAL = (tuple, NONE, type(...))
 
 ReduceFunction = Callable[[DataWriter, Any], Any]  # returns what __reduce__ returns
-CONSTRUCTORS: Dict[str, Tuple[Callable[..., Any], Tuple[Any, ...], int]] = {}
+# By name: the function, the kinds of its arguments, its cost and its levels; see ``constructor``.
+CONSTRUCTORS: Dict[str, Tuple[Callable[..., Any], Tuple[Any, ...], int, int]] = {}
 REDUCERS: Dict[type, ReduceFunction] = {}
 _libraries: Dict[str, Callable[[Any], Dict[type, ReduceFunction]]] = {}
 
@@ -60,16 +81,19 @@ def need(condition: Any, message: str) -> None:
         raise WireError("protocol", message)
 
 
-def constructor(*kinds: Any, cost: int = 16) -> Callable[[Any], Any]:
+def constructor(*kinds: Any, cost: int = 16, levels: int = 1) -> Callable[[Any], Any]:
     """Add a function to the table, with the exact type or types of each argument.
 
-    ``kinds`` are types, tuples of types, or None for an argument that the function checks itself.
-    ``cost`` is the charge for a call, in addition to the lengths of its arguments.
+    ``kinds`` are types, tuples of types, or None for an argument that the function checks itself;
+    ``...`` at the end stands for any number of the last, also none. A buffer is only given where
+    its type is named. ``cost`` is the charge for a call, in addition to the lengths of its
+    arguments. What is made counts for so many ``levels`` of nesting, besides the containers in
+    the arguments.
     """
 
     def enter_into_table(function: Any) -> Any:
-        each = tuple(kind if type(kind) is tuple or kind is None else (kind,) for kind in kinds)
-        CONSTRUCTORS[function.__name__] = (function, each, cost)
+        each = tuple(kind if type(kind) in _SEVERAL else (kind,) for kind in kinds)
+        CONSTRUCTORS[function.__name__] = (function, each, cost, levels)
         return function
 
     return enter_into_table

@@ -9,6 +9,7 @@ from __future__ import annotations
 import collections
 import datetime
 import decimal
+import functools
 import re
 import sys
 import uuid
@@ -116,15 +117,23 @@ def make_timezone(reader: DataReader, offset: Any, name: Any) -> Any:
     return datetime.timezone(offset) if name is None else datetime.timezone(offset, name)
 
 
-ZONE_KEY = re.compile(r"[A-Za-z0-9_+-]{1,40}(/[A-Za-z0-9_+-]{1,40}){0,3}")
+@functools.lru_cache(1024)  # more than there are; ZoneInfo itself keeps eight, and reads a file
+def _load_zone(key: str) -> Any:
+    return library("zoneinfo").ZoneInfo(key)
+
+
+# Names that begin so would make pandas use another library, which reads other files.
+ZONE_KEY = re.compile(r"(?!dateutil|tzlocal)[A-Za-z0-9_+-]{1,40}(/[A-Za-z0-9_+-]{1,40}){0,3}")
+ZONE_NAME = re.compile(
+    ZONE_KEY.pattern + r"|[+-]([01]\d|2[0-3]):[0-5]\d"
+)  # Arrow names offsets, too
 
 
 @constructor(str)
 def make_zone(reader: DataReader, key: str) -> Any:
     need(ZONE_KEY.fullmatch(key), "invalid name of a time zone")
-    zone = library("zoneinfo").ZoneInfo
     try:
-        return zone(key)
+        return _load_zone(key)
     except (KeyError, OSError):  # the name of a folder of zones raises IsADirectoryError
         message = "time zone %s is not available here" % key
         raise WireError("missing", message, module="tzdata") from None
@@ -132,7 +141,11 @@ def make_zone(reader: DataReader, key: str) -> Any:
 
 @constructor(str)
 def make_decimal(reader: DataReader, text: str) -> Any:
-    return decimal.Decimal(text)
+    made = decimal.Decimal(text)
+    exponent = made.as_tuple().exponent
+    digits = max(len(text), abs(exponent) if type(exponent) is int else 0)
+    reader.visit(digits * digits >> 10)  # int() of it takes 27 s for a million digits
+    return made
 
 
 @constructor(int, int)

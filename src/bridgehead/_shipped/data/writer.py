@@ -15,7 +15,7 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.data.instances import reduce_instance
     from bridgehead._shipped.data.registry import CONSTRUCTORS, FUNCTION, find_reducer, untrusted
     from bridgehead._shipped.wire.errors import WireError
-    from bridgehead._shipped.wire.frames import IN_BAND
+    from bridgehead._shipped.wire.frames import IN_BAND, MAX_FRAMES
     from bridgehead._shipped.wire.pickling import children
 
 
@@ -38,7 +38,7 @@ class DataPickler(pickle.Pickler):
             self.refused = buffer
             raise untrusted("pickle.PickleBuffer")
         raw = buffer.raw()
-        if raw.nbytes < IN_BAND:
+        if raw.nbytes < IN_BAND or len(self.frames) >= MAX_FRAMES:
             return True  # pickle it in-band
         self.frames.append(raw)
         return False
@@ -99,5 +99,7 @@ def encode_data(value: Any, allow: Collection[str] = ()) -> list[memoryview]:
         path = _where(value, pickler.refused)
         message = "%s (at %s)" % (error, path) if path else str(error)
         raise WireError("untrusted", message, **dict(error.details, path=path)) from None
+    finally:
+        pickler.buffers.clear()  # the pickler is in a cycle, and would keep them
     frames[0] = memoryview(file.getvalue())
     return frames

@@ -49,8 +49,9 @@ APART = 0.05
 class CellGuard:
     """The running cell of one kernel; see the laws above."""
 
-    def __init__(self, shell: Any) -> None:
-        self.shell = shell
+    def __init__(self, shell: Any, at_end: Callable[[], object]) -> None:
+        """Call ``at_end`` when the code of a cell has ended, before its reply is sent."""
+        self.shell, self.at_end = shell, at_end
         self.thread: Any = threading.main_thread().ident
         self.lock = RLock()  # a signal handler of the user's may run a cell, at any line below
         self.running = ""  # the id of the message whose code runs
@@ -85,6 +86,7 @@ class CellGuard:
             try:
                 raised = await original(*args, **kwargs)
             finally:
+                self.at_end()
                 self.end(outer)
         except KeyboardInterrupt as error:
             self.end(outer)  # the interrupt may have cut this short
@@ -120,7 +122,7 @@ def _nothing() -> None:
     """Do nothing, in a loop that has to turn."""
 
 
-def cell_guard(shell: Any) -> CellGuard | None:
+def cell_guard(shell: Any, at_end: Callable[[], object]) -> CellGuard | None:
     """Return the guard of a shell, installed if it is missing; None where there can be none.
 
     It replaces ``run_ast_nodes`` of the shell, by which IPython runs the code of each cell. It
@@ -136,7 +138,7 @@ def cell_guard(shell: Any) -> CellGuard | None:
     known: CellGuard | None = getattr(original, __name__, None)
     if known is not None:
         return known
-    guard = CellGuard(shell)
+    guard = CellGuard(shell, at_end)
 
     async def run_ast_nodes(*args: Any, **kwargs: Any) -> Any:
         if this_thread() != guard.thread:  # a subshell, or a thread of the user's

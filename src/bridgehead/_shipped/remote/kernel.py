@@ -38,6 +38,30 @@ class Stream:
         return getattr(self._stream, name)
 
 
+class NoStream:
+    """Stands for a stream that a user has deleted. What is written to it is dropped."""
+
+    encoding, errors, closed = "utf-8", "strict", False
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def flush(self) -> None: ...
+
+    def isatty(self) -> bool:
+        return False
+
+
+def replace_missing_streams() -> None:
+    """Put something in the place of a standard stream that a cell has deleted.
+
+    Without it, ipykernel 7 serves no request of any client again, and says that it is busy.
+    """
+    for name in ("stdout", "stderr"):
+        if not hasattr(sys, name):
+            setattr(sys, name, NoStream())
+
+
 class Kernel:
     """A namespace, the cells that run in it, the current request, and the way to its sender.
 
@@ -62,7 +86,9 @@ class Kernel:
         """
         self._thread = this_thread()
         # No signal reaches another thread than the main thread.
-        self.guard = cell_guard(self.shell) if self.in_main_thread else None
+        self.guard = (
+            cell_guard(self.shell, replace_missing_streams) if self.in_main_thread else None
+        )
 
     def follow_cells(self, on: bool) -> bool:
         """Have IPython report when cells begin and end; return false if it cannot."""
@@ -92,6 +118,15 @@ class Kernel:
     def in_main_thread(self) -> bool:
         """Whether cells run in the main thread, the only one that a signal interrupts."""
         return self._thread == threading.main_thread().ident
+
+    @property
+    def is_one_thread_at_a_time(self) -> bool:
+        """Whether an interpreter lock keeps two threads from running Python at once.
+
+        Without it, a socket thread that binds or fetches names beside the main thread would need
+        locks that it does not take.
+        """
+        return bool(getattr(sys, "_is_gil_enabled", lambda: True)())
 
     @property
     def may_run_cell(self) -> bool:

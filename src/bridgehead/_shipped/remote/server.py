@@ -170,6 +170,8 @@ class Remote:
 
     def refused(self, error: BaseException) -> ResponseHeader:
         """Return the response to a request that did not run: an error, and no frames."""
+        if isinstance(error, MemoryError):
+            error = MemoryError("%s; the request did not run" % (str(error) or "no memory"))
         response, _ = error_response(error)
         return {**response, "sizes": [], "digest": digest("crc32", ())}
 
@@ -205,8 +207,11 @@ class Remote:
             return None
         with self.socket_threads_lock:
             why = ""
-            if offer.get("lane") and not self.kernel.follow_cells(True):
-                why = "this kernel does not report when it runs a cell"
+            if offer.get("lane"):
+                if not self.kernel.is_one_thread_at_a_time:
+                    why = "this kernel's Python has no global interpreter lock"
+                elif not self.kernel.follow_cells(True):
+                    why = "this kernel does not report when it runs a cell"
             why = join(self, offer, why)
             if not self.socket_threads:
                 self.kernel.follow_cells(False)

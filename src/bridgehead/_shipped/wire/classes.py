@@ -243,16 +243,24 @@ def classes_in(value: Any) -> dict[int, Any]:
     """Return the classes that a value is, or that are in its plain containers, by id."""
     found: dict[int, Any] = {}
     seen: set[int] = set()
-    left = [value]
+    left = [value] if _may_have_classes(type(value)) else []
     while left:
         item = left.pop()
         kind = type(item)
         if issubclass(kind, type):
             found[id(item)] = item
-        elif kind in (list, tuple, dict, set, frozenset) and id(item) not in seen:
+        elif id(item) not in seen:
             seen.add(id(item))
-            left += item if kind is not dict else item.values()
+            parts = item.values() if kind is dict else item
+            # Of a million instances of one type, only the types are looked at, in C.
+            kinds = {part for part in set(map(type, parts)) if _may_have_classes(part)}
+            if kinds:
+                left += [part for part in parts if type(part) in kinds]
     return found
+
+
+def _may_have_classes(kind: Any) -> bool:
+    return kind in (list, tuple, dict, set, frozenset) or issubclass(kind, type)
 
 
 def _make_enum(

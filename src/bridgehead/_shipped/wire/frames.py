@@ -24,6 +24,12 @@ ALIGN = 64  # bytes; numpy sums an unaligned array 3 times slower, for the array
 # ``_lanes.direct`` and ``_bridge.fleet``, responses in ``remote.replay``.
 SHARE_FROM = 1 << 16
 IN_BAND = 2048  # bytes; a smaller buffer costs more as a frame of its own than in the pickle
+# A frame costs its receiver some hundred bytes and 1 µs, whatever its size, and its size costs the
+# sender 2 bytes. So frames are many only where the bytes are: only a pickle, of which a batch has
+# 512, is a small frame. From ``MAX_FRAMES`` on, buffers are pickled in-band.
+SMALL_FRAME = 1024
+FEW_FRAMES = 1000
+MAX_FRAMES = 1 << 20
 OWN_MAPPING = 1 << 20  # bytes; a frame of this size and more gets huge pages of its own
 MESSAGE = 16 << 20  # bytes of buffers in one message of a response
 # The most buffers that ipyparallel is given. As an argument, each costs a pickle and a frame of its
@@ -61,10 +67,13 @@ def allocate(size: int) -> memoryview:
         room = bytearray(size + ALIGN)
         at = -ctypes.addressof(ctypes.c_char.from_buffer(room)) % ALIGN
         return memoryview(room)[at : at + size]
-    if hasattr(mmap, "MAP_PRIVATE"):  # with the default, shared, a forked child would write into it
-        block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    else:
-        block = mmap.mmap(-1, size)
+    # With the default, shared, a forked child would write into the mapping.
+    private = hasattr(mmap, "MAP_PRIVATE")
+    options = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if private else {}
+    try:
+        block = mmap.mmap(-1, size, **options)
+    except (OSError, OverflowError):
+        raise MemoryError("no memory for a frame of %d bytes" % size) from None
     advice = getattr(mmap, "MADV_HUGEPAGE", None)
     if advice is not None:
         try:
@@ -120,13 +129,26 @@ def snapshot(frames: list[memoryview]) -> list[memoryview]:
     """
     copies = frames[:1]
     for frame in frames[1:]:
-        try:
-            copy = allocate(frame.nbytes)
-        except OSError:  # a mapping raises this when there is no memory
-            raise MemoryError("no memory to copy a frame of %d bytes" % frame.nbytes) from None
+        copy = allocate(frame.nbytes)
         copy[:] = frame
         copies.append(copy)
     return copies
+
+
+def check_sizes(sizes: Any) -> int:
+    """Return the bytes of all frames; raise ``WireError`` for sizes that no sender announces."""
+    many = type(sizes) is list and len(sizes) > FEW_FRAMES
+    if type(sizes) is not list or (many and len(sizes) > MAX_FRAMES):
+        raise WireError("protocol", "frame sizes must be a list, of at most %d" % MAX_FRAMES)
+    small = 0
+    for size in sizes:
+        if type(size) is not int or size < 0:
+            raise WireError("protocol", "frame sizes must be non-negative integers")
+        if many and size < SMALL_FRAME:
+            small += 1
+            if small > FEW_FRAMES:
+                raise WireError("protocol", "more than %d frames are almost empty" % FEW_FRAMES)
+    return sum(sizes)
 
 
 def check_size(frames: list[memoryview], limit: int | None) -> list[memoryview]:

@@ -11,8 +11,10 @@ pickled by value, or refused.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import pickle
+import re
 import sys
 import types
 import typing
@@ -49,7 +51,8 @@ def is_made_here(module_name: str) -> bool:
     A package may make modules, too, and makes them again in another process.
     """
     root = module_name.partition(".")[0]
-    if getattr(sys.modules.get(root), "__spec__", None) is not None or root == __name__:
+    spec: Any = getattr(sys.modules.get(root), "__spec__", None)
+    if root == __name__ or (spec and (spec.origin or spec.submodule_search_locations)):
         return False
     for finder in sys.meta_path:
         find = getattr(finder, "find_spec", None)
@@ -130,6 +133,18 @@ def make_module(name: str) -> Any:
     module: Any = types.ModuleType(name)
     module.__builtins__ = __builtins__
     return module
+
+
+def reduce_memoryview(view: memoryview) -> Any:
+    """Pickle a memoryview as bytes.
+
+    Raises:
+        PicklingError: its items are addresses, which mean nothing in another process.
+    """
+    codes = re.sub(":[^:]*:", "", view.format)  # without the names of fields
+    if any(code in codes for code in "OPX&z"):
+        raise pickle.PicklingError("a memoryview of format %r has addresses" % view.format)
+    return bytes, (view.tobytes(),)
 
 
 # ---------------------------------------------------------------- by value what pickles by name
@@ -236,6 +251,10 @@ def make_type_parameter(identity: str, kind: Any, arguments: Any, options: Any, 
     return cloudpickle._lookup_class_or_track(identity, made) if identity and cloudpickle else made
 
 
+def _named(name: str, value: Any) -> str:
+    return name
+
+
 _TYPE_PARAMETERS = [
     getattr(typing, name, None)
     for name in ("NewType", "TypeVar", "ParamSpec", "TypeVarTuple", "TypeAliasType")
@@ -248,8 +267,14 @@ BY_VALUE: dict[Any, Callable[[Any], Any]] = {
 OWN_REDUCERS: dict[Any, Callable[[Any], Any]] = {
     types.ModuleType: reduce_module,
     functools.cached_property: reduce_cached_property,
-    typing.TypeVar: lambda value: check_name(value, value.__name__),
+    memoryview: reduce_memoryview,
+    typing.TypeVar: lambda value: value.__name__,
 }
+# They are compared by identity, and have no names for the pickler.
+_SENTINELS = ("MISSING", "KW_ONLY", "_HAS_DEFAULT_FACTORY")
+for _name in _SENTINELS:
+    if hasattr(dataclasses, _name):
+        OWN_REDUCERS[type(getattr(dataclasses, _name))] = functools.partial(_named, _name)
 # What a pickle of this file calls; the receiver has each of these under its own module's name.
 BUILDERS: dict[str, Callable[..., Any]] = {
     build.__name__: build

@@ -16,10 +16,18 @@ from io import BytesIO
 from typing import Any, Iterator, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
+    from bridgehead._shipped.reducers.numpy import make_strided, numpy_reducer, set_read_only
+    from bridgehead._shipped.reducers.pyarrow import arrow_reducer
+    from bridgehead._shipped.reducers.torch import (
+        Tensors,
+        make_tensor,
+        make_tensor_memory,
+        set_tensor_state,
+    )
     from bridgehead._shipped.wire.classes import Arrivals, reduce_class, reduce_member
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import TooLarge
-    from bridgehead._shipped.wire.frames import ALIGN, IN_BAND
+    from bridgehead._shipped.wire.frames import ALIGN, IN_BAND, MAX_FRAMES
     from bridgehead._shipped.wire.names import (
         BUILDERS,
         OWN_REDUCERS,
@@ -116,10 +124,13 @@ def pickler_type() -> Any:
     class Pickler(base or _Pickler):  # type: ignore[misc]
         """The pickler; ``carries_code`` says whether it pickled a code object (see ``encode``)."""
 
-        def __init__(self, file: Any, refs: Any = None, **options: Any) -> None:
+        def __init__(
+            self, file: Any, refs: Any = None, segments: Any = None, **options: Any
+        ) -> None:
             super().__init__(file, protocol=5, **options)
             self.carries_code = False
             self.refs = refs
+            self.tensors = Tensors(segments)
             self.reducers: dict[Any, Any] = {}  # by type, of all types met so far
 
         def reducer_override(self, value: Any) -> Any:
@@ -147,6 +158,10 @@ def pickler_type() -> Any:
                     return table[kind]
             if issubclass(kind, functools.cached_property):
                 return reduce_cached_property
+            for find in (numpy_reducer, arrow_reducer, self.tensors.reducer):
+                reducer = find(kind)
+                if reducer is not None:
+                    return reducer
             by_name = issubclass(kind, Enum) and kind.__reduce_ex__ is Enum.__reduce_ex__
             return reduce_member if by_name and not has_own_name(kind) else None
 
@@ -181,18 +196,25 @@ def encode(value: Any, refs: Any = None, limit: int | None = None) -> tuple[list
     The out-of-band frames are views of the live objects. If they must be a snapshot, copy them
     before any other code may run. Raise ``TooLarge`` if there are more than ``limit`` bytes in all.
     """
-    frames = [memoryview(b"")]
+    segments: Any = None
+    while True:
+        frames = [memoryview(b"")]
 
-    def keep(buffer: Any) -> bool:
-        raw = buffer.raw()
-        if raw.nbytes < IN_BAND:
-            return True  # pickle it in-band
-        frames.append(raw)
-        return False
+        def keep(buffer: Any, frames: list[memoryview] = frames) -> bool:
+            raw = buffer.raw()
+            if raw.nbytes < IN_BAND or len(frames) >= MAX_FRAMES:
+                return True  # pickle it in-band
+            frames.append(raw)
+            return False
 
-    output = _PickleOutput(limit)
-    pickler = pickler_type()(output, refs, buffer_callback=keep)
-    pickler.dump(value)
+        output = _PickleOutput(limit)
+        pickler = pickler_type()(output, refs, segments, buffer_callback=keep)
+        pickler.dump(value)
+        if segments or not pickler.tensors.met:
+            break
+        segments = pickler.tensors.overlapping()
+        if not segments:
+            break
     if len(frames) > 1:  # unpicklers ignore bytes after the end of a pickle
         output.write(bytes(-output.total % ALIGN))
     total = output.total + sum(frame.nbytes for frame in frames)
@@ -225,12 +247,20 @@ def is_small(value: Any) -> bool:
         elif kind in _TEXTS:
             budget -= len(item) >> 10
         elif (kind.__module__, kind.__name__) == ("numpy", "ndarray"):
-            budget -= 2000 if item.dtype.hasobject else item.nbytes >> 10
+            budget -= 2000 if item.dtype.hasobject or _is_special(item) else item.nbytes >> 10
         elif kind not in _SCALARS:
             return False
         if budget < 0:
             return False
     return True
+
+
+def _is_special(array: Any) -> bool:
+    """Return whether numpy's own pickle of an array would lose something; see ``reducers``."""
+    flags = array.flags
+    if flags.writeable:
+        return not flags.forc and 0 in array.strides
+    return not flags.forc or array.dtype.kind in "mM"
 
 
 def encode_small(value: Any) -> list[memoryview]:
@@ -270,7 +300,7 @@ class Unpickler(pickle.Unpickler):
             if module == "bridgehead" and name == "Ref" and self.resolve is not None:
                 return self.resolve
             if module[:11] in ("bridgehead.", "_bridgehead"):  # this package, in either process
-                return self.open_pickle if name == open_pickle.__name__ else BUILDERS[name]
+                return self.open_pickle if name == open_pickle.__name__ else _BUILDERS[name]
         return super().find_class(module, name)
 
     def open_pickle(self, data: bytes) -> Any:
@@ -285,12 +315,21 @@ def open_pickle(data: bytes) -> Any:
     return decode([data])
 
 
+# What a pickle of this package calls, by name.
+_BUILDERS = {
+    **BUILDERS,
+    make_strided.__name__: make_strided,
+    set_read_only.__name__: set_read_only,
+    make_tensor.__name__: make_tensor,
+    make_tensor_memory.__name__: make_tensor_memory,
+    set_tensor_state.__name__: set_tensor_state,
+}
 _OF_CLOUDPICKLE = {
     "_make_skeleton_class": "make_class",
     "_make_skeleton_enum": "make_enum",
     "_class_setstate": "set_state",
 }
-_REPLACED = frozenset([*_OF_CLOUDPICKLE, *BUILDERS, "Ref", open_pickle.__name__])
+_REPLACED = frozenset([*_OF_CLOUDPICKLE, *_BUILDERS, "Ref", open_pickle.__name__])
 
 
 def unpickle(frames: Sequence[Buffer], resolve: Any = None) -> tuple[Any, Arrivals | None]:

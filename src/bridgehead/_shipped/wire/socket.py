@@ -23,7 +23,7 @@ from weakref import WeakSet
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.errors import WireError
-    from bridgehead._shipped.wire.frames import allocate
+    from bridgehead._shipped.wire.frames import MAX_FRAMES, allocate, check_sizes
     from bridgehead._shipped.wire.leases import SlabCache
     from bridgehead._shipped.wire.segments import Pool, Segment
     from bridgehead._shipped.wire.slabs import Slab
@@ -155,12 +155,15 @@ class FrameSocket:
         end = at + text + body
         if end > MOST:
             raise WireError("protocol", "a message of %d bytes is too long" % end)
+        if max(released, closed, framed) > MAX_FRAMES:
+            raise WireError("protocol", "a message of too many numbers")
         if len(read) < end:
             return None
         sizes: list[int] = []
         if at > begin:
             numbers = array("q", bytes(read[begin:at])).tolist()
             sizes = numbers[released + closed :]
+            check_sizes(sizes)
             if released or closed:
                 self._update_segments(numbers[:released], numbers[released : released + closed])
         header = _parse_header(read[at : at + text]) if text else {}
@@ -197,8 +200,6 @@ class FrameSocket:
     ) -> list[memoryview] | None:
         if slab not in self.maps.known:
             return None
-        if min(sizes, default=0) < 0:
-            raise WireError("protocol", "a frame has a negative size")
         try:
             return self.maps.lease(slab, segment, start, sizes)
         except ValueError as error:
@@ -242,7 +243,7 @@ def _parse_header(text: bytearray) -> Dict[str, Any]:
 
 def _split(read: bytearray, at: int, nbytes: int, sizes: list[int]) -> list[memoryview]:
     """Copy frames out of a message into memory of their own, writable and aligned."""
-    if min(sizes, default=0) < 0 or sum(sizes) != nbytes:
+    if sum(sizes) != nbytes:
         raise WireError("protocol", "%d bytes of frames do not match their sizes" % nbytes)
     frames = []
     for size in sizes:

@@ -6,6 +6,8 @@ object here belongs to one request or one response. The floors above decide how 
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from itertools import accumulate
 from threading import Lock
 from time import monotonic
 from typing import Any, Iterable, Iterator, Sequence
@@ -13,7 +15,13 @@ from typing import Any, Iterable, Iterator, Sequence
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import TooLarge, WireError
-    from bridgehead._shipped.wire.frames import OWN_MAPPING, allocate, digest, raise_mmap_threshold
+    from bridgehead._shipped.wire.frames import (
+        OWN_MAPPING,
+        allocate,
+        check_sizes,
+        digest,
+        raise_mmap_threshold,
+    )
 
 ADDRESSES = 1 << 47  # bytes; no process has a larger address space
 STEP = 1 << 18  # bytes copied at once: a MiB of new memory may take 8 ms
@@ -29,14 +37,13 @@ class Inbox:
     owner: Any = None  # no socket thread; see CompleteTransfer
 
     def __init__(self, sizes: Sequence[int], limit: int | None = None) -> None:
-        if type(sizes) is not list or not all(type(n) is int and n >= 0 for n in sizes):
-            raise WireError("protocol", "frame sizes must be non-negative integers")
-        self.sizes: list[int] = sizes
-        self.total: int = sum(sizes)
+        self.total: int = check_sizes(sizes)
+        self.sizes: list[int] = sizes  # type: ignore[assignment]
+        self.starts: list[int] = [0, *accumulate(sizes)]  # the offset of each frame, and the end
         if limit is not None and self.total > limit:
             raise TooLarge(self.total)
         if self.total > ADDRESSES:
-            raise WireError("protocol", "no memory for %d bytes" % self.total)
+            raise WireError("protocol", "no process has %d bytes" % self.total)
         self.begun: dict[int, memoryview] = {}  # by the frame's index
         self.chunks: dict[int, int] = {}  # lengths of the checked chunks, by offset
         self.touched: float = monotonic()
@@ -72,20 +79,18 @@ class Inbox:
 
     def space(self, start: int, stop: int) -> Iterator[memoryview]:
         """Yield the memory between two offsets of the stream, as ``cut`` does."""
-        at = 0
-        for index, size in enumerate(self.sizes):
-            if at + size > start and at < stop:
+        for index in range(bisect_right(self.starts, start) - 1, len(self.sizes)):
+            at = self.starts[index]
+            if at >= stop:
+                break
+            if self.sizes[index]:
                 yield self.frame(index)[max(start - at, 0) : stop - at]
-            at += size
 
     def frame(self, index: int) -> memoryview:
-        """Return the memory of a frame; allocate it on first use."""
+        """Return the memory of a frame; allocate it on first use. Raise ``MemoryError``."""
         with self.lock:
             if index not in self.begun:
-                try:
-                    self.begun[index] = allocate(self.sizes[index])
-                except (MemoryError, OSError, OverflowError) as error:
-                    raise WireError("protocol", "no memory for %d bytes" % self.total) from error
+                self.begun[index] = allocate(self.sizes[index])
             return self.begun[index]
 
     @property

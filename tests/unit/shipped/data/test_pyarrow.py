@@ -8,11 +8,22 @@ import struct
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pytest
 
-from bridgehead._shipped.data import decode_data
-from support.data import BERLIN, arrives_as_it_was_sent, data, named, pickled, refused
+from bridgehead._shipped.data import decode_data, encode_data
+from bridgehead._shipped.wire.errors import WireError
+from support.data import (
+    BERLIN,
+    arrives_as_it_was_sent,
+    codec_call,
+    data,
+    pickled,
+    refusal_of,
+    refused,
+    sent,
+)
 
 # ---------------------------------------------------------------- data
 
@@ -61,45 +72,215 @@ def test_pyarrow_data_arrives_as_it_was_sent(
     arrives_as_it_was_sent(value, in_band, monkeypatch)
 
 
-# ---------------------------------------------------------------- hostile streams
+ROWS = 300  # more than a byte of the masks, and more than IN_BAND bytes of some buffers
+NUMBERS = [None if n % 7 == 3 else n % 100 for n in range(ROWS)]
+WORDS = [None if n is None else "é" * (n % 5) for n in NUMBERS]
+MOMENT = datetime.datetime(2020, 1, 2)
+COLUMNS: dict[str, Any] = {
+    **{str(kind): pa.array(NUMBERS, kind) for kind in (pa.int8(), pa.uint64(), pa.float64())},
+    "float16": pa.array([None if n is None else np.float16(n) for n in NUMBERS], pa.float16()),
+    "bool": pa.array([None if n is None else n % 3 == 0 for n in NUMBERS]),
+    "null": pa.nulls(ROWS),
+    "text": pa.array(WORDS),
+    "long text": pa.array(WORDS, pa.large_string()),
+    "bytes": pa.array(
+        [None if word is None else word.encode() for word in WORDS], pa.large_binary()
+    ),
+    "bytes of one size": pa.array([None, b"abc"] * (ROWS // 2), pa.binary(3)),
+    "dates": pa.array([MOMENT.date(), None] * (ROWS // 2), pa.date64()),
+    "times": pa.array([MOMENT.time(), None] * (ROWS // 2), pa.time32("ms")),
+    "long times": pa.array([MOMENT.time(), None] * (ROWS // 2), pa.time64("ns")),
+    "moments": pa.array([MOMENT, None] * (ROWS // 2), pa.timestamp("ms", "+02:30")),
+    "durations": pa.array([datetime.timedelta(1), None] * (ROWS // 2), pa.duration("s")),
+    "intervals": pa.array([(1, 2, 3), None] * (ROWS // 2), pa.month_day_nano_interval()),
+    "decimals": pa.array([decimal.Decimal("1.50"), None] * (ROWS // 2), pa.decimal256(50, 2)),
+    "lists": pa.array([None if word is None else [*word] for word in WORDS]),
+    "long lists": pa.array(
+        [None if word is None else [*word] for word in WORDS], pa.large_list(pa.string())
+    ),
+    "lists of one size": pa.array([[1, None], None] * (ROWS // 2), pa.list_(pa.int32(), 2)),
+    "structures": pa.array([{"a": n, "b": [{"c": "x"}]} for n in NUMBERS]),
+    "maps": pa.array(
+        [[("a", 1), ("b", None)], None, []] * (ROWS // 3), pa.map_(pa.string(), pa.int8())
+    ),
+    "dictionary": pa.array(WORDS).dictionary_encode(),
+    "ordered": pa.DictionaryArray.from_arrays(
+        pa.array([0, None, 1] * (ROWS // 3), pa.int8()), pa.array([1.5, 2.5]), ordered=True
+    ),
+}
 
 
-def stream_of(table: Any, **options: Any) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as out:
-        out.write(table)
-    return sink.getvalue().to_pybytes()
+@pytest.mark.parametrize("column", COLUMNS.values(), ids=COLUMNS)
+def test_any_part_of_a_column_arrives_as_it_was_sent(column: Any) -> None:
+    for part in (
+        column,
+        column[:0],
+        column[3:3],
+        column[3:20],
+        column[8:],
+        column[:9],
+        column[-1:],
+    ):
+        got = sent(part)
+        got.validate(full=True)
+        assert got.equals(part)
+        assert got.to_pylist() == part.to_pylist()
+        assert got.type.equals(part.type, check_metadata=True)
+        assert sent(pa.table({"x": part})).equals(pa.table({"x": part}))
 
 
-def arrow_frames(kind: str, raw: bytes) -> list[bytes]:
-    opcodes = named("bridgehead._shipped.data", "make_arrow") + b"(" + data(kind) + b"\x97\x98tR"
-    return [pickled(opcodes), raw]
+def test_a_slice_sends_its_own_bytes() -> None:
+    table = pa.table({"x": np.arange(1_000_000), "s": ["abc"] * 1_000_000})
+    frames = encode_data(table.slice(500_001, 10))
+    assert sum(frame.nbytes for frame in frames) < 2000
 
 
-ZEROS = pa.table({"x": np.zeros(10**6)})
+def test_a_dictionary_that_many_chunks_share_crosses_once() -> None:
+    words = pa.array(["x" * 100 + str(n) for n in range(1000)])
+    chunks = [pa.DictionaryArray.from_arrays(pa.array([n], pa.int16()), words) for n in range(50)]
+    frames = encode_data(pa.chunked_array(chunks))
+    assert sum(frame.nbytes for frame in frames) < 2 * words.nbytes
+    assert decode_data(frames).to_pylist() == [word.as_py() for word in words[:50]]
 
 
-def test_compressed_batches_are_refused() -> None:
-    for codec in ("lz4", "zstd"):
-        raw = stream_of(ZEROS, compression=codec)
-        assert len(raw) < 100_000
-        assert refused(arrow_frames("table", raw)) == ("protocol", None)
-    assert decode_data(arrow_frames("table", stream_of(ZEROS))).equals(ZEROS)
+def test_large_arrays_are_views_of_the_sent_buffers() -> None:
+    array = pa.array(np.arange(100_000.0))
+    frame = encode_data(array)[1]
+    assert np.shares_memory(np.frombuffer(frame, "u1"), array.to_numpy())
+
+
+FIELD = ("x", ("int64",), True, [])
+
+
+def test_field_names_nullability_and_metadata_arrive() -> None:
+    fields = [
+        pa.field("a", pa.list_(pa.field("it", pa.int8(), False, {"k": "v"})), False, {b"x": b"y"}),
+        pa.field("a", pa.struct([pa.field("", pa.null())])),
+    ]
+    schema = pa.schema(fields, {"who": "me"})
+    assert sent(schema).equals(schema, check_metadata=True)
+    frame = pd.DataFrame({"a": [1, 2]}, index=pd.Index([3, 4], name="i"))
+    assert sent(pa.Table.from_pandas(frame)).to_pandas().equals(frame)
+
+
+# ---------------------------------------------------------------- what is refused
+
+
+LEFT_OUT = {
+    "an extension type": pa.array([b"x" * 16], pa.uuid()),
+    "a view": pa.array(["a"], pa.string_view()),
+    "views of lists": pa.array([[1]], pa.list_view(pa.int8())),
+    "a union": pa.UnionArray.from_sparse(pa.array([0], pa.int8()), [pa.array([1])]),
+    "run ends": pa.RunEndEncodedArray.from_arrays([2], ["a"]),
+    "a structure without fields": pa.array([{}], pa.struct([])),
+    "a dictionary of lists": pa.DictionaryArray.from_arrays([0], pa.array([[1]])),
+    "a field of an extension type": pa.struct([("a", pa.uuid())]),
+    "rows without columns": pa.table({"a": [1]}).select([]),
+}
+
+
+@pytest.mark.parametrize("value", LEFT_OUT.values(), ids=LEFT_OUT)
+def test_arrow_data_that_is_left_out_is_refused_by_name(value: Any) -> None:
+    with pytest.raises(WireError, match="pyarrow.* is not data") as caught:
+        encode_data([value])
+    assert caught.value.kind == "untrusted"
+
+
+def arrow(kind: str, description: Any, layouts: Any, *buffers: Any) -> bytes:
+    pushed = [b"N" if raw is None else data(bytearray(raw)) for raw in buffers]
+    return pickled(codec_call("make_arrow", kind, description, layouts, *pushed))
+
+
+def array_of(description: Any, layout: Any, *buffers: Any) -> bytes:
+    return arrow("array", description, [layout], *buffers)
+
+
+def offsets(*numbers: int) -> bytes:
+    return struct.pack(f"<{len(numbers)}i", *numbers)
+
+
+ITEMS = ("list_", ("item", ("int8",), True, []))
+KEYS = ("map_", ("key", ("int8",), False, []), ("value", ("int8",), True, []), False)
+DEEP: Any = ("int8",)
+for _ in range(60):
+    DEEP = ("list_", ("item", DEEP, True, []))
+EXTENSION = [(b"ARROW:extension:name", b"arrow.uuid")]
+HOSTILE: dict[str, bytes] = {
+    "a stream in Arrow's format": arrow("table", ([FIELD], []), b"\xff" * 16),
+    "nulls that claim rows": array_of(("null",), 1 << 40, None),
+    "items of no size": array_of(("binary", 0), 1 << 40, None, b""),
+    "lists of no size": array_of(("list_", ITEMS[1], 0), (1 << 40, 0), None, None, b""),
+    "a long array of nothing": array_of(("int64",), 1 << 47, None, b""),
+    "a length below zero": array_of(("int64",), -1, None, b""),
+    "a dictionary that repeats a long text": array_of(
+        ("dictionary", ("int8",), ("string",), False),
+        (100_000, (1,)),
+        *(None, bytes(100_000), None, offsets(0, 100_000), b"a" * 100_000),
+    ),
+    "an index beyond a dictionary": array_of(
+        ("dictionary", ("int8",), ("int8",), False), (1, (1,)), None, b"\5", None, b"a"
+    ),
+    "a dictionary that is not there": array_of(
+        ("dictionary", ("int8",), ("int8",), False), (1, 0), None, b"\0"
+    ),
+    "a dictionary of nulls": array_of(
+        ("dictionary", ("int8",), ("null",), False), (1, (1,)), None, b"\0", None
+    ),
+    "a dictionary of a dictionary": arrow(
+        "type", ("dictionary", ("int8",), ("dictionary", ("int8",), ("int8",), False), False), []
+    ),
+    "a short buffer": array_of(("int64",), 2, None, bytes(8)),
+    "a long buffer": array_of(("int64",), 1, None, bytes(16)),
+    "a short mask": array_of(("int64",), 9, b"\0", bytes(72)),
+    "a buffer too many": array_of(("int64",), 1, None, bytes(8), b""),
+    "a buffer too few": array_of(("int64",), 1, None),
+    "no buffer": array_of(("int64",), 1, None, None),
+    "offsets that go back": array_of(("string",), 2, None, offsets(0, 5, 3), b"abc"),
+    "offsets beyond the text": array_of(("string",), 2, None, offsets(0, 1 << 30, 3), b"abc"),
+    "offsets below zero": array_of(("string",), 1, None, offsets(0, -1), b""),
+    "offsets that begin below zero": array_of(("string",), 1, None, offsets(-5, 1), b"a"),
+    "text that is not": array_of(("string",), 1, None, offsets(0, 1), b"\xff"),
+    "items beyond the list": array_of(ITEMS, (1, 5), None, offsets(0, 3), None, b"abcde"),
+    "null keys": array_of(KEYS, (1, (1, 1, 1)), None, offsets(0, 1), None, b"\0", b"a", None, b"a"),
+    "null entries": array_of(
+        KEYS, (1, (1, 1, 1)), None, offsets(0, 1), b"\0", None, b"a", None, b"a"
+    ),
+    "keys that may be null": arrow("type", (*KEYS[:1], KEYS[2], *KEYS[2:]), []),
+    "a decimal beyond": array_of(("decimal128", 1, 0), 1, None, b"\xff" * 7 + bytes(9)),
+    "a decimal of any scale": arrow("type", ("decimal128", 1, 1 << 20), []),
+    "a time beyond a day": array_of(("time32", "s"), 1, None, struct.pack("<i", 1 << 30)),
+    "a zone of a path": arrow("type", ("timestamp", "s", "../../etc/passwd"), []),
+    "a unit of nothing": arrow("type", ("timestamp", "x", None), []),
+    "a name of no type": arrow("type", ("__import__",), []),
+    "a view by name": arrow("type", ("string_view",), []),
+    "a type of a type": arrow("type", (("int8",),), []),
+    "types nested too deeply": arrow("type", DEEP, []),
+    "columns of another number": arrow("table", ([FIELD], []), []),
+    "columns of other lengths": arrow(
+        "batch", ([FIELD, FIELD], []), [1, 2], None, bytes(8), None, bytes(16)
+    ),
+    "chunks that are not": arrow("chunks", ("int64",), ["x"]),
+    "two chunks of an array": arrow("array", ("int64",), [0, 0], None, b"", None, b""),
+    "two values of a scalar": arrow("scalar", ("int8",), [2], None, b"ab"),
+    "fields of other lengths": array_of(
+        ("struct", [FIELD, FIELD]), (1, 1, 2), None, None, bytes(8), None, bytes(16)
+    ),
+}
+
+
+@pytest.mark.parametrize("raw", HOSTILE.values(), ids=HOSTILE)
+def test_hostile_arrow_data_is_refused(raw: bytes) -> None:
+    error = refusal_of(raw, 8 << 20)
+    assert error.kind in ("protocol", "untrusted")
 
 
 def test_extension_types_are_refused() -> None:
-    raw = stream_of(pa.table({"x": pa.array([b"x" * 16], pa.uuid())}))
-    assert refused(arrow_frames("table", raw)) == ("untrusted", "a pyarrow extension type")
+    kind = ("struct", [("a", ("binary", 16), True, EXTENSION)])
+    assert refused(arrow("type", kind, [])) == ("untrusted", "a pyarrow extension type")
+    assert refused(arrow("schema", ([FIELD], EXTENSION), []))[0] == "untrusted"
 
 
-def test_offsets_beyond_the_buffer_are_refused() -> None:
-    raw = stream_of(pa.table({"x": ["abcdefgh", "i"]}))
-    place = raw.index(struct.pack("<3i", 0, 8, 9))
-    forged = raw[:place] + struct.pack("<3i", 0, 1 << 30, 9) + raw[place + 12 :]
-    assert refused(arrow_frames("table", forged))[0] == "protocol"
-
-
-@pytest.mark.parametrize("kind", ["chunks", "array", "scalar", "type"])
-def test_a_stream_of_another_shape_than_announced_is_refused(kind: str) -> None:
-    raw = stream_of(pa.table({"x": [1, 2], "y": [1, 2]}).select([] if kind == "type" else [0, 1]))
-    assert refused(arrow_frames(kind, raw))[0] == "protocol"
+def test_two_arrays_never_share_one_buffer() -> None:
+    shared = data(bytearray(8)) + b"\x940"
+    raw = codec_call("make_arrow", "array", ("int64",), [1], b"N", b"h\0")
+    refusal_of(pickled(shared, b"(", raw, raw, b"t"), 1 << 20)

@@ -21,6 +21,9 @@ import pytest
 
 from bridgehead._protocol import bootstrap as _bootstrap
 from bridgehead._shipped.data import decode_data
+from bridgehead._shipped.reducers import numpy as _numpy
+from bridgehead._shipped.reducers import pyarrow as _pyarrow
+from bridgehead._shipped.reducers import torch as _torch
 from bridgehead._shipped.wire import classes as _classes
 from bridgehead._shipped.wire import errors as _errors
 from bridgehead._shipped.wire import frames as _frames
@@ -28,6 +31,8 @@ from bridgehead._shipped.wire import names as _names
 from bridgehead._shipped.wire import pickling as _pickling
 from support.data import (
     TRACE,
+    called,
+    codec_call,
     data,
     lap,
     named,
@@ -42,16 +47,6 @@ from support.data import (
 from support.elsewhere import Python, pythons
 
 # ---------------------------------------------------------------- hostile pickles
-
-
-def called(module: str, name: str, *args: Any) -> bytes:
-    """Return a call of a global by STACK_GLOBAL and REDUCE; arguments of bytes are opcodes."""
-    pushed = b"".join(arg if type(arg) is bytes else data(arg) for arg in args)
-    return text(module) + text(name) + b"\x93(" + pushed + b"tR"
-
-
-def codec_call(name: str, *args: Any) -> bytes:
-    return called("bridgehead._shipped.data", name, *args)
 
 
 class Reduced:
@@ -497,18 +492,6 @@ def test_there_are_more_than_200_hostile_pickles() -> None:
     assert len(GADGETS) + len(MALFORMED) > 200
 
 
-@pytest.mark.parametrize(
-    "raw",
-    [b"]" * 10**6 + b"a" * (10**6 - 1), b")" + b"\x85" * 10**6],
-    ids=["lists", "tuples"],
-)
-def test_deep_nesting_is_decoded_and_freed(raw: bytes) -> None:
-    value, depth = decode_data([pickled(raw)]), 0
-    while value:
-        value, depth = value[0], depth + 1
-    assert depth in (10**6 - 1, 10**6)
-
-
 CHAINS = {
     "deques": named("bridgehead._shipped.data", "make_deque") + b"\x94N\x85R0",
     "defaultdicts": named("bridgehead._shipped.data", "make_default") + b"\x94N\x85R0",
@@ -609,7 +592,7 @@ BARE_HOSTILE = {name: raw for name, raw in MALFORMED.items() if isinstance(raw, 
 
 @pytest.mark.parametrize("python", pythons(), ids=str)
 def test_the_codec_works_in_a_bare_python(python: Python) -> None:
-    modules = (_errors, _frames, _names, _classes, _pickling)
+    modules = (_errors, _frames, _names, _classes, _numpy, _pyarrow, _torch, _pickling)
     shared = [Path(module.__file__).read_text("utf-8") for module in modules]
     sources = [*shared, *(str(frame, "utf-8") for frame in _bootstrap.codec_sources())]
     hostile = [raw for raw, _ in GADGETS.values()] + list(BARE_HOSTILE.values())

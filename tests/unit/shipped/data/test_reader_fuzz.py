@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import collections
+import random
+import subprocess
+import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+import support
 from bridgehead._shipped.data import decode_data, encode_data
 from bridgehead._shipped.data import registry as _registry
 from bridgehead._shipped.wire.errors import WireError
 from support.data import NUMPY, PANDAS, PLAIN, named, objects, pickled, same, sent, text
+from support.streams import STREAMS, arrow_calls, use
 
 ENCODED = [encode_data(value) for value in [*PLAIN.values(), *NUMPY.values()] if value is not ...]
 ENCODED += [
@@ -85,6 +92,38 @@ def test_altered_frames_are_decoded_or_refused(source: Any) -> None:
     if source.draw(st.booleans()):
         frames.append(bytearray(source.draw(st.binary(max_size=9))))
     check_decoded_or_refused(frames)
+
+
+def check_refused_or_safe(raw: bytes) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            value, again = decode_data([raw]), decode_data([raw])
+        except WireError:
+            return
+        use(value, again)
+
+
+@QUICK
+@given(STREAMS)
+def test_any_calls_are_refused_or_safe(raw: bytes) -> None:
+    check_refused_or_safe(raw)
+
+
+@QUICK
+@given(arrow_calls())
+def test_any_arrow_data_is_refused_or_safe(raw: bytes) -> None:
+    check_refused_or_safe(pickled(raw))
+
+
+@pytest.mark.slow
+def test_a_minute_of_hostile_streams_ends_no_process(tmp_path: Path) -> None:
+    """A new seed each time; the stream that ended the process is in the error."""
+    program = Path(support.__file__).parent / "fuzz_data.py"
+    seed, last = random.randrange(1 << 30), tmp_path / "last"
+    command = [sys.executable, program, "60", str(seed), last]
+    ran = subprocess.run(command, capture_output=True, text=True)
+    assert ran.returncode == 0, (seed, last.read_bytes(), ran.stderr)
 
 
 SCALARS = st.one_of(

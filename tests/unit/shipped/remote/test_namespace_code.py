@@ -34,6 +34,19 @@ CODE: dict[str, tuple[str, Callable[[Any], Any]]] = {
         "class Model:\n    def method(self): return 7\nmade = Model()",
         lambda made: made.method(),
     ),
+    "an object with slots": (
+        "class Model:\n    __slots__ = '__x', 'y'\n    def method(self): return 7\nmade = Model()",
+        lambda made: made.method() if not hasattr(made, "__dict__") else None,
+    ),
+    "a member of an enum": (
+        "import enum\nclass E(enum.IntEnum):\n    A = 6\n    B = 6\n"
+        "    def method(self): return self + 1\nmade = E.B",
+        lambda made: made.method() if type(made).B is made else None,
+    ),
+    "a function with a cache": (
+        "import functools\n@functools.lru_cache(maxsize=2)\ndef made(x): return x + 1",
+        lambda made: made(6) if made.cache_info().maxsize == 2 else None,
+    ),
 }
 code = pytest.mark.parametrize(("code", "use"), CODE.values(), ids=CODE.keys())
 

@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 
-from bridgehead import BridgeError, IntegrityError, KernelRestarted, ProtocolError
+from bridgehead import BridgeError, IntegrityError, KernelRestarted, ProtocolError, RemoteError
 from bridgehead._protocol import bootstrap as _bootstrap
 from bridgehead._protocol import payload as _payload
 from bridgehead._protocol import response as _response
 from bridgehead._protocol.raising import raise_error
+from bridgehead._shipped.wire.frames import digest
 from support.bare import Header, Space, flipped, megabytes, stream
 
 
@@ -148,3 +149,23 @@ def test_a_damaged_push_is_refused_and_changes_nothing(
     assert type(caught.value) is error
     assert space.snapshot() == before
     assert space.kept() == (0, 0)
+
+
+def test_a_request_for_which_there_is_no_memory_is_a_memory_error(space: Space) -> None:
+    """K4. It did not run, and the kernel goes on."""
+    space.cell(
+        "import resource\n"
+        "old = resource.getrlimit(resource.RLIMIT_AS)\n"
+        "used = int(open('/proc/self/statm').read().split()[0]) * resource.getpagesize()\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 29), old[1]))\n"
+    )
+    wanted = space.header("bind", names=["a"])
+    for operation in ("chunk", "bind"):
+        header = {**wanted, "op": operation, "sizes": [1 << 31], "digest": digest("crc32", [b"x"])}
+        response, _ = space.cross(header, b"x")
+        with pytest.raises(RemoteError, match="no memory.*did not run") as caught:
+            raise_error(response, ())
+        assert caught.value.ename == "MemoryError"
+    space.cell("resource.setrlimit(resource.RLIMIT_AS, old)")
+    space.bind(a=1)
+    assert space.fetch("a") == 1

@@ -131,3 +131,34 @@ def test_parts_may_be_any_kind_of_buffer() -> None:
     signed = digest("crc32", [b"abcd" + numbers.tobytes()])
     inbox.write(0, [b"ab", bytearray(b"cd"), memoryview(numbers)], signed)
     assert joined(inbox.frames) == b"abcd" + np.arange(2, dtype="<i4").tobytes()
+
+
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        [0] * 5_000_000,
+        [1] * 5000,
+        [*range(1024), *range(1024)],
+        [1 << 20] * 2000 + [0] * 1001,
+        [2048] * ((1 << 20) + 1),
+        [0, "0"],
+        [0] * 2000 + [True],
+        {},
+        None,
+    ],
+    ids=["empty", "small", "growing", "behind large ones", "too many", "text", "truth", "a", "b"],
+)
+def test_frames_are_only_many_where_the_bytes_are(sizes: Any) -> None:
+    """M7. A size costs its sender two bytes, and the frame its receiver some hundred."""
+    with pytest.raises(WireError):
+        Inbox(sizes)
+
+
+def test_many_frames_arrive() -> None:
+    sizes = [7] * 1000 + [2048] * 3000
+    inbox = Inbox(sizes)
+    source = memoryview(np.random.default_rng(0).bytes(sum(sizes)))
+    for at in reversed(range(0, len(source), 1 << 20)):
+        part = [source[at : at + (1 << 20)]]
+        inbox.write(at, part, digest("crc32", part))
+    assert joined(inbox.take()) == source

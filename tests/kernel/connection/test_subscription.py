@@ -1,0 +1,123 @@
+"""What a bridge reads on iopub: nothing of a cell without a reader, and no first output is lost.
+
+Rule: real kernels. A test counts the messages that a bridge checked, never time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from bridgehead import Bridge
+from bridgehead._connection.cell import CellOutputs
+from bridgehead._transports.zmq import ZmqTransport
+from support.elsewhere import MAJORS
+from support.kit import file_of, goes_on
+
+PRINTS = "for n in range(100): print(n, flush=True)"
+
+
+def transport_of(bridge: Bridge) -> ZmqTransport:
+    assert isinstance(bridge._transport, ZmqTransport)
+    return bridge._transport
+
+
+def counted(bridge: Bridge) -> Counter[str]:
+    """Count, by type, the messages that a bridge checks from now on."""
+    session, found = transport_of(bridge).session, Counter[str]()
+    deserialize = session.deserialize
+
+    def count(*arguments: Any, **options: Any) -> Any:
+        message = deserialize(*arguments, **options)
+        found[message["header"]["msg_type"]] += 1
+        return message
+
+    session.deserialize = count
+    return found
+
+
+@pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
+async def test_a_bridge_does_not_check_the_outputs_of_other_clients(live: Bridge) -> None:
+    async with Bridge.attach(file_of(live)) as other:
+        found = counted(other)
+        assert (await live.run(PRINTS)).stdout.split() == [str(n) for n in range(100)]
+        await live.run("from IPython.display import display; display(1)")
+        assert await other.pull("1 + 1") == 2
+        assert not found["stream"] + found["display_data"]
+        assert (await other.run("print('mine')")).stdout == "mine\n"
+
+
+@pytest.mark.timings(outputs_unwanted=0.0)
+@pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
+async def test_the_first_output_of_each_cell_arrives(live: Bridge) -> None:
+    """The bridge stops reading after each cell, and each cell prints at once."""
+    for n in range(40):
+        assert (await live.run(f"print({n})")).stdout == f"{n}\n"
+        await live.push(x=n)
+        await live.names()
+    shown = await live.run(
+        "from IPython.display import display, clear_output, update_display\n"
+        "display(1, display_id='a'); update_display(2, display_id='a')"
+    )
+    assert [output["data"]["text/plain"] for output in shown.outputs] == ["2"]
+    cells = [live.run(f"print({n}); {n}") for n in range(8)]
+    found = await asyncio.gather(*cells)
+    shown_by = [(one.stdout, one.data["text/plain"]) for one in found]
+    assert shown_by == [(f"{n}\n", str(n)) for n in range(8)]
+
+
+@pytest.mark.timings(outputs_unwanted=0.0)
+async def test_a_stream_of_messages_has_the_outputs_of_all_clients(live: Bridge) -> None:
+    async with Bridge.attach(file_of(live)) as other:
+        await other.push(x=1)
+        await live.push(x=1)
+        stream = other.messages()
+        await other.push(x=2)  # sent when the kernel has confirmed what ``other`` reads
+        await live.run("print('from the other client')")
+        async with asyncio.timeout(60):
+            async for message in stream:
+                if message.type == "stream":
+                    break
+        assert message.text == "from the other client\n"
+        assert not [one for one in stream._waiting if one.type == "iopub_welcome"]
+        await stream.aclose()
+        found = counted(other)
+        await other.push(x=3)
+        await live.run(PRINTS)
+        await other.push(x=4)
+        await live.run(PRINTS)
+        assert found["stream"] < 100
+        assert len(stream) == 0
+
+
+@pytest.mark.timings(outputs_unwanted=0.05)
+@pytest.mark.parametrize("how", ["timeout", "cancel"])
+async def test_the_outputs_of_an_abandoned_cell_are_dropped(live: Bridge, how: str) -> None:
+    begun = asyncio.Event()
+    cell = asyncio.ensure_future(
+        live.run(
+            "while True: print('x' * 1000)",
+            on_output=lambda message: begun.set(),
+            timeout=1 if how == "timeout" else None,
+        )
+    )
+    await begun.wait()
+    if how == "cancel":
+        cell.cancel()
+    with pytest.raises((TimeoutError, asyncio.CancelledError)):
+        await cell
+    del cell
+    found = counted(live)
+    async with asyncio.timeout(60):
+        while transport_of(live).subscription._is_wide:
+            await asyncio.sleep(0.05)
+    gc.collect()
+    assert not any(one._outputs for one in gc.get_objects() if type(one) is CellOutputs)
+    assert not found["stream"]
+    await live.interrupt()
+    assert (await live.run("print('after')")).stdout.splitlines()[-1] == "after"
+    await goes_on(live)

@@ -1,0 +1,433 @@
+"""What a stream costs its receiver is bounded by its length, whatever its sender chose.
+
+Rule: each hostile stream is refused, by its nesting, its visits, its claims or its time; and values
+of the same kind that a program may well have still arrive.
+"""
+
+from __future__ import annotations
+
+import collections
+import enum
+import pickle
+import struct
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bridgehead._shipped.data import budget, decode_data, encode_data
+from bridgehead._shipped.data.budget import NESTING
+from bridgehead._shipped.wire.errors import WireError
+from support.data import codec_call, data, lap, named, objects, pickled, refusal_of, same, sent
+
+MEBIBYTE = 1 << 20
+DEEP = {
+    "tuples": b")" + b"\x85" * 5000,
+    "lists": b"]" * 5000 + b"a" * 4999,
+    "frozen sets": b"(" * 900 + b"K\1" + b"\x91" * 900,
+    "dicts": b"}" + b"N}" * 1000 + b"s" * 1000,
+    "few tuples": b")" + b"\x85" * (NESTING + 50),
+}
+
+
+def column(items: bytes, count: int = 1) -> bytes:
+    return codec_call("make_objects", (count,), "C", b"](" + items + b"e")
+
+
+def index_of(values: bytes) -> bytes:
+    return codec_call("make_index", values, None, None)
+
+
+def array(dtype: str, *numbers: int) -> bytes:
+    raw = np.array(numbers, dtype).tobytes()
+    return codec_call("make_array", dtype, (len(numbers),), "C", b"C" + bytes([len(raw)]) + raw)
+
+
+def series(values: bytes, index: bytes, duplicates: bool = False) -> bytes:
+    return codec_call("make_series", values, index, None, {}, duplicates)
+
+
+def tower(height: int) -> bytes:
+    """Return opcodes for nested pairs of one tuple: a hash or a repr visits 2**height parts."""
+    return b")\x94" + b"".join(b"h%ch%c\x86\x94" % (n, n) for n in range(height))
+
+
+def list_tower(height: int) -> bytes:
+    return b"]\x94" + b"".join(b"](h%ch%ce\x94" % (n, n) for n in range(height))
+
+
+def dict_tower(height: int) -> bytes:
+    return b"}\x94" + b"".join(b"}(Nh%cK\1h%cu\x94" % (n, n) for n in range(height))
+
+
+def extension(values: bytes) -> bytes:
+    return codec_call("make_numpy_column", values)
+
+
+# Where a value may be hashed, compared or printed: by pandas while it is read, or later.
+PLACES = {
+    "the value itself": lambda part: part,
+    "a list": lambda part: b"](" + part + b"e",
+    "a value of a dict": lambda part: b"}K\1" + part + b"s",
+    "a deque": lambda part: codec_call("make_deque", None) + part + b"a",
+    "an array": column,
+    "a column": lambda part: series(column(part), codec_call("make_range_index", 0, 1, 1, None)),
+    "an index": lambda part: index_of(column(part)),
+    "an index of an extension array": lambda part: series(
+        array("|i1", 1), index_of(extension(column(part)))
+    ),
+    "categories": lambda part: codec_call(
+        "make_categorical", array("|i1", 0), index_of(extension(column(part))), False
+    ),
+    "a level": lambda part: codec_call(
+        "make_multi_index",
+        b"](" + index_of(extension(column(part))) + b"e",
+        b"](" + array("|i1", 0) + b"e",
+        [None],
+        None,
+    ),
+    "a sparse column": lambda part: codec_call(
+        "make_sparse", column(part), array("<i4", 0), 1, 0, False
+    ),
+    "the name of an index": lambda part: codec_call("make_range_index", 0, 1, 1, part),
+    "the name of a column": lambda part: codec_call(
+        "make_series",
+        array("|i1", 1),
+        codec_call("make_range_index", 0, 1, 1, None),
+        part,
+        {},
+        True,
+    ),
+    "attrs": lambda part: codec_call(
+        "make_series",
+        array("|i1", 1),
+        codec_call("make_range_index", 0, 1, 1, None),
+        None,
+        b"}K\1" + part + b"s",
+        True,
+    ),
+    "a fill value": lambda part: codec_call(
+        "make_masked",
+        column(b"N"),
+        None,
+        b"(" + codec_call("make_objects", (), "C", b"](" + part + b"e") + b"t",
+        False,
+    ),
+    "the mark of what is missing": lambda part: codec_call(
+        "make_texts", (1,), ["a"], b"(" + part + b"t", True
+    ),
+}
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+@pytest.mark.parametrize("part", DEEP.values(), ids=DEEP)
+def test_deep_nesting_is_refused_wherever_it_is(part: bytes, place: Any) -> None:
+    refusal_of(pickled(place(part)), MEBIBYTE)
+
+
+@pytest.mark.parametrize("kind", ["tuples", "lists"])
+def test_a_megabyte_of_nesting_is_refused_and_freed(kind: str) -> None:
+    part = {"tuples": b")" + b"\x85" * 10**6, "lists": b"]" * 10**6 + b"a" * (10**6 - 1)}[kind]
+    with pytest.raises(WireError, match="levels deep"):
+        decode_data([pickled(part)])
+
+
+@pytest.mark.parametrize("place", PLACES.values(), ids=PLACES)
+@pytest.mark.parametrize("make", [tower, list_tower, dict_tower])
+def test_a_tower_of_shared_values_is_refused_wherever_it_is(make: Any, place: Any) -> None:
+    refusal_of(pickled(place(make(60))), 4 * MEBIBYTE)
+
+
+class Color(enum.Enum):
+    RED = 1
+
+
+class Tags(frozenset[Any]):
+    pass
+
+
+class Labels(dict[Any, Any]):
+    pass
+
+
+class One(NamedTuple):
+    part: Any
+
+
+INSTANCES = {
+    "a call of an Enum": lambda part: codec_call(
+        "make_instance", "Color", "call", b"(" + part + b"t", {}
+    ),
+    "a set": lambda part: codec_call("make_instance", "Tags", "new", b"(](" + part + b"et", {}),
+    "the keys of a dict": lambda part: (
+        codec_call("make_instance", "Labels", "new", (), {})
+        + data("pairs")
+        + b"]("
+        + part
+        + b"N\x86es"
+    ),
+    "a named tuple as a key": lambda part: (
+        b"}" + codec_call("make_instance", "One", "new", b"(" + part + b"t", {}) + b"Ns"
+    ),
+}
+
+
+@pytest.mark.parametrize("make", INSTANCES.values(), ids=INSTANCES)
+@pytest.mark.parametrize("part", [DEEP["tuples"], tower(60)], ids=["deep", "tower"])
+def test_an_allowed_class_gets_no_value_that_is_dear_to_hash(part: bytes, make: Any) -> None:
+    allow = {kind.__name__: kind for kind in (Color, Tags, Labels, One)}
+    with pytest.raises(WireError, match="levels deep|visits"):
+        decode_data([pickled(make(part))], allow)
+
+
+def nested(depth: int, wrap: Any) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = wrap(value)
+    return value
+
+
+WRAPS = {
+    "lists": lambda value: [value],
+    "tuples": lambda value: (value,),
+    "dicts": lambda value: {"a": value},
+    "frozen sets": lambda value: frozenset([value]),
+    "deques": lambda value: collections.deque([value]),
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
+def test_values_nested_to_the_bound_arrive_and_are_safe(wrap: Any) -> None:
+    value = sent(nested(NESTING, wrap))
+    assert repr(value) == repr(nested(NESTING, wrap))
+    assert value == nested(NESTING, wrap)
+    assert pickle.dumps(value)
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        objects,
+        lambda value: pd.Series(objects(value)),
+        lambda value: pd.DataFrame({"a": objects(value)}),
+    ],
+    ids=["arrays", "series", "frames"],
+)
+def test_what_nests_arrays_to_the_bound_can_be_printed(wrap: Any) -> None:
+    depth = 1
+    while True:
+        try:
+            value = sent(nested(depth, wrap))
+        except WireError:
+            break
+        assert repr(value)
+        depth += 1
+    assert depth > 10
+
+
+def test_shared_values_and_values_inside_themselves_arrive() -> None:
+    row = list(range(50))
+    rows = [row] * 2000
+    people: list[dict[str, Any]] = [{"name": str(n)} for n in range(20)]
+    for person in people:
+        person["friends"] = people[:3]
+    for value in (rows, people, lap([rows]), {"long": ["x" * 10_000] * 3000}):
+        assert same(value, sent(value))
+
+
+def test_a_graph_whose_repr_has_too_many_paths_is_refused() -> None:
+    """A repr visits each path of a graph, and 30 lists that hold each other have 30! of them."""
+    lists: list[Any] = [[] for _ in range(30)]
+    for each in lists:
+        each.extend(lists)
+    with pytest.raises(WireError, match="visits"):
+        sent(lists)
+
+
+# ---------------------------------------------------------------- claims
+
+
+SPARSE = (array("|i1", 1), array("<i4", 1), 2**31 - 1, 0, False)
+NOTHING = b"C\0"
+CLAIMS = {
+    "a sparse index": series(
+        codec_call("make_sparse", *SPARSE), index_of(codec_call("make_sparse", *SPARSE))
+    ),
+    "a sparse array": codec_call("make_sparse", *SPARSE),
+    "sparse columns of some size each": b"("
+    + codec_call("make_sparse", *SPARSE[:2], 30_000_000, 0, False) * 3
+    + b"t",
+    "a range of rows": codec_call("make_range_index", 0, 1 << 40, 1, None),
+    "a range of rows without end": codec_call("make_range_index", 0, 1 << 100, 1, None),
+    "a range downwards": codec_call("make_range_index", 1 << 40, 0, -1, None),
+    "texts of no size": codec_call("make_array", "<U0", (10**9,), "C", NOTHING),
+    "parts of no size": codec_call("make_array", ("array", "<U0", (10**9,)), (10,), "C", NOTHING),
+    "parts of parts of no size": codec_call(
+        "make_array", ("array", ("array", "<f8", (0,)), (10**9,)), (10,), "C", NOTHING
+    ),
+    "a field of no size": codec_call(
+        "make_array",
+        ("struct", [("a", ("array", "|V0", (10**8,)), 0)], 0, False, False),
+        (4,),
+        "C",
+        NOTHING,
+    ),
+    "rows of nothing": codec_call("make_array", "<f8", (10**9, 0), "C", NOTHING),
+    "rows of no object": codec_call("make_objects", (10**9, 0), "C", []),
+}
+
+
+@pytest.mark.parametrize("raw", CLAIMS.values(), ids=CLAIMS)
+def test_the_size_that_a_lazy_object_claims_counts(raw: bytes) -> None:
+    refusal_of(pickled(raw), MEBIBYTE)
+
+
+@pytest.mark.parametrize(
+    "text", ["1E+999999999", "1E-999999999", "9" * 100_000, "1E+100000"], ids=lambda text: text[:12]
+)
+def test_a_decimal_that_takes_long_to_convert_is_refused(text: str) -> None:
+    refusal_of(pickled(codec_call("make_decimal", text)), 2 * MEBIBYTE)
+
+
+def test_lazy_objects_of_a_usual_size_arrive() -> None:
+    sparse = pd.arrays.SparseArray(np.arange(10) == 5)
+    frame = pd.DataFrame({"x": np.zeros(3_000_000, "i1")})
+    rows = [pd.RangeIndex(60_000_000), range(10**30), np.zeros((1000, 0)), sparse, frame]
+    for value in rows:
+        assert same(value, sent(value))
+
+
+# ---------------------------------------------------------------- keys that collide
+
+
+def colliding(bits: int) -> list[int]:
+    """Return two thirds of 2**bits integers, of which the last take long to find a free slot.
+
+    A dict of that many has 2**bits slots, and looks for a key in the slots i = 5*i + 1 + (what is
+    left of the hash, 5 bits less each time). The first keys fill half of the cycle i = 5*i + 1. Of
+    the others, the first slots are all taken, so that each follows the cycle to its free half.
+    """
+    mask = (1 << bits) - 1
+    cycle = [0]
+    while len(cycle) <= mask // 2:
+        cycle.append((5 * cycle[-1] + 1) & mask)
+    taken = np.zeros(mask + 1, bool)
+    taken[cycle] = True
+    keys = np.arange(mask + 1, 1 << bits + 5)
+    slots, left, fine = keys & mask, keys, np.ones(len(keys), bool)
+    for _ in range(bits // 5 + 2):
+        fine &= taken[slots]
+        left = left >> 5
+        slots = (5 * slots + left + 1) & mask
+    return cycle + keys[fine][: mask // 6].tolist()
+
+
+@pytest.fixture
+def short_of_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(budget, "FREE_SECONDS", 0.02)
+    monkeypatch.setattr(budget, "SECONDS_FOR_EACH", 2e-7)
+
+
+def integer(key: int) -> bytes:
+    return b"J" + struct.pack("<i", key)
+
+
+CONTAINERS = {
+    "a dict": (b"}", integer),
+    "a dict of floats": (b"}", lambda key: b"G" + struct.pack(">d", key)),
+    "a counter": (codec_call("make_counter"), integer),
+    "an ordered dict": (codec_call("make_ordered"), integer),
+    "a defaultdict": (codec_call("make_default", "int"), integer),
+}
+
+
+@pytest.mark.parametrize(("make", "push"), CONTAINERS.values(), ids=CONTAINERS)
+def test_keys_that_collide_are_refused(make: bytes, push: Any, short_of_time: None) -> None:
+    """M8. All at once, or one by one."""
+    keys = colliding(16)
+    with pytest.raises(WireError, match="collide"):
+        decode_data([pickled(make, b"(", *[push(key) + b"N" for key in keys], b"u")])
+    with pytest.raises(WireError, match="collide"):
+        decode_data([pickled(make, *[push(key) + b"Ns" for key in keys])])
+
+
+def test_keys_that_do_not_collide_arrive() -> None:
+    ordinary = np.random.default_rng(0).integers(0, 1 << 60, 50_000).tolist()
+    for keys in (range(50_000), range(0, 50_000 << 20, 1 << 20), ordinary):
+        assert sent(dict.fromkeys(keys)) == dict.fromkeys(keys)
+        assert sent(frozenset(keys)) == frozenset(keys)
+
+
+def colliding_labels(count: int) -> Any:
+    """Return integers that have one hash in the tables of pandas: (k >> 33) ^ k ^ (k << 11)."""
+    low = np.arange(count, dtype="u8")
+    high = (low ^ (low << 11) ^ 0x1234567) & 0x7FFFFFFF
+    return np.random.default_rng(0).permutation((low | (high << 33)).view("i8"))
+
+
+def labelled(place: str, labels: Any) -> Any:
+    index = pd.Index(labels)
+    if place == "categories":
+        return pd.Categorical.from_codes([0], index)
+    if place == "a level":
+        return pd.MultiIndex([index, index], [[0], [0]])
+    return pd.Series(np.zeros(len(index), "i1"), index).set_flags(allows_duplicate_labels=False)
+
+
+@pytest.mark.parametrize("place", ["categories", "a level", "labels without duplicates"])
+def test_labels_that_collide_are_refused(place: str, short_of_time: None) -> None:
+    """M8. pandas would hash them in one call, which takes 4 s for 40,000 of them."""
+    half = len(colliding_labels(10_000)) // 2
+    for labels in (
+        colliding_labels(10_000),
+        np.concatenate([np.arange(half), colliding_labels(20_000)[:half]]),
+    ):
+        frames = encode_data(labelled(place, labels))
+        with pytest.raises(WireError, match="collide"):
+            decode_data(frames)
+
+
+@pytest.mark.parametrize("place", ["categories", "a level", "labels without duplicates"])
+def test_labels_that_do_not_collide_arrive(place: str) -> None:
+    ordinary = labelled(place, np.random.default_rng(0).integers(-(1 << 62), 1 << 62, 50_000))
+    assert same(ordinary, sent(ordinary))
+
+
+# ---------------------------------------------------------------- what escapes
+
+
+def test_a_constructor_or_a_buffer_never_escapes_as_a_value() -> None:
+    """M12. Arguments of the memo that are used twice hide nothing from the count of buffers."""
+    make = named("bridgehead._shipped.data", "make_array")
+    args = b"(" + data("<f8") + data((1,)) + data("C") + b"\x97t\x94"
+    deque = named("bridgehead._shipped.data", "make_deque")
+    streams = [
+        pickled(make, args, b"R0", make, b"h\0R0", deque),
+        pickled(b"(", make, args, b"R", make, b"h\0R", b"\x97t"),
+        pickled(b"(", make, args, b"Rh\0t"),
+        pickled(b"](", make, args, b"Rh\0]h\0ae"),
+        pickled(codec_call("make_slice", deque, None, None)),
+        pickled(column(deque)),
+    ]
+    for raw in streams:
+        refusal_of([raw, bytearray(8), bytearray(b"leak")], MEBIBYTE)
+        refusal_of([raw, bytearray(8)], MEBIBYTE)
+
+
+def test_two_arrays_never_share_one_buffer() -> None:
+    """Through the one the values of the other would become invalid."""
+    make = named("bridgehead._shipped.data", "make_array")
+    for one, other in (("|b1", "|u1"), ("<U1", "<u4")):
+        shared = data(bytearray(4)) + b"\x940"
+        count = (4 // np.dtype(one).itemsize,)
+        calls = [make + b"(" + data(d) + data(count) + data("C") + b"h\0tR" for d in (one, other)]
+        refusal_of(pickled(shared, b"(", *calls, b"t"), MEBIBYTE)
+
+
+@pytest.mark.parametrize("unit", ["0s", "0D", "000s", "00000000Y"])
+def test_a_unit_of_no_time_is_refused(unit: str) -> None:
+    """M12."""
+    for kind in "mM":
+        raw = codec_call("make_array", f"<{kind}8[{unit}]", (1,), "C", b"C\x08" + bytes(8))
+        refusal_of(pickled(raw), MEBIBYTE)

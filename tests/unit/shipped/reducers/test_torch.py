@@ -1,0 +1,119 @@
+"""Tensors keep their gradients, and views share memory where their base crosses too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bridgehead import Bridge
+from bridgehead._shipped.wire import pickling
+
+torch: Any = pytest.importorskip("torch", reason="torch is not installed")
+BASE = torch.arange(1_000_000.0)
+
+
+def crossed(value: Any) -> tuple[Any, int]:
+    """Return an object as a bridge sends it, and the number of its bytes."""
+    frames, _ = pickling.encode(value)
+    copies = [bytes(one) if one.readonly else bytearray(one) for one in frames]
+    return pickling.decode(copies), sum(frame.nbytes for frame in frames)
+
+
+TENSORS = {
+    "large": BASE,
+    "empty": torch.zeros(0),
+    "a number": torch.tensor(3.0),
+    "transposed": torch.arange(12.0).reshape(3, 4).T,
+    "every third": torch.arange(10)[1:9:3],
+    "expanded": torch.arange(3.0).expand(1000, 3),
+    "bfloat16": torch.ones(3, dtype=torch.bfloat16),
+    "booleans": torch.tensor([True, False]),
+    "conjugate": torch.ones(3, dtype=torch.complex64).conj(),
+    "sparse": torch.eye(3).to_sparse(),
+    "wants a gradient": torch.ones(3, requires_grad=True),
+    "no leaf": torch.ones(3, requires_grad=True) * 2,
+}
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_a_tensor_crosses(name: str) -> None:
+    tensor = TENSORS[name]
+    back, nbytes = crossed(tensor)
+    assert (back.dtype, back.shape, back.layout) == (tensor.dtype, tensor.shape, tensor.layout)
+    assert back.requires_grad == tensor.requires_grad
+    assert torch.equal(back.to_dense(), tensor.to_dense())
+    assert nbytes < tensor.numel() * tensor.element_size() + 1000
+    if name != "sparse":
+        assert back.stride() == tensor.stride()
+
+
+@pytest.mark.parametrize("kind", ["tensor", "parameter", "module", "with attributes"])
+def test_the_gradient_crosses(kind: str) -> None:
+    value: Any = torch.ones(3, requires_grad=True)
+    if kind == "parameter":
+        value = torch.nn.Parameter(torch.ones(3))
+    if kind == "module":
+        value = torch.nn.Linear(3, 2)
+    (value(torch.ones(3)) if kind == "module" else value * 2).sum().backward()
+    if kind == "with attributes":
+        value.tag = "mine"
+    back, _ = crossed(value)
+    assert type(back) is type(value)
+    pairs = zip(value.parameters(), back.parameters()) if kind == "module" else [(value, back)]
+    for tensor, copy in pairs:
+        assert torch.equal(copy, tensor)
+        assert torch.equal(copy.grad, tensor.grad)
+        assert copy.is_leaf
+        assert vars(copy) == vars(tensor)
+
+
+def test_a_view_sends_its_own_bytes() -> None:
+    back, nbytes = crossed([BASE[500:503], BASE[900:902]])
+    assert nbytes < 500
+    assert [part.tolist() for part in back] == [[500, 501, 502], [900, 901]]
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_views_share_memory_with_a_base_that_crosses_too(order: int) -> None:
+    parts = [BASE, BASE[:], BASE.view(2, -1), BASE[5:8], BASE.view(torch.int32)][::order]
+    back, nbytes = crossed({"parts": parts, "alone": torch.zeros(1000)})
+    assert nbytes < BASE.numel() * 4 + 10_000
+    base, all_of_it, rows, few, bits = back["parts"][::order]
+    base[6] = -1.0
+    assert (all_of_it[6], rows[0, 6], few[1]) == (-1, -1, -1)
+    bits[7] = 0
+    assert few[2] == 0
+    assert torch.equal(base[8:], BASE[8:])
+
+
+def test_views_that_overlap_share_memory_without_their_base() -> None:
+    (left, right, apart), nbytes = crossed([BASE[100:103], BASE[102:105], BASE[103_000:103_003]])
+    assert nbytes < 1000
+    right[0] = -1.0
+    assert left.tolist() == [100, 101, -1]
+    assert apart.tolist() == [103_000, 103_001, 103_002]
+
+
+def test_a_parameter_and_its_data_share_memory() -> None:
+    parameter = torch.nn.Parameter(torch.ones(3))
+    (back, data, again), _ = crossed((parameter, parameter.data, parameter))
+    assert back is again
+    data[0] = 5
+    assert back[0] == 5
+
+
+async def test_tensors_cross_both_ways(kernel: Bridge) -> None:
+    """L5."""
+    parameter = torch.nn.Parameter(torch.ones(3))
+    (parameter * 2).sum().backward()
+    transfer = await kernel.push(few=BASE[5:8], parameter=parameter)
+    assert transfer.bytes < 2000
+    await kernel.push(parts=[BASE, BASE[5:8]])
+    await kernel.run("parts[0][6] = -1.0")
+    back, parts = await kernel.pull("parameter", "parts")
+    assert torch.equal(back.grad, parameter.grad)
+    assert parts[1].tolist() == [5, -1, 7]
+    assert BASE[6] == 6
+    parts[0][5] = -2.0
+    assert parts[1].tolist() == [-2, -1, 7]
