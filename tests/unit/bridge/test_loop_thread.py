@@ -143,7 +143,8 @@ def test_a_bridge_collected_in_the_loop_thread_is_closed_and_ends_the_thread() -
     gc.disable()
     try:
         del kernel, cycle
-        thread.wait(collect)
+        with pytest.warns(ResourceWarning, match="loopback"):
+            thread.wait(collect)
     finally:
         gc.enable()
     thread._thread.join(PATIENCE)
