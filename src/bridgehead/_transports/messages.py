@@ -128,7 +128,11 @@ class Messages:
 
     @property
     def is_ended(self) -> bool:
-        """Whether no more messages come."""
+        """Whether no more messages come.
+
+        >>> bridge.messages().is_ended
+        False
+        """
         return self._ended
 
     def __len__(self) -> int:
