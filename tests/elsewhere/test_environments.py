@@ -22,6 +22,7 @@ import signal
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -245,12 +246,13 @@ async def test_importable_objects_cross_by_reference(live: Bridge) -> None:
 
 
 @on(NEWEST, OLDEST)
-async def test_a_value_whose_module_exists_only_in_the_kernel_is_reported(live: Bridge) -> None:
+async def test_a_value_whose_module_exists_only_in_the_kernel_is_reported(
+    live: Bridge, tmp_path: Path
+) -> None:
+    (tmp_path / "kernel_module.py").write_text("class Thing: pass")
     await live.run(
-        "import sys, types\n"
-        "module = sys.modules['kernel_module'] = types.ModuleType('kernel_module')\n"
-        "exec('class Thing: pass', module.__dict__)\n"
-        "thing = module.Thing()"
+        f"import sys; sys.path.insert(0, {str(tmp_path)!r})\n"
+        "import kernel_module; thing = kernel_module.Thing()"
     )
     async with refused(
         live, DecodeError, "'kernel_module' exists in the kernel but not in this program"

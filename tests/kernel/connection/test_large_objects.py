@@ -410,11 +410,13 @@ async def test_a_large_object_is_pickled_beside_the_event_loop(
 
 # A module of the same name in the kernel, with its packages and an empty class of the same name.
 SAME = """
-import sys, types
+import importlib.machinery, sys, types
 _parts = "{name}".split(".")
 for _end in range(1, len(_parts) + 1):
     _name = ".".join(_parts[:_end])
     _module = sys.modules[_name] = types.ModuleType(_name)
+    # As if it was imported; else its class would cross by value.
+    _module.__spec__ = importlib.machinery.ModuleSpec(_name, None, origin="a file")
 exec("class Large: pass", _module.__dict__)
 """
 
