@@ -323,7 +323,8 @@ class _ArrowAssembly:
 def _bits_of(pyarrow: Any, kind: Any) -> Any:
     """Return the bits of a value of a type, or None if they are not always as many."""
     types = pyarrow.types
-    if types.is_nested(kind) or types.is_null(kind) or types.is_dictionary(kind):
+    parts = types.is_nested(kind) or types.is_fixed_size_list(kind)  # not nested in pyarrow 15
+    if parts or types.is_null(kind) or types.is_dictionary(kind):
         return None
     return None if _offset_width(pyarrow, kind) else kind.bit_width
 
@@ -452,7 +453,7 @@ class _ArrowTaker:
 
 def _compacted(pyarrow: Any, array: Any) -> Any:
     """Return a copy of an array that begins where its buffers do."""
-    batch = pyarrow.record_batch({"": array})
+    batch = pyarrow.RecordBatch.from_arrays([array], names=[""])
     library("pyarrow.ipc")
     sink = pyarrow.BufferOutputStream()
     with pyarrow.ipc.new_stream(sink, batch.schema) as out:
