@@ -628,7 +628,9 @@ class Bridge(BridgeBase):
             [<status busy>, <execute_input print('at work')>, <stream at work>]
         """
         self._connection.check()
-        return self._transport.messages()
+        stream = self._transport.messages()
+        stream.owner = self
+        return stream
 
     async def interrupt(self, *, timeout: float | None = 10.0) -> None:
         r"""Raise ``KeyboardInterrupt`` in what the kernel runs; an idle kernel ignores it.

@@ -9,11 +9,13 @@ from __future__ import annotations
 import os
 import ssl as tls
 import time
+import warnings
 from collections.abc import Awaitable, Callable, Collection, Generator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from bridgehead._bridge.loop_thread import Closable
+from bridgehead._connection.abandoned import Abandoned
 from bridgehead._connection.calls import Deadline, check_seconds
 from bridgehead._connection.connection import Connection
 from bridgehead._connection.trust import Trust, TrustName, allowed, check_trust
@@ -344,6 +346,7 @@ class BridgeBase:
         again, ``aclose`` tries again what failed. It may be called from any task of the loop. If it
         is cancelled, the cancel takes effect when the bridge is closed completely. At the end of
         ``async with``, an error of the block is raised, and what failed in closing is a note on it.
+        A bridge that is dropped unclosed is closed, too, with a ``ResourceWarning``.
 
         Raises:
             TransportError: the server did not end the kernel that this bridge started. If the
@@ -355,6 +358,21 @@ class BridgeBase:
         """
         self._connection.check_closer()
         await finish(self._connection.aclose())
+
+    def __del__(self) -> None:
+        connection: Connection | None = getattr(self, "_connection", None)
+        if connection is None or connection.transport.closing_began:
+            return
+        if connection.process != os.getpid():  # a forked child drops its copy
+            return
+        try:
+            warnings.warn(
+                f"{self!r} was dropped and not closed; use 'async with', or await aclose()",
+                ResourceWarning,
+                stacklevel=2,
+            )
+        finally:  # warnings may be errors
+            Abandoned(connection).close()
 
     @property
     def _is_released(self) -> bool:

@@ -7,10 +7,13 @@ run in the calling thread.
 
 from __future__ import annotations
 
+import atexit
 import functools
 import inspect
 import os
 import re
+import threading
+import warnings
 import weakref
 from collections.abc import (
     AsyncIterator,
@@ -229,7 +232,8 @@ class SyncBridge(MutableMapping[str, Any]):
         self._bridge: Bridge
         self._process = os.getpid()
         self._thread, self._bridge = loop_thread.open_on_shared_loop(make)
-        self._finalizer = weakref.finalize(self, _close, self._thread, self._bridge, self._process)
+        self._finalizer = weakref.finalize(self, _drop, self._thread, self._bridge, self._process)
+        _notice_exit()
 
     # ------------------------------------------------------------ opening
 
@@ -246,7 +250,7 @@ class SyncBridge(MutableMapping[str, Any]):
         Calls that wait in other threads raise ``BridgeClosed``. Everything is released, whatever
         fails; called again, ``close`` tries again what failed. At the end of ``with``, an error of
         the block is raised, and what failed in closing is a note on it. A bridge is also closed
-        when it is garbage collected, and when Python exits.
+        when it is garbage collected, with a ``ResourceWarning``, and when Python exits.
 
         Raises:
             TransportError: the server did not end the kernel that this bridge started. If the
@@ -258,8 +262,8 @@ class SyncBridge(MutableMapping[str, Any]):
         """
         if self._finalizer is None:
             return
-        if self._finalizer.alive:
-            self._finalizer()
+        if self._finalizer.detach() is not None:
+            _close(self._thread, self._bridge, self._process)
         elif not self._bridge._is_released:
             _close_again(self._bridge, self._process)
 
@@ -412,6 +416,28 @@ class _Blocking(Iterator[T]):
 
 def _closed() -> BridgeClosed:
     return BridgeClosed("this bridge was closed")
+
+
+_exits = threading.Event()  # set when Python exits
+
+
+@functools.cache
+def _notice_exit() -> None:
+    """Have ``_exits`` set before the finalizers run: what was registered last runs first."""
+    atexit.register(_exits.set)
+
+
+def _drop(thread: LoopThread, bridge: Bridge, process: int) -> None:
+    """Close a bridge that was garbage collected, or that is open when Python exits."""
+    try:
+        if os.getpid() == process and not _exits.is_set():
+            warnings.warn(
+                f"<Sync{repr(bridge)[1:]} was dropped and not closed; use 'with', or call close()",
+                ResourceWarning,
+                stacklevel=2,
+            )
+    finally:  # warnings may be errors
+        _close(thread, bridge, process)
 
 
 def _close(thread: LoopThread, bridge: Bridge, process: int) -> None:

@@ -16,6 +16,7 @@ aborted, and what a broken and remade connection may have lost
 - ``cell``: collects the outputs of a cell that a user runs.
 - ``watch``: follows a value in the kernel.
 - ``handoff``: moves objects from one kernel to another.
+- ``abandoned``: closes a connection whose bridge was dropped.
 
 The way of one push, in this program and in the kernel. The test ``test_way_of_a_push`` follows it.
 

@@ -44,7 +44,7 @@ class Connection:
         self.transport = transport
         self.trust = trust
         self.loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
-        self._process = os.getpid()
+        self.process: int = os.getpid()
         self.queue: Queue = Queue(transport)
         self.subshell: Subshell = Subshell(transport)
         self.remote: Installation = Installation(transport, wanted, trust, self.subshell, pool)
@@ -52,7 +52,7 @@ class Connection:
 
     def check_caller(self) -> None:
         """Raise ``RuntimeError`` in another process or another event loop."""
-        if os.getpid() != self._process:
+        if os.getpid() != self.process:
             raise RuntimeError("this bridge was opened before a fork; open another one here")
         if asyncio.get_running_loop() is not self.loop:
             raise RuntimeError(
@@ -65,7 +65,7 @@ class Connection:
 
         What could not be closed in it can be tried again.
         """
-        if os.getpid() != self._process or not self.loop.is_closed():
+        if os.getpid() != self.process or not self.loop.is_closed():
             self.check_caller()
 
     def check(self) -> None:

@@ -28,6 +28,7 @@ from traitlets import TraitError
 from bridgehead._errors import KernelNotFound, NotSupported
 from bridgehead._kernels.launch_folder import LaunchFolder, sweep
 from bridgehead._kernels.security import checked
+from bridgehead._transports.descriptors import LAUNCHED, check_descriptors
 from bridgehead._transports.process import KernelProcess
 from bridgehead._transports.tasks import finish, noted_on
 from bridgehead._transports.zmq import ZmqTransport
@@ -46,6 +47,7 @@ async def launch(
     timeout: float,
 ) -> ZmqTransport:
     """Start a kernel and wait until it answers; a failure or a cancel ends the kernel again."""
+    check_descriptors(LAUNCHED)
     manager = AsyncKernelManager(kernel_name=kernel_name)
     spec = _spec(manager)
     provisioner = _provisioner(spec)

@@ -19,6 +19,7 @@ from bridgehead._errors import KernelNotFound
 from bridgehead._kernels.connection_file import find, read
 from bridgehead._kernels.security import checked, warn_if_others_can_read
 from bridgehead._transports.base import Transport
+from bridgehead._transports.descriptors import ATTACHED, check_descriptors
 from bridgehead._transports.ipyparallel_engine import EngineTransport, engine_of, is_view
 from bridgehead._transports.process import KernelProcess
 from bridgehead._transports.tasks import noted_on
@@ -31,6 +32,7 @@ async def attach(
     existing: str | os.PathLike[str] | None, *, insecure: frozenset[str], timeout: float
 ) -> ZmqTransport:
     """Connect to a kernel by its connection file, as ``jupyter console --existing`` finds it."""
+    check_descriptors(ATTACHED)
     file = find(existing)
     try:
         content = read(file)
@@ -54,6 +56,7 @@ async def over(client: Any, *, insecure: frozenset[str], timeout: float) -> Tran
         return await EngineTransport.open(
             client.client, engine_of(client), insecure=insecure, timeout=timeout
         )
+    check_descriptors(ATTACHED)
     unusable = _unusable(client)
     if unusable is not None:
         raise _not_taken(unusable)

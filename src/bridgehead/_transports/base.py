@@ -150,6 +150,11 @@ class Transport(ABC):
         await finish(self._closing)
 
     @property
+    def closing_began(self) -> bool:
+        """Whether ``aclose`` was called, whatever came of it."""
+        return self._closing is not None
+
+    @property
     def is_released(self) -> bool:
         """Whether ``aclose`` has released everything that belongs to the transport."""
         closing = self._closing

@@ -113,6 +113,7 @@ class Messages:
         self._waiting: deque[Message] = deque()
         self._arrived = asyncio.Event()
         self._ended = False
+        self.owner: object = None  # kept from being dropped while this is used
 
     def feed(self, message: Message) -> None:
         """Add a message that arrived; the transport calls this."""
@@ -127,7 +128,11 @@ class Messages:
 
     @property
     def is_ended(self) -> bool:
-        """Whether no more messages come."""
+        """Whether no more messages come.
+
+        >>> bridge.messages().is_ended
+        False
+        """
         return self._ended
 
     def __len__(self) -> int:

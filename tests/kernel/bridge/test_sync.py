@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from bridgehead import Bridge, BridgeClosed, NameNotFound, RemoteError, SyncBridge
+from bridgehead._kernels.launch_folder import sweep
 
 
 @pytest.fixture(params=["loopback", "live"])
@@ -170,8 +171,7 @@ def test_the_kernel_of_a_script_ends_however_the_script_ends(tmp_path: Path, end
     assert _ends(int(pid))
     runtime = Path(os.environ["JUPYTER_RUNTIME_DIR"])
     if "os._exit" in ending:  # no cleanup can run after it
-        for left in runtime.iterdir():
-            left.unlink()
+        sweep(runtime)
     assert list(runtime.iterdir()) == []
 
 
@@ -191,7 +191,8 @@ def test_a_garbage_collected_bridge_ends_its_kernel() -> None:
 
     kernel = SyncBridge.launch()
     pid = kernel.info.pid
-    del kernel
+    with pytest.warns(ResourceWarning, match=f"pid {pid}"):
+        del kernel
     gc.collect()
     assert _ends(pid)
 
@@ -240,7 +241,8 @@ def test_a_bridge_collected_in_the_loop_thread_ends_its_kernel() -> None:
     gc.disable()
     try:
         del kernel, cycle
-        thread.wait(collect)
+        with pytest.warns(ResourceWarning, match=f"pid {pid}"):
+            thread.wait(collect)
     finally:
         gc.enable()
     assert _ends(pid)

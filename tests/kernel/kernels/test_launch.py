@@ -435,3 +435,41 @@ async def test_a_folder_of_another_machine_or_a_later_kernel_is_left_alone(
     (short_path / "k.json").write_text(json.dumps({"transport": "ipc", "ip": "elsewhere/s"}))
     sweep(short_path)
     assert sorted(os.listdir(short_path)) == ["k-ipc-abcdefg0", "k.json"]
+
+
+# ------------------------------------------------------------ K6: too few descriptors
+
+LAUNCH_MANY = """
+import asyncio, os, resource, sys
+from bridgehead import Bridge, NotSent
+limit = len(os.listdir("/proc/self/fd")) + int(sys.argv[1])
+
+async def main():
+    async with Bridge.launch():  # opens what all bridges share
+        pass
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+    opened = []
+    try:
+        while len(opened) < 20:
+            opened.append(await Bridge.launch())
+    except NotSent as error:
+        print(f"may open {limit:,} descriptors (RLIMIT_NOFILE)" in str(error), flush=True)
+    for bridge in opened:
+        assert await bridge.pull("1 + 1") == 2
+        await bridge.aclose()
+    async with Bridge.launch() as bridge, Bridge.attach(bridge.info.connection_file) as other:
+        print(await other.pull("1 + 1"), flush=True)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize("more", [70, 81])
+async def test_a_launch_without_enough_descriptors_names_the_limit(more: int) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", LAUNCH_MANY, str(more)), stdout=subprocess.PIPE
+    )
+    out, _ = await process.communicate()
+    assert (process.returncode, out.decode().split()) == (0, ["True", "2"])
+    assert os.listdir(os.environ[RUNTIME]) == []

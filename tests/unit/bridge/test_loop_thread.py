@@ -143,7 +143,8 @@ def test_a_bridge_collected_in_the_loop_thread_is_closed_and_ends_the_thread() -
     gc.disable()
     try:
         del kernel, cycle
-        thread.wait(collect)
+        with pytest.warns(ResourceWarning, match="loopback"):
+            thread.wait(collect)
     finally:
         gc.enable()
     thread._thread.join(PATIENCE)
@@ -156,7 +157,7 @@ def test_a_bridge_collected_in_a_worker_thread_is_closed_and_ends_the_thread() -
     thread = kernel._thread
     holder = [kernel]
     del kernel
-    with pytest.raises(loop_thread.LoopEnded):
+    with pytest.warns(ResourceWarning, match="loopback"), pytest.raises(loop_thread.LoopEnded):
         thread.wait(lambda: asyncio.to_thread(holder.clear))
     thread._thread.join(PATIENCE)
     assert not thread._thread.is_alive()

@@ -10,8 +10,9 @@ sender chooses is paid from it. A constructor has no limit of its own where this
 - *Visits* (``weigh``): how many values a recursive function meets, such as a hash, a comparison or
   a repr. A value that is shared is met once for each path to it: 60 pairs of pairs are 2**60.
 - *Nesting*: how deep such a function recurses. In C it would overflow the stack.
-- *Time* (``insert``): the processor time of insertions into dicts and sets. A sender can choose
-  keys that collide, and no count of them shows it: they collide in the table, not in their hash.
+- *Time* (``insert``, ``try_out``): the processor time of insertions into dicts, sets and the hash
+  tables of pandas. A sender can choose keys that collide, and no count of them shows it: they
+  collide in the table, not in their hash.
 """
 
 from __future__ import annotations
@@ -31,12 +32,13 @@ if __package__:  # in the kernel, all shipped files are one module
 NESTING = 200
 TOO_DEEP = "a chain of values that are nested more than %d levels deep" % NESTING
 FREE_BYTES = 50_000
-FREE_CLAIMS = 1 << 26  # bytes; the index of eight million rows
+FREE_CLAIMS = 1 << 26  # bytes; a sparse column of eight million numbers
 FREE_VISITS = 1_000_000  # a hash of as many values takes 20 ms, a repr 100 ms
 FREE_SECONDS = 0.5
 BYTES_FOR_EACH = 16  # of the bytes that crossed
 VISITS_FOR_EACH = 16
-SECONDS_FOR_EACH = 1e-6  # a key is at least 2 bytes, and its insertion takes 0.05 to 0.3 µs
+# A key is at least 2 bytes in the pickle or 8 in a frame, and its insertion takes 0.05 to 0.3 µs.
+SECONDS_FOR_EACH = 1e-6
 BULK = 6  # a visit of long text, bytes or an array costs 1 for each 2**6 bytes
 LONG = 9  # and that of a long integer 1 for each 2**9 bits
 HEAVY = 32  # visits; what costs less and has no parts is a scalar, which costs one
@@ -61,7 +63,7 @@ class Budget:
         self.bytes = FREE_BYTES + BYTES_FOR_EACH * total
         self.claims = FREE_CLAIMS
         self.visits = FREE_VISITS + VISITS_FOR_EACH * (pickle_size + (frames_size >> BULK))
-        self.seconds = FREE_SECONDS + SECONDS_FOR_EACH * total
+        self.seconds = FREE_SECONDS + SECONDS_FOR_EACH * (pickle_size + (frames_size >> 2))
         self.extra = 0  # visits that the constructor that runs has announced
         # What constructors made: the object itself, its levels, its extra visits and its parts.
         self.made: Dict[int, List[Any]] = {}
@@ -237,17 +239,16 @@ class Budget:
             need(self.seconds >= 0, "the keys of a dict or a set collide")
 
     def try_out(self, function: Any) -> None:
-        """Run a function on half of some values; refuse them if the whole would take too long.
+        """Run a function on a quarter of some values; refuse them if all would take too long.
 
         pandas hashes numbers in a way that is known, and in one call that nothing can end.
         """
-        times = []
-        for _ in range(2):  # the first call in a process may import something
-            began = thread_time()
-            function()
-            times.append(thread_time() - began)
-        self.seconds -= times[1]
-        need(self.seconds >= 16 * min(times), "the labels of an index collide")
+        began = thread_time()
+        function()
+        taken = thread_time() - began
+        self.seconds -= taken
+        # If the values collide, four times as many take sixteen times as long.
+        need(self.seconds >= 16 * taken, "the labels of an index collide")
 
     def check_keys(self, target: Any, keys: Any) -> None:
         """Refuse keys whose hash visits too many values, and too many keys of one hash."""

@@ -71,16 +71,23 @@ def _labels(pandas: Any, index: Any) -> Any:
 def _try_hashes(reader: DataReader, pandas: Any, index: Any) -> None:
     """Refuse labels that collide in the hash table of pandas, before pandas hashes them all.
 
-    Each part is twice as long as the one before. The parts are taken at random, so a sender cannot
-    have the last half alone collide.
+    Each part is four times as long as the one before, and is taken at random, so that a sender
+    cannot have only the others collide.
     """
-    if len(_labels(pandas, index)) <= _FEW_LABELS or type(index) is pandas.RangeIndex:
+    rows = len(_labels(pandas, index))
+    if rows <= _FEW_LABELS or type(index) is pandas.RangeIndex:
         return
-    order = library("numpy").random.default_rng().permutation(len(index))
-    size = _FEW_LABELS
-    while size < len(index):
-        reader.try_out(lambda part=order[:size]: index.take(part).unique())
-        size *= 2
+    numbers = library("numpy").random.default_rng()
+
+    def hash_part(size: int) -> None:
+        index.take(numbers.integers(0, rows, size)).unique()
+
+    hash_part(2)  # the first call in a process may import something
+    parts = [rows >> 2]
+    while parts[-1] > _FEW_LABELS:
+        parts.append(parts[-1] >> 2)
+    for size in reversed(parts):
+        reader.try_out(functools.partial(hash_part, size))
 
 
 @constructor(str)

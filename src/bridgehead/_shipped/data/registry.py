@@ -61,7 +61,7 @@ class DataReader(Protocol):
         """Note a part that is put into an object after it was made."""
 
     def try_out(self, function: Any) -> None:
-        """Run a function on half of some values; refuse them if the whole would take too long."""
+        """Run a function on a quarter of some values; refuse them if all would take too long."""
 
     def insert(self, target: Any, keys: Any, values: Any = None) -> None:
         """Insert keys with their values into a dict, or without values into a set."""

@@ -1,0 +1,39 @@
+"""The descriptors that this process may still open.
+
+Rule: asked before a connection is made. Once libzmq gets no descriptor for its own threads, it ends
+the whole process, and other libraries report whatever failed in consequence.
+"""
+
+from __future__ import annotations
+
+import os
+
+from bridgehead._errors import NotSent
+
+try:
+    import resource
+except ImportError:  # Windows
+    resource = None  # type: ignore[assignment]
+
+ATTACHED, LAUNCHED = 20, 28  # what a connection to a kernel takes, with some in reserve (measured)
+
+
+def check_descriptors(needed: int) -> None:
+    """Raise ``NotSent`` if this process may not open so many descriptors more."""
+    if resource is None:
+        return
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    if limit == resource.RLIM_INFINITY:
+        return
+    try:
+        used = len(os.listdir("/proc/self/fd")) - 1  # noqa: PTH208 - names are enough
+    except FileNotFoundError:  # not Linux
+        return
+    except OSError:  # not even this can be opened
+        used = limit
+    if limit - used < needed:
+        raise NotSent(
+            f"this process may open {limit:,} descriptors (RLIMIT_NOFILE) and has {used:,} open, "
+            f"but a connection to a kernel takes {needed}; nothing was started. Close other "
+            "bridges, or raise the limit (ulimit -n)"
+        )
