@@ -173,6 +173,8 @@ class Soak:
                     await self.phase(begin + self.seconds * (number + 1) / PHASES)
                 stop.set()
         await left.nothing_more(before)
+        held = left.Held.now()
+        print(f"this MB: {before.resident >> 20} before, {held.resident >> 20} after", flush=True)
         await left.no_processes()
         await left.no_files(self.folder / "run")
 
