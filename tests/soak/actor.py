@@ -51,8 +51,6 @@ EXPLAINED: dict[type[BridgeError], Mapping[str, float]] = {
     TransportError: {"cut": 15, "kill": 15, "restart": 10},
     RequestAborted: {"failing cell": 5},
 }
-# Further errors of an opening.
-NOT_OPENED: tuple[type[BaseException], ...] = (KernelNotFound, TimeoutError)
 LOSSES = (KernelRestarted, KernelDied)
 ANY_LOSS = {"restart": 2.0, "kill": 15.0}
 
@@ -68,6 +66,7 @@ class Call:
     learn: Callable[[Any], object] | None = None
     wanted: list[str] = field(default_factory=list)  # names that NameNotFound may report
     raises: tuple[str, ...] = ()  # names of exceptions in the kernel
+    is_cell: bool = False
     partial: bool = False  # what raises in the kernel may have taken effect
     refused: tuple[type[BridgeError], ...] = ()  # errors that this call may always raise
     asks: bool = True  # whether its success shows that the kernel answers
@@ -117,6 +116,7 @@ class Actor:
         opening: Callable[[], Any],
         *,
         owns: bool = False,
+        served: bool = False,
         tight: bool = False,
     ) -> None:
         """Prepare it.
@@ -124,10 +124,12 @@ class Actor:
         Args:
             opening: returns the opening of a bridge.
             owns: whether closing the bridge ends the kernel.
+            served: whether the kernel is behind a server, which keeps a cell for a kernel that it
+                restarts, and gives it to the new process.
             tight: whether this process has little memory.
         """
         self.name, self.kernel, self.faults, self.chance = name, kernel, faults, chance
-        self.opening, self.owns, self.tight = opening, owns, tight
+        self.opening, self.owns, self.served, self.tight = opening, owns, served, tight
         self.bridge: Bridge = None  # type: ignore[assignment] # not open yet
         self.names = Names()
         self.generation = 0
@@ -240,8 +242,9 @@ class Actor:
             raise Wrong(text) from error
 
     def _is_interrupt(self, error: RemoteError) -> bool:
+        # Jupyter interrupts a kernel before it shuts it down or restarts it.
         return error.ename in ("KeyboardInterrupt", "CancelledError") and self.faults.happened(
-            self.kernel, {"interrupt": 3}, self.good
+            self.kernel, {"interrupt": 3, "restart": 3}, self.good
         )
 
     def lost_elsewhere(self) -> None:
@@ -264,7 +267,7 @@ class Actor:
             self._lost()
         self.names.clear()
         for call in calls:
-            if not call.lost:
+            if not call.lost or (self.served and call.is_cell):
                 self.names.write(call.changes, None if call.ran else call.ran)
 
     def _learn(self, call: Call) -> None:
@@ -299,7 +302,10 @@ class Actor:
             interrupted = isinstance(error, (RemoteError, ReplyLost)) and self.faults.happened(
                 self.kernel, {"interrupt": 3}, started
             )
-            if not (explained or interrupted or (self.tight and is_out_of_memory(error))):
+            # On a loaded machine, three seconds may not be enough for libzmq to connect.
+            loaded = isinstance(error, KernelNotFound) and "no kernel listens" in str(error)
+            tight = self.tight and is_out_of_memory(error)
+            if not (explained or interrupted or loaded or tight):
                 raise Wrong(f"the bridge did not open: {error!r}") from error
             await asyncio.sleep(0.5)
         raise Wrong("the bridge did not open in 40 tries")

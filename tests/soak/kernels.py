@@ -76,7 +76,8 @@ class Kernel:
     def add(self, opening: Callable[[], Any], *, owns: bool = False) -> Steps:
         name = f"{self.name}{len(self.actors)}"
         chance = random.Random(f"{self.chance.random()} {name}")
-        actor = Steps(name, self.name, self.faults, chance, opening, owns=owns)
+        served = isinstance(self, Served)
+        actor = Steps(name, self.name, self.faults, chance, opening, owns=owns, served=served)
         self.actors.append(actor)
         return actor
 

@@ -19,7 +19,7 @@ def failed(error: BaseException, actors: Iterable[Actor]) -> None:
     print("\n".join(["the last calls:", *lines]))
     print("".join(traceback.format_exception(error)))
     for one in _leaves(error):
-        print(f"{type(one).__name__}: {one}")
+        print(f"{type(one).__name__}: {' '.join(str(one).split())}")
     print(f"steps: { {one.name: one.steps for one in actors} }", flush=True)
 
 

@@ -142,7 +142,7 @@ class Steps(Actor):
         async def run() -> Any:
             return await self.bridge.run(code, timeout=call.timeout)
 
-        call = Call(f"run {code!r}", run, {name: value}, partial=True)
+        call = Call(f"run {code!r}", run, {name: value}, is_cell=True, partial=True)
         return call
 
     def a_kept_call(self) -> Call:
@@ -455,7 +455,8 @@ class Steps(Actor):
                 async def run(code: str = code) -> Any:
                     return await self.bridge.run(code)
 
-                if not await self.do(Call(f"run {code!r}", run, {name: value}, partial=True)):
+                cell = Call(f"run {code!r}", run, {name: value}, is_cell=True, partial=True)
+                if not await self.do(cell):
                     return
                 while True:
                     call = Call(f"watch {name}", lambda: anext(watch), refused=(NameNotFound,))
@@ -534,6 +535,8 @@ class Steps(Actor):
 
         await self.do(*calls, during=restart)
         self._lost()
+        if self.served and any(call.is_cell for call in calls):
+            self.renew()
         self.names.clear()  # all calls were meant for the old kernel
         await self.look()
 

@@ -306,6 +306,12 @@ class Interrupt:
 """
 
 
+def left(tracer: Space) -> bool:
+    """Return whether the request ended before the interrupt of ``INTERRUPT`` came."""
+    tracer.cell("left = interrupt.left > 0")
+    return ["'left'", "True"] in [[name, text] for name, _, text in tracer.snapshot()]
+
+
 def to_bind(space: Space, **values: Any) -> tuple[Header, _payload.Payload]:
     payload = _payload.encode(values, values)
     return space.header("bind", payload.frames, names=list(values)), payload

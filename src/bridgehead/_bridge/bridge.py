@@ -690,3 +690,4 @@ class Bridge(BridgeBase):
         async with Deadline(timeout, "restart", self._transport):
             await self._transport.restart(timeout)
             await self._connection.remote.install()
+            self._connection.remote.restart_reported()

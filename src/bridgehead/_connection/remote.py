@@ -28,6 +28,9 @@ from bridgehead._protocol.response import Response
 from bridgehead._protocol.results import Info
 from bridgehead._transports.base import Transport
 
+RESTARTED = (
+    "the kernel was restarted since the last call, and its namespace is new; this call was not sent"
+)
 LOST = -1  # the generation of a remote part that is not installed (any more)
 
 
@@ -59,6 +62,7 @@ class Installation:
         self._info: Info | None = None
         self._epoch: str | None = None  # of the kernel that has the caller's names
         self._restart_reported = False  # a caller knows that this kernel is gone
+        self._restart_unreported = False  # the installed kernel is a new one, and no caller knows
         self._installing = asyncio.Lock()
         self._codec_epoch = ""  # of the remote part that has the data-only codec
 
@@ -83,7 +87,12 @@ class Installation:
     @property
     def is_ready(self) -> bool:
         """Whether the remote part is installed and the kernel replies, as far as is known."""
-        return self.is_current and not self._transport.life.is_unresponsive and not self.lane.lost
+        return (
+            self.is_current
+            and not self._transport.life.is_unresponsive
+            and not self.lane.lost
+            and not self._restart_unreported
+        )
 
     async def ready(self) -> Lane:
         """Return the lane; install the remote part first if it is missing.
@@ -99,20 +108,15 @@ class Installation:
             epoch, process, lost = self._epoch, self.process, self.generation == LOST
             reported = self._restart_reported
             await self.install()
-            # ``lost``: the remote part was missing, but the connection did not break. If the
-            # process is the same, only the remote part was removed, and the user's names are
-            # still there. Over a new connection, an equal epoch shows that the kernel is the same.
-            same = process == self.process if lost else epoch == self._epoch
-            if epoch is not None and not same:
+            if epoch is not None and not self._is_same(epoch, process, lost):
                 # The transport ends all watches when a connection breaks. If none broke (``lost``),
                 # end them here.
                 for listener in self._transport.life.listeners.values() if lost else ():
                     listener.end()
                 if not reported:
-                    raise KernelRestarted(
-                        "the kernel was restarted since the last call, and its namespace is new; "
-                        "this call was not sent"
-                    )
+                    raise KernelRestarted(RESTARTED)
+        if self._restart_unreported:  # the caller that was to know it had just given up
+            raise KernelRestarted(RESTARTED)
         return self.lane
 
     async def install(self) -> None:
@@ -128,6 +132,7 @@ class Installation:
             trust.decide(greeting.proven, greeting.unproven, self._transport.own)
             self._transport.life.trust = trust.name
             self._info = replace(greeting.info, trust=trust.name, why_trust=trust.why)
+            process = self.process
             self._lane, self.process = greeting.lane, greeting.process
             self.in_main_thread = greeting.in_main_thread
             self.guards_cells = greeting.guards_cells
@@ -135,16 +140,30 @@ class Installation:
             self._transport.life.side_channel = (
                 lane.client if isinstance(lane, DirectLane) else None
             )
+            epoch, lost = self._epoch, self.generation == LOST
             self.generation, self._epoch = generation, self._info.epoch
+            if epoch is not None and not self._is_same(epoch, process, lost):
+                self._restart_unreported = not self._restart_reported
             self._restart_reported = False
             for orphan in greeting.orphans:
                 self._transport.spawn(self._subshell.delete(orphan))
 
+    def _is_same(self, epoch: str, process: str, lost: bool) -> bool:
+        """Return whether the installed kernel is the one of an earlier handshake.
+
+        ``lost``: the remote part was missing, but the connection did not break. If the process is
+        the same, only the remote part was removed, and the user's names are still there. Over a new
+        connection, an equal epoch shows that the kernel is the same.
+        """
+        return process == self.process if lost else epoch == self._epoch
+
     def restart_reported(self) -> None:
         """Note that a caller gets ``KernelRestarted``: the next call goes to the new kernel.
 
-        If the remote part is installed in the new kernel already, ``ready`` has reported it.
+        Only what the caller gets counts. The error of a caller that gives up at the same moment,
+        by a cancel or a deadline, is lost, and the next call reports the restart.
         """
+        self._restart_unreported = False
         if not self.is_current:
             self._restart_reported = True
 

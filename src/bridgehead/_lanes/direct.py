@@ -34,6 +34,7 @@ from bridgehead._shipped.wire.digest import Buffer
 from bridgehead._shipped.wire.frames import SHARE_FROM
 from bridgehead._shipped.wire.header import RequestHeader, ResponseHeader
 from bridgehead._shipped.wire.segments import Pool, Segment
+from bridgehead._shipped.wire.socket import UnmappedSegment
 from bridgehead._shipped.wire.transfer import CompleteTransfer
 from bridgehead._transports.base import Transport
 
@@ -77,7 +78,7 @@ class DirectLane(Lane):
         self, header: RequestHeader, parts: Sequence[memoryview], subshell: str | None
     ) -> tuple[ResponseHeader, list[Buffer]]:
         reply, frames = await self.client.ask(header, parts)
-        return reply, list(frames or ())
+        return reply, [] if isinstance(frames, UnmappedSegment) else list(frames)
 
     def fields(self) -> dict[str, Any]:
         return {"chunk": self.chunk}
@@ -261,7 +262,6 @@ class DirectLane(Lane):
         self.client.channel.lease_out(segment)
         reply = await self.client.ask(header, (), segment)
         if reply[0].get("unmapped"):
-            self.client.channel.take_back(segment, unmapped=True)
             self._warn_once("the kernel cannot map shared memory; large objects cross as messages")
             return None
         return reply
@@ -279,11 +279,12 @@ class DirectLane(Lane):
     async def _open(self, request: Request, reply: SocketReply) -> Response:
         header: ResponseHeader = {"digest": "none:", **reply[0]}  # the default is not sent
         frames = reply[1]
-        if frames is None:
+        if isinstance(frames, UnmappedSegment):
             self._warn_once("shared memory cannot be mapped; large objects cross as messages")
             # The remote part keeps the frames, and the message lane fetches them.
-            sizes = header["sizes"]
-            unmapped: RequestHeader = {**request.header, "op": "unmapped", "sizes": sizes}
+            unmapped: RequestHeader = {**request.header, "op": "unmapped"}
+            unmapped["sizes"], unmapped["segment"] = header["sizes"], frames.number
+            frames.number = 0  # the remote part takes the segment back
             kept, _ = await self._or_reason(self.client.ask(unmapped))
             raise_error(kept, ())
             header, frames = {**header, **kept}, []
@@ -354,7 +355,7 @@ async def copy_to_segment(
                 return segment
             report(min(done, total), total)
     except OSError:
-        pool.give_back(segment, tainted=True)
+        pool.give_back(segment)
         return None
     except BaseException:
         if step is None or step.done():

@@ -47,7 +47,7 @@ class RelayPool(Pool):
     def pass_on(self, frames: Sequence[memoryview]) -> RelayedSegment | None:
         """Return the segment that holds these frames, with one lease; None if there is none.
 
-        There is none either if ``MOST_RELAYED`` are leased on, or descriptors are lacking.
+        There is none either if ``MOST_RELAYED`` others are leased on, or descriptors are lacking.
 
         The frames must be all that were leased together: the next process finds them by their
         sizes alone.
@@ -57,9 +57,9 @@ class RelayPool(Pool):
             return None
         with self._lock:
             segment = self._known.get(mapping)
-            if sum(1 for one in self._known.values() if one.leases) >= MOST_RELAYED:
-                return None
             if segment is None:
+                if len(self._known) >= MOST_RELAYED and not self._drop_unused():
+                    return None
                 try:
                     segment = self._known[mapping] = RelayedSegment(mapping)
                 except OSError:
@@ -68,6 +68,15 @@ class RelayPool(Pool):
             segment.leases += 1
             segment.lease = mapping, list(frames)
             return segment
+
+    def _drop_unused(self) -> bool:
+        """Drop a segment that is not leased on at the moment; return whether there is one."""
+        for mapping, segment in list(self._known.items()):
+            if not segment.leases:
+                del self._known[mapping]
+                segment.drop_everywhere()
+                return True
+        return False
 
     def give_back(self, segment: Segment, tainted: bool = False) -> None:
         assert isinstance(segment, RelayedSegment)

@@ -31,7 +31,7 @@ from bridgehead._shipped.wire.header import (
 )
 from bridgehead._shipped.wire.limits import descriptor_limit
 from bridgehead._shipped.wire.segments import Pool, Segment
-from bridgehead._shipped.wire.socket import SECRET, FrameSocket, peer
+from bridgehead._shipped.wire.socket import SECRET, FrameSocket, UnmappedSegment, peer
 from bridgehead._transports.dispatch import Dispatcher
 from bridgehead._transports.state import KernelState
 
@@ -48,8 +48,7 @@ COMMON: RequestHeader = {
 }
 BACKLOG = 128  # other processes that connect meanwhile must not keep the kernel out
 
-# None: this process could not map the frames
-SocketReply = tuple[ResponseHeader, list[memoryview] | None]
+SocketReply = tuple[ResponseHeader, list[memoryview] | UnmappedSegment]
 
 
 class SocketLost(BridgeError):
@@ -269,7 +268,10 @@ class SocketClient:
             if data:
                 self._loop.add_writer(self._file, self._writable)
         if data:  # with duplicates of the files: a segment may be closed before they are sent
-            self._unsent.append((data, [os.dup(file) for file in files]))
+            try:
+                self._unsent.append((data, [os.dup(file) for file in files]))
+            except OSError:  # no descriptor is free, and the kernel would wait for the file
+                self.close()
         self._tick_later()
 
     def _send_now(self, data: memoryview, files: list[int]) -> tuple[memoryview, list[int]]:
@@ -326,7 +328,9 @@ class SocketClient:
         # A relayed segment is not of this pool, and its end wakes no code of this client. So
         # the ticks go on while the kernel has any file of a segment.
         channel = self.channel
-        return bool(self.pool.slabs or channel.maps.known or channel.has_handed)
+        return bool(
+            self.pool.slabs or channel.maps.known or channel.has_handed or channel.has_updates
+        )
 
     def _tick(self) -> None:
         """Free segments that were idle for a while; tell the kernel which of its own are free."""

@@ -38,9 +38,10 @@ class Subscription:
         self._cells = 0  # that run and want their outputs
         self._is_wide = True
         self._confirms = False  # the kernel confirms subscriptions
-        self._probe = ""  # the topic whose confirmation has not arrived
-        self.is_pending = False  # what is sent now may cause outputs that are lost here
+        self._has_own_topics = False  # the topics of its own messages begin with ``OWN``
+        self._probe: str | None = None  # the topic whose confirmation has not arrived
         self._confirmed = asyncio.Event()
+        self.is_pending = False  # what is sent now may cause outputs that are lost here
         self._wanted_at = 0.0  # when outputs were last wanted
 
     def begin(self, socket: Any) -> None:
@@ -54,9 +55,10 @@ class Subscription:
         A call into C that holds the kernel's interpreter lock delays the confirmation. Then the
         subscription has arrived, and takes effect before the next output.
         """
-        async with waited(self._timings.iopub_message):
+        async with waited(self._timings.confirmation):
             await self._confirmed.wait()
-        self.is_pending = False
+        if self.is_pending:
+            self.is_pending = self._confirms = False
 
     @contextlib.contextmanager
     def outputs(self) -> Iterator[None]:
@@ -69,36 +71,56 @@ class Subscription:
             self._cells -= 1
             self._wanted_at = asyncio.get_running_loop().time()
 
+    def again(self) -> None:
+        """Ask for a confirmation: the connection is made again, perhaps to another process."""
+        with contextlib.suppress(zmq.ZMQError):  # the socket was closed
+            if self._confirms:
+                self._ask()
+                self.is_pending = True
+
     def widen(self) -> None:
         """Subscribe to everything. While ``is_pending``, wait for ``confirmed`` before sending."""
         if not self._is_wide:
             with contextlib.suppress(zmq.ZMQError):  # the socket was closed
                 self._socket.subscribe(b"")
                 self._ask()
-                self._is_wide = self.is_pending = True
+                self._is_wide, self.is_pending = True, self._confirms
 
-    def wants(self, topic: bytes) -> bool:
-        """Return whether a message of this topic is wanted; narrow the subscription if not."""
+    def arrived(self, topic: bytes) -> bool:
+        """Take the topic of a message; return whether the message is wanted.
+
+        The subscription is narrowed when outputs have not been wanted for a while.
+        """
+        now = asyncio.get_running_loop().time()
         if self._cells or self._has_streams():
+            self._wanted_at = now
             return True
-        if self._is_wide and self._confirms and not self._probe:
-            unwanted = asyncio.get_running_loop().time() - self._wanted_at
-            if unwanted > self._timings.outputs_unwanted:
-                self._is_wide = False
-                self._socket.subscribe(OWN)
-                self._socket.unsubscribe(b"")
+        self._has_own_topics = self._has_own_topics or topic.startswith(OWN)
+        if now - self._wanted_at > self._timings.outputs_unwanted:
+            self._narrow()
         return not topic.startswith(OUTPUTS)
 
+    def _narrow(self) -> None:
+        if self._is_wide and self._confirms and self._has_own_topics and self._probe is None:
+            self._is_wide = False
+            self._socket.subscribe(OWN)
+            self._socket.unsubscribe(b"")
+
     def welcomed(self, topic: object) -> None:
-        """Take the topic of a confirmation, which may be that of another client."""
-        if topic == self._probe:
+        """Take the topic of a confirmation, which may be that of another client.
+
+        When a connection is made again, every subscription is confirmed again.
+        """
+        if self._probe is not None and topic == self._probe:
             self._confirms = True
             with contextlib.suppress(zmq.ZMQError):
                 self._socket.unsubscribe(self._probe.encode())
-            self._probe, self.is_pending = "", False
+            self._probe, self.is_pending = None, False
             self._confirmed.set()
 
     def _ask(self) -> None:
+        if self._probe is not None:  # it will never be confirmed
+            self._socket.unsubscribe(self._probe.encode())
         self._probe = PROBE + uuid.uuid4().hex
         self._confirmed.clear()
         self._socket.subscribe(self._probe.encode())

@@ -85,6 +85,8 @@ class Timings:
     ask_again_after: float = 0.02
     # For a message on iopub, whose subscription nothing else confirms, before another question.
     iopub_message: float = 0.25
+    # For a kernel that confirms subscriptions to confirm one, before a cell is sent regardless.
+    confirmation: float = 2.0
     # Without a cell or a reader of messages, until a bridge stops reading outputs: most cells
     # follow one another, and beginning again costs a round trip.
     outputs_unwanted: float = 1.0

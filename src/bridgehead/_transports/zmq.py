@@ -346,7 +346,7 @@ class ZmqTransport(Transport):
             parts = await socket.recv_multipart(copy=False)
             try:
                 topics, parts = self.session.feed_identities(parts, copy=False)
-                if channel != "iopub" or self.subscription.wants(topics[0] if topics else b""):
+                if channel != "iopub" or self.subscription.arrived(topics[0] if topics else b""):
                     self._received(channel, self.session.deserialize(parts, copy=False))
             except Exception:  # noqa: BLE001
                 # A forged, damaged or unknown message must only harm its own request.
@@ -386,6 +386,8 @@ class ZmqTransport(Transport):
         for connect in (socket.disconnect, socket.connect):
             with contextlib.suppress(zmq.ZMQError):
                 connect(endpoint)
+        if channel == "iopub":
+            self.subscription.again()
 
     def connection_lost(self, why: Callable[[], BridgeError], state: str) -> None:
         super().connection_lost(why, state)

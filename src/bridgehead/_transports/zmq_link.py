@@ -28,6 +28,7 @@ from bridgehead._transports.dispatch import Dispatcher
 from bridgehead._transports.evidence import LocalProcess
 from bridgehead._transports.gate import Gate
 from bridgehead._transports.state import KernelState
+from bridgehead._transports.subscription import Subscription
 from bridgehead._transports.timings import Timings
 
 # The kernel uses another protocol, or closes the connection during the handshake.
@@ -44,6 +45,7 @@ class Owner(Protocol):
     timings: Timings
     dispatcher: Dispatcher
     local_process: LocalProcess | None
+    subscription: Subscription
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]: ...
 
@@ -118,6 +120,7 @@ class Link:
                 self._refused = 0
                 if self.down.is_set():
                     self.down.clear()
+                    self._transport.subscription.again()
                     self._transport.spawn(self._ask_who_answers())
 
     async def ready(self, message: str, generation: int) -> None:

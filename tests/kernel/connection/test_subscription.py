@@ -121,3 +121,27 @@ async def test_the_outputs_of_an_abandoned_cell_are_dropped(live: Bridge, how: s
     await live.interrupt()
     assert (await live.run("print('after')")).stdout.splitlines()[-1] == "after"
     await goes_on(live)
+
+
+@pytest.mark.timings(outputs_unwanted=0.3)
+async def test_the_first_output_after_a_restart_arrives(live: Bridge) -> None:
+    """Each subscription is confirmed again then, also that to everything."""
+    for n in range(4):
+        await live.push(x=1)
+        assert (await live.run("print('before')")).stdout == "before\n"
+        await live.restart()
+        assert (await live.run(f"print({n})")).stdout == f"{n}\n"
+        assert (await live.run(f"print({n})")).stdout == f"{n}\n"
+
+
+async def test_a_reader_of_messages_goes_on_when_iopub_is_connected_anew(live: Bridge) -> None:
+    await live.push(x=1)
+    stream = live.messages()
+    await live.run("print('before')")
+    transport_of(live).connect_anew("iopub")
+    texts: list[str] = []
+    async with asyncio.timeout(60):
+        while "after" not in "".join(texts):
+            await live.run("print('after')")
+            texts += [one.text for one in stream._waiting if one.type == "stream"]
+    assert (await live.run("print('later')")).stdout == "later\n"

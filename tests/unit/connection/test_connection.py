@@ -86,6 +86,39 @@ async def test_a_call_that_is_still_being_pickled_does_not_run_in_the_next_kerne
         assert not await bridge.exists("x")
 
 
+@pytest.mark.parametrize("way", ["push", "run"])
+async def test_a_restart_is_reported_although_the_first_call_gives_up_as_it_is_noticed(
+    way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deadline of a call passes in the turn of the loop in which the handshake succeeds."""
+    async with Bridge.loopback() as bridge:
+        await bridge.push(old=1)
+        remote = bridge._connection.remote
+        install = remote.install
+
+        async def install_and_give_up() -> None:
+            await install()
+            first.cancel()
+
+        monkeypatch.setattr(remote, "install", install_and_give_up)
+        bridge._transport.life.connection_lost(lambda: KernelRestarted("as it happens"), "idle")
+        remote._restart_reported = False
+        bridge._transport.life.connection_made()
+        cell: Any = bridge._transport._cell  # type: ignore[attr-defined]
+        cell.user_ns = cell.user_global_ns = dict(cell.user_ns_hidden)
+        cell.kernel.session.session = uuid.uuid4().hex
+        work = bridge.run("new = 1") if way == "run" else bridge.push(new=1)
+        first = asyncio.ensure_future(work)
+        with pytest.raises((asyncio.CancelledError, KernelRestarted)):
+            await first
+        monkeypatch.undo()
+        if first.cancelled():
+            with pytest.raises(KernelRestarted):
+                await bridge.exists("old")
+        assert not await bridge.exists("old")
+        assert not await bridge.exists("new")
+
+
 async def test_an_error_behind_a_partial_response_is_final() -> None:
     """A hostile kernel says that it did nothing, in a response that has several chunks."""
 

@@ -77,7 +77,10 @@ async def dripping(path: str, writer: asyncio.StreamWriter) -> None:
         reply([]),
         reply(5),
     ],
-    ids=str,
+    ids=[
+        *("endless", "zip bomb", "too long", "nested", "nested objects", "forbidden", "failed"),
+        *("redirected", "a list", "a number"),
+    ],
 )
 async def test_an_answer_is_bounded_and_controls_no_terminal(answer: Answer) -> None:
     async with serving(answer) as url, Rest(url, "token", None) as rest:

@@ -46,6 +46,28 @@ this_thread = threading.get_ident
 APART = 0.05
 
 
+class Uninterrupted:
+    """In the main thread, SIGINT is delayed until the block has ended; then it is raised there."""
+
+    def __enter__(self) -> None:
+        self._came: Any = None
+        # None: another thread, or a handler that Python did not install and cannot put back.
+        self._handler: Any = None
+        if this_thread() == threading.main_thread().ident:
+            self._handler = signal.getsignal(_SIGINT)
+        if self._handler is not None:
+            signal.signal(_SIGINT, self._note)
+
+    def _note(self, number: int, frame: Any) -> None:
+        self._came = number, frame
+
+    def __exit__(self, *error: object) -> None:
+        if self._handler is not None:
+            signal.signal(_SIGINT, self._handler)
+            if self._came is not None and callable(self._handler):
+                self._handler(*self._came)
+
+
 class CellGuard:
     """The running cell of one kernel; see the laws above."""
 

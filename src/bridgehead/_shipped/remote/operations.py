@@ -8,15 +8,21 @@ request.
 from __future__ import annotations
 
 from fnmatch import fnmatchcase
-from typing import Sequence
+from functools import partial
+from operator import methodcaller
+from typing import Any, Callable, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
+    from bridgehead._shipped.remote.cell_guard import this_thread
     from bridgehead._shipped.remote.inspection import describe
     from bridgehead._shipped.remote.kernel import Kernel
     from bridgehead._shipped.remote.namespace import UserNamespace
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.header import HeaderAndFrames, RequestHeader
+
+
+_call: Any = methodcaller("__call__")  # a function in C that calls its argument
 
 
 class CellRunning(Exception):
@@ -28,6 +34,21 @@ class Operations:
 
     def __init__(self, kernel: Kernel, values: UserNamespace) -> None:
         self.kernel, self.values = kernel, values
+        self._done: dict[int, str] = {}  # by thread: the request that took effect last
+
+    def take_effect(self, header: RequestHeader, *steps: Callable[[], Any]) -> list[Any]:
+        """Change the namespace, and note that this request did; return what the steps return.
+
+        The steps are functions in C, and so is what calls them: an interrupt finds no bytecode
+        boundary between them. It takes effect before all of them or after all of them, and
+        ``took_effect`` says which.
+        """
+        done = partial(self._done.__setitem__, this_thread(), header["id"])
+        return list(map(_call, (*steps, done)))
+
+    def took_effect(self, header: RequestHeader) -> bool:
+        """Return whether this request, the last one of this thread, changed the namespace."""
+        return self._done.get(this_thread()) == header["id"]
 
     def require_no_cell(self, header: RequestHeader, running: bool = False) -> None:
         """Raise ``CellRunning`` if a cell runs, or one began since the request was received.
@@ -44,12 +65,12 @@ class Operations:
         if type(values) is not dict or list(values) != names:
             raise WireError("protocol", "the names in the payload are not those in the header")
         self.require_no_cell(header)
-        # One C call on a dict with str keys: a signal finds no bytecode boundary inside it.
+        update = partial(self.kernel.namespace.update, values)
         if arrivals is None:
-            self.kernel.namespace.update(values)
+            self.take_effect(header, update)
         else:
-            with arrivals.updated(values, own=True):
-                self.kernel.namespace.update(values)
+            with arrivals.updated(values, own=True) as undo:
+                self.take_effect(header, update, undo.clear)
         return {}, []
 
     def fetch(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
@@ -68,7 +89,8 @@ class Operations:
         function, args, kwargs = payload
         value = function(*args, **kwargs)
         if header.get("keep"):
-            self.kernel.namespace.update({header["keep"]: value})
+            update = partial(self.kernel.namespace.update, {header["keep"]: value})
+            self.take_effect(header, update)
             return {}, []
         return {}, self.values.encode(header, (value,), ("the result",), True)[0]
 
@@ -80,8 +102,8 @@ class Operations:
         if missing:
             self.values.raise_unknown(missing)
         self.require_no_cell(header)
-        # One C call, as in bind. The list keeps the values alive, so no __del__ runs in between.
-        values = list(map(namespace.pop, names))
+        # The list keeps the values alive, so no __del__ runs in between.
+        values = self.take_effect(header, *(partial(namespace.pop, name) for name in names))
         values.clear()
         return {}, []
 

@@ -136,11 +136,14 @@ class Remote:
         except BaseException as error:  # an interrupt, too, is an outcome of the request
             if not recorded:  # nothing ran, and a repeat would be refused again: keep nothing
                 return self.refused(error), []
-            response, out = error_response(error)
+            response, out = self.outcome(header, error)
+        if thread is None:
+            # From here on, an interrupt could only hide what was done.
+            self.kernel.ignore_interrupts()
         try:
             response, out = transfers.respond(header, response, out, thread)
         except BaseException as error:  # interrupted while the frames were copied
-            response, out = transfers.respond(header, *error_response(error), thread)
+            response, out = transfers.respond(header, *self.outcome(header, error), thread)
         begun = header.get("cells_begun")
         if operation == "fetch" and inbox is not None and begun not in (None, self.kernel.begun):
             # A cell began before everything was copied, so the copy may mix values of two moments.
@@ -151,6 +154,13 @@ class Remote:
             transfers.discard(header["id"])
             return transfers.defer(header, inbox)
         return response, out
+
+    def outcome(self, header: RequestHeader, error: BaseException) -> HeaderAndFrames:
+        """Return the response to a request that was ended by an error, such as an interrupt.
+
+        An interrupt may come after the request took effect. Then nothing is to be reported.
+        """
+        return ({}, []) if self.operations.took_effect(header) else error_response(error)
 
     def forget_thread(self, thread: SocketThread) -> None:
         """Forget a direct lane whose client has closed it, and the transfers that it owned."""
@@ -231,17 +241,44 @@ class Remote:
         Once the responses fill a message, the remaining requests do not run: their responses
         ask the client to send them again.
         """
-        for one in header["requests"]:
-            check(one)
-            if one["op"] not in BATCHABLE:
-                raise WireError("protocol", "%s cannot be in a batch" % one["op"])
-        responses: list[ResponseHeader] = []
-        out: list[memoryview] = []
+        requests = header["requests"]
+        for request in requests:
+            check(request)
+            if request["op"] not in BATCHABLE:
+                raise WireError("protocol", "%s cannot be in a batch" % request["op"])
+        served: list[HeaderAndFrames] = []
+        try:
+            self.serve_each(header, frames, served)
+            self.kernel.ignore_interrupts()
+        except CellRunning:
+            if not served:
+                raise  # nothing ran: the whole batch waits
+        except BaseException as error:
+            # An interrupt ends one request; those behind it have not run. A second interrupt must
+            # not hide what has.
+            self.kernel.ignore_interrupts()
+            if len(served) < len(requests):
+                room = header["chunk"] - sum(part.nbytes for _, parts in served for part in parts)
+                one: RequestHeader = {**requests[len(served)], "chunk": max(room, 0)}
+                self.transfers.discard(one["id"])
+                served.append(self.transfers.respond(one, *self.outcome(one, error)))
+        responses: list[ResponseHeader] = [
+            {**response, "parts": len(parts)} for response, parts in served
+        ]
+        responses += [{"retry": True}] * (len(requests) - len(served))
+        return {"responses": responses}, [part for _, parts in served for part in parts]
+
+    def serve_each(
+        self, header: RequestHeader, frames: Sequence[Buffer], served: list[HeaderAndFrames]
+    ) -> None:
+        """Run the requests of a batch until their responses fill a message.
+
+        Each response goes into ``served`` in one step, which an interrupt cannot divide.
+        """
         at, room = 0, header["chunk"]
         for one in header["requests"]:
             if room <= 0:
-                responses.append({"retry": True})
-                continue
+                return
             count = len(one["sizes"])
             begun = header.get("cells_begun")
             request: RequestHeader = {**one, "chunk": room, "cells_begun": begun}
@@ -251,20 +288,13 @@ class Remote:
                     parts = snapshot(parts)
                     # A cell that began meanwhile may have changed a value during the copy.
                     self.operations.require_no_cell(request)
-            except CellRunning:
-                if not responses:
-                    raise  # nothing ran: the whole batch waits
-                responses.append({"retry": True})
-                room = 0
-                continue
+            except (CellRunning, KeyboardInterrupt):
+                raise
             except BaseException as error:
                 response, parts = error_response(error)
             at += count
-            response, parts = self.transfers.respond(request, response, parts)
-            responses.append({**response, "parts": len(parts)})
-            out += parts
-            room -= sum(part.nbytes for part in parts)
-        return {"responses": responses}, out
+            served.append(self.transfers.respond(request, response, parts))
+            room -= sum(part.nbytes for part in served[-1][1])
 
     def interrupt(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
         """Interrupt the request that a socket thread serves; SIGINT does not reach it."""

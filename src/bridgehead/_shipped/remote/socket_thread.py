@@ -17,11 +17,12 @@ from threading import Thread
 from typing import Any, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
+    from bridgehead._shipped.remote.cell_guard import Uninterrupted
     from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.header import DirectOffer, ResponseHeader
     from bridgehead._shipped.wire.segments import Pool, Segment
     from bridgehead._shipped.wire.slabs import segments_supported
-    from bridgehead._shipped.wire.socket import SECRET, FrameSocket, peer
+    from bridgehead._shipped.wire.socket import SECRET, FrameSocket, UnmappedSegment, peer
 
 CONNECT_TIMEOUT = 1.0  # seconds to wait until the client's socket accepts
 TICK = 1.0  # seconds between checks for idle segments, while there are any
@@ -53,7 +54,6 @@ class SocketThread:
 
     def __init__(self, remote: Any, channel: FrameSocket, name: str, welcome: bytes) -> None:
         self.remote, self.channel, self.name, self.welcome = remote, channel, name, welcome
-        self.last: tuple[str, Segment] | None = None  # id and segment of the last shared response
         self.at_work = False
         self.common: Any = {}  # the fields that are the same in all headers, and not sent
         self.thread = OwnThread(self)
@@ -112,7 +112,8 @@ class SocketThread:
 
     def _respond(self, serial: int, fields: Any, frames: Any) -> None:
         header = {**self.common, **fields}
-        if frames is None:  # their segment could not be mapped
+        if isinstance(frames, UnmappedSegment):
+            frames.report()
             self._send(serial, {"unmapped": True})
         elif header.get("op") == "unmapped":
             self._send(serial, self._without_segment(header))
@@ -123,7 +124,6 @@ class SocketThread:
             finally:
                 self.at_work = False
             if isinstance(out, Segment):
-                self.last = header["id"], out
                 self._send(serial, response, (), out)
             else:
                 self._send(serial, response, out)
@@ -154,30 +154,33 @@ class SocketThread:
         The thread that made the response calls this, so that the copy shows the values at that
         moment.
         """
-        segment = self.channel.pool.take([frame.nbytes for frame in frames])
-        if segment is None:
-            return None
+        segment = None
         try:
+            with Uninterrupted():  # so that a segment that is taken is always known
+                segment = self.channel.pool.take([frame.nbytes for frame in frames])
+                if segment is None:
+                    return None
+                self.channel.lease_out(segment)
             for _ in segment.fill(frames):
                 pass
-        except OSError:
-            self.channel.pool.give_back(segment, tainted=True)
+        except BaseException as error:  # no memory, or interrupted
+            with Uninterrupted():
+                if segment is not None:
+                    self.channel.take_back(segment)
+            if not isinstance(error, OSError):
+                raise
             return None
-        except BaseException:  # interrupted
-            self.channel.pool.give_back(segment)
-            raise
-        self.channel.lease_out(segment)
         return segment
 
     def _without_segment(self, header: Any) -> ResponseHeader:
         """Keep a response for another lane's messages: the client could not map its segment."""
-        last = self.last
-        if last is None or last[0] != header.get("id"):
+        segment = self.channel.leased(header.get("segment") or 0)
+        if segment is None:
             error = WireError("integrity", "this response is no longer kept")
             refused: ResponseHeader = self.remote.refused(error)
             return refused
-        self.last, frames = None, last[1].read(header["sizes"])
-        self.channel.take_back(last[1], unmapped=True)
+        frames = segment.read(header["sizes"])
+        self.channel.take_back(segment, unmapped=True)
         response: ResponseHeader = self.remote.transfers.cut_response(header, {}, frames, 0)[0]
         return response
 

@@ -204,11 +204,12 @@ class Arrivals:
                     _cloudpickle()._DYNAMIC_CLASS_TRACKER_BY_CLASS.pop(cls, None)
 
     @contextmanager
-    def updated(self, value: Any, own: bool) -> Iterator[None]:
+    def updated(self, value: Any, own: bool) -> Iterator[list[Any]]:
         """Update the classes that ``value`` is or contains; undo that if the block fails.
 
-        A class in an attribute of an object does not count. With ``own`` false, a class that was
-        defined in this process does not count either.
+        The block gets the list of what would be undone, and clears it when that must stay. A class
+        in an attribute of an object does not count. With ``own`` false, a class that was defined in
+        this process does not count either.
         """
         before: list[tuple[Any, dict[str, Any], dict[str, Any]]] = []
         try:
@@ -219,7 +220,7 @@ class Arrivals:
                     before.append((cls, old, new))
                     _set_state(cls, state)
                     _delete(cls, old.keys() - new.keys())
-            yield
+            yield before
         except BaseException:
             for cls, old, new in reversed(before):
                 _set_state(cls, (old, {}))

@@ -62,6 +62,7 @@ class RequestHeader(TypedDict, total=False):
     resumable: bool  # the connection may break: keep the response until it is in ``acks``
     acks: List[str]  # ids of the requests whose responses have arrived
     via: str  # the direct lane over which the client fetches the response's frames
+    segment: int  # for unmapped: the number of the segment that has the response
     direct: DirectOffer  # for hello
     requests: List["RequestHeader"]  # for batch: their frames are the frames of the batch, in order
     server: str  # for interrupt: the direct lane whose thread is interrupted

@@ -3,6 +3,9 @@
 Rule: use the standard library only, run on Python 3.8 and later, the same file at both ends. This
 file knows no socket. A slab is mapped once. A lease of a segment lasts until the last view of it
 has died, in whatever thread; the segment is then reported to its sender.
+
+Law: the garbage collector calls weak references before it calls ``__del__``. An object in a
+reference cycle that holds a view itself, and not an array, must not keep it in its ``__del__``.
 """
 
 from __future__ import annotations
@@ -26,6 +29,10 @@ if __package__:  # in the kernel, all shipped files are one module
         populate,
         sealed_size,
     )
+
+
+# mmap(2): a private mapping of a large slab with few segments needs memory for few pages.
+_NORESERVE = 0x4000
 
 
 class MappedSlab:
@@ -83,7 +90,9 @@ class MappedSlab:
         address = ctypes.addressof(self.exporter.from_buffer(self.map))
         fixed, access = 0x10, mmap.PROT_READ | mmap.PROT_WRITE
         file = self.find_file()
-        libc.mmap(address, self.capacity, access, mmap.MAP_PRIVATE | fixed, file, 0)
+        private = mmap.MAP_PRIVATE | fixed | _NORESERVE
+        if libc.mmap(address, self.capacity, access, private, file, 0) != address:
+            raise OSError(ctypes.get_errno(), "the shared memory could not be made private")
         self.private = True
 
 

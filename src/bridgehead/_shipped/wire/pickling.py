@@ -184,6 +184,9 @@ def pickler_type() -> Any:
             reduced = super().reducer_override(value)
             if reduced is NotImplemented and by_value:
                 reduced = self._dynamic_function_reduce(value)
+            parameters = getattr(value, "__type_params__", ())  # from Python 3.12 on
+            if parameters and type(reduced) is tuple:
+                reduced[2][1]["__type_params__"] = parameters
             return reduced
 
     _pickler_type = Pickler

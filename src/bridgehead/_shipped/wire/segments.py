@@ -55,6 +55,7 @@ class Segment:
         self.leases: int = 0  # number of receivers that may still use it
         self.pages: int = pages  # the state that all its pages have at least
         self._mapped = capacity if pages == MAPPED else 0  # bytes
+        self.is_begun = False  # some pages may exist
 
     def fill(self, frames: Sequence[memoryview]) -> Iterator[int]:
         """Write frames where ``layout`` puts them; yield the bytes done, every ``PORTION``.
@@ -75,6 +76,7 @@ class Segment:
         # Another thread may close the slab, and its descriptor's number may be used again: a
         # duplicate stays valid.
         file = _dup(slab.file)
+        self.is_begun = True
         try:
             done = reported = 0
             for frame, offset in zip(frames, offsets):
@@ -177,7 +179,7 @@ class Pool:
         ]
         if fits:
             return min(fits, key=lambda one: one.capacity)
-        if len(self._whole) >= MOST_WHOLE and not self.private:
+        if len(self._whole) >= MOST_WHOLE:
             idle = [one.slab for one in self._whole.values() if not one.leases]
             if not idle:
                 return None
@@ -241,6 +243,8 @@ class Pool:
         """Free a part of a shared slab, and its memory, but for some that is kept warm."""
         slab, stop, pages = segment.slab, segment.start + segment.capacity, segment.pages
         enough = slab.unused >= WARM + segment.capacity
+        if pages == ABSENT and segment.is_begun:  # a copy was stopped
+            slab.punch(segment.start, stop)
         if pages == ABSENT or (enough and slab.punch(segment.start, stop)):
             pages = ABSENT
             slab.nbytes -= segment.capacity
@@ -256,8 +260,12 @@ class Pool:
         idle = IDLE if idle is None else idle
         with self._lock:  # so that no slab is closed while another thread takes it
             for slab in list(self.slabs.values()):
-                if not slab.leased and monotonic() - slab.touched >= idle:
-                    self._drop(slab)
+                if monotonic() - slab.touched >= idle:
+                    if not slab.leased:
+                        self._drop(slab)
+                    elif slab.unused:
+                        slab.free_unused()
+                        self._granted = 0
 
     def _drop(self, slab: Slab) -> None:
         if self.slabs.pop(slab.number, None) is not None:
@@ -271,7 +279,5 @@ class Pool:
         """Close all slabs; hand out no more."""
         with self._lock:
             self._closed = True
-            self._whole.clear()
             for slab in list(self.slabs.values()):
-                self.slabs.pop(slab.number, None)
-                slab.close()
+                self._drop(slab)

@@ -116,6 +116,16 @@ class Extents:
         self.nbytes -= nbytes
         return start, pages
 
+    def written(self) -> list[tuple[int, int]]:
+        """Return the free stretches whose pages exist."""
+        return [(start, stop) for start, stop, pages in self._free if pages != ABSENT]
+
+    def cut(self, start: int, stop: int) -> None:
+        """Note that the pages of a free stretch do not exist any more."""
+        self._free = [one for one in self._free if one[:2] != (start, stop)]
+        self.nbytes -= stop - start
+        self.give(start, stop, ABSENT)
+
     def give(self, start: int, stop: int, pages: int) -> None:
         """Make a stretch free again."""
         free = self._free
@@ -201,6 +211,14 @@ class Slab:
         """Give the pages of a stretch back to the system; return whether that worked."""
         mode = _KEEP_SIZE | _PUNCH_HOLE
         return bool(_fallocate()(self.file, mode, start, stop - start) == 0)
+
+    def free_unused(self) -> None:
+        """Give all pages that belong to no segment back to the system."""
+        if self.extents is not None:
+            for start, stop in self.extents.written():
+                if self.punch(start, stop):
+                    self.extents.cut(start, stop)
+                    self.nbytes -= stop - start
 
     def read(self, start: int, sizes: Sequence[int]) -> list[memoryview]:
         """Return copies of the frames that were written from ``start`` on."""

@@ -44,8 +44,27 @@ SECRET = 32  # bytes of the secret that each end sends to the other
 UCRED = Struct("iII")  # pid, uid, gid of SO_PEERCRED
 
 _decode = JSONDecoder().raw_decode
-# Serial, header and frames; frames are None if their segment could not be mapped.
+_UNMAPPED = 1 << 62  # added to the number of a segment that could not be mapped
+# Serial, header and frames; an ``UnmappedSegment`` if their segment could not be mapped.
 SocketMessage = Tuple[int, Any, Any]
+
+
+class UnmappedSegment:
+    """Stands for the frames in a segment that could not be mapped.
+
+    The sender gets a report when this is dropped, at the latest, unless ``number`` was set to 0.
+    """
+
+    def __init__(self, number: int, released: Deque[int]) -> None:
+        self.number, self._released = number, released
+
+    def report(self) -> None:
+        """Have the next message report it."""
+        if self.number:
+            self._released.append(self.number + _UNMAPPED)
+            self.number = 0
+
+    __del__ = report
 
 
 class FrameSocket:
@@ -69,6 +88,10 @@ class FrameSocket:
             segment.pool.give_back(segment)
         else:
             self._leased[segment.number] = segment
+
+    def leased(self, number: int) -> Segment | None:
+        """Return the segment of this number, if the peer leases it."""
+        return self._leased.get(number)
 
     def take_back(self, segment: Segment, *, unmapped: bool = False) -> None:
         """End the lease of a segment that no message has named, or that the peer could not map."""
@@ -180,6 +203,11 @@ class FrameSocket:
 
     def _update_segments(self, released: Sequence[int], closed: Sequence[int]) -> None:
         for number in released:
+            if number >= _UNMAPPED:
+                unmapped = self._leased.get(number - _UNMAPPED)
+                if unmapped is not None:
+                    self.take_back(unmapped, unmapped=True)
+                continue
             segment = self._leased.pop(abs(number), None)
             if segment is not None:
                 segment.pool.give_back(segment, tainted=number < 0)
@@ -195,11 +223,9 @@ class FrameSocket:
         except (OSError, ValueError, OverflowError):  # reported with the message's frames, as None
             pass
 
-    def _lease(
-        self, slab: int, segment: int, start: int, sizes: list[int]
-    ) -> list[memoryview] | None:
+    def _lease(self, slab: int, segment: int, start: int, sizes: list[int]) -> Any:
         if slab not in self.maps.known:
-            return None
+            return UnmappedSegment(segment, self.maps.released)
         try:
             return self.maps.lease(slab, segment, start, sizes)
         except ValueError as error:

@@ -26,7 +26,7 @@ from bridgehead._shipped.wire import socket as _socket
 from bridgehead._shipped.wire.errors import WireError
 from bridgehead._shipped.wire.segments import Segment
 from bridgehead._shipped.wire.slabs import layout
-from bridgehead._shipped.wire.socket import peer
+from bridgehead._shipped.wire.socket import UnmappedSegment, peer
 from support.channels import Ends, needs_segments
 from support.shared import MIB, descriptors
 
@@ -268,7 +268,9 @@ def test_without_a_free_descriptor_one_message_has_no_frames(ends: Ends) -> None
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         for file in many:
             os.close(file)
-    assert found == [(1, {"sizes": sizes}, None)]
+    ((serial, header, frames),) = found
+    assert (serial, header, type(frames)) == (1, {"sizes": sizes}, UnmappedSegment)
+    frames.number = 0  # it is taken back below
     ends.client.take_back(first, unmapped=True)
     assert first.leases == 0
     again, _ = ends.leased(np.full(100_000, 2))
@@ -401,10 +403,28 @@ def test_sizes_beyond_the_segment_raise_wire_error(ends: Ends) -> None:
         ends.arrived()
 
 
+def test_a_segment_that_could_not_be_mapped_is_taken_back(ends: Ends) -> None:
+    """Also if no caller waits for its frames any more."""
+    segment, sizes = ends.leased(np.arange(100_000))
+    ends.client._handed[segment.slab.number] = segment.slab  # so that its file is not sent
+    segment.slab.holders.append(ends.client)
+    ends.send(1, {}, sizes, (), segment)
+    ends.arrived()
+    assert ends.kernel.has_updates
+    ends.answer(0)
+    ends.arrived(ends.client)
+    assert segment.leases == 0
+    assert not ends.client.has_handed
+    again, _ = ends.leased(np.full(100_000, 3))
+    ends.send(2, {}, sizes, (), again)
+    ((_, _, frames),) = ends.arrived()
+    assert (np.frombuffer(frames[0], int) == 3).all()
+
+
 def test_an_unknown_segment_has_no_frames(ends: Ends) -> None:
     ends.raw(prefixed(sizes=[100], segment=77, capacity=MIB))
     ends.raw(prefixed(sizes=[100], segment=78, capacity=MIB, flags=1))
-    assert [frames for _, _, frames in ends.arrived()] == [None, None]
+    assert [type(frames) for _, _, frames in ends.arrived()] == [UnmappedSegment] * 2
 
 
 def test_a_file_that_is_not_a_segment_has_no_frames(ends: Ends) -> None:
@@ -414,7 +434,7 @@ def test_a_file_that_is_not_a_segment_has_no_frames(ends: Ends) -> None:
     os.ftruncate(loose, MIB)
     ends.raw(prefixed(sizes=[100], segment=6, capacity=MIB, flags=1), [loose])
     os.close(loose)
-    assert [frames for _, _, frames in ends.arrived()] == [None, None]
+    assert [type(frames) for _, _, frames in ends.arrived()] == [UnmappedSegment] * 2
     assert descriptors() == before
 
 
