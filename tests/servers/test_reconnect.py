@@ -159,3 +159,24 @@ async def test_a_cell_that_another_process_ran_is_reported(server: str) -> None:
                 if isinstance(outcome, KernelRestarted):
                     break  # the caller knows, and what follows goes to the new process
                 assert outcome.stdout == old, outcomes
+
+
+async def test_an_operation_beside_a_cell_works_although_the_connection_breaks(
+    server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It breaks while the kernel makes the subshell for the operation."""
+    async with Wire(server) as wire, on(wire.url) as bridge:
+        control = bridge._transport.dispatcher.control
+
+        async def control_and_cut(*request: Any) -> Any:
+            monkeypatch.undo()
+            asking = asyncio.ensure_future(control(*request))
+            await asyncio.sleep(0)
+            wire.cut()
+            return await asking
+
+        monkeypatch.setattr(bridge._transport.dispatcher, "control", control_and_cut)
+        async with asyncio.timeout(60):
+            await bridge.push(x=1, now=True)
+        assert await bridge.pull("x") == 1
+        assert wire.cuts == 1

@@ -17,6 +17,7 @@ from typing import Any
 from bridgehead._errors import BridgeError, NotSupported, ProtocolError
 from bridgehead._protocol.raising import as_strings
 from bridgehead._transports.base import Transport
+from bridgehead._transports.dispatch import Reconnected
 
 
 class Subshell:
@@ -58,8 +59,12 @@ class Subshell:
         return {"id": self._id, "host": platform.node(), "pid": os.getpid()}
 
     async def _make(self) -> None:
-        generation = self._transport.life.generation
-        content = await self._transport.dispatcher.control("create_subshell_request", {})
+        content, generation = None, 0
+        while content is None:
+            generation = self._transport.life.generation
+            # If the reply was lost, an idle subshell stays in the kernel. No client knows its id.
+            with contextlib.suppress(Reconnected):
+                content = await self._transport.dispatcher.control("create_subshell_request", {})
         if not isinstance(content.get("subshell_id"), str):
             raise ProtocolError(
                 "the kernel replied to create_subshell_request without a subshell_id"
