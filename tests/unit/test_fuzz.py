@@ -579,7 +579,7 @@ async def test_any_outputs_become_a_result(outputs: list[tuple[str, Any]], count
     for kind, content in outputs:
         if isinstance(content, dict):
             cell.feed(Message(kind, content))
-    result = cell.result(count)
+    result = cell.result(count, "pickle")
     assert all(output["output_type"] in TYPES for output in result.outputs)
     assert result.stdout == "".join(
         output["text"]

@@ -55,7 +55,7 @@ class Segment:
         self.leases: int = 0  # number of receivers that may still use it
         self.pages: int = pages  # the state that all its pages have at least
         self._mapped = capacity if pages == MAPPED else 0  # bytes
-        self.is_begun = False  # some pages may exist
+        self.is_begun: bool = False  # some pages may exist
 
     def fill(self, frames: Sequence[memoryview]) -> Iterator[int]:
         """Write frames where ``layout`` puts them; yield the bytes done, every ``PORTION``.

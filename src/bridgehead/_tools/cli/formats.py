@@ -1,21 +1,27 @@
 """Files that hold an object: csv, parquet, npy, json, pickle.
 
 Rule: bytes become an object, and back. This file knows no kernel and no terminal. It refuses an
-object that a format can't hold, and never converts it to make it fit. It does not open pickles:
-that runs code, so only the kernel that receives a pickle opens it.
+object that a format can't hold, and never converts it to make it fit; it refuses a file of which an
+object would hold less. It does not open pickles: that runs code, so only the kernel that receives a
+pickle opens it.
 """
 
 from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import json
 import math
 import os
+import pickletools
 import tempfile
 from collections.abc import Callable, Iterable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
+
+from bridgehead._tools.cli import csv_table
 
 SUFFIXES = {
     ".csv": "csv",
@@ -30,6 +36,8 @@ FORMATS = tuple(dict.fromkeys(SUFFIXES.values()))
 # Python writes integers below this size (bits) in any case. Its limit on digits is 4,300 by
 # default, and can be set to 640.
 SAFE_BITS = 2_000
+UTF8 = "utf-8"
+MOST_CODES = 1_000_000  # of a pickle that are looked at, for a second object behind the first
 PIP = {"pandas": "all", "numpy": "all", "pyarrow": "pyarrow"}  # what to install for a module
 
 CONTAINERS = (list, tuple, dict, set, frozenset, bytes, bytearray)  # csv would hold their repr
@@ -44,14 +52,20 @@ def format_of(name: str) -> str | None:
     return SUFFIXES.get(Path(name).suffix.lower())
 
 
-def loaded(data: bytes, kind: str, name: str) -> Any:
+def loaded(data: bytes, kind: str, name: str, encoding: str = UTF8, sep: str = ",") -> Any:
     """Return the object in a file's bytes; a pickle stays closed until it is in the kernel.
 
+    ``encoding`` is that of csv and json, ``sep`` the separator of csv.
+
     Raises:
-        Unusable: the bytes are not of this format.
+        Unusable: the bytes are not of this format, or the object would hold less than they do.
         ModuleNotFoundError: the module for this format is not installed.
     """
     try:
+        if kind == "csv":
+            return csv_table.read(data, encoding, sep)
+        if kind == "json" and encoding != UTF8:
+            data = data.decode(encoding).encode()
         return _LOAD[kind](data)
     except ImportError:
         raise
@@ -60,20 +74,30 @@ def loaded(data: bytes, kind: str, name: str) -> Any:
         raise Unusable(f"{name} can't be read as {kind}: {reason}") from error
 
 
-def dumped(value: Any, kind: str) -> bytes:
+def dumped(value: Any, kind: str, encoding: str = UTF8, sep: str = ",") -> bytes:
     """Return the bytes of a file with this object; a pickle arrives from the kernel as bytes.
+
+    ``encoding`` is that of csv and json, ``sep`` the separator of csv.
 
     Raises:
         Unusable: the format can't hold the object; the message names formats that can.
         ModuleNotFoundError: the module for this format is not installed.
     """
     try:
-        return _DUMP[kind](value)
+        if kind == "csv":
+            return _csv_text(value, sep).encode(encoding)
+        data = _DUMP[kind](value)
+        return data.decode().encode(encoding) if kind == "json" and encoding != UTF8 else data
+    except LookupError:
+        raise Unusable(f"there is no encoding {encoding!r}") from None
     except RecursionError:
         raise Unusable(
             f"{kind} can't hold a value that contains itself or is nested too deep; use pickle"
         ) from None
-    except UnicodeEncodeError:
+    except UnicodeEncodeError as error:
+        if encoding != UTF8:
+            sign = error.object[error.start : error.end]
+            raise Unusable(f"{encoding} can't hold {sign!r}; use --encoding utf-8") from None
         raise Unusable(
             f"{kind} can't hold a lone surrogate (half a character); use pickle"
         ) from None
@@ -84,48 +108,109 @@ def dumped(value: Any, kind: str) -> bytes:
         raise Unusable(f"{kind} can't hold this value ({reason}); use pickle") from error
 
 
-def _read_csv(data: bytes) -> Any:
-    import pandas
-
-    return pandas.read_csv(io.BytesIO(data))
-
-
 def _read_parquet(data: bytes) -> Any:
-    import pandas
-    import pyarrow  # noqa: F401 - where pyarrow is missing, pandas' error says less
+    """Return a table that holds the same; with Arrow's own types where those of pandas hold less.
 
-    return pandas.read_parquet(io.BytesIO(data), engine="pyarrow")
+    Such are integers with nulls, decimals, and floats with both nulls and NaN.
+    """
+    import pandas
+    from pyarrow import parquet
+
+    file = parquet.ParquetFile(io.BytesIO(data))
+    twice = _duplicate(file.schema_arrow.names)
+    if twice is not None:
+        raise ValueError(f"two columns have the name {twice!r}, and one of them would be lost")
+    table = file.read()
+    frame = table.to_pandas()
+    lost = _lost(table, frame)
+    if lost:
+        frame = table.to_pandas(types_mapper=pandas.ArrowDtype, ignore_metadata=True)
+        pandas_facts = table.schema.pandas_metadata or {}
+        index = [name for name in pandas_facts.get("index_columns", ()) if isinstance(name, str)]
+        if index:
+            raise ValueError(f"an index and its type of {lost[0]!r} can't both be kept")
+        lost = _lost(table, frame)
+    if lost:
+        kind = table.schema.field(lost[0]).type
+        raise ValueError(f"pandas can't hold column {lost[0]!r} of type {kind} as it is")
+    return frame
+
+
+def _lost(table: Any, frame: Any) -> list[str]:
+    """Return the columns of an Arrow table that are others after pandas held them."""
+    import pyarrow
+
+    try:
+        back = pyarrow.Table.from_pandas(frame)
+    except (pyarrow.ArrowException, ValueError, TypeError):
+        return list(table.column_names)
+    return [name for name in table.column_names if not _is_same(table, back, name)]
+
+
+def _is_same(table: Any, back: Any, name: str) -> bool:
+    if name not in back.column_names:
+        return False
+    one, other = table.column(name), back.column(name)
+    if one.type != other.type or one.null_count != other.null_count:
+        return False
+    # NaN is equal to no NaN, but its text is.
+    return bool(one.equals(other)) or repr(one.to_pylist()) == repr(other.to_pylist())
 
 
 def _read_npy(data: bytes) -> Any:
     import numpy as np
 
-    array = np.load(io.BytesIO(data), allow_pickle=False)
+    file = io.BytesIO(data)
+    array = np.load(file, allow_pickle=False)
     if not isinstance(array, np.ndarray):
         raise ValueError("it is an npz archive of several arrays")  # noqa: TRY004 - of a file
+    if file.tell() < len(data):
+        raise ValueError("more follows the first array, and would be lost")
     return array
 
 
 def _read_json(data: bytes) -> Any:
-    return json.loads(data)
+    return json.loads(data, object_pairs_hook=_unique, parse_float=_exact)
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = _duplicate(key for key, _ in pairs)
+        raise ValueError(f"the key {twice!r} appears twice, and the first value would be lost")
+    return found
+
+
+def _exact(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number) or Decimal(text) != Decimal(repr(number)):
+        raise ValueError(f"the number {text} has more digits than a float keeps; write it as text")
+    return number
 
 
 def _read_pickle(data: bytes) -> Any:
     from bridgehead._protocol.payload import RawPickle
 
+    end = len(data)
+    with contextlib.suppress(ValueError):  # no pickle: the kernel reports it
+        for code, _, at in itertools.islice(pickletools.genops(data), MOST_CODES):
+            if code.name == "STOP" and at is not None:
+                end = at + 1
+    if end < len(data):
+        raise ValueError("more follows the first object, and would be lost")
     return RawPickle(data)
 
 
-def _write_csv(value: Any) -> bytes:
+def _csv_text(value: Any, sep: str) -> str:
     table = _table(value, "csv")
     try:
         _check_csv(table)
-        text: str = table.to_csv(index=not _is_numbered(table.index))
+        text: str = table.to_csv(index=not _is_numbered(table.index), sep=sep)
     except (ValueError, RecursionError):
         raise
     except Exception as error:  # whatever the class of a cell raises
         raise Unusable(f"csv can't hold this table ({text_of(error)}); use pickle") from error
-    return text.encode()
+    return text
 
 
 def _check_csv(table: Any) -> None:
@@ -202,14 +287,12 @@ def _write_pickle(value: Any) -> bytes:
 
 
 _LOAD: dict[str, Callable[[bytes], Any]] = {
-    "csv": _read_csv,
     "parquet": _read_parquet,
     "npy": _read_npy,
     "json": _read_json,
     "pickle": _read_pickle,
 }
 _DUMP: dict[str, Callable[[Any], bytes]] = {
-    "csv": _write_csv,
     "parquet": _write_parquet,
     "npy": _write_npy,
     "json": _write_json,

@@ -29,6 +29,7 @@ from bridgehead._tools.cli.formats import (
     FORMATS,
     PIP,
     SUFFIXES,
+    UTF8,
     Unusable,
     dumped,
     format_of,
@@ -88,16 +89,57 @@ async def _names(target: Target, pattern: str) -> Any:
 # ---------------------------------------------------------------- push
 
 
+as_text = [
+    click.option(
+        "--encoding",
+        default=UTF8,
+        metavar="NAME",
+        help="The encoding of a csv or json file, such as latin-1.  [default: utf-8]",
+    ),
+    click.option(
+        "--sep",
+        default=",",
+        metavar="CHARACTER",
+        help=r"The separator of a csv file, such as ; or \\t for a tab.  [default: ,]",
+    ),
+]
+
+
+def _with_text(command: Any) -> Any:
+    """Add the options of files that are text."""
+    for option in reversed(as_text):
+        command = option(command)
+    return command
+
+
+def _separator(sep: str) -> str:
+    sep = "\t" if sep == r"\t" else sep
+    if len(sep) != 1 or sep in '"\r\n':
+        raise click.UsageError("--sep takes one character, which is no quote or line break")
+    return sep
+
+
 @click.command()
 @click.argument("bindings", metavar="NAME=FILE...", nargs=-1, required=True, shell_complete=files)
 @as_format
+@_with_text
 @target()
 @as_json
-def push(target: Target, bindings: tuple[str, ...], kind: str | None, as_json: bool) -> None:
+def push(
+    target: Target,
+    bindings: tuple[str, ...],
+    kind: str | None,
+    encoding: str,
+    sep: str,
+    as_json: bool,
+) -> None:
     """Bind the contents of files to names in a kernel: all of them, or none.
 
     The suffix says how to read a file: .csv and .parquet become DataFrames, .npy an array,
-    .json the value it holds. NAME=- reads standard input and needs --format.
+    .json the value it holds. NAME=- reads standard input and needs --format. The objects hold
+    all that the files do, or the command says what would be lost: a column of a csv file has
+    numbers only if they are written back the same, and a column of a .parquet file keeps its
+    Arrow type where pandas has none.
 
     The kernel opens a .pickle; this program does not. Opening a pickle runs the code in it.
     Push only pickles whose origin you know, or use --trust data: then the kernel refuses
@@ -108,7 +150,7 @@ def push(target: Target, bindings: tuple[str, ...], kind: str | None, as_json: b
         name, file = _binding(binding)
         if name in values:
             raise click.UsageError(f"{name} is given twice")
-        values[name] = _read(file, _kind(file, kind))
+        values[name] = _read(file, _kind(file, kind), encoding, _separator(sep))
     moved = finish(_push(target, values))
     if as_json:
         sent = {"names": moved.names, "bytes": moved.bytes}
@@ -146,10 +188,10 @@ def _kind(file: str, kind: str | None) -> str:
     return found
 
 
-def _read(file: str, kind: str) -> Any:
+def _read(file: str, kind: str, encoding: str, sep: str) -> Any:
     try:
         data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-        return loaded(data, kind, "standard input" if file == "-" else file)
+        return loaded(data, kind, "standard input" if file == "-" else file, encoding, sep)
     except OSError as error:
         fail(f"{file} can't be read: {error.strerror or error}", UNUSABLE)
     except Unusable as error:
@@ -172,10 +214,17 @@ def _fail_without(error: ModuleNotFoundError, kind: str) -> Any:
     "--output", "-o", metavar="FILE", help="Write the value to FILE; - is standard output."
 )
 @as_format
+@_with_text
 @target()
 @as_json
 def pull(
-    target: Target, expression: str, output: str | None, kind: str | None, as_json: bool
+    target: Target,
+    expression: str,
+    output: str | None,
+    kind: str | None,
+    encoding: str,
+    sep: str,
+    as_json: bool,
 ) -> None:
     """Show the value of EXPR in a kernel, or write it to a file.
 
@@ -196,7 +245,7 @@ def pull(
         _check_place(Path(str(output)))
     value = finish(_pull(target, expression, wanted))
     if output is not None:
-        _save(value, str(output), str(wanted))
+        _save(value, str(output), str(wanted), encoding, _separator(sep))
     elif as_json:
         from bridgehead._tools.cli.terminal import write
 
@@ -224,11 +273,11 @@ def _check_place(file: Path) -> None:
         fail(f"{file} can't be written: there is no folder {file.absolute().parent}", UNUSABLE)
 
 
-def _save(value: Any, output: str, kind: str) -> None:
+def _save(value: Any, output: str, kind: str, encoding: str, sep: str) -> None:
     from bridgehead._tools.cli.terminal import plain, write
 
     try:
-        data = dumped(value, kind)
+        data = dumped(value, kind, encoding, sep)
         if output == "-":
             write(data)
             return

@@ -372,9 +372,9 @@ def test_any_sizes_of_a_segment_give_frames_or_wire_error(sizes: list[int], othe
         ((_, header, frames),) = ends.arrived()
         assert header == {"sizes": sizes}
         assert [len(frame) for frame in frames] == sizes
-        assert layout(sizes)[1] <= segment.capacity
+        assert layout(sizes)[1] <= segment.slab.capacity
     except WireError:
-        assert min(sizes) < 0 or layout(sizes)[1] > segment.capacity
+        assert min(sizes) < 0 or layout(sizes)[1] > segment.slab.capacity
     finally:
         ends.close()
 
