@@ -28,7 +28,7 @@ OUTPUTS = b"stream.", b"display_data"  # the beginnings of the topics of outputs
 PROBE = "bridgehead."  # the beginning of the topics of which only the confirmation is wanted
 
 
-class Subscription:
+class OutputSubscription:
     """The subscriptions of an iopub socket, which has subscribed to everything."""
 
     def __init__(self, timings: Timings, has_streams: Callable[[], bool]) -> None:

@@ -56,7 +56,7 @@ from bridgehead._transports.base import Transport
 from bridgehead._transports.evidence import is_deserted
 from bridgehead._transports.messages import Messages
 from bridgehead._transports.process import KernelProcess
-from bridgehead._transports.subscription import Subscription
+from bridgehead._transports.subscription import OutputSubscription
 from bridgehead._transports.tasks import run_all, waited
 from bridgehead._transports.zmq_link import REFUSED, Link
 
@@ -144,7 +144,7 @@ class ZmqTransport(Transport):
         self._question: asyncio.Task[None] | None = None  # on control, of a silent kernel
         self.has_pulse = False  # a heartbeat has been answered, so a missing one means something
         self.link = Link(self)
-        self.subscription = Subscription(self.timings, lambda: self.dispatcher.has_streams)
+        self.subscription = OutputSubscription(self.timings, lambda: self.dispatcher.has_streams)
         self._iopub_seen = asyncio.Event()
         self._silent_since: float | None = None  # when the first reply without iopub arrived
         self._replacing = False  # until the manager has started the new process

@@ -28,7 +28,7 @@ from bridgehead._transports.dispatch import Dispatcher
 from bridgehead._transports.evidence import LocalProcess
 from bridgehead._transports.gate import Gate
 from bridgehead._transports.state import KernelState
-from bridgehead._transports.subscription import Subscription
+from bridgehead._transports.subscription import OutputSubscription
 from bridgehead._transports.timings import Timings
 
 # The kernel uses another protocol, or closes the connection during the handshake.
@@ -45,7 +45,7 @@ class Owner(Protocol):
     timings: Timings
     dispatcher: Dispatcher
     local_process: LocalProcess | None
-    subscription: Subscription
+    subscription: OutputSubscription
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]: ...
 
