@@ -46,6 +46,15 @@ def by_name(names: list[str], values: Any) -> Changes:
     return dict(zip(names, map(known, values), strict=True))
 
 
+# A cell that ends after a minute; without names of its own, which the model does not know.
+ENDLESS = """
+import time
+end = time.monotonic() + 60
+while time.monotonic() < end:
+    pass
+"""
+
+
 class Steps(Actor):
     """An actor with its steps."""
 
@@ -233,13 +242,16 @@ class Steps(Actor):
         await self.do(Call(f"run a cell of {seconds:.3f} s", run), *calls)
 
     async def an_endless_cell(self) -> None:
-        """Interrupt a cell that does not end by itself."""
+        """Interrupt a cell that does not end by itself for a minute.
+
+        It must not go on for ever: the client process that runs it may be killed.
+        """
         begun = asyncio.Event()
 
         async def run() -> Any:
             try:
                 await self.bridge.run(
-                    "if print('going') is None:\n    while True: pass",
+                    f"print('going')\nexec({ENDLESS!r}, {{}})",
                     on_output=lambda message: begun.set(),
                 )
             finally:
