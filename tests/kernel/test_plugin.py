@@ -67,6 +67,7 @@ def test_the_example_of_the_readme_passes(tmp_path: Path) -> None:
     assert "1 passed" in output, output
 
 
+@pytest.mark.slow
 def test_the_fixtures_work_with_anyio(tmp_path: Path) -> None:
     output = pytest_ran(tmp_path, ANYIO, "-p", "no:asyncio")
     assert "3 passed" in output, output
@@ -78,6 +79,7 @@ def test_the_fixtures_are_listed_with_descriptions(tmp_path: Path) -> None:
     assert "a ``Bridge`` without a kernel" in output
 
 
+@pytest.mark.slow
 def test_bridgehead_is_not_imported_for_tests_without_its_fixtures(tmp_path: Path) -> None:
     output = pytest_ran(tmp_path, PLAIN)
     assert "1 passed" in output, output

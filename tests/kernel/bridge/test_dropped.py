@@ -158,6 +158,7 @@ finally:
 
 
 @pytest.mark.parametrize("how", ["dropped", "kept", "exit"])
+@pytest.mark.slow
 def test_a_program_that_closes_nothing_leaves_nothing(how: str) -> None:
     """``asyncio.run`` cancels all tasks at its end, and closes the loop.
 

@@ -153,6 +153,7 @@ async def test_a_dead_kernel_does_not_stop_the_others_from_being_served() -> Non
         await until(lambda: not any(slab.leased for slab in fleet._pool.slabs.values()))
 
 
+@pytest.mark.slow
 async def test_a_cancelled_launch_leaves_no_kernel(
     kernelspec: Callable[..., str], tmp_path: Any
 ) -> None:

@@ -158,6 +158,7 @@ print(kernel.pull("data['a'] + local.x"), kernel.info.pid, flush=True)
 @pytest.mark.parametrize(
     "ending", ["", "raise SystemExit(3)", "kernel.close()", "import os; os._exit(0)"]
 )
+@pytest.mark.slow
 def test_the_kernel_of_a_script_ends_however_the_script_ends(tmp_path: Path, ending: str) -> None:
     script = tmp_path / "script.py"
     script.write_text(textwrap.dedent(SCRIPT) + ending)

@@ -309,6 +309,7 @@ async def test_a_hundred_calls_of_a_dead_kernel_leave_nothing(live: Bridge) -> N
 
 
 @no_restart
+@pytest.mark.slow
 async def test_a_kernel_whose_autorestarter_gives_up_is_reported_on_every_call(
     kernelspec: Callable[..., str], tmp_path: Path
 ) -> None:

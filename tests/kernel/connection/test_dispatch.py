@@ -41,6 +41,7 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 
 @pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
+@pytest.mark.slow
 async def test_sixty_operations_at_once_get_their_own_replies(kernel_name: str) -> None:
     """D3. Sixty operations at once, ten times: each gets its own reply."""
     async with Bridge.launch(kernel_name) as bridge:

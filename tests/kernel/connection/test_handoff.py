@@ -357,6 +357,7 @@ async def test_a_fork_of_the_client_does_not_disturb_handoffs(pair: tuple[Bridge
     await wait_until_nothing_is_leased(*pair)
 
 
+@pytest.mark.slow
 async def test_a_killed_client_leaves_no_leases_and_no_partial_object(
     pair: tuple[Bridge, Bridge],
 ) -> None:
@@ -592,6 +593,7 @@ x = Counted()
             assert await owner.pull("x") == 0
 
 
+@pytest.mark.slow
 async def test_many_handoffs_among_three_kernels_while_some_are_cancelled() -> None:
     dice = random.Random(9)
     async with Fleet.launch(3) as ring:

@@ -138,6 +138,7 @@ async def test_a_failed_push_leaves_the_namespace_unchanged(kernel: Bridge, at: 
     await goes_on(kernel)
 
 
+@pytest.mark.slow
 async def test_an_interrupt_of_a_push_of_many_names_binds_all_or_none() -> None:
     """C3. SIGINT at random moments of a push of 5,000 names: all are bound or none."""
     async with Bridge.launch(lane="buffers") as bridge:

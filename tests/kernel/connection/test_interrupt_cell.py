@@ -288,6 +288,7 @@ async def test_a_cell_is_interrupted_while_the_socket_thread_is_at_work(kernel: 
     await goes_on(kernel)
 
 
+@pytest.mark.slow
 async def test_a_cell_is_interrupted_after_its_subshell_was_deleted(kernel: Bridge) -> None:
     async with Bridge.attach(file_of(kernel), lane="buffers") as bridge, other(kernel) as client:
         assert await bridge.pull("1", now=True) == 1

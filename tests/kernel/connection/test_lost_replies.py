@@ -133,6 +133,7 @@ async def test_a_message_that_the_kernel_does_not_notice_is_followed_by_another(
 
 
 @pytest.mark.parametrize("dropped", [1, 2])
+@pytest.mark.slow
 async def test_a_question_that_is_lost_is_asked_again(
     kernel: Bridge, tmp_path: Path, dropped: int
 ) -> None:

@@ -466,6 +466,7 @@ asyncio.run(main())
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 @pytest.mark.parametrize("more", [70, 81])
+@pytest.mark.slow
 async def test_a_launch_without_enough_descriptors_names_the_limit(more: int) -> None:
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-c", LAUNCH_MANY, str(more)), stdout=subprocess.PIPE

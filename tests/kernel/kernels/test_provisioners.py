@@ -299,6 +299,7 @@ async def test_an_interrupt_goes_through_the_provisioner(on_node: Bridge, journa
     assert await on_node.pull("1 + 1") == 2
 
 
+@pytest.mark.slow
 async def test_a_restart_follows_the_kernel_to_its_new_address(
     on_node: Bridge, journal: Path
 ) -> None:

@@ -320,6 +320,7 @@ async def test_a_file_with_keys_never_opens_an_unencrypted_connection(
                     await Bridge.attach(file)
 
 
+@pytest.mark.slow
 async def test_a_handshake_that_fails_while_this_process_is_busy_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

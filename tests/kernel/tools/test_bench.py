@@ -108,6 +108,7 @@ def test_the_figures_are_written_as_json_and_as_a_picture(tmp_path: Path) -> Non
     assert len(data) > 20_000  # the picture is not empty
 
 
+@pytest.mark.slow
 async def test_a_running_kernel_is_measured_and_left_unchanged() -> None:
     async with Bridge.launch() as bridge:
         await bridge.push(mine=1)

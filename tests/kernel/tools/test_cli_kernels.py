@@ -64,6 +64,7 @@ async def test_ls_executes_nothing_in_a_kernel(runtime: Path, alone: Bridge) -> 
     assert kinds <= {"kernel_info_request", "usage_request", "execute_request"}
 
 
+@pytest.mark.slow
 async def test_dead_and_silent_kernels_and_broken_files_do_not_delay_ls(
     runtime: Path, alone: Bridge
 ) -> None:

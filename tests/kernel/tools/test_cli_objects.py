@@ -198,6 +198,7 @@ def test_a_command_that_cannot_start_is_code_2(
 # ---------------------------------------------------------------- exit codes
 
 
+@pytest.mark.slow
 async def test_exit_codes_say_what_is_known_of_the_request(
     kernel: Bridge, options: list[str]
 ) -> None:

@@ -203,6 +203,7 @@ def test_a_pipe_gets_plain_text() -> None:
     assert re.search(r"^→ +first +table +DataFrame +[\d,]+ +\w+ +[\d.]+$", ran.out, re.MULTILINE)
 
 
+@pytest.mark.slow
 def test_a_terminal_without_unicode_gets_ascii() -> None:
     ran = bridgehead_process("demo", PYTHONUTF8="0", PYTHONIOENCODING="ascii")
     assert (ran.code, ran.err) == (0, "")

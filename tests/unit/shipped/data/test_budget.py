@@ -236,6 +236,7 @@ def test_shared_values_and_values_inside_themselves_arrive() -> None:
         assert same(value, sent(value))
 
 
+@pytest.mark.slow
 def test_a_graph_whose_repr_has_too_many_paths_is_refused() -> None:
     """A repr visits each path of a graph, and 30 lists that hold each other have 30! of them."""
     lists: list[Any] = [[] for _ in range(30)]
