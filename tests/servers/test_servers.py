@@ -86,8 +86,10 @@ async def test_a_cell_runs_as_in_a_notebook(anyone: str) -> None:
         assert (result.stdout, result.stderr, result.data["text/plain"]) == ("out\n", "err\n", "2")
         with pytest.raises(RemoteError, match="ZeroDivisionError"):
             await bridge.run("1 / 0")
-        running = asyncio.create_task(bridge.run("import time\nwhile True: time.sleep(0.01)"))
-        await until(lambda: bridge.state == "busy")
+        begun = asyncio.Event()  # an interrupt before the code of the cell would lose its reply
+        code = "print('begun')\nimport time\nwhile True: time.sleep(0.01)"
+        running = asyncio.create_task(bridge.run(code, on_output=lambda message: begun.set()))
+        await begun.wait()
         await bridge.interrupt()
         with pytest.raises(RemoteError, match="KeyboardInterrupt"):
             await running
