@@ -242,13 +242,30 @@ class Launched(Kernel):
                 await asyncio.sleep(0.05)
 
 
-class Managed(Kernel):
-    """A kernel on TCP whose manager is outside, and connections to it that can be cut."""
+class Cuttable(Kernel):
+    """A kernel behind a ``proxy`` whose connections can be cut."""
+
+    proxy: Cuts | Wire
+
+    async def cut(self) -> None:
+        with self.faults.making(self.name, "cut"):
+            self.proxy.cut()
+
+    async def down(self) -> None:
+        with self.faults.making(self.name, "cut"):
+            self.proxy.is_down = True
+            self.proxy.cut()
+            await asyncio.sleep(self.chance.uniform(0, 4))
+            self.proxy.is_down = False
+
+
+class Managed(Cuttable):
+    """A kernel on TCP whose manager is outside."""
 
     @asynccontextmanager
     async def running(self, folder: Path) -> AsyncIterator[Managed]:
         async with managed() as manager, Cuts(manager, folder) as cuts:
-            self.manager, self.cuts = manager, cuts
+            self.manager, self.proxy = manager, cuts
             self.connection_file = manager.connection_file
             self.add(lambda: Bridge.over(manager))
             for lane in ("auto", "buffers", "inline"):
@@ -268,17 +285,6 @@ class Managed(Kernel):
     def menu(self) -> list[tuple[float, Fault]]:
         return [*super().menu, (8, self.cut), (3, self.down), (1, self.restart)]
 
-    async def cut(self) -> None:
-        with self.faults.making(self.name, "cut"):
-            self.cuts.cut()
-
-    async def down(self) -> None:
-        with self.faults.making(self.name, "cut"):
-            self.cuts.is_down = True
-            self.cuts.cut()
-            await asyncio.sleep(self.chance.uniform(0, 4))
-            self.cuts.is_down = False
-
     async def restart(self) -> None:
         with self.faults.making(self.name, "restart"):
             await self.manager.restart_kernel(now=self.chance.random() < 0.7)
@@ -293,13 +299,14 @@ class Managed(Kernel):
             pass
 
 
-class Served(Kernel):
-    """A kernel of a Jupyter server, reached through a proxy whose connections can be cut."""
+class Served(Cuttable):
+    """A kernel of a Jupyter server."""
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Served]:
         async with serving() as url, Wire(url) as wire, Other(url) as client:
-            self.wire, self.client = wire, client
+            self.wire = self.proxy = wire
+            self.client = client
             first = self.add(lambda: Bridge.connect(wire.url, TOKEN), owns=True)
             await first.open()
             self.id = str(first.bridge.info.kernel_id)
@@ -327,22 +334,11 @@ class Served(Kernel):
             (1, self.restart),
         ]
 
-    async def cut(self) -> None:
-        with self.faults.making(self.name, "cut"):
-            self.wire.cut()
-
     async def cut_later(self) -> None:
         """Cut the connection in the middle of what crosses next."""
         with self.faults.making(self.name, "cut"):
             self.wire.cut_after(self.chance.randrange(1, 3_000_000))
             await asyncio.sleep(self.chance.uniform(0, 3))
-
-    async def down(self) -> None:
-        with self.faults.making(self.name, "cut"):
-            self.wire.is_down = True
-            self.wire.cut()
-            await asyncio.sleep(self.chance.uniform(0, 4))
-            self.wire.is_down = False
 
     async def restart(self) -> None:
         with self.faults.making(self.name, "restart"):

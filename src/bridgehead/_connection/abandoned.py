@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import sys
 import threading
 import time
@@ -31,9 +30,10 @@ class Abandoned:
         self._connection = connection
 
     def close(self) -> None:
-        """Close the connection soon, in its loop, or in a thread if that loop has ended."""
-        if os.getpid() != self._connection.process:
-            return  # in a forked child: everything belongs to the parent
+        """Close the connection soon, in its loop, or in a thread if that loop has ended.
+
+        Not for a forked child, in which everything belongs to the parent.
+        """
         loop = self._connection.loop
         try:
             if _is_in(loop):

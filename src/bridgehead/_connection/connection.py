@@ -220,30 +220,35 @@ class Connection:
             with self.transport.outputs():
                 with Turn(self.queue) as turn:
                     call.turn = turn
-
                     process = self.remote.process if self.remote.is_current else None
-
-                    async def cell() -> Reply:
-                        lane = self.remote.lane
-                        if process not in (None, self.remote.process):
-                            raise KernelRestarted("the kernel was restarted; nothing was sent")
-                        if isinstance(
-                            lane, DirectLane
-                        ):  # what was cancelled takes effect before it
-                            with contextlib.suppress(SocketLost):
-                                await lane.client.drained()
-                        return await self.transport.dispatcher.request(
-                            content, on_message=on_message, on_sent=on_sent
-                        )
-
                     try:
                         await self.remote.ready()
-                        reply = await turn.run(cell)
+                        reply = await turn.run(
+                            lambda: self._send_cell(content, process, on_message, on_sent)
+                        )
                     except KernelRestarted:
                         self.remote.restart_reported()
                         raise
                 await complete(reply.id)
                 return reply
+
+    async def _send_cell(
+        self,
+        content: dict[str, Any],
+        process: str | None,
+        on_message: Callable[[Message], None],
+        on_sent: Callable[[str], None],
+    ) -> Reply:
+        """Send a cell to ``process``, or to any if that is None, and wait for its reply."""
+        lane = self.remote.lane
+        if process not in (None, self.remote.process):
+            raise KernelRestarted("the kernel was restarted; nothing was sent")
+        if isinstance(lane, DirectLane):  # what was cancelled takes effect before it
+            with contextlib.suppress(SocketLost):
+                await lane.client.drained()
+        return await self.transport.dispatcher.request(
+            content, on_message=on_message, on_sent=on_sent
+        )
 
     async def aclose(self) -> None:
         """Close the connection, and have the kernel drop what is unfinished."""

@@ -9,22 +9,14 @@ from __future__ import annotations
 import os
 
 from bridgehead._errors import NotSent
-
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None  # type: ignore[assignment]
+from bridgehead._shipped.wire.limits import descriptor_limit
 
 ATTACHED, LAUNCHED = 20, 28  # what a connection to a kernel takes, with some in reserve (measured)
 
 
 def check_descriptors(needed: int) -> None:
     """Raise ``NotSent`` if this process may not open so many descriptors more."""
-    if resource is None:
-        return
-    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    if limit == resource.RLIM_INFINITY:
-        return
+    limit = descriptor_limit()
     try:
         used = len(os.listdir("/proc/self/fd")) - 1  # noqa: PTH208 - names are enough
     except FileNotFoundError:  # not Linux

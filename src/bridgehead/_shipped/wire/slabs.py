@@ -21,7 +21,7 @@ from bisect import bisect
 from functools import lru_cache
 from itertools import count
 from time import monotonic
-from typing import Any, Iterator, List, Sequence, Tuple
+from typing import Any, Callable, Iterator, List, Sequence, Tuple
 from weakref import WeakSet
 
 if __package__:  # in the kernel, all shipped files are one module
@@ -116,15 +116,14 @@ class Extents:
         self.nbytes -= nbytes
         return start, pages
 
-    def written(self) -> list[tuple[int, int]]:
-        """Return the free stretches whose pages exist."""
-        return [(start, stop) for start, stop, pages in self._free if pages != ABSENT]
-
-    def cut(self, start: int, stop: int) -> None:
-        """Note that the pages of a free stretch do not exist any more."""
-        self._free = [one for one in self._free if one[:2] != (start, stop)]
-        self.nbytes -= stop - start
-        self.give(start, stop, ABSENT)
+    def drop_pages(self, punch: Callable[[int, int], bool]) -> int:
+        """Have ``punch`` drop the pages of all stretches; return the bytes for which it did."""
+        before, self._free, self.nbytes, dropped = self._free, [], 0, 0
+        for start, stop, pages in before:
+            if pages != ABSENT and punch(start, stop):
+                pages, dropped = ABSENT, dropped + stop - start
+            self.give(start, stop, pages)
+        return dropped
 
     def give(self, start: int, stop: int, pages: int) -> None:
         """Make a stretch free again."""
@@ -215,10 +214,7 @@ class Slab:
     def free_unused(self) -> None:
         """Give all pages that belong to no segment back to the system."""
         if self.extents is not None:
-            for start, stop in self.extents.written():
-                if self.punch(start, stop):
-                    self.extents.cut(start, stop)
-                    self.nbytes -= stop - start
+            self.nbytes -= self.extents.drop_pages(self.punch)
 
     def read(self, start: int, sizes: Sequence[int]) -> list[memoryview]:
         """Return copies of the frames that were written from ``start`` on."""
