@@ -25,7 +25,8 @@ from typing import Any
 from jupyter_core.paths import secure_write
 
 from bridgehead._kernels.connection_file import read
-from bridgehead._transports.evidence import LocalProcess, facts_of_this_process
+from bridgehead._shipped.wire.process import own_process
+from bridgehead._transports.evidence import LocalProcess
 
 STARTER = "starter.json"  # in the folder
 SUFFIX = "-ipc-"  # between the name of the connection file and eight letters that mkdtemp chooses
@@ -48,7 +49,7 @@ class LaunchFolder:
         self.ip: str = os.path.join(self.path, "s")
         try:
             with secure_write(os.path.join(self.path, STARTER)) as text:
-                json.dump(facts_of_this_process(), text)
+                json.dump({"process": own_process()}, text)
         except BaseException:
             self.remove()
             raise
@@ -91,7 +92,8 @@ def sweep(parent: str | os.PathLike[str]) -> None:
 
 
 def _sweep_one(folder: str, starter: str) -> None:
-    if not LocalProcess.has_surely_ended(read(starter).info):
+    program = LocalProcess.described(read(starter).info.get("process"))
+    if program is None or program.has_ended() is not True:
         return
     status = os.lstat(folder)
     if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:

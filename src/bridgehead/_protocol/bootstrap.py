@@ -32,6 +32,7 @@ SHIPPED = (  # in this order, they become one module in the kernel
     "reducers/torch.py",
     "wire/pickling.py",
     "wire/limits.py",
+    "wire/process.py",
     "wire/slabs.py",
     "wire/segments.py",
     "wire/leases.py",

@@ -17,9 +17,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from bridgehead._shipped.wire.process import own_process
 
 ENDED = b"ZX"  # states of a process in /proc: only its exit code is left
 
@@ -32,35 +33,28 @@ class LocalProcess:
         self._started = started
 
     @classmethod
-    def find(cls, facts: Any) -> LocalProcess | None:
-        """Return the process that a remote part describes, if this process can look at it.
+    def described(cls, facts: Any) -> LocalProcess | None:
+        """Return the process with these facts of ``own_process``, which may have ended.
 
-        ``facts`` come from the kernel, which may send anything.
+        Return None if it is not known to be of this machine and pid namespace. Another process has
+        written the facts, and may write anything.
         """
+        mine = own_process()
         try:
             boot, namespace, pid, started = facts
-            if [boot, namespace] != [_boot(), str(Path("/proc/self/ns/pid").readlink())]:
-                return None
-        except (OSError, TypeError, ValueError):
+        except (TypeError, ValueError):
+            return None
+        if mine is None or [boot, namespace] != mine[:2]:
             return None
         if type(pid) is not int or type(started) is not int or pid <= 0:
             return None
-        found = cls(pid, started)
-        return found if found.has_ended() is False else None
+        return cls(pid, started)
 
     @classmethod
-    def has_surely_ended(cls, facts: Mapping[str, Any]) -> bool:
-        """Return whether the process that ``facts_of_this_process`` described has ended.
-
-        Return false if that is not known: it is of another machine or pid namespace.
-        """
-        mine = facts_of_this_process()
-        pid, started = facts.get("pid"), facts.get("started")
-        if type(pid) is not int or type(started) is not int or pid <= 0 or not mine:
-            return False
-        if any(facts.get(name) != mine[name] for name in ("boot", "namespace")):
-            return False
-        return cls(pid, started).has_ended() is True
+    def find(cls, facts: Any) -> LocalProcess | None:
+        """Return the process that a remote part describes, if this process can look at it."""
+        found = cls.described(facts)
+        return found if found is not None and found.has_ended() is False else None
 
     def has_ended(self) -> bool | None:
         """Return whether the process has ended; None if that cannot be known now."""
@@ -78,24 +72,6 @@ class LocalProcess:
             return True
         except (OSError, MemoryError, ValueError, IndexError):
             return None
-
-
-def facts_of_this_process() -> dict[str, Any]:
-    """Return what identifies this process to others of its machine; empty if that is not known."""
-    try:
-        stat = Path("/proc/self/stat").read_bytes()
-        return {
-            "boot": _boot(),
-            "namespace": str(Path("/proc/self/ns/pid").readlink()),
-            "pid": os.getpid(),
-            "started": int(stat.rpartition(b")")[2].split()[19]),
-        }
-    except (OSError, ValueError, IndexError):
-        return {}
-
-
-def _boot() -> str:
-    return Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
 
 
 async def is_deserted(transport: str, ip: str, port: int, patience: float) -> bool:

@@ -423,15 +423,15 @@ async def test_a_folder_of_another_machine_or_a_later_kernel_is_left_alone(
 ) -> None:
     async with Bridge.launch(connection_file=short_path / "k.json"):
         (folder,) = (path for path in short_path.iterdir() if path.is_dir())
-        facts = json.loads((folder / STARTER).read_text())
-    gone = {**facts, "pid": 1 << 30}
-    for index, other in enumerate([{**gone, "boot": "other"}, {**gone, "namespace": "pid:[1]"}]):
+        boot, namespace, _, started = json.loads((folder / STARTER).read_text())["process"]
+    gone = [boot, namespace, 1 << 30, started]
+    for index, other in enumerate([["other", *gone[1:]], [boot, "pid:[1]", *gone[2:]]]):
         left = short_path / f"k-ipc-abcdefg{index}"
         left.mkdir(mode=0o700)
-        (left / STARTER).write_text(json.dumps(other))
+        (left / STARTER).write_text(json.dumps({"process": other}))
     sweep(short_path)
     assert len(os.listdir(short_path)) == 2
-    (short_path / "k-ipc-abcdefg1" / STARTER).write_text(json.dumps(gone))
+    (short_path / "k-ipc-abcdefg1" / STARTER).write_text(json.dumps({"process": gone}))
     (short_path / "k.json").write_text(json.dumps({"transport": "ipc", "ip": "elsewhere/s"}))
     sweep(short_path)
     assert sorted(os.listdir(short_path)) == ["k-ipc-abcdefg0", "k.json"]

@@ -7,11 +7,12 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bridgehead._kernels.launch_folder import STARTER, LaunchFolder, sweep
-from bridgehead._transports.evidence import facts_of_this_process
+from bridgehead._shipped.wire.process import own_process
 
 
 @pytest.fixture
@@ -52,10 +53,16 @@ def test_a_connection_file_that_a_full_disk_left_empty_is_removed(
     assert file.exists() == bool(content)
 
 
+def ended_process() -> dict[str, Any]:
+    """What a program of this machine writes that has ended."""
+    facts = own_process()
+    return {"process": facts and [*facts[:2], 1 << 30, facts[3]]}
+
+
 @pytest.mark.parametrize("content", ["", None, "{}", '{"transport": "ipc", "ip": "FOLDER/s"}'])
 def test_what_a_killed_program_left_is_removed(runtime: Path, content: str | None) -> None:
-    facts = {**facts_of_this_process(), "pid": 1 << 30}
-    if len(facts) < 4:
+    facts = ended_process()
+    if facts["process"] is None:
         pytest.skip("this system does not say which process this is")
     file = runtime / "kernel-1.json"
     folder = LaunchFolder(file)
@@ -71,7 +78,7 @@ def test_what_a_killed_program_left_is_removed(runtime: Path, content: str | Non
 
 @pytest.mark.parametrize("harm", ["nothing", "text", "[]", "mode", "link"])
 def test_a_folder_that_no_launch_made_is_left_alone(runtime: Path, harm: str) -> None:
-    facts = {**facts_of_this_process(), "pid": 1 << 30}
+    facts = ended_process()
     folder = runtime / "kernel-1-ipc-abcdefgh"
     folder.mkdir(mode=0o755 if harm == "mode" else 0o700)
     if harm == "link":

@@ -15,13 +15,13 @@ from typing import Any
 import pytest
 import zmq
 
-from bridgehead._shipped.remote.inspection import own_process
+from bridgehead._shipped.wire.process import own_process
 from bridgehead._transports.evidence import LocalProcess, is_deserted
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 FACTS = """
 import json
-from bridgehead._shipped.remote.inspection import own_process
+from bridgehead._shipped.wire.process import own_process
 print(json.dumps(own_process()), flush=True)
 input()
 """
@@ -112,7 +112,7 @@ async def test_a_kernels_socket_is_not_deserted() -> None:
 # In a process of its own: without a descriptor, libzmq would end this one.
 WITHOUT_DESCRIPTORS = """
 import asyncio, resource, socket
-from bridgehead._shipped.remote.inspection import own_process
+from bridgehead._shipped.wire.process import own_process
 from bridgehead._transports.evidence import LocalProcess, is_deserted
 
 async def main():

@@ -66,21 +66,6 @@ def runs(pid: Any) -> bool:
     return True
 
 
-def own_process() -> list[Any] | None:
-    """Return what identifies this process to others of its machine; None if that is not known.
-
-    The machine's boot, the pid namespace, the pid and the time of its start, from /proc (Linux).
-    """
-    try:
-        with open("/proc/sys/kernel/random/boot_id") as text:
-            boot = text.read().strip()
-        with open("/proc/self/stat", "rb") as stat:
-            started = int(stat.read().rpartition(b")")[2].split()[19])
-        return [boot, os.readlink("/proc/self/ns/pid"), os.getpid(), started]
-    except (OSError, ValueError, IndexError):
-        return None
-
-
 def current_folder() -> str:
     """Return the current working directory, or an empty string if it was deleted."""
     try:

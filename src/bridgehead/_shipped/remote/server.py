@@ -15,7 +15,7 @@ from threading import Lock
 from typing import Any, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
-    from bridgehead._shipped.remote.inspection import current_folder, own_process, versions
+    from bridgehead._shipped.remote.inspection import current_folder, versions
     from bridgehead._shipped.remote.kernel import Kernel
     from bridgehead._shipped.remote.namespace import UserNamespace, error_response
     from bridgehead._shipped.remote.operations import CellRunning, Operations
@@ -35,6 +35,7 @@ if __package__:  # in the kernel, all shipped files are one module
         check,
     )
     from bridgehead._shipped.wire.limits import descriptor_limit
+    from bridgehead._shipped.wire.process import own_process
 
 _codec_lock = Lock()  # subshells serve requests in threads of their own
 

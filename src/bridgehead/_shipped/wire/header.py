@@ -146,7 +146,7 @@ class ResponseHeader(TypedDict, total=False):
     versions: Dict[str, str]  # of the packages that matter to pickles
     pid: int
     process: str  # names the process; a pid may be used again
-    on_machine: Any  # what identifies the process on its machine; see remote.inspection
+    on_machine: Any  # what identifies the process on its machine; see wire.process
     uid: Optional[int]  # for debugging
     cwd: str
     orphans: List[str]  # ids of idle subshells whose client has ended
