@@ -12,8 +12,8 @@ import os
 import signal
 import sys
 import tempfile
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -24,6 +24,8 @@ from jupyter_client.provisioning import local_provisioner
 from bridgehead import Bridge
 from bridgehead._shipped.wire.segments import Pool
 from bridgehead._transports.base import Transport
+from bridgehead._transports.timings import Timings
+from support import objects
 from support.elsewhere import Elsewhere
 from support.forked_kernels import KernelForker
 from support.servers import Wire, serving
@@ -47,6 +49,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="write the README's table of kernels, or its picture, as seen",
     )
+
+
+def pytest_cmdline_main(config: pytest.Config) -> int | None:
+    """Run ``pytest -m objects`` in the environment that has the libraries; see its file."""
+    if config.option.markexpr != "objects" or objects.is_inside():
+        return None
+    return objects.run_inside(config.invocation_params.args)
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -107,6 +116,14 @@ def jupyter_folders() -> Iterator[Path]:
         patch.undo()
 
 
+@pytest.fixture(autouse=True)
+def traced_memory() -> Iterator[None]:
+    """End the tracing that ``support.memory.trace_anew`` began."""
+    yield
+    if tracemalloc.is_tracing():
+        tracemalloc.stop()
+
+
 @pytest.fixture(scope="module", autouse=True)
 def few_objects_to_trace() -> None:
     """Exempt what exists before a file's tests from garbage collection.
@@ -126,12 +143,12 @@ def shorten(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
     one that must not end would end on a loaded machine.
     """
     timings = Transport.timings
-    true = asdict(timings)
+    true = {name: getattr(timings, name) for name in Timings.__annotations__}
 
     def replace(**waits: object) -> None:
         for name, seconds in waits.items():
             assert name in true, name
-            object.__setattr__(timings, name, seconds)  # it is frozen for the client
+            setattr(timings, name, seconds)
 
     for mark in reversed(list(request.node.iter_markers("timings"))):  # the test's own come last
         replace(**mark.kwargs)
@@ -215,7 +232,7 @@ async def kernel(harmless: Bridge) -> Bridge:
     if harmless.state == "busy":  # a failed test may have left its cell
         await harmless.interrupt()
         await harmless.run("")  # its requests behind that cell have ended
-    names = [name.name for name in await harmless.names()]
+    names = [name.name for name in await harmless.names(modules=True)]
     if names:
         await harmless.delete(*names)
     return harmless
@@ -253,7 +270,7 @@ async def everywhere(request: pytest.FixtureRequest) -> AsyncIterator[Bridge]:
 @pytest.fixture
 async def bridge(everywhere: Bridge) -> Bridge:
     """Give a bridge with an empty namespace: without a kernel and with one, on every lane."""
-    names = [name.name for name in await everywhere.names()]
+    names = [name.name for name in await everywhere.names(modules=True)]
     if names:
         await everywhere.delete(*names)
     return everywhere

@@ -13,14 +13,24 @@ Rule: this file only lists what is public.
 from typing import Any
 
 from bridgehead._bridge.bridge import Bridge
+from bridgehead._bridge.cell_stream import CellStream
+from bridgehead._bridge.executor import FleetExecutor
 from bridgehead._bridge.fleet import Fleet
-from bridgehead._bridge.sync import SyncBridge
+from bridgehead._bridge.fleet_map import FleetMap
+from bridgehead._bridge.fleet_watch import FleetWatch
+from bridgehead._bridge.notebook import run_notebook
+from bridgehead._bridge.sync import SyncBridge, SyncStream, SyncTask
+from bridgehead._bridge.sync_fleet import SyncFleet
+from bridgehead._connection.callbacks import Callback
+from bridgehead._connection.iteration import Iteration
+from bridgehead._connection.tasks import CompletedTasks, RemoteTask, as_completed
 from bridgehead._connection.watch import Watch
 from bridgehead._errors import (
     BridgeClosed,
     BridgeError,
     DecodeError,
     EncodeError,
+    FleetError,
     IncompatiblePython,
     InsecureConnection,
     InsecureConnectionWarning,
@@ -40,26 +50,37 @@ from bridgehead._errors import (
     RemoteError,
     ReplyLost,
     RequestAborted,
+    RunTimeout,
     TransportError,
     UnsupportedKernel,
     UntrustedPayload,
 )
+from bridgehead._kernels.discovery import DiscoveredKernel, kernels
 from bridgehead._protocol.ref import Ref
-from bridgehead._protocol.results import Info, Name, Names, Result, Transfer
+from bridgehead._protocol.results import Info, Name, Names, Result, Stats, Transfer
 from bridgehead._transports.messages import Message, Messages
 
 __all__ = [
     "Bridge",
     "BridgeClosed",
     "BridgeError",
+    "Callback",
+    "CellStream",
+    "CompletedTasks",
     "DecodeError",
+    "DiscoveredKernel",
     "EncodeError",
     "Fleet",
+    "FleetError",
+    "FleetExecutor",
+    "FleetMap",
+    "FleetWatch",
     "IncompatiblePython",
     "Info",
     "InsecureConnection",
     "InsecureConnectionWarning",
     "IntegrityError",
+    "Iteration",
     "KernelDied",
     "KernelNotFound",
     "KernelRestarted",
@@ -78,15 +99,24 @@ __all__ = [
     "ProtocolError",
     "Ref",
     "RemoteError",
+    "RemoteTask",
     "ReplyLost",
     "RequestAborted",
     "Result",
+    "RunTimeout",
+    "Stats",
     "SyncBridge",
+    "SyncFleet",
+    "SyncStream",
+    "SyncTask",
     "Transfer",
     "TransportError",
     "UnsupportedKernel",
     "UntrustedPayload",
     "Watch",
+    "as_completed",
+    "kernels",
+    "run_notebook",
 ]
 
 __version__ = "0.1.0"

@@ -29,25 +29,26 @@ wrong, what state things are in now, and what to do. Every class pickles.
       UntrustedPayload      the value is more than data, and only data is trusted; not opened
       ProtocolError         the kernel's response does not follow the protocol
 
-A deadline that passed is the builtin ``TimeoutError``; a wrong argument is a ``ValueError``
-or a ``TypeError``, raised before anything is sent. ``InsecureConnectionWarning`` is a warning:
-the connection is made all the same.
+A deadline that passed is the builtin ``TimeoutError``, or its subclass ``RunTimeout`` for a cell;
+a wrong argument is a ``ValueError`` or a ``TypeError``, raised before anything is sent. If this
+process has no memory for an object, that is an ``EncodeError`` or a ``DecodeError``; if it has none
+for anything else, that is the builtin ``MemoryError``, with a note that says whether the request
+was sent.
+``FleetError`` is an ``ExceptionGroup`` of the errors of several kernels.
+``InsecureConnectionWarning`` is a warning: the connection is made all the same.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
+# Patterns are compiled when they are first used: all of them took 3 ms of each import.
 # Group 1 is a colour or a weight. Any other sequence could move the cursor, or do worse.
-SEQUENCE = re.compile(
-    r"(\x1b\[[0-9;]*m)|\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b."
-)
+SEQUENCE = r"(\x1b\[[0-9;]*m)|\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b."
 # All but tab and line feed, and what reverses the direction of text.
-_CONTROL = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
-)
+_CONTROL = "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]"
 
 
 def harmless(text: str) -> str:
@@ -57,13 +58,13 @@ def harmless(text: str) -> str:
     """
     if text.isprintable():
         return text
-    lines = SEQUENCE.sub("", text).replace("\r\n", "\n").replace("\r", "\n")
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", lines)
+    lines = re.sub(SEQUENCE, "", text).replace("\r\n", "\n").replace("\r", "\n")
+    return re.sub(_CONTROL, "\N{REPLACEMENT CHARACTER}", lines)
 
 
 def coloured(text: str) -> str:
     """Return a text as ``harmless`` does, with its colours."""
-    parts = SEQUENCE.split(text)  # a colour, or None for another sequence, is every second part
+    parts = re.split(SEQUENCE, text)  # a colour, or None for another sequence, is every second part
     return "".join((part or "") if at % 2 else harmless(part) for at, part in enumerate(parts))
 
 
@@ -167,7 +168,10 @@ class NotExecuted(BridgeError):
 
 
 class RequestAborted(NotExecuted):
-    """Another client's failing cell aborted the request, at every attempt; call again."""
+    """Another client's failing cell aborted the request, or the remote part was removed.
+
+    It was so at every attempt; call again.
+    """
 
 
 class IntegrityError(NotExecuted):
@@ -221,6 +225,7 @@ class RemoteError(BridgeError):
         evalue: its message.
         traceback: the kernel's own traceback, one string a line, possibly with ANSI colours.
         result: of a cell, the ``Result`` with its output before the exception; else None.
+        notebook: of ``run_notebook``, the notebook so far; else None.
 
         >>> try:
         ...     await bridge.run("print('begun'); 1 / 0")
@@ -230,6 +235,7 @@ class RemoteError(BridgeError):
     """
 
     result: Any = None
+    notebook: Any = None
 
     def __init__(self, ename: str, evalue: str, traceback: Sequence[str] = ()) -> None:
         super().__init__(ename, evalue, tuple(traceback))
@@ -251,6 +257,27 @@ class RemoteError(BridgeError):
         It keeps its colours, and nothing else that controls a terminal.
         """
         return [coloured(line) for line in self.traceback] or [str(self)]
+
+
+class RunTimeout(TimeoutError):
+    """A cell did not end within its ``timeout``.
+
+    Attributes:
+        result: the ``Result`` with its outputs so far.
+        notebook: of ``run_notebook``, the notebook so far; else None.
+
+        >>> try:
+        ...     await bridge.run("print('begun'); import time; time.sleep(0.5)", timeout=0.2)
+        ... except RunTimeout as error:
+        ...     print(error.result.stdout)
+        begun
+    """
+
+    notebook: Any = None
+
+    def __init__(self, message: str, *, result: Any = None) -> None:
+        super().__init__(message)
+        self.result = result
 
 
 class OutcomeUnknown(BridgeError):
@@ -290,6 +317,8 @@ class ReplyLost(OutcomeUnknown):
 class TransportError(OutcomeUnknown):
     """The connection failed while the request was in transit."""
 
+    may_recover = False  # whether a later attempt may succeed; for the transports
+
 
 class DecodeError(BridgeError):
     """A value arrived, but cannot be unpickled in this process, or has no room in its memory."""
@@ -313,3 +342,59 @@ class UntrustedPayload(BridgeError):
 
 class ProtocolError(BridgeError):
     """The kernel's response does not follow the protocol."""
+
+
+class FleetError(ExceptionGroup[Exception]):
+    """Some kernels of a fleet failed; what the others returned is in ``results``.
+
+    It is an ``ExceptionGroup``, so ``except*`` takes its errors by their class. Each has a note
+    that says which kernel it is about.
+
+    Attributes:
+        results: what the other kernels returned, by the kernel's index in the fleet.
+        errors: the exceptions, by the kernel's index in the fleet. In the part of a group that
+            ``except*`` gives, only those of that part.
+
+        >>> await fleet[1].push(x=1)
+        <Transfer x: ...>
+        >>> try:
+        ...     await fleet.pull("x")
+        ... except FleetError as error:
+        ...     print(error.results, error.errors)
+        {1: 1} {0: NameNotFound("'x' is not defined in the kernel")}
+    """
+
+    results: dict[int, Any]
+    errors: dict[int, Exception]
+
+    def __new__(
+        cls,
+        message: str,
+        exceptions: Sequence[Exception],
+        results: Mapping[int, Any] | None = None,
+        errors: Mapping[int, Exception] | None = None,
+    ) -> Self:
+        self = super().__new__(cls, message, exceptions)
+        self.results, self.errors = dict(results or {}), dict(errors or {})
+        return self
+
+    def __init__(self, message: str, exceptions: Sequence[Exception], *rest: object) -> None:
+        super().__init__(message, exceptions)
+
+    def derive(self, exceptions: Sequence[Exception], /) -> FleetError:  # type: ignore[override]
+        """Return a group of some of the errors, with the same results; ``except*`` calls this.
+
+        >>> await fleet[1].push(x=1)
+        <Transfer x: ...>
+        >>> try:
+        ...     await fleet.pull("x")
+        ... except* NameNotFound as group:
+        ...     print(type(group).__name__, group.results)
+        FleetError {1: 1}
+        """
+        errors = {
+            index: error
+            for index, error in self.errors.items()
+            if any(error is one for one in exceptions)
+        }
+        return FleetError(self.message, exceptions, self.results, errors)

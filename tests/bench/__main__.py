@@ -7,11 +7,16 @@
     python -m tests.bench handoff                   # kernel to kernel / pull and push
     python -m tests.bench engines                   # four ipyparallel engines / their views
     python -m tests.bench sync                      # SyncBridge / Bridge
+    python -m tests.bench steps                     # where the time of a small push goes
     python -m tests.bench busy                      # now=True while the kernel is busy
+    python -m tests.bench lag                       # the event loop while 1 GB is pushed, pulled
     python -m tests.bench memory                    # peaks of both processes, 1 GB
     python -m tests.bench import                    # import bridgehead / jupyter_client
     python -m tests.bench opening                   # opening a bridge / an empty cell
     python -m tests.bench server                    # through a Jupyter server
+    python -m tests.bench objects                   # heavy objects / numpy, cloudpickle
+    python -m tests.bench work                      # calls, tasks, iterations, maps / ray, …
+    python -m tests.bench objects --rows bytes,str
     python -m tests.bench all --json figures.json
 
 Rule: no tests. Each scenario is a file that returns figures. ``targets`` holds what the figures
@@ -38,12 +43,16 @@ from tests.bench import (
     first,
     handoff,
     imports,
+    lag,
     memory,
+    objects,
     opening,
     server,
+    steps,
     sync,
     table,
     transfers,
+    work,
 )
 from tests.bench.targets import Reached
 
@@ -55,11 +64,15 @@ SCENARIOS: dict[str, Scenario] = {
     "handoff": handoff.measure,
     "engines": engines.measure,
     "sync": sync.measure,
+    "steps": steps.measure,
     "busy": busy.measure,
+    "lag": lag.measure,
     "memory": memory.measure,
     "import": imports.measure,
     "opening": opening.measure,
     "server": server.measure,
+    "objects": objects.measure,
+    "work": work.measure,
 }
 
 
@@ -76,6 +89,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=float, default=10.0, help="for each peer and payload of transfers"
     )
+    parser.add_argument("--rows", help="for objects: their names, with commas; by default all")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures to FILE")
     return parser.parse_args()
 

@@ -510,6 +510,35 @@ async def test_all_operations_work_without_a_subshell(
 offset = 100  # a global of the function that crosses
 
 
+@on("ipykernel6", OLDEST, NEWEST, "spyder")
+async def test_async_work_has_outputs_and_items(live: Bridge) -> None:
+    """Python 3.9 to 3.13; ``asyncio.to_thread`` crosses by reference."""
+    printed: list[str] = []
+    await live.call(
+        asyncio.to_thread, print, "a task", on_output=lambda output: printed.append(output.text)
+    )
+    assert "".join(printed) == "a task\n"
+    await live.run(
+        "import asyncio\n"
+        "closed = 0\n"
+        "async def items(count):\n"
+        "    global closed\n"
+        "    try:\n"
+        "        for n in range(count):\n"
+        "            await asyncio.sleep(0)\n"
+        "            yield n\n"
+        "    finally:\n"
+        "        await asyncio.sleep(0)\n"
+        "        closed += 1"
+    )
+    assert [item async for item in live.iterate("items(300)")] == list(range(300))
+    async with live.iterate("items(10**9)") as items:
+        assert await anext(items) == 0
+    async with asyncio.timeout(30):
+        while await live.pull("closed") != 2:
+            await asyncio.sleep(0.02)
+
+
 @pytest.mark.parametrize("lane", ["buffers", "inline"])
 async def test_forty_megabytes_cross_in_chunks(elsewhere: Elsewhere, lane: Any) -> None:
     async with Bridge.launch(elsewhere("ipykernel6"), lane=lane) as bridge:

@@ -123,7 +123,14 @@ async def test_operations_that_xeus_lacks_raise_not_supported(live: Bridge) -> N
         with pytest.raises(NotSupported, match="can't be interrupted"):
             await other.interrupt()
         assert await other.pull("x") == 1
-    with pytest.raises(NotSupported, match="this kernel cannot send updates"):
+    for options in ({"push": {"x": 1}}, {"max_output": 10}):
+        with pytest.raises(NotSupported, match=r"xeus-python 0\.19.* does not show what"):
+            await live.run("ran = True", **options)
+    with pytest.raises(NotSupported, match=r"xeus-python 0\.19.* for input; leave on_input="):
+        await live.run("ran = True", on_input=lambda prompt, password: "")
+    assert not await live.exists("ran")
+    assert (await live.run("y = 2", pull=["y", "y + 1"])).values == {"y": 2, "y + 1": 3}
+    with pytest.raises(NotSupported, match="this kernel only answers requests"):
         async for _ in live.watch("x"):
             pass
     with pytest.raises(NotSupported, match="does not pass message buffers; use lane='inline'"):

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 from jupyter_client.manager import AsyncKernelManager
 
-from bridgehead import Bridge, SyncBridge
+from bridgehead import Bridge, Fleet, SyncBridge, SyncFleet
 from support.docstrings import NEED_MORE, SERVERS, examples, public, run
 from support.kit import file_of
 
 PUBLIC = dict(public())
-CLUSTER = "Fleet.over"  # in servers/test_engines.py, which has one
-KERNELS = sorted(NEED_MORE.difference(SERVERS, [CLUSTER]))
+CLUSTER = ("Fleet.over", "SyncFleet.over")  # in servers/test_engines.py, which has one
+KERNELS = sorted(NEED_MORE.difference(SERVERS, CLUSTER))
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -35,4 +35,8 @@ async def test_an_example_prints_what_it_shows(name: str) -> None:
         if name in ("Bridge.interrupt", "Bridge.restart") or "connection_file" in source:
             bridge = await opened.enter_async_context(Bridge.launch(lane="buffers"))
             names |= {"bridge": bridge, "connection_file": file_of(bridge)}
+        if name in ("Fleet.interrupt", "Fleet.restart"):
+            names["fleet"] = await opened.enter_async_context(Fleet.launch(2))
+        if name in ("SyncFleet.interrupt", "SyncFleet.restart"):
+            names["kernels"] = opened.enter_context(SyncFleet.launch(2))
         await run(PUBLIC[name], names)

@@ -55,7 +55,7 @@ def pytest_ran(folder: Path, text: str, *options: str) -> str:
     return ran.stdout + ran.stderr
 
 
-@pytest.mark.parametrize("mode", ["strict", "auto"])
+@pytest.mark.parametrize("mode", ["strict", pytest.param("auto", marks=pytest.mark.slow)])
 def test_the_fixtures_work_with_pytest_asyncio(tmp_path: Path, mode: str) -> None:
     output = pytest_ran(tmp_path, ASYNCIO, f"--asyncio-mode={mode}")
     assert "3 passed" in output, output

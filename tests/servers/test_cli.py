@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from support.cli import bridgehead
+from bridgehead import KernelDied, KernelRestarted, RemoteError
+from support.cli import Ran, bridgehead
 from support.listing import completed, doctor, listed
 from support.servers import TOKEN, on, serving
 
@@ -24,6 +25,8 @@ async def test_kernels_of_servers_are_listed_and_used() -> None:
             found = await asyncio.to_thread(listed, Path(folder))
             (one,) = found.values()
             assert one["state"] == "idle"
+            assert one["active"] > 1e9
+            assert one["memory"] > 10e6
             assert one["server"].endswith(
                 url.rpartition(":")[2]
             )  # the server may name itself localhost
@@ -41,6 +44,40 @@ async def test_kernels_of_servers_are_listed_and_used() -> None:
             assert await bridge.pull("n") == 7
             wrong = await asyncio.to_thread(bridgehead, "ls", "--url", url, "--token", "wrong")
             assert "refuses the token" in wrong.refused(3)
+
+
+@pytest.mark.servers
+async def test_a_kernel_of_a_server_is_interrupted_restarted_and_stopped() -> None:
+    async with serving() as url, on(url) as owner:
+        address = f"{url}api/kernels/{owner.info.kernel_id}"
+        options = ("--url", address, "--token", TOKEN)
+
+        async def command(name: str, *arguments: str) -> Ran:
+            return await asyncio.to_thread(bridgehead, name, *(arguments or options))
+
+        messages = owner.messages()
+        cell = asyncio.ensure_future(owner.run("print('begun')\nwhile True: pass"))
+        while (await anext(messages)).type != "stream":
+            pass
+        assert (await command("interrupt")).code == 0
+        with pytest.raises(RemoteError, match="KeyboardInterrupt"):
+            await cell
+        await owner.push(x=1)
+        for name in ("stop", "restart"):  # the server has one kernel, but the address names none
+            refused = (await command(name, "--url", url, "--token", TOKEN)).refused(3)
+            assert "names no kernel" in refused
+            assert TOKEN not in refused
+        ran = await command("restart")
+        assert (ran.code, ran.out) == (0, f"restarted {owner.info.kernel_id}\n"), ran.err
+        with pytest.raises(KernelRestarted):
+            await owner.exists("x")
+        assert not await owner.exists("x")
+        ran = await command("stop")
+        assert (ran.code, ran.out) == (0, f"stopped {owner.info.kernel_id}\n"), ran.err
+        with pytest.raises(KernelDied):
+            await owner.exists("x")
+        assert "has no kernel" in (await command("stop")).refused(3)
+        assert "has no kernel" in (await command("interrupt")).refused(3)
 
 
 # ---------------------------------------------------------------- names, for a shell

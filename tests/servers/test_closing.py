@@ -122,7 +122,7 @@ async def test_a_sync_bridge_and_a_fleet_try_again(server: str, wire: Wire) -> N
     """J7. The same of a SyncBridge, and of each bridge of a fleet."""
     kernel = await asyncio.to_thread(SyncBridge.connect, wire.url, TOKEN)
     fleet = Fleet([await on(wire.url), await on(wire.url)])
-    fleet._owned = True  # as one that opened its bridges
+    fleet._owns_bridges = True  # as one that opened its bridges
     async with ending(server, kernel, *fleet):
         wire.refusals = 1000
         with pytest.raises(TransportError, match="did not end the kernel"):

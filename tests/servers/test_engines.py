@@ -8,6 +8,7 @@ ipyparallel and the lives of engines.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import os
 import signal
@@ -29,6 +30,7 @@ from bridgehead import (
     BridgeClosed,
     EncodeError,
     Fleet,
+    FleetError,
     InsecureConnection,
     IntegrityError,
     KernelDied,
@@ -38,9 +40,12 @@ from bridgehead import (
     NameNotFound,
     NotSupported,
     RemoteError,
+    RunTimeout,
     SyncBridge,
+    SyncFleet,
     TransportError,
     UntrustedPayload,
+    as_completed,
 )
 from bridgehead._connection.cell import CellObserver
 from support import docstrings
@@ -165,6 +170,25 @@ async def test_code_runs_in_the_users_namespace(engine: Bridge, clean: Any) -> N
     assert clean[0].pull("ordered", block=True) == [1, 3]
 
 
+async def test_a_result_is_kept_under_no_name(engine: Bridge, clean: Any) -> None:
+    async with await engine.call(sorted, [3, 1], keep=True) as ordered:
+        assert await engine.pull(ordered, ordered[0]) == ([1, 3], 1)
+        assert await engine.call(sum, ordered) == 4
+        assert [item async for item in ordered] == [1, 3]
+        assert await engine.names() == []
+    second = await engine.submit(sorted, [4, 2], keep=True)
+    assert await second.pull() == [2, 4]
+    del second
+    left = "sum(len(m._remotes[id(globals())].operations.values.kept) for m in [module])"
+    await engine.run(
+        "import sys\nmodule = next(m for n, m in sys.modules.items() "
+        "if n.startswith('_bridgehead_'))"
+    )
+    async with asyncio.timeout(30):
+        while await engine.pull(left):
+            await asyncio.sleep(0.02)
+
+
 async def test_many_small_frames_cross(engine: Bridge) -> None:
     """The frames are more buffers than ipyparallel handles one by one."""
     arrays = {f"a{n}": np.full(3000, float(n)) for n in range(200)}
@@ -231,6 +255,23 @@ async def test_a_cell_returns_its_output_and_value(engine: Bridge) -> None:
     after = await engine.run("pass")
     assert after.execution_count == result.execution_count + 1
     assert await engine.pull("In[-1]") == "pass"
+
+
+async def test_the_outputs_of_a_function_arrive_at_its_caller(engine: Bridge) -> None:
+    def prints(value: bytes) -> int:
+        print("out", len(value))
+        return total + len(value)  # type: ignore[name-defined, no-any-return] # noqa: F821
+
+    await engine.push(total=1)
+    for nbytes in (3, 20_000_000):
+        seen: list[str] = []
+        value = await engine.call(
+            *(prints, bytes(nbytes)),
+            namespace=True,
+            on_output=lambda message, to=seen: to.append(message.text),
+        )
+        assert (value, "".join(seen)) == (nbytes + 1, f"out {nbytes}\n")
+    assert await engine.ref("sum")(np.arange(5), engine.ref("total")).pull() == 11
 
 
 async def test_a_failing_cell_is_reported_with_its_traceback(engine: Bridge) -> None:
@@ -336,6 +377,16 @@ async def test_an_interrupt_of_one_cell_waits_until_it_has_begun(engine: Bridge)
     assert await engine.pull("1") == 1
 
 
+async def test_a_deadline_interrupts_the_cell(engine: Bridge) -> None:
+    code = "import time\nprint('begun')\ntime.sleep(60)"
+    with pytest.raises(RunTimeout, match="was interrupted") as caught:
+        await engine.run(code, timeout=1, on_timeout="interrupt")
+    assert caught.value.result.stdout == "begun\n"
+    async with engine.stream("print('streamed')") as outputs:
+        assert "".join([message.text async for message in outputs]) == "streamed\n"
+    assert await engine.pull("1") == 1
+
+
 async def test_unsupported_operations_say_what_to_do(engine: Bridge) -> None:
     with pytest.raises(NotSupported, match="restart_engines"):
         await engine.restart()
@@ -343,6 +394,16 @@ async def test_unsupported_operations_say_what_to_do(engine: Bridge) -> None:
         engine.messages()
     with pytest.raises(NotSupported, match="pull the value"):
         engine.watch("x")
+    with pytest.raises(NotSupported, match=r"call names\(\)"):
+        engine.watch_names()
+    with pytest.raises(NotSupported, match="push= or max_output="):
+        await engine.run("1", max_output=10)
+    with pytest.raises(NotSupported, match="push= or max_output="):
+        await engine.run("1", push={"x": 1})
+    with pytest.raises(NotSupported, match="pull the values after"):
+        await engine.run("1", pull=["x"])
+    with pytest.raises(NotSupported, match="on_input="):
+        await engine.run("1", on_input=lambda prompt, password: "")
     with pytest.raises(NotSupported, match="now=True"):
         await engine.push(x=1, now=True)
     with pytest.raises(
@@ -717,3 +778,84 @@ async def test_a_call_fails_when_the_owner_closes_the_client(clean: Any) -> None
 
 async def test_the_example_of_a_fleet_gives_what_it_shows(clean: Any) -> None:
     await docstrings.run(Fleet.over, {"client": clean[:2]})
+
+
+async def test_the_example_of_a_blocking_fleet_gives_what_it_shows(clean: Any) -> None:
+    await docstrings.run(SyncFleet.over, {"client": clean[:2]})
+
+
+# ---------------------------------------------------------------- work for all engines
+
+
+async def test_a_map_is_divided_among_the_engines(fleet: Fleet) -> None:
+    def nap(n: int) -> tuple[int, int]:
+        time.sleep(0.005)
+        return n, os.getpid()
+
+    found = [one async for one in fleet.map(nap, range(60), chunksize="auto")]
+    assert [n for n, _ in found] == list(range(60))
+    assert {pid for _, pid in found} == {bridge.info.pid for bridge in fleet}
+
+    def even(n: int) -> int:
+        return n // (1 - n % 2)
+
+    outcomes = [one async for one in fleet.map(even, range(4), chunksize=2, return_exceptions=True)]
+    assert (outcomes[0], outcomes[2]) == (0, 2)
+    assert [error.ename for error in outcomes[1::2]] == ["ZeroDivisionError"] * 2
+    with pytest.raises(NotSupported, match="async function"):
+        fleet.map(asyncio.sleep, [0])
+    assert [name for names in await fleet.names() for name in names] == []
+
+
+async def test_submit_scatter_gather_and_an_executor_work_over_engines(fleet: Fleet) -> None:
+    tasks = [fleet.submit(os.getpid) for _ in range(2 * ENGINES)]
+    pids = [task.result() async for task in as_completed(tasks)]
+    assert set(pids) == {bridge.info.pid for bridge in fleet}
+    await fleet.scatter("part", LARGE)
+    await fleet.run("part = part * 2")
+    assert np.array_equal(await fleet.gather("part"), LARGE * 2)
+    loop = asyncio.get_running_loop()
+    calls = [loop.run_in_executor(fleet.executor(), pow, n, 2) for n in range(20)]
+    assert await asyncio.gather(*calls) == [n * n for n in range(20)]
+
+
+async def test_operations_of_a_fleet_keep_the_results_of_other_engines(fleet: Fleet) -> None:
+    await fleet[:3].push(x=1)
+    with pytest.raises(FleetError) as caught:
+        await fleet.pull("x")
+    assert caught.value.results == {0: 1, 1: 1, 2: 1}
+    assert caught.value.errors.keys() == {3}
+    assert await fleet.exists("x") == [True, True, True, False]
+    with pytest.raises(NotSupported):
+        fleet.watch("x")
+
+
+async def test_leaving_a_map_withdraws_what_the_engines_have_not_begun(
+    fleet: Fleet, tmp_path: Path
+) -> None:
+    """Nothing reaches an engine beside its main thread, so what it has begun ends by itself."""
+
+    def nap(n: int, folder: str) -> int:
+        Path(folder, str(n)).touch()
+        time.sleep(0.3 if n else 0)
+        return n
+
+    async with fleet.map(nap, range(1000), itertools.repeat(str(tmp_path)), window=3) as results:
+        assert await anext(results) == 0
+    assert await fleet.call(abs, -1) == [1] * ENGINES
+    assert len(list(tmp_path.iterdir())) <= 1 + ENGINES
+    assert [bridge.stats.refs for bridge in fleet] == [0] * ENGINES
+
+
+async def test_an_engine_that_dies_loses_the_chunk_that_it_had(tmp_path: Path) -> None:
+    def die_at(n: int) -> int:
+        if n == 9:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.01)
+        return n
+
+    async with cluster(tmp_path, 2) as client, Fleet.over(client) as fleet:
+        found = [one async for one in fleet.map(die_at, range(40), return_exceptions=True)]
+        assert type(found[9]) is KernelDied
+        assert found[:9] + found[10:] == [n for n in range(40) if n != 9]
+        assert [n async for n in fleet.map(abs, range(5))] == list(range(5))

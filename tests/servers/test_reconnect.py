@@ -10,12 +10,13 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
-from bridgehead import Bridge, KernelDied, KernelRestarted
+from bridgehead import Bridge, KernelDied, KernelRestarted, NameNotFound
 from support.kit import all_of, goes_on, reported_within, until
 from support.servers import GATEWAY, SERVER, Other, Wire, on, processes, serving
 
@@ -144,6 +145,134 @@ async def test_what_waits_for_the_same_process_is_sent_once(
             assert ran == [0, 1, 2]
 
 
+@pytest.mark.parametrize("nbytes", [1, 20_000_000])
+async def test_an_outcome_that_comes_while_the_connection_is_down_is_not_lost(
+    wired: tuple[Bridge, Wire, str], nbytes: int
+) -> None:
+    """The task ends while the connection is down, or the connection breaks in its outcome."""
+
+    async def waits(names: dict[str, Any], nbytes: int) -> bytes:
+        import asyncio
+
+        names["ran"] = names.get("ran", 0) + 1
+        while "go" not in names:
+            await asyncio.sleep(0.01)
+        names["state"] = "done"
+        return bytes(nbytes)
+
+    bridge, wire, server = wired
+    async with on(server, kernel_id=bridge.info.kernel_id) as second:
+        task = bridge.submit(waits, bridge.ref("globals()"), nbytes)
+        await goes_on(bridge)
+        wire.is_down = True
+        wire.cut()
+        await second.push(go=True)
+        await until_done(second)
+        assert not task.done()
+        wire.cut_after(nbytes // 2)
+        wire.is_down = False
+        async with reported_within(10):
+            assert await task == bytes(nbytes)
+        assert wire.cuts > 1
+        assert await second.pull("ran") == 1
+    assert bridge.stats.tasks == 0
+
+
+async def kept_in(bridge: Bridge) -> Any:
+    """Return the objects that the kernel keeps for any bridge under no name."""
+    return await bridge.call(_kept, by_value=[sys.modules[__name__]])
+
+
+def _kept() -> tuple[list[Any], int]:
+    import sys
+
+    module: Any = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
+    (remote,) = module._remotes.values()
+    return list(remote.operations.values.kept.values()), len(remote.resources.known)
+
+
+async def test_a_kept_result_survives_a_connection_that_breaks(
+    wired: tuple[Bridge, Wire, str],
+) -> None:
+    """Also a result whose reply is lost, and a ref that is dropped while the connection is down."""
+    bridge, wire, server = wired
+    async with on(server, kernel_id=bridge.info.kernel_id) as second:
+        ref = await bridge.call(sorted, [2, 1], keep=True)
+        other = await bridge.call(sorted, [4, 3], keep=True)
+        await second.run("import time")
+        cell = asyncio.ensure_future(second.run("time.sleep(0.5)"))
+        await asyncio.sleep(0.1)
+        call = asyncio.ensure_future(bridge.call(sorted, [6, 5], keep=True))
+        await asyncio.sleep(0.1)
+        wire.is_down = True
+        wire.cut()
+        del other
+        await cell
+        wire.is_down = False
+        async with reported_within(10):
+            late = await call
+            assert await bridge.pull(ref, late[0]) == ([1, 2], 5)
+        await until_kept(second, [[1, 2], [5, 6]])
+        assert bridge.stats.refs == 2
+        await bridge.delete(late)
+        async with ref:
+            pass
+        await until_kept(second, [])
+
+
+async def test_a_kept_result_is_gone_with_its_process(wired: tuple[Bridge, Wire, str]) -> None:
+    bridge, _, server = wired
+    ref = await bridge.call(sorted, [2, 1], keep=True)
+    await restarted(server, bridge)
+    await until_it_works(bridge)
+    new = await bridge.call(sorted, [4, 3], keep=True)
+    with pytest.raises(NameNotFound, match="not in the kernel any more"):
+        await ref.pull()
+    assert await new.pull() == [3, 4]
+    del ref
+    async with on(server, kernel_id=bridge.info.kernel_id) as second:
+        await until_kept(second, [[3, 4]])
+        theirs = await second.call(sorted, [6, 5], keep=True)
+        assert await bridge.pull(theirs) == [5, 6]
+    await until_kept(bridge, [[3, 4]])  # the other one was freed with its bridge
+
+
+async def until_kept(bridge: Bridge, objects: list[Any]) -> None:
+    async with asyncio.timeout(30):
+        while await kept_in(bridge) != (objects, len(objects)):
+            await asyncio.sleep(0.02)
+
+
+async def test_calls_back_survive_a_broken_connection(wired: Any) -> None:
+    """None is lost and none arrives twice, also if they are made while the connection is down."""
+    bridge, wire, server = wired
+    seen: list[int] = []
+    async with on(server, kernel_id=bridge.info.kernel_id) as second:
+        with bridge.callback(seen.append) as report:
+            await bridge.push(report=report)
+            running = asyncio.ensure_future(
+                second.run("import time\nfor n in range(1000):\n    report(n); time.sleep(0.001)")
+            )
+            for _ in range(3):
+                before = len(seen)
+                async with asyncio.timeout(30):
+                    while len(seen) == before and not running.done():
+                        await asyncio.sleep(0.01)
+                wire.cut()
+            await running
+            async with asyncio.timeout(60):
+                while len(seen) < 1000:
+                    await asyncio.sleep(0.01)
+        assert seen == [*range(1000)]
+        assert wire.cuts
+
+
+async def until_done(bridge: Bridge) -> None:
+    async with asyncio.timeout(30):
+        while not await bridge.exists("state"):
+            await asyncio.sleep(0.01)
+
+
 async def test_a_cell_that_another_process_ran_is_reported(server: str) -> None:
     """J4. The connection holds, and the server gives the new process what waits for the old one."""
     async with on(server) as bridge, Other(server) as other:
@@ -180,3 +309,55 @@ async def test_an_operation_beside_a_cell_works_although_the_connection_breaks(
             await bridge.push(x=1, now=True)
         assert await bridge.pull("x") == 1
         assert wire.cuts == 1
+
+
+async def test_the_outputs_of_a_function_arrive_after_the_connection_broke(
+    wired: tuple[Bridge, Wire, str],
+) -> None:
+    """The function runs once; its request is sent again, and replied to under another id."""
+    bridge, wire, _ = wired
+    await bridge.push(go=False, runs=[])
+
+    def waits() -> int:
+        import time
+
+        runs.append(1)  # type: ignore[name-defined] # noqa: F821
+        print("before", flush=True)
+        while not go:  # type: ignore[name-defined] # noqa: F821
+            time.sleep(0.01)
+        print("after")
+        return len(runs)  # type: ignore[name-defined] # noqa: F821
+
+    seen: list[str] = []
+    running = asyncio.ensure_future(
+        bridge.call(waits, namespace=True, on_output=lambda message: seen.append(message.text))
+    )
+    await until(lambda: seen)
+    wire.cut()
+    await bridge.push(go=True, now=True)  # it waits until the connection is made again
+    assert await running == 1
+    assert "".join(seen) == "before\nafter\n"
+
+
+async def test_the_outputs_of_an_async_function_outlive_a_broken_connection(
+    wired: tuple[Bridge, Wire, str],
+) -> None:
+    bridge, wire, _ = wired
+    await bridge.push(go=False)
+
+    async def waits() -> str:
+        from asyncio import sleep
+
+        print("before", flush=True)
+        while not go:  # type: ignore[name-defined] # noqa: F821
+            await sleep(0.01)
+        print("after")
+        return "done"
+
+    seen: list[str] = []
+    task = bridge.submit(waits, namespace=True, on_output=lambda message: seen.append(message.text))
+    await until(lambda: seen)
+    wire.cut()
+    await bridge.push(go=True)
+    assert await task == "done"
+    assert "".join(seen) == "before\nafter\n"

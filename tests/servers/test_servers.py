@@ -16,11 +16,13 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import numpy as np
 import pandas as pd
 import pytest
 import trustme
 
+import bridgehead
 from bridgehead import (
     Bridge,
     BridgeClosed,
@@ -33,6 +35,7 @@ from bridgehead import (
     PayloadTooLarge,
     RemoteError,
     ReplyLost,
+    RunTimeout,
     SyncBridge,
     TransportError,
     UntrustedPayload,
@@ -94,6 +97,181 @@ async def test_a_cell_runs_as_in_a_notebook(anyone: str) -> None:
         with pytest.raises(RemoteError, match="KeyboardInterrupt"):
             await running
         await goes_on(bridge)
+
+
+@pytest.mark.parametrize("lane", ["buffers", "inline"])
+async def test_the_outputs_of_a_function_arrive_at_its_caller(anyone: str, lane: Any) -> None:
+    def prints(value: bytes) -> int:
+        print("out", len(value))
+        return total + len(value)  # type: ignore[name-defined, no-any-return] # noqa: F821
+
+    async def speaks(count: int) -> int:
+        import asyncio
+
+        for _ in range(count):
+            print("a task")
+            await asyncio.sleep(0.01)
+        return count
+
+    async with on(anyone, lane=lane) as bridge:
+        await bridge.push(total=1)
+        for nbytes in (3, 20 * MIB):
+            seen: list[str] = []
+            value = await bridge.call(
+                *(prints, bytes(nbytes)),
+                namespace=True,
+                on_output=lambda message, to=seen: to.append(message.text),
+            )
+            assert (value, "".join(seen)) == (nbytes + 1, f"out {nbytes}\n")
+        seen = []
+        code = "import asyncio\nfor n in range(9): print(n); await asyncio.sleep(0.01)"
+        task = bridge.submit(speaks, 9, on_output=lambda message: seen.append(message.text))
+        assert (await bridge.run(code)).stdout.split() == [str(n) for n in range(9)]
+        assert await task == 9
+        assert "".join(seen) == "a task\n" * 9
+        array = np.arange(5)
+        assert await bridge.ref("sum")(array, bridge.ref("total")).pull() == 11
+
+
+@pytest.mark.parametrize("lane", ["buffers", "inline"])
+async def test_async_functions_run_and_are_cancelled(anyone: str, lane: Any) -> None:
+    async def marks(names: dict[str, Any], value: Any, seconds: float) -> Any:
+        import asyncio
+
+        names["state"] = "begun"
+        try:
+            await asyncio.sleep(seconds)
+        except asyncio.CancelledError:
+            names["state"] = "cancelled"
+            raise
+        return value
+
+    async def until_state_is(state: str) -> None:
+        async with reported_within(5):
+            while await bridge.pull("state") != state:
+                await asyncio.sleep(0.02)
+
+    async with on(anyone, lane=lane) as bridge:
+        names, large = bridge.ref("globals()"), np.arange(3_000_000)
+        assert np.array_equal(await bridge.call(marks, names, large, 0), large)
+        assert await bridge.pull("await __import__('asyncio').sleep(0, state)") == "begun"
+        with pytest.raises(RemoteError, match="TypeError"):
+            await bridge.call(marks, names, large, "no number")
+        task = bridge.submit(marks, names, 1, 1000)
+        await bridge.run("state = 'beside it'")  # the cell goes on beside the task
+        assert bridge.stats.tasks == 1
+        task.cancel()
+        await until_state_is("cancelled")
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        with pytest.raises(TimeoutError):
+            await bridge.call(marks, names, 1, 1000, timeout=0.5)
+        await until_state_is("cancelled")
+        assert bridge.stats.tasks == 0
+
+
+@pytest.mark.parametrize("what", ["call", "run"])
+async def test_on_timeout_interrupts_what_runs_and_nothing_else(anyone: str, what: str) -> None:
+    code = "import time; time.sleep(60)"
+    async with on(anyone) as bridge, on(anyone, kernel_id=bridge.info.kernel_id) as second:
+        given: Any = {"timeout": 1.0, "on_timeout": "interrupt"}
+        work = bridge.run(code, **given) if what == "run" else bridge.call(exec, code, **given)
+        running = asyncio.ensure_future(work)
+        await until(lambda: bridge.state == "busy")
+        behind = asyncio.ensure_future(second.run("import time; time.sleep(0.2); behind = True"))
+        async with reported_within(5):
+            with pytest.raises(TimeoutError):
+                await running
+            await behind
+        assert await bridge.pull("behind") is True
+
+
+@pytest.mark.parametrize("lane", ["buffers", "inline"])
+async def test_code_in_the_kernel_calls_back(anyone: str, lane: Any) -> None:
+    seen: list[Any] = []
+
+    def work(report: Any) -> None:
+        for step in range(2000):
+            report(step)
+
+    async with on(anyone, lane=lane) as bridge:
+        with bridge.callback(seen.append) as report:
+            await bridge.call(work, report)
+            await until(lambda: len(seen) == 2000)
+            assert seen == [*range(2000)]
+            await bridge.push(report=report)
+            running = asyncio.ensure_future(
+                bridge.run(
+                    "import time\nreport('here')\nwhile 'go' not in globals(): time.sleep(0.01)"
+                )
+            )
+            await until(lambda: seen[-1] == "here")
+            assert not running.done()
+            await bridge.push(go=1, now=True)
+            await running
+
+
+@pytest.mark.parametrize("lane", ["buffers", "inline"])
+async def test_a_cell_has_limits_names_values_and_input(anyone: str, lane: Any) -> None:
+    async with on(anyone, lane=lane) as bridge:
+        large = os.urandom(12 * MIB)
+        result = await bridge.run(
+            "print('x' * 100_000)\nb = a[::-1]\nc = input('c? ')",
+            push={"a": large},
+            pull=["b", "c"],
+            max_output=1000,
+            on_input=lambda prompt, password: prompt.upper(),
+        )
+        assert result.values == {"b": large[::-1], "c": "C? "}
+        assert result.dropped == 100_001 - 1000
+        async with bridge.stream("for n in range(3): print(n)") as outputs:
+            assert "".join([message.text async for message in outputs]) == "0\n1\n2\n"
+        found = await bridge.names(types=["bytes"], preview=True)
+        assert [name.name for name in found] == ["a", "b"]
+        with pytest.raises(RunTimeout, match="was interrupted$") as caught:
+            await bridge.run(
+                "import time\nprint('begun')\ntime.sleep(60)", timeout=1, on_timeout="interrupt"
+            )
+        assert caught.value.result.stdout == "begun\n"
+
+
+async def test_a_notebook_runs_over_a_server(anyone: str, tmp_path: Path) -> None:
+    cells = [nbformat.v4.new_code_cell("print(rows)"), nbformat.v4.new_code_cell("6 * 7")]
+    file = tmp_path / "notebook.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), file)
+    async with on(anyone) as bridge:
+        notebook = await bridgehead.run_notebook(bridge, file, parameters={"rows": [1, 2]})
+    assert notebook.cells[0].outputs[0].text == "[1, 2]\n"
+    assert notebook.cells[1].outputs[0].data == {"text/plain": "42"}
+    assert notebook.metadata.language_info.name == "python"
+
+
+async def test_kernels_of_a_server_are_found_and_attached(anyone: str) -> None:
+    async with on(anyone) as bridge:
+        await bridge.push(x=1)
+        found = {one.where.rpartition("/")[2]: one for one in await bridgehead.kernels()}
+        known = found.get(str(bridge.info.kernel_id)) or next(
+            (one for one in found.values() if str(bridge.info.kernel_id) in one.where), None
+        )
+        if known is None:  # a gateway says nowhere that it runs
+            assert anyone not in {one.server for one in found.values()}
+            return
+        async with Bridge.attach(known) as second:
+            assert await second.pull("x") == 1
+
+
+async def test_a_task_that_is_cancelled_interrupts_its_function(anyone: str) -> None:
+    async with on(anyone) as bridge:
+        task = bridge.submit(exec, "import time; time.sleep(60)")
+        await until(lambda: bridge.state == "busy")
+        never = bridge.submit(exec, "names['never'] = 1", {"names": bridge.ref("globals()")})
+        async with reported_within(5):
+            assert never.cancel()
+            assert task.cancel()
+            await goes_on(bridge)
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not await bridge.exists("never")
 
 
 async def test_one_cell_is_interrupted(anyone: str) -> None:
@@ -165,6 +343,10 @@ async def test_watching_and_messages(server: str) -> None:
             assert await anext(watch) == 1
             await bridge.run("x = 2")
             assert await anext(watch) == 2
+        async with bridge.watch_names() as watch_names:
+            assert [name.name for name in await anext(watch_names)] == ["x"]
+            await bridge.run("y = 'of another cell'")
+            assert [name.name for name in await anext(watch_names)] == ["x", "y"]
         seen = [(await anext(stream)).type for _ in range(3)]
         assert seen == ["status", "execute_input", "status"]
 

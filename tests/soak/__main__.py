@@ -180,13 +180,14 @@ class Soak:
 
     async def phase(self, end: float) -> None:
         """Let all actors work until the time is over; then check all names, and measure."""
-        stop = asyncio.Event()
+        last_fault, stop = asyncio.Event(), asyncio.Event()
         async with asyncio.TaskGroup() as group:
-            for kernel in self.kernels:
-                group.create_task(kernel.harm(stop, PAUSE))
-                for actor in kernel.actors:
-                    group.create_task(actor.work(stop))
+            harm = [group.create_task(kernel.harm(last_fault, PAUSE)) for kernel in self.kernels]
+            for actor in self.actors:
+                group.create_task(actor.work(stop))
             await asyncio.sleep(max(5.0, end - time.monotonic()))
+            last_fault.set()
+            await asyncio.wait(harm)  # an actor restarts the kernel that it owns
             stop.set()
         for actor in self.actors:
             await actor.look()
@@ -198,7 +199,8 @@ class Soak:
             "phase": len(self.phases) + 1,
             "steps": sum(actor.steps for actor in self.actors),
             "faults": sum(self.faults.counts().values()),
-            "this MB": held.resident >> 20,
+            "this MB": held.resident >> 20,  # it varies with what malloc keeps
+            "blocks": sys.getallocatedblocks(),
             "descriptors": len(held.descriptors),
             "threads": len(held.threads),
             "tasks": len(held.tasks),

@@ -136,9 +136,18 @@ def dump() -> None:
     sys.stdout.flush()
     faulthandler.dump_traceback(file=sys.stdout)
     for process in marked():
-        file = Path(os.environ[STACKS]) / str(process.pid)
-        if file.exists():
-            with contextlib.suppress(psutil.Error):
-                process.send_signal(signal.SIGUSR1)
-                time.sleep(1)
-                print(f"{describe(process)}\n{file.read_text()}", flush=True)
+        with contextlib.suppress(psutil.Error):
+            held = f"{process.num_fds()} descriptors, {process.status()}"
+            print(f"{describe(process)}: {held}\n{stacks(process.pid)}", flush=True)
+
+
+def stacks(pid: int) -> str:
+    """Return where the threads of a kernel are; empty for another process."""
+    file = Path(os.environ[STACKS]) / str(pid)
+    if not file.exists():
+        return ""
+    before = file.stat().st_size
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGUSR1)
+    time.sleep(1)  # the kernel's signal handler writes it
+    return file.read_text()[before:]

@@ -23,39 +23,34 @@ from bridgehead import (
     PayloadTooLarge,
     RemoteError,
 )
-from tests.soak.actor import ANY_LOSS, Actor, Call
-from tests.soak.model import Changes, Wrong
-from tests.soak.values import DATA_KINDS, KINDS, Value, known, new, twice
+from tests.soak.actor import ANY_LOSS, Call
+from tests.soak.calls import SLOTS, Calls, by_name
+from tests.soak.model import Wrong
+from tests.soak.values import (
+    count_up,
+    count_up_later,
+    known,
+    new,
+    print_lines,
+    rest,
+    twice,
+)
 
-SLOTS = 8  # names of an actor
-SIZES = {
-    "text": (0, 40, 20_000),
-    "tree": (0, 3, 7),
-    "bytes": (0, 3_000, 70_000),
-    "array": (1, 12_500, 200_000),
-    "arrays": (1, 20, 60),
-    "frame": (1, 100, 5_000),
-    "object": (0, 500, 70_000),
-}
-LARGE = {"bytes": 9_000_000, "array": 2_500_000, "arrays": 300}
+HARMED = {"cut": 15.0, "stop": 8.0, "interrupt": 3.0, **ANY_LOSS}  # faults that lose outputs
 MOST_POSSIBLE = 16  # namespaces, until an actor looks which one is true
 
 
-def by_name(names: list[str], values: Any) -> Changes:
-    values = (values,) if len(names) == 1 else values
-    return dict(zip(names, map(known, values), strict=True))
-
-
-# A cell that ends after a minute; without names of its own, which the model does not know.
-ENDLESS = """
+LONGEST_CELL = 40  # s; a stop of a kernel and the interrupts of a cell take less
+# A cell without names of its own, which the model does not know.
+ENDLESS = f"""
 import time
-end = time.monotonic() + 60
+end = time.monotonic() + {LONGEST_CELL}
 while time.monotonic() < end:
     pass
 """
 
 
-class Steps(Actor):
+class Steps(Calls):
     """An actor with its steps."""
 
     others: list[Steps]  # in this process
@@ -77,100 +72,6 @@ class Steps(Actor):
             if self.names.count > 8 * MOST_POSSIBLE:
                 self.renew()
         await asyncio.sleep(0)
-
-    # ------------------------------------------------------------ calls
-
-    def slot(self) -> str:
-        return self.fresh(self.chance.randrange(SLOTS))
-
-    def value(self) -> Value:
-        kinds = KINDS if self.bridge.info.trust == "pickle" else DATA_KINDS
-        kind = self.chance.choice(kinds)
-        if kind in LARGE and self.chance.random() < 0.06:
-            return new(kind, LARGE[kind])
-        return new(kind, self.chance.choice(SIZES.get(kind, (0,))))
-
-    def a_push(self) -> Call:
-        changes = {self.slot(): self.value() for _ in range(self.chance.choice((1, 1, 1, 2, 3)))}
-
-        async def push(timeout: float | None = None) -> Any:
-            values = {name: value.make() for name, value in changes.items()}
-            return await self.bridge.push(values, timeout=call.timeout)
-
-        call = Call(f"push {changes}", push, changes=changes)
-        return call
-
-    def a_pull(self) -> Call:
-        wanted = sorted({self.slot() for _ in range(self.chance.choice((1, 1, 1, 2, 4)))})
-
-        async def pull() -> Any:
-            return await self.bridge.pull(*wanted, timeout=call.timeout)
-
-        learn = lambda values: self.names.see(by_name(wanted, values))  # noqa: E731
-        call = Call(f"pull {wanted}", pull, learn=learn, wanted=wanted)
-        return call
-
-    def a_delete(self) -> Call:
-        wanted = sorted({self.slot() for _ in range(self.chance.choice((1, 1, 2)))})
-
-        async def delete() -> Any:
-            await self.bridge.delete(*wanted, timeout=call.timeout)
-
-        learn = lambda _: self.names.have(wanted)  # noqa: E731
-        changes = dict.fromkeys(wanted)
-        call = Call(f"delete {wanted}", delete, changes, learn=learn, wanted=wanted)
-        return call
-
-    def a_names(self) -> Call:
-        async def names() -> Any:
-            return [one.name for one in await self.bridge.names("*", timeout=call.timeout)]
-
-        call = Call("names", names, learn=self._own)
-        return call
-
-    def an_exists(self) -> Call:
-        name = self.slot()
-
-        async def exists() -> Any:
-            return await self.bridge.exists(name, timeout=call.timeout)
-
-        learn = lambda there: (self.names.have if there else self.names.lack)([name])  # noqa: E731
-        call = Call(f"exists {name}", exists, learn=learn)
-        return call
-
-    def _own(self, names: list[str]) -> None:
-        """Check the names of this actor among those of the kernel."""
-        self.names.are([name for name in names if name.startswith(self.pattern[:-1])])
-
-    def a_cell(self) -> Call:
-        name, value = self.slot(), new("int", 0)
-        code = f"{name} = {value.serial}"
-        if self.chance.random() < 0.3:
-            code = f"import time; time.sleep({self.chance.uniform(0, 0.1):.3f})\n{code}"
-
-        async def run() -> Any:
-            return await self.bridge.run(code, timeout=call.timeout)
-
-        call = Call(f"run {code!r}", run, {name: value}, is_cell=True, partial=True)
-        return call
-
-    def a_kept_call(self) -> Call:
-        name, value = self.slot(), new("int", 0)
-
-        async def keep() -> Any:
-            return await self.bridge.call(int, value.serial, keep=name, timeout=call.timeout)
-
-        call = Call(f"call {value} keep {name}", keep, {name: value}, partial=True)
-        return call
-
-    def any_call(self) -> Call:
-        makers: list[Callable[[], Call]] = [
-            *([self.a_push, self.a_pull] * 3),
-            *(self.a_delete, self.an_exists, self.a_cell, self.a_names),
-        ]
-        if self.bridge.info.trust == "pickle":
-            makers.append(self.a_kept_call)
-        return self.chance.choice(makers)()
 
     # ------------------------------------------------------------ steps
 
@@ -215,9 +116,6 @@ class Steps(Actor):
                 call.timeout = self.instant()
         await self.do(*calls)
 
-    def instant(self) -> float:
-        return self.chance.choice((0.0, 0.001, 0.005, 0.03, 0.2)) * self.chance.uniform(0.5, 1.5)
-
     async def cancelled(self) -> None:
         call = self.any_call()
         call.cancel_after = self.instant()
@@ -242,7 +140,7 @@ class Steps(Actor):
         await self.do(Call(f"run a cell of {seconds:.3f} s", run), *calls)
 
     async def an_endless_cell(self) -> None:
-        """Interrupt a cell that does not end by itself for a minute.
+        """Interrupt a cell that does not end by itself for a long time.
 
         It must not go on for ever: the client process that runs it may be killed.
         """
@@ -285,8 +183,7 @@ class Steps(Actor):
             return await self.bridge.run(f"for i in range({lines}): print(i, 'x' * 20)")
 
         call = Call(f"run a cell of {lines} prints", run)
-        harmed = {"cut": 15.0, "stop": 8.0, "interrupt": 3.0, **ANY_LOSS}
-        if await self.do(call) and not self.faults.happened(self.kernel, harmed, started):
+        if await self.do(call) and not self.faults.happened(self.kernel, HARMED, started):
             expected = "".join(f"{i} {'x' * 20}\n" for i in range(lines))
             if call.value.stdout != expected:
                 raise Wrong(f"of {len(expected)} characters {len(call.value.stdout)} arrived")
@@ -339,6 +236,67 @@ class Steps(Actor):
         call = Call(f"call twice {value}", call_it)
         if await self.do(call) and [known(one) for one in call.value] != [value, value]:
             raise Wrong(f"call returned {call.value!r:.200}")
+
+    async def coroutine(self) -> None:
+        """Run an async function, while other calls take their turns."""
+        await self.do(self.a_task(cancel=False), *self.some(3))
+
+    async def tasks(self) -> None:
+        """Submit functions of both kinds; cancel some at any instant, which hits nothing else."""
+        tasks = [self.a_task(cancel=True) for _ in range(self.chance.randint(1, 6))]
+        await self.do(*tasks, *self.some(3))
+
+    async def interrupted(self) -> None:
+        """Give a function a deadline that interrupts it, and nothing else."""
+        seconds = self.chance.uniform(0, 0.3)
+
+        async def call_it() -> Any:
+            await self.bridge.call(
+                rest, None, seconds, timeout=call.timeout, on_timeout="interrupt"
+            )
+
+        call = Call(f"call rest {seconds:.3f} s, interrupted", call_it)
+        call.timeout = self.chance.choice((self.instant(), seconds))
+        await self.do(call, *self.some(3))
+
+    async def function_output(self) -> None:
+        """Run a function that prints; all of it arrives, unless the connection was harmed."""
+        lines, parts, started = self.chance.choice((1, 20, 500)), [], self.good
+
+        async def run() -> Any:
+            await self.bridge.call(
+                print_lines,
+                lines,
+                on_output=lambda message: parts.append(message.content.get("text", "")),
+            )
+
+        call = Call(f"call a function of {lines} prints", run)
+        if await self.do(call) and not self.faults.happened(self.kernel, HARMED, started):
+            expected = "".join(f"{i} {'x' * 20}\n" for i in range(lines))
+            if "".join(parts) != expected:
+                raise Wrong(f"of {len(expected)} characters {len(''.join(parts))} arrived")
+
+    async def iteration(self) -> None:
+        """Iterate over items of the kernel, to the end or not; they arrive in order."""
+        count = self.chance.choice((3, 300, 20_000))
+        most = self.chance.choice((count, self.chance.randint(1, count)))
+        function = self.chance.choice((count_up, count_up_later))
+
+        async def read() -> Any:
+            found = []
+            async with self.bridge.iterate(function, count) as items:
+                async for item in items:
+                    found.append(item)
+                    if len(found) == most:
+                        break
+            return found
+
+        call = Call(f"iterate over {most} of {function.__name__} {count}", read)
+        if self.chance.random() < 0.3:
+            call.cancel_after = self.instant()
+        await self.do(call, *self.some(3))
+        if call.error is None and call.value != list(range(most)):
+            raise Wrong(f"{call.what}: {len(call.value)} items, or in another order")
 
     async def at_once(self) -> None:
         """Push and pull while a cell runs; what is not awaited has no order."""
@@ -579,6 +537,11 @@ STEPS: dict[Callable[[Steps], Awaitable[None]], float] = {
     Steps.output: 2,
     Steps.errors: 4,
     Steps.function: 4,
+    Steps.coroutine: 3,
+    Steps.tasks: 3,
+    Steps.interrupted: 3,
+    Steps.function_output: 2,
+    Steps.iteration: 3,
     Steps.at_once: 4,
     Steps.read_another: 4,
     Steps.hand_off: 5,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import itertools
 import sys
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,6 +71,43 @@ class Thing:
 def twice(value: Any) -> Any:
     """Run in the kernel."""
     return [value, value]
+
+
+def rest(value: Any, seconds: float) -> Any:
+    """Run in the kernel, and take a while."""
+    import time
+
+    time.sleep(seconds)
+    return value
+
+
+async def later(value: Any, seconds: float) -> Any:
+    """Run on the kernel's event loop, beside other requests."""
+    import asyncio
+
+    await asyncio.sleep(seconds)
+    return value
+
+
+def count_up(count: int) -> Iterator[int]:
+    """Iterate in the kernel."""
+    yield from range(count)
+
+
+async def count_up_later(count: int) -> AsyncIterator[int]:
+    """Iterate on the kernel's event loop."""
+    import asyncio
+
+    for i in range(count):
+        if i % 100 == 0:
+            await asyncio.sleep(0)
+        yield i
+
+
+def print_lines(count: int) -> None:
+    """Run in the kernel."""
+    for i in range(count):
+        print(i, "x" * 20)
 
 
 def new(kind: str, size: int) -> Value:

@@ -14,12 +14,12 @@ import pytest
 
 from bridgehead._shipped.remote.socket_thread import send_all
 from bridgehead._shipped.wire.segments import Pool, Segment
-from bridgehead._shipped.wire.slabs import segments_supported
+from bridgehead._shipped.wire.slabs import shared_memory
 from bridgehead._shipped.wire.socket import FrameSocket
 from support.shared import filled
 
 needs_segments = pytest.mark.skipif(
-    not segments_supported(), reason="this system or this Python has no memfd with seals"
+    not shared_memory(), reason="this system or this Python has no memory to share"
 )
 
 

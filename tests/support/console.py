@@ -108,5 +108,11 @@ class Console:
     async def close(self) -> None:
         """Close the terminal; kill the console if it does not end."""
         asyncio.get_running_loop().remove_reader(self._keyboard)
-        await asyncio.to_thread(self._process.close, force=True)
-        assert not self._process.isalive()
+        await asyncio.to_thread(self._end)
+
+    def _end(self) -> None:
+        # pexpect looks for the end of a killed process only a moment after it sent the signal.
+        try:
+            self._process.close(force=True)
+        except pexpect.ExceptionPexpect:
+            self._process.wait()

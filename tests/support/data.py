@@ -6,6 +6,7 @@ that ran.
 
 from __future__ import annotations
 
+import array
 import collections
 import datetime
 import decimal
@@ -31,6 +32,7 @@ import pytest
 
 from bridgehead._shipped.data import decode_data, encode_data, writer
 from bridgehead._shipped.wire.errors import WireError
+from support.memory import trace_anew
 
 MEBIBYTE = 1 << 20
 
@@ -215,6 +217,10 @@ PLAIN: dict[str, Any] = {
     "itself": [lap([]), lap({}), lap(collections.deque()), lap(default(list))],
     "tangled": tangled(),
     "nested": [[[[[[[[(((((1,),),),),)]]]]]]]],
+    "numbers": [
+        *(array.array(code, [1, 2, 3]) for code in "bBhHiIlLqQfd"),
+        *(array.array("d"), array.array("h", range(9000))),
+    ],
     "dates": [datetime.date.min, datetime.date(2024, 2, 29)],
     "times": [
         datetime.time(1, 2, 3, 4),
@@ -461,7 +467,7 @@ def refusal_of(raw: Any, limit: int) -> WireError:
     frames = [raw] if isinstance(raw, bytes) else raw
     caught, before = None, set(sys.modules)
     assert not TRACE.exists()
-    tracemalloc.start()
+    trace_anew()
     watched = []
     try:
         decode_data(frames)
@@ -470,7 +476,6 @@ def refusal_of(raw: Any, limit: int) -> WireError:
     finally:
         events, watched = watched, None
         peak = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
     assert caught is not None
     assert events == []
     assert set(sys.modules) == before

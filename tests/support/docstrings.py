@@ -21,6 +21,7 @@ import bridgehead
 
 CHECKER = doctest.OutputChecker()
 
+KINDS = ("Bridge", "SyncBridge", "Fleet", "SyncFleet")
 # These examples need a real kernel, server or cluster; a loopback cannot replace it.
 NEED_MORE = {
     *(
@@ -28,9 +29,8 @@ NEED_MORE = {
         for kind in ("Bridge", "SyncBridge")
         for way in ("launch", "attach", "connect", "over")
     ),
-    *(f"{kind}.{way}" for kind in ("Bridge", "SyncBridge") for way in ("interrupt", "restart")),
-    "Fleet.launch",
-    "Fleet.over",
+    *(f"{kind}.{way}" for kind in KINDS for way in ("interrupt", "restart")),
+    *(f"{kind}.{way}" for kind in KINDS[2:] for way in ("launch", "over")),
 }
 SERVERS = ("Bridge.connect", "SyncBridge.connect")  # these need a server
 
@@ -42,6 +42,8 @@ def public() -> Iterator[tuple[str, Any]]:
     for name in bridgehead.__all__:
         kind = getattr(bridgehead, name)
         yield name, kind
+        if not isinstance(kind, type):
+            continue
         for own in sorted(vars(kind).keys() | _inherited(kind)):
             member = inspect.getattr_static(kind, own)
             if not own.startswith("_") and isinstance(

@@ -10,11 +10,25 @@ import asyncio
 import gc
 import sys
 import time
+import tracemalloc
 from typing import Any
 
 from bridgehead import Bridge
 from bridgehead._lanes.direct import DirectLane
 from bridgehead._lanes.socket import SocketClient
+
+
+def trace_anew() -> None:
+    """Trace memory from now on; ``tracemalloc.get_traced_memory`` has what is used, and the peak.
+
+    Tracing goes on until the end of the test. In Python before 3.12, stopping it while another
+    thread allocates may crash the process, so it is not stopped more often.
+    """
+    if not tracemalloc.is_tracing():
+        tracemalloc.start()
+    tracemalloc.clear_traces()
+    tracemalloc.reset_peak()
+
 
 OWN = [sys.modules[__name__]]  # the kernel cannot import this module
 

@@ -29,6 +29,7 @@ from bridgehead import (
 
 COLUMNS = (
     *("kernel", "Python", "lanes", "data", "numpy", "functions, classes"),
+    *("async functions", "calls back"),
     *("`now=True`", "`watch`", "`interrupt`", "`restart`"),
 )
 FINDINGS = (IncompatiblePython, MissingInKernel, NotSupported)
@@ -56,7 +57,17 @@ async def survey(kernel_name: str, label: str) -> tuple[str, ...]:
         async with Bridge.launch(kernel_name) as bridge:
             python = ".".join(map(str, bridge.info.python[:2]))
             cells = [await _lanes(bridge)]
-            for look in (_data, _numpy, _functions, _now, _watch, _interrupt, _restart):
+            for look in (
+                _data,
+                _numpy,
+                _functions,
+                _tasks,
+                _calls,
+                _now,
+                _watch,
+                _interrupt,
+                _restart,
+            ):
                 cells.append(await _found(look, bridge))
     except UnsupportedKernel:
         return (label, NO, "`UnsupportedKernel`", *(NO for _ in COLUMNS[3:]))
@@ -89,6 +100,8 @@ async def _data(bridge: Bridge) -> str:
     await bridge.push(data=data)
     assert await bridge.pull("data") == data
     assert await bridge.pull("len(data)") == 3
+    async with await bridge.call(sorted, bridge.ref("data['n'][:2]"), keep=True) as kept:
+        assert await bridge.pull(kept[1], kept) == (2.5, [1, 2.5])
     return YES
 
 
@@ -108,6 +121,35 @@ async def _functions(bridge: Bridge) -> str:
     await bridge.push(double=lambda x: 2 * x, point=Point(3))
     assert await bridge.pull("double(point.x)") == 6
     assert (await bridge.pull("double"))((await bridge.pull("point")).x) == 6
+    return YES
+
+
+async def _tasks(bridge: Bridge) -> str:
+    """Run a cell beside a coroutine of the kernel's; that code crosses is in another column."""
+    await bridge.run(
+        "import asyncio\nasync def later(value):\n"
+        "    while not go: await asyncio.sleep(0)\n    return value"
+    )
+    await bridge.push(go=False)
+    task = asyncio.ensure_future(bridge.pull("await later(5)"))
+    await bridge.run("go = True")
+    assert await task == 5
+    return YES
+
+
+async def _calls(bridge: Bridge) -> str:
+    """Call back in the middle of a cell that ends only when the call has arrived."""
+    await bridge.push(go=False)
+    called = asyncio.Event()
+    with bridge.callback(lambda *args: called.set()) as report:
+        await bridge.push(report=report)
+        cell = asyncio.ensure_future(
+            bridge.run("import time\nreport([1, 'two'])\nwhile not go: time.sleep(0.01)")
+        )
+        await called.wait()
+        assert not cell.done()
+        await bridge.push(go=True, now=True)
+        await cell
     return YES
 
 

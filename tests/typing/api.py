@@ -9,14 +9,17 @@ ignore, and an ignore that is not needed is an error.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any, assert_type
 
 import bridgehead
 from bridgehead import (
     Bridge,
+    CellStream,
+    DiscoveredKernel,
     Fleet,
+    FleetError,
     Info,
     Message,
     Messages,
@@ -24,9 +27,14 @@ from bridgehead import (
     Ref,
     RemoteError,
     Result,
+    RunTimeout,
+    Stats,
     SyncBridge,
+    SyncFleet,
+    SyncStream,
     Transfer,
     Watch,
+    as_completed,
 )
 
 
@@ -39,6 +47,10 @@ def mean(values: Sequence[float], scale: float = 1.0) -> float:
     return scale * sum(values) / len(values)
 
 
+async def later(value: float) -> float:
+    return value
+
+
 def report(done: int, total: int) -> None: ...
 
 
@@ -47,6 +59,10 @@ async def constructors(client: object) -> None:
         assert_type(bridge, Bridge)
     assert_type(await Bridge.launch("python3", env={"A": "b"}, cwd=Path(), timeout=5), Bridge)
     assert_type(await Bridge.attach(Path("kernel.json"), insecure="empty-key"), Bridge)
+    found = await bridgehead.kernels()
+    assert_type(found, list[DiscoveredKernel])
+    assert_type(await Bridge.attach(found[0]), Bridge)
+    assert_type(await Bridge.launch(inherit_env=["A"], limits={"cpu": 5}), Bridge)
     assert_type(await Bridge.attach(lane="direct", pool=0.2, trust="data"), Bridge)
     assert_type(await Bridge.connect("http://host:8888", "token", kernel_id="1"), Bridge)
     assert_type(await Bridge.over(client, insecure=["empty-key", "plain-tcp"]), Bridge)
@@ -71,26 +87,38 @@ async def objects(bridge: Bridge, other: Bridge) -> None:
     for name in await bridge.names():
         assert_type(name.name, str)
         assert_type(name.shape, tuple[int, ...] | None)
+    names = await bridge.names(preview=True, types=["int"], modules=True, now=True)
+    assert_type(names[0].preview, str | None)
     assert_type(await bridge.exists("x"), bool)
     await bridge.delete("x", "y")
 
     await bridge.push({1: 2})  # type: ignore[dict-item]
     await bridge.pull(1)  # type: ignore[arg-type]
-    await bridge.handoff("x")  # type: ignore[call-arg]
+    await bridge.handoff("x")  # type: ignore[call-overload]
 
 
 async def functions(bridge: Bridge) -> None:
     assert_type(await bridge.call(mean, [1.0, 2.0], scale=2), float)
     assert_type(await bridge.call(mean, bridge.ref("x"), timeout=1), float)
-    assert_type(await bridge.call(Model, keep="model"), Ref)
+    assert_type(await bridge.call(Model, keep="model", on_output=print), Ref)
+    assert_type(await bridge.call(Model, keep=True), Ref)
+    assert_type(await bridge.call(Model, keep=False), Model)
+    assert_type(await bridge.call(mean, [1.0], namespace=True, on_output=print), float)
+    assert_type(await bridge.call(later, 1.0, on_output=print), float)
+    assert_type(await bridge.submit(later, 1.0, on_output=print), Any)
     ref = bridge.ref("model")
     assert_type(ref, Ref)
     assert_type(ref.fit([1.0])["a", 1:2], Ref)
+    assert_type(ref.fit(Model(), ref), Ref)
     assert_type(await ref.pull(), Any)
 
 
 async def cells(bridge: Bridge) -> None:
-    result = await bridge.run("x = 1", on_output=print, timeout=1)
+    result = await bridge.run("x = 1", on_output=print, timeout=1, max_output=100)
+    result = await bridge.run("x = y", push={"y": 1}, pull=["x", bridge.ref("y")])
+    result = await bridge.run("input()", on_input=lambda prompt, password: prompt)
+    assert_type(result.values, Mapping[str, Any])
+    assert_type(result.dropped, int)
     assert_type(result, Result)
     assert_type(result.stdout, str)
     assert_type(result.execution_count, int | None)
@@ -99,20 +127,35 @@ async def cells(bridge: Bridge) -> None:
     except RemoteError as error:
         assert_type(error.ename, str)
         assert_type(error.traceback, list[str])
+    try:
+        await bridge.run("1", timeout=1, on_timeout="interrupt", store_history=False)
+    except RunTimeout as late:
+        assert_type(late, RunTimeout)
+    async with bridge.stream("x", max_output=10) as outputs:
+        assert_type(outputs, CellStream)
+        async for message in outputs:
+            assert_type(message, Message)
+    assert_type(outputs.result, Result)
     await bridge.interrupt()
+
+    await bridge.run("1", pull="x", on_timeout="kill")  # type: ignore[arg-type]
+    await bridge.run("1", push=["x"])  # type: ignore[arg-type]
     await bridge.restart(timeout=10)
     assert_type(bridge.state, str)
     assert_type(bridge.info, Info)
+    assert_type(bridge.stats, Stats)
     assert_type(bridge.info.python, tuple[int, ...])
 
 
 async def streams(bridge: Bridge) -> None:
     watch = bridge.watch("history[-1]", max_bytes=1000)
-    assert_type(watch, Watch)
+    assert_type(watch, Watch[Any])
     values: AsyncIterator[Any] = watch
     async for value in values:
         assert_type(value, Any)
     await watch.aclose()
+    async with bridge.watch_names("x*") as followed:
+        assert_type(await anext(followed), Names)
     messages = bridge.messages()
     assert_type(messages, Messages)
     async for message in messages:
@@ -127,9 +170,44 @@ async def fleet(client: object, bridge: Bridge) -> None:
         assert_type(await many.call(mean, [1.0]), list[float])
         assert_type(await engines.run("x"), list[Result])
         assert_type(many[0], Bridge)
-        assert_type(many[1:], list[Bridge])
+        assert_type(many[1:], Fleet)
+        assert_type(await many[1:].push(x=1), list[Transfer])
+        assert_type(await many.push(x=1, return_exceptions=True), list[Transfer | Exception])
+        assert_type(await many.run("x", return_exceptions=True), list[Result | Exception])
+        assert_type(await many.call(mean, [1.0], keep="x"), list[Ref])
+        assert_type(await many.call(mean, [1.0], keep=True), list[Ref])
+        assert_type(await many.exists("x"), list[bool])
+        assert_type(await many.names(), list[Names])
+        assert_type(await bridge.handoff("x", to=many), list[Transfer])
+        assert_type(await bridge.handoff("x", to=many[0]), Transfer)
+        async with many.map(mean, [[1.0], [2.0]]) as means:
+            assert_type(await anext(means), float)
+        async with many.watch("x") as watch:
+            assert_type(await anext(watch), tuple[int, Any])
+        tasks = [many.submit(mean, [1.0]), many.submit(mean, [2.0])]
+        async for task in as_completed(tasks):
+            assert_type(task.result(), float)
+        with many.executor() as executor:
+            assert_type(executor.submit(mean, [1.0]).result(), float)
+    try:
+        await many.pull("x")
+    except FleetError as error:
+        assert_type(error.results, dict[int, Any])
+        assert_type(error.errors, dict[int, Exception])
     bridges: Sequence[Bridge] = Fleet([bridge])
     assert_type(len(bridges), int)
+
+
+def blocking_fleet(client: object) -> None:
+    with SyncFleet.launch(4) as kernels, SyncFleet.over(client):
+        assert_type(kernels, SyncFleet)
+        assert_type(kernels[0], SyncBridge)
+        assert_type(kernels[1:], SyncFleet)
+        assert_type(kernels.push(x=1), list[Transfer])
+        assert_type(kernels.exists("x"), list[bool])
+        for value in kernels.map(mean, [[1.0]]):
+            assert_type(value, float)
+        assert_type(kernels[0].handoff("x", to=kernels), list[Transfer])
 
 
 def blocking() -> None:
@@ -140,9 +218,17 @@ def blocking() -> None:
         assert_type(kernel.push(y=2), Transfer)
         assert_type(kernel.call(mean, [1.0]), float)
         assert_type(kernel.call(Model, keep="model"), Ref)
+        assert_type(kernel.call(Model, keep=True), Ref)
+        ref = kernel.ref("x")
+        ref["a"], ref.b = 1, Model()
+        assert_type(len(ref), int)
+        assert_type(3 in ref, bool)
         assert_type(kernel.run("x").stdout, str)
         assert_type(kernel.watch("x"), Iterator[Any])
+        assert_type(kernel.watch_names(), Iterator[Names])
         assert_type(kernel.messages(), Iterator[Message])
+        assert_type(kernel.stream("x"), SyncStream)
+        assert_type(SyncBridge.kernels(), list[DiscoveredKernel])
         names: MutableMapping[str, Any] = kernel
         assert_type(list(names), list[str])
 

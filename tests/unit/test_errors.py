@@ -73,7 +73,8 @@ def test_every_exception_of_the_module_is_in_the_tree() -> None:
         for value in vars(_errors).values()
         if isinstance(value, type) and issubclass(value, BaseException)
     }
-    assert defined == {*ALL, _errors.InsecureConnectionWarning}
+    others = {_errors.FleetError, _errors.InsecureConnectionWarning, _errors.RunTimeout}
+    assert defined == {*ALL, *others}
 
 
 def test_every_exception_is_public_and_the_public_names_are_sorted() -> None:
@@ -124,6 +125,7 @@ WITH_ATTRIBUTES: dict[type[BridgeError], tuple[BridgeError, dict[str, Any]]] = {
             "evalue": SENTENCE,
             "traceback": ["Traceback", "  line", "ValueError"],
             "result": None,
+            "notebook": None,
         },
     ),
 }

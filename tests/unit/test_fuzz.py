@@ -19,6 +19,7 @@ import random
 import sys
 import tracemalloc
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,7 +28,8 @@ from hypothesis import strategies as st
 
 from bridgehead import Bridge, BridgeError, KernelRestarted, Name, ProtocolError, Result
 from bridgehead._connection.cell import CellOutputs
-from bridgehead._connection.watch import UpdateBuffer
+from bridgehead._connection.resources import SENDINGS
+from bridgehead._connection.watch import LatestValues
 from bridgehead._protocol import bootstrap as _bootstrap
 from bridgehead._protocol import payload as _payload
 from bridgehead._protocol import request as _request
@@ -37,7 +39,7 @@ from bridgehead._protocol.raising import raise_error
 from bridgehead._protocol.request import KEY, Request
 from bridgehead._shipped.wire import frames as _frames
 from bridgehead._shipped.wire import pickling as _pickling
-from bridgehead._shipped.wire.header import DATA_MESSAGE, MIME, UPDATE_MESSAGE
+from bridgehead._shipped.wire.header import DATA_MESSAGE, EVENT_MESSAGE, MIME
 from bridgehead._shipped.wire.transfer import Inbox
 from bridgehead._transports.loopback import LoopbackKernel
 from bridgehead._transports.messages import Message
@@ -124,9 +126,9 @@ def mutated(draw: Any, value: Any) -> Any:
 
 FIELDS = (
     "protocol", "op", "id", "epoch", "python", "sizes", "digest", "at", "chunk", "names", "name",
-    "expressions", "pattern", "keep", "refs", "max_bytes", "trust", "allow", "opens", "subshell",
-    "watch", "lane", "requests", "error", "responses", "retry", "parts", "data", "buffers",
-    "orphans",
+    "expressions", "pattern", "keep", "kept", "refs", "max_bytes", "trust", "allow", "opens",
+    "subshell", "owner", "resource", "resources", "seen", "lane", "requests", "error", "responses",
+    "retry", "parts", "data", "buffers", "orphans",
 )  # fmt: skip
 
 
@@ -154,6 +156,7 @@ OTHERS = st.sampled_from(
 # ---------------------------------------------------------------- the remote part
 
 KINDS = {
+    "lost",
     "remote", "name", "missing", "incompatible", "large", "unsupported", "untrusted", "not_loaded",
     "integrity", "epoch", "protocol",
 }  # fmt: skip
@@ -163,7 +166,8 @@ class RemotePart:
     """The real remote part, installed by the real expression, and its namespace."""
 
     def __init__(self) -> None:
-        self.cell = LoopbackKernel(self.sent)
+        no_loop: Any = None
+        self.cell = LoopbackKernel(self.sent, no_loop, lambda function: function())
         self.parts: list[bytes] = []
         self.scope = self.cell.user_ns
         header = _request.header("hello", empty("crc32"), epoch="")
@@ -176,7 +180,7 @@ class RemotePart:
     def sent(
         self, channel: str, kind: str, content: Any, parent: Any, buffers: Sequence[Any] = ()
     ) -> None:
-        assert kind in (DATA_MESSAGE, UPDATE_MESSAGE)
+        assert kind in (DATA_MESSAGE, EVENT_MESSAGE)
         self.parts += map(bytes, buffers)
 
     def enter(self, lane: str, text: str, data: bytes) -> Header:
@@ -274,8 +278,14 @@ def valid_request(remote: RemotePart, operation: str) -> tuple[Header, list[memo
     if operation == "call":
         frames = frames_of((operator.add, (2, 3), {}))
         return remote.header("call", frames, keep="kept"), frames
+    if operation == "call_kept":
+        frames = frames_of((operator.add, (2, 3), {}))
+        return remote.header("call", frames, kept="k", owner="o"), frames
+    if operation == "map":
+        frames = frames_of(([(1,), (2,)],))
+        return remote.header("map", frames, expressions=["abs"], goes_on=True), frames
     if operation in ("fetch", "watch"):
-        return remote.header(operation, expressions=["a", "b"], watch="w", lane="inline"), []
+        return remote.header(operation, expressions=["a", "b"], **RESOURCE, lane="inline"), []
     if operation == "batch":
         inner = [valid_request(remote, name) for name in ("bind", "fetch", "has", "names", "drop")]
         requests = [Request(header, Payload(frames)) for header, frames in inner]
@@ -287,15 +297,23 @@ def valid_request(remote: RemotePart, operation: str) -> tuple[Header, list[memo
     if operation == "load_codec":
         frames = [memoryview(b"\xff not source")]
         return remote.header("load_codec", frames), frames
-    fields = {"names": ["a"], "name": "a", "pattern": "a*", "watch": "w"}
+    if operation == "stage":
+        frames = frames_of({"a": "after", "b": 2})
+        return remote.header(operation, frames, names=["a", "b"], max_output=9, **RESOURCE), frames
+    fields = {"names": ["a"], "name": "a", "pattern": "a*", "resources": ["w"], "seen": {"w": 0}}
+    fields = {**fields, "request": "r", "expressions": ["a"]}
+    fields = {**fields, "iteration": "w", "batch": 1, "most": 10, "number": 1, "begun": 1}
     shell = {"id": "s", "host": "h", "pid": 1}
-    return remote.header(operation, **fields, subshell=shell), []
+    return remote.header(operation, **fields, **RESOURCE, subshell=shell), []
 
 
+RESOURCE = {"resource": "w", "owner": "o"}
 OPERATIONS = (
-    "hello", "load_codec", "batch", "bind", "fetch", "call", "drop", "names", "has", "watch",
-    "unwatch", "chunk", "next_chunk", "forget",
+    "hello", "load_codec", "batch", "bind", "fetch", "call", "call_kept", "drop", "names", "has",
+    "watch", "watch_names", "renew", "close", "start", "cancel", "wake", "iterate", "advance",
+    "take", "map", "report", "chunk", "next_chunk", "forget", "stage",
 )  # fmt: skip
+BINDING = ("bind", "call", "call_kept", "drop", "batch")
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -319,7 +337,7 @@ def test_a_mutated_request_gets_a_response_and_binds_all_or_nothing(
             response = remote.enter(data.draw(LANES), json.dumps(mutant), sent)
             after = remote.names()
             changed = {name for name in {*before, *after} if before.get(name) != after.get(name)}
-            if "error" in response or operation not in ("bind", "call", "drop", "batch"):
+            if "error" in response or operation not in BINDING:
                 assert not changed
             assert all(type(name) is str for name in changed)
 
@@ -596,11 +614,14 @@ async def test_any_update_is_opened_or_reported(data: st.DataObject) -> None:
     frames = frames_of((1,))
     header = {**signed({}, frames), "data": base64.b64encode(b"".join(frames)).decode()}
     response = data.draw(st.one_of(st.just(header), mutated(header), ODD))
-    content: Any = {"watch": "w", "update": "w:1", "answer": json.dumps(response)}
+    content: Any = {"resource": "w", "event": "w:1", "answer": json.dumps(response)}
     if data.draw(st.booleans()):
         content = data.draw(st.one_of(mutated(content), ODD))
-    updates = UpdateBuffer(data.draw(st.sampled_from([None, 0, 100])))
-    updates.feed(content, data.draw(st.sampled_from([[], [b"x"], frames])))
+    resources: Any = SimpleNamespace(renew_soon=lambda: None)
+    updates = LatestValues(resources, data.draw(st.sampled_from([None, 0, 100])))
+    parts = data.draw(st.sampled_from([[], [b"x"], frames]))
+    for _ in range(SENDINGS):  # one that is damaged is sent again
+        updates.feed(content, parts)
     opened: Any = None
     with contextlib.suppress(BridgeError):
         opened = await asyncio.wait_for(updates.next(), PATIENCE)
@@ -678,9 +699,20 @@ async def run(bridge: Bridge) -> None:
     assert isinstance(repr(result), str)
 
 
+async def run_with_values(bridge: Bridge) -> None:
+    result = await bridge.run("print('x')\nc = a", push={"a": 1}, pull=["c", "a"], max_output=5)
+    assert isinstance(result.values["c"], object)
+    assert type(result.dropped) is int
+
+
 async def watch(bridge: Bridge) -> None:
     async with bridge.watch("a") as values:
         await anext(values)
+
+
+async def watch_names(bridge: Bridge) -> None:
+    async with bridge.watch_names() as found:
+        assert isinstance(repr(await anext(found)), str)
 
 
 async def at_once(bridge: Bridge) -> None:
@@ -691,7 +723,20 @@ async def at_once(bridge: Bridge) -> None:
             raise outcome
 
 
-CALLS = [pull, pull_much, push, call, names, exists, delete, run, watch, at_once]
+CALLS = [
+    pull,
+    pull_much,
+    push,
+    call,
+    names,
+    exists,
+    delete,
+    run,
+    run_with_values,
+    watch,
+    watch_names,
+]
+CALLS.append(at_once)
 
 
 @st.composite
@@ -863,13 +908,13 @@ async def test_changed_updates_are_reported_and_the_next_ones_arrive(
     index = data.draw(st.integers(0, 20))
 
     def lie(channel: str, message: Header) -> None:
-        if message["header"]["msg_type"] != UPDATE_MESSAGE:
+        if message["header"]["msg_type"] != EVENT_MESSAGE:
             return
         content = message["content"]
         if kind == "frames":
             message["buffers"] = frames
         elif kind == "content":
-            content[("watch", "update", "answer")[index % 3]] = other
+            content[("resource", "event", "answer")[index % 3]] = other
         else:
             response = json.loads(content["answer"])
             node, key = places(response)[index % len(places(response))]

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 
-from bridgehead import Bridge, BridgeError, Fleet, SyncBridge
+import bridgehead
+from bridgehead import Bridge, BridgeError, Fleet, SyncBridge, SyncFleet
 from support.docstrings import NEED_MORE, examples, public, run
 
 # Public names without an example: methods that only transports call, and a warning. Errors have
@@ -30,11 +33,15 @@ def test_every_public_name_has_an_example(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in PUBLIC if name not in NEED_MORE])
-async def test_an_example_gives_what_it_shows(name: str) -> None:
-    names: dict[str, Any] = {"asyncio": asyncio}
+async def test_an_example_gives_what_it_shows(name: str, tmp_path: Path) -> None:
+    names: dict[str, Any] = {"asyncio": asyncio, "bridgehead": bridgehead}
+    names["path"] = path = tmp_path / "notebook.ipynb"
+    cells = [nbformat.v4.new_code_cell("print(sum(rows))")]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), path)
     async with Bridge.loopback() as bridge, Bridge.loopback() as other:
         with SyncBridge.loopback() as kernel, SyncBridge.loopback() as target:
             async with Fleet([bridge, other]) as fleet:
                 names |= {"bridge": bridge, "other": other, "fleet": fleet}
                 names |= {"kernel": kernel, "target": target}
+                names |= {"kernels": SyncFleet([kernel, target])}
                 await run(PUBLIC[name], names)

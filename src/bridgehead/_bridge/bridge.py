@@ -1,43 +1,59 @@
 """The ``Bridge``, which turns each operation into one request.
 
-Rule: what an operation takes, returns and raises, and which request it becomes. How a bridge is
-opened and closed is decided in ``opening``; order, deadlines and restarts in ``_connection``.
+Rule: what an operation takes, returns and raises, and which request it becomes. Cells are in
+``cell_methods``, functions and streams in ``work_methods``. How a bridge is opened and closed is
+decided in ``opening``; order, deadlines and restarts in ``_connection``.
 """
 
 from __future__ import annotations
 
-import inspect
 import time
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, TypeVar, overload
 
 from bridgehead._bridge.arguments import (
+    awaits,
+    check_now,
     checked_name,
     checked_objects,
+    checked_pattern,
     checked_size,
+    checked_types,
+    deleted_name,
     expression_text,
 )
-from bridgehead._bridge.opening import BridgeBase
 from bridgehead._bridge.progress import Report, reporting
-from bridgehead._connection.calls import Deadline
-from bridgehead._connection.cell import CellOutputs
+from bridgehead._bridge.work_methods import WorkMethods
+from bridgehead._connection.calls import Call, Deadline
 from bridgehead._connection.handoff import Handoff
+from bridgehead._connection.queue import Turn
+from bridgehead._connection.tasks import coroutine_response
 from bridgehead._connection.trust import TrustName, check_trust
 from bridgehead._connection.watch import Watch
-from bridgehead._errors import NotSupported
 from bridgehead._lanes.broadcast import Delivery
 from bridgehead._protocol import payload as _payload
 from bridgehead._protocol import response as _response
-from bridgehead._protocol.raising import remote_error
-from bridgehead._protocol.ref import Ref, expression_of, primary
-from bridgehead._protocol.results import Info, Name, Names, Result, Transfer, bridge_html
-from bridgehead._transports.messages import Message, Messages
+from bridgehead._protocol.ref import Ref, carried, free, primary
+from bridgehead._protocol.results import Info, Names, Stats, Transfer, bridge_html
+from bridgehead._shipped.wire.header import ResponseHeader
+from bridgehead._transports.messages import Messages
 
 T = TypeVar("T")
 
 
-class Bridge(BridgeBase):
+class HandoffTargets(ABC):
+    """Several kernels that a handoff goes to: a ``Fleet``."""
+
+    @abstractmethod
+    async def _take_handoff(
+        self, source: Bridge, names: Sequence[str], options: Mapping[str, Any]
+    ) -> list[Transfer]:
+        """Hand names over from one kernel to each; ``options`` are those of ``handoff``."""
+
+
+class Bridge(WorkMethods):
     """A connection that moves live objects to one Jupyter kernel and back.
 
     Create one with ``launch``, ``attach``, ``connect``, ``over`` or ``loopback``: await it, or
@@ -83,6 +99,27 @@ class Bridge(BridgeBase):
         'buffers'
         """
         return self._connection.remote.info
+
+    @property
+    def stats(self) -> Stats:
+        """What is counted of this bridge now; the kernel is not asked.
+
+        >>> watch = bridge.watch("1 + 1")
+        >>> await anext(watch)
+        2
+        >>> bridge.stats
+        <Stats watches=1, tasks=0, iterations=0, refs=0, callbacks=0, late=0>
+        """
+        count = self._connection.resources.count()
+        late = self._transport.dispatcher.late
+        return Stats(
+            watches=count["watches"],
+            tasks=count["tasks"],
+            iterations=count["iterations"],
+            refs=count["refs"],
+            callbacks=count["callbacks"],
+            late=late,
+        )
 
     def __reduce__(self) -> Any:
         raise TypeError("a bridge cannot be pickled; open another one in the other process")
@@ -152,16 +189,12 @@ class Bridge(BridgeBase):
         """
         self._connection.check()
         check_trust(trust)
+        check_now(now)
         started = time.perf_counter()
-        if not isinstance(now, bool):  # an object meant for the name 'now' would be lost silently
-            raise TypeError(
-                f"now must be True or False, not {type(now).__name__}; "
-                "to push an object under that name use push({'now': …})"
-            )
         objects = checked_objects(mapping, values)
         data = trust == "data"
         content = _payload.PayloadSource(
-            objects, objects, by_value, self._reduce, checked_size(max_bytes), data
+            objects, objects, by_value, self._stand_ins, checked_size(max_bytes), data
         )
         with reporting(progress, "push") as report:
             response = await self._connection.ask(
@@ -184,13 +217,26 @@ class Bridge(BridgeBase):
         payload: _payload.Payload,
         delivery: Delivery | None,
         timeout: float | None,
+        *,
+        report: Report | None = None,
+        now: bool = False,
+        data: bool = False,
     ) -> Transfer:
-        """Bind objects that a fleet has already pickled to these names."""
+        """Bind objects that a fleet has already pickled to these names; see ``push``."""
         self._connection.check()
         started = time.perf_counter()
         response = await self._connection.ask(
-            "bind", timeout, payload=payload, delivery=delivery, names=names
+            "bind",
+            timeout,
+            now=now,
+            report=report,
+            payload=payload,
+            delivery=delivery,
+            names=names,
+            opens="data" if data else None,
         )
+        if report is not None:
+            report(response.request.nbytes, response.request.nbytes)
         seconds = time.perf_counter() - started
         return Transfer(tuple(names), response.request.nbytes, seconds, response.lane)
 
@@ -209,10 +255,13 @@ class Bridge(BridgeBase):
         before it pickles any, and pickles the values together.
 
         Args:
-            expressions: names or any Python expressions in the kernel, or refs.
+            expressions: names or any Python expressions in the kernel, or refs. The objects that a
+                ref carries as arguments cross with the request. An expression with ``await``,
+                alone, runs as an async function of ``call`` does.
             timeout: seconds.
             progress: as in ``push``, but of bytes that arrived; through shared memory all of them
-                arrive at once.
+                arrive at once. Before them it counts the bytes of what a ref carries. The value of
+                an expression with ``await`` arrives in messages.
             now: as in ``push`` for names; any other expression needs a subshell.
             max_bytes: limit of the pickled values. The kernel refuses more before it sends them,
                 and this process refuses more before it allocates memory for them.
@@ -222,6 +271,9 @@ class Bridge(BridgeBase):
             NameNotFound: an expression is a single name that the kernel does not know. Nothing
                 was evaluated.
             RemoteError: evaluating or pickling raised in the kernel.
+            ValueError: a ref belongs to another kernel.
+            EncodeError, IncompatiblePython, MissingInKernel: as in ``push``, for the objects that
+                a ref carries; nothing was evaluated.
             PayloadTooLarge: the values have more than ``max_bytes``; says how many.
             ReplyLost: the response arrived damaged.
             DecodeError: a value cannot be unpickled in this process.
@@ -241,18 +293,38 @@ class Bridge(BridgeBase):
         self._connection.check()
         if not expressions:
             raise ValueError("pull() needs at least one expression, e.g. pull('x')")
-        texts = [expression_text(expression, self) for expression in expressions]
+        objects: dict[str, Any] = {}
+        texts = [expression_text(expression, self, objects) for expression in expressions]
+        source, crossing = None, carried(objects)
+        if crossing:
+            source = _payload.PayloadSource(crossing, crossing, refs=self._stand_ins)
         limit, trusted = checked_size(max_bytes), self._connection.trust.overridden(trust)
+        if any(map(awaits, texts)):
+            if len(texts) > 1 or now or crossing:
+                raise ValueError(
+                    "an expression with await is pulled alone, without now=True and without "
+                    "objects of this program in it; gather several in one, as in "
+                    "'await asyncio.gather(a(), b())'"
+                )
+            self._connection.require_events("an expression with await")
         with reporting(progress, "pull") as report:
-            response = await self._connection.ask(
-                "fetch",
-                timeout,
-                now=now,
-                limit=limit,
-                report=report,
-                expressions=texts,
-                **trusted.fields(),
-            )
+            if any(map(awaits, texts)):
+                fields = {"expressions": texts, **trusted.fields()}
+                call = Call("start", limit=limit, report=report, fields=fields)
+                async with Deadline(timeout, "pull", self._transport, call):
+                    with Turn(self._connection.queue) as turn:
+                        response = await coroutine_response(self._connection, call, turn)
+            else:
+                response = await self._connection.ask(
+                    "fetch",
+                    timeout,
+                    source,
+                    now=now,
+                    limit=limit,
+                    report=report,
+                    expressions=texts,
+                    **trusted.fields(),
+                )
             total = sum(frame.nbytes for frame in response.frames)
             report(total, total)
         values = _payload.check_values(await trusted.open(response.frames), len(texts))
@@ -260,6 +332,10 @@ class Bridge(BridgeBase):
 
     def ref(self, expression: str) -> Ref:
         """Return a handle on an object in the kernel; nothing is transferred until its ``pull``.
+
+        The expression is evaluated whenever the ref is used. To evaluate it once, and to hold what
+        it gave under no name, use ``call(lambda: …, namespace=True, keep=True)``. See ``Ref`` for
+        what may be done with a ref.
 
         Raises:
             SyntaxError: the text is not an expression.
@@ -269,15 +345,33 @@ class Bridge(BridgeBase):
             >>> bridge.ref("rows")[0].real
             <Ref rows[0].real>
         """
-        return Ref(self, primary(expression_text(expression, self)))
+        objects: dict[str, Any] = {}
+        return Ref(self, primary(expression_text(expression, self, objects)), objects)
 
-    async def names(self, pattern: str = "*", *, timeout: float | None = None) -> Names:
-        """List the user's names in the kernel, as ``%who`` does, without computing a repr.
+    async def names(
+        self,
+        pattern: str = "*",
+        *,
+        preview: bool = False,
+        types: Sequence[str] | None = None,
+        modules: bool = False,
+        now: bool = False,
+        timeout: float | None = None,
+    ) -> Names:
+        """List the user's names in the kernel. No code of the user's runs for it.
 
         Args:
             pattern: a shell-style pattern; it lists names that begin with an underscore only if
                 it begins with one itself.
+            preview: also return a short text of each value, as ``Name.preview``, for a prompt or a
+                table.
+            types: list only values of these types, e.g. ``["DataFrame", "numpy.ndarray"]``.
+            modules: list modules, too.
+            now: as in ``push``.
             timeout: seconds.
+
+        Raises:
+            NotSupported: ``now=True``, and the kernel has neither subshells nor the direct lane.
 
         Example::
 
@@ -287,29 +381,34 @@ class Bridge(BridgeBase):
             ['rows', 'x']
             >>> (await bridge.names("r*"))[0]
             <rows: list of 2, ... bytes>
+            >>> (await bridge.names(types=["list"], preview=True))[0].preview
+            '[1, 2]'
         """
         self._connection.check()
-        if not isinstance(pattern, str):
-            raise TypeError(f"pattern must be a string, not {type(pattern).__name__}")
-        header = (await self._connection.ask("names", timeout, pattern=pattern)).header
-        _response.check_fields(header, "names", "names")
-        return Names(
-            Name(
-                item["name"],
-                item["type"],
-                None if item["shape"] is None else tuple(item["shape"]),
-                item["len"],
-                item["bytes"],
-            )
-            for item in header["names"]
+        response = await self._connection.ask(
+            "names",
+            timeout,
+            now=now,
+            pattern=checked_pattern(pattern),
+            types=checked_types(types),
+            modules=modules or None,
+            preview=preview or None,
         )
+        return _response.names_in(response.header, "names")
 
-    async def delete(self, *names: str, timeout: float | None = None) -> None:
+    async def delete(self, *names: str | Ref, timeout: float | None = None) -> None:
         """Remove names from the kernel: all of them, or none.
 
+        Args:
+            names: names, refs of names, and refs of ``call(…, keep=True)``, whose objects the
+                kernel then frees.
+            timeout: seconds.
+
         Raises:
-            ValueError: there is no name, or one is not an identifier.
-            NameNotFound: the kernel does not have one of the names; none was removed.
+            ValueError: there is no name, one is not an identifier, or a ref is of a part of an
+                object or of another kernel.
+            NameNotFound: the kernel does not have one of the names, or an object was freed before;
+                none was removed.
 
         Example::
 
@@ -323,8 +422,11 @@ class Bridge(BridgeBase):
         self._connection.check()
         if not names:
             raise ValueError("delete() needs at least one name, e.g. delete('x')")
-        unique = list(dict.fromkeys(map(checked_name, names)))
+        unique = list(dict.fromkeys(deleted_name(name, self) for name in names))
         await self._connection.ask("drop", timeout, names=unique)
+        for name in names:
+            if type(name) is Ref:
+                free(name)
 
     async def exists(self, name: str, *, timeout: float | None = None) -> bool:
         """Return whether the kernel's namespace has a name; builtins are not in the namespace.
@@ -342,15 +444,43 @@ class Bridge(BridgeBase):
         _response.check_fields(header, "exists", "has")
         return header["has"]
 
+    @overload
     async def handoff(
         self,
         *names: str,
         to: Bridge,
+        return_exceptions: bool = False,
+        fail_fast: bool = False,
         timeout: float | None = None,
         progress: bool | Report = False,
         max_bytes: int | None = None,
         trust: TrustName | None = None,
-    ) -> Transfer:
+    ) -> Transfer: ...
+
+    @overload
+    async def handoff(
+        self,
+        *names: str,
+        to: HandoffTargets,
+        return_exceptions: bool = False,
+        fail_fast: bool = False,
+        timeout: float | None = None,
+        progress: bool | Report = False,
+        max_bytes: int | None = None,
+        trust: TrustName | None = None,
+    ) -> list[Transfer]: ...
+
+    async def handoff(
+        self,
+        *names: str,
+        to: Bridge | HandoffTargets,
+        return_exceptions: bool = False,
+        fail_fast: bool = False,
+        timeout: float | None = None,
+        progress: bool | Report = False,
+        max_bytes: int | None = None,
+        trust: TrustName | None = None,
+    ) -> Transfer | list[Transfer]:
         """Bind this kernel's objects to the same names in another kernel: all of them, or none.
 
         The kernels may be connected in any two ways. This kernel pickles the objects once, so what
@@ -366,7 +496,10 @@ class Bridge(BridgeBase):
 
         Args:
             names: names in this kernel's namespace.
-            to: the bridge of the other kernel, opened in the same event loop.
+            to: the bridge of the other kernel, opened in the same event loop; or a ``Fleet``
+                without this bridge, as ``fleet[1:]``. This kernel then pickles the objects for
+                each of the others.
+            return_exceptions, fail_fast: of a handoff to a ``Fleet``; see there.
             timeout: seconds for the whole handoff.
             progress: as in ``push``; half of the bytes count when they arrive from this kernel,
                 and half when they go to the other one.
@@ -377,12 +510,13 @@ class Bridge(BridgeBase):
                 ``allow=`` do not count as data here.
 
         Returns:
-            The ``Transfer``; its ``lane`` names both lanes if they differ, as in
-            ``"buffers, direct"``.
+            The ``Transfer``, or for a fleet a list of them; its ``lane`` names both lanes if they
+            differ, as in ``"buffers, direct"``.
 
         Raises, with a note that says which of the kernels the error is about:
             ValueError: there is no name, one is not an identifier, or ``to`` is this bridge.
-            TypeError: ``to`` is not a ``Bridge``.
+            TypeError: ``to`` is neither a ``Bridge`` nor a ``Fleet``.
+            FleetError: kernels of a fleet failed, for one of the reasons below.
             NameNotFound: this kernel has no such name.
             RemoteError: pickling raised in this kernel, or unpickling in the other one.
             PayloadTooLarge: the objects have more than ``max_bytes``.
@@ -402,12 +536,13 @@ class Bridge(BridgeBase):
             1
         """
         self._connection.check()
+        options = {"timeout": timeout, "max_bytes": max_bytes, "trust": trust}
+        if isinstance(to, HandoffTargets):
+            policy = {"return_exceptions": return_exceptions, "fail_fast": fail_fast}
+            return await to._take_handoff(self, names, {**options, **policy, "progress": progress})
         with reporting(progress, "handoff") as report:
             if not isinstance(to, Bridge):
-                raise TypeError(
-                    f"to= must be an open Bridge, not {type(to).__name__}; for a fleet call "
-                    "handoff() once for each of its bridges"
-                )
+                raise TypeError(f"to= must be an open Bridge or a Fleet, not {type(to).__name__}")
             if to is self:
                 raise ValueError(
                     "to= must be another bridge; to copy within one kernel, run a cell 'y = x'"
@@ -425,18 +560,19 @@ class Bridge(BridgeBase):
             )
             return await handoff.run()
 
-    def watch(self, expression: str | Ref, *, max_bytes: int | None = None) -> Watch:
-        """Follow a value: ``async for value in bridge.watch("history[-1]")``.
+    def watch(self, *expressions: str | Ref, max_bytes: int | None = None) -> Watch[Any]:
+        """Follow values: ``async for value in bridge.watch("history[-1]")``.
 
         The kernel sends the value now, and again after each cell that changed it, no matter which
-        client ran the cell. After a cell that did not change the value it sends nothing. A change
-        by a ``push`` or a ``call`` comes with the next cell. A slow reader gets the latest value
-        only. The iterator ends when the kernel does. After each cell, for as long as the watch is
-        open, the kernel evaluates and pickles the expression, and compares the pickle with the
-        one before.
+        client ran the cell. Of several expressions it sends a tuple, after each cell that changed
+        any of them. After a cell that changed nothing it sends nothing. A change by a ``push`` or a
+        ``call`` comes with the next cell. A slow reader gets the latest value only. The iterator
+        ends when the kernel does. After each cell, for as long as the watch is open, the kernel
+        evaluates and pickles the expressions, and compares the pickle with the one before.
 
         Args:
-            expression: a name or any Python expression in the kernel, or a ref.
+            expressions: names or any Python expressions in the kernel, or refs whose arguments are
+                literals and refs.
             max_bytes: as in ``pull``.
 
         Raises, while it is iterated:
@@ -444,6 +580,7 @@ class Bridge(BridgeBase):
             NotSupported: the kernel does not report when a cell is done.
 
         Raises:
+            ValueError: there is no expression.
             NotSupported: the kernel is an ipyparallel engine, which only replies to requests.
 
         Example::
@@ -459,156 +596,72 @@ class Bridge(BridgeBase):
             5
         """
         self._connection.check()
-        if not self._transport.pushes:
-            raise NotSupported(
-                f"watch() does not work over {self._transport.name}, which only replies to "
-                "requests; pull the value when you need it"
-            )
-        text, limit = expression_text(expression, self), checked_size(max_bytes)
+        if not expressions:
+            raise ValueError("watch() needs at least one expression, e.g. watch('x')")
+        self._connection.require_events("watch()", "pull the value when you need it")
+        texts = [expression_text(expression, self) for expression in expressions]
+        limit, trust = checked_size(max_bytes), self._connection.trust
 
-        async def open_value(frames: list[memoryview]) -> Any:
-            return _payload.check_values(await self._connection.trust.open(frames), 1)[0]
+        async def open_values(header: ResponseHeader, frames: list[memoryview]) -> Any:
+            values = _payload.check_values(await trust.open(frames), len(texts))
+            return values[0] if len(texts) == 1 else values
+
+        watch = Watch(
+            self._connection,
+            "watch",
+            ", ".join(texts),
+            open_values,
+            limit=limit,
+            expressions=texts,
+            **trust.fields(),
+        )
+        watch.source = expressions
+        return watch
+
+    def watch_names(self, pattern: str = "*") -> Watch[Names]:
+        """Follow the names: ``async for names in bridge.watch_names()``.
+
+        The kernel describes the names now, and again after each cell that changed them, no matter
+        which client ran the cell: one appeared or vanished, or its type, shape, length or bytes are
+        others. A value that is replaced by one of the same description is no change. All else is as
+        for ``watch``. The descriptions are data, and computing them runs no code of the user's.
+
+        Args:
+            pattern: as in ``names``.
+
+        Raises, while it is iterated:
+            NotSupported: the kernel does not report when a cell is done.
+
+        Raises:
+            NotSupported: the kernel is an ipyparallel engine, which only replies to requests.
+
+        Example::
+
+            >>> await bridge.push(x=1)
+            <Transfer x: ...>
+            >>> watch = bridge.watch_names()
+            >>> await anext(watch)
+            <Names x>
+            >>> await bridge.run("y = 5")
+            <Result [1] no value>
+            >>> await anext(watch)
+            <Names x, y>
+        """
+        self._connection.check()
+        self._connection.require_events("watch_names()", "call names() when you need them")
+
+        async def open_names(header: ResponseHeader, frames: list[memoryview]) -> Names:
+            return _response.names_in(header, "watch_names")
 
         return Watch(
-            self._connection, text, open_value, limit=limit, **self._connection.trust.fields()
+            self._connection,
+            "watch_names",
+            f"names {pattern}",
+            open_names,
+            pattern=checked_pattern(pattern),
         )
 
-    @overload
-    async def call(
-        self,
-        function: Callable[..., T],
-        /,
-        *args: Any,
-        keep: None = None,
-        by_value: Sequence[ModuleType] = (),
-        timeout: float | None = None,
-        **kwargs: Any,
-    ) -> T: ...
-
-    @overload
-    async def call(
-        self,
-        function: Callable[..., object],
-        /,
-        *args: Any,
-        keep: str,
-        by_value: Sequence[ModuleType] = (),
-        timeout: float | None = None,
-        **kwargs: Any,
-    ) -> Ref: ...
-
-    async def call(
-        self,
-        function: Callable[..., Any],
-        /,
-        *args: Any,
-        keep: str | None = None,
-        by_value: Sequence[ModuleType] = (),
-        timeout: float | None = None,
-        **kwargs: Any,
-    ) -> Any:
-        """Send a function to the kernel, run it there, and return its value.
-
-        Args:
-            function: any callable that can be pickled.
-            args, kwargs: its arguments. A ``Ref``, at any depth, stands for the kernel's object.
-            keep: leave the value in the kernel under this name, and return a ``Ref`` to it.
-            by_value: your own modules to send along, as in ``push``.
-            timeout: seconds. After a timeout or a cancel the function goes on in the kernel; see
-                ``interrupt``.
-
-        Raises:
-            RemoteError: the function raised; ``__cause__`` is what it raised.
-            EncodeError, IncompatiblePython, MissingInKernel: as in ``push``; it did not run.
-
-        Example::
-
-            >>> rows = await bridge.call(range, 3, keep="rows")
-            >>> await bridge.call(sum, rows)
-            3
-        """
-        self._connection.check()
-        if not callable(function) or inspect.iscoroutinefunction(function):
-            kind = "a coroutine function" if callable(function) else type(function).__name__
-            raise TypeError(
-                f"call() takes a plain function, not {kind}; for code with await use run()"
-            )
-        if keep is not None:
-            keep = checked_name(keep)
-        parts = {"the function": function, "args": args, "kwargs": kwargs}
-        content = _payload.PayloadSource((function, args, kwargs), parts, by_value, self._reduce)
-        trust = self._connection.trust
-        response = await self._connection.ask("call", timeout, content, keep=keep, **trust.fields())
-        if keep is not None:
-            return Ref(self, keep)
-        return _payload.check_values(await trust.open(response.frames), 1)[0]
-
-    def _reduce(self, value: Any) -> Any:
-        """Return how to pickle a ref: as a call that gives the kernel's object."""
-        if type(value) is not Ref:
-            return None
-        return Ref, (expression_of(value, self),)
-
-    # ------------------------------------------------------------ cells
-
-    async def run(
-        self,
-        code: str,
-        *,
-        on_output: Callable[[Message], object] | None = None,
-        timeout: float | None = None,
-    ) -> Result:
-        r"""Run a cell as a user would: it is counted, kept in history, and seen by all clients.
-
-        Magics and top-level ``await`` work as in a notebook; ``input()`` raises. If the cell fails,
-        requests of other clients are not aborted.
-
-        Args:
-            code: the cell.
-            on_output: called with the message of each output as it arrives, and with messages
-                that clear or update earlier outputs. What it raises is raised from ``run`` when
-                the cell is done.
-            timeout: seconds. After a timeout or a cancel the cell goes on in the kernel; see
-                ``interrupt``.
-
-        Raises:
-            RemoteError: the cell raised; ``result`` holds what it gave before.
-
-        Example::
-
-            >>> result = await bridge.run("print('at work')\n6 * 7")
-            >>> result.stdout
-            'at work\n'
-            >>> result.data["text/plain"]
-            '42'
-        """
-        self._connection.check()
-        if not isinstance(code, str):
-            raise TypeError(
-                f"run() takes the code of a cell as a string, not {type(code).__name__}"
-            )
-        outputs = CellOutputs(on_output)
-        content = {
-            "code": code,
-            "silent": False,
-            "store_history": True,
-            "user_expressions": {},
-            "allow_stdin": False,
-            "stop_on_error": False,
-        }
-        try:
-            reply = await self._connection.run(
-                content, timeout, outputs.feed, outputs.sent, outputs.complete
-            )
-            trust = self._connection.trust.name
-            result = outputs.result(reply.content.get("execution_count"), trust)
-        finally:
-            outputs.leave()
-        if reply.content.get("status") == "error":
-            error = remote_error(reply.content)
-            error.result = result
-            raise error
-        return result
+    # ------------------------------------------------------------ life
 
     def messages(self) -> Messages:
         """Return an async iterator over the kernel's iopub messages from now on, parsed.

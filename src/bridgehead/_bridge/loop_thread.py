@@ -61,6 +61,25 @@ class CallbackRunner:
         """Return a function for the loop's thread that has the waiting thread run a callback."""
         return lambda *args: self._pending.put(functools.partial(callback, *args))
 
+    def ask(self, callback: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+        """Return a function for the loop's thread that awaits what a callback returns there."""
+
+        async def asked(*args: Any) -> Any:
+            answer: Future[Any] = Future()
+
+            def call() -> None:
+                if not answer.set_running_or_notify_cancel():
+                    return
+                try:
+                    answer.set_result(callback(*args))
+                except BaseException as error:  # noqa: BLE001 - raised where it is awaited
+                    answer.set_exception(error)
+
+            self._pending.put(call)
+            return await asyncio.wrap_future(answer)
+
+        return asked
+
     def stop(self) -> None:
         """End ``run`` when it has run all pending callbacks; the loop's thread calls this."""
         self._pending.put(None)

@@ -19,12 +19,13 @@ from bridgehead._connection.abandoned import Abandoned
 from bridgehead._connection.calls import Deadline, check_seconds
 from bridgehead._connection.connection import Connection
 from bridgehead._connection.trust import Trust, TrustName, allowed, check_trust
-from bridgehead._kernels import jupyter_servers, launch, local
+from bridgehead._kernels import launch, local
+from bridgehead._kernels.discovery import DiscoveredKernel
 from bridgehead._kernels.security import Insecurity, allowances
 from bridgehead._lanes.handshake import LaneName, check_lane
 from bridgehead._transports.addresses import is_of_server
 from bridgehead._transports.base import Transport
-from bridgehead._transports.tasks import finish, noted_on
+from bridgehead._transports.tasks import finish, noted_on, require_asyncio
 
 B = TypeVar("B", bound="BridgeBase")
 C = TypeVar("C", bound=Closable)
@@ -44,6 +45,8 @@ class BridgeBase:
         *,
         connection_file: str | os.PathLike[str] | None = None,
         env: Mapping[str, str] | None = None,
+        inherit_env: bool | Collection[str] = True,
+        limits: Mapping[str, int] | None = None,
         cwd: str | os.PathLike[str] | None = None,
         encryption: bool = False,
         insecure: Insecurity | Collection[Insecurity] = (),
@@ -65,7 +68,14 @@ class BridgeBase:
             connection_file: where to write the connection file, relative to the current
                 folder; by default in Jupyter's runtime folder, where ``attach`` and ``jupyter
                 console --existing`` find it.
-            env: variables to add to this process's environment.
+            env: variables to add to the kernel's environment.
+            inherit_env: what of this process's environment the kernel gets: all of it, or with
+                False only PATH, HOME, LANG and TMPDIR, or with a list of names these as well.
+            limits: ``{"memory": bytes of address space, "cpu": seconds}``, or one of them, on
+                Linux: of the kernel's process, again after ``restart``, and of each process that
+                it starts. Python raises ``MemoryError`` at the first; the system ends the process
+                at the second. They keep accidents small. They are no sandbox: a kernel can do
+                whatever its user may do.
             cwd: the kernel's working directory; ``FileNotFoundError`` if it does not exist.
             encryption: use TCP on loopback with CURVE instead of Unix sockets. The connection file
                 has the keys, for ``attach`` and every client that supports CURVE; ``jupyter
@@ -93,7 +103,10 @@ class BridgeBase:
             KernelDied: the kernel ended at once; says what it last wrote.
             InsecureConnection: as in ``attach``.
             UnsupportedKernel: the kernel is not Python, or evaluates no ``user_expressions``.
-            NotSupported: ``encryption``, and the kernel or this jupyter_client does not support it.
+            NotSupported: ``encryption``, and the kernel or this jupyter_client does not support it;
+                or ``limits``, and this is not Linux, or a provisioner starts the kernel elsewhere.
+            ValueError: ``limits`` has another key, or a value that is no whole number above 0, or
+                is above the limit of this program.
 
         Cancelling ends a kernel that had started.
 
@@ -113,6 +126,8 @@ class BridgeBase:
                 kernel_name,
                 connection_file=connection_file,
                 env=env,
+                inherit_env=inherit_env,
+                limits=limits,
                 cwd=cwd,
                 encryption=encryption,
                 insecure=permitted,
@@ -123,7 +138,7 @@ class BridgeBase:
     @classmethod
     def attach(
         cls: type[B],
-        existing: str | os.PathLike[str] | None = None,
+        existing: str | os.PathLike[str] | DiscoveredKernel | None = None,
         *,
         insecure: Insecurity | Collection[Insecurity] = (),
         lane: LaneName = "auto",
@@ -143,7 +158,7 @@ class BridgeBase:
                 folder is looked up in Jupyter's runtime folder first, then in the current one. A
                 file of another user leads to a kernel that is not trusted. It may also be an
                 address, with ``http://`` or with a port: of a kernel on a server, or of a server,
-                for the kernel used last there; see ``connect``.
+                for the kernel used last there; see ``connect``. Or one of ``bridgehead.kernels()``.
             insecure: the weaknesses to accept: ``"empty-key"`` (everyone who can reach the kernel
                 can run code in it), ``"plain-tcp"`` beyond this machine (everyone on the way can
                 read everything), or both in a list.
@@ -165,6 +180,8 @@ class BridgeBase:
             <Transfer x: ...>
         """
         options = OpenOptions(lane, trust, allow, pool)
+        if isinstance(existing, DiscoveredKernel):
+            existing = existing.where
         return open_bridge(cls, options, timeout, attaching(existing, insecure))
 
     @classmethod
@@ -225,6 +242,8 @@ class BridgeBase:
                 "kernel_id names a running kernel, and kernel_name starts a new one; "
                 "pass only one of them"
             )
+        from bridgehead._kernels import jupyter_servers  # few programs have a server
+
         options = OpenOptions(lane, trust, allow, pool=0)
         permitted = allowances(insecure)
         return open_bridge(
@@ -402,9 +421,11 @@ class Opening(Generic[C]):
         def __exit__(self, *exc_info): ...
 
     def __await__(self) -> Generator[Any, None, C]:
+        require_asyncio()
         return self._make().__await__()
 
     async def __aenter__(self) -> C:
+        require_asyncio()
         self._bridge = await self._make()
         return self._bridge
 
@@ -452,6 +473,8 @@ def attaching(
 
     async def connect(left: float) -> Transport:
         if isinstance(existing, str) and is_of_server(existing):
+            from bridgehead._kernels import jupyter_servers
+
             return await jupyter_servers.attach(existing, insecure=permitted, timeout=left)
         return await local.attach(existing, insecure=permitted, timeout=left)
 
@@ -485,8 +508,12 @@ def open_bridge(
             trust = Trust(options.trust, options.allow)
             connection = Connection(transport, options.lane, trust, options.pool)
             left = max(0.0, limit - (time.monotonic() - started))
-            async with Deadline(left, "opening", transport, asked=limit):
-                await connection.remote.install()
+            try:
+                async with Deadline(left, "opening", transport, asked=limit):
+                    await connection.remote.install()
+            except TimeoutError:
+                await transport.introduced()  # if the kernel never answered, raise that
+                raise
         except BaseException as error:
             with noted_on(error):
                 await transport.aclose()

@@ -12,7 +12,7 @@ import asyncio
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 from bridgehead._transports.base import Transport
@@ -20,14 +20,25 @@ from bridgehead._transports.base import Transport
 Report = Callable[[int, int], object]
 
 
-@contextmanager
-def reporting(progress: bool | Report, operation: str) -> Iterator[Report]:
+def reporting(progress: bool | Report, operation: str) -> AbstractContextManager[Report]:
     """Give a callable for bytes done and bytes in all; draw a bar while the block runs.
 
     Raises:
         TypeError: ``progress`` is neither a bool nor callable.
         ImportError: a bar needs tqdm, which is not installed.
     """
+    return _SILENT if progress is False else _drawing_in_loop(progress, operation)
+
+
+def _ignore(done: int, total: int) -> None:
+    pass
+
+
+_SILENT: AbstractContextManager[Report] = nullcontext(_ignore)
+
+
+@contextmanager
+def _drawing_in_loop(progress: bool | Report, operation: str) -> Iterator[Report]:
     with drawing(progress, operation) as (report, draw):
         if draw is None:
             yield report
@@ -67,7 +78,7 @@ def drawing(
             f"not {type(progress).__name__}"
         )
     if not progress:
-        yield lambda done, total: None, None
+        yield _ignore, None
         return
     bar = Bar(operation)
     try:

@@ -14,15 +14,24 @@ aborted, and what a broken and remade connection may have lost
 - ``trust``: whether a result is opened as a pickle or as data.
 - ``interrupts``: interrupts what the kernel runs, or one cell and no other.
 - ``cell``: collects the outputs of a cell that a user runs.
-- ``watch``: follows a value in the kernel.
+- ``running``: takes a cell through its turn and its deadline.
+- ``resources``: keeps what stays in the kernel for the bridge.
+- ``tasks``: awaits what runs on the kernel's event loop.
+- ``iteration``: iterates over what the kernel makes.
+- ``callbacks``: runs functions here that code in the kernel calls.
+- ``kept``: keeps results in the kernel under no name.
+- ``watch``: follows values in the kernel.
+- ``mapping``: has the kernel call a function with several items.
+- ``async_items``: what all that iterates shares.
 - ``handoff``: moves objects from one kernel to another.
+- ``records``: what the log says of an operation.
 - ``abandoned``: closes a connection whose bridge was dropped.
 
 The way of one push, in this program and in the kernel. The test ``test_way_of_a_push`` follows it.
 
 1. ``Bridge.push`` checks the names.
 2. ``Connection.ask`` sets the deadline and takes a turn.
-3. ``Connection.do`` is the loop that decides whether the call is sent again.
+3. ``Connection._do`` is the loop that decides whether the call is sent again.
 4. ``Connection._prepare`` installs the remote part, pickles the objects and makes the request.
 5. ``Turn.carry`` waits until the turn comes.
 6. ``Queue._carry`` is the task that sends one message, with what else is ready.
@@ -42,8 +51,8 @@ In the kernel:
 7. ``Operations.bind`` unpickles everything, then binds the names.
 8. ``TransferTable.respond`` makes the response.
 
-On the direct lane, 7 to 9 are ``DirectLane.carry`` and ``SocketClient.ask``, and the caller of a
-small push does without 6. In the kernel, 1 and 2 are ``SocketThread._round`` and ``_respond``.
+On the direct lane, 7 to 9 are ``DirectLane.carry_now`` and ``SocketClient.ask``, and the caller of
+a small push does without 6. In the kernel, 1 and 2 are ``SocketThread._round`` and ``_respond``.
 
 Where a restart is noticed:
 

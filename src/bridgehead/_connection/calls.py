@@ -15,6 +15,7 @@ from typing import Any
 from bridgehead._connection.queue import Turn
 from bridgehead._lanes.broadcast import Delivery
 from bridgehead._protocol.payload import Payload, PayloadSource
+from bridgehead._protocol.request import OutputHandler
 from bridgehead._transports.base import Transport
 
 # The public method for each operation, for messages to the user.
@@ -29,6 +30,8 @@ def check_seconds(seconds: object) -> None:
 
 class Deadline:
     """The deadline of one operation; raises a ``TimeoutError`` that says whether it was sent.
+
+    A ``MemoryError`` of this process gets a note that says the same.
 
     A class and not an ``asynccontextmanager``: every operation enters one, and a class costs a
     third of the time.
@@ -63,6 +66,9 @@ class Deadline:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if error is not None and isinstance(error, MemoryError):
+            outcome = "" if self._call is None else f"; {self._outcome()}"
+            error.add_note(f"{self._operation}: this process has no memory{outcome}")
         if self._scope is None:
             return
         try:
@@ -73,16 +79,18 @@ class Deadline:
             # A TimeoutError that the block raised itself passes, unless this deadline caused it.
             if not (isinstance(error, TimeoutError) and self._scope.expired()):
                 return
-        call = self._call
-        unsent = call is not None and call.turn is not None and not call.turn.sent
-        outcome = "the request was not sent" if unsent else "the request may still run"
         raise TimeoutError(
             f"{self._operation} timed out after {self._asked:g} s: the kernel is "
-            f"{self._transport.life.state}, and {outcome}"
+            f"{self._transport.life.state}, and {self._outcome()}"
         ) from None
 
+    def _outcome(self) -> str:
+        call = self._call
+        unsent = call is not None and call.turn is not None and not call.turn.sent
+        return "the request was not sent" if unsent else "the request may still run"
 
-@dataclass(slots=True)
+
+@dataclass(slots=True, eq=False)
 class Call:
     """What a user asked for.
 
@@ -95,8 +103,12 @@ class Call:
         limit: the most bytes that the response may have; None for any number.
         report: called with bytes done and bytes in all.
         unread: see ``Request``.
+        outputs: takes the outputs of the caller's code; see ``Request``.
         turn: its place in the queue.
         shell: the kernel's subshell that serves it, if any.
+        interrupts: whether it is interrupted in the kernel when its caller gives up.
+        is_unattended: whether no caller waits for it now; what reports a restart does so later.
+        request: the id of its request, once there is one.
     """
 
     operation: str
@@ -108,8 +120,12 @@ class Call:
     limit: int | None = None
     report: Callable[[int, int], object] | None = None
     unread: bool = False
+    outputs: OutputHandler | None = None
     turn: Turn | None = None
     shell: dict[str, Any] | None = None
+    interrupts: bool = False
+    is_unattended: bool = False
+    request: str = ""
 
     @property
     def needs_codec(self) -> bool:

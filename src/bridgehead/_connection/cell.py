@@ -1,21 +1,26 @@
-"""The outputs of one cell, collected while it runs.
+"""The outputs of one request, passed on and collected while it runs.
 
-Rule: iopub messages in, a ``Result`` out. iopub can lose messages, so this file never decides
-whether the cell is done.
+Rule: iopub messages in; calls of a caller's function, and for a cell a ``Result``, out. iopub can
+lose messages, so this file never decides whether the request is done.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from bridgehead._protocol.raising import as_text
 from bridgehead._protocol.results import Result
+from bridgehead._shipped.wire.excerpt import Excerpt, mark
+from bridgehead._shipped.wire.header import OUTPUTS_END
 from bridgehead._transports.base import Transport
 from bridgehead._transports.messages import Message
 
 _OUTPUTS = {"stream", "display_data", "execute_result", "error"}
+MARKS = 100  # characters for the lines that stand for what was dropped
+_CHANGES = {"clear_output", "update_display_data"}  # of earlier outputs
 
 
 class CellObserver:
@@ -37,52 +42,174 @@ class CellObserver:
         self._take(message)
 
 
-class CellOutputs:
-    """The messages of one cell, collected."""
+class OutputListener:
+    """Calls a caller's function with each output of one request.
+
+    Attributes:
+        answered: the id of the request's message that was replied to last; empty before.
+        lasting: whether outputs follow the end of the request.
+    """
+
+    lasting: bool = False
 
     def __init__(self, on_output: Callable[[Message], object] | None) -> None:
+        self.answered: str = ""
         self._on_output = on_output
         self._failure: BaseException | None = None
-        self._outputs: list[dict[str, Any]] = []
-        self._idle: set[str] = set()  # ids of requests whose last message was seen
+        self._idle: set[str] = set()  # ids of messages whose last output was seen
         self._changed = asyncio.Event()
-        self._clear = False
         self._left = False  # no caller waits
+
+    def feed(self, message: Message) -> object:
+        """Take one of the request's messages; return true for one that is no other reader's."""
+        if self._left:
+            return None
+        if message.type == "status":
+            if message.content.get("execution_state") == "idle":
+                self._idle.add(message.parent)
+                self._changed.set()
+            return None
+        if message.type in _OUTPUTS or message.type in _CHANGES:
+            self._take(message)
+        return None
+
+    def _take(self, message: Message) -> None:
+        """Pass an output on."""
+        self._collect(message)
+        if self._on_output is not None:
+            try:
+                self._on_output(message)
+            except BaseException as error:  # noqa: BLE001 - ``complete`` raises it, for the reader must go on
+                self._failure, self._on_output = error, None
+
+    def _collect(self, message: Message) -> None:
+        """Keep an output; a listener keeps none."""
+
+    def reply(self, request: str) -> None:
+        """Note that a message of the request was replied to."""
+        self.answered = request
+
+    def leave(self) -> None:
+        """Drop the outputs that follow: no caller waits for them any more."""
+        self._on_output, self._left = None, True
+
+    async def complete(self, request: str) -> None:
+        """Wait for the last outputs, which come on another channel than the reply.
+
+        The reply may arrive before them. If they were lost, the outputs that did arrive must do.
+        ``request`` is the id of the message that the reply belongs to, or empty if there was no
+        reply; an earlier, aborted attempt had an "idle" too.
+        """
+        try:
+            async with asyncio.timeout(Transport.timings.last_outputs):
+                while request and request not in self._idle:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            pass
+        self.flush()
+        if self._failure is not None:
+            raise self._failure
+
+    def flush(self) -> None:
+        """Pass on what is held until the end; a listener holds nothing."""
+
+
+class TaskOutputs(OutputListener):
+    """Calls a caller's function with each output of a coroutine, which its request starts.
+
+    The coroutine's last output is followed by a message of the remote part's, and only a coroutine
+    with an outcome has that.
+    """
+
+    lasting = True
+
+    def started(self) -> None:
+        """Note that the coroutine was started: the end of the request says nothing of it."""
+        self.answered = ""
+
+    def finished(self) -> None:
+        """Note that its outcome has arrived."""
+        self.answered = OUTPUTS_END
+
+    def feed(self, message: Message) -> object:
+        if message.type != OUTPUTS_END:
+            return super().feed(message)
+        self._idle.add(OUTPUTS_END)
+        self._changed.set()
+        return True
+
+
+class CellOutputs(OutputListener):
+    """The outputs of one cell, collected; of all, or their beginning and their end.
+
+    The kernel cuts streams before it sends them. What arrives is bounded here all the same: it has
+    displays, too, and a kernel may send anything.
+    """
+
+    def __init__(
+        self, on_output: Callable[[Message], object] | None, max_output: int | None = None
+    ) -> None:
+        super().__init__(on_output)
+        self._outputs: list[dict[str, Any]] = []
+        self._clear = False
+        self._count: Any = None  # the cell's number, as the kernel published it
+        self._excerpt: Excerpt | None = None
+        if max_output is not None:
+            self._excerpt = Excerpt(max_output + MARKS)
+        self._streams: dict[str, Message] = {}  # by name: a message of each, without its text
+        self._marked = 0  # how much had been dropped at the last line that stands for it
+        self.dropped_in_kernel = 0
 
     def sent(self, request: str) -> None:
         """Note the id of the cell's message; an aborted cell is sent again, with another id."""
         if isinstance(self._on_output, CellObserver):
             self._on_output.request = request
 
-    def feed(self, message: Message) -> None:
-        """Take one of the cell's messages."""
-        if self._left:
-            return
-        if message.type == "status":
-            if message.content.get("execution_state") == "idle":
-                self._idle.add(message.parent)
-                self._changed.set()
-            return
+    def feed(self, message: Message) -> object:
         if message.type == "execute_input":
+            self._count = message.content.get("execution_count")
             if isinstance(self._on_output, CellObserver):
                 self._on_output.begun = True
+        return super().feed(message)
+
+    def _take(self, message: Message) -> None:
+        if self._excerpt is None:
+            super()._take(message)
+        elif message.type == "stream":
+            name, text = as_text(message.content.get("name")), as_text(message.content.get("text"))
+            if name not in self._streams:
+                content = {"name": name, "text": ""}  # of a kernel that may send anything
+                self._streams[name] = replace(message, content=content, metadata={}, buffers=())
+            head = self._excerpt.take(self._streams[name], text)
+            if head:
+                super()._take(message if head == text else _with_text(message, head))
+        elif self._excerpt.take_whole(message, _characters(message.content)):
+            super()._take(message)
+
+    def flush(self) -> None:
+        """Pass on the end of the outputs, which was held, behind a line for what was dropped."""
+        if self._excerpt is None:
             return
+        ends = self._excerpt.end()
+        if self._excerpt.dropped != self._marked:
+            self._marked = self._excerpt.dropped
+            streams = [message for message, text in ends if text is not None]
+            like = streams[0] if streams else Message("stream", {"name": "stdout"})
+            super()._take(_with_text(like, mark(self._marked)))
+        for message, text in ends:
+            super()._take(message if text is None else _with_text(message, text))
+
+    def _collect(self, message: Message) -> None:
         if message.type == "clear_output":
             self._clear = True
             if not message.content.get("wait"):
                 self._cleared()
         elif message.type == "update_display_data":
             self._update(message.content)
-        elif message.type in _OUTPUTS:
+        else:
             self._cleared()
             self._outputs.append(_output(message))
-        else:
-            return
-        if self._on_output is not None:
-            try:
-                self._on_output(message)
-            except BaseException as error:  # noqa: BLE001 - ``complete`` raises it, for the reader must go on
-                self._failure, self._on_output = error, None
 
     def _cleared(self) -> None:
         if self._clear:
@@ -97,31 +224,17 @@ class CellOutputs:
 
     def leave(self) -> None:
         """Drop the outputs and all that follow: no caller waits for the cell any more."""
-        self._on_output, self._left = None, True
+        super().leave()
         self._outputs.clear()
-
-    async def complete(self, request: str) -> None:
-        """Wait for the last outputs, which come on another channel than the reply.
-
-        The reply may arrive before them. If they were lost, the outputs that did arrive must do.
-        ``request`` is the id of the request that the reply belongs to; an earlier, aborted
-        attempt had an "idle" too.
-        """
-        try:
-            async with asyncio.timeout(Transport.timings.last_outputs):
-                while request not in self._idle:
-                    self._changed.clear()
-                    await self._changed.wait()
-        except TimeoutError:
-            pass
-        if self._failure is not None:
-            raise self._failure
 
     def result(self, execution_count: Any, trust: str) -> Result:
         """Return what was collected; neighbouring parts of one stream become one output.
 
-        ``trust`` is that of the bridge.
+        ``execution_count`` is that of the reply, or None without one. ``trust`` is that of the
+        bridge.
         """
+        self.flush()
+        execution_count = self._count if execution_count is None else execution_count
         texts: dict[str, list[str]] = {"stdout": [], "stderr": []}
         merged: list[dict[str, Any]] = []
         data: dict[str, Any] = {}
@@ -144,7 +257,8 @@ class CellOutputs:
                 output["text"] = "".join(output["text"])
         out, err = ("".join(texts[name]) for name in ("stdout", "stderr"))
         count = execution_count if type(execution_count) is int else None
-        return Result(out, err, tuple(merged), data, count, trust)
+        dropped = self.dropped_in_kernel + (self._excerpt.dropped if self._excerpt else 0)
+        return Result(out, err, tuple(merged), data, count, trust, dropped)
 
 
 def _output(message: Message) -> dict[str, Any]:
@@ -157,6 +271,24 @@ def _output(message: Message) -> dict[str, Any]:
         output["data"] = _mapping(output.get("data"))
         output["transient"] = _mapping(output.get("transient"))
     return output
+
+
+def _with_text(message: Message, text: str) -> Message:
+    return replace(message, content={**message.content, "text": text})
+
+
+def _characters(content: Any) -> int:
+    """Return how many characters the values of an output have; each part counts as one, too."""
+    count, parts = 0, [content]
+    for part in parts:  # grows meanwhile
+        count += 1
+        if isinstance(part, str):
+            count += len(part)
+        elif isinstance(part, Mapping):
+            parts += part.values()
+        elif isinstance(part, list):
+            parts += part
+    return count
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -10,29 +10,37 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 from bridgehead._connection.calls import PUBLIC_NAMES, Call, Deadline
+from bridgehead._connection.cell import OutputListener
 from bridgehead._connection.interrupts import Interrupts
 from bridgehead._connection.queue import AtOnce, Queue, Turn
+from bridgehead._connection.records import recorded
 from bridgehead._connection.remote import Installation
+from bridgehead._connection.resources import Resources
 from bridgehead._connection.subshell import Subshell
 from bridgehead._connection.trust import Trust
-from bridgehead._errors import BridgeError, KernelRestarted, NotSupported
-from bridgehead._lanes.base import Lane
+from bridgehead._errors import (
+    BridgeError,
+    KernelRestarted,
+    NotSupported,
+    ReplyLost,
+    RequestAborted,
+)
 from bridgehead._lanes.broadcast import Delivery
 from bridgehead._lanes.direct import DirectLane
 from bridgehead._lanes.handshake import LaneName
-from bridgehead._lanes.socket import SocketLost
 from bridgehead._protocol import request as _request
 from bridgehead._protocol.payload import Payload, PayloadSource, check_payload, empty
 from bridgehead._protocol.request import Request
 from bridgehead._protocol.response import NotServed, Response, SubshellDeleted
 from bridgehead._transports.base import Transport
-from bridgehead._transports.dispatch import Reply
-from bridgehead._transports.messages import Message
-from bridgehead._transports.tasks import run_all
+from bridgehead._transports.tasks import in_thread, run_all
+
+T = TypeVar("T")
+LOSSES = 5  # of the remote part, or of its socket thread, after which a call is given up
 
 
 class Connection:
@@ -48,7 +56,8 @@ class Connection:
         self.queue: Queue = Queue(transport)
         self.subshell: Subshell = Subshell(transport)
         self.remote: Installation = Installation(transport, wanted, trust, self.subshell, pool)
-        self._interrupts: Interrupts = Interrupts(transport, self.remote, self.subshell)
+        self.resources: Resources = Resources(transport, self.remote)
+        self._interrupts: Interrupts = Interrupts(transport, self.remote)
 
     def check_caller(self) -> None:
         """Raise ``RuntimeError`` in another process or another event loop."""
@@ -92,7 +101,57 @@ class Connection:
             with (AtOnce if now else Turn)(self.queue) as turn:
                 return await self.do(call, turn)
 
-    async def do(self, call: Call, turn: Turn) -> Response:
+    async def listening(self, work: Awaitable[T], outputs: OutputListener) -> T:
+        """Do the work of a call while its outputs arrive.
+
+        Return, or raise what the call raised, only after the last output.
+        """
+        try:
+            with self.transport.outputs():
+                try:
+                    done = await work
+                except BridgeError:
+                    await outputs.complete(outputs.answered)
+                    raise
+                await outputs.complete(outputs.answered)
+                return done
+        finally:
+            outputs.leave()
+            self.transport.dispatcher.unlisten(outputs.feed)
+
+    def trusts(self, call: Call) -> bool:
+        """Return whether an exception in the response of a call may be unpickled."""
+        return not self.trust.data and call.fields.get("trust") != "data"
+
+    def cancel(self, call: Call) -> None:
+        """Have the kernel interrupt a call, or see to it that it never begins.
+
+        Nothing waits for that. A call that was not sent is not sent any more when its caller has
+        given up its turn.
+        """
+        if call.request and self.transport.life.state != "closed":
+            self.transport.spawn(self._cancel(call.request))
+
+    async def _cancel(self, request: str) -> None:
+        with contextlib.suppress(BridgeError):
+            served = None
+            try:
+                if self.remote.guards_cells:
+                    served = await self.remote.request_beside("cancel", request=request)
+            except ReplyLost:  # to cancel again does no harm
+                pass
+            else:
+                if served is not None:
+                    return
+                if self.transport.dispatcher.runs(request):
+                    await self._interrupts.to_kernel()
+            await self.remote.request_unordered("cancel", request=request)
+
+    def do(self, call: Call, turn: Turn) -> Coroutine[Any, Any, Response]:
+        """Return the work of a call, from its place in the queue to its whole response."""
+        return recorded(call, self._do(call, turn), lambda response: _crossed(call, response))
+
+    async def _do(self, call: Call, turn: Turn) -> Response:
         """Send a call until it is done. This loop alone decides whether it is sent again.
 
         The floors below say by an exception's class what is known. What was not done, and is
@@ -101,7 +160,7 @@ class Connection:
         call.turn, remote, life = turn, self.remote, self.transport.life
         # The call is meant for the kernel process that is known when it begins, if one is.
         process = remote.process if remote.is_current else None
-        installed = deleted = False  # for this call: the remote part again; its first subshell
+        losses, deleted = 0, False  # for this call: of the remote part, of its first subshell
         while True:
             try:
                 request = await self._prepare(call, turn)
@@ -115,6 +174,10 @@ class Connection:
                     return await lane.complete(response)
             except NotServed:
                 continue
+            except asyncio.CancelledError:
+                if call.interrupts:
+                    self.cancel(call)
+                raise
             except SubshellDeleted as error:
                 if deleted:
                     raise NotSupported(f"the kernel deletes each subshell: {error}") from None
@@ -123,15 +186,22 @@ class Connection:
                 continue
             except KernelRestarted:
                 # On an unbroken connection, a user removed the remote part, or its socket thread
-                # ended: nothing was done. Install it again, and send the request again, once. An
+                # ended: nothing was done. Install it again, and send the request again. An
                 # operation without a turn could take effect after what was asked for later.
                 removed = turn.sent and turn.generation == life.generation
                 if removed:
                     remote.mark_lost(info)
-                if not removed or call.now or installed:
-                    remote.restart_reported()
+                if not removed or call.now:
+                    if not call.is_unattended:
+                        remote.restart_reported()
                     raise
-                installed = True
+                losses += 1
+                if losses == LOSSES:
+                    raise RequestAborted(
+                        f"the remote part was removed from the kernel {losses} times, each time "
+                        "before it served this call; nothing was done"
+                    ) from None
+                turn.sent = False  # else a restart that is found next would look like another loss
                 continue
             turn.leave()  # the next operation is sent while this one fetches the rest
             return await lane.complete(response)
@@ -139,44 +209,54 @@ class Connection:
     async def _prepare(self, call: Call, turn: Turn) -> Request:
         """Return the request for a call, made for one installation: as it is on return."""
         remote = self.remote
+        call.shell = None
         while True:
+            # Whatever waits is followed by another look at all that may have changed meanwhile.
             # ``Turn.prepare`` stops waiting when the kernel is lost, but it costs a task. Use it
             # only for what may take long.
             if not remote.is_ready:
                 await turn.prepare(remote.ready())
-            lane, call.shell = remote.lane, None
-            await self._pack(call, turn, lane)
-            refs = call.payload is not None and call.payload.refs
-            outline = {"op": call.operation, "refs": refs, **call.fields}
-            if call.now and not lane.serves_beside_cells(outline):
+                call.shell = None
+            work = self._pack(call, remote.lane.digest)
+            if work is not None:
+                call.payload = await turn.prepare(work)
+            elif call.now and call.shell is None and not self._is_beside_cells(call):
                 call.shell = await self.subshell.ready()
-            if call.needs_codec and not remote.has_codec:
+            elif not remote.has_codec and self._needs_codec(call):
                 await turn.prepare(remote.load_codec(call.shell, call.now or None))
-            # The frames of a broadcast were lost with the remote part that received them.
-            delivery = call.delivery
-            if delivery is not None and not (
-                delivery.epoch == remote.info.epoch and await turn.prepare(delivery.is_complete())
-            ):
-                call.delivery = None
-            if remote.is_ready and remote.lane is lane:
+            elif call.delivery is not None and not call.delivery.is_in(remote.info.epoch):
+                # The frames of a broadcast were lost with the remote part that received them.
+                is_lost = call.delivery.epoch != remote.info.epoch
+                if is_lost or not await turn.prepare(call.delivery.is_complete()):
+                    call.delivery = None
+            else:
                 return self._request(call)
 
-    async def _pack(self, call: Call, turn: Turn, lane: Lane) -> None:
-        """Pickle and sign what the call sends, once for all attempts; in a thread if it is long.
+    def _needs_codec(self, call: Call) -> bool:
+        """Return whether the kernel needs the data-only codec, for a callback that it gets, too."""
+        stands_for = call.payload is not None and call.payload.refs
+        return call.needs_codec or (stands_for and self.trust.data)
 
-        The turn was taken at the call. So a slow pickle delays the operations behind it, and none
-        of them overtakes it.
+    def _is_beside_cells(self, call: Call) -> bool:
+        """Return whether the lane serves a call while a cell runs."""
+        refs = call.payload is not None and call.payload.refs
+        outline = {"op": call.operation, "refs": refs, **call.fields}
+        return self.remote.lane.serves_beside_cells(outline)
+
+    def _pack(self, call: Call, digest: str) -> Awaitable[Payload] | None:
+        """Pickle and sign what the call sends, once for all attempts, if that is quick.
+
+        Else return the work of a thread. The turn was taken at the call. So a slow pickle delays
+        the operations behind it, and none of them overtakes it.
         """
         if call.payload is not None:
-            if not call.payload.is_signed(lane.digest):
-                work = asyncio.to_thread(call.payload.signed, lane.digest)
-                call.payload = await turn.prepare(work)
+            if not call.payload.is_signed(digest):
+                return in_thread(call.payload.signed, digest)
         elif call.source is not None:
-            if call.source.is_small():
-                call.payload = call.source.pack(lane.digest, small=True)
-            else:
-                work = asyncio.to_thread(call.source.pack, lane.digest)
-                call.payload = await turn.prepare(work)
+            call.payload = call.source.pack_small(digest)
+            if call.payload is None:
+                return in_thread(call.source.pack, digest)
+        return None
 
     def _request(self, call: Call) -> Request:
         info, lane = self.remote.info, self.remote.lane
@@ -196,59 +276,13 @@ class Connection:
             **lane.fields(),
             **call.fields,
         )
-        request = Request(header, payload, call.limit, unread=call.unread)
-        request.trusted = not self.trust.data and call.fields.get("trust") != "data"
+        request = Request(header, payload, call.limit, unread=call.unread, outputs=call.outputs)
+        request.trusted = self.trusts(call)
         request.delivered = call.delivery is not None
+        call.request = header["id"]
         if call.report is not None:
             request.report = call.report
         return request
-
-    async def run(
-        self,
-        content: dict[str, Any],
-        timeout: float | None,
-        on_message: Callable[[Message], None],
-        on_sent: Callable[[str], None],
-        complete: Callable[[str], Awaitable[None]],
-    ) -> Reply:
-        """Run a cell in its turn; ``complete`` waits for the outputs after its reply.
-
-        ``on_sent`` gets the id of the cell's message, as ``interrupt_cell`` takes it.
-        """
-        call = Call("run")
-        async with Deadline(timeout, "run", self.transport, call):
-            with self.transport.outputs():
-                with Turn(self.queue) as turn:
-                    call.turn = turn
-                    process = self.remote.process if self.remote.is_current else None
-                    try:
-                        await self.remote.ready()
-                        reply = await turn.run(
-                            lambda: self._send_cell(content, process, on_message, on_sent)
-                        )
-                    except KernelRestarted:
-                        self.remote.restart_reported()
-                        raise
-                await complete(reply.id)
-                return reply
-
-    async def _send_cell(
-        self,
-        content: dict[str, Any],
-        process: str | None,
-        on_message: Callable[[Message], None],
-        on_sent: Callable[[str], None],
-    ) -> Reply:
-        """Send a cell to ``process``, or to any if that is None, and wait for its reply."""
-        lane = self.remote.lane
-        if process not in (None, self.remote.process):
-            raise KernelRestarted("the kernel was restarted; nothing was sent")
-        if isinstance(lane, DirectLane):  # what was cancelled takes effect before it
-            with contextlib.suppress(SocketLost):
-                await lane.client.drained()
-        return await self.transport.dispatcher.request(
-            content, on_message=on_message, on_sent=on_sent
-        )
 
     async def aclose(self) -> None:
         """Close the connection, and have the kernel drop what is unfinished."""
@@ -256,8 +290,7 @@ class Connection:
 
     async def _leave(self) -> None:
         if self.transport.life.state != "closed":
-            for watch in list(self.transport.life.listeners):
-                self.transport.spawn(self.unwatch(watch))
+            await self.resources.close()
             await self.remote.lane.leave()
 
     async def interrupt(self) -> None:
@@ -268,7 +301,7 @@ class Connection:
         Raises:
             NotSupported: the signal would end the kernel, or hit the program that contains it.
         """
-        self._check_interruptible()
+        self.check_interruptible()
         await self._interrupts.to_kernel()
         lane = self.remote.lane
         if isinstance(lane, DirectLane) and lane.client.at_work:
@@ -284,7 +317,7 @@ class Connection:
         After a cancel the cell may or may not be interrupted.
 
         Another client's cell is never hit where the remote part answers beside a cell: over the
-        direct lane, or by a subshell (ipykernel 7), in a kernel on POSIX. Elsewhere the signal is
+        direct lane, or on the control channel of ipykernel, on POSIX. Elsewhere the signal is
         sent if the cell has begun and its reply has not arrived, as far as this process knows. A
         signal that arrives before or after the code of the cell then hits IPython, which may ignore
         it, or the next cell.
@@ -293,10 +326,56 @@ class Connection:
             NotSupported: as ``interrupt`` does.
             BridgeError: the kernel or the connection is lost.
         """
-        self._check_interruptible()
+        self.check_interruptible()
         return await self._interrupts.to_cell(cell)
 
-    def _check_interruptible(self) -> None:
+    def require_events(self, what: str, instead: str = "") -> None:
+        """Raise ``NotSupported`` if the remote part cannot send anything but replies."""
+        transport = self.transport
+        if not transport.pushes:
+            raise NotSupported(
+                f"{what} does not work over {transport.name}, which only replies to requests"
+                f"{instead and '; '}{instead}"
+            )
+
+    def require_control(self, what: str) -> None:
+        """Raise ``NotSupported`` if the kernel sends nothing while a cell runs."""
+        self.require_events(what)
+        if not self.remote.serves_control:
+            raise NotSupported(
+                f"{what} needs a kernel that sends while a cell runs; {self.remote.info.kernel} "
+                "has no thread for that"
+            )
+
+    def require_stages(self) -> None:
+        """Raise ``NotSupported`` if a cell cannot take what was sent for it before."""
+        self.require_events("run() with push= or max_output=")
+        if self.transport.signals and not self.remote.guards_cells:  # a loopback needs no guard
+            raise NotSupported(
+                f"{self.remote.info.kernel} does not show what the message of a cell brings: push= "
+                "and max_output= of run() need ipykernel on POSIX, with its cells in the main "
+                "thread; the cell was not sent"
+            )
+
+    def require_input(self) -> None:
+        """Raise ``NotSupported`` if what a cell asks its client does not arrive."""
+        if not (self.transport.pushes and self.transport.quirks.asks):
+            raise NotSupported(
+                f"{self.remote.info.kernel} over {self.transport.name} does not pass on what a "
+                "cell asks for input; leave on_input= out"
+            )
+
+    def require_guard(self) -> None:
+        """Raise ``NotSupported`` if one request cannot be interrupted and no other."""
+        self.check_interruptible()
+        if not self.remote.guards_cells:
+            raise NotSupported(
+                f"{self.remote.info.kernel} cannot interrupt one call and nothing else; leave "
+                "on_timeout= out"
+            )
+
+    def check_interruptible(self) -> None:
+        """Raise ``NotSupported`` if an interrupt would end the kernel, or hit another program."""
         info = self.remote.info
         if not self.transport.quirks.interruptible:
             raise NotSupported(
@@ -312,8 +391,7 @@ class Connection:
                 "Let the cell check a variable, and set it with push(…, now=True)"
             )
 
-    async def unwatch(self, watch: str) -> None:
-        """Have the remote part drop a watch."""
-        # If this fails, the remote part drops it by age, or the kernel has ended.
-        with contextlib.suppress(BridgeError):
-            await self.remote.request_unordered("unwatch", watch=watch)
+
+def _crossed(call: Call, response: Response) -> str:
+    sent = 0 if call.payload is None else call.payload.nbytes
+    return f"{sent:,} bytes sent, {response.arrived:,} received, lane {response.lane}"

@@ -17,13 +17,15 @@ from __future__ import annotations
 import asyncio
 import copy
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from bridgehead._errors import BridgeError
+from bridgehead._errors import BridgeError, NotSupported
 from bridgehead._lanes.base import Lane
 from bridgehead._protocol import request as _request
+from bridgehead._protocol.payload import EMPTY
 from bridgehead._protocol.request import Request
 from bridgehead._protocol.response import Response
 from bridgehead._transports.base import Transport
@@ -32,6 +34,9 @@ from bridgehead._transports.dispatch import Reply
 T = TypeVar("T")
 
 MAX_BATCH = 512  # requests in a message; the kernel serves other clients between two messages
+
+# While a call of a callback runs, for which a cell of the kernel may wait: the queue of its bridge.
+blocked_queue: ContextVar[Queue | None] = ContextVar("blocked_queue", default=None)
 
 
 class _CallerLeft(BridgeError):
@@ -62,6 +67,11 @@ class Turn:
         self.cell: Callable[[], Awaitable[Reply]] | None = None
 
     def __enter__(self) -> Turn:
+        if blocked_queue.get() is self._queue:
+            raise NotSupported(
+                "a callback made with when_full='wait' asked its own bridge for something that "
+                "waits for the running cell, and the cell may wait for the callback; use now=True"
+            )
         self._queue.turns[self] = None
         return self
 
@@ -72,8 +82,14 @@ class Turn:
 
     def leave(self) -> None:
         """Give the place up: what is behind it may be sent."""
-        if self._queue.turns.pop(self, self) is None:
+        if self._queue.turns.pop(self, self) is None and self._queue.turns:
             self._queue.advance()
+
+    def withdraw(self) -> bool:
+        """Have it never sent, unless it was; its caller gets ``CancelledError`` if this is true."""
+        if self.sent or self.outcome is None or self.outcome.done():
+            return False
+        return self.outcome.cancel()
 
     @property
     def is_left(self) -> bool:
@@ -96,7 +112,7 @@ class Turn:
             self.outcome = self._queue.transport.life.waiter()
         return self.outcome
 
-    async def prepare(self, work: Coroutine[Any, Any, T]) -> T:
+    async def prepare(self, work: Awaitable[T]) -> T:
         """Await what has to be done before the request is sent; fail if the kernel is lost."""
         task, lost = asyncio.ensure_future(work), self._waiter()
         try:
@@ -114,9 +130,10 @@ class Turn:
             NotServed: the message was full before this request; nothing was done.
             BridgeError: see ``Lane.carry``.
         """
-        if self._queue.has_one and lane.can_send_now(request.header):
+        response: Response
+        if self._queue.has_one and lane.can_carry_now(request.header):
             self.sent = True
-            return await lane.carry(request)
+            return await lane.carry_now(request)
         report = request.report
 
         def report_to_caller(done: int, total: int) -> None:
@@ -130,13 +147,16 @@ class Turn:
 
         self.lane, self.request = lane, replace(request, report=report_to_caller)
         try:
-            response: Response = await self._outcome()
+            response = await self._outcome()
         except asyncio.CancelledError:
             outcome = self.outcome
             if outcome and outcome.done() and not outcome.cancelled() and not outcome.exception():
                 self.discard(outcome.result())  # it arrived as the caller gave up
             raise
-        response.request.report = report
+        # The event loop keeps the response until its next turn. Its request would keep views of
+        # the caller's objects until then, and a bytearray with a view cannot grow.
+        response.request.report, response.request.payload = report, EMPTY
+        self.request = None
         return response
 
     async def run(self, cell: Callable[[], Awaitable[Reply]]) -> Reply:
@@ -196,12 +216,12 @@ class Queue:
     @property
     def has_one(self) -> bool:
         """Whether there is one turn, and no message is in flight."""
-        return not self.in_flight and len(self.turns) == 1
+        return self._carrying is None and len(self.turns) == 1
 
     @property
     def in_flight(self) -> bool:
         """Whether a message is in flight."""
-        return self._carrying is not None and not self._carrying.done()
+        return self._carrying is not None
 
     def advance(self) -> None:
         """Send the first operation, if it is ready, with those behind it that fit."""

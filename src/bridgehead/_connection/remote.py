@@ -10,27 +10,36 @@ caller's operations to ``connection``.
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
+import json
+import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 from bridgehead._connection.subshell import Subshell
 from bridgehead._connection.trust import Trust
-from bridgehead._errors import KernelRestarted, ProtocolError
+from bridgehead._errors import KernelRestarted, ProtocolError, ReplyLost
 from bridgehead._lanes.base import Lane
 from bridgehead._lanes.direct import DirectLane
 from bridgehead._lanes.handshake import Handshake, LaneName
 from bridgehead._protocol import request as _request
-from bridgehead._protocol.bootstrap import codec_sources
-from bridgehead._protocol.payload import Payload
+from bridgehead._protocol.bootstrap import codec_sources, remote_source
+from bridgehead._protocol.formatting import line
+from bridgehead._protocol.payload import Payload, empty
+from bridgehead._protocol.raising import as_text
 from bridgehead._protocol.request import Request
-from bridgehead._protocol.response import Response
+from bridgehead._protocol.response import Response, add_chunk, open_response, parse_header
 from bridgehead._protocol.results import Info
+from bridgehead._shipped.wire.header import CONTROL_REQUEST
 from bridgehead._transports.base import Transport
+from bridgehead._transports.dispatch import Reconnected
 
 RESTARTED = (
     "the kernel was restarted since the last call, and its namespace is new; this call was not sent"
 )
+log = logging.getLogger("bridgehead")
 LOST = -1  # the generation of a remote part that is not installed (any more)
 
 
@@ -38,10 +47,12 @@ class Installation:
     """The remote part behind one transport, as the last handshake found it.
 
     Attributes:
+        lane: the lane of the last handshake; there is none before the first one.
         generation: the transport's at the time of the handshake, or ``LOST``.
         process: names the kernel process of the handshake; a pid may be used again.
         in_main_thread: whether cells run in that process's main thread, which a signal reaches.
         guards_cells: whether the remote part can interrupt one cell and no other.
+        serves_control: whether it serves requests on the control channel.
     """
 
     def __init__(
@@ -52,13 +63,18 @@ class Installation:
         subshell: Subshell,
         pool: float,
     ) -> None:
+        self.lane: Lane
         self.generation: int = LOST
         self.process: str = ""
         self.in_main_thread: bool = True
         self.guards_cells: bool = False
+        self.serves_control: bool = False
         self._transport, self._trust, self._subshell = transport, trust, subshell
-        self._handshake = Handshake(transport, wanted, pool, proof=trust.needs_proof)
-        self._lane: Lane | None = None
+        self._handshake = Handshake(
+            *(transport, wanted, pool),
+            proof=trust.needs_proof,
+            trusts=lambda proven: trust.trusts(proven, transport.own),
+        )
         self._info: Info | None = None
         self._epoch: str | None = None  # of the kernel that has the caller's names
         self._restart_reported = False  # a caller knows that this kernel is gone
@@ -74,12 +90,6 @@ class Installation:
         return self._info
 
     @property
-    def lane(self) -> Lane:
-        """The lane of the last handshake."""
-        assert self._lane is not None
-        return self._lane
-
-    @property
     def is_current(self) -> bool:
         """Whether the connection is still the one of the last handshake."""
         return self.generation == self._transport.life.generation
@@ -87,9 +97,10 @@ class Installation:
     @property
     def is_ready(self) -> bool:
         """Whether the remote part is installed and the kernel replies, as far as is known."""
+        life = self._transport.life
         return (
-            self.is_current
-            and not self._transport.life.is_unresponsive
+            self.generation == life.generation
+            and not life.is_unresponsive
             and not self.lane.lost
             and not self._restart_unreported
         )
@@ -102,19 +113,19 @@ class Installation:
                 reported it yet.
         """
         await self._transport.life.wait_until_responsive()
-        if self._lane is not None and self._lane.lost:
+        if self.is_current and self.lane.lost:
             self.generation = LOST
         if not self.is_current:
             epoch, process, lost = self._epoch, self.process, self.generation == LOST
             reported = self._restart_reported
             await self.install()
-            if epoch is not None and not self._is_same(epoch, process, lost):
-                # The transport ends all watches when a connection breaks. If none broke (``lost``),
-                # end them here.
-                for listener in self._transport.life.listeners.values() if lost else ():
+            # The transport ends all that the kernel had when a connection breaks. If none broke
+            # (``lost``), it has gone with the remote part, and is ended here.
+            if lost and epoch not in (None, self._epoch):
+                for listener in list(self._transport.life.listeners.values()):
                     listener.end()
-                if not reported:
-                    raise KernelRestarted(RESTARTED)
+            if epoch is not None and not self._is_same(epoch, process, lost) and not reported:
+                raise KernelRestarted(RESTARTED)
         if self._restart_unreported:  # the caller that was to know it had just given up
             raise KernelRestarted(RESTARTED)
         return self.lane
@@ -126,27 +137,35 @@ class Installation:
                 return
             generation = self._transport.life.generation
             greeting = await self._handshake.greet()
-            if isinstance(self._lane, DirectLane):
-                self._lane.client.close()
+            if self._epoch is not None and isinstance(self.lane, DirectLane):
+                self.lane.client.close()
             trust = self._trust  # another process may answer than at the last handshake
             trust.decide(greeting.proven, greeting.unproven, self._transport.own)
             self._transport.life.trust = trust.name
             self._info = replace(greeting.info, trust=trust.name, why_trust=trust.why)
             process = self.process
-            self._lane, self.process = greeting.lane, greeting.process
+            self.lane, self.process = greeting.lane, greeting.process
             self.in_main_thread = greeting.in_main_thread
             self.guards_cells = greeting.guards_cells
+            self.serves_control = greeting.serves_control
             lane = greeting.lane
             self._transport.life.side_channel = (
                 lane.client if isinstance(lane, DirectLane) else None
             )
             epoch, lost = self._epoch, self.generation == LOST
             self.generation, self._epoch = generation, self._info.epoch
+            self._log(self._info)
             if epoch is not None and not self._is_same(epoch, process, lost):
                 self._restart_unreported = not self._restart_reported
             self._restart_reported = False
             for orphan in greeting.orphans:
                 self._transport.spawn(self._subshell.delete(orphan))
+
+    def _log(self, info: Info) -> None:
+        """Record the handshake; the kernel and its server may have sent anything."""
+        life, transport = self._transport.life, self._transport
+        life.name = line(f"kernel {transport.label or transport.kernel_id or info.pid}", 80)
+        log.info("%s: %s, lane %s, %s", life.name, line(info.kernel, 80), info.lane, info.trust)
 
     def _is_same(self, epoch: str, process: str, lost: bool) -> bool:
         """Return whether the installed kernel is the one of an earlier handshake.
@@ -205,3 +224,45 @@ class Installation:
         header = _request.header(operation, payload, epoch=self.info.epoch, **fields)
         request = Request(header, payload, limit, trusted=not self._trust.data)
         return await lane.complete(await lane.carry(request))
+
+    async def request_beside(self, operation: str, **fields: Any) -> Response | None:
+        """Send a request that is served while a cell runs; it is one of ``BESIDE_CELLS``.
+
+        The direct lane's thread serves it, or the kernel's control thread if that thread is at
+        work. Returns None if neither can; nothing was sent then.
+        """
+        lane = self.lane
+        if isinstance(lane, DirectLane):
+            # The next interrupt would take a "wake" for work of the lane's thread, which it has to
+            # end. In a stopped kernel it would give the lane up.
+            busy = lane.client.at_work or operation == "wake"
+            if not (lane.lost or (busy and self.serves_control)):
+                # If the thread has ended, nothing was done, and the control thread may answer.
+                with contextlib.suppress(KernelRestarted):
+                    return await self.request_unordered(operation, now=True, **fields)
+        if not (self.serves_control and self.is_current):
+            return None
+        return await self.request_on_control(operation, **fields)
+
+    async def request_on_control(self, operation: str, **fields: Any) -> Response:
+        """Send a request on the control channel, whose thread serves it at any time."""
+        if not self.is_current:  # another process, without the remote part, would not reply
+            raise KernelRestarted("the kernel was restarted, or its connection broke")
+        lane = self.lane.in_messages
+        # A response that is lost is not asked for again, so the kernel need not keep it.
+        fields = {**lane.fields(), "resumable": None, **fields}
+        reply: dict[str, Any] | None = None
+        while reply is None:  # what is asked on this channel may be asked twice
+            header = _request.header(operation, empty(lane.digest), epoch=self.info.epoch, **fields)
+            with contextlib.suppress(Reconnected):
+                reply = await self._transport.dispatcher.control(
+                    f"{remote_source()[0]}{CONTROL_REQUEST}", {"request": json.dumps(header)}
+                )
+        answer = parse_header(as_text(reply.get("answer")))
+        inbox = open_response(answer)
+        try:
+            frames = base64.b64decode(answer.get("data", ""), validate=True)
+        except (ValueError, TypeError) as error:
+            raise ReplyLost(f"the kernel's response is damaged: {error}") from None
+        add_chunk(answer, inbox, 0, [frames])
+        return await lane.complete(Response(answer, Request(header), inbox))

@@ -8,13 +8,13 @@ Until the first handshake has ended, only data is opened.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Collection, Mapping
 from importlib import import_module
 from typing import Any, Literal
 
 from bridgehead._protocol import payload as _payload
 from bridgehead._shipped.wire.pickling import LARGE
+from bridgehead._transports.tasks import in_thread
 
 TrustName = Literal["pickle", "data"]
 SLOW = 1 << 15  # bytes; the data-only codec is Python code, and more than this runs in a thread
@@ -55,15 +55,21 @@ class Trust:
         """
         if self._asked is not None:
             return
-        # A child that could prove it and did not may have changed its user, or may be a client of
-        # a kernel elsewhere, as sudo, docker and ssh are.
-        self.data = not (proven or (proven is None and own))
+        self.data = not self.trusts(proven, own)
         if self.data:
             self.why = f"it is not proven to be this user's process on this machine: {reason}"
         elif proven:
             self.why = "the kernel proved over a Unix socket that it is this user's process"
         else:
             self.why = own
+
+    def trusts(self, proven: bool | None, own: str) -> bool:
+        """Return whether the kernel is trusted after such a proof; see ``decide``."""
+        if self._asked is not None:
+            return self._asked == "pickle"
+        # A child that could prove it and did not may have changed its user, or may be a client of
+        # a kernel elsewhere, as sudo, docker and ssh are.
+        return bool(proven or (proven is None and own))
 
     def fields(self) -> dict[str, Any]:
         """Return the header fields by which the kernel sends only what can be opened."""
@@ -78,10 +84,10 @@ class Trust:
         if not self.data:
             if size < LARGE:
                 return _payload.decode(frames)
-            return await asyncio.to_thread(_payload.decode, frames)
+            return await in_thread(_payload.decode, frames)
         if size < SLOW:
             return _payload.decode_data(frames, self.allow)
-        return await asyncio.to_thread(_payload.decode_data, frames, self.allow)
+        return await in_thread(_payload.decode_data, frames, self.allow)
 
     def overridden(self, name: TrustName | None) -> Trust:
         """Return the trust for one call with another ``trust=``; None changes nothing."""

@@ -109,7 +109,10 @@ def find(existing: str | os.PathLike[str] | None) -> str:
             latest = _used_last(_matching(place, "kernel-*.json"))
             if latest is not None:
                 return latest
-        raise KernelNotFound(f"no kernel is running: there is no connection file in {folder}")
+        raise KernelNotFound(
+            f"no kernel is running: there is no connection file in {folder}; start one with "
+            "'bridgehead start', or with Bridge.launch() in a program"
+        )
     name = wanted = os.fspath(existing)
     head, tail = os.path.split(name)
     if head and os.path.isfile(name):

@@ -39,7 +39,7 @@ ALIVE = ("idle", "busy", "starting")
 
 @dataclass(frozen=True, slots=True)
 class DiscoveredKernel:
-    """A kernel, or the connection file of a dead one.
+    """A kernel, or the connection file of a dead one; see ``bridgehead.kernels``.
 
     Attributes:
         where: the path of its connection file, or its address on a server.
@@ -49,9 +49,14 @@ class DiscoveredKernel:
         pid: the id of its process, if the kernel reports it.
         purpose: the notebook or console that it was started for, if known.
         server: the address of the server that runs it, else None.
-        used: when it was last used, in seconds since 1970. For a connection file: when it was last
-            read.
+        used: when a client last connected, in seconds since 1970: when its connection file was
+            last read. For a kernel without a file here, as ``active``.
         why: why asking failed; mostly empty.
+        active: its last activity, in seconds since 1970, as its server reports it; else 0.
+        memory: the bytes of its process and of the processes that it started, if it reports them.
+
+    >>> DiscoveredKernel("/run/kernel-1.json", "idle", "ipython 9.8.0").is_alive
+    True
     """
 
     where: str
@@ -62,16 +67,30 @@ class DiscoveredKernel:
     server: str | None = None
     used: float = 0.0
     why: str = ""
+    active: float = 0.0
+    memory: int | None = None
 
     @property
     def is_alive(self) -> bool:
+        """Whether it answers.
+
+        >>> DiscoveredKernel("/run/kernel-1.json", "dead").is_alive
+        False
+        """
         return self.state in ALIVE
 
 
-async def discover() -> list[DiscoveredKernel]:
-    """Return the kernels of Jupyter's runtime folder and of this user's servers.
+async def kernels() -> list[DiscoveredKernel]:
+    """Return the kernels that can be reached: what ``bridgehead ls`` shows.
 
-    The kernel that was used last comes first.
+    These are the kernels with a connection file in Jupyter's runtime folder, and those of this
+    user's Jupyter servers on this machine. Kernels that answer come first, and of them the one that
+    was used last. ``Bridge.attach`` takes one of them. Nothing is executed in a kernel. Each call
+    leaves one request in the queue of a busy kernel until its cell ends; ipykernel 7 stops for good
+    at about four thousand queued requests.
+
+    >>> for kernel in await bridgehead.kernels():
+    ...     print(kernel.state, kernel.where)
     """
     patience = Transport.timings.listed_answer
     sweep(jupyter_runtime_dir())
@@ -87,7 +106,9 @@ async def discover() -> list[DiscoveredKernel]:
         # A server also writes connection files for its kernels: list each kernel once.
         name = f"kernel-{one.where.partition('/api/kernels/')[2]}"
         if name in found and found[name].is_alive:
-            found[name] = replace(found[name], purpose=one.purpose, server=one.server)
+            found[name] = replace(
+                found[name], purpose=one.purpose, server=one.server, active=one.active
+            )
         else:
             found.pop(name, None)
             found[one.where] = one
@@ -123,9 +144,11 @@ async def on_server(server: JupyterServer) -> list[DiscoveredKernel]:
             None,
             purposes.get(str(kernel.get("id")), ""),
             server.url,
-            seconds(kernel.get("last_activity")),
+            active,
+            active=active,
         )
         for kernel in kernels
+        for active in [seconds(kernel.get("last_activity"))]
     ]
 
 
@@ -230,8 +253,12 @@ async def _ask_kernel(
             return found
         await _send(client, control, "usage_request")
         usage = await _reply(client, control, "usage_reply", left)
-        pid = (usage or {}).get("pid")
-        return replace(found, pid=pid if isinstance(pid, int) else None)
+        pid, memory = ((usage or {}).get(name) for name in ("pid", "kernel_memory"))
+        return replace(
+            found,
+            pid=pid if isinstance(pid, int) else None,
+            memory=memory if isinstance(memory, int) else None,
+        )
     finally:
         control.close(linger=0)
         shell.close(linger=0)

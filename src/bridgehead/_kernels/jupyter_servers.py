@@ -8,11 +8,12 @@ refused before anything is sent.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import re
 import ssl
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
@@ -79,6 +80,24 @@ async def attach(url: str, *, insecure: frozenset[str], timeout: float) -> Webso
     if wanted is not None:
         return await _opened(rest, lambda: _known(rest, wanted), timeout, owned=False)
     return await _opened(rest, lambda: _latest(rest), timeout, owned=False)
+
+
+@contextlib.asynccontextmanager
+async def addressed(url: str, *, insecure: frozenset[str]) -> AsyncIterator[tuple[Rest, str]]:
+    """Yield the server of an address, and the id of the kernel that the address names.
+
+    Raises:
+        KernelNotFound: the address names no kernel, or the server has no such kernel.
+        TransportError: the server cannot be reached.
+    """
+    server = find(url, None)
+    if server.kernel_id is None:
+        raise KernelNotFound(
+            f"{server.url} names no kernel; 'bridgehead ls' shows addresses with …/api/kernels/ID"
+        )
+    async with _rest(server, None, insecure) as rest:
+        await rest.reach()
+        yield rest, await _known(rest, server.kernel_id)
 
 
 def _rest(

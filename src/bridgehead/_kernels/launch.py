@@ -13,10 +13,12 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import zmq.asyncio
 from jupyter_client.kernelspec import KernelSpec, KernelSpecManager, NoSuchKernel
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning.factory import KernelProvisionerFactory
@@ -29,10 +31,12 @@ from bridgehead._errors import KernelNotFound, NotSupported
 from bridgehead._kernels.launch_folder import LaunchFolder, sweep
 from bridgehead._kernels.security import checked
 from bridgehead._transports.descriptors import LAUNCHED, check_descriptors
-from bridgehead._transports.process import KernelProcess
+from bridgehead._transports.process import KernelProcess, checked_limits
 from bridgehead._transports.tasks import finish, noted_on
 from bridgehead._transports.zmq import ZmqTransport
 
+# The variables without which most programs do not work; on Windows none starts without the last.
+ALWAYS_INHERITED = ("PATH", "HOME", "LANG", "TMPDIR", "SYSTEMROOT")
 WRITTEN = 1024  # bytes; a connection file has about 300, with CURVE keys 500
 
 
@@ -41,42 +45,108 @@ async def launch(
     *,
     connection_file: str | os.PathLike[str] | None,
     env: Mapping[str, str] | None,
+    inherit_env: bool | Collection[str],
+    limits: Mapping[str, int] | None,
     cwd: str | os.PathLike[str] | None,
     encryption: bool,
     insecure: frozenset[str],
     timeout: float,
 ) -> ZmqTransport:
     """Start a kernel and wait until it answers; a failure or a cancel ends the kernel again."""
-    check_descriptors(LAUNCHED)
-    manager = AsyncKernelManager(kernel_name=kernel_name)
-    spec = _spec(manager)
-    provisioner = _provisioner(spec)
-    if encryption:
-        _encrypt(manager)
-    file, folder = _connection_path(connection_file)
-    manager.connection_file = str(file)
-    if not encryption and _takes_ipc(spec, provisioner) and folder.takes_sockets():
-        manager.transport, manager.ip = "ipc", folder.ip
-    environment = {**os.environ, **(env or {})}
-    # Without this, the debugger warns about frozen modules, even if no debugger is used.
-    environment.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
-    options: dict[str, Any] = {"env": environment}
+    limits = checked_limits(limits)
+    plan = Plan.make(
+        kernel_name, connection_file, environment(env or {}, inherit_env), cwd, encryption
+    )
     log = None
-    if issubclass(provisioner, LocalProvisioner):  # other provisioners may not call Popen
+    if issubclass(plan.provisioner, LocalProvisioner):  # other provisioners may not call Popen
         log = _log_file()
         output = subprocess.DEVNULL if log is None else log
-        options |= {"stdout": output, "stderr": output}
-    if cwd is not None:
-        options["cwd"] = os.fspath(cwd)
-    kernel_process = KernelProcess(manager, ZmqTransport.timings, log, folder.remove)
-    transport = None
+        plan.options.update(stdout=output, stderr=output)
+    if limits and not issubclass(plan.provisioner, LocalProvisioner):
+        plan.folder.remove()
+        kind = plan.provisioner.__name__
+        raise NotSupported(f"limits= needs a process on this machine, not {kind}'s")
+    process = KernelProcess(plan.manager, ZmqTransport.timings, log, plan.folder.remove, limits)
+    return await answering(process, plan.options, encryption, insecure, timeout)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a kernel is started with.
+
+    Attributes:
+        manager: its manager, which has started nothing yet.
+        provisioner: the class that will start it.
+        folder: the private folder beside its connection file.
+        options: for ``manager.start_kernel``.
+    """
+
+    manager: AsyncKernelManager
+    provisioner: type[KernelProvisionerBase]
+    folder: LaunchFolder
+    options: dict[str, Any]
+
+    @classmethod
+    def make(
+        cls,
+        kernel_name: str,
+        connection_file: str | os.PathLike[str] | None,
+        env: Mapping[str, str],
+        cwd: str | os.PathLike[str] | None,
+        encryption: bool,
+    ) -> Plan:
+        """Choose the transport, and make the folder; ``env`` are all its variables."""
+        check_descriptors(LAUNCHED)
+        # One context for the sockets of all managers: each would have two threads, and six
+        # descriptors.
+        context = zmq.asyncio.Context.instance()
+        manager = AsyncKernelManager(kernel_name=kernel_name, context=context)
+        spec = kernelspec(manager)
+        provisioner = _provisioner(spec)
+        if encryption:
+            encrypt(manager)
+        options: dict[str, Any] = {"env": dict(env)}
+        if cwd is not None:
+            options["cwd"] = os.fspath(cwd)
+        file, folder = _connection_path(connection_file)
+        manager.connection_file = str(file)
+        if not encryption and _takes_ipc(spec, provisioner) and folder.takes_sockets():
+            manager.transport, manager.ip = "ipc", folder.ip
+        return cls(manager, provisioner, folder, options)
+
+
+def environment(
+    more: Mapping[str, str], inherited: bool | Collection[str] = True
+) -> dict[str, str]:
+    """Return the variables of a kernel: those that it inherits from this process, and more."""
+    found = {**_inherited(inherited), **more}
+    # Without this, the debugger warns about frozen modules, even if no debugger is used.
+    found.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    return found
+
+
+async def answering(
+    kernel_process: KernelProcess,
+    options: dict[str, Any],
+    encryption: bool,
+    insecure: frozenset[str],
+    timeout: float,
+) -> ZmqTransport:
+    """Have the manager start its kernel, and wait until it answers.
+
+    A failure or a cancel ends the kernel again.
+    """
+    manager = kernel_process.manager
+    name, transport = manager.kernel_name, None
     try:
         # If this were cancelled half-way, the manager would not know the process that it started.
         await finish(manager.start_kernel(**options))
+        kernel_process.set_limits()
         # The provisioner decides where the kernel runs, so the connection is known only now.
-        info = checked(manager.get_connection_info(), f"the kernel {kernel_name!r}", insecure)
+        info = checked(manager.get_connection_info(), f"the kernel {name!r}", insecure)
         if encryption and not info.get("curve_publickey"):
-            raise NotSupported(f"{provisioner.__name__} started {kernel_name!r} without CURVE keys")
+            kind = type(manager.provisioner).__name__
+            raise NotSupported(f"{kind} started {name!r} without CURVE keys")
         transport = ZmqTransport(
             info, connection_file=manager.connection_file, kernel_process=kernel_process, owned=True
         )
@@ -91,7 +161,21 @@ async def launch(
     return transport
 
 
-def _spec(manager: AsyncKernelManager) -> KernelSpec:
+def _inherited(which: bool | Collection[str]) -> dict[str, str]:
+    """Return the variables of this process that a kernel gets.
+
+    Raises:
+        TypeError: ``which`` is neither a bool nor a list of names.
+    """
+    if which is True:
+        return dict(os.environ)
+    if isinstance(which, str) or not (which is False or isinstance(which, Collection)):
+        raise TypeError(f"inherit_env= takes True, False or a list of names, not {which!r}")
+    names = {*ALWAYS_INHERITED, *(which or ())}
+    return {name: value for name, value in os.environ.items() if name in names}
+
+
+def kernelspec(manager: AsyncKernelManager) -> KernelSpec:
     """Return the kernelspec to start.
 
     Raises:
@@ -143,7 +227,7 @@ def _takes_ipc(spec: KernelSpec, provisioner: type[KernelProvisionerBase]) -> bo
     return sys.platform != "win32" and ipykernel and provisioner is LocalProvisioner
 
 
-def _encrypt(manager: AsyncKernelManager) -> None:
+def encrypt(manager: AsyncKernelManager) -> None:
     """Have the manager make CURVE keys, which it writes into the connection file and keeps.
 
     Raises:

@@ -7,6 +7,9 @@ this user can enter, the umask does not matter.
 A program that is killed removes nothing. The next one does: if the program that is named in a
 folder has surely ended, and no kernel listens, the folder and its connection file are removed. A
 folder of another machine that has the same home, or of another container, is left alone.
+
+``bridgehead start`` ends and leaves its kernel. Such a folder also has a record of the kernel, for
+``started``, and what the kernel prints.
 """
 
 from __future__ import annotations
@@ -29,14 +32,15 @@ from bridgehead._shipped.wire.process import own_process
 from bridgehead._transports.evidence import LocalProcess
 
 STARTER = "starter.json"  # in the folder
+LOG = "kernel.log"  # in the folder of a kernel that ``bridgehead start`` left
 SUFFIX = "-ipc-"  # between the name of the connection file and eight letters that mkdtemp chooses
 SOCKET_PATH = 103  # bytes that every POSIX allows for a socket's path
 
 
 class LaunchFolder:
-    """The folder beside one connection file."""
+    """The folder beside one connection file; a new one, unless ``path`` is one that exists."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, file: Path, path: str | None = None) -> None:
         """Make the folder.
 
         Raises:
@@ -44,15 +48,39 @@ class LaunchFolder:
             RuntimeError: its file system keeps no permissions.
         """
         self._file = file
-        self.path: str = tempfile.mkdtemp(prefix=f"{file.stem}{SUFFIX}", dir=file.parent)  # 0700
+        self.path: str = path or tempfile.mkdtemp(prefix=f"{file.stem}{SUFFIX}", dir=file.parent)
         # The kernel appends the number of each socket.
         self.ip: str = os.path.join(self.path, "s")
+        if path is not None:
+            return
         try:
-            with secure_write(os.path.join(self.path, STARTER)) as text:
-                json.dump({"process": own_process()}, text)
+            self.note()
         except BaseException:
             self.remove()
             raise
+
+    @classmethod
+    def all_of(cls, file: Path) -> list[LaunchFolder]:
+        """Return the folders of the kernels that had, or have, this connection file."""
+        pattern = f"{glob.escape(os.fspath(file.with_suffix('')))}{SUFFIX}????????"
+        return [cls(file, path) for path in sorted(glob.glob(pattern))]
+
+    def note(self, **facts: Any) -> None:
+        """Write that this program started the kernel, and more facts for ``noted``."""
+        with secure_write(os.path.join(self.path, STARTER)) as text:
+            json.dump({"process": own_process(), **facts}, text)
+
+    def noted(self) -> dict[str, Any]:
+        """Return what was noted; nothing if it cannot be read, or is another user's."""
+        with contextlib.suppress(OSError, ValueError):
+            found = read(os.path.join(self.path, STARTER))
+            if found.is_own:
+                return found.info
+        return {}
+
+    def log(self) -> Any:
+        """Return an open file for what a kernel prints that no program watches."""
+        return open(os.path.join(self.path, LOG), "ab+")
 
     def takes_sockets(self) -> bool:
         """Return whether the kernel can bind its Unix sockets here.
@@ -61,7 +89,7 @@ class LaunchFolder:
         some NFS), each with an error of its own. A kernel ends at once there. So a socket is bound.
         """
         path = f"{self.ip}-0"  # the kernel's own sockets have numbers from 1
-        if len(os.fsencode(path)) > SOCKET_PATH:
+        if not hasattr(socket, "AF_UNIX") or len(os.fsencode(path)) > SOCKET_PATH:
             return False
         try:
             with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
@@ -98,7 +126,8 @@ def _sweep_one(folder: str, starter: str) -> None:
     status = os.lstat(folder)
     if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
         return
-    sockets = [os.path.join(folder, name) for name in os.listdir(folder) if name != STARTER]
+    files = (STARTER, LOG)
+    sockets = [os.path.join(folder, name) for name in os.listdir(folder) if name not in files]
     if any(map(_listens_at, sockets)):
         return
     file = f"{folder[: folder.rindex(SUFFIX)]}.json"

@@ -20,7 +20,6 @@ from bridgehead._kernels.connection_file import find, read
 from bridgehead._kernels.security import checked, warn_if_others_can_read
 from bridgehead._transports.base import Transport
 from bridgehead._transports.descriptors import ATTACHED, check_descriptors
-from bridgehead._transports.ipyparallel_engine import EngineTransport, engine_of, is_view
 from bridgehead._transports.process import KernelProcess
 from bridgehead._transports.tasks import noted_on
 from bridgehead._transports.zmq import CHANNELS, ZmqTransport
@@ -52,6 +51,8 @@ async def over(client: Any, *, insecure: frozenset[str], timeout: float) -> Tran
     The bridge makes its own sockets and session, so the client stays usable and undisturbed. Only
     an engine of an ipyparallel client is reached through that client.
     """
+    from bridgehead._transports.ipyparallel_engine import EngineTransport, engine_of, is_view
+
     if is_view(client):
         return await EngineTransport.open(
             client.client, engine_of(client), insecure=insecure, timeout=timeout
@@ -80,8 +81,8 @@ async def over(client: Any, *, insecure: frozenset[str], timeout: float) -> Tran
     if file is not None:
         warn_if_others_can_read(file)
     transport = ZmqTransport(info, connection_file=file, kernel_process=kernel_process)
-    if kernel_process is not None:
-        return await _opened(transport, timeout, timeout)
+    if kernel_process is not None:  # the kernel may be starting
+        return await _opened(transport, timeout, timeout, runs=False)
     return await _opened(transport, timeout, transport.timings.listen_within)
 
 
@@ -113,9 +114,11 @@ def _not_taken(what: str) -> TypeError:
     )
 
 
-async def _opened(transport: ZmqTransport, timeout: float, connect: float) -> ZmqTransport:
+async def _opened(
+    transport: ZmqTransport, timeout: float, connect: float, *, runs: bool = True
+) -> ZmqTransport:
     try:
-        await transport.open(timeout, min(connect, timeout))
+        await transport.open(timeout, min(connect, timeout), runs=runs)
     except BaseException as error:
         with noted_on(error):
             await transport.aclose()

@@ -83,6 +83,16 @@ def insecurities(info: Mapping[str, Any], where: str) -> dict[str, str]:
     return found
 
 
+def is_open_to_users(info: Mapping[str, Any]) -> bool:
+    """Return whether every user of this machine can connect, although none of them has the key.
+
+    So it is on plain TCP on loopback. What ``insecurities`` returns is worse.
+    """
+    transport, ip = info.get("transport", "tcp"), info.get("ip", "127.0.0.1")
+    plain = transport == "tcp" and not info.get("curve_publickey")
+    return plain and bool(info.get("key")) and stays_here(transport, ip)
+
+
 def _curve(info: Mapping[str, Any], where: str) -> bool:
     """Return whether the connection is encrypted.
 

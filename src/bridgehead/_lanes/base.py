@@ -12,23 +12,28 @@ import contextlib
 import itertools
 import sys
 from abc import ABC, abstractmethod
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Unpack
 
 from bridgehead._errors import BridgeClosed, BridgeError, IntegrityError, KernelRestarted, ReplyLost
+from bridgehead._lanes.arrival import Arrival, add_chunk
 from bridgehead._protocol import request as _request
 from bridgehead._protocol import response as _response
+from bridgehead._protocol.bootstrap import expression
 from bridgehead._protocol.raising import raise_error
-from bridgehead._protocol.request import Request
+from bridgehead._protocol.request import KEY, OutputHandler, Request
 from bridgehead._protocol.response import Response, SubshellDeleted
 from bridgehead._shipped.wire import frames as _frames
-from bridgehead._shipped.wire.digest import Buffer, digest_of
+from bridgehead._shipped.wire.digest import LEAF, Buffer, digest_of
 from bridgehead._shipped.wire.frames import cut
 from bridgehead._shipped.wire.header import RequestHeader, ResponseHeader
 from bridgehead._shipped.wire.transfer import Inbox
 from bridgehead._transports.base import Transport
+from bridgehead._transports.dispatch import Reply
+from bridgehead._transports.tasks import waited
 
-OFF_LOOP = 1 << 20  # bytes; more is copied and checked in a thread, so the event loop goes on
+# Takes each chunk of a response that comes ahead of the reply; see ``Dispatcher.request``.
+ChunkHandler = Callable[[asyncio.Future[Reply], Any, list[Any]], object]
 CHUNKS_IN_FLIGHT = 3  # enough to hide the round trip; a fourth only took memory (measured)
 
 
@@ -54,6 +59,8 @@ class Lane(ABC):
         self._last_header: RequestHeader | None = None
         self.sums: bool = False  # whether both ends have numpy loaded
         self._unfinished: dict[str, RequestHeader] = {}
+        # By request, of those whose responses may begin to arrive before the reply.
+        self.arrivals: dict[str, Arrival] = {}
         self._closing = False
 
     @property
@@ -73,9 +80,9 @@ class Lane(ABC):
         return False
 
     @property
-    def message_lane(self) -> str:
-        """The name of the lane for what crosses in messages."""
-        return self.name
+    def in_messages(self) -> Lane:
+        """The lane for what crosses in messages."""
+        return self
 
     def fields(self) -> dict[str, Any]:
         """Return what the kernel has to know for its reply, for the header of a request.
@@ -89,15 +96,52 @@ class Lane(ABC):
         """Return whether it serves such a request while the kernel's main thread runs a cell."""
         return False
 
-    def can_send_now(self, header: Mapping[str, Any]) -> bool:
-        """Return whether a request may be sent by its caller, because no other one is before it."""
+    def can_carry_now(self, header: Mapping[str, Any]) -> bool:
+        """Return whether ``carry_now`` may send a request that no other one of its caller precedes.
+
+        Its caller then carries it, and no task of the queue.
+        """
         return False
+
+    async def carry_now(self, request: Request) -> Response:
+        """Carry a request for which ``can_carry_now`` is true; see ``carry``."""
+        return await self.carry(request)
+
+    @abstractmethod
+    def read(self, reply: Reply) -> tuple[ResponseHeader, list[Buffer]]:
+        """Return the header and the frames that the reply to a message brings."""
 
     @abstractmethod
     async def cross(
-        self, header: RequestHeader, parts: Sequence[memoryview], subshell: str | None
+        self,
+        header: RequestHeader,
+        parts: Sequence[memoryview],
+        subshell: str | None,
+        outputs: OutputHandler | None = None,
     ) -> tuple[ResponseHeader, list[Buffer]]:
-        """Send one message and return its reply."""
+        """Send one message and return its reply; ``outputs`` takes what it prints and displays."""
+
+    async def send_message(
+        self,
+        content: dict[str, Any],
+        buffers: Sequence[memoryview],
+        subshell: str | None,
+        outputs: OutputHandler | None,
+        arrival: Arrival | None = None,
+    ) -> Reply:
+        """Send the Jupyter message of ``cross``; ``arrival`` takes what comes before the reply."""
+        reply = await self.transport.dispatcher.request(
+            content,
+            buffers,
+            subshell=subshell,
+            on_message=None if outputs is None else outputs.feed,
+            lasting=outputs is not None and outputs.lasting,
+            on_chunk=None if arrival is None else arrival.chunk,
+            repeatable=True,
+        )
+        if outputs is not None:
+            outputs.reply(reply.id)
+        return reply
 
     async def carry(self, request: Request) -> Response:
         """Send one request and return the beginning of its response.
@@ -113,8 +157,9 @@ class Lane(ABC):
         """
         header, frames, total = request.header, request.frames, request.nbytes
         # The remote part only stores the chunks before ``last``. The message at ``last`` has it
-        # act, so an operation is done wholly or not at all, however many messages it takes.
-        last = max(0, (total - 1) // self.chunk * self.chunk)
+        # act, so an operation is done wholly or not at all, however many messages it takes. It goes
+        # when the others are acknowledged, so nothing else is on its way then: it is short.
+        last = 0 if total <= self.chunk else (total - 1) // LEAF * LEAF
         last_fields: RequestHeader = {}
         if request.delivered:
             # All frames are in the kernel: only the header crosses, with the digest of no bytes.
@@ -128,13 +173,14 @@ class Lane(ABC):
             # and would stay in the kernel's memory.
             if self._closing:
                 raise BridgeClosed("this bridge was closed")
+            stop = min(at + self.chunk, last)
             reply, _ = await self.cross(
-                self.message_header(header, at, op="chunk"),
-                list(cut(frames, at, at + self.chunk)),
+                self.message_header(header, at, stop, op="chunk"),
+                list(cut(frames, at, stop)),
                 request.subshell,
             )
             raise_error(reply, ())
-            done += self.chunk
+            done += stop - at
             request.report(done, total)
 
         with self.forgetting_on_error(request):
@@ -143,30 +189,83 @@ class Lane(ABC):
             if not request.delivered:
                 await _in_flight(send_chunk(at) for at in range(0, last, self.chunk))
             parts = list(cut(frames, last, total))
-            reply, reply_parts = await self.cross(
-                self.message_header(header, last, **last_fields), parts, request.subshell
-            )
-            self.note_sums(reply)
-            response = Response(
-                reply, request, _response.open_response(reply, request.limit), lane=self.name
-            )
-            # A response of one message is copied and checked now. The first chunk of a longer one
-            # waits for ``complete``, which copies it while the next chunks are on their way.
-            inbox = response.inbox
-            assert isinstance(inbox, Inbox)
-            if inbox.total <= self.reply_chunk:
-                await _add_chunk(reply, inbox, 0, reply_parts)
-            else:
-                response.parts += reply_parts
-            # The signed header says how many bytes belong to it; Jupyter does not sign buffers,
-            # and a proxy may have dropped them. ``complete`` fetches from where these end.
-            expected = min(inbox.total, self.reply_chunk)
-            if response.arrived != expected:
-                raise ReplyLost(
-                    f"the kernel's response is damaged: {response.arrived} of its first "
-                    f"{expected} bytes arrived"
+            arrival = self.arrivals[header["id"]] = Arrival(request)
+            try:
+                reply, reply_parts = await self.cross(
+                    self.message_header(header, last, **last_fields),
+                    parts,
+                    request.subshell,
+                    request.outputs,
                 )
+                response = await self._begin_response(request, arrival, reply, reply_parts)
+            finally:
+                del self.arrivals[header["id"]]
+                arrival.close()
         return self._track(response)
+
+    async def _begin_response(
+        self,
+        request: Request,
+        arrival: Arrival,
+        reply: ResponseHeader,
+        reply_parts: Sequence[Buffer],
+    ) -> Response:
+        """Return a response, with what its first message has brought."""
+        self.note_sums(reply)
+        response = Response(reply, request, await arrival.inbox(reply), lane=self.name)
+        # A response of one message is copied and checked now. The first chunk of a longer one
+        # waits for ``complete``, which copies it while the next chunks are on their way.
+        inbox = response.inbox
+        assert isinstance(inbox, Inbox)
+        if inbox.total <= self.reply_chunk:
+            await add_chunk(reply, inbox, 0, reply_parts)
+        else:
+            response.parts += reply_parts
+        # The signed header says how many bytes belong to it; Jupyter does not sign buffers,
+        # and a proxy may have dropped them. ``complete`` fetches from where these end.
+        expected = reply.get("ahead") or min(inbox.total, self.reply_chunk)
+        if response.arrived != expected:
+            raise ReplyLost(
+                f"the kernel's response is damaged: {response.arrived} of its first "
+                f"{expected} bytes arrived"
+            )
+        return response
+
+    @property
+    def for_cells(self) -> Lane:
+        """The lane for a request that the message of a cell brings."""
+        return self
+
+    async def carry_with_cell(
+        self,
+        request: Request,
+        content: dict[str, Any],
+        send: Callable[[dict[str, Any], ChunkHandler], Awaitable[Reply]],
+    ) -> tuple[Reply, Response | BridgeError | None]:
+        """Send a cell whose message brings a request without frames, which is served after it.
+
+        Return the cell's reply, and the beginning of the response, or why it cannot be read; None
+        if the cell failed, or did not run.
+        """
+        header = request.header
+        with self.forgetting_on_error(request):
+            arrival = self.arrivals[header["id"]] = Arrival(request)
+            try:
+                # Without acks: this message is not sent again if it is lost.
+                digest = digest_of(header["digest"], 0, self.chunk)
+                text = expression(self.name, {**header, "digest": digest})
+                reply = await send({**content, "user_expressions": {KEY: text}}, arrival.chunk)
+                if reply.content.get("status") == "error":
+                    return reply, None
+                try:
+                    response = await self._begin_response(request, arrival, *self.read(reply))
+                except BridgeError as error:
+                    self.forget(header)
+                    return reply, error
+            finally:
+                del self.arrivals[header["id"]]
+                arrival.close()
+        return reply, self._track(response)
 
     async def carry_batch(self, requests: Sequence[Request]) -> list[Response | BridgeError]:
         """Send several small requests in one message; see ``split_batch`` for what is returned.
@@ -199,7 +298,7 @@ class Lane(ABC):
         assert isinstance(inbox, Inbox)
 
         async def add_first() -> None:
-            await _add_chunk(response.header, inbox, 0, response.parts)
+            await add_chunk(response.header, inbox, 0, response.parts)
             response.parts.clear()  # frees their memory for the next chunks
             request.report(inbox.received, inbox.total)
 
@@ -212,7 +311,7 @@ class Lane(ABC):
             nbytes = sum(memoryview(part).nbytes for part in parts)
             if nbytes != min(self.reply_chunk, inbox.total - at):
                 raise ReplyLost(f"the kernel's response is damaged: its chunk at {at} is not whole")
-            await _add_chunk(reply, inbox, at, parts)
+            await add_chunk(reply, inbox, at, parts)
             request.report(inbox.received, inbox.total)
 
         if response.is_partial:
@@ -249,12 +348,24 @@ class Lane(ABC):
         if self._to_ack and self._last_header is not None:
             self.forget(self._last_header)  # this message brings the acks
         await asyncio.sleep(0)
+        # They, and those of what has just ended, may wait for a slot of the window. A kernel that
+        # is busy gives none back.
+        async with waited(self.transport.timings.last_messages):
+            await self.transport.dispatcher.all_sent()
 
     def message_header(
-        self, header: RequestHeader, at: int, /, **fields: Unpack[RequestHeader]
+        self,
+        header: RequestHeader,
+        at: int,
+        stop: int | None = None,
+        /,
+        **fields: Unpack[RequestHeader],
     ) -> RequestHeader:
-        """Return the header of one message of a request, with that message's part of the digest."""
-        digest = digest_of(header["digest"], at, at + self.chunk)
+        """Return the header of one message of a request, with that message's part of the digest.
+
+        Without ``stop``, the message has a whole chunk, or what is left.
+        """
+        digest = digest_of(header["digest"], at, at + self.chunk if stop is None else stop)
         acks: RequestHeader = {"acks": self._to_ack} if self._to_ack else {}
         self._to_ack = []
         return {**header, "digest": digest, "at": at, **fields, **acks}
@@ -285,14 +396,6 @@ class Lane(ABC):
             raise
         finally:
             self._unfinished.pop(header["id"], None)
-
-
-async def _add_chunk(reply: ResponseHeader, inbox: Inbox, at: int, parts: Sequence[Buffer]) -> None:
-    """Copy a chunk to its place in the inbox and check it; in a thread if it is long."""
-    if sum(memoryview(part).nbytes for part in parts) > OFF_LOOP:
-        await asyncio.to_thread(_response.add_chunk, reply, inbox, at, parts)
-    else:
-        _response.add_chunk(reply, inbox, at, parts)
 
 
 def _raise_first(done: set[asyncio.Task[None]]) -> None:

@@ -41,6 +41,10 @@ class Delivery:
         self.chunks: list[asyncio.Future[ResponseHeader]] = []
         self._sent: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
+    def is_in(self, epoch: str) -> bool:
+        """Return whether it is known to be complete in the kernel with this remote part."""
+        return self.used and self.epoch == epoch
+
     async def is_complete(self) -> bool:
         """Wait until it is known whether all frames are in the kernel, and return that."""
         if not await asyncio.shield(self._sent):

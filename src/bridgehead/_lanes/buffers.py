@@ -8,18 +8,20 @@ carries their sizes and digest.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 from bridgehead._errors import KernelRestarted, UnsupportedKernel
 from bridgehead._lanes.base import Lane
-from bridgehead._protocol.bootstrap import expression, remote_frames
+from bridgehead._protocol.bootstrap import expression, remote_code
 from bridgehead._protocol.raising import remote_error
-from bridgehead._protocol.request import execute_content
+from bridgehead._protocol.request import OutputHandler, execute_content
 from bridgehead._protocol.response import response_header
 from bridgehead._shipped.wire.digest import Buffer
 from bridgehead._shipped.wire.header import PROBE, RequestHeader, ResponseHeader
 from bridgehead._transports.base import Transport
+from bridgehead._transports.dispatch import Reply
 
 
 class BuffersLane(Lane):
@@ -29,18 +31,35 @@ class BuffersLane(Lane):
     chunk = 16 << 20  # bytes
     reply_chunk = 32 << 20  # bytes, in two messages
 
+    def fields(self) -> dict[str, Any]:
+        # On a connection that may break, the kernel keeps the whole response anyway.
+        return {**super().fields(), "ahead": not self.transport.resumable or None}
+
     async def cross(
-        self, header: RequestHeader, parts: Sequence[memoryview], subshell: str | None
+        self,
+        header: RequestHeader,
+        parts: Sequence[memoryview],
+        subshell: str | None,
+        outputs: OutputHandler | None = None,
     ) -> tuple[ResponseHeader, list[Buffer]]:
         content = execute_content(expression(self.name, header))
-        reply = await self.transport.dispatcher.request(
-            content, parts, subshell=subshell, repeatable=True
-        )
+        arrival = self.arrivals.get(header["id"])
+        return self.read(await self.send_message(content, parts, subshell, outputs, arrival))
+
+    def read(self, reply: Reply) -> tuple[ResponseHeader, list[Buffer]]:
         return response_header(reply.content), reply.buffers
+
+
+# Processes that have the remote part from this process, and their addresses, the latest last.
+_shipped_to: dict[Any, None] = {}
+MOST_SHIPPED_TO = 1000
 
 
 async def hello(transport: Transport, header: RequestHeader) -> tuple[ResponseHeader, bool]:
     """Send the handshake, and install the remote part where it is missing.
+
+    It may be sent before it is known which process and which Python answer: if they are not those
+    that were expected, it is sent again.
 
     Returns the reply's header, and whether buffers arrive in both directions.
 
@@ -55,8 +74,30 @@ async def hello(transport: Transport, header: RequestHeader) -> tuple[ResponseHe
         return response_header(
             (await transport.dispatcher.request(content, **options)).content
         ), False
-    content = execute_content(expression("probe", header, install=True, in_buffers=True))
-    reply = await transport.dispatcher.request(content, [PROBE, *remote_frames()], **options)
+    reply_header = None
+    if transport.runs_same_python is not False:
+        text = expression("probe", header, install=True, in_buffer=True)
+        has_it = (transport.process or transport.address) in _shipped_to
+        code = [] if has_it else [remote_code()]  # 400 kB
+        reply = await transport.dispatcher.request(execute_content(text), [PROBE, *code], **options)
+        with contextlib.suppress(KernelRestarted):
+            reply_header = _response_header(reply)
+    if reply_header is None:
+        # The remote part was not installed: the kernel has another Python, or is not the process
+        # that has it, or its code did not arrive intact. Send the sources, in the expression.
+        text = expression("probe", header, install=True)
+        reply = await transport.dispatcher.request(execute_content(text), [PROBE], **options)
+        reply_header = _response_header(reply)
+    for key in transport.process, transport.address:
+        if key is not None:
+            _shipped_to[key] = None
+    while len(_shipped_to) > MOST_SHIPPED_TO:
+        del _shipped_to[next(iter(_shipped_to))]
+    came_back = [bytes(buffer) for buffer in reply.buffers] == [PROBE]
+    return reply_header, bool(reply_header.get("buffers")) and came_back
+
+
+def _response_header(reply: Reply) -> ResponseHeader:
     if reply.content.get("status") == "error":
         # xpython-raw treats a request without code as an error. IPython replies with an error only
         # after an interrupt, which says nothing against the kernel.
@@ -64,13 +105,4 @@ async def hello(transport: Transport, header: RequestHeader) -> tuple[ResponseHe
         if remote.ename != "KeyboardInterrupt":
             why = f"{remote.ename}: {remote.evalue}"
             raise UnsupportedKernel(f"the kernel fails at a request without code: {why}")
-    try:
-        reply_header = response_header(reply.content)
-    except KernelRestarted:
-        # The remote part was not installed: its code was in the buffers, which did not arrive
-        # intact. Send the code once more, in the expression.
-        content = execute_content(expression("probe", header, install=True))
-        reply = await transport.dispatcher.request(content, [PROBE], **options)
-        reply_header = response_header(reply.content)
-    came_back = [bytes(buffer) for buffer in reply.buffers] == [PROBE]
-    return reply_header, bool(reply_header.get("buffers")) and came_back
+    return response_header(reply.content)

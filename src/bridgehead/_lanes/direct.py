@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn
 
 from bridgehead._errors import (
     BridgeError,
@@ -23,24 +23,25 @@ from bridgehead._errors import (
     ReplyLost,
 )
 from bridgehead._lanes.base import Lane
-from bridgehead._lanes.socket import CHUNK, SocketClient, SocketLost, SocketReply
+from bridgehead._lanes.socket import CHUNK, QueuedReply, SocketClient, SocketLost, SocketReply
 from bridgehead._protocol import request as _request
 from bridgehead._protocol.payload import EMPTY
 from bridgehead._protocol.raising import raise_error
-from bridgehead._protocol.request import Request
-from bridgehead._protocol.response import Response, no_memory, open_response
+from bridgehead._protocol.request import OutputHandler, Request
+from bridgehead._protocol.response import Response, no_memory, open_response, whole_response
 from bridgehead._shipped.wire import frames as _frames
 from bridgehead._shipped.wire.digest import Buffer
 from bridgehead._shipped.wire.frames import SHARE_FROM
-from bridgehead._shipped.wire.header import RequestHeader, ResponseHeader
+from bridgehead._shipped.wire.header import BESIDE_CELLS, RequestHeader, ResponseHeader
 from bridgehead._shipped.wire.segments import Pool, Segment
 from bridgehead._shipped.wire.socket import UnmappedSegment
 from bridgehead._shipped.wire.transfer import CompleteTransfer
 from bridgehead._transports.base import Transport
+from bridgehead._transports.dispatch import Reply
+from bridgehead._transports.tasks import in_thread, retrieve_exception
 
-FOR_THREAD = ("batch", "load_codec", "interrupt_cell")  # operations, besides those of a batch
+FOR_THREAD = ("batch", "load_codec", *BESIDE_CELLS)  # operations, besides those of a batch
 COPY_OFF_LOOP = 2 << 20  # bytes; more is copied in a thread, so the event loop goes on
-T = TypeVar("T")
 log = logging.getLogger("bridgehead")
 
 
@@ -48,6 +49,7 @@ class DirectLane(Lane):
     """The lane between two processes of one user on one machine."""
 
     name = "direct"
+    digest = "none"
     chunk = reply_chunk = CHUNK
 
     def __init__(
@@ -63,19 +65,26 @@ class DirectLane(Lane):
         self._warned = False
 
     @property
-    def digest(self) -> str:
-        return "none"
-
-    @property
     def lost(self) -> bool:
         return self.client.lost
 
     @property
-    def message_lane(self) -> str:
-        return self.messages.name
+    def in_messages(self) -> Lane:
+        return self.messages
+
+    @property
+    def for_cells(self) -> Lane:
+        return self.messages
+
+    def read(self, reply: Reply) -> tuple[ResponseHeader, list[Buffer]]:
+        return self.messages.read(reply)
 
     async def cross(
-        self, header: RequestHeader, parts: Sequence[memoryview], subshell: str | None
+        self,
+        header: RequestHeader,
+        parts: Sequence[memoryview],
+        subshell: str | None,
+        outputs: OutputHandler | None = None,
     ) -> tuple[ResponseHeader, list[Buffer]]:
         reply, frames = await self.client.ask(header, parts)
         return reply, [] if isinstance(frames, UnmappedSegment) else list(frames)
@@ -87,13 +96,17 @@ class DirectLane(Lane):
         """Return whether the socket thread may serve it: it evaluates no expression of the user."""
         return header["op"] in FOR_THREAD or _request.may_batch(header)
 
-    def can_send_now(self, header: Mapping[str, Any]) -> bool:
-        return self.serves_beside_cells(header) and not (
-            self.transport.dispatcher.queued or self.client.at_work
-        )
+    def can_carry_now(self, header: Mapping[str, Any]) -> bool:
+        client = self.client
+        return not (
+            client.at_work or client.lost or self.transport.dispatcher.queued
+        ) and self.serves_beside_cells(header)
 
     async def carry(self, request: Request) -> Response:
         """Send one request; return its response, or the beginning of it.
+
+        The socket thread would overtake a message that is still queued, and that was sent first
+        and has to take effect first. So a request goes behind it, to the main thread.
 
         Raises:
             KernelRestarted: the socket thread had ended before; nothing was done.
@@ -103,25 +116,12 @@ class DirectLane(Lane):
         header, now = request.header, request.header.get("now")
         if self.lost:
             await self._raise_lost("nothing was sent")
-        # A message that is still queued was sent first and has to take effect first. The socket
-        # thread would overtake it, so this request then goes behind it, to the main thread.
         if self.serves_beside_cells(header) and (now or not self.transport.dispatcher.queued):
             if not now:
                 # One request at a time: a stopped kernel has one to do when it continues, and
                 # whatever the caller gave up takes effect before this one.
                 await self._drain()
-            try:
-                reply = await self._or_reason(self._send(request, header))
-            except BaseException:
-                self.forget(header)  # the remote part may have stored it, if a cell runs
-                raise
-            if reply is None:
-                return await self._by_messages(request)
-            if "busy" not in reply[0]:
-                return self._track(await self._open(request, reply))
-            # A cell runs. The thread has stored the frames and done nothing; the main thread
-            # binds or fetches the names when the cell is done.
-            return await self._in_main_thread(request, ())
+            return await self.carry_now(request)
         # The request runs a user's code, or has to wait behind a message. Large frames go ahead in
         # shared memory; small ones go in the message, which costs no second round trip.
         if request.nbytes < SHARE_FROM:
@@ -136,6 +136,27 @@ class DirectLane(Lane):
                 return await self._by_messages(request)
             raise_error(reply[0], ())
             return await self._in_main_thread(request, ())
+
+    async def carry_now(self, request: Request) -> Response:
+        """Have the socket thread serve a request; see ``carry``."""
+        header = request.header
+        try:
+            reply = await self._send(request, header)
+        except SocketLost:
+            self.forget(header)
+            await self._raise_no_reply()
+        except BaseException:
+            if not request.dropped:
+                self.forget(header)  # the remote part may have stored it, if a cell runs
+            raise
+        if reply is None:
+            return await self._by_messages(request)
+        if "busy" in reply[0]:
+            # A cell runs. The thread has stored the frames and done nothing; the main thread
+            # binds or fetches the names when the cell is done.
+            return await self._in_main_thread(request, ())
+        response = await self._open(request, reply)
+        return self._track(response) if response.is_partial else response
 
     async def _in_main_thread(self, request: Request, frames: Sequence[memoryview]) -> Response:
         """Have the main thread serve a request in a message.
@@ -157,7 +178,7 @@ class DirectLane(Lane):
             }
             if frames:  # in a message they need the digest of the wire that carries it
                 header = {**header, "digest": _frames.digest(self.messages.digest, frames)}
-            reply, _ = await self.messages.cross(header, frames, request.subshell)
+            reply, _ = await self.messages.cross(header, frames, request.subshell, request.outputs)
             inbox = open_response(reply, request.limit)
         return self._track(Response(reply, request, inbox, lane=self.name))
 
@@ -170,10 +191,10 @@ class DirectLane(Lane):
             BridgeError: the error that the response reports.
         """
         request = response.request
-        if response.header.get("digest") == "none:" and response.is_partial:
+        if response.is_partial and response.header.get("digest") == "none:":
             fetch: RequestHeader = {**request.header, "op": "next_chunk", "sizes": []}
             with self.forgetting_on_error(request):
-                reply, parts = await self._or_reason(self.client.ask(fetch))
+                reply, parts = await self._ask(fetch)
                 try:
                     raise_error(reply, ())
                 except (KernelRestarted, IntegrityError) as error:
@@ -249,18 +270,23 @@ class DirectLane(Lane):
 
         The result is None if there is no memory to share, or if the kernel cannot map it.
         """
-        if request.nbytes < SHARE_FROM:
-            return await self.client.ask(header, request.frames)
-        segment = request.payload.segment
-        if segment is not None:
-            segment.pool.lease(segment)
+        if sum(header["sizes"]) < SHARE_FROM:
+            asked = self.client.ask(header, request.payload.frames)
         else:
-            segment = await copy_to_segment(self.client.pool, request.frames, request.report)
-        if segment is None:
-            self._warn_once("there is no memory to share; large objects cross as messages")
-            return None
-        self.client.channel.lease_out(segment)
-        reply = await self.client.ask(header, (), segment)
+            segment = request.payload.segment
+            if segment is not None:
+                segment.pool.lease(segment)
+            else:
+                segment = await copy_to_segment(self.client.pool, request.frames, request.report)
+            if segment is None:
+                self._warn_once("there is no memory to share; large objects cross as messages")
+                return None
+            self.client.channel.lease_out(segment)
+            asked = self.client.ask(header, (), segment)
+        try:
+            reply = await asked
+        finally:
+            request.dropped = isinstance(asked, QueuedReply) and not asked.was_sent
         if reply[0].get("unmapped"):
             self._warn_once("the kernel cannot map shared memory; large objects cross as messages")
             return None
@@ -268,11 +294,16 @@ class DirectLane(Lane):
 
     async def _by_messages(self, request: Request) -> Response:
         """Carry the whole request and its response without shared memory."""
-        payload = await asyncio.to_thread(request.payload.signed, self.messages.digest)
+        payload = await in_thread(request.payload.signed, self.messages.digest)
         fields: Any = self.messages.fields()
         header: RequestHeader = {**request.header, **fields, "digest": payload.digest}
+        limit = request.limit
+        if header["op"] == "batch":  # the kernel fills a message of the other lane
+            limit = self.messages.reply_chunk
         await self._drain()
-        return await self.messages.carry(replace(request, header=header, payload=payload))
+        return await self.messages.carry(
+            replace(request, header=header, payload=payload, limit=limit)
+        )
 
     # ------------------------------------------------------------ from the kernel
 
@@ -285,42 +316,49 @@ class DirectLane(Lane):
             unmapped: RequestHeader = {**request.header, "op": "unmapped"}
             unmapped["sizes"], unmapped["segment"] = header["sizes"], frames.number
             frames.number = 0  # the remote part takes the segment back
-            kept, _ = await self._or_reason(self.client.ask(unmapped))
+            kept, _ = await self._ask(unmapped)
             raise_error(kept, ())
             header, frames = {**header, **kept}, []
-        response = Response(header, request, open_response(header, request.limit), lane=self.name)
+        if not frames and header["sizes"]:  # the kernel keeps them
+            inbox = open_response(header, request.limit)
+            return Response(header, request, inbox, lane=self.name)
+        whole = whole_response(header, frames, request.limit)
+        response = Response(header, request, whole, lane=self.name)
         if not frames:
             return response
         maps = self.client.channel.maps
         if request.unread:
             maps.cold.clear()
         elif maps.cold:  # a thread maps the pages; the caller need not wait for it
-            asyncio.get_running_loop().run_in_executor(None, maps.populate)
+            in_thread(maps.populate)
         if not request.trusted:
             # The kernel can still write to this memory. Data is read from a copy, so that it
             # does not change between its check and its use.
             try:
-                frames = await asyncio.to_thread(_frames.private_copy, frames)
+                whole.frames = await in_thread(_frames.private_copy, frames)
             except MemoryError as error:
                 raise no_memory(error) from error
-        response.inbox = CompleteTransfer(response.inbox.sizes, frames)
         return response
 
-    async def _or_reason(self, reply: Awaitable[T]) -> T:
-        """Await a reply of the socket thread, or raise why there is none.
+    async def _ask(self, header: RequestHeader) -> SocketReply:
+        """Ask the socket thread for something without frames; raise why there is no reply."""
+        try:
+            return await self.client.ask(header)
+        except SocketLost:
+            await self._raise_no_reply()
+
+    async def _raise_no_reply(self) -> NoReturn:
+        """Raise why a request that was sent has no reply.
 
         Raises:
             BridgeError: the kernel ended, was restarted or was lost, as the transport reports it.
             ReplyLost: the socket thread ended, and the kernel did not.
         """
-        try:
-            return await reply
-        except SocketLost:
-            await self.transport.find_cause()
-            raise ReplyLost(
-                "the kernel's socket thread ended before it replied; the request may or may not "
-                "have run"
-            ) from None
+        await self.transport.find_cause()
+        raise ReplyLost(
+            "the kernel's socket thread ended before it replied; the request may or may not have "
+            "run"
+        ) from None
 
     def _warn_once(self, warning: str) -> None:
         if not self._warned:
@@ -347,9 +385,8 @@ async def copy_to_segment(
             for _ in steps:
                 pass
             return segment
-        loop = asyncio.get_running_loop()
         while True:
-            step = loop.run_in_executor(None, next, steps, None)
+            step = in_thread(next, steps, None)
             done = await asyncio.shield(step)
             if done is None:
                 return segment
@@ -360,6 +397,7 @@ async def copy_to_segment(
     except BaseException:
         if step is None or step.done():
             pool.give_back(segment)
-        else:  # a thread still writes into the segment
+        else:  # a thread still writes into the segment, or fails because the pool is closed
+            step.add_done_callback(retrieve_exception)
             step.add_done_callback(lambda _: pool.give_back(segment))
         raise

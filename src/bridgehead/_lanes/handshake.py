@@ -8,10 +8,11 @@ what it means for the caller, belongs to ``_connection.remote``.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -27,9 +28,11 @@ from bridgehead._protocol.payload import EMPTY
 from bridgehead._protocol.raising import as_object, as_strings, as_text, raise_error
 from bridgehead._protocol.response import greeting
 from bridgehead._protocol.results import Info
-from bridgehead._shipped.wire.slabs import segments_supported
+from bridgehead._shipped.wire.header import RequestHeader, ResponseHeader
+from bridgehead._shipped.wire.slabs import shared_memory
 from bridgehead._transports.base import Transport
 from bridgehead._transports.evidence import LocalProcess
+from bridgehead._transports.tasks import retrieve_exception
 
 LaneName = Literal["auto", "direct", "buffers", "inline"]
 MESSAGE_LANES: dict[str, type[Lane]] = {lane.name: lane for lane in (BuffersLane, InlineLane)}
@@ -57,6 +60,7 @@ class Greeting:
         orphans: idle subshells whose bridge has ended, or has not used them for ten minutes.
         in_main_thread: whether cells run in the main thread of the process, which a signal reaches.
         guards_cells: whether the remote part can interrupt one cell and no other.
+        serves_control: whether it serves requests on the control channel.
     """
 
     lane: Lane
@@ -67,6 +71,7 @@ class Greeting:
     orphans: list[str]
     in_main_thread: bool
     guards_cells: bool
+    serves_control: bool
 
 
 class Handshake:
@@ -74,11 +79,20 @@ class Handshake:
 
     ``wanted`` is the lane that the caller asked for, ``pool`` the share of the free memory that a
     direct lane may take. With ``proof``, the kernel is asked to prove whose process it is even if
-    there is no direct lane.
+    there is no direct lane. ``trusts`` returns whether the kernel is trusted, by its proof.
     """
 
-    def __init__(self, transport: Transport, wanted: LaneName, pool: float, *, proof: bool) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        wanted: LaneName,
+        pool: float,
+        *,
+        proof: bool,
+        trusts: Callable[[bool | None], bool],
+    ) -> None:
         self._transport, self._wanted, self._pool, self._proof = transport, wanted, pool, proof
+        self._trusts = trusts
 
     async def greet(self) -> Greeting:
         """Install the remote part or find it installed, and choose the lane.
@@ -88,30 +102,34 @@ class Handshake:
             NotSupported: the lane that the caller asked for does not work with this kernel.
         """
         transport = self._transport
-        kernel = _kernel_name(transport.kernel_info)
-        language = as_object(transport.kernel_info.get("language_info")).get("name")
-        if language != "python":
-            raise UnsupportedKernel(
-                f"{kernel} is a kernel for {as_text(language)}; bridgehead needs a Python kernel"
-            )
-        transport.dispatcher.narrow(transport.quirks.window)
+        if transport.kernel_info:
+            self._require_python()
         no_lane = self._no_direct_lane()
         with self._listening(no_lane) as listener:
             offer = None if isinstance(listener, str) else listener.offer(lane=not no_lane)
             signed = EMPTY.signed(transport.digest)
             header = _request.header("hello", signed, epoch="", direct=offer)
+            # No task of the transport: closing would cancel it, and with it the caller.
+            asking = asyncio.ensure_future(self._ask(header))
+            asking.add_done_callback(retrieve_exception)
             try:
-                reply, buffers = await hello(transport, header)
-            except UnsupportedKernel as error:
-                raise UnsupportedKernel(f"{kernel}: {error}") from None
+                await transport.introduced()
+                kernel = self._require_python()
+                transport.dispatcher.narrow(transport.quirks.window)
+                try:
+                    reply, buffers = await asking
+                except UnsupportedKernel as error:
+                    raise UnsupportedKernel(f"{kernel}: {error}") from None
+            finally:
+                asking.cancel()
             raise_error(reply, ())
             reply = greeting(reply)
             transport.local_process = LocalProcess.find(reply.get("on_machine"))
             if self._wanted == "buffers" and not buffers:
-                raise NotSupported(f"{kernel} does not pass message buffers; use lane='inline'")
+                raise NotSupported(f"{self._who_drops_buffers(kernel)}; use lane='inline'")
             why_not = {}
             if not buffers and self._wanted != InlineLane.name:
-                why_not[BuffersLane.name] = f"{kernel} does not pass message buffers"
+                why_not[BuffersLane.name] = self._who_drops_buffers(kernel)
             lane = self._message_lane(buffers)
             lane.note_sums(reply)
             if isinstance(listener, str):
@@ -121,7 +139,7 @@ class Handshake:
                 proven = sock is not None
                 why = line(reply["direct"] or "", 200)  # the kernel may send anything
                 unproven = "" if proven else why or "the kernel's connection did not arrive"
-                no_lane = no_lane or unproven or why
+                no_lane = no_lane or unproven or why or self._unsafe(reply["memory"], proven)
                 lane = self._direct_or(lane, listener, sock, reply["files"], no_lane)
             if self._wanted not in MESSAGE_LANES and not isinstance(lane, DirectLane):
                 self._report(no_lane or unproven, why_not)
@@ -152,7 +170,40 @@ class Handshake:
             orphans,
             in_main_thread=reply.get("in_main_thread") is not False,
             guards_cells=reply.get("guards_cells") is True,
+            serves_control=reply.get("serves_control") is True and transport.pushes,
         )
+
+    async def _ask(self, header: RequestHeader) -> tuple[ResponseHeader, bool]:
+        reply, buffers = await hello(self._transport, header)
+        self._transport.introduce(reply.get("kernel_info"))
+        return reply, buffers
+
+    def _who_drops_buffers(self, kernel: str) -> str:
+        """Say which program is to blame for buffers that did not arrive.
+
+        ipykernel passes them in all versions (6.29 to 7.4, measured). A server that itself asks a
+        gateway loses its own connection when a binary message comes, so none is sent.
+        """
+        url = self._transport.url
+        if url is None:
+            return f"{kernel} does not pass message buffers"
+        server = f"the server at {url}, or a proxy before it,"
+        if not self._transport.binary:
+            return f"{server} passes no binary messages"
+        if self._transport.kernel_info.get("implementation") == "ipython":
+            return f"{server} drops the buffers of messages, which {kernel} would pass"
+        return f"{kernel}, or the server at {url}, does not pass message buffers"
+
+    def _require_python(self) -> str:
+        """Return what to call the kernel; raise ``UnsupportedKernel`` unless it runs Python."""
+        kernel_info = self._transport.kernel_info
+        kernel = _kernel_name(kernel_info)
+        language = as_object(kernel_info.get("language_info")).get("name")
+        if language != "python":
+            raise UnsupportedKernel(
+                f"{kernel} is a kernel for {as_text(language)}; bridgehead needs a Python kernel"
+            )
+        return kernel
 
     def _message_lane(self, buffers: bool) -> Lane:
         """Return the lane for what crosses in messages; ``buffers`` is whether they arrive."""
@@ -167,7 +218,7 @@ class Handshake:
         if not self._transport.direct:
             name = self._transport.name
             return f"the {name} transport cannot reach the kernel's process directly"
-        return "" if segments_supported() else "this system or this Python has no memfd with seals"
+        return "" if shared_memory() else "this system or this Python has no memory to share"
 
     @contextlib.contextmanager
     def _listening(self, no_lane: str) -> Iterator[SocketListener | str]:
@@ -186,6 +237,15 @@ class Handshake:
                 yield listener
             finally:
                 listener.close()
+
+    def _unsafe(self, memory: str, proven: bool) -> str:
+        """Return why memory cannot be shared with a kernel that has this kind; else an empty text.
+
+        The kernel could truncate plain memory, which would end this process.
+        """
+        if (memory == shared_memory() == "sealed") or self._trusts(proven):
+            return ""
+        return "the kernel is not trusted, and this system has no memory that cannot be truncated"
 
     def _direct_or(
         self,

@@ -13,10 +13,11 @@ from collections.abc import Sequence
 from bridgehead._errors import ProtocolError, ReplyLost
 from bridgehead._lanes.base import Lane
 from bridgehead._protocol.bootstrap import expression
-from bridgehead._protocol.request import execute_content
+from bridgehead._protocol.request import OutputHandler, execute_content
 from bridgehead._protocol.response import response_header
 from bridgehead._shipped.wire.digest import Buffer
 from bridgehead._shipped.wire.header import RequestHeader, ResponseHeader
+from bridgehead._transports.dispatch import Reply
 
 
 class InlineLane(Lane):
@@ -27,11 +28,17 @@ class InlineLane(Lane):
     reply_chunk = chunk
 
     async def cross(
-        self, header: RequestHeader, parts: Sequence[memoryview], subshell: str | None
+        self,
+        header: RequestHeader,
+        parts: Sequence[memoryview],
+        subshell: str | None,
+        outputs: OutputHandler | None = None,
     ) -> tuple[ResponseHeader, list[Buffer]]:
         data = base64.b64encode(b"".join(parts)).decode("ascii")
         content = execute_content(expression(self.name, header, data))
-        reply = await self.transport.dispatcher.request(content, subshell=subshell, repeatable=True)
+        return self.read(await self.send_message(content, (), subshell, outputs))
+
+    def read(self, reply: Reply) -> tuple[ResponseHeader, list[Buffer]]:
         reply_header = response_header(reply.content)
         try:
             part = base64.b64decode(reply_header.get("data", ""), validate=True)

@@ -4,7 +4,7 @@ Rule: a source kernel leases a segment to this process. This process leases the 
 target kernel, under another number; it neither reads nor copies the memory. When the target gives
 the segment back, this process gives it back to the source. It reports the segment as tainted if
 the target did, or if the target was lost before. A part of a shared slab is not leased on: the
-target would see the other objects in it.
+target would see the other objects in it. Nor is memory without seals: the target could truncate it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class RelayPool(Pool):
         sizes alone.
         """
         mapping = mapped(frames[0]) if frames else None
-        if mapping is None or mapping.private or mapping.is_shared:
+        if mapping is None or mapping.private or mapping.is_shared or not mapping.sealed:
             return None
         with self._lock:
             segment = self._known.get(mapping)

@@ -27,10 +27,19 @@ SHIPPED = (  # in this order, they become one module in the kernel
     "wire/header.py",
     "wire/names.py",
     "wire/classes.py",
+    "wire/libraries.py",
+    "wire/large.py",
+    "wire/pickling.py",
+    "wire/functions.py",
+    "wire/excerpt.py",
+    "reducers/standard.py",
     "reducers/numpy.py",
+    "reducers/jax.py",
+    "reducers/arrow_memory.py",
+    "reducers/pillow.py",
+    "reducers/polars.py",
     "reducers/pyarrow.py",
     "reducers/torch.py",
-    "wire/pickling.py",
     "wire/limits.py",
     "wire/process.py",
     "wire/slabs.py",
@@ -41,11 +50,21 @@ SHIPPED = (  # in this order, they become one module in the kernel
     "remote/cell_guard.py",
     "remote/kernel.py",
     "remote/inspection.py",
+    "remote/preview.py",
     "remote/namespace.py",
     "remote/replay.py",
     "remote/orphans.py",
+    "remote/coroutines.py",
+    "remote/resources.py",
+    "remote/kept.py",
+    "remote/tasks.py",
+    "remote/iterations.py",
+    "remote/maps.py",
     "remote/operations.py",
+    "remote/output_limit.py",
+    "remote/staging.py",
     "remote/subscriptions.py",
+    "remote/callbacks.py",
     "remote/server.py",
     "remote/entry.py",
 )
@@ -68,14 +87,12 @@ def _source(name: str) -> str:
 
 
 @cache
-def remote_frames() -> list[bytes]:
-    """Return the two buffers of the first request: the remote module without its bootstrap.
+def remote_code() -> bytes:
+    """Return the code objects of the remote module without its bootstrap, as a buffer.
 
-    One has code objects, for a kernel with the same bytecode: compiling took 10 ms of the first
-    handshake. The other one has the sources, with a null character between two of them.
+    It is for a kernel with the same bytecode: compiling took 10 ms of the first handshake.
     """
-    code = tuple(_code(name) for name in SHIPPED[1:])
-    return [marshal.dumps(code), "\0".join(remote_source()[1][1:]).encode()]
+    return marshal.dumps(tuple(_code(name) for name in SHIPPED[1:]))
 
 
 def _code(name: str) -> CodeType:
@@ -92,15 +109,14 @@ def _with_filename(code: CodeType) -> CodeType:
 
 
 @cache
-def _rest_of_source(in_buffers: bool) -> tuple[list[str], list[str], str]:
+def _rest_of_source(in_buffer: bool) -> tuple[list[str], str, str]:
     """Return the arguments with which the bootstrap finds the rest of the remote module.
 
-    They are the sources themselves, or the digests of the buffers that have them.
+    They are the sources themselves, or the digest of the buffer that has the code objects.
     """
-    if not in_buffers:
-        return remote_source()[1][1:], [], ""
-    digests = [hashlib.sha256(frame).hexdigest() for frame in remote_frames()]
-    return [], digests, compiler()
+    if not in_buffer:
+        return remote_source()[1][1:], "", ""
+    return [], hashlib.sha256(remote_code()).hexdigest(), compiler()
 
 
 @cache
@@ -134,20 +150,21 @@ def expression(
     data: str = "",
     *,
     install: bool = False,
-    in_buffers: bool = False,
+    in_buffer: bool = False,
 ) -> str:
     """Return the Python expression with which the remote part serves one message of a request.
 
     With ``install`` the expression first installs the remote module where it is missing. The
-    expression carries all of its source. With ``in_buffers`` the buffers of ``remote_frames`` carry
-    it; if they do not arrive, the response reports that the remote module is missing.
+    expression carries all of its source. With ``in_buffer`` the buffer ``remote_code`` carries it.
+    If that does not arrive, or is the bytecode of another Python, the response reports that the
+    remote module is missing.
     """
     name, sources = remote_source()
     remote = f"{SYS}.modules[{name!r}]"
     if install:
         remote = (
             f"{_INSTALL}({SYS}, {SYS}.modules['builtins'], {name!r}, {sources[0]!r}, "
-            f"(lambda: 0).__globals__, {_rest_of_source(in_buffers)!r})"
+            f"(lambda: 0).__globals__, {_rest_of_source(in_buffer)!r})"
         )
     text = json.dumps(header)
     return f"{remote}.enter((lambda: 0).__globals__, {lane!r}, {text!r}, {data!r})"

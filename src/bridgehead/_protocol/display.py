@@ -8,8 +8,10 @@ widgets may run code where they are shown, so their names are shown in their pla
 
 from __future__ import annotations
 
+import importlib
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from bridgehead._errors import harmless
@@ -75,6 +77,24 @@ def shown_output(output: Mapping[str, Any], trust: str) -> dict[str, Any]:
         count = output.get("execution_count")
         made["execution_count"] = count if type(count) is int else None
     return made
+
+
+def show_outputs(outputs: Iterable[Mapping[str, Any]], trust: str, otherwise: str) -> None:
+    """Show outputs in this IPython, in their order; print ``otherwise`` if there is none."""
+    display: Any = importlib.import_module("IPython.display").display  # IPython calls this
+
+    nothing = True
+    for output in outputs:
+        one, nothing = shown_output(output, trust), False
+        kind = one.get("output_type")
+        if kind == "stream":
+            (sys.stderr if one["name"] == "stderr" else sys.stdout).write(str(one["text"]))
+        elif kind == "error":
+            sys.stderr.write("\n".join([*map(str, one.get("traceback") or ()), ""]))
+        else:
+            display(one.get("data"), metadata=one.get("metadata"), raw=True)
+    if nothing:
+        sys.stdout.write(f"{otherwise}\n")
 
 
 def _joined(text: Any) -> str | None:

@@ -11,22 +11,21 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import ModuleType
 from typing import Any
-
-import cloudpickle
-from cloudpickle.cloudpickle import list_registry_pickle_by_value
 
 from bridgehead._errors import (
     DecodeError,
     EncodeError,
     IncompatiblePython,
     MissingInKernel,
+    NameNotFound,
     ProtocolError,
     UntrustedPayload,
 )
 from bridgehead._protocol.raising import too_large
+from bridgehead._shipped import reducers as _reducers  # noqa: F401 - they fill a table
 from bridgehead._shipped.wire import pickling
 from bridgehead._shipped.wire.digest import LEAF, Buffer
 from bridgehead._shipped.wire.errors import TooLarge, WireError
@@ -37,9 +36,9 @@ from bridgehead._shipped.wire.segments import Segment
 TWO_THREADS = 4 * LEAF  # bytes from which on two threads compute the digest
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)  # making a frozen one takes five times as long
 class Payload:
-    """The frames of a pickled object, their digest, and what they need in the kernel.
+    """The frames of a pickled object, their digest, and what they need in the kernel; constant.
 
     Attributes:
         python: the Python version of the code in it.
@@ -94,15 +93,15 @@ def empty(algorithm: str) -> Payload:
     return EMPTY.signed(algorithm)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class PayloadSource:
-    """The object to pickle for one request, and the options.
+    """The object to pickle for one request, and the options; constant.
 
     Attributes:
         values: the object.
         parts: its parts by name, for the error message.
         by_value: modules that are shipped by value.
-        refs: reduces a reference to an object in the kernel; returns None for anything else.
+        refs: the functions that reduce references to objects in the kernel, by their types.
         limit: the most bytes that may cross; None for no limit.
         data: whether the kernel opens nothing but data.
     """
@@ -110,39 +109,70 @@ class PayloadSource:
     values: Any
     parts: Mapping[str, Any]
     by_value: Sequence[ModuleType] = ()
-    refs: Callable[[Any], Any] | None = None
+    refs: Mapping[type, Callable[[Any], Any]] | None = None
     limit: int | None = None
     data: bool = False
 
-    def is_small(self) -> bool:
-        """Return whether pickling is too short to be worth a thread.
+    def pack_small(self, algorithm: str) -> Payload | None:
+        """Return the payload, signed, of a few plain objects; None for all others.
 
-        Such values are a few plain objects. Pickling them runs no code of the user's.
+        That is too short to be worth a thread, and runs no code of the user's.
         """
-        return not self.by_value and pickling.is_small(self.values)
+        summed = self.data or algorithm != "none"
+        if self.by_value or not pickling.is_small(self.values, summed=summed):
+            return None
+        if self.data:
+            return self.pack(algorithm)
+        try:
+            frames = pickling.encode_small(self.values)
+        except RecursionError:  # ``pack`` reports it, with the path
+            return None
+        payload = Payload(frames, digest=digest(algorithm, frames))
+        self._check(payload)
+        return payload
 
-    def pack(self, algorithm: str, *, small: bool = False) -> Payload:
-        """Return the payload, signed; ``small`` is what ``is_small`` returned.
+    def pack(self, algorithm: str) -> Payload:
+        """Return the payload, signed.
 
         Any thread may call this; an event loop in another thread keeps running meanwhile.
         """
-        payload = self._encoded_small(algorithm) if small and not self.data else None
         if self.data:
             payload = encode_data(self.values, self.parts)
-        elif payload is None:
+        else:
             payload = encode(
                 self.values, self.parts, by_value=self.by_value, refs=self.refs, limit=self.limit
             )
+        self._check(payload)
+        return payload.signed(algorithm)
+
+    def _check(self, payload: Payload) -> None:
         if self.limit is not None and payload.nbytes > self.limit:
             raise too_large(payload.nbytes, self.limit)
-        return payload if payload.digest else payload.signed(algorithm)
 
-    def _encoded_small(self, algorithm: str) -> Payload | None:
-        try:
-            frames = pickling.encode_small(self.values)
-        except RecursionError:  # ``encode`` reports it, with the path
-            return None
-        return Payload(frames, digest=digest(algorithm, frames))
+
+@dataclass(slots=True, eq=False)
+class SharedSource(PayloadSource):
+    """The object of a request that several kernels get: unless it is small, it is pickled once.
+
+    Attributes:
+        error: why it cannot be pickled, for whichever kernel.
+    """
+
+    error: Exception | None = None
+    _payload: Payload | None = None
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def pack(self, algorithm: str) -> Payload:
+        with self._lock:
+            if self.error is not None:
+                raise self.error
+            try:
+                payload = self._payload or PayloadSource.pack(self, algorithm)
+            except Exception as error:
+                self.error = error
+                raise
+            self._payload = payload
+        return payload if payload.is_signed(algorithm) else payload.signed(algorithm)
 
 
 class _PicklingLock:
@@ -183,6 +213,12 @@ def _by_value(modules: Sequence[ModuleType]) -> Iterator[None]:
     if isinstance(modules, ModuleType) or not all(isinstance(m, ModuleType) for m in modules):
         raise TypeError("by_value takes a list of modules, as in by_value=[mymodule]")
     with _registry.take(exclusive=bool(modules)):
+        if not modules:
+            yield
+            return
+        import cloudpickle  # few programs need it here, and it takes 3 ms
+        from cloudpickle.cloudpickle import list_registry_pickle_by_value
+
         added = [m for m in modules if m.__name__ not in list_registry_pickle_by_value()]
         try:
             for module in added:
@@ -199,7 +235,7 @@ def encode(
     parts: Mapping[str, Any],
     *,
     by_value: Sequence[ModuleType] = (),
-    refs: Callable[[Any], Any] | None = None,
+    refs: Mapping[type, Callable[[Any], Any]] | None = None,
     limit: int | None = None,
 ) -> Payload:
     """Pickle ``values`` into a payload; see ``PayloadSource`` for the arguments.
@@ -208,24 +244,26 @@ def encode(
         EncodeError: a part of the object cannot be pickled; ``path`` names it.
         PayloadTooLarge: the payload has more than ``limit`` bytes.
         ValueError: ``refs`` raised it, for a ref of another bridge.
+        NameNotFound: ``refs`` raised it, for a ref whose object was freed.
     """
     used, wrong = False, None
 
-    def reduce(value: Any) -> Any:
-        nonlocal used, wrong
-        try:
-            reduced = refs(value) if refs is not None else None
-        except ValueError as error:
-            wrong = error
-            raise
-        used = used or reduced is not None
-        return reduced
+    def noting(reduce: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def reduce_ref(ref: Any) -> Any:
+            nonlocal used, wrong
+            used = True
+            try:
+                return reduce(ref)
+            except (ValueError, NameNotFound) as error:
+                wrong = error
+                raise
 
+        return reduce_ref
+
+    reducers = {kind: noting(reduce) for kind, reduce in (refs or {}).items()}
     with _by_value(by_value):
         try:
-            frames, carries_code = pickling.encode(
-                values, reduce if refs is not None else None, limit
-            )
+            frames, carries_code = pickling.encode(values, reducers, limit)
         except TooLarge as error:
             raise too_large(error.nbytes, limit) from None
         except Exception as error:

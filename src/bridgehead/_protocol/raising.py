@@ -23,7 +23,7 @@ from bridgehead._errors import (
     ReplyLost,
     UntrustedPayload,
 )
-from bridgehead._shipped.wire.header import PYTHON
+from bridgehead._shipped.wire.header import KEPT, PYTHON
 from bridgehead._shipped.wire.pickling import decode
 
 MOST_MISSING = 1000  # names in the error for names that are not defined
@@ -86,6 +86,12 @@ def raise_error(
         names = as_strings(error.get("names"))[:MOST_MISSING]
         close = as_strings(error.get("close"))[:MOST_MISSING]
         hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else ""
+        if names and names[0].startswith(KEPT):
+            raise NameNotFound(
+                "the object of a ref is not in the kernel any more: it was freed, or the kernel "
+                "was restarted",
+                names=names,
+            )
         listed, verb = ", ".join(map(repr, names)), "is" if len(names) == 1 else "are"
         raise NameNotFound(f"{listed} {verb} not defined in the kernel{hint}", names=names)
     if kind == "missing":

@@ -13,17 +13,33 @@ import os
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from bridgehead._protocol.payload import EMPTY, Payload
-from bridgehead._shipped.wire.header import BATCHABLE, PROTOCOL, PYTHON, RequestHeader
+from bridgehead._shipped.wire.header import BATCHABLE, ENTRY, PROTOCOL, PYTHON, RequestHeader
 
 _ID_PREFIX = f"{uuid.uuid4().hex}-"  # makes the ids of requests unique across processes
 _numbers = itertools.count()
-KEY = "bridgehead"  # the name of the one entry in user_expressions
+KEY = ENTRY
 
 
-@dataclass(slots=True)
+class OutputHandler(Protocol):
+    """Takes the outputs of a request that runs the caller's code.
+
+    Attributes:
+        lasting: whether outputs follow the end of the request, until ``Dispatcher.unlisten``.
+    """
+
+    lasting: bool
+
+    def feed(self, message: Any) -> object:
+        """Take one iopub message of the request."""
+
+    def reply(self, request: str) -> object:
+        """Take the id of the message that was replied to."""
+
+
+@dataclass(slots=True, eq=False)
 class Request:
     """One operation on its way to the kernel.
 
@@ -34,6 +50,8 @@ class Request:
         trusted: whether an exception in the response may be unpickled; not by default.
         unread: whether the response goes on to another kernel and is not read in this process.
         delivered: whether the remote part has the frames already, from a broadcast.
+        dropped: whether its caller gave up before it was sent, so that it never will be.
+        outputs: takes the outputs of the message that has it run; None if no caller wants them.
     """
 
     header: RequestHeader
@@ -43,6 +61,8 @@ class Request:
     trusted: bool = False
     unread: bool = False
     delivered: bool = False
+    dropped: bool = False
+    outputs: OutputHandler | None = None
 
     @property
     def frames(self) -> Sequence[memoryview]:

@@ -23,8 +23,10 @@ from bridgehead._errors import (
     UnsupportedKernel,
 )
 from bridgehead._protocol.bootstrap import remote_source
+from bridgehead._protocol.formatting import line
 from bridgehead._protocol.raising import as_object, as_text, remote_error, too_large
 from bridgehead._protocol.request import KEY, Request
+from bridgehead._protocol.results import Name, Names
 from bridgehead._shipped.wire.digest import Buffer
 from bridgehead._shipped.wire.errors import TooLarge, WireError
 from bridgehead._shipped.wire.header import MIME, ResponseHeader, fits, kinds
@@ -33,6 +35,7 @@ from bridgehead._shipped.wire.transfer import CompleteTransfer, Inbox
 # Characters of a response header. The inline lane puts a chunk in it, 6 MiB in base64; a list of
 # 100,000 names takes 10 MB.
 HEADER_LIMIT = 1 << 25
+MAX_PREVIEW = 200  # characters
 MAX_NAMES = 100_000  # in a response; their table takes a second
 ERROR_LIMIT = 1 << 20  # bytes that an error may have; the caller's max_bytes is for values
 NO_SUBSHELL = "UnknownSubshellError"  # the name of ipykernel's error
@@ -47,7 +50,7 @@ class SubshellDeleted(BridgeError):
     """The kernel has no subshell of the request's id any more; nothing was done."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Response:
     """The response to a request, or the beginning of it.
 
@@ -137,6 +140,31 @@ def check_fields(header: ResponseHeader, operation: str, *fields: str) -> None:
         raise ProtocolError(f"the response to {operation} has more than {MAX_NAMES:,} names")
 
 
+def names_in(header: ResponseHeader, operation: str) -> Names:
+    """Return the names that a response describes.
+
+    Raises:
+        ProtocolError: they are missing or malformed.
+    """
+    check_fields(header, operation, "names")
+    return Names(
+        Name(
+            item["name"],
+            item["type"],
+            None if item["shape"] is None else tuple(item["shape"]),
+            item["len"],
+            item["bytes"],
+            _preview(item.get("preview")),
+        )
+        for item in header["names"]
+    )
+
+
+def _preview(text: str | None) -> str | None:
+    """Return a preview as one line that controls no terminal; the kernel may send any text."""
+    return None if text is None else line(text, MAX_PREVIEW)
+
+
 def greeting(header: ResponseHeader) -> ResponseHeader:
     """Return the response to the handshake, checked.
 
@@ -144,7 +172,16 @@ def greeting(header: ResponseHeader) -> ResponseHeader:
         ProtocolError: a field is missing or of the wrong kind.
     """
     fields = "epoch", "python", "executable", "versions", "pid", "cwd", "orphans", "direct"
-    check_fields(header, "the handshake", *fields, "files", "in_main_thread", "guards_cells")
+    check_fields(
+        header,
+        "the handshake",
+        *fields,
+        "files",
+        "memory",
+        "in_main_thread",
+        "guards_cells",
+        "serves_control",
+    )
     if len(header["python"]) != len(sys.version_info[:3]):
         raise ProtocolError("the Python version in the handshake does not have three numbers")
     return header
@@ -165,6 +202,19 @@ def open_response(header: ResponseHeader, limit: int | None = None) -> Inbox:
         raise too_large(error.nbytes, limit) from None
     except (KeyError, TypeError, WireError) as error:
         raise ProtocolError(f"the response header has no valid frame sizes: {error!r}") from error
+
+
+def whole_response(
+    header: ResponseHeader, frames: Sequence[memoryview], limit: int | None = None
+) -> CompleteTransfer:
+    """Return the frames of a response, which need no check.
+
+    Raises:
+        PayloadTooLarge: the frames have more than ``limit`` bytes.
+    """
+    if limit is not None:
+        open_response(header, limit)
+    return CompleteTransfer(header["sizes"], frames)
 
 
 def add_chunk(header: ResponseHeader, inbox: Inbox, at: int, parts: Iterable[Buffer]) -> None:

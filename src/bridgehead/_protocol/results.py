@@ -10,12 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from bridgehead._protocol.display import show_outputs
 from bridgehead._protocol.formatting import columns, facts, heading, line, short_list, size
 
 MAX_ROWS = 100  # of a table in a notebook
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Transfer:
     """The result of a push or a handoff.
 
@@ -50,7 +51,7 @@ class Transfer:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Name:
     """One name in the kernel, described without computing a repr in the kernel.
 
@@ -61,6 +62,9 @@ class Name:
         len: of a sized container without a shape, else None.
         bytes: of an array or a table, the size of its data; of a plain object, its own size
             without what it refers to; None for a user's class, because its methods are not run.
+        preview: a short text of the value, if ``names(preview=True)`` asked for it: the beginning
+            of a text, a container, an array or a table. None where the text would need code of a
+            user's class.
 
     >>> Name("df", "pandas.DataFrame", shape=(344, 7), bytes=19264)
     <df: pandas.DataFrame (344, 7), 19,264 bytes>
@@ -71,15 +75,17 @@ class Name:
     shape: tuple[int, ...] | None = None
     len: int | None = None
     bytes: int | None = None
+    preview: str | None = None
 
     def __repr__(self) -> str:
         extent = f" {line(self.shape, 20)}" if self.shape is not None else ""
         extent = f" of {self.len:,}" if self.len is not None else extent
         text = f"{line(self.name, 25)}: {line(self.type, 30)}{extent}"
-        return f"<{text}{f', {self.bytes:,} bytes' if self.bytes else ''}>"
+        nbytes = f", {self.bytes:,} bytes" if self.bytes else ""
+        return f"<{text}{nbytes}{f' = {line(self.preview)}' if self.preview else ''}>"
 
     def _repr_html_(self) -> str:
-        return columns(_COLUMNS, [_row(self)])
+        return _table([self])
 
     @property
     def extent(self) -> str:
@@ -93,12 +99,16 @@ class Name:
         return "" if self.len is None else f"{self.len:,}"
 
 
-_COLUMNS = ("Name", "Type", "Shape", "Size")
+def _table(names: Sequence[Name]) -> str:
+    """Return the HTML table of names; it has previews where there is one."""
+    shows = any(name.preview is not None for name in names)
+    heads = ("Name", "Type", "Shape", "Size", *(("Value",) if shows else ()))
 
+    def row(name: Name) -> tuple[str | None, ...]:
+        nbytes = None if name.bytes is None else size(name.bytes)
+        return name.name, name.type, name.extent, nbytes, *((name.preview,) if shows else ())
 
-def _row(name: Name) -> tuple[str | None, ...]:
-    nbytes = None if name.bytes is None else size(name.bytes)
-    return name.name, name.type, name.extent, nbytes
+    return columns(heads, map(row, names))
 
 
 class Names(list[Name]):
@@ -119,14 +129,14 @@ class Names(list[Name]):
 
     def _repr_html_(self) -> str:
         count = f"{len(self):,}" if self else "none"
-        table = columns(_COLUMNS, map(_row, self[:MAX_ROWS])) if self else ""
+        table = _table(self[:MAX_ROWS]) if self else ""
         more = heading("", f"and {len(self) - MAX_ROWS:,} more") if len(self) > MAX_ROWS else ""
         return heading("Names", count) + table + more
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Result:
-    r"""The result of a cell.
+    r"""The result of a cell; in a notebook it shows the outputs as the cell would have.
 
     Attributes:
         stdout: everything it printed.
@@ -138,6 +148,9 @@ class Result:
         trust: the trust of the bridge, ``"pickle"`` or ``"data"``. With ``"data"``, the kernel may
             have sent anything as text, HTML or JavaScript: the tools of this package show and save
             only text without control characters, and images.
+        dropped: characters that were dropped in the middle of the outputs, because they had more
+            than ``max_output``; a line in the outputs stands for them.
+        values: of ``pull=``, by expression.
 
     >>> await bridge.run("print('at work')\n6 * 7")
     <Result [1] 42, 8 characters printed>
@@ -149,14 +162,21 @@ class Result:
     data: Mapping[str, Any] = field(default_factory=dict)
     execution_count: int | None = None
     trust: str = "data"
+    dropped: int = 0
+    values: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         value = line(self.data.get("text/plain", ""), 41)
         printed = f", {len(self.stdout)} characters printed" if self.stdout else ""
-        return f"<Result [{self.execution_count}] {value or 'no value'}{printed}>"
+        dropped = f", {self.dropped:,} dropped" if self.dropped else ""
+        return f"<Result [{self.execution_count}] {value or 'no value'}{printed}{dropped}>"
+
+    def _ipython_display_(self) -> None:
+        """Show the outputs in IPython or a notebook, as the cell would have shown them."""
+        show_outputs(self.outputs, self.trust, otherwise=repr(self))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Info:
     """Facts about the kernel and the connection, from the handshake.
 
@@ -212,6 +232,35 @@ class Info:
     def _repr_html_(self) -> str:
         values = ((item.name, getattr(self, item.name)) for item in fields(self))
         return heading("Info") + facts((name, _text(value)) for name, value in values)
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """What is counted of a bridge, at one moment.
+
+    Attributes:
+        watches: those of ``watch`` and ``watch_names`` that the kernel has for this bridge.
+        tasks: async functions and expressions that the kernel runs for this bridge.
+        iterations: iterators that the kernel keeps for this bridge.
+        refs: objects that the kernel keeps for this bridge under no name.
+        callbacks: those that were sent to the kernel and are not closed.
+        late: responses, since the bridge was opened, that came when no caller waited for them any
+            more.
+
+    >>> bridge.stats
+    <Stats watches=0, tasks=0, iterations=0, refs=0, callbacks=0, late=0>
+    """
+
+    watches: int
+    tasks: int
+    iterations: int
+    refs: int
+    callbacks: int
+    late: int
+
+    def __repr__(self) -> str:
+        values = (f"{item.name}={getattr(self, item.name):,}" for item in fields(self))
+        return f"<Stats {', '.join(values)}>"
 
 
 def bridge_html(kind: str, state: str, info: Info) -> str:

@@ -8,11 +8,8 @@ from __future__ import annotations
 import ipaddress
 import re
 
-# With a scheme, as host and port, or with a token, which no name of a file has.
-_OF_SERVER = re.compile(
-    r"[a-z][a-z0-9+.-]*:/|(\[[0-9a-f:.%]+\]|[\w.-]+):\d{1,5}([/?#].*)?$|.*\btoken=",
-    re.IGNORECASE | re.DOTALL,
-)
+# With a scheme, as host and port, or with a token, which no name of a file has. In small letters.
+_OF_SERVER = r"[a-z][a-z0-9+.-]*:/|(\[[0-9a-f:.%]+\]|[\w.-]+):\d{1,5}([/?#].*)?$|.*\btoken="
 
 
 def is_of_server(text: str) -> bool:
@@ -21,7 +18,7 @@ def is_of_server(text: str) -> bool:
     It need not have a scheme. What is no good address is one, too, if it may contain a token: an
     error about a file would show it.
     """
-    return _OF_SERVER.match(text.strip()) is not None
+    return re.match(_OF_SERVER, text.strip().lower(), re.DOTALL) is not None
 
 
 def is_loopback(host: str | None) -> bool:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
 from bridgehead._errors import BridgeClosed, BridgeError, KernelRestarted, TransportError
-from bridgehead._shipped.wire.header import ResponseHeader
+from bridgehead._shipped.wire.header import PYTHON, ResponseHeader
 from bridgehead._transports.dispatch import Dispatcher
 from bridgehead._transports.evidence import LocalProcess
 from bridgehead._transports.messages import Messages
@@ -84,6 +84,33 @@ class Transport(ABC):
     # ------------------------------------------------------------ for the floors above
 
     @property
+    def process(self) -> str | None:
+        """The session id of the kernel's process that answered last; None if that is not known."""
+        return None
+
+    @property
+    def address(self) -> Any:
+        """Where the kernel is, which a later process of it may share; None if that is not known."""
+        return None
+
+    @property
+    def runs_same_python(self) -> bool | None:
+        """Whether the kernel has the minor version of this Python; None if that is not known."""
+        language = self.kernel_info.get("language_info")
+        version = language.get("version") if isinstance(language, dict) else None
+        return str(version).split(".")[:2] == list(map(str, PYTHON)) if version else None
+
+    def introduce(self, kernel_info: Any) -> None:  # noqa: B027 - mostly it is known
+        """Take the ``kernel_info`` that the response to the handshake has; it may be none."""
+
+    async def introduced(self) -> None:  # noqa: B027 - mostly it is known when this is open
+        """Wait until ``kernel_info`` is known.
+
+        Raises:
+            KernelNotFound: the kernel never answered.
+        """
+
+    @property
     def quirks(self) -> Quirks:
         """Return how this kernel differs from ipykernel."""
         return quirks_of(self.kernel_info)
@@ -96,6 +123,13 @@ class Transport(ABC):
     def messages(self) -> Messages:
         """Return a stream of all messages on iopub from now on."""
         return self.dispatcher.messages()
+
+    async def open_input(self) -> None:  # noqa: B027 - mostly the channel is there
+        """Have the kernel's questions for input arrive, from now on.
+
+        Raises:
+            NotSupported: the kernel, or the way to it, has no channel for them.
+        """
 
     def outputs(self) -> contextlib.AbstractContextManager[None]:
         """Have the outputs of cells arrive while the block lasts; mostly they always do."""

@@ -16,7 +16,8 @@ Laws of the dispatcher, each of which was broken once and cost messages:
 3. A request is only sent to the kernel that was connected when the request was made.
 4. ``aborted`` means not executed: the request is tried again, and reported if all tries fail.
 5. Completion never depends on iopub alone, which loses messages, nor on a reply that can't come
-   any more. When a reply is missing, the kernel is asked: see ``Dispatcher._inquire``.
+   any more. When a reply is missing, the kernel is asked: see ``Dispatcher._inquire``, and
+   ``_inquire_on_control``.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import copy
 import weakref
 from asyncio import FIRST_COMPLETED as FIRST
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -40,12 +41,16 @@ from bridgehead._errors import (
     RequestAborted,
     TransportError,
 )
-from bridgehead._shipped.wire.header import DATA_MESSAGE, UPDATE_MESSAGE
+from bridgehead._shipped.wire.header import CONTROL_REQUEST, DATA_MESSAGE, EVENT_MESSAGE
 from bridgehead._transports.messages import Message, Messages
 from bridgehead._transports.state import STATES, KernelState
 from bridgehead._transports.timings import Timings
 
 WINDOW = 32
+# A request that may ask for input has ``allow_stdin`` in its content, and a transport may carry it
+# over a connection of its own; so does a question about it.
+INPUT = "input"
+END_OF_INPUT = "\x04"  # as an answer, it raises ``EOFError`` in ``input()``
 CONTROL = {
     "kernel_info_request",
     "interrupt_request",
@@ -57,7 +62,7 @@ CONTROL = {
 }
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Reply:
     """A reply: the request's id, its content, and the buffers sent to this client before it."""
 
@@ -66,7 +71,7 @@ class Reply:
     buffers: list[Any]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Pending:
     """A request that was sent and not answered yet."""
 
@@ -79,10 +84,18 @@ class Pending:
     nbytes: int = 0  # size of the message that was sent, on transports with a size limit
     cut: bool = False  # its connection broke, so its response may arrive incomplete
     buffers: list[Any] = field(default_factory=list)
-    due: float = 0.0  # the loop's time from which on the reply counts as missing
+    due: float = 0.0  # the loop's time from which on the reply is missing; 0 until it is sent
     idle: bool = False  # the kernel said that it is idle after this request
     begun: bool = False  # the kernel published that the cell begins; a message that may be lost
     on_message: Callable[[Message], object] | None = None  # gets its iopub messages
+    lasting: bool = False  # it gets those that follow the end of the request, too
+    on_chunk: Callable[[asyncio.Future[Reply], Any, list[Any]], object] | None = None
+    on_input: Callable[[dict[str, Any]], object] | None = None  # gets what it asks the user
+
+    @property
+    def route(self) -> str | None:
+        """What keeps its reply in order with others: its subshell, or a connection of its own."""
+        return self.subshell if self.on_input is None else INPUT
 
 
 REPLY_LOST = ReplyLost(
@@ -119,6 +132,8 @@ class Dispatcher:
         self.window: int = WINDOW
         self._slots = asyncio.Semaphore(self.window)
         self._subshell_slots = asyncio.Semaphore(WINDOW)
+        self._waiting = 0  # requests that are not sent yet, for a slot or the connection
+        self._all_sent = asyncio.Event()
         self.pending: dict[str, Pending] = {}
         # By request. They outlive the reply: outputs may arrive after it, until the idle status.
         self._listening: dict[str, Pending] = {}
@@ -127,7 +142,7 @@ class Dispatcher:
         self._arrived = 0  # messages that arrived on shell
         self._said_idle = False  # on iopub, of its main thread, and not busy since
         self._questions: deque[str] = deque(maxlen=2 * WINDOW)  # some have an answer, some not yet
-        self._inquiries: set[str | None] = set()  # the subshells, or None, that are being asked
+        self._inquiries: set[str | None] = set()  # the routes that are being asked about
         self._next_look: asyncio.TimerHandle | None = None
         self._answered: deque[str] = deque(maxlen=2 * WINDOW)
 
@@ -140,15 +155,22 @@ class Dispatcher:
         *,
         subshell: str | None = None,
         on_message: Callable[[Message], object] | None = None,
+        lasting: bool = False,
         on_sent: Callable[[str], object] | None = None,
+        on_chunk: Callable[[asyncio.Future[Reply], Any, list[Any]], object] | None = None,
+        on_input: Callable[[dict[str, Any]], object] | None = None,
         repeatable: bool = False,
     ) -> Reply:
         """Send one ``execute_request`` and wait for its reply.
 
         ``on_message`` gets the iopub messages of this request. A message for which it returns true
-        goes to no stream. ``repeatable`` says that the remote part runs the request once, however
+        goes to no stream. With ``lasting``, it gets those that follow the end of the request, too,
+        until ``unlisten``. ``repeatable`` says that the remote part runs the request once, however
         often it arrives; such a request is sent again if the connection breaks meanwhile.
-        ``on_sent`` gets the id of the request's message each time that it is sent. Cancelling
+        ``on_sent`` gets the id of the request's message each time that it is sent. ``on_chunk``
+        gets each chunk of the response that has a header of its own: the future of the reply, the
+        header, and the buffers. Other buffers come with the reply. ``on_input`` gets the content
+        of each question for input, which ``answer`` answers; also after a cancel. Cancelling
         abandons the reply and does not disturb other requests. If the request was sent, it may
         still run.
 
@@ -160,45 +182,67 @@ class Dispatcher:
         slots = self._slots if subshell is None else self._subshell_slots
         pauses = iter(self._timings.abort_pauses)
         while True:
-            await slots.acquire()
-            try:
-                self._life.check()
-                if generation != self._life.generation:
-                    raise KernelRestarted(
-                        "the kernel was restarted meanwhile; the request was not sent"
+            with self._unsent():
+                await slots.acquire()
+                try:
+                    self._life.check()
+                    if generation != self._life.generation:
+                        raise KernelRestarted(
+                            "the kernel was restarted meanwhile; the request was not sent"
+                        )
+                except BaseException:
+                    slots.release()
+                    raise
+                message = self._message("execute_request", content)
+                if subshell is not None:
+                    message["header"]["subshell_id"] = subshell
+                try:
+                    pending = await self.put(
+                        *("shell", message, buffers, on_message, on_chunk, on_input),
+                        slot=True,
+                        repeatable=repeatable,
+                        lasting=lasting,
                     )
-            except BaseException:
-                slots.release()
-                raise
-            message = self._message("execute_request", content)
-            if subshell is not None:
-                message["header"]["subshell_id"] = subshell
-            try:
-                pending = await self.put(
-                    "shell", message, buffers, on_message, slot=True, repeatable=repeatable
-                )
-            except TransportError:
-                await self._life.wait_for_cause()
-                raise
+                except TransportError:
+                    await self._life.wait_for_cause()
+                    raise
             if on_sent is not None:
                 on_sent(pending.id)
             try:
                 reply = await pending.future
             except BaseException as error:
-                self._listening.pop(pending.id, None)  # no caller wants its outputs any more
                 if repeatable and isinstance(error, Reconnected):
-                    continue
+                    continue  # it runs once, and it may be this message whose outputs arrive
+                self._listening.pop(pending.id, None)  # no caller wants its outputs any more
                 raise
             if reply.content.get("status") not in ("aborted", "abort"):
                 return reply
             pause = next(pauses, None)
             if pause is None:
                 break
-            await asyncio.sleep(pause)
+            with self._unsent():
+                await asyncio.sleep(pause)
         raise RequestAborted(
             "failing cells of other clients aborted the request "
             f"{len(self._timings.abort_pauses) + 1} times; it was not executed"
         )
+
+    @contextlib.contextmanager
+    def _unsent(self) -> Iterator[None]:
+        """Count a request that waits, for a slot or for the connection, while the block lasts."""
+        self._waiting += 1
+        try:
+            yield
+        finally:
+            self._waiting -= 1
+            if not self._waiting:
+                self._all_sent.set()
+
+    async def all_sent(self) -> None:
+        """Wait until every request that was made is sent, or has failed."""
+        while self._waiting:
+            self._all_sent.clear()
+            await self._all_sent.wait()
 
     async def control(
         self, message_type: str, content: dict[str, Any], patience: float | None = None
@@ -206,14 +250,27 @@ class Dispatcher:
         """Ask on the control channel and return the reply's content.
 
         The control channel answers even while a cell runs. Raises ``TimeoutError`` after
-        ``patience`` seconds.
+        ``patience`` seconds. Without them, it waits until it is known that no reply will come.
+
+        Raises:
+            ReplyLost: the kernel has answered a later request on this channel.
+            KernelUnresponsive: it answers nothing on this channel.
+            BridgeError: the kernel or the connection ended meanwhile.
         """
-        pending = await self.put("control", self._message(message_type, content))
+        with self._unsent():
+            pending = await self.put("control", self._message(message_type, content))
         try:
             async with asyncio.timeout(patience):
+                if patience is None:
+                    await self._inquire_on_control(pending)
                 return (await pending.future).content
         finally:
             self.forget(pending.id)
+            pending.future.cancel()
+
+    async def answer(self, text: str) -> None:
+        """Answer the question for input that the kernel has asked."""
+        await self._send("stdin", self._message("input_reply", {"value": text}), ())
 
     def messages(self) -> Messages:
         """Return a stream of all messages on iopub from now on."""
@@ -227,10 +284,10 @@ class Dispatcher:
         return any(not stream.is_ended for stream in self._streams)
 
     def narrow(self, window: int) -> None:
-        """Make the window fit the kernel, before anything is sent to it."""
+        """Make the window fit the kernel, before anything but the handshake is sent to it."""
         if window < self.window:
             self.window = window
-            self._slots = asyncio.Semaphore(window)
+            self._slots = asyncio.Semaphore(max(0, window - self.in_flight))
 
     def serves(self, subshell: str) -> bool:
         """Return whether a request to this subshell is unanswered, even without a waiter."""
@@ -253,7 +310,8 @@ class Dispatcher:
     @property
     def queued(self) -> bool:
         """Whether a request of ours may still wait in the queue of the kernel's main thread."""
-        return any(pending.slot and not pending.subshell for pending in self.pending.values())
+        pending = self.pending
+        return bool(pending) and any(one.slot and not one.subshell for one in pending.values())
 
     @property
     def in_flight(self) -> int:
@@ -268,9 +326,12 @@ class Dispatcher:
         message: dict[str, Any],
         buffers: Sequence[Any] = (),
         on_message: Callable[[Message], object] | None = None,
+        on_chunk: Callable[[asyncio.Future[Reply], Any, list[Any]], object] | None = None,
+        on_input: Callable[[dict[str, Any]], object] | None = None,
         *,
         slot: bool = False,
         repeatable: bool = False,
+        lasting: bool = False,
     ) -> Pending:
         """Send a message and enter it into the table.
 
@@ -281,13 +342,11 @@ class Dispatcher:
         pending = Pending(
             header["msg_id"], channel, future, slot, header.get("subshell_id"), repeatable
         )
+        pending.on_chunk, pending.on_input = on_chunk, on_input
         if on_message is not None:
-            pending.on_message = on_message
+            pending.on_message, pending.lasting = on_message, lasting
             self._listening[pending.id] = pending
         self.pending[pending.id] = pending
-        if slot:
-            pending.due = asyncio.get_running_loop().time() + self._timings.inquiry_after
-            self._look_at(pending.due)
         try:
             await self._send(channel, message, buffers)
         except BaseException:
@@ -295,6 +354,11 @@ class Dispatcher:
             self.forget(pending.id)
             future.cancel()  # otherwise the kernel would still count it as a waiter
             raise
+        if slot:
+            # Not before: a message may wait, as for the confirmation of a subscription, and the
+            # answer to a question says nothing about what is sent behind the question.
+            pending.due = asyncio.get_running_loop().time() + self._timings.inquiry_after
+            self._look_at(pending.due)
         return pending
 
     def forget(self, identity: str) -> Pending | None:
@@ -303,6 +367,12 @@ class Dispatcher:
         if pending is not None and pending.slot:
             (self._slots if pending.subshell is None else self._subshell_slots).release()
         return pending
+
+    def unlisten(self, on_message: Callable[[Message], object]) -> None:
+        """Give no more messages to this function, which an earlier request named."""
+        for one in list(self._listening.values()):
+            if one.on_message == on_message:
+                del self._listening[one.id]
 
     def settle(self, identity: str, outcome: Reply | BridgeError) -> None:
         """Remove a request from the table and give its caller the reply or the error."""
@@ -331,8 +401,8 @@ class Dispatcher:
             self._on_iopub(Message.parse(message, self._life.trust), in_subshell)
             return
         self._arrived += channel == "shell"
-        if message["header"]["msg_type"] == UPDATE_MESSAGE:
-            listener = self._life.listeners.get(message["content"]["watch"])
+        if message["header"]["msg_type"] == EVENT_MESSAGE:
+            listener = self._life.listeners.get(message["content"]["resource"])
             if listener is not None:
                 listener.feed(message["content"], message.get("buffers") or [])
             return
@@ -342,8 +412,17 @@ class Dispatcher:
         pending = self.pending.get(parent)
         if pending is None or pending.cut:
             self.late += parent not in self._questions
+        elif message["header"]["msg_type"] == "input_request":
+            if pending.on_input is not None:
+                pending.on_input(message["content"])
         elif message["header"]["msg_type"] == DATA_MESSAGE:
-            pending.buffers += message.get("buffers") or ()
+            buffers = message.get("buffers") or []
+            if pending.on_chunk is not None and message["content"]:
+                if pending.future.done():  # its caller has given up
+                    return
+                pending.on_chunk(pending.future, message["content"], buffers)
+            else:
+                pending.buffers += buffers
         elif message["header"]["msg_type"].endswith("_reply"):
             if pending.future.done():
                 self.late += 1
@@ -359,7 +438,8 @@ class Dispatcher:
         idle = message.type == "status" and message.content.get("execution_state") == "idle"
         # Three kinds of status do not tell whether the main thread is busy: that of a request in a
         # subshell, that of a control request, and one that arrives after the reply of its request.
-        off_main_thread = in_subshell or message.parent_type in CONTROL
+        on_control = message.parent_type in CONTROL or message.parent_type.endswith(CONTROL_REQUEST)
+        off_main_thread = in_subshell or on_control
         stale = message.parent in self._answered and not idle
         if message.type == "shutdown_reply":
             self._life.shut_down = not message.content.get("restart")
@@ -388,7 +468,7 @@ class Dispatcher:
         """
         for one in list(self._listening.values()):
             earlier = (one.channel, one.subshell) == (last.channel, last.subshell)
-            if one is last or (earlier and one.id not in self.pending):
+            if not one.lasting and (one is last or (earlier and one.id not in self.pending)):
                 del self._listening[one.id]
             if one is last:
                 return
@@ -403,7 +483,7 @@ class Dispatcher:
     def _look(self) -> None:
         """Start an inquiry about each shell whose reply is missing; look again later."""
         self._next_look = None
-        unanswered = [pending for pending in self.pending.values() if pending.slot]
+        unanswered = [pending for pending in self.pending.values() if pending.due]
         if not unanswered:
             return
         now = asyncio.get_running_loop().time()
@@ -413,17 +493,17 @@ class Dispatcher:
                 self._said_idle and now - pending.due > self._timings.lost_after
             )
             if pending.due <= now and (self.window > 1 or idle):
-                self.inquire(pending.subshell)
-        oldest = unanswered[0].due
+                self.inquire(pending.route)
+        oldest = min(pending.due for pending in unanswered)
         self._look_at(oldest if oldest > now else now + self._timings.inquiry_after)
 
-    def inquire(self, subshell: str | None = None) -> None:
+    def inquire(self, route: str | None = None) -> None:
         """Ask the kernel what became of the requests to one of its shells."""
-        if subshell not in self._inquiries and not self._life.is_unresponsive:
-            self._inquiries.add(subshell)
-            self._spawn(self._inquire(subshell))
+        if route not in self._inquiries and not self._life.is_unresponsive:
+            self._inquiries.add(route)
+            self._spawn(self._inquire(route))
 
-    async def _inquire(self, subshell: str | None) -> None:
+    async def _inquire(self, route: str | None) -> None:
         """Ask until it is known what became of the requests whose replies are missing.
 
         Replies arrive in order. So the answer to a ``kernel_info_request`` proves that the replies
@@ -438,8 +518,8 @@ class Dispatcher:
         every = pause = timings.inquiry_after
         idle = silent = 0.0
         try:
-            while before := self._unanswered(subshell):
-                questions.append((await self._ask("shell", subshell), before))
+            while before := self._unanswered(route):
+                questions.append((await self._ask("shell", route), before))
                 if self._has_control:
                     control.append(await self._ask("control"))
                 for _ in range(round(pause / every)):
@@ -473,22 +553,54 @@ class Dispatcher:
         except BridgeError:
             pass  # the kernel or the connection is lost or unresponsive, and all waiters know
         finally:
-            self._inquiries.discard(subshell)
-            for question in [*(question for question, _ in questions), *control]:
-                if self.forget(question.id) is not None:  # else its idle ends the subscription
-                    self._listening.pop(question.id, None)
-                question.future.cancel()
+            self._inquiries.discard(route)
+            self._drop_questions([*(question for question, _ in questions), *control])
 
-    async def _ask(self, channel: str, subshell: str | None = None) -> Pending:
-        message = self._message("kernel_info_request", {})
-        if subshell is not None:
-            message["header"]["subshell_id"] = subshell
+    async def _inquire_on_control(self, pending: Pending) -> None:
+        """Return when a reply on the control channel has arrived; ask the kernel if none does.
+
+        As on shell, the answer to a question proves that earlier replies are lost. No cell delays
+        an answer here, so a silent kernel has a deadline from the first question on.
+        """
+        questions: list[Pending] = []
+        every = pause = self._timings.inquiry_after
+        silent = 0.0
+        try:
+            while True:
+                for _ in range(round(pause / every)):
+                    waiting = [one.future for one in (pending, *questions)]
+                    await asyncio.wait(waiting, timeout=every, return_when=FIRST)
+                    if pending.future.done():
+                        return
+                    for question in questions:
+                        if question.future.done():
+                            question.future.result()
+                            raise copy.copy(REPLY_LOST)
+                    if silent >= self._timings.lost_after:
+                        raise _silent(silent)
+                    silent += every if questions else 0
+                questions.append(await self._ask("control"))
+                pause *= 2
+        finally:
+            self._drop_questions(questions)
+
+    def _drop_questions(self, questions: list[Pending]) -> None:
+        for question in questions:
+            if self.forget(question.id) is not None:  # else its idle ends the subscription
+                self._listening.pop(question.id, None)
+            question.future.cancel()
+
+    async def _ask(self, channel: str, route: str | None = None) -> Pending:
+        content = {"allow_stdin": True} if route == INPUT else {}
+        message = self._message("kernel_info_request", content)
+        if route not in (None, INPUT):
+            message["header"]["subshell_id"] = route
         self._questions.append(message["header"]["msg_id"])
         return await self.put(channel, message, on_message=lambda message: True)
 
-    def _unanswered(self, subshell: str | None) -> list[Pending]:
+    def _unanswered(self, route: str | None) -> list[Pending]:
         now = asyncio.get_running_loop().time()
-        requests = [one for one in self.pending.values() if one.slot and one.subshell == subshell]
+        requests = [one for one in self.pending.values() if one.due and one.route == route]
         return requests if any(one.due <= now for one in requests) else []
 
     def _is_idle(self, requests: list[Pending]) -> bool:

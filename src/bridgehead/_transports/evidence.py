@@ -8,6 +8,7 @@ cannot be answered now, because this process has no descriptor or no memory left
   process may have the same one. The remote part reports its machine's boot, its pid namespace and
   when it started. Only if this process sees a process with the same facts, it can look at it.
 - A process that has ended stays in the table of processes until its parent asks for its exit code.
+  It has one thread left then.
 - An SSH client that forwards ports accepts a connection and closes it at once if nothing listens
   at the other end. A program that speaks ZeroMQ sends its greeting at once.
 """
@@ -16,12 +17,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
 from bridgehead._shipped.wire.process import own_process
 
+NO_WAY = (errno.EHOSTUNREACH, errno.ENETUNREACH, socket.EAI_NONAME)
 ENDED = b"ZX"  # states of a process in /proc: only its exit code is left
 
 
@@ -67,30 +71,46 @@ class LocalProcess:
         try:
             stat = Path(f"/proc/{self.pid}/stat").read_bytes()
             state, *fields = stat.rpartition(b")")[2].split()
-            return state in ENDED or int(fields[18]) != self._started
+            # The main thread may have ended some milliseconds before the others, which then still
+            # have the process's sockets.
+            return (state in ENDED and int(fields[16]) <= 1) or int(fields[18]) != self._started
         except (FileNotFoundError, ProcessLookupError):
             return True
         except (OSError, MemoryError, ValueError, IndexError):
             return None
 
 
-async def is_deserted(transport: str, ip: str, port: int, patience: float) -> bool:
+def facts_of(pid: int) -> list[Any] | None:
+    """Return what ``own_process`` returns in a child of this process; None if that is not known."""
+    mine = own_process()
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
+        started = int(stat.rpartition(b")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return None
+    return None if mine is None else [*mine[:2], pid, started]
+
+
+async def is_deserted(
+    transport: str, ip: str, port: int, patience: float, *, unreachable: bool = False
+) -> bool:
     """Return whether no kernel listens at an address: it refuses or closes every connection.
 
     ``patience`` is the seconds for a connection, and for the greeting of ZeroMQ over it. Return
-    false if it cannot be known now, for instance because this process can open no socket.
+    ``unreachable`` if there is no such machine, or no way to it. Return false if it cannot be known
+    now, for instance because this process can open no socket, or a loaded machine takes long.
     """
     if transport == "ipc":
         opening = asyncio.open_unix_connection(f"{ip}-{port}")
-    else:
-        opening = asyncio.open_connection(ip, port)
+    else:  # as ZeroMQ: "localhost" is not ::1, whose error would differ from that of 127.0.0.1
+        opening = asyncio.open_connection(ip, port, family=0 if ":" in ip else socket.AF_INET)
     try:
         async with asyncio.timeout(patience):
             reader, writer = await opening
     except (ConnectionRefusedError, FileNotFoundError):
         return True
-    except (OSError, TimeoutError, MemoryError):
-        return False
+    except (OSError, TimeoutError, MemoryError) as error:
+        return unreachable and getattr(error, "errno", None) in NO_WAY
     try:
         async with asyncio.timeout(patience):
             return not await reader.read(1)

@@ -57,7 +57,7 @@ class Gate:
         return True
 
     def open(self, process: str | None) -> None:
-        """Let messages pass: this process answers."""
+        """Let messages pass: this process answers; None for whichever answers first."""
         self.process, self.is_open = process, True
         self.wake()
 

@@ -272,6 +272,9 @@ class EngineTransport(Transport):
         if self.life.state != "closed":
             self.connection_lost(_closed, "dead")
 
+    async def open_input(self) -> None:
+        raise NotSupported("an ipyparallel client does not receive what an engine asks for input")
+
     def messages(self) -> Messages:
         raise NotSupported(
             "an ipyparallel client only receives the messages of its own requests; call "

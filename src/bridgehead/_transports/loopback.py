@@ -2,13 +2,15 @@
 
 Rule: the smallest thing that answers Jupyter messages as ipykernel does, so that lanes, bridge
 and the real remote part run unchanged. It is public as ``Bridge.loopback()``, for tests that take
-milliseconds. It has no magics, no top-level ``await``, no interrupts, and no process of its own.
+milliseconds. It has no magics, no top-level ``await`` in cells, no interrupts, and no process of
+its own.
 """
 
 from __future__ import annotations
 
 import ast
 import asyncio
+import builtins
 import contextlib
 import io
 import queue
@@ -16,14 +18,17 @@ import sys
 import threading
 import traceback
 import uuid
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any
 
 from bridgehead._errors import KernelRestarted, NotSupported
 from bridgehead._protocol.bootstrap import remote_source
 from bridgehead._transports.base import Transport
-from bridgehead._transports.tasks import run_all
+from bridgehead._transports.dispatch import END_OF_INPUT
+from bridgehead._transports.tasks import in_thread, run_all
 
 
 class LoopbackTransport(Transport):
@@ -33,12 +38,11 @@ class LoopbackTransport(Transport):
     digest = "crc32"
     own = no_proof = "the remote part runs in this process"
     direct = signals = False  # there is no other process
-    has_control = False  # one thread serves all messages
+    has_control = False  # one thread serves the messages of Jupyter
 
     def __init__(self) -> None:
         super().__init__()
         self._loop = asyncio.get_running_loop()
-        self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._serving = False  # the thread runs a cell or serves a request
         self.kernel_info = {
             "implementation": "loopback",
@@ -50,15 +54,42 @@ class LoopbackTransport(Transport):
 
     def _start(self) -> None:
         """Start a kernel: an empty namespace, and the thread that serves it."""
-        self._cell = LoopbackKernel(self._emit)
-        self._thread = threading.Thread(target=self._serve, name="bridgehead-loopback", daemon=True)
+        loop = asyncio.new_event_loop()
+        self._cell = LoopbackKernel(self._emit, loop, self._loop.call_soon_threadsafe)
+        self._requests: asyncio.Queue[Any] = asyncio.Queue()  # used in the thread's loop
+        self._thread = threading.Thread(
+            target=self._run, args=(loop,), name="bridgehead-loopback", daemon=True
+        )
         self._thread.start()
         self.life.connection_made()
 
     async def send(self, channel: str, message: dict[str, Any], buffers: Sequence[Any]) -> None:
+        if channel == "control":
+            self._serve_control(message)
+            return
         # A real transport sends a copy, so this one copies, too.
         copies = [memoryview(bytes(buffer)) for buffer in buffers]
-        self._requests.put({**message, "buffers": copies})
+        if channel == "stdin":
+            self._cell.answers.put(message["content"]["value"])
+            return
+        self._put({**message, "buffers": copies})
+
+    def _serve_control(self, message: dict[str, Any]) -> None:
+        """Serve a message that needs no thread of the cells."""
+        kind = message["header"]["msg_type"]
+        handler = self._cell.kernel.control_handlers.get(kind)
+        if handler is not None:
+            handler("control", [b""], message)
+        else:
+            known = kind == "kernel_info_request"
+            content = self.kernel_info if known else {"status": "error"}
+            self._emit("control", kind.replace("_request", "_reply"), content, message)
+            self._emit("iopub", "status", {"execution_state": "idle"}, message)
+
+    def _put(self, request: dict[str, Any] | None) -> None:
+        """Give the thread a request, or None to end it."""
+        with contextlib.suppress(RuntimeError):  # it has ended
+            self._cell.loop.call_soon_threadsafe(self._requests.put_nowait, request)
 
     async def interrupt(self) -> None:
         raise NotSupported("a loopback has no process to interrupt")
@@ -66,23 +97,27 @@ class LoopbackTransport(Transport):
     async def replace(self, timeout: float) -> None:
         """Make an empty namespace and a new epoch, as a real restart does."""
         self.connection_lost(lambda: KernelRestarted("the loopback was restarted"), "restarting")
-        self._requests.put(None)
-        await asyncio.to_thread(self._thread.join)
+        self._put(None)
+        await in_thread(self._thread.join)
         self._start()
 
     async def close(self) -> None:
         await run_all(super().close, self._end_thread)
 
     def _end_thread(self) -> None:
-        self._requests.put(None)
+        self._put(None)
+        self._cell.answers.put(END_OF_INPUT)
         timings = self.timings
         self._thread.join(timings.busy_thread if self._serving else timings.idle_thread)
 
     # ------------------------------------------------------------ the thread
 
-    def _serve(self) -> None:
-        cell = self._cell
-        while (request := self._requests.get()) is not None:
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(self._serve(self._cell, self._requests))
+
+    async def _serve(self, cell: LoopbackKernel, requests: asyncio.Queue[Any]) -> None:
+        while (request := await requests.get()) is not None:
             self._serving = True
             self._answer(cell, request)
             self._serving = False
@@ -119,11 +154,27 @@ class LoopbackTransport(Transport):
 class LoopbackKernel:
     """A namespace, with the parts of IPython and ipykernel that the remote part uses."""
 
-    def __init__(self, emit: Callable[..., None]) -> None:
-        self.emit = emit
+    def __init__(
+        self,
+        emit: Callable[..., None],
+        loop: asyncio.AbstractEventLoop,
+        in_client: Callable[[Callable[[], object]], object],
+    ) -> None:
+        """Take the event loop of the cells.
+
+        ``emit`` sends a message to the client, and ``in_client`` calls a function in its loop.
+        """
+        self.emit, self.loop = emit, loop
         self.count = 0
+        self.stages_cells = True  # for the remote part: ``_run`` takes what was sent for a cell
+        self.payload: list[dict[str, Any]] = []
+        self.payload_manager = SimpleNamespace(write_payload=self.payload.append)
         self.request: dict[str, Any] = {}
-        self.user_ns: dict[str, Any] = {"__name__": "__main__", "__builtins__": __builtins__}
+        # The request to which an output belongs; a task keeps the one that started it.
+        self._parent: ContextVar[dict[str, Any]] = ContextVar("loopback_parent")
+        self.answers: queue.SimpleQueue[str] = queue.SimpleQueue()  # to ``input()``
+        own = {**vars(builtins), "input": self._input}  # other code of this program has its own
+        self.user_ns: dict[str, Any] = {"__name__": "__main__", "__builtins__": own}
         self.user_ns["get_ipython"] = lambda: self
         self.user_global_ns = self.user_ns
         self.user_ns_hidden = dict(self.user_ns)
@@ -131,12 +182,27 @@ class LoopbackKernel:
 
         shell: Any = self
         self.events = EventManager(shell, {"post_run_cell": lambda result: None})
-        # The part of ipykernel's Kernel that the remote part uses to send.
+        # The part of ipykernel's Kernel that the remote part uses to send. The client's loop is the
+        # thread of the control channel.
         self.kernel = SimpleNamespace(
+            control_handlers={},
+            control_thread=SimpleNamespace(io_loop=SimpleNamespace(add_callback=in_client)),
+            control_stream="control",
             get_parent=lambda channel: self.request,
             session=SimpleNamespace(send=self._send, session=uuid.uuid4().hex),
             shell_stream="shell",
+            iopub_socket="iopub",
+            _topic=str.encode,
             _parent_ident={"shell": b""},
+            io_loop=SimpleNamespace(asyncio_loop=loop),
+        )
+        # The remote part hooks displays while there are tasks. There are none here, but streams.
+        self._of_tasks = contextlib.ExitStack()
+        self.display_pub = SimpleNamespace(
+            register_hook=lambda hook: self._of_tasks.enter_context(
+                self._streams(threading.get_ident())
+            ),
+            unregister_hook=lambda hook: self._of_tasks.close(),
         )
 
     def leave(self) -> None:
@@ -145,20 +211,35 @@ class LoopbackKernel:
             remote_module.leave(self.user_global_ns)
 
     def _send(
-        self, stream: str, message_type: str, content: Any, parent: Any, ident: Any, buffers: Any
+        self,
+        stream: str,
+        message_type: str,
+        content: Any,
+        *,
+        parent: Any,
+        ident: Any,
+        buffers: Any = (),
     ) -> None:
-        self.emit(stream, message_type, content, parent, buffers)
+        # A header, or a message that has one, as jupyter_client's session takes them.
+        self.emit(stream, message_type, content, {"header": parent, **parent}, buffers)
 
     def execute(self, request: dict[str, Any]) -> dict[str, Any]:
         self.request = request
+        self._parent.set(request)
         content = request["content"]
+        given: dict[str, Any] = {}
         if content["code"].strip():
             error = self._run(content["code"], request)
+            given, self.payload[:] = {"payload": [*self.payload]}, ()
             self.events.trigger("post_run_cell", None)
             if error is not None:
-                return {"status": "error", "execution_count": self.count, **error}
-        evaluated = {key: self._value(text) for key, text in content["user_expressions"].items()}
-        return {"status": "ok", "execution_count": self.count, "user_expressions": evaluated}
+                return {"status": "error", "execution_count": self.count, **error, **given}
+        with self._streams(threading.get_ident()):
+            evaluated = {
+                key: self._value(text) for key, text in content["user_expressions"].items()
+            }
+        reply = {"status": "ok", "execution_count": self.count, "user_expressions": evaluated}
+        return {**reply, **given}
 
     def _value(self, text: str) -> dict[str, Any]:
         try:
@@ -168,16 +249,14 @@ class LoopbackKernel:
             return {"status": "error", **_error_fields(error)}
 
     def _run(self, code: str, request: dict[str, Any]) -> dict[str, Any] | None:
-        self.count += 1
+        self.count += request["content"]["store_history"]
         counted = {"execution_count": self.count}
         self.emit("iopub", "execute_input", {"code": code, **counted}, request)
-        out = _Stream("stdout", lambda text: self._printed("stdout", text))
-        err = _Stream("stderr", lambda text: self._printed("stderr", text))
         try:
             tree = ast.parse(code, f"<cell {self.count}>")
             last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
             name = f"<cell {self.count}>"
-            with out, err:
+            with self._streams(), self._taken(request):
                 exec(compile(tree, name, "exec"), self.user_ns)
                 if isinstance(last, ast.Expr):
                     value = eval(compile(ast.Expression(last.value), name, "eval"), self.user_ns)
@@ -190,8 +269,52 @@ class LoopbackKernel:
             return fields
         return None
 
+    def _input(self, prompt: object = "") -> str:
+        """Stand for ``input`` in cells: ask the client, if it can answer."""
+        if not self.request["content"]["allow_stdin"]:
+            raise RuntimeError("input() was called, but this client does not answer it")
+        content = {"prompt": str(prompt), "password": False}
+        self.emit("stdin", "input_request", content, self.request)
+        answer = self.answers.get()
+        if answer == END_OF_INPUT:
+            raise EOFError
+        return answer
+
+    @contextlib.contextmanager
+    def _taken(self, request: dict[str, Any]) -> Iterator[None]:
+        """Have a cell take what was sent for it before."""
+        remote_module: Any = sys.modules.get(remote_source()[0])
+        if remote_module is None:
+            yield
+            return
+        try:
+            with remote_module.taken(self, request, remote_module.staged):
+                yield
+        except remote_module.NotTaken as error:
+            raise error.args[0] from None
+
+    @contextlib.contextmanager
+    def _streams(self, only: int | None = None) -> Iterator[None]:
+        """Publish what is printed while the block lasts; of one thread only, if it is given.
+
+        A request is more frequent than a cell. What the program's own new threads print during a
+        request is not the kernel's.
+        """
+        parent = self.request["header"]
+        out = _Stream("stdout", lambda text: self._printed("stdout", text), only, parent)
+        err = _Stream("stderr", lambda text: self._printed("stderr", text), only, parent)
+        with out, err:
+            yield
+
     def _printed(self, stream: str, text: str) -> None:
-        self.emit("iopub", "stream", {"name": stream, "text": text}, self.request)
+        # The threads of a cell have no context of their own.
+        parent = self._parent.get(self.request)
+        self.emit("iopub", "stream", {"name": stream, "text": text}, parent)
+
+
+# The streams that ended last. ``print`` holds no reference to ``sys.stdout`` while it writes to it
+# (seen in Python 3.11), so a cell that ends in another thread must not free its stream at once.
+_ended: deque[_Stream] = deque(maxlen=100)
 
 
 class _Stream(io.TextIOBase):
@@ -202,10 +325,16 @@ class _Stream(io.TextIOBase):
     may overlap. So a cell that ends restores the stream below all streams that have ended.
     """
 
-    def __init__(self, name: str, write: Callable[[str], None]) -> None:
-        self._name, self._write = name, write
-        self._earlier_threads = {thread.ident for thread in threading.enumerate()}
+    def __init__(
+        self, name: str, write: Callable[[str], None], only: int | None, parent: dict[str, Any]
+    ) -> None:
+        """``only`` is the thread whose text is taken, in place of those of a cell."""
+        self._name, self._write, self._only = name, write, only
+        self._earlier_threads = (
+            {thread.ident for thread in threading.enumerate()} if only is None else set()
+        )
         self._earlier_threads.discard(threading.get_ident())
+        self._parent = parent
         self.ended = False
 
     def __enter__(self) -> _Stream:
@@ -215,6 +344,7 @@ class _Stream(io.TextIOBase):
 
     def __exit__(self, *exc_info: object) -> None:
         self.ended = True
+        _ended.append(self)
         if getattr(sys, self._name) is self:
             setattr(sys, self._name, self.original)
 
@@ -224,15 +354,25 @@ class _Stream(io.TextIOBase):
         stream = self._replaced
         return stream.original if isinstance(stream, _Stream) and stream.ended else stream
 
+    def _is_foreign(self) -> bool:
+        """Return whether the text of this thread goes to the stream that this one replaced."""
+        thread = threading.get_ident()
+        return thread in self._earlier_threads or self._only not in (None, thread)
+
+    @property
+    def parent_header(self) -> dict[str, Any]:
+        """The header of the message whose text it publishes, as a stream of ipykernel has it."""
+        return {} if self._is_foreign() else self._parent
+
     def write(self, text: str) -> int:
-        if threading.get_ident() in self._earlier_threads:
+        if self._is_foreign():
             return int(self.original.write(text))
         if text:
             self._write(text)
         return len(text)
 
     def flush(self) -> None:
-        if threading.get_ident() in self._earlier_threads:
+        if self._is_foreign():
             self.original.flush()
 
 

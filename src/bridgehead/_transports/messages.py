@@ -15,7 +15,7 @@ from bridgehead._errors import ProtocolError
 from bridgehead._protocol.formatting import line
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class Message:
     """One message of a kernel.
 

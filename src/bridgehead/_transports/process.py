@@ -11,24 +11,55 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 from jupyter_core.utils import ensure_async
 
+from bridgehead._errors import NotSupported
 from bridgehead._transports.tasks import noted_on, run_all, waited
 from bridgehead._transports.timings import Timings
 
 LOG = 1 << 20  # bytes; only the end of the log is ever read
+LIMITS = {"memory": "RLIMIT_AS", "cpu": "RLIMIT_CPU"}  # as ``resource`` names them
+LARGEST = 2**63 - 1  # that ``prlimit`` takes
 LAST_WORDS = 2000  # bytes of the log that an error message quotes
+
+
+def checked_limits(limits: Mapping[str, int] | None) -> dict[str, int]:
+    """Return the limits of a process.
+
+    Raises:
+        ValueError: one is not known, or is not a number above 0, or is above that of this process.
+        NotSupported: this is not Linux.
+    """
+    for name, limit in (limits or {}).items():
+        if name not in LIMITS:
+            raise ValueError(f"limits= has {name!r}; known limits are {', '.join(LIMITS)}")
+        if type(limit) is not int or limit <= 0:
+            raise ValueError(f"limits[{name!r}] must be a whole number above 0, not {limit!r}")
+    if limits and sys.platform != "linux":
+        raise NotSupported("limits= works on Linux only; nothing was started")
+    for name, limit in (limits or {}).items():
+        import resource
+
+        hard = resource.getrlimit(getattr(resource, LIMITS[name]))[1]
+        most = LARGEST if hard == resource.RLIM_INFINITY else hard
+        if limit > most:
+            raise ValueError(
+                f"limits[{name!r}] is {limit:,}, above this process's own limit of {most:,}; "
+                "nothing was started"
+            )
+    return dict(limits or {})
 
 
 class KernelProcess:
     """The manager of one kernel.
 
     ``log`` is the file of the kernel's standard error. ``clean`` removes what the manager does not,
-    after the kernel's end.
+    after the kernel's end. ``limits`` are those of ``Bridge.launch``, checked.
     """
 
     def __init__(
@@ -37,7 +68,9 @@ class KernelProcess:
         timings: Timings,
         log: Any = None,
         clean: Callable[[], None] | None = None,
+        limits: Mapping[str, int] | None = None,
     ) -> None:
+        self._limits = limits or {}
         self.manager, self._timings, self._log, self._clean = manager, timings, log, clean
         self.exit_code: int | None = None
 
@@ -49,6 +82,16 @@ class KernelProcess:
     def is_child(self) -> bool:
         """Whether jupyter_client itself started the process here, and no installed provisioner."""
         return type(self.manager.provisioner) is LocalProvisioner
+
+    def set_limits(self) -> None:
+        """Limit the process that was just started, and those that it will start."""
+        process = self._process
+        if self._limits and process is not None:
+            import resource
+
+            for name, limit in self._limits.items():
+                with contextlib.suppress(ProcessLookupError):  # it has ended, as will be reported
+                    resource.prlimit(process.pid, getattr(resource, LIMITS[name]), (limit, limit))
 
     async def pause(self, sooner: asyncio.Event) -> None:
         """Wait until the next check is due; ``sooner`` says that the kernel may have ended."""

@@ -19,13 +19,15 @@ class Quirks:
 
     window: int = WINDOW  # requests that may be in flight
     interruptible: bool = True
+    asks: bool = True  # whether ``input()`` in a cell asks the cell's client
 
 
 ORDINARY = Quirks()
 UNUSUAL = {
     # Kernels built on xeus (0.19, measured): of two messages of some MiB that arrive together the
-    # kernel reads one. SIGINT ends the kernel, and an interrupt_request does nothing.
-    "xeus": Quirks(window=1, interruptible=False),
+    # kernel reads one. SIGINT ends the kernel, and an interrupt_request does nothing. Input was
+    # not tried.
+    "xeus": Quirks(window=1, interruptible=False, asks=False),
 }
 
 

@@ -28,8 +28,14 @@ UNAVAILABLE = (502, 503, 504)  # from a proxy that does not reach its server
 LISTS = ("api/kernels", "api/sessions")  # a server may refuse these with a valid token
 
 
-class ServerUnreachable(TransportError):
-    """The server cannot be reached now; a later attempt may succeed."""
+def server_away(text: str) -> TransportError:
+    """Make the error for a server that cannot be reached now; a later attempt may succeed.
+
+    It is no class of its own: users would get it, and could not import it.
+    """
+    error = TransportError(text)
+    error.may_recover = True
+    return error
 
 
 class Rest:
@@ -94,7 +100,7 @@ class Rest:
         if response.status_code != 404:
             return False
         if "message" not in _json(response):  # from a proxy that cannot reach its server
-            raise ServerUnreachable(f"the server at {self.url} knows no kernels: 404")
+            raise server_away(f"the server at {self.url} knows no kernels: 404")
         return True
 
     async def kernels(self) -> list[Mapping[str, Any]]:
@@ -144,8 +150,8 @@ class Rest:
         """End a kernel, trying again for a while; a kernel that has ended already is no error.
 
         Raises:
-            ServerUnreachable: the server cannot be reached, so the kernel may still run.
-            TransportError: the server does not end the kernel.
+            TransportError: the server does not end the kernel. With ``may_recover``, the server
+                cannot be reached, so the kernel may still run.
         """
         loop = asyncio.get_running_loop()
         timings = Transport.timings
@@ -157,7 +163,7 @@ class Rest:
             if response.status_code < 500 or loop.time() >= until:
                 break
             await asyncio.sleep(next(pauses, timings.server_end_pauses[-1]))
-        kind = ServerUnreachable if response.status_code in UNAVAILABLE else TransportError
+        kind = server_away if response.status_code in UNAVAILABLE else TransportError
         raise kind(f"{self.url} did not end the kernel {line(identity)}: {_reason(response)}")
 
     async def _ask(
@@ -249,9 +255,9 @@ def unreachable(url: str, error: Exception) -> BridgeError:
         if isinstance(one, ssl.SSLError):
             return KernelNotFound(f"{url} does not use TLS; try http://")
     if isinstance(error, (httpx.RemoteProtocolError, httpx.ReadError)) and url[:5] == "http:":
-        return ServerUnreachable(f"{url} closed the connection; try https://")
+        return server_away(f"{url} closed the connection; try https://")
     why = line(error, QUOTED) or type(error).__name__
-    return ServerUnreachable(f"no server answers at {url}: {why}")
+    return server_away(f"no server answers at {url}: {why}")
 
 
 def _json(response: httpx.Response) -> Any:

@@ -7,6 +7,7 @@ a transport notices that a kernel is lost does not belong here.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -14,11 +15,12 @@ from bridgehead._errors import BridgeError
 from bridgehead._transports.tasks import retrieve_exception, waited
 from bridgehead._transports.timings import Timings
 
+log = logging.getLogger("bridgehead")
 STATES = ("starting", "busy", "idle")  # states that a kernel may report of itself
 
 
 class Subscriber(Protocol):
-    """Receives the updates that the remote part sends without a request."""
+    """Receives the events that the remote part sends without a request."""
 
     def feed(self, content: dict[str, Any], buffers: list[Any]) -> None: ...
 
@@ -41,6 +43,7 @@ class KernelState:
 
     def __init__(self, timings: Timings) -> None:
         self.timings: Timings = timings
+        self.name: str = "kernel"  # in the log
         self.generation: int = 0  # grows whenever the kernel's process may be another one
         self.state: str = "starting"
         self.trust: str = "data"  # of the bridge in the kernel, since the last handshake
@@ -113,6 +116,7 @@ class KernelState:
     def connection_lost(self, why: Callable[[], BridgeError], state: str) -> None:
         """Record that the kernel or the connection to it is lost, and fail every waiter."""
         self.generation += 1
+        log.info("%s: %s", self.name, state)
         self._lost_error, self._unresponsive_error, self.state = why, None, state
         self._no_longer_unresponsive.set()
         self._fail_waiters(why)
@@ -122,6 +126,7 @@ class KernelState:
     def connection_made(self) -> None:
         """Record that a kernel answers again."""
         if self.state != "closed":
+            log.info("%s: connected", self.name)
             self._lost_error, self._unresponsive_error, self.state = None, None, "idle"
             self.shut_down = False
 
@@ -132,6 +137,7 @@ class KernelState:
         may arrive late. ``responsive`` may follow.
         """
         if self._lost_error is None and self._unresponsive_error is None:
+            log.info("%s: unresponsive", self.name)
             self._unresponsive_error, self.state = why, "unresponsive"
             self._no_longer_unresponsive.clear()
             self._fail_waiters(why)
@@ -140,6 +146,7 @@ class KernelState:
         """Record a sign of life from the kernel, which may have been unresponsive."""
         self.signs += 1
         if self._unresponsive_error is not None and self.connected:
+            log.info("%s: responsive again", self.name)
             self._unresponsive_error, self.state = None, "busy"  # iopub reports when it is idle
             self._no_longer_unresponsive.set()
 

@@ -7,36 +7,64 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import inspect
 import logging
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from typing import Any, TypeVar
+from concurrent.futures import Future
+from functools import partial
+from threading import Lock
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 log = logging.getLogger("bridgehead")
 
 
 class Tasks:
-    """The tasks of one owner; ``cancel`` ends them with it."""
+    """The tasks of one owner; ``cancel`` ends them with it, and those that begin later, too."""
 
     def __init__(self) -> None:
         self._running: set[asyncio.Task[Any]] = set()
+        self._ended = False
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run a coroutine until it ends or ``cancel`` is called."""
+        task = self.start(work)
+        task.add_done_callback(retrieve_exception)
+        return task
+
+    def start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Do as ``spawn``, and have asyncio log a failure that nothing looks at."""
         task = asyncio.get_running_loop().create_task(work)
+        if self._ended:  # as by an event of a connection that breaks while the owner closes
+            task.cancel()
         self._running.add(task)
         task.add_done_callback(self._running.discard)
-        task.add_done_callback(retrieve_exception)
         return task
 
     async def cancel(self) -> None:
         """Cancel all tasks and wait until they have ended."""
+        self._ended = True
         tasks = list(self._running)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def require_asyncio() -> None:
+    """Raise unless an asyncio event loop runs in this thread.
+
+    Raises:
+        RuntimeError: none runs; under trio, the coroutine of the caller runs nevertheless.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        raise RuntimeError(
+            "bridgehead needs asyncio, and no asyncio event loop runs here; nothing was started. "
+            "Use asyncio.run(), or under trio a SyncBridge in trio.to_thread.run_sync()"
+        ) from None
 
 
 @contextlib.asynccontextmanager
@@ -45,6 +73,38 @@ async def waited(seconds: float) -> AsyncIterator[None]:
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(seconds):
             yield
+
+
+def in_thread(function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+    """Run a function in a thread; in the caller's, if this process can start no thread.
+
+    Without memory for a thread's stack, or at its limit of threads, a process can still do the
+    work: its event loop stops meanwhile. A cancel does not end what has begun.
+    """
+    job = _Job(partial(function, *args))
+    try:
+        asyncio.get_running_loop().run_in_executor(None, contextvars.copy_context().run, job)
+    except RuntimeError:  # "can't start new thread"; the executor may run the job later
+        job()
+    return asyncio.wrap_future(job.outcome)
+
+
+class _Job(Generic[T]):
+    """A function that runs once, although two threads may try."""
+
+    def __init__(self, function: Callable[[], T]) -> None:
+        self._function, self._free = function, Lock()
+        self.outcome: Future[T] = Future()
+
+    def __call__(self) -> None:
+        if not (self._free.acquire(blocking=False) and self.outcome.set_running_or_notify_cancel()):
+            return
+        try:
+            result = self._function()
+        except BaseException as error:  # noqa: BLE001 - raised where the outcome is awaited
+            self.outcome.set_exception(error)
+        else:
+            self.outcome.set_result(result)
 
 
 async def finish(work: Awaitable[None]) -> None:

@@ -10,12 +10,19 @@ copy: tests replace the object, and shorten only a wait whose end they wait for.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 
-
-@dataclass(frozen=True, slots=True)
 class Timings:
-    """The waits and periods of the client, in seconds."""
+    """The waits and periods of the client, in seconds.
+
+    The client changes none of them. A frozen dataclass would take 2 ms of each import.
+    """
+
+    def __init__(self, **changed: float) -> None:
+        """Take waits that are to be others than here, for tests."""
+        for name, seconds in changed.items():
+            if not hasattr(type(self), name):
+                raise TypeError(f"there is no wait {name!r}")
+            setattr(self, name, seconds)
 
     # ------------------------------------------------------------ requests
 
@@ -71,7 +78,8 @@ class Timings:
 
     # ------------------------------------------------------------ opening
 
-    # Until a kernel must listen at the address of a connection file.
+    # Without a connection to the address of a connection file, until a look whether a kernel
+    # listens there, and until the next look.
     listen_within: float = 3.0
     # Between two looks at something in this process that has no event to wait for.
     poll_every: float = 0.01
@@ -83,10 +91,15 @@ class Timings:
     longest_reply: float = 8.0
     # Before a kernel that did not reply is asked again.
     ask_again_after: float = 0.02
+    # For the response to the handshake, which has the kernel's ``kernel_info``, until the kernel is
+    # asked for it: a running cell delays the response. An idle kernel takes some 10 ms.
+    unasked: float = 0.05
     # For a message on iopub, whose subscription nothing else confirms, before another question.
     iopub_message: float = 0.25
     # For a kernel that confirms subscriptions to confirm one, before a cell is sent regardless.
     confirmation: float = 2.0
+    # For that confirmation, before the kernel is asked again; then twice as long each time.
+    confirm_again: float = 0.05
     # Without a cell or a reader of messages, until a bridge stops reading outputs: most cells
     # follow one another, and beginning again costs a round trip.
     outputs_unwanted: float = 1.0
@@ -128,6 +141,9 @@ class Timings:
     # the beginning before IPython's callbacks, and the code runs after them.
     interrupt_again: float = 0.01
 
+    # For a cell that is interrupted at its deadline to end; one that handles the interrupt may not.
+    interrupted_cell: float = 1.0
+
     # ------------------------------------------------------------ servers
 
     # Pauses before each attempt to make a broken websocket again; the last one repeats.
@@ -158,9 +174,14 @@ class Timings:
 
     # Between two checks for shared memory to give back, while there is any.
     memory_every: float = 1.0
-    # Between two renewals of a watch; without one, the kernel drops it after ten minutes and 10
-    # cells.
+    # Between two renewals of a bridge's lease; without one, the kernel ends what it keeps for the
+    # bridge after ten minutes without a cell.
     renew_every: float = 120.0
+    # Between two reports of what became of the calls of a callback, if no call arrives; the kernel
+    # then sends again what was lost unnoticed.
+    report_every: float = 30.0
+    # Until a report whose reply is lost is sent again.
+    report_again: float = 1.0
     # Until a progress bar appears; the bar of a shorter transfer would only flicker.
     bar_after: float = 0.5
     # Between two drawings of a progress bar, as in tqdm.

@@ -47,7 +47,7 @@ from bridgehead._errors import (
 from bridgehead._transports.base import Transport
 from bridgehead._transports.dispatch import Pending, Reconnected
 from bridgehead._transports.gate import Gate
-from bridgehead._transports.rest import Rest, ServerUnreachable, unreachable
+from bridgehead._transports.rest import Rest, server_away, unreachable
 from bridgehead._transports.subprotocols import BINARY, LEGACY, V1, Subprotocol
 from bridgehead._transports.tasks import run_all, waited
 from bridgehead._transports.timings import Timings
@@ -138,12 +138,12 @@ class WebsocketTransport(Transport):
         while True:
             try:
                 return await self._connect(self._session)
-            except ServerUnreachable as error:
-                if not isinstance(error.__cause__, TimeoutError):
+            except TransportError as error:
+                if not (error.may_recover and isinstance(error.__cause__, TimeoutError)):
                     raise
 
     async def _connect(self, session: str) -> _CountingConnection:
-        """Connect once; raise ``ServerUnreachable`` if a later attempt may succeed."""
+        """Connect once; an error has ``may_recover`` if a later attempt may succeed."""
         server = self.url.replace("http", "ws", 1)
         address = f"{server}api/kernels/{quote(self.kernel_id, safe='')}/channels"
         try:
@@ -169,7 +169,7 @@ class WebsocketTransport(Transport):
                 raise self.rest.refused(str(status)) from None
             if status == 404:
                 raise self._unknown() from None
-            raise ServerUnreachable(
+            raise server_away(
                 f"{address} refuses a websocket with status {status}; try again later"
             ) from None
         except InvalidURI as error:
@@ -212,7 +212,9 @@ class WebsocketTransport(Transport):
             return
         try:
             await self.rest.end(self.kernel_id)
-        except ServerUnreachable as error:
+        except TransportError as error:
+            if not error.may_recover:
+                raise
             # The caller can do nothing about a server that has ended before.
             logging.getLogger("bridgehead").warning(
                 "the kernel %s may still run: %s; aclose() tries again to end it",
@@ -385,6 +387,10 @@ class WebsocketTransport(Transport):
                     return
             await asyncio.sleep(self.timings.ask_again_after)
             patience = min(2 * patience, self.timings.longest_reply)
+
+    @property
+    def process(self) -> str | None:
+        return self._gate.process or None
 
     def _kernel_answered(self, question: object, process: str) -> None:
         """Record that the kernel answers, from the process with this session id."""

@@ -3,7 +3,8 @@
 Rule: the events of one socket, and what follows from them for the requests in flight and for those
 that wait. A broken connection says nothing about the process: the owner of the link says what the
 evidence for its end is. Nothing that waits is sent over a new connection before it is known which
-process answers.
+process answers. Only the first connection to a running kernel is open from the beginning: nothing
+is meant for an earlier process.
 """
 
 from __future__ import annotations

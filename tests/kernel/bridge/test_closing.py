@@ -20,7 +20,7 @@ import pytest
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from bridgehead import Bridge, BridgeClosed, Fleet, KernelDied, SyncBridge
-from support.kit import file_of, reported_within
+from support.kit import file_of, reported_within, stopped, until
 
 # What a manager calls, one after the other, to end a kernel.
 STEPS = ["poll", "shutdown_requested", "wait", "cleanup"]
@@ -83,7 +83,8 @@ async def test_all_is_released_whatever_fails(failing: Failing, step: str) -> No
     async with reported_within(0.5):
         await bridge.aclose()
         await bridge.aclose()
-    assert resources() <= before
+    # ZeroMQ tries for 0.1 s to send the manager's last message to a kernel that was killed.
+    await until(lambda: resources() <= before)
 
 
 @pytest.mark.parametrize("error", [ValueError, asyncio.CancelledError, KeyboardInterrupt])
@@ -133,7 +134,7 @@ async def test_a_fleet_closes_all_its_bridges(failing: Failing) -> None:
             with pytest.raises(ZeroDivisionError) as divided:
                 async with fleet:
                     _ = 1 / 0
-            assert "closing failed, too: ExceptionGroup: 2 of 2" in divided.value.__notes__[0]
+            assert "closing failed, too: FleetError: 2 of 2" in divided.value.__notes__[0]
     assert [bridge.state for bridge in fleet] == ["closed"] * 2
     await fleet.aclose()
 
@@ -160,3 +161,16 @@ async def test_a_sync_bridge_closes_again(
     with pytest.raises(BridgeClosed):
         kernel.pull("1")
     assert not [thread for thread in threading.enumerate() if thread.name == "bridgehead"]
+
+
+async def test_calls_that_wait_for_the_handshake_report_that_the_bridge_was_closed() -> None:
+    async with Bridge.launch() as kernel, Bridge.attach(file_of(kernel)) as bridge:
+        remote = bridge._connection.remote
+        remote.mark_lost(remote.info)
+        with stopped(kernel):
+            calls = [asyncio.ensure_future(call) for call in (bridge.run("1"), bridge.push(x=1))]
+            await until(lambda: bool(bridge._transport.dispatcher.pending))
+            await bridge.aclose()
+            for call in calls:
+                with pytest.raises(BridgeClosed):
+                    await call

@@ -150,7 +150,7 @@ async def test_a_dead_kernel_does_not_stop_the_others_from_being_served() -> Non
         assert await fleet[1].pull("x", "float(a.sum())") == (1, LARGE.sum())
         await fleet[1].delete("a")
         await fleet[1].exists("a")  # its last message says that the segment is free
-        await until(lambda: not any(slab.leased for slab in fleet._pool.slabs.values()))
+        await until(lambda: not any(slab.leased for slab in fleet._fan_out.pool.slabs.values()))
 
 
 @pytest.mark.slow

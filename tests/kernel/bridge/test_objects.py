@@ -11,6 +11,7 @@ import datetime
 import decimal
 import enum
 import fractions
+import importlib
 import importlib.util
 import math
 import sys
@@ -190,8 +191,9 @@ async def test_pandas_frames_cross_unchanged(bridge: Bridge, name: str) -> None:
     pd.testing.assert_series_equal(series, frame.iloc[:, 0])
 
 
+@pytest.mark.objects
 async def test_a_torch_tensor_crosses(bridge: Bridge) -> None:
-    torch = pytest.importorskip("torch", reason="torch is not installed")
+    torch = importlib.import_module("torch")
     tensor = torch.arange(300_000.0).reshape(300, 1000)
     await bridge.push(x=tensor)
     assert torch.equal(await bridge.pull("x"), tensor)
@@ -407,6 +409,33 @@ async def test_names_lists_types_and_sizes_without_running_user_code(bridge: Bri
     assert [name.name for name in await bridge.names("_priv*")] == ["_private"]
 
 
+async def test_names_have_previews_and_are_filtered(bridge: Bridge) -> None:
+    class Hostile:
+        def __repr__(self) -> str:
+            raise AssertionError
+
+    values = {"n": 1, "rows": [1, "a", [2]], "hostile": Hostile(), "df": pd.DataFrame({"a": [1]})}
+    await bridge.push(values)
+    await bridge.run("import json, sys")
+    found = {name.name: name for name in await bridge.names(preview=True)}
+    assert {name: one.preview for name, one in found.items()} == {
+        "n": "1",
+        "rows": "[1, 'a', [2]]",
+        "hostile": None,
+        "df": "columns 'a'",
+    }
+    assert "1" in repr(found["n"])
+    listed = await bridge.names(types=["DataFrame", "int"])
+    assert [name.name for name in listed] == ["df", "n"]
+    assert [name.name for name in await bridge.names(types=["pandas.DataFrame"])] == ["df"]
+    with_modules = [name.name for name in await bridge.names("[js]*", modules=True)]
+    assert with_modules == ["json", "sys"]
+    assert all(name.preview is None for name in listed)
+    wrong: Any = "int"
+    with pytest.raises(TypeError, match="types= takes a list"):
+        await bridge.names(types=wrong)
+
+
 async def test_deleted_names_do_not_exist(bridge: Bridge) -> None:
     await bridge.push(a=1, b=2, c=3)
     await bridge.delete("a", "b", "a")
@@ -424,3 +453,16 @@ async def test_operations_take_effect_in_the_order_of_their_calls(bridge: Bridge
     pulls = [bridge.pull("x")]
     results = await asyncio.gather(*calls, *pulls)
     assert results[-1] == 99
+
+
+async def test_a_bytearray_can_grow_after_it_crossed(bridge: Bridge) -> None:
+    """A frame is a view of it meanwhile, and a bytearray with a view cannot grow."""
+    for size in (100, 1 << 20, 40 << 20):
+        value = bytearray(size)
+        await bridge.push(value=value, array=np.arange(5000).astype("M8[s]"))
+        value.append(1)
+        back, text = await bridge.pull("value", "'a' * len(value)")
+        assert (len(back), len(text)) == (size, size)
+        back.append(2)
+        await bridge.run("value.append(3)")
+    assert await bridge.pull("array.dtype.str, len(array)") == ("<M8[s]", 5000)

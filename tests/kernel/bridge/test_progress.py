@@ -25,9 +25,11 @@ PATIENCE = 120  # s; these tests do not measure speed
 VIEW = "application/vnd.jupyter.widget-view+json"
 STATE = "application/vnd.jupyter.widget-state+json"
 BUSY = """
+open("begun", "w").close()
 while not __import__("os").path.exists("go"):
     __import__("time").sleep(0.02)
 __import__("os").remove("go")
+__import__("os").remove("begun")
 """
 
 
@@ -73,7 +75,7 @@ async def test_a_terminal_shows_a_bar_for_a_long_transfer(
     try:
         await asyncio.to_thread(process.expect, "attached")
         busy = asyncio.create_task(busy_kernel.run(BUSY))
-        await until(lambda: busy_kernel.state == "busy", PATIENCE)
+        await until((tmp_path / "begun").exists, PATIENCE)
         process.sendline()
         await asyncio.to_thread(process.expect, r"push: [^\r]*3\.00M")
         assert not busy.done()
@@ -87,7 +89,7 @@ async def test_a_terminal_shows_a_bar_for_a_long_transfer(
         await asyncio.to_thread(process.expect, "missed")
 
         busy = asyncio.create_task(busy_kernel.run(BUSY))
-        await until(lambda: busy_kernel.state == "busy", PATIENCE)
+        await until((tmp_path / "begun").exists, PATIENCE)
         process.sendline()
         await asyncio.to_thread(process.expect, r"pull: 0\.00B")
         process.sendintr()

@@ -65,6 +65,15 @@ def test_a_watch_goes_on_after_an_error_and_ends_with_the_bridge() -> None:
     assert next(watch, None) is None
 
 
+def test_names_are_watched_until_the_bridge_ends(kernel: SyncBridge) -> None:
+    watch = kernel.watch_names()
+    assert next(watch) == []
+    kernel.run("x = [1]")
+    assert [(name.name, name.len) for name in next(watch)] == [("x", 1)]
+    kernel.close()
+    assert next(watch, None) is None
+
+
 def test_a_sync_bridge_is_a_mutable_mapping_of_the_kernels_names(kernel: SyncBridge) -> None:
     assert isinstance(kernel, MutableMapping)
     kernel["x"] = [1]

@@ -82,11 +82,15 @@ async def test_the_proof_needs_no_shared_memory(monkeypatch: pytest.MonkeyPatch)
         file = kernel.info.connection_file
         assert kernel.info.why_trust == PROVEN
         with monkeypatch.context() as here:
-            here.setattr(_handshake, "segments_supported", lambda: False)
+            here.setattr(_handshake, "shared_memory", lambda: "")
             async with Bridge.attach(file) as bridge:
                 assert (bridge.info.trust, bridge.info.lane) == ("pickle", "buffers")
-                assert "this system or this Python has no memfd" in bridge.info.why_not["direct"]
-        await kernel.run("import os; del os.memfd_create")
+                assert "this system or this Python has no memory" in bridge.info.why_not["direct"]
+        await kernel.run(
+            "import os, sys; del os.memfd_create\n"
+            "[module] = [sys.modules[n] for n in sys.modules if n.startswith('_bridgehead_')]\n"
+            "module._shm_open = None"
+        )
         async with Bridge.attach(file) as bridge:
             assert (bridge.info.trust, bridge.info.lane) == ("pickle", "buffers")
             assert "this kernel's system or Python has no" in bridge.info.why_not["direct"]

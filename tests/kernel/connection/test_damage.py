@@ -493,7 +493,7 @@ async def test_a_malformed_reply_fails_one_call_at_most(
         await goes_on(bridge)
 
 
-@pytest.mark.parametrize("spoof", ["bridgehead_data", "bridgehead_update", "stream", ""])
+@pytest.mark.parametrize("spoof", ["bridgehead_data", "bridgehead_event", "stream", ""])
 async def test_a_reply_of_another_type_fails_one_call_at_most(
     kernel: Bridge, tmp_path: Path, spoof: str
 ) -> None:

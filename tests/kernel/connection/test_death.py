@@ -451,3 +451,35 @@ async def test_a_restart_behind_a_proxy_that_keeps_the_connection_is_reported(
                     await bridge.push(x=2)
             assert await look(file_of(kernel)) == {}
             await goes_on(bridge)
+
+
+# While its last objects are deleted, the process lives on, and so does the direct lane's thread.
+# Other names may be deleted before.
+SLOW_TO_END = """
+import pathlib, time
+class Slow:
+    def __del__(self, begun=pathlib.Path({!r}), sleep=time.sleep):
+        begun.touch()
+        sleep(2)
+slow = Slow()
+"""
+
+
+@pytest.mark.parametrize("now", [False, True], ids=["in turn", "now"])
+async def test_a_process_that_ends_says_nothing_of_its_emptied_namespace(
+    live: Bridge, tmp_path: Path, now: bool
+) -> None:
+    """A9. IPython empties the namespace at exit: what was there is not reported as missing."""
+    begun = tmp_path / "begun"
+    await live.push(x=1)
+    await live.run(SLOW_TO_END.format(str(begun)))
+    async with other(live) as client:
+        client.client.shutdown()
+        await until(begun.exists)
+        with pytest.raises((KernelDied, KernelRestarted)):
+            await live.pull("x", now=now)
+    with pytest.raises(KernelDied):
+        while True:
+            await live.pull("x", now=now)
+    await live.restart()
+    await goes_on(live)

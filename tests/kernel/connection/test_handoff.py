@@ -392,7 +392,7 @@ async def test_a_target_that_cannot_map_segments_gets_messages(
     await other.run("""
 import sys
 remote = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
-def refuse(*args):
+def refuse(*args, **options):
     raise OSError("no")
 kept, remote.MappedSlab = remote.MappedSlab, refuse
 """)

@@ -31,6 +31,7 @@ from support.kit import (
     other,
     reported_within,
     sigint,
+    stopped,
     until,
 )
 from support.look import look
@@ -115,7 +116,7 @@ async def test_an_interrupt_during_a_large_pull_is_reported(kernel_name: str, la
     """C2. SIGINT at random moments of a large pull: reported, and nothing changed."""
     async with Bridge.launch(kernel_name, lane=lane) as bridge:
         half = BIG[lane] // 2
-        await bridge.run(f"big = [list(range(300_000)), bytes({half}), bytes({half})]")
+        await bridge.run(f"big = [list(range(2_000_000)), bytes({half}), bytes({half})]")
         before = await look(file_of(bridge))
         right = await bridge.pull("big")
         async for _, outcome in interrupted_at_random(bridge, lambda number: bridge.pull("big")):
@@ -197,6 +198,18 @@ def slowly() -> str:
     while time.monotonic() < end:
         time.sleep(0.01)
     return "unpickled to its end"
+
+
+async def test_interrupts_of_a_stopped_kernel_keep_the_direct_lane() -> None:
+    """The second interrupt found the first one's request at work on the lane, and gave it up."""
+    async with Bridge.launch() as bridge:
+        lane = bridge._connection.remote.lane
+        with stopped(bridge):
+            for _ in range(3):
+                await bridge.interrupt()
+                await asyncio.sleep(0.01)  # a task of the bridge sends a request meanwhile
+        await goes_on(bridge)
+        assert bridge._connection.remote.lane is lane
 
 
 async def test_a_replaced_value_whose_finalizer_raises_stops_no_push(kernel: Bridge) -> None:

@@ -21,6 +21,7 @@ import pytest
 
 from bridgehead import Bridge, RemoteError, Result
 from bridgehead._connection.cell import CellObserver
+from bridgehead._protocol.bootstrap import remote_source
 from support.elsewhere import MAJORS
 from support.faults import CallsInKernel
 from support.kit import MESSAGES, all_of, file_of, goes_on, other, reported_within, until
@@ -272,7 +273,7 @@ async def test_an_interrupt_that_a_cell_blocks_is_dropped(kernel: Bridge) -> Non
 
 
 async def test_a_cell_is_interrupted_while_the_socket_thread_is_at_work(kernel: Bridge) -> None:
-    """The thread unpickles something that waits; a subshell interrupts the cell."""
+    """The thread unpickles something that waits; the control thread interrupts the cell."""
     await kernel.run("import sys, threading\nsys.gate = threading.Event()")
     running = await Running(kernel, "import time; time.sleep(60)").begun()
     waits = CallsInKernel(eval, "__import__('sys').gate.wait(60)")
@@ -286,6 +287,60 @@ async def test_a_cell_is_interrupted_while_the_socket_thread_is_at_work(kernel: 
         await client.execute("sys.gate.set(); del sys.gate")
     await push
     await goes_on(kernel)
+
+
+# Python has noted SIGINT, and the system call of the main thread has not been cut: so it is when a
+# signal comes after Python's last look at its signals and before ``time.sleep`` sleeps.
+NOTED_ONLY = """
+import signal, sys, threading, time
+remote = sys.modules[%r]
+kill = remote._pthread_kill
+def note(thread, number):
+    if number == signal.SIGINT:
+        signal.raise_signal(number)  # here and not in the main thread
+    else:
+        kill(thread, number)
+remote._pthread_kill = note
+"""
+
+
+@pytest.mark.parametrize("lane", WITH_GUARD)
+@pytest.mark.parametrize("cell", ["sleeps", "waits for a lock", "waits for a program"])
+async def test_an_interrupt_just_before_a_sleep_is_not_lost(
+    live: Bridge, cell: str, lane: Any
+) -> None:
+    code, error = CELLS[cell]
+    async with Bridge.attach(file_of(live), lane=lane) as bridge:
+        assert await bridge.pull("1") == 1
+        await bridge.run(NOTED_ONLY % remote_source()[0])
+        running = await Running(bridge, "print('going')\n" + code).printed()
+        await asyncio.sleep(0.2)  # most likely the cell sleeps now; else this proves less
+        async with reported_within(1):
+            assert await running.interrupt()
+        assert await running.outcome() == error
+        await shows_and_counts(bridge)
+
+
+async def test_an_interrupt_of_the_kernel_just_before_a_sleep_is_not_lost(live: Bridge) -> None:
+    await live.run("import signal, threading, time")
+    async with other(live) as client:
+        cell = client.submit(
+            "threading.Timer(0.2, signal.raise_signal, (signal.SIGINT,)).start(); time.sleep(60)"
+        )
+        await until(lambda: live.state == "busy")
+        await asyncio.sleep(0.4)
+        await live._connection._interrupts._wake()  # what follows each interrupt
+        async with reported_within(1):
+            assert (await client.answer(cell))["ename"] == "KeyboardInterrupt"
+
+
+async def test_a_handler_of_sigurg_stays_and_is_not_called(live: Bridge) -> None:
+    await live.run("import signal, time\nurged = []")
+    await live.run("_ = signal.signal(signal.SIGURG, lambda *args: urged.append(args))")
+    running = await Running(live, "print('going'); time.sleep(60)").printed()
+    assert await running.interrupt()
+    assert await running.outcome() == "KeyboardInterrupt"
+    assert await live.pull("[urged, signal.getsignal(signal.SIGURG).__name__]") == [[], "<lambda>"]
 
 
 @pytest.mark.slow

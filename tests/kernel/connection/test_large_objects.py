@@ -138,6 +138,35 @@ async def test_progress_grows_to_the_end(kernel: Bridge, lane: Any) -> None:
                 assert len(set(done)) >= (1 if at_once else 2)  # chunks may arrive together
 
 
+@pytest.mark.parametrize("lane", LANES)
+async def test_progress_of_an_expression_with_await(kernel: Bridge, lane: Any) -> None:
+    """Progress reports the bytes that arrived, and an error of the callable ends the transfer."""
+    async with Bridge.attach(file_of(kernel), lane=lane) as bridge:
+        await bridge.run("import asyncio\nasync def ones(n): return bytes(n)")
+        seen: list[tuple[int, int]] = []
+        for size in (1, 40 * MB):
+            seen.clear()
+            value = await bridge.pull(
+                f"await ones({size})", progress=lambda done, total: seen.append((done, total))
+            )
+            assert len(value) == size
+            done, totals = [pair[0] for pair in seen], {pair[1] for pair in seen}
+            assert size < max(totals) < size + 1000
+            assert len(totals) == 1
+            assert seen[-1] == (max(totals), max(totals))
+            assert done == sorted(done)
+            assert len(set(done)) >= (1 if size == 1 else 2)
+
+        def enough(done: int, total: int) -> None:
+            raise Enough
+
+        with pytest.raises(Enough):
+            await bridge.pull(f"await ones({size})", progress=enough)
+        await until(lambda: not bridge._transport.dispatcher.in_flight)
+        assert await bridge.pull("_kept()") == [0, 0]
+        await goes_on(bridge)
+
+
 class Enough(Exception):
     """The error that a progress callable raises."""
 
@@ -185,6 +214,7 @@ async def test_a_progress_callable_that_cancels_ends_its_own_call_only(
 # In another process, because one that ran other tests allocates and frees memory at any time.
 TIMED_OUT = """
 import asyncio
+import ctypes
 import gc
 import sys
 
@@ -209,6 +239,7 @@ async def main():
             else:
                 raise AssertionError("the kernel is not busy")
         gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # what is free in the allocator is kept by no push
         print(process.memory_info().rss - before)
         await bridge.interrupt()
         try:

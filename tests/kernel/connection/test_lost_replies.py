@@ -237,11 +237,13 @@ async def test_an_expression_runs_once_if_its_subshell_is_deleted_before_all_is_
         lane, control = bridge._connection.remote.lane, bridge._transport.dispatcher.control
         cross, deleted = lane.cross, []
 
-        async def cross_without_subshell(header: Any, parts: Any, subshell: Any) -> Any:
+        async def cross_without_subshell(
+            header: Any, parts: Any, subshell: Any, outputs: Any = None
+        ) -> Any:
             if header["op"] == "next_chunk" and not deleted:
                 deleted.append(subshell)
                 await control("delete_subshell_request", {"subshell_id": subshell}, 20)
-            return await cross(header, parts, subshell)
+            return await cross(header, parts, subshell, outputs)
 
         lane.cross = cross_without_subshell  # type: ignore[method-assign]
         with pytest.raises(ReplyLost):

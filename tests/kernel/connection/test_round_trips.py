@@ -6,6 +6,7 @@ Rule: each test starts its own real kernel.
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import subprocess
@@ -27,9 +28,11 @@ from bridgehead import (
     RemoteError,
     ReplyLost,
 )
+from bridgehead._lanes.handshake import LaneName
 from bridgehead._transports.dispatch import WINDOW, Dispatcher
+from bridgehead._transports.zmq import DIGESTS
 from support.faults import CallsInKernel
-from support.kit import KEPT, until
+from support.kit import KEPT
 
 # An attached bridge waits until another owner must have restarted the kernel, and here none does.
 no_restart = pytest.mark.timings(reconnect_grace=0.3)
@@ -81,6 +84,37 @@ async def test_each_operation_is_one_message_even_the_first(
                 await operation()
                 assert len(sent) == count
             assert {m[:2] for m in sent} == {("shell", "execute_request")}
+
+
+@pytest.mark.timings(unasked=60)
+async def test_opening_on_an_idle_kernel_is_one_message(sent: list[tuple[str, str, int]]) -> None:
+    """The response to the handshake says what the kernel is, so it is not asked."""
+    async with Bridge.launch() as bridge:
+        file, info = bridge.info.connection_file, bridge.info
+        sent.clear()
+        async with Bridge.attach(file) as other:
+            assert [message[:2] for message in sent] == [("shell", "execute_request")]
+            assert (other.info.kernel, other.info.features) == (info.kernel, info.features)
+            assert other.info.features
+
+
+async def test_opening_on_a_new_process_at_the_same_address_installs_the_remote_part(
+    sent: list[tuple[str, str, int]],
+) -> None:
+    """The first message brings no code: the process before it had the remote part."""
+    manager = AsyncKernelManager()
+    await manager.start_kernel()
+    try:
+        client = manager.client()
+        async with Bridge.over(client) as bridge:
+            await bridge.push(x=1)
+        await _restart(manager)
+        sent.clear()
+        async with Bridge.over(client) as bridge:
+            assert [count for _, kind, count in sent if kind == "execute_request"] == [1, 1]
+            assert not await bridge.exists("x")
+    finally:
+        await manager.shutdown_kernel(now=True)
 
 
 async def test_at_most_32_requests_are_in_flight_and_all_are_answered(live: Bridge) -> None:
@@ -136,8 +170,10 @@ async def test_a_restart_that_a_pending_call_reported_is_not_reported_again(
 ) -> None:
     async with Bridge.attach(live.info.connection_file) as other, Bridge.loopback() as target:
         await other.push(x=1)
-        cell = asyncio.ensure_future(live.run("import time; time.sleep(30)"))
-        await until(lambda: other.state == "busy")
+        begun = asyncio.Event()
+        code = "import time; print('begun', flush=True); time.sleep(30)"
+        cell = asyncio.ensure_future(live.run(code, on_output=lambda message: begun.set()))
+        await begun.wait()
         work = {
             "push": lambda: other.push(x=2),
             "run": lambda: other.run("x = 2"),
@@ -287,9 +323,9 @@ async def test_a_call_never_runs_twice(live: Bridge) -> None:
         ran.append(1)
         for name in [name for name in sys.modules if name.startswith("_bridgehead")]:
             del sys.modules[name]
-        return bytes(40 << 20)
+        return bytes(12 << 20)
 
-    async with Bridge.attach(live.info.connection_file, lane="buffers") as bridge:
+    async with Bridge.attach(live.info.connection_file, lane="inline") as bridge:
         with pytest.raises(ReplyLost, match="lost the rest of its response"):
             await bridge.call(remove_the_remote_part, bridge.ref("ran"))
     assert await live.pull("ran") == [1]
@@ -400,3 +436,24 @@ async def test_an_interrupt_of_a_dead_kernel_is_reported(live: Bridge) -> None:
             async with asyncio.timeout(20):
                 while True:
                     await other.interrupt()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("lane", ["direct", "buffers", "inline"])
+async def test_many_operations_leave_nothing_in_the_client(lane: LaneName) -> None:
+    """jupyter_client keeps the signature of each message: 65,536 by default."""
+    async with Bridge.launch(lane=lane) as bridge:
+
+        def blocks() -> int:
+            gc.collect()
+            return sys.getallocatedblocks()
+
+        async def push_and_pull(count: int) -> None:
+            for number in range(count):
+                await bridge.push(x=number)
+                assert await bridge.pull("x") == number
+
+        await push_and_pull(DIGESTS // 4)  # each brings three messages or more
+        before = blocks()
+        await push_and_pull(500)
+        assert blocks() - before < 500

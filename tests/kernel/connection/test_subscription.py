@@ -71,6 +71,18 @@ async def test_the_first_output_of_each_cell_arrives(live: Bridge) -> None:
 
 
 @pytest.mark.timings(outputs_unwanted=0.0)
+@pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
+async def test_the_first_output_of_each_function_arrives(live: Bridge) -> None:
+    """As above, for a function that prints at once."""
+    for n in range(40):
+        seen: list[str] = []
+        await live.call(print, n, on_output=lambda message, to=seen: to.append(message.text))
+        assert "".join(seen) == f"{n}\n"
+        await live.push(x=n)
+        await live.names()
+
+
+@pytest.mark.timings(outputs_unwanted=0.0)
 async def test_a_stream_of_messages_has_the_outputs_of_all_clients(live: Bridge) -> None:
     async with Bridge.attach(file_of(live)) as other:
         await other.push(x=1)
@@ -105,8 +117,8 @@ async def test_the_outputs_of_an_abandoned_cell_are_dropped(live: Bridge, how: s
             timeout=1 if how == "timeout" else None,
         )
     )
-    await begun.wait()
     if how == "cancel":
+        await begun.wait()
         cell.cancel()
     with pytest.raises((TimeoutError, asyncio.CancelledError)):
         await cell

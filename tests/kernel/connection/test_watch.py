@@ -54,7 +54,7 @@ HOOKS = "[f.__qualname__ for f in get_ipython().events.callbacks['post_run_cell'
 
 async def until_no_hook(bridge: Bridge) -> None:
     async with reported_within(1):
-        while "SubscriptionTable.cell_done" in await bridge.pull(HOOKS):
+        while "Subscriptions.cell_done" in await bridge.pull(HOOKS):
             await asyncio.sleep(0.02)
 
 
@@ -73,7 +73,7 @@ async def test_each_cell_that_changes_the_value_sends_it_once(
         async with bridge.watch("x") as watch:
             assert "x" in repr(watch)
             values.append(await anext(watch))
-            assert "SubscriptionTable.cell_done" in await bridge.pull(HOOKS)
+            assert "Subscriptions.cell_done" in await bridge.pull(HOOKS)
             (tmp_path / "0").touch()
             cells = []
             for i in range(1, 11):
@@ -99,6 +99,54 @@ async def test_each_cell_that_changes_the_value_sends_it_once(
         assert [value async for value in watch] == []
     assert set(await look(file_of(live))) == {"x", "y"}
     await goes_on(live)
+
+
+@pytest.mark.parametrize("lane", LANES)
+@pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
+async def test_names_are_sent_after_each_cell_of_any_client_that_changed_them(
+    live: Bridge, lane: Any
+) -> None:
+    """With ``trust="data"`` too: the descriptions are no pickle."""
+    async with (
+        Bridge.attach(file_of(live), lane=lane, trust="data") as bridge,
+        bridge.watch_names() as watch,
+    ):
+        async with reported_within(2):
+            assert await anext(watch) == []
+            await live.run("x = [1]")
+            assert [repr(name).partition(",")[0] for name in await anext(watch)] == [
+                "<x: list of 1"
+            ]
+            await live.run("x = [2]; _hidden = 1")  # described as before
+            await live.run("class Own: pass\nown = Own()")
+            assert [name.name for name in await anext(watch)] == ["Own", "own", "x"]
+            await live.run("x.append(3); del own")
+            found = await anext(watch)
+            assert [(name.name, name.len) for name in found] == [("Own", None), ("x", 2)]
+            assert found == await bridge.names()
+        assert "Subscriptions.cell_done" in await live.pull(HOOKS)
+        await watch.aclose()
+        await until_no_hook(live)
+    await goes_on(live)
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_several_expressions_are_sent_together(kernel: Bridge, lane: Any) -> None:
+    """A change of one of them sends both, and an error of one is that of all."""
+    async with Bridge.attach(file_of(kernel), lane=lane) as bridge:
+        await kernel.run("x, y = 1, [2]")
+        async with bridge.watch("x", "y[0]") as watch, reported_within(2):
+            assert await anext(watch) == (1, 2)
+            await kernel.run("x = 10")
+            assert await anext(watch) == (10, 2)
+            await kernel.run("y = [20]")
+            assert await anext(watch) == (10, 20)
+            await kernel.run("y = []")
+            with pytest.raises(RemoteError, match="IndexError"):
+                await anext(watch)
+            await kernel.run("y = [3]")
+            assert await anext(watch) == (10, 3)
+    await until_no_hook(kernel)
 
 
 async def test_a_slow_reader_gets_the_latest_value(kernel: Bridge) -> None:
@@ -216,7 +264,7 @@ async def test_a_missing_name_is_reported_and_the_watch_continues(kernel: Bridge
     for _ in range(2):
         with pytest.raises(NameNotFound):
             await anext(watch)
-    assert "SubscriptionTable.cell_done" not in await kernel.pull(HOOKS)
+    assert "Subscriptions.cell_done" not in await kernel.pull(HOOKS)
     await kernel.push(x=[1])
     assert await anext(watch) == [1]
     ratio = kernel.watch("100 / len(x)")
@@ -241,7 +289,7 @@ async def test_a_missing_name_is_reported_and_the_watch_continues(kernel: Bridge
         assert await anext(ratio) == 25
         assert await anext(watch) == [1, 2, 3, 4]
     await ratio.aclose()
-    assert "SubscriptionTable.cell_done" in await kernel.pull(HOOKS)
+    assert "Subscriptions.cell_done" in await kernel.pull(HOOKS)
     await watch.aclose()
     await until_no_hook(kernel)
 
@@ -333,7 +381,7 @@ async def test_a_watch_that_is_garbage_collected_leaves_no_hook(kernel: Bridge) 
     await kernel.push(x=1)
     watch = kernel.watch("x")
     assert await anext(watch) == 1
-    assert "SubscriptionTable.cell_done" in await kernel.pull(HOOKS)
+    assert "Subscriptions.cell_done" in await kernel.pull(HOOKS)
     del watch
     gc.collect()
     await until_no_hook(kernel)

@@ -23,7 +23,7 @@ HERE, IN_KERNEL = (
     .split("The way of one push")[1]
     .split("In the kernel:")
 )
-DIRECT = ["DirectLane.carry", "SocketClient.ask", "DirectLane.complete"]
+DIRECT = ["DirectLane.carry_now", "SocketClient.ask", "DirectLane.complete"]
 
 
 @contextmanager

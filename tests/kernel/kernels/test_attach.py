@@ -21,7 +21,8 @@ from jupyter_client.multikernelmanager import AsyncMultiKernelManager
 from jupyter_server.gateway.managers import GatewayKernelClient
 
 from bridgehead import Bridge, InsecureConnection, KernelNotFound, NotSupported, UnsupportedKernel
-from support.kit import over, reported_within
+from bridgehead._transports.evidence import is_deserted
+from support.kit import file_of, over, reported_within, stopped
 
 pytestmark = pytest.mark.real_start
 RUNTIME = "JUPYTER_RUNTIME_DIR"
@@ -69,6 +70,30 @@ async def test_a_stale_connection_file_is_reported_soon(tmp_path: Path) -> None:
     (tmp_path / "k.json").write_text(info)
     with pytest.raises(KernelNotFound, match="no kernel listens.*it has exited"):
         await asyncio.wait_for(Bridge.attach(tmp_path / "k.json").__aenter__(), 15)
+
+
+@pytest.mark.timings(listen_within=0.05)
+async def test_a_kernel_that_is_slow_to_accept_a_connection_is_waited_for(
+    live: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its machine is loaded, or it is stopped; only the caller's timeout ends the wait."""
+    looks: list[bool] = []
+
+    async def look(*args: Any, **options: Any) -> bool:
+        looks.append(await is_deserted(*args, **options))
+        return looks[-1]
+
+    monkeypatch.setattr("bridgehead._transports.zmq.is_deserted", look)
+    with stopped(live):
+        with pytest.raises(KernelNotFound, match="within 0.5 s: no connection to it was made"):
+            await Bridge.attach(file_of(live), timeout=0.5)
+        looks.clear()
+        opening = asyncio.ensure_future(Bridge.attach(file_of(live)).__aenter__())
+        while len(looks) < 2 and not opening.done():
+            await asyncio.sleep(0.01)
+    bridge = await opening
+    await bridge.aclose()
+    assert not any(looks)
 
 
 @pytest.mark.timings(listen_within=0.3)

@@ -14,13 +14,15 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import anyio
 import psutil
 import pytest
 
-from bridgehead import Bridge, KernelDied, KernelNotFound
-from bridgehead._kernels.discovery import discover
+import bridgehead
+from bridgehead import Bridge, KernelDied, KernelNotFound, RemoteError, SyncBridge
+from bridgehead._kernels.discovery import kernels
 from bridgehead._kernels.launch_folder import STARTER, sweep
 from support.kit import reported_within
 from support.listing import listed
@@ -52,6 +54,95 @@ async def test_launch_is_awaitable_and_a_context_manager() -> None:
     assert bridge.state == "closed"
     await bridge.aclose()
     assert os.listdir(os.environ[RUNTIME]) == []
+
+
+@pytest.mark.parametrize(
+    ("inherit", "has_token"), [(True, True), (False, False), (["NAMED"], False)]
+)
+async def test_a_kernel_gets_no_more_of_the_environment_than_it_should(
+    inherit: Any, has_token: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", "secret")
+    monkeypatch.setenv("NAMED", "named")
+    async with Bridge.launch(inherit_env=inherit, env={"GIVEN": "given"}) as bridge:
+        found = await bridge.pull("dict(__import__('os').environ)")
+        assert ("SECRET_TOKEN" in found) is has_token
+        assert ("NAMED" in found) is (inherit is not False)
+        assert (found["GIVEN"], found["PATH"]) == ("given", os.environ["PATH"])
+        assert await bridge.pull("1 + 1") == 2
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prlimit is of Linux")
+async def test_limits_hold_from_the_first_cell_on_and_after_a_restart() -> None:
+    limits = {"memory": 4 << 30, "cpu": 1000}
+    asked = (
+        "[__import__('resource').getrlimit(getattr(__import__('resource'), 'RLIMIT_' + name)) "
+        "for name in ('AS', 'CPU')]"
+    )
+    async with Bridge.launch(limits=limits) as bridge:
+        for _ in range(2):
+            assert await bridge.pull(asked) == [(4 << 30, 4 << 30), (1000, 1000)]
+            with pytest.raises(RemoteError, match="MemoryError"):
+                await bridge.run("large = bytearray(8 << 30)")
+            child = "__import__('subprocess').check_output('ulimit -v', shell=True)"
+            assert int(await bridge.pull(child)) == 4 << 20
+            await bridge.restart()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="prlimit is of Linux")
+async def test_the_system_ends_a_kernel_that_computes_too_long() -> None:
+    async with Bridge.launch(limits={"cpu": 3}) as bridge:
+        with pytest.raises(KernelDied):
+            await bridge.run("while True: pass", timeout=60)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="prlimit is of Linux")
+async def test_a_limit_above_that_of_the_program_starts_nothing() -> None:
+    code = """if True:
+        import asyncio, resource
+        from bridgehead import Bridge
+        resource.setrlimit(resource.RLIMIT_CPU, (5000, 5000))
+        async def launch(): await Bridge.launch(limits={"cpu": 6000})
+        asyncio.run(launch())"""
+    ended = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, stderr=asyncio.subprocess.PIPE
+    )
+    _, said = await ended.communicate()
+    assert b"ValueError: limits['cpu'] is 6,000, above this process's own limit of 5,000" in said
+    with pytest.raises(ValueError, match="nothing was started"):
+        await Bridge.launch(limits={"memory": 2**63})
+
+
+async def test_a_wrong_folder_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path))
+    wrong: Any = 5
+    with pytest.raises(TypeError):
+        await Bridge.launch(cwd=wrong)
+    assert [*tmp_path.iterdir()] == []
+
+
+@pytest.mark.parametrize("limits", [{"disk": 1}, {"memory": 0}, {"memory": "1"}, {"cpu": True}])
+async def test_a_wrong_limit_starts_nothing(limits: Any) -> None:
+    with pytest.raises(ValueError, match="limits"):
+        await Bridge.launch(limits=limits)
+    wrong: Any = "PATH"
+    with pytest.raises(TypeError, match="inherit_env="):
+        await Bridge.launch(inherit_env=wrong)
+    assert os.listdir(os.environ[RUNTIME]) == []
+
+
+async def test_the_kernels_that_are_found_can_be_attached() -> None:
+    async with Bridge.launch() as bridge:
+        await bridge.push(x=1)
+        found = await bridgehead.kernels()
+        assert [(one.where, one.state) for one in found] == [(bridge.info.connection_file, "idle")]
+        async with Bridge.attach(found[0]) as second:
+            assert await second.pull("x") == 1
+        assert await asyncio.to_thread(SyncBridge.kernels) != []
+        assert [one.where for one in SyncBridge.kernels()] == [bridge.info.connection_file]
 
 
 async def test_a_launched_kernel_uses_unix_sockets_in_a_private_folder() -> None:
@@ -414,7 +505,7 @@ async def test_what_a_killed_program_left_is_removed(
         async with Bridge.launch():
             assert not file.exists()
     else:
-        assert [one.where for one in await discover()] == [str(foreign)]
+        assert [one.where for one in await kernels()] == [str(foreign)]
     assert os.listdir(short_path) == [foreign.name]
 
 
@@ -462,6 +553,43 @@ async def main():
 
 asyncio.run(main())
 """
+
+
+LAUNCH_ANOTHER = """
+import asyncio, os
+from bridgehead import Bridge
+
+def counted():
+    return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task"))
+
+async def settled(bridge):
+    # ZeroMQ connects and closes sockets a moment later.
+    await bridge.push(x=1)
+    looks = [None]
+    while len(looks) < 10 or len({*looks[-10:]}) > 1:
+        await asyncio.sleep(0.05)
+        looks.append(counted())
+    return looks[-1]
+
+async def main():
+    async with Bridge.launch() as one:
+        before = await settled(one)
+        async with Bridge.launch() as two:
+            print(*(now - then for now, then in zip(await settled(two), before)))
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+async def test_a_kernel_takes_few_descriptors_and_threads() -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", LAUNCH_ANOTHER), stdout=subprocess.PIPE
+    )
+    out, _ = await process.communicate()
+    descriptors, threads = map(int, out.split())
+    assert descriptors <= 19
+    assert threads <= 2
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")

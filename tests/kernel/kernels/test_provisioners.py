@@ -323,7 +323,7 @@ async def test_a_restart_follows_the_kernel_to_its_new_address(
     ("tells_codes", "how", "code"),
     [
         (True, "import os, signal; os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL),
-        (True, "import os; os._exit(7)", 7),
+        pytest.param(True, "import os; os._exit(7)", 7, marks=pytest.mark.slow),
         (False, "import os; os._exit(7)", None),
     ],
 )

@@ -25,12 +25,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bridgehead import Bridge, BridgeError, NotSupported, RemoteError
+from bridgehead import Bridge, BridgeError, NotSupported, RemoteError, RequestAborted
+from bridgehead._connection.connection import LOSSES
 from bridgehead._lanes import handshake as _handshake
+from bridgehead._lanes.direct import DirectLane
 from bridgehead._lanes.socket import SocketListener
+from bridgehead._protocol.request import Request
+from bridgehead._protocol.response import Response
 from support import memory
 from support.kit import all_of, file_of, goes_on, other
 from support.other_user import OTHER_USER, needs_other_user
+from support.promises import occupied
 
 MIB = 1 << 20
 LARGE = 100_000  # doubles: they go through shared memory
@@ -77,6 +82,37 @@ async def wait_for_socket_threads(bridge: Bridge, count: int) -> None:
     while await memory.socket_threads(bridge) > count:
         assert time.monotonic() < end
         await asyncio.sleep(0.05)
+
+
+# ---------------------------------------------------------------- the socket is lost
+
+
+@pytest.mark.parametrize("losses", [1, 3, LOSSES])
+async def test_a_call_outlives_several_lost_sockets(
+    live: Bridge, losses: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel lives, so none of them is a restart; at last nothing was done."""
+    lost = 0
+    carry = DirectLane.carry_now
+
+    async def lose(lane: DirectLane, request: Request) -> Response:
+        nonlocal lost
+        if lost < losses:
+            lost += 1
+            lane.client.close()
+            await lane._raise_lost("nothing was sent")
+        return await carry(lane, request)
+
+    monkeypatch.setattr(DirectLane, "carry_now", lose)
+    if losses < LOSSES:
+        await live.push(x=0)
+        assert await live.pull("x") == 0
+    else:
+        with pytest.raises(RequestAborted, match="5 times, each time before it served"):
+            await live.push(x=0)
+        assert not await live.exists("x")
+    assert lost == losses
+    await goes_on(live)
 
 
 # ---------------------------------------------------------------- H1: no memory
@@ -239,15 +275,18 @@ def memfds() -> set[tuple[str, str]]:
     return found
 
 
+@pytest.mark.seals
 async def test_killing_both_processes_frees_the_memory(tmp_path: Path) -> None:
     """H3: SIGKILL of both: the system frees memory without a name with the last process."""
     # Its connection file stays, as for any kernel that is killed together with its launcher.
     process = start(GROUP, TMPDIR=str(tmp_path), JUPYTER_RUNTIME_DIR=str(tmp_path))
     assert process.stdout is not None
     pids = [process.pid, int(await asyncio.to_thread(process.stdout.readline))]
-    assert {int(pid) for pid, _ in memfds()} >= set(pids)
-    for pid in pids:
-        os.kill(pid, signal.SIGKILL)
+    try:
+        assert {int(pid) for pid, _ in memfds()} >= set(pids)
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
     await asyncio.to_thread(process.communicate)
     end = time.monotonic() + 30
     while any(int(pid) in pids for pid, _ in memfds()):
@@ -258,11 +297,34 @@ async def test_killing_both_processes_frees_the_memory(tmp_path: Path) -> None:
         assert not [name for name in os.listdir("/dev/shm") if "bridgehead" in name]
 
 
-async def test_no_file_is_left_in_the_temporary_folder(direct: Bridge) -> None:
-    before = set(Path(tempfile.gettempdir()).glob("bridgehead-*"))
+async def test_a_batch_without_shared_memory_may_be_as_long_as_a_message(
+    direct: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The messages of the other lane are longer than what crosses together on this one."""
+    await direct.push(large=np.arange(2_500_000.0), small=1)
+
+    send = DirectLane._send
+
+    async def send_no_batch(lane: DirectLane, request: Any, header: Any) -> Any:
+        """Do as if there were no memory to share for a batch."""
+        return None if header["op"] == "batch" else await send(lane, request, header)
+
+    monkeypatch.setattr(DirectLane, "_send", send_no_batch)
+    async with occupied(direct):
+        waiting = [asyncio.ensure_future(direct.pull("large")) for _ in range(2)]
+        waiting += [asyncio.ensure_future(direct.exists("small"))]
+        await asyncio.sleep(0.1)
+    large, again, exists = await asyncio.gather(*waiting)
+    assert (float(large[-1]), float(again[-1]), exists) == (2_499_999, 2_499_999, True)
+
+
+async def test_no_file_is_left_in_the_temporary_folder(
+    direct: Bridge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))  # others use the system's
     async with Bridge.attach(direct.info.connection_file, lane="direct"):
-        assert set(Path(tempfile.gettempdir()).glob("bridgehead-*")) <= before
-    assert set(Path(tempfile.gettempdir()).glob("bridgehead-*")) <= before
+        assert list(tmp_path.iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 # ---------------------------------------------------------------- H5, H6: unreachable kernels
@@ -281,6 +343,7 @@ KERNEL = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
 APART = ["unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
 
 
+@pytest.mark.seals
 async def test_a_kernel_in_other_namespaces_uses_messages(
     kernelspec: Callable[..., str], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -55,6 +55,13 @@ async def test_standard_input_runs_and_its_names_stay(kernel: Bridge, options: l
     assert await kernel.pull("x") == 5
 
 
+def test_code_of_the_command_line_runs(options: list[str]) -> None:
+    ran = bridgehead_process("run", "-c", "print('a')\n6 * 7", *options)
+    assert (ran.code, ran.out, ran.err) == (0, "a\n42\n", "")
+    for neither_or_both in ([], ["-", "-c", "1"]):
+        assert "either a FILE or -c CODE" in bridgehead("run", *neither_or_both).refused(2)
+
+
 @posix
 def test_output_comes_while_the_cell_runs(options: list[str]) -> None:
     code = b"import os, time\nprint('begun', flush=True)\nwhile 'go' not in dir(): time.sleep(.05)"

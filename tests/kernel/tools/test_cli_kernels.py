@@ -43,6 +43,7 @@ async def test_ls_shows_idle_and_busy_kernels(runtime: Path, alone: Bridge) -> N
     found = (await asyncio.to_thread(listed, runtime))["kernel-alone"]
     assert (found["state"], found["pid"]) == ("idle", alone.info.pid)
     assert found["kernel"].startswith("ipython ")
+    assert 10e6 < found["memory"] < 10e9
     cell = asyncio.ensure_future(alone.run("import time\nwhile True: time.sleep(.01)"))
     while alone.state != "busy":
         await asyncio.sleep(0.01)
@@ -110,18 +111,22 @@ async def test_a_stopped_kernel_is_silent(runtime: Path, alone: Bridge) -> None:
 
 def test_no_kernels_is_no_error(runtime: Path) -> None:
     ran = bridgehead_process("ls", JUPYTER_RUNTIME_DIR=str(runtime))
-    assert (ran.code, ran.out, ran.err) == (0, "", "no kernels\n")
+    assert (ran.code, ran.out, ran.err) == (0, "", "no kernels; bridgehead start starts one\n")
 
 
 async def test_ls_on_a_small_terminal(runtime: Path, alone: Bridge) -> None:
     with Terminal("ls", JUPYTER_RUNTIME_DIR=str(runtime)) as terminal:
         assert await asyncio.to_thread(terminal.end) == 0
     assert "idle" in terminal.text
+    assert " MB " in terminal.text
     assert "kernel-alone.json" in terminal.text
 
 
 def test_a_server_that_does_not_run_is_reported() -> None:
-    assert "no server answers" in bridgehead("ls", "--url", "http://127.0.0.1:1").refused(5)
+    for command in (["ls"], ["pull", "1"], ["interrupt"]):
+        ran = bridgehead(*command, "--url", "http://127.0.0.1:1")
+        assert "no server answers" in ran.refused(3)
+        assert ran.err.count("\n") == 1
 
 
 def test_each_server_that_does_not_answer_has_a_line(runtime: Path) -> None:
@@ -234,6 +239,23 @@ async def test_a_kernel_with_an_empty_key_needs_the_option_insecure(runtime: Pat
         assert (ran.code, report["info"]["transport"]) == (1, "tcp")
     finally:
         await manager.shutdown_kernel(now=True)
+
+
+@pytest.mark.parametrize("encryption", [False, True])
+async def test_doctor_says_what_other_users_see_on_loopback(
+    runtime: Path, encryption: bool
+) -> None:
+    manager = AsyncKernelManager(connection_file=str(runtime / "kernel-tcp.json"))
+    if encryption:
+        manager.transport_encryption = "required"
+    await manager.start_kernel()
+    try:
+        ran, report = await asyncio.to_thread(doctor, "-e", manager.connection_file)
+    finally:
+        await manager.shutdown_kernel(now=True)
+    assert (ran.code, report["info"]["transport"]) == (0, "tcp")
+    kinds = [one["kind"] for one in report["findings"] if "every user" in one["what"]]
+    assert kinds == ([] if encryption else ["note"])
 
 
 def test_doctor_without_a_kernel_is_code_3(runtime: Path) -> None:

@@ -113,6 +113,22 @@ async def test_several_files_are_all_bound_or_none(
     assert await kernel.names() == []
 
 
+async def test_objects_are_handed_to_another_kernel(
+    kernel: Bridge, live: Bridge, options: list[str]
+) -> None:
+    await kernel.push(x=np.arange(5), y="y")
+    to = ["--to", str(live.info.connection_file)]
+    ran = await asyncio.to_thread(bridgehead_process, "handoff", "x", "y", *to, *options)
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.out.startswith("x, y: ")
+    assert await live.pull("list(x), y") == ([0, 1, 2, 3, 4], "y")
+    refused = (await asyncio.to_thread(bridgehead, "handoff", "x", "z", *to, *options)).refused(4)
+    assert "'z' is not defined" in refused
+    assert f"pid {kernel.info.pid}" in refused  # a note says which kernel
+    ran = await asyncio.to_thread(bridgehead, "handoff", "x", "--to", "nowhere", *options)
+    assert "no connection file matches 'nowhere'" in ran.refused(3)
+
+
 def test_json_that_is_nested_too_deep_is_refused(options: list[str]) -> None:
     for depth, code in ((900, 3), (100_000, 2)):  # it can be read, but not pickled; not even read
         data = b"[" * depth + b"]" * depth
@@ -139,8 +155,8 @@ async def test_standard_streams_carry_values(kernel: Bridge, options: list[str])
     ("value", "suffix", "why"),
     [
         pytest.param(3, "csv", "csv holds tables, not an int; use pickle", id="no-table"),
-        pytest.param(TABLE, "npy", "use csv, parquet or pickle", id="no-array"),
-        pytest.param(TABLE, "json", "use csv, parquet or pickle", id="table-as-json"),
+        pytest.param(TABLE, "npy", "use csv, parquet, arrow or pickle", id="no-array"),
+        pytest.param(TABLE, "json", "use csv, parquet, arrow or pickle", id="table-as-json"),
         pytest.param(np.arange(3), "json", "use npy or pickle", id="array-as-json"),
         pytest.param({"a": [float("nan")]}, "json", "can't hold nan at ['a'][0]", id="nan"),
         pytest.param({1: 2}, "json", "only strings as keys, not 1", id="keys"),

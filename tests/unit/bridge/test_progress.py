@@ -361,7 +361,7 @@ async def test_objects_that_run_user_code_pickle_in_a_thread(
     except TypeError:  # without a hash it can be neither a key nor in a set
         assert item.__hash__ is None
         value = item
-    assert not _payload.PayloadSource({"x": value}, {}).is_small()
+    assert _payload.PayloadSource({"x": value}, {}).pack_small("crc32") is None
     await loopback.push(x=value)
     assert item.threads
     assert threading.current_thread() not in item.threads
@@ -406,17 +406,17 @@ class PackingThreads:
 async def test_a_few_plain_values_pickle_in_the_event_loop(
     loopback: Bridge, value: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert _payload.PayloadSource({"x": value}, {}).is_small()
+    assert _payload.PayloadSource({"x": value}, {}).pack_small("crc32") is not None
     threads = PackingThreads(monkeypatch)
     await loopback.push(x=value, array=np.zeros(1))
-    assert set(threads.seen) == {threading.current_thread()}
+    assert not threads.seen
 
 
 @pytest.mark.parametrize("value", LARGE.values(), ids=LARGE.keys())
 async def test_objects_that_may_take_long_pickle_in_a_thread(
     loopback: Bridge, value: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not _payload.PayloadSource({"x": value}, {}).is_small()
+    assert _payload.PayloadSource({"x": value}, {}).pack_small("crc32") is None
     threads = PackingThreads(monkeypatch)
     await loopback.push(x=value, array=np.zeros(1))
     assert threads.seen
@@ -437,7 +437,7 @@ def own_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[type
 async def test_a_push_with_by_value_pickles_in_a_thread(
     loopback: Bridge, own_module: types.ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert not _payload.PayloadSource({"x": 1}, {}, by_value=[own_module]).is_small()
+    assert _payload.PayloadSource({"x": 1}, {}, by_value=[own_module]).pack_small("crc32") is None
     threads = PackingThreads(monkeypatch)
     await loopback.push(seven=own_module.seven, by_value=[own_module])
     assert threading.current_thread() not in threads.seen

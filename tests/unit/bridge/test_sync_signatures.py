@@ -24,21 +24,35 @@ from bridgehead import Bridge, SyncBridge
 
 OPENING = ("launch", "attach", "connect", "over", "loopback")
 OPERATIONS = (
-    *("push", "pull", "names", "delete", "exists", "handoff", "ref", "call"),
-    *("run", "watch", "messages", "interrupt", "restart"),
+    *("push", "pull", "names", "delete", "exists", "handoff", "ref", "call", "submit", "iterate"),
+    "callback",
+    *("run", "stream", "watch", "watch_names", "messages", "interrupt", "restart"),
 )
 # The types that differ: a SyncBridge instead of a Bridge, a plain iterator instead of an async one.
 TYPES = {
     "Opening[B]": "SyncBridge",
     "Bridge": "SyncBridge",
-    "Watch": "Iterator[Any]",
+    "RemoteTask[Any]": "SyncTask[Any]",
+    "Watch[Any]": "Iterator[Any]",
+    "Watch[Names]": "Iterator[Names]",
+    "Iteration": "Iterator[Any]",
     "Messages": "Iterator[Message]",
+    "CellStream": "SyncStream",
+    "Bridge | HandoffTargets": "SyncBridge | SyncTargets",
 }
+
+
+@pytest.fixture(autouse=True, scope="module")
+def cache_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Have jedi keep what it parsed in a folder of this process: its writes are not atomic."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jedi.settings, "cache_directory", str(tmp_path_factory.mktemp("jedi")))
+        yield
 
 
 def test_every_operation_of_bridge_exists() -> None:
     public = {name for name in dir(Bridge) if not name.startswith("_")}
-    assert public - {"aclose", "state", "info"} == {*OPENING, *OPERATIONS}
+    assert public - {"aclose", "state", "info", "stats"} == {*OPENING, *OPERATIONS}
     assert public - {"aclose"} <= set(dir(SyncBridge))
 
 
@@ -54,7 +68,7 @@ def test_each_signature_equals_that_of_bridge(name: str) -> None:
     assert inspect.signature(getattr(SyncBridge, name)) == wanted
 
 
-@pytest.mark.parametrize("name", [*OPENING, *OPERATIONS, "state", "info"])
+@pytest.mark.parametrize("name", [*OPENING, *OPERATIONS, "state", "info", "stats"])
 def test_each_docstring_has_every_line_of_bridges(name: str) -> None:
     """The examples differ: they must not await."""
     text = inspect.getdoc(getattr(SyncBridge, name))

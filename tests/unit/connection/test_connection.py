@@ -38,6 +38,28 @@ def replaced_at_next_operation(bridge: Bridge) -> None:
     cell.execute = execute_in_new
 
 
+async def test_a_lack_of_memory_says_whether_the_request_was_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No memory for anything but an object: the caller gets the builtin error, with a note."""
+
+    def fail(*args: Any) -> Any:
+        raise MemoryError("none is left")
+
+    async with Bridge.loopback(lane="buffers") as bridge:
+        with pytest.raises(MemoryError, match="none is left") as caught:
+            await bridge.push(x=bytes(20 << 20), progress=fail)
+        note = "push: this process has no memory; the request may still run"
+        assert caught.value.__notes__ == [note]
+        monkeypatch.setattr(bridge._connection, "_request", fail)
+        with pytest.raises(MemoryError, match="none is left") as caught:
+            await bridge.push(x=1)
+        assert caught.value.__notes__ == [note.replace("may still run", "was not sent")]
+        monkeypatch.undo()
+        await bridge.push(x=2)
+        assert await bridge.pull("x") == 2
+
+
 async def test_no_queued_call_runs_in_a_process_that_replaced_the_kernel_unnoticed() -> None:
     async with Bridge.loopback(lane="buffers") as bridge:
         await bridge.push(old=1)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import operator
+import traceback
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +24,7 @@ import pytest
 from bridgehead import (
     Bridge,
     BridgeError,
+    Fleet,
     KernelRestarted,
     NameNotFound,
     NotExecuted,
@@ -34,6 +36,7 @@ from bridgehead import (
     TransportError,
 )
 from bridgehead._connection.remote import LOST
+from bridgehead._transports.tasks import waited
 from support.hostile import (
     CHUNK,
     CUTS,
@@ -114,6 +117,13 @@ async def run_cell(bridge: Bridge) -> Any:
     return result.stdout, result.data.get("text/plain")
 
 
+async def run_with_values(bridge: Bridge) -> Any:
+    result = await bridge.run(
+        "c = a + d\nprint('text')", push={"d": 2}, pull=["c", "large"], max_output=100
+    )
+    return result.stdout, result.values["c"], result.values["large"]
+
+
 async def fail(bridge: Bridge) -> Any:
     with pytest.raises(RemoteError) as caught:
         await bridge.run("c = 2\n1 / 0")
@@ -122,6 +132,21 @@ async def fail(bridge: Bridge) -> Any:
 
 async def call(bridge: Bridge) -> Any:
     return await bridge.call(operator.add, 2, bridge.ref("a"))
+
+
+async def call_keep(bridge: Bridge) -> Any:
+    """Use the result, which has no name, and free it while the connection may be broken."""
+    async with await bridge.call(sorted, [3, 1, 2], keep=True) as kept:
+        return await bridge.pull(kept, kept[0])
+
+
+async def task_keep(bridge: Bridge) -> Any:
+    return await (await bridge.call(later, bridge.ref("a"), keep=True)).pull()
+
+
+async def delete_kept(bridge: Bridge) -> Any:
+    kept = await bridge.call(sorted, [3, 1, 2], keep=True)
+    return await bridge.delete("a", kept)
 
 
 async def delete(bridge: Bridge) -> Any:
@@ -157,6 +182,72 @@ async def watch_large(bridge: Bridge) -> Any:
     return await watch(bridge, "wide", repr(WIDE[::-1]))
 
 
+async def watch_names(bridge: Bridge) -> Any:
+    """Return the names in the first event and in the last one."""
+    seen: list[Any] = []
+    async with bridge.watch_names("[a-c]") as watched:
+        async for names in watched:
+            if not seen:
+                await bridge.run("c = 7")
+            seen.append("".join(name.name for name in names))
+            if seen[-1] == "abc":
+                break
+    return list(dict.fromkeys(seen))
+
+
+async def later(value: Any) -> Any:
+    await asyncio.sleep(0.01)
+    return value
+
+
+async def task(bridge: Bridge) -> Any:
+    return await bridge.call(later, bridge.ref("a"))
+
+
+async def task_large(bridge: Bridge) -> Any:
+    return await bridge.pull("await __import__('asyncio').sleep(0.01, wide)")
+
+
+async def iterate(bridge: Bridge) -> Any:
+    return [item async for item in bridge.iterate("iter([a, b, 'text'])")]
+
+
+async def iterate_large(bridge: Bridge) -> Any:
+    return [item async for item in bridge.iterate("(part for part in [wide, 1, wide])")]
+
+
+async def call_back(bridge: Bridge) -> Any:
+    """Return the arguments of the calls."""
+    seen: list[Any] = []
+
+    def work(report: Any, last: Any) -> None:
+        report(1)
+        report([2], key="text")
+        report(last)
+
+    done = asyncio.Event()
+
+    def note(*args: Any, **kwargs: Any) -> None:
+        seen.append((*args, *kwargs.items()))
+        if len(seen) == 3:
+            done.set()
+
+    with bridge.callback(note) as report:
+        await bridge.call(work, report, LARGE[:1000])
+        async with waited(200):  # a restarted kernel has forgotten what it had to send
+            await done.wait()
+    return seen
+
+
+async def map_items(bridge: Bridge) -> Any:
+    async with Fleet([bridge]).map(abs, [-1, -2, -3], chunksize=2, retries=1) as results:
+        return [result async for result in results]
+
+
+async def map_async(bridge: Bridge) -> Any:
+    return [result async for result in Fleet([bridge]).map(later, [1, 2, 3], chunksize=2)]
+
+
 async def install(bridge: Bridge) -> Any:
     bridge._connection.remote.generation = LOST
     return await push(bridge)
@@ -168,8 +259,14 @@ OPERATIONS: dict[str, Callable[[], list[Call]]] = {
     "pull": lambda: [Call(pull, (1, [1, 2]))],
     "pull_large": lambda: [Call(pull_large, LARGE)],
     "run": lambda: [Call(run_cell, ("text\n", "2"), {"c": 2})],
+    "run_with_values": lambda: [
+        Call(run_with_values, ("text\n", 3, LARGE), {"c": 3, "d": 2}),
+    ],
     "fail": lambda: [Call(fail, "ZeroDivisionError", {"c": 2})],
     "call": lambda: [Call(call, 3)],
+    "call_keep": lambda: [Call(call_keep, ([1, 2, 3], 1))],
+    "task_keep": lambda: [Call(task_keep, 1)],
+    "delete_kept": lambda: [Call(delete_kept, None, {"a": ABSENT})],
     "delete": lambda: [Call(delete, None, {"a": ABSENT, "b": ABSENT})],
     "exists": lambda: [Call(exists, (True, False))],
     "names": lambda: [Call(names, ["a", "b", "large", "wide"])],
@@ -178,6 +275,14 @@ OPERATIONS: dict[str, Callable[[], list[Call]]] = {
     ],
     "watch": lambda: [Call(watch, [1, 7])],
     "watch_large": lambda: [Call(watch_large, [WIDE, WIDE[::-1]])],
+    "watch_names": lambda: [Call(watch_names, ["ab", "abc"])],
+    "task": lambda: [Call(task, 1)],
+    "task_large": lambda: [Call(task_large, WIDE)],
+    "iterate": lambda: [Call(iterate, [1, [1, 2], "text"])],
+    "iterate_large": lambda: [Call(iterate_large, [WIDE, 1, WIDE])],
+    "call_back": lambda: [Call(call_back, [(1,), ([2], ("key", "text")), (LARGE[:1000],)])],
+    "map": lambda: [Call(map_items, [1, 2, 3])],
+    "map_async": lambda: [Call(map_async, [1, 2, 3])],
     "install": lambda: [Call(install, ("a", "c"), {"a": 2, "c": 3})],
     "queue": lambda: [  # each in a message of its own: a call crosses in no batch
         Call(call, 3),
@@ -223,6 +328,9 @@ class Trial:
             outcomes = await asyncio.gather(
                 *(call.ask(*self.bridges) for call in self.calls), return_exceptions=True
             )
+            for outcome in outcomes:  # a traceback would keep the refs of the operation
+                if isinstance(outcome, BaseException):
+                    traceback.clear_frames(outcome.__traceback__)
             await asyncio.sleep(1)  # what the operation left to be sent is sent
             seen = [(at, label) for at, wire in enumerate(self.wires) for label in wire.seen]
             for call, outcome in zip(self.calls, outcomes, strict=True):
@@ -260,7 +368,14 @@ class Trial:
         if call.needs is not None and isinstance(outcome, NameNotFound):
             assert isinstance(self.calls[call.needs].outcome, BaseException)
             return
-        is_cell = self.operation in ("run", "fail", "watch", "watch_large")
+        is_cell = self.operation in (
+            "run",
+            "run_with_values",
+            "fail",
+            "watch",
+            "watch_large",
+            "watch_names",
+        )
         if len(self.harms) == 1:
             assert not self.has("delay"), f"late, and not lost: {outcome!r}"
             assert is_cell or not (self.resumable and self.has(*CUTS)), f"not repeated: {outcome!r}"
@@ -276,11 +391,13 @@ class Trial:
 
     def may_miss(self, outcome: Any, value: Any) -> bool:
         """Return whether a value is right although it lacks something."""
-        if self.operation == "run":  # outputs may be lost, or arrive twice
+        if self.operation.startswith("run"):  # outputs may be lost, or arrive twice
             harmed = any(label.way == "in" for _, label in self.harms)
-            return harmed and {*outcome[0]} <= {*value[0]} and outcome[1] in (None, value[1])
-        ended = self.has(*RESTARTS, *CUTS)  # a watch ends with its connection
-        return ended and self.operation.startswith("watch") and outcome == value[: len(outcome)]
+            same = outcome[1] in (None, value[1]) and outcome[2:] == value[2:]
+            return harmed and {*outcome[0]} <= {*value[0]} and same
+        ended = self.has(*RESTARTS, *CUTS)  # a watch ends with its connection, and so do calls back
+        follows = self.operation.startswith(("watch", "call_back"))
+        return ended and follows and outcome == value[: len(outcome)]
 
 
 def harms_to(label: Label, harms: tuple[str, ...], *, thorough: bool) -> Iterator[str]:
@@ -289,7 +406,9 @@ def harms_to(label: Label, harms: tuple[str, ...], *, thorough: bool) -> Iterato
         if label.kind.startswith("status") and harm not in ("drop", "cut") and not thorough:
             continue
         # Nothing in the message of a cell says which kernel it is for: only the transport can know.
-        if harm == "replaced" and label.operation == "run":
+        # It follows the reply to what was sent for the cell.
+        before_cell = label.operation == "stage" and label.way == "in"
+        if harm == "replaced" and (label.operation == "run" or before_cell):
             continue
         yield harm
 
@@ -309,7 +428,10 @@ def attempt(trial: Trial, harms: dict[Place, str]) -> None:
 
 
 # Of many messages each. The slow worlds have all of them on both lanes.
-LONG = ("push_large", "pull_large", "handoff", "watch_large", "queue", "batch")
+LONG = (
+    *("push_large", "pull_large", "handoff", "watch_large", "queue", "batch"),
+    *("run_with_values", "map_async", "task_keep", "delete_kept"),
+)
 
 
 @pytest.mark.parametrize(

@@ -227,3 +227,15 @@ HOSTILE = settings(
 )
 TestHostile = Hostile.TestCase
 TestHostile.settings = HOSTILE
+
+
+def test_a_cell_runs_in_no_later_kernel_than_the_one_it_was_meant_for() -> None:
+    """Two restarts follow one another, and no caller knew the kernel between them."""
+    state = Hostile()
+    state.open(lane="buffers", resumable=False)
+    state.call()
+    state.harm(after=0, harm="restarted", way="in")
+    state.harm(after=0, harm="restarted", way="out")
+    state.call()
+    state.run()
+    state.teardown()

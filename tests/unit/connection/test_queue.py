@@ -264,7 +264,7 @@ async def test_a_timeout_before_the_request_is_sent_says_so(gated: Gated) -> Non
     await gated.hold()
     with pytest.raises(TimeoutError, match="the request was not sent"):
         await gated.bridge.push(left=1, timeout=0.01)
-    with pytest.raises(TimeoutError, match="the request was not sent"):
+    with pytest.raises(TimeoutError, match="was not sent"):
         await gated.bridge.run("left = 1", timeout=0.01)
     assert await gated.outcomes() == []
     assert not await gated.bridge.exists("left")

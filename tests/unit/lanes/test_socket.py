@@ -22,9 +22,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bridgehead._lanes.socket import COMMON, SocketClient, SocketListener, SocketLost
+from bridgehead._lanes.socket import (
+    COMMON,
+    HELD,
+    LoopState,
+    QueuedReply,
+    SocketClient,
+    SocketListener,
+    SocketLost,
+)
 from bridgehead._shipped.remote import socket_thread as _socket_thread
-from bridgehead._shipped.remote.socket_thread import SocketThread, join, send_all
+from bridgehead._shipped.remote.socket_thread import (
+    SocketThread,
+    SwitchInterval,
+    join,
+    send_all,
+)
 from bridgehead._shipped.wire.segments import Pool
 from bridgehead._shipped.wire.socket import SECRET, FrameSocket
 from bridgehead._transports.state import KernelState
@@ -57,8 +70,10 @@ class Remote:
     def __init__(self) -> None:
         self.socket_threads: dict[str, SocketThread] = {}
         self.parted = threading.Event()
+        self.switch_interval = SwitchInterval()
 
-    def receive(self, header: Any, parts: Any, server: Any) -> Any:
+    def receive(self, fields: Any, parts: Any, server: Any) -> Any:
+        header = {**server.common, **fields}
         return {"was": header, "sizes": [len(part) for part in parts]}, list(parts)
 
     def forget_thread(self, server: SocketThread) -> None:
@@ -329,6 +344,39 @@ async def test_the_socket_thread_adds_the_fields_that_all_requests_share(
     assert [bytes(frame) for frame in frames or ()] == [b"abc"]
 
 
+async def test_a_task_blocks_the_loop_only_while_nothing_else_is_ready() -> None:
+    loop = asyncio.get_running_loop()
+    state = LoopState(loop)
+    now = loop.time()
+    assert state.may_block(now)
+    assert state.may_block(now + HELD / 2)
+    assert not state.may_block(now + 2 * HELD)
+    await asyncio.sleep(0)
+    assert state.may_block(now)
+    loop.call_soon(lambda: None)
+    assert not state.may_block(now)
+    await asyncio.sleep(0)
+    loop.call_soon(lambda: None)
+    assert not state.may_block(now)
+
+
+async def test_the_loop_is_blocked_until_one_of_its_files_is_ready() -> None:
+    loop = asyncio.get_running_loop()
+    state = LoopState(loop)
+    assert not state.block()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        loop.add_reader(ours, lambda: None)
+        theirs.send(b"x")
+        assert state.block()
+        loop.remove_reader(ours)
+
+
+def test_a_loop_of_another_kind_is_never_blocked() -> None:
+    state = LoopState(SimpleNamespace(call_soon=None))  # type: ignore[arg-type]
+    assert not state.may_block(0.0)
+
+
 async def test_segments_in_queued_messages_keep_their_files(connected: SocketClient) -> None:
     """Each file goes with its own message, even if the socket was full when it was sent."""
     size, asked = 100_000, []
@@ -351,6 +399,94 @@ async def test_a_cancelled_request_disturbs_no_other(connected: SocketClient) ->
         future.cancel()
     await connected.drained()
     assert [(await future)[0]["was"]["n"] for future in asked[1::2]] == list(range(1, 50, 2))
+
+
+def pair() -> tuple[SocketClient, FrameSocket]:
+    """Return a client and the other end of its socket, which nothing reads by itself."""
+    client_end, kernel_end = socket.socketpair()
+    client_end.setblocking(False)
+    client = SocketClient(client_end, 0.5, 1024, SimpleNamespace(late=0), KernelState(Timings()))
+    return client, FrameSocket(kernel_end, Pool(0.5))
+
+
+async def received(channel: FrameSocket) -> tuple[int, Any, Any]:
+    """Return the next message; the event loop goes on meanwhile."""
+    while (message := channel.next()) is None:
+        assert await asyncio.to_thread(channel.receive)
+    return message
+
+
+async def test_what_was_given_up_before_it_was_sent_is_never_sent() -> None:
+    """A stopped kernel reads nothing; calls that time out meanwhile leave nothing that grows."""
+    client, other = pair()
+    filler, asked = bytes(60_000), []
+    while client._unsent is None:
+        asked.append(client.ask({"n": len(asked), "sizes": [len(filler)]}, [filler]))
+    sent = len(asked)
+    for n in range(100):
+        segment, _ = filled(client.pool, np.full(100_000, n, "u1"))
+        client.channel.lease_out(segment)
+        asked.append(client.ask({"n": len(asked), "sizes": [100_000]}, (), segment))
+        asked.append(client.ask({"n": len(asked), "sizes": [len(filler)]}, [filler]))
+    last = client.ask({"n": "last", "sizes": []})
+    for future in asked:
+        future.cancel()
+    await asyncio.sleep(0)  # for the callbacks of the futures
+    assert list(client._queued) == [len(asked) + 1]
+    assert not client.channel._leased
+    assert not any(future.was_sent for future in asked[sent:] if isinstance(future, QueuedReply))
+    got = [(await received(other))[1].get("n") for _ in range(sent + 1)]
+    assert got == [*range(sent), "last"]
+    for serial in (*range(1, sent + 1), len(asked) + 1):
+        parts, files = other.pack(serial, {"right": serial})
+        send_all(other.socket, parts, files)
+    assert (await asyncio.wait_for(last, 30))[0]["right"] == len(asked) + 1
+    assert not client.at_work
+    client.close()
+    other.close()
+
+
+async def test_giving_up_the_last_request_ends_the_wait_for_all_replies() -> None:
+    client, other = pair()
+    filler, asked = bytes(60_000), []
+    while client._unsent is None:
+        asked.append(client.ask({"sizes": [len(filler)]}, [filler]))
+    count = len(asked)
+    unsent = [client.ask({"sizes": []}) for _ in range(3)]
+    drained = asyncio.ensure_future(client.drained())
+    await asyncio.sleep(0)  # so that it waits
+    for future in reversed(unsent):
+        future.cancel()
+    for serial in range(1, count + 1):
+        await received(other)
+        assert not drained.done()
+        parts, files = other.pack(serial, {})
+        send_all(other.socket, parts, files)
+    await asyncio.wait_for(drained, 30)
+    client.close()
+    other.close()
+
+
+@pytest.mark.parametrize("way", ["close", "fail"])
+async def test_unsent_requests_end_with_the_client(way: str) -> None:
+    client, other = pair()
+    filler, before = bytes(60_000), descriptors()
+    asked: list[Any] = []
+    while client._unsent is None or len(asked) < 50:
+        segment, _ = filled(client.pool, np.full(5 << 20 if len(asked) < 5 else 100_000, 7, "u1"))
+        client.channel.lease_out(segment)
+        asked.append(client.ask({"sizes": [segment.capacity]}, (), segment))
+        asked.append(client.ask({"sizes": [len(filler)]}, [filler]))
+    if way == "fail":
+        client.fail_waiters(lambda: SocketLost("silent"))
+        await asyncio.sleep(0)  # for the callbacks of the futures
+        assert not client._queued
+    client.close()
+    for future in asked:
+        with pytest.raises(SocketLost):
+            await future
+    other.close()
+    assert descriptors() <= before - 2
 
 
 async def test_every_waiter_gets_socket_lost_when_the_socket_closes(

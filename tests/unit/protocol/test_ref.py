@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
+import operator
 import pickle
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from bridgehead import Bridge, Fleet, Ref
+from bridgehead import Bridge, Fleet, Ref, RemoteError, SyncBridge
 from bridgehead._protocol.ref import primary, render
 
 
@@ -68,14 +70,46 @@ VALUES = [
 
 @pytest.mark.parametrize("value", VALUES, ids=repr)
 def test_literals_are_rendered_as_source_that_gives_them_back(value: Any) -> None:
-    assert eval(render(value, None)) == value
-    assert math.isnan(eval(render(math.nan, None)))
+    carried: dict[str, Any] = {}
+    assert eval(render(value, None, carried)) == value
+    assert math.isnan(eval(render(math.nan, None, carried)))
+    assert not carried
 
 
-@pytest.mark.parametrize("value", [object(), len, set(), [object()], {"a": object()}])
-def test_an_argument_that_is_no_literal_is_a_type_error(value: Any) -> None:
-    with pytest.raises(TypeError, match=r"use bridge\.call"):
-        render(value, None)
+OBJECT = object()
+
+
+@pytest.mark.parametrize(
+    ("value", "pattern"),
+    [
+        *((OBJECT, "{}"), ([1, OBJECT], r"\[1, {}\]"), ({"a": OBJECT}, r"\{{'a': {}\}}")),
+        (slice(OBJECT, 1), r"slice\({}, 1, None\)"),
+    ],
+    ids=["itself", "list", "dict", "slice"],
+)
+def test_an_argument_that_is_no_literal_is_carried_under_a_name(value: Any, pattern: str) -> None:
+    carried: dict[str, Any] = {}
+    text = render(value, None, carried)
+    assert re.fullmatch(pattern.format(r"_bridgehead_argument_\d+"), text)
+    assert [*carried.values()] == [OBJECT]
+    assert eval(text, carried) == value
+
+
+async def test_a_ref_carries_the_objects_of_the_refs_that_it_is_made_of(loopback: Bridge) -> None:
+    first, second = object(), object()
+    ref = loopback.ref("f")(first)[second].name
+    assert [*ref._objects.values()] == [first, second]
+    whole = loopback.ref("g")(ref, loopback.ref("h")[ref], key=len)
+    assert [*whole._objects.values()] == [first, second, len]
+    assert [*loopback.ref(whole)._objects.values()] == [first, second, len]  # type: ignore[arg-type]
+    assert len({*whole._objects}) == 3
+    assert not loopback.ref("f")._objects
+
+
+async def test_a_watch_refuses_a_ref_that_carries_objects(loopback: Bridge) -> None:
+    ref = loopback.ref("x")(OBJECT)
+    with pytest.raises(TypeError, match="has objects of this program as arguments"):
+        loopback.watch(ref)
 
 
 def ways_to_give(bridge: Bridge) -> list[tuple[str, Callable[[Ref], Any]]]:
@@ -89,6 +123,8 @@ def ways_to_give(bridge: Bridge) -> list[tuple[str, Callable[[Ref], Any]]]:
         ("push", lambda ref: bridge.push(y=ref)),
         ("push in a container", lambda ref: bridge.push({"y": {"a": [ref.b]}})),
         ("call", lambda ref: bridge.call(len, ref)),
+        ("call of it", lambda ref: bridge.call(ref)),
+        ("an argument in an object", lambda ref: bridge.pull(own({1, frozenset([ref])}))),
         ("call with a keyword", lambda ref: bridge.call(sorted, [1], key=ref)),
         ("an index", lambda ref: own[ref]),
         ("a slice", lambda ref: own[ref:2]),
@@ -102,7 +138,7 @@ async def test_a_ref_of_another_kernel_is_a_value_error_everywhere(loopback: Bri
     async with Bridge.loopback() as other:
         await other.push(x="another")
         for name, give in ways_to_give(loopback):
-            with pytest.raises(ValueError, match="belongs to another bridge"):
+            with pytest.raises(ValueError, match="belongs to another kernel"):
                 outcome = give(other.ref("x"))
                 assert not isinstance(outcome, Ref), name
                 await outcome
@@ -142,7 +178,7 @@ async def test_a_ref_cannot_be_compared(loopback: Bridge) -> None:
 
 async def test_a_ref_cannot_be_tested_iterated_pickled_or_copied(loopback: Bridge) -> None:
     ref = loopback.ref("x")
-    for name in ("__len__", "_repr_png_", "_ipython_display_", "__array__"):
+    for name in ("_repr_png_", "_ipython_display_", "__array__", "__length_hint__"):
         assert not hasattr(ref, name)
     for wrong in (lambda: bool(ref), lambda: list(ref), lambda: pickle.dumps(ref)):
         with pytest.raises(TypeError, match="<Ref x>"):
@@ -150,3 +186,55 @@ async def test_a_ref_cannot_be_tested_iterated_pickled_or_copied(loopback: Bridg
     with pytest.raises(TypeError):
         copy.copy(ref)
     assert type(ref.anything_else) is Ref
+
+
+async def test_only_a_ref_of_a_sync_bridge_can_be_changed_and_measured(loopback: Bridge) -> None:
+    await loopback.push(x=[1])
+    ref = loopback.ref("x")
+
+    def set_item() -> None:
+        ref[0] = 2
+
+    def set_name() -> None:
+        ref.name = 2
+
+    ways: list[tuple[str, Callable[[], object]]] = [
+        *(("operator.setitem", set_item), ("setattr", set_name), ("len", lambda: len(ref))),
+        ("operator.contains", lambda: 1 in ref),
+    ]
+    for name, way in ways:
+        with pytest.raises(TypeError, match=rf"<Ref x> stays in the kernel.*bridge\.call\({name},"):
+            way()
+    await loopback.call(operator.setitem, ref, 0, 3)
+    assert await ref.pull() == [3]
+
+
+def test_a_ref_of_a_sync_bridge_takes_items_attributes_len_and_in() -> None:
+    with SyncBridge.loopback() as kernel:
+        kernel["x"] = {"a": [1, 2]}
+        kernel["key"] = "b"
+        kernel.run("class Box: pass\nbox = Box(); box.inner = Box()")
+        ref, key = kernel.ref("x"), kernel.ref("key")
+        ref["a"][0] = value = (7, {"deep": [8]})
+        ref[key] = ref["a"]
+        assert kernel.pull("x['b'] is x['a']", "x['a'][0]") == (True, value)
+        ref["a"][1:] = [3, 4]
+        assert len(ref["a"]) == 3
+        assert 4 in ref["a"]
+        assert 5 not in ref["a"]
+        assert key in ref
+        kernel.ref("box").inner.value = ref["a"]
+        assert kernel.pull("box.inner.value is x['a']")
+        kept = kernel.call(list, (1, 2), keep="kept")
+        kept[0] = 3
+        assert (len(kept), kernel["kept"]) == (2, [3, 2])
+        for name in ("pull", "_bridge", "__class__", "_repr_html_"):
+            with pytest.raises(AttributeError, match=f"cannot set '{name}'"):
+                setattr(ref, name, 1)
+        with pytest.raises(RemoteError, match="IndexError"):
+            ref["a"][10] = 1
+        with pytest.raises(TypeError, match="has no len"):
+            len(kernel.ref("5"))
+        assert kernel.ref("str")(complex("inf")).pull() == str(complex("inf"))
+        assert list(kernel.ref("sorted(x)")) == kernel.pull("sorted(x)")
+        assert {name.name for name in kernel.names()} == {"x", "key", "Box", "box", "kept"}

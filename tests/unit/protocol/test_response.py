@@ -272,7 +272,7 @@ def transport(request: Any) -> Any:
 async def test_any_inline_data_is_reported(value: Any) -> None:
     response, _ = response_of([1, 2, 3])
 
-    async def request(content: Any, **order: Any) -> Any:
+    async def request(content: Any, buffers: Any, **order: Any) -> Any:
         return SimpleNamespace(content=content_of({**response, "data": value}), buffers=[])
 
     lane = InlineLane(transport(request))
@@ -284,7 +284,7 @@ async def test_inline_data_is_decoded() -> None:
     response, parts = response_of([1, 2, 3])
     data = base64.b64encode(b"".join(parts)).decode()
 
-    async def request(content: Any, **order: Any) -> Any:
+    async def request(content: Any, buffers: Any, **order: Any) -> Any:
         return SimpleNamespace(content=content_of({**response, "data": data}), buffers=[])
 
     lane = InlineLane(transport(request))

@@ -14,7 +14,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridgehead import Bridge, Fleet, Info, Message, Name, Names, Ref, Result, SyncBridge, Transfer
+from bridgehead import (
+    Bridge,
+    Fleet,
+    Info,
+    Message,
+    Name,
+    Names,
+    Ref,
+    Result,
+    Stats,
+    SyncBridge,
+    Transfer,
+)
 from bridgehead._protocol.formatting import line, short_list, size
 from bridgehead._protocol.results import MAX_ROWS, bridge_html, fleet_html
 
@@ -123,6 +135,9 @@ def test_ordinary_reprs_fit_on_a_line() -> None:
             "<Result [3] 1 2, 3 characters printed>"
         ),
         repr(Result(execution_count=3)): "<Result [3] no value>",
+        repr(Stats(1, 2, 3, 4, 5, 30_000)): (
+            "<Stats watches=1, tasks=2, iterations=3, refs=4, callbacks=5, late=30,000>"
+        ),
         repr(info()): "<Info x, Python 3.11.7, pid 5: buffers over ipc, data only>",
         repr(Message("stream", {"name": "stdout", "text": "one\ntwo"})): "<stream one>",
         repr(Message("x", {})): "<x>",
@@ -164,6 +179,20 @@ async def test_a_bridge_shows_what_it_knows_and_asks_no_kernel(
     await loopback.aclose()
     assert "closed" in repr(loopback)
     assert "closed" in loopback._repr_html_()
+
+
+async def test_previews_are_shown_in_a_table_and_control_nothing(loopback: Bridge) -> None:
+    await loopback.push(rows=[1, "<b>"], text="a\x1b[5m", model=type("Model", (), {})())
+    names = await loopback.names(preview=True)
+    texts = Parsed(names._repr_html_()).texts
+    assert "Value" in texts
+    assert "[1, '<b>']" in texts
+    assert {name.name: name.preview for name in names} == {
+        "rows": "[1, '<b>']",
+        "text": r"'a\x1b[5m'",
+        "model": None,
+    }
+    assert "Value" not in Parsed((await loopback.names())._repr_html_()).texts
 
 
 def test_a_sync_bridge_shows_its_own_name_and_that_it_is_closed() -> None:

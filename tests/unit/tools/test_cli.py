@@ -237,7 +237,7 @@ def test_csv_refuses_columns_with_several_names() -> None:
 def test_an_archive_of_arrays_is_refused() -> None:
     file = io.BytesIO()
     np.savez(file, np.arange(3))
-    with pytest.raises(formats.Unusable, match="npz"):
+    with pytest.raises(formats.Unusable, match="name the file .npz"):
         formats.loaded(file.getvalue(), "npy", "it")
 
 

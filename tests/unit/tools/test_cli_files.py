@@ -6,6 +6,8 @@ import csv
 import datetime
 import io
 import pickle
+import warnings
+import zipfile
 from decimal import Decimal
 from typing import Any
 
@@ -17,6 +19,7 @@ from bridgehead._tools.cli.formats import Unusable, dumped, loaded
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
+ipc = pytest.importorskip("pyarrow.ipc")
 
 
 def cells(data: bytes, **options: Any) -> list[list[str]]:
@@ -135,18 +138,32 @@ ARROW: dict[str, Any] = {
 }
 
 
+def arrow_file(table: Any, kind: str) -> bytes:
+    file = io.BytesIO()
+    if kind == "parquet":
+        pq.write_table(table, file)
+    else:
+        with (ipc.new_file if kind == "arrow" else ipc.new_stream)(file, table.schema) as writer:
+            writer.write_table(table)
+    return file.getvalue()
+
+
+def arrow_content(data: bytes, kind: str) -> Any:
+    return pq.read_table(io.BytesIO(data)) if kind == "parquet" else ipc.open_file(data).read_all()
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
 @pytest.mark.parametrize("name", ARROW)
-def test_a_column_of_a_parquet_file_stays_or_is_refused(name: str) -> None:
-    table, file = pa.table({"c": ARROW[name]}), io.BytesIO()
-    pq.write_table(table, file)
-    stored = pq.read_table(io.BytesIO(file.getvalue()))
+def test_a_column_of_a_parquet_or_arrow_file_stays_or_is_refused(name: str, kind: str) -> None:
+    data = arrow_file(pa.table({"c": ARROW[name]}), kind)
+    stored = arrow_content(data, kind)
     try:
-        value = loaded(file.getvalue(), "parquet", "it")
+        value = loaded(data, kind, "it")
     except Unusable as error:
         assert "'c'" in str(error)  # noqa: PT017 - others are read
         assert name not in ("integers", "decimals", "nan and null", "plain")
         return
-    back = pq.read_table(io.BytesIO(dumped(value, "parquet")))
+    back = arrow_content(dumped(value, kind), kind)
     assert back.column("c").type == stored.column("c").type
     assert repr(back.column("c").to_pylist()) == repr(stored.column("c").to_pylist())
 
@@ -156,8 +173,64 @@ def test_an_ordinary_parquet_file_has_the_types_of_pandas() -> None:
     pd.testing.assert_frame_equal(loaded(table.to_parquet(), "parquet", "it"), table)
 
 
-def test_two_columns_of_one_name_in_a_parquet_file_are_refused() -> None:
-    file = io.BytesIO()
-    pq.write_table(pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"]), file)
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "stream"])
+def test_two_columns_of_one_name_in_a_parquet_or_arrow_file_are_refused(kind: str) -> None:
+    table = pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"])
     with pytest.raises(Unusable, match="two columns"):
-        loaded(file.getvalue(), "parquet", "it")
+        loaded(arrow_file(table, kind), kind.replace("stream", "arrow"), "it")
+
+
+def test_an_arrow_stream_is_read_and_a_second_one_is_not_lost() -> None:
+    data = arrow_file(pa.table({"a": [1, 2]}), "stream")
+    assert loaded(data, "arrow", "it").to_dict("list") == {"a": [1, 2]}
+    with pytest.raises(Unusable, match="more follows the first table"):
+        loaded(data + data, "arrow", "it")
+    for damaged in (b"", b"ARROW1", data[:50]):
+        with pytest.raises(Unusable, match="can't be read as arrow"):
+            loaded(damaged, "arrow", "it")
+
+
+def test_the_arrays_of_an_archive_stay() -> None:
+    arrays = {"file": np.arange(3), "a/b.npy": np.array(2.5), "": np.zeros((0, 2), "M8[ns]")}
+    back = loaded(dumped(arrays, "npz"), "npz", "it")
+    assert list(back) == list(arrays)
+    for name, array in arrays.items():
+        assert (back[name].dtype, back[name].shape) == (array.dtype, array.shape)
+        np.testing.assert_array_equal(back[name], array)
+    file = io.BytesIO()
+    np.savez_compressed(file, a=np.arange(3))
+    assert list(loaded(file.getvalue(), "npz", "it")["a"]) == [0, 1, 2]
+    with np.load(io.BytesIO(dumped({"x": np.arange(3)}, "npz"))) as archive:
+        assert list(archive["x"]) == [0, 1, 2]
+
+
+def test_an_archive_that_would_lose_something_is_refused() -> None:
+    array = io.BytesIO()
+    np.save(array, np.arange(3))
+    objects = io.BytesIO()
+    np.savez(objects, a=np.array([{}]), allow_pickle=True)
+    with_others: list[tuple[list[tuple[str, bytes]], str]] = [
+        ([("a.npy", array.getvalue()), ("notes.txt", b"x")], "'notes.txt' in it is no array"),
+        ([("a.npy", array.getvalue() * 2)], "more follows the first array"),
+        ([("a.npy", array.getvalue())] * 2, "two arrays have the name 'a.npy'"),
+    ]
+    for members, why in with_others:
+        file = io.BytesIO()
+        with warnings.catch_warnings(), zipfile.ZipFile(file, "w") as archive:
+            warnings.simplefilter("ignore")  # zipfile warns of two members of one name
+            for member in members:
+                archive.writestr(*member)
+        with pytest.raises(Unusable, match=why):
+            loaded(file.getvalue(), "npz", "it")
+    for data in (b"", b"PK\x03\x04", objects.getvalue()):
+        with pytest.raises(Unusable, match="can't be read as npz"):
+            loaded(data, "npz", "it")
+    for value, why in (
+        ([1], "a dict of arrays"),
+        ({1: np.arange(3)}, "only names as keys"),
+        ({"a": [1]}, "at 'a', holds arrays, not a list"),
+        ({"a": np.array([{}])}, "at 'a', holds an array of objects"),
+        ({"\ud800": np.arange(3)}, "surrogate"),
+    ):
+        with pytest.raises(Unusable, match=why):
+            dumped(value, "npz")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -35,6 +36,34 @@ def child() -> Iterator[tuple[subprocess.Popen[str], list[Any]]]:
         assert process.stdout is not None
         yield process, json.loads(process.stdout.readline())
         process.kill()
+
+
+LAST_THREAD = """
+import ctypes, json, threading
+from bridgehead._shipped.wire.process import own_process
+print(json.dumps(own_process()), flush=True)
+threading.Thread(target=input).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+
+
+@linux
+def test_a_process_whose_main_thread_alone_has_ended_has_not_ended() -> None:
+    """Its other threads still have its sockets and its memory."""
+    command = [sys.executable, "-c", LAST_THREAD]
+    with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as process:
+        try:
+            assert process.stdout is not None
+            found = LocalProcess.described(json.loads(process.stdout.readline()))
+            assert found is not None
+            stat = Path(f"/proc/{process.pid}/stat")
+            while stat.read_bytes().rpartition(b")")[2].split()[0] != b"Z":
+                assert process.poll() is None
+            assert found.has_ended() is False
+        finally:
+            process.kill()
+        process.wait()
+        assert found.has_ended() is True
 
 
 @linux
@@ -101,6 +130,33 @@ async def test_an_address_where_nothing_listens_is_deserted(tmp_path: Path) -> N
         assert await is_deserted("tcp", "127.0.0.1", free.getsockname()[1], 1.0)
     if sys.platform != "win32":
         assert await is_deserted("ipc", str(tmp_path / "kernel-ipc"), 1, 1.0)
+
+
+async def test_localhost_is_one_address() -> None:
+    """It may be two, ::1 and 127.0.0.1, of which ZeroMQ takes one."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        assert await is_deserted("tcp", "localhost", free.getsockname()[1], 1.0)
+
+
+async def test_a_listener_that_accepts_no_connection_is_not_deserted() -> None:
+    """So it is with a stopped process, when more connections wait than its backlog has room for."""
+    with (
+        socket.create_server(("127.0.0.1", 0), backlog=0) as server,
+        contextlib.ExitStack() as more,
+    ):
+        for _ in range(8):
+            one = more.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(server.getsockname())
+        assert not await is_deserted("tcp", "127.0.0.1", server.getsockname()[1], 0.1)
+
+
+@linux
+@pytest.mark.parametrize("unreachable", [False, True])
+async def test_an_address_without_a_way_to_it_may_count_as_deserted(unreachable: bool) -> None:
+    found = await is_deserted("tcp", "255.255.255.255", 9, 1.0, unreachable=unreachable)
+    assert found is unreachable
 
 
 async def test_a_kernels_socket_is_not_deserted() -> None:

@@ -32,6 +32,8 @@ async def serving(answer: Answer) -> AsyncIterator[str]:
 
     async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
         yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        for _ in range(3):  # asyncio loses a connection that is accepted as its server closes
+            await asyncio.sleep(0)
 
 
 def reply(body: object, status: str = "200 OK", *headers: str) -> Answer:

@@ -17,6 +17,32 @@ from bridgehead._transports.zmq import ZmqTransport
 PORTS = dict.fromkeys(("shell_port", "control_port", "iopub_port", "hb_port", "stdin_port"), 1)
 
 
+async def test_what_a_kernel_published_before_its_end_can_be_read_after_it() -> None:
+    """Its last outputs may wait behind a busy event loop when its connection ends."""
+    context = zmq.asyncio.Context()
+    kernel = context.socket(zmq.XPUB)
+    kernel.sndhwm = 0
+    ports = {**PORTS, "iopub_port": kernel.bind_to_random_port("tcp://127.0.0.1")}
+    transport = ZmqTransport({"transport": "tcp", "ip": "127.0.0.1", "key": "k", **ports})
+    transport._monitor_owner = transport._connect()
+    iopub = transport._sockets["iopub"]
+    try:
+        async with asyncio.timeout(60):
+            await kernel.recv()  # it has subscribed
+            monitor = iopub.get_monitor_socket(zmq.EVENT_DISCONNECTED)
+            for number in range(1000):
+                await kernel.send_multipart([b"kernel", b"%d" % number])
+            kernel.close(linger=60_000)
+            await monitor.recv_multipart()
+            monitor.close()
+            for number in range(1000):
+                topic, read = await iopub.recv_multipart()
+                assert (topic, int(read)) == (b"kernel", number)
+    finally:
+        context.destroy(linger=0)
+        await transport.aclose()
+
+
 @pytest.mark.timings(beat_every=0.05, silence=0.2)
 async def test_the_answer_to_an_earlier_beat_is_a_sign_of_life() -> None:
     """A kernel that was stopped answers the beats that it missed, one after the other.

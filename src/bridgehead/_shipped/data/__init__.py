@@ -1,7 +1,7 @@
 """The data-only codec: it carries values and never runs code.
 
 Rule: standard library only, Python 3.8 and later. A kernel gets these files in the remote module
-when it first needs them. A constructor imports numpy, pandas or pyarrow when it needs one of them;
+when it first needs them. A constructor imports the library that it needs, one of those named below;
 a name in a stream never causes an import.
 
 Threat model: the sender chooses every byte, and it knows this code and the libraries. It wants to
@@ -27,6 +27,15 @@ What a constructor costs, and what pays for it:
   claim of their dense size.
 - arrays of Arrow: no copy; 500 bytes for each, and Arrow's full check, linear in the bytes. Nulls,
   items of no size and dictionaries: a claim.
+- ``array.array``: a copy, which is charged.
+- tensors of torch: no copy; a check of bools. Sizes and the order of axes are checked against the
+  bytes. Empty tensors: a claim, as for arrays.
+- sparse matrices of scipy: no copy; checks of all places. A claim of a line each way, which every
+  conversion makes. Their dense form is not counted: only ``toarray`` makes it.
+- columns of polars: those of Arrow, and a copy, which is charged. Dates and times beyond what
+  polars prints are refused.
+- images of Pillow: four bytes for each pixel, whatever its mode. Only raw bytes are decoded.
+- variables of xarray: four times their bytes; the labels of an index are tried out.
 - instances of allowed classes: what the class does with its arguments, which are weighed before.
 
 The files:
@@ -34,13 +43,24 @@ The files:
 - ``writer``: the sender, which pickles data and refuses everything else by name.
 - ``reader``: the receiver, which reads a stream of data and runs none of its code.
 - ``budget``: what a stream may cost its receiver.
-- ``registry``: the tables of constructors and reducers, which the next four files fill.
-- ``standard``, ``numpy``, ``pandas``, ``pyarrow``: the data of each library.
+- ``registry``: the tables of constructors and reducers, which the next files fill.
+- ``standard``, ``numpy``, ``pandas``, ``pyarrow``, ``torch``, ``polars``, ``scipy``, ``pillow``,
+  ``xarray``: the data of each library.
 - ``instances``: instances of the classes that ``allow=`` names.
 """
 
-# The imports of numpy, pandas, pyarrow and standard also fill the registry's tables.
-from bridgehead._shipped.data import numpy, pandas, pyarrow, standard
+# These imports also fill the registry's tables.
+from bridgehead._shipped.data import (
+    numpy,
+    pandas,
+    pillow,
+    polars,
+    pyarrow,
+    scipy,
+    standard,
+    torch,
+    xarray,
+)
 from bridgehead._shipped.data.reader import decode_data
 from bridgehead._shipped.data.writer import encode_data
 
@@ -51,9 +71,27 @@ FILES = (
     "numpy",
     "pandas",
     "pyarrow",
+    "torch",
+    "polars",
+    "scipy",
+    "pillow",
+    "xarray",
     "instances",
     "writer",
     "reader",
 )
 
-__all__ = ["FILES", "decode_data", "encode_data", "numpy", "pandas", "pyarrow", "standard"]
+__all__ = [
+    "FILES",
+    "decode_data",
+    "encode_data",
+    "numpy",
+    "pandas",
+    "pillow",
+    "polars",
+    "pyarrow",
+    "scipy",
+    "standard",
+    "torch",
+    "xarray",
+]

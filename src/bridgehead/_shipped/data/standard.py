@@ -160,6 +160,45 @@ def make_uuid(reader: DataReader, raw: bytes) -> Any:
     return uuid.UUID(bytes=raw)
 
 
+_NUMBER_SIZES = {
+    **dict.fromkeys("bB", (1,)),
+    **dict.fromkeys("hH", (2,)),
+    **dict.fromkeys("iIf", (4,)),
+    **dict.fromkeys("lL", (4, 8)),
+    **dict.fromkeys("qQd", (8,)),
+}
+
+
+@constructor(str, int, bool, (bytes, bytearray, memoryview))
+def make_flat_numbers(reader: DataReader, code: str, size: int, little: bool, raw: Any) -> Any:
+    """Make an ``array.array``; ``size`` is that of a number, and ``little`` its byte order."""
+    need(size in _NUMBER_SIZES.get(code, ()), "invalid kind of numbers")
+    need(memoryview(raw).nbytes % size == 0, "bytes that are no whole numbers")
+    array = library("array")
+    if array.array(code).itemsize != size:  # a long of another system
+        code = ("q" if size == 8 else "i") if code == "l" else ("Q" if size == 8 else "I")
+    reader.own(raw)
+    reader.charge(memoryview(raw).nbytes)
+    made = array.array(code)
+    made.frombytes(raw)
+    if little != (sys.byteorder == "little"):
+        made.byteswap()
+    return made
+
+
+def _reduce_flat_numbers(writer: DataWriter, numbers: Any) -> Any:
+    if numbers.typecode not in _NUMBER_SIZES:
+        raise untrusted("an array.array of characters")
+    raw = writer.buffer(numbers) if len(numbers) else b""
+    little = sys.byteorder == "little"
+    return make_flat_numbers, (numbers.typecode, numbers.itemsize, little, raw)
+
+
+@library_reducers("array")
+def number_reducers(array: Any) -> Any:
+    return {array.array: _reduce_flat_numbers}
+
+
 def reduce_zone(writer: DataWriter, zone: Any) -> Any:
     if zone.key is None:
         raise untrusted("a zoneinfo.ZoneInfo without a key")

@@ -8,10 +8,14 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+if __package__:  # in the kernel, all shipped files are one module
+    from bridgehead._shipped.wire.libraries import finder
+
 SLACK = 256  # bytes more than needed that may cross
 
 
-def arrow_reducer(kind: Any) -> Any:
+@finder
+def arrow_reducer(kind: Any, shared: Any) -> Any:
     """Return the function that reduces Arrow arrays of a type, or None."""
     base = getattr(sys.modules.get("pyarrow"), "Array", None)
     return reduce_arrow if base is not None and issubclass(kind, base) else None

@@ -13,26 +13,39 @@ import sys
 from bisect import bisect_right
 from typing import Any
 
+if __package__:  # in the kernel, all shipped files are one module
+    from bridgehead._shipped.wire.libraries import builder, finder
+
 _ALIGNED = 16  # bytes; a tensor of any type may begin there
+
+
+@finder
+def tensor_reducer(kind: Any, shared: Any) -> Any:
+    """Return the function that reduces tensors of a type, or None."""
+    base = getattr(sys.modules.get("torch"), "Tensor", None)
+    if base is None or not issubclass(kind, base):
+        return None
+    return shared.setdefault("torch", Tensors()).reduce
 
 
 class Tensors:
     """The tensors in one pickle.
 
     Which of them overlap is known only when all of them were met. If some do, the object is pickled
-    again, with ``segments`` from ``overlapping``.
+    again, with the ``segments`` that were found.
     """
 
-    def __init__(self, segments: Any = None) -> None:
+    def __init__(self) -> None:
         # Start and end of what is sent together, by address and size of the storage.
-        self.segments: dict[Any, list[tuple[int, int]]] = segments or {}
+        self.segments: dict[Any, list[tuple[int, int]]] = {}
         self.met: dict[Any, list[tuple[int, int]]] = {}  # start and end of each tensor
         self.memories: dict[Any, TensorMemory] = {}
 
-    def reducer(self, kind: Any) -> Any:
-        """Return the function that reduces tensors of a type, or None."""
-        base = getattr(sys.modules.get("torch"), "Tensor", None)
-        return self.reduce if base is not None and issubclass(kind, base) else None
+    def pickles_again(self) -> bool:
+        """Return whether the object must be pickled once more, because tensors overlap."""
+        again = not self.segments
+        self.segments = self.segments or self._overlapping()
+        return again and bool(self.segments)
 
     def reduce(self, tensor: Any) -> Any:
         """Return how to pickle a tensor."""
@@ -80,7 +93,7 @@ class Tensors:
             self.memories[key, low] = TensorMemory(storage, low, high)
         return self.memories[key, low], start - low
 
-    def overlapping(self) -> dict[Any, list[tuple[int, int]]]:
+    def _overlapping(self) -> dict[Any, list[tuple[int, int]]]:
         """Return what must be sent together, by storage; nothing if no two tensors overlap."""
         found: dict[Any, list[tuple[int, int]]] = {}
         for key, parts in self.met.items():
@@ -110,6 +123,7 @@ class TensorMemory:
         return make_tensor_memory, (pickle.PickleBuffer(part.numpy()),)
 
 
+@builder
 def make_tensor_memory(data: Any) -> Any:
     """Return a tensor of these bytes, without a copy if they may be written."""
     torch: Any = importlib.import_module("torch")
@@ -119,6 +133,7 @@ def make_tensor_memory(data: Any) -> Any:
     return torch.frombuffer(bytearray(view) if view.readonly else data, dtype=torch.uint8)
 
 
+@builder
 def make_tensor(
     memory: Any,
     dtype: Any,
@@ -137,6 +152,7 @@ def make_tensor(
     return tensor.requires_grad_(requires_grad)
 
 
+@builder
 def set_tensor_state(tensor: Any, state: Any) -> None:
     """Give a tensor its attributes and its gradient."""
     attributes, gradient = state

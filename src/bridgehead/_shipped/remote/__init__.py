@@ -12,8 +12,17 @@ installed.
 - ``replay``: chunks of requests, unsent parts of responses, and the ids of finished requests.
 - ``operations``: what each request does: bind, fetch, call, delete.
 - ``namespace``: the user's namespace, and its values as frames.
-- ``subscriptions``: values that a client watches.
+- ``resources``: what stays in the kernel for a bridge.
+- ``subscriptions``: values and names that a client watches.
+- ``callbacks``: functions of a client that code in the kernel calls.
+- ``kept``: results of calls that stay under no name.
+- ``tasks``, ``coroutines``: what a client awaits, on the kernel's event loop.
+- ``iterations``: what a client iterates over.
+- ``staging``: what is sent for a cell before it: names, and a limit on what it prints.
+- ``output_limit``: that limit.
+- ``maps``: functions that are called with one item after the other.
 - ``kernel``, ``inspection``: the kernel as the remote part sees it.
+- ``preview``: a short text of a value, without a user's code.
 - ``cell_guard``: interrupts that hit one cell and no other.
 - ``orphans``: subshells that a client left behind.
 """

@@ -48,24 +48,20 @@ def message_buffers(shell: Any) -> Sequence[Any]:
     return kernel.get_parent("shell").get("buffers") or ()
 
 
-def remaining_code(
-    scope: Any, sources: Sequence[str], digests: Sequence[str], made_by: str
-) -> Sequence[Any]:
+def remaining_code(scope: Any, sources: Sequence[str], digest: str, made_by: str) -> Sequence[Any]:
     """Return the code objects of the other files; none if they did not arrive intact.
 
-    They come from ``sources``, or from the buffers of the message. Jupyter does not sign buffers,
-    but it signs the expression, which contains their digests.
+    They come from ``sources``, or from a buffer of the message. Jupyter does not sign buffers, but
+    it signs the expression, which contains the digest.
     """
-    if not sources:
-        parts = list(message_buffers(find_shell(scope)))[1:]
-        if [sha256(part).hexdigest() for part in parts] != digests:
-            return ()
-        if made_by == compiler():
-            code: Sequence[Any] = unmarshal(parts[0])
-            return code
-        sources = str(parts[1], "utf-8").split("\0")
-    filename = remaining_code.__code__.co_filename
-    return [compile(source, filename, "exec", dont_inherit=True) for source in sources]
+    if sources:
+        filename = remaining_code.__code__.co_filename
+        return [compile(source, filename, "exec", dont_inherit=True) for source in sources]
+    parts = list(message_buffers(find_shell(scope)))[1:]
+    if made_by != compiler() or [sha256(part).hexdigest() for part in parts] != [digest]:
+        return ()
+    code: Sequence[Any] = unmarshal(parts[0])
+    return code
 
 
 def install(module: Any, scope: Any, how: Any) -> Any:

@@ -46,6 +46,7 @@ def enter(scope: dict[str, Any], lane: str, header_text: str, data: str = "") ->
     try:
         return carry_message(remote, lane, header_text, data)
     finally:
+        remote.kernel.request_ended()
         remote.kernel.ignore_interrupts()
         remote.kernel.let_reply_pass()
 

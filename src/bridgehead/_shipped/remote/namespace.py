@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import builtins
 import pickle
+import re
 import sys
 import traceback
+from collections import ChainMap
 from keyword import iskeyword
 from typing import Any, Sequence
 
@@ -21,6 +23,7 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.errors import TooLarge, WireError
     from bridgehead._shipped.wire.frames import check_size
     from bridgehead._shipped.wire.header import (
+        KEPT,
         PYTHON,
         ErrorDescription,
         HeaderAndFrames,
@@ -37,12 +40,22 @@ if __package__:  # in the kernel, all shipped files are one module
         unpickle,
     )
 
+TOP_LEVEL_AWAIT = 0x2000  # ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+find_kept = re.compile(KEPT + r"\w+").findall
+
 
 class UserNamespace:
-    """The values of a namespace, to and from frames."""
+    """The values of a namespace, to and from frames.
+
+    Attributes:
+        kept: objects that clients keep under no name of the user's, by their names in expressions.
+    """
 
     def __init__(self, kernel: Kernel) -> None:
         self.kernel = kernel
+        self.kept: dict[str, Any] = {}
+        # What stands in a payload for something in the kernel: the function that returns it.
+        self.stands_for: dict[str, Any] = {"Ref": self.evaluate}
 
     def decode(
         self, header: RequestHeader, frames: Sequence[Buffer]
@@ -56,7 +69,7 @@ class UserNamespace:
                 pickler_type()
             if header.get("opens") == "data":
                 return codec_function("decode_data")(frames), None
-            return unpickle(frames, self.evaluate if header.get("refs") else None)
+            return unpickle(frames, self.stands_for if header.get("refs") else None)
         except ImportError as error:
             if not error.name:
                 raise
@@ -78,7 +91,7 @@ class UserNamespace:
                 self.encode_data(value, header.get("allow") or (), paths), limit
             ), False
         try:
-            if is_small(value):
+            if is_small(value, summed=False):
                 return check_size(encode_small(value), limit), False
             frames, carries_code = encode(value, limit=limit)
             reader = header.get("reader") or header.get("python")
@@ -121,15 +134,43 @@ class UserNamespace:
             raise WireError(error.kind, message, type=kind) from None
         return frames
 
-    def evaluate(self, expression: str) -> Any:
-        """Return the value of an expression, as a cell would see it."""
+    def evaluate(self, expression: str, objects: Any = None) -> Any:
+        """Return the value of an expression, as a cell would see it.
+
+        ``objects`` has the values of further names, which are never in the namespace.
+        """
         expression = expression.strip()
         try:
             return self.kernel.namespace[expression]
         except KeyError:
             pass
-        code = compile(expression, "<bridgehead>", "eval")
-        return eval(code, self.kernel.globals, self.kernel.namespace)
+        scope = self.scope_of(expression, objects)
+        return eval(compile(expression, "<bridgehead>", "eval"), self.kernel.globals, scope)
+
+    def scope_of(self, expression: str, objects: Any = None) -> Any:
+        """Return the mapping in which an expression finds names.
+
+        Raises:
+            WireError: it uses a kept object that is not here any more.
+        """
+        others = [one for one in (objects, self.kept_in(expression)) if one]
+        # What the expression itself binds, with ``:=``, goes into the first map.
+        return ChainMap(self.kernel.namespace, *others) if others else self.kernel.namespace
+
+    def kept_in(self, expression: str) -> dict[str, Any]:
+        """Return the kept objects that an expression uses, by name; raise as ``scope_of``."""
+        if KEPT not in expression:
+            return {}
+        try:  # another thread may free one at any time
+            return {name: self.kept[name] for name in find_kept(expression)}
+        except KeyError as error:
+            (name,) = error.args
+            raise WireError("name", name, names=[name]) from None
+
+    def evaluate_async(self, expression: str) -> Any:
+        """Return an awaitable of the value of an expression with ``await`` in it."""
+        code = compile(expression.strip(), "<bridgehead>", "eval", TOP_LEVEL_AWAIT)
+        return eval(code, self.kernel.globals, self.scope_of(expression))
 
     def is_defined(self, name: str) -> bool:
         """Return whether a cell could use a name."""
@@ -153,19 +194,26 @@ class UserNamespace:
         similar = [match for name in names for match in get_close_matches(name, public, 3)]
         raise WireError("name", ", ".join(names), names=list(names), close=similar)
 
-    def evaluate_all(self, header: RequestHeader) -> tuple[list[memoryview], bool]:
+    def evaluate_all(
+        self, header: RequestHeader, objects: Any = None
+    ) -> tuple[list[memoryview], bool]:
         """Return the values of expressions in one pickle, all evaluated before any is pickled.
 
         The pickle is of a tuple; or, if the request has names for the values, of a dict, which
-        another kernel can bind.
+        another kernel can bind. ``objects`` are those that the expressions' refs carry, by name.
         """
-        expressions = header["expressions"]
+        expressions, known = header["expressions"], self.kernel.namespace
         # Check before anything runs: a missing name then means that nothing ran.
-        missing = [e for e in expressions if e.isidentifier() and not self.is_defined(e)]
+        kept: dict[str, Any] = {}
+        for expression in expressions:
+            kept.update(self.kept_in(expression))
+        missing = [
+            e for e in expressions if e.isidentifier() and not (self.is_defined(e) or e in kept)
+        ]
         if missing:
             self.raise_unknown(missing)
-        plain = all(expression.strip() in self.kernel.namespace for expression in expressions)
-        values: Any = tuple(self.evaluate(expression) for expression in expressions)
+        plain = all(e.strip() in known or e.strip() in kept for e in expressions)
+        values: Any = tuple(self.evaluate(expression, objects) for expression in expressions)
         if header.get("names") is not None:
             values = dict(zip(header["names"], values))
         return self.encode(header, values, expressions, not plain)

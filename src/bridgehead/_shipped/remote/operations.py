@@ -10,15 +10,20 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from functools import partial
 from operator import methodcaller
+from types import ModuleType
 from typing import Any, Callable, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.cell_guard import this_thread
     from bridgehead._shipped.remote.inspection import describe
+    from bridgehead._shipped.remote.kept import keep
     from bridgehead._shipped.remote.kernel import Kernel
     from bridgehead._shipped.remote.namespace import UserNamespace
+    from bridgehead._shipped.remote.preview import preview
+    from bridgehead._shipped.remote.resources import ResourceTable
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import WireError
+    from bridgehead._shipped.wire.functions import with_globals
     from bridgehead._shipped.wire.header import HeaderAndFrames, RequestHeader
 
 
@@ -32,8 +37,8 @@ class CellRunning(Exception):
 class Operations:
     """The operations on a namespace; the server's table maps their names to these methods."""
 
-    def __init__(self, kernel: Kernel, values: UserNamespace) -> None:
-        self.kernel, self.values = kernel, values
+    def __init__(self, kernel: Kernel, values: UserNamespace, resources: ResourceTable) -> None:
+        self.kernel, self.values, self.resources = kernel, values, resources
         self._done: dict[int, str] = {}  # by thread: the request that took effect last
 
     def take_effect(self, header: RequestHeader, *steps: Callable[[], Any]) -> list[Any]:
@@ -60,61 +65,99 @@ class Operations:
 
     def bind(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
         """Bind all names or none: everything that can fail comes before the one ``update``."""
-        names = header["names"]
-        values, arrivals = self.values.decode(header, frames)
-        if type(values) is not dict or list(values) != names:
-            raise WireError("protocol", "the names in the payload are not those in the header")
+        values, arrivals = self.decode_names(header, frames)
         self.require_no_cell(header)
+        self.bind_values(header, values, arrivals)
+        return {}, []
+
+    def decode_names(self, header: RequestHeader, frames: Sequence[Buffer]) -> tuple[Any, Any]:
+        """Return the values of a request that binds names, and the classes that came with them."""
+        values, arrivals = self.values.decode(header, frames)
+        if type(values) is not dict or list(values) != header["names"]:
+            raise WireError("protocol", "the names in the payload are not those in the header")
+        return values, arrivals
+
+    def bind_values(self, header: RequestHeader, values: Any, arrivals: Any) -> None:
+        """Bind names, and update the classes that came with their values: all or none."""
         update = partial(self.kernel.namespace.update, values)
         if arrivals is None:
             self.take_effect(header, update)
         else:
             with arrivals.updated(values, own=True) as undo:
                 self.take_effect(header, update, undo.clear)
-        return {}, []
 
     def fetch(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
-        """Return the values of expressions."""
-        out, carries_code = self.values.evaluate_all(header)
+        """Return the values of expressions; the payload, if any, has objects that they use."""
+        objects = self.decode(header, frames, dict) if frames else None
+        out, carries_code = self.values.evaluate_all(header, objects)
         return ({"code": True} if carries_code else {}), out
 
     def call(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
-        """Run a shipped function; return its value, or keep it in the kernel under a name."""
-        payload, arrivals = self.values.decode(header, frames)
-        if type(payload) is not tuple or len(payload) != 3:
+        """Run a shipped function; return its value, or keep it in the kernel."""
+        return self.result(header, self.run_function(header, frames))
+
+    def run_function(self, header: RequestHeader, frames: Sequence[Buffer]) -> Any:
+        """Run a shipped function and return its value; ``cancel`` may interrupt it."""
+        payload = self.decode(header, frames, tuple)
+        if len(payload) != 3:
             raise WireError("protocol", "the payload is not a call")
-        if arrivals is not None:
-            with arrivals.updated(payload, own=False):
-                pass
         function, args, kwargs = payload
-        value = function(*args, **kwargs)
+        if header.get("namespace"):
+            function = with_globals(function, self.kernel.namespace)
+        work = partial(function, *args, **kwargs)
+        return self.kernel.run_interruptibly(header["id"], work)
+
+    def result(self, header: RequestHeader, value: Any) -> HeaderAndFrames:
+        """Return the value of a function, or keep it in the kernel, under a name or under none."""
+        if header.get("kept"):
+            keep(self.resources, self.values.kept, header, value)
+            return {}, []
         if header.get("keep"):
             update = partial(self.kernel.namespace.update, {header["keep"]: value})
             self.take_effect(header, update)
             return {}, []
         return {}, self.values.encode(header, (value,), ("the result",), True)[0]
 
+    def decode(self, header: RequestHeader, frames: Sequence[Buffer], kind: type) -> Any:
+        """Return the payload of a request that binds none of it."""
+        payload, arrivals = self.values.decode(header, frames)
+        if type(payload) is not kind:
+            raise WireError("protocol", "the payload is not a %s" % kind.__name__)
+        if arrivals is not None:
+            with arrivals.updated(payload, own=False):
+                pass
+        return payload
+
     def drop(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
-        """Delete all names or none."""
-        namespace = self.kernel.namespace
+        """Delete all names or none; the client closes kept objects that are among them, too."""
+        namespace, kept = self.kernel.namespace, self.values.kept
         names = list(dict.fromkeys(header["names"]))
-        missing = [name for name in names if name not in namespace]
+        missing = [name for name in names if name not in namespace and name not in kept]
         if missing:
             self.values.raise_unknown(missing)
         self.require_no_cell(header)
         # The list keeps the values alive, so no __del__ runs in between.
-        values = self.take_effect(header, *(partial(namespace.pop, name) for name in names))
+        places = [(kept if name in kept else namespace, name) for name in names]
+        values = self.take_effect(header, *(partial(place.pop, name) for place, name in places))
         values.clear()
         return {}, []
 
     def names(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
-        """Describe what ``%who`` shows, of the names that match; run no user's repr."""
-        pattern = header["pattern"]
-        found = [
-            describe(name, value)
-            for name, value in self.values.visible()
-            if fnmatchcase(name, pattern) and (pattern[:1] == "_" or name[:1] != "_")
-        ]
+        """Describe the user's names that match; run no code of the user's."""
+        pattern, types = header["pattern"], header.get("types")
+        found = []
+        for name, value in self.values.visible():
+            if not fnmatchcase(name, pattern) or (pattern[:1] != "_" and name[:1] == "_"):
+                continue
+            if type(value) is ModuleType and not header.get("modules"):
+                continue
+            description = describe(name, value)
+            kind = description["type"]
+            if types is not None and kind not in types and kind.rpartition(".")[2] not in types:
+                continue
+            if header.get("preview"):
+                description["preview"] = preview(value)
+            found.append(description)
         return {"names": sorted(found, key=lambda description: description["name"])}, []
 
     def has(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:

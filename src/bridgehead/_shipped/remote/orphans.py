@@ -14,6 +14,7 @@ from typing import Any, Iterator
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.inspection import runs
+    from bridgehead._shipped.remote.replay import entries
     from bridgehead._shipped.wire.header import SubshellOwner
 
 IDLE_SUBSHELL = 600.0  # seconds after which an unused subshell counts as an orphan
@@ -42,7 +43,7 @@ class SubshellTable:
         ``IDLE_SUBSHELL`` seconds, makes a new subshell when it needs one.
         """
         found = []
-        for identity, (host, pid, used) in [*self.known.items()]:
+        for identity, (host, pid, used) in entries(self.known):
             if used is None:
                 continue  # busy: the kernel would wait for it, and could not answer meanwhile
             ended = host == node() and not runs(pid)

@@ -8,27 +8,43 @@ window). What a request does is in ``operations``; when it may run is decided in
 from __future__ import annotations
 
 import sys
-from collections import OrderedDict
+from collections import OrderedDict, deque
+from itertools import accumulate
 from time import monotonic
 from typing import Any, Dict, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
+    from bridgehead._shipped.remote.kernel import Kernel
     from bridgehead._shipped.remote.socket_thread import SocketThread
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import WireError
-    from bridgehead._shipped.wire.frames import SHARE_FROM, cut, digest, snapshot
+    from bridgehead._shipped.wire.frames import (
+        SHARE_FROM,
+        cut,
+        digest,
+        private_copy,
+        raise_mmap_threshold,
+        snapshot,
+    )
     from bridgehead._shipped.wire.header import HeaderAndFrames, RequestHeader, ResponseHeader
     from bridgehead._shipped.wire.transfer import CompleteTransfer, Inbox, Outbox
 
 UNFINISHED = 4 << 30  # bytes of unfinished transfers; beyond it the oldest are dropped
 IDLE_TRANSFER = 600.0  # seconds after which an unused unfinished transfer is dropped
+AHEAD_CHUNK = 8 << 20  # bytes in each message that is sent ahead of a reply
+AHEAD_IN_FLIGHT = 3  # such messages that the connection has not taken yet
+# A request waits for the connection this long at first, and as long as the rest takes at this
+# speed: about that of a copy into fresh memory.
+AHEAD_PATIENCE = 0.1  # seconds
+AHEAD_SPEED = 256 << 20  # bytes a second
 REPLAY_WINDOW = 4096  # number of ids of finished requests: none of these runs again
 
 
 class TransferTable:
     """The unfinished transfers of one namespace, and the ids of its finished requests."""
 
-    def __init__(self, socket_threads: Dict[str, SocketThread]) -> None:
+    def __init__(self, socket_threads: Dict[str, SocketThread], kernel: Kernel) -> None:
+        self.kernel = kernel
         self.inboxes: dict[str, Any] = {}  # an Inbox or a CompleteTransfer each
         self.outboxes: dict[str, Outbox] = {}
         self.done: OrderedDict[str, None] = OrderedDict()
@@ -126,8 +142,11 @@ class TransferTable:
 
         A resumable response is kept whole: the client may ask for all of it again.
         """
-        sizes, frames = [frame.nbytes for frame in frames], snapshot(frames)
-        total, parts = sum(sizes), frames
+        sizes = [frame.nbytes for frame in frames]
+        total = sum(sizes)
+        if total > limit and header.get("ahead") and self.kernel.can_send_ahead:
+            return self.send_ahead(header, response, frames, sizes), []
+        frames = parts = snapshot(frames)
         if total > limit:
             parts = list(cut(frames, 0, limit))
         response = {**response, "sizes": sizes, "digest": self.digest_for(header, parts)}
@@ -137,6 +156,46 @@ class TransferTable:
             outbox = self.outboxes[header["id"]] = Outbox(frames, sizes)
             outbox.response = response if header.get("resumable") else None
         return response, parts
+
+    def send_ahead(
+        self,
+        header: RequestHeader,
+        response: ResponseHeader,
+        frames: list[memoryview],
+        sizes: list[int],
+    ) -> ResponseHeader:
+        """Send a long response in chunks, ahead of the reply; return the reply's header.
+
+        Each chunk is copied just before it is sent: that is while the chunks before it are on
+        their way, and into memory that those have left. The request is not done before the last
+        chunk is copied, so no cell, and nothing else that this thread runs, can come between two
+        chunks and change a value. If the connection is slow, the rest is copied at once, and the
+        client fetches it.
+        """
+        raise_mmap_threshold()
+        total, at, began = sum(sizes), 0, monotonic()
+        on_the_way: Any = deque()
+        while at < total:
+            if len(on_the_way) >= AHEAD_IN_FLIGHT:
+                left = began + AHEAD_PATIENCE + at / AHEAD_SPEED - monotonic()
+                if not has_left(on_the_way.popleft(), left):
+                    break
+            parts = list(cut(frames, at, at + AHEAD_CHUNK))
+            copy = memoryview(b"".join(parts))
+            ends = accumulate(part.nbytes for part in parts)  # a digest depends on the frames
+            copies = [copy[end - part.nbytes : end] for part, end in zip(parts, ends)]
+            chunk: ResponseHeader = {"at": at, "digest": self.digest_for(header, copies)}
+            if not at:
+                chunk["sizes"] = sizes
+            on_the_way.append(self.kernel.send([copy], content=chunk, track=True))
+            at += copy.nbytes
+        if at < total:
+            rest = private_copy(list(cut(frames, at, total)))
+            self.outboxes[header["id"]] = Outbox(rest, sizes, start=at)
+        response = {**response, "sizes": sizes, "digest": self.digest_for(header, ())}
+        if "numpy" in sys.modules:
+            response = {**response, "sums": True}
+        return {**response, "ahead": at}
 
     def digest_for(self, header: RequestHeader, parts: Sequence[Buffer]) -> str:
         """Return the digest of parts of a response, by the algorithm of the request."""
@@ -154,7 +213,10 @@ class TransferTable:
             del self.outboxes[header["id"]]
             return {"sizes": outbox.sizes}, outbox.segment or outbox.frames
         outbox.touched = monotonic()
-        parts = list(cut(outbox.frames, header["at"], header["at"] + header["chunk"]))
+        at = header["at"] - outbox.start
+        if at < 0:
+            raise WireError("integrity", "this part of the response is no longer kept")
+        parts = list(cut(outbox.frames, at, at + header["chunk"]))
         return {"digest": self.digest_for(header, parts)}, parts
 
     # ------------------------------------------------------------ dropping
@@ -174,20 +236,42 @@ class TransferTable:
     def drop_owned_by(self, thread: SocketThread) -> None:
         """Drop the transfers that only the client of this socket thread could finish."""
         for store in (self.inboxes, self.outboxes):
-            for identity, box in [*store.items()]:
+            for identity, box in entries(store):
                 if box.owner is thread:
                     store.pop(identity, None)
 
     def sweep(self) -> None:
         """Drop the unfinished transfers of vanished bridges, by age and beyond a total size."""
+        if not (self.inboxes or self.outboxes):
+            return
         kept = 0
         boxes: list[tuple[float, str, int]] = []
-        # Iterate over copies, because subshells change the tables in threads of their own.
-        for key, inbox in [*self.inboxes.items()]:
+        for key, inbox in entries(self.inboxes):
             boxes.append((inbox.touched, key, inbox.received))
-        for key, outbox in [*self.outboxes.items()]:
+        for key, outbox in entries(self.outboxes):
             boxes.append((outbox.touched, key, outbox.total))
         for touched, key, size in sorted(boxes, key=lambda item: -item[0]):
             kept += size
             if monotonic() - touched > IDLE_TRANSFER or kept > UNFINISHED + size:
                 self.discard(key)
+
+
+def entries(table: Any) -> Any:
+    """Return the entries of a table that other threads may change meanwhile.
+
+    ``list(table.items())`` makes tuples. Up to Python 3.11 the garbage collector may run then, and
+    with it callbacks in Python (ipykernel has one), which let other threads run.
+    """
+    found = [(key, table.get(key)) for key in list(table)]
+    return [(key, box) for key, box in found if box is not None]
+
+
+def has_left(tracker: Any, seconds: float) -> bool:
+    """Wait until a message was handed to the system; return whether that took no longer."""
+    if tracker is None or tracker.done:
+        return True
+    try:
+        tracker.wait(max(seconds, 0))
+    except Exception:  # zmq.NotDone, which is not imported here
+        return False
+    return True

@@ -8,26 +8,37 @@ namespace. This file decides when a request may run. ``operations`` does what a 
 
 from __future__ import annotations
 
+import atexit
 import os
 import pickle
 import sys
+from base64 import b64encode
+from json import dumps, loads
 from threading import Lock
 from typing import Any, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
+    from bridgehead._shipped.remote.callbacks import Callbacks
+    from bridgehead._shipped.remote.cell_guard import wake_up
     from bridgehead._shipped.remote.inspection import current_folder, versions
+    from bridgehead._shipped.remote.iterations import Iterations
     from bridgehead._shipped.remote.kernel import Kernel
+    from bridgehead._shipped.remote.maps import Maps
     from bridgehead._shipped.remote.namespace import UserNamespace, error_response
     from bridgehead._shipped.remote.operations import CellRunning, Operations
     from bridgehead._shipped.remote.orphans import SubshellTable
     from bridgehead._shipped.remote.replay import TransferTable
-    from bridgehead._shipped.remote.socket_thread import SocketThread, join
-    from bridgehead._shipped.remote.subscriptions import SubscriptionTable
+    from bridgehead._shipped.remote.resources import ResourceTable
+    from bridgehead._shipped.remote.socket_thread import SocketThread, SwitchInterval, join
+    from bridgehead._shipped.remote.staging import Staging
+    from bridgehead._shipped.remote.subscriptions import Subscriptions
+    from bridgehead._shipped.remote.tasks import RunningTasks
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.frames import digest, snapshot
     from bridgehead._shipped.wire.header import (
         BATCHABLE,
+        BESIDE_CELLS,
         DirectOffer,
         HeaderAndFrames,
         RequestHeader,
@@ -36,8 +47,14 @@ if __package__:  # in the kernel, all shipped files are one module
     )
     from bridgehead._shipped.wire.limits import descriptor_limit
     from bridgehead._shipped.wire.process import own_process
+    from bridgehead._shipped.wire.slabs import shared_memory
 
 _codec_lock = Lock()  # subshells serve requests in threads of their own
+# Not empty once the process is ending. IPython then empties the namespace, while other threads
+# still serve requests: a name that is missing now says nothing. Functions that were registered
+# later are called earlier, and IPython's was registered before.
+_exits: list[bool] = []
+atexit.register(_exits.append, True)
 
 
 class Remote:
@@ -51,17 +68,26 @@ class Remote:
         ] = {}  # the socket threads of the direct lanes, by name
         # The cells' thread adds to ``socket_threads``; a socket thread removes itself.
         self.socket_threads_lock = Lock()
+        self.switch_interval = SwitchInterval()
         self.subshells = SubshellTable()
-        self.transfers = TransferTable(self.socket_threads)
+        self.transfers = TransferTable(self.socket_threads, kernel)
         values = UserNamespace(kernel)
-        self.operations = Operations(kernel, values)
-        self.subscriptions = SubscriptionTable(kernel, values, self.transfers)
+        self.resources = ResourceTable(kernel, self.transfers)
+        self.operations = Operations(kernel, values, self.resources)
+        self.tasks = RunningTasks(kernel, self.operations, self.resources)
+        self.iterations = Iterations(kernel, self.operations, self.resources, self.tasks)
+        self.maps = Maps(kernel, self.operations, self.tasks)
+        self.subscriptions = Subscriptions(kernel, self.operations, self.resources)
+        self.callbacks = Callbacks(kernel, values, self.resources)
+        values.stands_for["Callback"] = self.callbacks.resolve
+        self.staging = Staging(self.operations, self.resources)
         self.table = {
             "hello": self.hello,
             "load_codec": self.load_codec,
             "batch": self.batch,
             "interrupt": self.interrupt,
             "interrupt_cell": self.interrupt_cell,
+            "wake": self.wake,
             "bind": self.operations.bind,
             "fetch": self.operations.fetch,
             "call": self.operations.call,
@@ -69,7 +95,17 @@ class Remote:
             "names": self.operations.names,
             "has": self.operations.has,
             "watch": self.subscriptions.watch,
-            "unwatch": self.subscriptions.unwatch,
+            "watch_names": self.subscriptions.watch,
+            "start": self.tasks.start,
+            "stage": self.staging.stage,
+            "iterate": self.iterations.iterate,
+            "advance": self.iterations.advance,
+            "take": self.iterations.take,
+            "report": self.callbacks.report,
+            "map": self.maps.map,
+            "cancel": self.cancel,
+            "renew": self.resources.renew,
+            "close": self.resources.close,
         }
 
     # ------------------------------------------------------------ one request
@@ -80,17 +116,40 @@ class Remote:
         """Receive one message of a request; run the request when it is whole, and respond.
 
         ``fields`` is its header, not checked yet. ``thread`` is the socket thread that received
-        the message, if it came over a direct lane. The frames of the response may then be a
-        segment.
+        the message, if it came over a direct lane. It knows the fields that are not sent. The
+        frames of the response may then be a segment.
         """
         try:
-            header = check(fields)
+            header = check(fields, None if thread is None else thread.common)
         except WireError as error:
             return self.refused(error), []
         if header.get("subshell") is None:
-            return self.serve(header, parts, thread)
-        with self.subshells.in_use(header["subshell"]):
-            return self.serve(header, parts, thread)
+            served = self.serve(header, parts, thread)
+        else:
+            with self.subshells.in_use(header["subshell"]):
+                served = self.serve(header, parts, thread)
+        if _exits:
+            return self.refused(WireError("epoch", "the kernel's process is ending")), []
+        return served
+
+    def receive_control(self, text: str) -> str:
+        """Serve a request that came on the control channel, in the control thread.
+
+        Only operations that need not run in the thread of the cells come this way.
+        """
+        try:
+            fields = loads(text)
+            if type(fields) is dict and fields.get("op") not in BESIDE_CELLS:
+                raise WireError("protocol", "this operation is not served on the control channel")
+        except (ValueError, RecursionError) as error:
+            response = self.refused(WireError("integrity", "the request is damaged: %s" % error))
+        except WireError as error:
+            response = self.refused(error)
+        else:
+            response, frames = self.receive(fields, ())
+            if frames:
+                response = {**response, "data": b64encode(b"".join(frames)).decode("ascii")}
+        return dumps(response)
 
     def serve(
         self, header: RequestHeader, parts: Sequence[Buffer], thread: SocketThread | None
@@ -98,8 +157,10 @@ class Remote:
         """Serve one message whose header was checked; see ``receive``."""
         transfers, operation, inbox, recorded = self.transfers, header["op"], None, False
         try:
-            # There is no timer in the kernel: each message drops what vanished bridges left.
+            # Each message drops what vanished bridges left.
             transfers.sweep()
+            if self.resources.known and self.kernel.is_thread_of_cells:
+                self.resources.sweep()
             # Check the epoch before anything is stored: a message for another kernel must change
             # nothing in this one.
             if operation != "hello" and self.epoch not in str(header.get("epoch")).split():
@@ -168,7 +229,7 @@ class Remote:
         with self.socket_threads_lock:
             self.socket_threads.pop(thread.name, None)
             if not self.socket_threads:
-                self.kernel.follow_cells(False)
+                self.kernel.follow_cells(self, False)
         self.transfers.drop_owned_by(thread)
 
     def handle(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
@@ -198,15 +259,18 @@ class Remote:
             "pickle": pickle.HIGHEST_PROTOCOL,
             "versions": versions(("cloudpickle", "ipykernel", "numpy", "pandas")),
             "pid": os.getpid(),
+            "kernel_info": self.kernel.info(),
             "process": self.kernel.process(),
             "on_machine": own_process(),
             "uid": os.getuid() if hasattr(os, "getuid") else None,
             "cwd": current_folder(),
             "in_main_thread": self.kernel.in_main_thread,
             "guards_cells": self.kernel.guard is not None,
+            "serves_control": self.kernel.serve_control(self.receive_control),
             "orphans": self.subshells.orphans(),
             "direct": self.join(header.get("direct")),
             "files": descriptor_limit(),
+            "memory": shared_memory(),
         }, []
 
     def join(self, offer: DirectOffer | None) -> str | None:
@@ -221,11 +285,11 @@ class Remote:
             if offer.get("lane"):
                 if not self.kernel.is_one_thread_at_a_time:
                     why = "this kernel's Python has no global interpreter lock"
-                elif not self.kernel.follow_cells(True):
+                elif not self.kernel.follow_cells(self, True):
                     why = "this kernel does not report when it runs a cell"
             why = join(self, offer, why)
             if not self.socket_threads:
-                self.kernel.follow_cells(False)
+                self.kernel.follow_cells(self, False)
         return why
 
     def load_codec(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
@@ -261,6 +325,7 @@ class Remote:
             if len(served) < len(requests):
                 room = header["chunk"] - sum(part.nbytes for _, parts in served for part in parts)
                 one: RequestHeader = {**requests[len(served)], "chunk": max(room, 0)}
+                one["ahead"] = False
                 self.transfers.discard(one["id"])
                 served.append(self.transfers.respond(one, *self.outcome(one, error)))
         responses: list[ResponseHeader] = [
@@ -283,6 +348,7 @@ class Remote:
             count = len(one["sizes"])
             begun = header.get("cells_begun")
             request: RequestHeader = {**one, "chunk": room, "cells_begun": begun}
+            request["ahead"] = False  # a chunk would take the message of the whole batch
             try:
                 response, parts = self.handle(request, frames[at : at + count])
                 if request["op"] == "fetch":
@@ -308,6 +374,23 @@ class Remote:
         """Interrupt the cell of one message; return whether it runs. Not in the cells' thread."""
         guard = self.kernel.guard
         return {"delivered": guard is not None and guard.interrupt(header["cell"])}, []
+
+    def cancel(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
+        """Interrupt a request that runs, or see to it that it never runs."""
+        request = header["request"]
+        if request not in self.transfers.done:
+            self.transfers.forget(request)
+        if self.kernel.guard is not None:
+            self.kernel.guard.cancel(request)
+        return {}, []
+
+    def wake(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
+        """See to it that what runs notices an interrupt that was sent."""
+        if self.kernel.guard is None:
+            self.kernel.call_soon(wake_up)
+        else:
+            self.kernel.guard.urge()
+        return {}, []
 
 
 FILENAME = Remote.__init__.__code__.co_filename

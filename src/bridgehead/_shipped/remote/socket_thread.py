@@ -11,21 +11,24 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from hmac import compare_digest
 from struct import pack
 from threading import Thread
+from time import monotonic
 from typing import Any, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.cell_guard import Uninterrupted
     from bridgehead._shipped.wire.errors import WireError
-    from bridgehead._shipped.wire.header import DirectOffer, ResponseHeader
+    from bridgehead._shipped.wire.header import DirectOffer, ResponseHeader, check
     from bridgehead._shipped.wire.segments import Pool, Segment
-    from bridgehead._shipped.wire.slabs import segments_supported
-    from bridgehead._shipped.wire.socket import SECRET, FrameSocket, UnmappedSegment, peer
+    from bridgehead._shipped.wire.slabs import shared_memory
+    from bridgehead._shipped.wire.socket import SECRET, FrameSocket, UnmappedSegment, peer_user
 
 CONNECT_TIMEOUT = 1.0  # seconds to wait until the client's socket accepts
 TICK = 1.0  # seconds between checks for idle segments, while there are any
+SHORT = 0.0005  # seconds; see SwitchInterval
 # Captured, because a user may replace them.
 _start, _socket = Thread.start, socket.socket
 _geteuid: Any = getattr(os, "geteuid", None)
@@ -49,13 +52,44 @@ class OwnThread(Thread):
         self.owner.run()
 
 
+class SwitchInterval:
+    """The interpreter's switch interval, short while requests come beside a running cell.
+
+    A cell of plain Python gives the interpreter's lock to another thread only after this time, 5 ms
+    by default, for which each such request waits. The user's interval is put back when no such
+    request has come for a while.
+    """
+
+    def __init__(self) -> None:
+        self._users: float | None = None  # the interval to put back
+        self._until = 0.0
+
+    @property
+    def is_short(self) -> bool:
+        return self._users is not None
+
+    def shorten(self) -> None:
+        self._until = monotonic() + TICK
+        interval = sys.getswitchinterval()
+        if interval > 2 * SHORT:
+            self._users = interval
+            sys.setswitchinterval(SHORT)
+
+    def put_back(self, *, at_once: bool = False) -> None:
+        """Put the user's interval back when it is time, unless the user has set another one."""
+        if self._users is not None and (at_once or monotonic() > self._until):
+            users, self._users = self._users, None
+            if sys.getswitchinterval() <= 2 * SHORT:
+                sys.setswitchinterval(users)
+
+
 class SocketThread:
     """The socket of one bridge, and the thread that reads it."""
 
     def __init__(self, remote: Any, channel: FrameSocket, name: str, welcome: bytes) -> None:
         self.remote, self.channel, self.name, self.welcome = remote, channel, name, welcome
         self.at_work = False
-        self.common: Any = {}  # the fields that are the same in all headers, and not sent
+        self.common: Any = {}  # the fields that are the same in all headers, checked, not sent
         self.thread = OwnThread(self)
 
     # ------------------------------------------------------------ the thread
@@ -73,6 +107,7 @@ class SocketThread:
             pass
         finally:
             self.remote.forget_thread(self)
+            self.remote.switch_interval.put_back(at_once=True)
             channel.close()
             channel.pool.close()
 
@@ -98,7 +133,9 @@ class SocketThread:
                 self._respond(serial, header, frames)
             del message, header, frames
         channel.maps.populate()  # after responding, so that no client waits for this
-        self.wait_at_most(TICK if channel.pool.slabs or channel.maps.known else 0)
+        self.remote.switch_interval.put_back()
+        busy = channel.pool.slabs or channel.maps.known or self.remote.switch_interval.is_short
+        self.wait_at_most(TICK if busy else 0)
         return True
 
     def wait_at_most(self, seconds: float) -> None:
@@ -111,16 +148,17 @@ class SocketThread:
             self.channel.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, wait)
 
     def _respond(self, serial: int, fields: Any, frames: Any) -> None:
-        header = {**self.common, **fields}
         if isinstance(frames, UnmappedSegment):
             frames.report()
             self._send(serial, {"unmapped": True})
-        elif header.get("op") == "unmapped":
-            self._send(serial, self._without_segment(header))
+        elif fields.get("op") == "unmapped":
+            self._send(serial, self._without_segment({**self.common, **fields}))
         else:
+            if fields.get("now") and self.remote.kernel.may_run_cell:
+                self.remote.switch_interval.shorten()
             self.at_work = True
             try:
-                response, out = self.remote.receive(header, frames, self)
+                response, out = self.remote.receive(fields, frames, self)
             finally:
                 self.at_work = False
             if isinstance(out, Segment):
@@ -187,17 +225,11 @@ class SocketThread:
 
 def send_all(sock: socket.socket, parts: Sequence[Any], files: Sequence[int]) -> None:
     """Send all parts on a blocking socket, and the files with the first byte."""
-    extra: Any = []
+    data = b"".join(parts)
     if files:
-        extra = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, pack("%di" % len(files), *files))]
-    left = [memoryview(part) for part in parts if len(part)]
-    while left:
-        sent = sock.sendmsg(left[:64], extra)
-        extra = []
-        while left and sent >= left[0].nbytes:
-            sent -= left.pop(0).nbytes
-        if sent:
-            left[0] = left[0][sent:]
+        extra: Any = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, pack("%di" % len(files), *files))]
+        data = data[sock.sendmsg([data], extra) :]
+    sock.sendall(data)
 
 
 def join(remote: Any, offer: DirectOffer, why_not: str = "") -> str:
@@ -212,23 +244,27 @@ def join(remote: Any, offer: DirectOffer, why_not: str = "") -> str:
         secret = bytes.fromhex(offer["secret"])
         sock.settimeout(CONNECT_TIMEOUT)
         sock.connect(offer["path"])
-        if peer(sock)[1] != _geteuid():
+        if peer_user(sock) != _geteuid():
             raise OSError("it is another user's")
         sock.sendall(secret[:SECRET])
-        if not why_not and not segments_supported():
-            why_not = "this kernel's system or Python has no memfd with seals"
+        if not why_not and not shared_memory():
+            why_not = "this kernel's system or Python has no memory to share"
         if why_not or not offer["lane"]:
             sock.close()
             return why_not or "the client asks for no direct lane"
         sock.setblocking(True)
         channel = FrameSocket(sock, Pool(float(offer["share"]), files=offer["files"]))
         socket_thread = SocketThread(remote, channel, offer["name"], secret[SECRET:])
-        socket_thread.common = {**offer["common"], "epoch": remote.epoch}
+        common = {**offer["common"], "epoch": remote.epoch}
+        check({**common, "op": "", "id": ""})
+        socket_thread.common = common
         socket_thread.wait_at_most(60 * CONNECT_TIMEOUT)
         remote.socket_threads[socket_thread.name] = socket_thread
         _start(socket_thread.thread)
     # AttributeError: this system has no Unix sockets, or does not tell whose they are.
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+    except (
+        *(OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError, WireError),
+    ) as error:
         if socket_thread is not None:
             remote.socket_threads.pop(socket_thread.name, None)
         if sock is not None:

@@ -11,5 +11,6 @@ request does is in ``remote``; what a user sees of it is in the client.
 - ``transfer``: what has arrived of a stream, and what is left to send of one.
 - ``segments``: shared memory, leased and reused.
 - ``socket``: messages over the direct lane's socket.
+- ``excerpt``: the beginning and the end of what comes in pieces.
 - ``errors``: the errors of bytes that arrived.
 """

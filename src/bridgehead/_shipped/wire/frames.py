@@ -13,6 +13,8 @@ receiver checks each chunk when it arrives (see ``digest``).
 from __future__ import annotations
 
 import mmap
+import sys
+from time import thread_time
 from typing import Any, Iterable, Iterator, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
@@ -30,6 +32,11 @@ IN_BAND = 2048  # bytes; a smaller buffer costs more as a frame of its own than 
 SMALL_FRAME = 1024
 FEW_FRAMES = 1000
 MAX_FRAMES = 1 << 20
+COPIED_AT_ONCE = 1 << 18  # bytes; a MiB of new memory may take 8 ms, without other threads
+HUGE_PAGE = 2 << 20  # bytes
+# Seconds of CPU for one step of a copy. A new huge page takes 0.3 ms, or 6 ms if it comes from the
+# host of a virtual machine.
+SLOW_STEP = 0.003
 OWN_MAPPING = 1 << 20  # bytes; a frame of this size and more gets huge pages of its own
 MESSAGE = 16 << 20  # bytes of buffers in one message of a response
 # The most buffers that ipyparallel is given. As an argument, each costs a pickle and a frame of its
@@ -83,6 +90,46 @@ def allocate(size: int) -> memoryview:
     return memoryview(block)
 
 
+def copy_into(target: memoryview, source: memoryview) -> None:
+    """Copy bytes into memory from ``allocate``, in steps; other threads can run in between.
+
+    With numpy loaded, other threads run during the steps as well; nothing here imports it.
+
+    A virtual machine may get huge pages from its host, one small page after the other: touching
+    1 GB then took 3 s. Small pages, which the machine still had, took 0.7 s, and huge pages that it
+    still had 0.3 s (measured). So a frame gets huge pages until one copy meets two that are slow.
+    """
+    if target.nbytes <= COPIED_AT_ONCE:
+        target[:] = source
+        return
+    numpy: Any = sys.modules.get("numpy")
+    slow = 0
+    step = COPIED_AT_ONCE if numpy is None else HUGE_PAGE
+    for at in range(0, target.nbytes, step):
+        began = thread_time()  # not the wall's: another thread may run meanwhile
+        stop = min(at + step, target.nbytes)
+        try:
+            new = numpy.frombuffer(target[at:stop], "u1")
+            numpy.copyto(new, numpy.frombuffer(source[at:stop], "u1"))
+        except Exception:  # there is no numpy, or it is broken
+            for start in range(at, stop, COPIED_AT_ONCE):
+                end = min(start + COPIED_AT_ONCE, stop)
+                target[start:end] = source[start:end]
+        slow += thread_time() - began > SLOW_STEP
+        if slow == 2:
+            use_small_pages(target.obj)
+
+
+def use_small_pages(block: Any) -> None:
+    """Use no huge pages for what was not yet touched of a mapping."""
+    small = getattr(mmap, "MADV_NOHUGEPAGE", None)
+    if small is not None and isinstance(block, mmap.mmap):
+        try:
+            block.madvise(small)
+        except OSError:  # this Linux has no transparent huge pages
+            pass
+
+
 def digest(algorithm: str, frames: Iterable[Buffer], each: Any = map) -> str:
     """Return ``"crc32:…"``, ``"sums:…"`` or ``"sha256:…"`` over all frames in order, by leaves.
 
@@ -115,8 +162,7 @@ def private_copy(frames: Sequence[Buffer]) -> list[memoryview]:
     copies = []
     for frame in frames:
         source, copy = memoryview(frame), allocate(memoryview(frame).nbytes)
-        for at in range(0, source.nbytes, 1 << 20):
-            copy[at : at + (1 << 20)] = source[at : at + (1 << 20)]
+        copy_into(copy, source)
         copies.append(copy)
     return copies
 

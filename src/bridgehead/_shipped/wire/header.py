@@ -20,8 +20,17 @@ PROTOCOL = 2
 PYTHON = list(sys.version_info[:2])
 MIME = "application/vnd.bridgehead.answer+json"
 DATA_MESSAGE = "bridgehead_data"  # msg_type of a response's frames on the buffers lane
-UPDATE_MESSAGE = "bridgehead_update"  # msg_type of an update, sent to the client that watches
+EVENT_MESSAGE = "bridgehead_event"  # msg_type of an event of a remote resource, sent to its owner
+OUTPUTS_END = "bridgehead_outputs_end"  # msg_type on iopub, behind the last output of a task
+ENTRY = "bridgehead"  # in user_expressions: the expression that brings a request
 PROBE = b"bridgehead probe"
+KEPT = "_bridgehead_kept_"  # how the names of kept objects in expressions begin; their ids follow
+# Calls of one callback: at most so many are on their way, and in one event. Bursts of 2,000 small
+# messages that the client had not read lost none (measured).
+CALLS_AHEAD, CALLS_TOGETHER = 1000, 100
+# The ends of the msg_types of requests on the control channel, and of their replies; they begin
+# with the name of the remote module, so that those of two versions do not meet.
+CONTROL_REQUEST, CONTROL_REPLY = ".request", ".control_reply"
 
 
 class SubshellOwner(TypedDict):
@@ -60,6 +69,7 @@ class RequestHeader(TypedDict, total=False):
     at: int  # the offset of the message's bytes in all frames
     chunk: int  # the most bytes of frames that the reply may bring
     resumable: bool  # the connection may break: keep the response until it is in ``acks``
+    ahead: bool  # chunks of a long response may arrive in messages ahead of the reply
     acks: List[str]  # ids of the requests whose responses have arrived
     via: str  # the direct lane over which the client fetches the response's frames
     segment: int  # for unmapped: the number of the segment that has the response
@@ -67,6 +77,7 @@ class RequestHeader(TypedDict, total=False):
     requests: List["RequestHeader"]  # for batch: their frames are the frames of the batch, in order
     server: str  # for interrupt: the direct lane whose thread is interrupted
     cell: str  # for interrupt_cell: the id of the cell's message
+    request: str  # for cancel: the id of the request, or of the cell's message
     # _connection writes these, for any operation.
     now: bool  # the request does not wait for the running cell
     subshell: SubshellOwner  # which serves it, in place of the main thread
@@ -78,14 +89,36 @@ class RequestHeader(TypedDict, total=False):
     max_bytes: int  # the most bytes of a response
     reader: List[int]  # as ``python``, of another kernel that will unpickle the response
     # _bridge and _connection write these, for one operation.
-    names: List[str]  # for bind and drop; for fetch: the keys of a dict of the values
-    expressions: List[str]  # for fetch and watch
-    keep: str  # for call: the name that the result gets in the kernel
+    names: List[str]  # for bind, stage and drop, also of kept objects; for fetch: keys of a dict
+    expressions: List[str]  # for fetch, watch, start, iterate and map
+    keep: str  # for call and start: the name that the result gets in the kernel
+    kept: str  # for both: the id of the result, which stays in the kernel under no name
+    namespace: bool  # for call, start, map: the function's global names are the user's namespace
+    outputs: bool  # for start: ``OUTPUTS_END`` follows the task's last output
     name: str  # for has
-    pattern: str  # for names
-    watch: str  # the id of a watch
-    seen: int  # for watch: the number of the last update that arrived; missing while none is lost
-    lane: str  # for watch: "inline" if updates have to bring their frames as base64
+    pattern: str  # for names and watch_names
+    types: List[str]  # for names: the names of the types that are listed
+    modules: bool  # for names: modules are listed, too
+    preview: bool  # for names: with a short text of each value
+    max_output: int  # for stage: the most characters that the cell may print
+    # _connection.resources writes these.
+    owner: str  # the bridge that a remote resource belongs to
+    resource: str  # its id
+    lane: str  # "inline" if its events have to bring their frames as base64
+    seen: Dict[str, int]  # for renew: by resource, the number of the last event that arrived
+    resources: List[str]  # for close
+    # _connection.iteration writes these, for advance and take.
+    iteration: str  # the id of an iteration
+    batch: int  # the number of a batch of its items
+    have: int  # how many items of it have arrived
+    most: int  # the most items of a batch; the ``maxsize`` of a callback, in its pickle
+    # _connection.callbacks writes these: the first one in a pickle, the others for report.
+    waits: bool  # a call waits in the kernel until fewer than ``most`` calls wait
+    number: int  # of the last event that arrived as a whole
+    begun: int  # how many calls the client has begun or dropped
+    again: bool  # events after ``number`` may be lost
+    # _connection.mapping writes this one, for map.
+    goes_on: bool  # after an item that raised, the next one is begun
     # The remote part adds this one itself.
     cells_begun: Optional[int]  # how many cells had begun when a socket thread received it
 
@@ -108,6 +141,14 @@ class ErrorDescription(TypedDict, total=False):
     code_of: Optional[List[int]]  # remote: the Python whose code the exception carries, if any
 
 
+class FailedItem(TypedDict):
+    """An item of a map that failed. ``remote.maps`` writes it."""
+
+    at: int  # which of the items that the request brought
+    error: Any  # an ``ErrorDescription``
+    parts: int  # how many frames are its exception
+
+
 class NameDescription(TypedDict):
     """A name in the kernel and its value. ``remote.inspection`` writes it."""
 
@@ -116,6 +157,7 @@ class NameDescription(TypedDict):
     shape: Optional[List[int]]
     len: Optional[int]
     bytes: Optional[int]
+    preview: Optional[str]
 
 
 class ResponseHeader(TypedDict, total=False):
@@ -124,6 +166,8 @@ class ResponseHeader(TypedDict, total=False):
     # remote.replay writes these; on the direct lane no digest stands for "none:".
     sizes: List[int]  # bytes of each frame
     digest: str  # of the frames in this message, by the algorithm of the request
+    at: int  # of a chunk that is sent ahead of the reply: its offset in all frames
+    ahead: int  # bytes of the frames that were sent ahead; the client fetches the rest
     sums: bool  # the kernel has numpy loaded, and so knows the digest of that name
     busy: bool  # a cell runs: the request is stored, and waits for a message to the main thread
     # Other files of remote write these.
@@ -134,9 +178,21 @@ class ResponseHeader(TypedDict, total=False):
     parts: int  # in a batch: how many frames of the batch are this response's
     retry: bool  # in a batch: the request did not run, send it again
     code: bool  # to fetch: the payload carries code
-    names: List[NameDescription]  # to names
-    has: bool  # to has
-    sent: int  # to watch, when its value is sent again: the number of the latest update
+    names: List[NameDescription]  # to names and watch_names
+    has: bool  # to has; to report: the kernel knows the callback
+    is_async: bool  # to iterate: an async iterator
+    # To advance and take.
+    number: int  # of the batch
+    first: int  # the index in the batch of the first item that came
+    # Of each pickle: how many items or calls it has, and how many frames. To an event, too.
+    groups: List[List[int]]
+    dropped: int  # in an event of a callback: calls that were dropped in the kernel so far
+    ended: bool  # to advance: there are no more items
+    failure: ErrorDescription  # to advance: what ended the items; its frames come last
+    # To map, which has groups, too.
+    failures: List[FailedItem]  # the items that raised; their frames come last
+    seconds: float  # that the items took
+    gone: List[str]  # to renew: the resources that are not in the kernel
     delivered: bool  # to interrupt_cell: the cell runs
     # The response to hello.
     epoch: str  # made when the remote part was installed
@@ -145,6 +201,7 @@ class ResponseHeader(TypedDict, total=False):
     pickle: int  # the highest pickle protocol; for debugging
     versions: Dict[str, str]  # of the packages that matter to pickles
     pid: int
+    kernel_info: Any  # what the kernel says of itself; null if that is to be asked
     process: str  # names the process; a pid may be used again
     on_machine: Any  # what identifies the process on its machine; see wire.process
     uid: Optional[int]  # for debugging
@@ -152,11 +209,13 @@ class ResponseHeader(TypedDict, total=False):
     orphans: List[str]  # ids of idle subshells whose client has ended
     direct: Optional[str]  # why there is no direct lane; "" if there is one, null without an offer
     files: int  # descriptors that the process may have open
+    memory: str  # the kind of memory that it can share; see wire.slabs
     in_main_thread: Optional[bool]  # whether cells run in the main thread, which a signal reaches
     guards_cells: Optional[bool]  # whether it can interrupt one cell and no other
+    serves_control: Optional[bool]  # whether it serves requests on the control channel
     buffers: bool  # the message's buffers arrived, and buffers can be sent
-    # _connection.watch adds this one to an update.
-    update: str  # its id, by which the rest of its frames is fetched
+    # _connection.resources adds this one to an event.
+    event: str  # its id, by which the rest of its frames is fetched
 
 
 HeaderAndFrames = Tuple[ResponseHeader, List[memoryview]]  # what an operation returns
@@ -165,14 +224,26 @@ REQUIRED = ("op", "id", "digest", "sizes", "at", "chunk")  # in every request; n
 OPERATION_FIELDS = {  # required by one operation; not null
     "bind": ("names",),
     "fetch": ("expressions",),
-    "watch": ("expressions", "watch"),
-    "unwatch": ("watch",),
+    "watch": ("expressions", "resource", "owner"),
+    "watch_names": ("pattern", "resource", "owner"),
+    "start": ("resource", "owner"),
+    "stage": ("resource", "owner"),
+    "iterate": ("resource", "owner"),
+    "advance": ("owner", "iteration", "batch", "most"),
+    "take": ("iteration", "batch"),
+    "map": ("expressions",),
+    "cancel": ("request",),
+    "renew": ("owner", "seen"),
+    "close": ("resources",),
+    "report": ("owner", "resource", "number", "begun"),
     "drop": ("names",),
     "names": ("pattern",),
     "has": ("name",),
     "batch": ("requests",),
     "interrupt_cell": ("cell",),
 }
+# The operations that a thread beside the cells serves, even while a cell runs.
+BESIDE_CELLS = ("interrupt_cell", "cancel", "wake", "close", "take", "report")
 BATCHABLE = ("bind", "fetch", "drop", "names", "has")  # the operations that may be in a batch
 
 
@@ -221,26 +292,32 @@ def fits(value: Any, kind: Any) -> bool:
 
 
 _REQUEST = kinds(RequestHeader)
+_REQUIRED = {operation: REQUIRED + fields for operation, fields in OPERATION_FIELDS.items()}
 
 
-def check(header: Any) -> RequestHeader:
-    """Return the header of a request; raise ``WireError`` if the remote part could misread it."""
-    checked: RequestHeader = header
-    if type(header) is not dict:
+def check(fields: Any, common: Any = None) -> RequestHeader:
+    """Return the header of a request; raise ``WireError`` if the remote part could misread it.
+
+    ``common`` are fields that were checked before, and that ``fields`` may replace.
+    """
+    if type(fields) is not dict:
         raise WireError("protocol", "the header is not a JSON object")
+    header: Any = {**common, **fields} if common else fields
     if header.get("protocol") != PROTOCOL:
         raise WireError("protocol", "unsupported protocol; the remote part speaks %d" % PROTOCOL)
-    for field, value in header.items():
+    for field, value in fields.items():
         kind = _REQUEST.get(field, Any)
         if type(value) is not kind and value is not None and not fits(value, kind):
             # Name the type alone: the value may be long or deeply nested.
             found, wanted = type(value), kind if type(kind) is type else type(kind)
             why = "not " + wanted.__name__ if found is not wanted else "with other items"
             raise WireError("protocol", "the header's %r is %s, %s" % (field, found.__name__, why))
-    for field in REQUIRED + OPERATION_FIELDS.get(header.get("op", ""), ()):
+    for field in _REQUIRED.get(header.get("op", ""), REQUIRED):
         if header.get(field) is None:
             raise WireError("protocol", "the header has no %r" % field)
     if header["chunk"] < 0:
         raise WireError("protocol", "the header's chunk size is %d bytes" % header["chunk"])
-    digest(header["digest"].partition(":")[0], ())  # raises for an unknown algorithm
+    if "digest" in fields:
+        digest(header["digest"].partition(":")[0], ())  # raises for an unknown algorithm
+    checked: RequestHeader = header
     return checked

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import sys
 from collections import deque
 from typing import Any, Deque, Dict, Iterator, Sequence, Tuple
 from weakref import ref
@@ -23,28 +24,33 @@ if __package__:  # in the kernel, all shipped files are one module
         _close,
         _fstat,
         _mmap,
-        _numbers,
         hold_descriptors,
         layout,
         populate,
         sealed_size,
+        shared_memory,
     )
 
 
 # mmap(2): a private mapping of a large slab with few segments needs memory for few pages.
-_NORESERVE = 0x4000
+_NORESERVE = int(getattr(mmap, "MAP_NORESERVE", 0x4000 if sys.platform == "linux" else 0))
 
 
 class MappedSlab:
-    """A sender's slab, mapped in the receiver's process. It holds one descriptor."""
+    """A sender's slab, mapped in the receiver's process.
+
+    It holds one descriptor, or two of plain memory.
+    """
 
     def __init__(self, file: int, capacity: int, private: bool, shared: bool) -> None:
         """Map a slab and take over its file; raise ``OSError`` if that is impossible."""
         import ctypes
 
         self.capacity, self.private, self.is_shared = capacity, private, shared
+        self.sealed = shared_memory() == "sealed"
         self.of_several = private  # receivers
         self.tainted = False  # a forked child has it too: the sender must not write into it again
+        self._file = -1  # of plain memory, whose identity says nothing on macOS
         try:
             if sealed_size(file) < capacity:
                 raise OSError("the memory is not sealed and could be truncated")
@@ -55,8 +61,11 @@ class MappedSlab:
             # have the slab, each maps it privately: a page that it writes to becomes its own copy.
             how = mmap.MAP_PRIVATE if private else mmap.MAP_SHARED
             self.map = _mmap(file, capacity, flags=how, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+            if not self.sealed:
+                self._file, file = file, -1
         finally:
-            _close(file)  # the mapping has a duplicate
+            if file >= 0:
+                _close(file)  # the mapping has a duplicate
         self.warm = capacity if private else 0  # bytes whose pages are mapped or need not be
         self.exporter = ctypes.c_ubyte * capacity
 
@@ -65,6 +74,8 @@ class MappedSlab:
 
         Python does not say which one it is, and another one for each slab would be one too many.
         """
+        if self._file >= 0:
+            return self._file
         for file in _own_descriptors():
             try:
                 status = _fstat(file)
@@ -73,6 +84,10 @@ class MappedSlab:
             if (status.st_dev, status.st_ino) == self._identity:
                 return file
         raise OSError("the file of a mapping is not open")
+
+    def __del__(self) -> None:
+        if getattr(self, "_file", -1) >= 0:
+            _close(self._file)
 
     def make_private(self) -> None:
         """Make the mapping private to this process, at the same address.
@@ -103,7 +118,8 @@ def _own_descriptors() -> Iterator[int]:
         yield from range(descriptor_limit())
 
 
-# The leases of this process, by number: a weak reference that ends the lease, and the mapping.
+# The leases of this process, by the id of the object whose death ends the lease: a weak reference
+# to that object, and the mapping.
 _leases: Dict[int, Tuple[Any, MappedSlab]] = {}
 
 
@@ -114,8 +130,9 @@ class SlabCache:
         self.known: dict[int, MappedSlab] = {}
         # Numbers of segments to report to the sender; negative if tainted.
         self.released: Deque[int] = deque()
-        # Leases whose pages are not all mapped yet, and the end of the bytes to map.
-        self.cold: Deque[Tuple[int, int]] = deque()
+        # Leases whose pages are not all mapped yet, by their weak references, and the end of the
+        # bytes to map.
+        self.cold: Deque[Tuple[Any, int]] = deque()
 
     def add(self, slab: int, file: int, capacity: int, private: bool, shared: bool) -> None:
         """Map a slab and take over its file; raise ``OSError`` if it cannot be mapped."""
@@ -139,17 +156,18 @@ class SlabCache:
         # each lease would have to be populated again.
         root: Any = mapping.exporter.from_buffer(mapping.map)
 
-        lease = next(_numbers)
+        lease = id(root)  # no other object has it before ``release`` has been called
 
-        def release(reference: Any) -> None:
+        def release(_: Any) -> None:
             _leases.pop(lease, None)
             if mapping.tainted and not mapping.is_shared:
                 self.known.pop(slab, None)
             self.released.append(-segment if mapping.tainted else segment)
 
-        _leases[lease] = ref(root, release), mapping
+        reference = ref(root, release)
+        _leases[lease] = reference, mapping
         if total > mapping.warm:
-            self.cold.append((lease, total))
+            self.cold.append((reference, total))
         whole = memoryview(root).cast("B")
         return [whole[start + at : start + at + size] for at, size in zip(offsets, sizes)]
 
@@ -157,14 +175,16 @@ class SlabCache:
         """Map the pages of leased segments, at best before they are used; in any thread."""
         while True:
             try:
-                lease, stop = self.cold.popleft()
+                reference, stop = self.cold.popleft()
             except IndexError:  # no check before popleft: another thread may take the last one
                 return
-            _, mapping = _leases.get(lease, (None, None))
-            if mapping is not None:  # otherwise the lease has ended
+            root = reference()
+            if root is not None:  # otherwise the lease has ended
+                mapping = _leases[id(root)][1]
                 for _ in populate(mapping.map, mapping.warm, stop):
                     pass
                 mapping.warm = max(mapping.warm, stop)
+            del root, reference  # else the lease would not end while this waits for the next one
 
     def forget(self, slab: int) -> None:
         """Forget a slab that the sender has closed; existing views keep its memory."""
@@ -173,10 +193,8 @@ class SlabCache:
 
 def mapped(view: memoryview) -> MappedSlab | None:
     """Return the slab that a leased view belongs to, or None."""
-    for root, mapping in list(_leases.values()):
-        if root() is view.obj:
-            return mapping
-    return None
+    reference, mapping = _leases.get(id(view.obj), (None, None))
+    return mapping if reference is not None and reference() is view.obj else None
 
 
 def _before_fork() -> None:

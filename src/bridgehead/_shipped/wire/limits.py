@@ -27,13 +27,14 @@ _FILES = {
 
 def descriptor_limit() -> int:
     """Return how many descriptors this process may have open (RLIMIT_NOFILE)."""
-    return 0 if _getrlimit is None else min(_soft_limit("RLIMIT_NOFILE"), 1 << 20)
+    return 1 << 20 if _getrlimit is None else min(_soft_limit("RLIMIT_NOFILE"), 1 << 20)
 
 
 def free_memory() -> int:
     """Return how many bytes this process can still allocate; 0 if the system does not say.
 
-    The least of what the machine has, of what each control group above this process has left, and
+    Where only the installed memory is known, as on macOS, a quarter of it counts as free. Else the
+    least of what the machine has, of what each control group above this process has left, and
     of the rest of its address space (RLIMIT_AS).
     """
     try:
@@ -43,12 +44,19 @@ def free_memory() -> int:
             if line.startswith("MemAvailable:")
         )
     except (OSError, ValueError, StopIteration):  # another system
-        return 0
+        return _installed_memory() // 4
     left = [available, *map(_left_in_group, _groups())]
     address_space = _soft_limit("RLIMIT_AS")
     if address_space != _UNLIMITED:
         left.append(address_space - int(_read("/proc/self/statm").split()[0]) * _PAGE)
     return max(0, min(left))
+
+
+def _installed_memory() -> int:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * _PAGE
+    except (AttributeError, OSError, ValueError):  # Windows
+        return 0
 
 
 _UNLIMITED = 1 << 63

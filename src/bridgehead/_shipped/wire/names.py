@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pickle
-import re
 import sys
 import types
 import typing
@@ -133,18 +132,6 @@ def make_module(name: str) -> Any:
     module: Any = types.ModuleType(name)
     module.__builtins__ = __builtins__
     return module
-
-
-def reduce_memoryview(view: memoryview) -> Any:
-    """Pickle a memoryview as bytes.
-
-    Raises:
-        PicklingError: its items are addresses, which mean nothing in another process.
-    """
-    codes = re.sub(":[^:]*:", "", view.format)  # without the names of fields
-    if any(code in codes for code in "OPX&z"):
-        raise pickle.PicklingError("a memoryview of format %r has addresses" % view.format)
-    return bytes, (view.tobytes(),)
 
 
 # ---------------------------------------------------------------- by value what pickles by name
@@ -267,7 +254,6 @@ BY_VALUE: dict[Any, Callable[[Any], Any]] = {
 OWN_REDUCERS: dict[Any, Callable[[Any], Any]] = {
     types.ModuleType: reduce_module,
     functools.cached_property: reduce_cached_property,
-    memoryview: reduce_memoryview,
     typing.TypeVar: lambda value: value.__name__,
 }
 # They are compared by identity, and have no names for the pickler.

@@ -11,23 +11,18 @@ import copyreg
 import functools
 import gc
 import pickle
+import sys
 from enum import Enum
 from io import BytesIO
-from typing import Any, Iterator, Sequence
+from typing import Any, ClassVar, Iterator, Mapping, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
-    from bridgehead._shipped.reducers.numpy import make_strided, numpy_reducer, set_read_only
-    from bridgehead._shipped.reducers.pyarrow import arrow_reducer
-    from bridgehead._shipped.reducers.torch import (
-        Tensors,
-        make_tensor,
-        make_tensor_memory,
-        set_tensor_state,
-    )
     from bridgehead._shipped.wire.classes import Arrivals, reduce_class, reduce_member
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import TooLarge
     from bridgehead._shipped.wire.frames import ALIGN, IN_BAND, MAX_FRAMES
+    from bridgehead._shipped.wire.large import PickleOutput
+    from bridgehead._shipped.wire.libraries import FINDERS
     from bridgehead._shipped.wire.names import (
         BUILDERS,
         OWN_REDUCERS,
@@ -48,24 +43,6 @@ class CodeRefused(Exception):
 
 class CloudpickleMissing(Exception):
     """Pickling needs cloudpickle, which this interpreter does not have."""
-
-
-class _PickleOutput(BytesIO):
-    """The file that a pickle is written to; bytes beyond a limit are only counted.
-
-    ``write`` is a Python function on purpose. The C pickler calls it every 64 KiB, and then another
-    thread can run, such as that of an event loop.
-    """
-
-    def __init__(self, limit: int | None) -> None:
-        super().__init__()
-        self.limit, self.total = limit, 0
-
-    def write(self, data: Any) -> int:
-        self.total += len(data)
-        if self.limit is None or self.total <= self.limit:
-            super().write(data)
-        return len(data)
 
 
 class _FrameReader:
@@ -91,6 +68,15 @@ class _FrameReader:
         return line
 
 
+def _reduce_itself(value: Any) -> Any:
+    """Return how an object reduces itself.
+
+    The C pickler would not say that an object asks to be pickled by its name.
+    """
+    return value.__reduce_ex__(5)
+
+
+_DEFINITION = object()  # stands for ``Pickler.reduce_definition``
 _pickler_type: Any = None
 
 
@@ -124,46 +110,52 @@ def pickler_type() -> Any:
     class Pickler(base or _Pickler):  # type: ignore[misc]
         """The pickler; ``carries_code`` says whether it pickled a code object (see ``encode``)."""
 
-        def __init__(
-            self, file: Any, refs: Any = None, segments: Any = None, **options: Any
-        ) -> None:
+        # ``find_reducer`` has looked into the tables; cloudpickle's takes 1 µs for each object.
+        dispatch_table: ClassVar[dict[Any, Any]] = {}
+
+        def __init__(self, file: Any, refs: Any = None, shared: Any = None, **options: Any) -> None:
             super().__init__(file, protocol=5, **options)
             self.carries_code = False
-            self.refs = refs
-            self.tensors = Tensors(segments)
-            self.reducers: dict[Any, Any] = {}  # by type, of all types met so far
+            self.shared: dict[str, Any] = shared  # see ``libraries``
+            self.reducers: dict[Any, Any] = {function: _DEFINITION, **(refs or {})}  # by type
 
         def reducer_override(self, value: Any) -> Any:
             kind = type(value)
-            if self.refs is not None:
-                reduced = self.refs(value)
-                if reduced is not None:
-                    return reduced
-            if kind is function or issubclass(kind, type):
-                return self.reduce_definition(value)
-            # As the C pickler does it. It would not say that an object asks for its name.
             try:
                 reducer = self.reducers[kind]
             except KeyError:
                 reducer = self.reducers[kind] = self.find_reducer(kind)
-            reduced = value.__reduce_ex__(5) if reducer is None else reducer(value)
+            if reducer is None:
+                return NotImplemented
+            if reducer is _DEFINITION:
+                return self.reduce_definition(value)
+            reduced = reducer(value)
             return reduced if type(reduced) is not str else check_name(value, reduced)
 
         def find_reducer(self, kind: Any) -> Any:
-            """Return the function that reduces objects of a type, if that is not their own."""
+            """Return the function that reduces objects of a type.
+
+            Return None if the C pickler does it just so.
+            """
             if kind is code:
                 self.carries_code = True
+            if issubclass(kind, type):
+                return _DEFINITION
             for table in (OWN_REDUCERS, *tables):
                 if kind in table:
                     return table[kind]
             if issubclass(kind, functools.cached_property):
                 return reduce_cached_property
-            for find in (numpy_reducer, arrow_reducer, self.tensors.reducer):
-                reducer = find(kind)
+            # A builder is pickled by its name, under which a user may have removed this module.
+            for find in FINDERS if __name__ in sys.modules else ():
+                reducer = find(kind, self.shared)
                 if reducer is not None:
                     return reducer
-            by_name = issubclass(kind, Enum) and kind.__reduce_ex__ is Enum.__reduce_ex__
-            return reduce_member if by_name and not has_own_name(kind) else None
+            if kind.__reduce_ex__ is object.__reduce_ex__ and kind.__reduce__ is object.__reduce__:
+                return None
+            if issubclass(kind, Enum) and kind.__reduce_ex__ is Enum.__reduce_ex__:
+                return _reduce_itself if has_own_name(kind) else reduce_member
+            return _reduce_itself
 
         def reduce_definition(self, value: Any) -> Any:
             """Reduce a function or a class, by its name or by value."""
@@ -196,10 +188,11 @@ def pickler_type() -> Any:
 def encode(value: Any, refs: Any = None, limit: int | None = None) -> tuple[list[memoryview], bool]:
     """Pickle ``value`` into frames; return them, and whether they carry code objects.
 
-    The out-of-band frames are views of the live objects. If they must be a snapshot, copy them
+    ``refs`` has the functions that reduce references, by their types. The out-of-band frames are
+    views of the live objects. If they must be a snapshot, copy them
     before any other code may run. Raise ``TooLarge`` if there are more than ``limit`` bytes in all.
     """
-    segments: Any = None
+    shared: dict[str, Any] = {}
     while True:
         frames = [memoryview(b"")]
 
@@ -210,13 +203,11 @@ def encode(value: Any, refs: Any = None, limit: int | None = None) -> tuple[list
             frames.append(raw)
             return False
 
-        output = _PickleOutput(limit)
-        pickler = pickler_type()(output, refs, segments, buffer_callback=keep)
+        output = PickleOutput(limit, frames)
+        pickler = pickler_type()(output, refs, shared, buffer_callback=keep)
         pickler.dump(value)
-        if segments or not pickler.tensors.met:
-            break
-        segments = pickler.tensors.overlapping()
-        if not segments:
+        # What some objects share may be known only when all of them were met.
+        if not [one for one in shared.values() if one.pickles_again()]:
             break
     if len(frames) > 1:  # unpicklers ignore bytes after the end of a pickle
         output.write(bytes(-output.total % ALIGN))
@@ -231,12 +222,14 @@ def encode(value: Any, refs: Any = None, limit: int | None = None) -> tuple[list
 _SCALARS = frozenset([int, float, complex, bool, type(None)])
 _TEXTS = frozenset([str, bytes, bytearray])
 _CONTAINERS = frozenset([list, tuple, dict, set, frozenset])
+EXPORTED = frozenset("?bBhHiIlLqQefdgFDG")  # dtypes of which numpy gives the pickler a buffer
 
 
-def is_small(value: Any) -> bool:
+def is_small(value: Any, *, summed: bool = True) -> bool:
     """Return whether a value is a few plain objects or a small array.
 
-    Pickling it runs no code of the user's, and is too quick to be worth a thread.
+    Pickling it runs no code of the user's, and is too quick to be worth a thread. Unless frames are
+    ``summed`` for a digest, a large array is small, too: only its address is pickled.
     """
     left, budget = [value], 2000
     while left:
@@ -250,7 +243,9 @@ def is_small(value: Any) -> bool:
         elif kind in _TEXTS:
             budget -= len(item) >> 10
         elif (kind.__module__, kind.__name__) == ("numpy", "ndarray"):
-            budget -= 2000 if item.dtype.hasobject or _is_special(item) else item.nbytes >> 10
+            special = item.dtype.hasobject or _is_special(item)
+            if special or summed or not item.flags.forc or item.dtype.char not in EXPORTED:
+                budget -= 2000 if special else item.nbytes >> 10
         elif kind not in _SCALARS:
             return False
         if budget < 0:
@@ -263,7 +258,7 @@ def _is_special(array: Any) -> bool:
     flags = array.flags
     if flags.writeable:
         return not flags.forc and 0 in array.strides
-    return not flags.forc or array.dtype.kind in "mM"
+    return not flags.forc or array.dtype.kind in "mMV"
 
 
 def encode_small(value: Any) -> list[memoryview]:
@@ -287,23 +282,23 @@ LARGE = 1 << 18  # bytes; larger pickles are read in steps, so that other thread
 class Unpickler(pickle.Unpickler):
     """The unpickler; classes that arrive by value are made by ``arrivals``.
 
-    ``resolve`` gives the object that a ref stands for.
+    ``stands_for`` has the functions that return what a ref or a callback stands for.
     """
 
     arrivals: Arrivals | None = None
-    resolve: Any = None
+    stands_for: Mapping[str, Any] = {}
 
     def find_class(self, module: str, name: str) -> Any:
-        if name in _REPLACED:
+        if name in _REPLACED or name in BUILDERS:
             if module[:12] == "cloudpickle." and name in _OF_CLOUDPICKLE:
                 super().find_class(module, name)  # imports it, or reports that it is missing
                 if self.arrivals is None:
                     self.arrivals = Arrivals()
                 return getattr(self.arrivals, _OF_CLOUDPICKLE[name])
-            if module == "bridgehead" and name == "Ref" and self.resolve is not None:
-                return self.resolve
+            if module == "bridgehead" and name in self.stands_for:
+                return self.stands_for[name]
             if module[:11] in ("bridgehead.", "_bridgehead"):  # this package, in either process
-                return self.open_pickle if name == open_pickle.__name__ else _BUILDERS[name]
+                return self.open_pickle if name == open_pickle.__name__ else BUILDERS[name]
         return super().find_class(module, name)
 
     def open_pickle(self, data: bytes) -> Any:
@@ -318,24 +313,17 @@ def open_pickle(data: bytes) -> Any:
     return decode([data])
 
 
-# What a pickle of this package calls, by name.
-_BUILDERS = {
-    **BUILDERS,
-    make_strided.__name__: make_strided,
-    set_read_only.__name__: set_read_only,
-    make_tensor.__name__: make_tensor,
-    make_tensor_memory.__name__: make_tensor_memory,
-    set_tensor_state.__name__: set_tensor_state,
-}
 _OF_CLOUDPICKLE = {
     "_make_skeleton_class": "make_class",
     "_make_skeleton_enum": "make_enum",
     "_class_setstate": "set_state",
 }
-_REPLACED = frozenset([*_OF_CLOUDPICKLE, *_BUILDERS, "Ref", open_pickle.__name__])
+_REPLACED = frozenset([*_OF_CLOUDPICKLE, "Ref", "Callback", open_pickle.__name__])
 
 
-def unpickle(frames: Sequence[Buffer], resolve: Any = None) -> tuple[Any, Arrivals | None]:
+def unpickle(
+    frames: Sequence[Buffer], stands_for: Mapping[str, Any] | None = None
+) -> tuple[Any, Arrivals | None]:
     """Unpickle an object, and leave the classes alone that exist; see ``Arrivals``.
 
     Call this only on frames whose digest was checked. The garbage collector is off meanwhile:
@@ -344,7 +332,7 @@ def unpickle(frames: Sequence[Buffer], resolve: Any = None) -> tuple[Any, Arriva
     nbytes, paused = memoryview(frames[0]).nbytes, False
     leaf = BytesIO(frames[0]) if nbytes < LARGE else _FrameReader(frames[0])
     unpickler = Unpickler(leaf, buffers=frames[1:])
-    unpickler.resolve = resolve
+    unpickler.stands_for = stands_for or {}
     try:
         if nbytes > IN_BAND and gc.isenabled():
             paused = True
@@ -362,13 +350,13 @@ def unpickle(frames: Sequence[Buffer], resolve: Any = None) -> tuple[Any, Arriva
     return value, unpickler.arrivals
 
 
-def decode(frames: Sequence[Buffer], resolve: Any = None) -> Any:
+def decode(frames: Sequence[Buffer], stands_for: Mapping[str, Any] | None = None) -> Any:
     """Unpickle an object; see ``unpickle``.
 
     A class that is sent itself updates the one that arrived before. It does not update the one
     that this process defined.
     """
-    value, arrivals = unpickle(frames, resolve)
+    value, arrivals = unpickle(frames, stands_for)
     if arrivals is not None:
         with arrivals.updated(value, own=False):
             pass

@@ -24,7 +24,6 @@ if __package__:  # in the kernel, all shipped files are one module
         Extents,
         Slab,
         _close,
-        _dup,
         _numbers,
         copy,
         layout,
@@ -65,7 +64,11 @@ class Segment:
         slab, start = self.slab, self.start
         offsets, total = layout([frame.nbytes for frame in frames])
         block: mmap.mmap | None = None
-        if self.pages != ABSENT:
+        if not slab.sealed:
+            if self.pages == ABSENT:
+                slab.reserve(start, start + total)
+            block = slab.map()
+        elif self.pages != ABSENT:
             block = slab.map()
             if total > self._mapped:
                 for _ in populate(block, start + self._mapped, start + total):
@@ -73,9 +76,8 @@ class Segment:
                 self._mapped = total
                 if total > self.capacity - mmap.PAGESIZE:
                     self.pages = MAPPED
-        # Another thread may close the slab, and its descriptor's number may be used again: a
-        # duplicate stays valid.
-        file = _dup(slab.file)
+        # Another thread may close the slab, and its descriptor's number may be used again.
+        file = slab.duplicate()
         self.is_begun = True
         try:
             done = reported = 0

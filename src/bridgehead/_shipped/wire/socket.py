@@ -16,7 +16,7 @@ import os
 import socket
 from array import array
 from collections import deque
-from json import JSONDecoder, dumps
+from json import JSONDecoder, JSONEncoder
 from struct import Struct
 from typing import Any, Deque, Dict, Mapping, Sequence, Tuple
 from weakref import WeakSet
@@ -41,9 +41,11 @@ _ROOM = 1 << 16  # bytes read at once
 # message, but in a segment.
 MOST = 1 << 28
 SECRET = 32  # bytes of the secret that each end sends to the other
-UCRED = Struct("iII")  # pid, uid, gid of SO_PEERCRED
+UCRED = Struct("iII")  # Linux: pid, uid, gid of SO_PEERCRED
+# macOS: version, uid, number of groups and groups of LOCAL_PEERCRED, an option of SOL_LOCAL
+XUCRED, LOCAL_PEERCRED, SOL_LOCAL = Struct("IIh2x16I"), 1, 0
 
-_decode = JSONDecoder().raw_decode
+_decode, _encode = JSONDecoder().raw_decode, JSONEncoder().encode
 _UNMAPPED = 1 << 62  # added to the number of a segment that could not be mapped
 # Serial, header and frames; an ``UnmappedSegment`` if their segment could not be mapped.
 SocketMessage = Tuple[int, Any, Any]
@@ -75,7 +77,7 @@ class FrameSocket:
         self._leased: dict[int, Segment] = {}  # segments that the peer leases, by number
         self._handed: dict[int, Slab] = {}  # slabs whose file the peer has, by number
         self._closed_numbers: Deque[int] = deque()  # closed slabs that no message has listed yet
-        self._read = bytearray()
+        self.unread = bytearray()  # what was received and is not a whole message yet
         self._room = memoryview(bytearray(_ROOM))
         self._files: Deque[int] = deque()
         _open_sockets.add(self)
@@ -118,8 +120,11 @@ class FrameSocket:
         The caller has leased the segment to the peer before. ``sizes`` are the sizes of the
         frames, also if the frames are in a segment, or are not sent.
         """
-        released, closed = _drain(self.maps.released), _drain(self._closed_numbers)
-        text = dumps(header).encode() if header else b""
+        released: Sequence[int] = ()
+        closed: Sequence[int] = ()
+        if self.maps.released or self._closed_numbers:
+            released, closed = _drain(self.maps.released), _drain(self._closed_numbers)
+        text = _encode(header).encode() if header else b""
         number = start = within = capacity = flags = 0
         files: list[int] = []
         if segment is not None:
@@ -158,17 +163,21 @@ class FrameSocket:
         count, extra, flags, _ = self.socket.recvmsg_into([self._room], _SPACE, _CLOEXEC)
         for level, kind, data in extra:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-                self._files.extend(array("i", data[: len(data) // 4 * 4]))
+                files = array("i", data[: len(data) // 4 * 4])
+                self._files.extend(files)
+                if not _CLOEXEC:  # macOS: a program that starts meanwhile may inherit it
+                    for file in files:
+                        os.set_inheritable(file, False)
         if len(self._files) > 64:
             raise WireError("protocol", "the peer sent files that belong to no message")
         if flags & _TRUNCATED:
             self._files.append(-1)  # this process had no file descriptor left to receive the file
-        self._read += self._room[:count]
+        self.unread += self._room[:count]
         return count > 0
 
     def next(self) -> SocketMessage | None:
         """Return the next whole message, or None; raise ``WireError`` if it is malformed."""
-        read = self._read
+        read = self.unread
         if len(read) < _PREFIX.size:
             return None
         prefix = _PREFIX.unpack_from(read)
@@ -252,7 +261,7 @@ class FrameSocket:
         self.maps.known.clear()
 
 
-def _drain(numbers: Deque[int]) -> list[int]:
+def _drain(numbers: Deque[int]) -> Sequence[int]:
     return [numbers.popleft() for _ in range(len(numbers))]  # other threads may append meanwhile
 
 
@@ -280,10 +289,12 @@ def _split(read: bytearray, at: int, nbytes: int, sizes: list[int]) -> list[memo
     return frames
 
 
-def peer(sock: socket.socket) -> tuple[int, int]:
-    """Return the pid and the uid of the peer, as the operating system reports them."""
-    pid, uid, _ = UCRED.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size))
-    return pid, uid
+def peer_user(sock: socket.socket) -> int:
+    """Return the uid of the peer, as the operating system reports it."""
+    if hasattr(socket, "SO_PEERCRED"):
+        peer = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, UCRED.size)
+        return int(UCRED.unpack(peer)[1])
+    return int(XUCRED.unpack(sock.getsockopt(SOL_LOCAL, LOCAL_PEERCRED, XUCRED.size))[1])
 
 
 _open_sockets: Any = WeakSet()

@@ -19,12 +19,12 @@ if __package__:  # in the kernel, all shipped files are one module
         OWN_MAPPING,
         allocate,
         check_sizes,
+        copy_into,
         digest,
         raise_mmap_threshold,
     )
 
 ADDRESSES = 1 << 47  # bytes; no process has a larger address space
-STEP = 1 << 18  # bytes copied at once: a MiB of new memory may take 8 ms
 
 
 class Inbox:
@@ -66,8 +66,8 @@ class Inbox:
         target = next(targets, None)
         for view in views:
             while view.nbytes and target is not None:
-                count = min(view.nbytes, target.nbytes, STEP)
-                target[:count] = view[:count]
+                count = min(view.nbytes, target.nbytes)
+                copy_into(target[:count], view[:count])
                 view, target = view[count:], target[count:]
                 if not target.nbytes:
                     target = next(targets, None)
@@ -124,7 +124,7 @@ class CompleteTransfer:
         self.sizes: Sequence[int] = sizes
         self.frames: list[memoryview] = list(frames)
         self.owner: Any = owner
-        self.total: int = sum(memoryview(frame).nbytes for frame in frames)
+        self.total: int = sum(sizes)
         self.received: int = self.total
         self.touched: float = monotonic()
 
@@ -143,7 +143,8 @@ class Outbox:
 
     It is kept if it is too long for one message, until the last chunk was fetched; or if it may be
     lost with its connection, until the client acknowledges it. ``owner`` is the socket thread of
-    a response on the direct lane; ``segment`` holds its frames, if there is one.
+    a response on the direct lane; ``segment`` holds its frames, if there is one. The bytes before
+    ``start`` were sent ahead, and are not kept.
     """
 
     def __init__(
@@ -152,8 +153,10 @@ class Outbox:
         sizes: list[int],
         owner: Any = None,
         segment: Any = None,
+        start: int = 0,
     ) -> None:
         self.frames, self.sizes, self.total = frames, sizes, sum(sizes)
+        self.start = start
         self.owner, self.segment, self.touched = owner, segment, monotonic()
         self.response: Any = None  # the header of a response that the client may ask for again
 

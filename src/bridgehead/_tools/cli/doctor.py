@@ -93,7 +93,7 @@ async def _connect(target: Target) -> tuple[Info, list[Finding]]:
 def _of_the_file(existing: str | None) -> list[Finding]:
     from bridgehead import KernelNotFound
     from bridgehead._kernels.connection_file import find, read
-    from bridgehead._kernels.security import insecurities, mode_for_others
+    from bridgehead._kernels.security import insecurities, is_open_to_users, mode_for_others
     from bridgehead._transports.addresses import is_of_server
 
     if existing is not None and is_of_server(existing):
@@ -107,6 +107,17 @@ def _of_the_file(existing: str | None) -> list[Finding]:
         ]
     except (KernelNotFound, OSError, ValueError, AttributeError):
         return []  # connecting reports it better
+    if is_open_to_users(info):
+        found.append(
+            Finding(
+                NOTE,
+                "every user of this machine can connect to the kernel's ports on loopback: without "
+                "the key in the file they can't run code, but they can read the code and the "
+                "outputs of cells; what push and pull carry they can't read",
+                "bridgehead start and Bridge.launch take Unix sockets in a private folder if the "
+                "kernel supports them; --encryption hides it, too",
+            )
+        )
     mode = mode_for_others(file)
     if mode is not None:
         found.append(

@@ -18,12 +18,20 @@ traceback of this program.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from typing import Any, NoReturn, TypeVar
 
-from bridgehead._errors import BridgeError, NotExecuted, NotSent, OutcomeUnknown, RemoteError
+from bridgehead._errors import (
+    BridgeError,
+    NotExecuted,
+    NotSent,
+    OutcomeUnknown,
+    RemoteError,
+    TransportError,
+)
 
 T = TypeVar("T")
 
@@ -48,11 +56,25 @@ def finish(work: Coroutine[Any, Any, T]) -> T:
     try:
         return asyncio.run(work)
     except RemoteError as error:
-        fail(f"in the kernel: {error.ename}: {error.evalue}".rstrip(": "))
+        fail(_noted(f"in the kernel: {error.ename}: {error.evalue}".rstrip(": "), error))
     except (BridgeError, TimeoutError) as error:
-        fail(str(error), code_of(error))
+        fail(_noted(str(error), error), code_of(error))
     except (ImportError, ValueError, SyntaxError) as error:  # the library refused an argument
         fail(str(error), UNUSABLE)
+
+
+def _noted(text: str, error: Exception) -> str:
+    """Return a text and the notes of an error: which kernel it is about, what else failed."""
+    return "\n".join([text, *getattr(error, "__notes__", ())])
+
+
+@contextlib.contextmanager
+def not_sent() -> Iterator[None]:
+    """Report a connection that cannot be made as ``NotSent``: the command has sent nothing yet."""
+    try:
+        yield
+    except TransportError as error:
+        raise NotSent(str(error)) from error
 
 
 async def with_wait_notice(work: Coroutine[Any, Any, T]) -> T:

@@ -1,4 +1,4 @@
-"""Files that hold an object: csv, parquet, npy, json, pickle.
+"""Files that hold an object: csv, parquet, arrow, npy, npz, json, pickle.
 
 Rule: bytes become an object, and back. This file knows no kernel and no terminal. It refuses an
 object that a format can't hold, and never converts it to make it fit; it refuses a file of which an
@@ -16,18 +16,22 @@ import math
 import os
 import pickletools
 import tempfile
+import zipfile
 from collections.abc import Callable, Iterable
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from bridgehead._tools.cli import csv_table
+from bridgehead._tools.cli import arrow_table, csv_table
 
 SUFFIXES = {
     ".csv": "csv",
     ".parquet": "parquet",
     ".pq": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
     ".npy": "npy",
+    ".npz": "npz",
     ".json": "json",
     ".pickle": "pickle",
     ".pkl": "pickle",
@@ -108,65 +112,32 @@ def dumped(value: Any, kind: str, encoding: str = UTF8, sep: str = ",") -> bytes
         raise Unusable(f"{kind} can't hold this value ({reason}); use pickle") from error
 
 
-def _read_parquet(data: bytes) -> Any:
-    """Return a table that holds the same; with Arrow's own types where those of pandas hold less.
-
-    Such are integers with nulls, decimals, and floats with both nulls and NaN.
-    """
-    import pandas
-    from pyarrow import parquet
-
-    file = parquet.ParquetFile(io.BytesIO(data))
-    twice = _duplicate(file.schema_arrow.names)
-    if twice is not None:
-        raise ValueError(f"two columns have the name {twice!r}, and one of them would be lost")
-    table = file.read()
-    frame = table.to_pandas()
-    lost = _lost(table, frame)
-    if lost:
-        frame = table.to_pandas(types_mapper=pandas.ArrowDtype, ignore_metadata=True)
-        pandas_facts = table.schema.pandas_metadata or {}
-        index = [name for name in pandas_facts.get("index_columns", ()) if isinstance(name, str)]
-        if index:
-            raise ValueError(f"an index and its type of {lost[0]!r} can't both be kept")
-        lost = _lost(table, frame)
-    if lost:
-        kind = table.schema.field(lost[0]).type
-        raise ValueError(f"pandas can't hold column {lost[0]!r} of type {kind} as it is")
-    return frame
-
-
-def _lost(table: Any, frame: Any) -> list[str]:
-    """Return the columns of an Arrow table that are others after pandas held them."""
-    import pyarrow
-
-    try:
-        back = pyarrow.Table.from_pandas(frame)
-    except (pyarrow.ArrowException, ValueError, TypeError):
-        return list(table.column_names)
-    return [name for name in table.column_names if not _is_same(table, back, name)]
-
-
-def _is_same(table: Any, back: Any, name: str) -> bool:
-    if name not in back.column_names:
-        return False
-    one, other = table.column(name), back.column(name)
-    if one.type != other.type or one.null_count != other.null_count:
-        return False
-    # NaN is equal to no NaN, but its text is.
-    return bool(one.equals(other)) or repr(one.to_pylist()) == repr(other.to_pylist())
-
-
 def _read_npy(data: bytes) -> Any:
     import numpy as np
 
     file = io.BytesIO(data)
     array = np.load(file, allow_pickle=False)
     if not isinstance(array, np.ndarray):
-        raise ValueError("it is an npz archive of several arrays")  # noqa: TRY004 - of a file
+        raise ValueError("it is an npz archive; name the file .npz")  # noqa: TRY004 - of a file
     if file.tell() < len(data):
         raise ValueError("more follows the first array, and would be lost")
     return array
+
+
+def _read_npz(data: bytes) -> dict[str, Any]:
+    """Return the arrays of an archive by their names, each checked as a file of its own."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            members = archive.namelist()
+            twice = _duplicate(members)
+            if twice is not None:
+                raise ValueError(f"two arrays have the name {twice!r}, and one would be lost")
+            other = next((name for name in members if not name.endswith(".npy")), None)
+            if other is not None:
+                raise ValueError(f"{other!r} in it is no array, and would be lost")
+            return {name[:-4]: _read_npy(archive.read(name)) for name in members}
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"it is no archive that can be read: {error}") from error
 
 
 def _read_json(data: bytes) -> Any:
@@ -249,26 +220,47 @@ def _duplicate(names: Iterable[Any]) -> str | None:
 
 
 def _write_parquet(value: Any) -> bytes:
-    table = _table(value, "parquet")
+    return _by_arrow(value, "parquet", lambda table: table.to_parquet(None, engine="pyarrow"))
+
+
+def _write_arrow(value: Any) -> bytes:
+    return _by_arrow(value, "arrow", arrow_table.write_ipc)
+
+
+def _by_arrow(value: Any, kind: str, write: Callable[[Any], bytes]) -> bytes:
+    table = _table(value, kind)
     import pyarrow
 
     try:
-        data: bytes = table.to_parquet(None, engine="pyarrow")
+        return write(table)
     except (pyarrow.ArrowException, ValueError, TypeError) as error:
         reason = str(error).partition("\n")[0]
-        raise Unusable(f"parquet can't hold this table ({reason}); use pickle") from error
-    return data
+        raise Unusable(f"{kind} can't hold this table ({reason}); use pickle") from error
 
 
-def _write_npy(value: Any) -> bytes:
+def _write_npy(value: Any, kind: str = "npy") -> bytes:
     import numpy as np
 
     if not isinstance(value, (np.ndarray, np.generic)):
-        raise Unusable(f"npy holds arrays, not {described(value)}; {_alternatives(value)}")
+        raise Unusable(f"{kind} holds arrays, not {described(value)}; {_alternatives(value)}")
     if value.dtype.hasobject:
-        raise Unusable("npy holds an array of objects only as a pickle; use pickle")
+        raise Unusable(f"{kind} holds an array of objects only as a pickle; use pickle")
     file = io.BytesIO()
     np.save(file, value, allow_pickle=False)
+    return file.getvalue()
+
+
+def _write_npz(value: Any) -> bytes:
+    if type(value) is not dict:
+        raise Unusable(
+            f"npz holds a dict of arrays, not {described(value)}; {_alternatives(value)}"
+        )
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:  # savez takes no array of the name "file"
+        for name, array in value.items():
+            if type(name) is not str or "\0" in name:
+                raise Unusable(f"npz holds only names as keys, not {name!r}; use pickle")
+            archive.writestr(f"{name}.npy", _write_npy(array, f"npz, at {name!r},"))
     return file.getvalue()
 
 
@@ -287,14 +279,18 @@ def _write_pickle(value: Any) -> bytes:
 
 
 _LOAD: dict[str, Callable[[bytes], Any]] = {
-    "parquet": _read_parquet,
+    "parquet": arrow_table.read_parquet,
+    "arrow": arrow_table.read_ipc,
     "npy": _read_npy,
+    "npz": _read_npz,
     "json": _read_json,
     "pickle": _read_pickle,
 }
 _DUMP: dict[str, Callable[[Any], bytes]] = {
     "parquet": _write_parquet,
+    "arrow": _write_arrow,
     "npy": _write_npy,
+    "npz": _write_npz,
     "json": _write_json,
     "pickle": _write_pickle,
 }
@@ -369,7 +365,7 @@ def text_of(value: Any) -> str:
 def _alternatives(value: Any) -> str:
     name = type(value).__name__
     if name in ("DataFrame", "Series"):
-        return "use csv, parquet or pickle"
+        return "use csv, parquet, arrow or pickle"
     if name == "ndarray":
         return "use npy or pickle"
     return "use pickle"

@@ -17,12 +17,17 @@ from bridgehead._tools.cli.exit import NoReader
 # command: its file, and its line in the list
 COMMANDS = {
     "ls": ("ls", "List the kernels, and which are busy."),
+    "start": ("lifecycle", "Start a kernel that stays."),
     "names": ("objects", "List the names in a kernel."),
     "push": ("objects", "Bind the contents of files to names in a kernel."),
     "pull": ("objects", "Show a value of a kernel, or write it to a file."),
-    "run": ("run", "Run a file as a cell, and show its output as it comes."),
+    "handoff": ("handoff", "Bind a kernel's objects in another kernel."),
+    "run": ("run", "Run a file or code as a cell, and show its output as it comes."),
+    "interrupt": ("lifecycle", "Interrupt the cell that a kernel runs."),
     "watch": ("watch", "Follow a value while cells change it."),
     "messages": ("watch", "Show the messages that a kernel publishes."),
+    "stop": ("lifecycle", "End a kernel of start, or of a server."),
+    "restart": ("lifecycle", "Replace the process of a kernel of start, or of a server."),
     "doctor": ("doctor", "Check a kernel and the connection to it."),
     "demo": ("demo", "Send a table to a kernel, use it in a cell, pull the result."),
     "bench": ("bench", "Measure push and pull on this machine."),
@@ -75,8 +80,8 @@ class Commands(click.Group):
 def bridgehead() -> None:
     """Live Python objects, between an asyncio program and a running Jupyter kernel.
 
-    Commands use the kernel that was used last. --existing FILE or --url ADDRESS choose
-    another one. --json prints JSON, for scripts.
+    Commands use the kernel that was used last, except stop and restart, which lose what is in
+    a kernel. --existing FILE or --url ADDRESS choose another one. --json prints JSON, for scripts.
 
     \b
     Exit codes:

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from bridgehead._tools.cli.exit import finish
+from bridgehead._tools.cli.exit import finish, not_sent
 from bridgehead._tools.cli.options import as_json
 
 
@@ -26,6 +26,11 @@ def ls(url: str | None, token: str | None, as_json: bool) -> None:
     The list has the kernels with a connection file in Jupyter's runtime folder, and the
     kernels of your Jupyter servers on this machine. The command asks each kernel for its
     state. It executes nothing in a kernel.
+
+    "memory" is that of the process and of the processes that it started. "used" is how long
+    ago the kernel was last active, as its server reports it. Without a server, it is how long
+    ago a client connected: what clients do since then is not known. "for" is the notebook or
+    console that the kernel was started for.
 
     Each run of this command leaves one request in the queue of a busy kernel until its cell
     ends. ipykernel 7 stops for good at about four thousand queued requests. So do not run
@@ -44,19 +49,20 @@ def ls(url: str | None, token: str | None, as_json: bool) -> None:
     elif found:
         _draw(found)
     else:
-        click.echo("no kernels", err=True)
+        click.echo("no kernels; bridgehead start starts one", err=True)
 
 
 async def _look(url: str | None, token: str | None) -> Any:
     from bridgehead._kernels import discovery, jupyter_servers
 
     if url is None and token is None:
-        return await discovery.discover()
+        return await discovery.kernels()
     try:
         server = jupyter_servers.find(url, token)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    return await discovery.on_server(server)
+    with not_sent():
+        return await discovery.on_server(server)
 
 
 def _draw(found: list[Any]) -> None:
@@ -71,6 +77,7 @@ def _draw(found: list[Any]) -> None:
     table.add_column("state")
     table.add_column("kernel")
     table.add_column("pid", justify="right")
+    table.add_column("memory", justify="right", no_wrap=True)
     table.add_column("used", justify="right", no_wrap=True)
     table.add_column("for", overflow="fold")
     table.add_column("where", overflow="fold")
@@ -80,7 +87,8 @@ def _draw(found: list[Any]) -> None:
             Text(plain(one.state), style=styles.get(one.state, "")),
             label(one.kernel),
             "" if one.pid is None else str(one.pid),
-            age(one.used) if one.used else "",
+            "" if one.memory is None else f"{one.memory / 1e6:,.0f} MB",
+            age(one.active or one.used) if one.active or one.used else "",
             Text(plain(one.purpose)),
             Text(plain(Path(one.where).name if local else one.where)),
             style="dim" if one.state == "dead" else "",

@@ -135,11 +135,12 @@ def push(
 ) -> None:
     """Bind the contents of files to names in a kernel: all of them, or none.
 
-    The suffix says how to read a file: .csv and .parquet become DataFrames, .npy an array,
-    .json the value it holds. NAME=- reads standard input and needs --format. The objects hold
-    all that the files do, or the command says what would be lost: a column of a csv file has
-    numbers only if they are written back the same, and a column of a .parquet file keeps its
-    Arrow type where pandas has none.
+    The suffix says how to read a file: .csv, .parquet and .arrow (or .feather) become
+    DataFrames, .npy an array, .npz a dict of arrays, .json the value it holds. NAME=- reads
+    standard input and needs --format. The objects hold all that the files do, or the command
+    says what would be lost: a column of a csv file has numbers only if they are written back
+    the same, and a column of a .parquet or .arrow file keeps its Arrow type where pandas has
+    none.
 
     The kernel opens a .pickle; this program does not. Opening a pickle runs the code in it.
     Push only pickles whose origin you know, or use --trust data: then the kernel refuses
@@ -151,7 +152,11 @@ def push(
         if name in values:
             raise click.UsageError(f"{name} is given twice")
         values[name] = _read(file, _kind(file, kind), encoding, _separator(sep))
-    moved = finish(_push(target, values))
+    print_moved(finish(_push(target, values)), as_json)
+
+
+def print_moved(moved: Any, as_json: bool) -> None:
+    """Print what crossed, and how."""
     if as_json:
         sent = {"names": moved.names, "bytes": moved.bytes}
         click.echo(json.dumps({**sent, "seconds": moved.seconds, "lane": moved.lane}))
@@ -228,10 +233,11 @@ def pull(
 ) -> None:
     """Show the value of EXPR in a kernel, or write it to a file.
 
-    The suffix of FILE chooses the format: .csv or .parquet for a table, .npy for an array,
-    .json, or .pickle for any object. The file is written whole or not at all. The command
-    refuses a value that the format can't hold. The kernel makes a .pickle, and this program
-    does not open it. A program that opens it runs the code in it.
+    The suffix of FILE chooses the format: .csv, .parquet or .arrow for a table, .npy for an
+    array, .npz for a dict of arrays, .json, or .pickle for any object. The file is written
+    whole or not at all. The command refuses a value that the format can't hold. The kernel
+    makes a .pickle, and this program does not open it. A program that opens it runs the code
+    in it.
 
     Without -o the command shows the beginning of the value. --json prints the nearest JSON:
     the rows of a table, the numbers of an array, the repr of any other object.

@@ -20,8 +20,11 @@ F = TypeVar("F", bound=Callable[..., Any])
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
 
 
-def target(*, trust: bool = True) -> Callable[[F], F]:
-    """Add the options that choose a kernel; the command receives them as a ``Target``."""
+def target(*, trust: bool = True, latest: bool = True) -> Callable[[F], F]:
+    """Add the options that choose a kernel; the command receives them as a ``Target``.
+
+    Without ``latest``, the command does not take the kernel used last: see ``lifecycle``.
+    """
 
     def decorate(command: F) -> F:
         @functools.wraps(command)
@@ -38,28 +41,31 @@ def target(*, trust: bool = True) -> Callable[[F], F]:
             return command(wanted, **options)
 
         decorated: Any = wrapped
-        for option in reversed(_options(trust)):
+        for option in reversed(_options(trust, latest)):
             decorated = option(decorated)
         return decorated  # type: ignore[no-any-return]
 
     return decorate
 
 
-def _options(trust: bool) -> list[Callable[[Any], Any]]:
+def _options(trust: bool, latest: bool) -> list[Callable[[Any], Any]]:
+    default = "the kernel used last" if latest else "the only one of bridgehead start"
+    address = "the address of one of its kernels, …/api/kernels/ID, as ls shows it."
     found: list[Callable[[Any], Any]] = [
         click.option(
             "--existing",
             "-e",
             metavar="FILE",
             shell_complete=kernels,
-            help="The kernel's connection file, or a part of its name. "
-            "[default: the kernel used last]",
+            help=f"The kernel's connection file, or a part of its name. [default: {default}]",
         ),
         click.option(
             "--url",
             metavar="ADDRESS",
             help="The address of a Jupyter server: the command uses the server's kernel used "
-            "last. Or the address of one of its kernels, …/api/kernels/ID, as ls shows it.",
+            f"last. Or {address}"
+            if latest
+            else f"For a kernel of a Jupyter server: {address}",
         ),
         click.option(
             "--token",

@@ -1,4 +1,4 @@
-"""``run``: run a file as a cell, and show its output as it comes.
+"""``run``: run a file or a line of code as a cell, and show its output as it comes.
 
 Rule: the cell's output is the user's own. A pipe gets it unchanged, a terminal gets it without
 sequences that would control the terminal. Ctrl-C interrupts the cell; a second Ctrl-C ends the
@@ -32,13 +32,16 @@ BY_INTERRUPT = ("KeyboardInterrupt", "CancelledError")
 
 
 @click.command()
-@click.argument("file", metavar="FILE", type=click.Path(dir_okay=False, allow_dash=True))
+@click.argument(
+    "file", metavar="[FILE]", required=False, type=click.Path(dir_okay=False, allow_dash=True)
+)
+@click.option("--code", "-c", metavar="CODE", help="Run this code, in place of a file.")
 @target(trust=False)
 @as_json
-def run(target: Target, file: str, as_json: bool) -> None:
-    """Run FILE as a cell of a kernel; - reads standard input.
+def run(target: Target, file: str | None, code: str | None, as_json: bool) -> None:
+    """Run FILE, or CODE, as a cell of a kernel; - reads standard input.
 
-    The file runs like a cell of a notebook: magics and top-level await work, the cell has a
+    The code runs like a cell of a notebook: magics and top-level await work, the cell has a
     number, and other clients see its output. The command prints the output as it comes, and
     errors on standard error. If the cell raises, the exit code is 1. Ctrl-C interrupts the
     cell in the kernel. A second Ctrl-C ends the command, and the cell goes on.
@@ -46,14 +49,21 @@ def run(target: Target, file: str, as_json: bool) -> None:
     --json prints one object when the cell ends: stdout, stderr, outputs as in a notebook
     file, data, execution_count and error.
     """
+    if (file is None) == (code is None):
+        raise click.UsageError("give either a FILE or -c CODE")
+    if code is None:
+        code = _content(str(file))
+    raise SystemExit(finish(_run(target, code, as_json)))
+
+
+def _content(file: str) -> str:
     name = "standard input" if file == "-" else file
     try:
         # Read bytes: this process's text streams would accept bytes that are not UTF-8.
         data = sys.stdin.buffer.read() if file == "-" else Path(file).read_bytes()
-        code = io.TextIOWrapper(io.BytesIO(data), "utf-8").read()
+        return io.TextIOWrapper(io.BytesIO(data), "utf-8").read()
     except (OSError, UnicodeError) as error:
         fail(f"{name} can't be read: {getattr(error, 'strerror', None) or error}", UNUSABLE)
-    raise SystemExit(finish(_run(target, code, as_json)))
 
 
 async def _run(target: Target, code: str, as_json: bool) -> int:

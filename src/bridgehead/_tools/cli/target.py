@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -17,6 +17,7 @@ import click
 
 if TYPE_CHECKING:
     from bridgehead import Bridge
+    from bridgehead._transports.base import Transport
 
 OPENING = 60.0  # s until a kernel must answer at all, whether it runs a cell or not
 FOREVER = 1e8  # s
@@ -31,6 +32,13 @@ class Target:
     trust: Any
     insecure: tuple[Any, ...]
 
+    @property
+    def of_server(self) -> bool:
+        """Whether the kernel is one of a Jupyter server."""
+        from bridgehead._transports.addresses import is_of_server
+
+        return self.existing is not None and is_of_server(self.existing)
+
     @contextlib.asynccontextmanager
     async def open(self) -> AsyncIterator[Bridge]:
         """Open a bridge to the kernel; opening and the body together may take ``timeout`` seconds.
@@ -38,40 +46,77 @@ class Target:
         A kernel may run a cell for hours: without a timeout, the bridge waits for it.
 
         Raises:
+            NotSent: the kernel cannot be reached.
             TimeoutError: opening or the body took longer.
         """
-        from bridgehead._tools.cli.exit import with_wait_notice
+        from bridgehead._tools.cli.exit import not_sent, with_wait_notice
 
         known = "the kernel did not answer, and nothing was sent"
-        try:
-            async with asyncio.timeout(self.timeout) as limit:
+        async with within(self.timeout, lambda: known):
+            with not_sent():
                 bridge = await with_wait_notice(self._open())
-                async with bridge:
-                    try:
-                        yield bridge
-                    finally:
-                        known = (
-                            f"the kernel is {bridge.state}, and the request may still run if it "
-                            "was sent"
-                        )
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise TimeoutError(
-                f"the command took longer than {self.timeout:g} s; {known}"
-            ) from None
+            async with bridge:
+                try:
+                    yield bridge
+                finally:
+                    known = (
+                        f"the kernel is {bridge.state}, and the request may still run if it was "
+                        "sent"
+                    )
 
     async def _open(self) -> Bridge:
         from bridgehead import Bridge
-        from bridgehead._bridge.opening import OpenOptions, attaching, open_bridge
+        from bridgehead._bridge.opening import OpenOptions, open_bridge
 
         return await open_bridge(
             Bridge,
             OpenOptions(trust=self.trust),
             max(OPENING, self.timeout or 0),
-            attaching(self.existing, self.insecure),
+            self._connecting,
             handshake_timeout=FOREVER,  # a cell of hours may run before the handshake
         )
+
+    @contextlib.asynccontextmanager
+    async def reach(self) -> AsyncIterator[Transport]:
+        """Connect without the handshake, which would wait for the cell that the kernel runs.
+
+        Raises:
+            NotSent: the kernel cannot be reached.
+            TimeoutError: connecting or the body took longer than ``timeout``.
+        """
+        from bridgehead._tools.cli.exit import not_sent
+
+        async with within(self.timeout, lambda: "the kernel may not have received the request"):
+            with not_sent():
+                transport = await self._connecting(max(OPENING, self.timeout or 0))
+            try:
+                with not_sent():
+                    await transport.introduced()
+                yield transport
+            finally:
+                await transport.aclose()
+
+    @property
+    def _connecting(self) -> Callable[[float], Awaitable[Transport]]:
+        from bridgehead._bridge.opening import attaching
+
+        return attaching(self.existing, self.insecure)
+
+
+@contextlib.asynccontextmanager
+async def within(seconds: float | None, known: Callable[[], str]) -> AsyncIterator[None]:
+    """Limit the time of the block; ``known`` says what is known of the request by then.
+
+    Raises:
+        TimeoutError: the block took longer.
+    """
+    try:
+        async with asyncio.timeout(seconds) as limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise TimeoutError(f"the command took longer than {seconds:g} s; {known()}") from None
 
 
 def address_of(existing: str | None, url: str | None, token: str | None) -> str | None:

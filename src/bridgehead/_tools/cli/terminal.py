@@ -111,7 +111,7 @@ def output(text: str, *, terminal: bool, colour: bool) -> str:
     """
     if not terminal:
         return text
-    kept = SEQUENCE.sub(lambda match: (match[1] or "") if colour else "", text)
+    kept = re.sub(SEQUENCE, lambda match: (match[1] or "") if colour else "", text)
     parts = re.split(r"(\x1b\[[0-9;]*m)", kept)
     for at in range(0, len(parts), 2):  # the parts between are colours
         parts[at] = _STEERING.sub("\N{REPLACEMENT CHARACTER}", parts[at])

@@ -21,12 +21,11 @@ import pytest
 
 from bridgehead._protocol import bootstrap as _bootstrap
 from bridgehead._shipped.data import decode_data
-from bridgehead._shipped.reducers import numpy as _numpy
-from bridgehead._shipped.reducers import pyarrow as _pyarrow
-from bridgehead._shipped.reducers import torch as _torch
 from bridgehead._shipped.wire import classes as _classes
 from bridgehead._shipped.wire import errors as _errors
 from bridgehead._shipped.wire import frames as _frames
+from bridgehead._shipped.wire import large as _large
+from bridgehead._shipped.wire import libraries as _libraries
 from bridgehead._shipped.wire import names as _names
 from bridgehead._shipped.wire import pickling as _pickling
 from support.data import (
@@ -592,7 +591,7 @@ BARE_HOSTILE = {name: raw for name, raw in MALFORMED.items() if isinstance(raw, 
 
 @pytest.mark.parametrize("python", pythons(), ids=str)
 def test_the_codec_works_in_a_bare_python(python: Python) -> None:
-    modules = (_errors, _frames, _names, _classes, _numpy, _pyarrow, _torch, _pickling)
+    modules = (_errors, _frames, _names, _classes, _libraries, _large, _pickling)
     shared = [Path(module.__file__).read_text("utf-8") for module in modules]
     sources = [*shared, *(str(frame, "utf-8") for frame in _bootstrap.codec_sources())]
     hostile = [raw for raw, _ in GADGETS.values()] + list(BARE_HOSTILE.values())

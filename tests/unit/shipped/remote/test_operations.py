@@ -7,12 +7,28 @@ from __future__ import annotations
 
 import operator
 import os
+from typing import Any, NamedTuple
 
 import pytest
 
-from bridgehead import NameNotFound
+from bridgehead import NameNotFound, ProtocolError, Ref, RemoteError
 from bridgehead._protocol import payload as _payload
 from support.bare import Space
+
+
+class InKernel(NamedTuple):
+    """Stands for an object in the kernel, as a ref does, with the objects that the ref carries."""
+
+    expression: str
+    objects: dict[str, Any]
+
+
+def reduce(ref: InKernel) -> Any:
+    return Ref, tuple(ref)
+
+
+def encode(values: Any) -> _payload.Payload:
+    return _payload.encode(values, {}, refs={InKernel: reduce})
 
 
 def test_names_reports_name_type_and_size(space: Space) -> None:
@@ -22,7 +38,7 @@ def test_names_reports_name_type_and_size(space: Space) -> None:
     found = {entry["name"]: entry for entry in response["names"]}
     assert list(found) == ["Mine", "mine", "numbers", "text"]
     assert found["mine"] == {
-        "name": "mine", "type": "Mine", "shape": None, "len": None, "bytes": None,
+        "name": "mine", "type": "Mine", "shape": None, "len": None, "bytes": None, "preview": None,
     }  # fmt: skip
     assert (found["numbers"]["type"], found["numbers"]["len"]) == ("list", 3)
     assert found["text"]["bytes"] > 3
@@ -71,6 +87,53 @@ def test_call_keeps_the_result_in_the_kernel_under_a_name(space: Space) -> None:
     _, frames = space.ask("call", _payload.encode(values, {}), keep="pid")
     assert frames == []
     assert space.fetch("pid") == space.bare.process.pid
+
+
+def test_call_gives_a_function_the_global_names_of_the_namespace(space: Space) -> None:
+    space.bind(base=7)
+    space.cell(
+        "other = {'base': 'not this'}\n"
+        "exec('''def make(shift):\n"
+        "    def down(n, *, step=1):\n"
+        "        global seen\n"
+        "        seen = n\n"
+        "        return base + shift if n == 0 else down(n - step)\n"
+        "    down.note = 'kept'\n"
+        "    return down''', other)\n"
+        "down = other['make'](10)"
+    )
+    values = (InKernel("down", {}), (2,), {})
+    assert _payload.decode(space.ask("call", encode(values), namespace=True)[1]) == (17,)
+    assert space.fetch("seen, 'seen' in other") == (0, False)
+    with pytest.raises(RemoteError, match="TypeError"):  # without it, base is the text
+        _payload.decode(space.ask("call", encode(values))[1])
+
+
+def test_call_gives_no_names_to_what_is_no_function(space: Space) -> None:
+    values = (operator.add, (2, 3), {})
+    with pytest.raises(ProtocolError, match="no plain function"):
+        space.ask("call", encode(values), namespace=True)
+
+
+def test_objects_of_a_ref_are_in_its_expression_and_not_in_the_namespace(space: Space) -> None:
+    space.bind(rows=[1, 2])
+    before = space.names()
+    objects = {"_bridgehead_argument_1": {"a": 5}, "_bridgehead_argument_2": InKernel("rows", {})}
+    text = "[_bridgehead_argument_1, _bridgehead_argument_2, len(rows)]"
+    fields = {"expressions": [text, "rows"]}
+    first, rows = _payload.decode(space.ask("fetch", encode(objects), **fields)[1])
+    assert first == [{"a": 5}, [1, 2], 2]
+    assert first[1] is rows
+    values = (operator.getitem, (InKernel(text, objects), 0), {})
+    assert _payload.decode(space.ask("call", encode(values))[1]) == ({"a": 5},)
+    assert space.names() == before
+    space.ask("fetch", encode(objects), expressions=["[(made := i) for i in rows]"])
+    assert space.fetch("made") == 2
+
+
+def test_a_fetch_whose_payload_has_no_names_is_refused(space: Space) -> None:
+    with pytest.raises(ProtocolError, match="the payload is not a dict"):
+        space.ask("fetch", encode((1,)), expressions=["1"])
 
 
 def test_an_unknown_name_is_reported_with_a_similar_one(space: Space) -> None:

@@ -72,6 +72,9 @@ def test_a_failing_request_of_a_batch_fails_alone(space: Space) -> None:
     assert not space.names() & {"c", "d"}
 
 
+OF_WATCH = {"resource": "w", "owner": "o"}
+
+
 @pytest.mark.parametrize(
     "operation", ["call", "hello", "load_codec", "batch", "watch", "next_chunk", "chunk"]
 )
@@ -79,7 +82,7 @@ def test_a_batch_with_an_operation_that_crosses_alone_is_refused_and_changes_not
     space: Space, operation: str
 ) -> None:
     before = space.snapshot()
-    alone = to_ask(space, operation, expressions=["1"], watch="w", requests=[])
+    alone = to_ask(space, operation, expressions=["1"], requests=[], **OF_WATCH)
     with pytest.raises(ProtocolError, match="cannot be in a batch"):
         space.batch(to_bind(space, a=1), alone, to_bind(space, b=1))
     assert space.snapshot() == before

@@ -47,7 +47,7 @@ def thread() -> Iterator[SocketThread]:
     kernel = Kernel(namespace)
     kernel.shell = SimpleNamespace(user_ns=namespace, user_ns_hidden={}, events=events)
     remote = Remote(kernel)
-    assert kernel.follow_cells(True)
+    assert kernel.follow_cells(remote, True)
     Begins.kernel = kernel
     client, kernel_end = socket.socketpair()
     channel = FrameSocket(kernel_end, Pool(0.5))

@@ -1,4 +1,4 @@
-"""Subscriptions: watched values, under every Python found here.
+"""Subscriptions: watched values and names, under every Python found here.
 
 Rule: another interpreter evaluates the client's expressions; see ``support/bare.py``.
 """
@@ -24,7 +24,7 @@ from bridgehead._protocol import payload as _payload
 from bridgehead._protocol import response as _response
 from bridgehead._protocol.request import Request
 from bridgehead._shipped.wire import frames as _frames
-from bridgehead._shipped.wire.header import UPDATE_MESSAGE
+from bridgehead._shipped.wire.header import EVENT_MESSAGE
 from support.bare import REMOTE, Bare, Header, Space, later
 from support.elsewhere import Python
 
@@ -79,21 +79,26 @@ class Watched(Space):
         return sent
 
     def watch(self, expression: str, identity: str = "w", **fields: Any) -> Any:
-        fields = {"lane": "inline", **fields}
-        return self.ask("watch", expressions=[expression], watch=identity, **fields)
+        fields = {"lane": "inline", "owner": f"the bridge of {identity}", **fields}
+        return self.ask("watch", expressions=[expression], resource=identity, **fields)
+
+    def renew(self, identity: str, seen: int) -> list[str]:
+        """Renew the lease of a watch's bridge; return the resources that are not known."""
+        fields = {"owner": f"the bridge of {identity}", "seen": {identity: seen}}
+        return self.ask("renew", **fields)[0]["gone"]
 
     def watches(self) -> int:
-        return self.fetch(f"len({REMOTE}.subscriptions.known)")
+        return self.fetch(f"len({REMOTE}.resources.known)")
 
     def open(self, update: Any) -> tuple[Header, list[memoryview]]:
         """Return the response in an update, its rest fetched."""
         _, kind, content, _, _, buffers = update
-        assert kind == UPDATE_MESSAGE
+        assert kind == EVENT_MESSAGE
         response = json.loads(content["answer"])
         parts = buffers or [base64.b64decode(response.pop("data"), validate=True)]
         inbox = _response.open_response(response)
         _response.add_chunk(response, inbox, 0, parts)
-        asked = {**self.header("watch"), "id": content["update"]}, _payload.EMPTY
+        asked = {**self.header("watch"), "id": content["event"]}, _payload.EMPTY
         outcome = self.outcome(asked, _response.Response(response, Request({}), inbox))
         if isinstance(outcome, BridgeError):
             raise outcome
@@ -120,9 +125,9 @@ def test_a_watched_value_is_sent_at_once_and_after_each_cell_that_changes_it(
     assert _payload.decode(watched.watch("x")[1]) == (1,)
     (update,) = watched.run("x = 2")
     stream_, kind, content, parent, identity, buffers = update
-    assert (stream_, kind) == ("the shell channel", "bridgehead_update")
+    assert (stream_, kind) == ("the shell channel", "bridgehead_event")
     assert (parent, identity) == ({"header": {"msg_id": "the request"}}, b"the client")
-    assert (content["watch"], buffers) == ("w", [])
+    assert (content["resource"], buffers) == ("w", [])
     assert watched.value(update) == 2
     assert watched.run("y = 1") == []
     assert watched.run("x = 2") == []
@@ -182,11 +187,11 @@ def test_an_ended_watch_sends_nothing_and_leaves_nothing(watched: Watched) -> No
     for identity in ("v", "w"):
         watched.watch("x", identity)
     assert len(watched.run("x = 2")) == 2
-    watched.ask("unwatch", watch="v")
+    watched.ask("close", resources=["v"])
     (update,) = watched.run("x = 3")
-    assert update[2]["watch"] == "w"
-    watched.ask("unwatch", watch="w")
-    watched.ask("unwatch", watch="w")  # a second time does no harm
+    assert update[2]["resource"] == "w"
+    watched.ask("close", resources=["w"])
+    watched.ask("close", resources=["w"])  # a second time does no harm
     assert watched.run("x = 4") == []
     assert watched.fetch("get_ipython().events.functions") == []
     assert watched.watches() == 0
@@ -205,7 +210,7 @@ def test_a_long_update_is_fetched_in_chunks_and_dropped_by_a_newer_one(
     with pytest.raises(IntegrityError, match="no longer kept"):
         watched.open(old)
     assert watched.value(newer) == (bytes(range(256)) * 1000)[::-1]
-    watched.ask("unwatch", watch="w")
+    watched.ask("close", resources=["w"])
     assert watched.kept() == (0, 0)
 
 
@@ -213,20 +218,75 @@ def test_a_renewed_watch_goes_on_and_a_forgotten_one_is_dropped(watched: Watched
     watched.run("x = 0")
     for identity in ("kept", "left"):
         watched.watch("x", identity)
-    with later(watched, 601):
-        assert watched.watch("x", "kept") == ({"sizes": [], "digest": EMPTY_DIGEST}, [])
-        # A watch is dropped only after several cells: one cell may run for hours, in which the
-        # client cannot renew.
-        sent = [[update[2]["watch"] for update in watched.run(f"x = {n}")] for n in range(1, 13)]
-    assert sent == [["kept", "left"]] * 10 + [["kept"]] * 2
+    sent = []
+    for n in range(1, 25):
+        # Each message lets the clock go on by 30 s at most: one cell may run for hours, in which
+        # no client can renew.
+        with later(watched, 3600 * n):
+            sent.append([update[2]["resource"] for update in watched.run(f"x = {n}")])
+            assert watched.renew("kept", n) == []
+    assert sent[0] == ["kept", "left"]
+    assert sent[-1] == ["kept"]
+    assert 600 / 30 / 4 <= sent.count(["kept", "left"]) <= 600 / 30
     assert watched.watches() == 1
+    assert watched.renew("left", 0) == ["left"]
+
+
+def test_an_event_that_was_lost_is_sent_again(watched: Watched) -> None:
+    watched.run("x = 0")
+    watched.watch("x")
+    (first,) = watched.run("x = 1")
+    assert watched.renew("w", 1) == []
+    assert watched.run("") == []
+    watched.renew("w", 0)
+    (again,) = watched.run("")
+    assert (again[2]["event"], watched.value(again)) == (first[2]["event"], 1)
+    watched.cell("x = 2")  # no cell of IPython's: no event
+    watched.renew("w", 0)
+    (newer,) = watched.run("")
+    assert newer[2]["event"] != first[2]["event"]
+    assert watched.value(newer) == 2
+
+
+def test_watched_names_are_sent_when_one_appears_vanishes_or_is_of_another_kind(
+    watched: Watched,
+) -> None:
+    def names(header: Header) -> list[Any]:
+        return [[one["name"], one["type"], one["len"]] for one in header["names"]]
+
+    def after(cell: str) -> list[Any]:
+        (update,) = watched.run(cell)
+        header, frames = watched.open(update)
+        assert frames == []  # descriptions are no pickle
+        return names(header)
+
+    watched.run("x = 1; other = 1")
+    fields = {"resource": "w", "owner": "the bridge of w", "lane": "inline"}
+    header, frames = watched.ask("watch_names", pattern="x*", **fields)
+    assert (names(header), frames) == ([["x", "int", None]], [])
+    assert after("x2 = 'ab'") == [["x", "int", None], ["x2", "str", 2]]
+    assert watched.run("x = 2; other = 2; more = 3") == []
+    assert after("x2 = 'abc'") == [["x", "int", None], ["x2", "str", 3]]
+    assert after("x = 1.5") == [["x", "float", None], ["x2", "str", 3]]
+    assert after("del x") == [["x2", "str", 3]]
+    assert after("del x2") == []
+    assert watched.run("y = 1") == []
+    assert watched.renew("w", 4) == []  # the last event was lost
+    (again,) = watched.run("")
+    assert names(watched.open(again)[0]) == []
+    assert watched.watches() == 1
+    watched.ask("close", resources=["w"])
+    assert watched.run("x = 1") == []
+    assert watched.fetch("get_ipython().events.functions") == []
 
 
 def test_a_kernel_without_cell_events_cannot_watch(space: Space) -> None:
     space.bind(x=1)
     with pytest.raises(NotSupported, match="does not report"):
-        space.ask("watch", expressions=["x"], watch="w")
-    space.ask("unwatch", watch="w")
+        space.ask("watch", expressions=["x"], resource="w", owner="o")
+    with pytest.raises(NotSupported, match="does not report"):
+        space.ask("watch_names", pattern="*", resource="w", owner="o")
+    space.ask("close", resources=["w"])
 
 
 EMPTY_DIGEST = _frames.digest("sha256", [])

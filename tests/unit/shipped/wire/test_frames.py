@@ -5,11 +5,20 @@ from __future__ import annotations
 import ctypes
 import itertools
 import random
+import sys
 
 import numpy as np
 import pytest
 
-from bridgehead._shipped.wire.frames import OWN_MAPPING, allocate, cut
+from bridgehead._shipped.wire.frames import (
+    COPIED_AT_ONCE,
+    HUGE_PAGE,
+    OWN_MAPPING,
+    allocate,
+    copy_into,
+    cut,
+    use_small_pages,
+)
 from support.frames import frames_of, joined
 
 
@@ -83,3 +92,24 @@ def test_chunks_cut_anywhere_join_to_the_whole_stream(seed: int) -> None:
     edges = sorted({0, total, *(source.randrange(total + 1) for _ in range(5))})
     chunks = [joined(cut(frames, a, b)) for a, b in itertools.pairwise(edges)]
     assert joined(chunks) == joined(frames)
+
+
+@pytest.mark.parametrize("numpy", [True, False])
+@pytest.mark.parametrize("size", [0, 1, COPIED_AT_ONCE, HUGE_PAGE + 5, 3 * HUGE_PAGE])
+def test_a_copy_in_steps_is_the_same_with_numpy_and_without(
+    size: int, numpy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not numpy:
+        monkeypatch.delitem(sys.modules, "numpy")
+    source, room = memoryview(random.Random(size).randbytes(size)), allocate(size + 2)
+    copy_into(room[1 : 1 + size], source)
+    assert bytes(room) == b"\0" + bytes(source) + b"\0"
+
+
+def test_a_mapping_can_go_on_with_small_pages_and_keeps_its_bytes() -> None:
+    room = allocate(4 * HUGE_PAGE)
+    room[:HUGE_PAGE] = b"x" * HUGE_PAGE
+    use_small_pages(room[5:].obj)
+    room[HUGE_PAGE:] = b"y" * (3 * HUGE_PAGE)
+    assert bytes(room) == b"x" * HUGE_PAGE + b"y" * (3 * HUGE_PAGE)
+    use_small_pages(bytearray(5))  # no mapping: there is nothing to do

@@ -33,6 +33,7 @@ VALUES: list[tuple[Any, list[Any]]] = [
     ([1], ["1", ["1"], [1.5], [None], [[1]], {}]),
     (["s"], ["s", [1], [None], [["s"]], {"s": "s"}]),
     ([{"op": "fetch"}], [{}, [1], ["s"], [[]]]),
+    ({"s": 1}, [[], 1, {"s": "1"}, {"s": None}]),
     (SHELL, [{}, [], "s", {**SHELL, "pid": "1"}, {**SHELL, "id": None}]),
     (
         {**OFFER, "common": {"at": 0}},
@@ -42,8 +43,20 @@ VALUES: list[tuple[Any, list[Any]]] = [
 
 
 def header(operation: str = "bind") -> dict[str, Any]:
-    texts = dict.fromkeys(("name", "pattern", "watch", "cell"), "a")
-    lists = {"names": ["a"], "expressions": ["a"], "requests": []}
+    texts = dict.fromkeys(
+        ("name", "pattern", "owner", "resource", "cell", "request", "iteration"), "a"
+    )
+    lists = {
+        "names": ["a"],
+        "expressions": ["a"],
+        "requests": [],
+        "resources": ["a"],
+        "seen": {},
+        "batch": 1,
+        "number": 1,
+        "begun": 1,
+        "most": 1,
+    }
     return {**_request.header(operation, empty("crc32"), epoch="e", **texts, **lists)}
 
 

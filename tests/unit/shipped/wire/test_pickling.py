@@ -203,10 +203,10 @@ def test_references_are_reduced_by_the_given_function() -> None:
     class Handle:
         pass
 
-    def refs(value: Any) -> Any:
-        return (operator.add, (20, 22)) if type(value) is Handle else None
+    def reduce(value: Any) -> Any:
+        return operator.add, (20, 22)
 
-    frames, _ = _pickling.encode([1, Handle()], refs)
+    frames, _ = _pickling.encode([1, Handle()], {Handle: reduce})
     assert _pickling.decode(frames) == [1, 42]
 
 
@@ -383,3 +383,13 @@ def test_a_value_nested_100_000_deep_raises_and_does_not_crash(make: Callable[..
 
 def test_the_search_goes_50_levels_deep() -> None:
     assert find_unpicklable(deep_list(50, LOCK), "x")[0] == "x" + "[0]" * 50
+
+
+def test_a_large_array_is_small_where_its_bytes_are_not_read() -> None:
+    large = np.zeros((3000, 2000))
+    for array in (large, large.T):
+        assert _pickling.is_small({"a": array, "b": [1, "two"]}, summed=False)
+        assert not _pickling.is_small({"a": array})
+    assert not _pickling.is_small(large[:, ::2], summed=False)  # numpy copies it into the pickle
+    assert not _pickling.is_small(large.astype("M8[s]"), summed=False)
+    assert not _pickling.is_small(np.array([object()] * 3), summed=False)

@@ -22,6 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bridgehead._shipped.wire import segments as _segments
+from bridgehead._shipped.wire import slabs as _slabs
 from bridgehead._shipped.wire.leases import SlabCache
 from bridgehead._shipped.wire.limits import free_memory
 from bridgehead._shipped.wire.segments import Pool, Segment
@@ -271,6 +272,32 @@ def test_a_pool_closed_before_a_segment_is_filled_raises_oserror(pool: Pool, war
     with pytest.raises(OSError):
         while not next(steps):
             pass
+
+
+def test_a_pool_closed_before_its_file_is_duplicated_harms_no_other_file(
+    pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another file gets the number between two lines of the thread that fills the segment."""
+    data = [memoryview(np.ones(MIB, "u1"))]
+    segment = pool.take([MIB])
+    assert segment is not None
+    duplicate, number = os.dup, segment.slab.file
+    other = os.memfd_create("another", os.MFD_CLOEXEC)
+
+    def late(file: int) -> int:
+        pool.close()
+        os.dup2(other, number, inheritable=False)
+        return duplicate(file)
+
+    monkeypatch.setattr(_slabs, "_dup", late)
+    try:
+        with pytest.raises(OSError, match="has been closed"):
+            for _ in segment.fill(data):
+                pass
+        assert os.fstat(other).st_size == 0
+    finally:
+        os.close(other)
+        os.close(number)
 
 
 # ---------------------------------------------------------------- seals

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bridgehead._shipped.wire.leases import SlabCache
+from bridgehead._shipped.wire.leases import SlabCache, mapped
 from bridgehead._shipped.wire.segments import Pool
 from support.channels import needs_segments
 from support.shared import (
@@ -207,6 +207,21 @@ def test_pages_are_mapped_once_and_before_they_are_accessed(pool: Pool) -> None:
         del array
         released(pool, maps)
     assert len(pool.slabs) == 1
+
+
+def test_the_slab_of_a_leased_view_is_found(pool: Pool) -> None:
+    maps = SlabCache()
+    views = []
+    for size in (10, WHOLE, 100_000):
+        segment, sizes = filled(pool, np.full(size, 1, "u1"))
+        if segment.slab.number not in maps.known:
+            handed(maps, segment)
+        (view,) = leased(maps, segment, sizes)
+        views.append((view, maps.known[segment.slab.number]))
+    for view, slab in views:
+        assert mapped(view) is slab
+        assert mapped(view[:3]) is slab
+    assert mapped(memoryview(bytearray(10))) is None
 
 
 def test_pages_without_a_lease_are_not_mapped(pool: Pool) -> None:

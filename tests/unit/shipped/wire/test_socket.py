@@ -26,7 +26,7 @@ from bridgehead._shipped.wire import socket as _socket
 from bridgehead._shipped.wire.errors import WireError
 from bridgehead._shipped.wire.segments import Segment
 from bridgehead._shipped.wire.slabs import layout
-from bridgehead._shipped.wire.socket import UnmappedSegment, peer
+from bridgehead._shipped.wire.socket import UnmappedSegment, peer_user
 from support.channels import Ends, needs_segments
 from support.shared import MIB, descriptors
 
@@ -472,8 +472,8 @@ def test_a_message_longer_than_the_limit_is_refused(
         ends.arrived()
 
 
-def test_the_peer_is_this_process(ends: Ends) -> None:
-    assert peer(ends.client.socket) == (os.getpid(), os.geteuid())
+def test_the_peer_is_of_this_user(ends: Ends) -> None:
+    assert peer_user(ends.client.socket) == os.geteuid()
 
 
 def test_headers_are_json_and_an_empty_one_takes_no_bytes(ends: Ends) -> None:

@@ -1,0 +1,233 @@
+"""A fleet as an executor of ``concurrent.futures``.
+
+Rule: what ``Executor`` and ``Future`` promise, in any thread. Which kernel runs a function is
+decided in ``fleet_work``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, wait
+from functools import partial
+from types import TracebackType
+from typing import Any, ParamSpec, TypeVar
+
+from bridgehead._bridge.bridge import Bridge
+from bridgehead._connection.tasks import RemoteTask
+from bridgehead._errors import BridgeClosed, RemoteError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+AT_ONCE = 2  # functions that each kernel has: one at work, and one ahead
+
+
+class FleetExecutor(Executor):
+    """A ``concurrent.futures.Executor`` whose functions run in the kernels of a fleet.
+
+    Any thread may use it. Each kernel has one function at work and one ahead; the others wait here
+    for whichever kernel is free. Keyword arguments are the function's: there are no options. A
+    future has the exception that the function raised, if it can be rebuilt here, with the
+    ``RemoteError`` as its cause; else that error. Cancelling a future also interrupts a function
+    that runs.
+
+        >>> with fleet.executor() as executor:
+        ...     futures = [executor.submit(pow, n, 2) for n in range(3)]
+        ...     [await asyncio.wrap_future(future) for future in futures]
+        [0, 1, 4]
+    """
+
+    def __init__(
+        self,
+        submit: Callable[[Callable[[], Any]], RemoteTask[Any]],
+        loop: asyncio.AbstractEventLoop,
+        bridges: Sequence[Bridge],
+    ) -> None:
+        """Take ``Fleet.submit``, the event loop in which to call it, and the fleet's bridges."""
+        self._submit, self._loop, self._bridges = submit, loop, bridges
+        self._most = AT_ONCE * len(bridges)
+        self._lock = threading.Lock()
+        self._waiting: deque[FleetFuture[Any]] = deque()
+        self._unfinished: set[Future[Any]] = set()
+        self._at_work = 0  # only the loop's thread reads and writes it
+        self._is_shut = False  # or the event loop ends
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Have a kernel call a function, and return the future of its result, at once.
+
+        What keeps the function from being sent, such as an ``EncodeError``, is in the future, too.
+
+        Raises:
+            RuntimeError: the executor was shut down, or the event loop of the fleet ends.
+
+        >>> future = fleet.executor().submit(abs, -1)
+        >>> await asyncio.wrap_future(future)
+        1
+        """
+        future: FleetFuture[T] = FleetFuture(self._loop, partial(fn, *args, **kwargs))
+        with self._lock:
+            if self._is_shut:
+                raise RuntimeError("cannot schedule new futures after shutdown")
+            self._waiting.append(future)
+            self._unfinished.add(future)
+        future.add_done_callback(self._forget)
+        try:
+            self._loop.call_soon_threadsafe(self._fill)
+        except RuntimeError:
+            future.cancel()
+            raise
+        if all(bridge.state == "closed" for bridge in self._bridges):  # the loop may be over, too
+            future.settle(error=BridgeClosed("the bridges of this executor were closed"))
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more functions; the kernels and the fleet stay open.
+
+        Args:
+            wait: block until all futures are done. In the event loop's own thread, where they
+                could never be, this is a ``RuntimeError`` unless all are done.
+            cancel_futures: cancel those whose function was not given to a kernel.
+
+        >>> executor = fleet.executor()
+        >>> future = executor.submit(abs, -1)
+        >>> executor.shutdown(wait=False)
+        >>> await asyncio.wrap_future(future)
+        1
+        """
+        with self._lock:
+            self._is_shut = True
+            waiting = list(self._waiting) if cancel_futures else []
+        for future in waiting:
+            future.cancel()
+        if wait:
+            self._wait()
+
+    def _wait(self) -> None:
+        with self._lock:
+            unfinished = set(self._unfinished)
+        if unfinished and _running_loop() is self._loop:
+            raise RuntimeError(
+                f"{len(unfinished)} futures are not done, and waiting for them in their own event "
+                "loop would never end; await them, or use shutdown(wait=False)"
+            )
+        wait(unfinished)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # A shutdown that cannot wait must not hide the error of the block.
+        self.shutdown(wait=error is None or _running_loop() is not self._loop)
+
+    def _forget(self, future: Future[Any]) -> None:
+        with self._lock:
+            self._unfinished.discard(future)
+
+    # ------------------------------------------------------------ in the loop's thread
+
+    def _fill(self) -> None:
+        """Give functions to the kernels that have room."""
+        while self._at_work < self._most:
+            with self._lock:
+                if not self._waiting:
+                    return
+                future = self._waiting.popleft()
+            if not future.done():
+                self._start(future)
+
+    def _start(self, future: FleetFuture[Any]) -> None:
+        try:
+            task = self._submit(future.work)
+        except Exception as error:  # noqa: BLE001 - raised where the future is looked at
+            future.settle(error=error)
+            return
+        self._at_work += 1
+        future.task = task
+        task.add_done_callback(partial(self._ended, future))
+        if future.done():  # cancelled meanwhile
+            task.cancel()
+
+    def _ended(self, future: FleetFuture[Any], task: RemoteTask[Any]) -> None:
+        self._at_work -= 1
+        if task.cancelled():
+            if not future.done():  # ``asyncio.run`` cancels all tasks, as its loop ends
+                self._end()
+                return
+        else:
+            error = task.exception()
+            future.settle(None if error is not None else task.result(), error)
+        self._fill()
+
+    def _end(self) -> None:
+        """Take nothing more, and cancel all futures: the loop gives nothing to the kernels."""
+        with self._lock:
+            self._is_shut = True
+            unfinished = list(self._unfinished)
+        for future in unfinished:
+            future.cancel()
+
+
+class FleetFuture(Future[T]):
+    """The future of a function of an executor; ``cancel`` never blocks."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, work: Callable[[], T]) -> None:
+        super().__init__()
+        self._loop, self.work = loop, work
+        self.task: RemoteTask[Any] | None = None
+        self._gate = threading.Lock()
+        self._is_settled = False
+
+    def _settles(self) -> bool:
+        """Return whether the caller is the one that settles it."""
+        with self._gate:
+            first, self._is_settled = not self._is_settled, True
+        return first
+
+    def settle(self, value: Any = None, error: BaseException | None = None) -> None:
+        if self._settles():
+            self.set_running_or_notify_cancel()
+            if error is None:
+                self.set_result(value)
+            else:
+                self.set_exception(_original(error))
+
+    def cancel(self) -> bool:
+        """Cancel it, also while the function runs; return false if it is done already."""
+        if not self._settles():
+            return self.cancelled()
+        super().cancel()
+        self.set_running_or_notify_cancel()
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and the bridges with it
+            self._loop.call_soon_threadsafe(self._cancel_task)
+        return True
+
+    def _cancel_task(self) -> None:
+        if self.task is not None:
+            self.task.cancel()
+
+    def running(self) -> bool:
+        """Return whether a kernel has the function."""
+        return self.task is not None and not self.done()
+
+
+def _original(error: BaseException) -> BaseException:
+    """Return what the function raised, caused by the ``RemoteError`` that reported it."""
+    cause = error.__cause__
+    if not isinstance(error, RemoteError) or not isinstance(cause, Exception):
+        return error
+    error.__cause__ = None
+    cause.__cause__ = error
+    return cause
+
+
+def _running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

@@ -1,0 +1,510 @@
+"""A map over a fleet: which kernel gets which items, and what becomes of those of a lost kernel.
+
+Rule: the schedule of one map. How a chunk of items crosses is in ``_connection.mapping``.
+
+Laws:
+- A kernel has at most ``window`` chunks. It takes a further one only if no other kernel has fewer.
+  One that has none takes a chunk from another, if that one was not sent yet.
+- Items are read when a kernel takes them, and not before. At most ``AHEAD`` times the window is
+  read and not consumed, so a slow consumer stops the kernels.
+- An item settles once. It is given out again if it was not begun, or if its kernel was lost and it
+  has tries left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from operator import itemgetter, length_hint
+from types import ModuleType
+from typing import Any, Generic, Literal, TypeVar
+
+from bridgehead._bridge.arguments import is_coroutine_function, plain_function
+from bridgehead._bridge.bridge import Bridge
+from bridgehead._bridge.work import call_source
+from bridgehead._connection.async_items import AsyncItems
+from bridgehead._connection.mapping import Failed, MapRequest
+from bridgehead._errors import (
+    BridgeClosed,
+    BridgeError,
+    KernelRestarted,
+    NameNotFound,
+    NotSent,
+    OutcomeUnknown,
+)
+from bridgehead._protocol.formatting import line
+from bridgehead._protocol.payload import SharedSource
+from bridgehead._protocol.ref import Ref, expression_of, free
+from bridgehead._transports.tasks import waited
+
+T = TypeVar("T")
+
+AHEAD = 4  # times the window: chunks for each kernel that are read and not consumed
+CHUNK_SECONDS = 0.05  # of work, for which an automatic chunk is made
+MOST_SECONDS = 0.5  # that an automatic chunk takes with its way
+MOST_ITEMS = 10_000  # of an automatic chunk
+LAST = 4  # the part of a chunk that the last ones have at least
+GROWTH = 8  # times the items of the last automatic chunk, at most
+AWAY_SECONDS = 0.1  # after which a kernel that is being restarted is tried again
+REPEATS = 3  # of giving a kernel the function, if the kernel loses it again meanwhile
+ChunkSize = int | Literal["auto"]
+
+# Called with (function,): the kernel keeps what it returns, under no name.
+_itself = itemgetter(0)
+_DEFAULTS: dict[str, Any] = {"by_value": (), "namespace": False, "timeout": None}
+_DEFAULTS["on_timeout"] = "leave"
+
+
+class FleetMap(AsyncItems[T], Generic[T]):
+    """An async iterator over the results of ``Fleet.map``.
+
+    The work begins with the first wait for a result. Leaving ``async with``, ``aclose``, an error
+    and dropping the iterator end it: what runs is interrupted, and what has not begun never does.
+    Cancelling a wait loses nothing.
+
+        >>> async with fleet.map(pow, range(4), [2, 2, 2, 2]) as squares:
+        ...     [square async for square in squares]
+        [0, 1, 4, 9]
+    """
+
+    def __init__(self, work: MapWork, name: str) -> None:
+        self._work, self._name = work, name
+        loop = asyncio.get_running_loop()
+        self._finalizer = weakref.finalize(self, _close_soon, loop, work)
+        self._finalizer.atexit = False
+
+    def __repr__(self) -> str:
+        return f"<FleetMap {line(self._name)}{', ended' if self._work.is_closed else ''}>"
+
+    async def __anext__(self) -> T:
+        await self._work.wait()
+        return self._work.pop()  # type: ignore[no-any-return]
+
+    async def take(self) -> list[T]:
+        """Wait for a result, and return all that have arrived; an empty list at the end.
+
+        >>> async with fleet.map(abs, [-1]) as results:
+        ...     await results.take()
+        [1]
+        """
+        try:
+            await self._work.wait()
+        except StopAsyncIteration:
+            return []
+        taken = [self._work.pop()]
+        while self._work.has_value:
+            taken.append(self._work.pop())
+        return taken
+
+    async def aclose(self) -> None:
+        """End it: interrupt what runs for it, and have nothing more begin.
+
+        >>> results = fleet.map(abs, [-1])
+        >>> await results.aclose()
+        >>> results
+        <FleetMap abs, ended>
+        """
+        await self._work.aclose()
+
+
+def _close_soon(loop: asyncio.AbstractEventLoop, work: MapWork) -> None:
+    """Close a map that was dropped; the garbage collector calls this in any thread."""
+    if not work.is_closed:
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and the bridges with it
+            loop.call_soon_threadsafe(work.close_soon)
+
+
+class MapItem:
+    """The arguments of one call, and how often they may be given out again.
+
+    Attributes:
+        retries: after the loss of a kernel that may have begun it.
+        repeats: after a kernel did not find what it needs for it.
+    """
+
+    __slots__ = ("args", "index", "repeats", "retries")
+
+    def __init__(self, index: int, args: tuple[Any, ...], retries: int) -> None:
+        self.index, self.args, self.retries, self.repeats = index, args, retries, REPEATS
+
+
+class Worker:
+    """One kernel of a map.
+
+    Attributes:
+        requests: the chunks that it has, and those that are on their way back.
+        is_out: whether it is lost; it gets nothing any more.
+        is_away: whether it is being restarted.
+        had_function: whether it has, or had, the function.
+    """
+
+    def __init__(self, bridge: Bridge, source: SharedSource) -> None:
+        """``source`` is the call that returns the function."""
+        self.bridge, self._source = bridge, source
+        self.function: Ref | None = None
+        self.requests: list[MapRequest] = []
+        self.is_out = self.is_away = self.had_function = False
+        self.finished = 0.0  # when it finished its last chunk
+        self._giving: asyncio.Lock = asyncio.Lock()
+
+    @property
+    def may_send_now(self) -> bool:
+        """Whether a chunk would be sent at once."""
+        return not self.bridge._connection.queue.turns
+
+    async def ready(self) -> Ref:
+        """Return the function in the kernel; send it if the kernel does not have it."""
+        async with self._giving:
+            for attempt in range(REPEATS):
+                if self.function is not None:
+                    break
+                try:
+                    self.function = await self.bridge._call(
+                        *(_itself, (), {}), keep=True, source=self._source, **_DEFAULTS
+                    )
+                except OutcomeUnknown:
+                    last = attempt == REPEATS - 1 or not self.had_function
+                    if last or self.bridge._transport.life.is_lost:
+                        raise
+            assert self.function is not None
+            self.had_function = True
+            return self.function
+
+    def forget(self, function: Ref | None) -> None:
+        """Have the kernel free the function, behind the chunks that were sent."""
+        if self.function is function and function is not None:
+            self.function = None
+            free(function)
+
+
+class MapWork:
+    """The items of one map, and the kernels that work on them."""
+
+    def __init__(
+        self,
+        bridges: Sequence[Bridge],
+        function: Callable[..., Any],
+        iterables: Sequence[Iterable[Any]],
+        *,
+        ordered: bool,
+        chunksize: ChunkSize,
+        window: int,
+        retries: int,
+        return_exceptions: bool,
+        by_value: Sequence[ModuleType],
+        namespace: bool,
+        stand_ins: Mapping[type, Callable[[Any], Any]],
+        note: Callable[[Exception, int], object],
+    ) -> None:
+        """Take the arguments of ``Fleet.map``.
+
+        ``stand_ins`` says how to pickle refs and others, or refuses them. ``note`` adds to an
+        error the index of its kernel.
+        """
+        self._source: Iterator[tuple[Any, ...]] = zip(*iterables, strict=False)
+        hints = [length_hint(iterable, -1) for iterable in iterables]
+        self._total = min((hint for hint in hints if hint >= 0), default=None)
+        self._ordered, self._chunksize, self._window = ordered, chunksize, window
+        self._retries, self._goes_on, self._note = retries, return_exceptions, note
+        self._namespace, self._stand_ins = namespace, stand_ins
+        self._is_async = is_coroutine_function(function)
+        if namespace:
+            function = plain_function(function)
+        shared = call_source(SharedSource, _itself, ((function,),), {}, stand_ins, by_value)
+        self._workers = [Worker(bridge, shared) for bridge in bridges]
+        self._tasks: list[asyncio.Task[None]] = []
+        self._again: deque[list[MapItem]] = deque()  # chunks to give out before any other
+        self._read = self._consumed = 0
+        self._size = 1 if chunksize == "auto" else chunksize
+        self._item_seconds = 0.0  # as measured; 0 is not yet
+        self._results: dict[int, Any] = {}  # by the item's index, or in the order of their arrival
+        self._next, self._arrived = 0, 0
+        self._is_read = False  # nothing more is read
+        self._is_full = False  # nothing more is read before a result is consumed
+        self._failed = False  # an item has, and that ends the map
+        self._error: BaseException | None = None  # raised after all results
+        self._loss: BridgeError | None = None  # of the last kernel
+        self._withdrawn: set[MapRequest] = set()
+        self._changed = asyncio.Event()
+        self.is_closed: bool = False
+
+    # ------------------------------------------------------------ for the consumer
+
+    @property
+    def has_value(self) -> bool:
+        """Whether ``pop`` returns a value, and does not raise."""
+        found = self._results.get(self._next, _NOTHING)
+        return found is not _NOTHING and (self._goes_on or type(found) is not Failed)
+
+    async def wait(self) -> None:
+        """Wait for a result; raise what ended the map if there is none."""
+        if not self._tasks and not self.is_closed:
+            self._begin()
+        while not self.has_value:
+            if self.is_closed:
+                raise StopAsyncIteration
+            failed = self._results.get(self._next)
+            if type(failed) is Failed:
+                self._end()
+                raise failed.error
+            if self._is_done or all(task.done() for task in self._tasks):
+                # If no kernel is left, an item may have been, which nothing has read yet.
+                if self._loss is not None and (self._again or self._next_item() is not None):
+                    self._error = self._loss
+                self._end()
+                raise self._error or StopAsyncIteration
+            await self._change()
+
+    def pop(self) -> Any:
+        """Return the next result, and have the kernels go on."""
+        value = self._results.pop(self._next)
+        self._next += 1
+        self._consumed += 1
+        if self._is_full:
+            self._notify()
+        return value.error if type(value) is Failed else value
+
+    async def aclose(self) -> None:
+        """End all work, and wait until no task of it is left here."""
+        self._end()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _end(self) -> None:
+        """Have the kernels end what they do, and drop the function."""
+        self.is_closed = True
+        self._notify()
+        for task in self._tasks:
+            task.cancel()
+        self._results.clear()
+        self._again.clear()
+        for worker in self._workers:
+            worker.forget(worker.function)
+
+    def close_soon(self) -> None:
+        """Do as ``aclose``, and wait for nothing."""
+        if not self.is_closed:
+            self._end()
+
+    # ------------------------------------------------------------ the kernels
+
+    def _begin(self) -> None:
+        # First one task for each kernel, so that each gets its first chunk before any its second.
+        for _ in range(self._window):
+            for index, worker in enumerate(self._workers):
+                task = asyncio.get_running_loop().create_task(self._serve(index, worker))
+                task.add_done_callback(self._served)
+                self._tasks.append(task)
+
+    def _served(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:  # such as a function that cannot be pickled
+            self._error, self._failed = error, True
+            for other in self._tasks:
+                other.cancel()
+        self._notify()
+
+    async def _serve(self, index: int, worker: Worker) -> None:
+        """Give one kernel a chunk after the other."""
+        while not (worker.is_out or self.is_closed or self._is_done):
+            try:
+                function = await worker.ready()
+            except (OutcomeUnknown, BridgeClosed) as error:
+                worker.is_away = worker.bridge.state == "restarting"
+                if not (worker.is_away or worker.had_function) and type(error) is KernelRestarted:
+                    self._note(error, index)
+                    raise  # no call has reported it yet: the namespace is new
+                if not worker.is_away:
+                    self._out(worker, index, error)
+                    return
+                async with waited(AWAY_SECONDS):
+                    await self._change()
+                continue
+            worker.is_away = False
+            items = self._take(worker)
+            if items is not None:
+                await self._give(index, worker, function, items)
+            elif self._is_done:
+                return
+            else:
+                self._withdraw_for(worker)
+                await self._change()
+
+    def _out(self, worker: Worker, index: int, error: BridgeError) -> None:
+        """Note that a kernel is lost. With the last one, what is left cannot be done."""
+        worker.is_out = True
+        if all(other.is_out for other in self._workers):
+            self._note(error, index)
+            self._loss = error
+        self._notify()
+
+    async def _give(self, index: int, worker: Worker, function: Ref, items: list[MapItem]) -> None:
+        """Have a kernel do a chunk, and settle its items."""
+        request = MapRequest(
+            worker.bridge._connection,
+            expression_of(function, worker.bridge),
+            [item.args for item in items],
+            is_async=self._is_async,
+            goes_on=self._goes_on,
+            namespace=self._namespace,
+            stand_ins=self._stand_ins,
+        )
+        began = time.monotonic()
+        worker.requests.append(request)
+        doing = asyncio.ensure_future(request.outcomes())
+        try:
+            outcomes, seconds = await doing
+        except asyncio.CancelledError:
+            if not (request in self._withdrawn and doing.cancelled()):
+                raise
+            self._again.appendleft(items)
+        except (OutcomeUnknown, BridgeClosed) as error:
+            self._note(error, index)
+            worker.forget(function)  # it is another process, or will be
+            self._lost(items, error, begun=request.was_sent)
+        except NameNotFound as error:
+            if request.was_sent:  # the remote part was removed, and the function with it
+                worker.forget(function)
+            if request.was_sent and items[0].repeats:
+                items[0].repeats -= 1
+                self._again.appendleft(items)
+            else:  # an item is a ref that was freed
+                self._refused(items, index, error)
+        except Exception as error:  # noqa: BLE001 - raised, or given, in place of the results
+            self._refused(items, index, error, apart=isinstance(error, NotSent))
+        else:
+            self._measure(worker, began, seconds, len(outcomes))
+            for item, outcome in zip(items, outcomes, strict=False):
+                if type(outcome) is Failed:
+                    self._note(outcome.error, index)
+                self._settle(item, outcome)
+            if self._goes_on and len(outcomes) < len(items):  # an interrupt ended the chunk
+                self._again.appendleft(items[len(outcomes) :])
+        finally:
+            worker.requests.remove(request)
+            self._withdrawn.discard(request)
+            self._notify()
+
+    # ------------------------------------------------------------ items
+
+    @property
+    def _is_done(self) -> bool:
+        """Whether no item is left to give out, and none can come back."""
+        busy = any(worker.requests for worker in self._workers)
+        return (self._is_read or self._failed) and not self._again and not busy
+
+    def _take(self, worker: Worker) -> list[MapItem] | None:
+        """Return the next chunk for a kernel, or None if it has to wait."""
+        have = len(worker.requests)
+        others = (other for other in self._workers if not (other.is_out or other.is_away))
+        if have >= self._window or any(len(other.requests) < have for other in others):
+            return None
+        if self._again:
+            return self._again.popleft()
+        size = self._chunk_size()
+        room = AHEAD * self._window * len(self._workers) * size
+        if self._is_read or self._failed:
+            return None
+        self._is_full = self._read + size - self._consumed > room
+        if self._is_full:
+            return None
+        items: list[MapItem] = []
+        while len(items) < size:
+            item = self._next_item()
+            if item is None:
+                self._notify()
+                break
+            items.append(item)
+        return items or None
+
+    def _next_item(self) -> MapItem | None:
+        """Read an item; None if there is none, or none is wanted."""
+        if self._is_read or self._failed:
+            return None
+        try:
+            args = next(self._source)
+        except StopIteration:
+            self._is_read = True
+            return None
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - raised after the results
+            self._is_read, self._error = True, error
+            return None
+        self._read += 1
+        return MapItem(self._read - 1, args, self._retries)
+
+    def _chunk_size(self) -> int:
+        if self._chunksize != "auto":
+            return self._chunksize
+        if self._item_seconds:
+            wanted = int(CHUNK_SECONDS / self._item_seconds)
+            self._size = max(1, min(wanted, GROWTH * self._size, MOST_ITEMS))
+        if self._total is None:
+            return self._size
+        # The last chunks are smaller, so that no kernel is at work long after the others.
+        left = max(0, self._total - self._read) // (2 * len(self._workers))
+        return min(self._size, max(left, self._size // LAST, 1))
+
+    def _measure(self, worker: Worker, began: float, seconds: float, count: int) -> None:
+        """Note how long an item took in the kernel, and with its way, which only limits chunks."""
+        now = time.monotonic()
+        way = (now - max(began, worker.finished)) * CHUNK_SECONDS / MOST_SECONDS
+        worker.finished = now
+        one = max(seconds, way, 1e-7) / count
+        share = 0.5 if self._item_seconds else 1.0
+        self._item_seconds += share * (one - self._item_seconds)
+
+    def _withdraw_for(self, worker: Worker) -> None:
+        """Take a chunk that was not sent from another kernel, for one that has nothing to do."""
+        if worker.requests or not worker.may_send_now or not (self._is_read or self._failed):
+            return
+        for other in self._workers:
+            for request in reversed(other.requests):
+                if other is not worker and request.withdraw():
+                    self._withdrawn.add(request)
+                    return
+
+    def _lost(self, items: list[MapItem], error: BridgeError, *, begun: bool) -> None:
+        """Give out again the items of a lost kernel, or fail those that have no tries left.
+
+        Those that were begun go alone: one of them may be what ended the kernel.
+        """
+        if not begun:
+            self._again.appendleft(items)
+            return
+        for item in reversed(items):
+            if item.retries and isinstance(error, OutcomeUnknown):
+                item.retries -= 1
+                self._again.appendleft([item])
+            else:
+                self._settle(item, Failed(error))
+
+    def _refused(
+        self, items: list[MapItem], index: int, error: Exception, *, apart: bool = True
+    ) -> None:
+        """Fail the items of a chunk that did not run; first ``apart``, as one may be the cause."""
+        if apart and len(items) > 1:
+            self._again.extendleft([item] for item in reversed(items))
+            return
+        self._note(error, index)
+        for item in items:
+            self._settle(item, Failed(error))
+
+    def _settle(self, item: MapItem, outcome: Any) -> None:
+        self._results[item.index if self._ordered else self._arrived] = outcome
+        self._arrived += 1
+        if type(outcome) is Failed and not self._goes_on:
+            self._failed = True
+
+    async def _change(self) -> None:
+        await self._changed.wait()
+
+    def _notify(self) -> None:
+        """Have all that wait look again."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+_NOTHING = object()

@@ -1,0 +1,111 @@
+"""Sequences in parts, for the kernels of a fleet, and the parts as one sequence again.
+
+Rule: what belongs to a type is here, and no kernel. A library is not imported for this: an object
+of it exists only where it is loaded.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+TYPES = "lists, tuples, numpy arrays, pandas and polars frames and series, and Arrow tables"
+
+
+class Kind(NamedTuple):
+    """How sequences of some types are divided and joined.
+
+    Attributes:
+        types: the types, which the module has if it is loaded.
+        cut: returns the items from one index up to another.
+        join: returns the parts, of which none is empty, as one.
+    """
+
+    module: str
+    types: tuple[str, ...]
+    cut: Callable[[Any, int, int], Any]
+    join: Callable[[Any, list[Any]], Any]
+
+
+def _slice(sequence: Any, at: int, end: int) -> Any:
+    return sequence[at:end]
+
+
+def _table_slice(sequence: Any, at: int, end: int) -> Any:
+    return sequence.slice(at, end - at)
+
+
+def _joined_masked(ma: Any, parts: list[Any]) -> Any:
+    whole = ma.concatenate(parts)
+    if whole.dtype == parts[0].dtype:  # else the value may not fit
+        whole.fill_value = parts[0].fill_value
+    return whole
+
+
+def _joined_arrays(numpy: Any, parts: list[Any]) -> Any:
+    whole = numpy.concatenate(parts)
+    # What numpy joins is a plain array, also if the parts are of another class, as a recarray.
+    return whole if type(whole) is type(parts[0]) else whole.view(type(parts[0]))
+
+
+KINDS = (
+    Kind("builtins", ("list", "tuple"), _slice, lambda _, parts: type(parts[0])(chain(*parts))),
+    # A masked array is a numpy array, too, and is joined by a function of its own.
+    Kind("numpy.ma", ("MaskedArray",), _slice, _joined_masked),
+    Kind("numpy", ("ndarray",), _slice, _joined_arrays),
+    Kind(
+        "pandas",
+        ("DataFrame", "Series"),
+        lambda frame, at, end: frame.iloc[at:end],
+        lambda pandas, parts: pandas.concat(parts),
+    ),
+    Kind("pyarrow", ("Table",), _table_slice, lambda pa, parts: pa.concat_tables(parts)),
+    Kind("polars", ("DataFrame", "Series"), _table_slice, lambda pl, parts: pl.concat(parts)),
+)
+
+
+def divided(sequence: Any, count: int) -> list[Any]:
+    """Return so many parts of a sequence, whose lengths differ by one at most.
+
+    Raises:
+        TypeError: it is of a type that cannot be divided and joined again.
+    """
+    kind = _kind(sequence)
+    if kind is None or not getattr(sequence, "shape", (0,)):
+        raise TypeError(f"scatter() divides {TYPES}, not {type(sequence).__name__}")
+    base, more = divmod(len(sequence), count)
+    ends = [(index + 1) * base + min(index + 1, more) for index in range(count)]
+    return [kind.cut(sequence, at, end) for at, end in zip([0, *ends], ends, strict=False)]
+
+
+def joined(parts: Sequence[Any]) -> Any:
+    """Return the parts as one sequence.
+
+    Raises:
+        TypeError: they are of different types, or of one that cannot be joined.
+    """
+    kind = _kind(parts[0])
+    if kind is None or any(type(part) is not type(parts[0]) for part in parts):
+        found = ", ".join(dict.fromkeys(type(part).__name__ for part in parts))
+        raise TypeError(f"gather() joins {TYPES}, and parts of one type, not {found}; pull them")
+    # An empty part may be of another dtype than the others: pandas would look for a common one.
+    filled = [part for part in parts if len(part)]
+    if len(filled) < 2:
+        return (filled or parts)[0]
+    return kind.join(sys.modules[kind.module], filled)
+
+
+def _kind(sequence: Any) -> Kind | None:
+    # A part of a named tuple is a plain tuple, and a part of another list is a plain list.
+    if isinstance(sequence, (list, tuple)) and type(sequence) not in (list, tuple):
+        return None
+    for kind in KINDS:
+        module = sys.modules.get(kind.module)
+        if module is None:
+            continue
+        types = (getattr(module, name, None) for name in kind.types)
+        if isinstance(sequence, tuple(one for one in types if isinstance(one, type))):
+            return kind
+    return None

@@ -1,0 +1,343 @@
+"""Items that the kernel makes, one batch after the other.
+
+Rule: when the next batch is asked for, and what becomes of a batch that is lost or cut short. What
+the kernel's end does is in ``_shipped/remote/iterations.py``. A batch is a call like any other: it
+takes a turn, so cells and other calls come between two batches.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import weakref
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from bridgehead._connection.async_items import AsyncItems
+from bridgehead._connection.calls import Call
+from bridgehead._connection.connection import Connection
+from bridgehead._connection.queue import Turn
+from bridgehead._connection.resources import Frames, RemoteResource
+from bridgehead._connection.tasks import Outcome, coroutine_response
+from bridgehead._errors import (
+    BridgeError,
+    KernelRestarted,
+    ProtocolError,
+    ReplyLost,
+    TransportError,
+)
+from bridgehead._protocol.formatting import line
+from bridgehead._protocol.raising import raise_error
+from bridgehead._protocol.response import Response, check_fields
+from bridgehead._transports.tasks import retrieve_exception
+
+MOST_ITEMS = 10_000  # that the kernel may be ahead of the consumer
+MOST_BYTES = 64 << 20
+# s after which a batch that does not come is asked for the items that it has so far. It is longer
+# than the kernel takes for a batch, unless one item takes long.
+TAKE_AFTER, TAKE_AGAIN = 0.02, 1.0
+TRIES = 3  # of a batch whose response is lost; the kernel keeps it
+
+
+class Iteration(AsyncItems[Any]):
+    """An async iterator over items that the kernel makes, as they are made.
+
+    An error comes after the items before it, and ends the iteration. Cancelling a wait loses
+    nothing. ``aclose`` has the kernel close the iterator, which runs the ``finally`` of a
+    generator; so do the last item, dropping the iterator and closing the bridge. A step that runs
+    then is interrupted. One task in the kernel makes all items of an async iterator, so it may
+    hold an ``asyncio.timeout``, a task group or a context variable over a ``yield``.
+
+        >>> async with bridge.iterate("range(3)") as items:
+        ...     async for item in items:
+        ...         print(item)
+        0
+        1
+        2
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        call: Call,
+        decode: Callable[[Frames, int], Awaitable[tuple[Any, ...]]],
+        name: str,
+    ) -> None:
+        """``decode`` opens the frames of so many items."""
+        self._name = name
+        self.owner: object = None  # kept from being dropped while this is used
+        self.source: object = None  # a ref, which keeps its object alive in the kernel
+        self._items = Items(connection, call, decode)
+        connection.resources.enter(self._items)
+        self._finalizer = weakref.finalize(self, connection.resources.leave_soon, self._items)
+        self._finalizer.atexit = False  # at exit, closing the bridge ends it, or its lease
+
+    def __repr__(self) -> str:
+        return f"<Iteration {line(self._name)}{', ended' if self._items.is_ended else ''}>"
+
+    async def __anext__(self) -> Any:
+        items = self._items
+        if not items.ready:
+            await items.wait()
+        return items.pop()
+
+    async def take(self) -> list[Any]:
+        """Wait for an item, and return all that have arrived; an empty list at the end.
+
+        >>> async with bridge.iterate("range(3)") as items:
+        ...     await items.take()
+        [0, 1, 2]
+        """
+        with contextlib.suppress(StopAsyncIteration):
+            if not self._items.ready:
+                await self._items.wait()
+        return self._items.pop_all()
+
+    async def aclose(self) -> None:
+        """Have the kernel close the iterator, soon and beside what else it does.
+
+        >>> items = bridge.iterate("range(3)")
+        >>> await items.aclose()
+        >>> items
+        <Iteration range(3), ended>
+        """
+        self._items.leave()
+        self._finalizer()
+
+
+class Batch(Outcome):
+    """The items of one batch of an async iterator. No task of the user's gives them."""
+
+    kind = "batches"
+
+
+class Items(RemoteResource):
+    """The items that have arrived and were not consumed, and the batch that is on its way."""
+
+    kind = "iterations"
+
+    def __init__(
+        self,
+        connection: Connection,
+        call: Call,
+        decode: Callable[[Frames, int], Awaitable[tuple[Any, ...]]],
+    ) -> None:
+        super().__init__(connection.resources)
+        self._connection, self._first, self._decode = connection, call, decode
+        self.ready: deque[Any] = deque()
+        self.is_ended: bool = False
+        self._bytes = 0  # of the batches that are not consumed, more or less
+        self._error: BaseException | None = None
+        self._is_async = False
+        self._is_begun = False  # the kernel has had it
+        self._lost: BridgeError = KernelRestarted("the kernel does not have this iteration")
+        self._batch = 0  # the number of the batch that arrived last as a whole
+        self._have = 0  # items of the next one that have arrived
+        self._call: Call | None = None  # that is on its way
+        self._fetching: asyncio.Task[None] | None = None
+        self._arrived = asyncio.Event()
+
+    # ------------------------------------------------------------ for the consumer
+
+    async def wait(self) -> None:
+        """Wait until there is an item; raise what ended the iteration if there is none."""
+        while not self.ready:
+            if self._error is not None:
+                error, self._error = self._error, None
+                if isinstance(error, KernelRestarted):
+                    self._connection.remote.restart_reported()
+                raise error
+            if self.is_ended:
+                raise StopAsyncIteration
+            if self._fetching is None:
+                self._fetch()
+            self._arrived.clear()
+            await self._arrived.wait()
+
+    def pop(self) -> Any:
+        """Return the next item, and have the next batch made in time."""
+        item = self.ready.popleft()
+        if not self.ready:
+            self._bytes = 0
+        if self._fetching is None and not self.is_ended:
+            self._fetch()
+        return item
+
+    def pop_all(self) -> list[Any]:
+        items = list(self.ready)
+        self.ready.clear()
+        self._bytes = 0
+        if self._fetching is None and not self.is_ended:
+            self._fetch()
+        return items
+
+    def leave(self) -> None:
+        """End the iteration; no consumer waits any more."""
+        self.is_ended = True
+        self.ready.clear()
+        self.interrupt()
+        if self._fetching is not None:
+            self._fetching.cancel()
+        self._arrived.set()
+
+    # ------------------------------------------------------------ for the resources
+
+    def take(self, event: Response | BridgeError) -> None:
+        """Ignore events: the items come with responses."""
+
+    def end(self) -> None:
+        super().end()
+        if not self.is_ended:
+            self._lost = self._why_lost()
+            if self._fetching is None:
+                self._fail(self._lost)
+
+    def interrupt(self) -> None:
+        """Interrupt the step that runs: the bridge closes."""
+        call, self._call = self._call, None
+        if call is not None:
+            self._connection.cancel(call)
+
+    def _why_lost(self) -> BridgeError:
+        try:
+            self._connection.transport.life.check()
+        except BridgeError as error:
+            return error
+        return KernelRestarted("the kernel does not have this iteration any more")
+
+    # ------------------------------------------------------------ batches
+
+    def _fetch(self) -> None:
+        """Ask for the next batch, unless the consumer is too far behind."""
+        has_room = not self.ready or (
+            len(self.ready) <= MOST_ITEMS // 2 and self._bytes <= MOST_BYTES // 2
+        )
+        if self._fetching is None and has_room:
+            self._fetching = self._connection.transport.spawn(self._next_batch())
+            self._fetching.add_done_callback(self._fetched)
+
+    def _fetched(self, task: asyncio.Task[None]) -> None:
+        self._fetching = None
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._fail(error)
+        elif task.cancelled() and not self.is_ended:  # the bridge was closed
+            self._fail(self._why_lost())
+        if self.is_ended:
+            self.resources.drop(self)
+        else:
+            self._fetch()
+        self._arrived.set()
+
+    def _fail(self, error: BaseException) -> None:
+        self._error, self.is_ended = error, True
+        self._arrived.set()
+
+    async def _next_batch(self) -> None:
+        connection = self._connection
+        if self._is_begun and not self.is_known:  # it was lost while a batch was on its way
+            raise self._lost
+        if not self._is_begun:
+            self._first.fields.update(connection.resources.fields(self))
+            with Turn(connection.queue) as turn:
+                self._call, self._first.is_unattended = self._first, True
+                response = await connection.do(self._first, turn)
+            self._is_async = response.header.get("is_async") is True
+            self._first, self._is_begun = Call("iterate"), True  # the arguments are not kept
+            connection.resources.made(self)
+        for attempt in range(TRIES):
+            asking = asyncio.ensure_future(self._ask())
+            try:
+                await self._take_until(asking)
+                response = await asking
+            except (ReplyLost, TransportError):
+                if attempt == TRIES - 1:
+                    raise
+                continue  # the kernel keeps the batch
+            finally:
+                asking.cancel()
+                asking.add_done_callback(retrieve_exception)
+            if await self._add(response):
+                return
+        raise ReplyLost("the kernel did not send the items of one batch")
+
+    async def _ask(self) -> Response:
+        connection = self._connection
+        fields = {"iteration": self.id, "batch": self._batch + 1, "have": self._have or None}
+        call = Call("advance", fields={**fields, "most": MOST_ITEMS // 2})
+        call.fields.update(connection.trust.fields())
+        call.fields.update(connection.resources.fields(self))
+        call.is_unattended = True
+        self._call = call
+        try:
+            with Turn(connection.queue) as turn:
+                if self._is_async:
+                    return await coroutine_response(connection, call, turn, Batch)
+                return await connection.do(call, turn)
+        finally:
+            self._call = None
+
+    async def _take_until(self, asking: asyncio.Future[Response]) -> None:
+        """Take the items that were made, while the kernel works on an item that takes long."""
+        pause = TAKE_AFTER
+        while not self._is_async:
+            done, _ = await asyncio.wait([asking], timeout=pause)
+            if done:
+                return
+            taking = asyncio.ensure_future(self._take())
+            both: list[asyncio.Future[Any]] = [asking, taking]
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            response = taking.result() if taking.done() else None
+            taking.cancel()
+            if response is None:
+                return
+            if response.header.get("number") == self._batch + 1:
+                await self._add(response)
+                return  # whatever item ends now, ends the batch
+            pause = min(2 * pause, TAKE_AGAIN)
+
+    async def _take(self) -> Response | None:
+        """Take the items that were made; None if no thread answers beside the cells."""
+        with contextlib.suppress(BridgeError):  # the batch itself reports what is wrong
+            return await self._connection.remote.request_beside(
+                "take", iteration=self.id, batch=self._batch + 1
+            )
+        return None
+
+    async def _add(self, response: Response) -> bool:
+        """Add the items of a response; return whether the batch is whole."""
+        header, frames = response.header, response.frames
+        check_fields(header, "iterate", "groups", "first", "number")
+        if "ended" in header:
+            check_fields(header, "iterate", "ended")
+        skip = self._have - header["first"]
+        if header["number"] != self._batch + 1 or skip < 0:
+            return False  # items came by another way, and were lost
+        at = 0
+        for group in header["groups"]:
+            if len(group) != 2:
+                raise ProtocolError("the kernel sent items that cannot be counted")
+            count, parts = group
+            whole = frames[at : at + parts]
+            at += parts
+            if skip < count <= MOST_ITEMS // 2:
+                items = await self._decode(whole, count)
+                self.ready.extend(items[max(skip, 0) :])
+                self._have += count - max(skip, 0)
+                self._bytes += sum(frame.nbytes for frame in whole)
+                if self._have > MOST_ITEMS // 2:
+                    raise ProtocolError("the kernel sent more items than it was asked for")
+            elif count > MOST_ITEMS // 2:
+                raise ProtocolError("the kernel sent more items than it was asked for")
+            skip -= count
+        self._arrived.set()
+        if "ended" not in header:
+            return False
+        self._batch, self._have = self._batch + 1, 0
+        failure = header.get("failure")
+        if failure is not None:
+            trusted = not self._connection.trust.data
+            raise_error({"error": failure}, frames[at:], trusted=trusted)
+        self.is_ended = header["ended"]
+        return True

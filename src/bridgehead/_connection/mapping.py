@@ -1,0 +1,135 @@
+"""A chunk of a map: a request that has one kernel call a function with several items.
+
+Rule: how the items of one chunk cross, and how their outcomes come back. Which kernel gets which
+items, and what is tried again, is decided in ``_bridge.fleet_map``. The kernel's end is
+``_shipped/remote/maps.py``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from bridgehead._connection.calls import Call
+from bridgehead._connection.connection import Connection
+from bridgehead._connection.queue import Turn
+from bridgehead._connection.tasks import coroutine_response
+from bridgehead._errors import BridgeError, ProtocolError
+from bridgehead._protocol import payload as _payload
+from bridgehead._protocol.raising import raise_error
+from bridgehead._protocol.response import Response, check_fields
+
+
+class Failed:
+    """In place of an item's value: why it has none."""
+
+    __slots__ = ("error",)
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+
+class MapRequest:
+    """One chunk on its way to one kernel, and back.
+
+    Attributes:
+        call: shows whether it was sent.
+    """
+
+    def __init__(
+        self,
+        connection: Connection,
+        function: str,
+        items: list[tuple[Any, ...]],
+        *,
+        is_async: bool,
+        goes_on: bool,
+        namespace: bool,
+        stand_ins: Mapping[type, Callable[[Any], Any]],
+    ) -> None:
+        """Take an expression of the function, and the arguments of each item.
+
+        With ``goes_on`` an item that raises does not keep the next one from being begun.
+        """
+        self._connection, self._count, self._is_async = connection, len(items), is_async
+        parts = {"the items": items} if len(items) != 1 else {"the item": items[0]}
+        source = _payload.PayloadSource((items,), parts, refs=stand_ins)
+        fields = {
+            "expressions": [function],
+            "goes_on": goes_on or None,
+            "namespace": namespace or None,
+            **connection.trust.fields(),
+        }
+        self.call = Call("map", source, fields=fields)
+        self.call.interrupts = not is_async
+
+    @property
+    def was_sent(self) -> bool:
+        """Whether the kernel may have begun it."""
+        return self.call.turn is not None and self.call.turn.sent
+
+    def withdraw(self) -> bool:
+        """Have it never sent, unless it was; ``outcomes`` is cancelled if this is true."""
+        if self.call.turn is None or not self.call.turn.withdraw():
+            return False
+        self.call.interrupts = False  # there is nothing to interrupt
+        return True
+
+    async def outcomes(self) -> tuple[list[Any], float]:
+        """Return the value of each item, or a ``Failed``, and the seconds that they took.
+
+        There are fewer than items if one of them ended the chunk.
+
+        Cancelling interrupts it in the kernel, or has it never begin.
+        """
+        connection = self._connection
+        with Turn(connection.queue) as turn:
+            if self._is_async:
+                response = await coroutine_response(connection, self.call, turn)
+            else:
+                response = await connection.do(self.call, turn)
+        return await self._decoded(response), response.header["seconds"]
+
+    async def _decoded(self, response: Response) -> list[Any]:
+        header, frames = response.header, response.frames
+        check_fields(header, "map", "groups", "failures", "seconds")
+        failures, seconds = header["failures"], header["seconds"]
+        if not 0 <= seconds < math.inf:  # JSON may have NaN, too
+            raise ProtocolError("the kernel sent a duration that is not one")
+        values: list[Any] = []
+        at = 0
+        for group in header["groups"]:
+            if len(group) != 2 or not 0 < group[0] <= self._count - len(values):
+                raise ProtocolError("the kernel sent results that cannot be counted")
+            count, parts = group
+            values += await self._opened(frames[at : at + parts], count)
+            at += parts
+        if not 0 < len(values) + len(failures) <= self._count:
+            raise ProtocolError("the kernel sent another number of results than it got items")
+        for failure in failures:
+            if not 0 <= failure["at"] <= len(values) or failure["parts"] < 0:
+                raise ProtocolError("the kernel sent errors that cannot be counted")
+            error = self._error(failure["error"], frames[at : at + failure["parts"]])
+            at += failure["parts"]
+            values.insert(failure["at"], Failed(error))
+        if len(values) < self._count and (not failures or failures[-1]["at"] != len(values) - 1):
+            raise ProtocolError("the kernel sent fewer results than it got items, and no error")
+        return values
+
+    async def _opened(self, frames: list[memoryview], count: int) -> Sequence[Any]:
+        try:
+            opened = await self._connection.trust.open(frames)
+            return _payload.check_values(opened, count)
+        except ProtocolError:
+            raise
+        except BridgeError as error:
+            return [Failed(error)] * count
+
+    def _error(self, description: Any, frames: list[memoryview]) -> Exception:
+        trusted = not self._connection.trust.data
+        try:
+            raise_error({"error": description}, frames, trusted=trusted)
+        except BridgeError as error:
+            return error
+        raise ProtocolError("the kernel sent an error without a description")

@@ -1,0 +1,347 @@
+"""Iterations: what a client iterates over, item by item, in the kernel.
+
+Rule: use the standard library only, and run on Python 3.8 and later. A request makes the items of
+one batch: those of a plain iterator in the thread of the cells. All items of an async one are made
+by one task, that of a ``Producer``, and a task for each batch asks for them: a generator may hold a
+timeout, a task group or a context variable over a ``yield``. An item is pickled when it is made, so
+it arrives as it was then. The last batch is kept until the client asks for the next one, because
+its response may be lost.
+"""
+
+from __future__ import annotations
+
+import sys
+from time import monotonic
+from types import SimpleNamespace
+from typing import Any, Sequence
+
+if __package__:  # in the kernel, all shipped files are one module
+    from bridgehead._shipped.remote.coroutines import Root, cancelled_error
+    from bridgehead._shipped.remote.kernel import Kernel
+    from bridgehead._shipped.remote.namespace import error_response
+    from bridgehead._shipped.remote.operations import Operations
+    from bridgehead._shipped.remote.resources import Resource, ResourceTable
+    from bridgehead._shipped.remote.tasks import RunningTasks
+    from bridgehead._shipped.wire.digest import Buffer
+    from bridgehead._shipped.wire.errors import WireError
+    from bridgehead._shipped.wire.frames import snapshot
+    from bridgehead._shipped.wire.header import HeaderAndFrames, RequestHeader, ResponseHeader
+
+BATCH_SECONDS = 0.01  # after this time, an item ends its batch
+BATCH_BYTES = 1 << 20  # so does one with which the batch has so many bytes
+SCALARS = (int, float, bool, str, bytes, type(None))  # cannot change; pickled with their batch
+
+
+class Pickled:
+    """An item that was pickled when it was made."""
+
+    def __init__(self, frames: list[memoryview]) -> None:
+        self.frames = frames
+
+
+class Producer:
+    """The task that makes the items of an async iterator, and closes the iterator.
+
+    An item is made when it is asked for. Each side waits for a future of the other one: ``_item``
+    is that of the item which is being made, or was made and not taken.
+    """
+
+    def __init__(self, tasks: RunningTasks, iterator: Any) -> None:
+        self._tasks, self._iterator = tasks, iterator
+        self._loop = tasks.require_loop()
+        self._root: Root | None = None
+        self._item: Any = None
+        self._asked: Any = None  # what the task waits for, between two items
+        self._error: BaseException | None = None  # that ended the iterator
+        self._is_closed = self._is_closing = False
+
+    def ask(self) -> Any:
+        """Have the next item made, unless it is being made; return a future for ``take``."""
+        if self._item is None:
+            self._item = self._loop.create_future()
+            self._go_on()
+        return self._item
+
+    def take(self) -> tuple[Any, ...]:
+        """Return the item whose future is done, in a tuple that is empty at the end."""
+        item, self._item = self._item, None
+        made, error = item.result()
+        if error is not None:
+            raise error
+        found: tuple[Any, ...] = made
+        return found
+
+    def close(self) -> None:
+        """Have the iterator closed; a step that runs is cancelled."""
+        self._is_closed = True
+        if self._root is None or self._asked is not None:
+            self._go_on()
+        elif not self._is_closing:
+            self._root.task.cancel()
+
+    def _go_on(self) -> None:
+        if self._root is None:
+            self._root = self._tasks.start_alone(self._run())
+            self._root.task.add_done_callback(self._ended)
+        elif self._root.task.done():
+            self._ended(self._root.task)
+        elif self._asked is not None and not self._asked.done():
+            self._asked.set_result(None)
+
+    def _give(self, made: tuple[Any, ...], error: BaseException | None = None) -> None:
+        if self._item is None:  # a step that was not asked for: see ``_next_step``
+            self._item = self._loop.create_future()
+        if not self._item.done():
+            self._item.set_result((made, error))
+
+    def _ended(self, task: Any) -> None:
+        """Give what ended the task to the batch that waits for an item."""
+        if self._item is not None and self._root is not None:
+            self._give((), self._root.ended_by or self._error or cancelled_error())
+
+    async def _run(self) -> None:
+        try:
+            step = None if self._is_closed else self._iterator.__anext__()
+            while step is not None:
+                try:
+                    self._give((await step,))
+                except StopAsyncIteration:
+                    self._give(())
+                    return
+                step = await self._next_step()
+        except BaseException as error:  # an interrupt and an exit, too, are the iterator's
+            self._error = error
+        finally:
+            self._is_closing = True
+            close = getattr(self._iterator, "aclose", None)
+            if close is not None:
+                await close()
+
+    async def _next_step(self) -> Any:
+        """Wait until an item is asked for; return the step that makes it, or None to close."""
+        if self._is_closed:
+            return None
+        self._asked = self._loop.create_future()
+        try:
+            await self._asked
+        except BaseException as error:
+            # An ``asyncio.timeout`` or a task group around the ``yield`` cancels this task.
+            throw = getattr(self._iterator, "athrow", None)
+            if throw is None or self._root is None or self._root.ended_by is not None:
+                raise
+            return throw(error)
+        finally:
+            self._asked = None
+        return None if self._is_closed else self._iterator.__anext__()
+
+
+class Iteration(Resource):
+    """An iterator, and the batch of items that was made last.
+
+    Attributes:
+        number: of the batch that is being made, or was made last.
+        items: its items so far; another thread may read them while they are made.
+    """
+
+    def __init__(self, header: RequestHeader, iterations: Iterations, source: Any) -> None:
+        super().__init__(header)
+        self.iterations = iterations
+        self.is_async = hasattr(source, "__aiter__")
+        self.iterator: Any = source.__aiter__() if self.is_async else iter(source)
+        self.producer: Producer | None = None  # of an async iterator
+        if self.is_async:
+            self.producer = Producer(iterations.tasks, self.iterator)
+        self.number = 0
+        self.is_making = False
+        self.items: list[Any] = []
+        self.failure: HeaderAndFrames | None = None
+        self.is_ended = False
+        self._until, self._most, self._nbytes, self._taken = 0.0, 0, 0, 0
+
+    def end(self) -> None:
+        """Close the iterator, which runs the ``finally`` of a generator."""
+        iterator, self.iterator, self.is_ended = self.iterator, None, True
+        close = getattr(iterator, "close", None) if self.producer is None else self.producer.close
+        if close is None:
+            return
+        try:
+            close()
+        except BaseException as error:  # as for a generator that is dropped: no caller gets it
+            fields = {"exc_type": type(error), "exc_value": error, "err_msg": None}
+            trace = error.__traceback__
+            sys.unraisablehook(SimpleNamespace(exc_traceback=trace, object=iterator, **fields))
+
+    # ------------------------------------------------------------ a batch
+
+    def make(self, most: int) -> None:
+        """Make the items of the next batch, of a plain iterator."""
+        self._begin(most)
+        try:
+            for value in self.iterator:
+                if self._add(value):
+                    return
+            self.is_ended = True
+        except BaseException as error:
+            self.failure = error_response(error)
+
+    async def make_async(self, producer: Producer, most: int) -> None:
+        """Make the items of the next batch, of an async iterator.
+
+        If this batch is cancelled, the item that is being made comes with a later one.
+        """
+        wait = sys.modules["asyncio"].wait
+        self._begin(most)
+        while True:
+            item = producer.ask()
+            left = max(0.0, self._until - monotonic()) if self.items else None
+            await wait([item], timeout=left)
+            if not item.done():
+                return
+            try:
+                one = producer.take()
+                if not one:
+                    self.is_ended = True
+                if not one or self._add(one[0]):
+                    return
+            except BaseException as error:
+                self.failure = error_response(error)
+                return
+
+    def _begin(self, most: int) -> None:
+        """Begin a batch; the first one of an iteration is short."""
+        seconds = BATCH_SECONDS if self.number else BATCH_SECONDS / 10
+        self._until, self._most, self._nbytes = monotonic() + seconds, most, 0
+        self.items, self._taken = [], 0
+        self.is_making = True
+        self.number += 1
+
+    def _add(self, value: Any) -> bool:
+        """Add an item to the batch; return whether that ends the batch."""
+        is_scalar = type(value) in SCALARS
+        frames = [] if is_scalar else self._encode((value,))
+        if is_scalar:
+            self._nbytes += len(value) if type(value) in (str, bytes) else 8
+        else:
+            self._nbytes += sum(frame.nbytes for frame in frames)
+        is_last = (
+            self._nbytes >= BATCH_BYTES
+            or len(self.items) + 1 >= self._most
+            or monotonic() >= self._until
+        )
+        if is_scalar:
+            self.items.append(value)
+        else:
+            # Nothing of the iterator's runs before the response to the last item is made.
+            self.items.append(Pickled(frames if is_last else snapshot(frames)))
+        return is_last
+
+    def _encode(self, values: tuple[Any, ...]) -> list[memoryview]:
+        paths = ["the item"] * len(values)
+        return self.iterations.operations.values.encode(self.header, values, paths, True)[0]
+
+    def response(self, have: int, *, is_whole: bool = True) -> HeaderAndFrames:
+        """Return the items of the batch from the one at ``have`` on."""
+        groups, frames = grouped(self.items[have:], self._encode)
+        response: ResponseHeader = {"groups": groups, "first": have, "number": self.number}
+        if is_whole and self.failure is not None:
+            failed, parts = self.failure
+            response = {**response, "failure": failed["error"]}
+            frames += parts
+        if is_whole:
+            response = {**response, "ended": self.is_ended or self.failure is not None}
+        return response, frames
+
+    def take(self) -> HeaderAndFrames:
+        """Return the items of the batch that were not taken before, while it is being made."""
+        taken = self._taken
+        self._taken = len(self.items) if self.is_making else taken
+        response, frames = self.response(taken, is_whole=False)
+        return (response, frames) if self.is_making else ({**response, "groups": []}, [])
+
+    def rest(self) -> HeaderAndFrames:
+        """Return the items of the batch that were not taken."""
+        return self.response(self._taken)
+
+
+def grouped(items: list[Any], encode: Any) -> tuple[list[list[int]], list[memoryview]]:
+    """Return the frames of items; neighbouring scalars are pickled together.
+
+    The groups say how many items and frames belong to each pickle.
+    """
+    at, groups = 0, []
+    frames: list[memoryview] = []
+    while at < len(items):
+        end = at + 1
+        if isinstance(items[at], Pickled):
+            parts = items[at].frames
+        else:
+            while end < len(items) and not isinstance(items[end], Pickled):
+                end += 1
+            parts = encode(tuple(items[at:end]))
+        groups.append([end - at, len(parts)])
+        frames += parts
+        at = end
+    return groups, frames
+
+
+class Iterations:
+    """The iterations of one namespace."""
+
+    def __init__(
+        self,
+        kernel: Kernel,
+        operations: Operations,
+        resources: ResourceTable,
+        tasks: RunningTasks,
+    ) -> None:
+        self.kernel, self.operations, self.resources = kernel, operations, resources
+        self.tasks = tasks
+
+    def iterate(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
+        """Begin to iterate over what an expression or a function gives."""
+        self.resources.check_closed(header)
+        if header.get("expressions"):
+            source = self.operations.values.evaluate(header["expressions"][0])
+        else:
+            source = self.operations.run_function(header, frames)
+        if hasattr(source, "__aiter__"):
+            self.resources.check(header)
+        iteration = Iteration(header, self, source)
+        self.resources.add(iteration)
+        return {"is_async": iteration.is_async}, []
+
+    def _find(self, header: RequestHeader) -> Iteration:
+        found = self.resources.known.get(header["iteration"])
+        if not isinstance(found, Iteration):
+            raise WireError("lost", "the kernel does not have this iteration any more")
+        return found
+
+    def advance(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
+        """Make a batch of items, unless it was made before; respond with them."""
+        iteration, number = self._find(header), header["batch"]
+        self.resources.note_owner(header)
+        have = header.get("have") or 0
+        is_made = number <= iteration.number
+        producer = iteration.producer
+        if producer is not None:
+
+            async def make() -> HeaderAndFrames:
+                if not is_made and not iteration.is_ended:
+                    await iteration.make_async(producer, header["most"])
+                return iteration.response(have)
+
+            return self.tasks.start_with(header, make(), lambda made: made)
+        if is_made or iteration.is_ended:
+            return iteration.response(have)
+        try:
+            self.kernel.run_interruptibly(header["id"], lambda: iteration.make(header["most"]))
+        finally:
+            iteration.is_making = False
+        return iteration.rest()
+
+    def take(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
+        """Respond with the items of a batch that is being made; any thread serves this."""
+        iteration = self._find(header)
+        if iteration.number != header["batch"]:
+            return {"groups": [], "first": 0, "number": iteration.number}, []
+        return iteration.take()

@@ -1,0 +1,95 @@
+"""The limit on what one cell prints: its beginning and its end are sent, the middle is dropped.
+
+Rule: use the standard library only, and run on Python 3.8 and later. This file knows the streams of
+ipykernel. It knows no request.
+
+Facts this file rests on, read and measured (ipykernel 6.31 and 7.4, IPython 9):
+
+- What a child process writes reaches ``write`` of the stream, in a thread, with the header of the
+  newest cell. So does what is written to the descriptor.
+- IPython replaces ``write`` for the time of a plain cell, and keeps what comes there in the
+  history. A limit that is set inside of that, when the code begins, limits both.
+- A child's last 64 KiB may still be in the pipe when the cell's code has ended.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+from threading import RLock
+from time import monotonic, sleep
+from typing import Any
+
+if __package__:  # in the kernel, all shipped files are one module
+    from bridgehead._shipped.wire.excerpt import Excerpt, mark
+
+DRAINED_WITHIN = 0.5  # s for a pipe to become empty, into which a child may still write
+DRAINED_AGAIN = 0.001  # s between two looks
+
+
+class OutputLimit:
+    """The limit on the streams of one cell, while its code runs."""
+
+    def __init__(self, most: int) -> None:
+        """Let ``most`` characters pass, of all streams together."""
+        self.excerpt = Excerpt(most)
+        self._process = os.getpid()
+        self._lock = RLock()  # any thread may print, and so may a signal handler
+        self._replaced: list[tuple[Any, Any, Any]] = []
+
+    def begin(self, cell: str) -> None:
+        """Limit what is printed for the cell of this message, and nothing else."""
+        for name in ("stdout", "stderr"):
+            stream = getattr(sys, name, None)
+            if any(stream is one for one, _, _ in self._replaced):
+                continue  # a user has made both the same
+            if hasattr(stream, "parent_header"):  # else it is the user's own, and is not sent
+                self._limit(stream, cell)
+
+    def _limit(self, stream: Any, cell: str) -> None:
+        write = stream.write
+
+        def limited(text: Any, *args: Any, **kwargs: Any) -> Any:
+            if os.getpid() != self._process:  # a fork: what it holds would never be printed
+                return write(text, *args, **kwargs)
+            if type(text) is not str or stream.parent_header.get("msg_id") != cell:
+                return write(text, *args, **kwargs)
+            with self._lock:
+                head = self.excerpt.take(stream, text)
+                if head:
+                    write(head)
+            return len(text)
+
+        stream.write = limited
+        self._replaced.append((stream, write, limited))
+
+    def finish(self) -> int:
+        """Print the end, behind a line for what was dropped; return how much was dropped."""
+        try:
+            for stream, _, _ in self._replaced:
+                drain(getattr(stream, "_fid", None))
+        finally:
+            writes = {}
+            for stream, write, limited in self._replaced:
+                if stream.write is limited:  # else a user has replaced it
+                    stream.write = write
+                writes[id(stream)] = write
+        ends = [(writes[id(stream)], text) for stream, text in self.excerpt.end()]
+        if self.excerpt.dropped and ends:
+            ends[0][0](mark(self.excerpt.dropped))
+        for write, text in ends:
+            write(text)
+        return self.excerpt.dropped
+
+
+def drain(pipe: Any) -> None:
+    """Wait until a stream's thread has read what is in the pipe."""
+    if type(pipe) is not int or not hasattr(select, "poll"):
+        return
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    until = monotonic() + DRAINED_WITHIN
+    while poll.poll(0) and monotonic() < until:
+        sleep(DRAINED_AGAIN)
+    sleep(DRAINED_AGAIN)  # for what the thread has just read

@@ -1,0 +1,486 @@
+"""Deadlines, limits, names, values and input of cells, in real kernels.
+
+Rule: what a loopback cannot show: interrupts, child processes, other clients, every lane.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bridgehead import Bridge, KernelRestarted, MissingInKernel, RemoteError, RunTimeout
+from support.elsewhere import MAJORS
+from support.kit import LANES, goes_on, other, reported_within, until
+from support.promises import occupied
+
+
+@pytest.fixture(scope="module", params=LANES)
+async def on_lane(request: pytest.FixtureRequest) -> AsyncIterator[Bridge]:
+    # ipykernel does not pass on what children print if it finds itself in a test of pytest.
+    inherited = os.environ.keys() - {"PYTEST_CURRENT_TEST"}
+    async with Bridge.launch(lane=request.param, inherit_env=inherited) as bridge:
+        yield bridge
+
+
+@pytest.fixture
+async def bridge(on_lane: Bridge) -> Bridge:
+    names = [name.name for name in await on_lane.names(modules=True)]
+    if names:
+        await on_lane.delete(*names)
+    return on_lane
+
+
+def staged(bridge: Bridge) -> Any:
+    """Return an expression of what the remote part keeps for cells that have not begun."""
+    return (
+        "[[*m.staged] for n, m in __import__('sys').modules.items() if n.startswith('_bridgehead')]"
+    )
+
+
+# ---------------------------------------------------------------- the deadline
+
+
+async def test_a_cell_is_interrupted_at_its_deadline(bridge: Bridge) -> None:
+    async with reported_within(2):
+        with pytest.raises(RunTimeout, match="and the cell was interrupted$") as caught:
+            await bridge.run(
+                "import time\nprint('begun')\ntry: time.sleep(60)\nfinally: print('ended')",
+                timeout=0.5,
+                on_timeout="interrupt",
+            )
+    assert caught.value.result.stdout == "begun\nended\n"
+    assert caught.value.result.outputs[-1]["output_type"] == "error"
+    await goes_on(bridge)
+
+
+async def test_a_cell_that_ignores_the_interrupt_ends_here(bridge: Bridge) -> None:
+    code = (
+        "import time\nprint('begun')\nend = time.monotonic() + 3\n"
+        "while time.monotonic() < end:\n"
+        "    try: time.sleep(60 if 0 else end - time.monotonic())\n"
+        "    except KeyboardInterrupt: print('ignored', flush=True)\nended = True"
+    )
+    async with reported_within(2):
+        with pytest.raises(RunTimeout, match="interrupted, but has not ended") as caught:
+            await bridge.run(code, timeout=0.5, on_timeout="interrupt")
+    assert caught.value.result.stdout == "begun\nignored\n"
+    assert await bridge.pull("ended")
+
+
+async def test_a_value_is_not_interrupted_at_the_deadline(bridge: Bridge) -> None:
+    with pytest.raises(RunTimeout, match="or pull= is still being evaluated$"):
+        await bridge.run("import time", pull=["time.sleep(3)"], timeout=0.3, on_timeout="interrupt")
+    await goes_on(bridge)
+
+
+async def test_a_cell_that_is_left_goes_on(bridge: Bridge) -> None:
+    with pytest.raises(RunTimeout, match="may still run"):
+        await bridge.run("import time; time.sleep(0.6); ended = True", timeout=0.2)
+    assert await bridge.pull("ended")
+
+
+async def test_only_its_own_cell_is_interrupted(bridge: Bridge) -> None:
+    await bridge.push(ran=[])
+    async with occupied(bridge):
+        async with reported_within(0.5):
+            with pytest.raises(RunTimeout, match="withdrawn before it began"):
+                await bridge.run("ran.append(1)", timeout=0.3, on_timeout="interrupt")
+        async with reported_within(0.5):
+            with pytest.raises(RunTimeout, match="was not sent"):
+                await bridge.run(
+                    "ran.append(1)", push={"given": 1}, timeout=0.3, on_timeout="interrupt"
+                )
+    await goes_on(bridge)
+    assert await bridge.pull("ran") == []
+    assert not await bridge.exists("given")
+    assert [one for one in await bridge.pull(staged(bridge)) if one] == []
+
+
+# ---------------------------------------------------------------- limits
+
+
+PRINTERS = {
+    "print": "for n in range(20_000): print('x' * 99)",
+    "child": "import subprocess, sys\nsubprocess.run([sys.executable, '-c', {print!r}])",
+    "shell": "!python -c {print!r}",
+    "descriptor": "import os\nfor n in range(20_000): os.write(1, b'x' * 99 + b'\\n')",
+    "await": (
+        "import asyncio\nfor n in range(20_000):\n    print('x' * 99)\n"
+        "    n % 999 or await asyncio.sleep(0)"
+    ),
+    "thread": (
+        "import threading\nthread = threading.Thread(target=lambda: exec({print!r}))\n"
+        "thread.start(); thread.join()"
+    ),
+}
+
+
+@pytest.mark.parametrize("how", PRINTERS)
+async def test_what_a_cell_prints_is_cut_in_the_kernel(bridge: Bridge, how: str) -> None:
+    code = PRINTERS[how].replace("{print!r}", repr(PRINTERS["print"]))
+    seen = 0
+    messages = bridge.messages()
+    # What is written to the descriptor may come after what is printed later.
+    end = "" if how in ("child", "descriptor") else "the end\n"
+    result = await bridge.run(f"{code}\nprint({end!r}, end='')", max_output=1000)
+    for _ in range(len(messages)):
+        message = await anext(messages)
+        seen += len(message.text) if message.type == "stream" else 0
+    await messages.aclose()
+    assert seen == len(result.stdout) + len(result.stderr) < 1100
+    stdout = result.stdout.replace("\r", "")  # from a terminal that IPython makes for "!"
+    assert stdout.startswith("x" * 99 + "\n" + "x" * 99)
+    assert stdout.endswith(f"x\n{end}")
+    carriage_returns = 20_000 if how == "shell" else 0
+    assert result.dropped == 20_000 * 100 + carriage_returns + len(end) - 1000
+    assert "characters dropped]" in result.stdout
+    following = await bridge.run("print('y' * 5000)")
+    assert following.stdout == "y" * 5000 + "\n"
+
+
+async def test_the_history_keeps_no_more_than_is_sent(bridge: Bridge) -> None:
+    await bridge.run("print('x' * 1_000_000)", max_output=100)
+    kept = "str(get_ipython().history_manager.outputs)"
+    assert await bridge.pull(f"len({kept})") < 1_000_000 or "x" * 1000 not in await bridge.pull(
+        kept
+    )
+
+
+async def test_the_output_of_other_cells_is_not_cut(bridge: Bridge) -> None:
+    async with other(bridge) as client:
+        behind = client.submit("print('z' * 5000)")
+        result = await bridge.run("print('x' * 5000)", max_output=10)
+        assert (await client.answer(behind))["status"] == "ok"
+    assert result.dropped == 4991
+
+
+async def test_a_limit_holds_until_an_interrupt(bridge: Bridge) -> None:
+    with pytest.raises(RunTimeout) as caught:
+        await bridge.run(
+            "while True: print('x' * 99)", max_output=1000, timeout=0.5, on_timeout="interrupt"
+        )
+    assert len(caught.value.result.stdout) < 1200
+    assert caught.value.result.stdout.endswith("x\n") or "x" in caught.value.result.stdout
+    await goes_on(bridge)
+    assert (await bridge.run("print('y' * 5000)")).stdout == "y" * 5000 + "\n"
+
+
+async def test_displays_count_and_are_dropped_as_a_whole(bridge: Bridge) -> None:
+    code = "from IPython.display import display, HTML\nfor n in range(50): display(HTML('x' * 99))"
+    result = await bridge.run(code, max_output=1000)
+    kept = [one for one in result.outputs if one["output_type"] == "display_data"]
+    assert 2 <= len(kept) < 10
+    assert result.dropped > 3000
+
+
+async def test_a_limit_holds_where_both_streams_are_one(bridge: Bridge) -> None:
+    await bridge.run("import sys\nkept, sys.stderr = sys.stderr, sys.stdout")
+    short = await bridge.run("print('x' * 60)", max_output=100)
+    long = await bridge.run("print('x' * 500 + 'end')", max_output=100)
+    await bridge.run("sys.stderr = kept")
+    assert (short.stdout, short.dropped) == ("x" * 60 + "\n", 0)
+    assert (long.stdout.endswith("xend\n"), long.dropped) == (True, 404)
+
+
+async def test_what_a_forked_child_prints_is_not_lost(bridge: Bridge) -> None:
+    code = (
+        "import os\nprint('p' * 399)\nchild = os.fork()\nif not child:\n"
+        "    print('q' * 199, flush=True)\n    os._exit(0)\nos.waitpid(child, 0)"
+    )
+    result = await bridge.run(code, max_output=1000)
+    assert "q" * 199 in result.stdout
+
+
+async def test_an_interrupt_behind_the_code_loses_no_output(bridge: Bridge) -> None:
+    await bridge.run(
+        "import signal, sys\n"
+        "remote = next(m for n, m in sys.modules.items() if n.startswith('_bridgehead'))\n"
+        "def interrupted(pipe, drain=remote.drain):\n"
+        "    remote.drain = drain\n    signal.raise_signal(signal.SIGINT)\n"
+        "remote.drain = interrupted"
+    )
+    result = await bridge.run("print('x' * 500 + 'end')", max_output=100)
+    assert (result.stdout.endswith("xend\n"), result.dropped) == (True, 404)
+    await goes_on(bridge)
+
+
+# ---------------------------------------------------------------- names and values
+
+
+class Waits:
+    """Is True in the kernel, which waits for a file before it makes this."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = str(file)
+
+    def __reduce__(self) -> Any:
+        code = (
+            "[open({0} + '.begun', 'w').close(), [None for _ in iter("
+            "lambda: __import__('os').path.exists({0}), True) "
+            "if __import__('time').sleep(0.01)]] != None"
+        )
+        return eval, (code.format(repr(self.file)),)
+
+
+@asynccontextmanager
+async def sent_behind(
+    bridge: Bridge, folder: Path, between: str = ""
+) -> AsyncIterator[tuple[Bridge, asyncio.Task[Any]]]:
+    """Run ``found = given`` with ``given=True``, and give its task when the kernel has the cell.
+
+    Another client's cell runs before it, with this code, and ends after the block.
+    """
+    first, second = folder / "first", folder / "second"
+    file, lane = bridge.info.connection_file, bridge.info.lane
+    async with other(bridge) as client, Bridge.attach(file, lane=lane) as late:
+        await bridge.push(given="old")
+        cell = asyncio.ensure_future(late.run("found = given", push={"given": Waits(first)}))
+        await until((folder / "first.begun").exists)
+        wait = f"import os, time\nwhile not os.path.exists({str(second)!r}): time.sleep(0.01)\n"
+        running = client.submit(wait + between)
+        await asyncio.sleep(0.2)  # until it is in the kernel's queue
+        first.touch()
+        await until(lambda: any(turn.cell and turn.sent for turn in late._connection.queue.turns))
+        yield late, cell
+        second.touch()
+        assert (await client.answer(running))["status"] == "ok"
+
+
+@pytest.mark.parametrize("how", ["cancel", "close"])
+async def test_a_cell_that_is_left_before_it_begins_has_its_names(
+    bridge: Bridge, tmp_path: Path, how: str
+) -> None:
+    async with sent_behind(bridge, tmp_path) as (late, cell):
+        if how == "close":
+            await late.aclose()
+        cell.cancel()
+        await asyncio.wait([cell])
+    assert await bridge.pull("[found, given]") == [True, True]
+    await until_empty(bridge)
+
+
+async def test_a_cell_whose_names_are_gone_does_not_run(bridge: Bridge, tmp_path: Path) -> None:
+    ended = "import sys\n[m.staged.clear() for n, m in [*sys.modules.items()] if n[:4] == '_bri']"
+    async with sent_behind(bridge, tmp_path, ended) as (_, cell):
+        (tmp_path / "second").touch()
+        with pytest.raises(RemoteError, match="the cell did not run"):
+            await cell
+    assert not await bridge.exists("found")
+
+
+async def test_a_cell_inside_a_cell_takes_nothing(bridge: Bridge) -> None:
+    code = "get_ipython().run_cell('b = a + 1')"
+    assert (await bridge.run(code, push={"a": 1}, pull=["b"])).values == {"b": 2}
+
+
+async def test_a_remote_part_that_is_installed_again_has_its_names(live: Bridge) -> None:
+    await live.run("a", push={"a": "old"})
+    await live.run("import sys\nfor n in [*sys.modules]:\n  if n[:4] == '_bri': del sys.modules[n]")
+    assert not await live.exists("nothing")
+    assert (await live.run("a", push={"a": "new"})).data["text/plain"] == "'new'"
+
+
+async def test_nothing_comes_between_names_cell_and_values(bridge: Bridge) -> None:
+    """Another client's cells and pushes change the names all the time."""
+    async with Bridge.attach(bridge.info.connection_file) as second, other(bridge) as client:
+        stop = False
+
+        async def disturb() -> None:
+            while not stop:
+                await client.execute("a = b = 'of another client'")
+                await second.push(a="pushed", b="pushed")
+
+        disturbing = asyncio.ensure_future(disturb())
+        for n in range(20):
+            result = await bridge.run("b = a + 1", push={"a": n}, pull=["a", "b"])
+            assert result.values == {"a": n, "b": n + 1}
+        stop = True
+        await disturbing
+
+
+async def test_large_objects_cross_both_ways(bridge: Bridge) -> None:
+    large = os.urandom(20 << 20)
+    result = await bridge.run("b = a[::-1]", push={"a": large}, pull=["b"])
+    assert result.values["b"] == large[::-1]
+
+
+async def test_magics_and_await_see_the_names(bridge: Bridge) -> None:
+    result = await bridge.run(
+        "import asyncio\nawait asyncio.sleep(0)\nb = a", push={"a": 1}, pull=["b"]
+    )
+    assert result.values == {"b": 1}
+    assert (await bridge.run("%who int", push={"c": 1})).stdout.split() == ["a", "b", "c"]
+
+
+async def test_what_fails_to_arrive_keeps_the_cell_from_running(bridge: Bridge) -> None:
+    class Fails:
+        def __reduce__(self) -> Any:
+            return divmod, (1, 0)
+
+    with pytest.raises(RemoteError, match="ZeroDivisionError"):
+        await bridge.run("ran = True", push={"a": Fails()})
+    assert await bridge.names() == []
+
+
+async def test_a_module_that_is_missing_keeps_the_cell_from_running(bridge: Bridge) -> None:
+    from support import kit
+
+    with pytest.raises(MissingInKernel):
+        await bridge.run("ran = True", push={"a": kit.until})
+    assert await bridge.names() == []
+
+
+async def test_a_cell_that_does_not_compile_leaves_nothing(bridge: Bridge) -> None:
+    with pytest.raises(RemoteError, match="SyntaxError"):
+        await bridge.run("1 +", push={"a": 1})
+    assert not await bridge.exists("a")
+    await until_empty(bridge)
+
+
+async def until_empty(bridge: Bridge) -> None:
+    """Wait until the remote part keeps nothing for cells."""
+    async with asyncio.timeout(20):
+        while any(await bridge.pull(staged(bridge))):
+            await asyncio.sleep(0.01)
+
+
+async def test_a_restart_between_is_reported(live: Bridge) -> None:
+    await live.run("1")
+    os.kill(live.info.pid, signal.SIGSTOP)
+    running = asyncio.ensure_future(live.run("a", push={"a": 1}, pull=["a"]))
+    await asyncio.sleep(0.1)
+    await live.restart()
+    with pytest.raises(KernelRestarted):
+        await running
+    assert (await live.run("a", push={"a": 1}, pull=["a"])).values == {"a": 1}
+
+
+async def test_names_come_in_the_middle_of_a_cell(bridge: Bridge) -> None:
+    async with occupied(bridge):
+        found = await bridge.names(now=True, preview=True, timeout=20)
+    assert [(name.name, name.preview) for name in found if name.name == "_go_on"] == []
+    assert (await bridge.names("_go*", preview=True))[0].preview == "True"
+
+
+# ---------------------------------------------------------------- history
+
+
+async def test_a_cell_may_stay_out_of_the_history(bridge: Bridge) -> None:
+    first = await bridge.run("'kept'")
+    second = await bridge.run("'not kept'", store_history=False)
+    third = await bridge.run("In[-2]")
+    assert third.data["text/plain"] == "\"'kept'\""
+    assert second.data["text/plain"] == "'not kept'"
+    assert third.execution_count == (first.execution_count or 0) + 1
+
+
+# ---------------------------------------------------------------- input
+
+
+async def test_input_getpass_and_a_debugger_are_answered(bridge: Bridge) -> None:
+    asked: list[Any] = []
+
+    def answer(prompt: str, password: bool) -> str:
+        asked.append((prompt, password))
+        return {"name? ": "Ada", "key? ": "secret"}.get(prompt, "c")
+
+    result = await bridge.run(
+        "import getpass\nname, key = input('name? '), getpass.getpass('key? ')\n"
+        "import pdb; pdb.set_trace()\nname + key",
+        on_input=answer,
+        timeout=60,
+    )
+    assert result.data["text/plain"] == "'Adasecret'"
+    assert asked[:2] == [("name? ", False), ("key? ", True)]
+    assert asked[2][1] is False
+
+
+async def test_without_on_input_it_raises(bridge: Bridge) -> None:
+    with pytest.raises(RemoteError, match="StdinNotImplementedError"):
+        await bridge.run("input()")
+
+
+async def test_what_on_input_raises_ends_a_cell_that_handles_everything(bridge: Bridge) -> None:
+    def fail(prompt: str, password: bool) -> str:
+        raise LookupError("no answer")
+
+    code = "while True:\n    try: input()\n    except EOFError: pass"
+    async with reported_within(2):
+        with pytest.raises(LookupError, match="no answer"):
+            await bridge.run(code, on_input=fail)
+    await goes_on(bridge)
+
+
+async def test_an_answer_goes_to_its_own_question(bridge: Bridge) -> None:
+    asked: list[str] = []
+    second = asyncio.Event()
+
+    async def answer(prompt: str, password: bool) -> str:
+        asked.append(prompt)
+        if prompt == "first":
+            await second.wait()
+        else:
+            second.set()
+            await asyncio.sleep(0.1)  # in which the other one would be sent
+        return f"answer to {prompt}"
+
+    code = "try: input('first')\nexcept KeyboardInterrupt: answer = input('second')\nanswer"
+    cell = asyncio.ensure_future(bridge.run(code, on_input=answer))
+    await until(lambda: asked)
+    await bridge.interrupt()
+    assert (await cell).data["text/plain"] == "'answer to second'"
+
+
+async def test_after_a_deadline_the_input_has_ended(bridge: Bridge) -> None:
+    async def never(prompt: str, password: bool) -> str:
+        await asyncio.sleep(3600)
+        return ""
+
+    code = "for n in range(2):\n    try: input()\n    except EOFError: ended = n"
+    with pytest.raises(RunTimeout):
+        await bridge.run(code, on_input=never, timeout=0.5)
+    async with reported_within(2):
+        assert await bridge.pull("ended") == 1
+
+
+async def test_input_works_after_a_restart(live: Bridge) -> None:
+    for _ in range(2):
+        result = await live.run("input()", on_input=lambda prompt, password: "answer", timeout=60)
+        assert result.data["text/plain"] == "'answer'"
+        await live.restart()
+
+
+# ---------------------------------------------------------------- streams
+
+
+async def test_a_stream_comes_while_the_cell_runs(bridge: Bridge) -> None:
+    async with asyncio.timeout(60):
+        async with bridge.stream(
+            "import time\nprint('begun', flush=True)\nwhile True: time.sleep(0.1)",
+            on_timeout="interrupt",
+        ) as outputs:
+            assert (await anext(outputs)).text.startswith("begun")
+        await goes_on(bridge)  # the cell was interrupted, because the stream was left
+
+
+@pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
+async def test_everything_works_on_this_kernel(live: Bridge) -> None:
+    result = await live.run(
+        "print('x' * 5000)\nb = a + int(input())",
+        push={"a": 1},
+        pull=["b"],
+        max_output=100,
+        on_input=lambda prompt, password: "2",
+    )
+    assert result.values == {"b": 3}
+    assert result.dropped == 4901
+    with pytest.raises(RunTimeout, match="was interrupted$"):
+        await live.run("import time; time.sleep(60)", timeout=0.3, on_timeout="interrupt")
+    await until(lambda: live.state == "idle")

@@ -1,0 +1,94 @@
+"""Bridges under another event loop than asyncio's own, and where none runs.
+
+Rule: a loop and a kernel of the test's own. What a bridge does is tested elsewhere; here the same
+things happen over another implementation of sockets, readers and timers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bridgehead import Bridge, Fleet, KernelDied, RemoteError, SyncBridge
+from bridgehead._lanes.handshake import LaneName
+from support.kit import MESSAGES
+
+
+def under_uvloop(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    uvloop = pytest.importorskip("uvloop")
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(work())
+
+
+@pytest.mark.parametrize(
+    "lane", ["direct", *(pytest.param(one, marks=pytest.mark.slow) for one in MESSAGES)]
+)
+def test_objects_cross_under_uvloop(lane: LaneName) -> None:
+    array = np.arange(1_000_000)
+
+    async def main() -> None:
+        async with Bridge.launch(lane=lane) as bridge, Bridge.launch() as other:
+            await bridge.push(array=array, small={"x": 1})
+            assert np.array_equal(await bridge.pull("array"), array)
+            assert await bridge.pull("small") == {"x": 1}
+            pulled = await asyncio.gather(*(bridge.pull(f"{at} + 1") for at in range(50)))
+            assert pulled == list(range(1, 51))
+            await bridge.handoff("array", to=other)
+            assert await other.pull("int(array.sum())") == array.sum()
+
+    under_uvloop(main)
+
+
+def test_cells_cancels_and_the_end_of_a_kernel_under_uvloop() -> None:
+    async def main() -> None:
+        async with Bridge.launch() as bridge:
+            assert (await bridge.run("print('out')\n6 * 7")).stdout == "out\n"
+            values = bridge.watch("n")
+            await bridge.run("n = 1")
+            while await anext(values) != 1:
+                pass
+            await values.aclose()
+            messages = bridge.messages()
+            cell = asyncio.ensure_future(bridge.run("print('begun')\nwhile True: pass"))
+            while (await anext(messages)).type != "stream":
+                pass
+            behind = asyncio.ensure_future(bridge.pull("n"))
+            await asyncio.sleep(0)
+            behind.cancel()
+            await bridge.interrupt()
+            with pytest.raises(RemoteError, match="KeyboardInterrupt"):
+                await cell
+            with pytest.raises(asyncio.CancelledError):
+                await behind
+            await bridge.restart()
+            assert not await bridge.exists("n")
+            with pytest.raises(KernelDied) as died:
+                await bridge.run("import os; os._exit(3)")
+            assert died.value.exit_code == 3
+
+    under_uvloop(main)
+
+
+def test_under_trio_the_first_line_says_that_asyncio_is_needed() -> None:
+    trio = pytest.importorskip("trio")
+
+    async def main() -> None:
+        for make in (Bridge.launch, Bridge.loopback, lambda: Fleet.launch(2)):
+            with pytest.raises(RuntimeError, match=r"needs asyncio.*nothing was started.*trio"):
+                await make()
+            with pytest.raises(RuntimeError, match=r"needs asyncio.*nothing was started.*trio"):
+                async with make():
+                    pass
+        assert await trio.to_thread.run_sync(in_a_thread) == 2
+
+    trio.run(main)
+
+
+def in_a_thread() -> Any:
+    with SyncBridge.launch() as bridge:
+        bridge.push(x=1)
+        return bridge.pull("x + 1")

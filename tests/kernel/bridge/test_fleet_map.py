@@ -1,0 +1,422 @@
+"""Work that a fleet of four real kernels divides: load, interrupts, kernels that die.
+
+Rule: one fleet of four kernels, shared by the tests; a test that ends kernels starts its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import gc
+import itertools
+import os
+import signal
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from jupyter_client.manager import AsyncKernelManager
+
+from bridgehead import (
+    Fleet,
+    FleetError,
+    KernelDied,
+    KernelRestarted,
+    Message,
+    OutcomeUnknown,
+    RemoteError,
+    SyncFleet,
+    as_completed,
+)
+from support import kit
+from support.kit import reported_within, until
+
+KERNELS = 4
+
+
+@pytest.fixture(scope="module")
+async def four() -> AsyncIterator[Fleet]:
+    async with Fleet.launch(KERNELS) as opened:
+        yield opened
+
+
+@pytest.fixture
+async def fleet(four: Fleet) -> AsyncIterator[Fleet]:
+    """Give the shared fleet with empty namespaces; check that a test leaves nothing in it."""
+    for bridge in four:
+        names = [name.name for name in await bridge.names()]
+        if names:
+            await bridge.delete(*names)
+    yield four
+    await nothing_is_left(four)
+
+
+async def nothing_is_left(fleet: Fleet) -> None:
+    def left() -> list[Any]:
+        gc.collect()
+        return [
+            bridge.stats
+            for bridge in fleet
+            if not bridge._transport.life.is_lost
+            and (bridge._connection.resources.known or bridge._connection.queue.turns)
+        ]
+
+    await until(lambda: not left())
+
+
+def functions() -> tuple[Callable[[float], int], Callable[..., int]]:
+    """Return functions that cross by value: the kernels do not have this module."""
+
+    def nap(seconds: float) -> int:
+        time.sleep(seconds)
+        return os.getpid()
+
+    def die_at(n: int, which: int, file: str) -> int:
+        """Kill this kernel at one item, unless the file says that another kernel did so."""
+        if n == which and not (file and Path(file).exists()):
+            if file:
+                Path(file).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.005)
+        return n
+
+    return nap, die_at
+
+
+nap, die_at = functions()
+
+
+# ---------------------------------------------------------------- map
+
+
+@pytest.mark.parametrize("chunksize", [1, "auto"])
+async def test_items_are_divided_among_all_kernels(fleet: Fleet, chunksize: Any) -> None:
+    naps = [0.005] * 100
+    pids = [pid async for pid in fleet.map(nap, naps, chunksize=chunksize)]
+    assert set(pids) == {bridge.info.pid for bridge in fleet}
+
+
+async def test_a_long_item_does_not_hold_up_the_others(fleet: Fleet) -> None:
+    """What is ahead on the kernel of the long item goes to another one."""
+    started = asyncio.get_running_loop().time()
+    naps = [30.0] + [0.01] * 30
+    async with fleet.map(nap, naps, ordered=False, window=3) as results:
+        pids = [await anext(results) for _ in range(30)]
+    assert len(set(pids)) == KERNELS - 1
+    assert asyncio.get_running_loop().time() - started < 25
+
+
+async def test_a_busy_kernel_does_not_hold_up_a_map(fleet: Fleet) -> None:
+    async with reported_within(3):
+        cell = asyncio.ensure_future(
+            fleet[0].run("import time; time.sleep(60)", on_timeout="interrupt")
+        )
+        await until(lambda: fleet[0].state == "busy")
+        assert [n async for n in fleet.map(abs, range(50))] == list(range(50))
+        assert not cell.done()
+        cell.cancel()
+        assert await fleet.call(abs, -1) == [1] * KERNELS
+
+
+async def test_an_automatic_chunk_is_about_50_ms_of_work(fleet: Fleet) -> None:
+    def spans(n: int) -> tuple[int, float]:
+        time.sleep(0.001)
+        return os.getpid(), time.monotonic()
+
+    async with fleet.map(spans, itertools.count(), chunksize="auto") as results:
+        for _ in range(2000):
+            await anext(results)
+        size = results._work._size
+    assert 10 <= size <= 100
+
+
+async def test_async_functions_run_on_the_kernels_loops(fleet: Fleet) -> None:
+    async def twice(n: int) -> tuple[int, int]:
+        await asyncio.sleep(0.001)
+        return 2 * n, os.getpid()
+
+    found = [one async for one in fleet.map(twice, range(40), chunksize=2)]
+    assert [number for number, _ in found] == [2 * n for n in range(40)]
+    assert len({pid for _, pid in found}) == KERNELS
+
+
+async def test_leaving_a_map_interrupts_what_runs(fleet: Fleet, tmp_path: Path) -> None:
+    def note(n: int, folder: str) -> int:
+        if n:
+            Path(folder, str(n)).touch()
+            time.sleep(60)
+        return n
+
+    async with reported_within(2):
+        async with fleet.map(note, itertools.count(), itertools.repeat(str(tmp_path))) as results:
+            assert await anext(results) == 0
+            await until(lambda: len(list(tmp_path.iterdir())) == KERNELS)
+        assert await fleet.call(abs, -1) == [1] * KERNELS  # behind what was interrupted
+    assert len(list(tmp_path.iterdir())) == KERNELS
+
+
+async def test_an_error_ends_the_map_and_interrupts_the_rest(fleet: Fleet) -> None:
+    def fail(n: int) -> int:
+        if n == 2:
+            raise ValueError("two")
+        if n > 2:
+            time.sleep(60)
+        return n
+
+    async with reported_within(2):
+        found = []
+        with pytest.raises(RemoteError, match="two"):
+            async for n in fleet.map(fail, itertools.count()):
+                found.append(n)
+        assert found == [0, 1]
+        assert await fleet.call(abs, -1) == [1] * KERNELS
+
+
+async def test_arrays_cross_both_ways(fleet: Fleet) -> None:
+    arrays = (np.full(200_000, float(n)) for n in range(12))
+    totals = [total async for total in fleet.map(lambda a: a * 2, arrays)]
+    assert [float(one[-1]) for one in totals] == [2.0 * n for n in range(12)]
+
+
+async def test_an_interrupt_by_the_user_fails_one_item(fleet: Fleet, tmp_path: Path) -> None:
+    def spin(n: int, folder: str) -> int:
+        Path(folder, str(n)).touch()
+        while n == 3:
+            time.sleep(0.01)
+        return n
+
+    folders = itertools.repeat(str(tmp_path))
+    results = fleet.map(spin, range(8), folders, return_exceptions=True)
+    found = [await anext(results) for _ in range(3)]
+    waiting = asyncio.ensure_future(rest(results))
+    await until(lambda: len(list(tmp_path.iterdir())) == 8)
+    await until(lambda: sum(len(worker.requests) for worker in results._work._workers) == 1)
+    await fleet.interrupt()
+    found += await waiting
+    assert found[:3] + found[4:] == [0, 1, 2, 4, 5, 6, 7]
+    assert found[3].ename == "KeyboardInterrupt"
+
+
+async def rest(results: AsyncIterator[Any]) -> list[Any]:
+    return [result async for result in results]
+
+
+# ---------------------------------------------------------------- kernels that die
+
+
+@pytest.mark.parametrize("chunksize", [1, 5])
+async def test_a_dead_kernel_loses_the_chunk_that_it_had(chunksize: int) -> None:
+    count = 60
+    async with Fleet.launch(KERNELS) as fleet:
+        items = (range(count), itertools.repeat(17), itertools.repeat(""))
+        results = fleet.map(die_at, *items, chunksize=chunksize, return_exceptions=True)
+        found = [one async for one in results]
+        lost = [n for n, one in enumerate(found) if isinstance(one, Exception)]
+        assert 17 in lost
+        assert len(lost) == chunksize
+        assert {type(found[n]) for n in lost} == {KernelDied}
+        assert "kernel " in found[17].__notes__[0]
+        assert [n for n in found if type(n) is int] == [n for n in range(count) if n not in lost]
+        assert sorted(bridge.state for bridge in fleet) == ["dead", "idle", "idle", "idle"]
+        # The next map does without that kernel.
+        assert [n async for n in fleet.map(abs, range(20))] == list(range(20))
+        await nothing_is_left(fleet)
+
+
+@pytest.mark.parametrize("window", [1, 2])
+async def test_the_loss_of_the_last_kernel_with_the_last_item_ends_a_map(window: int) -> None:
+    async with Fleet.launch(1) as fleet:
+        items = (range(3), itertools.repeat(2), itertools.repeat(""))
+        results = fleet.map(die_at, *items, window=window, return_exceptions=True)
+        found = [one async for one in results]
+        assert found[:2] == [0, 1]
+        assert [type(one) for one in found[2:]] == [KernelDied]
+
+
+INTERRUPTED = """
+import sys
+module = next(m for name, m in sys.modules.items() if name.startswith("_bridgehead"))
+raised = []
+
+def tracer(frame, event, arg):
+    if frame.f_code is module.MapChunk._add.__code__:
+        return at_return
+
+def at_return(frame, event, arg):
+    if event == "return" and frame.f_locals["value"] == 20 and not raised:
+        raised.append(1)
+        raise KeyboardInterrupt
+    return at_return
+
+def ten_times(n):
+    sys.settrace(tracer)
+    return 10 * n
+"""
+
+
+@pytest.mark.parametrize("count", [3, 6])
+async def test_an_interrupt_between_two_items_moves_no_value(fleet: Fleet, count: int) -> None:
+    """The interrupt comes when the value of the item 2 is noted already."""
+    one = fleet[:1]
+    await one.run(INTERRUPTED)
+    options: Any = {"chunksize": 6, "return_exceptions": True, "namespace": True}
+    found = [n async for n in one.map(lambda n: ten_times(n), range(count), **options)]  # noqa: F821
+    await one.run("sys.settrace(None)")
+    assert found[:3] == [0, 10, 20]
+    if count == 6:  # it ends the next item
+        assert found[3].ename == "KeyboardInterrupt"
+        assert found[4:] == [40, 50]
+
+
+async def test_retries_give_the_items_of_a_dead_kernel_to_others(tmp_path: Path) -> None:
+    async with Fleet.launch(2) as fleet:
+        file = itertools.repeat(str(tmp_path / "died"))
+        results = fleet.map(die_at, range(40), itertools.repeat(9), file, chunksize=4, retries=1)
+        assert [one async for one in results] == list(range(40))
+        assert sorted(bridge.state for bridge in fleet) == ["dead", "idle"]
+
+
+async def test_the_first_loss_ends_a_map_and_no_kernel_is_left() -> None:
+    async with Fleet.launch(2) as fleet:
+        found = []
+        with pytest.raises(OutcomeUnknown):
+            async for n in fleet.map(die_at, range(40), itertools.repeat(5), itertools.repeat("")):
+                found.append(n)
+        assert found == list(range(5))
+        # An item that kills each kernel that gets it.
+        async with reported_within(5):
+            with pytest.raises(KernelDied):
+                async for _ in fleet.map(
+                    die_at, range(9), itertools.repeat(3), itertools.repeat(""), retries=9
+                ):
+                    pass
+        with pytest.raises(KernelDied):
+            await anext(fleet.map(abs, [1]))
+        with pytest.raises(KernelDied):
+            fleet.submit(abs, 1)
+
+
+async def test_a_kernel_that_is_restarted_gets_the_function_again() -> None:
+    async with Fleet.launch(2) as fleet:
+        async with fleet.map(nap, [0.05] * 40, retries=2) as results:
+            await anext(results)
+            old = fleet[0].info.pid
+            await fleet[0].restart()
+            pids = [pid async for pid in results]
+        assert len(pids) == 39
+        assert fleet[0].info.pid != old
+        assert fleet[0].info.pid in pids
+
+
+async def test_a_map_reports_a_restart_that_no_call_has_reported() -> None:
+    manager = AsyncKernelManager()
+    async with kit.over(manager) as bridge:
+        old, life = bridge.info.pid, bridge._transport.life
+        generation = life.generation
+        await manager.restart_kernel(now=True)
+        await until(lambda: life.generation != generation and life.state != "restarting")
+        with pytest.raises(KernelRestarted, match="namespace is new") as caught:
+            await anext(Fleet([bridge]).map(abs, [-1, -2]))
+        assert "kernel 0 of 1" in caught.value.__notes__[0]
+        assert [n async for n in Fleet([bridge]).map(abs, [-1, -2])] == [1, 2]
+        assert bridge.info.pid != old
+
+
+# ---------------------------------------------------------------- other work
+
+
+async def test_tasks_of_all_kernels_come_as_they_end(fleet: Fleet) -> None:
+    tasks = [fleet.submit(time.sleep, 0.2 * (n % KERNELS)) for n in range(KERNELS)]
+    ended = [task async for task in as_completed(tasks)]
+    assert [tasks.index(task) for task in ended] == [0, 1, 2, 3]
+
+
+async def test_scattered_arrays_are_gathered(fleet: Fleet) -> None:
+    array = np.arange(1_000_000.0).reshape(-1, 10)
+    await fleet.scatter("part", array)
+    assert [len(part) for part in await fleet.pull("part")] == [25_000] * 4
+    await fleet.run("part *= 2")
+    assert np.array_equal(await fleet.gather("part"), array * 2)
+
+
+async def test_results_of_living_kernels_are_kept_when_one_dies() -> None:
+    async with Fleet.launch(KERNELS) as fleet:
+        pids = [bridge.info.pid for bridge in fleet]
+        await fleet.push(victim=pids[2])
+        async with reported_within(2):
+            with pytest.raises(FleetError) as caught:
+                await fleet.run("import os; os.getpid() == victim and os.kill(victim, 9); 7")
+        error = caught.value
+        assert error.results.keys() == {0, 1, 3}
+        assert {result.data["text/plain"] for result in error.results.values()} == {"7"}
+        assert type(error.errors[2]) is KernelDied
+        outcomes = await fleet.pull("victim", return_exceptions=True)
+        assert outcomes[:2] + outcomes[3:] == [pids[2]] * 3
+        await fleet[2].restart()
+        assert await fleet.exists("victim") == [True, True, False, True]
+
+
+async def test_a_restart_of_all(fleet: Fleet) -> None:
+    before = await fleet.call(os.getpid)
+    await fleet.restart()
+    after = await fleet.call(os.getpid)
+    assert not set(before) & set(after)
+
+
+async def test_an_interrupt_of_all(fleet: Fleet) -> None:
+    begun: set[int] = set()
+
+    def note(message: Message, index: int) -> None:
+        begun.add(index)
+
+    code = "print('begun')\nwhile True: pass"
+    cells = asyncio.ensure_future(fleet.run(code, return_exceptions=True, on_output=note))
+    await until(lambda: len(begun) == KERNELS)
+    async with reported_within(2):
+        await fleet.interrupt()
+        assert [repr(error) for error in await cells] == ["<RemoteError KeyboardInterrupt: >"] * 4
+
+
+async def test_an_executor_runs_in_all_kernels(fleet: Fleet) -> None:
+    loop, executor = asyncio.get_running_loop(), fleet.executor()
+    calls = [loop.run_in_executor(executor, nap, 0.02) for _ in range(20)]
+    assert set(await asyncio.gather(*calls)) == {bridge.info.pid for bridge in fleet}
+    future = executor.submit(nap, 60)
+    await until(future.running)
+    async with reported_within(2):
+        future.cancel()  # which interrupts it
+        assert await fleet.call(abs, -1) == [1] * KERNELS
+
+
+def test_a_blocking_fleet_maps_and_executes() -> None:
+    with SyncFleet.launch(2) as kernels:
+        assert set(kernels.map(nap, [0.02] * 10)) == {kernel.info.pid for kernel in kernels}
+        with kernels.map(abs, itertools.count()) as results:
+            assert [next(results) for _ in range(3)] == [0, 1, 2]
+        with kernels.executor() as executor:
+            futures = [executor.submit(pow, n, 2) for n in range(10)]
+            done = concurrent.futures.as_completed(futures, timeout=60)
+            assert sorted(future.result() for future in done) == [n * n for n in range(10)]
+            assert list(executor.map(abs, range(-3, 0))) == [3, 2, 1]
+        kernels[0]["x"] = 1
+        assert kernels.exists("x") == [True, False]
+        with pytest.raises(FleetError) as caught:
+            kernels.pull("x")
+        assert caught.value.results == {0: 1}
+
+
+def test_a_cells_question_is_answered_in_the_calling_thread() -> None:
+    threads: set[int] = set()
+
+    def answer(prompt: str, password: bool) -> str:
+        threads.add(threading.get_ident())
+        return "Ada"
+
+    with SyncFleet.launch(2) as kernels:
+        results = kernels.run("input('who? ')", on_input=answer)
+    assert [result.data["text/plain"] for result in results] == ["'Ada'"] * 2
+    assert threads == {threading.get_ident()}

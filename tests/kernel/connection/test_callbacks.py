@@ -1,0 +1,269 @@
+"""Calls back from real kernels.
+
+Rule: as in ``test_tasks``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import sys
+from collections.abc import AsyncIterator
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import pytest
+
+from bridgehead import Bridge, RemoteError, SyncBridge
+from bridgehead._shipped.wire.header import EVENT_MESSAGE
+from kernel.connection.test_tasks import nothing_is_kept
+from support.elsewhere import MAJORS
+from support.kit import LANES, file_of, goes_on, reported_within, until
+
+# A kernel can't import test modules, so what they define is pickled by value, as in a script.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.fixture(params=LANES)
+async def bridge(kernel: Bridge, request: pytest.FixtureRequest) -> AsyncIterator[Bridge]:
+    async with Bridge.attach(file_of(kernel), lane=request.param) as attached:
+        yield attached
+        await attached.run("globals().pop('report', None)")
+    await nothing_is_kept(kernel)
+
+
+def call_each(report: Any, count: int) -> None:
+    for step in range(count):
+        report(step)
+
+
+async def test_calls_cross_in_order_on_every_lane(bridge: Bridge) -> None:
+    seen: list[Any] = []
+    with bridge.callback(seen.append) as report:
+        await bridge.call(call_each, report, 2_000)
+        await until(lambda: len(seen) == 2_000)
+        assert seen == [*range(2_000)]
+
+        def arrays(report: Any) -> None:
+            import numpy
+
+            reused = numpy.zeros(300_000)
+            for n in range(5):
+                reused[:] = n
+                report(reused)
+
+        seen.clear()
+        await bridge.call(arrays, report)
+        await until(lambda: len(seen) == 5)
+        assert [float(array[-1]) for array in seen] == [0, 1, 2, 3, 4]
+        assert all(isinstance(array, np.ndarray) for array in seen)
+        seen.clear()
+        await bridge.call(lambda report: report(bytes(4 << 19)), report)
+        await until(lambda: seen)
+        assert seen == [bytes(4 << 19)]
+        assert (report.failed, report.dropped) == (0, 0)
+
+
+@pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
+async def test_calls_arrive_in_the_middle_of_a_cell_and_from_its_threads(live: Bridge) -> None:
+    for lane in LANES:
+        seen: list[Any] = []
+        async with Bridge.attach(file_of(live), lane=lane) as bridge:
+            await bridge.push(report=bridge.callback(seen.append))
+            running = asyncio.ensure_future(
+                bridge.run(
+                    "import threading, time\n"
+                    "def work(n):\n"
+                    "    for step in range(50): report((n, step))\n"
+                    "threads = [threading.Thread(target=work, args=(n,)) for n in range(3)]\n"
+                    "for thread in threads: thread.start()\n"
+                    "while 'go' not in globals(): time.sleep(0.01)\n"
+                    "del go"
+                )
+            )
+            await until(lambda: len(seen) == 150)
+            for n in range(3):
+                assert [step for thread, step in seen if thread == n] == [*range(50)]
+            assert not running.done()
+            await live.interrupt()
+            with pytest.raises(RemoteError, match="KeyboardInterrupt"):
+                await running
+
+
+async def test_a_function_answers_while_its_cell_waits_for_room(bridge: Bridge) -> None:
+    seen: list[int] = []
+
+    async def note(step: int) -> None:
+        await bridge.push(at=step, now=True)
+        seen.append(await bridge.pull("at", now=True))
+
+    report = bridge.callback(note, 2, "wait")
+    await bridge.push(report=report)
+    await bridge.run("for step in range(20): report(step)")
+    await until(lambda: len(seen) == 20)
+    assert seen == [*range(20)]
+
+
+async def test_a_cell_that_waits_for_room_is_interrupted(bridge: Bridge) -> None:
+    begun = asyncio.Event()
+
+    async def note(step: int) -> None:
+        begun.set()
+        await asyncio.sleep(3600)
+
+    await bridge.push(report=bridge.callback(note, 1, "wait"))
+    running = asyncio.ensure_future(bridge.run("for step in range(20): report(step)"))
+    await begun.wait()
+    await asyncio.sleep(0.1)
+    assert not running.done()
+    async with reported_within(1):
+        await bridge.interrupt()
+        with pytest.raises(RemoteError, match="KeyboardInterrupt"):
+            await running
+
+
+async def test_closing_the_bridge_frees_a_cell_that_waits_for_room(kernel: Bridge) -> None:
+    begun = asyncio.Event()
+
+    async def note(step: int) -> None:
+        begun.set()
+        await asyncio.sleep(3600)
+
+    async with Bridge.attach(file_of(kernel)) as bridge:
+        await bridge.push(report=bridge.callback(note, 1, "wait"))
+        running = asyncio.ensure_future(
+            kernel.run("for step in range(20): report(step)\nended = True")
+        )
+        await begun.wait()
+    async with reported_within(2):
+        await running
+    assert await kernel.pull("ended") is True
+    await kernel.run("report(1)")  # it does nothing
+    await nothing_is_kept(kernel)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("maxsize", [None, 2])
+async def test_interrupts_of_cells_that_call_leave_the_kernel_as_it_was(
+    live: Bridge, maxsize: int | None
+) -> None:
+    """The control thread goes on, wherever an interrupt hits the call."""
+    seen: list[Any] = []
+    report = live.callback(seen.append, maxsize, "wait" if maxsize else "drop_oldest")
+    await live.push(report=report)
+    chance = random.Random(1)
+    for n in range(60):
+        cell = asyncio.ensure_future(live.run("while True: report(0)"))
+        await until(lambda: seen)
+        await asyncio.sleep(0.01 * chance.random())
+        os.kill(live.info.pid, signal.SIGINT)
+        with pytest.raises(RemoteError, match="KeyboardInterrupt"):
+            await cell
+        async with reported_within(3):
+            await live.run(f"report({n + 1})")
+            await until(lambda n=n: n + 1 in seen)  # type: ignore[misc]
+        seen.clear()
+
+
+async def test_a_task_calls_back(bridge: Bridge) -> None:
+    seen: list[int] = []
+
+    async def work(report: Any) -> str:
+        for step in range(5):
+            report(step)
+            await asyncio.sleep(0.01)
+        return "done"
+
+    with bridge.callback(seen.append) as report:
+        assert await bridge.call(work, report) == "done"
+        await until(lambda: len(seen) == 5)
+
+
+@pytest.mark.timings(report_every=0.2)
+async def test_events_that_are_lost_or_arrive_twice_change_nothing(bridge: Bridge) -> None:
+    seen: list[int] = []
+    harmed = 0
+    dispatcher = bridge._transport.dispatcher
+    received = dispatcher.received
+
+    def harm(channel: str, message: Any) -> None:
+        nonlocal harmed
+        if message["header"]["msg_type"] == EVENT_MESSAGE and harmed < 7:
+            harmed += 1
+            if harmed % 2:
+                return
+            received(channel, message)
+        received(channel, message)
+
+    with bridge.callback(seen.append) as report:
+        await bridge.push(report=report)
+        dispatcher.received = harm  # type: ignore[method-assign]
+        await bridge.run("import time\nfor n in range(100):\n    report(n); time.sleep(0.002)")
+        await bridge.run("for n in range(100, 3000): report(n)")
+        await until(lambda: len(seen) >= 3000)
+    assert seen == [*range(3000)]
+    assert harmed == 7
+
+
+async def test_a_client_that_vanished_leaves_nothing(live: Bridge) -> None:
+    """Its lease ends. The clock of the leases is set ahead, which takes ten minutes else."""
+    seen: list[int] = []
+    code = (
+        "import asyncio, sys\nfrom bridgehead import Bridge\n"
+        "async def main():\n"
+        "    bridge = await Bridge.attach(sys.argv[1])\n"
+        "    await bridge.push(report=bridge.callback(print))\n"
+        "    await bridge.run('report(1)')\n"
+        "    await asyncio.sleep(3600)\n"
+        "asyncio.run(main())"
+    )
+    client = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, str(file_of(live)), stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert client.stdout is not None
+        assert await client.stdout.readline() == b"1\n"
+    finally:
+        client.send_signal(signal.SIGKILL)
+        await client.wait()
+    await live.run("for n in range(3000): report(n)")  # it waits for nothing
+    await live.run(
+        "import sys\n"
+        "module = next(m for n, m in sys.modules.items() if n.startswith('_bridgehead'))\n"
+        "(remote,) = module._remotes.values()\nremote.resources.clock += 601"
+    )
+    await live.call(abs, 1)
+    await live.run("report(1)")
+    await nothing_is_kept(live)
+    assert not seen
+
+
+async def test_a_sync_bridge_draws_progress(kernel: Bridge) -> None:
+    def work(report: Any) -> int:
+        for step in range(10):
+            report(step, of=10)
+        return os.getpid()
+
+    def blocking() -> list[Any]:
+        import threading
+
+        seen: list[Any] = []
+        done = threading.Event()
+        with SyncBridge.attach(file_of(kernel)) as sync:
+
+            def note(step: int, of: int) -> None:
+                seen.append((step, of, sync.pull("1 + 1", now=True)))
+                if step == of - 1:
+                    done.set()
+
+            with sync.callback(note) as report:
+                assert sync.call(work, report) == kernel.info.pid
+                assert done.wait(30)
+        return seen
+
+    assert await asyncio.to_thread(blocking) == [(step, 10, 2) for step in range(10)]
+    await goes_on(kernel)
+    await nothing_is_kept(kernel)

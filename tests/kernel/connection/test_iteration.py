@@ -1,0 +1,175 @@
+"""Iterations over what a real kernel makes.
+
+Rule: as in ``test_tasks``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import pytest
+
+from bridgehead import Bridge, KernelDied, KernelRestarted
+from kernel.connection.test_tasks import nothing_is_kept, until_is
+from support.kit import LANES, file_of, kind, reported_within, whole, wired
+from support.promises import occupied
+
+# A kernel can't import test modules, so what they define is pickled by value, as in a script.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+
+
+@pytest.fixture(params=LANES)
+async def bridge(kernel: Bridge, request: pytest.FixtureRequest) -> AsyncIterator[Bridge]:
+    async with Bridge.attach(file_of(kernel), lane=request.param) as attached:
+        yield attached
+    await nothing_is_kept(kernel)
+
+
+def numbers(count: int) -> Iterator[int]:
+    """Bind ``state`` to "closed" when it is closed."""
+    from IPython import get_ipython
+
+    names = get_ipython().user_ns  # type: ignore[no-untyped-call]
+    names["state"] = "open"
+    try:
+        yield from range(count)
+    finally:
+        names["state"] = "closed"
+
+
+async def numbers_async(count: int) -> AsyncIterator[int]:
+    for n in range(count):
+        await asyncio.sleep(0)
+        yield n
+
+
+def stuck(gate: str) -> Iterator[Any]:
+    """Yield some items at once, and the last one when a name is bound."""
+    import time
+
+    from IPython import get_ipython
+
+    names = get_ipython().user_ns  # type: ignore[no-untyped-call]
+    yield 1
+    yield [2]
+    yield "three"
+    while gate not in names:
+        time.sleep(0.01)
+    yield 4
+
+
+async def test_items_cross_on_every_lane(bridge: Bridge) -> None:
+    assert [n async for n in bridge.iterate(numbers, 20_000)] == list(range(20_000))
+    await until_is(bridge, "state", "closed")
+    assert [n async for n in bridge.iterate(numbers_async, 500)] == list(range(500))
+
+    def arrays() -> Iterator[Any]:
+        import numpy
+
+        reused = numpy.zeros(300_000)
+        for n in range(5):
+            reused[:] = n
+            yield reused
+
+    found = [array async for array in bridge.iterate(arrays)]
+    assert [float(array[-1]) for array in found] == list(range(5))
+    assert all(isinstance(array, np.ndarray) for array in found)
+
+
+@pytest.mark.slow
+async def test_large_items_cross_once_each(bridge: Bridge) -> None:
+    def large() -> Iterator[Any]:
+        import numpy
+
+        for n in range(3):
+            yield numpy.full(40 << 20, n, "u1")
+
+    found = []
+    async for item in bridge.iterate(large):
+        found.append((item.nbytes, int(item[-1])))
+    assert found == [(40 << 20, 0), (40 << 20, 1), (40 << 20, 2)]
+
+
+async def test_an_item_does_not_wait_for_the_next_one(bridge: Bridge) -> None:
+    async with bridge.iterate(stuck, "gate") as items:
+        async with reported_within(3):
+            assert [await anext(items) for _ in range(3)] == [1, [2], "three"]
+        await bridge.push(gate=1, now=True)
+        assert [item async for item in items] == [4]
+    await bridge.delete("gate")
+
+
+async def test_the_kernel_is_free_between_two_batches(bridge: Bridge) -> None:
+    async with bridge.iterate(numbers, 10**9) as items:
+        for n in range(3):
+            await anext(items)
+            await bridge.run(f"beside = {n}")
+            assert await bridge.pull("beside") == n
+    await until_is(bridge, "state", "closed")
+
+
+async def test_a_step_that_runs_is_interrupted_by_closing(bridge: Bridge) -> None:
+    items = bridge.iterate(stuck, "never")
+    assert [await anext(items) for _ in range(3)] == [1, [2], "three"]
+    async with reported_within(3):
+        await items.aclose()
+        await bridge.push(x=1)
+        await bridge.run("x")
+
+
+async def test_an_iteration_that_has_not_begun_never_begins(bridge: Bridge) -> None:
+    await bridge.run("state = ''")
+    async with occupied(bridge):
+        items = bridge.iterate(numbers, 5)
+        waiting = asyncio.ensure_future(anext(items, None))
+        await asyncio.sleep(0.1)
+        await items.aclose()
+        await waiting
+    assert await bridge.pull("state") == ""
+
+
+async def test_a_batch_that_is_lost_is_sent_again(kernel: Bridge, tmp_path: Path) -> None:
+    async with wired(kernel, tmp_path) as (bridge, wire):
+        async with bridge.iterate(numbers, 30_000) as items:
+            found = [await anext(items)]
+            lost = 0
+
+            def drop(parts: list[bytes]) -> list[list[bytes]]:
+                nonlocal lost
+                if kind(parts) == "execute_reply" and lost < 2:
+                    lost += 1
+                    return []
+                return [parts]
+
+            wire.incoming = drop
+            found += [item async for item in items]
+            wire.incoming = whole
+        assert found == list(range(30_000))
+        assert lost == 2
+    await nothing_is_kept(kernel)
+
+
+# The bridge waits until another owner must have restarted the kernel, and here none does.
+@pytest.mark.timings(reconnect_grace=0.3)
+@pytest.mark.parametrize("end", ["death", "restart"])
+async def test_an_iteration_ends_with_its_kernel(live: Bridge, end: str) -> None:
+    items = live.iterate(numbers, 10**9)
+    await anext(items)
+    if end == "death":
+        os.kill(live.info.pid, signal.SIGKILL)
+    else:
+        await live.restart()
+    with pytest.raises(KernelDied if end == "death" else KernelRestarted):
+        while True:
+            await anext(items)
+    with contextlib.suppress(KernelDied):
+        await items.aclose()

@@ -1,0 +1,335 @@
+"""Async functions, tasks and ``on_timeout`` in real kernels.
+
+Rule: as in ``test_watch``. What the kernel must not keep is counted in its remote part.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import numpy as np
+import pytest
+
+from bridgehead import Bridge, KernelDied, KernelRestarted, RemoteError, ReplyLost
+from support.elsewhere import MAJORS
+from support.kit import (
+    BUFFERS,
+    LANES,
+    Parts,
+    file_of,
+    goes_on,
+    kind,
+    other,
+    reported_within,
+    until,
+    whole,
+    wired,
+)
+from support.promises import occupied
+
+# A kernel can't import test modules, so what they define is pickled by value, as in a script.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])
+OWN = [sys.modules[__name__]]
+
+
+def _kept() -> tuple[int, ...]:
+    import sys
+
+    module: Any = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
+    (remote,) = module._remotes.values()
+    resources, objects = remote.resources, remote.operations.values.kept
+    return tuple(map(len, (resources.known, resources.owners, remote.tasks.running, objects)))
+
+
+async def nothing_is_kept(kernel: Bridge) -> None:
+    async with asyncio.timeout(30):
+        while await kernel.call(_kept, by_value=OWN) != (0, 0, 0, 0):
+            await asyncio.sleep(0.02)
+        factory = "__import__('asyncio').get_event_loop().get_task_factory()"
+        while await kernel.pull(f"{factory} is None") is not True:
+            await asyncio.sleep(0.02)
+
+
+@pytest.fixture(params=LANES)
+async def bridge(kernel: Bridge, request: pytest.FixtureRequest) -> AsyncIterator[Bridge]:
+    async with Bridge.attach(file_of(kernel), lane=request.param) as attached:
+        yield attached
+    await nothing_is_kept(kernel)
+
+
+async def later(value: Any, seconds: float = 0.0) -> Any:
+    await asyncio.sleep(seconds)
+    return value
+
+
+async def marks(name: str) -> None:
+    """Bind a name to "begun", and to "cancelled" when the task is cancelled."""
+    from IPython import get_ipython
+
+    names = get_ipython().user_ns  # type: ignore[no-untyped-call]
+    try:
+        names[name] = "begun"
+        await asyncio.sleep(1000)
+    except asyncio.CancelledError:
+        names[name] = "cancelled"
+        raise
+
+
+async def until_is(kernel: Bridge, name: str, value: str) -> None:
+    async with asyncio.timeout(30):
+        while not (await kernel.exists(name) and await kernel.pull(name) == value):
+            await asyncio.sleep(0.02)
+
+
+def spin(seconds: float = 60) -> None:
+    """Compute in Python code, after a step in which the task has begun."""
+    import time
+
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        pass
+
+
+async def spins() -> None:
+    await asyncio.sleep(0)
+    spin()
+
+
+async def child_spins() -> None:
+    await asyncio.gather(spins(), asyncio.sleep(1000))
+
+
+async def test_an_async_function_runs_on_the_kernels_loop(bridge: Bridge) -> None:
+    assert await bridge.call(later, 5) == 5
+    large = await bridge.call(later, np.arange(3_000_000.0))
+    assert float(large[-1]) == 2_999_999
+    await bridge.run("import asyncio\nasync def double(x):\n    return 2 * x")
+    assert await bridge.pull("await double(4)") == 8
+    with pytest.raises(RemoteError, match="ZeroDivisionError") as caught:
+        await bridge.pull("await double(1 / 0)")
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+
+async def test_cells_and_calls_go_on_beside_a_task(bridge: Bridge) -> None:
+    task = bridge.submit(later, "done", 0.3)
+    await bridge.run("beside = 1")
+    assert await bridge.call(abs, -2) == 2
+    assert not task.done()
+    assert await task == "done"
+
+
+async def test_a_task_runs_while_a_cell_awaits(bridge: Bridge) -> None:
+    task = bridge.submit(later, 5, 0.1)
+    await bridge.push(x=1)
+    cell = asyncio.ensure_future(
+        bridge.run("import asyncio\nwhile 'go' not in globals(): await asyncio.sleep(0.01)")
+    )
+    assert await task == 5
+    assert not cell.done()
+    await bridge.push(go=True, now=True)
+    await cell
+
+
+async def test_a_cancelled_task_ends_beside_a_cell_that_awaits(bridge: Bridge) -> None:
+    task = bridge.submit(marks, "state")
+    await until_is(bridge, "state", "begun")
+    cell = asyncio.ensure_future(
+        bridge.run("import asyncio\nwhile state != 'cancelled': await asyncio.sleep(0.01)")
+    )
+    await asyncio.sleep(0.1)
+    task.cancel()
+    async with reported_within(5):
+        await cell
+
+
+@pytest.mark.parametrize("how", ["cancel", "timeout", "close"])
+async def test_a_call_that_is_given_up_cancels_its_coroutine(
+    kernel: Bridge, bridge: Bridge, how: str
+) -> None:
+    async with Bridge.attach(file_of(kernel), lane=bridge.info.lane) as mine:
+        if how == "timeout":
+            with pytest.raises(TimeoutError):
+                await mine.call(marks, "state", timeout=0.3)
+        else:
+            call = asyncio.ensure_future(mine.call(marks, "state"))
+            await until_is(kernel, "state", "begun")
+            if how == "cancel":
+                call.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await call
+            else:
+                await mine.aclose()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await call
+        await until_is(kernel, "state", "cancelled")
+    await kernel.delete("state")
+
+
+async def test_a_task_that_waits_behind_a_cell_and_is_cancelled_never_begins(
+    bridge: Bridge,
+) -> None:
+    async with occupied(bridge):
+        tasks = [bridge.submit(marks, "state"), bridge.submit(exec, "begun = 1", {})]
+        await asyncio.sleep(0.1)
+        for task in tasks:
+            task.cancel()
+        for task in tasks:
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        await asyncio.sleep(0.1)
+    await goes_on(bridge)
+    assert not await bridge.exists("state")
+
+
+async def test_a_function_that_runs_is_interrupted_and_nothing_else(bridge: Bridge) -> None:
+    async with other(bridge) as client:
+        await bridge.push(state="")
+        task = bridge.submit(
+            exec,
+            "import time\nnames['state'] = 'runs'\ntime.sleep(60)",
+            {"names": bridge.ref("globals()")},
+        )
+        await until_is_now(bridge, "state", "runs")
+        behind = client.submit("import time; time.sleep(0.2); state = 'behind'")
+        async with reported_within(5):
+            task.cancel()
+            await until_is(bridge, "state", "behind")
+        assert (await client.answer(behind))["status"] == "ok"
+
+
+async def until_is_now(bridge: Bridge, name: str, value: str) -> None:
+    async with asyncio.timeout(30):
+        while await bridge.pull(name, now=True) != value:
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("what", ["call", "run"])
+async def test_on_timeout_interrupts(bridge: Bridge, what: str) -> None:
+    async with reported_within(5):
+        with pytest.raises(TimeoutError):
+            if what == "call":
+                await bridge.call(spin, timeout=0.3, on_timeout="interrupt")
+            else:
+                await bridge.run("import time; time.sleep(60)", timeout=0.3, on_timeout="interrupt")
+        await bridge.push(x=1)
+        await bridge.run("x")
+
+
+async def test_what_has_not_begun_when_its_time_is_over_never_begins(bridge: Bridge) -> None:
+    await bridge.push(ran=[])
+    async with occupied(bridge):
+        for work in (
+            bridge.run("ran.append('cell')", timeout=0.2, on_timeout="interrupt"),
+            bridge.call(list.append, bridge.ref("ran"), 1, timeout=0.2, on_timeout="interrupt"),
+        ):
+            with pytest.raises(TimeoutError):
+                await work
+    await goes_on(bridge)
+    assert await bridge.pull("ran") == []
+
+
+@pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
+@pytest.mark.parametrize("function", [spins, child_spins])
+async def test_an_interrupt_ends_the_task_that_runs_and_not_the_kernel(
+    live: Bridge, function: Any
+) -> None:
+    for _ in range(10):
+        waits = live.submit(later, "not hit", 1000)
+        await live.push(x=1)  # the first task has started, so no interrupt finds it starting
+        task = live.submit(function)
+        await until(lambda: live.state == "idle")
+        await asyncio.sleep(0.05)
+        async with reported_within(5):
+            while not task.done():
+                await live.interrupt()
+                await asyncio.sleep(0.05)
+        with pytest.raises(RemoteError, match="KeyboardInterrupt"):
+            await task
+        assert not waits.done()
+        waits.cancel()
+    await goes_on(live)
+    await nothing_is_kept(live)
+
+
+async def test_an_outcome_that_is_lost_is_sent_again(kernel: Bridge, tmp_path: Path) -> None:
+    async with wired(kernel, tmp_path) as (bridge, wire):
+        wire.incoming = lambda parts: [] if kind(parts) == "bridgehead_event" else [parts]
+        task = bridge.submit(later, 5)
+        await bridge.push(x=1)
+        await asyncio.sleep(0.2)
+        assert not task.done()
+        wire.incoming = whole
+        bridge._connection.resources.renew_soon()  # as a new connection does
+        async with reported_within(5):
+            assert await task == 5
+    await nothing_is_kept(kernel)
+
+
+async def test_an_event_that_arrives_damaged_is_sent_again(kernel: Bridge, tmp_path: Path) -> None:
+    """J16. Jupyter does not sign buffers. The outcome of a task, and the value of a watch."""
+    damaged = 0
+
+    def damage(parts: Parts) -> list[Parts]:
+        nonlocal damaged
+        if kind(parts) != "bridgehead_event" or damaged == 2:
+            return [parts]
+        damaged += 1
+        flipped = bytes([parts[BUFFERS][0] ^ 1])
+        return [[*parts[:BUFFERS], flipped + parts[BUFFERS][1:], *parts[BUFFERS + 1 :]]]
+
+    async with wired(kernel, tmp_path, lane="buffers") as (bridge, wire):
+        wire.incoming = damage
+        async with reported_within(5):
+            assert await bridge.call(later, [5]) == [5]
+        assert damaged == 2
+        await bridge.push(x=[1])
+        async with bridge.watch("x") as watch:
+            assert await anext(watch) == [1]
+            damaged = 0
+            await bridge.run("x = [2]")
+            async with reported_within(5):
+                assert await anext(watch) == [2]
+            assert damaged == 2
+    await nothing_is_kept(kernel)
+
+
+# The bridge waits until another owner must have restarted the kernel, and here none does.
+@pytest.mark.timings(reconnect_grace=0.3)
+@pytest.mark.parametrize("end", ["death", "restart"])
+async def test_a_task_ends_with_its_kernel(live: Bridge, end: str) -> None:
+    task = live.submit(later, 5, 1000)
+    await live.push(x=1)
+    if end == "death":
+        os.kill(live.info.pid, signal.SIGKILL)
+    else:
+        await live.restart()
+    with pytest.raises(KernelDied if end == "death" else KernelRestarted):
+        await task
+
+
+async def test_tasks_of_a_bridge_that_vanished_are_cancelled(live: Bridge) -> None:
+    """Its lease ends. The clock of the leases is set ahead, which takes ten minutes else."""
+    async with Bridge.attach(file_of(live)) as bridge:
+        task = bridge.submit(marks, "state")
+        await until_is(live, "state", "begun")
+        await live.run(
+            "import sys\n"
+            "module = next(m for n, m in sys.modules.items() if n.startswith('_bridgehead'))\n"
+            "(remote,) = module._remotes.values()\nremote.resources.clock += 601"
+        )
+        # A request that the thread of the cells serves looks at the leases. The names below are
+        # fetched by another thread, and the kernel's own look comes after half a minute.
+        await live.call(abs, 1)
+        await until_is(live, "state", "cancelled")
+        await nothing_is_kept(live)
+        bridge._connection.resources.renew_soon()
+        with pytest.raises(ReplyLost, match="does not have this task"):
+            await task

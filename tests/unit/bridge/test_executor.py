@@ -1,0 +1,192 @@
+"""A fleet of loopbacks as an executor of concurrent.futures: in its own loop, and in threads."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import contextlib
+import gc
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+
+from bridgehead import (
+    Bridge,
+    BridgeClosed,
+    EncodeError,
+    Fleet,
+    FleetExecutor,
+    RemoteError,
+    SyncBridge,
+    SyncFleet,
+)
+from support.kit import until
+
+
+@pytest.fixture
+async def fleet() -> AsyncIterator[Fleet]:
+    async with Bridge.loopback() as one, Bridge.loopback() as two, Fleet([one, two]) as fleet:
+        yield fleet
+
+
+@pytest.fixture
+async def executor(fleet: Fleet) -> FleetExecutor:
+    return fleet.executor()
+
+
+def boom() -> None:
+    raise LookupError("boom")
+
+
+async def test_run_in_executor_works_in_its_own_loop(executor: FleetExecutor) -> None:
+    loop = asyncio.get_running_loop()
+    calls = [loop.run_in_executor(executor, pow, n, 2) for n in range(20)]
+    assert await asyncio.gather(*calls) == [n * n for n in range(20)]
+    assert await loop.run_in_executor(executor, asyncio.sleep, 0, 3) == 3
+
+
+async def test_other_threads_use_it_as_any_executor(executor: FleetExecutor) -> None:
+    def use() -> list[int]:
+        with executor:
+            futures = [executor.submit(pow, n, 2) for n in range(10)]
+            done = [one.result() for one in concurrent.futures.as_completed(futures)]
+            assert sorted(done) == [n * n for n in range(10)]
+            return list(executor.map(abs, range(-5, 0), timeout=60))
+
+    assert await asyncio.to_thread(use) == [5, 4, 3, 2, 1]
+
+
+async def test_the_original_exception_is_raised_with_the_remote_one_as_its_cause(
+    executor: FleetExecutor,
+) -> None:
+    future = asyncio.wrap_future(executor.submit(boom))
+    with pytest.raises(LookupError, match="boom") as caught:
+        await future
+    assert type(caught.value.__cause__) is RemoteError
+    assert "boom" in caught.value.__cause__.traceback[-1]
+
+
+async def test_what_cannot_be_sent_is_in_the_future(fleet: Fleet, executor: FleetExecutor) -> None:
+    with pytest.raises(EncodeError):
+        await asyncio.wrap_future(executor.submit(threading.Lock().acquire))
+    await fleet[0].push(x=1)
+    with pytest.raises(ValueError, match="belongs to one kernel"):
+        await asyncio.wrap_future(executor.submit(abs, fleet[0].ref("x")))
+
+
+async def test_keyword_arguments_are_the_functions(executor: FleetExecutor) -> None:
+    def options(timeout: int, keep: int) -> int:
+        return timeout + keep
+
+    assert await asyncio.wrap_future(executor.submit(options, timeout=1, keep=2)) == 3
+
+
+GATE = threading.Event()
+
+
+def wait_for_gate(n: int) -> int:
+    gate: threading.Event = sys.modules[__name__].GATE
+    gate.wait(60)
+    return n
+
+
+async def test_futures_that_wait_can_be_cancelled(fleet: Fleet, executor: FleetExecutor) -> None:
+    GATE.clear()
+    try:
+        futures = [executor.submit(wait_for_gate, n) for n in range(20)]
+        await until(lambda: sum(future.running() for future in futures) == 4)
+        assert [future.cancel() for future in futures[4:]] == [True] * 16
+        assert all(future.cancelled() for future in futures[4:])
+        done, _ = await asyncio.to_thread(concurrent.futures.wait, futures[4:], 10)
+        assert len(done) == 16
+        assert futures[0].cancel()
+        with pytest.raises(concurrent.futures.CancelledError):
+            futures[0].result()
+    finally:
+        GATE.set()
+    assert [await asyncio.wrap_future(future) for future in futures[1:4]] == [1, 2, 3]
+    assert not futures[1].cancel()
+    assert await fleet.pull("1") == [1, 1]
+
+
+async def test_submit_never_blocks(executor: FleetExecutor) -> None:
+    GATE.clear()
+    try:
+        started = time.monotonic()
+        futures = [executor.submit(wait_for_gate, n) for n in range(1000)]
+        assert time.monotonic() - started < 30
+        assert not any(future.done() for future in futures)
+        executor.shutdown(wait=False, cancel_futures=True)
+        assert sum(future.cancelled() for future in futures) >= 996
+    finally:
+        GATE.set()
+
+
+async def test_after_a_shutdown_nothing_is_taken(executor: FleetExecutor) -> None:
+    future = executor.submit(abs, -1)
+    with pytest.raises(RuntimeError, match="waiting for them in their own event loop"):
+        executor.shutdown()
+    assert await asyncio.wrap_future(future) == 1
+    executor.shutdown()
+    with pytest.raises(RuntimeError, match="after shutdown"):
+        executor.submit(abs, -1)
+    # The error of a block is not hidden.
+    with pytest.raises(LookupError, match="the block"), executor:
+        raise LookupError("the block")
+
+
+async def test_closing_the_bridges_ends_the_futures(fleet: Fleet, executor: FleetExecutor) -> None:
+    GATE.clear()
+    try:
+        futures = [executor.submit(wait_for_gate, n) for n in range(10)]
+        await until(lambda: any(future.running() for future in futures))
+        for bridge in fleet:
+            await bridge.aclose()
+        await until(lambda: all(future.done() for future in futures))
+        assert {type(future.exception()) for future in futures} == {BridgeClosed}
+    finally:
+        GATE.set()
+
+
+def test_the_end_of_the_event_loop_ends_the_futures() -> None:
+    async def leave() -> list[concurrent.futures.Future[None]]:
+        executor = Fleet([await Bridge.loopback()]).executor()
+        futures = [executor.submit(time.sleep, 0.2) for _ in range(6)]
+        await until(futures[0].running)
+        return futures
+
+    def all_are_done() -> bool:
+        done = all(future.done() for future in asyncio.run(leave()))
+        gc.collect()
+        return done
+
+    with pytest.warns(ResourceWarning, match="loopback"):  # nothing closes the bridge
+        done = all_are_done()
+    assert done
+
+
+def test_a_future_that_a_closing_loop_does_not_reach_has_an_error() -> None:
+    """Threads submit while the last bridge closes, and its event loop with it."""
+    for _ in range(20):
+        kernel = SyncBridge.loopback()
+        executor = SyncFleet([kernel]).executor()
+        futures: list[concurrent.futures.Future[int]] = []
+
+        def submit(
+            executor: FleetExecutor = executor,
+            futures: list[concurrent.futures.Future[int]] = futures,
+        ) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                while True:
+                    futures.append(executor.submit(abs, -1))
+                    time.sleep(0.00002)
+
+        thread = threading.Thread(target=submit)
+        thread.start()
+        time.sleep(0.01)
+        kernel.close()
+        thread.join()
+        assert not concurrent.futures.wait(futures, 20).not_done

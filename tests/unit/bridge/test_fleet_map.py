@@ -1,0 +1,454 @@
+"""Maps over a fleet of loopbacks: order, laziness, errors, cancels, and what is left.
+
+Rule: no kernel. ``kernel/bridge/test_fleet_map.py`` has kernels that die, and interrupts.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bridgehead import (
+    Bridge,
+    BridgeClosed,
+    EncodeError,
+    Fleet,
+    FleetMap,
+    NameNotFound,
+    ProtocolError,
+    RemoteError,
+    UntrustedPayload,
+)
+from bridgehead._bridge.fleet_map import AHEAD
+from support.kit import until
+from unit.connection.test_tasks import remote_of
+
+KERNELS = 3
+
+
+@pytest.fixture
+async def fleet() -> AsyncIterator[Fleet]:
+    async with (
+        Bridge.loopback() as one,
+        Bridge.loopback() as two,
+        Bridge.loopback() as three,
+        Fleet([one, two, three]) as fleet,
+    ):
+        yield fleet
+        await nothing_is_left(fleet)
+
+
+async def nothing_is_left(fleet: Fleet) -> None:
+    """Wait until the kernels have nothing of the maps, and no call is in a queue."""
+
+    def left() -> list[Any]:
+        gc.collect()
+        return [
+            (bridge.stats, len(bridge._connection.queue.turns))
+            for bridge in fleet
+            if bridge.state != "closed"
+            and (
+                bridge.stats.refs
+                or bridge.stats.tasks
+                or bridge._connection.queue.turns
+                or bridge._connection.resources.known
+            )
+        ]
+
+    await until(lambda: not left())
+
+
+def double(value: Any) -> Any:
+    return 2 * value
+
+
+# ---------------------------------------------------------------- results
+
+
+@pytest.mark.parametrize("chunksize", [1, 7, "auto"])
+@pytest.mark.parametrize("ordered", [True, False])
+async def test_each_item_is_done_once(fleet: Fleet, chunksize: Any, ordered: bool) -> None:
+    options: Any = {"chunksize": chunksize, "ordered": ordered}
+    async with fleet.map(double, range(100), **options) as results:
+        found = [result async for result in results]
+    assert (found if ordered else sorted(found)) == [2 * n for n in range(100)]
+
+
+async def test_several_iterables_end_with_the_shortest(fleet: Fleet) -> None:
+    results = fleet.map(pow, itertools.count(), [2, 2, 2])
+    assert [result async for result in results] == [0, 1, 4]
+    assert [result async for result in fleet.map(abs, [])] == []
+    assert [result async for result in results] == []
+
+
+async def test_an_async_function_runs_on_the_kernels_loops(fleet: Fleet) -> None:
+    async with fleet.map(asyncio.sleep, [0] * 20, range(20), chunksize=3) as results:
+        assert [result async for result in results] == list(range(20))
+
+
+async def test_results_of_any_kind_arrive_as_they_were(fleet: Fleet) -> None:
+    def same_buffer() -> Any:
+        buffer = [0]
+
+        def fill(n: int) -> Any:
+            buffer[0] = n
+            return buffer
+
+        return fill
+
+    found = [one async for one in fleet.map(same_buffer(), range(30), chunksize=10)]
+    assert found == [[n] for n in range(30)]
+    mixed = [1, "a", [2], None, np.arange(3), 4.0, {"k": 5}]
+    back = [one async for one in fleet.map(lambda value: value, mixed, chunksize=4)]
+    assert repr(back) == repr(mixed)
+
+
+async def test_namespace_and_by_value_reach_the_kernels(fleet: Fleet) -> None:
+    for index, bridge in enumerate(fleet):
+        await bridge.push(offset=10 * index)
+    found = [n async for n in fleet.map(lambda n: n + offset - offset, range(5), namespace=True)]  # noqa: F821
+    assert found == list(range(5))
+
+
+async def test_the_function_crosses_once_for_all_kernels(fleet: Fleet) -> None:
+    counted = Counted()
+    Counted.times = 0
+    assert [n async for n in fleet.map(counted, range(20))] == list(range(20))
+    assert Counted.times == 1
+
+
+class Counted:
+    times = 0
+
+    def __reduce__(self) -> Any:
+        type(self).times += 1
+        return _identity, ()
+
+
+def _identity() -> Any:
+    return lambda n: n
+
+
+setattr(Counted, "__call__", lambda self, n: n)
+
+
+# ---------------------------------------------------------------- laziness
+
+
+async def test_an_endless_iterable_is_read_as_far_as_needed(fleet: Fleet) -> None:
+    numbers = itertools.count()
+    async with fleet.map(double, numbers, window=2) as results:
+        assert [await anext(results) for _ in range(5)] == [0, 2, 4, 6, 8]
+        await asyncio.sleep(0.1)
+    read = next(numbers)
+    assert 5 <= read <= 5 + AHEAD * 2 * KERNELS
+
+
+async def test_a_slow_consumer_stops_the_work(fleet: Fleet) -> None:
+    calls.clear()
+    async with fleet.map(called, itertools.count(), chunksize=2) as results:
+        await anext(results)
+        most = 1 + 2 * AHEAD * 2 * KERNELS
+        await until(lambda: len(calls) >= most - 1)
+        await asyncio.sleep(0.1)
+        assert len(calls) <= most
+        for _ in range(50):
+            await anext(results)
+    assert len(calls) > most
+
+
+calls: list[int] = []
+
+
+def called(n: int) -> int:
+    found: list[int] = sys.modules[__name__].calls
+    found.append(n)
+    return n
+
+
+async def test_nothing_is_read_before_the_first_wait(fleet: Fleet) -> None:
+    numbers = itertools.count()
+    results = fleet.map(double, numbers)
+    await asyncio.sleep(0.01)
+    assert next(numbers) == 0
+    await results.aclose()
+
+
+async def test_what_the_iterable_raises_comes_after_the_results_before_it(fleet: Fleet) -> None:
+    def broken() -> Iterator[int]:
+        yield from range(10)
+        raise LookupError("the iterable broke")
+
+    for options in ({}, {"ordered": False}, {"return_exceptions": True}, {"chunksize": 4}):
+        results = fleet.map(double, broken(), **options)  # type: ignore[arg-type]
+        found = []
+        with pytest.raises(LookupError, match="the iterable broke"):
+            async for result in results:
+                found.append(result)
+        assert sorted(found) == [2 * n for n in range(10)]
+        assert [result async for result in results] == []
+
+
+async def test_a_cancelled_future_in_the_iterable_is_raised_after_the_results(
+    fleet: Fleet,
+) -> None:
+    def broken() -> Iterator[int]:
+        yield from range(5)
+        raise asyncio.CancelledError
+
+    found = []
+    with pytest.raises(asyncio.CancelledError):
+        async for result in fleet.map(double, broken()):
+            found.append(result)
+    assert found == [0, 2, 4, 6, 8]
+
+
+# ---------------------------------------------------------------- errors
+
+
+def even(n: int) -> int:
+    if n % 2:
+        raise ValueError(f"{n} is odd")
+    return n
+
+
+async def test_the_first_error_ends_it_after_the_results_before(fleet: Fleet) -> None:
+    results = fleet.map(even, [0, 2, 4, 5, 6, 7, 8], chunksize=2)
+    found = []
+    with pytest.raises(RemoteError, match="5 is odd") as caught:
+        async for result in results:
+            found.append(result)
+    assert found == [0, 2, 4]
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert caught.value.__notes__[0].startswith("kernel ")
+    with pytest.raises(StopAsyncIteration):
+        await anext(results)
+    assert "ended" in repr(results)
+
+
+@pytest.mark.parametrize("chunksize", [1, 3, "auto"])
+async def test_exceptions_are_given_in_place_of_results(fleet: Fleet, chunksize: Any) -> None:
+    results = fleet.map(even, range(10), chunksize=chunksize, return_exceptions=True)
+    found = [result async for result in results]
+    assert found[::2] == [0, 2, 4, 6, 8]
+    assert [error.evalue for error in found[1::2]] == [f"{n} is odd" for n in (1, 3, 5, 7, 9)]
+
+
+async def test_a_result_that_cannot_be_pickled_fails_alone(fleet: Fleet) -> None:
+    def lock(n: int) -> Any:
+        return threading.Lock() if n == 2 else [n]
+
+    found = [one async for one in fleet.map(lock, range(4), chunksize=4, return_exceptions=True)]
+    assert (found[:2], found[3]) == ([[0], [1]], [3])
+    assert "cannot be pickled" in str(found[2])
+
+
+async def test_an_item_that_cannot_be_pickled_fails_alone(fleet: Fleet) -> None:
+    items = [1, threading.Lock(), 3]
+    results = fleet.map(lambda item: item, items, chunksize=3, return_exceptions=True)
+    found = [result async for result in results]
+    assert (found[0], found[2]) == (1, 3)
+    assert type(found[1]) is EncodeError
+    with pytest.raises(EncodeError):
+        [one async for one in fleet.map(lambda item: item, items, chunksize=3)]
+
+
+async def test_a_function_that_cannot_be_pickled_is_an_encode_error(fleet: Fleet) -> None:
+    with pytest.raises(EncodeError):
+        await anext(fleet.map(threading.Lock().acquire, [1]))
+
+
+async def test_refs_are_refused(fleet: Fleet) -> None:
+    await fleet.push(x=1)
+    with pytest.raises(ValueError, match="belongs to one kernel"):
+        fleet.map(fleet[0].ref("abs"), [1])
+    with pytest.raises(ValueError, match="belongs to one kernel"):
+        await anext(fleet.map(double, [fleet[0].ref("x")]))
+
+
+async def test_a_freed_ref_fails_its_item_alone(fleet: Fleet) -> None:
+    one = fleet[:1]
+    freed, kept = await one[0].call(list, keep=True), await one[0].call(list, keep=True)
+    await one[0].delete(freed)
+    for chunksize in (1, 3):
+        options: Any = {"chunksize": chunksize, "return_exceptions": True}
+        found = [n async for n in one.map(len, [kept, freed, kept], **options)]
+        assert (found[0], type(found[1]), found[2]) == (0, NameNotFound, 0)
+
+
+async def test_a_ref_that_only_the_kernel_has_freed_fails_its_item_alone(fleet: Fleet) -> None:
+    one = fleet[:1]
+    freed, kept = await one[0].call(list, keep=True), await one[0].call(list, keep=True)
+    del remote_of(one[0]).operations.values.kept[str(freed)]
+    for chunksize in (1, 3):
+        options: Any = {"chunksize": chunksize, "return_exceptions": True}
+        found = [n async for n in one.map(len, [kept, freed, kept], **options)]
+        assert (found[0], type(found[1]), found[2]) == (0, NameNotFound, 0)
+
+
+async def fail_at_three(n: int) -> int:
+    if n == 3:
+        raise asyncio.CancelledError("the third")
+    return n
+
+
+async def test_an_item_that_raises_a_cancel_fails_alone(fleet: Fleet) -> None:
+    options: Any = {"chunksize": 6, "return_exceptions": True}
+    found = [n async for n in fleet.map(fail_at_three, range(6), **options)]
+    assert found[:3] + found[4:] == [0, 1, 2, 4, 5]
+    assert found[3].ename == "CancelledError"
+
+
+@pytest.mark.parametrize("goes_on", [True, False])
+async def test_a_kernel_that_returns_too_few_results_is_a_protocol_error(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, goes_on: bool
+) -> None:
+    chunks = type(remote_of(fleet[0]).maps).map.__globals__["MapChunk"]
+    run = chunks.run
+
+    def short(chunk: Any) -> None:
+        chunk.items = chunk.items[:1]
+        run(chunk)
+
+    monkeypatch.setattr(chunks, "run", short)
+    results = fleet.map(abs, range(9), chunksize=3, return_exceptions=goes_on)
+    if goes_on:
+        assert [type(one) async for one in results] == [ProtocolError] * 9
+    else:
+        with pytest.raises(ProtocolError, match="fewer results"):
+            await anext(results)
+
+
+@pytest.mark.parametrize("seconds", [float("inf"), float("nan"), -1.0])
+async def test_a_duration_that_is_not_one_is_a_protocol_error(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    chunks = type(remote_of(fleet[0]).maps).map.__globals__["MapChunk"]
+    respond = chunks.response
+    monkeypatch.setattr(
+        chunks,
+        "response",
+        lambda chunk: ({**respond(chunk)[0], "seconds": seconds}, respond(chunk)[1]),
+    )
+    with pytest.raises(ProtocolError, match="duration"):
+        await anext(fleet.map(abs, range(50), chunksize="auto"))
+
+
+async def test_trust_data_opens_only_data() -> None:
+    async with Bridge.loopback(trust="data") as bridge, Fleet([bridge]) as fleet:
+        found = [n async for n in fleet.map(even, range(3), chunksize=3, return_exceptions=True)]
+        assert (found[0], found[2]) == (0, 2)
+        assert found[1].__cause__ is None
+        with pytest.raises((UntrustedPayload, RemoteError)):
+            await anext(fleet.map(lambda _: print, [1]))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "words"),
+    [
+        ({"chunksize": 0}, ValueError, "chunksize must be at least 1"),
+        ({"chunksize": "big"}, TypeError, "chunksize must be a number"),
+        ({"window": 0}, ValueError, "window must be at least 1"),
+        ({"retries": -1}, ValueError, "retries must be at least 0"),
+    ],
+)
+async def test_wrong_arguments(fleet: Fleet, options: Any, error: Any, words: str) -> None:
+    with pytest.raises(error, match=words):
+        fleet.map(double, [1], **options)
+    with pytest.raises(TypeError, match="takes a function"):
+        fleet.map(1, [1])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="at least one iterable"):
+        fleet.map(double)
+    with pytest.raises(TypeError, match="iter"):
+        fleet.map(double, 1)  # type: ignore[arg-type]
+
+
+# ---------------------------------------------------------------- leaving
+
+
+async def test_a_cancelled_wait_loses_nothing(fleet: Fleet) -> None:
+    async with fleet.map(slow, range(30)) as results:
+        found: list[int] = []
+        while len(found) < 30:
+            try:
+                async with asyncio.timeout(0.003):
+                    found.append(await anext(results))
+            except TimeoutError:
+                pass
+    assert found == list(range(30))
+
+
+def slow(n: int) -> int:
+    time.sleep(0.005)
+    return n
+
+
+async def test_leaving_it_withdraws_what_has_not_begun(fleet: Fleet) -> None:
+    calls.clear()
+    async with fleet.map(called, range(1000), window=4) as results:
+        await anext(results)
+    assert await fleet.pull("1") == [1, 1, 1]  # behind what had been sent: nothing interrupts it
+    begun = len(calls)
+    await nothing_is_left(fleet)
+    await asyncio.sleep(0.05)
+    assert len(calls) == begun < 200
+
+
+async def test_a_dropped_map_ends(fleet: Fleet) -> None:
+    calls.clear()
+    async for n in fleet.map(called, itertools.count()):
+        if n == 3:
+            break
+    gc.collect()
+    await nothing_is_left(fleet)
+
+
+async def test_a_dropped_map_ends_without_its_first_bridge(fleet: Fleet) -> None:
+    results = fleet.map(slow, itertools.count(), return_exceptions=True)
+    await anext(results)
+    await fleet[0].aclose()
+    work = results._work
+    del results
+    gc.collect()
+    await until(lambda: work.is_closed and all(task.done() for task in work._tasks))
+    await nothing_is_left(fleet)
+
+
+async def test_closing_the_bridges_ends_a_map(fleet: Fleet) -> None:
+    results = fleet.map(slow, itertools.count(), return_exceptions=True)
+    await anext(results)
+    await fleet[0].aclose()
+    found = [await anext(results) for _ in range(60)]
+    lost = [one for one in found if isinstance(one, Exception)]
+    assert [type(one) for one in lost] in ([], [BridgeClosed])  # the item that it had begun
+    for bridge in fleet:
+        await bridge.aclose()
+    with pytest.raises(BridgeClosed):
+        async for _ in results:
+            pass
+
+
+async def test_many_maps_and_other_operations_interleave(fleet: Fleet) -> None:
+    async def one(add: int) -> list[int]:
+        async with fleet.map(lambda n: n + add, range(40)) as results:
+            return [result async for result in results]
+
+    found = await asyncio.gather(*(one(10 * n) for n in range(4)), fleet.pull("6 * 7"))
+    assert found == [*([n + 10 * add for n in range(40)] for add in range(4)), [42] * 3]
+
+
+async def test_one_reader_after_the_other_gets_every_result_once(fleet: Fleet) -> None:
+    results: FleetMap[int] = fleet.map(double, range(20))
+    first = await results.take()
+    rest = [result async for result in results]
+    assert first + rest == [2 * n for n in range(20)]
+    assert await results.take() == []

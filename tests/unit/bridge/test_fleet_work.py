@@ -1,0 +1,241 @@
+"""Work that a fleet of loopbacks divides: submitted functions, sequences in parts."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from bridgehead import (
+    Bridge,
+    BridgeClosed,
+    Fleet,
+    FleetError,
+    Message,
+    NameNotFound,
+    RemoteError,
+)
+
+
+@pytest.fixture
+async def fleet() -> AsyncIterator[Fleet]:
+    async with Bridge.loopback() as one, Bridge.loopback() as two, Bridge.loopback() as three:
+        async with Fleet([one, two, three]) as fleet:
+            yield fleet
+
+
+# ---------------------------------------------------------------- submit
+
+
+def which() -> int:
+    return number  # type: ignore[name-defined,no-any-return]  # noqa: F821
+
+
+async def numbered(fleet: Fleet) -> None:
+    for index, bridge in enumerate(fleet):
+        await bridge.push(number=index)
+
+
+async def test_tasks_go_to_the_least_loaded_kernels(fleet: Fleet) -> None:
+    await numbered(fleet)
+    tasks = [fleet.submit(which, namespace=True) for _ in range(9)]
+    assert sorted([await task for task in tasks]) == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    # A kernel that has an async function at work is loaded, too.
+    waiting = fleet[1].submit(asyncio.sleep, 60)
+    while not fleet[1].stats.tasks:
+        await asyncio.sleep(0.01)
+    tasks = [fleet.submit(which, namespace=True) for _ in range(2)]
+    assert sorted([await task for task in tasks]) == [0, 2]
+    waiting.cancel()
+
+
+async def test_a_lost_kernel_gets_no_task(fleet: Fleet) -> None:
+    await numbered(fleet)
+    await fleet[1].aclose()
+    tasks = [fleet.submit(which, namespace=True) for _ in range(4)]
+    assert sorted([await task for task in tasks]) == [0, 0, 2, 2]
+    await fleet[0].aclose()
+    await fleet[2].aclose()
+    with pytest.raises(BridgeClosed):
+        fleet.submit(which)
+
+
+async def test_a_task_takes_the_options_of_bridges_submit(fleet: Fleet) -> None:
+    ref = await fleet.submit(range, 3, keep="rows")
+    assert await ref.pull() == range(3)
+    assert await fleet.submit(dict, a=1) == {"a": 1}
+    assert await fleet.submit(asyncio.sleep, 0, "slept") == "slept"
+    with pytest.raises(RemoteError):
+        await fleet.submit(abs, "a")
+    seen: list[tuple[str, int]] = []
+
+    def note(message: Message, index: int) -> None:
+        seen.append((message.text, index))
+
+    await fleet[1:].submit(print, "at work", end="", on_output=note)
+    assert seen == [("at work", 0)]
+
+
+async def test_a_ref_of_one_kernel_is_refused(fleet: Fleet) -> None:
+    await fleet.push(x=[1])
+    with pytest.raises(ValueError, match="belongs to one kernel"):
+        fleet.submit(len, fleet[0].ref("x"))
+    with pytest.raises(ValueError, match="belongs to one kernel"):
+        await fleet.submit(len, [fleet[0].ref("x")])
+    assert await fleet[:1].submit(len, fleet[0].ref("x")) == 1
+
+
+async def test_a_ref_of_one_kernel_is_refused_before_anything_is_sent(fleet: Fleet) -> None:
+    ref = await fleet[0].call(list, keep=True)
+    options: list[Any] = [{"push": {"a": ref}}, {"push": {"a": [{1: ref}]}}, {"pull": [ref]}]
+    for given in options:
+        with pytest.raises(ValueError, match="belongs to one kernel"):
+            await fleet.run("a = 1", **given)
+    for sequence in ([ref, 1, 2], (1, 2, [ref])):
+        with pytest.raises(ValueError, match="belongs to one kernel"):
+            await fleet.scatter("a", sequence)
+    assert await fleet.exists("a") == [False] * 3
+    await fleet[:1].scatter("a", [ref])
+    assert await fleet[0].pull("a") == [[]]
+
+
+# ---------------------------------------------------------------- sequences
+
+FRAME = pd.DataFrame(
+    {
+        "n": range(7),
+        "text": list("abcdefg"),
+        "kind": pd.Categorical(list("xyxyxyx"), categories=["x", "y", "z"]),
+        "when": pd.date_range("2024-01-01", periods=7, tz="UTC"),
+        "maybe": pd.array([1, None, 3, 4, None, 6, 7], dtype="Int64"),
+    }
+)
+SEQUENCES: dict[str, Any] = {
+    "list": [1, "a", None, [2]] * 3,
+    "tuple": tuple(range(10)),
+    "array": np.arange(24.0).reshape(8, 3),
+    "records": np.array([(1, "a"), (2, "b"), (3, "c"), (4, "d")], dtype=[("n", "i4"), ("t", "U1")]),
+    "recarray": np.rec.array([(1, 2.0), (3, 4.0), (5, 6.0)], dtype=[("n", int), ("x", float)]),
+    "filled": np.ma.masked_array(np.arange(5), mask=[0, 1, 0, 0, 1], fill_value=7),
+    "masked": np.ma.masked_array(np.arange(5), mask=[0, 1, 0, 0, 1]),
+    "frame": FRAME,
+    "indexed": FRAME.set_index("text"),
+    "series": FRAME["when"],
+    "table": pa.table({"n": [1, 2, 3, 4], "t": ["a", None, "c", "d"]}),
+}
+
+
+class Pair(NamedTuple):
+    one: int
+    other: int
+
+
+def equal(one: Any, other: Any) -> bool:
+    assert type(one) is type(other)
+    if isinstance(one, pd.DataFrame):
+        pd.testing.assert_frame_equal(one, other)
+        return True
+    if isinstance(one, pd.Series):
+        pd.testing.assert_series_equal(one, other)
+        return True
+    if isinstance(one, np.ndarray):
+        return one.dtype == other.dtype and repr(one) == repr(other)
+    return bool(one == other)
+
+
+@pytest.mark.parametrize("name", SEQUENCES)
+@pytest.mark.parametrize("length", ["whole", "two", "none"])
+async def test_gather_gives_what_was_scattered(fleet: Fleet, name: str, length: str) -> None:
+    sequence = SEQUENCES[name]
+    if length != "whole":
+        many = 2 if length == "two" else 0
+        sequence = (
+            sequence.slice(0, many)
+            if name == "table"
+            else sequence.iloc[:many]
+            if hasattr(sequence, "iloc")
+            else sequence[:many]
+        )
+    transfers = await fleet.scatter("part", sequence)
+    assert [transfer.names for transfer in transfers] == [("part",)] * 3
+    parts = await fleet.pull("part")
+    sizes = [len(part) for part in parts]
+    assert sum(sizes) == len(sequence)
+    assert max(sizes) - min(sizes) <= 1
+    assert {type(part) for part in parts} == {type(sequence)}
+    assert equal(await fleet.gather("part"), sequence)
+
+
+@pytest.mark.objects
+@pytest.mark.parametrize("many", [7, 2, 0])
+async def test_gather_gives_the_polars_table_that_was_scattered(fleet: Fleet, many: int) -> None:
+    import polars as pl
+
+    frame = pl.DataFrame(
+        {"n": [1, None, 3, 4, 5, 6, 7], "text": list("abcdefg"), "kind": list("xyxyxyx")},
+        schema={"n": pl.Int64, "text": pl.String, "kind": pl.Categorical},
+    )
+    for table in (frame[:many], frame["text"][:many]):
+        await fleet.scatter("part", table)
+        assert {type(part) for part in await fleet.pull("part")} == {type(table)}
+        back = await fleet.gather("part")
+        assert type(back) is type(table)
+        assert back.equals(table)
+
+
+async def test_gather_takes_an_expression(fleet: Fleet) -> None:
+    await fleet.scatter("rows", list(range(10)))
+    assert await fleet.gather("[2 * n for n in rows]") == [2 * n for n in range(10)]
+    assert await fleet.gather("rows", timeout=20) == list(range(10))
+
+
+async def test_scatter_and_gather_refuse_other_types(fleet: Fleet) -> None:
+    for value in ("text", {1, 2}, range(3), np.array(1), iter([1]), Pair(1, 2)):
+        with pytest.raises(TypeError, match=r"scatter\(\) divides lists, tuples"):
+            await fleet.scatter("x", value)
+    await fleet.push(x="text")
+    with pytest.raises(TypeError, match=r"gather\(\) joins .* not str"):
+        await fleet.gather("x")
+    await fleet[0].push(x=[1])
+    await fleet[1].push(x=(1,))
+    with pytest.raises(TypeError, match="not list, tuple, str"):
+        await fleet.gather("x")
+
+
+async def test_errors_of_scatter_and_gather_keep_the_rest(fleet: Fleet) -> None:
+    await fleet[1].aclose()
+    with pytest.raises(FleetError) as caught:
+        await fleet.scatter("rows", [1, 2, 3])
+    assert caught.value.results.keys() == {0, 2}
+    await fleet[0].delete("rows")
+    with pytest.raises(FleetError) as caught:
+        await fleet.gather("rows")
+    assert caught.value.results == {2: [3]}
+    assert {type(one) for one in caught.value.exceptions} == {BridgeClosed, NameNotFound}
+    with pytest.raises(TypeError, match="takes no return_exceptions"):
+        await fleet.gather("rows", return_exceptions=True)
+
+
+async def test_progress_of_scatter_counts_all_kernels(fleet: Fleet) -> None:
+    seen: list[tuple[int, int]] = []
+    await fleet.scatter("x", [bytes(50_000)] * 3, progress=lambda *done: seen.append(done))
+    assert seen[-1][0] == seen[-1][1] > 150_000
+    await fleet.gather("x", progress=lambda *done: seen.append(done))
+    assert seen[-1][0] == seen[-1][1] > 150_000
+
+
+def test_no_library_is_imported_to_divide_a_list() -> None:
+    import subprocess
+
+    code = (
+        "import sys, bridgehead._bridge.scatter as s; s.joined(s.divided([1, 2], 2)); "
+        "print([name for name in ('numpy', 'pandas', 'pyarrow', 'polars') if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert ran.stdout == "[]\n"

@@ -1,0 +1,116 @@
+"""Notebooks that run over a loopback: tags, parameters, failures, display ids."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from bridgehead import Bridge, RemoteError, RunTimeout, SyncBridge, run_notebook
+
+
+class Live:
+    """A class whose instances cross as they are."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+
+def written(path: Path, *cells: tuple[str, list[str]]) -> Path:
+    """Write a notebook of code cells, each with its tags, and return its path."""
+    made = [
+        nbformat.v4.new_code_cell(code, metadata={"tags": tags} if tags else {})
+        for code, tags in cells
+    ]
+    made.insert(0, nbformat.v4.new_markdown_cell("# Title"))
+    file = path / "notebook.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=made), file)
+    return file
+
+
+def outputs(notebook: Any) -> list[Any]:
+    return [[dict(one) for one in cell.outputs] for cell in notebook.cells[1:]]
+
+
+async def test_cells_run_in_order_with_live_parameters(loopback: Bridge, tmp_path: Path) -> None:
+    file = written(
+        tmp_path,
+        ("rows = None\nx = 1", ["parameters"]),
+        ("print(rows, x)", []),
+        ("", []),
+        ("model.value * 2", []),
+    )
+    before = file.read_text()
+    given = {"rows": [1, 2], "model": Live(21)}
+    notebook = await run_notebook(loopback, file, parameters=given)
+    assert file.read_text() == before
+    assert outputs(notebook)[1] == [
+        {"output_type": "stream", "name": "stdout", "text": "[1, 2] 1\n"}
+    ]
+    assert outputs(notebook)[3][0]["data"] == {"text/plain": "42"}
+    assert [cell.execution_count for cell in notebook.cells[1:]] == [1, 2, None, 3]
+    nbformat.validate(notebook)
+
+
+async def test_without_a_cell_for_them_parameters_come_first(
+    loopback: Bridge, tmp_path: Path
+) -> None:
+    notebook = await run_notebook(loopback, written(tmp_path, ("x", [])), parameters={"x": 5})
+    assert outputs(notebook)[0][0]["data"] == {"text/plain": "5"}
+
+
+async def test_the_first_failure_ends_the_run(loopback: Bridge, tmp_path: Path) -> None:
+    file = written(tmp_path, ("print(1)\n1 / 0", []), ("ran = True", []))
+    saved = tmp_path / "saved.ipynb"
+    with pytest.raises(RemoteError, match="ZeroDivisionError") as caught:
+        await run_notebook(loopback, file, save=saved)
+    notebook = caught.value.notebook
+    assert [one["output_type"] for one in outputs(notebook)[0]] == ["stream", "error"]
+    assert notebook.cells[1].execution_count == 1
+    assert not await loopback.exists("ran")
+    assert nbformat.read(saved, as_version=4).cells[1].outputs[1].ename == "ZeroDivisionError"
+
+
+async def test_a_file_that_cannot_be_written_does_not_hide_the_failure(
+    loopback: Bridge, tmp_path: Path
+) -> None:
+    file, nowhere = written(tmp_path, ("1 / 0", [])), tmp_path / "nowhere" / "saved.ipynb"
+    with pytest.raises(RemoteError, match="ZeroDivisionError") as caught:
+        await run_notebook(loopback, file, save=nowhere)
+    assert outputs(caught.value.notebook)[0][0]["ename"] == "ZeroDivisionError"
+    assert "FileNotFoundError" in caught.value.__notes__[-1]
+    with pytest.raises(FileNotFoundError):
+        await run_notebook(loopback, written(tmp_path, ("1", [])), save=nowhere)
+
+
+async def test_tags_are_honoured(loopback: Bridge, tmp_path: Path) -> None:
+    file = written(
+        tmp_path, ("skipped = True", ["skip-execution"]), ("1 / 0", ["raises-exception"]), ("7", [])
+    )
+    notebook = await run_notebook(loopback, file)
+    assert not await loopback.exists("skipped")
+    assert outputs(notebook)[1][0]["output_type"] == "error"
+    assert outputs(notebook)[2][0]["data"] == {"text/plain": "7"}
+
+
+async def test_a_cell_that_takes_too_long_ends_the_run(loopback: Bridge, tmp_path: Path) -> None:
+    file = written(tmp_path, ("import time\nprint(1)\ntime.sleep(0.4)", []))
+    with pytest.raises(RunTimeout) as caught:
+        await run_notebook(loopback, file, timeout=0.1)
+    assert caught.value.notebook.cells[1].outputs[0].text == "1\n"
+
+
+async def test_outputs_of_an_untrusted_kernel_are_inert(tmp_path: Path) -> None:
+    code = "class H:\n    def _repr_mimebundle_(self): return {'text/html': '<b>'}\nH()"
+    async with Bridge.loopback(trust="data") as bridge:
+        notebook = await run_notebook(bridge, written(tmp_path, (code, [])))
+    assert [*outputs(notebook)[0][0]["data"]] == ["text/plain"]
+    nbformat.validate(notebook)
+
+
+def test_a_blocking_bridge_runs_notebooks(tmp_path: Path) -> None:
+    with SyncBridge.loopback() as kernel:
+        notebook = kernel.run_notebook(written(tmp_path, ("x + 1", [])), parameters={"x": 1})
+    assert outputs(notebook)[0][0]["data"] == {"text/plain": "2"}

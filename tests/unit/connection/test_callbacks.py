@@ -1,0 +1,417 @@
+"""Calls back, on a loopback: what crosses, what is dropped, and what ends it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import copy
+import logging
+import pickle
+import threading
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from bridgehead import Bridge, BridgeClosed, NotSupported, RemoteError, SyncBridge
+from bridgehead._shipped.wire.header import CALLS_AHEAD
+from unit.connection.test_tasks import remote_of
+
+
+@pytest.fixture
+async def loopback() -> AsyncIterator[Bridge]:
+    async with Bridge.loopback() as bridge:
+        yield bridge
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+def call_each(report: Any, values: Any) -> None:
+    for value in values:
+        report(value)
+
+
+async def test_calls_arrive_in_order_with_what_they_had(loopback: Bridge) -> None:
+    seen: list[Any] = []
+
+    def work(reports: Any) -> Any:
+        shared = []
+        for step in range(3):
+            shared.append(step)
+            returned = reports["deep"][0](shared, step=step)
+        return returned
+
+    with loopback.callback(lambda *args, **kwargs: seen.append((args, kwargs))) as report:
+        assert await loopback.call(work, {"deep": [report]}) is None
+        await until(lambda: len(seen) == 3)
+    assert seen == [(([*range(n + 1)],), {"step": n}) for n in range(3)]
+
+
+@pytest.mark.parametrize("lane", ["buffers", "inline"])
+async def test_more_calls_than_may_be_on_their_way(lane: Any) -> None:
+    seen: list[int] = []
+    async with Bridge.loopback(lane=lane) as bridge:
+        report = bridge.callback(seen.append)
+        await bridge.call(call_each, report, range(3 * CALLS_AHEAD))
+        await until(lambda: len(seen) == 3 * CALLS_AHEAD)
+        assert seen == [*range(3 * CALLS_AHEAD)]
+        assert (report.failed, report.dropped) == (0, 0)
+
+
+async def test_calls_run_one_at_a_time_and_may_use_the_bridge(loopback: Bridge) -> None:
+    running = most = 0
+    seen: list[int] = []
+
+    async def note(step: int) -> None:
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        seen.append(await loopback.pull(f"{step} * 2"))
+        running -= 1
+
+    await loopback.call(call_each, loopback.callback(note), range(5))
+    await until(lambda: len(seen) == 5)
+    assert (seen, most) == ([0, 2, 4, 6, 8], 1)
+
+
+async def test_a_call_that_raises_is_logged_and_counted(
+    loopback: Bridge, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[int] = []
+
+    async def note(step: int) -> None:
+        seen.append(step)
+        if step == 1:
+            raise ValueError("step 1")
+        if step == 2:
+            raise asyncio.CancelledError
+
+    report = loopback.callback(note)
+    with caplog.at_level(logging.ERROR, "bridgehead"):
+        await loopback.call(call_each, report, range(4))
+        await until(lambda: len(seen) == 4)
+    assert report.failed == 2
+    assert "ValueError: step 1" in caplog.text
+    assert repr(report).endswith("note, failed=2, dropped=0>")
+
+
+async def test_the_oldest_calls_are_dropped(loopback: Bridge) -> None:
+    seen: list[int] = []
+    go_on = asyncio.Event()
+
+    async def note(step: int) -> None:
+        seen.append(step)
+        await go_on.wait()
+
+    report = loopback.callback(note, 10)
+    await loopback.call(call_each, report, range(5 * CALLS_AHEAD))
+    await until(lambda: report.dropped >= 5 * CALLS_AHEAD - 11 - CALLS_AHEAD)
+    go_on.set()
+    await until(lambda: seen[-1] == 5 * CALLS_AHEAD - 1)
+    assert seen == sorted(seen)
+    assert len(seen) + report.dropped == 5 * CALLS_AHEAD
+    assert seen[-10:] == [*range(5 * CALLS_AHEAD - 10, 5 * CALLS_AHEAD)]
+
+
+async def test_a_call_waits_for_room(loopback: Bridge) -> None:
+    seen: list[int] = []
+    waiting: list[int] = []
+
+    def work(report: Any, count: int, at: list[int]) -> None:
+        for step in range(count):
+            report(step, at[-1] if at else None)
+
+    async def note(step: int, _: object) -> None:
+        queue = remote_of(loopback).resources.known[report._calls.id]
+        waiting.append(queue.sent_calls + len(queue.waiting) - queue.begun)
+        seen.append(step)
+        await asyncio.sleep(0)
+
+    report = loopback.callback(note, 3, "wait")
+    await loopback.call(work, report, 50, [])
+    await until(lambda: len(seen) == 50)
+    assert seen == [*range(50)]
+    assert max(waiting) <= 3 + 1  # the one that runs may not be reported yet
+    assert report.dropped == 0
+
+
+async def test_a_callback_for_which_a_cell_may_wait_asks_with_now_only(loopback: Bridge) -> None:
+    outcomes: list[Any] = []
+
+    async def note() -> None:
+        for work in (loopback.pull("1"), loopback.run("1"), loopback.call(abs, 1)):
+            outcomes.append((await asyncio.gather(work, return_exceptions=True))[0])
+
+    await loopback.run("x = 1")
+    await loopback.call(lambda report: report(), loopback.callback(note, 1, "wait"))
+    await until(lambda: len(outcomes) == 3)
+    assert [type(outcome) for outcome in outcomes] == [NotSupported] * 3
+    assert "use now=True" in str(outcomes[0])
+    assert await loopback.pull("x") == 1  # outside, nothing changed
+
+
+async def test_what_cannot_be_pickled_raises_in_the_kernel(loopback: Bridge) -> None:
+    seen: list[Any] = []
+    await loopback.push(report=loopback.callback(seen.append))
+    with pytest.raises(RemoteError, match="cannot be pickled"):
+        await loopback.run("import threading\nreport(1); report(threading.Lock())")
+    await loopback.run("report(2)")
+    await until(lambda: len(seen) == 2)
+    assert seen == [1, 2]
+
+
+async def test_with_trust_data_only_data_crosses() -> None:
+    seen: list[Any] = []
+    async with Bridge.loopback(trust="data") as bridge:
+        await bridge.push(report=bridge.callback(seen.append))
+        with pytest.raises(RemoteError, match="not data"):
+            await bridge.run("report({'a': [1, 2.5]}); report(print)")
+        await until(lambda: seen)
+        assert seen == [{"a": [1, 2.5]}]
+
+
+async def test_a_callback_is_copied_as_itself_and_stays_in_its_kernel(loopback: Bridge) -> None:
+    seen: list[Any] = []
+    report = loopback.callback(seen.append)
+    await loopback.push(report=report)
+    await loopback.run("import copy, pickle\ncopy.copy(report)(1); copy.deepcopy([report])[0](2)")
+    await until(lambda: seen == [1, 2])
+    with pytest.raises(RemoteError, match="cannot be pickled"):
+        await loopback.pull("report")
+    assert await loopback.pull("repr(report)") == "<callback list.append>"
+    with pytest.raises(TypeError, match="belongs to its bridge"):
+        pickle.dumps(report)
+    with pytest.raises(TypeError, match="belongs to its bridge"):
+        copy.copy(report)
+    async with Bridge.loopback() as other:
+        with pytest.raises(ValueError, match="belongs to another bridge"):
+            await other.push(report=report)
+
+
+async def test_closing_ends_it_here_and_in_the_kernel(loopback: Bridge) -> None:
+    seen: list[int] = []
+    report = loopback.callback(seen.append)
+    await loopback.push(report=report)
+    assert loopback.stats.callbacks == 1
+    report.close()
+    report.close()
+    await until(lambda: not remote_of(loopback).resources.known)
+    await loopback.run("report(1)")  # it does nothing
+    with pytest.raises(ValueError, match="closed; make another one"):
+        await loopback.push(report=report)
+    assert (seen, loopback.stats.callbacks) == ([], 0)
+    assert repr(report).endswith("append, closed, failed=0, dropped=0>")
+
+
+async def test_a_cell_that_waits_for_room_goes_on_when_the_bridge_closes() -> None:
+    begun = asyncio.Event()
+
+    async def note(step: int) -> None:
+        begun.set()
+        await asyncio.sleep(3600)
+
+    async with Bridge.loopback() as bridge:
+        names = bridge._transport._cell.user_ns  # type: ignore[attr-defined]
+        await bridge.push(report=bridge.callback(note, 2, "wait"))
+        code = "for step in range(100): report(step)\nended = True"
+        running = asyncio.ensure_future(bridge.run(code))
+        await begun.wait()
+        assert "ended" not in names
+    await until(lambda: "ended" in names)
+    await asyncio.gather(running, return_exceptions=True)  # its reply may come before the close
+    with pytest.raises(BridgeClosed):
+        bridge.callback(print)
+
+
+async def test_after_a_restart_it_can_be_pushed_again(loopback: Bridge) -> None:
+    seen: list[int] = []
+    report = loopback.callback(seen.append)
+    await loopback.push(report=report)
+    await loopback.run("report(1)")
+    await until(lambda: seen == [1])
+    await loopback.restart()
+    assert loopback.stats.callbacks == 0
+    await loopback.push(report=report)
+    await loopback.run("report(2)")
+    await until(lambda: seen == [1, 2])
+
+
+@pytest.mark.timings(report_every=0.02)
+async def test_what_is_lost_unnoticed_is_sent_again(loopback: Bridge) -> None:
+    seen: list[int] = []
+    report = loopback.callback(seen.append)
+    await loopback.push(report=report)
+    kernel = remote_of(loopback).kernel
+    send, lost = kernel.send_control, []
+    kernel.send_control = lambda *args: lost.append(args)
+    await loopback.run("report(1)")
+    await until(lambda: lost)
+    kernel.send_control = send
+    await until(lambda: seen == [1])
+    await loopback.run("report(2)")
+    await until(lambda: seen == [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "text"),
+    [
+        ((3,), TypeError, "takes a function, not int"),
+        ((print, 0), ValueError, "maxsize must be a positive number or None, not 0"),
+        ((print, True), ValueError, "maxsize must be"),
+        ((print, 1.5), ValueError, "maxsize must be"),
+        ((print, 1, "raise"), ValueError, "when_full must be 'drop_oldest' or 'wait'"),
+        ((print, None, "wait"), ValueError, "when_full='wait' needs a maxsize"),
+    ],
+)
+async def test_wrong_arguments(
+    loopback: Bridge, options: Any, error: type[Exception], text: str
+) -> None:
+    with pytest.raises(error, match=text):
+        loopback.callback(*options)
+
+
+def test_a_sync_bridge_runs_it_outside_its_loop() -> None:
+    with SyncBridge.loopback() as kernel:
+        threads: list[Any] = []
+        done = threading.Event()
+
+        def note(step: int) -> None:
+            threads.append((step, kernel.pull(f"{step} + 1"), threading.current_thread()))
+            if step == 2:
+                done.set()
+
+        with kernel.callback(note) as report:
+            kernel.call(call_each, report, range(3))
+            assert done.wait(30)
+        assert [(step, value) for step, value, _ in threads] == [(0, 1), (1, 2), (2, 3)]
+        assert all(thread.name != "bridgehead" for *_, thread in threads)
+        with pytest.raises(TypeError, match="plain function"):
+            kernel.callback(asyncio.sleep)
+        with pytest.raises(TypeError, match="takes a function"):
+            kernel.callback(3)  # type: ignore[arg-type]
+
+
+def test_a_sync_callback_for_which_a_cell_may_wait_asks_with_now_only() -> None:
+    with SyncBridge.loopback() as kernel:
+        raised: list[Any] = []
+        done = threading.Event()
+
+        def note() -> None:
+            try:
+                kernel.pull("1")
+            except NotSupported as error:
+                raised.append(error)
+            done.set()
+
+        kernel.call(lambda report: report(), kernel.callback(note, 1, "wait"))
+        assert done.wait(30)
+        assert raised
+
+
+async def test_a_function_runs_in_the_context_of_its_callback(loopback: Bridge) -> None:
+    who: contextvars.ContextVar[str] = contextvars.ContextVar("who", default="nobody")
+    seen: list[str] = []
+    who.set("caller")
+    report = loopback.callback(lambda: seen.append(who.get()))
+    who.set("another")
+    await loopback.call(lambda report: report(), report)
+    await until(lambda: seen)
+    assert seen == ["caller"]
+
+
+async def test_calls_that_arrived_before_a_restart_run_before_those_after_it(
+    loopback: Bridge,
+) -> None:
+    seen: list[str] = []
+    go_on = asyncio.Event()
+
+    async def note(text: str) -> None:
+        seen.append(text)
+        await go_on.wait()
+
+    report = loopback.callback(note)
+    await loopback.call(call_each, report, ["a", "b", "c"])
+    await until(lambda: seen == ["a"])
+    await loopback.restart()
+    await loopback.call(call_each, report, ["d", "e"])
+    go_on.set()
+    await until(lambda: len(seen) == 5)
+    assert seen == ["a", "b", "c", "d", "e"]
+
+
+async def test_a_forked_process_of_the_kernel_cannot_call(loopback: Bridge) -> None:
+    await loopback.push(report=loopback.callback(print))
+    remote = remote_of(loopback)
+    remote.callbacks.process = -1
+    with pytest.raises(RemoteError, match="works in its kernel only"):
+        await loopback.run("report(1)")
+
+
+async def test_what_no_message_carries_raises_in_the_kernel(loopback: Bridge) -> None:
+    seen: list[int] = []
+    report = loopback.callback(lambda data: seen.append(len(data)))
+    await loopback.push(report=report)
+    with pytest.raises(RemoteError, match="a call back takes 16777216 at most"):
+        await loopback.run("report(b'1234'); report(bytes(20 << 20))")
+    await loopback.run("report(bytes(15 << 20))")
+    await until(lambda: seen == [4, 15 << 20])
+
+
+async def test_no_call_begins_after_closing(loopback: Bridge) -> None:
+    seen: list[int] = []
+    begun = asyncio.Event()
+
+    async def note(step: int) -> None:
+        seen.append(step)
+        begun.set()
+        try:
+            await asyncio.sleep(3600)
+        except asyncio.CancelledError:  # it goes on all the same
+            await asyncio.sleep(0)
+
+    report = loopback.callback(note)
+    await loopback.call(call_each, report, range(3))
+    await begun.wait()
+    report.close()
+    await until(lambda: not remote_of(loopback).resources.known)
+    assert seen == [0]
+
+
+async def test_a_new_callback_beside_one_that_ends_is_heard_at_once(loopback: Bridge) -> None:
+    for _ in range(50):
+        seen: list[int] = []
+        with loopback.callback(seen.append) as report:
+            await loopback.call(call_each, report, [1])
+            async with asyncio.timeout(10):  # the next regular report comes after 30 s
+                await until(lambda seen=seen: seen == [1])  # type: ignore[misc]
+
+
+async def test_a_callback_of_a_removed_remote_part_can_be_pushed_again(loopback: Bridge) -> None:
+    seen: list[int] = []
+    report = loopback.callback(seen.append)
+    await loopback.call(call_each, report, range(5))
+    await until(lambda: len(seen) == 5)
+    await loopback.run(
+        "import sys\nfor name in [n for n in sys.modules if n.startswith('_bridgehead_')]:\n"
+        "    sys.modules[name].leave(globals())"
+    )
+    await loopback.call(call_each, report, range(5, 8))
+    await until(lambda: len(seen) == 8)
+    assert seen == [*range(8)]
+
+
+async def test_an_unreadable_event_changes_no_count(loopback: Bridge) -> None:
+    seen: list[int] = []
+    report = loopback.callback(seen.append)
+    await loopback.call(call_each, report, [1, 2])
+    await until(lambda: seen == [1, 2])
+    calls = report._calls
+    for content in ({"answer": "{}", "event": "x"}, {"event": f"{calls.id}:1"}, {"answer": 5}):
+        calls.feed(content, [])
+    await loopback.call(call_each, report, [3])
+    await until(lambda: len(seen) == 3)
+    assert seen == [1, 2, 3]

@@ -1,0 +1,470 @@
+"""Iterations on a loopback: what crosses, in which order, and what is left."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import gc
+import sys
+import threading
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from bridgehead import (
+    Bridge,
+    BridgeClosed,
+    KernelRestarted,
+    ProtocolError,
+    RemoteError,
+    SyncBridge,
+    UntrustedPayload,
+)
+from bridgehead._connection.iteration import MOST_ITEMS
+from unit.connection.test_tasks import later, nothing_is_left, remote_of
+
+
+@pytest.fixture
+async def loopback() -> AsyncIterator[Bridge]:
+    async with Bridge.loopback() as bridge:
+        yield bridge
+        gc.collect()
+        await nothing_is_left(bridge)
+
+
+CLOSED: list[int] = []
+
+
+def counted(count: int) -> Iterator[int]:
+    try:
+        yield from range(count)
+    finally:
+        closed().append(count)
+
+
+def closed() -> list[int]:
+    """Return the list of this process: a function is pickled with a copy of its globals."""
+    found: list[int] = sys.modules[__name__].CLOSED
+    return found
+
+
+async def until_closed(count: int) -> None:
+    async with asyncio.timeout(30):
+        while count not in CLOSED:
+            gc.collect()
+            await asyncio.sleep(0.01)
+    CLOSED.clear()
+
+
+async def counted_async(count: int) -> AsyncIterator[int]:
+    try:
+        for n in range(count):
+            await asyncio.sleep(0)
+            yield n
+    finally:
+        closed().append(count)
+
+
+@pytest.mark.parametrize("function", [counted, counted_async])
+@pytest.mark.parametrize("count", [0, 1, 25_000])
+async def test_every_item_comes_in_order(loopback: Bridge, function: Any, count: int) -> None:
+    if function is counted_async:
+        count //= 10
+    assert [n async for n in loopback.iterate(function, count)] == list(range(count))
+    await until_closed(count)
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("rows", [1, "a", None, 2.5]),
+        ("iter(rows)", [1, "a", None, 2.5]),
+        ("(row for row in rows)", [1, "a", None, 2.5]),
+        ("'abc'", ["a", "b", "c"]),
+        ("{'k': 1}", ["k"]),
+        ("zip(rows, rows)", [(1, 1), ("a", "a"), (None, None), (2.5, 2.5)]),
+    ],
+)
+async def test_anything_iterable_is_iterated_over(
+    loopback: Bridge, source: str, expected: list[Any]
+) -> None:
+    await loopback.push(rows=[1, "a", None, 2.5])
+    assert [item async for item in loopback.iterate(source)] == expected
+    assert [item async for item in loopback.ref(source)] == expected
+
+
+async def test_items_are_as_they_were_when_they_were_yielded(loopback: Bridge) -> None:
+    def reuses() -> Iterator[Any]:
+        buffer, rows = np.zeros(200_000), [0]
+        for n in range(12):
+            buffer[:], rows[0] = n, n
+            yield buffer if n % 2 else rows
+
+    items = [item async for item in loopback.iterate(reuses)]
+    assert [float(item[-1]) for item in items] == list(range(12))
+
+
+async def test_an_error_comes_after_the_items_before_it(loopback: Bridge) -> None:
+    def fails(what: str) -> Iterator[Any]:
+        yield 1
+        yield [2]
+        if what == "raises":
+            raise ValueError("no more")
+        yield threading.Lock()
+
+    async def fails_async() -> AsyncIterator[int]:
+        yield 1
+        raise KeyError("no more")
+
+    for source, args, before, text in (
+        (fails, ["raises"], [1, [2]], "ValueError: no more"),
+        (fails, ["pickles"], [1, [2]], "the item cannot be pickled"),
+        (fails_async, [], [1], "KeyError"),
+    ):
+        items = loopback.iterate(source, *args)
+        found = []
+        with pytest.raises(RemoteError, match=text):
+            async for item in items:
+                found.append(item)
+        assert found == before
+        with pytest.raises(StopAsyncIteration):
+            await anext(items)
+    for source in ("5", "nowhere", "1 / 0"):
+        with pytest.raises(RemoteError):
+            await anext(loopback.iterate(source))
+
+
+async def test_only_data_is_taken_from_a_kernel_that_is_not_trusted() -> None:
+    async with Bridge.loopback(trust="data") as bridge:
+        await bridge.run("class Own: pass\nrows = [1, [2], Own(), 3]")
+        items, found = bridge.iterate("rows"), []
+        with pytest.raises((UntrustedPayload, RemoteError)):
+            async for item in items:
+                found.append(item)
+        assert found == [1, [2]]
+
+
+async def test_an_iteration_that_is_left_is_closed_in_the_kernel(loopback: Bridge) -> None:
+    async for n in loopback.iterate(counted, 1_000_001):
+        if n == 10:
+            break
+    await until_closed(1_000_001)
+    async with loopback.iterate(counted, 1_000_002) as items:
+        assert await anext(items) == 0
+    await until_closed(1_000_002)
+    assert [n async for n in items] == []
+    async with loopback.iterate(counted_async, 1_000_003) as items:
+        assert [await anext(items) for _ in range(3)] == [0, 1, 2]
+    await until_closed(1_000_003)
+    assert "ended" in repr(items)
+
+
+async def test_closing_the_bridge_closes_the_iterator() -> None:
+    async with Bridge.loopback() as bridge:
+        items = bridge.iterate(counted, 1_000_004)
+        assert await anext(items) == 0
+    await until_closed(1_000_004)
+    assert await anext(items, None) in (1, None)
+
+
+async def test_iterations_cells_and_calls_interleave(loopback: Bridge) -> None:
+    async with loopback.iterate(counted, 30_000) as one, loopback.iterate(counted, 30_000) as two:
+        for n in range(30_000):
+            assert (await anext(one), await anext(two)) == (n, n)
+            if n % 3000 == 0:
+                await loopback.run(f"n = {n}")
+                assert await loopback.call(abs, -n) == n
+    CLOSED.clear()
+
+
+async def test_the_kernel_is_not_far_ahead_of_the_consumer(loopback: Bridge) -> None:
+    await loopback.push(made=0)
+    await loopback.run(
+        "def many():\n    global made\n    while True:\n        made += 1\n        yield made"
+    )
+    async with loopback.iterate("many()") as items:
+        assert await anext(items) == 1
+        made = -1
+        while made != await loopback.pull("made"):  # until it stops
+            made = await loopback.pull("made")
+            await asyncio.sleep(0.05)
+        assert 1 < made <= MOST_ITEMS + 1
+        assert [await anext(items) for _ in range(made)][-1] == made + 1
+
+
+async def test_cancelling_a_wait_loses_no_item(loopback: Bridge) -> None:
+    def slow() -> Iterator[int]:
+        import time
+
+        for n in range(5):
+            time.sleep(0.05)
+            yield n
+
+    items, found = loopback.iterate(slow), []
+    while len(found) < 5:
+        try:
+            found.append(await asyncio.wait_for(anext(items), 0.02))
+        except TimeoutError:
+            continue
+    assert found == list(range(5))
+
+
+async def test_a_restart_ends_an_iteration(loopback: Bridge) -> None:
+    items = loopback.iterate("iter(int, 1)")
+    assert await anext(items) == 0
+    await loopback.restart()
+    with pytest.raises(KernelRestarted):
+        while True:
+            await anext(items)
+    assert not remote_of(loopback).resources.known
+
+
+async def test_a_restart_that_no_caller_heard_of_is_reported_by_the_next_call(
+    loopback: Bridge,
+) -> None:
+    items = loopback.iterate("iter(int, 1)")
+    assert await anext(items) == 0
+    task = loopback.submit(later, 1, 1000)
+    await loopback.push(x=1)
+    await loopback.restart()
+    await asyncio.sleep(0.1)
+    transport: Any = loopback._transport
+    await transport.replace(1)  # another client restarts it
+    await asyncio.sleep(0.1)
+    with pytest.raises(KernelRestarted):
+        await loopback.run("x = 1")
+    for waits in (task, anext(items)):
+        with pytest.raises((KernelRestarted, StopAsyncIteration)):
+            while True:
+                await waits
+                waits = anext(items)
+    assert not await loopback.exists("x")
+
+
+async def test_closing_the_bridge_is_no_silent_end() -> None:
+    async with Bridge.loopback() as bridge:
+        items = bridge.iterate("iter(int, 1)")
+        assert await anext(items) == 0
+    with pytest.raises(BridgeClosed):
+        while True:
+            await anext(items)
+
+
+async def test_an_iteration_keeps_its_bridge() -> None:
+    async def opened() -> Any:
+        return (await Bridge.loopback()).iterate("range(20_000)")
+
+    items = await opened()
+    gc.collect()
+    assert [n async for n in items] == list(range(20_000))
+    await items.owner.aclose()
+
+
+async def test_what_a_hostile_kernel_announces_is_not_expanded() -> None:
+    """A range of any length takes few bytes."""
+    async with Bridge.loopback(trust="data") as bridge:
+        await bridge.push(x=1)
+        (module,) = [remote_of(bridge)]
+        iterations = sys.modules[type(module).__module__].Iteration
+        original = iterations.response
+
+        def lie(self: Any, have: int, *, is_whole: bool = True) -> Any:
+            response, frames = original(self, have, is_whole=is_whole)
+            frames = self.iterations.operations.values.encode_data(range(10**10), (), ())
+            return {**response, "groups": [[10**10, len(frames)]]}, frames
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(iterations, "response", lie)
+            with pytest.raises(ProtocolError):
+                await anext(bridge.iterate("[1, 2]"))
+
+
+async def test_what_cannot_be_iterated_over_is_reported(loopback: Bridge) -> None:
+    async def coroutine() -> list[int]:
+        return [1]
+
+    with pytest.raises(TypeError, match="not a coroutine function"):
+        loopback.iterate(coroutine)
+    with pytest.raises(TypeError, match="only for a function"):
+        loopback.iterate("rows", 1)
+    number: Any = 5
+    with pytest.raises(TypeError, match="a string or a ref"):
+        loopback.iterate(number)
+
+
+def test_a_sync_bridge_iterates_with_a_plain_for() -> None:
+    with SyncBridge.loopback() as kernel:
+        assert list(kernel.iterate(counted, 5000)) == list(range(5000))
+        kernel["rows"] = ["a", [1]]
+        assert list(kernel.ref("rows")) == ["a", [1]]
+        CLOSED.clear()
+        with kernel.iterate(counted, 1_000_005) as items:
+            assert next(items) == 0
+            assert next(items) == 1
+        asyncio.run(until_closed(1_000_005))
+        assert list(items) == []
+
+
+async def test_a_batch_does_not_count_as_a_task(loopback: Bridge) -> None:
+    """The item that never comes keeps its batch on its way."""
+
+    async def waits() -> AsyncIterator[int]:
+        yield 1
+        await asyncio.sleep(1000)
+
+    async with loopback.iterate(waits) as items:
+        assert await anext(items) == 1
+        waiting = asyncio.ensure_future(anext(items))
+        async with asyncio.timeout(30):
+            while not loopback._connection.resources.count()["batches"]:
+                await asyncio.sleep(0.01)
+        assert (loopback.stats.tasks, loopback.stats.iterations) == (0, 1)
+        task = loopback.submit(later, 5, 1000)
+        await loopback.push(x=1)
+        assert (loopback.stats.tasks, loopback.stats.iterations) == (1, 1)
+        task.cancel()
+        waiting.cancel()
+
+
+# ---------------------------------------------------------------- one task makes all items
+
+
+async def found_in(items: Any, error: str = "") -> list[Any]:
+    """Return all items; with ``error``, the iteration ends with it."""
+    found = []
+    with pytest.raises(RemoteError, match=error) if error else contextlib.nullcontext():
+        async for item in items:
+            found.append(item)
+    return found
+
+
+async def test_a_timeout_around_a_yield_lasts_from_item_to_item(loopback: Bridge) -> None:
+    async def timed(seconds: float) -> AsyncIterator[str]:
+        try:
+            async with asyncio.timeout(seconds):
+                yield "in time"
+                await asyncio.sleep(0.01)
+                yield "in time, too"
+                await asyncio.sleep(0.5 if seconds < 1 else 0)
+                yield "late"
+        finally:
+            closed().append(len(asyncio.all_tasks()))
+
+    assert await found_in(loopback.iterate(timed, 60)) == ["in time", "in time, too", "late"]
+    found = await found_in(loopback.iterate(timed, 0.2), "TimeoutError")
+    assert found == ["in time", "in time, too"]
+    assert len(CLOSED) == 2
+    CLOSED.clear()
+
+
+async def test_a_timeout_that_ends_between_two_items_is_the_generators(loopback: Bridge) -> None:
+    """The generator is thrown the cancel that its timeout asks for, at the ``yield``."""
+
+    async def timed() -> AsyncIterator[Any]:
+        try:
+            async with asyncio.timeout(0.3):
+                while True:
+                    yield bytes(8 << 20)  # the kernel is a few of them ahead, and then waits
+        except TimeoutError:
+            yield "timed out"
+        yield "and goes on"
+
+    items = loopback.iterate(timed)
+    assert len(await anext(items)) == 8 << 20
+    await asyncio.sleep(0.5)
+    rest = [item async for item in items]
+    assert rest[-2:] == ["timed out", "and goes on"]
+
+
+async def test_a_task_group_and_a_context_variable_last_from_item_to_item(
+    loopback: Bridge,
+) -> None:
+    async def grouped(fails: bool) -> AsyncIterator[Any]:
+        from contextvars import ContextVar
+
+        async def child() -> None:
+            await asyncio.sleep(0.05)
+            if fails:
+                raise LookupError("in the child")
+
+        variable: ContextVar[int] = ContextVar("variable", default=0)
+        one = asyncio.current_task()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(child())
+            for n in range(4):
+                variable.set(variable.get() + n)
+                yield n, variable.get(), asyncio.current_task() is one
+                await asyncio.sleep(0.02)
+
+    expected = [(0, 0, True), (1, 1, True), (2, 3, True), (3, 6, True)]
+    assert await found_in(loopback.iterate(grouped, False)) == expected
+    found = await found_in(loopback.iterate(grouped, True), "TaskGroup")
+    assert found == expected[: len(found)]
+
+
+async def test_an_async_generator_is_closed_in_its_own_task(loopback: Bridge) -> None:
+    """Between two items, while one is made, and before the first one."""
+
+    async def holds(count: int) -> AsyncIterator[int]:
+        task = asyncio.current_task()
+        try:
+            async with asyncio.timeout(60), asyncio.TaskGroup() as group:
+                group.create_task(asyncio.sleep(50))
+                yield 1
+                await asyncio.sleep(0 if count == 1_000_010 else 1000)
+                yield 2
+                await asyncio.sleep(1000)
+        finally:
+            await asyncio.sleep(0)
+            if asyncio.current_task() is task:
+                closed().append(count)
+
+    async with loopback.iterate(holds, 1_000_010) as items:
+        assert [await anext(items), await anext(items)] == [1, 2]
+    await until_closed(1_000_010)
+    async with loopback.iterate(holds, 1_000_011) as items:
+        assert await anext(items) == 1
+    await until_closed(1_000_011)
+    async with loopback.iterate(holds, 1_000_012):
+        pass
+
+
+async def test_an_async_generator_that_suppresses_the_cancel_is_closed(loopback: Bridge) -> None:
+    async def stubborn() -> AsyncIterator[int]:
+        yield 1
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.sleep(1000)
+        try:
+            yield 2
+        finally:
+            closed().append(1_000_013)
+
+    async with loopback.iterate(stubborn) as items:
+        assert await anext(items) == 1
+    await until_closed(1_000_013)
+
+
+async def test_an_async_iterator_that_is_no_generator_is_closed(loopback: Bridge) -> None:
+    class Counts:
+        n = 0
+
+        def __aiter__(self) -> Any:
+            return self
+
+        async def __anext__(self) -> int:
+            self.n += 1
+            if self.n == 4:
+                raise StopAsyncIteration
+            return self.n
+
+        async def aclose(self) -> None:
+            await asyncio.sleep(0.01)
+            closed().append(1_000_014)
+
+    assert [n async for n in loopback.iterate(Counts)] == [1, 2, 3]
+    await until_closed(1_000_014)
+    async with loopback.iterate(Counts) as items:
+        assert await anext(items) == 1
+    await until_closed(1_000_014)

@@ -1,0 +1,143 @@
+"""What keeps remote resources alive, on a loopback."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from bridgehead import Bridge, KernelRestarted, ProtocolError
+from bridgehead._connection.resources import SENDINGS, RemoteResource
+from bridgehead._protocol.response import Response
+from unit.connection.test_tasks import later, remote_of
+
+pytestmark = pytest.mark.timings(renew_every=0.05)
+
+
+@pytest.fixture
+async def loopback() -> AsyncIterator[Bridge]:
+    async with Bridge.loopback() as bridge:
+        yield bridge
+
+
+class Seen(RemoteResource):
+    """A resource that notes its events."""
+
+    kind = "tests"
+
+    def __init__(self, bridge: Bridge) -> None:
+        super().__init__(bridge._connection.resources)
+        self.events: list[Any] = []
+        self.is_ended = False
+
+    def take(self, event: Any) -> None:
+        self.events.append(event)
+
+    def end(self) -> None:
+        self.is_ended = True
+
+
+async def until_renewed(bridge: Bridge) -> None:
+    """Wait until the lease is renewed: the clock of the leases is set ahead before."""
+    (owner,) = remote_of(bridge).resources.owners.values()
+    owner.renewed = -1.0
+    async with asyncio.timeout(30):
+        while owner.renewed < 0:
+            await asyncio.sleep(0.01)
+
+
+async def test_a_lease_is_renewed_while_there_is_a_resource(loopback: Bridge) -> None:
+    async with loopback.watch("1 + 1") as watch:
+        assert await anext(watch) == 2
+        await until_renewed(loopback)
+    while remote_of(loopback).resources.owners:
+        await asyncio.sleep(0.01)
+
+
+async def test_a_resource_that_follows_the_last_one_at_once_is_kept_alive(loopback: Bridge) -> None:
+    """The task that renews is cancelled with the last resource; the next one has its own."""
+    one, two = loopback.watch("1"), loopback.watch("2")
+    assert await anext(one) == 1
+    resources = loopback._connection.resources
+    await one.aclose()
+    assert await anext(two) == 2
+    for _ in range(3):
+        resource = Seen(loopback)
+        resources.enter(resource)
+        resources.made(resource)
+        resources.drop(resource)
+    await until_renewed(loopback)
+    await two.aclose()
+
+
+async def test_a_resource_that_the_kernel_does_not_have_ends(loopback: Bridge) -> None:
+    resource = Seen(loopback)
+    resources = loopback._connection.resources
+    resources.enter(resource)
+    resources.made(resource)
+    async with asyncio.timeout(30):
+        while not resource.is_ended:
+            await asyncio.sleep(0.01)
+    resources.drop(resource)
+
+
+async def test_a_restart_ends_a_resource(loopback: Bridge) -> None:
+    task = loopback.submit(later, 5, 1000)
+    await loopback.push(x=1)
+    await loopback.restart()
+    with pytest.raises(KernelRestarted):
+        await task
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        {},
+        {"answer": "{}"},
+        {"answer": "[", "event": "r:1"},
+        {"answer": 5, "event": "r:1"},
+        {"answer": "{}", "event": "r:x"},
+        {"answer": '{"sizes": [3], "digest": "crc32:0", "data": "?"}', "event": "r:1"},
+    ],
+)
+async def test_an_event_that_cannot_be_read_is_reported(
+    loopback: Bridge, content: dict[str, Any]
+) -> None:
+    resource = Seen(loopback)
+    resource.feed(content, [])
+    (event,) = resource.events
+    assert isinstance(event, ProtocolError)
+
+
+async def test_an_event_that_is_always_damaged_is_reported(loopback: Bridge) -> None:
+    """J16. It is asked for again, but not for ever."""
+    resource, resources = Seen(loopback), loopback._connection.resources
+    damaged = '{"sizes": [3], "digest": "crc32:0", "data": "AAAA"}'
+    for number in (1, 2):
+        for _ in range(SENDINGS):
+            assert resource.seen == number - 1
+            resources._renewal_due.clear()
+            resource.feed({"answer": damaged, "event": f"r:{number}"}, [])
+        assert resource.seen == number
+        assert not resources._renewal_due.is_set()
+        assert "damaged" in str(resource.events.pop())
+        assert not resource.events
+    resource.feed({"answer": damaged, "event": "r:3"}, [])
+    assert resources._renewal_due.is_set()
+    resource.feed({"answer": '{"sizes": [], "digest": "none:"}', "event": "r:3"}, [])
+    assert (resource.seen, resource.damaged) == (3, 0)
+    assert isinstance(resource.events.pop(), Response)
+
+
+async def test_an_event_that_comes_twice_is_taken_once(loopback: Bridge) -> None:
+    resource = Seen(loopback)
+    content = {"answer": '{"sizes": [], "digest": "none:"}', "event": "r:1"}
+    for _ in range(2):
+        resource.feed(content, [])
+    (event,) = resource.events
+    assert isinstance(event, Response)
+    resource.lost(event)
+    resource.feed(content, [])
+    assert len(resource.events) == 2

@@ -1,0 +1,348 @@
+"""Async functions and tasks on a loopback, whose thread runs an event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import builtins
+import concurrent.futures
+import functools
+import gc
+import logging
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from bridgehead import (
+    Bridge,
+    BridgeClosed,
+    KernelRestarted,
+    RemoteError,
+    Stats,
+    SyncBridge,
+    SyncTask,
+)
+from bridgehead._bridge.arguments import awaits
+from bridgehead._protocol.bootstrap import remote_source
+
+
+@pytest.fixture
+async def loopback() -> AsyncIterator[Bridge]:
+    async with Bridge.loopback() as bridge:
+        yield bridge
+        await nothing_is_left(bridge)
+
+
+def remote_of(bridge: Bridge) -> Any:
+    transport: Any = bridge._transport
+    return sys.modules[remote_source()[0]]._remotes[id(transport._cell.user_ns)]
+
+
+def is_driven(task: asyncio.Task[Any]) -> bool:
+    return type(task.get_coro()).__name__ == "Driver"
+
+
+async def nothing_is_left(bridge: Bridge) -> None:
+    """Wait until neither end has a task, and the kernel's loop has its own task factory again."""
+    remote, transport = remote_of(bridge), bridge._transport
+    kernel: Any = transport
+    async with asyncio.timeout(30):
+        while (
+            *remote.resources.known,
+            *remote.resources.owners,
+            *remote.operations.values.kept,
+            *remote.tasks.running,
+            *transport.life.listeners,
+            *(task for task in asyncio.all_tasks(kernel._cell.loop) if is_driven(task)),
+        ):
+            await asyncio.sleep(0.01)
+    assert kernel._cell.loop.get_task_factory() is None
+
+
+async def later(value: Any, seconds: float = 0.0) -> Any:
+    await asyncio.sleep(seconds)
+    return value
+
+
+async def forever(started: threading.Event, cancelled: threading.Event) -> None:
+    try:
+        started.set()
+        await asyncio.sleep(1000)
+    except asyncio.CancelledError:
+        cancelled.set()
+        raise
+
+
+class Callable:
+    async def __call__(self, value: Any) -> Any:
+        return await later(value)
+
+
+def shared() -> tuple[threading.Event, threading.Event]:
+    """Return two events that cross by reference: a loopback's kernel is in this process."""
+    EVENTS[:] = threading.Event(), threading.Event()
+    return EVENTS[0], EVENTS[1]
+
+
+EVENTS: list[threading.Event] = []
+
+
+async def forever_here() -> None:
+    await forever(*sys.modules[__name__].EVENTS)
+
+
+@pytest.mark.parametrize("function", [later, Callable(), functools.partial(later, seconds=0.01)])
+async def test_an_async_function_returns_its_value(loopback: Bridge, function: Any) -> None:
+    assert await loopback.call(function, [1, "a"]) == [1, "a"]
+    assert await loopback.submit(function, 5) == 5
+
+
+async def test_an_async_function_can_keep_its_value(loopback: Bridge) -> None:
+    ref = await loopback.call(later, [1, 2], keep="kept")
+    assert await ref.pull() == [1, 2]
+    assert await loopback.call(later, ref) == [1, 2]
+
+
+async def test_what_an_async_function_raises_is_raised(loopback: Bridge) -> None:
+    async def fails(error: BaseException) -> None:
+        await asyncio.sleep(0)
+        raise error
+
+    with pytest.raises(RemoteError, match="ValueError: no") as caught:
+        await loopback.call(fails, ValueError("no"))
+    assert isinstance(caught.value.__cause__, ValueError)
+    for error in SystemExit(3), KeyboardInterrupt(), asyncio.CancelledError():
+        with pytest.raises(RemoteError, match=type(error).__name__):
+            await loopback.call(fails, error)
+    with pytest.raises(RemoteError, match="positional argument"):
+        await loopback.call(later)
+    assert await loopback.call(later, 1) == 1
+
+
+async def test_an_expression_with_await_is_pulled(loopback: Bridge) -> None:
+    await loopback.push(later=later)
+    assert await loopback.pull("await later(5)") == 5
+    assert await loopback.pull("[await later(n) for n in range(3)]") == [0, 1, 2]
+    with pytest.raises(ValueError, match="pulled alone"):
+        await loopback.pull("await later(5)", "1")
+    with pytest.raises(ValueError, match="pulled alone"):
+        await loopback.pull("await later(5)", now=True)
+    with pytest.raises(RemoteError, match="NameError"):
+        await loopback.pull("await nowhere()")
+
+
+@pytest.mark.parametrize(
+    ("expression", "expected"),
+    [
+        ("await f()", True),
+        ("g(await f())", True),
+        ("[x async for x in y]", True),
+        ("lambda: (await f())", False),
+        ("(x async for x in y)", False),
+        ("'await'", False),
+        ("awaited", False),
+        ("await", False),
+    ],
+)
+def test_whether_an_expression_awaits(expression: str, expected: bool) -> None:
+    assert awaits(expression) == expected
+
+
+async def test_other_operations_go_on_while_a_task_runs(loopback: Bridge) -> None:
+    started, cancelled = shared()
+    task = loopback.submit(forever_here)
+    await loopback.push(x=1)
+    assert started.is_set()  # its turn was before that of the push
+    await loopback.run("x += 1")
+    assert await loopback.pull("x") == 2
+    assert not task.done()
+    assert task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert task.cancelled()
+    assert not task.cancel()
+    await asyncio.to_thread(cancelled.wait, 30)
+
+
+@pytest.mark.parametrize("how", ["cancel", "timeout"])
+async def test_giving_up_a_call_cancels_the_coroutine(loopback: Bridge, how: str) -> None:
+    started, cancelled = shared()
+    if how == "timeout":
+        with pytest.raises(TimeoutError, match="call timed out"):
+            await loopback.call(forever_here, timeout=0.1)
+    else:
+        call = asyncio.ensure_future(loopback.call(forever_here))
+        await asyncio.to_thread(started.wait, 30)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+    assert await asyncio.to_thread(cancelled.wait, 30)
+
+
+async def test_closing_the_bridge_cancels_its_tasks() -> None:
+    started, cancelled = shared()
+    async with Bridge.loopback() as bridge:
+        task = bridge.submit(forever_here)
+        await asyncio.to_thread(started.wait, 30)
+    assert await asyncio.to_thread(cancelled.wait, 30)
+    with pytest.raises(BridgeClosed):
+        await task
+
+
+async def test_a_restart_ends_the_tasks(loopback: Bridge) -> None:
+    started, _ = shared()
+    task = loopback.submit(forever_here)
+    await asyncio.to_thread(started.wait, 30)
+    await loopback.restart()
+    with pytest.raises(KernelRestarted):
+        await task
+
+
+async def test_cancelling_who_awaits_a_task_leaves_the_task(loopback: Bridge) -> None:
+    task = loopback.submit(later, 5, 0.1)
+    waiting = asyncio.ensure_future(asyncio.wait_for(task, 0.01))
+    with pytest.raises(TimeoutError):
+        await waiting
+    assert await task == 5
+    assert await task == 5
+    assert (task.result(), task.exception(), task.done()) == (5, None, True)
+
+
+async def test_a_task_that_was_not_sent_never_runs(loopback: Bridge) -> None:
+    await loopback.push(ran=[])
+    task = loopback.submit(list.append, loopback.ref("ran"), 1)
+    assert task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert await loopback.pull("ran") == []
+
+
+async def test_the_turn_of_a_task_is_taken_when_it_is_submitted(loopback: Bridge) -> None:
+    await loopback.push(x=1)
+    task = loopback.submit(int.__add__, loopback.ref("x"), 1)
+    await loopback.push(x=10)
+    assert await task == 2
+
+
+async def test_a_task_tells_when_it_is_done(loopback: Bridge) -> None:
+    done = []
+    task = loopback.submit(later, 5)
+    task.add_done_callback(done.append)
+    assert await task == 5
+    await asyncio.sleep(0)
+    assert done == [task]
+    assert "later, done" in repr(task)
+
+
+async def test_a_failure_that_nothing_looks_at_is_logged(
+    loopback: Bridge, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.ERROR, "asyncio")
+    task = loopback.submit(divmod, 1, 0)
+    while not task.done():
+        await asyncio.sleep(0.01)
+    del task
+    gc.collect()
+    assert "never retrieved" in caplog.text
+    assert "division" in caplog.text
+
+
+async def test_a_wrong_option_is_reported(loopback: Bridge) -> None:
+    word: Any = "kill"
+    with pytest.raises(ValueError, match="'leave' or 'interrupt'"):
+        await loopback.call(abs, 1, on_timeout=word)
+    with pytest.raises(ValueError, match="'leave' or 'interrupt'"):
+        await loopback.run("1", on_timeout=word)
+    not_callable: Any = 5
+    with pytest.raises(TypeError, match="takes a function"):
+        await loopback.call(not_callable)
+
+
+def test_a_sync_bridge_gives_futures_of_the_library() -> None:
+    with SyncBridge.loopback() as kernel:
+        tasks = [kernel.submit(pow, n, 2) for n in range(5)]
+        done, _ = concurrent.futures.wait(tasks, timeout=60)
+        assert [task.result() for task in tasks] == [0, 1, 4, 9, 16]
+        assert done == {*tasks}
+        failing = kernel.submit(divmod, 1, 0)
+        with pytest.raises(RemoteError, match="ZeroDivisionError"):
+            failing.result(timeout=60)
+        started, cancelled = shared()
+        task: SyncTask[None] = kernel.submit(forever_here)
+        assert started.wait(30)
+        assert task.running()
+        with pytest.raises(TimeoutError):
+            task.result(timeout=0.01)
+        assert task.cancel()
+        with pytest.raises(concurrent.futures.CancelledError):
+            task.result(timeout=60)
+        assert cancelled.wait(30)
+        ref = kernel.submit(range, 3, keep="kept").result(timeout=60)
+        assert ref.pull() == range(3)
+    assert not task.cancel()
+
+
+async def test_stats_count_what_the_kernel_has_for_this_bridge(loopback: Bridge) -> None:
+    assert loopback.stats == Stats(watches=0, tasks=0, iterations=0, refs=0, callbacks=0, late=0)
+    watch, names = loopback.watch("1"), loopback.watch_names()
+    assert loopback.stats.watches == 0  # the kernel begins it with the first wait
+    await asyncio.gather(anext(watch), anext(names))
+    task = loopback.submit(later, 1, 1000)
+    await loopback.push(x=1)
+    assert loopback.stats == Stats(watches=2, tasks=1, iterations=0, refs=0, callbacks=0, late=0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await watch.aclose()
+    assert loopback.stats == Stats(watches=1, tasks=0, iterations=0, refs=0, callbacks=0, late=0)
+    assert await loopback.submit(later, 5) == 5
+    with pytest.raises(TimeoutError):
+        await loopback.call(time.sleep, 0.2, timeout=0.05)
+    async with asyncio.timeout(30):
+        while loopback.stats.late == 0:
+            await asyncio.sleep(0.01)
+    await loopback.restart()
+    assert loopback.stats == Stats(watches=0, tasks=0, iterations=0, refs=0, callbacks=0, late=1)
+    await names.aclose()
+    with SyncBridge.loopback() as kernel:
+        task_there = kernel.submit(later, 1, 1000)
+        kernel["x"] = 1
+        assert kernel.stats == Stats(watches=0, tasks=1, iterations=0, refs=0, callbacks=0, late=0)
+        assert task_there.cancel()
+
+
+async def test_only_data_is_opened_of_what_a_coroutine_raises(loopback: Bridge) -> None:
+    """Also if the call alone asks for it, on a bridge that trusts its kernel."""
+    await loopback.run(
+        "import builtins\n"
+        "class Trap(Exception):\n"
+        "    def __reduce__(self): return exec, ('import builtins; builtins.trapped = 1',)\n"
+        "async def fails(): raise Trap('caught')"
+    )
+    with pytest.raises(RemoteError, match="Trap"):
+        await loopback.pull("await fails()", trust="data")
+    assert not hasattr(builtins, "trapped")
+
+
+async def test_a_users_task_factory_stays_in_use(loopback: Bridge) -> None:
+    """Also one that wraps ours, while there are tasks, and stays afterwards."""
+    started, _ = shared()
+    task = loopback.submit(forever_here)
+    await asyncio.to_thread(started.wait, 30)
+    loop: Any = loopback._transport
+    theirs = loop._cell.loop
+
+    def wrap() -> None:
+        inner = theirs.get_task_factory()
+        theirs.set_task_factory(lambda loop, work, **options: inner(loop, work, **options))
+
+    theirs.call_soon_threadsafe(wrap)
+    await loopback.push(x=1)
+    task.cancel()
+    for n in range(3):
+        assert await loopback.call(later, n) == n
+    theirs.call_soon_threadsafe(theirs.set_task_factory, None)
+    await loopback.push(x=2)

@@ -1,0 +1,50 @@
+"""What a lane leaves in the kernel when it is closed, on a transport without harm."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from typing import Any
+
+import pytest
+
+from support.hostile import PATIENCE, opened, run, sign_small_chunks
+
+LARGE = bytes(range(256)) * 40  # crosses in three messages
+LATENCY = 0.1  # s of the virtual clock until a reply arrives
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    sign_small_chunks(monkeypatch)
+
+
+@pytest.mark.parametrize("window", [1, 32])
+@pytest.mark.parametrize("lane", ["buffers", "inline"])
+def test_what_has_crossed_is_dropped_in_the_kernel_although_the_bridge_closes(
+    lane: str, window: int
+) -> None:
+    """K9. The requests that say so may wait for a slot of the window when the bridge is closed."""
+
+    async def pull_and_close() -> tuple[int, int]:
+        async with asyncio.timeout(PATIENCE), opened(lane, False) as bridge:
+            wire: Any = bridge._transport
+            wire.dispatcher.narrow(window)
+            wire.kernels[0].user_ns["large"] = LARGE
+            wire.begin({})
+            later, received = asyncio.get_running_loop().call_later, wire._received
+            arriving: deque[Any] = deque()
+
+            def receive(*message: Any) -> None:
+                arriving.append(message)
+                later(LATENCY, lambda: received(*arriving.popleft()))
+
+            wire._received = receive
+            pulls = [bridge.pull("large + b''") for _ in range(40)]
+            assert await asyncio.gather(*pulls) == [LARGE] * 40
+        sent = [label for label in wire.seen if label.way == "out"]
+        ended = [label for label in sent if label.operation == "forget"]
+        return len(ended), len({label for label in sent if label.operation == "fetch"})
+
+    forgotten, fetched = run(pull_and_close())
+    assert forgotten == fetched == 40

@@ -1,0 +1,64 @@
+"""The beginning and the end of texts that come in pieces, against plain slices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bridgehead._shipped.wire.excerpt import Excerpt, mark
+
+PIECES = st.lists(st.tuples(st.sampled_from("oe"), st.text("abc\n", max_size=9)), max_size=40)
+
+
+@given(PIECES, st.integers(0, 30))
+def test_beginning_and_end_are_kept_and_the_rest_is_counted(
+    pieces: list[tuple[str, str]], limit: int
+) -> None:
+    excerpt = Excerpt(limit)
+    head = "".join(excerpt.take(key, text) for key, text in pieces)
+    end = "".join(text or "" for _, text in excerpt.end())
+    whole = "".join(text for _, text in pieces)
+    first = limit - limit // 2
+    assert head == whole[:first]
+    rest = whole[first:]
+    assert end == rest[max(0, len(rest) - limit // 2) :]
+    assert excerpt.dropped == len(whole) - len(head) - len(end)
+
+
+@given(PIECES, st.integers(0, 30))
+def test_each_part_of_the_end_keeps_its_key(pieces: list[tuple[str, str]], limit: int) -> None:
+    excerpt = Excerpt(limit)
+    kept: list[Any] = [(key, excerpt.take(key, text)) for key, text in pieces]
+    kept += excerpt.end()
+    for one in "oe":
+        of_one = "".join(text for key, text in pieces if key == one)
+        found = "".join(text for key, text in kept if key == one)
+        assert found == of_one or excerpt.dropped
+        assert of_one.startswith(found[: limit // 2]) or len(found) < len(of_one)
+
+
+def test_a_whole_piece_is_kept_or_dropped_as_a_whole() -> None:
+    excerpt = Excerpt(10)
+    assert excerpt.take_whole("first", 4)
+    assert not excerpt.take_whole("large", 100)
+    assert excerpt.take("text", "abc") == ""  # behind what is held
+    assert not excerpt.take_whole("last", 2)
+    assert excerpt.end() == [("text", "abc"), ("last", None)]
+    assert excerpt.dropped == 100
+
+
+def test_it_holds_at_most_twice_what_it_keeps() -> None:
+    excerpt = Excerpt(1000)
+    for number in range(10_000):
+        excerpt.take("o", f"{number}\n")
+        assert excerpt._held <= 1000
+        assert sum(len(parts) for _, parts, _ in excerpt._end) <= 1001
+    assert excerpt.take("o", "x" * 10**6) == ""
+    assert excerpt._held <= 1000
+    assert [text for _, text in excerpt.end()] == ["x" * 500]
+
+
+def test_the_line_for_what_was_dropped_has_the_number() -> None:
+    assert mark(1234) == "\n[1,234 characters dropped]\n"

@@ -1,0 +1,110 @@
+"""Which requests the dispatcher asks the kernel about, with a connection of our own."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from bridgehead import KernelUnresponsive, ReplyLost
+from bridgehead._transports.dispatch import Dispatcher
+from bridgehead._transports.state import KernelState
+from bridgehead._transports.timings import Timings
+
+TIMINGS = Timings(inquiry_after=0.01)
+
+
+class Kernel:
+    """Replies to each message at once. The first message waits before it is sent.
+
+    Attributes:
+        lost: how many messages have no reply, from the first one on.
+    """
+
+    def __init__(self, timings: Timings = TIMINGS) -> None:
+        self.sent: list[str] = []
+        self.lost = 0
+        self.may_send = asyncio.Event()
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.dispatcher = Dispatcher(
+            KernelState(timings),
+            send=self.send,
+            message=self.message,
+            spawn=lambda work: self.tasks.add(asyncio.ensure_future(work)),
+            timings=timings,
+            control=False,
+        )
+        self._count = 0
+
+    def message(self, message_type: str, content: dict[str, Any]) -> dict[str, Any]:
+        self._count += 1
+        return {"header": {"msg_id": str(self._count), "msg_type": message_type}}
+
+    async def send(self, channel: str, message: dict[str, Any], buffers: Sequence[Any]) -> None:
+        header = message["header"]
+        if header["msg_id"] == "1":
+            await self.may_send.wait()
+        self.sent.append(header["msg_type"])
+        if len(self.sent) <= self.lost:
+            return
+        reply = {
+            "header": {"msg_type": header["msg_type"].replace("_request", "_reply")},
+            "parent_header": header,
+            "content": {"status": "ok"},
+        }
+        asyncio.get_running_loop().call_soon(self.dispatcher.received, channel, reply)
+
+
+async def test_the_kernel_is_not_asked_about_a_request_that_was_not_sent() -> None:
+    """A cell waits for the confirmation of its subscription; the answer would overtake it."""
+    kernel = Kernel()
+    request = asyncio.ensure_future(kernel.dispatcher.request({}))
+    await asyncio.sleep(20 * TIMINGS.inquiry_after)
+    kernel.may_send.set()
+    reply = await request
+    assert (reply.id, kernel.sent) == ("1", ["execute_request"])
+    assert not kernel.tasks
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+async def test_a_reply_on_control_that_is_lost_is_not_waited_for(lost: int) -> None:
+    """J15. With two, the question about it is lost, too, and asked again."""
+    kernel = Kernel()
+    kernel.may_send.set()
+    kernel.lost = lost
+    async with asyncio.timeout(30):
+        if lost:
+            with pytest.raises(ReplyLost, match="has answered a later request"):
+                await kernel.dispatcher.control("own_request", {})
+        else:
+            await kernel.dispatcher.control("own_request", {})
+    assert kernel.sent == ["own_request", *["kernel_info_request"] * lost]
+    assert not kernel.dispatcher.pending
+
+
+async def test_a_kernel_that_answers_nothing_on_control_is_reported() -> None:
+    """J15."""
+    kernel = Kernel(Timings(inquiry_after=0.01, lost_after=0.1))
+    kernel.may_send.set()
+    kernel.lost = 1000
+    async with asyncio.timeout(30):
+        with pytest.raises(KernelUnresponsive, match="not even on its control channel"):
+            await kernel.dispatcher.control("own_request", {})
+    assert not kernel.dispatcher.pending
+    assert not kernel.dispatcher._listening
+
+
+async def test_a_reply_on_control_that_comes_late_is_taken() -> None:
+    kernel = Kernel()
+    kernel.may_send.set()
+    kernel.lost = 1000
+    asked = asyncio.ensure_future(kernel.dispatcher.control("own_request", {}))
+    while len(kernel.sent) < 3:
+        await asyncio.sleep(TIMINGS.inquiry_after)
+    reply = {"header": {"msg_type": "own_reply"}, "parent_header": {"msg_id": "1"}}
+    kernel.dispatcher.received("control", {**reply, "content": {"answer": "late"}})
+    assert await asked == {"answer": "late"}
+    assert not kernel.dispatcher.pending
+    assert not kernel.dispatcher._listening

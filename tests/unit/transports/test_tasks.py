@@ -1,0 +1,91 @@
+"""Tasks that end with their owner, and work in threads in a process that can start no thread.
+
+Rule: real limits, in a process of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import subprocess
+import sys
+
+import pytest
+
+from bridgehead._transports.tasks import Tasks
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+
+# A thread needs address space for its stack.
+PROGRAM = """
+import asyncio, json, resource, sys, threading
+from bridgehead._transports.tasks import in_thread
+
+ran = []
+
+def work(name, wait=None):
+    ran.append(name)
+    if wait is not None:
+        wait.wait()
+    if name == "fails":
+        raise OSError(name)
+    return name, threading.current_thread() is threading.main_thread()
+
+async def main():
+    loop, busy = asyncio.get_running_loop(), threading.Event()
+    with_worker = sys.argv[1] == "a busy worker"
+    if with_worker:
+        first = in_thread(work, "first", busy)
+    most = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize() + (4 << 20)
+    resource.setrlimit(resource.RLIMIT_AS, (most, resource.RLIM_INFINITY))
+    outcomes = await asyncio.gather(
+        in_thread(work, "one"), in_thread(work, "fails"), return_exceptions=True
+    )
+    resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY,) * 2)
+    busy.set()
+    if with_worker:
+        outcomes.append(await first)
+    outcomes.append(await in_thread(work, "last"))
+    await loop.shutdown_default_executor()  # what the executor still had has run
+    print(json.dumps([list(map(str, outcomes)), ran]))
+
+asyncio.run(main())
+"""
+
+
+@linux
+@pytest.mark.parametrize("worker", ["no worker", "a busy worker"])
+def test_work_for_a_thread_runs_once_in_a_process_that_can_start_none(worker: str) -> None:
+    code = [sys.executable, "-c", PROGRAM, worker]
+    ran = subprocess.run(code, capture_output=True, text=True, timeout=60, check=True)
+    outcomes, names = json.loads(ran.stdout)
+    first = ["first"] if worker == "a busy worker" else []
+    assert outcomes == [
+        "('one', True)",
+        "fails",
+        *(f"('{name}', False)" for name in first),
+        "('last', False)",
+    ]
+    assert names == [*first, "one", "fails", "last"]
+
+
+async def test_a_task_that_begins_while_its_owner_ends_ends_too() -> None:
+    tasks = Tasks()
+
+    async def endless() -> None:
+        await asyncio.Event().wait()
+
+    async def followed() -> None:
+        try:
+            await endless()
+        finally:
+            tasks.spawn(endless())
+
+    before = asyncio.all_tasks()
+    tasks.spawn(followed())
+    await asyncio.sleep(0)
+    await tasks.cancel()
+    tasks.spawn(endless())
+    async with asyncio.timeout(10):
+        while asyncio.all_tasks() != before:
+            await asyncio.sleep(0)
