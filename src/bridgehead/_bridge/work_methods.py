@@ -283,11 +283,10 @@ class WorkMethods(CellMethods):
 
         Push it, pass it to ``call``, at any depth, or keep it in the kernel. Calling it there
         returns None at once, in the middle of a cell and in any thread. The arguments cross as any
-        objects do, as they are at the call, but in one message: more than 16 MiB, or 4 MiB by
-        ``inline`` and through a server, are a ``ValueError`` there. ``function`` runs here, in the
-        event loop of the bridge, in the order of the calls, one call at a time. One that raises is
-        logged and counted in ``failed``, and the others go on. When the bridge has closed, a call
-        in the kernel does nothing.
+        objects do, as they are at the call. ``function`` runs here, in the event loop of the
+        bridge, in the order of the calls, one call at a time. One that raises is logged and counted
+        in ``failed``, and the others go on. When the bridge has closed, a call in the kernel does
+        nothing.
 
         A method of an object of this program, pushed as it is, works on a copy of the object:
         ``bridge.callback(bar.update)`` updates the bar that is here.

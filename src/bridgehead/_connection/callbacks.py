@@ -23,7 +23,7 @@ from bridgehead._errors import BridgeError, KernelUnresponsive, ProtocolError, R
 from bridgehead._protocol import request as _request
 from bridgehead._protocol.formatting import line
 from bridgehead._protocol.payload import check_values, empty
-from bridgehead._protocol.response import Response, check_fields, close_response
+from bridgehead._protocol.response import Response, check_fields, close_response, open_response
 from bridgehead._shipped.wire.header import (
     CALLS_AHEAD,
     CALLS_TOGETHER,
@@ -134,10 +134,14 @@ class Arrived:
         queued: how many have arrived and have not begun.
         skip: how many of the first of these are dropped.
         reported: how many had begun when the kernel heard of it last.
+        long: what has arrived of a call that comes in pieces.
+        long_end: how many bytes of it arrived in events that were accepted.
     """
 
     def __init__(self) -> None:
         self.events: deque[Response] = deque()
+        self.long: Inbox | None = None
+        self.long_end = 0
         self.accepted = self.begun = self.queued = self.skip = self.reported = 0
 
 
@@ -203,17 +207,29 @@ class Calls(RemoteResource):
             self._report_soon(again=True)
         return number == self.seen + 1
 
+    def inbox(self, header: ResponseHeader) -> tuple[Inbox, int]:
+        inbox, at, arrived = open_response(header), header.get("at", 0), self._arrived
+        if not at:
+            return inbox, 0
+        if arrived.long is None or (inbox.sizes, at) != (arrived.long.sizes, arrived.long_end):
+            raise ProtocolError("the kernel sent a piece of a call that continues no other piece")
+        return arrived.long, at
+
     def take(self, event: Response | BridgeError) -> None:
-        count = (
-            0 if isinstance(event, BridgeError) or event.is_partial else call_count(event.header)
-        )
+        count = 0 if isinstance(event, BridgeError) else call_count(event)
         arrived = self._arrived
-        if isinstance(event, BridgeError) or not 0 < count <= CALLS_AHEAD - arrived.queued:
+        if isinstance(event, BridgeError) or not 0 <= count <= CALLS_AHEAD - arrived.queued:
             log.warning("calls of a callback arrived damaged; they are asked for again")
             self.seen = arrived.accepted
             return
         arrived.accepted += 1
+        arrived.long = None
         self.connection.resources.made(self)
+        if event.is_partial:
+            arrived.long = cast("Inbox", event.inbox)
+            arrived.long_end = arrived.long.received
+            self._report_soon()  # it makes room for the next piece
+            return
         self.dropped_there = event.header["dropped"]
         arrived.events.append(event)
         arrived.queued += count
@@ -338,15 +354,18 @@ class Calls(RemoteResource):
                 self._again = True
 
 
-def call_count(header: ResponseHeader) -> int:
-    """Return how many calls an event has; 0 if its header is malformed."""
+def call_count(event: Response) -> int:
+    """Return how many calls an event completes; 0 for a piece, -1 if the header is malformed."""
+    header = event.header
     try:
         check_fields(header, "an event", "groups", "dropped")
     except ProtocolError:
-        return 0
+        return -1
     groups, parts = header["groups"], len(header["sizes"])
     if not 0 <= header["dropped"] < 1 << 63:
-        return 0
+        return -1
+    if event.is_partial or not groups:
+        return -1 if groups or not event.is_partial else 0
     if len(groups) > CALLS_TOGETHER or any(len(g) != 2 or g[0] != 1 or g[1] < 1 for g in groups):
-        return 0
-    return len(groups) if sum(count for _, count in groups) == parts else 0
+        return -1
+    return len(groups) if sum(count for _, count in groups) == parts else -1

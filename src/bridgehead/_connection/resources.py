@@ -26,6 +26,7 @@ from bridgehead._protocol.raising import as_strings, as_text
 from bridgehead._protocol.request import Request
 from bridgehead._protocol.response import Response, add_chunk, open_response, parse_header
 from bridgehead._shipped.wire.header import ResponseHeader
+from bridgehead._shipped.wire.transfer import Inbox
 from bridgehead._transports.base import Transport
 from bridgehead._transports.tasks import waited
 
@@ -71,8 +72,8 @@ class RemoteResource(ABC):
             before, self.seen = self.seen, number
             parts = buffers or [base64.b64decode(sent.get("data", ""), validate=True)]
             header: ResponseHeader = {**sent, "data": "", "event": identity}
-            inbox = open_response(header, self.limit)
-            add_chunk(header, inbox, 0, parts)
+            inbox, at = self.inbox(header)
+            add_chunk(header, inbox, at, parts)
             event = Response(header, EVENT, inbox)
         except ReplyLost as error:
             self.damaged += 1
@@ -87,6 +88,10 @@ class RemoteResource(ABC):
             event = ProtocolError(f"the kernel sent an event that cannot be read: {error!r}")
         self.damaged = 0
         self.take(event)
+
+    def inbox(self, header: ResponseHeader) -> tuple[Inbox, int]:
+        """Return where the frames that come with an event are stored, and at which offset."""
+        return open_response(header, self.limit), 0
 
     @property
     def counts(self) -> bool:

@@ -61,9 +61,10 @@ async def test_calls_cross_in_order_on_every_lane(bridge: Bridge) -> None:
         assert [float(array[-1]) for array in seen] == [0, 1, 2, 3, 4]
         assert all(isinstance(array, np.ndarray) for array in seen)
         seen.clear()
-        await bridge.call(lambda report: report(bytes(4 << 19)), report)
+        long = bytes(range(256)) * (80 << 10)  # 20 MiB: longer than a message
+        await bridge.call(lambda report: report(bytes(range(256)) * (80 << 10)), report)
         await until(lambda: seen)
-        assert seen == [bytes(4 << 19)]
+        assert seen == [long]
         assert (report.failed, report.dropped) == (0, 0)
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import copy
+import itertools
+import json
 import logging
 import pickle
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -14,7 +17,8 @@ from typing import Any
 import pytest
 
 from bridgehead import Bridge, BridgeClosed, NotSupported, RemoteError, SyncBridge
-from bridgehead._shipped.wire.header import CALLS_AHEAD
+from bridgehead._protocol.bootstrap import remote_source
+from bridgehead._shipped.wire.header import CALLS_AHEAD, CALLS_TOGETHER
 from unit.connection.test_tasks import remote_of
 
 
@@ -28,6 +32,13 @@ async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(30):
         while not condition():
             await asyncio.sleep(0.001)
+
+
+def shorten_messages(monkeypatch: pytest.MonkeyPatch, nbytes: int, *, ahead: int) -> None:
+    """Have the remote part of loopbacks send short events, and ``ahead`` bytes of them at once."""
+    remote_part = sys.modules[remote_source()[0]]
+    monkeypatch.setattr(remote_part, "MESSAGE", nbytes)
+    monkeypatch.setattr(remote_part, "BYTES_AHEAD", ahead)
 
 
 def call_each(report: Any, values: Any) -> None:
@@ -60,6 +71,48 @@ async def test_more_calls_than_may_be_on_their_way(lane: Any) -> None:
         await until(lambda: len(seen) == 3 * CALLS_AHEAD)
         assert seen == [*range(3 * CALLS_AHEAD)]
         assert (report.failed, report.dropped) == (0, 0)
+
+
+@pytest.mark.parametrize("lane", ["buffers", "inline"])
+async def test_arguments_longer_than_a_message_arrive_in_order(
+    lane: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A long call crosses in pieces, between the calls before it and behind it."""
+    seen: list[Any] = []
+    values = [b"", bytes(range(256)) * 40, 1, [bytearray(1500), b"x" * 999, bytearray(b"y" * 9000)]]
+    async with Bridge.loopback(lane=lane) as bridge:
+        shorten_messages(monkeypatch, 1000, ahead=3000)
+        report = bridge.callback(seen.append)
+        await bridge.call(call_each, report, values)
+        await until(lambda: len(seen) == len(values))
+        assert seen == values
+        assert report.failed == 0
+
+
+@pytest.mark.parametrize("when_full", ["wait", "drop_oldest"])
+async def test_a_long_call_that_is_on_its_way_is_not_dropped(
+    when_full: Any, loopback: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorten_messages(monkeypatch, 1000, ahead=2000)
+    seen: list[Any] = []
+    report = loopback.callback(seen.append, 1, when_full)
+
+    def work(report: Any) -> None:
+        import threading
+
+        def calls() -> None:
+            for step in range(4):
+                report(bytes([step]) * 10_000)
+
+        threading.Thread(target=calls).start()
+
+    await loopback.call(work, report)
+    await until(lambda: len(seen) + report.dropped == 4)
+    assert all(value == value[:1] * 10_000 for value in seen)
+    assert seen == sorted(seen)
+    assert seen[-1][0] == 3
+    if when_full == "wait":
+        assert len(seen) == 4
 
 
 async def test_calls_run_one_at_a_time_and_may_use_the_bridge(loopback: Bridge) -> None:
@@ -351,14 +404,50 @@ async def test_a_forked_process_of_the_kernel_cannot_call(loopback: Bridge) -> N
         await loopback.run("report(1)")
 
 
-async def test_what_no_message_carries_raises_in_the_kernel(loopback: Bridge) -> None:
-    seen: list[int] = []
-    report = loopback.callback(lambda data: seen.append(len(data)))
-    await loopback.push(report=report)
-    with pytest.raises(RemoteError, match="a call back takes 16777216 at most"):
-        await loopback.run("report(b'1234'); report(bytes(20 << 20))")
-    await loopback.run("report(bytes(15 << 20))")
-    await until(lambda: seen == [4, 15 << 20])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"at": 1},
+        {"at": -1},
+        {"at": 1 << 70},
+        {"at": None},
+        {"sizes": [1 << 62]},
+        {"sizes": [3, 997]},
+        {"sizes": [-1]},
+        {"groups": [[1, 1]]},
+        {"groups": [[1, 1]] * (CALLS_TOGETHER + 1)},
+    ],
+)
+async def test_a_piece_that_does_not_fit_is_asked_for_again(
+    changes: dict[str, Any], loopback: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever piece arrives changed: the call arrives as it was made."""
+    shorten_messages(monkeypatch, 1000, ahead=3000)
+    seen: list[Any] = []
+    report = loopback.callback(seen.append)
+    calls = report._calls
+    feed, events = calls.feed, itertools.count()
+
+    def feed_changed(content: dict[str, Any], buffers: list[Any]) -> None:
+        if next(events) in (1, 4, 6):
+            content = {**content, "answer": json.dumps(json.loads(content["answer"]) | changes)}
+        feed(content, buffers)
+
+    monkeypatch.setattr(calls, "feed", feed_changed)
+    await loopback.call(call_each, report, [b"1", bytes(range(256)) * 10, 3])
+    await until(lambda: len(seen) == 3)
+    assert seen == [b"1", bytes(range(256)) * 10, 3]
+    assert report.failed == 0
+
+
+async def test_arguments_beyond_all_that_may_be_on_its_way_arrive(loopback: Bridge) -> None:
+    seen: list[bytes] = []
+    report = loopback.callback(lambda number, data: seen.append(bytes([number]) + data))
+    data = bytes(range(256)) * (100 * 4096)  # 100 MiB
+    await loopback.push(report=report, data=data)
+    await loopback.run("report(1, data); report(2, b''); report(3, data[:-1])")
+    await until(lambda: len(seen) == 3)
+    assert seen == [b"\1" + data, b"\2", b"\3" + data[:-1]]
 
 
 async def test_no_call_begins_after_closing(loopback: Bridge) -> None:

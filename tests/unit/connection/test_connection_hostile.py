@@ -233,7 +233,7 @@ async def call_back(bridge: Bridge) -> Any:
             done.set()
 
     with bridge.callback(note) as report:
-        await bridge.call(work, report, LARGE[:1000])
+        await bridge.call(work, report, LARGE)  # in pieces
         async with waited(200):  # a restarted kernel has forgotten what it had to send
             await done.wait()
     return seen
@@ -280,7 +280,7 @@ OPERATIONS: dict[str, Callable[[], list[Call]]] = {
     "task_large": lambda: [Call(task_large, WIDE)],
     "iterate": lambda: [Call(iterate, [1, [1, 2], "text"])],
     "iterate_large": lambda: [Call(iterate_large, [WIDE, 1, WIDE])],
-    "call_back": lambda: [Call(call_back, [(1,), ([2], ("key", "text")), (LARGE[:1000],)])],
+    "call_back": lambda: [Call(call_back, [(1,), ([2], ("key", "text")), (LARGE,)])],
     "map": lambda: [Call(map_items, [1, 2, 3])],
     "map_async": lambda: [Call(map_async, [1, 2, 3])],
     "install": lambda: [Call(install, ("a", "c"), {"a": 2, "c": 3})],

@@ -3,8 +3,9 @@
 Rule: use the standard library only, and run on Python 3.8 and later. A call returns at once. Its
 arguments are pickled in the thread that calls; then the call waits here until the control thread
 sends it. That thread belongs to ipykernel, and it sends and receives also while a cell runs. Calls
-cross in numbered events, in their order, each whole in one message. The client reports which events
-have arrived, and how many calls it has begun; what was lost is sent again.
+cross in numbered events, in their order, and each event is one message. A call that is too long for
+a message crosses in pieces, one to an event. The client reports which events have arrived, and how
+many calls it has begun; what was lost is sent again.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.resources import LEASE, Resource, ResourceTable
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import WireError
-    from bridgehead._shipped.wire.frames import MESSAGE, snapshot
+    from bridgehead._shipped.wire.frames import MESSAGE, cut, snapshot
     from bridgehead._shipped.wire.header import (
         CALLS_AHEAD,
         CALLS_TOGETHER,
@@ -33,8 +34,8 @@ if __package__:  # in the kernel, all shipped files are one module
         ResponseHeader,
     )
 
-BYTES_AHEAD = 64 << 20  # of the arguments of calls that the client has not begun
-BYTES_TOGETHER = 1 << 20  # of one event; a longer call has an event of its own
+BYTES_AHEAD = 64 << 20  # of calls that the client has not begun, and pieces that did not arrive
+BYTES_TOGETHER = 1 << 20  # of one event; a longer call has events of its own
 OWNERS_KNOWN = 1000
 ARGUMENTS = "the arguments", "the keyword arguments"
 
@@ -43,14 +44,20 @@ class Event:
     """Calls that were sent together.
 
     Attributes:
-        last: how many calls were sent up to its last one.
+        last: how many calls were sent whole up to its end.
         frames: None once the client has them.
+        place: of a piece: the sizes of all frames of the call, and where in them it belongs.
     """
 
     def __init__(
-        self, number: int, last: int, response: ResponseHeader, frames: list[memoryview]
+        self,
+        number: int,
+        last: int,
+        response: ResponseHeader,
+        frames: list[memoryview],
+        place: ResponseHeader | None = None,
     ) -> None:
-        self.number, self.last, self.response = number, last, response
+        self.number, self.last, self.response, self.place = number, last, response, place
         self.frames: list[memoryview] | None = frames
         self.nbytes = nbytes_of(frames)
 
@@ -68,6 +75,8 @@ class CallQueue(Resource):
         self.room: Any = SimpleQueue()  # has an item when a caller that waits is to look again
         self.is_left = False
         self.waiting: deque[list[memoryview]] = deque()  # the arguments of calls that were not sent
+        self.long: list[memoryview] = []  # the arguments of a call that is sent in pieces
+        self.long_sent = 0  # bytes of it
         self.ahead: deque[Event] = deque()
         self.sent_calls = self.begun = self.dropped = 0
         self.bytes_ahead = 0
@@ -79,6 +88,7 @@ class CallQueue(Resource):
             self.is_left = True
             self.waiting.clear()
             self.ahead.clear()
+            self.long = []
         self.room.put(None)
 
     def end(self) -> None:
@@ -93,9 +103,8 @@ class CallQueue(Resource):
     def call(self, args: Any, kwargs: Any) -> None:
         """Queue a call; do nothing if the client has closed the callback.
 
-        Raises what pickling the arguments raises, ``ValueError`` if they are too long for a
-        message, and ``TimeoutError`` if there is no room, and the client has not been heard of for
-        as long as a lease lasts.
+        Raises what pickling the arguments raises, and ``TimeoutError`` if there is no room, and the
+        client has not been heard of for as long as a lease lasts.
         """
         if os.getpid() != self.callbacks.process:
             raise RuntimeError("a callback works in its kernel only, and not in a forked process")
@@ -103,12 +112,6 @@ class CallQueue(Resource):
             return
         values = self.callbacks.values
         frames = snapshot(values.encode(self.header, (args, kwargs), ARGUMENTS, True)[0])
-        nbytes, most = nbytes_of(frames), min(self.header["chunk"], MESSAGE)
-        if nbytes > most:  # the rest could not be fetched while a cell runs
-            raise ValueError(
-                "the arguments have %d bytes, and a call back takes %d at most; bind such an "
-                "object to a name, and let the function pull it with now=True" % (nbytes, most)
-            )
         while not self._enter(frames):
             if monotonic() - self.heard > LEASE:
                 raise TimeoutError("the client of this callback does not answer any more")
@@ -136,7 +139,7 @@ class CallQueue(Resource):
     @property
     def _is_full(self) -> bool:
         """Whether a caller has to wait for room."""
-        waiting = self.sent_calls + len(self.waiting) - self.begun
+        waiting = self.sent_calls + bool(self.long) + len(self.waiting) - self.begun
         return bool(self.waits) and waiting >= self.maxsize
 
     # ------------------------------------------------------------ in the control thread
@@ -166,38 +169,60 @@ class CallQueue(Resource):
                 for event in self.ahead:
                     if event.number > again:
                         self._send_event(event, address)
-            while self.waiting and self._has_room():
+            while (self.long or self.waiting) and self._has_room():
                 event = self._next_event()
                 self.ahead.append(event)
                 self.bytes_ahead += event.nbytes
                 self._send_event(event, address)
 
     def _has_room(self) -> bool:
+        first = self._message if self.long else nbytes_of(self.waiting[0])
         return self.sent_calls - self.begun < CALLS_AHEAD and (
-            not self.ahead or self.bytes_ahead + nbytes_of(self.waiting[0]) <= BYTES_AHEAD
+            not self.ahead or self.bytes_ahead + min(first, self._message) <= BYTES_AHEAD
         )
 
+    @property
+    def _message(self) -> int:
+        """The most bytes of one event."""
+        return min(self.header["chunk"], MESSAGE)
+
     def _next_event(self) -> Event:
-        """Take calls that wait for one event."""
+        """Take calls that wait for one event, or a piece of a long one."""
+        self.sent += 1
+        if not self.long and nbytes_of(self.waiting[0]) > self._message:
+            self.long, self.long_sent = self.waiting.popleft(), 0
+        if self.long:
+            return self._next_piece()
         frames: list[memoryview] = []
         groups: list[list[int]] = []
         nbytes, most = 0, min(CALLS_TOGETHER, CALLS_AHEAD - (self.sent_calls - self.begun))
         while self.waiting and len(groups) < most:
             nbytes += nbytes_of(self.waiting[0])
-            if groups and nbytes > BYTES_TOGETHER:
+            if groups and nbytes > min(BYTES_TOGETHER, self._message):
                 break
             call = self.waiting.popleft()
             frames += call
             groups.append([1, len(call)])
-        self.sent += 1
         self.sent_calls += len(groups)
         response: ResponseHeader = {"groups": groups, "dropped": self.dropped}
         return Event(self.sent, self.sent_calls, response, frames)
 
+    def _next_piece(self) -> Event:
+        """Take the next piece of the long call; the last one counts as the call."""
+        start, sizes = self.long_sent, [frame.nbytes for frame in self.long]
+        self.long_sent += self._message
+        parts = [*cut(self.long, start, self.long_sent)]
+        groups = []
+        if self.long_sent >= sum(sizes):
+            groups, self.long = [[1, len(sizes)]], []
+            self.sent_calls += 1
+        response: ResponseHeader = {"groups": groups, "dropped": self.dropped}
+        return Event(self.sent, self.sent_calls, response, parts, {"sizes": sizes, "at": start})
+
     def _send_event(self, event: Event, address: Any) -> None:
         if event.frames is not None:
             content, parts = self.callbacks.resources.event_message(
-                self, event.number, event.response, event.frames
+                self, event.number, event.response, event.frames, event.place
             )
             self.callbacks.kernel.send_control(parts, EVENT_MESSAGE, content, address)
 

@@ -174,15 +174,24 @@ class ResourceTable:
         self.kernel.send(parts, EVENT_MESSAGE, content, self.owners[resource.owner].address)
 
     def event_message(
-        self, resource: Resource, number: int, response: ResponseHeader, frames: list[memoryview]
+        self,
+        resource: Resource,
+        number: int,
+        response: ResponseHeader,
+        frames: list[memoryview],
+        place: ResponseHeader | None = None,
     ) -> tuple[dict[str, str], list[memoryview]]:
-        """Return the content and the buffers of an event's message."""
+        """Return the content and the buffers of an event's message.
+
+        ``place`` says where the frames belong, if they are a piece of others.
+        """
         made, event = resource.header, resource.event_id(number)
         self.transfers.discard(event)
         chunk = min(made["chunk"], MESSAGE)
         header: RequestHeader = {**made, "id": event, "chunk": chunk}
         header = {**header, "resumable": False, "ahead": False}
         response, parts = self.transfers.respond(header, response, frames)
+        response = {**response, **(place or {})}
         if made.get("lane") == "inline":
             response = {**response, "data": b64encode(b"".join(parts)).decode("ascii")}
             parts = []

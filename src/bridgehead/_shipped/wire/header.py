@@ -166,7 +166,9 @@ class ResponseHeader(TypedDict, total=False):
     # remote.replay writes these; on the direct lane no digest stands for "none:".
     sizes: List[int]  # bytes of each frame
     digest: str  # of the frames in this message, by the algorithm of the request
-    at: int  # of a chunk that is sent ahead of the reply: its offset in all frames
+    # Of a chunk that is sent ahead of the reply, and of a piece of a call back: its offset in all
+    # frames, whose sizes the header has.
+    at: int
     ahead: int  # bytes of the frames that were sent ahead; the client fetches the rest
     sums: bool  # the kernel has numpy loaded, and so knows the digest of that name
     busy: bool  # a cell runs: the request is stored, and waits for a message to the main thread
