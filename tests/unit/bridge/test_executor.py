@@ -168,6 +168,42 @@ def test_the_end_of_the_event_loop_ends_the_futures() -> None:
     assert done
 
 
+@pytest.mark.parametrize("in_thread", [False, True])
+def test_an_error_that_ends_the_event_loop_ends_the_futures(in_thread: bool) -> None:
+    """The program fails before the event loop gave any function to a kernel."""
+    futures: list[concurrent.futures.Future[int]] = []
+
+    async def fail() -> None:
+        executor = Fleet([await Bridge.loopback()]).executor()
+
+        def submit() -> None:
+            futures.extend(executor.submit(abs, -1) for _ in range(6))
+
+        if in_thread:
+            thread = threading.Thread(target=submit)
+            thread.start()
+            thread.join()  # the loop runs nothing meanwhile
+        else:
+            submit()
+        raise LookupError
+
+    def all_are_done() -> bool:
+        with pytest.raises(LookupError):
+            asyncio.run(fail())
+        done = not concurrent.futures.wait(futures, 20).not_done
+        futures.clear()
+        return done
+
+    def run() -> bool:
+        done = all_are_done()
+        gc.collect()
+        return done
+
+    with pytest.warns(ResourceWarning, match="loopback"):  # nothing closes the bridge
+        done = run()
+    assert done
+
+
 def test_a_future_that_a_closing_loop_does_not_reach_has_an_error() -> None:
     """Threads submit while the last bridge closes, and its event loop with it."""
     for _ in range(20):
