@@ -99,14 +99,24 @@ class DirectLane(Lane):
     def can_carry_now(self, header: Mapping[str, Any]) -> bool:
         client = self.client
         return not (
-            client.at_work or client.lost or self.transport.dispatcher.queued
+            client.at_work or client.lost or self._is_behind_messages
         ) and self.serves_beside_cells(header)
+
+    @property
+    def _is_behind_messages(self) -> bool:
+        """Whether the socket thread would overtake a message that has to take effect before.
+
+        One of ours is queued, or the kernel has said that it serves one, maybe a cell of another
+        client. It says so before the remote part can notice that the cell begins.
+        """
+        transport = self.transport
+        return bool(transport.dispatcher.queued) or transport.life.state == "busy"
 
     async def carry(self, request: Request) -> Response:
         """Send one request; return its response, or the beginning of it.
 
-        The socket thread would overtake a message that is still queued, and that was sent first
-        and has to take effect first. So a request goes behind it, to the main thread.
+        A request that the socket thread would have overtake a message goes behind it, to the main
+        thread.
 
         Raises:
             KernelRestarted: the socket thread had ended before; nothing was done.
@@ -116,7 +126,7 @@ class DirectLane(Lane):
         header, now = request.header, request.header.get("now")
         if self.lost:
             await self._raise_lost("nothing was sent")
-        if self.serves_beside_cells(header) and (now or not self.transport.dispatcher.queued):
+        if self.serves_beside_cells(header) and (now or not self._is_behind_messages):
             if not now:
                 # One request at a time: a stopped kernel has one to do when it continues, and
                 # whatever the caller gave up takes effect before this one.

@@ -556,6 +556,26 @@ async def test_a_sync_bridge_works_from_several_threads(live: Bridge) -> None:
     assert not failures
 
 
+async def test_a_cell_that_the_kernel_has_announced_comes_first(live: Bridge) -> None:
+    """ipykernel announces a cell before IPython begins it; a pull in between waits for it."""
+    await live.run(
+        "import time\n"
+        "kernel = get_ipython().kernel\n"
+        "publish = kernel._publish_execute_input\n"
+        "def slowly(*args):\n"
+        "    publish(*args)\n"
+        "    time.sleep(0.5)\n"
+        "kernel._publish_execute_input = slowly"
+    )
+    stream = live.messages()
+    async with other(live) as console, asyncio.timeout(60):
+        console.submit("late = 1")
+        async for message in stream:
+            if message.type == "execute_input":
+                break
+        assert await live.pull("late") == 1
+
+
 async def test_constant_now_requests_do_not_delay_other_operations(direct: Bridge) -> None:
     """Such a request is always in flight; cells, calls and interrupts get their turns."""
     await direct.push(a=np.arange(1000.0))
