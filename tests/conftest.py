@@ -277,17 +277,26 @@ async def bridge(everywhere: Bridge) -> Bridge:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test that starts a kernel ``live``: by folder, mark or fixture parameter."""
+    """Mark tests by folder, mark and parameters.
+
+    What starts a kernel is ``live``. What uses a real kernel on the inline lane is ``slow``: the
+    README's command tests that lane on the loopback, which has the same remote part.
+    """
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
-        parameter = str(
-            getattr(getattr(item, "callspec", None), "params", {}).get("everywhere", "")
-        )
+        parameters = getattr(getattr(item, "callspec", None), "params", {})
+        place = str(parameters.get("everywhere", ""))
         folder = item.path.relative_to(HERE).parts[0]
         if (
-            (folder in WITH_KERNELS and not parameter.startswith("loopback"))
+            (folder in WITH_KERNELS and not place.startswith("loopback"))
             or item.get_closest_marker("elsewhere")
             or "live" in fixtures
-            or parameter.startswith("live")
+            or place.startswith("live")
         ):
             item.add_marker("live")
+            if {"inline", "live-inline"} & {*filter(is_text, parameters.values())}:
+                item.add_marker("slow")
+
+
+def is_text(value: object) -> bool:
+    return isinstance(value, str)
