@@ -43,7 +43,6 @@ class LoopbackTransport(Transport):
     def __init__(self) -> None:
         super().__init__()
         self._loop = asyncio.get_running_loop()
-        self._serving = False  # the thread runs a cell or serves a request
         self.kernel_info = {
             "implementation": "loopback",
             "implementation_version": "",
@@ -55,7 +54,9 @@ class LoopbackTransport(Transport):
     def _start(self) -> None:
         """Start a kernel: an empty namespace, and the thread that serves it."""
         loop = asyncio.new_event_loop()
-        self._cell = LoopbackKernel(self._emit, loop, self._loop.call_soon_threadsafe)
+        self._cell = cell = LoopbackKernel(
+            lambda *message: self._emit(cell, *message), loop, self._loop.call_soon_threadsafe
+        )
         self._requests: asyncio.Queue[Any] = asyncio.Queue()  # used in the thread's loop
         self._thread = threading.Thread(
             target=self._run, args=(loop,), name="bridgehead-loopback", daemon=True
@@ -83,8 +84,8 @@ class LoopbackTransport(Transport):
         else:
             known = kind == "kernel_info_request"
             content = self.kernel_info if known else {"status": "error"}
-            self._emit("control", kind.replace("_request", "_reply"), content, message)
-            self._emit("iopub", "status", {"execution_state": "idle"}, message)
+            self._cell.emit("control", kind.replace("_request", "_reply"), content, message)
+            self._cell.emit("iopub", "status", {"execution_state": "idle"}, message)
 
     def _put(self, request: dict[str, Any] | None) -> None:
         """Give the thread a request, or None to end it."""
@@ -95,10 +96,12 @@ class LoopbackTransport(Transport):
         raise NotSupported("a loopback has no process to interrupt")
 
     async def replace(self, timeout: float) -> None:
-        """Make an empty namespace and a new epoch, as a real restart does."""
+        """Make an empty namespace and a new epoch, as a real restart does.
+
+        A thread cannot be killed: a cell that runs goes on, and its outputs are dropped.
+        """
         self.connection_lost(lambda: KernelRestarted("the loopback was restarted"), "restarting")
-        self._put(None)
-        await in_thread(self._thread.join)
+        await in_thread(self._end_thread)
         self._start()
 
     async def close(self) -> None:
@@ -108,7 +111,7 @@ class LoopbackTransport(Transport):
         self._put(None)
         self._cell.answers.put(END_OF_INPUT)
         timings = self.timings
-        self._thread.join(timings.busy_thread if self._serving else timings.idle_thread)
+        self._thread.join(timings.busy_thread if self._cell.serving else timings.idle_thread)
 
     # ------------------------------------------------------------ the thread
 
@@ -118,28 +121,31 @@ class LoopbackTransport(Transport):
 
     async def _serve(self, cell: LoopbackKernel, requests: asyncio.Queue[Any]) -> None:
         while (request := await requests.get()) is not None:
-            self._serving = True
+            cell.serving = True
             self._answer(cell, request)
-            self._serving = False
+            cell.serving = False
         cell.leave()
 
     def _answer(self, cell: LoopbackKernel, request: dict[str, Any]) -> None:
-        self._emit("iopub", "status", {"execution_state": "busy"}, request)
+        cell.emit("iopub", "status", {"execution_state": "busy"}, request)
         if request["header"]["msg_type"] == "execute_request":
             reply = cell.execute(request)
-            self._emit("shell", "execute_reply", reply, request)
+            cell.emit("shell", "execute_reply", reply, request)
         else:
-            self._emit("shell", "kernel_info_reply", self.kernel_info, request)
-        self._emit("iopub", "status", {"execution_state": "idle"}, request)
+            cell.emit("shell", "kernel_info_reply", self.kernel_info, request)
+        cell.emit("iopub", "status", {"execution_state": "idle"}, request)
 
     def _emit(
         self,
+        cell: LoopbackKernel,
         channel: str,
         message_type: str,
         content: dict[str, Any],
         parent: dict[str, Any],
         buffers: Sequence[Any] = (),
     ) -> None:
+        if cell is not self._cell:  # it was restarted
+            return
         message = {
             "header": {"msg_id": uuid.uuid4().hex, "msg_type": message_type},
             "parent_header": parent["header"],
@@ -166,6 +172,7 @@ class LoopbackKernel:
         """
         self.emit, self.loop = emit, loop
         self.count = 0
+        self.serving = False  # a request, which may be a cell
         self.stages_cells = True  # for the remote part: ``_run`` takes what was sent for a cell
         self.payload: list[dict[str, Any]] = []
         self.payload_manager = SimpleNamespace(write_payload=self.payload.append)

@@ -36,6 +36,39 @@ async def test_a_closed_loopback_leaves_no_thread() -> None:
             await asyncio.sleep(0.01)
 
 
+@pytest.mark.parametrize("code", ["input()", "report(1); report(2); report(3)", "gate.wait(60)"])
+async def test_a_restart_does_not_wait_for_a_cell(code: str, loopback: Bridge) -> None:
+    """For one that asks, that waits for room of a callback, or that runs for long."""
+    begun = asyncio.Event()
+
+    async def hold(*args: Any) -> str:
+        await asyncio.Event().wait()
+        return ""
+
+    await loopback.run("import threading; gate = threading.Event()")
+    transport: Any = loopback._transport
+    gate = transport._cell.user_ns["gate"]
+    await loopback.push(report=loopback.callback(hold, 1, "wait"))
+    cell = loopback.run(
+        f"print('begun')\n{code}\nprint('late')", on_input=hold, on_output=lambda _: begun.set()
+    )
+    pending = asyncio.ensure_future(cell)
+    try:
+        await begun.wait()
+        async with asyncio.timeout(20):
+            await loopback.restart()
+        with pytest.raises(KernelRestarted):
+            await pending
+        stream = loopback.messages()
+        gate.set()
+        assert (await loopback.run("print(1)")).stdout == "1\n"
+        async with asyncio.timeout(20):
+            texts = [(await anext(stream)).text for _ in range(4)]
+        assert "".join(texts) == "busyprint(1)1\n"
+    finally:
+        gate.set()
+
+
 async def test_a_restart_fails_pending_requests(loopback: Bridge) -> None:
     pending = asyncio.ensure_future(loopback.run("import time; time.sleep(0.2)"))
     await asyncio.sleep(0.05)
