@@ -41,7 +41,9 @@ was sent.
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Mapping, Sequence
+from types import TracebackType
 from typing import Any, Self
 
 # Patterns are compiled when they are first used: all of them took 3 ms of each import.
@@ -68,6 +70,74 @@ def coloured(text: str) -> str:
     return "".join((part or "") if at % 2 else harmless(part) for at, part in enumerate(parts))
 
 
+# ---------------------------------------------------------------- in IPython and notebooks
+
+_LIBRARY = __name__.partition(".")[0]
+# What the library calls, and what calls it back. Below the caller's own frames they say nothing.
+_MACHINERY = {_LIBRARY, "cloudpickle", "asyncio", "concurrent", "contextlib", "threading"}
+
+
+def _callers_frames(trace: TracebackType | None) -> TracebackType | None:
+    """Return a copy of a traceback without the library's frames, and what runs between them."""
+    kept: list[TracebackType] = []
+    inside = False
+    while trace is not None:
+        package = str(trace.tb_frame.f_globals.get("__name__")).partition(".")[0]
+        inside = inside or package == _LIBRARY
+        if not inside or package not in _MACHINERY:
+            kept.append(trace)
+        trace = trace.tb_next
+    for one in reversed(kept):
+        trace = TracebackType(trace, one.tb_frame, one.tb_lasti, one.tb_lineno)
+    return trace
+
+
+def _copy(error: BaseException, message: str, above: frozenset[int] = frozenset()) -> Exception:
+    """Return an exception that looks like ``error``, without the library's frames.
+
+    ``above`` has the ids of the exceptions that it led to. A cause that was raised in the library
+    alone is left out: the message says what it was.
+    """
+    kind = type(error)
+    copy: Any = type(kind.__name__, (Exception,), {"__module__": kind.__module__})(message)
+    copy.__traceback__ = _callers_frames(error.__traceback__)
+    copy.__notes__ = [harmless(str(note)) for note in getattr(error, "__notes__", ())]
+    above |= {id(error)}
+    # The kernel's traceback shows the cause of a RemoteError.
+    cause = None if isinstance(error, RemoteError) else error.__cause__
+    context = None if error.__suppress_context__ else error.__context__
+    for other in (cause, context):
+        if other is not None and id(other) not in above and _callers_frames(other.__traceback__):
+            earlier = _copy(other, _text_of(other), above)
+            copy.__cause__, copy.__context__ = earlier if other is cause else None, earlier
+            break
+    return copy  # type: ignore[no-any-return]
+
+
+def _text_of(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:  # noqa: BLE001 - the user's own class
+        return "<its str() raised>"
+
+
+def _render(error: BaseException, message: str) -> list[str] | None:
+    """Return the lines with which IPython shows an error: the caller's frames and a message.
+
+    The error itself keeps its whole traceback, for ``%debug`` and for logs. Returns None where
+    there is no IPython.
+    """
+    ipython: Any = sys.modules.get("IPython")
+    shell = None if ipython is None else ipython.get_ipython()
+    if shell is None:
+        return None
+    copy = _copy(error, message)
+    lines: list[str] = shell.InteractiveTB.structured_traceback(
+        type(copy), copy, copy.__traceback__
+    )
+    return lines
+
+
 class BridgeError(Exception):
     """The base class of all errors that bridgehead defines.
 
@@ -83,6 +153,10 @@ class BridgeError(Exception):
     def __str__(self) -> str:
         # Not super(): KeyError would show the repr of its argument, and a message is a sentence.
         return harmless(Exception.__str__(self))
+
+    def _render_traceback_(self) -> list[str]:
+        """Return what IPython shows: the caller's frames without the library's, and the message."""
+        return _render(self, str(self)) or [f"{type(self).__name__}: {self}"]
 
 
 class NotSent(BridgeError):
@@ -236,6 +310,7 @@ class RemoteError(BridgeError):
 
     result: Any = None
     notebook: Any = None
+    _is_of_magic = False  # a ``%%bridge`` cell raised it, and the caller has no line of code
 
     def __init__(self, ename: str, evalue: str, traceback: Sequence[str] = ()) -> None:
         super().__init__(ename, evalue, tuple(traceback))
@@ -244,19 +319,41 @@ class RemoteError(BridgeError):
         self.traceback: list[str] = list(traceback)
 
     def __str__(self) -> str:
-        head = f"{self.ename}: {self.evalue}" if self.evalue else self.ename
-        lines = ["", "in the kernel:", *self.traceback] if self.traceback else []
-        return harmless("\n".join([head, *lines]))
+        if not self.traceback:
+            return harmless(self._summary)
+        lines = ["", "in the kernel:", *self.traceback, "", self._advice]
+        return harmless("\n".join([self._summary, *lines]))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {harmless(f'{self.ename}: {self.evalue}')}>"
 
-    def _render_traceback_(self) -> list[str]:
-        """Return the kernel's traceback for IPython, in place of this process's own frames.
+    @property
+    def _summary(self) -> str:
+        return f"{self.ename}: {self.evalue}" if self.evalue else self.ename
 
-        It keeps its colours, and nothing else that controls a terminal.
+    @property
+    def _advice(self) -> str:
+        """How to catch the exception, which its own class in an ``except`` does not do."""
+        if self.__cause__ is None:
+            return "To catch it, use `except RemoteError as error` and look at `error.ename`."
+        kind = type(self.__cause__).__name__
+        return (
+            f"`except {kind}` does not catch it: use `except RemoteError as error`, "
+            f"and `error.__cause__` is the {kind}."
+        )
+
+    def _render_traceback_(self) -> list[str]:
+        """Return what IPython shows: the caller's frames, the message, the kernel's traceback.
+
+        Of what controls a terminal, the latter keeps its colours. Of a ``%%bridge`` cell it is all.
         """
-        return [coloured(line) for line in self.traceback] or [str(self)]
+        kernels = [coloured(line) for line in self.traceback]
+        if kernels and self._is_of_magic:
+            return kernels
+        callers = _render(self, harmless(self._summary))
+        if callers is None or not kernels:
+            return callers or kernels or [str(self)]
+        return [*callers, "", "in the kernel:", *kernels, "", harmless(self._advice)]
 
 
 class RunTimeout(TimeoutError):
@@ -278,6 +375,9 @@ class RunTimeout(TimeoutError):
     def __init__(self, message: str, *, result: Any = None) -> None:
         super().__init__(message)
         self.result = result
+
+    def _render_traceback_(self) -> list[str]:
+        return _render(self, str(self)) or [f"{type(self).__name__}: {self}"]
 
 
 class OutcomeUnknown(BridgeError):

@@ -30,6 +30,7 @@ from bridgehead import (
     ProtocolError,
     RemoteError,
     Result,
+    SyncBridge,
     UntrustedPayload,
     _errors,
 )
@@ -204,7 +205,21 @@ def test_a_group_of_errors_pickles() -> None:
 
 def test_a_remote_error_shows_the_kernels_traceback() -> None:
     error = RemoteError("ValueError", "bad", ["Traceback:", "  in f", "ValueError: bad"])
-    assert str(error) == "ValueError: bad\n\nin the kernel:\nTraceback:\n  in f\nValueError: bad"
+    text = "ValueError: bad\n\nin the kernel:\nTraceback:\n  in f\nValueError: bad\n\n"
+    assert (
+        str(error)
+        == f"{text}To catch it, use `except RemoteError as error` and look at `error.ename`."
+    )
+
+
+def test_a_remote_error_says_how_to_catch_it() -> None:
+    error = RemoteError("ValueError", "bad", ["ValueError: bad"])
+    error.__cause__ = ValueError("bad")
+    last = str(error).splitlines()[-1]
+    assert last.startswith(
+        "`except ValueError` does not catch it: use `except RemoteError as error`"
+    )
+    assert last.endswith("`error.__cause__` is the ValueError.")
 
 
 def test_a_remote_error_without_a_traceback_is_one_line() -> None:
@@ -244,35 +259,81 @@ def shell() -> Iterator[InteractiveShell]:
     assert sys.modules["__main__"] is main
 
 
-def test_ipython_shows_the_kernels_traceback_instead_of_the_clients(
+def test_ipython_shows_the_callers_line_and_then_the_kernels_traceback(
     shell: InteractiveShell, capsys: pytest.CaptureFixture[str]
 ) -> None:
     error = RemoteError(
         "ValueError", "bad", ["Traceback (kernel):", "  kernel frame", "ValueError: bad"]
     )
 
-    def frame_that_merely_carried_the_error() -> None:
+    def frame_of_the_caller() -> None:
         raise error
 
-    shell.push({"carry": frame_that_merely_carried_the_error})
+    shell.push({"carry": frame_of_the_caller})
     ran = shell.run_cell("carry()")
     assert ran.error_in_exec is error
     shown = capsys.readouterr().out
-    assert "Traceback (kernel):\n  kernel frame\nValueError: bad" in shown
-    assert "frame_that_merely_carried_the_error" not in shown
+    assert "----> 1 carry()" in shown
+    assert "RemoteError: ValueError: bad\n\nin the kernel:\nTraceback (kernel):" in shown
+    assert shown.index("frame_of_the_caller") < shown.index("in the kernel:")
+    assert shown.count("kernel frame") == 1
+    shell.run_cell("%tb")
+    assert capsys.readouterr().out == shown
 
 
-def test_ipython_shows_other_exceptions_as_usual(
+def test_ipython_shows_none_of_the_librarys_frames(
     shell: InteractiveShell, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def frame_to_see() -> None:
-        raise NameNotFound(SENTENCE, names=["x"])
+    """The error itself keeps them, for ``%debug`` and for logs."""
+    with SyncBridge.loopback() as kernel:
+        shell.push({"kernel": kernel})
+        for cell in (
+            "import threading\nconfig = {'lock': threading.Lock()}\nkernel.push(config=config)",
+            "value = kernel.pull('nothing')",
+            "kernel.run('1/0')",
+            "kernel.run('import time; time.sleep(0.1)', timeout=0.01)",
+        ):
+            ran = shell.run_cell(cell)
+            shown = capsys.readouterr().out
+            assert f"> {cell.count(chr(10)) + 1} {cell.splitlines()[-1]}" in shown
+            assert "sync.py" not in shown
+            assert "/asyncio/" not in shown
+            assert "The above exception" not in shown
+            assert "sync.py" in "".join(traceback.format_exception(ran.error_in_exec))
+        assert "config['lock'] cannot be pickled" in str(
+            shell.run_cell("kernel.push(config=config)").error_in_exec
+        )
 
-    shell.push({"carry": frame_to_see})
-    shell.run_cell("carry()")
+
+def test_ipython_shows_the_users_code_that_the_library_called(
+    shell: InteractiveShell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cell = "class Part:\n    def __reduce__(self):\n        raise ValueError('not me')\n"
+    with SyncBridge.loopback() as kernel:
+        shell.push({"kernel": kernel})
+        shell.run_cell(f"{cell}kernel.push(part=Part())")
     shown = capsys.readouterr().out
-    assert "frame_to_see" in shown
-    assert f"NameNotFound: {SENTENCE}" in shown
+    assert "----> 3     raise ValueError('not me')" in shown
+    assert "----> 4 kernel.push(part=Part())" in shown
+    assert "EncodeError: part cannot be pickled" in shown
+    assert "cloudpickle" not in shown
+
+
+def test_an_error_that_led_to_itself_is_shown(
+    shell: InteractiveShell, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> None:
+        try:
+            raise KeyError("first")
+        except KeyError as first:
+            second = NameNotFound(SENTENCE)
+            first.__context__ = second
+            raise second from first
+
+    shell.push({"fail": fail})
+    shell.run_cell("fail()")
+    shown = capsys.readouterr().out
+    assert shown.index("KeyError: 'first'") < shown.index(f"NameNotFound: {SENTENCE}")
 
 
 @pytest.mark.parametrize("kind", [RemoteError, NameNotFound, BridgeError])

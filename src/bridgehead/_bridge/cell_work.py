@@ -19,7 +19,7 @@ from bridgehead._connection.running import InputHandler, RunningCell
 from bridgehead._connection.tasks import RemoteTask
 from bridgehead._errors import BridgeError, NotExecuted, NotSent, RemoteError
 from bridgehead._protocol import payload as _payload
-from bridgehead._protocol.raising import remote_error
+from bridgehead._protocol.raising import cell_error
 from bridgehead._protocol.results import Result
 from bridgehead._transports.messages import Message
 
@@ -99,7 +99,7 @@ class CellWork:
         finally:
             self._outputs.leave()
         if reply.content.get("status") == "error":
-            error = remote_error(reply.content)
+            error = cell_error(reply.content, trusted=not self._connection.trust.data)
             error.result = result
             raise error
         if not self._pull:

@@ -33,8 +33,9 @@ from bridgehead._protocol.bootstrap import remote_source
 from bridgehead._protocol.payload import check_values, empty
 from bridgehead._protocol.raising import as_text
 from bridgehead._protocol.request import Request
-from bridgehead._protocol.response import Response
+from bridgehead._protocol.response import ERROR_LIMIT, Response
 from bridgehead._protocol.results import Result
+from bridgehead._shipped.wire.header import CELL_ERROR
 from bridgehead._transports.dispatch import END_OF_INPUT, Reply
 
 InputHandler = Callable[[str, bool], str | Awaitable[str]]  # of the prompt, and for a password
@@ -168,6 +169,9 @@ class RunningCell:
                 process, turn.sent, self._is_staging = remote.process, False, False
             if self._pull and self._connection.trust.data and not remote.has_codec:
                 await turn.prepare(remote.load_codec())
+            # The exception of a cell, which only a trusted kernel sends; see ``cell_errors``.
+            wanted = 0 if self._connection.trust.data else ERROR_LIMIT
+            self._content[remote_source()[0] + CELL_ERROR] = wanted
             epoch = remote.info.epoch if staged else None
             reply = await turn.run(lambda: self._send(turn, process, epoch))
             self._has_ended = True

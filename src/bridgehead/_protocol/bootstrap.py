@@ -49,6 +49,7 @@ SHIPPED = (  # in this order, they become one module in the kernel
     "remote/socket_thread.py",
     "remote/cell_guard.py",
     "remote/kernel.py",
+    "remote/cell_errors.py",
     "remote/inspection.py",
     "remote/preview.py",
     "remote/namespace.py",

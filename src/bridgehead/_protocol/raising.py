@@ -7,6 +7,8 @@ fields contain, only the errors of ``_errors`` are raised.
 
 from __future__ import annotations
 
+import base64
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -23,7 +25,8 @@ from bridgehead._errors import (
     ReplyLost,
     UntrustedPayload,
 )
-from bridgehead._shipped.wire.header import KEPT, PYTHON
+from bridgehead._protocol.bootstrap import remote_source
+from bridgehead._shipped.wire.header import CELL_ERROR, KEPT, PYTHON
 from bridgehead._shipped.wire.pickling import decode
 
 MOST_MISSING = 1000  # names in the error for names that are not defined
@@ -35,6 +38,23 @@ def remote_error(fields: Mapping[str, Any]) -> RemoteError:
     if name.startswith("<class '"):  # xeus-python sends the repr of the class
         name = name[8:-2].rpartition(".")[2]
     return RemoteError(name, as_text(fields.get("evalue")), as_strings(fields.get("traceback")))
+
+
+def cell_error(content: Mapping[str, Any], *, trusted: bool) -> RemoteError:
+    """Return the error that the reply to a cell reports; its cause is the cell's exception.
+
+    The cause is None if the exception cannot be rebuilt here, or if the kernel is not ``trusted``.
+    """
+    error = remote_error(content)
+    payload = content.get("payload")
+    for report in payload if trusted and isinstance(payload, list) else ():
+        if isinstance(report, dict) and report.get("source") == remote_source()[0] + CELL_ERROR:
+            try:
+                frames = [memoryview(base64.b64decode(part)) for part in report["frames"]]
+            except (KeyError, TypeError, ValueError):
+                continue
+            error.__cause__ = _rebuilt(report, frames)
+    return error
 
 
 def as_object(value: Any) -> Mapping[str, Any]:
@@ -132,11 +152,13 @@ def raise_error(
 
 
 def _raise_remote(error: Mapping[str, Any], frames: Sequence[memoryview]) -> NoReturn:
-    remote = remote_error(error)
+    raise remote_error(error) from _rebuilt(error, frames)
+
+
+def _rebuilt(fields: Mapping[str, Any], frames: Sequence[memoryview]) -> BaseException | None:
+    """Return an exception of the kernel from its frames; None if that is not possible here."""
     cause = None
-    if frames and error.get("code_of") in (None, PYTHON):
-        try:
+    if frames and fields.get("code_of") in (None, PYTHON):
+        with contextlib.suppress(Exception):  # its class is missing here: only text is left
             cause = decode(frames)
-        except Exception:  # noqa: BLE001 - its class is missing in this process: only text is left
-            cause = None
-    raise remote from cause if isinstance(cause, BaseException) else None
+    return cause if isinstance(cause, BaseException) else None

@@ -237,10 +237,11 @@ class LoopbackKernel:
         given: dict[str, Any] = {}
         if content["code"].strip():
             error = self._run(content["code"], request)
+            self.events.trigger("post_run_cell", SimpleNamespace(error_in_exec=error))
             given, self.payload[:] = {"payload": [*self.payload]}, ()
-            self.events.trigger("post_run_cell", None)
             if error is not None:
-                return {"status": "error", "execution_count": self.count, **error, **given}
+                fields = {"execution_count": self.count, **_error_fields(error)}
+                return {"status": "error", **fields, **given}
         with self._streams(threading.get_ident()):
             evaluated = {
                 key: self._value(text) for key, text in content["user_expressions"].items()
@@ -255,7 +256,7 @@ class LoopbackKernel:
         except BaseException as error:
             return {"status": "error", **_error_fields(error)}
 
-    def _run(self, code: str, request: dict[str, Any]) -> dict[str, Any] | None:
+    def _run(self, code: str, request: dict[str, Any]) -> BaseException | None:
         self.count += request["content"]["store_history"]
         counted = {"execution_count": self.count}
         self.emit("iopub", "execute_input", {"code": code, **counted}, request)
@@ -271,9 +272,8 @@ class LoopbackKernel:
                         result = {"data": bundle(value), "metadata": {}, **counted}
                         self.emit("iopub", "execute_result", result, request)
         except BaseException as error:
-            fields = _error_fields(error)
-            self.emit("iopub", "error", fields, request)
-            return fields
+            self.emit("iopub", "error", _error_fields(error), request)
+            return error
         return None
 
     def _input(self, prompt: object = "") -> str:

@@ -19,6 +19,7 @@ from typing import Any, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.callbacks import Callbacks
+    from bridgehead._shipped.remote.cell_errors import CellErrors
     from bridgehead._shipped.remote.cell_guard import wake_up
     from bridgehead._shipped.remote.inspection import current_folder, versions
     from bridgehead._shipped.remote.iterations import Iterations
@@ -81,6 +82,7 @@ class Remote:
         self.callbacks = Callbacks(kernel, values, self.resources)
         values.stands_for["Callback"] = self.callbacks.resolve
         self.staging = Staging(self.operations, self.resources)
+        self.cell_errors = CellErrors(kernel)
         self.table = {
             "hello": self.hello,
             "load_codec": self.load_codec,
@@ -252,6 +254,7 @@ class Remote:
     def hello(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
         """Describe this kernel; prove whose process it is, and begin a direct lane, if asked to."""
         self.kernel.note_thread()
+        self.cell_errors.install()
         return {
             "epoch": self.epoch,
             "python": list(sys.version_info[:3]),

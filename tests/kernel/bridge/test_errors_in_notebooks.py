@@ -1,0 +1,224 @@
+"""What a person sees of an error, in a notebook, in a console and in a plain script.
+
+Rule: one real kernel runs the person's cells, which use bridgehead; another one is their target.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+import pytest
+
+from bridgehead import Bridge, RemoteError
+from support.console import Console
+
+NAMES = "from bridgehead import Bridge, RemoteError, SyncBridge\nimport asyncio, threading"
+
+
+@dataclass
+class Notebook:
+    """A kernel whose cells use ``bridge``, ``kernel`` and, without trust, ``doubtful``."""
+
+    own: Bridge
+    target: Bridge
+
+    async def fails(self, cell: str) -> str:
+        """Run a cell that fails; return the traceback that the notebook shows, uncoloured."""
+        with pytest.raises(RemoteError) as caught:
+            await self.own.run(cell)
+        return plain("\n".join(caught.value.traceback))
+
+    async def prints(self, cell: str) -> str:
+        return (await self.own.run(cell)).stdout
+
+
+@pytest.fixture(scope="module")
+async def notebook() -> AsyncIterator[Notebook]:
+    async with Bridge.launch() as own, Bridge.launch() as target:
+        file = target.info.connection_file
+        await own.run(
+            f"{NAMES}\nbridge = await Bridge.attach({file!r})\n"
+            f"kernel = SyncBridge.attach({file!r})\n"
+            f"doubtful = SyncBridge.attach({file!r}, trust='data')"
+        )
+        yield Notebook(own, target)
+        await own.run("await bridge.aclose(); kernel.close(); doubtful.close()")
+
+
+def plain(text: str) -> str:
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+CALLS = {
+    "run": "{}kernel.run('a = 1\\n1 / 0')",
+    "pull": "{}kernel.pull('1 / 0')",
+    "call": "{}kernel.call(divmod, 1, 0)",
+    "stream": "for _ in {}kernel.stream('1 / 0'): pass",
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("is_async", [False, True], ids=["sync", "async"])
+async def test_the_callers_line_comes_before_the_kernels_traceback(
+    notebook: Notebook, call: str, is_async: bool
+) -> None:
+    line = CALLS[call].format("")
+    if is_async:
+        line = CALLS[call].format("await ").replace("kernel.", "bridge.")
+        line = line.replace("for _ in await ", "async for _ in ")
+    shown = await notebook.fails(f"value = 1\n{line}")
+    head, _, rest = shown.partition("in the kernel:")
+    assert f"----> 2 {line}" in head
+    assert "RemoteError: ZeroDivisionError: " in head
+    assert head.count(", line ") == 1  # one frame: the cell
+    assert rest.count("ZeroDivisionError: ") == 1
+    if call == "run":
+        assert "----> 2 1 / 0" in rest
+    assert shown.splitlines()[-1].startswith("`except ZeroDivisionError` does not catch it: ")
+
+
+async def test_the_users_own_functions_are_shown(notebook: Notebook) -> None:
+    cell = (
+        "async def work():\n    return await asyncio.gather(bridge.pull('nothing'))\nawait work()"
+    )
+    shown = await notebook.fails(cell)
+    assert shown.count(", line ") == 2
+    assert "----> 3 await work()" in shown
+    assert "----> 2     return await asyncio.gather" in shown
+    assert shown.endswith("NameNotFound: 'nothing' is not defined in the kernel")
+
+
+@pytest.mark.parametrize("call", ["await bridge.push", "kernel.push"])
+async def test_what_cannot_be_pickled_is_named(notebook: Notebook, call: str) -> None:
+    shown = await notebook.fails(f"config = {{'lock': [threading.Lock()]}}\n{call}(config=config)")
+    assert f"----> 2 {call}(config=config)" in shown
+    assert shown.count(", line ") == 1
+    assert "EncodeError: config['lock'][0] cannot be pickled: TypeError: " in shown
+    assert "The above exception" not in shown
+
+
+async def test_the_class_of_the_exception_does_not_catch_it(notebook: Notebook) -> None:
+    cell = "try:\n    kernel.run('1 / 0')\nexcept ZeroDivisionError:\n    print('caught')"
+    shown = await notebook.fails(cell)
+    assert "RemoteError: ZeroDivisionError: " in shown
+    advice = shown.splitlines()[-1]
+    assert "use `except RemoteError as error`" in advice
+    for call in ("kernel.run({})", "await bridge.run({})", "kernel.pull({})"):
+        code = f"try:\n    {call.format(repr('1 / 0'))}\nexcept RemoteError as error:\n"
+        printed = await notebook.prints(f"{code}    print(repr(error.__cause__))")
+        assert printed.startswith("ZeroDivisionError(")
+
+
+CAUSES = {
+    "1 +": "SyntaxError('invalid syntax'",
+    "class Mine(Exception): pass\nraise Mine(3)": "Mine(3)",
+    "import asyncio; await asyncio.sleep(0); [][1]": "IndexError('list index out of range')",
+    "raise KeyboardInterrupt": "KeyboardInterrupt()",
+    "raise ValueError(b'x' * 2_000_000)": "None",  # more than an error may have
+    "import threading\nraise ValueError(threading.Lock())": "None",  # does not pickle
+    "get_ipython().run_cell('1 / 0'); [][1]": "IndexError('list index out of range')",
+}
+
+
+@pytest.mark.parametrize("code", CAUSES)
+async def test_the_cause_is_the_cells_exception(notebook: Notebook, code: str) -> None:
+    with pytest.raises(RemoteError) as caught:
+        await notebook.target.run(code)
+    assert repr(caught.value.__cause__).startswith(CAUSES[code])
+    value = await notebook.target.pull("type(get_ipython().payload_manager.read_payload())")
+    assert value is list
+    assert await notebook.target.pull("get_ipython().payload_manager.read_payload()") == []
+
+
+async def test_an_exception_whose_pickling_hangs_is_interrupted(notebook: Notebook) -> None:
+    code = """
+class Slow(Exception):
+    def __reduce__(self):
+        while True: pass
+raise Slow
+"""
+    with pytest.raises(TimeoutError):
+        await notebook.target.run(code, timeout=1, on_timeout="interrupt")
+    assert await notebook.target.pull("1 + 1") == 2
+
+
+async def test_no_exception_of_an_untrusted_kernel_is_rebuilt(notebook: Notebook) -> None:
+    """M12. Its traceback is text, without anything that controls a terminal but colours."""
+    evil = "\\x1b]0;own\\x07\\x1b[2J\\x9b1m\\u202e<b>"
+    code = f'raise ValueError("{evil}")'
+    with pytest.raises(RemoteError) as caught:
+        await notebook.own.run(f"doubtful.run({code!r})")
+    shown = "\n".join(caught.value.traceback)
+    assert "<b>" in shown
+    assert not set(plain(shown)) & set("\x1b\x07\x9b\u202e")
+    assert "use `except RemoteError as error` and look at `error.ename`" in plain(shown)
+    cell = (
+        "try:\n    doubtful.run('1 / 0')\nexcept RemoteError as error:\n    print(error.__cause__)"
+    )
+    assert await notebook.prints(cell) == "None\n"
+
+
+async def test_no_debugger_hides_the_error() -> None:
+    """With ``%pdb on`` in the target, its debugger cannot ask this client for commands."""
+    async with Bridge.launch() as target:
+        await target.run("%pdb on")
+        for code in ("1 / 0", "import asyncio; await asyncio.sleep(0)\n1 / 0"):
+            with pytest.raises(RemoteError, match=r"^ZeroDivisionError: ") as caught:
+                await target.run(code)
+            assert repr(caught.value.__cause__) == "ZeroDivisionError('division by zero')"
+            assert caught.value.result is not None
+            assert "the debugger was not started" in caught.value.result.stderr
+            kinds = [one["output_type"] for one in caught.value.result.outputs]
+            assert sorted(kinds) == ["error", "stream"]
+        asked: list[str] = []
+
+        def answer(prompt: str, hidden: bool) -> str:
+            asked.append(prompt)
+            return "q"
+
+        with pytest.raises(RemoteError, match=r"^ZeroDivisionError: "):
+            await target.run("1 / 0", on_input=answer)
+        assert asked == ["ipdb> "]
+
+
+@pytest.mark.slow
+async def test_a_console_shows_the_same() -> None:
+    async with Bridge.launch() as own:
+        await own.run(f"{NAMES}\nkernel = SyncBridge.launch()")
+        terminal = Console(str(own.info.connection_file))
+        try:
+            await terminal.prompts(1)
+            terminal.type("kernel.run('1 / 0')\r")
+            await terminal.shows("is the ZeroDivisionError.")
+            screen = terminal.screen
+            assert screen.index("----> 1 kernel.run('1 / 0')") < screen.index("in the kernel:")
+            assert screen.index("in the kernel:") < screen.index("----> 1 1 / 0")
+            assert "sync.py" not in screen
+        finally:
+            await terminal.close()
+        await own.run("kernel.close()")
+
+
+@pytest.mark.slow
+async def test_a_script_shows_the_whole_traceback(notebook: Notebook) -> None:
+    """Python prints it: the cause, this program's frames, and the kernel's traceback."""
+    file = notebook.target.info.connection_file
+    script = (
+        "from bridgehead import SyncBridge\n"
+        f"with SyncBridge.attach({file!r}) as kernel:\n    kernel.run('def f(): 1 / 0\\nf()')"
+    )
+    options = {"stdout": asyncio.subprocess.PIPE, "stderr": asyncio.subprocess.PIPE}
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", script, **options)  # type: ignore[arg-type]
+    _, output = await process.communicate()
+    text = output.decode()
+    assert process.returncode == 1
+    assert text.startswith("ZeroDivisionError: division by zero\n\nThe above exception was")
+    assert 'File "<string>", line 3' in text
+    assert "sync.py" in text
+    assert "bridgehead.RemoteError: ZeroDivisionError: division by zero\n\nin the kernel:" in text
+    assert "----> 1 def f(): 1 / 0" in text
+    assert text.rstrip().endswith("`error.__cause__` is the ZeroDivisionError.")
