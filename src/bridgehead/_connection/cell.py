@@ -20,6 +20,7 @@ from bridgehead._transports.messages import Message
 
 _OUTPUTS = {"stream", "display_data", "execute_result", "error"}
 MARKS = 100  # characters for the lines that stand for what was dropped
+COMMS = ("comm_open", "comm_msg")  # messages of widgets, which only an observer gets
 _CHANGES = {"clear_output", "update_display_data"}  # of earlier outputs
 
 
@@ -171,6 +172,8 @@ class CellOutputs(OutputListener):
             self._count = message.content.get("execution_count")
             if isinstance(self._on_output, CellObserver):
                 self._on_output.begun = True
+        if message.type in COMMS and isinstance(self._on_output, CellObserver):
+            self._on_output(message)
         return super().feed(message)
 
     def _take(self, message: Message) -> None:

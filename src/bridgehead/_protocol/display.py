@@ -16,8 +16,11 @@ from typing import Any
 
 from bridgehead._errors import harmless
 from bridgehead._protocol.formatting import line
+from bridgehead._protocol.raising import as_object
 
 PLAIN = "text/plain"
+WIDGET = "application/vnd.jupyter.widget-view+json"
+NO_TEXT = "[a widget, which can be shown only by its own kernel]"
 IMAGES = ("image/png", "image/jpeg", "image/gif", "image/webp")
 SIZES = ("width", "height")  # of an image, in its metadata
 # An image ends up in an attribute of an HTML element, which any other character could leave.
@@ -50,6 +53,17 @@ def shown(
         why = f"[not shown, because only data of this kernel is trusted: {others}]"
         kept[PLAIN] = f"{kept[PLAIN]}\n{why}" if PLAIN in kept else why
     return kept, {kind: size for kind, size in sizes.items() if size}
+
+
+def without_widget(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the representations of an output without that of a widget.
+
+    A notebook looks for a widget's model in its own kernel: it would show an error. It shows the
+    widget's text instead.
+    """
+    if WIDGET not in data:
+        return dict(data)
+    return {PLAIN: NO_TEXT, **{kind: item for kind, item in data.items() if kind != WIDGET}}
 
 
 def shown_output(output: Mapping[str, Any], trust: str) -> dict[str, Any]:
@@ -92,7 +106,8 @@ def show_outputs(outputs: Iterable[Mapping[str, Any]], trust: str, otherwise: st
         elif kind == "error":
             sys.stderr.write("\n".join([*map(str, one.get("traceback") or ()), ""]))
         else:
-            display(one.get("data"), metadata=one.get("metadata"), raw=True)
+            data = without_widget(as_object(one.get("data")))
+            display(data, metadata=one.get("metadata"), raw=True)
     if nothing:
         sys.stdout.write(f"{otherwise}\n")
 

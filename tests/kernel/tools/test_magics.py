@@ -274,6 +274,118 @@ async def test_a_notebook_kernel_does_not_attach_to_itself() -> None:
         assert await second.pull("bound") == 1
 
 
+# ---------------------------------------------------------------- widgets
+
+BAR = "from tqdm.auto import tqdm\nfor _ in tqdm(range(3)): pass"
+
+
+async def test_a_widget_is_shown_as_its_text(notebook: Bridge) -> None:
+    """A front end would look for the widget's model in the notebook's own kernel."""
+    pytest.importorskip("ipywidgets")
+    messages: list[Any] = []
+    result = await notebook.run(f"%%bridge\n{BAR}", on_output=messages.append)
+    assert set(messages[0].content["data"]) == {"text/plain"}
+    (output,) = result.outputs
+    assert set(output["data"]) == {"text/plain"}
+    assert output["data"]["text/plain"].startswith("100%|██████████| 3/3 [")
+    cell = "%%bridge\nimport ipywidgets\nipywidgets.IntSlider(3)"
+    (output,) = (await notebook.run(cell)).outputs
+    assert set(output["data"]) == {"text/plain"}
+    assert output["data"]["text/plain"].startswith("IntSlider(value=3")
+
+
+async def test_the_result_of_a_cell_shows_widgets_as_text(notebook: Bridge) -> None:
+    pytest.importorskip("ipywidgets")
+    bridge = "get_ipython().magics_manager.registry['BridgeMagics'].bridges['main']"
+    (output,) = (await notebook.run(f"{bridge}.run({BAR!r})")).outputs
+    assert set(output["data"]) == {"text/plain"}
+
+
+# ---------------------------------------------------------------- several kernels, and their life
+
+
+@pytest.fixture(scope="module")
+async def pair() -> AsyncIterator[Bridge]:
+    """Start a notebook kernel that has launched two kernels."""
+    async with Bridge.launch() as own:
+        await own.run("%load_ext bridgehead\n%bridge launch --on a\n%bridge launch --on b")
+        yield own
+
+
+async def test_a_cell_runs_in_two_kernels_at_once(pair: Bridge) -> None:
+    """Each waits for the other, so they run at the same time."""
+    code = """%%bridge --all --push folder --pull pid
+import os, time
+mine = [one for one in os.listdir(folder)]
+open(os.path.join(folder, str(os.getpid())), 'w').close()
+while len(os.listdir(folder)) < 2: time.sleep(0.01)
+pid = os.getpid()
+print('printed', end='')
+print(' whole')
+"""
+    await pair.run("import tempfile\nfolder = tempfile.mkdtemp()")
+    async with reported_within(20):
+        shown = await seen(pair, code)
+    assert "".join(sorted(shown[0][1].splitlines(True))) == "a | printed whole\nb | printed whole\n"
+    pids = await pair.pull("pid")
+    assert list(pids) == ["a", "b"]
+    assert pids["a"] != pids["b"]
+
+
+async def test_an_interrupt_reaches_each_of_several_cells(pair: Bridge) -> None:
+    begun: list[Any] = []
+    loop = "import time\nprint('begun', flush=True)\nwhile True: time.sleep(0.01)"
+    cell = f"%%bridge --on a,b\n{loop}"
+    running = asyncio.ensure_future(pair.run(cell, on_output=begun.append))
+    async with reported_within(20):
+        await until(lambda: "".join(one.text for one in begun).count("begun") == 2)
+        await pair.interrupt()
+        with pytest.raises(RemoteError) as caught:
+            await running
+    assert caught.value.ename == "UsageError"
+    assert caught.value.result is not None
+    text = re.sub(r"\x1b\[[0-9;]*m", "", caught.value.result.stderr)
+    assert text.count(" | failed\n---") == 2
+    assert text.count("KeyboardInterrupt: \n") == 2
+    assert "the cell failed in a (KeyboardInterrupt), b (KeyboardInterrupt)" in text
+    assert await seen(pair, "%%bridge --on a\nprint('goes on')") == [("stdout", "goes on\n")]
+
+
+@pytest.mark.slow
+async def test_a_kernel_that_dies_is_one_of_several(pair: Bridge) -> None:
+    code = "%%bridge --all\nimport os\nif doomed: os._exit(3)\nprint('fine')"
+    await pair.run("%%bridge --on a\ndoomed = False")
+    await pair.run("%%bridge --on b\ndoomed = True")
+    with pytest.raises(RemoteError) as caught:
+        await pair.run(code)
+    assert caught.value.result is not None
+    assert "a | fine\n" in caught.value.result.stdout
+    assert "exit code 3" in caught.value.result.stderr
+    (output,) = await seen(pair, "%bridge restart --on b")
+    assert output[1].startswith("b: restarted; ipython")
+    await pair.run("%%bridge --on b\ndoomed = False")
+    assert len((await pair.run(code)).stdout.splitlines()) == 2
+
+
+async def test_a_cell_of_another_client_is_interrupted(notebook: Bridge) -> None:
+    async with Bridge.attach(await second_kernel(notebook)) as second:
+        cell = asyncio.ensure_future(second.run("import time\nwhile True: time.sleep(0.01)"))
+        await until(lambda: second.state == "busy")
+        assert await seen(notebook, "%bridge interrupt") == [("stdout", "main: interrupted\n")]
+        with pytest.raises(RemoteError, match="KeyboardInterrupt"):
+            await cell
+
+
+async def test_only_a_launched_kernel_is_restarted(notebook: Bridge) -> None:
+    await notebook.run(f"%bridge attach {await second_kernel(notebook)} --on guest")
+    printed: list[Any] = []
+    with pytest.raises(RemoteError):
+        await notebook.run("%bridge restart --on guest", on_output=printed.append)
+    assert printed[0].text.startswith("UsageError: ")
+    assert "cannot restart" in printed[0].text
+    await notebook.run("%bridge close guest")
+
+
 # ---------------------------------------------------------------- in a terminal
 
 

@@ -6,6 +6,8 @@ Rule: no kernel. ``kernel/tools/test_magics.py`` tests the output of real kernel
 from __future__ import annotations
 
 import atexit
+import re
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,12 +15,18 @@ import pytest
 from IPython.core.completer import provisionalcompleter
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
+from IPython.utils.capture import capture_output
 from traitlets.config import Config
 
 from bridgehead import SyncBridge
-from bridgehead._tools.magics import cell, complete
-from bridgehead._tools.magics.parsing import names_in, wanted, words_of
+from bridgehead._protocol.display import NO_TEXT, WIDGET, without_widget
+from bridgehead._tools.magics import COMMANDS, cell, complete, several
+from bridgehead._tools.magics.parsing import joined, names_in, wanted, words_of
+from bridgehead._tools.magics.widgets import WidgetTexts
 from bridgehead._transports.loopback import LoopbackTransport
+from bridgehead._transports.messages import Message
+
+pytestmark = pytest.mark.timings(bar_after=3600)  # s; a slow machine would show bars
 
 
 class Shell:
@@ -135,6 +143,8 @@ def test_a_line_is_split_into_words_and_names() -> None:
     with pytest.raises(UsageError, match="quot"):
         words_of("'a")
     assert names_in("a,b", "b c,") == ["a", "b", "c"]
+    assert joined(words_of("--pull a, b,c --on d")) == ["--pull", "a,b,c", "--on", "d"]
+    assert joined(["--pull", "a,", "--all"]) == ["--pull", "a,", "--all"]
 
 
 # ---------------------------------------------------------------- lines
@@ -153,13 +163,13 @@ def test_without_a_bridge_a_line_says_how_to_open_one(empty: Shell) -> None:
 
 def test_objects_are_pushed_and_pulled(shell: Shell) -> None:
     shell.names.update(a=[1], b="$a {a}")
-    assert shell("%bridge push a b") == ""
+    assert shell("%bridge push a b").startswith("main: pushed a, b: ")
     assert shell.bridges["main"].pull("a", "b") == ([1], "$a {a}")
-    assert shell("%bridge pull a + [len(b)] as c, b as d") == ""
+    assert "main: pulled c, d: " in shell("%bridge pull a + [len(b)] as c, b as d")
     assert (shell.names["c"], shell.names["d"]) == ([1, 6], "$a {a}")
-    assert shell("%bridge pull {'$a': '{b}'} as s") == ""  # IPython must not expand variables
+    shell("%bridge pull {'$a': '{b}'} as s")  # IPython must not expand variables
     assert shell.names["s"] == {"$a": "{b}"}
-    assert shell("%bridge pull a b") == ""
+    assert "main: pulled a, b: " in shell("%bridge pull a b")
     assert shell.names["a"] == [1]
 
 
@@ -185,7 +195,7 @@ def test_all_names_are_pushed_or_none(shell: Shell) -> None:
 def test_a_bridge_that_trusts_only_data_refuses_other_objects(empty: Shell) -> None:
     empty.bridges["main"] = SyncBridge.loopback(trust="data")
     empty("%%bridge\nimport os; many, call = [1], os.getcwd")
-    assert empty("%bridge pull many") == ""
+    assert empty("%bridge pull many").startswith("main: pulled many: ")
     error = empty("%bridge pull call")
     assert error.startswith("UsageError: ")
     assert "only data is trusted" in error
@@ -197,7 +207,7 @@ def test_names_and_bridges_are_listed(shell: Shell) -> None:
     assert shell("%bridge names") == "main has no names\n"
     shell.bridges["main"].push(text="four", number=1)
     head, *rows = shell("%bridge names").splitlines()
-    assert head.split() == ["name", "type", "size", "bytes"]
+    assert head.split() == ["name", "type", "size", "bytes", "value"]
     assert [row.split()[:2] for row in rows] == [["number", "int"], ["text", "str"]]
     assert shell("%bridge names t*").splitlines()[1].split()[:3] == ["text", "str", "4"]
     assert shell("%bridge names z*") == "main has no names like z*\n"
@@ -211,7 +221,7 @@ def test_several_bridges_are_used_by_name(shell: Shell) -> None:
     shell("%bridge push a --on gpu")
     assert ("a" in shell.bridges["main"], "a" in shell.bridges["gpu"]) == (False, True)
     assert shell("%%bridge --on gpu\nprint(a)") == "1\n"
-    assert shell("%bridge pull --on gpu a + 1 as b") == ""
+    assert shell("%bridge pull --on gpu a + 1 as b").startswith("gpu: pulled b: ")
     assert shell.names["b"] == 2
     assert "no bridge 'cpu' is open; open: main, gpu" in shell("%bridge names --on cpu")
     error = shell("%bridge launch")
@@ -230,13 +240,13 @@ def test_several_bridges_are_used_by_name(shell: Shell) -> None:
 
 
 def test_every_command_has_help(shell: Shell) -> None:
-    for command in ("launch", "attach", "connect", "push", "pull", "names", "info", "close"):
+    for command in COMMANDS:
         text = shell(f"%bridge {command} --help")
         assert text.startswith(f"%bridge {command} ")
         assert "--on NAME" in text
     assert "%bridge pull df.mean() as m" in shell("%bridge --help")
     shell("%%bridge\na, h = 3, 1")
-    assert shell("%bridge pull a -h as two") == ""
+    assert shell("%bridge pull a -h as two").startswith("main: pulled two: ")
     assert shell.names["two"] == 2
     assert shell("%%bridge --help\n1").startswith("%%bridge [--push A,B]")
 
@@ -266,6 +276,170 @@ def test_a_failing_cell_pulls_nothing(shell: Shell) -> None:
     assert "d" not in shell.bridges["main"]
 
 
+# ---------------------------------------------------------------- several kernels
+
+
+@pytest.fixture
+def two(empty: Shell) -> Shell:
+    """Open two bridges."""
+    empty.bridges["a"], empty.bridges["big"] = SyncBridge.loopback(), SyncBridge.loopback()
+    return empty
+
+
+def test_a_cell_runs_in_several_kernels(two: Shell) -> None:
+    two.names["x"] = 2
+    cell = "--push x --pull y, z\ny = x; z = [x]\nprint('one', end=''); print(' line')\nx + 1"
+    for options in ("--all", "--on a,big", "--on big, a"):
+        seen = two(f"%%bridge {options} {cell}")
+        assert sorted(seen.splitlines()) == [
+            *("a   | 3", "a   | one line"),
+            *("big | 3", "big | one line"),
+        ]
+        assert (two.names["y"], two.names["z"]) == ({"a": 2, "big": 2}, {"a": [2], "big": [2]})
+    two.bridges["big"].close()
+    assert "big: this bridge was closed; the cell ran in no kernel" in two("%%bridge --all\n1")
+
+
+def test_a_failure_in_one_of_several_kernels(two: Shell) -> None:
+    two.bridges["big"].push(bad=1)
+    seen = two("%%bridge --all --pull c\nc = 1\nif 'bad' in globals():\n    1 / 0\nprint('fine')")
+    assert "a   | fine\n" in seen
+    assert "big | failed\nTraceback" in seen
+    assert seen.count("Traceback") == 1
+    last = seen.splitlines()[-1]
+    assert last.startswith("UsageError: the cell failed in big (ZeroDivisionError: ")
+    assert last.endswith("it ended in a")
+    assert "c" not in two.names
+
+
+def test_the_bridges_of_a_cell_are_checked_first(two: Shell) -> None:
+    assert "no bridge 'nope' is open" in two("%%bridge --on a,nope\nx = 1")
+    assert "leave --on out" in two("%%bridge --all --on a\nx = 1")
+    assert "use --all or --on a or --on big" in two("%%bridge\nx = 1")
+    assert "'y' is not defined here" in two("%%bridge --all --push y\nx = 1")
+    for name in ("a", "big"):
+        assert "x" not in two.bridges[name]
+        two.bridges.pop(name).close()
+    assert "no bridge is open" in two("%%bridge --all\nx = 1")
+
+
+def test_displays_of_several_kernels_have_a_label(two: Shell) -> None:
+    code = "class Rich:\n def _repr_mimebundle_(self, **_): return {'text/html': '<b>'}\nRich()"
+    with capture_output() as captured:
+        two.ip.run_cell(f"%%bridge --all\n{code}")
+    assert sorted(captured.stdout.splitlines()) == ["a   | ", "big | "]
+    assert [one.data for one in captured.outputs] == [{"text/html": "<b>"}] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", [""]),
+        ("a", ["a"]),
+        ("a\n", ["a\n", ""]),
+        ("a\nb\n\nc", ["a\n", "b\n", "\n", "c"]),
+        ("\r 1%\r 2%", ["\r", " 1%\r", " 2%"]),
+        ("a\r\nb", ["a\r\n", "b"]),
+    ],
+)
+def test_text_is_cut_into_lines(text: str, expected: list[str]) -> None:
+    assert several._lines(text) == expected
+
+
+# ---------------------------------------------------------------- what crossed, life
+
+
+def test_push_and_pull_say_what_crossed(shell: Shell) -> None:
+    shell.names.update(a=b"x" * 2_000_000, b=1)
+    seen = shell("%bridge push a b")
+    assert re.fullmatch(r"main: pushed a, b: 2 MB by buffers in [\d.e-]+ s\n", seen)
+    seen = shell("%bridge pull len(a) as n, b")
+    assert re.fullmatch(r"main: pulled n, b: \d+ bytes by buffers in [\d.e-]+ s\n", seen)
+    assert shell.names["n"] == 2_000_000
+
+
+@pytest.mark.timings(bar_after=0)
+def test_a_long_transfer_shows_a_bar(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    shell.names["a"] = b"x" * 2_000_000
+    assert "push: 100%|" in shell("%bridge push a")
+    assert "pull: 100%|" in shell("%bridge pull a as b")
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    assert shell("%bridge push a").startswith("main: pushed a: 2 MB")
+
+
+def test_a_notebook_shows_names_as_a_table(shell: Shell) -> None:
+    shell.bridges["main"].push({"text": "<b>four</b>"})
+    with capture_output() as captured:
+        shell.ip.run_cell("%bridge names\n%bridge")
+    names, bridges = (one.data["text/html"] for one in captured.outputs)
+    assert "<th scope='row' style='text-align:left'>text</th>" in names
+    assert "&lt;b&gt;four" in names
+    assert "main</th><td style='text-align:left'>idle</td>" in bridges
+
+
+def test_a_kernel_is_restarted_or_not(shell: Shell) -> None:
+    shell.bridges["main"].push(x=1)
+    assert shell("%bridge restart").startswith("main: restarted; loopback")
+    assert "x" not in shell.bridges["main"]
+    assert shell("%bridge interrupt").startswith("UsageError: a loopback has no process")
+
+
+# ---------------------------------------------------------------- widgets
+
+
+def message(kind: str, trust: str = "pickle", **content: Any) -> Message:
+    return Message(kind, content, trust=trust)
+
+
+def model(identity: str, kind: str, trust: str = "pickle", **state: Any) -> Message:
+    data = {"state": {"_model_name": kind, **state}}
+    return message("comm_open", trust, comm_id=identity, data=data)
+
+
+def test_the_text_of_a_widget_follows_its_models() -> None:
+    texts = WidgetTexts()
+    texts.take(model("left", "HTMLModel", value="<b>\u2007\u20070%</b>"))
+    texts.take(model("bar", "FloatProgressModel", value=0.0, min=0.0, max=4.0))
+    texts.take(model("right", "HTMLModel", value="0/4 &lt;"))
+    children = ["IPY_MODEL_left", "IPY_MODEL_bar", "IPY_MODEL_right"]
+    texts.take(model("box", "HBoxModel", children=children))
+    shown = texts.display_id({WIDGET: {"model_id": "box"}})
+    assert list(texts.changes()) == []
+    for identity, value in (("left", " 50%"), ("bar", 2.0)):
+        texts.take(message("comm_msg", comm_id=identity, data={"state": {"value": value}}))
+    assert list(texts.changes()) == [(shown, " 50%|█████     |0/4 <")]
+    assert list(texts.changes()) == []
+
+
+@pytest.mark.parametrize(
+    "opened",
+    [
+        model("box", "SliderModel", value=3),
+        model("box", "HBoxModel", children=["IPY_MODEL_box"]),
+        model("box", "HBoxModel", children=["IPY_MODEL_other"]),
+        model("box", "HBoxModel", children=3),
+        model("box", "FloatProgressModel", value="x", min=0, max=1),
+        model("box", "FloatProgressModel", value=1, min=0, max=0),
+        model("box", "HTMLModel", value=["x"]),
+        model("box", "HTMLModel", "data", value="x"),
+        message("comm_open", comm_id=["box"], data=None),
+        message("comm_open", comm_id="box", data=3),
+    ],
+)
+def test_any_other_widget_keeps_its_text(opened: Message) -> None:
+    texts = WidgetTexts()
+    texts.take(opened)
+    assert texts.display_id({WIDGET: {"model_id": "box"}}) == ""
+    assert texts.display_id({WIDGET: 3}) == ""
+    assert texts.display_id({}) == ""
+
+
+def test_a_widget_without_text_is_named() -> None:
+    assert without_widget({WIDGET: {}}) == {"text/plain": NO_TEXT}
+    assert without_widget({WIDGET: {}, "text/plain": "50%"}) == {"text/plain": "50%"}
+    assert without_widget({"image/png": "x"}) == {"image/png": "x"}
+
+
 def test_unloading_closes_the_bridges(shell: Shell) -> None:
     bridge = shell.bridges["main"]
     shell("%unload_ext bridgehead")
@@ -289,12 +463,14 @@ def test_tab_offers_commands_options_and_names(shell: Shell, jedi: bool) -> None
     assert shell.tab("%bridge push lo") == ["local_1", "local_2"]
     assert shell.tab("%%bridge --push local_1,local") == ["local_1", "local_2"]
     assert shell.tab("%%bridge --push=local_1 --pull ") == ["kernel_1", "kernel_2"]
-    assert shell.tab("%%bridge -") == ["--on", "--pull", "--push"]
+    assert shell.tab("%%bridge -") == ["--all", "--on", "--pull", "--push"]
     assert shell.tab("%bridge launch pyth") == ["python3"]
     assert shell.tab("%bridge launch --trust ") == ["data", "pickle"]
     shell.bridges["gpu"] = SyncBridge.loopback()
     shell.bridges["gpu"].push(kernel_3=1)
     assert shell.tab("%bridge pull --on ") == ["gpu", "main"]
+    assert shell.tab("%%bridge --on gpu,") == ["gpu", "main"]
+    assert shell.tab("%%bridge --on gpu -") == ["--all", "--on", "--pull", "--push"]
     assert shell.tab("%bridge pull --on gpu ke") == ["kernel_3"]
     assert shell.tab("%bridge pull --on nope ke") == []
     assert shell.tab("%bridge close ") == ["gpu", "main"]
@@ -304,6 +480,7 @@ def test_tab_offers_the_names_of_the_cells_kernel(shell: Shell) -> None:
     shell.bridges["gpu"] = SyncBridge.loopback()
     shell.bridges["gpu"].push(kernel_1=1, kernel_2=2)
     assert {"kernel_1", "kernel_2"} <= set(shell.tab("%%bridge --on gpu\nx = 1\nprint(kern"))
+    assert "kernel_1" in shell.tab("%%bridge --on gpu,main\nkern")
     assert "kernel_1" not in shell.tab("%%bridge --on gpu\nx.kern")
     assert "kernel_1" not in shell.tab("%%bridge --on main\nkern")
     assert "print" in shell.tab("%%bridge --on gpu\nprin")
@@ -322,7 +499,7 @@ def test_an_interrupt_at_the_very_end_of_a_cell_loses_nothing(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Python may raise the interrupt right after the last message was taken from the queue."""
-    show, interrupts = cell._CellDisplay.show_next, []
+    show, interrupts = cell.CellDisplay.show_next, []
 
     def show_and_be_interrupted(self: Any, messages: Any) -> bool:
         more = show(self, messages)
@@ -331,6 +508,6 @@ def test_an_interrupt_at_the_very_end_of_a_cell_loses_nothing(
             raise KeyboardInterrupt
         return more
 
-    monkeypatch.setattr(cell._CellDisplay, "show_next", show_and_be_interrupted)
+    monkeypatch.setattr(cell.CellDisplay, "show_next", show_and_be_interrupted)
     assert shell("%%bridge\nprint('done')") == "done\n"
     assert interrupts

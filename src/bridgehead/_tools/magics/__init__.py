@@ -31,9 +31,11 @@ from bridgehead._errors import (
     UntrustedPayload,
 )
 from bridgehead._kernels.connection_file import connection_files, find
-from bridgehead._tools.magics import complete
+from bridgehead._tools.magics import complete, transfers
 from bridgehead._tools.magics.cell import run_shown
-from bridgehead._tools.magics.parsing import names_in, wanted, words_of
+from bridgehead._tools.magics.parsing import joined, names_in, wanted, words_of
+from bridgehead._tools.magics.several import run_in_several
+from bridgehead._tools.magics.tables import say, show_table
 from bridgehead._transports.addresses import is_of_server
 
 DEFAULT = "main"  # the name of a bridge without --on
@@ -77,18 +79,26 @@ class BridgeMagics(Magics):
             %bridge pull df.mean() as m    bring the value of an expression here as m
             %bridge names [PATTERN]        list the names in the kernel
             %bridge info                   show the kernel and the connection to it
+            %bridge interrupt              interrupt what the kernel runs
+            %bridge restart                replace the kernel's process: its names are gone
             %bridge close                  shut down a launched kernel, leave any other running
             %bridge                        list the open bridges
 
             %%bridge [--push a,b] [--pull c]
             run the cell in the kernel; its output and errors are shown here
 
+            %%bridge --on a,b              run the cell in several kernels at once
+            %%bridge --all                 run the cell in the kernels of all open bridges
+
         Use ``--on NAME`` if several bridges are open: ``%bridge launch --on gpu`` opens a bridge
         of that name, ``%%bridge --on gpu`` runs the cell in its kernel. Each command has
-        ``--help``. The value of a cell is shown here as ``Out[n]``. ``_`` holds only how the
-        value looks: the value itself stays in the kernel until you pull it. Ctrl-C in a
-        ``%%bridge`` cell interrupts that cell in the kernel, and a second Ctrl-C stops waiting.
-        In a ``%bridge`` line, and before the cell begins, Ctrl-C stops waiting.
+        ``--help``. In several kernels, each line of output begins with the name of its bridge, and
+        ``--pull`` binds a dict of the values by bridge.
+
+        The value of a cell is shown here as ``Out[n]``. ``_`` holds only how the value looks: the
+        value itself stays in the kernel until you pull it. Ctrl-C in a ``%%bridge`` cell
+        interrupts that cell in the kernel, and a second Ctrl-C stops waiting. In a ``%bridge``
+        line, and before the cell begins, Ctrl-C stops waiting.
         """
         if cell is not None:
             self._run(line, cell)
@@ -97,7 +107,7 @@ class BridgeMagics(Magics):
         if not word:
             self._list()
         elif word in _HELP:
-            _say(str(inspect.getdoc(type(self).bridge)))
+            say(str(inspect.getdoc(type(self).bridge)))
         elif word not in COMMANDS:
             close = difflib.get_close_matches(word, COMMANDS, 1)
             hint = f"did you mean {close[0]}?" if close else f"commands: {', '.join(COMMANDS)}"
@@ -185,7 +195,9 @@ class BridgeMagics(Magics):
     @_on
     def push(self, args: argparse.Namespace) -> None:
         """Bind objects of this namespace to the same names in the kernel: all of them, or none."""
-        self._push(self.chosen(args.on), names_in(*args.names))
+        chosen, objects = self.chosen(args.on), self._own_objects(names_in(*args.names))
+        with _plain_errors(chosen):
+            say(f"{chosen}: {transfers.push(self.bridges[chosen], objects)}")
 
     @magic_arguments("bridge pull")
     @argument("what", nargs="?", help="x · x y · x as y · df.describe() as d · x as a, f(y) as b")
@@ -197,27 +209,33 @@ class BridgeMagics(Magics):
         one. Any other expression needs ``as``. Separate several expressions with commas; names
         alone may also be separated with spaces.
         """
-        self._pull(self.chosen(args.on), wanted(args.what or ""))
+        chosen, asked = self.chosen(args.on), wanted(args.what or "")
+        with _plain_errors(chosen):
+            values, crossed = transfers.pull(self.bridges[chosen], asked)
+        self._ip.push(values)
+        say(f"{chosen}: {crossed}")
 
     @magic_arguments("bridge names")
     @argument("pattern", nargs="?", default="*", help="a shell pattern, e.g. df*; default: all")
     @_on
     def names(self, args: argparse.Namespace) -> None:
-        """List the names in the kernel, with type, shape or length, and bytes."""
+        """Show a table of the names in the kernel: type, shape or length, bytes, and a preview."""
         chosen = self.chosen(args.on)
         with _plain_errors(chosen):
-            found = self.bridges[chosen].names(args.pattern)
+            found = self.bridges[chosen].names(args.pattern, preview=True)
         rows = [
             (
                 one.name,
                 one.type,
                 one.extent,
                 "" if one.bytes is None else f"{one.bytes:,}",
+                one.preview or "",
             )
             for one in found
         ]
         which = "" if args.pattern == "*" else f" like {args.pattern}"
-        _table(("name", "type", "size", "bytes"), rows, f"{chosen} has no names{which}")
+        heads = ("name", "type", "size", "bytes", "value")
+        show_table(heads, rows, f"{chosen} has no names{which}")
 
     @magic_arguments("bridge info")
     @_on
@@ -225,28 +243,83 @@ class BridgeMagics(Magics):
         """Show the kernel and the connection to it."""
         display(self.bridges[self.chosen(args.on)].info)
 
+    @magic_arguments("bridge interrupt")
+    @_on
+    def interrupt(self, args: argparse.Namespace) -> None:
+        """Interrupt what the kernel runs, whoever started it; an idle kernel ignores it."""
+        chosen = self.chosen(args.on)
+        with _plain_errors(chosen):
+            self.bridges[chosen].interrupt()
+        say(f"{chosen}: interrupted")
+
+    @magic_arguments("bridge restart")
+    @_on
+    def restart(self, args: argparse.Namespace) -> None:
+        """Replace the kernel's process; all names in it are gone. Only for a launched kernel.
+
+        A kernel that died is started again.
+        """
+        chosen = self.chosen(args.on)
+        with _plain_errors(chosen):
+            self.bridges[chosen].restart()
+        say(f"{chosen}: restarted; {self.bridges[chosen].info}")
+
     # ------------------------------------------------------------ cells
 
     @magic_arguments("%bridge")
     @kwds(description="Run a cell in the kernel; its output and errors are shown here.")
     @argument("--push", metavar="A,B", default="", help="first push these names, all or none")
     @argument("--pull", metavar="C", default="", help="then pull these, unless the cell failed")
-    @_on
+    @argument(
+        "--on",
+        metavar="NAME",
+        help=f"which bridge, or several: a,b; default: the only one, or {DEFAULT}",
+    )
+    @argument("--all", action="store_true", help="run the cell in the kernels of all open bridges")
     def cell(self, args: argparse.Namespace) -> None:
         """Define the options of ``%%bridge``."""
 
     def _run(self, line: str, code: str) -> None:
         if _show_help(self.cell, line):
             return
-        args = self.cell.parser.parse_args(words_of(line))
-        chosen = self.chosen(args.on)
+        args = self.cell.parser.parse_args(joined(words_of(line)))
+        chosen = self._several(args.on, all_of_them=args.all)
         pushed, pulled = names_in(args.push), wanted(args.pull) if args.pull else {}
         if pushed:
-            self._push(chosen, pushed)
-        with _plain_errors(chosen):
-            run_shown(self._ip, self.bridges[chosen], code)
+            objects = self._own_objects(pushed)
+            for name in chosen:
+                with _plain_errors(name):
+                    transfers.push(self.bridges[name], objects)
+        if len(chosen) > 1:
+            with _plain_errors(", ".join(chosen)):
+                run_in_several(self._ip, {name: self.bridges[name] for name in chosen}, code)
+        else:
+            with _plain_errors(chosen[0]):
+                run_shown(self._ip, self.bridges[chosen[0]], code)
         if pulled:
-            self._pull(chosen, pulled)
+            self._bind_from(chosen, pulled)
+
+    def _several(self, names: str | None, *, all_of_them: bool) -> list[str]:
+        """Return the names of the bridges of a cell."""
+        if all_of_them and names is not None:
+            raise UsageError("--all means all open bridges; leave --on out")
+        if all_of_them:
+            if not self.bridges:
+                raise UsageError(_NONE)
+            return list(self.bridges)
+        asked = [None] if names is None else names_in(names) or [names]
+        return [self.chosen(name, "--all or ") for name in asked]
+
+    def _bind_from(self, chosen: Sequence[str], asked: dict[str, str]) -> None:
+        """Pull values and bind them here; those of several kernels as a dict by bridge."""
+        found: dict[str, dict[str, Any]] = {}
+        for name in chosen:
+            with _plain_errors(name):
+                found[name], _ = transfers.pull(self.bridges[name], asked)
+        if len(chosen) == 1:
+            self._ip.push(found[chosen[0]])
+        else:
+            self._ip.push({one: {name: found[name][one] for name in chosen} for one in asked})
 
     # ------------------------------------------------------------ inside
 
@@ -263,10 +336,12 @@ class BridgeMagics(Magics):
             if previous is not None:
                 self.bridges.pop(name).close()
             self.bridges[name] = make()
-        _say(f"{name}: {self.bridges[name].info}")
+        say(f"{name}: {self.bridges[name].info}")
 
-    def chosen(self, name: str | None) -> str:
+    def chosen(self, name: str | None, also: str = "") -> str:
         """Return the bridge's name: the given one, the only one, or the default.
+
+        ``also`` is what the error says of other options.
 
         Raises:
             UsageError: no bridge has that name, or several are open and none was chosen.
@@ -275,7 +350,7 @@ class BridgeMagics(Magics):
             name = next(iter(self.bridges)) if len(self.bridges) == 1 else DEFAULT
             if self.bridges and name not in self.bridges:
                 raise UsageError(
-                    f"several bridges are open; use --on {' or --on '.join(self.bridges)}"
+                    f"several bridges are open; use {also}--on {' or --on '.join(self.bridges)}"
                 )
         return self._known(name)
 
@@ -286,27 +361,25 @@ class BridgeMagics(Magics):
             raise UsageError(f"no bridge {name!r} is open; open: {', '.join(self.bridges)}")
         return name
 
-    def _push(self, chosen: str, names: Sequence[str]) -> None:
+    def _own_objects(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return objects of this namespace by their names."""
         if not names:
             raise UsageError("%bridge push needs at least one name, e.g. %bridge push x")
         missing = [repr(name) for name in names if name not in self._ip.user_ns]
         if missing:
             verb = "is" if len(missing) == 1 else "are"
             raise UsageError(f"{', '.join(missing)} {verb} not defined here; nothing was pushed")
-        with _plain_errors(chosen):
-            self.bridges[chosen].push({name: self._ip.user_ns[name] for name in names})
-
-    def _pull(self, chosen: str, asked: dict[str, str]) -> None:
-        with _plain_errors(chosen):
-            values = self.bridges[chosen].pull(*asked.values())
-        self._ip.push(dict(zip(asked, values if len(asked) > 1 else (values,), strict=True)))
+        return {name: self._ip.user_ns[name] for name in names}
 
     def _list(self) -> None:
         rows = [(name, *_columns(bridge)) for name, bridge in self.bridges.items()]
-        _table(("bridge", "state", "kernel", "python", "pid", "lane"), rows, _NONE)
+        show_table(("bridge", "state", "kernel", "python", "pid", "lane"), rows, _NONE)
 
 
-COMMANDS = ("launch", "attach", "connect", "push", "pull", "names", "info", "close")
+COMMANDS = (
+    *("launch", "attach", "connect", "push", "pull", "names", "info", "interrupt", "restart"),
+    "close",
+)
 _KINDS = {  # what the words of a command name
     "launch": "kernelspecs",
     "attach": "connection files",
@@ -398,23 +471,10 @@ def _columns(bridge: SyncBridge) -> tuple[str, str, str, str, str]:
     return bridge.state, info.kernel, python, str(info.pid), f"{info.lane} over {info.transport}"
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]], nothing: str) -> None:
-    if not rows:
-        _say(nothing)
-        return
-    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
-    for row in (heads, *rows):
-        _say("  ".join(map(str.ljust, row, widths)).rstrip())
-
-
 def _show_help(command: Any, line: str) -> bool:
     """Show a command's help if the line asks for it, and return whether it does."""
     words = line.split()
     asked = "--help" in words or words[:1] == ["-h"]  # elsewhere, "a -h" means a minus h
     if asked:
-        _say(command.parser.format_help().removeprefix("::\n\n  ").rstrip())
+        say(command.parser.format_help().removeprefix("::\n\n  ").rstrip())
     return asked
-
-
-def _say(text: str) -> None:
-    print(text)  # noqa: T201 - a magic's answer

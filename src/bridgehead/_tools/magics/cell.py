@@ -15,10 +15,11 @@ from typing import Any
 from IPython.core.interactiveshell import InteractiveShell
 
 from bridgehead._bridge.sync import SyncBridge
-from bridgehead._connection.cell import CellObserver
+from bridgehead._connection.cell import COMMS, CellObserver
 from bridgehead._errors import BridgeError, RemoteError
-from bridgehead._protocol.display import shown, shown_text
+from bridgehead._protocol.display import PLAIN, shown, shown_text, without_widget
 from bridgehead._protocol.results import Result
+from bridgehead._tools.magics.widgets import WidgetTexts
 from bridgehead._transports.messages import Message
 
 
@@ -67,7 +68,7 @@ def run_shown(shell: InteractiveShell, bridge: SyncBridge, code: str) -> Result:
         lambda: bridge._bridge.run(code, on_output=observer),
         lambda: messages.put(None),  # after all of the cell's messages
     )
-    display, interrupted, more = _CellDisplay(shell), False, True
+    display, interrupted, more = CellDisplay(shell), False, True
     while more:
         try:
             try:
@@ -80,12 +81,13 @@ def run_shown(shell: InteractiveShell, bridge: SyncBridge, code: str) -> Result:
                 if running.is_done:
                     messages.put(None)
                 elif observer.begun:
-                    _interrupt(bridge, observer)
+                    interrupt_cell(bridge, observer)
                 else:
                     raise
         except KeyboardInterrupt:
             bridge._thread.cancel(running)
             raise CellAbandoned("stopped waiting; the cell may still run in the kernel") from None
+    display.end()
     try:
         result = running.result()
     except RemoteError as error:
@@ -96,51 +98,89 @@ def run_shown(shell: InteractiveShell, bridge: SyncBridge, code: str) -> Result:
     return result
 
 
-def _interrupt(bridge: SyncBridge, cell: CellObserver) -> None:
+def interrupt_cell(bridge: SyncBridge, cell: CellObserver) -> None:
+    """Interrupt a cell in its kernel, and no other cell."""
     try:
         bridge._wait(lambda: bridge._bridge._interrupt_cell(cell.request))
     except (BridgeError, TimeoutError) as error:
         print(f"not interrupted: {error}", file=sys.stderr)  # noqa: T201 - as IPython does
 
 
-class _CellDisplay:
-    """Shows the outputs of one cell."""
+class CellDisplay:
+    """Shows the outputs of one cell, or of the same cell in several kernels."""
 
     def __init__(self, shell: InteractiveShell) -> None:
         self._shell = shell
         self._errors: list[Message] = []
+        self._widgets = WidgetTexts()
 
     def show_next(self, messages: SimpleQueue[Message | None]) -> bool:
         """Wait for a message and show it; return False after the last one."""
-        if messages.empty():  # text without an end of line must be visible too
-            sys.stdout.flush()
-            sys.stderr.flush()
+        if messages.empty():
+            self.catch_up()
         message = messages.get()
         if message is not None:
-            self._show(message)
+            self.show(message)
         return message is not None
 
-    def _show(self, message: Message) -> None:
-        content, publisher = message.content, self._shell.display_pub
+    def show(self, message: Message) -> None:
+        """Show one message."""
+        content = message.content
+        if message.type in COMMS:
+            self._widgets.take(message)
+            return
         data, metadata = _mapping(content, "data"), _mapping(content, "metadata")
         data, metadata = shown(data, metadata, message.trust)
+        identity = _display_id(content) or self._widgets.display_id(data)
+        data = without_widget(data)
         if message.type == "stream":
-            stream = sys.stderr if content.get("name") == "stderr" else sys.stdout
-            stream.write(shown_text(str(content.get("text", "")), message.trust))
+            name = "stderr" if content.get("name") == "stderr" else "stdout"
+            self.write(shown_text(str(content.get("text", "")), message.trust), name)
         elif message.type == "clear_output":
-            publisher.clear_output(wait=bool(content.get("wait")))
+            self.clear(wait=bool(content.get("wait")))
         elif message.type == "error":
             self._errors.append(message)
         elif message.type == "execute_result":
             # At once, not when the magic returns: a figure of the same cell comes after it.
-            self._shell.displayhook(RemoteValue(data, metadata))
+            self.show_value(data, metadata)
         else:
-            publisher.publish(
-                data,
-                metadata,
-                transient=_display_id(content),
-                update=message.type == "update_display_data",
-            )
+            update = message.type == "update_display_data"
+            self.publish(data, metadata, identity, update=update)
+
+    def catch_up(self) -> None:
+        """Have the front end show what was written so far, without the end of a line, too.
+
+        A terminal cannot change what it shows: there, a widget's last text is shown at the end.
+        """
+        if hasattr(self._shell, "kernel"):
+            for identity, text in self._widgets.changes():
+                self.publish({PLAIN: text}, {}, identity, update=True)
+        flush()
+
+    def end(self) -> None:
+        """Show the last texts of widgets."""
+        for identity, text in self._widgets.changes():
+            update = hasattr(self._shell, "kernel")
+            self.publish({PLAIN: text}, {}, identity if update else "", update=update)
+
+    def publish(
+        self, data: dict[str, Any], metadata: dict[str, Any], identity: str, *, update: bool
+    ) -> None:
+        """Show a display, or what replaces it."""
+        transient = {"display_id": identity} if identity else {}
+        self._shell.display_pub.publish(data, metadata, transient=transient, update=update)
+
+    def write(self, text: str, name: str) -> None:
+        """Write text to a stream."""
+        (sys.stderr if name == "stderr" else sys.stdout).write(text)
+
+    def clear(self, wait: bool) -> None:
+        """Clear the outputs so far."""
+        self._shell.display_pub.clear_output(wait=wait)
+
+    def show_value(self, data: dict[str, Any], metadata: dict[str, Any]) -> None:
+        """Show the value of the cell."""
+        self._shell.displayhook(RemoteValue(data, metadata))
 
     def show_errors(self, but: RemoteError | None = None) -> None:
         """Show the tracebacks that the cell showed, except that of its own exception.
@@ -155,9 +195,15 @@ class _CellDisplay:
         sys.stderr.flush()
 
 
-def _display_id(content: Mapping[str, Any]) -> dict[str, Any]:
+def flush() -> None:
+    """Have a front end show what was written so far."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+
+
+def _display_id(content: Mapping[str, Any]) -> str:
     identity = _mapping(content, "transient").get("display_id")
-    return {"display_id": identity} if isinstance(identity, str) else {}
+    return identity if isinstance(identity, str) else ""
 
 
 def _mapping(content: Mapping[str, Any], key: str) -> dict[str, Any]:

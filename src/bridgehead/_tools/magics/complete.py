@@ -94,6 +94,8 @@ class Completer:
             # The last word of a list is a name too: --push a,b
             option = next((one for one in reversed(before) if one.startswith("-")), "")
             kinds = {"--push": "own names", "--pull": "kernel's names"}
+            if before[-1:] and before[-1].endswith(","):
+                kinds["--on"] = "bridges"
             return self._of(kinds[option], before) if option in kinds else offer.options
         if option == "as":  # the user invents a name
             return ()
@@ -121,7 +123,9 @@ class Completer:
         """Return the kernel's names, or those of its last answer if it doesn't answer now."""
         on = before[before.index("--on") + 1] if "--on" in before[:-1] else None
         try:
-            name = self._chosen(on)
+            if "--all" in before:
+                on = next(iter(self._bridges))
+            name = self._chosen(on and on.partition(",")[0])
         except Exception:  # noqa: BLE001 - no bridge is chosen: there is nothing to offer
             return []
         bridge = self._bridges[name]

@@ -10,6 +10,7 @@ import io
 import keyword
 import re
 import tokenize
+from collections.abc import Sequence
 
 from IPython.core.error import UsageError
 from IPython.utils.process import arg_split  # type: ignore[attr-defined]
@@ -34,6 +35,17 @@ def words_of(text: str, *, whole: bool = False) -> list[str]:
             text = text[: found.start()] + text[found.end() :]
     text = text.strip()
     return [*words, "--", text] if text else words
+
+
+def joined(words: Sequence[str]) -> list[str]:
+    """Join the words of a list that has spaces behind its commas: ``--pull a, b``."""
+    found: list[str] = []
+    for word in words:
+        if found and found[-1].endswith(",") and not word.startswith("-"):
+            found[-1] += word
+        else:
+            found.append(word)
+    return found
 
 
 def names_in(*texts: str) -> list[str]:
