@@ -338,8 +338,8 @@ class RemoteError(BridgeError):
             return "To catch it, use `except RemoteError as error` and look at `error.ename`."
         kind = type(self.__cause__).__name__
         return (
-            f"`except {kind}` does not catch it: use `except RemoteError as error`, "
-            f"and `error.__cause__` is the {kind}."
+            f"`except {kind}` does not catch this. Use `except RemoteError as error`:\n"
+            f"`error.__cause__` is the {kind}."
         )
 
     def _render_traceback_(self) -> list[str]:

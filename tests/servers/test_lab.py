@@ -61,6 +61,20 @@ kernel.call(draw, kernel.ref("walks"), keep="figure")""",
     'kernel["figure"]',
 ]
 
+MAGICS = [
+    "%load_ext bridgehead\n%bridge launch --on a\n%bridge launch --on b",
+    "rows = list(range(100_000))\n%bridge push rows --on a",
+    "%bridge names --on a",
+    "%%bridge --on a\nfrom tqdm.auto import tqdm\nfor _ in tqdm(rows): pass",
+    "%%bridge --all\nimport os\nprint('process', os.getpid())",
+    """\
+from bridgehead import SyncBridge
+
+kernel = SyncBridge.attach("training")
+kernel.run("numbers = [1, 2]\\nnumbers[3]")""",
+    "import threading\n\nkernel.push(config={'lock': threading.Lock()})",
+]
+
 # Keeps a kernel busy until the test has checked what the notebook shows meanwhile.
 BUSY = """
 while not __import__("os").path.exists("go"):
@@ -185,7 +199,11 @@ class Lab:
 
 
 @pytest.fixture
-async def lab(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Lab]:
+async def lab(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Lab]:
+    """Open a notebook of ``CELLS``, or of the cells that are the fixture's parameter."""
+    sources = getattr(request, "param", CELLS)
     with tempfile.TemporaryDirectory(prefix="bh-") as name:
         root = Path(name)
         for folder in ("run", "config/labconfig", "data", "books", "beside"):
@@ -197,7 +215,7 @@ async def lab(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Lab]:
         settings = json.dumps({"disabledExtensions": announcements})
         (root / "config/labconfig/page_config.json").write_text(settings)
         notebook = nbformat.v4.new_notebook(
-            cells=[nbformat.v4.new_code_cell(source) for source in CELLS],
+            cells=[nbformat.v4.new_code_cell(source) for source in sources],
             metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},
         )
         nbformat.write(notebook, root / "books/shown.ipynb")
@@ -223,7 +241,7 @@ async def lab(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Lab]:
 
                 page.on("request", note)
                 await page.goto(f"{url}doc/tree/shown.ipynb?token={TOKEN}")
-                await page.locator(".jp-CodeCell").nth(len(CELLS) - 1).wait_for()
+                await page.locator(".jp-CodeCell").nth(len(sources) - 1).wait_for()
                 # If a cell runs before there is a kernel, JupyterLab asks the user for one.
                 await page.evaluate(READY)
                 yield Lab(page, beside, root / "beside", asked)
@@ -283,3 +301,33 @@ async def test_a_notebook_reaches_a_second_kernel_and_shows_it(
             taken.convert("RGB").quantize(96).save(PICTURE, optimize=True)
     assert PICTURE.read_bytes().startswith(b"\x89PNG")
     assert PICTURE.stat().st_size <= MAX_SEND
+
+
+@pytest.mark.parametrize("lab", [MAGICS], indirect=True)
+async def test_magics_and_errors_in_a_notebook(lab: Lab, tmp_path: Path) -> None:
+    await lab.page.locator(".jp-CodeCell .cm-content").first.click()
+    for number in range(1, len(MAGICS) + 1):
+        await lab.page.keyboard.press("Shift+Enter")
+        await lab.output(number).first.wait_for()
+    await expect(lab.output(2).last).to_contain_text("a: pushed rows: ")
+    await expect(lab.output(3).locator("tbody th")).to_have_text(["rows"])
+    await expect(lab.output(4)).to_contain_text(["100%|██████████| 100000/100000"])
+    both = lab.output(5).first
+    for name in ("a", "b"):
+        await expect(both).to_contain_text(f"{name} | process ")
+    failed = await lab.output(6).first.inner_text()
+    own, _, kernels = failed.partition("in the kernel:")
+    assert '----> 4 kernel.run("numbers = [1, 2]' in own
+    assert "RemoteError: IndexError: list index out of range" in own
+    assert "----> 2 numbers[3]" in kernels
+    assert "`error.__cause__` is the IndexError." in kernels
+    refused = await lab.output(7).first.inner_text()
+    assert "----> 3 kernel.push(config={'lock': threading.Lock()})" in refused
+    assert "EncodeError: config['lock'] cannot be pickled" in refused
+    for text in (failed, refused):
+        assert "sync.py" not in text
+    assert await lab.page.locator(".jupyter-widgets, .jupyter-widgets-disconnected").count() == 0
+    for theme in ("Dark", "Light"):
+        await lab.theme(theme)
+        await lab.picture(tmp_path / f"{theme}.png")
+    assert lab.asked == []

@@ -215,11 +215,10 @@ def test_a_remote_error_shows_the_kernels_traceback() -> None:
 def test_a_remote_error_says_how_to_catch_it() -> None:
     error = RemoteError("ValueError", "bad", ["ValueError: bad"])
     error.__cause__ = ValueError("bad")
-    last = str(error).splitlines()[-1]
-    assert last.startswith(
-        "`except ValueError` does not catch it: use `except RemoteError as error`"
+    assert str(error).endswith(
+        "\n\n`except ValueError` does not catch this. Use `except RemoteError as error`:\n"
+        "`error.__cause__` is the ValueError."
     )
-    assert last.endswith("`error.__cause__` is the ValueError.")
 
 
 def test_a_remote_error_without_a_traceback_is_one_line() -> None:

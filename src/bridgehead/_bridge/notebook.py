@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bridgehead._bridge.bridge import Bridge
+from bridgehead._connection.cell import COMMS, CellObserver
 from bridgehead._errors import BridgeError, NotSupported, RemoteError, RunTimeout, harmless
 from bridgehead._protocol.display import shown_output
 from bridgehead._protocol.raising import as_text
@@ -43,7 +44,8 @@ async def run_notebook(
         parameters: names to live objects, pushed when the cell with the tag ``parameters`` has run,
             or before all cells if there is none.
         save: where to write the notebook, also if a cell fails; None writes nothing.
-        timeout: seconds for each cell, which is then interrupted where the kernel can do this.
+        timeout: seconds for each cell. After a timeout, and after a cancel of the run, the cell is
+            interrupted where the kernel can do this.
 
     Returns:
         A ``nbformat.NotebookNode``.
@@ -67,7 +69,7 @@ async def run_notebook(
             "run_notebook() needs nbformat: pip install 'bridgehead[notebook]'", name="nbformat"
         ) from error
     notebook = nbformat.read(path, as_version=4)
-    run, failure = _NotebookRun(bridge, notebook, timeout), None
+    run, failure = NotebookRun(bridge, notebook, timeout), None
     try:
         await run.all(parameters or {})
     except BaseException as error:
@@ -82,8 +84,14 @@ async def run_notebook(
     return notebook
 
 
-class _NotebookRun:
-    """One run of a notebook."""
+class NotebookRun:
+    """One run of a notebook.
+
+    Attributes:
+        cells: the number of cells that are to run.
+        at: the number of the one that runs, or ran last; 0 before the first.
+        request, begun: of the cell that runs; see ``CellObserver``.
+    """
 
     def __init__(self, bridge: Bridge, notebook: Any, timeout: float | None) -> None:
         self._bridge, self._notebook = bridge, notebook
@@ -91,29 +99,46 @@ class _NotebookRun:
         self._transport = bridge._connection.transport
         with contextlib.suppress(NotSupported):
             bridge._connection.check_interruptible()
-            if timeout is not None and self._transport.signals:
+            if self._transport.signals:
                 self._options["on_timeout"] = "interrupt"
+        self._code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        self.cells, self.at = sum(map(_runs, self._code)), 0
+        self._observer = CellObserver(lambda message: None)
         # By display id: the outputs that a later message updates, in whatever cell.
         self._shown: dict[str, list[Any]] = {}
 
     async def all(self, parameters: Mapping[str, Any]) -> None:
         """Run the cells, and stop at the first failure."""
-        cells = [cell for cell in self._notebook.cells if cell.cell_type == "code"]
-        marked = next((cell for cell in cells if "parameters" in _tags(cell)), None)
+        marked = next((cell for cell in self._code if "parameters" in _tags(cell)), None)
         if parameters and marked is None:
             await self._bridge.push(parameters)
-        for cell in cells:
-            if cell.source.strip() and "skip-execution" not in _tags(cell):
+        for cell in self._code:
+            if _runs(cell):
+                self.at += 1
                 await self._run(cell)
             if parameters and cell is marked:
                 await self._bridge.push(parameters)
         await self._describe()
 
+    @property
+    def place(self) -> str:
+        """Which cell runs, or ran last, for messages."""
+        return f"cell {self.at} of {self.cells}"
+
+    @property
+    def request(self) -> str:
+        return self._observer.request
+
+    @property
+    def begun(self) -> bool:
+        return self._observer.begun
+
     async def _run(self, cell: Any) -> None:
         outputs = _CellOutput(cell, self._shown, self._bridge.info.trust)
         cell.outputs = []
+        self._observer = CellObserver(outputs)
         try:
-            result = await self._bridge.run(cell.source, on_output=outputs, **self._options)
+            result = await self._bridge.run(cell.source, on_output=self._observer, **self._options)
         except RemoteError as error:
             if error.result is not None:
                 cell.execution_count = error.result.execution_count
@@ -152,6 +177,8 @@ class _CellOutput:
 
     def __call__(self, message: Message) -> None:
         outputs, content = self._cell.outputs, message.content
+        if message.type in COMMS:  # a notebook file has no place for them
+            return
         if message.type == "clear_output":
             self._clear = True
             if content.get("wait"):
@@ -214,6 +241,11 @@ def _node(message: Message, trust: str) -> Any:
             made["execution_count"] = count if type(count) is int else None
     nbformat: Any = importlib.import_module("nbformat")
     return nbformat.from_dict(made)
+
+
+def _runs(cell: Any) -> bool:
+    """Whether a code cell is to run."""
+    return bool(cell.source.strip()) and "skip-execution" not in _tags(cell)
 
 
 def _tags(cell: Any) -> Any:

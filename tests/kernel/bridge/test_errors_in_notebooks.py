@@ -78,7 +78,7 @@ async def test_the_callers_line_comes_before_the_kernels_traceback(
     assert rest.count("ZeroDivisionError: ") == 1
     if call == "run":
         assert "----> 2 1 / 0" in rest
-    assert shown.splitlines()[-1].startswith("`except ZeroDivisionError` does not catch it: ")
+    assert shown.splitlines()[-1] == "`error.__cause__` is the ZeroDivisionError."
 
 
 async def test_the_users_own_functions_are_shown(notebook: Notebook) -> None:
@@ -105,8 +105,10 @@ async def test_the_class_of_the_exception_does_not_catch_it(notebook: Notebook) 
     cell = "try:\n    kernel.run('1 / 0')\nexcept ZeroDivisionError:\n    print('caught')"
     shown = await notebook.fails(cell)
     assert "RemoteError: ZeroDivisionError: " in shown
-    advice = shown.splitlines()[-1]
-    assert "use `except RemoteError as error`" in advice
+    assert (
+        "`except ZeroDivisionError` does not catch this. Use `except RemoteError as error`:"
+        in shown
+    )
     for call in ("kernel.run({})", "await bridge.run({})", "kernel.pull({})"):
         code = f"try:\n    {call.format(repr('1 / 0'))}\nexcept RemoteError as error:\n"
         printed = await notebook.prints(f"{code}    print(repr(error.__cause__))")

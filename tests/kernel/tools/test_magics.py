@@ -476,3 +476,37 @@ async def test_outputs_of_an_untrusted_kernel_are_inert() -> None:
         assert not {"\x1b]", "\x07", "\x1b[2J"} & set(
             re.findall(r"\x1b\]|\x07|\x1b\[2J", "\n".join(caught.value.traceback))
         )
+
+
+# ------------------------------------------------------------ the guide
+
+GUIDE = Path(__file__).parents[3] / "notebooks" / "guides" / "magics.md"
+BEFORE = {  # what the text says is there before a block
+    "%bridge push rows": "%%bridge\nimport pandas\nresult, df = 1, pandas.DataFrame([1, 2])",
+    "%%bridge --on a,b": "%bridge launch --on a\n%bridge launch --on b",
+    "from bridgehead": "from bridgehead import SyncBridge\nkernel = SyncBridge.loopback()\n"
+    "kernel.push(numbers=[1, 2])",
+}
+
+
+@pytest.mark.slow
+async def test_the_examples_of_the_guide_run() -> None:
+    blocks = re.findall(r"^```(?:python)?\n((?:%|from).*?)^```$", GUIDE.read_text(), re.M | re.S)
+    assert len(blocks) == 6
+    printed = []
+    async with Bridge.launch() as notebook:
+        await notebook.run("rows, model = [1, 2, 3], 'model'")
+        for block in blocks:
+            for start, cell in BEFORE.items():
+                if block.startswith(start):
+                    await notebook.run(cell)
+            printed.append((await notebook.run(block)).stdout)
+        assert await notebook.pull("total, n, result") == (6, 2, 1)
+    assert re.match(r"main: ipython \S+, Python \S+, pid \d+: direct over ipc\n", printed[1])
+    assert re.search(r"main: pushed rows, model: \d+ bytes by direct in \S+ s\n", printed[2])
+    assert printed[3].startswith("added 3\n")
+    assert sorted(line.partition(" process ")[0] for line in printed[4].splitlines()) == [
+        "a |",
+        "b |",
+    ]
+    assert printed[5] == "IndexError('list index out of range')\nIndexError\n"

@@ -136,7 +136,9 @@ def _as_options(message: str) -> str:
 
 def not_installed(module: str, what: str = "the command line", extra: str = "all") -> NoReturn:
     """Print which module is missing and the pip command that installs it, and exit."""
-    needed = f"bridgehead[{extra}]" if extra in ("all", "bench", "cli", "server") else extra
+    needed = (
+        f"bridgehead[{extra}]" if extra in ("all", "bench", "cli", "notebook", "server") else extra
+    )
     sys.stderr.write(
         f"bridgehead: {what} needs {module}, which is not installed; pip install '{needed}'\n"
     )

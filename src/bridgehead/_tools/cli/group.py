@@ -22,7 +22,7 @@ COMMANDS = {
     "push": ("objects", "Bind the contents of files to names in a kernel."),
     "pull": ("objects", "Show a value of a kernel, or write it to a file."),
     "handoff": ("handoff", "Bind a kernel's objects in another kernel."),
-    "run": ("run", "Run a file or code as a cell, and show its output as it comes."),
+    "run": ("run", "Run a file or code as a cell, or a notebook cell by cell."),
     "interrupt": ("lifecycle", "Interrupt the cell that a kernel runs."),
     "watch": ("watch", "Follow a value while cells change it."),
     "messages": ("watch", "Show the messages that a kernel publishes."),
