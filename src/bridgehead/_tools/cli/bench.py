@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 @click.option("--large", is_flag=True, help="Also send an array of 1 GB.")
 @click.option(
     "--seconds",
+    metavar="SECONDS",
     type=click.FloatRange(min=0),
     default=1.0,
     show_default=True,

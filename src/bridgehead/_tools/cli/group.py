@@ -84,6 +84,15 @@ def bridgehead() -> None:
     a kernel. --existing FILE or --url ADDRESS choose another one. --json prints JSON, for scripts.
 
     \b
+    First steps:
+      bridgehead demo                    see objects cross to a kernel and back
+      bridgehead start                   start a kernel, for the commands below
+      bridgehead push df=table.csv       bind a file's table there
+      bridgehead run -c "total = df.sum(numeric_only=True)"
+      bridgehead pull total              show the value
+      bridgehead stop                    end the kernel
+
+    \b
     Exit codes:
       0    done
       1    the code raised in the kernel, or the result can't be used

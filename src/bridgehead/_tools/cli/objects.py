@@ -45,7 +45,7 @@ as_format = click.option(
     "-f",
     "kind",
     type=click.Choice(FORMATS),
-    help="The format of the files, whatever their suffix; needed for -.",
+    help="The format, whatever the suffix of a file; needed for -.",
 )
 
 
@@ -100,7 +100,7 @@ as_text = [
         "--sep",
         default=",",
         metavar="CHARACTER",
-        help=r"The separator of a csv file, such as ; or \\t for a tab.  [default: ,]",
+        help=r"The separator of a csv file, such as ; or \t for a tab.  [default: ,]",
     ),
 ]
 
