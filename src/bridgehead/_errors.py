@@ -42,7 +42,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -131,11 +131,33 @@ def _render(error: BaseException, message: str) -> list[str] | None:
     shell = None if ipython is None else ipython.get_ipython()
     if shell is None:
         return None
-    copy = _copy(error, message)
-    lines: list[str] = shell.InteractiveTB.structured_traceback(
-        type(copy), copy, copy.__traceback__
-    )
-    return lines
+    copy, renderer = _copy(error, message), shell.InteractiveTB
+    records = getattr(renderer, "get_records", None)
+
+    def records_of(trace: TracebackType | None, *options: Any) -> Any:
+        """Correct the lines: of a cell, IPython 9 shows the one where the frame is by now.
+
+        After an error in a ``with`` or a ``try`` statement that is the statement's own line.
+        """
+        found, lines = records(trace, *options), dict(_lines_of(trace))  # type: ignore[misc]
+        for record in found:
+            if getattr(record, "_sd", record) is None:
+                record.lineno = lines.get(record.frame, record.lineno)
+        return found
+
+    if records is not None:
+        renderer.get_records = records_of
+    try:
+        shown: list[str] = renderer.structured_traceback(type(copy), copy, copy.__traceback__)
+    finally:
+        vars(renderer).pop("get_records", None)
+    return shown
+
+
+def _lines_of(trace: TracebackType | None) -> Iterator[tuple[Any, int]]:
+    while trace is not None:
+        yield trace.tb_frame, trace.tb_lineno
+        trace = trace.tb_next
 
 
 class BridgeError(Exception):

@@ -81,6 +81,23 @@ async def test_the_callers_line_comes_before_the_kernels_traceback(
     assert shown.splitlines()[-1] == "`error.__cause__` is the ZeroDivisionError."
 
 
+@pytest.mark.parametrize(
+    "cell",
+    [
+        "with SyncBridge.loopback() as own:\n    own.pull('1 / 0')",
+        "async with Bridge.loopback() as own:\n    await own.pull('1 / 0')",
+        "try:\n    kernel.pull('1 / 0')\nexcept ZeroDivisionError:\n    pass",
+        "try:\n    await bridge.pull('1 / 0')\nfinally:\n    done = True",
+    ],
+)
+async def test_the_line_in_a_statement_is_the_one_that_called(
+    notebook: Notebook, cell: str
+) -> None:
+    shown = await notebook.fails(cell)
+    assert f"----> 2 {cell.splitlines()[1]}" in shown
+    assert "line 2\n" in shown
+
+
 async def test_the_users_own_functions_are_shown(notebook: Notebook) -> None:
     cell = (
         "async def work():\n    return await asyncio.gather(bridge.pull('nothing'))\nawait work()"
