@@ -332,7 +332,7 @@ class RemoteError(BridgeError):
 
     result: Any = None
     notebook: Any = None
-    _is_of_magic = False  # a ``%%bridge`` cell raised it, and the caller has no line of code
+    _is_of_magic = False  # a magic raised it, and the caller has no line of code
 
     def __init__(self, ename: str, evalue: str, traceback: Sequence[str] = ()) -> None:
         super().__init__(ename, evalue, tuple(traceback))

@@ -586,6 +586,17 @@ async def test_a_late_reply_is_not_given_to_the_next_call(live: Bridge) -> None:
     assert await seen(live) == {"late": "None"}
 
 
+@on("ipykernel6", OLDEST)
+async def test_the_error_of_a_cell_is_its_own(live: Bridge) -> None:
+    """The cause of its error, also with a debugger that gets no input."""
+    for code in ("1 / 0", "await __import__('asyncio').sleep(0)\n1 / 0"):
+        for before in ("%pdb off", "%pdb on"):
+            await live.run(before)
+            async with refused(live, RemoteError, "^ZeroDivisionError: ") as caught:
+                await live.run(code)
+            assert repr(caught.value.__cause__) == "ZeroDivisionError('division by zero')"
+
+
 @on("ipykernel6")
 async def test_an_interrupt_ends_the_cell_and_no_other_call(live: Bridge) -> None:
     await live.push(x=1)

@@ -423,7 +423,8 @@ def _plain_errors(name: str) -> Iterator[None]:
     """Turn errors into one line each; an exception in the kernel keeps its own traceback."""
     try:
         yield
-    except RemoteError:
+    except RemoteError as error:
+        error._is_of_magic = True
         raise
     except KernelDied as error:
         which = "" if name == DEFAULT else f" --on {name}"

@@ -92,7 +92,6 @@ def run_shown(shell: InteractiveShell, bridge: SyncBridge, code: str) -> Result:
         result = running.result()
     except RemoteError as error:
         display.show_errors(but=error)
-        error._is_of_magic = True
         raise
     display.show_errors()
     return result
