@@ -25,11 +25,9 @@ from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
-T = TypeVar("T")
+from bridgehead._transports.tasks import Threads, threads_of
 
-# Worker threads start when they are needed. asyncio's own limit is the number of CPUs plus 4. With
-# that limit a few bridges could delay all others: pickling may run user code that waits.
-WORKERS = 256
+T = TypeVar("T")
 
 
 class LoopEnded(Exception):
@@ -333,15 +331,11 @@ class LoopThread:
     # ------------------------------------------------------------ the thread
 
     def _serve(self, started: Future[asyncio.AbstractEventLoop]) -> None:
-        from concurrent.futures import ThreadPoolExecutor  # needed only if a SyncBridge is opened
-
         self._note_own_thread()
         runner = asyncio.Runner()
         try:
             loop = runner.get_loop()
-            loop.set_default_executor(
-                ThreadPoolExecutor(WORKERS, "bridgehead", initializer=self._note_own_thread)
-            )
+            threads = threads_of[loop] = Threads(self._note_own_thread)
         except BaseException as error:  # noqa: BLE001 - raised in the thread that waits for it
             started.set_exception(error)
             return
@@ -355,6 +349,7 @@ class LoopThread:
         finally:
             try:
                 runner.close()
+                threads.close()
             finally:
                 self._end_calls()
 

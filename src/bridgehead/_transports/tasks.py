@@ -12,13 +12,18 @@ import inspect
 import logging
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from threading import Lock
 from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 T = TypeVar("T")
 log = logging.getLogger("bridgehead")
+
+# Of one event loop. They start when they are needed. With few of them, some bridges could delay all
+# others: pickling may run user code that waits.
+MOST_THREADS = 256
 
 
 class Tasks:
@@ -75,16 +80,59 @@ async def waited(seconds: float) -> AsyncIterator[None]:
             yield
 
 
+class Threads:
+    """The threads in which one event loop has work done that would hold it up.
+
+    They are not those of ``asyncio.to_thread``, of which there are few: all of those may be taken
+    by functions of the user's that wait for a bridge. A ``ThreadPoolExecutor`` whose new thread
+    did not start counts it all the same, and gives it work (seen in Python 3.11). So there is
+    another pool after that.
+    """
+
+    def __init__(self, initializer: Callable[[], object] | None = None) -> None:
+        """Call ``initializer`` in each thread as it starts."""
+        self._initializer = initializer
+        self._pool = self._new_pool()
+
+    def _new_pool(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(MOST_THREADS, "bridgehead", self._initializer)
+
+    def run(self, function: Callable[[], object]) -> None:
+        """Have a thread call a function.
+
+        Raises:
+            RuntimeError: the process cannot start a thread; the function may run all the same.
+        """
+        pool = self._pool
+        try:
+            pool.submit(function)
+        except RuntimeError:
+            self._pool = self._new_pool()
+            pool.shutdown(wait=False)
+            raise
+
+    def close(self) -> None:
+        """Wait until all threads have ended."""
+        self._pool.shutdown()
+
+
+# The threads end when their loop is dropped.
+threads_of: WeakKeyDictionary[asyncio.AbstractEventLoop, Threads] = WeakKeyDictionary()
+
+
 def in_thread(function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
     """Run a function in a thread; in the caller's, if this process can start no thread.
 
     Without memory for a thread's stack, or at its limit of threads, a process can still do the
     work: its event loop stops meanwhile. A cancel does not end what has begun.
     """
-    job = _Job(partial(function, *args))
+    loop, job = asyncio.get_running_loop(), _Job(partial(function, *args))
+    threads = threads_of.get(loop)
+    if threads is None:
+        threads = threads_of[loop] = Threads()
     try:
-        asyncio.get_running_loop().run_in_executor(None, contextvars.copy_context().run, job)
-    except RuntimeError:  # "can't start new thread"; the executor may run the job later
+        threads.run(partial(contextvars.copy_context().run, job))
+    except RuntimeError:  # "can't start new thread"
         job()
     return asyncio.wrap_future(job.outcome)
 

@@ -27,7 +27,9 @@ OWN = 8  # descriptors at least that a bridge has for itself
 
 
 def threads() -> set[str]:
-    return {one.name for one in threading.enumerate() if one.name.startswith("bridgehead")}
+    """Return the threads of bridges; those of the pool of an event loop stay as long as it."""
+    names = {one.name for one in threading.enumerate()}
+    return {one for one in names if one.startswith("bridgehead") and "_" not in one}
 
 
 @contextlib.asynccontextmanager

@@ -22,6 +22,7 @@ import pytest
 
 from bridgehead import BridgeClosed, KernelNotFound, SyncBridge
 from bridgehead._bridge import loop_thread
+from bridgehead._transports.tasks import in_thread
 
 PATIENCE = 60
 
@@ -158,7 +159,7 @@ def test_a_bridge_collected_in_a_worker_thread_is_closed_and_ends_the_thread() -
     holder = [kernel]
     del kernel
     with pytest.warns(ResourceWarning, match="loopback"), pytest.raises(loop_thread.LoopEnded):
-        thread.wait(lambda: asyncio.to_thread(holder.clear))
+        thread.wait(lambda: in_thread(holder.clear))
     thread._thread.join(PATIENCE)
     assert not thread._thread.is_alive()
 

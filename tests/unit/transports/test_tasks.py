@@ -9,17 +9,20 @@ import asyncio
 import json
 import subprocess
 import sys
+import threading
 
 import pytest
 
-from bridgehead._transports.tasks import Tasks
+from bridgehead import Bridge, Fleet
+from bridgehead._connection.trust import LARGE
+from bridgehead._transports.tasks import Tasks, in_thread
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
 # A thread needs address space for its stack.
 PROGRAM = """
 import asyncio, json, resource, sys, threading
-from bridgehead._transports.tasks import in_thread
+from bridgehead._transports.tasks import in_thread, threads_of
 
 ran = []
 
@@ -46,7 +49,7 @@ async def main():
     if with_worker:
         outcomes.append(await first)
     outcomes.append(await in_thread(work, "last"))
-    await loop.shutdown_default_executor()  # what the executor still had has run
+    threads_of.pop(loop).close()  # what it still had has run
     print(json.dumps([list(map(str, outcomes)), ran]))
 
 asyncio.run(main())
@@ -67,6 +70,39 @@ def test_work_for_a_thread_runs_once_in_a_process_that_can_start_none(worker: st
         "('last', False)",
     ]
     assert names == [*first, "one", "fails", "last"]
+
+
+async def test_a_thread_that_did_not_start_gets_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The work after it does not wait for the one thread there is, which may wait for this work."""
+    go_on = threading.Event()
+    busy = in_thread(go_on.wait, 60)
+    with monkeypatch.context() as patch:
+
+        def start(thread: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        patch.setattr(threading.Thread, "start", start)
+        assert await in_thread(threading.get_ident) == threading.get_ident()
+    go_on.set()
+    await busy
+    go_on.clear()
+    busy = in_thread(go_on.wait, 60)
+    async with asyncio.timeout(30):
+        assert await in_thread(threading.get_ident) != threading.get_ident()
+    go_on.set()
+    assert await busy
+
+
+async def test_functions_that_take_all_threads_of_asyncio_may_wait_for_a_bridge() -> None:
+    threads = 33  # more than asyncio has for its ``to_thread``
+    data = bytes(LARGE)
+    async with Bridge.loopback() as bridge:
+        executor = Fleet([bridge]).executor()
+        waiting = [
+            asyncio.to_thread(lambda: executor.submit(len, data).result()) for _ in range(threads)
+        ]
+        async with asyncio.timeout(60):
+            assert await asyncio.gather(*waiting) == [LARGE] * threads
 
 
 async def test_a_task_that_begins_while_its_owner_ends_ends_too() -> None:
