@@ -115,6 +115,7 @@ def test_there_are_notebooks() -> None:
         "03_watching",
         "04_untrusted_code",
         "05_many_kernels",
+        "06_cross_validation",
     ]
 
 
