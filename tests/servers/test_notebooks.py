@@ -120,6 +120,7 @@ def test_there_are_notebooks() -> None:
 
 
 @pytest.mark.servers  # one starts a cluster, and all of them together take a minute
+@pytest.mark.real_start  # a warm process would count as left behind
 @notebooks
 async def test_a_notebook_gives_its_committed_outputs(
     path: Path, tmp_path: Path, marked: None
