@@ -47,7 +47,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--write",
         action="store_true",
-        help="write the README's table of kernels, or its picture, as seen",
+        help="write the documentation's table of kernels, or its picture, as seen",
     )
 
 

@@ -1,4 +1,4 @@
-"""A kernel behind ports that SSH forwards with the README's own command.
+"""A kernel behind ports that SSH forwards with the command of the page on SSH.
 
 Rule: a real sshd listens on loopback; its keys and configuration are in a temporary folder. No test
 reads or writes files of the user. The kernel listens at 127.0.0.2, so that the same ports are free
@@ -29,7 +29,7 @@ import pytest
 from bridgehead import Bridge, KernelRestarted, OutcomeUnknown
 from support.kit import endless_cell
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "notebooks" / "guides" / "ssh.md"
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 SEPARATION = Path("/run/sshd")  # an sshd that runs as root needs this folder
 
@@ -113,7 +113,7 @@ def remote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def kernel(tmp_path: Path) -> Iterator[Path]:
-    """Start a kernel, and return its connection file, with the name that the README uses."""
+    """Start a kernel, and return its connection file, with the name that the page uses."""
     file = tmp_path / "kernel-1234.json"
     start = ["-m", "ipykernel_launcher", "-f", str(file), "--ip=127.0.0.2"]
     with running([sys.executable, *start]) as process:
@@ -123,9 +123,9 @@ def kernel(tmp_path: Path) -> Iterator[Path]:
 
 @contextmanager
 def forwarded(remote: Path, kernel: Path) -> Iterator[Path]:
-    """Forward the ports by the README's command, and return a connection file for them."""
-    found = re.search(r"^ *(ssh -N .* remote)$", README.read_text(), re.MULTILINE)
-    assert found, "README.md has lost its ssh command"
+    """Forward the ports by the page's command, and return a connection file for them."""
+    found = re.search(r"^ *(ssh -N .* remote)$", PAGE.read_text(), re.MULTILINE)
+    assert found, "the page has lost its ssh command"
     environment = {**os.environ, "PATH": f"{remote}:{os.environ['PATH']}"}
     info = json.loads(kernel.read_text())
     forwarded_file = kernel.with_name("forwarded.json")
@@ -139,7 +139,7 @@ def forwarded(remote: Path, kernel: Path) -> Iterator[Path]:
         yield forwarded_file
 
 
-async def test_the_command_of_the_readme_forwards_the_kernel(remote: Path, kernel: Path) -> None:
+async def test_the_command_of_the_page_forwards_the_kernel(remote: Path, kernel: Path) -> None:
     with forwarded(remote, kernel) as file:
         # Not the direct lane, which would detect that the kernel is on the same machine.
         async with Bridge.attach(file, lane="buffers") as bridge:

@@ -1,7 +1,7 @@
-"""The README's table of kernels, row by row.
+"""The table of kernels in the documentation, row by row.
 
 Rule: no row is written by hand. ``pytest -m elsewhere -k table --write`` on Python 3.11 writes the
-results of the survey to the README; without ``--write``, the README must contain them.
+results of the survey to the page; without ``--write``, the page must contain them.
 """
 
 from __future__ import annotations

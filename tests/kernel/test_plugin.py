@@ -35,7 +35,7 @@ def anyio_backend():
     return "asyncio"
 """
 ANYIO = ASYNCIO.replace("asyncio", "anyio") + BACKEND
-README = (Path(__file__).parents[2] / "README.md").read_text()
+PAGE = Path(__file__).parents[2] / "notebooks" / "guides" / "testing.md"
 PLAIN = """
 def test_what_was_imported():
     import sys
@@ -61,10 +61,9 @@ def test_the_fixtures_work_with_pytest_asyncio(tmp_path: Path, mode: str) -> Non
     assert "3 passed" in output, output
 
 
-def test_the_example_of_the_readme_passes(tmp_path: Path) -> None:
-    section = README.split("\n## In your tests\n")[1]
-    output = pytest_ran(tmp_path, section.split("```python\n")[1].split("```")[0])
-    assert "1 passed" in output, output
+def test_the_example_of_the_page_passes(tmp_path: Path) -> None:
+    output = pytest_ran(tmp_path, PAGE.read_text().split("```python\n")[1].split("```")[0])
+    assert "2 passed" in output, output
 
 
 @pytest.mark.slow

@@ -1,4 +1,4 @@
-"""The messages in the README's troubleshooting table; a test provokes each of them.
+"""The messages in the table of the troubleshooting page; a test provokes each of them.
 
 Rule: the message identifies the row; an ellipsis in it stands for text that varies.
 """
@@ -21,7 +21,7 @@ import pytest
 from bridgehead import Bridge
 from support.kit import endless_cell, file_of, until
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "notebooks" / "guides" / "troubleshooting.md"
 
 Provoke = Callable[[Bridge, Path], Awaitable[object]]
 
@@ -146,9 +146,8 @@ CASES: list[Any] = [
 
 
 def rows() -> list[str]:
-    """Return the messages of the README's table."""
-    section = README.read_text().split("\n### Troubleshooting\n")[1].split("\n#")[0]
-    return re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
+    """Return the messages of the table."""
+    return re.findall(r"^\| `([^`]+)` \|", PAGE.read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("provoke", CASES)

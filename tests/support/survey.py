@@ -1,8 +1,8 @@
-"""A survey of a kernel: one row of the README's table.
+"""A survey of a kernel: one row of the table in the documentation.
 
 Rule: every cell of the row is tried on the kernel. An exception of ``FINDINGS`` is a result; any
 other exception fails the test. Versions are cut to major and minor, so that a patch release does
-not change the README.
+not change the page.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ FINDINGS = (IncompatiblePython, MissingInKernel, NotSupported)
 YES, NO = "yes", "–"
 # One statement: Spyder's kernel ignores an interrupt between two statements of a cell.
 ENDLESS = "if print('going', flush=True) is None:\n    while not go: time.sleep(0.01)"
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "notebooks" / "guides" / "kernels_and_servers.md"
 BEGIN = (
     "<!-- what tests/elsewhere/test_table.py saw; "
     "written by pytest -m elsewhere -k table --write -->"
@@ -207,25 +207,25 @@ async def _restart(bridge: Bridge) -> str:
     return YES
 
 
-# ---------------------------------------------------------------- the README's table
+# ---------------------------------------------------------------- the page's table
 
 
 def written() -> list[tuple[str, ...]]:
-    """Return the rows of the table in the README."""
-    table = README.read_text().partition(BEGIN)[2].partition(END)[0]
+    """Return the rows of the table in the page."""
+    table = PAGE.read_text().partition(BEGIN)[2].partition(END)[0]
     lines = [line.strip().strip("|") for line in table.splitlines() if line.startswith("|")]
     rows = [tuple(cell.strip() for cell in line.split("|")) for line in lines]
-    assert rows, f"README.md does not contain {BEGIN}"
+    assert rows, f"{PAGE.name} does not contain {BEGIN}"
     assert rows[0] == COLUMNS
     return rows[2:]
 
 
 def write(rows: list[tuple[str, ...]]) -> None:
-    """Replace the rows of the table in the README."""
-    before, begin, rest = README.read_text().partition(BEGIN)
+    """Replace the rows of the table in the page."""
+    before, begin, rest = PAGE.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     table: list[Any] = [COLUMNS, ["---"] * len(COLUMNS), *rows]
     text = "\n".join(f"| {' | '.join(row)} |" for row in table)
-    assert begin, f"README.md does not contain {BEGIN}"
-    assert end, f"README.md does not contain {END}"
-    README.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
+    assert begin, f"{PAGE.name} does not contain {BEGIN}"
+    assert end, f"{PAGE.name} does not contain {END}"
+    PAGE.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
