@@ -129,6 +129,16 @@ async def test_objects_are_handed_to_another_kernel(
     assert "no connection file matches 'nowhere'" in ran.refused(3)
 
 
+@pytest.mark.timings(bar_after=0.0)  # a bar would be shown at once
+async def test_a_handoff_shows_no_bar_where_there_is_no_terminal(
+    kernel: Bridge, live: Bridge, options: list[str]
+) -> None:
+    await kernel.push(x=1)
+    to = ["--to", str(live.info.connection_file)]
+    ran = await asyncio.to_thread(bridgehead, "handoff", "x", *to, *options)
+    assert (ran.code, ran.err) == (0, "")
+
+
 def test_json_that_is_nested_too_deep_is_refused(options: list[str]) -> None:
     for depth, code in ((900, 3), (100_000, 2)):  # it can be read, but not pickled; not even read
         data = b"[" * depth + b"]" * depth

@@ -6,6 +6,7 @@ Rule: the objects cross as ``Bridge.handoff`` has them cross; this program unpic
 from __future__ import annotations
 
 import dataclasses
+import sys
 from typing import Any
 
 import click
@@ -43,4 +44,5 @@ def handoff(target: Target, names: tuple[str, ...], other: str, as_json: bool) -
 async def _handoff(target: Target, names: tuple[str, ...], other: str) -> Any:
     there = dataclasses.replace(target, existing=other, trust=None)
     async with target.open() as source, there.open() as receiver:
-        return await source.handoff(*names, to=receiver, trust=target.trust, progress=True)
+        bar = sys.stderr.isatty()  # a log does not want one
+        return await source.handoff(*names, to=receiver, trust=target.trust, progress=bar)
