@@ -58,6 +58,7 @@ from bridgehead._errors import (
 from bridgehead._kernels.discovery import DiscoveredKernel, kernels
 from bridgehead._protocol.ref import Ref
 from bridgehead._protocol.results import Info, Name, Names, Result, Stats, Transfer
+from bridgehead._tools.panel import panel
 from bridgehead._transports.messages import Message, Messages
 
 __all__ = [
@@ -116,6 +117,7 @@ __all__ = [
     "Watch",
     "as_completed",
     "kernels",
+    "panel",
     "run_notebook",
 ]
 

@@ -36,7 +36,7 @@ from bridgehead._lanes.broadcast import Delivery
 from bridgehead._protocol import payload as _payload
 from bridgehead._protocol import response as _response
 from bridgehead._protocol.ref import Ref, carried, free, primary
-from bridgehead._protocol.results import Info, Names, Stats, Transfer, bridge_html
+from bridgehead._protocol.results import Detail, Info, Names, Stats, Transfer, bridge_html
 from bridgehead._shipped.wire.header import ResponseHeader
 from bridgehead._transports.messages import Messages
 
@@ -396,6 +396,12 @@ class Bridge(WorkMethods):
         )
         return _response.names_in(response.header, "names")
 
+    async def _look(self, name: str, *, now: bool = False, timeout: float | None = None) -> Detail:
+        """Take a closer look at the value of a name, for the tools; see ``remote.detail``."""
+        self._connection.check()
+        response = await self._connection.ask("detail", timeout, now=now, name=checked_name(name))
+        return _response.detail_in(response.header, response.frames)
+
     async def delete(self, *names: str | Ref, timeout: float | None = None) -> None:
         """Remove names from the kernel: all of them, or none.
 
@@ -618,7 +624,7 @@ class Bridge(WorkMethods):
         watch.source = expressions
         return watch
 
-    def watch_names(self, pattern: str = "*") -> Watch[Names]:
+    def watch_names(self, pattern: str = "*", *, preview: bool = False) -> Watch[Names]:
         """Follow the names: ``async for names in bridge.watch_names()``.
 
         The kernel describes the names now, and again after each cell that changed them, no matter
@@ -628,6 +634,7 @@ class Bridge(WorkMethods):
 
         Args:
             pattern: as in ``names``.
+            preview: as in ``names``. A value whose preview is another is then a change, too.
 
         Raises, while it is iterated:
             NotSupported: the kernel does not report when a cell is done.
@@ -659,6 +666,7 @@ class Bridge(WorkMethods):
             f"names {pattern}",
             open_names,
             pattern=checked_pattern(pattern),
+            preview=preview or None,
         )
 
     # ------------------------------------------------------------ life

@@ -93,10 +93,12 @@ class Connection:
         report: Callable[[int, int], object] | None = None,
         payload: Payload | None = None,
         delivery: Delivery | None = None,
+        unattended: bool = False,
         **fields: Any,
     ) -> Response:
         """Do one operation within its deadline, and return the response; see ``Call``."""
         call = Call(operation, source, payload, delivery, fields, now, limit, report)
+        call.is_unattended = unattended
         async with Deadline(timeout, PUBLIC_NAMES.get(operation, operation), self.transport, call):
             with (AtOnce if now else Turn)(self.queue) as turn:
                 return await self.do(call, turn)

@@ -55,6 +55,8 @@ class Watch(AsyncItems[T]):
         self._operation, self._text, self._decode = operation, text, decode
         self._connection, self._fields = connection, {"limit": limit, **fields}
         self.source: object = None  # a ref, which keeps its object alive in the kernel
+        # Whether no caller waits for it: then a restart that it meets is reported to the next call.
+        self.is_unattended = False
         self._latest = LatestValues(connection.resources, limit)
         self._starting = asyncio.Lock()
         connection.resources.enter(self._latest)
@@ -101,7 +103,9 @@ class Watch(AsyncItems[T]):
         latest, connection = self._latest, self._connection
         fields = {**self._fields, **connection.resources.fields(latest)}
         try:
-            first = await connection.ask(self._operation, None, **fields)
+            first = await connection.ask(
+                self._operation, None, unattended=self.is_unattended, **fields
+            )
         except (asyncio.CancelledError, OutcomeUnknown):
             # The watch may exist in the kernel, with its first value lost. End that one, and use
             # a new id for the next attempt.

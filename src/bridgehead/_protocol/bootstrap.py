@@ -52,6 +52,7 @@ SHIPPED = (  # in this order, they become one module in the kernel
     "remote/cell_errors.py",
     "remote/inspection.py",
     "remote/preview.py",
+    "remote/detail.py",
     "remote/namespace.py",
     "remote/replay.py",
     "remote/orphans.py",

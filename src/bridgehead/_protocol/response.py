@@ -26,7 +26,7 @@ from bridgehead._protocol.bootstrap import remote_source
 from bridgehead._protocol.formatting import line
 from bridgehead._protocol.raising import as_object, as_text, remote_error, too_large
 from bridgehead._protocol.request import KEY, Request
-from bridgehead._protocol.results import Name, Names
+from bridgehead._protocol.results import Detail, Name, Names
 from bridgehead._shipped.wire.digest import Buffer
 from bridgehead._shipped.wire.errors import TooLarge, WireError
 from bridgehead._shipped.wire.header import MIME, ResponseHeader, fits, kinds
@@ -36,6 +36,11 @@ from bridgehead._shipped.wire.transfer import CompleteTransfer, Inbox
 # 100,000 names takes 10 MB.
 HEADER_LIMIT = 1 << 25
 MAX_PREVIEW = 200  # characters
+MAX_TEXT = 2000  # characters of the text of a closer look
+MAX_TABLE = 1000  # cells of its table
+MAX_CELL = 100  # characters
+MAX_PICTURE = 1 << 20  # bytes
+PNG = b"\x89PNG\r\n\x1a\n"
 MAX_NAMES = 100_000  # in a response; their table takes a second
 ERROR_LIMIT = 1 << 20  # bytes that an error may have; the caller's max_bytes is for values
 NO_SUBSHELL = "UnknownSubshellError"  # the name of ipykernel's error
@@ -163,6 +168,32 @@ def names_in(header: ResponseHeader, operation: str) -> Names:
 def _preview(text: str | None) -> str | None:
     """Return a preview as one line that controls no terminal; the kernel may send any text."""
     return None if text is None else line(text, MAX_PREVIEW)
+
+
+def detail_in(header: ResponseHeader, frames: Sequence[memoryview]) -> Detail:
+    """Return a closer look at a value; the kernel may have sent anything as its texts.
+
+    Raises:
+        ProtocolError: a part is missing, malformed, or too large to show.
+    """
+    check_fields(header, "detail", "detail")
+    found = header["detail"]
+    table = [found["columns"], *found["rows"]]
+    picture = frames[0].tobytes() if frames else b""
+    if (
+        max(len(found["facts"]), sum(map(len, table)), len(table)) > MAX_TABLE
+        or any(len(pair) != 2 for pair in found["facts"])
+        or len(picture) > MAX_PICTURE
+        or not picture.startswith(PNG if picture else b"")
+    ):
+        raise ProtocolError("the response to detail is larger than a closer look, or malformed")
+    return Detail(
+        tuple((line(label, MAX_CELL), line(text, MAX_CELL)) for label, text in found["facts"]),
+        tuple(line(label, MAX_CELL) for label in found["columns"]),
+        tuple(tuple(line(cell, MAX_CELL) for cell in row) for row in found["rows"]),
+        "\n".join(line(one, MAX_TEXT) for one in found["text"][:MAX_TEXT].splitlines()),
+        picture,
+    )
 
 
 def greeting(header: ResponseHeader) -> ResponseHeader:

@@ -134,6 +134,24 @@ class Names(list[Name]):
         return heading("Names", count) + table + more
 
 
+@dataclass(frozen=True, slots=True)
+class Detail:
+    """A closer look at one value in the kernel, for the panel; all of it is text of one line.
+
+    Attributes:
+        facts: pairs of a label and what there is to say.
+        columns, rows: the head of a table.
+        text: the beginning of a text; it may have several lines.
+        picture: a PNG, or empty.
+    """
+
+    facts: tuple[tuple[str, str], ...]
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    text: str
+    picture: bytes
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class Result:
     r"""The result of a cell; in a notebook it shows the outputs as the cell would have.

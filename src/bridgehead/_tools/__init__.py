@@ -7,6 +7,7 @@ it compares bridges with them.
 
 - ``cli``: the command line. ``options`` and ``target`` choose the kernel; each command has a file.
 - ``magics``: ``%bridge`` and ``%%bridge``, for IPython and notebooks.
+- ``panel``: ``bridgehead.panel``, a widget for notebooks.
 - ``bench``: the benchmark, which ``cli.bench`` runs.
 - ``demo``: the demonstration, which ``cli.demo`` shows. Its table is in ``data/``.
 """

@@ -15,6 +15,7 @@ from typing import Any, Callable, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.cell_guard import this_thread
+    from bridgehead._shipped.remote.detail import look_at
     from bridgehead._shipped.remote.inspection import describe
     from bridgehead._shipped.remote.kept import keep
     from bridgehead._shipped.remote.kernel import Kernel
@@ -163,3 +164,11 @@ class Operations:
     def has(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
         """Return whether a name is bound."""
         return {"has": header["name"] in self.kernel.namespace}, []
+
+    def detail(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
+        """Return a closer look at one value, and its picture as a frame; run no user's code."""
+        name = header["name"]
+        if name not in self.kernel.namespace:
+            self.values.raise_unknown([name])
+        look = look_at(self.kernel.namespace[name])
+        return {"detail": look.detail()}, [memoryview(look.picture)] if look.picture else []

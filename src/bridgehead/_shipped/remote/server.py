@@ -96,6 +96,7 @@ class Remote:
             "drop": self.operations.drop,
             "names": self.operations.names,
             "has": self.operations.has,
+            "detail": self.operations.detail,
             "watch": self.subscriptions.watch,
             "watch_names": self.subscriptions.watch,
             "start": self.tasks.start,

@@ -98,11 +98,11 @@ class RequestHeader(TypedDict, total=False):
     kept: str  # for both: the id of the result, which stays in the kernel under no name
     namespace: bool  # for call, start, map: the function's global names are the user's namespace
     outputs: bool  # for start: ``OUTPUTS_END`` follows the task's last output
-    name: str  # for has
+    name: str  # for has and detail
     pattern: str  # for names and watch_names
     types: List[str]  # for names: the names of the types that are listed
     modules: bool  # for names: modules are listed, too
-    preview: bool  # for names: with a short text of each value
+    preview: bool  # for names and watch_names: with a short text of each value
     max_output: int  # for stage: the most characters that the cell may print
     # _connection.resources writes these.
     owner: str  # the bridge that a remote resource belongs to
@@ -163,6 +163,15 @@ class NameDescription(TypedDict):
     preview: Optional[str]
 
 
+class ValueDetail(TypedDict):
+    """A closer look at a value. ``remote.detail`` writes it; the frame beside it is a picture."""
+
+    facts: List[List[str]]  # pairs: a label, and what there is to say
+    columns: List[str]  # of a table's head
+    rows: List[List[str]]
+    text: str  # the beginning of a text
+
+
 class ResponseHeader(TypedDict, total=False):
     """The header of a response, written by the remote part."""
 
@@ -184,6 +193,7 @@ class ResponseHeader(TypedDict, total=False):
     retry: bool  # in a batch: the request did not run, send it again
     code: bool  # to fetch: the payload carries code
     names: List[NameDescription]  # to names and watch_names
+    detail: ValueDetail  # to detail
     has: bool  # to has; to report: the kernel knows the callback
     is_async: bool  # to iterate: an async iterator
     # To advance and take.
@@ -244,6 +254,7 @@ OPERATION_FIELDS = {  # required by one operation; not null
     "drop": ("names",),
     "names": ("pattern",),
     "has": ("name",),
+    "detail": ("name",),
     "batch": ("requests",),
     "interrupt_cell": ("cell",),
 }
