@@ -17,7 +17,8 @@ def test_every_public_name_is_defined() -> None:
 
 def test_importing_bridgehead_imports_no_optional_library() -> None:
     found = (
-        "print([name for name in ('IPython', 'anyio', 'numpy', 'pandas') if name in sys.modules])"
+        "print([name for name in ('IPython', 'anyio', 'anywidget', 'numpy', 'pandas', 'psutil') "
+        "if name in sys.modules])"
     )
     code = f"import sys, jupyter_client; {found}; import bridgehead; {found}"
     ran = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

@@ -100,11 +100,12 @@ class FollowedKernel:
         try:
             while self.bridge.state != "closed":
                 self._again.clear()
+                was_listed = False
                 if self.bridge.state in LIVE:
-                    await self._list()
+                    was_listed = await self._list()
                 else:
                     self._set_names(Names())
-                if not self._again.is_set():
+                if not was_listed:
                     with contextlib.suppress(TimeoutError):
                         await asyncio.wait_for(self._again.wait(), RETRY)
         finally:
@@ -113,11 +114,14 @@ class FollowedKernel:
                 self._set_names(Names())
                 self.publish()
 
-    async def _list(self) -> None:
-        """Show the names until the kernel ends, or they are to be listed anew."""
+    async def _list(self) -> bool:
+        """Show the names until the kernel ends, or they are to be listed anew.
+
+        Return whether there were any to show.
+        """
         asked, self._is_asked = self._is_asked, False
         try:
-            await self._watch_names(asked)
+            return await self._watch_names(asked)
         except NotSupported:  # the kernel only replies: list the names when there is a reason to
             self._note = "This kernel does not report changes; names are listed when you ask."
             try:
@@ -135,18 +139,21 @@ class FollowedKernel:
             self.publish()
         except Exception as error:  # noqa: BLE001 - shown, and tried again
             self._fail(error)
+        return False
 
-    async def _watch_names(self, asked: bool) -> None:
+    async def _watch_names(self, asked: bool) -> bool:
+        was_listed = False
         watch = self._watch = self.bridge.watch_names(preview=True)
         watch.is_unattended = not asked
         try:
             async for names in watch:
-                self._note = ""
+                was_listed, self._note = True, ""
                 self._set_names(names)
                 self.publish()
         finally:
             self._watch = None
             await watch.aclose()
+        return was_listed
 
     def _fail(self, error: Exception) -> None:
         self._note = why(error)
@@ -195,11 +202,17 @@ class FollowedKernel:
         return info.lane == "direct" or info.transport in ("loopback", "ipc")
 
     async def _tick(self) -> None:
+        before = self.bridge.state
         while self.bridge.state != "closed":
+            state = self.bridge.state
+            if state != before and not {state, before} <= {*LIVE}:
+                self._again.set()  # the kernel is lost, or there is one again
+            before = state
             if self._is_here:
                 self._memory = _memory_of(self.bridge.info.pid)
             self.publish()
             await asyncio.sleep(TICK)
+        self._again.set()
 
     async def _follow_memory(self) -> None:
         """Follow the memory of a kernel elsewhere: it is sent after each of its cells."""
