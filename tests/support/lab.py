@@ -129,11 +129,22 @@ class Lab:
         await self.page.keyboard.press("Shift+Enter")
 
 
+def make_folders(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make all of Jupyter's folders in a folder whose path is short, and use them from now on."""
+    for folder in ("run", "config/labconfig", "data", "books"):
+        (root / folder).mkdir(mode=0o700, parents=True)
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(root / "run"))
+    monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(root / "config"))
+    monkeypatch.setenv("JUPYTER_DATA_DIR", str(root / "data"))
+    announcements = {"@jupyterlab/apputils-extension:announcements": True}
+    settings = json.dumps({"disabledExtensions": announcements})
+    (root / "config/labconfig/page_config.json").write_text(settings)
+
+
 @asynccontextmanager
 async def opened(
     root: Path,
     cells: Sequence[str],
-    monkeypatch: pytest.MonkeyPatch,
     *,
     application: str = LAB,
     width: int = 900,
@@ -141,17 +152,9 @@ async def opened(
 ) -> AsyncIterator[Lab]:
     """Open a notebook with these cells, whose kernel is ready.
 
-    ``root`` is the folder of all of Jupyter's folders; its path is short. All cells should be in
-    the window, or the last are not drawn.
+    ``make_folders`` has made the folders. All cells should be in the window, or the last are not
+    drawn.
     """
-    for folder in ("run", "config/labconfig", "data", "books"):
-        (root / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
-    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(root / "run"))
-    monkeypatch.setenv("JUPYTER_CONFIG_DIR", str(root / "config"))
-    monkeypatch.setenv("JUPYTER_DATA_DIR", str(root / "data"))
-    announcements = {"@jupyterlab/apputils-extension:announcements": True}
-    settings = json.dumps({"disabledExtensions": announcements})
-    (root / "config/labconfig/page_config.json").write_text(settings)
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(source) for source in cells],
         metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}},

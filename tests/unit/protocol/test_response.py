@@ -25,9 +25,11 @@ from bridgehead._protocol.payload import decode
 from bridgehead._protocol.raising import raise_error
 from bridgehead._protocol.request import Request
 from bridgehead._protocol.response import (
+    PNG,
     add_chunk,
     check_fields,
     close_response,
+    detail_in,
     open_response,
     parse_header,
 )
@@ -306,6 +308,46 @@ def test_names_without_end_are_refused() -> None:
     check_fields(fine, "names", "names")
     with pytest.raises(ProtocolError, match="names"):
         check_fields(parse_header(json.dumps({"names": [one] * 100_001})), "names", "names")
+
+
+DETAIL = {"facts": [["Mean", "1"]], "columns": ["a"], "rows": [["x"]], "text": "b"}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"facts": [["Mean"]]},
+        {"facts": [["a", "b"]] * 2000},
+        {"rows": [["x"] * 600] * 2},
+        {"rows": [[]] * 2000},
+        {"rows": "text"},
+        {"text": None},
+    ],
+    ids=str,
+)
+def test_a_malformed_closer_look_is_a_protocol_error(wrong: dict[str, Any]) -> None:
+    header: Any = {"detail": {**DETAIL, **wrong}}
+    with pytest.raises(ProtocolError):
+        detail_in(header, [])
+
+
+@pytest.mark.parametrize("picture", [b"<svg onload=alert(1)>", PNG + bytes(1 << 20)], ids=len)
+def test_a_picture_is_a_small_png(picture: bytes) -> None:
+    header: Any = {"detail": DETAIL}
+    assert detail_in(header, [memoryview(PNG)]).picture == PNG
+    with pytest.raises(ProtocolError):
+        detail_in(header, [memoryview(picture)])
+
+
+def test_the_texts_of_a_closer_look_control_nothing() -> None:
+    bad = "\x1b[31m\u202e" + "x" * 5000
+    found = {"facts": [[bad, bad]], "columns": [bad], "rows": [[bad]], "text": f"{bad}\n{bad}"}
+    header: Any = {"detail": found}
+    look = detail_in(header, [])
+    for text in (*look.facts[0], *look.columns, *look.rows[0]):
+        assert text.isprintable()
+        assert len(text) <= 100
+    assert all(line.isprintable() for line in look.text.splitlines())
 
 
 def test_an_error_names_no_more_than_a_thousand_names() -> None:

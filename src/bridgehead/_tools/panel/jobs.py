@@ -21,7 +21,7 @@ from bridgehead._tools.panel.followed import FollowedKernel, Send
 from bridgehead._tools.panel.texts import checked, usable, why
 
 EVERY = 0.1  # s between two messages of a progress
-KEPT = 20  # jobs that have ended, for a page that is loaded again
+KEPT = 5  # jobs that have ended
 LOOK = 15.0  # s that a closer look at a value may take
 
 

@@ -10,6 +10,7 @@ const SPARE = 4; // rows above and below those that can be seen
 const SILENT = 5000; // ms after which a kernel that did not hear a click is said to be busy
 const SETTLED = 150; // ms that a row is selected before its preview is asked for
 const OPEN = 4; // kernels whose names are shown at first
+const KEPT = 5; // transfers that have ended
 const ENDED = ["dead", "closed", "unresponsive"];
 
 const COLUMNS = [
@@ -411,6 +412,8 @@ class Jobs {
     };
     if (!isAtWork && line.state === "running") this.panel.say(shown, state === "failed");
     line.state = state;
+    const ended = [...this.lines].filter(([, one]) => one.state !== "running");
+    for (const [old] of ended.slice(0, -KEPT)) this.drop(old);
   }
 
   drop(job) {

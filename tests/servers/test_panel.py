@@ -1,0 +1,404 @@
+"""The panel in a real JupyterLab and a real Notebook 7, in headless Chromium.
+
+Rule: the mouse and the keyboard do what a person does; what it did is checked in the kernels. The
+page makes no request to the network. ``pytest -m servers -k panel --write`` writes the picture of
+the documentation, ``notebooks/panel.png``; with ``-s`` the test of 1,000 names prints how long
+sorting and searching took.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from playwright.async_api import Locator, expect
+
+from bridgehead import Bridge, RemoteError
+from support.lab import CONTRASTS, LAB, NEEDS_CHROMIUM, NOTEBOOK, Lab, make_folders, opened
+
+PICTURE = Path(__file__).parents[2] / "notebooks" / "panel.png"
+MAX_SEND = 200_000  # bytes of the picture
+BOTH = pytest.mark.parametrize("shown", [LAB, NOTEBOOK], indirect=True)
+IN_LAB = pytest.mark.parametrize("shown", [LAB], indirect=True)
+
+pytestmark = [pytest.mark.servers, NEEDS_CHROMIUM]
+
+CELLS = [
+    """\
+from bridgehead import SyncBridge, panel
+
+train, score = SyncBridge.attach("train"), SyncBridge.attach("score")
+panel(train, score)""",
+    "limits = {'rows': 1000, 'seconds': 60}",
+    "print('pulled', type(birds).__name__, len(birds), 'watches', train.stats.watches)",
+    """\
+import os, time
+open("begun", "w").close()
+while not os.path.exists("go"): time.sleep(0.05)""",
+]
+
+NAMES = """
+import numpy as np, pandas as pd
+rng = np.random.default_rng(7)
+kind = rng.choice(["Adelie", "Chinstrap", "Gentoo"], 344)
+penguins = pd.DataFrame({"species": kind, "mass": rng.normal(4200, 700, 344).round()})
+weights = rng.normal(size=(2000, 64))
+y, x = np.mgrid[-1.5:1.5:180j, -2.2:0.8:240j]
+c, z, depth = x + 1j * y, 0, np.zeros(x.shape, "uint8")
+with np.errstate(all="ignore"):
+    for _ in range(24):
+        z = z * z + c
+        depth += abs(z) < 2
+fractal = depth * 10
+config = {"layers": [64, 64], "rate": 0.001}
+note = "<img src=x onerror='window.hacked = 1'>"
+globals()["<b onmouseover='window.hacked = 1'>name</b>"] = 1
+big = np.zeros(8_000_000)
+del rng, kind, c, z, x, y, depth, _
+"""
+
+# Time until the page's next picture, for what a person does in a list of 1,000 names.
+MEASURE = """
+async () => {
+    const panel = document.querySelector(".bridgehead-panel");
+    const drawn = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)));
+    const taken = {};
+    const time = async (name, act) => {
+        await drawn();
+        const began = performance.now();
+        act();
+        panel.querySelector(".scroll").getBoundingClientRect();  // has the layout computed
+        const script = performance.now() - began;
+        await drawn();
+        taken[name] = [script, performance.now() - began];
+    };
+    const search = panel.querySelector("input[type=search]");
+    for (const text of ["n", "na", "name_9", "name_99", "none", ""])
+        await time(`search ${text}`, () => {
+            search.value = text;
+            search.dispatchEvent(new Event("input"));
+        });
+    for (const head of panel.querySelectorAll(".heads button"))
+        await time(`sort ${head.textContent.slice(0, 5)}`, () => head.click());
+    await time("scroll", () => { panel.querySelector(".scroll").scrollTop = 13000; });
+    return taken;
+}
+"""
+
+
+@dataclass
+class Shown:
+    """A notebook with a panel of two kernels, and this test's own bridges to them."""
+
+    lab: Lab
+    train: Bridge
+    score: Bridge
+
+    @property
+    def panel(self) -> Locator:
+        return self.lab.page.locator(".bridgehead-panel")
+
+    def kernel(self, name: str) -> Locator:
+        return self.panel.locator(f"section[aria-label='{name}']")
+
+    def row(self, kernel: str, name: str) -> Locator:
+        lines = self.kernel(kernel).locator(".scroll .line")
+        return lines.filter(has=self.lab.page.locator(f'span:first-child:text-is("{name}")'))
+
+    def button(self, kernel: str, label: str) -> Locator:
+        return self.kernel(kernel).locator(f"button:visible:text-is({label!r})")
+
+    async def job(self, text: str) -> None:
+        await expect(self.panel.locator(".job", has_text=text)).to_be_visible()
+
+    async def output(self, number: int, text: str) -> None:
+        await expect(self.lab.output(number).first).to_contain_text(text)
+
+
+@pytest.fixture
+async def shown(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Shown]:
+    with tempfile.TemporaryDirectory(prefix="bh-") as name:
+        root = Path(name)
+        make_folders(root, monkeypatch)
+        async with AsyncExitStack() as stack:
+            bridges = [
+                await stack.enter_async_context(
+                    Bridge.launch(connection_file=root / "run" / f"kernel-{kernel}.json")
+                )
+                for kernel in ("train", "score")
+            ]
+            await bridges[0].run(NAMES)
+            notebook = opened(root, CELLS, application=request.param, width=1100, height=1400)
+            lab = await stack.enter_async_context(notebook)
+            shown = Shown(lab, *bridges)
+            await lab.run_cell(1)
+            await expect(shown.row("train", "penguins")).to_be_visible()
+            try:
+                yield shown
+            finally:
+                (root / "books" / "go").touch()
+
+
+# ------------------------------------------------------------ with the mouse, in both
+
+
+@BOTH
+async def test_names_are_sorted_searched_previewed_moved_and_deleted(
+    shown: Shown, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    page, train = shown.lab.page, shown.kernel("train")
+    first = train.locator(".scroll .line").first
+    await expect(train.locator(".chip")).to_have_text("idle")
+    await expect(train.locator(".facts").first).to_contain_text("MB")
+    await expect(train.locator(".facts").first).to_contain_text("direct over ipc")
+
+    await train.locator(".heads button", has_text="Size").click()
+    await train.locator(".heads button", has_text="Size").click()
+    await expect(first).to_contain_text("big")
+    assert await train.locator("[aria-sort=descending]").inner_text() == "Size ▾"
+    await train.locator(".heads button", has_text="Name").click()
+
+    await shown.panel.locator("input[type=search]").fill("DATAFRAME")
+    await expect(train.locator(".scroll .line")).to_have_count(1)
+    await expect(train).to_contain_text("1 of 7 names")
+    await shown.panel.locator("input[type=search]").fill("")
+
+    await shown.row("train", "penguins").click()
+    await expect(train.locator(".preview th")).to_have_text(["", "species", "mass"])
+    await shown.row("train", "weights").click()
+    await expect(train.locator(".preview")).to_contain_text("Mean")
+    await shown.row("train", "fractal").click()
+    await expect(train.locator(".preview img")).to_be_visible()
+
+    await shown.row("train", "note").click()
+    await expect(train.locator(".preview pre")).to_contain_text("<img src=x")
+    await train.locator(".scroll .line", has_text="<b onmouseover").click()
+    await expect(train.locator(".chosen")).to_contain_text("no name that a cell can use")
+    assert await shown.panel.locator("section b.name *, .scroll b, img").count() == 0
+    assert await page.evaluate("window.hacked") is None
+
+    await shown.row("train", "penguins").click()
+    await train.locator(".actions input").fill("birds")
+    await shown.button("train", "Pull").click()
+    await shown.job("birds is now in the notebook")
+    await shown.lab.run_cell(2)
+    await shown.lab.run_cell(3)
+    await shown.output(3, "pulled DataFrame 344 watches 1")
+
+    await train.locator(".push select").select_option("limits")
+    await train.locator(".push input").fill("config")
+    await expect(train.locator(".push")).to_contain_text("replaces that of train")
+    await shown.button("train", "Push").click()
+    await shown.job("config is now in train")
+    assert await shown.train.pull("config['rows']") == 1000
+
+    await shown.row("train", "big").click()
+    await train.locator(".actions select").select_option(label="score")
+    await shown.button("train", "Hand over").click()
+    await shown.job("big is now in score: 64 MB in")
+    await expect(shown.row("score", "big")).to_be_visible()
+    assert await shown.score.pull("big.nbytes") == 64_000_000
+
+    await shown.button("train", "Delete").click()
+    await expect(train.locator(".actions")).to_contain_text("Delete big from train?")
+    await shown.button("train", "Keep").click()
+    assert await shown.train.exists("big")
+    await shown.button("train", "Delete").click()
+    await train.locator("button.danger:visible").click()
+    await shown.job("big was deleted from train")
+    await expect(shown.row("train", "big")).to_have_count(0)
+    assert not await shown.train.exists("big")
+
+    # Names are kept current as another client runs cells.
+    await shown.score.run("metrics = {'loss': 0.25, 'epoch': 3}")
+    await expect(shown.row("score", "metrics")).to_contain_text("'loss': 0.25")
+
+    await shown.row("train", "fractal").click()
+    await shown.row("score", "metrics").click()
+    await expect(train.locator(".preview img")).to_be_visible()
+    await expect(shown.kernel("score").locator(".preview td")).to_have_count(4)
+    for theme in ("Dark", "Light"):
+        await shown.lab.theme(theme)
+        await page.mouse.move(1, 1)
+        seen = await shown.panel.evaluate_all(CONTRASTS)
+        assert {"train", "penguins", "idle", "Interrupt"} <= {text for text, _ in seen}
+        assert [(text, ratio) for text, ratio in seen if ratio < 4.5] == []
+        await shown.panel.screenshot(path=tmp_path / f"{theme}.png")
+    assert shown.lab.asked == []
+    if request.config.getoption("--write"):
+        with Image.open(tmp_path / "Light.png") as taken:
+            taken.convert("RGB").quantize(96).save(PICTURE, optimize=True)
+    assert PICTURE.read_bytes().startswith(b"\x89PNG")
+    assert PICTURE.stat().st_size <= MAX_SEND
+
+
+@BOTH
+async def test_a_kernel_is_interrupted_and_restarted(shown: Shown, tmp_path: Path) -> None:
+    train = shown.kernel("train")
+    cell = asyncio.create_task(shown.train.run("while True: pass"))
+    await expect(train.locator(".chip")).to_have_text("busy")
+    # What waits behind the cell says so, and can be cancelled.
+    await shown.row("train", "penguins").click()
+    await shown.button("train", "Pull").click()
+    await shown.job("Pull penguins from train: waits for its turn")
+    await shown.panel.screenshot(path=tmp_path / "busy.png")
+    await shown.panel.locator(".job button", has_text="Cancel").click()
+    await shown.job("Cancelled: Pull penguins from train")
+    await shown.button("train", "Interrupt").click()
+    with pytest.raises(RemoteError, match="KeyboardInterrupt"):
+        await cell
+    await shown.job("train was interrupted")
+    await expect(train.locator(".chip")).to_have_text("idle")
+
+    # The notebook attached to this kernel, so it cannot restart it: said in plain text.
+    await shown.button("train", "Restart").click()
+    await expect(train).to_contain_text("Restart train? All its names are lost.")
+    await train.locator("button.danger:visible").click()
+    await shown.job("Restart train failed. NotSupported")
+    await shown.panel.screenshot(path=tmp_path / "failed.png")
+
+    # Its owner restarts it: the panel leaves the report of that to the notebook's next call.
+    await shown.train.restart()
+    await expect(train.locator(".note")).to_contain_text("restarted by another program")
+    await shown.button("train", "Refresh").click()
+    await expect(train.locator(".empty")).to_have_text("No names.")
+    await shown.train.run("fresh = 1")
+    await expect(shown.row("train", "fresh")).to_be_visible()
+
+
+# ------------------------------------------------------------ more, in JupyterLab
+
+
+@IN_LAB
+async def test_the_keyboard_alone_reaches_everything(shown: Shown, tmp_path: Path) -> None:
+    page, keys = shown.lab.page, shown.lab.page.keyboard
+    focused = page.locator(":focus")
+    await shown.panel.locator("input[type=search]").focus()
+    await keys.type("penguins")
+    for label in ("train", "Interrupt train", "Restart train", "Refresh train"):
+        await keys.press("Tab")
+        name = await focused.get_attribute("aria-label") or await focused.inner_text()
+        assert label in name
+    await keys.press("d")  # "d d" on a focused button would delete the notebook's cell
+    await keys.press("d")
+    for _ in range(6):  # the grid, and its five headers
+        await keys.press("Tab")
+    await keys.press("Enter")
+    await expect(shown.kernel("train").locator("[aria-sort]")).to_have_text("Value ▴")
+    for _ in range(5):
+        await keys.press("Shift+Tab")
+    assert await focused.get_attribute("role") == "grid"
+    await keys.press("ArrowDown")
+    active = await focused.get_attribute("aria-activedescendant")
+    await expect(page.locator(f"#{active}")).to_have_attribute("aria-selected", "true")
+    await expect(shown.kernel("train").locator(".preview th").nth(1)).to_have_text("species")
+    await shown.panel.screenshot(path=tmp_path / "keyboard.png")
+    for _ in range(6):
+        await keys.press("Tab")
+    assert await focused.inner_text() == "Pull"
+    await keys.press("Tab")
+    assert await focused.get_attribute("aria-label") == "Name in the notebook"
+    await keys.press("ControlOrMeta+a")
+    await keys.type("birds")
+    await keys.press("Enter")
+    await shown.job("birds is now in the notebook")
+    await expect(shown.panel.locator("[role=status]")).to_contain_text("birds is now in the")
+    await keys.press("Tab")
+    assert await focused.inner_text() == "Hand over"
+    await keys.press("Enter")
+    await shown.job("penguins is now in score")
+    await keys.press("Tab")
+    await keys.press("Tab")
+    assert await focused.inner_text() == "Delete"
+    await keys.press("Enter")
+    assert await focused.inner_text() == "Keep"
+    await keys.press("Escape")
+    assert await focused.inner_text() == "Delete"
+    await keys.press("Enter")
+    await keys.press("Shift+Tab")
+    await keys.press("Enter")
+    await shown.job("penguins was deleted from train")
+    assert await page.locator(".jp-CodeCell").count() == len(CELLS)
+    unnamed = "button, input, select, [role=grid], [role=region], [role=group]"
+    names = "all => all.map(one => one.ariaLabel || one.labels?.length || one.textContent)"
+    assert all(await shown.panel.locator(unnamed).evaluate_all(names))
+
+
+@IN_LAB
+async def test_a_thousand_names_are_sorted_and_searched(shown: Shown, tmp_path: Path) -> None:
+    await shown.train.run("%reset -f")
+    cell = "for n in range(1000): globals()[f'name_{n}'] = list(range(n % 37))\ndel n"
+    await shown.train.run(cell)
+    train = shown.kernel("train")
+    await expect(train).to_contain_text("1,000 names")
+    taken = await shown.lab.page.evaluate(MEASURE)
+    print("ms of script and layout, and until the next picture:")
+    for name, (script, picture) in taken.items():
+        print(f"{name:15} {script:6.1f} {picture:6.1f}")
+    assert await train.locator(".scroll .line").count() <= 30  # those in view, and few more
+    await shown.panel.screenshot(path=tmp_path / "thousand.png")
+    await shown.train.run("name_5 = 'changed'")
+    await shown.panel.locator("input[type=search]").fill("name_5")
+    await train.locator(".heads button", has_text="Type").click()
+    await train.locator(".heads button", has_text="Type").click()
+    await expect(train.locator(".scroll .line").first).to_contain_text("'changed'")
+
+
+@IN_LAB
+async def test_clicks_are_served_in_the_middle_of_a_cell_of_the_notebook(shown: Shown) -> None:
+    await shown.lab.run_cell(4)
+    await expect(shown.lab.page.locator(".jp-CodeCell").nth(3)).to_contain_text("[*]")
+    await shown.row("train", "penguins").click()
+    await expect(shown.kernel("train").locator(".preview th").nth(1)).to_have_text("species")
+    await shown.button("train", "Hand over").click()
+    await shown.job("penguins is now in score")
+    await expect(shown.lab.page.locator(".jp-CodeCell").nth(3)).to_contain_text("[*]")
+    assert await shown.score.pull("len(penguins)") == 344
+
+
+@IN_LAB
+async def test_dead_kernels_closed_bridges_and_a_restarted_notebook_are_shown(
+    shown: Shown, tmp_path: Path
+) -> None:
+    page = shown.lab.page
+    await shown.score.aclose()  # which ends the kernel: this test launched it
+    await expect(shown.kernel("score").locator(".chip")).to_have_text("dead")
+    await expect(shown.kernel("score")).to_contain_text("No names.")
+    await shown.row("train", "penguins").click()
+    await shown.button("train", "Hand over").click()
+    await shown.job("Hand penguins over from train to score failed. KernelDied")
+
+    # A page that is loaded again shows all again.
+    await page.reload()
+    await page.wait_for_function("window.jupyterapp?.shell.currentWidget")
+    await expect(shown.row("train", "penguins")).to_be_visible()
+    await shown.job("Hand penguins over from train to score failed")
+    await shown.panel.screenshot(path=tmp_path / "dead.png")
+
+    await shown.lab.command("kernelmenu:restart")
+    await page.locator(".jp-Dialog button", has_text="Restart").click()
+    await expect(shown.panel.locator(".note", has_text="disconnected")).to_be_visible()
+    await shown.panel.screenshot(path=tmp_path / "disconnected.png")
+
+
+@IN_LAB
+async def test_the_watches_end_when_the_output_is_cleared(shown: Shown) -> None:
+    await shown.row("train", "penguins").click()
+    await shown.kernel("train").locator(".actions input").fill("birds")
+    await shown.button("train", "Pull").click()
+    await shown.job("birds is now in the notebook")
+    await shown.lab.run_cell(3)
+    await shown.output(3, "watches 1")
+    await shown.lab.page.locator(".jp-CodeCell .cm-content").first.click()
+    await shown.lab.command("notebook:clear-cell-output")
+    await expect(shown.panel).to_have_count(0)
+    await shown.lab.run_cell(3)
+    await shown.output(3, "watches 0")
