@@ -155,7 +155,7 @@ async def test_names_are_sorted_searched_previewed_moved_and_deleted(
     shown: Shown, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
     page, train = shown.lab.page, shown.kernel("train")
-    first = train.locator(".scroll .line").first
+    first = train.locator("[aria-rowindex='2']")
     await expect(train.locator(".chip")).to_have_text("idle")
     await expect(train.locator(".facts").first).to_contain_text("MB")
     await expect(train.locator(".facts").first).to_contain_text("direct over ipc")
@@ -349,7 +349,7 @@ async def test_a_thousand_names_are_sorted_and_searched(shown: Shown, tmp_path: 
     await shown.panel.locator("input[type=search]").fill("name_5")
     await train.locator(".heads button", has_text="Type").click()
     await train.locator(".heads button", has_text="Type").click()
-    await expect(train.locator(".scroll .line").first).to_contain_text("'changed'")
+    await expect(train.locator("[aria-rowindex='2']")).to_contain_text("'changed'")
 
 
 @IN_LAB
@@ -377,6 +377,8 @@ async def test_dead_kernels_closed_bridges_and_a_restarted_notebook_are_shown(
     await shown.job("Hand penguins over from train to score failed. KernelDied")
 
     # A page that is loaded again shows all again.
+    save = "async () => { await window.jupyterapp.commands.execute('docmanager:save'); }"
+    await page.evaluate(save)
     await page.reload()
     await page.wait_for_function("window.jupyterapp?.shell.currentWidget")
     await expect(shown.row("train", "penguins")).to_be_visible()

@@ -7,20 +7,24 @@ what speaks to the page, ``followed`` follows one kernel, ``jobs`` does what the
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from bridgehead._bridge.bridge import Bridge
 from bridgehead._bridge.fleet import Fleet
 from bridgehead._bridge.sync import SyncBridge
 from bridgehead._bridge.sync_fleet import SyncFleet
 
-if TYPE_CHECKING:
-    from bridgehead._tools.panel.widget import Panel
-
 Shown = Bridge | SyncBridge | Fleet | SyncFleet
 
 
-def panel(*bridges: Shown) -> Panel:
+class ShownPanel(Protocol):
+    """What ``panel`` returns: an anywidget, whose types are known only where it is installed."""
+
+    def close(self) -> None:
+        """End the panel; the bridges stay open."""
+
+
+def panel(*bridges: Shown) -> ShownPanel:
     """Show kernels and their names in a notebook, and move objects between them with buttons.
 
     The widget shows the state, the memory, the lane and the trust of each kernel, and its names

@@ -22,7 +22,6 @@ from bridgehead._tools.panel.texts import checked, usable, why
 
 EVERY = 0.1  # s between two messages of a progress
 KEPT = 5  # jobs that have ended
-LOOK = 15.0  # s that a closer look at a value may take
 
 
 class Job:
@@ -116,6 +115,8 @@ class Jobs:
         """Cancel what is at work."""
         for number in list(self.known):
             self.cancel(number)
+        for kernel in self._kernels:
+            kernel.soon(self._end_look, kernel.number)
 
     # ------------------------------------------------------------ one method for each button
 
@@ -189,20 +190,21 @@ class Jobs:
         async def work() -> None:
             seen = {"kind": "look", "kernel": kernel.number, "name": name}
             try:
-                detail = await kernel.bridge._look(name, timeout=LOOK)
+                detail = await kernel.bridge._look(name)
                 self._send({**seen, **_shown(detail)})
-            except TimeoutError:
-                self._send({**seen, "error": "The kernel runs a cell; the preview waits for it."})
             except Exception as error:  # noqa: BLE001 - shown in the panel
                 self._send({**seen, "error": why(error)})
 
         def begin() -> None:
-            earlier = self._looks.get(kernel.number)
-            if earlier is not None:
-                earlier.cancel()
+            self._end_look(kernel.number)
             self._looks[kernel.number] = kernel.loop.create_task(work())
 
         kernel.soon(begin)
+
+    def _end_look(self, number: int) -> None:
+        earlier = self._looks.pop(number, None)
+        if earlier is not None:
+            earlier.cancel()
 
     def _crossed(self, job: Job, began: float) -> str:
         return f"{size(job.total)} in {time.perf_counter() - began:.2g} s"

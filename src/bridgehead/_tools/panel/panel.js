@@ -43,6 +43,13 @@ function text(element, value) {
   if (element.textContent !== wanted) element.textContent = wanted;
 }
 
+/** Do something on a key; a handler that returned false would take all other keys, too. */
+function onKey(element, key, act) {
+  element.addEventListener("keydown", (event) => {
+    if (event.key === key) act();
+  });
+}
+
 const count = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 
 /** A button that asks again before it does something that cannot be undone. */
@@ -54,7 +61,7 @@ class Confirmed {
     this.no = make("button", { onclick: () => this.ask(false) }, "Keep");
     this.text = make("span");
     this.asked = make("span", { className: "bar", hidden: true, aria: { role: "group" } }, this.text, this.yes, this.no);
-    this.asked.onkeydown = (event) => event.key === "Escape" && this.ask(false);
+    onKey(this.asked, "Escape", () => this.ask(false));
     this.element = make("span", { className: "bar" }, this.button, this.asked);
   }
 
@@ -152,7 +159,9 @@ class Grid {
       if (index < first || index >= end) {
         this.elements.delete(index);
         spare.push(line);
+        line.remove();
       }
+    let place = this.body.firstChild;
     for (let index = first; index < end; index++) {
       let line = this.elements.get(index);
       if (!line) {
@@ -163,12 +172,13 @@ class Grid {
         line.style.transform = `translateY(${index * ROW}px)`;
         line.setAttribute("aria-rowindex", index + 2);
       }
+      if (line === place) place = line.nextSibling;
+      else this.body.insertBefore(line, place); // a screen reader reads in the order of the page
       const row = this.shown[index];
       COLUMNS.forEach(({ at }, column) => text(line.children[column], row[at]));
       line.title = `${row[1]}: ${row[9]} ${row[3]}`;
       line.setAttribute("aria-selected", row[0] === this.selected);
     }
-    for (const line of spare) line.remove();
     const at = this.selected === null ? -1 : this.shown.findIndex((row) => row[0] === this.selected);
     if (this.elements.has(at)) this.element.setAttribute("aria-activedescendant", `${this.id}-${at}`);
     else this.element.removeAttribute("aria-activedescendant");
@@ -176,7 +186,7 @@ class Grid {
 
   line() {
     const cells = COLUMNS.map(({ look }) => make("span", { className: look, aria: { role: "gridcell" } }));
-    return this.body.appendChild(make("div", { className: "line", aria: { role: "row" } }, ...cells));
+    return make("div", { className: "line", aria: { role: "row" } }, ...cells);
   }
 
   select(key) {
@@ -219,7 +229,7 @@ function preview(place, look) {
     add("table", {}, make("thead", {}, row("th", look.columns, { scope: "col" })), make("tbody", {}, ...body));
   }
   if (look.text) add("pre", { textContent: look.text });
-  const none = look.waiting ? "…" : "No preview: it would need code of the value's class.";
+  const none = look.waiting ?? "No preview: it would need code of the value's class.";
   if (!parts.length) add("div", { className: "dim", textContent: none });
   place.setAttribute("aria-label", `Preview of ${look.name}`);
   place.replaceChildren(...parts);
@@ -245,7 +255,6 @@ class Kernel {
 
     const field = (label) => make("input", { className: "short", spellcheck: false, oninput: () => this.hints(), aria: { label } });
     const button = (label, act) => make("button", { textContent: label, onclick: act });
-    const onEnter = (input, target) => (input.onkeydown = (event) => event.key === "Enter" && target.click());
     this.name = make("div");
     this.as = field("Name in the notebook");
     this.pullButton = button("Pull", () => ask("pull", { name: this.row[0], target: this.as.value }));
@@ -255,11 +264,11 @@ class Kernel {
     this.handHint = make("span", { className: "dim" });
     this.hand = make("span", { className: "bar" }, this.handButton, "to", this.targets, this.handHint);
     this.remove = new Confirmed("Delete", () => `Delete ${this.row[1]} from ${label}?`, () => ask("delete", { name: this.row[0] }));
-    this.preview = make("div", { className: "preview", tabIndex: 0, aria: { role: "region" } });
+    this.preview = make("div", { className: "preview", tabIndex: 0, aria: { role: "region", label: "Preview" } });
     const pull = make("span", { className: "bar" }, this.pullButton, "as", this.as, this.pullHint);
     const actions = make("div", { className: "bar actions", aria: { role: "group", label: `Selected name in ${label}` } }, pull, this.hand, this.remove.element);
     this.chosen = make("div", { className: "chosen", hidden: true }, this.name, actions, this.preview);
-    onEnter(this.as, this.pullButton);
+    onKey(this.as, "Enter", () => this.pullButton.click());
 
     this.source = make("select", { onchange: () => ((this.target.value = this.source.value), this.hints()), aria: { label: "Name of the notebook" } });
     this.target = field(`Name in ${label}`);
@@ -267,7 +276,7 @@ class Kernel {
     this.pushHint = make("span", { className: "dim" });
     this.pushing = make("div", { className: "bar push", aria: { role: "group", label: `Push to ${label}` } },
       this.pushButton, "the notebook's", this.source, "as", this.target, this.pushHint);
-    onEnter(this.target, this.pushButton);
+    onKey(this.target, "Enter", () => this.pushButton.click());
 
     this.names = make("div", { id, hidden: true }, this.grid.element, this.tally, this.chosen, this.pushing);
     this.element = make("section", { aria: { label } },
@@ -345,7 +354,7 @@ class Kernel {
     const { shown, rows, filter } = this.grid;
     const all = count(rows.size, "name");
     const more = this.known.more ? `, and ${this.known.more.toLocaleString("en")} more that are not shown` : "";
-    text(this.tally, (filter ? `${shown.length.toLocaleString("en")} of ${all}` : all) + more);
+    text(this.tally, !rows.size ? "" : (filter ? `${shown.length.toLocaleString("en")} of ${all}` : all) + more);
   }
 
   choose(row, again = false) {
@@ -357,7 +366,7 @@ class Kernel {
     this.name.replaceChildren(make("b", { className: "name", textContent: row[1] }), ` ${row[9]} ${row[3]}`);
     if (!again) {
       this.as.value = row[8] ? row[0] : "";
-      preview(this.preview, { name: row[1], waiting: true });
+      preview(this.preview, { name: row[1], waiting: this.known.state === "busy" ? "The preview waits for the cell that the kernel runs." : "…" });
     }
     for (const part of [this.as, this.pullButton, this.handButton, this.remove.button]) part.disabled = !row[8];
     this.hints();
