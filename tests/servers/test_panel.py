@@ -41,6 +41,7 @@ panel(train, score)""",
 import os, time
 open("begun", "w").close()
 while not os.path.exists("go"): time.sleep(0.05)""",
+    "own = SyncBridge.launch()\nown['x'] = 1\npanel(own)",
 ]
 
 NAMES = """
@@ -233,9 +234,9 @@ async def test_names_are_sorted_searched_previewed_moved_and_deleted(
         assert [(text, ratio) for text, ratio in seen if ratio < 4.5] == []
         await shown.panel.screenshot(path=tmp_path / f"{theme}.png")
     assert shown.lab.asked == []
-    if request.config.getoption("--write"):
+    if request.config.getoption("--write") and "/doc/tree/" in page.url:  # JupyterLab
         with Image.open(tmp_path / "Light.png") as taken:
-            taken.convert("RGB").quantize(96).save(PICTURE, optimize=True)
+            taken.convert("RGB").quantize(256).save(PICTURE, optimize=True)
     assert PICTURE.read_bytes().startswith(b"\x89PNG")
     assert PICTURE.stat().st_size <= MAX_SEND
 
@@ -272,6 +273,15 @@ async def test_a_kernel_is_interrupted_and_restarted(shown: Shown, tmp_path: Pat
     await expect(train.locator(".empty")).to_have_text("No names.")
     await shown.train.run("fresh = 1")
     await expect(shown.row("train", "fresh")).to_be_visible()
+
+    # A kernel that the notebook launched is restarted by the button.
+    await shown.lab.run_cell(5)
+    await expect(shown.row("own", "x")).to_be_visible()
+    await shown.button("own", "Restart").click()
+    await shown.kernel("own").locator("button.danger:visible").click()
+    await shown.job("own was restarted; it has no names")
+    await expect(shown.kernel("own").locator(".empty")).to_have_text("No names.")
+    await expect(shown.kernel("own").locator(".chip")).to_have_text("idle")
 
 
 # ------------------------------------------------------------ more, in JupyterLab

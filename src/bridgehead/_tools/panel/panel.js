@@ -454,7 +454,7 @@ class Panel {
     el.append(make("div", { className: "bridgehead-panel", aria: { role: "region", label: "Kernels" } },
       make("div", { className: "bar" }, this.search), this.silence, this.refused, this.place, this.jobs.element, this.polite, this.alert));
     this.received = (message) => this.take(message);
-    this.lost = () => this.silent("The notebook's kernel was restarted or is disconnected: run the cell again to get a panel.");
+    this.lost = () => this.silent("The notebook's kernel was restarted or is disconnected: run the cell again to get a panel.", true);
     model.on("msg:custom", this.received);
     model.on("comm_live_update", this.lost);
     this.ask("hello");
@@ -477,9 +477,10 @@ class Panel {
     this.model.send({ ask: name, view: this.view, serial, ...fields });
   }
 
-  silent(why) {
+  silent(why, isLost = false) {
     text(this.silence, why);
     this.silence.hidden = false;
+    this.place.inert = isLost; // it shows what was so, and nothing there works any more
   }
 
   say(what, isAlert = false) {
@@ -488,6 +489,7 @@ class Panel {
 
   take(message) {
     this.silence.hidden = true;
+    this.place.inert = false;
     const isMine = message.view === undefined || message.view === this.view;
     const kernel = this.kernels[message.kernel];
     if (!isMine) return;
