@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mappin
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from jupyter_client.manager import KernelManager
 from jupyter_client.provisioning import local_provisioner
 
@@ -34,9 +34,10 @@ HERE = Path(__file__).parent
 WITH_KERNELS = ("kernel", "servers", "elsewhere")  # the folders whose tests start kernels
 
 # A quarter of the examples, except with --hypothesis-profile thorough, which .ci/run passes. A test
-# with its own number of examples scales it by the profile's.
-settings.register_profile("thorough", settings.default, max_examples=100)
-settings.register_profile("quick", settings.default, max_examples=25)
+# with its own number of examples scales it by the profile's. No test relies on being fast.
+UNHURRIED = settings(settings.default, suppress_health_check=[HealthCheck.too_slow], deadline=None)
+settings.register_profile("thorough", UNHURRIED, max_examples=100)
+settings.register_profile("quick", UNHURRIED, max_examples=25)
 settings.load_profile("quick")
 
 FAILED = pytest.StashKey[bool]()  # whether the last test failed, in any of its phases
