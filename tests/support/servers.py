@@ -90,7 +90,7 @@ async def serving(
                     yield url
                     return
             finally:
-                await _ended(process)
+                await ended(process)
         raise AssertionError(f"the server did not start: {log.read_text(errors='replace')[-2000:]}")
 
 
@@ -104,7 +104,7 @@ async def _answers(process: asyncio.subprocess.Process, url: str, ssl: Any) -> b
     return False
 
 
-async def _ended(process: asyncio.subprocess.Process) -> None:
+async def ended(process: asyncio.subprocess.Process) -> None:
     with contextlib.suppress(ProcessLookupError):
         process.terminate()
     try:

@@ -10,25 +10,24 @@ import os
 import ssl as tls
 import time
 import warnings
-from collections.abc import Awaitable, Callable, Collection, Generator, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, TypeVar
 
-from bridgehead._bridge.loop_thread import Closable
+from bridgehead._bridge.unopened import Opening, OpenOptions
 from bridgehead._connection.abandoned import Abandoned
-from bridgehead._connection.calls import Deadline, check_seconds
+from bridgehead._connection.calls import Deadline
 from bridgehead._connection.connection import Connection
-from bridgehead._connection.trust import Trust, TrustName, allowed, check_trust
+from bridgehead._connection.trust import Trust, TrustName
 from bridgehead._kernels import launch, local
 from bridgehead._kernels.discovery import DiscoveredKernel
 from bridgehead._kernels.security import Insecurity, allowances
-from bridgehead._lanes.handshake import LaneName, check_lane
+from bridgehead._lanes.handshake import LaneName
 from bridgehead._transports.addresses import is_of_server
 from bridgehead._transports.base import Transport
-from bridgehead._transports.tasks import finish, noted_on, require_asyncio
+from bridgehead._transports.tasks import finish, noted_on
 
 B = TypeVar("B", bound="BridgeBase")
-C = TypeVar("C", bound=Closable)
 
 
 class BridgeBase:
@@ -192,6 +191,9 @@ class BridgeBase:
         *,
         kernel_id: str | None = None,
         kernel_name: str | None = None,
+        headers: Mapping[str, str] | None = None,
+        cookies: Mapping[str, str] | None = None,
+        start_server: bool = False,
         ssl: tls.SSLContext | str | os.PathLike[str] | None = None,
         insecure: Insecurity | Collection[Insecurity] = (),
         lane: LaneName = "auto",
@@ -199,30 +201,40 @@ class BridgeBase:
         allow: Collection[type | str] = (),
         timeout: float = 60.0,
     ) -> Opening[B]:
-        """Connect to a kernel behind a Jupyter Server or a Kernel Gateway.
+        """Connect to a kernel behind a Jupyter Server, a JupyterHub or a Kernel Gateway.
 
         Needs ``pip install 'bridgehead[server]'``. After a broken connection the bridge connects
         again and continues what was in transit; nothing runs twice. Closing the bridge ends a
         kernel that this call started, and leaves any other kernel running.
 
+        A server of a JupyterHub that is stopped or starting is waited for, and so is a server in
+        whose place a proxy answers 502, 503 or 504.
+
         Args:
             url: the server's address, as a browser shows it; by default the address of the only
-                server on this machine, as listed by ``jupyter server list``.
+                server on this machine, as listed by ``jupyter server list``. That of a JupyterHub
+                has the user's name: ``https://hub/user/NAME/``.
             token: by default the token in the address, or that of the server on this machine with
                 that address, else ``JUPYTER_TOKEN`` or the content of the file
                 ``JUPYTER_TOKEN_FILE``. It is sent in a header.
             kernel_id: the id of a running kernel; without it a kernel is started.
             kernel_name: the kernelspec to start; by default the server's own default.
+            headers: more headers of each request and for each websocket, for instance for a proxy
+                that wants a login. They are as secret as the token: no log and no error has them.
+            cookies: the same for cookies, for instance of a login in a browser.
+            start_server: have the server of a JupyterHub started if it does not run. It goes on
+                when the bridge is closed, and a timeout or a cancel does not stop its start.
             ssl: for https, the certificate file of the authority that signed the server's
                 certificate, or an ``ssl.SSLContext``; by default what this machine trusts.
             insecure: ``"plain-tcp"`` accepts plain http beyond this machine.
             lane: ``"buffers"`` or ``"inline"``; ``"auto"`` takes the first one that works.
             trust: by default ``"data"``, wherever the server is; see ``launch``.
             allow: as in ``launch``.
-            timeout: seconds.
+            timeout: seconds for all of it, a server's start included.
 
         Raises:
-            KernelNotFound: there is no server or no such kernel, or the server refuses the token.
+            KernelNotFound: there is no server or no such kernel, or the server refuses the token;
+                or a JupyterHub's server did not run in time, or could not be started.
             InsecureConnection: plain http beyond this machine, or a certificate that this machine
                 does not trust.
             TransportError: the server cannot be reached.
@@ -255,6 +267,9 @@ class BridgeBase:
                 token,
                 kernel_id=kernel_id,
                 kernel_name=kernel_name,
+                headers=headers,
+                cookies=cookies,
+                start_server=start_server,
                 trusted=ssl,
                 insecure=permitted,
                 timeout=left,
@@ -397,72 +412,6 @@ class BridgeBase:
     def _is_released(self) -> bool:
         """Whether ``aclose`` has nothing to try again."""
         return self._transport.is_released
-
-
-class Opening(Generic[C]):
-    """A bridge or fleet that is not open yet: await it, or enter it with ``async with``."""
-
-    def __init__(self, make: Callable[[], Awaitable[C]], timeout: float, kind: str) -> None:
-        check_seconds(timeout)
-        self._make, self._kind = make, kind
-        self._bridge: C | None = None
-
-    def __repr__(self) -> str:
-        return f"<{self._kind}, not open yet: await it, or enter it with async with>"
-
-    if not TYPE_CHECKING:  # a type checker reports both mistakes by itself
-
-        def __getattr__(self, name):
-            raise AttributeError(f"{self!r} has no attribute {name!r}")
-
-        def __enter__(self):
-            raise TypeError(f"{self!r}; for a plain 'with' use SyncBridge")
-
-        def __exit__(self, *exc_info): ...
-
-    def __await__(self) -> Generator[Any, None, C]:
-        require_asyncio()
-        return self._make().__await__()
-
-    async def __aenter__(self) -> C:
-        require_asyncio()
-        self._bridge = await self._make()
-        return self._bridge
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._bridge is not None:
-            with noted_on(error):
-                await self._bridge.aclose()
-
-
-class OpenOptions:
-    """The options that all constructors of a bridge share, checked.
-
-    Attributes:
-        lane: the lane to use; ``"auto"`` for the fastest one that works.
-        trust: what to open of what the kernel sends; None decides by what the kernel proves.
-        allow: classes beyond data that are opened, by ``module.qualname``.
-        pool: the largest share of the free memory that objects in transit may take.
-    """
-
-    def __init__(
-        self,
-        lane: LaneName = "auto",
-        trust: TrustName | None = None,
-        allow: Collection[type | str] = (),
-        pool: float = 0.5,
-    ) -> None:
-        check_lane(lane)
-        if not isinstance(pool, (int, float)) or not 0 <= pool <= 1:
-            raise ValueError(f"pool must be a share of the free memory, from 0 to 1, not {pool!r}")
-        if trust is not None:
-            check_trust(trust)
-        self.lane, self.trust, self.allow, self.pool = lane, trust, allowed(allow), float(pool)
 
 
 def attaching(

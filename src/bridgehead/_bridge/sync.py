@@ -39,8 +39,8 @@ from bridgehead._bridge.bridge import Bridge
 from bridgehead._bridge.cell_stream import CellStream
 from bridgehead._bridge.loop_thread import CallbackRunner, LoopCall, LoopEnded, LoopThread
 from bridgehead._bridge.notebook import run_notebook
-from bridgehead._bridge.opening import Opening
 from bridgehead._bridge.progress import Report, drawing
+from bridgehead._bridge.unopened import Opening
 from bridgehead._connection.callbacks import Callback
 from bridgehead._connection.tasks import RemoteTask
 from bridgehead._connection.trust import TrustName

@@ -15,8 +15,8 @@ from bridgehead._bridge.bridge import Bridge
 from bridgehead._bridge.executor import FleetExecutor
 from bridgehead._bridge.fleet import Fleet
 from bridgehead._bridge.fleet_map import ChunkSize
-from bridgehead._bridge.opening import Opening
 from bridgehead._bridge.sync import BlockingIterator, SyncBridge, SyncTargets, SyncTask
+from bridgehead._bridge.unopened import Opening
 from bridgehead._protocol.ref import Ref
 from bridgehead._protocol.results import fleet_html
 

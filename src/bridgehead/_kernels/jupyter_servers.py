@@ -2,7 +2,7 @@
 
 Rule: which server, which token, and which kernel of the server, up to an open transport; ``local``
 does the same for kernels without a server. A connection that would show the token to strangers is
-refused before anything is sent.
+refused before anything is sent. ``server_wait`` waits for a server that is starting.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import logging
 import os
 import re
 import ssl
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
@@ -37,7 +38,10 @@ if TYPE_CHECKING:
 TlsTrust = ssl.SSLContext | str | os.PathLike[str] | None  # a context, or a file of authorities
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "[::1]"}  # noqa: S104
 PAGES = ("lab", "tree", "notebooks", "doc", "edit", "console", "api")  # of a server, in addresses
+# What a browser shows of a server of a JupyterHub that does not run.
+HUB_PAGES = re.compile(r"^(.*?)/hub/(?:user|spawn|spawn-pending)/(?=[^/])")
 UNUSED_ID = "00000000-0000-0000-0000-000000000000"  # has the form of a kernel id; no kernel has it
+OWN_HEADERS = ("accept-encoding", "connection", "content-length", "cookie", "host", "upgrade")
 log = logging.getLogger("bridgehead")
 
 
@@ -56,6 +60,9 @@ async def connect(
     *,
     kernel_id: str | None,
     kernel_name: str | None,
+    headers: Mapping[str, str] | None,
+    cookies: Mapping[str, str] | None,
+    start_server: bool,
     trusted: TlsTrust,
     insecure: frozenset[str],
     timeout: float,
@@ -64,12 +71,24 @@ async def connect(
 
     A failure or a cancel ends a kernel that was started.
     """
+    headers, cookies = _checked_headers(headers), _checked("cookies", cookies)
+    if "authorization" in map(str.lower, headers):
+        if token is not None:
+            raise ValueError("token= and the header Authorization are the same; pass one of them")
+        token = ""
     server = find(url, token)
-    rest = _rest(server, trusted, insecure)
+    rest = _rest(server, trusted, insecure, headers, cookies)
+    if start_server and rest.hub is None:
+        raise ValueError(
+            "start_server= is for a server of a JupyterHub; its address has the user's name, as in "
+            f"https://hub/user/NAME/, and this one is {rest.url}"
+        )
     wanted = kernel_id or server.kernel_id
     if wanted is not None:
-        return await _opened(rest, lambda: _known(rest, wanted), timeout, owned=False)
-    return await _opened(rest, lambda: rest.start(kernel_name), timeout, owned=True)
+        return await _opened(rest, lambda: _known(rest, wanted), timeout, start=start_server)
+    return await _opened(
+        rest, lambda: rest.start(kernel_name), timeout, owned=True, start=start_server
+    )
 
 
 async def attach(url: str, *, insecure: frozenset[str], timeout: float) -> WebsocketTransport:
@@ -78,8 +97,8 @@ async def attach(url: str, *, insecure: frozenset[str], timeout: float) -> Webso
     rest = _rest(server, None, insecure)
     wanted = server.kernel_id
     if wanted is not None:
-        return await _opened(rest, lambda: _known(rest, wanted), timeout, owned=False)
-    return await _opened(rest, lambda: _latest(rest), timeout, owned=False)
+        return await _opened(rest, lambda: _known(rest, wanted), timeout)
+    return await _opened(rest, lambda: _latest(rest), timeout)
 
 
 @contextlib.asynccontextmanager
@@ -104,6 +123,8 @@ def _rest(
     server: JupyterServer,
     trusted: TlsTrust,
     insecure: frozenset[str],
+    headers: Mapping[str, str] | None = None,
+    cookies: Mapping[str, str] | None = None,
 ) -> Rest:
     try:
         import websockets  # noqa: F401 - fails before anything is opened
@@ -116,7 +137,7 @@ def _rest(
         ) from error
     context = _context(server.url, trusted)
     _check_secure(server.url, insecure)
-    return Rest(server.url, _sendable(server.token), context)
+    return Rest(server.url, _sendable(server.token), context, headers, cookies)
 
 
 def _sendable(token: str) -> str:
@@ -126,6 +147,29 @@ def _sendable(token: str) -> str:
         # Do not quote them: the token is secret.
         raise ValueError("the token has characters that no server accepts")
     return token
+
+
+def _checked_headers(headers: Mapping[str, str] | None) -> dict[str, str]:
+    checked = _checked("headers", headers)
+    for name in checked:
+        if name.lower() in OWN_HEADERS or name.lower().startswith("sec-websocket-"):
+            raise ValueError(f"headers= cannot have {name}, which bridgehead sets itself")
+    return checked
+
+
+def _checked(what: str, pairs: Mapping[str, str] | None) -> dict[str, str]:
+    """Return headers or cookies as they are sent. No error quotes a value, which may be secret."""
+    if isinstance(pairs, str):
+        raise TypeError(f"{what} must be a mapping of names to texts, not one text")
+    checked = dict(pairs or {})
+    for name, value in checked.items():
+        if not isinstance(name, str) or not re.fullmatch(r"[!#$%&'*+.^_`|~\w-]+", name, re.ASCII):
+            raise ValueError(f"{what}: {line(repr(name))} is not a name that a server accepts")
+        if not isinstance(value, str):
+            raise TypeError(f"{what}: the value of {name} is {type(value).__name__}, not a text")
+        if not (value.isascii() and value.isprintable()) or (what == "cookies" and ";" in value):
+            raise ValueError(f"{what}: the value of {name} has characters that no server accepts")
+    return checked
 
 
 async def _known(rest: Rest, identity: str) -> str:
@@ -145,20 +189,27 @@ async def _latest(rest: Rest) -> str:
 
 
 async def _opened(
-    rest: Rest, find_kernel: Callable[[], Awaitable[str]], timeout: float, *, owned: bool
+    rest: Rest,
+    find_kernel: Callable[[], Awaitable[str]],
+    timeout: float,
+    *,
+    owned: bool = False,
+    start: bool = False,
 ) -> WebsocketTransport:
+    from bridgehead._kernels.server_wait import until_it_answers
     from bridgehead._transports.websocket import WebsocketTransport
 
     transport = None
     found: asyncio.Future[str] | None = None
+    until = time.monotonic() + timeout
     try:
-        async with asyncio.timeout(timeout):
-            await rest.reach()
+        await until_it_answers(rest, timeout, start=start)
+        async with asyncio.timeout(until - time.monotonic()):
             # If this were cancelled half-way, a started kernel would stay unknown and never end.
             found = asyncio.ensure_future(find_kernel())
             identity = await asyncio.shield(found)
         transport = WebsocketTransport(rest, identity, owned=owned)
-        await transport.open(timeout)
+        await transport.open(max(0.0, until - time.monotonic()), asked=timeout)
     except TimeoutError:
         await finish(_give_up(rest, found, owned))
         raise KernelNotFound(f"{rest.url} provided no kernel within {timeout:g} s") from None
@@ -314,8 +365,9 @@ def _parsed(url: str) -> JupyterServer:
         raise ValueError("the token in the address follows no '?'; pass token=")
     if parts.username is not None or parts.password is not None:
         raise ValueError("the address of the server contains a user or password; pass token=")
-    path = parts.path.split("/")
-    at = next((at for at, step in enumerate(path) if step in PAGES), len(path))
+    path = HUB_PAGES.sub(r"\1/user/", parts.path, count=1).split("/")
+    pages = (at for at, step in enumerate(path) if step in PAGES and path[at - 1] != "user")
+    at = next(pages, len(path))
     base, page = "/".join(path[:at]).rstrip("/") + "/", path[at:]
     kernel_id = page[2] if page[:2] == ["api", "kernels"] and len(page) > 2 else None
     token = parse_qs(parts.query).get("token", [""])[0]

@@ -158,6 +158,8 @@ class Timings:
     server_connect: float = 10.0
     # For the response of a server.
     server_response: float = 20.0
+    # Before each look whether a server runs that is starting; the last one repeats.
+    server_pauses: tuple[float, ...] = (0.1, 0.2, 0.5, 1.0, 2.0)
     # For the response of a server that starts a kernel.
     server_start: float = 120.0
     # After a cancel, until a server must say which kernel it started.

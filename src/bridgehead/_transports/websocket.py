@@ -109,8 +109,12 @@ class WebsocketTransport(Transport):
 
     # ------------------------------------------------------------ opening and closing
 
-    async def open(self, timeout: float) -> None:
+    async def open(self, timeout: float, asked: float | None = None) -> None:
         """Connect, and wait until the kernel answers.
+
+        Args:
+            timeout: seconds.
+            asked: the caller's timeout, which the error names, if ``timeout`` is what is left.
 
         Raises:
             KernelNotFound: the server has no such kernel, or it does not answer.
@@ -130,7 +134,7 @@ class WebsocketTransport(Transport):
         except TimeoutError:
             raise KernelNotFound(
                 f"the kernel {self.kernel_id} of {self.url} did not answer within "
-                f"{timeout:g} s: it is starting, or stuck"
+                f"{timeout if asked is None else asked:g} s: it is starting, or stuck"
             ) from None
 
     async def _connect_slowly(self) -> _CountingConnection:
@@ -166,7 +170,7 @@ class WebsocketTransport(Transport):
         except InvalidStatus as error:
             status = error.response.status_code
             if status in (401, 403):
-                raise self.rest.refused(str(status)) from None
+                raise await self.rest.refusal(str(status)) from None
             if status == 404:
                 raise self._unknown() from None
             raise server_away(

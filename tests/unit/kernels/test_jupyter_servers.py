@@ -118,3 +118,54 @@ def test_a_file_of_another_user_is_no_server(runtime: Path, port: int) -> None:
     assert find(f"127.0.0.1:{port}", None).token == ""
     with pytest.raises(BridgeError, match="lists: none"):
         find(None, None)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "match"),
+    [
+        ({"X-Door": f"{SECRET}\r\n"}, "the value of X-Door has characters"),
+        ({"X-Door": f"é{SECRET}"}, "the value of X-Door has characters"),
+        ({"X Door": SECRET}, "'X Door' is not a name"),
+        ({"": SECRET}, "'' is not a name"),
+        ({5: SECRET}, "5 is not a name"),
+        ({"X-Door": SECRET.encode()}, "the value of X-Door is bytes"),
+        (SECRET, "must be a mapping"),
+    ],
+)
+@pytest.mark.parametrize("what", ["headers", "cookies"])
+async def test_bad_headers_and_cookies_are_refused_and_not_shown(
+    what: str, pairs: object, match: str
+) -> None:
+    with pytest.raises((TypeError, ValueError), match=match) as caught:
+        await Bridge.connect("127.0.0.1:9", **{what: pairs})  # type: ignore[arg-type]
+    assert what in str(caught.value)
+    assert not [text for text in messages(caught.value) if SECRET in text]
+
+
+async def test_headers_that_contradict_the_connection_are_refused() -> None:
+    for name in ("Host", "Cookie", "accept-encoding", "Sec-WebSocket-Protocol", "UPGRADE"):
+        with pytest.raises(ValueError, match=f"cannot have {name}"):
+            await Bridge.connect("127.0.0.1:9", headers={name: "x"})
+    with pytest.raises(ValueError, match="cookies: the value of a has characters"):
+        await Bridge.connect("127.0.0.1:9", cookies={"a": "1; b=2"})
+    with pytest.raises(ValueError, match=r"token= and the header Authorization"):
+        await Bridge.connect("127.0.0.1:9", SECRET, headers={"authorization": "Bearer x"})
+
+
+@pytest.mark.parametrize(
+    ("page", "server"),
+    [
+        ("user/ada/lab/tree/x", "user/ada/"),
+        ("user/ada/gpu/lab?reset", "user/ada/gpu/"),
+        ("user/lab/tree", "user/lab/"),
+        ("user/a%40b/", "user/a%40b/"),
+        ("hub/user/ada/lab", "user/ada/"),
+        ("hub/spawn/ada", "user/ada/"),
+        ("hub/spawn-pending/ada/gpu", "user/ada/gpu/"),
+        ("base/hub/spawn-pending/ada", "base/user/ada/"),
+        ("hub/home", "hub/home/"),
+        ("user", "user/"),
+    ],
+)
+def test_the_pages_of_a_hub_name_the_server(page: str, server: str) -> None:
+    assert find(f"https://h/{page}", None).url == f"https://h/{server}"

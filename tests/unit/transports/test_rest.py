@@ -4,50 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import json
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 
 import pytest
 
 from bridgehead import Bridge, BridgeError, KernelNotFound, TransportError
 from bridgehead._transports.rest import BODY, Rest
+from support.web import Answer, answering, reply
 
-Answer = Callable[[str, asyncio.StreamWriter], Awaitable[None]]
 EVIL = "\x1b]0;own\x07\x1b[2J"
-
-
-@asynccontextmanager
-async def serving(answer: Answer) -> AsyncIterator[str]:
-    """Give the address of a server that answers each request by a function."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            asked = await reader.readuntil(b"\r\n\r\n")
-            await answer(asked.split(b" ")[1].decode(), writer)
-        except (OSError, EOFError):
-            pass
-        finally:
-            writer.close()
-
-    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
-        for _ in range(3):  # asyncio loses a connection that is accepted as its server closes
-            await asyncio.sleep(0)
-
-
-def reply(body: object, status: str = "200 OK", *headers: str) -> Answer:
-    data = body if isinstance(body, bytes) else json.dumps(body).encode()
-
-    async def answer(path: str, writer: asyncio.StreamWriter) -> None:
-        more = "".join(f"{header}\r\n" for header in headers)
-        head = (
-            f"HTTP/1.1 {status}\r\ncontent-length: {len(data)}\r\nconnection: close\r\n{more}\r\n"
-        )
-        writer.write(head.encode() + data)
-        await writer.drain()
-
-    return answer
 
 
 async def endless(path: str, writer: asyncio.StreamWriter) -> None:
@@ -85,7 +49,7 @@ async def dripping(path: str, writer: asyncio.StreamWriter) -> None:
     ],
 )
 async def test_an_answer_is_bounded_and_controls_no_terminal(answer: Answer) -> None:
-    async with serving(answer) as url, Rest(url, "token", None) as rest:
+    async with answering(answer) as url, Rest(url, "token", None) as rest:
         with pytest.raises(BridgeError) as caught:
             await rest.reach()
     text = str(caught.value)
@@ -95,7 +59,7 @@ async def test_an_answer_is_bounded_and_controls_no_terminal(answer: Answer) -> 
 
 @pytest.mark.timings(server_response=0.1, server_connect=0.1)
 async def test_an_answer_that_never_ends_has_a_deadline() -> None:
-    async with serving(dripping) as url, Rest(url, "token", None) as rest:
+    async with answering(dripping) as url, Rest(url, "token", None) as rest:
         with pytest.raises(TransportError, match="no server answers"):
             await rest.reach()
 
@@ -109,7 +73,7 @@ async def test_a_list_of_kernels_may_be_anything(kernels: object) -> None:
         status = "404 Not Found" if path.startswith("/api/kernels/") else "200 OK"
         await reply(body, status)(path, writer)
 
-    async with serving(answer) as url:
+    async with answering(answer) as url:
         for address in (url, f"{url}api/kernels/unknown"):
             with pytest.raises((KernelNotFound, TransportError)) as caught:
                 await Bridge.attach(address, timeout=60)

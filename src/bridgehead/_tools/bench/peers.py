@@ -20,7 +20,7 @@ import zmq
 from jupyter_client.blocking.client import BlockingKernelClient
 
 from bridgehead._bridge.bridge import Bridge
-from bridgehead._bridge.opening import Opening
+from bridgehead._bridge.unopened import Opening
 from bridgehead._tools.bench.payloads import Sample, frames
 
 SLICE = 200  # ms; a peer that waits for an answer looks for Ctrl-C after this time

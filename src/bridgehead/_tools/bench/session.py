@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from bridgehead._bridge.bridge import Bridge
-from bridgehead._bridge.opening import Opening
+from bridgehead._bridge.unopened import Opening
 from bridgehead._errors import BridgeError, NotSupported
 from bridgehead._lanes.handshake import LANES, LaneName
 from bridgehead._tools.bench.payloads import PAYLOADS, Sample

@@ -66,7 +66,8 @@ class Target:
 
     async def _open(self) -> Bridge:
         from bridgehead import Bridge
-        from bridgehead._bridge.opening import OpenOptions, open_bridge
+        from bridgehead._bridge.opening import open_bridge
+        from bridgehead._bridge.unopened import OpenOptions
 
         return await open_bridge(
             Bridge,
