@@ -28,7 +28,7 @@ import zmq
 import zmq.asyncio
 from jupyter_client.asynchronous.client import AsyncKernelClient
 
-from bridgehead import Bridge, KernelRestarted, RemoteError
+from bridgehead import Bridge, KernelRestarted, RemoteError, SyncBridge
 
 LANES: list[Any] = ["direct", "buffers", "inline"]
 MESSAGES: list[Any] = ["buffers", "inline"]  # the lanes that send frames in messages
@@ -70,6 +70,16 @@ async def until(condition: Callable[[], Any], seconds: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < end, f"the condition did not hold within {seconds:g} s"
         await asyncio.sleep(0.005)
+
+
+def kept_and_late(bridge: Bridge | SyncBridge) -> tuple[int, ...]:
+    """Return what the kernel keeps for a bridge, and how many responses came late.
+
+    These are watches, tasks, iterations, refs and callbacks.
+    """
+    stats = bridge.stats
+    kept = stats.watches, stats.tasks, stats.iterations, stats.refs, stats.callbacks
+    return *kept, stats.late
 
 
 async def goes_on(bridge: Bridge) -> None:

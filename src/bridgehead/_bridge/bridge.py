@@ -108,17 +108,21 @@ class Bridge(WorkMethods):
         >>> await anext(watch)
         2
         >>> bridge.stats
-        <Stats watches=1, tasks=0, iterations=0, refs=0, callbacks=0, late=0>
+        <Stats watches=1, tasks=0, iterations=0, refs=0, callbacks=0, operations=..., sent=..., ...>
         """
         count = self._connection.resources.count()
-        late = self._transport.dispatcher.late
+        counters, dispatcher = self._connection.counters, self._transport.dispatcher
         return Stats(
             watches=count["watches"],
             tasks=count["tasks"],
             iterations=count["iterations"],
             refs=count["refs"],
             callbacks=count["callbacks"],
-            late=late,
+            operations=counters.operations,
+            sent=counters.sent,
+            received=counters.received,
+            retries=counters.retries + dispatcher.retries,
+            late=dispatcher.late,
         )
 
     def __reduce__(self) -> Any:

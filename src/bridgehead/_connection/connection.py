@@ -17,7 +17,7 @@ from bridgehead._connection.calls import PUBLIC_NAMES, Call, Deadline
 from bridgehead._connection.cell import OutputListener
 from bridgehead._connection.interrupts import Interrupts
 from bridgehead._connection.queue import AtOnce, Queue, Turn
-from bridgehead._connection.records import recorded
+from bridgehead._connection.records import Counters, recorded
 from bridgehead._connection.remote import Installation
 from bridgehead._connection.resources import Resources
 from bridgehead._connection.subshell import Subshell
@@ -57,6 +57,7 @@ class Connection:
         self.subshell: Subshell = Subshell(transport)
         self.remote: Installation = Installation(transport, wanted, trust, self.subshell, pool)
         self.resources: Resources = Resources(transport, self.remote)
+        self.counters: Counters = Counters()
         self._interrupts: Interrupts = Interrupts(transport, self.remote)
 
     def check_caller(self) -> None:
@@ -160,6 +161,7 @@ class Connection:
         meant for the same kernel process, is sent again; everything else is raised.
         """
         call.turn, remote, life = turn, self.remote, self.transport.life
+        self.counters.operations += 1
         # The call is meant for the kernel process that is known when it begins, if one is.
         process = remote.process if remote.is_current else None
         losses, deleted = 0, False  # for this call: of the remote part, of its first subshell
@@ -173,7 +175,7 @@ class Connection:
                 lane, info, turn.sent = remote.lane, remote.info, False
                 response = await turn.carry(lane, request)
                 if not response.is_partial:
-                    return await lane.complete(response)
+                    return self._counted(call, await lane.complete(response))
             except NotServed:
                 continue
             except asyncio.CancelledError:
@@ -184,6 +186,7 @@ class Connection:
                 if deleted:
                     raise NotSupported(f"the kernel deletes each subshell: {error}") from None
                 deleted = True
+                self.counters.retries += 1
                 self.subshell.forget(call.shell)
                 continue
             except KernelRestarted:
@@ -203,10 +206,16 @@ class Connection:
                         f"the remote part was removed from the kernel {losses} times, each time "
                         "before it served this call; nothing was done"
                     ) from None
+                self.counters.retries += 1
                 turn.sent = False  # else a restart that is found next would look like another loss
                 continue
             turn.leave()  # the next operation is sent while this one fetches the rest
-            return await lane.complete(response)
+            return self._counted(call, await lane.complete(response))
+
+    def _counted(self, call: Call, response: Response) -> Response:
+        self.counters.sent += _sent(call)
+        self.counters.received += response.arrived
+        return response
 
     async def _prepare(self, call: Call, turn: Turn) -> Request:
         """Return the request for a call, made for one installation: as it is on return."""
@@ -395,5 +404,8 @@ class Connection:
 
 
 def _crossed(call: Call, response: Response) -> str:
-    sent = 0 if call.payload is None else call.payload.nbytes
-    return f"{sent:,} bytes sent, {response.arrived:,} received, lane {response.lane}"
+    return f"{_sent(call):,} bytes sent, {response.arrived:,} received, lane {response.lane}"
+
+
+def _sent(call: Call) -> int:
+    return 0 if call.payload is None else call.payload.nbytes

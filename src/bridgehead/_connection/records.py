@@ -1,4 +1,4 @@
-"""Log records of operations: what crossed, on which lane, and in which time.
+"""Records of operations: what crossed, on which lane, and in which time; and the counts of them.
 
 Rule: one DEBUG record for each operation, on the logger ``bridgehead``. It has the operation, its
 id, bytes and milliseconds; never a value, an expression, a name, a message of an error or a token.
@@ -16,6 +16,21 @@ from bridgehead._connection.calls import PUBLIC_NAMES, Call
 
 T = TypeVar("T")
 log = logging.getLogger("bridgehead")
+
+
+class Counters:
+    """What a connection counts from its beginning on.
+
+    Attributes:
+        operations: requests and cells that were begun.
+        sent, received: bytes of the objects of requests that succeeded.
+        retries: of requests that had not run; see ``dispatch`` for more of them.
+    """
+
+    __slots__ = ("operations", "received", "retries", "sent")
+
+    def __init__(self) -> None:
+        self.operations = self.sent = self.received = self.retries = 0
 
 
 def recorded(

@@ -124,6 +124,7 @@ class RunningCell:
         )
 
     async def _run_to_end(self, turn: Turn) -> Reply:
+        self._connection.counters.operations += 1
         loop = asyncio.get_running_loop()
         timer = None
         if self._timeout is not None:

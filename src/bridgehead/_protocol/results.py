@@ -262,11 +262,14 @@ class Stats:
         iterations: iterators that the kernel keeps for this bridge.
         refs: objects that the kernel keeps for this bridge under no name.
         callbacks: those that were sent to the kernel and are not closed.
-        late: responses, since the bridge was opened, that came when no caller waited for them any
-            more.
+        operations: requests and cells that were begun since the bridge was opened; one call may
+            need several.
+        sent, received: bytes of the objects that crossed to the kernel, and from it.
+        retries: requests that were sent again, because they had not run or their connection broke.
+        late: responses that came when no caller waited for them any more.
 
     >>> bridge.stats
-    <Stats watches=0, tasks=0, iterations=0, refs=0, callbacks=0, late=0>
+    <Stats watches=0, tasks=0, iterations=0, refs=0, callbacks=0, operations=..., sent=..., ...>
     """
 
     watches: int
@@ -274,6 +277,10 @@ class Stats:
     iterations: int
     refs: int
     callbacks: int
+    operations: int
+    sent: int
+    received: int
+    retries: int
     late: int
 
     def __repr__(self) -> str:

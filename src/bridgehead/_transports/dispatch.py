@@ -129,6 +129,7 @@ class Dispatcher:
         self._life, self._send, self._message, self._spawn = life, send, message, spawn
         self._timings = timings
         self.late: int = 0  # replies without a waiting request
+        self.retries: int = 0  # of requests that were aborted, or whose connection broke
         self.window: int = WINDOW
         self._slots = asyncio.Semaphore(self.window)
         self._subshell_slots = asyncio.Semaphore(WINDOW)
@@ -212,6 +213,7 @@ class Dispatcher:
                 reply = await pending.future
             except BaseException as error:
                 if repeatable and isinstance(error, Reconnected):
+                    self.retries += 1
                     continue  # it runs once, and it may be this message whose outputs arrive
                 self._listening.pop(pending.id, None)  # no caller wants its outputs any more
                 raise
@@ -220,6 +222,7 @@ class Dispatcher:
             pause = next(pauses, None)
             if pause is None:
                 break
+            self.retries += 1
             with self._unsent():
                 await asyncio.sleep(pause)
         raise RequestAborted(

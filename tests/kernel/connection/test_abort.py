@@ -56,6 +56,7 @@ async def test_a_request_that_is_always_aborted_raises_request_aborted() -> None
         async with reported_within(1.5):
             with pytest.raises(RequestAborted, match="it was not executed"):
                 await bridge.push(x=1)
+        assert bridge.stats.retries == 6
         # Only a failing cell sends the message that ends the aborting. None failed, so restart.
         await bridge.restart()
         assert await look(file_of(bridge)) == {}

@@ -57,6 +57,24 @@ async def test_a_cancelled_operation_is_recorded(
         await cell
 
 
+async def test_stats_count_operations_and_bytes(live: Bridge) -> None:
+    before = live.stats
+    await live.push(x=b"x" * 1000)
+    pushed = live.stats
+    assert (pushed.operations, pushed.received) == (before.operations + 1, before.received)
+    assert 1000 < pushed.sent - before.sent < 2000
+    assert len(await live.pull("5 * x")) == 5000
+    pulled = live.stats
+    assert (pulled.operations, pulled.sent) == (pushed.operations + 1, pushed.sent)
+    assert 5000 < pulled.received - pushed.received < 6000
+    await live.run("x = 1")
+    with pytest.raises(RemoteError):
+        await live.pull("1/0")
+    after = live.stats
+    assert after.operations == pulled.operations + 2
+    assert (after.retries, after.late) == (0, 0)
+
+
 async def test_the_life_of_a_kernel_is_recorded(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "bridgehead")
     async with Bridge.launch() as bridge:

@@ -21,10 +21,10 @@ from bridgehead import (
     NameNotFound,
     Ref,
     RemoteError,
-    Stats,
     SyncBridge,
 )
 from bridgehead._connection import resources as _resources
+from support.kit import kept_and_late
 from unit.connection.test_tasks import later, nothing_is_left, remote_of
 
 
@@ -226,7 +226,7 @@ async def test_an_async_function_can_keep_its_value_under_no_name(loopback: Brid
     same = await task
     assert await loopback.call(operator.is_, ref, same)
     assert (await task) is same
-    assert loopback.stats == Stats(watches=0, tasks=0, iterations=0, refs=2, callbacks=0, late=0)
+    assert kept_and_late(loopback) == (0, 0, 0, 2, 0, 0)
     assert (len(remote_of(loopback).resources.owners), await loopback.names()) == (1, [])
 
 

@@ -135,8 +135,9 @@ def test_ordinary_reprs_fit_on_a_line() -> None:
             "<Result [3] 1 2, 3 characters printed>"
         ),
         repr(Result(execution_count=3)): "<Result [3] no value>",
-        repr(Stats(1, 2, 3, 4, 5, 30_000)): (
-            "<Stats watches=1, tasks=2, iterations=3, refs=4, callbacks=5, late=30,000>"
+        repr(Stats(1, 2, 3, 4, 5, 6, 7_000, 8, 9, 30_000)): (
+            "<Stats watches=1, tasks=2, iterations=3, refs=4, callbacks=5, operations=6, "
+            "sent=7,000, received=8, retries=9, late=30,000>"
         ),
         repr(info()): "<Info x, Python 3.11.7, pid 5: buffers over ipc, data only>",
         repr(Message("stream", {"name": "stdout", "text": "one\ntwo"})): "<stream one>",
