@@ -121,7 +121,7 @@ __all__ = [
     "run_notebook",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 for _name in __all__:  # tracebacks and pickles must not depend on the layout of the files
     globals()[_name].__module__ = __name__

@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from bridgehead import __version__
 from bridgehead._tools.cli.exit import NoReader
 
 # command: its file, and its line in the list
@@ -76,7 +77,7 @@ class Commands(click.Group):
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="bridgehead", message="%(prog)s %(version)s")
+@click.version_option(__version__, message="%(prog)s %(version)s")
 def bridgehead() -> None:
     """Live Python objects, between an asyncio program and a running Jupyter kernel.
 
