@@ -30,7 +30,10 @@ class Counters:
     __slots__ = ("operations", "received", "retries", "sent")
 
     def __init__(self) -> None:
-        self.operations = self.sent = self.received = self.retries = 0
+        self.operations: int = 0
+        self.sent: int = 0
+        self.received: int = 0
+        self.retries: int = 0
 
 
 def recorded(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from bridgehead._errors import KernelNotFound
+from bridgehead._errors import KernelNotFound, TransportError
 from bridgehead._transports.base import Transport
 from bridgehead._transports.jupyterhub import HubServer, State
 from bridgehead._transports.rest import Rest
@@ -62,12 +62,20 @@ class _Wait:
 
     async def run(self, seconds: float) -> None:
         pauses = iter(Transport.timings.server_pauses)
-        while (absence := await self._rest.absence()) is not None:
-            if self._absence is None:
-                log.info("%s; waiting for it up to %g s", absence, seconds)
-            self._absence = absence
-            if self._rest.hub is not None:
-                await self._look(self._rest.hub)
+        while True:
+            try:
+                absence = await self._rest.absence()
+                if absence is None:
+                    return
+                if self._absence is None:
+                    log.info("%s; waiting for it up to %g s", absence, seconds)
+                self._absence = absence
+                if self._rest.hub is not None:
+                    await self._look(self._rest.hub)
+            except TransportError as error:  # the proxy or the Hub may be restarted meanwhile
+                if self._absence is None or not error.may_recover:
+                    raise
+                self._absence = str(error)
             await asyncio.sleep(next(pauses, Transport.timings.server_pauses[-1]))
 
     async def _look(self, hub: HubServer) -> None:

@@ -74,9 +74,11 @@ class Rest:
                 self.headers["X-XSRFToken"] = cookies["_xsrf"]
         if token:
             self.headers["Authorization"] = f"token {token}"
-        has_token = "authorization" in map(str.lower, self.headers)
+        self._has_token = "authorization" in map(str.lower, self.headers)
         # None if the server has no address as those of a Hub have it.
-        self.hub = HubServer.of(url, has_token=has_token, send=self._send, quoted=self._quoted)
+        self.hub = HubServer.of(
+            url, has_token=self._has_token, send=self._send, quoted=self._quoted
+        )
         self._client: httpx.AsyncClient | None = None
 
     async def __aenter__(self) -> Rest:
@@ -267,7 +269,7 @@ class Rest:
         if is_of_hub(response) and self.hub is None:
             return self._hub_itself()
         where = self._quoted(response.headers.get("location", "another page"))
-        todo = "check the address" if self.token else "pass token="
+        todo = "check the address" if self._has_token else "pass token="
         return KernelNotFound(
             f"{self.url} redirects to {where}: a login page, or the server has another address; "
             f"{todo}, or pass cookies= or headers= if a proxy before the server wants a login"
@@ -315,7 +317,7 @@ class Rest:
                 await self.hub.raise_refused(reason)
             except BridgeError as error:
                 return error
-        if self.token:
+        if self._has_token:
             return KernelNotFound(
                 f"{self.url} refuses the token ({reason}); run `jupyter server list` on the "
                 "server's machine, or copy the address that the server printed. The token of a "

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from bridgehead import KernelNotFound
+from bridgehead import KernelNotFound, TransportError
 from bridgehead._kernels.server_wait import TODO, _Wait, until_it_answers
 from bridgehead._transports.rest import Rest
 from support.web import answering, reply
@@ -25,9 +25,13 @@ class Hub:
         self.runs = False
         self.starts: list[str] = []  # what it answers to requests to start the server
         self.asked = 0
+        self.breaks = False  # it answers nothing
         self.twice = asyncio.Event()  # the server's state was asked twice
 
     async def __call__(self, path: str, writer: asyncio.StreamWriter) -> None:
+        if self.breaks:
+            self.breaks = False
+            return
         answer = reply({"kind": "user", "name": "ada"}, "200 OK", OF_HUB)
         if path == "/user/ada/api":
             answer = reply({"version": "2"}) if self.runs else AWAY
@@ -71,6 +75,21 @@ async def test_a_server_that_runs_in_the_end_is_no_error() -> None:
         task = asyncio.ensure_future(until_it_answers(rest, 60))
         await hub.twice.wait()
         assert not task.done()
+        hub.runs = True
+        await task
+
+
+async def test_a_connection_that_breaks_meanwhile_ends_no_wait() -> None:
+    hub = Hub()
+    async with answering(hub) as url, Rest(f"{url}user/ada/", "t", None) as rest:
+        hub.breaks = True
+        with pytest.raises(TransportError, match="closed the connection"):
+            await until_it_answers(rest, 60)
+        task = asyncio.ensure_future(until_it_answers(rest, 60))
+        await hub.twice.wait()
+        hub.breaks = True
+        while hub.breaks:
+            await asyncio.sleep(0.01)
         hub.runs = True
         await task
 
