@@ -185,7 +185,7 @@ async def hub(path: str = "/") -> AsyncIterator[RunningHub]:
         running = RunningHub(f"http://127.0.0.1:{port}{path}", folder, admin, robot)
         try:
             async with running.client:
-                async with asyncio.timeout(120):
+                async with asyncio.timeout(300):
                     while not await _answers(running.client):
                         assert process.returncode is None, log.read_text(errors="replace")[-3000:]
                         await asyncio.sleep(0.1)

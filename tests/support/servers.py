@@ -95,7 +95,7 @@ async def serving(
 
 
 async def _answers(process: asyncio.subprocess.Process, url: str, ssl: Any) -> bool:
-    async with httpx.AsyncClient(verify=ssl or True) as client, asyncio.timeout(60):
+    async with httpx.AsyncClient(verify=ssl or True) as client, asyncio.timeout(180):
         while process.returncode is None:
             with contextlib.suppress(httpx.TransportError):
                 await client.get(f"{url}api")
