@@ -246,7 +246,7 @@ async def test_a_server_that_is_stopped_beneath_a_bridge_blames_no_token(
             while True:
                 with contextlib.suppress(TransportError):
                     await other.pull("1")
-                    await asyncio.sleep(0.1)
+                await asyncio.sleep(0.1)
 
 
 async def test_the_programs_of_the_guide_print_what_it_says(
