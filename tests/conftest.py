@@ -31,7 +31,7 @@ from support.forked_kernels import KernelForker
 from support.servers import Wire, serving
 
 HERE = Path(__file__).parent
-WITH_KERNELS = ("kernel", "servers", "elsewhere")  # the folders whose tests start kernels
+WITH_KERNELS = ("kernel", "servers", "docs", "elsewhere")  # the folders whose tests start kernels
 
 # A quarter of the examples, except with --hypothesis-profile thorough, which .ci/run passes. A test
 # with its own number of examples scales it by the profile's. No test relies on being fast.

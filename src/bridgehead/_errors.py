@@ -1,19 +1,19 @@
 """The exceptions, in one tree.
 
 Rule: the base class says whether the request ran; the class says why; the message says what went
-wrong, what state things are in now, and what to do. Every class pickles.
+wrong, what state things are in now, and what to do. Every class pickles. The tree::
 
     BridgeError
       NotSent               the request was refused before it was sent
         KernelNotFound      there is no such kernel, or nothing answers at its address
-        UnsupportedKernel   not a Python kernel, or it does not evaluate user_expressions
-        EncodeError         the object cannot be pickled; ``path`` names the part
+        UnsupportedKernel   not a Python kernel, or without user_expressions
+        EncodeError         the object cannot be pickled; it names the part
         IncompatiblePython  code objects cannot cross between Python minor versions
-        PayloadTooLarge     the object has more bytes than ``max_bytes``; none were sent
+        PayloadTooLarge     the object has more bytes than max_bytes allows
         InsecureConnection  others could read or forge the messages of the connection
         BridgeClosed        the bridge was already closed
-      NotExecuted           the kernel refused or dropped the request, and is unchanged
-        RequestAborted      another client's failing cell aborted the request, each time
+      NotExecuted           the kernel refused the request, and is unchanged
+        RequestAborted      another client's failing cell aborted it, each time
         IntegrityError      what arrived in the kernel is not what was sent
         NotSupported        this kernel or this connection cannot do it
         MissingInKernel     the kernel lacks a package that the object needs
@@ -22,11 +22,11 @@ wrong, what state things are in now, and what to do. Every class pickles.
       OutcomeUnknown        the request may have run as a whole, or not at all
         KernelDied          the kernel's process has ended
         KernelRestarted     a new process answers; its namespace is new
-        KernelUnresponsive  the process exists, but shows no sign of life; it may recover
-        ReplyLost           the kernel finished the request, but its reply is lost or damaged
+        KernelUnresponsive  the process shows no sign of life; it may recover
+        ReplyLost           the request has run; its reply is lost or damaged
         TransportError      the connection itself failed
       DecodeError           the value arrived, but cannot be unpickled in this process
-      UntrustedPayload      the value is more than data, and only data is trusted; not opened
+      UntrustedPayload      the value is more than data, and was not opened
       ProtocolError         the kernel's response does not follow the protocol
 
 A deadline that passed is the builtin ``TimeoutError``, or its subclass ``RunTimeout`` for a cell;
@@ -190,7 +190,10 @@ class NotSent(BridgeError):
 
 
 class KernelNotFound(NotSent):
-    """There is no such kernel, or no kernel answers at its address."""
+    """There is no such kernel, or no kernel answers at its address.
+
+    ``bridgehead ls`` lists the kernels that run, ``jupyter kernelspec list`` those to launch.
+    """
 
 
 class UnsupportedKernel(NotSent):
@@ -200,12 +203,14 @@ class UnsupportedKernel(NotSent):
 class EncodeError(NotSent):
     """A value cannot be pickled.
 
+    Leave the part out that is named, or create it in the kernel with ``run``.
+
     Attributes:
         path: the part that cannot be pickled, as an expression, e.g. ``"config['lock']"``.
 
-        >>> await bridge.push(config={"source": (n for n in range(3))})
-        Traceback (most recent call last):
-        EncodeError: config['source'] cannot be pickled: TypeError: cannot pickle 'generator' object
+    >>> await bridge.push(config={"source": (n for n in range(3))})
+    Traceback (most recent call last):
+    EncodeError: config['source'] cannot be pickled: TypeError: cannot pickle 'generator' object
     """
 
     def __init__(self, message: str, *, path: str = "") -> None:
@@ -228,9 +233,9 @@ class PayloadTooLarge(NotSent):
     Attributes:
         bytes: the size of the object in bytes; None if not known.
 
-        >>> await bridge.pull("bytes(1000)", max_bytes=100)
-        Traceback (most recent call last):
-        PayloadTooLarge: payload is 1,020 bytes, more than max_bytes=100; nothing was sent
+    >>> await bridge.pull("bytes(1000)", max_bytes=100)
+    Traceback (most recent call last):
+    PayloadTooLarge: payload is 1,020 bytes, more than max_bytes=100; nothing was sent
     """
 
     def __init__(self, message: str, *, bytes: int | None = None) -> None:  # noqa: A002
@@ -239,7 +244,11 @@ class PayloadTooLarge(NotSent):
 
 
 class InsecureConnection(NotSent):
-    """Others could read or forge the messages of this connection; ``insecure=`` allows it."""
+    """Others could read or forge the messages of this connection.
+
+    Give the kernel a key, and use Unix sockets, CURVE or ports that SSH forwards; or allow this
+    connection with ``insecure=``.
+    """
 
 
 class InsecureConnectionWarning(UserWarning):
@@ -271,7 +280,10 @@ class RequestAborted(NotExecuted):
 
 
 class IntegrityError(NotExecuted):
-    """Frames were lost, added, reordered or altered in transit, or changed while being sent."""
+    """Frames were lost, added, reordered or altered in transit, or changed while being sent.
+
+    Call again, and do not change an object before ``push`` returns.
+    """
 
 
 class NotSupported(NotExecuted):
@@ -286,8 +298,10 @@ class NotSupported(NotExecuted):
 class MissingInKernel(NotExecuted):
     """The kernel's environment lacks a package; the kernel's namespace is unchanged.
 
+    Install it there; send a module of your own along with ``by_value=``.
+
     Attributes:
-        module: the module that the kernel could not import; ``%pip install`` it in the kernel.
+        module: the module that the kernel could not import.
     """
 
     def __init__(self, message: str, *, module: str = "") -> None:
@@ -298,12 +312,14 @@ class MissingInKernel(NotExecuted):
 class NameNotFound(NotExecuted, KeyError):
     """A name is not defined in the kernel.
 
+    ``names()`` lists those that are; a kernel that was restarted has none.
+
     Attributes:
         names: the names that are missing.
 
-        >>> await bridge.pull("nothing")
-        Traceback (most recent call last):
-        NameNotFound: 'nothing' is not defined in the kernel
+    >>> await bridge.pull("nothing")
+    Traceback (most recent call last):
+    NameNotFound: 'nothing' is not defined in the kernel
     """
 
     def __init__(self, message: str, *, names: Sequence[str] = ()) -> None:
@@ -323,11 +339,11 @@ class RemoteError(BridgeError):
         result: of a cell, the ``Result`` with its output before the exception; else None.
         notebook: of ``run_notebook``, the notebook so far; else None.
 
-        >>> try:
-        ...     await bridge.run("print('begun'); 1 / 0")
-        ... except RemoteError as error:
-        ...     print(error.ename, error.result.stdout)
-        ZeroDivisionError begun
+    >>> try:
+    ...     await bridge.run("print('begun'); 1 / 0")
+    ... except RemoteError as error:
+    ...     print(error.ename, error.result.stdout)
+    ZeroDivisionError begun
     """
 
     result: Any = None
@@ -381,15 +397,17 @@ class RemoteError(BridgeError):
 class RunTimeout(TimeoutError):
     """A cell did not end within its ``timeout``.
 
+    It goes on in the kernel, unless ``on_timeout="interrupt"``.
+
     Attributes:
         result: the ``Result`` with its outputs so far.
         notebook: of ``run_notebook``, the notebook so far; else None.
 
-        >>> try:
-        ...     await bridge.run("print('begun'); import time; time.sleep(0.5)", timeout=0.2)
-        ... except RunTimeout as error:
-        ...     print(error.result.stdout)
-        begun
+    >>> try:
+    ...     await bridge.run("print('begun'); import time; time.sleep(0.5)", timeout=0.2)
+    ... except RunTimeout as error:
+    ...     print(error.result.stdout)
+    begun
     """
 
     notebook: Any = None
@@ -403,11 +421,16 @@ class RunTimeout(TimeoutError):
 
 
 class OutcomeUnknown(BridgeError):
-    """It is not known whether the request ran; if it did, it ran as a whole."""
+    """It is not known whether the request ran; if it did, it ran as a whole.
+
+    Check what it would have changed before you send it again.
+    """
 
 
 class KernelDied(OutcomeUnknown):
     """The kernel's process has ended, and its namespace is lost.
+
+    SIGKILL often means that memory ran out. ``restart()`` starts a launched kernel again, empty.
 
     Attributes:
         exit_code: the process's exit code, negative for a signal; None if not known.
@@ -437,24 +460,33 @@ class ReplyLost(OutcomeUnknown):
 
 
 class TransportError(OutcomeUnknown):
-    """The connection failed while the request was in transit."""
+    """The connection failed while the request was in transit.
+
+    The next call connects again, if that is possible.
+    """
 
     may_recover = False  # whether a later attempt may succeed; for the transports
 
 
 class DecodeError(BridgeError):
-    """A value arrived, but cannot be unpickled in this process, or has no room in its memory."""
+    """A value arrived, but cannot be unpickled in this process, or has no room in its memory.
+
+    Install here what the message names, or pull a plain value, e.g. ``df.to_dict()``.
+    """
 
 
 class UntrustedPayload(BridgeError):
     """A value is more than data, and only data is trusted; it was not opened, no code ran.
 
+    ``allow=[Class]`` opens a class of yours, and ``trust="pickle"`` everything: for a kernel whose
+    code may run in this process.
+
     Attributes:
         type: the type of what is not data, e.g. ``"posix.system"``; empty if not known.
 
-        >>> await bridge.pull("print", trust="data")
-        Traceback (most recent call last):
-        UntrustedPayload: print is builtins.builtin_function_or_method, which is not data; ...
+    >>> await bridge.pull("print", trust="data")
+    Traceback (most recent call last):
+    UntrustedPayload: print is builtins.builtin_function_or_method, which is not data; ...
     """
 
     def __init__(self, message: str, *, type: str = "") -> None:  # noqa: A002
@@ -463,7 +495,10 @@ class UntrustedPayload(BridgeError):
 
 
 class ProtocolError(BridgeError):
-    """The kernel's response does not follow the protocol."""
+    """The kernel's response does not follow the protocol.
+
+    A fault of bridgehead, or of a program between it and the kernel; please report it.
+    """
 
 
 class FleetError(ExceptionGroup[Exception]):
@@ -477,13 +512,13 @@ class FleetError(ExceptionGroup[Exception]):
         errors: the exceptions, by the kernel's index in the fleet. In the part of a group that
             ``except*`` gives, only those of that part.
 
-        >>> await fleet[1].push(x=1)
-        <Transfer x: ...>
-        >>> try:
-        ...     await fleet.pull("x")
-        ... except FleetError as error:
-        ...     print(error.results, error.errors)
-        {1: 1} {0: NameNotFound("'x' is not defined in the kernel")}
+    >>> await fleet[1].push(x=1)
+    <Transfer x: ...>
+    >>> try:
+    ...     await fleet.pull("x")
+    ... except FleetError as error:
+    ...     print(error.results, error.errors)
+    {1: 1} {0: NameNotFound("'x' is not defined in the kernel")}
     """
 
     results: dict[int, Any]

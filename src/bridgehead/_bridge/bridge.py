@@ -523,7 +523,9 @@ class Bridge(WorkMethods):
             The ``Transfer``, or for a fleet a list of them; its ``lane`` names both lanes if they
             differ, as in ``"buffers, direct"``.
 
-        Raises, with a note that says which of the kernels the error is about:
+        An error has a note that says which of the kernels it is about.
+
+        Raises:
             ValueError: there is no name, one is not an identifier, or ``to`` is this bridge.
             TypeError: ``to`` is neither a ``Bridge`` nor a ``Fleet``.
             FleetError: kernels of a fleet failed, for one of the reasons below.

@@ -20,7 +20,7 @@ from bridgehead._transports.messages import Message
 
 
 class CellStream:
-    r"""An async iterator over the outputs of a cell, as ``Message``s, while it runs.
+    r"""An async iterator over the outputs of a cell, each a ``Message``, while it runs.
 
     It has the messages that ``on_output`` of ``Bridge.run`` gets. What the cell raises is raised
     at the end of the loop; then ``result`` has the ``Result``. A slow consumer slows nothing:

@@ -115,19 +115,19 @@ class FleetWork(FleetBase):
             runs is interrupted, and the rest never begins; but an ipyparallel engine ends the chunk
             that it has begun.
 
-        Raises, while it is iterated:
-            RemoteError: the function raised for an item.
-            KernelDied, and the other ``OutcomeUnknown``: the kernel was lost that had the item; or
-                no kernel is left.
-            KernelRestarted: a kernel was restarted before, and no call has reported that yet.
-            EncodeError: the function or an item cannot be pickled.
-            UntrustedPayload: a result is more than data, and only data is trusted.
-            what the iterables raise, after the results of the items before.
+        The first three of these errors are raised at once, the others while the results are
+        iterated. So is what the iterables raise, after the results of the items before.
 
         Raises:
             TypeError: there is no iterable, or an argument is of a wrong type.
             ValueError: ``chunksize``, ``window`` or ``retries`` is too small.
             NotSupported: an async function, and a kernel that only replies to requests.
+            RemoteError: the function raised for an item.
+            OutcomeUnknown: the kernel was lost that had the item (``KernelDied``), or no kernel is
+                left.
+            KernelRestarted: a kernel was restarted before, and no call has reported that yet.
+            EncodeError: the function or an item cannot be pickled.
+            UntrustedPayload: a result is more than data, and only data is trusted.
 
         Example::
 

@@ -14,6 +14,7 @@ import functools
 import inspect
 import os
 import re
+import textwrap
 import threading
 import warnings
 import weakref
@@ -93,7 +94,7 @@ EXAMPLES = {
 >>> kernel.call(work, report)
 >>> [done.get() for _ in range(3)]  # calls arrive soon
 [0, 1, 2]""",
-    "FleetWork.executor": ">>> kernels.executor().submit(abs, -1).result()\n    1",
+    "FleetWork.executor": ">>> kernels.executor().submit(abs, -1).result()\n1",
 }
 
 # How code in the documentation of ``Bridge`` is rewritten.
@@ -225,7 +226,8 @@ def _documentation(method: Any) -> str | None:
     name = method.__name__
     example = EXAMPLES.get(method.__qualname__)
     if example is not None:
-        text = f"{text.partition('Example::')[0].rstrip()}\n\nExample::\n\n    {example}\n"
+        example = textwrap.indent(example, "    ")
+        text = f"{text.partition('Example::')[0].rstrip()}\n\nExample::\n\n{example}\n"
     note = NOTES.get(name) or "\n".join(map(CALLBACK_NOTE.format, _callbacks(method)))
     if note:
         summary, _, rest = text.partition("\n\n")

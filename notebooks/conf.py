@@ -1,0 +1,85 @@
+"""The site: how Sphinx builds it from this folder.
+
+Rule: pages and notebooks are the source of all text. The reference comes from docstrings, the
+command line's page from click's help. Nothing is executed here: tests run the notebooks and every
+block of Python in a page.
+"""
+
+import inspect
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import bridgehead
+import click
+from bridgehead._tools import magics
+from bridgehead._tools.cli.group import bridgehead as command_line
+
+os.environ["COLUMNS"] = "80"  # of the texts of --help
+
+project = "bridgehead"
+copyright = author = "the bridgehead authors"
+version = release = bridgehead.__version__
+
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["**/.ipynb_checkpoints"]
+
+myst_heading_anchors = 4  # links to headings, as GitHub makes them
+nb_execution_mode = "off"
+nb_merge_streams = True
+
+autodoc_class_signature = "separated"  # most classes are made by the library, and not by users
+autodoc_inherit_docstrings = False
+autodoc_default_options = {"members": True, "exclude-members": "__init__, __new__"}
+autodoc_typehints_format = "short"
+napoleon_numpy_docstring = False
+napoleon_use_ivar = True  # an attribute is described once, in the class
+python_maximum_signature_line_length = 80
+
+nitpicky = True  # a link to a name of bridgehead that does not exist ends the build
+nitpick_ignore_regex = [
+    ("py:.*", r"(?!bridgehead\.[A-Za-z]).*")
+]  # names of others, and private ones
+
+html_theme = "pydata_sphinx_theme"
+html_title = "bridgehead"
+html_show_sourcelink = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_sidebars = {"changelog": []}
+html_theme_options = {
+    "navbar_end": ["theme-switcher"],
+    "show_toc_level": 2,
+    "footer_start": ["copyright"],
+    "footer_end": [],
+}
+
+
+def setup(app: Any) -> None:
+    app.connect("source-read", _append_help)
+
+
+def _append_help(app: Any, page: str, content: list[str]) -> None:
+    """Append to two pages what their commands say for ``--help``."""
+    helps = {"reference/cli": _of_commands, "reference/magics": _of_magics}.get(page)
+    for name, text in helps() if helps else ():
+        kind = "text" if text.startswith(("Usage:", "%")) else "{eval-rst}"
+        content[0] += f"\n## {name}\n\n```{kind}\n{text}\n```\n"
+
+
+def _of_commands() -> Iterator[tuple[str, str]]:
+    with click.Context(
+        command_line, None, "bridgehead", **command_line.context_settings
+    ) as context:
+        yield "bridgehead", command_line.get_help(context)
+        for name in command_line.list_commands(context):
+            command = command_line.get_command(context, name)
+            with click.Context(command, context, name) as inner:
+                yield name, command.get_help(inner)
+
+
+def _of_magics() -> Iterator[tuple[str, str]]:
+    yield "%bridge and %%bridge", inspect.getdoc(magics.BridgeMagics.bridge)
+    for name in (*magics.COMMANDS, "cell"):
+        text = getattr(magics.BridgeMagics, name).parser.format_help()
+        yield "%%bridge" if name == "cell" else f"%bridge {name}", text.removeprefix("::\n\n  ")

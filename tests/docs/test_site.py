@@ -1,0 +1,109 @@
+"""The site is built without a warning, its links lead somewhere, and it has every public name.
+
+Rule: what Sphinx made is read as a browser would read it.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pytest
+
+from bridgehead._tools.cli.group import COMMANDS
+from support.docstrings import public
+from support.pages import PAGES, SITE
+
+pytestmark = pytest.mark.docs
+
+
+class Page(HTMLParser):
+    """The links, pictures and anchors of one page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links: set[str] = set()
+        self.anchors: set[str] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        for name, value in attrs:
+            if name == "id" and value:
+                self.anchors.add(value)
+            elif name == ("src" if tag in ("img", "script") else "href") and value:
+                self.links.add(value)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build the site, with warnings as errors; return its folder."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-b", "html"]
+    built = subprocess.run(
+        [*command, "-d", folder / "doctrees", SITE, folder / "html"], capture_output=True, text=True
+    )
+    assert (built.returncode, built.stderr) == (0, ""), built.stderr
+    return folder / "html"
+
+
+@pytest.fixture(scope="module")
+def pages(site: Path) -> dict[Path, Page]:
+    return {file: Page(file.read_text()) for file in site.rglob("*.html")}
+
+
+def test_every_page_and_notebook_is_in_the_site(site: Path) -> None:
+    sources = [*PAGES, *SITE.glob("*.ipynb")]
+    assert len(sources) > 10
+    for source in sources:
+        assert (site / source.relative_to(SITE).with_suffix(".html")).exists()
+
+
+def test_every_internal_link_leads_somewhere(pages: dict[Path, Page]) -> None:
+    broken = []
+    for file, page in pages.items():
+        for link in page.links:
+            parts = urlsplit(link)
+            if parts.scheme or parts.netloc:
+                continue
+            target = (file.parent / unquote(parts.path)).resolve() if parts.path else file
+            anchored = not parts.fragment or (
+                target in pages and unquote(parts.fragment) in pages[target].anchors
+            )
+            if not target.exists() or not anchored:
+                broken.append(f"{file.name}: {link}")
+    assert not broken
+
+
+def test_nothing_is_loaded_from_the_network(pages: dict[Path, Page], site: Path) -> None:
+    for file in pages:
+        text = file.read_text()
+        assert 'src="http' not in text, file
+        assert '<link rel="stylesheet" type="text/css" href="http' not in text, file
+
+
+def test_every_public_name_is_in_the_reference(pages: dict[Path, Page]) -> None:
+    anchors = {
+        anchor
+        for file, page in pages.items()
+        if "reference" in file.parts
+        for anchor in page.anchors
+    }
+    names = [f"bridgehead.{name}" for name, _ in public()]
+    names += ["pytest_bridgehead.bridge", "pytest_bridgehead.loopback_bridge"]
+    assert [name for name in names if name not in anchors] == []
+
+
+def test_every_command_has_its_help(site: Path, pages: dict[Path, Page]) -> None:
+    file = site / "reference" / "cli.html"
+    assert set(COMMANDS) <= pages[file].anchors
+    assert file.read_text().count("Usage: bridgehead") == 1 + len(COMMANDS)
+
+
+@pytest.mark.parametrize("folder", ["guides", "explanation"])
+def test_the_index_of_a_folder_has_a_line_for_each_page(folder: str) -> None:
+    index = (SITE / folder / "index.md").read_text()
+    pages = {page.name for page in (SITE / folder).glob("*.md")} - {"index.md"}
+    assert [name for name in sorted(pages) if f"({name})" not in index] == []
