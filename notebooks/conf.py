@@ -5,6 +5,7 @@ command line's page from click's help. Nothing is executed here: tests run the n
 block of Python in a page.
 """
 
+import builtins
 import inspect
 import os
 from collections.abc import Iterator
@@ -38,12 +39,14 @@ python_maximum_signature_line_length = 80
 
 nitpicky = True  # a link to a name of bridgehead that does not exist ends the build
 nitpick_ignore_regex = [
-    ("py:.*", r"(?!bridgehead\.[A-Za-z]).*")
-]  # names of others, and private ones
+    (r"py:(?!exc).*", r"(?!bridgehead\.[A-Za-z]).*"),  # types of other libraries, private types
+    ("py:exc", "|".join([*dir(builtins), r"asyncio\..*"])),
+]
 
 html_theme = "pydata_sphinx_theme"
 html_title = "bridgehead"
 html_show_sourcelink = False
+html_domain_indices = False
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_sidebars = {"changelog": []}

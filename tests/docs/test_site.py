@@ -51,7 +51,8 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pages(site: Path) -> dict[Path, Page]:
-    return {file: Page(file.read_text()) for file in site.rglob("*.html")}
+    files = [file for file in site.rglob("*.html") if "_static" not in file.parts]
+    return {file: Page(file.read_text()) for file in files}
 
 
 def test_every_page_and_notebook_is_in_the_site(site: Path) -> None:

@@ -50,7 +50,7 @@ class FleetWork(FleetBase):
                 raised here or from the task.
 
         Raises:
-            KernelDied, BridgeClosed, or what else ended the kernels: no kernel is left.
+            OutcomeUnknown, BridgeClosed: no kernel is left; it says what ended the first one.
 
         Example::
 
