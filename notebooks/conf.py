@@ -65,24 +65,23 @@ def setup(app: Any) -> None:
 def _append_help(app: Any, page: str, content: list[str]) -> None:
     """Append to two pages what their commands say for ``--help``."""
     helps = {"reference/cli": _of_commands, "reference/magics": _of_magics}.get(page)
-    for name, text in helps() if helps else ():
-        kind = "text" if text.startswith(("Usage:", "%")) else "{eval-rst}"
+    for name, kind, text in helps() if helps else ():
         content[0] += f"\n## {name}\n\n```{kind}\n{text}\n```\n"
 
 
-def _of_commands() -> Iterator[tuple[str, str]]:
-    with click.Context(
-        command_line, None, "bridgehead", **command_line.context_settings
-    ) as context:
-        yield "bridgehead", command_line.get_help(context)
+def _of_commands() -> Iterator[tuple[str, str, str]]:
+    settings = command_line.context_settings
+    with click.Context(command_line, None, "bridgehead", **settings) as context:
+        yield "bridgehead", "text", command_line.get_help(context)
         for name in command_line.list_commands(context):
             command = command_line.get_command(context, name)
             with click.Context(command, context, name) as inner:
-                yield name, command.get_help(inner)
+                yield name, "text", command.get_help(inner)
 
 
-def _of_magics() -> Iterator[tuple[str, str]]:
-    yield "%bridge and %%bridge", inspect.getdoc(magics.BridgeMagics.bridge)
+def _of_magics() -> Iterator[tuple[str, str, str]]:
+    text = inspect.getdoc(magics.BridgeMagics.bridge)
+    yield "%bridge and %%bridge", "{eval-rst}", f".. highlight:: none\n\n{text}"
     for name in (*magics.COMMANDS, "cell"):
-        text = getattr(magics.BridgeMagics, name).parser.format_help()
-        yield "%%bridge" if name == "cell" else f"%bridge {name}", text.removeprefix("::\n\n  ")
+        text = getattr(magics.BridgeMagics, name).parser.format_help().removeprefix("::\n\n  ")
+        yield "%%bridge" if name == "cell" else f"%bridge {name}", "text", text
