@@ -32,6 +32,7 @@ def test_a_program_of_a_page_runs(block: Block, tmp_path: Path) -> None:
     (run_program if block.kind == "program" else run_tests)(block, tmp_path)
 
 
+@pytest.mark.real_start  # as a reader's notebook
 @pytest.mark.parametrize("cells", CELLS.values(), ids=CELLS)
 async def test_the_cells_of_a_page_run(cells: list[Block], tmp_path: Path) -> None:
     await run_cells(cells, tmp_path)

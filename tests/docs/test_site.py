@@ -19,22 +19,34 @@ from support.pages import PAGES, SITE
 
 pytestmark = pytest.mark.docs
 
+CODE = ("pre", "script", "style")
+
 
 class Page(HTMLParser):
-    """The links, pictures and anchors of one page."""
+    """The links, pictures, anchors and plain text of one page."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.links: set[str] = set()
         self.anchors: set[str] = set()
+        self.text = ""  # without blocks of code
+        self._in_code = 0
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._in_code += tag in CODE
         for name, value in attrs:
             if name == "id" and value:
                 self.anchors.add(value)
             elif name == ("src" if tag in ("img", "script") else "href") and value:
                 self.links.add(value)
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_code -= tag in CODE
+
+    def handle_data(self, data: str) -> None:
+        if not self._in_code:
+            self.text += data
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +107,12 @@ def test_every_public_name_is_in_the_reference(pages: dict[Path, Page]) -> None:
     names = [f"bridgehead.{name}" for name, _ in public()]
     names += ["pytest_bridgehead.bridge", "pytest_bridgehead.loopback_bridge"]
     assert [name for name in names if name not in anchors] == []
+
+
+def test_markup_that_was_not_understood_is_not_shown(pages: dict[Path, Page]) -> None:
+    for file, page in pages.items():
+        for mark in ("``", ">>>", "~bridgehead", "~typing"):
+            assert mark not in page.text, file
 
 
 def test_every_command_has_its_help(site: Path, pages: dict[Path, Page]) -> None:

@@ -24,6 +24,7 @@ def test_a_program_prints_what_it_says(program: Block, tmp_path: Path) -> None:
     run_program(program, tmp_path)
 
 
+@pytest.mark.real_start  # as a reader's notebook
 async def test_the_cells_print_what_they_say(tmp_path: Path) -> None:
     await run_cells(CELLS, tmp_path)
 

@@ -50,9 +50,9 @@ class Callback:
         failed: how many calls raised here, or could not be opened here; each is logged.
         dropped: how many calls were dropped, as far as the kernel has reported.
 
-        >>> with bridge.callback(print) as report:
-        ...     report
-        <Callback print, failed=0, dropped=0>
+    >>> with bridge.callback(print) as report:
+    ...     report
+    <Callback print, failed=0, dropped=0>
     """
 
     def __init__(

@@ -29,8 +29,8 @@ class Message:
         buffers: the binary buffers, mostly none.
         trust: the trust of the bridge, as in ``Result``.
 
-        >>> Message("stream", {"name": "stdout", "text": "at work"})
-        <stream at work>
+    >>> Message("stream", {"name": "stdout", "text": "at work"})
+    <stream at work>
     """
 
     type: str
