@@ -85,7 +85,7 @@ def test_every_internal_link_leads_somewhere(pages: dict[Path, Page]) -> None:
             anchored = not parts.fragment or (
                 target in pages and unquote(parts.fragment) in pages[target].anchors
             )
-            if not target.exists() or not anchored:
+            if not target.exists() or not target.stat().st_size or not anchored:
                 broken.append(f"{file.name}: {link}")
     assert not broken
 
