@@ -277,6 +277,12 @@ async def bridge(everywhere: Bridge) -> Bridge:
     return everywhere
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Import no folder that the markers leave out: its libraries cost seconds in each worker."""
+    left_out = f"not {collection_path.name}" in config.getoption("markexpr")
+    return True if left_out and collection_path.parent == HERE else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by folder, mark and parameters.
 

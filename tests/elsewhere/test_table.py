@@ -13,6 +13,7 @@ import pytest
 from support.elsewhere import NEWEST, OLDEST, TENTH, Elsewhere
 from support.survey import survey, version, write, written
 
+pytestmark = pytest.mark.elsewhere
 CLIENT = (3, 11)  # it decides which objects can cross
 
 # The kernels of the table: the distribution of each, and how many digits of its version count.
@@ -32,7 +33,6 @@ MORE = {"bare": ", with neither cloudpickle nor numpy", "xpython-raw": ", raw"}
 seen: dict[str, tuple[str, ...]] = {}
 
 
-@pytest.mark.elsewhere
 @pytest.mark.skipif(sys.version_info[:2] != CLIENT, reason="the table is what Python 3.11 sees")
 @pytest.mark.parametrize("name", ROWS)
 async def test_the_table_has_the_result_of_the_survey(

@@ -18,6 +18,8 @@ import psutil
 import pytest
 from nbclient import NotebookClient
 
+pytestmark = pytest.mark.servers  # one starts a cluster, and all together take a minute
+
 NOTEBOOKS = Path(__file__).parents[2] / "notebooks"
 PATIENCE = 300  # s for one cell; nothing here measures speed
 
@@ -119,7 +121,6 @@ def test_there_are_notebooks() -> None:
     ]
 
 
-@pytest.mark.servers  # one starts a cluster, and all of them together take a minute
 @pytest.mark.real_start  # a warm process would count as left behind
 @notebooks
 async def test_a_notebook_gives_its_committed_outputs(

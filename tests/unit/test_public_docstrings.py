@@ -11,7 +11,6 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
 
 import bridgehead
@@ -34,6 +33,8 @@ def test_every_public_name_has_an_example(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in PUBLIC if name not in NEED_MORE])
 async def test_an_example_gives_what_it_shows(name: str, tmp_path: Path) -> None:
+    import nbformat
+
     names: dict[str, Any] = {"asyncio": asyncio, "bridgehead": bridgehead}
     names["path"] = path = tmp_path / "notebook.ipynb"
     cells = [nbformat.v4.new_code_cell("print(sum(rows))")]

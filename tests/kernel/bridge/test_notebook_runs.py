@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
-from nbclient import NotebookClient
 
 from bridgehead import Bridge, run_notebook
 
@@ -31,6 +29,8 @@ CELLS = [
 
 
 def made(file: Path) -> Any:
+    import nbformat
+
     cells = [
         nbformat.v4.new_code_cell(code, metadata={"tags": tags} if tags else {}, id=f"c{number}")
         for number, (code, tags) in enumerate(CELLS)
@@ -59,6 +59,9 @@ def joined(notebook: Any) -> Any:
 
 @pytest.mark.slow
 async def test_nbclient_gives_the_same_notebook(tmp_path: Path) -> None:
+    import nbformat
+    from nbclient import NotebookClient
+
     file = tmp_path / "notebook.ipynb"
     theirs = made(file)
     await NotebookClient(theirs, record_timing=False).async_execute()

@@ -13,10 +13,8 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pexpect
 import pytest
-from nbclient import NotebookClient
 
 from bridgehead import Bridge
 from support.kit import until
@@ -126,6 +124,9 @@ print([thread.name for thread in threading.enumerate() if "onitor" in type(threa
 
 async def run(*sources: str) -> Any:
     """Run a notebook of these cells and return it."""
+    import nbformat
+    from nbclient import NotebookClient
+
     cells = [nbformat.v4.new_code_cell(source) for source in sources]
     notebook = nbformat.v4.new_notebook(cells=cells)
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3"}

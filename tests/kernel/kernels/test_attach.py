@@ -18,7 +18,6 @@ from ipykernel.inprocess.manager import InProcessKernelManager
 from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.multikernelmanager import AsyncMultiKernelManager
-from jupyter_server.gateway.managers import GatewayKernelClient
 
 from bridgehead import Bridge, InsecureConnection, KernelNotFound, NotSupported, UnsupportedKernel
 from bridgehead._transports.evidence import is_deserted
@@ -184,6 +183,12 @@ async def test_over_rejects_other_objects() -> None:
         await Bridge.over(5)
 
 
+def gateway_client() -> Any:
+    from jupyter_server.gateway.managers import GatewayKernelClient  # takes a second
+
+    return GatewayKernelClient(kernel_id="1")
+
+
 WITHOUT_SOCKETS: dict[str, tuple[Callable[[], Any], str]] = {
     "in-process manager": (
         InProcessKernelManager,
@@ -195,7 +200,7 @@ WITHOUT_SOCKETS: dict[str, tuple[Callable[[], Any], str]] = {
         "not BlockingInProcessKernelClient, whose kernel runs in this process",
     ),
     "client of a gateway": (
-        lambda: GatewayKernelClient(kernel_id="1"),
+        gateway_client,
         "not GatewayKernelClient without the ports of a kernel; .* Bridge.connect",
     ),
     "client without a file": (

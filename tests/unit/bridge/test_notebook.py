@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import nbformat
 import pytest
 
 from bridgehead import Bridge, RemoteError, RunTimeout, SyncBridge, run_notebook
@@ -20,6 +19,8 @@ class Live:
 
 def written(path: Path, *cells: tuple[str, list[str]]) -> Path:
     """Write a notebook of code cells, each with its tags, and return its path."""
+    import nbformat
+
     made = [
         nbformat.v4.new_code_cell(code, metadata={"tags": tags} if tags else {})
         for code, tags in cells
@@ -35,6 +36,8 @@ def outputs(notebook: Any) -> list[Any]:
 
 
 async def test_cells_run_in_order_with_live_parameters(loopback: Bridge, tmp_path: Path) -> None:
+    import nbformat
+
     file = written(
         tmp_path,
         ("rows = None\nx = 1", ["parameters"]),
@@ -62,6 +65,8 @@ async def test_without_a_cell_for_them_parameters_come_first(
 
 
 async def test_the_first_failure_ends_the_run(loopback: Bridge, tmp_path: Path) -> None:
+    import nbformat
+
     file = written(tmp_path, ("print(1)\n1 / 0", []), ("ran = True", []))
     saved = tmp_path / "saved.ipynb"
     with pytest.raises(RemoteError, match="ZeroDivisionError") as caught:
@@ -103,6 +108,8 @@ async def test_a_cell_that_takes_too_long_ends_the_run(loopback: Bridge, tmp_pat
 
 
 async def test_outputs_of_an_untrusted_kernel_are_inert(tmp_path: Path) -> None:
+    import nbformat
+
     code = "class H:\n    def _repr_mimebundle_(self): return {'text/html': '<b>'}\nH()"
     async with Bridge.loopback(trust="data") as bridge:
         notebook = await run_notebook(bridge, written(tmp_path, (code, [])))

@@ -10,7 +10,6 @@ import random
 from typing import Any
 
 import pytest
-from jupyter_server.services.kernels.connection import base
 
 from bridgehead import ProtocolError
 from bridgehead._transports.subprotocols import BINARY, LEGACY, PARTS, Subprotocol
@@ -30,6 +29,8 @@ def plain(message: dict[str, Any]) -> tuple[dict[str, Any], list[bytes]]:
 
 @pytest.mark.parametrize("buffers", BUFFERS)
 def test_the_server_reads_what_we_write(buffers: list[Any]) -> None:
+    from jupyter_server.services.kernels.connection import base
+
     copies = [bytes(buffer) for buffer in buffers]
     channel, parts = base.deserialize_msg_from_ws_v1(BINARY.pack("shell", MESSAGE, buffers))
     assert channel == "shell"
@@ -45,6 +46,8 @@ def test_the_server_reads_what_we_write(buffers: list[Any]) -> None:
 
 @pytest.mark.parametrize("buffers", BUFFERS)
 def test_we_read_what_the_server_writes(buffers: list[Any]) -> None:
+    from jupyter_server.services.kernels.connection import base
+
     copies = [bytes(buffer) for buffer in buffers]
     parts = [json.dumps(MESSAGE[part]).encode() for part in PARTS]
     data = base.serialize_msg_to_ws_v1([*parts, *copies], "iopub")
