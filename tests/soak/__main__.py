@@ -28,11 +28,13 @@ import sys
 import tempfile
 import time
 import uuid
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 from tests.bench import proc
-from tests.soak import left
+from tests.soak import leaks, left
+from tests.soak.fleets import Pair
 from tests.soak.kernels import (
     DESCRIPTORS,
     LIMITED,
@@ -144,11 +146,25 @@ class Soak:
         self.served: Served = make(Served, "D")
         self.kernels: list[Kernel] = [self.launched, self.limited, self.managed, self.served]
         self.shared: list[Kernel] = [self.launched, self.limited]  # with other processes
+        self.pairs: list[Pair] = []
         self.phases: list[dict[str, Any]] = []
 
     @property
     def actors(self) -> list[Any]:
         return [actor for kernel in self.kernels for actor in kernel.actors]
+
+    @contextlib.asynccontextmanager
+    async def pair(self, kernels: tuple[Kernel, Kernel]) -> AsyncIterator[Pair]:
+        """Give a fleet of two kernels, opened."""
+        name = "".join(kernel.name for kernel in kernels)
+        actors = [kernel.actor(name, kernel.open_another) for kernel in kernels]
+        for actor in actors:
+            await actor.open()
+        try:
+            yield Pair(actors, random.Random(f"{self.seed} {name}"))
+        finally:
+            for actor in actors:
+                await actor.close()
 
     async def run(self) -> None:
         await left.first_use()
@@ -165,6 +181,8 @@ class Soak:
                 await stack.enter_async_context(opening)
             for actor in self.actors:
                 actor.others = self.actors
+            for kernels in (self.launched, self.managed), (self.limited, self.served):
+                self.pairs.append(await stack.enter_async_context(self.pair(kernels)))
             stop = asyncio.Event()
             async with asyncio.TaskGroup() as group:
                 for name in CLIENTS:
@@ -183,21 +201,22 @@ class Soak:
         last_fault, stop = asyncio.Event(), asyncio.Event()
         async with asyncio.TaskGroup() as group:
             harm = [group.create_task(kernel.harm(last_fault, PAUSE)) for kernel in self.kernels]
-            for actor in self.actors:
+            for actor in (*self.actors, *self.pairs):
                 group.create_task(actor.work(stop))
             await asyncio.sleep(max(5.0, end - time.monotonic()))
             last_fault.set()
             await asyncio.wait(harm)  # an actor restarts the kernel that it owns
             stop.set()
-        for actor in self.actors:
+        for actor in (*self.actors, *self.pairs):
             await actor.look()
+            await actor.keeps_nothing()
         self.measure()
 
     def measure(self) -> None:
         held = left.Held.now()
         figures = {
             "phase": len(self.phases) + 1,
-            "steps": sum(actor.steps for actor in self.actors),
+            "steps": sum(actor.steps for actor in (*self.actors, *self.pairs)),
             "faults": sum(self.faults.counts().values()),
             "this MB": held.resident >> 20,  # it varies with what malloc keeps
             "blocks": sys.getallocatedblocks(),
@@ -220,41 +239,59 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--seed", type=int, default=None, help="by default a random one")
+    parser.add_argument(
+        "--leaks",
+        action="store_true",
+        help="instead, make 20,900 operations without faults, and compare what is left",
+    )
     return parser.parse_args()
+
+
+def prepare(folder: Path) -> None:
+    """Give this run folders of its own, and mark its processes."""
+    os.environ[left.MARK] = uuid.uuid4().hex
+    for variable, part in (
+        ("JUPYTER_RUNTIME_DIR", "run"),
+        ("JUPYTER_DATA_DIR", "data"),
+        ("JUPYTER_CONFIG_DIR", "config"),
+        ("IPYTHONDIR", "ipython"),
+        (left.STACKS, "stacks"),
+    ):
+        (folder / part).mkdir(mode=0o700)
+        os.environ[variable] = str(folder / part)
+    os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
+    install_limited(folder / "data")
+    prepare_kernels(folder / "ipython")
+
+
+def soaked(minutes: float, seed: int, folder: Path) -> int:
+    """Run the soak; return the exit code."""
+    print(f"seed {seed}, {minutes:g} minutes", flush=True)
+    soak = Soak(minutes, seed, folder)
+    try:
+        asyncio.run(soak.run())
+    except BaseException as error:
+        failed(error, soak.faults, [*soak.actors, *soak.pairs])
+        print(f"failed, seed {seed}, phase {len(soak.phases) + 1}", flush=True)
+        return 1
+    table(soak.phases)
+    print(f"faults: {soak.faults.counts()}\nclean, seed {seed}", flush=True)
+    return 0
 
 
 def main() -> int:
     wanted = arguments()
-    seed = wanted.seed if wanted.seed is not None else random.randrange(10**6)
-    os.environ[left.MARK] = uuid.uuid4().hex
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    print(f"seed {seed}, {wanted.minutes:g} minutes", flush=True)
     with tempfile.TemporaryDirectory(prefix="bh-", ignore_cleanup_errors=True) as name:
-        folder = Path(name)
-        for variable, part in (
-            ("JUPYTER_RUNTIME_DIR", "run"),
-            ("JUPYTER_DATA_DIR", "data"),
-            ("JUPYTER_CONFIG_DIR", "config"),
-            ("IPYTHONDIR", "ipython"),
-            (left.STACKS, "stacks"),
-        ):
-            (folder / part).mkdir(mode=0o700)
-            os.environ[variable] = str(folder / part)
-        os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
-        install_limited(folder / "data")
-        prepare_kernels(folder / "ipython")
-        soak = Soak(wanted.minutes, seed, folder)
+        prepare(Path(name))
         try:
-            asyncio.run(soak.run())
-        except BaseException as error:
-            failed(error, soak.actors)
-            print(f"failed, seed {seed}, phase {len(soak.phases) + 1}", flush=True)
-            return 1
+            if wanted.leaks:
+                asyncio.run(leaks.run(Path(name)))
+                return 0
+            seed = wanted.seed if wanted.seed is not None else random.randrange(10**6)
+            return soaked(wanted.minutes, seed, Path(name))
         finally:
             left.end_all()
-        table(soak.phases)
-        print(f"faults: {soak.faults.counts()}\nclean, seed {seed}", flush=True)
-    return 0
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from bridgehead import (
     RemoteError,
     ReplyLost,
     RequestAborted,
+    RunTimeout,
     TransportError,
 )
 from tests.soak.left import dump
@@ -54,6 +55,7 @@ EXPLAINED: dict[type[BridgeError], Mapping[str, float]] = {
 }
 LOSSES = (KernelRestarted, KernelDied)
 ANY_LOSS = {"restart": 2.0, "kill": 15.0}
+HARMED = {"cut": 15.0, "stop": 8.0, "interrupt": 3.0, **ANY_LOSS}  # faults that lose outputs
 
 
 @dataclass
@@ -167,13 +169,13 @@ class Actor:
         with contextlib.ExitStack() as pending:
             for call in calls:
                 pending.enter_context(self.names.pending(call.changes))
-            tasks = [self._start(call) for call in calls]
+            tasks = [self.started(call) for call in calls]
             if during is not None:
                 tasks.append(asyncio.ensure_future(during()))
             await self.ended(tasks, calls)
             self._busy = False
             for call, task in zip(calls, tasks, strict=False):
-                self._take(call, task)
+                self.take(call, task)
                 self.judge(call, started)
             if during is not None:
                 tasks[-1].result()
@@ -184,14 +186,21 @@ class Actor:
             await asyncio.sleep(self.chance.uniform(0, 0.3))  # it is not lost for one call only
         return all(call.error is None for call in calls)
 
-    def _start(self, call: Call) -> asyncio.Future[Any]:
+    def settle_one(self, call: Call, started: float) -> None:
+        """Take the outcome of a call that a fleet has made: check it, and what it says."""
+        self.judge(call, started)
+        self._settle((call,), elsewhere=False)
+        if call.error is None:
+            self.good = started
+
+    def started(self, call: Call) -> asyncio.Future[Any]:
         task = asyncio.ensure_future(call.make())
         task.add_done_callback(lambda _: setattr(call, "ended", time.monotonic()))
         if call.cancel_after is not None:
             asyncio.get_running_loop().call_later(call.cancel_after, task.cancel)
         return task
 
-    def _take(self, call: Call, task: asyncio.Future[Any]) -> None:
+    def take(self, call: Call, task: asyncio.Future[Any]) -> None:
         if task.cancelled():
             call.error = asyncio.CancelledError("")
         elif (error := task.exception()) is not None:
@@ -229,7 +238,7 @@ class Actor:
             return
         if isinstance(error, asyncio.CancelledError):
             true = call.cancel_after is not None
-        elif type(error) is TimeoutError:
+        elif type(error) is (RunTimeout if call.is_cell else TimeoutError):
             true = call.timeout is not None and call.timeout - 0.05 <= took
             true = true and took <= (call.timeout or 0) + LATE
         elif isinstance(error, NameNotFound):

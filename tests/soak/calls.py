@@ -149,6 +149,30 @@ class Calls(Actor):
             call.cancel_after = self.chance.choice((self.instant(), seconds))
         return call
 
+    async def look_at(self, name: str) -> None:
+        async def pull() -> Any:
+            return await self.bridge.pull(name)
+
+        learn = lambda value: self.names.see({name: known(value)})  # noqa: E731
+        await self.do(Call(f"pull {name}", pull, learn=learn, wanted=[name]))
+
+    async def look(self) -> None:
+        """Check all names, and all values at one instant."""
+
+        async def names() -> Any:
+            return [one.name for one in await self.bridge.names(self.pattern)]
+
+        call = Call("look at the names", names, learn=self._own)
+        if not await self.do(call) or not call.value:
+            return
+        found: list[str] = call.value
+
+        async def pull() -> Any:
+            return await self.bridge.pull(*found)
+
+        learn = lambda values: self.names.see(by_name(found, values))  # noqa: E731
+        await self.do(Call(f"look at {found}", pull, learn=learn))
+
     def some(self, most: int) -> list[Call]:
         return [self.any_call() for _ in range(self.chance.randint(0, most))]
 

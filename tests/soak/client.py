@@ -49,7 +49,7 @@ async def main(wanted: dict[str, Any]) -> int:
         await left.nothing_more(before)
         print(f"client {wanted['name']}: {sum(actor.steps for actor in actors)} steps", flush=True)
     except BaseException as error:
-        failed(error, actors)
+        failed(error, faults, actors)
         return 1
     return 0
 
@@ -57,6 +57,7 @@ async def main(wanted: dict[str, Any]) -> int:
 async def opened_and_closed(actor: Steps, stop: asyncio.Event) -> None:
     await actor.open()
     await actor.work(stop)
+    await actor.keeps_nothing()
     await actor.close()
 
 

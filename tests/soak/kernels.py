@@ -29,9 +29,10 @@ from support.cuts import Cuts, managed
 from support.kit import other
 from support.servers import TOKEN, Other, Wire, processes, serving
 from tests.soak import left
+from tests.soak.cells import LONGEST_CELL
 from tests.soak.left import MARK, STACKS
 from tests.soak.model import Faults, Wrong
-from tests.soak.steps import LONGEST_CELL, Steps
+from tests.soak.steps import Steps
 
 LIMITED = "limited"  # the kernelspec of a kernel that may open few descriptors
 DESCRIPTORS = 256
@@ -75,15 +76,19 @@ class Kernel:
         self.name, self.faults, self.chance = name, faults, chance
         self.actors: list[Steps] = []
         self.connection_file = ""
+        self.open_another: Callable[[], Any]  # opens a bridge as another program would
         self._checked = time.monotonic()
 
     def add(self, opening: Callable[[], Any], *, owns: bool = False) -> Steps:
-        name = f"{self.name}{len(self.actors)}"
-        chance = random.Random(f"{self.chance.random()} {name}")
-        served = isinstance(self, Served)
-        actor = Steps(name, self.name, self.faults, chance, opening, owns=owns, served=served)
+        actor = self.actor(f"{self.name}{len(self.actors)}", opening, owns=owns)
         self.actors.append(actor)
         return actor
+
+    def actor(self, name: str, opening: Callable[[], Any], *, owns: bool = False) -> Steps:
+        """Return an actor of this kernel that is not open yet."""
+        chance = random.Random(f"{self.chance.random()} {name}")
+        served = isinstance(self, Served)
+        return Steps(name, self.name, self.faults, chance, opening, owns=owns, served=served)
 
     def pid(self) -> int:
         """Return the kernel's process now, or 0."""
@@ -246,6 +251,7 @@ class Launched(Kernel):
         owner = self.owner = self.add(lambda: Bridge.launch(kernel_name), owns=True)
         await owner.open()
         self.connection_file = str(owner.bridge.info.connection_file)
+        self.open_another = lambda: Bridge.attach(self.connection_file)
         for lane in ("direct", "buffers", "inline"):
             self.add(lambda lane=lane: Bridge.attach(self.connection_file, lane=lane))
         for actor in self.actors[1:]:
@@ -290,6 +296,7 @@ class Managed(Cuttable):
         async with managed() as manager, Cuts(manager, folder) as cuts:
             self.manager, self.proxy = manager, cuts
             self.connection_file = manager.connection_file
+            self.open_another = lambda: Bridge.attach(cuts.connection_file)
             self.add(lambda: Bridge.over(manager))
             for lane in ("auto", "buffers", "inline"):
                 self.add(lambda lane=lane: Bridge.attach(cuts.connection_file, lane=lane))
@@ -334,8 +341,9 @@ class Served(Cuttable):
             await first.open()
             self.id = str(first.bridge.info.kernel_id)
             connect = lambda **how: Bridge.connect(wire.url, TOKEN, kernel_id=self.id, **how)  # noqa: E731
+            self.open_another = lambda: connect(trust="pickle")
             self.add(lambda: connect(lane="inline"))
-            self.add(lambda: connect(trust="pickle"))
+            self.add(self.open_another)
             for actor in self.actors[1:]:
                 await actor.open()
             try:

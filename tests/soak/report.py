@@ -8,13 +8,15 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tests.soak.actor import Actor
+from tests.soak.fleets import Pair
+from tests.soak.model import Faults
 
 
-def failed(error: BaseException, actors: Iterable[Actor]) -> None:
+def failed(error: BaseException, faults: Faults, actors: Iterable[Actor | Pair]) -> None:
     """Print an error, and the last calls and faults in the order of their ends."""
     actors = list(actors)
     lines = [line for actor in actors for line in actor.last]
-    lines += actors[0].faults.last() if actors else []
+    lines += faults.last()
     lines.sort(key=_when)
     print("\n".join(["the last calls:", *lines]))
     print("".join(traceback.format_exception(error)))

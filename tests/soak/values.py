@@ -110,6 +110,12 @@ def print_lines(count: int) -> None:
         print(i, "x" * 20)
 
 
+def call_times(report: Any, count: int) -> None:
+    """Run in the kernel; ``report`` is a callback."""
+    for i in range(count):
+        report(i)
+
+
 def new(kind: str, size: int) -> Value:
     if kind == "int":
         size = 0
