@@ -12,6 +12,7 @@
     python -m tests.bench lag                       # the event loop while 1 GB is pushed, pulled
     python -m tests.bench memory                    # peaks of both processes, 1 GB
     python -m tests.bench import                    # import bridgehead / jupyter_client
+    python -m tests.bench bridges                   # each of 200 bridges on a kernel / of 10
     python -m tests.bench opening                   # opening a bridge / an empty cell
     python -m tests.bench server                    # through a Jupyter server
     python -m tests.bench objects                   # heavy objects / numpy, cloudpickle
@@ -37,6 +38,7 @@ from typing import Any
 from bridgehead._tools.bench.payloads import PAYLOADS
 from bridgehead._tools.bench.session import machine, versions
 from tests.bench import (
+    bridges,
     busy,
     engines,
     fan_out,
@@ -70,6 +72,7 @@ SCENARIOS: dict[str, Scenario] = {
     "memory": memory.measure,
     "import": imports.measure,
     "opening": opening.measure,
+    "bridges": bridges.measure,
     "server": server.measure,
     "objects": objects.measure,
     "work": work.measure,

@@ -207,9 +207,14 @@ class Soak:
             last_fault.set()
             await asyncio.wait(harm)  # an actor restarts the kernel that it owns
             stop.set()
-        for actor in (*self.actors, *self.pairs):
-            await actor.look()
-            await actor.keeps_nothing()
+        checked = asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            for kernel in self.kernels:
+                group.create_task(kernel.look_after(checked))
+            for actor in (*self.actors, *self.pairs):
+                await actor.look()
+                await actor.keeps_nothing()
+            checked.set()
         self.measure()
 
     def measure(self) -> None:

@@ -326,6 +326,7 @@ class Actor:
                 self.kernel, kinds, started
             )
             if not explained and not (self.tight and is_out_of_memory(error)):
+                dump()
                 raise Wrong(f"the bridge did not open: {error!r}") from error
             await asyncio.sleep(0.5)
         raise Wrong("the bridge did not open in 40 tries")

@@ -25,6 +25,7 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 
 from bridgehead import Bridge
 from bridgehead._protocol.bootstrap import FILENAME as REMOTE
+from bridgehead._transports.tasks import waited
 from support.cuts import Cuts, managed
 from support.kit import other
 from support.servers import TOKEN, Other, Wire, processes, serving
@@ -113,11 +114,17 @@ class Kernel:
             weights, faults = zip(*self.menu, strict=True)
             fault = self.chance.choices(faults, weights)[0]
             wait = self.chance.uniform(0.2, 2) * pause
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(wait):
-                    await stop.wait()
-                    return
+            async with waited(wait):
+                await stop.wait()
+                return
             await fault()
+
+    async def look_after(self, stop: asyncio.Event) -> None:
+        """Kill the kernel if an interrupt of an actor's breaks it, until the event is set."""
+        while not stop.is_set():
+            await self.survives()
+            async with waited(1):
+                await stop.wait()
 
     # ------------------------------------------------------------ faults
 

@@ -165,7 +165,7 @@ class Faults:
             for _, end in self._times.get((kernel, kind), ())
         )
 
-    def last(self, count: int = 30) -> list[str]:
+    def last(self, count: int = 100) -> list[str]:
         """Return the last faults, as lines that begin with their time."""
         lines = map(json.loads, self._path.read_text().splitlines()[-count:])
         return [
