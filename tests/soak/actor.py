@@ -122,6 +122,7 @@ class Actor:
         owns: bool = False,
         served: bool = False,
         tight: bool = False,
+        mortal: bool = False,
     ) -> None:
         """Prepare it.
 
@@ -131,9 +132,11 @@ class Actor:
             served: whether the kernel is behind a server, which keeps a cell for a kernel that it
                 restarts, and gives it to the new process.
             tight: whether this process has little memory.
+            mortal: whether this process may be killed, so that no cell may wait for it.
         """
         self.name, self.kernel, self.faults, self.chance = name, kernel, faults, chance
-        self.opening, self.owns, self.served, self.tight = opening, owns, served, tight
+        self.opening, self.owns, self.served = opening, owns, served
+        self.tight, self.mortal = tight, mortal
         self.bridge: Bridge = None  # type: ignore[assignment] # not open yet
         self.names = Names()
         self.generation = 0

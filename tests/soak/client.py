@@ -33,7 +33,7 @@ async def main(wanted: dict[str, Any]) -> int:
             chance = random.Random(f"{wanted['seed']} {name}")
             attach = lambda file=file, lane=lane: Bridge.attach(file, lane=lane)  # noqa: E731
             tight = "memory" in wanted["limits"]
-            actors.append(Steps(name, kernel, faults, chance, attach, tight=tight))
+            actors.append(Steps(name, kernel, faults, chance, attach, tight=tight, mortal=True))
     stop = asyncio.Event()
     asyncio.get_running_loop().add_reader(sys.stdin, stop.set)
     try:

@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 from bridgehead import Callback, NameNotFound
+from bridgehead._bridge.arguments import WhenFull
 from tests.soak.actor import ANY_LOSS, GUARD, HARMED, Call
 from tests.soak.calls import Calls
 from tests.soak.model import Wrong
@@ -24,7 +25,7 @@ from tests.soak.values import (
     twice,
 )
 
-WHEN_FULL = "drop_oldest", "wait"
+WHEN_FULL: tuple[WhenFull, ...] = ("drop_oldest", "wait")
 
 
 class WorkSteps(Calls):
@@ -105,7 +106,9 @@ class WorkSteps(Calls):
     async def call_back(self) -> None:
         """Have the kernel call a function of this program: in order, none twice, none lost."""
         count, maxsize = self.chance.choice((1, 30, 2000)), self.chance.choice((None, 5, 300))
-        when_full = "drop_oldest" if maxsize is None else self.chance.choice(WHEN_FULL)
+        when_full = self.chance.choice(WHEN_FULL)
+        if maxsize is None or self.mortal:  # a call would wait ten minutes for a killed client
+            when_full = "drop_oldest"
         by_cell, started = self.chance.random() < 0.5, time.monotonic()
         arrived: list[int] = []
         reports: list[Callback] = []
