@@ -20,6 +20,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 from jupyter_client.asynchronous.client import AsyncKernelClient
 
@@ -379,8 +380,17 @@ class Served(Cuttable):
             await asyncio.sleep(self.chance.uniform(0, 3))
 
     async def restart(self) -> None:
+        """Restart it; try again where the server gives up waiting for the new process."""
         with self.faults.making(self.name, "restart"):
-            await self.client.restart(self.id)
+            for last in (False, False, True):
+                try:
+                    await self.client.restart(self.id)
+                    return
+                except (httpx.HTTPStatusError, httpx.TimeoutException) as error:
+                    print(f"the server did not restart {self.name}: {error!r}", flush=True)
+                    refused = isinstance(error, httpx.HTTPStatusError)
+                    if last or (refused and error.response.status_code != 500):
+                        raise
 
     async def kill(self) -> None:
         await super().kill()
