@@ -47,6 +47,7 @@ from tests.soak.kernels import (
 )
 from tests.soak.model import Faults, Wrong
 from tests.soak.report import failed, table
+from tests.soak.steps import Steps
 
 PHASES = 5
 PAUSE = 2.5  # s between two faults of a kernel, about
@@ -211,9 +212,9 @@ class Soak:
         async with asyncio.TaskGroup() as group:
             for kernel in self.kernels:
                 group.create_task(kernel.look_after(checked))
-            for actor in (*self.actors, *self.pairs):
-                await actor.look()
-                await actor.keeps_nothing()
+            async with asyncio.TaskGroup() as looks:
+                for actor in (*self.actors, *self.pairs):
+                    looks.create_task(check(actor))
             checked.set()
         self.measure()
 
@@ -234,6 +235,12 @@ class Soak:
                 figures[f"{kernel.name} MB"] = proc.resident(kernel.pid()) >> 20
         self.phases.append(figures)
         table(self.phases[-1:])
+
+
+async def check(actor: Steps | Pair) -> None:
+    """Check all names of an actor, and that its kernel keeps nothing else for it."""
+    await actor.look()
+    await actor.keeps_nothing()
 
 
 def arguments() -> argparse.Namespace:
