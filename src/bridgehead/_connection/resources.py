@@ -15,11 +15,17 @@ import itertools
 import uuid
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from typing import Any, ClassVar
 
 from bridgehead._connection.remote import Installation
-from bridgehead._errors import BridgeError, KernelRestarted, ProtocolError, ReplyLost
+from bridgehead._errors import (
+    BridgeError,
+    KernelDied,
+    KernelRestarted,
+    ProtocolError,
+    ReplyLost,
+)
 from bridgehead._protocol import request as _request
 from bridgehead._protocol.payload import empty
 from bridgehead._protocol.raising import as_strings, as_text
@@ -33,7 +39,8 @@ from bridgehead._transports.tasks import waited
 Frames = list[memoryview]
 SENDINGS = 3  # times that an event is sent, before it counts as lost
 EVENT = Request({})  # in place of the request that an event has not
-MOST_ENDED = 1000  # resources that one request ends in order
+MOST_ENDED = 1000  # resources that one request ends
+MOST_WAITING = 10_000  # that wait for this; the lease of those before ends
 
 
 class RemoteResource(ABC):
@@ -141,8 +148,9 @@ class Resources:
         self.owner: str = uuid.uuid4().hex
         self._renewal_due = asyncio.Event()
         self._renewing: asyncio.Task[None] | None = None
-        self._to_end: dict[str, None] = {}  # ids of resources that end in order, and have not yet
-        self._ending: asyncio.Task[None] | None = None
+        # Resources that the kernel is to end, beside what it does, or behind all earlier requests.
+        self._ending = Ending(transport, self._end_beside)
+        self._ending_in_order = Ending(transport, self._end_in_order)
 
     @property
     def known(self) -> list[RemoteResource]:
@@ -185,12 +193,7 @@ class Resources:
                 self._renewing = None  # the next resource needs another task
             if not resource.is_asked or self._transport.life.state == "closed":
                 return
-            if not resource.in_order:
-                self._transport.spawn(self._close([resource.id]))
-                return
-            self._to_end[resource.id] = None
-            if self._ending is None or self._ending.done():
-                self._ending = self._transport.spawn(self._end_in_order())
+            (self._ending_in_order if resource.in_order else self._ending).add(resource.id)
 
     def leave(self, resource: RemoteResource) -> None:
         """Drop a resource, for which no caller waits any more."""
@@ -210,32 +213,24 @@ class Resources:
         for resource in self.known:
             resource.interrupt()
         asked = [resource.id for resource in self.known if resource.is_asked]
-        asked += self._to_end
+        asked += [*self._ending.waiting, *self._ending_in_order.waiting]
         if asked:
-            closing = self._transport.spawn(self._close(asked))
+            closing = self._transport.spawn(self._end_now(asked))
             async with waited(Transport.timings.last_messages):
                 await asyncio.wait([closing])
 
-    async def _close(self, identities: list[str]) -> None:
-        # If this fails, the lease ends, or the kernel has ended.
-        with contextlib.suppress(BridgeError):
-            with contextlib.suppress(ReplyLost):  # or the request is: to close again does no harm
-                if await self._remote.request_beside("close", resources=identities) is not None:
-                    return
-            await self._remote.request_unordered("close", resources=identities)
+    async def _end_now(self, identities: list[str]) -> None:
+        with contextlib.suppress(BridgeError):  # then the lease ends, or the kernel has ended
+            await self._end_beside(identities)
 
-    async def _end_in_order(self) -> None:
-        """Have the kernel end what ``_to_end`` names; those of one moment in one request."""
-        while self._to_end:
-            identities = [*itertools.islice(self._to_end, MOST_ENDED)]
-            try:
-                await self._remote.request_unordered("close", resources=identities)
-            except KernelRestarted:  # they have ended with the kernel
-                pass
-            except BridgeError:
-                return  # they go along with the next one, or the lease ends
-            for identity in identities:
-                self._to_end.pop(identity, None)
+    async def _end_beside(self, identities: list[str]) -> None:
+        with contextlib.suppress(ReplyLost):  # or the request is: to end it again does no harm
+            if await self._remote.request_beside("close", resources=identities) is not None:
+                return
+        await self._end_in_order(identities)
+
+    async def _end_in_order(self, identities: list[str]) -> None:
+        await self._remote.request_unordered("close", resources=identities)
 
     def renew_soon(self) -> None:
         """Renew the lease now: events may have been lost."""
@@ -290,3 +285,48 @@ class Resources:
             if event.is_partial:
                 report(event.inbox.received, event.inbox.total)
         return await lane.complete(event)
+
+
+class Ending:
+    """Resources that no caller waits for, until the kernel has ended them."""
+
+    def __init__(
+        self, transport: Transport, end: Callable[[list[str]], Coroutine[Any, Any, None]]
+    ) -> None:
+        """``end`` sends the request that ends resources."""
+        self._transport, self._end = transport, end
+        self.waiting: dict[str, None] = {}
+        self._is_more = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def add(self, identity: str) -> None:
+        """Have the kernel end a resource, soon."""
+        self.waiting[identity] = None
+        if len(self.waiting) > MOST_WAITING:
+            del self.waiting[next(iter(self.waiting))]
+        self._is_more.set()
+        if self._task is None or self._task.done():
+            self._task = self._transport.spawn(self._end_all())
+
+    async def _end_all(self) -> None:
+        """End all that waits; what waits at one moment ends by one request.
+
+        A request may be lost with its connection. To end a resource again does no harm.
+        """
+        timings = self._transport.timings
+        pause = timings.end_again
+        while self.waiting:
+            self._is_more.clear()
+            identities = [*itertools.islice(self.waiting, MOST_ENDED)]
+            try:
+                await self._end(identities)
+            except (KernelRestarted, KernelDied):  # they have ended with the kernel
+                pass
+            except BridgeError:
+                async with waited(pause):
+                    await self._is_more.wait()
+                pause = min(2 * pause, timings.end_again_most)
+                continue
+            pause = timings.end_again
+            for identity in identities:
+                self.waiting.pop(identity, None)

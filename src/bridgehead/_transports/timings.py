@@ -179,6 +179,10 @@ class Timings:
     # Between two renewals of a bridge's lease; without one, the kernel ends what it keeps for the
     # bridge after ten minutes without a cell.
     renew_every: float = 120.0
+    # Until a request is sent again that ends what the kernel keeps for a bridge; then twice as long
+    # each time, to a maximum.
+    end_again: float = 1.0
+    end_again_most: float = 60.0
     # Between two reports of what became of the calls of a callback, if no call arrives; the kernel
     # then sends again what was lost unnoticed.
     report_every: float = 30.0

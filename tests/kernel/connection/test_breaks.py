@@ -36,6 +36,13 @@ from support.look import look
 
 LANES: list[Any] = ["direct", "buffers"]
 TRUE = Timings()
+OWN = [sys.modules[__name__]]  # the kernel does not have it
+
+
+def resources() -> int:
+    """Run in the kernel: how many resources the remote part has, of all bridges."""
+    remote_module: Any = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
+    return sum(len(remote.resources.known) for remote in remote_module._remotes.values())
 
 
 async def calls_go_on(bridge: Bridge) -> None:
@@ -85,6 +92,32 @@ async def test_a_watch_goes_on_over_a_new_connection(tmp_path: Path) -> None:
             await bridge.run("x = 2")
             async with reported_within(1):
                 assert await anext(watch) == 2
+
+
+async def test_a_cancel_that_is_lost_with_the_connection_comes_over_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """J6. The cancelled task stayed in the kernel, with its outcome, while the bridge lived."""
+    async with cuttable(tmp_path, lane="buffers") as (bridge, cuts):
+        dispatcher = bridge._transport.dispatcher
+        send, lost = dispatcher._send, []
+
+        async def lose(channel: str, *message: Any) -> None:
+            if channel == "control" and not lost:
+                lost.append(channel)
+                cuts.cut()
+            else:
+                await send(channel, *message)
+
+        task = bridge.submit(asyncio.sleep, 1000)
+        await until(lambda: bridge.stats.tasks == 1)
+        monkeypatch.setattr(dispatcher, "_send", lose)
+        task.cancel()
+        await until(lambda: bool(lost))
+        await calls_go_on(bridge)
+        async with asyncio.timeout(30):
+            while await bridge.call(resources, by_value=OWN):
+                await asyncio.sleep(0.05)
 
 
 @pytest.mark.parametrize("how", ["aborted", "refused", "held"])

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from bridgehead import Bridge, KernelRestarted, ProtocolError
+from bridgehead import Bridge, BridgeError, KernelRestarted, ProtocolError, TransportError
 from bridgehead._connection.resources import SENDINGS, RemoteResource
 from bridgehead._protocol.response import Response
 from unit.connection.test_tasks import later, remote_of
@@ -141,3 +141,62 @@ async def test_an_event_that_comes_twice_is_taken_once(loopback: Bridge) -> None
     resource.lost(event)
     resource.feed(content, [])
     assert len(resource.events) == 2
+
+
+@pytest.mark.timings(end_again=0.01)
+@pytest.mark.parametrize("in_order", [False, True])
+async def test_what_the_kernel_did_not_end_is_ended_again(
+    loopback: Bridge, monkeypatch: pytest.MonkeyPatch, in_order: bool
+) -> None:
+    """J6. The request that ends a task or a kept result may be lost with its connection."""
+    remote = loopback._connection.remote
+    tries: list[str] = []
+
+    def losing(request: Any) -> Any:
+        async def lose(operation: str, **fields: Any) -> Any:
+            if operation == "close":
+                tries.append(operation)
+                if len(tries) <= 2:
+                    raise TransportError("the connection broke")
+            return await request(operation, **fields)
+
+        return lose
+
+    name = "request_unordered" if in_order else "request_beside"
+    monkeypatch.setattr(remote, name, losing(getattr(remote, name)))
+    if in_order:
+        (await loopback.call(list, keep=True))._objects.clear()
+    else:
+        task = loopback.submit(later, 5, 1000)
+        await loopback.push(x=1)
+        task.cancel()
+    async with asyncio.timeout(30):
+        while remote_of(loopback).resources.known:
+            await asyncio.sleep(0.01)
+    assert len(tries) >= 3
+    assert await loopback.call(len, [1]) == 1
+
+
+@pytest.mark.parametrize("error", [KernelRestarted("restarted"), TransportError("closed")])
+async def test_what_ended_with_the_kernel_is_not_ended_again(
+    loopback: Bridge, monkeypatch: pytest.MonkeyPatch, error: BridgeError
+) -> None:
+    """And the bridge closes although something waits to be ended."""
+    tries: list[str] = []
+
+    async def refuse(operation: str, **fields: Any) -> None:
+        tries.append(operation)
+        raise error
+
+    resources = loopback._connection.resources
+    monkeypatch.setattr(loopback._connection.remote, "request_beside", refuse)
+    resource = Seen(loopback)
+    resources.enter(resource)
+    resource.is_asked = True
+    resources.drop(resource)
+    async with asyncio.timeout(30):
+        while not tries:
+            await asyncio.sleep(0.01)
+    await asyncio.sleep(0)
+    assert bool(resources._ending.waiting) == isinstance(error, TransportError)
+    await loopback.aclose()
