@@ -172,7 +172,9 @@ async def test_giving_up_a_call_cancels_the_coroutine(loopback: Bridge, how: str
     started, cancelled = shared()
     if how == "timeout":
         with pytest.raises(TimeoutError, match="call timed out"):
-            await loopback.call(forever_here, timeout=0.1)
+            await loopback.call(forever_here, timeout=0.2)
+        if not started.is_set():  # on a loaded machine, the time is over before it was sent
+            return
     else:
         call = asyncio.ensure_future(loopback.call(forever_here))
         await asyncio.to_thread(started.wait, 30)
@@ -299,9 +301,11 @@ async def test_stats_count_what_the_kernel_has_for_this_bridge(loopback: Bridge)
     await watch.aclose()
     assert kept_and_late(loopback) == (1, 0, 0, 0, 0, 0)
     assert await loopback.submit(later, 5) == 5
-    with pytest.raises(TimeoutError):
-        await loopback.call(time.sleep, 0.2, timeout=0.05)
+    call = asyncio.ensure_future(loopback.call(time.sleep, 0.2))
     async with asyncio.timeout(30):
+        while not loopback._transport.dispatcher.pending:
+            await asyncio.sleep(0)
+        call.cancel()
         while loopback.stats.late == 0:
             await asyncio.sleep(0.01)
     await loopback.restart()
