@@ -30,7 +30,8 @@ CHANNELS = {name: f"{name}_port" for name in ("shell", "control", "iopub", "stdi
 class Cuts:
     """A proxy between a bridge and the ports of a manager's kernel.
 
-    ``is_down`` aborts new connections, ``holds`` accepts them and passes nothing on.
+    ``is_down`` aborts new connections, ``holds`` accepts them and passes nothing on. ``rate`` is
+    the bytes in a second that each connection carries; 0 does not limit them.
     """
 
     def __init__(self, manager: AsyncKernelManager, folder: Path) -> None:
@@ -39,6 +40,7 @@ class Cuts:
         self._info = json.loads(Path(self.kernel_file).read_text())
         self.connection_file = folder / f"cuts-{uuid.uuid4().hex[:8]}.json"
         self.is_down = self.holds = False
+        self.rate = 0
         self.opened = dict.fromkeys(CHANNELS, 0)  # connections
         self._to_bridge: dict[str, set[asyncio.StreamWriter]] = {name: set() for name in CHANNELS}
         self._to_kernel: set[asyncio.StreamWriter] = set()
@@ -106,7 +108,7 @@ class Cuts:
             port = self._info[CHANNELS[name]]
             back, to = await asyncio.open_connection(self._info["ip"], port)
             self._to_kernel.add(to)
-            await asyncio.gather(_pass(reader, to), _pass(back, writer))
+            await asyncio.gather(self._pass(reader, to), self._pass(back, writer))
         except OSError:
             pass  # the kernel does not listen
         finally:
@@ -116,13 +118,14 @@ class Cuts:
                 self._to_kernel.discard(to)
                 to.transport.abort()
 
-
-async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    with contextlib.suppress(OSError):
-        while data := await reader.read(1 << 16):
-            writer.write(data)
-            await writer.drain()
-    writer.close()
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(1 << 16):
+                if self.rate:
+                    await asyncio.sleep(len(data) / self.rate)
+                writer.write(data)
+                await writer.drain()
+        writer.close()
 
 
 @asynccontextmanager

@@ -128,6 +128,8 @@ class Dispatcher:
         self._has_control = control
         self._life, self._send, self._message, self._spawn = life, send, message, spawn
         self._timings = timings
+        # Whether a long reply may take its time on the way, and keep back the replies behind it.
+        self.may_be_slow: bool = False
         self.late: int = 0  # replies without a waiting request
         self.retries: int = 0  # of requests that were aborted, or whose connection broke
         self.window: int = WINDOW
@@ -542,7 +544,10 @@ class Dispatcher:
                         idle = silent = 0.0
                     if any(question.idle for question, _ in questions):
                         idle += every
-                        if idle >= timings.idle_silence:  # the kernel answered, so that was lost
+                        # The kernel answered, so that was lost, or waits behind a long reply.
+                        if idle >= (
+                            timings.lost_after if self.may_be_slow else timings.idle_silence
+                        ):
                             self._fail(before, _no_answer(idle))
                             return
                     answered = not control or any(one.future.done() for one in control)

@@ -31,7 +31,8 @@ class Timings:
     abort_pauses: tuple[float, ...] = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
     # That a reply is missing, until the kernel is asked about it.
     inquiry_after: float = 1.0
-    # For the answer to that question to arrive, when the kernel says that it has sent it.
+    # For the answer to that question to arrive, when the kernel says that it has sent it, over a
+    # Unix socket; over others, ``lost_after``: it may wait behind a long reply.
     idle_silence: float = 5.0
     # For anything to arrive from a kernel that says it is idle, or that does not answer on its
     # control channel. A slow connection, a user's callback in the kernel's event loop, and a call

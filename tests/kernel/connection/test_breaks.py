@@ -120,6 +120,15 @@ async def test_a_cancel_that_is_lost_with_the_connection_comes_over_the_next_one
                 await asyncio.sleep(0.05)
 
 
+@pytest.mark.slow
+async def test_a_long_reply_over_a_slow_connection_is_waited_for(tmp_path: Path) -> None:
+    """J3. Its last message takes eight seconds, and the outputs, which say "idle", are there."""
+    async with cuttable(tmp_path, lane="buffers") as (bridge, cuts):
+        await bridge.push(x=np.arange(1_500_000))
+        cuts.rate = 1_500_000
+        assert np.array_equal(await bridge.pull("x"), np.arange(1_500_000))
+
+
 @pytest.mark.parametrize("how", ["aborted", "refused", "held"])
 async def test_a_connection_that_stays_down_is_no_death(
     tmp_path: Path, how: str, shorten: Callable[..., None]
