@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 from typing import Any
 
 from bridgehead import BridgeError
@@ -130,7 +129,6 @@ class CellSteps(Calls):
 
     async def late_cell(self) -> None:
         """Give a cell that takes long a deadline that interrupts it, and nothing else."""
-        begun, started = time.monotonic(), self.good
 
         async def run() -> Any:
             return await self.bridge.run(
@@ -139,14 +137,9 @@ class CellSteps(Calls):
 
         call = Call("run a cell that is late", run, is_cell=True)
         call.timeout = self.chance.choice((self.instant(), self.chance.uniform(0.1, 1)))
-        behind = self.some(3)
-        await self.do(call, *behind)
+        await self.do(call, *self.some(3))
         if call.error is None:
             raise Wrong("an endless cell ended")
-        took = time.monotonic() - begun
-        harmed = self.faults.happened(self.kernel, {**HARMED, "flood": 5}, started)
-        if behind and took > LONGEST_CELL and not harmed:
-            raise Wrong(f"{call.what} was not interrupted: calls behind it took {took:.0f} s")
 
     async def streamed(self) -> None:
         """Iterate over the outputs of a cell; leave it in the middle, or not."""

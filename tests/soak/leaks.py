@@ -32,9 +32,8 @@ LANES = ("direct", "buffers", "inline")
 COUNTS = {"small": 20_000, "large": 500, "openings": 300, "launches": 100}
 FIRST = {"small": 1000, "large": 40, "openings": 20, "launches": 3}  # that do not count
 LARGE = 2_500_000  # numbers of 8 bytes
-# Bytes that a process may have more: what malloc keeps, and 65,536 signatures of messages that
-# jupyter_client keeps of each bridge against repetition.
-MEMORY = 24 << 20
+# Bytes that a process may have more: what malloc keeps, and a pool of a few large segments.
+MEMORY = 80 << 20
 
 
 async def run(folder: Path, share: float = 1.0) -> None:
