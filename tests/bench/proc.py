@@ -18,6 +18,11 @@ def resident(pid: int) -> int:
     return _kilobytes(Path(f"/proc/{pid}/status").read_text(), "VmRSS")
 
 
+def private(pid: int) -> int:
+    """Return a process's memory now without what it shares or maps from files (RssAnon)."""
+    return _kilobytes(Path(f"/proc/{pid}/status").read_text(), "RssAnon")
+
+
 def mapped(pid: int) -> int:
     """Return the size of a process's address space now (VmSize), which RLIMIT_AS limits."""
     return _kilobytes(Path(f"/proc/{pid}/status").read_text(), "VmSize")

@@ -333,7 +333,8 @@ class Managed(Cuttable):
         await self._answers()
 
     async def _answers(self) -> None:
-        async with other(self.connection_file):
+        # It answers behind the cells of all bridges, which are there first.
+        async with other(self.connection_file, seconds=300):
             pass
 
 

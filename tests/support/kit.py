@@ -177,17 +177,20 @@ class Other:
 
 
 @asynccontextmanager
-async def other(at: Bridge | str, session: Any = None) -> AsyncIterator[Other]:
+async def other(
+    at: Bridge | str, session: Any = None, *, seconds: float = 60.0
+) -> AsyncIterator[Other]:
     """Open a new plain client of a bridge's kernel, or of the kernel with this connection file.
 
-    ``session`` is a session that this client shares with another one.
+    ``session`` is a session that this client shares with another one. The kernel has ``seconds`` to
+    answer.
     """
     options = {} if session is None else {"session": session}
     client = AsyncKernelClient(**options)
     client.load_connection_file(at if isinstance(at, str) else str(at.info.connection_file))
     client.start_channels()
     try:
-        await ready(client)
+        await ready(client, seconds)
         yield Other(client)
     finally:
         client.stop_channels()
