@@ -1,5 +1,7 @@
 """The test tree mirrors the source tree, and the catalogue of faults names existing tests.
 
+The head of a folder that lists its files names all of them.
+
 Rule: ``tests/unit/x/test_y.py`` and ``test_y_subject.py`` test ``src/bridgehead/_x/y.py``.
 """
 
@@ -14,6 +16,7 @@ import bridgehead
 
 UNIT, SOURCE = Path(__file__).parent, Path(bridgehead.__file__).parent
 FILES = [path.relative_to(UNIT) for path in sorted(UNIT.glob("*/**/test_*.py"))]
+LISTED = [file.parent for file in SOURCE.rglob("__init__.py") if "\n- ``" in file.read_text()]
 CATALOGUE = re.findall(r"`([\w/]+\.py)::(\w+)`", (UNIT.parent / "README.md").read_text())
 
 
@@ -23,6 +26,15 @@ def test_a_file_names_the_module_that_it_tests(file: Path) -> None:
     words = file.stem.split("_")[1:]
     names = {"_".join(words[: n + 1]) for n in range(len(words))}
     assert names & {path.stem for path in folder.iterdir() if path.stem != "__init__"}
+
+
+@pytest.mark.parametrize("folder", LISTED, ids=lambda folder: folder.name)
+def test_a_list_of_files_names_each_file_of_its_folder(folder: Path) -> None:
+    listed = re.findall(r"``(\w+)``", (folder / "__init__.py").read_text().split('"""')[1])
+    parts = {path.stem for path in folder.glob("*.py")} | {
+        path.parent.name for path in folder.glob("*/__init__.py")
+    }
+    assert parts - {"__init__"} <= set(listed)
 
 
 @pytest.mark.parametrize("file", sorted({file for file, _ in CATALOGUE}))

@@ -1,7 +1,7 @@
 """A cell that a user runs: its checks, and its result.
 
 Rule: what ``run`` and ``stream`` share. Which options a user has, and what they mean, is said in
-``bridge``.
+``cell_methods``.
 """
 
 from __future__ import annotations

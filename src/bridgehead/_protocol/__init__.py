@@ -10,5 +10,6 @@ pickles and unpickles objects. What both ends must agree on is in ``_shipped.wir
 - ``response``: the header of a response, and its frames.
 - ``raising``: the errors that a response reports, as exceptions.
 - ``results``, ``ref``: what operations return to the user.
+- ``display``: what of a kernel's outputs is shown.
 - ``formatting``: values as one line of text, or as an HTML table.
 """

@@ -19,7 +19,8 @@ What all transports share, in the order in which a request meets it:
 
 The transports, each with its helpers:
 
-- ``zmq``: the kernel's own ZeroMQ sockets; ``zmq_link``, ``process`` and ``addresses``.
+- ``zmq``: the kernel's own ZeroMQ sockets; ``zmq_link``, ``process``, ``addresses``,
+  ``descriptors``, and ``subscription``, which says what is read on iopub.
 - ``websocket``: a kernel behind a Jupyter server; ``rest`` and ``subprotocols``.
 - ``ipyparallel_engine``: one engine of a cluster; ``ipyparallel_client``.
 - ``loopback``: a kernel simulated by a thread of this process.

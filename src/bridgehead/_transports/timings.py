@@ -29,7 +29,8 @@ class Timings:
     # Pauses before each new try of an aborted request. Measured: of 30 requests that were sent
     # again 24 ms after an abort, 1 was aborted again.
     abort_pauses: tuple[float, ...] = (0.02, 0.04, 0.08, 0.16, 0.32, 0.64)
-    # That a reply is missing, until the kernel is asked about it.
+    # That a reply is missing, until the kernel is asked about it. See ``silence`` for a kernel that
+    # shows no sign of life.
     inquiry_after: float = 1.0
     # For the answer to that question to arrive, when the kernel says that it has sent it, over a
     # Unix socket; over others, ``lost_after``: it may wait behind a long reply.
@@ -46,8 +47,8 @@ class Timings:
     # Between two questions for a sign of life, while a caller waits: a heartbeat, a question to
     # the hub of a cluster, or one on the control channel behind a server.
     beat_every: float = 1.0
-    # Without a sign of life, until a kernel counts as unresponsive; a loaded machine alone can
-    # miss one beat.
+    # Without a sign of life, until a kernel counts as unresponsive and is asked on control; a
+    # loaded machine alone can miss one beat.
     silence: float = 5.0
     # Until another owner must have restarted a kernel whose connection is down, and until the
     # process of an attached kernel is looked at.

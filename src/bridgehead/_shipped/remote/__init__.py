@@ -22,7 +22,8 @@ installed.
 - ``output_limit``: that limit.
 - ``maps``: functions that are called with one item after the other.
 - ``kernel``, ``inspection``: the kernel as the remote part sees it.
-- ``preview``: a short text of a value, without a user's code.
+- ``preview``, ``detail``: a short text of a value, and a closer look at it, without a user's code.
 - ``cell_guard``: interrupts that hit one cell and no other.
+- ``cell_errors``: the exception of a cell, for the client that sent it.
 - ``orphans``: subshells that a client left behind.
 """
