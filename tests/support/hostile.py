@@ -27,6 +27,7 @@ from bridgehead._shipped.wire import digest
 from bridgehead._transports.base import Transport
 from bridgehead._transports.dispatch import Reconnected
 from bridgehead._transports.loopback import LoopbackKernel, LoopbackTransport
+from bridgehead._transports.tasks import Threads, threads_of
 
 T = TypeVar("T")
 WAYS = ("out", "in")
@@ -47,6 +48,13 @@ class Clock(selectors.DefaultSelector):
         return events
 
 
+class NoThreads(Threads):
+    """In place of a loop's threads: the caller does the work. The clock cannot see a thread."""
+
+    def run(self, function: Callable[[], object]) -> None:
+        function()
+
+
 class VirtualLoop(asyncio.SelectorEventLoop):
     """An event loop with a clock of its own and without threads: each run is like the one before.
 
@@ -56,6 +64,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def __init__(self) -> None:
         self._clock = Clock()
         super().__init__(self._clock)
+        threads_of[self] = NoThreads()
 
     def time(self) -> float:
         return self._clock.now
@@ -272,7 +281,9 @@ class HostileTransport(LoopbackTransport):
 
     def _start(self) -> None:
         """Start a kernel, which is served by the event loop and not by a thread."""
-        self._cell = LoopbackKernel(self._emit, self._loop, self._loop.call_soon)
+        self._cell = cell = LoopbackKernel(
+            lambda *message: self._emit(cell, *message), self._loop, self._loop.call_soon
+        )
         self.kernels.append(self._cell)
         self.life.connection_made()
 
