@@ -103,7 +103,8 @@ def started(existing: str | None) -> StartedKernel:
         )
     names = ", ".join(Path(one.file).name for one in running)
     raise KernelNotFound(
-        f"{len(running)} kernels of 'bridgehead start' are running; name one: {names}"
+        f"{len(running)} kernels of 'bridgehead start' are running; "
+        f"choose one with --existing: {names}"
     )
 
 
