@@ -99,7 +99,8 @@ class CellWork:
         finally:
             self._outputs.leave()
         if reply.content.get("status") == "error":
-            error = cell_error(reply.content, trusted=not self._connection.trust.data)
+            trusted = not self._connection.trust.data
+            error = cell_error(reply.content, self._outputs.error, trusted=trusted)
             error.result = result
             raise error
         if not self._pull:

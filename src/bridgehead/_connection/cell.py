@@ -146,6 +146,10 @@ class CellOutputs(OutputListener):
 
     The kernel cuts streams before it sends them. What arrives is bounded here all the same: it has
     displays, too, and a kernel may send anything.
+
+    Attributes:
+        error: the first error that the cell published. It takes no room from the texts, and one
+            that is longer than the limit is left out: the reply has it as well.
     """
 
     def __init__(
@@ -158,7 +162,9 @@ class CellOutputs(OutputListener):
         self._excerpt: Excerpt | None = None
         if max_output is not None:
             self._excerpt = Excerpt(max_output + MARKS)
+        self._most = max_output
         self._streams: dict[str, Message] = {}  # by name: a message of each, without its text
+        self.error: Mapping[str, Any] | None = None
         self._marked = 0  # how much had been dropped at the last line that stands for it
         self.dropped_in_kernel = 0
 
@@ -177,6 +183,12 @@ class CellOutputs(OutputListener):
         return super().feed(message)
 
     def _take(self, message: Message) -> None:
+        size = None
+        if message.type == "error" and self.error is None:
+            self.error = message.content
+            if self._most is not None and _characters(message.content) > self._most:
+                return
+            size = 0
         if self._excerpt is None:
             super()._take(message)
         elif message.type == "stream":
@@ -187,8 +199,10 @@ class CellOutputs(OutputListener):
             head = self._excerpt.take(self._streams[name], text)
             if head:
                 super()._take(message if head == text else _with_text(message, head))
-        elif self._excerpt.take_whole(message, _characters(message.content)):
-            super()._take(message)
+        else:
+            size = _characters(message.content) if size is None else size
+            if self._excerpt.take_whole(message, size):
+                super()._take(message)
 
     def flush(self) -> None:
         """Pass on the end of the outputs, which was held, behind a line for what was dropped."""

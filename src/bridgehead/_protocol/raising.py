@@ -40,12 +40,17 @@ def remote_error(fields: Mapping[str, Any]) -> RemoteError:
     return RemoteError(name, as_text(fields.get("evalue")), as_strings(fields.get("traceback")))
 
 
-def cell_error(content: Mapping[str, Any], *, trusted: bool) -> RemoteError:
+def cell_error(
+    content: Mapping[str, Any], published: Mapping[str, Any] | None = None, *, trusted: bool
+) -> RemoteError:
     """Return the error that the reply to a cell reports; its cause is the cell's exception.
 
     The cause is None if the exception cannot be rebuilt here, or if the kernel is not ``trusted``.
+    If the cell ran and its value could not be shown, ipykernel replies that a ``NoneType`` was
+    raised; what was raised is in the error that the cell ``published``.
     """
-    error = remote_error(content)
+    unnamed = content.get("ename") == "NoneType"
+    error = remote_error(published if unnamed and published is not None else content)
     payload = content.get("payload")
     for report in payload if trusted and isinstance(payload, list) else ():
         if isinstance(report, dict) and report.get("source") == remote_source()[0] + CELL_ERROR:

@@ -119,6 +119,12 @@ async def test_the_error_of_a_failing_cell_has_the_kernels_traceback(kernel: Bri
     assert error.result.outputs[-1]["output_type"] == "error"
 
 
+async def test_the_error_of_a_value_that_cannot_be_shown_has_its_name(kernel: Bridge) -> None:
+    with pytest.raises(RemoteError, match="^ZeroDivisionError: division by zero") as caught:
+        await kernel.run("class Part:\n    def __repr__(self): return 1 / 0\nPart()")
+    assert (caught.value.ename, caught.value.evalue) == ("ZeroDivisionError", "division by zero")
+
+
 async def test_input_in_a_cell_raises_instead_of_waiting(kernel: Bridge) -> None:
     with pytest.raises(RemoteError, match="StdinNotImplementedError"):
         await kernel.run("input('name? ')")

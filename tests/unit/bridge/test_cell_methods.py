@@ -114,15 +114,33 @@ async def test_a_large_value_is_dropped_as_a_whole(loopback: Bridge) -> None:
     assert result.dropped > 10_000
 
 
-@pytest.mark.parametrize("code", ["'x' * 10_000", "raise ValueError('x' * 10_000)"])
-async def test_a_line_stands_for_a_dropped_value_or_error(loopback: Bridge, code: str) -> None:
-    result: Any
-    try:
-        result = await loopback.run(code, max_output=100)
-    except RemoteError as error:
-        result = error.result
+async def test_a_line_stands_for_a_dropped_value(loopback: Bridge) -> None:
+    result = await loopback.run("'x' * 10_000", max_output=100)
     assert [output["output_type"] for output in result.outputs] == ["stream"]
     assert result.stdout == f"\n[{result.dropped:,} characters dropped]\n"
+
+
+@pytest.mark.parametrize(("evalue", "shown"), [("short", ["error"]), ("x" * 10_000, [])])
+async def test_a_traceback_takes_no_room_from_what_a_cell_printed(
+    loopback: Bridge, evalue: str, shown: list[str]
+) -> None:
+    printed = "".join(f"{n}\n" for n in range(3000))
+    code = f"for n in range(3000): print(n)\nraise ValueError({evalue!r})"
+    with pytest.raises(RemoteError) as caught:
+        await loopback.run(code, max_output=4000)
+    result: Any = caught.value.result
+    assert [output["output_type"] for output in result.outputs] == ["stream", *shown]
+    assert result.stdout.startswith(printed[:2000])
+    assert result.stdout.endswith(printed[-2000:])
+    assert result.dropped == len(printed) - 4000
+    assert evalue in caught.value.traceback[-1]
+
+
+async def test_a_cell_that_printed_nothing_has_no_line(loopback: Bridge) -> None:
+    with pytest.raises(RemoteError) as caught:
+        await loopback.run("1 / 0", max_output=10)
+    result: Any = caught.value.result
+    assert (result.stdout, result.outputs, result.dropped) == ("", (), 0)
 
 
 class Text(str):
