@@ -7,7 +7,8 @@ is sent, and what happens when the kernel restarts, is decided in ``_connection`
 - ``cell_methods``: its operations that run cells. ``cell_work`` and ``cell_stream`` do them.
 - ``work_methods``: its operations that run functions, iterate and call back; see ``work``.
 - ``notebook``: the cells of a notebook, one after the other.
-- ``opening``: how a bridge is launched, attached, connected and closed.
+- ``opening``: how a bridge is launched, attached, connected and closed; ``unopened``: what the
+  constructors return.
 - ``arguments``: checks of names, expressions and sizes.
 - ``progress``: the progress of a transfer, as a bar or a callable.
 - ``fleet``: ``Fleet``, many kernels as one object.

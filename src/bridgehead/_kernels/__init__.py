@@ -8,7 +8,7 @@ It knows nothing of the remote part and sends no request to it.
 - ``started``: starts, ends and restarts kernels that no program watches.
 - ``local``: connects by a connection file, or by the client or manager of the caller.
 - ``connection_file``: finds and reads connection files.
-- ``jupyter_servers``: connects to a kernel behind a Jupyter server.
+- ``jupyter_servers``: connects to a kernel behind a Jupyter server; ``server_wait`` waits for one.
 - ``listeners``: which process listens on a port of this machine.
 - ``security``: refuses insecure connections, before a socket is opened.
 """

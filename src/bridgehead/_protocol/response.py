@@ -142,7 +142,9 @@ def check_fields(header: ResponseHeader, operation: str, *fields: str) -> None:
     if not fits(header, {field: _RESPONSE[field] for field in fields}):
         raise ProtocolError(f"the response to {operation} does not have the expected fields")
     if len(header.get("names", ())) > MAX_NAMES:
-        raise ProtocolError(f"the response to {operation} has more than {MAX_NAMES:,} names")
+        raise ProtocolError(
+            f"the response to {operation} has more than {MAX_NAMES:,} names; give a pattern"
+        )
 
 
 def names_in(header: ResponseHeader, operation: str) -> Names:
