@@ -28,6 +28,7 @@ from tests.soak.model import Wrong
 
 MARK = "BRIDGEHEAD_SOAK"  # in the environment of all processes that the soak starts
 STACKS = "BRIDGEHEAD_SOAK_STACKS"  # in the environment: the folder where kernels dump their stacks
+POOLS = "asyncio_", "bridgehead_", "ThreadPoolExecutor"
 PATIENCE = 30.0  # s until what ends by itself must have ended
 
 
@@ -48,8 +49,8 @@ class Held:
         threads = [thread.name for thread in threading.enumerate()]
         return cls(
             descriptors(),
-            # The pool of asyncio.to_thread, and of jupyter_client, keep their threads.
-            [name for name in threads if not name.startswith(("asyncio_", "ThreadPoolExecutor"))],
+            # The pools of asyncio.to_thread, of bridges and of jupyter_client keep their threads.
+            [name for name in threads if not name.startswith(POOLS)],
             [repr(task) for task in asyncio.all_tasks() if task is not asyncio.current_task()],
             proc.resident(os.getpid()),
         )
