@@ -11,7 +11,7 @@ import contextvars
 import inspect
 import logging
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from threading import Lock
@@ -87,12 +87,17 @@ class Threads:
     by functions of the user's that wait for a bridge. A ``ThreadPoolExecutor`` whose new thread
     did not start counts it all the same, and gives it work (seen in Python 3.11). So there is
     another pool after that.
+
+    A program may keep a closed bridge, and so the loop. The threads end with ``asyncio.run`` all
+    the same: as asyncio ends the default executor's, which it does right after the generators.
     """
 
     def __init__(self, initializer: Callable[[], object] | None = None) -> None:
         """Call ``initializer`` in each thread as it starts."""
         self._initializer = initializer
         self._pool = self._new_pool()
+        self._unfinished: set[Future[object]] = set()
+        self._end: AsyncGenerator[None, None] | None = None
 
     def _new_pool(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(MOST_THREADS, "bridgehead", self._initializer)
@@ -105,18 +110,34 @@ class Threads:
         """
         pool = self._pool
         try:
-            pool.submit(function)
+            work = pool.submit(function)
         except RuntimeError:
             self._pool = self._new_pool()
             pool.shutdown(wait=False)
             raise
+        self._unfinished.add(work)
+        work.add_done_callback(self._unfinished.discard)
 
     def close(self) -> None:
         """Wait until all threads have ended."""
         self._pool.shutdown()
 
+    def end_with_loop(self) -> None:
+        """Have the running loop end the threads when it ends its asynchronous generators."""
+        self._end = self._until_end()
+        with contextlib.suppress(StopIteration):  # by its ``yield``
+            self._end.__anext__().send(None)
 
-# The threads end when their loop is dropped.
+    async def _until_end(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            # The thread of a function that runs, and may never end, ends with the function.
+            threads_of.pop(asyncio.get_running_loop(), None)
+            self._pool.shutdown(wait=not self._unfinished)
+
+
+# The threads end at the latest when their loop is dropped.
 threads_of: WeakKeyDictionary[asyncio.AbstractEventLoop, Threads] = WeakKeyDictionary()
 
 
@@ -130,6 +151,7 @@ def in_thread(function: Callable[..., T], *args: Any) -> asyncio.Future[T]:
     threads = threads_of.get(loop)
     if threads is None:
         threads = threads_of[loop] = Threads()
+        threads.end_with_loop()
     try:
         threads.run(partial(contextvars.copy_context().run, job))
     except RuntimeError:  # "can't start new thread"

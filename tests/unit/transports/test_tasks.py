@@ -125,3 +125,31 @@ async def test_a_task_that_begins_while_its_owner_ends_ends_too() -> None:
     async with asyncio.timeout(10):
         while asyncio.all_tasks() != before:
             await asyncio.sleep(0)
+
+
+def test_the_threads_end_with_the_event_loop_although_a_closed_bridge_is_kept() -> None:
+    async def use() -> Bridge:
+        async with Bridge.loopback() as bridge:
+            await in_thread(len, "abc")
+            return bridge
+
+    before = {*threading.enumerate()}
+    kept = asyncio.run(use())
+    assert {*threading.enumerate()} - before == set()
+    assert kept.state == "closed"
+
+
+def test_a_function_that_goes_on_does_not_hold_up_the_end_of_the_event_loop() -> None:
+    go_on, ended = threading.Event(), threading.Event()
+
+    def work() -> None:
+        go_on.wait(60)
+        ended.set()
+
+    async def begin() -> None:
+        in_thread(work)
+
+    asyncio.run(begin())
+    assert not ended.is_set()
+    go_on.set()
+    assert ended.wait(60)
