@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -80,8 +81,19 @@ async def run_notebook(
     finally:
         if save is not None:
             with noted_on(failure):
-                nbformat.write(notebook, save)
+                write_notebook(notebook, save)
     return notebook
+
+
+def write_notebook(notebook: Any, path: Path) -> None:
+    """Write the file of a notebook; what cannot be written leaves an earlier file as it is.
+
+    An output may have half of a surrogate pair, which UTF-8 does not take, and JSON does. It is
+    always in a text, so the escape of Python is that of JSON.
+    """
+    nbformat: Any = importlib.import_module("nbformat")
+    content = nbformat.writes(notebook).encode("utf-8", "backslashreplace")
+    pathlib.Path(path).write_bytes(content + b"\n")
 
 
 class NotebookRun:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bridgehead import Bridge, RemoteError, RunTimeout, SyncBridge, run_notebook
+from bridgehead._bridge.notebook import NotebookRun
 
 
 class Live:
@@ -88,6 +89,31 @@ async def test_a_file_that_cannot_be_written_does_not_hide_the_failure(
     assert "FileNotFoundError" in caught.value.__notes__[-1]
     with pytest.raises(FileNotFoundError):
         await run_notebook(loopback, written(tmp_path, ("1", [])), save=nowhere)
+
+
+async def test_half_of_a_surrogate_pair_is_written_and_costs_no_file(
+    loopback: Bridge, tmp_path: Path
+) -> None:
+    file = written(tmp_path, ("print(chr(0xDC80) + chr(92))", []))
+    await run_notebook(loopback, file, save=file)
+    assert outputs(nbformat.read(file, as_version=4))[0][0]["text"] == "\udc80\\\n"
+
+
+async def test_a_notebook_that_cannot_be_written_leaves_the_file_as_it_was(
+    loopback: Bridge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = written(tmp_path, ("1", []))
+    before = file.read_text()
+    describe = NotebookRun._describe
+
+    async def described(run: NotebookRun) -> None:
+        await describe(run)
+        run._notebook.metadata["own"] = object()
+
+    monkeypatch.setattr(NotebookRun, "_describe", described)
+    with pytest.raises(TypeError):
+        await run_notebook(loopback, file, save=file)
+    assert file.read_text() == before
 
 
 async def test_tags_are_honoured(loopback: Bridge, tmp_path: Path) -> None:

@@ -122,9 +122,10 @@ async def _run(
 
 
 def _write(notebook: Any, output: str) -> None:
-    nbformat: Any = import_module("nbformat")
+    from bridgehead._bridge.notebook import write_notebook
+
     try:
-        nbformat.write(notebook, output)
+        write_notebook(notebook, output)
     except OSError as error:
         fail(f"{output} can't be written: {error.strerror or error}", FAILED)
 
