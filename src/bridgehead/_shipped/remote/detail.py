@@ -7,8 +7,8 @@ picture is pixels that were encoded here. It is small, whatever the size of the 
 
 from __future__ import annotations
 
+import datetime
 import sys
-from datetime import date, datetime, time, timedelta
 from decimal import Decimal
 from itertools import islice
 from struct import pack
@@ -18,14 +18,15 @@ from zlib import compress, crc32
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.inspection import of_class
-    from bridgehead._shipped.remote.preview import NUMBERS, _item
+    from bridgehead._shipped.remote.preview import NUMBERS, _item, is_of_pandas, without_attributes
     from bridgehead._shipped.wire.header import ValueDetail
 
 HEAD_ROWS, HEAD_COLUMNS = 20, 12  # of a table that are shown
 SAMPLE = 1_000_000  # items of an array that the statistics are of, at most
 SIDE = 320  # pixels of a picture, at most
 TEXT_HEAD = 2000  # characters of a text
-PLAIN_OBJECTS = (datetime, date, time, timedelta, Decimal)  # their ``str`` is Python's own
+# Their ``str`` is Python's own.
+PLAIN_OBJECTS = (datetime.datetime, datetime.date, datetime.time, datetime.timedelta, Decimal)
 CONTAINERS = (list, tuple, set, frozenset)
 
 
@@ -104,18 +105,21 @@ def _look(look: Look, value: Any, kind: Any) -> None:
 
 
 def _look_at_pandas(look: Look, value: Any, name: str) -> None:
-    head = value.iloc[:HEAD_ROWS]
+    if name not in ("Series", "DataFrame"):
+        return
+    head = without_attributes(value).iloc[:HEAD_ROWS]
     if name == "Series":
-        look.fact("Items", value.dtype)
         columns = [(value.name, head)]
-    elif name == "DataFrame":
+    else:
         head = head.iloc[:, :HEAD_COLUMNS]
         columns = [(label, head.iloc[:, at]) for at, label in enumerate(head.columns)]
-    else:
+    labels = getattr(head.index, "levels", None) or [head.index]  # of a MultiIndex
+    if not all(is_of_pandas(one) for one in (*labels, *(column for _, column in columns))):
         return
+    if name == "Series":
+        look.fact("Items", value.dtype)
     rows = zip(head.index.tolist(), *(column.tolist() for _, column in columns))
-    labels = ("" if label is None else label for label, _ in columns)
-    look.table(("", *labels), rows)
+    look.table(("", *("" if label is None else label for label, _ in columns)), rows)
 
 
 def _look_at_polars(look: Look, value: Any, name: str) -> None:
@@ -130,9 +134,18 @@ def _look_at_polars(look: Look, value: Any, name: str) -> None:
 
 def _look_at_pyarrow(look: Look, value: Any, name: str) -> None:
     if name in ("Table", "RecordBatch"):
-        head = value.slice(0, HEAD_ROWS)
-        columns = [head.column(at).to_pylist() for at in range(min(head.num_columns, HEAD_COLUMNS))]
-        look.table(head.schema.names[:HEAD_COLUMNS], zip(*columns))
+        head = value.slice(0, HEAD_ROWS).select(range(min(value.num_columns, HEAD_COLUMNS)))
+        look.table(head.schema.names, zip(*map(_arrow_items, head.columns)))
+
+
+def _arrow_items(column: Any) -> Sequence[Any]:
+    """Return the items of a column; an item that has items of its own may be of any length."""
+    kind = getattr(column.type, "value_type", column.type)  # of a dictionary's items
+    extension = getattr(sys.modules["pyarrow"], "BaseExtensionType", None)  # maybe a user's class
+    if column.type.num_fields or kind.num_fields or isinstance(kind, extension or ()):
+        return ["<%s>" % of_class(type(column.type), "__name__")] * len(column)
+    found: Sequence[Any] = column.to_pylist()
+    return found
 
 
 def _look_at_torch(look: Look, value: Any, name: str) -> None:

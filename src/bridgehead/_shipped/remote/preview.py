@@ -95,6 +95,24 @@ def _of_library(value: Any, kind: Any, levels: int) -> str | None:
         labels = [_item(one, 0) for one in islice(value.columns, ITEMS)]
         return "columns " + ", ".join([*labels, *(["…"] if len(value.columns) > ITEMS else [])])
     if kind is getattr(pandas, "Series", None):
-        items = [_item(one, 0) for one in value.iloc[:ITEMS].tolist()]
+        if not is_of_pandas(value):
+            return None
+        items = [_item(one, 0) for one in without_attributes(value).iloc[:ITEMS].tolist()]
         return "[%s]" % ", ".join([*items, *(["…"] if len(value) > ITEMS else [])])
     return None
+
+
+def without_attributes(value: Any) -> Any:
+    """Return a table or a column of pandas over the same data, without its ``attrs``.
+
+    pandas copies them deeply with each part that it takes (seen in 2.1), by code of the user's.
+    """
+    return type(value)(value, copy=False)
+
+
+def is_of_pandas(column: Any) -> bool:
+    """Return whether pandas itself keeps the items of a column or an index, not a user's class."""
+    kinds = type(column), type(column.array), type(column.dtype)
+    return all(
+        of_class(kind, "__module__").partition(".")[0] in ("numpy", "pandas") for kind in kinds
+    )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime
 import io
 import sys
-from typing import Any
+import tracemalloc
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ import pytest
 from PIL import Image
 
 from bridgehead._shipped.remote.detail import HEAD_COLUMNS, HEAD_ROWS, SAMPLE, SIDE, look_at
+from bridgehead._shipped.remote.preview import preview
 
 
 def test_the_head_of_a_table() -> None:
@@ -146,3 +148,75 @@ def test_no_code_of_the_user_runs(base: type, module: str) -> None:
 def test_a_value_that_breaks_has_no_look() -> None:
     assert look_at(pd.DataFrame.__new__(pd.DataFrame)).detail()["rows"] == []
     assert sys.modules["numpy"] is np
+
+
+def test_the_head_of_a_table_with_two_levels_of_labels() -> None:
+    index = pd.MultiIndex.from_tuples([("a", 1), ("b", 2)])
+    look = look_at(pd.DataFrame({"x": [1, 2]}, index=index))
+    assert look.rows == [["('a', 1)", "1"], ["('b', 2)", "2"]]
+
+
+class Copied:
+    def __deepcopy__(self, memo: object) -> Any:
+        raise AssertionError("a class's own code runs")
+
+
+def test_attributes_of_a_table_are_not_copied() -> None:
+    """pandas copies them with each part of the table, and swallows no error."""
+    frame = pd.DataFrame({"x": [1, 2]})
+    frame.attrs["own"] = column = Copied()
+    assert look_at(frame).rows == [["0", "1"], ["1", "2"]]
+    series = pd.Series([1, 2])
+    series.attrs["own"] = column
+    assert look_at(series).rows == [["0", "1"], ["1", "2"]]
+    assert preview(series) == "[1, 2]"
+
+
+class OwnArray(pd.api.extensions.ExtensionArray):  # type: ignore[misc]
+    """A column whose items a class of the user's makes."""
+
+    ran: ClassVar[list[str]] = []
+
+    @property
+    def dtype(self) -> Any:
+        return OwnType()
+
+    def __len__(self) -> int:
+        return 2
+
+    def copy(self) -> Any:
+        return self
+
+    def view(self, dtype: object = None) -> Any:
+        return self
+
+    def __getitem__(self, item: Any) -> Any:
+        if not isinstance(item, int):
+            return self
+        self.ran.append("item")
+        return 1
+
+
+class OwnType(pd.api.extensions.ExtensionDtype):  # type: ignore[misc]
+    name = "own"
+    type = int
+
+
+def test_the_items_of_a_users_column_are_not_looked_at() -> None:
+    series = pd.Series(OwnArray())
+    OwnArray.ran.clear()
+    assert (look_at(series).rows, preview(series)) == ([], None)
+    assert look_at(pd.DataFrame({"x": series})).rows == []
+    assert OwnArray.ran == []
+
+
+def test_an_item_of_arrow_that_has_millions_of_items_is_not_converted() -> None:
+    lists = pa.ListArray.from_arrays([0, 5_000_000], pa.nulls(5_000_000))
+    words = pa.array(["a"]).dictionary_encode()
+    tracemalloc.start()
+    try:
+        look = look_at(pa.table({"lists": lists, "words": words}))
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+    assert look.rows == [["<ListType>", "a"]]
