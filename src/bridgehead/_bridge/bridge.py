@@ -403,7 +403,9 @@ class Bridge(WorkMethods):
     async def _look(self, name: str, *, now: bool = False, timeout: float | None = None) -> Detail:
         """Take a closer look at the value of a name, for the tools; see ``remote.detail``."""
         self._connection.check()
-        response = await self._connection.ask("detail", timeout, now=now, name=checked_name(name))
+        response = await self._connection.ask(
+            "detail", timeout, now=now, limit=_response.MAX_PICTURE, name=checked_name(name)
+        )
         return _response.detail_in(response.header, response.frames)
 
     async def delete(self, *names: str | Ref, timeout: float | None = None) -> None:

@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from struct import unpack_from
 from typing import Any
 
 from bridgehead._errors import (
@@ -40,7 +41,10 @@ MAX_TEXT = 2000  # characters of the text of a closer look
 MAX_TABLE = 1000  # cells of its table
 MAX_CELL = 100  # characters
 MAX_PICTURE = 1 << 20  # bytes
-PNG = b"\x89PNG\r\n\x1a\n"
+MAX_SIDE = 1000  # pixels: a picture of few bytes may have billions of them
+MAX_COUNT = 1 << 63  # no shape, length or size is larger; Python's arithmetic takes any
+MAX_SIDES = 100  # of a shape
+PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"  # the width and the height follow
 MAX_NAMES = 100_000  # in a response; their table takes a second
 ERROR_LIMIT = 1 << 20  # bytes that an error may have; the caller's max_bytes is for values
 NO_SUBSHELL = "UnknownSubshellError"  # the name of ipykernel's error
@@ -154,6 +158,11 @@ def names_in(header: ResponseHeader, operation: str) -> Names:
         ProtocolError: they are missing or malformed.
     """
     check_fields(header, operation, "names")
+    for item in header["names"]:
+        shape = item["shape"] or ()
+        numbers = (item["len"] or 0, item["bytes"] or 0, *shape[:MAX_SIDES])
+        if len(shape) > MAX_SIDES or not 0 <= min(numbers) <= max(numbers) < MAX_COUNT:
+            raise ProtocolError(f"the response to {operation} has a size that no object has")
     return Names(
         Name(
             item["name"],
@@ -186,7 +195,7 @@ def detail_in(header: ResponseHeader, frames: Sequence[memoryview]) -> Detail:
         max(len(found["facts"]), sum(map(len, table)), len(table)) > MAX_TABLE
         or any(len(pair) != 2 for pair in found["facts"])
         or len(picture) > MAX_PICTURE
-        or not picture.startswith(PNG if picture else b"")
+        or not (_is_small_png(picture) or not picture)
     ):
         raise ProtocolError("the response to detail is larger than a closer look, or malformed")
     return Detail(
@@ -196,6 +205,14 @@ def detail_in(header: ResponseHeader, frames: Sequence[memoryview]) -> Detail:
         "\n".join(line(one, MAX_TEXT) for one in found["text"][:MAX_TEXT].splitlines()),
         picture,
     )
+
+
+def _is_small_png(picture: bytes) -> bool:
+    """Return whether bytes begin as a PNG that a page can decode in little memory."""
+    if not picture.startswith(PNG_START) or len(picture) < len(PNG_START) + 8:
+        return False
+    width, height = unpack_from(">II", picture, len(PNG_START))
+    return bool(max(width, height) <= MAX_SIDE)
 
 
 def greeting(header: ResponseHeader) -> ResponseHeader:

@@ -25,14 +25,15 @@ from bridgehead._protocol.payload import decode
 from bridgehead._protocol.raising import raise_error
 from bridgehead._protocol.request import Request
 from bridgehead._protocol.response import (
-    PNG,
     add_chunk,
     check_fields,
     close_response,
     detail_in,
+    names_in,
     open_response,
     parse_header,
 )
+from bridgehead._shipped.remote.detail import png
 from bridgehead._shipped.wire.frames import digest
 from bridgehead._shipped.wire.header import MIME
 from bridgehead._shipped.wire.pickling import encode
@@ -331,10 +332,30 @@ def test_a_malformed_closer_look_is_a_protocol_error(wrong: dict[str, Any]) -> N
         detail_in(header, [])
 
 
-@pytest.mark.parametrize("picture", [b"<svg onload=alert(1)>", PNG + bytes(1 << 20)], ids=len)
+@pytest.mark.parametrize(
+    "wrong", [{"shape": [10**4000] * 2}, {"shape": [1] * 2000}, {"bytes": 10**4000}, {"len": -1}]
+)
+def test_a_size_that_no_object_has_is_refused(wrong: dict[str, Any]) -> None:
+    one = {"name": "x", "type": "int", "shape": [2], "len": None, "bytes": 1}
+    assert names_in(parse_header(json.dumps({"names": [one]})), "names")[0].shape == (2,)
+    with pytest.raises(ProtocolError, match="no object has"):
+        names_in(parse_header(json.dumps({"names": [{**one, **wrong}]})), "names")
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        b"<svg onload=alert(1)>",
+        png((1, 1), b"0") + bytes(1 << 20),
+        png((20_000, 20_000), b""),
+        png((1, 1), b"0")[:18],
+    ],
+    ids=len,
+)
 def test_a_picture_is_a_small_png(picture: bytes) -> None:
     header: Any = {"detail": DETAIL}
-    assert detail_in(header, [memoryview(PNG)]).picture == PNG
+    small = png((1, 1), b"0")
+    assert detail_in(header, [memoryview(small)]).picture == small
     with pytest.raises(ProtocolError):
         detail_in(header, [memoryview(picture)])
 
