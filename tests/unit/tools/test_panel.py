@@ -506,6 +506,8 @@ def test_a_row_has_what_the_page_sorts_by() -> None:
     row = followed.row_of(Name("x", "numpy.ndarray", shape=(10**12, 10**12), bytes=10**30))
     assert (row[6], row[7]) == (1 << 53, 1 << 53)
     assert followed.row_of(Name("x", "Own"))[6:8] == (-1, -1)
+    keys = {followed.row_of(Name(name, "int"))[0] for name in ("x", "x ", "a b")}
+    assert len(keys) == 3
 
 
 def test_names_to_push_are_those_that_the_user_gave() -> None:
@@ -525,3 +527,63 @@ async def test_a_kernel_elsewhere_reports_its_memory_after_each_cell(
     async with Bridge.loopback() as bridge:
         show(page, bridge, opened=False)
         await page.until(lambda: page.heads.get(0, {}).get("memory"))
+
+
+# ------------------------------------------------------------ bridges that were closed
+
+
+async def test_a_kernel_whose_names_are_not_shown_is_shown_as_closed(page: Page) -> None:
+    with SyncBridge.loopback() as bridge:
+        show(page, bridge, opened=False)
+        await page.until(lambda: page.heads)
+        await asyncio.to_thread(bridge.close)
+        head = await page.until(lambda: page.heads[0]["state"] == "closed" and page.heads[0])
+        assert "open another one" in head["note"]
+
+
+async def test_a_button_of_a_kernel_whose_loop_has_ended_says_so(page: Page) -> None:
+    with SyncBridge.loopback() as bridge:
+        show(page, bridge)
+        await asyncio.to_thread(bridge.close)
+        page.ask("pull", kernel=0, name="x", target="x")
+        job = await page.job()
+        assert job["state"] == "failed"
+        assert "The bridge was closed" in job["text"]
+
+
+async def test_a_view_that_opens_after_the_loop_has_ended_shows_the_kernel_as_closed(
+    page: Page,
+) -> None:
+    with SyncBridge.loopback() as bridge:
+        panel = bridgehead.panel(bridge)
+        page.panel = panel
+        await asyncio.to_thread(bridge.close)
+        page.ask("hello")
+        head = await page.until(lambda: page.heads.get(0))
+        assert (head["state"], "was closed" in head["note"]) == ("closed", True)
+
+
+async def test_a_watch_that_ends_late_does_not_hide_the_next_one(page: Page) -> None:
+    async with Bridge.loopback() as bridge:
+        kernel = show(page, bridge)._kernels[0]
+        await watches(bridge, 1)
+        earlier, aclose = kernel._watch, type(kernel._watch).aclose
+        begun = asyncio.Event()
+
+        async def late() -> None:
+            await begun.wait()
+            await aclose(earlier)
+
+        earlier.aclose = late
+        page.ask("shut", kernel=0)
+        page.ask("open", kernel=0)
+        await page.until(lambda: kernel._watch not in (None, earlier))
+        begun.set()
+        await watches(bridge, 1)
+        assert kernel._watch is not None
+
+
+def test_a_class_may_have_anything_as_its_module() -> None:
+    odd = type("Odd", (), {"__module__": None})
+    shell = SimpleNamespace(user_ns={"x": odd(), 1: 2})
+    assert notebook_names(shell) == [("x", "Odd")]

@@ -21,6 +21,7 @@ from bridgehead._tools.panel.texts import usable, why
 TICK = 0.5  # s between two looks at what this process knows of the kernel, without asking it
 RETRY = 2.0  # s until a kernel that could not be listed is asked again
 SHOWN_NAMES = 5000  # of one kernel
+CLOSED = "The bridge was closed; open another one, and another panel"
 LIVE = ("idle", "busy", "starting")
 # Of a kernel whose process is not on this machine; every ipykernel has psutil.
 MEMORY = "__import__('psutil').Process().memory_info().rss"
@@ -49,10 +50,16 @@ class FollowedKernel:
         self._rows: dict[str, Row] = {}
         self._version = 0  # of the rows that were sent
 
-    def soon(self, function: Callable[..., object], *args: Any) -> None:
-        """Call a function on the loop; any thread may call this, and does not wait."""
-        with contextlib.suppress(RuntimeError):  # the loop was closed, and the bridge with it
+    def soon(self, function: Callable[..., object], *args: Any) -> bool:
+        """Call a function on the loop; any thread may call this, and does not wait.
+
+        Return False if the loop was closed, and the bridge with it.
+        """
+        try:
             self.loop.call_soon_threadsafe(function, *args)
+        except RuntimeError:
+            return False
+        return True
 
     # ------------------------------------------------------------ views
 
@@ -110,9 +117,16 @@ class FollowedKernel:
                         await asyncio.wait_for(self._again.wait(), RETRY)
         finally:
             if self.bridge.state == "closed":
-                self._note = "The bridge was closed; open another one, and another panel."
-                self._set_names(Names())
-                self.publish()
+                self.show_closed()
+
+    def show_closed(self) -> None:
+        """Say that the bridge was closed; any thread may call this once the loop was closed, too.
+
+        All is sent again: a view may be new.
+        """
+        self._note, self._head = f"{CLOSED}.", {}
+        self._set_names(Names())
+        self.publish()
 
     async def _list(self) -> bool:
         """Show the names until the kernel ends, or they are to be listed anew.
@@ -151,7 +165,8 @@ class FollowedKernel:
                 self._set_names(names)
                 self.publish()
         finally:
-            self._watch = None
+            if self._watch is watch:  # the next one may have begun
+                self._watch = None
             await watch.aclose()
         return was_listed
 
@@ -203,16 +218,20 @@ class FollowedKernel:
 
     async def _tick(self) -> None:
         before = self.bridge.state
-        while self.bridge.state != "closed":
-            state = self.bridge.state
-            if state != before and not {state, before} <= {*LIVE}:
-                self._again.set()  # the kernel is lost, or there is one again
-            before = state
-            if self._is_here:
-                self._memory = _memory_of(self.bridge.info.pid)
-            self.publish()
-            await asyncio.sleep(TICK)
-        self._again.set()
+        try:
+            while self.bridge.state != "closed":
+                state = self.bridge.state
+                if state != before and not {state, before} <= {*LIVE}:
+                    self._again.set()  # the kernel is lost, or there is one again
+                before = state
+                if self._is_here:
+                    self._memory = _memory_of(self.bridge.info.pid)
+                self.publish()
+                await asyncio.sleep(TICK)
+        finally:  # also if the loop ends with the bridge
+            self._again.set()
+            if self.bridge.state == "closed" and self._following is None:
+                self.show_closed()
 
     async def _follow_memory(self) -> None:
         """Follow the memory of a kernel elsewhere: it is sent after each of its cells."""
@@ -268,7 +287,8 @@ def row_of(name: Name) -> Row:
         count = 1
         for side in name.shape:
             count *= side
-    key = name.name if usable(name.name) else shown
+    # Never the key of another name, one that can be used: the names may differ by a blank.
+    key = name.name if usable(name.name) else f"{shown} " if usable(shown) else shown
     return (
         key,
         shown,
@@ -298,7 +318,9 @@ def labels(bridges: Sequence[tuple[object, Bridge]], namespace: Mapping[str, Any
     ``bridges`` has what the caller gave, with each kernel of it.
     """
     found: list[str] = []
-    variables = [(name, value) for name, value in list(namespace.items()) if name[:1] != "_"]
+    variables = [
+        (name, value) for name, value in list(namespace.items()) if usable(name) and name[0] != "_"
+    ]
     for number, (given, _) in enumerate(bridges):
         name = next((name for name, value in variables if value is given), f"kernel {number + 1}")
         if isinstance(given, Sequence):

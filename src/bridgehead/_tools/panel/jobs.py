@@ -17,7 +17,7 @@ from typing import Any
 
 from bridgehead._protocol.formatting import line, size
 from bridgehead._protocol.results import Detail
-from bridgehead._tools.panel.followed import FollowedKernel, Send
+from bridgehead._tools.panel.followed import CLOSED, FollowedKernel, Send
 from bridgehead._tools.panel.texts import checked, usable, why
 
 EVERY = 0.1  # s between two messages of a progress
@@ -99,7 +99,9 @@ class Jobs:
         def begin() -> None:
             job.task = kernel.loop.create_task(job.run(work(job)))
 
-        kernel.soon(begin)
+        if not kernel.soon(begin):
+            job.state, job.text = "failed", f"{text} failed. {CLOSED}."
+            self._send(job.message())
 
     def cancel(self, number: int) -> None:
         job = self.known.get(number)
@@ -237,6 +239,7 @@ def notebook_names(shell: Any) -> list[tuple[str, str]]:
             issubclass(kind, (type, FunctionType, BuiltinFunctionType, ModuleType))
             and getattr(value, "__module__", None) != "__main__"
         )
-        if not is_imported and not kind.__module__.startswith("bridgehead"):
+        # A class may have anything as its module.
+        if not is_imported and not str(kind.__module__).startswith("bridgehead"):
             found.append((name, line(kind.__name__, 40)))
     return sorted(found)

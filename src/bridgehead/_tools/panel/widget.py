@@ -151,7 +151,8 @@ class Panel(anywidget.AnyWidget):
         for job in list(self._jobs.known.values()):
             self._post(job.message())
         for kernel in self._kernels:
-            kernel.soon(kernel.show, view, False)
+            if not kernel.soon(kernel.show, view, False):
+                kernel.show_closed()
 
     def _end_views(self, views: Sequence[str]) -> None:
         for view in views:
