@@ -164,6 +164,7 @@ def _rebuilt(fields: Mapping[str, Any], frames: Sequence[memoryview]) -> BaseExc
     """Return an exception of the kernel from its frames; None if that is not possible here."""
     cause = None
     if frames and fields.get("code_of") in (None, PYTHON):
-        with contextlib.suppress(Exception):  # its class is missing here: only text is left
+        # Its class is missing here, or raises: only text is left. SystemExit would end the program.
+        with contextlib.suppress(Exception, SystemExit):
             cause = decode(frames)
     return cause if isinstance(cause, BaseException) else None

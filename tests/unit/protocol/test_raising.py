@@ -5,7 +5,9 @@ Rule: an error is untrusted like any response; whatever it contains, a ``BridgeE
 
 from __future__ import annotations
 
+import base64
 import pickle
+import sys
 from typing import Any
 
 import pytest
@@ -19,7 +21,10 @@ from bridgehead import (
     RemoteError,
 )
 from bridgehead._protocol.bootstrap import remote_source
+from bridgehead._protocol.raising import cell_error
 from bridgehead._shipped.wire.frames import digest
+from bridgehead._shipped.wire.header import CELL_ERROR
+from bridgehead._shipped.wire.pickling import encode
 from support.answers import KINDS, consume, content_of, entry, is_reported, odd
 
 REMOTE_MODULE = remote_source()[0]
@@ -136,3 +141,16 @@ def test_an_error_with_nothing_but_its_kind_is_reported(kind: str) -> None:
 def test_an_empty_error_is_a_protocol_error() -> None:
     with pytest.raises(ProtocolError):
         consume(error_of({}), [])
+
+
+class Exits(Exception):
+    def __reduce__(self) -> Any:
+        return sys.exit, (3,)
+
+
+def test_a_cause_that_exits_while_it_is_rebuilt_is_left_out() -> None:
+    frames, _ = encode(Exits())
+    parts = [base64.b64encode(frame).decode() for frame in frames]
+    report = {"source": remote_source()[0] + CELL_ERROR, "frames": parts, "code_of": None}
+    content = {"ename": "Exits", "evalue": "", "traceback": [], "payload": [report]}
+    assert cell_error(content, trusted=True).__cause__ is None

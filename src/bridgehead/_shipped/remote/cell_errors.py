@@ -79,7 +79,7 @@ class CellErrors:
         try:
             # User code may run here, and the cell's own interrupt ends it.
             frames, carries_code = self.kernel.run_interruptibly(
-                cell, lambda: encode(error, None, most)
+                cell, lambda: encode(error, None, most, stops=True)
             )
             parts = [b64encode(frame).decode("ascii") for frame in frames]
         except BaseException:  # also an interrupt: the cell has ended, and its text is reported

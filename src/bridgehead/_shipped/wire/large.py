@@ -22,6 +22,7 @@ from typing import Any
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.digest import Buffer
+    from bridgehead._shipped.wire.errors import TooLarge
     from bridgehead._shipped.wire.frames import MAX_FRAMES
     from bridgehead._shipped.wire.libraries import builder
 
@@ -36,13 +37,14 @@ _CALL = pickle.NEXT_BUFFER + pickle.TUPLE1 + pickle.REDUCE
 class PickleOutput(BytesIO):
     """The file that a pickle is written to; large objects become frames of their own.
 
-    Bytes beyond ``limit`` are only counted. ``write`` is a Python function on purpose. The C
+    Bytes beyond ``limit`` are only counted, or end the pickling with ``TooLarge`` if the output
+    ``stops`` there. ``write`` is a Python function on purpose. The C
     pickler calls it every 64 KiB, and then another thread can run, such as that of an event loop.
     """
 
-    def __init__(self, limit: int | None, frames: list[memoryview]) -> None:
+    def __init__(self, limit: int | None, frames: list[memoryview], *, stops: bool = False) -> None:
         super().__init__()
-        self.limit, self.frames, self.total = limit, frames, 0
+        self.limit, self.frames, self.total, self.stops = limit, frames, 0, stops
         self.end = b""  # the last bytes that were written
 
     def write(self, data: Any) -> int:
@@ -52,6 +54,8 @@ class PickleOutput(BytesIO):
             self.end = bytes(data[-9:])
             if self.fits:
                 super().write(data)
+            elif self.stops:
+                raise TooLarge(self.total)
         return size
 
     @property

@@ -185,12 +185,15 @@ def pickler_type() -> Any:
     return Pickler
 
 
-def encode(value: Any, refs: Any = None, limit: int | None = None) -> tuple[list[memoryview], bool]:
+def encode(
+    value: Any, refs: Any = None, limit: int | None = None, *, stops: bool = False
+) -> tuple[list[memoryview], bool]:
     """Pickle ``value`` into frames; return them, and whether they carry code objects.
 
     ``refs`` has the functions that reduce references, by their types. The out-of-band frames are
     views of the live objects. If they must be a snapshot, copy them
-    before any other code may run. Raise ``TooLarge`` if there are more than ``limit`` bytes in all.
+    before any other code may run. Raise ``TooLarge`` if there are more than ``limit`` bytes in all:
+    at the end, with their number, or as soon as that is known if it ``stops`` then.
     """
     shared: dict[str, Any] = {}
     while True:
@@ -203,7 +206,7 @@ def encode(value: Any, refs: Any = None, limit: int | None = None) -> tuple[list
             frames.append(raw)
             return False
 
-        output = PickleOutput(limit, frames)
+        output = PickleOutput(limit, frames, stops=stops)
         pickler = pickler_type()(output, refs, shared, buffer_callback=keep)
         pickler.dump(value)
         # What some objects share may be known only when all of them were met.

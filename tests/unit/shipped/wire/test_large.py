@@ -102,6 +102,24 @@ def test_bytes_that_look_like_a_frame_of_the_pickle_arrive() -> None:
         assert travel([value, 1])[0] == [value, 1]
 
 
+def test_pickling_that_stops_at_its_limit_meets_no_more_objects() -> None:
+    met = []
+
+    class Counted:
+        def __reduce__(self) -> Any:
+            met.append(1)
+            return bytes, (b"%01000d" % len(met),)
+
+    value = [Counted() for _ in range(1000)]
+    with pytest.raises(TooLarge):
+        _pickling.encode(value, limit=EACH, stops=True)
+    assert len(met) < 300
+    with pytest.raises(TooLarge) as caught:
+        _pickling.encode(value, limit=EACH)
+    assert caught.value.nbytes > 1_000_000
+    assert len(met) > 1000
+
+
 def test_a_limit_counts_the_frames() -> None:
     for value in (bytes(EACH), "x" * EACH, bytearray(EACH)):
         with pytest.raises(TooLarge):
