@@ -346,6 +346,25 @@ def test_text_is_cut_into_lines(text: str, expected: list[str]) -> None:
     assert several._lines(text) == expected
 
 
+def test_a_line_of_many_parts_is_not_split_again_with_each(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lengths = []
+    split = several._lines
+
+    def counted(text: str) -> list[str]:
+        lengths.append(len(text))
+        return split(text)
+
+    monkeypatch.setattr(several, "_lines", counted)
+    shell: Any = None
+    display = several._LabelledDisplay(shell, "a | ")
+    for part in (*["."] * 100, "x\ny", "z\n"):
+        display.write(part, "stdout")
+    assert capsys.readouterr().out == f"a | {'.' * 100}x\na | yz\n"
+    assert max(lengths) == 3
+
+
 # ---------------------------------------------------------------- what crossed, life
 
 

@@ -131,7 +131,11 @@ class _LabelledDisplay(CellDisplay):
         self._partial = {"stdout": "", "stderr": ""}  # lines that have not ended
 
     def write(self, text: str, name: str) -> None:
-        *whole, self._partial[name] = _lines(self._partial[name] + text)
+        # Only what is new is split: a line may come as thousands of dots.
+        *whole, rest = _lines(text)
+        if whole:
+            whole[0], self._partial[name] = self._partial[name] + whole[0], ""
+        self._partial[name] += rest
         stream = sys.stderr if name == "stderr" else sys.stdout
         stream.write("".join(f"{self._label}{one}" for one in whole))
 
