@@ -12,7 +12,7 @@ import inspect
 import logging
 import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from functools import partial
 from threading import Lock
 from typing import Any, Generic, TypeVar
@@ -24,6 +24,7 @@ log = logging.getLogger("bridgehead")
 # Of one event loop. They start when they are needed. With few of them, some bridges could delay all
 # others: pickling may run user code that waits.
 MOST_THREADS = 256
+END_WITHIN = 10.0  # s for functions that run when their loop ends; then their threads are left
 
 
 class Tasks:
@@ -119,8 +120,9 @@ class Threads:
         work.add_done_callback(self._unfinished.discard)
 
     def close(self) -> None:
-        """Wait until all threads have ended."""
-        self._pool.shutdown()
+        """Wait until all threads have ended, but for a function of the user's that does not end."""
+        running = wait(list(self._unfinished), END_WITHIN).not_done
+        self._pool.shutdown(wait=not running)
 
     def end_with_loop(self) -> None:
         """Have the running loop end the threads when it ends its asynchronous generators."""
@@ -132,9 +134,8 @@ class Threads:
         try:
             yield
         finally:
-            # The thread of a function that runs, and may never end, ends with the function.
             threads_of.pop(asyncio.get_running_loop(), None)
-            self._pool.shutdown(wait=not self._unfinished)
+            self.close()
 
 
 # The threads end at the latest when their loop is dropped.

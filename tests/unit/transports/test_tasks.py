@@ -13,8 +13,9 @@ import threading
 
 import pytest
 
-from bridgehead import Bridge, Fleet
+from bridgehead import Bridge, Fleet, SyncBridge
 from bridgehead._connection.trust import LARGE
+from bridgehead._transports import tasks as tasks_module
 from bridgehead._transports.tasks import Tasks, in_thread
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
@@ -139,17 +140,27 @@ def test_the_threads_end_with_the_event_loop_although_a_closed_bridge_is_kept() 
     assert kept.state == "closed"
 
 
-def test_a_function_that_goes_on_does_not_hold_up_the_end_of_the_event_loop() -> None:
-    go_on, ended = threading.Event(), threading.Event()
+@pytest.mark.parametrize("kind", ["asyncio.run", "a bridge that blocks"])
+def test_a_function_that_does_not_end_holds_up_no_end_of_a_loop(
+    monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(tasks_module, "END_WITHIN", 0.1)
+    begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
 
     def work() -> None:
+        begun.set()
         go_on.wait(60)
         ended.set()
 
     async def begin() -> None:
         in_thread(work)
+        begun.wait(60)
 
-    asyncio.run(begin())
+    if kind == "asyncio.run":
+        asyncio.run(begin())
+    else:
+        with SyncBridge.loopback() as bridge:
+            bridge._wait(begin)
     assert not ended.is_set()
     go_on.set()
     assert ended.wait(60)
