@@ -203,8 +203,10 @@ def _is_picture(shape: Sequence[int]) -> bool:
 def _look_at_pillow(look: Look, value: Any, name: str) -> None:
     look.fact("Size", "%d × %d pixels" % value.size)
     look.fact("Mode", value.mode)
-    small = value.copy()
-    small.thumbnail((SIDE, SIDE))
+    if getattr(value, "tile", None):  # not read from its file yet, which may be large, or gone
+        return
+    step = max(1.0, max(value.size) / SIDE)
+    small = value.resize([max(1, int(side / step)) for side in value.size], 0)  # the nearest pixels
     mode = "RGBA" if "A" in value.mode or "transparency" in value.info else "RGB"
     width, height = small.size
     look.picture = png((height, width, len(mode)), small.convert(mode).tobytes())

@@ -220,3 +220,14 @@ def test_an_item_of_arrow_that_has_millions_of_items_is_not_converted() -> None:
     finally:
         tracemalloc.stop()
     assert look.rows == [["<ListType>", "a"]]
+
+
+def test_an_image_that_was_not_read_stays_so() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (40, 30)).save(file, "PNG")
+    image = Image.open(file)
+    look = look_at(image)
+    assert (look.facts[0], look.picture) == (["Size", "40 × 30 pixels"], b"")
+    assert image.tile
+    image.load()
+    assert look_at(image).picture
