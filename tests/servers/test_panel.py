@@ -118,6 +118,15 @@ class Shown:
     async def job(self, text: str) -> None:
         await expect(self.panel.locator(".job", has_text=text)).to_be_visible()
 
+    async def reload(self) -> None:
+        """Load the page again, and wait until it shows the panel."""
+        page = self.lab.page
+        save = "async () => { await window.jupyterapp.commands.execute('docmanager:save'); }"
+        await page.evaluate(save)
+        await page.reload()
+        await page.wait_for_function("window.jupyterapp?.shell.currentWidget")
+        await expect(self.row("train", "penguins")).to_be_visible()
+
     async def output(self, number: int, text: str) -> None:
         await expect(self.lab.output(number).first).to_contain_text(text)
 
@@ -387,11 +396,7 @@ async def test_dead_kernels_closed_bridges_and_a_restarted_notebook_are_shown(
     await shown.job("Hand penguins over from train to score failed. KernelDied")
 
     # A page that is loaded again shows all again.
-    save = "async () => { await window.jupyterapp.commands.execute('docmanager:save'); }"
-    await page.evaluate(save)
-    await page.reload()
-    await page.wait_for_function("window.jupyterapp?.shell.currentWidget")
-    await expect(shown.row("train", "penguins")).to_be_visible()
+    await shown.reload()
     await shown.job("Hand penguins over from train to score failed")
     await shown.panel.screenshot(path=tmp_path / "dead.png")
 
@@ -407,6 +412,7 @@ async def test_the_watches_end_when_the_output_is_cleared(shown: Shown) -> None:
     await shown.kernel("train").locator(".actions input").fill("birds")
     await shown.button("train", "Pull").click()
     await shown.job("birds is now in the notebook")
+    await shown.reload()  # the page that was there follows nothing any more
     await shown.lab.run_cell(3)
     await shown.output(3, "watches 1")
     await shown.lab.page.locator(".jp-CodeCell .cm-content").first.click()

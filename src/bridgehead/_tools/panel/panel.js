@@ -457,6 +457,8 @@ class Panel {
     this.lost = () => this.silent("The notebook's kernel was restarted or is disconnected: run the cell again to get a panel.", true);
     model.on("msg:custom", this.received);
     model.on("comm_live_update", this.lost);
+    this.left = () => this.bye(); // a page that is closed or loaded again renders nothing any more
+    window.addEventListener("pagehide", this.left);
     this.ask("hello");
   }
 
@@ -466,6 +468,11 @@ class Panel {
     cancelAnimationFrame(this.frame);
     for (const timer of this.unheard.values()) clearTimeout(timer);
     for (const kernel of this.kernels) clearTimeout(kernel.timer);
+    window.removeEventListener("pagehide", this.left);
+    this.bye();
+  }
+
+  bye() {
     this.model.send({ ask: "bye", view: this.view });
   }
 
