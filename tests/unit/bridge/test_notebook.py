@@ -94,6 +94,8 @@ async def test_a_file_that_cannot_be_written_does_not_hide_the_failure(
 async def test_half_of_a_surrogate_pair_is_written_and_costs_no_file(
     loopback: Bridge, tmp_path: Path
 ) -> None:
+    import nbformat
+
     file = written(tmp_path, ("print(chr(0xDC80) + chr(92))", []))
     await run_notebook(loopback, file, save=file)
     assert outputs(nbformat.read(file, as_version=4))[0][0]["text"] == "\udc80\\\n"
