@@ -16,6 +16,7 @@ import pytest
 from bridgehead import Bridge, Fleet, SyncBridge
 from bridgehead._connection.trust import LARGE
 from bridgehead._transports import tasks as tasks_module
+from bridgehead._transports import tasks
 from bridgehead._transports.tasks import Tasks, in_thread
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
@@ -75,6 +76,7 @@ def test_work_for_a_thread_runs_once_in_a_process_that_can_start_none(worker: st
 
 async def test_a_thread_that_did_not_start_gets_no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """The work after it does not wait for the one thread there is, which may wait for this work."""
+    monkeypatch.setattr(tasks, "threads_of", {})  # none is idle
     go_on = threading.Event()
     busy = in_thread(go_on.wait, 60)
     with monkeypatch.context() as patch:
