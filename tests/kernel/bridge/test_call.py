@@ -377,6 +377,8 @@ async def test_on_output_is_not_called_after_a_cancel_of_an_async_function(
     task = bridge.submit(counts, on_output=heard)
     await bridge.call(len, "abc")
     task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
     count = len(heard.messages)
     assert await bridge.call(len, "abc") == 3
     assert len(heard.messages) == count

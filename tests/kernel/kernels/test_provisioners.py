@@ -41,16 +41,25 @@ pytestmark = pytest.mark.real_start
 
 # Stands for another machine, as far as the provisioner knows.
 NODE = """
-import json, os, secrets, socket, subprocess, sys, tempfile
+import json, os, random, secrets, socket, subprocess, sys, tempfile
 ip = sys.argv[1]
+
+def bound():
+    # A port that no other program gets without asking for it: the kernel binds it a moment later.
+    while True:
+        one = socket.socket()
+        try:
+            one.bind((ip, random.randrange(10_000, 32_000)))
+            return one
+        except OSError:
+            one.close()
+
 with tempfile.TemporaryDirectory() as disk:
     for line in sys.stdin:
         wish, *arguments = json.loads(line)
         answer = None
         if wish == "start":
-            sockets = [socket.socket() for _ in range(5)]
-            for one in sockets:
-                one.bind((ip, 0))
+            sockets = [bound() for _ in range(5)]
             names = ("shell_port", "iopub_port", "stdin_port", "control_port", "hb_port")
             info = dict(zip(names, (one.getsockname()[1] for one in sockets)))
             for one in sockets:
