@@ -44,6 +44,7 @@ def test_mypy_infers_the_intended_types() -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
+@pytest.mark.slow
 def test_pyright_infers_the_intended_types() -> None:
     report = pyright(str(API))
     assert report["summary"]["filesAnalyzed"] == 1
@@ -53,6 +54,7 @@ def test_pyright_infers_the_intended_types() -> None:
     ] == []
 
 
+@pytest.mark.slow
 def test_every_public_type_is_known() -> None:
     report = pyright("--verifytypes", "bridgehead", "--ignoreexternal")["typeCompleteness"]
     unknown = [

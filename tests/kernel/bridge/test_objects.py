@@ -455,6 +455,7 @@ async def test_operations_take_effect_in_the_order_of_their_calls(bridge: Bridge
     assert results[-1] == 99
 
 
+@pytest.mark.slow
 async def test_a_bytearray_can_grow_after_it_crossed(bridge: Bridge) -> None:
     """A frame is a view of it meanwhile, and a bytearray with a view cannot grow."""
     for size in (100, 1 << 20, 40 << 20):

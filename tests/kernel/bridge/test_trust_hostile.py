@@ -86,6 +86,7 @@ async def test_a_hostile_value_is_refused_soon(hostile: Bridge) -> None:
 
 
 @pytest.mark.parametrize("lie", LIES.values(), ids=LIES)
+@pytest.mark.slow
 async def test_millions_of_frames_or_names_are_refused_at_once(
     lie: tuple[str, str], hostile: Bridge
 ) -> None:

@@ -419,6 +419,7 @@ async def test_a_busy_orphan_is_left_alone_until_it_is_idle(live: Bridge) -> Non
         assert namespace == {"begun": "True", "go_on": "1", "ended": "True", "x": "1"}
 
 
+@pytest.mark.slow
 async def test_a_subshell_that_another_client_deleted_is_created_again(kernel: Bridge) -> None:
     """B7. The subshell is deleted before one call and before many at once: no call fails."""
     opening = Bridge.attach(file_of(kernel), lane="buffers")

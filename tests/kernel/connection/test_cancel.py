@@ -120,6 +120,7 @@ async def test_cancelling_many_calls_loses_no_reply_of_the_others(kernel: Bridge
     assert await look(file_of(kernel)) == {}
 
 
+@pytest.mark.slow
 async def test_replies_of_timed_out_calls_are_still_read(kernel: Bridge) -> None:
     """D5. 120 operations time out about when their replies come: every reply is still read.
 

@@ -334,6 +334,7 @@ async def test_an_interrupt_of_the_kernel_just_before_a_sleep_is_not_lost(live: 
             assert (await client.answer(cell))["ename"] == "KeyboardInterrupt"
 
 
+@pytest.mark.slow
 async def test_a_handler_of_sigurg_stays_and_is_not_called(live: Bridge) -> None:
     await live.run("import signal, time\nurged = []")
     await live.run("_ = signal.signal(signal.SIGURG, lambda *args: urged.append(args))")

@@ -454,6 +454,7 @@ exec("class Large: pass", _module.__dict__)
 
 
 @pytest.mark.parametrize("what", ["words", "array"])
+@pytest.mark.slow
 async def test_the_event_loop_continues_while_a_large_object_crosses(
     kernel: Bridge, what: str
 ) -> None:

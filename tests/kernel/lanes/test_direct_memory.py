@@ -211,6 +211,7 @@ async def test_idle_memory_is_given_back(live: Bridge, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("way", ["push", "pull", "call", "expression"])
+@pytest.mark.slow
 async def test_a_cancel_at_any_instant_gives_the_memory_back(live: Bridge, way: str) -> None:
     mine = np.ones(100 * MIB // 8)
     await live.push(x=mine, y=0)

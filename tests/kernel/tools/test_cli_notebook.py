@@ -101,6 +101,7 @@ def test_json_says_how_far_it_came(options: list[str], made: Make, tmp_path: Pat
     assert found == {"output": str(out), "cells": 2, "last": 2}
 
 
+@pytest.mark.slow
 async def test_the_time_is_over(
     kernel: Bridge, options: list[str], made: Make, tmp_path: Path
 ) -> None:
@@ -167,6 +168,7 @@ def test_what_cannot_start_is_code_2(
     assert not Path("out.ipynb").exists()
 
 
+@pytest.mark.slow
 def test_a_kernel_that_dies_leaves_the_notebook_so_far(made: Make, tmp_path: Path) -> None:
     async def run() -> Any:
         async with Bridge.launch() as doomed:

@@ -134,6 +134,7 @@ def completions(shell: InteractiveShell, typed: str) -> set[str]:
 @pytest.mark.parametrize(
     ("typed", "offered"), [*TYPED, ("type(kernel).launch(encr", "encryption=")]
 )
+@pytest.mark.slow
 def test_tab_completes_options(shell: InteractiveShell, typed: str, offered: str) -> None:
     """jedi completes, which IPython uses if it is installed."""
     assert shell.Completer is not None
@@ -159,6 +160,7 @@ def test_tab_completes_options_without_jedi(
         ("kernel = SyncBridge.attach()\nkernel.run('1', on_", "on_output="),
     ],
 )
+@pytest.mark.slow
 def test_an_editor_completes_operations_and_options(typed: str, offered: str) -> None:
     """An editor has jedi read the source without running it."""
     source = f"from bridgehead import SyncBridge\n{typed}"
