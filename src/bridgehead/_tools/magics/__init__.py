@@ -246,7 +246,7 @@ class BridgeMagics(Magics):
     @magic_arguments("bridge interrupt")
     @_on
     def interrupt(self, args: argparse.Namespace) -> None:
-        """Interrupt what the kernel runs, whoever started it; an idle kernel ignores it."""
+        """Interrupt what the kernel runs for any client; an idle one ignores it."""
         chosen = self.chosen(args.on)
         with _plain_errors(chosen):
             self.bridges[chosen].interrupt()
