@@ -252,7 +252,7 @@ async def test_a_server_that_is_stopped_beneath_a_bridge_blames_no_token(
 async def test_the_programs_of_the_guide_print_what_it_says(
     jupyterhub: RunningHub, ada: str, tmp_path: Path
 ) -> None:
-    blocks = re.findall(r"^```py\n(.*?)^```", GUIDE.read_text(), re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```python notest\n(.*?)^```", GUIDE.read_text(), re.M | re.DOTALL)
     tokens = {"HUB_TOKEN": ada, "SERVICE_TOKEN": jupyterhub.robot}
     printed = []
     for block in blocks:
