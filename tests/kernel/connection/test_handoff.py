@@ -144,6 +144,7 @@ async def test_a_handoff_of_a_hundred_megabytes_takes_no_memory_of_the_client(
     """The client has no segment, no mapped page of the source, and no copy."""
     source, target = pair
     await source.run("import numpy; x = numpy.arange(12_500_000.0)")
+    mapped = (await memory.kernel_counts(target))["mapped"]  # by other tests
     before, kept = own_memory(), [memory.client_counts(bridge)["bytes"] for bridge in pair]
     for n in range(4):
         await source.run(f"x[0] = {n}")
@@ -155,7 +156,7 @@ async def test_a_handoff_of_a_hundred_megabytes_takes_no_memory_of_the_client(
         assert await target.pull("float(x[0])", "float(x[-1])") == (n, 12_499_999)
     # The source reuses two segments: the one in use by the target, and the one before.
     assert (await memory.kernel_counts(source))["bytes"] < 300_000_000
-    assert (await memory.kernel_counts(target))["mapped"] <= 3
+    assert (await memory.kernel_counts(target))["mapped"] <= mapped + 3
 
 
 async def test_the_source_gets_the_segment_back_after_the_last_array_is_deleted(
