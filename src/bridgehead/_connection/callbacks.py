@@ -364,8 +364,10 @@ def call_count(event: Response) -> int:
     groups, parts = header["groups"], len(header["sizes"])
     if not 0 <= header["dropped"] < 1 << 63:
         return -1
-    if event.is_partial or not groups:
-        return -1 if groups or not event.is_partial else 0
-    if len(groups) > CALLS_TOGETHER or any(len(g) != 2 or g[0] != 1 or g[1] < 1 for g in groups):
+    if event.is_partial:
+        return -1 if groups else 0
+    if not 0 < len(groups) <= CALLS_TOGETHER:
+        return -1
+    if any(len(group) != 2 or group[0] != 1 or group[1] < 1 for group in groups):
         return -1
     return len(groups) if sum(count for _, count in groups) == parts else -1
