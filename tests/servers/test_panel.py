@@ -180,6 +180,7 @@ async def test_names_are_sorted_searched_previewed_moved_and_deleted(
     await expect(train.locator(".scroll .line")).to_have_count(1)
     await expect(train).to_contain_text("1 of 7 names")
     await shown.panel.locator("input[type=search]").fill("")
+    await expect(train.locator(".scroll .line")).to_have_count(7)  # drawn with the next picture
 
     await shown.row("train", "penguins").click()
     await expect(train.locator(".preview th")).to_have_text(["", "species", "mass"])
