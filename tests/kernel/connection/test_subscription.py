@@ -88,7 +88,7 @@ async def test_a_stream_of_messages_has_the_outputs_of_all_clients(live: Bridge)
         await other.push(x=1)
         await live.push(x=1)
         stream = other.messages()
-        await other.push(x=2)  # sent when the kernel has confirmed what ``other`` reads
+        await other.run("x = 2")  # sent when the kernel has confirmed what ``other`` reads
         await live.run("print('from the other client')")
         async with asyncio.timeout(60):
             async for message in stream:

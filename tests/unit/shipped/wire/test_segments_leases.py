@@ -370,15 +370,16 @@ def test_a_forked_child_does_not_see_what_the_parent_writes(size: int) -> None:
 pool, maps = Pool(0.5), SlabCache()
 segment, (array,) = sent(pool, maps, np.ones(MIB, "u1"))
 go, ready = os.pipe()
+began, forked = os.pipe()
 
 def child():
+    os.write(forked, b"x")
     assert os.read(go, 1)
     return int(array.sum())
 
 import threading
 def write():
-    import time
-    time.sleep(0.1)
+    assert os.read(began, 1)
     array[:] = 7
     os.write(ready, b"x")
 threading.Thread(target=write).start()
@@ -436,6 +437,7 @@ before[:] = 99
 del before
 released(pool, maps)
 go, ready = os.pipe()
+began, forked = os.pipe()
 
 def arrivals():
     found = []
@@ -451,17 +453,19 @@ def arrivals():
     return found
 
 def child():
+    os.write(forked, b"x")
     assert os.read(go, 1)
     return int(old.sum()) // MIB
 
 import threading
 kept, results = [], []
 def later():
-    import time
-    time.sleep(0.1)
+    assert os.read(began, 1)
     results.extend(arrivals())
-threading.Thread(target=later).start()
+thread = threading.Thread(target=later)
+thread.start()
 seen = in_child(child)
+thread.join()
 del old
 kept.clear()
 numbers = released(pool, maps)
