@@ -7,7 +7,17 @@
         await bridge.run("result = model.fit(df)")
         result = await bridge.pull("result")
 
-Rule: this file only lists what is public.
+Rule: this file only lists what is public. The floors, each of which imports only those below it:
+
+- ``__main__``: ``python -m bridgehead``.
+- ``_tools``: the command line, magics, the panel, benchmarks, pytest fixtures.
+- ``_bridge``: what users call.
+- ``_connection``: how one bridge orders, sends and repeats its calls. Its head follows one push
+  through all floors and lists where a restart is noticed. Start there.
+- ``_lanes``: the ways of the objects' bytes. ``_kernels``: finding and starting kernels.
+- ``_transports``: messages to a kernel and back, and the state of the kernel.
+- ``_protocol``: objects become frames and headers, and back.
+- ``_shipped``: what runs in the kernel, too. ``_errors``: the exceptions.
 """
 
 from typing import Any

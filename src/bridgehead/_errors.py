@@ -23,7 +23,7 @@ wrong, what state things are in now, and what to do. Every class pickles. The tr
         KernelDied          the kernel's process has ended
         KernelRestarted     a new process answers; its namespace is new
         KernelUnresponsive  the process shows no sign of life; it may recover
-        ReplyLost           the request has run; its reply is lost or damaged
+        ReplyLost           its reply is lost or damaged; the message says what is known
         TransportError      the connection itself failed
       DecodeError           the value arrived, but cannot be unpickled in this process
       UntrustedPayload      the value is more than data, and was not opened
@@ -46,6 +46,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+# The texts of a ``KernelRestarted``.
+RESTARTED = (  # before the request was sent, or refused by the new process
+    "the kernel was restarted, and its namespace is new; this call was not executed: create its "
+    "names again, then call again"
+)
+RESTARTED_MEANWHILE = (
+    "the kernel was restarted, and its namespace is new; the request may have run in the old "
+    "process"
+)
 # Patterns are compiled when they are first used: all of them took 3 ms of each import.
 # Group 1 is a colour or a weight. Any other sequence could move the cursor, or do worse.
 SEQUENCE = r"(\x1b\[[0-9;]*m)|\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b."
@@ -275,7 +284,7 @@ class NotExecuted(BridgeError):
 class RequestAborted(NotExecuted):
     """Another client's failing cell aborted the request, or the remote part was removed.
 
-    It was so at every attempt; call again.
+    Every attempt failed this way; call again.
     """
 
 
@@ -383,7 +392,8 @@ class RemoteError(BridgeError):
     def _render_traceback_(self) -> list[str]:
         """Return what IPython shows: the caller's frames, the message, the kernel's traceback.
 
-        Of what controls a terminal, the latter keeps its colours. Of a ``%%bridge`` cell it is all.
+        The kernel's traceback keeps its colours, and no other control sequences. For a
+        ``%%bridge`` cell, only that traceback is returned.
         """
         kernels = [coloured(line) for line in self.traceback]
         if kernels and self._is_of_magic:
@@ -442,7 +452,10 @@ class KernelDied(OutcomeUnknown):
 
 
 class KernelRestarted(OutcomeUnknown):
-    """The kernel was restarted, and its namespace is new. The next call goes to the new kernel."""
+    """The kernel was restarted, and its namespace is new. The next call goes to the new kernel.
+
+    If the message does not say that the call was not executed, it may have run in the old process.
+    """
 
 
 class KernelUnresponsive(OutcomeUnknown):
@@ -453,9 +466,9 @@ class KernelUnresponsive(OutcomeUnknown):
 
 
 class ReplyLost(OutcomeUnknown):
-    """The kernel finished the request, but its reply never arrived, or arrived damaged.
+    """The reply never arrived, or arrived damaged; the request may have run.
 
-    A cell has run: check what it changed before you run it again.
+    The message says what is known. Check what the request changed before you send it again.
     """
 
 

@@ -66,7 +66,7 @@ class CellMethods(BridgeBase):
             store_history: False keeps the cell out of ``In``, the history and the counter. IPython
                 keeps its value in ``_`` even so, and all clients see the cell.
             timeout: seconds.
-            on_timeout: what becomes of the cell after a timeout or a cancel: ``"leave"`` lets it
+            on_timeout: what happens to the cell after a timeout or a cancel: ``"leave"`` lets it
                 go on in the kernel. ``"interrupt"`` interrupts it, or keeps it from beginning,
                 and interrupts nothing else; after a timeout ``run`` waits a moment for its end.
                 What ``pull`` evaluates is not interrupted. A kernel that cannot tell one cell from
@@ -77,7 +77,7 @@ class CellMethods(BridgeBase):
             RemoteError: the cell raised, or evaluating or pickling what it gave; ``result`` holds
                 what it gave before.
             RunTimeout: the time is over, a ``TimeoutError``; ``result`` holds the outputs so far.
-                The message says what became of the cell.
+                The message says whether the cell ran or runs.
             ValueError: ``push=`` or ``max_output=``, and the cell is empty.
             NotSupported: ``on_timeout="interrupt"``, and a kernel that cannot be interrupted; or
                 ``push=`` or ``max_output=``, and a kernel that is not ipykernel on POSIX, or whose

@@ -1,4 +1,4 @@
-"""A map over a fleet: which kernel gets which items, and what becomes of those of a lost kernel.
+"""A map over a fleet: which kernel gets which items, and what happens to those of a lost kernel.
 
 Rule: the schedule of one map. How a chunk of items crosses is in ``_connection.mapping``.
 
@@ -45,7 +45,7 @@ T = TypeVar("T")
 
 AHEAD = 4  # times the window: chunks for each kernel that are read and not consumed
 CHUNK_SECONDS = 0.05  # of work, for which an automatic chunk is made
-MOST_SECONDS = 0.5  # that an automatic chunk takes with its way
+MOST_SECONDS = 0.5  # that an automatic chunk takes, transfer included
 MOST_ITEMS = 10_000  # of an automatic chunk
 LAST = 4  # the part of a chunk that the last ones have at least
 GROWTH = 8  # times the items of the last automatic chunk, at most

@@ -207,7 +207,7 @@ class LoopThread:
     def start(self, call: LoopCall[T]) -> LoopCall[T]:
         """Begin a call on the loop and return it.
 
-        An interrupt may be raised here before or after the loop has heard of the call. To start
+        An interrupt may be raised here before or after the loop has taken the call. To start
         the call again does no harm.
 
         Raises:

@@ -1,7 +1,7 @@
 """The call of a function: its checks, and what does it in a turn.
 
 Rule: what ``call`` and ``submit`` share. Which options a user has, and what they mean, is said in
-``bridge``.
+``work_methods``.
 """
 
 from __future__ import annotations

@@ -170,7 +170,7 @@ class WorkMethods(CellMethods):
                 thread, a process or ``os.write`` prints beside an async function for the newest
                 cell's or function's; ``asyncio.to_thread`` prints for its own function.
             timeout: seconds. After a timeout or a cancel ``on_output`` is not called any more.
-            on_timeout: what becomes of a plain function after a timeout or a cancel: ``"leave"``
+            on_timeout: what happens to a plain function after a timeout or a cancel: ``"leave"``
                 lets it go on in the kernel, ``"interrupt"`` interrupts it, or keeps it from
                 beginning, and interrupts nothing else.
 

@@ -59,8 +59,8 @@ Where a restart is noticed:
 - A connection that broke and was made again may lead to another process: the transport sends
   nothing before a process has answered over it, and fails what waited if it is another one
   (``_transports.gate``).
-- While the bridge is connected, the transport notices it (``zmq``, ``websocket`` and
-  ``ipyparallel_engine``) and records it in ``_transports.state``. Calls that wait fail at once.
+- While the bridge is connected, the transport notices it (``zmq_link``, ``websocket``
+  and ``ipyparallel_engine``) and records it in ``_transports.state``. Calls that wait fail at once.
 - A request of an earlier epoch is refused in the kernel (``_shipped/remote/server.py``);
   ``_protocol.raising`` turns the refusal into ``KernelRestarted``.
 - If the new kernel has no remote module, the expression of the request raises ``KeyError`` there;

@@ -1,8 +1,8 @@
 """Calls back: functions of this program that code in the kernel calls.
 
-Rule: which calls have arrived, in which order they run, and what the kernel hears of them. It hears
-of them on the control channel, which is served while a cell runs. How the calls wait in the kernel
-is in ``_shipped/remote/callbacks.py``.
+Rule: which calls have arrived, in which order they run, and what is reported to the kernel. The
+reports go on the control channel, which is served while a cell runs. How the calls wait in the
+kernel is in ``_shipped/remote/callbacks.py``.
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class Arrived:
         begun: how many calls have begun, or were dropped here.
         queued: how many have arrived and have not begun.
         skip: how many of the first of these are dropped.
-        reported: how many had begun when the kernel heard of it last.
+        reported: how many had begun when that was last reported to the kernel.
         long: what has arrived of a call that comes in pieces.
         long_end: how many bytes of it arrived in events that were accepted.
     """
@@ -212,7 +212,7 @@ class Calls(RemoteResource):
         if not at:
             return inbox, 0
         if arrived.long is None or (inbox.sizes, at) != (arrived.long.sizes, arrived.long_end):
-            raise ProtocolError("the kernel sent a piece of a call that continues no other piece")
+            raise ProtocolError(f"a piece of a call at byte {at} continues no other piece")
         return arrived.long, at
 
     def take(self, event: Response | BridgeError) -> None:
@@ -301,7 +301,7 @@ class Calls(RemoteResource):
         try:
             args, kwargs = check_values(await self.connection.trust.open(frames), 2)
             if type(args) is not tuple or type(kwargs) is not dict:
-                raise ProtocolError("the kernel sent a call whose arguments are malformed")
+                raise ProtocolError("the arguments of a call are not a tuple and a dict")
             outcome = self._function(*args, **kwargs)
             if inspect.isawaitable(outcome):
                 await outcome

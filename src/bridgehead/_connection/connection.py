@@ -23,6 +23,7 @@ from bridgehead._connection.resources import Resources
 from bridgehead._connection.subshell import Subshell
 from bridgehead._connection.trust import Trust
 from bridgehead._errors import (
+    RESTARTED,
     BridgeError,
     KernelRestarted,
     NotSupported,
@@ -170,7 +171,7 @@ class Connection:
                 request = await self._prepare(call, turn)
                 # A handshake may find another process behind the same connection.
                 if process not in (None, remote.process) or turn.generation != life.generation:
-                    raise KernelRestarted("the kernel was restarted; this call was not executed")
+                    raise KernelRestarted(RESTARTED)
                 process = remote.process
                 lane, info, turn.sent = remote.lane, remote.info, False
                 response = await turn.carry(lane, request)
@@ -203,8 +204,9 @@ class Connection:
                 losses += 1
                 if losses == LOSSES:
                     raise RequestAborted(
-                        f"the remote part was removed from the kernel {losses} times, each time "
-                        "before it served this call; nothing was done"
+                        f"bridgehead's module was removed from the kernel {losses} times, each "
+                        "time before it served this call; nothing was done. Leave it in "
+                        "sys.modules, and call again"
                     ) from None
                 self.counters.retries += 1
                 turn.sent = False  # else a restart that is found next would look like another loss
@@ -363,17 +365,16 @@ class Connection:
         self.require_events("run() with push= or max_output=")
         if self.transport.signals and not self.remote.guards_cells:  # a loopback needs no guard
             raise NotSupported(
-                f"{self.remote.info.kernel} does not show what the message of a cell brings: push= "
-                "and max_output= of run() need ipykernel on POSIX, with its cells in the main "
-                "thread; the cell was not sent"
+                f"{self.remote.info.kernel} does not support push= and max_output= in run(): they "
+                "need ipykernel on POSIX, with its cells in the main thread; the cell was not sent"
             )
 
     def require_input(self) -> None:
         """Raise ``NotSupported`` if what a cell asks its client does not arrive."""
         if not (self.transport.pushes and self.transport.quirks.asks):
             raise NotSupported(
-                f"{self.remote.info.kernel} over {self.transport.name} does not pass on what a "
-                "cell asks for input; leave on_input= out"
+                f"{self.remote.info.kernel} over {self.transport.name} does not forward input(); "
+                "leave on_input= out"
             )
 
     def require_guard(self) -> None:

@@ -37,6 +37,9 @@ MOST_BYTES = 64 << 20
 # s after which a batch that does not come is asked for the items that it has so far. It is longer
 # than the kernel takes for a batch, unless one item takes long.
 TAKE_AFTER, TAKE_AGAIN = 0.02, 1.0
+GONE = (
+    "the kernel no longer has this iteration; the items that arrived are good: call iterate() again"
+)
 TRIES = 3  # of a batch whose response is lost; the kernel keeps it
 
 
@@ -131,7 +134,7 @@ class Items(RemoteResource):
         self._error: BaseException | None = None
         self._is_async = False
         self._is_begun = False  # the kernel has had it
-        self._lost: BridgeError = KernelRestarted("the kernel does not have this iteration")
+        self._lost: BridgeError = KernelRestarted(GONE)
         self._batch = 0  # the number of the batch that arrived last as a whole
         self._have = 0  # items of the next one that have arrived
         self._call: Call | None = None  # that is on its way
@@ -204,7 +207,7 @@ class Items(RemoteResource):
             self._connection.transport.life.check()
         except BridgeError as error:
             return error
-        return KernelRestarted("the kernel does not have this iteration any more")
+        return KernelRestarted(GONE)
 
     # ------------------------------------------------------------ batches
 
@@ -260,7 +263,7 @@ class Items(RemoteResource):
                 asking.add_done_callback(retrieve_exception)
             if await self._add(response):
                 return
-        raise ReplyLost("the kernel did not send the items of one batch")
+        raise ReplyLost(f"the kernel sent no items of batch {self._batch + 1} in {TRIES} tries")
 
     async def _ask(self) -> Response:
         connection = self._connection
@@ -317,7 +320,7 @@ class Items(RemoteResource):
         at = 0
         for group in header["groups"]:
             if len(group) != 2:
-                raise ProtocolError("the kernel sent items that cannot be counted")
+                raise ProtocolError(f"the response has an invalid count of items: {group!r}")
             count, parts = group
             whole = frames[at : at + parts]
             at += parts

@@ -96,25 +96,30 @@ class MapRequest:
         check_fields(header, "map", "groups", "failures", "seconds")
         failures, seconds = header["failures"], header["seconds"]
         if not 0 <= seconds < math.inf:  # JSON may have NaN, too
-            raise ProtocolError("the kernel sent a duration that is not one")
+            raise ProtocolError(f"the response has an invalid duration: {seconds!r}")
         values: list[Any] = []
         at = 0
         for group in header["groups"]:
             if len(group) != 2 or not 0 < group[0] <= self._count - len(values):
-                raise ProtocolError("the kernel sent results that cannot be counted")
+                raise ProtocolError(f"the response has an invalid count of results: {group!r}")
             count, parts = group
             values += await self._opened(frames[at : at + parts], count)
             at += parts
         if not 0 < len(values) + len(failures) <= self._count:
-            raise ProtocolError("the kernel sent another number of results than it got items")
+            raise ProtocolError(
+                f"the kernel sent {len(values)} results and {len(failures)} errors for "
+                f"{self._count} items"
+            )
         for failure in failures:
             if not 0 <= failure["at"] <= len(values) or failure["parts"] < 0:
-                raise ProtocolError("the kernel sent errors that cannot be counted")
+                raise ProtocolError(f"the response has an error at an invalid place: {failure!r}")
             error = self._error(failure["error"], frames[at : at + failure["parts"]])
             at += failure["parts"]
             values.insert(failure["at"], Failed(error))
         if len(values) < self._count and (not failures or failures[-1]["at"] != len(values) - 1):
-            raise ProtocolError("the kernel sent fewer results than it got items, and no error")
+            raise ProtocolError(
+                f"the kernel sent {len(values)} results for {self._count} items, and no error"
+            )
         return values
 
     async def _opened(self, frames: list[memoryview], count: int) -> Sequence[Any]:

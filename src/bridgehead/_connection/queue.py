@@ -70,7 +70,8 @@ class Turn:
         if blocked_queue.get() is self._queue:
             raise NotSupported(
                 "a callback made with when_full='wait' asked its own bridge for something that "
-                "waits for the running cell, and the cell may wait for the callback; use now=True"
+                "waits for the running cell, and the cell may wait for the callback; nothing was "
+                "sent: use now=True"
             )
         self._queue.turns[self] = None
         return self

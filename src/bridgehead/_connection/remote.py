@@ -20,7 +20,7 @@ from typing import Any
 
 from bridgehead._connection.subshell import Subshell
 from bridgehead._connection.trust import Trust
-from bridgehead._errors import KernelRestarted, ProtocolError, ReplyLost
+from bridgehead._errors import RESTARTED, KernelRestarted, ProtocolError, ReplyLost
 from bridgehead._lanes.base import Lane
 from bridgehead._lanes.direct import DirectLane
 from bridgehead._lanes.handshake import Handshake, LaneName
@@ -36,9 +36,6 @@ from bridgehead._shipped.wire.header import CONTROL_REQUEST
 from bridgehead._transports.base import Transport
 from bridgehead._transports.dispatch import Reconnected
 
-RESTARTED = (
-    "the kernel was restarted since the last call, and its namespace is new; this call was not sent"
-)
 log = logging.getLogger("bridgehead")
 LOST = -1  # the generation of a remote part that is not installed (any more)
 
@@ -119,8 +116,8 @@ class Installation:
             epoch, process, lost = self._epoch, self.process, self.generation == LOST
             reported = self._restart_reported
             await self.install()
-            # The transport ends all that the kernel had when a connection breaks. If none broke
-            # (``lost``), it has gone with the remote part, and is ended here.
+            # When a connection breaks, the transport ends the listeners of all resources. If none
+            # broke (``lost``), the resources ended with the remote part: end their listeners here.
             if lost and epoch not in (None, self._epoch):
                 for listener in list(self._transport.life.listeners.values()):
                     listener.end()
@@ -247,7 +244,9 @@ class Installation:
     async def request_on_control(self, operation: str, **fields: Any) -> Response:
         """Send a request on the control channel, whose thread serves it at any time."""
         if not self.is_current:  # another process, without the remote part, would not reply
-            raise KernelRestarted("the kernel was restarted, or its connection broke")
+            raise KernelRestarted(
+                "the kernel was restarted, or its connection broke; this request was not sent"
+            )
         lane = self.lane.in_messages
         # A response that is lost is not asked for again, so the kernel need not keep it.
         fields = {**lane.fields(), "resumable": None, **fields}

@@ -19,6 +19,7 @@ from bridgehead._connection.queue import Turn
 from bridgehead._connection.records import recorded
 from bridgehead._connection.resources import RemoteResource, Resources
 from bridgehead._errors import (
+    RESTARTED,
     BridgeError,
     KernelRestarted,
     NotSupported,
@@ -228,9 +229,12 @@ class RunningCell:
         # It is meant for the kernel that was connected when its turn was taken, known or not.
         is_other = turn.generation != connection.transport.life.generation
         if is_other or process not in (None, connection.remote.process):
-            raise KernelRestarted("the kernel was restarted; nothing was sent")
+            raise KernelRestarted(RESTARTED)
         if epoch not in (None, connection.remote.info.epoch):
-            raise KernelRestarted("the remote part was installed again; the cell was not sent")
+            raise KernelRestarted(
+                "bridgehead's module was removed from the kernel, and installed again; what was "
+                "sent for this cell is lost, and the cell was not sent: call again"
+            )
         if isinstance(lane, DirectLane):  # what was cancelled takes effect before it
             with contextlib.suppress(SocketLost):
                 await lane.client.drained()

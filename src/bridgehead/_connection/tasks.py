@@ -148,7 +148,7 @@ class RemoteTask(Generic[T]):
         try:
             return await asyncio.shield(self._work)
         except KernelRestarted:
-            if self._call.is_unattended:  # the first caller that hears of the restart
+            if self._call.is_unattended:  # this caller is the first to get this error
                 self._call.is_unattended = False
                 self._connection.remote.restart_reported()
             raise

@@ -90,7 +90,7 @@ class _Wait:
             self._to_start = not self._began
         elif self._state == "stopped" and before != "stopped":
             # The wait may be long, and in vain.
-            log.warning("%s is stopped; waiting for somebody to start it: %s", hub, _todo(hub))
+            log.warning("%s is stopped; waiting until it is started: %s", hub, _todo(hub))
 
     def late(self, seconds: float) -> str:
         """Return the text of the error for a server that did not answer in time."""

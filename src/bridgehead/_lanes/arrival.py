@@ -3,7 +3,7 @@
 Rule: from a message of frames to the inbox of one response. The remote part sends such chunks while
 it serves the request, as fast as the connection takes them, and each has a header of its own.
 Each is copied and checked while the next ones are on their way. The reply says how many bytes were
-sent ahead; what is missing is fetched as ever.
+sent ahead; what is missing is fetched as usual.
 """
 
 from __future__ import annotations

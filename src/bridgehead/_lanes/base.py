@@ -34,6 +34,9 @@ from bridgehead._transports.tasks import waited
 
 # Takes each chunk of a response that comes ahead of the reply; see ``Dispatcher.request``.
 ChunkHandler = Callable[[asyncio.Future[Reply], Any, list[Any]], object]
+REST_LOST = (
+    "the request ran, but the kernel no longer has the rest of its response; pull the value again"
+)
 CHUNKS_IN_FLIGHT = 3  # enough to hide the round trip; a fourth only took memory (measured)
 
 
@@ -323,7 +326,7 @@ class Lane(ABC):
                     await _in_flight(itertools.chain(first, map(fetch_chunk, starts)))
                 except (KernelRestarted, IntegrityError, SubshellDeleted) as error:
                     # The request ran. These errors say that it may be sent again: replace them.
-                    raise ReplyLost("the kernel lost the rest of its response") from error
+                    raise ReplyLost(REST_LOST) from error
             self.forget(request.header)
         response.frames = _response.close_response(inbox)
         raise_error(response.header, response.frames, request.limit, trusted=request.trusted)

@@ -22,7 +22,7 @@ from bridgehead._errors import (
     RemoteError,
     ReplyLost,
 )
-from bridgehead._lanes.base import Lane
+from bridgehead._lanes.base import REST_LOST, Lane
 from bridgehead._lanes.socket import CHUNK, QueuedReply, SocketClient, SocketLost, SocketReply
 from bridgehead._protocol import request as _request
 from bridgehead._protocol.payload import EMPTY
@@ -211,7 +211,7 @@ class DirectLane(Lane):
                     # The request ran, but these two errors say that it may be sent again: replace
                     # them, as in ``Lane.complete``. If this was an update of a watch, the remote
                     # part dropped it for a newer one.
-                    raise ReplyLost("the kernel lost the rest of its response") from error
+                    raise ReplyLost(REST_LOST) from error
                 if reply.get("sizes") != response.header.get("sizes"):
                     raise ProtocolError("the kernel sent the frames of another request")
                 response = await self._open(request, (response.header, parts))

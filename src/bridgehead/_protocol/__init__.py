@@ -2,7 +2,8 @@
 
 Rule: this folder converts between objects, headers and text. It uses no socket, no event loop
 and no kernel, so bytes alone can test every function. On the client's side, only this folder
-pickles and unpickles objects. What both ends must agree on is in ``_shipped.wire``.
+calls what pickles and unpickles objects: ``_shipped.wire`` and ``_shipped.data``. What both ends
+must agree on is in ``_shipped.wire``.
 
 - ``payload``: an object becomes frames, and frames become an object again.
 - ``request``: the header of a request, and the message that carries it.

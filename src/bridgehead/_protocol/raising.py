@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from bridgehead._errors import (
+    RESTARTED,
     IncompatiblePython,
     IntegrityError,
     KernelRestarted,
@@ -150,9 +151,7 @@ def raise_error(
     if kind == "integrity":
         raise IntegrityError(f"the kernel refused the request: {message}")
     if kind == "epoch":
-        raise KernelRestarted(
-            "the kernel was restarted since the last call, and its namespace is new"
-        )
+        raise KernelRestarted(RESTARTED)
     raise ProtocolError(message)
 
 

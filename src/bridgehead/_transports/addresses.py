@@ -15,7 +15,7 @@ _OF_SERVER = r"[a-z][a-z0-9+.-]*:/|(\[[0-9a-f:.%]+\]|[\w.-]+):\d{1,5}([/?#].*)?$
 def is_of_server(text: str) -> bool:
     """Return whether a text is the address of a server, and no path or name of a file.
 
-    It need not have a scheme. What is no good address is one, too, if it may contain a token: an
+    It need not have a scheme. An invalid address counts as one, too, if it may contain a token: an
     error about a file would show it.
     """
     return re.match(_OF_SERVER, text.strip().lower(), re.DOTALL) is not None

@@ -16,7 +16,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
-from bridgehead._errors import BridgeClosed, BridgeError, KernelRestarted, TransportError
+from bridgehead._errors import (
+    RESTARTED_MEANWHILE,
+    BridgeClosed,
+    BridgeError,
+    KernelRestarted,
+    TransportError,
+)
 from bridgehead._shipped.wire.header import PYTHON, ResponseHeader
 from bridgehead._transports.dispatch import Dispatcher
 from bridgehead._transports.evidence import LocalProcess
@@ -169,7 +175,7 @@ class Transport(ABC):
                 await self.life.wait_for_cause()
         self.life.check()
         if generation != self.life.generation:
-            raise KernelRestarted("the kernel's process was replaced")
+            raise KernelRestarted(RESTARTED_MEANWHILE)
 
     async def look_at_process(self) -> None:  # noqa: B027 - mostly there is nothing to look at
         """Report the end of the process now, where this process can see it."""
@@ -185,7 +191,7 @@ class Transport(ABC):
 
     @property
     def closing_began(self) -> bool:
-        """Whether ``aclose`` was called, whatever came of it."""
+        """Whether ``aclose`` was called, even if it failed."""
         return self._closing is not None
 
     @property

@@ -33,6 +33,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bridgehead._errors import (
+    RESTARTED,
     BridgeError,
     KernelRestarted,
     KernelUnresponsive,
@@ -99,7 +100,8 @@ class Pending:
 
 
 REPLY_LOST = ReplyLost(
-    "the kernel has answered a later request, so the request or its reply was lost"
+    "the kernel has answered a later request, so the request or its reply was lost; check what it "
+    "changed before you send it again"
 )
 
 
@@ -190,9 +192,7 @@ class Dispatcher:
                 try:
                     self._life.check()
                     if generation != self._life.generation:
-                        raise KernelRestarted(
-                            "the kernel was restarted meanwhile; the request was not sent"
-                        )
+                        raise KernelRestarted(RESTARTED)
                 except BaseException:
                     slots.release()
                     raise
@@ -503,13 +503,13 @@ class Dispatcher:
         self._look_at(oldest if oldest > now else now + self._timings.inquiry_after)
 
     def inquire(self, route: str | None = None) -> None:
-        """Ask the kernel what became of the requests to one of its shells."""
+        """Ask the kernel whether the requests to one of its shells ran."""
         if route not in self._inquiries and not self._life.is_unresponsive:
             self._inquiries.add(route)
             self._spawn(self._inquire(route))
 
     async def _inquire(self, route: str | None) -> None:
-        """Ask until it is known what became of the requests whose replies are missing.
+        """Ask until it is known whether the replies that are missing can still arrive.
 
         Replies arrive in order. So the answer to a ``kernel_info_request`` proves that the replies
         to the requests before it are lost. It also wakes a kernel that missed an earlier message.
@@ -544,7 +544,8 @@ class Dispatcher:
                         idle = silent = 0.0
                     if any(question.idle for question, _ in questions):
                         idle += every
-                        # The kernel answered, so that was lost, or waits behind a long reply.
+                        # It is idle after the question, so its answer is lost, or waits behind a
+                        # long reply.
                         if idle >= (
                             timings.lost_after if self.may_be_slow else timings.idle_silence
                         ):

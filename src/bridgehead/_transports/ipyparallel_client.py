@@ -280,7 +280,9 @@ class IpyparallelClient:
         value = done.result()
         try:
             if not isinstance(value, list) or not value or not isinstance(value[0], str):
-                raise TransportError(f"an engine did not handle a broadcast: {value!r}")
+                raise TransportError(
+                    f"an engine did not store a broadcast, and is unchanged: {value!r}"
+                )
             future.set_result(parse_header(value[0]))
         except BridgeError as error:
             future.set_exception(error)

@@ -176,7 +176,10 @@ class EngineTransport(Transport):
     async def send(self, channel: str, message: dict[str, Any], buffers: Sequence[Any]) -> None:
         request, content = message["header"]["msg_id"], message["content"]
         if channel != "shell":
-            raise NotSupported(f"an engine accepts no {message['header']['msg_type']}")
+            raise NotSupported(
+                f"ipyparallel engines do not support {message['header']['msg_type']}; nothing was "
+                "sent"
+            )
         shared, hook = self.shared, partial(self._follow, request)
         try:
             if message["header"]["msg_type"] != "execute_request":
@@ -264,7 +267,7 @@ class EngineTransport(Transport):
         if self.life.state == "closed" or identity == self.identity:
             return
         self.identity = identity
-        text = f"engine {self.engine} is another process now ({identity})"
+        text = f"engine {self.engine} was restarted ({identity}); its namespace is new"
         self.connection_lost(lambda: KernelRestarted(text), "restarting")
         self.life.connection_made()
 
@@ -292,7 +295,7 @@ class EngineTransport(Transport):
         sent.add_done_callback(lambda done: self.shared.call(_copy_result, done, waiter))
         reply = (await waiter)[0]["content"]
         if reply.get("status") != "ok":
-            raise TransportError(f"the signal did not arrive: {reply.get('evalue')}")
+            raise TransportError(f"engine {self.engine} was not interrupted: {reply.get('evalue')}")
 
     async def replace(self, timeout: float) -> None:
         raise NotSupported(
@@ -308,7 +311,9 @@ def _copy_result(done: Any, waiter: asyncio.Future[Any]) -> None:
     if waiter.done():
         return
     if done.exception() is not None:
-        waiter.set_exception(TransportError(f"ipyparallel failed: {done.exception()}"))
+        waiter.set_exception(
+            TransportError(f"ipyparallel lost the request, which may have run: {done.exception()}")
+        )
     else:
         waiter.set_result(done.result())
 

@@ -24,7 +24,7 @@ from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any
 
-from bridgehead._errors import KernelRestarted, NotSupported
+from bridgehead._errors import RESTARTED_MEANWHILE, KernelRestarted, NotSupported
 from bridgehead._protocol.bootstrap import remote_source
 from bridgehead._transports.base import Transport
 from bridgehead._transports.dispatch import END_OF_INPUT
@@ -100,7 +100,7 @@ class LoopbackTransport(Transport):
 
         A thread cannot be killed: a cell that runs goes on, and its outputs are dropped.
         """
-        self.connection_lost(lambda: KernelRestarted("the loopback was restarted"), "restarting")
+        self.connection_lost(lambda: KernelRestarted(RESTARTED_MEANWHILE), "restarting")
         await in_thread(self._end_thread)
         self._start()
 

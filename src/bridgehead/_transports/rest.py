@@ -157,7 +157,10 @@ class Rest:
         if response.status_code != 404:
             return False
         if "message" not in _json(response):  # from a proxy that cannot reach its server
-            raise server_away(f"the server at {self.url} knows no kernels: 404")
+            raise server_away(
+                f"{self.url} answered 404 to a question for a kernel, and not as a Jupyter server "
+                "does; a proxy may have answered in its place"
+            )
         return True
 
     async def kernels(self) -> list[Mapping[str, Any]]:

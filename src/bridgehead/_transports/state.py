@@ -1,7 +1,7 @@
 """The state of one kernel, and the futures waiting for it.
 
-Rule: which state a kernel is in, why it is lost or unresponsive, and which waiters hear of it. How
-a transport notices that a kernel is lost does not belong here.
+Rule: which state a kernel is in, why it is lost or unresponsive, and which waiters get the error.
+Who notices that a kernel is lost: see "Where a restart is noticed" in ``_connection``.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from bridgehead._errors import ProtocolError
 V1 = "v1.kernel.websocket.jupyter.org"
 PARTS = ("header", "parent_header", "metadata", "content")
 
-Message = dict[str, Any]
+RawMessage = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,18 +33,18 @@ class Subprotocol:
             ``ProtocolError`` for data that is not a message.
     """
 
-    pack: Callable[[str, Message, Sequence[Any]], bytes | str]
-    unpack: Callable[[bytes | str], tuple[str, Message]]
+    pack: Callable[[str, RawMessage, Sequence[Any]], bytes | str]
+    unpack: Callable[[bytes | str], tuple[str, RawMessage]]
 
 
-def _pack_v1(channel: str, message: Message, buffers: Sequence[Any]) -> bytes:
+def _pack_v1(channel: str, message: RawMessage, buffers: Sequence[Any]) -> bytes:
     texts = [channel.encode(), *(json.dumps(message.get(part, {})).encode() for part in PARTS)]
     views = _views([*texts, *buffers])
     offsets = [*_offsets(views, 8 * (len(views) + 2))]
     return b"".join([struct.pack(f"<{len(offsets) + 1}Q", len(offsets), *offsets), *views])
 
 
-def _unpack_v1(data: bytes | str) -> tuple[str, Message]:
+def _unpack_v1(data: bytes | str) -> tuple[str, RawMessage]:
     if isinstance(data, str):
         raise ProtocolError("the message is text, although the server agreed to binary messages")
     try:
@@ -60,7 +60,7 @@ def _unpack_v1(data: bytes | str) -> tuple[str, Message]:
         raise ProtocolError(f"this is not a Jupyter message: {error}") from error
 
 
-def _pack_legacy(channel: str, message: Message, buffers: Sequence[Any]) -> bytes | str:
+def _pack_legacy(channel: str, message: RawMessage, buffers: Sequence[Any]) -> bytes | str:
     text = json.dumps({**message, "channel": channel, "buffers": []})
     if not buffers:
         return text
@@ -69,7 +69,7 @@ def _pack_legacy(channel: str, message: Message, buffers: Sequence[Any]) -> byte
     return b"".join([struct.pack(f"!{len(views) + 1}I", len(views), *offsets), *views])
 
 
-def _unpack_legacy(data: bytes | str) -> tuple[str, Message]:
+def _unpack_legacy(data: bytes | str) -> tuple[str, RawMessage]:
     try:
         if isinstance(data, str):
             message, views = _object(data), []
@@ -102,7 +102,7 @@ def _cut(data: memoryview, offsets: Sequence[int]) -> list[memoryview]:
     return [data[start:stop] for start, stop in itertools.pairwise(offsets)]
 
 
-def _object(text: str | bytes) -> Message:
+def _object(text: str | bytes) -> RawMessage:
     found = json.loads(text)
     if not isinstance(found, dict):
         raise ProtocolError("a part of the message is not a JSON object")

@@ -37,6 +37,8 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
 
 from bridgehead._errors import (
+    RESTARTED,
+    RESTARTED_MEANWHILE,
     BridgeError,
     KernelDied,
     KernelNotFound,
@@ -182,7 +184,10 @@ class WebsocketTransport(Transport):
             raise unreachable(self.url, error) from error
 
     def _unknown(self) -> KernelNotFound:
-        return KernelNotFound(f"{self.url} has no kernel {self.kernel_id} (any more)")
+        return KernelNotFound(
+            f"{self.url} has no kernel {self.kernel_id}: it has ended, or the id is wrong; "
+            "`bridgehead ls URL` lists the kernels of a server"
+        )
 
     async def _passes_binary(self) -> bool:
         """Return whether a binary message gets a reply; a separate connection tries it."""
@@ -248,7 +253,7 @@ class WebsocketTransport(Transport):
             await gate.wait(identity)
             if generation != self.life.generation:
                 self.life.check()
-                raise KernelRestarted("the kernel's process was replaced; nothing was sent")
+                raise KernelRestarted(RESTARTED)
         if asks:
             gate.asked(identity)
         data = self._subprotocol.pack(channel, message, buffers)
@@ -305,7 +310,10 @@ class WebsocketTransport(Transport):
             self._reply_arrived(str(header.get("session")))
         elif header["msg_type"] == "status" and not self._restarting:
             if content.get("execution_state") == "restarting":
-                self._replaced("the kernel's process died, and the server started another")
+                self._replaced(
+                    "the kernel's process died, and the server started another; the request may "
+                    "have run in the old one, and the namespace is new"
+                )
             elif content.get("execution_state") == "dead":
                 self._lost(self._death("it died, and the server does not restart it"), "dead")
         self.dispatcher.received(channel, message)
@@ -402,7 +410,7 @@ class WebsocketTransport(Transport):
         if not gate.counts(question):
             return
         if gate.process not in (None, process) and not self._restarting:
-            self._replaced("the kernel's process was replaced")
+            self._replaced(RESTARTED_MEANWHILE)
         if self.life.is_lost and not self._restarting:
             self.life.connection_made()
         if not gate.is_open and self.life.state in ("starting", "restarting"):
@@ -418,7 +426,7 @@ class WebsocketTransport(Transport):
         gate = self._gate
         if gate.process in (None, process) or process in gate.former or self._restarting:
             return
-        self._replaced("the kernel's process was replaced")
+        self._replaced(RESTARTED_MEANWHILE)
 
     def _replaced(self, reason: str) -> None:
         """Record that another process runs, or will soon; new requests wait for it."""
@@ -470,7 +478,7 @@ class WebsocketTransport(Transport):
         self._restarting = True
         try:
             self._gate.shut()
-            self.connection_lost(lambda: KernelRestarted("the kernel was restarted"), "restarting")
+            self.connection_lost(lambda: KernelRestarted(RESTARTED_MEANWHILE), "restarting")
             try:
                 await self.rest.ask_kernel(self.kernel_id, "restart", timeout)
             except BridgeError as error:

@@ -48,6 +48,7 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_core.utils import ensure_async
 
 from bridgehead._errors import (
+    RESTARTED_MEANWHILE,
     BridgeClosed,
     BridgeError,
     KernelDied,
@@ -429,7 +430,10 @@ class ZmqTransport(Transport):
                 return
             except zmq.Again:
                 if asks or channel != "shell":
-                    raise TransportError("the connection to the kernel is down") from None
+                    raise TransportError(
+                        "the connection to the kernel is down, and the message was not sent; the "
+                        "bridge connects again, so call again"
+                    ) from None
                 self.link.broken(identity)  # the event that says so has not arrived yet
 
     async def _read(self, channel: str, socket: Any) -> None:
@@ -624,7 +628,7 @@ class ZmqTransport(Transport):
     async def replace(self, timeout: float) -> None:
         self.link.restarting = self._replacing = True
         try:
-            self.connection_lost(lambda: KernelRestarted("the kernel was restarted"), "restarting")
+            self.connection_lost(lambda: KernelRestarted(RESTARTED_MEANWHILE), "restarting")
             down = self.link.down.is_set()
             await ensure_async(self.manager.restart_kernel(now=True))
             if self._kernel_process is not None:

@@ -19,6 +19,8 @@ import zmq
 from zmq.utils.monitor import parse_monitor_message
 
 from bridgehead._errors import (
+    RESTARTED,
+    RESTARTED_MEANWHILE,
     BridgeError,
     KernelDied,
     KernelRestarted,
@@ -137,7 +139,7 @@ class Link:
             await self.gate.wait(message)
         if generation != life.generation:
             life.check()
-            raise KernelRestarted("the kernel's process was replaced; nothing was sent")
+            raise KernelRestarted(RESTARTED)
 
     # ------------------------------------------------------------ broken
 
@@ -152,7 +154,7 @@ class Link:
             self._cause = transport.spawn(self._find_cause())
 
     async def _find_cause(self) -> None:
-        """Find out what became of the process, for as long as the connection is down."""
+        """Find out whether the process has ended, for as long as the connection is down."""
         loop, life = asyncio.get_running_loop(), self._transport.life
         timings = self._transport.timings
         broken, pause = loop.time(), timings.connect_anew
@@ -242,9 +244,7 @@ class Link:
         transport = self._transport
         transport.local_process = None
         self.gate.shut(forget=True)
-        transport.connection_lost(
-            lambda: KernelRestarted("the kernel's process was replaced"), "restarting"
-        )
+        transport.connection_lost(lambda: KernelRestarted(RESTARTED_MEANWHILE), "restarting")
         transport.life.connection_made()
 
     def _made_again(self) -> None:

@@ -2,8 +2,8 @@
 
 Rule: a stream can call only the constructors in this table. It names a constructor, and the
 constructor trusts none of its arguments. A name that is not in the table is never looked up and
-never imported. ``standard``, ``numpy``, ``pandas`` and ``pyarrow`` fill the tables; the writer and
-the reader look names up and know none of these modules.
+never imported. The other files of this folder fill the tables; the writer and the reader look names
+up and know none of these files.
 """
 
 from __future__ import annotations

@@ -104,7 +104,7 @@ class CallQueue(Resource):
         """Queue a call; do nothing if the client has closed the callback.
 
         Raises what pickling the arguments raises, and ``TimeoutError`` if there is no room, and the
-        client has not been heard of for as long as a lease lasts.
+        client has sent nothing for as long as a lease lasts.
         """
         if os.getpid() != self.callbacks.process:
             raise RuntimeError("a callback works in its kernel only, and not in a forked process")

@@ -23,7 +23,7 @@ if __package__:  # in the kernel, all shipped files are one module
 
 ALIGN = 64  # bytes; numpy sums an unaligned array 3 times slower, for the array's whole life
 # Bytes of all frames together. From this sum on, they go through shared memory: requests in
-# ``_lanes.direct`` and ``_bridge.fleet``, responses in ``remote.replay``.
+# ``_lanes.direct``, responses in ``remote.replay``.
 SHARE_FROM = 1 << 16
 IN_BAND = 2048  # bytes; a smaller buffer costs more as a frame of its own than in the pickle
 # A frame costs its receiver some hundred bytes and 1 µs, whatever its size, and its size costs the
