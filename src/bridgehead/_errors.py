@@ -11,7 +11,6 @@ wrong, what state things are in now, and what to do. Every class pickles. The tr
         IncompatiblePython  code objects cannot cross between Python minor versions
         PayloadTooLarge     the object has more bytes than max_bytes allows
         InsecureConnection  others could read or forge the messages of the connection
-        BridgeClosed        the bridge was already closed
       NotExecuted           the kernel refused the request, and is unchanged
         RequestAborted      another client's failing cell aborted it, each time
         IntegrityError      what arrived in the kernel is not what was sent
@@ -28,6 +27,7 @@ wrong, what state things are in now, and what to do. Every class pickles. The tr
       DecodeError           the value arrived, but cannot be unpickled in this process
       UntrustedPayload      the value is more than data, and was not opened
       ProtocolError         the kernel's response does not follow the protocol
+      BridgeClosed          the bridge was closed, before the call or meanwhile
 
 A deadline that passed is the builtin ``TimeoutError``, or its subclass ``RunTimeout`` for a cell;
 a wrong argument is a ``ValueError`` or a ``TypeError``, raised before anything is sent. If this
@@ -46,14 +46,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
+# The texts of a ``BridgeClosed``.
+CLOSED = "this bridge was closed"  # before the request was sent
+CLOSED_MEANWHILE = "this bridge was closed while the request was on its way, which may have run"
 # The texts of a ``KernelRestarted``.
 RESTARTED = (  # before the request was sent, or refused by the new process
     "the kernel was restarted, and its namespace is new; this call was not executed: create its "
     "names again, then call again"
 )
 RESTARTED_MEANWHILE = (
-    "the kernel was restarted, and its namespace is new; the request may have run in the old "
-    "process"
+    "the kernel was restarted, and its namespace is new; a request that was on its way may have "
+    "run in the old process"
 )
 # Patterns are compiled when they are first used: all of them took 3 ms of each import.
 # Group 1 is a colour or a weight. Any other sequence could move the cursor, or do worse.
@@ -267,16 +270,6 @@ class InsecureConnectionWarning(UserWarning):
     """
 
 
-class BridgeClosed(NotSent):
-    """The bridge was closed before the call; open another one.
-
-    >>> await bridge.aclose()
-    >>> await bridge.pull("x")
-    Traceback (most recent call last):
-    BridgeClosed: this bridge was closed
-    """
-
-
 class NotExecuted(BridgeError):
     """The kernel refused or dropped the request; the kernel is unchanged."""
 
@@ -485,6 +478,18 @@ class DecodeError(BridgeError):
     """A value arrived, but cannot be unpickled in this process, or has no room in its memory.
 
     Install here what the message names, or pull a plain value, e.g. ``df.to_dict()``.
+    """
+
+
+class BridgeClosed(BridgeError):
+    """The bridge was closed, before the call or meanwhile; open another one.
+
+    If the message does not say that the request was on its way, it was not sent.
+
+    >>> await bridge.aclose()
+    >>> await bridge.pull("x")
+    Traceback (most recent call last):
+    BridgeClosed: this bridge was closed
     """
 
 

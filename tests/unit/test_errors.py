@@ -17,6 +17,7 @@ from traitlets.config import Config
 
 import bridgehead
 from bridgehead import (
+    BridgeClosed,
     BridgeError,
     DecodeError,
     EncodeError,
@@ -86,7 +87,7 @@ def test_every_exception_is_public_and_the_public_names_are_sorted() -> None:
 
 
 OUTCOMES = {NotSent, NotExecuted, RemoteError, OutcomeUnknown}
-NO_OUTCOME = {BridgeError, DecodeError, UntrustedPayload, ProtocolError}
+NO_OUTCOME = {BridgeClosed, BridgeError, DecodeError, UntrustedPayload, ProtocolError}
 
 
 @pytest.mark.parametrize("cls", ALL, ids=lambda cls: cls.__name__)

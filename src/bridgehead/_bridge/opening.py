@@ -376,11 +376,12 @@ class BridgeBase:
     async def aclose(self) -> None:
         """Close the bridge: end the kernel if this bridge started it, else only the connection.
 
-        Pending operations raise ``BridgeClosed``. Everything is released, whatever fails; called
-        again, ``aclose`` tries again what failed. It may be called from any task of the loop. If it
-        is cancelled, the cancel takes effect when the bridge is closed completely. At the end of
-        ``async with``, an error of the block is raised, and what failed in closing is a note on it.
-        A bridge that is dropped unclosed is closed, too, with a ``ResourceWarning``.
+        Pending operations raise ``BridgeClosed``; those that were sent may have run. Everything is
+        released, whatever fails; called again, ``aclose`` tries again what failed. It may be called
+        from any task of the loop. If it is cancelled, the cancel takes effect when the bridge is
+        closed completely. At the end of ``async with``, an error of the block is raised, and what
+        failed in closing is a note on it. A bridge that is dropped unclosed is closed, too, with a
+        ``ResourceWarning``.
 
         Raises:
             TransportError: the server did not end the kernel that this bridge started. If the

@@ -45,7 +45,7 @@ from bridgehead._bridge.unopened import Opening
 from bridgehead._connection.callbacks import Callback
 from bridgehead._connection.tasks import RemoteTask
 from bridgehead._connection.trust import TrustName
-from bridgehead._errors import BridgeClosed
+from bridgehead._errors import CLOSED, BridgeClosed
 from bridgehead._kernels.discovery import DiscoveredKernel, kernels
 from bridgehead._protocol.ref import Ref
 from bridgehead._protocol.results import Info, Names, Result, Stats, Transfer, bridge_html
@@ -780,7 +780,7 @@ class SyncStream(BlockingIterator[Message]):
 
 
 def _closed() -> BridgeClosed:
-    return BridgeClosed("this bridge was closed")
+    return BridgeClosed(CLOSED)
 
 
 _exits = threading.Event()  # set when Python exits

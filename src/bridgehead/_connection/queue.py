@@ -20,9 +20,10 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from contextvars import ContextVar
 from dataclasses import replace
+from types import TracebackType
 from typing import Any, TypeVar
 
-from bridgehead._errors import BridgeError, NotSupported
+from bridgehead._errors import CLOSED, BridgeClosed, BridgeError, NotSupported
 from bridgehead._lanes.base import Lane
 from bridgehead._protocol import request as _request
 from bridgehead._protocol.payload import EMPTY
@@ -76,10 +77,17 @@ class Turn:
         self._queue.turns[self] = None
         return self
 
-    def __exit__(self, *exc_info: object) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if self.outcome is not None:
             self.outcome.cancel()
         self.leave()
+        if isinstance(error, BridgeClosed) and not self.sent:  # it says that this was on its way
+            error.args = (CLOSED,)
 
     def leave(self) -> None:
         """Give the place up: what is behind it may be sent."""

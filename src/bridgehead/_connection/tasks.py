@@ -16,7 +16,13 @@ from bridgehead._connection.cell import TaskOutputs
 from bridgehead._connection.connection import Connection
 from bridgehead._connection.queue import Turn
 from bridgehead._connection.resources import SENDINGS, RemoteResource
-from bridgehead._errors import BridgeError, KernelRestarted, ReplyLost
+from bridgehead._errors import (
+    CLOSED_MEANWHILE,
+    BridgeClosed,
+    BridgeError,
+    KernelRestarted,
+    ReplyLost,
+)
 from bridgehead._protocol.formatting import line
 from bridgehead._protocol.response import Response
 
@@ -104,7 +110,7 @@ async def _until_closed(work: Callable[[], Awaitable[T]], connection: Connection
         return await work()
     except asyncio.CancelledError:
         if connection.transport.life.state == "closed":
-            connection.transport.life.check()
+            raise BridgeClosed(CLOSED_MEANWHILE) from None
         raise
 
 

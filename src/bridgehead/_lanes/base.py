@@ -15,7 +15,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Unpack
 
-from bridgehead._errors import BridgeClosed, BridgeError, IntegrityError, KernelRestarted, ReplyLost
+from bridgehead._errors import (
+    CLOSED,
+    BridgeClosed,
+    BridgeError,
+    IntegrityError,
+    KernelRestarted,
+    ReplyLost,
+)
 from bridgehead._lanes.arrival import Arrival, add_chunk
 from bridgehead._protocol import request as _request
 from bridgehead._protocol import response as _response
@@ -175,7 +182,7 @@ class Lane(ABC):
             # A chunk sent after ``leave`` would reach the kernel after the request to forget it,
             # and would stay in the kernel's memory.
             if self._closing:
-                raise BridgeClosed("this bridge was closed")
+                raise BridgeClosed(CLOSED)
             stop = min(at + self.chunk, last)
             reply, _ = await self.cross(
                 self.message_header(header, at, stop, op="chunk"),

@@ -17,6 +17,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
 from bridgehead._errors import (
+    CLOSED_MEANWHILE,
     RESTARTED_MEANWHILE,
     BridgeClosed,
     BridgeError,
@@ -225,7 +226,7 @@ class Transport(ABC):
 
         Each step runs whatever an earlier one raised, and may run again.
         """
-        self.connection_lost(lambda: BridgeClosed("this bridge was closed"), "closed")
+        self.connection_lost(lambda: BridgeClosed(CLOSED_MEANWHILE), "closed")
         await self.tasks.cancel()
 
     def connection_lost(self, why: Callable[[], BridgeError], state: str) -> None:

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from bridgehead._errors import BridgeError
+from bridgehead._errors import CLOSED, BridgeClosed, BridgeError
 from bridgehead._transports.tasks import retrieve_exception, waited
 from bridgehead._transports.timings import Timings
 
@@ -73,6 +73,8 @@ class KernelState:
 
     def check(self) -> None:
         """Raise if there is no kernel to send to."""
+        if self.state == "closed":  # the waiters' error would say that this was on its way, too
+            raise BridgeClosed(CLOSED)
         if self._lost_error is not None:
             raise self._lost_error()
 

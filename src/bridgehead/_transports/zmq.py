@@ -48,6 +48,7 @@ from jupyter_client.asynchronous.client import AsyncKernelClient
 from jupyter_core.utils import ensure_async
 
 from bridgehead._errors import (
+    CLOSED,
     RESTARTED_MEANWHILE,
     BridgeClosed,
     BridgeError,
@@ -424,7 +425,7 @@ class ZmqTransport(Transport):
             asks = channel == "shell" and message["content"].get("allow_stdin") is True
             socket = self._sockets.get(INPUT if asks else channel)
             if socket is None:  # closed while this waited, or a task still asks after the close
-                raise BridgeClosed("this bridge was closed")
+                raise BridgeClosed(CLOSED)
             try:
                 await socket.send_multipart(parts, flags=zmq.NOBLOCK, copy=False)
                 return
