@@ -1,6 +1,6 @@
 """The test tree mirrors the source tree, and the catalogue of faults names existing tests.
 
-The head of a folder that lists its files names all of them.
+The head of a folder that lists its files names all of them. No two classes have one name.
 
 Rule: ``tests/unit/x/test_y.py`` and ``test_y_subject.py`` test ``src/bridgehead/_x/y.py``.
 """
@@ -8,6 +8,7 @@ Rule: ``tests/unit/x/test_y.py`` and ``test_y_subject.py`` test ``src/bridgehead
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,9 @@ def test_a_row_of_the_catalogue_names_tests_that_exist(file: str) -> None:
     text = (UNIT.parent / file).read_text()
     tests = {name for other, name in CATALOGUE if other == file}
     assert tests <= set(re.findall(r"def (test_\w+)\(", text))
+
+
+def test_no_two_classes_have_one_name() -> None:
+    files = [file.read_text() for file in SOURCE.rglob("*.py")]
+    names = Counter(name for text in files for name in re.findall(r"^class (\w+)", text, re.M))
+    assert [name for name, count in names.items() if count > 1] == []

@@ -41,7 +41,7 @@ REFUSALS = 10  # failed handshakes in a row, some 90 ms apart, that count as a f
 log = logging.getLogger("bridgehead")
 
 
-class Owner(Protocol):
+class LinkedTransport(Protocol):
     """The transport whose shell socket it is."""
 
     life: KernelState
@@ -71,7 +71,7 @@ class Link:
         restarting: the owner replaces the process, until the new one answers.
     """
 
-    def __init__(self, transport: Owner) -> None:
+    def __init__(self, transport: LinkedTransport) -> None:
         self._transport = transport
         self.down = asyncio.Event()
         self.gate = Gate()

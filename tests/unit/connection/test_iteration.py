@@ -267,7 +267,7 @@ async def test_what_a_hostile_kernel_announces_is_not_expanded() -> None:
     async with Bridge.loopback(trust="data") as bridge:
         await bridge.push(x=1)
         (module,) = [remote_of(bridge)]
-        iterations = sys.modules[type(module).__module__].Iteration
+        iterations = sys.modules[type(module).__module__].RunningIteration
         original = iterations.response
 
         def lie(self: Any, have: int, *, is_whole: bool = True) -> Any:

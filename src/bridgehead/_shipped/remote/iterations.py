@@ -135,7 +135,7 @@ class Producer:
         return None if self._is_closed else self._iterator.__anext__()
 
 
-class Iteration(Resource):
+class RunningIteration(Resource):
     """An iterator, and the batch of items that was made last.
 
     Attributes:
@@ -306,13 +306,13 @@ class Iterations:
             source = self.operations.run_function(header, frames)
         if hasattr(source, "__aiter__"):
             self.resources.check(header)
-        iteration = Iteration(header, self, source)
+        iteration = RunningIteration(header, self, source)
         self.resources.add(iteration)
         return {"is_async": iteration.is_async}, []
 
-    def _find(self, header: RequestHeader) -> Iteration:
+    def _find(self, header: RequestHeader) -> RunningIteration:
         found = self.resources.known.get(header["iteration"])
-        if not isinstance(found, Iteration):
+        if not isinstance(found, RunningIteration):
             raise WireError("lost", "the kernel does not have this iteration any more")
         return found
 

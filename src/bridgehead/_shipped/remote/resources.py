@@ -36,7 +36,7 @@ BEAT = 30.0  # seconds
 CLOSED = 1000
 
 
-class Owner:
+class ResourceOwner:
     """A bridge with resources.
 
     Attributes:
@@ -78,7 +78,7 @@ class ResourceTable:
     def __init__(self, kernel: Kernel, transfers: TransferTable) -> None:
         self.kernel, self.transfers = kernel, transfers
         self.known: dict[str, Resource] = {}
-        self.owners: dict[str, Owner] = {}
+        self.owners: dict[str, ResourceOwner] = {}
         self.clock, self._looked = 0.0, monotonic()
         self._is_beating = False
         self._closed: deque[str] = deque(maxlen=CLOSED)  # ids of resources that were not known
@@ -133,7 +133,7 @@ class ResourceTable:
 
     def note_owner(self, header: RequestHeader) -> None:
         """Note where the sender of this request is, and that it lives."""
-        owner = self.owners.setdefault(header["owner"], Owner())
+        owner = self.owners.setdefault(header["owner"], ResourceOwner())
         owner.address, owner.renewed = self.kernel.address(), self.clock
 
     def add(self, resource: Resource) -> None:

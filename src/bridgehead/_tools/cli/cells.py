@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 BY_INTERRUPT = ("KeyboardInterrupt", "CancelledError")
 
 
-class Interrupts:
+class CtrlC:
     """The effects of Ctrl-C so far."""
 
     def __init__(self) -> None:
@@ -34,14 +34,14 @@ class Interrupts:
 @contextlib.contextmanager
 def interrupting(
     bridge: Bridge, cell: asyncio.Future[Any], observer: CellObserver | NotebookRun
-) -> Iterator[Interrupts]:
+) -> Iterator[CtrlC]:
     """Interrupt the cell on the first Ctrl-C, and stop waiting for it on the second.
 
     While the cell waits for its turn, the first Ctrl-C stops waiting: there is nothing to
     interrupt, and no other client's cell is.
     """
     loop = asyncio.get_running_loop()
-    interrupts = Interrupts()
+    interrupts = CtrlC()
 
     def on_sigint() -> None:
         if interrupts.request is None and observer.begun:
