@@ -53,6 +53,7 @@ SHIPPED = (  # in this order, they become one module in the kernel
     "remote/inspection.py",
     "remote/preview.py",
     "remote/detail.py",
+    "remote/tables.py",
     "remote/namespace.py",
     "remote/replay.py",
     "remote/orphans.py",

@@ -26,4 +26,5 @@ installed.
 - ``cell_guard``: interrupts that hit one cell and no other.
 - ``cell_errors``: the exception of a cell, for the client that sent it.
 - ``orphans``: subshells that a client left behind.
+- ``tables``: how a table is read that other threads may change meanwhile.
 """

@@ -18,6 +18,7 @@ from typing import Any, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.kernel import Kernel
+    from bridgehead._shipped.remote.tables import entries
     from bridgehead._shipped.wire.classes import Arrivals
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import TooLarge, WireError
@@ -179,10 +180,10 @@ class UserNamespace:
 
     def visible(self) -> list[tuple[str, Any]]:
         """Return the names and values that the user, and not the shell, put into the namespace."""
-        hidden, items = self.kernel.hidden, list(self.kernel.namespace.items())
+        hidden = self.kernel.hidden
         return [
             (name, value)
-            for name, value in items
+            for name, value in entries(self.kernel.namespace)
             if isinstance(name, str) and not (name in hidden and hidden[name] is value)
         ]
 

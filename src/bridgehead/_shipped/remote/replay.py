@@ -16,6 +16,7 @@ from typing import Any, Dict, Sequence
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.kernel import Kernel
     from bridgehead._shipped.remote.socket_thread import SocketThread
+    from bridgehead._shipped.remote.tables import entries
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.frames import (
@@ -254,16 +255,6 @@ class TransferTable:
             kept += size
             if monotonic() - touched > IDLE_TRANSFER or kept > UNFINISHED + size:
                 self.discard(key)
-
-
-def entries(table: Any) -> Any:
-    """Return the entries of a table that other threads may change meanwhile.
-
-    ``list(table.items())`` makes tuples. Up to Python 3.11 the garbage collector may run then, and
-    with it callbacks in Python (ipykernel has one), which let other threads run.
-    """
-    found = [(key, table.get(key)) for key in list(table)]
-    return [(key, box) for key, box in found if box is not None]
 
 
 def has_left(tracker: Any, seconds: float) -> bool:

@@ -21,6 +21,7 @@ from typing import Any, Sequence
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.kernel import Kernel
     from bridgehead._shipped.remote.replay import TransferTable
+    from bridgehead._shipped.remote.tables import entries
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.frames import MESSAGE
@@ -154,7 +155,7 @@ class ResourceTable:
         if resource is None:
             return
         self.transfers.discard(resource.event_id(resource.sent))
-        if not any(other.owner == resource.owner for other in self.known.values()):
+        if not any(other.owner == resource.owner for _, other in entries(self.known)):
             self.owners.pop(resource.owner, None)
         if not self.known:
             self.kernel.follow_cells(self, False)
@@ -204,10 +205,11 @@ class ResourceTable:
         now = monotonic()
         self.clock += min(now - self._looked, BEAT)
         self._looked = now
-        late = [key for key, one in self.owners.items() if self.clock - one.renewed > LEASE]
-        for resource in [*self.known.values()] if late else ():
+        owners = entries(self.owners)
+        late = [key for key, one in owners if self.clock - one.renewed > LEASE]
+        for identity, resource in entries(self.known) if late else ():
             if resource.owner in late:
-                self.forget(resource.id)
+                self.forget(identity)
 
     def _beat(self) -> None:
         """Sweep while no request comes; the kernel's event loop calls this."""

@@ -17,6 +17,7 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.namespace import error_response
     from bridgehead._shipped.remote.operations import Operations
     from bridgehead._shipped.remote.resources import Resource, ResourceTable
+    from bridgehead._shipped.remote.tables import entries
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.frames import digest
@@ -65,8 +66,8 @@ class Subscriptions:
 
     def known(self) -> list[Subscription]:
         """Return the watches that have not ended."""
-        known = self.resources.known.values()
-        return [resource for resource in known if isinstance(resource, Subscription)]
+        known = entries(self.resources.known)
+        return [resource for _, resource in known if isinstance(resource, Subscription)]
 
     def ended(self) -> None:
         """Remove the hook after cells, if the last watch has ended."""

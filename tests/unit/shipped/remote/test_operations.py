@@ -47,6 +47,28 @@ def test_names_reports_name_type_and_size(space: Space) -> None:
     space.cell("del mine, Mine")
 
 
+def test_names_while_another_thread_binds_and_deletes_names(space: Space) -> None:
+    """Up to Python 3.11, a garbage collection in the middle lets a cell run on."""
+    space.cell("""
+import gc
+names, before = globals(), gc.get_threshold()
+names.update({"v%d" % n: [n] for n in range(300)})
+
+def change(phase, info):
+    names.pop(next((name for name in list(names) if name[0] == "v"), None), None)
+
+gc.callbacks.append(change)
+gc.set_threshold(1)
+""")
+    try:
+        response, _ = space.ask("names", pattern="*")
+    finally:
+        space.cell("gc.set_threshold(*before); gc.callbacks.remove(change)")
+    assert {"before", "change", "names"} <= {entry["name"] for entry in response["names"]}
+    space.cell("[names.pop(name) for name in list(names) if name[0] == 'v']")
+    space.cell("del before, change, gc, names")
+
+
 def test_has_reports_whether_a_name_is_bound(space: Space) -> None:
     space.bind(here=None)
     assert space.ask("has", name="here")[0]["has"] is True
