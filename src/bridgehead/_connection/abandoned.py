@@ -18,7 +18,6 @@ from bridgehead._transports.tasks import finish
 if TYPE_CHECKING:
     from bridgehead._connection.connection import Connection
 
-LOOP_ENDS = 5.0  # s for a loop that cancelled the closing to end, as asyncio.run does
 log = logging.getLogger("bridgehead")
 _begun: set[Abandoned] = set()  # a loop keeps only weak references to its tasks
 
@@ -64,7 +63,7 @@ class Abandoned:
             threading.Thread(target=self._close_in_thread, name="bridgehead-closing").start()
 
     def _close_in_thread(self) -> None:
-        until = time.monotonic() + LOOP_ENDS
+        until = time.monotonic() + self._connection.transport.timings.loop_ends
         while not self._connection.loop.is_closed() and time.monotonic() < until:
             time.sleep(0.01)
         try:

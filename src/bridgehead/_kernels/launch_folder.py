@@ -29,6 +29,7 @@ from jupyter_core.paths import secure_write
 
 from bridgehead._kernels.connection_file import read
 from bridgehead._shipped.wire.process import own_process
+from bridgehead._transports.base import Transport
 from bridgehead._transports.evidence import LocalProcess
 
 STARTER = "starter.json"  # in the folder
@@ -157,7 +158,8 @@ def _answers(info: dict[str, Any]) -> bool:
     port = info.get("control_port")
     try:
         ip = str(info.get("ip") or "127.0.0.1")
-        socket.create_connection((ip, port if type(port) is int else 0), timeout=0.2).close()
+        address = ip, port if type(port) is int else 0
+        socket.create_connection(address, timeout=Transport.timings.file_in_use).close()
     except (ConnectionRefusedError, OverflowError):
         return False
     except OSError:  # not known

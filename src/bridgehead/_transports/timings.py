@@ -1,8 +1,9 @@
 """The waits and periods of the client.
 
 Rule: every wait and every period of the client stands here, in seconds, with its reason. The
-exceptions are the waits that users choose (``timeout=``), and those of the programs in ``_tools``.
-The remote part has its own, because it imports nothing from here.
+exceptions are the waits that users choose (``timeout=``), those of the programs in ``_tools``, and
+for how long ``_lanes.socket`` may hold the event loop, which is no wait. The remote part has its
+own, because it imports nothing from here.
 
 ``Transport.timings`` holds the one object that is used. Read it when you need a value, and keep no
 copy: tests replace the object, and shorten only a wait whose end they wait for.
@@ -125,6 +126,8 @@ class Timings:
     server_end: float = 20.0
     # Before each new try to end it; the last one repeats.
     server_end_pauses: tuple[float, ...] = (0.05, 0.1, 0.2, 0.5, 1.0)
+    # For the loop of a dropped bridge to end, if it cancelled the closing, as asyncio.run does.
+    loop_ends: float = 5.0
     # For a server to close a websocket, too.
     websocket_close: float = 2.0
     # Beyond ``websocket_close``, for a connection that accepts no more data.
@@ -173,6 +176,9 @@ class Timings:
     listed_answer: float = 2.0
     # That shell may answer later than control; a kernel that takes longer is busy.
     shell_after_control: float = 0.4
+
+    # For a kernel to accept a connection, before its folder may count as left behind.
+    file_in_use: float = 0.2
 
     # ------------------------------------------------------------ regular work
 
