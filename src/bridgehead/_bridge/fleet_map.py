@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -45,8 +44,9 @@ T = TypeVar("T")
 
 AHEAD = 4  # times the window: chunks for each kernel that are read and not consumed
 CHUNK_SECONDS = 0.05  # of work, for which an automatic chunk is made
-MOST_SECONDS = 0.5  # that an automatic chunk takes, transfer included
-MOST_ITEMS = 10_000  # of an automatic chunk
+# Of an automatic chunk, arguments and results. How long it took to cross says nothing: if a request
+# takes a second, whatever it brings, small chunks would take longest.
+MOST_ITEMS, MOST_BYTES = 10_000, 8 << 20
 LAST = 4  # the part of a chunk that the last ones have at least
 GROWTH = 8  # times the items of the last automatic chunk, at most
 AWAY_SECONDS = 0.1  # after which a kernel that is being restarted is tried again
@@ -148,7 +148,6 @@ class Worker:
         self.function: Ref | None = None
         self.requests: list[MapRequest] = []
         self.is_out = self.is_away = self.had_function = False
-        self.finished = 0.0  # when it finished its last chunk
         self._giving: asyncio.Lock = asyncio.Lock()
 
     @property
@@ -220,7 +219,8 @@ class MapWork:
         self._again: deque[list[MapItem]] = deque()  # chunks to give out before any other
         self._read = self._consumed = 0
         self._size = 1 if chunksize == "auto" else chunksize
-        self._item_seconds = 0.0  # as measured; 0 is not yet
+        # As measured; 0 is not yet.
+        self._item_seconds = self._item_bytes = 0.0
         self._results: dict[int, Any] = {}  # by the item's index, or in the order of their arrival
         self._next, self._arrived = 0, 0
         self._is_read = False  # nothing more is read
@@ -352,7 +352,6 @@ class MapWork:
             namespace=self._namespace,
             stand_ins=self._stand_ins,
         )
-        began = time.monotonic()
         worker.requests.append(request)
         doing = asyncio.ensure_future(request.outcomes())
         try:
@@ -376,7 +375,7 @@ class MapWork:
         except Exception as error:  # noqa: BLE001 - raised, or given, in place of the results
             self._refused(items, index, error, apart=isinstance(error, NotSent))
         else:
-            self._measure(worker, began, seconds, len(outcomes))
+            self._measure(seconds, request.nbytes, len(outcomes))
             for item, outcome in zip(items, outcomes, strict=False):
                 if type(outcome) is Failed:
                     self._note(outcome.error, index)
@@ -439,22 +438,19 @@ class MapWork:
         if self._chunksize != "auto":
             return self._chunksize
         if self._item_seconds:
-            wanted = int(CHUNK_SECONDS / self._item_seconds)
-            self._size = max(1, min(wanted, GROWTH * self._size, MOST_ITEMS))
+            fit = CHUNK_SECONDS / self._item_seconds, MOST_BYTES / self._item_bytes
+            self._size = max(1, min(*map(int, fit), GROWTH * self._size, MOST_ITEMS))
         if self._total is None:
             return self._size
         # The last chunks are smaller, so that no kernel is at work long after the others.
         left = max(0, self._total - self._read) // (2 * len(self._workers))
         return min(self._size, max(left, self._size // LAST, 1))
 
-    def _measure(self, worker: Worker, began: float, seconds: float, count: int) -> None:
-        """Note how long an item took in the kernel, and with its way, which only limits chunks."""
-        now = time.monotonic()
-        way = (now - max(began, worker.finished)) * CHUNK_SECONDS / MOST_SECONDS
-        worker.finished = now
-        one = max(seconds, way, 1e-7) / count
+    def _measure(self, seconds: float, nbytes: int, count: int) -> None:
+        """Note how long an item took in the kernel, and how many bytes crossed for it."""
         share = 0.5 if self._item_seconds else 1.0
-        self._item_seconds += share * (one - self._item_seconds)
+        self._item_seconds += share * (max(seconds, 1e-7) / count - self._item_seconds)
+        self._item_bytes += share * (max(nbytes, 1) / count - self._item_bytes)
 
     def _withdraw_for(self, worker: Worker) -> None:
         """Take a chunk that was not sent from another kernel, for one that has nothing to do."""

@@ -35,6 +35,7 @@ class MapRequest:
 
     Attributes:
         call: shows whether it was sent.
+        nbytes: of its arguments and its results, when it is done.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class MapRequest:
         With ``goes_on`` an item that raises does not keep the next one from being begun.
         """
         self._connection, self._count, self._is_async = connection, len(items), is_async
+        self.nbytes: int = 0
         parts = {"the items": items} if len(items) != 1 else {"the item": items[0]}
         source = _payload.PayloadSource((items,), parts, refs=stand_ins)
         fields = {
@@ -89,6 +91,9 @@ class MapRequest:
                 response = await coroutine_response(connection, self.call, turn)
             else:
                 response = await connection.do(self.call, turn)
+        payload = self.call.payload
+        self.nbytes = sum(frame.nbytes for frame in response.frames)
+        self.nbytes += 0 if payload is None else payload.nbytes
         return await self._decoded(response), response.header["seconds"]
 
     async def _decoded(self, response: Response) -> list[Any]:

@@ -29,6 +29,7 @@ from bridgehead import (
     UntrustedPayload,
 )
 from bridgehead._bridge.fleet_map import AHEAD
+from bridgehead._connection.mapping import MapRequest
 from support.kit import until
 from unit.connection.test_tasks import remote_of
 
@@ -341,6 +342,30 @@ async def test_a_duration_that_is_not_one_is_a_protocol_error(
     )
     with pytest.raises(ProtocolError, match="duration"):
         await anext(fleet.map(abs, range(50), chunksize="auto"))
+
+
+async def test_an_automatic_chunk_grows_also_where_each_request_takes_long(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chunk of one item in each request would have a slow connection take longest."""
+    outcomes = MapRequest.outcomes
+
+    async def slow(request: MapRequest) -> Any:
+        await asyncio.sleep(0.3)
+        return await outcomes(request)
+
+    monkeypatch.setattr(MapRequest, "outcomes", slow)
+    async with fleet.map(abs, itertools.count(), chunksize="auto") as results:
+        for _ in range(200):
+            await anext(results)
+        assert results._work._size > 50
+
+
+async def test_an_automatic_chunk_of_large_items_is_small(fleet: Fleet) -> None:
+    async with fleet.map(bytes, itertools.repeat(1 << 20), chunksize="auto") as results:
+        for _ in range(40):
+            await anext(results)
+        assert results._work._size <= 8
 
 
 async def test_trust_data_opens_only_data() -> None:
