@@ -109,6 +109,8 @@ class WorkSteps(Calls):
         when_full = self.chance.choice(WHEN_FULL)
         if maxsize is None or self.mortal:  # a call would wait ten minutes for a killed client
             when_full = "drop_oldest"
+        if when_full == "wait" and maxsize is not None:  # each room takes a round trip
+            count = min(count, 60 * maxsize)
         by_cell, started = self.chance.random() < 0.5, time.monotonic()
         arrived: list[int] = []
         reports: list[Callback] = []
