@@ -66,6 +66,7 @@ class Client:
         self.chance = random.Random(f"{soak.seed} {name}")
         self.starts = 0
         self.process: asyncio.subprocess.Process | None = None
+        self.errors = soak.folder / f"client_{name}.log"  # what it writes to stderr
 
     async def start(self) -> None:
         self.starts += 1
@@ -77,10 +78,12 @@ class Client:
             "kernels": {one.name: one.connection_file for one in self.soak.shared},
             "lanes": ["auto", self.chance.choice(["buffers", "inline"])],
         }
-        self.process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "tests.soak.client", json.dumps(wanted)),
-            stdin=asyncio.subprocess.PIPE,
-        )
+        with self.errors.open("w") as errors:
+            self.process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "tests.soak.client", json.dumps(wanted)),
+                stdin=asyncio.subprocess.PIPE,
+                stderr=errors,
+            )
 
     async def live(self, stop: asyncio.Event) -> None:
         """Run until the event is set; make the faults of this process."""
@@ -97,6 +100,7 @@ class Client:
                 self.process.kill()
                 await self.process.wait()
             self._input().close()
+            self._show_errors()
 
     async def _fault(self, stop: asyncio.Event) -> None:
         assert self.process is not None
@@ -105,15 +109,21 @@ class Client:
         await asyncio.wait([ended, pause], timeout=waited, return_when="FIRST_COMPLETED")
         ended.cancel()
         pause.cancel()
-        if self.process.returncode is not None:
+        if self.process.returncode is not None and not self._was_ended_by_zmq():
             await self._ended(None)
         if stop.is_set():
+            return
+        if self.process.returncode is not None:
+            self._input().close()
+            self._show_errors()
+            await self.start()
             return
         if self.chance.random() < 0.5:
             with self.soak.faults.making(self.name, "client killed"):
                 self.process.kill()
                 await self._ended(-signal.SIGKILL)
                 self._input().close()
+                self._show_errors()
                 await self.start()
         else:
             with self.soak.faults.making(self.name, "client stopped"):
@@ -121,10 +131,19 @@ class Client:
                 await asyncio.sleep(self.chance.uniform(0.1, 3))
                 self.process.send_signal(signal.SIGCONT)
 
+    def _show_errors(self) -> None:
+        sys.stderr.write(self.errors.read_text())
+
+    def _was_ended_by_zmq(self) -> bool:
+        """Return whether libzmq had no memory for a buffer of its own: it ends the process then."""
+        assert self.process is not None
+        aborted = self.process.returncode == -signal.SIGABRT
+        return aborted and "FATAL ERROR: OUT OF MEMORY (src/" in self.errors.read_text()
+
     async def _ended(self, right: int | None) -> None:
         assert self.process is not None
         code = await self.process.wait()
-        if code != right:
+        if code != right and not (right == 0 and self._was_ended_by_zmq()):
             raise Wrong(f"client {self.name} ended with {code}")
 
     def _input(self) -> asyncio.StreamWriter:
