@@ -91,6 +91,47 @@ async def test_a_cell_that_deletes_a_standard_stream_stops_no_client(live: Bridg
     await goes_on(live)
 
 
+# Each leaves a stream whose ``write`` IPython 9 can't set, as it does around each cell.
+UNWATCHABLE = {
+    "none": "sys.stdout = sys.stderr = None",
+    "a number": "sys.stderr = 5",
+    "no write": "class Mute:\n    def flush(self): pass\nsys.stdout = Mute()",
+    "slots": """
+class Slots:
+    __slots__ = ("taken",)
+    def write(self, text): written.append(text)
+    def flush(self): pass
+written = []
+sys.stdout = Slots()
+""",
+}
+
+
+@pytest.mark.parametrize("by", ["cell", "call"])
+@pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
+async def test_a_stream_that_ipython_cannot_watch_stops_no_client(live: Bridge, by: str) -> None:
+    """J1. With IPython 9, no request of any client would run again."""
+    await live.run("import sys; streams = sys.stdout, sys.stderr; x = 0")
+    for count, code in enumerate(UNWATCHABLE.values()):
+        async with reported_within(2):
+            try:
+                if by == "cell":
+                    await live.run(code)
+                else:
+                    await live.call(exec, code, live.ref("globals()"))
+            except ReplyLost:  # IPython 8 leaves the stream, and ipykernel cannot flush it
+                pass
+            await live.run("x += 1")
+            assert await live.pull("x + 0") == count + 1
+        async with reported_within(2), Bridge.attach(file_of(live), lane="buffers") as other:
+            assert await other.pull("x") == count + 1
+        await live.run("if 'written' in globals(): print('seen', end='')")
+        await live.run("sys.stdout, sys.stderr = streams")
+    assert await live.pull("'seen' in written")
+    assert (await live.run("print(x)")).stdout == f"{len(UNWATCHABLE)}\n"
+    await goes_on(live)
+
+
 @pytest.mark.parametrize("lane", LANES)
 async def test_a_stream_that_is_replaced_for_a_reply_is_put_back(lane: str, tmp_path: Path) -> None:
     """J1. The user's stream is in its place again after each operation."""

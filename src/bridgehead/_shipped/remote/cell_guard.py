@@ -84,8 +84,8 @@ class Uninterrupted:
 class CellGuard:
     """The running cell of one kernel; see the laws above."""
 
-    def __init__(self, shell: Any, at_end: Callable[[], object]) -> None:
-        """Call ``at_end`` when the code of a cell has ended, before its reply is sent."""
+    def __init__(self, shell: Any, at_end: Callable[[Any], object]) -> None:
+        """Call ``at_end``, with the shell, when a cell's code has ended, before its reply."""
         self.shell, self.at_end, self.staged = shell, at_end, staged
         self.thread: Any = threading.main_thread().ident
         self.lock = RLock()  # a signal handler of the user's may run a cell, at any line below
@@ -168,7 +168,7 @@ class CellGuard:
                 with taken(self.shell, message, self.staged):
                     raised = await original(*args, **kwargs)
             finally:
-                self.at_end()
+                self.at_end(self.shell)
                 self.end(outer)
         except (KeyboardInterrupt, NotTaken) as error:
             self.end(outer)  # the interrupt may have cut this short
@@ -256,7 +256,7 @@ def call_soon(shell: Any, function: Callable[[], object]) -> bool:
     return True
 
 
-def cell_guard(shell: Any, at_end: Callable[[], object]) -> CellGuard | None:
+def cell_guard(shell: Any, at_end: Callable[[Any], object]) -> CellGuard | None:
     """Return the guard of a shell, installed if it is missing; None where there can be none.
 
     It replaces ``run_ast_nodes`` of the shell, by which IPython runs the code of each cell. It

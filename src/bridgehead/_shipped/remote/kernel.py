@@ -51,28 +51,51 @@ class Stream:
         return getattr(self._stream, name)
 
 
-class NoStream:
-    """Stands for a stream that a user has deleted. What is written to it is dropped."""
+class StandIn:
+    """Stands for a stream that a user has deleted, or that IPython cannot watch.
+
+    What is written goes to the user's stream, if that takes it, or is dropped.
+    """
 
     encoding, errors, closed = "utf-8", "strict", False
 
-    def write(self, text: str) -> int:
-        return len(text)
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
 
-    def flush(self) -> None: ...
+    def write(self, text: str) -> Any:
+        write = getattr(self._stream, "write", None)
+        return len(text) if write is None else write(text)
+
+    def flush(self) -> None:
+        flush = getattr(self._stream, "flush", None)
+        if flush is not None:
+            flush()
 
     def isatty(self) -> bool:
         return False
 
 
-def replace_missing_streams() -> None:
-    """Put something in the place of a standard stream that a cell has deleted.
+def replace_missing_streams(shell: Any) -> None:
+    """Put something in the place of a standard stream with which no cell could run any more.
 
-    Without it, ipykernel 7 serves no request of any client again, and says that it is busy.
+    ipykernel 7 serves no request of any client again if a stream is deleted, and says that it is
+    busy. IPython 9 sets the ``write`` of both streams around each cell. Where that fails, as of
+    None, no request of any client runs, and none has a reply.
     """
     for name in ("stdout", "stderr"):
-        if not hasattr(sys, name):
-            setattr(sys, name, NoStream())
+        stream = getattr(sys, name, None)
+        if not hasattr(sys, name) or (hasattr(shell, "_tee") and not _can_be_watched(stream)):
+            setattr(sys, name, StandIn(stream))
+
+
+def _can_be_watched(stream: Any) -> bool:
+    if type(stream).__module__ == "ipykernel.iostream":
+        return True
+    try:
+        stream.write = stream.write  # as IPython leaves it after each cell
+    except Exception:
+        return False
+    return True
 
 
 class Kernel:
@@ -367,6 +390,8 @@ class Kernel:
         """Replace, for this request, each standard stream that ipykernel would fail to flush."""
         if not hasattr(getattr(self.shell, "kernel", None), "saved_sigint_handler"):
             return  # this kernel flushes nothing
+        if self.is_thread_of_cells:
+            replace_missing_streams(self.shell)
         for name in ("stdout", "stderr"):
             stream = getattr(sys, name, None)
             if isinstance(stream, Stream):  # of a request that is served beside this one
