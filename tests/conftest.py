@@ -149,7 +149,7 @@ def shorten(request: pytest.FixtureRequest) -> Iterator[Callable[..., None]]:
     def replace(**waits: object) -> None:
         for name, seconds in waits.items():
             assert name in true, name
-            setattr(timings, name, seconds)
+            vars(timings)[name] = seconds  # they are frozen
 
     for mark in reversed(list(request.node.iter_markers("timings"))):  # the test's own come last
         replace(**mark.kwargs)

@@ -38,6 +38,7 @@ from bridgehead._errors import (
 from bridgehead._protocol.formatting import line
 from bridgehead._protocol.payload import SharedSource
 from bridgehead._protocol.ref import Ref, expression_of, free
+from bridgehead._transports.base import Transport
 from bridgehead._transports.tasks import waited
 
 T = TypeVar("T")
@@ -49,7 +50,6 @@ CHUNK_SECONDS = 0.05  # of work, for which an automatic chunk is made
 MOST_ITEMS, MOST_BYTES = 10_000, 8 << 20
 LAST = 4  # the part of a chunk that the last ones have at least
 GROWTH = 8  # times the items of the last automatic chunk, at most
-AWAY_SECONDS = 0.1  # after which a kernel that is being restarted is tried again
 REPEATS = 3  # of giving a kernel the function, if the kernel loses it again meanwhile
 ChunkSize = int | Literal["auto"]
 
@@ -320,7 +320,7 @@ class MapWork:
                 if not worker.is_away:
                     self._out(worker, index, error)
                     return
-                async with waited(AWAY_SECONDS):
+                async with waited(Transport.timings.away_again):
                     await self._change()
                 continue
             worker.is_away = False

@@ -63,9 +63,10 @@ class Abandoned:
             threading.Thread(target=self._close_in_thread, name="bridgehead-closing").start()
 
     def _close_in_thread(self) -> None:
-        until = time.monotonic() + self._connection.transport.timings.loop_ends
+        timings = self._connection.transport.timings
+        until = time.monotonic() + timings.loop_ends
         while not self._connection.loop.is_closed() and time.monotonic() < until:
-            time.sleep(0.01)
+            time.sleep(timings.poll_every)
         try:
             asyncio.run(self._close())
         except Exception as error:  # noqa: BLE001 - no caller waits for it

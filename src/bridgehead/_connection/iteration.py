@@ -34,9 +34,6 @@ from bridgehead._transports.tasks import retrieve_exception
 
 MOST_ITEMS = 10_000  # that the kernel may be ahead of the consumer
 MOST_BYTES = 64 << 20
-# s after which a batch that does not come is asked for the items that it has so far. It is longer
-# than the kernel takes for a batch, unless one item takes long.
-TAKE_AFTER, TAKE_AGAIN = 0.02, 1.0
 GONE = (
     "the kernel no longer has this iteration; the items that arrived are good: call iterate() again"
 )
@@ -283,7 +280,8 @@ class Items(RemoteResource):
 
     async def _take_until(self, asking: asyncio.Future[Response]) -> None:
         """Take the items that were made, while the kernel works on an item that takes long."""
-        pause = TAKE_AFTER
+        timings = self._connection.transport.timings
+        pause = timings.take_after
         while not self._is_async:
             done, _ = await asyncio.wait([asking], timeout=pause)
             if done:
@@ -298,7 +296,7 @@ class Items(RemoteResource):
             if response.header.get("number") == self._batch + 1:
                 await self._add(response)
                 return  # whatever item ends now, ends the batch
-            pause = min(2 * pause, TAKE_AGAIN)
+            pause = min(2 * pause, timings.take_most)
 
     async def _take(self) -> Response | None:
         """Take the items that were made; None if no thread answers beside the cells."""

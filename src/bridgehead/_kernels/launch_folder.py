@@ -159,7 +159,7 @@ def _answers(info: dict[str, Any]) -> bool:
     try:
         ip = str(info.get("ip") or "127.0.0.1")
         address = ip, port if type(port) is int else 0
-        socket.create_connection(address, timeout=Transport.timings.file_in_use).close()
+        socket.create_connection(address, Transport.timings.listed_connect).close()
     except (ConnectionRefusedError, OverflowError):
         return False
     except OSError:  # not known

@@ -41,6 +41,7 @@ from bridgehead._shipped.wire.segments import Pool, Segment
 from bridgehead._shipped.wire.socket import SECRET, FrameSocket, UnmappedSegment, peer_user
 from bridgehead._transports.dispatch import Dispatcher
 from bridgehead._transports.state import KernelState
+from bridgehead._transports.timings import Timings
 
 CHUNK = 16 << 20  # bytes of small requests that cross together
 # Fields that are the same in every request: the socket thread adds them, and they are not sent.
@@ -53,9 +54,7 @@ COMMON: RequestHeader = {
     "epoch": "",
     "sizes": [],
 }
-BRIEFLY = 1  # ms that ``ask`` may wait for the reply
 BRIEF = 2 << 20  # bytes; a request with more takes longer
-HELD = 0.002  # seconds after which the event loop has to turn, however quick the replies are
 BACKLOG = 128  # other processes that connect meanwhile must not keep the kernel out
 
 SocketReply = tuple[ResponseHeader, list[memoryview] | UnmappedSegment]
@@ -201,8 +200,8 @@ class LoopState:
     when a file of the loop is; both are private. Of another loop nothing is known.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._call_soon = loop.call_soon
+    def __init__(self, loop: asyncio.AbstractEventLoop, timings: Timings) -> None:
+        self._timings, self._call_soon = timings, loop.call_soon
         self._turn: Any = None  # in the queue until the loop turns
         self._since = 0.0  # when a task first blocked the loop since its last turn
         self._ready: Any = getattr(loop, "_ready", None)
@@ -220,11 +219,12 @@ class LoopState:
                 return False
             self._turn, self._since = self._call_soon(_do_nothing), now
             return True
-        return len(ready) == 1 and ready[0] is self._turn and now - self._since < HELD
+        held = now - self._since
+        return len(ready) == 1 and ready[0] is self._turn and held < self._timings.loop_held
 
     def block(self) -> bool:
         """Block the loop until one of its files is ready; return false if that takes long."""
-        return bool(self._poll.poll(BRIEFLY))
+        return bool(self._poll.poll(1000 * self._timings.reply_briefly))
 
 
 def _do_nothing() -> None:
@@ -259,7 +259,7 @@ class SocketClient:
         self._ticking: asyncio.TimerHandle | None = None
         self._file = sock.fileno()
         self._loop.add_reader(self._file, self._readable)
-        self._loop_state = LoopState(self._loop)
+        self._loop_state = LoopState(self._loop, life.timings)
         self._is_quick = True  # the last reply arrived within the time that ``ask`` waits
         self._asked = 0.0  # when the last request was sent
 
@@ -431,7 +431,8 @@ class SocketClient:
                 elif future is not None:
                     future.set_result((header, frames))
                     if not self._is_quick:
-                        self._is_quick = monotonic() - self._asked < BRIEFLY / 1000
+                        took, timings = monotonic() - self._asked, self._life.timings
+                        self._is_quick = took < timings.reply_briefly
         except (BlockingIOError, InterruptedError):
             return
         except (OSError, WireError):

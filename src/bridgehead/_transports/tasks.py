@@ -18,13 +18,14 @@ from threading import Lock
 from typing import Any, Generic, TypeVar
 from weakref import WeakKeyDictionary
 
+from bridgehead._transports.timings import Timings
+
 T = TypeVar("T")
 log = logging.getLogger("bridgehead")
 
 # Of one event loop. They start when they are needed. With few of them, some bridges could delay all
 # others: pickling may run user code that waits.
 MOST_THREADS = 256
-END_WITHIN = 10.0  # s for functions that run when their loop ends; then their threads are left
 
 
 class Tasks:
@@ -121,7 +122,7 @@ class Threads:
 
     def close(self) -> None:
         """Wait until all threads have ended, but for a function of the user's that does not end."""
-        running = wait(list(self._unfinished), END_WITHIN).not_done
+        running = wait(list(self._unfinished), Timings.threads_end).not_done
         self._pool.shutdown(wait=not running)
 
     def end_with_loop(self) -> None:

@@ -15,7 +15,7 @@ from __future__ import annotations
 class Timings:
     """The waits and periods of the client, in seconds.
 
-    The client changes none of them. A frozen dataclass would take 2 ms of each import.
+    They are frozen, but this is no dataclass, which would take 2 ms of each import.
     """
 
     def __init__(self, **changed: float) -> None:
@@ -23,7 +23,10 @@ class Timings:
         for name, seconds in changed.items():
             if not hasattr(type(self), name):
                 raise TypeError(f"there is no wait {name!r}")
-            setattr(self, name, seconds)
+            self.__dict__[name] = seconds
+
+    def __setattr__(self, name: str, seconds: object) -> None:
+        raise AttributeError(f"{name} is not changed; make other Timings")
 
     # ------------------------------------------------------------ requests
 
@@ -40,6 +43,11 @@ class Timings:
     # control channel. A slow connection, a user's callback in the kernel's event loop, and a call
     # into C that holds the GIL are waited for so long.
     lost_after: float = 60.0
+    # Without a turn of the event loop, for the reply to a small request on the direct lane, which
+    # mostly takes 0.1 ms: a turn of the loop takes a sixth to a third of such an operation.
+    reply_briefly: float = 0.001
+    # After which the event loop has to turn, however quick such replies are.
+    loop_held: float = 0.002
     # After a cell's reply, until its last outputs must have arrived; their "idle" may be lost.
     last_outputs: float = 2.0
 
@@ -126,8 +134,6 @@ class Timings:
     server_end: float = 20.0
     # Before each new try to end it; the last one repeats.
     server_end_pauses: tuple[float, ...] = (0.05, 0.1, 0.2, 0.5, 1.0)
-    # For the loop of a dropped bridge to end, if it cancelled the closing, as asyncio.run does.
-    loop_ends: float = 5.0
     # For a server to close a websocket, too.
     websocket_close: float = 2.0
     # Beyond ``websocket_close``, for a connection that accepts no more data.
@@ -148,6 +154,11 @@ class Timings:
 
     # For a cell that is interrupted at its deadline to end; one that handles the interrupt may not.
     interrupted_cell: float = 1.0
+
+    # For functions in threads that run when their loop ends; then their threads are left.
+    threads_end: float = 10.0
+    # For a loop that cancelled the closing of a dropped bridge to end, as asyncio.run does.
+    loop_ends: float = 5.0
 
     # ------------------------------------------------------------ servers
 
@@ -174,11 +185,11 @@ class Timings:
 
     # For a kernel or a server to answer at all.
     listed_answer: float = 2.0
+    # For a program at a connection file's address to accept a connection.
+    listed_connect: float = 0.2
     # That shell may answer later than control; a kernel that takes longer is busy.
     shell_after_control: float = 0.4
 
-    # For a kernel to accept a connection, before its folder may count as left behind.
-    file_in_use: float = 0.2
 
     # ------------------------------------------------------------ regular work
 
@@ -196,6 +207,13 @@ class Timings:
     report_every: float = 30.0
     # Until a report whose reply is lost is sent again.
     report_again: float = 1.0
+    # Until a batch of an iteration that does not come is asked for the items that it has so far;
+    # then twice as long each time, to a maximum. It is longer than the kernel takes for a batch,
+    # unless one item takes long.
+    take_after: float = 0.02
+    take_most: float = 1.0
+    # Until a kernel of a fleet that is being restarted is tried again.
+    away_again: float = 0.1
     # Until a progress bar appears; the bar of a shorter transfer would only flicker.
     bar_after: float = 0.5
     # Between two drawings of a progress bar, as in tqdm.

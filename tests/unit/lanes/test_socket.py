@@ -24,7 +24,6 @@ import pytest
 
 from bridgehead._lanes.socket import (
     COMMON,
-    HELD,
     LoopState,
     QueuedReply,
     SocketClient,
@@ -346,11 +345,11 @@ async def test_the_socket_thread_adds_the_fields_that_all_requests_share(
 
 async def test_a_task_blocks_the_loop_only_while_nothing_else_is_ready() -> None:
     loop = asyncio.get_running_loop()
-    state = LoopState(loop)
+    state = LoopState(loop, Timings(loop_held=2))
     now = loop.time()
     assert state.may_block(now)
-    assert state.may_block(now + HELD / 2)
-    assert not state.may_block(now + 2 * HELD)
+    assert state.may_block(now + 1)
+    assert not state.may_block(now + 4)
     await asyncio.sleep(0)
     assert state.may_block(now)
     loop.call_soon(lambda: None)
@@ -362,7 +361,7 @@ async def test_a_task_blocks_the_loop_only_while_nothing_else_is_ready() -> None
 
 async def test_the_loop_is_blocked_until_one_of_its_files_is_ready() -> None:
     loop = asyncio.get_running_loop()
-    state = LoopState(loop)
+    state = LoopState(loop, Timings())
     assert not state.block()
     ours, theirs = socket.socketpair()
     with ours, theirs:
@@ -373,7 +372,7 @@ async def test_the_loop_is_blocked_until_one_of_its_files_is_ready() -> None:
 
 
 def test_a_loop_of_another_kind_is_never_blocked() -> None:
-    state = LoopState(SimpleNamespace(call_soon=None))  # type: ignore[arg-type]
+    state = LoopState(SimpleNamespace(call_soon=None), Timings())  # type: ignore[arg-type]
     assert not state.may_block(0.0)
 
 

@@ -37,9 +37,7 @@ async def test_the_last_messages_of_a_process_that_has_ended_are_read(listens_ag
         socket.rcvhwm = 0
         socket.subscribe(b"")
         socket.connect(f"tcp://127.0.0.1:{port}")
-        timings = Timings()
-        timings.last_messages = 60
-        subscription = OutputSubscription(timings, lambda: True)
+        subscription = OutputSubscription(Timings(last_messages=60), lambda: True)
         subscription.begin(socket)
         process = threading.Thread(target=publish, args=(publisher,))
         process.start()

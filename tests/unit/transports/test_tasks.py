@@ -145,7 +145,7 @@ def test_the_threads_end_with_the_event_loop_although_a_closed_bridge_is_kept() 
 def test_a_function_that_does_not_end_holds_up_no_end_of_a_loop(
     monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
-    monkeypatch.setattr(tasks, "END_WITHIN", 0.1)
+    monkeypatch.setattr(tasks.Timings, "threads_end", 0.1)
     begun, go_on, ended = threading.Event(), threading.Event(), threading.Event()
 
     def work() -> None:
