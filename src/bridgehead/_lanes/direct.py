@@ -323,10 +323,9 @@ class DirectLane(Lane):
         if isinstance(frames, UnmappedSegment):
             self._warn_once("shared memory cannot be mapped; large objects cross as messages")
             # The remote part keeps the frames, and the message lane fetches them.
-            unmapped: RequestHeader = {**request.header, "op": "unmapped"}
-            unmapped["sizes"], unmapped["segment"] = header["sizes"], frames.number
+            unmapped: RequestHeader = {"sizes": header["sizes"], "segment": frames.number}
             frames.number = 0  # the remote part takes the segment back
-            kept, _ = await self._ask(unmapped)
+            kept, _ = await self._ask({**request.header, "op": "unmapped", **unmapped})
             raise_error(kept, ())
             header, frames = {**header, **kept}, []
         if not frames and header["sizes"]:  # the kernel keeps them

@@ -7,8 +7,10 @@ Rule: each test makes one thing that a floor below may report, at a moment that 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import operator
+import random
 import sys
 import threading
 import uuid
@@ -16,7 +18,9 @@ from typing import Any
 
 import pytest
 
-from bridgehead import Bridge, KernelRestarted
+from bridgehead import Bridge, KernelRestarted, NotSupported
+from bridgehead._lanes.base import Lane
+from bridgehead._protocol import request
 from bridgehead._protocol.request import KEY
 from bridgehead._shipped.wire.header import MIME
 
@@ -36,6 +40,61 @@ def replaced_at_next_operation(bridge: Bridge) -> None:
         return execute(request)
 
     cell.execute = execute_in_new
+
+
+class Written(dict[str, Any]):
+    """A header that cannot be changed."""
+
+    def refuse(self, *args: Any, **fields: Any) -> Any:
+        raise AssertionError(f"a header was changed in place: {args} {fields}")
+
+    __setitem__ = __delitem__ = __ior__ = clear = pop = popitem = setdefault = update = refuse
+
+
+async def every_operation(bridge: Bridge) -> None:
+    """Do each operation, with objects of one message and of several."""
+    with contextlib.suppress(NotSupported):
+        await bridge.push(now=True, x=1)
+    for size in (10, 9 << 20):
+        big = random.Random(size).randbytes(size)
+        await asyncio.gather(*(bridge.push({f"x{n}": big}) for n in range(3)), bridge.pull("x0"))
+        assert await bridge.pull("x1") == big
+        assert await bridge.call(len, bridge.ref("x2")) == size
+    async with bridge.watch("x0") as watch, bridge.iterate("range(3)") as items:
+        assert len(await anext(watch)) == 9 << 20
+        assert [item async for item in items] == [0, 1, 2]
+    result = await bridge.run("z = y + 1", push={"y": 1}, pull=["z"])
+    assert result.values == {"z": 2}
+    async with await bridge.call(operator.add, 1, 2, keep=True) as kept:
+        assert await bridge.pull(kept) == 3
+    assert await bridge.submit(asyncio.sleep, 0, "slept") == "slept"
+    assert await bridge.exists("x0")
+    assert [name.name for name in await bridge.names("x0")] == ["x0"]
+    await bridge.delete("x0")
+    await bridge.push(trust="data", x=1)
+    assert await bridge.pull("x", trust="data") == 1
+
+
+@pytest.mark.parametrize("lane", ["buffers", "inline"])
+async def test_a_header_is_never_changed_in_place(
+    monkeypatch: pytest.MonkeyPatch, lane: Any
+) -> None:
+    make, make_of_message, made = request.header, Lane.message_header, []
+
+    def header(*args: Any, **fields: Any) -> Any:
+        made.append(Written(make(*args, **fields)))
+        return made[-1]
+
+    def message_header(*args: Any, **fields: Any) -> Any:
+        return Written(make_of_message(*args, **fields))
+
+    monkeypatch.setattr(request, "header", header)
+    monkeypatch.setattr(Lane, "message_header", message_header)
+    async with Bridge.loopback(lane=lane) as bridge:
+        await every_operation(bridge)
+    operations = {header["op"] for header in made}
+    assert operations >= {"bind", "fetch", "call", "has", "names", "drop", "batch", "stage"}
+    assert operations >= {"watch", "iterate", "start", "advance", "close"}
 
 
 async def test_a_lack_of_memory_says_whether_the_request_was_sent(
