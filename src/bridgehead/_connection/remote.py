@@ -10,7 +10,6 @@ caller's operations to ``connection``.
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
 import json
 import logging
@@ -20,7 +19,7 @@ from typing import Any
 
 from bridgehead._connection.subshell import Subshell
 from bridgehead._connection.trust import Trust
-from bridgehead._errors import RESTARTED, KernelRestarted, ProtocolError, ReplyLost
+from bridgehead._errors import RESTARTED, KernelRestarted, ProtocolError
 from bridgehead._lanes.base import Lane
 from bridgehead._lanes.direct import DirectLane
 from bridgehead._lanes.handshake import Handshake, LaneName
@@ -30,7 +29,13 @@ from bridgehead._protocol.formatting import line
 from bridgehead._protocol.payload import Payload, empty
 from bridgehead._protocol.raising import as_text
 from bridgehead._protocol.request import Request
-from bridgehead._protocol.response import Response, add_chunk, open_response, parse_header
+from bridgehead._protocol.response import (
+    Response,
+    add_chunk,
+    inline_frames,
+    open_response,
+    parse_header,
+)
 from bridgehead._protocol.results import Info
 from bridgehead._shipped.wire.header import CONTROL_REQUEST
 from bridgehead._transports.base import Transport
@@ -259,9 +264,5 @@ class Installation:
                 )
         answer = parse_header(as_text(reply.get("answer")))
         inbox = open_response(answer)
-        try:
-            frames = base64.b64decode(answer.get("data", ""), validate=True)
-        except (ValueError, TypeError) as error:
-            raise ReplyLost(f"the kernel's response is damaged: {error}") from None
-        add_chunk(answer, inbox, 0, [frames])
+        add_chunk(answer, inbox, 0, [inline_frames(answer)])
         return await lane.complete(Response(answer, Request(header), inbox))

@@ -256,7 +256,7 @@ class RunningCell:
 
         if not self._pull:
             return await send(self._content)
-        lane, trust = lane.for_cells, connection.trust
+        lane, trust = lane.in_messages, connection.trust
         payload, fields = empty(lane.digest), {**lane.fields(), **trust.fields()}
         header = _request.header(
             "fetch",
@@ -275,7 +275,7 @@ class RunningCell:
         """Have the remote part drop the values that no caller waits for."""
         response, self._response = self._response, None
         if isinstance(response, Response) and response.is_partial:
-            self._connection.remote.lane.for_cells.forget(response.request.header)
+            self._connection.remote.lane.in_messages.forget(response.request.header)
 
     async def _open_values(self, response: Response | BridgeError) -> None:
         """Fetch and open the values of the expressions, or note why there are none."""
@@ -283,7 +283,7 @@ class RunningCell:
         try:
             if isinstance(response, BridgeError):
                 raise response
-            response = await connection.remote.lane.for_cells.complete(response)
+            response = await connection.remote.lane.in_messages.complete(response)
             values = await connection.trust.open(response.frames)
             self.values = check_values(values, len(self._pull))
         except BridgeError as error:

@@ -91,7 +91,7 @@ class Lane(ABC):
 
     @property
     def in_messages(self) -> Lane:
-        """The lane for what crosses in messages."""
+        """The lane for what crosses in messages, also in that of a cell."""
         return self
 
     def fields(self) -> dict[str, Any]:
@@ -199,8 +199,7 @@ class Lane(ABC):
             if not request.delivered:
                 await _in_flight(send_chunk(at) for at in range(0, last, self.chunk))
             parts = list(cut(frames, last, total))
-            arrival = self.arrivals[header["id"]] = Arrival(request)
-            try:
+            with self._arriving(request) as arrival:
                 reply, reply_parts = await self.cross(
                     self.message_header(header, last, **last_fields),
                     parts,
@@ -208,10 +207,17 @@ class Lane(ABC):
                     request.outputs,
                 )
                 response = await self._begin_response(request, arrival, reply, reply_parts)
-            finally:
-                del self.arrivals[header["id"]]
-                arrival.close()
         return self._track(response)
+
+    @contextlib.contextmanager
+    def _arriving(self, request: Request) -> Iterator[Arrival]:
+        """Give what receives the chunks that come ahead of the reply while the block lasts."""
+        arrival = self.arrivals[request.header["id"]] = Arrival(request)
+        try:
+            yield arrival
+        finally:
+            del self.arrivals[request.header["id"]]
+            arrival.close()
 
     async def _begin_response(
         self,
@@ -241,11 +247,6 @@ class Lane(ABC):
             )
         return response
 
-    @property
-    def for_cells(self) -> Lane:
-        """The lane for a request that the message of a cell brings."""
-        return self
-
     async def carry_with_cell(
         self,
         request: Request,
@@ -258,23 +259,18 @@ class Lane(ABC):
         if the cell failed, or did not run.
         """
         header = request.header
-        with self.forgetting_on_error(request):
-            arrival = self.arrivals[header["id"]] = Arrival(request)
+        with self.forgetting_on_error(request), self._arriving(request) as arrival:
+            # Without acks: this message is not sent again if it is lost.
+            digest = digest_of(header["digest"], 0, self.chunk)
+            text = expression(self.name, {**header, "digest": digest})
+            reply = await send({**content, "user_expressions": {KEY: text}}, arrival.chunk)
+            if reply.content.get("status") == "error":
+                return reply, None
             try:
-                # Without acks: this message is not sent again if it is lost.
-                digest = digest_of(header["digest"], 0, self.chunk)
-                text = expression(self.name, {**header, "digest": digest})
-                reply = await send({**content, "user_expressions": {KEY: text}}, arrival.chunk)
-                if reply.content.get("status") == "error":
-                    return reply, None
-                try:
-                    response = await self._begin_response(request, arrival, *self.read(reply))
-                except BridgeError as error:
-                    self.forget(header)
-                    return reply, error
-            finally:
-                del self.arrivals[header["id"]]
-                arrival.close()
+                response = await self._begin_response(request, arrival, *self.read(reply))
+            except BridgeError as error:
+                self.forget(header)
+                return reply, error
         return reply, self._track(response)
 
     async def carry_batch(self, requests: Sequence[Request]) -> list[Response | BridgeError]:

@@ -72,10 +72,6 @@ class DirectLane(Lane):
     def in_messages(self) -> Lane:
         return self.messages
 
-    @property
-    def for_cells(self) -> Lane:
-        return self.messages
-
     def read(self, reply: Reply) -> tuple[ResponseHeader, list[Buffer]]:
         return self.messages.read(reply)
 

@@ -7,14 +7,12 @@ expression is evaluated 6-10 times faster than a literal in ``code`` is executed
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Sequence
 
-from bridgehead._errors import ProtocolError, ReplyLost
 from bridgehead._lanes.base import Lane
 from bridgehead._protocol.bootstrap import expression
 from bridgehead._protocol.request import OutputHandler, execute_content
-from bridgehead._protocol.response import response_header
+from bridgehead._protocol.response import inline_frames, response_header
 from bridgehead._shipped.wire.digest import Buffer
 from bridgehead._shipped.wire.header import RequestHeader, ResponseHeader
 from bridgehead._transports.dispatch import Reply
@@ -40,10 +38,5 @@ class InlineLane(Lane):
 
     def read(self, reply: Reply) -> tuple[ResponseHeader, list[Buffer]]:
         reply_header = response_header(reply.content)
-        try:
-            part = base64.b64decode(reply_header.get("data", ""), validate=True)
-        except binascii.Error as error:
-            raise ReplyLost(f"the kernel's response is damaged: {error}") from None
-        except (TypeError, ValueError) as error:
-            raise ProtocolError(f"the data of the kernel's answer is no base64: {error}") from error
+        part = inline_frames(reply_header)
         return {**reply_header, "data": ""}, [part]  # the text would double the memory

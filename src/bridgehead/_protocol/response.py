@@ -8,6 +8,8 @@ is imported from ``_shipped.wire``.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -135,6 +137,21 @@ def parse_header(text: str) -> ResponseHeader:
         found = type(header).__name__
         raise ProtocolError(f"the response header is of type {found}, not a JSON object")
     return header
+
+
+def inline_frames(header: ResponseHeader) -> bytes:
+    """Return the bytes of the frames that a response header has as base64.
+
+    Raises:
+        ReplyLost: they are damaged.
+        ProtocolError: there is something else in their place.
+    """
+    try:
+        return base64.b64decode(header.get("data", ""), validate=True)
+    except binascii.Error as error:
+        raise ReplyLost(f"the kernel's response is damaged: {error}") from None
+    except (TypeError, ValueError) as error:
+        raise ProtocolError(f"the data of the kernel's answer is no base64: {error}") from error
 
 
 def check_fields(header: ResponseHeader, operation: str, *fields: str) -> None:

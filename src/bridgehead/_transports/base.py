@@ -83,7 +83,6 @@ class Transport(ABC):
             message=self.message,
             spawn=self.spawn,
             control=self.has_control,
-            timings=self.timings,
         )
         self._closing: asyncio.Future[None] | None = None
         self._restart: asyncio.Task[None] | None = None

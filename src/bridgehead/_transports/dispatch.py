@@ -45,7 +45,6 @@ from bridgehead._errors import (
 from bridgehead._shipped.wire.header import CONTROL_REQUEST, DATA_MESSAGE, EVENT_MESSAGE
 from bridgehead._transports.messages import Message, Messages
 from bridgehead._transports.state import STATES, KernelState
-from bridgehead._transports.timings import Timings
 
 WINDOW = 32
 # A request that may ask for input has ``allow_stdin`` in its content, and a transport may carry it
@@ -124,12 +123,11 @@ class Dispatcher:
         send: Callable[[str, dict[str, Any], Sequence[Any]], Awaitable[None]],
         message: Callable[[str, dict[str, Any]], dict[str, Any]],
         spawn: Callable[[Coroutine[Any, Any, None]], object],
-        timings: Timings,
         control: bool = True,
     ) -> None:
         self._has_control = control
         self._life, self._send, self._message, self._spawn = life, send, message, spawn
-        self._timings = timings
+        self._timings = life.timings
         # Whether a long reply may take its time on the way, and keep back the replies behind it.
         self.may_be_slow: bool = False
         self.late: int = 0  # replies without a waiting request
@@ -299,11 +297,7 @@ class Dispatcher:
         return any(pending.subshell == subshell for pending in self.pending.values())
 
     async def wake(self) -> None:
-        """Have the kernel's event loop turn, by a request for whose reply no caller waits.
-
-        An interrupt takes effect at once in a cell that computes or sleeps, but in a cell that
-        awaits only when the loop turns: 5.8 s later in ``await asyncio.sleep(6)`` (measured).
-        """
+        """Have the kernel's event loop turn, by a request for whose reply no caller waits."""
         with contextlib.suppress(BridgeError):
             await self.put("shell", self._message("kernel_info_request", {}))
 

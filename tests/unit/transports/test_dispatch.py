@@ -33,7 +33,6 @@ class Kernel:
             send=self.send,
             message=self.message,
             spawn=lambda work: self.tasks.add(asyncio.ensure_future(work)),
-            timings=timings,
             control=False,
         )
         self._count = 0
