@@ -36,7 +36,7 @@ The way of one push, in this program and in the kernel. The test ``test_way_of_a
 5. ``Turn.carry`` waits until the turn comes.
 6. ``Queue._carry`` is the task that sends one message, with what else is ready.
 7. ``Lane.carry`` cuts a long payload into chunks.
-8. ``BuffersLane.cross`` puts a chunk into a Jupyter message.
+8. ``Lane.cross`` puts a chunk into a Jupyter message.
 9. ``Dispatcher.request`` sends the message and waits for the reply.
 10. ``Lane.complete`` fetches what is missing of the response, and raises the error that it reports.
 
@@ -51,8 +51,10 @@ In the kernel:
 7. ``Operations.bind`` unpickles everything, then binds the names.
 8. ``TransferTable.respond`` makes the response.
 
-On the direct lane, 7 to 9 are ``DirectLane.carry_now`` and ``SocketClient.ask``, and the caller of
-a small push does without 6. In the kernel, 1 and 2 are ``SocketThread._round`` and ``_respond``.
+On the way to the socket, three small functions stand between these: ``Turn._outcome`` after 5,
+``Queue._send`` after 6 and ``Dispatcher.put`` after 9. On the direct lane, 7 to 9 are
+``DirectLane.carry_now`` and ``SocketClient.ask``, and the caller of a small push does without 6. In
+the kernel, 1 and 2 are ``SocketThread._round`` and ``_respond``.
 
 Where a restart is noticed:
 

@@ -122,6 +122,11 @@ class Lane(ABC):
         """Return the header and the frames that the reply to a message brings."""
 
     @abstractmethod
+    def write(
+        self, header: RequestHeader, parts: Sequence[memoryview]
+    ) -> tuple[dict[str, Any], Sequence[memoryview]]:
+        """Return the content and the buffers of the message that brings these frames."""
+
     async def cross(
         self,
         header: RequestHeader,
@@ -130,16 +135,8 @@ class Lane(ABC):
         outputs: OutputHandler | None = None,
     ) -> tuple[ResponseHeader, list[Buffer]]:
         """Send one message and return its reply; ``outputs`` takes what it prints and displays."""
-
-    async def send_message(
-        self,
-        content: dict[str, Any],
-        buffers: Sequence[memoryview],
-        subshell: str | None,
-        outputs: OutputHandler | None,
-        arrival: Arrival | None = None,
-    ) -> Reply:
-        """Send the Jupyter message of ``cross``; ``arrival`` takes what comes before the reply."""
+        content, buffers = self.write(header, parts)
+        arrival = self.arrivals.get(header["id"])
         reply = await self.transport.dispatcher.request(
             content,
             buffers,
@@ -151,7 +148,7 @@ class Lane(ABC):
         )
         if outputs is not None:
             outputs.reply(reply.id)
-        return reply
+        return self.read(reply)
 
     async def carry(self, request: Request) -> Response:
         """Send one request and return the beginning of its response.

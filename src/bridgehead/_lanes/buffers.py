@@ -16,7 +16,7 @@ from bridgehead._errors import KernelRestarted, UnsupportedKernel
 from bridgehead._lanes.base import Lane
 from bridgehead._protocol.bootstrap import expression, remote_code
 from bridgehead._protocol.raising import remote_error
-from bridgehead._protocol.request import OutputHandler, execute_content
+from bridgehead._protocol.request import execute_content
 from bridgehead._protocol.response import response_header
 from bridgehead._shipped.wire.digest import Buffer
 from bridgehead._shipped.wire.header import PROBE, RequestHeader, ResponseHeader
@@ -35,16 +35,10 @@ class BuffersLane(Lane):
         # On a connection that may break, the kernel keeps the whole response anyway.
         return {**super().fields(), "ahead": not self.transport.resumable or None}
 
-    async def cross(
-        self,
-        header: RequestHeader,
-        parts: Sequence[memoryview],
-        subshell: str | None,
-        outputs: OutputHandler | None = None,
-    ) -> tuple[ResponseHeader, list[Buffer]]:
-        content = execute_content(expression(self.name, header))
-        arrival = self.arrivals.get(header["id"])
-        return self.read(await self.send_message(content, parts, subshell, outputs, arrival))
+    def write(
+        self, header: RequestHeader, parts: Sequence[memoryview]
+    ) -> tuple[dict[str, Any], Sequence[memoryview]]:
+        return execute_content(expression(self.name, header)), parts
 
     def read(self, reply: Reply) -> tuple[ResponseHeader, list[Buffer]]:
         return response_header(reply.content), reply.buffers

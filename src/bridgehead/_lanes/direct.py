@@ -72,6 +72,11 @@ class DirectLane(Lane):
     def in_messages(self) -> Lane:
         return self.messages
 
+    def write(
+        self, header: RequestHeader, parts: Sequence[memoryview]
+    ) -> tuple[dict[str, Any], Sequence[memoryview]]:
+        return self.messages.write(header, parts)
+
     def read(self, reply: Reply) -> tuple[ResponseHeader, list[Buffer]]:
         return self.messages.read(reply)
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Sequence
+from typing import Any
 
 from bridgehead._lanes.base import Lane
 from bridgehead._protocol.bootstrap import expression
-from bridgehead._protocol.request import OutputHandler, execute_content
+from bridgehead._protocol.request import execute_content
 from bridgehead._protocol.response import inline_frames, response_header
 from bridgehead._shipped.wire.digest import Buffer
 from bridgehead._shipped.wire.header import RequestHeader, ResponseHeader
@@ -25,16 +26,11 @@ class InlineLane(Lane):
     chunk = 4 << 20  # bytes; 5.6 MB of base64, below the 6 MiB that survive every server
     reply_chunk = chunk
 
-    async def cross(
-        self,
-        header: RequestHeader,
-        parts: Sequence[memoryview],
-        subshell: str | None,
-        outputs: OutputHandler | None = None,
-    ) -> tuple[ResponseHeader, list[Buffer]]:
+    def write(
+        self, header: RequestHeader, parts: Sequence[memoryview]
+    ) -> tuple[dict[str, Any], Sequence[memoryview]]:
         data = base64.b64encode(b"".join(parts)).decode("ascii")
-        content = execute_content(expression(self.name, header, data))
-        return self.read(await self.send_message(content, (), subshell, outputs))
+        return execute_content(expression(self.name, header, data)), ()
 
     def read(self, reply: Reply) -> tuple[ResponseHeader, list[Buffer]]:
         reply_header = response_header(reply.content)
