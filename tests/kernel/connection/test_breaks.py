@@ -517,6 +517,52 @@ async def test_nothing_that_waits_runs_in_another_process(
             await goes_on(bridge)
 
 
+@pytest.mark.parametrize("lane", LANES)
+async def test_a_kernel_that_replaces_itself_is_another_process(lane: Any) -> None:
+    """J4. By ``exec``: its pid, its beginning and its address are the same; its names are gone."""
+    async with managed() as manager, Bridge.attach(manager.connection_file, lane=lane) as bridge:
+        await bridge.push(old=1)
+        again = [sys.executable, "-m", "ipykernel_launcher", "-f", manager.connection_file]
+        code = f"import os, time; print(1); time.sleep(0.5); os.execv({again[0]!r}, {again!r})"
+        begun = asyncio.Event()
+        calls = [asyncio.ensure_future(bridge.run(code, on_output=lambda message: begun.set()))]
+        await begun.wait()
+        calls += [asyncio.ensure_future(cell(bridge)) for cell in CELLS.values()]
+        async with reported_within(5):
+            outcomes = await all_of(*calls)
+        now = list(CELLS).index("now") + 1  # it was served before
+        # Its connection is broken and its process runs, if it takes long to answer again.
+        ends = {KernelRestarted, KernelUnresponsive}
+        assert {type(one) for n, one in enumerate(outcomes) if n != now} <= ends
+        assert await look(manager.connection_file) == {}
+        async with asyncio.timeout(20):
+            while True:
+                with contextlib.suppress(*ends):
+                    assert await bridge.pull("__import__('os').getpid()") == bridge.info.pid
+                    break
+        await goes_on(bridge)
+
+
+@pytest.mark.parametrize("lane", LANES)
+async def test_a_stopped_kernel_whose_connection_breaks_goes_on(
+    tmp_path: Path, lane: Any, shorten: Callable[..., None]
+) -> None:
+    """J13. It cannot answer over the new connection before it goes on, which is no death."""
+    async with cuttable(tmp_path, lane=lane) as (bridge, cuts):
+        await bridge.push(x=1)
+        await until(lambda: bridge._transport.has_pulse)
+        shorten(reconnect_grace=0.3, silence=1.0)
+        with stopped(bridge):
+            cuts.cut()
+            async with reported_within(3):
+                outcomes = await all_of(bridge.run("x = 2"), bridge.pull("x"), bridge.push(x=3))
+            assert {type(outcome) for outcome in outcomes} == {KernelUnresponsive}
+        shorten(reconnect_grace=TRUE.reconnect_grace, silence=TRUE.silence)
+        await calls_go_on(bridge)
+        assert await bridge.pull("x") == 1
+        assert await look(cuts.kernel_file) == {"x": "1"}
+
+
 @pytest.mark.slow
 async def test_nothing_is_sent_to_a_process_that_does_not_answer(tmp_path: Path) -> None:
     """J4. The connection is back, and the kernel is stopped: nothing waits in its queue."""
