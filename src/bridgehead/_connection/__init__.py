@@ -1,10 +1,13 @@
 """One kernel's policies: order, deadlines, restarts, retries, trust.
 
 Rule: every decision between an operation and its messages. This folder gives an operation its turn
-and its deadline, reports a restart, and decides whether a request is sent again. Two cases are
-decided in ``_transports.dispatch`` instead: it tries again what another client's failing cell
-aborted, and what a broken and remade connection may have lost
-(``Reconnected``). How frames travel belongs to ``_lanes``, how messages travel to ``_transports``.
+and its deadline, and reports a restart. Whether a call is sent again is decided in one loop,
+``Connection._do``, but for two cases in ``_transports.dispatch``: it tries again what another
+client's failing cell aborted, and what a broken and remade connection may have lost
+(``Reconnected``). What does no harm when it is repeated, and is no call, is repeated where it is
+made: requests on the control channel, those that renew or end what the kernel keeps, and batches of
+items that it still has. How frames travel belongs to ``_lanes``, how messages travel to
+``_transports``.
 
 - ``connection``: takes a call through all that follows. Start here.
 - ``calls``: what a user asked for, and its deadline.
