@@ -50,6 +50,8 @@ class Transport(ABC):
     """The messages of one kernel. It belongs to the event loop that opened it."""
 
     timings: Timings = Timings()  # of all transports; tests replace it
+
+    # What it is and can do. Once the transport is open, nothing of this changes.
     name: str
     digest: str = "sha256"  # the safe choice: a connection may leave this machine
     own: str = ""  # why the kernel is this program's own, even without a proof; mostly empty
@@ -66,10 +68,11 @@ class Transport(ABC):
     has_control: bool = True  # a channel of its own, which the kernel serves while a cell runs
     pushes: bool = True  # the remote part may send messages without a request
     signals: bool = True  # ``interrupt`` sends a signal to the kernel's process
-    # The kernel's process, if the last handshake found it among those of this machine.
-    local_process: LocalProcess | None = None
     # One object, shared by all kernels that one of its messages can reach.
     broadcaster: Broadcaster | None = None
+
+    # The kernel's process, if the last handshake found it among those of this machine.
+    local_process: LocalProcess | None = None
 
     def __init__(self) -> None:
         self.kernel_info: dict[str, Any] = {}
