@@ -190,7 +190,6 @@ class Timings:
     # That shell may answer later than control; a kernel that takes longer is busy.
     shell_after_control: float = 0.4
 
-
     # ------------------------------------------------------------ regular work
 
     # Between two checks for shared memory to give back, while there is any.
