@@ -361,7 +361,7 @@ async def test_an_interrupt_reaches_the_engine(engine: Bridge) -> None:
 
 
 async def test_an_interrupt_of_one_cell_waits_until_it_has_begun(engine: Bridge) -> None:
-    """Nothing answers beside a cell of an engine: what its messages say decides."""
+    """The engine's control thread interrupts the cell that runs, and no other."""
     begun = asyncio.Event()
     observer = CellObserver(lambda message: begun.set())
     task = asyncio.ensure_future(
@@ -404,6 +404,8 @@ async def test_unsupported_operations_say_what_to_do(engine: Bridge) -> None:
         await engine.run("1", pull=["x"])
     with pytest.raises(NotSupported, match="on_input="):
         await engine.run("1", on_input=lambda prompt, password: "")
+    with pytest.raises(NotSupported, match="return what it is to say"):
+        await engine.call(asyncio.sleep, 0, on_output=print)
     with pytest.raises(NotSupported, match="now=True"):
         await engine.push(x=1, now=True)
     with pytest.raises(
@@ -802,8 +804,6 @@ async def test_a_map_is_divided_among_the_engines(fleet: Fleet) -> None:
     outcomes = [one async for one in fleet.map(even, range(4), chunksize=2, return_exceptions=True)]
     assert (outcomes[0], outcomes[2]) == (0, 2)
     assert [error.ename for error in outcomes[1::2]] == ["ZeroDivisionError"] * 2
-    with pytest.raises(NotSupported, match="async function"):
-        fleet.map(asyncio.sleep, [0])
     assert [name for names in await fleet.names() for name in names] == []
 
 
@@ -830,21 +830,127 @@ async def test_operations_of_a_fleet_keep_the_results_of_other_engines(fleet: Fl
         fleet.watch("x")
 
 
-async def test_leaving_a_map_withdraws_what_the_engines_have_not_begun(
-    fleet: Fleet, tmp_path: Path
-) -> None:
-    """Nothing reaches an engine beside its main thread, so what it has begun ends by itself."""
+async def test_leaving_a_map_interrupts_what_the_engines_run(fleet: Fleet, tmp_path: Path) -> None:
+    """The interrupt takes the control channel, which a thread of the engine serves."""
 
     def nap(n: int, folder: str) -> int:
         Path(folder, str(n)).touch()
-        time.sleep(0.3 if n else 0)
+        time.sleep(60 if n else 0)
         return n
 
-    async with fleet.map(nap, range(1000), itertools.repeat(str(tmp_path)), window=3) as results:
-        assert await anext(results) == 0
-    assert await fleet.call(abs, -1) == [1] * ENGINES
-    assert len(list(tmp_path.iterdir())) <= 1 + ENGINES
+    async with reported_within(3):
+        async with fleet.map(
+            nap, itertools.count(), itertools.repeat(str(tmp_path)), window=3
+        ) as results:
+            assert await anext(results) == 0
+            await until(lambda: len(list(tmp_path.iterdir())) == 1 + ENGINES)
+        assert await fleet.call(abs, -1) == [1] * ENGINES
+    assert len(list(tmp_path.iterdir())) == 1 + ENGINES  # what was ahead never began
     assert [bridge.stats.refs for bridge in fleet] == [0] * ENGINES
+
+
+async def test_an_interrupt_of_a_call_spares_the_owners_tasks(engine: Bridge, clean: Any) -> None:
+    """The call waits behind a task of the owner, which goes on; the call never begins."""
+    busy = clean[0].apply_async(time.sleep, 1)
+    await until(lambda: len(clean.outstanding) == 1)
+    with pytest.raises(TimeoutError):
+        await engine.call(lambda: globals().update(began=1), timeout=0.3, on_timeout="interrupt")
+    await asyncio.to_thread(busy.get, 10)
+    assert not await engine.exists("began")
+    async with reported_within(2):
+        with pytest.raises(TimeoutError):
+            await engine.call(time.sleep, 60, timeout=0.5, on_timeout="interrupt")
+        assert await engine.pull("1") == 1
+
+
+async def test_async_functions_run_on_the_engines_loops(fleet: Fleet, clean: Any) -> None:
+    await fleet.call(asyncio.sleep, 0)
+    await until(lambda: not clean.outstanding and not clean._output_futures)
+    before = kept(clean)
+
+    async def twice(n: int) -> tuple[int, int]:
+        print("at", n)
+        await asyncio.sleep(0.002)
+        return 2 * n, os.getpid()
+
+    found = [one async for one in fleet.map(twice, range(80), chunksize=2)]
+    assert [n for n, _ in found] == [2 * n for n in range(80)]
+    assert {pid for _, pid in found} == {bridge.info.pid for bridge in fleet}
+
+    # They are at work together, while the engine serves other requests.
+    gate = "(gate := __import__('asyncio').Event()) and None"
+    await fleet[0].run(f"{gate}\nasync def passed(n):\n    await gate.wait()\n    return n")
+    waiting = [asyncio.ensure_future(fleet[0].pull(f"await passed({n})")) for n in range(3)]
+    assert await fleet[0].pull("6 * 7") == 42
+    await fleet[0].run("gate.set()")
+    assert await asyncio.gather(*waiting) == [0, 1, 2]
+
+    async def large(n: int) -> Any:
+        return np.full(5_000_000, float(n))
+
+    assert [float(one[-1]) async for one in fleet.map(large, range(6))] == [*map(float, range(6))]
+    async with fleet[1].iterate(ticks) as items:
+        assert [n async for n in items] == [0, 1, 2]
+    await fleet.run("print('the last request')")  # its reply has the engines look for late outputs
+    assert await fleet.call(asyncio.sleep, 0, 1) == [1] * ENGINES
+    await until(lambda: kept(clean) == before)
+
+
+async def ticks() -> AsyncIterator[int]:
+    for n in range(3):
+        await asyncio.sleep(0.01)
+        yield n
+
+
+async def test_an_async_function_that_is_cancelled_ends_in_the_engine(engine: Bridge) -> None:
+    async def wait(seconds: float) -> None:
+        import asyncio
+
+        global state
+        state = "begun"  # type: ignore[name-defined]
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            state = "ended"  # type: ignore[name-defined]
+
+    await engine.push(state="")
+    task = engine.submit(wait, 60, namespace=True)
+    async with asyncio.timeout(10):
+        while await engine.pull("state") != "begun":
+            await asyncio.sleep(0.01)
+        task.cancel()
+        while await engine.pull("state") != "ended":
+            await asyncio.sleep(0.01)
+    with pytest.raises(RemoteError, match="ZeroDivisionError"):
+        await engine.pull("await __import__('asyncio').sleep(0, 1 / 0)")
+    assert engine.stats.tasks == 0
+
+
+async def test_code_in_an_engine_calls_back_in_the_middle_of_its_work(engine: Bridge) -> None:
+    seen: list[int] = []
+
+    def work(report: Any, seconds: float) -> None:
+        for n in range(2000):
+            report(n)
+        time.sleep(seconds)
+
+    with engine.callback(seen.append) as report:
+        task = engine.submit(work, report, 60)
+        await until(lambda: len(seen) == 2000)
+        assert not task.done()
+        task.cancel()
+    assert seen == list(range(2000))
+    assert await engine.pull("1") == 1
+
+
+async def test_async_functions_run_after_the_remote_part_was_removed(engine: Bridge) -> None:
+    remove = (
+        "import sys\nfor n in [*sys.modules]:\n    n[:12] == '_bridgehead_' and sys.modules.pop(n)"
+    )
+    for n in range(3):
+        async with reported_within(3):
+            assert await engine.call(asyncio.sleep, 0.01, n) == n
+        await engine.run(remove)
 
 
 async def test_an_engine_that_dies_loses_the_chunk_that_it_had(tmp_path: Path) -> None:
@@ -854,8 +960,24 @@ async def test_an_engine_that_dies_loses_the_chunk_that_it_had(tmp_path: Path) -
         time.sleep(0.01)
         return n
 
-    async with cluster(tmp_path, 2) as client, Fleet.over(client) as fleet:
-        found = [one async for one in fleet.map(die_at, range(40), return_exceptions=True)]
-        assert type(found[9]) is KernelDied
-        assert found[:9] + found[10:] == [n for n in range(40) if n != 9]
-        assert [n async for n in fleet.map(abs, range(5))] == list(range(5))
+    async def wait_and_die_at(n: int) -> int:
+        import asyncio
+
+        await asyncio.sleep(0.01)
+        if n == 19:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return n
+
+    async with cluster(tmp_path, 3) as client:
+        async with Fleet.over(client) as fleet:
+            found = [one async for one in fleet.map(die_at, range(40), return_exceptions=True)]
+            assert type(found[9]) is KernelDied
+            assert found[:9] + found[10:] == [n for n in range(40) if n != 9]
+            items = fleet.map(wait_and_die_at, range(40), return_exceptions=True)
+            found = [one async for one in items]
+            lost = [n for n, one in enumerate(found) if type(one) is KernelDied]
+            assert 19 in lost
+            assert len(lost) <= 2  # those that were at work there together
+            assert [n for n in found if type(n) is int] == [n for n in range(40) if n not in lost]
+            assert [n async for n in fleet.map(abs, range(5))] == list(range(5))
+        await until(lambda: not client._futures)  # the dead engines answer nothing

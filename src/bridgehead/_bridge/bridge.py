@@ -612,7 +612,7 @@ class Bridge(WorkMethods):
         self._connection.check()
         if not expressions:
             raise ValueError("watch() needs at least one expression, e.g. watch('x')")
-        self._connection.require_events("watch()", "pull the value when you need it")
+        self._connection.require_pushes("watch()", "pull the value when you need it")
         texts = [expression_text(expression, self) for expression in expressions]
         limit, trust = checked_size(max_bytes), self._connection.trust
 
@@ -663,7 +663,7 @@ class Bridge(WorkMethods):
             <Names x, y>
         """
         self._connection.check()
-        self._connection.require_events("watch_names()", "call names() when you need them")
+        self._connection.require_pushes("watch_names()", "call names() when you need them")
 
         async def open_names(header: ResponseHeader, frames: list[memoryview]) -> Names:
             return _response.names_in(header, "watch_names")

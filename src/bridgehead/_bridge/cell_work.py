@@ -72,7 +72,7 @@ class CellWork:
                 raise ValueError("the cell is empty, and would take neither push= nor max_output=")
             stage = _stage(push, max_output, stand_ins)
         if pull:
-            connection.require_events("run() with pull=", "pull the values after the cell")
+            connection.require_pushes("run() with pull=", "pull the values after the cell")
         self._pull = pull
         self._outputs = CellOutputs(on_output, max_output)
         self._cell = RunningCell(

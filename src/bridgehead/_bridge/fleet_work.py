@@ -112,8 +112,7 @@ class FleetWork(FleetBase):
 
         Returns:
             A ``FleetMap``: an async iterator, and an async context manager. When it is left, what
-            runs is interrupted, and the rest never begins; but an ipyparallel engine ends the chunk
-            that it has begun.
+            runs is interrupted, and the rest never begins.
 
         The first three of these errors are raised at once, the others while the results are
         iterated. So is what the iterables raise, after the results of the items before.

@@ -296,9 +296,10 @@ class BridgeBase:
 
         ``Bridge.over(client[0])`` connects to an engine of an ipyparallel cluster. Requests cross
         by ipyparallel's own ``apply``, through the client and its schedulers, tunnels and keys.
-        The direct lane, ``now=True``, ``watch``, ``messages`` and ``restart`` are ``NotSupported``
-        there. The client itself unpickles what engines send: ``trust="data"`` decides what
-        ``pull`` and ``call`` open, and cannot prevent that.
+        Interrupts, callbacks and the outcomes of async functions travel beside them, also while the
+        engine works. The direct lane, ``now=True``, ``watch``, ``messages`` and ``restart`` are
+        ``NotSupported`` there. The client itself unpickles what engines send: ``trust="data"``
+        decides what ``pull`` and ``call`` open, and cannot prevent that.
 
         Args:
             client: an ``AsyncKernelClient``, an ``AsyncKernelManager``, or an ipyparallel view of

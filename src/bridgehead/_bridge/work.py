@@ -113,6 +113,10 @@ class FunctionWork:
         self.call.outputs = self._outputs
         if self._is_async:
             connection.require_events("an async function")
+            if on_output is not None:
+                connection.require_pushes(
+                    "on_output= of an async function", "return what it is to say"
+                )
         elif interrupts:
             connection.require_guard()
 

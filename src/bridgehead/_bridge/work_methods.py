@@ -306,7 +306,7 @@ class WorkMethods(CellMethods):
             ValueError: ``maxsize`` is no positive number; ``when_full`` is another word, or is
                 ``"wait"`` without ``maxsize``.
             NotSupported: the kernel has no thread that sends while a cell runs: it is not
-                ipykernel, or is an ipyparallel engine.
+                ipykernel 6 or later.
 
         Example::
 

@@ -342,13 +342,22 @@ class Connection:
         self.check_interruptible()
         return await self._interrupts.to_cell(cell)
 
-    def require_events(self, what: str, instead: str = "") -> None:
+    def require_pushes(self, what: str, instead: str) -> None:
         """Raise ``NotSupported`` if the remote part cannot send anything but replies."""
         transport = self.transport
         if not transport.pushes:
             raise NotSupported(
-                f"{what} does not work over {transport.name}, which only replies to requests"
-                f"{instead and '; '}{instead}"
+                f"{what} does not work over {transport.name}, which only replies to requests; "
+                f"{instead}"
+            )
+
+    def require_events(self, what: str) -> None:
+        """Raise ``NotSupported`` if the events of remote resources do not arrive."""
+        if not (self.transport.pushes or self.remote.serves_control):
+            raise NotSupported(
+                f"{what} needs a kernel that sends events; {self.remote.info.kernel} over "
+                f"{self.transport.name} only replies to requests, and has no thread that serves "
+                "them while a cell runs (install ipykernel 6 or later there)"
             )
 
     def require_control(self, what: str) -> None:
@@ -362,7 +371,7 @@ class Connection:
 
     def require_stages(self) -> None:
         """Raise ``NotSupported`` if a cell cannot take what was sent for it before."""
-        self.require_events("run() with push= or max_output=")
+        self.require_pushes("run() with push= or max_output=", "push before, and leave them out")
         if self.transport.signals and not self.remote.guards_cells:  # a loopback needs no guard
             raise NotSupported(
                 f"{self.remote.info.kernel} does not support push= and max_output= in run(): they "

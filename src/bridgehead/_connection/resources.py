@@ -180,6 +180,7 @@ class Resources:
     def made(self, resource: RemoteResource) -> None:
         """Note that the kernel has a resource, and renew the lease from now on."""
         resource.is_known = True
+        self._transport.expect_events(self.owner, self._remote.info.epoch)
         if resource.damaged:  # before this, and only what is known is sent again
             self.renew_soon()
         if self._renewing is None or self._renewing.done():

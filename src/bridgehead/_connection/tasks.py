@@ -50,8 +50,10 @@ class Outcome(RemoteResource):
             self._event.set_result(event)
 
     def end(self) -> None:
+        # If the remote part is found missing before it has the task, the request is sent again.
+        was_known = self.is_known
         super().end()
-        if not self._event.done():
+        if was_known and not self._event.done():
             self._event.set_exception(
                 ReplyLost("the kernel does not have this task any more; it may have run")
             )

@@ -170,7 +170,8 @@ class Handshake:
             orphans,
             in_main_thread=reply.get("in_main_thread") is not False,
             guards_cells=reply.get("guards_cells") is True,
-            serves_control=reply.get("serves_control") is True and transport.pushes,
+            serves_control=reply.get("serves_control") is True
+            and (transport.pushes or transport.asks_for_events),
         )
 
     async def _ask(self, header: RequestHeader) -> tuple[ResponseHeader, bool]:

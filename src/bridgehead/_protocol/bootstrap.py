@@ -48,6 +48,7 @@ SHIPPED = (  # in this order, they become one module in the kernel
     "wire/socket.py",
     "remote/socket_thread.py",
     "remote/cell_guard.py",
+    "remote/event_queue.py",
     "remote/kernel.py",
     "remote/cell_errors.py",
     "remote/inspection.py",

@@ -67,6 +67,7 @@ class Transport(ABC):
     label: str = ""  # the name that the kernel's owner uses, if there is one
     has_control: bool = True  # a channel of its own, which the kernel serves while a cell runs
     pushes: bool = True  # the remote part may send messages without a request
+    asks_for_events: bool = False  # else it may answer on the control channel when it has some
     signals: bool = True  # ``interrupt`` sends a signal to the kernel's process
     # One object, shared by all kernels that one of its messages can reach.
     broadcaster: Broadcaster | None = None
@@ -139,6 +140,9 @@ class Transport(ABC):
         Raises:
             NotSupported: the kernel, or the way to it, has no channel for them.
         """
+
+    def expect_events(self, owner: str, epoch: str) -> None:  # noqa: B027 - mostly they are sent
+        """Have the events of this owner arrive from now on, from the remote part of this epoch."""
 
     def outputs(self) -> contextlib.AbstractContextManager[None]:
         """Have the outputs of cells arrive while the block lasts; mostly they always do."""

@@ -205,6 +205,28 @@ class IpyparallelClient:
             **message,
         )
 
+    def ask_on_control(self, identity: str, message_type: str, content: dict[str, Any]) -> Any:
+        """Send a request to the control thread of one engine; return the client's future for it.
+
+        The caller forgets the future if no answer comes: the client keeps it when the engine ends.
+
+        Raises:
+            OSError: the client was closed.
+        """
+        client = self.client
+        return client._send(
+            client._control_stream, message_type, content=content, ident=identity.encode()
+        )
+
+    def forget(self, future: Any) -> None:
+        """Have the client drop a future, whose answer no caller waits for."""
+        _forget(self.client, future.msg_id)
+
+    def forget_outputs(self, request: str) -> None:
+        """Have the client drop what a request printed after its reply."""
+        if request not in self.client._futures:  # else the client waits for its last output
+            self.client.metadata.pop(request, None)
+
     def apply(
         self,
         identity: str,

@@ -12,6 +12,8 @@ has. This module does not import ipyparallel: a caller who passes a client has i
   the shell socket reaches the client, which does not know it and logs an error.)
 - Cells are ``execute_request``, as ipyparallel's ``execute`` sends them, but without its
   ``stop_on_error``: with that, a failing cell would abort the queued requests of other clients.
+- A request on the control channel reaches a thread of the engine, which serves it while the main
+  thread works. ipyparallel's own process beside the engine passes it on, as it does an abort.
 - There is no direct lane, even on this machine. An engine's main thread also runs its owner's
   ``apply``, which IPython does not report (``pre_execute`` is for cells only). So the kernel's
   socket thread would answer in the middle of a task.
@@ -24,12 +26,13 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bridgehead._errors import (
+    BridgeError,
     InsecureConnection,
     KernelDied,
     KernelNotFound,
@@ -45,6 +48,7 @@ from bridgehead._shipped.wire.header import DATA_MESSAGE, MIME
 from bridgehead._transports.addresses import stays_here
 from bridgehead._transports.base import Transport
 from bridgehead._transports.ipyparallel_client import KERNEL, IpyparallelClient, function_text
+from bridgehead._transports.ipyparallel_control import EngineControl
 from bridgehead._transports.messages import Messages
 from bridgehead._transports.tasks import noted_on, run_all
 
@@ -99,6 +103,7 @@ class EngineTransport(Transport):
     direct = False
     has_control = False
     pushes = False
+    asks_for_events = True
 
     def __init__(self, client: Any, engine: int) -> None:
         super().__init__()
@@ -108,6 +113,7 @@ class EngineTransport(Transport):
         self.shared = IpyparallelClient.of(client)
         self.broadcaster = self.shared
         self._cells: dict[str, Any] = {}  # execution counts, by request
+        self._control = EngineControl(self.shared, self.dispatcher)
 
     @classmethod
     async def open(
@@ -175,13 +181,16 @@ class EngineTransport(Transport):
 
     async def send(self, channel: str, message: dict[str, Any], buffers: Sequence[Any]) -> None:
         request, content = message["header"]["msg_id"], message["content"]
-        if channel != "shell":
+        if channel not in ("shell", "control"):
             raise NotSupported(
                 f"ipyparallel engines do not support {message['header']['msg_type']}; nothing was "
                 "sent"
             )
         shared, hook = self.shared, partial(self._follow, request)
         try:
+            if channel == "control":
+                self._control.send(self.identity, message)
+                return
             if message["header"]["msg_type"] != "execute_request":
                 future = shared.apply(self.identity, "lambda: None")
             elif content["code"]:
@@ -193,7 +202,7 @@ class EngineTransport(Transport):
             self.closed_by_owner()
             raise TransportError(f"the ipyparallel client was closed: {error}") from None
         future.add_done_callback(
-            lambda done: self.shared.call(self._on_result, request, done.result())
+            lambda done: self.shared.call(self._on_result, request, done.msg_id, done.result())
         )
 
     def _follow(self, identity: str, future: Any) -> None:
@@ -214,8 +223,12 @@ class EngineTransport(Transport):
         except ProtocolError:
             self.unreadable += 1
 
-    def _on_result(self, identity: str, value: Any) -> None:
-        """Turn ipyparallel's result of a request into the messages of a kernel."""
+    def _on_result(self, identity: str, request: str, value: Any) -> None:
+        """Turn ipyparallel's result of a request into the messages of a kernel.
+
+        ``request`` is the client's id of it.
+        """
+        self._control.finished(request)
         count = self._cells.pop(identity, None)
         if _is_death(value):
             self.engine_lost()
@@ -251,7 +264,14 @@ class EngineTransport(Transport):
         message = {"header": header, "parent_header": {"msg_id": parent}, "content": content}
         self.dispatcher.received("shell", {**message, "buffers": list(buffers)})
 
+    def expect_events(self, owner: str, epoch: str) -> None:
+        self._control.expect_events(self.identity, owner, epoch)
+
     # ------------------------------------------------------------ the engine's life
+
+    def connection_lost(self, why: Callable[[], BridgeError], state: str) -> None:
+        self._control.forget_all()
+        super().connection_lost(why, state)
 
     def engine_lost(self) -> None:
         """Handle the hub's report that it lost the engine."""

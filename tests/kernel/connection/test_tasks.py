@@ -315,6 +315,15 @@ async def test_a_task_ends_with_its_kernel(live: Bridge, end: str) -> None:
         await task
 
 
+@pytest.mark.parametrize("lane", LANES)
+async def test_a_task_starts_after_the_remote_part_was_removed(live: Bridge, lane: Any) -> None:
+    remove = "import sys; [sys.modules.pop(n) for n in [*sys.modules] if '_bridgehead_' in n]"
+    async with Bridge.attach(file_of(live), lane=lane) as bridge:
+        for n in range(3):
+            assert await bridge.call(later, n) == n
+            await bridge.run(remove)
+
+
 async def test_tasks_of_a_bridge_that_vanished_are_cancelled(live: Bridge) -> None:
     """Its lease ends. The clock of the leases is set ahead, which takes ten minutes else."""
     async with Bridge.attach(file_of(live)) as bridge:

@@ -28,7 +28,6 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.header import (
         CALLS_AHEAD,
         CALLS_TOGETHER,
-        EVENT_MESSAGE,
         HeaderAndFrames,
         RequestHeader,
         ResponseHeader,
@@ -224,7 +223,7 @@ class CallQueue(Resource):
             content, parts = self.callbacks.resources.event_message(
                 self, event.number, event.response, event.frames, event.place
             )
-            self.callbacks.kernel.send_control(parts, EVENT_MESSAGE, content, address)
+            self.callbacks.kernel.send_event_on_control(self.owner, content, parts, address)
 
 
 class RemoteCallback:

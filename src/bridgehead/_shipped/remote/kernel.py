@@ -11,7 +11,7 @@ import signal
 import sys
 import threading
 from contextlib import suppress
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.bootstrap import find_shell, is_ipykernel, message_buffers
@@ -22,12 +22,15 @@ if __package__:  # in the kernel, all shipped files are one module
         loop_of_cells,
         this_thread,
     )
+    from bridgehead._shipped.remote.event_queue import EventQueue
     from bridgehead._shipped.wire.frames import coalesce
     from bridgehead._shipped.wire.header import (
         CONTROL_REPLY,
         CONTROL_REQUEST,
         DATA_MESSAGE,
         ENTRY,
+        EVENT_MESSAGE,
+        EVENTS_REQUEST,
         OUTPUTS_END,
     )
 
@@ -115,6 +118,7 @@ class Kernel:
         self.begun = 0  # number of cells that have begun so far
         self.serves_control = False
         self.control_address: Any = None  # of the client whose control request was served last
+        self.events = EventQueue(self._answer_control)
         self._followers: set[Any] = set()
         self._publisher: Any = None  # of displays, while it is hooked
 
@@ -150,7 +154,7 @@ class Kernel:
     def _report_cells(self, on: bool, before: bool) -> bool:
         if on == before:
             return True
-        if hasattr(getattr(self.shell, "kernel", None), "engine_id"):
+        if self.only_replies:
             return False  # an ipyparallel engine does not report the tasks that it runs
         events: Any = getattr(self.shell, "events", None)
         if "pre_execute" not in getattr(events, "callbacks", ()):
@@ -179,6 +183,11 @@ class Kernel:
             return False
         content = self.address()[1].get("content") or {}
         return bool(content.get("code")) and ENTRY in (content.get("user_expressions") or {})
+
+    @property
+    def only_replies(self) -> bool:
+        """Whether a client gets nothing but replies: its ipyparallel engine drops the rest."""
+        return hasattr(getattr(self.shell, "kernel", None), "engine_id")
 
     @property
     def in_main_thread(self) -> bool:
@@ -321,13 +330,30 @@ class Kernel:
         def handle(stream: Any, ident: Any, message: Any) -> None:
             self.control_address = ident, {"header": message["header"]}
             content = {"answer": serve(message["content"]["request"])}
-            kernel.session.send(
-                stream, __name__ + CONTROL_REPLY, content, parent=message, ident=ident
-            )
+            self._answer_control((stream, ident, message), content, ())
+
+        def handle_events(stream: Any, ident: Any, message: Any) -> None:
+            content = message["content"]
+            question = None if content.get("end") else (stream, ident, message)
+            self.events.ask(content["owner"], question)
 
         handlers[__name__ + CONTROL_REQUEST] = handle
+        handlers[__name__ + EVENTS_REQUEST] = handle_events
         self.serves_control = True
         return True
+
+    def _answer_control(self, question: Any, content: Any, parts: Sequence[memoryview]) -> None:
+        """Answer a request that came on the control channel, in the thread of that channel."""
+        stream, ident, message = question
+        kernel: Any = self.shell.kernel
+        kernel.session.send(
+            stream,
+            __name__ + CONTROL_REPLY,
+            content,
+            parent=message,
+            ident=ident,
+            buffers=list(parts),
+        )
 
     def call_in_control(self, function: Callable[[], object]) -> None:
         """Have the thread of the control channel call a function, where requests are served on it.
@@ -337,15 +363,32 @@ class Kernel:
         with suppress(RuntimeError):  # the kernel ends
             self.shell.kernel.control_thread.io_loop.add_callback(function)
 
-    def send_control(
-        self, parts: list[memoryview], message_type: str, content: Any, address: Any
+    def send_event(
+        self, owner: str, content: dict[str, str], parts: list[memoryview], address: Any
     ) -> None:
-        """Send frames to one client on the control channel, in the thread of that channel."""
+        """Send an event to its owner, in the thread of the cells."""
+        if self.only_replies:
+            self.call_in_control(lambda: self.events.put(owner, content, parts))
+        else:
+            self.send(parts, EVENT_MESSAGE, content, address)
+
+    def drop_events(self, owner: str) -> None:
+        """Drop what was not sent to an owner that has no resource any more."""
+        if self.only_replies:
+            self.call_in_control(lambda: self.events.forget(owner))
+
+    def send_event_on_control(
+        self, owner: str, content: dict[str, str], parts: list[memoryview], address: Any
+    ) -> None:
+        """Send an event to its owner on the control channel, in the thread of that channel."""
+        if self.only_replies:
+            self.events.put(owner, content, parts)
+            return
         kernel: Any = self.shell.kernel
         identity, parent = address
         kernel.session.send(
             kernel.control_stream,
-            message_type,
+            EVENT_MESSAGE,
             content,
             parent=parent,
             ident=identity,

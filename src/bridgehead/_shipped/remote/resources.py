@@ -25,12 +25,7 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.frames import MESSAGE
-    from bridgehead._shipped.wire.header import (
-        EVENT_MESSAGE,
-        HeaderAndFrames,
-        RequestHeader,
-        ResponseHeader,
-    )
+    from bridgehead._shipped.wire.header import HeaderAndFrames, RequestHeader, ResponseHeader
 
 LEASE = 600.0  # seconds on the clock of the leases
 BEAT = 30.0  # seconds
@@ -157,6 +152,7 @@ class ResourceTable:
         self.transfers.discard(resource.event_id(resource.sent))
         if not any(other.owner == resource.owner for _, other in entries(self.known)):
             self.owners.pop(resource.owner, None)
+            self.kernel.drop_events(resource.owner)
         if not self.known:
             self.kernel.follow_cells(self, False)
         resource.end()
@@ -172,7 +168,8 @@ class ResourceTable:
     ) -> None:
         """Send an event under the number of the last one."""
         content, parts = self.event_message(resource, resource.sent, response, frames)
-        self.kernel.send(parts, EVENT_MESSAGE, content, self.owners[resource.owner].address)
+        address = self.owners[resource.owner].address
+        self.kernel.send_event(resource.owner, content, parts, address)
 
     def event_message(
         self,

@@ -31,6 +31,7 @@ CALLS_AHEAD, CALLS_TOGETHER = 1000, 100
 # The ends of the msg_types of requests on the control channel, and of their replies; they begin
 # with the name of the remote module, so that those of two versions do not meet.
 CONTROL_REQUEST, CONTROL_REPLY = ".request", ".control_reply"
+EVENTS_REQUEST = ".events_request"  # answered when there are events; see ``remote.event_queue``
 # The end of a field in a cell's message: how many bytes its exception may have in the reply, 0 for
 # none; and of the source of the payload that has it.
 CELL_ERROR = ".cell_error"
