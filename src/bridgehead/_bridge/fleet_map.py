@@ -55,8 +55,6 @@ ChunkSize = int | Literal["auto"]
 
 # Called with (function,): the kernel keeps what it returns, under no name.
 _itself = itemgetter(0)
-_DEFAULTS: dict[str, Any] = {"by_value": (), "namespace": False, "timeout": None}
-_DEFAULTS["on_timeout"] = "leave"
 
 
 class FleetMap(AsyncItems[T], Generic[T]):
@@ -161,10 +159,13 @@ class Worker:
             for attempt in range(REPEATS):
                 if self.function is not None:
                     break
+                work = self.bridge._work(
+                    *(_itself, (), {}), keep=True, by_value=(), namespace=False, source=self._source
+                )
+                # A map goes on in a kernel that another program restarts.
+                work.call.is_unattended = work.call.any_process = self.had_function
                 try:
-                    self.function = await self.bridge._call(
-                        *(_itself, (), {}), keep=True, source=self._source, **_DEFAULTS
-                    )
+                    self.function = await work.do()
                 except OutcomeUnknown:
                     last = attempt == REPEATS - 1 or not self.had_function
                     if last or self.bridge._transport.life.is_lost:
@@ -250,7 +251,7 @@ class MapWork:
             failed = self._results.get(self._next)
             if type(failed) is Failed:
                 self._end()
-                raise failed.error
+                raise failed.reported()
             if self._is_done or all(task.done() for task in self._tasks):
                 # If no kernel is left, an item may have been, which nothing has read yet.
                 if self._loss is not None and (self._again or self._next_item() is not None):
@@ -266,7 +267,7 @@ class MapWork:
         self._consumed += 1
         if self._is_full:
             self._notify()
-        return value.error if type(value) is Failed else value
+        return value.reported() if type(value) is Failed else value
 
     async def aclose(self) -> None:
         """End all work, and wait until no task of it is left here."""
@@ -363,7 +364,8 @@ class MapWork:
         except (OutcomeUnknown, BridgeClosed) as error:
             self._note(error, index)
             worker.forget(function)  # it is another process, or will be
-            self._lost(items, error, begun=request.was_sent)
+            failed = Failed(error, worker.bridge._connection)
+            self._lost(items, failed, begun=request.was_sent)
         except NameNotFound as error:
             if request.was_sent:  # the remote part was removed, and the function with it
                 worker.forget(function)
@@ -462,7 +464,7 @@ class MapWork:
                     self._withdrawn.add(request)
                     return
 
-    def _lost(self, items: list[MapItem], error: BridgeError, *, begun: bool) -> None:
+    def _lost(self, items: list[MapItem], failed: Failed, *, begun: bool) -> None:
         """Give out again the items of a lost kernel, or fail those that have no tries left.
 
         Those that were begun go alone: one of them may be what ended the kernel.
@@ -471,11 +473,11 @@ class MapWork:
             self._again.appendleft(items)
             return
         for item in reversed(items):
-            if item.retries and isinstance(error, OutcomeUnknown):
+            if item.retries and isinstance(failed.error, OutcomeUnknown):
                 item.retries -= 1
                 self._again.appendleft([item])
             else:
-                self._settle(item, Failed(error))
+                self._settle(item, failed)
 
     def _refused(
         self, items: list[MapItem], index: int, error: Exception, *, apart: bool = True

@@ -94,7 +94,9 @@ class FleetWork(FleetBase):
         at most four times what the kernels have is read ahead of the consumer, who thus stops the
         work by waiting. They are read in the event loop, so reading one must not take long.
 
-        A kernel that is lost loses the chunk that it had begun. The others get what it had not.
+        A kernel that is lost loses the chunk that it had begun. The others get what it had not. One
+        that another program restarts gets the function again, and goes on. If no error of the map
+        has said so, the next other call of that bridge raises ``KernelRestarted``.
 
         Args:
             function: any callable that can be pickled, plain or async. The chunks that a kernel has

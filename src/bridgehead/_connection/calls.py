@@ -108,6 +108,8 @@ class Call:
         shell: the kernel's subshell that serves it, if any.
         interrupts: whether it is interrupted in the kernel when its caller gives up.
         is_unattended: whether no caller waits for it now; what reports a restart does so later.
+        any_process: whether it needs nothing that the kernel had, and so may go to a new process
+            before a caller knows of the restart; the caller's next other call reports it.
         request: the id of its request, once there is one.
     """
 
@@ -125,6 +127,7 @@ class Call:
     shell: dict[str, Any] | None = None
     interrupts: bool = False
     is_unattended: bool = False
+    any_process: bool = False
     request: str = ""
 
     @property

@@ -227,8 +227,8 @@ class Connection:
             # Whatever waits is followed by another look at all that may have changed meanwhile.
             # ``Turn.prepare`` stops waiting when the kernel is lost, but it costs a task. Use it
             # only for what may take long.
-            if not remote.is_ready:
-                await turn.prepare(remote.ready())
+            if not (remote.is_installed if call.any_process else remote.is_ready):
+                await turn.prepare(remote.ready(any_process=call.any_process))
                 call.shell = None
             work = self._pack(call, remote.lane.digest)
             if work is not None:

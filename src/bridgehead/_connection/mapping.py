@@ -15,7 +15,7 @@ from bridgehead._connection.calls import Call
 from bridgehead._connection.connection import Connection
 from bridgehead._connection.queue import Turn
 from bridgehead._connection.tasks import coroutine_response
-from bridgehead._errors import BridgeError, ProtocolError
+from bridgehead._errors import BridgeError, KernelRestarted, ProtocolError
 from bridgehead._protocol import payload as _payload
 from bridgehead._protocol.raising import raise_error
 from bridgehead._protocol.response import Response, check_fields
@@ -24,10 +24,18 @@ from bridgehead._protocol.response import Response, check_fields
 class Failed:
     """In place of an item's value: why it has none."""
 
-    __slots__ = ("error",)
+    __slots__ = ("_remote", "error")
 
-    def __init__(self, error: Exception) -> None:
+    def __init__(self, error: Exception, connection: Connection | None = None) -> None:
+        """Take the error; with one that reports a restart, the connection of that kernel."""
         self.error = error
+        self._remote = None if connection is None else connection.remote
+
+    def reported(self) -> Exception:
+        """Return the error, which a caller gets now."""
+        if self._remote is not None and isinstance(self.error, KernelRestarted):
+            self._remote.restart_reported()
+        return self.error
 
 
 class MapRequest:
@@ -65,6 +73,7 @@ class MapRequest:
         }
         self.call = Call("map", source, fields=fields)
         self.call.interrupts = not is_async
+        self.call.is_unattended = self.call.any_process = True  # see ``Failed.reported``
 
     @property
     def was_sent(self) -> bool:

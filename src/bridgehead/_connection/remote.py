@@ -97,22 +97,24 @@ class Installation:
         return self.generation == self._transport.life.generation
 
     @property
-    def is_ready(self) -> bool:
+    def is_installed(self) -> bool:
         """Whether the remote part is installed and the kernel replies, as far as is known."""
         life = self._transport.life
         return (
-            self.generation == life.generation
-            and not life.is_unresponsive
-            and not self.lane.lost
-            and not self._restart_unreported
+            self.generation == life.generation and not life.is_unresponsive and not self.lane.lost
         )
 
-    async def ready(self) -> Lane:
+    @property
+    def is_ready(self) -> bool:
+        """Whether it is installed, and no restart is to be reported."""
+        return self.is_installed and not self._restart_unreported
+
+    async def ready(self, *, any_process: bool = False) -> Lane:
         """Return the lane; install the remote part first if it is missing.
 
         Raises:
             KernelRestarted: the kernel was restarted since the last call, and no call has
-                reported it yet.
+                reported it yet; not with ``any_process``.
         """
         await self._transport.life.wait_until_responsive()
         if self.is_current and self.lane.lost:
@@ -126,9 +128,11 @@ class Installation:
             if lost and epoch not in (None, self._epoch):
                 for listener in list(self._transport.life.listeners.values()):
                     listener.end()
-            if epoch is not None and not self._is_same(epoch, process, lost) and not reported:
+            is_same = epoch is None or self._is_same(epoch, process, lost)
+            if not (is_same or reported or any_process):
                 raise KernelRestarted(RESTARTED)
-        if self._restart_unreported:  # the caller that was to know it had just given up
+        # The caller that was to know it had just given up, or goes on in any process.
+        if self._restart_unreported and not any_process:
             raise KernelRestarted(RESTARTED)
         return self.lane
 

@@ -266,16 +266,20 @@ class Resources:
         *,
         trusted: bool,
         report: Callable[[int, int], object] | None = None,
+        any_process: bool = False,
     ) -> Response:
         """Return a whole event; fetch those of its frames that did not come with it.
 
-        ``report`` is called with bytes done and bytes in all, as they arrive.
+        ``report`` is called with bytes done and bytes in all, as they arrive. ``any_process`` is as
+        in ``Call``.
 
         Raises:
             ReplyLost: the kernel does not keep the rest any more.
             BridgeError: the error that the event reports.
         """
-        lane = await self._remote.ready() if event.is_partial else self._remote.lane
+        lane = self._remote.lane
+        if event.is_partial:
+            lane = await self._remote.ready(any_process=any_process)
         # The kernel keeps the frames of an event under the id of the event.
         fields = {**lane.fields(), "id": event.header["event"]}
         epoch = self._remote.info.epoch

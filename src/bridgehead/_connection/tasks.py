@@ -36,7 +36,7 @@ class Outcome(RemoteResource):
 
     def __init__(self, connection: Connection, call: Call) -> None:
         super().__init__(connection.resources, call.limit)
-        self._report = call.report
+        self._report, self._any_process = call.report, call.any_process
         self._outputs = call.outputs if isinstance(call.outputs, TaskOutputs) else None
         self._life = connection.transport.life
         self._event: asyncio.Future[Response] = self._life.waiter()
@@ -72,7 +72,11 @@ class Outcome(RemoteResource):
                 self._outputs.finished()
             try:
                 return await self.resources.fetch(
-                    event, self.limit, trusted=trusted, report=self._report
+                    event,
+                    self.limit,
+                    trusted=trusted,
+                    report=self._report,
+                    any_process=self._any_process,
                 )
             except ReplyLost:
                 if attempt == SENDINGS - 1 or not self.is_known:  # a restart ended it meanwhile

@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ import pytest
 from jupyter_client.manager import AsyncKernelManager
 
 from bridgehead import (
+    Bridge,
     Fleet,
     FleetError,
     KernelDied,
@@ -310,6 +312,103 @@ async def test_a_kernel_that_is_restarted_gets_the_function_again() -> None:
         assert len(pids) == 39
         assert fleet[0].info.pid != old
         assert fleet[0].info.pid in pids
+
+
+@asynccontextmanager
+async def restarted_by_another(lane: Any) -> AsyncIterator[tuple[Bridge, Fleet]]:
+    """Give a bridge, and a fleet of two kernels; the first of them is also that of the bridge."""
+    async with (
+        Bridge.launch(lane=lane) as owner,
+        Bridge.launch(lane=lane) as other,
+        Bridge.attach(str(owner.info.connection_file), lane=lane) as attached,
+        Fleet([attached, other]) as fleet,
+    ):
+        yield owner, fleet
+
+
+def held_in() -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """Return functions that hang in one process, after they have touched a file."""
+
+    def hold(n: int, pid: int, file: str) -> tuple[int, int]:
+        if os.getpid() == pid:
+            Path(file).touch()
+            time.sleep(300)
+        time.sleep(0.02)
+        return n, os.getpid()
+
+    async def hold_async(n: int, pid: int, file: str) -> tuple[int, int]:
+        import asyncio
+
+        if os.getpid() == pid:
+            Path(file).touch()
+            await asyncio.sleep(300)
+        await asyncio.sleep(0.02)
+        return n, os.getpid()
+
+    return hold, hold_async
+
+
+@pytest.mark.parametrize("lane", ["direct", "buffers"])
+@pytest.mark.parametrize("function", held_in())
+async def test_what_is_at_work_fails_if_another_bridge_restarts_the_kernel(
+    function: Any, lane: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "at work"
+    async with restarted_by_another(lane) as (owner, fleet):
+        await fleet.push(x=1)
+        old = owner.info.pid
+        items = itertools.count(), itertools.repeat(old), itertools.repeat(str(file))
+        async with fleet.map(function, *items, return_exceptions=True) as results:
+            first = asyncio.ensure_future(anext(results))
+            await until(file.exists)
+            await owner.restart()
+            found = [await first] + [await anext(results) for _ in range(60)]
+        lost = [one for one in found if isinstance(one, Exception)]
+        # An async function begins with both of the chunks that a kernel has.
+        assert 1 <= len(lost) <= (1 if function.__name__ == "hold" else 2)
+        assert {type(one) for one in lost} == {KernelRestarted}
+        assert all("kernel 0 of 2" in one.__notes__[0] for one in lost)
+        done = [one for one in found if not isinstance(one, Exception)]
+        assert {pid for _, pid in done} == {owner.info.pid, fleet[1].info.pid}
+        assert fleet[0].info.pid == owner.info.pid != old
+        assert await fleet.exists("x") == [False, True]  # the map has reported the restart
+
+
+@pytest.mark.parametrize("lane", ["direct", "buffers"])
+@pytest.mark.parametrize("function", held_in())
+async def test_a_restart_that_a_map_goes_on_after_is_reported_by_the_next_call(
+    function: Any, lane: Any, tmp_path: Path
+) -> None:
+    file = tmp_path / "at work"
+    async with restarted_by_another(lane) as (owner, fleet):
+        await fleet.push(x=1)
+        items = range(60), [owner.info.pid] * 60, [str(file)] * 60
+        async with fleet.map(function, *items, retries=1) as results:
+            first = asyncio.ensure_future(anext(results))
+            await until(file.exists)
+            await owner.restart()
+            found = [await first, *[one async for one in results]]
+        assert [n for n, _ in found] == list(range(60))
+        assert owner.info.pid in {pid for _, pid in found}
+        with pytest.raises(KernelRestarted, match="namespace is new"):
+            await fleet[0].exists("x")
+        assert await fleet.exists("x") == [False, True]
+
+
+async def test_a_restart_between_two_items_is_reported_by_the_next_call() -> None:
+    async with restarted_by_another("auto") as (owner, fleet):
+        async with fleet.map(nap, itertools.repeat(0.001)) as results:
+            await anext(results)
+            # The consumer waits, so the kernels have nothing to do.
+            await until(lambda: not any(worker.requests for worker in results._work._workers))
+            old = owner.info.pid
+            await owner.restart()
+            pids = [await anext(results) for _ in range(100)]
+        assert old in pids
+        assert owner.info.pid in pids
+        with pytest.raises(KernelRestarted, match="namespace is new"):
+            await fleet[0].exists("x")
+        assert await fleet[0].exists("x") is False
 
 
 async def test_a_map_reports_a_restart_that_no_call_has_reported() -> None:
