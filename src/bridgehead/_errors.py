@@ -139,8 +139,7 @@ def _render(error: BaseException, message: str) -> list[str] | None:
     The error itself keeps its whole traceback, for ``%debug`` and for logs. Returns None where
     there is no IPython.
     """
-    ipython: Any = sys.modules.get("IPython")
-    shell = None if ipython is None else ipython.get_ipython()
+    shell = _ipython_shell()
     if shell is None:
         return None
     copy, renderer = _copy(error, message), shell.InteractiveTB
@@ -164,6 +163,33 @@ def _render(error: BaseException, message: str) -> list[str] | None:
     finally:
         vars(renderer).pop("get_records", None)
     return shown
+
+
+def _ipython_shell() -> Any:
+    """Return the IPython that this program runs in; None if there is none."""
+    ipython: Any = sys.modules.get("IPython")
+    return None if ipython is None else ipython.get_ipython()
+
+
+def show_fleet_errors() -> None:
+    """Have IPython show a ``FleetError`` as it shows the other errors.
+
+    Of an ``ExceptionGroup``, IPython 9 prints the whole traceback, and does not ask the error for
+    its lines. Its only hook is one handler for all classes; that of a user stays.
+    """
+    shell = _ipython_shell()
+    if shell is not None and shell.custom_exceptions == ():
+        shell.set_custom_exc((FleetError,), _show_fleet_error)
+
+
+def _show_fleet_error(
+    shell: Any, kind: type[FleetError], error: FleetError, trace: Any, tb_offset: Any = None
+) -> None:
+    lines = error._render_traceback_()
+    # IPython asks this one for its lines, as it is no group.
+    shown = type(kind.__name__, (Exception,), {"_render_traceback_": lambda shown: lines})
+    shell.showtraceback((shown, shown(error.message), trace), running_compiled_code=True)
+    sys.last_type, sys.last_value, sys.last_traceback = kind, error, trace  # for %debug
 
 
 def _lines_of(trace: TracebackType | None) -> Iterator[tuple[Any, int]]:
@@ -519,6 +545,10 @@ class ProtocolError(BridgeError):
     """
 
 
+_KERNELS_SHOWN = 8  # errors of a FleetError that IPython shows
+_LINES_SHOWN = 40  # of the traceback of one of them
+
+
 class FleetError(ExceptionGroup[Exception]):
     """Some kernels of a fleet failed; what the others returned is in ``results``.
 
@@ -573,3 +603,45 @@ class FleetError(ExceptionGroup[Exception]):
             if any(error is one for one in exceptions)
         }
         return FleetError(self.message, exceptions, self.results, errors)
+
+    def _render_traceback_(self) -> list[str]:
+        """Return what IPython shows: the caller's frames, and each kernel's error by its index.
+
+        Of many kernels it is the first ones. Of errors with the same traceback it is shown once.
+        """
+        shown = _render(self, self.message)
+        if shown is None:
+            return [f"{type(self).__name__}: {self}"]
+        errors: list[tuple[int | None, Exception]] = [*self.errors.items()]
+        errors = errors or [(None, error) for error in self.exceptions]
+        seen: dict[str, str] = {}  # which kernel's traceback is shown, by the traceback
+        for index, error in errors[:_KERNELS_SHOWN]:
+            shown += ["", *_lines_of_kernel(index, error, seen)]
+        more = len(errors) - _KERNELS_SHOWN
+        if more > 0:
+            shown += ["", f"... and the errors of {more} more kernels: `error.errors` has all."]
+        if self.results:
+            known = f"{len(self.results)} other kernel{'s' * (len(self.results) > 1)}"
+            shown += ["", f"`error.results` of the FleetError has what {known} returned."]
+        return shown
+
+
+def _lines_of_kernel(index: int | None, error: Exception, seen: dict[str, str]) -> list[str]:
+    """Return what to show of the error of one kernel."""
+    text = error._summary if isinstance(error, RemoteError) else _text_of(error)  # noqa: SLF001
+    notes = [str(note) for note in getattr(error, "__notes__", ())]
+    place = "a kernel" if index is None else f"kernel {index}"
+    place = next((note for note in notes if note.startswith(f"{place} of ")), place)
+    lines = [harmless(f"{place}: {type(error).__name__}: {text}")]
+    trace = "\n".join(error.traceback) if isinstance(error, RemoteError) else ""
+    if trace in ("", text):
+        return lines
+    if trace in seen:
+        return [*lines, f"in the kernel: as in {seen[trace]}"]
+    seen[trace] = harmless(place.partition(" of ")[0])
+    kernels = coloured(trace).split("\n")
+    if len(kernels) > _LINES_SHOWN:
+        dropped = len(kernels) - _LINES_SHOWN
+        half = _LINES_SHOWN // 2
+        kernels[half:-half] = [f"... {dropped} lines ..."]
+    return [*lines, "in the kernel:", *kernels]

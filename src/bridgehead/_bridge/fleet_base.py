@@ -16,7 +16,7 @@ from bridgehead._bridge.fan_out import FanOut
 from bridgehead._bridge.progress import Report, reporting
 from bridgehead._bridge.unopened import Opening
 from bridgehead._connection.callbacks import Callback
-from bridgehead._errors import FleetError, KernelNotFound
+from bridgehead._errors import FleetError, KernelNotFound, show_fleet_errors
 from bridgehead._protocol.payload import SharedSource
 from bridgehead._protocol.ref import Ref
 from bridgehead._protocol.results import Transfer, fleet_html
@@ -326,6 +326,7 @@ class FleetBase(Sequence[Bridge], HandoffTargets):
         if return_exceptions:
             return [results[at] if at in results else errors[at] for at in range(len(self))]
         message = f"{len(errors)} of {len(self)} kernels failed"
+        show_fleet_errors()
         raise FleetError(message, list(errors.values()), results, errors)
 
     def _note(self, error: Exception, index: int) -> None:

@@ -16,7 +16,10 @@ import pytest
 from bridgehead import Bridge, RemoteError
 from support.console import Console
 
-NAMES = "from bridgehead import Bridge, RemoteError, SyncBridge\nimport asyncio, threading"
+NAMES = (
+    "from bridgehead import Bridge, Fleet, RemoteError, SyncBridge, SyncFleet\n"
+    "import asyncio, threading"
+)
 
 
 @dataclass
@@ -43,10 +46,15 @@ async def notebook() -> AsyncIterator[Notebook]:
         await own.run(
             f"{NAMES}\nbridge = await Bridge.attach({file!r})\n"
             f"kernel = SyncBridge.attach({file!r})\n"
-            f"doubtful = SyncBridge.attach({file!r}, trust='data')"
+            f"doubtful = SyncBridge.attach({file!r}, trust='data')\n"
+            "kernels = SyncFleet([SyncBridge.loopback() for _ in range(3)])\n"
+            "fleet = Fleet([await Bridge.loopback() for _ in range(3)])\n"
+            "many = SyncFleet([SyncBridge.loopback() for _ in range(12)])"
         )
         yield Notebook(own, target)
         await own.run("await bridge.aclose(); kernel.close(); doubtful.close()")
+        await own.run("for one in (*kernels, *many): one.close()")
+        await own.run("for one in fleet: await one.aclose()")
 
 
 def plain(text: str) -> str:
@@ -179,6 +187,51 @@ async def test_no_exception_of_an_untrusted_kernel_is_rebuilt(notebook: Notebook
         "try:\n    doubtful.run('1 / 0')\nexcept RemoteError as error:\n    print(error.__cause__)"
     )
     assert await notebook.prints(cell) == "None\n"
+
+
+@pytest.mark.parametrize("call", ["kernels.{}", "await fleet.{}"])
+async def test_the_errors_of_a_fleet_come_by_kernel(notebook: Notebook, call: str) -> None:
+    await notebook.own.run(
+        "for n in range(3):\n    await fleet[n].push(side=n)\n    kernels[n]['side'] = n"
+    )
+    work = "def work(n):\n    if side == 1: raise LookupError('the second')\n"
+    work += "    return n // (side - 2)"
+    shown = await notebook.fails(f"{work}\n{call.format('call(work, 3, namespace=True)')}")
+    head, first, second = re.split(r"\n\nkernel \d of 3, pid \d+: ", shown)
+    assert "----> 4 " in head
+    assert head.count(", line ") == 1
+    assert head.rstrip().endswith("FleetError: 2 of 3 kernels failed")
+    assert first.startswith("RemoteError: LookupError: the second\nin the kernel:\n")
+    assert second.startswith("RemoteError: ZeroDivisionError: ")
+    assert "sync_fleet.py" not in shown
+    assert shown.endswith("`error.results` of the FleetError has what 1 other kernel returned.")
+
+
+async def test_of_many_kernels_the_first_errors_are_shown(notebook: Notebook) -> None:
+    shown = await notebook.fails("many.pull('nothing')")
+    assert shown.count("NameNotFound: 'nothing' is not defined in the kernel") == 8
+    assert "kernel 7 of 12, pid " in shown
+    assert "kernel 8 of 12, pid " not in shown
+    assert shown.endswith("... and the errors of 4 more kernels: `error.errors` has all.")
+    shown = await notebook.fails("many.call(lambda: 1 / 0)")
+    assert shown.count("Traceback (most recent call last)") == 2  # the cell's, and one kernel's
+    assert shown.count("in the kernel: as in kernel 0\n") == 7
+    deep = "many.run('def deep(n):\\n    if n:\\n        deep(n - 1)\\n    1 / 0\\ndeep(50)')"
+    shown = await notebook.fails(deep)
+    assert len(shown.splitlines()) < 100
+
+
+async def test_a_users_own_handler_of_errors_stays(notebook: Notebook) -> None:
+    mine = "get_ipython().set_custom_exc((OSError,), lambda *args, **options: print('mine'))"
+    await notebook.own.run(mine)
+    try:
+        with pytest.raises(RemoteError, match="kernels failed"):
+            await notebook.own.run("many.pull('nothing')")
+        with pytest.raises(RemoteError) as caught:
+            await notebook.own.run("raise OSError")
+        assert caught.value.result.stdout == "mine\n"
+    finally:
+        await notebook.own.run("get_ipython().set_custom_exc((), None)")
 
 
 async def test_no_debugger_hides_the_error() -> None:
