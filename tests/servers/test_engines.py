@@ -851,10 +851,15 @@ async def test_leaving_a_map_interrupts_what_the_engines_run(fleet: Fleet, tmp_p
 
 async def test_an_interrupt_of_a_call_spares_the_owners_tasks(engine: Bridge, clean: Any) -> None:
     """The call waits behind a task of the owner, which goes on; the call never begins."""
+
+    def note() -> None:
+        global began
+        began = True  # type: ignore[name-defined]
+
     busy = clean[0].apply_async(time.sleep, 1)
     await until(lambda: len(clean.outstanding) == 1)
     with pytest.raises(TimeoutError):
-        await engine.call(lambda: globals().update(began=1), timeout=0.3, on_timeout="interrupt")
+        await engine.call(note, namespace=True, timeout=0.3, on_timeout="interrupt")
     await asyncio.to_thread(busy.get, 10)
     assert not await engine.exists("began")
     async with reported_within(2):

@@ -191,51 +191,68 @@ class Bridge(WorkMethods):
             >>> transfer.names
             ('now', 'rows')
         """
+        return await self._push(
+            checked_objects(mapping, values),
+            by_value=by_value,
+            timeout=timeout,
+            progress=progress,
+            now=now,
+            max_bytes=max_bytes,
+            trust=trust,
+        )
+
+    async def _push(
+        self,
+        objects: dict[str, Any],
+        *,
+        by_value: Sequence[ModuleType] = (),
+        timeout: float | None = None,
+        progress: bool | Report = False,
+        now: bool = False,
+        max_bytes: int | None = None,
+        trust: TrustName = "pickle",
+        turn: Turn | None = None,
+    ) -> Transfer:
+        """Do what ``push`` does; a fleet may have taken the ``turn``."""
         self._connection.check()
         check_trust(trust)
         check_now(now)
-        started = time.perf_counter()
-        objects = checked_objects(mapping, values)
         data = trust == "data"
         content = _payload.PayloadSource(
             objects, objects, by_value, self._stand_ins, checked_size(max_bytes), data
         )
         with reporting(progress, "push") as report:
-            response = await self._connection.ask(
-                "bind",
-                timeout,
-                content,
-                now=now,
-                report=report,
-                names=list(objects),
-                opens="data" if data else None,
+            return await self._bind(
+                list(objects), content, timeout, report, now=now, data=data, turn=turn
             )
-            sent = response.request.nbytes
-            report(sent, sent)
-        seconds = time.perf_counter() - started
-        return Transfer(tuple(objects), sent, seconds, response.lane)
 
-    async def _push_payload(
+    async def _bind(
         self,
         names: list[str],
-        payload: _payload.Payload,
-        delivery: Delivery | None,
+        content: _payload.PayloadSource | _payload.Payload,
         timeout: float | None,
+        report: Report | None,
         *,
-        report: Report | None = None,
-        now: bool = False,
-        data: bool = False,
+        now: bool,
+        data: bool,
+        delivery: Delivery | None = None,
+        turn: Turn | None = None,
     ) -> Transfer:
-        """Bind objects that a fleet has already pickled to these names; see ``push``."""
+        """Bind objects to these names; see ``push``.
+
+        A fleet has pickled them already.
+        """
         self._connection.check()
         started = time.perf_counter()
         response = await self._connection.ask(
             "bind",
             timeout,
+            content if isinstance(content, _payload.PayloadSource) else None,
             now=now,
             report=report,
-            payload=payload,
+            payload=content if isinstance(content, _payload.Payload) else None,
             delivery=delivery,
+            turn=turn,
             names=names,
             opens="data" if data else None,
         )

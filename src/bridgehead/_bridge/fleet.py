@@ -128,21 +128,22 @@ class Fleet(FleetWork):
         content = _payload.PayloadSource(
             objects, objects, by_value, REFUSED, checked_size(max_bytes), data
         )
-        with reporting(progress, "push") as report:
+        with reporting(progress, "push") as report, self._turns(now=now) as turns:
             payload = await in_thread(content.pack, "none")
             together = self._together(report)
             async with self._fan_out.sharing(payload, self) as share:
 
                 async def push(bridge: Bridge, index: int) -> Transfer:
                     one, delivery = share(bridge)
-                    return await bridge._push_payload(
+                    return await bridge._bind(
                         list(objects),
                         one,
-                        delivery,
                         timeout,
-                        report=together(index) if progress else None,
+                        together(index) if progress else None,
                         now=now,
                         data=data,
+                        delivery=delivery,
+                        turn=turns[index],
                     )
 
                 return await self._all(push, return_exceptions, fail_fast)
@@ -286,10 +287,20 @@ class Fleet(FleetWork):
             >>> sorted(outputs)
             [(0, 'at work'), (1, 'at work')]
         """
-        options |= {"return_exceptions": return_exceptions, "fail_fast": fail_fast}
+        self._check_policy(return_exceptions, fail_fast)
         options |= {"on_output": on_output, "on_input": on_input}
-        await self._refuse_refs_in([options.get("push"), options.get("pull")])
-        return await self._each("run", (code,), options)
+        options = self._checked_options(Bridge.run, options)
+        raised: list[Exception] = []
+        with self._turns() as turns:
+            for value in (options.get("push"), options.get("pull")):
+                await self._refuse_refs_in(value)
+
+            async def run(bridge: Bridge, index: int) -> Result:
+                cell = bridge._cell(code, **self._given(options, index, raised))
+                with turns[index] as turn:
+                    return await cell.do_in(turn)
+
+            return await self._all(run, return_exceptions, fail_fast, raised=raised)
 
     @overload
     async def call(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any, Self, TypeVar, overload
 
@@ -16,6 +17,7 @@ from bridgehead._bridge.fan_out import FanOut
 from bridgehead._bridge.progress import Report, reporting
 from bridgehead._bridge.unopened import Opening
 from bridgehead._connection.callbacks import Callback
+from bridgehead._connection.queue import Turn
 from bridgehead._errors import FleetError, KernelNotFound, show_fleet_errors
 from bridgehead._protocol.payload import SharedSource
 from bridgehead._protocol.ref import Ref
@@ -248,6 +250,15 @@ class FleetBase(Sequence[Bridge], HandoffTargets):
 
         return {**options, "on_output": note}
 
+    @contextmanager
+    def _turns(self, *, now: bool = False) -> Iterator[list[Turn]]:
+        """Take a turn in each kernel, before what is sent there is ready.
+
+        So what is called later does not overtake it.
+        """
+        with ExitStack() as stack:
+            yield [stack.enter_context(bridge._connection.turn(now=now)) for bridge in self]
+
     def _together(self, report: Report) -> Callable[[int], Report]:
         """Return what gives a report for each kernel, whose sums go to one report."""
         done, total = [0] * len(self), [0] * len(self)
@@ -348,7 +359,7 @@ class FleetBase(Sequence[Bridge], HandoffTargets):
 
         It is for what each bridge pickles on its own, which refuses the refs of others only.
         """
-        if len(self) > 1:
+        if len(self) > 1 and value:
             await in_thread(_refuse_refs_in, value)
 
     @property

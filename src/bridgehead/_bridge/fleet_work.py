@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, TypeVar, overload
 
-from bridgehead._bridge.arguments import is_coroutine_function
+from bridgehead._bridge.arguments import checked_objects, is_coroutine_function
 from bridgehead._bridge.bridge import Bridge
 from bridgehead._bridge.executor import FleetExecutor
 from bridgehead._bridge.fleet_base import FleetBase
@@ -217,14 +217,18 @@ class FleetWork(FleetBase):
             [1, 2, 3]
         """
         parts = divided(sequence, len(self))
-        await self._refuse_refs_in(parts)
         policy = options.pop("return_exceptions", False), options.pop("fail_fast", False)
-        with reporting(progress, "scatter") as report:
+        options = self._checked_options(Bridge.push, options)
+        del options["progress"]
+        turned = self._turns(now=options["now"] is True)
+        with reporting(progress, "scatter") as report, turned as turns:
+            await self._refuse_refs_in(parts)
             together = self._together(report)
 
             async def push(bridge: Bridge, index: int) -> Transfer:
                 one = together(index) if progress else False
-                return await bridge.push({name: parts[index]}, progress=one, **options)
+                objects = checked_objects({name: parts[index]}, {})
+                return await bridge._push(objects, progress=one, turn=turns[index], **options)
 
             return await self._all(push, *policy)
 
@@ -261,6 +265,15 @@ class FleetWork(FleetBase):
         """Take the options of a method of ``Bridge`` out of ``kwargs``, and return all."""
         defaults: dict[str, Any] = method.__kwdefaults__
         return {name: kwargs.pop(name, default) for name, default in defaults.items()}
+
+    @classmethod
+    def _checked_options(cls, method: Any, options: dict[str, Any]) -> dict[str, Any]:
+        """Return all options of a method of ``Bridge``; raise ``TypeError`` if there are others."""
+        known = cls._options(method, options)
+        if options:
+            unknown = next(iter(options))
+            raise TypeError(f"{method.__name__}() got an unexpected keyword argument {unknown!r}")
+        return known
 
     def _call_source(
         self,

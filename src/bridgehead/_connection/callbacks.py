@@ -330,6 +330,7 @@ class Calls(RemoteResource):
             again, self._again = self._again, False
             arrived = self._arrived
             arrived.reported = arrived.begun
+            self.resources.expect_events()
             try:
                 response = await self.connection.remote.request_on_control(
                     "report",

@@ -96,14 +96,22 @@ class Connection:
         payload: Payload | None = None,
         delivery: Delivery | None = None,
         unattended: bool = False,
+        turn: Turn | None = None,
         **fields: Any,
     ) -> Response:
-        """Do one operation within its deadline, and return the response; see ``Call``."""
+        """Do one operation within its deadline, and return the response; see ``Call``.
+
+        The caller may have taken the ``turn`` before.
+        """
         call = Call(operation, source, payload, delivery, fields, now, limit, report)
         call.is_unattended = unattended
         async with Deadline(timeout, PUBLIC_NAMES.get(operation, operation), self.transport, call):
-            with (AtOnce if now else Turn)(self.queue) as turn:
-                return await self.do(call, turn)
+            with turn or self.turn(now=now) as taken:
+                return await self.do(call, taken)
+
+    def turn(self, *, now: bool = False) -> Turn:
+        """Return a turn to take; ``now`` is for an operation that waits for none."""
+        return (AtOnce if now else Turn)(self.queue)
 
     async def listening(self, work: Awaitable[T], outputs: OutputListener) -> T:
         """Do the work of a call while its outputs arrive.

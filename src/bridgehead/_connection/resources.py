@@ -180,11 +180,15 @@ class Resources:
     def made(self, resource: RemoteResource) -> None:
         """Note that the kernel has a resource, and renew the lease from now on."""
         resource.is_known = True
-        self._transport.expect_events(self.owner, self._remote.info.epoch)
+        self.expect_events()
         if resource.damaged:  # before this, and only what is known is sent again
             self.renew_soon()
         if self._renewing is None or self._renewing.done():
             self._renewing = self._transport.spawn(self._renew())
+
+    def expect_events(self) -> None:
+        """Have the events of this bridge arrive, also where each has to be asked for."""
+        self._transport.expect_events(self.owner, self._remote.info.epoch)
 
     def drop(self, resource: RemoteResource) -> None:
         """Stop listening to a resource, and have the kernel end it; once is enough."""

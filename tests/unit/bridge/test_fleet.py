@@ -9,6 +9,7 @@ import asyncio
 import gc
 import pickle
 import threading
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -46,6 +47,34 @@ async def test_an_error_keeps_what_the_others_returned(fleet: Fleet) -> None:
     assert type(error.errors[1]) is NameNotFound
     assert error.exceptions == (error.errors[1],)
     assert error.errors[1].__notes__[0].startswith("kernel 1 of 3, pid ")
+
+
+class Slow:
+    """Takes a while to be pickled, and arrives as 1."""
+
+    def __reduce__(self) -> Any:
+        time.sleep(0.1)
+        return int, (1,)
+
+
+async def test_operations_take_effect_in_the_order_of_their_calls(fleet: Fleet) -> None:
+    outcomes = await asyncio.gather(
+        fleet.push(x=Slow()),
+        fleet.run("y = x + 1"),
+        fleet.scatter("part", [Slow(), 2, 3]),
+        fleet.run("z = part[0] * w", push={"w": [Slow(), 10][1]}),
+        fleet.call(lambda: globals().update(z=z + 1), namespace=True),  # noqa: F821
+        fleet.pull("x", "y", "z"),
+        fleet.delete("x"),
+        fleet.exists("x"),
+    )
+    assert outcomes[-3] == [(1, 2, 11), (1, 2, 21), (1, 2, 31)]
+    assert outcomes[-1] == [False] * 3
+    with pytest.raises(EncodeError):
+        await fleet.push(x=threading.Lock())
+    with pytest.raises(ValueError, match="belongs to one kernel"):
+        await fleet.scatter("x", [fleet[0].ref("y")])
+    assert await fleet.pull("y") == [2] * 3  # what failed has left the queues
 
 
 async def test_except_star_gives_the_part_with_its_results(fleet: Fleet) -> None:
