@@ -185,20 +185,33 @@ class Fleet(FleetWork):
         """
         return await self._each("names", (pattern,), options)
 
-    async def delete(self, /, *names: str, **options: Any) -> None:
+    @overload
+    async def delete(
+        self, /, *names: str, return_exceptions: Literal[False] = False, **options: Any
+    ) -> None: ...
+
+    @overload
+    async def delete(
+        self, /, *names: str, return_exceptions: bool, **options: Any
+    ) -> list[Exception | None]: ...
+
+    async def delete(
+        self, /, *names: str, return_exceptions: bool = False, **options: Any
+    ) -> list[Exception | None] | None:
         """Remove names from every kernel: in each all of them, or none; see ``Bridge.delete``.
 
-        With ``return_exceptions=True`` what the kernels raise is dropped.
+        With ``return_exceptions=True`` it returns for each kernel what it raised, or None.
 
         Example::
 
             >>> await fleet[1].push(x=1)
             <Transfer x: ...>
             >>> await fleet.delete("x", return_exceptions=True)
+            [NameNotFound(...), None]
             >>> await fleet[1].exists("x")
             False
         """
-        await self._each("delete", names, options)
+        return await self._errors_of("delete", names, return_exceptions, options)
 
     async def exists(self, /, name: str, **options: Any) -> list[bool]:
         """Return for every kernel whether its namespace has a name; see ``Bridge.exists``.
@@ -384,17 +397,45 @@ class Fleet(FleetWork):
 
     # ------------------------------------------------------------ life
 
-    async def interrupt(self, /, **options: Any) -> None:
+    @overload
+    async def interrupt(
+        self, /, *, return_exceptions: Literal[False] = False, **options: Any
+    ) -> None: ...
+
+    @overload
+    async def interrupt(
+        self, /, *, return_exceptions: bool, **options: Any
+    ) -> list[Exception | None]: ...
+
+    async def interrupt(
+        self, /, *, return_exceptions: bool = False, **options: Any
+    ) -> list[Exception | None] | None:
         """Raise ``KeyboardInterrupt`` in what every kernel runs; see ``Bridge.interrupt``.
+
+        With ``return_exceptions=True`` it returns for each kernel what it raised, or None.
 
         Example::
 
             >>> await fleet.interrupt()
         """
-        await self._each("interrupt", (), options)
+        return await self._errors_of("interrupt", (), return_exceptions, options)
 
-    async def restart(self, /, **options: Any) -> None:
+    @overload
+    async def restart(
+        self, /, *, return_exceptions: Literal[False] = False, **options: Any
+    ) -> None: ...
+
+    @overload
+    async def restart(
+        self, /, *, return_exceptions: bool, **options: Any
+    ) -> list[Exception | None]: ...
+
+    async def restart(
+        self, /, *, return_exceptions: bool = False, **options: Any
+    ) -> list[Exception | None] | None:
         """Replace the process of every kernel; see ``Bridge.restart``.
+
+        With ``return_exceptions=True`` it returns for each kernel what it raised, or None.
 
         Example::
 
@@ -402,4 +443,4 @@ class Fleet(FleetWork):
             >>> await fleet.exists("x")
             [False, False]
         """
-        await self._each("restart", (), options)
+        return await self._errors_of("restart", (), return_exceptions, options)

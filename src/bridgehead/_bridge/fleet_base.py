@@ -196,6 +196,18 @@ class FleetBase(Sequence[Bridge], HandoffTargets):
 
         return await self._all(operation, *policy, raised=raised)
 
+    async def _errors_of(
+        self,
+        name: str,
+        args: Sequence[Any],
+        return_exceptions: bool,
+        options: Mapping[str, Any],
+    ) -> list[Exception | None] | None:
+        """Run an operation that returns nothing; with ``return_exceptions`` return the errors."""
+        options = {**options, "return_exceptions": return_exceptions}
+        outcomes = await self._each(name, args, options)
+        return outcomes if return_exceptions else None
+
     async def _pulled(
         self,
         expressions: Sequence[str | Ref],

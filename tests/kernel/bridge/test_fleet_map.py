@@ -461,6 +461,47 @@ async def test_results_of_living_kernels_are_kept_when_one_dies() -> None:
         assert await fleet.exists("victim") == [True, True, False, True]
 
 
+@pytest.mark.parametrize("policy", [{}, {"return_exceptions": True}])
+async def test_every_operation_keeps_the_results_when_a_kernel_dies(policy: Any) -> None:
+    """All of them are on their way to a stopped kernel, which is killed."""
+    async with Fleet.launch(3) as fleet, Bridge.launch() as source:
+        await fleet.push(old=1)
+        await source.push(handed=2)
+        operations: dict[str, Any] = {
+            "push": fleet.push(x=1, **policy),
+            "a large push": fleet.push(y=np.ones(2_000_000), **policy),
+            "scatter": fleet.scatter("part", [1, 2, 3], **policy),
+            "pull": fleet.pull("old", **policy),
+            "run": fleet.run("old + x", push={"z": 3}, pull=["z"], **policy),
+            "call": fleet.call(abs, -1, **policy),
+            "call, kept": fleet.call(list, keep=True, **policy),
+            "call of an async function": fleet.call(asyncio.sleep, 0, 4, **policy),
+            "names": fleet.names(**policy),
+            "exists": fleet.exists("old", **policy),
+            "delete": fleet.delete("old", **policy),
+            "handoff": source.handoff("handed", to=fleet, **policy),
+        }
+        if not policy:
+            operations["gather"] = fleet.gather("part")
+        os.kill(fleet[1].info.pid, signal.SIGSTOP)
+        tasks = {name: asyncio.ensure_future(work) for name, work in operations.items()}
+        both = fleet[0], fleet[2]
+        await until(lambda: not any(bridge._connection.queue.turns for bridge in both))
+        os.kill(fleet[1].info.pid, signal.SIGKILL)
+        async with reported_within(5):
+            await asyncio.wait(tasks.values())
+        for name, task in tasks.items():
+            if policy:
+                found = task.result()
+                assert [type(one) is KernelDied for one in found] == [False, True, False], name
+            else:
+                error = task.exception()
+                assert type(error) is FleetError, (name, error)
+                assert error.results.keys() == {0, 2}, name
+                assert type(error.errors[1]) is KernelDied, (name, error.errors)
+        assert await fleet[0].pull("part", "x", "z", "handed") == ([1], 1, 3, 2)
+
+
 async def test_a_restart_of_all(fleet: Fleet) -> None:
     before = await fleet.call(os.getpid)
     await fleet.restart()

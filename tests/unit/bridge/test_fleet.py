@@ -23,6 +23,7 @@ from bridgehead import (
     FleetError,
     Message,
     NameNotFound,
+    NotSupported,
     PayloadTooLarge,
     UntrustedPayload,
 )
@@ -122,7 +123,10 @@ async def test_every_operation_can_return_exceptions(fleet: Fleet) -> None:
     ):
         assert type(outcomes[2]) is BridgeClosed
         assert not any(isinstance(one, Exception) for one in outcomes[:2])
-    await fleet.delete("x", **options)
+    for nothing in (await fleet.delete("x", **options), await fleet.restart(**options)):
+        assert [type(one) for one in nothing] == [type(None), type(None), BridgeClosed]
+    errors: Any = await fleet.interrupt(**options)
+    assert [type(one) for one in errors] == [NotSupported, NotSupported, BridgeClosed]
     assert await fleet[:2].exists("x") == [False, False]
 
 
