@@ -22,6 +22,7 @@ The transports, each with its helpers:
 - ``zmq``: the kernel's own ZeroMQ sockets; ``zmq_link``, ``process``, ``addresses``,
   ``descriptors``, and ``subscription``, which says what is read on iopub.
 - ``websocket``: a kernel behind a Jupyter server; ``rest``, ``jupyterhub``, ``subprotocols``.
-- ``ipyparallel_engine``: one engine of a cluster; ``ipyparallel_client``.
+- ``ipyparallel_engine``: one engine of a cluster; ``ipyparallel_client``, and
+  ``ipyparallel_control`` for what the engine serves while it works.
 - ``loopback``: a kernel simulated by a thread of this process.
 """

@@ -299,11 +299,11 @@ async def test_what_is_lost_unnoticed_is_sent_again(loopback: Bridge) -> None:
     report = loopback.callback(seen.append)
     await loopback.push(report=report)
     kernel = remote_of(loopback).kernel
-    send, lost = kernel.send_control, []
-    kernel.send_control = lambda *args: lost.append(args)
+    send, lost = kernel.send_event_on_control, []
+    kernel.send_event_on_control = lambda *args: lost.append(args)
     await loopback.run("report(1)")
     await until(lambda: lost)
-    kernel.send_control = send
+    kernel.send_event_on_control = send
     await until(lambda: seen == [1])
     await loopback.run("report(2)")
     await until(lambda: seen == [1, 2])

@@ -13,6 +13,7 @@ installed.
 - ``operations``: what each request does: bind, fetch, call, delete.
 - ``namespace``: the user's namespace, and its values as frames.
 - ``resources``: what stays in the kernel for a bridge.
+- ``event_queue``: what it sends to a client that gets nothing but replies.
 - ``subscriptions``: values and names that a client watches.
 - ``callbacks``: functions of a client that code in the kernel calls.
 - ``kept``: results of calls that stay under no name.
