@@ -181,11 +181,13 @@ class IpyparallelClient:
         identity: str,
         message_type: str,
         hook: Callable[[Any], object] | None = None,
+        request: str | None = None,
         **message: Any,
     ) -> Any:
         """Send a request to one engine and return the client's future for it.
 
-        ``hook`` gets the future before the request is sent.
+        ``hook`` gets the future before the request is sent. ``request`` is the id of the message;
+        the remote part knows a cell by it.
 
         Raises:
             OSError: the client was closed.
@@ -197,6 +199,8 @@ class IpyparallelClient:
             if hook is not None:
                 hook(future)
 
+        if request is not None:
+            message["header"] = {**client.session.msg_header(message_type), "msg_id": request}
         return client._send(
             client._mux_stream,
             message_type,

@@ -194,7 +194,9 @@ class EngineTransport(Transport):
             if message["header"]["msg_type"] != "execute_request":
                 future = shared.apply(self.identity, "lambda: None")
             elif content["code"]:
-                future = shared.ask(self.identity, "execute_request", hook, content=content)
+                future = shared.ask(
+                    self.identity, "execute_request", hook, request, content=content
+                )
             else:
                 text = function_text(content["user_expressions"][KEY])
                 future = shared.apply(self.identity, text, coalesce(buffers), hook)
@@ -209,7 +211,7 @@ class EngineTransport(Transport):
         """Subscribe to the iopub messages of a request; the client passes on no others."""
 
         def on_message(message: dict[str, Any]) -> None:
-            # The client made a request id of its own; the dispatcher knows ours.
+            # The client may have made a request id of its own; the dispatcher knows ours.
             parent = {**message["parent_header"], "msg_id": identity}
             self.shared.call(self._published, identity, {**message, "parent_header": parent})
 
