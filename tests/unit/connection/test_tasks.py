@@ -19,7 +19,9 @@ import pytest
 from bridgehead import (
     Bridge,
     BridgeClosed,
+    Fleet,
     KernelRestarted,
+    NotSupported,
     RemoteError,
     SyncBridge,
     SyncTask,
@@ -350,3 +352,19 @@ async def test_a_users_task_factory_stays_in_use(loopback: Bridge) -> None:
         assert await loopback.call(later, n) == n
     theirs.call_soon_threadsafe(theirs.set_task_factory, None)
     await loopback.push(x=2)
+
+
+async def test_a_kernel_that_sends_no_events_refuses_what_needs_them(loopback: Bridge) -> None:
+    """As an ipyparallel engine whose ipykernel has no thread for its control channel."""
+    loopback._transport.pushes = loopback._connection.remote.serves_control = False
+    one = Fleet([loopback])
+    for refused in (
+        lambda: loopback.submit(asyncio.sleep, 0),
+        lambda: one.map(asyncio.sleep, [0]),
+        lambda: loopback.callback(print),
+    ):
+        with pytest.raises(NotSupported, match="install ipykernel 6 or later there"):
+            refused()
+    with pytest.raises(NotSupported, match="an expression with await needs a kernel that sends"):
+        await loopback.pull("await nothing")
+    assert await loopback.call(abs, -1) == 1
