@@ -122,7 +122,7 @@ class FleetWork(FleetBase):
         Raises:
             TypeError: there is no iterable, or an argument is of a wrong type.
             ValueError: ``chunksize``, ``window`` or ``retries`` is too small.
-            NotSupported: an async function, and a kernel that only replies to requests.
+            NotSupported: an async function, and a kernel that sends no events.
             RemoteError: the function raised for an item.
             OutcomeUnknown: the kernel was lost that had the item (``KernelDied``), or no kernel is
                 left.

@@ -51,7 +51,7 @@ class WorkMethods(CellMethods):
             RemoteError: evaluating, a step or pickling an item raised.
             UntrustedPayload: an item is more than data, and only data is trusted.
             ReplyLost, KernelDied, KernelRestarted: the kernel or the items are lost.
-            NotSupported: an async iterator, and a kernel that only replies to requests.
+            NotSupported: an async iterator, and a kernel that sends no events.
 
         Example::
 

@@ -12,11 +12,13 @@ import contextlib
 from collections import deque
 from typing import Any
 
+from bridgehead._errors import ProtocolError
 from bridgehead._protocol.bootstrap import remote_source
 from bridgehead._shipped.wire.header import EVENT_MESSAGE, EVENTS_REQUEST
 from bridgehead._transports.dispatch import Dispatcher
 from bridgehead._transports.ipyparallel_client import IpyparallelClient
 
+UNREADABLE = KeyError, TypeError, ValueError, ProtocolError  # a kernel may send anything
 FINISHED = 1000  # requests whose late outputs are looked for
 
 
@@ -33,6 +35,7 @@ class EngineControl:
 
     def __init__(self, shared: IpyparallelClient, dispatcher: Dispatcher) -> None:
         self._shared, self._dispatcher = shared, dispatcher
+        self.unreadable = 0  # messages that could not be read
         self._requests: dict[str, Any] = {}  # the client's futures, by the dispatcher's ids
         self._expected: Expected | None = None
         self._finished: deque[str] = deque(maxlen=FINISHED)  # the client's ids
@@ -66,8 +69,13 @@ class EngineControl:
         if self._requests.pop(request, None) is not None:
             header = {"msg_type": reply["header"]["msg_type"], "msg_id": ""}
             parent = {"msg_id": request}
-            reply = {"header": header, "parent_header": parent, "content": reply["content"]}
-            self._dispatcher.received("control", reply)
+            self._receive({"header": header, "parent_header": parent, "content": reply["content"]})
+
+    def _receive(self, message: dict[str, Any]) -> None:
+        try:
+            self._dispatcher.received("control", message)
+        except UNREADABLE:
+            self.unreadable += 1
 
     def forget_all(self) -> None:
         """Forget what will not be answered: the engine is lost, or the bridge closes."""
@@ -115,9 +123,13 @@ class EngineControl:
             return
         self._ask(expected)  # first, so that it is on its way meanwhile
         self._forget_outputs()
+        try:
+            events = [(content, int(count)) for content, count in answer["content"]["events"]]
+        except UNREADABLE:
+            self.unreadable += 1
+            return
         at, buffers = 0, answer["buffers"]
-        for content, count in answer["content"]["events"]:
+        for content, count in events:
             event = {"header": {"msg_type": EVENT_MESSAGE}, "parent_header": {}}
-            event |= {"content": content, "buffers": buffers[at : at + count]}
-            self._dispatcher.received("control", event)
+            self._receive(event | {"content": content, "buffers": buffers[at : at + count]})
             at += count

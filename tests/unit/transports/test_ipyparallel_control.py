@@ -1,0 +1,104 @@
+"""Events that an engine sends as answers, also an engine that sends anything.
+
+Rule: no cluster. A client is stood in for by a table of its requests, which the test answers.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+from typing import Any
+
+import pytest
+
+from bridgehead._transports.ipyparallel_control import EngineControl
+
+
+class Client:
+    """Notes what is asked on the control channel, and passes on what the test answers."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, dict[str, Any], Any]] = []
+        self.forgotten: list[Any] = []
+        self.seen: list[dict[str, Any]] = []
+
+    def ask_on_control(self, identity: str, kind: str, content: dict[str, Any]) -> Any:
+        future: Any = concurrent.futures.Future()
+        self.asked.append((identity, content, future))
+        return future
+
+    def forget(self, future: Any) -> None:
+        self.forgotten.append(future)
+
+    def forget_outputs(self, request: str) -> None:
+        self.forgotten.append(request)
+
+    def call(self, function: Any, *args: Any) -> None:
+        function(*args)
+
+    def received(self, channel: str, message: dict[str, Any]) -> None:
+        if not isinstance(message["content"], dict):
+            raise TypeError(channel)
+        self.seen.append(message)
+
+    def answer(self, content: Any, buffers: Any = ()) -> None:
+        self.asked[-1][2].set_result({"content": content, "buffers": list(buffers)})
+
+
+@pytest.fixture
+def client() -> Client:
+    return Client()
+
+
+@pytest.fixture
+def control(client: Client) -> EngineControl:
+    made: Any = EngineControl
+    return made(client, client)  # type: ignore[no-any-return]
+
+
+def test_each_answer_is_followed_by_another_question(
+    control: EngineControl, client: Client
+) -> None:
+    control.expect_events("engine", "me", "epoch")
+    control.expect_events("engine", "me", "epoch")
+    assert [(engine, content) for engine, content, _ in client.asked] == [
+        ("engine", {"owner": "me"})
+    ]
+    client.answer({"events": [[{"resource": "a"}, 2], [{"resource": "b"}, 1]]}, [1, 2, 3])
+    assert [(one["content"], one["buffers"]) for one in client.seen] == [
+        ({"resource": "a"}, [1, 2]),
+        ({"resource": "b"}, [3]),
+    ]
+    assert len(client.asked) == 2
+
+
+@pytest.mark.parametrize(
+    "content", [{}, None, {"events": 3}, {"events": [3]}, {"events": [[1, "x"]]}]
+)
+def test_what_cannot_be_read_is_counted_and_asked_again(
+    control: EngineControl, client: Client, content: Any
+) -> None:
+    control.expect_events("engine", "me", "epoch")
+    client.answer(content)
+    assert (control.unreadable, client.seen) == (1, [])
+    client.answer({"events": [[None, 0], [{}, 0]]})
+    assert (control.unreadable, len(client.seen)) == (2, 1)
+    assert len(client.asked) == 3
+
+
+def test_another_remote_part_is_asked_anew(control: EngineControl, client: Client) -> None:
+    control.expect_events("engine", "me", "epoch")
+    control.expect_events("engine", "me", "another")
+    contents = [content for _, content, _ in client.asked]
+    assert contents == [{"owner": "me"}, {"owner": "me", "end": True}, {"owner": "me"}]
+    client.asked[0][2].set_result({"content": {"events": [[{}, 0]]}, "buffers": []})
+    assert client.seen == []
+    assert len(client.asked) == 3
+
+
+def test_a_lost_engine_leaves_no_question(control: EngineControl, client: Client) -> None:
+    control.finished("printed")
+    control.expect_events("engine", "me", "epoch")
+    control.send("engine", {"header": {"msg_id": "1", "msg_type": "x"}, "content": {}})
+    control.forget_all()
+    futures = [future for _, _, future in client.asked]
+    assert set(client.forgotten) == {"printed", *futures}
