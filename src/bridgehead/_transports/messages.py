@@ -44,7 +44,7 @@ class Message:
 
     @classmethod
     def parse(cls, message: Mapping[str, Any], trust: str = "data") -> Message:
-        """Make a message from the dict that jupyter_client's ``Session`` returns.
+        """Make a message from a dict such as jupyter_client's ``Session`` returns.
 
         Raises:
             ProtocolError: it is not a Jupyter message.

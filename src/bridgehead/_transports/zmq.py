@@ -65,14 +65,11 @@ from bridgehead._transports.dispatch import INPUT
 from bridgehead._transports.evidence import is_deserted
 from bridgehead._transports.messages import Messages
 from bridgehead._transports.process import KernelProcess
+from bridgehead._transports.signed import SignedMessages, split
 from bridgehead._transports.subscription import OutputSubscription
 from bridgehead._transports.tasks import in_thread, run_all, waited
 from bridgehead._transports.zmq_link import REFUSED, Link
 
-# Signatures that a session keeps, so that no message counts twice; a reply that is repeated finds
-# no request anyway. jupyter_client's 65,536 take 8 MB in each bridge, and when it drops some, it
-# sorts them all: the event loop stops for some 40 ms, and much longer under load.
-DIGESTS = 2048
 YIELD_EVERY = 16  # messages after which a reader lets other tasks run
 CHANNELS = {
     "shell": "shell_port",
@@ -149,7 +146,7 @@ class ZmqTransport(Transport):
         self._client.load_connection_info(info)  # type: ignore[arg-type]
         self._info = info
         self.session = self._client.session
-        self.session.digest_history_size = DIGESTS
+        self._signed = SignedMessages(self.session)
         self.name = self._client.transport
         # Another address of this machine may be a port that SSH forwards. The outputs have a
         # connection of their own, so what they say arrives before a long reply.
@@ -440,11 +437,11 @@ class ZmqTransport(Transport):
     async def _read(self, channel: str, socket: Any) -> None:
         count = 0
         while True:
-            parts = await socket.recv_multipart(copy=False)
+            frames = await socket.recv_multipart(copy=False)
             try:
-                topics, parts = self.session.feed_identities(parts, copy=False)
-                if channel != "iopub" or self.subscription.arrived(topics[0] if topics else b""):
-                    self._received(channel, self.session.deserialize(parts, copy=False))
+                topic, frames = split(frames)
+                if channel != "iopub" or self.subscription.arrived(topic):
+                    self._received(channel, self._signed.read(frames))
             except Exception:  # noqa: BLE001
                 # A forged, damaged or unknown message must only harm its own request.
                 self.unreadable += 1

@@ -30,7 +30,7 @@ from bridgehead import (
 )
 from bridgehead._lanes.handshake import LaneName
 from bridgehead._transports.dispatch import WINDOW, Dispatcher
-from bridgehead._transports.zmq import DIGESTS
+from bridgehead._transports.signed import REMEMBERED
 from support.faults import CallsInKernel
 from support.kit import KEPT
 
@@ -441,7 +441,7 @@ async def test_an_interrupt_of_a_dead_kernel_is_reported(live: Bridge) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("lane", ["direct", "buffers", "inline"])
 async def test_many_operations_leave_nothing_in_the_client(lane: LaneName) -> None:
-    """jupyter_client keeps the signature of each message: 65,536 by default."""
+    """Each message leaves a part of its signature, but only the latest messages."""
     async with Bridge.launch(lane=lane) as bridge:
 
         def blocks() -> int:
@@ -453,7 +453,7 @@ async def test_many_operations_leave_nothing_in_the_client(lane: LaneName) -> No
                 await bridge.push(x=number)
                 assert await bridge.pull("x") == number
 
-        await push_and_pull(DIGESTS // 4)  # each brings three messages or more
+        await push_and_pull(REMEMBERED)  # each brings three messages or more
         before = blocks()
         await push_and_pull(500)
         assert blocks() - before < 500
