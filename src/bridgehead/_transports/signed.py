@@ -27,7 +27,7 @@ REMEMBERED = 256
 MARK = 16
 
 
-def split(frames: Sequence[zmq.Frame]) -> tuple[bytes, Sequence[zmq.Frame]]:
+def split(frames: list[zmq.Frame]) -> tuple[bytes, list[zmq.Frame]]:
     """Return the topic of a message on iopub, or else nothing, and the frames to read.
 
     Raises:

@@ -69,8 +69,8 @@ from bridgehead._transports.signed import SignedMessages, split
 from bridgehead._transports.subscription import OutputSubscription
 from bridgehead._transports.tasks import in_thread, run_all, waited
 from bridgehead._transports.zmq_link import REFUSED, Link
+from bridgehead._transports.zmq_reader import YIELD_EVERY, SocketReader
 
-YIELD_EVERY = 16  # messages after which a reader lets other tasks run
 CHANNELS = {
     "shell": "shell_port",
     "control": "control_port",
@@ -158,6 +158,7 @@ class ZmqTransport(Transport):
         if kernel_process is not None and kernel_process.is_child:
             self.own = "this program started the kernel's process"
         self._sockets: dict[str, Any] = {}
+        self._iopub: SocketReader | None = None
         self._missed = 0  # heartbeats without an answer
         self._question: asyncio.Task[None] | None = None  # on control, of a silent kernel
         self.has_pulse = False  # a heartbeat has been answered, so a missing one means something
@@ -200,9 +201,11 @@ class ZmqTransport(Transport):
         self._monitor_owner = monitor
         self.link.watch(monitor)
         heart = self._sockets["heartbeat"]
-        for channel, socket in self._sockets.items():
-            if socket is not heart:
-                self.spawn(self._kept(partial(self._read, channel, socket)))
+        for channel in ("shell", "control"):
+            self.spawn(self._kept(partial(self._read, channel, self._sockets[channel])))
+        self._iopub = SocketReader(
+            self._sockets["iopub"], partial(self._arrived, "iopub"), self.timings
+        )
         self.spawn(self._kept(partial(self._listen_to, heart)))
         if self._kernel_process is not None:
             self.spawn(self._kept(partial(self._watch_process, self._kernel_process)))
@@ -355,6 +358,8 @@ class ZmqTransport(Transport):
 
     async def _close_sockets(self) -> None:
         self.link.unwatch()
+        if self._iopub is not None:
+            self._iopub.close()
         for socket in self._sockets.values():
             # Do this before the monitor closes. With the monitor closed, libzmq would try for ever
             # to deliver an event (such as the end of a kernel just now), and ``disable_monitor``
@@ -437,17 +442,19 @@ class ZmqTransport(Transport):
     async def _read(self, channel: str, socket: Any) -> None:
         count = 0
         while True:
-            frames = await socket.recv_multipart(copy=False)
-            try:
-                topic, frames = split(frames)
-                if channel != "iopub" or self.subscription.arrived(topic):
-                    self._received(channel, self._signed.read(frames))
-            except Exception:  # noqa: BLE001
-                # A forged, damaged or unknown message must only harm its own request.
-                self.unreadable += 1
+            self._arrived(channel, await socket.recv_multipart(copy=False))
             count += 1
             if count % YIELD_EVERY == 0:
                 await asyncio.sleep(0)
+
+    def _arrived(self, channel: str, frames: list[zmq.Frame]) -> None:
+        try:
+            topic, frames = split(frames)
+            if channel != "iopub" or self.subscription.arrived(topic):
+                self._received(channel, self._signed.read(frames))
+        except Exception:  # noqa: BLE001
+            # A forged, damaged or unknown message must only harm its own request.
+            self.unreadable += 1
 
     def _received(self, channel: str, message: dict[str, Any]) -> None:
         header = message["header"]
@@ -484,6 +491,8 @@ class ZmqTransport(Transport):
                 connect(endpoint)
         if channel == "iopub":
             self.subscription.again()
+            if self._iopub is not None:
+                self._iopub.read()
 
     def connection_lost(self, why: Callable[[], BridgeError], state: str) -> None:
         super().connection_lost(why, state)
@@ -675,3 +684,5 @@ class ZmqTransport(Transport):
                 socket.curve_serverkey = self._client.curve_publickey
             between = "-" if info["transport"] == "ipc" else ":"
             socket.connect(f"{info['transport']}://{info['ip']}{between}{info[port]}")
+        if self._iopub is not None:
+            self._iopub.read()

@@ -1,0 +1,72 @@
+"""Read a ZeroMQ socket on which nothing is sent, without a future for each message.
+
+Rule: when messages are there, and that reading them leaves other tasks their turns. What they mean
+is not known here.
+
+pyzmq's asyncio sockets make a future and wake a task for each message. That took 28 of the 67 µs
+of a status message, and every bridge of a kernel reads every status (measured).
+
+The descriptor of a socket is edge-triggered: it is readable after something arrived in an empty
+socket, until the next ``send``, ``recv``, ``connect``, ``disconnect`` or question for the socket's
+events. So ``read`` goes on until the socket is empty, and is called after ``connect`` and
+``disconnect``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import zmq
+
+from bridgehead._transports.timings import Timings
+
+YIELD_EVERY = 16  # messages after which a reader lets other tasks run
+log = logging.getLogger("bridgehead")
+
+
+class SocketReader:
+    """The reader of one socket, from now on; each message goes to ``take``."""
+
+    def __init__(
+        self, socket: Any, take: Callable[[list[zmq.Frame]], object], timings: Timings
+    ) -> None:
+        self._take, self._timings = take, timings
+        self._loop = asyncio.get_running_loop()
+        self._socket: Any = zmq.Socket.shadow(socket.underlying)
+        self._next: asyncio.Handle | None = None
+        self._loop.add_reader(self._socket.FD, self.read)
+        self.read()
+
+    def close(self) -> None:
+        """Read no more; to be called before the socket is closed."""
+        self._go_on(None)
+        if self._socket is not None:
+            asyncio.get_running_loop().remove_reader(self._socket.FD)
+            self._socket = None
+
+    def read(self) -> None:
+        """Read what has arrived; much of it in several turns of the event loop."""
+        self._go_on(None)
+        try:
+            for _ in range(YIELD_EVERY):
+                if self._socket is None:  # closed, perhaps by what a message led to
+                    return
+                try:
+                    frames = self._socket.recv_multipart(zmq.NOBLOCK, copy=False)
+                except zmq.Again:
+                    return
+                self._take(frames)
+            self._go_on(self._loop.call_soon(self.read))
+        except Exception as error:  # noqa: BLE001 - nothing else would read
+            # As where this process lacks memory. Messages may wait, and no event will say so.
+            log.debug("a reader of messages failed, and goes on: %r", error)
+            self._go_on(self._loop.call_later(self._timings.reader_pause, self.read))
+
+    def _go_on(self, handle: asyncio.Handle | None) -> None:
+        """Have this handle, or none, be the one that goes on reading."""
+        if self._next is not None:
+            self._next.cancel()
+        self._next = handle
