@@ -18,6 +18,7 @@ from array import array
 from collections import deque
 from json import JSONDecoder, JSONEncoder
 from struct import Struct
+from threading import local
 from typing import Any, Deque, Dict, Mapping, Sequence, Tuple
 from weakref import WeakSet
 
@@ -69,6 +70,16 @@ class UnmappedSegment:
     __del__ = report
 
 
+class _Room(local):
+    """Where a thread reads to, whichever socket it reads: one for each took 64 KiB of each."""
+
+    def __init__(self) -> None:
+        self.view = memoryview(bytearray(_ROOM))
+
+
+_room = _Room()
+
+
 class FrameSocket:
     """One end of the socket, with the pool it sends from and the slabs it has mapped."""
 
@@ -78,7 +89,6 @@ class FrameSocket:
         self._handed: dict[int, Slab] = {}  # slabs whose file the peer has, by number
         self._closed_numbers: Deque[int] = deque()  # closed slabs that no message has listed yet
         self.unread = bytearray()  # what was received and is not a whole message yet
-        self._room = memoryview(bytearray(_ROOM))
         self._files: Deque[int] = deque()
         _open_sockets.add(self)
 
@@ -160,7 +170,8 @@ class FrameSocket:
 
     def receive(self) -> bool:
         """Read once; return false if the peer has closed. Raise what ``recvmsg`` raises."""
-        count, extra, flags, _ = self.socket.recvmsg_into([self._room], _SPACE, _CLOEXEC)
+        room = _room.view
+        count, extra, flags, _ = self.socket.recvmsg_into([room], _SPACE, _CLOEXEC)
         for level, kind, data in extra:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 files = array("i", data[: len(data) // 4 * 4])
@@ -172,7 +183,7 @@ class FrameSocket:
             raise WireError("protocol", "the peer sent files that belong to no message")
         if flags & _TRUNCATED:
             self._files.append(-1)  # this process had no file descriptor left to receive the file
-        self.unread += self._room[:count]
+        self.unread += room[:count]
         return count > 0
 
     def next(self) -> SocketMessage | None:
