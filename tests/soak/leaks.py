@@ -192,15 +192,16 @@ class Work:
 
 
 async def measured(owner: Bridge, folder: Path) -> dict[str, Any]:
-    """Return what this process, the kernel and the runtime folder hold."""
+    """Return what this process, the kernel and the run's folders hold."""
     held, pid = left.Held.now(), owner.info.pid
+    dumps = Path(os.environ[left.STACKS])  # where each kernel of a soak opens a file
     kernel = await owner.call(sizes)
     return {
         "MB": proc.private(os.getpid()) >> 20,
         "descriptors": len(held.descriptors),
         "threads": len(held.threads),
         "tasks": len(held.tasks),
-        "files": sum(1 for _ in folder.rglob("*")),
+        "files": sum(dumps not in file.parents for file in folder.rglob("*")),
         "processes": len(left.marked()),
         "kernel MB": proc.private(pid) >> 20,
         **{f"kernel {what}": count for what, count in kernel.items()},
