@@ -203,9 +203,11 @@ class ZmqTransport(Transport):
         heart = self._sockets["heartbeat"]
         for channel in ("shell", "control"):
             self.spawn(self._kept(partial(self._read, channel, self._sockets[channel])))
-        self._iopub = SocketReader(
-            self._sockets["iopub"], partial(self._arrived, "iopub"), self.timings
-        )
+        iopub = self._sockets["iopub"]
+        try:
+            self._iopub = SocketReader(iopub, partial(self._arrived, "iopub"), self.timings)
+        except NotImplementedError:  # asyncio's default loop on Windows watches no sockets
+            self.spawn(self._kept(partial(self._read, "iopub", iopub)))
         self.spawn(self._kept(partial(self._listen_to, heart)))
         if self._kernel_process is not None:
             self.spawn(self._kept(partial(self._watch_process, self._kernel_process)))

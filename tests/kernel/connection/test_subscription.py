@@ -8,9 +8,11 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
+import zmq
 
 from bridgehead import Bridge
 from bridgehead._connection.cell import CellOutputs
@@ -28,15 +30,15 @@ def transport_of(bridge: Bridge) -> ZmqTransport:
 
 def counted(bridge: Bridge) -> Counter[str]:
     """Count, by type, the messages that a bridge checks from now on."""
-    session, found = transport_of(bridge).session, Counter[str]()
-    deserialize = session.deserialize
+    signed, found = transport_of(bridge)._signed, Counter[str]()
+    read = signed.read
 
-    def count(*arguments: Any, **options: Any) -> Any:
-        message = deserialize(*arguments, **options)
+    def count(frames: Sequence[zmq.Frame]) -> dict[str, Any]:
+        message = read(frames)
         found[message["header"]["msg_type"]] += 1
         return message
 
-    session.deserialize = count
+    signed.read = count  # type: ignore[method-assign]
     return found
 
 
@@ -48,7 +50,21 @@ async def test_a_bridge_does_not_check_the_outputs_of_other_clients(live: Bridge
         await live.run("from IPython.display import display; display(1)")
         assert await other.pull("1 + 1") == 2
         assert not found["stream"] + found["display_data"]
+        assert found["status"]
         assert (await other.run("print('mine')")).stdout == "mine\n"
+
+
+async def test_outputs_arrive_where_the_event_loop_watches_no_sockets(
+    live: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """asyncio's default loop on Windows does not; pyzmq has a way of its own then."""
+
+    def refuse(*arguments: Any) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr("bridgehead._transports.zmq.SocketReader", refuse)
+    async with Bridge.attach(file_of(live)) as other:
+        assert (await other.run(PRINTS)).stdout.split() == [str(n) for n in range(100)]
 
 
 @pytest.mark.timings(outputs_unwanted=0.0)
