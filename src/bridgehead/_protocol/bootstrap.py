@@ -52,6 +52,8 @@ SHIPPED = (  # in this order, they become one module in the kernel
     "remote/kernel.py",
     "remote/cell_errors.py",
     "remote/inspection.py",
+    "remote/library_values.py",
+    "remote/description.py",
     "remote/preview.py",
     "remote/detail.py",
     "remote/tables.py",

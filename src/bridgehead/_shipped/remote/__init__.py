@@ -23,7 +23,9 @@ installed.
 - ``output_limit``: that limit.
 - ``maps``: functions that are called with one item after the other.
 - ``kernel``, ``inspection``: the kernel as the remote part sees it.
-- ``preview``, ``detail``: a short text of a value, and a closer look at it, without a user's code.
+- ``description``, ``preview``, ``detail``: type and size of a value, a short text of it, and a
+  closer look at it, without a user's code.
+- ``library_values``: which values of libraries can be looked at without a user's code.
 - ``cell_guard``: interrupts that hit one cell and no other.
 - ``cell_errors``: the exception of a cell, for the client that sent it.
 - ``orphans``: subshells that a client left behind.

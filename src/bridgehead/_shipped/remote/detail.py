@@ -18,7 +18,8 @@ from zlib import compress, crc32
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.inspection import of_class
-    from bridgehead._shipped.remote.preview import NUMBERS, _item, is_of_pandas, without_attributes
+    from bridgehead._shipped.remote.library_values import arrow_type, is_defined, is_of_pandas
+    from bridgehead._shipped.remote.preview import NUMBERS, _item, has_parts, without_attributes
     from bridgehead._shipped.wire.header import ValueDetail
 
 HEAD_ROWS, HEAD_COLUMNS = 20, 12  # of a table that are shown
@@ -96,16 +97,13 @@ def _look(look: Look, value: Any, kind: Any) -> None:
         document = value.__doc__
         look.text = document[:TEXT_HEAD] if type(document) is str else ""
     else:
-        module = of_class(kind, "__module__")
-        # A user's class may claim any module.
-        if vars(sys.modules.get(module, sys)).get(of_class(kind, "__name__")) is kind:
-            looker = LIBRARIES.get(module.partition(".")[0])
-            if looker is not None:
-                looker(look, value, of_class(kind, "__name__"))
+        looker = LIBRARIES.get(of_class(kind, "__module__").partition(".")[0])
+        if looker is not None and is_defined(kind):
+            looker(look, value, of_class(kind, "__name__"))
 
 
 def _look_at_pandas(look: Look, value: Any, name: str) -> None:
-    if name not in ("Series", "DataFrame"):
+    if name not in ("Series", "DataFrame") or not is_of_pandas(value):
         return
     head = without_attributes(value).iloc[:HEAD_ROWS]
     if name == "Series":
@@ -113,23 +111,36 @@ def _look_at_pandas(look: Look, value: Any, name: str) -> None:
     else:
         head = head.iloc[:, :HEAD_COLUMNS]
         columns = [(label, head.iloc[:, at]) for at, label in enumerate(head.columns)]
-    labels = getattr(head.index, "levels", None) or [head.index]  # of a MultiIndex
-    if not all(is_of_pandas(one) for one in (*labels, *(column for _, column in columns))):
-        return
     if name == "Series":
         look.fact("Items", value.dtype)
-    rows = zip(head.index.tolist(), *(column.tolist() for _, column in columns))
+    rows = zip(head.index.tolist(), *(_pandas_items(column) for _, column in columns))
     look.table(("", *("" if label is None else label for label, _ in columns)), rows)
 
 
+def _pandas_items(column: Any) -> Sequence[Any]:
+    arrow = arrow_type(column.dtype)
+    if has_parts(arrow):
+        return ["<%s>" % of_class(type(arrow), "__name__")] * len(column)
+    found: Sequence[Any] = column.tolist()
+    return found
+
+
 def _look_at_polars(look: Look, value: Any, name: str) -> None:
-    head = value.head(HEAD_ROWS)
     if name == "Series":
         look.fact("Items", value.dtype)
-        look.table(("", value.name), enumerate(head.to_list()))
+        items = _polars_items(value.head(HEAD_ROWS))
+        look.table(("", value.name), ((str(at), item) for at, item in enumerate(items)))
     elif name == "DataFrame":
-        head = head[:, :HEAD_COLUMNS]
-        look.table(head.columns, head.rows())
+        head = value.head(HEAD_ROWS)[:, :HEAD_COLUMNS]
+        look.table(head.columns, zip(*map(_polars_items, head.get_columns())))
+
+
+def _polars_items(column: Any) -> Sequence[Any]:
+    """Return the items of a column; an item that has items of its own may be of any length."""
+    if column.dtype.is_nested():
+        return ["<%s>" % of_class(type(column.dtype), "__name__")] * len(column)
+    found: Sequence[Any] = column.to_list()
+    return found
 
 
 def _look_at_pyarrow(look: Look, value: Any, name: str) -> None:

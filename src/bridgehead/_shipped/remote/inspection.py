@@ -1,8 +1,7 @@
-"""Inspection of this process and its values, without running a user's code.
+"""Inspection of this process: classes, processes and installed packages.
 
 Rule: use the standard library only, and run on Python 3.8 and later. These are functions without
-state. They look at values, processes and installed packages, and neither import nor change
-anything of the user's.
+state. They run no code of the user's, and neither import nor change anything of the user's.
 """
 
 from __future__ import annotations
@@ -12,52 +11,6 @@ import sys
 from importlib.util import find_spec
 from stat import S_ISDIR
 from typing import Any, Iterable, Sequence
-
-if __package__:  # in the kernel, all shipped files are one module
-    from bridgehead._shipped.wire.header import NameDescription
-
-# Modules whose types give their shape, len and size without running a user's code.
-_KNOWN = {"builtins", "collections", "array", "numpy", "pandas", "torch", "polars", "pyarrow"}
-
-
-def describe(name: str, value: Any) -> NameDescription:
-    """Return name, type, shape or length, and bytes of a value.
-
-    The bytes of a plain container are its own, without its items.
-    """
-    kind = type(value)
-    where = of_class(kind, "__module__")
-    module = where.partition(".")[0]
-    prefix = "" if module in ("builtins", "__main__") else module + "."
-    description: NameDescription = {
-        "name": name,
-        "type": prefix + of_class(kind, "__qualname__"),
-        "shape": None,
-        "len": None,
-        "bytes": None,
-        "preview": None,
-    }
-    if module not in _KNOWN or kind in (type(describe), type):
-        return description
-    # A user's class may claim any module.
-    if vars(sys.modules.get(where, sys)).get(of_class(kind, "__name__")) is not kind:
-        return description
-    try:
-        shape = getattr(value, "shape", None)
-        if isinstance(shape, tuple):
-            description["shape"] = [int(length) for length in shape]
-        elif hasattr(value, "__len__"):
-            description["len"] = len(value)
-        usage = getattr(value, "memory_usage", None)
-        if module == "pandas" and usage is not None:
-            total = usage(deep=False)
-            description["bytes"] = int(total.sum() if hasattr(total, "sum") else total)
-        else:
-            size = getattr(value, "nbytes", None)
-            description["bytes"] = int(size if isinstance(size, int) else sys.getsizeof(value))
-    except Exception:  # a half-built object: report its name and type alone
-        pass
-    return description
 
 
 def of_class(kind: Any, attribute: str) -> str:

@@ -15,6 +15,11 @@ from typing import Any, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.inspection import of_class
+    from bridgehead._shipped.remote.library_values import (
+        arrow_type,
+        has_labels_of_pandas,
+        is_of_pandas,
+    )
 
 LONGEST = 120  # characters
 ITEMS, LEVELS = 5, 2  # of a container that are shown
@@ -92,10 +97,12 @@ def _of_library(value: Any, kind: Any, levels: int) -> str | None:
     if numpy is not None and issubclass(kind, numpy.generic) and vars(numpy).get(name) is kind:
         return repr(value.item()) if value.dtype.kind in NUMBERS else None
     if kind is getattr(pandas, "DataFrame", None):
+        if not has_labels_of_pandas(value):
+            return None
         labels = [_item(one, 0) for one in islice(value.columns, ITEMS)]
         return "columns " + ", ".join([*labels, *(["…"] if len(value.columns) > ITEMS else [])])
     if kind is getattr(pandas, "Series", None):
-        if not is_of_pandas(value):
+        if not is_of_pandas(value) or has_parts(arrow_type(value.dtype)):
             return None
         items = [_item(one, 0) for one in without_attributes(value).iloc[:ITEMS].tolist()]
         return "[%s]" % ", ".join([*items, *(["…"] if len(value) > ITEMS else [])])
@@ -110,9 +117,6 @@ def without_attributes(value: Any) -> Any:
     return type(value)(value, copy=False)
 
 
-def is_of_pandas(column: Any) -> bool:
-    """Return whether pandas itself keeps the items of a column or an index, not a user's class."""
-    kinds = type(column), type(column.array), type(column.dtype)
-    return all(
-        of_class(kind, "__module__").partition(".")[0] in ("numpy", "pandas") for kind in kinds
-    )
+def has_parts(arrow: Any) -> bool:
+    """Return whether the items of an Arrow type have items of their own, maybe very many."""
+    return arrow is not None and bool(arrow.num_fields)

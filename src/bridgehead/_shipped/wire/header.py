@@ -154,7 +154,7 @@ class FailedItem(TypedDict):
 
 
 class NameDescription(TypedDict):
-    """A name in the kernel and its value. ``remote.inspection`` writes it."""
+    """A name in the kernel and its value. ``remote.description`` writes it."""
 
     name: str
     type: str

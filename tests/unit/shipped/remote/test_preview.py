@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bridgehead._shipped.remote.inspection import describe
+from bridgehead._shipped.remote.description import describe
 from bridgehead._shipped.remote.preview import LONGEST, preview
 
 SHOWN: list[tuple[Any, str | None]] = [
