@@ -6,7 +6,7 @@ is sent, and what happens when the kernel restarts, is decided in ``_connection`
 - ``bridge``: ``Bridge``, one kernel. Start here.
 - ``cell_methods``: its operations that run cells. ``cell_work`` and ``cell_stream`` do them.
 - ``work_methods``: its operations that run functions, iterate and call back; see ``work``.
-- ``notebook``: the cells of a notebook, one after the other.
+- ``notebook``: the cells of a notebook, one after the other; ``whole_file`` writes its file.
 - ``opening``: how a bridge is launched, attached, connected and closed; ``unopened``: what the
   constructors return.
 - ``arguments``: checks of names, expressions and sizes.

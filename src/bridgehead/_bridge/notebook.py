@@ -15,6 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bridgehead._bridge.bridge import Bridge
+from bridgehead._bridge.whole_file import write_whole
 from bridgehead._connection.cell import COMMS, CellObserver
 from bridgehead._errors import BridgeError, NotSupported, RemoteError, RunTimeout, harmless
 from bridgehead._protocol.display import shown_output
@@ -44,7 +45,8 @@ async def run_notebook(
         path: the notebook's file, which is not changed.
         parameters: names to live objects, pushed when the cell with the tag ``parameters`` has run,
             or before all cells if there is none.
-        save: where to write the notebook, also if a cell fails; None writes nothing.
+        save: where to write the notebook, also if a cell fails; None writes nothing. The file is
+            written whole, or an earlier one stays as it was.
         timeout: seconds for each cell. After a timeout, and after a cancel of the run, the cell is
             interrupted where the kernel can do this.
 
@@ -86,14 +88,14 @@ async def run_notebook(
 
 
 def write_notebook(notebook: Any, path: Path) -> None:
-    """Write the file of a notebook; what cannot be written leaves an earlier file as it is.
+    """Write the file of a notebook whole, or leave an earlier file as it is.
 
     An output may have half of a surrogate pair, which UTF-8 does not take, and JSON does. It is
     always in a text, so the escape of Python is that of JSON.
     """
     nbformat: Any = importlib.import_module("nbformat")
     content = nbformat.writes(notebook).encode("utf-8", "backslashreplace")
-    pathlib.Path(path).write_bytes(content + b"\n")
+    write_whole(pathlib.Path(path), content + b"\n")
 
 
 class NotebookRun:

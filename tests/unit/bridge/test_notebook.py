@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,21 @@ async def test_a_notebook_that_cannot_be_written_leaves_the_file_as_it_was(
     with pytest.raises(TypeError):
         await run_notebook(loopback, file, save=file)
     assert file.read_text() == before
+
+
+async def test_a_notebook_is_replaced_as_a_whole_and_keeps_its_mode(
+    loopback: Bridge, tmp_path: Path
+) -> None:
+    file, link = written(tmp_path, ("1", [])), tmp_path / "link.ipynb"
+    link.symlink_to(file)
+    file.chmod(0o640)
+    with file.open() as before:  # a reader of the old file, such as a notebook's page
+        await run_notebook(loopback, file, save=link)
+        assert '"outputs": []' in before.read()
+    assert link.is_symlink()
+    assert '"execution_count": 1' in file.read_text()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o640
+    assert sorted(tmp_path.iterdir()) == [link, file]
 
 
 async def test_tags_are_honoured(loopback: Bridge, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -89,22 +88,6 @@ def test_an_array_with_a_pickle_in_it_is_not_opened() -> None:
     np.save(file, np.array([{}]), allow_pickle=True)
     with pytest.raises(formats.Unusable, match="can't be read as npy"):
         formats.loaded(file.getvalue(), "npy", "it")
-
-
-def test_a_file_that_cannot_be_written_whole_stays_unchanged(tmp_path: Path) -> None:
-    file = tmp_path / "a.json"
-    formats.write_whole(file, b"1")
-    assert file.stat().st_mode & 0o777 == 0o666 & ~_umask()
-    with pytest.raises(TypeError):
-        formats.write_whole(file, "no bytes")  # type: ignore[arg-type]
-    assert file.read_bytes() == b"1"
-    assert list(tmp_path.iterdir()) == [file]
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
 
 
 @given(st.text(), st.booleans())
@@ -239,22 +222,6 @@ def test_an_archive_of_arrays_is_refused() -> None:
     np.savez(file, np.arange(3))
     with pytest.raises(formats.Unusable, match="name the file .npz"):
         formats.loaded(file.getvalue(), "npy", "it")
-
-
-def test_a_file_name_may_be_as_long_as_the_system_allows(tmp_path: Path) -> None:
-    file = tmp_path / ("a" * 250 + ".json")
-    formats.write_whole(file, b"1")
-    assert file.read_bytes() == b"1"
-
-
-@pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="the system has no /dev/stdout")
-def test_a_file_that_is_a_pipe_is_written() -> None:
-    code = (
-        "from pathlib import Path; from bridgehead._tools.cli import formats; "
-        "formats.write_whole(Path('/dev/stdout'), b'1')"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-    assert done.stdout == b"1"
 
 
 async def test_info_says_why_the_lane_is_no_better() -> None:

@@ -13,9 +13,7 @@ import io
 import itertools
 import json
 import math
-import os
 import pickletools
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterable
 from decimal import Decimal
@@ -425,31 +423,3 @@ def _has_digits(number: int) -> bool:
         return bool(str(number))
     except ValueError:
         return False
-
-
-def write_whole(file: Path, data: bytes) -> None:
-    """Write a file, or leave it unchanged on failure; write directly to a device or a pipe.
-
-    Raises:
-        OSError: the file can't be written.
-    """
-    # Before links are resolved: the link of a pipe in /dev leads to no file.
-    if file.exists() and not file.is_file():
-        with file.open("wb") as out:
-            out.write(data)
-        return
-    target = file.resolve()
-    umask = os.umask(0)
-    os.umask(umask)
-    mode = target.stat().st_mode & 0o7777 if target.exists() else 0o666 & ~umask
-    # The new file gets a short name: with a prefix, a long name might exceed the system's limit.
-    number, name = tempfile.mkstemp(dir=target.parent, prefix=".new-")
-    try:
-        with os.fdopen(number, "wb") as out:
-            out.write(data)
-        Path(name).chmod(mode)
-        Path(name).replace(target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            Path(name).unlink()
-        raise

@@ -76,8 +76,9 @@ def run_file(
     except Exception as error:  # noqa: BLE001 - nbformat raises errors of many kinds
         why = line(error, 200)
         fail(f"{file} is not a notebook: {why}", UNUSABLE)
-    folder = Path(output).absolute().parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or Path(output).is_dir():
+    place = Path(output)
+    written = place if place.exists() else place.absolute().parent
+    if place.is_dir() or not os.access(written, os.W_OK):
         fail(f"{output} can't be written; nothing ran", UNUSABLE)
     return finish(_run(target, notebook, output, parameters, as_json))
 

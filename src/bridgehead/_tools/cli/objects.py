@@ -35,7 +35,6 @@ from bridgehead._tools.cli.formats import (
     format_of,
     jsonable,
     loaded,
-    write_whole,
 )
 from bridgehead._tools.cli.options import as_json, target
 from bridgehead._tools.cli.target import Target
@@ -280,6 +279,7 @@ def _check_place(file: Path) -> None:
 
 
 def _save(value: Any, output: str, kind: str, encoding: str, sep: str) -> None:
+    from bridgehead._bridge.whole_file import write_whole
     from bridgehead._tools.cli.terminal import plain, write
 
     try:
