@@ -7,9 +7,10 @@ decided in ``opening``; order, deadlines and restarts in ``_connection``.
 
 from __future__ import annotations
 
+import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, TypeVar, overload
 
@@ -30,7 +31,7 @@ from bridgehead._connection.calls import Call, Deadline
 from bridgehead._connection.handoff import Handoff
 from bridgehead._connection.queue import Turn
 from bridgehead._connection.tasks import coroutine_response
-from bridgehead._connection.trust import TrustName, check_trust
+from bridgehead._connection.trust import Trust, TrustName, check_trust
 from bridgehead._connection.watch import Watch
 from bridgehead._lanes.broadcast import Delivery
 from bridgehead._protocol import payload as _payload
@@ -311,6 +312,26 @@ class Bridge(WorkMethods):
             >>> await bridge.pull("sum(rows)", "rows")
             (3, [1, 2])
         """
+        with reporting(progress, "pull") as report:
+            call, trusted = self._pull_call(
+                expressions, now=now, max_bytes=max_bytes, trust=trust, report=report
+            )
+            response = await self._pulled(call, timeout)
+            total = sum(frame.nbytes for frame in response.frames)
+            report(total, total)
+        values = _payload.check_values(await trusted.open(response.frames), len(expressions))
+        return values[0] if len(expressions) == 1 else values
+
+    def _pull_call(
+        self,
+        expressions: Sequence[str | Ref],
+        *,
+        now: bool = False,
+        max_bytes: int | None = None,
+        trust: TrustName | None = None,
+        report: Report | None = None,
+    ) -> tuple[Call, Trust]:
+        """Return the call of a pull, and how far what it brings is trusted; check both."""
         self._connection.check()
         if not expressions:
             raise ValueError("pull() needs at least one expression, e.g. pull('x')")
@@ -320,7 +341,8 @@ class Bridge(WorkMethods):
         if crossing:
             source = _payload.PayloadSource(crossing, crossing, refs=self._stand_ins)
         limit, trusted = checked_size(max_bytes), self._connection.trust.overridden(trust)
-        if any(map(awaits, texts)):
+        is_async = any(map(awaits, texts))
+        if is_async:
             if len(texts) > 1 or now or crossing:
                 raise ValueError(
                     "an expression with await is pulled alone, without now=True and without "
@@ -328,28 +350,29 @@ class Bridge(WorkMethods):
                     "'await asyncio.gather(a(), b())'"
                 )
             self._connection.require_events("an expression with await")
-        with reporting(progress, "pull") as report:
-            if any(map(awaits, texts)):
-                fields = {"expressions": texts, **trusted.fields()}
-                call = Call("start", limit=limit, report=report, fields=fields)
-                async with Deadline(timeout, "pull", self._transport, call):
-                    with Turn(self._connection.queue) as turn:
-                        response = await coroutine_response(self._connection, call, turn)
-            else:
-                response = await self._connection.ask(
-                    "fetch",
-                    timeout,
-                    source,
-                    now=now,
-                    limit=limit,
-                    report=report,
-                    expressions=texts,
-                    **trusted.fields(),
-                )
-            total = sum(frame.nbytes for frame in response.frames)
-            report(total, total)
-        values = _payload.check_values(await trusted.open(response.frames), len(texts))
-        return values[0] if len(texts) == 1 else values
+        fields = {"expressions": texts, **trusted.fields()}
+        operation = "start" if is_async else "fetch"
+        call = Call(operation, source, fields=fields, now=now, limit=limit, report=report)
+        return call, trusted
+
+    async def _pulled(self, call: Call, timeout: float | None = None) -> _response.Response:
+        """Return the response to the call of a pull."""
+        if call.operation == "fetch":
+            return await self._connection.within(timeout, call)
+        async with Deadline(timeout, "pull", self._transport, call):
+            with Turn(self._connection.queue) as turn:
+                return await coroutine_response(self._connection, call, turn)
+
+    async def _pull_interruptibly(self, expression: str, interrupts: Callable[[], bool]) -> Any:
+        """Pull for the tools: a cancel interrupts what is evaluated, if ``interrupts()`` then."""
+        call, trusted = self._pull_call([expression])
+        try:
+            response = await self._pulled(call)
+        except asyncio.CancelledError:
+            if interrupts() and call.operation == "fetch":
+                self._connection.cancel(call)
+            raise
+        return _payload.check_values(await trusted.open(response.frames), 1)[0]
 
     def ref(self, expression: str) -> Ref:
         """Return a handle on an object in the kernel; nothing is transferred until its ``pull``.

@@ -38,7 +38,7 @@ from bridgehead._protocol.payload import Payload, PayloadSource, check_payload, 
 from bridgehead._protocol.request import Request
 from bridgehead._protocol.response import NotServed, Response, SubshellDeleted
 from bridgehead._transports.base import Transport
-from bridgehead._transports.tasks import in_thread, run_all
+from bridgehead._transports.tasks import in_thread, run_all, waited
 
 T = TypeVar("T")
 LOSSES = 5  # of the remote part, or of its socket thread, after which a call is given up
@@ -60,6 +60,7 @@ class Connection:
         self.resources: Resources = Resources(transport, self.remote)
         self.counters: Counters = Counters()
         self._interrupts: Interrupts = Interrupts(transport, self.remote)
+        self._cancelling: set[asyncio.Task[None]] = set()
 
     def check_caller(self) -> None:
         """Raise ``RuntimeError`` in another process or another event loop."""
@@ -105,8 +106,13 @@ class Connection:
         """
         call = Call(operation, source, payload, delivery, fields, now, limit, report)
         call.is_unattended = unattended
-        async with Deadline(timeout, PUBLIC_NAMES.get(operation, operation), self.transport, call):
-            with turn or self.turn(now=now) as taken:
+        return await self.within(timeout, call, turn)
+
+    async def within(self, timeout: float | None, call: Call, turn: Turn | None = None) -> Response:
+        """Do a call within its deadline, and return the response."""
+        name = PUBLIC_NAMES.get(call.operation, call.operation)
+        async with Deadline(timeout, name, self.transport, call):
+            with turn or self.turn(now=call.now) as taken:
                 return await self.do(call, taken)
 
     def turn(self, *, now: bool = False) -> Turn:
@@ -138,11 +144,13 @@ class Connection:
     def cancel(self, call: Call) -> None:
         """Have the kernel interrupt a call, or see to it that it never begins.
 
-        Nothing waits for that. A call that was not sent is not sent any more when its caller has
-        given up its turn.
+        Nothing waits for that, except that the connection is closed later, by a moment at most. A
+        call that was not sent is not sent any more when its caller has given up its turn.
         """
         if call.request and self.transport.life.state != "closed":
-            self.transport.spawn(self._cancel(call.request))
+            cancelling = self.transport.spawn(self._cancel(call.request))
+            self._cancelling.add(cancelling)
+            cancelling.add_done_callback(self._cancelling.discard)
 
     async def _cancel(self, request: str) -> None:
         with contextlib.suppress(BridgeError):
@@ -311,6 +319,9 @@ class Connection:
 
     async def _leave(self) -> None:
         if self.transport.life.state != "closed":
+            if self._cancelling:  # a server drops what it has not passed on
+                async with waited(self.transport.timings.last_messages):
+                    await asyncio.wait(self._cancelling)
             await self.resources.close()
             await self.remote.lane.leave()
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import os
 import random
 import sys
 import time
@@ -144,6 +145,64 @@ async def test_a_cell_that_has_not_begun_is_not_interrupted(
         assert await queued.outcome() == ""
         assert await bridge.pull("mine, ended") == (1, True)
         await goes_on(bridge)
+
+
+SLOW_PULL = "[begun.append(1), __import__('time').sleep(60), begun.append(2)]"
+
+
+@pytest.mark.parametrize("lane", WITH_GUARD)
+async def test_a_cancelled_pull_of_the_tools_is_interrupted(kernel: Bridge, lane: Any) -> None:
+    async with Bridge.attach(file_of(kernel), lane=lane) as bridge, other(kernel) as client:
+        await bridge.push(begun=[])
+        pulling = asyncio.ensure_future(bridge._pull_interruptibly(SLOW_PULL, lambda: True))
+        while not await kernel.pull("begun", now=True):
+            await asyncio.sleep(0.01)
+        behind = client.submit("behind = True")
+        pulling.cancel()
+        async with reported_within(1):  # and not in a minute
+            assert (await client.answer(behind))["status"] == "ok"
+        assert await bridge.pull("begun, behind") == ([1], True)
+        await goes_on(bridge)
+
+
+@pytest.mark.parametrize("lane", WITH_GUARD)
+async def test_a_cancelled_pull_of_the_tools_that_has_not_begun_never_begins(
+    kernel: Bridge, lane: Any, tmp_path: Path
+) -> None:
+    """A cell of another client runs before it, and is not hit; the bridge is closed at once."""
+    gate = tmp_path / "gate"
+    async with other(kernel) as client:
+        async with Bridge.attach(file_of(kernel), lane=lane) as bridge:
+            await bridge.push(begun=[])
+            before = client.submit(CELL_UNTIL.format(str(gate)))
+            await until(lambda: bridge.state == "busy")
+            pulling = asyncio.ensure_future(bridge._pull_interruptibly(SLOW_PULL, lambda: True))
+            with pytest.raises(TimeoutError):  # it is sent meanwhile
+                await asyncio.wait_for(asyncio.shield(pulling), 0.3)
+            pulling.cancel()
+        gate.touch()
+        assert (await client.answer(before))["status"] == "ok"
+        async with reported_within(1):
+            assert await kernel.pull("begun, ended") == ([], True)
+
+
+@pytest.mark.parametrize("lane", WITH_GUARD)
+async def test_a_cancelled_pull_of_a_caller_goes_on(
+    kernel: Bridge, lane: Any, tmp_path: Path
+) -> None:
+    """Only the tools interrupt; the documentation says that a cancel undoes nothing."""
+    gate = tmp_path / "gate"
+    wait = f"(begun.append(1), open({str(gate)!r}).read(), begun.append(2))"
+    os.mkfifo(gate)
+    async with Bridge.attach(file_of(kernel), lane=lane) as bridge:
+        await bridge.push(begun=[])
+        pulling = asyncio.ensure_future(bridge.pull(wait))
+        while not await kernel.pull("begun", now=True):
+            await asyncio.sleep(0.01)
+        pulling.cancel()
+    with open(gate, "w"):
+        pass
+    assert await kernel.pull("begun") == [1, 2]
 
 
 @pytest.mark.parametrize("lane", WITH_GUARD)

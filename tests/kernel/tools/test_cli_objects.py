@@ -347,6 +347,46 @@ async def test_a_terminal_shows_that_the_command_waits_for_the_kernel(
         await cell
 
 
+@posix
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "[done.append(1), __import__('time').sleep(600), done.append(2)]",
+        "[done.append(1), await __import__('asyncio').sleep(600), done.append(2)]",
+    ],
+)
+async def test_control_c_interrupts_what_is_evaluated(
+    kernel: Bridge, options: list[str], expression: str
+) -> None:
+    await kernel.push(done=[])
+    with Terminal("pull", expression, *options) as terminal:
+        while not await kernel.pull("done", now=True):
+            await asyncio.sleep(0.05)
+        terminal.press("\x03")
+        assert await asyncio.to_thread(terminal.end) == 130
+    # In the thread of the cells, which is free at once, and not in ten minutes.
+    assert await kernel.pull("len(done)", timeout=60) == 1
+
+
+@posix
+async def test_control_c_interrupts_no_cell_of_another_client(
+    kernel: Bridge, options: list[str], tmp_path: Path
+) -> None:
+    go, done = tmp_path / "go", tmp_path / "done"
+    wait = f"import os, time\nwhile not os.path.exists({str(go)!r}): time.sleep(.05)\n'whole'"
+    cell = asyncio.ensure_future(kernel.run(wait))
+    while kernel.state != "busy":
+        await asyncio.sleep(0.01)
+    with Terminal("pull", f"open({str(done)!r}, 'w')", *options) as terminal:
+        await asyncio.to_thread(terminal.until, "waiting for the kernel")
+        terminal.press("\x03")
+        assert await asyncio.to_thread(terminal.end) == 130
+    go.touch()
+    assert (await cell).data["text/plain"] == "'whole'"
+    assert await kernel.pull("1 + 1") == 2
+    assert not done.exists()  # what had not begun never begins
+
+
 async def test_no_color_switches_colours_off(kernel: Bridge, options: list[str]) -> None:
     await kernel.push(n=1)
     with Terminal("names", *options, NO_COLOR="1") as terminal:

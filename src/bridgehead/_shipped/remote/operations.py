@@ -88,9 +88,13 @@ class Operations:
                 self.take_effect(header, update, undo.clear)
 
     def fetch(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
-        """Return the values of expressions; the payload, if any, has objects that they use."""
+        """Return the values of expressions; the payload, if any, has objects that they use.
+
+        ``cancel`` may interrupt what is evaluated and pickled.
+        """
         objects = self.decode(header, frames, dict) if frames else None
-        out, carries_code = self.values.evaluate_all(header, objects)
+        work = partial(self.values.evaluate_all, header, objects)
+        out, carries_code = self.kernel.run_interruptibly(header["id"], work)
         return ({"code": True} if carries_code else {}), out
 
     def call(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:

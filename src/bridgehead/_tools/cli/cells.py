@@ -1,4 +1,4 @@
-"""What ``run`` shows of cells, and what Ctrl-C does while they run.
+"""What ``run`` shows of cells, and what Ctrl-C does while the kernel works for a command.
 
 Rule: the cell's output is the user's own. A pipe gets it unchanged, a terminal gets it without
 sequences that would control the terminal.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from bridgehead._tools.cli.exit import warn
@@ -40,7 +40,6 @@ def interrupting(
     While the cell waits for its turn, the first Ctrl-C stops waiting: there is nothing to
     interrupt, and no other client's cell is.
     """
-    loop = asyncio.get_running_loop()
     interrupts = CtrlC()
 
     def on_sigint() -> None:
@@ -51,16 +50,37 @@ def interrupting(
             cell.cancel()
 
     try:
-        loop.add_signal_handler(signal.SIGINT, on_sigint)
-    except NotImplementedError:  # Windows: Ctrl-C ends this program, and the cell goes on
-        yield interrupts
-        return
-    try:
-        yield interrupts
+        with _handling(on_sigint):
+            yield interrupts
     finally:
-        loop.remove_signal_handler(signal.SIGINT)
         if interrupts.request is not None:
             interrupts.request.cancel()
+
+
+@contextlib.contextmanager
+def cancelling(work: asyncio.Future[Any], interrupts: CtrlC) -> Iterator[None]:
+    """Cancel the work on Ctrl-C, and note that."""
+
+    def on_sigint() -> None:
+        interrupts.abandoned = True
+        work.cancel()
+
+    with _handling(on_sigint):
+        yield
+
+
+@contextlib.contextmanager
+def _handling(on_sigint: Callable[[], None]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    try:
+        loop.add_signal_handler(signal.SIGINT, on_sigint)
+    except NotImplementedError:  # Windows: Ctrl-C ends this program, and the kernel goes on
+        yield
+        return
+    try:
+        yield
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
 
 
 async def _interrupt(bridge: Bridge, cell: CellObserver | NotebookRun) -> None:

@@ -77,7 +77,7 @@ def not_sent() -> Iterator[None]:
         raise NotSent(str(error)) from error
 
 
-async def with_wait_notice(work: Coroutine[Any, Any, T]) -> T:
+async def with_wait_notice(work: Coroutine[Any, Any, T] | asyncio.Future[T]) -> T:
     """Return the result of ``work``; a terminal shows a notice if it takes longer than a second.
 
     A cell may run for hours, and a command that hangs without a notice looks broken.

@@ -6,6 +6,7 @@ value has arrived.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import keyword
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 
 import click
 
+from bridgehead._tools.cli.cells import Interrupts, cancelling
 from bridgehead._tools.cli.complete import files
 from bridgehead._tools.cli.complete import names as complete_names
 from bridgehead._tools.cli.exit import (
@@ -240,6 +242,8 @@ def pull(
 
     Without -o the command shows the beginning of the value. --json prints the nearest JSON:
     the rows of a table, the numbers of an array, the repr of any other object.
+
+    Ctrl-C interrupts what the kernel evaluates for this command, and nothing else.
     """
     if output is None and kind is not None:
         output = "-"
@@ -267,7 +271,17 @@ async def _pull(target: Target, expression: str, kind: str | None) -> Any:
             # cloudpickle includes the classes of a notebook, which only that kernel knows.
             way = "cloudpickle" if bridge.info.versions.get("cloudpickle") else "pickle"
             expression = f"__import__({way!r}).dumps((\n{expression}\n))"
-        return await with_wait_notice(bridge.pull(expression))
+        interrupts = Interrupts()
+        work = asyncio.ensure_future(
+            bridge._pull_interruptibly(expression, lambda: interrupts.abandoned)
+        )
+        with cancelling(work, interrupts):
+            try:
+                return await with_wait_notice(work)
+            except asyncio.CancelledError:
+                if interrupts.abandoned:
+                    raise click.Abort from None
+                raise
 
 
 def _check_place(file: Path) -> None:
