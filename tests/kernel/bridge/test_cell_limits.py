@@ -180,6 +180,41 @@ async def test_displays_count_and_are_dropped_as_a_whole(bridge: Bridge) -> None
     assert result.dropped > 3000
 
 
+@pytest.mark.parametrize("printed", [600, 5000])
+@pytest.mark.parametrize("raises", ["1 / 0", "raise SystemExit"])
+async def test_an_error_comes_behind_what_the_cell_printed_before_it(
+    bridge: Bridge, printed: int, raises: str
+) -> None:
+    code = f"print('x' * {printed} + 'end')\n{raises}"
+    with pytest.raises(RemoteError) as caught:
+        await bridge.run(code, max_output=2000)
+    result: Any = caught.value.result
+    stream, error = result.outputs[:2]  # of SystemExit, IPython prints a warning behind it
+    assert (stream["output_type"], error["output_type"]) == ("stream", "error")
+    assert stream["text"].endswith("xend\n")
+    assert result.dropped >= max(0, printed + 4 - 2000)
+    assert "xend" not in "".join(one.get("text", "") for one in result.outputs[2:])
+    assert not await bridge.pull("'_showtraceback' in vars(get_ipython())")
+    await goes_on(bridge)
+
+
+async def test_what_a_cell_prints_behind_an_error_that_it_shows_is_printed(bridge: Bridge) -> None:
+    code = (
+        "print('x' * 11_000)\n"  # more than half of the limit
+        "for n in range(3):\n"
+        "    try: 1 / 0\n"
+        "    except Exception: get_ipython().showtraceback()\n"
+        "    print('after', n)"
+    )
+    result = await bridge.run(code, max_output=20_000)  # with room for three tracebacks
+    texts = [one.get("text", "error") for one in result.outputs]
+    shown = ["x" * 11_000 + "\n", "error", "after 0\n", "error", "after 1\n", "error", "after 2\n"]
+    assert (texts, result.dropped) == (shown, 0)
+    result = await bridge.run(code, max_output=1000)
+    assert len(result.stdout) < 1000 + 100
+    assert result.dropped >= 11_001 + 3 * len("after 0\n") - 1000
+
+
 async def test_a_limit_holds_where_both_streams_are_one(bridge: Bridge) -> None:
     await bridge.run("import sys\nkept, sys.stderr = sys.stderr, sys.stdout")
     short = await bridge.run("print('x' * 60)", max_output=100)

@@ -10,6 +10,7 @@ Facts this file rests on, read and measured (ipykernel 6.31 and 7.4, IPython 9):
 - IPython replaces ``write`` for the time of a plain cell, and keeps what comes there in the
   history. A limit that is set inside of that, when the code begins, limits both.
 - A child's last 64 KiB may still be in the pipe when the cell's code has ended.
+- IPython publishes the error of a cell before the cell's code has ended, by ``_showtraceback``.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ class OutputLimit:
         self._process = os.getpid()
         self._lock = RLock()  # any thread may print, and so may a signal handler
         self._replaced: list[tuple[Any, Any, Any]] = []
+        self._marked = 0  # how much had been dropped at the last line that stands for it
 
     def begin(self, cell: str) -> None:
         """Limit what is printed for the cell of this message, and nothing else."""
@@ -64,23 +66,36 @@ class OutputLimit:
         stream.write = limited
         self._replaced.append((stream, write, limited))
 
+    def pass_on(self) -> None:
+        """Print what is held: an error is about to be shown, and belongs behind it."""
+        if os.getpid() != self._process:
+            return
+        for stream, _, _ in self._replaced:
+            drain(getattr(stream, "_fid", None))
+        with self._lock:
+            if self.excerpt.most:  # else only what comes last is printed
+                self._print(self.excerpt.pass_on())
+
     def finish(self) -> int:
         """Print the end, behind a line for what was dropped; return how much was dropped."""
         try:
             for stream, _, _ in self._replaced:
                 drain(getattr(stream, "_fid", None))
         finally:
-            writes = {}
             for stream, write, limited in self._replaced:
                 if stream.write is limited:  # else a user has replaced it
                     stream.write = write
-                writes[id(stream)] = write
-        ends = [(writes[id(stream)], text) for stream, text in self.excerpt.end()]
-        if self.excerpt.dropped and ends:
-            ends[0][0](mark(self.excerpt.dropped))
-        for write, text in ends:
-            write(text)
+        self._print(self.excerpt.end())
         return self.excerpt.dropped
+
+    def _print(self, ends: Any) -> None:
+        writes = {id(stream): write for stream, write, _ in self._replaced}
+        dropped = self.excerpt.dropped - self._marked
+        if dropped and ends:
+            self._marked = self.excerpt.dropped
+            writes[id(ends[0][0])](mark(dropped))
+        for stream, text in ends:
+            writes[id(stream)](text)
 
 
 def drain(pipe: Any) -> None:

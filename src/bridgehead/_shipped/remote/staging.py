@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
-    from bridgehead._shipped.remote.cell_guard import staged
+    from bridgehead._shipped.remote.cell_guard import Uninterrupted, staged, this_thread
     from bridgehead._shipped.remote.operations import Operations
     from bridgehead._shipped.remote.output_limit import OutputLimit
     from bridgehead._shipped.remote.resources import Resource, ResourceTable
@@ -27,7 +27,9 @@ class Stage(Resource):
         self.staging, self.values, self.arrivals = staging, values, arrivals
         self.shell = staging.operations.kernel.shell
         most = header.get("max_output")
-        self.limit = None if most is None else OutputLimit(most)
+        self.limit: Any = None if most is None else OutputLimit(most)
+        self.thread: int | None = None  # of the cell
+        self.shown: Any = None  # what shows an error of the cell, without a limit
 
     def end(self) -> None:
         staged.pop(self.id, None)
@@ -40,9 +42,22 @@ class Stage(Resource):
             self.values = self.arrivals = None
         if self.limit is not None:
             self.limit.begin(cell)
+            self.thread = this_thread()
+            self.shown = getattr(self.shell, "_showtraceback", None)
+            if self.shown is not None:
+                self.shell._showtraceback = self.show_error
+
+    def show_error(self, *error: Any) -> None:
+        """Show an error as the shell does, behind what the cell printed before it."""
+        if this_thread() == self.thread:  # else it is no error of this cell
+            with Uninterrupted():  # else the end of what it printed is lost
+                self.limit.pass_on()
+        self.shown(*error)
 
     def finish(self) -> None:
         """End the limit, and report in the cell's reply what it dropped."""
+        if vars(self.shell).get("_showtraceback") == self.show_error:
+            del self.shell._showtraceback
         dropped = 0 if self.limit is None else self.limit.finish()
         report = {"source": __name__, "dropped": dropped}
         self.shell.payload_manager.write_payload(report)

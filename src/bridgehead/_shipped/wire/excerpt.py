@@ -67,6 +67,12 @@ class Excerpt:
         held, self._end, self._held = self._end, [], 0
         return [(key, None if parts is None else "".join(parts)) for key, parts, _ in held]
 
+    def pass_on(self) -> list[tuple[Any, str | None]]:
+        """Return what is held as the end so far; what follows has the room that is left."""
+        held = self.end()
+        self.most -= sum(len(text) for _, text in held if text is not None)
+        return held
+
     def _trim(self, above: int) -> None:
         """Drop the oldest of what is held, if that is more than ``above`` characters."""
         if self._held <= above:

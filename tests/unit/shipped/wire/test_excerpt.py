@@ -62,3 +62,21 @@ def test_it_holds_at_most_twice_what_it_keeps() -> None:
 
 def test_the_line_for_what_was_dropped_has_the_number() -> None:
     assert mark(1234) == "\n[1,234 characters dropped]\n"
+
+
+@given(PIECES, PIECES, st.integers(0, 30))
+def test_what_is_passed_on_leaves_less_room_for_the_end(
+    first: list[tuple[str, str]], second: list[tuple[str, str]], limit: int
+) -> None:
+    excerpt = Excerpt(limit)
+    kept = "".join(excerpt.take(key, text) for key, text in first)
+    kept += "".join(text or "" for _, text in excerpt.pass_on())
+    of_first = Excerpt(limit)
+    alone = "".join(of_first.take(key, text) for key, text in first)
+    assert kept == alone + "".join(text or "" for _, text in of_first.end())
+    kept += "".join(excerpt.take(key, text) for key, text in second)
+    kept += "".join(text or "" for _, text in excerpt.end())
+    whole = "".join(text for _, text in [*first, *second])
+    assert len(kept) == min(limit, len(whole)) or excerpt.dropped
+    assert len(kept) <= limit
+    assert excerpt.dropped == len(whole) - len(kept)
