@@ -415,7 +415,8 @@ class Bridge(WorkMethods):
             timeout: seconds.
 
         Raises:
-            NotSupported: ``now=True``, and the kernel has neither subshells nor the direct lane.
+            NotSupported: ``now=True``, and the kernel has neither subshells nor the direct lane; or
+                more than 100,000 names match.
 
         Example::
 

@@ -32,7 +32,7 @@ from bridgehead._protocol.request import KEY, Request
 from bridgehead._protocol.results import Detail, Name, Names
 from bridgehead._shipped.wire.digest import Buffer
 from bridgehead._shipped.wire.errors import TooLarge, WireError
-from bridgehead._shipped.wire.header import MIME, ResponseHeader, fits, kinds
+from bridgehead._shipped.wire.header import MAX_NAMES, MIME, ResponseHeader, fits, kinds
 from bridgehead._shipped.wire.transfer import CompleteTransfer, Inbox
 
 # Characters of a response header. The inline lane puts a chunk in it, 6 MiB in base64; a list of
@@ -47,7 +47,6 @@ MAX_SIDE = 1000  # pixels: a picture of few bytes may have billions of them
 MAX_COUNT = 1 << 63  # no shape, length or size is larger; Python's arithmetic takes any
 MAX_SIDES = 100  # of a shape
 PNG_START = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"  # the width and the height follow
-MAX_NAMES = 100_000  # in a response; their table takes a second
 ERROR_LIMIT = 1 << 20  # bytes that an error may have; the caller's max_bytes is for values
 NO_SUBSHELL = "UnknownSubshellError"  # the name of ipykernel's error
 _RESPONSE = kinds(ResponseHeader)
@@ -163,9 +162,7 @@ def check_fields(header: ResponseHeader, operation: str, *fields: str) -> None:
     if not fits(header, {field: _RESPONSE[field] for field in fields}):
         raise ProtocolError(f"the response to {operation} does not have the expected fields")
     if len(header.get("names", ())) > MAX_NAMES:
-        raise ProtocolError(
-            f"the response to {operation} has more than {MAX_NAMES:,} names; give a pattern"
-        )
+        raise ProtocolError(f"the response to {operation} has more than {MAX_NAMES:,} names")
 
 
 def names_in(header: ResponseHeader, operation: str) -> Names:

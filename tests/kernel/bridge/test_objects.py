@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bridgehead import Bridge, RemoteError
+from bridgehead import Bridge, NotSupported, RemoteError
 
 # A kernel cannot import test modules; their functions and classes are pickled by value.
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -407,6 +407,22 @@ async def test_names_lists_types_and_sizes_without_running_user_code(bridge: Bri
     assert listed["trap"].type.endswith("Trap")
     assert [name.name for name in await bridge.names("d?")] == ["df"]
     assert [name.name for name in await bridge.names("_priv*")] == ["_private"]
+
+
+async def test_names_of_a_crowded_kernel_need_a_pattern(bridge: Bridge) -> None:
+    await bridge.run("globals().update({f'name_{n}': n for n in range(100_001)})\ndf = 1")
+    with pytest.raises(NotSupported, match=r"100,000 names match '\*'.*; give a pattern"):
+        await bridge.names()
+    with pytest.raises(NotSupported, match="give a pattern"):
+        await bridge.names("name*", types=["int"])
+    assert [name.name for name in await bridge.names("df*")] == ["df"]
+    assert len(await bridge.names("name_99*")) == 1111
+    async with bridge.watch_names() as updates:
+        with pytest.raises(NotSupported, match="give a pattern"):
+            await anext(updates)
+    await bridge.run("del name_0, name_1")
+    assert len(await bridge.names()) == 100_000
+    await bridge.run("for n in range(2, 100_001): del globals()[f'name_{n}']")
 
 
 async def test_names_have_previews_and_are_filtered(bridge: Bridge) -> None:

@@ -25,7 +25,7 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.functions import with_globals
-    from bridgehead._shipped.wire.header import HeaderAndFrames, RequestHeader
+    from bridgehead._shipped.wire.header import MAX_NAMES, HeaderAndFrames, RequestHeader
 
 
 _call: Any = methodcaller("__call__")  # a function in C that calls its argument
@@ -150,12 +150,17 @@ class Operations:
     def names(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
         """Describe the user's names that match; run no code of the user's."""
         pattern, types = header["pattern"], header.get("types")
+        matching = [
+            (name, value)
+            for name, value in self.values.visible()
+            if fnmatchcase(name, pattern)
+            and (pattern[:1] == "_" or name[:1] != "_")
+            and (header.get("modules") or type(value) is not ModuleType)
+        ]
+        if types is None:
+            _check_number(matching, pattern)
         found = []
-        for name, value in self.values.visible():
-            if not fnmatchcase(name, pattern) or (pattern[:1] != "_" and name[:1] == "_"):
-                continue
-            if type(value) is ModuleType and not header.get("modules"):
-                continue
+        for name, value in matching:
             description = describe(name, value)
             kind = description["type"]
             if types is not None and kind not in types and kind.rpartition(".")[2] not in types:
@@ -163,6 +168,7 @@ class Operations:
             if header.get("preview"):
                 description["preview"] = preview(value)
             found.append(description)
+            _check_number(found, pattern)
         return {"names": sorted(found, key=lambda description: description["name"])}, []
 
     def has(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
@@ -176,3 +182,12 @@ class Operations:
             self.values.raise_unknown([name])
         look = look_at(self.kernel.namespace[name])
         return {"detail": look.detail()}, [memoryview(look.picture)] if look.picture else []
+
+
+def _check_number(found: Sequence[Any], pattern: str) -> None:
+    if len(found) > MAX_NAMES:
+        raise WireError(
+            "unsupported",
+            "more than {:,} names match {!r}, and no more are listed at once; give a pattern that "
+            "fewer match, such as 'df*'".format(MAX_NAMES, pattern),
+        )

@@ -24,6 +24,7 @@ EVENT_MESSAGE = "bridgehead_event"  # msg_type of an event of a remote resource,
 OUTPUTS_END = "bridgehead_outputs_end"  # msg_type on iopub, behind the last output of a task
 ENTRY = "bridgehead"  # in user_expressions: the expression that brings a request
 PROBE = b"bridgehead probe"
+MAX_NAMES = 100_000  # in a response; their table takes a second
 KEPT = "_bridgehead_kept_"  # how the names of kept objects in expressions begin; their ids follow
 # Calls of one callback: at most so many are on their way, and in one event. Bursts of 2,000 small
 # messages that the client had not read lost none (measured).
