@@ -44,6 +44,14 @@ async def a_dead_kernel_left_its_file(bridge: Bridge, folder: Path) -> None:
     await Bridge.attach(file)
 
 
+async def a_notebook_without_its_suffix(bridge: Bridge, folder: Path) -> None:
+    notebook = json.dumps({"jupyter_session": "/books/train.ipynb"})
+    (folder / "kernel-1.json").write_text(notebook)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("JUPYTER_RUNTIME_DIR", str(folder))
+        await Bridge.attach("train")
+
+
 async def an_empty_key(bridge: Bridge, folder: Path) -> None:
     info = json.loads(Path(file_of(bridge)).read_text())
     (folder / "kernel-1.json").write_text(json.dumps({**info, "key": ""}))
@@ -128,6 +136,7 @@ CASES: list[Any] = [
     no_kernel_runs,
     no_such_kernelspec,
     pytest.param(a_dead_kernel_left_its_file, marks=pytest.mark.timings(listen_within=0.3)),
+    a_notebook_without_its_suffix,
     an_empty_key,
     plain_tcp_to_another_machine,
     a_bridge_that_is_not_open,

@@ -286,18 +286,19 @@ async def test_a_token_is_blamed_only_if_it_was_refused(
     text = await refused(Bridge.connect(url, "secret-wrong", timeout=ASKED), "refuses the token")
     assert "misspelled, expired or revoked" in text
     assert "secret" not in text
+    assert "_xsrf" not in text
     if runs:
         text = await refused(Bridge.connect(url, other), "refuses the user bob")
         assert "the token is valid, but lacks the scope access:servers!server=ada/" in text
     else:
-        text = await refused(
-            Bridge.connect(url, other, timeout=ASKED), "does not run, or is starting"
-        )
-        assert "read:servers!server=gina/" in text
-        text = await refused(
-            Bridge.connect(url, other, start_server=True), "cannot be started by the user bob"
-        )
-        assert "servers!server=gina/" in text
+        # At once: it would wait in vain.
+        for options in ({}, {"start_server": True}):
+            text = await refused(
+                Bridge.connect(url, other, **options),
+                "is not for the user bob, whose token this is",
+            )
+            assert "check the user's name in the address" in text
+            assert "access:servers!server=gina/" in text
 
 
 async def test_a_token_that_may_only_use_a_server_waits_for_it(jupyterhub: RunningHub) -> None:
@@ -317,14 +318,23 @@ async def test_a_token_that_may_only_use_a_server_waits_for_it(jupyterhub: Runni
 async def test_an_address_without_a_server_is_reported(jupyterhub: RunningHub, ada: str) -> None:
     for url in (jupyterhub.url, f"{jupyterhub.url}hub/home", f"{jupyterhub.url}hub/token"):
         text = await refused(Bridge.connect(url, ada), "is of a JupyterHub")
-        assert f"{jupyterhub.url}user/NAME/" in text
+        assert f"as in {jupyterhub.url}user/NAME/" in text
+    for path in ("user/", "usr/ada/", "lab"):
+        text = await refused(Bridge.connect(f"{jupyterhub.url}{path}", ada), "is of a JupyterHub")
+        assert f"as in {jupyterhub.url}user/NAME/" in text
     with pytest.raises(ValueError, match=r"start_server= is for a server of a JupyterHub"):
         await Bridge.connect(jupyterhub.url, ada, start_server=True)
     text = await refused(
-        Bridge.connect(jupyterhub.server("missing"), ada, start_server=True),
-        "missing/ of .* cannot be started by the user ada .*there is no such user",
+        Bridge.connect(jupyterhub.server("missing"), ada), "missing/ of .* is not for the user ada"
     )
     assert ada not in text
+    robot = jupyterhub.robot  # may use the servers of all users
+    missing = jupyterhub.server("missing")
+    await refused(Bridge.connect(missing, robot, timeout=ASKED), "; check the user's name")
+    await refused(
+        Bridge.connect(missing, robot, start_server=True),
+        "missing/ of .* cannot be started by the service robot .*there is no such user",
+    )
 
 
 async def test_no_log_has_a_secret(

@@ -9,6 +9,7 @@ sorting and searching took.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import tempfile
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -17,6 +18,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from playwright.async_api import Error as PlaywrightError
 from playwright.async_api import Locator, expect
 
 from bridgehead import Bridge, RemoteError
@@ -178,7 +180,7 @@ async def test_names_are_sorted_searched_previewed_moved_and_deleted(
 
     await shown.panel.locator("input[type=search]").fill("DATAFRAME")
     await expect(train.locator(".scroll .line")).to_have_count(1)
-    await expect(train).to_contain_text("1 of 7 names")
+    await expect(train).to_contain_text("1 of 7 names. Choose one to look at it and to move it.")
     await shown.panel.locator("input[type=search]").fill("")
     await expect(train.locator(".scroll .line")).to_have_count(7)  # drawn with the next picture
 
@@ -198,8 +200,11 @@ async def test_names_are_sorted_searched_previewed_moved_and_deleted(
 
     await shown.row("train", "penguins").click()
     await train.locator(".actions input").fill("birds")
+    await expect(train.locator(".actions")).not_to_contain_text("replaces")
     await shown.button("train", "Pull").click()
     await shown.job("birds is now in the notebook")
+    await expect(train.locator(".actions")).to_contain_text("replaces the notebook's")
+    await expect(train.locator(".push option", has_text="birds")).to_have_count(1)
     await shown.lab.run_cell(2)
     await shown.lab.run_cell(3)
     await shown.output(3, "pulled DataFrame 344 watches 1")
@@ -216,6 +221,7 @@ async def test_names_are_sorted_searched_previewed_moved_and_deleted(
     await shown.button("train", "Hand over").click()
     await shown.job("big is now in score: 64 MB in")
     await expect(shown.row("score", "big")).to_be_visible()
+    await expect(train.locator(".actions")).to_contain_text("replaces that of score")
     assert await shown.score.pull("big.nbytes") == 64_000_000
 
     await shown.button("train", "Delete").click()
@@ -269,12 +275,14 @@ async def test_a_kernel_is_interrupted_and_restarted(shown: Shown, tmp_path: Pat
     await shown.job("train was interrupted")
     await expect(train.locator(".chip")).to_have_text("idle")
 
-    # The notebook attached to this kernel, so it cannot restart it: said in plain text.
-    await shown.button("train", "Restart").click()
-    await expect(train).to_contain_text("Restart train? All its names are lost.")
-    await train.locator("button.danger:visible").click()
-    await shown.job("Restart train failed. NotSupported")
-    await shown.panel.screenshot(path=tmp_path / "failed.png")
+    # The notebook attached to this kernel, so it cannot restart it: said before anything is asked.
+    await expect(shown.button("train", "Restart")).to_have_attribute("aria-disabled", "true")
+    await shown.button("train", "Restart").focus()
+    await shown.lab.page.keyboard.press("Enter")
+    refused = shown.panel.locator(".note", has_text="cannot restart: this bridge attached")
+    await expect(refused).to_contain_text("restart it there, such as in its notebook")
+    await expect(train.locator("button.danger:visible")).to_have_count(0)
+    await shown.panel.screenshot(path=tmp_path / "refused.png")
 
     # Its owner restarts it: the panel leaves the report of that to the notebook's next call.
     await shown.train.restart()
@@ -288,6 +296,7 @@ async def test_a_kernel_is_interrupted_and_restarted(shown: Shown, tmp_path: Pat
     await shown.lab.run_cell(5)
     await expect(shown.row("own", "x")).to_be_visible()
     await shown.button("own", "Restart").click()
+    await expect(shown.kernel("own")).to_contain_text("Restart own? All its names are lost.")
     await shown.kernel("own").locator("button.danger:visible").click()
     await shown.job("own was restarted; it has no names")
     await expect(shown.kernel("own").locator(".empty")).to_have_text("No names.")
@@ -353,6 +362,31 @@ async def test_the_keyboard_alone_reaches_everything(shown: Shown, tmp_path: Pat
 
 
 @IN_LAB
+async def test_each_control_has_a_name_that_says_what_it_is_for(shown: Shown) -> None:
+    """By the accessible names that Chromium computes, as a screen reader lists them."""
+    await shown.score.run("x = 1")
+    await shown.row("train", "penguins").click()
+    await shown.row("score", "x").click()
+    buttons = shown.panel.get_by_role("button")
+    for kernel, name in (("train", "penguins"), ("score", "x")):
+        labels = [kernel, f"Interrupt {kernel}", f"Restart {kernel}", f"Refresh {kernel}"]
+        labels += [f"Pull {name}", f"Hand over {name}", f"Delete {name}", f"Push to {kernel}"]
+        for label in labels:
+            await expect(
+                shown.panel.get_by_role("button", name=label, exact=True)
+            ).to_have_accessible_name(label)
+        await expect(shown.kernel(kernel)).to_contain_text("State: idle")
+    heads = shown.kernel("train").get_by_role("columnheader")
+    for at, head in enumerate(("Name", "Type", "Shape", "Size", "Value")):
+        await expect(heads.nth(at)).to_have_accessible_name(head)  # no sign of the order in it
+    await expect(heads.first).to_have_attribute("aria-sort", "ascending")
+    assert await buttons.count() == 2 * (8 + 5)
+    await shown.button("train", "Delete").click()
+    asked = shown.panel.get_by_role("group", name="Delete penguins from train?")
+    await expect(asked.get_by_role("button")).to_have_text(["Delete", "Keep"])
+
+
+@IN_LAB
 async def test_a_thousand_names_are_sorted_and_searched(shown: Shown, tmp_path: Path) -> None:
     await shown.train.run("%reset -f")
     cell = "for n in range(1000): globals()[f'name_{n}'] = list(range(n % 37))\ndel n"
@@ -405,6 +439,52 @@ async def test_dead_kernels_closed_bridges_and_a_restarted_notebook_are_shown(
     await page.locator(".jp-Dialog button", has_text="Restart").click()
     await expect(shown.panel.locator(".note", has_text="disconnected")).to_be_visible()
     await shown.panel.screenshot(path=tmp_path / "disconnected.png")
+
+
+WATCHES = """
+sum(
+    len(list(remote.subscriptions.known()))
+    for name, module in list(__import__("sys").modules.items())
+    if name.startswith("_bridgehead_")
+    for remote in module._remotes.values()
+)
+"""
+
+
+async def watched(kernel: Bridge, count: int) -> None:
+    async with asyncio.timeout(60):
+        while await kernel.pull(WATCHES) != count:
+            await asyncio.sleep(0.1)
+
+
+@IN_LAB
+async def test_a_page_that_is_silent_is_not_followed_until_it_gives_a_sign(shown: Shown) -> None:
+    """A suspended page says nothing for long, and comes back; one that crashed says no "bye"."""
+    page = shown.lab.page
+    await shown.row("train", "penguins").click()
+    await watched(shown.train, 1)
+    async with Bridge.attach("shown.ipynb") as notebook:
+        lease = "import bridgehead._tools.panel.widget as widget\nwidget.LEASE = {}"
+        await notebook.run(lease.format(0.5))  # the page gives a sign every 20 s
+        await watched(shown.train, 0)
+        await notebook.run(lease.format(150.0))
+        await page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")
+        await watched(shown.train, 1)
+        await shown.train.run("late = 1")
+        await expect(shown.row("train", "late")).to_be_visible()
+        await expect(shown.row("train", "penguins")).to_have_attribute("aria-selected", "true")
+        await shown.button("train", "Hand over").click()
+        await shown.job("penguins is now in score")
+
+        crashed = asyncio.Event()
+        page.on("crash", lambda _: crashed.set())
+        with contextlib.suppress(PlaywrightError):
+            await page.goto("chrome://crash")
+        await crashed.wait()
+        assert await shown.train.pull(WATCHES) == 1
+        await notebook.run(lease.format(0.5))
+        await watched(shown.train, 0)
+        await watched(shown.score, 0)
 
 
 @IN_LAB

@@ -155,7 +155,9 @@ class BridgeBase:
             existing: what ``jupyter console --existing`` takes: a connection file's path or
                 name, a fragment of it, a glob, or None for the file used last; what names no
                 folder is looked up in Jupyter's runtime folder first, then in the current one. A
-                file of another user leads to a kernel that is not trusted. It may also be an
+                file of another user leads to a kernel that is not trusted. Or the name of a
+                notebook that a Jupyter server of yours has open on this machine,
+                ``"train.ipynb"``; a renamed notebook keeps its old name here. It may also be an
                 address, with ``http://`` or with a port: of a kernel on a server, or of a server,
                 for the kernel used last there; see ``connect``. Or one of ``bridgehead.kernels()``.
             insecure: the weaknesses to accept: ``"empty-key"`` (everyone who can reach the kernel

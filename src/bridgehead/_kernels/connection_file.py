@@ -97,7 +97,7 @@ def find(existing: str | os.PathLike[str] | None) -> str:
     """Return the connection file for ``existing``: a path, a fragment, a glob, or the latest.
 
     What names no folder is looked up in the runtime folder, and only then in the current one, into
-    which a file may have come with other people's work.
+    which a file may have come with other people's work. The name of a notebook means its kernel.
 
     Raises:
         KernelNotFound: no file matches, or more than one; the message lists them.
@@ -106,7 +106,7 @@ def find(existing: str | os.PathLike[str] | None) -> str:
     places = [folder, "."]
     if existing is None:
         for place in places:
-            latest = _used_last(_matching(place, "kernel-*.json"))
+            latest = _latest(_matching(place, "kernel-*.json"))
             if latest is not None:
                 return latest
         raise KernelNotFound(
@@ -114,6 +114,8 @@ def find(existing: str | os.PathLike[str] | None) -> str:
             "'bridgehead start', or with Bridge.launch() in a program"
         )
     name = wanted = os.fspath(existing)
+    if name.endswith(".ipynb"):
+        return _of_notebook(name)
     head, tail = os.path.split(name)
     if head and os.path.isfile(name):
         return os.path.abspath(name)
@@ -131,10 +133,51 @@ def find(existing: str | os.PathLike[str] | None) -> str:
             raise KernelNotFound(
                 f"{name!r} matches {len(matches)} kernels; pass one of: {_listed(sorted(matches))}"
             )
-    here = [str(file) for file in connection_files()]
+    here = []
+    for file in connection_files():
+        notebook = os.path.basename(_notebook_in(file))
+        here.append(f"{file.name} ({notebook})" if notebook else file.name)
     raise KernelNotFound(
-        f"no connection file matches {name!r}; {folder} has: {_listed(here) or 'none'}"
+        f"no connection file matches {name!r}; {folder} has: {_joined(here) or 'none'}"
     )
+
+
+def _of_notebook(name: str) -> str:
+    """Return the connection file of the kernel that a Jupyter server started for a notebook.
+
+    The server wrote the notebook's path into it; ``name`` is the path, or its end.
+    """
+    parts = Path(name).parts
+    notebooks: dict[str, list[str]] = {}  # by path: the files of its kernels
+    for file in connection_files():
+        notebook = _notebook_in(file)
+        if notebook:
+            notebooks.setdefault(notebook, []).append(str(file))
+    found = [notebook for notebook in notebooks if Path(notebook).parts[-len(parts) :] == parts]
+    if len(found) > 1:
+        raise KernelNotFound(
+            f"{name!r} is the name of {len(found)} notebooks with a kernel; pass one of: "
+            f"{_joined(sorted(found))}"
+        )
+    if not found:
+        raise KernelNotFound(
+            f"no kernel was started here for the notebook {name!r}; open it in Jupyter. There are "
+            f"kernels for: {_joined(sorted(notebooks)) or 'no notebook'}"
+        )
+    # A server that was killed leaves the files of its kernels.
+    latest = _latest(notebooks[found[0]], "st_mtime")
+    if latest is None:
+        raise KernelNotFound(f"the kernel of the notebook {name!r} has just ended")
+    return latest
+
+
+def _notebook_in(file: Path) -> str:
+    """Return the path of the notebook that a connection file names; empty if it names none."""
+    with contextlib.suppress(OSError, ValueError):
+        notebook = read(file, unnoticed=True).info.get("jupyter_session")
+        if isinstance(notebook, str) and notebook.endswith(".ipynb"):
+            return notebook
+    return ""
 
 
 def _matching(folder: str, pattern: str) -> list[str]:
@@ -142,13 +185,13 @@ def _matching(folder: str, pattern: str) -> list[str]:
     return [os.path.abspath(file) for file in glob.glob(os.path.join(glob.escape(folder), pattern))]
 
 
-def _used_last(files: Iterable[str]) -> str | None:
+def _latest(files: Iterable[str], when: str = "st_atime") -> str | None:
     """Return the file that was read last, as ``jupyter console --existing`` chooses it."""
-    used = {}
+    times = {}
     for file in files:
         with contextlib.suppress(OSError):  # its kernel has just ended
-            used[file] = os.stat(file).st_atime
-    return max(used, key=used.__getitem__, default=None)
+            times[file] = getattr(os.stat(file), when)
+    return max(times, key=times.__getitem__, default=None)
 
 
 def connection_files() -> list[Path]:
@@ -157,5 +200,8 @@ def connection_files() -> list[Path]:
 
 
 def _listed(files: list[str]) -> str:
-    names = [os.path.basename(file) for file in files]
+    return _joined([os.path.basename(file) for file in files])
+
+
+def _joined(names: list[str]) -> str:
     return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

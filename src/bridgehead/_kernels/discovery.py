@@ -32,12 +32,13 @@ from bridgehead._errors import BridgeError
 from bridgehead._kernels.connection_file import connection_files, read
 from bridgehead._kernels.jupyter_servers import JupyterServer, list_kernels, running, seconds
 from bridgehead._kernels.launch_folder import sweep
+from bridgehead._protocol.formatting import line
 from bridgehead._transports.base import Transport
 
 ALIVE = ("idle", "busy", "starting")
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class DiscoveredKernel:
     """A kernel, or the connection file of a dead one; see ``bridgehead.kernels``.
 
@@ -55,8 +56,8 @@ class DiscoveredKernel:
         active: its last activity, in seconds since 1970, as its server reports it; else 0.
         memory: the bytes of its process and of the processes that it started, if it reports them.
 
-    >>> DiscoveredKernel("/run/kernel-1.json", "idle", "ipython 9.8.0").is_alive
-    True
+    >>> DiscoveredKernel("/run/kernel-1.json", "idle", "ipython 9.8.0", purpose="train.ipynb")
+    <kernel of train.ipynb: idle, ipython 9.8.0, kernel-1.json>
     """
 
     where: str
@@ -69,6 +70,14 @@ class DiscoveredKernel:
     why: str = ""
     active: float = 0.0
     memory: int | None = None
+
+    def __repr__(self) -> str:
+        is_file = not self.where.startswith(("http://", "https://"))
+        pid = None if self.pid is None else f"pid {self.pid}"
+        where = Path(self.where).name if is_file else self.where
+        known = (self.state, self.kernel, pid, where, self.why)
+        purpose = f" of {line(self.purpose, 60)}" if self.purpose else ""
+        return f"<kernel{purpose}: {', '.join(line(one, 80) for one in known if one)}>"
 
     @property
     def is_alive(self) -> bool:

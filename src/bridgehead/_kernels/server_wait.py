@@ -20,8 +20,8 @@ TODO = {
     "stopping": "try again when it has stopped",
     "running": "its process may have ended, which the Hub notices after a while",
     "unknown": (
-        "look at {hub.hub}home, or pass start_server=True; a token with the scope "
-        "read:servers!server={hub.label} would see whether it starts"
+        "check the user's name, look at {hub.hub}home, or pass start_server=True; a token with the "
+        "scope read:servers!server={hub.label} would see whether it starts"
     ),
 }
 log = logging.getLogger("bridgehead")

@@ -22,6 +22,7 @@ from bridgehead._errors import (
     BridgeClosed,
     BridgeError,
     KernelRestarted,
+    NotSupported,
     TransportError,
 )
 from bridgehead._shipped.wire.header import PYTHON, ResponseHeader
@@ -152,8 +153,19 @@ class Transport(ABC):
         """Run a coroutine. Closing the transport cancels it."""
         return self.tasks.spawn(work)
 
+    @property
+    def no_restart(self) -> str:
+        """Why the kernel's process cannot be replaced; empty if it can."""
+        return ""
+
     async def restart(self, timeout: float) -> None:
-        """Have the kernel's process replaced. Concurrent calls share one restart."""
+        """Have the kernel's process replaced. Concurrent calls share one restart.
+
+        Raises:
+            NotSupported: it cannot be replaced; says why.
+        """
+        if self.no_restart:
+            raise NotSupported(self.no_restart)
         if self._restart is None or self._restart.done():
             self._restart = self.spawn(self.replace(timeout))
         try:

@@ -319,11 +319,13 @@ class EngineTransport(Transport):
         if reply.get("status") != "ok":
             raise TransportError(f"engine {self.engine} was not interrupted: {reply.get('evalue')}")
 
+    no_restart = (
+        "a single engine cannot be restarted: ipyparallel replaces all engines at once; "
+        "await cluster.restart_engines(), then open new bridges"
+    )
+
     async def replace(self, timeout: float) -> None:
-        raise NotSupported(
-            "a single engine cannot be restarted: ipyparallel replaces all engines at once; "
-            "await cluster.restart_engines(), then open new bridges"
-        )
+        raise NotSupported(self.no_restart)
 
     async def close(self) -> None:
         await run_all(super().close, lambda: self.shared.leave(self))

@@ -12,7 +12,9 @@ Facts this file rests on, measured with JupyterHub 6.1 and configurable-http-pro
 - Requests for a named server that does not run reach the user's default server, if that one runs,
   which answers 404.
 - ``hub/api/user`` answers 200 to each valid token, whatever its scopes, and 403 to any other.
-- A token without ``read:servers`` gets the user's description without ``servers``, or 404.
+- A token without ``read:servers`` gets the user's description without ``servers``, or 404; so does
+  any token that asks for a user whom the Hub does not have.
+- ``hub/api/user`` lists the scopes of the token, with what they include.
 - A start that failed says why in ``progress`` alone, until the next start.
 - Every answer of the Hub, and of its servers, has the header ``X-JupyterHub-Version``.
 """
@@ -63,6 +65,7 @@ class HubServer:
         self._name, self._has_token, self._send, self._quoted = name, has_token, send, quoted
         self._user_path = f"users/{user}"
         self._path = f"users/{user}/" + (f"servers/{name}" if name else "server")
+        self._may_be_used = False  # by this token, as far as is known
 
     @classmethod
     def of(cls, url: str, **rest: Any) -> HubServer | None:
@@ -101,13 +104,16 @@ class HubServer:
         """Return what the server does, as far as the Hub lets the token know.
 
         Raises:
-            KernelNotFound: the Hub refuses the token, or there is none.
+            KernelNotFound: the Hub refuses the token, or there is none, or it is not for this
+                server.
         """
         response = await self._ask("GET", f"{self._user_path}?include_stopped_servers")
         if response.status_code in REFUSED and is_of_hub(response):
             await self._owner(self._quoted(response))
         servers = _object(response).get("servers") if response.is_success else None
         if not isinstance(servers, dict):
+            if not self._may_be_used:
+                await self._check_access()
             return "unknown"
         server = servers.get(unquote(self._name))
         if not isinstance(server, dict):
@@ -116,6 +122,34 @@ class HubServer:
         if pending is None and server.get("ready") is True:
             return "running"
         return PENDING.get(str(pending), "stopped")
+
+    async def _check_access(self) -> None:
+        """Raise if the token is not for this server, so that waiting for it would be in vain.
+
+        Raises:
+            KernelNotFound: the Hub lists the token's scopes, and none of them is for this server.
+        """
+        response = await self._ask("GET", "user")
+        found = _object(response) if response.is_success and is_of_hub(response) else {}
+        scopes = found.get("scopes")
+        self._may_be_used = not isinstance(scopes, list) or any(map(self._is_for, scopes))
+        if not self._may_be_used:
+            raise KernelNotFound(
+                f"{self} is not for {self._named(found)}, whose token this is: check the user's "
+                "name in the address, or use a token of the server's own user, or one with the "
+                f"scope access:servers!server={self.label}"
+            )
+
+    def _is_for(self, scope: object) -> bool:
+        """Return whether a scope of the token may be for using this server."""
+        what, _, whose = str(scope).partition("!")
+        kind, _, name = whose.partition("=")
+        if what != "access:servers":
+            return False
+        return kind not in ("user", "server") or name in (self.label.partition("/")[0], self.label)
+
+    def _named(self, owner: Mapping[str, Any]) -> str:
+        return self._quoted(f"the {owner.get('kind', 'user')} {owner.get('name')}")
 
     async def start(self) -> bool:
         """Have the server started; return False if the Hub starts too many others at the moment.
@@ -174,9 +208,7 @@ class HubServer:
         if not is_of_hub(response):
             return None
         if response.status_code not in REFUSED:
-            owner = _object(response)
-            named = self._quoted(f"the {owner.get('kind', 'user')} {owner.get('name')}")
-            return named if response.is_success else None
+            return self._named(_object(response)) if response.is_success else None
         if self._has_token:
             raise KernelNotFound(
                 f"the JupyterHub at {self.hub} refuses the token ({reason}): it is misspelled, "

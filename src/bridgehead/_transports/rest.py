@@ -16,7 +16,7 @@ import ssl
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, urlsplit, urlunsplit
 
 import httpx
 
@@ -270,7 +270,7 @@ class Rest:
 
     def _redirected(self, response: httpx.Response) -> KernelNotFound:
         if is_of_hub(response) and self.hub is None:
-            return self._hub_itself()
+            return self._hub_itself(response)
         where = self._quoted(response.headers.get("location", "another page"))
         todo = "check the address" if self._has_token else "pass token="
         return KernelNotFound(
@@ -278,10 +278,14 @@ class Rest:
             f"{todo}, or pass cookies= or headers= if a proxy before the server wants a login"
         )
 
-    def _hub_itself(self) -> KernelNotFound:
+    def _hub_itself(self, response: httpx.Response) -> KernelNotFound:
+        address, led_to = urlsplit(self.url), urlsplit(response.headers.get("location", "")).path
+        # The Hub leads to its own pages, whose address shows below which path it is.
+        path = re.split(r"/(?:hub|user)(?:/|$)", led_to if "/hub/" in led_to else address.path)[0]
+        base = urlunsplit((address.scheme, address.netloc, path.rstrip("/"), "", ""))
         return KernelNotFound(
             f"{self.url} is of a JupyterHub, but not of one of its servers; use the address of a "
-            f"server, as in {self.url.partition('/hub/')[0].rstrip('/')}/user/NAME/"
+            f"server, as in {base}/user/NAME/"
         )
 
     async def _bounded(self, method: str, url: str, options: dict[str, Any]) -> httpx.Response:
@@ -338,7 +342,7 @@ class Rest:
             raise server_away(f"the server at {self.url} answers {reason}; try again later")
         if not isinstance(found, dict) or not response.is_success:
             if is_of_hub(response) and self.hub is None:
-                raise self._hub_itself()
+                raise self._hub_itself(response)
             raise KernelNotFound(
                 f"{self.url} belongs to no Jupyter server: it answers {reason}. If the server is "
                 "below a path, pass that path, too, as in http://host/user/me"
@@ -348,6 +352,9 @@ class Rest:
     def _quoted(self, found: httpx.Response | str) -> str:
         """Return the line that an error quotes: of a text, or with status of a response."""
         text = found if isinstance(found, str) else _reason(found)
+        # What tornado says of each POST that it refuses. Only who sends cookies needs to know it.
+        if isinstance(found, httpx.Response) and "_xsrf" in text and "Cookie" not in self.headers:
+            text = f"{found.status_code} {found.reason_phrase}"
         for secret in self._secrets:
             text = text.replace(secret, "…")
         return line(text, QUOTED)

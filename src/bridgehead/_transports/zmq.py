@@ -622,17 +622,14 @@ class ZmqTransport(Transport):
             return
         await self.dispatcher.control("interrupt_request", {})
 
-    async def restart(self, timeout: float) -> None:
-        """Replace the process through its manager.
-
-        Raises:
-            NotSupported: this bridge attached to a kernel that another program started.
-        """
-        if self.manager is None:
-            raise NotSupported(
-                "cannot restart: this bridge attached to a kernel that another program started"
-            )
-        await super().restart(timeout)
+    @property
+    def no_restart(self) -> str:
+        if self.manager is not None:
+            return ""
+        return (
+            "cannot restart: this bridge attached to a kernel that another program started; "
+            "restart it there, such as in its notebook"
+        )
 
     async def replace(self, timeout: float) -> None:
         self.link.restarting = self._replacing = True

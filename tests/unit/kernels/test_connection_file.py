@@ -112,3 +112,32 @@ def test_a_file_in_the_current_folder_does_not_hide_one_of_the_runtime_folder(
     assert find("1234.json") == str(here / "1234.json")
     with pytest.raises(KernelNotFound, match="matches 2 kernels"):
         find("kernel-12*")
+
+
+def test_the_name_of_a_notebook_means_its_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runtime = tmp_path / "runtime"
+    runtime.mkdir()
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(runtime))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(KernelNotFound, match=r"There are kernels for: no notebook"):
+        find("train.ipynb")
+    notebooks = ["/books/train.ipynb", "/books/score.ipynb", "/more/score.ipynb", "", 5]
+    for number, notebook in enumerate(notebooks):
+        (runtime / f"kernel-{number}.json").write_text(json.dumps({"jupyter_session": notebook}))
+    (runtime / "kernel-x.json").write_text("{")
+    (tmp_path / "train.ipynb").write_text("{}")  # the notebook itself is no connection file
+    for name in ("train.ipynb", "books/train.ipynb", "/books/train.ipynb"):
+        assert find(name) == str(runtime / "kernel-0.json")
+    assert find("more/score.ipynb") == str(runtime / "kernel-2.json")
+    with pytest.raises(KernelNotFound, match=r"2 notebooks .*: /books/score.ipynb, /more/score"):
+        find("score.ipynb")
+    with pytest.raises(KernelNotFound, match=r"kernels for: /books/score.ipynb, /books/train"):
+        find("rain.ipynb")
+    with pytest.raises(KernelNotFound, match=r"kernel-0.json \(train.ipynb\), kernel-1.json \(sc"):
+        find("train")
+    # A server that was killed left the file of an earlier kernel.
+    (runtime / "kernel-9.json").write_text(json.dumps({"jupyter_session": "/books/train.ipynb"}))
+    os.utime(runtime / "kernel-0.json", (1, 1))
+    assert find("train.ipynb") == str(runtime / "kernel-9.json")

@@ -99,13 +99,14 @@ async def page(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Page]:
     monkeypatch.setattr(widget.Panel, "send", lambda panel, content: shown.take(content))
     shell = SimpleNamespace(user_ns={}, user_ns_hidden={})
     events: Any = EventManager
-    shell.events = events(shell, {"post_run_cell": lambda result: None})
+    hooks = ("pre_run_cell", "post_run_cell")
+    shell.events = events(shell, dict.fromkeys(hooks, lambda argument: None))
     monkeypatch.setattr(widget, "get_ipython", lambda: shell)
     monkeypatch.setattr(followed, "TICK", 0.02)  # s; nothing is asked of a kernel at a tick
     yield shown
     if shown.panel is not None:
         shown.panel.close()
-        assert shell.events.callbacks["post_run_cell"] == []
+        assert shell.events.callbacks == {hook: [] for hook in hooks}
 
 
 def show(page: Page, *bridges: Any, opened: bool = True) -> Any:
@@ -406,7 +407,58 @@ async def test_a_panel_follows_only_while_a_view_shows_it(page: Page) -> None:
         await watches(bridge, 1)
         page.ask("bye")
         await watches(bridge, 0)
-        assert panel._shell.events.callbacks["post_run_cell"] == []
+        assert not any(panel._shell.events.callbacks.values())
+
+
+async def test_a_page_that_is_gone_without_a_word_is_followed_no_longer(
+    page: Page, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A browser that crashed says no "bye"; one that was suspended comes back."""
+    async with Bridge.loopback() as bridge:
+        await bridge.push(x=1)
+        panel = show(page, bridge)
+        await page.shows(0, "x")
+        monkeypatch.setattr(widget, "LEASE", 0.05)
+        await watches(bridge, 0)
+        assert not any(panel._shell.events.callbacks.values())
+        assert panel._views == {}
+        assert all(not kernel._views and not kernel._ticking for kernel in panel._kernels)
+        monkeypatch.setattr(widget, "LEASE", 150.0)
+        await bridge.push(y=1)
+        page.ask("here")
+        await page.until(lambda: {"kind": "forgotten", "view": "v"} in page.messages)
+        page.ask("hello")
+        page.ask("open", kernel=0)
+        await page.shows(0, "x", "y")
+
+
+async def test_a_page_that_says_it_is_there_is_followed(page: Page) -> None:
+    async with Bridge.loopback() as bridge:
+        panel = show(page, bridge)
+        await watches(bridge, 1)
+        panel._views["v"] = -widget.LEASE  # when it was heard last
+        page.ask("here")
+        panel._end_silent_views()
+        assert "v" in panel._views
+        await bridge.run("x = 1")
+        await page.shows(0, "x")
+        assert {"kind": "forgotten", "view": "v"} not in page.messages
+
+
+async def test_a_page_whose_signs_wait_behind_a_cell_is_followed(page: Page) -> None:
+    """Without subshells, the kernel of the notebook hears nothing while it runs a cell."""
+    async with Bridge.loopback() as bridge:
+        panel = show(page, bridge)
+        await watches(bridge, 1)
+        panel._shell.events.trigger("pre_run_cell", None)
+        panel._views["v"] = -widget.LEASE
+        panel._end_silent_views()
+        assert "v" in panel._views
+        panel._shell.events.trigger("post_run_cell", None)
+        panel._end_silent_views()
+        assert "v" in panel._views
+        panel._views["v"] = -widget.LEASE  # and then it is silent
+        await watches(bridge, 0)
 
 
 async def test_close_ends_the_watch_and_leaves_the_bridge_open(page: Page) -> None:

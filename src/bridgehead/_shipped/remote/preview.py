@@ -1,7 +1,7 @@
 """A short text of a value, which runs no code of the user's.
 
-Rule: use the standard library only, and run on Python 3.8 and later. Only what Python, numpy or
-pandas itself computes of its own types is looked at; a subclass has no preview, because it may
+Rule: use the standard library only, and run on Python 3.8 and later. Only what Python or a known
+library itself computes of its own types is looked at; a subclass has no preview, because it may
 replace anything. No ``repr`` of a user's class, and no property. Any thread may call this, while a
 cell changes the value.
 """
@@ -18,6 +18,7 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.library_values import (
         arrow_type,
         has_labels_of_pandas,
+        is_defined,
         is_of_pandas,
     )
 
@@ -59,7 +60,7 @@ def _text(value: Any, levels: int) -> str | None:
         return "%s(…)" % value.__name__
     if kind is type:
         return "class " + str(of_class(value, "__qualname__"))
-    return _of_library(value, kind, levels)
+    return _of_library(value, kind)
 
 
 def _item(value: Any, levels: int) -> str:
@@ -86,27 +87,80 @@ def _container(value: Any, kind: Any, brackets: Sequence[str], levels: int) -> s
     return before + ", ".join(parts) + after
 
 
-def _of_library(value: Any, kind: Any, levels: int) -> str | None:
-    numpy, pandas = sys.modules.get("numpy"), sys.modules.get("pandas")
-    if kind is getattr(numpy, "ndarray", None):
-        if value.dtype.kind not in NUMBERS:
-            return None
-        items = [item.item() for item in islice(value.flat, ITEMS)]
-        return "[%s]" % ", ".join([*map(repr, items), *(["…"] if value.size > ITEMS else [])])
-    name = of_class(kind, "__name__")
-    if numpy is not None and issubclass(kind, numpy.generic) and vars(numpy).get(name) is kind:
-        return repr(value.item()) if value.dtype.kind in NUMBERS else None
-    if kind is getattr(pandas, "DataFrame", None):
-        if not has_labels_of_pandas(value):
-            return None
-        labels = [_item(one, 0) for one in islice(value.columns, ITEMS)]
-        return "columns " + ", ".join([*labels, *(["…"] if len(value.columns) > ITEMS else [])])
-    if kind is getattr(pandas, "Series", None):
-        if not is_of_pandas(value) or has_parts(arrow_type(value.dtype)):
-            return None
-        items = [_item(one, 0) for one in without_attributes(value).iloc[:ITEMS].tolist()]
-        return "[%s]" % ", ".join([*items, *(["…"] if len(value) > ITEMS else [])])
+def _of_library(value: Any, kind: Any) -> str | None:
+    for library, texts in LIBRARY_TEXTS.items():
+        if of_class(kind, "__module__").partition(".")[0] == library and is_defined(kind):
+            text: str | None = texts(value, kind)
+            return text
     return None
+
+
+def _text_of_numpy(value: Any, kind: Any) -> str | None:
+    numpy = sys.modules["numpy"]
+    if kind is numpy.ndarray:
+        return _text_of_array(value)
+    if issubclass(kind, numpy.generic):
+        return repr(value.item()) if value.dtype.kind in NUMBERS else None
+    return None
+
+
+def _text_of_array(value: Any) -> str | None:
+    if value.dtype.kind not in NUMBERS:
+        return None
+    items = [item.item() for item in islice(value.flat, ITEMS)]
+    return "[%s]" % ", ".join([*map(repr, items), *(["…"] if value.size > ITEMS else [])])
+
+
+def _text_of_pandas(value: Any, kind: Any) -> str | None:
+    pandas = sys.modules["pandas"]
+    if kind is pandas.DataFrame:
+        return _text_of_labels(value.columns) if has_labels_of_pandas(value) else None
+    if kind is pandas.Series and is_of_pandas(value) and not has_parts(arrow_type(value.dtype)):
+        return _text_of_items(without_attributes(value).iloc[:ITEMS].tolist(), len(value))
+    return None
+
+
+def _text_of_polars(value: Any, kind: Any) -> str | None:
+    polars = sys.modules["polars"]
+    if kind is polars.DataFrame:
+        return _text_of_labels(value.columns)
+    if kind is polars.Series and not value.dtype.is_nested():
+        return _text_of_items(value.head(ITEMS).to_list(), len(value))
+    return None
+
+
+def _text_of_pyarrow(value: Any, kind: Any) -> str | None:
+    pyarrow = sys.modules["pyarrow"]
+    if kind is pyarrow.Table or kind is pyarrow.RecordBatch:
+        return _text_of_labels(value.schema.names)
+    return None
+
+
+def _text_of_torch(value: Any, kind: Any) -> str | None:
+    torch = sys.modules["torch"]
+    is_plain = kind is torch.Tensor or kind is torch.nn.Parameter
+    if not is_plain or value.device.type != "cpu" or value.layout is not torch.strided:
+        return None
+    return _text_of_array(value.detach().numpy())
+
+
+def _text_of_labels(labels: Any) -> str:
+    shown = [_item(one, 0) for one in islice(labels, ITEMS)]
+    return "columns " + ", ".join([*shown, *(["…"] if len(labels) > ITEMS else [])])
+
+
+def _text_of_items(items: Any, count: int) -> str:
+    shown = [_item(one, 0) for one in items]
+    return "[%s]" % ", ".join([*shown, *(["…"] if count > ITEMS else [])])
+
+
+LIBRARY_TEXTS = {
+    "numpy": _text_of_numpy,
+    "pandas": _text_of_pandas,
+    "polars": _text_of_polars,
+    "pyarrow": _text_of_pyarrow,
+    "torch": _text_of_torch,
+}
 
 
 def without_attributes(value: Any) -> Any:

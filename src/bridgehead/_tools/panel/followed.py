@@ -33,8 +33,16 @@ Row = Sequence[Any]
 class FollowedKernel:
     """A kernel, and what the page knows of it."""
 
-    def __init__(self, number: int, label: str, bridge: Bridge, send: Send) -> None:
-        self.number, self.label, self.bridge, self._send = number, label, bridge, send
+    def __init__(
+        self,
+        number: int,
+        label: str,
+        bridge: Bridge,
+        send: Send,
+        at_tick: Callable[[], object] = lambda: None,
+    ) -> None:
+        self.number, self.label, self.bridge = number, label, bridge
+        self._send, self._at_tick = send, at_tick
         self.loop = bridge._connection.loop
         self._views: set[str] = set()  # that show the kernel
         self._open_views: set[str] = set()  # those of them that show its names
@@ -220,6 +228,7 @@ class FollowedKernel:
         before = self.bridge.state
         try:
             while self.bridge.state != "closed":
+                self._at_tick()
                 state = self.bridge.state
                 if state != before and not {state, before} <= {*LIVE}:
                     self._again.set()  # the kernel is lost, or there is one again
@@ -272,6 +281,7 @@ def describe(bridge: Bridge, memory: int | None) -> dict[str, str]:
         "lane": f"{info.lane} over {info.transport}",
         "trust": "data only" if is_data else "trusted",
         "why_trust": line(info.why_trust, 200),
+        "no_restart": line(bridge._transport.no_restart, 200),
     }
 
 

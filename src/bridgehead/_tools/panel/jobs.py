@@ -79,9 +79,15 @@ class Jobs:
     """The operations of one panel."""
 
     def __init__(
-        self, kernels: list[FollowedKernel], namespace: MutableMapping[str, Any], send: Send
+        self,
+        kernels: list[FollowedKernel],
+        namespace: MutableMapping[str, Any],
+        send: Send,
+        pulled: Callable[[], object],
     ) -> None:
+        """Call ``pulled`` when a name of the notebook was bound."""
         self._kernels, self._namespace, self._send = kernels, namespace, send
+        self._pulled = pulled
         self.known: dict[int, Job] = {}
         self._looks: dict[int, asyncio.Task[None]] = {}  # by kernel: the one that is wanted
 
@@ -129,6 +135,7 @@ class Jobs:
             began = time.perf_counter()
             value = await kernel.bridge.pull(name, progress=job.report)
             self._namespace[target] = value
+            self._pulled()
             return f"{target} is now in the notebook: {self._crossed(job, began)}"
 
         shown = name if target == name else f"{name} as {target}"

@@ -8,6 +8,7 @@
 const ROW = 26; // pixels; panel.css has the same
 const SPARE = 4; // rows above and below those that can be seen
 const SILENT = 5000; // ms after which a kernel that did not hear a click is said to be busy
+const SIGN = 20000; // ms between two signs that the page is there; widget.py has how long it may be silent
 const SETTLED = 150; // ms that a row is selected before its preview is asked for
 const OPEN = 4; // kernels whose names are shown at first
 const KEPT = 5; // transfers that have ended
@@ -43,6 +44,9 @@ function text(element, value) {
   if (element.textContent !== wanted) element.textContent = wanted;
 }
 
+/** A sign for the eye, which a screen reader leaves out. */
+const glyph = () => make("span", { aria: { hidden: true } });
+
 /** Do something on a key; a handler that returned false would take all other keys, too. */
 function onKey(element, key, act) {
   element.addEventListener("keydown", (event) => {
@@ -56,7 +60,8 @@ const count = (number, noun) => `${number.toLocaleString("en")} ${noun}${number 
 class Confirmed {
   constructor(label, question, act) {
     this.question = question;
-    this.button = make("button", { textContent: label, onclick: () => this.ask(true) });
+    this.refuse = null; // what to do in place of the question
+    this.button = make("button", { textContent: label, onclick: () => (this.refuse ? this.refuse() : this.ask(true)) });
     this.yes = make("button", { className: "danger", onclick: () => (this.ask(false), act()) }, label);
     this.no = make("button", { onclick: () => this.ask(false) }, "Keep");
     this.text = make("span");
@@ -90,7 +95,7 @@ class Grid {
     this.selected = null; // a key
     this.elements = new Map(); // by index in `shown`
     this.heads = COLUMNS.map((column, at) => {
-      const button = make("button", { textContent: column.head, onclick: () => this.sortBy(at) });
+      const button = make("button", { onclick: () => this.sortBy(at) }, column.head, glyph());
       return make("span", { className: column.look.includes("number") ? "number" : "", aria: { role: "columnheader" } }, button);
     });
     this.body = make("div", { aria: { role: "presentation" } });
@@ -139,7 +144,7 @@ class Grid {
     this.heads.forEach((head, at) => {
       if (at === column) head.setAttribute("aria-sort", down ? "descending" : "ascending");
       else head.removeAttribute("aria-sort");
-      text(head.firstChild, COLUMNS[at].head + (at === column ? (down ? " ▾" : " ▴") : ""));
+      text(head.firstChild.lastChild, at === column ? (down ? " ▾" : " ▴") : "");
     });
     this.element.setAttribute("aria-rowcount", this.shown.length + 1);
     this.body.style.height = `${this.shown.length * ROW}px`;
@@ -242,8 +247,9 @@ class Kernel {
     const id = `${panel.view}-${number}`;
     const ask = (name, fields) => panel.ask(name, { kernel: number, ...fields });
     this.ask = ask;
-    this.toggle = make("button", { onclick: () => this.open(!this.isOpen), aria: { expanded: false, controls: id } });
+    this.toggle = make("button", { onclick: () => this.open(!this.isOpen), aria: { expanded: false, controls: id } }, glyph(), label);
     this.state = make("span", { className: "chip" });
+    const state = make("span", {}, make("span", { className: "unseen" }, "State: "), this.state);
     this.facts = make("div", { className: "facts" });
     this.note = make("div", { className: "note", hidden: true });
     this.restart = new Confirmed("Restart", () => `Restart ${label}? All its names are lost.`, () => ask("restart"));
@@ -273,6 +279,7 @@ class Kernel {
     this.source = make("select", { onchange: () => ((this.target.value = this.source.value), this.hints()), aria: { label: "Name of the notebook" } });
     this.target = field(`Name in ${label}`);
     this.pushButton = button("Push", () => ask("push", { name: this.source.value, target: this.target.value }));
+    this.pushButton.setAttribute("aria-label", `Push to ${label}`);
     this.pushHint = make("span", { className: "dim" });
     this.pushing = make("div", { className: "bar push", aria: { role: "group", label: `Push to ${label}` } },
       this.pushButton, "the notebook's", this.source, "as", this.target, this.pushHint);
@@ -280,13 +287,13 @@ class Kernel {
 
     this.names = make("div", { id, hidden: true }, this.grid.element, this.tally, this.chosen, this.pushing);
     this.element = make("section", { aria: { label } },
-      make("div", { className: "bar" }, make("h3", {}, this.toggle), this.state, interrupt, this.restart.element, refresh),
+      make("div", { className: "bar" }, make("h3", {}, this.toggle), state, interrupt, this.restart.element, refresh),
       this.facts, this.note, this.names);
     this.mark();
   }
 
   mark() {
-    text(this.toggle, `${this.isOpen ? "▾" : "▸"} ${this.label}`);
+    text(this.toggle.firstChild, this.isOpen ? "▾ " : "▸ ");
     this.toggle.setAttribute("aria-expanded", this.isOpen);
     this.names.hidden = !this.isOpen;
   }
@@ -325,6 +332,9 @@ class Kernel {
       text(this.facts.children[at].lastChild, value);
     });
     this.facts.lastChild.title = message.why_trust;
+    this.restart.refuse = message.no_restart ? () => this.panel.refuse(message.no_restart) : null;
+    this.restart.button.setAttribute("aria-disabled", Boolean(message.no_restart)); // it can be focused, and says why
+    this.restart.button.title = message.no_restart;
     text(this.note, message.note);
     this.note.hidden = !message.note;
     if (before && before !== message.state && (ENDED.includes(message.state) || ENDED.includes(before)))
@@ -340,7 +350,7 @@ class Kernel {
     this.version = message.to;
     this.grid.update(message.set, message.gone, message.from === null);
     this.panel.draw(this);
-    this.hints();
+    for (const one of this.panel.kernels) one.hints(); // others may hand over to this one
     // The value of the selected name may be another one now.
     if (this.row && message.set.some((row) => row[0] === this.row[0])) this.choose(this.grid.rows.get(this.row[0]), true);
   }
@@ -354,7 +364,8 @@ class Kernel {
     const { shown, rows, filter } = this.grid;
     const all = count(rows.size, "name");
     const more = this.known.more ? `, and ${this.known.more.toLocaleString("en")} more that are not shown` : "";
-    text(this.tally, !rows.size ? "" : (filter ? `${shown.length.toLocaleString("en")} of ${all}` : all) + more);
+    const hint = this.row || !shown.length ? "" : ". Choose one to look at it and to move it.";
+    text(this.tally, !rows.size ? "" : (filter ? `${shown.length.toLocaleString("en")} of ${all}` : all) + more + hint);
   }
 
   choose(row, again = false) {
@@ -362,13 +373,15 @@ class Kernel {
     this.chosen.hidden = !row;
     this.remove.ask(false);
     clearTimeout(this.timer);
-    if (!row) return;
+    if (!row) return this.count();
     this.name.replaceChildren(make("b", { className: "name", textContent: row[1] }), ` ${row[9]} ${row[3]}`);
     if (!again) {
       this.as.value = row[8] ? row[0] : "";
       preview(this.preview, { name: row[1], waiting: this.known.state === "busy" ? "The preview waits for the cell that the kernel runs." : "…" });
     }
     for (const part of [this.as, this.pullButton, this.handButton, this.remove.button]) part.disabled = !row[8];
+    for (const part of [this.pullButton, this.handButton, this.remove.button]) part.setAttribute("aria-label", `${part.textContent} ${row[1]}`);
+    this.count();
     this.hints();
     if (row[8]) this.timer = setTimeout(() => this.ask("look", { name: row[0] }), again ? 0 : SETTLED);
     else preview(this.preview, { name: row[1], error: "This is no name that a cell can use." });
@@ -459,7 +472,15 @@ class Panel {
     model.on("comm_live_update", this.lost);
     this.left = () => this.bye(); // a page that is closed or loaded again renders nothing any more
     window.addEventListener("pagehide", this.left);
+    this.here = () => document.visibilityState === "visible" && this.sign();
+    document.addEventListener("visibilitychange", this.here); // a hidden page may have been silent for long
+    this.signs = setInterval(() => this.sign(), SIGN);
     this.ask("hello");
+  }
+
+  /** Say that the page is there: of a browser that crashed, nothing else tells. */
+  sign() {
+    if (!this.place.inert) this.model.send({ ask: "here", view: this.view });
   }
 
   end() {
@@ -469,6 +490,8 @@ class Panel {
     for (const timer of this.unheard.values()) clearTimeout(timer);
     for (const kernel of this.kernels) clearTimeout(kernel.timer);
     window.removeEventListener("pagehide", this.left);
+    document.removeEventListener("visibilitychange", this.here);
+    clearInterval(this.signs);
     this.bye();
   }
 
@@ -490,6 +513,11 @@ class Panel {
     this.place.inert = isLost; // it shows what was so, and nothing there works any more
   }
 
+  refuse(why) {
+    text(this.refused, why);
+    this.refused.hidden = false;
+  }
+
   say(what, isAlert = false) {
     text(isAlert ? this.alert : this.polite, what);
   }
@@ -504,19 +532,22 @@ class Panel {
       clearTimeout(this.unheard.get(message.serial));
       this.unheard.delete(message.serial);
     } else if (message.kind === "panel") this.begin(message.kernels);
+    else if (message.kind === "forgotten") this.ask("hello");
     else if (message.kind === "notebook") {
       this.notebook = message.names;
       for (const one of this.kernels) one.notebook(message.names);
     } else if (message.kind === "job") this.jobs.show(message);
-    else if (message.kind === "refused") {
-      text(this.refused, message.text);
-      this.refused.hidden = false;
-    } else if (message.kind === "kernel") kernel?.head(message);
+    else if (message.kind === "refused") this.refuse(message.text);
+    else if (message.kind === "kernel") kernel?.head(message);
     else if (message.kind === "names") kernel?.update(message);
     else if (message.kind === "look") kernel?.look(message);
   }
 
   begin(kernels) {
+    if (this.kernels.length) { // the page was silent for long, and is followed again
+      for (const kernel of this.kernels) if (kernel.isOpen) kernel.ask("open");
+      return;
+    }
     this.kernels = kernels.map((one, number) => new Kernel(this, number, one));
     this.place.replaceChildren(...this.kernels.map((kernel) => kernel.element));
     this.place.classList.toggle("several", kernels.length > 1);

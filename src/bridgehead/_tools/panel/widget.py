@@ -7,9 +7,9 @@ previews cross as messages. Any thread may send.
 
 from __future__ import annotations
 
-import contextlib
 import sys
 import threading
+import time
 from collections.abc import MutableMapping, Sequence
 from importlib import resources
 from typing import Any
@@ -21,6 +21,10 @@ from bridgehead._bridge.bridge import Bridge
 from bridgehead._tools.panel.followed import FollowedKernel, labels
 from bridgehead._tools.panel.jobs import Jobs, notebook_names
 from bridgehead._tools.panel.texts import why
+
+# s without a sign of a view until it counts as gone: the page was closed without a word, as by a
+# crash. The page gives one every 20 s; a browser runs the timers of a hidden page once a minute.
+LEASE = 150.0
 
 
 def _file(name: str) -> str:
@@ -38,7 +42,8 @@ class Panel(anywidget.AnyWidget):
         self._given = tuple(given)
         self._sending = threading.RLock()
         self._is_closed = False
-        self._views: set[str] = set()
+        self._views: dict[str, float] = {}  # of the page, and when each gave a sign last
+        self._runs_cell = False  # the notebook: without subshells, no sign arrives then
         self._shell: Any = get_ipython()
         self._notebook: list[tuple[str, str]] | None = None
         namespace: MutableMapping[str, Any] = (
@@ -46,12 +51,12 @@ class Panel(anywidget.AnyWidget):
         )
         pairs = list(zip(_givers(given), bridges, strict=True))
         self._kernels = [
-            FollowedKernel(number, label, bridge, self._post)
+            FollowedKernel(number, label, bridge, self._post, self._end_silent_views)
             for number, (label, bridge) in enumerate(
                 zip(labels(pairs, namespace), bridges, strict=True)
             )
         ]
-        self._jobs = Jobs(self._kernels, namespace, self._post)
+        self._jobs = Jobs(self._kernels, namespace, self._post, self._send_notebook)
         super().__init__()
         # ipykernel 7.4 sends a click to the shell from which Python spoke last, and a thread counts
         # as the main shell: the click would wait for the running cell.
@@ -87,6 +92,8 @@ class Panel(anywidget.AnyWidget):
         if type(content) is not dict or self._is_closed:
             return
         view, serial = str(content.get("view")), content.get("serial")
+        if view in self._views:
+            self._views[view] = time.monotonic()
         self._post({"kind": "heard", "view": view, "serial": serial})
         try:
             self._do(str(content.get("ask")), view, content)
@@ -99,6 +106,10 @@ class Panel(anywidget.AnyWidget):
             return
         if ask == "bye":
             self._end_views([view])
+            return
+        if view not in self._views:  # it was silent for long, and begins anew
+            self._post({"kind": "forgotten", "view": view})
+        if ask == "here":
             return
         if ask in ("cancel", "dismiss"):
             getattr(self._jobs, ask)(content.get("job"))
@@ -131,9 +142,12 @@ class Panel(anywidget.AnyWidget):
 
     def _begin_view(self, view: str) -> None:
         """Send all to a view that was opened; it asks for the names that it shows."""
-        if not self._views and self._shell is not None:
-            self._shell.events.register("post_run_cell", self._cell_done)
-        self._views.add(view)
+        with self._sending:  # a loop may end another view
+            if not self._views and self._shell is not None:
+                self._runs_cell = False
+                self._shell.events.register("pre_run_cell", self._cell_begins)
+                self._shell.events.register("post_run_cell", self._cell_done)
+            self._views[view] = time.monotonic()
         # A handoff needs both bridges in one event loop.
         loops = [id(kernel.loop) for kernel in self._kernels]
         self._post(
@@ -154,17 +168,30 @@ class Panel(anywidget.AnyWidget):
             if not kernel.soon(kernel.show, view, False):
                 kernel.show_closed()
 
+    def _end_silent_views(self) -> None:
+        """Forget each view whose page is gone; the loops of the kernels call this."""
+        if not self._runs_cell:
+            before = time.monotonic() - LEASE
+            self._end_views([view for view, heard in list(self._views.items()) if heard < before])
+
     def _end_views(self, views: Sequence[str]) -> None:
         for view in views:
-            self._views.discard(view)
             for kernel in self._kernels:
                 kernel.soon(kernel.hide, view)
-        if not self._views and self._shell is not None:
-            with contextlib.suppress(ValueError):  # no view was open
+        with self._sending:
+            gone = [view for view in views if self._views.pop(view, None) is not None]
+            if gone and not self._views and self._shell is not None:
                 self._shell.events.unregister("post_run_cell", self._cell_done)
+                self._shell.events.unregister("pre_run_cell", self._cell_begins)
+
+    def _cell_begins(self, info: object = None) -> None:
+        self._runs_cell = True
 
     def _cell_done(self, result: object = None) -> None:
         """After each cell of the notebook: it may have pushed something, which runs no cell."""
+        for view in list(self._views):  # its sign may wait behind the cell
+            self._views[view] = time.monotonic()
+        self._runs_cell = False
         self._send_notebook()
         for kernel in self._kernels:
             kernel.soon(kernel.refresh)

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from bridgehead._shipped.remote.description import describe
@@ -36,6 +37,8 @@ SHOWN: list[tuple[Any, str | None]] = [
     (np.array([object()]), None),
     (pd.DataFrame({"a": [1], "b": [2]}), "columns 'a', 'b'"),
     (pd.Series([1, 2]), "[1, 2]"),
+    (pa.table({"a": [1], "b": [2]}), "columns 'a', 'b'"),
+    (pd.Series([[1]], dtype=pd.ArrowDtype(pa.list_(pa.int64()))), None),
     (lambda a, b=1: 0, "<lambda>(a, b)"),
     (len, "len(…)"),
     (collections.OrderedDict, "class OrderedDict"),
