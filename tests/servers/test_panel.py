@@ -365,8 +365,10 @@ async def test_the_keyboard_alone_reaches_everything(shown: Shown, tmp_path: Pat
 async def test_each_control_has_a_name_that_says_what_it_is_for(shown: Shown) -> None:
     """By the accessible names that Chromium computes, as a screen reader lists them."""
     await shown.score.run("x = 1")
+    await shown.lab.run_cell(2)  # with a name of the notebook to push
     await shown.row("train", "penguins").click()
     await shown.row("score", "x").click()
+    await expect(shown.kernel("score").locator(".preview pre")).to_have_text("1")
     buttons = shown.panel.get_by_role("button")
     for kernel, name in (("train", "penguins"), ("score", "x")):
         labels = [kernel, f"Interrupt {kernel}", f"Restart {kernel}", f"Refresh {kernel}"]

@@ -19,7 +19,13 @@ from zlib import compress, crc32
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.inspection import of_class
     from bridgehead._shipped.remote.library_values import arrow_type, is_defined, is_of_pandas
-    from bridgehead._shipped.remote.preview import NUMBERS, _item, has_parts, without_attributes
+    from bridgehead._shipped.remote.preview import (
+        NUMBERS,
+        _item,
+        has_parts,
+        preview,
+        without_attributes,
+    )
     from bridgehead._shipped.wire.header import ValueDetail
 
 HEAD_ROWS, HEAD_COLUMNS = 20, 12  # of a table that are shown
@@ -64,6 +70,8 @@ def look_at(value: Any) -> Look:
         _look(look, value, type(value))
     except Exception:  # a half-built object, or one that changes at this moment
         return look if look.facts else Look()
+    if not (look.facts or look.columns or look.text or look.picture):
+        look.text = preview(value) or ""  # a number, a class
     return look
 
 

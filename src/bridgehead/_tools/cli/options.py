@@ -57,7 +57,8 @@ def _options(trust: bool, latest: bool) -> list[Callable[[Any], Any]]:
             "-e",
             metavar="FILE",
             shell_complete=kernels,
-            help=f"The kernel's connection file, or a part of its name. [default: {default}]",
+            help="The kernel's connection file, or a part of its name; or NAME.ipynb, a notebook "
+            f"that Jupyter has open. [default: {default}]",
         ),
         click.option(
             "--url",

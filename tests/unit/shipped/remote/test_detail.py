@@ -113,6 +113,9 @@ def test_texts_containers_and_functions() -> None:
         ["'b'", "<object>"],
     ]
     assert look_at([1, "x"]).rows == [["0", "1"], ["1", "'x'"]]
+    assert look_at(12).text == "12"
+    assert look_at(None).text == "None"
+    assert look_at(np.float64(1.5)).text == "1.5"
     assert look_at(len).text.startswith("Return the number of items")
     assert len(look_at([*range(1000)]).rows) == HEAD_ROWS
 
