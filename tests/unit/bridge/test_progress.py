@@ -192,7 +192,7 @@ async def test_the_bar_of_a_cancelled_pull_says_cancelled_and_is_not_drawn_again
     async def forever(*args: Any, **options: Any) -> Any:
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(loopback._connection, "ask", forever)
+    monkeypatch.setattr(loopback._connection, "within", forever)
     pull = asyncio.create_task(loopback.pull("x", progress=True))
     drawn = ""
     while "pull: 0.00B" not in drawn:
