@@ -74,7 +74,9 @@ def _handling(on_sigint: Callable[[], None]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     try:
         loop.add_signal_handler(signal.SIGINT, on_sigint)
-    except NotImplementedError:  # Windows: Ctrl-C ends this program, and the kernel goes on
+    # On Windows, and in a thread that gets no signals: Ctrl-C ends this program, and the kernel
+    # goes on.
+    except (NotImplementedError, RuntimeError, ValueError):
         yield
         return
     try:
