@@ -12,8 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from support import objects
 from support.bare import CLOUDPICKLE, PYTHONS, Bare, Space
 from support.elsewhere import Python
+
+# Their libraries are only in the environment of ``pytest -m objects``.
+collect_ignore = [] if objects.is_inside() else ["test_detail_libraries.py"]
 
 
 @pytest.fixture(scope="session")
