@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from bridgehead._tools.cli.cells import Interrupts, cancelling
+from bridgehead._tools.cli.cells import CtrlC, cancelling
 from bridgehead._tools.cli.complete import files
 from bridgehead._tools.cli.complete import names as complete_names
 from bridgehead._tools.cli.exit import (
@@ -271,7 +271,7 @@ async def _pull(target: Target, expression: str, kind: str | None) -> Any:
             # cloudpickle includes the classes of a notebook, which only that kernel knows.
             way = "cloudpickle" if bridge.info.versions.get("cloudpickle") else "pickle"
             expression = f"__import__({way!r}).dumps((\n{expression}\n))"
-        interrupts = Interrupts()
+        interrupts = CtrlC()
         work = asyncio.ensure_future(
             bridge._pull_interruptibly(expression, lambda: interrupts.abandoned)
         )
