@@ -311,7 +311,7 @@ RESOURCE = {"resource": "w", "owner": "o"}
 OPERATIONS = (
     "hello", "load_codec", "batch", "bind", "fetch", "call", "call_kept", "drop", "names", "has",
     "watch", "watch_names", "renew", "close", "start", "cancel", "wake", "iterate", "advance",
-    "take", "map", "report", "chunk", "next_chunk", "forget", "stage",
+    "take", "finish", "map", "report", "chunk", "next_chunk", "forget", "stage",
 )  # fmt: skip
 BINDING = ("bind", "call", "call_kept", "drop", "batch")
 

@@ -716,10 +716,11 @@ class BlockingIterator(Iterator[T]):
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self.close()
+        with noted_on(exc_info[1] if isinstance(exc_info[1], BaseException) else None):
+            self.close()
 
     def close(self) -> None:
-        """End the iteration, in the kernel too.
+        """End the iteration, in the kernel too; for one of ``iterate``, see ``Iteration.aclose``.
 
         >>> outputs = kernel.stream("6 * 7")
         >>> outputs.close()

@@ -30,7 +30,7 @@ from bridgehead._errors import (
 from bridgehead._protocol.formatting import line
 from bridgehead._protocol.raising import raise_error
 from bridgehead._protocol.response import Response, check_fields
-from bridgehead._transports.tasks import retrieve_exception
+from bridgehead._transports.tasks import noted_on, retrieve_exception
 
 MOST_ITEMS = 10_000  # that the kernel may be ahead of the consumer
 MOST_BYTES = 64 << 20
@@ -38,16 +38,19 @@ GONE = (
     "the kernel no longer has this iteration; the items that arrived are good: call iterate() again"
 )
 TRIES = 3  # of a batch whose response is lost; the kernel keeps it
+CLOSED_AFTER, CLOSED_AGAIN = 0.001, 0.5  # s between two questions whether an iterator is closed
 
 
 class Iteration(AsyncItems[Any]):
     """An async iterator over items that the kernel makes, as they are made.
 
     An error comes after the items before it, and ends the iteration. Cancelling a wait loses
-    nothing. ``aclose`` has the kernel close the iterator, which runs the ``finally`` of a
-    generator; so do the last item, dropping the iterator and closing the bridge. A step that runs
-    then is interrupted. One task in the kernel makes all items of an async iterator, so it may
-    hold an ``asyncio.timeout``, a task group or a context variable over a ``yield``.
+    nothing. Leaving ``async with`` does what ``aclose`` does: the kernel closes the iterator, which
+    runs the ``finally`` of a generator. What closing raises is raised there, and becomes a note on
+    an error that leaves the block. A block that is cancelled does not wait for the kernel. Dropping
+    the iterator and closing the bridge have the kernel close it, too, soon. One task in the kernel
+    makes all items of an async iterator, so it may hold an ``asyncio.timeout``, a task group or a
+    context variable over a ``yield``.
 
         >>> async with bridge.iterate("range(3)") as items:
         ...     async for item in items:
@@ -94,14 +97,37 @@ class Iteration(AsyncItems[Any]):
                 await self._items.wait()
         return self._items.pop_all()
 
+    async def __aexit__(self, *exc_info: object) -> None:
+        error = exc_info[1] if isinstance(exc_info[1], BaseException) else None
+        if isinstance(error, asyncio.CancelledError):
+            self._leave()
+            return
+        with noted_on(error):
+            await self.aclose()
+
     async def aclose(self) -> None:
-        """Have the kernel close the iterator, soon and beside what else it does.
+        """Have the kernel close the iterator, and wait until it has.
+
+        A step that runs is interrupted, or cancelled if it is one of an async iterator. A kernel
+        that runs something else is not waited for: if closing does not begin within a second, the
+        kernel does it when it is free. Then, and if this wait is cancelled, the kernel alone sees
+        what closing raises: as an error that Python ignores, on its ``stderr``.
+
+        Raises:
+            RemoteError: closing raised, as by the ``finally`` of a generator; or a step did so,
+                because it was interrupted.
 
         >>> items = bridge.iterate("range(3)")
         >>> await items.aclose()
         >>> items
         <Iteration range(3), ended>
         """
+        try:
+            await self._items.close()
+        finally:
+            self._leave()
+
+    def _leave(self) -> None:
         self._items.leave()
         self._finalizer()
 
@@ -137,6 +163,7 @@ class Items(RemoteResource):
         self._call: Call | None = None  # that is on its way
         self._fetching: asyncio.Task[None] | None = None
         self._arrived = asyncio.Event()
+        self._is_closing = False  # the consumer waits until the kernel has closed the iterator
 
     # ------------------------------------------------------------ for the consumer
 
@@ -181,6 +208,45 @@ class Items(RemoteResource):
             self._fetching.cancel()
         self._arrived.set()
 
+    async def close(self) -> None:
+        """End the iteration; wait until the kernel has closed the iterator, or cannot soon."""
+        if self.is_ended or not self.is_known:  # it is closed, or no step was taken
+            return
+        self._is_closing = True
+        self.leave()
+        closed: Response | None = None
+        # If the kernel is lost, it has no iterator; if its reply is, the iterator is closed later.
+        with contextlib.suppress(TimeoutError, BridgeError):
+            closed = await self._closed()
+        if closed is not None:
+            failure, trusted = closed.header.get("failure"), not self._connection.trust.data
+            raise_error({"error": failure}, closed.frames, trusted=trusted)
+
+    async def _closed(self) -> Response:
+        """Wait until the kernel has closed the iterator.
+
+        Raises:
+            TimeoutError: it does not begin to, because it runs something else.
+        """
+        remote, timings = self._connection.remote, self._connection.transport.timings
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        async with asyncio.timeout(timings.closing_begins) as limit:
+            while True:
+                response = await remote.request_beside("finish", iteration=self.id)
+                if response is None:  # this kernel does nothing beside what it runs
+                    limit.reschedule(started + timings.closing_begins_busy)
+                    response = await remote.request_unordered("finish", iteration=self.id)
+                closing = response.header.get("closing")
+                if closing == "done":
+                    return response
+                if closing == "begun":
+                    limit.reschedule(None)
+                elif response.header.get("idle") is not True:
+                    limit.reschedule(started + timings.closing_begins_busy)
+                waited = loop.time() - started
+                await asyncio.sleep(min(max(CLOSED_AFTER, waited / 4), CLOSED_AGAIN))
+
     # ------------------------------------------------------------ for the resources
 
     def take(self, event: Response | BridgeError) -> None:
@@ -224,10 +290,10 @@ class Items(RemoteResource):
             self._fail(error)
         elif task.cancelled() and not self.is_ended:  # the bridge was closed
             self._fail(self._why_lost())
-        if self.is_ended:
-            self.resources.drop(self)
-        else:
+        if not self.is_ended:
             self._fetch()
+        elif not self._is_closing:
+            self.resources.drop(self)
         self._arrived.set()
 
     def _fail(self, error: BaseException) -> None:

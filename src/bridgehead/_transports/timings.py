@@ -201,6 +201,10 @@ class Timings:
     # each time, to a maximum.
     end_again: float = 1.0
     end_again_most: float = 60.0
+    # For the kernel to begin to close an iterator that is left: if it is free, and if it runs
+    # something else or it is not known whether it does.
+    closing_begins: float = 10.0
+    closing_begins_busy: float = 1.0
     # Between two reports of what became of the calls of a callback, if no call arrives; the kernel
     # then sends again what was lost unnoticed.
     report_every: float = 30.0

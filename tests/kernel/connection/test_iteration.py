@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,19 @@ import cloudpickle
 import numpy as np
 import pytest
 
-from bridgehead import Bridge, KernelDied, KernelRestarted
+from bridgehead import Bridge, KernelDied, KernelRestarted, RemoteError
 from kernel.connection.test_tasks import nothing_is_kept, until_is
-from support.kit import LANES, file_of, kind, reported_within, whole, wired
+from support.kit import (
+    LANES,
+    file_of,
+    goes_on,
+    kind,
+    reported_within,
+    stopped,
+    until,
+    whole,
+    wired,
+)
 from support.promises import occupied
 
 # A kernel can't import test modules, so what they define is pickled by value, as in a script.
@@ -115,6 +125,149 @@ async def test_the_kernel_is_free_between_two_batches(bridge: Bridge) -> None:
             await bridge.run(f"beside = {n}")
             assert await bridge.pull("beside") == n
     await until_is(bridge, "state", "closed")
+
+
+def closes(how: str) -> Iterator[int]:
+    """Bind ``state`` to "closed" at the end of a ``finally`` that takes a moment."""
+    import time
+
+    from IPython import get_ipython
+
+    names = get_ipython().user_ns  # type: ignore[no-untyped-call]
+    names["state"] = "open"
+    try:
+        yield 0
+        if how == "in a step":
+            time.sleep(1000)
+        yield from range(1_000_000)
+    finally:
+        time.sleep(0.2)
+        names["state"] = "closed"
+        if how != "between":
+            raise LookupError("in the finally")
+
+
+async def closes_async(how: str) -> AsyncIterator[int]:
+    from IPython import get_ipython
+
+    names = get_ipython().user_ns  # type: ignore[no-untyped-call]
+    names["state"] = "open"
+    try:
+        yield 0
+        if how == "in a step":
+            await asyncio.sleep(1000)
+        for n in range(1_000_000):
+            yield n
+    finally:
+        await asyncio.sleep(0.2)
+        names["state"] = "closed"
+        if how != "between":
+            raise LookupError("in the finally")
+
+
+BOTH: Any = pytest.mark.parametrize("function", [closes, closes_async])
+
+
+@BOTH
+@pytest.mark.parametrize("how", ["between", "in a step", "raises"])
+async def test_leaving_waits_until_the_iterator_is_closed(
+    bridge: Bridge, function: Any, how: str
+) -> None:
+    raises = how != "between"
+    with pytest.raises(RemoteError, match="finally") if raises else contextlib.nullcontext():
+        async with bridge.iterate(function, how) as items:
+            assert await anext(items) == 0
+            assert await bridge.pull("state", now=True) == "open"
+    assert await bridge.pull("state") == "closed"
+
+
+@BOTH
+async def test_closing_waits_for_no_cell(bridge: Bridge, kernel: Bridge, function: Any) -> None:
+    """The kernel closes the iterator when it is free."""
+    items = bridge.iterate(function, "between")
+    assert await anext(items) == 0
+    async with occupied(kernel):
+        async with reported_within(1):
+            await items.aclose()
+        assert await kernel.pull("state", now=True) == "open"
+    await until_is(kernel, "state", "closed")
+
+
+async def test_an_async_iterator_is_closed_beside_a_cell_that_awaits(bridge: Bridge) -> None:
+    items = bridge.iterate(closes_async, "between")
+    assert await anext(items) == 0
+    cell = asyncio.ensure_future(
+        bridge.run("import asyncio\nwhile state != 'closed': await asyncio.sleep(0.01)")
+    )
+    await until(lambda: bridge.state == "busy")
+    async with reported_within(1):
+        await items.aclose()
+        await cell
+
+
+async def test_a_step_that_ignores_its_end_holds_closing_up_for_a_while_only(
+    bridge: Bridge, shorten: Callable[..., None]
+) -> None:
+    def stays() -> Iterator[int]:
+        import time
+
+        from IPython import get_ipython
+
+        names = get_ipython().user_ns  # type: ignore[no-untyped-call]
+        yield 0
+        while "go" not in names:
+            try:
+                time.sleep(0.01)
+            except KeyboardInterrupt:
+                names["state"] = "ignored"
+        names["state"] = "done"
+        yield 1
+
+    async def stays_async() -> AsyncIterator[int]:
+        from IPython import get_ipython
+
+        names = get_ipython().user_ns  # type: ignore[no-untyped-call]
+        yield 0
+        while "go" not in names:
+            try:
+                await asyncio.sleep(0.01)
+            except asyncio.CancelledError:
+                names["state"] = "ignored"
+        names["state"] = "done"
+        yield 1
+
+    shorten(closing_begins=1.0)
+    for function in stays, stays_async:
+        items = bridge.iterate(function)
+        assert await anext(items) == 0
+        async with reported_within(1):
+            await items.aclose()
+        await until_is(bridge, "state", "ignored", now=True)
+        await bridge.push(go=1, now=True)
+        await until_is(bridge, "state", "done")
+        await bridge.delete("go", "state")
+
+
+async def test_closing_a_lost_kernels_iterator_returns(
+    live: Bridge, shorten: Callable[..., None]
+) -> None:
+    """Also while the kernel is stopped; what the next call reports is not hidden."""
+    shorten(closing_begins=1.0)
+    items = live.iterate(numbers, 10**9)
+    await anext(items)
+    with stopped(live):
+        async with reported_within(1):
+            await items.aclose()
+    await until_is(live, "state", "closed")
+    async with Bridge.attach(file_of(live)) as bridge:
+        items = bridge.iterate(numbers, 10**9)
+        await anext(items)
+        await live.restart()
+        async with reported_within(1):
+            await items.aclose()
+        with pytest.raises(KernelRestarted):
+            await bridge.push(x=1)
+        await goes_on(bridge)
 
 
 async def test_a_step_that_runs_is_interrupted_by_closing(bridge: Bridge) -> None:

@@ -83,9 +83,13 @@ async def marks(name: str) -> None:
         raise
 
 
-async def until_is(kernel: Bridge, name: str, value: str) -> None:
+async def until_is(kernel: Bridge, name: str, value: str, *, now: bool = False) -> None:
+    """Wait until a name has a value; ``now`` asks beside what the kernel runs."""
+    expression = f"globals().get({name!r})" if now else name
     async with asyncio.timeout(30):
-        while not (await kernel.exists(name) and await kernel.pull(name) == value):
+        while not (
+            (now or await kernel.exists(name)) and await kernel.pull(expression, now=now) == value
+        ):
             await asyncio.sleep(0.02)
 
 

@@ -7,6 +7,7 @@ import contextlib
 import gc
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -34,7 +35,7 @@ async def loopback() -> AsyncIterator[Bridge]:
         await nothing_is_left(bridge)
 
 
-CLOSED: list[int] = []
+CLOSED: list[Any] = []
 
 
 def counted(count: int) -> Iterator[int]:
@@ -44,13 +45,13 @@ def counted(count: int) -> Iterator[int]:
         closed().append(count)
 
 
-def closed() -> list[int]:
+def closed() -> list[Any]:
     """Return the list of this process: a function is pickled with a copy of its globals."""
-    found: list[int] = sys.modules[__name__].CLOSED
+    found: list[Any] = sys.modules[__name__].CLOSED
     return found
 
 
-async def until_closed(count: int) -> None:
+async def until_closed(count: object) -> None:
     async with asyncio.timeout(30):
         while count not in CLOSED:
             gc.collect()
@@ -468,3 +469,203 @@ async def test_an_async_iterator_that_is_no_generator_is_closed(loopback: Bridge
     async with loopback.iterate(Counts) as items:
         assert await anext(items) == 1
     await until_closed(1_000_014)
+
+
+# ---------------------------------------------------------------- the end of a closing
+
+
+def ends(how: str, seconds: float = 0.0) -> Iterator[int]:
+    """Note ``how`` at the end of a ``finally`` that takes so long; some raise there."""
+    try:
+        yield from range(1_000_000)
+    finally:
+        time.sleep(seconds)
+        closed().append(how)
+        if how == "raises":
+            raise LookupError("in the finally")
+
+
+async def ends_async(how: str, seconds: float = 0.0) -> AsyncIterator[int]:
+    try:
+        for n in range(1_000_000):
+            if how == "in a step" and n == 1:
+                await asyncio.sleep(1000)
+            yield n
+    finally:
+        await asyncio.sleep(seconds)
+        closed().append(how)
+        if how in ("raises", "in a step"):
+            raise LookupError("in the finally")
+
+
+BOTH: Any = pytest.mark.parametrize("function", [ends, ends_async])
+
+
+@BOTH
+@pytest.mark.parametrize("how", ["block", "aclose"])
+async def test_closing_is_waited_for(loopback: Bridge, function: Any, how: str) -> None:
+    async with loopback.iterate(function, how, 0.2) as items:
+        assert await anext(items) == 0
+        if how == "aclose":
+            await items.aclose()
+            assert CLOSED == [how]
+    assert CLOSED == [how]
+    await items.aclose()
+    assert await anext(items, None) is None
+    CLOSED.clear()
+
+
+@BOTH
+async def test_what_closing_raises_is_raised(loopback: Bridge, function: Any) -> None:
+    items = loopback.iterate(function, "raises")
+    assert await anext(items) == 0
+    with pytest.raises(RemoteError, match="LookupError: in the finally") as caught:
+        await items.aclose()
+    assert isinstance(caught.value.__cause__, LookupError)
+    await items.aclose()  # once is enough
+    with pytest.raises(RemoteError, match="in the finally"):
+        async with loopback.iterate(function, "raises", 0.05) as items:
+            assert await anext(items) == 0
+    CLOSED.clear()
+
+
+async def test_what_a_step_raises_that_closing_cancels_is_raised(loopback: Bridge) -> None:
+    with pytest.raises(RemoteError, match="in the finally"):
+        async with loopback.iterate(ends_async, "in a step") as items:
+            assert await anext(items) == 0
+    CLOSED.clear()
+
+
+async def test_a_generator_that_ignores_its_end_is_reported(loopback: Bridge) -> None:
+    def stays() -> Iterator[int]:
+        with contextlib.suppress(GeneratorExit):
+            while True:
+                yield 1
+        yield 2
+
+    async def stays_async() -> AsyncIterator[int]:
+        with contextlib.suppress(GeneratorExit):
+            while True:
+                yield 1
+        yield 2
+
+    for function in stays, stays_async:
+        with pytest.raises(RemoteError, match="ignored GeneratorExit"):
+            async with loopback.iterate(function) as items:
+                assert await anext(items) == 1
+
+
+@BOTH
+async def test_an_error_of_the_block_is_not_hidden_by_closing(
+    loopback: Bridge, function: Any
+) -> None:
+    with pytest.raises(KeyError, match="of the block") as caught:
+        async with loopback.iterate(function, "raises") as items:
+            await anext(items)
+            raise KeyError("of the block")
+    (note,) = caught.value.__notes__
+    assert "closing failed, too: RemoteError: LookupError: in the finally" in note
+    CLOSED.clear()
+
+
+GATE = threading.Event()
+
+
+def gate() -> threading.Event:
+    found: threading.Event = sys.modules[__name__].GATE
+    return found
+
+
+def waits_at_its_end() -> Iterator[int]:
+    try:
+        yield from range(1_000_000)
+    finally:
+        gate().wait(30)
+        closed().append("late")
+        raise LookupError("in the finally")
+
+
+async def waits_at_its_end_async() -> AsyncIterator[int]:
+    try:
+        for n in range(1_000_000):
+            yield n
+    finally:
+        while not gate().is_set():
+            await asyncio.sleep(0.01)
+        closed().append("late")
+        raise LookupError("in the finally")
+
+
+@pytest.mark.parametrize("function", [waits_at_its_end, waits_at_its_end_async])
+@pytest.mark.parametrize("how", ["block", "aclose"])
+async def test_a_cancel_leaves_closing_to_the_kernel(
+    loopback: Bridge, function: Any, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel alone sees what closing raises then."""
+    ignored: list[Any] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: ignored.append(found.exc_value))
+    GATE.clear()
+    items = loopback.iterate(function)
+    await anext(items)
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.2):
+            if how == "block":
+                async with items:
+                    await asyncio.sleep(60)
+            else:
+                await items.aclose()
+    assert not CLOSED
+    GATE.set()
+    await until_closed("late")
+    await nothing_is_left(loopback)
+    assert [type(error) for error in ignored] == [LookupError]
+
+
+async def test_closing_the_bridge_ends_a_wait_for_closing() -> None:
+    async with Bridge.loopback() as bridge:
+        items = bridge.iterate(ends_async, "never", 1000)
+        await anext(items)
+        closing = asyncio.ensure_future(items.aclose())
+        await asyncio.sleep(0.1)
+    async with asyncio.timeout(10):
+        await closing
+
+
+async def test_closing_twice_at_once_runs_it_once(loopback: Bridge) -> None:
+    items = loopback.iterate(ends, "once", 0.1)
+    await anext(items)
+    await asyncio.gather(*(items.aclose() for _ in range(3)))
+    assert CLOSED == ["once"]
+    CLOSED.clear()
+
+
+async def test_a_restart_ends_a_wait_for_closing(loopback: Bridge) -> None:
+    items = loopback.iterate(ends_async, "never", 1000)
+    await anext(items)
+    closing = asyncio.ensure_future(items.aclose())
+    await asyncio.sleep(0.1)
+    await loopback.restart()
+    async with asyncio.timeout(10):
+        await closing
+    await loopback.push(x=1)
+
+
+def test_a_sync_bridge_waits_for_closing_and_raises_what_it_raises() -> None:
+    with SyncBridge.loopback() as kernel:
+        with kernel.iterate(ends, "block", 0.1) as items:
+            assert next(items) == 0
+        assert CLOSED == ["block"]
+        with kernel.iterate(ends, "raises"):
+            pass  # it has not begun
+        items = kernel.iterate(ends_async, "raises")
+        assert next(items) == 0
+        with pytest.raises(RemoteError, match="in the finally"):
+            items.close()
+        with (
+            pytest.raises(KeyError, match="of the block") as caught,
+            kernel.iterate(ends, "raises") as items,
+        ):
+            assert next(items) == 0
+            raise KeyError("of the block")
+        assert "in the finally" in caught.value.__notes__[0]
+        CLOSED.clear()

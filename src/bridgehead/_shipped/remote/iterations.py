@@ -6,6 +6,9 @@ by one task, that of a ``Producer``, and a task for each batch asks for them: a 
 timeout, a task group or a context variable over a ``yield``. An item is pickled when it is made, so
 it arrives as it was then. The last batch is kept until the client asks for the next one, because
 its response may be lost.
+
+A client that waits until an iterator is closed asks how far that is, again and again. The iteration
+stays in the table meanwhile, with what closing raised.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 import sys
 from time import monotonic
 from types import SimpleNamespace
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.coroutines import Root, cancelled_error
@@ -53,7 +56,9 @@ class Producer:
         self._item: Any = None
         self._asked: Any = None  # what the task waits for, between two items
         self._error: BaseException | None = None  # that ended the iterator
-        self._is_closed = self._is_closing = False
+        self._close_error: BaseException | None = None  # that closing it raised
+        self._is_closed = False
+        self.is_closing = False  # its last step has ended
 
     def ask(self) -> Any:
         """Have the next item made, unless it is being made; return a future for ``take``."""
@@ -71,13 +76,18 @@ class Producer:
         found: tuple[Any, ...] = made
         return found
 
-    def close(self) -> None:
-        """Have the iterator closed; a step that runs is cancelled."""
+    def close(self, closed: Callable[[BaseException | None], object]) -> None:
+        """Have the iterator closed; a step that runs is cancelled.
+
+        ``closed`` is called when that is done, with what closing raised.
+        """
         self._is_closed = True
         if self._root is None or self._asked is not None:
             self._go_on()
-        elif not self._is_closing:
+        elif not self.is_closing:
             self._root.task.cancel()
+        if self._root is not None:
+            self._root.task.add_done_callback(lambda task: closed(self._close_error))
 
     def _go_on(self) -> None:
         if self._root is None:
@@ -111,11 +121,16 @@ class Producer:
                 step = await self._next_step()
         except BaseException as error:  # an interrupt and an exit, too, are the iterator's
             self._error = error
+            if self._is_closed:
+                self._close_error = raised_in_interrupt(error)
         finally:
-            self._is_closing = True
+            self.is_closing = True
             close = getattr(self._iterator, "aclose", None)
-            if close is not None:
-                await close()
+            try:
+                if close is not None:
+                    await close()
+            except BaseException as error:
+                self._close_error = error
 
     async def _next_step(self) -> Any:
         """Wait until an item is asked for; return the step that makes it, or None to close."""
@@ -141,6 +156,8 @@ class RunningIteration(Resource):
     Attributes:
         number: of the batch that is being made, or was made last.
         items: its items so far; another thread may read them while they are made.
+        request: the id of the request that makes it, of a plain iterator.
+        is_awaited: whether the client waits until the iterator is closed.
     """
 
     def __init__(self, header: RequestHeader, iterations: Iterations, source: Any) -> None:
@@ -152,24 +169,73 @@ class RunningIteration(Resource):
         if self.is_async:
             self.producer = Producer(iterations.tasks, self.iterator)
         self.number = 0
+        self.request = ""
         self.is_making = False
         self.items: list[Any] = []
         self.failure: HeaderAndFrames | None = None
         self.is_ended = False
+        self.is_awaited = self._is_closing = self._is_closed = False
+        self._error: BaseException | None = None  # that ended the iterator
+        self._close_error: BaseException | None = None  # that closing raised, if no client has it
+        self._close_failure: HeaderAndFrames | None = None  # the same, for the client
         self._until, self._most, self._nbytes, self._taken = 0.0, 0, 0, 0
 
+    # ------------------------------------------------------------ closing
+
     def end(self) -> None:
-        """Close the iterator, which runs the ``finally`` of a generator."""
-        iterator, self.iterator, self.is_ended = self.iterator, None, True
-        close = getattr(iterator, "close", None) if self.producer is None else self.producer.close
-        if close is None:
+        """Close the iterator; no client waits for that any more."""
+        self.is_awaited = False
+        error, self._close_error = self._close_error, None
+        if error is not None:
+            self._ignore(error)
+        self.close()
+
+    def close(self) -> None:
+        """Close the iterator, which runs the ``finally`` of a generator; once is enough."""
+        if self._is_closing:
             return
+        self._is_closing = self.is_ended = True
+        error: BaseException | None = None
         try:
-            close()
-        except BaseException as error:  # as for a generator that is dropped: no caller gets it
-            fields = {"exc_type": type(error), "exc_value": error, "err_msg": None}
-            trace = error.__traceback__
-            sys.unraisablehook(SimpleNamespace(exc_traceback=trace, object=iterator, **fields))
+            if self.producer is not None:
+                self.producer.close(self._closed)
+                return
+            close = getattr(self.iterator, "close", None)
+            if close is not None:
+                close()
+        except BaseException as raised:
+            error = raised
+        if error is None and self.is_awaited:  # no batch brings the error of the step that was left
+            error = raised_in_interrupt(self._error)
+        self._closed(error)
+
+    def _closed(self, error: BaseException | None) -> None:
+        if error is not None and self.is_awaited:
+            response, frames = error_response(error)
+            self._close_error, self._close_failure = error, (response, snapshot(frames))
+        elif error is not None:
+            self._ignore(error)
+        self._error = None
+        self._is_closed = True
+
+    def _ignore(self, error: BaseException) -> None:
+        """Do as Python does with an error of a generator that is dropped: no caller gets it."""
+        if is_interrupt(error) and not isinstance(error, KeyboardInterrupt):
+            return  # the event loop ends, and has cancelled the closing
+        fields = {"exc_type": type(error), "exc_value": error, "err_msg": None}
+        trace = error.__traceback__
+        sys.unraisablehook(SimpleNamespace(exc_traceback=trace, object=self.iterator, **fields))
+
+    def closing(self) -> HeaderAndFrames:
+        """Say how far closing is, and what it raised; any thread may ask."""
+        if not self._is_closed:
+            begun = self._is_closing and (self.producer is None or self.producer.is_closing)
+            return {"closing": "begun" if begun else "waits"}, []
+        self._close_error = None
+        if self._close_failure is None:
+            return {"closing": "done"}, []
+        failed, frames = self._close_failure
+        return {"closing": "done", "failure": failed["error"]}, frames
 
     # ------------------------------------------------------------ a batch
 
@@ -182,7 +248,7 @@ class RunningIteration(Resource):
                     return
             self.is_ended = True
         except BaseException as error:
-            self.failure = error_response(error)
+            self._error, self.failure = error, error_response(error)
 
     async def make_async(self, producer: Producer, most: int) -> None:
         """Make the items of the next batch, of an async iterator.
@@ -333,6 +399,7 @@ class Iterations:
             return self.tasks.start_with(header, make(), lambda made: made)
         if is_made or iteration.is_ended:
             return iteration.response(have)
+        iteration.request = header["id"]
         try:
             self.kernel.run_interruptibly(header["id"], lambda: iteration.make(header["most"]))
         finally:
@@ -345,3 +412,36 @@ class Iterations:
         if iteration.number != header["batch"]:
             return {"groups": [], "first": 0, "number": iteration.number}, []
         return iteration.take()
+
+    def finish(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
+        """Have an iterator closed; say how far that is. Any thread serves this."""
+        iteration, kernel = self._find(header), self.kernel
+        if not iteration.is_awaited:
+            iteration.is_awaited = True
+            if kernel.is_thread_of_cells or not kernel.call_soon(iteration.close):
+                iteration.close()
+        response, out = iteration.closing()
+        guard = kernel.guard
+        runs = kernel.may_run_cell or guard is None or guard.running not in ("", iteration.request)
+        return {**response, "idle": not runs}, out
+
+
+def is_interrupt(error: BaseException | None) -> bool:
+    """Return whether an error is what an interrupt or a cancel raises."""
+    asyncio = sys.modules.get("asyncio")  # loaded where there are tasks
+    return isinstance(error, (KeyboardInterrupt, getattr(asyncio, "CancelledError", ())))
+
+
+def raised_in_interrupt(error: BaseException | None) -> BaseException | None:
+    """Return an error that code raised because it was interrupted or cancelled, else None.
+
+    The interrupt itself is none: a step that runs is ended by it.
+    """
+    chain = [error]
+    for part in chain:
+        if is_interrupt(part):
+            return None if part is error else error
+        context = None if part is None else part.__context__
+        if context is not None and context not in chain:
+            chain.append(context)
+    return None

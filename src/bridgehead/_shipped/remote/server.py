@@ -104,6 +104,7 @@ class Remote:
             "iterate": self.iterations.iterate,
             "advance": self.iterations.advance,
             "take": self.iterations.take,
+            "finish": self.iterations.finish,
             "report": self.callbacks.report,
             "map": self.maps.map,
             "cancel": self.cancel,

@@ -112,7 +112,7 @@ class RequestHeader(TypedDict, total=False):
     lane: str  # "inline" if its events have to bring their frames as base64
     seen: Dict[str, int]  # for renew: by resource, the number of the last event that arrived
     resources: List[str]  # for close
-    # _connection.iteration writes these, for advance and take.
+    # _connection.iteration writes these, for advance and take, and the first one for finish.
     iteration: str  # the id of an iteration
     batch: int  # the number of a batch of its items
     have: int  # how many items of it have arrived
@@ -205,7 +205,10 @@ class ResponseHeader(TypedDict, total=False):
     groups: List[List[int]]
     dropped: int  # in an event of a callback: calls that were dropped in the kernel so far
     ended: bool  # to advance: there are no more items
-    failure: ErrorDescription  # to advance: what ended the items; its frames come last
+    # To advance: what ended the items; its frames come last. To finish: what closing raised.
+    failure: ErrorDescription
+    closing: str  # to finish: "waits", "begun" or "done"
+    idle: bool  # to finish: it is known that no other code runs in the thread of the cells
     # To map, which has groups, too.
     failures: List[FailedItem]  # the items that raised; their frames come last
     seconds: float  # that the items took
@@ -248,6 +251,7 @@ OPERATION_FIELDS = {  # required by one operation; not null
     "iterate": ("resource", "owner"),
     "advance": ("owner", "iteration", "batch", "most"),
     "take": ("iteration", "batch"),
+    "finish": ("iteration",),
     "map": ("expressions",),
     "cancel": ("request",),
     "renew": ("owner", "seen"),
@@ -261,7 +265,7 @@ OPERATION_FIELDS = {  # required by one operation; not null
     "interrupt_cell": ("cell",),
 }
 # The operations that a thread beside the cells serves, even while a cell runs.
-BESIDE_CELLS = ("interrupt_cell", "cancel", "wake", "close", "take", "report")
+BESIDE_CELLS = ("interrupt_cell", "cancel", "wake", "close", "take", "finish", "report")
 BATCHABLE = ("bind", "fetch", "drop", "names", "has")  # the operations that may be in a batch
 
 
