@@ -37,7 +37,10 @@ MOST_BYTES = 64 << 20
 GONE = (
     "the kernel no longer has this iteration; the items that arrived are good: call iterate() again"
 )
-TRIES = 3  # of a batch whose response is lost; the kernel keeps it
+# The kernel keeps a batch, so it is asked for again if its response is lost, or the connection
+# breaks. An item may take hours: breaks count that follow one another within seconds.
+LOSSES, BREAKS = 3, 10
+BREAKS_APART = 10.0
 CLOSED_AFTER, CLOSED_AGAIN = 0.001, 0.5  # s between two questions whether an iterator is closed
 
 
@@ -312,21 +315,30 @@ class Items(RemoteResource):
             self._is_async = response.header.get("is_async") is True
             self._first, self._is_begun = Call("iterate"), True  # the arguments are not kept
             connection.resources.made(self)
-        for attempt in range(TRIES):
+        losses = breaks = 0
+        while True:
+            asked = asyncio.get_running_loop().time()
             asking = asyncio.ensure_future(self._ask())
             try:
                 await self._take_until(asking)
-                response = await asking
-            except (ReplyLost, TransportError):
-                if attempt == TRIES - 1:
-                    raise
-                continue  # the kernel keeps the batch
+                if await self._add(await asking):
+                    return
+                error: BridgeError = ReplyLost(
+                    f"the kernel sent no items of batch {self._batch + 1} in {LOSSES} tries"
+                )
+                losses += 1
+            except ReplyLost as lost:
+                error = lost
+                losses += 1
+            except TransportError as broke:
+                error = broke
+                is_far = asyncio.get_running_loop().time() - asked > BREAKS_APART
+                breaks = 1 if is_far else breaks + 1
             finally:
                 asking.cancel()
                 asking.add_done_callback(retrieve_exception)
-            if await self._add(response):
-                return
-        raise ReplyLost(f"the kernel sent no items of batch {self._batch + 1} in {TRIES} tries")
+            if losses == LOSSES or breaks == BREAKS:
+                raise error
 
     async def _ask(self) -> Response:
         connection = self._connection

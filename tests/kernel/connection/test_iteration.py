@@ -18,8 +18,9 @@ import cloudpickle
 import numpy as np
 import pytest
 
-from bridgehead import Bridge, KernelDied, KernelRestarted, RemoteError
+from bridgehead import Bridge, BridgeError, KernelDied, KernelRestarted, RemoteError
 from kernel.connection.test_tasks import nothing_is_kept, until_is
+from support.cuts import cuttable
 from support.kit import (
     LANES,
     file_of,
@@ -309,6 +310,27 @@ async def test_a_batch_that_is_lost_is_sent_again(kernel: Bridge, tmp_path: Path
         assert found == list(range(30_000))
         assert lost == 2
     await nothing_is_kept(kernel)
+
+
+@pytest.mark.parametrize("lane", ["direct", "buffers"])
+async def test_an_item_that_takes_long_outlives_many_breaks(tmp_path: Path, lane: Any) -> None:
+    """J6. The kernel makes one item all the time, and the connection breaks again and again."""
+    async with cuttable(tmp_path, lane=lane) as (bridge, cuts):
+        items = bridge.iterate(stuck, "gate")
+        assert [await anext(items) for _ in range(3)] == [1, [2], "three"]
+        waiting = asyncio.ensure_future(anext(items))
+        for _ in range(5):
+            cuts.cut()
+            async with asyncio.timeout(30):  # until there is another connection
+                while True:
+                    with contextlib.suppress(BridgeError):
+                        await bridge.pull("1 + 1", now=True)
+                        break
+        assert not waiting.done()
+        await bridge.push(gate=1, now=True)
+        assert await waiting == 4
+        assert await anext(items, None) is None
+        await nothing_is_kept(bridge)
 
 
 # The bridge waits until another owner must have restarted the kernel, and here none does.

@@ -536,6 +536,31 @@ async def test_what_a_step_raises_that_closing_cancels_is_raised(loopback: Bridg
     CLOSED.clear()
 
 
+async def test_the_end_of_a_task_group_around_a_yield_is_no_error(loopback: Bridge) -> None:
+    """The group raises a group of the ``GeneratorExit`` that closing throws."""
+
+    async def grouped(fails: bool) -> AsyncIterator[int]:
+        async with asyncio.TaskGroup() as outer, asyncio.TaskGroup() as inner:
+            outer.create_task(asyncio.sleep(1000))
+            inner.create_task(asyncio.sleep(1000))
+            try:
+                for n in range(1_000_000):
+                    yield n
+            finally:
+                if fails:
+                    outer.create_task(divide())
+                    await asyncio.sleep(0)
+
+    async def divide() -> None:
+        raise ZeroDivisionError
+
+    async with loopback.iterate(grouped, False) as items:
+        assert await anext(items) == 0
+    with pytest.raises(RemoteError, match="unhandled errors"):
+        async with loopback.iterate(grouped, True) as items:
+            assert await anext(items) == 0
+
+
 async def test_a_generator_that_ignores_its_end_is_reported(loopback: Bridge) -> None:
     def stays() -> Iterator[int]:
         with contextlib.suppress(GeneratorExit):

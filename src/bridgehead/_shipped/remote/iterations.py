@@ -13,6 +13,7 @@ stays in the table meanwhile, with what closing raised.
 
 from __future__ import annotations
 
+import builtins
 import sys
 from time import monotonic
 from types import SimpleNamespace
@@ -210,18 +211,18 @@ class RunningIteration(Resource):
         self._closed(error)
 
     def _closed(self, error: BaseException | None) -> None:
-        if error is not None and self.is_awaited:
+        if error is None or is_end(error):
+            pass
+        elif self.is_awaited:
             response, frames = error_response(error)
             self._close_error, self._close_failure = error, (response, snapshot(frames))
-        elif error is not None:
+        else:
             self._ignore(error)
         self._error = None
         self._is_closed = True
 
     def _ignore(self, error: BaseException) -> None:
         """Do as Python does with an error of a generator that is dropped: no caller gets it."""
-        if is_interrupt(error) and not isinstance(error, KeyboardInterrupt):
-            return  # the event loop ends, and has cancelled the closing
         fields = {"exc_type": type(error), "exc_value": error, "err_msg": None}
         trace = error.__traceback__
         sys.unraisablehook(SimpleNamespace(exc_traceback=trace, object=self.iterator, **fields))
@@ -424,6 +425,19 @@ class Iterations:
         guard = kernel.guard
         runs = kernel.may_run_cell or guard is None or guard.running not in ("", iteration.request)
         return {**response, "idle": not runs}, out
+
+
+def is_end(error: BaseException) -> bool:
+    """Return whether an error is nothing but the end of a generator or of a task.
+
+    A task group around a ``yield`` raises a group of what closing throws.
+    """
+    group = getattr(builtins, "BaseExceptionGroup", ())  # of Python 3.11
+    if isinstance(error, group):
+        parts: Any = error
+        return all(map(is_end, parts.exceptions))
+    cancel = is_interrupt(error) and not isinstance(error, KeyboardInterrupt)
+    return cancel or isinstance(error, GeneratorExit)
 
 
 def is_interrupt(error: BaseException | None) -> bool:
