@@ -663,6 +663,32 @@ class SyncTask(Future[T]):
             return self._bridge._wait(cancel)
         return False
 
+    def result(self, timeout: float | None = None) -> T:
+        """Wait for the result and return it, or raise the exception.
+
+        Raises:
+            TimeoutError: it is not done after so many seconds.
+            concurrent.futures.CancelledError: it was cancelled.
+            NotSupported: it is not done, and the caller is a callback for which the kernel may
+                wait.
+
+        >>> kernel.submit(sum, [1, 2]).result(timeout=60)
+        3
+        """
+        if not self.done():
+            self._task._check_wait()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait for the exception and return it, or None if there is a result; see ``result``.
+
+        >>> kernel.submit(sum, [1, 2]).exception(timeout=60) is None
+        True
+        """
+        if not self.done():
+            self._task._check_wait()
+        return super().exception(timeout)
+
     def running(self) -> bool:
         """Return whether it is not done; it may not have begun in the kernel.
 

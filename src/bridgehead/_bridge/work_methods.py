@@ -292,14 +292,15 @@ class WorkMethods(CellMethods):
         ``bridge.callback(bar.update)`` updates the bar that is here.
 
         Args:
-            function: plain or async. It may use the bridge.
+            function: plain or async. It may use the bridge, and close it.
             maxsize: how many calls may wait for ``function``; None for any number. In the kernel,
                 the memory of calls that wait is the kernel's; here, at most 1,000 wait.
             when_full: ``"drop_oldest"``: the calls that waited longest are dropped, here and in the
                 kernel, and counted in ``dropped``. ``"wait"``: the call in the kernel returns when
                 there is room. What ``function`` then asks of this bridge needs ``now=True``: the
-                cell may wait for ``function``. If the client vanishes, the call raises
-                ``TimeoutError`` after ten minutes.
+                cell may wait for ``function``. Without it, and in a wait for a task, an item or a
+                watch of this bridge, it is ``NotSupported``. If the client vanishes, the call
+                raises ``TimeoutError`` after ten minutes.
 
         Raises:
             TypeError: ``function`` cannot be called.

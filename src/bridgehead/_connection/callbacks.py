@@ -31,7 +31,7 @@ from bridgehead._shipped.wire.header import (
     ResponseHeader,
 )
 from bridgehead._shipped.wire.transfer import Inbox
-from bridgehead._transports.tasks import waited
+from bridgehead._transports.tasks import unwaited, waited
 
 log = logging.getLogger("bridgehead")
 
@@ -43,8 +43,8 @@ class Callback:
     returns None at once, in any thread, also in the middle of a cell. See ``Bridge.callback``.
 
     Closing it, by ``close`` or by ``with``, and closing its bridge end it: an async call that runs
-    is cancelled, calls that have not begun are dropped, and later ones do nothing. After a restart
-    of the kernel it can be pushed again.
+    is cancelled, unless it is what closes, calls that have not begun are dropped, and later ones do
+    nothing. After a restart of the kernel it can be pushed again.
 
     Attributes:
         failed: how many calls raised here, or could not be opened here; each is logged.
@@ -243,7 +243,7 @@ class Calls(RemoteResource):
     def leave(self) -> None:
         self.is_closed = True
         for task in (self._serving, self._reporting):
-            if task is not None:
+            if task not in (None, unwaited.get()):  # a call that closes its callback goes on
                 task.cancel()
         self.resources.drop(self)
 
@@ -276,6 +276,7 @@ class Calls(RemoteResource):
         """Run the calls that have arrived, one after the other."""
         connection, arrived = self.connection, self._arrived
         blocked_queue.set(connection.queue if self._waits else None)
+        unwaited.set(asyncio.current_task())
         while arrived.events:
             event = arrived.events.popleft()
             frames = close_response(cast("Inbox", event.inbox))

@@ -17,7 +17,7 @@ from typing import Any
 from bridgehead._connection.async_items import AsyncItems
 from bridgehead._connection.calls import Call
 from bridgehead._connection.connection import Connection
-from bridgehead._connection.queue import Turn
+from bridgehead._connection.queue import Turn, blocked_queue
 from bridgehead._connection.resources import Frames, RemoteResource
 from bridgehead._connection.tasks import Outcome, coroutine_response
 from bridgehead._errors import (
@@ -180,6 +180,7 @@ class Items(RemoteResource):
                 raise error
             if self.is_ended:
                 raise StopAsyncIteration
+            self._connection.queue.check_wait()
             if self._fetching is None:
                 self._fetch()
             self._arrived.clear()
@@ -305,6 +306,7 @@ class Items(RemoteResource):
 
     async def _next_batch(self) -> None:
         connection = self._connection
+        blocked_queue.set(None)  # a callback that takes an item does not wait for this
         if self._is_begun and not self.is_known:  # it was lost while a batch was on its way
             raise self._lost
         if not self._is_begun:

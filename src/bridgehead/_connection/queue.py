@@ -68,12 +68,7 @@ class Turn:
         self.cell: Callable[[], Awaitable[Reply]] | None = None
 
     def __enter__(self) -> Turn:
-        if blocked_queue.get() is self._queue:
-            raise NotSupported(
-                "a callback made with when_full='wait' asked its own bridge for something that "
-                "waits for the running cell, and the cell may wait for the callback; nothing was "
-                "sent: use now=True"
-            )
+        self._queue.check_wait()
         self._queue.turns[self] = None
         return self
 
@@ -221,6 +216,15 @@ class Queue:
         self.transport = transport
         self.turns: OrderedDict[Turn, None] = OrderedDict()
         self._carrying: asyncio.Task[None] | None = None
+
+    def check_wait(self) -> None:
+        """Raise ``NotSupported`` if the caller may not wait for what the kernel runs."""
+        if blocked_queue.get() is self:
+            raise NotSupported(
+                "a callback made with when_full='wait' asked its own bridge for something that "
+                "waits for the running cell, and the cell may wait for the callback; use now=True, "
+                "or do it outside of the callback"
+            )
 
     @property
     def has_one(self) -> bool:

@@ -157,6 +157,9 @@ class RemoteTask(Generic[T]):
         return self._wait().__await__()
 
     async def _wait(self) -> T:
+        if not self.done():
+            self._connection.check_caller()
+            self._check_wait()
         try:
             return await asyncio.shield(self._work)
         except KernelRestarted:
@@ -164,6 +167,10 @@ class RemoteTask(Generic[T]):
                 self._call.is_unattended = False
                 self._connection.remote.restart_reported()
             raise
+
+    def _check_wait(self) -> None:
+        """Raise ``NotSupported`` in a callback for which the kernel may wait; for any thread."""
+        self._connection.queue.check_wait()
 
     def __repr__(self) -> str:
         state = "cancelled" if self.cancelled() else "done" if self.done() else "running"

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from bridgehead._connection.async_items import AsyncItems
 from bridgehead._connection.connection import Connection
+from bridgehead._connection.queue import Queue
 from bridgehead._connection.resources import Frames, RemoteResource, Resources
 from bridgehead._errors import BridgeError, OutcomeUnknown, ReplyLost
 from bridgehead._protocol.formatting import line
@@ -57,7 +58,7 @@ class Watch(AsyncItems[T]):
         self.source: object = None  # a ref, which keeps its object alive in the kernel
         # Whether no caller waits for it: then a restart that it meets is reported to the next call.
         self.is_unattended = False
-        self._latest = LatestValues(connection.resources, limit)
+        self._latest = LatestValues(connection.resources, connection.queue, limit)
         self._starting = asyncio.Lock()
         connection.resources.enter(self._latest)
         self._finalizer = weakref.finalize(self, connection.resources.leave_soon, self._latest)
@@ -137,8 +138,9 @@ class LatestValues(RemoteResource):
 
     kind = "watches"
 
-    def __init__(self, resources: Resources, limit: int | None) -> None:
+    def __init__(self, resources: Resources, queue: Queue, limit: int | None) -> None:
         super().__init__(resources, limit)
+        self._queue = queue
         self.ended: bool = False
         self._latest: Latest | None = None
         self._failure: BridgeError | None = None
@@ -173,5 +175,6 @@ class LatestValues(RemoteResource):
                 return latest
             if self.ended:
                 raise StopAsyncIteration
+            self._queue.check_wait()
             self._changed.clear()
             await self._changed.wait()

@@ -21,6 +21,11 @@ from weakref import WeakKeyDictionary
 from bridgehead._transports.timings import Timings
 
 T = TypeVar("T")
+# While code of the user's runs in a task of an owner: that task. The code may close the owner, and
+# closing must not wait for the code.
+unwaited: contextvars.ContextVar[asyncio.Task[Any] | None] = contextvars.ContextVar(
+    "unwaited", default=None
+)
 log = logging.getLogger("bridgehead")
 
 # Of one event loop. They start when they are needed. With few of them, some bridges could delay all
@@ -51,9 +56,9 @@ class Tasks:
         return task
 
     async def cancel(self) -> None:
-        """Cancel all tasks and wait until they have ended."""
+        """Cancel all tasks and wait until they have ended, but for one from which this comes."""
         self._ended = True
-        tasks = list(self._running)
+        tasks = [task for task in self._running if task is not unwaited.get()]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import copy
 import itertools
@@ -504,3 +505,107 @@ async def test_an_unreadable_event_changes_no_count(loopback: Bridge) -> None:
     await loopback.call(call_each, report, [3])
     await until(lambda: len(seen) == 3)
     assert seen == [1, 2, 3]
+
+
+@pytest.mark.parametrize("options", [(), (1, "wait")])
+async def test_a_function_may_close_its_bridge(options: Any) -> None:
+    """Closing does not wait for the function that closes, and the function goes on."""
+    closed: list[str] = []
+    async with Bridge.loopback() as bridge:
+
+        async def stop() -> None:
+            await bridge.aclose()
+            closed.append(bridge.state)
+
+        await bridge.push(report=bridge.callback(stop, *options))
+        running = asyncio.ensure_future(bridge.run("report()"))
+        await until(lambda: closed)
+        await asyncio.gather(running, return_exceptions=True)  # its reply may come before
+    assert closed == ["closed"]
+
+
+def test_a_function_may_close_its_sync_bridge() -> None:
+    closed = threading.Event()
+    with SyncBridge.loopback() as kernel:
+
+        def stop() -> None:
+            kernel.close()
+            closed.set()
+
+        kernel["report"] = kernel.callback(stop)
+        with contextlib.suppress(BridgeClosed):  # its reply may come before
+            kernel.run("report()")
+        assert closed.wait(5)
+
+
+async def test_a_function_may_close_its_callback_and_go_on(loopback: Bridge) -> None:
+    seen: list[int] = []
+
+    async def once(step: int) -> None:
+        report.close()
+        await asyncio.sleep(0.01)
+        seen.append(step)
+
+    report = loopback.callback(once)
+    await loopback.call(call_each, report, range(3))
+    await until(lambda: seen and not remote_of(loopback).resources.known)
+    assert seen == [0]
+
+
+@pytest.mark.parametrize("what", ["item", "task", "watch"])
+async def test_what_runs_in_the_kernel_is_not_waited_for_where_it_may_wait(
+    loopback: Bridge, what: str
+) -> None:
+    """It would never come: the kernel waits for the function. Afterwards, all goes on."""
+    raised: list[BaseException] = []
+    awaited: list[Any] = []
+
+    async def note(step: int) -> None:
+        try:
+            awaited.append(await waits())
+        except NotSupported as error:
+            raised.append(error)
+
+    report = loopback.callback(note, 1, "wait")
+    await loopback.push(report=report, x=0)
+    await loopback.run("def steps():\n    for n in range(5): report(n)\n    yield n")
+    if what == "item":
+        items: Any = loopback.iterate("steps()")
+        waits: Any = lambda: anext(items)  # noqa: E731
+        found = await asyncio.wait_for(anext(items, None), 30)
+        await until(lambda: len(raised) + len(awaited) == 5)
+        assert [found, *awaited].count(4) == 1
+    elif what == "task":
+        task = loopback.submit(call_each, report, range(5))
+        waits = lambda: task  # noqa: E731
+        assert await asyncio.wait_for(task, 30) is None
+    else:
+        watch: Any = loopback.watch("x")
+        waits = lambda: anext(watch)  # noqa: E731
+        await anext(watch)
+        await asyncio.wait_for(loopback.run("for x in range(5): report(x)"), 30)
+        await until(lambda: len(raised) + len(awaited) == 5)
+        if not awaited:
+            assert await anext(watch) == 4
+    await until(lambda: len(raised) + len(awaited) == 5)
+    assert raised
+    assert "outside of the callback" in str(raised[0])
+
+
+def test_a_sync_task_is_not_waited_for_where_the_kernel_may_wait() -> None:
+    with SyncBridge.loopback() as kernel:
+        raised: list[Any] = []
+
+        def note(step: int) -> None:
+            for ask in (task.result, task.exception):
+                with contextlib.suppress(NotSupported):
+                    ask()
+                    return
+            raised.append(step)
+
+        report = kernel.callback(note, 1, "wait")
+        kernel["report"] = report
+        started = kernel.submit(call_each, report, range(5))
+        task = started
+        assert started.result(30) is None
+        assert raised
