@@ -44,7 +44,9 @@ class WorkMethods(CellMethods):
 
         Args:
             source: an expression, a ref, or a function that the kernel calls; it gives anything
-                iterable, or is an async generator. ``async for item in ref`` is the same.
+                iterable, or is an async generator. ``async for item in ref`` is the same. A file,
+                or another iterator that is no generator, stays open in the end if an expression
+                or a ref names it.
             args: the arguments of the function; see ``call``.
 
         Raises, while it is iterated, after the items before it:

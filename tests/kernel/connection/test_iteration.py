@@ -249,6 +249,34 @@ async def test_a_step_that_ignores_its_end_holds_closing_up_for_a_while_only(
         await bridge.delete("go", "state")
 
 
+async def test_an_interrupt_ends_a_closing_that_hangs(bridge: Bridge) -> None:
+    def hangs() -> Iterator[int]:
+        import time
+
+        from IPython import get_ipython
+
+        names = get_ipython().user_ns  # type: ignore[no-untyped-call]
+        try:
+            yield from range(1_000_000)
+        finally:
+            names["state"] = "hangs"
+            time.sleep(1000)
+
+    for _ in range(5):
+        items = bridge.iterate(hangs)
+        await anext(items)
+        closing = asyncio.ensure_future(items.aclose())
+        await until_is(bridge, "state", "hangs", now=True)
+        async with reported_within(1):
+            while not closing.done():  # the first one may come before the sleep has begun
+                await bridge.interrupt()
+                await asyncio.wait([closing], timeout=0.2)
+        with pytest.raises(RemoteError, match="KeyboardInterrupt"):
+            await closing
+        await goes_on(bridge)
+        await bridge.delete("state")
+
+
 async def test_closing_a_lost_kernels_iterator_returns(
     live: Bridge, shorten: Callable[..., None]
 ) -> None:

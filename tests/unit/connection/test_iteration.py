@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -533,6 +534,47 @@ async def test_what_a_step_raises_that_closing_cancels_is_raised(loopback: Bridg
     with pytest.raises(RemoteError, match="in the finally"):
         async with loopback.iterate(ends_async, "in a step") as items:
             assert await anext(items) == 0
+    CLOSED.clear()
+
+
+class Own:
+    """An iterator that is no generator, and notes that it was closed."""
+
+    n = 0
+
+    def __iter__(self) -> Any:
+        return self
+
+    def __next__(self) -> int:
+        self.n += 1
+        return self.n
+
+    def close(self) -> None:
+        closed().append("own")
+
+
+async def test_an_iterator_that_is_the_users_stays_open(loopback: Bridge, tmp_path: Path) -> None:
+    """A file by its name; what a function returns, and a generator, is closed."""
+    file = tmp_path / "lines"
+    file.write_text("a\nb\nc\n")
+    await loopback.run(
+        f"file = open({str(file)!r}); rows = iter([1, 2, 3])\ndef lines(): return file"
+    )
+    assert [line async for line in loopback.iterate("file")] == ["a\n", "b\n", "c\n"]
+    async with loopback.ref("file").__aiter__() as lines:
+        assert await anext(lines, None) is None
+    assert await loopback.pull("file.closed") is False
+    async with loopback.iterate(loopback.ref("lines")()) as lines:
+        assert await anext(lines, None) is None
+    assert await loopback.pull("file.closed") is False
+    await loopback.run("file.close()")
+    await loopback.push(own=Own())
+    async with loopback.iterate("own") as items:
+        assert await anext(items) == 1
+    assert not CLOSED
+    async with loopback.iterate(Own) as items:
+        assert await anext(items) == 1
+    assert CLOSED == ["own"]
     CLOSED.clear()
 
 

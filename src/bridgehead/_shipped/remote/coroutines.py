@@ -82,7 +82,7 @@ class Driver(Coroutine):  # type: ignore[type-arg]
 
     def _step(self, step: Any, *args: Any) -> Any:
         """Take one step; raise what may leave a task's step."""
-        handler = _StepHandler()
+        handler = StepHandler()
         try:
             return handler.run(step, args)
         except (KeyboardInterrupt, SystemExit) as error:
@@ -94,8 +94,8 @@ class Driver(Coroutine):  # type: ignore[type-arg]
                 self.root.end(KeyboardInterrupt())
 
 
-class _StepHandler:
-    """The handler of SIGINT during one step."""
+class StepHandler:
+    """The handler of SIGINT during one step of code that the event loop calls."""
 
     def __init__(self) -> None:
         self.is_armed = self.came = False
@@ -117,7 +117,7 @@ class _StepHandler:
             _signal(signal.SIGINT, self._users)
 
     def _handle(self, number: int, frame: Any) -> None:
-        if self.is_armed and frame is not None and frame.f_code is not _StepHandler.run.__code__:
+        if self.is_armed and frame is not None and frame.f_code is not StepHandler.run.__code__:
             raise KeyboardInterrupt
         self.came = True
 

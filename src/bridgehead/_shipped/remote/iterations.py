@@ -20,7 +20,7 @@ from types import SimpleNamespace
 from typing import Any, Callable, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
-    from bridgehead._shipped.remote.coroutines import Root, cancelled_error
+    from bridgehead._shipped.remote.coroutines import Root, StepHandler, cancelled_error
     from bridgehead._shipped.remote.kernel import Kernel
     from bridgehead._shipped.remote.namespace import error_response
     from bridgehead._shipped.remote.operations import Operations
@@ -50,8 +50,9 @@ class Producer:
     is that of the item which is being made, or was made and not taken.
     """
 
-    def __init__(self, tasks: RunningTasks, iterator: Any) -> None:
-        self._tasks, self._iterator = tasks, iterator
+    def __init__(self, tasks: RunningTasks, iterator: Any, close: Any) -> None:
+        """``close`` is the function that closes the iterator, or None."""
+        self._tasks, self._iterator, self._close = tasks, iterator, close
         self._loop = tasks.require_loop()
         self._root: Root | None = None
         self._item: Any = None
@@ -126,10 +127,9 @@ class Producer:
                 self._close_error = raised_in_interrupt(error)
         finally:
             self.is_closing = True
-            close = getattr(self._iterator, "aclose", None)
             try:
-                if close is not None:
-                    await close()
+                if self._close is not None:
+                    await self._close()
             except BaseException as error:
                 self._close_error = error
 
@@ -166,9 +166,18 @@ class RunningIteration(Resource):
         self.iterations = iterations
         self.is_async = hasattr(source, "__aiter__")
         self.iterator: Any = source.__aiter__() if self.is_async else iter(source)
+        is_own = source is not self.iterator or not header.get("expressions")
+        if self.is_async:
+            is_own = is_own or hasattr(self.iterator, "athrow")
+            close = getattr(self.iterator, "aclose", None)
+        else:
+            is_own = is_own or hasattr(self.iterator, "throw")
+            close = getattr(self.iterator, "close", None)
+        # A file that an expression names, and that is its own iterator, is the user's.
+        self._close: Any = close if is_own else None
         self.producer: Producer | None = None  # of an async iterator
         if self.is_async:
-            self.producer = Producer(iterations.tasks, self.iterator)
+            self.producer = Producer(iterations.tasks, self.iterator, self._close)
         self.number = 0
         self.request = ""
         self.is_making = False
@@ -197,15 +206,17 @@ class RunningIteration(Resource):
             return
         self._is_closing = self.is_ended = True
         error: BaseException | None = None
+        handler = StepHandler()  # between two requests, ipykernel ignores an interrupt
         try:
             if self.producer is not None:
                 self.producer.close(self._closed)
                 return
-            close = getattr(self.iterator, "close", None)
-            if close is not None:
-                close()
+            if self._close is not None:
+                handler.run(self._close, ())
         except BaseException as raised:
             error = raised
+        finally:
+            handler.put_back()
         if error is None and self.is_awaited:  # no batch brings the error of the step that was left
             error = raised_in_interrupt(self._error)
         self._closed(error)
