@@ -189,6 +189,35 @@ async def test_a_result_is_kept_under_no_name(engine: Bridge, clean: Any) -> Non
             await asyncio.sleep(0.02)
 
 
+async def test_items_are_iterated_over_and_closing_is_waited_for(engine: Bridge) -> None:
+    """Async iterators and calls back need a kernel that sends messages of its own."""
+
+    def rows(names: dict[str, Any], raises: bool) -> Any:
+        try:
+            yield from range(10**9)
+        finally:
+            names["state"] = "closed"
+            if raises:
+                raise LookupError("in the finally")
+
+    async def rows_async() -> Any:
+        yield 1
+
+    async with engine.iterate(rows, engine.ref("globals()"), False) as items:
+        assert [await anext(items) for _ in range(12_000)] == [*range(12_000)]
+    assert await engine.pull("state") == "closed"
+    with pytest.raises(RemoteError, match="LookupError: in the finally"):
+        async with engine.iterate(rows, engine.ref("globals()"), True) as items:
+            assert await anext(items) == 0
+    with pytest.raises(NotSupported):
+        await anext(engine.iterate(rows_async))
+    with pytest.raises(NotSupported):
+        await engine.call(asyncio.sleep, 0)
+    with pytest.raises(NotSupported):
+        engine.callback(print)
+    assert await engine.pull("1") == 1
+
+
 async def test_many_small_frames_cross(engine: Bridge) -> None:
     """The frames are more buffers than ipyparallel handles one by one."""
     arrays = {f"a{n}": np.full(3000, float(n)) for n in range(200)}

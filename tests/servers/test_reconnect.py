@@ -267,6 +267,41 @@ async def test_calls_back_survive_a_broken_connection(wired: Any) -> None:
         assert wire.cuts
 
 
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_an_iteration_survives_a_broken_connection(
+    wired: tuple[Bridge, Wire, str], is_async: bool
+) -> None:
+    """No item is lost and none comes twice, also if it is made while the connection is down."""
+
+    def rows() -> Any:
+        import time
+
+        for n in range(600):
+            time.sleep(0.001)
+            yield n
+
+    async def rows_async() -> Any:
+        for n in range(600):
+            await asyncio.sleep(0.001)
+            yield n
+
+    bridge, wire, server = wired
+    found: list[int] = []
+    async with on(server, kernel_id=bridge.info.kernel_id) as second:
+        async with bridge.iterate(rows_async if is_async else rows) as items:
+            async for item in items:
+                found.append(item)
+                if item % 100 == 1:
+                    wire.cut()
+                if item == 301:
+                    wire.is_down = True
+                    await second.run("import time; time.sleep(0.3)")
+                    wire.is_down = False
+        assert found == [*range(600)]
+        assert wire.cuts
+        await until_kept(second, [])
+
+
 async def until_done(bridge: Bridge) -> None:
     async with asyncio.timeout(30):
         while not await bridge.exists("state"):

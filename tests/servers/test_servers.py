@@ -212,6 +212,50 @@ async def test_code_in_the_kernel_calls_back(anyone: str, lane: Any) -> None:
 
 
 @pytest.mark.parametrize("lane", ["buffers", "inline"])
+async def test_items_come_as_they_are_made_and_closing_is_waited_for(
+    anyone: str, lane: Any
+) -> None:
+    def rows(names: dict[str, Any], raises: bool) -> Any:
+        import time
+
+        import numpy
+
+        names["state"] = "open"
+        reused = numpy.zeros(300_000)
+        try:
+            for n in range(10**9):
+                reused[:] = n
+                yield n if n % 100 else reused
+        finally:
+            time.sleep(0.1)
+            names["state"] = "closed"
+            if raises:
+                raise LookupError("in the finally")
+
+    async def rows_async(names: dict[str, Any], raises: bool) -> Any:
+        for row in rows(names, raises):
+            await asyncio.sleep(0)
+            yield row
+
+    async with on(anyone, lane=lane) as bridge:
+        names = bridge.ref("globals()")
+        for function in rows, rows_async:
+            async with bridge.iterate(function, names, False) as items:
+                for n in range(250):
+                    assert np.all(await anext(items) == n)
+                    if n == 200:
+                        await bridge.run("beside = 1")
+                assert bridge.stats.iterations == 1
+            assert bridge.stats.iterations == 0
+            if function is rows:  # the inner one of the other is closed when it is dropped
+                assert await bridge.pull("state") == "closed"
+        with pytest.raises(RemoteError, match="LookupError: in the finally"):
+            async with bridge.iterate(rows, names, True) as items:
+                await anext(items)
+        assert [item async for item in bridge.iterate("(n * n for n in range(3))")] == [0, 1, 4]
+
+
+@pytest.mark.parametrize("lane", ["buffers", "inline"])
 async def test_a_cell_has_limits_names_values_and_input(anyone: str, lane: Any) -> None:
     async with on(anyone, lane=lane) as bridge:
         large = os.urandom(12 * MIB)

@@ -131,8 +131,8 @@ class Iteration(AsyncItems[Any]):
             self._leave()
 
     def _leave(self) -> None:
-        self._items.leave()
-        self._finalizer()
+        if self._finalizer.detach() is not None:
+            self._items.resources.leave(self._items)
 
 
 class Batch(Outcome):

@@ -21,6 +21,7 @@ import pytest
 from bridgehead import Bridge, BridgeError, KernelDied, KernelRestarted, RemoteError
 from kernel.connection.test_tasks import nothing_is_kept, until_is
 from support.cuts import cuttable
+from support.elsewhere import MAJORS
 from support.kit import (
     LANES,
     file_of,
@@ -180,6 +181,20 @@ async def test_leaving_waits_until_the_iterator_is_closed(
             assert await anext(items) == 0
             assert await bridge.pull("state", now=True) == "open"
     assert await bridge.pull("state") == "closed"
+
+
+@pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
+async def test_closing_works_in_both_majors(live: Bridge) -> None:
+    for lane in LANES:
+        async with Bridge.attach(file_of(live), lane=lane) as bridge:
+            for function in closes, closes_async:
+                for how in "between", "in a step":
+                    error = pytest.raises(RemoteError, match="finally")
+                    with error if how == "in a step" else contextlib.nullcontext():
+                        async with bridge.iterate(function, how) as items:
+                            assert await anext(items) == 0
+                    assert await bridge.pull("state") == "closed"
+    await nothing_is_kept(live)
 
 
 @BOTH
