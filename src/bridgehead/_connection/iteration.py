@@ -317,6 +317,8 @@ class Items(RemoteResource):
             self._is_async = response.header.get("is_async") is True
             self._first, self._is_begun = Call("iterate"), True  # the arguments are not kept
             connection.resources.made(self)
+            if self._is_async:
+                connection.require_events("an async iterator")
         losses = breaks = 0
         while True:
             asked = asyncio.get_running_loop().time()
