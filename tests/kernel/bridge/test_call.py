@@ -486,6 +486,40 @@ async def test_a_decorated_function_is_a_function(bridge: Bridge) -> None:
     assert await bridge.call(plus, 1, 2, namespace=True) == 6
 
 
+async def test_what_a_function_defines_uses_the_kernels_names(bridge: Bridge) -> None:
+    """Functions, classes, comprehensions, and ``global`` statements inside of them."""
+
+    def defines() -> Any:
+        class Own:
+            size = len(rows)  # type: ignore[name-defined] # noqa: F821
+
+            def scaled(self) -> Any:
+                global made
+                made = __class__.__name__  # type: ignore[name-defined]
+                return factor * self.size  # type: ignore[name-defined] # noqa: F821
+
+        def inner(row: int) -> Any:
+            global last
+            last = row
+            return row * factor  # type: ignore[name-defined] # noqa: F821
+
+        exec("executed = 1", globals())
+        return [inner(row) for row in rows], {r: r * factor for r in rows}, Own().scaled()  # type: ignore[name-defined] # noqa: F821
+
+    async def defines_async() -> Any:
+        async def inner() -> Any:
+            return factor  # type: ignore[name-defined] # noqa: F821
+
+        return [await inner() for _ in rows], [n async for n in later_rows()]  # type: ignore[name-defined] # noqa: F821
+
+    await bridge.run("async def later_rows():\n    for row in rows: yield row")
+    await bridge.push(rows=[1, 2], factor=10)
+    expected = ([10, 20], {1: 10, 2: 20}, 20)
+    assert await bridge.call(defines, namespace=True) == expected
+    assert await bridge.pull("made", "last", "executed") == ("Own", 2, 1)
+    assert await bridge.call(defines_async, namespace=True) == ([10, 10], [1, 2])
+
+
 async def test_a_function_of_a_module_uses_the_kernels_names(bridge: Bridge) -> None:
     """cloudpickle would send its name alone, and it would see its module's names."""
     with pytest.raises(RemoteError, match="NameError: name '_whitespace_only_re'"):

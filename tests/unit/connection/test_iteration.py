@@ -736,3 +736,37 @@ def test_a_sync_bridge_waits_for_closing_and_raises_what_it_raises() -> None:
             raise KeyError("of the block")
         assert "in the finally" in caught.value.__notes__[0]
         CLOSED.clear()
+
+
+@pytest.mark.parametrize(
+    ("code", "source", "error"),
+    [
+        ("def g():\n    yield 1\n    yield next(me)\nme = g()", "me", "already executing"),
+        ("def g():\n    yield 1\n    yield me\nme = g()", "me", "cannot pickle 'generator'"),
+        (
+            "async def g():\n    yield 1\n    yield await me.__anext__()\nme = g()",
+            *("me", "already running"),
+        ),
+        (
+            "d = {1: 1}\ndef g():\n    for k in d:\n        d[k + 1] = 1\n        yield k",
+            *("g()", "changed size during iteration"),
+        ),
+        ("def g():\n    yield 1\n    raise SystemExit(3)", "g()", "SystemExit"),
+        ("def g():\n    yield 1\n    raise StopIteration", "g()", "generator raised StopIteration"),
+    ],
+)
+async def test_odd_generators_end_with_their_error(
+    loopback: Bridge, code: str, source: str, error: str
+) -> None:
+    await loopback.run(code)
+    assert await found_in(loopback.iterate(source), error) == [1]
+    assert await loopback.pull("1 + 1") == 2
+
+
+async def test_two_iterations_share_a_generator(loopback: Bridge) -> None:
+    """Each item comes once; closing one closes the generator of both."""
+    await loopback.run("shared = (n for n in range(100_000))")
+    async with loopback.iterate("shared") as one, loopback.iterate("shared") as two:
+        found = [await anext(items) for _ in range(300) for items in (one, two)]
+        assert len({*found}) == len(found)
+    assert await loopback.pull("next(shared, None)") is None

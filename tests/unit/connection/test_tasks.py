@@ -19,12 +19,14 @@ import pytest
 from bridgehead import (
     Bridge,
     BridgeClosed,
+    EncodeError,
     Fleet,
     KernelRestarted,
     NotSupported,
     RemoteError,
     SyncBridge,
     SyncTask,
+    UntrustedPayload,
 )
 from bridgehead._bridge.arguments import awaits
 from bridgehead._protocol.bootstrap import remote_source
@@ -368,3 +370,46 @@ async def test_a_kernel_that_sends_no_events_refuses_what_needs_them(loopback: B
     with pytest.raises(NotSupported, match="an expression with await needs a kernel that sends"):
         await loopback.pull("await nothing")
     assert await loopback.call(abs, -1) == 1
+
+
+async def test_a_task_is_awaited_in_the_loop_of_its_bridge(loopback: Bridge) -> None:
+    """One that is done gives its result to any loop."""
+    task = loopback.submit(later, 5, 0.3)
+
+    def elsewhere() -> Any:
+        async def wait() -> Any:
+            return await task
+
+        return asyncio.run(wait())
+
+    with pytest.raises(RuntimeError, match="belongs to another event loop"):
+        await asyncio.to_thread(elsewhere)
+    waiting = [asyncio.ensure_future(asyncio.wait_for(task, 30)) for _ in range(3)]
+    assert await asyncio.gather(*waiting) == [5, 5, 5]
+    assert await asyncio.to_thread(elsewhere) == 5
+
+
+async def test_closing_ends_thousands_of_tasks() -> None:
+    """Those that have begun, and those whose turn has not come."""
+    async with Bridge.loopback() as bridge:
+        tasks = [bridge.submit(later, n, 0.0 if n < 3 else 1000) for n in range(2000)]
+        assert await tasks[0] == 0
+    outcomes = await asyncio.gather(*(task._wait() for task in tasks), return_exceptions=True)
+    assert outcomes[0] == 0
+    assert {type(one) for one in outcomes[3:]} == {BridgeClosed}
+
+
+async def test_what_cannot_be_sent_or_returned_fails_its_task_alone(loopback: Bridge) -> None:
+    lock = threading.Lock()
+    unsent, unreturned = loopback.submit(len, [lock]), loopback.submit(threading.Lock)
+    last = loopback.submit(len, [1])
+    with pytest.raises(EncodeError, match=r"args\[0\]\[0\] cannot be pickled"):
+        await unsent
+    with pytest.raises(RemoteError, match="the result cannot be pickled"):
+        await unreturned
+    assert await last == 1
+    async with Bridge.loopback(trust="data") as bridge:
+        await bridge.run("class Own: pass")
+        with pytest.raises(UntrustedPayload, match="the result is __main__.Own"):
+            await bridge.submit(lambda: Own(), namespace=True)  # type: ignore[name-defined] # noqa: F821
+        assert await bridge.submit(abs, -1) == 1
