@@ -112,8 +112,8 @@ class Iteration(AsyncItems[Any]):
         """Have the kernel close the iterator, and wait until it has.
 
         A step that runs is interrupted, or cancelled if it is one of an async iterator. A kernel
-        that runs something else is not waited for: if closing does not begin within a second, the
-        kernel does it when it is free. Then, and if this wait is cancelled, the kernel alone sees
+        that runs something else is waited for a second only; it closes the iterator when it is
+        free. Then, and if this wait is cancelled, the kernel alone sees
         what closing raises: as an error that Python ignores, on its ``stderr``.
 
         Raises:
@@ -230,24 +230,31 @@ class Items(RemoteResource):
         """Wait until the kernel has closed the iterator.
 
         Raises:
-            TimeoutError: it does not begin to, because it runs something else.
+            TimeoutError: it does not, because it runs something else.
         """
         remote, timings = self._connection.remote, self._connection.transport.timings
         loop = asyncio.get_running_loop()
         started = loop.time()
+        soon, busy_until = started + timings.closing_begins, 0.0
         async with asyncio.timeout(timings.closing_begins) as limit:
             while True:
                 response = await remote.request_beside("finish", iteration=self.id)
                 if response is None:  # this kernel does nothing beside what it runs
                     limit.reschedule(started + timings.closing_begins_busy)
                     response = await remote.request_unordered("finish", iteration=self.id)
-                closing = response.header.get("closing")
+                closing, idle = response.header.get("closing"), response.header.get("idle")
                 if closing == "done":
                     return response
-                if closing == "begun":
-                    limit.reschedule(None)
-                elif response.header.get("idle") is not True:
-                    limit.reschedule(started + timings.closing_begins_busy)
+                has_begun = closing == "begun"
+                # A cell that blocks holds up the closing of an async iterator that has begun, too.
+                if idle is True:
+                    busy_until = 0.0
+                    limit.reschedule(None if has_begun else soon)
+                elif idle is None and has_begun:
+                    limit.reschedule(soon)
+                else:
+                    busy_until = busy_until or loop.time() + timings.closing_begins_busy
+                    limit.reschedule(busy_until)
                 waited = loop.time() - started
                 await asyncio.sleep(min(max(CLOSED_AFTER, waited / 4), CLOSED_AGAIN))
 

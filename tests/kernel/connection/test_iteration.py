@@ -209,6 +209,35 @@ async def test_closing_waits_for_no_cell(bridge: Bridge, kernel: Bridge, functio
     await until_is(kernel, "state", "closed")
 
 
+async def test_a_closing_that_has_begun_waits_for_no_cell(bridge: Bridge, kernel: Bridge) -> None:
+    """A cell of another client blocks the event loop in the middle of an async ``finally``."""
+
+    async def slowly() -> AsyncIterator[int]:
+        from IPython import get_ipython
+
+        names = get_ipython().user_ns  # type: ignore[no-untyped-call]
+        try:
+            for n in range(1_000_000):
+                yield n
+        finally:
+            names["state"] = "begun"
+            while "go" not in names:
+                await asyncio.sleep(0.01)
+            names["state"] = "closed"
+
+    items = bridge.iterate(slowly)
+    await anext(items)
+    closing = asyncio.ensure_future(items.aclose())
+    await until_is(kernel, "state", "begun")
+    assert not closing.done()
+    async with occupied(kernel):
+        async with reported_within(1):
+            await closing
+        assert await kernel.pull("state", now=True) == "begun"
+        await kernel.push(go=1, now=True)
+    await until_is(kernel, "state", "closed")
+
+
 async def test_an_async_iterator_is_closed_beside_a_cell_that_awaits(bridge: Bridge) -> None:
     items = bridge.iterate(closes_async, "between")
     assert await anext(items) == 0

@@ -222,15 +222,17 @@ class RunningIteration(Resource):
         self._closed(error)
 
     def _closed(self, error: BaseException | None) -> None:
-        if error is None or is_end(error):
-            pass
-        elif self.is_awaited:
-            response, frames = error_response(error)
-            self._close_error, self._close_failure = error, (response, snapshot(frames))
-        else:
-            self._ignore(error)
-        self._error = None
-        self._is_closed = True
+        try:
+            if error is None or is_end(error):
+                return
+            if self.is_awaited:
+                response, frames = error_response(error)
+                self._close_error, self._close_failure = error, (response, snapshot(frames))
+            else:
+                self._ignore(error)
+        finally:  # the client waits for this, whatever hits the lines above
+            self._error = None
+            self._is_closed = True
 
     def _ignore(self, error: BaseException) -> None:
         """Do as Python does with an error of a generator that is dropped: no caller gets it."""
@@ -433,9 +435,12 @@ class Iterations:
             if kernel.is_thread_of_cells or not kernel.call_soon(iteration.close):
                 iteration.close()
         response, out = iteration.closing()
-        guard = kernel.guard
-        runs = kernel.may_run_cell or guard is None or guard.running not in ("", iteration.request)
-        return {**response, "idle": not runs}, out
+        guard, idle = kernel.guard, None
+        if response["closing"] == "begun" and iteration.producer is None:
+            idle = True  # it is what runs
+        elif guard is not None:
+            idle = not kernel.may_run_cell and guard.running in ("", iteration.request)
+        return {**response, "idle": idle}, out
 
 
 def is_end(error: BaseException) -> bool:

@@ -208,7 +208,7 @@ class ResponseHeader(TypedDict, total=False):
     # To advance: what ended the items; its frames come last. To finish: what closing raised.
     failure: ErrorDescription
     closing: str  # to finish: "waits", "begun" or "done"
-    idle: bool  # to finish: it is known that no other code runs in the thread of the cells
+    idle: Optional[bool]  # to finish: no other code runs in the thread of the cells, if known
     # To map, which has groups, too.
     failures: List[FailedItem]  # the items that raised; their frames come last
     seconds: float  # that the items took
