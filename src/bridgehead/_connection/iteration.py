@@ -40,8 +40,6 @@ GONE = (
 # The kernel keeps a batch, so it is asked for again if its response is lost, or the connection
 # breaks. An item may take hours: breaks count that follow one another within seconds.
 LOSSES, BREAKS = 3, 10
-BREAKS_APART = 10.0
-CLOSED_AFTER, CLOSED_AGAIN = 0.001, 0.5  # s between two questions whether an iterator is closed
 
 
 class Iteration(AsyncItems[Any]):
@@ -256,7 +254,8 @@ class Items(RemoteResource):
                     busy_until = busy_until or loop.time() + timings.closing_begins_busy
                     limit.reschedule(busy_until)
                 waited = loop.time() - started
-                await asyncio.sleep(min(max(CLOSED_AFTER, waited / 4), CLOSED_AGAIN))
+                pause = max(timings.closed_after, waited / 4)
+                await asyncio.sleep(min(pause, timings.closed_most))
 
     # ------------------------------------------------------------ for the resources
 
@@ -343,7 +342,8 @@ class Items(RemoteResource):
                 losses += 1
             except TransportError as broke:
                 error = broke
-                is_far = asyncio.get_running_loop().time() - asked > BREAKS_APART
+                waited = asyncio.get_running_loop().time() - asked
+                is_far = waited > connection.transport.timings.breaks_apart
                 breaks = 1 if is_far else breaks + 1
             finally:
                 asking.cancel()

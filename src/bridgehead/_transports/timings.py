@@ -215,6 +215,13 @@ class Timings:
     # unless one item takes long.
     take_after: float = 0.02
     take_most: float = 1.0
+    # Between two breaks of the connection, above which the second does not count with the first
+    # against a batch: its item may take hours.
+    breaks_apart: float = 10.0
+    # Before the first question whether the kernel has closed an iterator; then a quarter of the
+    # time so far, to a maximum.
+    closed_after: float = 0.001
+    closed_most: float = 0.5
     # Until a kernel of a fleet that is being restarted is tried again.
     away_again: float = 0.1
     # Until a progress bar appears; the bar of a shorter transfer would only flicker.
