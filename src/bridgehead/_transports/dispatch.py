@@ -34,6 +34,7 @@ from typing import Any
 
 from bridgehead._errors import (
     RESTARTED,
+    RESTARTED_MEANWHILE,
     BridgeError,
     KernelRestarted,
     KernelUnresponsive,
@@ -106,6 +107,17 @@ REPLY_LOST = ReplyLost(
 
 class Reconnected(TransportError):
     """The connection broke and was made again, to the same kernel. Repeatable requests repeat."""
+
+
+@contextlib.contextmanager
+def _restarted_meanwhile(was_sent: bool) -> Iterator[None]:
+    """Say of a restart that the request may have run, if it was sent before."""
+    try:
+        yield
+    except KernelRestarted:
+        if was_sent:
+            raise KernelRestarted(RESTARTED_MEANWHILE) from None
+        raise
 
 
 class Dispatcher:
@@ -184,8 +196,9 @@ class Dispatcher:
         generation = self._life.generation
         slots = self._slots if subshell is None else self._subshell_slots
         pauses = iter(self._timings.abort_pauses)
+        was_sent = False
         while True:
-            with self._unsent():
+            with self._unsent(), _restarted_meanwhile(was_sent):
                 await slots.acquire()
                 try:
                     self._life.check()
@@ -214,6 +227,7 @@ class Dispatcher:
             except BaseException as error:
                 if repeatable and isinstance(error, Reconnected):
                     self.retries += 1
+                    was_sent = True
                     continue  # it runs once, and it may be this message whose outputs arrive
                 self._listening.pop(pending.id, None)  # no caller wants its outputs any more
                 raise

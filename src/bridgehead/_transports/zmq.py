@@ -238,6 +238,9 @@ class ZmqTransport(Transport):
                 await work()
             except Exception as error:  # noqa: BLE001 - nothing else would read or watch
                 log.debug("a task of the transport failed, and goes on: %r", error)
+            except (KeyboardInterrupt, SystemExit):  # a program may go on with its event loop
+                self.spawn(self._kept(work))
+                raise
             await asyncio.sleep(self.timings.reader_pause)
 
     def _connect(self) -> Any:

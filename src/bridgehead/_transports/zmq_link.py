@@ -98,16 +98,33 @@ class Link:
         is edge-triggered, and ``send`` reads it as well.
         """
         self._monitor = zmq.Socket.shadow(monitor.underlying)
-        asyncio.get_running_loop().add_reader(self._monitor.FD, self.events)
+        self._loop = asyncio.get_running_loop()
+        try:
+            self._loop.add_reader(self._monitor.FD, self.events)
+        except NotImplementedError:  # asyncio's default loop on Windows watches no sockets
+            self._transport.spawn(self._poll())
         self.events()
+
+    async def _poll(self) -> None:
+        while self._monitor is not None:
+            self.events()
+            await asyncio.sleep(self._transport.timings.poll_every)
 
     def unwatch(self) -> None:
         if self._monitor is not None:
-            asyncio.get_running_loop().remove_reader(self._monitor.FD)
+            with contextlib.suppress(RuntimeError):  # closed, or the loop watches no sockets
+                self._loop.remove_reader(self._monitor.FD)
             self._monitor = None
 
     def events(self) -> None:
         """Handle all events of the connection that have happened by now."""
+        try:
+            self._handle_events()
+        except BaseException:  # an interrupt: the rest of the events makes no descriptor readable
+            self._loop.call_soon(self.events)
+            raise
+
+    def _handle_events(self) -> None:
         while self._monitor is not None:
             try:
                 event = parse_monitor_message(self._monitor.recv_multipart(zmq.NOBLOCK))

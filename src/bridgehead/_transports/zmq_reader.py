@@ -15,6 +15,7 @@ events. So ``read`` goes on until the socket is empty, and is called after ``con
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -44,7 +45,8 @@ class SocketReader:
         """Read no more; to be called before the socket is closed."""
         self._go_on(None)
         if self._socket is not None:
-            asyncio.get_running_loop().remove_reader(self._socket.FD)
+            with contextlib.suppress(RuntimeError):  # the loop is closed
+                self._loop.remove_reader(self._socket.FD)
             self._socket = None
 
     def read(self) -> None:
@@ -64,6 +66,9 @@ class SocketReader:
             # As where this process lacks memory. Messages may wait, and no event will say so.
             log.debug("a reader of messages failed, and goes on: %r", error)
             self._go_on(self._loop.call_later(self._timings.reader_pause, self.read))
+        except BaseException:  # an interrupt, after which a program may go on with its event loop
+            self._go_on(self._loop.call_soon(self.read))
+            raise
 
     def _go_on(self, handle: asyncio.Handle | None) -> None:
         """Have this handle, or none, be the one that goes on reading."""

@@ -122,6 +122,22 @@ PRINTERS = {
 }
 
 
+async def test_a_limit_leaves_the_users_hook_for_errors(bridge: Bridge) -> None:
+    """``rich`` sets one on the shell, and not on its class."""
+    await bridge.run(
+        "shell, seen = get_ipython(), []\n"
+        "shell._showtraceback = lambda *error: seen.append(error[0])"
+    )
+    for _ in range(2):
+        with pytest.raises(RemoteError):
+            await bridge.run("1/0", max_output=100)
+    assert await bridge.pull("len(seen), '_showtraceback' in vars(shell)") == (2, True)
+    await bridge.run("del shell._showtraceback")
+    with pytest.raises(RemoteError):
+        await bridge.run("1/0", max_output=100)
+    assert not await bridge.pull("'_showtraceback' in vars(shell)")
+
+
 @pytest.mark.parametrize("how", PRINTERS)
 async def test_what_a_cell_prints_is_cut_in_the_kernel(bridge: Bridge, how: str) -> None:
     code = PRINTERS[how].replace("{print!r}", repr(PRINTERS["print"]))
@@ -185,6 +201,8 @@ async def test_displays_count_and_are_dropped_as_a_whole(bridge: Bridge) -> None
 async def test_an_error_comes_behind_what_the_cell_printed_before_it(
     bridge: Bridge, printed: int, raises: str
 ) -> None:
+    hook = "str(vars(get_ipython()).get('_showtraceback'))"  # ipykernel has set one
+    before = await bridge.pull(hook)
     code = f"print('x' * {printed} + 'end')\n{raises}"
     with pytest.raises(RemoteError) as caught:
         await bridge.run(code, max_output=2000)
@@ -194,7 +212,7 @@ async def test_an_error_comes_behind_what_the_cell_printed_before_it(
     assert stream["text"].endswith("xend\n")
     assert result.dropped >= max(0, printed + 4 - 2000)
     assert "xend" not in "".join(one.get("text", "") for one in result.outputs[2:])
-    assert not await bridge.pull("'_showtraceback' in vars(get_ipython())")
+    assert await bridge.pull(hook) == before
     await goes_on(bridge)
 
 

@@ -92,3 +92,32 @@ def in_a_thread() -> Any:
     with SyncBridge.launch() as bridge:
         bridge.push(x=1)
         return bridge.pull("x + 1")
+
+
+def test_an_event_loop_that_was_interrupted_goes_on() -> None:
+    """Ctrl-C ends whatever the loop runs, in a terminal of IPython, which then uses it again."""
+    interrupts = [KeyboardInterrupt()]
+
+    async def opened() -> Bridge:
+        bridge = await Bridge.launch(lane="buffers")
+        transport: Any = bridge._transport
+        arrived = transport._arrived
+
+        def interrupt(channel: str, frames: Any) -> None:
+            if channel == "shell" and interrupts:
+                raise interrupts.pop()
+            arrived(channel, frames)
+
+        transport._arrived = interrupt
+        return bridge
+
+    async def repeat(bridge: Bridge) -> None:
+        while True:
+            await bridge.push(x=1)
+
+    with asyncio.Runner() as runner:
+        bridge = runner.run(opened())
+        with pytest.raises(KeyboardInterrupt):  # the first message goes to what it waited for
+            runner.run(asyncio.wait_for(repeat(bridge), 60))
+        assert runner.run(bridge.pull("6 * 7")) == 42
+        runner.run(bridge.aclose())

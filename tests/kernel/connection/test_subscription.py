@@ -17,6 +17,8 @@ import zmq
 from bridgehead import Bridge
 from bridgehead._connection.cell import CellOutputs
 from bridgehead._transports.zmq import ZmqTransport
+from bridgehead._transports.zmq_link import Link
+from bridgehead._transports.zmq_reader import SocketReader
 from support.elsewhere import MAJORS
 from support.kit import file_of, goes_on
 
@@ -58,13 +60,20 @@ async def test_outputs_arrive_where_the_event_loop_watches_no_sockets(
     live: Bridge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """asyncio's default loop on Windows does not; pyzmq has a way of its own then."""
+    loop = asyncio.get_running_loop()
+    add_reader, refused = loop.add_reader, Counter[str]()
 
-    def refuse(*arguments: Any) -> None:
-        raise NotImplementedError
+    def add(descriptor: Any, callback: Any, *arguments: Any) -> None:
+        owner = type(getattr(callback, "__self__", None))
+        if owner in (Link, SocketReader):
+            refused[owner.__name__] += 1
+            raise NotImplementedError
+        add_reader(descriptor, callback, *arguments)
 
-    monkeypatch.setattr("bridgehead._transports.zmq.SocketReader", refuse)
+    monkeypatch.setattr(loop, "add_reader", add)
     async with Bridge.attach(file_of(live)) as other:
         assert (await other.run(PRINTS)).stdout.split() == [str(n) for n in range(100)]
+    assert refused == {"Link": 1, "SocketReader": 1}
 
 
 @pytest.mark.timings(outputs_unwanted=0.0)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from bridgehead import KernelUnresponsive, ReplyLost
-from bridgehead._transports.dispatch import Dispatcher
+from bridgehead import KernelRestarted, KernelUnresponsive, ReplyLost
+from bridgehead._transports.dispatch import Dispatcher, Reconnected
 from bridgehead._transports.state import KernelState
 from bridgehead._transports.timings import Timings
 
@@ -107,3 +107,18 @@ async def test_a_reply_on_control_that_comes_late_is_taken() -> None:
     assert await asked == {"answer": "late"}
     assert not kernel.dispatcher.pending
     assert not kernel.dispatcher._listening
+
+
+async def test_a_restart_after_a_break_says_that_the_request_may_have_run() -> None:
+    kernel = Kernel()
+    kernel.may_send.set()
+    kernel.lost = 1
+    dispatcher = kernel.dispatcher
+    request = asyncio.ensure_future(dispatcher.request({"code": ""}, repeatable=True))
+    while not kernel.sent:
+        await asyncio.sleep(0)
+    dispatcher._life.generation += 1
+    (pending,) = dispatcher.pending.values()
+    pending.future.set_exception(Reconnected("the connection broke and was made again"))
+    with pytest.raises(KernelRestarted, match="may have run in the old process"):
+        await request

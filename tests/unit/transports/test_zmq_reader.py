@@ -111,6 +111,22 @@ async def test_a_reader_that_failed_goes_on(pair: Pair) -> None:
     assert pair.read == [number for number in range(40) if number != 5]
 
 
+async def test_a_reader_that_was_interrupted_goes_on(pair: Pair) -> None:
+    """No further event says that messages wait; IPython's terminal goes on with its event loop."""
+
+    def interrupt(number: int) -> None:
+        raise KeyboardInterrupt
+
+    pair.on_message = interrupt
+    pair.publish(range(5))
+    assert pair.socket.poll(1000 * PATIENCE)
+    with pytest.raises(KeyboardInterrupt):
+        pair.reader.read()
+    pair.on_message = lambda number: None
+    await pair.until(4)
+    assert pair.read == [1, 2, 3, 4]
+
+
 async def test_a_message_may_close_the_reader(pair: Pair) -> None:
     pair.on_message = lambda number: pair.reader.close() if number == 9 else None
     pair.publish(range(40))

@@ -30,6 +30,7 @@ class Stage(Resource):
         self.limit: Any = None if most is None else OutputLimit(most)
         self.thread: int | None = None  # of the cell
         self.shown: Any = None  # what shows an error of the cell, without a limit
+        self.own: Any = None  # the same, if it is the shell's own and not its class's
 
     def end(self) -> None:
         staged.pop(self.id, None)
@@ -43,6 +44,8 @@ class Stage(Resource):
         if self.limit is not None:
             self.limit.begin(cell)
             self.thread = this_thread()
+            # A user may have set one of his own on the shell, as ``rich`` does.
+            self.own = vars(self.shell).get("_showtraceback")
             self.shown = getattr(self.shell, "_showtraceback", None)
             if self.shown is not None:
                 self.shell._showtraceback = self.show_error
@@ -57,7 +60,10 @@ class Stage(Resource):
     def finish(self) -> None:
         """End the limit, and report in the cell's reply what it dropped."""
         if vars(self.shell).get("_showtraceback") == self.show_error:
-            del self.shell._showtraceback
+            if self.own is None:
+                del self.shell._showtraceback
+            else:
+                self.shell._showtraceback = self.own
         dropped = 0 if self.limit is None else self.limit.finish()
         report = {"source": __name__, "dropped": dropped}
         self.shell.payload_manager.write_payload(report)
