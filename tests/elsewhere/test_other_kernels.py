@@ -124,7 +124,7 @@ async def test_operations_that_xeus_lacks_raise_not_supported(live: Bridge) -> N
             await other.interrupt()
         assert await other.pull("x") == 1
     for options in ({"push": {"x": 1}}, {"max_output": 10}):
-        with pytest.raises(NotSupported, match=r"xeus-python 0\.19.* does not show what"):
+        with pytest.raises(NotSupported, match=r"xeus-python 0\.19.* does not support push="):
             await live.run("ran = True", **options)
     with pytest.raises(NotSupported, match=r"xeus-python 0\.19.* for input; leave on_input="):
         await live.run("ran = True", on_input=lambda prompt, password: "")

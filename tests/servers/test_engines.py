@@ -920,6 +920,12 @@ async def test_async_functions_run_on_the_engines_loops(fleet: Fleet, clean: Any
         return np.full(5_000_000, float(n))
 
     assert [float(one[-1]) async for one in fleet.map(large, range(6))] == [*map(float, range(6))]
+
+    async def ticks() -> AsyncIterator[int]:
+        for n in range(3):
+            await asyncio.sleep(0.01)
+            yield n
+
     async with fleet[1].iterate(ticks) as items:
         assert [n async for n in items] == [0, 1, 2]
     # The client makes an entry for what is printed after the reply that starts a task. The next
@@ -928,12 +934,6 @@ async def test_async_functions_run_on_the_engines_loops(fleet: Fleet, clean: Any
         while kept(clean) != before:
             assert await fleet.call(asyncio.sleep, 0, 1) == [1] * ENGINES
             await asyncio.sleep(0.2)
-
-
-async def ticks() -> AsyncIterator[int]:
-    for n in range(3):
-        await asyncio.sleep(0.01)
-        yield n
 
 
 async def test_an_async_function_that_is_cancelled_ends_in_the_engine(engine: Bridge) -> None:

@@ -668,7 +668,7 @@ class SyncTask(Future[T]):
 
         Raises:
             TimeoutError: it is not done after so many seconds.
-            concurrent.futures.CancelledError: it was cancelled.
+            CancelledError: it was cancelled; that of ``concurrent.futures``.
             NotSupported: it is not done, and the caller is a callback for which the kernel may
                 wait.
 

@@ -20,6 +20,8 @@ from typing import Any, ClassVar
 
 from bridgehead._connection.remote import Installation
 from bridgehead._errors import (
+    CLOSED,
+    BridgeClosed,
     BridgeError,
     KernelDied,
     KernelRestarted,
@@ -148,6 +150,7 @@ class Resources:
         self.owner: str = uuid.uuid4().hex
         self._renewal_due = asyncio.Event()
         self._renewing: asyncio.Task[None] | None = None
+        self._is_closing = False
         # Resources that the kernel is to end, beside what it does, or behind all earlier requests.
         self._ending = Ending(transport, self._end_beside)
         self._ending_in_order = Ending(transport, self._end_in_order)
@@ -164,14 +167,19 @@ class Resources:
 
     def fields(self, resource: RemoteResource) -> dict[str, Any]:
         """Return the fields of the request that makes a resource in the kernel."""
-        resource.is_asked = True
+        self._ask(resource)
         lane = self._remote.lane.in_messages
         return {"resource": resource.id, "owner": self.owner, "lane": lane.name}
 
     def fields_of_kept(self, resource: RemoteResource) -> dict[str, Any]:
         """Return the fields of the request whose result stays in the kernel as a resource."""
-        resource.is_asked = True
+        self._ask(resource)
         return {"kept": resource.id, "owner": self.owner}
+
+    def _ask(self, resource: RemoteResource) -> None:
+        if self._is_closing:  # it would stay in the kernel until the lease ends
+            raise BridgeClosed(CLOSED)
+        resource.is_asked = True
 
     def enter(self, resource: RemoteResource) -> None:
         """Listen to the events of a resource."""
@@ -215,6 +223,7 @@ class Resources:
 
         A Jupyter server drops what it has not passed on when the connection to it is closed.
         """
+        self._is_closing = True
         for resource in self.known:
             resource.interrupt()
         asked = [resource.id for resource in self.known if resource.is_asked]

@@ -8,7 +8,14 @@ from typing import Any
 
 import pytest
 
-from bridgehead import Bridge, BridgeError, KernelRestarted, ProtocolError, TransportError
+from bridgehead import (
+    Bridge,
+    BridgeClosed,
+    BridgeError,
+    KernelRestarted,
+    ProtocolError,
+    TransportError,
+)
 from bridgehead._connection.resources import SENDINGS, RemoteResource
 from bridgehead._protocol.response import Response
 from unit.connection.test_tasks import later, remote_of
@@ -200,3 +207,27 @@ async def test_what_ended_with_the_kernel_is_not_ended_again(
     await asyncio.sleep(0)
     assert bool(resources._ending.waiting) == isinstance(error, TransportError)
     await loopback.aclose()
+
+
+async def test_what_is_asked_for_while_the_bridge_closes_is_refused(loopback: Bridge) -> None:
+    """The request that ends all does not name it, so it would stay in the kernel."""
+    task = loopback.submit(later, 1, 1000)
+    async with asyncio.timeout(30):
+        while not loopback.stats.tasks:
+            await asyncio.sleep(0.01)
+    resources, remote = loopback._connection.resources, remote_of(loopback)
+    end, refused = resources._end_now, []
+
+    async def end_now(identities: list[str]) -> None:
+        try:
+            await loopback.call(later, 2, 1000)
+        except BridgeClosed as error:
+            refused.append(error)
+        await end(identities)
+
+    resources._end_now = end_now  # type: ignore[method-assign]
+    await loopback.aclose()
+    assert len(refused) == 1
+    assert not remote.resources.known
+    with pytest.raises(BridgeClosed):
+        await task
