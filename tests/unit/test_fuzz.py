@@ -618,7 +618,8 @@ async def test_any_update_is_opened_or_reported(data: st.DataObject) -> None:
     if data.draw(st.booleans()):
         content = data.draw(st.one_of(mutated(content), ODD))
     resources: Any = SimpleNamespace(renew_soon=lambda: None)
-    updates = LatestValues(resources, data.draw(st.sampled_from([None, 0, 100])))
+    queue: Any = SimpleNamespace(check_wait=lambda: None)
+    updates = LatestValues(resources, queue, data.draw(st.sampled_from([None, 0, 100])))
     parts = data.draw(st.sampled_from([[], [b"x"], frames]))
     for _ in range(SENDINGS):  # one that is damaged is sent again
         updates.feed(content, parts)
