@@ -12,13 +12,12 @@ import contextlib
 from collections import deque
 from typing import Any
 
-from bridgehead._errors import ProtocolError
 from bridgehead._protocol.bootstrap import remote_source
 from bridgehead._shipped.wire.header import EVENT_MESSAGE, EVENTS_REQUEST
+from bridgehead._transports.base import Transport
 from bridgehead._transports.dispatch import Dispatcher
 from bridgehead._transports.ipyparallel_client import IpyparallelClient
 
-UNREADABLE = KeyError, TypeError, ValueError, ProtocolError  # a kernel may send anything
 FINISHED = 1000  # requests whose late outputs are looked for
 
 
@@ -74,7 +73,7 @@ class EngineControl:
     def _receive(self, message: dict[str, Any]) -> None:
         try:
             self._dispatcher.received("control", message)
-        except UNREADABLE:
+        except Exception:  # noqa: BLE001 - an engine may send anything
             self.unreadable += 1
 
     def forget_all(self) -> None:
@@ -118,16 +117,24 @@ class EngineControl:
                 lambda done: self._shared.call(self._arrived, expected, done.result())
             )
 
+    def _ask_again(self, expected: Expected) -> None:
+        if expected is self._expected:
+            self._ask(expected)
+
     def _arrived(self, expected: Expected, answer: dict[str, Any]) -> None:
         if expected is not self._expected:
             return
-        self._ask(expected)  # first, so that it is on its way meanwhile
         self._forget_outputs()
         try:
             events = [(content, int(count)) for content, count in answer["content"]["events"]]
-        except UNREADABLE:
+        except Exception:  # noqa: BLE001 - an engine may send anything
             self.unreadable += 1
+            events = []
+        if not events:  # without a pause, an engine that answers at once would keep both busy
+            pause = Transport.timings.reader_pause
+            self._shared.loop.call_later(pause, self._ask_again, expected)
             return
+        self._ask(expected)  # first, so that it is on its way meanwhile
         at, buffers = 0, answer["buffers"]
         for content, count in events:
             event = {"header": {"msg_type": EVENT_MESSAGE}, "parent_header": {}}

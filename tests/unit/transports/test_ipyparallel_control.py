@@ -20,6 +20,8 @@ class Client:
         self.asked: list[tuple[str, dict[str, Any], Any]] = []
         self.forgotten: list[Any] = []
         self.seen: list[dict[str, Any]] = []
+        self.loop = self
+        self.later: list[tuple[Any, ...]] = []
 
     def ask_on_control(self, identity: str, kind: str, content: dict[str, Any]) -> Any:
         future: Any = concurrent.futures.Future()
@@ -35,9 +37,20 @@ class Client:
     def call(self, function: Any, *args: Any) -> None:
         function(*args)
 
+    def call_later(self, delay: float, function: Any, *args: Any) -> None:
+        assert delay > 0
+        self.later.append((function, *args))
+
+    def wait(self) -> None:
+        """Let the time pass until what was to be called later is called."""
+        later, self.later = self.later, []
+        for function, *args in later:
+            function(*args)
+
     def received(self, channel: str, message: dict[str, Any]) -> None:
         if not isinstance(message["content"], dict):
             raise TypeError(channel)
+        message["header"]["msg_type"].endswith("x")
         self.seen.append(message)
 
     def answer(self, content: Any, buffers: Any = ()) -> None:
@@ -71,8 +84,12 @@ def test_each_answer_is_followed_by_another_question(
     assert len(client.asked) == 2
 
 
+INFINITE = float("inf")  # JSON has Infinity, as Python reads it
+
+
 @pytest.mark.parametrize(
-    "content", [{}, None, {"events": 3}, {"events": [3]}, {"events": [[1, "x"]]}]
+    "content",
+    [{}, None, {"events": 3}, {"events": [3]}, {"events": [[1, "x"]]}, {"events": [[1, INFINITE]]}],
 )
 def test_what_cannot_be_read_is_counted_and_asked_again(
     control: EngineControl, client: Client, content: Any
@@ -80,9 +97,35 @@ def test_what_cannot_be_read_is_counted_and_asked_again(
     control.expect_events("engine", "me", "epoch")
     client.answer(content)
     assert (control.unreadable, client.seen) == (1, [])
+    client.wait()
     client.answer({"events": [[None, 0], [{}, 0]]})
     assert (control.unreadable, len(client.seen)) == (2, 1)
     assert len(client.asked) == 3
+
+
+@pytest.mark.parametrize("content", [{}, {"events": []}])
+def test_an_engine_that_answers_without_events_is_asked_after_a_pause(
+    control: EngineControl, client: Client, content: Any
+) -> None:
+    control.expect_events("engine", "me", "epoch")
+    client.answer(content)
+    assert len(client.asked) == 1
+    client.wait()
+    assert len(client.asked) == 2
+    client.answer(content)
+    control.forget_all()
+    asked = len(client.asked)
+    client.wait()
+    assert len(client.asked) == asked
+
+
+@pytest.mark.parametrize("kind", [None, 3])
+def test_a_reply_that_cannot_be_read_is_counted(
+    control: EngineControl, client: Client, kind: Any
+) -> None:
+    control.send("engine", {"header": {"msg_id": "1", "msg_type": "x"}, "content": {}})
+    client.asked[-1][2].set_result({"header": {"msg_type": kind}, "content": {}})
+    assert (control.unreadable, client.seen) == (1, [])
 
 
 def test_another_remote_part_is_asked_anew(control: EngineControl, client: Client) -> None:
