@@ -9,6 +9,7 @@ engine's end is ``_shipped/remote/event_queue.py``. How a message reaches the en
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import deque
 from typing import Any
 
@@ -22,11 +23,13 @@ FINISHED = 1000  # requests whose late outputs are looked for
 
 
 class Expected:
-    """Whose events are expected, and the request that waits for them."""
+    """Whose events are expected, and the requests that wait for them."""
 
     def __init__(self, identity: str, owner: str, epoch: str) -> None:
         self.identity, self.owner, self.epoch = identity, owner, epoch
         self.request: Any = None  # the client's future
+        self.earlier: Any = None  # the request before, if it has no answer
+        self.asked_at = 0.0
 
 
 class EngineControl:
@@ -89,18 +92,28 @@ class EngineControl:
     def expect_events(self, identity: str, owner: str, epoch: str) -> None:
         """Ask for the events of an owner, and ask again after each answer, until the bridge closes.
 
-        A question that is withdrawn earlier could be answered before the engine knows that.
+        A question that is withdrawn earlier could be answered before the engine knows that. One
+        that has no answer for long may be lost. It is asked again, in place of the one before; the
+        answer to that one may still arrive.
         """
         expected = self._expected
         if expected is None or (expected.owner, expected.epoch) != (owner, epoch):
             self._expect_none()
             self._expected = Expected(identity, owner, epoch)
             self._ask(self._expected)
+        elif time.monotonic() - expected.asked_at > Transport.timings.report_every:
+            self._ask(expected)
+
+    def _forget_earlier(self, expected: Expected) -> None:
+        earlier, expected.earlier = expected.earlier, None
+        if earlier is not None:
+            self._shared.forget(earlier)
 
     def _expect_none(self) -> None:
         """Ask no more, and have the engine drop the question."""
         expected, self._expected = self._expected, None
         if expected is not None and expected.request is not None:
+            self._forget_earlier(expected)
             self._shared.forget(expected.request)
             with contextlib.suppress(OSError):  # the client is closed
                 self._shared.forget(self._send(expected, end=True))
@@ -111,20 +124,27 @@ class EngineControl:
         return self._shared.ask_on_control(expected.identity, kind, content)
 
     def _ask(self, expected: Expected) -> None:
+        expected.asked_at = time.monotonic()
         with contextlib.suppress(OSError):  # the owner has closed the client
-            expected.request = self._send(expected)
-            expected.request.add_done_callback(
-                lambda done: self._shared.call(self._arrived, expected, done.result())
+            request = self._send(expected)
+            if expected.request is not None and not expected.request.done():
+                self._forget_earlier(expected)
+                expected.earlier = expected.request
+            expected.request = request
+            request.add_done_callback(
+                lambda done: self._shared.call(self._arrived, expected, done, done.result())
             )
 
-    def _ask_again(self, expected: Expected) -> None:
-        if expected is self._expected:
+    def _ask_after(self, expected: Expected, request: Any) -> None:
+        """Ask again after the answer to a request, unless that was done meanwhile."""
+        if expected is self._expected and request is expected.request:
             self._ask(expected)
 
-    def _arrived(self, expected: Expected, answer: dict[str, Any]) -> None:
+    def _arrived(self, expected: Expected, request: Any, answer: dict[str, Any]) -> None:
         if expected is not self._expected:
             return
         self._forget_outputs()
+        self._forget_earlier(expected)  # answered as well, or it never will be
         try:
             events = [(content, int(count)) for content, count in answer["content"]["events"]]
         except Exception:  # noqa: BLE001 - an engine may send anything
@@ -132,9 +152,9 @@ class EngineControl:
             events = []
         if not events:  # without a pause, an engine that answers at once would keep both busy
             pause = Transport.timings.reader_pause
-            self._shared.loop.call_later(pause, self._ask_again, expected)
+            self._shared.loop.call_later(pause, self._ask_after, expected, request)
             return
-        self._ask(expected)  # first, so that it is on its way meanwhile
+        self._ask_after(expected, request)  # first, so that it is on its way meanwhile
         at, buffers = 0, answer["buffers"]
         for content, count in events:
             event = {"header": {"msg_type": EVENT_MESSAGE}, "parent_header": {}}

@@ -6,10 +6,14 @@ Rule: no cluster. A client is stood in for by a table of its requests, which the
 from __future__ import annotations
 
 import concurrent.futures
+import time
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from bridgehead._transports import ipyparallel_control
+from bridgehead._transports.base import Transport
 from bridgehead._transports.ipyparallel_control import EngineControl
 
 
@@ -53,8 +57,8 @@ class Client:
         message["header"]["msg_type"].endswith("x")
         self.seen.append(message)
 
-    def answer(self, content: Any, buffers: Any = ()) -> None:
-        self.asked[-1][2].set_result({"content": content, "buffers": list(buffers)})
+    def answer(self, content: Any, buffers: Any = (), question: int = -1) -> None:
+        self.asked[question][2].set_result({"content": content, "buffers": list(buffers)})
 
 
 @pytest.fixture
@@ -126,6 +130,65 @@ def test_a_reply_that_cannot_be_read_is_counted(
     control.send("engine", {"header": {"msg_id": "1", "msg_type": "x"}, "content": {}})
     client.asked[-1][2].set_result({"header": {"msg_type": kind}, "content": {}})
     assert (control.unreadable, client.seen) == (1, [])
+
+
+class Clock:
+    """The time that the control goes by."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = time.monotonic()
+        clock = SimpleNamespace(monotonic=lambda: self.now)
+        monkeypatch.setattr(ipyparallel_control, "time", clock)
+
+    def go_on(self) -> None:
+        self.now += Transport.timings.report_every + 1
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    return Clock(monkeypatch)
+
+
+def test_a_question_without_an_answer_is_asked_again(
+    control: EngineControl, client: Client, clock: Clock
+) -> None:
+    for _ in range(4):
+        control.expect_events("engine", "me", "epoch")
+        control.expect_events("engine", "me", "epoch")
+        clock.go_on()
+    questions = [future for _, _, future in client.asked]
+    assert len(questions) == 4
+    assert client.forgotten == questions[:2]  # at most two wait for an answer
+    client.answer({"events": [[{"resource": "a"}, 0]]})
+    assert [one["content"] for one in client.seen] == [{"resource": "a"}]
+    assert client.forgotten == questions[:3]
+    assert len(client.asked) == 5
+    control.expect_events("engine", "me", "epoch")
+    assert len(client.asked) == 5
+
+
+def test_a_late_answer_to_the_question_before_is_taken_and_asks_nothing(
+    control: EngineControl, client: Client, clock: Clock
+) -> None:
+    control.expect_events("engine", "me", "epoch")
+    clock.go_on()
+    control.expect_events("engine", "me", "epoch")
+    client.answer({"events": [[{"resource": "a"}, 0]]}, question=0)
+    assert [one["content"] for one in client.seen] == [{"resource": "a"}]
+    assert len(client.asked) == 2
+    client.answer({"events": [[{"resource": "b"}, 0]]})
+    assert len(client.asked) == 3
+
+
+def test_a_question_is_not_asked_twice_after_a_pause(
+    control: EngineControl, client: Client, clock: Clock
+) -> None:
+    control.expect_events("engine", "me", "epoch")
+    clock.go_on()
+    client.answer({})
+    control.expect_events("engine", "me", "epoch")
+    client.wait()
+    assert len(client.asked) == 2
 
 
 def test_another_remote_part_is_asked_anew(control: EngineControl, client: Client) -> None:

@@ -8,9 +8,10 @@ What an event says belongs to the resource that sends it.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any, Callable, Sequence
 
-ANSWER_BYTES = 16 << 20  # bytes of frames, after which an answer takes no further event
+ANSWER_BYTES = 16 << 20  # bytes after which an answer takes no further event
 MOST_QUESTIONS = 1000  # the question of a client that has vanished stays
 
 
@@ -20,7 +21,8 @@ class EventQueue:
     def __init__(self, answer: Callable[[Any, Any, Sequence[memoryview]], object]) -> None:
         """``answer`` is called with a question, and the content and the frames of the answer."""
         self._answer = answer
-        self._events: dict[str, list[tuple[Any, list[memoryview]]]] = {}  # by owner
+        # By owner, and by the events' ids.
+        self._events: dict[str, OrderedDict[str, tuple[dict[str, str], list[memoryview]]]] = {}
         self._questions: dict[str, Any] = {}  # by owner
 
     def ask(self, owner: str, question: Any) -> None:
@@ -33,9 +35,12 @@ class EventQueue:
         self._questions[owner] = question
         self._send(owner)
 
-    def put(self, owner: str, content: Any, parts: list[memoryview]) -> None:
-        """Take an event for its owner."""
-        self._events.setdefault(owner, []).append((content, parts))
+    def put(self, owner: str, content: dict[str, str], parts: list[memoryview]) -> None:
+        """Take an event for its owner, in place of the same event that was not asked for yet.
+
+        An event is sent again as long as the client does not have it.
+        """
+        self._events.setdefault(owner, OrderedDict())[content["event"]] = content, parts
         self._send(owner)
 
     def forget(self, owner: str) -> None:
@@ -50,10 +55,11 @@ class EventQueue:
         frames: list[memoryview] = []
         nbytes = 0
         while waiting and nbytes < ANSWER_BYTES:
-            content, parts = waiting.pop(0)
+            _, (content, parts) = waiting.popitem(last=False)
             events.append([content, len(parts)])
             frames += parts
-            nbytes += sum(part.nbytes for part in parts)
+            # Frames of a client without a lane of its own are in the text.
+            nbytes += sum(map(len, content.values())) + sum(part.nbytes for part in parts)
         if not waiting:
             del self._events[owner]
         self._answer(self._questions.pop(owner), {"events": events}, frames)

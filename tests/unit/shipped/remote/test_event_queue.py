@@ -18,7 +18,11 @@ class Answers:
         self.queue = EventQueue(self.note)
 
     def note(self, question: Any, content: Any, frames: Any) -> None:
-        self.given.append((question, content["events"], [bytes(frame) for frame in frames]))
+        events = [[event["event"], count] for event, count in content["events"]]
+        self.given.append((question, events, [bytes(frame) for frame in frames]))
+
+    def put(self, owner: str, event: str, *parts: bytes, text: str = "") -> None:
+        self.queue.put(owner, {"event": event, "answer": text}, [memoryview(one) for one in parts])
 
 
 @pytest.fixture
@@ -26,23 +30,19 @@ def answers() -> Answers:
     return Answers()
 
 
-def frames(*parts: bytes) -> list[memoryview]:
-    return [memoryview(part) for part in parts]
-
-
 def test_a_question_waits_for_an_event(answers: Answers) -> None:
     answers.queue.ask("a", 1)
     assert not answers.given
-    answers.queue.put("a", "x", frames(b"1", b"2"))
-    answers.queue.put("a", "y", [])
+    answers.put("a", "x", b"1", b"2")
+    answers.put("a", "y")
     assert answers.given == [(1, [["x", 2]], [b"1", b"2"])]
     answers.queue.ask("a", 2)
     assert answers.given[1:] == [(2, [["y", 0]], [])]
 
 
 def test_events_wait_for_a_question_of_their_owner(answers: Answers) -> None:
-    answers.queue.put("a", "x", frames(b"1"))
-    answers.queue.put("a", "y", frames(b"2"))
+    answers.put("a", "x", b"1")
+    answers.put("a", "y", b"2")
     answers.queue.ask("b", 1)
     assert not answers.given
     answers.queue.ask("a", 2)
@@ -50,27 +50,46 @@ def test_events_wait_for_a_question_of_their_owner(answers: Answers) -> None:
 
 
 def test_an_answer_has_an_end(answers: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(event_queue, "ANSWER_BYTES", 2)
+    monkeypatch.setattr(event_queue, "ANSWER_BYTES", 4)
     for n in range(5):
-        answers.queue.put("a", n, frames(b"1"))
+        answers.put("a", str(n), b"1")
     for question in range(3):
         answers.queue.ask("a", question)
     assert [len(events) for _, events, _ in answers.given] == [2, 2, 1]
 
 
+def test_the_text_of_an_event_counts_towards_the_end_of_an_answer(
+    answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(event_queue, "ANSWER_BYTES", 100)
+    for n in range(3):
+        answers.put("a", str(n), text="x" * 100)
+    for question in range(3):
+        answers.queue.ask("a", question)
+    assert [events for _, events, _ in answers.given] == [[["0", 0]], [["1", 0]], [["2", 0]]]
+
+
+def test_an_event_that_is_sent_again_is_in_the_queue_once(answers: Answers) -> None:
+    for part in (b"1", b"2", b"3"):
+        answers.put("a", "r:1", part)
+        answers.put("a", "r:2")
+    answers.queue.ask("a", 1)
+    assert answers.given == [(1, [["r:1", 1], ["r:2", 0]], [b"3"])]
+
+
 def test_a_question_replaces_an_earlier_one_or_withdraws_it(answers: Answers) -> None:
     answers.queue.ask("a", 1)
     answers.queue.ask("a", 2)
-    answers.queue.put("a", "x", [])
+    answers.put("a", "x")
     assert [question for question, _, _ in answers.given] == [2]
     answers.queue.ask("a", 3)
     answers.queue.ask("a", None)
-    answers.queue.put("a", "y", [])
+    answers.put("a", "y")
     assert len(answers.given) == 1
 
 
 def test_the_events_of_an_owner_that_ended_are_dropped(answers: Answers) -> None:
-    answers.queue.put("a", "x", [])
+    answers.put("a", "x")
     answers.queue.forget("a")
     answers.queue.ask("a", 1)
     assert not answers.given
@@ -83,5 +102,5 @@ def test_questions_of_owners_that_vanished_are_bounded(
     for owner in "abc":
         answers.queue.ask(owner, owner)
     for owner in "abc":
-        answers.queue.put(owner, "x", [])
+        answers.put(owner, "x")
     assert [question for question, _, _ in answers.given] == ["b", "c"]
