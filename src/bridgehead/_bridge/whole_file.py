@@ -9,6 +9,7 @@ import contextlib
 import errno
 import os
 import secrets
+import stat
 from pathlib import Path
 
 # The folder takes no new file, or the file is a mount of its own, as a container may have.
@@ -20,30 +21,37 @@ def write_whole(file: Path, data: bytes) -> None:
 
     The new content is written beside the file, and then replaces it. Links lead to the same file as
     before, and the file keeps its mode and its owner. Devices and pipes are written directly, and
-    so is a file that can be written but not replaced.
+    so is a file with several names, and one that can be written but not replaced with the same
+    owner.
 
     Raises:
         OSError: the file can't be written.
     """
+    try:
+        old = file.stat()  # an error if links lead in a circle
+    except FileNotFoundError:
+        old = None
     # Before links are resolved: the link of a pipe in /dev leads to no file.
-    if file.exists() and not file.is_file():
+    if old is not None and not stat.S_ISREG(old.st_mode):
         _write_in_place(file, data)
         return
     target = file.resolve()
-    is_there = target.exists()
-    if is_there and not os.access(target, os.W_OK):
+    if old is not None and not os.access(target, os.W_OK):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+    if old is not None and old.st_nlink > 1:  # the other names would keep the old content
+        _write_in_place(target, data)
+        return
     # A short name of its own: with a prefix, a long name might exceed the system's limit.
     new = target.parent / f".new-{secrets.token_hex(8)}"
     try:
         _write_new(new, data)
-        if is_there:
-            _keep_owner_and_mode(new, target)
+        if old is not None:
+            _keep_owner_and_mode(new, old)
         new.replace(target)
     except BaseException as error:
         with contextlib.suppress(OSError):
             new.unlink()
-        if not (is_there and isinstance(error, OSError) and error.errno in _IN_PLACE):
+        if not (old is not None and isinstance(error, OSError) and error.errno in _IN_PLACE):
             raise
         _write_in_place(target, data)
 
@@ -59,9 +67,11 @@ def _write_new(file: Path, data: bytes) -> None:
         out.write(data)
 
 
-def _keep_owner_and_mode(new: Path, old: Path) -> None:
-    status = old.stat()
-    if hasattr(os, "chown"):
-        with contextlib.suppress(OSError):  # only root may give a file away
-            os.chown(new, status.st_uid, status.st_gid)
-    new.chmod(status.st_mode & 0o7777)
+def _keep_owner_and_mode(new: Path, old: os.stat_result) -> None:
+    made = new.stat()
+    if (made.st_uid, made.st_gid) != (old.st_uid, old.st_gid):
+        try:
+            os.chown(new, old.st_uid, old.st_gid)
+        except OSError as error:  # only root may give a file away
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), str(new)) from error
+    new.chmod(stat.S_IMODE(old.st_mode))

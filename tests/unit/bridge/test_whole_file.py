@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 import tempfile
@@ -71,6 +73,27 @@ def test_a_file_keeps_its_mode_and_its_links(tmp_path: Path) -> None:
     assert (folder / "new.json").read_bytes() == b"2"
 
 
+def test_all_names_of_a_file_have_the_new_content(tmp_path: Path) -> None:
+    file, other = tmp_path / "a.json", tmp_path / "b.json"
+    file.write_bytes(b"old")
+    other.hardlink_to(file)
+    write_whole(file, b"new")
+    assert (file.read_bytes(), other.read_bytes()) == (b"new", b"new")
+    assert file.samefile(other)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need a right there")
+def test_links_in_a_circle_are_an_error_of_the_file(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    one.symlink_to(two)
+    two.symlink_to(one)
+    with pytest.raises(OSError) as caught:
+        write_whole(one, b"1")
+    assert caught.value.errno == errno.ELOOP
+    assert {*tmp_path.iterdir()} == {one, two}
+    assert one.is_symlink()
+
+
 def test_a_file_name_may_be_as_long_as_the_system_allows(tmp_path: Path) -> None:
     file = tmp_path / ("a" * 250 + ".json")
     write_whole(file, b"1")
@@ -106,6 +129,22 @@ def test_rights_of_the_file_decide_and_not_those_of_its_folder() -> None:
         Path(folder).chmod(0o755)
         assert done.stdout.split("\n")[:2] == ["written", "refused True"]
         assert (own.read_bytes(), others.read_bytes()) == (b"new", b"old")
+
+
+@pytest.mark.skipif(
+    sys.platform == "win32" or os.getuid() != 0, reason="only root has files of another user"
+)
+def test_a_file_of_another_user_keeps_its_owner() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # those of pytest are for one user
+        file = Path(folder, "file")
+        file.write_bytes(b"old")
+        file.chmod(0o4666)
+        Path(folder).chmod(0o777)  # so that the other user could replace the file
+        command = [sys.executable, "-c", AS_ANOTHER_USER, str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == ["written"]
+        assert (file.read_bytes(), file.stat().st_uid) == (b"new", 0)
+        assert [*Path(folder).iterdir()] == [file]
 
 
 @pytest.mark.skipif(not Path("/dev/stdout").exists(), reason="the system has no /dev/stdout")
