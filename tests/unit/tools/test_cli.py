@@ -5,8 +5,10 @@ Rule: functions, and a process only where the test is about starting it; no kern
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,7 @@ from hypothesis import strategies as st
 
 from bridgehead import Bridge
 from bridgehead._tools.cli import formats
+from bridgehead._tools.cli.cells import CtrlC, cancelling
 from bridgehead._tools.cli.group import COMMANDS
 from bridgehead._tools.cli.preview import one_line, show
 from bridgehead._tools.cli.terminal import output, plain
@@ -264,3 +267,22 @@ def test_a_refusal_of_the_library_is_one_sentence(
 ) -> None:
     (tmp_path / "x.json").write_text("1")
     assert why in bridgehead(*arguments, cwd=tmp_path).refused(2)
+
+
+def test_ctrl_c_cancels_the_command_again_when_there_is_no_work_to_cancel() -> None:
+    ended = []
+
+    async def command() -> None:
+        work: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        with cancelling(work, CtrlC()):
+            pass
+        try:
+            signal.raise_signal(signal.SIGINT)
+            await asyncio.sleep(60)
+        except BaseException as error:
+            ended.append(type(error))
+            raise
+
+    with pytest.raises(KeyboardInterrupt):
+        asyncio.run(command())
+    assert ended == [asyncio.CancelledError]

@@ -72,6 +72,7 @@ def cancelling(work: asyncio.Future[Any], interrupts: CtrlC) -> Iterator[None]:
 @contextlib.contextmanager
 def _handling(on_sigint: Callable[[], None]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
+    before = signal.getsignal(signal.SIGINT)
     try:
         loop.add_signal_handler(signal.SIGINT, on_sigint)
     # On Windows, and in a thread that gets no signals: Ctrl-C ends this program, and the kernel
@@ -83,6 +84,10 @@ def _handling(on_sigint: Callable[[], None]) -> Iterator[None]:
         yield
     finally:
         loop.remove_signal_handler(signal.SIGINT)
+        if before is not None:
+            # The loop leaves Python's own handler, which would raise anywhere in the loop's code;
+            # asyncio's cancels the command's task.
+            signal.signal(signal.SIGINT, before)
 
 
 async def _interrupt(bridge: Bridge, cell: CellObserver | NotebookRun) -> None:
