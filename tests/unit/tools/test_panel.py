@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import sys
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -459,6 +459,67 @@ async def test_a_page_whose_signs_wait_behind_a_cell_is_followed(page: Page) -> 
         assert "v" in panel._views
         panel._views["v"] = -widget.LEASE  # and then it is silent
         await watches(bridge, 0)
+
+
+class ViewsEndedMeanwhile(dict[str, float]):
+    """Views that the loop of a kernel ends just after another thread has looked at them."""
+
+    def __init__(self, panel: Any, looks: int) -> None:
+        super().__init__(panel._views)
+        self.ending = threading.Thread(target=panel._end_views, args=[["v"]])
+        self.looks = looks  # until they are ended
+
+    def _end(self) -> None:
+        self.looks -= 1
+        if self.looks == 0:
+            self.ending.start()
+            self.ending.join(0.5)  # it ends now, or waits until the other thread is done
+
+    def __contains__(self, view: object) -> bool:
+        found = super().__contains__(view)
+        self._end()
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        found = list(super().__iter__())
+        self._end()
+        return iter(found)
+
+
+@pytest.mark.parametrize(
+    ("sign", "looks"),
+    [
+        (lambda page: page.ask("here"), 1),
+        (lambda page: page.panel._shell.events.trigger("post_run_cell", None), 1),
+        (lambda page: page.ask("open", kernel=0), 3),
+    ],
+    ids=["sign", "cell", "open"],
+)
+async def test_a_view_that_ends_meanwhile_stays_ended(
+    page: Page, sign: Callable[[Page], None], looks: int
+) -> None:
+    async with Bridge.loopback() as bridge:
+        panel = show(page, bridge)
+        await watches(bridge, 1)
+        panel._views = views = ViewsEndedMeanwhile(panel, looks)
+        sign(page)
+        await asyncio.to_thread(views.ending.join)
+        assert dict(views) == {}
+        assert not any(panel._shell.events.callbacks.values())
+        await watches(bridge, 0)
+        assert all(not kernel._views for kernel in panel._kernels)
+
+
+async def test_a_view_ends_although_its_hooks_were_removed(page: Page) -> None:
+    async with Bridge.loopback() as bridge:
+        panel = show(page, bridge)
+        await watches(bridge, 1)
+        for hooks in panel._shell.events.callbacks.values():
+            hooks.clear()
+        page.ask("bye")
+        await watches(bridge, 0)
+        assert page.refused == []
+        assert panel._views == {}
 
 
 async def test_close_ends_the_watch_and_leaves_the_bridge_open(page: Page) -> None:

@@ -7,6 +7,7 @@ previews cross as messages. Any thread may send.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import time
@@ -40,6 +41,8 @@ class Panel(anywidget.AnyWidget):
     def __init__(self, bridges: Sequence[Bridge], given: Sequence[object]) -> None:
         """Take the kernels, and what the caller gave, which keeps them open."""
         self._given = tuple(given)
+        # Held to send, and to use the views: the loop of a kernel may end one. What runs under it
+        # never waits for another thread.
         self._sending = threading.RLock()
         self._is_closed = False
         self._views: dict[str, float] = {}  # of the page, and when each gave a sign last
@@ -75,8 +78,9 @@ class Panel(anywidget.AnyWidget):
         >>> shown = panel(bridge)
         >>> shown.close()
         """
-        self._is_closed = True
-        self._end_views(list(self._views))
+        with self._sending:
+            self._is_closed = True
+            self._end_views(list(self._views))
         self._jobs.stop()
         super().close()
 
@@ -92,8 +96,9 @@ class Panel(anywidget.AnyWidget):
         if type(content) is not dict or self._is_closed:
             return
         view, serial = str(content.get("view")), content.get("serial")
-        if view in self._views:
-            self._views[view] = time.monotonic()
+        with self._sending:
+            if view in self._views:
+                self._views[view] = time.monotonic()
         self._post({"kind": "heard", "view": view, "serial": serial})
         try:
             self._do(str(content.get("ask")), view, content)
@@ -116,8 +121,9 @@ class Panel(anywidget.AnyWidget):
             return
         kernel = self._kernel(content.get("kernel"))
         if ask in ("open", "shut"):
-            if view in self._views:
-                kernel.soon(kernel.show, view, ask == "open")
+            with self._sending:  # so that a loop that ends the view hides it after this
+                if view in self._views:
+                    kernel.soon(kernel.show, view, ask == "open")
         elif ask == "names":
             kernel.soon(kernel.send_rows)
         elif ask == "refresh":
@@ -142,7 +148,9 @@ class Panel(anywidget.AnyWidget):
 
     def _begin_view(self, view: str) -> None:
         """Send all to a view that was opened; it asks for the names that it shows."""
-        with self._sending:  # a loop may end another view
+        with self._sending:
+            if self._is_closed:
+                return
             if not self._views and self._shell is not None:
                 self._runs_cell = False
                 self._shell.events.register("pre_run_cell", self._cell_begins)
@@ -165,33 +173,39 @@ class Panel(anywidget.AnyWidget):
         for job in list(self._jobs.known.values()):
             self._post(job.message())
         for kernel in self._kernels:
-            if not kernel.soon(kernel.show, view, False):
+            with self._sending:
+                is_open = view not in self._views or kernel.soon(kernel.show, view, False)
+            if not is_open:
                 kernel.show_closed()
 
     def _end_silent_views(self) -> None:
         """Forget each view whose page is gone; the loops of the kernels call this."""
-        if not self._runs_cell:
-            before = time.monotonic() - LEASE
-            self._end_views([view for view, heard in list(self._views.items()) if heard < before])
+        with self._sending:
+            if not self._runs_cell:
+                before = time.monotonic() - LEASE
+                self._end_views([view for view, heard in self._views.items() if heard < before])
 
     def _end_views(self, views: Sequence[str]) -> None:
-        for view in views:
-            for kernel in self._kernels:
-                kernel.soon(kernel.hide, view)
         with self._sending:
             gone = [view for view in views if self._views.pop(view, None) is not None]
             if gone and not self._views and self._shell is not None:
-                self._shell.events.unregister("post_run_cell", self._cell_done)
-                self._shell.events.unregister("pre_run_cell", self._cell_begins)
+                with contextlib.suppress(ValueError):  # another program removed it
+                    self._shell.events.unregister("post_run_cell", self._cell_done)
+                with contextlib.suppress(ValueError):
+                    self._shell.events.unregister("pre_run_cell", self._cell_begins)
+            for view in views:
+                for kernel in self._kernels:
+                    kernel.soon(kernel.hide, view)
 
     def _cell_begins(self, info: object = None) -> None:
         self._runs_cell = True
 
     def _cell_done(self, result: object = None) -> None:
         """After each cell of the notebook: it may have pushed something, which runs no cell."""
-        for view in list(self._views):  # its sign may wait behind the cell
-            self._views[view] = time.monotonic()
-        self._runs_cell = False
+        with self._sending:
+            for view in list(self._views):  # its sign may wait behind the cell
+                self._views[view] = time.monotonic()
+            self._runs_cell = False
         self._send_notebook()
         for kernel in self._kernels:
             kernel.soon(kernel.refresh)
