@@ -19,9 +19,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bridgehead import Bridge
+from bridgehead import Bridge, BridgeClosed, BridgeError
+from bridgehead._errors import CLOSED, CLOSED_MEANWHILE
 from bridgehead._tools.cli import formats
 from bridgehead._tools.cli.cells import CtrlC, cancelling
+from bridgehead._tools.cli.exit import code_of
 from bridgehead._tools.cli.group import COMMANDS
 from bridgehead._tools.cli.preview import one_line, show
 from bridgehead._tools.cli.terminal import output, plain
@@ -267,6 +269,16 @@ def test_a_refusal_of_the_library_is_one_sentence(
 ) -> None:
     (tmp_path / "x.json").write_text("1")
     assert why in bridgehead(*arguments, cwd=tmp_path).refused(2)
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(BridgeClosed(CLOSED), 3), (BridgeClosed(CLOSED_MEANWHILE), 5), (BridgeError("x"), 1)],
+)
+def test_the_exit_code_of_a_closed_bridge_says_whether_the_request_was_sent(
+    error: BridgeError, code: int
+) -> None:
+    assert code_of(error) == code
 
 
 def test_ctrl_c_cancels_the_command_again_when_there_is_no_work_to_cancel() -> None:

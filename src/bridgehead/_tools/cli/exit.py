@@ -9,7 +9,7 @@ traceback of this program.
     2    the command can't start: a wrong argument, a missing package, or an unreadable file
     3    not sent: no such kernel, or the request was refused before it was sent
     4    not executed: the kernel refused the request and changed nothing
-    5    unknown: the connection to the kernel was lost; the request may have run
+    5    unknown: the connection to the kernel was lost or closed; the request may have run
     124  the command took longer than --timeout
     130  interrupted
     141  the reader of the output closed the pipe
@@ -25,6 +25,8 @@ from collections.abc import Coroutine, Iterator
 from typing import Any, NoReturn, TypeVar
 
 from bridgehead._errors import (
+    CLOSED,
+    BridgeClosed,
     BridgeError,
     NotExecuted,
     NotSent,
@@ -43,6 +45,7 @@ CODES: tuple[tuple[type[Exception], int], ...] = (
     (NotSent, NOT_SENT),
     (NotExecuted, NOT_EXECUTED),
     (OutcomeUnknown, UNKNOWN),
+    (BridgeClosed, UNKNOWN),
     (TimeoutError, TIMED_OUT),
 )
 
@@ -99,6 +102,8 @@ async def with_wait_notice(work: Coroutine[Any, Any, T] | asyncio.Future[T]) -> 
 
 def code_of(error: Exception) -> int:
     """Return the exit code that says what is known of the request."""
+    if isinstance(error, BridgeClosed) and str(error) == CLOSED:
+        return NOT_SENT
     return next((code for kind, code in CODES if isinstance(error, kind)), FAILED)
 
 

@@ -100,7 +100,7 @@ def bridgehead() -> None:
       2    the command can't start: a wrong argument, a missing package or file
       3    not sent: no such kernel, or the request was refused before it was sent
       4    not executed: the kernel refused the request and changed nothing
-      5    unknown: the connection to the kernel was lost; the request may have run
+      5    unknown: the connection to the kernel was lost or closed; the request may have run
       124  the command took longer than --timeout
       130  interrupted
       141  the reader of the output closed the pipe
