@@ -362,6 +362,8 @@ async def test_control_c_interrupts_what_is_evaluated(
     with Terminal("pull", expression, *options) as terminal:
         while not await kernel.pull("done", now=True):
             await asyncio.sleep(0.05)
+        notice = "waiting for the kernel; Ctrl-C stops waiting and interrupts the evaluation"
+        await asyncio.to_thread(terminal.until, notice)
         terminal.press("\x03")
         assert await asyncio.to_thread(terminal.end) == 130
     # In the thread of the cells, which is free at once, and not in ten minutes.

@@ -11,6 +11,7 @@ import json
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -298,3 +299,15 @@ def test_ctrl_c_cancels_the_command_again_when_there_is_no_work_to_cancel() -> N
     with pytest.raises(KeyboardInterrupt):
         asyncio.run(command())
     assert ended == [asyncio.CancelledError]
+
+
+def test_whether_ctrl_c_can_be_handled_is_known() -> None:
+    async def is_handled() -> bool:
+        work: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        with cancelling(work, CtrlC()) as handled:
+            return handled
+
+    with ThreadPoolExecutor(1) as pool:  # signals reach the main thread only
+        assert not pool.submit(asyncio.run, is_handled()).result()
+    if sys.platform != "win32":
+        assert asyncio.run(is_handled())

@@ -28,7 +28,7 @@ class CtrlC:
 
     def __init__(self) -> None:
         self.request: asyncio.Task[None] | None = None  # interrupts the cell
-        self.abandoned = False  # the command no longer waits for the cell
+        self.abandoned = False  # the command no longer waits for what the kernel does for it
 
 
 @contextlib.contextmanager
@@ -58,19 +58,20 @@ def interrupting(
 
 
 @contextlib.contextmanager
-def cancelling(work: asyncio.Future[Any], interrupts: CtrlC) -> Iterator[None]:
-    """Cancel the work on Ctrl-C, and note that."""
+def cancelling(work: asyncio.Future[Any], interrupts: CtrlC) -> Iterator[bool]:
+    """Cancel the work on Ctrl-C, and note that; yield whether Ctrl-C can be handled here."""
 
     def on_sigint() -> None:
         interrupts.abandoned = True
         work.cancel()
 
-    with _handling(on_sigint):
-        yield
+    with _handling(on_sigint) as is_handled:
+        yield is_handled
 
 
 @contextlib.contextmanager
-def _handling(on_sigint: Callable[[], None]) -> Iterator[None]:
+def _handling(on_sigint: Callable[[], None]) -> Iterator[bool]:
+    """Call a function on Ctrl-C; yield whether that is possible here."""
     loop = asyncio.get_running_loop()
     before = signal.getsignal(signal.SIGINT)
     try:
@@ -78,10 +79,10 @@ def _handling(on_sigint: Callable[[], None]) -> Iterator[None]:
     # On Windows, and in a thread that gets no signals: Ctrl-C ends this program, and the kernel
     # goes on.
     except (NotImplementedError, RuntimeError, ValueError):
-        yield
+        yield False
         return
     try:
-        yield
+        yield True
     finally:
         loop.remove_signal_handler(signal.SIGINT)
         if before is not None:

@@ -80,10 +80,13 @@ def not_sent() -> Iterator[None]:
         raise NotSent(str(error)) from error
 
 
-async def with_wait_notice(work: Coroutine[Any, Any, T] | asyncio.Future[T]) -> T:
+async def with_wait_notice(
+    work: Coroutine[Any, Any, T] | asyncio.Future[T], ctrl_c: str = "stops waiting"
+) -> T:
     """Return the result of ``work``; a terminal shows a notice if it takes longer than a second.
 
-    A cell may run for hours, and a command that hangs without a notice looks broken.
+    A cell may run for hours, and a command that hangs without a notice looks broken. ``ctrl_c`` is
+    what Ctrl-C does meanwhile.
     """
     task = asyncio.ensure_future(work)
     try:
@@ -92,7 +95,7 @@ async def with_wait_notice(work: Coroutine[Any, Any, T] | asyncio.Future[T]) -> 
             return await task
         from bridgehead._tools.cli.terminal import console_for
 
-        with console_for(stderr=True).status("waiting for the kernel; Ctrl-C stops waiting"):
+        with console_for(stderr=True).status(f"waiting for the kernel; Ctrl-C {ctrl_c}"):
             return await task
     finally:
         if not task.done():  # cancelled while waiting: still wait until the bridge is closed

@@ -243,7 +243,8 @@ def pull(
     Without -o the command shows the beginning of the value. --json prints the nearest JSON:
     the rows of a table, the numbers of an array, the repr of any other object.
 
-    Ctrl-C interrupts what the kernel evaluates for this command, and nothing else.
+    Ctrl-C ends the command, and interrupts what the kernel evaluates for it, and nothing else.
+    On Windows it only ends the command, and the kernel goes on.
     """
     if output is None and kind is not None:
         output = "-"
@@ -275,9 +276,10 @@ async def _pull(target: Target, expression: str, kind: str | None) -> Any:
         work = asyncio.ensure_future(
             bridge._pull_interruptibly(expression, lambda: interrupts.abandoned)
         )
-        with cancelling(work, interrupts):
+        with cancelling(work, interrupts) as interrupts_kernel:
+            ctrl_c = "stops waiting" + " and interrupts the evaluation" * interrupts_kernel
             try:
-                return await with_wait_notice(work)
+                return await with_wait_notice(work, ctrl_c)
             except asyncio.CancelledError:
                 if interrupts.abandoned:
                     raise click.Abort from None

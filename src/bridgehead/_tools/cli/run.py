@@ -58,7 +58,8 @@ def run(
     The code runs like a cell of a notebook: magics and top-level await work, the cell has a
     number, and other clients see its output. The command prints the output as it comes, and
     errors on standard error. If the cell raises, the exit code is 1. Ctrl-C interrupts the
-    cell in the kernel. A second Ctrl-C ends the command, and the cell goes on.
+    cell in the kernel. A second Ctrl-C ends the command, and the cell goes on. On Windows the
+    first one ends the command.
 
     A FILE.ipynb is a notebook: its code cells run in their order, and OUT gets the notebook
     with their outputs. If a cell raises, the rest does not run, OUT has the outputs so far,
