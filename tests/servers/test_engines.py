@@ -977,6 +977,22 @@ async def test_code_in_an_engine_calls_back_in_the_middle_of_its_work(engine: Br
     assert await engine.pull("1") == 1
 
 
+@pytest.mark.timings(report_every=0.3)
+async def test_calls_arrive_after_the_question_for_them_was_lost(engine: Bridge) -> None:
+    seen: list[int] = []
+    lose = (
+        "import gc\n[q._questions.clear() for q in gc.get_objects() "
+        "if type(q).__name__ == 'EventQueue']"
+    )
+    with engine.callback(seen.append) as report:
+        await engine.push(report=report)
+        await engine.run("report(1)")
+        await until(lambda: seen == [1])
+        await engine.run(lose)
+        await engine.run("report(2)")
+        await until(lambda: seen == [1, 2])
+
+
 async def test_async_functions_run_after_the_remote_part_was_removed(engine: Bridge) -> None:
     remove = (
         "import sys\nfor n in [*sys.modules]:\n    n[:12] == '_bridgehead_' and sys.modules.pop(n)"
