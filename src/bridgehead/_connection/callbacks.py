@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from bridgehead._connection.connection import Connection
-from bridgehead._connection.queue import blocked_queue
 from bridgehead._connection.resources import Frames, RemoteResource
 from bridgehead._errors import BridgeError, KernelUnresponsive, ProtocolError, ReplyLost
 from bridgehead._protocol import request as _request
@@ -31,7 +30,7 @@ from bridgehead._shipped.wire.header import (
     ResponseHeader,
 )
 from bridgehead._shipped.wire.transfer import Inbox
-from bridgehead._transports.tasks import unwaited, waited
+from bridgehead._transports.tasks import UserCall, user_call, waited
 
 log = logging.getLogger("bridgehead")
 
@@ -242,8 +241,10 @@ class Calls(RemoteResource):
 
     def leave(self) -> None:
         self.is_closed = True
+        call = user_call()
+        closer = None if call is None else call.task
         for task in (self._serving, self._reporting):
-            if task not in (None, unwaited.get()):  # a call that closes its callback goes on
+            if task not in (None, closer):  # a call that closes its callback goes on
                 task.cancel()
         self.resources.drop(self)
 
@@ -275,8 +276,7 @@ class Calls(RemoteResource):
     async def _serve(self) -> None:
         """Run the calls that have arrived, one after the other."""
         connection, arrived = self.connection, self._arrived
-        blocked_queue.set(connection.queue if self._waits else None)
-        unwaited.set(asyncio.current_task())
+        blocked = connection.queue if self._waits else None  # a cell may wait for the calls
         while arrived.events:
             event = arrived.events.popleft()
             frames = close_response(cast("Inbox", event.inbox))
@@ -291,7 +291,8 @@ class Calls(RemoteResource):
                 if arrived.skip:
                     arrived.skip -= 1
                     continue
-                await self._run(call)
+                with UserCall(connection.transport.tasks, blocked):
+                    await self._run(call)
                 await asyncio.sleep(0)
         if self._arrived.events:  # of a restarted kernel
             self._serve_soon()

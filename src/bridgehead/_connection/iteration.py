@@ -17,7 +17,7 @@ from typing import Any
 from bridgehead._connection.async_items import AsyncItems
 from bridgehead._connection.calls import Call
 from bridgehead._connection.connection import Connection
-from bridgehead._connection.queue import Turn, blocked_queue
+from bridgehead._connection.queue import Turn
 from bridgehead._connection.resources import Frames, RemoteResource
 from bridgehead._connection.tasks import Outcome, coroutine_response
 from bridgehead._errors import (
@@ -30,7 +30,7 @@ from bridgehead._errors import (
 from bridgehead._protocol.formatting import line
 from bridgehead._protocol.raising import raise_error
 from bridgehead._protocol.response import Response, check_fields
-from bridgehead._transports.tasks import noted_on, retrieve_exception
+from bridgehead._transports.tasks import no_user_call, noted_on, retrieve_exception
 
 MOST_ITEMS = 10_000  # that the kernel may be ahead of the consumer
 MOST_BYTES = 64 << 20
@@ -312,7 +312,7 @@ class Items(RemoteResource):
 
     async def _next_batch(self) -> None:
         connection = self._connection
-        blocked_queue.set(None)  # a callback that takes an item does not wait for this
+        no_user_call()  # a callback that takes an item does not wait for this
         if self._is_begun and not self.is_known:  # it was lost while a batch was on its way
             raise self._lost
         if not self._is_begun:

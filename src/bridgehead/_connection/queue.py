@@ -18,7 +18,6 @@ import asyncio
 import copy
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
-from contextvars import ContextVar
 from dataclasses import replace
 from types import TracebackType
 from typing import Any, TypeVar
@@ -31,13 +30,11 @@ from bridgehead._protocol.request import Request
 from bridgehead._protocol.response import Response
 from bridgehead._transports.base import Transport
 from bridgehead._transports.dispatch import Reply
+from bridgehead._transports.tasks import user_call
 
 T = TypeVar("T")
 
 MAX_BATCH = 512  # requests in a message; the kernel serves other clients between two messages
-
-# While a call of a callback runs, for which a cell of the kernel may wait: the queue of its bridge.
-blocked_queue: ContextVar[Queue | None] = ContextVar("blocked_queue", default=None)
 
 
 class _CallerLeft(BridgeError):
@@ -219,7 +216,8 @@ class Queue:
 
     def check_wait(self) -> None:
         """Raise ``NotSupported`` if the caller may not wait for what the kernel runs."""
-        if blocked_queue.get() is self:
+        call = user_call()
+        if call is not None and call.blocked is self:
             raise NotSupported(
                 "a callback made with when_full='wait' asked its own bridge for something that "
                 "waits for the running cell, and the cell may wait for the callback; use now=True, "

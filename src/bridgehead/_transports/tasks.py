@@ -21,10 +21,8 @@ from weakref import WeakKeyDictionary
 from bridgehead._transports.timings import Timings
 
 T = TypeVar("T")
-# While code of the user's runs in a task of an owner: that task. The code may close the owner, and
-# closing must not wait for the code.
-unwaited: contextvars.ContextVar[asyncio.Task[Any] | None] = contextvars.ContextVar(
-    "unwaited", default=None
+_user_call: contextvars.ContextVar[UserCall | None] = contextvars.ContextVar(
+    "user_call", default=None
 )
 log = logging.getLogger("bridgehead")
 
@@ -33,12 +31,59 @@ log = logging.getLogger("bridgehead")
 MOST_THREADS = 256
 
 
+class UserCall:
+    """A call of the user's code in a task of an owner; the block runs it.
+
+    The tasks that the code starts have a copy of its context, and may run when the call has ended.
+
+    Attributes:
+        tasks: those of the owner. The code may close the owner, and closing must not wait for it.
+        blocked: what does not go on before the call ends; mostly None.
+    """
+
+    def __init__(self, tasks: Tasks, blocked: object = None) -> None:
+        self.tasks, self.blocked = tasks, blocked
+        self.task: asyncio.Task[Any] | None = asyncio.current_task()
+        self.is_running = False
+
+    def __enter__(self) -> UserCall:
+        self.is_running = True
+        _user_call.set(self)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.is_running = False
+        _user_call.set(None)
+
+
+def user_call() -> UserCall | None:
+    """Return the call of the user's code from which this comes, if it runs."""
+    call = _user_call.get()
+    return call if call is not None and call.is_running else None
+
+
+def spare_caller() -> None:
+    """Have closing not wait for the user's code from which this comes: the code waits for it."""
+    call = user_call()
+    if call is None or call.task is None:
+        return
+    if call.task.get_loop() is asyncio.get_running_loop():  # else a thread of the code closes
+        call.tasks.spare(call)
+
+
+def no_user_call() -> None:
+    """Have the task that runs be its owner's, although the user's code started it."""
+    _user_call.set(None)
+
+
 class Tasks:
     """The tasks of one owner; ``cancel`` ends them with it, and those that begin later, too."""
 
     def __init__(self) -> None:
         self._running: set[asyncio.Task[Any]] = set()
         self._ended = False
+        self._closers: set[UserCall] = set()
+        self._new_closer: asyncio.Future[None] | None = None  # while ``cancel`` waits
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run a coroutine until it ends or ``cancel`` is called."""
@@ -55,13 +100,29 @@ class Tasks:
         task.add_done_callback(self._running.discard)
         return task
 
+    def spare(self, call: UserCall) -> None:
+        """Have ``cancel`` neither cancel nor wait for the task of a call, which waits for it."""
+        self._closers.add(call)
+        if self._new_closer is not None and not self._new_closer.done():
+            self._new_closer.set_result(None)
+
+    def _unspared(self) -> list[asyncio.Task[Any]]:
+        spared = {call.task for call in self._closers if call.is_running}
+        return [task for task in self._running if task not in spared]
+
     async def cancel(self) -> None:
-        """Cancel all tasks and wait until they have ended, but for one from which this comes."""
+        """Cancel all tasks and wait until they have ended, but for those that are spared."""
         self._ended = True
-        tasks = [task for task in self._running if task is not unwaited.get()]
-        for task in tasks:
+        for task in self._unspared():
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        # A task that was cancelled may close the owner, too, as in a ``finally``.
+        while tasks := self._unspared():
+            self._new_closer = asyncio.get_running_loop().create_future()
+            ended = asyncio.gather(*tasks, return_exceptions=True)
+            either: list[asyncio.Future[Any]] = [ended, self._new_closer]
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if ended.done():
+                return
 
 
 def require_asyncio() -> None:

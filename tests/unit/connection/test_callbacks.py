@@ -524,6 +524,98 @@ async def test_a_function_may_close_its_bridge(options: Any) -> None:
     assert closed == ["closed"]
 
 
+@pytest.mark.parametrize("how", ["together", "after the program", "in a finally"])
+async def test_several_functions_may_close_their_bridge(how: str) -> None:
+    """Closing does not wait for a function that waits for it, and each of them goes on."""
+    go, begun, closed = asyncio.Event(), list[int](), list[int]()
+    bridge = await Bridge.loopback()
+
+    async def stop(step: int) -> None:
+        begun.append(step)
+        try:
+            if how != "in a finally" or step == 0:
+                await go.wait()
+            else:
+                await asyncio.Event().wait()
+        finally:
+            await bridge.aclose()
+            closed.append(step)
+
+    reports = [bridge.callback(stop) for _ in range(2)]
+    for step, report in enumerate(reports):
+        await bridge.call(call_each, report, [step])
+    await until(lambda: len(begun) == 2)
+    go.set()
+    if how == "after the program":
+        await asyncio.sleep(0)  # both have begun to wait
+    async with asyncio.timeout(30):
+        if how != "in a finally":
+            await bridge.aclose()
+        await until(lambda: len(closed) == 2)
+    assert bridge._is_released
+
+
+async def test_functions_may_close_the_bridges_of_each_other() -> None:
+    begun, closed = list[int](), list[int]()
+    async with Bridge.loopback() as one, Bridge.loopback() as two:
+
+        async def stop(step: int) -> None:
+            begun.append(step)
+            try:  # the other one may close the bridge of this one first, which cancels this
+                await until(lambda: len(begun) == 2)
+            finally:
+                await (one if step else two).aclose()
+                closed.append(step)
+
+        for step, bridge in enumerate([one, two]):
+            await bridge.call(call_each, bridge.callback(stop), [step])
+        await until(lambda: len(closed) == 2)
+        async with asyncio.timeout(30):
+            await asyncio.gather(one.aclose(), two.aclose())
+
+
+async def test_a_task_that_a_function_started_may_wait_when_the_call_has_ended(
+    loopback: Bridge,
+) -> None:
+    go, started = asyncio.Event(), list[asyncio.Task[Any]]()
+
+    async def later() -> Any:
+        await go.wait()
+        return await loopback.pull("1 + 1")
+
+    report = loopback.callback(lambda step: started.append(asyncio.create_task(later())), 1, "wait")
+    await loopback.call(call_each, report, [0])
+    await until(lambda: started)
+    go.set()
+    assert await asyncio.wait_for(started[0], 30) == 2
+
+
+async def test_closing_by_a_task_that_a_function_started_cancels_a_later_call() -> None:
+    go, started, cancelled = asyncio.Event(), list[asyncio.Task[Any]](), list[int]()
+    bridge, second = await Bridge.loopback(), asyncio.Event()
+
+    async def close() -> None:
+        await go.wait()
+        await bridge.aclose()
+
+    async def work(step: int) -> None:
+        if step == 0:
+            started.append(asyncio.create_task(close()))
+            return
+        second.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            cancelled.append(step)
+            raise
+
+    await bridge.call(call_each, bridge.callback(work), range(2))
+    await asyncio.wait_for(second.wait(), 30)
+    go.set()
+    await asyncio.wait_for(started[0], 30)
+    assert cancelled == [1]
+
+
 def test_a_function_may_close_its_sync_bridge() -> None:
     closed = threading.Event()
     with SyncBridge.loopback() as kernel:
