@@ -29,7 +29,7 @@ from bridgehead._errors import (
 )
 from bridgehead._protocol.formatting import line
 from bridgehead._protocol.raising import raise_error
-from bridgehead._protocol.response import Response, check_fields
+from bridgehead._protocol.response import Response, check_fields, check_groups
 from bridgehead._transports.tasks import no_user_call, noted_on, retrieve_exception
 
 MOST_ITEMS = 10_000  # that the kernel may be ahead of the consumer
@@ -398,17 +398,15 @@ class Items(RemoteResource):
     async def _add(self, response: Response) -> bool:
         """Add the items of a response; return whether the batch is whole."""
         header, frames = response.header, response.frames
-        check_fields(header, "iterate", "groups", "first", "number")
+        check_fields(header, "iterate", "first", "number")
+        check_groups(header, "iterate", len(frames))
         if "ended" in header:
             check_fields(header, "iterate", "ended")
         skip = self._have - header["first"]
         if header["number"] != self._batch + 1 or skip < 0:
             return False  # items came by another way, and were lost
         at = 0
-        for group in header["groups"]:
-            if len(group) != 2:
-                raise ProtocolError(f"the response has an invalid count of items: {group!r}")
-            count, parts = group
+        for count, parts in header["groups"]:
             whole = frames[at : at + parts]
             at += parts
             if skip < count <= MOST_ITEMS // 2:

@@ -18,7 +18,7 @@ from bridgehead._connection.tasks import coroutine_response
 from bridgehead._errors import BridgeError, KernelRestarted, ProtocolError
 from bridgehead._protocol import payload as _payload
 from bridgehead._protocol.raising import raise_error
-from bridgehead._protocol.response import Response, check_fields
+from bridgehead._protocol.response import Response, check_fields, check_groups
 
 
 class Failed:
@@ -107,16 +107,16 @@ class MapRequest:
 
     async def _decoded(self, response: Response) -> list[Any]:
         header, frames = response.header, response.frames
-        check_fields(header, "map", "groups", "failures", "seconds")
+        check_fields(header, "map", "failures", "seconds")
+        check_groups(header, "map", len(frames))
         failures, seconds = header["failures"], header["seconds"]
         if not 0 <= seconds < math.inf:  # JSON may have NaN, too
             raise ProtocolError(f"the response has an invalid duration: {seconds!r}")
         values: list[Any] = []
         at = 0
-        for group in header["groups"]:
-            if len(group) != 2 or not 0 < group[0] <= self._count - len(values):
-                raise ProtocolError(f"the response has an invalid count of results: {group!r}")
-            count, parts = group
+        for count, parts in header["groups"]:
+            if count > self._count - len(values):
+                raise ProtocolError(f"the response has an invalid count of results: {count}")
             values += await self._opened(frames[at : at + parts], count)
             at += parts
         if not 0 < len(values) + len(failures) <= self._count:
@@ -125,7 +125,8 @@ class MapRequest:
                 f"{self._count} items"
             )
         for failure in failures:
-            if not 0 <= failure["at"] <= len(values) or failure["parts"] < 0:
+            is_there = 0 <= failure["at"] <= len(values)
+            if not is_there or not 0 <= failure["parts"] <= len(frames) - at:
                 raise ProtocolError(f"the response has an error at an invalid place: {failure!r}")
             error = self._error(failure["error"], frames[at : at + failure["parts"]])
             at += failure["parts"]

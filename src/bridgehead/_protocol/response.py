@@ -165,6 +165,21 @@ def check_fields(header: ResponseHeader, operation: str, *fields: str) -> None:
         raise ProtocolError(f"the response to {operation} has more than {MAX_NAMES:,} names")
 
 
+def check_groups(header: ResponseHeader, operation: str, parts: int) -> None:
+    """Check that each group of a response is of some items, and of some frames of its own.
+
+    Raises:
+        ProtocolError: one is not, or they have more than the ``parts`` frames of the response.
+    """
+    check_fields(header, operation, "groups")
+    for group in header["groups"]:
+        if len(group) != 2 or min(group) < 1:
+            raise ProtocolError(f"the response to {operation} has an invalid group: {group!r}")
+        parts -= group[1]
+    if parts < 0:
+        raise ProtocolError(f"the response to {operation} has groups of more frames than came")
+
+
 def names_in(header: ResponseHeader, operation: str) -> Names:
     """Return the names that a response describes.
 

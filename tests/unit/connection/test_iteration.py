@@ -25,6 +25,7 @@ from bridgehead import (
     UntrustedPayload,
 )
 from bridgehead._connection.iteration import MOST_ITEMS
+from bridgehead._connection.mapping import MapRequest
 from unit.connection.test_tasks import later, nothing_is_left, remote_of
 
 
@@ -281,6 +282,68 @@ async def test_what_a_hostile_kernel_announces_is_not_expanded() -> None:
             patch.setattr(iterations, "response", lie)
             with pytest.raises(ProtocolError):
                 await anext(bridge.iterate("[1, 2]"))
+
+
+# Each of some items and of some frames of its own: else one frame is decoded again and again.
+WRONG_GROUPS = [
+    [[1, 1], [0, -1]] * 9,
+    [[1, 1], [1, -1], [1, 1]],
+    [[1, 1], [0, 1]],
+    [[-1, 1]],
+    [[1, 0]],
+    [[1, 2]],
+    [[1, True]],
+    [[True, 1]],
+    [[1]],
+    [[]],
+    [[1, 1, 1]],
+    [[1, 1.0]],
+]
+
+
+def map_request(bridge: Bridge) -> MapRequest:
+    items = [(number,) for number in range(9)]
+    options: Any = {"is_async": False, "goes_on": False, "namespace": False, "stand_ins": {}}
+    return MapRequest(bridge._connection, "abs", items, **options)
+
+
+@pytest.mark.parametrize("groups", WRONG_GROUPS)
+@pytest.mark.parametrize("what", ["RunningIteration", "MapChunk"])
+async def test_no_frame_of_a_hostile_kernel_is_decoded_twice(what: str, groups: Any) -> None:
+    async with Bridge.loopback(trust="data") as bridge:
+        await bridge.push(x=1)
+        maker = getattr(sys.modules[type(remote_of(bridge)).__module__], what)
+        original = maker.response
+
+        def lie(self: Any, *args: Any, **options: Any) -> Any:
+            response, frames = original(self, *args, **options)
+            return {**response, "groups": groups}, frames[:1]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(maker, "response", lie)
+            with pytest.raises(ProtocolError, match="group|expected fields"):
+                if what == "MapChunk":
+                    await map_request(bridge).outcomes()
+                else:
+                    await anext(bridge.iterate("[1, 2]"))
+
+
+@pytest.mark.parametrize("parts", [-1, 2])
+async def test_an_error_of_a_map_has_frames_that_came(parts: int) -> None:
+    async with Bridge.loopback(trust="data") as bridge:
+        await bridge.push(x=1)
+        maker = sys.modules[type(remote_of(bridge)).__module__].MapChunk
+        original = maker.response
+
+        def lie(self: Any) -> Any:
+            response, frames = original(self)
+            failure = {"at": 0, "error": {"name": "ValueError"}, "parts": parts}
+            return {**response, "groups": [], "failures": [failure]}, frames[:1]
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(maker, "response", lie)
+            with pytest.raises(ProtocolError, match="an error at an invalid place"):
+                await map_request(bridge).outcomes()
 
 
 async def test_what_cannot_be_iterated_over_is_reported(loopback: Bridge) -> None:
