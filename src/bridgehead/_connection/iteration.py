@@ -377,9 +377,11 @@ class Items(RemoteResource):
                 return
             taking = asyncio.ensure_future(self._take())
             both: list[asyncio.Future[Any]] = [asking, taking]
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-            response = taking.result() if taking.done() else None
-            taking.cancel()
+            try:
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+                response = taking.result() if taking.done() else None
+            finally:
+                taking.cancel()
             if response is None:
                 return
             if response.header.get("number") == self._batch + 1:

@@ -24,7 +24,7 @@ from bridgehead import (
     SyncBridge,
     UntrustedPayload,
 )
-from bridgehead._connection.iteration import MOST_ITEMS
+from bridgehead._connection.iteration import MOST_ITEMS, Items
 from bridgehead._connection.mapping import MapRequest
 from unit.connection.test_tasks import later, nothing_is_left, remote_of
 
@@ -759,6 +759,34 @@ async def test_closing_the_bridge_ends_a_wait_for_closing() -> None:
         await asyncio.sleep(0.1)
     async with asyncio.timeout(10):
         await closing
+
+
+def slow() -> Iterator[int]:
+    for n in range(2):
+        time.sleep(0.5)
+        yield n
+
+
+async def test_closing_ends_the_question_for_items_of_a_long_batch(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked, ended = asyncio.Event(), asyncio.Event()
+
+    async def never(self: Items) -> None:
+        asked.set()
+        try:
+            await asyncio.Event().wait()  # the kernel does not answer
+        finally:
+            ended.set()
+
+    monkeypatch.setattr(Items, "_take", never)
+    async with Bridge.loopback() as bridge:
+        items = bridge.iterate(slow)
+        waiting = asyncio.ensure_future(anext(items))
+        await asyncio.wait_for(asked.wait(), 30)
+        waiting.cancel()
+        await items.aclose()
+        await asyncio.wait_for(ended.wait(), 30)
 
 
 async def test_closing_twice_at_once_runs_it_once(loopback: Bridge) -> None:
