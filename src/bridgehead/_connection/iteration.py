@@ -111,8 +111,11 @@ class Iteration(AsyncItems[Any]):
 
         A step that runs is interrupted, or cancelled if it is one of an async iterator. A kernel
         that runs something else is waited for a second only; it closes the iterator when it is
-        free. Then, and if this wait is cancelled, the kernel alone sees
-        what closing raises: as an error that Python ignores, on its ``stderr``.
+        free. Then, and if this wait is cancelled, the kernel alone sees what closing raises: as an
+        error that Python ignores, on its ``stderr``.
+
+        A ``finally`` that hangs holds this up. ``interrupt()`` ends one of a plain generator, and
+        a deadline around this ends the wait. With ``trust="data"``, the wait ends after a minute.
 
         Raises:
             RemoteError: closing raised, as by the ``finally`` of a generator; or a step did so,
@@ -228,12 +231,15 @@ class Items(RemoteResource):
         """Wait until the kernel has closed the iterator.
 
         Raises:
-            TimeoutError: it does not, because it runs something else.
+            TimeoutError: it does not, because it runs something else, or it is data only and takes
+                long.
         """
         remote, timings = self._connection.remote, self._connection.transport.timings
         loop = asyncio.get_running_loop()
         started = loop.time()
         soon, busy_until = started + timings.closing_begins, 0.0
+        data_only = self._connection.trust.data
+        latest = started + timings.closing_data_only if data_only else None
         async with asyncio.timeout(timings.closing_begins) as limit:
             while True:
                 response = await remote.request_beside("finish", iteration=self.id)
@@ -247,13 +253,15 @@ class Items(RemoteResource):
                 # A cell that blocks holds up the closing of an async iterator that has begun, too.
                 if idle is True:
                     busy_until = 0.0
-                    limit.reschedule(None if has_begun else soon)
+                    limit.reschedule(latest if has_begun else soon)
                 elif idle is None and has_begun:
                     limit.reschedule(soon)
                 else:
                     busy_until = busy_until or loop.time() + timings.closing_begins_busy
                     limit.reschedule(busy_until)
                 waited = loop.time() - started
+                if data_only and waited > timings.closing_data_only:  # its answers may alternate
+                    raise TimeoutError
                 pause = max(timings.closed_after, waited / 4)
                 await asyncio.sleep(min(pause, timings.closed_most))
 

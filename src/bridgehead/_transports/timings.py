@@ -205,6 +205,9 @@ class Timings:
     # something else or it is not known whether it does.
     closing_begins: float = 10.0
     closing_begins_busy: float = 1.0
+    # For all of that closing, if the kernel is data only: such a kernel may answer for ever that it
+    # has begun. A trusted one may take as long as its ``finally`` does.
+    closing_data_only: float = 60.0
     # Between two reports of what became of the calls of a callback, if no call arrives; the kernel
     # then sends again what was lost unnoticed.
     report_every: float = 30.0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import itertools
 import sys
 import threading
 import time
@@ -26,6 +27,8 @@ from bridgehead import (
 )
 from bridgehead._connection.iteration import MOST_ITEMS, Items
 from bridgehead._connection.mapping import MapRequest
+from bridgehead._transports.base import Transport
+from bridgehead._transports.timings import Timings
 from unit.connection.test_tasks import later, nothing_is_left, remote_of
 
 
@@ -344,6 +347,22 @@ async def test_an_error_of_a_map_has_frames_that_came(parts: int) -> None:
             patch.setattr(maker, "response", lie)
             with pytest.raises(ProtocolError, match="an error at an invalid place"):
                 await map_request(bridge).outcomes()
+
+
+@pytest.mark.parametrize("answers", [["begun"], ["begun", "waits"]])
+async def test_a_hostile_kernel_that_never_ends_closing_is_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, answers: list[str]
+) -> None:
+    monkeypatch.setattr(Transport, "timings", Timings(closing_data_only=0.5))
+    async with Bridge.loopback(trust="data") as bridge:
+        await bridge.push(x=1)
+        said = itertools.cycle(answers)
+        iterations = sys.modules[type(remote_of(bridge)).__module__].RunningIteration
+        items = bridge.iterate("range(10_000_000)")
+        await anext(items)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(iterations, "closing", lambda self: ({"closing": next(said)}, []))
+            await asyncio.wait_for(items.aclose(), 10)
 
 
 async def test_what_cannot_be_iterated_over_is_reported(loopback: Bridge) -> None:
