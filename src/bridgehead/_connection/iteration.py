@@ -233,19 +233,27 @@ class Items(RemoteResource):
         Raises:
             TimeoutError: it does not, because it runs something else, or it is data only and takes
                 long.
+            BridgeError: it is lost, or several replies are.
         """
         remote, timings = self._connection.remote, self._connection.transport.timings
         loop = asyncio.get_running_loop()
-        started = loop.time()
+        started, losses = loop.time(), 0
         soon, busy_until = started + timings.closing_begins, 0.0
         data_only = self._connection.trust.data
         latest = started + timings.closing_data_only if data_only else None
         async with asyncio.timeout(timings.closing_begins) as limit:
             while True:
-                response = await remote.request_beside("finish", iteration=self.id)
-                if response is None:  # this kernel does nothing beside what it runs
-                    limit.reschedule(started + timings.closing_begins_busy)
-                    response = await remote.request_unordered("finish", iteration=self.id)
+                try:
+                    response = await remote.request_beside("finish", iteration=self.id)
+                    if response is None:  # this kernel does nothing beside what it runs
+                        limit.reschedule(started + timings.closing_begins_busy)
+                        response = await remote.request_unordered("finish", iteration=self.id)
+                except ReplyLost:  # the kernel keeps what closing raised
+                    losses += 1
+                    if losses == LOSSES:
+                        raise
+                    continue
+                losses = 0
                 closing, idle = response.header.get("closing"), response.header.get("idle")
                 if closing == "done":
                     return response

@@ -22,11 +22,13 @@ from bridgehead import (
     KernelRestarted,
     ProtocolError,
     RemoteError,
+    ReplyLost,
     SyncBridge,
     UntrustedPayload,
 )
 from bridgehead._connection.iteration import MOST_ITEMS, Items
 from bridgehead._connection.mapping import MapRequest
+from bridgehead._connection.remote import Installation
 from bridgehead._transports.base import Transport
 from bridgehead._transports.timings import Timings
 from unit.connection.test_tasks import later, nothing_is_left, remote_of
@@ -806,6 +808,28 @@ async def test_closing_ends_the_question_for_items_of_a_long_batch(
         waiting.cancel()
         await items.aclose()
         await asyncio.wait_for(ended.wait(), 30)
+
+
+async def test_what_closing_raises_is_raised_although_a_reply_is_lost(
+    loopback: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered: list[Any] = []
+    ask = Installation.request_beside
+
+    async def lose_two(self: Installation, operation: str, **fields: Any) -> Any:
+        response = await ask(self, operation, **fields)
+        if operation == "finish" and response and response.header.get("closing") == "done":
+            answered.append(response)
+            if len(answered) < 3:
+                raise ReplyLost("the reply was lost")
+        return response
+
+    monkeypatch.setattr(Installation, "request_beside", lose_two)
+    items = loopback.iterate(ends, "raises")
+    await anext(items)
+    with pytest.raises(RemoteError, match="in the finally"):
+        await items.aclose()
+    CLOSED.clear()
 
 
 async def test_closing_twice_at_once_runs_it_once(loopback: Bridge) -> None:
