@@ -38,7 +38,7 @@ from bridgehead._protocol.payload import Payload, PayloadSource, check_payload, 
 from bridgehead._protocol.request import Request
 from bridgehead._protocol.response import NotServed, Response, SubshellDeleted
 from bridgehead._transports.base import Transport
-from bridgehead._transports.tasks import in_thread, run_all, spare_caller, waited
+from bridgehead._transports.tasks import closing, in_thread, run_all, waited
 
 T = TypeVar("T")
 LOSSES = 5  # of the remote part, or of its socket thread, after which a call is given up
@@ -315,8 +315,8 @@ class Connection:
 
     async def aclose(self) -> None:
         """Close the connection, and have the kernel drop what is unfinished."""
-        spare_caller()
-        await run_all(self._leave, self.subshell.aclose, self.transport.aclose)
+        with closing(self.transport.tasks):
+            await run_all(self._leave, self.subshell.aclose, self.transport.aclose)
 
     async def _leave(self) -> None:
         if self.transport.life.state != "closed":

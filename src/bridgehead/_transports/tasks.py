@@ -62,13 +62,15 @@ def user_call() -> UserCall | None:
     return call if call is not None and call.is_running else None
 
 
-def spare_caller() -> None:
-    """Have closing not wait for the user's code from which this comes: the code waits for it."""
+@contextlib.contextmanager
+def closing(tasks: Tasks) -> Iterator[None]:
+    """Close the owner of tasks; no owner waits for the user's code from which this comes."""
     call = user_call()
-    if call is None or call.task is None:
+    if call is None or call.task is None or call.task.get_loop() is not asyncio.get_running_loop():
+        yield  # in another loop, a thread of the code closes
         return
-    if call.task.get_loop() is asyncio.get_running_loop():  # else a thread of the code closes
-        call.tasks.spare(call)
+    with call.tasks.spared(call, tasks):
+        yield
 
 
 def no_user_call() -> None:
@@ -82,7 +84,7 @@ class Tasks:
     def __init__(self) -> None:
         self._running: set[asyncio.Task[Any]] = set()
         self._ended = False
-        self._closers: set[UserCall] = set()
+        self._closers: list[tuple[UserCall, Tasks]] = []  # and whose owner each of them closes
         self._new_closer: asyncio.Future[None] | None = None  # while ``cancel`` waits
 
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -100,23 +102,29 @@ class Tasks:
         task.add_done_callback(self._running.discard)
         return task
 
-    def spare(self, call: UserCall) -> None:
-        """Have ``cancel`` neither cancel nor wait for the task of a call, which waits for it."""
-        self._closers.add(call)
+    @contextlib.contextmanager
+    def spared(self, call: UserCall, closed: Tasks) -> Iterator[None]:
+        """Have ``cancel`` not wait for the task of a call, which closes the owner of ``closed``.
+
+        If that is the owner of these tasks, the call is not cancelled either. The owner of others
+        may wait for this one, as functions of two owners may close each other's.
+        """
+        self._closers.append((call, closed))
         if self._new_closer is not None and not self._new_closer.done():
             self._new_closer.set_result(None)
-
-    def _unspared(self) -> list[asyncio.Task[Any]]:
-        spared = {call.task for call in self._closers if call.is_running}
-        return [task for task in self._running if task not in spared]
+        try:
+            yield
+        finally:
+            self._closers.remove((call, closed))
 
     async def cancel(self) -> None:
         """Cancel all tasks and wait until they have ended, but for those that are spared."""
         self._ended = True
-        for task in self._unspared():
+        own = {call.task for call, closed in self._closers if closed is self and call.is_running}
+        for task in self._running - own:
             task.cancel()
         # A task that was cancelled may close the owner, too, as in a ``finally``.
-        while tasks := self._unspared():
+        while tasks := self._running - {call.task for call, _ in self._closers if call.is_running}:
             self._new_closer = asyncio.get_running_loop().create_future()
             ended = asyncio.gather(*tasks, return_exceptions=True)
             either: list[asyncio.Future[Any]] = [ended, self._new_closer]

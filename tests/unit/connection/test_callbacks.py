@@ -564,14 +564,38 @@ async def test_functions_may_close_the_bridges_of_each_other() -> None:
             try:  # the other one may close the bridge of this one first, which cancels this
                 await until(lambda: len(begun) == 2)
             finally:
-                await (one if step else two).aclose()
-                closed.append(step)
+                try:
+                    await (one if step else two).aclose()
+                finally:
+                    closed.append(step)
 
         for step, bridge in enumerate([one, two]):
             await bridge.call(call_each, bridge.callback(stop), [step])
         await until(lambda: len(closed) == 2)
         async with asyncio.timeout(30):
             await asyncio.gather(one.aclose(), two.aclose())
+
+
+@pytest.mark.parametrize("when", ["before", "meanwhile"])
+async def test_a_function_that_closes_another_bridge_is_cancelled_with_its_own(when: str) -> None:
+    begun, ended = asyncio.Event(), asyncio.Event()
+    one, two = await Bridge.loopback(), await Bridge.loopback()
+
+    async def stop(step: int) -> None:
+        try:
+            if when == "meanwhile":
+                begun.set()
+            await two.aclose()
+            begun.set()
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    await one.call(call_each, one.callback(stop), [0])
+    await asyncio.wait_for(begun.wait(), 30)
+    await one.aclose()
+    await two.aclose()
+    await asyncio.wait_for(ended.wait(), 30)
 
 
 async def test_a_task_that_a_function_started_may_wait_when_the_call_has_ended(
