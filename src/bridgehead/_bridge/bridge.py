@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, TypeVar, overload
 
@@ -192,42 +192,32 @@ class Bridge(WorkMethods):
             >>> transfer.names
             ('now', 'rows')
         """
-        return await self._push(
-            checked_objects(mapping, values),
-            by_value=by_value,
-            timeout=timeout,
-            progress=progress,
-            now=now,
-            max_bytes=max_bytes,
-            trust=trust,
+        objects = checked_objects(mapping, values)
+        content = self._content(
+            objects, by_value=by_value, now=now, max_bytes=max_bytes, trust=trust
         )
+        started = time.perf_counter()
+        with reporting(progress, "push") as report:
+            bound = self._bound(list(objects), content, timeout, report, now=now, data=content.data)
+            return _transfer(list(objects), await bound, started, report)
 
-    async def _push(
+    def _content(
         self,
         objects: dict[str, Any],
         *,
         by_value: Sequence[ModuleType] = (),
-        timeout: float | None = None,
-        progress: bool | Report = False,
         now: bool = False,
         max_bytes: int | None = None,
         trust: TrustName = "pickle",
-        turn: Turn | None = None,
-    ) -> Transfer:
-        """Do what ``push`` does; a fleet may have taken the ``turn``."""
+    ) -> _payload.PayloadSource:
+        """Return what a push is to send, and check its arguments."""
         self._connection.check()
         check_trust(trust)
         check_now(now)
-        data = trust == "data"
-        content = _payload.PayloadSource(
-            objects, objects, by_value, self._stand_ins, checked_size(max_bytes), data
-        )
-        with reporting(progress, "push") as report:
-            return await self._bind(
-                list(objects), content, timeout, report, now=now, data=data, turn=turn
-            )
+        limit, data = checked_size(max_bytes), trust == "data"
+        return _payload.PayloadSource(objects, objects, by_value, self._stand_ins, limit, data)
 
-    async def _bind(
+    def _bound(
         self,
         names: list[str],
         content: _payload.PayloadSource | _payload.Payload,
@@ -238,14 +228,10 @@ class Bridge(WorkMethods):
         data: bool,
         delivery: Delivery | None = None,
         turn: Turn | None = None,
-    ) -> Transfer:
-        """Bind objects to these names; see ``push``.
-
-        A fleet has pickled them already.
-        """
+    ) -> Awaitable[_response.Response]:
+        """Return the work that binds objects to these names; ``content`` may be pickled already."""
         self._connection.check()
-        started = time.perf_counter()
-        response = await self._connection.ask(
+        return self._connection.ask(
             "bind",
             timeout,
             content if isinstance(content, _payload.PayloadSource) else None,
@@ -257,10 +243,19 @@ class Bridge(WorkMethods):
             names=names,
             opens="data" if data else None,
         )
-        if report is not None:
-            report(response.request.nbytes, response.request.nbytes)
-        seconds = time.perf_counter() - started
-        return Transfer(tuple(names), response.request.nbytes, seconds, response.lane)
+
+    async def _bind(
+        self,
+        names: list[str],
+        content: _payload.PayloadSource | _payload.Payload,
+        timeout: float | None,
+        report: Report | None,
+        **options: Any,
+    ) -> Transfer:
+        """Do the work of a push for a fleet; see ``_bound``."""
+        started = time.perf_counter()
+        response = await self._bound(names, content, timeout, report, **options)
+        return _transfer(names, response, started, report)
 
     async def pull(
         self,
@@ -801,3 +796,13 @@ class Bridge(WorkMethods):
             await self._transport.restart(timeout)
             await self._connection.remote.install()
             self._connection.remote.restart_reported()
+
+
+def _transfer(
+    names: list[str], response: _response.Response, started: float, report: Report | None
+) -> Transfer:
+    """Return what a push returns, when it is done."""
+    sent = response.request.nbytes
+    if report is not None:
+        report(sent, sent)
+    return Transfer(tuple(names), sent, time.perf_counter() - started, response.lane)

@@ -220,15 +220,18 @@ class FleetWork(FleetBase):
         policy = options.pop("return_exceptions", False), options.pop("fail_fast", False)
         options = self._checked_options(Bridge.push, options)
         del options["progress"]
-        turned = self._turns(now=options["now"] is True)
+        timeout, now = options.pop("timeout"), options.pop("now")
+        turned = self._turns(now=now is True)
         with reporting(progress, "scatter") as report, turned as turns:
             await self._refuse_refs_in(parts)
             together = self._together(report)
 
             async def push(bridge: Bridge, index: int) -> Transfer:
-                one = together(index) if progress else False
                 objects = checked_objects({name: parts[index]}, {})
-                return await bridge._push(objects, progress=one, turn=turns[index], **options)
+                content = bridge._content(objects, now=now, **options)
+                one = together(index) if progress else None
+                way = {"now": now, "data": content.data, "turn": turns[index]}
+                return await bridge._bind([name], content, timeout, one, **way)
 
             return await self._all(push, *policy)
 

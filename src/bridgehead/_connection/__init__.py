@@ -33,7 +33,7 @@ items that it still has. How frames travel belongs to ``_lanes``, how messages t
 The way of one push, in this program and in the kernel. The test ``test_way_of_a_push`` follows it.
 
 1. ``Bridge.push`` checks the names.
-2. ``Connection.ask`` sets the deadline and takes a turn.
+2. ``Connection.within`` sets the deadline and takes a turn.
 3. ``Connection._do`` is the loop that decides whether the call is sent again.
 4. ``Connection._prepare`` installs the remote part, pickles the objects and makes the request.
 5. ``Turn.carry`` waits until the turn comes.

@@ -85,7 +85,7 @@ class Connection:
         self.check_caller()
         self.transport.life.check()
 
-    async def ask(
+    def ask(
         self,
         operation: str,
         timeout: float | None,
@@ -99,14 +99,14 @@ class Connection:
         unattended: bool = False,
         turn: Turn | None = None,
         **fields: Any,
-    ) -> Response:
-        """Do one operation within its deadline, and return the response; see ``Call``.
+    ) -> Coroutine[Any, Any, Response]:
+        """Return the work of one operation within its deadline; see ``Call``.
 
         The caller may have taken the ``turn`` before.
         """
         call = Call(operation, source, payload, delivery, fields, now, limit, report)
         call.is_unattended = unattended
-        return await self.within(timeout, call, turn)
+        return self.within(timeout, call, turn)
 
     async def within(self, timeout: float | None, call: Call, turn: Turn | None = None) -> Response:
         """Do a call within its deadline, and return the response."""

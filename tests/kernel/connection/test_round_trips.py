@@ -326,7 +326,7 @@ async def test_a_call_never_runs_twice(live: Bridge) -> None:
         return bytes(12 << 20)
 
     async with Bridge.attach(live.info.connection_file, lane="inline") as bridge:
-        with pytest.raises(ReplyLost, match="lost the rest of its response"):
+        with pytest.raises(ReplyLost, match="no longer has the rest of its response"):
             await bridge.call(remove_the_remote_part, bridge.ref("ran"))
     assert await live.pull("ran") == [1]
 
