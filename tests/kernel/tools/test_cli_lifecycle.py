@@ -126,6 +126,7 @@ async def test_a_restart_keeps_the_connection_file_the_folder_and_the_clients(
 
 
 @linux
+@pytest.mark.slow
 async def test_an_encrypted_kernel_is_restarted_with_its_keys(
     start: Callable[..., tuple[str, Held]], hold: Callable[[int], Held]
 ) -> None:

@@ -80,6 +80,7 @@ def test_a_notebook_runs_with_parameters(options: list[str], made: Make, tmp_pat
     assert written(file)[1][0].text == "7 north\n"
 
 
+@pytest.mark.slow
 def test_a_cell_that_fails_is_named(options: list[str], made: Make, tmp_path: Path) -> None:
     file, out = made("print(1)", "", "1 / 0", "print(2)"), tmp_path / "out.ipynb"
     ran = bridgehead_process("run", file, "-o", out, *options)
@@ -118,6 +119,7 @@ async def test_the_time_is_over(
     assert await kernel.pull("1 + 1") == 2
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to one process")
 async def test_control_c_interrupts_the_cell(
     kernel: Bridge, options: list[str], made: Make, tmp_path: Path

@@ -37,7 +37,13 @@ def options(kernel: Bridge) -> list[str]:
 # ---------------------------------------------------------------- files
 
 
-@pytest.mark.parametrize("suffix", ["csv", "parquet", "pq", "pickle", "pkl"])
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "suffix",
+    ["csv", "parquet", "pickle", *(pytest.param(one, marks=SLOW) for one in ("pq", "pkl"))],
+)
 async def test_a_table_is_pushed_and_pulled(
     kernel: Bridge, options: list[str], tmp_path: Path, suffix: str
 ) -> None:
@@ -304,7 +310,7 @@ def test_json_is_the_nearest_json_value(options: list[str], expression: str, exp
     assert bridgehead("pull", expression, "--json", *options).json == expected
 
 
-@pytest.mark.parametrize(("rows", "columns"), [(24, 80), (40, 120)])
+@pytest.mark.parametrize(("rows", "columns"), [(24, 80), pytest.param(40, 120, marks=SLOW)])
 async def test_a_terminal_shows_the_head_of_a_table(
     kernel: Bridge, options: list[str], rows: int, columns: int
 ) -> None:
@@ -434,7 +440,9 @@ async def test_completion_does_not_wait_for_a_busy_kernel(
             await cell
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+@pytest.mark.parametrize(
+    "shell", ["bash", pytest.param("zsh", marks=SLOW), pytest.param("fish", marks=SLOW)]
+)
 def test_completion_prints_a_script(shell: str) -> None:
     command = bridgehead_process if shell == "bash" else bridgehead
     assert "_BRIDGEHEAD_COMPLETE" in command("completion", shell).out

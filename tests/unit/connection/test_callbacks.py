@@ -441,6 +441,7 @@ async def test_a_piece_that_does_not_fit_is_asked_for_again(
     assert report.failed == 0
 
 
+@pytest.mark.slow
 async def test_arguments_beyond_all_that_may_be_on_its_way_arrive(loopback: Bridge) -> None:
     seen: list[bytes] = []
     report = loopback.callback(lambda number, data: seen.append(bytes([number]) + data))
