@@ -139,6 +139,10 @@ def make_folders(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     announcements = {"@jupyterlab/apputils-extension:announcements": True}
     settings = json.dumps({"disabledExtensions": announcements})
     (root / "config/labconfig/page_config.json").write_text(settings)
+    # A cell out of view would be taken out of the page, and the cells after it be counted anew.
+    windowing = {"@jupyterlab/notebook-extension:tracker": {"windowingMode": "none"}}
+    overrides = root / "config/labconfig/default_setting_overrides.json"
+    overrides.write_text(json.dumps(windowing))
 
 
 @asynccontextmanager
