@@ -356,7 +356,7 @@ async def test_cancelling_half_way_frees_memory_in_both_processes(way: str) -> N
             after = [status(pid, "VmRSS") for pid in pids]
             return all(now < then + 100 * MB for now, then in zip(after, before, strict=True))
 
-        await until(freed)
+        await until(freed, 120)
         await goes_on(bridge)
 
 
