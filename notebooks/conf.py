@@ -40,7 +40,7 @@ python_maximum_signature_line_length = 80
 nitpicky = True  # a link to a name of bridgehead that does not exist ends the build
 nitpick_ignore_regex = [
     (r"py:(?!exc).*", r"(?!bridgehead\.[A-Za-z]).*"),  # types of other libraries, private types
-    ("py:exc", "|".join([*dir(builtins), r"asyncio\..*"])),
+    ("py:exc", "|".join([*dir(builtins), r"(asyncio|concurrent\.futures)\..*"])),
 ]
 
 html_theme = "pydata_sphinx_theme"

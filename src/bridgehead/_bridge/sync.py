@@ -668,7 +668,7 @@ class SyncTask(Future[T]):
 
         Raises:
             TimeoutError: it is not done after so many seconds.
-            CancelledError: it was cancelled; that of ``concurrent.futures``.
+            concurrent.futures.CancelledError: it was cancelled.
             NotSupported: it is not done, and the caller is a callback for which the kernel may
                 wait.
 
