@@ -192,6 +192,7 @@ class Bridge(WorkMethods):
             >>> transfer.names
             ('now', 'rows')
         """
+        self._connection.check()
         objects = checked_objects(mapping, values)
         content = self._content(
             objects, by_value=by_value, now=now, max_bytes=max_bytes, trust=trust
@@ -211,7 +212,6 @@ class Bridge(WorkMethods):
         trust: TrustName = "pickle",
     ) -> _payload.PayloadSource:
         """Return what a push is to send, and check its arguments."""
-        self._connection.check()
         check_trust(trust)
         check_now(now)
         limit, data = checked_size(max_bytes), trust == "data"
@@ -230,7 +230,6 @@ class Bridge(WorkMethods):
         turn: Turn | None = None,
     ) -> Awaitable[_response.Response]:
         """Return the work that binds objects to these names; ``content`` may be pickled already."""
-        self._connection.check()
         return self._connection.ask(
             "bind",
             timeout,
@@ -253,6 +252,7 @@ class Bridge(WorkMethods):
         **options: Any,
     ) -> Transfer:
         """Do the work of a push for a fleet; see ``_bound``."""
+        self._connection.check()
         started = time.perf_counter()
         response = await self._bound(names, content, timeout, report, **options)
         return _transfer(names, response, started, report)

@@ -22,7 +22,13 @@ from bridgehead._errors import BridgeError, KernelUnresponsive, ProtocolError, R
 from bridgehead._protocol import request as _request
 from bridgehead._protocol.formatting import line
 from bridgehead._protocol.payload import check_values, empty
-from bridgehead._protocol.response import Response, check_fields, close_response, open_response
+from bridgehead._protocol.response import (
+    Response,
+    check_fields,
+    check_groups,
+    close_response,
+    open_response,
+)
 from bridgehead._shipped.wire.header import (
     CALLS_AHEAD,
     CALLS_TOGETHER,
@@ -361,7 +367,8 @@ def call_count(event: Response) -> int:
     """Return how many calls an event completes; 0 for a piece, -1 if the header is malformed."""
     header = event.header
     try:
-        check_fields(header, "an event", "groups", "dropped")
+        check_fields(header, "an event", "dropped")
+        check_groups(header, "an event", len(header["sizes"]))
     except ProtocolError:
         return -1
     groups, parts = header["groups"], len(header["sizes"])
@@ -371,6 +378,6 @@ def call_count(event: Response) -> int:
         return -1 if groups else 0
     if not 0 < len(groups) <= CALLS_TOGETHER:
         return -1
-    if any(len(group) != 2 or group[0] != 1 or group[1] < 1 for group in groups):
+    if any(calls != 1 for calls, _ in groups):
         return -1
     return len(groups) if sum(count for _, count in groups) == parts else -1

@@ -231,7 +231,7 @@ class Connection:
             return self._counted(call, await lane.complete(response))
 
     def _counted(self, call: Call, response: Response) -> Response:
-        self.counters.sent += _sent(call)
+        self.counters.sent += call.nbytes
         self.counters.received += response.arrived
         return response
 
@@ -434,8 +434,4 @@ class Connection:
 
 
 def _crossed(call: Call, response: Response) -> str:
-    return f"{_sent(call):,} bytes sent, {response.arrived:,} received, lane {response.lane}"
-
-
-def _sent(call: Call) -> int:
-    return 0 if call.payload is None else call.payload.nbytes
+    return f"{call.nbytes:,} bytes sent, {response.arrived:,} received, lane {response.lane}"

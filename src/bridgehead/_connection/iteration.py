@@ -239,9 +239,9 @@ class Items(RemoteResource):
         loop = asyncio.get_running_loop()
         started, losses = loop.time(), 0
         soon, busy_until = started + timings.closing_begins, 0.0
-        data_only = self._connection.trust.data
-        latest = started + timings.closing_data_only if data_only else None
-        async with asyncio.timeout(timings.closing_begins) as limit:
+        # A kernel that is data only may answer in any order, so ``limit`` may never pass.
+        latest = started + timings.closing_data_only if self._connection.trust.data else None
+        async with asyncio.timeout_at(latest), asyncio.timeout_at(soon) as limit:
             while True:
                 try:
                     response = await remote.request_beside("finish", iteration=self.id)
@@ -261,16 +261,13 @@ class Items(RemoteResource):
                 # A cell that blocks holds up the closing of an async iterator that has begun, too.
                 if idle is True:
                     busy_until = 0.0
-                    limit.reschedule(latest if has_begun else soon)
+                    limit.reschedule(None if has_begun else soon)
                 elif idle is None and has_begun:
                     limit.reschedule(soon)
                 else:
                     busy_until = busy_until or loop.time() + timings.closing_begins_busy
                     limit.reschedule(busy_until)
-                waited = loop.time() - started
-                if data_only and waited > timings.closing_data_only:  # its answers may alternate
-                    raise TimeoutError
-                pause = max(timings.closed_after, waited / 4)
+                pause = max(timings.closed_after, (loop.time() - started) / 4)
                 await asyncio.sleep(min(pause, timings.closed_most))
 
     # ------------------------------------------------------------ for the resources

@@ -100,9 +100,7 @@ class MapRequest:
                 response = await coroutine_response(connection, self.call, turn)
             else:
                 response = await connection.do(self.call, turn)
-        payload = self.call.payload
-        self.nbytes = sum(frame.nbytes for frame in response.frames)
-        self.nbytes += 0 if payload is None else payload.nbytes
+        self.nbytes = self.call.nbytes + sum(frame.nbytes for frame in response.frames)
         return await self._decoded(response), response.header["seconds"]
 
     async def _decoded(self, response: Response) -> list[Any]:

@@ -1,9 +1,8 @@
 """The waits and periods of the client.
 
 Rule: every wait and every period of the client stands here, in seconds, with its reason. The
-exceptions are the waits that users choose (``timeout=``), those of the programs in ``_tools``, and
-for how long ``_lanes.socket`` may hold the event loop, which is no wait. The remote part has its
-own, because it imports nothing from here.
+exceptions are the waits that users choose (``timeout=``), and those of the programs in ``_tools``.
+The remote part has its own, because it imports nothing from here.
 
 ``Transport.timings`` holds the one object that is used. Read it when you need a value, and keep no
 copy: tests replace the object, and shorten only a wait whose end they wait for.

@@ -168,6 +168,7 @@ class Operations:
             if header.get("preview"):
                 description["preview"] = preview(value)
             found.append(description)
+        if types is not None:
             _check_number(found, pattern)
         return {"names": sorted(found, key=lambda description: description["name"])}, []
 

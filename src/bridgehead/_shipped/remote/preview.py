@@ -88,11 +88,8 @@ def _container(value: Any, kind: Any, brackets: Sequence[str], levels: int) -> s
 
 
 def _of_library(value: Any, kind: Any) -> str | None:
-    for library, texts in LIBRARY_TEXTS.items():
-        if of_class(kind, "__module__").partition(".")[0] == library and is_defined(kind):
-            text: str | None = texts(value, kind)
-            return text
-    return None
+    texts = LIBRARY_TEXTS.get(of_class(kind, "__module__").partition(".")[0])
+    return texts(value, kind) if texts is not None and is_defined(kind) else None
 
 
 def _text_of_numpy(value: Any, kind: Any) -> str | None:
