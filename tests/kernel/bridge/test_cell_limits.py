@@ -491,6 +491,32 @@ async def test_an_answer_goes_to_its_own_question(bridge: Bridge) -> None:
     assert (await cell).data["text/plain"] == "'answer to second'"
 
 
+async def test_an_interrupt_never_cuts_a_question(bridge: Bridge) -> None:
+    # Half a question on the socket would make the next one unreadable, and the cell would wait.
+    code = (
+        "import signal, zmq\n"
+        "asks, send = get_ipython().kernel.stdin_socket, zmq.Socket.send\n"
+        "def interrupted(socket, data, *args, **kwargs):\n"
+        "    result = send(socket, data, *args, **kwargs)\n"
+        "    if socket is asks and data == b'<IDS|MSG>':\n"
+        "        zmq.Socket.send = send\n"
+        "        signal.raise_signal(signal.SIGINT)\n"
+        "    return result\n"
+        "zmq.Socket.send = interrupted\n"
+        "try: input('first')\n"
+        "except KeyboardInterrupt: answer = input('second')\n"
+        "answer"
+    )
+
+    async def answer(prompt: str, password: bool) -> str:
+        if prompt == "first":
+            await asyncio.sleep(3600)
+        return f"answer to {prompt}"
+
+    result = await bridge.run(code, on_input=answer, timeout=60)
+    assert result.data["text/plain"] == "'answer to second'"
+
+
 async def test_after_a_deadline_the_input_has_ended(bridge: Bridge) -> None:
     async def never(prompt: str, password: bool) -> str:
         await asyncio.sleep(3600)
