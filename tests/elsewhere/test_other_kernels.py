@@ -126,7 +126,9 @@ async def test_operations_that_xeus_lacks_raise_not_supported(live: Bridge) -> N
     for options in ({"push": {"x": 1}}, {"max_output": 10}):
         with pytest.raises(NotSupported, match=r"xeus-python 0\.19.* does not support push="):
             await live.run("ran = True", **options)
-    with pytest.raises(NotSupported, match=r"xeus-python 0\.19.* does not forward input\(\); leave on_input="):
+    with pytest.raises(
+        NotSupported, match=r"xeus-python 0\.19.* does not forward input\(\); leave on_input="
+    ):
         await live.run("ran = True", on_input=lambda prompt, password: "")
     assert not await live.exists("ran")
     assert (await live.run("y = 2", pull=["y", "y + 1"])).values == {"y": 2, "y + 1": 3}

@@ -20,9 +20,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import nbformat
 from markdown_it import MarkdownIt
-from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[2]
 README, SITE = ROOT / "README.md", ROOT / "notebooks"
@@ -88,6 +86,9 @@ def _run_file(block: Block, file: Path, *command: str) -> subprocess.CompletedPr
 
 async def run_cells(cells: list[Block], folder: Path) -> None:
     """Run blocks as the cells of one notebook in an empty folder."""
+    import nbformat  # takes seconds, so not when the tests are collected
+    from nbclient import NotebookClient
+
     notebook = nbformat.v4.new_notebook(
         cells=[nbformat.v4.new_code_cell(block.code) for block in cells]
     )

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import click
-import nbformat
 import pytest
 
 from bridgehead import Bridge
@@ -36,6 +35,8 @@ def made(tmp_path: Path) -> Make:
     """Give a function that writes a notebook of these cells; ``tags`` are those of the first."""
 
     def make(*sources: str, tags: tuple[str, ...] = ()) -> Path:
+        import nbformat  # takes seconds, so not when the tests are collected
+
         cells = [nbformat.v4.new_code_cell(source) for source in sources]
         cells[0].metadata["tags"] = list(tags)
         file = tmp_path / "given.ipynb"
@@ -47,6 +48,8 @@ def made(tmp_path: Path) -> Make:
 
 def written(file: Path) -> list[Any]:
     """Return the outputs of each cell of a notebook."""
+    import nbformat
+
     notebook = nbformat.read(file, as_version=4)
     nbformat.validate(notebook)
     return [cell.outputs for cell in notebook.cells]

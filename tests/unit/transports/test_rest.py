@@ -21,6 +21,11 @@ async def endless(path: str, writer: asyncio.StreamWriter) -> None:
         await writer.drain()
 
 
+async def zip_bomb(path: str, writer: asyncio.StreamWriter) -> None:
+    body = gzip.compress(b" " * (1 << 28))  # takes a second, so not when the tests are collected
+    await reply(body, "200 OK", "content-encoding: gzip")(path, writer)
+
+
 async def dripping(path: str, writer: asyncio.StreamWriter) -> None:
     writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\n")
     while True:
@@ -33,7 +38,7 @@ async def dripping(path: str, writer: asyncio.StreamWriter) -> None:
     "answer",
     [
         endless,
-        reply(gzip.compress(b" " * (1 << 28)), "200 OK", "content-encoding: gzip"),
+        zip_bomb,
         reply(b" " * (BODY + 1)),
         reply(b"[" * (BODY - 1)),
         reply(b'{"version":' * 100_000),
