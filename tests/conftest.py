@@ -259,6 +259,9 @@ EVERYWHERE = [
 ]
 
 
+IN_MESSAGES = {"buffers", "inline", "live-buffers", "live-inline"}
+
+
 @pytest.fixture(scope="module", params=EVERYWHERE)
 async def everywhere(request: pytest.FixtureRequest) -> AsyncIterator[Bridge]:
     """Give one bridge a module for each place and lane; tests use it through ``bridge``."""
@@ -286,8 +289,9 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by folder, mark and parameters.
 
-    What starts a kernel is ``live``. What uses a real kernel on the inline lane is ``slow``: the
-    README's command tests that lane on the loopback, which has the same remote part.
+    What starts a kernel is ``live``. With a real kernel, the parameters for lanes of messages are
+    ``slow``: the README's command runs these tests on the direct lane, and those lanes on the
+    loopback, which has the same remote part.
     """
     for item in items:
         fixtures = getattr(item, "fixturenames", ())
@@ -301,7 +305,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             or place.startswith("live")
         ):
             item.add_marker("live")
-            if {"inline", "live-inline"} & {*filter(is_text, parameters.values())}:
+            if IN_MESSAGES & {*filter(is_text, parameters.values())}:
                 item.add_marker("slow")
 
 

@@ -71,6 +71,7 @@ async def test_a_console_sees_what_was_pushed(live: Bridge) -> None:
         await console.shows("Out[3]: (False, True)")
 
 
+@pytest.mark.slow
 async def test_a_name_that_a_console_defines_is_pulled(live: Bridge) -> None:
     async with attached(live) as console:
         console.type("typed = {'words': ['one', 'two'], 'more': (1, 2.5)}\r")
@@ -89,6 +90,7 @@ async def test_a_name_that_a_console_defines_is_pulled(live: Bridge) -> None:
         assert await live.pull("typed") == 2
 
 
+@pytest.mark.slow
 async def test_a_pull_waits_for_the_cell_that_a_console_runs(live: Bridge) -> None:
     async with attached(live) as console:
         stream = live.messages()
@@ -101,6 +103,7 @@ async def test_a_pull_waits_for_the_cell_that_a_console_runs(live: Bridge) -> No
         await console.prompts(2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [(), (SHOWING_OTHERS,)], ids=["plain", "showing-others"])
 async def test_a_console_prints_nothing_while_objects_cross(
     live: Bridge, options: tuple[str, ...]
@@ -136,6 +139,7 @@ async def test_a_console_prints_nothing_while_objects_cross(
         assert (await live.run("'a cell'")).execution_count == 2
 
 
+@pytest.mark.slow
 async def test_a_console_that_shows_other_clients_shows_the_cells_of_run(live: Bridge) -> None:
     """The control of the test above: this console would have shown other output."""
     async with attached(live, SHOWING_OTHERS) as console:
@@ -145,6 +149,7 @@ async def test_a_console_that_shows_other_clients_shows_the_cells_of_run(live: B
         await console.shows("printed 5")
 
 
+@pytest.mark.slow
 async def test_the_execution_count_counts_only_cells_of_both_clients(live: Bridge) -> None:
     async with attached(live) as console:
         assert (await live.run("1")).execution_count == 1
@@ -156,6 +161,7 @@ async def test_the_execution_count_counts_only_cells_of_both_clients(live: Bridg
         assert (await live.run("3")).execution_count == 3
 
 
+@pytest.mark.slow
 async def test_the_kernel_goes_on_when_a_console_exits(live: Bridge) -> None:
     async with attached(live) as console:
         console.type("left = 'behind'\r")
@@ -166,6 +172,7 @@ async def test_the_kernel_goes_on_when_a_console_exits(live: Bridge) -> None:
     assert await live.pull("left") == "behind"
 
 
+@pytest.mark.slow
 async def test_a_console_finds_a_kernel_by_its_connection_file(tmp_path: Path) -> None:
     async with Bridge.launch(connection_file=tmp_path / "mine.json") as bridge:
         await bridge.push(a=5)

@@ -502,6 +502,7 @@ async def test_every_operation_keeps_the_results_when_a_kernel_dies(policy: Any)
         assert await fleet[0].pull("part", "x", "z", "handed") == ([1], 1, 3, 2)
 
 
+@pytest.mark.slow
 async def test_a_restart_of_all(fleet: Fleet) -> None:
     before = await fleet.call(os.getpid)
     await fleet.restart()

@@ -375,6 +375,7 @@ async def kill(process: asyncio.subprocess.Process) -> None:
     await process.wait()
 
 
+@pytest.mark.slow
 async def test_an_orphaned_subshell_is_deleted_by_the_next_bridge(live: Bridge) -> None:
     """B6. Three clients with a subshell each are killed; the next bridge deletes all three."""
     async with other(live) as other_client:

@@ -657,6 +657,7 @@ slow = Slow()
 # ---------------------------------------------------------------- SyncBridge, and other Pythons
 
 
+@pytest.mark.slow
 def test_a_handoff_of_sync_bridges_shares_the_segment() -> None:
     with SyncBridge.launch() as source, SyncBridge.launch() as target:
         source.run(MODEL + f"import numpy; x = numpy.arange({LARGE}.0)")

@@ -380,6 +380,7 @@ async def test_an_interrupt_just_before_a_sleep_is_not_lost(
         await shows_and_counts(bridge)
 
 
+@pytest.mark.slow
 async def test_an_interrupt_of_the_kernel_just_before_a_sleep_is_not_lost(live: Bridge) -> None:
     await live.run("import signal, threading, time")
     async with other(live) as client:

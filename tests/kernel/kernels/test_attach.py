@@ -47,6 +47,7 @@ async def test_attach_accepts_what_jupyter_console_existing_accepts(
         assert await bridge.pull("x") == [1]  # closing an attached bridge does not end the kernel
 
 
+@pytest.mark.slow
 async def test_a_missing_or_ambiguous_name_lists_the_files_found() -> None:
     with pytest.raises(KernelNotFound, match="no kernel is running"):
         await Bridge.attach()

@@ -113,6 +113,7 @@ async def succeed(program: str, folder: str) -> None:
     assert process.returncode == 0, errors.decode()
 
 
+@pytest.mark.slow
 async def test_messages_over_tcp_need_nothing_that_windows_lacks() -> None:
     await succeed(WITHOUT_POSIX, "windows")
 

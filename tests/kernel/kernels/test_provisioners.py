@@ -301,6 +301,7 @@ async def test_every_lane_works(spec: Spec, lane: Any) -> None:
         assert (transfer.lane, await bridge.pull("len(raw)")) == (lane, 300_000)
 
 
+@pytest.mark.slow
 async def test_an_interrupt_goes_through_the_provisioner(on_node: Bridge, journal: Path) -> None:
     async with endless_cell(on_node):
         await on_node.interrupt()
@@ -422,6 +423,7 @@ async def test_a_default_provisioner_that_is_not_installed_is_named(
         KernelProvisionerFactory.clear_instance()
 
 
+@pytest.mark.slow
 async def test_the_connection_of_a_provisioned_kernel_is_checked(spec: Spec, journal: Path) -> None:
     name = spec(addresses=["0.0.0.0"])  # not loopback, and of this machine
     message = r"the kernel 'on-a-node' leads to 0.0.0.0 over plain TCP.*insecure=\['plain-tcp'\]"
@@ -440,6 +442,7 @@ async def test_the_connection_of_a_provisioned_kernel_is_checked(spec: Spec, jou
         assert await bridge.pull("1 + 1") == 2
 
 
+@pytest.mark.slow
 async def test_a_restart_with_a_less_secure_connection_is_refused(spec: Spec) -> None:
     async with Bridge.launch(spec(addresses=["127.0.0.1", "0.0.0.0"])) as bridge:
         with pytest.raises(NotSupported, match=r"restarted at 0\.0\.0\.0, over another kind"):
@@ -461,6 +464,7 @@ async def test_encryption_is_never_silently_left_out(
     assert noted(journal)[-2:] == ["kill", "cleanup"]
 
 
+@pytest.mark.slow
 async def test_over_a_manager_with_a_provisioner(spec: Spec, journal: Path) -> None:
     async with over(AsyncKernelManager(kernel_name=spec())) as bridge:
         await bridge.push(x=1)
@@ -469,6 +473,7 @@ async def test_over_a_manager_with_a_provisioner(spec: Spec, journal: Path) -> N
     assert noted(journal)[-1] == "cleanup"
 
 
+@pytest.mark.slow
 async def test_a_blocking_bridge_launches_and_restarts_on_a_node(spec: Spec, journal: Path) -> None:
     def use(name: str) -> None:
         with SyncBridge.launch(name) as kernel:

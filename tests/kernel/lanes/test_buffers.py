@@ -43,6 +43,7 @@ def fetches(wire: Any) -> int:
     return sum(b"next_chunk" in parts[CONTENT] for way, parts in wire.seen if way == "out")
 
 
+@pytest.mark.slow
 async def test_a_long_response_takes_one_request(live: Bridge, tmp_path: Path) -> None:
     await live.run(f"import numpy; a = numpy.arange({LONG // 8}); parts = numpy.split(a, 64)")
     await set_patience(live, PATIENCE["ahead"])
@@ -159,6 +160,7 @@ async def test_a_long_pull_that_is_cancelled_disturbs_no_other_call(live: Bridge
         await until_nothing_is_kept(bridge)
 
 
+@pytest.mark.slow
 async def test_pulls_at_once_keep_their_chunks_apart(kernel: Bridge) -> None:
     await kernel.run(f"import numpy; a = numpy.arange({LONG // 8})")
     async with Bridge.attach(kernel.info.connection_file, lane="buffers") as bridge:

@@ -86,6 +86,7 @@ def test_an_error_is_code_1_with_the_kernels_traceback(options: list[str]) -> No
     assert "\x1b" not in ran.err
 
 
+@pytest.mark.slow
 def test_a_terminal_gets_the_traceback_in_colour(options: list[str], tmp_path: Path) -> None:
     (tmp_path / "cell.py").write_text("1/0")
     with Terminal("run", tmp_path / "cell.py", *options) as terminal:

@@ -325,6 +325,7 @@ async def test_a_terminal_shows_the_head_of_a_table(
     assert len(lines) < rows
 
 
+@pytest.mark.slow
 async def test_a_value_never_controls_the_terminal(kernel: Bridge, options: list[str]) -> None:
     evil = "\x1b]0;title\x07\x1b[2J\x1b[1;1Hgone"
     await kernel.push(text=evil, table=pd.DataFrame({evil: [evil]}), several={evil: evil})

@@ -64,6 +64,7 @@ def failed(ran: Ran, code: int = 1) -> str:
     return ran.err.removeprefix("bridgehead: ").strip()
 
 
+@pytest.mark.slow
 def test_the_shipped_data_crosses(shipped: Ran) -> None:
     assert (shipped.code, shipped.err) == (0, "")
     assert "Palmer penguins: 344 rows, 8 columns" in shipped.out
@@ -179,6 +180,7 @@ def test_a_kernel_that_does_not_start_is_reported_in_one_sentence(tmp_path: Path
     assert "exit code 3" in failed(bridgehead("demo", JUPYTER_PATH=str(tmp_path)), 5)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT to one process")
 def test_control_c_ends_the_kernel_too() -> None:
     files = Path(os.environ["JUPYTER_RUNTIME_DIR"])  # another folder after a failed test

@@ -249,6 +249,7 @@ async def test_a_dead_kernel_is_reported_and_replaced() -> None:
         assert await seen(notebook, "%%bridge\nprint('anew')") == [("stdout", "anew\n")]
 
 
+@pytest.mark.slow
 async def test_the_second_kernel_exits_with_the_notebook_kernel(tmp_path: Path) -> None:
     async with Bridge.launch() as notebook:
         await notebook.run("%load_ext bridgehead\n%bridge launch")
@@ -400,6 +401,7 @@ RUN = "\x1b\r"  # Alt-Enter runs a cell, wherever the cursor is in it
 LINE = "\x0f\x0e"  # Ctrl-O and Ctrl-N: insert a line and move to it
 
 
+@pytest.mark.slow
 async def test_cells_completion_and_interrupts_in_a_terminal() -> None:
     terminal = IPython()
     try:
@@ -453,6 +455,7 @@ HTML("<i>value</i>")
 """
 
 
+@pytest.mark.slow
 async def test_outputs_of_an_untrusted_kernel_are_inert() -> None:
     async with Bridge.launch() as notebook:
         await notebook.run("%load_ext bridgehead\n%bridge launch --trust data")
