@@ -374,6 +374,7 @@ async def test_what_is_at_work_fails_if_another_bridge_restarts_the_kernel(
         assert await fleet.exists("x") == [False, True]  # the map has reported the restart
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lane", ["direct", pytest.param("buffers", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("function", held_in())
 async def test_a_restart_that_a_map_goes_on_after_is_reported_by_the_next_call(

@@ -409,6 +409,7 @@ async def test_names_lists_types_and_sizes_without_running_user_code(bridge: Bri
     assert [name.name for name in await bridge.names("_priv*")] == ["_private"]
 
 
+@pytest.mark.slow
 async def test_names_of_a_crowded_kernel_need_a_pattern(bridge: Bridge) -> None:
     await bridge.run("globals().update({f'name_{n}': n for n in range(100_001)})\ndf = 1")
     with pytest.raises(NotSupported, match=r"100,000 names match '\*'.*; give a pattern"):

@@ -282,6 +282,7 @@ asyncio.run(main({"lane": sys.argv[1]}))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lane", ["direct", *(pytest.param(x, marks=pytest.mark.slow) for x in MESSAGES)]
 )

@@ -391,6 +391,7 @@ async def test_an_orphaned_subshell_is_deleted_by_the_next_bridge(live: Bridge) 
             await goes_on(bridge)
 
 
+@pytest.mark.slow
 async def test_a_busy_orphan_is_left_alone_until_it_is_idle(live: Bridge) -> None:
     """B6. A kernel that deletes a busy subshell would answer no requests until it has ended."""
     await live.run(

@@ -105,6 +105,7 @@ async def test_a_cancel_at_any_instant_disturbs_no_other_call(
 # ============================================ D. Dispatch, concurrency, other clients
 
 
+@pytest.mark.slow
 async def test_cancelling_many_calls_loses_no_reply_of_the_others(kernel: Bridge) -> None:
     """D4. Every second of forty calls is cancelled: the others get their replies."""
     for _ in range(5):

@@ -272,6 +272,7 @@ attacker.start()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
 @pytest.mark.parametrize(
     "cell",
@@ -363,6 +364,7 @@ remote._pthread_kill = note
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lane", WITH_GUARD)
 @pytest.mark.parametrize("cell", ["sleeps", "waits for a lock", "waits for a program"])
 async def test_an_interrupt_just_before_a_sleep_is_not_lost(

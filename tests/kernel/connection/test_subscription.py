@@ -131,6 +131,7 @@ async def test_a_stream_of_messages_has_the_outputs_of_all_clients(live: Bridge)
         assert len(stream) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.timings(outputs_unwanted=0.05)
 @pytest.mark.parametrize("how", ["timeout", "cancel"])
 async def test_the_outputs_of_an_abandoned_cell_are_dropped(live: Bridge, how: str) -> None:

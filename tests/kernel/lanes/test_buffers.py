@@ -142,6 +142,7 @@ async def test_an_error_from_progress_ends_a_long_pull(kernel: Bridge) -> None:
         await until_nothing_is_kept(bridge)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", PATIENCE)
 async def test_a_long_pull_that_is_cancelled_disturbs_no_other_call(live: Bridge, how: str) -> None:
     await live.run(f"import numpy; a = numpy.zeros({LONG}, 'u1')\n{KEPT}")

@@ -654,6 +654,7 @@ async def test_small_pushes_let_other_tasks_run(live: Bridge) -> None:
     ticking.cancel()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("own", [None, 0.001], ids=["put back", "the user's own"])
 async def test_the_switch_interval_is_short_while_requests_come_beside_a_cell(
     live: Bridge, own: float | None

@@ -115,6 +115,7 @@ async def answers_while_stopped(bridge: Bridge, debugger: Debugger, stop: str) -
     await goes_on(bridge)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stop",
     [pytest.param(stop, marks=() if stop == "breakpoint" else pytest.mark.slow) for stop in STOPS],

@@ -441,6 +441,7 @@ async def test_completion_does_not_wait_for_a_busy_kernel(
             await cell
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "shell", ["bash", pytest.param("zsh", marks=SLOW), pytest.param("fish", marks=SLOW)]
 )

@@ -96,6 +96,7 @@ def test_nothing_is_left_behind(shipped: Ran) -> None:
     assert "its connection file is gone" in words_of(shipped)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "shape", "summary"),
     [

@@ -455,6 +455,7 @@ def test_one_harm_to_any_message(
             attempt(Trial(lane, resumable, operation), {place: harm})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lane", "resumable", "harms"), WORLDS)
 @pytest.mark.parametrize("operation", ["push", "push_large", "run", "call"])
 def test_harm_to_the_question_about_a_lost_reply(

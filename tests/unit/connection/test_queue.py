@@ -108,6 +108,7 @@ def in_order(pushes: list[Any], order: str) -> list[Any]:
     return pushes[::-1] if order == "last to first" else pushes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ORDERS)
 async def test_thousands_of_queued_operations_are_cancelled_in_any_order(
     gated: Gated, order: str

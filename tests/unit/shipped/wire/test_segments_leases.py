@@ -245,6 +245,7 @@ def test_pages_without_a_lease_are_not_mapped(pool: Pool) -> None:
     assert (array == 3).all()
 
 
+@pytest.mark.slow
 def test_several_threads_can_map_pages(pool: Pool) -> None:
     """Leased memory can be read, and no thread fails because another was quicker."""
     segment, (total,) = filled(pool, np.full(32 * MIB, 5, "u1"))
