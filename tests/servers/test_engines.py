@@ -568,7 +568,7 @@ async def test_plain_tcp_beyond_this_machine_is_refused(clean: Any) -> None:
             await Bridge.over(clean[0])
         async with Bridge.over(clean[0], insecure="plain-tcp") as engine:
             assert engine.info.trust == "data"
-            assert engine._transport.digest == "sha256"
+            assert engine._transport.capabilities.digest == "sha256"
             await engine.push(x=LARGE)
             assert np.array_equal(await engine.pull("x"), LARGE)
     finally:

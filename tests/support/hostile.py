@@ -13,6 +13,7 @@ import selectors
 import sys
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, TypeVar
 
 import pytest
@@ -94,8 +95,9 @@ class HostileTransport(LoopbackTransport):
     """A loopback whose messages pass through ``harm``, and whose kernel can be replaced."""
 
     def __init__(self, *, resumable: bool) -> None:
-        self.resumable = resumable
-        self.max_send = self.max_receive = CHUNK
+        self.capabilities = replace(
+            self.capabilities, resumable=resumable, max_send=CHUNK, max_receive=CHUNK
+        )
         self.harms: dict[Label, str] = {}
         self._later: dict[str, list[str]] = {way: [] for way in WAYS}  # harms to the next messages
         self.seen: list[Label] = []
@@ -238,7 +240,7 @@ class HostileTransport(LoopbackTransport):
         self._break()
 
     def _break(self) -> None:
-        if not self.resumable:  # as over ZeroMQ: the connection is a new one at once
+        if not self.capabilities.resumable:  # as over ZeroMQ: the connection is a new one at once
             self.connection_lost(lambda: TransportError("the connection broke"), "restarting")
             self.life.connection_made()
             return

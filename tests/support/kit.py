@@ -1,8 +1,8 @@
 """Helpers for tests of faults: a second client, a proxy for messages, time limits.
 
 Rule: real objects only. ``Other`` is a plain jupyter_client client. ``Wire`` is a proxy of ZeroMQ
-sockets between a bridge and its kernel. Only ``KEPT``, ``at_work`` and ``on_its_way`` look inside
-bridgehead.
+sockets between a bridge and its kernel. Only ``KEPT``, ``at_work``, ``on_its_way`` and
+``set_capabilities`` look inside bridgehead.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,12 @@ def _kept():
     transfers = [remote.transfers for remote in module._remotes.values()]
     return [len(box) for each in transfers for box in (each.inboxes, each.outboxes)]
 """
+
+
+def set_capabilities(bridge: Bridge, **capabilities: Any) -> None:
+    """Have a bridge's transport say that it can do other things, as one to another kernel would."""
+    transport = bridge._transport
+    transport.capabilities = replace(transport.capabilities, **capabilities)
 
 
 @asynccontextmanager

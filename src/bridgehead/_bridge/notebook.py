@@ -113,7 +113,7 @@ class NotebookRun:
         self._transport = bridge._connection.transport
         with contextlib.suppress(NotSupported):
             bridge._connection.check_interruptible()
-            if self._transport.signals:
+            if self._transport.capabilities.signals:
                 self._options["on_timeout"] = "interrupt"
         self._code = [cell for cell in notebook.cells if cell.cell_type == "code"]
         self.cells, self.at = sum(map(_runs, self._code)), 0
@@ -167,7 +167,7 @@ class NotebookRun:
     async def _describe(self) -> None:
         """Write into the notebook what the kernel says of its language."""
         transport, info = self._transport, self._transport.kernel_info
-        if transport.has_control:
+        if transport.capabilities.has_control:
             patience = transport.timings.answers_after_break
             with contextlib.suppress(BridgeError, TimeoutError):
                 info = await transport.dispatcher.control("kernel_info_request", {}, patience)

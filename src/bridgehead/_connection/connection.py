@@ -365,7 +365,7 @@ class Connection:
     def require_pushes(self, what: str, instead: str) -> None:
         """Raise ``NotSupported`` if the remote part cannot send anything but replies."""
         transport = self.transport
-        if not transport.pushes:
+        if not transport.capabilities.pushes:
             raise NotSupported(
                 f"{what} does not work over {transport.name}, which only replies to requests; "
                 f"{instead}"
@@ -373,7 +373,7 @@ class Connection:
 
     def require_events(self, what: str) -> None:
         """Raise ``NotSupported`` if the events of remote resources do not arrive."""
-        if not (self.transport.pushes or self.remote.serves_control):
+        if not (self.transport.capabilities.pushes or self.remote.serves_control):
             raise NotSupported(
                 f"{what} needs a kernel that sends events; {self.remote.info.kernel} over "
                 f"{self.transport.name} only replies to requests, and has no thread that serves "
@@ -392,7 +392,8 @@ class Connection:
     def require_stages(self) -> None:
         """Raise ``NotSupported`` if a cell cannot take what was sent for it before."""
         self.require_pushes("run() with push= or max_output=", "push before, and leave them out")
-        if self.transport.signals and not self.remote.guards_cells:  # a loopback needs no guard
+        signals = self.transport.capabilities.signals
+        if signals and not self.remote.guards_cells:  # a loopback needs no guard
             raise NotSupported(
                 f"{self.remote.info.kernel} does not support push= and max_output= in run(): they "
                 "need ipykernel on POSIX, with its cells in the main thread; the cell was not sent"
@@ -400,7 +401,7 @@ class Connection:
 
     def require_input(self) -> None:
         """Raise ``NotSupported`` if what a cell asks its client does not arrive."""
-        if not (self.transport.pushes and self.transport.quirks.asks):
+        if not (self.transport.capabilities.pushes and self.transport.quirks.asks):
             raise NotSupported(
                 f"{self.remote.info.kernel} over {self.transport.name} does not forward input(); "
                 "leave on_input= out"
@@ -425,7 +426,7 @@ class Connection:
             )
         # Python runs signal handlers in the main thread only. In a program that serves a kernel in
         # another thread, the signal ends that program, and the cell goes on (measured).
-        if self.transport.signals and not self.remote.in_main_thread:
+        if self.transport.capabilities.signals and not self.remote.in_main_thread:
             raise NotSupported(
                 f"{info.kernel} can't be interrupted: its cells run in a thread of process "
                 f"{info.pid}, and a signal would hit that program's main thread; nothing was sent. "

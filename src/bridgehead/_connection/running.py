@@ -93,7 +93,7 @@ class RunningCell:
         check_seconds(timeout)
         if interrupts:
             connection.check_interruptible()
-            if not connection.transport.signals:
+            if not connection.transport.capabilities.signals:
                 raise NotSupported("a loopback has no process to interrupt; leave on_timeout= out")
         self._connection, self._content, self._outputs = connection, content, outputs
         self._timeout, self._interrupts = timeout, interrupts

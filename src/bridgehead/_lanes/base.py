@@ -63,8 +63,8 @@ class Lane(ABC):
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
-        self.chunk = min(self.chunk, transport.max_send)
-        self.reply_chunk = min(self.reply_chunk, transport.max_receive)
+        self.chunk = min(self.chunk, transport.capabilities.max_send)
+        self.reply_chunk = min(self.reply_chunk, transport.capabilities.max_receive)
         self._to_ack: list[str] = []  # requests whose responses the kernel need not keep any more
         self._last_header: RequestHeader | None = None
         self.sums: bool = False  # whether both ends have numpy loaded
@@ -76,9 +76,9 @@ class Lane(ABC):
     @property
     def digest(self) -> str:
         """The algorithm with which frames are signed on this lane."""
-        if self.sums and self.transport.digest == "crc32":
+        if self.sums and self.transport.capabilities.digest == "crc32":
             return "sums"
-        return self.transport.digest
+        return self.transport.capabilities.digest
 
     def note_sums(self, reply: ResponseHeader) -> None:
         """Note whether both ends have numpy loaded; a kernel often loads it after the handshake."""
@@ -100,7 +100,8 @@ class Lane(ABC):
         That is how many bytes one message may bring, and whether the connection may break and be
         made anew: then the kernel keeps the response until the ack.
         """
-        return {"chunk": self.reply_chunk, "resumable": self.transport.resumable or None}
+        resumable = self.transport.capabilities.resumable
+        return {"chunk": self.reply_chunk, "resumable": resumable or None}
 
     def serves_beside_cells(self, header: Mapping[str, Any]) -> bool:
         """Return whether it serves such a request while the kernel's main thread runs a cell."""

@@ -33,7 +33,7 @@ class BuffersLane(Lane):
 
     def fields(self) -> dict[str, Any]:
         # On a connection that may break, the kernel keeps the whole response anyway.
-        return {**super().fields(), "ahead": not self.transport.resumable or None}
+        return {**super().fields(), "ahead": not self.transport.capabilities.resumable or None}
 
     def write(
         self, header: RequestHeader, parts: Sequence[memoryview]
@@ -63,7 +63,7 @@ async def hello(transport: Transport, header: RequestHeader) -> tuple[ResponseHe
     # The handshake takes its own iopub messages. Its "idle" may come after this returns, and
     # would otherwise reach a later ``Bridge.messages``.
     options: dict[str, Any] = {"on_message": lambda message: True, "repeatable": True}
-    if not transport.binary:
+    if not transport.capabilities.binary:
         content = execute_content(expression("inline", header, install=True))
         return response_header(
             (await transport.dispatcher.request(content, **options)).content

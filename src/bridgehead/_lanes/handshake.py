@@ -107,7 +107,7 @@ class Handshake:
         no_lane = self._no_direct_lane()
         with self._listening(no_lane) as listener:
             offer = None if isinstance(listener, str) else listener.offer(lane=not no_lane)
-            signed = EMPTY.signed(transport.digest)
+            signed = EMPTY.signed(transport.capabilities.digest)
             header = _request.header("hello", signed, epoch="", direct=offer)
             # No task of the transport: closing would cancel it, and with it the caller.
             asking = asyncio.ensure_future(self._ask(header))
@@ -171,7 +171,7 @@ class Handshake:
             in_main_thread=reply.get("in_main_thread") is not False,
             guards_cells=reply.get("guards_cells") is True,
             serves_control=reply.get("serves_control") is True
-            and (transport.pushes or transport.asks_for_events),
+            and (transport.capabilities.pushes or transport.capabilities.asks_for_events),
         )
 
     async def _ask(self, header: RequestHeader) -> tuple[ResponseHeader, bool]:
@@ -189,7 +189,7 @@ class Handshake:
         if url is None:
             return f"{kernel} does not pass message buffers"
         server = f"the server at {url}, or a proxy before it,"
-        if not self._transport.binary:
+        if not self._transport.capabilities.binary:
             return f"{server} passes no binary messages"
         if self._transport.kernel_info.get("implementation") == "ipython":
             return f"{server} drops the buffers of messages, which {kernel} would pass"
@@ -216,7 +216,7 @@ class Handshake:
         """Return why there will be no direct lane, as far as is known here; else an empty text."""
         if self._wanted in MESSAGE_LANES:
             return "lane= asks for another lane"
-        if not self._transport.direct:
+        if not self._transport.capabilities.direct:
             name = self._transport.name
             return f"the {name} transport cannot reach the kernel's process directly"
         return "" if shared_memory() else "this system or this Python has no memory to share"

@@ -7,6 +7,7 @@ beside it. ``base`` composes what all of them share; its parts do not import ``b
 What all transports share, in the order in which a request meets it:
 
 - ``base``: ``Transport``, composed of the parts below. Start here.
+- ``capabilities``: what a transport can carry, frozen.
 - ``dispatch``: the requests in flight, and the messages that arrive. It sends a request again
   that another client's failing cell aborted (``timings.abort_pauses``).
 - ``state``: the state of one kernel, and the futures waiting for it.

@@ -1,7 +1,8 @@
 """The base class of all transports, which carry Jupyter messages.
 
 Rule: a transport knows messages and connections, and nothing of objects or lanes. All transports
-are composed of the same parts: the dispatcher, the kernel's state (``life``) and their tasks.
+are composed of the same parts: what it can carry (``capabilities``), the dispatcher, the kernel's
+state (``life``) and their tasks.
 Each transport adds how a message is sent. It calls ``dispatcher.received`` for each message that
 arrives, ``connection_lost`` when the kernel is lost, and ``life.connection_made`` when a kernel
 answers again.
@@ -26,6 +27,7 @@ from bridgehead._errors import (
     TransportError,
 )
 from bridgehead._shipped.wire.header import PYTHON, ResponseHeader
+from bridgehead._transports.capabilities import Capabilities
 from bridgehead._transports.dispatch import Dispatcher
 from bridgehead._transports.evidence import LocalProcess
 from bridgehead._transports.messages import Messages
@@ -35,8 +37,6 @@ from bridgehead._transports.tasks import Tasks, finish
 from bridgehead._transports.timings import Timings
 
 T = TypeVar("T")
-
-MAX_SEND = 32 << 20  # bytes of frames in a message, if the connection sets no limit of its own
 
 
 class Broadcaster(Protocol):
@@ -52,24 +52,15 @@ class Transport(ABC):
 
     timings: Timings = Timings()  # of all transports; tests replace it
 
-    # What it is and can do. Once the transport is open, nothing of this changes.
+    # What it can do, and which it is. Once the transport is open, nothing of this changes.
+    capabilities: Capabilities = Capabilities()
     name: str
-    digest: str = "sha256"  # the safe choice: a connection may leave this machine
     own: str = ""  # why the kernel is this program's own, even without a proof; mostly empty
     no_proof: str = ""  # why the kernel is not asked to prove that it is this user's process here
     connection_file: str | None = None
     url: str | None = None  # of the server
     kernel_id: str | None = None  # on that server
-    direct: bool = True  # a socket to the kernel's process is possible, if that proves to be ours
-    binary: bool = True  # messages may carry buffers
-    resumable: bool = False  # a broken connection is made again, to the same kernel
-    max_send: int = MAX_SEND  # bytes of frames that one message may carry to the kernel
-    max_receive: int = MAX_SEND  # bytes of frames in the response to one request
     label: str = ""  # the name that the kernel's owner uses, if there is one
-    has_control: bool = True  # a channel of its own, which the kernel serves while a cell runs
-    pushes: bool = True  # the remote part may send messages without a request
-    asks_for_events: bool = False  # else it may answer on the control channel when it has some
-    signals: bool = True  # ``interrupt`` sends a signal to the kernel's process
     # One object, shared by all kernels that one of its messages can reach.
     broadcaster: Broadcaster | None = None
 
@@ -87,7 +78,7 @@ class Transport(ABC):
             send=lambda *message: self.send(*message),
             message=self.message,
             spawn=self.spawn,
-            control=self.has_control,
+            control=self.capabilities.has_control,
         )
         self._closing: asyncio.Future[None] | None = None
         self._restart: asyncio.Task[None] | None = None

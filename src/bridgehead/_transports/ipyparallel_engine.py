@@ -27,6 +27,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ from bridgehead._shipped.wire.frames import coalesce
 from bridgehead._shipped.wire.header import DATA_MESSAGE, MIME
 from bridgehead._transports.addresses import stays_here
 from bridgehead._transports.base import Transport
+from bridgehead._transports.capabilities import Capabilities
 from bridgehead._transports.ipyparallel_client import KERNEL, IpyparallelClient, function_text
 from bridgehead._transports.ipyparallel_control import EngineControl
 from bridgehead._transports.messages import Messages
@@ -100,10 +102,7 @@ class EngineTransport(Transport):
     """One engine of an ipyparallel client, by its number."""
 
     name = "ipyparallel"
-    direct = False
-    has_control = False
-    pushes = False
-    asks_for_events = True
+    capabilities = Capabilities(direct=False, has_control=False, pushes=False, asks_for_events=True)
 
     def __init__(self, client: Any, engine: int) -> None:
         super().__init__()
@@ -172,7 +171,7 @@ class EngineTransport(Transport):
         }
         mine = os.getuid() if hasattr(os, "getuid") else None
         if on_loopback and read == nonce and uid == mine:
-            self.digest = "crc32"
+            self.capabilities = replace(self.capabilities, digest="crc32")
         else:
             self.no_proof = "the engine, or the way to it, is not on this machine"
         self.life.connection_made()

@@ -27,6 +27,7 @@ from typing import Any
 from bridgehead._errors import RESTARTED_MEANWHILE, KernelRestarted, NotSupported
 from bridgehead._protocol.bootstrap import remote_source
 from bridgehead._transports.base import Transport
+from bridgehead._transports.capabilities import Capabilities
 from bridgehead._transports.dispatch import END_OF_INPUT
 from bridgehead._transports.tasks import in_thread, run_all
 
@@ -35,10 +36,9 @@ class LoopbackTransport(Transport):
     """Messages to a namespace in this process."""
 
     name = "loopback"
-    digest = "crc32"
     own = no_proof = "the remote part runs in this process"
-    direct = signals = False  # there is no other process
-    has_control = False  # one thread serves the messages of Jupyter
+    # There is no other process, and one thread serves the messages of Jupyter.
+    capabilities = Capabilities(digest="crc32", direct=False, signals=False, has_control=False)
 
     def __init__(self) -> None:
         super().__init__()

@@ -30,6 +30,7 @@ import logging
 import socket as sockets
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
@@ -47,6 +48,7 @@ from bridgehead._errors import (
     TransportError,
 )
 from bridgehead._transports.base import Transport
+from bridgehead._transports.capabilities import Capabilities
 from bridgehead._transports.dispatch import Pending, Reconnected
 from bridgehead._transports.gate import Gate
 from bridgehead._transports.rest import Rest, server_away, unreachable
@@ -90,9 +92,9 @@ class WebsocketTransport(Transport):
 
     name = "websocket"
     no_proof = "the kernel is behind a server"  # which may run on another machine
-    direct = False
-    resumable = True
-    max_send, max_receive = CHUNK, CHUNK_BACK
+    capabilities = Capabilities(
+        direct=False, resumable=True, max_send=CHUNK, max_receive=CHUNK_BACK
+    )
 
     def __init__(self, rest: Rest, kernel_id: str, *, owned: bool) -> None:
         super().__init__()
@@ -101,7 +103,7 @@ class WebsocketTransport(Transport):
         self.url: str = rest.url
         self.kernel_id: str = kernel_id
         if rest.stays_here:
-            self.digest = "crc32"
+            self.capabilities = replace(self.capabilities, digest="crc32")
         self._session = uuid.uuid4().hex
         self._subprotocol = BINARY
         self._socket: _CountingConnection | None = None
@@ -130,7 +132,8 @@ class WebsocketTransport(Transport):
                 await self._until_it_answers()
                 if self._subprotocol is LEGACY:
                     # The kernel answers by now, so no reply means that the message did not pass.
-                    self.binary = await self._passes_binary()
+                    passes = await self._passes_binary()
+                    self.capabilities = replace(self.capabilities, binary=passes)
                 self.life.state = "busy"  # until it answers on shell, behind any running cell
                 self.spawn(self._pulse())
         except TimeoutError:

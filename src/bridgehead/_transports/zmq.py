@@ -39,6 +39,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -152,7 +153,7 @@ class ZmqTransport(Transport):
         # connection of their own, so what they say arrives before a long reply.
         self.dispatcher.may_be_slow = self.name != "ipc"
         if stays_here(self.name, self._client.ip):
-            self.digest = "crc32"
+            self.capabilities = replace(self.capabilities, digest="crc32")
         else:
             self.no_proof = "the connection leads beyond this machine"
         if kernel_process is not None and kernel_process.is_child:

@@ -45,6 +45,7 @@ from support.kit import (
     kind,
     other,
     reported_within,
+    set_capabilities,
     whole,
     wired,
 )
@@ -173,7 +174,8 @@ async def test_tampered_payload_is_refused(
     before = await look(file_of(kernel))
     async with wired(kernel, tmp_path, lane="buffers") as (bridge, wire):
         if digest != "sums":  # only for large payloads that stay on this machine
-            bridge._transport.digest = digest  # as for a kernel on another machine, or on this one
+            # As for a kernel on another machine, or on this one.
+            set_capabilities(bridge, digest=digest)
             bridge._connection.remote.lane.sums = False  # as where one end has no numpy
         wire.outgoing = tampering(how)
         async with reported_within(0.5):

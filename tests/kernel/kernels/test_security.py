@@ -124,12 +124,12 @@ async def test_every_loopback_address_is_this_machine(tmp_path: Path) -> None:
         for ip in ("localhost", None):
             file = written(tmp_path / "here.json", {**info, "ip": ip} if ip else _without_ip(info))
             async with Bridge.attach(file) as bridge:
-                assert bridge._transport.digest == "crc32"
+                assert bridge._transport.capabilities.digest == "crc32"
         if sys.platform == "linux":  # elsewhere 127.0.0.1 alone is configured
             async with Proxy("127.8.9.10") as proxy:
                 file = written(tmp_path / "here.json", await proxy.between(info))
                 async with Bridge.attach(file) as bridge:
-                    assert bridge._transport.digest == "crc32"
+                    assert bridge._transport.capabilities.digest == "crc32"
                     assert await bridge.pull("1 + 1") == 2
 
 
@@ -178,7 +178,8 @@ async def test_plain_tcp_beyond_loopback_works_if_allowed() -> None:
         async with Bridge.attach(file, insecure="plain-tcp") as bridge:
             await bridge.push(x=bytearray(100_000))
             assert len(await bridge.pull("x")) == 100_000
-            assert bridge._transport.digest == "sha256"  # a checksum would not stop an attacker
+            # A checksum would not stop an attacker.
+            assert bridge._transport.capabilities.digest == "sha256"
         with await asyncio.to_thread(SyncBridge.attach, file, insecure="plain-tcp") as blocking:
             assert blocking.pull("len(x)") == 100_000
 
@@ -187,7 +188,7 @@ async def test_curve_beyond_loopback_needs_no_allowance() -> None:
     options = {"ip": outer_address(), "transport_encryption": "required"}
     async with kernel(**options) as manager, Bridge.attach(manager.connection_file) as bridge:
         assert await bridge.pull("1 + 1") == 2
-        assert bridge._transport.digest == "sha256"
+        assert bridge._transport.capabilities.digest == "sha256"
 
 
 # ------------------------------------------------------------ files that others can read

@@ -28,6 +28,7 @@ from bridgehead import (
     SyncBridge,
     UntrustedPayload,
 )
+from support.kit import set_capabilities
 
 LANES: list[Any] = ["buffers", "inline"]
 MIB = 1 << 20
@@ -109,7 +110,8 @@ async def test_each_request_is_signed_with_its_own_wire_digest(
     source: Bridge, target: Bridge, algorithms: tuple[str, str]
 ) -> None:
     """SHA-256 where a wire leaves the machine; a CRC-32 of the other wire is not enough."""
-    source._transport.digest, target._transport.digest = algorithms
+    for bridge, algorithm in zip((source, target), algorithms, strict=True):
+        set_capabilities(bridge, digest=algorithm)
     signed = [signatures(source), signatures(target)]
     array = np.frombuffer(random.Random(1).randbytes(6 * MIB), "u1")
     await source.push(array=array)

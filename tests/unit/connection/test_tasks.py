@@ -30,7 +30,7 @@ from bridgehead import (
 )
 from bridgehead._bridge.arguments import awaits
 from bridgehead._protocol.bootstrap import remote_source
-from support.kit import kept_and_late, until
+from support.kit import kept_and_late, set_capabilities, until
 
 
 @pytest.fixture
@@ -363,7 +363,8 @@ async def test_a_users_task_factory_stays_in_use(loopback: Bridge) -> None:
 
 async def test_a_kernel_that_sends_no_events_refuses_what_needs_them(loopback: Bridge) -> None:
     """As an ipyparallel engine whose ipykernel has no thread for its control channel."""
-    loopback._transport.pushes = loopback._connection.remote.serves_control = False
+    set_capabilities(loopback, pushes=False)
+    loopback._connection.remote.serves_control = False
     one = Fleet([loopback])
     for refused in (
         lambda: loopback.submit(asyncio.sleep, 0),

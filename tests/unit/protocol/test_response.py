@@ -37,7 +37,7 @@ from bridgehead._shipped.remote.detail import png
 from bridgehead._shipped.wire.frames import digest
 from bridgehead._shipped.wire.header import MIME
 from bridgehead._shipped.wire.pickling import encode
-from bridgehead._transports.base import MAX_SEND
+from bridgehead._transports.capabilities import Capabilities
 from support.answers import KINDS, ODD, consume, content_of, entry, header, is_reported, named, odd
 
 EMPTY_DIGEST = "crc32:00000000"
@@ -265,9 +265,7 @@ def transport(request: Any) -> Any:
     return SimpleNamespace(
         dispatcher=SimpleNamespace(request=request),
         spawn=spawn,
-        resumable=False,
-        max_send=MAX_SEND,
-        max_receive=MAX_SEND,
+        capabilities=Capabilities(),
     )
 
 

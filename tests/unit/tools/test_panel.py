@@ -24,6 +24,7 @@ from bridgehead._protocol.results import Name
 from bridgehead._tools.panel import followed, widget
 from bridgehead._tools.panel.jobs import notebook_names
 from bridgehead._tools.panel.texts import LONGEST, usable, why
+from support.kit import set_capabilities
 
 RELEASE = threading.Event()
 
@@ -584,11 +585,9 @@ async def test_after_a_cell_of_the_notebook_its_names_and_pushes_are_shown(page:
         await page.until(lambda: page.notebook == [("mine", "int")])
 
 
-async def test_a_kernel_that_only_replies_is_listed_when_asked(
-    page: Page, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_kernel_that_only_replies_is_listed_when_asked(page: Page) -> None:
     async with Bridge.loopback() as bridge:
-        monkeypatch.setattr(bridge._transport, "pushes", False)
+        set_capabilities(bridge, pushes=False)
         show(page, bridge)
         await page.until(lambda: "does not report" in page.heads.get(0, {}).get("note", ""))
         await bridge.push(x=1)
