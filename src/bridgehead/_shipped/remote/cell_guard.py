@@ -262,10 +262,10 @@ def call_soon(shell: Any, function: Callable[[], object]) -> bool:
 
 def ask_whole(kernel: Any) -> None:
     """Have a kernel send each question for input whole, or not at all, whatever interrupts it."""
-    original = kernel.session.send
+    original, questions = kernel.session.send, kernel.stdin_socket
 
     def send(stream: Any, *args: Any, **kwargs: Any) -> Any:
-        if stream is not kernel.stdin_socket:
+        if stream is not questions:
             return original(stream, *args, **kwargs)
         with Uninterrupted():
             return original(stream, *args, **kwargs)
