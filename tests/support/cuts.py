@@ -44,6 +44,7 @@ class Cuts:
         self.opened = dict.fromkeys(CHANNELS, 0)  # connections
         self._to_bridge: dict[str, set[asyncio.StreamWriter]] = {name: set() for name in CHANNELS}
         self._to_kernel: set[asyncio.StreamWriter] = set()
+        self._held: dict[asyncio.StreamWriter, asyncio.Event] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._listeners: dict[str, asyncio.Server] = {}
         self._ports: dict[str, int] = {}
@@ -57,6 +58,8 @@ class Cuts:
 
     async def __aexit__(self, *exc_info: object) -> None:
         await self.stop_listening()
+        for event in self._held.values():
+            event.set()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self.connection_file.unlink()
 
@@ -76,12 +79,18 @@ class Cuts:
         self.cut()
 
     def cut(self) -> None:
-        """Cut all connections; those to the kernel, too."""
+        """Cut all connections; those to the kernel, too, unless they are held back."""
         for writer in [
-            *self._to_kernel,
+            *(self._to_kernel - self._held.keys()),
             *(one for some in self._to_bridge.values() for one in some),
         ]:
             writer.transport.abort()
+
+    def hold_back(self) -> asyncio.Event:
+        """Pass nothing on to the kernel over the present connections until the event is set."""
+        event = asyncio.Event()
+        self._held |= dict.fromkeys(self._to_kernel, event)
+        return event
 
     def exhaust_memory(self, channel: str) -> None:
         """Send a frame for which the bridge's libzmq has no memory."""
@@ -116,6 +125,7 @@ class Cuts:
             writer.transport.abort()
             if to is not None:
                 self._to_kernel.discard(to)
+                self._held.pop(to, None)
                 to.transport.abort()
 
     async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -123,6 +133,8 @@ class Cuts:
             while data := await reader.read(1 << 16):
                 if self.rate:
                     await asyncio.sleep(len(data) / self.rate)
+                if writer in self._held:
+                    await self._held[writer].wait()
                 writer.write(data)
                 await writer.drain()
         writer.close()

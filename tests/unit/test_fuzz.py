@@ -310,8 +310,8 @@ def valid_request(remote: RemotePart, operation: str) -> tuple[Header, list[memo
 RESOURCE = {"resource": "w", "owner": "o"}
 OPERATIONS = (
     "hello", "load_codec", "batch", "bind", "fetch", "call", "call_kept", "drop", "names", "has",
-    "watch", "watch_names", "renew", "close", "start", "cancel", "wake", "iterate", "advance",
-    "take", "finish", "map", "report", "chunk", "next_chunk", "forget", "stage",
+    "watch", "watch_names", "renew", "close", "start", "cancel", "withdraw", "wake", "iterate",
+    "advance", "take", "finish", "map", "report", "chunk", "next_chunk", "forget", "stage",
 )  # fmt: skip
 BINDING = ("bind", "call", "call_kept", "drop", "batch")
 

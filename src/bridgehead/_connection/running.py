@@ -24,6 +24,7 @@ from bridgehead._errors import (
     KernelRestarted,
     NotSupported,
     RunTimeout,
+    TransportError,
     harmless,
 )
 from bridgehead._lanes.base import ChunkHandler
@@ -246,13 +247,23 @@ class RunningCell:
                 connection.cancel(self.call)
 
         async def send(content: dict[str, Any], on_chunk: ChunkHandler | None = None) -> Reply:
-            return await connection.transport.dispatcher.request(
-                content,
-                on_message=self._outputs.feed,
-                on_sent=note_sent,
-                on_chunk=on_chunk,
-                on_input=None if self._on_input is None else self._asked,
-            )
+            try:
+                return await connection.transport.dispatcher.request(
+                    content,
+                    on_message=self._outputs.feed,
+                    on_sent=note_sent,
+                    on_chunk=on_chunk,
+                    on_input=None if self._on_input is None else self._asked,
+                )
+            except TransportError:
+                # If it was sent, it may be on its way in the kernel still, where what comes over
+                # the new connection would overtake it.
+                if self.call.request:
+                    with contextlib.suppress(BridgeError):
+                        await connection.remote.request_beside(
+                            "withdraw", request=self.call.request
+                        )
+                raise
 
         if not self._pull:
             return await send(self._content)

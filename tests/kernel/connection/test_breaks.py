@@ -81,6 +81,36 @@ async def test_a_broken_connection_is_made_again(tmp_path: Path, lane: Any) -> N
         await goes_on(bridge)
 
 
+@pytest.mark.parametrize("lane", LANES)
+async def test_a_cell_that_is_lost_with_its_connection_never_runs_after_later_calls(
+    tmp_path: Path, lane: Any
+) -> None:
+    """J6. It is on its way for longer than the new connection takes, which later calls use."""
+    async with (
+        cuttable(tmp_path, lane=lane) as (bridge, cuts),
+        Bridge.attach(cuts.kernel_file) as other,
+    ):
+        await bridge.push(x=0)
+        late = cuts.hold_back()
+        cell = asyncio.ensure_future(bridge.run("x = 'late'"))
+        await until(lambda: bridge._transport.dispatcher.queued)
+        await asyncio.sleep(0.2)  # so that the proxy has it
+        cuts.cut()
+        with pytest.raises(TransportError, match="broke and was made again; the request may"):
+            await cell
+        await bridge.push(x=1)
+        messages = other.messages()
+        await other.run("")  # they arrive from here on
+        late.set()
+        async with asyncio.timeout(60):
+            async for message in messages:
+                if message.content.get("code") == "x = 'late'":
+                    break
+        await other.run("")
+        assert await bridge.pull("x") == 1
+        await goes_on(bridge)
+
+
 async def test_a_watch_goes_on_over_a_new_connection(tmp_path: Path) -> None:
     """J6. The kernel knows a client by its connection: a watch is told to the kernel again."""
     async with cuttable(tmp_path) as (bridge, cuts):

@@ -143,9 +143,14 @@ class CellGuard:
     def cancel(self, request: str) -> None:
         """Interrupt the code of a cell or of a request, or see to it that it never begins."""
         with self.lock:
-            if self.interrupt(request):
-                return
-            self.withdrawn.append(request)
+            if not self.interrupt(request):
+                self.withdraw(request)
+
+    def withdraw(self, request: str) -> None:
+        """See to it that the code of a cell or of a request never begins, unless it has."""
+        with self.lock:
+            if self.running != request:
+                self.withdrawn.append(request)
 
     # ------------------------------------------------------------ in the main thread
 

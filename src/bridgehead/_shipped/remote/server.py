@@ -89,6 +89,7 @@ class Remote:
             "batch": self.batch,
             "interrupt": self.interrupt,
             "interrupt_cell": self.interrupt_cell,
+            "withdraw": self.withdraw,
             "wake": self.wake,
             "bind": self.operations.bind,
             "fetch": self.operations.fetch,
@@ -387,6 +388,12 @@ class Remote:
             self.transfers.forget(request)
         if self.kernel.guard is not None:
             self.kernel.guard.cancel(request)
+        return {}, []
+
+    def withdraw(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
+        """See to it that a cell never begins, unless it has."""
+        if self.kernel.guard is not None:
+            self.kernel.guard.withdraw(header["request"])
         return {}, []
 
     def wake(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:

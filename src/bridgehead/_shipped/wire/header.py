@@ -254,6 +254,7 @@ OPERATION_FIELDS = {  # required by one operation; not null
     "finish": ("iteration",),
     "map": ("expressions",),
     "cancel": ("request",),
+    "withdraw": ("request",),
     "renew": ("owner", "seen"),
     "close": ("resources",),
     "report": ("owner", "resource", "number", "begun"),
@@ -265,7 +266,9 @@ OPERATION_FIELDS = {  # required by one operation; not null
     "interrupt_cell": ("cell",),
 }
 # The operations that a thread beside the cells serves, even while a cell runs.
-BESIDE_CELLS = ("interrupt_cell", "cancel", "wake", "close", "take", "finish", "report")
+BESIDE_CELLS = (
+    *("interrupt_cell", "cancel", "withdraw", "wake", "close", "take", "finish", "report"),
+)
 BATCHABLE = ("bind", "fetch", "drop", "names", "has")  # the operations that may be in a batch
 
 
