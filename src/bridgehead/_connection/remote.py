@@ -19,7 +19,14 @@ from typing import Any
 
 from bridgehead._connection.subshell import Subshell
 from bridgehead._connection.trust import Trust
-from bridgehead._errors import RESTARTED, KernelRestarted, ProtocolError
+from bridgehead._errors import (
+    RESTARTED,
+    BridgeError,
+    KernelRestarted,
+    ProtocolError,
+    ReplyLost,
+    TransportError,
+)
 from bridgehead._lanes.base import Lane
 from bridgehead._lanes.direct import DirectLane
 from bridgehead._lanes.handshake import Handshake, LaneName
@@ -82,6 +89,8 @@ class Installation:
         self._restart_reported = False  # a caller knows that this kernel is gone
         self._restart_unreported = False  # the installed kernel is a new one, and no caller knows
         self._installing = asyncio.Lock()
+        self._lost_cells: list[str] = []  # to be withdrawn before anything else is sent
+        self._withdrawing = asyncio.Lock()
         self._codec_epoch = ""  # of the remote part that has the data-only codec
 
     @property
@@ -98,11 +107,13 @@ class Installation:
 
     @property
     def is_installed(self) -> bool:
-        """Whether the remote part is installed and the kernel replies, as far as is known."""
+        """Whether the remote part is installed and the kernel replies, as far as is known.
+
+        And no cell of an earlier connection is to be withdrawn.
+        """
         life = self._transport.life
-        return (
-            self.generation == life.generation and not life.is_unresponsive and not self.lane.lost
-        )
+        is_reached = self.is_current and not (life.is_unresponsive or self.lane.lost)
+        return is_reached and not self._lost_cells
 
     @property
     def is_ready(self) -> bool:
@@ -128,12 +139,16 @@ class Installation:
             if lost and epoch not in (None, self._epoch):
                 for listener in list(self._transport.life.listeners.values()):
                     listener.end()
+            if epoch != self._epoch:  # they were for a remote part that is gone
+                self._lost_cells.clear()
             is_same = epoch is None or self._is_same(epoch, process, lost)
             if not (is_same or reported or any_process):
                 raise KernelRestarted(RESTARTED)
         # The caller that was to know it had just given up, or goes on in any process.
         if self._restart_unreported and not any_process:
             raise KernelRestarted(RESTARTED)
+        if self._lost_cells:
+            await self._withdraw_cells()
         return self.lane
 
     async def install(self) -> None:
@@ -230,6 +245,29 @@ class Installation:
         header = _request.header(operation, payload, epoch=self.info.epoch, **fields)
         request = Request(header, payload, limit, trusted=not self._trust.data)
         return await lane.complete(await lane.carry(request))
+
+    async def withdraw(self, cell: str) -> None:
+        """See to it that a cell that was sent never begins, unless it has.
+
+        For a cell whose reply was lost with the connection. The cell may be on its way to the
+        kernel still, and what is sent over the next connection would overtake it. If the kernel
+        does not answer now, ``ready`` asks again.
+        """
+        if self.guards_cells:
+            self._lost_cells.append(cell)
+            with contextlib.suppress(BridgeError):
+                await self._withdraw_cells()
+
+    async def _withdraw_cells(self) -> None:
+        async with self._withdrawing:
+            while self._lost_cells:
+                try:
+                    await self.request_beside("withdraw", request=self._lost_cells[0])
+                except (ReplyLost, TransportError):  # to ask again does no harm
+                    self._transport.life.check_responsive()
+                    await asyncio.sleep(self._transport.timings.ask_again_after)
+                else:
+                    del self._lost_cells[0]
 
     async def request_beside(self, operation: str, **fields: Any) -> Response | None:
         """Send a request that is served while a cell runs; it is one of ``BESIDE_CELLS``.

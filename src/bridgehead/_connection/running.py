@@ -22,7 +22,9 @@ from bridgehead._errors import (
     RESTARTED,
     BridgeError,
     KernelRestarted,
+    KernelUnresponsive,
     NotSupported,
+    ReplyLost,
     RunTimeout,
     TransportError,
     harmless,
@@ -255,14 +257,9 @@ class RunningCell:
                     on_chunk=on_chunk,
                     on_input=None if self._on_input is None else self._asked,
                 )
-            except TransportError:
-                # If it was sent, it may be on its way in the kernel still, where what comes over
-                # the new connection would overtake it.
-                if self.call.request:
-                    with contextlib.suppress(BridgeError):
-                        await connection.remote.request_beside(
-                            "withdraw", request=self.call.request
-                        )
+            except (TransportError, KernelUnresponsive, ReplyLost):
+                if self.call.request:  # what is behind it in the queue waits for this, too
+                    await connection.remote.withdraw(self.call.request)
                 raise
 
         if not self._pull:

@@ -52,7 +52,7 @@ class Transport(ABC):
 
     timings: Timings = Timings()  # of all transports; tests replace it
 
-    # What it can do, and which it is. Once the transport is open, nothing of this changes.
+    # What it can carry, and its identity. Once the transport is open, nothing of this changes.
     capabilities: Capabilities = Capabilities()
     name: str
     own: str = ""  # why the kernel is this program's own, even without a proof; mostly empty

@@ -1,7 +1,8 @@
 """What a transport can carry, which the lanes and the policies above choose by.
 
 Rule: facts, no behaviour. They are frozen: what is chosen when a bridge is opened stays true. A
-transport that learns one while it connects replaces the object before it is open.
+transport that learns one while it connects replaces the object before it is open; ``has_control``
+is the dispatcher's from the beginning, so it is the same for all transports of a class.
 """
 
 from __future__ import annotations

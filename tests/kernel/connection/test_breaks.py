@@ -81,9 +81,10 @@ async def test_a_broken_connection_is_made_again(tmp_path: Path, lane: Any) -> N
         await goes_on(bridge)
 
 
+@pytest.mark.parametrize("down", [False, True], ids=["at once", "later"])
 @pytest.mark.parametrize("lane", LANES)
 async def test_a_cell_that_is_lost_with_its_connection_never_runs_after_later_calls(
-    tmp_path: Path, lane: Any
+    tmp_path: Path, shorten: Callable[..., None], lane: Any, down: bool
 ) -> None:
     """J6. It is on its way for longer than the new connection takes, which later calls use."""
     async with (
@@ -95,10 +96,23 @@ async def test_a_cell_that_is_lost_with_its_connection_never_runs_after_later_ca
         cell = asyncio.ensure_future(bridge.run("x = 'late'"))
         await until(lambda: bridge._transport.dispatcher.queued)
         await asyncio.sleep(0.2)  # so that the proxy has it
-        cuts.cut()
-        with pytest.raises(TransportError, match="broke and was made again; the request may"):
-            await cell
-        await bridge.push(x=1)
+        if down:
+            shorten(reconnect_grace=0.3)
+            await cuts.stop_listening()
+            with pytest.raises(KernelUnresponsive):
+                await cell
+            shorten(reconnect_grace=TRUE.reconnect_grace)
+            await cuts.listen()
+        else:
+            cuts.cut()
+            with pytest.raises(TransportError, match="broke and was made again; the request may"):
+                await cell
+        async with asyncio.timeout(60):
+            while True:
+                with contextlib.suppress(KernelUnresponsive):
+                    await bridge.push(x=1)
+                    break
+                await asyncio.sleep(0.05)
         messages = other.messages()
         await other.run("")  # they arrive from here on
         late.set()

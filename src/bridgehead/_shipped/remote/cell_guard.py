@@ -94,8 +94,8 @@ class CellGuard:
         self.thread: Any = threading.main_thread().ident
         self.lock = RLock()  # a signal handler of the user's may run a cell, at any line below
         self.running = ""  # the id of the cell's message, or of the request, whose code runs
-        # Ids of what was cancelled and had not begun; what had ended already is among them.
-        self.withdrawn: deque[str] = deque(maxlen=WITHDRAWN)
+        self.begun: deque[str] = deque(maxlen=WITHDRAWN)  # ids of what has begun, most of it ended
+        self.withdrawn: deque[str] = deque(maxlen=WITHDRAWN)  # ids of what is never to begin
         self.sent = 0.0  # when a signal was sent that may not have taken effect yet; 0 is never
         self.looked = True  # Python has looked at its signals since SIGURG was asked for
         self.urging = False  # a thread sends SIGURG
@@ -149,7 +149,7 @@ class CellGuard:
     def withdraw(self, request: str) -> None:
         """See to it that the code of a cell or of a request never begins, unless it has."""
         with self.lock:
-            if self.running != request:
+            if request not in self.begun:
                 self.withdrawn.append(request)
 
     # ------------------------------------------------------------ in the main thread
@@ -194,10 +194,11 @@ class CellGuard:
         """Note whose code begins; raise ``KeyboardInterrupt`` if it was cancelled before."""
         with self.lock:
             if identity in self.withdrawn:
-                raise KeyboardInterrupt("cancelled before it began")
+                raise KeyboardInterrupt("withdrawn before it began")
             if signal.getsignal(_SIGURG) == signal.SIG_DFL:
                 signal.signal(_SIGURG, self.look)
             self.running = identity
+            self.begun.append(identity)
 
     def end(self, outer: str) -> None:
         """End the code: no signal is sent for it any more, and none is on its way afterwards.
@@ -267,7 +268,10 @@ def call_soon(shell: Any, function: Callable[[], object]) -> bool:
 
 def ask_whole(kernel: Any) -> None:
     """Have a kernel send each question for input whole, or not at all, whatever interrupts it."""
-    original, questions = kernel.session.send, kernel.stdin_socket
+    session, questions = kernel.session, getattr(kernel, "stdin_socket", None)
+    if session is None or questions is None:
+        return
+    original = session.send
 
     def send(stream: Any, *args: Any, **kwargs: Any) -> Any:
         if stream is not questions:
@@ -275,7 +279,7 @@ def ask_whole(kernel: Any) -> None:
         with Uninterrupted():
             return original(stream, *args, **kwargs)
 
-    kernel.session.send = send
+    session.send = send
 
 
 def cell_guard(shell: Any, at_end: Callable[[Any], object]) -> CellGuard | None:

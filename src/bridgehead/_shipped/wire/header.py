@@ -267,8 +267,8 @@ OPERATION_FIELDS = {  # required by one operation; not null
 }
 # The operations that a thread beside the cells serves, even while a cell runs.
 BESIDE_CELLS = (
-    *("interrupt_cell", "cancel", "withdraw", "wake", "close", "take", "finish", "report"),
-)
+    "interrupt_cell", "cancel", "withdraw", "wake", "close", "take", "finish", "report",
+)  # fmt: skip
 BATCHABLE = ("bind", "fetch", "drop", "names", "has")  # the operations that may be in a batch
 
 
