@@ -50,6 +50,7 @@ from bridgehead._transports.dispatch import Reconnected
 
 log = logging.getLogger("bridgehead")
 LOST = -1  # the generation of a remote part that is not installed (any more)
+ATTEMPTS = 3  # to have one cell withdrawn, each over a connection that breaks or loses a reply
 
 
 class Installation:
@@ -261,13 +262,16 @@ class Installation:
     async def _withdraw_cells(self) -> None:
         async with self._withdrawing:
             while self._lost_cells:
-                try:
-                    await self.request_beside("withdraw", request=self._lost_cells[0])
-                except (ReplyLost, TransportError):  # to ask again does no harm
-                    self._transport.life.check_responsive()
-                    await asyncio.sleep(self._transport.timings.ask_again_after)
-                else:
-                    del self._lost_cells[0]
+                cell = self._lost_cells[0]
+                for _ in range(ATTEMPTS):  # to ask again does no harm
+                    try:
+                        await self.request_beside("withdraw", request=cell)
+                        break
+                    except (ReplyLost, TransportError):
+                        self._transport.life.check_responsive()
+                        await asyncio.sleep(self._transport.timings.ask_again_after)
+                with contextlib.suppress(ValueError):  # another process answers, which has no cell
+                    self._lost_cells.remove(cell)
 
     async def request_beside(self, operation: str, **fields: Any) -> Response | None:
         """Send a request that is served while a cell runs; it is one of ``BESIDE_CELLS``.
