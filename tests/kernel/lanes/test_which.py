@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,8 @@ async def test_the_right_program_is_blamed_for_lost_buffers(
 
     def behind_a_server(self: Any) -> None:
         init(self)
-        self.url, self.binary = "http://h/", binary
+        self.url = "http://h/"
+        self.capabilities = replace(self.capabilities, binary=binary)
         self.kernel_info["implementation"] = kernel
 
     monkeypatch.setattr(LoopbackTransport, "__init__", behind_a_server)
