@@ -6,10 +6,14 @@ shares a kernel within a module gives every test an empty namespace.
 
 from __future__ import annotations
 
+import contextlib
 import gc
+import itertools
 import json
 import os
+import random
 import signal
+import socket
 import sys
 import tempfile
 import tracemalloc
@@ -18,6 +22,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from jupyter_client.connect import LocalPortCache
 from jupyter_client.manager import KernelManager
 from jupyter_client.provisioning import local_provisioner
 
@@ -111,10 +116,34 @@ def jupyter_folders() -> Iterator[Path]:
         # within 0.02 s.
         patch.setattr(KernelManager._async_wait, "__defaults__", (0.01,))
         patch.setattr(KernelManager._async_finish_shutdown, "__defaults__", (None, 0.01, False))
+        patch.setattr(LocalPortCache, "find_available_port", port_finder())
         for name in ("run", "data", "config", "ipython"):
             (root / name).mkdir(mode=0o700)
         yield root
         patch.undo()
+
+
+def port_finder() -> Callable[[LocalPortCache, str], int]:
+    """Return what finds ports for kernels on TCP, which nothing else takes before they listen.
+
+    jupyter_client takes the port that the system would give to the next socket. Until the kernel
+    listens, any connection of another worker may get it; one kernel in some thousands then ended
+    with "Address already in use". These ports the system gives to no socket, and each worker has
+    its own.
+    """
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    ports = list(range(10_000 + 2_000 * (worker % 11), 12_000 + 2_000 * (worker % 11)))
+    random.Random(os.getpid()).shuffle(ports)  # another run of the tests may be at work
+    following = itertools.cycle(ports)
+
+    def find(_: LocalPortCache, ip: str) -> int:
+        for port in following:
+            with socket.socket() as probe, contextlib.suppress(OSError):
+                probe.bind((ip, port))
+                return port
+        raise AssertionError("a cycle has no end")
+
+    return find
 
 
 @pytest.fixture(autouse=True)
