@@ -19,7 +19,7 @@ client's cell behind each (ipykernel 6.31 and 7.4):
   A second signal cuts it, and Python then looks at both.
 - A signal that comes while ipykernel sends a question for input may leave half of it on the socket.
   The next question is then its other half, and no client can read it: of the cells that asked
-  again after an interrupt, about one in 70 hung in ``input()``.
+  again after an interrupt, about one in 60 hung in ``input()``.
 
 Laws of the guard:
 
