@@ -33,6 +33,7 @@ from bridgehead._transports.timings import Timings
 from support import objects
 from support.elsewhere import Elsewhere
 from support.forked_kernels import KernelForker
+from support.kit import MESSAGES
 from support.servers import Wire, serving
 
 HERE = Path(__file__).parent
@@ -132,16 +133,17 @@ def port_finder() -> Callable[[LocalPortCache, str], int]:
     its own.
     """
     worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
-    ports = list(range(10_000 + 2_000 * (worker % 11), 12_000 + 2_000 * (worker % 11)))
+    first = 10_000 + 2_000 * (worker % 11)
+    ports = list(range(first, first + 2_000))
     random.Random(os.getpid()).shuffle(ports)  # another run of the tests may be at work
     following = itertools.cycle(ports)
 
     def find(_: LocalPortCache, ip: str) -> int:
-        for port in following:
+        while True:
+            port = next(following)
             with socket.socket() as probe, contextlib.suppress(OSError):
                 probe.bind((ip, port))
                 return port
-        raise AssertionError("a cycle has no end")
 
     return find
 
@@ -288,7 +290,7 @@ EVERYWHERE = [
 ]
 
 
-IN_MESSAGES = {"buffers", "inline", "live-buffers", "live-inline"}
+IN_MESSAGES = {*MESSAGES, *(f"live-{lane}" for lane in MESSAGES)}
 
 
 @pytest.fixture(scope="module", params=EVERYWHERE)

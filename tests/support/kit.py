@@ -33,8 +33,6 @@ from bridgehead import Bridge, KernelRestarted, RemoteError, SyncBridge
 
 LANES: list[Any] = ["direct", "buffers", "inline"]
 MESSAGES: list[Any] = ["buffers", "inline"]  # the lanes that send frames in messages
-# The same for tests of several seconds: the default run has one of them.
-ONE_OF_MESSAGES: list[Any] = ["buffers", pytest.param("inline", marks=pytest.mark.slow)]
 Parts = list[bytes]
 DELIMITER, SIGNATURE, HEADER, PARENT, METADATA, CONTENT, BUFFERS = range(7)
 

@@ -24,9 +24,7 @@ def under_uvloop(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
         runner.run(work())
 
 
-@pytest.mark.parametrize(
-    "lane", ["direct", *(pytest.param(one, marks=pytest.mark.slow) for one in MESSAGES)]
-)
+@pytest.mark.parametrize("lane", ["direct", *MESSAGES])
 def test_objects_cross_under_uvloop(lane: LaneName) -> None:
     array = np.arange(1_000_000)
 

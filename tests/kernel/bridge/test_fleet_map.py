@@ -348,7 +348,7 @@ def held_in() -> tuple[Callable[..., Any], Callable[..., Any]]:
     return hold, hold_async
 
 
-@pytest.mark.parametrize("lane", ["direct", pytest.param("buffers", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("lane", ["direct", "buffers"])
 @pytest.mark.parametrize("function", held_in())
 async def test_what_is_at_work_fails_if_another_bridge_restarts_the_kernel(
     function: Any, lane: Any, tmp_path: Path
@@ -375,7 +375,7 @@ async def test_what_is_at_work_fails_if_another_bridge_restarts_the_kernel(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lane", ["direct", pytest.param("buffers", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("lane", ["direct", "buffers"])
 @pytest.mark.parametrize("function", held_in())
 async def test_a_restart_that_a_map_goes_on_after_is_reported_by_the_next_call(
     function: Any, lane: Any, tmp_path: Path

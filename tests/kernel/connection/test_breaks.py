@@ -327,9 +327,7 @@ asyncio.run(main({"lane": sys.argv[1]}))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "lane", ["direct", *(pytest.param(x, marks=pytest.mark.slow) for x in MESSAGES)]
-)
+@pytest.mark.parametrize("lane", ["direct", *MESSAGES])
 async def test_a_client_without_memory_reports_no_death(lane: str) -> None:
     """J6. What the kernel sends does not fit into the memory that this process may use."""
     command = (sys.executable, "-c", OUT_OF_MEMORY, lane)

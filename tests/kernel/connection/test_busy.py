@@ -31,7 +31,6 @@ from support.elsewhere import MAJORS
 from support.faults import CallsInKernel
 from support.kit import (
     LANES,
-    MESSAGES,
     Other,
     all_of,
     at_work,
@@ -156,14 +155,9 @@ async def test_thousands_of_pushes_to_a_stopped_kernel_do_not_block_the_event_lo
         assert all(namespace[name] == name[1:] or name in ("x", "y") for name in namespace)
 
 
-# Beside a busy loop, a message takes seconds: the default run has one lane of that.
 @pytest.mark.parametrize(
     ("cell", "lane"),
-    [
-        *(("sleep", lane) for lane in LANES),
-        ("busy-loop", "direct"),
-        *(pytest.param("busy-loop", lane, marks=pytest.mark.slow) for lane in MESSAGES),
-    ],
+    [(cell, lane) for cell in ("sleep", "busy-loop") for lane in LANES],
 )
 async def test_a_subshell_answers_while_the_main_shell_runs(
     kernel: Bridge, cell: str, lane: Any, tmp_path: Path

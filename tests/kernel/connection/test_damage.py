@@ -36,7 +36,6 @@ from support.kit import (
     HEADER,
     LANES,
     MESSAGES,
-    ONE_OF_MESSAGES,
     Parts,
     Wire,
     all_of,
@@ -243,7 +242,7 @@ async def test_truncated_base64_is_refused(kernel: Bridge, tmp_path: Path, how: 
         assert await bridge.pull("values") == values
 
 
-@pytest.mark.parametrize("lane", ONE_OF_MESSAGES)
+@pytest.mark.parametrize("lane", MESSAGES)
 @pytest.mark.slow
 async def test_an_array_that_changes_during_a_push_arrives_whole_or_not_at_all(
     kernel: Bridge, tmp_path: Path, lane: Any

@@ -479,7 +479,7 @@ async def test_a_handoff_cancelled_at_any_instant_leaves_nothing(lane: Any) -> N
 
 
 @pytest.mark.parametrize("which", ["source", "target"])
-@pytest.mark.parametrize("lane", ["direct", pytest.param("buffers", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("lane", ["direct", "buffers"])
 async def test_a_kernel_that_is_killed_during_a_handoff_is_reported(lane: Any, which: str) -> None:
     async with Bridge.launch(lane=lane) as source, Bridge.launch(lane=lane) as target:
         dying, living = (source, target) if which == "source" else (target, source)

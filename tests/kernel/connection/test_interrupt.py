@@ -23,7 +23,7 @@ from bridgehead import Bridge, RemoteError, ReplyLost
 from support.elsewhere import MAJORS
 from support.faults import BIG, RaisesInKernel
 from support.kit import (
-    ONE_OF_MESSAGES,
+    MESSAGES,
     all_of,
     at_work,
     file_of,
@@ -86,7 +86,7 @@ def was_interrupted(outcome: Any) -> bool:
     return True
 
 
-@pytest.mark.parametrize("lane", ONE_OF_MESSAGES)
+@pytest.mark.parametrize("lane", MESSAGES)
 @pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
 @pytest.mark.slow
 async def test_an_interrupt_during_a_large_push_is_reported(kernel_name: str, lane: Any) -> None:
@@ -109,7 +109,7 @@ async def test_an_interrupt_during_a_large_push_is_reported(kernel_name: str, la
             assert await bridge.pull("blob.nbytes, set(blob[::512])") == (BIG[lane], {held})
 
 
-@pytest.mark.parametrize("lane", ONE_OF_MESSAGES)
+@pytest.mark.parametrize("lane", MESSAGES)
 @pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
 @pytest.mark.slow
 async def test_an_interrupt_during_a_large_pull_is_reported(kernel_name: str, lane: Any) -> None:

@@ -224,7 +224,7 @@ async def test_a_cell_that_has_ended_is_not_interrupted(
         await goes_on(bridge)
 
 
-@pytest.mark.parametrize("lane", ["direct", pytest.param("buffers", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("lane", ["direct", "buffers"])
 @pytest.mark.parametrize("cell", ["import time; time.sleep(0.001)", "await asyncio.sleep(0.001)"])
 async def test_an_interrupt_at_the_end_of_a_cell_never_hits_the_next_one(
     kernel: Bridge, cell: str, lane: Any

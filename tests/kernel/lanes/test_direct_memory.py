@@ -559,7 +559,6 @@ async def test_an_idle_kernel_gets_its_memory_back(direct: Bridge) -> None:
     await direct.delete("big")
 
 
-@pytest.mark.slow
 async def test_one_pull_with_trust_data_returns_private_memory(direct: Bridge) -> None:
     """The bridge trusts the kernel; the values are large, small, bound, and computed."""
     await direct.run("import numpy; big, little = numpy.ones(1_000_000), numpy.ones(3)")

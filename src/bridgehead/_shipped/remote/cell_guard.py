@@ -60,7 +60,7 @@ APART = 0.05
 URGED_AGAIN, URGED_AT_MOST = 0.001, 1.0
 WITHDRAWN = 1000
 staged: dict[str, Any] = {}  # what was sent for cells that have not begun; see ``staging``
-begun: deque[str] = deque(maxlen=WITHDRAWN)  # ids of what cells have taken
+taken_stages: deque[str] = deque(maxlen=WITHDRAWN)  # ids of what cells have taken
 
 
 class Uninterrupted:
@@ -228,14 +228,14 @@ def taken(shell: Any, message: Any, stages: dict[str, Any]) -> Iterator[None]:
     # By the name of the module, which is another one in each version of bridgehead. The guards of
     # two versions see each cell.
     wanted = (message.get("content") or {}).get(__name__)
-    if wanted is None or wanted in begun:
+    if wanted is None or wanted in taken_stages:
         yield
         return
     stage = stages.get(str(wanted))
     if stage is None or stage.shell is not shell:
         text = "what was sent for this cell is not in the kernel any more; the cell did not run"
         raise NotTaken(RuntimeError(text))
-    begun.append(wanted)
+    taken_stages.append(wanted)
     try:
         stage.begin(message["header"]["msg_id"])
     except Exception as error:

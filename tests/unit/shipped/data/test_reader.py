@@ -43,7 +43,7 @@ from support.data import (
     sent,
     text,
 )
-from support.elsewhere import pythons
+from support.elsewhere import Python, pythons
 
 # ---------------------------------------------------------------- hostile pickles
 
@@ -589,27 +589,27 @@ print(json.dumps([kinds, frames[0].decode("latin-1")]))
 BARE_HOSTILE = {name: raw for name, raw in MALFORMED.items() if isinstance(raw, bytes)}
 
 
-def test_the_codec_works_in_each_bare_python() -> None:
+@pytest.mark.parametrize("python", pythons(), ids=str)
+def test_the_codec_works_in_a_bare_python(python: Python) -> None:
     modules = (_errors, _frames, _names, _classes, _libraries, _large, _pickling)
     shared = [Path(module.__file__).read_text("utf-8") for module in modules]
     sources = [*shared, *(str(frame, "utf-8") for frame in _bootstrap.codec_sources())]
     hostile = [raw for raw, _ in GADGETS.values()] + list(BARE_HOSTILE.values())
     name = "_bridgehead_0123456789ab"
     request = json.dumps([name, sources, [raw.decode("latin-1") for raw in hostile], str(TRACE)])
-    for python in pythons():
-        ran = subprocess.run(
-            [python.path, "-I", "-S", "-c", BARE_CODEC],
-            input=request,
-            capture_output=True,
-            text=True,
-            timeout=300,
-        )
-        assert ran.returncode == 0, f"{python}: {ran.stderr}"
-        kinds, frame = json.loads(ran.stdout)
-        assert kinds[: len(GADGETS)] == ["untrusted"] * len(GADGETS)
-        assert set(kinds[len(GADGETS) : -1]) <= {"protocol", "missing"}
-        assert kinds[-1] == "builtins.builtin_function_or_method is not data (at [0])"
-        # A frame that another Python wrote, under the name of the module there, is decoded here.
-        got = decode_data([frame.encode("latin-1")])
-        assert got[2] == 2**70
-        assert got[20] == decimal.Decimal("1.50")
+    ran = subprocess.run(
+        [python.path, "-I", "-S", "-c", BARE_CODEC],
+        input=request,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert ran.returncode == 0, ran.stderr
+    kinds, frame = json.loads(ran.stdout)
+    assert kinds[: len(GADGETS)] == ["untrusted"] * len(GADGETS)
+    assert set(kinds[len(GADGETS) : -1]) <= {"protocol", "missing"}
+    assert kinds[-1] == "builtins.builtin_function_or_method is not data (at [0])"
+    # A frame that another Python wrote, under the name of the module there, is decoded here.
+    got = decode_data([frame.encode("latin-1")])
+    assert got[2] == 2**70
+    assert got[20] == decimal.Decimal("1.50")
