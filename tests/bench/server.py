@@ -22,7 +22,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from bridgehead import Bridge
 from bridgehead._transports.subprotocols import BINARY, V1
-from bridgehead._transports.websocket import CHUNK, CHUNK_BACK
+from bridgehead._transports.websocket import CHUNK
 from tests.bench.targets import Reached
 from tests.support.servers import TOKEN, free_port, on, serving
 
@@ -45,12 +45,11 @@ asyncio.run(main())
 
 async def measure(wanted: argparse.Namespace) -> list[Reached]:
     array = np.random.default_rng(1).integers(0, 255, NBYTES, dtype=np.uint8)
-    bare, bare_back, push, pull, cell, small = [], [], [], [], [], []
+    bare, push, pull, cell, small = [], [], [], [], []
     async with _echo() as echo, serving() as url, on(url, trust="pickle") as bridge:
         await bridge.push(x=array)
         for _ in range(ROUNDS):
             bare.append(await _timed(_echoed(echo, CHUNK)))
-            bare_back.append(await _timed(_echoed(echo, CHUNK_BACK)))
             push.append(await _timed(bridge.push(x=array)))
             pull.append(await _timed(bridge.pull("x")))
         async with _websocket(bridge) as socket:
@@ -59,8 +58,7 @@ async def measure(wanted: argparse.Namespace) -> list[Reached]:
                 small.append(await _timed(bridge.push(n=n)))
     return [
         _figure("256 MB push, server / bare websocket", push, bare),
-        _figure("256 MB pull, server / bare websocket", pull, bare_back),
-        _figure("256 MB pull, server / bare websocket, 8 MiB chunks", pull, bare),
+        _figure("256 MB pull, server / bare websocket", pull, bare),
         _figure("int push, server / empty cell over its websocket", small, cell),
     ]
 

@@ -415,6 +415,7 @@ async def _in_flight(jobs: Iterable[Coroutine[Any, Any, None]]) -> None:
     try:
         for job in jobs:
             running.add(asyncio.create_task(job))
+            await asyncio.sleep(0)  # the loop takes other turns between the messages of two chunks
             if len(running) >= CHUNKS_IN_FLIGHT:
                 done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 _raise_first(done)

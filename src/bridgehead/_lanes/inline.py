@@ -23,7 +23,7 @@ class InlineLane(Lane):
     """Carry frames as base64 in both directions."""
 
     name = "inline"
-    chunk = 4 << 20  # bytes; 5.6 MB of base64, below the 6 MiB that survive every server
+    chunk = 1 << 20  # bytes; in larger ones the event loop stops for longer, and is no faster
     reply_chunk = chunk
 
     def write(

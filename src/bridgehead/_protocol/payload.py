@@ -33,7 +33,7 @@ from bridgehead._shipped.wire.frames import digest
 from bridgehead._shipped.wire.header import PYTHON
 from bridgehead._shipped.wire.segments import Segment
 
-TWO_THREADS = 4 * LEAF  # bytes from which on two threads compute the digest
+TWO_THREADS = 16 << 20  # bytes from which on two threads compute the digest
 
 
 @dataclass(slots=True, eq=False)  # making a frozen one takes five times as long

@@ -35,7 +35,7 @@ from bridgehead._shipped.wire.errors import TooLarge, WireError
 from bridgehead._shipped.wire.header import MAX_NAMES, MIME, ResponseHeader, fits, kinds
 from bridgehead._shipped.wire.transfer import CompleteTransfer, Inbox
 
-# Characters of a response header. The inline lane puts a chunk in it, 6 MiB in base64; a list of
+# Characters of a response header. The inline lane puts a chunk in it, 1.4 MB of base64; a list of
 # 100,000 names takes 10 MB.
 HEADER_LIMIT = 1 << 25
 MAX_PREVIEW = 200  # characters

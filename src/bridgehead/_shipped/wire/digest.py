@@ -16,7 +16,7 @@ from zlib import crc32
 
 Buffer = Union[bytes, bytearray, memoryview]
 
-LEAF = 4 << 20  # bytes of the stream for each value of a digest; a chunk is a multiple of it
+LEAF = 1 << 20  # bytes of the stream for each value of a digest; a chunk is a multiple of it
 ROW = 1024  # words of 8 bytes in each row that ``_sums`` adds up
 WORD = (1 << 64) - 1
 
