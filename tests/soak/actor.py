@@ -272,6 +272,9 @@ class Actor:
         self.reports += 1
 
     def _settle(self, calls: tuple[Call, ...], *, elsewhere: bool) -> None:
+        if self.served:  # also of a cell whose caller gave up a moment before the kernel was lost
+            open_ends = [call for call in calls if call.is_cell and (call.lost or call.ran is None)]
+            self._held += [(time.monotonic(), call.changes) for call in open_ends]
         lost = any(call.lost for call in calls)
         if not lost and not elsewhere:
             for call in calls:
@@ -279,9 +282,6 @@ class Actor:
             return
         if lost:
             self._lost()
-        if self.served:
-            held = [call for call in calls if call.lost and call.is_cell]
-            self._held += [(time.monotonic(), call.changes) for call in held]
         self._clear()
         # Those that succeeded may have run before or after the loss.
         for call in calls:
