@@ -27,7 +27,7 @@ from bridgehead._errors import (
 from bridgehead._protocol.raising import too_large
 from bridgehead._shipped import reducers as _reducers  # noqa: F401 - they fill a table
 from bridgehead._shipped.wire import pickling
-from bridgehead._shipped.wire.digest import LEAF, Buffer
+from bridgehead._shipped.wire.digest import Buffer
 from bridgehead._shipped.wire.errors import TooLarge, WireError
 from bridgehead._shipped.wire.frames import digest
 from bridgehead._shipped.wire.header import PYTHON

@@ -93,9 +93,7 @@ class WebsocketTransport(Transport):
 
     name = "websocket"
     no_proof = "the kernel is behind a server"  # which may run on another machine
-    capabilities = Capabilities(
-        direct=False, resumable=True, max_send=CHUNK, max_receive=CHUNK
-    )
+    capabilities = Capabilities(direct=False, resumable=True, max_send=CHUNK, max_receive=CHUNK)
 
     def __init__(self, rest: Rest, kernel_id: str, *, owned: bool) -> None:
         super().__init__()
