@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 
-from bridgehead import Bridge, KernelDied, KernelRestarted, NameNotFound
+from bridgehead import Bridge, KernelDied, KernelRestarted, KernelUnresponsive, NameNotFound
+from bridgehead._transports.timings import Timings
 from support.kit import all_of, goes_on, reported_within, until
 from support.servers import GATEWAY, SERVER, Other, Wire, on, processes, serving
 
@@ -102,6 +103,27 @@ async def test_nothing_that_waits_runs_in_another_process(
         assert "old" not in (names := await names_in(server, bridge))
         assert "landed" not in names
         await until_it_works(bridge)
+
+
+async def test_a_kernel_that_is_stopped_when_the_connection_breaks_is_unresponsive(
+    wired: tuple[Bridge, Wire, str], shorten: Callable[..., None]
+) -> None:
+    """J4. It cannot say over the new connection which process answers."""
+    bridge, wire, server = wired
+    await bridge.push(x=1)
+    shorten(lost_after=1.0)
+    os.kill(bridge.info.pid, signal.SIGSTOP)
+    try:
+        wire.cut()
+        async with reported_within(60):
+            outcomes = await all_of(bridge.run("x = 2"), bridge.pull("x"), bridge.exists("x"))
+        assert {type(outcome) for outcome in outcomes} == {KernelUnresponsive}
+    finally:
+        os.kill(bridge.info.pid, signal.SIGCONT)
+    shorten(lost_after=Timings().lost_after)
+    await until(lambda: not bridge._transport.life.is_unresponsive)
+    assert await bridge.pull("x") == 1
+    assert await names_in(server, bridge) == ["x"]
 
 
 async def test_a_kernel_that_is_deleted_meanwhile_is_reported(

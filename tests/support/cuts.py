@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import json
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -30,8 +30,9 @@ CHANNELS = {name: f"{name}_port" for name in ("shell", "control", "iopub", "stdi
 class Cuts:
     """A proxy between a bridge and the ports of a manager's kernel.
 
-    ``is_down`` aborts new connections, ``holds`` accepts them and passes nothing on. ``rate`` is
-    the bytes in a second that each connection carries; 0 does not limit them.
+    ``is_down`` aborts new connections. Those of the channels in ``holds`` are accepted, and nothing
+    is passed on. ``rate`` is the bytes in a second that each connection carries; 0 does not limit
+    them.
     """
 
     def __init__(self, manager: AsyncKernelManager, folder: Path) -> None:
@@ -39,7 +40,8 @@ class Cuts:
         self.kernel_file = manager.connection_file
         self._info = json.loads(Path(self.kernel_file).read_text())
         self.connection_file = folder / f"cuts-{uuid.uuid4().hex[:8]}.json"
-        self.is_down = self.holds = False
+        self.is_down = False
+        self.holds: Collection[str] = ()
         self.rate = 0
         self.opened = dict.fromkeys(CHANNELS, 0)  # connections
         self._to_bridge: dict[str, set[asyncio.StreamWriter]] = {name: set() for name in CHANNELS}
@@ -111,7 +113,7 @@ class Cuts:
         self._to_bridge[name].add(writer)
         to = None
         try:
-            if self.holds:
+            if name in self.holds:
                 await reader.read()
                 return
             port = self._info[CHANNELS[name]]

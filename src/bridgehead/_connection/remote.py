@@ -128,7 +128,10 @@ class Installation:
             KernelRestarted: the kernel was restarted since the last call, and no call has
                 reported it yet; not with ``any_process``.
         """
-        await self._transport.life.wait_until_responsive()
+        life = self._transport.life
+        if life.is_unresponsive:  # no heartbeat may ask it, nor any request
+            self._transport.spawn(self._transport.dispatcher.seek_sign())
+        await life.wait_until_responsive()
         if self.is_current and self.lane.lost:
             self.generation = LOST
         if not self.is_current:
@@ -247,17 +250,18 @@ class Installation:
         request = Request(header, payload, limit, trusted=not self._trust.data)
         return await lane.complete(await lane.carry(request))
 
-    async def withdraw(self, cell: str) -> None:
+    async def withdraw(self, cell: str, *, now: bool = True) -> None:
         """See to it that a cell that was sent never begins, unless it has.
 
         For a cell whose reply was lost with the connection. The cell may be on its way to the
         kernel still, and what is sent over the next connection would overtake it. If the kernel
-        does not answer now, ``ready`` asks again.
+        does not answer ``now``, ``ready`` asks again.
         """
         if self.guards_cells:
             self._lost_cells.append(cell)
-            with contextlib.suppress(BridgeError):
-                await self._withdraw_cells()
+            if now:
+                with contextlib.suppress(BridgeError):
+                    await self._withdraw_cells()
 
     async def _withdraw_cells(self) -> None:
         async with self._withdrawing:

@@ -257,9 +257,10 @@ class RunningCell:
                     on_chunk=on_chunk,
                     on_input=None if self._on_input is None else self._asked,
                 )
-            except (TransportError, KernelUnresponsive, ReplyLost):
+            except (TransportError, KernelUnresponsive, ReplyLost) as error:
                 if self.call.request:  # what is behind it in the queue waits for this, too
-                    await connection.remote.withdraw(self.call.request)
+                    answers = not isinstance(error, KernelUnresponsive)
+                    await connection.remote.withdraw(self.call.request, now=answers)
                 raise
 
         if not self._pull:

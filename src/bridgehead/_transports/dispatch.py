@@ -30,6 +30,7 @@ from asyncio import FIRST_COMPLETED as FIRST
 from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from bridgehead._errors import (
@@ -199,7 +200,7 @@ class Dispatcher:
         was_sent = False
         while True:
             with self._unsent(), _restarted_meanwhile(was_sent):
-                await slots.acquire()
+                await self._take(slots, generation)
                 try:
                     self._life.check()
                     if generation != self._life.generation:
@@ -244,6 +245,28 @@ class Dispatcher:
             f"{len(self._timings.abort_pauses) + 1} times; it was not executed"
         )
 
+    async def _take(self, slots: asyncio.Semaphore, generation: int) -> None:
+        """Take a slot; raise if the kernel becomes unresponsive, which gives none back.
+
+        A kernel that is lost gives back all slots.
+        """
+        if not slots.locked():
+            await slots.acquire()
+            return
+        taking, lost = asyncio.ensure_future(slots.acquire()), self._life.waiter()
+        try:
+            await asyncio.wait([taking, lost], return_when=FIRST)
+            if not taking.done() and generation == self._life.generation:
+                lost.result()
+            await taking
+        except BaseException:
+            if taking.done() and not taking.cancelled():
+                slots.release()
+            raise
+        finally:
+            taking.cancel()
+            lost.cancel()
+
     @contextlib.contextmanager
     def _unsent(self) -> Iterator[None]:
         """Count a request that waits, for a slot or for the connection, while the block lasts."""
@@ -284,6 +307,12 @@ class Dispatcher:
         finally:
             self.forget(pending.id)
             pending.future.cancel()
+
+    async def seek_sign(self) -> None:
+        """Ask for a sign of life on the control channel, if there is one; return after a while."""
+        if self._has_control:
+            with contextlib.suppress(BridgeError, TimeoutError):
+                await self.control("kernel_info_request", {}, self._timings.silence)
 
     async def answer(self, text: str) -> None:
         """Answer the question for input that the kernel has asked."""
@@ -410,6 +439,7 @@ class Dispatcher:
 
     def received(self, channel: str, message: dict[str, Any]) -> None:
         """Handle one message; the reader of its channel calls this."""
+        self._life.responsive()  # any message is a sign of life, as a beat is
         if channel == "iopub":
             in_subshell = bool(message["parent_header"].get("subshell_id"))
             self._on_iopub(Message.parse(message, self._life.trust), in_subshell)
@@ -566,7 +596,10 @@ class Dispatcher:
                         self.forget(control.pop().id)
                     silent = 0.0 if answered and not self._is_idle(before) else silent + every
                     if silent >= timings.lost_after:
-                        self._fail(before, _no_answer(silent) if answered else _silent(silent))
+                        if answered:
+                            self._fail(before, _no_answer(silent))
+                        else:  # for whatever waits behind these requests, too
+                            self._life.unresponsive(partial(_silent, silent))
                         return
                 pause *= 2
         except BridgeError:

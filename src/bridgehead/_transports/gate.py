@@ -12,6 +12,9 @@ from __future__ import annotations
 
 import asyncio
 
+from bridgehead._errors import KernelUnresponsive
+from bridgehead._transports.state import KernelState
+
 
 class Gate:
     """Which process of a kernel answers, as far as it is known.
@@ -23,7 +26,9 @@ class Gate:
         waiting: ids of messages that were not sent, because the gate is shut.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, life: KernelState) -> None:
+        self._life = life
+        self._deadline: asyncio.TimerHandle | None = None  # of a process that was asked
         self.process: str | None = None
         self.is_open = False
         self.former: set[str] = set()
@@ -38,13 +43,20 @@ class Gate:
         """
         self.is_open = False
         self._questions.clear()
+        self._cancel_deadline()
         if forget and self.process is not None:
             self.former.add(self.process)
             self.process = None
 
     def asked(self, question: str) -> None:
-        """Note that a question was sent, by its message id."""
+        """Note that a question was sent, by its message id.
+
+        If none is answered for ``lost_after``, what waits fails with ``KernelUnresponsive``.
+        """
         self._questions.add(question)
+        if not self.is_open and self._deadline is None:
+            loop = asyncio.get_running_loop()
+            self._deadline = loop.call_later(self._life.timings.lost_after, self._silent)
 
     def counts(self, question: object) -> bool:
         """Return whether an answer to this question shows which process answers now.
@@ -59,6 +71,24 @@ class Gate:
     def open(self, process: str | None) -> None:
         """Let messages pass: this process answers; None for whichever answers first."""
         self.process, self.is_open = process, True
+        self._cancel_deadline()
+        self._life.responsive()
+        self.wake()
+
+    def _cancel_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+    def _silent(self) -> None:
+        self._deadline = None  # the next question sets another one
+        self._life.unresponsive(
+            lambda: KernelUnresponsive(
+                f"for {self._life.timings.lost_after:g} s the kernel has answered nothing on its "
+                "control channel, not even which of its processes answers now; the bridge sends "
+                "nothing to it before it does"
+            )
+        )
         self.wake()
 
     def wake(self) -> None:

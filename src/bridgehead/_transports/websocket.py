@@ -106,7 +106,7 @@ class WebsocketTransport(Transport):
         self._session = uuid.uuid4().hex
         self._subprotocol = BINARY
         self._socket: _CountingConnection | None = None
-        self._gate = Gate()  # also shut while the server starts another process
+        self._gate = Gate(self.life)  # also shut while the server starts another process
         self._asking: asyncio.Task[None] | None = None
         self._restarting = False
 
@@ -252,6 +252,8 @@ class WebsocketTransport(Transport):
         gate = self._gate
         asks = channel == "control" and message["header"]["msg_type"] == "kernel_info_request"
         while (socket := self._socket) is None or not (asks or gate.is_open):
+            if self.life.is_unresponsive and not asks:
+                self.life.check_responsive()
             await gate.wait(identity)
             if generation != self.life.generation:
                 self.life.check()
@@ -458,7 +460,8 @@ class WebsocketTransport(Transport):
         """
         while True:
             await asyncio.sleep(self.timings.beat_every)
-            if not self.has_waiters or self._socket is None or self.life.is_lost:
+            waits = self.has_waiters or self.life.is_unresponsive
+            if not waits or self._socket is None or self.life.is_lost:
                 continue
             with contextlib.suppress(TimeoutError, BridgeError):
                 await self.dispatcher.control("kernel_info_request", {}, self.timings.beat_every)

@@ -464,7 +464,6 @@ class ZmqTransport(Transport):
 
     def _received(self, channel: str, message: dict[str, Any]) -> None:
         header = message["header"]
-        self.life.responsive()  # any message is a sign of life, as a beat is
         if channel == "iopub":
             self._iopub_seen.set()
             self._silent_since = None

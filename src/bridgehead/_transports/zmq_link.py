@@ -74,7 +74,7 @@ class Link:
     def __init__(self, transport: LinkedTransport) -> None:
         self._transport = transport
         self.down = asyncio.Event()
-        self.gate = Gate()
+        self.gate = Gate(transport.life)
         self.restarting = False
         self._monitor: Any = None
         self._refused = 0  # failed handshakes in a row

@@ -30,7 +30,7 @@ from bridgehead import (
     TransportError,
 )
 from bridgehead._transports.timings import Timings
-from support.cuts import Cuts, cuttable, managed
+from support.cuts import CHANNELS, Cuts, cuttable, managed
 from support.kit import MESSAGES, all_of, file_of, goes_on, reported_within, stopped, until
 from support.look import look
 
@@ -180,7 +180,7 @@ async def test_a_connection_that_stays_down_is_no_death(
     """J6. No connection for seconds, but the process runs: KernelUnresponsive, then all goes on."""
     async with cuttable(tmp_path, lane="buffers") as (bridge, cuts):
         await bridge.push(x=1)
-        cuts.is_down, cuts.holds = how == "aborted", how == "held"
+        cuts.is_down, cuts.holds = how == "aborted", CHANNELS if how == "held" else ()
         await (cuts.stop_listening() if how == "refused" else asyncio.sleep(0))
         shorten(reconnect_grace=0.3, silence=1.0)
         cuts.cut()
@@ -194,7 +194,7 @@ async def test_a_connection_that_stays_down_is_no_death(
             with pytest.raises(KernelUnresponsive):
                 await bridge.pull("x")
         shorten(reconnect_grace=TRUE.reconnect_grace, silence=TRUE.silence)
-        cuts.is_down = cuts.holds = False
+        cuts.is_down, cuts.holds = False, ()
         await (cuts.listen() if how == "refused" else asyncio.sleep(0))
         cuts.cut()
         await calls_go_on(bridge)
@@ -404,13 +404,13 @@ async def test_a_kernel_of_another_pid_namespace_is_not_looked_at(
     async with cuttable(tmp_path, name, lane="buffers") as (bridge, cuts):
         assert bridge.info.pid == 1
         await bridge.push(x=1)
-        cuts.holds = True
+        cuts.holds = CHANNELS
         shorten(reconnect_grace=0.3)
         cuts.cut()
         with pytest.raises(KernelUnresponsive, match="nothing shows that its process has ended"):
             await bridge.pull("x")
         shorten(reconnect_grace=TRUE.reconnect_grace)
-        cuts.holds = False
+        cuts.holds = ()
         cuts.cut()
         await calls_go_on(bridge)
         await cuts.stop_listening()
@@ -620,3 +620,23 @@ async def test_nothing_is_sent_to_a_process_that_does_not_answer(tmp_path: Path)
             assert {type(one) for one in outcomes} == {KernelUnresponsive}
         await calls_go_on(bridge)
         assert await look(cuts.kernel_file) == {}
+
+
+async def test_a_kernel_that_never_says_which_process_answers_is_unresponsive(
+    tmp_path: Path, shorten: Callable[..., None]
+) -> None:
+    """J4. The connection is back, the heartbeat is answered, and the control channel is silent."""
+    async with cuttable(tmp_path, lane="buffers") as (bridge, cuts):
+        await bridge.push(x=1)
+        await until(lambda: bridge._transport.has_pulse)
+        shorten(lost_after=0.5)
+        cuts.holds = ("control",)
+        cuts.cut()
+        async with reported_within(20):
+            outcomes = await all_of(bridge.run("x = 2"), bridge.pull("x"), bridge.exists("x"))
+        assert {type(outcome) for outcome in outcomes} == {KernelUnresponsive}
+        shorten(lost_after=TRUE.lost_after)
+        cuts.holds = ()
+        cuts.cut()
+        await calls_go_on(bridge)
+        assert await look(cuts.kernel_file) == {"x": "1"}

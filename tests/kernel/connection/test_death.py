@@ -29,6 +29,7 @@ from jupyter_client.manager import AsyncKernelManager
 from traitlets.config import Config
 
 from bridgehead import Bridge, KernelDied, KernelNotFound, KernelRestarted, KernelUnresponsive
+from bridgehead._transports.dispatch import WINDOW
 from bridgehead._transports.timings import Timings
 from support.elsewhere import MAJORS
 from support.faults import CallsInKernel
@@ -195,6 +196,26 @@ async def test_a_stopped_kernel_is_reported_and_recovers(
         assert await look(file_of(live)) == {"x": "'before'"}
         for bridge in bridges:
             await goes_on(bridge)
+
+
+async def test_calls_beyond_the_window_end_with_a_stopped_kernel(
+    live: Bridge, shorten: Callable[..., None]
+) -> None:
+    """A3. An unresponsive kernel replies to none of the 32 in flight; what waits behind them."""
+    async with Bridge.attach(file_of(live), lane="buffers") as bridge:
+        assert await bridge.pull("1 + 1", now=True) == 2
+        await until(lambda: bridge._transport.has_pulse)
+        true = Timings()
+        shorten(silence=1.0, beat_every=0.25)
+        with stopped(live):
+            async with reported_within(20):
+                outcomes = await all_of(*(bridge.pull("1 + 1", now=True) for _ in range(40)))
+        shorten(silence=true.silence, beat_every=true.beat_every)
+        assert {type(outcome) for outcome in outcomes} == {KernelUnresponsive}
+        await goes_on(bridge)
+        slots = bridge._transport.dispatcher._subshell_slots
+        await until(lambda: slots._value == WINDOW)
+    await goes_on(live)
 
 
 async def test_a_kernel_that_is_stopped_briefly_loses_no_call(live: Bridge) -> None:

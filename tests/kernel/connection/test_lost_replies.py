@@ -47,6 +47,14 @@ class Full:
     def flush(self): raise OSError(28, "No space left on device")
 sys.stdout = Full()
 """,
+    "metaclass": """
+import sys
+class Odd(type):
+    def __getattribute__(cls, name): raise RuntimeError(name)
+class Log(metaclass=Odd):
+    def write(self, text): pass
+sys.stdout = Log()
+""",
 }
 REPAIR = "import sys\nsys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__"
 

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
+
+from bridgehead import KernelUnresponsive
 from bridgehead._transports.gate import Gate
+from bridgehead._transports.state import KernelState
+from bridgehead._transports.timings import Timings
 
 
 async def test_only_an_answer_to_a_question_since_the_break_counts() -> None:
     """J4. A server keeps the answers of the old process, and gives them to the next connection."""
-    gate = Gate()
+    gate = Gate(KernelState(Timings()))
     gate.asked("before")
     gate.shut()
     assert not gate.counts("before")
@@ -21,7 +26,7 @@ async def test_only_an_answer_to_a_question_since_the_break_counts() -> None:
 
 
 async def test_what_waits_looks_again_at_each_change() -> None:
-    gate = Gate()
+    gate = Gate(KernelState(Timings()))
     looked = []
 
     async def sender() -> None:
@@ -43,3 +48,25 @@ async def test_what_waits_looks_again_at_each_change() -> None:
     assert (gate.is_open, gate.process) == (False, "process")
     gate.shut(forget=True)
     assert gate.process is None
+
+
+async def test_what_waits_fails_if_no_question_is_answered() -> None:
+    life = KernelState(Timings(lost_after=0.01))
+    gate = Gate(life)
+    waiter = life.waiter()
+    gate.asked("question")
+    with pytest.raises(KernelUnresponsive, match="which of its processes answers"):
+        await waiter
+    assert life.is_unresponsive
+    gate.open("process")
+    life.check_responsive()
+
+
+async def test_a_question_that_is_answered_sets_no_deadline() -> None:
+    life = KernelState(Timings(lost_after=0.01))
+    gate = Gate(life)
+    gate.asked("question")
+    gate.open("process")
+    gate.asked("another")
+    await asyncio.sleep(0.05)
+    assert not life.is_unresponsive

@@ -91,8 +91,15 @@ def replace_missing_streams(shell: Any) -> None:
             setattr(sys, name, StandIn(stream))
 
 
+def _is_of_ipykernel(stream: Any) -> bool:
+    try:
+        return bool(type(stream).__module__ == "ipykernel.iostream")
+    except Exception:  # of a metaclass
+        return False
+
+
 def _can_be_watched(stream: Any) -> bool:
-    if type(stream).__module__ == "ipykernel.iostream":
+    if _is_of_ipykernel(stream):
         return True
     try:
         stream.write = stream.write  # as IPython leaves it after each cell
@@ -439,7 +446,7 @@ class Kernel:
             stream = getattr(sys, name, None)
             if isinstance(stream, Stream):  # of a request that is served beside this one
                 stream.flushes += 2
-            elif stream is not None and type(stream).__module__ != "ipykernel.iostream":
+            elif stream is not None and not _is_of_ipykernel(stream):
                 try:
                     stream.flush()
                 except Exception:
