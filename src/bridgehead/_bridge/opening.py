@@ -66,7 +66,7 @@ class BridgeBase:
             kernel_name: an installed kernelspec, as listed by ``jupyter kernelspec list``.
             connection_file: where to write the connection file, relative to the current
                 folder; by default in Jupyter's runtime folder, where ``attach`` and ``jupyter
-                console --existing`` find it.
+                console --existing`` find it. The file of a kernel that has ended is replaced.
             env: variables to add to the kernel's environment.
             inherit_env: what of this process's environment the kernel gets: all of it, or with
                 False only PATH, HOME, LANG and TMPDIR, or with a list of names these as well.
@@ -98,7 +98,8 @@ class BridgeBase:
 
         Raises:
             KernelNotFound: there is no such kernelspec, its provisioner is not installed, no
-                connection file can be written, or the kernel does not answer.
+                connection file can be written, the one of ``connection_file`` is of a kernel that
+                runs, or the kernel does not answer.
             KernelDied: the kernel ended at once; says what it last wrote.
             InsecureConnection: as in ``attach``.
             UnsupportedKernel: the kernel is not Python, or evaluates no ``user_expressions``.

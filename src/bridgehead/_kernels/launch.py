@@ -28,7 +28,7 @@ from jupyter_core.paths import jupyter_runtime_dir, secure_write
 from traitlets import TraitError
 
 from bridgehead._errors import KernelNotFound, NotSupported
-from bridgehead._kernels.launch_folder import LaunchFolder, sweep
+from bridgehead._kernels.launch_folder import LaunchFolder, is_of_running_kernel, sweep
 from bridgehead._kernels.security import checked
 from bridgehead._transports.descriptors import LAUNCHED, check_descriptors
 from bridgehead._transports.process import KernelProcess, checked_limits
@@ -257,7 +257,7 @@ def _connection_path(wanted: str | os.PathLike[str] | None) -> tuple[Path, Launc
     What killed programs left there is removed.
 
     Raises:
-        KernelNotFound: no file can be written in that folder.
+        KernelNotFound: no file can be written in that folder, or the file is of a kernel that runs.
     """
     if wanted is not None:
         file = Path(os.path.abspath(wanted))
@@ -270,6 +270,11 @@ def _connection_path(wanted: str | os.PathLike[str] | None) -> tuple[Path, Launc
         if wanted is None:
             os.makedirs(file.parent, mode=0o700, exist_ok=True)
         sweep(file.parent)
+        if is_of_running_kernel(file):  # without its file, no program would find it
+            raise KernelNotFound(
+                f"no kernel was started, because the kernel of the connection file {file} runs, or "
+                "may run; stop that kernel, or choose another file"
+            )
         folder = LaunchFolder(file)
         # As jupyter_client writes the file itself, whose error would name neither folder nor
         # variable: on a disk that is full or read-only, or whose files keep no permissions

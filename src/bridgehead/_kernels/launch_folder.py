@@ -112,6 +112,14 @@ class LaunchFolder:
                 self._file.unlink()
 
 
+def is_of_running_kernel(file: Path) -> bool:
+    """Return whether a kernel listens at the address in a connection file, or may do so."""
+    try:
+        return _answers(read(file, unnoticed=True).info)
+    except (OSError, ValueError):  # there is no such file, or it has no address
+        return False
+
+
 def sweep(parent: str | os.PathLike[str]) -> None:
     """Remove what killed programs of this user left in a folder of connection files."""
     pattern = os.path.join(glob.escape(os.fspath(parent)), f"*{SUFFIX}????????", STARTER)
@@ -135,7 +143,7 @@ def _sweep_one(folder: str, starter: str) -> None:
     with contextlib.suppress(OSError, ValueError):
         content = read(file, unnoticed=True)
         if content.is_own and _belongs(content.info, folder):
-            if content.info.get("transport") != "ipc" and _answers(content.info):
+            if _answers(content.info):
                 return
             os.unlink(file)
     with contextlib.suppress(OSError):
@@ -156,6 +164,8 @@ def _belongs(info: dict[str, Any], folder: str) -> bool:
 def _answers(info: dict[str, Any]) -> bool:
     """Return whether a program listens at the address in a connection file, or may do so."""
     port = info.get("control_port")
+    if info.get("transport") == "ipc":
+        return _listens_at(f"{info.get('ip')}-{port}")
     try:
         ip = str(info.get("ip") or "127.0.0.1")
         address = ip, port if type(port) is int else 0

@@ -168,6 +168,30 @@ async def test_launch_with_a_chosen_connection_file(
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param("kernel.json", id="ipc"),
+        pytest.param(f"{'k' * 100}.json", marks=pytest.mark.slow, id="tcp"),
+    ],
+)
+async def test_the_connection_file_of_a_kernel_that_runs_is_not_replaced(
+    short_path: Path, name: str
+) -> None:
+    file = short_path / name
+    async with Bridge.launch(connection_file=file) as bridge:
+        content = file.read_text()
+        with pytest.raises(KernelNotFound, match=f"kernel of the connection file {file} runs"):
+            await Bridge.launch(connection_file=file)
+        assert file.read_text() == content
+        assert len(os.listdir(short_path)) == 2
+    assert os.listdir(short_path) == []
+    file.write_text(content)
+    async with Bridge.launch(connection_file=file) as bridge:
+        assert file.read_text() != content
+        assert await bridge.pull("1") == 1
+
+
 async def test_a_path_too_long_for_a_socket_falls_back_to_tcp(tmp_path: Path) -> None:
     folder = tmp_path / ("long" * 25)
     folder.mkdir()

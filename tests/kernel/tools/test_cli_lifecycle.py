@@ -175,6 +175,8 @@ def test_several_started_kernels_are_not_confused(
         why = bridgehead(command, JUPYTER_RUNTIME_DIR=str(runtime)).refused(3)
         assert "2 kernels of 'bridgehead start' are running" in why
         assert Path(one).name in why
+    why = bridgehead("start", "--file", one, JUPYTER_RUNTIME_DIR=str(runtime)).refused(3)
+    assert f"the kernel of the connection file {one} runs" in why
     assert not first.has_ended()
     assert not second.has_ended()
     assert bridgehead("stop", "-e", one).code == 0

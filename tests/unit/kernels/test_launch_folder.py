@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from bridgehead._kernels.launch_folder import STARTER, LaunchFolder, sweep
+from bridgehead._kernels.launch_folder import STARTER, LaunchFolder, is_of_running_kernel, sweep
 from bridgehead._shipped.wire.process import own_process
 
 
@@ -89,3 +90,24 @@ def test_a_folder_that_no_launch_made_is_left_alone(runtime: Path, harm: str) ->
         (folder / STARTER).write_text(text)
     sweep(runtime)
     assert folder.exists()
+
+
+@pytest.mark.parametrize("transport", ["ipc", "tcp"])
+def test_a_kernel_runs_while_a_program_listens_at_its_address(
+    runtime: Path, transport: str
+) -> None:
+    file = runtime / "kernel-1.json"
+    assert not is_of_running_kernel(file)
+    for text in ("", "[]", "{}", '{"transport": "ipc"}'):
+        file.write_text(text)
+        assert not is_of_running_kernel(file)
+    family = socket.AF_UNIX if transport == "ipc" else socket.AF_INET
+    with socket.socket(family) as listener:
+        listener.bind(f"{runtime}/s-2" if transport == "ipc" else ("127.0.0.1", 0))
+        port = 2 if transport == "ipc" else listener.getsockname()[1]
+        ip = f"{runtime}/s" if transport == "ipc" else "127.0.0.1"
+        file.write_text(json.dumps({"transport": transport, "ip": ip, "control_port": port}))
+        assert not is_of_running_kernel(file)
+        listener.listen(1)
+        assert is_of_running_kernel(file)
+    assert not is_of_running_kernel(file)
