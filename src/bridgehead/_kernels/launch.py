@@ -67,7 +67,14 @@ async def launch(
         kind = plan.provisioner.__name__
         raise NotSupported(f"limits= needs a process on this machine, not {kind}'s")
     process = KernelProcess(plan.manager, ZmqTransport.timings, log, plan.folder.remove, limits)
-    return await answering(process, plan.options, encryption, insecure, timeout)
+    transport = await spawned(process, plan.options, encryption, insecure)
+    try:
+        await transport.open(timeout, timeout)
+    except BaseException as error:
+        with noted_on(error):
+            await transport.aclose()
+        raise
+    return transport
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,19 +132,18 @@ def environment(
     return found
 
 
-async def answering(
+async def spawned(
     kernel_process: KernelProcess,
     options: dict[str, Any],
     encryption: bool,
     insecure: frozenset[str],
-    timeout: float,
 ) -> ZmqTransport:
-    """Have the manager start its kernel, and wait until it answers.
+    """Have the manager start its kernel, and return a transport to it, which is not open.
 
     A failure or a cancel ends the kernel again.
     """
     manager = kernel_process.manager
-    name, transport = manager.kernel_name, None
+    name = manager.kernel_name
     try:
         # If this were cancelled half-way, the manager would not know the process that it started.
         await finish(manager.start_kernel(**options))
@@ -147,18 +153,13 @@ async def answering(
         if encryption and not info.get("curve_publickey"):
             kind = type(manager.provisioner).__name__
             raise NotSupported(f"{kind} started {name!r} without CURVE keys")
-        transport = ZmqTransport(
+        return ZmqTransport(
             info, connection_file=manager.connection_file, kernel_process=kernel_process, owned=True
         )
-        await transport.open(timeout, timeout)
     except BaseException as error:
         with noted_on(error):
-            if transport is not None:
-                await transport.aclose()
-            else:
-                await finish(kernel_process.end(polite=False))
+            await finish(kernel_process.end(polite=False))
         raise
-    return transport
 
 
 def _inherited(which: bool | Collection[str]) -> dict[str, str]:

@@ -129,8 +129,13 @@ def sweep(parent: str | os.PathLike[str]) -> None:
 
 
 def _sweep_one(folder: str, starter: str) -> None:
-    program = LocalProcess.described(read(starter).info.get("process"))
+    noted = read(starter).info
+    program = LocalProcess.described(noted.get("process"))
     if program is None or program.has_ended() is not True:
+        return
+    record = noted.get("kernel")  # of a kernel that may not listen yet
+    kernel = LocalProcess.described(record.get("process")) if isinstance(record, dict) else None
+    if kernel is not None and kernel.has_ended() is not True:
         return
     status = os.lstat(folder)
     if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:

@@ -8,11 +8,12 @@ functions. A manager of jupyter_client ends them, as it ends its own.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import zmq.asyncio
 from jupyter_client.manager import AsyncKernelManager
@@ -20,12 +21,12 @@ from jupyter_client.provisioning.local_provisioner import LocalProvisioner
 
 from bridgehead._errors import KernelNotFound, NotSupported, TransportError
 from bridgehead._kernels.connection_file import connection_files, find, read
-from bridgehead._kernels.launch import Plan, answering, encrypt, environment, kernelspec
+from bridgehead._kernels.launch import Plan, encrypt, environment, kernelspec, spawned
 from bridgehead._kernels.launch_folder import LaunchFolder
 from bridgehead._shipped.wire.process import own_process
 from bridgehead._transports.evidence import LocalProcess, facts_of
 from bridgehead._transports.process import KernelProcess
-from bridgehead._transports.tasks import finish
+from bridgehead._transports.tasks import finish, noted_on
 from bridgehead._transports.zmq import ZmqTransport
 
 # In a kernel that runs ``bridgehead start``, these name its own parent and its own notebook.
@@ -132,9 +133,12 @@ async def start(
             f"{plan.provisioner.__name__} starts the kernel {kernel_name!r}, and may end it with "
             "this program; only a kernel that jupyter_client itself starts here can stay"
         )
-    return await _start(
-        plan.manager, plan.folder, plan.options, _absolute(cwd), encryption, timeout
-    )
+    new = _NewKernel(plan.manager, plan.folder, plan.options, _absolute(cwd), encryption)
+    async with new:
+        await new.begin()
+        await new.answer(timeout)
+        new.leave()
+    return new.file, new.pid
 
 
 async def stop(kernel: StartedKernel) -> None:
@@ -152,50 +156,90 @@ async def restart(kernel: StartedKernel, timeout: float) -> int:
     """Replace a kernel's process, with the same connection file; return the new pid.
 
     Programs that are connected stay connected. The new process has this program's environment,
-    and the folder of the old one.
+    and the folder of the old one. A cancel leaves it running, though it may not answer yet.
 
     Raises:
         KernelNotFound: its kernelspec is gone, or the new process does not answer.
         KernelDied: the new process ended at once.
+        NotSupported: the folder in which it was started is gone.
         TransportError: the old process has not ended.
     """
+    _check_cwd(kernel)
     manager = _manager(kernel)  # of its own: no manager of jupyter_client starts after a shutdown
-    # While no process listens, the folder is this program's.
-    kernel.folder.note(kernel=kernel.folder.noted().get("kernel"))
-    await finish(_owner(kernel).shutdown_kernel(restart=True))
-    _check_ended(kernel)
-    options = {"env": environment({}), "cwd": kernel.cwd}
     encrypted = manager.curve_publickey is not None
     if encrypted:
         encrypt(manager)
-    _, pid = await _start(manager, kernel.folder, options, kernel.cwd, encrypted, timeout)
-    return pid
-
-
-async def _start(
-    manager: AsyncKernelManager,
-    folder: LaunchFolder,
-    options: dict[str, Any],
-    cwd: str,
-    encryption: bool,
-    timeout: float,
-) -> tuple[str, int]:
-    """Start the kernel of a manager, wait until it answers, and leave it."""
-    for name in OF_A_PARENT:
-        options["env"].pop(name, None)
-    with folder.log() as log:
-        options |= {"stdout": log, "stderr": log, "independent": True}
-        process = KernelProcess(manager, ZmqTransport.timings, log, folder.remove)
-        transport = await answering(process, options, encryption, frozenset(), timeout)
+    options = {"env": environment({}), "cwd": kernel.cwd}
+    # While no process listens, the folder is this program's.
+    kernel.folder.note(kernel=kernel.folder.noted().get("kernel"))
+    async with _NewKernel(manager, kernel.folder, options, kernel.cwd, encrypted) as new:
         try:
-            file, pid = manager.connection_file, _pid(manager)
-            record = {"process": facts_of(pid), "name": manager.kernel_name, "cwd": cwd}
-            folder.note(kernel=record)
-            transport.owned = False
-            manager.connection_file = ""  # the manager's end would remove the file
-        finally:
-            await transport.aclose()  # which ends the kernel if there is no record of it
-    return file, pid
+            await finish(_replace(kernel, new))  # a cancel in between would leave no kernel
+            await new.answer(timeout)
+        except asyncio.CancelledError:
+            new.leave()
+            raise
+        new.leave()
+    return new.pid
+
+
+async def _replace(kernel: StartedKernel, new: _NewKernel) -> None:
+    await _owner(kernel).shutdown_kernel(restart=True)
+    _check_ended(kernel)
+    await new.begin()
+
+
+class _NewKernel:
+    """A kernel that is being started; it ends with the block, unless ``leave`` was called."""
+
+    def __init__(
+        self,
+        manager: AsyncKernelManager,
+        folder: LaunchFolder,
+        options: dict[str, Any],
+        cwd: str,
+        encryption: bool,
+    ) -> None:
+        for name in OF_A_PARENT:
+            options["env"].pop(name, None)
+        self._manager, self._folder, self._options = manager, folder, options
+        self._cwd, self._encryption = cwd, encryption
+        self._log: Any = None  # the process has a descriptor of its own
+        self._transport: ZmqTransport | None = None
+        self.file: str = manager.connection_file
+        self.pid = 0
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def begin(self) -> None:
+        """Start the process, and record which one it is, for ``StartedKernel`` and ``sweep``."""
+        self._log = log = self._folder.log()
+        options = {**self._options, "stdout": log, "stderr": log, "independent": True}
+        process = KernelProcess(self._manager, ZmqTransport.timings, log, self._folder.remove)
+        self._transport = await spawned(process, options, self._encryption, frozenset())
+        self.pid = _pid(self._manager)
+        name = self._manager.kernel_name
+        record = {"process": facts_of(self.pid), "name": name, "cwd": self._cwd}
+        self._folder.note(kernel=record)
+
+    async def answer(self, timeout: float) -> None:
+        """Wait until the kernel answers."""
+        assert self._transport is not None
+        await self._transport.open(timeout, timeout)
+
+    def leave(self) -> None:
+        """Have the kernel outlive the block, if it began."""
+        if self._transport is not None:
+            self._transport.owned = False
+            self._manager.connection_file = ""  # the manager's end would remove the file
+
+    async def __aexit__(self, _: object, error: BaseException | None, __: object) -> None:
+        with noted_on(error):
+            if self._transport is not None:
+                await self._transport.aclose()
+        if self._log is not None:
+            self._log.close()
 
 
 def _absolute(folder: str | None) -> str:
@@ -234,6 +278,14 @@ def _pid(manager: AsyncKernelManager) -> int:
 def _check_ended(kernel: StartedKernel) -> None:
     if kernel.process.has_ended() is not True:
         raise TransportError(f"the kernel's process {kernel.process.pid} has not ended; try again")
+
+
+def _check_cwd(kernel: StartedKernel) -> None:
+    if not Path(kernel.cwd).is_dir():
+        raise NotSupported(
+            f"the kernel was not restarted: the folder {kernel.cwd}, in which it was started, does "
+            "not exist; make it again, or stop the kernel and start another one"
+        )
 
 
 class _Stranger:

@@ -14,6 +14,7 @@ import select
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -106,10 +107,17 @@ async def test_a_restart_keeps_the_connection_file_the_folder_and_the_clients(
     runtime: Path,
     tmp_path: Path,
 ) -> None:
-    file, old = await asyncio.to_thread(start, "--cwd", tmp_path)
+    folder, moved = tmp_path / "work", tmp_path / "moved"
+    folder.mkdir()
+    file, old = await asyncio.to_thread(start, "--cwd", folder)
     before = json.loads(Path(file).read_text())
     async with Bridge.attach(file) as bridge:
         await bridge.push(x=1)
+        folder.rename(moved)
+        ran = await asyncio.to_thread(bridgehead, "restart", "-e", file)
+        assert f"the folder {folder}, in which it was started, does not exist" in ran.refused(4)
+        assert await bridge.pull("x") == 1
+        moved.rename(folder)
         ran = await asyncio.to_thread(bridgehead_process, "restart", "-e", file)
         new = hold(restarted(ran))
         assert old.has_ended()
@@ -117,7 +125,7 @@ async def test_a_restart_keeps_the_connection_file_the_folder_and_the_clients(
             await bridge.exists("x")
         assert not await bridge.exists("x")
         assert ran.out == f"restarted {Path(file).name}, pid {bridge.info.pid}\n"
-        assert bridge.info.cwd == str(tmp_path)
+        assert bridge.info.cwd == str(folder)
     after = json.loads(Path(file).read_text())
     assert {**after, "jupyter_session": ""} == {**before, "jupyter_session": ""}
     assert bridgehead("stop", "-e", file).code == 0
@@ -138,6 +146,35 @@ async def test_an_encrypted_kernel_is_restarted_with_its_keys(
         assert await bridge.pull("1") == 1
     assert bridgehead("stop", "-e", file).code == 0
     assert new.has_ended()
+
+
+@pytest.mark.slow
+@linux
+@pytest.mark.parametrize("ended_by", ["timeout", "interrupt"])
+def test_a_restart_whose_command_ends_early_leaves_a_kernel(
+    start: Callable[..., tuple[str, Held]],
+    hold: Callable[[int], Held],
+    runtime: Path,
+    ended_by: str,
+) -> None:
+    file, old = start()
+    if ended_by == "timeout":
+        why = bridgehead("restart", "-e", file, "--timeout", 0.01).refused(124)
+        assert "longer than 0.01 s; the kernel may be starting" in why
+    else:
+        with start_command("restart", "-e", file) as running:
+            assert old.has_ended(PATIENCE)
+            running.send_signal(signal.SIGINT)
+            _, err = running.communicate(timeout=PATIENCE)
+        assert running.returncode == 130, err
+    assert old.has_ended()
+    until = time.monotonic() + PATIENCE
+    while (one := listed(runtime)[Path(file).stem])["state"] != "idle":  # it is starting
+        assert time.monotonic() < until, one
+    new = hold(one["pid"])
+    assert bridgehead("stop", "-e", file).out.endswith(f" pid {new.pid}\n")
+    assert new.has_ended()
+    assert list(runtime.iterdir()) == []
 
 
 @pytest.mark.slow

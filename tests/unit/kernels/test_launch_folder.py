@@ -77,6 +77,25 @@ def test_what_a_killed_program_left_is_removed(runtime: Path, content: str | Non
     assert not file.exists()
 
 
+def test_a_kernel_that_does_not_listen_yet_keeps_its_files(runtime: Path) -> None:
+    """``bridgehead restart`` may have ended before the kernel that it started listens."""
+    if own_process() is None:
+        pytest.skip("this system does not say which process this is")
+    file = runtime / "kernel-1.json"
+    folder = LaunchFolder(file)
+    file.write_text(json.dumps({"transport": "ipc", "ip": folder.ip, "control_port": 1}))
+    starter, ended = Path(folder.path, STARTER), ended_process()
+    starter.write_text(json.dumps({**ended, "kernel": {"process": own_process()}}))
+    sweep(runtime)
+    assert file.exists()
+    assert starter.exists()
+    for record in ({"process": ended["process"]}, {"process": [1]}, {}, [], None):
+        folder = LaunchFolder(file)
+        Path(folder.path, STARTER).write_text(json.dumps({**ended, "kernel": record}))
+        sweep(runtime)
+        assert not Path(folder.path).exists()
+
+
 @pytest.mark.parametrize("harm", ["nothing", "text", "[]", "mode", "link"])
 def test_a_folder_that_no_launch_made_is_left_alone(runtime: Path, harm: str) -> None:
     facts = ended_process()

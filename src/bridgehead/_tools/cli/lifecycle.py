@@ -118,7 +118,8 @@ def restart(target: Target) -> None:
     """Replace the process of a kernel that bridgehead start started, or of one of a server.
 
     The kernel is chosen as by stop. Its names are lost. Its connection file stays, so clients
-    stay connected. The new process has the environment of this command.
+    stay connected. The new process has the environment of this command. It starts also if this
+    command ends before, at Ctrl-C or after --timeout.
     """
     finish(_restart(target))
 
