@@ -12,6 +12,7 @@ import glob
 import json
 import os
 import stat
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,8 +43,8 @@ class ConnectionFile:
 def read(file: str | os.PathLike[str], *, unnoticed: bool = False) -> ConnectionFile:
     """Read a connection file.
 
-    With ``unnoticed``, the time at which it was last read stays, where the system allows it:
-    Jupyter finds the kernel used last by that time.
+    The time at which a file was last read is by what Jupyter finds the kernel used last. With
+    ``unnoticed`` it stays, where the system allows it; otherwise it is now.
 
     Raises:
         OSError: it cannot be read.
@@ -55,6 +56,8 @@ def read(file: str | os.PathLike[str], *, unnoticed: bool = False) -> Connection
         if not stat.S_ISREG(status.st_mode):
             raise ValueError("it is not a regular file")
         text = opened.read(LONGEST + 1)
+        if not unnoticed:
+            _note_reading(number, file, status)
     if len(text) > LONGEST:
         raise ValueError(f"it has more than {LONGEST:,} bytes")
     try:
@@ -64,6 +67,16 @@ def read(file: str | os.PathLike[str], *, unnoticed: bool = False) -> Connection
     if not isinstance(info, dict):
         raise ValueError("it is not a JSON object")  # noqa: TRY004 - in the file
     return ConnectionFile(info, is_own_link and _is_own(status), status.st_atime)
+
+
+def _note_reading(number: int, file: str | os.PathLike[str], status: os.stat_result) -> None:
+    """Set the time at which a file was last read: the system itself may do so once a day only.
+
+    So it is on most mounts of Linux (``relatime``).
+    """
+    with contextlib.suppress(OSError):  # another user's file, or a read-only one
+        which = number if os.utime in os.supports_fd else file
+        os.utime(which, ns=(time.time_ns(), status.st_mtime_ns))
 
 
 def _open(file: str, no_atime: int) -> tuple[int, bool]:

@@ -288,7 +288,7 @@ def running() -> Iterator[JupyterServer]:
     """
     for file in sorted(Path(jupyter_runtime_dir()).glob("jpserver-*.json")):
         try:
-            content = read(file)
+            content = read(file, unnoticed=True)
             info = content.info
             if content.is_own and runs(info["pid"]) and not info.get("sock"):
                 url = _parsed(_own(info)).url

@@ -74,7 +74,7 @@ class LaunchFolder:
     def noted(self) -> dict[str, Any]:
         """Return what was noted; nothing if it cannot be read, or is another user's."""
         with contextlib.suppress(OSError, ValueError):
-            found = read(os.path.join(self.path, STARTER))
+            found = read(os.path.join(self.path, STARTER), unnoticed=True)
             if found.is_own:
                 return found.info
         return {}
@@ -129,7 +129,7 @@ def sweep(parent: str | os.PathLike[str]) -> None:
 
 
 def _sweep_one(folder: str, starter: str) -> None:
-    noted = read(starter).info
+    noted = read(starter, unnoticed=True).info
     program = LocalProcess.described(noted.get("process"))
     if program is None or program.has_ended() is not True:
         return

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,23 @@ def test_reading_may_go_unnoticed(tmp_path: Path, unnoticed: bool) -> None:
     assert (content.info, content.is_own, content.used) == ({}, True, 1)
     if unnoticed:
         assert file.stat().st_atime == 1
+
+
+def test_each_reading_counts_for_the_kernel_used_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most mounts of Linux note only the first reading of a day, and the first after a change."""
+    monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path))
+    files = [tmp_path / f"kernel-{number}.json" for number in range(2)]
+    for file in files:
+        file.write_text("{}")
+        os.utime(file, (1, 1))
+    for file in files * 3:
+        before = time.time()
+        read(file)
+        assert find(None) == str(file)
+        assert read(file, unnoticed=True).used > before - 1
+        assert file.stat().st_mtime == 1
 
 
 def test_a_file_in_the_current_folder_does_not_hide_one_of_the_runtime_folder(
