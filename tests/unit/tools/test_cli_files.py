@@ -173,6 +173,42 @@ def test_an_ordinary_parquet_file_has_the_types_of_pandas() -> None:
     pd.testing.assert_frame_equal(loaded(table.to_parquet(), "parquet", "it"), table)
 
 
+NESTED = pd.Series([[1, None], [2]])  # pandas has no type for it
+LABELS = {
+    "a range": pd.DataFrame({"a": [1, 2]}, index=pd.RangeIndex(5, 7)),
+    "a range with a name": pd.DataFrame({"a": [1, 2]}, index=pd.RangeIndex(5, 9, 2, name="t")),
+    "dates": pd.DataFrame({"a": [1, 2]}, index=pd.date_range("2024-01-01", periods=2)),
+    "labels twice": pd.DataFrame({"a": [1, 2]}, index=["x", "x"]),
+    "two levels": pd.DataFrame({"a": [1, 2]}, index=pd.MultiIndex.from_product([["x"], [3, 4]])),
+    "numbers as columns": pd.DataFrame({0: [1, 2], 1: [3, 4]}),
+    "columns of two levels": pd.DataFrame({("a", "b"): [1, 2], ("a", "c"): [3, 4]}),
+    "a name of the columns": pd.DataFrame({"a": [1, 2]}, columns=pd.Index(["a"], name="of")),
+}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize("name", LABELS)
+def test_index_labels_and_attributes_stay_beside_a_column_of_arrow(name: str, kind: str) -> None:
+    table = LABELS[name].copy()
+    nested = table.columns[0]
+    table[nested] = NESTED.to_numpy()
+    table.attrs["unit"] = "m"
+    back = loaded(arrow_file(pa.Table.from_pandas(table), kind), kind, "it")
+    assert isinstance(back.dtypes.iloc[0], pd.ArrowDtype)
+    assert [list(cell) for cell in back[nested]] == [[1, None], [2]]
+    assert back.attrs == table.attrs
+    others = [table.drop(columns=[nested]), back.drop(columns=[nested])]
+    pd.testing.assert_frame_equal(*others, check_freq=False)
+    assert type(back.index) is type(table.index)
+    pd.testing.assert_index_equal(back.columns, table.columns, exact="equiv")
+
+
+def test_an_index_that_pandas_has_no_type_for_is_refused() -> None:
+    table = pd.DataFrame({"a": [1, 2]}, index=pd.Index([1, None], dtype="Int64", name="q"))
+    with pytest.raises(Unusable, match="can't hold index 'q' of type int64 as it is"):
+        loaded(table.to_parquet(), "parquet", "it")
+
+
 @pytest.mark.parametrize("kind", ["parquet", "arrow", "stream"])
 def test_two_columns_of_one_name_in_a_parquet_or_arrow_file_are_refused(kind: str) -> None:
     table = pa.Table.from_arrays([pa.array([1]), pa.array([2])], names=["a", "a"])

@@ -67,17 +67,19 @@ def _frame(table: Any) -> Any:
     if times > 1:
         raise ValueError(f"two columns have the name {name!r}, and one of them would be lost")
     frame = table.to_pandas()
+    facts = table.schema.pandas_metadata or {}
+    index = [one for one in facts.get("index_columns", ()) if isinstance(one, str)]
+    columns = [one for one in table.column_names if one not in index]  # in the order of the frame's
     lost = _lost(table, frame)
-    if lost:
-        frame = table.to_pandas(types_mapper=pandas.ArrowDtype, ignore_metadata=True)
-        pandas_facts = table.schema.pandas_metadata or {}
-        index = [name for name in pandas_facts.get("index_columns", ()) if isinstance(name, str)]
-        if index:
-            raise ValueError(f"an index and its type of {lost[0]!r} can't both be kept")
+    if lost and len(columns) == len(frame.columns):
+        replaced = set(lost)  # the other columns, the index and the labels stay as they are
+        for at, name in enumerate(columns):
+            if name in replaced:
+                frame.isetitem(at, pandas.arrays.ArrowExtensionArray(table.column(name)))
         lost = _lost(table, frame)
     if lost:
-        kind = table.schema.field(lost[0]).type
-        raise ValueError(f"pandas can't hold column {lost[0]!r} of type {kind} as it is")
+        what, kind = "index" if lost[0] in index else "column", table.schema.field(lost[0]).type
+        raise ValueError(f"pandas can't hold {what} {lost[0]!r} of type {kind} as it is")
     return frame
 
 
