@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import csv
+import dataclasses
 import datetime
 import io
+import json
 import pickle
 import warnings
 import zipfile
@@ -203,6 +206,39 @@ def test_index_labels_and_attributes_stay_beside_a_column_of_arrow(name: str, ki
     pd.testing.assert_index_equal(back.columns, table.columns, exact="equiv")
 
 
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+def test_texts_of_other_programs_have_the_type_of_pandas(kind: str) -> None:
+    table = pd.DataFrame({"a": ["x", None]}, index=["r", "s"])
+    stored = pa.Table.from_pandas(table).cast(
+        pa.schema([("a", pa.string()), ("__index_level_0__", pa.string())])
+    )
+    for facts in (pa.Table.from_pandas(table).schema.metadata, None):
+        back = loaded(arrow_file(stored.replace_schema_metadata(facts), kind), kind, "it")
+        assert back["a"].dtype == table["a"].dtype
+        assert list(back.index) == (["r", "s"] if facts else [0, 1])
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize("name", ["lists", "structs", "decimals", "dictionary", "bytes"])
+def test_a_column_of_arrow_that_was_pulled_into_a_file_is_read_again(name: str, kind: str) -> None:
+    """pandas writes names of types that it can't read."""
+    column = pd.Series(ARROW[name].to_pandas(types_mapper=pd.ArrowDtype))
+    table = pd.DataFrame({"a": column, "b": range(len(column))}, index=range(5, 5 + len(column)))
+    back = loaded(dumped(table, kind), kind, "it")
+    assert isinstance(back["a"].dtype, pd.ArrowDtype)
+    assert repr(back["a"].tolist()) == repr(table["a"].tolist())
+    assert (list(back.index), back["b"].dtype) == (list(table.index), "int64")
+
+
+@pytest.mark.parametrize("damage", [{"columns": 1}, {"columns": [{}]}, {"index_columns": ["x"]}])
+def test_what_pandas_wrote_into_a_file_may_be_damaged(damage: dict[str, Any]) -> None:
+    table = pa.Table.from_pandas(pd.DataFrame({"a": [1]}))
+    facts = {**table.schema.pandas_metadata, **damage}
+    table = table.replace_schema_metadata({"pandas": json.dumps(facts)})
+    with pytest.raises(Unusable, match="it can't be read as arrow"):
+        loaded(arrow_file(table, "arrow"), "arrow", "it")
+
+
 def test_an_index_that_pandas_has_no_type_for_is_refused() -> None:
     table = pd.DataFrame({"a": [1, 2]}, index=pd.Index([1, None], dtype="Int64", name="q"))
     with pytest.raises(Unusable, match="can't hold index 'q' of type int64 as it is"):
@@ -270,3 +306,138 @@ def test_an_archive_that_would_lose_something_is_refused() -> None:
     ):
         with pytest.raises(Unusable, match=why):
             dumped(value, "npz")
+
+
+# ---------------------------------------------------------------- what a format can't hold
+
+
+def objects(*cells: Any, name: str = "a") -> pd.DataFrame:
+    return pd.DataFrame({name: pd.Series([*cells], dtype=object)})
+
+
+def in_index(cell: Any) -> pd.DataFrame:
+    return pd.DataFrame({"a": [1]}, index=pd.Index([cell], dtype=object, tupleize_cols=False))
+
+
+EAST = datetime.timezone(datetime.timedelta(hours=2))
+ALTERED: dict[str, tuple[Any, str]] = {
+    "sets": (objects({1, 2}, {3}), r"'a' has {1, 2}, which would become \[1, 2\]"),
+    "tuples": (objects([1], (1,)), r"'a' has \(1,\), which would become \[1\]"),
+    "numbers": (objects(2.5, 1), "'a' has 1, which would become 1.0"),
+    "booleans": (objects(2, True), "."),
+    "texts and bytes": (objects(b"a", "b"), "'a' has 'b', which would become b'b'"),
+    "dicts": (
+        objects({"x": 1}, {"x": 1, "y": 2}),
+        r"has {'x': 1}, which would become {'x': 1, 'y'",
+    ),
+    "nested": (objects([{"x": [(1, 2)]}]), r"which would become \[{'x': \[\[1, 2\]\]}\]"),
+    "arrays": (objects(np.array([1]), np.array([2.5])), r"has array\(\[1\]\), which would"),
+    "zones": (objects(NOW.replace(tzinfo=EAST), NOW.replace(tzinfo=datetime.UTC)), "datetime"),
+    "nanoseconds": (objects(datetime.timedelta(1), pd.Timedelta(2, "ns")), "Timedelta"),
+    "a large integer": (objects(2**70), "too large"),
+    "categories": (pd.DataFrame({"a": pd.Categorical([(1, 2), (3, 4)])}), r"'a' has \(1, 2\)"),
+    "the index": (in_index((1, 2)), r"the index has \(1, 2\)"),
+    "labels": (pd.DataFrame([[1, 2]], columns=[0, "b"]), "the name 0 of a column would become '0'"),
+}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize("name", ALTERED)
+def test_a_table_that_arrow_would_convert_is_refused(name: str, kind: str) -> None:
+    table, why = ALTERED[name]
+    with pytest.raises(Unusable, match=f"{kind} can't hold this table .*{why}.*use pickle"):
+        dumped(table, kind)
+
+
+KEPT: dict[str, Any] = {
+    "lists": objects([1, None], [2], [], None),
+    "dicts": objects({"x": 1, "y": ["z"]}, {"y": [], "x": 2}),
+    "arrays": objects(np.array([1.5, np.nan]), np.array([])),
+    "times in arrays": objects(np.array(["2024-01-01", "NaT"], "M8[ns]")),
+    "missing": objects("x", None, np.nan, pd.NA),
+    "numbers": objects(1, np.int64(2), None),
+    "times": objects(NOW, pd.Timestamp(NOW), pd.NaT),
+    "zone": objects(NOW.replace(tzinfo=EAST)),
+    "lengths": objects(datetime.timedelta(1), pd.Timedelta(2, "us")),
+    "dates": objects(NOW.date(), None),
+    "decimals": objects(Decimal("1.10"), Decimal("2.345")),
+    "booleans": objects(True, np.bool_(False)),
+    "categories": pd.DataFrame({"a": pd.Categorical(["x", None])}),
+    "labels": pd.DataFrame([[1, 2]], columns=[0, 7]),
+    "labels of two levels": pd.DataFrame(
+        [[1, 2]], columns=pd.MultiIndex.from_product([[1], ["a", "b"]])
+    ),
+    "labels of dates": pd.DataFrame([[1, 2]], columns=pd.date_range("2024-01-01", periods=2)),
+    "objects in the index": in_index("x"),
+}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow"])
+@pytest.mark.parametrize("name", KEPT)
+def test_a_table_that_arrow_holds_is_written(name: str, kind: str) -> None:
+    assert len(loaded(dumped(KEPT[name], kind), kind, "it")) == len(KEPT[name])
+
+
+def test_rows_without_columns_are_not_lost() -> None:
+    table = pd.DataFrame(index=range(3))
+    assert len(loaded(dumped(table, "arrow"), "arrow", "it")) == 3
+    with pytest.raises(Unusable, match="3 rows without columns"):
+        dumped(table, "parquet")
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz"])
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.ma.array([1, 2], mask=[0, 1]),
+        np.array([[1, 2]]).view(np.matrix),
+        np.rec.array([(1, 2.0)], dtype=[("a", int), ("b", float)]),
+    ],
+    ids=lambda array: type(array).__name__,
+)
+def test_an_array_with_more_than_its_items_is_refused(array: Any, kind: str) -> None:
+    with pytest.raises(Unusable, match=f"holds arrays, not a numpy.{type(array).__name__}; use p"):
+        dumped(array if kind == "npy" else {"a": array}, kind)
+
+
+@dataclasses.dataclass
+class Point:
+    x: int
+
+
+UNWRITTEN: dict[str, Any] = {
+    "dataclasses": objects(Point(1)),
+    "objects": objects(object()),
+    "deques": objects(collections.deque([1])),
+    "categories": pd.DataFrame({"a": pd.Categorical([(1, 2)])}),
+    "lists of arrow": pd.DataFrame(
+        {"a": pd.Series([[1]], dtype=pd.ArrowDtype(pa.list_(pa.int8())))}
+    ),
+    "bytes of arrow": pd.DataFrame({"a": pd.Series([b"x"], dtype=pd.ArrowDtype(pa.binary()))}),
+    "levels": pd.DataFrame({"a": [1]}, index=pd.MultiIndex.from_tuples([("x", (1, 2))])),
+}
+
+
+@pytest.mark.parametrize("name", UNWRITTEN)
+def test_csv_holds_no_reprs(name: str) -> None:
+    with pytest.raises(Unusable, match=r"numbers and texts, but ('a'|the index) has an? .*pickle"):
+        dumped(UNWRITTEN[name], "csv")
+
+
+def test_csv_holds_the_texts_of_scalars() -> None:
+    cells: list[Any] = [1, 2.5, True, "x", None, Decimal("1.10"), NOW, NOW.date(), pd.NaT, pd.NA]
+    cells += [np.float32(0.5), np.bool_(False), pd.Period("2024-01"), pd.Interval(0, 1)]
+    texts = [("" if pd.isna(cell) else str(cell)) for cell in cells]
+    assert [
+        row["a"] for row in csv.DictReader(dumped(objects(*cells), "csv").decode().split("\n"))
+    ] == texts
+    cut = pd.DataFrame({"a": pd.cut([1, 2], [0, 1, 2])})
+    assert dumped(cut, "csv") == b'a\n"(0, 1]"\n"(1, 2]"\n'
+
+
+def test_a_carriage_return_in_a_cell_of_csv_ends_no_row() -> None:
+    table = pd.DataFrame({"a\r": ["x\ry", "\r", "z\r\n"], "b": [1, 2, 3]}, index=["p\r", "q", "r"])
+    back = loaded(dumped(table, "csv"), "csv", "it")
+    assert list(back.columns) == ["", "a\r", "b"]
+    assert back.to_numpy().tolist() == [["p\r", "x\ry", 1], ["q", "\r", 2], ["r", "z\r\n", 3]]
+    assert dumped(table[["b"]].reset_index(drop=True), "csv") == b"b\n1\n2\n3\n"

@@ -6,7 +6,11 @@ something would be lost is refused.
 
 from __future__ import annotations
 
+import datetime
 import io
+import json
+import reprlib
+import warnings
 from collections import Counter
 from typing import Any
 
@@ -41,19 +45,91 @@ def read_ipc(data: bytes) -> Any:
     return _frame(table)
 
 
-def write_ipc(frame: Any) -> bytes:
-    """Return the bytes of an Arrow IPC file with a table.
+def write_parquet(frame: Any) -> bytes:
+    """Return the bytes of a Parquet file with a table.
 
     Raises:
-        ArrowException, ValueError or TypeError: it cannot hold the table.
+        ValueError: the file would hold another table; says what.
+        ArrowException, or what the class of a cell raises: it cannot hold the table.
     """
+    from pyarrow import parquet
+
+    _check(frame)
+    data: bytes = frame.to_parquet(None, engine="pyarrow")
+    rows = parquet.read_metadata(io.BytesIO(data)).num_rows
+    if rows != len(frame):
+        raise ValueError(f"of {len(frame):,} rows without columns it would hold {rows:,}")
+    return data
+
+
+def write_ipc(frame: Any) -> bytes:
+    """Return the bytes of an Arrow IPC file with a table; raise as ``write_parquet``."""
     import pyarrow
     from pyarrow import ipc
 
+    _check(frame)
     table, sink = pyarrow.Table.from_pandas(frame), io.BytesIO()
     with ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     return sink.getvalue()
+
+
+def _check(frame: Any) -> None:
+    """Raise a ValueError if Arrow would convert something in a table to make it fit.
+
+    It gives all cells of a column of objects one type, and all labels of columns: sets become
+    lists, integers beside floats floats, and each dict gets the keys of all.
+    """
+    import pandas
+    import pyarrow
+
+    levels = [frame.index.get_level_values(level) for level in range(frame.index.nlevels)]
+    for part in [*(column for _, column in frame.items()), *levels]:
+        dtype = part.dtype
+        cells = dtype.categories if isinstance(dtype, pandas.CategoricalDtype) else part
+        if cells.dtype != object:
+            continue
+        objects = cells.to_numpy()
+        arrows = pyarrow.array(objects, from_pandas=True).to_pylist()
+        for cell, kept in zip(objects, arrows, strict=True):
+            if not _is_kept(cell, kept):
+                where = "the index" if part.name is None else repr(part.name)
+                raise ValueError(
+                    f"{where} has {reprlib.repr(cell)}, which would become {reprlib.repr(kept)}"
+                )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of labels that become texts, which is refused here
+        empty, _ = _to_pandas(pyarrow.Table.from_pandas(frame.iloc[:0]))
+    for label, kept in zip(frame.columns, empty.columns, strict=True):
+        if type(label) is not type(kept) or label != kept:
+            raise ValueError(f"the name {label!r} of a column would become {kept!r}")
+
+
+def _is_kept(cell: Any, kept: Any) -> bool:
+    """Return whether a cell has the same type and value in Arrow; all missing values are null."""
+    import numpy as np
+    import pandas
+
+    if type(cell) is str:  # most are
+        return bool(cell == kept)
+    if isinstance(cell, (np.generic, np.ndarray)):
+        is_time = cell.dtype.kind in "mM"  # numpy returns those of nanoseconds as integers
+        values = pandas.Series(np.ravel(cell)).tolist() if is_time else np.ravel(cell).tolist()
+        cell = values if isinstance(cell, np.ndarray) else values[0]
+    is_missing = cell is None or cell is pandas.NA or cell is pandas.NaT
+    if is_missing or (type(cell) is float and cell != cell):
+        return kept is None or kept != kept
+    if type(cell) is list:
+        return type(kept) is list and len(cell) == len(kept) and all(map(_is_kept, cell, kept))
+    if type(cell) is dict:
+        same = type(kept) is dict and cell.keys() == kept.keys()
+        return same and all(_is_kept(cell[key], kept[key]) for key in cell)
+    if isinstance(cell, datetime.datetime):  # also of pandas
+        same = isinstance(kept, datetime.datetime) and cell == kept
+        return same and cell.utcoffset() == kept.utcoffset()
+    if isinstance(cell, datetime.timedelta):
+        return isinstance(kept, datetime.timedelta) and cell == kept
+    return type(cell) is type(kept) and bool(cell == kept)
 
 
 def _frame(table: Any) -> Any:
@@ -66,13 +142,13 @@ def _frame(table: Any) -> Any:
     name, times = Counter(table.column_names).most_common(1)[0] if table.column_names else ("", 0)
     if times > 1:
         raise ValueError(f"two columns have the name {name!r}, and one of them would be lost")
-    frame = table.to_pandas()
+    frame, unread = _to_pandas(table)
     facts = table.schema.pandas_metadata or {}
     index = [one for one in facts.get("index_columns", ()) if isinstance(one, str)]
     columns = [one for one in table.column_names if one not in index]  # in the order of the frame's
     lost = _lost(table, frame)
-    if lost and len(columns) == len(frame.columns):
-        replaced = set(lost)  # the other columns, the index and the labels stay as they are
+    if (lost or unread) and len(columns) == len(frame.columns):
+        replaced = {*lost, *unread}  # the other columns, the index and the labels stay as they are
         for at, name in enumerate(columns):
             if name in replaced:
                 frame.isetitem(at, pandas.arrays.ArrowExtensionArray(table.column(name)))
@@ -81,6 +157,28 @@ def _frame(table: Any) -> Any:
         what, kind = "index" if lost[0] in index else "column", table.schema.field(lost[0]).type
         raise ValueError(f"pandas can't hold {what} {lost[0]!r} of type {kind} as it is")
     return frame
+
+
+def _to_pandas(table: Any) -> tuple[Any, list[str]]:
+    """Return a table of pandas, and which of its columns should have a type of Arrow.
+
+    pandas writes the names of its types into a file, and can't read some of them: those of lists,
+    of structs, of dictionaries and others that Arrow brings.
+    """
+    from pandas.api.types import pandas_dtype
+
+    facts = table.schema.pandas_metadata or {}
+    unread = []
+    for column in facts.get("columns", ()):
+        try:
+            pandas_dtype(column["numpy_type"])
+        except (TypeError, NotImplementedError):
+            column["numpy_type"] = "object"
+            unread.append(column["field_name"])
+    if unread:
+        written = {**table.schema.metadata, b"pandas": json.dumps(facts).encode()}
+        table = table.replace_schema_metadata(written)
+    return table.to_pandas(), unread
 
 
 def _lost(table: Any, frame: Any) -> list[str]:
@@ -95,9 +193,13 @@ def _lost(table: Any, frame: Any) -> list[str]:
 
 
 def _is_same(table: Any, back: Any, name: str) -> bool:
+    import pyarrow
+
     if name not in back.column_names:
         return False
     one, other = table.column(name), back.column(name)
+    if (one.type, other.type) == (pyarrow.string(), pyarrow.large_string()):
+        one = one.cast(other.type)  # pandas has one type for texts
     if one.type != other.type or one.null_count != other.null_count:
         return False
     # NaN is equal to no NaN, but its text is.

@@ -9,6 +9,9 @@ pickle opens it.
 from __future__ import annotations
 
 import contextlib
+import csv
+import datetime
+import functools
 import io
 import itertools
 import json
@@ -17,6 +20,7 @@ import pickletools
 import zipfile
 from collections.abc import Callable, Iterable
 from decimal import Decimal
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +45,6 @@ SAFE_BITS = 2_000
 UTF8 = "utf-8"
 MOST_CODES = 1_000_000  # of a pickle that are looked at, for a second object behind the first
 PIP = {"pandas": "all", "numpy": "all", "pyarrow": "pyarrow"}  # what to install for a module
-
-CONTAINERS = (list, tuple, dict, set, frozenset, bytes, bytearray)  # csv would hold their repr
 
 
 class Unusable(ValueError):
@@ -71,7 +73,7 @@ def loaded(data: bytes, kind: str, name: str, encoding: str = UTF8, sep: str = "
         return _LOAD[kind](data)
     except ImportError:
         raise
-    except (ValueError, OSError, EOFError, LookupError, ArithmeticError, RecursionError) as error:
+    except Exception as error:  # the libraries raise many at a damaged file
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise Unusable(f"{name} can't be read as {kind}: {reason}") from error
 
@@ -172,9 +174,14 @@ def _read_pickle(data: bytes) -> Any:
 
 def _csv_text(value: Any, sep: str) -> str:
     table = _table(value, "csv")
+    write = functools.partial(
+        table.to_csv, index=not _is_numbered(table.index), sep=sep, lineterminator="\n"
+    )
     try:
         _check_csv(table)
-        text: str = table.to_csv(index=not _is_numbered(table.index), sep=sep)
+        text: str = write()
+        if "\r" in text:  # Python 3.11 quotes no cell for it, and readers take it for a line's end
+            text = write(quoting=csv.QUOTE_NONNUMERIC)
     except (ValueError, RecursionError):
         raise
     except Exception as error:  # whatever the class of a cell raises
@@ -183,22 +190,41 @@ def _csv_text(value: Any, sep: str) -> str:
 
 
 def _check_csv(table: Any) -> None:
-    """Refuse a table that would have other columns, or texts instead of values, when read."""
+    """Refuse a table that would have other columns, or reprs instead of values, when read."""
     if table.columns.nlevels > 1:
         raise Unusable("csv holds one name for each column, not several; use pickle")
     twice = _duplicate(_names_of(table))
     if twice is not None:
         raise Unusable(f"csv can't hold two columns of one name: {twice!r} appears twice")
-    parts = [column for _, column in table.items()]
-    for part in parts if table.index.nlevels > 1 else [*parts, table.index]:
-        if part.dtype != object:
-            continue
-        for cell in part:
-            if isinstance(cell, CONTAINERS) or getattr(cell, "ndim", 0) != 0:
+    index = table.index.levels if table.index.nlevels > 1 else [table.index]
+    for part in [*(column for _, column in table.items()), *index]:
+        for cell in _unsure(part):
+            if not isinstance(cell, _scalars()):
+                where = "the index" if part.name is None else repr(part.name)
                 raise Unusable(
-                    f"csv holds numbers and texts, but {part.name!r} has {described(cell)}; "
-                    "use pickle"
+                    f"csv holds numbers and texts, but {where} has {described(cell)}; use pickle"
                 )
+
+
+def _unsure(part: Any) -> Any:
+    """Return the different cells of a column or an index; none if its dtype has only scalars."""
+    import pandas
+
+    dtype = part.dtype
+    if isinstance(dtype, pandas.CategoricalDtype):
+        return _unsure(dtype.categories)
+    return () if dtype.kind in "biufcmM" or isinstance(dtype, pandas.StringDtype) else part
+
+
+@functools.cache
+def _scalars() -> tuple[type, ...]:
+    """Return the types of which a cell of csv has the value, and not a repr."""
+    import numpy as np
+    import pandas
+
+    dates = (datetime.date, datetime.time, datetime.timedelta, np.datetime64)
+    of_pandas = (pandas.Period, pandas.Interval, type(pandas.NA), type(None))
+    return (str, Number, np.bool_, *dates, *of_pandas)
 
 
 def _names_of(table: Any) -> list[Any]:
@@ -218,7 +244,7 @@ def _duplicate(names: Iterable[Any]) -> str | None:
 
 
 def _write_parquet(value: Any) -> bytes:
-    return _by_arrow(value, "parquet", lambda table: table.to_parquet(None, engine="pyarrow"))
+    return _by_arrow(value, "parquet", arrow_table.write_parquet)
 
 
 def _write_arrow(value: Any) -> bytes:
@@ -227,19 +253,20 @@ def _write_arrow(value: Any) -> bytes:
 
 def _by_arrow(value: Any, kind: str, write: Callable[[Any], bytes]) -> bytes:
     table = _table(value, kind)
-    import pyarrow
-
     try:
         return write(table)
-    except (pyarrow.ArrowException, ValueError, TypeError) as error:
-        reason = str(error).partition("\n")[0]
+    except (ImportError, RecursionError):
+        raise
+    except Exception as error:  # of Arrow, or whatever the class of a cell raises
+        reason = text_of(error).partition("\n")[0]
         raise Unusable(f"{kind} can't hold this table ({reason}); use pickle") from error
 
 
 def _write_npy(value: Any, kind: str = "npy") -> bytes:
     import numpy as np
 
-    if not isinstance(value, (np.ndarray, np.generic)):
+    # Of other classes it would hold less, such as of a masked array.
+    if type(value) not in (np.ndarray, np.memmap) and not isinstance(value, np.generic):
         raise Unusable(f"{kind} holds arrays, not {described(value)}; {_alternatives(value)}")
     if value.dtype.hasobject:
         raise Unusable(f"{kind} holds an array of objects only as a pickle; use pickle")
