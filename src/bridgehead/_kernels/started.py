@@ -18,6 +18,7 @@ from typing import Any, Self
 import zmq.asyncio
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning.local_provisioner import LocalProvisioner
+from jupyter_core.paths import jupyter_runtime_dir
 
 from bridgehead._errors import KernelNotFound, NotSupported, TransportError
 from bridgehead._kernels.connection_file import connection_files, find, read
@@ -100,7 +101,8 @@ def started(existing: str | None) -> StartedKernel:
         return running[0]
     if not running:
         raise KernelNotFound(
-            "no kernel of 'bridgehead start' is running; 'bridgehead ls' lists all"
+            "no kernel of 'bridgehead start' is running with a connection file in "
+            f"{jupyter_runtime_dir()}; choose one of another file with --existing"
         )
     names = ", ".join(Path(one.file).name for one in running)
     raise KernelNotFound(

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     "--file",
     metavar="FILE",
     type=click.Path(dir_okay=False),
-    help="Where to write the connection file. [default: a new name in Jupyter's runtime folder]",
+    help="Where to write the connection file. ls, and stop without --existing, know only a "
+    "kernel-*.json in Jupyter's runtime folder. [default: a new one there]",
 )
 @click.option(
     "--cwd",

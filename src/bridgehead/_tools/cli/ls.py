@@ -23,9 +23,9 @@ from bridgehead._tools.cli.options import as_json
 def ls(url: str | None, token: str | None, as_json: bool) -> None:
     """List the kernels that can be reached, and which are busy.
 
-    The list has the kernels with a connection file in Jupyter's runtime folder, and the
-    kernels of your Jupyter servers on this machine. The command asks each kernel for its
-    state. It executes nothing in a kernel.
+    The list has the kernels with a connection file kernel-*.json in Jupyter's runtime folder,
+    and the kernels of your Jupyter servers on this machine. The command asks each kernel for
+    its state. It executes nothing in a kernel.
 
     "memory" is that of the process and of the processes that it started. "used" is how long
     ago the kernel was last active, as its server reports it. Without a server, it is how long
