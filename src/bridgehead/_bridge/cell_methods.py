@@ -79,7 +79,8 @@ class CellMethods(BridgeBase):
                 what it gave before.
             RunTimeout: the time is over, a ``TimeoutError``; ``result`` holds the outputs so far.
                 The message says whether the cell ran or runs.
-            ValueError: ``push=`` or ``max_output=``, and the cell is empty.
+            ValueError: ``push=`` or ``max_output=``, and the cell is empty; or the cell, or what
+                ``on_input`` returned, has half of a surrogate pair, which no message can carry.
             NotSupported: ``on_timeout="interrupt"``, and a kernel that cannot be interrupted; or
                 ``push=`` or ``max_output=``, and a kernel that is not ipykernel on POSIX, or whose
                 cells run in a thread; or ``on_input=``, and xeus-python; or one of these or

@@ -92,8 +92,10 @@ class RunningCell:
         Raises:
             NotSupported: ``interrupts``, and a kernel that cannot be interrupted; or ``on_input``,
                 and a kernel whose questions do not arrive.
+            ValueError: the code has half of a surrogate pair.
         """
         check_seconds(timeout)
+        _check_text(content["code"], "the cell has")
         if interrupts:
             connection.check_interruptible()
             if not connection.transport.capabilities.signals:
@@ -324,6 +326,7 @@ class RunningCell:
                     answer = await answer
                 if not isinstance(answer, str):
                     raise TypeError(f"on_input= must return a string, not {type(answer).__name__}")
+                _check_text(answer, "on_input= returned")
         except BaseException as error:  # noqa: BLE001 - ``run`` raises it
             answer = END_OF_INPUT
             if not self._is_left and question == self._questions:
@@ -377,3 +380,21 @@ class RunningCell:
     def result(self, execution_count: Any) -> Result:
         """Return what the cell has given so far."""
         return self._outputs.result(execution_count, self._connection.trust.name)
+
+
+def _check_text(text: str, what: str) -> None:
+    """Check that a message can carry a text.
+
+    jupyter_client sends half of a surrogate pair as bytes that the kernel replaces, or not at all.
+
+    Raises:
+        ValueError: it has half of a surrogate pair; ``what`` begins the message.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{what} {text[error.start]!r}, half of a surrogate pair, at index {error.start}, and "
+            "no message can carry it; text.encode('utf-16', 'surrogatepass').decode('utf-16', "
+            "'replace') replaces it"
+        ) from None

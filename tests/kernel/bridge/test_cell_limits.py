@@ -471,6 +471,13 @@ async def test_what_on_input_raises_ends_a_cell_that_handles_everything(bridge: 
     await goes_on(bridge)
 
 
+@pytest.mark.parametrize("half", [0xD83D, 0xDCFF])  # jupyter_client sends the second one
+async def test_an_answer_that_no_message_can_carry_ends_the_cell(bridge: Bridge, half: int) -> None:
+    with pytest.raises(ValueError, match="on_input= returned .* half of a surrogate pair"):
+        await bridge.run("input()", on_input=lambda prompt, password: chr(half), timeout=60)
+    await goes_on(bridge)
+
+
 async def test_an_answer_goes_to_its_own_question(bridge: Bridge) -> None:
     asked: list[str] = []
     second = asyncio.Event()

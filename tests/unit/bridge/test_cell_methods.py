@@ -265,6 +265,8 @@ async def test_wrong_arguments_are_reported(loopback: Bridge) -> None:
         await loopback.run("1", push=wrong)
     with pytest.raises(ValueError, match="not a Python identifier"):
         await loopback.run("1", push={"a b": 1})
+    with pytest.raises(ValueError, match=r"the cell has '\\udcff', half of .*, at index 5, and no"):
+        await loopback.run("x = '\udcff'")
     with pytest.raises(TypeError, match="store_history must be"):
         await loopback.run("1", store_history=wrong)
 
