@@ -147,9 +147,12 @@ class CellOutputs(OutputListener):
     The kernel cuts streams before it sends them. What arrives is bounded here all the same: it has
     displays, too, and a kernel may send anything.
 
+    The cell's value takes no room from the texts, whose end comes behind it and would push it out.
+    Nor does its error. Each has the limit for itself.
+
     Attributes:
-        error: the first error that the cell published. It takes no room from the texts, and one
-            that is longer than the limit is left out: the reply has it as well.
+        error: the first error that the cell published. One that is longer than the limit is left
+            out, and does not count: the reply has it as well.
     """
 
     def __init__(
@@ -163,6 +166,7 @@ class CellOutputs(OutputListener):
         if max_output is not None:
             self._excerpt = Excerpt(max_output + MARKS)
         self._most = max_output
+        self._has_value = False
         self._streams: dict[str, Message] = {}  # by name: a message of each, without its text
         self.error: Mapping[str, Any] | None = None
         self._marked = 0  # how much had been dropped at the last line that stands for it
@@ -183,12 +187,18 @@ class CellOutputs(OutputListener):
         return super().feed(message)
 
     def _take(self, message: Message) -> None:
-        size = None
+        size, is_within = 0, True
+        if self._most is not None and message.type != "stream":
+            size = _characters(message.content)
+            is_within = size <= self._most
         if message.type == "error" and self.error is None:
             self.error = message.content
-            if self._most is not None and _characters(message.content) > self._most:
+            if not is_within:
                 return
             size = 0
+        elif message.type == "execute_result" and not self._has_value:
+            self._has_value = True
+            size = 0 if is_within else size
         if self._excerpt is None:
             super()._take(message)
         elif message.type == "stream":
@@ -199,10 +209,8 @@ class CellOutputs(OutputListener):
             head = self._excerpt.take(self._streams[name], text)
             if head:
                 super()._take(message if head == text else _with_text(message, head))
-        else:
-            size = _characters(message.content) if size is None else size
-            if self._excerpt.take_whole(message, size):
-                super()._take(message)
+        elif self._excerpt.take_whole(message, size):
+            super()._take(message)
 
     def flush(self) -> None:
         """Pass on the end of the outputs, which was held, behind a line for what was dropped."""

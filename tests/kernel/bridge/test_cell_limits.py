@@ -196,6 +196,35 @@ async def test_displays_count_and_are_dropped_as_a_whole(bridge: Bridge) -> None
     assert result.dropped > 3000
 
 
+SHOW = "from IPython.display import display, HTML\ndisplay(HTML('x' * 900))"
+
+
+@pytest.mark.parametrize(
+    ("code", "kept"),
+    [
+        (SHOW, ["display_data"]),
+        (f"print(1)\n{SHOW}\nprint(2)", ["stream", "display_data", "stream"]),
+        ("'x' * 900", ["execute_result"]),
+        ("print('x' * 900)\n'x' * 900", ["stream", "execute_result", "stream"]),
+    ],
+)
+async def test_a_display_or_value_within_the_limit_is_kept(
+    bridge: Bridge, code: str, kept: list[str]
+) -> None:
+    result = await bridge.run(code, max_output=1000)
+    assert [one["output_type"] for one in result.outputs] == kept
+    assert result.dropped == 0
+
+
+async def test_a_value_is_kept_behind_any_amount_of_text(bridge: Bridge) -> None:
+    result = await bridge.run("for n in range(5000): print(n)\n'v' * 900", max_output=1000)
+    assert result.data["text/plain"] == repr("v" * 900)
+    whole = "".join(f"{n}\n" for n in range(5000))
+    assert result.dropped == len(whole) - 1000
+    line = f"\n[{result.dropped:,} characters dropped]\n"
+    assert result.stdout == whole[:500] + line + whole[-500:]
+
+
 @pytest.mark.parametrize("printed", [600, 5000])
 @pytest.mark.parametrize("raises", ["1 / 0", "raise SystemExit"])
 async def test_an_error_comes_behind_what_the_cell_printed_before_it(

@@ -21,7 +21,10 @@ class Excerpt:
     """
 
     def __init__(self, limit: int) -> None:
-        """Keep ``limit`` characters: half at the beginning, half at the end."""
+        """Keep ``limit`` characters: half at the beginning, half at the end.
+
+        What the beginning has left when a whole piece does not fit into it is the end's, too.
+        """
         self.room = limit - limit // 2  # that the beginning has left
         self.most = limit // 2  # characters of the end
         self.dropped = 0
@@ -51,11 +54,18 @@ class Excerpt:
         return head
 
     def take_whole(self, key: Any, size: int) -> bool:
-        """Return whether a piece that cannot be cut belongs to the beginning; else hold its key."""
+        """Return whether a piece that cannot be cut belongs to the beginning; else hold its key.
+
+        A piece of size 0 takes no room, and is never dropped.
+        """
         if size <= self.room and not self._end:
             self.room -= size
             return True
+        self.most += self.room  # else a piece of more than half of the limit would never fit
         self.room = 0
+        if size > self.most:  # it would push out what is held, and be dropped all the same
+            self.dropped += size
+            return False
         self._end.append([key, None, size])
         self._held += size
         self._trim(2 * self.most)
@@ -78,17 +88,20 @@ class Excerpt:
         if self._held <= above:
             return
         at = 0
+        kept: list[list[Any]] = []
         while self._held > self.most:
             key, parts, size = self._end[at]
             over = self._held - self.most
             if parts is None or size <= over:
                 at += 1
                 over = size
+                if not size:
+                    kept.append([key, parts, size])
             else:
                 self._end[at] = [key, ["".join(parts)[over:]], size - over]
             self._held -= over
             self.dropped += over
-        del self._end[:at]
+        self._end[:at] = kept
 
 
 def mark(dropped: int) -> str:

@@ -49,6 +49,38 @@ def test_a_whole_piece_is_kept_or_dropped_as_a_whole() -> None:
     assert excerpt.dropped == 100
 
 
+def test_a_piece_of_more_than_half_fits_if_nothing_else_needs_the_room() -> None:
+    excerpt = Excerpt(10)
+    assert excerpt.take("text", "ab") == "ab"
+    assert not excerpt.take_whole("large", 8)
+    assert not excerpt.take_whole("too large", 9)
+    assert excerpt.end() == [("large", None)]
+    assert excerpt.dropped == 9
+
+
+@given(st.lists(st.one_of(st.text("abc", max_size=9), st.integers(0, 40)), max_size=30))
+def test_what_fits_is_whole_and_all_is_in_order(pieces: list[str | int]) -> None:
+    """An integer is the size of a piece that cannot be cut."""
+    sizes = [len(one) if isinstance(one, str) else one for one in pieces]
+    for limit in (20, sum(sizes)):
+        excerpt = Excerpt(limit)
+        kept: list[Any] = []
+        for number, one in enumerate(pieces):
+            if isinstance(one, str):
+                kept += [(number, text) for text in [excerpt.take(number, one)] if text]
+            elif excerpt.take_whole(number, one):
+                kept.append((number, None))
+            assert excerpt._held <= 2 * limit
+        kept += excerpt.end()
+        numbers = [number for number, _ in kept]
+        assert numbers == sorted(numbers)
+        assert {n for n, one in enumerate(pieces) if one == 0} <= {*numbers}  # never dropped
+        total = sum(sizes[n] if text is None else len(text) for n, text in kept)
+        assert total <= limit
+        assert excerpt.dropped == sum(sizes) - total
+        assert not (sum(sizes) <= limit and excerpt.dropped)
+
+
 def test_it_holds_at_most_twice_what_it_keeps() -> None:
     excerpt = Excerpt(1000)
     for number in range(10_000):
