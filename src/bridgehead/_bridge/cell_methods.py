@@ -55,6 +55,8 @@ class CellMethods(BridgeBase):
                 calls ``input()`` or ``getpass``, or a debugger in it waits for a command. It
                 returns the answer, or is async; it is cancelled when the cell asks anew, which an
                 interrupted cell may do. What it raises ends the cell and is raised from ``run``.
+                What it asks of this bridge needs ``now=True``, as the cell waits for it; anything
+                else is ``NotSupported``.
                 After a timeout or a cancel the cell's input has ended.
             max_output: characters of printed text and displays, together, that are kept: half of
                 them from the beginning, half from the end. A line stands for what was dropped, and

@@ -25,7 +25,7 @@ from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
-from bridgehead._transports.tasks import Threads, threads_of
+from bridgehead._transports.tasks import Threads, coming_from, threads_of, user_call
 
 T = TypeVar("T")
 
@@ -64,12 +64,14 @@ class CallbackRunner:
 
         async def asked(*args: Any) -> Any:
             answer: Future[Any] = Future()
+            origin = user_call()
 
             def call() -> None:
                 if not answer.set_running_or_notify_cancel():
                     return
                 try:
-                    answer.set_result(callback(*args))
+                    with coming_from(origin):
+                        answer.set_result(callback(*args))
                 except BaseException as error:  # noqa: BLE001 - raised where it is awaited
                     answer.set_exception(error)
 

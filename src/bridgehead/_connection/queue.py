@@ -219,9 +219,9 @@ class Queue:
         call = user_call()
         if call is not None and call.blocked is self:
             raise NotSupported(
-                "a callback made with when_full='wait' asked its own bridge for something that "
-                "waits for the running cell, and the cell may wait for the callback; use now=True, "
-                "or do it outside of the callback"
+                "a function that the running cell may wait for (on_input=, or a callback with "
+                "when_full='wait') asked the same bridge for something that waits for the cell; "
+                "use now=True, or ask outside of the function"
             )
 
     @property

@@ -41,6 +41,7 @@ from bridgehead._protocol.response import ERROR_LIMIT, Response
 from bridgehead._protocol.results import Result
 from bridgehead._shipped.wire.header import CELL_ERROR
 from bridgehead._transports.dispatch import END_OF_INPUT, Reply
+from bridgehead._transports.tasks import UserCall
 
 InputHandler = Callable[[str, bool], str | Awaitable[str]]  # of the prompt, and for a password
 
@@ -321,9 +322,11 @@ class RunningCell:
         answer: Any = END_OF_INPUT
         try:
             if self._on_input is not None and not self._is_left and self._input_error is None:
-                answer = self._on_input(prompt, password)
-                if inspect.isawaitable(answer):
-                    answer = await answer
+                # What it asks of this bridge, too, would wait for the cell.
+                with UserCall(self._connection.transport.tasks, self._connection.queue):
+                    answer = self._on_input(prompt, password)
+                    if inspect.isawaitable(answer):
+                        answer = await answer
                 if not isinstance(answer, str):
                     raise TypeError(f"on_input= must return a string, not {type(answer).__name__}")
                 _check_text(answer, "on_input= returned")

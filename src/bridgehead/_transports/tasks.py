@@ -73,6 +73,16 @@ def closing(tasks: Tasks) -> Iterator[None]:
         yield
 
 
+@contextlib.contextmanager
+def coming_from(call: UserCall | None) -> Iterator[None]:
+    """Have what another thread asks in the block come from a call of the user's code."""
+    token = _user_call.set(call)
+    try:
+        yield
+    finally:
+        _user_call.reset(token)
+
+
 def no_user_call() -> None:
     """Have the task that runs be its owner's, although the user's code started it."""
     _user_call.set(None)

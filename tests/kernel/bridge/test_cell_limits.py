@@ -15,7 +15,14 @@ from typing import Any
 
 import pytest
 
-from bridgehead import Bridge, KernelRestarted, MissingInKernel, RemoteError, RunTimeout
+from bridgehead import (
+    Bridge,
+    KernelRestarted,
+    MissingInKernel,
+    NotSupported,
+    RemoteError,
+    RunTimeout,
+)
 from support.elsewhere import MAJORS
 from support.kit import LANES, goes_on, other, reported_within, until
 from support.promises import occupied
@@ -497,6 +504,18 @@ async def test_what_on_input_raises_ends_a_cell_that_handles_everything(bridge: 
     async with reported_within(2):
         with pytest.raises(LookupError, match="no answer"):
             await bridge.run(code, on_input=fail)
+    await goes_on(bridge)
+
+
+async def test_an_answer_may_ask_the_same_bridge_with_now(bridge: Bridge) -> None:
+    await bridge.push(kept="answer")
+    async with asyncio.timeout(60):
+        with pytest.raises(NotSupported, match="on_input=.* use now=True"):
+            await bridge.run("input()", on_input=lambda prompt, password: bridge.pull("kept"))
+        result = await bridge.run(
+            "input()", on_input=lambda prompt, password: bridge.pull("kept", now=True)
+        )
+    assert result.data["text/plain"] == "'answer'"
     await goes_on(bridge)
 
 

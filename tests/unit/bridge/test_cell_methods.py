@@ -382,4 +382,6 @@ def test_a_blocking_bridge_asks_in_the_calling_thread() -> None:
 
         with pytest.raises(LookupError):
             kernel.run("input()", on_input=fail)
+        with pytest.raises(NotSupported, match="on_input=.* use now=True"):
+            kernel.run("input()", on_input=lambda prompt, password: kernel["1"])
         assert kernel["1 + 1"] == 2

@@ -706,7 +706,7 @@ async def test_what_runs_in_the_kernel_is_not_waited_for_where_it_may_wait(
             assert await anext(watch) == 4
     await until(lambda: len(raised) + len(awaited) == 5)
     assert raised
-    assert "outside of the callback" in str(raised[0])
+    assert "ask outside of the function" in str(raised[0])
 
 
 def test_a_sync_task_is_not_waited_for_where_the_kernel_may_wait() -> None:
