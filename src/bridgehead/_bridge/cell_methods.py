@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bridgehead._bridge.arguments import OnTimeout, expression_text
+from bridgehead._bridge.arguments import OnTimeout, awaits, expression_text
 from bridgehead._bridge.cell_stream import CellStream
 from bridgehead._bridge.cell_work import CellWork
 from bridgehead._bridge.opening import BridgeBase
@@ -45,9 +45,9 @@ class CellMethods(BridgeBase):
             push: names to objects, which the cell gets when its code begins, all or none, as by
                 ``push``: no other client's cell and no other push comes between. What cannot be
                 sent or unpickled is raised, and the cell does not run.
-            pull: expressions or refs, as for ``pull``, which are evaluated with the cell's own
-                reply: nothing comes between. ``result.values`` has their values. After a cell that
-                failed they are not evaluated.
+            pull: expressions or refs, as for ``pull``, but without ``await``. They are evaluated
+                with the cell's own reply: nothing comes between. ``result.values`` has their
+                values. After a cell that failed they are not evaluated.
             on_output: called with the message of each output as it arrives, and with messages
                 that clear or update earlier outputs. What it raises is raised from ``run`` when
                 the cell is done.
@@ -82,8 +82,9 @@ class CellMethods(BridgeBase):
                 what it gave before.
             RunTimeout: the time is over, a ``TimeoutError``; ``result`` holds the outputs so far.
                 The message says whether the cell ran or runs.
-            ValueError: ``push=`` or ``max_output=``, and the cell is empty; or the cell, or what
-                ``on_input`` returned, has half of a surrogate pair, which no message can carry.
+            ValueError: ``push=`` or ``max_output=``, and the cell is empty; or an expression in
+                ``pull=`` has ``await``; or the cell, or what ``on_input`` returned, has half of a
+                surrogate pair, which no message can carry.
             NotSupported: ``on_timeout="interrupt"``, and a kernel that cannot be interrupted; or
                 ``push=`` or ``max_output=``, and a kernel that is not ipykernel on POSIX, or whose
                 cells run in a thread; or ``on_input=``, and xeus-python; or one of these or
@@ -150,6 +151,11 @@ class CellMethods(BridgeBase):
         if isinstance(pull, str):
             raise TypeError("pull= takes a list of expressions, e.g. pull=['x']")
         expressions = [expression_text(expression, self) for expression in pull]
+        if any(map(awaits, expressions)):
+            raise ValueError(
+                "run(pull=) takes no expression with await; await it in the cell and bind it to a "
+                "name for pull=, or use pull() after the cell"
+            )
         stand_ins = self._stand_ins
         return CellWork(self._connection, code, pull=expressions, stand_ins=stand_ins, **options)
 

@@ -66,6 +66,8 @@ class CellWork:
         }
         self._connection, self._interrupts = connection, checked_on_timeout(on_timeout)
         stage = None
+        if isinstance(push, Mapping) and not push:  # as pull=[]
+            push = None
         if push is not None or max_output is not None:
             connection.require_stages()
             if not code.strip():

@@ -265,10 +265,18 @@ async def test_wrong_arguments_are_reported(loopback: Bridge) -> None:
         await loopback.run("1", push=wrong)
     with pytest.raises(ValueError, match="not a Python identifier"):
         await loopback.run("1", push={"a b": 1})
+    with pytest.raises(ValueError, match=r"run\(pull=\) takes no expression with await"):
+        await loopback.run("ran = True", pull=["1", "await ran()"])
     with pytest.raises(ValueError, match=r"the cell has '\\udcff', half of .*, at index 5, and no"):
         await loopback.run("x = '\udcff'")
     with pytest.raises(TypeError, match="store_history must be"):
         await loopback.run("1", store_history=wrong)
+    assert not await loopback.exists("ran")
+
+
+async def test_no_names_and_no_values_are_nothing(loopback: Bridge) -> None:
+    result = await loopback.run("7", push={}, pull=[])
+    assert (result.data["text/plain"], result.values) == ("7", {})
 
 
 def _stages() -> set[str]:
