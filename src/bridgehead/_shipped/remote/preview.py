@@ -54,8 +54,9 @@ def _text(value: Any, levels: int) -> str | None:
         if kind is known:
             return _container(value, kind, brackets, levels)
     if kind is FunctionType:
-        code = value.__code__
-        return "%s(%s)" % (value.__name__, ", ".join(code.co_varnames[: code.co_argcount]))
+        code, name = value.__code__, value.__name__
+        arguments = ", ".join(code.co_varnames[: code.co_argcount])
+        return "%s(%s)" % (name if type(name) is str else "<function>", arguments)
     if kind is BuiltinFunctionType:
         return "%s(…)" % value.__name__
     if kind is type:

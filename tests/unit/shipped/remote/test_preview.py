@@ -90,6 +90,14 @@ def test_no_code_of_the_user_runs(base: type) -> None:
     assert shown == "[<Hostile>, {'key': <Hostile>}]"
 
 
+def test_the_name_of_a_function_may_be_of_a_users_class() -> None:
+    def add(a: int, b: int) -> int:
+        return a + b
+
+    add.__name__ = type("Hostile", (str,), {"__str__": refuse, "__format__": refuse})("add")
+    assert preview(add) == "<function>(a, b)"
+
+
 class MetaEqual(type):
     __eq__ = refuse
     __hash__ = refuse
