@@ -429,7 +429,8 @@ class RunTimeout(TimeoutError):
     It goes on in the kernel, unless ``on_timeout="interrupt"``.
 
     Attributes:
-        result: the ``Result`` with its outputs so far.
+        result: the ``Result`` with its outputs so far. With ``max_output=``, a cell that still runs
+            has sent the first half of so many characters at most, and nothing is in ``dropped``.
         notebook: of ``run_notebook``, the notebook so far; else None.
 
     >>> try:

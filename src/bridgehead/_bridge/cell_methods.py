@@ -81,7 +81,8 @@ class CellMethods(BridgeBase):
             RemoteError: the cell raised, or evaluating or pickling what it gave; ``result`` holds
                 what it gave before.
             RunTimeout: the time is over, a ``TimeoutError``; ``result`` holds the outputs so far.
-                The message says whether the cell ran or runs.
+                The message says whether the cell ran or runs. With ``max_output=``, the kernel of a
+                cell that still runs has sent only the beginning of what it printed: the first half.
             ValueError: ``push=`` or ``max_output=``, and the cell is empty; or an expression in
                 ``pull=`` has ``await``; or the cell, or what ``on_input`` returned, has half of a
                 surrogate pair, which no message can carry.

@@ -42,6 +42,13 @@ async def test_a_deadline_raises_with_the_outputs_so_far(loopback: Bridge) -> No
     assert await loopback.pull("ended")  # behind the cell
 
 
+async def test_a_cell_that_goes_on_has_sent_the_first_half(loopback: Bridge) -> None:
+    with pytest.raises(RunTimeout, match="may still run") as caught:
+        await loopback.run("print('x' * 784)\n" + SLOW, max_output=1000, timeout=0.1)
+    assert (caught.value.result.stdout, caught.value.result.dropped) == ("x" * 500, 0)
+    assert await loopback.pull("ended")
+
+
 async def test_a_cell_that_was_not_sent_never_runs(loopback: Bridge) -> None:
     slow = loopback.stream(SLOW)
     await anext(slow)
