@@ -1,8 +1,9 @@
 """A notebook, run cell by cell over a bridge.
 
 Rule: which cells run, and what is written into the notebook. Each cell is one ``Bridge.run``.
-Outputs are kept as nbclient keeps them, except that neighbouring parts of one stream are joined. Of
-a kernel that is not trusted they are inert, as everywhere.
+Outputs are kept as nbclient keeps them, except that neighbouring parts of one stream are joined,
+and that the state of widgets is not kept. Of a kernel that is not trusted they are inert, as
+everywhere.
 """
 
 from __future__ import annotations
@@ -37,8 +38,10 @@ async def run_notebook(
     r"""Run the code cells of a notebook in a kernel, in their order, and return the notebook.
 
     Needs ``pip install 'bridgehead[notebook]'``. Outputs, counts and errors are those of the cells,
-    as nbclient writes them. Of the tags of cells, ``skip-execution`` leaves a cell as it is, and
-    after a cell with ``raises-exception`` that fails the next ones run.
+    as nbclient writes them, but for widgets of ipywidgets: their state is not written, and what is
+    printed inside an ``Output`` widget is an output of the cell. Of the tags of cells,
+    ``skip-execution`` leaves a cell as it is, and after a cell with ``raises-exception`` that fails
+    the next ones run.
 
     Args:
         bridge: the bridge of the kernel.

@@ -69,7 +69,8 @@ class BridgeBase:
                 console --existing`` find it. The file of a kernel that has ended is replaced.
             env: variables to add to the kernel's environment.
             inherit_env: what of this process's environment the kernel gets: all of it, or with
-                False only PATH, HOME, LANG and TMPDIR, or with a list of names these as well.
+                False only PATH, HOME, LANG and TMPDIR (on Windows SYSTEMROOT, too), or with a list
+                of names these as well.
             limits: ``{"memory": bytes of address space, "cpu": seconds}``, or one of them, on
                 Linux: of the kernel's process, again after ``restart``, and of each process that
                 it starts. Python raises ``MemoryError`` at the first; the system ends the process

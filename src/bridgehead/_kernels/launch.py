@@ -65,7 +65,9 @@ async def launch(
     if limits and not issubclass(plan.provisioner, LocalProvisioner):
         plan.folder.remove()
         kind = plan.provisioner.__name__
-        raise NotSupported(f"limits= needs a process on this machine, not {kind}'s")
+        raise NotSupported(
+            f"limits= needs a process on this machine, not {kind}'s; nothing was started"
+        )
     process = KernelProcess(plan.manager, ZmqTransport.timings, log, plan.folder.remove, limits)
     transport = await spawned(process, plan.options, encryption, insecure)
     try:

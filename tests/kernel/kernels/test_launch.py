@@ -21,7 +21,7 @@ import psutil
 import pytest
 
 import bridgehead
-from bridgehead import Bridge, KernelDied, KernelNotFound, RemoteError, SyncBridge
+from bridgehead import Bridge, KernelDied, KernelNotFound, NotSupported, RemoteError, SyncBridge
 from bridgehead._kernels.discovery import kernels
 from bridgehead._kernels.launch_folder import STARTER, sweep
 from support.kit import reported_within
@@ -64,8 +64,16 @@ async def test_a_kernel_gets_no_more_of_the_environment_than_it_should(
 ) -> None:
     monkeypatch.setenv("SECRET_TOKEN", "secret")
     monkeypatch.setenv("NAMED", "named")
+    monkeypatch.setenv("LANG", "C.UTF-8")
+    monkeypatch.setenv("TMPDIR", tempfile.gettempdir())
     async with Bridge.launch(inherit_env=inherit, env={"GIVEN": "given"}) as bridge:
         found = await bridge.pull("dict(__import__('os').environ)")
+        if sys.platform == "linux" and inherit is not True:  # as it was when the process began
+            first = Path(f"/proc/{bridge.info.pid}/environ").read_text().split("\0")
+            names = {one.partition("=")[0] for one in first}
+            inherited = {"PATH", "HOME", "LANG", "TMPDIR", *(inherit or ())}
+            own = {"GIVEN", "PYDEVD_DISABLE_FILE_VALIDATION", "JPY_PARENT_PID", ""}
+            assert names - own == inherited
         assert ("SECRET_TOKEN" in found) is has_token
         assert ("NAMED" in found) is (inherit is not False)
         assert (found["GIVEN"], found["PATH"]) == ("given", os.environ["PATH"])
@@ -87,6 +95,15 @@ async def test_limits_hold_from_the_first_cell_on_and_after_a_restart() -> None:
             child = "__import__('subprocess').check_output('ulimit -v', shell=True)"
             assert int(await bridge.pull(child)) == 4 << 20
             await bridge.restart()
+
+
+async def test_limits_are_not_supported_elsewhere_than_on_linux(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with pytest.raises(NotSupported, match="on Linux only; nothing was started"):
+        await Bridge.launch(limits={"cpu": 5})
+    assert os.listdir(os.environ[RUNTIME]) == []
 
 
 @pytest.mark.slow

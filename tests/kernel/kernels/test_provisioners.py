@@ -390,6 +390,14 @@ async def test_the_error_of_a_failing_provisioner_is_raised_and_it_is_cleaned_up
     assert noted(journal) == ["launch", "cleanup"]
 
 
+async def test_limits_are_not_supported_where_a_provisioner_starts_the_kernel(
+    spec: Spec, journal: Path
+) -> None:
+    with pytest.raises(NotSupported, match="on this machine, not Node's; nothing was started"):
+        await Bridge.launch(spec(), limits={"cpu": 5})
+    assert not journal.exists()
+
+
 async def test_a_kernel_that_never_answers_is_ended(
     spec: Spec, kernelspec: Callable[..., str], journal: Path
 ) -> None:
