@@ -63,10 +63,10 @@ class CellMethods(BridgeBase):
                 ``result.dropped`` counts it. The kernel cuts what the cell and the programs that it
                 waits for print, for all clients, so nothing carries the rest or keeps it. The end
                 comes when the code has ended or raises, behind displays and the cell's value. A
-                display is dropped as a whole. The cell's value counts for itself: it is dropped
-                only if it alone is longer than this. The traceback of the cell's own exception
-                does not count; the exception has it, and ``result.outputs`` has it unless it alone
-                is longer than this.
+                display is dropped as a whole; those behind the beginning go before printed text
+                does. The cell's value counts for itself: it is dropped only if it alone is longer
+                than this. The traceback of the cell's own exception does not count; the exception
+                has it, and ``result.outputs`` has it unless it alone is longer than this.
             store_history: False keeps the cell out of ``In``, the history and the counter. IPython
                 keeps its value in ``_`` even so, and all clients see the cell.
             timeout: seconds.
