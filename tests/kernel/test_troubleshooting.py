@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from bridgehead import Bridge
+from bridgehead import Bridge, RemoteError
 from support.kit import endless_cell, file_of, until
 
 PAGE = Path(__file__).parents[2] / "notebooks" / "guides" / "troubleshooting.md"
@@ -50,6 +50,13 @@ async def a_notebook_without_its_suffix(bridge: Bridge, folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("JUPYTER_RUNTIME_DIR", str(folder))
         await Bridge.attach("train")
+
+
+async def a_kernel_attaches_to_itself(bridge: Bridge, folder: Path) -> None:
+    try:
+        await bridge.run(f"from bridgehead import *\nSyncBridge.attach({file_of(bridge)!r})")
+    except RemoteError as error:
+        raise error.__cause__ or error from None
 
 
 async def an_empty_key(bridge: Bridge, folder: Path) -> None:
@@ -137,6 +144,7 @@ CASES: list[Any] = [
     no_such_kernelspec,
     pytest.param(a_dead_kernel_left_its_file, marks=pytest.mark.timings(listen_within=0.3)),
     a_notebook_without_its_suffix,
+    a_kernel_attaches_to_itself,
     an_empty_key,
     plain_tcp_to_another_machine,
     a_bridge_that_is_not_open,

@@ -469,6 +469,18 @@ async def test_closing_ends_only_a_kernel_that_the_bridge_started(server: str) -
         assert await other.kernels() == before
 
 
+async def test_a_kernel_of_a_server_does_not_attach_to_itself() -> None:
+    async with serving(SERVER) as server, on(server) as kernel, on(server) as other:
+        await other.run("n = 2")
+        await kernel.run("n = 1\nfrom bridgehead import *")  # so it was used last
+        latest = f"SyncBridge.attach('{server}?token={TOKEN}')"
+        await kernel.run(f"with {latest} as used_last: n = used_last['n']")
+        assert await kernel.pull("n") == 2
+        address = f"{server}api/kernels/{kernel.info.kernel_id}?token={TOKEN}"
+        with pytest.raises(RemoteError, match=f"{kernel.info.kernel_id} is this kernel itself"):
+            await kernel.run(f"SyncBridge.attach({address!r})")
+
+
 async def test_a_cancelled_opening_leaves_no_kernel(server: str) -> None:
     async with Other(server) as other:
         before = await other.kernels()

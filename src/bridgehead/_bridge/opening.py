@@ -162,6 +162,7 @@ class BridgeBase:
                 ``"train.ipynb"``; a renamed notebook keeps its old name here. It may also be an
                 address, with ``http://`` or with a port: of a kernel on a server, or of a server,
                 for the kernel used last there; see ``connect``. Or one of ``bridgehead.kernels()``.
+                In a kernel's own code, the kernel used last is another one.
             insecure: the weaknesses to accept: ``"empty-key"`` (everyone who can reach the kernel
                 can run code in it), ``"plain-tcp"`` beyond this machine (everyone on the way can
                 read everything), or both in a list.
@@ -169,7 +170,8 @@ class BridgeBase:
             timeout: seconds; a kernel that runs a cell answers after it.
 
         Raises:
-            KernelNotFound: no connection file matches, several match, or no kernel answers.
+            KernelNotFound: no connection file matches, several match, or no kernel answers; or it
+                is the kernel that runs this code, which can't answer while this code waits.
             InsecureConnection: the key is empty, or the file leads over plain TCP beyond this
                 machine.
             NotSupported: the file has CURVE keys, which this jupyter_client does not support.

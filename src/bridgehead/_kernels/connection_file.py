@@ -13,6 +13,7 @@ import json
 import os
 import stat
 import time
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -106,11 +107,43 @@ def _is_own(status: os.stat_result) -> bool:
     return not hasattr(os, "getuid") or status.st_uid == os.getuid()
 
 
+def own() -> str | None:
+    """Return the real path of the connection file of this process, if it is an IPython kernel."""
+    kernelapp = sys.modules.get("ipykernel.kernelapp")
+    if kernelapp is None or not kernelapp.IPKernelApp.initialized():
+        return None
+    app = kernelapp.IPKernelApp.instance()
+    if app.session.pid != os.getpid():  # a process that the kernel forked
+        return None
+    return os.path.realpath(str(app.abs_connection_file))
+
+
+def own_id() -> str | None:
+    """Return the id by which a server that started this process as a kernel knows it, if any."""
+    file = own()
+    return None if file is None else Path(file).stem.removeprefix("kernel-")
+
+
+def refuse_own(file: str) -> None:
+    """Raise ``KernelNotFound`` if the file is that of this process."""
+    if os.path.realpath(file) == own():
+        raise not_itself(os.path.basename(file))
+
+
+def not_itself(kernel: str) -> KernelNotFound:
+    """Return the error for attaching to the kernel that this process is."""
+    return KernelNotFound(
+        f"{kernel} is this kernel itself, which can't answer while its code waits; use its names "
+        "without a bridge"
+    )
+
+
 def find(existing: str | os.PathLike[str] | None) -> str:
     """Return the connection file for ``existing``: a path, a fragment, a glob, or the latest.
 
     What names no folder is looked up in the runtime folder, and only then in the current one, into
     which a file may have come with other people's work. The name of a notebook means its kernel.
+    The latest is never that of this process.
 
     Raises:
         KernelNotFound: no file matches, or more than one; the message lists them.
@@ -118,13 +151,16 @@ def find(existing: str | os.PathLike[str] | None) -> str:
     folder = jupyter_runtime_dir()
     places = [folder, "."]
     if existing is None:
+        this = own()
         for place in places:
-            latest = _latest(_matching(place, "kernel-*.json"))
+            files = _matching(place, "kernel-*.json")
+            latest = _latest(file for file in files if os.path.realpath(file) != this)
             if latest is not None:
                 return latest
+        other = "" if this is None else "other "
         raise KernelNotFound(
-            f"no kernel is running: there is no connection file in {folder}; start one with "
-            "'bridgehead start', or with Bridge.launch() in a program"
+            f"no {other}kernel is running: there is no {other}connection file in {folder}; start "
+            "one with 'bridgehead start', or with Bridge.launch() in a program"
         )
     name = wanted = os.fspath(existing)
     if name.endswith(".ipynb"):

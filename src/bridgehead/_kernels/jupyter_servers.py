@@ -24,7 +24,7 @@ from urllib.parse import SplitResult, parse_qs, urlsplit, urlunsplit
 from jupyter_core.paths import jupyter_runtime_dir
 
 from bridgehead._errors import BridgeError, InsecureConnection, KernelNotFound
-from bridgehead._kernels.connection_file import read
+from bridgehead._kernels.connection_file import not_itself, own_id, read
 from bridgehead._kernels.listeners import listens
 from bridgehead._protocol.formatting import line, short_list
 from bridgehead._transports.addresses import is_loopback
@@ -174,6 +174,8 @@ def _checked(what: str, pairs: Mapping[str, str] | None) -> dict[str, str]:
 
 async def _known(rest: Rest, identity: str) -> str:
     """Return the kernel's id, if the server has this kernel."""
+    if identity == own_id():
+        raise not_itself(line(identity))
     if await rest.kernel(identity) is None:
         ids = [str(item.get("id")) for item in await rest.kernels()]
         listed = f"it has: {short_list(ids, 400)}" if ids else "it has none, or lists none"
@@ -182,9 +184,13 @@ async def _known(rest: Rest, identity: str) -> str:
 
 
 async def _latest(rest: Rest) -> str:
-    found = await rest.kernels()
+    this = own_id()
+    found = [kernel for kernel in await rest.kernels() if kernel.get("id") != this]
     if not found:
-        raise KernelNotFound(f"{rest.url} has no kernel, or lists none; connect() starts one")
+        other = "" if this is None else "other "
+        raise KernelNotFound(
+            f"{rest.url} has no {other}kernel, or lists none; connect() starts one"
+        )
     return str(max(found, key=lambda kernel: str(kernel.get("last_activity"))).get("id"))
 
 

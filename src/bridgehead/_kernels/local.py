@@ -16,7 +16,7 @@ from jupyter_core.utils import ensure_async
 from traitlets import TraitError
 
 from bridgehead._errors import KernelNotFound
-from bridgehead._kernels.connection_file import find, read
+from bridgehead._kernels.connection_file import find, read, refuse_own
 from bridgehead._kernels.security import checked, warn_if_others_can_read
 from bridgehead._transports.base import Transport
 from bridgehead._transports.descriptors import ATTACHED, check_descriptors
@@ -33,6 +33,7 @@ async def attach(
     """Connect to a kernel by its connection file, as ``jupyter console --existing`` finds it."""
     check_descriptors(ATTACHED)
     file = find(existing)
+    refuse_own(file)
     try:
         content = read(file)
         info = checked(content.info, file, insecure)

@@ -47,6 +47,43 @@ async def test_attach_accepts_what_jupyter_console_existing_accepts(
         assert await bridge.pull("x") == [1]  # closing an attached bridge does not end the kernel
 
 
+# Defined in the kernel: attach to ``file``, and return the error as text.
+OF_ITSELF = """
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from bridgehead import Bridge, KernelNotFound, SyncBridge
+from bridgehead._kernels.connection_file import own
+def blocking():
+    try: SyncBridge.attach(file).close()
+    except KernelNotFound as error: return str(error)
+async def awaited():
+    try: await (await Bridge.attach(file)).aclose()
+    except KernelNotFound as error: return str(error)
+def in_a_fork():
+    with ProcessPoolExecutor(1, get_context("fork")) as pool: return pool.submit(own).result()
+"""
+
+
+async def test_a_kernel_does_not_attach_to_itself() -> None:
+    """It cannot answer while its own code waits: that took until the timeout."""
+    async with Bridge.launch() as kernel, Bridge.launch() as other:
+        file = Path(file_of(kernel))
+        await kernel.push(file=file.name)
+        await kernel.run(OF_ITSELF)
+        expected = f"{file.name} is this kernel itself, which can't answer while its code waits; "
+        for code in ("blocking()", "await awaited()"):
+            assert str(await kernel.pull(code)).startswith(expected)
+        # A process that it forked is another one, which the kernel can answer.
+        assert await kernel.pull("own(), in_a_fork()") == (str(file.resolve()), None)
+        os.utime(file)  # it was used last, and the latest of the others counts
+        await kernel.push(bound=1)
+        await kernel.run("with SyncBridge.attach() as used_last: used_last.push(bound=2)")
+        assert (await kernel.pull("bound"), await other.pull("bound")) == (1, 2)
+        await other.aclose()
+        await kernel.push(file=None)
+        assert "no other kernel is running" in str(await kernel.pull("blocking()"))
+
+
 @pytest.mark.slow
 async def test_a_missing_or_ambiguous_name_lists_the_files_found() -> None:
     with pytest.raises(KernelNotFound, match="no kernel is running"):

@@ -263,11 +263,11 @@ async def test_a_notebook_kernel_does_not_attach_to_itself() -> None:
     async with Bridge.launch() as notebook, Bridge.launch() as second:
         await notebook.run("%load_ext bridgehead")
         printed: list[Any] = []
-        own, others = Path(str(notebook.info.connection_file)), str(second.info.connection_file)
+        own = Path(str(notebook.info.connection_file))
         with pytest.raises(RemoteError):
             await notebook.run(f"%bridge attach {own.name}", on_output=printed.append)
         assert "is this kernel itself" in printed[0].text
-        os.utime(others)  # this file was used last
+        os.utime(own)  # this file was used last
         await notebook.run("%bridge attach")
         await notebook.run("%%bridge\nbound = 1")
         assert await second.pull("bound") == 1

@@ -11,32 +11,26 @@ import difflib
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any
 
-from ipykernel.connect import get_connection_file
 from IPython.core.error import UsageError
 from IPython.core.interactiveshell import InteractiveShell
 from IPython.core.magic import Magics, line_cell_magic, magics_class, no_var_expand
 from IPython.core.magic_arguments import argument, kwds, magic_arguments
 from IPython.display import display
-from jupyter_core.paths import jupyter_runtime_dir
 
 from bridgehead._bridge.sync import SyncBridge
 from bridgehead._errors import (
     BridgeError,
     KernelDied,
-    KernelNotFound,
     RemoteError,
     UntrustedPayload,
 )
-from bridgehead._kernels.connection_file import connection_files, find
 from bridgehead._tools.magics import complete, transfers
 from bridgehead._tools.magics.cell import run_shown
 from bridgehead._tools.magics.parsing import joined, names_in, wanted, words_of
 from bridgehead._tools.magics.several import run_in_several
 from bridgehead._tools.magics.tables import say, show_table
-from bridgehead._transports.addresses import is_of_server
 
 DEFAULT = "main"  # the name of a bridge without --on
 _ENDED = ("dead", "closed")  # states of a bridge that can't be used any more
@@ -138,9 +132,7 @@ class BridgeMagics(Magics):
     @_trust
     def attach(self, args: argparse.Namespace) -> None:
         """Use a running kernel; closing the bridge leaves it running."""
-        with _plain_errors(args.on):
-            existing = _other_kernel(args.existing)
-        self._open(args.on, lambda: SyncBridge.attach(existing, trust=args.trust))
+        self._open(args.on, lambda: SyncBridge.attach(args.existing, trust=args.trust))
 
     @magic_arguments("bridge connect")
     @argument("url", nargs="?", help="the server's address; default: the server on this machine")
@@ -437,33 +429,6 @@ def _plain_errors(name: str) -> Iterator[None]:
         ) from error
     except (BridgeError, TimeoutError, ValueError, TypeError, ImportError, OSError) as error:
         raise UsageError(" ".join(str(error).split()) or type(error).__name__) from error
-
-
-def _other_kernel(existing: str | None) -> str:
-    """Return what to attach to; never this kernel, which can't answer while this code runs.
-
-    Raises:
-        KernelNotFound: no other kernel is running, or ``existing`` is this kernel.
-    """
-    if existing is not None and is_of_server(existing):
-        return existing
-    try:
-        this = Path(get_connection_file()).resolve()
-    except RuntimeError:  # this process is a terminal, not a kernel
-        return find(existing)
-    if existing is not None:
-        found = find(existing)
-        if Path(found).resolve() == this:
-            raise KernelNotFound(
-                f"{this.name} is this kernel itself; use its names without a bridge"
-            )
-        return found
-    files = [file for file in connection_files() if file.resolve() != this]
-    if not files:
-        raise KernelNotFound(
-            f"no other kernel is running: {jupyter_runtime_dir()} has no other connection file"
-        )
-    return str(max(files, key=lambda file: file.stat().st_atime))  # as jupyter_client chooses
 
 
 def _columns(bridge: SyncBridge) -> tuple[str, str, str, str, str]:
