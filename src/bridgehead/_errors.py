@@ -377,6 +377,7 @@ class RemoteError(BridgeError):
     result: Any = None
     notebook: Any = None
     _is_of_magic = False  # a magic raised it, and the caller has no line of code
+    _is_printed = False  # the outputs of the cell have the traceback: that of an exception group
 
     def __init__(self, ename: str, evalue: str, traceback: Sequence[str] = ()) -> None:
         super().__init__(ename, evalue, tuple(traceback))
@@ -398,13 +399,20 @@ class RemoteError(BridgeError):
         return f"{self.ename}: {self.evalue}" if self.evalue else self.ename
 
     @property
+    def _lines_below_outputs(self) -> list[str]:
+        """What to show of the error below the outputs of its cell."""
+        return self.traceback if self.traceback and not self._is_printed else [self._summary]
+
+    @property
     def _advice(self) -> str:
         """How to catch the exception, which its own class in an ``except`` does not do."""
         if self.__cause__ is None:
             return "To catch it, use `except RemoteError as error` and look at `error.ename`."
         kind = type(self.__cause__).__name__
+        is_group = isinstance(self.__cause__, BaseExceptionGroup)
+        also = ", and `except*` takes none of its exceptions" if is_group else ""
         return (
-            f"`except {kind}` does not catch this. Use `except RemoteError as error`:\n"
+            f"`except {kind}` does not catch this{also}. Use `except RemoteError as error`:\n"
             f"`error.__cause__` is the {kind}."
         )
 
@@ -414,9 +422,9 @@ class RemoteError(BridgeError):
         The kernel's traceback keeps its colours, and no other control sequences. For a
         ``%%bridge`` cell, only that traceback is returned.
         """
+        if self._is_of_magic:
+            return [coloured(line) for line in self._lines_below_outputs]
         kernels = [coloured(line) for line in self.traceback]
-        if kernels and self._is_of_magic:
-            return kernels
         callers = _render(self, harmless(self._summary))
         if callers is None or not kernels:
             return callers or kernels or [str(self)]

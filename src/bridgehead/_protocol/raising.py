@@ -47,14 +47,21 @@ def cell_error(
     """Return the error that the reply to a cell reports; its cause is the cell's exception.
 
     The cause is None if the exception cannot be rebuilt here, or if the kernel is not ``trusted``.
+    The traceback of an exception group is in the payload, and among the outputs of the cell.
     If the cell ran and its value could not be shown, ipykernel replies that a ``NoneType`` was
     raised; what was raised is in the error that the cell ``published``.
     """
     unnamed = content.get("ename") == "NoneType"
     error = remote_error(published if unnamed and published is not None else content)
     payload = content.get("payload")
-    for report in payload if trusted and isinstance(payload, list) else ():
+    for report in payload if isinstance(payload, list) else ():
         if isinstance(report, dict) and report.get("source") == remote_source()[0] + CELL_ERROR:
+            printed = as_strings(report.get("traceback"))
+            if printed and not error.traceback:
+                error = RemoteError(error.ename, error.evalue, printed)
+                error._is_printed = True  # noqa: SLF001
+            if not trusted:
+                continue
             try:
                 frames = [memoryview(base64.b64decode(part)) for part in report["frames"]]
             except (KeyError, TypeError, ValueError):

@@ -161,6 +161,50 @@ async def test_the_cause_is_the_cells_exception(notebook: Notebook, code: str) -
     assert await notebook.target.pull("get_ipython().payload_manager.read_payload()") == []
 
 
+GROUP = "def f(): raise ValueError('one')\ntry: f()\nexcept ValueError as e:\n"
+GROUP += "    raise ExceptionGroup('both', [e, KeyError(2)])"
+
+
+@pytest.mark.parametrize("call", ["kernel.run", "await bridge.run", "doubtful.run"])
+async def test_a_group_has_the_kernels_traceback(notebook: Notebook, call: str) -> None:
+    """IPython prints it, and its reply has none."""
+    shown = await notebook.fails(f"value = 1\n{call}({GROUP!r})")
+    head, _, rest = shown.partition("in the kernel:")
+    assert f"----> 2 {call}(" in head
+    assert head.rstrip().endswith("RemoteError: ExceptionGroup: both (2 sub-exceptions)")
+    assert "interactiveshell.py" not in rest
+    for line in ("Exception Group Traceback", "line 4, in <module>", "in f\n", "KeyError: 2"):
+        assert line in rest
+    if call != "doubtful.run":
+        assert "and `except*` takes none of its exceptions. Use `except RemoteError as" in rest
+        assert shown.splitlines()[-1] == "`error.__cause__` is the ExceptionGroup."
+
+
+async def test_a_group_that_is_the_context_of_an_error_has_it_too(notebook: Notebook) -> None:
+    code = "try:\n    raise ExceptionGroup('g', [ValueError(1)])\nexcept* ValueError:\n    1 / 0"
+    shown = await notebook.fails(f"kernel.run({code!r})")
+    assert "in the kernel:" in shown
+    assert "line 4, in <module>" in shown
+
+
+@pytest.mark.parametrize("options", ["", " --on main,again"])
+async def test_a_magic_shows_the_traceback_of_a_group_once(
+    notebook: Notebook, options: str
+) -> None:
+    file = notebook.target.info.connection_file
+    await notebook.own.run(f"%load_ext bridgehead\n%bridge attach {file}")
+    await notebook.own.run(f"%bridge attach {file} --on again")
+    cell = f"%%bridge{options or ' --on main'}\n{GROUP}"
+    with pytest.raises(RemoteError) as caught:
+        await notebook.own.run(cell)
+    assert caught.value.result is not None
+    shown = plain("\n".join([caught.value.result.stderr, *caught.value.traceback]))
+    assert shown.count("KeyError: 2") == (2 if options else 1)  # one a kernel
+    assert "ExceptionGroup: both (2 sub-exceptions)" in shown.splitlines()[-1]
+    assert "run_cell_magic" not in shown
+    await notebook.own.run("%bridge close --all")
+
+
 async def test_an_exception_whose_pickling_hangs_is_interrupted(notebook: Notebook) -> None:
     code = """
 class Slow(Exception):

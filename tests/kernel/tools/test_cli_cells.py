@@ -62,6 +62,14 @@ def test_code_of_the_command_line_runs(options: list[str]) -> None:
         assert "either a FILE or -c CODE" in bridgehead("run", *neither_or_both).refused(2)
 
 
+def test_the_traceback_of_a_group_is_printed_once(options: list[str]) -> None:
+    """The cell prints it itself."""
+    code = "raise ExceptionGroup('both', [ValueError(1), KeyError(2)])"
+    ran = bridgehead("run", "-c", code, *options)
+    assert (ran.code, ran.err.count("KeyError: 2")) == (1, 1)
+    assert ran.err.endswith("\nExceptionGroup: both (2 sub-exceptions)\n")
+
+
 @posix
 def test_output_comes_while_the_cell_runs(options: list[str]) -> None:
     code = b"import os, time\nprint('begun', flush=True)\nwhile 'go' not in dir(): time.sleep(.05)"

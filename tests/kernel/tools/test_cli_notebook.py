@@ -96,6 +96,15 @@ def test_a_cell_that_fails_is_named(options: list[str], made: Make, tmp_path: Pa
     assert (first[0].text, third[0].ename, last) == ("1\n", "ZeroDivisionError", [])
 
 
+def test_a_cell_that_raises_a_group_has_its_traceback(
+    options: list[str], made: Make, tmp_path: Path
+) -> None:
+    """The cell prints it, and what cells print is in the notebook only."""
+    file = made("raise ExceptionGroup('both', [ValueError(1), KeyError(2)])")
+    ran = bridgehead("run", file, "-o", tmp_path / "out.ipynb", *options)
+    assert (ran.code, ran.err.count("KeyError: 2")) == (1, 1)
+
+
 def test_json_says_how_far_it_came(options: list[str], made: Make, tmp_path: Path) -> None:
     file, out = made("print(1)", "1 / 0"), tmp_path / "out.ipynb"
     ran = bridgehead("run", file, "-o", out, "--json", *options)

@@ -2,7 +2,8 @@
 
 Rule: use the standard library only, and run on Python 3.8 and later. The cell's message asks for
 it. IPython's reply has only its text, so it is added to the payload of the reply, which goes to
-the requester alone, and is sent whatever the cell did.
+the requester alone, and is sent whatever the cell did. Of an exception group the reply of IPython 9
+has not even a traceback, because IPython lets Python print that to stderr: it is added as text.
 
 Facts measured with ``%pdb on`` and a client that answers no input (ipykernel 7.4): the debugger
 starts before the reply is made, and its prompt raises ``StdinNotImplementedError``. The reply then
@@ -11,16 +12,20 @@ names this error in place of the cell's. If the cell awaits, no reply is sent at
 
 from __future__ import annotations
 
+import builtins
 import sys
+import traceback
 from base64 import b64encode
 from contextlib import suppress
-from typing import Any
+from typing import Any, Dict, List
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.kernel import Kernel
     from bridgehead._shipped.wire.header import CELL_ERROR, PYTHON
     from bridgehead._shipped.wire.pickling import encode
 
+GROUP: Any = getattr(builtins, "BaseExceptionGroup", ())  # none before Python 3.11
+SHELL = "IPython.core.interactiveshell"  # the module whose frames run a cell
 NO_DEBUGGER = "%pdb: the debugger was not started, because the client of this cell answers no input"
 
 
@@ -68,22 +73,46 @@ class CellErrors:
     def cell_done(self, result: Any = None) -> None:
         """Add the exception of a cell to its reply, if its client asks for it and it pickles.
 
-        IPython calls this after each cell, before it makes the reply.
+        A client that does not trust this kernel asks for no bytes, and gets text only. IPython
+        calls this after each cell, before it makes the reply.
         """
         message = self.kernel.address()[1]
         most = (message.get("content") or {}).get(__name__ + CELL_ERROR)
         error = getattr(result, "error_before_exec", None) or getattr(result, "error_in_exec", None)
-        if type(most) is not int or most <= 0 or error is None:
+        if type(most) is not int or error is None:
             return
+        report: Dict[str, Any] = {"source": __name__ + CELL_ERROR}
+
+        def describe() -> None:
+            if _has_group(error):
+                report["traceback"] = _lines(error)
+            if most > 0:
+                frames, carries_code = encode(error, None, most, stops=True)
+                parts = [b64encode(frame).decode("ascii") for frame in frames]
+                report.update(frames=parts, code_of=PYTHON if carries_code else None)
+
         cell = str((message.get("header") or {}).get("msg_id"))
-        try:
+        with suppress(BaseException):  # also an interrupt: the cell has ended, and is reported
             # User code may run here, and the cell's own interrupt ends it.
-            frames, carries_code = self.kernel.run_interruptibly(
-                cell, lambda: encode(error, None, most, stops=True)
-            )
-            parts = [b64encode(frame).decode("ascii") for frame in frames]
-        except BaseException:  # also an interrupt: the cell has ended, and its text is reported
-            return
-        code_of = PYTHON if carries_code else None
-        report = {"source": __name__ + CELL_ERROR, "frames": parts, "code_of": code_of}
-        self.kernel.shell.payload_manager.write_payload(report)
+            self.kernel.run_interruptibly(cell, describe)
+        if len(report) > 1:
+            self.kernel.shell.payload_manager.write_payload(report)
+
+
+def _has_group(error: Any) -> bool:
+    """Return whether IPython leaves the traceback to Python."""
+    seen: List[Any] = []
+    while error is not None and not any(error is one for one in seen):
+        if isinstance(error, GROUP):
+            return True
+        seen.append(error)
+        error = error.__context__
+    return False
+
+
+def _lines(error: Any) -> List[str]:
+    """Return the traceback of a cell, without the frames that run a cell."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_globals.get("__name__") in (SHELL, __name__):
+        trace = trace.tb_next
+    return "".join(traceback.format_exception(type(error), error, trace)).splitlines()

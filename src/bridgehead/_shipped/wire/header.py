@@ -34,7 +34,7 @@ CALLS_AHEAD, CALLS_TOGETHER = 1000, 100
 CONTROL_REQUEST, CONTROL_REPLY = ".request", ".control_reply"
 EVENTS_REQUEST = ".events_request"  # answered when there are events; see ``remote.event_queue``
 # The end of a field in a cell's message: how many bytes its exception may have in the reply, 0 for
-# none; and of the source of the payload that has it.
+# none; and of the source of the payload that has it, and the traceback that a reply itself lacks.
 CELL_ERROR = ".cell_error"
 
 

@@ -135,8 +135,9 @@ class OutputPrinter:
                 self.cell.cancel()
 
     def error(self, error: Any) -> None:
-        """Print the traceback as the kernel formatted it."""
-        lines = error.traceback or [f"{error.ename}: {error.evalue}"]
+        """Print the traceback as the kernel formatted it, unless the cell itself printed it."""
+        lines = error.traceback if self._quiet else ()
+        lines = lines or error._lines_below_outputs
         self._write("\n".join(lines) + "\n", "stderr")
 
     def end(self) -> None:

@@ -117,7 +117,7 @@ async def _run(
             click.echo(f"ran {run.cells} cells; {output} has their outputs")
         return 0
     if not as_json:
-        OutputPrinter(quiet=False).error(error)
+        OutputPrinter(quiet=True).error(error)
     warn(f"{run.place} raised {error.ename}: {error.evalue}; {so_far}", "red")
     return INTERRUPTED if interrupts.request and error.ename in BY_INTERRUPT else FAILED
 

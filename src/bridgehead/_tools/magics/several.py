@@ -112,7 +112,7 @@ class _Cell:
             self.running.result()
         except RemoteError as error:
             self.display.show_errors(but=error)
-            self.display.show_failure(error.traceback or [str(error)])
+            self.display.show_failure(error._lines_below_outputs)
             return f"{error.ename}: {error.evalue}" if error.evalue else error.ename
         except (BridgeError, TimeoutError) as error:
             return str(error)
