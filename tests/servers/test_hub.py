@@ -62,7 +62,8 @@ async def test_a_users_token_reaches_a_kernel_of_the_server(
     jupyterhub: RunningHub, ada: str
 ) -> None:
     url = jupyterhub.server("ada")
-    for address in (url, f"{url}lab/tree/some.ipynb", url.replace("/user/", "/hub/user/")):
+    pages = ("", "lab/tree/some.ipynb", "terminals/1", "proxy/8787/")
+    for address in (*(url + page for page in pages), url.replace("/user/", "/hub/user/")):
         async with Bridge.connect(address, ada) as bridge:
             assert (bridge.info.url, bridge.info.lane, bridge.info.trust) == (
                 url,
@@ -183,7 +184,9 @@ async def test_a_named_server_is_started_beside_the_default_one(
 ) -> None:
     """Until it runs, the default server gets its requests."""
     url = jupyterhub.server("ada", "gpu")
-    await refused(Bridge.connect(url, ada, timeout=ASKED), "server ada/gpu of the .* is stopped")
+    text = await refused(Bridge.connect(url, ada, timeout=ASKED), "server ada/gpu of the .* does")
+    assert "does not exist" in text
+    assert f"is a page of the user's server, use {jupyterhub.server('ada')}; " in text
     async with Bridge.connect(url, ada, start_server=True, timeout=STARTS) as bridge:
         assert bridge.info.url == url
         await goes_on(bridge)

@@ -38,6 +38,11 @@ if TYPE_CHECKING:
 TlsTrust = ssl.SSLContext | str | os.PathLike[str] | None  # a context, or a file of authorities
 EVERYWHERE = {"0.0.0.0": "127.0.0.1", "": "127.0.0.1", "::": "[::1]"}  # noqa: S104
 PAGES = ("lab", "tree", "notebooks", "doc", "edit", "console", "api")  # of a server, in addresses
+# More of them, below ``user/NAME/``; elsewhere they may be the beginning of a server's path.
+MORE_PAGES = ("consoles", "files", "nbclassic", "nbconvert", "proxy", "terminals", "view", "voila")
+# Those that the path of a file follows, which may have a folder ``user``.
+FILE_PAGES = {"tree", "notebooks", "edit", "consoles", "files", "nbconvert", "view", "voila"}
+HUB_SERVER = re.compile(r"^(.*?)/user/[^/]+(?=/|$)")  # all of a path that is the user's server
 # What a browser shows of a server of a JupyterHub that does not run.
 HUB_PAGES = re.compile(r"^(.*?)/hub/(?:user|spawn|spawn-pending)/(?=[^/])")
 UNUSED_ID = "00000000-0000-0000-0000-000000000000"  # has the form of a kernel id; no kernel has it
@@ -371,15 +376,31 @@ def _parsed(url: str) -> JupyterServer:
         raise ValueError("the token in the address follows no '?'; pass token=")
     if parts.username is not None or parts.password is not None:
         raise ValueError("the address of the server contains a user or password; pass token=")
-    path = HUB_PAGES.sub(r"\1/user/", parts.path, count=1).split("/")
-    pages = (at for at, step in enumerate(path) if step in PAGES and path[at - 1] != "user")
-    at = next(pages, len(path))
-    base, page = "/".join(path[:at]).rstrip("/") + "/", path[at:]
+    base, page = _server_and_page(HUB_PAGES.sub(r"\1/user/", parts.path, count=1))
     kernel_id = page[2] if page[:2] == ["api", "kernels"] and len(page) > 2 else None
     token = parse_qs(parts.query).get("token", [""])[0]
     return JupyterServer(
         urlunsplit((parts.scheme, parts.netloc, base, "", "")), token, kernel_id or None
     )
+
+
+def _server_and_page(path: str) -> tuple[str, list[str]]:
+    """Split a path into that of the server, and the steps of the page behind it.
+
+    A Hub, or a server, may itself be below a path. Of one of a Hub, the first step behind the user
+    that is no page is taken for the name of a server, and only the Hub knows whether it is one.
+    """
+    found = HUB_SERVER.match(path)
+    if found is not None:
+        rest = path[found.end() :]
+        if rest == "/" or FILE_PAGES.isdisjoint(found[1].split("/")):
+            base, page = found[0], rest.strip("/").split("/")
+            if page[0] not in ("", *PAGES, *MORE_PAGES):
+                base += f"/{page.pop(0)}"
+            return f"{base}/", page
+    steps = path.split("/")
+    at = next((at for at, step in enumerate(steps) if step in PAGES), len(steps))
+    return "/".join(steps[:at]).rstrip("/") + "/", steps[at:]
 
 
 def _split(url: str) -> SplitResult | None:

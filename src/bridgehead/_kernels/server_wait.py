@@ -11,10 +11,14 @@ import logging
 
 from bridgehead._errors import KernelNotFound, TransportError
 from bridgehead._transports.base import Transport
-from bridgehead._transports.jupyterhub import HubServer, State
+from bridgehead._transports.jupyterhub import ABSENT, HubServer, State
 from bridgehead._transports.rest import Rest
 
 TODO = {
+    "missing": (
+        "if the end of the address is a page of the user's server, use {hub.default}; with "
+        "start_server=True the Hub makes a server of this name"
+    ),
     "stopped": "start it at {hub.hub}home, or pass start_server=True",
     "starting": "pass a longer timeout=, or look at {hub.hub}home how far it is",
     "stopping": "try again when it has stopped",
@@ -23,6 +27,10 @@ TODO = {
         "check the user's name, look at {hub.hub}home, or pass start_server=True; a token with the "
         "scope read:servers!server={hub.label} would see whether it starts"
     ),
+}
+IS: dict[State, str] = {
+    "missing": "does not exist",
+    "unknown": "does not run, or is starting",
 }
 log = logging.getLogger("bridgehead")
 
@@ -81,16 +89,19 @@ class _Wait:
     async def _look(self, hub: HubServer) -> None:
         """Ask the Hub for the server's state, and have the server started if need be."""
         before, self._state = self._state, await hub.state()
-        if self._state == "stopped" and self._began:
+        if self._state in ABSENT and self._began:
             raise await hub.failed()
         self._began = self._began or self._state == "starting"
         if self._to_start and self._state not in ("starting", "stopping"):
             # Of a server that runs, for the Hub, this makes the Hub look whether it still does.
             self._began = await hub.start()
             self._to_start = not self._began
-        elif self._state == "stopped" and before != "stopped":
+        elif self._state in ABSENT and before not in ABSENT:
             # The wait may be long, and in vain.
-            log.warning("%s is stopped; waiting until it is started: %s", hub, _todo(hub))
+            log.warning(
+                "%s %s; waiting until it is started: %s",
+                *(hub, IS.get(self._state, f"is {self._state}"), _todo(hub, self._state)),
+            )
 
     def late(self, seconds: float) -> str:
         """Return the text of the error for a server that did not answer in time."""
@@ -102,9 +113,9 @@ class _Wait:
                 f"{self._absence}, for {seconds:g} s: the server does not run, or is still "
                 "starting; try again later, or check the address"
             )
-        what = "does not run, or is starting" if state == "unknown" else f"is {state}"
+        what = IS.get(state, f"is {state}")
         return f"{hub} {what}, and did not answer within {seconds:g} s; {_todo(hub, state)}"
 
 
-def _todo(hub: HubServer, state: State = "stopped") -> str:
+def _todo(hub: HubServer, state: State) -> str:
     return TODO[state].format(hub=hub)

@@ -31,7 +31,8 @@ import httpx
 
 from bridgehead._errors import KernelNotFound
 
-State = Literal["stopped", "starting", "running", "stopping", "unknown"]
+State = Literal["missing", "stopped", "starting", "running", "stopping", "unknown"]
+ABSENT: tuple[State, ...] = ("missing", "stopped")
 PENDING: Mapping[str, State] = {"spawn": "starting", "stop": "stopping"}
 REFUSED = (401, 403)
 TOO_MANY = 429  # servers are starting
@@ -48,6 +49,7 @@ class HubServer:
     Attributes:
         hub: the Hub's address, which ends with ``hub/``.
         label: the server's user and name, as the Hub writes them: ``ada/``, or ``ada/gpu``.
+        default: the address of the user's default server.
     """
 
     def __init__(
@@ -63,6 +65,7 @@ class HubServer:
         self.hub = hub
         self.label = f"{unquote(user)}/{unquote(name)}"
         self._name, self._has_token, self._send, self._quoted = name, has_token, send, quoted
+        self.default = f"{hub.removesuffix('hub/')}user/{user}/"
         self._user_path = f"users/{user}"
         self._path = f"users/{user}/" + (f"servers/{name}" if name else "server")
         self._may_be_used = False  # by this token, as far as is known
@@ -103,6 +106,8 @@ class HubServer:
     async def state(self) -> State:
         """Return what the server does, as far as the Hub lets the token know.
 
+        A named server that was never started is ``"missing"``: the name may be that of a page.
+
         Raises:
             KernelNotFound: the Hub refuses the token, or there is none, or it is not for this
                 server.
@@ -117,7 +122,7 @@ class HubServer:
             return "unknown"
         server = servers.get(unquote(self._name))
         if not isinstance(server, dict):
-            return "stopped"
+            return "missing" if self._name else "stopped"
         pending = server.get("pending")
         if pending is None and server.get("ready") is True:
             return "running"
@@ -169,7 +174,7 @@ class HubServer:
                 f"{self} cannot be started by {owner} ({reason}): there is no such user, or the "
                 f"token lacks the scope servers!server={self.label}"
             )
-        if response.status_code == 400 and await self.state() != "stopped":
+        if response.status_code == 400 and await self.state() not in ABSENT:
             return True  # it starts or runs already
         raise await self.failed(reason)
 

@@ -163,9 +163,37 @@ async def test_headers_that_contradict_the_connection_are_refused() -> None:
         ("hub/spawn/ada", "user/ada/"),
         ("hub/spawn-pending/ada/gpu", "user/ada/gpu/"),
         ("base/hub/spawn-pending/ada", "base/user/ada/"),
+        ("lab/user/ada/", "lab/user/ada/"),
+        ("lab/user/ada/gpu/lab", "lab/user/ada/gpu/"),
+        ("api/hub/user/ada/lab", "api/user/ada/"),
+        ("notebooks/user/ada/", "notebooks/user/ada/"),
+        ("a/console/user/ada/lab", "a/console/user/ada/"),
+        ("user/user/lab", "user/user/"),
+        ("user/user/gpu/", "user/user/gpu/"),
+        ("hub/user/user/lab", "user/user/"),
+        ("user/ada/terminals/1", "user/ada/"),
+        ("user/ada/files/a/b.csv", "user/ada/"),
+        ("user/ada/proxy/8787/", "user/ada/"),
+        ("user/ada/consoles/x", "user/ada/"),
+        ("user/ada/gpu/terminals/1", "user/ada/gpu/"),
+        ("user/ada/vscode/", "user/ada/vscode/"),  # the Hub knows whether there is such a server
+        ("user/ada/rstudio/session/x", "user/ada/rstudio/"),
         ("hub/home", "hub/home/"),
         ("user", "user/"),
     ],
 )
 def test_the_pages_of_a_hub_name_the_server(page: str, server: str) -> None:
     assert find(f"https://h/{page}", None).url == f"https://h/{server}"
+
+
+@pytest.mark.parametrize("page", ["", "lab", "lab/tree/user/ada/x.ipynb", "tree/user/ada/lab"])
+@pytest.mark.parametrize("path", ["", "jupyter/", "proxy/files/"])
+def test_the_pages_of_a_server_lead_to_it(path: str, page: str) -> None:
+    """A folder of files may have the name ``user``."""
+    assert find(f"https://h/{path}{page}", None).url == f"https://h/{path}"
+
+
+@pytest.mark.parametrize("server", ["", "jupyter/", "user/ada/", "lab/user/user/gpu/"])
+def test_an_address_names_a_kernel(server: str) -> None:
+    found = find(f"https://h/{server}api/kernels/k-1?token={SECRET}", None)
+    assert (found.url, found.kernel_id) == (f"https://h/{server}", "k-1")
