@@ -376,7 +376,7 @@ class RemoteError(BridgeError):
 
     result: Any = None
     notebook: Any = None
-    _is_of_magic = False  # a magic raised it, and the caller has no line of code
+    _of_magic: Sequence[str] | None = None  # lines before it: a magic, and no line of code, called
     _is_printed = False  # the outputs of the cell have the traceback: that of an exception group
 
     def __init__(self, ename: str, evalue: str, traceback: Sequence[str] = ()) -> None:
@@ -422,8 +422,8 @@ class RemoteError(BridgeError):
         The kernel's traceback keeps its colours, and no other control sequences. For a
         ``%%bridge`` cell, only that traceback is returned.
         """
-        if self._is_of_magic:
-            return [coloured(line) for line in self._lines_below_outputs]
+        if self._of_magic is not None:
+            return [*self._of_magic, *map(coloured, self._lines_below_outputs)]
         kernels = [coloured(line) for line in self.traceback]
         callers = _render(self, harmless(self._summary))
         if callers is None or not kernels:

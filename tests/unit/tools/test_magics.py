@@ -323,6 +323,23 @@ def test_the_bridges_of_a_cell_are_checked_first(two: Shell) -> None:
     assert "no bridge is open" in two("%%bridge --all\nx = 1")
 
 
+def test_an_error_of_several_kernels_names_the_bridge(two: Shell) -> None:
+    two("x = 1")
+    two.bridges["big"].close()
+    shown = two("%%bridge --all --push x\nprint(x)")
+    assert shown == "UsageError: big: this bridge was closed; the cell ran in no kernel\n"
+    assert "x" not in two.bridges["a"]  # none was pushed
+    two.bridges["big"] = SyncBridge.loopback()
+    two.bridges["a"].run("y = 1")
+    shown = two("%%bridge --all --pull y\n1")
+    assert shown.endswith("UsageError: big: 'y' is not defined in the kernel\n")
+    assert "y" not in two.names
+    two.bridges["big"].run("y = 0")
+    shown = two("%%bridge --all --pull '1/y as z'\n1")
+    assert shown.splitlines()[-4:-2] == ["big | failed", "Traceback (most recent call last):"]
+    assert "z" not in two.names
+
+
 def test_displays_of_several_kernels_have_a_label(two: Shell) -> None:
     code = "class Rich:\n def _repr_mimebundle_(self, **_): return {'text/html': '<b>'}\nRich()"
     with capture_output() as captured:

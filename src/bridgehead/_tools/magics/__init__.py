@@ -29,7 +29,7 @@ from bridgehead._errors import (
 from bridgehead._tools.magics import complete, transfers
 from bridgehead._tools.magics.cell import run_shown
 from bridgehead._tools.magics.parsing import joined, names_in, wanted, words_of
-from bridgehead._tools.magics.several import run_in_several
+from bridgehead._tools.magics.several import check_open, run_in_several
 from bridgehead._tools.magics.tables import say, show_table
 
 DEFAULT = "main"  # the name of a bridge without --on
@@ -277,14 +277,17 @@ class BridgeMagics(Magics):
         args = self.cell.parser.parse_args(joined(words_of(line)))
         chosen = self._several(args.on, all_of_them=args.all)
         pushed, pulled = names_in(args.push), wanted(args.pull) if args.pull else {}
+        bridges = {name: self.bridges[name] for name in chosen}
+        if len(chosen) > 1:
+            check_open(bridges)
         if pushed:
             objects = self._own_objects(pushed)
             for name in chosen:
-                with _plain_errors(name):
-                    transfers.push(self.bridges[name], objects)
+                with _plain_errors(name, several=len(chosen) > 1):
+                    transfers.push(bridges[name], objects)
         if len(chosen) > 1:
             with _plain_errors(", ".join(chosen)):
-                run_in_several(self._ip, {name: self.bridges[name] for name in chosen}, code)
+                run_in_several(self._ip, bridges, code)
         else:
             with _plain_errors(chosen[0]):
                 run_shown(self._ip, self.bridges[chosen[0]], code)
@@ -306,7 +309,7 @@ class BridgeMagics(Magics):
         """Pull values and bind them here; those of several kernels as a dict by bridge."""
         found: dict[str, dict[str, Any]] = {}
         for name in chosen:
-            with _plain_errors(name):
+            with _plain_errors(name, several=len(chosen) > 1):
                 found[name], _ = transfers.pull(self.bridges[name], asked)
         if len(chosen) == 1:
             self._ip.push(found[chosen[0]])
@@ -411,16 +414,20 @@ def unload(shell: InteractiveShell) -> None:
 
 
 @contextmanager
-def _plain_errors(name: str) -> Iterator[None]:
-    """Turn errors into one line each; an exception in the kernel keeps its own traceback."""
+def _plain_errors(name: str, *, several: bool = False) -> Iterator[None]:
+    """Turn errors into one line each; an exception in the kernel keeps its own traceback.
+
+    Of ``several`` bridges, each error begins with the name of its bridge.
+    """
+    label = f"{name}: " if several else ""
     try:
         yield
     except RemoteError as error:
-        error._is_of_magic = True
+        error._of_magic = [f"{name} | failed"] if several else []
         raise
     except KernelDied as error:
         which = "" if name == DEFAULT else f" --on {name}"
-        raise UsageError(f"{error}; %bridge launch{which} starts a new kernel") from error
+        raise UsageError(f"{label}{error}; %bridge launch{which} starts a new kernel") from error
     except UntrustedPayload as error:
         what = error.type or "an object"
         raise UsageError(
@@ -428,7 +435,8 @@ def _plain_errors(name: str) -> Iterator[None]:
             "To accept it, open the bridge with --trust pickle"
         ) from error
     except (BridgeError, TimeoutError, ValueError, TypeError, ImportError, OSError) as error:
-        raise UsageError(" ".join(str(error).split()) or type(error).__name__) from error
+        text = " ".join(str(error).split()) or type(error).__name__
+        raise UsageError(f"{label}{text}") from error
 
 
 def _columns(bridge: SyncBridge) -> tuple[str, str, str, str, str]:

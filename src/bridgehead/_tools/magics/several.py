@@ -29,6 +29,15 @@ from bridgehead._transports.messages import Message
 _END = re.compile(r"(?<=[\n\r])(?=[^\n])|(?<=\n)")  # of a line that is complete
 
 
+def check_open(bridges: Mapping[str, SyncBridge]) -> None:
+    """Raise ``UsageError`` if one of the bridges cannot be used, before anything is done."""
+    for name, bridge in bridges.items():
+        try:
+            bridge._check()
+        except BridgeError as error:  # a bridge that was closed, or whose loop has ended
+            raise UsageError(f"{name}: {error}; the cell ran in no kernel") from error
+
+
 def run_in_several(shell: InteractiveShell, bridges: Mapping[str, SyncBridge], code: str) -> None:
     """Run a cell in the kernels of several bridges and show its outputs as they come.
 
@@ -39,11 +48,6 @@ def run_in_several(shell: InteractiveShell, bridges: Mapping[str, SyncBridge], c
         UsageError: it failed in some kernels, whose errors were shown.
         CellAbandoned: the user stopped waiting; the cells may still run.
     """
-    for name, bridge in bridges.items():
-        try:
-            bridge._check()
-        except BridgeError as error:  # a bridge that was closed, or whose loop has ended
-            raise UsageError(f"{name}: {error}; the cell ran in no kernel") from error
     messages: SimpleQueue[tuple[str, Message | None]] = SimpleQueue()
     width = max(map(len, bridges))
     cells = {
