@@ -55,6 +55,8 @@ class Deadline:
         self._operation, self._transport, self._call = operation, transport, call
         self._asked = asked or seconds
         self._scope = None if seconds is None else asyncio.timeout(seconds)
+        if call is not None:
+            call.scope = self._scope
 
     async def __aenter__(self) -> None:
         if self._scope is not None:
@@ -111,6 +113,7 @@ class Call:
         any_process: whether it needs nothing that the kernel had, and so may go to a new process
             before a caller knows of the restart; the caller's next other call reports it.
         request: the id of its request, once there is one.
+        scope: its deadline, if it has one.
     """
 
     operation: str
@@ -129,6 +132,12 @@ class Call:
     is_unattended: bool = False
     any_process: bool = False
     request: str = ""
+    scope: asyncio.Timeout | None = None
+
+    @property
+    def is_late(self) -> bool:
+        """Whether its deadline has passed before its end."""
+        return self.scope is not None and self.scope.expired()
 
     @property
     def nbytes(self) -> int:

@@ -17,7 +17,7 @@ from bridgehead._connection.calls import PUBLIC_NAMES, Call, Deadline
 from bridgehead._connection.cell import OutputListener
 from bridgehead._connection.interrupts import Interrupts
 from bridgehead._connection.queue import AtOnce, Queue, Turn
-from bridgehead._connection.records import Counters, recorded
+from bridgehead._connection.records import Counters, crossed, recorded
 from bridgehead._connection.remote import Installation
 from bridgehead._connection.resources import Resources
 from bridgehead._connection.subshell import Subshell
@@ -169,7 +169,13 @@ class Connection:
 
     def do(self, call: Call, turn: Turn) -> Coroutine[Any, Any, Response]:
         """Return the work of a call, from its place in the queue to its whole response."""
-        return recorded(call, self._do(call, turn), lambda response: _crossed(call, response))
+        return recorded(
+            self.transport,
+            call,
+            self._do(call, turn),
+            lambda response: crossed(call.nbytes, response.arrived, response.lane),
+            lambda: crossed(call.nbytes if turn.sent else 0, 0, self.remote.lane.name),
+        )
 
     async def _do(self, call: Call, turn: Turn) -> Response:
         """Send a call until it is done. This loop alone decides whether it is sent again.
@@ -335,6 +341,11 @@ class Connection:
             NotSupported: the signal would end the kernel, or hit the program that contains it.
         """
         self.check_interruptible()
+        call = Call("interrupt", request="no id")
+        done, failed = "delivered", "not delivered"
+        await recorded(self.transport, call, self._interrupt(), lambda _: done, lambda: failed)
+
+    async def _interrupt(self) -> None:
         await self._interrupts.to_kernel()
         lane = self.remote.lane
         if isinstance(lane, DirectLane) and lane.client.at_work:
@@ -432,7 +443,3 @@ class Connection:
                 f"{info.pid}, and a signal would hit that program's main thread; nothing was sent. "
                 "Let the cell check a variable, and set it with push(…, now=True)"
             )
-
-
-def _crossed(call: Call, response: Response) -> str:
-    return f"{call.nbytes:,} bytes sent, {response.arrived:,} received, lane {response.lane}"

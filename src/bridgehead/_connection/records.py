@@ -1,18 +1,21 @@
 """Records of operations: what crossed, on which lane, and in which time; and the counts of them.
 
-Rule: one DEBUG record for each operation, on the logger ``bridgehead``. It has the operation, its
-id, bytes and milliseconds; never a value, an expression, a name, a message of an error or a token.
-Where DEBUG is off, an operation costs one question to the logger, and no task, frame or object.
+Rule: one DEBUG record for each operation, on the logger ``bridgehead``. It has the kernel, the
+operation, its id, outcome, bytes, lane and milliseconds; never a value, an expression, a name, a
+message of an error or a token. Where DEBUG is off, an operation costs one question to the logger,
+and neither a task nor a frame.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from bridgehead._connection.calls import PUBLIC_NAMES, Call
+from bridgehead._transports.base import Transport
 
 T = TypeVar("T")
 log = logging.getLogger("bridgehead")
@@ -37,25 +40,48 @@ class Counters:
 
 
 def recorded(
-    call: Call, work: Coroutine[Any, Any, T], outcome: Callable[[T], str]
+    transport: Transport,
+    call: Call,
+    work: Coroutine[Any, Any, T],
+    done: Callable[[T], str],
+    failed: Callable[[], str],
 ) -> Coroutine[Any, Any, T]:
-    """Return the work of a call, with a record of it if DEBUG is on; ``outcome`` describes it."""
-    return _recorded(call, work, outcome) if log.isEnabledFor(logging.DEBUG) else work
+    """Return the work of a call, with a record of it if DEBUG is on.
+
+    ``done`` describes what the work returned. ``failed`` says what crossed if it raised.
+    """
+    if not log.isEnabledFor(logging.DEBUG):
+        return work
+    return _recorded(transport, call, work, done, failed)
 
 
-async def _recorded(call: Call, work: Coroutine[Any, Any, T], outcome: Callable[[T], str]) -> T:
+async def _recorded(
+    transport: Transport,
+    call: Call,
+    work: Coroutine[Any, Any, T],
+    done: Callable[[T], str],
+    failed: Callable[[], str],
+) -> T:
     started = time.perf_counter()
     text = ""
     try:
-        done = await work
-        text = outcome(done)
+        returned = await work
+        text = done(returned)
     except BaseException as error:
-        text = type(error).__name__
+        # The deadline surrounds this work: it cancels the work, and then raises a TimeoutError.
+        is_late = isinstance(error, asyncio.CancelledError) and call.is_late
+        text = f"{'TimeoutError' if is_late else type(error).__name__}, {failed()}"
         raise
     else:
-        return done
+        return returned
     finally:
         milliseconds = 1000 * (time.perf_counter() - started)
         operation = PUBLIC_NAMES.get(call.operation, call.operation)
         identity = call.request or "not sent"
-        log.debug("%s (%s): %s in %.1f ms", operation, identity, text, milliseconds)
+        form = "%s: %s (%s): %s in %.1f ms"
+        log.debug(form, transport.life.name, operation, identity, text, milliseconds)
+
+
+def crossed(sent: int, received: int, lane: str) -> str:
+    """Say how many bytes of objects crossed, and how."""
+    return f"{sent:,} bytes sent, {received:,} received, lane {lane}"

@@ -16,7 +16,7 @@ from bridgehead._connection.calls import Call, Deadline, check_seconds
 from bridgehead._connection.cell import CellOutputs
 from bridgehead._connection.connection import Connection
 from bridgehead._connection.queue import Turn
-from bridgehead._connection.records import recorded
+from bridgehead._connection.records import crossed, recorded
 from bridgehead._connection.resources import RemoteResource, Resources
 from bridgehead._errors import (
     RESTARTED,
@@ -113,6 +113,7 @@ class RunningCell:
         self._is_left = False  # the caller waits no more
         self._response: Response | BridgeError | None = None  # to ``pull``, or the first of it
         self.values: tuple[Any, ...] | BridgeError = ()
+        self._received = 0  # bytes of the values
         self.call: Call = Call("run")
         self._scope: asyncio.Timeout = asyncio.timeout(None)
         self._is_staging = False  # what the cell takes is being sent
@@ -125,9 +126,19 @@ class RunningCell:
         Raises:
             RunTimeout: the deadline passed before.
         """
-        work = self._run_to_end(turn)
+
+        def measures() -> str:
+            # Both cross as messages: objects that the cell gets, and values that are pulled.
+            lane = self._connection.remote.lane.in_messages.name
+            sent = self._stage.nbytes if self._stage and self._stage.request else 0
+            return crossed(sent, self._received, lane)
+
         return recorded(
-            self.call, work, lambda reply: f"status {reply.content.get('status')!r:.20}"
+            self._connection.transport,
+            self.call,
+            self._run_to_end(turn),
+            lambda reply: f"status {reply.content.get('status')!r:.20}, {measures()}",
+            measures,
         )
 
     async def _run_to_end(self, turn: Turn) -> Reply:
@@ -296,6 +307,7 @@ class RunningCell:
             if isinstance(response, BridgeError):
                 raise response
             response = await connection.remote.lane.in_messages.complete(response)
+            self._received = response.arrived
             values = await connection.trust.open(response.frames)
             self.values = check_values(values, len(self._pull))
         except BridgeError as error:

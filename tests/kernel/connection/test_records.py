@@ -7,10 +7,11 @@ import logging
 import os
 import re
 import signal
+import threading
 
 import pytest
 
-from bridgehead import Bridge, KernelDied, RemoteError, TransportError
+from bridgehead import Bridge, EncodeError, KernelDied, RemoteError, TransportError
 
 SECRET = "correct horse"
 
@@ -26,17 +27,27 @@ async def test_each_operation_is_recorded_without_its_values(
         await live.pull("{}['correct horse']")
     with pytest.raises(RemoteError):
         await live.run("raise ValueError('correct horse')")
+    await live.run("hidden += ''", push={"hidden": SECRET * 1000}, pull=["hidden"])
+    with pytest.raises(EncodeError):
+        await live.push(hidden=threading.Lock())
+    await live.interrupt()
     messages = [one.getMessage() for one in caplog.records if one.levelno == logging.DEBUG]
+    moved, nothing = r"13,\d\d\d", "0 bytes sent, 0 received"
     forms = [
-        r"push \([\w-]+\): 13,\d\d\d bytes sent, 0 received, lane direct in [\d.]+ ms",
-        r"pull \([\w-]+\): 0 bytes sent, 13,\d\d\d received, lane direct in [\d.]+ ms",
-        r"run \([\w-]+\): status 'ok' in [\d.]+ ms",
-        r"pull \([\w-]+\): RemoteError in [\d.]+ ms",
-        r"run \([\w-]+\): status 'error' in [\d.]+ ms",
+        rf"push \([\w-]+\): {moved} bytes sent, 0 received, lane direct",
+        rf"pull \([\w-]+\): 0 bytes sent, {moved} received, lane direct",
+        rf"run \([\w-]+\): status 'ok', {nothing}, lane buffers",
+        rf"pull \([\w-]+\): RemoteError, {nothing}, lane direct",
+        rf"run \([\w-]+\): status 'error', {nothing}, lane buffers",
+        rf"stage \([\w-]+\): {moved} bytes sent, 0 received, lane direct",
+        rf"run \([\w-]+\): status 'ok', {moved} bytes sent, {moved} received, lane buffers",
+        rf"push \(not sent\): EncodeError, {nothing}, lane direct",
+        r"interrupt \(no id\): delivered",
     ]
     assert len(messages) == len(forms), messages
     for message, form in zip(messages, forms, strict=True):
-        assert re.fullmatch(form, message), message
+        whole = rf"kernel {live.info.pid}: {form} in [\d.]+ ms"
+        assert re.fullmatch(whole, message), message
     assert SECRET not in caplog.text
     assert "hidden" not in caplog.text
 
@@ -50,8 +61,14 @@ async def test_a_cancelled_operation_is_recorded(
     caplog.set_level(logging.DEBUG, "bridgehead")
     with pytest.raises(TimeoutError):
         await live.pull("1", timeout=0.1)
-    (message,) = [one for one in caplog.messages if one.startswith("pull")]
-    assert "CancelledError" in message
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.1):  # the caller's own: to the bridge it is a cancel
+            await live.pull("1")
+    with pytest.raises(TimeoutError):
+        await live.run("1", timeout=0.1)
+    found = [one for one in caplog.messages if re.search("pull|run", one)]
+    for message, error in zip(found, ["TimeoutError", "CancelledError", "RunTimeout"], strict=True):
+        assert f"): {error}, 0 bytes sent, 0 received, lane " in message
     await live.interrupt()
     with pytest.raises(RemoteError):
         await cell
