@@ -201,6 +201,9 @@ async def test_names_are_sorted_searched_previewed_moved_and_deleted(
     await shown.row("train", "penguins").click()
     await train.locator(".actions input").fill("birds")
     await expect(train.locator(".actions")).not_to_contain_text("replaces")
+    await train.locator(".actions input").fill("get_ipython")
+    await expect(train.locator(".actions")).to_contain_text("replaces the notebook's")
+    await train.locator(".actions input").fill("birds")
     await shown.button("train", "Pull").click()
     await shown.job("birds is now in the notebook")
     await expect(train.locator(".actions")).to_contain_text("replaces the notebook's")
@@ -265,7 +268,7 @@ async def test_a_kernel_is_interrupted_and_restarted(shown: Shown, tmp_path: Pat
     # What waits behind the cell says so, and can be cancelled.
     await shown.row("train", "penguins").click()
     await shown.button("train", "Pull").click()
-    await shown.job("Pull penguins from train: waits for its turn")
+    await shown.job("Pull penguins from train: waits for the kernel")
     await shown.panel.screenshot(path=tmp_path / "busy.png")
     await shown.panel.locator(".job button", has_text="Cancel").click()
     await shown.job("Cancelled: Pull penguins from train")

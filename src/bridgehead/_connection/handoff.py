@@ -101,9 +101,11 @@ class Handoff:
         with _naming("source", self.source):
             try:
                 async with self._deadline(self.source, call):
-                    return await self.source.do(call, turn)
+                    fetched = await self.source.do(call, turn)
             except IncompatiblePython:
                 raise _incompatible(self.source, self.target) from None
+        report(fetched.arrived, fetched.arrived)  # shared memory came in one piece
+        return fetched
 
     async def _bind(self, turn: Turn, fetched: Response) -> Transfer:
         """Have the target bind what the source sent: all names, or none."""

@@ -94,6 +94,15 @@ def own_memory() -> int:
     return int(status.partition("VmRSS:")[2].split()[0]) * 1024
 
 
+async def test_half_is_done_when_the_source_has_sent(pair: tuple[Bridge, Bridge]) -> None:
+    """Shared memory comes in one piece, and no step of it is seen."""
+    one, other = pair
+    await one.push(array=np.zeros(LARGE))
+    reports: list[tuple[int, int]] = []
+    moved = await one.handoff("array", to=other, progress=lambda *two: reports.append(two))
+    assert reports == [(moved.bytes // 2, moved.bytes), (moved.bytes, moved.bytes)]
+
+
 @pytest.mark.parametrize("target_lane", LANES)
 @pytest.mark.parametrize("source_lane", LANES)
 @pytest.mark.slow

@@ -22,7 +22,7 @@ import bridgehead
 from bridgehead import Bridge, Fleet, SyncBridge, SyncFleet
 from bridgehead._protocol.results import Name
 from bridgehead._tools.panel import followed, widget
-from bridgehead._tools.panel.jobs import notebook_names
+from bridgehead._tools.panel.jobs import notebook_names, taken_names
 from bridgehead._tools.panel.texts import LONGEST, usable, why
 from support.kit import set_capabilities
 
@@ -40,6 +40,7 @@ class Page:
         self.jobs: dict[int, dict[str, Any]] = {}
         self.looks: list[dict[str, Any]] = []
         self.notebook: list[Any] = []
+        self.taken: list[str] = []
         self.refused: list[str] = []
         self.panel: Any = None
         self._loop, self._arrived = asyncio.get_running_loop(), asyncio.Event()
@@ -58,7 +59,7 @@ class Page:
         elif kind == "look":
             self.looks.append(message)
         elif kind == "notebook":
-            self.notebook = message["names"]
+            self.notebook, self.taken = message["names"], message["taken"]
         elif kind == "refused":
             self.refused.append(message["text"])
         elif kind == "names":
@@ -391,6 +392,13 @@ async def test_a_transfer_reports_progress_and_can_be_cancelled(page: Page) -> N
         assert page.panel._jobs.known == {}
         RELEASE.set()
         await busy
+        page.ask("handoff", kernel=0, name="x", target=1)
+        await page.until(lambda: max(page.jobs) > number)
+        job = await page.job()
+        steps = [one for one in page.messages if one.get("job") == job["job"]]
+        assert job["state"] == "done"
+        assert job["done"] == job["total"] > 8000
+        assert 0 < steps[1]["done"] < job["total"]
 
 
 # ------------------------------------------------------------ its life
@@ -583,6 +591,8 @@ async def test_after_a_cell_of_the_notebook_its_names_and_pushes_are_shown(page:
         panel._shell.events.trigger("post_run_cell", None)
         await page.shows(0, "x")
         await page.until(lambda: page.notebook == [("mine", "int")])
+        # A hint says what a pull would replace, whatever it is.
+        assert page.taken == ["mine", "_hidden", "np", "array", "kernel"]
 
 
 async def test_a_kernel_that_only_replies_is_listed_when_asked(page: Page) -> None:
@@ -620,6 +630,13 @@ def test_a_row_has_what_the_page_sorts_by() -> None:
     assert followed.row_of(Name("x", "Own"))[6:8] == (-1, -1)
     keys = {followed.row_of(Name(name, "int"))[0] for name in ("x", "x ", "a b")}
     assert len(keys) == 3
+
+
+def test_names_that_a_pull_would_replace() -> None:
+    hidden = {"In": [], "get_ipython": print, "_i1": "", "_": 1}
+    user_ns = {**hidden, "train": 1, "dumps": print, "_own": 2, "a b": 3, 4: 5}
+    shell = SimpleNamespace(user_ns=user_ns, user_ns_hidden=hidden)
+    assert taken_names(shell) == ["In", "get_ipython", "train", "dumps", "_own"]
 
 
 def test_names_to_push_are_those_that_the_user_gave() -> None:

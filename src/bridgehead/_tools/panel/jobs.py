@@ -231,6 +231,16 @@ def _shown(detail: Detail) -> dict[str, Any]:
     }
 
 
+def taken_names(shell: Any) -> list[str]:
+    """Return the names in a notebook that a pull would replace, whatever has them.
+
+    IPython's own ``_``, ``_i7`` and ``_7``, which are new after each cell, are left out.
+    """
+    hidden = getattr(shell, "user_ns_hidden", {})
+    names = list(shell.user_ns)
+    return [one for one in names if usable(one) and not (one[0] == "_" and one in hidden)]
+
+
 def notebook_names(shell: Any) -> list[tuple[str, str]]:
     """Return the names that the user gave in a notebook, and their types, to choose from.
 

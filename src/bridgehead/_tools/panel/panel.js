@@ -395,8 +395,7 @@ class Kernel {
   hints() {
     const [as, target] = [this.as.value.trim(), this.target.value.trim()];
     const other = this.panel.kernels[Number(this.targets.value)];
-    const isKnown = this.panel.notebook.some(([name]) => name === as);
-    text(this.pullHint, this.row && isKnown ? "replaces the notebook's" : "");
+    text(this.pullHint, this.row && this.panel.taken.has(as) ? "replaces the notebook's" : "");
     text(this.handHint, this.row && other?.grid.rows.has(this.row[0]) ? `replaces that of ${other.label}` : "");
     text(this.pushHint, this.grid.rows.has(target) ? `replaces that of ${this.label}` : "");
   }
@@ -420,7 +419,7 @@ class Jobs {
       this.lines.set(job, this.element.appendChild(line));
     }
     const isAtWork = state === "running";
-    const waits = isAtWork && !done ? ": waits for its turn" : "";
+    const waits = isAtWork && !done ? ": waits for the kernel" : "";
     text(line.firstChild, shown + waits);
     line.className = `job ${state}`;
     line.bar.hidden = !isAtWork;
@@ -454,7 +453,7 @@ class Panel {
     this.serial = 0;
     this.unheard = new Map(); // by serial: the timer of a click that the kernel did not hear yet
     this.kernels = [];
-    this.notebook = [];
+    this.taken = new Set(); // the names of the notebook
     this.dirty = new Set(); // kernels to draw
     this.frame = 0;
     this.search = make("input", { type: "search", placeholder: "Search names and types", spellcheck: false, aria: { label: "Search names and types in all kernels" }, oninput: () => this.filter() });
@@ -534,7 +533,7 @@ class Panel {
     } else if (message.kind === "panel") this.begin(message.kernels);
     else if (message.kind === "forgotten") this.ask("hello");
     else if (message.kind === "notebook") {
-      this.notebook = message.names;
+      this.taken = new Set(message.taken);
       for (const one of this.kernels) one.notebook(message.names);
     } else if (message.kind === "job") this.jobs.show(message);
     else if (message.kind === "refused") this.refuse(message.text);

@@ -20,7 +20,7 @@ from IPython.core.getipython import get_ipython
 
 from bridgehead._bridge.bridge import Bridge
 from bridgehead._tools.panel.followed import FollowedKernel, labels
-from bridgehead._tools.panel.jobs import Jobs, notebook_names
+from bridgehead._tools.panel.jobs import Jobs, notebook_names, taken_names
 from bridgehead._tools.panel.texts import why
 
 # s without a sign of a view until it counts as gone: the page was closed without a word, as by a
@@ -48,7 +48,7 @@ class Panel(anywidget.AnyWidget):
         self._views: dict[str, float] = {}  # of the page, and when each gave a sign last
         self._runs_cell = False  # the notebook: without subshells, no sign arrives then
         self._shell: Any = get_ipython()
-        self._notebook: list[tuple[str, str]] | None = None
+        self._notebook: dict[str, Any] | None = None  # the last message about its names
         namespace: MutableMapping[str, Any] = (
             vars(sys.modules["__main__"]) if self._shell is None else self._shell.user_ns
         )
@@ -211,10 +211,13 @@ class Panel(anywidget.AnyWidget):
             kernel.soon(kernel.refresh)
 
     def _send_notebook(self) -> None:
-        names = [] if self._shell is None else notebook_names(self._shell)
-        if names != self._notebook:
-            self._notebook = names
-            self._post({"kind": "notebook", "names": names})
+        message: dict[str, Any] = {"kind": "notebook", "names": [], "taken": []}
+        if self._shell is not None:
+            names, taken = notebook_names(self._shell), taken_names(self._shell)
+            message.update(names=names, taken=taken)
+        if message != self._notebook:
+            self._notebook = message
+            self._post(message)
 
 
 def _givers(given: Sequence[object]) -> list[object]:
