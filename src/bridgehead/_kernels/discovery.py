@@ -34,6 +34,7 @@ from bridgehead._kernels.jupyter_servers import JupyterServer, list_kernels, run
 from bridgehead._kernels.launch_folder import sweep
 from bridgehead._protocol.formatting import line
 from bridgehead._transports.base import Transport
+from bridgehead._transports.tasks import require_asyncio
 
 ALIVE = ("idle", "busy", "starting")
 
@@ -98,9 +99,13 @@ async def kernels() -> list[DiscoveredKernel]:
     leaves one request in the queue of a busy kernel until its cell ends; ipykernel 7 stops for good
     at about four thousand queued requests.
 
+    Raises:
+        RuntimeError: no asyncio event loop runs here, as under trio.
+
     >>> for kernel in await bridgehead.kernels():
     ...     print(kernel.state, kernel.where)
     """
+    require_asyncio()
     patience = Transport.timings.listed_answer
     sweep(jupyter_runtime_dir())
     async with _context() as context:

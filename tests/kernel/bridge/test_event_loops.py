@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bridgehead import Bridge, Fleet, KernelDied, RemoteError, SyncBridge
+from bridgehead import Bridge, Fleet, KernelDied, RemoteError, SyncBridge, kernels
 from bridgehead._lanes.handshake import LaneName
 from support.kit import MESSAGES
 
@@ -81,6 +81,8 @@ def test_under_trio_the_first_line_says_that_asyncio_is_needed() -> None:
             with pytest.raises(RuntimeError, match=r"needs asyncio.*nothing was started.*trio"):
                 async with make():
                     pass
+        with pytest.raises(RuntimeError, match=r"needs asyncio.*nothing was started.*trio"):
+            await kernels()
         assert await trio.to_thread.run_sync(in_a_thread) == 2
 
     trio.run(main)
