@@ -19,7 +19,7 @@ import pytest
 
 from bridgehead import Bridge, RemoteError
 from support.console import Console
-from support.kit import Other, other, reported_within, until
+from support.kit import Other, endless_cell, other, reported_within, until
 from support.notebook import seen
 
 
@@ -226,14 +226,11 @@ async def test_tab_is_answered_while_the_kernel_is_busy(notebook: Bridge) -> Non
                 pass
         assert await complete(person, "%%bridge --push loc") == ["local_1"]
         assert await complete(person, "%bridge launch pyth") == ["python3"]
-        cell = asyncio.ensure_future(busy.run("import time\nwhile True: time.sleep(0.01)"))
-        await until(lambda: busy.state == "busy")
-        async with reported_within(1):
-            assert await complete(person, "%bridge pull remo") == ["remote_1", "remote_2"]
-        assert not cell.done()
-        await busy.interrupt()
-        with pytest.raises(RemoteError, match="KeyboardInterrupt"):
-            await cell
+        async with endless_cell(busy):
+            async with reported_within(1):
+                assert await complete(person, "%bridge pull remo") == ["remote_1", "remote_2"]
+            assert busy.state == "busy"
+            await busy.interrupt()
 
 
 async def test_a_dead_kernel_is_reported_and_replaced() -> None:
