@@ -12,8 +12,8 @@ import glob
 import json
 import os
 import stat
-import time
 import sys
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
