@@ -297,6 +297,19 @@ async def test_the_outputs_of_a_function_arrive_at_its_caller(engine: Bridge) ->
     assert await engine.ref("sum")(np.arange(5), engine.ref("total")).pull() == 11
 
 
+# Outputs whose end was lost would be waited for so long.
+@pytest.mark.timings(last_outputs=60)
+async def test_the_end_of_the_outputs_is_known_behind_the_reply(fleet: Fleet) -> None:
+    """The client passes on no message of a request behind its reply and its "idle"."""
+    async with asyncio.timeout(50):
+        for n in range(20):
+            for result in await fleet.run(f"print({n})\n{n}"):
+                assert (result.stdout, result.data["text/plain"]) == (f"{n}\n", str(n))
+            seen: list[str] = []
+            await fleet[0].call(print, n, on_output=lambda one, to=seen: to.append(one.text))
+            assert "".join(seen) == f"{n}\n"
+
+
 async def test_a_failing_cell_is_reported_with_its_traceback(engine: Bridge) -> None:
     with pytest.raises(RemoteError, match="ZeroDivisionError") as caught:
         await engine.run("print('before')\n1 / 0")

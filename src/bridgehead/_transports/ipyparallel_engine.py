@@ -214,7 +214,17 @@ class EngineTransport(Transport):
             parent = {**message["parent_header"], "msg_id": identity}
             self.shared.call(self._published, identity, {**message, "parent_header": parent})
 
+        def on_end(_: Any) -> None:
+            # The client drops a request when it has both the reply and the "idle". If the reply
+            # came first, it does so before it passes the "idle" on.
+            if future.done():
+                header, content = {"msg_type": "status", "msg_id": ""}, {"execution_state": "idle"}
+                parent = {"msg_id": identity}
+                idle = {"header": header, "parent_header": parent, "content": content}
+                self.shared.call(self._published, identity, idle)
+
         future.iopub_callbacks.append(on_message)
+        future.output.add_done_callback(on_end)
 
     def _published(self, identity: str, message: dict[str, Any]) -> None:
         if message["header"]["msg_type"] == "execute_input" and identity in self.dispatcher.pending:
