@@ -6,10 +6,13 @@ of it exists only where it is loaded.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
+
+from bridgehead._shipped.wire.pickling import encode
 
 TYPES = "lists, tuples, numpy arrays, pandas and polars frames and series, and Arrow tables"
 
@@ -37,17 +40,51 @@ def _table_slice(sequence: Any, at: int, end: int) -> Any:
     return sequence.slice(at, end - at)
 
 
+def _joined_arrays(numpy: Any, parts: list[Any]) -> Any:
+    dtype = parts[0].dtype
+    # Unless it is told the dtype, numpy takes the byte order of this machine, closes gaps between
+    # fields, and drops metadata.
+    known = {"dtype": dtype} if all(part.dtype == dtype for part in parts) else {}
+    whole = numpy.concatenate(parts, **known)
+    # What numpy joins is a plain array, also if the parts are of another class, as a recarray.
+    return whole if type(whole) is type(parts[0]) else whole.view(type(parts[0]))
+
+
 def _joined_masked(ma: Any, parts: list[Any]) -> Any:
-    whole = ma.concatenate(parts)
-    if whole.dtype == parts[0].dtype:  # else the value may not fit
-        whole.fill_value = parts[0].fill_value
+    numpy, first = sys.modules["numpy"], parts[0]
+    whole = _joined_arrays(numpy, [part.data for part in parts]).view(type(first))
+    if any(part.mask is not ma.nomask for part in parts):
+        whole.mask = numpy.concatenate([ma.getmaskarray(part) for part in parts])
+    if first.hardmask:
+        whole.harden_mask()
+    if whole.dtype == first.dtype:  # else the value may not fit
+        whole.fill_value = first.fill_value
     return whole
 
 
-def _joined_arrays(numpy: Any, parts: list[Any]) -> Any:
-    whole = numpy.concatenate(parts)
-    # What numpy joins is a plain array, also if the parts are of another class, as a recarray.
-    return whole if type(whole) is type(parts[0]) else whole.view(type(parts[0]))
+def _joined_frames(pandas: Any, parts: list[Any]) -> Any:
+    bare, is_series = [part.copy(deep=False) for part in parts], isinstance(parts[0], pandas.Series)
+    for part in bare:  # pandas would compare these by ``==``
+        part.attrs = {}
+        if is_series:
+            part.name = None
+    whole = pandas.concat(bare)
+    if _are_equal([part.attrs for part in parts]):
+        whole.attrs = parts[0].attrs
+    if is_series and _are_equal([part.name for part in parts]):
+        whole.name = parts[0].name
+    return whole
+
+
+def _are_equal(values: list[Any]) -> bool:
+    """Return whether all are equal, also arrays, which have no truth value, and NaN."""
+    first = values[0]
+    with contextlib.suppress(Exception):
+        if all(value == first for value in values):
+            return True
+    with contextlib.suppress(Exception):  # some objects cannot be pickled
+        return len({b"".join(encode(value)[0]) for value in values}) == 1
+    return False
 
 
 KINDS = (
@@ -59,7 +96,7 @@ KINDS = (
         "pandas",
         ("DataFrame", "Series"),
         lambda frame, at, end: frame.iloc[at:end],
-        lambda pandas, parts: pandas.concat(parts),
+        _joined_frames,
     ),
     Kind("pyarrow", ("Table",), _table_slice, lambda pa, parts: pa.concat_tables(parts)),
     Kind("polars", ("DataFrame", "Series"), _table_slice, lambda pl, parts: pl.concat(parts)),
