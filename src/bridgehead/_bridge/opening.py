@@ -105,7 +105,8 @@ class BridgeBase:
             InsecureConnection: as in ``attach``.
             UnsupportedKernel: the kernel is not Python, or evaluates no ``user_expressions``.
             NotSupported: ``encryption``, and the kernel or this jupyter_client does not support it;
-                or ``limits``, and this is not Linux, or a provisioner starts the kernel elsewhere.
+                or ``limits``, and this is not Linux, or a provisioner starts the kernel elsewhere,
+                or by a command of its own.
             ValueError: ``limits`` has another key, or a value that is no whole number above 0, or
                 is above the limit of this program.
 

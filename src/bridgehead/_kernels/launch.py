@@ -31,7 +31,7 @@ from bridgehead._errors import KernelNotFound, NotSupported
 from bridgehead._kernels.launch_folder import LaunchFolder, is_of_running_kernel, sweep
 from bridgehead._kernels.security import checked
 from bridgehead._transports.descriptors import LAUNCHED, check_descriptors
-from bridgehead._transports.process import KernelProcess, checked_limits
+from bridgehead._transports.process import KernelProcess, checked_limits, limited
 from bridgehead._transports.tasks import finish, noted_on
 from bridgehead._transports.zmq import ZmqTransport
 
@@ -55,7 +55,7 @@ async def launch(
     """Start a kernel and wait until it answers; a failure or a cancel ends the kernel again."""
     limits = checked_limits(limits)
     plan = Plan.make(
-        kernel_name, connection_file, environment(env or {}, inherit_env), cwd, encryption
+        kernel_name, connection_file, environment(env or {}, inherit_env), cwd, encryption, limits
     )
     log = None
     if issubclass(plan.provisioner, LocalProvisioner):  # other provisioners may not call Popen
@@ -77,6 +77,16 @@ async def launch(
             await transport.aclose()
         raise
     return transport
+
+
+class LimitingManager(AsyncKernelManager):
+    """A manager whose kernels have ``limits``, those of ``Bridge.launch``."""
+
+    limits: Mapping[str, int]
+
+    def format_kernel_cmd(self, extra_arguments: list[str] | None = None) -> list[str]:
+        """Return the command that starts the kernel; the provisioner asks for it each time."""
+        return limited(super().format_kernel_cmd(extra_arguments), self.limits)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,13 +113,18 @@ class Plan:
         env: Mapping[str, str],
         cwd: str | os.PathLike[str] | None,
         encryption: bool,
+        limits: Mapping[str, int] | None = None,
     ) -> Plan:
-        """Choose the transport, and make the folder; ``env`` are all its variables."""
+        """Choose the transport, and make the folder.
+
+        ``env`` are all its variables, and ``limits`` those of ``Bridge.launch``, checked.
+        """
         check_descriptors(LAUNCHED)
         # One context for the sockets of all managers: each would have two threads, and six
         # descriptors.
         context = zmq.asyncio.Context.instance()
-        manager = AsyncKernelManager(kernel_name=kernel_name, context=context)
+        manager = LimitingManager(kernel_name=kernel_name, context=context)
+        manager.limits = limits or {}
         spec = kernelspec(manager)
         provisioner = _provisioner(spec)
         if encryption:
@@ -149,7 +164,6 @@ async def spawned(
     try:
         # If this were cancelled half-way, the manager would not know the process that it started.
         await finish(manager.start_kernel(**options))
-        kernel_process.set_limits()
         # The provisioner decides where the kernel runs, so the connection is known only now.
         info = checked(manager.get_connection_info(), f"the kernel {name!r}", insecure)
         if encryption and not info.get("curve_publickey"):
@@ -158,6 +172,8 @@ async def spawned(
         return ZmqTransport(
             info, connection_file=manager.connection_file, kernel_process=kernel_process, owned=True
         )
+        await transport.open(timeout, timeout)
+        kernel_process.check_limits()
     except BaseException as error:
         with noted_on(error):
             await finish(kernel_process.end(polite=False))

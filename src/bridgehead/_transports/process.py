@@ -55,6 +55,21 @@ def checked_limits(limits: Mapping[str, int] | None) -> dict[str, int]:
     return dict(limits or {})
 
 
+def limited(command: list[str], limits: Mapping[str, int]) -> list[str]:
+    """Return a command that sets the limits of its process, and then becomes ``command``.
+
+    A limit that is set after the start comes too late for what the process has forked by then,
+    such as the kernel itself.
+    """
+    if not limits:
+        return command
+    calls = [
+        f"resource.setrlimit(resource.{LIMITS[name]}, ({n}, {n}))" for name, n in limits.items()
+    ]
+    code = "; ".join(["import os, resource, sys", *calls, "os.execvp(sys.argv[1], sys.argv[1:])"])
+    return [sys.executable, "-I", "-S", "-c", code, *command]
+
+
 class KernelProcess:
     """The manager of one kernel.
 
@@ -83,15 +98,25 @@ class KernelProcess:
         """Whether jupyter_client itself started the process here, and no installed provisioner."""
         return type(self.manager.provisioner) is LocalProvisioner
 
-    def set_limits(self) -> None:
-        """Limit the process that was just started, and those that it will start."""
+    def check_limits(self) -> None:
+        """Check that the process that was started has its limits.
+
+        Raises:
+            NotSupported: it has not; its provisioner starts it by a command of its own.
+        """
         process = self._process
         if self._limits and process is not None:
             import resource
 
             for name, limit in self._limits.items():
                 with contextlib.suppress(ProcessLookupError):  # it has ended, as will be reported
-                    resource.prlimit(process.pid, getattr(resource, LIMITS[name]), (limit, limit))
+                    hard = resource.prlimit(process.pid, getattr(resource, LIMITS[name]))[1]
+                    if hard == resource.RLIM_INFINITY or hard > limit:
+                        kind = type(self.manager.provisioner).__name__
+                        raise NotSupported(
+                            f"limits= do not hold: {kind} started the kernel by a command of its "
+                            "own; the kernel was ended"
+                        )
 
     async def pause(self, sooner: asyncio.Event) -> None:
         """Wait until the next check is due; ``sooner`` says that the kernel may have ended."""

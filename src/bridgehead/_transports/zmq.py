@@ -640,8 +640,6 @@ class ZmqTransport(Transport):
             self.connection_lost(lambda: KernelRestarted(RESTARTED_MEANWHILE), "restarting")
             down = self.link.down.is_set()
             await ensure_async(self.manager.restart_kernel(now=True))
-            if self._kernel_process is not None:
-                self._kernel_process.set_limits()
             self._follow()
             if not down:  # messages sent before the old connection breaks would be lost with it
                 async with waited(self.timings.old_connection):

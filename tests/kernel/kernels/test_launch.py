@@ -29,6 +29,10 @@ from support.listing import listed
 from support.other_user import NOBODY, needs_other_user
 
 RUNTIME = "JUPYTER_RUNTIME_DIR"
+LIMITS = (  # of the kernel's process
+    "[__import__('resource').getrlimit(getattr(__import__('resource'), 'RLIMIT_' + name)) "
+    "for name in ('AS', 'CPU')]"
+)
 
 
 def alive(pid: int) -> bool:
@@ -83,13 +87,9 @@ async def test_a_kernel_gets_no_more_of_the_environment_than_it_should(
 @pytest.mark.skipif(sys.platform != "linux", reason="prlimit is of Linux")
 async def test_limits_hold_from_the_first_cell_on_and_after_a_restart() -> None:
     limits = {"memory": 4 << 30, "cpu": 1000}
-    asked = (
-        "[__import__('resource').getrlimit(getattr(__import__('resource'), 'RLIMIT_' + name)) "
-        "for name in ('AS', 'CPU')]"
-    )
     async with Bridge.launch(limits=limits) as bridge:
         for _ in range(2):
-            assert await bridge.pull(asked) == [(4 << 30, 4 << 30), (1000, 1000)]
+            assert await bridge.pull(LIMITS) == [(4 << 30, 4 << 30), (1000, 1000)]
             with pytest.raises(RemoteError, match="MemoryError"):
                 await bridge.run("large = bytearray(8 << 30)")
             child = "__import__('subprocess').check_output('ulimit -v', shell=True)"
@@ -104,6 +104,14 @@ async def test_limits_are_not_supported_elsewhere_than_on_linux(
     with pytest.raises(NotSupported, match="on Linux only; nothing was started"):
         await Bridge.launch(limits={"cpu": 5})
     assert os.listdir(os.environ[RUNTIME]) == []
+@pytest.mark.skipif(sys.platform != "linux", reason="prlimit is of Linux")
+async def test_a_kernel_that_its_command_forks_has_the_limits(
+    kernelspec: Callable[..., str],
+) -> None:
+    command = f'{sys.executable} -m ipykernel_launcher -f "$0" & wait'
+    name = kernelspec("forked", ["sh", "-c", command, "{connection_file}"])
+    async with Bridge.launch(name, limits={"memory": 4 << 30, "cpu": 1000}) as bridge:
+        assert await bridge.pull(LIMITS) == [(4 << 30, 4 << 30), (1000, 1000)]
 
 
 @pytest.mark.slow

@@ -87,7 +87,7 @@ with tempfile.TemporaryDirectory() as disk:
 PROVISIONER = '''
 import asyncio, json, os, signal, sys
 from jupyter_client.provisioning import KernelProvisionerBase, LocalProvisioner
-from traitlets import Bool, List, Unicode
+from traitlets import Bool, Int, List, Unicode
 
 class Node(KernelProvisionerBase):
     """A kernel on a node."""
@@ -175,7 +175,10 @@ class Node(KernelProvisionerBase):
 class Nice(LocalProvisioner):
     """Starts a child of this process, but in another way."""
 
+    last_words = Int(0)  # of the command, the only ones that it takes
+
     async def launch_kernel(self, cmd, **options):
+        cmd = cmd[-self.last_words:]
         return await super().launch_kernel(["nice", "-n", "1", *cmd], **options)
 '''
 
@@ -214,6 +217,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         KernelProvisionerFactory.provisioners.pop(name, None)
 
 
+LINUX = sys.platform == "linux"
 ARGV = [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"]
 Spec = Callable[..., str]
 
@@ -498,10 +502,26 @@ async def test_a_subclass_of_the_local_provisioner_works(
 ) -> None:
     wanted = {"provisioner_name": "nice-of-tests"}
     name = kernelspec("nice", ARGV, metadata={"kernel_provisioner": wanted})
-    async with Bridge.launch(name) as bridge:
+    async with Bridge.launch(name, limits={"cpu": 1000} if LINUX else None) as bridge:
         assert (
             bridge.info.transport == "tcp"
         )  # Unix sockets are only used with LocalProvisioner itself
         assert await bridge.pull("__import__('os').nice(0)") == os.nice(0) + 1
+        if LINUX:
+            limit = "__import__('resource').getrlimit(__import__('resource').RLIMIT_CPU)"
+            assert await bridge.pull(limit) == (1000, 1000)
         with pytest.raises(KernelDied, match="exit code 3; it last wrote:\n(.*\n)*farewell"):
             await bridge.run("import os; os.write(2, b'farewell'); os._exit(3)")
+
+
+@pytest.mark.skipif(not LINUX, reason="limits are of Linux")
+async def test_limits_that_a_provisioner_does_not_set_are_not_supported(
+    installed: None, kernelspec: Callable[..., str], spec: Spec, journal: Path
+) -> None:
+    with pytest.raises(NotSupported, match="needs a process on this machine, not Node's"):
+        await Bridge.launch(spec(), limits={"cpu": 1000})
+    assert not journal.exists()
+    wanted = {"provisioner_name": "nice-of-tests", "config": {"last_words": len(ARGV)}}
+    name = kernelspec("own-command", ARGV, metadata={"kernel_provisioner": wanted})
+    with pytest.raises(NotSupported, match="Nice started the kernel by a command of its own"):
+        await Bridge.launch(name, limits={"cpu": 1000})
