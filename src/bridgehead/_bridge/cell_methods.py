@@ -148,7 +148,15 @@ class CellMethods(BridgeBase):
         outputs.owner = self
         return outputs
 
-    def _cell(self, code: str, *, pull: Sequence[str | Ref] = (), **options: Any) -> CellWork:
+    def _cell(
+        self,
+        code: str,
+        *,
+        pull: Sequence[str | Ref] = (),
+        stand_ins: Mapping[type, Callable[[Any], Any]] | None = None,
+        **options: Any,
+    ) -> CellWork:
+        """Return a cell; a fleet gives ``stand_ins`` of its own."""
         if isinstance(pull, str):
             raise TypeError("pull= takes a list of expressions, e.g. pull=['x']")
         expressions = [expression_text(expression, self) for expression in pull]
@@ -158,6 +166,7 @@ class CellMethods(BridgeBase):
                 "name for pull=, or use pull() after the cell"
             )
         stand_ins = self._stand_ins
+        stand_ins = self._stand_ins if stand_ins is None else stand_ins
         return CellWork(self._connection, code, pull=expressions, stand_ins=stand_ins, **options)
 
     @property

@@ -303,10 +303,10 @@ class Fleet(FleetWork):
         self._check_policy(return_exceptions, fail_fast)
         options |= {"on_output": on_output, "on_input": on_input}
         options = self._checked_options(Bridge.run, options)
+        self._refuse_refs(*options["pull"])
+        options["stand_ins"] = self._stand_ins
         raised: list[Exception] = []
         with self._turns() as turns:
-            for value in (options.get("push"), options.get("pull")):
-                await self._refuse_refs_in(value)
 
             async def run(bridge: Bridge, index: int) -> Result:
                 cell = bridge._cell(code, **self._given(options, index, raised))

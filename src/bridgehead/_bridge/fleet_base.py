@@ -23,7 +23,7 @@ from bridgehead._protocol.payload import SharedSource
 from bridgehead._protocol.ref import Ref
 from bridgehead._protocol.results import Transfer, fleet_html
 from bridgehead._transports.messages import Message
-from bridgehead._transports.tasks import finish, in_thread, noted_on, run_all
+from bridgehead._transports.tasks import finish, noted_on, run_all
 
 T = TypeVar("T")
 
@@ -366,14 +366,6 @@ class FleetBase(Sequence[Bridge], HandoffTargets):
             for value in values:
                 refuse_ref(value)
 
-    async def _refuse_refs_in(self, value: Any) -> None:
-        """Raise as ``_refuse_refs`` for a ref in the lists, tuples, sets and dicts of a value.
-
-        It is for what each bridge pickles on its own, which refuses the refs of others only.
-        """
-        if len(self) > 1 and value:
-            await in_thread(_refuse_refs_in, value)
-
     @property
     def _stand_ins(self) -> Mapping[type, Callable[[Any], Any]]:
         """How to pickle what stands for something else; see ``CellMethods._stand_ins``."""
@@ -386,16 +378,6 @@ def refuse_ref(value: Any) -> None:
         raise ValueError(f"{value!r} belongs to one kernel, not to a fleet; pull it there")
     if type(value) is Callback:
         raise ValueError(f"{value!r} belongs to one kernel, not to a fleet; make one for each")
-
-
-def _refuse_refs_in(value: Any) -> None:
-    left, seen = [value], set()
-    while left:
-        one = left.pop()
-        refuse_ref(one)
-        if type(one) in (list, tuple, set, frozenset, dict) and id(one) not in seen:
-            seen.add(id(one))
-            left += one.values() if type(one) is dict else one
 
 
 REFUSED = {Ref: refuse_ref, Callback: refuse_ref}  # see ``PayloadSource.refs``

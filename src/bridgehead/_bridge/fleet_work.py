@@ -10,7 +10,12 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, TypeVar, overload
 
-from bridgehead._bridge.arguments import checked_objects, is_coroutine_function
+from bridgehead._bridge.arguments import (
+    check_now,
+    checked_objects,
+    checked_size,
+    is_coroutine_function,
+)
 from bridgehead._bridge.bridge import Bridge
 from bridgehead._bridge.executor import FleetExecutor
 from bridgehead._bridge.fleet_base import FleetBase
@@ -19,8 +24,10 @@ from bridgehead._bridge.progress import Report, reporting
 from bridgehead._bridge.scatter import divided, joined
 from bridgehead._bridge.work import call_source
 from bridgehead._connection.tasks import RemoteTask
-from bridgehead._protocol.payload import SharedSource
+from bridgehead._connection.trust import check_trust
+from bridgehead._protocol.payload import PayloadSource, SharedSource
 from bridgehead._protocol.results import Transfer
+from bridgehead._transports.tasks import in_thread
 
 T = TypeVar("T")
 
@@ -205,6 +212,8 @@ class FleetWork(FleetBase):
         Raises:
             TypeError: the sequence is of another type.
             ValueError: it has a ``Ref``, which belongs to one kernel.
+            EncodeError, PayloadTooLarge, UntrustedPayload: a part cannot cross; as in
+                ``Bridge.push``.
             FleetError: kernels failed; the others have their parts.
 
         Example::
@@ -219,19 +228,23 @@ class FleetWork(FleetBase):
         parts = divided(sequence, len(self))
         policy = options.pop("return_exceptions", False), options.pop("fail_fast", False)
         options = self._checked_options(Bridge.push, options)
-        del options["progress"]
-        timeout, now = options.pop("timeout"), options.pop("now")
-        turned = self._turns(now=now is True)
-        with reporting(progress, "scatter") as report, turned as turns:
-            await self._refuse_refs_in(parts)
+        timeout, now, data = options["timeout"], options["now"], options["trust"] == "data"
+        check_trust(options["trust"])
+        check_now(now)
+        limit = checked_size(options["max_bytes"])
+        sources = [
+            PayloadSource(objects, objects, options["by_value"], self._stand_ins, limit, data)
+            for objects in [checked_objects({name: part}, {}) for part in parts]
+        ]
+        with reporting(progress, "scatter") as report, self._turns(now=now) as turns:
+            # All before any is sent: what cannot cross leaves all kernels unchanged.
+            payloads = await in_thread(lambda: [source.pack("none") for source in sources])
             together = self._together(report)
 
             async def push(bridge: Bridge, index: int) -> Transfer:
-                objects = checked_objects({name: parts[index]}, {})
-                content = bridge._content(objects, now=now, **options)
                 one = together(index) if progress else None
-                way = {"now": now, "data": content.data, "turn": turns[index]}
-                return await bridge._bind([name], content, timeout, one, **way)
+                way = {"now": now, "data": data, "turn": turns[index]}
+                return await bridge._bind([name], payloads[index], timeout, one, **way)
 
             return await self._all(push, *policy)
 

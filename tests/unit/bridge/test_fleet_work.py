@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import threading
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
@@ -15,11 +16,13 @@ import pytest
 from bridgehead import (
     Bridge,
     BridgeClosed,
+    EncodeError,
     Fleet,
     FleetError,
     Message,
     NameNotFound,
     RemoteError,
+    UntrustedPayload,
 )
 
 
@@ -91,13 +94,28 @@ async def test_a_ref_of_one_kernel_is_refused(fleet: Fleet) -> None:
     assert await fleet[:1].submit(len, fleet[0].ref("x")) == 1
 
 
+class Box:
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+async def test_a_part_that_cannot_cross_leaves_all_kernels_unchanged(fleet: Fleet) -> None:
+    with pytest.raises(EncodeError, match="lock"):
+        await fleet.scatter("a", [1, 2, threading.Lock()])
+    with pytest.raises(UntrustedPayload):
+        await fleet.scatter("a", [1, 2, Box(1)], trust="data")
+    assert await fleet.exists("a") == [False] * 3
+
+
 async def test_a_ref_of_one_kernel_is_refused_before_anything_is_sent(fleet: Fleet) -> None:
     ref = await fleet[0].call(list, keep=True)
-    options: list[Any] = [{"push": {"a": ref}}, {"push": {"a": [{1: ref}]}}, {"pull": [ref]}]
+    boxed, array = Box(ref), np.array([ref, 1, 2], object)
+    options: list[Any] = [{"push": {"a": one}} for one in (ref, [{1: ref}], boxed, array)]
+    options.append({"pull": [ref]})
     for given in options:
         with pytest.raises(ValueError, match="belongs to one kernel"):
             await fleet.run("a = 1", **given)
-    for sequence in ([ref, 1, 2], (1, 2, [ref])):
+    for sequence in ([ref, 1, 2], (1, 2, [ref]), [boxed, boxed], array):
         with pytest.raises(ValueError, match="belongs to one kernel"):
             await fleet.scatter("a", sequence)
     assert await fleet.exists("a") == [False] * 3
