@@ -286,9 +286,7 @@ class FleetBase(Sequence[Bridge], HandoffTargets):
 
     @staticmethod
     def _check_policy(return_exceptions: bool, fail_fast: bool) -> None:
-        for name, value in (("return_exceptions", return_exceptions), ("fail_fast", fail_fast)):
-            if not isinstance(value, bool):
-                raise TypeError(f"{name} must be True or False, not {type(value).__name__}")
+        check_flags(return_exceptions=return_exceptions, fail_fast=fail_fast)
         if return_exceptions and fail_fast:
             raise ValueError("fail_fast=True raises the first error; return_exceptions raises none")
 
@@ -370,6 +368,17 @@ class FleetBase(Sequence[Bridge], HandoffTargets):
     def _stand_ins(self) -> Mapping[type, Callable[[Any], Any]]:
         """How to pickle what stands for something else; see ``CellMethods._stand_ins``."""
         return self[0]._stand_ins if len(self) == 1 else REFUSED
+
+
+def check_flags(**flags: object) -> None:
+    """Check options that are True or False.
+
+    Raises:
+        TypeError: one is not a bool.
+    """
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} must be True or False, not {type(value).__name__}")
 
 
 def refuse_ref(value: Any) -> None:

@@ -375,7 +375,8 @@ class MapWork:
             else:  # an item is a ref that was freed
                 self._refused(items, index, error)
         except Exception as error:  # noqa: BLE001 - raised, or given, in place of the results
-            self._refused(items, index, error, apart=isinstance(error, NotSent))
+            # A ref that belongs to another kernel is a ValueError.
+            self._refused(items, index, error, apart=isinstance(error, (NotSent, ValueError)))
         else:
             self._measure(seconds, request.nbytes, len(outcomes))
             for item, outcome in zip(items, outcomes, strict=False):

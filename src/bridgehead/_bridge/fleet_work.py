@@ -18,7 +18,7 @@ from bridgehead._bridge.arguments import (
 )
 from bridgehead._bridge.bridge import Bridge
 from bridgehead._bridge.executor import FleetExecutor
-from bridgehead._bridge.fleet_base import FleetBase
+from bridgehead._bridge.fleet_base import FleetBase, check_flags
 from bridgehead._bridge.fleet_map import ChunkSize, FleetMap, MapWork
 from bridgehead._bridge.progress import Report, reporting
 from bridgehead._bridge.scatter import divided, joined
@@ -153,6 +153,7 @@ class FleetWork(FleetBase):
             _check_count("chunksize", chunksize, 1)
         _check_count("window", window, 1)
         _check_count("retries", retries, 0)
+        check_flags(ordered=ordered, return_exceptions=return_exceptions)
         self._refuse_refs(function)
         if is_coroutine_function(function):
             for bridge in self:

@@ -244,6 +244,59 @@ async def test_exceptions_are_given_in_place_of_results(fleet: Fleet, chunksize:
     assert [error.evalue for error in found[1::2]] == [f"{n} is odd" for n in (1, 3, 5, 7, 9)]
 
 
+BEGUN: list[int] = []  # items; a loopback runs functions of this module in this process
+DONE: list[int] = []
+GATE = threading.Event()
+
+
+@pytest.fixture
+def counted() -> Iterator[None]:
+    yield
+    BEGUN.clear()
+    DONE.clear()
+    GATE.clear()
+
+
+def fail_once_begun(n: int) -> int:
+    BEGUN.append(n)
+    return 6 // n
+
+
+async def test_an_item_that_raises_is_tried_once(fleet: Fleet, counted: None) -> None:
+    options: Any = {"retries": 3, "return_exceptions": True}
+    found = [one async for one in fleet.map(fail_once_begun, [0, 1, 2], **options)]
+    assert found[1:] == [6, 3]
+    assert type(found[0]) is RemoteError
+    assert sorted(BEGUN) == [0, 1, 2]
+
+
+async def wait_at_the_gate(n: int) -> int:
+    BEGUN.append(n)
+    while not GATE.is_set():
+        await asyncio.sleep(0.001)
+    DONE.append(n)
+    return n
+
+
+@pytest.mark.parametrize("window", [1, 3])
+async def test_a_kernel_has_as_many_chunks_as_the_window(
+    fleet: Fleet, counted: None, window: int
+) -> None:
+    had: list[int] = []  # items that the kernel had when it took another one
+
+    def items() -> Iterator[int]:
+        for n in range(30):
+            had.append(n + 1 - len(DONE))
+            yield n
+
+    results = fleet[:1].map(wait_at_the_gate, items(), chunksize=2, window=window)
+    first = asyncio.ensure_future(anext(results))
+    await until(lambda: len(BEGUN) == window)
+    GATE.set()
+    assert [await first, *[one async for one in results]] == list(range(30))
+    assert max(had) == 2 * window
+
+
 async def test_a_result_that_cannot_be_pickled_fails_alone(fleet: Fleet) -> None:
     def lock(n: int) -> Any:
         return threading.Lock() if n == 2 else [n]
@@ -274,6 +327,16 @@ async def test_refs_are_refused(fleet: Fleet) -> None:
         fleet.map(fleet[0].ref("abs"), [1])
     with pytest.raises(ValueError, match="belongs to one kernel"):
         await anext(fleet.map(double, [fleet[0].ref("x")]))
+
+
+@pytest.mark.parametrize("chunksize", [1, 4])
+async def test_an_item_with_a_ref_fails_alone(fleet: Fleet, chunksize: int) -> None:
+    items: list[Any] = [1, 2, [fleet[0].ref("x")], 4]
+    options: Any = {"chunksize": chunksize, "return_exceptions": True}
+    found = [one async for one in fleet.map(double, items, **options)]
+    assert (found[:2], found[3]) == ([2, 4], 8)
+    assert type(found[2]) is ValueError
+    assert "belongs to one kernel" in str(found[2])
 
 
 async def test_a_freed_ref_fails_its_item_alone(fleet: Fleet) -> None:
@@ -384,6 +447,8 @@ async def test_trust_data_opens_only_data() -> None:
         ({"chunksize": "big"}, TypeError, "chunksize must be a number"),
         ({"window": 0}, ValueError, "window must be at least 1"),
         ({"retries": -1}, ValueError, "retries must be at least 0"),
+        ({"ordered": "x"}, TypeError, "ordered must be True or False, not str"),
+        ({"return_exceptions": 1}, TypeError, "return_exceptions must be True or False, not int"),
     ],
 )
 async def test_wrong_arguments(fleet: Fleet, options: Any, error: Any, words: str) -> None:
