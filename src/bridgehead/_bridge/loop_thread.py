@@ -220,7 +220,8 @@ class LoopThread:
         if self.is_current:
             raise RuntimeError(
                 "a SyncBridge was used in the event-loop thread of all SyncBridges, where the call "
-                "would never end; use it in another thread, not while an object is unpickled"
+                "would never end; use it in another thread, not while an object is unpickled, and "
+                "not in an iterable of map(), which takes a list of the items instead"
             )
         if os.getpid() != self._process:
             raise RuntimeError("this bridge was opened before a fork; open another one here")

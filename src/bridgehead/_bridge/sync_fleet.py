@@ -43,7 +43,8 @@ class SyncFleet(SyncTargets, Sequence[SyncBridge]):
     An index gives a ``SyncBridge``, and a slice a ``SyncFleet``; both are closed with this one. A
     ``SyncFleet([kernel, …])`` of bridges that are open closes none of them. Any thread may use it,
     including one that runs an event loop. A ``KeyboardInterrupt`` ends the wait for an operation;
-    what the kernels run goes on. Callbacks run in the calling thread.
+    what the kernels run goes on. Callbacks run in the calling thread. The iterables of ``map`` are
+    read in the event-loop thread of all blocking bridges, so they may not use one: pass a list.
 
     In the examples of the methods, ``kernels`` is an open SyncFleet of two.
 

@@ -72,6 +72,15 @@ def test_map_and_watch_are_iterators(kernels: SyncFleet) -> None:
     assert sorted([next(watch), next(watch)]) == [(0, 1), (1, 1)]
 
 
+def test_an_iterable_of_a_map_may_not_use_a_blocking_bridge(kernels: SyncFleet) -> None:
+    def items() -> Iterator[int]:
+        yield kernels[0].pull("1")
+
+    with pytest.raises(RuntimeError, match=r"not in an iterable of map\(\)"):
+        list(kernels.map(abs, items()))
+    assert list(kernels.map(abs, list(kernels[0].iterate("range(3)")))) == [0, 1, 2]
+
+
 def test_callbacks_run_in_the_calling_thread(kernels: SyncFleet) -> None:
     threads: set[int] = set()
     seen: list[Any] = []
