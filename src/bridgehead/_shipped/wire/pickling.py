@@ -258,10 +258,11 @@ def is_small(value: Any, *, summed: bool = True) -> bool:
 
 def _is_special(array: Any) -> bool:
     """Return whether numpy's own pickle of an array would lose something; see ``reducers``."""
-    flags = array.flags
+    flags, dtype = array.flags, array.dtype
     if flags.writeable:
-        return not flags.forc and 0 in array.strides
-    return not flags.forc or array.dtype.kind in "mMV"
+        swapped = dtype.kind in "mM" and not dtype.isnative  # numpy keeps that of other dtypes
+        return swapped or (not flags.forc and 0 in array.strides)
+    return not flags.forc or dtype.kind in "mMV"
 
 
 def encode_small(value: Any) -> list[memoryview]:

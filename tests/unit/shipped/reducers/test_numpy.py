@@ -67,6 +67,15 @@ def test_an_array_keeps_its_items_and_its_flag(name: str) -> None:
     assert not np.shares_memory(back, array)
 
 
+@pytest.mark.parametrize("dtype", [">M8[s]", ">m8[h]", ">i4", [("at", ">M8[s]")]])
+def test_a_few_items_keep_their_byte_order(dtype: Any) -> None:
+    """Dates arrive in this machine's if numpy itself pickles them."""
+    array = np.arange(3).astype(dtype)
+    back, _ = crossed(array)
+    assert back.dtype == array.dtype
+    np.testing.assert_array_equal(back, array)
+
+
 @pytest.mark.parametrize("name", SHARED)
 def test_items_that_share_memory_cross_once_and_share_it_again(name: str) -> None:
     array = SHARED[name]
