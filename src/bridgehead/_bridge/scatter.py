@@ -87,6 +87,13 @@ def _are_equal(values: list[Any]) -> bool:
     return False
 
 
+def _joined_tables(pa: Any, parts: list[Any]) -> Any:
+    if parts[0].num_columns:
+        return pa.concat_tables(parts)
+    # Arrow takes the number of rows from the columns.
+    return pa.concat_tables([one.append_column("", pa.nulls(len(one))) for one in parts]).select([])
+
+
 KINDS = (
     Kind("builtins", ("list", "tuple"), _slice, lambda _, parts: type(parts[0])(chain(*parts))),
     # A masked array is a numpy array, too, and is joined by a function of its own.
@@ -98,7 +105,7 @@ KINDS = (
         lambda frame, at, end: frame.iloc[at:end],
         _joined_frames,
     ),
-    Kind("pyarrow", ("Table",), _table_slice, lambda pa, parts: pa.concat_tables(parts)),
+    Kind("pyarrow", ("Table",), _table_slice, _joined_tables),
     Kind("polars", ("DataFrame", "Series"), _table_slice, lambda pl, parts: pl.concat(parts)),
 )
 

@@ -1,6 +1,7 @@
-"""Arrays of Arrow: a slice crosses without the rest of its buffers.
+"""Arrays of Arrow: a slice crosses without the rest of its buffers. Tables without columns.
 
-Rule: as ``reducers`` says. Columns of tables and of pandas are made of such arrays.
+Rule: as ``reducers`` says. Columns of tables and of pandas are made of such arrays. Arrow's own
+pickle of a table has no number of rows, which a table without columns has none the less.
 """
 
 from __future__ import annotations
@@ -9,16 +10,33 @@ import sys
 from typing import Any
 
 if __package__:  # in the kernel, all shipped files are one module
-    from bridgehead._shipped.wire.libraries import finder
+    from bridgehead._shipped.wire.libraries import builder, finder
 
 SLACK = 256  # bytes more than needed that may cross
 
 
 @finder
 def arrow_reducer(kind: Any, shared: Any) -> Any:
-    """Return the function that reduces Arrow arrays of a type, or None."""
-    base = getattr(sys.modules.get("pyarrow"), "Array", None)
+    """Return the function that reduces Arrow arrays or tables of a type, or None."""
+    pyarrow: Any = sys.modules.get("pyarrow")
+    if kind in (getattr(pyarrow, "Table", None), getattr(pyarrow, "RecordBatch", None)):
+        return reduce_arrow_rows
+    base = getattr(pyarrow, "Array", None)
     return reduce_arrow if base is not None and issubclass(kind, base) else None
+
+
+def reduce_arrow_rows(table: Any) -> Any:
+    """Return how to pickle a table or a batch of rows."""
+    if table.num_columns or not table.num_rows:
+        return table.__reduce_ex__(5)
+    return make_arrow_rows, (type(table), table.num_rows, table.schema.metadata)
+
+
+@builder
+def make_arrow_rows(kind: Any, count: int, metadata: Any) -> Any:
+    """Return a table or a batch of rows without columns."""
+    nulls = sys.modules["pyarrow"].nulls(count)
+    return kind.from_arrays([nulls], names=[""], metadata=metadata).select([])
 
 
 def reduce_arrow(array: Any) -> Any:

@@ -57,6 +57,17 @@ def test_slices_of_tables_batches_and_frames_cross_alone() -> None:
             assert back == part
 
 
+@pytest.mark.parametrize("metadata", [None, {"unit": "m"}])
+def test_rows_without_columns_keep_their_number(metadata: Any) -> None:
+    table = pa.table({"n": range(4)}, metadata=metadata).select([])
+    batch = pa.record_batch({"n": range(4)}, metadata=metadata).select([])
+    assert (table.num_rows, batch.num_rows) == (4, 4)
+    for whole in (table, batch, table[:0], pa.table({})):
+        back = pickling.decode(pickling.encode(whole)[0])
+        assert (type(back), back.num_rows) == (type(whole), whole.num_rows)
+        assert back.schema.equals(whole.schema, check_metadata=True)
+
+
 def test_a_whole_array_is_not_copied() -> None:
     array = ARRAYS["floats"]
     frames, _ = pickling.encode(array)
