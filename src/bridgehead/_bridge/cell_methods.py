@@ -165,7 +165,6 @@ class CellMethods(BridgeBase):
                 "run(pull=) takes no expression with await; await it in the cell and bind it to a "
                 "name for pull=, or use pull() after the cell"
             )
-        stand_ins = self._stand_ins
         stand_ins = self._stand_ins if stand_ins is None else stand_ins
         return CellWork(self._connection, code, pull=expressions, stand_ins=stand_ins, **options)
 

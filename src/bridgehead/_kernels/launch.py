@@ -72,6 +72,7 @@ async def launch(
     transport = await spawned(process, plan.options, encryption, insecure)
     try:
         await transport.open(timeout, timeout)
+        process.check_limits()
     except BaseException as error:
         with noted_on(error):
             await transport.aclose()
@@ -172,8 +173,6 @@ async def spawned(
         return ZmqTransport(
             info, connection_file=manager.connection_file, kernel_process=kernel_process, owned=True
         )
-        await transport.open(timeout, timeout)
-        kernel_process.check_limits()
     except BaseException as error:
         with noted_on(error):
             await finish(kernel_process.end(polite=False))

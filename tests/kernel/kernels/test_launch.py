@@ -104,6 +104,8 @@ async def test_limits_are_not_supported_elsewhere_than_on_linux(
     with pytest.raises(NotSupported, match="on Linux only; nothing was started"):
         await Bridge.launch(limits={"cpu": 5})
     assert os.listdir(os.environ[RUNTIME]) == []
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="prlimit is of Linux")
 async def test_a_kernel_that_its_command_forks_has_the_limits(
     kernelspec: Callable[..., str],
