@@ -26,6 +26,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
 from bridgehead._transports.tasks import Threads, coming_from, threads_of, user_call
+from bridgehead._transports.tasks import Threads, holdable, threads_of
 
 T = TypeVar("T")
 
@@ -73,7 +74,7 @@ class CallbackRunner:
                     with coming_from(origin):
                         answer.set_result(callback(*args))
                 except BaseException as error:  # noqa: BLE001 - raised where it is awaited
-                    answer.set_exception(error)
+                    answer.set_exception(holdable(error))
 
             self._pending.put(call)
             return await asyncio.wrap_future(answer)

@@ -287,8 +287,9 @@ class WorkMethods(CellMethods):
         returns None at once, in the middle of a cell and in any thread. The arguments cross as any
         objects do, as they are at the call. ``function`` runs here, in the event loop of the
         bridge, in the order of the calls, one call at a time. One that raises is logged and counted
-        in ``failed``, and the others go on. When the bridge has closed, a call in the kernel does
-        nothing.
+        in ``failed``, and the others go on. ``KeyboardInterrupt`` and ``SystemExit`` also end the
+        loop of an asyncio program, as they do anywhere in it. When the bridge has closed, a call in
+        the kernel does nothing.
 
         A method of an object of this program, pushed as it is, works on a copy of the object:
         ``bridge.callback(bar.update)`` updates the bar that is here.

@@ -313,11 +313,16 @@ class Calls(RemoteResource):
             outcome = self._function(*args, **kwargs)
             if inspect.isawaitable(outcome):
                 await outcome
-        except (Exception, asyncio.CancelledError):
+        except GeneratorExit:  # the loop has ended, and drops this task
+            raise
+        except BaseException as error:  # ``pytest.fail`` raises one; the calls behind it go on
             if task is not None and task.cancelling():
                 raise
             self.failed += 1
             log.exception("a callback raised")
+            if isinstance(error, (KeyboardInterrupt, SystemExit)):
+                # Not from here: the program may run its loop again, and the calls go on then.
+                self.loop.call_soon(_end_loop, error)
 
     # ------------------------------------------------------------ reports
 
@@ -361,6 +366,11 @@ class Calls(RemoteResource):
                 await self._due.wait()
             if not self._due.is_set():
                 self._again = True
+
+
+def _end_loop(error: BaseException) -> None:
+    """Raise what asyncio lets through wherever it is raised: it ends the running loop."""
+    raise error
 
 
 def call_count(event: Response) -> int:

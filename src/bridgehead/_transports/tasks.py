@@ -258,9 +258,22 @@ class _Job(Generic[T]):
         try:
             result = self._function()
         except BaseException as error:  # noqa: BLE001 - raised where the outcome is awaited
-            self.outcome.set_exception(error)
+            self.outcome.set_exception(holdable(error))
         else:
             self.outcome.set_result(result)
+
+
+def holdable(error: BaseException) -> BaseException:
+    """Return an error that a future of asyncio can hold.
+
+    None holds ``StopIteration``. Python 3.12 puts a ``RuntimeError`` in its place; in 3.11, a
+    future that ``wrap_future`` made is never done.
+    """
+    if not isinstance(error, StopIteration):
+        return error
+    held = RuntimeError("a function raised StopIteration, which no future can hold")
+    held.__cause__ = error
+    return held
 
 
 async def finish(work: Awaitable[None]) -> None:

@@ -399,4 +399,7 @@ def test_a_blocking_bridge_asks_in_the_calling_thread() -> None:
             kernel.run("input()", on_input=fail)
         with pytest.raises(NotSupported, match="on_input=.* use now=True"):
             kernel.run("input()", on_input=lambda prompt, password: kernel["1"])
+        answers = iter(["one"])
+        with pytest.raises(RuntimeError, match="StopIteration"):
+            kernel.run("input(); input()", on_input=lambda *asked: next(answers), timeout=30)
         assert kernel["1 + 1"] == 2

@@ -153,6 +153,61 @@ async def test_a_call_that_raises_is_logged_and_counted(
     assert repr(report).endswith("note, failed=2, dropped=0>")
 
 
+class Stop(BaseException):
+    """What ``pytest.fail`` raises is no ``Exception`` either."""
+
+
+@pytest.mark.parametrize("options", [(), (3, "wait")])
+async def test_the_calls_go_on_whatever_one_raises(
+    loopback: Bridge, caplog: pytest.LogCaptureFixture, options: Any
+) -> None:
+    seen: list[int] = []
+
+    def note(step: int) -> None:
+        seen.append(step)
+        if step % 2:
+            raise Stop(f"step {step}")
+
+    report = loopback.callback(note, *options)
+    async with asyncio.timeout(30):
+        await loopback.call(call_each, report, range(20))
+    await until(lambda: len(seen) == 20)
+    await until(lambda: report.failed == 10)
+    assert "Stop: step 19" in caplog.text
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_an_interrupt_in_a_callback_ends_the_loop_and_no_later_call(
+    error: type[BaseException],
+) -> None:
+    seen: list[int] = []
+
+    async def note(step: int) -> None:
+        seen.append(step)
+        if step == 1:
+            raise error
+
+    async def called() -> None:
+        await bridge.call(call_each, report, range(5))
+        await until(lambda: len(seen) == 5)
+
+    async def opened() -> tuple[Bridge, Any]:
+        bridge = await Bridge.loopback()
+        return bridge, bridge.callback(note)
+
+    loop = asyncio.new_event_loop()
+    try:
+        bridge, report = loop.run_until_complete(opened())
+        calling = loop.create_task(called())
+        with pytest.raises(error):
+            loop.run_until_complete(calling)
+        loop.run_until_complete(calling)  # as a notebook runs its loop again
+        assert (seen, report.failed) == ([0, 1, 2, 3, 4], 1)
+        loop.run_until_complete(bridge.aclose())
+    finally:
+        loop.close()
+
+
 async def test_the_oldest_calls_are_dropped(loopback: Bridge) -> None:
     seen: list[int] = []
     go_on = asyncio.Event()
@@ -347,6 +402,26 @@ def test_a_sync_bridge_runs_it_outside_its_loop() -> None:
             kernel.callback(asyncio.sleep)
         with pytest.raises(TypeError, match="takes a function"):
             kernel.callback(3)  # type: ignore[arg-type]
+
+
+def test_a_function_that_exits_ends_no_later_call_of_a_sync_bridge() -> None:
+    with SyncBridge.loopback() as kernel:
+        seen: list[int] = []
+        done = threading.Event()
+
+        def note(step: int) -> None:
+            seen.append(step)
+            if step == 1:
+                sys.exit(3)
+            if step == 2:
+                next(iter(()))
+            if step == 4:
+                done.set()
+
+        report = kernel.callback(note, 2, "wait")
+        kernel.call(call_each, report, range(5), timeout=30)
+        assert done.wait(30)
+        assert (seen, report.failed) == ([0, 1, 2, 3, 4], 2)
 
 
 def test_a_sync_callback_for_which_a_cell_may_wait_asks_with_now_only() -> None:
