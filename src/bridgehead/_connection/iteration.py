@@ -384,7 +384,7 @@ class Items(RemoteResource):
         """Take the items that were made, while the kernel works on an item that takes long."""
         timings = self._connection.transport.timings
         pause = timings.take_after
-        while not self._is_async:
+        while True:
             done, _ = await asyncio.wait([asking], timeout=pause)
             if done:
                 return

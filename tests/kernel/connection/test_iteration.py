@@ -79,6 +79,12 @@ def stuck(gate: str) -> Iterator[Any]:
     yield 4
 
 
+async def stuck_async(gate: str) -> AsyncIterator[Any]:
+    """Yield the same, and hold the event loop up."""
+    for item in stuck(gate):
+        yield item
+
+
 async def test_items_cross_on_every_lane(bridge: Bridge) -> None:
     assert [n async for n in bridge.iterate(numbers, 20_000)] == list(range(20_000))
     await until_is(bridge, "state", "closed")
@@ -111,13 +117,25 @@ async def test_large_items_cross_once_each(bridge: Bridge) -> None:
     assert found == [(40 << 20, 0), (40 << 20, 1), (40 << 20, 2)]
 
 
-async def test_an_item_does_not_wait_for_the_next_one(bridge: Bridge) -> None:
-    async with bridge.iterate(stuck, "gate") as items:
+@pytest.mark.parametrize("function", [stuck, stuck_async])
+async def test_an_item_does_not_wait_for_the_next_one(bridge: Bridge, function: Any) -> None:
+    async with bridge.iterate(function, "gate") as items:
         async with reported_within(3):
             assert [await anext(items) for _ in range(3)] == [1, [2], "three"]
         await bridge.push(gate=1, now=True)
         assert [item async for item in items] == [4]
     await bridge.delete("gate")
+
+
+@pytest.mark.parametrize("function", [stuck, stuck_async])
+async def test_an_interrupt_comes_after_the_items_before_it(bridge: Bridge, function: Any) -> None:
+    items = bridge.iterate(function, "never")
+    async with reported_within(3):
+        assert [await anext(items) for _ in range(3)] == [1, [2], "three"]
+        await bridge.interrupt()
+        with pytest.raises(RemoteError, match="KeyboardInterrupt"):
+            await anext(items)
+    await goes_on(bridge)
 
 
 async def test_the_kernel_is_free_between_two_batches(bridge: Bridge) -> None:

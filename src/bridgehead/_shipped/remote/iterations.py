@@ -406,9 +406,13 @@ class Iterations:
         if producer is not None:
 
             async def make() -> HeaderAndFrames:
-                if not is_made and not iteration.is_ended:
+                if is_made or iteration.is_ended:
+                    return iteration.response(have)
+                try:
                     await iteration.make_async(producer, header["most"])
-                return iteration.response(have)
+                finally:
+                    iteration.is_making = False
+                return iteration.rest()
 
             return self.tasks.start_with(header, make(), lambda made: made)
         if is_made or iteration.is_ended:
