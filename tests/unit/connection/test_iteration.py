@@ -26,7 +26,7 @@ from bridgehead import (
     SyncBridge,
     UntrustedPayload,
 )
-from bridgehead._connection.iteration import MOST_ITEMS, Items
+from bridgehead._connection.iteration import MOST_BYTES, MOST_ITEMS, Items
 from bridgehead._connection.mapping import MapRequest
 from bridgehead._connection.remote import Installation
 from bridgehead._transports.base import Transport
@@ -200,6 +200,23 @@ async def test_the_kernel_is_not_far_ahead_of_the_consumer(loopback: Bridge) -> 
             await asyncio.sleep(0.05)
         assert 1 < made <= MOST_ITEMS + 1
         assert [await anext(items) for _ in range(made)][-1] == made + 1
+
+
+@pytest.mark.parametrize("item", ["1 << 160_000", "bytes(20_000)", "bytearray(20_000)"])
+async def test_the_kernel_is_few_bytes_ahead_of_the_consumer(
+    loopback: Bridge, monkeypatch: pytest.MonkeyPatch, item: str
+) -> None:
+    remote_part = sys.modules[type(remote_of(loopback)).__module__]
+    monkeypatch.setattr(remote_part, "BATCH_SECONDS", 3600.0)  # bytes alone end a batch
+    code = "made = 0\ndef many():\n    global made\n    while True: made += 1; yield "
+    await loopback.run(code + item)
+    async with loopback.iterate("many()") as items:
+        await anext(items)
+        made = 0
+        while made * 20_000 < MOST_BYTES // 4 or made != await loopback.pull("made"):
+            made = await loopback.pull("made")
+            await asyncio.sleep(0.05)
+        assert made * 20_000 <= MOST_BYTES
 
 
 async def test_cancelling_a_wait_loses_no_item(loopback: Bridge) -> None:

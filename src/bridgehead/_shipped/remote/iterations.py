@@ -300,7 +300,7 @@ class RunningIteration(Resource):
         is_scalar = type(value) in SCALARS
         frames = [] if is_scalar else self._encode((value,))
         if is_scalar:
-            self._nbytes += len(value) if type(value) in (str, bytes) else 8
+            self._nbytes += scalar_nbytes(value)
         else:
             self._nbytes += sum(frame.nbytes for frame in frames)
         is_last = (
@@ -341,6 +341,13 @@ class RunningIteration(Resource):
     def rest(self) -> HeaderAndFrames:
         """Return the items of the batch that were not taken."""
         return self.response(self._taken)
+
+
+def scalar_nbytes(value: Any) -> int:
+    """Return how many bytes a scalar has, more or less; an integer may have any number."""
+    if type(value) is int:
+        return 8 + value.bit_length() // 8
+    return len(value) if type(value) in (str, bytes) else 8
 
 
 def grouped(items: list[Any], encode: Any) -> tuple[list[list[int]], list[memoryview]]:
