@@ -205,6 +205,15 @@ class LoopThread:
         """Whether a bridge may be opened on this loop."""
         return not self._ending and self._thread.is_alive()
 
+    def check_caller(self) -> None:
+        """Raise ``RuntimeError`` in the loop's own thread, where a wait for the loop never ends."""
+        if self.is_current:
+            raise RuntimeError(
+                "a SyncBridge was used in the event-loop thread of all SyncBridges, where the call "
+                "would never end; use it in another thread, not in a done callback of a task or "
+                "while an object is unpickled"
+            )
+
     # ------------------------------------------------------------ calls
 
     def start(self, call: LoopCall[T]) -> LoopCall[T]:
@@ -224,6 +233,7 @@ class LoopThread:
                 "would never end; use it in another thread, not while an object is unpickled, and "
                 "not in an iterable of map(), which takes a list of the items instead"
             )
+        self.check_caller()
         if os.getpid() != self._process:
             raise RuntimeError("this bridge was opened before a fork; open another one here")
         self._calls.add(call)

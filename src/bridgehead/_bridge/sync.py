@@ -12,6 +12,7 @@ import atexit
 import contextlib
 import functools
 import inspect
+import logging
 import os
 import re
 import textwrap
@@ -53,6 +54,7 @@ from bridgehead._transports.base import Transport
 from bridgehead._transports.messages import Message
 from bridgehead._transports.tasks import in_thread, noted_on
 
+log = logging.getLogger("bridgehead")
 P = ParamSpec("P")
 T = TypeVar("T")
 F = TypeVar("F", bound=Callable[..., Any])
@@ -622,7 +624,7 @@ class SyncTask(Future[T]):
     """A ``RemoteTask`` of a ``SyncBridge``: a ``concurrent.futures.Future``.
 
     ``concurrent.futures.wait`` and ``as_completed`` take it. ``cancel`` does what the
-    ``RemoteTask``'s does.
+    ``RemoteTask``'s does. A failure that nothing ever looked at is logged.
 
     >>> task = kernel.submit(sum, [1, 2])
     >>> task.result(timeout=60)
@@ -633,6 +635,7 @@ class SyncTask(Future[T]):
         """Follow a task; called on its loop."""
         super().__init__()
         self._bridge, self._task = bridge, task
+        self._unseen: BaseException | None = None
         task.add_done_callback(self._settle)
 
     def __repr__(self) -> str:
@@ -645,6 +648,7 @@ class SyncTask(Future[T]):
             return
         error = task.exception()
         if error is not None:
+            self._unseen = error
             self.set_exception(error)
             return
         self.set_result(self._bridge._own(task.result()))
@@ -671,13 +675,14 @@ class SyncTask(Future[T]):
             concurrent.futures.CancelledError: it was cancelled.
             NotSupported: it is not done, and the caller is a callback for which the kernel may
                 wait.
+            RuntimeError: it is not done, and the caller is a done callback of another task, or
+                another function that runs in the event-loop thread of all SyncBridges.
 
         >>> kernel.submit(sum, [1, 2]).result(timeout=60)
         3
         """
-        if not self.done():
-            self._task._check_wait()
-        return super().result(timeout)
+        with self._looked_at():
+            return super().result(timeout)
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         """Wait for the exception and return it, or None if there is a result; see ``result``.
@@ -685,9 +690,23 @@ class SyncTask(Future[T]):
         >>> kernel.submit(sum, [1, 2]).exception(timeout=60) is None
         True
         """
+        with self._looked_at():
+            return super().exception(timeout)
+
+    @contextmanager
+    def _looked_at(self) -> Iterator[None]:
         if not self.done():
+            self._bridge._thread.check_caller()
             self._task._check_wait()
-        return super().exception(timeout)
+        try:
+            yield
+        finally:
+            if self.done():
+                self._unseen = None
+
+    def __del__(self) -> None:
+        if self._unseen is not None:
+            log.error("the exception of %r was never retrieved", self, exc_info=self._unseen)
 
     def running(self) -> bool:
         """Return whether it is not done; it may not have begun in the kernel.

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import builtins
 import concurrent.futures
+import contextlib
 import functools
 import gc
 import logging
+import queue
 import sys
 import threading
 import time
@@ -259,6 +261,49 @@ async def test_a_failure_that_nothing_looks_at_is_logged(
     await until(is_logged)
     assert "never retrieved" in caplog.text
     assert "division" in caplog.text
+
+
+def test_a_failure_of_a_sync_task_that_nothing_looks_at_is_logged(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with SyncBridge.loopback() as kernel:
+        for look in ("result", "exception"):
+            with contextlib.suppress(RemoteError):
+                getattr(kernel.submit(divmod, 1, 0), look)(timeout=30)
+        gc.collect()
+        assert "never retrieved" not in caplog.text
+        kernel.submit(divmod, 1, 0)
+        end = time.monotonic() + 30
+        while "never retrieved" not in caplog.text:
+            assert time.monotonic() < end
+            gc.collect()
+            time.sleep(0.01)
+    assert "<SyncTask divmod, done>" in caplog.text
+    assert "division" in caplog.text
+
+
+def test_a_sync_task_is_not_waited_for_in_a_done_callback() -> None:
+    """The callback runs in the event loop, which would bring no result meanwhile."""
+    with SyncBridge.loopback() as kernel:
+        outcomes: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        slow = kernel.submit(later, 1, 1000)
+
+        def ask(done: concurrent.futures.Future[Any]) -> None:
+            outcomes.put(done.result())
+            for look in (slow.result, slow.exception):
+                try:
+                    look(timeout=1)
+                except Exception as error:
+                    outcomes.put(error)
+
+        kernel.submit(abs, -1).add_done_callback(ask)
+        assert outcomes.get(timeout=30) == 1
+        for _ in range(2):
+            error = outcomes.get(timeout=30)
+            assert isinstance(error, RuntimeError)
+            assert "in the event-loop thread of all SyncBridges" in str(error)
+        assert kernel["1 + 1"] == 2
+        assert slow.cancel()
 
 
 async def test_a_wrong_option_is_reported(loopback: Bridge) -> None:
