@@ -36,7 +36,7 @@ from types import ModuleType, TracebackType
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, overload
 
 from bridgehead._bridge import loop_thread
-from bridgehead._bridge.arguments import OnTimeout, WhenFull
+from bridgehead._bridge.arguments import OnTimeout, WhenFull, is_coroutine_function
 from bridgehead._bridge.bridge import Bridge
 from bridgehead._bridge.cell_stream import CellStream
 from bridgehead._bridge.loop_thread import CallbackRunner, LoopCall, LoopEnded, LoopThread
@@ -515,7 +515,7 @@ class SyncBridge(SyncBase, MutableMapping[str, Any]):
         maxsize: int | None = None,
         when_full: WhenFull = "drop_oldest",
     ) -> Callback:
-        if inspect.iscoroutinefunction(function):
+        if is_coroutine_function(function):
             raise TypeError("the callback of a SyncBridge is a plain function, not an async one")
 
         async def make() -> Callback:
@@ -785,9 +785,19 @@ class BlockingIterator(Iterator[T]):
 def _in_other_thread(function: Callable[..., object]) -> Callable[..., object]:
     """Return a function that runs another one outside the thread of the event loop."""
 
+    def call(*args: Any, **kwargs: Any) -> object:
+        outcome = function(*args, **kwargs)
+        if inspect.iscoroutine(outcome):
+            outcome.close()
+            raise TypeError(
+                "the callback of a SyncBridge is a plain function, and this one returned a "
+                "coroutine, which did not run; pass a function that does the work itself"
+            )
+        return outcome
+
     @functools.wraps(function, updated=())
     def run(*args: Any, **kwargs: Any) -> object:
-        return in_thread(functools.partial(function, *args, **kwargs))
+        return in_thread(functools.partial(call, *args, **kwargs))
 
     return run
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import contextvars
 import copy
+import functools
 import itertools
 import json
 import logging
@@ -422,6 +423,23 @@ def test_a_function_that_exits_ends_no_later_call_of_a_sync_bridge() -> None:
         kernel.call(call_each, report, range(5), timeout=30)
         assert done.wait(30)
         assert (seen, report.failed) == ([0, 1, 2, 3, 4], 2)
+
+
+def test_a_sync_bridge_runs_no_async_function(caplog: pytest.LogCaptureFixture) -> None:
+    class Note:
+        async def __call__(self, step: int) -> None:
+            raise AssertionError(step)
+
+    with SyncBridge.loopback() as kernel:
+        for function in (Note(), functools.partial(Note.__call__, None)):
+            with pytest.raises(TypeError, match="plain function"):
+                kernel.callback(function)
+        done = threading.Event()
+        report = kernel.callback(lambda step: Note()(step) if step else done.set())
+        kernel.call(call_each, report, [1, 0])
+        assert done.wait(30)
+        assert report.failed == 1
+    assert "returned a coroutine, which did not run" in caplog.text
 
 
 def test_a_sync_callback_for_which_a_cell_may_wait_asks_with_now_only() -> None:
