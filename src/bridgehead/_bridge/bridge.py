@@ -105,10 +105,10 @@ class Bridge(WorkMethods):
     def stats(self) -> Stats:
         """What is counted of this bridge now; the kernel is not asked.
 
-        >>> watch = bridge.watch("1 + 1")
-        >>> await anext(watch)
+        >>> async with bridge.watch("1 + 1") as watch:
+        ...     await anext(watch)
+        ...     bridge.stats
         2
-        >>> bridge.stats
         <Stats watches=1, tasks=0, iterations=0, refs=0, callbacks=0, operations=..., sent=..., ...>
         """
         count = self._connection.resources.count()
@@ -637,12 +637,12 @@ class Bridge(WorkMethods):
 
             >>> await bridge.push(x=1)
             <Transfer x: ...>
-            >>> watch = bridge.watch("x")
-            >>> await anext(watch)
+            >>> async with bridge.watch("x") as watch:
+            ...     await anext(watch)
+            ...     await bridge.run("x = 5")
+            ...     await anext(watch)
             1
-            >>> await bridge.run("x = 5")
             <Result [1] no value>
-            >>> await anext(watch)
             5
         """
         self._connection.check()
@@ -690,12 +690,12 @@ class Bridge(WorkMethods):
 
             >>> await bridge.push(x=1)
             <Transfer x: ...>
-            >>> watch = bridge.watch_names()
-            >>> await anext(watch)
+            >>> async with bridge.watch_names() as watch:
+            ...     await anext(watch)
+            ...     await bridge.run("y = 5")
+            ...     await anext(watch)
             <Names x>
-            >>> await bridge.run("y = 5")
             <Result [1] no value>
-            >>> await anext(watch)
             <Names x, y>
         """
         self._connection.check()

@@ -235,12 +235,12 @@ class Fleet(FleetWork):
 
             >>> await fleet.push(x=1)
             [<Transfer x: ...>, <Transfer x: ...>]
-            >>> watch = fleet.watch("x")
-            >>> sorted([await anext(watch), await anext(watch)])
+            >>> async with fleet.watch("x") as watch:
+            ...     sorted([await anext(watch), await anext(watch)])
+            ...     await fleet[1].run("x = 5")
+            ...     await anext(watch)
             [(0, 1), (1, 1)]
-            >>> await fleet[1].run("x = 5")
             <Result [1] no value>
-            >>> await anext(watch)
             (1, 5)
         """
         self._refuse_refs(*expressions)

@@ -296,8 +296,9 @@ class WorkMethods(CellMethods):
 
         Args:
             function: plain or async. It may use the bridge, and close it.
-            maxsize: how many calls may wait for ``function``; None for any number. In the kernel,
-                the memory of calls that wait is the kernel's; here, at most 1,000 wait.
+            maxsize: how many calls may wait for ``function``; None for any number. Here, at most
+                1,000 wait; the memory of those that wait in the kernel is the kernel's. With
+                ``"drop_oldest"``, as many may wait here and as many in the kernel.
             when_full: ``"drop_oldest"``: the calls that waited longest are dropped, here and in the
                 kernel, and counted in ``dropped``. ``"wait"``: the call in the kernel returns when
                 there is room. What ``function`` then asks of this bridge needs ``now=True``: the

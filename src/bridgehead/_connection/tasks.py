@@ -300,7 +300,8 @@ def as_completed(tasks: Iterable[RemoteTask[T]]) -> CompletedTasks[T]:
     raises. Cancelling a wait, and leaving the iterator, do nothing to the tasks.
 
     >>> tasks = [bridge.submit(abs, -1), other.submit(abs, -2)]
-    >>> async for task in as_completed(tasks):
-    ...     assert task.done()
+    >>> async with as_completed(tasks) as ended:
+    ...     async for task in ended:
+    ...         assert task.done()
     """
     return CompletedTasks(tasks)
