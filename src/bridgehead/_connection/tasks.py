@@ -198,7 +198,8 @@ class RemoteTask(Generic[T]):
 
         Work that was not sent, or has not begun in the kernel, never runs, and nothing is
         interrupted. A function that runs is interrupted, and a coroutine is cancelled; nothing else
-        is. Awaiting the task then raises ``CancelledError`` at once.
+        is. A function goes on where ``Bridge.interrupt`` is ``NotSupported``. Awaiting the task
+        then raises ``CancelledError`` at once.
 
         >>> task = bridge.submit(sum, [1, 2])
         >>> task.cancel()
