@@ -784,3 +784,25 @@ def test_a_missing_interpreter_skips_the_test_with_a_reason(
     monkeypatch.setitem(ENVIRONMENTS, "ancient", Environment((3, 1), ()))
     with pytest.raises(pytest.skip.Exception, match=r"no Python 3\.1 on PATH or among pyenv"):
         elsewhere("ancient")
+
+
+@on(NEWEST)
+async def test_an_interrupt_ends_a_task_that_an_eager_factory_made(live: Bridge) -> None:
+    await live.run(
+        "import asyncio, time\n"
+        "asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)\n"
+        "begun = False\n"
+        "async def spin():\n"
+        "    global begun\n"
+        "    begun = True\n"
+        "    while True: time.sleep(0.01)"
+    )
+    spinning = asyncio.ensure_future(live.pull("await spin()"))
+    async with asyncio.timeout(60):
+        while not await live.pull("begun", now=True):
+            await asyncio.sleep(0.01)
+        await live.interrupt()
+        with pytest.raises(RemoteError) as raised:
+            await spinning
+    assert raised.value.ename == "KeyboardInterrupt"
+    assert await live.pull("1 + 1") == 2

@@ -69,6 +69,10 @@ class Driver(Coroutine):  # type: ignore[type-arg]
         self.__qualname__ = getattr(coroutine, "__qualname__", "coroutine")
 
     def send(self, value: Any) -> Any:
+        if self.root.task is None:
+            # A user's eager task factory takes the first step inside the request that starts the
+            # task. An interrupt has no task to end yet, so the loop takes the step soon after.
+            return None
         return self._step(self.cr_coroutine.send, value)
 
     def throw(self, *error: Any) -> Any:
