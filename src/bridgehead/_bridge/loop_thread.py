@@ -25,8 +25,7 @@ from concurrent.futures import Future
 from queue import Empty, SimpleQueue
 from typing import Any, Generic, Protocol, TypeVar
 
-from bridgehead._transports.tasks import Threads, coming_from, threads_of, user_call
-from bridgehead._transports.tasks import Threads, holdable, threads_of
+from bridgehead._transports.tasks import Threads, coming_from, holdable, threads_of, user_call
 
 T = TypeVar("T")
 
@@ -210,8 +209,9 @@ class LoopThread:
         if self.is_current:
             raise RuntimeError(
                 "a SyncBridge was used in the event-loop thread of all SyncBridges, where the call "
-                "would never end; use it in another thread, not in a done callback of a task or "
-                "while an object is unpickled"
+                "would never end; use it in another thread, not in a done callback of a task, not "
+                "while an object is unpickled, and not in an iterable of map(), which takes a list "
+                "of the items instead"
             )
 
     # ------------------------------------------------------------ calls
@@ -227,12 +227,6 @@ class LoopThread:
                 is in a forked child, which does not have the loop's thread.
             LoopEnded: the loop has ended.
         """
-        if self.is_current:
-            raise RuntimeError(
-                "a SyncBridge was used in the event-loop thread of all SyncBridges, where the call "
-                "would never end; use it in another thread, not while an object is unpickled, and "
-                "not in an iterable of map(), which takes a list of the items instead"
-            )
         self.check_caller()
         if os.getpid() != self._process:
             raise RuntimeError("this bridge was opened before a fork; open another one here")
