@@ -24,7 +24,7 @@ What a constructor costs, and what pays for it:
 - object arrays, strings: linear in the items, which are charged at each call.
 - columns and indexes of pandas: 500 bytes, and the bytes of what pandas copies or hashes. Its
   hashes and checks visit the items, which are weighed before. Sparse arrays and ranges of rows: a
-  claim of their dense size.
+  claim of their dense size. Frequencies: the time of three checks, of two rows each.
 - arrays of Arrow: no copy; 500 bytes for each, and Arrow's full check, linear in the bytes. Nulls,
   items of no size and dictionaries: a claim.
 - ``array.array``: a copy, which is charged.

@@ -38,6 +38,7 @@ class DataReader(Protocol):
 
     allow: Dict[str, Any]  # the allowed classes, by name
     instances: Dict[int, Any]  # instances of allowed classes, by id
+    seconds: float  # of the processor that are left
 
     def charge(self, size: int) -> None:
         """Refuse the stream if it costs more bytes than its length allows."""
