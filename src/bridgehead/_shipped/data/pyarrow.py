@@ -11,6 +11,8 @@ Left out are extension types, whose classes run code; views, run ends and unions
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 from struct import unpack_from
 from typing import Any, Dict, Iterator, List
@@ -61,6 +63,19 @@ _DECIMALS["decimal256"] = (256, 76)  # the bits, and the most digits
 _ARROW_KINDS = ("table", "batch", "chunks", "array", "scalar", "schema", "type")
 _EXTENSION = b"ARROW:extension:name"
 _ARROW_DEPTH = 32  # types in types; the conversion of a value to Python recurses in C
+# Bytes of a claim for a dict or a list of Python: ``to_pylist`` makes one of each row. They take up
+# to three times as much. So much is in proportion to the four bytes of an offset or a number.
+_ROW = 64
+_LONG_TEXTS = 1 << 24  # bytes; only a longer column of a dictionary is counted exactly
+# What ``to_pandas`` converts the labels of columns to. Any other name could be that of a dtype of
+# numpy whose items take gigabytes.
+_LABELS = re.compile(
+    r"[a-z-]{2,30}|(u?int|float|datetime|timedelta)(8|16|32|64)(\[[^][]{1,60}\])?"
+    r"|(period|interval)\[[^][]{1,40}(\[[^][]{1,40}\][^][]{0,40})?\]",
+    re.ASCII | re.IGNORECASE,
+)
+_LONG_NAME = 1000  # characters; of longer names, ``to_pandas`` evaluates no tuples of labels
+_PANDAS_DEPTH = 20  # lists and objects inside each other in what pandas added to a schema
 
 
 def _arrow() -> Any:
@@ -120,7 +135,48 @@ def _describe_metadata(metadata: Any) -> Any:
 
 def _describe_schema(pyarrow: Any, schema: Any) -> Any:
     fields = [_describe_field(pyarrow, schema.field(n)) for n in range(len(schema))]
+    try:
+        _check_pandas_metadata(schema)
+    except (WireError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise untrusted("a pyarrow.Schema with such metadata of pandas") from None
     return (fields, _describe_metadata(schema.metadata))
+
+
+def _check_pandas_metadata(schema: Any) -> None:
+    """Check what pandas adds to a schema; ``to_pandas`` does what it says.
+
+    Raise ``WireError``, or what an unexpected part of it causes.
+    """
+    raw = (schema.metadata or {}).get(b"pandas")
+    if raw is None:
+        return
+    found = json.loads(raw)
+    _check_nesting(found, 0)
+    columns, labels = found["columns"], found.get("column_indexes", [])
+    # A column that is named several times would be converted as often.
+    names = [column.get("field_name") or column["name"] for column in columns]
+    need(len(set(names)) == len(names), "metadata that repeats a column")
+    levels = [part for part in found["index_columns"] if type(part) is str]
+    fine = len(set(levels)) == len(levels) >= len(found["index_columns"]) - 1
+    need(fine, "metadata that repeats an index")
+    for part in (*columns, *labels):
+        zone = (part.get("metadata") or {}).get("timezone")
+        need(zone is None or ZONE_NAME.fullmatch(zone), "invalid name of a time zone")
+        need(len(part["numpy_type"]) <= _LONG_NAME, "metadata with the name of a long type")
+    for part in labels:
+        known = _LABELS.fullmatch(part["pandas_type"]) and _LABELS.fullmatch(part["numpy_type"])
+        need(known, "metadata with labels of an unknown type")
+    if len(labels) > 1:
+        texts = (*names, *[column["name"] for column in columns], *schema.names)
+        longest = max(map(len, map(str, texts)), default=0)
+        need(longest <= _LONG_NAME, "metadata with long tuples of labels")
+
+
+def _check_nesting(value: Any, depth: int) -> None:
+    need(depth <= _PANDAS_DEPTH, "metadata nested too deeply")
+    if type(value) in (list, dict):
+        for part in value.values() if type(value) is dict else value:
+            _check_nesting(part, depth + 1)
 
 
 def _arrow_type(pyarrow: Any, description: Any, depth: int = 0) -> Any:
@@ -185,13 +241,16 @@ def _arrow_metadata(items: Any) -> Any:
     return dict(items) or None
 
 
-def _arrow_schema(pyarrow: Any, description: Any) -> Any:
+def _arrow_schema(reader: DataReader, pyarrow: Any, description: Any) -> Any:
     need(
         type(description) is tuple and [type(part) for part in description] == [list, list],
         "invalid description of a schema",
     )
     fields = [_arrow_field(pyarrow, part, 0) for part in description[0]]
-    return pyarrow.schema(fields, _arrow_metadata(description[1]))
+    schema = pyarrow.schema(fields, _arrow_metadata(description[1]))
+    reader.charge(sum([len(value) for _, value in description[1]]))
+    _check_pandas_metadata(schema)
+    return schema
 
 
 # ---------------------------------------------------------------- reading
@@ -207,10 +266,12 @@ def make_arrow(reader: DataReader, kind: str, description: Any, layouts: Any, *b
     pyarrow = _arrow()
     need(kind in _ARROW_KINDS, "not a kind of pyarrow object")
     assembly = _ArrowAssembly(reader, pyarrow, iter(buffers))
-    if kind in ("type", "schema"):
-        made = (_arrow_type if kind == "type" else _arrow_schema)(pyarrow, description)
+    if kind == "type":
+        made = _arrow_type(pyarrow, description)
+    elif kind == "schema":
+        made = _arrow_schema(reader, pyarrow, description)
     elif kind in ("table", "batch"):
-        schema = _arrow_schema(pyarrow, description)
+        schema = _arrow_schema(reader, pyarrow, description)
         need(len(layouts) == len(schema), "columns that do not match the schema")
         if kind == "batch":
             columns = [assembly.column(field.type, one) for field, one in zip(schema, layouts)]
@@ -271,6 +332,8 @@ class _ArrowAssembly:
             self.reader.claim(8 * length)
         elif bits == 1:
             self.reader.claim(length)
+        elif types.is_nested(kind) or types.is_fixed_size_list(kind):
+            self.reader.claim(_ROW * length)
         buffers = [self.take(length + 7 >> 3, optional=True)]
         children: List[Any] = []
         if bits is not None:
@@ -283,7 +346,6 @@ class _ArrowAssembly:
             need(all(len(child) == length for child in children), "fields of another length")
         elif types.is_fixed_size_list(kind):
             need(len(inner) == 1, "invalid layout")
-            self.reader.claim(0 if kind.list_size else 8 * length)
             children = [self.array(kind.value_type, inner[0])]
             need(len(children[0]) == length * kind.list_size, "items of another length")
         else:
@@ -307,17 +369,20 @@ class _ArrowAssembly:
         codes = self.array(kind.index_type, length)
         if type(layout) is int:
             need(0 <= layout < len(self.dictionaries), "invalid dictionary")
-            values, longest = self.dictionaries[layout]
+            values, lengths = self.dictionaries[layout]
             need(values.type == kind.value_type, "a dictionary of another type")
         else:
             need(type(layout) is tuple and len(layout) == 1, "invalid layout")
             values = self.array(kind.value_type, layout[0])
             values.validate(full=True)
-            longest = _longest(self.pyarrow, values)
-            self.dictionaries.append((values, longest))
-        # A code of one byte stands for a value of any length.
-        self.reader.claim(length * longest >> 6)
-        return self.pyarrow.DictionaryArray.from_arrays(codes, values, ordered=kind.ordered)
+            lengths = _lengths(self.pyarrow, values)
+            self.dictionaries.append((values, lengths))
+        make = self.pyarrow.DictionaryArray.from_arrays
+        made = make(codes, values, ordered=kind.ordered)
+        if lengths:  # a code of one byte stands for a text of any length
+            total = length * max(lengths)
+            self.reader.claim((total if total < _LONG_TEXTS else _total(made, lengths)) >> 2)
+        return made
 
 
 def _bits_of(pyarrow: Any, kind: Any) -> Any:
@@ -358,13 +423,21 @@ def _offset(buffer: Any, width: int, index: int) -> int:
     return found
 
 
-def _longest(pyarrow: Any, values: Any) -> int:
-    """Return the bytes of the longest text of a dictionary; 0 for numbers, which are short."""
+def _lengths(pyarrow: Any, values: Any) -> List[int]:
+    """Return the bytes of each text of a dictionary; nothing for numbers, which are short."""
     width = _offset_width(pyarrow, values.type)
     if not width or not len(values):
-        return 0
+        return []
     offsets = memoryview(values.buffers()[1]).cast("i" if width == 4 else "q")
-    return max([end - start for start, end in zip(offsets, offsets[1:])])
+    return [end - start for start, end in zip(offsets, offsets[1:])]
+
+
+def _total(array: Any, lengths: List[int]) -> int:
+    """Return the bytes of all texts that the codes of a dictionary array stand for."""
+    array.validate(full=True)
+    counts = array.indices.value_counts()
+    pairs = zip(counts.field(0).to_pylist(), counts.field(1).to_pylist())
+    return sum([count * lengths[code] for code, count in pairs if code is not None])
 
 
 # ---------------------------------------------------------------- writing

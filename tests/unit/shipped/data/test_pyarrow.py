@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import decimal
+import json
 import struct
 from typing import Any
 
@@ -204,6 +205,17 @@ KEYS = ("map_", ("key", ("int8",), False, []), ("value", ("int8",), True, []), F
 DEEP: Any = ("int8",)
 for _ in range(60):
     DEEP = ("list_", ("item", DEEP, True, []))
+
+
+def structures(rows: int, depth: int) -> tuple[Any, Any]:
+    """Return the description and the layout of nulls in structures in structures."""
+    kind: Any = ("null",)
+    layout: Any = rows
+    for _ in range(depth):
+        kind, layout = ("struct", [("a", kind, True, [])]), (rows, layout)
+    return kind, layout
+
+
 EXTENSION = [(b"ARROW:extension:name", b"arrow.uuid")]
 HOSTILE: dict[str, bytes] = {
     "a stream in Arrow's format": arrow("table", ([FIELD], []), b"\xff" * 16),
@@ -216,6 +228,17 @@ HOSTILE: dict[str, bytes] = {
         ("dictionary", ("int8",), ("string",), False),
         (100_000, (1,)),
         *(None, bytes(100_000), None, offsets(0, 100_000), b"a" * 100_000),
+    ),
+    "a dictionary with many codes of a short text and a long one": array_of(
+        ("dictionary", ("int8",), ("string",), False),
+        (20_000, (2,)),
+        *(None, b"\1" * 20_000, None, offsets(0, 1, 20_001), b"a" * 20_001),
+    ),
+    "structures in structures over nulls": array_of(*structures(100_000, 20), *[None] * 21),
+    "lists of one null": array_of(
+        ("list_", ("item", ("list_", ("item", ("null",), True, []), 1), True, []), 1),
+        (1_000_000, (1_000_000, 1_000_000)),
+        *[None] * 3,
     ),
     "an index beyond a dictionary": array_of(
         ("dictionary", ("int8",), ("int8",), False), (1, (1,)), None, b"\5", None, b"a"
@@ -284,3 +307,81 @@ def test_two_arrays_never_share_one_buffer() -> None:
     shared = data(bytearray(8)) + b"\x940"
     raw = codec_call("make_arrow", "array", ("int64",), [1], b"N", b"h\0")
     refusal_of(pickled(shared, b"(", raw, raw, b"t"), 1 << 20)
+
+
+def test_rows_of_structures_and_dictionaries_that_a_program_may_have_arrive() -> None:
+    rows = 1_000_000
+    flags = pa.array(np.arange(rows) % 2 == 0)
+    codes = (np.arange(rows) % 50 == 0).astype("i1")
+    few = pa.DictionaryArray.from_arrays(pa.array(codes), pa.array(["ab", "x" * 3000]))
+    table = pa.table(
+        {
+            "points": pa.StructArray.from_arrays([flags, pa.array(codes)], ["x", "y"]),
+            "pairs": pa.FixedSizeListArray.from_arrays(pa.array(np.zeros(2 * rows, "f4")), 2),
+            "codes": few,
+        }
+    )
+    assert sent(table).equals(table)
+
+
+LABELS: list[Any] = [
+    *(["a"], [1, 2], [1.5], [True], [b"a"], [None, "a"], [decimal.Decimal(1)]),
+    *([datetime.date(2020, 1, 1)], pd.date_range("2020", periods=2, tz=BERLIN)),
+    *(pd.date_range("2020", periods=2), pd.timedelta_range(0, periods=2)),
+    *(pd.period_range("2020", periods=2, freq="M"), pd.interval_range(0, 2)),
+    *(pd.CategoricalIndex(["a"]), pd.MultiIndex.from_tuples([("a", 1)]), []),
+]
+
+
+@pytest.mark.parametrize("labels", LABELS, ids=lambda labels: str(labels)[:40])
+def test_what_pandas_adds_to_a_schema_arrives(labels: Any) -> None:
+    frame = pd.DataFrame([[1] * len(labels)] * 2, columns=labels)
+    frame.index = pd.MultiIndex.from_arrays([[1, 2], ["x", "y"]], names=["n", None])
+    frame.attrs["source"] = {"rows": [1, 2]}
+    table = pa.Table.from_pandas(frame)
+    assert sent(table).schema.equals(table.schema, check_metadata=True)
+
+
+COLUMN = {"name": "a", "field_name": "a", "pandas_type": "int64", "numpy_type": "int64"}
+NESTED: Any = []
+for _ in range(30):
+    NESTED = [NESTED]
+METADATA: dict[str, Any] = {
+    "labels of a long type": {"column_indexes": [{**COLUMN, "pandas_type": "S2000000000"}]},
+    "labels of another long type": {"column_indexes": [{**COLUMN, "numpy_type": "U500000000"}]},
+    "labels of a sparse type": {"column_indexes": [{**COLUMN, "numpy_type": "Sparse[S99999999]"}]},
+    "labels of items of 1 GB": {"column_indexes": [{**COLUMN, "numpy_type": "100000000i8"}]},
+    "labels of no type": {"column_indexes": [{}]},
+    "a column twice": {"columns": [COLUMN, COLUMN]},
+    "an index many times": {"index_columns": ["a"] * 50},
+    "many ranges": {"index_columns": [{"kind": "range"}] * 2},
+    "a zone that is a path": {"columns": [{**COLUMN, "metadata": {"timezone": "../../x"}}]},
+    "a type of a long name": {"columns": [{**COLUMN, "numpy_type": "x" * 2000}]},
+    "long tuples": {
+        "columns": [{**COLUMN, "name": "-" * 5000 + "1"}],
+        "column_indexes": [COLUMN, COLUMN],
+    },
+    "attributes nested deeply": {"attributes": {"a": NESTED}},
+}
+
+
+def metadata(raw: bytes) -> Any:
+    return [(b"pandas", raw)]
+
+
+@pytest.mark.parametrize("parts", METADATA.values(), ids=METADATA)
+def test_hostile_metadata_of_pandas_is_refused_at_both_ends(parts: Any) -> None:
+    whole = {"columns": [], "index_columns": [], "column_indexes": [], **parts}
+    raw = json.dumps(whole).encode()
+    with pytest.raises(WireError):
+        decode_data([arrow("schema", ([FIELD], metadata(raw)), [])])
+    with pytest.raises(WireError, match="metadata of pandas is not data"):
+        encode_data(pa.table({"a": [1]}).replace_schema_metadata({b"pandas": raw}))
+
+
+@pytest.mark.parametrize("raw", [b"[" * 100_000, b"{", b"[]", b"1", b"\xff"])
+def test_metadata_of_pandas_that_is_no_object_is_refused_at_both_ends(raw: bytes) -> None:
+    with pytest.raises(WireError):
+        decode_data([arrow("schema", ([FIELD], metadata(raw)), [])])
+    with pytest.raises(WireError, match="metadata of pandas is not data"):
+        encode_data(pa.schema([], {b"pandas": raw}))
