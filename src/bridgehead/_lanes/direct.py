@@ -31,6 +31,7 @@ from bridgehead._protocol.request import OutputHandler, Request
 from bridgehead._protocol.response import Response, no_memory, open_response, whole_response
 from bridgehead._shipped.wire import frames as _frames
 from bridgehead._shipped.wire.digest import Buffer
+from bridgehead._shipped.wire.errors import WireError
 from bridgehead._shipped.wire.frames import SHARE_FROM
 from bridgehead._shipped.wire.header import BESIDE_CELLS, RequestHeader, ResponseHeader
 from bridgehead._shipped.wire.segments import Pool, Segment
@@ -337,6 +338,11 @@ class DirectLane(Lane):
         if not frames:
             return response
         maps = self.client.channel.maps
+        if not request.trusted:
+            try:
+                maps.check_memory(frames)
+            except WireError as error:
+                raise ProtocolError(f"the kernel sent frames without memory: {error}") from None
         if request.unread:
             maps.cold.clear()
         elif maps.cold:  # a thread maps the pages; the caller need not wait for it

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bridgehead import Bridge, BridgeError
+from bridgehead import Bridge, BridgeError, ProtocolError
 from bridgehead._shipped.wire import segments as _segments
 from support import memory
 from support.kit import all_of, file_of, goes_on
@@ -500,6 +500,33 @@ async def test_trust_data_copies_values_out_of_shared_memory(direct: Bridge) -> 
         assert text == "ä" * MIB
         array += 1
         assert (await careful.pull("x")).sum() == np.arange(LARGE).sum()
+
+
+@pytest.mark.seals
+async def test_memory_that_a_kernel_never_wrote_is_refused_by_trust_data(direct: Bridge) -> None:
+    """A file of shared memory is as long as the kernel likes; reading it would take memory here."""
+
+    def write_nothing() -> None:
+        import sys
+
+        remote_module: Any = next(m for n, m in sys.modules.items() if n.startswith("_bridgehead"))
+        kept, remote_module.write = remote_module.write, lambda *_: None
+        remote_module.restore_write = lambda: setattr(remote_module, "write", kept)
+
+    def write_again() -> None:
+        import sys
+
+        next(m for n, m in sys.modules.items() if n.startswith("_bridgehead")).restore_write()
+
+    async with Bridge.attach(direct.info.connection_file, lane="direct", trust="data") as careful:
+        await direct.push(x=np.arange(LARGE))
+        await direct.call(write_nothing, by_value=OWN)
+        try:
+            with pytest.raises(ProtocolError, match="of which 0 were written"):
+                await careful.pull("x")
+        finally:
+            await direct.call(write_again, by_value=OWN)
+        assert np.array_equal(await direct.pull("x"), np.arange(LARGE))
 
 
 async def test_a_kernel_that_overwrites_leased_memory_damages_one_value(direct: Bridge) -> None:

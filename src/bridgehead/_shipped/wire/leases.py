@@ -14,10 +14,12 @@ import mmap
 import os
 import sys
 from collections import deque
+from itertools import chain
 from typing import Any, Deque, Dict, Iterator, Sequence, Tuple
 from weakref import ref
 
 if __package__:  # in the kernel, all shipped files are one module
+    from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.limits import descriptor_limit
     from bridgehead._shipped.wire.slabs import (
         DONT_NEED,
@@ -51,6 +53,7 @@ class MappedSlab:
         self.of_several = private  # receivers
         self.tainted = False  # a forked child has it too: the sender must not write into it again
         self._file = -1  # of plain memory, whose identity says nothing on macOS
+        self._duplicate = -1  # the mapping's own, once it was found
         try:
             if sealed_size(file) < capacity:
                 raise OSError("the memory is not sealed and could be truncated")
@@ -76,14 +79,19 @@ class MappedSlab:
         """
         if self._file >= 0:
             return self._file
-        for file in _own_descriptors():
+        for file in chain((self._duplicate,), _own_descriptors()):
             try:
                 status = _fstat(file)
-            except OSError:  # another thread has closed it
+            except OSError:  # not found yet, or another thread has closed it
                 continue
             if (status.st_dev, status.st_ino) == self._identity:
+                self._duplicate = file
                 return file
         raise OSError("the file of a mapping is not open")
+
+    def allocated(self) -> int:
+        """Return how many bytes of its file take memory: what was never written takes none."""
+        return _fstat(self.find_file()).st_blocks * 512
 
     def __del__(self) -> None:
         if getattr(self, "_file", -1) >= 0:
@@ -185,6 +193,25 @@ class SlabCache:
                     pass
                 mapping.warm = max(mapping.warm, stop)
             del root, reference  # else the lease would not end while this waits for the next one
+
+    def check_memory(self, frames: Sequence[memoryview]) -> None:
+        """Refuse frames for which their sender took no memory; call this before they are read.
+
+        Reading them would take this process's memory. A file is as long as its sender likes.
+        """
+        mapping = mapped(frames[0])
+        if mapping is None or not mapping.sealed:
+            return
+        try:
+            allocated = mapping.allocated()
+        except OSError:
+            allocated = 0
+        nbytes = sum([frame.nbytes for frame in frames])
+        if allocated < nbytes:
+            message = "%d bytes in shared memory of which %d were written" % (nbytes, allocated)
+            raise WireError("protocol", message)
+        if self.cold and allocated < self.cold[-1][1]:
+            self.cold.clear()  # it maps what is before the frames, too, which may have no memory
 
     def forget(self, slab: int) -> None:
         """Forget a slab that the sender has closed; existing views keep its memory."""

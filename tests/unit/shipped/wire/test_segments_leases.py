@@ -18,8 +18,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bridgehead._shipped.wire.errors import WireError
 from bridgehead._shipped.wire.leases import SlabCache, mapped
 from bridgehead._shipped.wire.segments import Pool
+from bridgehead._shipped.wire.slabs import Slab, shared_memory
 from support.channels import needs_segments
 from support.shared import (
     KIB,
@@ -243,6 +245,46 @@ def test_pages_without_a_lease_are_not_mapped(pool: Pool) -> None:
     assert maps.cold
     maps.populate()
     assert (array == 3).all()
+
+
+def unwritten(maps: SlabCache, capacity: int) -> Slab:
+    """Return a slab without memory that a receiver has mapped."""
+    slab = Slab(capacity)
+    maps.add(slab.number, os.dup(slab.file), capacity, False, False)
+    return slab
+
+
+@pytest.mark.skipif(shared_memory() != "sealed", reason="plain memory is of trusted senders")
+def test_frames_without_memory_are_refused_before_they_take_any() -> None:
+    maps, before = SlabCache(), resident()
+    slab = unwritten(maps, 64 * MIB)
+    frames = maps.lease(slab.number, 1, 0, [32 * MIB, 16 * MIB])
+    with pytest.raises(WireError, match="of which 0 were written"):
+        maps.check_memory(frames)
+    os.pwrite(slab.file, bytes(MIB), 0)
+    with pytest.raises(WireError, match=f"of which {MIB} were written"):
+        maps.check_memory(frames)
+    maps.check_memory(maps.lease(slab.number, 2, 0, [MIB // 2, MIB // 2]))
+    # The first lease of a stretch maps all that is before it.
+    frames = maps.lease(slab.number, 3, 63 * MIB, [MIB])
+    maps.check_memory(frames)
+    maps.populate()
+    assert resident() - before < 2 * KIB
+
+
+def test_frames_that_a_pool_has_filled_have_memory(pool: Pool) -> None:
+    maps = SlabCache()
+    for size in (1, 4095, 70_000, 3 * MIB, WHOLE, 2 * WHOLE, WHOLE, 70_000):
+        segment, sizes = filled(pool, np.full(size, 1, "u1"), np.zeros(0), np.full(9, 1, "u1"))
+        if segment.slab.number not in maps.known:
+            handed(maps, segment)
+        views = leased(maps, segment, sizes)
+        maps.check_memory(views)
+        del views
+        if size % 2:
+            released(pool, maps)
+            pool.trim(0)  # the pages of free stretches are dropped
+    maps.check_memory([memoryview(bytearray(10))])  # in no segment
 
 
 @pytest.mark.slow
