@@ -28,6 +28,7 @@ from time import monotonic
 from typing import Any
 
 from bridgehead._errors import BridgeError
+from bridgehead._protocol.response import HEADER_LIMIT
 from bridgehead._shipped.wire.errors import WireError
 from bridgehead._shipped.wire.header import (
     PROTOCOL,
@@ -246,7 +247,7 @@ class SocketClient:
         self._dispatcher = dispatcher  # counts late replies
         self._life = life
         self.pool = Pool(share, files=files)
-        self.channel = FrameSocket(sock, self.pool)
+        self.channel = FrameSocket(sock, self.pool, HEADER_LIMIT)
         self.lost = False
         self._loop = asyncio.get_running_loop()
         self._serials = count(1)

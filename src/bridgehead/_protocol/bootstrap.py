@@ -29,6 +29,7 @@ SHIPPED = (  # in this order, they become one module in the kernel
     "wire/classes.py",
     "wire/libraries.py",
     "wire/large.py",
+    "wire/collector.py",
     "wire/pickling.py",
     "wire/functions.py",
     "wire/excerpt.py",

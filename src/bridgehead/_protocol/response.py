@@ -30,6 +30,7 @@ from bridgehead._protocol.formatting import line
 from bridgehead._protocol.raising import as_object, as_text, remote_error, too_large
 from bridgehead._protocol.request import KEY, Request
 from bridgehead._protocol.results import Detail, Name, Names
+from bridgehead._shipped.wire.collector import PausedCollector
 from bridgehead._shipped.wire.digest import Buffer
 from bridgehead._shipped.wire.errors import TooLarge, WireError
 from bridgehead._shipped.wire.header import MAX_NAMES, MIME, ResponseHeader, fits, kinds
@@ -129,7 +130,8 @@ def parse_header(text: str) -> ResponseHeader:
             f"the response header has {len(text):,} characters, more than {HEADER_LIMIT:,}"
         )
     try:
-        header: ResponseHeader = json.loads(text)
+        with PausedCollector(len(text)):
+            header: ResponseHeader = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
         raise ProtocolError(f"the response header is not valid JSON: {error}") from error
     if not isinstance(header, dict):

@@ -527,6 +527,7 @@ async def test_memory_that_a_kernel_never_wrote_is_refused_by_trust_data(direct:
         finally:
             await direct.call(write_again, by_value=OWN)
         assert np.array_equal(await direct.pull("x"), np.arange(LARGE))
+    await memory.nothing_is_leased(direct)
 
 
 async def test_a_kernel_that_overwrites_leased_memory_damages_one_value(direct: Bridge) -> None:

@@ -14,6 +14,7 @@ request does is in ``remote``; what a user sees of it is in the client.
   ``leases`` is the receiver's end, and ``limits`` says how much of it there may be.
 - ``socket``: messages over the direct lane's socket.
 - ``process``: what identifies a process to others of its machine.
+- ``collector``: the garbage collector, off while an object is built.
 - ``excerpt``: the beginning and the end of what comes in pieces.
 - ``errors``: the errors of bytes that arrived.
 """

@@ -9,7 +9,6 @@ from __future__ import annotations
 import collections
 import copyreg
 import functools
-import gc
 import pickle
 import sys
 from enum import Enum
@@ -18,6 +17,7 @@ from typing import Any, ClassVar, Iterator, Mapping, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.classes import Arrivals, reduce_class, reduce_member
+    from bridgehead._shipped.wire.collector import PausedCollector
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import TooLarge
     from bridgehead._shipped.wire.frames import ALIGN, IN_BAND, MAX_FRAMES
@@ -330,27 +330,21 @@ def unpickle(
 ) -> tuple[Any, Arrivals | None]:
     """Unpickle an object, and leave the classes alone that exist; see ``Arrivals``.
 
-    Call this only on frames whose digest was checked. The garbage collector is off meanwhile:
-    nothing that is being built is garbage yet, and 10,000 small lists take 2.3 ms instead of 3.3.
+    Call this only on frames whose digest was checked.
     """
-    nbytes, paused = memoryview(frames[0]).nbytes, False
+    nbytes = memoryview(frames[0]).nbytes
     leaf = BytesIO(frames[0]) if nbytes < LARGE else _FrameReader(frames[0])
     unpickler = Unpickler(leaf, buffers=frames[1:])
     unpickler.stands_for = stands_for or {}
     try:
-        if nbytes > IN_BAND and gc.isenabled():
-            paused = True
-            gc.disable()
-        value = unpickler.load()
-        if unpickler.arrivals is not None:
-            unpickler.arrivals.finish()
+        with PausedCollector(nbytes):
+            value = unpickler.load()
+            if unpickler.arrivals is not None:
+                unpickler.arrivals.finish()
     except BaseException:
         if unpickler.arrivals is not None:
             unpickler.arrivals.abandon()
         raise
-    finally:
-        if paused:
-            gc.enable()
     return value, unpickler.arrivals
 
 

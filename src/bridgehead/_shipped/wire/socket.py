@@ -23,6 +23,7 @@ from typing import Any, Deque, Dict, Mapping, Sequence, Tuple
 from weakref import WeakSet
 
 if __package__:  # in the kernel, all shipped files are one module
+    from bridgehead._shipped.wire.collector import PausedCollector
     from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.frames import MAX_FRAMES, allocate, check_sizes
     from bridgehead._shipped.wire.leases import SlabCache
@@ -83,8 +84,10 @@ _room = _Room()
 class FrameSocket:
     """One end of the socket, with the pool it sends from and the slabs it has mapped."""
 
-    def __init__(self, sock: socket.socket, pool: Pool) -> None:
+    def __init__(self, sock: socket.socket, pool: Pool, header_limit: int = MOST) -> None:
+        """``header_limit`` is the most bytes that a header from the peer may have."""
         self.socket, self.pool, self.maps = sock, pool, SlabCache()
+        self._header_limit = header_limit
         self._leased: dict[int, Segment] = {}  # segments that the peer leases, by number
         self._handed: dict[int, Slab] = {}  # slabs whose file the peer has, by number
         self._closed_numbers: Deque[int] = deque()  # closed slabs that no message has listed yet
@@ -198,6 +201,8 @@ class FrameSocket:
         end = at + text + body
         if end > MOST:
             raise WireError("protocol", "a message of %d bytes is too long" % end)
+        if text > self._header_limit:
+            raise WireError("protocol", "a header of %d bytes is too long" % text)
         if max(released, closed, framed) > MAX_FRAMES:
             raise WireError("protocol", "a message of too many numbers")
         if len(read) < end:
@@ -279,7 +284,8 @@ def _drain(numbers: Deque[int]) -> Sequence[int]:
 def _parse_header(text: bytearray) -> Dict[str, Any]:
     try:
         decoded = text.decode()
-        header, end = _decode(decoded)
+        with PausedCollector(len(decoded)):
+            header, end = _decode(decoded)
     except (ValueError, RecursionError) as error:
         raise WireError("protocol", "the header is not JSON: %s" % error) from None
     if type(header) is not dict or end < len(decoded):

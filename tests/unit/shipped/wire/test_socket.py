@@ -24,9 +24,9 @@ from bridgehead._shipped.remote.socket_thread import send_all
 from bridgehead._shipped.wire import leases as _leases
 from bridgehead._shipped.wire import socket as _socket
 from bridgehead._shipped.wire.errors import WireError
-from bridgehead._shipped.wire.segments import Segment
+from bridgehead._shipped.wire.segments import Pool, Segment
 from bridgehead._shipped.wire.slabs import layout
-from bridgehead._shipped.wire.socket import UnmappedSegment, peer_user
+from bridgehead._shipped.wire.socket import FrameSocket, UnmappedSegment, peer_user
 from support.channels import Ends, needs_segments
 from support.shared import MIB, descriptors
 
@@ -470,6 +470,18 @@ def test_a_message_longer_than_the_limit_is_refused(
     ends.send(2, {}, [2000], [bytes(2000)])
     with pytest.raises(WireError, match="a message of 20"):
         ends.arrived()
+
+
+def test_a_header_longer_than_the_receiver_takes_is_refused_before_it_has_arrived(
+    ends: Ends,
+) -> None:
+    channel = FrameSocket(ends.kernel.socket, Pool(0.5), header_limit=1000)
+    ends.send(1, {"text": "x" * 900})
+    assert len(ends.arrived(channel)) == 1
+    parts, _ = ends.client.pack(2, {"text": "x" * 1000})
+    ends.raw(bytes(parts[0][: PREFIX.size]))
+    with pytest.raises(WireError, match="a header of 1012 bytes is too long"):
+        ends.arrived(channel)
 
 
 def test_the_peer_is_of_this_user(ends: Ends) -> None:
