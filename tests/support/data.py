@@ -280,6 +280,10 @@ NUMPY: dict[str, Any] = {
     "objects": objects([1, 2], (1,), None, "x", np.arange(3), np.array(5), {"a": objects()}),
     "long objects": objects(*range(3000)),
     "records": np.array([(1, 2.0), (3, 4.0)], [("a", "i4"), ("b", "f8")]).view(np.recarray),
+    "records without fields": [
+        np.zeros(3).view(np.recarray),
+        np.asfortranarray(np.zeros((2, 3), "M8[s]")).view(np.recarray),
+    ],
     "a record": np.array([(1, 2.0)], [("a", "i4"), ("b", "f8")]).view(np.recarray)[0],
     "masked": np.ma.array([1, 2, 3], mask=[0, 1, 0], fill_value=7),
     "masked, not": np.ma.array([1.5, 2]),

@@ -32,6 +32,7 @@ _PLAIN_DTYPE = re.compile(
     r"|[mM]8(\[([1-9]\d{0,8})?(Y|M|W|D|h|m|s|ms|us|ns|ps|fs|as)\])?)",
     re.ASCII,
 )
+_MOST_AXES = 32  # numpy 2 allows twice as many
 _LARGEST_ITEM = (1 << 31) - 1  # bytes; numpy's own limit
 
 
@@ -45,10 +46,13 @@ def _describe_dtype(dtype: Any) -> Any:
             raise untrusted("a structured numpy.dtype with Python objects in it")
         if any(len(field) > 2 for field in dtype.fields.values()):
             raise untrusted("a structured numpy.dtype with titles")
-        fields = []
+        fields, spans = [], []
         for name in dtype.names:
             kind, offset = dtype.fields[name][:2]
             fields.append((name, _describe_dtype(kind), offset))
+            spans.append((offset, offset + kind.itemsize))
+        if _overlap(spans, dtype.itemsize):
+            raise untrusted("a structured numpy.dtype with fields that overlap")
         record = dtype.type.__name__ == "record"
         return ("struct", fields, dtype.itemsize, dtype.isalignedstruct, record)
     if not _PLAIN_DTYPE.fullmatch(dtype.str) or dtype.type not in REDUCERS:
@@ -106,18 +110,22 @@ def _struct(reader: DataReader, description: Any, depth: int) -> Any:
         formats.append(made)
         offsets.append(offset)
         spans.append((offset, offset + made.itemsize))
-    end = 0
-    for first, last in sorted(spans):
-        need(end <= first and last <= itemsize, "fields overlap or exceed the item")
-        end = last
+    need(not _overlap(spans, itemsize), "fields overlap or exceed the item")
     layout = {"names": names, "formats": formats, "offsets": offsets, "itemsize": itemsize}
     made = numpy.dtype(layout, align=aligned)
     return numpy.dtype((numpy.record, made)) if record else made
 
 
+def _overlap(spans: Any, itemsize: int) -> bool:
+    """Return whether fields, from their first byte to their last, overlap or exceed the item."""
+    spans = sorted(spans)
+    ends = [0, *[last for _, last in spans]]
+    return max(ends) > itemsize or any(first < end for end, (first, _) in zip(ends, spans))
+
+
 def _check_shape(reader: DataReader, shape: Any) -> int:
     """Return the number of items; count the lists that an empty array becomes as a list."""
-    fine = type(shape) is tuple and len(shape) <= 32
+    fine = type(shape) is tuple and len(shape) <= _MOST_AXES
     need(fine and all(type(part) is int and part >= 0 for part in shape), "invalid shape")
     if 0 in shape:
         reader.claim(8 * math.prod(shape[: shape.index(0)]))
@@ -232,6 +240,8 @@ def make_records(reader: DataReader, array: Any) -> Any:
 
 def _reduce_array(writer: DataWriter, array: Any) -> Any:
     dtype = array.dtype
+    if array.ndim > _MOST_AXES:
+        raise untrusted("a numpy.ndarray of more than %d axes" % _MOST_AXES)
     if dtype.kind == "T":
         return _reduce_texts(writer, array)
     order = "F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"
@@ -260,7 +270,10 @@ def _reduce_masked(writer: DataWriter, array: Any) -> Any:
 
 def _reduce_records(writer: DataWriter, array: Any) -> Any:
     numpy = sys.modules["numpy"]
-    return make_records, (array.view(numpy.dtype((numpy.void, array.dtype)), numpy.ndarray),)
+    dtype = array.dtype
+    # The dtype of records that is not the record's own; one without fields stays as it is.
+    plain = dtype if dtype.names is None else numpy.dtype((numpy.void, dtype))
+    return make_records, (array.view(plain, numpy.ndarray),)
 
 
 def _reduce_dtype(writer: DataWriter, dtype: Any) -> Any:

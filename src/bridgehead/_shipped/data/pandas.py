@@ -26,6 +26,7 @@ if __package__:  # in the kernel, all shipped files are one module
         untrusted,
     )
     from bridgehead._shipped.data.standard import ZONE_KEY, check_zone
+    from bridgehead._shipped.wire.errors import WireError
 
 _FREQUENCY = re.compile(r"[-+0-9A-Za-z. ]{1,40}")
 _FEW_LABELS = 1000  # of so few, no hash table takes long
@@ -62,6 +63,14 @@ def _column(pandas: Any, values: Any) -> Any:
     else:
         need(isinstance(values, pandas.api.extensions.ExtensionArray), "not a column")
     return values
+
+
+def _sent_column(values: Any) -> Any:
+    """Return a column, unless a reader refuses it; see ``_column``."""
+    try:
+        return _column(sys.modules["pandas"], values)
+    except WireError:
+        raise untrusted("a pandas column of %s" % values.dtype) from None
 
 
 def _labels(pandas: Any, index: Any) -> Any:
@@ -485,7 +494,7 @@ def _reduce_pandas_dtype(writer: DataWriter, dtype: Any) -> Any:
 def _reduce_index(writer: DataWriter, index: Any) -> Any:
     has_freq = type(index).__name__ in ("DatetimeIndex", "TimedeltaIndex")
     freq = _frequency_name(index.freq) if has_freq else None
-    return make_index, (index._values, index.name, freq)
+    return make_index, (_sent_column(index._values), index.name, freq)
 
 
 def _reduce_range_index(writer: DataWriter, index: Any) -> Any:
@@ -499,7 +508,8 @@ def _reduce_multi_index(writer: DataWriter, index: Any) -> Any:
 
 def _reduce_series(writer: DataWriter, series: Any) -> Any:
     duplicates = series.flags.allows_duplicate_labels
-    parts = (series._values, series.index, series.name, dict(series.attrs), duplicates)
+    values = _sent_column(series._values)
+    parts = (values, series.index, series.name, dict(series.attrs), duplicates)
     return make_series, parts
 
 
@@ -512,7 +522,7 @@ def _reduce_frame(writer: DataWriter, frame: Any) -> Any:
         elif values.dtype.kind in "mM" and getattr(values, "tz", None) is None:
             blocks.append((places, getattr(values, "_ndarray", values)))
         elif type(values).__module__ == "numpy":
-            blocks.append((places, values))
+            blocks.append((places, _sent_column(values)))
         else:  # times with a zone, or periods: one block for each column
             blocks += [([place], values[row]) for row, place in enumerate(places)]
     duplicates = frame.flags.allows_duplicate_labels

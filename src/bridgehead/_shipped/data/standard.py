@@ -16,6 +16,7 @@ import uuid
 from typing import Any
 
 if __package__:  # in the kernel, all shipped files are one module
+    from bridgehead._shipped.data.budget import FREE_VISITS, VISITS_FOR_EACH
     from bridgehead._shipped.data.registry import (
         NONE,
         REDUCERS,
@@ -142,10 +143,22 @@ def make_zone(reader: DataReader, key: str) -> Any:
 @constructor(str)
 def make_decimal(reader: DataReader, text: str) -> Any:
     made = decimal.Decimal(text)
-    exponent = made.as_tuple().exponent
-    digits = max(len(text), abs(exponent) if type(exponent) is int else 0)
-    reader.visit(digits * digits >> 10)  # int() of it takes 27 s for a million digits
+    reader.visit(_visits_of(made, text))
     return made
+
+
+def _visits_of(value: Any, text: str) -> int:
+    exponent = value.as_tuple().exponent
+    digits = max(len(text), abs(exponent) if type(exponent) is int else 0)
+    return digits * digits >> 10  # int() of it takes 27 s for a million digits
+
+
+def _reduce_decimal(writer: DataWriter, value: Any) -> Any:
+    text = str(value)
+    # A reader counts them when it makes the value and when it has the whole.
+    if 2 * _visits_of(value, text) > FREE_VISITS + VISITS_FOR_EACH * len(text):
+        raise untrusted("a decimal.Decimal of so many digits")
+    return make_decimal, (text,)
 
 
 @constructor(int, int)
@@ -255,7 +268,7 @@ REDUCERS.update(
         ),
         datetime.timedelta: lambda _, v: (make_timedelta, (v.days, v.seconds, v.microseconds)),
         datetime.timezone: lambda _, v: (make_timezone, (*v.__getinitargs__(), None)[:2]),
-        decimal.Decimal: lambda _, v: (make_decimal, (str(v),)),
+        decimal.Decimal: _reduce_decimal,
         uuid.UUID: lambda _, v: (make_uuid, (v.bytes,)),
     }
 )

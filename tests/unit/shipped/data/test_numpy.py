@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from bridgehead._shipped.data import decode_data, encode_data
+from bridgehead._shipped.wire.errors import WireError
 from bridgehead._shipped.wire.frames import IN_BAND
 from support.data import NUMPY, arrives_as_it_was_sent, sent
 
@@ -45,3 +46,22 @@ def test_a_large_array_that_arrives_is_a_view_of_its_frame() -> None:
     frames = encode_data(np.arange(float(IN_BAND)))
     memory = bytearray(frames[1])
     assert np.shares_memory(decode_data([frames[0], memory]), np.frombuffer(memory, "u1"))
+
+
+OVERLAP = np.dtype({"names": ["a", "b"], "formats": ["i4", "i4"], "offsets": [0, 2]})
+
+
+@pytest.mark.parametrize(
+    ("value", "named"),
+    [
+        (np.zeros((1,) * 40), "of more than 32 axes"),
+        (np.full((1,) * 40, None), "of more than 32 axes"),
+        (np.zeros(2, OVERLAP), "with fields that overlap"),
+        (OVERLAP, "with fields that overlap"),
+    ],
+    ids=["axes", "axes of objects", "an array of overlapping fields", "overlapping fields"],
+)
+def test_the_writer_names_an_array_that_the_reader_refuses(value: Any, named: str) -> None:
+    with pytest.raises(WireError, match=rf"{named} is not data \(at \['x'\]\)") as caught:
+        encode_data({"x": value})
+    assert caught.value.kind == "untrusted"

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from bridgehead._shipped.data import budget, decode_data
+from bridgehead._shipped.data import budget, decode_data, encode_data
 from bridgehead._shipped.wire.errors import WireError
 from support.data import COLUMNS, PANDAS, arrives_as_it_was_sent, codec_call, pickled, sent
 
@@ -83,3 +83,14 @@ def test_the_time_of_checks_of_frequencies_is_limited(monkeypatch: pytest.Monkey
     sent(pd.DatetimeIndex(rows, freq="REQ-N-DEC-MON-1"))  # its first use in a process takes longer
     with pytest.raises(WireError, match="checks of frequencies take too long"):
         decode_data(index_of(rows, "REQ-N-DEC-MON-1", 100))
+
+
+def texts_of_bytes() -> Any:
+    return pd.Series(np.array([b"a"]))
+
+
+@pytest.mark.skipif(texts_of_bytes().dtype == object, reason="this pandas has no such column")
+def test_the_writer_names_a_column_that_the_reader_refuses() -> None:
+    with pytest.raises(WireError, match=r"a pandas column of \|S1 is not data") as caught:
+        encode_data({"x": texts_of_bytes()})
+    assert caught.value.kind == "untrusted"

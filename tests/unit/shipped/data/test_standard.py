@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import array
+import decimal
 import sys
 from typing import Any
 
@@ -55,3 +56,16 @@ def test_an_array_of_characters_is_refused_by_the_sender() -> None:
     with pytest.raises(WireError) as caught:
         encode_data(array.array("u", "ab"))
     assert caught.value.kind == "untrusted"
+
+
+@pytest.mark.parametrize("exponent", [20_000, 22_000, -22_000, 23_000, -40_000, 1_000_000])
+def test_the_writer_refuses_a_decimal_that_the_reader_refuses(exponent: int) -> None:
+    value = decimal.Decimal(f"1E{exponent:+}")
+    raw = pickled(codec_call("make_decimal", str(value)))
+    if abs(exponent) < 23_000:
+        assert decode_data(encode_data(value)) == decode_data([raw]) == value
+        return
+    with pytest.raises(WireError, match="visits"):
+        decode_data([raw])
+    with pytest.raises(WireError, match=r"a decimal.Decimal of so many digits is not data"):
+        encode_data(value)
