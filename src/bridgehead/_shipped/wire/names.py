@@ -11,6 +11,7 @@ pickled by value, or refused.
 
 from __future__ import annotations
 
+import copyreg
 import dataclasses
 import functools
 import pickle
@@ -78,6 +79,23 @@ def has_own_name(definition: Any) -> bool:
     )
 
 
+# The numbers that ``copyreg.add_extension`` gave to names; those of another process differ.
+EXTENSION_CODES: Any = copyreg._extension_registry  # type: ignore[attr-defined]
+
+
+def spelled_out(module_name: Any, name: str) -> Any:
+    """Return how to pickle by name what the pickler would write as a number; None for the rest."""
+    if (module_name, name) in EXTENSION_CODES:
+        return by_name, (module_name, name)
+    return None
+
+
+def by_name(module_name: str, name: str) -> Any:
+    """Return what has this name, as an unpickler finds it."""
+    __import__(module_name)
+    return functools.reduce(getattr, name.split("."), sys.modules[module_name])
+
+
 def check_name(value: Any, name: str) -> Any:
     """Return how to pickle an object that asks to be pickled by name, as the pickler takes it.
 
@@ -95,7 +113,7 @@ def check_name(value: Any, name: str) -> Any:
         return reducer(value)
     if reducer is not None and lookup(module_name, name) is not value:
         return reducer(value)
-    return name
+    return spelled_out(module_name, name) or name
 
 
 # ---------------------------------------------------------------- modules
@@ -265,6 +283,7 @@ for _name in _SENTINELS:
 BUILDERS: dict[str, Callable[..., Any]] = {
     build.__name__: build
     for build in (
+        by_name,
         import_module,
         make_module,
         make_cached_function,

@@ -25,6 +25,7 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.wire.libraries import FINDERS
     from bridgehead._shipped.wire.names import (
         BUILDERS,
+        EXTENSION_CODES,
         OWN_REDUCERS,
         check_name,
         has_own_name,
@@ -32,6 +33,7 @@ if __package__:  # in the kernel, all shipped files are one module
         is_single_dispatch,
         reduce_cached_property,
         reduce_single_dispatch,
+        spelled_out,
     )
 
 _Pickler, _dumps = pickle.Pickler, pickle.dumps  # captured, because a user may replace them
@@ -160,7 +162,8 @@ def pickler_type() -> Any:
         def reduce_definition(self, value: Any) -> Any:
             """Reduce a function or a class, by its name or by value."""
             if has_own_name(value):
-                return NotImplemented  # the pickler writes the name
+                # The pickler writes the name.
+                return spelled_out(value.__module__, value.__qualname__) or NotImplemented
             module = value.__module__
             by_value = type(module) is str and is_by_value(module)
             if base is None:
@@ -235,6 +238,8 @@ def is_small(value: Any, *, summed: bool = True) -> bool:
     ``summed`` for a digest, a large array is small, too: only its address is pickled.
     """
     left, budget = [value], 2000
+    if EXTENSION_CODES:
+        return False  # only our own pickler writes names instead of them
     while left:
         budget -= 1
         item = left.pop()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import collections
+import copyreg
 import ctypes
 import dataclasses
 import importlib.machinery
 import importlib.util
 import json
 import pickle
+import pickletools
 import sys
 import types
 import typing
@@ -109,3 +111,31 @@ def test_a_memoryview_of_addresses_is_refused(view: memoryview) -> None:
 )
 def test_any_other_memoryview_crosses_as_bytes(view: memoryview) -> None:
     assert back(view) == view.tobytes()
+
+
+NUMBERED = [
+    *(json.dumps, json.JSONDecoder, len, collections.OrderedDict.fromkeys, complex(1, 2)),
+    *([np.arange(3)], collections.OrderedDict(a=1), json.JSONEncoder.default),
+]
+
+
+@pytest.mark.parametrize("value", NUMBERED, ids=lambda value: str(value)[:30])
+def test_a_name_crosses_as_a_name_if_copyreg_has_a_number_for_it(value: Any) -> None:
+    """The other process may have given the number to another name."""
+    arrays = np.arange(3).__reduce_ex__(5)[0]
+    given = [(json.dumps.__module__, "dumps"), ("json.decoder", "JSONDecoder")]
+    given += [("builtins", "len"), ("builtins", "complex"), ("collections", "OrderedDict")]
+    given += [(arrays.__module__, arrays.__name__), ("numpy", "dtype")]
+    given += [("json.encoder", "JSONEncoder.default"), ("builtins", "getattr")]
+    for code, (module, name) in enumerate(given, 240):
+        copyreg.add_extension(module, name, code)
+    try:
+        small = pickling.encode_small(value) if pickling.is_small(value) else None
+        frames = pickling.encode(value)[0]
+    finally:
+        for code, (module, name) in enumerate(given, 240):
+            copyreg.remove_extension(module, name, code)
+    assert small is None
+    codes = {opcode.name for opcode, _, _ in pickletools.genops(bytes(frames[0]).rstrip(b"\0"))}
+    assert not codes & {"EXT1", "EXT2", "EXT4"}
+    assert str(pickling.decode(frames)) == str(value)
