@@ -10,7 +10,7 @@ import contextlib
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,13 +102,14 @@ def spin(seconds: float = 60) -> None:
         pass
 
 
-async def spins() -> None:
+async def spins(report: Callable[[int], object], number: int) -> None:
     await asyncio.sleep(0)
+    report(number)
     spin()
 
 
-async def child_spins() -> None:
-    await asyncio.gather(spins(), asyncio.sleep(1000))
+async def child_spins(report: Callable[[int], object], number: int) -> None:
+    await asyncio.gather(spins(report, number), asyncio.sleep(1000))
 
 
 async def test_an_async_function_runs_on_the_kernels_loop(bridge: Bridge) -> None:
@@ -128,6 +129,30 @@ async def test_cells_and_calls_go_on_beside_a_task(bridge: Bridge) -> None:
     assert await bridge.call(abs, -2) == 2
     assert not task.done()
     assert await task == "done"
+
+
+class Delay:
+    """An argument that, once it is unpickled, holds the kernel's event loop up for a moment."""
+
+    def __reduce__(self) -> Any:
+        return delay, ()
+
+
+def delay() -> None:
+    import time
+
+    asyncio.get_event_loop().call_soon(time.sleep, 0.2)
+
+
+async def binds(names: dict[str, Any], argument: Any) -> None:
+    names["x"] = "by the task"
+
+
+async def test_a_task_begins_before_later_operations(bridge: Bridge) -> None:
+    task = bridge.submit(binds, bridge.ref("globals()"), Delay())
+    await bridge.push(x="by the push")
+    await task
+    assert await bridge.pull("x") == "by the push"
 
 
 async def test_a_task_runs_while_a_cell_awaits(bridge: Bridge) -> None:
@@ -245,12 +270,13 @@ async def test_what_has_not_begun_when_its_time_is_over_never_begins(bridge: Bri
 async def test_an_interrupt_ends_the_task_that_runs_and_not_the_kernel(
     live: Bridge, function: Any
 ) -> None:
-    for _ in range(10):
+    begun: list[int] = []
+    report = live.callback(begun.append)
+    for number in range(10):
         waits = live.submit(later, "not hit", 1000)
-        await live.push(x=1)  # the first task has started, so no interrupt finds it starting
-        task = live.submit(function)
-        await until(lambda: live.state == "idle")
-        await asyncio.sleep(0.05)
+        task = live.submit(function, report, number)
+        # An interrupt that finds a task starting may cost the response to its request.
+        await until(lambda: number == len(begun) - 1)
         async with reported_within(5):
             while not task.done():
                 await live.interrupt()
@@ -259,6 +285,7 @@ async def test_an_interrupt_ends_the_task_that_runs_and_not_the_kernel(
             await task
         assert not waits.done()
         waits.cancel()
+    report.close()
     await goes_on(live)
     await nothing_is_kept(live)
 

@@ -187,10 +187,11 @@ class Remote:
                 return {}, []
             # The cells' thread serves a message between two cells. A socket thread serves at any
             # time: it notes which cell began last, and an operation checks again before it takes
-            # effect.
+            # effect. The first step of a task that was started before comes first, too.
             if thread is not None and not header.get("now"):
                 header = {**header, "cells_begun": self.kernel.begun}
-                self.operations.require_no_cell(header, self.kernel.may_run_cell)
+                is_busy = self.kernel.may_run_cell or bool(self.tasks.starting)
+                self.operations.require_no_cell(header, is_busy)
             # Take the frames before the id is recorded: the client may send a request again that
             # arrived damaged.
             frames = inbox.take()

@@ -72,6 +72,8 @@ class RunningTasks:
         self.kernel, self.operations, self.resources = kernel, operations, resources
         self.factory = TaskFactory()
         self.running: set[Root] = set()
+        # Those whose first step is still to come. Any thread may ask whether there are some.
+        self.starting: set[Root] = set()
 
     def start(self, header: RequestHeader, frames: Sequence[Buffer]) -> HeaderAndFrames:
         """Start a task: of a shipped function that returns an awaitable, or of an expression."""
@@ -103,11 +105,15 @@ class RunningTasks:
 
     def start_alone(self, coroutine: Any) -> Root:
         """Start a task whose outcome no client waits for."""
-        self.factory.install(self.require_loop())
+        loop = self.require_loop()
+        self.factory.install(loop)
         if not self.running:
             self.kernel.hook_displays(name_parent)
         root = self.factory.start(coroutine)
         self.running.add(root)
+        # In this order: an interrupt in between must not leave the root there for ever.
+        loop.call_soon(self.starting.discard, root)  # behind its first step
+        self.starting.add(root)
 
         def ended(task: Any) -> None:
             self.running.discard(root)
