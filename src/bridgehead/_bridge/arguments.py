@@ -13,10 +13,12 @@ import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from inspect import Parameter
 from types import FunctionType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from bridgehead._protocol.ref import Ref, carried, expression_of
 from bridgehead._shipped.wire.functions import with_globals
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 _BY_NAME = (Parameter.POSITIONAL_OR_KEYWORD, Parameter.KEYWORD_ONLY)
 
@@ -99,15 +101,51 @@ def checked_size(max_bytes: object) -> int | None:
     return max_bytes
 
 
-def check_options(function: Callable[..., Any], **options: object) -> None:
-    """Check that no option which the caller gives is a parameter of the function, too.
+def takes_options(*methods: Any) -> Callable[[F], F]:
+    """Have a method that calls a user's function check the options which its caller gives.
 
-    An option that is None is not given. A function whose signature is not known has no parameters.
+    The options are those of the method itself, and those of other methods to which it passes them.
+    An option that is given may have its default value, so only the names say what is given.
 
-    Raises:
-        TypeError: call() cannot know for whom the argument is meant.
+    Raises, when the method is called:
+        TypeError: an option is a parameter of the function, too, so it cannot be known for whom
+            the argument is meant. A function whose signature is not known has no parameters.
     """
-    given = [name for name, value in options.items() if value is not None]
+
+    def decorate(method: Any) -> Any:
+        names = [name for one in (method, *methods) for name in options_of(one)]
+
+        def check(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
+            _check_options(function, [name for name in names if name in given])
+
+        if inspect.iscoroutinefunction(method):
+
+            @functools.wraps(method)
+            async def checked(self: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+                check(function, kwargs)
+                return await method(self, function, *args, **kwargs)
+
+            return checked
+
+        @functools.wraps(method)
+        def checked_plain(self: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+            check(function, kwargs)
+            return method(self, function, *args, **kwargs)
+
+        return checked_plain
+
+    return decorate
+
+
+def options_of(method: Any) -> dict[str, Any]:
+    """Return the options of a method, with their defaults.
+
+    ``inspect.signature`` would take a millisecond of each import for all methods.
+    """
+    return inspect.unwrap(method).__kwdefaults__ or {}
+
+
+def _check_options(function: Callable[..., Any], given: Sequence[str]) -> None:
     if not given:
         return
     try:

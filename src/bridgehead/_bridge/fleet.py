@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from types import ModuleType
 from typing import Any, Literal, TypeVar, overload
 
-from bridgehead._bridge.arguments import check_now, check_options, checked_objects, checked_size
+from bridgehead._bridge.arguments import check_now, checked_objects, checked_size, takes_options
 from bridgehead._bridge.bridge import Bridge
 from bridgehead._bridge.fleet_base import REFUSED
 from bridgehead._bridge.fleet_watch import FleetWatch
@@ -357,6 +357,7 @@ class Fleet(FleetWork):
         self, function: Callable[..., object], /, *args: Any, **kwargs: Any
     ) -> list[Any]: ...
 
+    @takes_options(Bridge.call)
     async def call(
         self,
         function: Callable[..., Any],
@@ -382,8 +383,6 @@ class Fleet(FleetWork):
             3
         """
         self._check_policy(return_exceptions, fail_fast)
-        policy = {"return_exceptions": return_exceptions, "fail_fast": fail_fast}
-        check_options(function, **{name: value or None for name, value in policy.items()})
         options = self._options(Bridge.call, kwargs) | {"on_output": on_output}
         source = self._call_source(function, args, kwargs, options)
 

@@ -15,6 +15,10 @@ from bridgehead._bridge.arguments import (
     checked_objects,
     checked_size,
     is_coroutine_function,
+    checked_objects,
+    is_coroutine_function,
+    options_of,
+    takes_options,
 )
 from bridgehead._bridge.bridge import Bridge
 from bridgehead._bridge.executor import FleetExecutor
@@ -45,6 +49,7 @@ class FleetWork(FleetBase):
     @overload
     def submit(self, function: Callable[..., T], /, *args: Any, **kwargs: Any) -> RemoteTask[T]: ...
 
+    @takes_options(Bridge.submit)
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> RemoteTask[Any]:
         """Send a function to the kernel that has least to do, and return a handle on its work.
 
@@ -280,8 +285,7 @@ class FleetWork(FleetBase):
     @staticmethod
     def _options(method: Any, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Take the options of a method of ``Bridge`` out of ``kwargs``, and return all."""
-        defaults: dict[str, Any] = method.__kwdefaults__
-        return {name: kwargs.pop(name, default) for name, default in defaults.items()}
+        return {name: kwargs.pop(name, value) for name, value in options_of(method).items()}
 
     @classmethod
     def _checked_options(cls, method: Any, options: dict[str, Any]) -> dict[str, Any]:

@@ -37,6 +37,7 @@ from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, overload
 
 from bridgehead._bridge import loop_thread
 from bridgehead._bridge.arguments import OnTimeout, WhenFull, is_coroutine_function
+from bridgehead._bridge.arguments import OnTimeout, WhenFull, options_of, takes_options
 from bridgehead._bridge.bridge import Bridge
 from bridgehead._bridge.cell_stream import CellStream
 from bridgehead._bridge.loop_thread import CallbackRunner, LoopCall, LoopEnded, LoopThread
@@ -238,11 +239,8 @@ def _documentation(method: Any) -> str | None:
 
 
 def _callbacks(method: Any) -> list[str]:
-    """Return the options of a method that take a callback.
-
-    ``inspect.signature`` would take a millisecond of each import for all methods.
-    """
-    return [option for option in CALLBACKS if option in (method.__kwdefaults__ or ())]
+    """Return the options of a method that take a callback."""
+    return [option for option in CALLBACKS if option in options_of(method)]
 
 
 def _own_ref(bridge: SyncBridge, ref: Ref) -> Ref:
@@ -490,6 +488,7 @@ class SyncBridge(SyncBase, MutableMapping[str, Any]):
         )
 
     @_documented(Bridge.submit)
+    @takes_options()
     def submit(
         self,
         function: Callable[..., Any],
@@ -504,7 +503,8 @@ class SyncBridge(SyncBase, MutableMapping[str, Any]):
         async def start() -> SyncTask[Any]:
             options: Any = {"keep": keep, "by_value": by_value, "namespace": namespace}
             options["on_output"] = on_output
-            return SyncTask(self, self._bridge.submit(function, *args, **options, **kwargs))
+            work = self._bridge._work(function, args, kwargs, **options)
+            return SyncTask(self, self._bridge._task(work))
 
         return self._wait(start)
 

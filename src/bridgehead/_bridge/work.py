@@ -11,7 +11,6 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from bridgehead._bridge.arguments import (
-    check_options,
     checked_name,
     is_coroutine_function,
     plain_function,
@@ -83,15 +82,6 @@ class FunctionWork:
         if not isinstance(namespace, bool):
             raise TypeError(f"namespace must be True or False, not {type(namespace).__name__}")
         self._keeps = keep is not None and keep is not False
-        check_options(
-            function,
-            keep=self._keeps or None,
-            by_value=by_value or None,
-            namespace=namespace or None,
-            on_output=on_output,
-            timeout=timeout,
-            on_timeout=interrupts or None,
-        )
         self.name = getattr(function, "__qualname__", type(function).__qualname__)
         self._is_async = is_coroutine_function(function)
         self._name = checked_name(keep) if self._keeps and keep is not True else None

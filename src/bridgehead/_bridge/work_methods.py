@@ -16,6 +16,7 @@ from bridgehead._bridge.arguments import (
     checked_on_timeout,
     expression_text,
     is_coroutine_function,
+    takes_options,
 )
 from bridgehead._bridge.cell_methods import CellMethods
 from bridgehead._bridge.work import FunctionWork
@@ -131,6 +132,7 @@ class WorkMethods(CellMethods):
         **kwargs: Any,
     ) -> Ref: ...
 
+    @takes_options()
     async def call(
         self,
         function: Callable[..., Any],
@@ -221,6 +223,7 @@ class WorkMethods(CellMethods):
         async with Deadline(timeout, "call", self._transport, made.call):
             return await made.do()
 
+    @takes_options()
     def submit(
         self,
         function: Callable[..., Any],

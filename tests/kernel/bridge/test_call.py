@@ -16,7 +16,7 @@ import cloudpickle
 import numpy as np
 import pytest
 
-from bridgehead import Bridge, EncodeError, KernelDied, RemoteError, SyncBridge
+from bridgehead import Bridge, EncodeError, Fleet, KernelDied, RemoteError, SyncBridge
 from bridgehead._transports.messages import Message
 from support.elsewhere import MAJORS
 from support.kit import reported_within, until, wired
@@ -580,7 +580,10 @@ def fetch(url: str, timeout: float = 1.0, *, keep: str = "") -> tuple[str, float
     ("name", "value"),
     [
         *(("timeout", 5), ("keep", "x"), ("by_value", [textwrap])),
-        *(("on_output", print), ("namespace", True)),
+        *(("on_output", print), ("namespace", True), ("on_timeout", "interrupt")),
+        # What is given may be false, or the default.
+        *(("timeout", None), ("keep", False), ("keep", True), ("by_value", ())),
+        *(("on_output", None), ("namespace", False), ("on_timeout", "leave")),
     ],
 )
 async def test_an_option_that_is_a_parameter_too_is_a_type_error(
@@ -594,8 +597,29 @@ async def test_an_option_that_is_a_parameter_too_is_a_type_error(
         await loopback.call(function, **{name: value})
     with pytest.raises(TypeError, match=r"functools\.partial"):
         await loopback.call(functools.partial(function), **{name: value})
-    assert await loopback.call(function) is None
+    fleet = Fleet([loopback])
+    with pytest.raises(TypeError, match=r"functools\.partial"):
+        await fleet.call(function, **{name: value})
+    if name not in ("timeout", "on_timeout"):
+        with pytest.raises(TypeError, match=r"functools\.partial"):
+            loopback.submit(function, **{name: value})
+        with pytest.raises(TypeError, match=r"functools\.partial"):
+            fleet.submit(function, **{name: value})
+    assert await loopback.call(function) is await loopback.submit(function) is None
     assert not await loopback.names()
+
+
+def test_only_an_option_that_is_given_collides_in_a_sync_bridge() -> None:
+    def takes(keep: Any = 1, on_output: Any = 2) -> Any:
+        return keep, on_output
+
+    with SyncBridge.loopback() as kernel:
+        assert kernel.submit(takes).result(30) == kernel.call(takes) == (1, 2)
+        for work in (kernel.submit, kernel.call):
+            with pytest.raises(TypeError, match=r"functools\.partial\(takes, keep=…\)"):
+                work(takes, keep=None)
+            with pytest.raises(TypeError, match=r"functools\.partial\(takes, on_output=…\)"):
+                work(takes, on_output=None)
 
 
 async def test_what_a_partial_has_bound_does_not_collide(bridge: Bridge) -> None:
