@@ -36,7 +36,7 @@ from bridgehead._connection.watch import Watch
 from bridgehead._lanes.broadcast import Delivery
 from bridgehead._protocol import payload as _payload
 from bridgehead._protocol import response as _response
-from bridgehead._protocol.ref import Ref, carried, free, primary
+from bridgehead._protocol.ref import Ref, free, primary
 from bridgehead._protocol.results import Detail, Info, Names, Stats, Transfer, bridge_html
 from bridgehead._shipped.wire.header import ResponseHeader
 from bridgehead._transports.messages import Messages
@@ -332,13 +332,11 @@ class Bridge(WorkMethods):
             raise ValueError("pull() needs at least one expression, e.g. pull('x')")
         objects: dict[str, Any] = {}
         texts = [expression_text(expression, self, objects) for expression in expressions]
-        source, crossing = None, carried(objects)
-        if crossing:
-            source = _payload.PayloadSource(crossing, crossing, refs=self._stand_ins)
+        source = self._objects_source(objects)
         limit, trusted = checked_size(max_bytes), self._connection.trust.overridden(trust)
         is_async = any(map(awaits, texts))
         if is_async:
-            if len(texts) > 1 or now or crossing:
+            if len(texts) > 1 or now or source is not None:
                 raise ValueError(
                     "an expression with await is pulled alone, without now=True and without "
                     "objects of this program in it; gather several in one, as in "

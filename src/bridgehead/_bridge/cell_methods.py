@@ -14,6 +14,7 @@ from bridgehead._bridge.cell_work import CellWork
 from bridgehead._bridge.opening import BridgeBase
 from bridgehead._connection.callbacks import Callback
 from bridgehead._connection.running import InputHandler
+from bridgehead._protocol.payload import PayloadSource
 from bridgehead._protocol.ref import Ref, carried, expression_of
 from bridgehead._protocol.results import Result
 from bridgehead._transports.messages import Message
@@ -178,3 +179,8 @@ class CellMethods(BridgeBase):
 
         connection = self._connection
         return {Ref: reduce_ref, Callback: lambda one: one._reduce(connection)}
+
+    def _objects_source(self, objects: dict[str, Any]) -> PayloadSource | None:
+        """Return the object that expressions send along: those that their refs carry, if any."""
+        crossing = carried(objects)
+        return PayloadSource(crossing, crossing, refs=self._stand_ins) if crossing else None

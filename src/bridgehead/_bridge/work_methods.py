@@ -48,7 +48,8 @@ class WorkMethods(CellMethods):
                 iterable, or is an async generator. ``async for item in ref`` is the same. A file,
                 or another iterator that is no generator, stays open in the end if an expression
                 or a ref names it.
-            args: the arguments of the function; see ``call``.
+            args: the arguments of the function; see ``call``. They are pickled when the first item
+                is asked for.
 
         Raises, while it is iterated, after the items before it:
             RemoteError: evaluating, a step or pickling an item raised.
@@ -77,8 +78,10 @@ class WorkMethods(CellMethods):
         else:
             if args:
                 raise TypeError("iterate() takes arguments only for a function")
-            name = expression_text(source, self)
+            objects: dict[str, Any] = {}
+            name = expression_text(source, self, objects)
             call.fields["expressions"] = [name]
+            call.source = self._objects_source(objects)
 
         async def decode(frames: list[memoryview], count: int) -> tuple[Any, ...]:
             return _payload.check_values(await trust.open(frames), count)
@@ -238,7 +241,9 @@ class WorkMethods(CellMethods):
         """Send a function to the kernel, and return at once with a handle on its work.
 
         The turn is taken now, as by ``call``: operations that are called later take effect after a
-        plain function has run, and after an async one has started.
+        plain function has run, and after an async one has started. The function and its arguments
+        are pickled in that turn, which may be later. What is changed meanwhile crosses as it is
+        then; give a copy of what you go on to change.
 
         Args:
             function, args, kwargs, keep, by_value, namespace: as in ``call``.

@@ -57,10 +57,10 @@ class Ref:
         means = await ref.groupby("species").mean(numeric_only=True).pull()
 
     Arguments may be other refs, and any objects that can be pickled. An object that is no literal
-    is kept in the ref; each ``pull``, ``call`` or ``push`` sends it along, as it is then, and gives
-    it no name in the kernel. As an argument of ``call`` and as a value of ``push``, a ref stands
-    for the object in the kernel. A ref of another kernel is a ValueError everywhere. A ref cannot
-    be compared or tested: these would need the object. ``async for item in ref`` is
+    is kept in the ref; each ``pull``, ``call``, ``push`` or ``iterate`` sends it along, as it is
+    then, and gives it no name in the kernel. As an argument of ``call`` and as a value of ``push``,
+    a ref stands for the object in the kernel. A ref of another kernel is a ValueError everywhere. A
+    ref cannot be compared or tested: these would need the object. ``async for item in ref`` is
     ``bridge.iterate(ref)``. Only an attribute named ``pull`` cannot be reached through a ref.
 
         >>> await bridge.push(text="penguins")

@@ -19,6 +19,7 @@ import pytest
 from bridgehead import (
     Bridge,
     BridgeClosed,
+    EncodeError,
     KernelRestarted,
     ProtocolError,
     RemoteError,
@@ -101,6 +102,17 @@ async def test_anything_iterable_is_iterated_over(
     await loopback.push(rows=[1, "a", None, 2.5])
     assert [item async for item in loopback.iterate(source)] == expected
     assert [item async for item in loopback.ref(source)] == expected
+
+
+async def test_a_ref_with_objects_is_iterated_over(loopback: Bridge) -> None:
+    await loopback.push(rows=[1, 2])
+    rows = loopback.ref("rows")
+    assert [item async for item in loopback.ref("list")(np.arange(3))] == [0, 1, 2]
+    zipped = loopback.ref("zip")(rows, np.arange(2), [rows])
+    assert [item async for item in loopback.iterate(zipped)] == [(1, 0, [1, 2])]
+    assert [name.name for name in await loopback.names()] == ["rows"]
+    with pytest.raises(EncodeError, match="lock"):
+        await anext(loopback.iterate(loopback.ref("list")([threading.Lock()])))
 
 
 async def test_items_are_as_they_were_when_they_were_yielded(loopback: Bridge) -> None:

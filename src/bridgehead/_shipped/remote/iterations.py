@@ -388,7 +388,8 @@ class Iterations:
         """Begin to iterate over what an expression or a function gives."""
         self.resources.check_closed(header)
         if header.get("expressions"):
-            source = self.operations.values.evaluate(header["expressions"][0])
+            objects = self.operations.decode(header, frames, dict) if frames else None
+            source = self.operations.values.evaluate(header["expressions"][0], objects)
         else:
             source = self.operations.run_function(header, frames)
         if hasattr(source, "__aiter__"):
