@@ -52,6 +52,7 @@ class WorkMethods(CellMethods):
                 is asked for.
 
         Raises, while it is iterated, after the items before it:
+            NameNotFound: the expression is a name that is not defined, or its ref was freed.
             RemoteError: evaluating, a step or pickling an item raised.
             UntrustedPayload: an item is more than data, and only data is trusted.
             ReplyLost, KernelDied, KernelRestarted: the kernel or the items are lost.

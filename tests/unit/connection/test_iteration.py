@@ -21,6 +21,7 @@ from bridgehead import (
     BridgeClosed,
     EncodeError,
     KernelRestarted,
+    NameNotFound,
     ProtocolError,
     RemoteError,
     ReplyLost,
@@ -115,6 +116,15 @@ async def test_a_ref_with_objects_is_iterated_over(loopback: Bridge) -> None:
         await anext(loopback.iterate(loopback.ref("list")([threading.Lock()])))
 
 
+async def test_a_missing_name_is_reported_as_by_pull(loopback: Bridge) -> None:
+    await loopback.push(rows=[1, 2])
+    for source in ("row", loopback.ref("row")):
+        with pytest.raises(NameNotFound, match="rows"):
+            await anext(loopback.iterate(source))
+    kept = await loopback.call(list, (1,), keep=True)
+    assert [item async for item in kept] == [1]
+
+
 async def test_items_are_as_they_were_when_they_were_yielded(loopback: Bridge) -> None:
     def reuses() -> Iterator[Any]:
         buffer, rows = np.zeros(200_000), [0]
@@ -151,7 +161,7 @@ async def test_an_error_comes_after_the_items_before_it(loopback: Bridge) -> Non
         assert found == before
         with pytest.raises(StopAsyncIteration):
             await anext(items)
-    for source in ("5", "nowhere", "1 / 0"):
+    for source in ("5", "nowhere + 1", "1 / 0"):
         with pytest.raises(RemoteError):
             await anext(loopback.iterate(source))
 

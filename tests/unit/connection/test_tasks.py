@@ -228,6 +228,19 @@ async def test_a_task_that_was_not_sent_never_runs(loopback: Bridge) -> None:
     assert await loopback.pull("ran") == []
 
 
+@pytest.mark.filterwarnings("ignore:coroutine:RuntimeWarning")
+async def test_a_coroutine_that_nothing_awaits_has_a_hint(loopback: Bridge) -> None:
+    await loopback.run("async def af(x): return x")
+    for work in (
+        loopback.call(lambda: later(1)),
+        loopback.call(loopback.ref("af"), 1),
+        loopback.pull("af(1)"),
+    ):
+        with pytest.raises(RemoteError, match=r"use call\(\) of an async function, or pull"):
+            await work
+    gc.collect()  # the warning about each of them comes while it is ignored
+
+
 async def test_the_turn_of_a_task_is_taken_when_it_is_submitted(loopback: Bridge) -> None:
     await loopback.push(x=1)
     task = loopback.submit(int.__add__, loopback.ref("x"), 1)

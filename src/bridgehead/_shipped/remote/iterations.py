@@ -389,7 +389,9 @@ class Iterations:
         self.resources.check_closed(header)
         if header.get("expressions"):
             objects = self.operations.decode(header, frames, dict) if frames else None
-            source = self.operations.values.evaluate(header["expressions"][0], objects)
+            values, expression = self.operations.values, header["expressions"][0]
+            values.require_names([expression], values.kept_in(expression))
+            source = values.evaluate(expression, objects)
         else:
             source = self.operations.run_function(header, frames)
         if hasattr(source, "__aiter__"):

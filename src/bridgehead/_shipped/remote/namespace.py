@@ -13,6 +13,7 @@ import re
 import sys
 import traceback
 from collections import ChainMap
+from inspect import iscoroutine
 from keyword import iskeyword
 from typing import Any, Sequence
 
@@ -116,6 +117,8 @@ class UserNamespace:
                 except Exception:
                     where, why = find_unpicklable(part, path)
                     message = "%s cannot be pickled: %s: %s" % (where, type(why).__name__, why)
+                    if iscoroutine(part):
+                        message += "; use call() of an async function, or pull('await …')"
                     raise pickle.PicklingError(message) from None
             raise
         return frames, carries_code
@@ -189,6 +192,19 @@ class UserNamespace:
             if isinstance(name, str) and not (name in hidden and hidden[name] is value)
         ]
 
+    def require_names(self, expressions: Sequence[str], others: Any = ()) -> None:
+        """Raise the error for missing names if an expression is a name that is not defined.
+
+        ``others`` has the names beside those that a cell could use.
+        """
+        missing = [
+            one
+            for one in expressions
+            if one.isidentifier() and not (self.is_defined(one) or one in others)
+        ]
+        if missing:
+            self.raise_unknown(missing)
+
     def raise_unknown(self, names: Sequence[str]) -> None:
         """Raise the error for missing names, with similar names that exist."""
         from difflib import get_close_matches
@@ -210,11 +226,7 @@ class UserNamespace:
         kept: dict[str, Any] = {}
         for expression in expressions:
             kept.update(self.kept_in(expression))
-        missing = [
-            e for e in expressions if e.isidentifier() and not (self.is_defined(e) or e in kept)
-        ]
-        if missing:
-            self.raise_unknown(missing)
+        self.require_names(expressions, kept)
         plain = all(e.strip() in known or e.strip() in kept for e in expressions)
         values: Any = tuple(self.evaluate(expression, objects) for expression in expressions)
         if header.get("names") is not None:
