@@ -15,8 +15,6 @@ from bridgehead._bridge.arguments import (
     checked_objects,
     checked_size,
     is_coroutine_function,
-    checked_objects,
-    is_coroutine_function,
     options_of,
     takes_options,
 )

@@ -36,8 +36,13 @@ from types import ModuleType, TracebackType
 from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, overload
 
 from bridgehead._bridge import loop_thread
-from bridgehead._bridge.arguments import OnTimeout, WhenFull, is_coroutine_function
-from bridgehead._bridge.arguments import OnTimeout, WhenFull, options_of, takes_options
+from bridgehead._bridge.arguments import (
+    OnTimeout,
+    WhenFull,
+    is_coroutine_function,
+    options_of,
+    takes_options,
+)
 from bridgehead._bridge.bridge import Bridge
 from bridgehead._bridge.cell_stream import CellStream
 from bridgehead._bridge.loop_thread import CallbackRunner, LoopCall, LoopEnded, LoopThread
