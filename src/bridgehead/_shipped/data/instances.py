@@ -31,6 +31,8 @@ def make_instance(reader: DataReader, name: str, form: str, args: Any, kwargs: A
 
 def fill_instance(reader: DataReader, instance: Any, kind: Any, part: Any) -> None:
     """Set the contents of an instance in the way that pickle does."""
+    # A list only grows, so that the instance has no more than it; and its length has been paid.
+    need(kind == "state" or type(part) is list, "contents of an instance that are not a list")
     reader.contain(instance, INSTANCE, part)
     reader.weigh(part)  # the code of the class may visit it
     if kind == "items":

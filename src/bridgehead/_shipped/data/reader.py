@@ -195,6 +195,8 @@ class Machine(Budget):
 
     def extend(self, target: Any, items: list[Any]) -> None:
         need(type(target) in (list, collections.deque), "append to an object that is not a list")
+        if type(target) is collections.deque and target.maxlen is not None:
+            need(len(target) + len(items) <= target.maxlen, "more items than a deque may have")
         target.extend(items)
 
     def setitem(self) -> None:

@@ -139,6 +139,72 @@ def test_a_tower_of_shared_values_is_refused_wherever_it_is(make: Any, place: An
     refusal_of(pickled(place(make(60))), 4 * MEBIBYTE)
 
 
+# What a constructor copied out of a container is taken out of it, and then gets a deep tuple.
+HOLDER, ITS_LIST = b"}\x94" + data("x") + b"h\0s0", b"h\0" + DEEP["tuples"] + b"a0"
+EMPTIED = b"h\1" + data("x") + b"Ns0"
+HIDDEN = {
+    "attrs": [
+        b"]\x940" + HOLDER,
+        codec_call(
+            "make_series",
+            array("|i1", 1),
+            codec_call("make_range_index", 0, 1, 1, None),
+            *(None, b"h\1", True),
+        ),
+        EMPTIED + ITS_LIST,
+    ],
+    "the state of an instance": [
+        b"]\x940" + HOLDER,
+        codec_call("make_instance", "Plain", "new", (), {}) + data("state") + b"h\1s",
+        EMPTIED + ITS_LIST,
+    ],
+    "the arguments of an instance": [
+        b"]\x940" + HOLDER,
+        codec_call("make_instance", "Labels", "call", b"h\1\x85", {}),
+        EMPTIED + ITS_LIST,
+    ],
+    "the items of an instance": [
+        b"]\x940" + codec_call("make_deque", 1) + b"\x94h\0a0",
+        codec_call("make_instance", "Many", "new", (), {}) + data("items") + b"h\1s",
+        b"h\1Na0" + ITS_LIST,
+    ],
+    "what a deque drops": [
+        b"]\x940" + codec_call("make_deque", 1) + b"\x94h\0a0",
+        codec_call("make_instance", "Many", "call", b"h\1\x85", {}),
+        b"h\1Na0" + ITS_LIST,
+    ],
+}
+
+
+@pytest.mark.parametrize("parts", HIDDEN.values(), ids=HIDDEN)
+def test_what_a_constructor_has_copied_cannot_be_hidden(parts: list[bytes]) -> None:
+    """M1. A container of a stream only grows, so that it has what was copied out of it."""
+    allow = {kind.__name__: kind for kind in (Plain, Labels, Many)}
+    with pytest.raises(WireError, match="a key is set twice|more items|not a list"):
+        decode_data([pickled(*parts)], allow)
+
+
+@pytest.mark.parametrize("make", [b"}", *(codec_call(f"make_{name}") for name in ("ordered",))])
+def test_a_key_is_set_once(make: bytes) -> None:
+    for items in (b"NNsNNs", b"(NNNNu", b"K\1NsG\x3f\xf0\0\0\0\0\0\0Ns"):
+        with pytest.raises(WireError, match="a key is set twice"):
+            decode_data([pickled(make, items)])
+
+
+def test_an_instance_gets_no_items_of_a_range() -> None:
+    raw = codec_call("make_instance", "Many", "new", (), {}) + data("items")
+    with pytest.raises(WireError, match="not a list"):
+        decode_data([pickled(raw, codec_call("make_range", 0, 10**9, 1), b"s")], {"Many": Many})
+
+
+class Plain:
+    pass
+
+
+class Many(list[Any]):
+    pass
+
+
 class Color(enum.Enum):
     RED = 1
 
