@@ -12,6 +12,7 @@ sender chooses is paid from it. A constructor has no limit of its own where this
 - *Nesting*: how deep such a function recurses. In C it would overflow the stack.
   What a constructor copies out of a container is met there, because containers only grow: no key is
   set twice, and no item is dropped.
+- *Comparisons* (``compare``): of keys that have one hash, each with each.
 - *Time* (``insert``, ``try_out``): the processor time of insertions into dicts, sets and the hash
   tables of pandas. A sender can choose keys that collide, and no count of them shows it: they
   collide in the table, not in their hash.
@@ -28,9 +29,10 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.data.registry import FUNCTION, NONE, need
     from bridgehead._shipped.wire.errors import WireError
 
-# The deepest nesting: each container is one level, an array of objects five, because numpy's repr
-# takes eleven Python frames for it. A repr of 200 levels stays below Python's limit of 1000 frames,
-# and pickle, json and copy.deepcopy do, too.
+# The deepest nesting: each container is one level. A Counter and a frozenset are two, because of the
+# frames that copy.deepcopy takes, and an array of objects five or more, because of numpy's repr. A
+# repr of 200 levels stays below Python's limit of 1000 frames, and pickle, json and copy.deepcopy
+# do, too.
 NESTING = 200
 TOO_DEEP = "a chain of values that are nested more than %d levels deep" % NESTING
 FREE_BYTES = 50_000
@@ -43,6 +45,9 @@ VISITS_FOR_EACH = 16
 SECONDS_FOR_EACH = 1e-6
 BULK = 6  # a visit of long text, bytes or an array costs 1 for each 2**6 bytes
 LONG = 9  # and that of a long integer 1 for each 2**9 bits
+LONG_SQUARED = 14  # to compare an integer of n bits with a Decimal takes n**2: 24 ms for 2**16 bits
+# Counters compare their values twice, the one way and the other; a repr compares them to sort them.
+COUNTER_VISITS = 3
 HEAVY = 32  # visits; what costs less and has no parts is a scalar, which costs one
 SAME_HASH = 1000  # keys with one hash in one container; n of them cost n² comparisons
 FEW_KEYS = 256  # colliding keys of so few cannot take long
@@ -72,7 +77,9 @@ class Budget:
         self.linked_objects: List[Any] = []
         self.open = 0  # constructors and buffers on the stack that no call has used yet
         self.owned: Dict[int, Any] = {}  # the buffers that a constructor has taken
-        self.hashes: Dict[int, Dict[int, int]] = {}
+        self.hashes: Dict[int, Dict[int, Any]] = {}  # of containers: their keys by hash
+        # Whether long integers count squared: a Decimal that is compared with one converts it.
+        self.squared = False
 
     # ------------------------------------------------------------ what constructors pay
 
@@ -111,7 +118,7 @@ class Budget:
 
     def weigh(self, *values: Any) -> int:
         """Charge the visits of values before a function that may visit them; return them."""
-        weight: Any = _weight_of(values)
+        weight: Any = _weight_of(values, self.squared)
         if weight is None:
             weight = self.walk(values, {})
         self.visits -= weight
@@ -196,17 +203,21 @@ class Budget:
         if kind in SMALL:
             return 0
         if kind is int:
-            return value.bit_length() >> LONG
+            return _weight_of_int(value, self.squared)
         if kind in TEXTS:
             return len(value) >> BULK
         if kind in _ITEMS:
-            weight = _weight_of(value)
-            return (1, 0, value) if weight is None else weight
+            weight = _weight_of(value, self.squared)
+            return (1 + (kind is frozenset), 0, value) if weight is None else weight
         if kind in MAPS:
-            weight, below = _weight_of(value), _weight_of(value.values())
-            if weight is None:
-                return 1, 0, chain(value, value.values())
-            return (1, weight, value.values()) if below is None else weight + below
+            weight = _weight_of(value, self.squared)
+            below = _weight_of(value.values(), self.squared)
+            if weight is not None and below is not None:
+                return weight + below
+            keys = value if weight is None else ()
+            if kind is collections.Counter:
+                return 2, weight or 0, chain(keys, *[value.values()] * COUNTER_VISITS)
+            return 1, weight or 0, chain(keys, value.values())
         if kind is memoryview:
             raise WireError("protocol", "a buffer instead of a value")
         if kind is FUNCTION:
@@ -229,10 +240,10 @@ class Budget:
                 for key, value in pairs:
                     target[key] = value
 
-        self.check_keys(target, keys)
+        collide = self.check_keys(target, keys)
         length = len(target) + len(keys)
         pairs = iter(keys) if values is None else zip(keys, values)
-        if _CHEAP_KEYS.issuperset(map(type, keys)) or length <= FEW_KEYS:
+        if _CHEAP_KEYS.issuperset(map(type, keys)) or (length <= FEW_KEYS and not collide):
             put(pairs)
         else:
             for _ in range(0, len(keys), FEW_KEYS):
@@ -255,14 +266,18 @@ class Budget:
         # If the values collide, four times as many take sixteen times as long.
         need(self.seconds >= 16 * taken, "the labels of an index collide")
 
-    def check_keys(self, target: Any, keys: Any) -> None:
-        """Refuse keys whose hash visits too many values, and too many keys of one hash."""
+    def check_keys(self, target: Any, keys: Any) -> bool:
+        """Charge the hashes of keys, and the comparisons of those with one hash; refuse too many.
+
+        Return whether any had the hash of another one.
+        """
         kinds = set(map(type, keys))
         if kinds <= _CHEAP_KEYS or (
             kinds == {int} and min(keys) > -_MODULUS and max(keys) < _MODULUS
         ):
-            return
+            return False
         known = self.hashes.setdefault(id(target), {})
+        collide = False
         for key in keys:
             kind = type(key)
             if kind in _CHEAP_KEYS or kind is float:
@@ -271,8 +286,38 @@ class Budget:
                 continue
             self.weigh(key)
             value = hash(key)
-            known[value] = known.get(value, 0) + 1
-            need(known[value] <= SAME_HASH, "too many keys with one hash")
+            if value not in known:
+                known[value] = key
+            else:
+                collide = True
+                self.compare(known, value, key)
+        return collide
+
+    def compare(self, known: Dict[int, Any], value: int, key: Any) -> None:
+        """Charge the comparisons of a key with all others of its hash."""
+        others = known[value]
+        if type(others) is not list:  # which is no key
+            known[value] = others = [1, self.weigh_comparison(others)]
+        count, before = others
+        weight = self.weigh_comparison(key)
+        self.visits -= before + count * weight
+        self._check_walk(0, 0)
+        known[value] = [count + 1, before + weight]
+        need(count < SAME_HASH, "too many keys with one hash")
+
+    def weigh_comparison(self, key: Any) -> int:
+        """Charge a comparison of a key, maybe with a Decimal or of Decimals; return its visits."""
+        squared, self.squared = self.squared, True
+        weight = self.weigh(key)
+        self.squared = squared
+        return weight
+
+    def collect(self, keys: Any) -> Any:
+        """Return a set of keys."""
+        made: Any = set()
+        self.insert(made, keys)
+        self.hashes.pop(id(made), None)  # another set may get its id
+        return made
 
     # ------------------------------------------------------------ the end
 
@@ -285,7 +330,12 @@ class Budget:
                 each.fill(None)
 
 
-def _weight_of(items: Any) -> Any:
+def _weight_of_int(value: int, squared: bool) -> int:
+    bits = value.bit_length()
+    return bits * bits >> LONG_SQUARED if squared else bits >> LONG
+
+
+def _weight_of(items: Any, squared: bool) -> Any:
     """Return the visits of items without nested parts, at C speed; None if one has such parts."""
     kinds = set(map(type, items))
     if kinds <= SMALL:
@@ -293,7 +343,9 @@ def _weight_of(items: Any) -> Any:
     if not kinds <= _FLAT:
         return None
     weight = len(items)
-    if int in kinds:
+    if int in kinds and squared:
+        weight += sum([_weight_of_int(item, True) for item in items if type(item) is int])
+    elif int in kinds:
         weight += sum([item.bit_length() for item in items if type(item) is int]) >> LONG
     if not kinds.isdisjoint(TEXTS):
         weight += sum([len(item) for item in items if type(item) in TEXTS]) >> BULK

@@ -181,14 +181,17 @@ def make_numpy_string(reader: DataReader, value: Any) -> Any:
     return numpy.str_(value) if type(value) is str else numpy.bytes_(value)
 
 
-# Four levels and that of the list: numpy's repr of an array in an array takes eleven frames.
+# Four levels and that of the list: numpy's repr of an array in an array takes ten frames, and one
+# for each axis.
 @constructor(tuple, str, list, levels=4)
 def make_objects(reader: DataReader, shape: Any, order: str, items: Any) -> Any:
     numpy = library("numpy")
     need(order in ("C", "F"), "invalid memory order")
     need(_check_shape(reader, shape) == len(items), "%d items do not fill the shape" % len(items))
     flat = numpy.fromiter(items, object, len(items))  # array() would look into the items
-    return reader.linked(flat.reshape(shape, order=order))
+    made = flat.reshape(shape, order=order)
+    reader.contain(made, 4 + len(shape) // 4, None)
+    return reader.linked(made)
 
 
 @constructor(tuple, list, tuple, bool)

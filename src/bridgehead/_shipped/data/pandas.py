@@ -85,6 +85,10 @@ def _try_hashes(reader: DataReader, pandas: Any, index: Any) -> None:
     cannot have only the others collide.
     """
     rows = len(_labels(pandas, index))
+    if type(index) is pandas.Index:
+        items = getattr(index.array, "_ndarray", None)
+        if items is not None and items.dtype.kind == "O":  # pandas compares them as Python does
+            reader.collect(items.tolist())
     if rows <= _FEW_LABELS or type(index) is pandas.RangeIndex:
         return
     numbers = library("numpy").random.default_rng()

@@ -224,10 +224,7 @@ class Machine(Budget):
 
     def push_frozenset(self) -> None:
         items = self.pop_mark()
-        made: set[Any] = set()
-        self.insert(made, items)
-        self.hashes.pop(id(made), None)  # another set may get its id
-        self.stack.append(frozenset(made))
+        self.stack.append(frozenset(self.collect(items)))
 
     def get(self) -> None:
         self.push_from_memo(self.number(4))

@@ -39,6 +39,7 @@ class DataReader(Protocol):
     allow: Dict[str, Any]  # the allowed classes, by name
     instances: Dict[int, Any]  # instances of allowed classes, by id
     seconds: float  # of the processor that are left
+    squared: bool  # whether long integers count squared, because a Decimal may convert them
 
     def charge(self, size: int) -> None:
         """Refuse the stream if it costs more bytes than its length allows."""
@@ -63,6 +64,9 @@ class DataReader(Protocol):
 
     def try_out(self, function: Any) -> None:
         """Run a function on a quarter of some values; refuse them if all would take too long."""
+
+    def collect(self, keys: Any) -> Any:
+        """Return a set of keys."""
 
     def insert(self, target: Any, keys: Any, values: Any = None) -> None:
         """Insert keys with their values into a dict, or without values into a set."""

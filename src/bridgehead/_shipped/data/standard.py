@@ -142,6 +142,7 @@ def make_zone(reader: DataReader, key: str) -> Any:
 
 @constructor(str)
 def make_decimal(reader: DataReader, text: str) -> Any:
+    reader.squared = True
     made = decimal.Decimal(text)
     reader.visit(_visits_of(made, text))
     return made

@@ -7,7 +7,10 @@ of the same kind that a program may well have still arrive.
 from __future__ import annotations
 
 import collections
+import copy
+import decimal
 import enum
+import fractions
 import pickle
 import struct
 from typing import Any, NamedTuple
@@ -265,9 +268,11 @@ WRAPS = {
 
 @pytest.mark.parametrize("wrap", WRAPS.values(), ids=WRAPS)
 def test_values_nested_to_the_bound_arrive_and_are_safe(wrap: Any) -> None:
-    value = sent(nested(NESTING, wrap))
-    assert repr(value) == repr(nested(NESTING, wrap))
-    assert value == nested(NESTING, wrap)
+    depth = NESTING // 2 if type(wrap(1)) is frozenset else NESTING
+    value = sent(nested(depth, wrap))
+    assert repr(value) == repr(nested(depth, wrap))
+    assert value == nested(depth, wrap)
+    assert copy.deepcopy(value) == value
     assert pickle.dumps(value)
 
 
@@ -275,10 +280,11 @@ def test_values_nested_to_the_bound_arrive_and_are_safe(wrap: Any) -> None:
     "wrap",
     [
         objects,
+        lambda value: objects(value).reshape((1,) * 32),
         lambda value: pd.Series(objects(value)),
         lambda value: pd.DataFrame({"a": objects(value)}),
     ],
-    ids=["arrays", "series", "frames"],
+    ids=["arrays", "axes", "series", "frames"],
 )
 def test_what_nests_arrays_to_the_bound_can_be_printed(wrap: Any) -> None:
     depth = 1
@@ -290,6 +296,24 @@ def test_what_nests_arrays_to_the_bound_can_be_printed(wrap: Any) -> None:
         assert repr(value)
         depth += 1
     assert depth > 10
+
+
+COUNTER = collections.Counter
+
+
+@pytest.mark.parametrize("depth", [20, 200])
+def test_counters_in_counters_are_refused(depth: int) -> None:
+    """M2. A comparison visits each of their values twice, and a repr sorts them."""
+    with pytest.raises(WireError, match="visits|levels deep"):
+        sent(nested(depth, lambda value: COUNTER(a=value)))
+
+
+def test_few_counters_in_counters_arrive() -> None:
+    for value in (
+        nested(8, lambda value: COUNTER(a=value)),
+        {"x": COUNTER({n: COUNTER("mississippi") for n in range(1000)})},
+    ):
+        assert same(value, sent(value))
 
 
 def test_shared_values_and_values_inside_themselves_arrive() -> None:
@@ -310,6 +334,74 @@ def test_a_graph_whose_repr_has_too_many_paths_is_refused() -> None:
         each.extend(lists)
     with pytest.raises(WireError, match="visits"):
         sent(lists)
+
+
+# ---------------------------------------------------------------- comparisons
+
+PRIME = (1 << 61) - 1  # the modulus of the hash of numbers
+FIVE = codec_call("make_decimal", "5")
+LONG = data(5 + PRIME * (1 << 1_000_000))
+BESIDE = {
+    "in a set": b"\x8f(" + FIVE + LONG + b"\x90",
+    "in a set, before": b"\x8f(" + LONG + FIVE + b"\x90",
+    "in a frozen set": b"(" + LONG + FIVE + b"\x91",
+    "in two keys": b"}" + LONG + b"Ns" + FIVE + b"Ns",
+    "in a list": b"](" + LONG + FIVE + b"e",
+    "in categories": codec_call(
+        "make_categorical",
+        array("|i1", 0),
+        index_of(codec_call("make_objects", (2,), "C", b"](" + LONG + FIVE + b"e")),
+        False,
+    ),
+}
+
+
+@pytest.mark.parametrize("raw", BESIDE.values(), ids=BESIDE)
+def test_a_long_integer_beside_a_decimal_is_refused(raw: bytes) -> None:
+    """M2. A comparison converts the integer, in one call that nothing can end."""
+    refusal_of(pickled(raw), MEBIBYTE)
+
+
+def fraction_like(count: int) -> list[fractions.Fraction]:
+    """Return fractions of which each has the hash 5."""
+    below = (1 << 16_300) + 1
+    first = 5 * below % PRIME
+    ends = range(1, 100)
+    found = (fractions.Fraction(first + (PRIME * n << 16_000), below) for n in ends)
+    return [each for each in found if hash(each) == 5][:count]
+
+
+def memoized(keys: list[Any]) -> bytes:
+    made = [
+        codec_call("make_decimal", str(key))
+        if type(key) is decimal.Decimal
+        else codec_call("make_fraction", key.numerator, key.denominator)
+        if type(key) is fractions.Fraction
+        else data(key)
+        for key in keys
+    ]
+    return b"(" + b"".join(each + b"\x94" for each in made) + b"1"
+
+
+def test_few_keys_of_one_hash_in_many_containers_are_refused() -> None:
+    """M8. A container of few keys was never timed."""
+    numbers = [decimal.Decimal(5 + PRIME * n) for n in range(16)] + fraction_like(16)
+    long = tuple(n + 0.5 for n in range(2000))
+    tuples = [(*long, *(-1 - (n >> bit & 1) for bit in range(6))) for n in range(64)]
+    for keys in (numbers, tuples):
+        assert len(set(map(hash, keys))) == 1
+        put = b"(" + b"".join(b"h%c" % n for n in range(len(keys)))
+        for make in (b"\x8f" + put + b"\x90", put + b"\x91"):
+            with pytest.raises(WireError, match="visits"):
+                decode_data([pickled(memoized(keys), b"(", make * 10, b"t")])
+
+
+def test_long_integers_and_keys_of_one_hash_arrive() -> None:
+    grid = {(x, y): x * y for x in range(-20, 20) for y in range(-20, 20)}
+    long = [7**100_000, {7**4000: 1}]
+    mixed = {decimal.Decimal("1.5"), 7**90, fractions.Fraction(1, 3), 2.5, (1, 2)}
+    for value in (grid, long, mixed, [mixed] * 1000):
+        assert same(value, sent(value))
 
 
 # ---------------------------------------------------------------- claims
