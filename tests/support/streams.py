@@ -233,12 +233,21 @@ def shared(parts: Any) -> Any:
     return several.map(lambda items: b"(" + b"".join(items) + b"t\x94")
 
 
+MAPPINGS = st.sampled_from(["make_counter", "make_ordered"]).map(codec_call)
+FIVE = (1 << 61) + 4  # which has the hash of 5
+NUMBERS = st.sampled_from(
+    [
+        *(codec_call("make_decimal", text) for text in ("5", str(FIVE), "1E+500")),
+        *(data(5), data(5 + (FIVE - 5 << 9000)), codec_call("make_fraction", FIVE, 1 << 61)),
+    ]
+)
 VALUES = st.recursive(
-    st.one_of(SCALARS.map(data), arrays(), arrow_calls()),
+    st.one_of(SCALARS.map(data), NUMBERS, arrays(), arrow_calls()),
     lambda parts: st.one_of(
         lists(parts),
         lists(parts).map(lambda items: items.replace(b"](", b"(", 1)[:-1] + b"t"),
         st.tuples(parts, parts).map(lambda pair: b"}" + pair[0] + pair[1] + b"s"),
+        st.tuples(MAPPINGS, parts, parts).map(lambda three: b"".join(three) + b"s"),
         lists(parts).map(lambda items: b"\x8f" + items[1:-1] + b"\x90"),
         calls(parts),
         calls(parts),

@@ -21,7 +21,8 @@ sender chooses is paid from it. A constructor has no limit of its own where this
 from __future__ import annotations
 
 import collections
-from itertools import chain, islice
+import operator
+from itertools import accumulate, chain, islice
 from time import thread_time
 from typing import Any, Dict, Iterable, List, Tuple
 
@@ -29,10 +30,10 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.data.registry import FUNCTION, NONE, need
     from bridgehead._shipped.wire.errors import WireError
 
-# The deepest nesting: each container is one level. A Counter and a frozenset are two, because of the
-# frames that copy.deepcopy takes, and an array of objects five or more, because of numpy's repr. A
-# repr of 200 levels stays below Python's limit of 1000 frames, and pickle, json and copy.deepcopy
-# do, too.
+# The deepest nesting: each container is one level. A Counter and a frozenset are two, because of
+# the frames that copy.deepcopy takes, and an array of objects five or more, because of numpy's
+# repr. A repr of 200 levels stays below Python's limit of 1000 frames, and pickle, json and
+# copy.deepcopy do, too.
 NESTING = 200
 TOO_DEEP = "a chain of values that are nested more than %d levels deep" % NESTING
 FREE_BYTES = 50_000
@@ -41,6 +42,7 @@ FREE_VISITS = 1_000_000  # a hash of as many values takes 20 ms, a repr 100 ms
 FREE_SECONDS = 0.5
 BYTES_FOR_EACH = 16  # of the bytes that crossed
 VISITS_FOR_EACH = 16
+CONTAINER = 16  # bytes that are claimed for a list
 # A key is at least 2 bytes in the pickle or 8 in a frame, and its insertion takes 0.05 to 0.3 µs.
 SECONDS_FOR_EACH = 1e-6
 BULK = 6  # a visit of long text, bytes or an array costs 1 for each 2**6 bytes
@@ -69,10 +71,11 @@ class Budget:
         total = pickle_size + frames_size
         self.bytes = FREE_BYTES + BYTES_FOR_EACH * total
         self.claims = FREE_CLAIMS
-        self.visits = FREE_VISITS + VISITS_FOR_EACH * (pickle_size + (frames_size >> BULK))
+        self.visits = FREE_VISITS + VISITS_FOR_EACH * total
         self.seconds = FREE_SECONDS + SECONDS_FOR_EACH * (pickle_size + (frames_size >> 2))
         self.extra = 0  # visits that the constructor that runs has announced
-        # What constructors made: the object itself, its levels, its extra visits and its parts.
+        self.shown = 0  # and those of a repr or a copy
+        # What constructors made: itself, its levels, its extra visits, its parts, those of a repr.
         self.made: Dict[int, List[Any]] = {}
         self.linked_objects: List[Any] = []
         self.open = 0  # constructors and buffers on the stack that no call has used yet
@@ -102,6 +105,19 @@ class Budget:
         self.visits -= count
         self._check_walk(0, 0)
 
+    def claim_lists(self, shape: Any, count: int = 0) -> None:
+        """Claim the lists that ``tolist`` makes of an array, and ``count`` containers in them.
+
+        A list takes 72 bytes, as an integer takes 32: both are claimed for a fifth.
+        """
+        for length in accumulate(shape[:-1], operator.mul):
+            count += length
+        self.claim(CONTAINER * count)
+
+    def show(self, count: int) -> None:
+        """Count what a repr or a copy of the object that is made costs, wherever it is met."""
+        self.shown += count
+
     def linked(self, made: Any) -> Any:
         """Record an object whose deallocation recurses into objects of its kind inside it."""
         self.linked_objects.append(made)
@@ -127,17 +143,20 @@ class Budget:
 
     def note(self, made: Any, levels: int, args: Tuple[Any, ...]) -> None:
         """Note what a constructor made, and of what."""
-        entry = self.made.setdefault(id(made), [made, levels, 0, []])
+        entry = self.made.setdefault(id(made), [made, levels, 0, [], 0])
         entry[2] += self.extra
+        entry[4] += self.shown
         entry[3].extend(args)
 
     def contain(self, made: Any, levels: int, part: Any) -> None:
         """Note a part that is put into an object after it was made."""
-        self.made.setdefault(id(made), [made, levels, 0, []])[3].append(part)
+        self.made.setdefault(id(made), [made, levels, 0, [], 0])[3].append(part)
 
     def check_end(self, value: Any) -> None:
         """Check the value of the stream, and everything that must be freed with it."""
         known: Dict[int, Tuple[int, int]] = {}
+        for entry in self.made.values():  # no constructor prints or copies its arguments
+            entry[2] += entry[4]
         self.walk((value,), known)
         # The deallocation of a chain of linked objects recurses, whether they are in the value or
         # only in the memo.
@@ -223,7 +242,7 @@ class Budget:
         if kind is FUNCTION:
             raise WireError("protocol", "a constructor instead of a value")
         entry = self.made.get(id(value))
-        return 0 if entry is None else entry[1:]
+        return 0 if entry is None else entry[1:4]
 
     def _check_walk(self, total: int, depth: int) -> None:
         need(depth <= NESTING, TOO_DEEP)

@@ -27,11 +27,19 @@ if __package__:  # in the kernel, all shipped files are one module
         Budget,
     )
     from bridgehead._shipped.data.instances import fill_instance
-    from bridgehead._shipped.data.registry import CONSTRUCTORS, FUNCTION, HOME, need, untrusted
+    from bridgehead._shipped.data.registry import (
+        CONSTRUCTORS,
+        FUNCTION,
+        HOME,
+        PANDAS,
+        need,
+        untrusted,
+    )
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import WireError
 
 _unpickle = pickle.loads  # kept here, because a user may replace pickle.loads
+EMPTY = 32  # the charge for an empty list, dict or set, which crosses as two bytes
 MARKS = 5 * NESTING  # open at once; the pickle of one level opens fewer than five
 
 
@@ -263,7 +271,7 @@ class Machine(Budget):
             "%s takes %d arguments, not %d" % (function.__name__, len(kinds), len(args)),
         )
         self.open -= 1
-        self.extra, nested, plain = 0, False, args
+        self.extra, self.shown, nested, plain = 0, cost, False, args
         for arg, allowed in zip(args, kinds):
             kind = type(arg)
             if allowed is not None and kind not in allowed:
@@ -285,7 +293,7 @@ class Machine(Budget):
             plain = plain or tuple([arg for arg in args if type(arg) is not memoryview])
             weight = self.weigh(*plain)
         made = function(self, *args)
-        if nested or weight > HEAVY or self.extra:
+        if nested or weight > HEAVY or self.extra or self.shown >= PANDAS:
             self.note(made, levels, plain)
         self.stack.append(made)
 
@@ -321,7 +329,11 @@ def _handlers() -> dict[int, Any]:
         return lambda machine: machine.stack.append(value)
 
     def push_new(make: Any) -> Any:
-        return lambda machine: machine.stack.append(make())
+        def handle(machine: Machine) -> None:
+            machine.charge(EMPTY)
+            machine.stack.append(make())
+
+        return handle
 
     found = {
         pickle.PROTO: Machine.proto,
@@ -344,7 +356,7 @@ def _handlers() -> dict[int, Any]:
         pickle.BINBYTES8: with_number(Machine.push_bytes, 8),
         pickle.BYTEARRAY8: Machine.push_bytearray,
         pickle.EMPTY_LIST: push_new(list),
-        pickle.EMPTY_TUPLE: push_new(tuple),
+        pickle.EMPTY_TUPLE: push(()),
         pickle.EMPTY_DICT: push_new(dict),
         pickle.EMPTY_SET: push_new(set),
         pickle.MARK: Machine.mark,

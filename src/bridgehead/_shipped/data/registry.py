@@ -50,6 +50,12 @@ class DataReader(Protocol):
     def visit(self, count: int) -> None:
         """Count what a hash, a repr or a conversion of the object that is made costs."""
 
+    def claim_lists(self, shape: Any, count: int = 0) -> None:
+        """Claim the lists that ``tolist`` makes of an array, and ``count`` containers in them."""
+
+    def show(self, count: int) -> None:
+        """Count what a repr or a copy of the object that is made costs, wherever it is met."""
+
     def own(self, raw: Any) -> None:
         """Take a buffer for one object; a second one could make the values of the first invalid."""
 

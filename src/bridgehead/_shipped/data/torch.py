@@ -52,8 +52,8 @@ def make_dense_tensor(
     need(ordered, "invalid order of axes")
     count = math.prod(sizes)
     need(memoryview(raw).nbytes == count * _TORCH_NUMBERS[name], "bytes that do not fit the sizes")
-    if 0 in sizes:
-        reader.claim(8 * math.prod(sizes[: sizes.index(0)]))
+    reader.claim_lists((*sizes[: sizes.index(0)], 0) if 0 in sizes else sizes)
+    reader.show(8 * min(count, 1000))  # which torch prints, as numpy does
     torch = library("torch")
     dtype = getattr(torch, name)
     number = dtype.is_floating_point or dtype.is_complex

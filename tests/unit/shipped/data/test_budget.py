@@ -336,6 +336,37 @@ def test_a_graph_whose_repr_has_too_many_paths_is_refused() -> None:
         sent(lists)
 
 
+# ---------------------------------------------------------------- prints and copies
+
+FRAME = pd.DataFrame({name: range(60) for name in "abcd"})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [*(np.arange(1000).astype(kind) for kind in ("u1", "f4", "c8", "U3")), FRAME, FRAME["a"]],
+    ids=["bytes", "floats", "complex", "texts", "frame", "series"],
+)
+def test_what_takes_long_to_print_is_not_shared_without_end(value: Any) -> None:
+    """M2. Each reference to an array is two bytes, and its repr some milliseconds."""
+    with pytest.raises(WireError, match="visits"):
+        sent([value] * 1000)
+    assert len(sent([value] * 20)) == 20
+    several = [value.copy() for _ in range(300)]
+    assert len(sent(several)) == 300
+
+
+def test_series_whose_attrs_share_series_are_refused() -> None:
+    """M2. An operation copies what is in the attrs, once for each way to it."""
+    raw = codec_call("make_range_index", 0, 1, 1, None) + b"\x940" + array("|i1", 1) + b"\x940"
+    raw += b"}\x940"
+    for n in range(12):
+        made = codec_call("make_series", b"h\1", b"h\0", None, b"h%c" % (n * 3 + 2), True)
+        attrs = b"}" + data("a") + b"h%ch%c\x86s" % (n * 3 + 3, n * 3 + 4)
+        raw += (made + b"\x940") * 2 + attrs + b"\x940"
+    with pytest.raises(WireError, match="visits"):
+        decode_data([pickled(raw, b"h%c" % 38)])
+
+
 # ---------------------------------------------------------------- comparisons
 
 PRIME = (1 << 61) - 1  # the modulus of the hash of numbers
@@ -434,6 +465,19 @@ CLAIMS = {
     ),
     "rows of nothing": codec_call("make_array", "<f8", (10**9, 0), "C", NOTHING),
     "rows of no object": codec_call("make_objects", (10**9, 0), "C", []),
+    "rows of nothing that become lists": codec_call(
+        "make_array", "<f8", (8_000_000, 0), "C", NOTHING
+    ),
+    "axes of one item each": codec_call(
+        "make_array", "|u1", (300_000, *[1] * 31), "C", data(bytearray(300_000))
+    ),
+    "parts of many axes": codec_call(
+        "make_array",
+        ("struct", [("a", ("array", "|u1", (1,) * 30), 0)], 1, False, False),
+        *((300_000,), "C", data(bytearray(300_000))),
+    ),
+    "rows as numbers": codec_call("make_range_index", 0, 60_000_000, 1, None),
+    "empty sets": b"(" + b"\x8f" * 5000 + b"t",
 }
 
 
@@ -452,7 +496,7 @@ def test_a_decimal_that_takes_long_to_convert_is_refused(text: str) -> None:
 def test_lazy_objects_of_a_usual_size_arrive() -> None:
     sparse = pd.arrays.SparseArray(np.arange(10) == 5)
     frame = pd.DataFrame({"x": np.zeros(3_000_000, "i1")})
-    rows = [pd.RangeIndex(60_000_000), range(10**30), np.zeros((1000, 0)), sparse, frame]
+    rows = [pd.RangeIndex(8_000_000), range(10**30), np.zeros((1000, 0)), sparse, frame]
     for value in rows:
         assert same(value, sent(value))
 
