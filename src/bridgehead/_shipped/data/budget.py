@@ -7,6 +7,7 @@ sender chooses is paid from it. A constructor has no limit of its own where this
   pass the same megabyte a thousand times.
 - *Claims* (``claim``): what an object would take if it were made dense. A range of rows or a
   sparse array is short, however long it says that it is.
+- *Text* (``check_printed``): how long a repr is, to which a text adds once for each path to it.
 - *Visits* (``weigh``): how many values a recursive function meets, such as a hash, a comparison or
   a repr. A value that is shared is met once for each path to it: 60 pairs of pairs are 2**60.
 - *Nesting*: how deep such a function recurses. In C it would overflow the stack.
@@ -83,6 +84,8 @@ class Budget:
         self.hashes: Dict[int, Dict[int, Any]] = {}  # of containers: their keys by hash
         # Whether long integers count squared: a Decimal that is compared with one converts it.
         self.squared = False
+        self.bulk = BULK
+        self.printed = FREE_CLAIMS + BYTES_FOR_EACH * total
 
     # ------------------------------------------------------------ what constructors pay
 
@@ -134,7 +137,7 @@ class Budget:
 
     def weigh(self, *values: Any) -> int:
         """Charge the visits of values before a function that may visit them; return them."""
-        weight: Any = _weight_of(values, self.squared)
+        weight: Any = _weight_of(values, self.squared, self.bulk)
         if weight is None:
             weight = self.walk(values, {})
         self.visits -= weight
@@ -157,11 +160,19 @@ class Budget:
         known: Dict[int, Tuple[int, int]] = {}
         for entry in self.made.values():  # no constructor prints or copies its arguments
             entry[2] += entry[4]
-        self.walk((value,), known)
+        total = self.walk((value,), known)
+        if total << BULK > self.printed:  # it may be: only now is it worth the time to count
+            self.check_printed(value)
         # The deallocation of a chain of linked objects recurses, whether they are in the value or
         # only in the memo.
         for each in self.linked_objects:
             self.walk((each,), known)
+
+    def check_printed(self, value: Any) -> None:
+        """Refuse a value whose repr would be too long; each character of a text is a visit here."""
+        visits, self.visits, self.bulk = self.visits, self.printed, 0
+        self.walk((value,), {})
+        self.visits, self.bulk = visits, BULK
 
     def walk(self, values: Iterable[Any], known: Dict[int, Tuple[int, int]]) -> int:
         """Return the visits of values; refuse them if they are too many, or nested too deeply.
@@ -224,13 +235,13 @@ class Budget:
         if kind is int:
             return _weight_of_int(value, self.squared)
         if kind in TEXTS:
-            return len(value) >> BULK
+            return len(value) >> self.bulk
         if kind in _ITEMS:
-            weight = _weight_of(value, self.squared)
+            weight = _weight_of(value, self.squared, self.bulk)
             return (1 + (kind is frozenset), 0, value) if weight is None else weight
         if kind in MAPS:
-            weight = _weight_of(value, self.squared)
-            below = _weight_of(value.values(), self.squared)
+            weight = _weight_of(value, self.squared, self.bulk)
+            below = _weight_of(value.values(), self.squared, self.bulk)
             if weight is not None and below is not None:
                 return weight + below
             keys = value if weight is None else ()
@@ -354,7 +365,7 @@ def _weight_of_int(value: int, squared: bool) -> int:
     return bits * bits >> LONG_SQUARED if squared else bits >> LONG
 
 
-def _weight_of(items: Any, squared: bool) -> Any:
+def _weight_of(items: Any, squared: bool, bulk: int) -> Any:
     """Return the visits of items without nested parts, at C speed; None if one has such parts."""
     kinds = set(map(type, items))
     if kinds <= SMALL:
@@ -367,5 +378,5 @@ def _weight_of(items: Any, squared: bool) -> Any:
     elif int in kinds:
         weight += sum([item.bit_length() for item in items if type(item) is int]) >> LONG
     if not kinds.isdisjoint(TEXTS):
-        weight += sum([len(item) for item in items if type(item) in TEXTS]) >> BULK
+        weight += sum([len(item) for item in items if type(item) in TEXTS]) >> bulk
     return weight

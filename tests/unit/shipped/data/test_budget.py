@@ -355,6 +355,14 @@ def test_what_takes_long_to_print_is_not_shared_without_end(value: Any) -> None:
     assert len(sent(several)) == 300
 
 
+def test_text_whose_repr_takes_gigabytes_is_refused() -> None:
+    """M4. Each reference to the text is two bytes."""
+    long = "x" * 200_000
+    with pytest.raises(WireError, match="visits"):
+        sent([long] * 2000)
+    assert same([long] * 200, sent([long] * 200))
+
+
 def test_series_whose_attrs_share_series_are_refused() -> None:
     """M2. An operation copies what is in the attrs, once for each way to it."""
     raw = codec_call("make_range_index", 0, 1, 1, None) + b"\x940" + array("|i1", 1) + b"\x940"
