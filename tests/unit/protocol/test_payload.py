@@ -208,7 +208,8 @@ BEYOND_DATA = {
 @pytest.mark.parametrize("value", BEYOND_DATA.values(), ids=BEYOND_DATA)
 def test_what_no_reader_of_data_takes_is_refused_before_it_is_sent(value: Any) -> None:
     values = {"fine": [1], "bad": value}
-    with pytest.raises(UntrustedPayload, match="^bad cannot cross as data: .*nothing was sent"):
+    refused = "^bad (cannot cross as data: |is a .*, which is not data).*nothing was sent"
+    with pytest.raises(UntrustedPayload, match=refused):
         payload.encode_data(values, values)
 
 
