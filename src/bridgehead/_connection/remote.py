@@ -92,6 +92,7 @@ class Installation:
         self._installing = asyncio.Lock()
         self._lost_cells: list[str] = []  # to be withdrawn before anything else is sent
         self._withdrawing = asyncio.Lock()
+        self._seeking: asyncio.Task[None] | None = None
         self._codec_epoch = ""  # of the remote part that has the data-only codec
 
     @property
@@ -129,8 +130,9 @@ class Installation:
                 reported it yet; not with ``any_process``.
         """
         life = self._transport.life
-        if life.is_unresponsive:  # no heartbeat may ask it, nor any request
-            self._transport.spawn(self._transport.dispatcher.seek_sign())
+        seeking = self._seeking
+        if life.is_unresponsive and (seeking is None or seeking.done()):  # nothing else may ask it
+            self._seeking = self._transport.spawn(self._transport.dispatcher.seek_sign())
         await life.wait_until_responsive()
         if self.is_current and self.lane.lost:
             self.generation = LOST

@@ -13,6 +13,7 @@ import json
 import os
 import stat
 import sys
+import threading
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -108,13 +109,16 @@ def _is_own(status: os.stat_result) -> bool:
 
 
 def own() -> str | None:
-    """Return the real path of the connection file of this process, if it is an IPython kernel."""
+    """Return the real path of this process's connection file, if its main thread is a kernel's."""
     kernelapp = sys.modules.get("ipykernel.kernelapp")
     if kernelapp is None or not kernelapp.IPKernelApp.initialized():
         return None
     app = kernelapp.IPKernelApp.instance()
     if app.session.pid != os.getpid():  # a process that the kernel forked
         return None
+    loop = getattr(getattr(app, "io_loop", None), "asyncio_loop", None)
+    if getattr(loop, "_thread_id", None) not in (None, threading.main_thread().ident):
+        return None  # it answers while this program's main thread waits
     return os.path.realpath(str(app.abs_connection_file))
 
 

@@ -253,6 +253,7 @@ class Dispatcher:
         if not slots.locked():
             await slots.acquire()
             return
+        self._life.check_responsive()
         taking, lost = asyncio.ensure_future(slots.acquire()), self._life.waiter()
         try:
             await asyncio.wait([taking, lost], return_when=FIRST)

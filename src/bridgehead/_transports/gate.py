@@ -54,7 +54,8 @@ class Gate:
         If none is answered for ``lost_after``, what waits fails with ``KernelUnresponsive``.
         """
         self._questions.add(question)
-        if not self.is_open and self._deadline is None:
+        # The caller's own timeout holds for a process that is starting.
+        if not self.is_open and self._deadline is None and self._life.state != "starting":
             loop = asyncio.get_running_loop()
             self._deadline = loop.call_later(self._life.timings.lost_after, self._silent)
 

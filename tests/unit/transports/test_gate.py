@@ -52,6 +52,7 @@ async def test_what_waits_looks_again_at_each_change() -> None:
 
 async def test_what_waits_fails_if_no_question_is_answered() -> None:
     life = KernelState(Timings(lost_after=0.01))
+    life.state = "idle"
     gate = Gate(life)
     waiter = life.waiter()
     gate.asked("question")
@@ -64,9 +65,19 @@ async def test_what_waits_fails_if_no_question_is_answered() -> None:
 
 async def test_a_question_that_is_answered_sets_no_deadline() -> None:
     life = KernelState(Timings(lost_after=0.01))
+    life.state = "idle"
     gate = Gate(life)
     gate.asked("question")
     gate.open("process")
     gate.asked("another")
     await asyncio.sleep(0.05)
+    assert not life.is_unresponsive
+
+
+async def test_the_start_of_a_kernel_has_no_deadline_but_its_callers() -> None:
+    life = KernelState(Timings(lost_after=0.01))
+    gate = Gate(life)
+    gate.asked("question")
+    await asyncio.sleep(0.05)
+    assert life.state == "starting"
     assert not life.is_unresponsive

@@ -95,11 +95,11 @@ class Budget:
         if self.bytes < 0:
             raise WireError("protocol", "the stream costs more than its length allows")
 
-    def claim(self, size: int) -> None:
-        """Count bytes that an object would take if it were made dense."""
+    def claim(self, size: int, *, visited: bool = True) -> None:
+        """Count bytes that an object would take if it were made dense, and their visits."""
         free = min(size, self.claims)
         self.claims -= free
-        self.extra += size >> BULK
+        self.extra += size >> BULK if visited else 0
         self.charge(size - free)
 
     def visit(self, count: int) -> None:

@@ -35,8 +35,8 @@ _PLAIN_DTYPE = re.compile(
 _MOST_AXES = 32  # numpy 2 allows twice as many
 _LARGEST_ITEM = (1 << 31) - 1  # bytes; numpy's own limit
 # Visits of a repr: of an array, 20 µs and more, and of each number, 1 to 7 µs.
-_ARRAY = 300
-_NUMBER = 32
+_ARRAY = 100
+_NUMBER = 10
 
 
 def _describe_dtype(dtype: Any) -> Any:
@@ -127,10 +127,8 @@ def _overlap(spans: Any, itemsize: int) -> bool:
 
 
 def _check_shape(reader: DataReader, shape: Any) -> int:
-    """Return the number of items; count the lists that an empty array becomes as a list."""
-    fine = type(shape) is tuple and len(shape) <= _MOST_AXES
     """Return the number of items; claim the lists that an empty array becomes."""
-    fine = type(shape) is tuple and len(shape) <= 32
+    fine = type(shape) is tuple and len(shape) <= _MOST_AXES
     need(fine and all(type(part) is int and part >= 0 for part in shape), "invalid shape")
     if 0 in shape:
         reader.claim_lists((*shape[: shape.index(0)], 0))
@@ -162,7 +160,7 @@ def make_array(reader: DataReader, description: Any, shape: Any, order: str, raw
     if array.ndim > 1 or tuples:
         reader.claim_lists(array.shape, array.size * tuples)
     # numpy prints a thousand items, or of more the first and the last three of each axis. Of what
-    # a repr of them costs, this is about a quarter, and at most half of what their bytes pay.
+    # a repr of them costs, this is about a tenth: an object may have an array at many places.
     printed = array.size if array.size <= 1000 else math.prod([min(n, 6) for n in array.shape])
     width = array.dtype.itemsize
     reader.show(_ARRAY + printed * (min(_NUMBER * leaves, 8 * width) + (width >> 3)))

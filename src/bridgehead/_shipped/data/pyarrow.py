@@ -64,13 +64,14 @@ _ARROW_KINDS = ("table", "batch", "chunks", "array", "scalar", "schema", "type")
 _EXTENSION = b"ARROW:extension:name"
 _ARROW_DEPTH = 32  # types in types; the conversion of a value to Python recurses in C
 # Bytes of a claim for a dict or a list of Python: ``to_pylist`` makes one of each row. They take up
-# to three times as much. So much is in proportion to the four bytes of an offset or a number.
-_ROW = 64
+# to six times as much, but a row of an honest column may have a single byte.
+_ROW = 32
 _LONG_TEXTS = 1 << 24  # bytes; only a longer column of a dictionary is counted exactly
 # What ``to_pandas`` converts the labels of columns to. Any other name could be that of a dtype of
 # numpy whose items take gigabytes.
 _LABELS = re.compile(
-    r"[a-z-]{2,30}|(u?int|float|datetime|timedelta)(8|16|32|64)(\[[^][]{1,60}\])?"
+    r"[a-z-]{2,30}|(u?int|float|datetime|timedelta|complex)(8|16|32|64|128)(\[[^][]{1,60}\])?"
+    r"|[a-z]{2,20}\d{0,3}(\[[^][]{1,60}\])?\[pyarrow\]"
     r"|(period|interval)\[[^][]{1,40}(\[[^][]{1,40}\][^][]{0,40})?\]",
     re.ASCII | re.IGNORECASE,
 )

@@ -44,7 +44,7 @@ class DataReader(Protocol):
     def charge(self, size: int) -> None:
         """Refuse the stream if it costs more bytes than its length allows."""
 
-    def claim(self, size: int) -> None:
+    def claim(self, size: int, *, visited: bool = True) -> None:
         """Count bytes that an object would take if it were made dense."""
 
     def visit(self, count: int) -> None:

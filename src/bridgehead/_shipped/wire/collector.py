@@ -23,7 +23,11 @@ class PausedCollector:
     def __enter__(self) -> None:
         if self._long and gc.isenabled():
             self._paused = True
-            gc.disable()
+            try:
+                gc.disable()
+            except BaseException:  # an interrupt, after which there is no ``__exit__``
+                gc.enable()
+                raise
 
     def __exit__(self, *exc_info: object) -> None:
         if self._paused:

@@ -210,8 +210,8 @@ class SlabCache:
         if allocated < nbytes:
             message = "%d bytes in shared memory of which %d were written" % (nbytes, allocated)
             raise WireError("protocol", message)
-        if self.cold and allocated < self.cold[-1][1]:
-            self.cold.clear()  # it maps what is before the frames, too, which may have no memory
+        # Mapping pages in advance maps what is before the frames, too, which may have no memory.
+        self.cold.clear()
 
     def forget(self, slab: int) -> None:
         """Forget a slab that the sender has closed; existing views keep its memory."""

@@ -16,7 +16,9 @@ import io
 import itertools
 import json
 import math
+import os
 import pickletools
+import uuid
 import zipfile
 from collections.abc import Callable, Iterable
 from decimal import Decimal
@@ -224,7 +226,7 @@ def _scalars() -> tuple[type, ...]:
 
     dates = (datetime.date, datetime.time, datetime.timedelta, np.datetime64)
     of_pandas = (pandas.Period, pandas.Interval, type(pandas.NA), type(None))
-    return (str, Number, np.bool_, *dates, *of_pandas)
+    return (str, Number, np.bool_, uuid.UUID, os.PathLike, *dates, *of_pandas)
 
 
 def _names_of(table: Any) -> list[Any]:
