@@ -42,8 +42,8 @@ def _table_slice(sequence: Any, at: int, end: int) -> Any:
 
 def _joined_arrays(numpy: Any, parts: list[Any]) -> Any:
     dtype = parts[0].dtype
-    # Unless it is told the dtype, numpy takes the byte order of this machine, closes gaps between
-    # fields, and drops metadata.
+    # Without a dtype, numpy takes the byte order of this machine, closes gaps between fields, and
+    # drops metadata.
     known = {"dtype": dtype} if all(part.dtype == dtype for part in parts) else {}
     whole = numpy.concatenate(parts, **known)
     # What numpy joins is a plain array, also if the parts are of another class, as a recarray.

@@ -14,7 +14,7 @@ from bridgehead._transports.base import Transport
 from bridgehead._transports.jupyterhub import ABSENT, HubServer, State
 from bridgehead._transports.rest import Rest
 
-TODO = {
+ADVICE = {
     "missing": (
         "if the end of the address is a page of the user's server, use {hub.default}; with "
         "start_server=True the Hub makes a server of this name"
@@ -100,7 +100,9 @@ class _Wait:
             # The wait may be long, and in vain.
             log.warning(
                 "%s %s; waiting until it is started: %s",
-                *(hub, IS.get(self._state, f"is {self._state}"), _todo(hub, self._state)),
+                hub,
+                _is(self._state),
+                _advice(hub, self._state),
             )
 
     def late(self, seconds: float) -> str:
@@ -113,9 +115,12 @@ class _Wait:
                 f"{self._absence}, for {seconds:g} s: the server does not run, or is still "
                 "starting; try again later, or check the address"
             )
-        what = IS.get(state, f"is {state}")
-        return f"{hub} {what}, and did not answer within {seconds:g} s; {_todo(hub, state)}"
+        return f"{hub} {_is(state)}, and did not answer within {seconds:g} s; {_advice(hub, state)}"
 
 
-def _todo(hub: HubServer, state: State) -> str:
-    return TODO[state].format(hub=hub)
+def _is(state: State) -> str:
+    return IS.get(state, f"is {state}")
+
+
+def _advice(hub: HubServer, state: State) -> str:
+    return ADVICE[state].format(hub=hub)

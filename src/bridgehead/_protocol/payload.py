@@ -27,7 +27,6 @@ from bridgehead._errors import (
 from bridgehead._protocol.raising import too_large
 from bridgehead._shipped import reducers as _reducers  # noqa: F401 - they fill a table
 from bridgehead._shipped.wire import pickling
-from bridgehead._shipped.wire.collector import PausedCollector
 from bridgehead._shipped.wire.digest import Buffer
 from bridgehead._shipped.wire.errors import TooLarge, WireError
 from bridgehead._shipped.wire.frames import digest
@@ -402,8 +401,7 @@ def decode_data(frames: Sequence[Buffer], allow: Mapping[str, type]) -> Any:
     from bridgehead._shipped import data as codec
 
     try:
-        with PausedCollector(memoryview(frames[0]).nbytes if frames else 0):
-            return codec.decode_data(frames, allow)
+        return codec.decode_data(frames, allow)
     except MemoryError as error:
         raise DecodeError("the request ran, but there is no memory here for its value") from error
     except WireError as error:

@@ -458,14 +458,9 @@ class WebsocketTransport(Transport):
 
         If the kernel answers, the session of its process is compared. If not, the server is asked.
         """
-        pause = self.timings.beat_every
         while True:
-            await asyncio.sleep(pause)
-            waits = self.has_waiters
-            # An unresponsive kernel that no caller waits for is asked ever more rarely.
-            longest = self.timings.lost_after if self.life.is_unresponsive and not waits else 0
-            pause = max(self.timings.beat_every, min(2 * pause, longest))
-            if not (waits or longest) or self._socket is None or self.life.is_lost:
+            await asyncio.sleep(self.timings.beat_every)
+            if not self.has_waiters or self._socket is None or self.life.is_lost:
                 continue
             with contextlib.suppress(TimeoutError, BridgeError):
                 await self.dispatcher.control("kernel_info_request", {}, self.timings.beat_every)

@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from bridgehead import KernelNotFound, TransportError
-from bridgehead._kernels.server_wait import TODO, _Wait, until_it_answers
+from bridgehead._kernels.server_wait import ADVICE, _Wait, until_it_answers
 from bridgehead._transports.rest import Rest
 from support.web import answering, reply
 
@@ -65,7 +65,7 @@ async def test_a_server_is_waited_for_and_named(server: object, what: str) -> No
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        todo = TODO[what.removeprefix("is ")].format(hub=rest.hub)
+        todo = ADVICE[what.removeprefix("is ")].format(hub=rest.hub)
         assert wait.late(5) == f"{rest.hub} {what}, and did not answer within 5 s; {todo}"
 
 

@@ -35,6 +35,7 @@ if __package__:  # in the kernel, all shipped files are one module
         need,
         untrusted,
     )
+    from bridgehead._shipped.wire.collector import PausedCollector
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import WireError
 
@@ -397,7 +398,8 @@ def decode_data(frames: Sequence[Buffer], allow: Mapping[str, Any] | None = None
     machine = None
     try:
         machine = Machine(frames, allow or {})
-        return machine.run()
+        with PausedCollector(memoryview(frames[0]).nbytes):
+            return machine.run()
     except WireError as error:
         refused = WireError(error.kind, str(error), **error.details)
     except MemoryError:  # this process lacks it, which is no fault of the stream

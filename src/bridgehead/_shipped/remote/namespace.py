@@ -21,7 +21,6 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.kernel import Kernel
     from bridgehead._shipped.remote.tables import entries
     from bridgehead._shipped.wire.classes import Arrivals
-    from bridgehead._shipped.wire.collector import PausedCollector
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import TooLarge, WireError
     from bridgehead._shipped.wire.frames import check_size
@@ -71,8 +70,7 @@ class UserNamespace:
                 # Imports cloudpickle with the captured pickler: a user may have replaced pickle's.
                 pickler_type()
             if header.get("opens") == "data":
-                with PausedCollector(memoryview(frames[0]).nbytes):
-                    return codec_function("decode_data")(frames), None
+                return codec_function("decode_data")(frames), None
             return unpickle(frames, self.stands_for if header.get("refs") else None)
         except ImportError as error:
             if not error.name:

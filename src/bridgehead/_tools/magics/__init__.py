@@ -290,7 +290,7 @@ class BridgeMagics(Magics):
                 run_in_several(self._ip, bridges, code)
         else:
             with _plain_errors(chosen[0]):
-                run_shown(self._ip, self.bridges[chosen[0]], code)
+                run_shown(self._ip, bridges[chosen[0]], code)
         if pulled:
             self._bind_from(chosen, pulled)
 

@@ -22,6 +22,7 @@ import pytest
 from bridgehead._protocol import bootstrap as _bootstrap
 from bridgehead._shipped.data import decode_data
 from bridgehead._shipped.wire import classes as _classes
+from bridgehead._shipped.wire import collector as _collector
 from bridgehead._shipped.wire import errors as _errors
 from bridgehead._shipped.wire import frames as _frames
 from bridgehead._shipped.wire import large as _large
@@ -591,7 +592,7 @@ BARE_HOSTILE = {name: raw for name, raw in MALFORMED.items() if isinstance(raw, 
 
 @pytest.mark.parametrize("python", pythons(), ids=str)
 def test_the_codec_works_in_a_bare_python(python: Python) -> None:
-    modules = (_errors, _frames, _names, _classes, _libraries, _large, _pickling)
+    modules = (_errors, _frames, _names, _classes, _libraries, _large, _collector, _pickling)
     shared = [Path(module.__file__).read_text("utf-8") for module in modules]
     sources = [*shared, *(str(frame, "utf-8") for frame in _bootstrap.codec_sources())]
     hostile = [raw for raw, _ in GADGETS.values()] + list(BARE_HOSTILE.values())
