@@ -29,7 +29,8 @@ from bridgehead._bridge.fleet import Fleet
 from bridgehead._bridge.fleet_map import FleetMap
 from bridgehead._bridge.fleet_watch import FleetWatch
 from bridgehead._bridge.notebook import run_notebook
-from bridgehead._bridge.sync import SyncBridge, SyncStream, SyncTask
+from bridgehead._bridge.sync import SyncBridge
+from bridgehead._bridge.sync_base import SyncStream, SyncTask
 from bridgehead._bridge.sync_fleet import SyncFleet
 from bridgehead._connection.callbacks import Callback
 from bridgehead._connection.iteration import Iteration

@@ -35,7 +35,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from bridgehead._tools.bench.payloads import PAYLOADS
+from bridgehead._tools.bench.samples import PAYLOADS
 from bridgehead._tools.bench.session import machine, versions
 from tests.bench import (
     bridges,

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 
 from bridgehead import Bridge, Fleet
-from bridgehead._tools.bench.payloads import PAYLOADS
+from bridgehead._tools.bench.samples import PAYLOADS
 from tests.bench import proc
 from tests.bench.targets import Reached
 

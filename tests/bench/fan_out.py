@@ -18,7 +18,7 @@ from typing import Any
 
 import bridgehead
 from bridgehead import Bridge, BridgeError
-from bridgehead._tools.bench.payloads import PAYLOADS
+from bridgehead._tools.bench.samples import PAYLOADS
 from tests.bench import proc
 from tests.bench.targets import Reached
 

@@ -16,8 +16,8 @@ import time
 from typing import Any
 
 from bridgehead import Bridge
-from bridgehead._tools.bench.payloads import PAYLOADS
 from bridgehead._tools.bench.peers import LanePeer, Peer, RawZmq
+from bridgehead._tools.bench.samples import PAYLOADS
 from tests.bench import fresh
 from tests.bench.targets import Reached
 

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from bridgehead import Bridge, BridgeError
-from bridgehead._tools.bench.payloads import PAYLOADS
+from bridgehead._tools.bench.samples import PAYLOADS
 from tests.bench import proc
 from tests.bench.targets import Reached
 

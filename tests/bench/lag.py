@@ -16,7 +16,7 @@ from typing import cast
 
 from bridgehead import Bridge, BridgeError
 from bridgehead._lanes.handshake import LaneName
-from bridgehead._tools.bench.payloads import PAYLOADS
+from bridgehead._tools.bench.samples import PAYLOADS
 from tests.bench.targets import Reached
 
 LANES = {"direct": "np1g", "buffers": "np1g", "inline": "np100m"}

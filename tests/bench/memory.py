@@ -16,7 +16,7 @@ from collections.abc import Awaitable
 from typing import Any
 
 from bridgehead import Bridge
-from bridgehead._tools.bench.payloads import PAYLOADS
+from bridgehead._tools.bench.samples import PAYLOADS
 from tests.bench import fresh, proc
 from tests.bench.targets import Reached
 

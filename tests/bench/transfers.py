@@ -10,9 +10,9 @@ import argparse
 import statistics
 from collections.abc import Sequence
 
-from bridgehead._tools.bench.payloads import PAYLOADS
 from bridgehead._tools.bench.peers import Peer
 from bridgehead._tools.bench.rounds import Timing, side_by_side
+from bridgehead._tools.bench.samples import PAYLOADS
 from tests.bench import peers as every
 from tests.bench.targets import TARGETS, Reached
 

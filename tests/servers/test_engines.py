@@ -47,7 +47,7 @@ from bridgehead import (
     UntrustedPayload,
     as_completed,
 )
-from bridgehead._connection.cell import CellObserver
+from bridgehead._connection.outputs import CellObserver
 from support import docstrings
 from support.kit import KEPT, reported_within, until
 

@@ -40,7 +40,7 @@ from bridgehead import (
     TransportError,
     UntrustedPayload,
 )
-from bridgehead._connection.cell import CellObserver
+from bridgehead._connection.outputs import CellObserver
 from support.kit import KEPT, goes_on, reported_within, until
 from support.servers import GATEWAY, SERVER, TOKEN, Other, Wire, free_port, on, serving
 

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple, TypeVar
 import pytest
 
 from bridgehead import Bridge, KernelRestarted, TransportError
-from bridgehead._bridge.opening import open_bridge
-from bridgehead._bridge.unopened import Opening, OpenOptions
+from bridgehead._bridge.constructors import open_bridge
+from bridgehead._bridge.opening import Opening, OpenOptions
 from bridgehead._lanes import base as _base
 from bridgehead._protocol import request as _request
 from bridgehead._protocol.bootstrap import remote_source

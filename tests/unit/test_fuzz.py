@@ -27,7 +27,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from bridgehead import Bridge, BridgeError, KernelRestarted, Name, ProtocolError, Result
-from bridgehead._connection.cell import CellOutputs
+from bridgehead._connection.outputs import CellOutputs
 from bridgehead._connection.resources import SENDINGS
 from bridgehead._connection.watch import LatestValues
 from bridgehead._protocol import bootstrap as _bootstrap

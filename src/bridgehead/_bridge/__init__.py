@@ -7,7 +7,7 @@ is sent, and what happens when the kernel restarts, is decided in ``_connection`
 - ``cell_methods``: its operations that run cells. ``cell_work`` and ``cell_stream`` do them.
 - ``work_methods``: its operations that run functions, iterate and call back; see ``work``.
 - ``notebook``: the cells of a notebook, one after the other; ``whole_file`` writes its file.
-- ``opening``: how a bridge is launched, attached, connected and closed; ``unopened``: what the
+- ``constructors``: how a bridge is launched, attached, connected and closed; ``opening``: what the
   constructors return.
 - ``arguments``: checks of names, expressions and sizes.
 - ``progress``: the progress of a transfer, as a bar or a callable.
@@ -21,5 +21,7 @@ is sent, and what happens when the kernel restarts, is decided in ``_connection`
 - ``fan_out``: one payload to many kernels, in shared memory once.
 - ``sync``: ``SyncBridge``, the same operations for callers that block.
 - ``sync_fleet``: ``SyncFleet``, the same for many kernels.
+- ``blocking``: how an operation that blocks is made from one that does not.
+- ``sync_base``: what blocks: closing, tasks, iterators, streams.
 - ``loop_thread``: the thread in which the event loop of all SyncBridges runs.
 """

@@ -2,7 +2,7 @@
 
 Rule: what an operation takes, returns and raises, and which request it becomes. Cells are in
 ``cell_methods``, functions and streams in ``work_methods``. How a bridge is opened and closed is
-decided in ``opening``; order, deadlines and restarts in ``_connection``.
+decided in ``constructors``; order, deadlines and restarts in ``_connection``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bridgehead._bridge.arguments import (
 )
 from bridgehead._bridge.progress import Report, reporting
 from bridgehead._bridge.work_methods import WorkMethods
-from bridgehead._connection.calls import Call, Deadline
+from bridgehead._connection.call import Call, Deadline
 from bridgehead._connection.handoff import Handoff
 from bridgehead._connection.queue import Turn
 from bridgehead._connection.tasks import coroutine_response

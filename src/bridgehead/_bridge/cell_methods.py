@@ -11,7 +11,7 @@ from typing import Any
 from bridgehead._bridge.arguments import OnTimeout, awaits, expression_text
 from bridgehead._bridge.cell_stream import CellStream
 from bridgehead._bridge.cell_work import CellWork
-from bridgehead._bridge.opening import BridgeBase
+from bridgehead._bridge.constructors import BridgeBase
 from bridgehead._connection.callbacks import Callback
 from bridgehead._connection.running import InputHandler
 from bridgehead._protocol.payload import PayloadSource

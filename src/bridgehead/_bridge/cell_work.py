@@ -11,9 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from bridgehead._bridge.arguments import OnTimeout, checked_objects, checked_on_timeout
-from bridgehead._connection.calls import Call
-from bridgehead._connection.cell import CellOutputs
+from bridgehead._connection.call import Call
 from bridgehead._connection.connection import Connection
+from bridgehead._connection.outputs import CellOutputs
 from bridgehead._connection.queue import Turn
 from bridgehead._connection.running import InputHandler, RunningCell
 from bridgehead._connection.tasks import RemoteTask

@@ -225,7 +225,7 @@ class Fleet(FleetWork):
         """
         return await self._each("exists", (name,), options)
 
-    def watch(self, *expressions: str | Ref, **options: Any) -> FleetWatch[Any]:
+    def watch(self, /, *expressions: str | Ref, **options: Any) -> FleetWatch[Any]:
         """Follow values in every kernel: ``async for index, value in fleet.watch("loss")``.
 
         ``options`` are those of ``Bridge.watch``, and so are the errors. A kernel of the fleet that

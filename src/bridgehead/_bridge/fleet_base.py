@@ -14,8 +14,8 @@ from typing import Any, Self, TypeVar, overload
 
 from bridgehead._bridge.bridge import Bridge, HandoffTargets
 from bridgehead._bridge.fan_out import FanOut
+from bridgehead._bridge.opening import Opening
 from bridgehead._bridge.progress import Report, reporting
-from bridgehead._bridge.unopened import Opening
 from bridgehead._connection.callbacks import Callback
 from bridgehead._connection.queue import Turn
 from bridgehead._errors import FleetError, KernelNotFound, show_fleet_errors

@@ -17,7 +17,7 @@ from typing import Any
 
 from bridgehead._bridge.bridge import Bridge
 from bridgehead._bridge.whole_file import write_whole
-from bridgehead._connection.cell import COMMS, CellObserver
+from bridgehead._connection.outputs import COMMS, CellObserver
 from bridgehead._errors import BridgeError, NotSupported, RemoteError, RunTimeout, harmless
 from bridgehead._protocol.display import shown_output
 from bridgehead._protocol.raising import as_text

@@ -6,35 +6,30 @@ Rule: no logic and no signatures of its own. Each operation is one of ``Fleet``,
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
-from types import ModuleType
-from typing import Any, Concatenate, Final, ParamSpec, Self, TypeVar, overload
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any, Final, ParamSpec, Self, TypeVar, overload
 
-from bridgehead._bridge import sync as _sync
+from bridgehead._bridge.blocking import blocking, documented, iterating, making
 from bridgehead._bridge.bridge import Bridge
 from bridgehead._bridge.executor import FleetExecutor
 from bridgehead._bridge.fleet import Fleet
-from bridgehead._bridge.fleet_map import ChunkSize
-from bridgehead._bridge.sync import BlockingIterator, SyncBridge, SyncTargets, SyncTask
-from bridgehead._bridge.unopened import Opening
+from bridgehead._bridge.opening import Opening
+from bridgehead._bridge.sync import SyncBridge
+from bridgehead._bridge.sync_base import SyncTargets, SyncTask
 from bridgehead._protocol.ref import Ref
 from bridgehead._protocol.results import fleet_html
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-TYPE_CHECKING = False  # see ``sync``
+TYPE_CHECKING = False  # see ``blocking``
 
 if TYPE_CHECKING:
 
-    def _opening(make: Callable[P, Opening[Fleet]]) -> classmethod[Any, P, SyncFleet]: ...
-
-    def _blocking(
-        method: Callable[Concatenate[Fleet, P], Coroutine[Any, Any, T]],
-    ) -> Callable[Concatenate[SyncFleet, P], T]: ...
+    def opening_of(make: Callable[P, Opening[Any]]) -> classmethod[Any, P, SyncFleet]: ...
 
 else:
-    _opening, _blocking = _sync._opening, _sync._blocking
+    from bridgehead._bridge.blocking import opening_of
 
 
 class SyncFleet(SyncTargets, Sequence[SyncBridge]):
@@ -98,8 +93,8 @@ class SyncFleet(SyncTargets, Sequence[SyncBridge]):
 
     # ------------------------------------------------------------ opening
 
-    launch: Final = _opening(Fleet.launch)
-    over: Final = _opening(Fleet.over)
+    launch: Final = opening_of(Fleet.launch)
+    over: Final = opening_of(Fleet.over)
 
     def close(self) -> None:
         """Close the bridges that this fleet opened, and end the kernels that ``launch`` started.
@@ -149,62 +144,23 @@ class SyncFleet(SyncTargets, Sequence[SyncBridge]):
 
     # ------------------------------------------------------------ operations
 
-    push: Final = _blocking(Fleet.push)
-    pull: Final = _blocking(Fleet.pull)
-    names: Final = _blocking(Fleet.names)
-    delete: Final = _blocking(Fleet.delete)
-    exists: Final = _blocking(Fleet.exists)
-    run: Final = _blocking(Fleet.run)
-    call: Final = _blocking(Fleet.call)
-    interrupt: Final = _blocking(Fleet.interrupt)
-    restart: Final = _blocking(Fleet.restart)
-    scatter: Final = _blocking(Fleet.scatter)
-    gather: Final = _blocking(Fleet.gather)
+    push: Final = blocking(Fleet.push)
+    pull: Final = blocking(Fleet.pull)
+    names: Final = blocking(Fleet.names)
+    delete: Final = blocking(Fleet.delete)
+    exists: Final = blocking(Fleet.exists)
+    run: Final = blocking(Fleet.run)
+    call: Final = blocking(Fleet.call)
+    interrupt: Final = blocking(Fleet.interrupt)
+    restart: Final = blocking(Fleet.restart)
+    scatter: Final = blocking(Fleet.scatter)
+    gather: Final = blocking(Fleet.gather)
 
-    @_sync._documented(Fleet.watch)
-    def watch(self, *expressions: str | Ref, **options: Any) -> Iterator[tuple[int, Any]]:
-        async def begin() -> Any:
-            return self._bridge.watch(*expressions, **options)
+    watch: Final = iterating(Fleet.watch, tuple[int, Any])
+    map: Final = iterating(Fleet.map, T)
+    submit: Final = making(Fleet.submit, SyncTask[Any])
 
-        return BlockingIterator(self, self._wait(begin))
-
-    @_sync._documented(Fleet.map)
-    def map(
-        self,
-        function: Callable[..., T],
-        /,
-        *iterables: Iterable[Any],
-        ordered: bool = True,
-        chunksize: ChunkSize = 1,
-        window: int = 2,
-        retries: int = 0,
-        return_exceptions: bool = False,
-        by_value: Sequence[ModuleType] = (),
-        namespace: bool = False,
-    ) -> BlockingIterator[T]:
-        options: Any = {
-            "ordered": ordered,
-            "chunksize": chunksize,
-            "window": window,
-            "retries": retries,
-            "return_exceptions": return_exceptions,
-            "by_value": by_value,
-            "namespace": namespace,
-        }
-
-        async def begin() -> Any:
-            return self._bridge.map(function, *iterables, **options)
-
-        return BlockingIterator(self, self._wait(begin))
-
-    @_sync._documented(Fleet.submit)
-    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> SyncTask[Any]:
-        async def start() -> SyncTask[Any]:
-            return SyncTask(self, self._bridge.submit(function, *args, **kwargs))
-
-        return self._wait(start)
-
-    @_sync._documented(Fleet.executor)
+    @documented(Fleet.executor)
     def executor(self) -> FleetExecutor:
         self._check()
         return self._bridge.executor()

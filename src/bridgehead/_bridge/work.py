@@ -15,10 +15,10 @@ from bridgehead._bridge.arguments import (
     is_coroutine_function,
     plain_function,
 )
-from bridgehead._connection.calls import Call
-from bridgehead._connection.cell import OutputListener, TaskOutputs
+from bridgehead._connection.call import Call
 from bridgehead._connection.connection import Connection
 from bridgehead._connection.kept import keeping
+from bridgehead._connection.outputs import OutputListener, TaskOutputs
 from bridgehead._connection.queue import Turn
 from bridgehead._connection.resources import Frames
 from bridgehead._connection.tasks import coroutine_response

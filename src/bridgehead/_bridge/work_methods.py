@@ -20,8 +20,8 @@ from bridgehead._bridge.arguments import (
 )
 from bridgehead._bridge.cell_methods import CellMethods
 from bridgehead._bridge.work import FunctionWork
+from bridgehead._connection.call import Call, Deadline
 from bridgehead._connection.callbacks import Callback
-from bridgehead._connection.calls import Call, Deadline
 from bridgehead._connection.iteration import Iteration
 from bridgehead._connection.tasks import RemoteTask
 from bridgehead._protocol import payload as _payload

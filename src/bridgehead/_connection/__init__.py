@@ -10,13 +10,13 @@ items that it still has. How frames travel belongs to ``_lanes``, how messages t
 ``_transports``.
 
 - ``connection``: takes a call through all that follows. Start here.
-- ``calls``: what a user asked for, and its deadline.
+- ``call``: what a user asked for, and its deadline.
 - ``queue``: operations take their turns in the order of their calls.
 - ``remote``: the remote part in the kernel, installed and kept installed.
 - ``subshell``: runs operations while a cell runs.
 - ``trust``: whether a result is opened as a pickle or as data.
 - ``interrupts``: interrupts what the kernel runs, or one cell and no other.
-- ``cell``: collects the outputs of a cell that a user runs.
+- ``outputs``: collects the outputs of a cell that a user runs.
 - ``running``: takes a cell through its turn and its deadline.
 - ``resources``: keeps what stays in the kernel for the bridge.
 - ``tasks``: awaits what runs on the kernel's event loop.

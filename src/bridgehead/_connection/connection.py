@@ -13,9 +13,9 @@ import os
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar
 
-from bridgehead._connection.calls import PUBLIC_NAMES, Call, Deadline
-from bridgehead._connection.cell import OutputListener
+from bridgehead._connection.call import PUBLIC_NAMES, Call, Deadline
 from bridgehead._connection.interrupts import Interrupts
+from bridgehead._connection.outputs import OutputListener
 from bridgehead._connection.queue import AtOnce, Queue, Turn
 from bridgehead._connection.records import Counters, crossed, recorded
 from bridgehead._connection.remote import Installation

@@ -18,7 +18,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Any, TypeVar
 
-from bridgehead._connection.calls import Call, Deadline, check_seconds
+from bridgehead._connection.call import Call, Deadline, check_seconds
 from bridgehead._connection.connection import Connection
 from bridgehead._connection.queue import Turn
 from bridgehead._errors import (
@@ -27,7 +27,7 @@ from bridgehead._errors import (
     KernelRestarted,
     MissingInKernel,
 )
-from bridgehead._lanes.relay import RELAY_POOL
+from bridgehead._lanes.forwarding import FORWARDING_POOL
 from bridgehead._protocol.payload import Payload
 from bridgehead._protocol.response import Response
 from bridgehead._protocol.results import Transfer
@@ -110,7 +110,7 @@ class Handoff:
     async def _bind(self, turn: Turn, fetched: Response) -> Transfer:
         """Have the target bind what the source sent: all names, or none."""
         python, code = self.source.remote.info.python[:2], fetched.header.get("code") is True
-        segment = RELAY_POOL.pass_on(fetched.frames) if self._passes_segment else None
+        segment = FORWARDING_POOL.pass_on(fetched.frames) if self._passes_segment else None
         payload = Payload(fetched.frames, code, python=python, digest="none:", segment=segment)
 
         def report(done: int, total: int) -> None:
@@ -132,7 +132,7 @@ class Handoff:
                 ) from None
             finally:
                 if segment is not None:
-                    RELAY_POOL.give_back(segment)
+                    FORWARDING_POOL.give_back(segment)
         sent = response.request.nbytes
         self.report(sent, sent)
         seconds = time.perf_counter() - self.started

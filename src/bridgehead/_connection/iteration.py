@@ -1,7 +1,7 @@
 """Items that the kernel makes, one batch after the other.
 
 Rule: when the next batch is asked for, and what becomes of a batch that is lost or cut short. What
-the kernel's end does is in ``_shipped/remote/iterations.py``. A batch is a call like any other: it
+the kernel's end does is in ``_shipped/remote/iteration.py``. A batch is a call like any other: it
 takes a turn, so cells and other calls come between two batches.
 """
 
@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from bridgehead._connection.async_items import AsyncItems
-from bridgehead._connection.calls import Call
+from bridgehead._connection.call import Call
 from bridgehead._connection.connection import Connection
 from bridgehead._connection.queue import Turn
 from bridgehead._connection.resources import Frames, RemoteResource

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from bridgehead._connection.calls import Call
+from bridgehead._connection.call import Call
 from bridgehead._connection.resources import RemoteResource, Resources
 from bridgehead._errors import BridgeError
 from bridgehead._protocol.response import Response

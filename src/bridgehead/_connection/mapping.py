@@ -2,7 +2,7 @@
 
 Rule: how the items of one chunk cross, and how their outcomes come back. Which kernel gets which
 items, and what is tried again, is decided in ``_bridge.fleet_map``. The kernel's end is
-``_shipped/remote/maps.py``.
+``_shipped/remote/mapping.py``.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from bridgehead._connection.calls import Call
+from bridgehead._connection.call import Call
 from bridgehead._connection.connection import Connection
 from bridgehead._connection.queue import Turn
 from bridgehead._connection.tasks import coroutine_response

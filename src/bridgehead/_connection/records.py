@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from bridgehead._connection.calls import PUBLIC_NAMES, Call
+from bridgehead._connection.call import PUBLIC_NAMES, Call
 from bridgehead._transports.base import Transport
 
 T = TypeVar("T")

@@ -1,7 +1,7 @@
 """One cell on its way: from its turn to its reply and its last outputs.
 
-Rule: how a cell is sent, and what its deadline means. The outputs belong to ``cell``, the order to
-``queue``, the way of an interrupt to ``interrupts``.
+Rule: how a cell is sent, and what its deadline means. What it prints belongs to ``outputs``, the
+order to ``queue``, the way of an interrupt to ``interrupts``.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import inspect
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any
 
-from bridgehead._connection.calls import Call, Deadline, check_seconds
-from bridgehead._connection.cell import CellOutputs
+from bridgehead._connection.call import Call, Deadline, check_seconds
 from bridgehead._connection.connection import Connection
+from bridgehead._connection.outputs import CellOutputs
 from bridgehead._connection.queue import Turn
 from bridgehead._connection.records import crossed, recorded
 from bridgehead._connection.resources import RemoteResource, Resources

@@ -11,9 +11,9 @@ from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from typing import Any, Generic, TypeVar
 
 from bridgehead._connection.async_items import AsyncItems
-from bridgehead._connection.calls import Call
-from bridgehead._connection.cell import TaskOutputs
+from bridgehead._connection.call import Call
 from bridgehead._connection.connection import Connection
+from bridgehead._connection.outputs import TaskOutputs
 from bridgehead._connection.queue import Turn
 from bridgehead._connection.resources import SENDINGS, RemoteResource
 from bridgehead._errors import (

@@ -11,6 +11,6 @@ a request is sent, or whether it is sent again: that belongs to ``_connection``.
 - ``buffers``: frames as binary buffers of the Jupyter messages.
 - ``direct``: frames by a Unix socket and shared memory, on one machine.
 - ``socket``: the client's end of that socket.
-- ``relay``: segments of one kernel, leased on to another kernel.
+- ``forwarding``: segments of one kernel, leased on to another kernel.
 - ``broadcast``: frames to many kernels at once.
 """

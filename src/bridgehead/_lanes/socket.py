@@ -447,7 +447,7 @@ class SocketClient:
 
     @property
     def _has_memory(self) -> bool:
-        # A relayed segment is not of this pool, and its end wakes no code of this client. So
+        # A forwarded segment is not of this pool, and its end wakes no code of this client. So
         # the ticks go on while the kernel has any file of a segment.
         channel = self.channel
         return bool(

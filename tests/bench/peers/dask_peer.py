@@ -8,8 +8,8 @@ from typing import Any
 
 from distributed import Client, LocalCluster
 
-from bridgehead._tools.bench.payloads import Sample
 from bridgehead._tools.bench.peers import Peer
+from bridgehead._tools.bench.samples import Sample
 
 
 class Dask(Peer):

@@ -13,8 +13,8 @@ from typing import Any
 import zmq
 from jupyter_client.blocking.client import BlockingKernelClient
 
-from bridgehead._tools.bench.payloads import frames
 from bridgehead._tools.bench.peers import Peer
+from bridgehead._tools.bench.samples import frames
 from tests.bench.kernels import plain_kernel
 
 SETUP = """

@@ -21,7 +21,7 @@ import cloudpickle
 import pytest
 
 from bridgehead import Bridge, RemoteError, Result
-from bridgehead._connection.cell import CellObserver
+from bridgehead._connection.outputs import CellObserver
 from bridgehead._protocol.bootstrap import remote_source
 from support.elsewhere import MAJORS
 from support.faults import CallsInKernel

@@ -15,7 +15,7 @@ import pytest
 import zmq
 
 from bridgehead import Bridge
-from bridgehead._connection.cell import CellOutputs
+from bridgehead._connection.outputs import CellOutputs
 from bridgehead._transports.zmq import ZmqTransport
 from bridgehead._transports.zmq_link import Link
 from bridgehead._transports.zmq_reader import SocketReader

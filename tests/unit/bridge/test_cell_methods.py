@@ -23,7 +23,7 @@ from bridgehead import (
     SyncBridge,
     UntrustedPayload,
 )
-from bridgehead._connection.cell import CellOutputs
+from bridgehead._connection.outputs import CellOutputs
 from bridgehead._transports.messages import Message
 from support.kit import until
 

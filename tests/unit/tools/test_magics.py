@@ -22,7 +22,7 @@ from bridgehead import SyncBridge
 from bridgehead._protocol.display import NO_TEXT, WIDGET, without_widget
 from bridgehead._tools.magics import COMMANDS, cell, complete, several
 from bridgehead._tools.magics.parsing import joined, names_in, wanted, words_of
-from bridgehead._tools.magics.widgets import WidgetTexts
+from bridgehead._tools.magics.widget_text import WidgetTexts
 from bridgehead._transports.loopback import LoopbackTransport
 from bridgehead._transports.messages import Message
 

@@ -14,14 +14,14 @@ installed.
 - ``namespace``: the user's namespace, and its values as frames.
 - ``resources``: what stays in the kernel for a bridge.
 - ``event_queue``: what it sends to a client that gets nothing but replies.
-- ``subscriptions``: values and names that a client watches.
+- ``watch``: values and names that a client watches.
 - ``callbacks``: functions of a client that code in the kernel calls.
 - ``kept``: results of calls that stay under no name.
 - ``tasks``, ``coroutines``: what a client awaits, on the kernel's event loop.
-- ``iterations``: what a client iterates over.
+- ``iteration``: what a client iterates over.
 - ``staging``: what is sent for a cell before it: names, and a limit on what it prints.
 - ``output_limit``: that limit.
-- ``maps``: functions that are called with one item after the other.
+- ``mapping``: functions that are called with one item after the other.
 - ``kernel``, ``inspection``: the kernel as the remote part sees it.
 - ``description``, ``preview``, ``detail``: type and size of a value, a short text of it, and a
   closer look at it, without a user's code.
@@ -29,5 +29,5 @@ installed.
 - ``cell_guard``: interrupts that hit one cell and no other.
 - ``cell_errors``: the exception of a cell, for the client that sent it.
 - ``orphans``: subshells that a client left behind.
-- ``tables``: how a table is read that other threads may change meanwhile.
+- ``snapshot``: how a table is read that other threads may change meanwhile.
 """

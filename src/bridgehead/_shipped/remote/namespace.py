@@ -19,7 +19,7 @@ from typing import Any, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.kernel import Kernel
-    from bridgehead._shipped.remote.tables import entries
+    from bridgehead._shipped.remote.snapshot import entries
     from bridgehead._shipped.wire.classes import Arrivals
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import TooLarge, WireError

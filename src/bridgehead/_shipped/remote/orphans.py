@@ -14,7 +14,7 @@ from typing import Any, Iterator
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.inspection import runs
-    from bridgehead._shipped.remote.tables import entries
+    from bridgehead._shipped.remote.snapshot import entries
     from bridgehead._shipped.wire.header import SubshellOwner
 
 IDLE_SUBSHELL = 600.0  # seconds after which an unused subshell counts as an orphan

@@ -15,8 +15,8 @@ from typing import Any, Dict, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.kernel import Kernel
+    from bridgehead._shipped.remote.snapshot import entries
     from bridgehead._shipped.remote.socket_thread import SocketThread
-    from bridgehead._shipped.remote.tables import entries
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.frames import (

@@ -3,7 +3,7 @@
 Rule: use the standard library only, and run on Python 3.8 and later. A resource has an id and an
 owner, the bridge that made it. It sends numbered events to its owner and to no other client, and
 the owner reports the number of the last one that arrived. What a resource is for belongs to a file
-of its own: ``subscriptions`` has what is watched.
+of its own: ``watch`` has what is watched.
 
 A resource ends when its client or its bridge closes it, or when the lease of its bridge ends. A
 bridge renews its lease by a request that waits behind the running cell, and behind other clients'.
@@ -21,7 +21,7 @@ from typing import Any, Sequence
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.kernel import Kernel
     from bridgehead._shipped.remote.replay import TransferTable
-    from bridgehead._shipped.remote.tables import entries
+    from bridgehead._shipped.remote.snapshot import entries
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.frames import MESSAGE

@@ -22,9 +22,9 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.cell_errors import CellErrors
     from bridgehead._shipped.remote.cell_guard import wake_up
     from bridgehead._shipped.remote.inspection import current_folder, versions
-    from bridgehead._shipped.remote.iterations import Iterations
+    from bridgehead._shipped.remote.iteration import Iterations
     from bridgehead._shipped.remote.kernel import Kernel
-    from bridgehead._shipped.remote.maps import Maps
+    from bridgehead._shipped.remote.mapping import Maps
     from bridgehead._shipped.remote.namespace import UserNamespace, error_response
     from bridgehead._shipped.remote.operations import CellRunning, Operations
     from bridgehead._shipped.remote.orphans import SubshellTable
@@ -32,8 +32,8 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.resources import ResourceTable
     from bridgehead._shipped.remote.socket_thread import SocketThread, SwitchInterval, join
     from bridgehead._shipped.remote.staging import Staging
-    from bridgehead._shipped.remote.subscriptions import Subscriptions
     from bridgehead._shipped.remote.tasks import RunningTasks
+    from bridgehead._shipped.remote.watch import Subscriptions
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.frames import digest, snapshot

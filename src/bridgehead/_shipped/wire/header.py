@@ -147,7 +147,7 @@ class ErrorDescription(TypedDict, total=False):
 
 
 class FailedItem(TypedDict):
-    """An item of a map that failed. ``remote.maps`` writes it."""
+    """An item of a map that failed. ``remote.mapping`` writes it."""
 
     at: int  # which of the items that the request brought
     error: Any  # an ``ErrorDescription``

@@ -20,8 +20,8 @@ import zmq
 from jupyter_client.blocking.client import BlockingKernelClient
 
 from bridgehead._bridge.bridge import Bridge
-from bridgehead._bridge.unopened import Opening
-from bridgehead._tools.bench.payloads import Sample, frames
+from bridgehead._bridge.opening import Opening
+from bridgehead._tools.bench.samples import Sample, frames
 
 SLICE = 200  # ms; a peer that waits for an answer looks for Ctrl-C after this time
 INLINE_MOST = 200 * 10**6  # bytes; 1 GB as base64 takes minutes

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bridgehead._tools.bench.payloads import Sample, nbytes
 from bridgehead._tools.bench.peers import Peer
+from bridgehead._tools.bench.samples import Sample, nbytes
 
 NAME = "bridgehead_bench"  # of the pushed object, which is removed at the end
 MIN_ROUNDS = 3  # rounds at least, except after a warm-up longer than PATIENCE

@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any, cast
 
 from bridgehead._bridge.bridge import Bridge
-from bridgehead._bridge.unopened import Opening
+from bridgehead._bridge.opening import Opening
 from bridgehead._errors import BridgeError, NotSupported
 from bridgehead._lanes.handshake import LANES, LaneName
-from bridgehead._tools.bench.payloads import PAYLOADS, Sample
 from bridgehead._tools.bench.peers import Execute, LanePeer, Memcpy, Peer, Pickle, RawZmq
 from bridgehead._tools.bench.rounds import NAME, Timing, side_by_side
+from bridgehead._tools.bench.samples import PAYLOADS, Sample
 
 USUAL = ("int", "dict1k", "dict10k", "np1m", "df", "np100m")
 LARGE = "np1g"

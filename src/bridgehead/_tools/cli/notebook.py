@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bridgehead._protocol.formatting import line
-from bridgehead._tools.cli.cells import BY_INTERRUPT, OutputPrinter, interrupting
 from bridgehead._tools.cli.exit import (
     FAILED,
     INTERRUPTED,
@@ -27,6 +26,7 @@ from bridgehead._tools.cli.exit import (
     not_installed,
     warn,
 )
+from bridgehead._tools.cli.foreground import BY_INTERRUPT, OutputPrinter, interrupting
 from bridgehead._tools.cli.target import Target
 
 if TYPE_CHECKING:

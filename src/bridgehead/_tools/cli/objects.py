@@ -16,7 +16,6 @@ from typing import Any
 
 import click
 
-from bridgehead._tools.cli.cells import CtrlC, cancelling
 from bridgehead._tools.cli.complete import files
 from bridgehead._tools.cli.complete import names as complete_names
 from bridgehead._tools.cli.exit import (
@@ -27,6 +26,7 @@ from bridgehead._tools.cli.exit import (
     not_installed,
     with_wait_notice,
 )
+from bridgehead._tools.cli.foreground import CtrlC, cancelling
 from bridgehead._tools.cli.formats import (
     FORMATS,
     PIP,

@@ -16,8 +16,8 @@ from typing import Any
 
 import click
 
-from bridgehead._tools.cli.cells import BY_INTERRUPT, OutputPrinter, interrupting
 from bridgehead._tools.cli.exit import FAILED, INTERRUPTED, UNUSABLE, fail, finish, warn
+from bridgehead._tools.cli.foreground import BY_INTERRUPT, OutputPrinter, interrupting
 from bridgehead._tools.cli.options import as_json, target
 from bridgehead._tools.cli.target import Target
 
@@ -103,7 +103,7 @@ def _content(file: str) -> str:
 
 async def _run(target: Target, code: str, as_json: bool) -> int:
     from bridgehead import RemoteError
-    from bridgehead._connection.cell import CellObserver
+    from bridgehead._connection.outputs import CellObserver
 
     printer = OutputPrinter(quiet=as_json)
     observer = CellObserver(printer.take)

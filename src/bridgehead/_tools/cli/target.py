@@ -66,8 +66,8 @@ class Target:
 
     async def _open(self) -> Bridge:
         from bridgehead import Bridge
-        from bridgehead._bridge.opening import open_bridge
-        from bridgehead._bridge.unopened import OpenOptions
+        from bridgehead._bridge.constructors import open_bridge
+        from bridgehead._bridge.opening import OpenOptions
 
         return await open_bridge(
             Bridge,
@@ -99,7 +99,7 @@ class Target:
 
     @property
     def _connecting(self) -> Callable[[float], Awaitable[Transport]]:
-        from bridgehead._bridge.opening import attaching
+        from bridgehead._bridge.constructors import attaching
 
         return attaching(self.existing, self.insecure)
 

@@ -26,7 +26,7 @@ from bridgehead._errors import (
     RemoteError,
     UntrustedPayload,
 )
-from bridgehead._tools.magics import complete, transfers
+from bridgehead._tools.magics import complete, push_pull
 from bridgehead._tools.magics.cell import run_shown
 from bridgehead._tools.magics.parsing import joined, names_in, wanted, words_of
 from bridgehead._tools.magics.several import check_open, run_in_several
@@ -189,7 +189,7 @@ class BridgeMagics(Magics):
         """Bind objects of this namespace to the same names in the kernel: all of them, or none."""
         chosen, objects = self.chosen(args.on), self._own_objects(names_in(*args.names))
         with _plain_errors(chosen):
-            say(f"{chosen}: {transfers.push(self.bridges[chosen], objects)}")
+            say(f"{chosen}: {push_pull.push(self.bridges[chosen], objects)}")
 
     @magic_arguments("bridge pull")
     @argument("what", nargs="?", help="x · x y · x as y · df.describe() as d · x as a, f(y) as b")
@@ -203,7 +203,7 @@ class BridgeMagics(Magics):
         """
         chosen, asked = self.chosen(args.on), wanted(args.what or "")
         with _plain_errors(chosen):
-            values, crossed = transfers.pull(self.bridges[chosen], asked)
+            values, crossed = push_pull.pull(self.bridges[chosen], asked)
         self._ip.push(values)
         say(f"{chosen}: {crossed}")
 
@@ -284,7 +284,7 @@ class BridgeMagics(Magics):
             objects = self._own_objects(pushed)
             for name in chosen:
                 with _plain_errors(name, several=len(chosen) > 1):
-                    transfers.push(bridges[name], objects)
+                    push_pull.push(bridges[name], objects)
         if len(chosen) > 1:
             with _plain_errors(", ".join(chosen)):
                 run_in_several(self._ip, bridges, code)
@@ -310,7 +310,7 @@ class BridgeMagics(Magics):
         found: dict[str, dict[str, Any]] = {}
         for name in chosen:
             with _plain_errors(name, several=len(chosen) > 1):
-                found[name], _ = transfers.pull(self.bridges[name], asked)
+                found[name], _ = push_pull.pull(self.bridges[name], asked)
         if len(chosen) == 1:
             self._ip.push(found[chosen[0]])
         else:

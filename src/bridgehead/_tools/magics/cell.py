@@ -15,11 +15,11 @@ from typing import Any
 from IPython.core.interactiveshell import InteractiveShell
 
 from bridgehead._bridge.sync import SyncBridge
-from bridgehead._connection.cell import COMMS, CellObserver
+from bridgehead._connection.outputs import COMMS, CellObserver
 from bridgehead._errors import BridgeError, RemoteError
 from bridgehead._protocol.display import PLAIN, shown, shown_text, without_widget
 from bridgehead._protocol.results import Result
-from bridgehead._tools.magics.widgets import WidgetTexts
+from bridgehead._tools.magics.widget_text import WidgetTexts
 from bridgehead._transports.messages import Message
 
 

@@ -19,15 +19,15 @@ from bridgehead._shipped.wire.slabs import Slab
 
 # Segments that are leased on at once. Each takes descriptors of three processes; more of them are
 # copied.
-MOST_RELAYED = 8
+MOST_FORWARDED = 8
 
 
-class RelayedSegment(Segment):
+class ForwardedSegment(Segment):
     """A segment of one process, leased on to a third process."""
 
     def __init__(self, mapping: MappedSlab) -> None:
         slab = Slab(mapping.capacity, file=os.dup(mapping.find_file()))
-        super().__init__(RELAY_POOL, slab, 0, mapping.capacity)
+        super().__init__(FORWARDING_POOL, slab, 0, mapping.capacity)
         self.lease: tuple[MappedSlab, list[memoryview]] | None = None  # while it is leased on
 
     def drop_everywhere(self) -> None:
@@ -37,17 +37,17 @@ class RelayedSegment(Segment):
             holder.gone(self.slab.number)
 
 
-class RelayPool(Pool):
+class ForwardingPool(Pool):
     """The segments that are leased on; none of them is memory of this process."""
 
     def __init__(self) -> None:
         super().__init__(0)
-        self._known: WeakKeyDictionary[MappedSlab, RelayedSegment] = WeakKeyDictionary()
+        self._known: WeakKeyDictionary[MappedSlab, ForwardedSegment] = WeakKeyDictionary()
 
-    def pass_on(self, frames: Sequence[memoryview]) -> RelayedSegment | None:
+    def pass_on(self, frames: Sequence[memoryview]) -> ForwardedSegment | None:
         """Return the segment that holds these frames, with one lease; None if there is none.
 
-        There is none either if ``MOST_RELAYED`` others are leased on, or descriptors are lacking.
+        There is none either if ``MOST_FORWARDED`` others are leased on, or descriptors are lacking.
 
         The frames must be all that were leased together: the next process finds them by their
         sizes alone.
@@ -58,10 +58,10 @@ class RelayPool(Pool):
         with self._lock:
             segment = self._known.get(mapping)
             if segment is None:
-                if len(self._known) >= MOST_RELAYED and not self._drop_unused():
+                if len(self._known) >= MOST_FORWARDED and not self._drop_unused():
                     return None
                 try:
-                    segment = self._known[mapping] = RelayedSegment(mapping)
+                    segment = self._known[mapping] = ForwardedSegment(mapping)
                 except OSError:
                     return None
                 finalize(mapping, segment.drop_everywhere).atexit = False
@@ -79,7 +79,7 @@ class RelayPool(Pool):
         return False
 
     def give_back(self, segment: Segment, tainted: bool = False) -> None:
-        assert isinstance(segment, RelayedSegment)
+        assert isinstance(segment, ForwardedSegment)
         with self._lock:
             segment.leases -= 1
             if tainted and segment.lease is not None:
@@ -88,4 +88,4 @@ class RelayPool(Pool):
                 segment.lease = None
 
 
-RELAY_POOL = RelayPool()
+FORWARDING_POOL = ForwardingPool()

@@ -17,7 +17,7 @@ from bridgehead._tools.cli.exit import warn
 if TYPE_CHECKING:
     from bridgehead import Bridge, Message
     from bridgehead._bridge.notebook import NotebookRun
-    from bridgehead._connection.cell import CellObserver
+    from bridgehead._connection.outputs import CellObserver
 
 # Errors by which an interrupted cell ends: the second one if it awaits.
 BY_INTERRUPT = ("KeyboardInterrupt", "CancelledError")

@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Any, Sequence
 
 if __package__:  # in the kernel, all shipped files are one module
-    from bridgehead._shipped.remote.iterations import SCALARS, Pickled, grouped
+    from bridgehead._shipped.remote.iteration import SCALARS, Pickled, grouped
     from bridgehead._shipped.remote.kernel import Kernel
     from bridgehead._shipped.remote.namespace import error_response
     from bridgehead._shipped.remote.operations import Operations

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bridgehead._lanes.relay import RELAY_POOL, RelayedSegment
+from bridgehead._lanes.forwarding import FORWARDING_POOL, ForwardedSegment
 from bridgehead._shipped.wire.segments import Segment
 from support.channels import Ends, needs_segments
 from support.shared import KIB, MIB, WHOLE, descriptors, resident
@@ -21,7 +21,7 @@ pytestmark = needs_segments
 
 
 class Three:
-    """The source is ``one.client``, the target ``two.kernel``; the relay has the two other ends."""
+    """The source is ``one.client``, the target ``two.kernel``; the other two ends are here."""
 
     def __init__(self) -> None:
         self.one, self.two = Ends(), Ends()
@@ -29,19 +29,19 @@ class Three:
     def receive_from_source(
         self, *arrays: np.ndarray[Any, Any]
     ) -> tuple[Segment, list[memoryview], list[int]]:
-        """Return the source's segment, and the relay's views of it."""
+        """Return the source's segment, and the forwarder's views of it."""
         segment, sizes = self.one.leased(*arrays)
         self.one.send(1, {}, sizes, (), segment)
         ((_, _, frames),) = self.one.arrived()
         return segment, frames, sizes
 
-    def send_to_target(self, relayed: RelayedSegment, sizes: list[int]) -> list[memoryview]:
+    def send_to_target(self, forwarded: ForwardedSegment, sizes: list[int]) -> list[memoryview]:
         """Lease the segment on, and return what arrives at the target."""
-        RELAY_POOL.lease(relayed)
-        self.two.client.lease_out(relayed)
-        self.two.send(1, {}, sizes, (), relayed)
+        FORWARDING_POOL.lease(forwarded)
+        self.two.client.lease_out(forwarded)
+        self.two.send(1, {}, sizes, (), forwarded)
         ((_, _, frames),) = self.two.arrived()
-        RELAY_POOL.give_back(relayed)
+        FORWARDING_POOL.give_back(forwarded)
         return frames
 
     def exchange_updates(self) -> None:
@@ -66,13 +66,13 @@ def three() -> Iterator[Three]:
     three.close()
 
 
-def passed(frames: list[memoryview]) -> RelayedSegment:
-    relayed = RELAY_POOL.pass_on(frames)
-    assert relayed is not None
-    return relayed
+def passed(frames: list[memoryview]) -> ForwardedSegment:
+    forwarded = FORWARDING_POOL.pass_on(frames)
+    assert forwarded is not None
+    return forwarded
 
 
-def test_the_target_has_the_source_memory_and_the_relay_maps_none(three: Three) -> None:
+def test_the_target_has_the_source_memory_and_who_forwards_maps_none(three: Three) -> None:
     source, frames, sizes = three.receive_from_source(np.arange(MIB, dtype="u8"), np.ones(3))
     pages = resident()
     received = three.send_to_target(passed(frames), sizes)
@@ -105,14 +105,14 @@ def test_the_source_gets_the_segment_back_when_the_last_view_is_freed(three: Thr
 def test_a_segment_that_is_used_again_sends_no_file_again(three: Three) -> None:
     for n in range(4):
         source, frames, sizes = three.receive_from_source(np.full(WHOLE, n))
-        relayed = passed(frames)
-        received = three.send_to_target(relayed, sizes)
+        forwarded = passed(frames)
+        received = three.send_to_target(forwarded, sizes)
         assert np.frombuffer(received[0], "i8")[-1] == n
         del frames, received
         three.exchange_updates()
-    assert relayed is RELAY_POOL._known[three.one.kernel.maps.known[source.slab.number]]
+    assert forwarded is FORWARDING_POOL._known[three.one.kernel.maps.known[source.slab.number]]
     assert len(three.two.kernel.maps.known) == 1
-    assert relayed.slab.holders == [three.two.client]
+    assert forwarded.slab.holders == [three.two.client]
 
 
 def test_a_segment_that_the_source_frees_is_closed_everywhere(three: Three) -> None:
@@ -127,7 +127,7 @@ def test_a_segment_that_the_source_frees_is_closed_everywhere(three: Three) -> N
     three.exchange_updates()
     assert not three.two.kernel.maps.known
     assert not three.two.client.has_handed
-    assert not len(RELAY_POOL._known)
+    assert not len(FORWARDING_POOL._known)
     assert descriptors() == before
 
 
@@ -164,12 +164,12 @@ def test_the_target_keeps_the_segment_when_the_socket_to_the_source_closes(three
 
 def test_a_closed_socket_takes_no_lease(three: Three) -> None:
     source, frames, _ = three.receive_from_source(np.zeros(WHOLE))
-    relayed = passed(frames)
+    forwarded = passed(frames)
     del frames
     three.two.client.close()
-    RELAY_POOL.lease(relayed)
-    three.two.client.lease_out(relayed)
-    RELAY_POOL.give_back(relayed)
+    FORWARDING_POOL.lease(forwarded)
+    three.two.client.lease_out(forwarded)
+    FORWARDING_POOL.give_back(forwarded)
     gc.collect()
     three.one.answer(0)
     three.one.arrived(three.one.client)
@@ -177,9 +177,9 @@ def test_a_closed_socket_takes_no_lease(three: Three) -> None:
 
 
 def test_memory_that_is_not_leased_is_not_passed_on(three: Three) -> None:
-    assert RELAY_POOL.pass_on([]) is None
-    assert RELAY_POOL.pass_on([memoryview(bytes(100 * KIB))]) is None
+    assert FORWARDING_POOL.pass_on([]) is None
+    assert FORWARDING_POOL.pass_on([memoryview(bytes(100 * KIB))]) is None
     _, frames, _ = three.receive_from_source(np.zeros(WHOLE))
     for mapping in three.one.kernel.maps.known.values():
         mapping.make_private()  # as before a fork: what is written now is not in the file
-    assert RELAY_POOL.pass_on(frames) is None
+    assert FORWARDING_POOL.pass_on(frames) is None

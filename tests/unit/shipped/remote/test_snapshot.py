@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import gc
 
-from bridgehead._shipped.remote.tables import entries
+from bridgehead._shipped.remote.snapshot import entries
 
 
 def test_a_table_that_changes_while_it_is_read_is_read_all_the_same() -> None:

@@ -17,7 +17,7 @@ if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.remote.namespace import error_response
     from bridgehead._shipped.remote.operations import Operations
     from bridgehead._shipped.remote.resources import Resource, ResourceTable
-    from bridgehead._shipped.remote.tables import entries
+    from bridgehead._shipped.remote.snapshot import entries
     from bridgehead._shipped.wire.digest import Buffer
     from bridgehead._shipped.wire.errors import WireError
     from bridgehead._shipped.wire.frames import digest
