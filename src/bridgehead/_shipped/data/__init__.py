@@ -41,7 +41,8 @@ What a constructor costs, and what pays for it:
   polars prints are refused.
 - images of Pillow: four bytes for each pixel, whatever its mode. Only raw bytes are decoded.
 - variables of xarray: four times their bytes; the labels of an index are tried out.
-- instances of allowed classes: what the class does with its arguments, which are weighed before.
+- instances of allowed classes: what the class does with its arguments, which are weighed before. A
+  constructor that it inherits from a builtin class gets only what takes no more than crossed.
 
 The files:
 

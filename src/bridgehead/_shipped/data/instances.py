@@ -5,15 +5,42 @@ Rule: the receiver has the classes. A stream names a class and gives its content
 
 from __future__ import annotations
 
+import collections
 import copyreg
+import datetime
+import decimal
 import enum
-from typing import Any
+from typing import Any, Dict, Tuple
 
 if __package__:  # in the kernel, all shipped files are one module
     from bridgehead._shipped.data.registry import DataReader, constructor, need, untrusted
+    from bridgehead._shipped.data.standard import make_decimal
 
 
 INSTANCE = 2  # levels, besides that of the dict of its attributes: three frames of a repr
+
+ANYTHING = (object,)
+# What a builtin class is made of, when an allowed class inherits its constructor. From other
+# arguments some make more than has crossed: bytes(10**12), list(range(10**12)), int("9" * 10**6).
+MADE_OF: Dict[type, Tuple[type, ...]] = {
+    bytes: (bytes,),
+    bytearray: (bytes, bytearray),
+    str: (str,),
+    int: (int,),
+    float: (float,),
+    complex: (float,),
+    tuple: (tuple, list),
+    set: (list,),
+    frozenset: (list,),
+    collections.deque: (tuple, list, int, type(None)),
+    collections.defaultdict: (type(None),),
+    datetime.date: (bytes, int, datetime.tzinfo, type(None)),  # and datetime.datetime
+    datetime.time: (bytes, int, datetime.tzinfo, type(None)),
+    datetime.timedelta: (int,),
+    decimal.Decimal: (str,),
+    BaseException: ANYTHING,  # keeps its arguments
+    object: ANYTHING,  # takes none
+}
 
 
 @constructor(str, str, tuple, dict)
@@ -23,10 +50,31 @@ def make_instance(reader: DataReader, name: str, form: str, args: Any, kwargs: A
         raise untrusted(name[:200])
     kind = reader.allow[name]
     need(form in ("new", "call"), "invalid way to make an instance")
+    check_arguments(reader, kind, "__new__", args, kwargs)
+    if form == "call":
+        check_arguments(reader, kind, "__init__", args, kwargs)
     made = kind(*args, **kwargs) if form == "call" else kind.__new__(kind, *args, **kwargs)
     reader.instances[id(made)] = made
     reader.contain(made, INSTANCE, None)
     return made
+
+
+def check_arguments(reader: DataReader, kind: Any, method: str, args: Any, kwargs: Any) -> None:
+    """Refuse what a builtin constructor makes more of than has crossed; the class's own is free."""
+    owner = next(one for one in kind.__mro__ if method in vars(one))
+    made = vars(owner)[method]
+    if hasattr(getattr(made, "__func__", made), "__code__"):
+        return
+    base = next((one for one in owner.__mro__ if one in MADE_OF and one is not object), owner)
+    allowed = MADE_OF.get(base, ())
+    if (kwargs and allowed is not ANYTHING) or not all(isinstance(arg, allowed) for arg in args):
+        raise untrusted("a %s.%s of such arguments" % (kind.__module__, kind.__qualname__))
+    if base is decimal.Decimal:
+        for text in args:
+            make_decimal(reader, text)
+    elif base in (set, frozenset):
+        for keys in args:
+            reader.collect(keys)
 
 
 def fill_instance(reader: DataReader, instance: Any, kind: Any, part: Any) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import datetime
+import decimal
 import enum
 import os
 import pickle
@@ -191,3 +193,96 @@ def test_an_interrupt_is_raised_again() -> None:
     frames = encode_data(Mine(1), {f"{__name__}.Mine"})
     with pytest.raises(KeyboardInterrupt):
         decode_data(frames, {f"{__name__}.Mine": Interrupting})
+
+
+# ---------------------------------------------------------------- allowed subclasses of builtins
+
+
+class Given:
+    """Names the class that its reader allows, and what that class is made of."""
+
+    def __init__(self, *args: Any) -> None:
+        self.args = args
+
+    def __reduce__(self) -> Any:
+        return Given, self.args
+
+
+class Raw(bytes):
+    pass
+
+
+class Buffer(bytearray):
+    pass
+
+
+class Row(tuple):
+    pass
+
+
+class Group(set):  # type: ignore[type-arg]
+    pass
+
+
+class Money(decimal.Decimal):
+    pass
+
+
+class Count(int):
+    pass
+
+
+class Window(collections.deque):  # type: ignore[type-arg]
+    pass
+
+
+class Moment(datetime.datetime):
+    pass
+
+
+class Grid(np.ndarray):  # type: ignore[type-arg]
+    pass
+
+
+COLLIDING = [number * (2**61 - 1) for number in range(3000)]
+MORE_THAN_CROSSED = {
+    "bytes of a number": (Raw, (10**12,)),
+    "a bytearray of a number": (Buffer, (10**12,)),
+    "a tuple of a range": (Row, (range(10**12),)),
+    "a list of a range": (Listed, (range(10**12),)),
+    "a set of a range": (Group, (range(10**12),)),
+    "a deque of a range": (Window, (range(10**12),)),
+    "an integer of text": (Count, ("9" * 4000,)),
+    "an array of a number": (Grid, (10**12,)),
+    "a decimal of many digits": (Money, ("1E+999999",)),
+    "a set of keys that collide": (Group, (COLLIDING * 40,)),
+}
+
+
+@pytest.mark.parametrize("case", MORE_THAN_CROSSED)
+def test_an_allowed_class_makes_no_more_of_its_arguments_than_crossed(case: str) -> None:
+    kind, args = MORE_THAN_CROSSED[case]
+    name = f"{__name__}.Given"
+    frames = encode_data(Given(*args), {name})
+    with pytest.raises(WireError):
+        decode_data(frames, {name: kind})
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        Raw(b"ab"),
+        Buffer(b"ab"),
+        Row((1, [2])),
+        Group([1, "a"]),
+        Money("1.50"),
+        Count(10**30),
+        Window([1, 2], 5),
+        Moment(2026, 1, 2, 3, tzinfo=datetime.UTC),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_an_instance_of_an_allowed_subclass_of_a_builtin_arrives(value: Any) -> None:
+    got = sent(value, (type(value),))
+    assert type(got) is type(value)
+    assert got == value
