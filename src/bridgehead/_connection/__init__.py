@@ -38,10 +38,11 @@ The way of one push, in this program and in the kernel. The test ``test_way_of_a
 4. ``Connection._prepare`` installs the remote part, pickles the objects and makes the request.
 5. ``Turn.carry`` waits until the turn comes.
 6. ``Queue._carry`` is the task that sends one message, with what else is ready.
-7. ``Lane.carry`` cuts a long payload into chunks.
-8. ``Lane.cross`` puts a chunk into a Jupyter message.
+7. ``MessageLane.carry`` cuts a long payload into chunks.
+8. ``MessageLane.cross`` puts a chunk into a Jupyter message.
 9. ``Dispatcher.request`` sends the message and waits for the reply.
-10. ``Lane.complete`` fetches what is missing of the response, and raises the error that it reports.
+10. ``MessageLane.complete`` fetches what is missing of the response, and raises the error that it
+    reports.
 
 In the kernel:
 

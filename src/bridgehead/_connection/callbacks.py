@@ -231,8 +231,7 @@ class Calls(RemoteResource):
         arrived.long = None
         self.connection.resources.made(self)
         if event.is_partial:
-            arrived.long = cast("Inbox", event.inbox)
-            arrived.long_end = arrived.long.received
+            arrived.long, arrived.long_end = event.inbox, event.arrived
             self._report_soon()  # it makes room for the next piece
             return
         self.dropped_there = event.header["dropped"]

@@ -300,7 +300,7 @@ class Resources:
         event.request = Request(header, limit=limit, trusted=trusted)
         if report is not None:
             event.request.report = report
-            if event.is_partial:
+            if event.is_partial and event.inbox is not None:
                 report(event.inbox.received, event.inbox.total)
         return await lane.complete(event)
 

@@ -5,7 +5,8 @@ back: in chunks, inside Jupyter messages or over a socket beside them. A lane do
 a request is sent, or whether it is sent again: that belongs to ``_connection``.
 
 - ``handshake``: asks what the kernel is, and chooses the lane. It runs first.
-- ``base``: ``Lane``, and what all lanes share. What it carries is in ``_protocol.request``.
+- ``base``: ``Lane``, what all lanes share, and ``MessageLane``, for those whose frames cross in
+  messages. What they carry is in ``_protocol.request``.
 - ``arrival``: the chunks of a long response that arrive ahead of its reply.
 - ``inline``: frames as base64 in the expression and in the response's text.
 - ``buffers``: frames as binary buffers of the Jupyter messages.

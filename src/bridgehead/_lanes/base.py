@@ -1,7 +1,7 @@
 """How a request's frames travel over one transport.
 
-Rule: a lane knows how bytes travel inside messages, and nothing of what they mean. What all
-lanes share is here: a request longer than ``chunk`` bytes crosses in several messages, and the
+Rule: a lane knows how bytes travel, and nothing of what they mean. What all lanes share is here,
+and how they cross in Jupyter messages: a request longer than ``chunk`` bytes takes several, and the
 remote part acts only on the last of them. Each subclass says how one message carries its chunk.
 """
 
@@ -34,7 +34,6 @@ from bridgehead._shipped.wire import frames as _frames
 from bridgehead._shipped.wire.digest import LEAF, Buffer, digest_of
 from bridgehead._shipped.wire.frames import cut
 from bridgehead._shipped.wire.header import RequestHeader, ResponseHeader
-from bridgehead._shipped.wire.transfer import Inbox
 from bridgehead._transports.base import Transport
 from bridgehead._transports.dispatch import Reply
 from bridgehead._transports.tasks import waited
@@ -65,24 +64,15 @@ class Lane(ABC):
         self.transport = transport
         self.chunk = min(self.chunk, transport.capabilities.max_send)
         self.reply_chunk = min(self.reply_chunk, transport.capabilities.max_receive)
-        self._to_ack: list[str] = []  # requests whose responses the kernel need not keep any more
-        self._last_header: RequestHeader | None = None
-        self.sums: bool = False  # whether both ends have numpy loaded
+        # By id, the headers of requests whose responses the kernel need not keep any more.
+        self._to_ack: dict[str, RequestHeader] = {}
         self._unfinished: dict[str, RequestHeader] = {}
-        # By request, of those whose responses may begin to arrive before the reply.
-        self.arrivals: dict[str, Arrival] = {}
         self._closing = False
 
     @property
+    @abstractmethod
     def digest(self) -> str:
         """The algorithm with which frames are signed on this lane."""
-        if self.sums and self.transport.capabilities.digest == "crc32":
-            return "sums"
-        return self.transport.capabilities.digest
-
-    def note_sums(self, reply: ResponseHeader) -> None:
-        """Note whether both ends have numpy loaded; a kernel often loads it after the handshake."""
-        self.sums = reply.get("sums") is True and "numpy" in sys.modules
 
     @property
     def lost(self) -> bool:
@@ -90,18 +80,17 @@ class Lane(ABC):
         return False
 
     @property
-    def in_messages(self) -> Lane:
+    @abstractmethod
+    def in_messages(self) -> MessageLane:
         """The lane for what crosses in messages, also in that of a cell."""
-        return self
 
+    @abstractmethod
     def fields(self) -> dict[str, Any]:
         """Return what the kernel has to know for its reply, for the header of a request.
 
         That is how many bytes one message may bring, and whether the connection may break and be
         made anew: then the kernel keeps the response until the ack.
         """
-        resumable = self.transport.capabilities.resumable
-        return {"chunk": self.reply_chunk, "resumable": resumable or None}
 
     def serves_beside_cells(self, header: Mapping[str, Any]) -> bool:
         """Return whether it serves such a request while the kernel's main thread runs a cell."""
@@ -117,6 +106,155 @@ class Lane(ABC):
     async def carry_now(self, request: Request) -> Response:
         """Carry a request for which ``can_carry_now`` is true; see ``carry``."""
         return await self.carry(request)
+
+    @abstractmethod
+    async def cross(
+        self,
+        header: RequestHeader,
+        parts: Sequence[memoryview],
+        subshell: str | None,
+        outputs: OutputHandler | None = None,
+    ) -> tuple[ResponseHeader, list[Buffer]]:
+        """Send one message and return its reply; ``outputs`` takes what it prints and displays."""
+
+    @abstractmethod
+    async def carry(self, request: Request) -> Response:
+        """Send one request and return the beginning of its response.
+
+        Nothing takes effect in the kernel before the last chunk. Cancelling has the remote part
+        drop what was sent.
+
+        Raises:
+            IntegrityError: the frames that arrived are not those that were signed; nothing was
+                done.
+            PayloadTooLarge: the response is longer than the request's limit.
+            BridgeError: see ``Dispatcher.request``.
+        """
+
+    @abstractmethod
+    async def complete(self, response: Response) -> Response:
+        """Fetch what is missing of a response, and check every chunk of it.
+
+        Raises:
+            ReplyLost: what arrived is not what the kernel signed, or the kernel does not have the
+                rest any more.
+            BridgeError: the error that the response reports.
+        """
+
+    async def carry_batch(self, requests: Sequence[Request]) -> list[Response | BridgeError]:
+        """Send several small requests in one message; see ``split_batch`` for what is returned.
+
+        Raises what ``carry`` does, for all of them.
+        """
+        batch = _request.batch(requests, self.digest, **self.fields())
+        batch.limit = self.reply_chunk
+        try:
+            response = await self.complete(await self.carry(batch))
+            outcomes = _response.split_batch(response.header, response.frames, requests)
+        except BaseException:
+            # The batch may have run: the remote part need not keep the responses in it.
+            self._to_ack |= {request.header["id"]: request.header for request in requests}
+            raise
+        for outcome in outcomes:
+            if isinstance(outcome, Response):
+                outcome.lane = response.lane
+                self._track(outcome)
+        return outcomes
+
+    def forget(self, header: RequestHeader) -> None:
+        """Have the remote part drop what it keeps of a request, without waiting for that."""
+        self._unfinished.pop(header["id"], None)
+
+        async def send_forget() -> None:
+            # If this fails, the remote part drops it by age, or the kernel has ended.
+            with contextlib.suppress(BridgeError):
+                await self.cross(self.message_header(header, 0, op="forget", sizes=[]), (), None)
+
+        self.transport.spawn(send_forget())
+
+    async def leave(self) -> None:
+        """Have the remote part drop what is unfinished; return when these requests are sent."""
+        self._closing = True
+        for header in list(self._unfinished.values()):
+            self.forget(header)
+        if self._to_ack:
+            self.forget(next(reversed(self._to_ack.values())))  # this message brings the acks
+        await asyncio.sleep(0)
+        # They, and those of what has just ended, may wait for a slot of the window. A kernel that
+        # is busy gives none back.
+        async with waited(self.transport.timings.last_messages):
+            await self.transport.dispatcher.all_sent()
+
+    def message_header(
+        self,
+        header: RequestHeader,
+        at: int,
+        stop: int | None = None,
+        /,
+        **fields: Unpack[RequestHeader],
+    ) -> RequestHeader:
+        """Return the header of one message of a request, with that message's part of the digest.
+
+        Without ``stop``, the message has a whole chunk, or what is left.
+        """
+        digest = digest_of(header["digest"], at, at + self.chunk if stop is None else stop)
+        acks: RequestHeader = {"acks": [*self._to_ack]} if self._to_ack else {}
+        self._to_ack = {}
+        return {**header, "digest": digest, "at": at, **fields, **acks}
+
+    def _track(self, response: Response) -> Response:
+        """Note what the remote part keeps of a response, to have it dropped later.
+
+        It keeps an incomplete response until ``complete`` has fetched it or ``forget`` drops it.
+        Where the connection may break, it keeps every response until the client acknowledges it.
+        """
+        header = response.request.header
+        if response.is_partial:
+            self._unfinished[header["id"]] = header
+        elif header.get("resumable"):
+            self._to_ack[header["id"]] = header
+        return response
+
+    @contextlib.contextmanager
+    def forgetting_on_error(self, request: Request) -> Iterator[None]:
+        """Have the remote part drop what it keeps of a request if the block fails."""
+        header = request.header
+        self._unfinished[header["id"]] = header
+        try:
+            yield
+        except BaseException:
+            self.forget(header)  # the chunks that were sent, and a response that nothing fetches
+            raise
+        finally:
+            self._unfinished.pop(header["id"], None)
+
+
+class MessageLane(Lane):
+    """A lane whose frames cross in Jupyter messages; a subclass says how a message has them."""
+
+    def __init__(self, transport: Transport) -> None:
+        super().__init__(transport)
+        self.sums: bool = False  # whether both ends have numpy loaded
+        # By request, of those whose responses may begin to arrive before the reply.
+        self.arrivals: dict[str, Arrival] = {}
+
+    @property
+    def digest(self) -> str:
+        if self.sums and self.transport.capabilities.digest == "crc32":
+            return "sums"
+        return self.transport.capabilities.digest
+
+    def note_sums(self, reply: ResponseHeader) -> None:
+        """Note whether both ends have numpy loaded; a kernel often loads it after the handshake."""
+        self.sums = reply.get("sums") is True and "numpy" in sys.modules
+
+    @property
+    def in_messages(self) -> MessageLane:
+        return self
+
+    def fields(self) -> dict[str, Any]:
+        resumable = self.transport.capabilities.resumable
+        return {"chunk": self.reply_chunk, "resumable": resumable or None}
 
     @abstractmethod
     def read(self, reply: Reply) -> tuple[ResponseHeader, list[Buffer]]:
@@ -135,7 +273,6 @@ class Lane(ABC):
         subshell: str | None,
         outputs: OutputHandler | None = None,
     ) -> tuple[ResponseHeader, list[Buffer]]:
-        """Send one message and return its reply; ``outputs`` takes what it prints and displays."""
         content, buffers = self.write(header, parts)
         arrival = self.arrivals.get(header["id"])
         reply = await self.transport.dispatcher.request(
@@ -152,17 +289,6 @@ class Lane(ABC):
         return self.read(reply)
 
     async def carry(self, request: Request) -> Response:
-        """Send one request and return the beginning of its response.
-
-        Nothing takes effect in the kernel before the last chunk. Cancelling has the remote part
-        drop what was sent.
-
-        Raises:
-            IntegrityError: the frames that arrived are not those that were signed; nothing was
-                done.
-            PayloadTooLarge: the response is longer than the request's limit.
-            BridgeError: see ``Dispatcher.request``.
-        """
         header, frames, total = request.header, request.frames, request.nbytes
         # The remote part only stores the chunks before ``last``. The message at ``last`` has it
         # act, so an operation is done wholly or not at all, however many messages it takes. It goes
@@ -226,11 +352,10 @@ class Lane(ABC):
     ) -> Response:
         """Return a response, with what its first message has brought."""
         self.note_sums(reply)
-        response = Response(reply, request, await arrival.inbox(reply), lane=self.name)
+        inbox = await arrival.inbox(reply)
+        response = Response(reply, request, inbox, lane=self.name)
         # A response of one message is copied and checked now. The first chunk of a longer one
         # waits for ``complete``, which copies it while the next chunks are on their way.
-        inbox = response.inbox
-        assert isinstance(inbox, Inbox)
         if inbox.total <= self.reply_chunk:
             await add_chunk(reply, inbox, 0, reply_parts)
         else:
@@ -271,35 +396,9 @@ class Lane(ABC):
                 return reply, error
         return reply, self._track(response)
 
-    async def carry_batch(self, requests: Sequence[Request]) -> list[Response | BridgeError]:
-        """Send several small requests in one message; see ``split_batch`` for what is returned.
-
-        Raises what ``carry`` does, for all of them.
-        """
-        batch = _request.batch(requests, self.digest, **self.fields())
-        batch.limit = self.reply_chunk
-        try:
-            response = await self.complete(await self.carry(batch))
-            outcomes = _response.split_batch(response.header, response.frames, requests)
-        except BaseException:
-            # The batch may have run: the remote part need not keep the responses in it.
-            self._to_ack += [request.header["id"] for request in requests]
-            raise
-        for outcome in outcomes:
-            if isinstance(outcome, Response):
-                outcome.lane = response.lane
-                self._track(outcome)
-        return outcomes
-
     async def complete(self, response: Response) -> Response:
-        """Fetch what is missing of a response, and check every chunk of it.
-
-        Raises:
-            ReplyLost: what arrived is not what the kernel signed.
-            BridgeError: the error that the response reports.
-        """
         request, inbox = response.request, response.inbox
-        assert isinstance(inbox, Inbox)
+        assert inbox is not None
 
         async def add_first() -> None:
             await add_chunk(response.header, inbox, 0, response.parts)
@@ -332,74 +431,6 @@ class Lane(ABC):
         response.frames = _response.close_response(inbox)
         raise_error(response.header, response.frames, request.limit, trusted=request.trusted)
         return response
-
-    def forget(self, header: RequestHeader) -> None:
-        """Have the remote part drop what it keeps of a request, without waiting for that."""
-        self._unfinished.pop(header["id"], None)
-
-        async def send_forget() -> None:
-            # If this fails, the remote part drops it by age, or the kernel has ended.
-            with contextlib.suppress(BridgeError):
-                await self.cross(self.message_header(header, 0, op="forget", sizes=[]), (), None)
-
-        self.transport.spawn(send_forget())
-
-    async def leave(self) -> None:
-        """Have the remote part drop what is unfinished; return when these requests are sent."""
-        self._closing = True
-        for header in list(self._unfinished.values()):
-            self.forget(header)
-        if self._to_ack and self._last_header is not None:
-            self.forget(self._last_header)  # this message brings the acks
-        await asyncio.sleep(0)
-        # They, and those of what has just ended, may wait for a slot of the window. A kernel that
-        # is busy gives none back.
-        async with waited(self.transport.timings.last_messages):
-            await self.transport.dispatcher.all_sent()
-
-    def message_header(
-        self,
-        header: RequestHeader,
-        at: int,
-        stop: int | None = None,
-        /,
-        **fields: Unpack[RequestHeader],
-    ) -> RequestHeader:
-        """Return the header of one message of a request, with that message's part of the digest.
-
-        Without ``stop``, the message has a whole chunk, or what is left.
-        """
-        digest = digest_of(header["digest"], at, at + self.chunk if stop is None else stop)
-        acks: RequestHeader = {"acks": self._to_ack} if self._to_ack else {}
-        self._to_ack = []
-        return {**header, "digest": digest, "at": at, **fields, **acks}
-
-    def _track(self, response: Response) -> Response:
-        """Note what the remote part keeps of a response, to have it dropped later.
-
-        It keeps an incomplete response until ``complete`` has fetched it or ``forget`` drops it.
-        Where the connection may break, it keeps every response until the client acknowledges it.
-        """
-        header = response.request.header
-        if response.is_partial:
-            self._unfinished[header["id"]] = header
-        elif header.get("resumable"):
-            self._to_ack.append(header["id"])
-            self._last_header = header
-        return response
-
-    @contextlib.contextmanager
-    def forgetting_on_error(self, request: Request) -> Iterator[None]:
-        """Have the remote part drop what it keeps of a request if the block fails."""
-        header = request.header
-        self._unfinished[header["id"]] = header
-        try:
-            yield
-        except BaseException:
-            self.forget(header)  # the chunks that were sent, and a response that nothing fetches
-            raise
-        finally:
-            self._unfinished.pop(header["id"], None)
 
 
 def _raise_first(done: set[asyncio.Task[None]]) -> None:

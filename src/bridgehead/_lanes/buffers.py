@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bridgehead._errors import KernelRestarted, UnsupportedKernel
-from bridgehead._lanes.base import Lane
+from bridgehead._lanes.base import MessageLane
 from bridgehead._protocol.bootstrap import expression, remote_code
 from bridgehead._protocol.raising import remote_error
 from bridgehead._protocol.request import execute_content
@@ -24,7 +24,7 @@ from bridgehead._transports.base import Transport
 from bridgehead._transports.dispatch import Reply
 
 
-class BuffersLane(Lane):
+class BuffersLane(MessageLane):
     """Carry frames as buffers in both directions."""
 
     name = "buffers"

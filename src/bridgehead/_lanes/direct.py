@@ -22,13 +22,13 @@ from bridgehead._errors import (
     RemoteError,
     ReplyLost,
 )
-from bridgehead._lanes.base import REST_LOST, Lane
+from bridgehead._lanes.base import REST_LOST, Lane, MessageLane
 from bridgehead._lanes.socket import CHUNK, QueuedReply, SocketClient, SocketLost, SocketReply
 from bridgehead._protocol import request as _request
 from bridgehead._protocol.payload import EMPTY
 from bridgehead._protocol.raising import raise_error
 from bridgehead._protocol.request import OutputHandler, Request
-from bridgehead._protocol.response import Response, no_memory, open_response, whole_response
+from bridgehead._protocol.response import Response, no_memory, open_response
 from bridgehead._shipped.wire import frames as _frames
 from bridgehead._shipped.wire.digest import Buffer
 from bridgehead._shipped.wire.errors import WireError
@@ -36,9 +36,7 @@ from bridgehead._shipped.wire.frames import SHARE_FROM
 from bridgehead._shipped.wire.header import BESIDE_CELLS, RequestHeader, ResponseHeader
 from bridgehead._shipped.wire.segments import Pool, Segment
 from bridgehead._shipped.wire.socket import UnmappedSegment
-from bridgehead._shipped.wire.transfer import CompleteTransfer
 from bridgehead._transports.base import Transport
-from bridgehead._transports.dispatch import Reply
 from bridgehead._transports.tasks import in_thread, retrieve_exception
 
 FOR_THREAD = ("batch", "load_codec", *BESIDE_CELLS)  # operations, besides those of a batch
@@ -54,7 +52,7 @@ class DirectLane(Lane):
     chunk = reply_chunk = CHUNK
 
     def __init__(
-        self, transport: Transport, client: SocketClient, messages: Lane, name: str
+        self, transport: Transport, client: SocketClient, messages: MessageLane, name: str
     ) -> None:
         """Make the lane over a connected socket.
 
@@ -70,16 +68,8 @@ class DirectLane(Lane):
         return self.client.lost
 
     @property
-    def in_messages(self) -> Lane:
+    def in_messages(self) -> MessageLane:
         return self.messages
-
-    def write(
-        self, header: RequestHeader, parts: Sequence[memoryview]
-    ) -> tuple[dict[str, Any], Sequence[memoryview]]:
-        return self.messages.write(header, parts)
-
-    def read(self, reply: Reply) -> tuple[ResponseHeader, list[Buffer]]:
-        return self.messages.read(reply)
 
     async def cross(
         self,
@@ -211,16 +201,15 @@ class DirectLane(Lane):
                     raise_error(reply, ())
                 except (KernelRestarted, IntegrityError) as error:
                     # The request ran, but these two errors say that it may be sent again: replace
-                    # them, as in ``Lane.complete``. If this was an update of a watch, the remote
-                    # part dropped it for a newer one.
+                    # them, as in ``MessageLane.complete``. If this was an update of a watch, the
+                    # remote part dropped it for a newer one.
                     raise ReplyLost(REST_LOST) from error
                 if reply.get("sizes") != response.header.get("sizes"):
                     raise ProtocolError("the kernel sent the frames of another request")
                 response = await self._open(request, (response.header, parts))
-        if not isinstance(response.inbox, CompleteTransfer):
+        if response.inbox is not None:
             self._unfinished.pop(request.header["id"], None)
             return await self.messages.complete(response)
-        response.frames = response.inbox.frames
         raise_error(response.header, response.frames, request.limit, trusted=request.trusted)
         return response
 
@@ -330,11 +319,13 @@ class DirectLane(Lane):
             kept, _ = await self._ask({**request.header, "op": "unmapped", **unmapped})
             raise_error(kept, ())
             header, frames = {**header, **kept}, []
-        if not frames and header["sizes"]:  # the kernel keeps them
+        are_kept = not frames and bool(header["sizes"])  # in the kernel
+        inbox = None
+        if are_kept or request.limit is not None:
             inbox = open_response(header, request.limit)
+        if are_kept:
             return Response(header, request, inbox, lane=self.name)
-        whole = whole_response(header, frames, request.limit)
-        response = Response(header, request, whole, lane=self.name)
+        response = Response(header, request, None, frames=frames, lane=self.name)
         if not frames:
             return response
         maps = self.client.channel.maps
@@ -351,7 +342,7 @@ class DirectLane(Lane):
             # The kernel can still write to this memory. Data is read from a copy, so that it
             # does not change between its check and its use.
             try:
-                whole.frames = await in_thread(_frames.private_copy, frames)
+                response.frames = await in_thread(_frames.private_copy, frames)
             except MemoryError as error:
                 raise no_memory(error) from error
         return response

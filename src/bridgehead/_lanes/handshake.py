@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bridgehead._errors import NotSupported, UnsupportedKernel
-from bridgehead._lanes.base import Lane
+from bridgehead._lanes.base import Lane, MessageLane
 from bridgehead._lanes.buffers import BuffersLane, hello
 from bridgehead._lanes.direct import DirectLane
 from bridgehead._lanes.inline import InlineLane
@@ -35,7 +35,9 @@ from bridgehead._transports.evidence import LocalProcess
 from bridgehead._transports.tasks import retrieve_exception
 
 LaneName = Literal["auto", "direct", "buffers", "inline"]
-MESSAGE_LANES: dict[str, type[Lane]] = {lane.name: lane for lane in (BuffersLane, InlineLane)}
+MESSAGE_LANES: dict[str, type[MessageLane]] = {
+    lane.name: lane for lane in (BuffersLane, InlineLane)
+}
 LANES = (DirectLane.name, *MESSAGE_LANES)
 log = logging.getLogger("bridgehead")
 
@@ -130,8 +132,9 @@ class Handshake:
             why_not = {}
             if not buffers and self._wanted != InlineLane.name:
                 why_not[BuffersLane.name] = self._who_drops_buffers(kernel)
-            lane = self._message_lane(buffers)
-            lane.note_sums(reply)
+            messages = self._message_lane(buffers)
+            messages.note_sums(reply)
+            lane: Lane = messages
             if isinstance(listener, str):
                 proven, unproven = None, listener
             else:
@@ -140,7 +143,7 @@ class Handshake:
                 why = line(reply["direct"] or "", 200)  # the kernel may send anything
                 unproven = "" if proven else why or "the kernel's connection did not arrive"
                 no_lane = no_lane or unproven or why or self._unsafe(reply["memory"], proven)
-                lane = self._direct_or(lane, listener, sock, reply["files"], no_lane)
+                lane = self._direct_or(messages, listener, sock, reply["files"], no_lane)
             if self._wanted not in MESSAGE_LANES and not isinstance(lane, DirectLane):
                 self._report(no_lane or unproven, why_not)
         info = Info(
@@ -170,8 +173,7 @@ class Handshake:
             orphans,
             in_main_thread=reply.get("in_main_thread") is not False,
             guards_cells=reply.get("guards_cells") is True,
-            serves_control=reply.get("serves_control") is True
-            and (transport.capabilities.pushes or transport.capabilities.asks_for_events),
+            serves_control=reply.get("serves_control") is True,
         )
 
     async def _ask(self, header: RequestHeader) -> tuple[ResponseHeader, bool]:
@@ -206,7 +208,7 @@ class Handshake:
             )
         return kernel
 
-    def _message_lane(self, buffers: bool) -> Lane:
+    def _message_lane(self, buffers: bool) -> MessageLane:
         """Return the lane for what crosses in messages; ``buffers`` is whether they arrive."""
         if self._wanted in MESSAGE_LANES:
             return MESSAGE_LANES[self._wanted](self._transport)
@@ -250,7 +252,7 @@ class Handshake:
 
     def _direct_or(
         self,
-        messages: Lane,
+        messages: MessageLane,
         listener: SocketListener,
         sock: socket.socket | None,
         files: int,

@@ -10,7 +10,7 @@ import base64
 from collections.abc import Sequence
 from typing import Any
 
-from bridgehead._lanes.base import Lane
+from bridgehead._lanes.base import MessageLane
 from bridgehead._protocol.bootstrap import expression
 from bridgehead._protocol.request import execute_content
 from bridgehead._protocol.response import inline_frames, response_header
@@ -19,7 +19,7 @@ from bridgehead._shipped.wire.header import RequestHeader, ResponseHeader
 from bridgehead._transports.dispatch import Reply
 
 
-class InlineLane(Lane):
+class InlineLane(MessageLane):
     """Carry frames as base64 in both directions."""
 
     name = "inline"

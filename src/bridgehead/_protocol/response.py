@@ -34,7 +34,7 @@ from bridgehead._shipped.wire.collector import PausedCollector
 from bridgehead._shipped.wire.digest import Buffer
 from bridgehead._shipped.wire.errors import TooLarge, WireError
 from bridgehead._shipped.wire.header import MAX_NAMES, MIME, ResponseHeader, fits, kinds
-from bridgehead._shipped.wire.transfer import CompleteTransfer, Inbox
+from bridgehead._shipped.wire.transfer import Inbox
 
 # Characters of a response header. The inline lane puts a chunk in it, 1.4 MB of base64; a list of
 # 100,000 names takes 10 MB.
@@ -67,7 +67,7 @@ class Response:
 
     Attributes:
         request: the request as its lane sent it.
-        inbox: what has arrived of the frames, and been checked.
+        inbox: what has arrived of the frames, and been checked; None if they came whole.
         parts: what has arrived too, but is not in the inbox yet.
         frames: the frames, when all have arrived.
         lane: the name of the lane that carried the request.
@@ -75,7 +75,7 @@ class Response:
 
     header: ResponseHeader
     request: Request
-    inbox: Inbox | CompleteTransfer
+    inbox: Inbox | None
     parts: list[Buffer] = field(default_factory=list)
     frames: list[memoryview] = field(default_factory=list)
     lane: str = ""
@@ -83,12 +83,14 @@ class Response:
     @property
     def arrived(self) -> int:
         """Bytes of the response that have arrived."""
+        if self.inbox is None:
+            return sum(frame.nbytes for frame in self.frames)
         return self.inbox.received + sum(memoryview(part).nbytes for part in self.parts)
 
     @property
     def is_partial(self) -> bool:
         """Whether a part of it is still in the kernel, or not checked yet."""
-        return self.inbox.received < self.inbox.total
+        return self.inbox is not None and self.inbox.received < self.inbox.total
 
 
 def response_header(content: Mapping[str, Any]) -> ResponseHeader:
@@ -283,19 +285,6 @@ def open_response(header: ResponseHeader, limit: int | None = None) -> Inbox:
         raise too_large(error.nbytes, limit) from None
     except (KeyError, TypeError, WireError) as error:
         raise ProtocolError(f"the response header has no valid frame sizes: {error!r}") from error
-
-
-def whole_response(
-    header: ResponseHeader, frames: Sequence[memoryview], limit: int | None = None
-) -> CompleteTransfer:
-    """Return the frames of a response, which need no check.
-
-    Raises:
-        PayloadTooLarge: the frames have more than ``limit`` bytes.
-    """
-    if limit is not None:
-        open_response(header, limit)
-    return CompleteTransfer(header["sizes"], frames)
 
 
 def add_chunk(header: ResponseHeader, inbox: Inbox, at: int, parts: Iterable[Buffer]) -> None:

@@ -23,6 +23,7 @@ class Capabilities:
     max_send: int = MAX_SEND  # bytes of frames that one message may carry to the kernel
     max_receive: int = MAX_SEND  # bytes of frames in the response to one request
     has_control: bool = True  # a channel of its own, which the kernel serves while a cell runs
-    pushes: bool = True  # the remote part may send messages without a request
-    asks_for_events: bool = False  # else it may answer on the control channel when it has some
+    # The remote part may send messages without a request. Where it may not, it is asked on the
+    # control channel, and answers when it has some.
+    pushes: bool = True
     signals: bool = True  # ``interrupt`` sends a signal to the kernel's process

@@ -102,7 +102,7 @@ class EngineTransport(Transport):
     """One engine of an ipyparallel client, by its number."""
 
     name = "ipyparallel"
-    capabilities = Capabilities(direct=False, has_control=False, pushes=False, asks_for_events=True)
+    capabilities = Capabilities(direct=False, has_control=False, pushes=False)
 
     def __init__(self, client: Any, engine: int) -> None:
         super().__init__()
