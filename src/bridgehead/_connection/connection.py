@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 from collections.abc import Awaitable, Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 from bridgehead._connection.call import PUBLIC_NAMES, Call, Deadline
@@ -27,7 +28,6 @@ from bridgehead._errors import (
     BridgeError,
     KernelRestarted,
     NotSupported,
-    ReplyLost,
     RequestAborted,
 )
 from bridgehead._lanes.broadcast import Delivery
@@ -153,19 +153,14 @@ class Connection:
             cancelling.add_done_callback(self._cancelling.discard)
 
     async def _cancel(self, request: str) -> None:
+        cancel, served = partial(self.remote.request_beside, "cancel", request=request), None
         with contextlib.suppress(BridgeError):
-            served = None
-            try:
-                if self.remote.guards_cells:
-                    served = await self.remote.request_beside("cancel", request=request)
-            except ReplyLost:  # to cancel again does no harm
-                pass
-            else:
-                if served is not None:
-                    return
+            if self.remote.greeting.guards_cells:
+                served = await self.transport.until_replied(cancel)
+            if served is None:
                 if self.transport.dispatcher.runs(request):
                     await self._interrupts.to_kernel()
-            await self.remote.request_unordered("cancel", request=request)
+                await self.remote.request_unordered("cancel", request=request)
 
     def do(self, call: Call, turn: Turn) -> Coroutine[Any, Any, Response]:
         """Return the work of a call, from its place in the queue to its whole response."""
@@ -384,7 +379,7 @@ class Connection:
 
     def require_events(self, what: str) -> None:
         """Raise ``NotSupported`` if the events of remote resources do not arrive."""
-        if not (self.transport.capabilities.pushes or self.remote.serves_control):
+        if not (self.transport.capabilities.pushes or self.remote.greeting.serves_control):
             raise NotSupported(
                 f"{what} needs a kernel that sends events; {self.remote.info.kernel} over "
                 f"{self.transport.name} only replies to requests, and has no thread that serves "
@@ -394,7 +389,7 @@ class Connection:
     def require_control(self, what: str) -> None:
         """Raise ``NotSupported`` if the kernel sends nothing while a cell runs."""
         self.require_events(what)
-        if not self.remote.serves_control:
+        if not self.remote.greeting.serves_control:
             raise NotSupported(
                 f"{what} needs a kernel that sends while a cell runs; {self.remote.info.kernel} "
                 "has no thread for that"
@@ -404,7 +399,7 @@ class Connection:
         """Raise ``NotSupported`` if a cell cannot take what was sent for it before."""
         self.require_pushes("run() with push= or max_output=", "push before, and leave them out")
         signals = self.transport.capabilities.signals
-        if signals and not self.remote.guards_cells:  # a loopback needs no guard
+        if signals and not self.remote.greeting.guards_cells:  # a loopback needs no guard
             raise NotSupported(
                 f"{self.remote.info.kernel} does not support push= and max_output= in run(): they "
                 "need ipykernel on POSIX, with its cells in the main thread; the cell was not sent"
@@ -421,7 +416,7 @@ class Connection:
     def require_guard(self) -> None:
         """Raise ``NotSupported`` if one request cannot be interrupted and no other."""
         self.check_interruptible()
-        if not self.remote.guards_cells:
+        if not self.remote.greeting.guards_cells:
             raise NotSupported(
                 f"{self.remote.info.kernel} cannot interrupt one call and nothing else; leave "
                 "on_timeout= out"
@@ -437,7 +432,7 @@ class Connection:
             )
         # Python runs signal handlers in the main thread only. In a program that serves a kernel in
         # another thread, the signal ends that program, and the cell goes on (measured).
-        if self.transport.capabilities.signals and not self.remote.in_main_thread:
+        if self.transport.capabilities.signals and not self.remote.greeting.in_main_thread:
             raise NotSupported(
                 f"{info.kernel} can't be interrupted: its cells run in a thread of process "
                 f"{info.pid}, and a signal would hit that program's main thread; nothing was sent. "

@@ -54,7 +54,7 @@ class Interrupts:
 
     async def _ask(self, cell: str) -> bool | None:
         """Ask the remote part; return whether the cell ran, or None if no thread can answer."""
-        if not (self._remote.is_current and self._remote.guards_cells):
+        if not (self._remote.is_current and self._remote.greeting.guards_cells):
             return None
         response = await self._remote.request_beside("interrupt_cell", cell=cell)
         if response is None:

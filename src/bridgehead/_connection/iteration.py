@@ -235,25 +235,25 @@ class Items(RemoteResource):
                 long.
             BridgeError: it is lost, or several replies are.
         """
-        remote, timings = self._connection.remote, self._connection.transport.timings
-        loop = asyncio.get_running_loop()
-        started, losses = loop.time(), 0
+        remote, transport = self._connection.remote, self._connection.transport
+        loop, timings = asyncio.get_running_loop(), transport.timings
+        started = loop.time()
         soon, busy_until = started + timings.closing_begins, 0.0
         # A kernel that is data only may answer in any order, so ``limit`` may never pass.
         latest = started + timings.closing_data_only if self._connection.trust.data else None
         async with asyncio.timeout_at(latest), asyncio.timeout_at(soon) as limit:
+
+            async def ask() -> Response:
+                response = await remote.request_beside("finish", iteration=self.id)
+                if response is None:  # this kernel does nothing beside what it runs
+                    limit.reschedule(started + timings.closing_begins_busy)
+                    response = await remote.request_unordered("finish", iteration=self.id)
+                return response
+
             while True:
-                try:
-                    response = await remote.request_beside("finish", iteration=self.id)
-                    if response is None:  # this kernel does nothing beside what it runs
-                        limit.reschedule(started + timings.closing_begins_busy)
-                        response = await remote.request_unordered("finish", iteration=self.id)
-                except ReplyLost:  # the kernel keeps what closing raised
-                    losses += 1
-                    if losses == LOSSES:
-                        raise
-                    continue
-                losses = 0
+                response = await transport.until_replied(
+                    ask
+                )  # the kernel keeps what closing raised
                 closing, idle = response.header.get("closing"), response.header.get("idle")
                 if closing == "done":
                     return response

@@ -15,6 +15,7 @@ import json
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from bridgehead._connection.subshell import Subshell
@@ -29,7 +30,7 @@ from bridgehead._errors import (
 )
 from bridgehead._lanes.base import Lane
 from bridgehead._lanes.direct import DirectLane
-from bridgehead._lanes.handshake import Handshake, LaneName
+from bridgehead._lanes.handshake import Greeting, Handshake, LaneName
 from bridgehead._protocol import request as _request
 from bridgehead._protocol.bootstrap import codec_sources, remote_source
 from bridgehead._protocol.formatting import line
@@ -46,11 +47,9 @@ from bridgehead._protocol.response import (
 from bridgehead._protocol.results import Info
 from bridgehead._shipped.wire.header import CONTROL_REQUEST
 from bridgehead._transports.base import Transport
-from bridgehead._transports.dispatch import Reconnected
 
 log = logging.getLogger("bridgehead")
 LOST = -1  # the generation of a remote part that is not installed (any more)
-ATTEMPTS = 3  # to have one cell withdrawn, each over a connection that breaks or loses a reply
 
 
 class Installation:
@@ -60,9 +59,6 @@ class Installation:
         lane: the lane of the last handshake; there is none before the first one.
         generation: the transport's at the time of the handshake, or ``LOST``.
         process: names the kernel process of the handshake; a pid may be used again.
-        in_main_thread: whether cells run in that process's main thread, which a signal reaches.
-        guards_cells: whether the remote part can interrupt one cell and no other.
-        serves_control: whether it serves requests on the control channel.
     """
 
     def __init__(
@@ -76,16 +72,13 @@ class Installation:
         self.lane: Lane
         self.generation: int = LOST
         self.process: str = ""
-        self.in_main_thread: bool = True
-        self.guards_cells: bool = False
-        self.serves_control: bool = False
         self._transport, self._trust, self._subshell = transport, trust, subshell
         self._handshake = Handshake(
             *(transport, wanted, pool),
             proof=trust.needs_proof,
             trusts=lambda proven: trust.trusts(proven, transport.own),
         )
-        self._info: Info | None = None
+        self._greeting: Greeting | None = None
         self._epoch: str | None = None  # of the kernel that has the caller's names
         self._restart_reported = False  # a caller knows that this kernel is gone
         self._restart_unreported = False  # the installed kernel is a new one, and no caller knows
@@ -96,11 +89,16 @@ class Installation:
         self._codec_epoch = ""  # of the remote part that has the data-only codec
 
     @property
-    def info(self) -> Info:
-        """What the last handshake reported."""
-        if self._info is None:
+    def greeting(self) -> Greeting:
+        """What the last handshake found."""
+        if self._greeting is None:
             raise ProtocolError("the kernel is not known yet: no handshake has succeeded")
-        return self._info
+        return self._greeting
+
+    @property
+    def info(self) -> Info:
+        """What a user sees of that."""
+        return self.greeting.info
 
     @property
     def is_current(self) -> bool:
@@ -169,19 +167,16 @@ class Installation:
             trust = self._trust  # another process may answer than at the last handshake
             trust.decide(greeting.proven, greeting.unproven, self._transport.own)
             self._transport.life.trust = trust.name
-            self._info = replace(greeting.info, trust=trust.name, why_trust=trust.why)
-            process = self.process
-            self.lane, self.process = greeting.lane, greeting.process
-            self.in_main_thread = greeting.in_main_thread
-            self.guards_cells = greeting.guards_cells
-            self.serves_control = greeting.serves_control
-            lane = greeting.lane
+            info = replace(greeting.info, trust=trust.name, why_trust=trust.why)
+            self._greeting = replace(greeting, info=info)
+            process, lane = self.process, greeting.lane
+            self.lane, self.process = lane, greeting.process
             self._transport.life.side_channel = (
                 lane.client if isinstance(lane, DirectLane) else None
             )
             epoch, lost = self._epoch, self.generation == LOST
-            self.generation, self._epoch = generation, self._info.epoch
-            self._log(self._info)
+            self.generation, self._epoch = generation, info.epoch
+            self._log(info)
             if epoch is not None and not self._is_same(epoch, process, lost):
                 self._restart_unreported = not self._restart_reported
             self._restart_reported = False
@@ -259,7 +254,7 @@ class Installation:
         kernel still, and what is sent over the next connection would overtake it. If the kernel
         does not answer ``now``, ``ready`` asks again.
         """
-        if self.guards_cells:
+        if self.greeting.guards_cells:
             self._lost_cells.append(cell)
             if now:
                 with contextlib.suppress(BridgeError):
@@ -269,13 +264,11 @@ class Installation:
         async with self._withdrawing:
             while self._lost_cells:
                 cell = self._lost_cells[0]
-                for _ in range(ATTEMPTS):  # to ask again does no harm
-                    try:
-                        await self.request_beside("withdraw", request=cell)
-                        break
-                    except (ReplyLost, TransportError):
-                        self._transport.life.check_responsive()
-                        await asyncio.sleep(self._transport.timings.ask_again_after)
+                withdraw = partial(self.request_beside, "withdraw", request=cell)
+                try:
+                    await self._transport.until_replied(withdraw)
+                except (ReplyLost, TransportError):
+                    self._transport.life.check_responsive()
                 with contextlib.suppress(ValueError):  # another process answers, which has no cell
                     self._lost_cells.remove(cell)
 
@@ -290,11 +283,11 @@ class Installation:
             # The next interrupt would take a "wake" for work of the lane's thread, which it has to
             # end. In a stopped kernel it would give the lane up.
             busy = lane.client.at_work or operation == "wake"
-            if not (lane.lost or (busy and self.serves_control)):
+            if not (lane.lost or (busy and self.greeting.serves_control)):
                 # If the thread has ended, nothing was done, and the control thread may answer.
                 with contextlib.suppress(KernelRestarted):
                     return await self.request_unordered(operation, now=True, **fields)
-        if not (self.serves_control and self.is_current):
+        if not (self.greeting.serves_control and self.is_current):
             return None
         return await self.request_on_control(operation, **fields)
 
@@ -307,13 +300,10 @@ class Installation:
         lane = self.lane.in_messages
         # A response that is lost is not asked for again, so the kernel need not keep it.
         fields = {**lane.fields(), "resumable": None, **fields}
-        reply: dict[str, Any] | None = None
-        while reply is None:  # what is asked on this channel may be asked twice
-            header = _request.header(operation, empty(lane.digest), epoch=self.info.epoch, **fields)
-            with contextlib.suppress(Reconnected):
-                reply = await self._transport.dispatcher.control(
-                    f"{remote_source()[0]}{CONTROL_REQUEST}", {"request": json.dumps(header)}
-                )
+        header = _request.header(operation, empty(lane.digest), epoch=self.info.epoch, **fields)
+        message = f"{remote_source()[0]}{CONTROL_REQUEST}", {"request": json.dumps(header)}
+        ask = partial(self._transport.dispatcher.control, *message)
+        reply = await self._transport.until_replied(ask, losses=1)
         answer = parse_header(as_text(reply.get("answer")))
         inbox = open_response(answer)
         add_chunk(answer, inbox, 0, [inline_frames(answer)])

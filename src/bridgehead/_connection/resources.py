@@ -16,6 +16,7 @@ import uuid
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, ClassVar
 
 from bridgehead._connection.remote import Installation
@@ -238,10 +239,9 @@ class Resources:
             await self._end_beside(identities)
 
     async def _end_beside(self, identities: list[str]) -> None:
-        with contextlib.suppress(ReplyLost):  # or the request is: to end it again does no harm
-            if await self._remote.request_beside("close", resources=identities) is not None:
-                return
-        await self._end_in_order(identities)
+        end = partial(self._remote.request_beside, "close", resources=identities)
+        if await self._transport.until_replied(end) is None:
+            await self._end_in_order(identities)
 
     async def _end_in_order(self, identities: list[str]) -> None:
         await self._remote.request_unordered("close", resources=identities)

@@ -346,7 +346,9 @@ class RunningCell:
             answer = END_OF_INPUT
             if not self._is_left and question == self._questions:
                 self._input_error = error
-                if self._connection.remote.guards_cells:  # a cell may handle the end of its input
+                if (
+                    self._connection.remote.greeting.guards_cells
+                ):  # a cell may handle the end of its input
                     self._connection.cancel(self.call)
         if question != self._questions:  # the kernel would take it for the answer to a later one
             return
@@ -383,7 +385,7 @@ class RunningCell:
             cell = "was interrupted, but has not ended"
             if self._pull:  # the reply comes after them
                 cell += ", or pull= is still being evaluated"
-        elif self._connection.remote.guards_cells:
+        elif self._connection.remote.greeting.guards_cells:
             cell = "was interrupted, or withdrawn before it began"
         else:
             cell = "may still run: it had not begun"

@@ -14,12 +14,9 @@ import os
 import platform
 from typing import Any
 
-from bridgehead._errors import BridgeError, NotSupported, ProtocolError, ReplyLost
+from bridgehead._errors import BridgeError, NotSupported, ProtocolError
 from bridgehead._protocol.raising import as_strings
 from bridgehead._transports.base import Transport
-from bridgehead._transports.dispatch import Reconnected
-
-LOSSES = 3  # of the reply that names a new subshell, after which a call fails
 
 
 class Subshell:
@@ -61,18 +58,11 @@ class Subshell:
         return {"id": self._id, "host": platform.node(), "pid": os.getpid()}
 
     async def _make(self) -> None:
-        content, generation, losses = None, 0, 0
-        while content is None:
-            generation = self._transport.life.generation
-            # If the reply was lost, an idle subshell stays in the kernel. No client knows its id.
-            try:
-                content = await self._transport.dispatcher.control("create_subshell_request", {})
-            except Reconnected:
-                pass
-            except ReplyLost:
-                losses += 1
-                if losses == LOSSES:  # a kernel may never reply to this
-                    raise
+        transport, generation = self._transport, self._transport.life.generation
+        # If the reply was lost, an idle subshell stays in the kernel. No client knows its id.
+        content = await transport.until_replied(
+            lambda: transport.dispatcher.control("create_subshell_request", {})
+        )
         if not isinstance(content.get("subshell_id"), str):
             raise ProtocolError(
                 "the kernel replied to create_subshell_request without a subshell_id"

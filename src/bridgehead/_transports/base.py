@@ -14,7 +14,7 @@ import asyncio
 import contextlib
 import uuid
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Protocol, TypeVar
 
 from bridgehead._errors import (
@@ -24,11 +24,12 @@ from bridgehead._errors import (
     BridgeError,
     KernelRestarted,
     NotSupported,
+    ReplyLost,
     TransportError,
 )
 from bridgehead._shipped.wire.header import PYTHON, ResponseHeader
 from bridgehead._transports.capabilities import Capabilities
-from bridgehead._transports.dispatch import Dispatcher
+from bridgehead._transports.dispatch import Dispatcher, Reconnected
 from bridgehead._transports.evidence import LocalProcess
 from bridgehead._transports.messages import Messages
 from bridgehead._transports.quirks import Quirks, quirks_of
@@ -37,6 +38,7 @@ from bridgehead._transports.tasks import Tasks, finish
 from bridgehead._transports.timings import Timings
 
 T = TypeVar("T")
+LOSSES = 3  # of a reply, one after the other, after which what does no harm is asked no more
 
 
 class Broadcaster(Protocol):
@@ -143,6 +145,24 @@ class Transport(ABC):
     def spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Run a coroutine. Closing the transport cancels it."""
         return self.tasks.spawn(work)
+
+    async def until_replied(self, ask: Callable[[], Awaitable[T]], losses: int = LOSSES) -> T:
+        """Ask what does no harm when it is asked twice, and is no call, until there is a reply.
+
+        Raises:
+            ReplyLost, TransportError: so many replies were lost; breaks of a connection that was
+                made again (``Reconnected``) do not count.
+            BridgeError: the kernel is lost, or does not answer.
+        """
+        while True:
+            try:
+                return await ask()
+            except (ReplyLost, TransportError) as error:
+                losses -= not isinstance(error, Reconnected)
+                if not losses:
+                    raise
+            self.life.check_responsive()
+            await asyncio.sleep(self.timings.ask_again_after)
 
     @property
     def no_restart(self) -> str:

@@ -55,7 +55,8 @@ class Gate:
         """
         self._questions.add(question)
         # The caller's own timeout holds for a process that is starting.
-        if not self.is_open and self._deadline is None and self._life.state != "starting":
+        has_none = self._life.state in ("starting", "closed")
+        if not (self.is_open or self._deadline or has_none):
             loop = asyncio.get_running_loop()
             self._deadline = loop.call_later(self._life.timings.lost_after, self._silent)
 
@@ -90,6 +91,11 @@ class Gate:
                 "nothing to it before it does"
             )
         )
+        self.wake()
+
+    def lost(self) -> None:
+        """Note that the kernel is lost, or the transport closed: what waits looks at that."""
+        self._cancel_deadline()
         self.wake()
 
     def wake(self) -> None:

@@ -447,7 +447,7 @@ class WebsocketTransport(Transport):
 
     def connection_lost(self, why: Callable[[], BridgeError], state: str) -> None:
         super().connection_lost(why, state)
-        self._gate.wake()
+        self._gate.lost()
 
     def _death(self, reason: str) -> Callable[[], BridgeError]:
         by_client = "; another client had asked it to shut down" if self.life.shut_down else ""

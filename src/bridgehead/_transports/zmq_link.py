@@ -279,7 +279,7 @@ class Link:
     def lost(self) -> None:
         """Note that the dispatcher has forgotten all requests."""
         self._unanswered.clear()
-        self.gate.wake()
+        self.gate.lost()
 
 
 def _lost_reply() -> TransportError:

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -422,7 +423,8 @@ async def test_a_users_task_factory_stays_in_use(loopback: Bridge) -> None:
 async def test_a_kernel_that_sends_no_events_refuses_what_needs_them(loopback: Bridge) -> None:
     """As an ipyparallel engine whose ipykernel has no thread for its control channel."""
     set_capabilities(loopback, pushes=False)
-    loopback._connection.remote.serves_control = False
+    remote = loopback._connection.remote
+    remote._greeting = replace(remote.greeting, serves_control=False)
     one = Fleet([loopback])
     for refused in (
         lambda: loopback.submit(asyncio.sleep, 0),

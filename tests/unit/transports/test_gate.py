@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 import pytest
 
-from bridgehead import KernelUnresponsive
+from bridgehead import BridgeClosed, KernelUnresponsive
 from bridgehead._transports.gate import Gate
 from bridgehead._transports.state import KernelState
 from bridgehead._transports.timings import Timings
@@ -81,3 +82,23 @@ async def test_the_start_of_a_kernel_has_no_deadline_but_its_callers() -> None:
     await asyncio.sleep(0.05)
     assert life.state == "starting"
     assert not life.is_unresponsive
+
+
+@pytest.mark.parametrize("asked", ["before", "after"])
+async def test_no_deadline_outlives_the_transport(asked: str) -> None:
+    life = KernelState(Timings(lost_after=60))
+    life.state = "idle"
+    gate = Gate(life)
+    if asked == "before":
+        gate.asked("question")
+    life.connection_lost(lambda: BridgeClosed("closed"), "closed")
+    gate.lost()
+    if asked == "after":
+        gate.asked("question")
+    assert not scheduled()
+
+
+def scheduled() -> list[asyncio.TimerHandle]:
+    """Return the timers of the running loop."""
+    loop: Any = asyncio.get_running_loop()
+    return [timer for timer in loop._scheduled if not timer.cancelled()]
