@@ -1,13 +1,8 @@
 """One kernel's policies: order, deadlines, restarts, retries, trust.
 
 Rule: every decision between an operation and its messages. This folder gives an operation its turn
-and its deadline, and reports a restart. Whether a call is sent again is decided in one loop,
-``Connection._do``, but for two cases in ``_transports.dispatch``: it tries again what another
-client's failing cell aborted, and what a broken and remade connection may have lost
-(``Reconnected``). What does no harm when it is repeated, and is no call, is repeated where it is
-made: requests on the control channel, those that renew or end what the kernel keeps, and batches of
-items that it still has. How frames travel belongs to ``_lanes``, how messages travel to
-``_transports``.
+and its deadline, decides whether it is sent again, and reports a restart. How frames travel belongs
+to ``_lanes``, how messages travel to ``_transports``.
 
 - ``connection``: takes a call through all that follows. Start here.
 - ``call``: what a user asked for, and its deadline.
@@ -59,6 +54,29 @@ On the way to the socket, three small functions stand between these: ``Turn._out
 ``Queue._send`` after 6 and ``Dispatcher.put`` after 9. On the direct lane, 7 to 9 are
 ``DirectLane.carry_now`` and ``SocketClient.ask``, and the caller of a small push does without 6. In
 the kernel, 1 and 2 are ``SocketThread._round`` and ``_respond``.
+
+What is sent again, and where that is decided. The test ``test_what_is_sent_again`` finds the loops.
+
+- A call: in ``Connection._do``, by the class of the exception.
+- A message that another client's failing cell aborted, or that a broken and remade connection may
+  have lost (``Reconnected``): in ``Dispatcher.request``. Cells and the handshake are such messages,
+  too, and of a long payload only this message is sent again.
+- What is no call and does no harm when it is repeated: in ``Transport.until_replied``. These are
+  requests on the control channel, cancels, withdrawals, a new subshell, and what ends resources and
+  iterations.
+- A batch of items: in ``Items._next_batch``. The kernel keeps it, and the request differs each
+  time: it says how many of the items have arrived meanwhile.
+- What the kernel has to know of resources: in ``Resources._renew``, ``Ending._end_all`` and
+  ``Calls._report``. These tasks send what is so now, until the kernel has it, and not the message
+  that was lost. By that, the kernel sends lost events again, and ``Outcome.response`` and
+  ``Watch.__anext__`` wait for them.
+- An interrupt of one cell: in ``Interrupts.to_cell``, until the cell has got it or has ended.
+- Questions whose answers prove something: in ``_transports``, by the inquiry and before the gate.
+- Items of a map, to other kernels, too: in ``_bridge.fleet_map``, as the caller asked.
+
+Two requests change their way: frames that the kernel cannot map cross in messages
+(``_lanes.direct``), and a Python that cannot run the remote part's code gets its sources
+(``_lanes.buffers``). Nothing was done before.
 
 Where a restart is noticed:
 

@@ -19,9 +19,8 @@ from typing import Any, cast
 from bridgehead._connection.connection import Connection
 from bridgehead._connection.resources import Frames, RemoteResource
 from bridgehead._errors import BridgeError, KernelUnresponsive, ProtocolError, ReplyLost
-from bridgehead._protocol import request as _request
 from bridgehead._protocol.formatting import line
-from bridgehead._protocol.payload import check_values, empty
+from bridgehead._protocol.payload import check_values
 from bridgehead._protocol.response import (
     Response,
     check_fields,
@@ -188,17 +187,11 @@ class Calls(RemoteResource):
         """Return what the kernel needs to know of it; any thread may call this."""
         connection = self.connection
         self.loop.call_soon_threadsafe(self._report_soon)  # it tells the kernel where to send
-        lane, self._asked_epoch = connection.remote.lane.in_messages, connection.remote.info.epoch
-        return _request.header(
-            "report",
-            empty(lane.digest),
-            epoch=connection.remote.info.epoch,
-            most=self._maxsize,
-            waits=self._waits,
-            **lane.fields(),
-            **connection.trust.fields(),
-            **connection.resources.fields(self),
-        )
+        remote = connection.remote
+        self._asked_epoch = remote.info.epoch
+        fields = {**connection.trust.fields(), **connection.resources.fields(self)}
+        lane, most = remote.lane.in_messages, self._maxsize
+        return remote.header("report", lane, most=most, waits=self._waits, **fields)
 
     # ------------------------------------------------------------ for the resources
 

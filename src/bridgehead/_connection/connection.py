@@ -33,7 +33,6 @@ from bridgehead._errors import (
 from bridgehead._lanes.broadcast import Delivery
 from bridgehead._lanes.direct import DirectLane
 from bridgehead._lanes.handshake import LaneName
-from bridgehead._protocol import request as _request
 from bridgehead._protocol.payload import Payload, PayloadSource, check_payload, empty
 from bridgehead._protocol.request import Request
 from bridgehead._protocol.response import NotServed, Response, SubshellDeleted
@@ -292,10 +291,10 @@ class Connection:
         info, lane = self.remote.info, self.remote.lane
         payload = call.payload or empty(lane.digest)
         check_payload(payload, info.python, info.versions, info.executable)
-        header = _request.header(
+        header = self.remote.header(
             call.operation,
+            lane,
             payload,
-            epoch=info.epoch,
             refs=payload.refs or None,
             code=payload.carries_code or None,
             max_bytes=call.limit,
@@ -303,7 +302,6 @@ class Connection:
             subshell=call.shell,
             # By this id the kernel finds the frames that a broadcast brought.
             id=call.delivery.header["id"] if call.delivery is not None else None,
-            **lane.fields(),
             **call.fields,
         )
         request = Request(header, payload, call.limit, unread=call.unread, outputs=call.outputs)

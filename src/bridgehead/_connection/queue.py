@@ -229,15 +229,10 @@ class Queue:
         """Whether there is one turn, and no message is in flight."""
         return self._carrying is None and len(self.turns) == 1
 
-    @property
-    def in_flight(self) -> bool:
-        """Whether a message is in flight."""
-        return self._carrying is not None
-
     def advance(self) -> None:
         """Send the first operation, if it is ready, with those behind it that fit."""
         first = next(iter(self.turns), None)
-        if first is not None and first.is_ready and not self.in_flight:
+        if first is not None and first.is_ready and self._carrying is None:
             self._carrying = self.transport.spawn(self._carry())
 
     def _batch(self) -> list[Turn]:

@@ -45,7 +45,7 @@ from bridgehead._protocol.response import (
     parse_header,
 )
 from bridgehead._protocol.results import Info
-from bridgehead._shipped.wire.header import CONTROL_REQUEST
+from bridgehead._shipped.wire.header import CONTROL_REQUEST, RequestHeader
 from bridgehead._transports.base import Transport
 
 log = logging.getLogger("bridgehead")
@@ -58,7 +58,6 @@ class Installation:
     Attributes:
         lane: the lane of the last handshake; there is none before the first one.
         generation: the transport's at the time of the handshake, or ``LOST``.
-        process: names the kernel process of the handshake; a pid may be used again.
     """
 
     def __init__(
@@ -71,7 +70,6 @@ class Installation:
     ) -> None:
         self.lane: Lane
         self.generation: int = LOST
-        self.process: str = ""
         self._transport, self._trust, self._subshell = transport, trust, subshell
         self._handshake = Handshake(
             *(transport, wanted, pool),
@@ -79,7 +77,6 @@ class Installation:
             trusts=lambda proven: trust.trusts(proven, transport.own),
         )
         self._greeting: Greeting | None = None
-        self._epoch: str | None = None  # of the kernel that has the caller's names
         self._restart_reported = False  # a caller knows that this kernel is gone
         self._restart_unreported = False  # the installed kernel is a new one, and no caller knows
         self._installing = asyncio.Lock()
@@ -99,6 +96,11 @@ class Installation:
     def info(self) -> Info:
         """What a user sees of that."""
         return self.greeting.info
+
+    @property
+    def process(self) -> str:
+        """Names the kernel process of the last handshake; a pid may be used again."""
+        return self.greeting.process
 
     @property
     def is_current(self) -> bool:
@@ -135,18 +137,18 @@ class Installation:
         if self.is_current and self.lane.lost:
             self.generation = LOST
         if not self.is_current:
-            epoch, process, lost = self._epoch, self.process, self.generation == LOST
+            before, lost = self._greeting, self.generation == LOST
             reported = self._restart_reported
             await self.install()
+            is_other = before is not None and before.info.epoch != self.info.epoch
             # When a connection breaks, the transport ends the listeners of all resources. If none
             # broke (``lost``), the resources ended with the remote part: end their listeners here.
-            if lost and epoch not in (None, self._epoch):
+            if lost and is_other:
                 for listener in list(self._transport.life.listeners.values()):
                     listener.end()
-            if epoch != self._epoch:  # they were for a remote part that is gone
+            if is_other:  # they were for a remote part that is gone
                 self._lost_cells.clear()
-            is_same = epoch is None or self._is_same(epoch, process, lost)
-            if not (is_same or reported or any_process):
+            if not (self._is_same(before, lost) or reported or any_process):
                 raise KernelRestarted(RESTARTED)
         # The caller that was to know it had just given up, or goes on in any process.
         if self._restart_unreported and not any_process:
@@ -162,22 +164,21 @@ class Installation:
                 return
             generation = self._transport.life.generation
             greeting = await self._handshake.greet()
-            if self._epoch is not None and isinstance(self.lane, DirectLane):
-                self.lane.client.close()
+            before, lost = self._greeting, self.generation == LOST
+            if before is not None and isinstance(before.lane, DirectLane):
+                before.lane.client.close()
             trust = self._trust  # another process may answer than at the last handshake
             trust.decide(greeting.proven, greeting.unproven, self._transport.own)
             self._transport.life.trust = trust.name
             info = replace(greeting.info, trust=trust.name, why_trust=trust.why)
             self._greeting = replace(greeting, info=info)
-            process, lane = self.process, greeting.lane
-            self.lane, self.process = lane, greeting.process
+            self.lane = lane = greeting.lane
             self._transport.life.side_channel = (
                 lane.client if isinstance(lane, DirectLane) else None
             )
-            epoch, lost = self._epoch, self.generation == LOST
-            self.generation, self._epoch = generation, info.epoch
+            self.generation = generation
             self._log(info)
-            if epoch is not None and not self._is_same(epoch, process, lost):
+            if not self._is_same(before, lost):
                 self._restart_unreported = not self._restart_reported
             self._restart_reported = False
             for orphan in greeting.orphans:
@@ -189,14 +190,16 @@ class Installation:
         life.name = line(f"kernel {transport.label or transport.kernel_id or info.pid}", 80)
         log.info("%s: %s, lane %s, %s", life.name, line(info.kernel, 80), info.lane, info.trust)
 
-    def _is_same(self, epoch: str, process: str, lost: bool) -> bool:
-        """Return whether the installed kernel is the one of an earlier handshake.
+    def _is_same(self, before: Greeting | None, lost: bool) -> bool:
+        """Return whether the installed kernel is the one of an earlier handshake, if there was one.
 
         ``lost``: the remote part was missing, but the connection did not break. If the process is
         the same, only the remote part was removed, and the user's names are still there. Over a new
         connection, an equal epoch shows that the kernel is the same.
         """
-        return process == self.process if lost else epoch == self._epoch
+        if before is None:
+            return True
+        return before.process == self.process if lost else before.info.epoch == self.info.epoch
 
     def restart_reported(self) -> None:
         """Note that a caller gets ``KernelRestarted``: the next call goes to the new kernel.
@@ -226,6 +229,13 @@ class Installation:
         """Whether the remote part has the data-only codec."""
         return self._codec_epoch == self.info.epoch
 
+    def header(
+        self, operation: str, lane: Lane, payload: Payload | None = None, **fields: Any
+    ) -> RequestHeader:
+        """Return the header of a request over a lane, to the remote part of the last handshake."""
+        payload, fields = payload or empty(lane.digest), {**lane.fields(), **fields}
+        return _request.header(operation, payload, epoch=self.info.epoch, **fields)
+
     async def request_unordered(
         self,
         operation: str,
@@ -242,8 +252,7 @@ class Installation:
         """
         lane = self.lane
         payload = Payload(frames).signed(lane.digest)
-        fields = {**lane.fields(), "subshell": shell, "max_bytes": limit, **fields}
-        header = _request.header(operation, payload, epoch=self.info.epoch, **fields)
+        header = self.header(operation, lane, payload, subshell=shell, max_bytes=limit, **fields)
         request = Request(header, payload, limit, trusted=not self._trust.data)
         return await lane.complete(await lane.carry(request))
 
@@ -299,8 +308,7 @@ class Installation:
             )
         lane = self.lane.in_messages
         # A response that is lost is not asked for again, so the kernel need not keep it.
-        fields = {**lane.fields(), "resumable": None, **fields}
-        header = _request.header(operation, empty(lane.digest), epoch=self.info.epoch, **fields)
+        header = self.header(operation, lane, resumable=None, **fields)
         message = f"{remote_source()[0]}{CONTROL_REQUEST}", {"request": json.dumps(header)}
         ask = partial(self._transport.dispatcher.control, *message)
         reply = await self._transport.until_replied(ask, losses=1)

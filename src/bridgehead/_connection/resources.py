@@ -29,8 +29,6 @@ from bridgehead._errors import (
     ProtocolError,
     ReplyLost,
 )
-from bridgehead._protocol import request as _request
-from bridgehead._protocol.payload import empty
 from bridgehead._protocol.raising import as_strings, as_text
 from bridgehead._protocol.request import Request
 from bridgehead._protocol.response import Response, add_chunk, open_response, parse_header
@@ -294,9 +292,7 @@ class Resources:
         if event.is_partial:
             lane = await self._remote.ready(any_process=any_process)
         # The kernel keeps the frames of an event under the id of the event.
-        fields = {**lane.fields(), "id": event.header["event"]}
-        epoch = self._remote.info.epoch
-        header = _request.header("fetch", empty(lane.digest), epoch=epoch, **fields)
+        header = self._remote.header("fetch", lane, id=event.header["event"])
         event.request = Request(header, limit=limit, trusted=trusted)
         if report is not None:
             event.request.report = report

@@ -32,15 +32,14 @@ from bridgehead._errors import (
 from bridgehead._lanes.base import ChunkHandler
 from bridgehead._lanes.direct import DirectLane
 from bridgehead._lanes.socket import SocketLost
-from bridgehead._protocol import request as _request
 from bridgehead._protocol.bootstrap import remote_source
-from bridgehead._protocol.payload import check_values, empty
+from bridgehead._protocol.payload import check_values
 from bridgehead._protocol.raising import as_text
 from bridgehead._protocol.request import Request
 from bridgehead._protocol.response import ERROR_LIMIT, Response
 from bridgehead._protocol.results import Result
 from bridgehead._shipped.wire.header import CELL_ERROR
-from bridgehead._transports.dispatch import END_OF_INPUT, Reply
+from bridgehead._transports.dispatch import END_OF_INPUT, Handlers, Reply
 from bridgehead._transports.tasks import UserCall
 
 InputHandler = Callable[[str, bool], str | Awaitable[str]]  # of the prompt, and for a password
@@ -264,13 +263,13 @@ class RunningCell:
 
         async def send(content: dict[str, Any], on_chunk: ChunkHandler | None = None) -> Reply:
             try:
-                return await connection.transport.dispatcher.request(
-                    content,
-                    on_message=self._outputs.feed,
+                handlers = Handlers(
+                    self._outputs.feed,
                     on_sent=note_sent,
                     on_chunk=on_chunk,
                     on_input=None if self._on_input is None else self._asked,
                 )
+                return await connection.transport.dispatcher.request(content, handlers=handlers)
             except (TransportError, KernelUnresponsive, ReplyLost) as error:
                 if self.call.request:  # what is behind it in the queue waits for this, too
                     answers = not isinstance(error, KernelUnresponsive)
@@ -280,15 +279,9 @@ class RunningCell:
         if not self._pull:
             return await send(self._content)
         lane, trust = lane.in_messages, connection.trust
-        payload, fields = empty(lane.digest), {**lane.fields(), **trust.fields()}
-        header = _request.header(
-            "fetch",
-            payload,
-            epoch=connection.remote.info.epoch,
-            expressions=list(self._pull),
-            **fields,
-        )
-        request = Request(header, payload, trusted=not trust.data)
+        fields = {"expressions": list(self._pull), **trust.fields()}
+        header = connection.remote.header("fetch", lane, **fields)
+        request = Request(header, trusted=not trust.data)
         reply, self._response = await lane.carry_with_cell(request, self._content, send)
         if turn.is_left:
             self._drop_values()

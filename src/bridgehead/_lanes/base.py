@@ -35,7 +35,7 @@ from bridgehead._shipped.wire.digest import LEAF, Buffer, digest_of
 from bridgehead._shipped.wire.frames import cut
 from bridgehead._shipped.wire.header import RequestHeader, ResponseHeader
 from bridgehead._transports.base import Transport
-from bridgehead._transports.dispatch import Reply
+from bridgehead._transports.dispatch import Handlers, Reply
 from bridgehead._transports.tasks import waited
 
 # Takes each chunk of a response that comes ahead of the reply; see ``Dispatcher.request``.
@@ -279,9 +279,11 @@ class MessageLane(Lane):
             content,
             buffers,
             subshell=subshell,
-            on_message=None if outputs is None else outputs.feed,
-            lasting=outputs is not None and outputs.lasting,
-            on_chunk=None if arrival is None else arrival.chunk,
+            handlers=Handlers(
+                None if outputs is None else outputs.feed,
+                lasting=outputs is not None and outputs.lasting,
+                on_chunk=None if arrival is None else arrival.chunk,
+            ),
             repeatable=True,
         )
         if outputs is not None:

@@ -21,7 +21,7 @@ from bridgehead._protocol.response import response_header
 from bridgehead._shipped.wire.digest import Buffer
 from bridgehead._shipped.wire.header import PROBE, RequestHeader, ResponseHeader
 from bridgehead._transports.base import Transport
-from bridgehead._transports.dispatch import Reply
+from bridgehead._transports.dispatch import Handlers, Reply
 
 
 class BuffersLane(MessageLane):
@@ -62,7 +62,7 @@ async def hello(transport: Transport, header: RequestHeader) -> tuple[ResponseHe
     """
     # The handshake takes its own iopub messages. Its "idle" may come after this returns, and
     # would otherwise reach a later ``Bridge.messages``.
-    options: dict[str, Any] = {"on_message": lambda message: True, "repeatable": True}
+    options: dict[str, Any] = {"handlers": Handlers(lambda message: True), "repeatable": True}
     if not transport.capabilities.binary:
         content = execute_content(expression("inline", header, install=True))
         return response_header(

@@ -146,7 +146,7 @@ class DirectLane(Lane):
             reply = await self._send(request, header)
         except SocketLost:
             self.forget(header)
-            await self._raise_no_reply()
+            await self._raise_lost()
         except BaseException:
             if not request.dropped:
                 self.forget(header)  # the remote part may have stored it, if a cell runs
@@ -225,13 +225,23 @@ class DirectLane(Lane):
         except SocketLost:
             await self._raise_lost("nothing was sent")
 
-    async def _raise_lost(self, outcome: str) -> NoReturn:
+    async def _raise_lost(self, outcome: str = "") -> NoReturn:
         """Raise why the socket thread has ended: with the kernel, or alone.
 
         A process that is killed closes this socket before any other sign of its end arrives.
+
+        Raises:
+            KernelRestarted: the thread ended alone, and nothing was done, as ``outcome`` says.
+            ReplyLost: the thread ended alone, when the request was sent.
+            BridgeError: the kernel ended, was restarted or was lost, as the transport reports it.
         """
         await self.transport.find_cause()
-        raise KernelRestarted(f"the kernel's socket thread has ended; {outcome}") from None
+        if outcome:
+            raise KernelRestarted(f"the kernel's socket thread has ended; {outcome}") from None
+        raise ReplyLost(
+            "the kernel's socket thread ended before it replied; the request may or may not have "
+            "run"
+        ) from None
 
     async def interrupt(self, epoch: str) -> None:
         """Interrupt what the socket thread does.
@@ -352,20 +362,7 @@ class DirectLane(Lane):
         try:
             return await self.client.ask(header)
         except SocketLost:
-            await self._raise_no_reply()
-
-    async def _raise_no_reply(self) -> NoReturn:
-        """Raise why a request that was sent has no reply.
-
-        Raises:
-            BridgeError: the kernel ended, was restarted or was lost, as the transport reports it.
-            ReplyLost: the socket thread ended, and the kernel did not.
-        """
-        await self.transport.find_cause()
-        raise ReplyLost(
-            "the kernel's socket thread ended before it replied; the request may or may not have "
-            "run"
-        ) from None
+            await self._raise_lost()
 
     def _warn_once(self, warning: str) -> None:
         if not self._warned:

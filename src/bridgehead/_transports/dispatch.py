@@ -73,6 +73,30 @@ class Reply:
     buffers: list[Any]
 
 
+@dataclass(frozen=True, slots=True)
+class Handlers:
+    """What takes the messages of one request, besides its reply.
+
+    Attributes:
+        on_message: gets its iopub messages. One for which it returns true goes to no stream.
+        lasting: it gets those that follow the end of the request, too, until ``unlisten``.
+        on_sent: gets the id of the request's message each time that it is sent.
+        on_chunk: gets each chunk of the response that has a header of its own: the future of the
+            reply, the header, and the buffers. Other buffers come with the reply.
+        on_input: gets the content of each question for input, which ``answer`` answers; also after
+            a cancel.
+    """
+
+    on_message: Callable[[Message], object] | None = None
+    lasting: bool = False
+    on_sent: Callable[[str], object] | None = None
+    on_chunk: Callable[[asyncio.Future[Reply], Any, list[Any]], object] | None = None
+    on_input: Callable[[dict[str, Any]], object] | None = None
+
+
+NO_HANDLERS = Handlers()
+
+
 @dataclass(slots=True, eq=False)
 class Pending:
     """A request that was sent and not answered yet."""
@@ -89,15 +113,12 @@ class Pending:
     due: float = 0.0  # the loop's time from which on the reply is missing; 0 until it is sent
     idle: bool = False  # the kernel said that it is idle after this request
     begun: bool = False  # the kernel published that the cell begins; a message that may be lost
-    on_message: Callable[[Message], object] | None = None  # gets its iopub messages
-    lasting: bool = False  # it gets those that follow the end of the request, too
-    on_chunk: Callable[[asyncio.Future[Reply], Any, list[Any]], object] | None = None
-    on_input: Callable[[dict[str, Any]], object] | None = None  # gets what it asks the user
+    handlers: Handlers = NO_HANDLERS
 
     @property
     def route(self) -> str | None:
         """What keeps its reply in order with others: its subshell, or a connection of its own."""
-        return self.subshell if self.on_input is None else INPUT
+        return self.subshell if self.handlers.on_input is None else INPUT
 
 
 REPLY_LOST = ReplyLost(
@@ -170,25 +191,14 @@ class Dispatcher:
         buffers: Sequence[Any] = (),
         *,
         subshell: str | None = None,
-        on_message: Callable[[Message], object] | None = None,
-        lasting: bool = False,
-        on_sent: Callable[[str], object] | None = None,
-        on_chunk: Callable[[asyncio.Future[Reply], Any, list[Any]], object] | None = None,
-        on_input: Callable[[dict[str, Any]], object] | None = None,
+        handlers: Handlers = NO_HANDLERS,
         repeatable: bool = False,
     ) -> Reply:
         """Send one ``execute_request`` and wait for its reply.
 
-        ``on_message`` gets the iopub messages of this request. A message for which it returns true
-        goes to no stream. With ``lasting``, it gets those that follow the end of the request, too,
-        until ``unlisten``. ``repeatable`` says that the remote part runs the request once, however
-        often it arrives; such a request is sent again if the connection breaks meanwhile.
-        ``on_sent`` gets the id of the request's message each time that it is sent. ``on_chunk``
-        gets each chunk of the response that has a header of its own: the future of the reply, the
-        header, and the buffers. Other buffers come with the reply. ``on_input`` gets the content
-        of each question for input, which ``answer`` answers; also after a cancel. Cancelling
-        abandons the reply and does not disturb other requests. If the request was sent, it may
-        still run.
+        ``repeatable`` says that the remote part runs the request once, however often it arrives;
+        such a request is sent again if the connection breaks meanwhile. Cancelling abandons the
+        reply and does not disturb other requests. If the request was sent, it may still run.
 
         Raises:
             RequestAborted: it was aborted each time it was tried; it did not run.
@@ -213,16 +223,13 @@ class Dispatcher:
                     message["header"]["subshell_id"] = subshell
                 try:
                     pending = await self.put(
-                        *("shell", message, buffers, on_message, on_chunk, on_input),
-                        slot=True,
-                        repeatable=repeatable,
-                        lasting=lasting,
+                        *("shell", message, buffers, handlers), slot=True, repeatable=repeatable
                     )
                 except TransportError:
                     await self._life.wait_for_cause()
                     raise
-            if on_sent is not None:
-                on_sent(pending.id)
+            if handlers.on_sent is not None:
+                handlers.on_sent(pending.id)
             try:
                 reply = await pending.future
             except BaseException as error:
@@ -369,13 +376,10 @@ class Dispatcher:
         channel: str,
         message: dict[str, Any],
         buffers: Sequence[Any] = (),
-        on_message: Callable[[Message], object] | None = None,
-        on_chunk: Callable[[asyncio.Future[Reply], Any, list[Any]], object] | None = None,
-        on_input: Callable[[dict[str, Any]], object] | None = None,
+        handlers: Handlers = NO_HANDLERS,
         *,
         slot: bool = False,
         repeatable: bool = False,
-        lasting: bool = False,
     ) -> Pending:
         """Send a message and enter it into the table.
 
@@ -386,9 +390,8 @@ class Dispatcher:
         pending = Pending(
             header["msg_id"], channel, future, slot, header.get("subshell_id"), repeatable
         )
-        pending.on_chunk, pending.on_input = on_chunk, on_input
-        if on_message is not None:
-            pending.on_message, pending.lasting = on_message, lasting
+        pending.handlers = handlers
+        if handlers.on_message is not None:
             self._listening[pending.id] = pending
         self.pending[pending.id] = pending
         try:
@@ -415,7 +418,7 @@ class Dispatcher:
     def unlisten(self, on_message: Callable[[Message], object]) -> None:
         """Give no more messages to this function, which an earlier request named."""
         for one in list(self._listening.values()):
-            if one.on_message == on_message:
+            if one.handlers.on_message == on_message:
                 del self._listening[one.id]
 
     def settle(self, identity: str, outcome: Reply | BridgeError) -> None:
@@ -458,14 +461,14 @@ class Dispatcher:
         if pending is None or pending.cut:
             self.late += parent not in self._questions
         elif message["header"]["msg_type"] == "input_request":
-            if pending.on_input is not None:
-                pending.on_input(message["content"])
+            if pending.handlers.on_input is not None:
+                pending.handlers.on_input(message["content"])
         elif message["header"]["msg_type"] == DATA_MESSAGE:
             buffers = message.get("buffers") or []
-            if pending.on_chunk is not None and message["content"]:
+            if pending.handlers.on_chunk is not None and message["content"]:
                 if pending.future.done():  # its caller has given up
                     return
-                pending.on_chunk(pending.future, message["content"], buffers)
+                pending.handlers.on_chunk(pending.future, message["content"], buffers)
             else:
                 pending.buffers += buffers
         elif message["header"]["msg_type"].endswith("_reply"):
@@ -501,7 +504,8 @@ class Dispatcher:
         listening = self._listening.get(message.parent)
         if idle and listening is not None:
             self._end_outputs(listening)
-        if listening is not None and listening.on_message and listening.on_message(message):
+        take = None if listening is None else listening.handlers.on_message
+        if take is not None and take(message):
             return
         if self._streams:
             for stream in list(self._streams):
@@ -514,7 +518,9 @@ class Dispatcher:
         """
         for one in list(self._listening.values()):
             earlier = (one.channel, one.subshell) == (last.channel, last.subshell)
-            if not one.lasting and (one is last or (earlier and one.id not in self.pending)):
+            if not one.handlers.lasting and (
+                one is last or (earlier and one.id not in self.pending)
+            ):
                 del self._listening[one.id]
             if one is last:
                 return
@@ -649,7 +655,7 @@ class Dispatcher:
         if route not in (None, INPUT):
             message["header"]["subshell_id"] = route
         self._questions.append(message["header"]["msg_id"])
-        return await self.put(channel, message, on_message=lambda message: True)
+        return await self.put(channel, message, (), Handlers(lambda message: True))
 
     def _unanswered(self, route: str | None) -> list[Pending]:
         now = asyncio.get_running_loop().time()

@@ -361,7 +361,7 @@ async def test_lost_outputs_do_not_hold_the_value_of_an_async_function_up(
         assert await bridge.call(chatty_later, "abc", on_output=heard) == 3
         assert heard.messages == []
         listening = bridge._transport.dispatcher._listening.values()
-        assert not any(one.lasting for one in listening)
+        assert not any(one.handlers.lasting for one in listening)
 
 
 async def test_on_output_is_not_called_after_a_cancel_of_an_async_function(

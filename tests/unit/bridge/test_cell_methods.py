@@ -357,7 +357,8 @@ async def test_only_the_last_question_is_answered(loopback: Bridge) -> None:
     cell = asyncio.ensure_future(loopback.run("input('first')", on_input=answer))
     await until(lambda: begun)
     pending = loopback._transport.dispatcher.pending.values()
-    ask = next(one.on_input for one in pending if one.on_input is not None)
+    handlers = [one.handlers for one in pending]
+    ask = next(one.on_input for one in handlers if one.on_input is not None)
     for n in range(100):
         ask({"prompt": f"question {n}"})
         await asyncio.sleep(0)

@@ -6,18 +6,22 @@ Rule: each test makes one thing that a floor below may report, at a moment that 
 
 from __future__ import annotations
 
+import ast
 import asyncio
 import contextlib
 import json
 import operator
 import random
+import re
 import sys
 import threading
 import uuid
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+import bridgehead._connection
 from bridgehead import Bridge, KernelRestarted, NotSupported
 from bridgehead._lanes.base import Lane
 from bridgehead._protocol import request
@@ -237,3 +241,43 @@ async def test_a_program_without_standard_output_keeps_it_so(
         assert sys.stdout is None
         monkeypatch.undo()
         assert await bridge.pull("x") == 1
+
+
+KNOWN_OF_A_REQUEST = {
+    *("BridgeError", "NotServed", "SubshellDeleted", "RequestAborted", "KernelRestarted"),
+    *("KernelUnresponsive", "ReplyLost", "TransportError", "Reconnected"),
+}
+# Loops over several requests or replies, of which none is sent again.
+ONE_AFTER_THE_OTHER = {"Installation._withdraw_cells", "Delivery.is_complete"}
+
+
+def test_what_is_sent_again() -> None:
+    """The head of ``_connection`` lists each loop that goes on after such an error."""
+    said = str(bridgehead._connection.__doc__).split("What is sent again")[1]
+    listed = re.findall(r"``([A-Z]\w+\.\w+)``", said.split("\nWhere a restart is noticed")[0])
+    root = Path(bridgehead.__file__).parent
+    paths = [*(root / "_connection").glob("*.py"), *(root / "_lanes").glob("*.py")]
+    paths += [root / "_transports" / name for name in ("base.py", "dispatch.py")]
+    found = {
+        f"{kind.name}.{function.name}"
+        for path in paths
+        for kind in ast.parse(path.read_text()).body
+        if isinstance(kind, ast.ClassDef)
+        for function in kind.body
+        if isinstance(function, ast.AsyncFunctionDef) and caught_in_loops(function)
+    }
+    asks_after_an_answer = {"Interrupts.to_cell"}
+    assert found - ONE_AFTER_THE_OTHER == set(listed) - asks_after_an_answer
+
+
+def caught_in_loops(function: ast.AsyncFunctionDef) -> set[str]:
+    """Return the errors that say what is known of a request, and that a loop goes on after."""
+    loops = [node for node in ast.walk(function) if isinstance(node, (ast.While, ast.For))]
+    caught = [
+        node.type
+        for loop in loops
+        for node in ast.walk(loop)
+        if isinstance(node, ast.ExceptHandler) and node.type is not None
+    ]
+    names = {node.id for kind in caught for node in ast.walk(kind) if isinstance(node, ast.Name)}
+    return names & KNOWN_OF_A_REQUEST
