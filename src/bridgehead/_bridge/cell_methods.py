@@ -62,12 +62,12 @@ class CellMethods(BridgeBase):
             max_output: characters of printed text and displays, together, that are kept: half of
                 them from the beginning, half from the end. A line stands for what was dropped, and
                 ``result.dropped`` counts it. The kernel cuts what the cell and the programs that it
-                waits for print, for all clients, so nothing carries the rest or keeps it. The end
-                comes when the code has ended or raises, behind displays and the cell's value. A
-                display is dropped as a whole; those behind the beginning go before printed text
-                does. The cell's value counts for itself: it is dropped only if it alone is longer
-                than this. The traceback of the cell's own exception does not count; the exception
-                has it, and ``result.outputs`` has it unless it alone is longer than this.
+                waits for print, and what its thread displays, for all clients, so nothing carries
+                the rest or keeps it. The end comes when the code has ended or raises, behind the
+                cell's value. A display is dropped as a whole. The cell's value counts for itself: it is
+                dropped only if it alone is longer than this. The traceback of the cell's own
+                exception does not count; the exception has it, and ``result.outputs`` has it unless
+                it alone is longer than this.
             store_history: False keeps the cell out of ``In``, the history and the counter. IPython
                 keeps its value in ``_`` even so, and all clients see the cell.
             timeout: seconds.

@@ -13,7 +13,7 @@ from typing import Any
 
 from bridgehead._protocol.raising import as_text
 from bridgehead._protocol.results import Result
-from bridgehead._shipped.wire.excerpt import Excerpt, mark
+from bridgehead._shipped.wire.excerpt import Excerpt, characters, mark
 from bridgehead._shipped.wire.header import OUTPUTS_END
 from bridgehead._transports.base import Transport
 from bridgehead._transports.messages import Message
@@ -144,8 +144,8 @@ class TaskOutputs(OutputListener):
 class CellOutputs(OutputListener):
     """The outputs of one cell, collected; of all, or their beginning and their end.
 
-    The kernel cuts streams before it sends them. What arrives is bounded here all the same: it has
-    displays, too, and a kernel may send anything.
+    The kernel cuts streams and displays before it sends them. What arrives is bounded here all the
+    same: threads display, too, and a kernel may send anything.
 
     The cell's value takes no room from the texts, whose end comes behind it and would push it out.
     Nor does its error. Each has the limit for itself.
@@ -189,7 +189,7 @@ class CellOutputs(OutputListener):
     def _take(self, message: Message) -> None:
         size, is_within = 0, True
         if self._most is not None and message.type != "stream":
-            size = _characters(message.content)
+            size = characters(message.content)
             is_within = size <= self._most
         if message.type == "error" and self.error is None:
             self.error = message.content
@@ -300,20 +300,6 @@ def _output(message: Message) -> dict[str, Any]:
 
 def _with_text(message: Message, text: str) -> Message:
     return replace(message, content={**message.content, "text": text})
-
-
-def _characters(content: Any) -> int:
-    """Return how many characters the values of an output have; each part counts as one, too."""
-    count, parts = 0, [content]
-    for part in parts:  # grows meanwhile
-        count += 1
-        if isinstance(part, str):
-            count += len(part)
-        elif isinstance(part, Mapping):
-            parts += part.values()
-        elif isinstance(part, list):
-            parts += part
-    return count
 
 
 def _mapping(value: Any) -> dict[str, Any]:

@@ -197,10 +197,55 @@ async def test_a_limit_holds_until_an_interrupt(bridge: Bridge) -> None:
 
 async def test_displays_count_and_are_dropped_as_a_whole(bridge: Bridge) -> None:
     code = "from IPython.display import display, HTML\nfor n in range(50): display(HTML('x' * 99))"
+    messages = bridge.messages()
     result = await bridge.run(code, max_output=1000)
     kept = [one for one in result.outputs if one["output_type"] == "display_data"]
     assert 2 <= len(kept) < 10
     assert result.dropped > 3000
+    sent = [await anext(messages) for _ in range(len(messages))]
+    await messages.aclose()
+    assert len([one for one in sent if one.type == "display_data"]) == len(kept)
+
+
+MANY = "for n in range(500): print(n)"
+
+
+@pytest.mark.parametrize(
+    ("code", "kept"),
+    [
+        (f"show('end')\n{MANY}", ["display_data", "0 … 499"]),
+        (f"{MANY}\nshow('end')", ["0 … 499", "display_data"]),
+        (f"{MANY}\nshow('end')\nprint('saved')", ["0 … 499", "display_data", "saved … saved"]),
+        (f"{MANY}\nshow('middle')\n{MANY}", ["0 … 499"]),
+        (f"{MANY}\nclear_output()\nprint('last')", ["last … last"]),
+        ("for n in range(500):\n    clear_output(wait=True)\n    print(n)", ["499 … 499"]),
+    ],
+)
+async def test_the_middle_is_dropped_whatever_it_is(
+    bridge: Bridge, code: str, kept: list[str]
+) -> None:
+    await bridge.run(
+        "from IPython.display import clear_output, display, HTML\n"
+        "def show(text): display(HTML(text * 20))"
+    )
+    result = await bridge.run(code, max_output=400)
+    shown = []
+    for one in result.outputs:
+        lines = one.get("text", "").split()
+        shown.append(f"{lines[0]} … {lines[-1]}" if lines else one["output_type"])
+    assert shown == kept
+    assert result.dropped > 1000
+
+
+async def test_a_display_that_waits_is_what_it_was(bridge: Bridge) -> None:
+    code = (
+        "from IPython.display import publish_display_data\nprint('x' * 600)\n"
+        "data = {'text/plain': 'before'}\npublish_display_data(data)\ndata['text/plain'] = 'after'"
+    )
+    result = await bridge.run(code, max_output=1000)
+    assert result.outputs[-1]["data"] == {"text/plain": "before"}
+    with pytest.raises(RemoteError, match="not JSON serializable"):
+        await bridge.run(f"{code}\npublish_display_data({{'a/b': object()}})", max_output=1000)
 
 
 SHOW = "from IPython.display import display, HTML\ndisplay(HTML('x' * 900))"

@@ -1,7 +1,7 @@
-"""The limit on what one cell prints: its beginning and its end are sent, the middle is dropped.
+"""The limit on what one cell prints and displays: the kernel drops the middle.
 
-Rule: use the standard library only, and run on Python 3.8 and later. This file knows the streams of
-ipykernel. It knows no request.
+Rule: use the standard library only, and run on Python 3.8 and later. This file knows the streams
+and the display publisher of ipykernel. It knows no request.
 
 Facts this file rests on, read and measured (ipykernel 6.31 and 7.4, IPython 9):
 
@@ -11,6 +11,8 @@ Facts this file rests on, read and measured (ipykernel 6.31 and 7.4, IPython 9):
   history. A limit that is set inside of that, when the code begins, limits both.
 - A child's last 64 KiB may still be in the pipe when the cell's code has ended.
 - IPython publishes the error of a cell before the cell's code has ended, by ``_showtraceback``.
+- Displays, their updates and what clears outputs go through the publisher's hooks, in the thread
+  that registered them. The streams were flushed before.
 """
 
 from __future__ import annotations
@@ -23,39 +25,59 @@ from time import monotonic, sleep
 from typing import Any
 
 if __package__:  # in the kernel, all shipped files are one module
-    from bridgehead._shipped.wire.excerpt import Excerpt, mark
+    from bridgehead._shipped.wire.excerpt import Excerpt, characters, mark
 
 DRAINED_WITHIN = 0.5  # s for a pipe to become empty, into which a child may still write
 DRAINED_AGAIN = 0.001  # s between two looks
 
 
 class OutputLimit:
-    """The limit on the streams of one cell, while its code runs."""
+    """The limit on the streams and displays of one cell, while its code runs.
+
+    A display waits behind the text that was printed before it, so that the end of both is kept.
+    """
 
     def __init__(self, most: int) -> None:
-        """Let ``most`` characters pass, of all streams together."""
+        """Let ``most`` characters pass, of streams and displays together."""
         self.excerpt = Excerpt(most)
         self._process = os.getpid()
         self._lock = RLock()  # any thread may print, and so may a signal handler
         self._replaced: list[tuple[Any, Any, Any]] = []
         self._marked = 0  # how much had been dropped at the last line that stands for it
+        self._publisher: Any = None
+        self._cell = ""
 
-    def begin(self, cell: str) -> None:
-        """Limit what is printed for the cell of this message, and nothing else."""
+    def begin(self, cell: str, publisher: Any) -> None:
+        """Limit what is printed and displayed for the cell of this message, and nothing else."""
+        self._cell = cell
         for name in ("stdout", "stderr"):
             stream = getattr(sys, name, None)
             if any(stream is one for one, _, _ in self._replaced):
                 continue  # a user has made both the same
             if hasattr(stream, "parent_header"):  # else it is the user's own, and is not sent
-                self._limit(stream, cell)
+                self._limit(stream)
+        if hasattr(publisher, "pub_socket"):  # else a loopback, which has no displays
+            self._publisher = publisher
+            publisher.register_hook(self._display)
 
-    def _limit(self, stream: Any, cell: str) -> None:
+    def _display(self, message: Any) -> Any:
+        """Return the message of a display that belongs to the beginning; hold any other."""
+        if os.getpid() != self._process or message["parent_header"].get("msg_id") != self._cell:
+            return message
+        publisher = self._publisher
+        # As it is now, and an error of it is the cell's.
+        frames = publisher.session.serialize(message, publisher.topic)
+        with self._lock:
+            begins = self.excerpt.take_whole(frames, characters(message["content"]))
+        return message if begins else None
+
+    def _limit(self, stream: Any) -> None:
         write = stream.write
 
         def limited(text: Any, *args: Any, **kwargs: Any) -> Any:
             if os.getpid() != self._process:  # a fork: what it holds would never be printed
                 return write(text, *args, **kwargs)
-            if type(text) is not str or stream.parent_header.get("msg_id") != cell:
+            if type(text) is not str or stream.parent_header.get("msg_id") != self._cell:
                 return write(text, *args, **kwargs)
             with self._lock:
                 head = self.excerpt.take(stream, text)
@@ -67,17 +89,17 @@ class OutputLimit:
         self._replaced.append((stream, write, limited))
 
     def pass_on(self) -> None:
-        """Print what is held: an error is about to be shown, and belongs behind it."""
+        """Send what is held: an error is about to be shown, and belongs behind it."""
         if os.getpid() != self._process:
             return
         for stream, _, _ in self._replaced:
             drain(getattr(stream, "_fid", None))
         with self._lock:
-            if self.excerpt.most:  # else only what comes last is printed
-                self._print(self.excerpt.pass_on())
+            if self.excerpt.most:  # else only what comes last is sent
+                self._send(self.excerpt.pass_on())
 
     def finish(self) -> int:
-        """Print the end, behind a line for what was dropped; return how much was dropped."""
+        """Send the end, behind a line for what was dropped; return how much was dropped."""
         try:
             for stream, _, _ in self._replaced:
                 drain(getattr(stream, "_fid", None))
@@ -85,17 +107,26 @@ class OutputLimit:
             for stream, write, limited in self._replaced:
                 if stream.write is limited:  # else a user has replaced it
                     stream.write = write
-        self._print(self.excerpt.end())
+            if self._publisher is not None:
+                self._publisher.unregister_hook(self._display)
+        self._send(self.excerpt.end())
         return self.excerpt.dropped
 
-    def _print(self, ends: Any) -> None:
+    def _send(self, ends: Any) -> None:
+        streams = [stream for stream, _, _ in self._replaced]
         writes = {id(stream): write for stream, write, _ in self._replaced}
         dropped = self.excerpt.dropped - self._marked
-        if dropped and ends:
+        if dropped and streams:
             self._marked = self.excerpt.dropped
-            writes[id(ends[0][0])](mark(dropped))
-        for stream, text in ends:
-            writes[id(stream)](text)
+            of = next((key for key, text in ends if text is not None), streams[0])
+            writes[id(of)](mark(dropped))
+        for key, text in ends:
+            if text is not None:
+                writes[id(key)](text)
+                continue
+            for stream in streams:
+                stream.flush()
+            self._publisher.pub_socket.send_multipart(key)
 
 
 def drain(pipe: Any) -> None:

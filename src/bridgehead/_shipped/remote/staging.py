@@ -36,13 +36,13 @@ class Stage(Resource):
         staged.pop(self.id, None)
 
     def begin(self, cell: str) -> None:
-        """Bind the names, all or none, and limit what is printed."""
+        """Bind the names, all or none, and limit what is printed and displayed."""
         self.staging.resources.forget(self.id)
         if self.values:
             self.staging.operations.bind_values(self.header, self.values, self.arrivals)
             self.values = self.arrivals = None
         if self.limit is not None:
-            self.limit.begin(cell)
+            self.limit.begin(cell, getattr(self.shell, "display_pub", None))
             self.thread = this_thread()
             # A user may have set one of his own on the shell, as ``rich`` does.
             self.own = vars(self.shell).get("_showtraceback")

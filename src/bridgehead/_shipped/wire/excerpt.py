@@ -8,6 +8,7 @@ characters that it keeps.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 PIECES = 1000  # of one text, before they are joined: each takes memory of its own
@@ -79,8 +80,9 @@ class Excerpt:
 
     def pass_on(self) -> list[tuple[Any, str | None]]:
         """Return what is held as the end so far; what follows has the room that is left."""
-        held = self.end()
-        self.most -= sum(len(text) for _, text in held if text is not None)
+        self._trim(self.most)
+        size, held = self._held, self.end()
+        self.most -= size
         return held
 
     def _trim(self, above: int) -> None:
@@ -102,6 +104,20 @@ class Excerpt:
             self._held -= over
             self.dropped += over
         self._end[:at] = kept
+
+
+def characters(content: Any) -> int:
+    """Return how many characters the values of an output have; each part counts as one, too."""
+    count, parts = 0, [content]
+    for part in parts:  # grows meanwhile
+        count += 1
+        if isinstance(part, str):
+            count += len(part)
+        elif isinstance(part, Mapping):
+            parts += part.values()
+        elif isinstance(part, list):
+            parts += part
+    return count
 
 
 def mark(dropped: int) -> str:
