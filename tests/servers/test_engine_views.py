@@ -1,7 +1,8 @@
 """What users of ipyparallel do with views, done with bridges and fleets.
 
-Rule: the same cluster for all tests, of four engines. A test here has a counterpart among what
-ipyparallel promises of its views. What a bridge promises beyond that is in ``test_engines``.
+Rule: the same cluster for all tests, of four engines. A test here has a counterpart among the cases
+of ipyparallel's views; ``README.md`` of the tests lists them. What a bridge promises beyond that is
+in ``test_engines``.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ class CellMethods(BridgeBase):
                 ``result.dropped`` counts it. The kernel cuts what the cell and the programs that it
                 waits for print, and what its thread displays, for all clients, so nothing carries
                 the rest or keeps it. The end comes when the code has ended or raises, behind the
-                cell's value. A display is dropped as a whole. The cell's value counts for itself: it is
+                cell's value. A display is dropped as a whole. The value counts for itself: it is
                 dropped only if it alone is longer than this. The traceback of the cell's own
                 exception does not count; the exception has it, and ``result.outputs`` has it unless
                 it alone is longer than this.
