@@ -24,7 +24,6 @@ from bridgehead._errors import (
     RESTARTED,
     BridgeError,
     KernelRestarted,
-    ProtocolError,
     ReplyLost,
     TransportError,
 )
@@ -56,7 +55,8 @@ class Installation:
     """The remote part behind one transport, as the last handshake found it.
 
     Attributes:
-        lane: the lane of the last handshake; there is none before the first one.
+        greeting: what the last handshake found; there is none before the first one.
+        lane: the lane of that.
         generation: the transport's at the time of the handshake, or ``LOST``.
     """
 
@@ -68,6 +68,7 @@ class Installation:
         subshell: Subshell,
         pool: float,
     ) -> None:
+        self.greeting: Greeting
         self.lane: Lane
         self.generation: int = LOST
         self._transport, self._trust, self._subshell = transport, trust, subshell
@@ -76,7 +77,6 @@ class Installation:
             proof=trust.needs_proof,
             trusts=lambda proven: trust.trusts(proven, transport.own),
         )
-        self._greeting: Greeting | None = None
         self._restart_reported = False  # a caller knows that this kernel is gone
         self._restart_unreported = False  # the installed kernel is a new one, and no caller knows
         self._installing = asyncio.Lock()
@@ -86,15 +86,8 @@ class Installation:
         self._codec_epoch = ""  # of the remote part that has the data-only codec
 
     @property
-    def greeting(self) -> Greeting:
-        """What the last handshake found."""
-        if self._greeting is None:
-            raise ProtocolError("the kernel is not known yet: no handshake has succeeded")
-        return self._greeting
-
-    @property
     def info(self) -> Info:
-        """What a user sees of that."""
+        """What a user sees of what the last handshake found."""
         return self.greeting.info
 
     @property
@@ -137,7 +130,7 @@ class Installation:
         if self.is_current and self.lane.lost:
             self.generation = LOST
         if not self.is_current:
-            before, lost = self._greeting, self.generation == LOST
+            before, lost = getattr(self, "greeting", None), self.generation == LOST
             reported = self._restart_reported
             await self.install()
             is_other = before is not None and before.info.epoch != self.info.epoch
@@ -164,14 +157,14 @@ class Installation:
                 return
             generation = self._transport.life.generation
             greeting = await self._handshake.greet()
-            before, lost = self._greeting, self.generation == LOST
+            before, lost = getattr(self, "greeting", None), self.generation == LOST
             if before is not None and isinstance(before.lane, DirectLane):
                 before.lane.client.close()
             trust = self._trust  # another process may answer than at the last handshake
             trust.decide(greeting.proven, greeting.unproven, self._transport.own)
             self._transport.life.trust = trust.name
             info = replace(greeting.info, trust=trust.name, why_trust=trust.why)
-            self._greeting = replace(greeting, info=info)
+            self.greeting = replace(greeting, info=info)
             self.lane = lane = greeting.lane
             self._transport.life.side_channel = (
                 lane.client if isinstance(lane, DirectLane) else None
@@ -230,7 +223,7 @@ class Installation:
         return self._codec_epoch == self.info.epoch
 
     def header(
-        self, operation: str, lane: Lane, payload: Payload | None = None, **fields: Any
+        self, operation: str, lane: Lane, payload: Payload | None = None, /, **fields: Any
     ) -> RequestHeader:
         """Return the header of a request over a lane, to the remote part of the last handshake."""
         payload, fields = payload or empty(lane.digest), {**lane.fields(), **fields}

@@ -109,13 +109,9 @@ class Lane(ABC):
 
     @abstractmethod
     async def cross(
-        self,
-        header: RequestHeader,
-        parts: Sequence[memoryview],
-        subshell: str | None,
-        outputs: OutputHandler | None = None,
+        self, header: RequestHeader, parts: Sequence[memoryview], subshell: str | None
     ) -> tuple[ResponseHeader, list[Buffer]]:
-        """Send one message and return its reply; ``outputs`` takes what it prints and displays."""
+        """Send one message and return its reply."""
 
     @abstractmethod
     async def carry(self, request: Request) -> Response:
@@ -235,8 +231,6 @@ class MessageLane(Lane):
     def __init__(self, transport: Transport) -> None:
         super().__init__(transport)
         self.sums: bool = False  # whether both ends have numpy loaded
-        # By request, of those whose responses may begin to arrive before the reply.
-        self.arrivals: dict[str, Arrival] = {}
 
     @property
     def digest(self) -> str:
@@ -272,9 +266,13 @@ class MessageLane(Lane):
         parts: Sequence[memoryview],
         subshell: str | None,
         outputs: OutputHandler | None = None,
+        arrival: Arrival | None = None,
     ) -> tuple[ResponseHeader, list[Buffer]]:
+        """Send one message and return its reply.
+
+        ``outputs`` takes what it prints and displays, ``arrival`` the chunks that come before.
+        """
         content, buffers = self.write(header, parts)
-        arrival = self.arrivals.get(header["id"])
         reply = await self.transport.dispatcher.request(
             content,
             buffers,
@@ -325,25 +323,16 @@ class MessageLane(Lane):
             if not request.delivered:
                 await _in_flight(send_chunk(at) for at in range(0, last, self.chunk))
             parts = list(cut(frames, last, total))
-            with self._arriving(request) as arrival:
+            with contextlib.closing(Arrival(request)) as arrival:
                 reply, reply_parts = await self.cross(
                     self.message_header(header, last, **last_fields),
                     parts,
                     request.subshell,
                     request.outputs,
+                    arrival,
                 )
                 response = await self._begin_response(request, arrival, reply, reply_parts)
         return self._track(response)
-
-    @contextlib.contextmanager
-    def _arriving(self, request: Request) -> Iterator[Arrival]:
-        """Give what receives the chunks that come ahead of the reply while the block lasts."""
-        arrival = self.arrivals[request.header["id"]] = Arrival(request)
-        try:
-            yield arrival
-        finally:
-            del self.arrivals[request.header["id"]]
-            arrival.close()
 
     async def _begin_response(
         self,
@@ -383,8 +372,8 @@ class MessageLane(Lane):
         Return the cell's reply, and the beginning of the response, or why it cannot be read; None
         if the cell failed, or did not run.
         """
-        header = request.header
-        with self.forgetting_on_error(request), self._arriving(request) as arrival:
+        header, arriving = request.header, contextlib.closing(Arrival(request))
+        with self.forgetting_on_error(request), arriving as arrival:
             # Without acks: this message is not sent again if it is lost.
             digest = digest_of(header["digest"], 0, self.chunk)
             text = expression(self.name, {**header, "digest": digest})

@@ -27,7 +27,7 @@ from bridgehead._lanes.socket import CHUNK, QueuedReply, SocketClient, SocketLos
 from bridgehead._protocol import request as _request
 from bridgehead._protocol.payload import EMPTY
 from bridgehead._protocol.raising import raise_error
-from bridgehead._protocol.request import OutputHandler, Request
+from bridgehead._protocol.request import Request
 from bridgehead._protocol.response import Response, no_memory, open_response
 from bridgehead._shipped.wire import frames as _frames
 from bridgehead._shipped.wire.digest import Buffer
@@ -72,11 +72,7 @@ class DirectLane(Lane):
         return self.messages
 
     async def cross(
-        self,
-        header: RequestHeader,
-        parts: Sequence[memoryview],
-        subshell: str | None,
-        outputs: OutputHandler | None = None,
+        self, header: RequestHeader, parts: Sequence[memoryview], subshell: str | None
     ) -> tuple[ResponseHeader, list[Buffer]]:
         reply, frames = await self.client.ask(header, parts)
         return reply, [] if isinstance(frames, UnmappedSegment) else list(frames)

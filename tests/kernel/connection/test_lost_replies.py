@@ -287,12 +287,12 @@ async def test_an_expression_runs_once_if_its_subshell_is_deleted_before_all_is_
         cross, deleted = lane.cross, []
 
         async def cross_without_subshell(
-            header: Any, parts: Any, subshell: Any, outputs: Any = None
+            header: Any, parts: Any, subshell: Any, *handlers: Any
         ) -> Any:
             if header["op"] == "next_chunk" and not deleted:
                 deleted.append(subshell)
                 await control("delete_subshell_request", {"subshell_id": subshell}, 20)
-            return await cross(header, parts, subshell, outputs)
+            return await cross(header, parts, subshell, *handlers)
 
         lane.cross = cross_without_subshell  # type: ignore[method-assign]
         with pytest.raises(ReplyLost):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from bridgehead import Bridge, ReplyLost
-from support.kit import BUFFERS, CONTENT, HEADER, KEPT, Parts, all_of, goes_on, until, wired
+from support.kit import BUFFERS, CONTENT, HEADER, KEPT, Parts, all_of, goes_on, wired
 
 LONG = 100 << 20  # bytes; more than the messages that may be on their way
 # The kernel never finds the connection too slow, or always.
@@ -169,4 +169,3 @@ async def test_pulls_at_once_keep_their_chunks_apart(kernel: Bridge) -> None:
         for number, back in enumerate(await asyncio.gather(*pulls)):
             assert int(back[0]) == number
             assert np.array_equal(back - number, np.arange(LONG // 8))
-        await until(lambda: not bridge._connection.remote.lane.arrivals)  # type: ignore[union-attr]

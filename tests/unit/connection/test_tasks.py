@@ -424,7 +424,7 @@ async def test_a_kernel_that_sends_no_events_refuses_what_needs_them(loopback: B
     """As an ipyparallel engine whose ipykernel has no thread for its control channel."""
     set_capabilities(loopback, pushes=False)
     remote = loopback._connection.remote
-    remote._greeting = replace(remote.greeting, serves_control=False)
+    remote.greeting = replace(remote.greeting, serves_control=False)
     one = Fleet([loopback])
     for refused in (
         lambda: loopback.submit(asyncio.sleep, 0),
