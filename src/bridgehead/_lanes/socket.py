@@ -263,6 +263,7 @@ class SocketClient:
         self._loop_state = LoopState(self._loop, life.timings)
         self._is_quick = True  # the last reply arrived within the time that ``ask`` waits
         self._asked = 0.0  # when the last request was sent
+        self._next_look: asyncio.TimerHandle | None = None  # for a reply that is missing
 
     @property
     def at_work(self) -> bool:
@@ -302,7 +303,22 @@ class SocketClient:
         ):
             self._is_quick = self._loop_state.block()
             self._readable()
+        if self._next_look is None:
+            self._look_later()
         return future
+
+    def _look_later(self) -> None:
+        """Look later whether the reply that is due first is missing still."""
+        if self._waiting and not self.lost:
+            first, pause = next(iter(self._waiting)), self._life.timings.inquiry_after
+            self._next_look = self._loop.call_later(pause, self._look_for, first)
+
+    def _look_for(self, serial: int) -> None:
+        """Have the kernel asked whether it answers, if this reply is missing."""
+        self._next_look = None
+        if serial in self._waiting:
+            self._dispatcher.inquire_beside()
+        self._look_later()
 
     def _give_up(self, serial: int, _: object = None) -> None:
         """Drop a request that was not sent when its caller gave up."""
@@ -354,8 +370,9 @@ class SocketClient:
         if self._unsent is not None:
             self._loop.remove_writer(self._file)
             _close(self._unsent[1])
-        if self._ticking is not None:
-            self._ticking.cancel()
+        for timer in self._ticking, self._next_look:
+            if timer is not None:
+                timer.cancel()
         self._queued.clear()
         self.fail_waiters(_lost)
         self._waiting.clear()
@@ -423,7 +440,7 @@ class SocketClient:
             alive = channel.receive()
             while channel.unread and (message := channel.next()) is not None:
                 serial, header, frames = message
-                self._life.responsive()  # any message is a sign of life, as a heartbeat is
+                self._life.responsive()  # any message is a sign of life
                 future = self._waiting.pop(serial, None)
                 if serial and self._drainers:
                     self._wake_drainers()

@@ -52,6 +52,8 @@ WINDOW = 32
 # A request that may ask for input has ``allow_stdin`` in its content, and a transport may carry it
 # over a connection of its own; so does a question about it.
 INPUT = "input"
+# In place of a shell, for what a side channel owes: see ``KernelState.side_channel``.
+BESIDE = "beside"
 END_OF_INPUT = "\x04"  # as an answer, it raises ``EOFError`` in ``input()``
 CONTROL = {
     "kernel_info_request",
@@ -111,7 +113,7 @@ class Pending:
     cut: bool = False  # its connection broke, so its response may arrive incomplete
     buffers: list[Any] = field(default_factory=list)
     due: float = 0.0  # the loop's time from which on the reply is missing; 0 until it is sent
-    idle: bool = False  # the kernel said that it is idle after this request
+    status: Any = None  # the last one that the kernel published for it: "busy", then "idle"
     begun: bool = False  # the kernel published that the cell begins; a message that may be lost
     handlers: Handlers = NO_HANDLERS
 
@@ -443,7 +445,7 @@ class Dispatcher:
 
     def received(self, channel: str, message: dict[str, Any]) -> None:
         """Handle one message; the reader of its channel calls this."""
-        self._life.responsive()  # any message is a sign of life, as a beat is
+        self._life.responsive()  # any message is a sign of life
         if channel == "iopub":
             in_subshell = bool(message["parent_header"].get("subshell_id"))
             self._on_iopub(Message.parse(message, self._life.trust), in_subshell)
@@ -499,8 +501,8 @@ class Dispatcher:
                 self._busy_with = message.parent
             if not off_main_thread:
                 self._said_idle = idle
-            if idle and pending is not None:
-                pending.idle = True
+            if pending is not None:
+                pending.status = message.content.get("execution_state")
         listening = self._listening.get(message.parent)
         if idle and listening is not None:
             self._end_outputs(listening)
@@ -541,7 +543,7 @@ class Dispatcher:
         now = asyncio.get_running_loop().time()
         for pending in unanswered:
             # A kernel that takes one request at a time is not asked while one is on its way.
-            idle = pending.idle or (
+            idle = pending.status == "idle" or (
                 self._said_idle and now - pending.due > self._timings.lost_after
             )
             if pending.due <= now and (self.window > 1 or idle):
@@ -554,6 +556,12 @@ class Dispatcher:
         if route not in self._inquiries and not self._life.is_unresponsive:
             self._inquiries.add(route)
             self._spawn(self._inquire(route))
+
+    def inquire_beside(self) -> None:
+        """Ask whether the kernel answers at all, while it owes a reply beside the messages."""
+        if BESIDE not in self._inquiries and not self._life.is_unresponsive:
+            self._inquiries.add(BESIDE)
+            self._spawn(self._inquire_beside())
 
     async def _inquire(self, route: str | None) -> None:
         """Ask until it is known whether the replies that are missing can still arrive.
@@ -589,7 +597,7 @@ class Dispatcher:
                         return
                     if arrived != self._arrived:
                         idle = silent = 0.0
-                    if any(question.idle for question, _ in questions):
+                    if any(question.status == "idle" for question, _ in questions):
                         idle += every
                         # It is idle after the question, so its answer is lost, or waits behind a
                         # long reply.
@@ -606,7 +614,7 @@ class Dispatcher:
                         if answered:
                             self._fail(before, _no_answer(silent))
                         else:  # for whatever waits behind these requests, too
-                            self._life.unresponsive(partial(_silent, silent))
+                            self._life.unresponsive(partial(_silent, silent), only_beats=True)
                         return
                 pause *= 2
         except BridgeError:
@@ -615,11 +623,30 @@ class Dispatcher:
             self._inquiries.discard(route)
             self._drop_questions([*(question for question, _ in questions), *control])
 
+    async def _inquire_beside(self) -> None:
+        """Ask on control as long as a side channel owes a reply, which no broken socket can lose.
+
+        What it does may take as long as it likes; but a kernel that does not answer on control
+        either may never do anything again.
+        """
+        pause, life = self._timings.inquiry_after, self._life
+        try:
+            while life.side_channel is not None and life.side_channel.at_work:
+                with contextlib.suppress(ReplyLost):  # it has answered a later question
+                    await self.control("kernel_info_request", {})
+                await asyncio.sleep(pause)
+                pause *= 2
+        except BridgeError:
+            pass  # the kernel or the connection is lost or unresponsive, and all waiters know
+        finally:
+            self._inquiries.discard(BESIDE)
+
     async def _inquire_on_control(self, pending: Pending) -> None:
         """Return when a reply on the control channel has arrived; ask the kernel if none does.
 
         As on shell, the answer to a question proves that earlier replies are lost. No cell delays
-        an answer here, so a silent kernel has a deadline from the first question on.
+        an answer here, so a silent kernel has a deadline from the first question on: a shorter one
+        if it is known to be unresponsive.
         """
         questions: list[Pending] = []
         every = pause = self._timings.inquiry_after
@@ -635,7 +662,10 @@ class Dispatcher:
                         if question.future.done():
                             question.future.result()
                             raise copy.copy(REPLY_LOST)
-                    if silent >= self._timings.lost_after:
+                    timings, known = self._timings, self._life.is_unresponsive
+                    if silent >= (timings.silence if known else timings.lost_after):
+                        # For all that waits: nothing else is quicker than this channel.
+                        self._life.unresponsive(partial(_silent, silent), only_beats=True)
                         raise _silent(silent)
                     silent += every if questions else 0
                 questions.append(await self._ask("control"))
@@ -667,9 +697,16 @@ class Dispatcher:
 
         A kernel without a control channel of ours reports the cells of this bridge only.
         """
-        if all(pending.idle for pending in requests):
+        if all(one.status == "idle" for one in requests):
             return True
-        return self._has_control and self._said_idle and requests[0].subshell is None
+        if not self._has_control:
+            return False
+        subshell = requests[0].subshell
+        if subshell is None:
+            return self._said_idle
+        # Nothing but requests of this bridge runs there, and those that ran are in the table.
+        own = [one for one in self.pending.values() if one.subshell == subshell]
+        return not any(one.status == "busy" for one in own)
 
     def _fail(self, requests: list[Pending], why: BridgeError) -> None:
         for pending in requests:
@@ -680,7 +717,7 @@ class Dispatcher:
 
 def _no_answer(seconds: float) -> ReplyLost:
     return ReplyLost(
-        f"the kernel says that it is idle, and for {seconds:g} s it has replied neither to the "
+        f"the kernel does not say that it is busy, and for {seconds:g} s it has replied neither to the "
         "request nor to a question about it; the request may have run"
     )
 

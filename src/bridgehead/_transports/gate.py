@@ -89,7 +89,8 @@ class Gate:
                 f"for {self._life.timings.lost_after:g} s the kernel has answered nothing on its "
                 "control channel, not even which of its processes answers now; the bridge sends "
                 "nothing to it before it does"
-            )
+            ),
+            only_beats=True,
         )
         self.wake()
 

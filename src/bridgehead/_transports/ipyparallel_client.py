@@ -172,7 +172,7 @@ class IpyparallelClient:
                         engine.life.unresponsive(_no_hub)
                 continue
             for engine in self.engines:
-                engine.life.responsive()
+                engine.life.responsive(beat=True)  # the hub answers, which is no message
 
     # ------------------------------------------------------------ requests
 

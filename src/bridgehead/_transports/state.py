@@ -56,6 +56,7 @@ class KernelState:
         self._waiters: set[asyncio.Future[Any]] = set()
         self._lost_error: Callable[[], BridgeError] | None = None
         self._unresponsive_error: Callable[[], BridgeError] | None = None
+        self._only_beats = False  # an unresponsive kernel whose heartbeat is answered
         self._no_longer_unresponsive = asyncio.Event()
 
     # ------------------------------------------------------------ for waiters
@@ -132,21 +133,25 @@ class KernelState:
             self._lost_error, self._unresponsive_error, self.state = None, None, "idle"
             self.shut_down = False
 
-    def unresponsive(self, why: Callable[[], BridgeError]) -> None:
+    def unresponsive(self, why: Callable[[], BridgeError], *, only_beats: bool = False) -> None:
         """Record that the kernel shows no sign of life, and fail every waiter.
 
         Requests in flight stay in the dispatcher's table: they may still run, and their replies
-        may arrive late. ``responsive`` may follow.
+        may arrive late. ``responsive`` may follow. With ``only_beats``, no message arrived,
+        whatever the heartbeat does: a thread without Python answers it.
         """
         if self._lost_error is None and self._unresponsive_error is None:
             log.info("%s: unresponsive", self.name)
             self._unresponsive_error, self.state = why, "unresponsive"
+            self._only_beats = only_beats
             self._no_longer_unresponsive.clear()
             self._fail_waiters(why)
 
-    def responsive(self) -> None:
-        """Record a sign of life from the kernel, which may have been unresponsive."""
+    def responsive(self, *, beat: bool = False) -> None:
+        """Record a sign of life from the kernel: a message, or the answer to a heartbeat."""
         self.signs += 1
+        if beat and self._only_beats:
+            return
         if self._unresponsive_error is not None and self.connected:
             log.info("%s: responsive again", self.name)
             self._unresponsive_error, self.state = None, "busy"  # iopub reports when it is idle

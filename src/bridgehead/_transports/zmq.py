@@ -468,6 +468,7 @@ class ZmqTransport(Transport):
             self._iopub_seen.set()
             self._silent_since = None
             if header["msg_type"] == "iopub_welcome":
+                self.life.responsive()
                 self.subscription.welcomed(message["content"].get("subscription"))
                 return
         elif channel == "control" and header["msg_type"] == "kernel_info_reply":
@@ -563,7 +564,7 @@ class ZmqTransport(Transport):
                     await heart.recv(flags=zmq.NOBLOCK)
                 self._missed, known = 0, True
                 self.has_pulse = True
-                self.life.responsive()
+                self.life.responsive(beat=True)
                 continue
             # Any other message is a sign of life as well.
             self._missed = self._missed + 1 if signs == self.life.signs else 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import operator
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -216,11 +217,52 @@ async def test_a_kernel_that_is_idle_and_answers_nothing_is_reported(
         await bridge.run("x = 0")
         wire.outgoing = lambda parts: []
         async with reported_within(6):
-            with pytest.raises(ReplyLost, match="says that it is idle"):
+            with pytest.raises(ReplyLost, match="does not say that it is busy"):
                 await bridge.push(x=1)
         wire.outgoing = whole
         assert await bridge.pull("x") == 0
         await goes_on(bridge)
+
+
+# Holds the interpreter lock in a thread until the test writes into the pipe.
+HOLDS_LOCK = """
+import ctypes, os, threading
+pipe = os.open({path!r}, os.O_RDWR)
+holder = threading.Thread(target=lambda: ctypes.PyDLL(None).read(pipe, ctypes.create_string_buffer(1), 1))
+threading.Timer(0.2, holder.start).start()
+"""
+
+
+@pytest.mark.timings(lost_after=3.0)
+@pytest.mark.parametrize("lane", ["auto", "buffers"])
+@pytest.mark.slow
+async def test_a_kernel_that_holds_the_interpreter_lock_is_reported_to_each_caller(
+    lane: str, tmp_path: Path
+) -> None:
+    """J3. It answers the heartbeat and nothing else; whoever asks later waits less."""
+    path = str(tmp_path / "pipe")
+    os.mkfifo(path)
+    async with Bridge.launch(lane=lane) as bridge:
+        pid = bridge.info.pid
+        await bridge.run(HOLDS_LOCK.format(path=path))
+        await asyncio.sleep(1)
+        try:
+            async with reported_within(6):
+                with pytest.raises(KernelUnresponsive, match="not even on its control channel"):
+                    await bridge.push(x=1)
+            beats = bridge._transport.life.signs
+            await until(lambda: bridge._transport.life.signs > beats + 2)
+            assert bridge.state == "unresponsive"
+            for ask in (bridge.pull("x"), bridge.run("x = 2"), bridge.push(x=3, now=True)):
+                async with reported_within(5):
+                    with pytest.raises(KernelUnresponsive):
+                        await ask
+        finally:
+            with open(path, "wb") as pipe:
+                pipe.write(b"x")
+        await until(lambda: bridge.state != "unresponsive")
+        await goes_on(bridge)
+        assert bridge.info.pid == pid
 
 
 EXHAUSTED = """

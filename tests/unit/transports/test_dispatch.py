@@ -21,19 +21,22 @@ class Kernel:
 
     Attributes:
         lost: how many messages have no reply, from the first one on.
+        silent: the channel on which no message has a reply.
     """
 
-    def __init__(self, timings: Timings = TIMINGS) -> None:
+    def __init__(self, timings: Timings = TIMINGS, *, control: bool = False) -> None:
         self.sent: list[str] = []
         self.lost = 0
+        self.silent = ""
         self.may_send = asyncio.Event()
         self.tasks: set[asyncio.Task[None]] = set()
+        self.life = KernelState(timings)
         self.dispatcher = Dispatcher(
-            KernelState(timings),
+            self.life,
             send=self.send,
             message=self.message,
             spawn=lambda work: self.tasks.add(asyncio.ensure_future(work)),
-            control=False,
+            control=control,
         )
         self._count = 0
 
@@ -46,7 +49,7 @@ class Kernel:
         if header["msg_id"] == "1":
             await self.may_send.wait()
         self.sent.append(header["msg_type"])
-        if len(self.sent) <= self.lost:
+        if len(self.sent) <= self.lost or channel == self.silent:
             return
         reply = {
             "header": {"msg_type": header["msg_type"].replace("_request", "_reply")},
@@ -93,6 +96,88 @@ async def test_a_kernel_that_answers_nothing_on_control_is_reported() -> None:
             await kernel.dispatcher.control("own_request", {})
     assert not kernel.dispatcher.pending
     assert not kernel.dispatcher._listening
+
+
+async def test_a_kernel_that_is_known_to_answer_nothing_has_less_time() -> None:
+    """J3. Each call to such a kernel would wait a minute of its own."""
+    kernel = Kernel(Timings(inquiry_after=0.01, lost_after=1000.0, silence=0.1))
+    kernel.may_send.set()
+    kernel.lost = 1000
+    kernel.life.unresponsive(lambda: KernelUnresponsive("known"), only_beats=True)
+    async with asyncio.timeout(30):
+        with pytest.raises(KernelUnresponsive, match="not even on its control channel"):
+            await kernel.dispatcher.control("interrupt_request", {})
+    assert not kernel.dispatcher.pending
+
+
+def status(of: str, state: str) -> dict[str, Any]:
+    """Return a message on iopub, about a request to a subshell."""
+    header = {"msg_id": of, "msg_type": "execute_request", "subshell_id": "own"}
+    return {
+        "header": {"msg_id": "status", "msg_type": "status"},
+        "parent_header": header,
+        "content": {"execution_state": state},
+    }
+
+
+@pytest.mark.parametrize("states", [(), ("busy",), ("busy", "idle")])
+async def test_a_subshell_that_answers_nothing_is_reported_unless_it_is_busy(
+    states: tuple[str, ...],
+) -> None:
+    """J3. All that is sent to the subshell is lost, and control answers."""
+    timings = Timings(inquiry_after=0.01, lost_after=0.1, idle_silence=1000.0)
+    kernel = Kernel(timings, control=True)
+    kernel.may_send.set()
+    kernel.silent = "shell"
+    request = asyncio.ensure_future(kernel.dispatcher.request({}, subshell="own"))
+    while not kernel.sent:
+        await asyncio.sleep(0)
+    for state in states:
+        kernel.dispatcher.received("iopub", status("1", state))
+    if states == ("busy",):  # it is waited for, as long as it takes
+        await asyncio.sleep(5 * timings.lost_after)
+        assert not request.done()
+        kernel.dispatcher.received("iopub", status("1", "idle"))
+    async with asyncio.timeout(30):
+        with pytest.raises(ReplyLost, match="neither to the request nor to a question about it"):
+            await request
+    assert not kernel.life.is_unresponsive
+    assert not kernel.dispatcher.pending
+
+
+class SideChannel:
+    """A connection beside the messages that owes a reply."""
+
+    at_work = True
+
+    def __init__(self) -> None:
+        self.errors: list[BaseException] = []
+
+    def fail_waiters(self, why: Any) -> None:
+        self.errors.append(why())
+
+
+@pytest.mark.parametrize("silent", ["control", ""])
+async def test_a_reply_beside_the_messages_is_waited_for_while_control_answers(silent: str) -> None:
+    """J3. The interpreter lock is held for ever: the socket thread answers no more than control."""
+    timings = Timings(inquiry_after=0.01, lost_after=0.1)
+    kernel, side = Kernel(timings, control=True), SideChannel()
+    kernel.life.side_channel = side
+    kernel.may_send.set()
+    kernel.silent = silent
+    kernel.dispatcher.inquire_beside()
+    async with asyncio.timeout(30):
+        if silent:
+            await asyncio.wait(kernel.tasks)
+            assert [type(error) for error in side.errors] == [KernelUnresponsive]
+        else:
+            while len(kernel.sent) < 5:  # it is asked less and less often
+                await asyncio.sleep(timings.inquiry_after)
+            assert not side.errors
+            side.at_work = False
+            await asyncio.wait(kernel.tasks)
+    assert not kernel.dispatcher.pending
+    assert kernel.life.is_unresponsive == bool(silent)
 
 
 async def test_a_reply_on_control_that_comes_late_is_taken() -> None:
