@@ -212,6 +212,72 @@ async def test_interrupts_of_a_stopped_kernel_keep_the_direct_lane() -> None:
         assert bridge._connection.remote.lane is lane
 
 
+# Signals at chosen places outside the user's code: where ipykernel reads a cell, while it logs that
+# an interrupt came there, and in the hooks around a request.
+TWICE = """
+import os, signal
+from IPython import get_ipython
+def read(lines):
+    get_ipython().input_transformers_cleanup.remove(read)
+    get_ipython().kernel.log.addFilter(log)
+    os.kill(os.getpid(), signal.SIGINT)
+    return lines
+def log(record):
+    get_ipython().kernel.log.removeFilter(log)
+    os.kill(os.getpid(), signal.SIGINT)
+    return True
+"""
+BEHIND = """
+import os, signal
+from IPython import get_ipython
+def end(original=get_ipython().kernel.post_handler_hook):
+    del get_ipython().kernel.post_handler_hook
+    os.kill(os.getpid(), signal.SIGINT)
+    original()
+"""
+BEFORE = """
+import os, signal
+from IPython import get_ipython
+def begin(original=get_ipython().kernel.pre_handler_hook):
+    get_ipython().kernel.pre_handler_hook = original
+    original()
+    os.kill(os.getpid(), signal.SIGINT)
+"""
+AT = {
+    "before": (BEFORE, "get_ipython().kernel.pre_handler_hook = begin"),
+    "twice": (TWICE, "get_ipython().input_transformers_cleanup.append(read)"),
+    "behind": (BEHIND, "get_ipython().kernel.post_handler_hook = end"),
+}
+
+
+async def later(value: int) -> int:
+    await asyncio.sleep(0)
+    return value
+
+
+@pytest.mark.parametrize("at", AT)
+@pytest.mark.parametrize("lane", ["direct", "buffers"])
+@pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
+async def test_no_number_of_interrupts_ends_the_kernel(live: Bridge, lane: Any, at: str) -> None:
+    """C9. ipykernel catches an interrupt outside the user's code; a second one ended the kernel."""
+    defined, armed = AT[at]
+    async with Bridge.attach(file_of(live), lane=lane) as bridge:
+        await bridge.run(defined)
+        works: list[Callable[[], Any]] = [
+            lambda: bridge.run("x = 1"),
+            lambda: bridge.call(abs, -1),
+            lambda: bridge.call(later, 1),
+            lambda: bridge.submit(abs, -1),
+            lambda: anext(bridge.iterate("range(3)")),
+        ]
+        for work in works:
+            await bridge.run(armed)  # the request of the work is the next one
+            (outcome,) = await asyncio.gather(work(), return_exceptions=True)
+            assert not isinstance(outcome, BaseException) or was_interrupted(outcome)
+            await goes_on(bridge)
+    await goes_on(live)
+
+
 async def test_a_replaced_value_whose_finalizer_raises_stops_no_push(kernel: Bridge) -> None:
     """C7. ``__del__`` and a weakref callback of the old value raise; the new value is bound."""
     await kernel.run(

@@ -20,6 +20,10 @@ client's cell behind each (ipykernel 6.31 and 7.4):
 - A signal that comes while ipykernel sends a question for input may leave half of it on the socket.
   The next question is then its other half, and no client can read it: of the cells that asked
   again after an interrupt, about one in 60 hung in ``input()``.
+- ipykernel catches an interrupt of a request that is outside IPython, and logs it. A second one
+  that comes meanwhile, or one in the hooks around the request, which change the handler, leaves
+  the event loop, and the kernel exits with code 0: 21 of 3,000 requests that were interrupted twice
+  within 20 ms.
 
 Laws of the guard:
 
@@ -32,6 +36,8 @@ Laws of the guard:
 4. After a signal, SIGURG follows until Python has looked at its signals. Its handler does nothing,
    and where the user's code has one of its own, none is sent.
 5. A question for input is sent whole: a signal that comes meanwhile takes effect afterwards.
+6. An interrupt takes effect only where ipykernel catches it. When a request has ended, SIGINT is
+   ignored until ipykernel puts its handler back. So no number of interrupts ends the kernel.
 """
 
 from __future__ import annotations
@@ -40,6 +46,7 @@ import signal
 import threading
 from collections import deque
 from contextlib import contextmanager
+from inspect import isawaitable
 from threading import RLock, Thread
 from time import monotonic, sleep
 from typing import Any, Callable, Iterator
@@ -282,6 +289,48 @@ def ask_whole(kernel: Any) -> None:
     session.send = send
 
 
+def handle_whole(guard: CellGuard) -> None:
+    """Have ipykernel handle each request in the main thread according to law 6."""
+    kernel: Any = guard.shell.kernel
+    if getattr(type(kernel).pre_handler_hook, "__module__", None) != "ipykernel.kernelbase":
+        return  # another program's, which does what is not known here
+    is_next = False  # the handler that runs next is the one that the hook was for
+
+    def pre_handler_hook() -> None:
+        # As ipykernel's own, but an interrupt that came here would not be caught.
+        nonlocal is_next
+        if this_thread() == guard.thread:
+            kernel.saved_sigint_handler = signal.getsignal(_SIGINT)
+            is_next = True
+
+    def whole(original: Callable[..., Any]) -> Callable[..., Any]:
+        async def handle(*args: Any) -> None:
+            nonlocal is_next
+            # A subshell, or a message of a widget beside a cell that awaits, leaves SIGINT alone.
+            is_alone = False
+            if this_thread() == guard.thread:
+                is_alone, is_next = is_next, False
+            try:
+                if is_alone:
+                    signal.signal(_SIGINT, signal.default_int_handler)
+                response = original(*args)
+                if isawaitable(response):
+                    await response
+            finally:
+                if is_alone:
+                    try:
+                        signal.signal(_SIGINT, signal.SIG_IGN)
+                    except KeyboardInterrupt:  # one that came before
+                        signal.signal(_SIGINT, signal.SIG_IGN)
+                        raise
+
+        return handle
+
+    handlers = kernel.shell_handlers
+    handlers.update({kind: whole(original) for kind, original in handlers.items()})
+    kernel.pre_handler_hook = pre_handler_hook
+
+
 def cell_guard(shell: Any, at_end: Callable[[Any], object]) -> CellGuard | None:
     """Return the guard of a shell, installed if it is missing; None where there can be none.
 
@@ -301,6 +350,7 @@ def cell_guard(shell: Any, at_end: Callable[[Any], object]) -> CellGuard | None:
         return known
     guard = CellGuard(shell, at_end)
     ask_whole(shell.kernel)
+    handle_whole(guard)
 
     async def run_ast_nodes(*args: Any, **kwargs: Any) -> Any:
         if this_thread() != guard.thread:  # a subshell, or a thread of the user's
