@@ -29,11 +29,12 @@ AT_ONCE = 2  # functions that each kernel has: one at work, and one ahead
 class FleetExecutor(Executor):
     """A ``concurrent.futures.Executor`` whose functions run in the kernels of a fleet.
 
-    Any thread may use it. Each kernel has one function at work and one ahead; the others wait here
-    for whichever kernel is free. Keyword arguments are the function's: there are no options. A
-    future has the exception that the function raised, if it can be rebuilt here, with the
-    ``RemoteError`` as its cause; else that error. Cancelling a future also interrupts a function
-    that runs.
+    Any thread may use it, but a future is awaited, not waited for, in the event loop of the fleet,
+    done callbacks included: there, ``result`` is a ``RuntimeError`` while it is not done. Each
+    kernel has one function at work and one ahead; the others wait here for whichever kernel is
+    free. Keyword arguments are the function's: there are no options. A future has the exception
+    that the function raised, if it can be rebuilt here, with the ``RemoteError`` as its cause; else
+    that error. Cancelling a future also interrupts a function that runs.
 
         >>> with fleet.executor() as executor:
         ...     futures = [executor.submit(pow, n, 2) for n in range(3)]
@@ -109,11 +110,8 @@ class FleetExecutor(Executor):
     def _wait(self) -> None:
         with self._lock:
             unfinished = set(self._unfinished)
-        if unfinished and _running_loop() is self._loop:
-            raise RuntimeError(
-                f"{len(unfinished)} futures are not done, and waiting for them in their own event "
-                "loop would never end; await them, or use shutdown(wait=False)"
-            )
+        if unfinished:
+            _check_caller(self._loop, "await the futures, or use shutdown(wait=False)")
         wait(unfinished)
 
     def __exit__(
@@ -211,6 +209,28 @@ class FleetFuture(Future[T]):
         if self.task is not None:
             self.task.cancel()
 
+    def result(self, timeout: float | None = None) -> T:
+        """Wait for the result and return it, or raise the exception.
+
+        Raises:
+            RuntimeError: it is not done, and the caller is in the event loop of the fleet, where
+                the wait would never end; done callbacks are there, too.
+        """
+        self._check_wait()
+        return super().result(timeout)
+
+    def exception(self, timeout: float | None = None) -> BaseException | None:
+        """Wait for the exception and return it, or None if there is a result; see ``result``."""
+        self._check_wait()
+        return super().exception(timeout)
+
+    def _check_wait(self) -> None:
+        """Raise an error where a wait for it would never end."""
+        if not self.done():
+            _check_caller(self._loop, "await asyncio.wrap_future(future)")
+            if self.task is not None:
+                self.task._check_wait()
+
     def running(self) -> bool:
         """Return whether a kernel has the function."""
         return self.task is not None and not self.done()
@@ -224,6 +244,15 @@ def _original(error: BaseException) -> BaseException:
     error.__cause__ = None
     cause.__cause__ = error
     return cause
+
+
+def _check_caller(loop: asyncio.AbstractEventLoop, instead: str) -> None:
+    """Raise ``RuntimeError`` in an event loop that a wait would stop, and so never end."""
+    if _running_loop() is loop:
+        raise RuntimeError(
+            f"a wait for a function of an executor in the event loop of its fleet would never end; "
+            f"{instead}"
+        )
 
 
 def _running_loop() -> asyncio.AbstractEventLoop | None:

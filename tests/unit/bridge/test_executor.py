@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import gc
+import queue
 import sys
 import threading
 import time
@@ -127,7 +128,7 @@ async def test_submit_never_blocks(executor: FleetExecutor) -> None:
 
 async def test_after_a_shutdown_nothing_is_taken(executor: FleetExecutor) -> None:
     future = executor.submit(abs, -1)
-    with pytest.raises(RuntimeError, match="waiting for them in their own event loop"):
+    with pytest.raises(RuntimeError, match="in the event loop of its fleet would never end; await"):
         executor.shutdown()
     assert await asyncio.wrap_future(future) == 1
     executor.shutdown()
@@ -136,6 +137,36 @@ async def test_after_a_shutdown_nothing_is_taken(executor: FleetExecutor) -> Non
     # The error of a block is not hidden.
     with pytest.raises(LookupError, match="the block"), executor:
         raise LookupError("the block")
+
+
+async def test_a_future_is_not_waited_for_in_the_event_loop(executor: FleetExecutor) -> None:
+    slow = executor.submit(asyncio.sleep, 1000)
+    for look in (slow.result, slow.exception):
+        with pytest.raises(RuntimeError, match=r"never end; await asyncio.wrap_future\(future\)"):
+            look(timeout=1)
+    slow.cancel()
+    done = executor.submit(abs, -1)
+    assert await asyncio.wrap_future(done) == 1
+    assert done.result() == 1
+    assert done.exception() is None
+
+
+def test_a_future_of_a_sync_fleet_is_not_waited_for_in_a_done_callback() -> None:
+    outcomes: queue.SimpleQueue[object] = queue.SimpleQueue()
+    with SyncBridge.loopback() as one, SyncFleet([one]) as fleet, fleet.executor() as executor:
+        slow = executor.submit(asyncio.sleep, 1000)
+
+        def ask(done: concurrent.futures.Future[int]) -> None:
+            outcomes.put(done.result())
+            try:
+                slow.result(timeout=1)
+            except RuntimeError as error:
+                outcomes.put(error)
+
+        executor.submit(abs, -1).add_done_callback(ask)
+        assert outcomes.get(timeout=30) == 1
+        assert "would never end" in str(outcomes.get(timeout=30))
+        assert slow.cancel()
 
 
 async def test_closing_the_bridges_ends_the_futures(fleet: Fleet, executor: FleetExecutor) -> None:
