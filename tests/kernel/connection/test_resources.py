@@ -24,6 +24,7 @@ from bridgehead import (
     BridgeError,
     KernelRestarted,
     NameNotFound,
+    ReplyLost,
     SyncBridge,
     TransportError,
 )
@@ -369,6 +370,29 @@ async def test_a_restart_ends_what_has_begun_of_every_kind(live: Bridge) -> None
         await nothing_is_kept(live)
 
 
+@pytest.mark.parametrize("lane", LANES)
+async def test_a_restart_ends_what_waits_behind_a_cell(live: Bridge, lane: Any) -> None:
+    async with contextlib.AsyncExitStack() as opened:
+        bridges = [
+            await opened.enter_async_context(Bridge.attach(file_of(live), lane=lane)) for _ in ASKED
+        ]
+        cell = asyncio.ensure_future(live.run("import time; time.sleep(60)"))
+        await until(lambda: live.state == "busy")
+        asked: Any = [
+            asyncio.ensure_future(ask(bridge))
+            for ask, bridge in zip(ASKED.values(), bridges, strict=True)
+        ]
+        await until(lambda: all(map(on_its_way, bridges)))
+        await live.restart()
+        outcomes = dict(zip(("cell", *ASKED), await all_of(cell, *asked), strict=True))
+        assert all(isinstance(one, KernelRestarted) for one in outcomes.values()), outcomes
+        del asked, outcomes
+        for bridge in bridges:
+            await goes_on(bridge)
+            assert kept_and_late(bridge)[:5] == (0, 0, 0, 0, 0)
+    await nothing_is_kept(live)
+
+
 async def ended(kind: str, one: Held) -> None:
     """Use what a restarted kernel does not have; raise why."""
     if kind == "task":
@@ -408,6 +432,36 @@ async def test_every_kind_goes_on_over_a_new_connection(tmp_path: Path, lane: An
         gc.collect()
         await cells.run("globals().pop('report', None)")
         await nothing_is_kept(cells)
+
+
+@pytest.mark.parametrize("lane", ["direct", "buffers"])
+async def test_what_is_asked_while_the_connection_is_cut_leaves_nothing(
+    tmp_path: Path, lane: Any
+) -> None:
+    """J6. Cut at any instant of what makes one of each kind: it is made, or its outcome unknown."""
+    async with (
+        cuttable(tmp_path, lane=lane) as (bridge, cuts),
+        Bridge.attach(cuts.kernel_file) as cells,
+    ):
+        with seeded() as chance:
+            for kind, ask in list(ASKED.items()) * 3:
+                asked: Any = asyncio.ensure_future(_awaited(ask(bridge)))
+                await asyncio.sleep(chance.choice((0, 0.003, 0.01, 0.06)) * chance.random())
+                cuts.cut()
+                async with reported_within(6):
+                    (outcome,) = await all_of(asked)
+                is_unknown = isinstance(outcome, (TransportError, ReplyLost))
+                assert is_unknown or not isinstance(outcome, BaseException), (kind, outcome)
+                del asked, outcome
+        await goes_on(bridge)
+        gc.collect()
+        await cells.run("globals().pop('report', None)")
+        await nothing_is_kept(cells)
+        assert kept_and_late(bridge)[:5] == (0, 0, 0, 0, 0)
+
+
+async def _awaited(asked: Any) -> Any:
+    return await asked
 
 
 async def used(one: Held, cells: Bridge) -> None:
