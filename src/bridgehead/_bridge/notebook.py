@@ -1,9 +1,8 @@
 """A notebook, run cell by cell over a bridge.
 
 Rule: which cells run, and what is written into the notebook. Each cell is one ``Bridge.run``.
-Outputs are kept as nbclient keeps them, except that neighbouring parts of one stream are joined,
-and that the state of widgets is not kept. Of a kernel that is not trusted they are inert, as
-everywhere.
+Outputs are kept as nbclient keeps them, except that neighbouring parts of one stream are joined.
+Of a kernel that is not trusted they are inert, as everywhere, and no widgets are kept.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from typing import Any
 
 from bridgehead._bridge.bridge import Bridge
 from bridgehead._bridge.whole_file import write_whole
+from bridgehead._bridge.widget_models import WidgetModels
 from bridgehead._connection.outputs import COMMS, CellObserver
 from bridgehead._errors import BridgeError, NotSupported, RemoteError, RunTimeout, harmless
 from bridgehead._protocol.display import shown_output
@@ -38,10 +38,10 @@ async def run_notebook(
     r"""Run the code cells of a notebook in a kernel, in their order, and return the notebook.
 
     Needs ``pip install 'bridgehead[notebook]'``. Outputs, counts and errors are those of the cells,
-    as nbclient writes them, but for widgets of ipywidgets: their state is not written, and what is
-    printed inside an ``Output`` widget is an output of the cell. Of the tags of cells,
-    ``skip-execution`` leaves a cell as it is, and after a cell with ``raises-exception`` that fails
-    the next ones run.
+    as nbclient writes them, and so is the state of widgets. What is printed inside an ``Output``
+    widget is an output of the widget; its ``outputs`` in the kernel stay empty. Of the tags of
+    cells, ``skip-execution`` leaves a cell as it is, and after a cell with ``raises-exception``
+    that fails the next ones run.
 
     Args:
         bridge: the bridge of the kernel.
@@ -123,18 +123,22 @@ class NotebookRun:
         self._observer = CellObserver(lambda message: None)
         # By display id: the outputs that a later message updates, in whatever cell.
         self._shown: dict[str, list[Any]] = {}
+        self._widgets = WidgetModels()
 
     async def all(self, parameters: Mapping[str, Any]) -> None:
         """Run the cells, and stop at the first failure."""
         marked = next((cell for cell in self._code if "parameters" in _tags(cell)), None)
         if parameters and marked is None:
             await self._bridge.push(parameters)
-        for cell in self._code:
-            if _runs(cell):
-                self.at += 1
-                await self._run(cell)
-            if parameters and cell is marked:
-                await self._bridge.push(parameters)
+        try:
+            for cell in self._code:
+                if _runs(cell):
+                    self.at += 1
+                    await self._run(cell)
+                if parameters and cell is marked:
+                    await self._bridge.push(parameters)
+        finally:
+            self._notebook.metadata.update(self._widgets.metadata())
         await self._describe()
 
     @property
@@ -151,7 +155,7 @@ class NotebookRun:
         return self._observer.begun
 
     async def _run(self, cell: Any) -> None:
-        outputs = _CellOutput(cell, self._shown, self._bridge.info.trust)
+        outputs = _CellOutput(cell, self._shown, self._widgets, self._bridge.info.trust)
         cell.outputs = []
         self._observer = CellObserver(outputs)
         try:
@@ -187,24 +191,31 @@ class NotebookRun:
 
 
 class _CellOutput:
-    """Writes the outputs of one cell into the notebook."""
+    """Writes the outputs of one cell into the notebook, or into a widget that takes them."""
 
-    def __init__(self, cell: Any, shown: dict[str, list[Any]], trust: str) -> None:
-        self._cell, self._shown, self._trust, self._clear = cell, shown, trust, False
+    def __init__(
+        self, cell: Any, shown: dict[str, list[Any]], widgets: WidgetModels, trust: str
+    ) -> None:
+        self._cell, self._shown, self._widgets, self._trust = cell, shown, widgets, trust
+        self._clear: list[list[Any]] = []  # outputs that the next one clears
 
     def __call__(self, message: Message) -> None:
-        outputs, content = self._cell.outputs, message.content
-        if message.type in COMMS:  # a notebook file has no place for them
+        if message.type in COMMS:
+            if self._trust == "pickle":  # widgets run code where they are shown
+                self._widgets.take(message)
             return
-        if message.type == "clear_output":
-            self._clear = True
-            if content.get("wait"):
-                return
-        elif message.type == "update_display_data":
+        if message.type == "update_display_data":
             self._update(message)
             return
-        if self._clear:
-            self._clear = False
+        content, outputs = message.content, self._widgets.outputs_for(message)
+        if outputs is None:
+            outputs = self._cell.outputs
+        if message.type == "clear_output":
+            self._clear.append(outputs)
+            if content.get("wait"):
+                return
+        if any(one is outputs for one in self._clear):
+            self._clear = [one for one in self._clear if one is not outputs]
             for known in self._shown.values():
                 known[:] = [one for one in known if not any(one is other for other in outputs)]
             outputs.clear()
