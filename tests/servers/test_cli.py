@@ -80,6 +80,32 @@ async def test_a_kernel_of_a_server_is_interrupted_restarted_and_stopped() -> No
         assert "has no kernel" in (await command("interrupt")).refused(3)
 
 
+@pytest.mark.servers
+async def test_a_kernel_is_started_on_a_server_and_stays() -> None:
+    async with serving() as url:
+
+        async def command(*arguments: str) -> Ran:
+            return await asyncio.to_thread(bridgehead, *arguments, "--token", TOKEN)
+
+        refused = (await command("run", "-c", "1", "--url", url)).refused(3)
+        assert "has no kernel, or lists none; bridgehead start --url ADDRESS starts one" in refused
+        ran = await command("ls", "--url", url)
+        assert "bridgehead start --url ADDRESS starts one" in ran.err
+        ran = await command("start", "--url", url)
+        assert ran.out.startswith(f"{url}api/kernels/"), ran.err
+        address = ran.out.strip()
+        assert "names a kernel" in (await command("start", "--url", address)).refused(2)
+        assert (await command("run", "-c", "x = 7", "--url", address)).code == 0
+        assert (await command("pull", "x", "--url", url)).out == "7\n"
+        missing = await command("start", "missing", "--url", url)
+        assert "could not start a kernel named 'missing'" in missing.refused(3)
+        assert "--file, --cwd and" in (await command("start", "--url", url, "--cwd", "/")).err
+        text = (await command("start", "--url", url, "--start-server")).refused(2)
+        assert "--start-server is for a server of a JupyterHub" in text
+        assert (await command("stop", "--url", address)).code == 0
+        assert (await command("ls", "--url", url, "--json")).json == []
+
+
 # ---------------------------------------------------------------- names, for a shell
 
 

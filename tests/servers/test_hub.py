@@ -22,6 +22,7 @@ import pytest
 
 from bridgehead import Bridge, BridgeError, KernelDied, KernelNotFound, SyncBridge, TransportError
 from bridgehead._transports.jupyterhub import HubServer, State
+from support.cli import Ran, bridgehead
 from support.hub import RunningHub, hub
 from support.kit import goes_on
 
@@ -192,6 +193,25 @@ async def test_a_named_server_is_started_beside_the_default_one(
         await goes_on(bridge)
         await refused(Bridge.connect(url, ada, kernel_id="0" * 32), "has no kernel|knows no kernel")
     await jupyterhub.stop("ada", "gpu")
+
+
+async def test_the_command_line_has_a_server_started(
+    jupyterhub: RunningHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("JUPYTER_TOKEN", await jupyterhub.user("ian"))
+    url = jupyterhub.server("ian")
+
+    async def command(*arguments: str) -> Ran:
+        return await asyncio.to_thread(bridgehead, *arguments, "--url", url)
+
+    for arguments in (("run", "-c", "1"), ("interrupt",), ("start",)):
+        ran = await command(*arguments, "--timeout", f"{ASKED:g}")
+        text = ran.refused(3)
+        assert f"the server ian/ of the JupyterHub at {jupyterhub.url}hub/ is stopped" in text
+        assert "use bridgehead start --url ADDRESS --start-server" in text
+    ran = await command("start", "--start-server", "--timeout", f"{STARTS:g}")
+    assert ran.out.startswith(f"{url}api/kernels/"), ran.err
+    assert (await command("run", "-c", "6 * 7")).out == "42\n"
 
 
 async def test_a_start_that_fails_is_reported_with_its_reason(

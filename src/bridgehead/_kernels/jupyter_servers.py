@@ -83,11 +83,8 @@ async def connect(
         token = ""
     server = find(url, token)
     rest = _rest(server, trusted, insecure, headers, cookies)
-    if start_server and rest.hub is None:
-        raise ValueError(
-            "start_server= is for a server of a JupyterHub; its address has the user's name, as in "
-            f"https://hub/user/NAME/, and this one is {rest.url}"
-        )
+    if start_server:
+        _check_is_of_hub(rest)
     wanted = kernel_id or server.kernel_id
     if wanted is not None:
         return await _opened(rest, lambda: _known(rest, wanted), timeout, start=start_server)
@@ -104,6 +101,44 @@ async def attach(url: str, *, insecure: frozenset[str], timeout: float) -> Webso
     if wanted is not None:
         return await _opened(rest, lambda: _known(rest, wanted), timeout)
     return await _opened(rest, lambda: _latest(rest), timeout)
+
+
+async def start(
+    url: str,
+    *,
+    kernel_name: str | None,
+    start_server: bool,
+    insecure: frozenset[str],
+    timeout: float,
+) -> str:
+    """Start a kernel that stays on a server, wait until it answers, and return its address.
+
+    A failure or a cancel ends the kernel again.
+
+    Raises:
+        KernelNotFound: as ``connect`` does.
+        ValueError: the address names a kernel; or ``start_server`` without a JupyterHub.
+    """
+    server = find(url, None)
+    if server.kernel_id is not None:
+        raise ValueError(f"the address names a kernel; to start another one, use {server.url}")
+    rest = _rest(server, None, insecure)
+    if start_server:
+        _check_is_of_hub(rest)
+    transport = await _opened(
+        rest, lambda: rest.start(kernel_name), timeout, owned=True, start=start_server
+    )
+    transport.owned = False  # it stays
+    await transport.aclose()
+    return f"{rest.url}api/kernels/{transport.kernel_id}"
+
+
+def _check_is_of_hub(rest: Rest) -> None:
+    if rest.hub is None:
+        raise ValueError(
+            "start_server= is for a server of a JupyterHub; its address has the user's name, as in "
+            f"https://hub/user/NAME/, and this one is {rest.url}"
+        )
 
 
 @contextlib.asynccontextmanager

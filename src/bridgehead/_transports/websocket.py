@@ -97,8 +97,8 @@ class WebsocketTransport(Transport):
 
     def __init__(self, rest: Rest, kernel_id: str, *, owned: bool) -> None:
         super().__init__()
-        self.rest, self.owned = rest, owned
-        self._must_end = owned  # until the server has ended the kernel
+        self.rest = rest
+        self.owned = owned  # until the server has ended the kernel
         self.url: str = rest.url
         self.kernel_id: str = kernel_id
         if rest.stays_here:
@@ -212,14 +212,14 @@ class WebsocketTransport(Transport):
 
     @property
     def is_released(self) -> bool:
-        return super().is_released and not self._must_end
+        return super().is_released and not self.owned
 
     async def _close_socket(self) -> None:
         if self._socket is not None:
             await _close(self._socket, self.timings)
 
     async def _end_kernel(self) -> None:
-        if not self._must_end:
+        if not self.owned:
             return
         try:
             await self.rest.end(self.kernel_id)
@@ -233,7 +233,7 @@ class WebsocketTransport(Transport):
                 error,
             )
         else:
-            self._must_end = False
+            self.owned = False
 
     # ------------------------------------------------------------ sending and receiving
 

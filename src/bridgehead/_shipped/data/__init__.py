@@ -52,6 +52,7 @@ The files:
 - ``registry``: the tables of constructors and reducers, which the next files fill.
 - ``standard``, ``numpy``, ``pandas``, ``pyarrow``, ``torch``, ``polars``, ``scipy``, ``pillow``,
   ``xarray``: the data of each library.
+- ``pandas_metadata``: what pandas adds to the schema of an Arrow table.
 - ``instances``: instances of the classes that ``allow=`` names.
 """
 
@@ -76,6 +77,7 @@ FILES = (
     "standard",
     "numpy",
     "pandas",
+    "pandas_metadata",
     "pyarrow",
     "torch",
     "polars",

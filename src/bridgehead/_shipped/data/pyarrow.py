@@ -11,13 +11,12 @@ Left out are extension types, whose classes run code; views, run ends and unions
 
 from __future__ import annotations
 
-import json
-import re
 import sys
 from struct import unpack_from
 from typing import Any, Dict, Iterator, List
 
 if __package__:  # in the kernel, all shipped files are one module
+    from bridgehead._shipped.data.pandas_metadata import check_pandas_metadata
     from bridgehead._shipped.data.registry import (
         NONE,
         PANDAS,
@@ -67,16 +66,6 @@ _ARROW_DEPTH = 32  # types in types; the conversion of a value to Python recurse
 # to six times as much, but a row of an honest column may have a single byte.
 _ROW = 32
 _LONG_TEXTS = 1 << 24  # bytes; only a longer column of a dictionary is counted exactly
-# What ``to_pandas`` converts the labels of columns to. Any other name could be that of a dtype of
-# numpy whose items take gigabytes.
-_LABELS = re.compile(
-    r"[a-z-]{2,30}|(u?int|float|datetime|timedelta|complex)(8|16|32|64|128)(\[[^][]{1,60}\])?"
-    r"|[a-z]{2,20}\d{0,3}(\[[^][]{1,60}\])?\[pyarrow\]"
-    r"|(period|interval)\[[^][]{1,40}(\[[^][]{1,40}\][^][]{0,40})?\]",
-    re.ASCII | re.IGNORECASE,
-)
-_LONG_NAME = 1000  # characters; of longer names, ``to_pandas`` evaluates no tuples of labels
-_PANDAS_DEPTH = 20  # lists and objects inside each other in what pandas added to a schema
 
 
 def _arrow() -> Any:
@@ -137,47 +126,10 @@ def _describe_metadata(metadata: Any) -> Any:
 def _describe_schema(pyarrow: Any, schema: Any) -> Any:
     fields = [_describe_field(pyarrow, schema.field(n)) for n in range(len(schema))]
     try:
-        _check_pandas_metadata(schema)
+        check_pandas_metadata(schema.metadata, schema.names)
     except (WireError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise untrusted("a pyarrow.Schema with such metadata of pandas") from None
     return (fields, _describe_metadata(schema.metadata))
-
-
-def _check_pandas_metadata(schema: Any) -> None:
-    """Check what pandas adds to a schema; ``to_pandas`` does what it says.
-
-    Raise ``WireError``, or what an unexpected part of it causes.
-    """
-    raw = (schema.metadata or {}).get(b"pandas")
-    if raw is None:
-        return
-    found = json.loads(raw)
-    _check_nesting(found, 0)
-    columns, labels = found["columns"], found.get("column_indexes", [])
-    # A column that is named several times would be converted as often.
-    names = [column.get("field_name") or column["name"] for column in columns]
-    need(len(set(names)) == len(names), "metadata that repeats a column")
-    levels = [part for part in found["index_columns"] if type(part) is str]
-    fine = len(set(levels)) == len(levels) >= len(found["index_columns"]) - 1
-    need(fine, "metadata that repeats an index")
-    for part in (*columns, *labels):
-        zone = (part.get("metadata") or {}).get("timezone")
-        need(zone is None or ZONE_NAME.fullmatch(zone), "invalid name of a time zone")
-        need(len(part["numpy_type"]) <= _LONG_NAME, "metadata with the name of a long type")
-    for part in labels:
-        known = _LABELS.fullmatch(part["pandas_type"]) and _LABELS.fullmatch(part["numpy_type"])
-        need(known, "metadata with labels of an unknown type")
-    if len(labels) > 1:
-        texts = (*names, *[column["name"] for column in columns], *schema.names)
-        longest = max(map(len, map(str, texts)), default=0)
-        need(longest <= _LONG_NAME, "metadata with long tuples of labels")
-
-
-def _check_nesting(value: Any, depth: int) -> None:
-    need(depth <= _PANDAS_DEPTH, "metadata nested too deeply")
-    if type(value) in (list, dict):
-        for part in value.values() if type(value) is dict else value:
-            _check_nesting(part, depth + 1)
 
 
 def _arrow_type(pyarrow: Any, description: Any, depth: int = 0) -> Any:
@@ -250,7 +202,7 @@ def _arrow_schema(reader: DataReader, pyarrow: Any, description: Any) -> Any:
     fields = [_arrow_field(pyarrow, part, 0) for part in description[0]]
     schema = pyarrow.schema(fields, _arrow_metadata(description[1]))
     reader.charge(sum([len(value) for _, value in description[1]]))
-    _check_pandas_metadata(schema)
+    check_pandas_metadata(schema.metadata, schema.names)
     return schema
 
 

@@ -50,6 +50,16 @@ CODES: tuple[tuple[type[Exception], int], ...] = (
 )
 
 
+AS_OPTIONS = {  # what messages of the library say, and what it is on the command line
+    "pass token=": "pass --token",
+    "pass a longer timeout=": "pass a longer --timeout",
+    "connect() starts one": "bridgehead start --url ADDRESS starts one",
+    "pass start_server=True": "use bridgehead start --url ADDRESS --start-server",
+    "with start_server=True the Hub": "with bridgehead start --start-server the Hub",
+    "start_server= is for": "--start-server is for",
+}
+
+
 class NoReader(Exception):
     """The reader of standard output closed the pipe; click handles ``BrokenPipeError`` itself."""
 
@@ -134,12 +144,14 @@ def warn(message: str, style: str = "yellow") -> None:
 
 
 def _as_options(message: str) -> str:
-    """Replace the library's argument names in a message with the command line's options."""
+    """Replace the library's arguments in a message with the command line's options."""
     named = re.search(r"insecure=\[([^\]]*)\]", message)
     if named:
         options = " ".join(f"--insecure {name}" for name in re.findall(r"'([^']*)'", named[1]))
         message = message.replace(named[0], options)
-    return message.replace("pass token=", "pass --token")
+    for argument, option in AS_OPTIONS.items():
+        message = message.replace(argument, option)
+    return message
 
 
 def not_installed(module: str, what: str = "the command line", extra: str = "all") -> NoReturn:

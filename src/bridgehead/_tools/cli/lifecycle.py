@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 import click
 
 from bridgehead._tools.cli.exit import finish, not_sent, with_wait_notice
-from bridgehead._tools.cli.options import as_json, target
-from bridgehead._tools.cli.target import OPENING, Target, within
+from bridgehead._tools.cli.options import as_json, insecure, target, token
+from bridgehead._tools.cli.target import OPENING, Target, address_of, within
 
 if TYPE_CHECKING:
     from bridgehead._transports.rest import Rest
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("kernel", default="python3")
+@click.argument("kernel", required=False)
 @click.option(
     "--file",
     metavar="FILE",
@@ -50,28 +50,54 @@ if TYPE_CHECKING:
     show_default=True,
     help="The kernel must answer within this time.",
 )
+@click.option(
+    "--url", metavar="ADDRESS", help="Start it on this Jupyter server, which chooses its folder."
+)
+@token
+@click.option(
+    "--start-server",
+    is_flag=True,
+    help="With --url of a JupyterHub's server: start the server if it does not run.",
+)
+@insecure
 @as_json
 def start(
-    kernel: str,
+    kernel: str | None,
     file: str | None,
     cwd: str | None,
     encryption: bool,
     timeout: float,
+    url: str | None,
+    token: str | None,
+    start_server: bool,
+    insecure: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Start a kernel that stays, and print its connection file.
 
-    KERNEL is an installed kernelspec, as jupyter kernelspec list shows it. The kernel runs until
-    bridgehead stop ends it, or quit() in a cell does. Programs and consoles connect to it by the
-    file. A private folder beside the file has a record of the kernel, and kernel.log with what
-    the kernel prints outside of cells.
+    KERNEL is an installed kernelspec, as jupyter kernelspec list shows it; by default python3, or
+    what the server takes. The kernel runs until bridgehead stop ends it, or quit() in a cell does.
+    Programs and consoles connect to it by the file. A private folder beside the file has a record
+    of the kernel, and kernel.log with what the kernel prints outside of cells.
+
+    With --url, the kernel is one of that server, and its address is printed.
     """
+    address = address_of(None, url, token)
+    if address is not None:
+        if file is not None or cwd is not None or encryption:
+            raise click.UsageError("--file, --cwd and --encryption are for a kernel without --url")
+        options = (kernel, start_server, frozenset(insecure), timeout)
+        where = finish(with_wait_notice(_start_on_server(address, *options)))
+        click.echo(json.dumps({"url": where}) if as_json else where)
+        return
+    if start_server or insecure:
+        raise click.UsageError("--start-server and --insecure are for a kernel of a --url")
     from bridgehead._kernels import started
 
     connection_file, pid = finish(
         with_wait_notice(
             started.start(
-                kernel,
+                kernel or "python3",
                 connection_file=file,
                 cwd=cwd,
                 encryption=encryption,
@@ -83,6 +109,21 @@ def start(
         click.echo(json.dumps({"connection_file": connection_file, "pid": pid}))
     else:
         click.echo(connection_file)
+
+
+async def _start_on_server(
+    address: str, kernel: str | None, start_server: bool, insecure: frozenset[str], timeout: float
+) -> str:
+    from bridgehead._kernels import jupyter_servers
+
+    with not_sent():
+        return await jupyter_servers.start(
+            address,
+            kernel_name=kernel,
+            start_server=start_server,
+            insecure=insecure,
+            timeout=timeout,
+        )
 
 
 # ---------------------------------------------------------------- stop and restart

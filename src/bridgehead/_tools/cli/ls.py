@@ -49,7 +49,8 @@ def ls(url: str | None, token: str | None, as_json: bool) -> None:
     elif found:
         _draw(found)
     else:
-        click.echo("no kernels; bridgehead start starts one", err=True)
+        where = " --url ADDRESS" if url is not None else ""
+        click.echo(f"no kernels; bridgehead start{where} starts one", err=True)
 
 
 async def _look(url: str | None, token: str | None) -> Any:

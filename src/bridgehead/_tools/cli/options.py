@@ -18,6 +18,18 @@ from bridgehead._tools.cli.target import Target, address_of
 F = TypeVar("F", bound=Callable[..., Any])
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+token = click.option(
+    "--token",
+    metavar="TEXT",
+    help="The token of the server. Other users of this machine can see options; the "
+    "environment variable JUPYTER_TOKEN is not visible to them.",
+)
+insecure = click.option(
+    "--insecure",
+    multiple=True,
+    type=click.Choice(["empty-key", "plain-tcp"]),
+    help="Allow a connection that doctor reports as insecure.",
+)
 
 
 def target(*, trust: bool = True, latest: bool = True) -> Callable[[F], F]:
@@ -68,24 +80,14 @@ def _options(trust: bool, latest: bool) -> list[Callable[[Any], Any]]:
             if latest
             else f"For a kernel of a Jupyter server: {address}",
         ),
-        click.option(
-            "--token",
-            metavar="TEXT",
-            help="The token of the server. Other users of this machine can see options; the "
-            "environment variable JUPYTER_TOKEN is not visible to them.",
-        ),
+        token,
         click.option(
             "--timeout",
             metavar="SECONDS",
             type=click.FloatRange(min=0, min_open=True),
             help="Stop after this time.",
         ),
-        click.option(
-            "--insecure",
-            multiple=True,
-            type=click.Choice(["empty-key", "plain-tcp"]),
-            help="Allow a connection that doctor reports as insecure.",
-        ),
+        insecure,
     ]
     if trust:
         found.append(

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import quote
 
 import click
@@ -18,6 +18,8 @@ import click
 if TYPE_CHECKING:
     from bridgehead import Bridge
     from bridgehead._transports.base import Transport
+
+T = TypeVar("T")
 
 OPENING = 60.0  # s until a kernel must answer at all, whether it runs a cell or not
 FOREVER = 1e8  # s
@@ -49,12 +51,11 @@ class Target:
             NotSent: the kernel cannot be reached.
             TimeoutError: opening or the body took longer.
         """
-        from bridgehead._tools.cli.exit import not_sent, with_wait_notice
+        from bridgehead._tools.cli.exit import with_wait_notice
 
         known = "the kernel did not answer, and nothing was sent"
-        async with within(self.timeout, lambda: known):
-            with not_sent():
-                bridge = await with_wait_notice(self._open())
+        async with within(self.timeout, lambda: known) as limit:
+            bridge = await self._opened(limit, with_wait_notice(self._open()))
             async with bridge:
                 try:
                     yield bridge
@@ -72,9 +73,10 @@ class Target:
         return await open_bridge(
             Bridge,
             OpenOptions(trust=self.trust),
-            max(OPENING, self.timeout or 0),
+            self._patience,
             self._connecting,
-            handshake_timeout=FOREVER,  # a cell of hours may run before the handshake
+            # A cell of hours may run before the handshake.
+            handshake_timeout=self.timeout if self.timeout and self.of_server else FOREVER,
         )
 
     @contextlib.asynccontextmanager
@@ -87,15 +89,38 @@ class Target:
         """
         from bridgehead._tools.cli.exit import not_sent
 
-        async with within(self.timeout, lambda: "the kernel may not have received the request"):
-            with not_sent():
-                transport = await self._connecting(max(OPENING, self.timeout or 0))
+        known = "the kernel may not have received the request"
+        async with within(self.timeout, lambda: known) as limit:
+            transport = await self._opened(limit, self._connecting(self._patience))
             try:
                 with not_sent():
                     await transport.introduced()
                 yield transport
             finally:
                 await transport.aclose()
+
+    async def _opened(self, limit: asyncio.Timeout, opening: Awaitable[T]) -> T:
+        """Open within the limit of the command.
+
+        A server that does not answer in time has an error of its own: it is stopped, or starting.
+        """
+        from bridgehead._tools.cli.exit import not_sent
+
+        until = limit.when()
+        if self.of_server:
+            limit.reschedule(None)
+        with not_sent():
+            opened = await opening
+        if self.of_server:
+            limit.reschedule(until)
+        return opened
+
+    @property
+    def _patience(self) -> float:
+        """Seconds until the kernel must answer at all; of a server, all that the command has."""
+        if self.of_server:
+            return self.timeout or OPENING
+        return max(OPENING, self.timeout or 0)
 
     @property
     def _connecting(self) -> Callable[[float], Awaitable[Transport]]:
@@ -105,7 +130,7 @@ class Target:
 
 
 @contextlib.asynccontextmanager
-async def within(seconds: float | None, known: Callable[[], str]) -> AsyncIterator[None]:
+async def within(seconds: float | None, known: Callable[[], str]) -> AsyncIterator[asyncio.Timeout]:
     """Limit the time of the block; ``known`` says what is known of the request by then.
 
     Raises:
@@ -113,7 +138,7 @@ async def within(seconds: float | None, known: Callable[[], str]) -> AsyncIterat
     """
     try:
         async with asyncio.timeout(seconds) as limit:
-            yield
+            yield limit
     except TimeoutError:
         if not limit.expired():
             raise

@@ -139,6 +139,18 @@ class BridgeMagics(Magics):
     @argument("--token", help="the server's token; default: that in the address, or JUPYTER_TOKEN")
     @argument("--kernel-id", metavar="ID", help="a running kernel; default: start a new one")
     @argument("--kernel", metavar="KERNEL", help="the kernelspec to start")
+    @argument(
+        "--start-server",
+        action="store_true",
+        help="start the server of a JupyterHub if it does not run",
+    )
+    @argument(
+        "--timeout",
+        metavar="SECONDS",
+        type=float,
+        default=60.0,
+        help="for all of it, a server's start included; default: 60",
+    )
     @_new
     @_trust
     def connect(self, args: argparse.Namespace) -> None:
@@ -150,7 +162,9 @@ class BridgeMagics(Magics):
                 args.token,
                 kernel_id=args.kernel_id,
                 kernel_name=args.kernel,
+                start_server=args.start_server,
                 trust=args.trust,
+                timeout=args.timeout,
             ),
         )
 
