@@ -288,12 +288,13 @@ def _connection_path(wanted: str | os.PathLike[str] | None) -> tuple[Path, Launc
         if wanted is None:
             os.makedirs(file.parent, mode=0o700, exist_ok=True)
         sweep(file.parent)
-        if is_of_running_kernel(file):  # without its file, no program would find it
+        folder = LaunchFolder(file)
+        if is_of_running_kernel(file) or folder.has_rival():
+            folder.remove()  # without its file, no program would find that kernel
             raise KernelNotFound(
                 f"no kernel was started, because the kernel of the connection file {file} runs, or "
                 "may run; stop that kernel, or choose another file"
             )
-        folder = LaunchFolder(file)
         # As jupyter_client writes the file itself, whose error would name neither folder nor
         # variable: on a disk that is full or read-only, or whose files keep no permissions
         # (RuntimeError).

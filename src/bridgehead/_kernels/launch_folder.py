@@ -79,6 +79,15 @@ class LaunchFolder:
                 return found.info
         return {}
 
+    def has_rival(self) -> bool:
+        """Return whether a program that runs has another folder beside this connection file.
+
+        Its kernel may not listen yet. Of two programs that start a kernel with one file at the same
+        instant, the second to write its folder sees the first one's, or each sees the other's.
+        """
+        others = [one for one in self.all_of(self._file) if one.path != self.path]
+        return any(LocalProcess.find(one.noted().get("process")) for one in others)
+
     def log(self) -> Any:
         """Return an open file for what a kernel prints that no program watches."""
         return open(os.path.join(self.path, LOG), "ab+")

@@ -219,6 +219,23 @@ async def test_the_connection_file_of_a_kernel_that_runs_is_not_replaced(
         assert await bridge.pull("1") == 1
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="which process runs is known by /proc")
+async def test_of_two_kernels_that_start_at_once_one_gets_the_connection_file(
+    short_path: Path,
+) -> None:
+    file = short_path / "k.json"
+    opening = [Bridge.launch(connection_file=file).__aenter__() for _ in range(2)]
+    bridge, refused = await asyncio.gather(*opening, return_exceptions=True)
+    assert isinstance(bridge, Bridge)
+    async with bridge:
+        assert isinstance(refused, KernelNotFound)
+        assert f"{file} runs, or may run" in str(refused)
+        assert len(os.listdir(short_path)) == 2
+        async with Bridge.attach(file) as other:
+            assert other.info.pid == bridge.info.pid
+    assert os.listdir(short_path) == []
+
+
 async def test_a_path_too_long_for_a_socket_falls_back_to_tcp(tmp_path: Path) -> None:
     folder = tmp_path / ("long" * 25)
     folder.mkdir()
