@@ -48,6 +48,8 @@ settings.load_profile("quick")
 
 FAILED = pytest.StashKey[bool]()  # whether the last test failed, in any of its phases
 FORKER = pytest.StashKey[KernelForker]()
+SHARED = pytest.StashKey[tempfile.TemporaryDirectory[str]]()  # a folder of all workers of a run
+ELSEWHERE = "BRIDGEHEAD_ELSEWHERE"  # the variable by which the workers know it
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -72,9 +74,14 @@ def pytest_configure(config: pytest.Config) -> None:
     if sys.platform == "linux":
         config.stash[FORKER] = forker = KernelForker(local_provisioner.launch_kernel)
         local_provisioner.launch_kernel = forker
+    if not hasattr(config, "workerinput"):
+        config.stash[SHARED] = shared = tempfile.TemporaryDirectory(prefix="bh-elsewhere-")
+        os.environ[ELSEWHERE] = shared.name
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
+    if SHARED in config.stash:
+        config.stash[SHARED].cleanup()
     forker = config.stash.get(FORKER, None)
     if forker is not None:
         local_provisioner.launch_kernel = forker.launch_kernel
@@ -210,10 +217,9 @@ def kernelspec(jupyter_folders: Path) -> Callable[..., str]:
 
 
 @pytest.fixture(scope="session")
-def elsewhere(kernelspec: Callable[..., str]) -> Iterator[Elsewhere]:
+def elsewhere(kernelspec: Callable[..., str]) -> Elsewhere:
     """Give a builder of environments by name; ``launch`` takes the name that it returns."""
-    with tempfile.TemporaryDirectory(prefix="bh-elsewhere-") as folder:
-        yield Elsewhere(Path(folder), kernelspec)
+    return Elsewhere(Path(os.environ[ELSEWHERE]), kernelspec)
 
 
 @pytest.fixture

@@ -1,9 +1,9 @@
 """Other Pythons of this machine, other environments, and kernels in them.
 
 Rule: nothing has to be installed beforehand. This file searches for interpreters. It builds an
-environment with ``venv`` and ``pip`` in a temporary folder, once a session, when the first test
-needs it. A missing interpreter skips the test with a reason; a failed pip fails the test with
-pip's whole output.
+environment with ``venv`` and ``pip`` in a temporary folder, once for all workers of a run, when the
+first test needs it. A missing interpreter skips the test with a reason; a failed pip fails the test
+with pip's whole output.
 """
 
 from __future__ import annotations
@@ -144,21 +144,19 @@ MAJORS = ["python3", pytest.param("ipykernel6", marks=pytest.mark.elsewhere)]
 class Elsewhere:
     """A builder of environments: a call with a name returns the name of its kernelspec.
 
-    It builds each environment once.
+    It builds each environment once. The workers of one run share the folder.
     """
 
     def __init__(self, folder: Path, kernelspec: Callable[..., str]) -> None:
         self.folder, self.kernelspec = folder, kernelspec
-        self.failures: dict[str, str] = {}  # by environment; "" if it was built
 
     def __call__(self, name: str) -> str:
         wanted = ENVIRONMENTS.get(name) or UNSUPPORTED[name]
         home = wanted.within or name
         python = _interpreter(wanted.minor)
-        if home not in self.failures:
-            self.failures[home] = self._build(home, python, ENVIRONMENTS[home].requirements)
-        if self.failures[home]:
-            pytest.fail(self.failures[home], pytrace=False)
+        failure = self._failure(home, python)
+        if failure:
+            pytest.fail(failure, pytrace=False)
         argv = [self.python(name), *wanted.start]
         return self.kernelspec(name, argv, wanted.language, env={"PYTHONPATH": ""})
 
@@ -166,6 +164,17 @@ class Elsewhere:
         """Return the interpreter of an environment that was built."""
         wanted = ENVIRONMENTS.get(name) or UNSUPPORTED[name]
         return str(self.folder / (wanted.within or name) / "bin" / "python")
+
+    def _failure(self, name: str, python: Python) -> str:
+        """Build an environment if no worker has; return why that failed, or an empty text."""
+        import fcntl  # not on Windows
+
+        built = self.folder / f"{name}.built"  # has this text
+        with built.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not built.exists():
+                built.write_text(self._build(name, python, ENVIRONMENTS[name].requirements))
+            return built.read_text()
 
     def _build(self, name: str, python: Python, requirements: Sequence[str]) -> str:
         folder = self.folder / name
