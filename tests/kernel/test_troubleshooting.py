@@ -20,6 +20,7 @@ import pytest
 
 from bridgehead import Bridge, RemoteError
 from support.kit import endless_cell, file_of, until
+from support.web import answering, reply
 
 PAGE = Path(__file__).parents[2] / "notebooks" / "guides" / "troubleshooting.md"
 
@@ -57,6 +58,14 @@ async def a_kernel_attaches_to_itself(bridge: Bridge, folder: Path) -> None:
         await bridge.run(f"from bridgehead import *\nSyncBridge.attach({file_of(bridge)!r})")
     except RemoteError as error:
         raise error.__cause__ or error from None
+
+
+async def a_server_without_a_kernel(bridge: Bridge, folder: Path) -> None:
+    async def answer(path: str, writer: asyncio.StreamWriter) -> None:
+        await reply({"version": "2"} if path == "/api" else [])(path, writer)
+
+    async with answering(answer) as url:
+        await Bridge.attach(url)
 
 
 async def an_empty_key(bridge: Bridge, folder: Path) -> None:
@@ -145,6 +154,7 @@ CASES: list[Any] = [
     pytest.param(a_dead_kernel_left_its_file, marks=pytest.mark.timings(listen_within=0.3)),
     a_notebook_without_its_suffix,
     a_kernel_attaches_to_itself,
+    a_server_without_a_kernel,
     an_empty_key,
     plain_tcp_to_another_machine,
     a_bridge_that_is_not_open,
