@@ -91,6 +91,21 @@ def test_a_close_that_fails_can_be_repeated(shell: Shell, monkeypatch: pytest.Mo
     assert not shell.bridges
 
 
+def test_connect_waits_for_the_server_of_a_hub_and_has_it_started(
+    empty: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[bool, float]] = []
+
+    def connect(*_: object, start_server: bool, timeout: float, **options: object) -> Any:
+        asked.append((start_server, timeout))
+        return SyncBridge.loopback()
+
+    monkeypatch.setattr(SyncBridge, "connect", connect)
+    empty("%bridge connect https://hub/user/ada/ --on a --start-server --timeout 300")
+    empty("%bridge connect https://hub/user/ada/ --on b")
+    assert asked == [(True, 300.0), (False, 60.0)]
+
+
 # ---------------------------------------------------------------- parsing
 
 
