@@ -47,7 +47,8 @@ AHEAD = 4  # times the window: chunks for each kernel that are read and not cons
 CHUNK_SECONDS = 0.05  # of work, for which an automatic chunk is made
 # Of an automatic chunk, arguments and results. How long it took to cross says nothing: if a request
 # takes a second, whatever it brings, small chunks would take longest.
-MOST_ITEMS, MOST_BYTES = 10_000, 8 << 20
+MOST_BYTES = 8 << 20
+MOST_ITEMS = 10_000  # of any chunk: each has a frame of its own
 LAST = 4  # the part of a chunk that the last ones have at least
 GROWTH = 8  # times the items of the last automatic chunk, at most
 REPEATS = 3  # of giving a kernel the function, if the kernel loses it again meanwhile
@@ -439,7 +440,7 @@ class MapWork:
 
     def _chunk_size(self) -> int:
         if self._chunksize != "auto":
-            return self._chunksize
+            return min(self._chunksize, MOST_ITEMS)
         if self._item_seconds:
             fit = CHUNK_SECONDS / self._item_seconds, MOST_BYTES / self._item_bytes
             self._size = max(1, min(*map(int, fit), GROWTH * self._size, MOST_ITEMS))

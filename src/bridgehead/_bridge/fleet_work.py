@@ -113,7 +113,8 @@ class FleetWork(FleetBase):
                 of an async one are at work together, and the items of a chunk one after the other.
             iterables: as of the builtin ``map``; the shortest one ends it.
             ordered: give the results in the order of the items; else as they come.
-            chunksize: items that cross together; ``"auto"`` for about 50 ms of work, and 8 MB.
+            chunksize: items that cross together, 10,000 at most; ``"auto"`` for about 50 ms of
+                work, and 8 MB.
             window: chunks that a kernel has.
             retries: further tries of an item whose kernel was lost while it may have run (an
                 ``OutcomeUnknown``), each on whichever kernel is free. An item that raises is not

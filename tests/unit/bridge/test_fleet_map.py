@@ -84,6 +84,22 @@ async def test_each_item_is_done_once(fleet: Fleet, chunksize: Any, ordered: boo
     assert (found if ordered else sorted(found)) == [2 * n for n in range(100)]
 
 
+async def test_a_chunk_may_have_as_many_objects_as_items(fleet: Fleet) -> None:
+    """Each object and each error has a frame of its own, and those of a response are bounded."""
+
+    def pair(n: int) -> tuple[int, int]:
+        if n % 4 == 0:
+            raise ValueError(n)
+        return n, n
+
+    mapped = fleet.map(pair, range(12_000), chunksize=12_000, return_exceptions=True)
+    for n, outcome in enumerate([outcome async for outcome in mapped]):
+        if n % 4 == 0:
+            assert isinstance(outcome, RemoteError)
+        else:
+            assert outcome == (n, n)
+
+
 async def test_several_iterables_end_with_the_shortest(fleet: Fleet) -> None:
     results = fleet.map(pow, itertools.count(), [2, 2, 2])
     assert [result async for result in results] == [0, 1, 4]

@@ -241,6 +241,16 @@ async def test_the_kernel_is_few_bytes_ahead_of_the_consumer(
         assert made * 20_000 <= MOST_BYTES
 
 
+async def test_a_batch_may_have_as_many_objects_as_items(
+    loopback: Bridge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each object has a frame of its own, and the frames of a response are bounded."""
+    remote_part = sys.modules[type(remote_of(loopback)).__module__]
+    monkeypatch.setattr(remote_part, "BATCH_SECONDS", 3600.0)  # 5,000 items end a batch
+    async with loopback.iterate("([n] for n in range(12_000))") as items:
+        assert [item async for item in items] == [[n] for n in range(12_000)]
+
+
 async def test_cancelling_a_wait_loses_no_item(loopback: Bridge) -> None:
     def slow() -> Iterator[int]:
         import time

@@ -27,10 +27,11 @@ ALIGN = 64  # bytes; numpy sums an unaligned array 3 times slower, for the array
 SHARE_FROM = 1 << 16
 IN_BAND = 2048  # bytes; a smaller buffer costs more as a frame of its own than in the pickle
 # A frame costs its receiver some hundred bytes and 1 µs, whatever its size, and its size costs the
-# sender 2 bytes. So frames are many only where the bytes are: only a pickle, of which a batch has
-# 512, is a small frame. From ``MAX_FRAMES`` on, buffers are pickled in-band.
+# sender 2 bytes. So frames are many only where the bytes are: only a pickle is a small frame. Of
+# pickles, a batch of requests has 512, one of an iteration 5,000, and a chunk of a map 10,000. From
+# ``MAX_FRAMES`` on, buffers are pickled in-band.
 SMALL_FRAME = 1024
-FEW_FRAMES = 1000
+FEW_FRAMES = 10_000
 MAX_FRAMES = 1 << 20
 COPIED_AT_ONCE = 1 << 18  # bytes; a MiB of new memory may take 8 ms, without other threads
 HUGE_PAGE = 2 << 20  # bytes
