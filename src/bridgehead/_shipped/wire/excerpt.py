@@ -8,8 +8,7 @@ characters that it keeps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, Mapping
 
 PIECES = 1000  # of one text, before they are joined: each takes memory of its own
 
