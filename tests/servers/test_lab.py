@@ -1,7 +1,7 @@
 """A notebook in a real JupyterLab and a real browser, with a second kernel of another program.
 
 Rule: assertions are about what a person sees, in the light theme and the dark one. The page makes
-no request to the network. ``pytest -m servers -k lab --write`` writes the README's picture,
+no request to the network. ``pytest -m servers -k lab --write`` writes the guide's picture,
 ``lab.png``.
 """
 

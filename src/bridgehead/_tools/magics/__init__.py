@@ -44,6 +44,7 @@ _new = argument(
 _trust = argument(
     "--trust",
     choices=("pickle", "data"),
+    metavar="{pickle,data}",
     help="pickle accepts any object from the kernel, data only plain data; default: pickle for "
     "your kernels on this machine, else data",
 )
