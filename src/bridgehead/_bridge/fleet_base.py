@@ -18,8 +18,7 @@ from bridgehead._bridge.opening import Opening
 from bridgehead._bridge.progress import Report, reporting
 from bridgehead._connection.callbacks import Callback
 from bridgehead._connection.queue import Turn
-from bridgehead._errors import FleetError, KernelNotFound
-from bridgehead._errors.rendering import show_fleet_errors
+from bridgehead._errors import FleetError, KernelNotFound, show_fleet_errors
 from bridgehead._protocol.payload import SharedSource
 from bridgehead._protocol.ref import Ref
 from bridgehead._protocol.results import Transfer, fleet_html

@@ -18,8 +18,7 @@ from bridgehead._bridge.bridge import Bridge
 from bridgehead._bridge.whole_file import write_whole
 from bridgehead._bridge.widget_models import WidgetModels
 from bridgehead._connection.outputs import COMMS, CellObserver
-from bridgehead._errors import BridgeError, NotSupported, RemoteError, RunTimeout
-from bridgehead._errors.safe_text import harmless
+from bridgehead._errors import BridgeError, NotSupported, RemoteError, RunTimeout, harmless
 from bridgehead._protocol.display import shown_output
 from bridgehead._protocol.raising import as_text
 from bridgehead._transports.messages import Message

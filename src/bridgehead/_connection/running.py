@@ -27,8 +27,8 @@ from bridgehead._errors import (
     ReplyLost,
     RunTimeout,
     TransportError,
+    harmless,
 )
-from bridgehead._errors.safe_text import harmless
 from bridgehead._lanes.base import ChunkHandler
 from bridgehead._lanes.direct import DirectLane
 from bridgehead._lanes.socket import SocketLost

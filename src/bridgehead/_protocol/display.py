@@ -14,7 +14,7 @@ import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from bridgehead._errors.safe_text import harmless
+from bridgehead._errors import harmless
 from bridgehead._protocol.formatting import line
 from bridgehead._protocol.raising import as_object
 

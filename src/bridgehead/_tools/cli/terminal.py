@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from bridgehead._errors.safe_text import SEQUENCE
+from bridgehead._errors import SEQUENCE
 
 PROSE = 80  # columns of a sentence at most
 PIPED = 10_000  # columns of a pipe: no table is cut or wrapped

@@ -19,8 +19,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from bridgehead._bridge.loop_thread import LoopCall
 from bridgehead._bridge.sync import SyncBridge
 from bridgehead._connection.outputs import CellObserver
-from bridgehead._errors import BridgeError, RemoteError
-from bridgehead._errors.safe_text import coloured
+from bridgehead._errors import BridgeError, RemoteError, coloured
 from bridgehead._protocol.display import PLAIN
 from bridgehead._protocol.formatting import line
 from bridgehead._protocol.results import Result
