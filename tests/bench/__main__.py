@@ -1,4 +1,6 @@
-"""Measure bridgehead and its peers in one run. From the checkout's root:
+"""Measure bridgehead and its peers in one run.
+
+From the checkout's root:
 
     python -m tests.bench transfers                 # push and pull: every peer, every payload
     python -m tests.bench transfers --peers memcpy,zmq,ray,bridgehead:auto --payloads int,np100m

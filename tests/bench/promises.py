@@ -39,7 +39,7 @@ async def together() -> str:
 
 
 async def while_busy() -> str:
-    """A pull with now=True during a cell that sleeps, and during one that spins."""
+    """Measure a pull with now=True during a cell that sleeps, and during one that spins."""
     async with Bridge.launch() as bridge:
         await bridge.push(x=1)
         medians = []

@@ -95,7 +95,7 @@ async def nothing_sent(bridge: Bridge) -> AsyncIterator[None]:
 def client_module(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> ModuleType:
-    """A module that only this process can import, no kernel."""
+    """Make a module that only this process can import, no kernel."""
     name = f"client_module_{uuid.uuid4().hex[:8]}"
     (tmp_path / f"{name}.py").write_text(
         "class Point:\n"
@@ -465,7 +465,7 @@ async def test_a_module_that_only_the_client_has_crosses_by_value(
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """The headers of all messages that bridges send."""
+    """Collect the headers of all messages that bridges send."""
     headers: list[dict[str, Any]] = []
     put = Dispatcher.put
 

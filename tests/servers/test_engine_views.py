@@ -34,7 +34,7 @@ async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Any]
 
 @pytest.fixture
 async def fleet(client: Any) -> AsyncIterator[Fleet]:
-    """A fleet of all engines, whose namespaces are empty."""
+    """Open a fleet of all engines, whose namespaces are empty."""
     client[:].execute("%reset -f", block=True, silent=True)
     async with Fleet.over(client) as opened:
         yield opened

@@ -88,14 +88,14 @@ async def cluster(folder: Path, engines: int, *controller: str) -> AsyncIterator
 
 @pytest.fixture(scope="module")
 async def client(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Any]:
-    """A client of four engines, for all tests that leave the engines unchanged."""
+    """Open a client of four engines, for all tests that leave the engines unchanged."""
     async with cluster(tmp_path_factory.mktemp("cluster"), ENGINES) as opened:
         yield opened
 
 
 @pytest.fixture
 async def clean(client: Any) -> Any:
-    """The same client, with empty namespaces in its engines."""
+    """Give the same client, with empty namespaces in its engines."""
     client[:].execute("%reset -f", block=True, silent=True)
     return client
 

@@ -24,17 +24,17 @@ from support.servers import GATEWAY, SERVER, Other, Wire, on, processes, serving
 pytestmark = pytest.mark.servers
 
 CALLS: dict[str, Callable[[Bridge], Any]] = {
-    "run": lambda bridge: bridge.run("landed = True"),
-    "push": lambda bridge: bridge.push(landed=True),
-    "call": lambda bridge: bridge.call(str, 1, keep="landed"),
-    "push now": lambda bridge: bridge.push(landed=True, now=True),
-    "run again": lambda bridge: bridge.run("landed = 2"),
+    "run": lambda bridge: bridge.run("arrived = True"),
+    "push": lambda bridge: bridge.push(arrived=True),
+    "call": lambda bridge: bridge.call(str, 1, keep="arrived"),
+    "push now": lambda bridge: bridge.push(arrived=True, now=True),
+    "run again": lambda bridge: bridge.run("arrived = 2"),
 }
 
 
 @pytest.fixture(scope="module", params=[SERVER, GATEWAY])
 async def anyone(request: pytest.FixtureRequest) -> AsyncIterator[str]:
-    """The address of either kind of server."""
+    """Start either kind of server, and give its address."""
     async with serving(request.param) as url:
         yield url
 
@@ -101,7 +101,7 @@ async def test_nothing_that_waits_runs_in_another_process(
             outcomes = await all_of(*calls)
         assert {type(outcome) for outcome in outcomes} == {KernelRestarted}
         assert "old" not in (names := await names_in(server, bridge))
-        assert "landed" not in names
+        assert "arrived" not in names
         await until_it_works(bridge)
 
 

@@ -52,7 +52,7 @@ MIB = 1 << 20
 
 @pytest.fixture(scope="module", params=[SERVER, GATEWAY])
 async def anyone(request: pytest.FixtureRequest) -> AsyncIterator[str]:
-    """The address of either kind of server."""
+    """Start either kind of server, and give its address."""
     async with serving(request.param) as url:
         yield url
 

@@ -1,4 +1,6 @@
-"""Use kernels in all ways for a while, harm them in all ways, and check every value. From the root:
+"""Use kernels in all ways for a while, harm them in all ways, and check every value.
+
+From the checkout's root:
 
     python -m tests.soak --minutes 20 --seed 1
 

@@ -48,7 +48,7 @@ ALL = [cls for cls in dict.fromkeys(subclasses(BridgeError)) if cls.__module__ =
 
 
 def drawn() -> dict[str, str | None]:
-    """The tree in the docstring, read by its indentation: each name with the name of its base."""
+    """Read the tree in the docstring by its indentation: each name with the name of its base."""
     found: dict[str, str | None] = {}
     above: list[tuple[int, str]] = []
     for spaces, name in re.findall(r"^( {4,})(\w+)", _errors.__doc__ or "", re.MULTILINE):
@@ -245,7 +245,7 @@ def test_changing_the_given_traceback_list_changes_no_error() -> None:
 
 @pytest.fixture
 def shell() -> Iterator[InteractiveShell]:
-    """An IPython in this process, without a history file and without colours."""
+    """Start an IPython in this process, without a history file and without colours."""
     main = sys.modules["__main__"]
     config = Config()
     config.HistoryManager.enabled = False

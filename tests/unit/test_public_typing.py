@@ -31,7 +31,7 @@ def checked(*command: str) -> subprocess.CompletedProcess[str]:
 
 
 def pyright(*arguments: str) -> dict[str, Any]:
-    """The report of pyright, in this environment, on what the arguments name."""
+    """Return the report of pyright, in this environment, on what the arguments name."""
     ran = checked("pyright", "--outputjson", "--pythonpath", sys.executable, *arguments)
     assert ran.stdout, ran.stderr
     report: dict[str, Any] = json.loads(ran.stdout)

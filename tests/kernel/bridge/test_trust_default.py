@@ -28,7 +28,7 @@ LANES = ["auto", "buffers", "inline"]
 
 @pytest.fixture
 async def theirs(tmp_path: Path) -> AsyncIterator[AsyncKernelManager]:
-    """The kernel of another user, whose connection file this user has."""
+    """Start the kernel of another user, whose connection file this user has."""
     program = tmp_path / "other_user.py"
     program.write_text(OTHER_USER)
     manager = AsyncKernelManager(connection_file=str(tmp_path / "kernel-theirs.json"))

@@ -126,7 +126,7 @@ async def test_a_cell_that_is_lost_with_its_connection_never_runs_after_later_ca
 
 
 async def test_a_watch_goes_on_over_a_new_connection(tmp_path: Path) -> None:
-    """J6. The kernel knows a client by its connection: a watch is told to the kernel again."""
+    """J6. The kernel knows a client by its connection: a watch is registered again."""
     async with cuttable(tmp_path) as (bridge, cuts):
         await bridge.push(x=1)
         async with bridge.watch("x") as watch:
@@ -516,10 +516,10 @@ async def test_a_socket_thread_that_ends_alone_is_no_death(live: Bridge) -> None
 
 
 CELLS: dict[str, Callable[[Bridge], Any]] = {
-    "run": lambda bridge: bridge.run("landed = True"),
-    "push": lambda bridge: bridge.push(landed=True),
-    "call": lambda bridge: bridge.call(exec, "globals()['landed'] = True", keep="landed"),
-    "now": lambda bridge: bridge.push(landed=True, now=True),
+    "run": lambda bridge: bridge.run("arrived = True"),
+    "push": lambda bridge: bridge.push(arrived=True),
+    "call": lambda bridge: bridge.call(exec, "globals()['arrived'] = True", keep="arrived"),
+    "now": lambda bridge: bridge.push(arrived=True, now=True),
 }
 
 
@@ -616,7 +616,7 @@ async def test_nothing_is_sent_to_a_process_that_does_not_answer(tmp_path: Path)
             cuts.cut()
             await until(lambda: cuts.opened["shell"] > opened)
             async with reported_within(5):
-                outcomes = await all_of(*(bridge.run("landed = True") for _ in range(3)))
+                outcomes = await all_of(*(bridge.run("arrived = True") for _ in range(3)))
             assert {type(one) for one in outcomes} == {KernelUnresponsive}
         await calls_go_on(bridge)
         assert await look(cuts.kernel_file) == {}

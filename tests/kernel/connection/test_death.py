@@ -56,7 +56,7 @@ no_restart = pytest.mark.timings(reconnect_grace=0.3)
 
 @pytest.fixture
 async def manager() -> AsyncIterator[AsyncKernelManager]:
-    """A manager, outside the bridge, that owns a kernel."""
+    """Start a kernel by a manager outside the bridge, which owns it."""
     manager = AsyncKernelManager()
     await manager.start_kernel()
     try:

@@ -109,7 +109,7 @@ async def test_half_is_done_when_the_source_has_sent(pair: tuple[Bridge, Bridge]
 async def test_a_handoff_works_with_every_pair_of_lanes(
     pair: tuple[Bridge, Bridge], source_lane: Any, target_lane: Any
 ) -> None:
-    """This process does not have the class, so it can't have opened the payload."""
+    """The bridge's process does not have the class, so it can't have opened the payload."""
     one, other = pair
     async with (
         Bridge.attach(one.info.connection_file, lane=source_lane) as source,

@@ -267,7 +267,7 @@ async def test_pushes_that_time_out_behind_a_cell_keep_no_memory(live: Bridge) -
 
 @pytest.fixture
 async def messages(kernel: Bridge) -> AsyncIterator[Bridge]:
-    """A bridge that sends frames in messages, where the test can count them."""
+    """Open a bridge that sends frames in messages, where the test can count them."""
     async with Bridge.attach(file_of(kernel), lane="buffers") as bridge:
         yield bridge
 

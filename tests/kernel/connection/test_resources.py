@@ -348,7 +348,7 @@ async def test_a_cancel_at_any_instant_leaves_nothing(
 
 @pytest.mark.parametrize("kernel_name", MAJORS, indirect=True)
 async def test_a_restart_ends_what_has_begun_of_every_kind(live: Bridge) -> None:
-    """Each handle reports it, once is told to the next call, and the kinds can begin anew."""
+    """Each handle reports it, the next call may report it once, and all kinds can begin anew."""
     for lane in LANES:
         async with Bridge.attach(file_of(live), lane=lane) as bridge:
             held = await of_every_kind(bridge)

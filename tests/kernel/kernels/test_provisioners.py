@@ -229,7 +229,7 @@ def journal(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def spec(installed: None, kernelspec: Callable[..., str], journal: Path) -> Spec:
-    """Makes kernelspecs whose kernels run on a node; ``config`` configures the provisioner."""
+    """Make kernelspecs whose kernels run on a node; ``config`` configures the provisioner."""
 
     def make(name: str = "node", **config: Any) -> str:
         wanted = {"provisioner_name": "node-of-tests"}

@@ -60,7 +60,7 @@ def other_keys() -> dict[str, str]:
 
 @pytest.fixture
 def long(tmp_path: Path) -> Path:
-    """A connection file whose path is too long for Unix sockets: launched kernels use TCP."""
+    """Make a path too long for Unix sockets, so that launched kernels use TCP."""
     folder = tmp_path / ("long" * 25)
     folder.mkdir()
     return folder / "kernel.json"
@@ -68,7 +68,7 @@ def long(tmp_path: Path) -> Path:
 
 @asynccontextmanager
 async def kernel(**options: Any) -> AsyncIterator[AsyncKernelManager]:
-    """A kernel that another program started."""
+    """Start a kernel as another program does."""
     manager = AsyncKernelManager()
     for name, value in options.items():
         setattr(manager, name, value)
@@ -196,7 +196,7 @@ async def test_curve_beyond_loopback_needs_no_allowance() -> None:
 
 @pytest.fixture
 def open_folder() -> Iterator[Path]:
-    """A folder that every user can enter, unlike pytest's own."""
+    """Make a folder that every user can enter, unlike pytest's own."""
     if sys.platform == "win32":
         pytest.skip("permissions are not checked on Windows")
     folder = Path(tempfile.mkdtemp(prefix="bh-", dir="/tmp"))

@@ -40,7 +40,7 @@ async def test_buffers_are_taken_where_no_process_can_be_reached() -> None:
 
 @pytest.fixture
 def no_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A wire that passes messages and drops their buffers, as some kernels and proxies do."""
+    """Pass messages on and drop their buffers, as some kernels and proxies do."""
     send = LoopbackTransport.send
 
     async def dropping(self: Any, channel: str, message: Any, buffers: Any) -> None:

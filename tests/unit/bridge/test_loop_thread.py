@@ -414,10 +414,10 @@ def test_an_interrupt_while_a_closing_is_handed_to_the_loop(
 
 def test_a_call_cancelled_before_its_first_step_ends() -> None:
     thread = loop_thread.shared_thread()
-    keeper = Slow()
-    keeping = loop_thread.LoopCall(lambda: thread.open(keeper.make))
-    thread.start(keeping)
-    assert keeper.opening.wait(20)
+    slow = Slow()
+    opening = loop_thread.LoopCall(lambda: thread.open(slow.make))
+    thread.start(opening)
+    assert slow.opening.wait(20)
     blocked = threading.Event()
 
     async def block() -> None:
@@ -431,8 +431,8 @@ def test_a_call_cancelled_before_its_first_step_ends() -> None:
     with pytest.raises(asyncio.CancelledError):
         never_begun.result()
     first.result()
-    thread.cancel(keeping)
-    keeping.wait()
+    thread.cancel(opening)
+    opening.wait()
     thread.join()
 
 

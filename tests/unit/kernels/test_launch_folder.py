@@ -18,7 +18,7 @@ from bridgehead._shipped.wire.process import own_process
 
 @pytest.fixture
 def runtime() -> Iterator[Path]:
-    """A folder whose path leaves room for the name of a socket."""
+    """Make a folder whose path leaves room for the name of a socket."""
     with tempfile.TemporaryDirectory(prefix="bh-") as folder:
         yield Path(folder)
 
@@ -55,7 +55,7 @@ def test_a_connection_file_that_a_full_disk_left_empty_is_removed(
 
 
 def ended_process() -> dict[str, Any]:
-    """What a program of this machine writes that has ended."""
+    """Return what a program of this machine wrote that has ended."""
     facts = own_process()
     return {"process": facts and [*facts[:2], 1 << 30, facts[3]]}
 

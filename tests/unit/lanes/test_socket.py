@@ -49,7 +49,7 @@ pytestmark = needs_segments
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only folder for temporary files, empty."""
+    """Make an empty folder the only one for temporary files."""
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     return tmp_path
 

@@ -219,7 +219,7 @@ def test_lists_nested_beyond_the_limit_of_the_pickler_are_refused() -> None:
 
 
 def test_a_value_for_which_there_is_no_memory_is_a_decode_error() -> None:
-    """K4. The request ran, and the caller is told what is missing here."""
+    """K4. The request ran, and the error says what is missing here."""
 
     def no_memory(*args: Any) -> Any:
         raise MemoryError

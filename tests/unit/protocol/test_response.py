@@ -47,7 +47,7 @@ EMPTY_DIGEST = "crc32:00000000"
 
 
 def response_of(value: Any, **fields: Any) -> tuple[dict[str, Any], list[bytes]]:
-    """The header and the frames of a valid response."""
+    """Make the header and the frames of a valid response."""
     frames = encode(value)[0]
     sizes = [frame.nbytes for frame in frames]
     response = {"sizes": sizes, "digest": digest("sha256", frames), **fields}
@@ -96,7 +96,7 @@ def test_a_kernel_that_returns_no_value_is_unsupported(content: Any) -> None:
 
 
 def holds(content: Any, parts: list[bytes]) -> None:
-    """The content leads to frames or to a BridgeError, and to nothing else."""
+    """Check that the content leads to frames or to a BridgeError, and to nothing else."""
     try:
         frames = consume(content, parts)
     except BridgeError:
@@ -260,7 +260,7 @@ def test_responses_damaged_anywhere_are_reported_or_harmless(seed: int) -> None:
 
 
 def transport(request: Any) -> Any:
-    """The part of a transport that a lane needs."""
+    """Make the part of a transport that a lane needs."""
     spawn = lambda work: work.close()  # noqa: E731
     return SimpleNamespace(
         dispatcher=SimpleNamespace(request=request),

@@ -30,7 +30,7 @@ input()
 
 @pytest.fixture
 def child() -> Iterator[tuple[subprocess.Popen[str], list[Any]]]:
-    """A process that has reported its facts, as a kernel does."""
+    """Start a process that reports its facts, as a kernel does."""
     command = [sys.executable, "-c", FACTS]
     with subprocess.Popen(command, stdin=-1, stdout=-1, text=True) as process:
         assert process.stdout is not None

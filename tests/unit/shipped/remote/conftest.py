@@ -56,8 +56,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def space(python: Python, kernels: Callable[..., Bare]) -> Iterator[Space]:
-    """A namespace in a Python without packages; the remote part is installed and must still work
-    after the test."""
+    """Open a namespace in a Python without packages; its remote part must outlive the test."""
     opened = Space(kernels(python, None)).prepare()
     yield opened
     opened.bind(still_here=[1, "é"])
@@ -68,7 +67,7 @@ def space(python: Python, kernels: Callable[..., Bare]) -> Iterator[Space]:
 def equipped(
     python: Python, kernels: Callable[..., Bare], tmp_path_factory: pytest.TempPathFactory
 ) -> Space:
-    """A namespace in a Python that has only cloudpickle, which is pure Python."""
+    """Open a namespace in a Python that has only cloudpickle, which is pure Python."""
     folder = tmp_path_factory.getbasetemp() / "packages"
     if not folder.exists():
         folder.mkdir()

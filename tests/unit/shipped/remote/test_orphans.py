@@ -20,7 +20,7 @@ from support.bare import REMOTE, Space, later
 
 @pytest.fixture(scope="module")
 def ended() -> int:
-    """The id of a process that has ended."""
+    """Return the id of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid

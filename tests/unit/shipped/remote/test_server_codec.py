@@ -17,7 +17,7 @@ from support.bare import Bomb, Space
 
 @pytest.fixture
 def without_codec(space: Space) -> Space:
-    """A namespace whose remote part, newly installed, has not loaded the data-only codec."""
+    """Open a namespace whose remote part, newly installed, has not loaded the data-only codec."""
     space.remove_remote()
     return space.prepare()
 
