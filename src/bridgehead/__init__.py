@@ -29,6 +29,7 @@ from bridgehead._bridge.fleet import Fleet
 from bridgehead._bridge.fleet_map import FleetMap
 from bridgehead._bridge.fleet_watch import FleetWatch
 from bridgehead._bridge.notebook import run_notebook
+from bridgehead._bridge.public_names import name_as_public
 from bridgehead._bridge.sync import SyncBridge
 from bridgehead._bridge.sync_base import SyncStream, SyncTask
 from bridgehead._bridge.sync_fleet import SyncFleet
@@ -134,9 +135,8 @@ __all__ = [
 
 __version__ = "0.2.0"
 
-for _name in __all__:  # tracebacks and pickles must not depend on the layout of the files
-    globals()[_name].__module__ = __name__
-del _name
+name_as_public(globals()[name] for name in __all__)
+del name_as_public
 
 
 def load_ipython_extension(ipython: Any) -> None:

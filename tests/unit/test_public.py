@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import subprocess
 import sys
+from types import FunctionType, MethodType
 
 import pytest
 
@@ -31,6 +32,31 @@ def test_a_public_name_says_bridgehead_as_its_module(name: str) -> None:
     public = getattr(bridgehead, name)
     assert (public.__module__, public.__qualname__) == ("bridgehead", name)
     assert pickle.loads(pickle.dumps(public)) is public
+
+
+@pytest.mark.parametrize("name", bridgehead.__all__)
+def test_a_method_says_the_public_class_that_has_it(name: str) -> None:
+    """Python's warnings show these names: "coroutine 'Bridge.call' was never awaited"."""
+    public = getattr(bridgehead, name)
+    for method in vars(public) if isinstance(public, type) else ():
+        function = getattr(public, method)
+        if isinstance(function, FunctionType | MethodType) and not method.startswith("_"):
+            assert function.__module__ == "bridgehead"
+            assert function.__qualname__ == f"{name}.{method}"
+            assert pickle.loads(pickle.dumps(function)) == function
+
+
+def test_what_a_private_base_gives_to_one_public_class_says_its_name() -> None:
+    shown = [bridgehead.Bridge.call, bridgehead.Bridge.run, bridgehead.Bridge.attach]
+    shown += [bridgehead.SyncBridge.call, bridgehead.SyncBridge.attach, bridgehead.Fleet.submit]
+    assert [one.__qualname__ for one in shown] == [
+        *("Bridge.call", "Bridge.run", "Bridge.attach"),
+        *("SyncBridge.call", "SyncBridge.attach", "Fleet.submit"),
+    ]
+    assert {one.__module__ for one in shown} == {"bridgehead"}
+    assert pickle.loads(pickle.dumps(shown)) == shown
+    with pytest.raises(TypeError, match=r"^Bridge\.call\(\) missing 1 required"):
+        bridgehead.Bridge.call(None)  # type: ignore[call-overload,arg-type]
 
 
 def test_the_package_runs_as_the_command_line() -> None:

@@ -23,5 +23,6 @@ is sent, and what happens when the kernel restarts, is decided in ``_connection`
 - ``sync_fleet``: ``SyncFleet``, the same for many kernels.
 - ``blocking``: how an operation that blocks is made from one that does not.
 - ``sync_base``: what blocks: closing, tasks, iterators, streams.
+- ``public_names``: the names by which tracebacks and pickles know what is public.
 - ``loop_thread``: the thread in which the event loop of all SyncBridges runs.
 """

@@ -58,8 +58,8 @@ Its ``pull()`` blocks and returns the value. It also takes ``ref[key] = value``,
     "messages": "The iterator blocks until the next message.",
 }
 EXAMPLES = {
-    "Bridge.interrupt": ">>> kernel.interrupt()  # the kernel is idle: nothing happens",
-    "WorkMethods.callback": """\
+    "SyncBridge.interrupt": ">>> kernel.interrupt()  # the kernel is idle: nothing happens",
+    "SyncBridge.callback": """\
 >>> import queue
 >>> done = queue.SimpleQueue()
 >>> report = kernel.callback(done.put)
@@ -69,11 +69,11 @@ EXAMPLES = {
 >>> kernel.call(work, report)
 >>> [done.get() for _ in range(3)]  # calls arrive soon
 [0, 1, 2]""",
-    "run_notebook": """\
+    "SyncBridge.run_notebook": """\
 >>> notebook = kernel.run_notebook(path, parameters={"rows": [1, 2]})
 >>> notebook.cells[0].outputs[0].text
 '3\\n'""",
-    "FleetWork.executor": ">>> kernels.executor().submit(abs, -1).result()\n1",
+    "SyncFleet.executor": ">>> kernels.executor().submit(abs, -1).result()\n1",
 }
 
 # How code in the documentation of ``Bridge`` is rewritten.
@@ -193,7 +193,7 @@ def _like(method: Any, function: Any) -> None:
     """Give a function the name, signature and documentation of a method of ``Bridge``."""
     functools.update_wrapper(function, method)
     function.__qualname__ = f"{_owner(method)}.{method.__name__}"
-    function.__module__ = __name__
+    function.__module__ = "bridgehead"
     function.__doc__ = _documentation(method)
 
 
@@ -238,7 +238,7 @@ def _documentation(method: Any) -> str | None:
         return None
     method = getattr(method, "fget", method)
     name = method.__name__
-    example = EXAMPLES.get(method.__qualname__)
+    example = EXAMPLES.get(f"{_owner(method)}.{name}")
     if example is not None:
         example = textwrap.indent(example, "    ")
         text = f"{text.partition('Example::')[0].rstrip()}\n\nExample::\n\n{example}\n"
