@@ -31,8 +31,9 @@ from bridgehead._bridge.fleet_watch import FleetWatch
 from bridgehead._bridge.notebook import run_notebook
 from bridgehead._bridge.public_names import name_as_public
 from bridgehead._bridge.sync import SyncBridge
-from bridgehead._bridge.sync_base import SyncStream, SyncTask
 from bridgehead._bridge.sync_fleet import SyncFleet
+from bridgehead._bridge.sync_iterators import SyncStream
+from bridgehead._bridge.sync_task import SyncTask
 from bridgehead._connection.callbacks import Callback
 from bridgehead._connection.iteration import Iteration
 from bridgehead._connection.tasks import CompletedTasks, RemoteTask, as_completed

@@ -5,7 +5,8 @@ is sent, and what happens when the kernel restarts, is decided in ``_connection`
 
 - ``bridge``: ``Bridge``, one kernel. Start here.
 - ``cell_methods``: its operations that run cells. ``cell_work`` and ``cell_stream`` do them.
-- ``work_methods``: its operations that run functions, iterate and call back; see ``work``.
+- ``work_methods``: its operations that run functions, iterate and call back. ``work`` is what
+  ``call`` and ``submit`` share.
 - ``notebook``: the cells of a notebook, one after the other; ``whole_file`` writes its file.
 - ``constructors``: how a bridge is launched, attached, connected and closed; ``opening``: what the
   constructors return.
@@ -21,8 +22,10 @@ is sent, and what happens when the kernel restarts, is decided in ``_connection`
 - ``fan_out``: one payload to many kernels, in shared memory once.
 - ``sync``: ``SyncBridge``, the same operations for callers that block.
 - ``sync_fleet``: ``SyncFleet``, the same for many kernels.
-- ``blocking``: how an operation that blocks is made from one that does not.
-- ``sync_base``: what blocks: closing, tasks, iterators, streams.
+- ``blocking_methods``: how an operation that blocks is made from one that does not.
+- ``sync_base``: what both share: opening, closing, and calls on the event loop.
+- ``sync_task``: a task as a future of ``concurrent.futures``.
+- ``sync_iterators``: iterators that block until the next item.
 - ``public_names``: the names by which tracebacks and pickles know what is public.
 - ``loop_thread``: the thread in which the event loop of all SyncBridges runs.
 """

@@ -22,7 +22,7 @@ from typing import Any, Final, ParamSpec, Self, overload
 from bridgehead._bridge.arguments import (
     is_coroutine_function,
 )
-from bridgehead._bridge.blocking import (
+from bridgehead._bridge.blocking_methods import (
     blocking,
     documented,
     iterating,
@@ -33,7 +33,9 @@ from bridgehead._bridge.bridge import Bridge
 from bridgehead._bridge.notebook import run_notebook
 from bridgehead._bridge.opening import Opening
 from bridgehead._bridge.progress import Report
-from bridgehead._bridge.sync_base import SyncBase, SyncStream, SyncTargets, SyncTask
+from bridgehead._bridge.sync_base import SyncBase, SyncTargets
+from bridgehead._bridge.sync_iterators import SyncStream
+from bridgehead._bridge.sync_task import SyncTask
 from bridgehead._connection.callbacks import Callback
 from bridgehead._connection.trust import TrustName
 from bridgehead._kernels.discovery import DiscoveredKernel, kernels
@@ -44,14 +46,14 @@ from bridgehead._transports.tasks import in_thread
 
 P = ParamSpec("P")
 
-TYPE_CHECKING = False  # see ``blocking``
+TYPE_CHECKING = False  # see ``blocking_methods``
 
 if TYPE_CHECKING:
 
     def opening_of(make: Callable[P, Opening[Any]]) -> classmethod[Any, P, SyncBridge]: ...
 
 else:
-    from bridgehead._bridge.blocking import opening_of
+    from bridgehead._bridge.blocking_methods import opening_of
 
 
 class SyncBridge(SyncBase, MutableMapping[str, Any]):

@@ -9,27 +9,28 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, Final, ParamSpec, Self, TypeVar, overload
 
-from bridgehead._bridge.blocking import blocking, documented, iterating, making
+from bridgehead._bridge.blocking_methods import blocking, documented, iterating, making
 from bridgehead._bridge.bridge import Bridge
 from bridgehead._bridge.executor import FleetExecutor
 from bridgehead._bridge.fleet import Fleet
 from bridgehead._bridge.opening import Opening
 from bridgehead._bridge.sync import SyncBridge
-from bridgehead._bridge.sync_base import SyncTargets, SyncTask
+from bridgehead._bridge.sync_base import SyncTargets
+from bridgehead._bridge.sync_task import SyncTask
 from bridgehead._protocol.ref import Ref
 from bridgehead._protocol.results import fleet_html
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-TYPE_CHECKING = False  # see ``blocking``
+TYPE_CHECKING = False  # see ``blocking_methods``
 
 if TYPE_CHECKING:
 
     def opening_of(make: Callable[P, Opening[Any]]) -> classmethod[Any, P, SyncFleet]: ...
 
 else:
-    from bridgehead._bridge.blocking import opening_of
+    from bridgehead._bridge.blocking_methods import opening_of
 
 
 class SyncFleet(SyncTargets, Sequence[SyncBridge]):

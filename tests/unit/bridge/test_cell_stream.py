@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bridgehead import Bridge, BridgeClosed, RemoteError, RunTimeout, SyncBridge
-from bridgehead._bridge.sync_base import BlockingIterator
+from bridgehead._bridge.sync_iterators import BlockingIterator
 
 SLOW = "import time\nprint('begun')\ntime.sleep(0.3)\nended = True"
 

@@ -25,7 +25,7 @@ from bridgehead._bridge.arguments import (
 )
 from bridgehead._bridge.loop_thread import CallbackRunner
 from bridgehead._bridge.progress import drawing
-from bridgehead._bridge.sync_base import BlockingIterator
+from bridgehead._bridge.sync_iterators import BlockingIterator
 from bridgehead._transports.base import Transport
 
 P = ParamSpec("P")
