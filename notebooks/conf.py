@@ -13,7 +13,7 @@ from typing import Any
 
 import bridgehead
 import click
-from bridgehead._tools import magics
+from bridgehead._tools.magics.bridge_magics import COMMANDS, BridgeMagics
 from bridgehead._tools.cli.group import bridgehead as command_line
 
 os.environ["COLUMNS"] = "80"  # of the texts of --help
@@ -80,8 +80,8 @@ def _of_commands() -> Iterator[tuple[str, str, str]]:
 
 
 def _of_magics() -> Iterator[tuple[str, str, str]]:
-    text = inspect.getdoc(magics.BridgeMagics.bridge)
+    text = inspect.getdoc(BridgeMagics.bridge)
     yield "%bridge and %%bridge", "{eval-rst}", f".. highlight:: none\n\n{text}"
-    for name in (*magics.COMMANDS, "cell"):
-        text = getattr(magics.BridgeMagics, name).parser.format_help().removeprefix("::\n\n  ")
+    for name in (*COMMANDS, "cell"):
+        text = getattr(BridgeMagics, name).parser.format_help().removeprefix("::\n\n  ")
         yield "%%bridge" if name == "cell" else f"%bridge {name}", "text", text

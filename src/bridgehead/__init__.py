@@ -10,7 +10,8 @@
 Rule: this file only lists what is public. The floors, each of which imports only those below it:
 
 - ``__main__``: ``python -m bridgehead``.
-- ``_tools``: the command line, magics, the panel, benchmarks, pytest fixtures.
+- ``_tools``: the command line, magics, the panel, benchmarks. The fixtures for pytest are in a file
+  of their own beside this package, ``pytest_bridgehead.py``.
 - ``_bridge``: what users call.
 - ``_connection``: how one bridge orders, sends and repeats its calls. Its head follows one push
   through all floors and lists where a restart is noticed. Start there.
@@ -142,13 +143,15 @@ del name_as_public
 
 def load_ipython_extension(ipython: Any) -> None:
     """Define the magics ``%bridge`` and ``%%bridge``, for ``%load_ext bridgehead``."""
-    from bridgehead._tools.magics import load  # imports IPython, which few programs need
+    from bridgehead._tools.magics.bridge_magics import (
+        load,  # imports IPython, which few programs need
+    )
 
     load(ipython)
 
 
 def unload_ipython_extension(ipython: Any) -> None:
     """Close the bridges that the magics opened, for ``%unload_ext bridgehead``."""
-    from bridgehead._tools.magics import unload
+    from bridgehead._tools.magics.bridge_magics import unload
 
     unload(ipython)

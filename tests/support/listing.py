@@ -22,9 +22,8 @@ def listed(runtime: Path, *arguments: object) -> dict[str, Any]:
 
 def completed(shell: str, *words: str) -> list[str]:
     """Return the completions of the last word, however long the kernel takes."""
-    code = (
-        f"from bridgehead._tools.cli import complete, main; complete.PATIENCE = {PATIENCE}; main()"
-    )
+    set_wait = f"candidates.KERNEL_WAIT = {PATIENCE}"
+    code = f"from bridgehead._tools.cli import candidates, main; {set_wait}; main()"
     script = [sys.executable, "-c", f"import sys; sys.argv[0] = 'bridgehead'; {code}"]
     env = environment(
         _BRIDGEHEAD_COMPLETE=f"{shell}_complete",

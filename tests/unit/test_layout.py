@@ -1,6 +1,6 @@
 """The test tree mirrors the source tree, and the catalogue of faults names existing tests.
 
-The head of a folder that lists its files names all of them. No two classes have one name.
+The head of each folder lists its files. No two classes have one name.
 
 Rule: ``tests/unit/x/test_y.py`` and ``test_y_subject.py`` test ``src/bridgehead/_x/y.py``.
 """
@@ -17,7 +17,8 @@ import bridgehead
 
 UNIT, SOURCE = Path(__file__).parent, Path(bridgehead.__file__).parent
 FILES = [path.relative_to(UNIT) for path in sorted(UNIT.glob("*/**/test_*.py"))]
-LISTED = [file.parent for file in SOURCE.rglob("__init__.py") if "\n- ``" in file.read_text()]
+FOLDERS = sorted(file.parent for file in SOURCE.rglob("__init__.py"))
+BULLET = re.compile(r"^- (``[\w.]+``(?:,\s+``[\w.]+``)*):", re.MULTILINE)
 CATALOGUE = re.findall(r"`([\w/]+\.py)::(\w+)`", (UNIT.parent / "README.md").read_text())
 
 
@@ -29,13 +30,16 @@ def test_a_file_names_the_module_that_it_tests(file: Path) -> None:
     assert names & {path.stem for path in folder.iterdir() if path.stem != "__init__"}
 
 
-@pytest.mark.parametrize("folder", LISTED, ids=lambda folder: folder.name)
-def test_a_list_of_files_names_each_file_of_its_folder(folder: Path) -> None:
-    listed = re.findall(r"``(\w+)``", (folder / "__init__.py").read_text().split('"""')[1])
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
+def test_the_head_of_a_folder_lists_its_files(folder: Path) -> None:
+    head = (folder / "__init__.py").read_text().split('"""')[1]
+    listed = re.findall(r"``(\w+)``", head)
     parts = {path.stem for path in folder.glob("*.py")} | {
         path.parent.name for path in folder.glob("*/__init__.py")
     }
     assert parts - {"__init__"} <= set(listed)
+    first = {name for bullet in BULLET.findall(head) for name in re.findall(r"[\w.]+", bullet)}
+    assert first <= parts | {path.name for path in folder.iterdir()}
 
 
 @pytest.mark.parametrize("file", sorted({file for file, _ in CATALOGUE}))

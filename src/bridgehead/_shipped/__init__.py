@@ -6,8 +6,7 @@ bridgehead: no two files may define the same top-level name. ``_protocol.bootstr
 ships the files; ``ruff.toml`` holds them to Python 3.8.
 
 - ``wire``: the format of frames, digests, pickles, shared memory. Both ends use it.
-- ``reducers``: how objects of other libraries are pickled fast, one file a library. Both ends use
-  it.
+- ``reducers``: how objects of other libraries are pickled fast. Both ends use it.
 - ``data``: the codec for values that are only data. Both ends use it; the client ships it when it
   is first needed.
 - ``remote``: the kernel's end.

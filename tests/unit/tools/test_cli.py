@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from bridgehead import Bridge, BridgeClosed, BridgeError
 from bridgehead._errors import CLOSED, CLOSED_MEANWHILE
 from bridgehead._tools.cli import formats
+from bridgehead._tools.cli.ctrl_c import CtrlC, cancelling
 from bridgehead._tools.cli.exit import code_of
-from bridgehead._tools.cli.foreground import CtrlC, cancelling
 from bridgehead._tools.cli.group import COMMANDS
 from bridgehead._tools.cli.preview import one_line, show
 from bridgehead._tools.cli.terminal import output, plain

@@ -20,7 +20,8 @@ from traitlets.config import Config
 
 from bridgehead import SyncBridge
 from bridgehead._protocol.display import NO_TEXT, WIDGET, without_widget
-from bridgehead._tools.magics import COMMANDS, cell, complete, several
+from bridgehead._tools.magics import cell, completer, several
+from bridgehead._tools.magics.bridge_magics import COMMANDS
 from bridgehead._tools.magics.parsing import joined, names_in, wanted, words_of
 from bridgehead._tools.magics.widget_text import WidgetTexts
 from bridgehead._transports.loopback import LoopbackTransport
@@ -56,7 +57,7 @@ class Shell:
 @pytest.fixture
 def empty(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Iterator[Shell]:
     """Start an IPython with the magics and no bridge."""
-    monkeypatch.setattr(complete, "PATIENCE", 60.0)  # these tests do not measure speed
+    monkeypatch.setattr(completer, "TAB_WAIT", 60.0)  # these tests do not measure speed
     config = Config()
     config.HistoryManager.enabled = False
     config.InteractiveShell.colors = "nocolor"

@@ -32,7 +32,7 @@ What a constructor costs, and what pays for it:
 - arrays of Arrow: no copy; 500 bytes for each, and Arrow's full check, linear in the bytes. Nulls,
   items of no size, rows of structures and of lists, and the texts of dictionaries: a claim. What
   pandas adds to a schema: its bytes; its names of types are known ones.
-- ``array.array``: a copy, which is charged.
+- an ``array.array``: a copy, which is charged.
 - tensors of torch: no copy; a check of bools. Sizes and the order of axes are checked against the
   bytes. Empty tensors: a claim, as for arrays.
 - sparse matrices of scipy: no copy; checks of all places. A claim of a line each way, which every

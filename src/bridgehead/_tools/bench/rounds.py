@@ -20,8 +20,8 @@ from bridgehead._tools.bench.peers import Peer
 from bridgehead._tools.bench.samples import Sample, nbytes
 
 NAME = "bridgehead_bench"  # of the pushed object, which is removed at the end
-MIN_ROUNDS = 3  # rounds at least, except after a warm-up longer than PATIENCE
-PATIENCE = 20.0  # s; after a longer warm-up there are no rounds, and the warm-up is the figure
+MIN_ROUNDS = 3  # rounds at least, except after a warm-up longer than LONG_WARM_UP
+LONG_WARM_UP = 20.0  # s; after a longer warm-up there are no rounds, and the warm-up is the figure
 SETTLE = 0.001  # s between two peers, so that late messages do not slow the next one
 LARGE = 5 * 10**8  # bytes from which the pushed object is freed before the next peer's turn
 TOUCHED = 10**7  # bytes from which reading the pulled array shows whether its pages are mapped
@@ -100,7 +100,7 @@ async def _round(timing: Timing, value: Any, *, warm_up: bool) -> None:
     finally:
         if collecting:
             gc.enable()
-    counts = not warm_up or pulled - started > PATIENCE
+    counts = not warm_up or pulled - started > LONG_WARM_UP
     if counts:
         timing.push.append(pushed - started)
         timing.pull.append(pulled - pushed)

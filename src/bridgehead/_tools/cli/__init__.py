@@ -2,7 +2,20 @@
 
 Rule: a thin layer. It turns arguments into calls of a ``Bridge``, and results into tables and
 sentences. click and rich are an optional extra: without them it prints one sentence and exits
-with code 2. Each file has one subject, and only ``group`` lists the commands.
+with code 2.
+
+- ``group``: the group of all commands, which alone lists them.
+- ``options``: the options that choose a kernel; ``target`` opens a bridge to what they choose.
+- ``lifecycle``: ``start``, ``stop``, ``restart``, ``interrupt``.
+- ``objects``: ``names``, ``push``, ``pull``. ``formats`` reads and writes files that hold an
+  object; ``csv_table`` and ``arrow_table`` do it for tables. ``preview`` shows a value.
+- ``handoff``, ``ls``, ``bench``, ``demo``, ``doctor``, ``completion``: the commands of these names.
+- ``run``: a cell; ``notebook``: the cells of a file. ``cell_output`` shows what a cell prints,
+  ``ctrl_c`` interrupts it.
+- ``watch``: ``watch`` and ``messages``.
+- ``candidates``: what the shell offers for the word that is typed.
+- ``terminal``: output to a terminal or to a pipe.
+- ``exit``: how a command ends: its exit code, and one sentence that says why.
 
 Python imports the package, and with it zmq and jupyter_client, before any code of this folder
 runs. That takes some tenths of a second, in which this code cannot catch Ctrl-C.

@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
-from bridgehead._tools.cli.complete import kernels
-from bridgehead._tools.cli.complete import names as complete_names
+from bridgehead._tools.cli.candidates import kernels
+from bridgehead._tools.cli.candidates import names as complete_names
 from bridgehead._tools.cli.exit import finish
 from bridgehead._tools.cli.objects import print_moved
 from bridgehead._tools.cli.options import as_json, target

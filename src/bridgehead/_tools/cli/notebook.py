@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from bridgehead._protocol.formatting import line
+from bridgehead._tools.cli.cell_output import OutputPrinter
+from bridgehead._tools.cli.ctrl_c import BY_INTERRUPT, interrupting
 from bridgehead._tools.cli.exit import (
     FAILED,
     INTERRUPTED,
@@ -26,7 +28,6 @@ from bridgehead._tools.cli.exit import (
     not_installed,
     warn,
 )
-from bridgehead._tools.cli.foreground import BY_INTERRUPT, OutputPrinter, interrupting
 from bridgehead._tools.cli.target import Target
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ from typing import Any
 
 import click
 
-from bridgehead._tools.cli.complete import files
-from bridgehead._tools.cli.complete import names as complete_names
+from bridgehead._tools.cli.candidates import files
+from bridgehead._tools.cli.candidates import names as complete_names
+from bridgehead._tools.cli.ctrl_c import CtrlC, cancelling
 from bridgehead._tools.cli.exit import (
     FAILED,
     UNUSABLE,
@@ -26,7 +27,6 @@ from bridgehead._tools.cli.exit import (
     not_installed,
     with_wait_notice,
 )
-from bridgehead._tools.cli.foreground import CtrlC, cancelling
 from bridgehead._tools.cli.formats import (
     FORMATS,
     PIP,

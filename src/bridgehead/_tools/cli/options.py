@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
-from bridgehead._tools.cli.complete import kernels
+from bridgehead._tools.cli.candidates import kernels
 from bridgehead._tools.cli.target import Target, address_of
 
 F = TypeVar("F", bound=Callable[..., Any])

@@ -1,8 +1,7 @@
 """``run``: run a file or a line of code as a cell, and show its output as it comes; or a notebook.
 
-Rule: the cell's output is the user's own. A pipe gets it unchanged, a terminal gets it without
-sequences that would control the terminal. Ctrl-C interrupts the cell; a second Ctrl-C ends the
-command and leaves the cell running.
+Rule: the arguments become one cell, or a notebook for ``notebook``. What is shown of a cell is in
+``cell_output``, what Ctrl-C does to it in ``ctrl_c``.
 """
 
 from __future__ import annotations
@@ -16,8 +15,9 @@ from typing import Any
 
 import click
 
+from bridgehead._tools.cli.cell_output import OutputPrinter
+from bridgehead._tools.cli.ctrl_c import BY_INTERRUPT, interrupting
 from bridgehead._tools.cli.exit import FAILED, INTERRUPTED, UNUSABLE, fail, finish, warn
-from bridgehead._tools.cli.foreground import BY_INTERRUPT, OutputPrinter, interrupting
 from bridgehead._tools.cli.options import as_json, target
 from bridgehead._tools.cli.target import Target
 

@@ -1,7 +1,7 @@
 """The kernel that a command's options choose, and a bridge to it.
 
 Rule: the values of the options as one object, and how to open it. ``options`` defines the options
-themselves. This file imports neither ``options`` nor ``complete``, because both import it.
+themselves. This file imports neither ``options`` nor ``candidates``, because both import it.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bridgehead._tools.cli.complete import names as complete_names
+from bridgehead._tools.cli.candidates import names as complete_names
 from bridgehead._tools.cli.exit import finish, warn
 from bridgehead._tools.cli.formats import jsonable
 from bridgehead._tools.cli.options import as_json, target

@@ -1,8 +1,12 @@
 """``panel``: kernels and their names in a notebook, as a widget.
 
-Rule: this file checks the arguments, and imports anywidget only when it is called. ``widget`` is
-what speaks to the page, ``followed`` follows one kernel, ``jobs`` does what the buttons ask for.
-``panel.js`` and ``panel.css`` are the page's end; they are sent as they are.
+Rule: this file checks the arguments, and imports anywidget only when it is called.
+
+- ``widget``: the messages between the page and the kernels that it shows.
+- ``followed``: one kernel that is shown: its state, its memory and its names.
+- ``jobs``: what the buttons do.
+- ``texts``: which names can be used, and why something failed, as text.
+- ``panel.js``, ``panel.css``: the page's end; they are sent as they are.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Shell completion: kernels, files and names for the words typed so far.
+"""What the shell offers for the word that is typed: kernels, files and names.
 
 Rule: never slow, never loud. A kernel that doesn't answer at once completes nothing. No error is
 shown in the middle of a command line. The shell inserts what the kernel sends into that line, so
@@ -16,7 +16,7 @@ from typing import Any
 import click
 from click.shell_completion import CompletionItem
 
-PATIENCE = 1.5  # s to wait for a kernel's names; a longer wait feels like a hanging shell
+KERNEL_WAIT = 1.5  # s to wait for a kernel's names; a longer wait feels like a hanging shell
 
 
 def kernels(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[Any]:
@@ -72,10 +72,12 @@ async def _names(options: dict[str, Any], begin: str) -> list[tuple[str, str]]:
     warnings.simplefilter("ignore")
     logging.disable()
     existing = address_of(*(options.get(name) for name in ("existing", "url", "token")))
-    async with asyncio.timeout(PATIENCE):
-        opening = Bridge.attach(existing, insecure=options.get("insecure") or (), timeout=PATIENCE)
+    async with asyncio.timeout(KERNEL_WAIT):
+        opening = Bridge.attach(
+            existing, insecure=options.get("insecure") or (), timeout=KERNEL_WAIT
+        )
         async with opening as bridge:
-            listed = await bridge.names(f"{begin}*", timeout=PATIENCE)
+            listed = await bridge.names(f"{begin}*", timeout=KERNEL_WAIT)
             # Any text may be a key of a kernel's namespace, and a type may have any name.
             return [(one.name, line(one.type)) for one in listed if one.name.isidentifier()]
 

@@ -24,7 +24,7 @@ from bridgehead._bridge.sync import SyncBridge
 from bridgehead._errors import BridgeError
 from bridgehead._kernels.connection_file import connection_files
 
-PATIENCE = 0.25  # s that Tab waits for a kernel's names
+TAB_WAIT = 0.25  # s that Tab waits for a kernel's names
 PAUSE = 2.0  # s until a busy kernel that didn't answer is asked again
 _TYPED = re.compile(r"\s*(%%?)bridge\s+(.*)", re.DOTALL)
 _LAST = re.compile(r"[^\s,=]*$")  # the word before the cursor
@@ -135,7 +135,7 @@ class Completer:
         # The state may be out of date, so a busy kernel is asked too, but not for every key.
         if bridge.state == "idle" or time.monotonic() > self._again.get(name, 0.0):
             try:
-                names = [one.name for one in bridge.names(timeout=PATIENCE)]
+                names = [one.name for one in bridge.names(timeout=TAB_WAIT)]
             except (BridgeError, TimeoutError):
                 self._again[name] = time.monotonic() + PAUSE
                 return names
